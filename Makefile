@@ -1,0 +1,35 @@
+# `make serve` and `make test` bring what they need. To serve on GPUs, install the `vllm` extra instead (README).
+PYTHON ?= python3
+VENV ?= .venv
+# On a host without a local CPU wheel of torch, point this at PyTorch's CPU wheel index to save about 4 GB.
+TORCH_INDEX ?=
+SERVE_FLAGS ?=
+STAMP := $(VENV)/.ready
+
+.PHONY: help setup serve test check bench clean
+
+help:  ## Show the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
+
+setup: $(STAMP)  ## Make .venv with everything: vLLM's CPU build, NIXL, ARES, the test tools
+
+$(STAMP): requirements/cpu.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
+	$(VENV)/bin/python -m pip install --quiet --no-deps --requirement requirements/cpu.txt
+	$(VENV)/bin/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+serve: setup  ## Serve a small model on 1 prefill and 2 decode instances behind one endpoint
+	$(VENV)/bin/ares up $(SERVE_FLAGS)
+
+check: setup  ## Lint, types, import rules
+	$(VENV)/bin/ruff format --check src tests
+	$(VENV)/bin/ruff check src tests
+	$(VENV)/bin/mypy
+
+test: check  ## Check, then all tests, real engines included
+	$(VENV)/bin/python -m pytest
+
+clean:  ## Remove the environment
+	rm -rf $(VENV)
