@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ares import __version__
+from ares.bench import cli as bench
 from ares.model import DEFAULT_MODEL, ModelError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.add_typer(bench.app, name="bench")
 _errors = Console(stderr=True)
 
 Model = Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")]
@@ -65,6 +67,7 @@ def worker(
     control_port: Annotated[int, typer.Option(help="Port of the control channel; 0 takes a free one.")] = 0,
     nixl_port: Annotated[int, typer.Option(help="Port of NIXL's side channel; 0 takes a free one.")] = 0,
     cores: Annotated[str | None, typer.Option(help="CPU builds: cores for the model, such as 0-3.")] = None,
+    connector: Annotated[str, typer.Option(hidden=True, help="For measurements: ares, stock or none.")] = "ares",
 ) -> None:
     """Start one vLLM instance that can hand running requests over.
 
@@ -85,6 +88,7 @@ def worker(
                 control_port=control_port,
                 nixl_port=nixl_port,
                 cores=cores,
+                connector=connector,  # type: ignore[arg-type] # an unknown one fails in vLLM
                 vllm_flags=tuple(flag for flag in context.args if flag != "--"),
             )
         )

@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ares.engine.defaults import gpu_shares
 from ares.wire import Role
 
 _START_TIMEOUT_S = 600.0
@@ -85,6 +86,26 @@ class Cluster:
         """The instances."""
         return [part for part in self.parts if part.name != "gateway"]
 
+    def start_worker(
+        self, name: str, role: Role, cores: str | None, flags: tuple[str, ...] = (), gpus: str | None = None
+    ) -> None:
+        """Start an instance on these CPU cores or GPUs; `flags` are flags of `ares worker`."""
+        port = _free_port()
+        command = ["worker", "--model", self.settings.model, "--role", role, "--name", name, "--port", str(port)]
+        if cores is not None:
+            command += ["--cores", cores]
+        _start(self, name, f"http://127.0.0.1:{port}", [*command, *flags, "--", *self.settings.vllm_flags], gpus)
+
+    def await_workers(self) -> None:
+        """Wait until all instances answer.
+
+        Raises
+        ------
+        ClusterError
+            One ended, or takes too long.
+        """
+        _await(self, self.workers, "engines")
+
     def check(self) -> None:
         """Raise ClusterError if a part has ended."""
         for part in self.parts:
@@ -113,6 +134,18 @@ class Cluster:
 
 
 @contextlib.contextmanager
+def workers_only(settings: ClusterSettings, console: Console | None = None) -> Iterator[Cluster]:
+    """Give an empty cluster to start instances in, and stop them at the end."""
+    folder = settings.log_folder or Path(tempfile.mkdtemp(prefix="ares-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    cluster = Cluster(settings, console or Console(stderr=True), folder)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@contextlib.contextmanager
 def running(settings: ClusterSettings, console: Console | None = None) -> Iterator[Cluster]:
     """Start a cluster, wait until it serves, and stop it at the end.
 
@@ -121,19 +154,13 @@ def running(settings: ClusterSettings, console: Console | None = None) -> Iterat
     ClusterError
         A part did not start.
     """
-    console = console or Console(stderr=True)
-    folder = settings.log_folder or Path(tempfile.mkdtemp(prefix="ares-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    cluster = Cluster(settings, console, folder)
-    try:
+    with workers_only(settings, console) as cluster:
         with _reserved(settings.host, settings.port):
             _start_workers(cluster)
-            _await(cluster, cluster.parts, "engines")
+            cluster.await_workers()
         _start_gateway(cluster)
         _await(cluster, cluster.parts[-1:], "gateway", _gateway_ready(cluster))
         yield cluster
-    finally:
-        cluster.stop()
 
 
 def core_bindings(prefill: int, decode: int, cores: list[int]) -> list[str | None]:
@@ -156,12 +183,8 @@ def _start_workers(cluster: Cluster) -> None:
     roles: list[tuple[str, Role]] = [(f"prefill-{n}", "prefill") for n in range(settings.prefill)]
     roles += [(f"decode-{n}", "decode" if settings.prefill else "both") for n in range(settings.decode)]
     bindings = core_bindings(settings.prefill, settings.decode, sorted(os.sched_getaffinity(0)))
-    for (name, role), cores in zip(roles, bindings, strict=True):
-        port = _free_port()
-        command = ["worker", "--model", settings.model, "--role", role, "--name", name, "--port", str(port)]
-        if cores is not None:
-            command += ["--cores", cores]
-        _start(cluster, name, f"http://127.0.0.1:{port}", [*command, "--", *settings.vllm_flags])
+    for (name, role), cores, gpus in zip(roles, bindings, gpu_shares(len(roles)), strict=True):
+        cluster.start_worker(name, role, cores, gpus=gpus)
 
 
 def _start_gateway(cluster: Cluster) -> None:
@@ -174,11 +197,13 @@ def _start_gateway(cluster: Cluster) -> None:
     _start(cluster, "gateway", f"http://{address}:{settings.port}", [*command, *settings.gateway_flags])
 
 
-def _start(cluster: Cluster, name: str, url: str, arguments: list[str]) -> None:
+def _start(cluster: Cluster, name: str, url: str, arguments: list[str], gpus: str | None = None) -> None:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus} if gpus is not None else None
     log = cluster.log_folder / f"{name}.log"
     with log.open("wb") as sink:
         process = subprocess.Popen(  # noqa: S603 - our own command
             [sys.executable, "-m", "ares", *arguments],
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,

@@ -99,11 +99,15 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry"):
 
 
 class Admitted(msgspec.Struct, frozen=True, tag="admitted"):
-    """Request `key` has its KV: `pulled` tokens came from the source (0 where the pull failed)."""
+    """Request `key` has its KV: `pulled` tokens came from the source (0 where the pull failed).
+
+    `queued_s` is the time it waited for a scheduling step with room for it.
+    """
 
     key: str
     pulled: int
     failed: bool
+    queued_s: float = 0.0
 
 
 class Handover(msgspec.Struct, frozen=True, tag="handover"):

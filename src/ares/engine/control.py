@@ -76,14 +76,21 @@ class ControlChannel:
 
     def post(self, event: wire.Event, receiver: bytes | None = None) -> None:
         """Send an event to one gateway, or to every subscriber. Any thread."""
+        if self._stopping:
+            return
         self._outgoing.append((receiver, wire.encode(event)))
         os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
         """Stop the thread and close the socket."""
+        if self._stopping:
+            return
         self._stopping = True
         os.eventfd_write(self._wake, 1)
         self._thread.join(timeout=2 * _IDLE_S)
+        # Not by the thread: it may end before the write, and the number may then be another file's.
+        if not self._thread.is_alive():
+            os.close(self._wake)
 
     def _run(self) -> None:
         poller = zmq.Poller()
@@ -103,7 +110,6 @@ class ControlChannel:
             except Exception:  # telemetry must never end the channel: the next tick tries again
                 logger.exception("telemetry failed")
         self._socket.close()
-        os.close(self._wake)
 
     def _receive(self) -> None:
         while True:
@@ -128,7 +134,7 @@ class ControlChannel:
         if subscriber is None:
             subscriber = self._subscribers[sender] = _Subscriber()
             self._outgoing.append((sender, self._hello))
-        subscriber.interval = max(command.interval_s, _SHORTEST_INTERVAL_S)
+        subscriber.interval = max(_SHORTEST_INTERVAL_S, command.interval_s)  # this order also for NaN
         subscriber.due = min(subscriber.due, now + subscriber.interval)
         subscriber.expires = now + wire.SUBSCRIPTION_TTL_S
 
@@ -138,16 +144,17 @@ class ControlChannel:
             for target in (receiver,) if receiver is not None else tuple(self._subscribers):
                 self._send(target, body)
         ticking = [identity for identity, s in self._subscribers.items() if s.due <= now]
-        if not ticking:
-            return
-        body = wire.encode(self._snapshot())
         for identity in ticking:
             subscriber = self._subscribers[identity]
+            subscriber.due = now + subscriber.interval
             if subscriber.expires < now:
                 del self._subscribers[identity]
-                continue
-            subscriber.due = now + subscriber.interval
-            self._send(identity, body)
+        # After the next ticks are set: a snapshot that fails is tried again then, not at once and without end.
+        if ticking:
+            body = wire.encode(self._snapshot())
+            for identity in ticking:
+                if identity in self._subscribers:
+                    self._send(identity, body)
 
     def _send(self, identity: bytes, body: bytes) -> None:
         # A ROUTER drops what it cannot deliver; a gateway that reads slower than it asked loses telemetry, not us.

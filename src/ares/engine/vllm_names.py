@@ -35,6 +35,7 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "start_load_kv",
         "get_transfer_results",
         "_ensure_handshake",
+        "_read_blocks_for_req",
     ),
     NixlPullConnector: ("bind_kv_cache_manager", "get_transfer_results", "start_load_kv"),
     Request: ("num_tokens", "num_output_tokens", "is_finished"),
@@ -43,12 +44,14 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
 INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
     NixlPullConnectorScheduler: (
         "_reqs_in_batch",
+        "_reqs_need_recv",
         "_reqs_not_processed",
         "side_channel_host",
         "side_channel_port",
         "transfer_tp_size",
+        "use_host_buffer",
     ),
-    NixlPullConnectorWorker: ("_reqs_to_send", "_reqs_to_process"),
+    NixlPullConnectorWorker: ("_reqs_to_send", "_reqs_to_process", "_recving_metadata", "_ready_requests"),
     Request: (
         "max_tokens",
         "stop_reason",

@@ -178,8 +178,8 @@ class BodyLimit:
 
         async def watched(message: Message) -> None:
             nonlocal started
-            started = True
             if not refused:
+                started = True
                 await send(message)
 
         try:

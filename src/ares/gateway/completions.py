@@ -122,6 +122,7 @@ async def _serve(body: GenerationRequest, request: Request, *, chat: bool) -> Re
 
 async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, chat: bool) -> _Reply:
     arrived = time.monotonic()
+    body.check_text()
     if body.model is not None and body.model != gateway.config.model:
         raise BadRequestError(f"the model {body.model!r} is not served here", "model", "model_not_found", 404)
     maximum = gateway.maximum_model_tokens

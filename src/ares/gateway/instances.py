@@ -1,11 +1,12 @@
 """The instances that a gateway knows: found by URL, watched over the control channel."""
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import msgspec
@@ -13,7 +14,7 @@ import zmq
 import zmq.asyncio
 
 from ares import wire
-from ares.gateway.engine import EngineClient
+from ares.gateway.engine import EngineClient, EngineLostError, EngineRefusedError
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 _SILENT_INTERVALS = 20
 _SILENT_S = 3.0
 _RETRY_S = 0.5
+_REMEMBERED = 1024
 
 
 class _Description(msgspec.Struct):
@@ -58,6 +60,7 @@ class Instance:
         self._calls = itertools.count(1)
         self._answers: dict[int, asyncio.Future[wire.Handover]] = {}
         self._admissions: dict[str, asyncio.Future[wire.Admitted]] = {}
+        self._admitted: dict[str, wire.Admitted] = {}
         self._socket: zmq.asyncio.Socket | None = None
 
     @property
@@ -87,6 +90,13 @@ class Instance:
         """Take it as silent until it is heard again: a connection to it failed."""
         self._heard = 0.0
 
+    def blame(self, error: Exception) -> None:
+        """Take note of a failed request; raise what any other instance would answer too."""
+        if isinstance(error, EngineLostError):
+            self.mark_lost()
+        elif isinstance(error, EngineRefusedError) and error.status < 500:
+            raise error
+
     async def cut(self, key: str, timeout_s: float) -> wire.Handover:
         """Ask the instance to end request `key` and keep its KV.
 
@@ -112,27 +122,22 @@ class Instance:
         await self._send(wire.Connect(peers))
 
     async def admitted(self, key: str, timeout_s: float) -> wire.Admitted | None:
-        """Wait for the instance to say what request `key` pulled; None where it does not in time."""
-        future = self._admission(key)
+        """Return what request `key` pulled, once the instance has said so; None where it does not in time."""
+        if key in self._admitted:
+            return self._admitted.pop(key)
+        future = self._admissions[key] = asyncio.get_running_loop().create_future()
         try:
-            return await asyncio.wait_for(asyncio.shield(future), timeout_s)
+            return await asyncio.wait_for(future, timeout_s)
         except TimeoutError:
             return None
         finally:
-            self._admissions.pop(key, None)
-
-    def expect_admission(self, key: str) -> None:
-        """Keep the coming `Admitted` of request `key` until it is asked for."""
-        self._admission(key)
-
-    def _admission(self, key: str) -> "asyncio.Future[wire.Admitted]":
-        if key not in self._admissions:
-            self._admissions[key] = asyncio.get_running_loop().create_future()
-        return self._admissions[key]
+            del self._admissions[key]
 
     async def _send(self, command: wire.Command) -> None:
         if self._socket is not None:
-            await self._socket.send(wire.encode(command))
+            # The queue to a peer that has been gone for long is full: never wait for room in it.
+            with contextlib.suppress(zmq.Again):
+                await self._socket.send(wire.encode(command), zmq.NOBLOCK)
 
     async def watch(self, on_hello: Callable[["Instance"], Coroutine[Any, Any, None]]) -> None:
         """Find the instance and follow it until cancelled; `on_hello` is awaited whenever it (re)appears."""
@@ -171,7 +176,7 @@ class Instance:
                 now = time.monotonic()
                 if now - subscribed > wire.SUBSCRIPTION_TTL_S / 5:
                     subscribed = now
-                    await socket.send(wire.encode(wire.Subscribe(self._interval_s)))
+                    await self._send(wire.Subscribe(self._interval_s))
                 if not await socket.poll(_RETRY_S * 1000):
                     if self.telemetry is None and now - self._heard > _SILENT_S:
                         return
@@ -207,11 +212,28 @@ class Instance:
                     await self.release(event.key)
             case wire.Admitted(key=key):
                 admission = self._admissions.get(key)
-                if admission is not None and not admission.done():
+                if admission is None:
+                    # It may come before anybody asks; most are never asked for.
+                    self._admitted[key] = event
+                    if len(self._admitted) > _REMEMBERED:
+                        del self._admitted[next(iter(self._admitted))]
+                elif not admission.done():
                     admission.set_result(event)
             case wire.Hello():
                 self.hello = event
                 await on_hello(self)
+
+
+class Placement(Protocol):
+    """Chooses instances for a sequence."""
+
+    def prefill(self) -> Instance | None:
+        """Return the instance to prefill on; None where the decode instance shall do it."""
+        ...
+
+    def decode(self, tokens: int, exclude: set[str]) -> Instance | None:
+        """Return the instance to decode on for a sequence of so many tokens."""
+        ...
 
 
 class Pool:

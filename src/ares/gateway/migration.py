@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass, field
 
 from ares import wire
-from ares.gateway.engine import Stream
+from ares.gateway.engine import EngineLostError, Stream
 from ares.gateway.instances import Instance
 
 
@@ -19,6 +19,10 @@ class NotMovableError(Exception):
 
 class HandoverError(Exception):
     """The hand-over did not come about."""
+
+
+class UntakenError(EngineLostError):
+    """The source has ended the request for a hand-over that does not come about; it is well itself."""
 
 
 @dataclass(slots=True)
@@ -35,6 +39,9 @@ class Migration:
         Seconds between the last token relayed from the source and the first from the target.
     pulled_tokens
         Tokens whose KV the target took from the source; the rest it computed.
+    cut_s, accept_s, queued_s
+        Parts of the move: order to the source until it has ended the request; from there until the target's server
+        has accepted it; wait for a scheduling step of the target.
     """
 
     request_id: str
@@ -44,6 +51,9 @@ class Migration:
     outcome: str = "moving"
     stall_s: float | None = None
     pulled_tokens: int | None = None
+    cut_s: float | None = None
+    accept_s: float | None = None
+    queued_s: float | None = None
     started_at: float = field(default_factory=time.time)
 
 
@@ -76,11 +86,26 @@ class Move:
         known = self.handover.done() and self.handover.exception() is None
         return self.handover.result() if known else None
 
-    def missing(self, emitted: int) -> list[int]:
-        """Tokens that the source generated and its stream has not brought yet."""
+    def missing(self, emitted: int) -> list[int] | None:
+        """Tokens that the source generated and its stream has not brought yet; None where they are not known."""
         cut = self.cut
-        count = self.source.base + cut.output_tokens - emitted if cut is not None else 0
-        return list(cut.tail[-count:]) if cut is not None and count > 0 else []
+        if cut is None:
+            return None
+        count = self.source.base + cut.output_tokens - emitted
+        if count > len(cut.tail):
+            return None
+        return list(cut.tail[-count:]) if count > 0 else []
+
+    def abandon(self) -> None:
+        """End what the target has begun: nobody takes its tokens."""
+        if self.arrival.done() and self.arrival.exception() is None:
+            self.arrival.result().stream.close()
+
+    def fail(self, error: Exception) -> None:
+        """Say that the target does not take it."""
+        if not self.arrival.done():
+            self.arrival.set_exception(error)
+            self.arrival.exception()  # it may never be asked for
 
     def settle(self, outcome: str) -> Migration:
         """End the move, once; whoever still waits for a part of it is told."""

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from ares.gateway.sequence import Sampling
@@ -81,6 +82,14 @@ class GenerationRequest(BaseModel):
     structured_outputs: dict[str, Any] | None = None
     return_token_ids: StrictBool = False
 
+    def check_text(self) -> None:
+        """Refuse what JSON can spell and no engine can be sent: half a surrogate pair."""
+        for name, value in self:
+            try:
+                msgspec.json.encode(value, enc_hook=lambda options: options.model_dump())
+            except UnicodeEncodeError as error:
+                raise BadRequestError(f"{name}: {error}", name) from error
+
     def stop_strings(self) -> tuple[str, ...]:
         """Return the stop strings."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
@@ -115,10 +124,11 @@ class GenerationRequest(BaseModel):
             )
         limit = self.limit()
         if limit is not None and limit > room:
+            name = "max_completion_tokens" if getattr(self, "max_completion_tokens", None) else "max_tokens"
             raise BadRequestError(
-                f"max_tokens={limit} is too large: the prompt has {prompt_tokens} tokens, and prompt and output "
+                f"{name}={limit} is too large: the prompt has {prompt_tokens} tokens, and prompt and output "
                 f"together have at most {maximum_model_tokens}",
-                "max_tokens",
+                name,
                 "context_length_exceeded",
             )
         maximum = limit if limit is not None else room

@@ -98,12 +98,14 @@ class Choice:
         """Add tokens and return their chunks, one for each delta that has something to show."""
         chunks = []
         for delta in batch:
+            before = self._detokenizer.tokens
             text, content = self._add(delta)
             if self.finish_reason is None and content is None and not self._token_ids:
                 if text:
                     chunks.append(self._before + _encode(text) + self._after)
             else:
-                chunks.append(event(self._chunk(text, content, delta.token_ids)))
+                ids = (delta.token_ids or [])[: self._detokenizer.tokens - before]
+                chunks.append(event(self._chunk(text, content, ids)))
             if self.finish_reason is not None:
                 break
         return b"".join(chunks)

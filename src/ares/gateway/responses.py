@@ -6,10 +6,11 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 Write = Callable[[bytes], Awaitable[None]]
 
+_SERVER_SEND = "ares.send"
 _KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -35,6 +36,21 @@ def error(
     return JSONResponse(error_body(status, message, param, code), status, headers)
 
 
+class RememberSend:
+    """The outermost layer of the application: lets an EventStream write to the server past the layers between.
+
+    Each of them wraps `send` in a coroutine of its own, and looks at nothing but the start of a reply.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on (the ASGI interface)."""
+        scope[_SERVER_SEND] = send
+        await self._app(scope, receive, send)
+
+
 class EventStream(Response):
     """A reply of server-sent events, written by a coroutine that is cancelled when the client disconnects.
 
@@ -52,6 +68,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream (the ASGI interface)."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        send = scope.get(_SERVER_SEND, send)
 
         async def write(data: bytes) -> None:
             if data:

@@ -5,11 +5,11 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
-from ares.gateway.instances import Instance
-from ares.gateway.migration import HandoverError, Migration, Move, NotMovableError, Segment
+from ares.gateway.instances import Instance, Placement
+from ares.gateway.migration import HandoverError, Migration, Move, NotMovableError, Segment, UntakenError
 
 # Given new tokens; returns whether the output is complete (a stop string was found).
 Emit = Callable[[list[Delta]], Awaitable[bool]]
@@ -45,18 +45,6 @@ class Sampling:
     maximum_tokens: int
     minimum_tokens: int = 0
     pinned: str | None = None
-
-
-class Placement(Protocol):
-    """Chooses instances for a sequence."""
-
-    def prefill(self) -> Instance | None:
-        """Return the instance to prefill on; None where the decode instance shall do it."""
-        ...
-
-    def decode(self, tokens: int, exclude: set[str]) -> Instance | None:
-        """Return the instance to decode on for a sequence of so many tokens."""
-        ...
 
 
 @dataclass(slots=True)
@@ -139,13 +127,13 @@ class Sequence:
             transfer = await self._prefill(emit)
             if self._finished:
                 return
-            segment = await self._enter(transfer)
-            while True:
+            segment: Segment | None = await self._enter(transfer)
+            while segment is not None:
                 self._segment = segment
                 try:
                     if await self._relay(segment, emit):
                         return
-                    segment = await self._hand_over()
+                    segment = await self._hand_over(segment)
                 except EngineLostError as error:
                     segment = await self._recover(segment, error, emit)
         finally:
@@ -173,9 +161,9 @@ class Sequence:
                 parameters = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
             try:
                 delta, transfer = await instance.engine.complete(self._body(key, parameters, self.prompt, params))
-            except EngineLostError:
-                self._holder = None
-                instance.mark_lost()
+            except (EngineLostError, EngineRefusedError) as error:
+                self._free_holder()
+                instance.blame(error)
                 continue
             if self.sampling.pinned is None or alone:
                 if delta.finish_reason == "length" and not alone:
@@ -187,7 +175,7 @@ class Sequence:
     async def _enter(self, transfer: dict[str, Any] | None, prefer: Instance | None = None) -> Segment:
         """Start, or go on from the tokens so far, on a decode instance."""
         tried: set[str] = set()
-        lost: EngineLostError | None = None
+        lost: Exception | None = None
         for _ in range(_ATTEMPTS):
             instance = prefer or self.placement.decode(self.tokens, tried)
             prefer = None
@@ -195,15 +183,17 @@ class Sequence:
                 break
             try:
                 return await self._open(instance, self.emitted, transfer)
-            except EngineLostError as error:
+            except (EngineLostError, EngineRefusedError) as error:
+                instance.blame(error)
                 lost = error
-                instance.mark_lost()
                 tried.add(instance.name)
         raise lost or NoInstanceError("no decode instance is ready")
 
-    async def _open(self, instance: Instance, emitted: list[int], transfer: dict[str, Any] | None) -> Segment:
+    async def _open(
+        self, instance: Instance, emitted: list[int], transfer: dict[str, Any] | None, key: str | None = None
+    ) -> Segment:
         """Start a segment; returns when the instance has accepted it."""
-        key = self._next_key()
+        key = key or self._next_key()
         parameters = {
             **self.sampling.parameters,
             "max_tokens": self.sampling.maximum_tokens - len(emitted),
@@ -286,6 +276,7 @@ class Sequence:
             raise NotMovableError(refusal or "not_decoding")
         record = Migration(request_id=self.id, source=source.instance.name, target=target.name, reason=reason)
         move = self._move = Move(source, target, record)
+        ordered = time.monotonic()
         try:
             cut = await source.instance.cut(source.key, self.handover_timeout_s)
         except TimeoutError:
@@ -296,63 +287,78 @@ class Sequence:
         if self._move is not move:  # the client left, or the source died
             await source.instance.release(source.key)
             return record
+        known = time.monotonic()
+        record.cut_s = known - ordered
         self._holder = (source.instance, source.key)
         move.handover.set_result(cut)
-        if source.base + cut.output_tokens - len(self.emitted) > len(cut.tail):
+        if move.missing(len(self.emitted)) is None:
             await move.relayed.wait()
+        if move.settled.is_set():
+            return record
+        key = self._next_key()
         try:
-            segment = await self._open(target, self.emitted + move.missing(len(self.emitted)), cut.transfer)
-        except (EngineLostError, EngineRefusedError) as error:
-            target.mark_lost()
-            if not move.arrival.done():
-                move.arrival.set_exception(error)
-                move.arrival.exception()  # it may never be asked for
+            async with asyncio.timeout(self.handover_timeout_s):
+                tokens = self.emitted + (move.missing(len(self.emitted)) or [])
+                segment = await self._open(target, tokens, cut.transfer, key)
+        except (EngineLostError, EngineRefusedError, TimeoutError) as error:
+            if not isinstance(error, EngineRefusedError):
+                target.mark_lost()
+            move.fail(error)
         else:
             if move.arrival.done():  # too late: nobody waits for it any more
                 segment.stream.close()
             else:
-                target.expect_admission(segment.key)
+                record.accept_s = time.monotonic() - known
                 move.arrival.set_result(segment)
         await move.settled.wait()
         if record.outcome == "moved":
-            admitted = await target.admitted(move.arrival.result().key, _ADMISSION_LAG_S)
-            record.pulled_tokens = admitted.pulled if admitted else None
+            admitted = await target.admitted(key, _ADMISSION_LAG_S)
+            if admitted is not None:
+                record.pulled_tokens, record.queued_s = admitted.pulled, admitted.queued_s
         return record
 
-    async def _hand_over(self) -> Segment:
+    async def _hand_over(self, source: Segment) -> Segment:
         """Return the segment that the hand-over leads to."""
         move = self._move
-        if move is None:
-            raise EngineLostError("the request was cut and nobody took it over")
         try:
+            if move is None:
+                raise HandoverError("nobody waits for it")
             await asyncio.wait_for(asyncio.shield(move.handover), _HANDOVER_LAG_S)
-            move.relayed.set()
+        except (HandoverError, TimeoutError) as error:
+            # Cut and pinned, but how to pull it is not known in time.
+            self._holder = (source.instance, source.key)
+            raise UntakenError(f"the request was cut and nobody took it over: {error}") from error
+        move.relayed.set()
+        try:
             return await asyncio.wait_for(asyncio.shield(move.arrival), self.handover_timeout_s)
         except (HandoverError, EngineLostError, EngineRefusedError, TimeoutError) as error:
             raise EngineLostError(f"the target did not take it: {error}") from error
 
-    async def _recover(self, lost: Segment, error: EngineLostError, emit: Emit) -> Segment:
-        """Go on from the tokens after a loss: at the target of a hand-over, at its source, or anywhere."""
-        move, prefer = self._move, None
-        if move is None:
-            lost.instance.mark_lost()
-        else:
-            if lost is move.source and not move.arrival.done() and move.cut is not None:
+    async def _recover(self, lost: Segment, error: EngineLostError, emit: Emit) -> Segment | None:
+        """Go on from the tokens after a loss: at a hand-over's target, at its source, or anywhere; None at the end."""
+        move, source = self._move, lost.instance
+        if move is not None:
+            source = move.source.instance
+            missing = move.missing(len(self.emitted))
+            carried = not missing or self.sampling.parameters.get("logprobs") is None
+            if lost is move.source and not move.relayed.is_set() and missing is not None and carried:
                 # The source broke off after the cut: what it had generated is not generated again.
-                missing = move.missing(len(self.emitted))
-                if missing and self.sampling.parameters.get("logprobs") is None:
-                    await self._give([Delta(token_ids=missing)], emit)
+                if missing and await self._give([Delta(token_ids=missing)], emit):
+                    return None
                 try:
-                    return await self._hand_over()
+                    return await self._hand_over(lost)
                 except EngineLostError as second:
                     error = second
-            # The source still has the full blocks of this sequence in its prefix cache.
-            prefer = move.source.instance if move.source.instance.open else None
-            self._free_holder()
+            move.abandon()
             self._settle(move, "returned")
+        elif not isinstance(error, UntakenError):
+            lost.instance.mark_lost()
+            self._losses += 1
+        self._free_holder()
+        # The source still has the full blocks of this sequence in its prefix cache.
+        prefer = source if source.open else None
         if self.sampling.pinned is not None and self.emitted:
             raise EngineLostError(f"{error}; {self.sampling.pinned} cannot be resumed exactly") from error
-        self._losses += 1
         if self._losses > _ATTEMPTS:
             raise error
         return await self._enter(None, prefer)
@@ -380,10 +386,8 @@ class Sequence:
         self._closed = True
         if self._segment is not None:
             self._segment.stream.close()
-        move = self._move
-        if move is not None:
-            if move.arrival.done() and move.arrival.exception() is None:
-                move.arrival.result().stream.close()
+        if (move := self._move) is not None:
+            move.abandon()
             self._settle(move, "finished_first" if self._finished else "cancelled")
         self._free_holder()
 

@@ -1,5 +1,6 @@
 """`ares gateway`: the application on uvicorn."""
 
+import gc
 import logging
 import socket
 
@@ -8,6 +9,7 @@ import uvicorn
 from ares import model
 from ares.config import GatewayConfig
 from ares.gateway.app import build
+from ares.gateway.responses import RememberSend
 
 
 def serve(config: GatewayConfig, listener: socket.socket | None = None) -> None:
@@ -24,7 +26,7 @@ def serve(config: GatewayConfig, listener: socket.socket | None = None) -> None:
     folder = model.resolve(config.model)
     server = uvicorn.Server(
         uvicorn.Config(
-            build(config, folder),
+            RememberSend(build(config, folder)),
             host=config.host,
             port=config.port,
             loop="uvloop",
@@ -35,4 +37,7 @@ def serve(config: GatewayConfig, listener: socket.socket | None = None) -> None:
             timeout_graceful_shutdown=10,
         )
     )
+    # What is loaded by now stays: searching it for garbage again and again would be a good part of a token's cost.
+    gc.collect()
+    gc.freeze()
     server.run(sockets=[listener] if listener else None)

@@ -120,7 +120,8 @@ class Detokenizer:
         shown = ids[:-1] if stop_token and not self._include_stop else ids
         if not self._stop:
             self.tokens += len(ids)
-            return "".join([self._step(i) for i in shown])
+            # Nearly always a token comes alone.
+            return self._step(shown[0]) if len(shown) == 1 else "".join([self._step(i) for i in shown])
         for token in shown:
             self.tokens += 1
             self._text += self._step(token)
@@ -162,8 +163,9 @@ class Detokenizer:
         return True
 
     def _give(self, until: int) -> str:
+        until = max(self._given, until)
         text = self._text[self._given : until]
-        self._given = max(self._given, until)
+        self._given = until
         # Forget what no later match can reach.
         drop = max(0, min(self._given, self._checked - self._longest + 1))
         self._text = self._text[drop:]

@@ -1,0 +1,1 @@
+"""Measurements of ARES: the commands of `ares bench`."""
