@@ -163,19 +163,16 @@ def running(settings: ClusterSettings, console: Console | None = None) -> Iterat
         yield cluster
 
 
-def core_bindings(prefill: int, decode: int, cores: list[int]) -> list[str | None]:
-    """Return the cores of each instance, prefill first, as vLLM's binding strings; None leaves it unbound.
+def core_bindings(prefill: int, decode: int, cores: list[int]) -> list[str]:
+    """Return the cores of each instance, prefill first, as vLLM's binding strings.
 
-    Each decode instance gets cores of its own, since its step time is what users feel. Prefill instances share what is
-    left, or everything where nothing is left. With fewer cores than decode instances nothing is bound.
+    Each decode instance gets cores of its own, since its step time is what users feel; with fewer cores than decode
+    instances, they take turns on them. Prefill instances share what is left, or everything where nothing is left.
     """
-    if len(cores) < decode:
-        return [None] * (prefill + decode)
     share = max(1, (len(cores) - (1 if len(cores) > decode else 0)) // decode)
-    blocks = [cores[n * share : (n + 1) * share] for n in range(decode)]
+    blocks = [[cores[(n * share + k) % len(cores)] for k in range(share)] for n in range(decode)]
     rest = cores[decode * share :] or cores
-    text = [",".join(map(str, block)) for block in [rest] * prefill + blocks]
-    return list(text)
+    return [",".join(map(str, block)) for block in [rest] * prefill + blocks]
 
 
 def _start_workers(cluster: Cluster) -> None:

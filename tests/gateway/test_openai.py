@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from ares.gateway.openai import BadRequestError, ChatRequest, CompletionRequest
-from ares.gateway.sequence import Sampling
+from ares.gateway.sampling import Sampling
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 

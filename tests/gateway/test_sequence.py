@@ -8,9 +8,10 @@ import pytest
 
 from ares.gateway import engine
 from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
-from ares.gateway.instances import Instance, Pool
+from ares.gateway.instances import Instance, NoInstanceError, Pool
 from ares.gateway.migration import Migration, NotMovableError
-from ares.gateway.sequence import NoInstanceError, Sampling, Sequence
+from ares.gateway.sampling import Sampling
+from ares.gateway.sequence import Sequence
 from tests.gateway.conftest import VOCABULARY
 from tests.gateway.fakes import EOS, FakeInstance, eventually, expected, instances
 

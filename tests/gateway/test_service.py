@@ -15,7 +15,8 @@ from ares.gateway import engine
 from ares.gateway.engine import Delta
 from ares.gateway.instances import Instance
 from ares.gateway.migration import NotMovableError
-from ares.gateway.sequence import Sampling, Sequence
+from ares.gateway.sampling import Sampling
+from ares.gateway.sequence import Sequence
 from ares.gateway.service import COMMANDED, Gateway, TargetError
 from ares.policy import Cluster, Move, RebalanceSettings
 from tests.gateway.conftest import VOCABULARY

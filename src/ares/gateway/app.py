@@ -18,9 +18,9 @@ from ares import __version__
 from ares.config import GatewayConfig
 from ares.gateway import admin, completions
 from ares.gateway.engine import EngineLostError, EngineRefusedError
+from ares.gateway.instances import NoInstanceError
 from ares.gateway.openai import BadRequestError
 from ares.gateway.responses import error, error_body
-from ares.gateway.sequence import NoInstanceError
 from ares.gateway.service import Gateway
 from ares.gateway.text import TemplateError
 

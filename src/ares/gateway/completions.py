@@ -15,10 +15,11 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
+from ares.gateway.instances import NoInstanceError
 from ares.gateway.openai import BadRequestError, ChatRequest, CompletionRequest, GenerationRequest
 from ares.gateway.replies import DONE, Choice, Envelope, event, usage
 from ares.gateway.responses import EventStream, Write, error_body, until_disconnect
-from ares.gateway.sequence import NoInstanceError, Sampling
+from ares.gateway.sampling import Sampling
 from ares.gateway.service import Gateway
 from ares.gateway.text import Detokenizer
 

@@ -22,8 +22,13 @@ logger = logging.getLogger(__name__)
 # large prefill holds the interpreter for a while.
 _SILENT_INTERVALS = 20
 _SILENT_S = 3.0
+_FROZEN_S = 6.0
 _RETRY_S = 0.5
 _REMEMBERED = 1024
+
+
+class NoInstanceError(Exception):
+    """No instance is there to take the request."""
 
 
 class _Description(msgspec.Struct):
@@ -57,6 +62,7 @@ class Instance:
         self._http = http
         self._interval_s = interval_s
         self._heard = 0.0
+        self._last_message = 0.0
         self._calls = itertools.count(1)
         self._answers: dict[int, asyncio.Future[wire.Handover]] = {}
         self._admissions: dict[str, asyncio.Future[wire.Admitted]] = {}
@@ -68,6 +74,11 @@ class Instance:
         """Whether it has been heard of lately."""
         limit = max(_SILENT_S, _SILENT_INTERVALS * self._interval_s)
         return self.telemetry is not None and time.monotonic() - self._heard < limit
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing has come from it for so long that what runs on it is better resumed elsewhere."""
+        return self.telemetry is not None and time.monotonic() - self._last_message > _FROZEN_S
 
     @property
     def open(self) -> bool:
@@ -199,7 +210,7 @@ class Instance:
         except msgspec.DecodeError as error:
             logger.warning("%s: dropped a malformed message: %s", self.name, error)
             return
-        self._heard = time.monotonic()
+        self._heard = self._last_message = time.monotonic()
         match event:
             case wire.Telemetry():
                 self.telemetry = event

@@ -59,12 +59,16 @@ class Migration:
 
 @dataclass(slots=True)
 class Segment:
-    """What one instance generates of a sequence. `base` is the length of the output before it."""
+    """What one instance generates of a sequence.
+
+    `base` is the length of the output before it, `pin` the instance and key whose KV it pulls.
+    """
 
     instance: Instance
     key: str
     base: int
     stream: Stream
+    pin: tuple[Instance, str] | None = None
 
 
 class Move:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from ares.gateway.sequence import Sampling
+from ares.gateway.sampling import Sampling
 
 # Sampling parameters of which vLLM keeps no state, or only what prompt + output restore: a move carries them exactly.
 _CARRIED = {

@@ -3,13 +3,16 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
-from ares.gateway.instances import Instance, Placement
+from ares.gateway.instances import Instance, NoInstanceError, Placement
 from ares.gateway.migration import HandoverError, Migration, Move, NotMovableError, Segment, UntakenError
+from ares.gateway.sampling import Sampling
+
+T = TypeVar("T")
 
 # Given new tokens; returns whether the output is complete (a stop string was found).
 Emit = Callable[[list[Delta]], Awaitable[bool]]
@@ -19,32 +22,10 @@ _ATTEMPTS = 3
 # How long a `Handover` may trail the end of the stream that it explains.
 _HANDOVER_LAG_S = 1.0
 _ADMISSION_LAG_S = 1.0
-_FIELD = "ares_key"
+# How long a sequence waits for an instance to decode on when none is open.
+_PLACEMENT_TRIES = 15
+_PLACEMENT_PAUSE_S = 0.2
 _MIGRATED = "migrated"
-
-
-class NoInstanceError(Exception):
-    """No instance is there to take the request."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """What to generate.
-
-    Attributes
-    ----------
-    parameters
-        vLLM sampling parameters, without the limits below.
-    maximum_tokens, minimum_tokens
-        Limits on the whole output, however many instances it comes from.
-    pinned
-        The parameter whose state a move would not carry exactly, or None where the sequence may move.
-    """
-
-    parameters: dict[str, Any]
-    maximum_tokens: int
-    minimum_tokens: int = 0
-    pinned: str | None = None
 
 
 @dataclass(slots=True)
@@ -70,6 +51,7 @@ class Sequence:
     _move: Move | None = None
     # The instance and key whose KV waits for this sequence, until somebody else has it.
     _holder: tuple[Instance, str] | None = None
+    _waiting: tuple[Instance, asyncio.Future[Any]] | None = None
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
     # --- what others may ask ---
@@ -147,20 +129,11 @@ class Sequence:
             if instance is None:
                 return None
             key = self._next_key()
-            params: dict[str, Any] = {_FIELD: key}
             if not alone:
-                params |= {"do_remote_decode": True, "do_remote_prefill": False}
                 self._holder = (instance, key)
-            parameters = {
-                **self.sampling.parameters,
-                "max_tokens": 1,
-                "min_tokens": min(1, self.sampling.minimum_tokens),
-            }
-            if self.sampling.pinned is not None and not alone:
-                # State that is not carried starts at the decode instance, first token included.
-                parameters = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
+            work = instance.engine.complete(self.sampling.prefill(key, self.prompt))
             try:
-                delta, transfer = await instance.engine.complete(self._body(key, parameters, self.prompt, params))
+                delta, transfer = await self._answer(instance, work)
             except (EngineLostError, EngineRefusedError) as error:
                 self._free_holder()
                 instance.blame(error)
@@ -177,42 +150,67 @@ class Sequence:
         tried: set[str] = set()
         lost: Exception | None = None
         for _ in range(_ATTEMPTS):
-            instance = prefer or self.placement.decode(self.tokens, tried)
+            instance = prefer or await self._decode_instance(tried)
             prefer = None
             if instance is None:
                 break
             try:
-                return await self._open(instance, self.emitted, transfer)
+                return await self._answer(instance, self._open(instance, self.emitted, transfer))
             except (EngineLostError, EngineRefusedError) as error:
                 instance.blame(error)
                 lost = error
                 tried.add(instance.name)
         raise lost or NoInstanceError("no decode instance is ready")
 
+    async def _decode_instance(self, exclude: set[str]) -> Instance | None:
+        """Return where to decode; an instance that was blamed for a broken stream is given time to be heard again."""
+        for _ in range(_PLACEMENT_TRIES):
+            instance = self.placement.decode(self.tokens, exclude)
+            if instance is not None:
+                return instance
+            await asyncio.sleep(_PLACEMENT_PAUSE_S)
+        return None
+
+    async def _answer(self, instance: Instance, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for an answer of an instance, but not of one that freezes meanwhile (see `supervise`)."""
+        task = asyncio.ensure_future(work)
+        self._waiting = (instance, task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            me = asyncio.current_task()
+            if me is not None and me.cancelling():
+                raise
+            raise EngineLostError("the instance has fallen silent") from None
+        finally:
+            self._waiting = None
+
+    def supervise(self, loading_s: float) -> None:
+        """Stop waiting for an instance that has frozen, or for KV that does not come.
+
+        Parameters
+        ----------
+        loading_s
+            For how long the instance has reported the sequence as loading KV.
+        """
+        if self._waiting is not None and self._waiting[0].frozen:
+            self._waiting[1].cancel()
+        segment = self._segment
+        if segment is not None and (segment.instance.frozen or loading_s > 2 * self.handover_timeout_s):
+            segment.stream.close()
+
     async def _open(
         self, instance: Instance, emitted: list[int], transfer: dict[str, Any] | None, key: str | None = None
     ) -> Segment:
         """Start a segment; returns when the instance has accepted it."""
         key = key or self._next_key()
-        parameters = {
-            **self.sampling.parameters,
-            "max_tokens": self.sampling.maximum_tokens - len(emitted),
-            "min_tokens": max(0, self.sampling.minimum_tokens - len(emitted)),
-        }
-        params = {**(transfer or {}), _FIELD: key}
-        stream = await instance.engine.stream(self._body(key, parameters, self.prompt + emitted, params))
+        body = self.sampling.decode(key, self.prompt, emitted, transfer)
+        stream = await instance.engine.stream(body)
+        pin = None
         if transfer is not None:
             # From here on the pulling instance sees to the pin, also when it is aborted.
-            self._holder = None
-        return Segment(instance, key, len(emitted), stream)
-
-    def _body(self, key: str, parameters: dict[str, Any], tokens: list[int], params: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "request_id": key,
-            "token_ids": tokens,
-            "sampling_params": {"detokenize": False, **parameters},
-            "kv_transfer_params": params,
-        }
+            pin, self._holder = self._holder, None
+        return Segment(instance, key, len(emitted), stream, pin)
 
     def _next_key(self) -> str:
         self._segments += 1
@@ -243,6 +241,9 @@ class Sequence:
         except TimeoutError:
             raise EngineLostError("no token after the hand-over in time") from None
         except EngineRefusedError as error:
+            if not self._decoding:
+                # vLLM checks some parameters only after it has accepted the stream: nothing of it ran, or pulled.
+                self._holder = segment.pin
             if error.status < 500:
                 raise
             raise EngineLostError(str(error)) from error

@@ -17,7 +17,8 @@ from ares.gateway import engine
 from ares.gateway.instances import Instance, Pool
 from ares.gateway.metrics import Metrics
 from ares.gateway.migration import Migration
-from ares.gateway.sequence import Emit, Sampling, Sequence
+from ares.gateway.sampling import Sampling
+from ares.gateway.sequence import Emit, Sequence
 from ares.gateway.text import TextModel
 from ares.policy import Cluster, Dispatch, Rebalance, RebalanceSettings, dispatcher, preset, rebalancer
 
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _RECENT_MIGRATIONS = 1000
+_SUPERVISION_S = 1.0
 COMMANDED = "commanded"
 # Sampling defaults that vLLM takes from the model's generation_config.json (config/model.py, 0.32).
 _DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -64,6 +66,7 @@ class Gateway:
         self.pool = Pool(self.config.workers, self._http, self.config.telemetry_interval_s)
         self.pool.start()
         self._spawn(self._control())
+        self._spawn(self._supervise())
 
     async def stop(self) -> None:
         """Stop everything that `start` started."""
@@ -217,6 +220,17 @@ class Gateway:
                 logger.exception("rebalancing failed; serving goes on")
                 result = "failed"
             self.metrics.decisions.labels(result).inc()
+
+    async def _supervise(self) -> None:
+        """Let sequences give up on instances that have frozen and on KV that does not come."""
+        since: dict[str, float] = {}
+        while True:
+            await asyncio.sleep(_SUPERVISION_S)
+            now = time.monotonic()
+            rows = [row for i in self.pool.instances if i.telemetry for row in i.telemetry.rows]
+            since = {row.key: since.get(row.key, now) for row in rows if row.state == "loading"}
+            for sequence in self.sequences.values():
+                sequence.supervise(now - since.get(sequence.key or "", now))
 
     def _decide(self) -> str:
         cluster, instances = self.view()

@@ -1,0 +1,58 @@
+"""What to generate, and how an instance is asked for its part of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+# The field of kv_transfer_params that carries our own name of a request (engine/scheduler.py reads it).
+_KEY = "ares_key"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """What to generate.
+
+    Attributes
+    ----------
+    parameters
+        vLLM sampling parameters, without the limits below.
+    maximum_tokens, minimum_tokens
+        Limits on the whole output, however many instances it comes from.
+    pinned
+        The parameter whose state a move would not carry exactly, or None where the sequence may move.
+    """
+
+    parameters: dict[str, Any]
+    maximum_tokens: int
+    minimum_tokens: int = 0
+    pinned: str | None = None
+
+    def prefill(self, key: str, prompt: list[int]) -> dict[str, Any]:
+        """Return the request that computes the prompt and its first token, and keeps the KV for a decode instance."""
+        parameters = {**self.parameters, "max_tokens": 1, "min_tokens": min(1, self.minimum_tokens)}
+        params: dict[str, Any] = {}
+        if self.maximum_tokens > 1:
+            params = {"do_remote_decode": True, "do_remote_prefill": False}
+            if self.pinned is not None:
+                # State that is not carried starts at the decode instance, first token included.
+                parameters = {"max_tokens": 1, "temperature": 0.0}
+        return _body(key, prompt, parameters, params)
+
+    def decode(
+        self, key: str, prompt: list[int], emitted: list[int], transfer: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """Return the request that goes on after `emitted`; `transfer` says where the KV is, None computes it."""
+        parameters = {
+            **self.parameters,
+            "max_tokens": self.maximum_tokens - len(emitted),
+            "min_tokens": max(0, self.minimum_tokens - len(emitted)),
+        }
+        return _body(key, prompt + emitted, parameters, transfer or {})
+
+
+def _body(key: str, tokens: list[int], parameters: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "request_id": key,
+        "token_ids": tokens,
+        "sampling_params": {"detokenize": False, **parameters},
+        "kv_transfer_params": {**params, _KEY: key},
+    }
