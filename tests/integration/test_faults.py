@@ -61,15 +61,15 @@ async def test_a_client_that_leaves_before_or_in_prefill(client: Client) -> None
 
 
 async def test_a_full_target_is_refused_and_the_request_goes_on(client: Client) -> None:
-    output, task = client.stream("mover", PROMPT, 1500)
+    output, task = client.stream("mover", PROMPT, 3500)
     await output.reach(3)
     row = await client.row("mover")
     assert row is not None
     source = row["instance"]
-    # Fill the others: requests that cannot move, placed in turns, with 31 of an instance's 128 blocks each.
+    # Fill the others: requests that cannot move, placed in turns; five of them want more than an instance's 128 blocks.
     fillers = []
     for number in range(15):
-        _, filler = client.stream(f"filler-{number}", [9 + number] * 3968, 100, seed=1)
+        _, filler = client.stream(f"filler-{number}", [9 + number] * 3000, 1000, seed=1)
         fillers.append(filler)
     target = None
     for _ in range(400):
@@ -92,7 +92,7 @@ async def test_a_full_target_is_refused_and_the_request_goes_on(client: Client) 
     assert "full" in answer["error"]["message"]
     result = await task
     assert result.finish_reason == "length"
-    assert len(result.token_ids) == 1500
+    assert len(result.token_ids) == 3500
 
 
 async def test_refusals_name_what_is_wrong(client: Client) -> None:

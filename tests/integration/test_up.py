@@ -47,14 +47,14 @@ async def test_serves_answers_balances_and_leaves_nothing(up: tuple[asyncio.subp
     url = f"http://127.0.0.1:{PORT}"
     body = {
         "model": DEFAULT_MODEL,
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "messages": [{"role": "user", "content": "What is the capital of Italy?"}],
         "temperature": 0,
         "max_tokens": 30,
     }
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as http:
         async with http.post(f"{url}/v1/chat/completions", json=body) as reply:
             choice = (await reply.json())["choices"][0]
-        assert "Paris" in choice["message"]["content"]
+        assert "Rome" in choice["message"]["content"]
         assert choice["finish_reason"] == "stop"
         await _policy_evens_out(Client(http, url, DEFAULT_MODEL))
         await _commands(Client(http, url, DEFAULT_MODEL), url)
