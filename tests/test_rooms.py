@@ -19,9 +19,10 @@ MAY_KNOW = {
     "gateway": {"wire", "policy", "config", "model"},
     "simulator": {"policy", "traces"},
     "config": {"policy"},
-    "model": set(),
+    "model": {"gguf_model"},
+    "gguf_model": set(),
 }
-HEAVY = {"vllm": {"engine"}, "nixl": {"engine"}, "torch": {"engine", "predictor", "model", "bench"}}
+HEAVY = {"vllm": {"engine"}, "nixl": {"engine"}, "torch": {"engine", "predictor", "gguf_model", "bench"}}
 
 
 def room(file: Path) -> str:
@@ -93,5 +94,5 @@ def test_private_vllm_names_stand_in_one_file() -> None:
 
 
 def test_files_stay_short() -> None:
-    lengths = {file.relative_to(ROOT): len(file.read_text().splitlines()) for file in FILES if file.name != "model.py"}
+    lengths = {file.relative_to(ROOT): len(file.read_text().splitlines()) for file in FILES}
     assert {file: length for file, length in lengths.items() if length >= 400} == {}
