@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ares import __version__
 from ares.bench import cli as bench
+from ares.engine.defaults import DEFAULT_PULL_BYTES
 from ares.model import DEFAULT_MODEL, ModelError
 
 app = typer.Typer(
@@ -67,6 +68,9 @@ def worker(
     control_port: Annotated[int, typer.Option(help="Port of the control channel; 0 takes a free one.")] = 0,
     nixl_port: Annotated[int, typer.Option(help="Port of NIXL's side channel; 0 takes a free one.")] = 0,
     cores: Annotated[str | None, typer.Option(help="CPU builds: cores for the model, such as 0-3.")] = None,
+    pull_within_step_bytes: Annotated[
+        int, typer.Option(min=0, help="Largest KV pull within a scheduling step (docs/migration.md); 0 turns it off.")
+    ] = DEFAULT_PULL_BYTES,
     connector: Annotated[str, typer.Option(hidden=True, help="For measurements: ares, stock or none.")] = "ares",
 ) -> None:
     """Start one vLLM instance that can hand running requests over.
@@ -88,6 +92,7 @@ def worker(
                 control_port=control_port,
                 nixl_port=nixl_port,
                 cores=cores,
+                pull_within_step_bytes=pull_within_step_bytes,
                 connector=connector,  # type: ignore[arg-type] # an unknown one fails in vLLM
                 vllm_flags=tuple(flag for flag in context.args if flag != "--"),
             )

@@ -64,6 +64,7 @@ class ClusterSettings:
     preset: str = "ares-no-prediction"
     log_folder: Path | None = None
     vllm_flags: tuple[str, ...] = ()
+    worker_flags: tuple[str, ...] = ()
     gateway_flags: tuple[str, ...] = ()
 
 
@@ -94,7 +95,13 @@ class Cluster:
         command = ["worker", "--model", self.settings.model, "--role", role, "--name", name, "--port", str(port)]
         if cores is not None:
             command += ["--cores", cores]
-        _start(self, name, f"http://127.0.0.1:{port}", [*command, *flags, "--", *self.settings.vllm_flags], gpus)
+        _start(
+            self,
+            name,
+            f"http://127.0.0.1:{port}",
+            [*command, *flags, *self.settings.worker_flags, "--", *self.settings.vllm_flags],
+            gpus,
+        )
 
     def await_workers(self) -> None:
         """Wait until all instances answer.

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from ares import local
 from ares.bench.environment import describe
-from ares.engine.defaults import local_flags
+from ares.engine.defaults import DEFAULT_PULL_BYTES, local_flags
 from ares.model import DEFAULT_MODEL
 
 # Tokens between two moves: enough for the gaps of an undisturbed stream.
@@ -171,16 +171,30 @@ def command(
     context: Annotated[list[int] | None, typer.Option(help="Context lengths; repeat for several.")] = None,
     moves: Annotated[int, typer.Option(min=1, help="Moves for each length and load.")] = 24,
     background: Annotated[int, typer.Option(min=1, help="Other streams on each instance when busy.")] = 4,
+    pull_within_step_bytes: Annotated[int, typer.Option(help="As for `ares worker`; 0 pulls beside steps.")] = (
+        DEFAULT_PULL_BYTES
+    ),
     port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
     """Measure the client-visible stall of a move on real engines, over context length, target idle and busy."""
     settings = local.ClusterSettings(
-        model=model, preset="off", port=port, vllm_flags=tuple(local_flags(["--max-model-len", "4096"]))
+        model=model,
+        preset="off",
+        port=port,
+        # Two instances in turns: with prefix caching the second visit would find most of the KV there already.
+        vllm_flags=tuple(local_flags(["--no-enable-prefix-caching"])),
+        worker_flags=("--pull-within-step-bytes", str(pull_within_step_bytes)),
     )
     with local.running(settings) as cluster:
         rows = asyncio.run(_measure(cluster.url, model, context or [128, 512, 1024, 2048], moves, background))
-    result = {"benchmark": "stall", "model": model, **describe(), "cases": rows}
+    result = {
+        "benchmark": "stall",
+        "model": model,
+        "pull_within_step_bytes": pull_within_step_bytes,
+        **describe(),
+        "cases": rows,
+    }
     table = Table(title="client-visible stall of a move")
     for column in ("load", "context", "gap ms", "stall ms", "p95 ms", "gaps", "p95 gaps"):
         table.add_column(column, justify="right")

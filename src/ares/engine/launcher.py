@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ares import model
 from ares.engine import instance
-from ares.engine.defaults import is_cpu_build
+from ares.engine.defaults import DEFAULT_PULL_BYTES, is_cpu_build
 from ares.wire import Role
 
 # The KV of a finished prefill or a cut request waits this long for its target; heartbeats extend it (vLLM's default).
@@ -41,6 +41,7 @@ class WorkerSettings:
     nixl_port: int = 0
     cores: str | None = None
     connector: Connector = "ares"
+    pull_within_step_bytes: int = DEFAULT_PULL_BYTES
     vllm_flags: tuple[str, ...] = ()
 
 
@@ -105,7 +106,10 @@ def _vllm_arguments(settings: WorkerSettings, folder: str, on_cpu: bool) -> list
         "kv_role": "kv_both",
         # A failed pull costs a recomputation, not the request.
         "kv_load_failure_policy": "recompute",
-        "kv_connector_extra_config": {"kv_lease_duration": LEASE_S},
+        "kv_connector_extra_config": {
+            "kv_lease_duration": LEASE_S,
+            "ares_pull_within_step_bytes": settings.pull_within_step_bytes,
+        },
     }
     if on_cpu:
         transfer["kv_buffer_device"] = "cpu"

@@ -8,10 +8,8 @@ v1/core/sched/scheduler.py, 0.32), failures included.
 
 from typing import Any
 
+from ares.engine.defaults import DEFAULT_PULL_BYTES
 from ares.engine.vllm_names import current_platform
-
-# Largest pull within a step, by default: 20 ms of other requests' time at 3 GB/s, below 3 ms at the speed of RDMA.
-_DEFAULT_BYTES = 64 << 20
 
 
 class PullPolicy:
@@ -23,7 +21,7 @@ class PullPolicy:
 
     def __init__(self, vllm_config: Any, kv_cache_config: Any, scheduler: Any) -> None:
         extra = vllm_config.kv_transfer_config.kv_connector_extra_config
-        self._limit_bytes = int(extra.get("ares_pull_within_step_bytes", _DEFAULT_BYTES))
+        self._limit_bytes = int(extra.get("ares_pull_within_step_bytes", DEFAULT_PULL_BYTES))
         self._host = scheduler.side_channel_host
         self._tp_size = scheduler.transfer_tp_size
         # Conversions after a pull (host buffers, other layouts) are left to the asynchronous path.

@@ -1,7 +1,6 @@
 """The HTTP application: routes, and errors in OpenAI's form."""
 
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,6 @@ from ares.gateway.openai import BadRequestError
 from ares.gateway.responses import error, error_body
 from ares.gateway.service import Gateway
 from ares.gateway.text import TemplateError
-
-logger = logging.getLogger(__name__)
 
 
 def build(config: GatewayConfig, folder: Path) -> FastAPI:
@@ -135,17 +132,12 @@ def _errors(app: FastAPI) -> None:
             message = f"no such route: {request.method} {request.url.path}"
         return error(failure.status_code, message, headers=dict(failure.headers or {}))
 
-    async def engine(_: Request, failure: Exception) -> JSONResponse:
+    async def generation(_: Request, failure: Exception) -> JSONResponse:
         status, message = completions.failed(failure)
         return error(status, message, headers={"Retry-After": "1"} if status == 503 else None)
 
-    for kind in (NoInstanceError, EngineLostError, EngineRefusedError):
-        app.add_exception_handler(kind, engine)
-
-    @app.exception_handler(Exception)
-    async def unexpected(_: Request, failure: Exception) -> JSONResponse:
-        logger.error("unexpected failure", exc_info=failure)
-        return error(500, "the gateway failed; its log says why")
+    for kind in (NoInstanceError, EngineLostError, EngineRefusedError, Exception):
+        app.add_exception_handler(kind, generation)
 
 
 class BodyLimit:

@@ -202,7 +202,7 @@ async def _stream(reply: _Reply, write: Write, *, with_usage: bool) -> None:
         outcome = "completed"
         ending = event(reply.envelope.body([], chunk=True, usage=reply.usage())) if with_usage else b""
         await write(ending + DONE)
-    except (NoInstanceError, EngineLostError, EngineRefusedError) as failure:
+    except Exception as failure:
         outcome = "failed"
         status, message = failed(failure)
         await write(event(error_body(status, message)) + DONE)
@@ -222,7 +222,7 @@ async def _whole(reply: _Reply, request: Request, headers: dict[str, str]) -> Re
         if not await until_disconnect(reply.all(take), receive):
             return Response(status_code=499)  # the client is gone; nobody reads this
         outcome = "completed"
-    except (NoInstanceError, EngineLostError, EngineRefusedError):
+    except Exception:
         outcome = "failed"
         raise
     finally:
@@ -237,4 +237,7 @@ def failed(failure: Exception) -> tuple[int, str]:
         return failure.status, str(failure)
     if isinstance(failure, NoInstanceError):
         return 503, str(failure)
-    return 502, str(failure)
+    if isinstance(failure, EngineLostError | EngineRefusedError):
+        return 502, str(failure)
+    logger.error("unexpected failure", exc_info=failure)
+    return 500, "the gateway failed; its log says why"

@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import socket
 
 import uvicorn
 
@@ -12,16 +11,8 @@ from ares.gateway.app import build
 from ares.gateway.responses import RememberSend
 
 
-def serve(config: GatewayConfig, listener: socket.socket | None = None) -> None:
-    """Run a gateway until it is told to stop.
-
-    Parameters
-    ----------
-    config
-        The resolved configuration.
-    listener
-        A bound socket to serve on instead of the configured address.
-    """
+def serve(config: GatewayConfig) -> None:
+    """Run a gateway until it is told to stop."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     folder = model.resolve(config.model)
     server = uvicorn.Server(
@@ -40,4 +31,4 @@ def serve(config: GatewayConfig, listener: socket.socket | None = None) -> None:
     # What is loaded by now stays: searching it for garbage again and again would be a good part of a token's cost.
     gc.collect()
     gc.freeze()
-    server.run(sockets=[listener] if listener else None)
+    server.run()
