@@ -66,13 +66,13 @@ async def test_a_full_target_is_refused_and_the_request_goes_on(client: Client) 
     row = await client.row("mover")
     assert row is not None
     source = row["instance"]
-    # Fill the others: requests that cannot move, placed in turns; five of them want more than an instance's 128 blocks.
+    # Fill the others: requests that cannot move, placed in turns; eight of them fill an instance's 128 blocks.
     fillers = []
-    for number in range(15):
-        _, filler = client.stream(f"filler-{number}", [9 + number] * 3000, 1000, seed=1)
+    for number in range(24):
+        _, filler = client.stream(f"filler-{number}", [9 + number] * 2000, 2000, seed=1)
         fillers.append(filler)
     target = None
-    for _ in range(400):
+    for _ in range(1500):
         status = await client.status()
         full = [
             i["name"]
