@@ -1,17 +1,40 @@
-"""Presets: a named choice of dispatch and rebalance."""
+"""Presets: a named choice of dispatch, admission, queue order and rebalance."""
 
 from dataclasses import dataclass, field
 
+from ares.policy.admission import AdmissionSettings
 from ares.policy.rebalance import RebalanceSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """One complete policy."""
+    """One complete policy.
+
+    Attributes
+    ----------
+    dispatch
+        First placement: round_robin, least_loaded, or forecast.
+    rebalance
+        none, current_load, ares, or oracle.
+    settings
+        Knobs of the rebalancer.
+    admission
+        open: straight to the instance; forecast: held until the predicted peak of memory fits.
+    queue
+        fcfs, or volume: smallest predicted memory-time first, the largest gives way.
+    predicts
+        Whether predictions are used where there are any.
+    admission_settings
+        Knobs of admission and queue order.
+    """
 
     dispatch: str
     rebalance: str
     settings: RebalanceSettings = field(default_factory=RebalanceSettings)
+    admission: str = "open"
+    queue: str = "fcfs"
+    predicts: bool = False
+    admission_settings: AdmissionSettings = field(default_factory=AdmissionSettings)
 
 
 PRESETS: dict[str, Preset] = {
@@ -21,6 +44,9 @@ PRESETS: dict[str, Preset] = {
     "static-least-loaded": Preset(dispatch="least_loaded", rebalance="none"),
     # The paper's rescheduler without its predictor: today's load only.
     "ares-no-prediction": Preset(dispatch="least_loaded", rebalance="current_load"),
+    "admission-only": Preset(
+        dispatch="forecast", rebalance="none", admission="forecast", queue="volume", predicts=True
+    ),
 }
 
 

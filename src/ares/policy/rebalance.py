@@ -27,12 +27,15 @@ class RebalanceSettings:
         Share of a target's KV that a move never fills, left for the growth of what runs there.
     moves_per_round
         Most moves one decision may order.
+    cooldown_s
+        Seconds during which a request that was moved is not moved again; the caller marks its row as not movable.
     """
 
     theta: float = 0.1
     minimum_gain: float = 0.01
     reserve: float = 0.1
     moves_per_round: int = 2
+    cooldown_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)

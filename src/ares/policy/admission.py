@@ -1,0 +1,79 @@
+"""Admission: whether a waiting request may enter decode now, and where.
+
+`open` sends a request to its instance at once and leaves the rest to vLLM. `forecast` lets it in where a high quantile
+of memory over a short horizon, the request included, stays below the instance's capacity less a headroom; among the
+instances that qualify it takes the one where the predicted peak leaves the largest share free.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ares.policy.forecast import FloatArray
+
+ADMISSION_GRID = (0, 16, 64, 128, 250, 500, 750, 1000)
+"""Steps ahead that admission looks at. Further ahead is worse: what ends meanwhile makes room (docs/policy.md)."""
+
+ADMISSIONS = ("open", "forecast")
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionSettings:
+    """The knobs of admission and of the order of the waiting.
+
+    Attributes
+    ----------
+    deviations
+        Standard deviations above the expectation that must still fit.
+    headroom
+        Share of an instance's KV that admission leaves free.
+    age_share
+        Share of the admitted memory-time that goes to whoever has waited longest: the bound on starvation.
+    """
+
+    deviations: float = 1.0
+    headroom: float = 0.02
+    age_share: float = 0.1
+
+
+def admission_choice(
+    expected: FloatArray,
+    variance: FloatArray,
+    capacity: NDArray[np.int64],
+    closed: NDArray[np.int64],
+    own_mean: FloatArray,
+    own_variance: FloatArray,
+    deviations: float,
+    headroom: float,
+) -> int:
+    """Choose the instance that a request may enter, or -1 where its predicted peak fits nowhere.
+
+    Parameters
+    ----------
+    expected, variance
+        Forecast of every instance over the grid, shape (I, K), tokens and tokens squared.
+    capacity, closed
+        KV tokens, and 1 for instances that take nobody, shape (I,).
+    own_mean, own_variance
+        The request's own curve, shape (K,).
+    deviations
+        How many standard deviations above the expectation count as safe.
+    headroom
+        Share of the capacity that admission leaves free.
+    """
+    best = -1
+    best_share = 1.0 - headroom
+    for instance in range(expected.shape[0]):
+        if closed[instance] != 0:
+            continue
+        limit = best_share * capacity[instance]
+        peak = 0.0
+        for point in range(expected.shape[1]):
+            spread = np.sqrt(max(variance[instance, point] + own_variance[point], 0.0))
+            peak = max(peak, expected[instance, point] + own_mean[point] + deviations * spread)
+            if peak > limit:
+                break
+        if peak <= limit:
+            best, best_share = instance, peak / capacity[instance]
+    return best

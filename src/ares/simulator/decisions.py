@@ -1,0 +1,244 @@
+"""The policy inside the event loop: prediction, placement, and admission of held requests.
+
+The rules are the functions of `ares.policy`, compiled as they stand; this file only builds their arguments.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ares.policy import admission, dispatch, queue
+from ares.policy import forecast as policy_forecast
+from ares.simulator.blocks import taken
+from ares.simulator.compiled import compiled, heap_pop, heap_push
+from ares.simulator.instance import poke
+from ares.simulator.law import steps_by
+from ares.simulator.queues import push_back
+from ares.simulator.state import (
+    AGE_CREDIT,
+    AGE_HEAD,
+    AGE_SHARE,
+    BLOCK_SIZE,
+    DISPATCH_RULE,
+    HAS_PREDICTION,
+    HEADROOM,
+    HELD,
+    HOLD,
+    NOBODY,
+    QUEUE_SIZE,
+    ROBIN,
+    SAFETY,
+    SEED,
+    SIGMA_END,
+    SIGMA_START,
+    SIGMA_TOKENS,
+    WAITING,
+    State,
+)
+
+LEVELS = (0.1, 0.5, 0.9)
+"""Levels of the quantiles that the simulated predictor gives."""
+
+_Z90 = 1.2815515655446004
+_EPOCH = 512  # generated tokens between two independent draws of the error
+
+own_curve = compiled(policy_forecast.own_curve)
+admission_choice = compiled(admission.admission_choice)
+least_loaded_choice = compiled(dispatch.least_loaded_choice)
+round_robin_choice = compiled(dispatch.round_robin_choice)
+memory_time = compiled(queue.memory_time)
+
+
+@compiled
+def _uniform(seed: int, request: int, epoch: int) -> float:
+    """Return a number in (0, 1) that depends on nothing but its arguments (splitmix64)."""
+    mixed = np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)
+    mixed += np.uint64(request) * np.uint64(0xBF58476D1CE4E5B9) + np.uint64(epoch) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(30)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return (float(mixed >> np.uint64(11)) + 0.5) / 9007199254740992.0
+
+
+@compiled
+def _normal(seed: int, request: int, epoch: int) -> float:
+    first, second = _uniform(seed, request, 2 * epoch), _uniform(seed, request, 2 * epoch + 1)
+    return math.sqrt(-2.0 * math.log(first)) * math.cos(2.0 * math.pi * second)
+
+
+@compiled
+def predict(state: State, request: int, generated: int, quantiles: NDArray[np.float64]) -> None:
+    """Write the predictor's quantiles of the remaining tokens, shape (3,).
+
+    The median is the truth times exp(sigma z): z is partly the request's own for life and partly drawn anew every
+    512 tokens; sigma falls exponentially with the tokens generated so far.
+    """
+    true = float(state.output[request] - generated)
+    if state.scalars[HAS_PREDICTION] == 0.0:
+        quantiles[:] = np.nan
+        return
+    start, end = state.scalars[SIGMA_START], state.scalars[SIGMA_END]
+    if start <= 0.0 and end <= 0.0:
+        quantiles[:] = true
+        return
+    sigma = end + (start - end) * math.exp(-generated / state.scalars[SIGMA_TOKENS])
+    seed = int(state.scalars[SEED])
+    own = _normal(seed, request, 0)
+    fresh = _normal(seed, request, 1 + generated // _EPOCH)
+    median = true * math.exp(sigma * (0.8 * own + 0.6 * fresh))
+    quantiles[0] = max(median * math.exp(-_Z90 * sigma), 1.0)
+    quantiles[1] = max(median, 1.0)
+    quantiles[2] = max(median * math.exp(_Z90 * sigma), 1.0)
+
+
+@compiled
+def used_tokens(state: State, instance: int, moment: float) -> int:
+    """Return the KV tokens of an instance in use, reserved, or asked for by its own waiting requests."""
+    free = state.free[instance]
+    if state.planned[instance] > 1:
+        free -= taken(state, instance, min(steps_by(state, instance, moment), state.planned[instance] - 1))
+    used = (state.total_blocks[instance] - free) * int(state.scalars[BLOCK_SIZE])
+    return int(used + state.waiting_tokens[instance])
+
+
+@compiled
+def place(state: State, request: int, moment: float) -> None:
+    """Dispatch at once: the request waits at its instance from now on."""
+    decode = len(state.time)
+    if state.scalars[DISPATCH_RULE] == 0.0:
+        chosen = round_robin_choice(state.counters[ROBIN], state.closed)
+        state.counters[ROBIN] = chosen + 1
+    else:
+        load = np.empty(decode, np.int64)
+        for instance in range(decode):
+            load[instance] = used_tokens(state, instance, moment)
+        capacity = state.total_blocks * int(state.scalars[BLOCK_SIZE])
+        chosen = least_loaded_choice(load, capacity, state.closed, state.prompt[request] + state.generated[request])
+    enter(state, request, chosen, moment)
+
+
+@compiled
+def enter(state: State, request: int, instance: int, moment: float) -> None:
+    """Put a request into the waiting queue of an instance."""
+    state.place[request] = instance
+    state.status[request] = WAITING
+    blocked = state.head[instance] != NOBODY  # whoever waits already will be asked first, and needs no second poke
+    push_back(state, instance, request)
+    if not blocked or state.planned[instance] == 0:
+        poke(state, instance, moment)
+
+
+@compiled
+def hand_out(state: State, request: int, moment: float) -> None:
+    """Dispatch a request that left prefill, or hold it for admission."""
+    quantiles = np.empty(3)
+    predict(state, request, state.generated[request], quantiles)
+    if state.scalars[HAS_PREDICTION] > 0.0:
+        key = memory_time(float(state.prompt[request] + state.generated[request]), quantiles[1])
+        state.eviction_key[request] = key
+        state.queue_key[request] = key
+    if state.scalars[HOLD] == 0.0:
+        place(state, request, moment)
+        return
+    hold(state, request)
+    admit_held(state, moment)
+
+
+@compiled
+def hold(state: State, request: int) -> None:
+    """Queue a request for admission by its key, and by its age."""
+    state.status[request] = HELD
+    size = state.counters[QUEUE_SIZE]
+    state.counters[QUEUE_SIZE] = heap_push(state.queue_keys, state.queue_items, size, state.queue_key[request], request)
+    state.by_age[state.age_tail[0] % len(state.by_age)] = request
+    state.age_tail[0] += 1
+
+
+@compiled
+def refresh(state: State, instance: int, moment: float) -> None:
+    """Forecast one instance anew: its running, inbound and waiting requests."""
+    state.expected[instance, :] = 0.0
+    state.variance[instance, :] = 0.0
+    weights = np.array([0.3, 0.4, 0.3])
+    quantiles = np.empty(3)
+    done = max(min(steps_by(state, instance, moment), state.planned[instance] - 1), 0)
+    step = state.step[instance] + done
+    for at in range(state.batch[instance]):
+        request = state.slot_request[instance, at]
+        generated = state.output[request] - (state.slot_finish[instance, at] - step)
+        predict(state, request, generated, quantiles)
+        resident = float(state.prompt[request] + generated)
+        own_curve(resident, quantiles, weights, state.grid, state.expected[instance], state.variance[instance])
+    for index in range(state.prefilling[instance]):
+        _add(state, instance, state.prefilling_list[instance, index], quantiles, weights)
+    for index in range(state.ready_count[instance]):
+        _add(state, instance, state.ready_list[instance, index], quantiles, weights)
+    for index in range(state.arriving_count[instance]):
+        _add(state, instance, state.arriving_list[instance, index], quantiles, weights)
+    waiting = state.head[instance]
+    while waiting != NOBODY:
+        _add(state, instance, waiting, quantiles, weights)
+        waiting = state.follow[waiting]
+
+
+@compiled
+def _add(
+    state: State, instance: int, request: int, quantiles: NDArray[np.float64], weights: NDArray[np.float64]
+) -> None:
+    generated = state.generated[request]
+    predict(state, request, generated, quantiles)
+    for atom in range(len(quantiles)):
+        if np.isnan(quantiles[atom]):
+            quantiles[atom] = np.inf
+    resident = float(state.prompt[request] + generated)
+    own_curve(resident, quantiles, weights, state.grid, state.expected[instance], state.variance[instance])
+
+
+@compiled
+def admit_held(state: State, moment: float) -> None:
+    """Let held requests into decode, in order, until the next one fits nowhere."""
+    weights = np.array([0.3, 0.4, 0.3])
+    quantiles = np.empty(3)
+    points = len(state.grid)
+    capacity = state.total_blocks * int(state.scalars[BLOCK_SIZE])
+    while True:
+        size = state.counters[QUEUE_SIZE]
+        while size > 0 and state.status[state.queue_items[0]] != HELD:
+            size = heap_pop(state.queue_keys, state.queue_items, size)
+        state.counters[QUEUE_SIZE] = size
+        if size == 0:
+            return
+        request = state.queue_items[0]
+        # The lane of the oldest: its turn comes when its share of the admitted memory-time has grown to its size.
+        while state.status[state.by_age[state.counters[AGE_HEAD] % len(state.by_age)]] != HELD:
+            state.counters[AGE_HEAD] += 1
+        oldest = state.by_age[state.counters[AGE_HEAD] % len(state.by_age)]
+        aged = state.scalars[AGE_CREDIT] >= state.queue_key[oldest]
+        if aged:
+            request = oldest
+        predict(state, request, state.generated[request], quantiles)
+        mean, variance = np.zeros(points), np.zeros(points)
+        resident = float(state.prompt[request] + state.generated[request])
+        own_curve(resident, quantiles, weights, state.grid, mean, variance)
+        chosen = admission_choice(
+            state.expected,
+            state.variance,
+            capacity,
+            state.closed,
+            mean,
+            variance,
+            state.scalars[SAFETY],
+            state.scalars[HEADROOM],
+        )
+        if chosen < 0:
+            return
+        if aged:
+            state.scalars[AGE_CREDIT] -= state.queue_key[request]
+        else:
+            state.scalars[AGE_CREDIT] += state.scalars[AGE_SHARE] * state.queue_key[request]
+        state.expected[chosen] += mean
+        state.variance[chosen] += variance
+        enter(state, request, chosen, moment)
