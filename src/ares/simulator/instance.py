@@ -103,7 +103,8 @@ def wake(state: State, instance: int, moment: float) -> None:
     budget, prompt_time = _continue_prompts(state, instance, budget)
     if not oom:
         prompt_time += _admit(state, instance, moment, budget)
-    _plan(state, instance, moment, joined, prompt_time)
+    retry = oom and state.head[instance] != NOBODY  # a step that preempts admits nobody; the next one may
+    _plan(state, instance, moment, joined, prompt_time, retry)
 
 
 @compiled
@@ -316,14 +317,14 @@ def _admit(state: State, instance: int, moment: float, budget: int) -> float:
 
 
 @compiled
-def _plan(state: State, instance: int, moment: float, joined: int, prompt_time: float) -> None:
+def _plan(state: State, instance: int, moment: float, joined: int, prompt_time: float, retry: bool) -> None:
     """Jump to the next start of a step that needs a decision, and note the first tokens of this one."""
     batch = state.batch[instance]
     if batch == 0 and state.prefilling[instance] == 0:
         state.planned[instance] = 0
         tree_set(state.tree, instance, np.inf)
         return
-    if state.prefilling[instance] > 0:
+    if retry or state.prefilling[instance] > 0:
         steps = 1
     else:
         steps = steps_until_full(state, instance)
