@@ -191,10 +191,10 @@ class Reference:
                 break
             spare = instance.free - (self.watermark if occupied else 0)
             tokens = request.prompt + request.generated
+            if self.blocks(tokens) > spare:
+                break
             if request.remote is not None:
                 need = self.blocks(tokens - 1)
-                if need > spare:
-                    break
                 instance.waiting.pop(0)
                 instance.free -= need
                 request.blocks = need
@@ -206,7 +206,7 @@ class Reference:
                 self.at(end + instance.profile.latency_s, 1, self.arrived, (instance, request))
                 continue
             chunk = min(tokens, budget)
-            if chunk <= 0 or self.blocks(chunk) > spare:
+            if chunk <= 0:
                 break
             instance.waiting.pop(0)
             instance.prompts.append(request)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ares.policy.forecast import FloatArray
 
-ADMISSION_GRID = (0, 16, 64, 128, 250, 500, 750, 1000)
-"""Steps ahead that admission looks at. Further ahead is worse: what ends meanwhile makes room (docs/policy.md)."""
+ADMISSION_GRID = (0, 32, 125, 250, 500, 1000, 2000, 4000, 8000, 16000)
+"""Steps ahead at which admission forecasts memory; a request is checked only while it is likely to run."""
 
 ADMISSIONS = ("open", "forecast")
 
@@ -26,14 +26,20 @@ class AdmissionSettings:
     ----------
     deviations
         Standard deviations above the expectation that must still fit.
-    headroom
-        Share of an instance's KV that admission leaves free.
+    headroom, room_for_short, short
+        Share of an instance's KV that admission leaves free: `headroom`, plus for a request with p steps to go
+        room_for_short p / (p + short). Long requests would otherwise fill every gap and make the next short one wait.
+    horizon
+        Most steps ahead that are checked.
     age_share
         Share of the admitted memory-time that goes to whoever has waited longest: the bound on starvation.
     """
 
     deviations: float = 1.0
-    headroom: float = 0.02
+    headroom: float = 0.01
+    room_for_short: float = 0.08
+    short: float = 1000.0
+    horizon: int = 32000
     age_share: float = 0.1
 
 
@@ -44,6 +50,7 @@ def admission_choice(
     closed: NDArray[np.int64],
     own_mean: FloatArray,
     own_variance: FloatArray,
+    points: int,
     deviations: float,
     headroom: float,
 ) -> int:
@@ -57,6 +64,8 @@ def admission_choice(
         KV tokens, and 1 for instances that take nobody, shape (I,).
     own_mean, own_variance
         The request's own curve, shape (K,).
+    points
+        How many points of the grid to check.
     deviations
         How many standard deviations above the expectation count as safe.
     headroom
@@ -69,7 +78,7 @@ def admission_choice(
             continue
         limit = best_share * capacity[instance]
         peak = 0.0
-        for point in range(expected.shape[1]):
+        for point in range(points):
             spread = np.sqrt(max(variance[instance, point] + own_variance[point], 0.0))
             peak = max(peak, expected[instance, point] + own_mean[point] + deviations * spread)
             if peak > limit:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from ares.policy.admission import AdmissionSettings
-from ares.policy.rebalance import RebalanceSettings
+from ares.policy.moves import RebalanceSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,13 @@ PRESETS: dict[str, Preset] = {
     "static-least-loaded": Preset(dispatch="least_loaded", rebalance="none"),
     # The paper's rescheduler without its predictor: today's load only.
     "ares-no-prediction": Preset(dispatch="least_loaded", rebalance="current_load"),
-    "admission-only": Preset(
-        dispatch="forecast", rebalance="none", admission="forecast", queue="volume", predicts=True
-    ),
+    # The paper's system: point predictions, tokens as load, rebalancing alone.
+    "paper": Preset(dispatch="least_loaded", rebalance="paper", predicts=True),
+    # Parts of ours, for the ablation.
+    "ares-admission": Preset(dispatch="forecast", rebalance="none", admission="forecast", queue="volume", predicts=True),
+    "ares-rebalance": Preset(dispatch="least_loaded", rebalance="ares", predicts=True),
+    "ares": Preset(dispatch="forecast", rebalance="ares", admission="forecast", queue="volume", predicts=True),
+    "ares-oracle": Preset(dispatch="forecast", rebalance="oracle", admission="forecast", queue="volume", predicts=True),
 }
 
 

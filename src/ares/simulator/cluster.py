@@ -26,6 +26,7 @@ from ares.simulator.state import (
     HAS_PREDICTION,
     HEADROOM,
     HOLD,
+    HORIZON,
     KV_BYTES,
     LATENCY_S,
     MAX_BATCH,
@@ -34,8 +35,10 @@ from ares.simulator.state import (
     OOM_EVENTS,
     PREEMPTIONS,
     QUEUE_SIZE,
+    ROOM_FOR_SHORT,
     SAFETY,
     SEED,
+    SHORT,
     SIGMA_END,
     SIGMA_START,
     SIGMA_TOKENS,
@@ -167,6 +170,9 @@ class Simulation:
             AGE_SHARE: settings.age_share,
             HEADROOM: settings.headroom,
             SAFETY: settings.deviations,
+            HORIZON: settings.horizon,
+            ROOM_FOR_SHORT: settings.room_for_short,
+            SHORT: settings.short,
         }
         for column, value in values.items():
             state.scalars[column] = float(value)

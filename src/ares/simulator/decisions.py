@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ares.policy import admission, dispatch, queue
-from ares.policy import forecast as policy_forecast
+from ares.policy.forecast import own_curve as plain_own_curve
 from ares.simulator.blocks import taken
 from ares.simulator.compiled import compiled, heap_pop, heap_push
 from ares.simulator.instance import poke
@@ -25,11 +25,14 @@ from ares.simulator.state import (
     HEADROOM,
     HELD,
     HOLD,
+    HORIZON,
     NOBODY,
     QUEUE_SIZE,
     ROBIN,
+    ROOM_FOR_SHORT,
     SAFETY,
     SEED,
+    SHORT,
     SIGMA_END,
     SIGMA_START,
     SIGMA_TOKENS,
@@ -43,7 +46,7 @@ LEVELS = (0.1, 0.5, 0.9)
 _Z90 = 1.2815515655446004
 _EPOCH = 512  # generated tokens between two independent draws of the error
 
-own_curve = compiled(policy_forecast.own_curve)
+own_curve = compiled(plain_own_curve)
 admission_choice = compiled(admission.admission_choice)
 least_loaded_choice = compiled(dispatch.least_loaded_choice)
 round_robin_choice = compiled(dispatch.round_robin_choice)
@@ -223,6 +226,11 @@ def admit_held(state: State, moment: float) -> None:
         mean, variance = np.zeros(points), np.zeros(points)
         resident = float(state.prompt[request] + state.generated[request])
         own_curve(resident, quantiles, weights, state.grid, mean, variance)
+        checked = 1
+        while checked < points and state.grid[checked] < min(quantiles[2], state.scalars[HORIZON]):
+            checked += 1
+        left = quantiles[1]
+        headroom = state.scalars[HEADROOM] + state.scalars[ROOM_FOR_SHORT] * left / (left + state.scalars[SHORT])
         chosen = admission_choice(
             state.expected,
             state.variance,
@@ -230,8 +238,9 @@ def admit_held(state: State, moment: float) -> None:
             state.closed,
             mean,
             variance,
+            checked,
             state.scalars[SAFETY],
-            state.scalars[HEADROOM],
+            headroom,
         )
         if chosen < 0:
             return

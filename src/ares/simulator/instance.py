@@ -288,10 +288,11 @@ def _admit(state: State, instance: int, moment: float, budget: int) -> float:
         request = state.head[instance]
         spare = state.free[instance] - (int(state.scalars[WATERMARK]) if running + arriving > 0 else 0)
         tokens = state.prompt[request] + state.generated[request]
+        # The whole sequence must fit, not its first chunk alone: vLLM's scheduler_reserve_full_isl, on by default.
+        if blocks_for(state, tokens) > spare:
+            break
         if state.prefill_place[request] != NOBODY:
             need = blocks_for(state, tokens - 1)
-            if need > spare:
-                break
             take_first(state, instance)
             state.free[instance] -= need
             state.blocks[request] = need
@@ -299,7 +300,7 @@ def _admit(state: State, instance: int, moment: float, budget: int) -> float:
             continue
         chunk = min(tokens, budget)
         need = blocks_for(state, chunk)
-        if chunk <= 0 or need > spare:
+        if chunk <= 0:
             break
         take_first(state, instance)
         state.waiting_tokens[instance] += tokens  # counted as waiting until it decodes

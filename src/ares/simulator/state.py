@@ -138,8 +138,11 @@ class State(NamedTuple):
     HEADROOM,
     SAFETY,
     NOW,
+    HORIZON,
+    ROOM_FOR_SHORT,
+    SHORT,
     SCALARS,
-) = range(22)
+) = range(25)
 
 
 def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: int) -> State:
