@@ -9,11 +9,13 @@ tokens exceeds the capacity by. Moving request r from s to d, with own load a_s(
 
 linear in the loads, so one matrix product scores every (request, target) pair of a source.
 
-Only pairs that can matter are scored: the few worst sources by (1 + theta) times the mean, the few best targets, and
-of a source the rows whose own load could bring a gain. The forecast itself is one pass over all rows.
+Only pairs that can matter are scored: those of the few worst sources above (1 + theta) times the mean and the few best
+targets, first on 8 points of the horizon; the best are then looked at on all points, memory included. The forecast
+itself is one pass over all rows.
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,69 +26,69 @@ from ares.policy.moves import Move, RebalanceSettings
 
 IntArray = NDArray[np.int64]
 
-
-@dataclass(slots=True)
-class _Loads:
-    """The mutable part of one round: what each instance is forecast to carry, shape (I, K)."""
-
-    time: FloatArray
-    expected: FloatArray
-    variance: FloatArray
-    limit: FloatArray  # memory that may be filled, shape (I,)
-
-    def excess(self, instances: IntArray, deviations: float) -> FloatArray:
-        high = self.expected[instances] + deviations * np.sqrt(np.maximum(self.variance[instances], 0.0))
-        return np.maximum(high - self.limit[instances][:, None], 0.0)
+_COARSE = 8  # points of the horizon on which all pairs are scored; the best ones are scored again on every point
+_TRIES = 32  # pairs looked at closely in one decision, beside those that become moves
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidates:
-    """Rows of one source that may move, with their own curves, shape (C, K)."""
-
-    rows: IntArray
-    alive: FloatArray
-    tokens: FloatArray
-    variance: FloatArray
-
-
-def horizon_weights(grid: IntArray, decay: float) -> FloatArray:
-    """Weights of the grid points: each stands for the steps up to the next, discounted by 1 / (1 + k / decay)."""
-    width = np.diff(np.append(grid, grid[-1] + max(grid[-1] - grid[-2], 1) if len(grid) > 1 else 1)).astype(np.float64)
-    beta = width / (1.0 + grid / decay)
-    beta /= (1.0 + grid / decay)
+@lru_cache(maxsize=8)
+def horizon_weights(horizon: int, points: int, decay: float) -> FloatArray:
+    """Weights of the grid points, shape (K,): the steps each stands for, discounted by (1 + k / decay)^-2, sum 1."""
+    grid = geometric_grid(horizon, points)
+    width = np.diff(np.append(grid, 2 * grid[-1] - grid[-2] if len(grid) > 1 else 1)).astype(np.float64)
+    beta = width / (1.0 + grid / decay) ** 2
     return beta / beta.sum()
 
 
-def _law(cluster: Cluster) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Step law of every instance, or plain tokens where none is known."""
-    count = len(cluster.instances)
-    if cluster.step_base_s is None or cluster.step_request_s is None or cluster.step_token_s is None:
-        return np.zeros(count), np.zeros(count), np.ones(count)
-    return cluster.step_base_s, cluster.step_request_s, cluster.step_token_s
+@lru_cache(maxsize=8)
+def _coarse(horizon: int, points: int, decay: float) -> tuple[IntArray, FloatArray]:
+    """Grid points that stand for equal parts of the weight, and the weight of each part."""
+    beta = horizon_weights(horizon, points, decay)
+    part = np.minimum(((np.cumsum(beta) - beta / 2.0) * _COARSE).astype(np.int64), _COARSE - 1)
+    chosen = np.unique(part, return_index=True)[1]
+    ends = np.append(chosen[1:], len(beta))
+    middle = (chosen + ends - 1) // 2
+    return middle, np.add.reduceat(beta, chosen)
 
 
-def _candidates(cluster: Cluster, rows: IntArray, grid: IntArray) -> _Candidates:
-    steps = grid.astype(np.float64)
-    resident = cluster.resident_tokens[rows].astype(np.float64)
-    alive = np.zeros((len(rows), len(grid)))
+@dataclass(frozen=True, slots=True)
+class _Law:
+    """Step law of every instance, shape (I,); plain tokens where none is known."""
+
+    base: FloatArray
+    request: FloatArray
+    token: FloatArray
+    known: bool
+
+    @classmethod
+    def of(cls, cluster: Cluster) -> "_Law":
+        if cluster.step_base_s is None or cluster.step_request_s is None or cluster.step_token_s is None:
+            count = len(cluster.instances)
+            return cls(np.zeros(count), np.zeros(count), np.ones(count), known=False)
+        return cls(cluster.step_base_s, cluster.step_request_s, cluster.step_token_s, known=True)
+
+
+def _curves(cluster: Cluster, rows: IntArray, steps: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Probability to run, expected tokens and their variance of some rows, shape (C, K) each."""
+    reach = cluster.resident_tokens[rows].astype(np.float64)[:, None] + steps
     if cluster.remaining_tokens is None:
-        alive += 1.0
-    else:
-        for atom, weight in enumerate(quantile_weights(cluster.levels)):
-            left = np.nan_to_num(cluster.remaining_tokens[rows, atom], nan=np.inf)
-            alive += weight * (left[:, None] > steps)
-    tokens = alive * (resident[:, None] + steps)
-    return _Candidates(rows, alive, tokens, tokens * (1.0 - alive) * (resident[:, None] + steps))
+        return np.ones_like(reach), reach, np.zeros_like(reach)
+    alive = np.zeros_like(reach)
+    remaining = cluster.remaining_tokens[rows]
+    for atom, weight in enumerate(quantile_weights(cluster.levels)):
+        alive += weight * ~(remaining[:, atom, None] <= steps)  # NaN outlasts every step
+    tokens = alive * reach
+    return alive, tokens, tokens * (reach - tokens)
 
 
-def _worth_the_transfer(cluster: Cluster, rows: IntArray, step_s: float, settings: RebalanceSettings) -> IntArray:
-    """Drop rows that are likely to end before their transfer has paid off (phase 2 of the paper)."""
+def _worth_the_transfer(
+    cluster: Cluster, rows: IntArray, step_s: FloatArray, settings: RebalanceSettings
+) -> NDArray[np.bool_]:
+    """Tell which rows are likely to run long after their transfer (phase 2 of the paper)."""
     if cluster.remaining_tokens is None:
-        return rows
+        return np.ones(len(rows), np.bool_)
     left = cluster.remaining_tokens[rows, len(cluster.levels) // 2]
-    transfer_s = cluster.resident_tokens[rows] * cluster.token_bytes / cluster.transfer_bytes_s
-    worth = np.nan_to_num(left, nan=np.inf) * step_s > settings.amortise * (transfer_s + settings.stall_s)
-    return rows[worth]
+    transfer_s = cluster.resident_tokens[rows] * (cluster.token_bytes / cluster.transfer_bytes_s)
+    return ~(left * step_s <= settings.amortise * (transfer_s + settings.stall_s))
 
 
 def ares(cluster: Cluster, settings: RebalanceSettings) -> list[Move]:
@@ -94,148 +96,152 @@ def ares(cluster: Cluster, settings: RebalanceSettings) -> list[Move]:
     if len(cluster.location) == 0 or int(cluster.open.sum()) < 2:
         return []
     grid = geometric_grid(settings.horizon, settings.points)
-    beta = horizon_weights(grid, settings.decay)
+    beta = horizon_weights(settings.horizon, settings.points, settings.decay)
+    law = _Law.of(cluster)
     ahead = forecast(cluster, grid)
-    base, per_request, per_token = _law(cluster)
-    time = base[:, None] + per_request[:, None] * ahead.count + per_token[:, None] * ahead.expected
-    limit = cluster.capacity_tokens * (1.0 - settings.reserve)
-    loads = _Loads(time, ahead.expected, ahead.variance, limit)
-    return _select(cluster, settings, grid, beta, loads, ahead)
+    time = law.base[:, None] + law.request[:, None] * ahead.count + law.token[:, None] * ahead.expected
+    return _Round(cluster, settings, law, ahead, time, beta).decide()
 
 
-def _select(
-    cluster: Cluster, settings: RebalanceSettings, grid: IntArray, beta: FloatArray, loads: _Loads, ahead: Forecast
-) -> list[Move]:
-    base, per_request, per_token = _law(cluster)
-    instances = np.arange(len(cluster.instances))
-    open_ = cluster.open
-    load = loads.time @ beta
-    mean = float(load[open_].mean())
-    excess = (loads.excess(instances, settings.deviations) / np.maximum(loads.limit, 1.0)[:, None]) @ beta
-    over = open_ & ((load > (1.0 + settings.theta) * mean) | (excess > 0.0))
-    order = np.lexsort((-load, -excess))
-    sources = order[over[order]][: settings.sources]
-    if not len(sources):
-        return []
-    targets = np.argsort(load, kind="stable")
-    # Under balance of step time a memory-full instance may be a bad target and an emptier, slower one a good one.
-    targets = targets[(open_ & (load < mean))[targets]][: settings.targets]
-    budget = max(settings.moves_per_round, len(instances) // 32)
-    scale = mean * mean
-    inbound: dict[int, int] = {}
-    used_sources: dict[int, int] = {}
-    moves: list[Move] = []
-    pool: dict[int, _Candidates] = {}
-    wanted = np.zeros(len(instances), np.bool_)
-    wanted[sources] = True
-    mine = np.flatnonzero(wanted[cluster.location] & cluster.movable)
-    owner = cluster.location[mine]
-    for source in sources.tolist():
-        rows = _worth_the_transfer(cluster, mine[owner == source], float(base[source] + load[source]), settings)
-        if len(rows):
-            pool[source] = _candidates(cluster, rows, grid)
-    scores: dict[int, tuple[float, int, int]] = {}
-    while len(moves) < budget and pool:
-        for source in [name for name in pool if name not in scores]:
-            scores[source] = _best(cluster, settings, beta, loads, pool[source], source, targets, inbound, scale)
-        source = max(scores, key=lambda name: scores[name][0])
-        gain, index, target = scores[source]
+class _Round:
+    """One decision: classify, score coarsely, take the best moves that hold when looked at closely."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        settings: RebalanceSettings,
+        law: _Law,
+        ahead: Forecast,
+        time: FloatArray,
+        beta: FloatArray,
+    ) -> None:
+        self.cluster, self.settings, self.law, self.ahead, self.beta = cluster, settings, law, ahead, beta
+        self.time = time
+        self.steps = ahead.grid.astype(np.float64)
+        self.limit = cluster.capacity_tokens * (1.0 - settings.reserve)
+        self.load = time @ beta
+        self.mean = float(self.load[cluster.open].mean())
+        self.excess = np.maximum(ahead.high(settings.deviations) - self.limit[:, None], 0.0)
+
+    def decide(self) -> list[Move]:
+        """Return the moves, best first."""
+        settings, cluster = self.settings, self.cluster
+        pressure = (self.excess @ self.beta) / np.maximum(self.limit, 1.0)
+        over = cluster.open & ((self.load > (1.0 + settings.theta) * self.mean) | (pressure > 0.0))
+        sources = np.flatnonzero(over)
+        targets = np.flatnonzero(cluster.open & (self.load < self.mean))
+        if not len(sources) or not len(targets):
+            return []
+        budget = max(settings.moves_per_round, len(cluster.instances) // 32)
+        worst = self.load[sources] / self.mean + settings.memory_weight * pressure[sources]
+        sources = sources[np.argsort(-worst, kind="stable")][: max(settings.sources, budget)]
+        targets = targets[np.argsort(self.load[targets], kind="stable")][: max(settings.targets, budget)]
+        rows, which = self._rows(sources)
+        if not len(rows):
+            return []
+        gain = self._coarse_gain(rows, sources[which], targets)
+        gain[sources[which][:, None] == targets[None, :]] = -np.inf
+        return self._take(rows, which, sources, targets, gain, budget)
+
+    def _rows(self, sources: IntArray) -> tuple[IntArray, IntArray]:
+        """Movable rows of the sources that are worth a transfer, and which source each is on."""
+        position = np.full(len(self.cluster.instances), -1, np.int64)
+        position[sources] = np.arange(len(sources))
+        which = position[self.cluster.location]
+        rows = np.flatnonzero((which >= 0) & self.cluster.movable)
+        step_s = self.load[self.cluster.location[rows]] if self.law.known else np.full(len(rows), 0.02)
+        rows = rows[_worth_the_transfer(self.cluster, rows, step_s, self.settings)]
+        group = which[rows]
+        order = np.argsort(group, kind="stable")
+        return rows[order], group[order]
+
+    def _coarse_gain(self, rows: IntArray, source: IntArray, targets: IntArray) -> FloatArray:
+        """Score every pair on a few points of the horizon, shape (C, T)."""
+        settings, law = self.settings, self.law
+        points, beta = _coarse(settings.horizon, settings.points, settings.decay)
+        alive, tokens, _ = _curves(self.cluster, rows, self.steps[points])
+        request, token = law.request[source][:, None], law.token[source][:, None]
+        own = request * alive + token * tokens
+        relief = ((2.0 * self.time[source[:, None], points] - own) * own) @ beta
+        weighted = beta[:, None] * self.time[targets][:, points].T
+        first = (law.request[targets], law.token[targets])
+        if np.ptp(law.request) == 0.0 and np.ptp(law.token) == 0.0:
+            burden = 2.0 * (own @ weighted) + ((own * own) @ beta)[:, None]
+        else:
+            burden = 2.0 * ((alive @ weighted) * first[0] + (tokens @ weighted) * first[1])
+            burden += ((alive * alive) @ beta)[:, None] * first[0] ** 2
+            burden += ((tokens * tokens) @ beta)[:, None] * first[1] ** 2
+            burden += 2.0 * ((alive * tokens) @ beta)[:, None] * (first[0] * first[1])
+        excess = self.excess[source[:, None], points]
+        left = np.maximum(excess - tokens, 0.0)
+        memory = ((excess * excess - left * left) @ beta) / np.maximum(self.limit[source], 1.0) ** 2
+        gain: FloatArray = (relief[:, None] - burden) / (self.mean * self.mean)
+        gain += settings.memory_weight * memory[:, None]
+        return gain
+
+    def _take(
+        self,
+        rows: IntArray,
+        which: IntArray,
+        sources: IntArray,
+        targets: IntArray,
+        gain: FloatArray,
+        budget: int,
+    ) -> list[Move]:
+        """Take pairs greedily: one move out of a source and one into a target a round, none reversed."""
+        starts = np.flatnonzero(np.diff(which, prepend=-1))
+        best = np.maximum.reduceat(gain, starts, axis=0)
+        moves: list[Move] = []
+        tries = _TRIES
+        while len(moves) < budget and tries > 0:
+            group, column = divmod(int(np.argmax(best)), best.shape[1])
+            if best[group, column] <= self.settings.minimum_gain:
+                break
+            start = int(starts[group])
+            end = int(starts[group + 1]) if group + 1 < len(starts) else len(rows)
+            index = start + int(np.argmax(gain[start:end, column]))
+            source, target = int(sources[which[index]]), int(targets[column])
+            move = self._close_look(int(rows[index]), source, target)
+            if move is None:
+                tries -= 1
+                gain[index, column] = -np.inf
+                best[group, column] = gain[start:end, column].max()
+                continue
+            moves.append(move)
+            best[group, :] = -np.inf
+            best[:, column] = -np.inf
+            # An instance that received does not give in the same round, nor the other way round.
+            best[:, targets == source] = -np.inf
+            best[sources[which[starts]] == target, :] = -np.inf
+        return moves
+
+    def _close_look(self, row: int, source: int, target: int) -> Move | None:
+        """Score one pair on every point of the horizon; None where it gains too little or breaks I6."""
+        settings, law, ahead = self.settings, self.law, self.ahead
+        alive, tokens, variance = (curve[0] for curve in _curves(self.cluster, np.array([row]), self.steps))
+        spread = np.sqrt(ahead.variance[target] + variance)
+        peak = float((ahead.expected[target] + tokens + settings.deviations * spread).max())
+        if peak > self.limit[target]:
+            return None
+        leaves = law.request[source] * alive + law.token[source] * tokens
+        enters = law.request[target] * alive + law.token[target] * tokens
+        change = (2.0 * self.time[source] - leaves) * leaves - (2.0 * self.time[target] + enters) * enters
+        excess = self.excess[source]
+        left = np.maximum(excess - tokens, 0.0)
+        gain = float(change @ self.beta) / self.mean**2
+        memory = float((excess * excess - left * left) @ self.beta) / max(float(self.limit[source]), 1.0) ** 2
+        gain += settings.memory_weight * memory
         if gain <= settings.minimum_gain:
-            break
-        chosen = pool[source]
-        row = int(chosen.rows[index])
-        before = (float(loads.time[source] @ beta), float(loads.time[target] @ beta))
-        for instance, sign in ((source, -1.0), (target, 1.0)):
-            loads.expected[instance] += sign * chosen.tokens[index]
-            loads.variance[instance] += sign * chosen.variance[index]
-            loads.time[instance] += sign * (
-                per_request[instance] * chosen.alive[index] + per_token[instance] * chosen.tokens[index]
-            )
-        after = (float(loads.time[source] @ beta), float(loads.time[target] @ beta))
-        unit = "tokens" if cluster.step_base_s is None else "ms"
-        factor = 1.0 if cluster.step_base_s is None else 1e3
-        peak = float(loads.expected[target].max())
-        cause = "memory" if excess[source] > 0.0 else "load"
-        moves.append(
-            Move(
-                request=row,
-                source=source,
-                target=target,
-                gain=gain,
-                reason=(
-                    f"{cause}: source {before[0] * factor:.4g} to {after[0] * factor:.4g} {unit}, target "
-                    f"{before[1] * factor:.4g} to {after[1] * factor:.4g}, mean {mean * factor:.4g}; "
-                    f"target peak {peak:.0f} of {loads.limit[target]:.0f} tokens"
-                ),
-            )
+            return None
+        unit, factor = ("ms", 1e3) if law.known else ("tokens", 1.0)
+        before = (self.load[source] * factor, self.load[target] * factor)
+        after = (before[0] - float(leaves @ self.beta) * factor, before[1] + float(enters @ self.beta) * factor)
+        cause = "memory" if excess.any() else "load"
+        reason = (
+            f"{cause}: source {before[0]:.4g} to {after[0]:.4g} {unit}, target {before[1]:.4g} to {after[1]:.4g}, "
+            f"mean {self.mean * factor:.4g}; target peak {peak:.0f} of {self.limit[target]:.0f} tokens"
         )
-        inbound[target] = inbound.get(target, 0) + 1
-        used_sources[source] = used_sources.get(source, 0) + 1
-        keep = np.arange(len(chosen.rows)) != index
-        pool[source] = _Candidates(chosen.rows[keep], chosen.alive[keep], chosen.tokens[keep], chosen.variance[keep])
-        # No reverse pair in a round, and a cap on moves in flight on each side.
-        targets = targets[targets != source]
-        if used_sources[source] >= settings.moves_per_instance or not len(pool[source]):
-            del pool[source]
-        scores = {name: score for name, score in scores.items() if name != source and score[2] != target}
-    return moves
-
-
-def _best(
-    cluster: Cluster,
-    settings: RebalanceSettings,
-    beta: FloatArray,
-    loads: _Loads,
-    candidates: _Candidates,
-    source: int,
-    targets: IntArray,
-    inbound: dict[int, int],
-    scale: float,
-) -> tuple[float, int, int]:
-    """Return the best (gain, candidate, target) of one source, the gain relative to the mean load squared."""
-    _, per_request, per_token = _law(cluster)
-    free = [int(t) for t in targets if t != source and inbound.get(int(t), 0) < settings.moves_per_instance]
-    where = np.asarray(free, np.int64)
-    if not len(where):
-        return (-np.inf, 0, 0)
-    own = per_request[source] * candidates.alive + per_token[source] * candidates.tokens
-    relief = 2.0 * own @ (beta * loads.time[source]) - (own * own) @ beta
-    same = np.all(per_token[where] == per_token[source]) and np.all(per_request[where] == per_request[source])
-    weighted = (beta * loads.time[where]).T
-    if same:
-        burden = 2.0 * own @ weighted + ((own * own) @ beta)[:, None]
-    else:
-        linear, count = candidates.tokens, candidates.alive
-        burden = 2.0 * (linear @ weighted * per_token[where] + count @ weighted * per_request[where])
-        cross = 2.0 * ((linear * count) @ beta)[:, None] * (per_token * per_request)[where]
-        squares = ((linear * linear) @ beta)[:, None] * per_token[where] ** 2
-        burden += squares + cross + ((count * count) @ beta)[:, None] * per_request[where] ** 2
-    gain = (relief[:, None] - burden) / scale
-    excess = loads.excess(np.array([source]), settings.deviations)[0]
-    if excess.any():
-        left = np.maximum(excess - candidates.tokens, 0.0)
-        limit = max(float(loads.limit[source]), 1.0)
-        gain += settings.memory_weight * (((excess * excess - left * left) @ beta) / limit**2)[:, None]
-    # I6: the target's high quantile of memory, with the request, stays below its limit over the whole horizon.
-    gain[~_fits(settings, loads, candidates, where, gain)] = -np.inf
-    index, column = np.unravel_index(int(np.argmax(gain)), gain.shape)
-    return float(gain[index, column]), int(index), int(where[column])
-
-
-def _fits(
-    settings: RebalanceSettings, loads: _Loads, candidates: _Candidates, where: IntArray, gain: FloatArray
-) -> NDArray[np.bool_]:
-    """Tell which pairs hold I6; only pairs that gain anything are looked at, best first, until one fits."""
-    fits = np.zeros(gain.shape, np.bool_)
-    flat = gain.ravel()
-    order = np.flatnonzero(flat > settings.minimum_gain)
-    order = order[np.argsort(-flat[order], kind="stable")][:64]
-    rows, columns = np.unravel_index(order, gain.shape)
-    chosen = where[columns]
-    spread = np.sqrt(np.maximum(loads.variance[chosen] + candidates.variance[rows], 0.0))
-    high = loads.expected[chosen] + candidates.tokens[rows] + settings.deviations * spread
-    fits[rows, columns] = (high <= loads.limit[chosen][:, None]).all(axis=1)
-    return fits
+        return Move(request=row, source=source, target=target, gain=gain, reason=reason)
 
 
 def paper(cluster: Cluster, settings: RebalanceSettings) -> list[Move]:

@@ -10,6 +10,7 @@ A request without a prediction is taken to outlast the horizon.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +20,20 @@ from ares.policy.cluster import Cluster
 FloatArray = NDArray[np.float64]
 
 
+@lru_cache(maxsize=8)
 def geometric_grid(horizon: int, points: int) -> NDArray[np.int64]:
     """Steps ahead at which load is forecast: 0, then geometric up to the horizon, no step twice.
 
-    Fewer than `points` are returned where rounding makes neighbours equal.
+    The first ones are 0, 1, 2, ...: whole steps. Fewer than `points` are returned for a shorter horizon.
     """
     if horizon <= 0:
         return np.zeros(1, np.int64)
     spread = np.geomspace(1.0, horizon, max(points - 1, 1)).round().astype(np.int64)
+    spread = np.minimum(np.maximum(spread, np.arange(1, len(spread) + 1)), horizon)
     return np.unique(np.concatenate([np.zeros(1, np.int64), spread]))
 
 
+@lru_cache(maxsize=8)
 def quantile_weights(levels: tuple[float, ...]) -> FloatArray:
     """Weights of quantiles taken as atoms: each stands for the probability that is nearest to its level, shape (Q,)."""
     edges = [0.0, *((a + b) / 2.0 for a, b in zip(levels, levels[1:], strict=False)), 1.0]
@@ -80,49 +84,58 @@ def forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
     width = points + 1
     cells = instances * width
     resident = cluster.resident_tokens.astype(np.float64)
-    remaining = cluster.remaining_tokens
-    weights = quantile_weights(cluster.levels)
-    if remaining is None or len(weights) == 0:
-        remaining = np.full((len(resident), 1), np.inf, np.float64)
-        weights = np.ones(1)
+    remaining, weights = cluster.remaining_tokens, quantile_weights(cluster.levels)
+    if remaining is None:
+        remaining, weights = np.full((len(resident), 1), np.inf), np.ones(1)
     base = cluster.location * width
+    # Two sums in one pass: resident tokens in the high bits of a double, the count of rows in the low ones.
+    packed = resident * _PACK + 1.0
+    square = resident * resident
+    table = _intervals(grid.tobytes())
 
-    def tails(values: FloatArray | None, keys: NDArray[np.int64]) -> FloatArray:
+    def tails(values: FloatArray, keys: NDArray[np.int64]) -> FloatArray:
         """Sum values over the rows that still run at each grid point, shape (I, K)."""
         cell = np.bincount(keys, weights=values, minlength=cells).reshape(instances, width)
-        return np.cumsum(cell[:, ::-1], axis=1)[:, ::-1][:, 1:]
+        return cell[:, :0:-1].cumsum(axis=1)[:, ::-1]
 
+    # A row runs at the grid points before the first one at or past its end. NaN: at all of them.
+    ends = np.empty((len(weights), len(resident)))
+    np.fmin(remaining.T, grid[-1] + 1.0, out=ends)
+    ends += 0.999999
+    keys = table.take(ends.astype(np.int64), mode="clip")
+    keys += base
     steps = grid.astype(np.float64)
-    zero: FloatArray = np.zeros((instances, points))
-    count, first, spread0, spread1, spread2 = zero, zero, zero, zero, zero
-    # In the order of the atoms, S falls by one weight at each: S (1 - S) therefore changes by a known amount there.
+    count, linear = np.zeros((instances, points)), np.zeros((instances, points))
+    spread0, spread1, spread2 = np.zeros_like(count), np.zeros_like(count), np.zeros_like(count)
     survival = 1.0
     for atom, weight in enumerate(weights):
-        # grid[interval - 1] < p <= grid[interval]: the row runs at the grid points before `interval`.
-        interval = _interval(remaining[:, atom], grid)
-        keys = base + interval
-        ones, linear = tails(None, keys), tails(resident, keys)
-        count = count + weight * ones
-        first = first + weight * linear
+        both = tails(packed, keys[atom])
+        tokens = np.floor(both * (1.0 / _PACK))
+        rows = both - tokens * _PACK
+        count += weight * rows
+        linear += weight * tokens
+        # S (1 - S) is a staircase that changes by a known amount at each atom.
         after = survival - weight
         change = survival * (1.0 - survival) - after * (1.0 - after)
         if abs(change) > 1e-12:
-            square = tails(resident * resident, keys)
-            spread0, spread1, spread2 = spread0 + change * ones, spread1 + change * linear, spread2 + change * square
+            spread0 += change * rows
+            spread1 += change * tokens
+            spread2 += change * tails(square, keys[atom])
         survival = after
-    expected = first + steps * count + cluster.promised_tokens[:, None]
-    # Var = sum over rows of S (1 - S) (n + k)^2; `change` accumulates S (1 - S) from the right of each atom.
-    variance = spread2 + 2.0 * steps * spread1 + steps * steps * spread0
-    return Forecast(grid, expected, np.maximum(variance, 0.0), count)
+    linear += steps * count
+    linear += cluster.promised_tokens[:, None]
+    variance = spread2 + steps * (2.0 * spread1 + steps * spread0)
+    return Forecast(grid, linear, np.maximum(variance, 0.0), count)
 
 
-def _interval(remaining: NDArray[np.floating], grid: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Index of the first grid point that is at or past the end of each row; the grid's length where none is."""
-    horizon = int(grid[-1])
-    # A table over whole steps is several times faster than a binary search for each row.
-    table = np.searchsorted(grid, np.arange(horizon + 2), side="left")
-    ends = np.minimum(np.nan_to_num(remaining, nan=np.inf), horizon + 1)
-    return table[np.maximum(np.ceil(ends), 0.0).astype(np.int64)]
+_PACK = float(1 << 20)
+
+
+@lru_cache(maxsize=8)
+def _intervals(points: bytes) -> NDArray[np.int64]:
+    """Index of the first grid point at or past each whole step; a table beats a binary search for every row."""
+    grid = np.frombuffer(points, np.int64)
+    return np.searchsorted(grid, np.arange(int(grid[-1]) + 3), side="left").astype(np.int64)
 
 
 def own_curve(

@@ -16,11 +16,10 @@ class RebalanceSettings:
     reserve
         Share of a target's KV that a move never fills, left for the growth of what runs there.
     moves_per_round
-        Most moves one decision may order.
+        Most moves one decision may order; one for every 32 instances where that is more. No instance gives twice,
+        takes twice, or does both in a round.
     cooldown_s
         Seconds during which a request that was moved is not moved again; the caller marks its row as not movable.
-    moves_per_instance
-        Most moves of one round that leave, and that enter, one instance.
     horizon, points
         Steps ahead that the forecast covers, and the points of its geometric grid; horizon 0 is today's load alone.
     decay
@@ -40,7 +39,6 @@ class RebalanceSettings:
     reserve: float = 0.1
     moves_per_round: int = 2
     cooldown_s: float = 10.0
-    moves_per_instance: int = 1
     horizon: int = 4000
     points: int = 64
     decay: float = 1000.0
@@ -48,8 +46,8 @@ class RebalanceSettings:
     stall_s: float = 0.1
     deviations: float = 1.3
     memory_weight: float = 4.0
-    sources: int = 8
-    targets: int = 16
+    sources: int = 4
+    targets: int = 8
 
 
 @dataclass(frozen=True, slots=True)

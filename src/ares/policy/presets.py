@@ -1,9 +1,12 @@
 """Presets: a named choice of dispatch, admission, queue order and rebalance."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from ares.policy.admission import AdmissionSettings
+from ares.policy.admission import ADMISSIONS, AdmissionSettings
+from ares.policy.dispatch import DISPATCHERS
 from ares.policy.moves import RebalanceSettings
+from ares.policy.queue import QUEUES
+from ares.policy.rebalance import REBALANCERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,30 @@ class Preset:
     queue: str = "fcfs"
     predicts: bool = False
     admission_settings: AdmissionSettings = field(default_factory=AdmissionSettings)
+
+    def altered(
+        self,
+        dispatch: str | None = None,
+        admission: str | None = None,
+        rebalance: str | None = None,
+        queue: str | None = None,
+    ) -> "Preset":
+        """Return this preset with some of its parts replaced; ValueError where one is not known."""
+        for given, known in (
+            (dispatch, (*DISPATCHERS, "forecast")),
+            (admission, ADMISSIONS),
+            (rebalance, tuple(REBALANCERS)),
+            (queue, QUEUES),
+        ):
+            if given is not None and given not in known:
+                raise ValueError(f"unknown policy {given!r}; known: {', '.join(known)}")
+        return replace(
+            self,
+            dispatch=dispatch or self.dispatch,
+            admission=admission or self.admission,
+            rebalance=rebalance or self.rebalance,
+            queue=queue or self.queue,
+        )
 
 
 PRESETS: dict[str, Preset] = {
