@@ -1,6 +1,6 @@
 """A scenario: workload, cluster and predictor, resolved from what the command line names."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ares.policy import preset
@@ -70,3 +70,13 @@ def run(scenario: Scenario, name: str, load: float | None, rate_scale: float | N
     """Run one preset at one load with one seed."""
     simulation, actual = scenario.simulation(name, load, rate_scale, seed)
     return simulation.run(), actual
+
+
+def described(scenario: Scenario, seed: int | None) -> dict[str, object]:
+    """Describe a scenario for a result file; of a trace file only the name, which means something elsewhere."""
+    fields: dict[str, object] = {name: value for name, value in asdict(scenario).items() if value is not None}
+    fields["trace"] = Path(scenario.trace).name
+    fields["profile"] = Path(scenario.profile).stem
+    if seed is not None:
+        fields["seed"] = seed
+    return fields
