@@ -61,3 +61,14 @@ def test_equals_the_reference(seed: int, name: str, prefill: int, rate: float) -
     if rate == 20.0:
         assert expected.preemptions > 0, "the case must cover preemption"
     assert outcome.events < expected.steps, "fewer events than steps: time is jumped over"
+
+
+def test_every_request_has_a_first_token_when_joining_meets_preemption() -> None:
+    """Preempting a request moves another one to its slot; who joined in the same step must not be missed."""
+    for seed in range(6):
+        work = workload(seed, 150, 30.0, longest=900)
+        outcome = Simulation(work, [small()], [small(8000)], preset("static-rr"), "static-rr").run()
+        assert outcome.preemptions > 0
+        assert np.isfinite(outcome.first_token_s).all()
+        assert (outcome.first_token_s > work.arrival_s).all()
+        assert (outcome.finish_s >= outcome.first_token_s).all()

@@ -22,25 +22,53 @@ ADMISSIONS = ("open", "forecast")
 class AdmissionSettings:
     """The knobs of admission and of the order of the waiting.
 
+    Strictness runs from 0, while next to nothing waits, to 1, when `patience` steps of work wait. A lax admission
+    takes every request that fits for the next moments, and leaves what grows later to the rebalancer; a strict one
+    takes only what fits for as long as it will run, and keeps room for short requests.
+
     Attributes
     ----------
+    patience
+        Steps of the whole cluster's memory-time that wait when admission is strictest.
+    horizon_lax, horizon_strict
+        Most steps ahead that are checked, at strictness 0 and 1; geometric between.
     deviations
-        Standard deviations above the expectation that must still fit.
+        Standard deviations above the expectation that must still fit, times strictness.
     headroom, room_for_short, short
         Share of an instance's KV that admission leaves free: `headroom`, plus for a request with p steps to go
-        room_for_short p / (p + short). Long requests would otherwise fill every gap and make the next short one wait.
-    horizon
-        Most steps ahead that are checked.
+        strictness x room_for_short p / (p + short). Long requests would otherwise fill every gap.
     age_share
         Share of the admitted memory-time that goes to whoever has waited longest: the bound on starvation.
     """
 
-    deviations: float = 1.0
+    patience: float = 2000.0
+    horizon_lax: float = 500.0
+    horizon_strict: float = 32000.0
+    deviations: float = 1.5
     headroom: float = 0.01
-    room_for_short: float = 0.08
+    room_for_short: float = 0.2
     short: float = 1000.0
-    horizon: int = 32000
     age_share: float = 0.1
+
+
+def strictness(held_volume: float, capacity: float, patience: float) -> float:
+    """Return how strict admission is, 0 to 1, from the predicted memory-time of all that waits.
+
+    Parameters
+    ----------
+    held_volume
+        Sum of the waiting requests' predicted memory-time, token-steps.
+    capacity
+        KV tokens of all open instances: the memory-time that a step of the cluster can serve.
+    patience
+        Steps of waiting work at which admission is strictest.
+    """
+    return min(1.0, held_volume / max(capacity * patience, 1.0))
+
+
+def checked_horizon(strict: float, lax_steps: float, strict_steps: float) -> float:
+    """Return how many steps ahead admission looks: geometric between the two."""
+    return float(lax_steps * (strict_steps / lax_steps) ** strict)
 
 
 def admission_choice(

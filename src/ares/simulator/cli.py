@@ -124,6 +124,7 @@ def simulate(
     queue: Queue = None,
     json_path: Out = None,
     report: Annotated[Path | None, typer.Option(help="Write a self-contained HTML page into this directory.")] = None,
+    curves: Annotated[Path | None, typer.Option(help="A sweep's JSON, for the load curves of the report.")] = None,
 ) -> None:
     """Replay a trace over a simulated prefill-decode cluster.
 
@@ -162,7 +163,7 @@ def simulate(
         if report is not None:
             from ares.simulator.report import write_report  # noqa: PLC0415 - needs matplotlib
 
-            typer.echo(f"wrote {write_report(report, result, outcomes)}", err=True)
+            typer.echo(f"wrote {write_report(report, result, outcomes, curves)}", err=True)
         if json_path is not None:
             write_json(result, json_path)
         if str(json_path) != "-":

@@ -24,9 +24,12 @@ from ares.simulator.state import (
     HAS_PREDICTION,
     HEADROOM,
     HELD,
+    HELD_VOLUME,
     HOLD,
     HORIZON,
+    HORIZON_STRICT,
     NOBODY,
+    PATIENCE,
     QUEUE_SIZE,
     ROBIN,
     ROOM_FOR_SHORT,
@@ -44,6 +47,7 @@ LEVELS = (0.1, 0.5, 0.9)
 """Levels of the quantiles that the simulated predictor gives."""
 
 _Z90 = 1.2815515655446004
+_STALE_S = 0.5  # telemetry of a live engine is no fresher
 _EPOCH = 512  # generated tokens between two independent draws of the error
 
 own_curve = compiled(plain_own_curve)
@@ -51,6 +55,8 @@ admission_choice = compiled(admission.admission_choice)
 least_loaded_choice = compiled(dispatch.least_loaded_choice)
 round_robin_choice = compiled(dispatch.round_robin_choice)
 memory_time = compiled(queue.memory_time)
+strictness = compiled(admission.strictness)
+checked_horizon = compiled(admission.checked_horizon)
 
 
 @compiled
@@ -154,6 +160,7 @@ def hand_out(state: State, request: int, moment: float) -> None:
 def hold(state: State, request: int) -> None:
     """Queue a request for admission by its key, and by its age."""
     state.status[request] = HELD
+    state.scalars[HELD_VOLUME] += state.queue_key[request]
     size = state.counters[QUEUE_SIZE]
     state.counters[QUEUE_SIZE] = heap_push(state.queue_keys, state.queue_items, size, state.queue_key[request], request)
     state.by_age[state.age_tail[0] % len(state.by_age)] = request
@@ -163,6 +170,7 @@ def hold(state: State, request: int) -> None:
 @compiled
 def refresh(state: State, instance: int, moment: float) -> None:
     """Forecast one instance anew: its running, inbound and waiting requests."""
+    state.forecast_time[instance] = moment
     state.expected[instance, :] = 0.0
     state.variance[instance, :] = 0.0
     weights = np.array([0.3, 0.4, 0.3])
@@ -207,6 +215,11 @@ def admit_held(state: State, moment: float) -> None:
     quantiles = np.empty(3)
     points = len(state.grid)
     capacity = state.total_blocks * int(state.scalars[BLOCK_SIZE])
+    total = 0.0
+    for instance in range(len(state.time)):
+        total += (1 - state.closed[instance]) * capacity[instance]
+        if moment - state.forecast_time[instance] > _STALE_S:
+            refresh(state, instance, moment)
     while True:
         size = state.counters[QUEUE_SIZE]
         while size > 0 and state.status[state.queue_items[0]] != HELD:
@@ -222,15 +235,17 @@ def admit_held(state: State, moment: float) -> None:
         aged = state.scalars[AGE_CREDIT] >= state.queue_key[oldest]
         if aged:
             request = oldest
+        strict = strictness(state.scalars[HELD_VOLUME], total, state.scalars[PATIENCE])
         predict(state, request, state.generated[request], quantiles)
         mean, variance = np.zeros(points), np.zeros(points)
         resident = float(state.prompt[request] + state.generated[request])
         own_curve(resident, quantiles, weights, state.grid, mean, variance)
         checked = 1
-        while checked < points and state.grid[checked] < min(quantiles[2], state.scalars[HORIZON]):
+        horizon = min(quantiles[2], checked_horizon(strict, state.scalars[HORIZON], state.scalars[HORIZON_STRICT]))
+        while checked < points and state.grid[checked] < horizon:
             checked += 1
         left = quantiles[1]
-        headroom = state.scalars[HEADROOM] + state.scalars[ROOM_FOR_SHORT] * left / (left + state.scalars[SHORT])
+        room = strict * state.scalars[ROOM_FOR_SHORT] * left / (left + state.scalars[SHORT])
         chosen = admission_choice(
             state.expected,
             state.variance,
@@ -239,8 +254,8 @@ def admit_held(state: State, moment: float) -> None:
             mean,
             variance,
             checked,
-            state.scalars[SAFETY],
-            headroom,
+            strict * state.scalars[SAFETY],
+            state.scalars[HEADROOM] + room,
         )
         if chosen < 0:
             return
@@ -248,6 +263,7 @@ def admit_held(state: State, moment: float) -> None:
             state.scalars[AGE_CREDIT] -= state.queue_key[request]
         else:
             state.scalars[AGE_CREDIT] += state.scalars[AGE_SHARE] * state.queue_key[request]
+        state.scalars[HELD_VOLUME] -= state.queue_key[request]
         state.expected[chosen] += mean
         state.variance[chosen] += variance
         enter(state, request, chosen, moment)

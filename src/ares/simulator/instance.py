@@ -97,7 +97,7 @@ def wake(state: State, instance: int, moment: float) -> None:
     _finish_done(state, instance, moment)
     _cut_leaving(state, instance, moment)
     _promote_prefilled(state, instance, moment)
-    joined = _join_ready(state, instance)
+    joined = _join_ready(state, instance) > 0
     oom = _serve_blocks(state, instance)
     budget = int(state.scalars[BUDGET]) - state.batch[instance]
     budget, prompt_time = _continue_prompts(state, instance, budget)
@@ -161,9 +161,9 @@ def _promote_prefilled(state: State, instance: int, moment: float) -> None:
 
 @compiled
 def _join_ready(state: State, instance: int) -> int:
-    """Take in the requests whose KV has arrived; return the first slot that they took."""
-    first = state.batch[instance]
-    for index in range(state.ready_count[instance]):
+    """Take in the requests whose KV has arrived; return how many."""
+    count = state.ready_count[instance]
+    for index in range(count):
         request = state.ready_list[instance, index]
         finish = state.step[instance] + state.output[request] - state.generated[request]
         need = blocks_for(state, tokens_at(state, request, finish, state.step[instance]) - 1)
@@ -175,7 +175,7 @@ def _join_ready(state: State, instance: int) -> int:
         state.counters[SEQUENCE] += 1
         enter_slot(state, instance, request, finish)
     state.ready_count[instance] = 0
-    return int(first)
+    return int(count)
 
 
 @compiled
@@ -318,7 +318,7 @@ def _admit(state: State, instance: int, moment: float, budget: int) -> float:
 
 
 @compiled
-def _plan(state: State, instance: int, moment: float, joined: int, prompt_time: float, retry: bool) -> None:
+def _plan(state: State, instance: int, moment: float, joined: bool, prompt_time: float, retry: bool) -> None:
     """Jump to the next start of a step that needs a decision, and note the first tokens of this one."""
     batch = state.batch[instance]
     if batch == 0 and state.prefilling[instance] == 0:
@@ -335,7 +335,8 @@ def _plan(state: State, instance: int, moment: float, joined: int, prompt_time: 
     state.planned[instance] = steps
     one = moment + steps_time(state, instance, 1) + prompt_time
     tree_set(state.tree, instance, one if steps == 1 else moment + steps_time(state, instance, steps))
-    for at in range(joined, batch):
-        request = state.slot_request[instance, at]
-        if np.isnan(state.first_token[request]):
-            state.first_token[request] = one
+    if joined:  # a preemption may have moved who joined to any slot
+        for at in range(batch):
+            request = state.slot_request[instance, at]
+            if np.isnan(state.first_token[request]):
+                state.first_token[request] = one

@@ -92,7 +92,7 @@ class State(NamedTuple):
     expected: F8
     variance: F8
     grid: F8
-    forecast_count: I8  # (D,) requests in the forecast
+    forecast_time: F8  # (D,) when each was made
 
     # prefill instances, shape (P,)
     prefill_head: I8
@@ -141,8 +141,11 @@ class State(NamedTuple):
     HORIZON,
     ROOM_FOR_SHORT,
     SHORT,
+    HORIZON_STRICT,
+    PATIENCE,
+    HELD_VOLUME,
     SCALARS,
-) = range(25)
+) = range(28)
 
 
 def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: int) -> State:
@@ -210,7 +213,7 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         expected=floats(decode, len(ADMISSION_GRID)),
         variance=floats(decode, len(ADMISSION_GRID)),
         grid=np.asarray(ADMISSION_GRID, np.float64),
-        forecast_count=ints(decode),
+        forecast_time=floats(decode, value=-np.inf),
         prefill_head=ints(prefill, value=NOBODY),
         prefill_tail=ints(prefill, value=NOBODY),
         prefill_current=ints(prefill, value=NOBODY),
