@@ -46,9 +46,7 @@ def test_equals_the_definition(rows: list[tuple[int, int, list[int]]], shape: tu
     variance, count = np.zeros((4, len(grid))), np.zeros((4, len(grid)))
     for index, (where, resident, _) in enumerate(rows):
         for k, step in enumerate(grid):
-            alive = sum(
-                w for w, p in zip(weights, remaining[index], strict=True) if np.isnan(p) or p > step
-            )
+            alive = sum(w for w, p in zip(weights, remaining[index], strict=True) if np.isnan(p) or p > step)
             expected[where, k] += alive * (resident + step)
             variance[where, k] += alive * (1 - alive) * (resident + step) ** 2
             count[where, k] += alive

@@ -59,7 +59,8 @@ class Reference:
         self.total = [p.kv_tokens // p.block_size for p in decode]
         self.prefill = [Prefill(p, p.kv_tokens) for p in prefill]
         self.requests = [
-            Request(i, int(n), int(o)) for i, (n, o) in enumerate(zip(work.prompt_tokens, work.output_tokens, strict=True))
+            Request(i, int(n), int(o))
+            for i, (n, o) in enumerate(zip(work.prompt_tokens, work.output_tokens, strict=True))
         ]
         self.dispatch = dispatch
         self.watermark = watermark

@@ -82,7 +82,9 @@ def decision(
     decisions: Annotated[int, typer.Option(help="How many decisions to time.", min=1)] = 200,
     preset_name: Annotated[str, typer.Option("--preset", help="Whose rebalancer.")] = "ares",
     seed: Annotated[int, typer.Option(help="Of the sampled clusters.")] = 0,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the result here ('-': standard output).")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write the result here ('-': standard output).")
+    ] = None,
 ) -> None:
     """Time the rebalancer on sampled clusters, with three quantiles a request and a 64-point horizon."""
     if preset_name not in PRESETS:
@@ -91,7 +93,9 @@ def decision(
     result = measure(decode, requests, decisions, preset_name, seed, progress=True)
     text = json.dumps(result, indent=2)
     if json_path is None:
-        typer.echo(f"p50 {result['p50_ms']:.2f} ms, p99 {result['p99_ms']:.2f} ms, {result['moves']:.1f} moves a decision")
+        typer.echo(
+            f"p50 {result['p50_ms']:.2f} ms, p99 {result['p99_ms']:.2f} ms, {result['moves']:.1f} moves a decision"
+        )
     elif str(json_path) == "-":
         typer.echo(text)
     else:

@@ -22,14 +22,17 @@ ADMISSIONS = ("open", "forecast")
 class AdmissionSettings:
     """The knobs of admission and of the order of the waiting.
 
-    Strictness runs from 0, while next to nothing waits, to 1, when `patience` steps of work wait. A lax admission
-    takes every request that fits for the next moments, and leaves what grows later to the rebalancer; a strict one
-    takes only what fits for as long as it will run, and keeps room for short requests.
+    Strictness runs from 0, at an offered load of `lax_below`, to 1, at `strict_above`. A lax admission takes every
+    request that fits for the next moments, and leaves what grows later to the rebalancer; a strict one takes only what
+    fits for as long as it will run, and keeps room for short requests. Offered load, not the length of the queue,
+    decides: a strict admission makes queues itself, and would never find back.
 
     Attributes
     ----------
-    patience
-        Steps of the whole cluster's memory-time that wait when admission is strictest.
+    lax_below, strict_above
+        Offered load, as a multiple of what the instances' memory can serve, at strictness 0 and 1.
+    window
+        Requests over which offered load is averaged.
     horizon_lax, horizon_strict
         Most steps ahead that are checked, at strictness 0 and 1; geometric between.
     deviations
@@ -41,8 +44,10 @@ class AdmissionSettings:
         Share of the admitted memory-time that goes to whoever has waited longest: the bound on starvation.
     """
 
-    patience: float = 2000.0
-    horizon_lax: float = 500.0
+    lax_below: float = 0.9
+    strict_above: float = 1.1
+    window: float = 300.0
+    horizon_lax: float = 125.0
     horizon_strict: float = 32000.0
     deviations: float = 1.5
     headroom: float = 0.01
@@ -51,19 +56,29 @@ class AdmissionSettings:
     age_share: float = 0.1
 
 
-def strictness(held_volume: float, capacity: float, patience: float) -> float:
-    """Return how strict admission is, 0 to 1, from the predicted memory-time of all that waits.
+def offered_load(volume: float, bias: float, gap_s: float, tokens: float, step_s: float) -> float:
+    """Return arriving memory-time over what can be served.
 
     Parameters
     ----------
-    held_volume
-        Sum of the waiting requests' predicted memory-time, token-steps.
-    capacity
-        KV tokens of all open instances: the memory-time that a step of the cluster can serve.
-    patience
-        Steps of waiting work at which admission is strictest.
+    volume
+        Mean predicted memory-time of the latest requests, token-steps.
+    bias
+        Predicted over true memory-time of the latest completed requests: memory-time is quadratic in length, so even
+        an unbiased prediction of length overstates it.
+    gap_s
+        Mean time between them.
+    tokens
+        KV tokens of all open instances.
+    step_s
+        Step time of a full instance.
     """
-    return min(1.0, held_volume / max(capacity * patience, 1.0))
+    return volume * step_s / max(bias * gap_s * tokens, 1e-9)
+
+
+def strictness(offered: float, lax_below: float, strict_above: float) -> float:
+    """Return how strict admission is, 0 to 1."""
+    return min(1.0, max(0.0, (offered - lax_below) / max(strict_above - lax_below, 1e-9)))
 
 
 def checked_horizon(strict: float, lax_steps: float, strict_steps: float) -> float:
@@ -104,6 +119,8 @@ def admission_choice(
     for instance in range(expected.shape[0]):
         if closed[instance] != 0:
             continue
+        if expected[instance, 0] <= 0.0:
+            return instance  # an empty instance takes anyone: waiting could not make more room
         limit = best_share * capacity[instance]
         peak = 0.0
         for point in range(points):

@@ -139,7 +139,12 @@ def _intervals(points: bytes) -> NDArray[np.int64]:
 
 
 def own_curve(
-    resident: float, remaining: FloatArray, weights: FloatArray, grid: FloatArray, mean: FloatArray, variance: FloatArray
+    resident: float,
+    remaining: FloatArray,
+    weights: FloatArray,
+    grid: FloatArray,
+    mean: FloatArray,
+    variance: FloatArray,
 ) -> None:
     """Add one request's expectation and variance over the grid to two arrays, shape (K,), in place.
 

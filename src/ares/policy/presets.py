@@ -74,7 +74,9 @@ PRESETS: dict[str, Preset] = {
     # The paper's system: point predictions, tokens as load, rebalancing alone.
     "paper": Preset(dispatch="least_loaded", rebalance="paper", predicts=True),
     # Parts of ours, for the ablation.
-    "ares-admission": Preset(dispatch="forecast", rebalance="none", admission="forecast", queue="volume", predicts=True),
+    "ares-admission": Preset(
+        dispatch="forecast", rebalance="none", admission="forecast", queue="volume", predicts=True
+    ),
     "ares-rebalance": Preset(dispatch="least_loaded", rebalance="ares", predicts=True),
     "ares": Preset(dispatch="forecast", rebalance="ares", admission="forecast", queue="volume", predicts=True),
     "ares-oracle": Preset(dispatch="forecast", rebalance="oracle", admission="forecast", queue="volume", predicts=True),

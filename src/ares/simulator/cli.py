@@ -41,15 +41,15 @@ Decode = Annotated[int, typer.Option(min=1, help="Decode instances.")]
 ProfileName = Annotated[str, typer.Option("--profile", help=f"Engine: {', '.join(profile_names())}, or a JSON file.")]
 PrefillProfile = Annotated[str | None, typer.Option(help="Engine of the prefill instances, if another.")]
 Presets = Annotated[list[str] | None, typer.Option("--preset", help=f"May be repeated. {', '.join(PRESETS)}.")]
-Predictor = Annotated[
-    str, typer.Option(help=f"{', '.join(ERROR_MODELS)}, or a JSON file with start, end and tokens.")
-]
+Predictor = Annotated[str, typer.Option(help=f"{', '.join(ERROR_MODELS)}, or a JSON file with start, end and tokens.")]
 Seed = Annotated[int, typer.Option(help="Of the synthetic workload and of the predictor's errors.")]
 Period = Annotated[float, typer.Option(min=0.001, help="Seconds between two decisions of the rebalancer.")]
 SloTtft = Annotated[float, typer.Option(min=0, help="TTFT objective, seconds.")]
 SloTpot = Annotated[float, typer.Option(min=0, help="TPOT objective, seconds.")]
 Out = Annotated[Path | None, typer.Option("--json", help="Write the result here ('-': standard output).")]
-Dispatch = Annotated[str | None, typer.Option(help="Replace the preset's dispatch: round_robin, least_loaded, forecast.")]
+Dispatch = Annotated[
+    str | None, typer.Option(help="Replace the preset's dispatch: round_robin, least_loaded, forecast.")
+]
 Admission = Annotated[str | None, typer.Option(help=f"Replace the preset's admission: {', '.join(ADMISSIONS)}.")]
 Rebalance = Annotated[str | None, typer.Option(help=f"Replace the preset's rebalance: {', '.join(REBALANCERS)}.")]
 Queue = Annotated[str | None, typer.Option(help=f"Replace the preset's queue order: {', '.join(QUEUES)}.")]
@@ -79,13 +79,20 @@ def write_json(result: dict[str, Any], path: Path) -> None:
 
 def progress_bar() -> Progress:
     """Make the progress bar of every long command; it goes to standard error."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def show(runs: list[dict[str, Any]]) -> None:
     """Print the runs as a table."""
-    table = Table("preset", "load", "TTFT p50 / p99 s", "TPOT p50 / p99 ms", "goodput /s", "SLO met", "preempt", "moves")
+    table = Table(
+        "preset", "load", "TTFT p50 / p99 s", "TPOT p50 / p99 ms", "goodput /s", "SLO met", "preempt", "moves"
+    )
     for run in runs:
         table.add_row(
             run["preset"],
@@ -200,9 +207,7 @@ def sweep(
             raise ValueError(f"--loads: not numbers with commas: {loads!r}") from None
         if min(points) <= 0:
             raise ValueError("--loads: must be positive")
-        scenario = Scenario(
-            trace, trace_format, requests, prefill, decode, profile, prefill_profile, predictor, period
-        )
+        scenario = Scenario(trace, trace_format, requests, prefill, decode, profile, prefill_profile, predictor, period)
         names = presets or DEFAULT_PRESETS
         for name in names:
             scenario.simulation(name, points[0], None, 0)  # bad input ends here, before any process starts

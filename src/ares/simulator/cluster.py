@@ -23,6 +23,7 @@ from ares.simulator.state import (
     EVENTS,
     EVICT_BY_VOLUME,
     FINISHED_COUNT,
+    FULL_STEP_S,
     HAS_PREDICTION,
     HEADROOM,
     HOLD,
@@ -30,11 +31,12 @@ from ares.simulator.state import (
     HORIZON_STRICT,
     KV_BYTES,
     LATENCY_S,
+    LAX_BELOW,
+    LONGEST,
     MAX_BATCH,
     MIGRATED_BYTES,
     MIGRATIONS,
     OOM_EVENTS,
-    PATIENCE,
     PREEMPTIONS,
     QUEUE_SIZE,
     ROOM_FOR_SHORT,
@@ -45,7 +47,9 @@ from ares.simulator.state import (
     SIGMA_START,
     SIGMA_TOKENS,
     STALL_S,
+    STRICT_ABOVE,
     WATERMARK,
+    WINDOW,
     State,
     allocate,
 )
@@ -174,7 +178,11 @@ class Simulation:
             SAFETY: settings.deviations,
             HORIZON: settings.horizon_lax,
             HORIZON_STRICT: settings.horizon_strict,
-            PATIENCE: settings.patience,
+            LAX_BELOW: settings.lax_below,
+            STRICT_ABOVE: settings.strict_above,
+            WINDOW: settings.window,
+            LONGEST: int(work.output_tokens.max()),
+            FULL_STEP_S: float((state.law[:, 0] + state.law[:, 2] * state.total_blocks * first.block_size).mean()),
             ROOM_FOR_SHORT: settings.room_for_short,
             SHORT: settings.short,
         }
@@ -219,11 +227,13 @@ class Simulation:
                 moves += telemetry.carry_out(ordered, now)
             if now >= next_sample:
                 used = np.array([used_tokens(state, i, now) for i in range(decode)], np.float64)
-                samples.append((now, used / (state.total_blocks * state.scalars[BLOCK_SIZE]), int(state.counters[QUEUE_SIZE])))
+                samples.append(
+                    (now, used / (state.total_blocks * state.scalars[BLOCK_SIZE]), int(state.counters[QUEUE_SIZE]))
+                )
                 next_sample = now + sampling
                 if progress is not None:
                     progress(int(state.counters[FINISHED_COUNT]) / len(work))
-            if not more and state.counters[FINISHED_COUNT] < len(work) and state.counters[QUEUE_SIZE] == 0:
+            if not more and state.counters[FINISHED_COUNT] < len(work) and not state.tree[1] < np.inf:
                 raise RuntimeError(f"stuck at {now:g} s: {state.counters[FINISHED_COUNT]} of {len(work)} requests done")
         wall = time.perf_counter() - begin
         return Outcome(

@@ -70,9 +70,7 @@ def heap_pop(keys: NDArray[np.float64], items: NDArray[np.int64], size: int) -> 
         if child >= size:
             break
         right = child + 1
-        if right < size and (
-            keys[right] < keys[child] or (keys[right] == keys[child] and items[right] < items[child])
-        ):
+        if right < size and (keys[right] < keys[child] or (keys[right] == keys[child] and items[right] < items[child])):
             child = right
         if key < keys[child] or (key == keys[child] and item <= items[child]):
             break

@@ -21,15 +21,22 @@ from ares.simulator.state import (
     AGE_SHARE,
     BLOCK_SIZE,
     DISPATCH_RULE,
+    FULL_STEP_S,
+    HANDED_OUT,
     HAS_PREDICTION,
     HEADROOM,
     HELD,
-    HELD_VOLUME,
     HOLD,
     HORIZON,
     HORIZON_STRICT,
+    LAST_HANDOUT_S,
+    LAX_BELOW,
+    LONGEST,
+    MEAN_GAP_S,
+    MEAN_PREDICTED,
+    MEAN_TRUE,
+    MEAN_VOLUME,
     NOBODY,
-    PATIENCE,
     QUEUE_SIZE,
     ROBIN,
     ROOM_FOR_SHORT,
@@ -39,7 +46,9 @@ from ares.simulator.state import (
     SIGMA_END,
     SIGMA_START,
     SIGMA_TOKENS,
+    STRICT_ABOVE,
     WAITING,
+    WINDOW,
     State,
 )
 
@@ -55,6 +64,7 @@ admission_choice = compiled(admission.admission_choice)
 least_loaded_choice = compiled(dispatch.least_loaded_choice)
 round_robin_choice = compiled(dispatch.round_robin_choice)
 memory_time = compiled(queue.memory_time)
+offered_load = compiled(admission.offered_load)
 strictness = compiled(admission.strictness)
 checked_horizon = compiled(admission.checked_horizon)
 
@@ -98,9 +108,10 @@ def predict(state: State, request: int, generated: int, quantiles: NDArray[np.fl
     own = _normal(seed, request, 0)
     fresh = _normal(seed, request, 1 + generated // _EPOCH)
     median = true * math.exp(sigma * (0.8 * own + 0.6 * fresh))
-    quantiles[0] = max(median * math.exp(-_Z90 * sigma), 1.0)
-    quantiles[1] = max(median, 1.0)
-    quantiles[2] = max(median * math.exp(_Z90 * sigma), 1.0)
+    most = state.scalars[LONGEST] - generated  # max_tokens is known to every gateway
+    quantiles[0] = min(max(median * math.exp(-_Z90 * sigma), 1.0), most)
+    quantiles[1] = min(max(median, 1.0), most)
+    quantiles[2] = min(max(median * math.exp(_Z90 * sigma), 1.0), most)
 
 
 @compiled
@@ -141,6 +152,16 @@ def enter(state: State, request: int, instance: int, moment: float) -> None:
 
 
 @compiled
+def reroute(state: State, request: int, moment: float) -> None:
+    """Send a request that lost its instance to the least loaded of the others."""
+    load = np.empty(len(state.time), np.int64)
+    for instance in range(len(load)):
+        load[instance] = used_tokens(state, instance, moment)
+    capacity = state.total_blocks * int(state.scalars[BLOCK_SIZE])
+    enter(state, request, least_loaded_choice(load, capacity, state.closed, state.prompt[request]), moment)
+
+
+@compiled
 def hand_out(state: State, request: int, moment: float) -> None:
     """Dispatch a request that left prefill, or hold it for admission."""
     quantiles = np.empty(3)
@@ -152,15 +173,27 @@ def hand_out(state: State, request: int, moment: float) -> None:
     if state.scalars[HOLD] == 0.0:
         place(state, request, moment)
         return
+    note_arrival(state, state.queue_key[request], moment)
     hold(state, request)
     admit_held(state, moment)
+
+
+@compiled
+def note_arrival(state: State, volume: float, moment: float) -> None:
+    """Average memory-time and time between requests: plainly at first, exponentially from a window's worth on."""
+    seen = state.scalars[HANDED_OUT] + 1.0
+    state.scalars[HANDED_OUT] = seen
+    share = 1.0 / min(seen, state.scalars[WINDOW])
+    state.scalars[MEAN_VOLUME] += share * (volume - state.scalars[MEAN_VOLUME])
+    gap = moment - state.scalars[LAST_HANDOUT_S]
+    state.scalars[MEAN_GAP_S] += share * (gap - state.scalars[MEAN_GAP_S])
+    state.scalars[LAST_HANDOUT_S] = moment
 
 
 @compiled
 def hold(state: State, request: int) -> None:
     """Queue a request for admission by its key, and by its age."""
     state.status[request] = HELD
-    state.scalars[HELD_VOLUME] += state.queue_key[request]
     size = state.counters[QUEUE_SIZE]
     state.counters[QUEUE_SIZE] = heap_push(state.queue_keys, state.queue_items, size, state.queue_key[request], request)
     state.by_age[state.age_tail[0] % len(state.by_age)] = request
@@ -220,6 +253,11 @@ def admit_held(state: State, moment: float) -> None:
         total += (1 - state.closed[instance]) * capacity[instance]
         if moment - state.forecast_time[instance] > _STALE_S:
             refresh(state, instance, moment)
+    true_volume = state.scalars[MEAN_TRUE]
+    bias = state.scalars[MEAN_PREDICTED] / true_volume if true_volume > 0.0 else 1.0
+    gap = state.scalars[MEAN_GAP_S]
+    offered = offered_load(state.scalars[MEAN_VOLUME], bias, gap, total, state.scalars[FULL_STEP_S])
+    strict = strictness(offered, state.scalars[LAX_BELOW], state.scalars[STRICT_ABOVE])
     while True:
         size = state.counters[QUEUE_SIZE]
         while size > 0 and state.status[state.queue_items[0]] != HELD:
@@ -235,7 +273,6 @@ def admit_held(state: State, moment: float) -> None:
         aged = state.scalars[AGE_CREDIT] >= state.queue_key[oldest]
         if aged:
             request = oldest
-        strict = strictness(state.scalars[HELD_VOLUME], total, state.scalars[PATIENCE])
         predict(state, request, state.generated[request], quantiles)
         mean, variance = np.zeros(points), np.zeros(points)
         resident = float(state.prompt[request] + state.generated[request])
@@ -263,7 +300,6 @@ def admit_held(state: State, moment: float) -> None:
             state.scalars[AGE_CREDIT] -= state.queue_key[request]
         else:
             state.scalars[AGE_CREDIT] += state.scalars[AGE_SHARE] * state.queue_key[request]
-        state.scalars[HELD_VOLUME] -= state.queue_key[request]
         state.expected[chosen] += mean
         state.variance[chosen] += variance
         enter(state, request, chosen, moment)

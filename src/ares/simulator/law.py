@@ -26,7 +26,12 @@ def steps_by(state: State, instance: int, moment: float) -> int:
     planned = state.planned[instance]
     if elapsed <= 0.0 or planned <= 1:
         done = 0
-        if planned == 1 and elapsed > 0.0 and state.prefilling[instance] == 0 and steps_time(state, instance, 1) <= elapsed:
+        if (
+            planned == 1
+            and elapsed > 0.0
+            and state.prefilling[instance] == 0
+            and steps_time(state, instance, 1) <= elapsed
+        ):
             done = 1
         return done
     law = state.law[instance]
@@ -35,7 +40,11 @@ def steps_by(state: State, instance: int, moment: float) -> int:
     curve = law[PER_RESIDENT_S] * batch / 2.0
     # elapsed = first k + curve k (k - 1)
     linear = first - curve
-    guess = elapsed / first if curve <= 0.0 else 2.0 * elapsed / (linear + math.sqrt(linear * linear + 4.0 * curve * elapsed))
+    guess = (
+        elapsed / first
+        if curve <= 0.0
+        else 2.0 * elapsed / (linear + math.sqrt(linear * linear + 4.0 * curve * elapsed))
+    )
     done = min(int(guess), planned)
     while done < planned and steps_time(state, instance, done + 1) <= elapsed:
         done += 1

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ares.simulator.compiled import compiled, heap_pop, tree_first, tree_set
-from ares.simulator.decisions import admit_held, hand_out, refresh
+from ares.simulator.decisions import admit_held, hand_out, refresh, reroute
 from ares.simulator.instance import poke, wake
 from ares.simulator.moves import copy_done, handover_done
 from ares.simulator.state import (
@@ -81,14 +81,19 @@ def finish_prefill(state: State, prefill: int, moment: float) -> None:
 def pull_done(state: State, request: int, moment: float) -> None:
     """The KV of a prefilled request has arrived: it joins the next step, and prefill unpins its copy."""
     instance, prefill = state.place[request], state.prefill_place[request]
-    state.prefill_place[request] = NOBODY
-    state.prefill_free[prefill] += state.prompt[request]
     state.inbound_count[instance] -= 1
     for index in range(state.arriving_count[instance]):
         if state.arriving_list[instance, index] == request:
             state.arriving_count[instance] -= 1
             state.arriving_list[instance, index] = state.arriving_list[instance, state.arriving_count[instance]]
             break
+    if state.closed[instance] != 0:  # failed meanwhile; prefill still holds the KV for another pull
+        state.free[instance] += state.blocks[request]
+        state.blocks[request] = 0
+        reroute(state, request, moment)
+        return
+    state.prefill_place[request] = NOBODY
+    state.prefill_free[prefill] += state.prompt[request]
     state.ready_list[instance, state.ready_count[instance]] = request
     state.ready_count[instance] += 1
     poke(state, instance, moment)

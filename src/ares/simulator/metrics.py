@@ -38,7 +38,11 @@ def capacity_rps(work: Workload, decode: Sequence[Profile], prefill: Sequence[Pr
     if prefill:
         prompt = work.prompt_tokens.astype(np.float64)
         each = [
-            float(np.mean(p.step.base_s + p.step.per_prefill_token_s * prompt + p.step.per_prefill_context_s * prompt**2 / 2))
+            float(
+                np.mean(
+                    p.step.base_s + p.step.per_prefill_token_s * prompt + p.step.per_prefill_context_s * prompt**2 / 2
+                )
+            )
             for p in prefill
         ]
         rate = min(rate, sum(1.0 / seconds for seconds in each))

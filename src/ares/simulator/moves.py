@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from ares.simulator.blocks import blocks_for, tokens_at
 from ares.simulator.compiled import compiled
-from ares.simulator.decisions import predict
+from ares.simulator.decisions import predict, reroute
 from ares.simulator.instance import poke, release, replan, settle
 from ares.simulator.law import steps_time
 from ares.simulator.queues import schedule_event, transfer_end
@@ -75,9 +75,15 @@ def handover_done(state: State, request: int, moment: float) -> None:
     target = state.target[request]
     state.place[request] = target
     state.target[request] = NOBODY
-    state.blocks[request] = state.reserved[request]
+    blocks = state.reserved[request]
     state.reserved[request] = 0
     state.inbound_count[target] -= 1
+    if state.closed[target] != 0:  # failed meanwhile: resume elsewhere from the tokens
+        state.free[target] += blocks
+        state.computed[request] = 0
+        reroute(state, request, moment)
+        return
+    state.blocks[request] = blocks
     state.ready_list[target, state.ready_count[target]] = request
     state.ready_count[target] += 1
     state.moved[request] += 1

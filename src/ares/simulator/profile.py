@@ -79,7 +79,11 @@ class Profile(BaseModel):
 
 def profile_names() -> list[str]:
     """Return the names of the profiles that ship with the package."""
-    return sorted(entry.name.removesuffix(".json") for entry in files("ares.simulator.profiles").iterdir() if entry.name.endswith(".json"))
+    return sorted(
+        entry.name.removesuffix(".json")
+        for entry in files("ares.simulator.profiles").iterdir()
+        if entry.name.endswith(".json")
+    )
 
 
 def load_profile(name_or_file: str) -> Profile:

@@ -50,7 +50,9 @@ class Scenario:
         """Return the predictor's error model."""
         return error_model(self.predictor)
 
-    def simulation(self, name: str, load: float | None, rate_scale: float | None, seed: int) -> tuple[Simulation, float]:
+    def simulation(
+        self, name: str, load: float | None, rate_scale: float | None, seed: int
+    ) -> tuple[Simulation, float]:
         """Make a run and the load that it stands for."""
         work = self.workload(seed)
         decode, prefill = self.profiles()
@@ -66,7 +68,9 @@ class Scenario:
         return simulation, work.rate / capacity
 
 
-def run(scenario: Scenario, name: str, load: float | None, rate_scale: float | None, seed: int) -> tuple[Outcome, float]:
+def run(
+    scenario: Scenario, name: str, load: float | None, rate_scale: float | None, seed: int
+) -> tuple[Outcome, float]:
     """Run one preset at one load with one seed."""
     simulation, actual = scenario.simulation(name, load, rate_scale, seed)
     return simulation.run(), actual

@@ -28,7 +28,9 @@ def sweep(
     advance: Callable[[], None],
 ) -> list[dict[str, Any]]:
     """Run everything; entries come back in the order of load, preset and seed whatever finished first."""
-    jobs = [(scenario, name, load, seed, slo_ttft, slo_tpot) for load in loads for name in presets for seed in range(seeds)]
+    jobs = [
+        (scenario, name, load, seed, slo_ttft, slo_tpot) for load in loads for name in presets for seed in range(seeds)
+    ]
     if processes == 1:
         runs = []
         for job in jobs:
