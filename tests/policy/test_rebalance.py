@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ares.policy import PRESETS, Cluster, RebalanceSettings, preset, rebalancer
+from ares.policy.balance import horizon_weights
 from ares.policy.forecast import forecast, geometric_grid
 
 
@@ -36,11 +37,11 @@ KNOBS = RebalanceSettings(theta=0.01, minimum_gain=1e-9, moves_per_round=1, amor
 
 def spread(view: Cluster) -> float:
     """Sum over instances and horizon of beta x step time squared, by the definition."""
-    from ares.policy.balance import horizon_weights
-
     grid = geometric_grid(KNOBS.horizon, KNOBS.points)
     ahead = forecast(view, grid)
-    assert view.step_base_s is not None and view.step_request_s is not None and view.step_token_s is not None
+    assert view.step_base_s is not None
+    assert view.step_request_s is not None
+    assert view.step_token_s is not None
     time = view.step_base_s[:, None] + view.step_request_s[:, None] * ahead.count
     time = time + view.step_token_s[:, None] * ahead.expected
     return float(((time**2) @ horizon_weights(KNOBS.horizon, KNOBS.points, KNOBS.decay)).sum())
@@ -121,9 +122,9 @@ def test_rows_without_predictions_and_no_rows(name: str) -> None:
 
 
 def test_unknown_names_list_the_known() -> None:
-    with pytest.raises(ValueError, match="unknown rebalance 'x'; known: .*ares"):
+    with pytest.raises(ValueError, match=r"unknown rebalance 'x'; known: .*ares"):
         rebalancer("x")
-    with pytest.raises(ValueError, match="unknown preset 'x'; known: .*ares-oracle"):
+    with pytest.raises(ValueError, match=r"unknown preset 'x'; known: .*ares-oracle"):
         preset("x")
     with pytest.raises(ValueError, match="unknown policy 'x'; known: open, forecast"):
         preset("ares").altered(admission="x")

@@ -14,7 +14,10 @@ MOONCAKE = (
     '{"timestamp": 1000, "input_length": 374, "output_length": 44, "hash_ids": [0]}\n'
     '{"timestamp": 2500, "input_length": 396, "output_length": 109, "hash_ids": [0, 1]}\n'
 )
-BURST = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,374,44,418,x\n6.5,GPT-4,396,109,505,x\n"
+BURST = (
+    "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    "5,ChatGPT,374,44,418,x\n6.5,GPT-4,396,109,505,x\n"
+)
 PLAIN = "arrival_s,input_tokens,output_tokens\n9.5,396,109\n8,374,44\n"
 
 

@@ -35,8 +35,9 @@ def horizon_weights(horizon: int, points: int, decay: float) -> FloatArray:
     """Weights of the grid points, shape (K,): the steps each stands for, discounted by (1 + k / decay)^-2, sum 1."""
     grid = geometric_grid(horizon, points)
     width = np.diff(np.append(grid, 2 * grid[-1] - grid[-2] if len(grid) > 1 else 1)).astype(np.float64)
-    beta = width / (1.0 + grid / decay) ** 2
-    return beta / beta.sum()
+    beta: FloatArray = width / (1.0 + grid / decay) ** 2
+    beta /= beta.sum()
+    return beta
 
 
 @lru_cache(maxsize=8)
@@ -88,7 +89,8 @@ def _worth_the_transfer(
         return np.ones(len(rows), np.bool_)
     left = cluster.remaining_tokens[rows, len(cluster.levels) // 2]
     transfer_s = cluster.resident_tokens[rows] * (cluster.token_bytes / cluster.transfer_bytes_s)
-    return ~(left * step_s <= settings.amortise * (transfer_s + settings.stall_s))
+    short: NDArray[np.bool_] = left * step_s <= settings.amortise * (transfer_s + settings.stall_s)
+    return ~short
 
 
 def ares(cluster: Cluster, settings: RebalanceSettings) -> list[Move]:
@@ -245,7 +247,7 @@ class _Round:
 
 
 def paper(cluster: Cluster, settings: RebalanceSettings) -> list[Move]:
-    """The paper's rule: point predictions, resident tokens as load, no view of memory but the target's limit."""
+    """Decide as the paper does: point predictions, tokens as load, no view of memory but the target's limit."""
     plain = replace(
         cluster,
         step_base_s=None,

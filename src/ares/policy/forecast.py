@@ -11,6 +11,7 @@ A request without a prediction is taken to outlast the horizon.
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ FloatArray = NDArray[np.float64]
 
 @lru_cache(maxsize=8)
 def geometric_grid(horizon: int, points: int) -> NDArray[np.int64]:
-    """Steps ahead at which load is forecast: 0, then geometric up to the horizon, no step twice.
+    """Return the steps ahead at which load is forecast: 0, then geometric up to the horizon, no step twice.
 
     The first ones are 0, 1, 2, ...: whole steps. Fewer than `points` are returned for a shorter horizon.
     """
@@ -36,7 +37,7 @@ def geometric_grid(horizon: int, points: int) -> NDArray[np.int64]:
 @lru_cache(maxsize=8)
 def quantile_weights(levels: tuple[float, ...]) -> FloatArray:
     """Weights of quantiles taken as atoms: each stands for the probability that is nearest to its level, shape (Q,)."""
-    edges = [0.0, *((a + b) / 2.0 for a, b in zip(levels, levels[1:], strict=False)), 1.0]
+    edges = [0.0, *((a + b) / 2.0 for a, b in pairwise(levels)), 1.0]
     return np.diff(np.asarray(edges))
 
 

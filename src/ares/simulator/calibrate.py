@@ -105,7 +105,8 @@ def calibrate(
     def search(start: FloatArray, spread: float) -> Any:
         simplex = np.vstack([start, *(start + spread * row for row in np.eye(len(start)))])
         options = {"maxfev": _EVALUATIONS, "initial_simplex": simplex, "xatol": 1e-4, "fatol": 1e-5}
-        return optimize.minimize(loss, start, method="Nelder-Mead", options=options)
+        minimize: Any = optimize.minimize
+        return minimize(loss, start, method="Nelder-Mead", options=options)
 
     best = min((search(np.log(np.asarray(start)), 0.5) for start in _STARTS), key=lambda found: float(found.fun))
     for spread in (0.2, 0.05):

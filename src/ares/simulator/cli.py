@@ -141,7 +141,8 @@ def simulate(
     """
     if context.invoked_subcommand is not None:
         return
-    from ares.simulator import metrics, scenario as scenarios  # noqa: PLC0415 - compiling takes time, --help must not
+    from ares.simulator import metrics
+    from ares.simulator import scenario as scenarios
 
     with user_errors():
         if load is not None and rate_scale is not None:
@@ -168,7 +169,7 @@ def simulate(
             "provenance": metrics.provenance(),
         }
         if report is not None:
-            from ares.simulator.report import write_report  # noqa: PLC0415 - needs matplotlib
+            from ares.simulator.report import write_report
 
             typer.echo(f"wrote {write_report(report, result, outcomes, curves)}", err=True)
         if json_path is not None:
@@ -198,7 +199,9 @@ def sweep(
     plot: Annotated[Path | None, typer.Option(help="Draw the curves into this file (svg, png or pdf).")] = None,
 ) -> None:
     """Run loads x presets x seeds and report means with 95 % confidence intervals."""
-    from ares.simulator import metrics, scenario as scenarios, sweep as sweeps  # noqa: PLC0415 - as above
+    from ares.simulator import metrics
+    from ares.simulator import scenario as scenarios
+    from ares.simulator import sweep as sweeps
 
     with user_errors():
         try:
@@ -216,7 +219,7 @@ def sweep(
             runs = sweeps.sweep(
                 scenario, names, points, seeds, slo_ttft, slo_tpot, processes, lambda: bar.advance(task)
             )
-        result = {
+        result: dict[str, Any] = {
             "points": sweeps.points(runs),
             "runs": runs,
             "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot},
@@ -224,7 +227,7 @@ def sweep(
             "provenance": metrics.provenance(),
         }
         if plot is not None:
-            from ares.simulator.plots import load_curves  # noqa: PLC0415 - needs matplotlib
+            from ares.simulator.plots import load_curves
 
             load_curves(result["points"], result["slo"], plot)
         if json_path is not None:
@@ -248,8 +251,8 @@ def calibrate(
     flops: Annotated[float, typer.Option(help="Its published dense compute, summed over an instance.")] = 0.0,
 ) -> None:
     """Fit an engine's laws to a recording of a real vLLM run."""
-    from ares.simulator import calibrate as calibration  # noqa: PLC0415 - as above
-    from ares.simulator.profile import Hardware  # noqa: PLC0415
+    from ares.simulator import calibrate as calibration
+    from ares.simulator.profile import Hardware
 
     with user_errors(), progress_bar() as bar:
         if hardware is not None and min(memory_bytes_s, flops) <= 0:
@@ -275,7 +278,8 @@ def validate(
     json_path: Out = None,
 ) -> None:
     """Replay a recording's arrivals and compare TTFT, TPOT, end-to-end time and throughput."""
-    from ares.simulator import metrics, validate as validation  # noqa: PLC0415 - as above
+    from ares.simulator import metrics
+    from ares.simulator import validate as validation
 
     with user_errors():
         result = validation.validate(recording, profile, part)
@@ -299,8 +303,8 @@ def scale(
     max_num_seqs: Annotated[int | None, typer.Option(help="vLLM's limit on running requests.")] = None,
 ) -> None:
     """Scale a calibrated profile to other hardware, or another model, from published figures."""
-    from ares.simulator import calibrate as calibration  # noqa: PLC0415 - as above
-    from ares.simulator.profile import Hardware, load_profile  # noqa: PLC0415
+    from ares.simulator import calibrate as calibration
+    from ares.simulator.profile import Hardware, load_profile
 
     with user_errors():
         target = Hardware(name=hardware, memory_bytes_s=memory_bytes_s, flops=flops)

@@ -37,12 +37,13 @@ _CACHE = str(_cache_directory())
 
 def compiled(function: Function) -> Function:
     """Compile to machine code on the first call and keep the result for the next process."""
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = _CACHE
+    config: Any = numba.config
+    before = config.CACHE_DIR
+    config.CACHE_DIR = _CACHE
     try:
         return cast(Function, numba.njit(cache=True)(function))
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before
 
 
 @compiled

@@ -135,7 +135,7 @@ def _cut_leaving(state: State, instance: int, moment: float) -> None:
 
 @compiled
 def _promote_prefilled(state: State, instance: int, moment: float) -> None:
-    """A prompt whose last chunk ran has produced a token and goes on decoding."""
+    """Let prompts whose last chunk ran, and so produced a token, go on decoding."""
     kept = 0
     for index in range(state.prefilling[instance]):
         request = state.prefilling_list[instance, index]

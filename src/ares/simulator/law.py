@@ -33,7 +33,7 @@ def steps_by(state: State, instance: int, moment: float) -> int:
             and steps_time(state, instance, 1) <= elapsed
         ):
             done = 1
-        return done
+        return int(done)
     law = state.law[instance]
     batch = state.batch[instance]
     first = law[BASE_S] + law[PER_REQUEST_S] * batch + law[PER_RESIDENT_S] * state.resident[instance]
@@ -50,4 +50,4 @@ def steps_by(state: State, instance: int, moment: float) -> int:
         done += 1
     while done > 0 and steps_time(state, instance, done) > elapsed:
         done -= 1
-    return done
+    return int(done)

@@ -10,7 +10,6 @@ from ares.simulator.state import (
     BASE_S,
     BUDGET,
     COPY_DONE,
-    COUNTERS,
     EVENTS,
     HEAP_SIZE,
     HOLD,
@@ -79,7 +78,7 @@ def finish_prefill(state: State, prefill: int, moment: float) -> None:
 
 @compiled
 def pull_done(state: State, request: int, moment: float) -> None:
-    """The KV of a prefilled request has arrived: it joins the next step, and prefill unpins its copy."""
+    """Let a request whose KV has arrived join the next step; prefill unpins its copy."""
     instance, prefill = state.place[request], state.prefill_place[request]
     state.inbound_count[instance] -= 1
     for index in range(state.arriving_count[instance]):

@@ -19,7 +19,7 @@ FloatArray = NDArray[np.float64]
 
 
 def capacity_rps(work: Workload, decode: Sequence[Profile], prefill: Sequence[Profile]) -> float:
-    """Requests per second at which the cluster would be exactly full, in the fluid limit.
+    """Return the requests per second at which the cluster would be exactly full, in the fluid limit.
 
     A request of o output tokens occupies v = o (n + (o - 1) / 2) token-steps of KV. An instance with every token of
     its KV in use (or every slot, if those run out first) runs b = min(C o / v, slots) requests at once, each of which

@@ -43,7 +43,7 @@ class Recording:
 def chosen(count: int, part: str) -> NDArray[np.bool_]:
     """Tell which requests belong to a part."""
     index = np.arange(count)
-    parts = {
+    parts: dict[str, NDArray[np.bool_]] = {
         "all": index >= 0,
         "first": index < count // 2,
         "second": index >= count // 2,

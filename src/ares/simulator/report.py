@@ -61,7 +61,7 @@ def _heat_map(outcome: Outcome) -> str:
         x = move.time_s / end * _WIDTH
         y1, y2 = (move.source + 0.5) * row, (move.target + 0.5) * row
         label = html.escape(
-            f"{move.time_s:.1f} s: request {move.request} from decode-{move.source} to decode-{move.target}; {move.reason}"
+            f"{move.time_s:.1f} s: request {move.request}, {move.source} to {move.target}; {move.reason}"
         )
         arrows.append(
             f'<line class="move" x1="{x:.1f}" y1="{y1:.1f}" x2="{x:.1f}" y2="{y2:.1f}" marker-end="url(#tip)">'
@@ -76,7 +76,7 @@ def _heat_map(outcome: Outcome) -> str:
         f'<image href="data:image/png;base64,{data}" width="{_WIDTH}" height="{height}" '
         f'preserveAspectRatio="none" style="image-rendering:pixelated"/>'
         f'<g stroke="#4df" stroke-width="1">{"".join(arrows)}</g></svg>'
-        f"<figcaption>{caption}; {len(outcome.moves)} migrations (arrows; point at one for its reason)</figcaption></figure>"
+        f"<figcaption>{caption}; {len(outcome.moves)} migrations (arrows)</figcaption></figure>"
     )
 
 
@@ -91,7 +91,7 @@ def _moves(outcome: Outcome) -> str:
     rest = len(outcome.moves) - _LISTED
     more = f"<p>and {rest} more, all drawn above</p>" if rest > 0 else ""
     return (
-        f"<details><summary>{html.escape(outcome.preset)}: {len(outcome.moves)} migrations and their reasons</summary>"
+        f"<details><summary>{html.escape(outcome.preset)}: {len(outcome.moves)} migrations</summary>"
         f"<table><tr><th>time, s</th><th>request</th><th>from, to</th><th>reason</th></tr>{rows}</table>{more}</details>"
     )
 
