@@ -124,7 +124,7 @@ class Simulation:
     prefill: Sequence[Profile]
     preset: Preset
     preset_name: str = "preset"
-    error: ErrorModel = field(default_factory=lambda: ERROR_MODELS["paper"])
+    error: ErrorModel = field(default_factory=lambda: ERROR_MODELS["continuous"])
     period_s: float = 0.5
     seed: int = 0
     failures: Sequence[tuple[float, int]] = ()

@@ -92,7 +92,7 @@ def _moves(outcome: Outcome) -> str:
     more = f"<p>and {rest} more, all drawn above</p>" if rest > 0 else ""
     return (
         f"<details><summary>{html.escape(outcome.preset)}: {len(outcome.moves)} migrations</summary>"
-        f"<table><tr><th>time, s</th><th>request</th><th>from, to</th><th>reason</th></tr>{rows}</table>{more}</details>"
+        f"<table><tr><th>s</th><th>request</th><th>from, to</th><th>reason</th></tr>{rows}</table>{more}</details>"
     )
 
 
