@@ -10,13 +10,13 @@ import numpy as np
 from ares.simulator.blocks import blocks_for, enter_slot, leave_slot, phase_of, steps_until_full, taken, tokens_at
 from ares.simulator.compiled import compiled, tree_set
 from ares.simulator.law import steps_by, steps_time
-from ares.simulator.queues import note_finish, push_front, schedule_event, start_pull, take_first
+from ares.simulator.preemption import preempt, serve_blocks, victim
+from ares.simulator.queues import note_finish, schedule_event, start_pull, take_first
 from ares.simulator.state import (
     BLOCK_ERRORS,
     BLOCK_SIZE,
     BUDGET,
     DECODING,
-    EVICT_BY_VOLUME,
     HANDOVER,
     HANDOVER_DONE,
     MAX_BATCH,
@@ -25,11 +25,9 @@ from ares.simulator.state import (
     OOM_EVENTS,
     PER_PREFILL_CONTEXT_S,
     PER_PREFILL_S,
-    PREEMPTIONS,
     RECOMPUTING,
     SEQUENCE,
     STALL_S,
-    WAITING,
     WATERMARK,
     State,
 )
@@ -98,7 +96,7 @@ def wake(state: State, instance: int, moment: float) -> None:
     _cut_leaving(state, instance, moment)
     _promote_prefilled(state, instance, moment)
     joined = _join_ready(state, instance) > 0
-    oom = _serve_blocks(state, instance)
+    oom = serve_blocks(state, instance)
     budget = int(state.scalars[BUDGET]) - state.batch[instance]
     budget, prompt_time = _continue_prompts(state, instance, budget)
     if not oom:
@@ -179,62 +177,6 @@ def _join_ready(state: State, instance: int) -> int:
 
 
 @compiled
-def _victim(state: State, instance: int) -> int:
-    """Return who gives way: the newest, or the largest eviction key. Slots first, prompts from `batch` on."""
-    batch = state.batch[instance]
-    chosen = NOBODY
-    best = -np.inf
-    by_volume = state.scalars[EVICT_BY_VOLUME] > 0.0
-    for at in range(batch + state.prefilling[instance]):
-        request = state.slot_request[instance, at] if at < batch else state.prefilling_list[instance, at - batch]
-        key = state.eviction_key[request] if by_volume else float(state.sequence[request])
-        if key > best:
-            best = key
-            chosen = at
-    return chosen
-
-
-@compiled
-def _preempt(state: State, instance: int, at: int) -> int:
-    """Free the blocks of a victim and put it in front of the waiting; return it."""
-    batch = state.batch[instance]
-    if at < batch:
-        request = leave_slot(state, instance, at)
-    else:
-        request = state.prefilling_list[instance, at - batch]
-        for follower in range(at - batch + 1, state.prefilling[instance]):
-            state.prefilling_list[instance, follower - 1] = state.prefilling_list[instance, follower]
-        state.prefilling[instance] -= 1
-        state.free[instance] += state.blocks[request]
-        state.waiting_tokens[instance] -= state.prompt[request] + state.generated[request]
-    state.moving[request] = 0  # its KV is gone: the copy in flight is worth nothing
-    state.blocks[request] = 0
-    state.computed[request] = 0
-    state.preempted[request] += 1
-    state.counters[PREEMPTIONS] += 1
-    state.status[request] = WAITING
-    push_front(state, instance, request)
-    return int(request)
-
-
-@compiled
-def _serve_blocks(state: State, instance: int) -> bool:
-    """Give each decoding request the block that this step needs, preempting while there are too few."""
-    residue = state.step[instance] % int(state.scalars[BLOCK_SIZE])
-    oom = False
-    while state.phase[instance, residue] > state.free[instance]:
-        victim = _victim(state, instance)
-        if victim == NOBODY:
-            break
-        oom = True
-        _preempt(state, instance, victim)
-    if oom:
-        state.counters[OOM_EVENTS] += 1
-    state.free[instance] -= state.phase[instance, residue]
-    return oom
-
-
-@compiled
 def _chunk_time(state: State, instance: int, start: int, chunk: int) -> float:
     law = state.law[instance]
     return float(law[PER_PREFILL_S] * chunk + law[PER_PREFILL_CONTEXT_S] * chunk * (start + chunk / 2.0))
@@ -253,13 +195,13 @@ def _continue_prompts(state: State, instance: int, budget: int) -> tuple[int, fl
         need = blocks_for(state, start + chunk) - state.blocks[request]
         fits = True
         while need > state.free[instance]:
-            victim = _victim(state, instance)
+            chosen = victim(state, instance)
             state.counters[OOM_EVENTS] += 1
-            if victim < state.batch[instance]:
-                other = state.slot_request[instance, victim]
-                if phase_of(state, other, state.slot_finish[instance, victim]) == state.step[instance] % size:
+            if chosen < state.batch[instance]:
+                other = state.slot_request[instance, chosen]
+                if phase_of(state, other, state.slot_finish[instance, chosen]) == state.step[instance] % size:
                     state.free[instance] += 1  # the block that this step gave it goes back too
-            if _preempt(state, instance, victim) == request:
+            if preempt(state, instance, chosen) == request:
                 fits = False
                 break
         if not fits:
