@@ -44,8 +44,8 @@ class AdmissionSettings:
         Share of the admitted memory-time that goes to whoever has waited longest: the bound on starvation.
     """
 
-    lax_below: float = 0.9
-    strict_above: float = 1.1
+    lax_below: float = 0.88
+    strict_above: float = 0.94
     window: float = 300.0
     horizon_lax: float = 125.0
     horizon_strict: float = 32000.0
