@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from test_reference import small, workload
 from typer.testing import CliRunner
 
 from ares.bench.decision import app as bench
@@ -13,6 +12,7 @@ from ares.simulator import calibrate as calibration
 from ares.simulator.cli import app
 from ares.simulator.cluster import Simulation
 from ares.simulator.profile import Hardware, Profile, load_profile, profile_names
+from tests.simulator.test_reference import small, workload
 
 runner = CliRunner()
 
@@ -77,11 +77,10 @@ def test_an_instance_smaller_than_a_request_and_bad_profiles(tmp_path: Path) -> 
 
 def test_sweep_and_report(tmp_path: Path) -> None:
     common = ["--trace", "chat", "--requests", "60", "--decode", "2", "--prefill", "1"]
-    swept = tmp_path / "sweep.json"
+    swept, drawn = tmp_path / "sweep.json", ["--plot", str(tmp_path / "curves.svg")]
     done = runner.invoke(
         app,
-        ["sweep", *common, "--loads", "0.5,1", "--seeds", "2", "--preset", "static-rr", "--json", str(swept)]
-        + ["--plot", str(tmp_path / "curves.svg")],
+        ["sweep", *common, "--loads", "0.5,1", "--seeds", "2", "--preset", "static-rr", "--json", str(swept), *drawn],
     )
     assert done.exit_code == 0, done.output
     points = json.loads(swept.read_text())["points"]

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_reference import small
 
 from ares.policy import PRESETS, Cluster, Move, RebalanceSettings, preset, rebalancer
 from ares.policy.forecast import forecast, geometric_grid
@@ -16,6 +15,7 @@ from ares.simulator.errors import ERROR_MODELS
 from ares.simulator.invariants import violations
 from ares.simulator.state import PREEMPTIONS, REFUSED
 from ares.traces import Workload
+from tests.simulator.test_reference import small
 
 requests = st.lists(st.tuples(st.floats(0, 20), st.integers(1, 600), st.integers(1, 700)), min_size=1, max_size=60)
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from reference import Reference
 
 from ares.policy import preset
 from ares.simulator.cluster import Simulation
 from ares.simulator.profile import Profile, StepLaw
 from ares.traces import Workload
+from tests.simulator.reference import Reference
 
 LAW = StepLaw(
     base_s=0.014, per_request_s=2e-5, per_resident_token_s=6.5e-6, per_prefill_token_s=1e-4, per_prefill_context_s=1e-8

@@ -1,1 +1,1 @@
-"""Measurements: each a command that writes JSON, and the reports made from it."""
+"""Measurements of ARES: the commands of `ares bench`."""

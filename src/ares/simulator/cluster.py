@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ares.policy import Cluster, Move, Preset, rebalancer
-from ares.simulator.decisions import LEVELS, admit_held, refresh, used_tokens
+from ares.policy import Preset, rebalancer
+from ares.simulator.decisions import admit_held, refresh, used_tokens
 from ares.simulator.errors import ERROR_MODELS, ErrorModel
 from ares.simulator.failures import fail_instance
 from ares.simulator.loop import run_until
-from ares.simulator.moves import begin_move, observe
 from ares.simulator.profile import Profile, ProfileError
 from ares.simulator.state import (
     AGE_SHARE,
@@ -53,20 +52,10 @@ from ares.simulator.state import (
     State,
     allocate,
 )
+from ares.simulator.telemetry import MoveRecord, Telemetry
 from ares.traces import Workload
 
 _SAMPLES = 1500  # of KV use over a run: enough for a heat map, few enough to cost nothing
-
-
-@dataclass(frozen=True, slots=True)
-class MoveRecord:
-    """One migration that began, and why."""
-
-    time_s: float
-    request: int
-    source: int
-    target: int
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +190,7 @@ class Simulation:
         sampling = max(span / _SAMPLES, self.period_s if acts else 0.05)
         period = self.period_s if acts else sampling
         failures = sorted(self.failures)
-        telemetry = _Telemetry(self, state)
+        telemetry = Telemetry(self.preset, self.decode[0], state)
         samples: list[tuple[float, NDArray[np.float64], int]] = []
         moves: list[MoveRecord] = []
         decisions: list[float] = []
@@ -257,63 +246,3 @@ class Simulation:
             decision_s=np.asarray(decisions),
             state=state,
         )
-
-
-class _Telemetry:
-    """Turns the state into the policy's view, and the policy's moves into migrations."""
-
-    def __init__(self, simulation: Simulation, state: State) -> None:
-        decode = len(simulation.decode)
-        rows = decode * state.slot_request.shape[1]
-        self.state = state
-        self.preset = simulation.preset
-        self.predicts = bool(state.scalars[HAS_PREDICTION])
-        self.names = tuple(f"decode-{index}" for index in range(decode))
-        self.requests = np.zeros(rows, np.int64)
-        self.location = np.zeros(rows, np.int64)
-        self.resident = np.zeros(rows, np.int64)
-        self.remaining = np.zeros((rows, len(LEVELS)))
-        self.movable = np.zeros(rows, np.bool_)
-        self.capacity = state.total_blocks * int(state.scalars[BLOCK_SIZE])
-        self.bandwidth = simulation.decode[0].bandwidth_bytes_s
-        self.token_bytes = float(simulation.decode[0].kv_bytes_per_token)
-
-    def view(self, now: float) -> Cluster:
-        """Observe the decode pool as the live telemetry would."""
-        state = self.state
-        oracle = self.preset.rebalance == "oracle"
-        arrays = (self.requests, self.location, self.resident, self.remaining, self.movable)
-        count = observe(state, now, self.preset.settings.cooldown_s, *arrays, oracle)
-        size = int(state.scalars[BLOCK_SIZE])
-        # Reservations of moves in flight: at the target from the start of the copy to the join.
-        promised = np.zeros(len(self.names), np.int64)
-        moving = state.reserved > 0 if count else np.zeros(0, np.bool_)
-        if moving.any():
-            np.add.at(promised, state.target[moving], state.reserved[moving] * size)
-        return Cluster(
-            instances=self.names,
-            capacity_tokens=self.capacity,
-            promised_tokens=promised,
-            open=state.closed == 0,
-            requests=self.requests[:count],
-            location=self.location[:count],
-            resident_tokens=self.resident[:count],
-            movable=self.movable[:count],
-            remaining_tokens=self.remaining[:count] if self.predicts else None,
-            levels=LEVELS,
-            step_base_s=state.law[:, 0],
-            step_request_s=state.law[:, 1],
-            step_token_s=state.law[:, 2],
-            transfer_bytes_s=self.bandwidth,
-            token_bytes=self.token_bytes,
-            waiting_tokens=state.waiting_tokens,
-        )
-
-    def carry_out(self, ordered: list[Move], now: float) -> list[MoveRecord]:
-        """Begin the moves that their targets have room for."""
-        begun: list[MoveRecord] = []
-        for move in ordered:
-            request = int(self.requests[move.request])
-            if begin_move(self.state, request, move.target, now):
-                begun.append(MoveRecord(now, request, move.source, move.target, move.reason))
-        return begun

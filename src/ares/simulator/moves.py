@@ -5,9 +5,10 @@ from numpy.typing import NDArray
 
 from ares.simulator.blocks import blocks_for, tokens_at
 from ares.simulator.compiled import compiled
-from ares.simulator.decisions import predict, reroute
+from ares.simulator.decisions import reroute
 from ares.simulator.instance import poke, release, replan, settle
 from ares.simulator.law import steps_time
+from ares.simulator.prediction import predict
 from ares.simulator.queues import schedule_event, transfer_end
 from ares.simulator.state import (
     COPY_DONE,

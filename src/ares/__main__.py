@@ -1,0 +1,5 @@
+"""`python -m ares`: the `ares` command."""
+
+from ares.cli import main
+
+main()

@@ -1,0 +1,18 @@
+"""The `ares bench` commands."""
+
+import typer
+
+from ares.bench import footprint, overhead, relay, stall
+
+app = typer.Typer(help="Measure ARES.", no_args_is_help=True)
+
+
+@app.callback()
+def bench() -> None:
+    """Measure ARES."""
+
+
+app.command("relay")(relay.command)
+app.command("stall")(stall.command)
+app.command("overhead")(overhead.command)
+app.command("footprint")(footprint.command)

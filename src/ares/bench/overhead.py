@@ -1,0 +1,148 @@
+"""`ares bench overhead`: what our connector costs while nothing moves.
+
+Three real engines with the same model on the same core, one asked at a time, in turns: no connector, stock
+NixlConnector (with the CPU fixes of `ares.engine.worker`, without which it cannot be timed on a CPU), and ours, watched
+over its control channel as a gateway watches it.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+import random
+import statistics
+import time
+import urllib.request
+from pathlib import Path
+from typing import Annotated, Any
+
+import aiohttp
+import typer
+import zmq
+import zmq.asyncio
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ares import local, wire
+from ares.bench.environment import describe
+from ares.engine.defaults import local_flags
+from ares.model import DEFAULT_MODEL
+
+_CONNECTORS = ("none", "stock", "ares")
+
+
+async def _tpot(http: aiohttp.ClientSession, url: str, model: str, batch: int, tokens: int) -> float:
+    """Return the median time between tokens over `batch` streams that decode together, in seconds."""
+    generator = random.Random(batch)  # noqa: S311 - a workload, not a secret
+
+    async def one() -> list[float]:
+        prompt = [generator.randrange(1000, 40000) for _ in range(64)]
+        body = {
+            "model": model,
+            "prompt": prompt,
+            "max_tokens": tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "return_token_ids": True,
+            "kv_transfer_params": {"ares_key": f"overhead-{time.monotonic_ns()}"},
+        }
+        async with http.post(f"{url}/v1/completions", json=body) as reply:
+            reply.raise_for_status()
+            times = [time.monotonic() async for line in reply.content if line.startswith(b"data: {")]
+        # The first gaps still hold the other streams' prefills.
+        return [b - a for a, b in itertools.pairwise(times[batch:])]
+
+    gaps = await asyncio.gather(*(one() for _ in range(batch)))
+    return statistics.median(itertools.chain.from_iterable(gaps))
+
+
+async def _watch(url: str) -> None:
+    """Subscribe to an instance's telemetry, as a gateway does."""
+    with urllib.request.urlopen(f"{url}/ares/v1/instance", timeout=5) as reply:  # noqa: S310, ASYNC210 - our own address, once
+        address = json.load(reply)["control_address"]
+    socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+    socket.connect(address)
+    try:
+        while True:
+            await socket.send(wire.encode(wire.Subscribe(0.1)))
+            for _ in range(20):
+                await socket.recv()
+    finally:
+        socket.close(0)
+
+
+async def _measure(
+    urls: dict[str, str], model: str, batches: list[int], rounds: int, tokens: int
+) -> list[dict[str, Any]]:
+    results = []
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as http:
+        watcher = asyncio.create_task(_watch(urls["ares"]))
+        try:
+            with Progress(console=Console(stderr=True)) as progress:
+                task = progress.add_task("rounds", total=len(batches) * rounds * len(urls))
+                for batch in batches:
+                    runs: dict[str, list[float]] = {name: [] for name in urls}
+                    for number in range(rounds + 1):
+                        for name, url in urls.items():
+                            value = await _tpot(http, url, model, batch, tokens)
+                            if number:  # the first round warms up
+                                runs[name].append(value)
+                                progress.advance(task)
+                    ratios = {
+                        f"ares_to_{name}": _interval([a / b for a, b in zip(runs["ares"], runs[name], strict=True)])
+                        for name in ("stock", "none")
+                    }
+                    tpot = {name: round(1000 * statistics.median(values), 3) for name, values in runs.items()}
+                    results.append({"batch": batch, "rounds": rounds, "tpot_ms": tpot, **ratios})
+        finally:
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
+    return results
+
+
+def _interval(values: list[float]) -> dict[str, float]:
+    """Return the median with a 95 % bootstrap interval."""
+    generator = random.Random(0)  # noqa: S311 - resampling
+    medians = sorted(statistics.median(generator.choices(values, k=len(values))) for _ in range(2000))
+    return {
+        "median": round(statistics.median(values), 4),
+        "low": round(medians[50], 4),
+        "high": round(medians[1949], 4),
+    }
+
+
+def command(
+    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
+    batch: Annotated[list[int] | None, typer.Option(help="Streams at a time; repeat for several.")] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Measured rounds for each batch.")] = 10,
+    tokens: Annotated[int, typer.Option(min=20, help="Output tokens of a stream.")] = 100,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+) -> None:
+    """Compare TPOT without a connector, with stock NixlConnector and with ours, nothing moving."""
+    console = Console(stderr=True)
+    cores = sorted(os.sched_getaffinity(0))
+    settings = local.ClusterSettings(model=model, vllm_flags=tuple(local_flags([])))
+    with local.workers_only(settings, console) as cluster:
+        for name in _CONNECTORS:
+            cluster.start_worker(name, "both", str(cores[-1]), ("--connector", name))
+        cluster.await_workers()
+        urls = {part.name: part.url for part in cluster.workers}
+        rows = asyncio.run(_measure(urls, model, batch or [1, 8], rounds, tokens))
+    table = Table(title="TPOT while nothing moves")
+    for column in ("batch", "none ms", "stock ms", "ares ms", "ares / stock", "ares / none"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        ratios = [row[f"ares_to_{name}"] for name in ("stock", "none")]
+        table.add_row(
+            str(row["batch"]),
+            *(f"{row['tpot_ms'][name]:.2f}" for name in _CONNECTORS),
+            *(f"{r['median']:.3f} ({r['low']:.3f}-{r['high']:.3f})" for r in ratios),
+        )
+    Console().print(table)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(
+            json.dumps({"benchmark": "overhead", "model": model, **describe(), "cases": rows}, indent=2) + "\n"
+        )

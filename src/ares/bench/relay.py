@@ -1,0 +1,281 @@
+"""`ares bench relay`: what the gateway costs, beside PyPI's vllm-router on the same mock engines in the same run."""
+
+import contextlib
+import importlib.metadata
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import psutil
+import typer
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from ares import model as models
+from ares.bench.environment import describe
+from ares.bench.stream_client import Reading, StreamError, read_streams
+from ares.model import DEFAULT_MODEL
+
+_START_TIMEOUT_S = 60.0
+# Streams that are measured for the time to the first token bring just enough tokens to have a second one.
+_FIRST_TOKENS = 4
+_MODES = {"as_fast_as_read": "as fast as read", "paced": "paced"}
+
+
+class BenchError(RuntimeError):
+    """A measurement cannot be made; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The settings of a run; `first_tokens` counts single streams in each repeat."""
+
+    model: str
+    streams: int
+    tokens: dict[str, int]
+    interval_ms: float
+    repeats: int
+    first_tokens: int
+
+
+@dataclass(slots=True)
+class _System:
+    """Something that serves chat streams, and what was measured of it."""
+
+    name: str
+    port: int
+    process: psutil.Process
+    cpu_s: dict[str, list[float]] = field(default_factory=lambda: {mode: [] for mode in _MODES})
+    chunks_per_read: dict[str, list[float]] = field(default_factory=lambda: {mode: [] for mode in _MODES})
+    first_token_s: list[float] = field(default_factory=list)
+    rss_mb: float = 0.0
+
+    def cpu(self) -> float:
+        """User and system seconds of the process and its children."""
+        family = [self.process, *self.process.children(recursive=True)]
+        return sum(sum(process.cpu_times()[:2]) for process in family)
+
+    def observe_memory(self) -> None:
+        """Keep the largest resident size seen."""
+        family = [self.process, *self.process.children(recursive=True)]
+        self.rss_mb = max(self.rss_mb, sum(process.memory_info().rss for process in family) / 2**20)
+
+
+def command(
+    streams: Annotated[int, typer.Option(min=1, help="Concurrent streams.")] = 64,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of a stream that is as fast as it is read.")] = 3000,
+    paced_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a paced stream.")] = 250,
+    interval_ms: Annotated[float, typer.Option(min=1, help="Time between two tokens of a paced stream.")] = 20.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each system, in turn.")] = 5,
+    first_tokens: Annotated[int, typer.Option(min=1, help="Single streams a run, for the time to first token.")] = 40,
+    router: Annotated[Path | None, typer.Option(help="PyPI's vllm-router executable, to measure beside ours.")] = None,
+    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model to imitate.")] = DEFAULT_MODEL,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+) -> None:
+    """Measure the gateway's CPU time per token chunk and the time that it adds to the first token.
+
+    The engines are mocks that compute nothing. In one mode they write as fast as they are read, so that a read brings
+    many tokens; in the other each stream gets a token at fixed intervals, as from an engine.
+    """
+    from ares.cli import fail, signal_as_interrupt
+
+    signal_as_interrupt()
+    console = Console()
+    if router is None:
+        console.print("no --router given: only the gateway of ARES is measured")
+    plan = _Plan(model, streams, {"as_fast_as_read": tokens, "paced": paced_tokens}, interval_ms, repeats, first_tokens)
+    try:
+        systems = _run(plan, router, console)
+    except (BenchError, StreamError) as error:
+        fail(str(error), 1)
+    described = describe()
+    described["versions"] |= _versions(router)
+    result = {
+        "benchmark": "relay",
+        "note": "engines are mocks that compute nothing; chunks_per_read is what the client's reads brought",
+        "settings": asdict(plan),
+        **described,
+        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "systems": systems,
+    }
+    console.print(_table(systems))
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+
+
+def _run(plan: _Plan, router: Path | None, console: Console) -> dict[str, Any]:
+    """Measure the systems in turn, again and again, and return the figures of each."""
+    folder = models.resolve(plan.model)
+    with contextlib.ExitStack() as stack:
+        logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ares-relay-")))
+        mocks = {role: stack.enter_context(_mock(role, folder, plan.model, logs)) for role in ("prefill", "decode")}
+        ports = {role: mock.port for role, mock in mocks.items()}
+        systems = [stack.enter_context(_gateway(ports, plan.model, logs))]
+        if router is not None:
+            systems += [stack.enter_context(_router(router, ports, mode, logs)) for mode in ("prefill-decode", "plain")]
+        for system in systems:  # a first run of everything, to be forgotten
+            uvloop.run(read_streams(system.port, plan.model, plan.streams, 50))
+        direct = mocks["decode"]
+        for n in range(plan.repeats):
+            console.print(f"repeat {n + 1} of {plan.repeats}", style="dim")
+            for mode, tokens in plan.tokens.items():
+                _pace(direct, plan.interval_ms / 1000 if mode == "paced" else 0.0)
+                for system in systems:
+                    _measure(system, mode, plan.model, plan.streams, tokens)
+            _pace(direct, 0.0)
+            for _ in range(plan.first_tokens):
+                for system in (direct, *systems):
+                    (reading,) = uvloop.run(read_streams(system.port, plan.model, 1, _FIRST_TOKENS))
+                    system.first_token_s.append(reading.first_token_s)
+        return {system.name: _figures(system, direct) for system in systems}
+
+
+def _measure(system: _System, mode: str, model: str, streams: int, tokens: int) -> None:
+    before = system.cpu()
+    readings: list[Reading] = uvloop.run(read_streams(system.port, model, streams, tokens))
+    spent = system.cpu() - before
+    system.cpu_s[mode].append(spent / (streams * tokens) * 100_000)
+    system.chunks_per_read[mode].append(sum(r.events for r in readings) / sum(r.reads for r in readings))
+    system.observe_memory()
+
+
+# --- processes ---
+
+
+@contextlib.contextmanager
+def _mock(role: str, folder: Path, model: str, logs: Path) -> Iterator[_System]:
+    port = _free_port()
+    command = [sys.executable, "-m", "ares.bench.mock_engine", "--role", role, "--port", str(port)]
+    command += ["--folder", str(folder), "--model", model]
+    yield from _served(f"mock {role}", command, port, logs, "/version", ["mock"])
+
+
+@contextlib.contextmanager
+def _gateway(ports: dict[str, int], model: str, logs: Path) -> Iterator[_System]:
+    port = _free_port()
+    command = [sys.executable, "-m", "ares", "gateway", "--model", model, "--port", str(port)]
+    for mock in ports.values():
+        command += ["--worker", f"http://127.0.0.1:{mock}"]
+    yield from _served("ares", command, port, logs, "/version", [f"mock-{role}" for role in ports])
+
+
+@contextlib.contextmanager
+def _router(router: Path, ports: dict[str, int], mode: str, logs: Path) -> Iterator[_System]:
+    port = _free_port()
+    command = [str(router), "--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(_free_port())]
+    command += ["--policy", "round_robin", "--log-level", "warning", "--worker-startup-check-interval", "1"]
+    prefill, decode = (f"http://127.0.0.1:{ports[role]}" for role in ("prefill", "decode"))
+    if mode == "plain":
+        command += ["--worker-urls", decode]
+    else:
+        command += ["--vllm-pd-disaggregation", "--prefill", prefill, "--decode", decode]
+    yield from _served(f"vllm-router {mode}", command, port, logs, "/health", [])
+
+
+def _served(name: str, command: list[str], port: int, logs: Path, route: str, words: list[str]) -> Iterator[_System]:
+    """Run a server, and hand it out once `route` answers with all of the words."""
+    log = logs / f"{name.replace(' ', '-')}.log"
+    with log.open("wb") as sink:
+        process = subprocess.Popen(  # noqa: S603 - our own command
+            # A group of its own, so that Ctrl-C reaches only us and one signal reaches all that it started.
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while True:
+            with contextlib.suppress(OSError):
+                answer = _get(port, route)
+                if all(word in answer for word in words):
+                    break
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise BenchError(f"{name} does not serve; the end of its log:\n{log.read_text()[-2000:]}")
+            time.sleep(0.1)
+        yield _System(name, port, psutil.Process(process.pid))
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+
+
+def _get(port: int, route: str, body: bytes | None = None) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{route}", body, timeout=5) as reply:
+        return str(reply.read().decode())
+
+
+def _pace(mock: _System, interval_s: float) -> None:
+    _get(mock.port, "/mock/pace", msgspec.json.encode({"interval_s": interval_s}))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# --- figures ---
+
+
+def _figures(system: _System, direct: _System) -> dict[str, Any]:
+    base = statistics.median(direct.first_token_s)
+    added = sorted((seconds - base) * 1000 for seconds in system.first_token_s)
+    modes = {
+        mode: {
+            "cpu_s_per_100k_chunks": {
+                "median": round(statistics.median(runs), 3),
+                "runs": [round(run, 3) for run in runs],
+            },
+            "chunks_per_read": round(statistics.median(system.chunks_per_read[mode]), 2),
+        }
+        for mode, runs in system.cpu_s.items()
+    }
+    first = {
+        "median": round(statistics.median(added), 3),
+        "p95": round(added[int(0.95 * (len(added) - 1))], 3),
+    }
+    return {**modes, "added_ttft_ms": first, "rss_mb": round(system.rss_mb, 1)}
+
+
+def _versions(router: Path | None) -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in ("httptools", "msgspec", "tokenizers", "uvloop")}
+    if router is not None:
+        # The router has an environment of its own.
+        ask = "from importlib.metadata import version; print(version('vllm-router'))"
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            found = subprocess.run(  # noqa: S603 - the operator's own
+                [router.parent / "python", "-c", ask], capture_output=True, text=True, timeout=30, check=True
+            )
+            versions["vllm-router"] = found.stdout.strip()
+    return versions
+
+
+def _table(systems: dict[str, Any]) -> Table:
+    table = Table(title="relaying token chunks: CPU s per 100,000 chunks (chunks per read), added time to first token")
+    for name in ("system", *_MODES.values(), "TTFT +ms", "p95", "RSS MB"):
+        table.add_column(name, justify="left" if name == "system" else "right")
+    for name, figures in systems.items():
+        cells = [
+            f"{figures[mode]['cpu_s_per_100k_chunks']['median']:.2f} ({figures[mode]['chunks_per_read']:.3g})"
+            for mode in _MODES
+        ]
+        added = figures["added_ttft_ms"]
+        table.add_row(name, *cells, f"{added['median']:.2f}", f"{added['p95']:.2f}", f"{figures['rss_mb']:.0f}")
+    return table

@@ -1,0 +1,200 @@
+"""`ares bench stall`: how long a client waits for its next token when its request moves.
+
+Real engines, moves by command. The stall is what the client sees: the longest wait between two tokens while the move is
+under way, next to the median wait between tokens of the same stream when nothing moves.
+"""
+
+import asyncio
+import itertools
+import json
+import random
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import aiohttp
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ares import local
+from ares.bench.environment import describe
+from ares.engine.defaults import local_flags
+from ares.model import DEFAULT_MODEL
+
+# Tokens between two moves: enough for the gaps of an undisturbed stream.
+_BETWEEN = 12
+# A stream is replaced after so many moves, so that its context stays near the wanted length.
+_MOVES_PER_STREAM = 8
+# One chunk for every token, also for those that have no text yet.
+_TOKEN_IDS = {"return_token_ids": True}
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A stream, and when each of its tokens came."""
+
+    times: list[float] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def reach(self, count: int, stream: "asyncio.Task[None]") -> None:
+        """Wait for so many tokens; a stream that ends before is an error."""
+        while len(self.times) < count:
+            if stream.done():
+                raise RuntimeError("the stream ended early") from stream.exception()
+            self.changed.clear()
+            waiter = asyncio.ensure_future(self.changed.wait())
+            await asyncio.wait((waiter, stream), return_when=asyncio.FIRST_COMPLETED, timeout=60)
+            waiter.cancel()
+
+
+def _body(model: str, context: int, generator: random.Random, **more: Any) -> dict[str, Any]:
+    prompt = [generator.randrange(1000, 40000) for _ in range(context)]
+    return {
+        "model": model,
+        "prompt": prompt,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        **_TOKEN_IDS,
+        **more,
+    }
+
+
+async def _follow(http: aiohttp.ClientSession, url: str, body: dict[str, Any], name: str, watched: _Watched) -> None:
+    async with http.post(f"{url}/v1/completions", json=body, headers={"x-request-id": name}) as reply:
+        reply.raise_for_status()
+        async for line in reply.content:
+            if line.startswith(b"data: {"):
+                watched.times.append(time.monotonic())
+                watched.changed.set()
+
+
+async def _instance_of(http: aiohttp.ClientSession, url: str, name: str) -> str | None:
+    async with http.get(f"{url}/admin/v1/status") as reply:
+        rows = (await reply.json())["requests"]
+    return next((row["instance"] for row in rows if row["id"] == name), None)
+
+
+async def _case(
+    http: aiohttp.ClientSession, url: str, model: str, context: int, moves: int, tick: Any
+) -> dict[str, Any]:
+    generator = random.Random(context)  # noqa: S311 - a workload, not a secret
+    names = [f"decode-{n}" for n in range(2)]
+    stalls: list[float] = []
+    gaps: list[float] = []
+    records: list[dict[str, Any]] = []
+    while len(stalls) < moves:
+        name = f"stall-{context}-{len(stalls)}-{time.monotonic_ns()}"
+        watched = _Watched()
+        body = _body(model, context, generator, max_tokens=2 * _BETWEEN * _MOVES_PER_STREAM)
+        stream = asyncio.create_task(_follow(http, url, body, name, watched))
+        try:
+            for _ in range(min(_MOVES_PER_STREAM, moves - len(stalls))):
+                before = len(watched.times)
+                await watched.reach(before + _BETWEEN, stream)
+                # The first tokens after a move (or the start) settle; the rest are undisturbed.
+                quiet = watched.times[before + 2 : before + _BETWEEN]
+                gaps += [b - a for a, b in itertools.pairwise(quiet)]
+                source = await _instance_of(http, url, name)
+                target = names[source == names[0]]
+                start = time.monotonic()
+                order = {"request_id": name, "target": target}
+                async with http.post(f"{url}/admin/v1/migrations", json=order) as reply:
+                    record = await reply.json()
+                if record.get("outcome") != "moved":
+                    raise RuntimeError(f"the move failed: {record}")
+                await watched.reach(len(watched.times) + 1, stream)
+                around = [t for t in watched.times if t > start - 1.0]
+                waits = [b - a for a, b in itertools.pairwise(around) if b > start]
+                stalls.append(max(waits))
+                records.append(record)
+                tick()
+        finally:
+            stream.cancel()
+            await asyncio.gather(stream, return_exceptions=True)
+    gap = statistics.median(gaps)
+    return {
+        "context_tokens": context,
+        "moves": len(stalls),
+        "gap_ms": _summary(gaps),
+        "stall_ms": _summary(stalls),
+        "stall_in_gaps": {"median": statistics.median(stalls) / gap, "p95": _quantile(stalls, 0.95) / gap},
+        "gateway_stall_ms": _summary([r["stall_s"] for r in records]),
+        "cut_ms": _summary([r["cut_s"] for r in records]),
+        "accept_ms": _summary([r["accept_s"] for r in records]),
+        "queued_ms": _summary([r["queued_s"] or 0.0 for r in records]),
+        "pulled_tokens": statistics.median(r["pulled_tokens"] or 0 for r in records),
+    }
+
+
+def _quantile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+def _summary(seconds: list[float]) -> dict[str, float]:
+    return {"median": round(1000 * statistics.median(seconds), 2), "p95": round(1000 * _quantile(seconds, 0.95), 2)}
+
+
+async def _measure(url: str, model: str, contexts: list[int], moves: int, background: int) -> list[dict[str, Any]]:
+    results = []
+    async with aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=None, sock_read=120), connector=aiohttp.TCPConnector(limit=0)
+    ) as http:
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task("moves", total=2 * len(contexts) * moves)
+            for load, streams in (("idle", 0), ("busy", 2 * background)):
+                generator = random.Random(7)  # noqa: S311 - likewise
+                others = []
+                for number in range(streams):
+                    # A seed keeps them where they are.
+                    body = _body(model, 200, generator, max_tokens=3500, seed=number)
+                    others.append(asyncio.create_task(_follow(http, url, body, f"background-{number}", _Watched())))
+                await asyncio.sleep(3.0 if streams else 0.5)
+                try:
+                    for context in contexts:
+                        progress.update(task, description=f"{load}, {context} tokens")
+                        row = await _case(http, url, model, context, moves, lambda: progress.advance(task))
+                        results.append({"load": load, "background_streams_per_instance": streams // 2, **row})
+                finally:
+                    for other in others:
+                        other.cancel()
+                    await asyncio.gather(*others, return_exceptions=True)
+    return results
+
+
+def command(
+    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
+    context: Annotated[list[int] | None, typer.Option(help="Context lengths; repeat for several.")] = None,
+    moves: Annotated[int, typer.Option(min=1, help="Moves for each length and load.")] = 24,
+    background: Annotated[int, typer.Option(min=1, help="Other streams on each instance when busy.")] = 4,
+    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+) -> None:
+    """Measure the client-visible stall of a move on real engines, over context length, target idle and busy."""
+    settings = local.ClusterSettings(
+        model=model, preset="off", port=port, vllm_flags=tuple(local_flags(["--max-model-len", "4096"]))
+    )
+    with local.running(settings) as cluster:
+        rows = asyncio.run(_measure(cluster.url, model, context or [128, 512, 1024, 2048], moves, background))
+    result = {"benchmark": "stall", "model": model, **describe(), "cases": rows}
+    table = Table(title="client-visible stall of a move")
+    for column in ("load", "context", "gap ms", "stall ms", "p95 ms", "gaps", "p95 gaps"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            row["load"],
+            str(row["context_tokens"]),
+            f"{row['gap_ms']['median']:.1f}",
+            f"{row['stall_ms']['median']:.1f}",
+            f"{row['stall_ms']['p95']:.1f}",
+            f"{row['stall_in_gaps']['median']:.2f}",
+            f"{row['stall_in_gaps']['p95']:.2f}",
+        )
+    Console().print(table)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(result, indent=2) + "\n")

@@ -1,0 +1,268 @@
+"""The `ares` command."""
+
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ares import __version__
+from ares.bench import cli as bench
+from ares.model import DEFAULT_MODEL, ModelError
+
+app = typer.Typer(
+    name="ares",
+    help="Live rebalancing of running requests for prefill-decode disaggregated serving on stock vLLM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.add_typer(bench.app, name="bench")
+_errors = Console(stderr=True)
+
+Model = Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")]
+Url = Annotated[str, typer.Option(envvar="ARES_URL", help="Where the gateway answers.")]
+Key = Annotated[str | None, typer.Option(envvar="ARES_ADMIN_KEY", help="Key of the admin routes.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+def main() -> None:
+    """Run the command; what a user can mend is one line and status 2, not a traceback."""
+    from ares.config import ConfigError
+    from ares.local import ClusterError
+
+    try:
+        app()
+    except (ModelError, ConfigError, ClusterError) as error:
+        fail(str(error))
+
+
+def fail(message: str, status: int = 2) -> NoReturn:
+    """Print an error and end."""
+    _errors.print(f"error: {message}", style="bold red", markup=False, highlight=False)
+    sys.exit(status)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+@app.command(context_settings=_PASS_THROUGH)
+def worker(
+    context: typer.Context,
+    role: Annotated[str, typer.Option(help="prefill, decode or both.")],
+    model: Model = DEFAULT_MODEL,
+    name: Annotated[str | None, typer.Option(help="Name of the instance; by default role and port.")] = None,
+    host: Annotated[str, typer.Option(help="Address to serve and to transfer KV on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="HTTP port.")] = 8100,
+    control_port: Annotated[int, typer.Option(help="Port of the control channel; 0 takes a free one.")] = 0,
+    nixl_port: Annotated[int, typer.Option(help="Port of NIXL's side channel; 0 takes a free one.")] = 0,
+    cores: Annotated[str | None, typer.Option(help="CPU builds: cores for the model, such as 0-3.")] = None,
+    connector: Annotated[str, typer.Option(hidden=True, help="For measurements: ares, stock or none.")] = "ares",
+) -> None:
+    """Start one vLLM instance that can hand running requests over.
+
+    Every other flag goes to `vllm serve` as it is, for example --max-model-len 4096 or --tensor-parallel-size 2.
+    """
+    from ares.engine.launcher import LaunchError, WorkerSettings, serve
+
+    if role not in ("prefill", "decode", "both"):
+        fail(f"unknown role {role!r}: prefill, decode or both")
+    try:
+        serve(
+            WorkerSettings(
+                model=model,
+                role=role,  # type: ignore[arg-type] # checked above
+                name=name or f"{role}-{port}",
+                host=host,
+                port=port,
+                control_port=control_port,
+                nixl_port=nixl_port,
+                cores=cores,
+                connector=connector,  # type: ignore[arg-type] # an unknown one fails in vLLM
+                vllm_flags=tuple(flag for flag in context.args if flag != "--"),
+            )
+        )
+    except LaunchError as error:
+        fail(str(error))
+
+
+@app.command()
+def gateway(
+    worker: Annotated[list[str] | None, typer.Option(help="Base URL of an instance; repeat for each.")] = None,
+    model: Annotated[str | None, typer.Option(help="Hugging Face id or folder of the served model.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings; variables and flags win over it.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to serve on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to serve on.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Policy preset (docs/policy.md).")] = None,
+    period_s: Annotated[float | None, typer.Option(help="Seconds between two rebalancing decisions.")] = None,
+    cooldown_s: Annotated[float | None, typer.Option(help="Seconds a moved request is left alone.")] = None,
+) -> None:
+    """Serve OpenAI's API over running instances."""
+    from ares import config as configuration
+    from ares.gateway.server import serve
+
+    serve(
+        configuration.load(
+            config,
+            workers=worker,
+            model=model,
+            host=host,
+            port=port,
+            preset=preset,
+            period_s=period_s,
+            cooldown_s=cooldown_s,
+        )
+    )
+
+
+@app.command(context_settings=_PASS_THROUGH)
+def up(
+    context: typer.Context,
+    model: Model = DEFAULT_MODEL,
+    prefill: Annotated[int, typer.Option(min=0, help="Prefill instances; 0 lets decode instances do both.")] = 1,
+    decode: Annotated[int, typer.Option(min=1, help="Decode instances.")] = 2,
+    host: Annotated[str, typer.Option(help="Address of the endpoint.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8000,
+    preset: Annotated[str, typer.Option(help="Policy preset (docs/policy.md).")] = "ares-no-prediction",
+    log_folder: Annotated[Path | None, typer.Option(help="Folder for the logs; by default a new one.")] = None,
+) -> None:
+    """Start a local cluster behind one endpoint, and stop all of it on Ctrl-C.
+
+    Every other flag goes to each vLLM instance, for example --max-model-len 4096.
+    """
+    from ares import local
+    from ares import model as models
+    from ares.engine.defaults import local_flags
+    from ares.policy import preset as known
+
+    try:
+        known(preset)
+    except ValueError as error:
+        fail(str(error))
+    models.resolve(model, console=_errors)
+    settings = local.ClusterSettings(
+        model=model,
+        prefill=prefill,
+        decode=decode,
+        host=host,
+        port=port,
+        preset=preset,
+        log_folder=log_folder,
+        vllm_flags=tuple(local_flags([flag for flag in context.args if flag != "--"])),
+    )
+    signal_as_interrupt()
+    try:
+        with local.running(settings, _errors) as cluster:
+            _welcome(cluster)
+            cluster.wait()
+    except KeyboardInterrupt:
+        _errors.print("stopped")
+
+
+def signal_as_interrupt() -> None:
+    """Let SIGTERM and SIGHUP end a command the way Ctrl-C does, so that what it started is stopped."""
+    import signal
+
+    def interrupt(*_: Any) -> None:
+        # A second signal must not cut the stopping short.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+
+
+def _welcome(cluster: Any) -> None:
+    body = json.dumps(
+        {
+            "model": cluster.settings.model,
+            "messages": [{"role": "user", "content": "What is gravity?"}],
+            "stream": True,
+        }
+    )
+    typer.echo(f"serving {cluster.settings.model} on {cluster.url}/v1 (logs: {cluster.log_folder})\n")
+    typer.echo(f"  curl -N {cluster.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'\n")
+    typer.echo("Running requests: ares status. Stop: Ctrl-C.")
+
+
+@app.command()
+def status(
+    url: Url = "http://127.0.0.1:8000",
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show instances, running requests and recent moves."""
+    read = _call(f"{url}/admin/v1/status", key)
+    if as_json:
+        typer.echo(json.dumps(read, indent=2))
+        return
+    console = Console()
+    for name, rows in (("instances", read["instances"]), ("requests", read["requests"])):
+        console.print(_table(name, rows))
+    console.print(_table("recent moves", read["migrations"][-10:]))
+
+
+@app.command()
+def migrate(
+    request: Annotated[str, typer.Argument(help="Id of a running request (see `ares status`).")],
+    to: Annotated[str, typer.Option("--to", help="Name of the decode instance to move it to.")],
+    url: Url = "http://127.0.0.1:8000",
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Move a running request to another decode instance."""
+    record = _call(f"{url}/admin/v1/migrations", key, {"request_id": request, "target": to})
+    if as_json:
+        typer.echo(json.dumps(record, indent=2))
+    else:
+        Console().print(_table("move", [record]))
+    if record["outcome"] != "moved":
+        sys.exit(1)
+
+
+def _call(url: str, key: str | None, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    data = json.dumps(body).encode() if body is not None else None
+    request = urllib.request.Request(url, data, headers)  # noqa: S310 - the operator's own URL
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310 - likewise
+            read: dict[str, Any] = json.load(reply)
+            return read
+    except urllib.error.HTTPError as error:
+        try:
+            message = json.load(error)["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            message = str(error)
+        fail(message, 1)
+    except OSError as error:
+        fail(f"no gateway at {url}: {error}; start one with `ares up`, or give --url", 1)
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left", expand=os.environ.get("COLUMNS") is None and False)
+    if not rows:
+        table.add_column("none")
+        return table
+    names = list(rows[0])
+    for name in names:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(name)) for name in names))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

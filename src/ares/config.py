@@ -1,0 +1,87 @@
+"""The gateway's configuration, resolved once: a YAML file, then `ARES_*` variables, then flags; later ones win."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from ares.policy import preset
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message names the setting."""
+
+
+class GatewayConfig(BaseSettings):
+    """Everything a gateway can be told."""
+
+    model_config = SettingsConfigDict(env_prefix="ARES_", extra="forbid", frozen=True)
+
+    model: str
+    """Hugging Face id or folder of the served model: its tokenizer and chat template are read."""
+    workers: list[str] = Field(min_length=1)
+    """Base URLs of the instances."""
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    preset: str = "ares-no-prediction"
+    """Policy preset: how requests are placed and when they move."""
+    period_s: float = Field(default=0.5, gt=0)
+    """Seconds between two rebalancing decisions."""
+    telemetry_interval_s: float = Field(default=0.1, gt=0)
+    """Seconds between two reports of an instance."""
+    cooldown_s: float = Field(default=3.0, ge=0)
+    """A request that has moved is left alone by the policy for this long."""
+    handover_timeout_s: float = Field(default=10.0, gt=0, le=20)
+    """Longest hand-over; well inside the KV lease of 30 s."""
+    max_body_bytes: int = Field(default=8 << 20, gt=0)
+    """Largest request body."""
+    admin_key: SecretStr | None = None
+    """Key for the admin routes; without one they answer to loopback only."""
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        preset(value)
+        return value
+
+
+def load(file: Path | None = None, **flags: Any) -> GatewayConfig:
+    """Resolve the configuration.
+
+    Parameters
+    ----------
+    file
+        YAML file with any of the settings.
+    flags
+        Settings given on the command line; None means not given.
+
+    Raises
+    ------
+    ConfigError
+        A setting is unknown, missing or wrong.
+    """
+
+    class Resolved(GatewayConfig):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=file)
+
+    if file is not None and not file.is_file():
+        raise ConfigError(f"{file}: no such file")
+    try:
+        return Resolved(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"setting {name!r}: {first['msg']}") from error
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise ConfigError(f"{file}: {error}") from error

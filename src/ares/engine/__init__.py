@@ -1,0 +1,1 @@
+"""What runs in or right around vLLM: the only room that imports it."""

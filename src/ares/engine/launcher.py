@@ -1,0 +1,163 @@
+"""`ares worker`: `vllm serve` with our connector, control channel and plugin filled in."""
+
+import asyncio
+import importlib.metadata
+import json
+import os
+import socket
+import sys
+import uuid
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ares import model
+from ares.engine import instance
+from ares.engine.defaults import is_cpu_build
+from ares.wire import Role
+
+# The KV of a finished prefill or a cut request waits this long for its target; heartbeats extend it (vLLM's default).
+LEASE_S = 30
+
+
+# `ares` is what serves; the others are what `ares bench overhead` measures it against.
+Connector = Literal["ares", "stock", "none"]
+_MODULES = {"ares": "ares.engine.connector", "stock": "ares.engine.baselines"}
+
+
+class LaunchError(RuntimeError):
+    """The instance cannot start; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What `ares worker` was asked for. A port of 0 means any free one."""
+
+    model: str
+    role: Role
+    name: str
+    host: str
+    port: int
+    control_port: int = 0
+    nixl_port: int = 0
+    cores: str | None = None
+    connector: Connector = "ares"
+    vllm_flags: tuple[str, ...] = ()
+
+
+def free_port(host: str) -> int:
+    """Return a TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def serve(settings: WorkerSettings) -> None:
+    """Run one instance until it is told to stop."""
+    folder = model.resolve(settings.model)
+    control_port = settings.control_port or free_port(settings.host)
+    os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = settings.host
+    os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(settings.nixl_port or free_port(settings.host))
+    os.environ["VLLM_PLUGINS"] = _plugins()
+    cores = _cores(settings)
+    if settings.cores:
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = settings.cores
+    if cores:
+        # One process instead of two on a CPU: vLLM's worker process spins while it waits for the scheduler's, and
+        # starves an instance that shares its cores. Read by vLLM's CPU platform only (platforms/cpu.py).
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ["OMP_NUM_THREADS"] = str(len(cores))
+    instance.export(
+        instance.InstanceSettings(
+            name=settings.name,
+            role=settings.role,
+            boot=uuid.uuid4().hex,
+            control_address=f"tcp://{settings.host}:{control_port}",
+            cores=cores,
+        )
+    )
+    _check_packages()
+    # Only now: vLLM reads the environment while it is imported.
+    import uvloop
+
+    from ares.engine import vllm_names as vllm
+
+    on_cpu = vllm.current_platform.is_cpu()
+    if on_cpu:
+        os.environ.setdefault("UCX_TLS", "tcp,shm,self")
+    vllm.cli_env_setup()
+    parser = vllm.make_arg_parser(vllm.FlexibleArgumentParser(prog="ares worker"))
+    args = parser.parse_args(_vllm_arguments(settings, str(folder), on_cpu))
+    vllm.validate_parsed_serve_args(args)
+    try:
+        uvloop.run(vllm.run_server(args))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit(0)
+
+
+def _vllm_arguments(settings: WorkerSettings, folder: str, on_cpu: bool) -> list[str]:
+    flags = list(settings.vllm_flags)
+    if any(flag.split("=")[0] == "--kv-transfer-config" for flag in flags):
+        raise LaunchError("ares worker sets --kv-transfer-config itself; leave it out")
+    transfer: dict[str, Any] = {
+        "kv_connector": "NixlConnector",
+        "kv_connector_module_path": _MODULES.get(settings.connector),
+        # A decode instance pulls from prefill instances and serves pulls of other decode instances.
+        "kv_role": "kv_both",
+        # A failed pull costs a recomputation, not the request.
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {"kv_lease_duration": LEASE_S},
+    }
+    if on_cpu:
+        transfer["kv_buffer_device"] = "cpu"
+    arguments = ["--model", folder, "--host", settings.host, "--port", str(settings.port), "--enable-scale-out"]
+    if settings.connector != "none":
+        arguments += ["--kv-transfer-config", json.dumps(transfer)]
+    if not any(flag.split("=")[0] == "--served-model-name" for flag in flags):
+        arguments += ["--served-model-name", settings.model]
+    return arguments + flags
+
+
+def _cores(settings: WorkerSettings) -> tuple[int, ...]:
+    """Return the cores to run on where this machine computes on its CPU with one worker; else nothing.
+
+    Raises
+    ------
+    LaunchError
+        The cores are not given as numbers and ranges, such as ``0-3,6``.
+    """
+    ranks = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
+    if not is_cpu_build() or any(flag.split("=")[0] in ranks for flag in settings.vllm_flags):
+        return ()
+    if settings.cores is None:
+        return tuple(sorted(os.sched_getaffinity(0)))
+    try:
+        spans = [[int(end) for end in span.split("-")] for span in settings.cores.split(",")]
+        return tuple(core for span in spans for core in range(span[0], span[-1] + 1))
+    except ValueError as error:
+        raise LaunchError(f"--cores {settings.cores}: expected numbers and ranges, such as 0-3,6") from error
+
+
+def _plugins() -> str:
+    """Name our plugin without hiding others: once VLLM_PLUGINS is set, vLLM loads only what it lists."""
+    if "VLLM_PLUGINS" in os.environ:
+        return f"{os.environ['VLLM_PLUGINS']},ares"
+    groups = (f"vllm.{kind}_plugins" for kind in ("general", "platform", "io_processor", "stat_logger"))
+    others = {point.name for group in groups for point in importlib.metadata.entry_points(group=group)}
+    return ",".join(sorted(others | {"ares"}))
+
+
+def _check_packages() -> None:
+    try:
+        import transformers  # noqa: F401
+    except RuntimeError as error:
+        if "torchvision" in str(error):
+            raise LaunchError(
+                "torchvision does not match torch here and keeps transformers from loading; text models need none of "
+                "it: pip uninstall torchvision torchaudio torchcodec"
+            ) from error
+        raise
+    try:
+        import nixl  # noqa: F401
+        import vllm  # noqa: F401
+    except ImportError as error:
+        raise LaunchError(f"{error.name} is missing: pip install 'ares[cpu]', or 'ares[vllm]' on GPUs") from error

@@ -1,0 +1,86 @@
+"""Every vLLM name below the public surface that ARES touches, read from vLLM 0.32.0.
+
+tests/engine/test_compatibility.py checks each name and each attribute listed here, so that another version of vLLM
+fails with a clear message instead of misbehaving.
+"""
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl import base_worker
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlBaseConnector, NixlPullConnector
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_scheduler import NixlPullConnectorScheduler
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_worker import NixlPullConnectorWorker
+from vllm.entrypoints.launchers.api_server.entry import run_server
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+from vllm.platforms import current_platform
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.request import Request, RequestStatus
+
+SUPPORTED_VERSION = "0.32.0"
+
+# What we override or read, by class; the compatibility test looks each one up.
+ATTRIBUTES: dict[type, tuple[str, ...]] = {
+    NixlPullConnectorScheduler: (
+        "on_new_request",
+        "get_num_new_matched_tokens",
+        "update_state_after_alloc",
+        "build_connector_meta",
+        "request_finished",
+        "update_connector_output",
+        "has_pending_push_work",
+        "shutdown",
+    ),
+    NixlPullConnectorWorker: (
+        "start_load_kv",
+        "get_transfer_results",
+        "_ensure_handshake",
+        "_read_blocks_for_req",
+    ),
+    NixlPullConnector: ("bind_kv_cache_manager", "get_transfer_results", "start_load_kv"),
+    Request: ("num_tokens", "num_output_tokens", "is_finished"),
+}
+# Attributes that exist only on objects: looked up in the source of the class that sets them.
+INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
+    NixlPullConnectorScheduler: (
+        "_reqs_in_batch",
+        "_reqs_need_recv",
+        "_reqs_not_processed",
+        "side_channel_host",
+        "side_channel_port",
+        "transfer_tp_size",
+        "use_host_buffer",
+    ),
+    NixlPullConnectorWorker: ("_reqs_to_send", "_reqs_to_process", "_recving_metadata", "_ready_requests"),
+    Request: (
+        "max_tokens",
+        "stop_reason",
+        "kv_transfer_params",
+        "num_output_placeholders",
+        "num_computed_tokens",
+        "num_preemptions",
+        "output_token_ids",
+        "status",
+    ),
+}
+
+__all__ = [
+    "ATTRIBUTES",
+    "INSTANCE_ATTRIBUTES",
+    "SUPPORTED_VERSION",
+    "FlexibleArgumentParser",
+    "KVConnectorRole",
+    "NixlBaseConnector",
+    "NixlConnectorMetadata",
+    "NixlPullConnector",
+    "NixlPullConnectorScheduler",
+    "NixlPullConnectorWorker",
+    "Request",
+    "RequestStatus",
+    "base_worker",
+    "cli_env_setup",
+    "current_platform",
+    "make_arg_parser",
+    "run_server",
+    "validate_parsed_serve_args",
+]

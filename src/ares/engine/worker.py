@@ -1,0 +1,92 @@
+"""The connector's worker side: NIXL on hosts without a GPU, early handshakes, release of pins."""
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+from ares.engine import instance
+from ares.engine.scheduler import ConnectorMetadata
+from ares.engine.vllm_names import NixlPullConnectorWorker, base_worker, current_platform
+
+
+class HostWorker(NixlPullConnectorWorker):  # type: ignore[misc]
+    """vLLM's pull worker with what it takes to run well on a host without a GPU, and nothing else."""
+
+    def __init__(self, vllm_config: Any, engine_id: str, kv_cache_config: Any) -> None:
+        if current_platform.device_type != "cpu":
+            super().__init__(vllm_config, engine_id, kv_cache_config)
+            return
+        # On a CPU host vLLM 0.32 does two things that make every timing worthless (v1/nixl/base_worker.py): it moves
+        # the thread that runs the model to the last core, over the binding that OpenMP was given, and it starts
+        # NIXL's progress thread, which spins on a core of its own even when the engine is idle.
+        affinity = os.sched_getaffinity(0)
+        stock = base_worker.nixl_agent_config
+        base_worker.nixl_agent_config = functools.partial(stock, enable_prog_thread=False)
+        try:
+            super().__init__(vllm_config, engine_id, kv_cache_config)
+        finally:
+            base_worker.nixl_agent_config = stock
+            os.sched_setaffinity(0, affinity)
+        bind_threads()
+
+
+def bind_threads() -> None:
+    """Bind this process's threads to the instance's cores.
+
+    vLLM does it for OpenMP only where it starts a process for each worker (utils/ompmultiprocessing.py).
+    """
+    if cores := instance.current().cores:
+        for thread in Path("/proc/self/task").iterdir():
+            os.sched_setaffinity(int(thread.name), cores)
+
+
+class Worker(HostWorker):
+    """A worker that also carries out the orders of `ConnectorMetadata`."""
+
+    def __init__(self, vllm_config: Any, engine_id: str, kv_cache_config: Any) -> None:
+        self._released: set[str] = set()
+        # Results of polling within a step, reported with those of its end.
+        self._early: list[Any] = []
+        super().__init__(vllm_config, engine_id, kv_cache_config)
+
+    def start_load_kv(self, metadata: Any) -> None:
+        """Start the pulls of this step, then carry out our orders."""
+        super().start_load_kv(metadata)
+        if not isinstance(metadata, ConnectorMetadata):
+            return
+        if metadata.pull_now:
+            self._finish(metadata.pull_now)
+        for peer in metadata.connect:
+            self._ensure_handshake(peer.engine_id, peer.host, peer.port, peer.tp_size, peer.dcp_size, peer.pp_size)
+        for request_id in metadata.release:
+            self._reqs_to_process.discard(request_id)
+            # Absent: it was pulled or its lease ended meanwhile, and it is freed already.
+            if self._reqs_to_send.pop(request_id, None) is not None:
+                self._released.add(request_id)
+
+    def _finish(self, request_ids: frozenset[str]) -> None:
+        """Wait for these pulls: the forward pass that follows reads what they bring.
+
+        They are not reported as received, since the scheduler runs them already; blocks that failed to load are (by
+        `get_block_ids_with_load_errors`), and the scheduler computes them again.
+        """
+        while not request_ids.isdisjoint(self._recving_metadata):
+            results = super().get_transfer_results()
+            results.finished_recving -= request_ids
+            results.failed_recving -= request_ids
+            self._early.append(results)
+            while not self._ready_requests.empty():
+                self._read_blocks_for_req(*self._ready_requests.get_nowait())
+
+    def get_transfer_results(self) -> Any:
+        """Report released pins as sent, so that the scheduler frees their blocks, once."""
+        results = super().get_transfer_results()
+        results.finished_sending |= self._released
+        self._released = set()
+        for early in self._early:
+            results.finished_sending |= early.finished_sending
+            results.finished_recving |= early.finished_recving
+            results.failed_recving |= early.failed_recving
+        self._early = []
+        return results

@@ -1,0 +1,125 @@
+"""The operator's routes: what runs where, and moves on command."""
+
+import ipaddress
+import secrets
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from ares.gateway.instances import Instance
+from ares.gateway.migration import NotMovableError
+from ares.gateway.sequence import Sequence
+from ares.gateway.service import COMMANDED, Gateway, TargetError
+
+
+class AdminError(Exception):
+    """The command cannot be carried out; `status` is the HTTP status that says so."""
+
+    def __init__(self, status: int, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class MigrationRequest(BaseModel):
+    """`POST /admin/v1/migrations`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    request_id: str = Field(min_length=1)
+    """Id of a running request, as `GET /admin/v1/status` shows it: the client's x-request-id where it sent one."""
+    target: str = Field(min_length=1)
+    """Name of the decode instance to move it to."""
+
+
+async def allowed(request: Request) -> None:
+    """Let in whoever has the key; without a configured key, whoever comes from this machine."""
+    gateway: Gateway = request.app.state.gateway
+    key = gateway.config.admin_key
+    if key is not None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not secrets.compare_digest(given.encode(), key.get_secret_value().encode()):
+            raise AdminError(401, "the admin routes need their key: Authorization: Bearer KEY")
+        return
+    host = request.client.host if request.client else ""
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise AdminError(403, "without a configured admin key, the admin routes answer to loopback only")
+
+
+router = APIRouter(prefix="/admin/v1", dependencies=[Depends(allowed)])
+
+
+@router.get("/status")
+async def status(request: Request) -> dict[str, Any]:
+    """Return instances, running requests and recent moves, the newest move last."""
+    gateway: Gateway = request.app.state.gateway
+    return {
+        "preset": gateway.preset,
+        "instances": [_instance(gateway, i) for i in gateway.pool.instances],
+        "requests": [_request(s) for s in list(gateway.sequences.values())],
+        "migrations": [asdict(record) for record in gateway.migrations],
+    }
+
+
+@router.post("/migrations")
+async def migrate(body: MigrationRequest, request: Request) -> dict[str, Any]:
+    """Move a running request; answers when it runs at its target, or with why it does not."""
+    gateway: Gateway = request.app.state.gateway
+    sequence = gateway.sequences.get(body.request_id)
+    if sequence is None:
+        raise AdminError(404, f"no running request {body.request_id!r}", "request_not_found")
+    target = gateway.pool.find(body.target)
+    if target is None:
+        known = ", ".join(i.name for i in gateway.pool.decode())
+        raise AdminError(404, f"no instance {body.target!r}; decode instances: {known}", "instance_not_found")
+    try:
+        record = await gateway.migrate(sequence, target, COMMANDED, COMMANDED)
+    except NotMovableError as refusal:
+        raise AdminError(409, str(refusal), refusal.reason) from refusal
+    except TargetError as refusal:
+        raise AdminError(refusal.status, str(refusal), "target_unavailable") from refusal
+    return asdict(record)
+
+
+def _instance(gateway: Gateway, instance: Instance) -> dict[str, Any]:
+    load, hello = instance.telemetry, instance.hello
+    row: dict[str, Any] = {
+        "name": instance.name,
+        "role": instance.role,
+        "url": instance.url,
+        "healthy": instance.healthy,
+    }
+    if load is not None and hello is not None:
+        row |= {
+            "running": load.running,
+            "waiting": load.waiting,
+            "resident_tokens": sum(r.resident for r in load.rows),
+            "capacity_tokens": instance.capacity_tokens,
+            "kv_blocks_used": load.kv_blocks_used,
+            "kv_blocks": hello.kv_blocks,
+            "pinned": load.pinned,
+            "step_time_s": load.step_time_s,
+            "preemptions": load.preemptions,
+            "sequences": sum(1 for s in gateway.sequences.values() if s.instance is instance),
+        }
+    return row
+
+
+def _request(sequence: Sequence) -> dict[str, Any]:
+    why = sequence.not_movable()
+    return {
+        "id": sequence.id,
+        "instance": sequence.instance.name if sequence.instance else None,
+        "resident_tokens": sequence.tokens,
+        "prompt_tokens": len(sequence.prompt),
+        "output_tokens": len(sequence.emitted),
+        "moves": sequence.moves,
+        "movable": why is None,
+        "reason": why,
+    }

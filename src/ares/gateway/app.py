@@ -1,0 +1,195 @@
+"""The HTTP application: routes, and errors in OpenAI's form."""
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ares import __version__
+from ares.config import GatewayConfig
+from ares.gateway import admin, completions
+from ares.gateway.engine import EngineLostError, EngineRefusedError
+from ares.gateway.openai import BadRequestError
+from ares.gateway.responses import error, error_body
+from ares.gateway.sequence import NoInstanceError
+from ares.gateway.service import Gateway
+from ares.gateway.text import TemplateError
+
+logger = logging.getLogger(__name__)
+
+
+def build(config: GatewayConfig, folder: Path) -> FastAPI:
+    """Make the application of one gateway; it connects to its instances when it starts.
+
+    Parameters
+    ----------
+    config
+        The resolved configuration.
+    folder
+        Folder of the served model, for its tokenizer.
+    """
+    gateway = Gateway(config, folder)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await gateway.start()
+        try:
+            yield
+        finally:
+            await gateway.stop()
+
+    app = FastAPI(title="ARES gateway", version=__version__, lifespan=lifespan)
+    app.state.gateway = gateway
+    app.include_router(completions.router)
+    app.include_router(admin.router)
+    _observability(app, gateway)
+    _errors(app)
+    app.add_middleware(BodyLimit, limit=config.max_body_bytes)
+    return app
+
+
+def _observability(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """List the one served model."""
+        entry = {
+            "id": gateway.config.model,
+            "object": "model",
+            "created": 0,
+            "owned_by": "ares",
+            "max_model_len": gateway.maximum_model_tokens,
+        }
+        return {"object": "list", "data": [entry]}
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Say that the gateway is alive."""
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> JSONResponse:
+        """Say whether there is an instance to serve on."""
+        if gateway.pool.ready:
+            return JSONResponse({"status": "ready"})
+        return error(503, "no decode instance is ready")
+
+    @app.get("/version")
+    async def version() -> dict[str, Any]:
+        """Return the versions of the gateway and of its instances."""
+        return {
+            "ares": __version__,
+            "instances": {i.name: i.hello.versions for i in gateway.pool.instances if i.hello},
+        }
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Return Prometheus metrics."""
+        m = gateway.metrics
+        for i in gateway.pool.instances:
+            m.instance_up.labels(i.name, i.role).set(i.healthy)
+            load, hello = i.telemetry, i.hello
+            if load is not None and hello is not None:
+                m.instance_resident.labels(i.name).set(sum(r.resident for r in load.rows))
+                m.instance_kv.labels(i.name).set(load.kv_blocks_used / hello.kv_blocks)
+                m.instance_step.labels(i.name).set(load.step_time_s)
+                m.instance_running.labels(i.name).set(load.running)
+                m.instance_waiting.labels(i.name).set(load.waiting)
+                m.instance_preemptions.labels(i.name).set(load.preemptions)
+        return Response(generate_latest(m.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _errors(app: FastAPI) -> None:
+    @app.exception_handler(BadRequestError)
+    async def bad_request(_: Request, failure: BadRequestError) -> JSONResponse:
+        return error(failure.status, str(failure), failure.param, failure.code)
+
+    @app.exception_handler(TemplateError)
+    async def bad_messages(_: Request, failure: TemplateError) -> JSONResponse:
+        return error(400, str(failure), "messages")
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, failure: RequestValidationError) -> JSONResponse:
+        first = failure.errors()[0]
+        if first["type"] == "json_invalid":
+            return error(400, f"the body is not JSON: {first['ctx']['error']}")
+        name = ".".join(str(part) for part in first["loc"][1:])
+        return error(400, f"{name}: {first['msg']}" if name else first["msg"], name or None)
+
+    @app.exception_handler(admin.AdminError)
+    async def refused(_: Request, failure: admin.AdminError) -> JSONResponse:
+        return error(failure.status, str(failure), code=failure.code)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, failure: HTTPException) -> JSONResponse:
+        message = str(failure.detail)
+        if failure.status_code == 404:
+            message = f"no such route: {request.method} {request.url.path}"
+        return error(failure.status_code, message, headers=dict(failure.headers or {}))
+
+    async def engine(_: Request, failure: Exception) -> JSONResponse:
+        status, message = completions.failed(failure)
+        return error(status, message, headers={"Retry-After": "1"} if status == 503 else None)
+
+    for kind in (NoInstanceError, EngineLostError, EngineRefusedError):
+        app.add_exception_handler(kind, engine)
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, failure: Exception) -> JSONResponse:
+        logger.error("unexpected failure", exc_info=failure)
+        return error(500, "the gateway failed; its log says why")
+
+
+class BodyLimit:
+    """Refuses bodies above a limit, declared or not, without reading them whole."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 413 (the ASGI interface)."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if not declared.isdigit() or int(declared) > self._limit:
+            await self._refuse(scope, receive, send)
+            return
+        read = 0
+        started = refused = False
+
+        async def limited() -> Message:
+            nonlocal read, refused
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self._limit:
+                refused = True
+                return {"type": "http.disconnect"}
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            if not refused:
+                started = True
+                await send(message)
+
+        try:
+            await self._app(scope, limited, watched)
+        except Exception:
+            if not refused:
+                raise
+        if refused and not started:
+            await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reply = JSONResponse(error_body(413, f"the body is larger than {self._limit} bytes"), 413)
+        await reply(scope, receive, send)

@@ -1,0 +1,239 @@
+"""The two generation routes: chat and text completions, streamed or whole."""
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+from starlette.types import Message
+
+from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
+from ares.gateway.openai import BadRequestError, ChatRequest, CompletionRequest, GenerationRequest
+from ares.gateway.replies import DONE, Choice, Envelope, event, usage
+from ares.gateway.responses import EventStream, Write, error_body, until_disconnect
+from ares.gateway.sequence import NoInstanceError, Sampling
+from ares.gateway.service import Gateway
+from ares.gateway.text import Detokenizer
+
+logger = logging.getLogger(__name__)
+router = APIRouter()
+
+_ID = re.compile(r"[!-~]{1,128}")
+
+
+@dataclass(slots=True)
+class _Job:
+    """One sequence of a reply."""
+
+    name: str
+    prompt: list[int]
+    sampling: Sampling
+    choice: Choice
+    echo: str
+
+
+@dataclass(slots=True)
+class _Reply:
+    """Everything that one request became."""
+
+    gateway: Gateway
+    route: str
+    request_id: str
+    envelope: Envelope
+    jobs: list[_Job]
+    arrived: float
+
+    def usage(self) -> dict[str, int]:
+        """Return the usage; a prompt counts once however many choices it has."""
+        prompts = {id(job.prompt): len(job.prompt) for job in self.jobs}
+        return usage(sum(prompts.values()), sum(job.choice.completion_tokens for job in self.jobs))
+
+    async def generate(self, job: _Job, take: Callable[[_Job, list[Delta]], Awaitable[None]]) -> None:
+        """Run one job, and measure it."""
+        metrics = self.gateway.metrics
+        first = 0.0
+
+        async def emit(batch: list[Delta]) -> bool:
+            nonlocal first
+            if not first:
+                first = time.monotonic()
+                metrics.ttft.observe(first - self.arrived)
+            await take(job, batch)
+            return job.choice.finish_reason is not None
+
+        metrics.prompt_tokens.inc(len(job.prompt))
+        try:
+            await self.gateway.generate(job.name, job.prompt, job.sampling, emit)
+        finally:
+            tokens = job.choice.completion_tokens
+            metrics.output_tokens.inc(tokens)
+        if tokens > 1:
+            metrics.tpot.observe((time.monotonic() - first) / (tokens - 1))
+
+    async def all(self, take: Callable[[_Job, list[Delta]], Awaitable[None]]) -> None:
+        """Run all jobs side by side; the first failure cancels the others."""
+        if len(self.jobs) == 1:
+            await self.generate(self.jobs[0], take)
+            return
+        try:
+            async with asyncio.TaskGroup() as group:
+                for job in self.jobs:
+                    group.create_task(self.generate(job, take))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+
+    def count(self, outcome: str) -> None:
+        """Count the request by how it ended."""
+        self.gateway.metrics.requests.labels(self.route, outcome).inc()
+
+
+@router.post("/v1/chat/completions")
+async def chat_completions(body: ChatRequest, request: Request) -> Response:
+    """Generate the next message of a chat."""
+    return await _serve(body, request, chat=True)
+
+
+@router.post("/v1/completions")
+async def completions(body: CompletionRequest, request: Request) -> Response:
+    """Generate a continuation of a prompt."""
+    return await _serve(body, request, chat=False)
+
+
+async def _serve(body: GenerationRequest, request: Request, *, chat: bool) -> Response:
+    gateway: Gateway = request.app.state.gateway
+    reply = await _plan(gateway, body, request, chat=chat)
+    headers = {"x-request-id": reply.request_id}
+    if body.stream:
+        with_usage = body.stream_options is not None and body.stream_options.include_usage
+
+        async def produce(write: Write) -> None:
+            await _stream(reply, write, with_usage=with_usage)
+
+        return EventStream(produce, headers)
+    return await _whole(reply, request, headers)
+
+
+async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, chat: bool) -> _Reply:
+    arrived = time.monotonic()
+    body.check_text()
+    if body.model is not None and body.model != gateway.config.model:
+        raise BadRequestError(f"the model {body.model!r} is not served here", "model", "model_not_found", 404)
+    maximum = gateway.maximum_model_tokens
+    if maximum is None or not gateway.pool.ready:
+        raise NoInstanceError("no decode instance is ready")
+    given = request.headers.get("x-request-id", "")
+    request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+    envelope = Envelope(f"{'chatcmpl' if chat else 'cmpl'}-{request_id}", gateway.config.model, chat)
+    prompts = await asyncio.to_thread(_tokenise, gateway, body) if _long(body) else _tokenise(gateway, body)
+    jobs: list[_Job] = []
+    single = len(prompts) * body.n == 1
+    for prompt in prompts:
+        base = body.sampling(len(prompt), maximum, gateway.sampling_defaults)
+        echo = gateway.text.decode(prompt) if isinstance(body, CompletionRequest) and body.echo else ""
+        for copy in range(body.n):
+            index = len(jobs)
+            sampling = base
+            if base.parameters.get("seed") is not None and copy:
+                # As vLLM does (v1/engine/parallel_sampling.py): each choice has a seed of its own.
+                sampling = replace(base, parameters={**base.parameters, "seed": base.parameters["seed"] + copy})
+            detokenizer = Detokenizer(
+                gateway.text.tokenizer,
+                prompt,
+                stop=body.stop_strings(),
+                include_stop=body.include_stop_str_in_output,
+                skip_special=body.skip_special_tokens,
+                minimum_tokens=body.min_tokens,
+            )
+            choice = Choice(
+                envelope,
+                index,
+                detokenizer,
+                gateway.text,
+                logprobs=body.logprob_count(),
+                token_ids=body.return_token_ids,
+            )
+            jobs.append(_Job(request_id if single else f"{request_id}-{index}", prompt, sampling, choice, echo))
+    return _Reply(gateway, "chat" if chat else "completions", request_id, envelope, jobs, arrived)
+
+
+def _long(body: GenerationRequest) -> bool:
+    """Whether tokenising takes long enough to be worth a thread: other streams must not wait for it."""
+    if isinstance(body, ChatRequest):
+        return sum(len(str(message.get("content"))) for message in body.messages) > 20_000
+    return isinstance(body, CompletionRequest) and len(body.prompt) > 20_000
+
+
+def _tokenise(gateway: Gateway, body: GenerationRequest) -> list[list[int]]:
+    if isinstance(body, ChatRequest):
+        extra = dict(body.chat_template_kwargs or {})
+        if body.tools and body.tool_choice != "none":
+            extra["tools"] = body.tools
+        extra["add_generation_prompt"] = body.add_generation_prompt
+        return [gateway.text.render_chat(body.messages, extra)]
+    assert isinstance(body, CompletionRequest)  # noqa: S101 - there are two kinds
+    prompts = []
+    size = gateway.text.tokenizer.get_vocab_size()
+    for prompt in body.prompts():
+        ids = gateway.text.encode(prompt) if isinstance(prompt, str) else prompt
+        if not ids:
+            raise BadRequestError("the prompt is empty", "prompt")
+        if not all(0 <= token < size for token in ids):
+            raise BadRequestError(f"token ids must lie between 0 and {size - 1}", "prompt")
+        prompts.append(ids)
+    return prompts
+
+
+async def _stream(reply: _Reply, write: Write, *, with_usage: bool) -> None:
+    async def take(job: _Job, batch: list[Delta]) -> None:
+        await write(job.choice.stream(batch))
+
+    outcome = "cancelled"
+    try:
+        await write(b"".join(job.choice.opening(job.echo) for job in reply.jobs))
+        await reply.all(take)
+        outcome = "completed"
+        ending = event(reply.envelope.body([], chunk=True, usage=reply.usage())) if with_usage else b""
+        await write(ending + DONE)
+    except (NoInstanceError, EngineLostError, EngineRefusedError) as failure:
+        outcome = "failed"
+        status, message = failed(failure)
+        await write(event(error_body(status, message)) + DONE)
+    finally:
+        reply.count(outcome)
+
+
+async def _whole(reply: _Reply, request: Request, headers: dict[str, str]) -> Response:
+    async def take(job: _Job, batch: list[Delta]) -> None:
+        job.choice.collect(batch)
+
+    async def receive() -> Message:
+        return await request.receive()
+
+    outcome = "cancelled"
+    try:
+        if not await until_disconnect(reply.all(take), receive):
+            return Response(status_code=499)  # the client is gone; nobody reads this
+        outcome = "completed"
+    except (NoInstanceError, EngineLostError, EngineRefusedError):
+        outcome = "failed"
+        raise
+    finally:
+        reply.count(outcome)
+    choices: list[dict[str, Any]] = [job.choice.whole(job.echo) for job in reply.jobs]
+    return JSONResponse(reply.envelope.body(choices, chunk=False, usage=reply.usage()), headers=headers)
+
+
+def failed(failure: Exception) -> tuple[int, str]:
+    """Return the HTTP status and message of a failed generation."""
+    if isinstance(failure, EngineRefusedError) and failure.status < 500:
+        return failure.status, str(failure)
+    if isinstance(failure, NoInstanceError):
+        return 503, str(failure)
+    return 502, str(failure)

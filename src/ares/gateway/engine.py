@@ -1,0 +1,274 @@
+"""The data channel to an instance: vLLM's token-level API (`POST /inference/v1/generate`, vLLM 0.32)."""
+
+import asyncio
+import urllib.parse
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import aiohttp
+import httptools
+import msgspec
+
+# A prefill of a long prompt behind others may take long; a decode stream may be silent while it waits for KV.
+_CONNECT_TIMEOUT_S = 5.0
+# A stream that is not read holds its engine back from here on.
+_MOST_UNREAD = 1 << 18
+
+
+class EngineLostError(Exception):
+    """The instance cannot be reached, or its stream broke."""
+
+
+class EngineRefusedError(Exception):
+    """The instance answered with an error; `status` is its HTTP status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class TokenLogprob(msgspec.Struct):
+    """One candidate token: its id and log probability."""
+
+    token_id: int
+    logprob: float
+
+
+class PositionLogprobs(TokenLogprob):
+    """The sampled token of one position and the candidates that were asked for."""
+
+    top_logprobs: list[TokenLogprob] = []
+
+
+class Logprobs(msgspec.Struct):
+    """Log probabilities, one entry a token."""
+
+    content: list[PositionLogprobs] | None = None
+
+
+class Delta(msgspec.Struct):
+    """New tokens of a stream, and why it ended if it did."""
+
+    token_ids: list[int] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    logprobs: Logprobs | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[Delta] = []
+    error: dict[str, Any] | None = None
+
+
+class _Reply(msgspec.Struct):
+    choices: list[Delta]
+    kv_transfer_params: dict[str, Any] | None = None
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_reply = msgspec.json.Decoder(_Reply).decode
+_encode = msgspec.json.Encoder().encode
+_JSON = {"Content-Type": "application/json"}
+
+
+def session() -> aiohttp.ClientSession:
+    """Make the HTTP client that a gateway uses for everything but streams."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
+        auto_decompress=False,
+    )
+
+
+class Stream(asyncio.Protocol):
+    """An open generation on an instance, on a connection of its own. Close it to abort the generation.
+
+    In serving, a read brings one token: what a general client does for each read would cost more than all the rest
+    that is done for the token. Parsing HTTP is left to httptools, its callbacks are the public methods below.
+    """
+
+    def __init__(self) -> None:
+        self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport
+        self._received: list[bytes] = []
+        self._unread = 0
+        self._arrival: asyncio.Future[None] | None = None
+        self._complete = False
+        self._lost: Exception | None = None
+
+    async def batches(self) -> AsyncIterator[list[Delta]]:
+        """Yield what each read brought, parsed once.
+
+        Raises
+        ------
+        EngineLostError
+            The connection broke before the stream ended.
+        EngineRefusedError
+            The engine failed the request.
+        """
+        left = b""
+        try:
+            while data := await self._read():
+                *events, left = (left + data).split(b"\n\n")
+                batch = []
+                for event in events:
+                    if event == b"data: [DONE]":
+                        continue
+                    chunk = _decode_chunk(event[6:])
+                    if chunk.error is not None:
+                        raise EngineRefusedError(
+                            int(chunk.error.get("code") or 500), str(chunk.error.get("message", "the engine failed"))
+                        )
+                    batch += chunk.choices
+                if batch:
+                    yield batch
+        except msgspec.DecodeError as error:
+            raise EngineLostError(f"the stream broke: {error!r}") from error
+
+    async def text(self) -> str:
+        """Return the rest of the reply."""
+        parts = []
+        while data := await self._read():
+            parts.append(data)
+        return b"".join(parts).decode(errors="replace")
+
+    def send(self, request: bytes) -> None:
+        """Send a request; `status` is set when its reply begins."""
+        self._transport.write(request)
+
+    def close(self) -> None:
+        """Close the connection: the engine aborts what still runs."""
+        self._transport.close()
+
+    async def _read(self) -> bytes:
+        """Return what has arrived, or wait for it; nothing at the end."""
+        while not self._received:
+            if self._complete:
+                return b""
+            if self._lost is not None:
+                raise EngineLostError(f"the stream broke: {self._lost!r}") from self._lost
+            self._arrival = asyncio.get_running_loop().create_future()
+            await self._arrival
+        data = b"".join(self._received)
+        self._received.clear()
+        if self._unread > _MOST_UNREAD:
+            self._transport.resume_reading()
+        self._unread = 0
+        return data
+
+    def _wake(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+
+    # --- asyncio calls these ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what a read brought."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._lose(error)
+            self._transport.close()
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Remember why the stream broke, if it had not ended."""
+        self._lose(exc or ConnectionResetError("the connection was closed"))
+        self._wake()
+
+    def _lose(self, error: Exception) -> None:
+        self._lost = self._lost or error
+        if not self.status.done():
+            self.status.set_exception(EngineLostError(f"no reply: {error!r}"))
+            self.status.exception()  # it may never be asked for
+
+    # --- httptools calls these ---
+
+    def on_headers_complete(self) -> None:
+        """Tell the status."""
+        status = self._parser.get_status_code()
+        if status >= 200 and not self.status.done():
+            self.status.set_result(status)
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a piece of the body, and hold the engine back when nobody reads."""
+        self._received.append(body)
+        before = self._unread
+        self._unread += len(body)
+        if before <= _MOST_UNREAD < self._unread:
+            self._transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        """Note the end of the reply."""
+        self._complete = self.status.done()
+
+
+class EngineClient:
+    """Token-level requests to one instance."""
+
+    def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
+        self._http = http
+        self._generate = f"{url}/inference/v1/generate"
+        parts = urllib.parse.urlsplit(self._generate)
+        self._tls = parts.scheme == "https" or None
+        self._host = parts.hostname or ""
+        self._port = parts.port or (443 if self._tls else 80)
+        self._stream_head = (
+            f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\nContent-Length: "
+        ).encode()
+
+    async def stream(self, body: dict[str, Any]) -> Stream:
+        """Start a streaming generation; returns when the engine has accepted it."""
+        data = _encode({**body, "stream": True})
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                _, stream = await asyncio.get_running_loop().create_connection(
+                    Stream, self._host, self._port, ssl=self._tls
+                )
+        except OSError as error:  # a timeout is one too
+            raise EngineLostError(f"no connection: {error!r}") from error
+        try:
+            stream.send(b"%s%d\r\n\r\n%s" % (self._stream_head, len(data), data))
+            status = await stream.status
+            if status != 200:
+                raise EngineRefusedError(status, _message(await stream.text()))
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    async def complete(self, body: dict[str, Any]) -> tuple[Delta, dict[str, Any] | None]:
+        """Run a generation to its end and return its tokens and vLLM's kv_transfer_params."""
+        response = await self._post(body)
+        try:
+            reply = _decode_reply(await response.read())
+        except (aiohttp.ClientError, OSError, msgspec.DecodeError) as error:
+            raise EngineLostError(f"the reply broke: {error!r}") from error
+        finally:
+            response.release()
+        return reply.choices[0], reply.kv_transfer_params
+
+    async def _post(self, body: dict[str, Any]) -> aiohttp.ClientResponse:
+        try:
+            response = await self._http.post(self._generate, data=_encode(body), headers=_JSON)
+        except (aiohttp.ClientError, OSError) as error:
+            raise EngineLostError(f"no connection: {error!r}") from error
+        if response.status == 200:
+            return response
+        text = await response.text()
+        response.release()
+        raise EngineRefusedError(response.status, _message(text))
+
+
+def _message(text: str) -> str:
+    """Read the message out of OpenAI's error form, or return the text."""
+    try:
+        error = msgspec.json.decode(text)["error"]
+        return str(error["message"] if isinstance(error, dict) else error)
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return text[:500]

@@ -1,0 +1,280 @@
+"""The instances that a gateway knows: found by URL, watched over the control channel."""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Protocol
+
+import aiohttp
+import msgspec
+import zmq
+import zmq.asyncio
+
+from ares import wire
+from ares.gateway.engine import EngineClient, EngineLostError, EngineRefusedError
+
+logger = logging.getLogger(__name__)
+
+# An instance is lost when it has been silent for this many telemetry intervals, but at least this long: a step of a
+# large prefill holds the interpreter for a while.
+_SILENT_INTERVALS = 20
+_SILENT_S = 3.0
+_RETRY_S = 0.5
+_REMEMBERED = 1024
+
+
+class _Description(msgspec.Struct):
+    name: str
+    role: wire.Role
+    boot: str
+    control_address: str
+
+
+class Instance:
+    """One instance as the gateway sees it.
+
+    Attributes
+    ----------
+    url
+        Base URL of its HTTP server.
+    name, role
+        What it says of itself; the name is the URL until then.
+    hello, telemetry
+        Its newest messages; None before the first. A restart clears both.
+    """
+
+    def __init__(self, url: str, http: aiohttp.ClientSession, interval_s: float) -> None:
+        self.url = url.rstrip("/")
+        self.name = self.url
+        self.role: wire.Role = "both"
+        self.engine = EngineClient(http, self.url)
+        self.hello: wire.Hello | None = None
+        self.telemetry: wire.Telemetry | None = None
+        self.draining = False
+        self._http = http
+        self._interval_s = interval_s
+        self._heard = 0.0
+        self._calls = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[wire.Handover]] = {}
+        self._admissions: dict[str, asyncio.Future[wire.Admitted]] = {}
+        self._admitted: dict[str, wire.Admitted] = {}
+        self._socket: zmq.asyncio.Socket | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it has been heard of lately."""
+        limit = max(_SILENT_S, _SILENT_INTERVALS * self._interval_s)
+        return self.telemetry is not None and time.monotonic() - self._heard < limit
+
+    @property
+    def open(self) -> bool:
+        """Whether it takes new work."""
+        return self.healthy and not self.draining
+
+    @property
+    def capacity_tokens(self) -> int:
+        """KV capacity in tokens; 0 while unknown."""
+        return self.hello.kv_blocks * self.hello.block_size if self.hello else 0
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks that the newest telemetry shows free; 0 while unknown."""
+        if self.hello is None or self.telemetry is None:
+            return 0
+        return self.hello.kv_blocks - self.telemetry.kv_blocks_used
+
+    def mark_lost(self) -> None:
+        """Take it as silent until it is heard again: a connection to it failed."""
+        self._heard = 0.0
+
+    def blame(self, error: Exception) -> None:
+        """Take note of a failed request; raise what any other instance would answer too."""
+        if isinstance(error, EngineLostError):
+            self.mark_lost()
+        elif isinstance(error, EngineRefusedError) and error.status < 500:
+            raise error
+
+    async def cut(self, key: str, timeout_s: float) -> wire.Handover:
+        """Ask the instance to end request `key` and keep its KV.
+
+        Raises
+        ------
+        TimeoutError
+            No answer in time; whether the request was cut is then unknown.
+        """
+        call = next(self._calls)
+        future = self._answers[call] = asyncio.get_running_loop().create_future()
+        try:
+            await self._send(wire.Cut(call, key))
+            return await asyncio.wait_for(future, timeout_s)
+        finally:
+            del self._answers[call]
+
+    async def release(self, key: str) -> None:
+        """Tell the instance that nobody will pull the KV of request `key`."""
+        await self._send(wire.Release(key))
+
+    async def connect_peers(self, peers: list[wire.Peer]) -> None:
+        """Ask the instance to shake hands with peers before they are needed."""
+        await self._send(wire.Connect(peers))
+
+    async def admitted(self, key: str, timeout_s: float) -> wire.Admitted | None:
+        """Return what request `key` pulled, once the instance has said so; None where it does not in time."""
+        if key in self._admitted:
+            return self._admitted.pop(key)
+        future = self._admissions[key] = asyncio.get_running_loop().create_future()
+        try:
+            return await asyncio.wait_for(future, timeout_s)
+        except TimeoutError:
+            return None
+        finally:
+            del self._admissions[key]
+
+    async def _send(self, command: wire.Command) -> None:
+        if self._socket is not None:
+            # The queue to a peer that has been gone for long is full: never wait for room in it.
+            with contextlib.suppress(zmq.Again):
+                await self._socket.send(wire.encode(command), zmq.NOBLOCK)
+
+    async def watch(self, on_hello: Callable[["Instance"], Coroutine[Any, Any, None]]) -> None:
+        """Find the instance and follow it until cancelled; `on_hello` is awaited whenever it (re)appears."""
+        while True:
+            description = await self._describe()
+            if description is None:
+                await asyncio.sleep(_RETRY_S)
+                continue
+            try:
+                await self._follow(description, on_hello)
+            except zmq.ZMQError as error:
+                logger.warning("%s: control channel failed: %s", self.name, error)
+                await asyncio.sleep(_RETRY_S)
+
+    async def _describe(self) -> _Description | None:
+        try:
+            async with self._http.get(f"{self.url}/ares/v1/instance", timeout=aiohttp.ClientTimeout(total=5)) as reply:
+                return msgspec.json.decode(await reply.read(), type=_Description)
+        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError):
+            return None
+
+    async def _follow(
+        self, description: _Description, on_hello: Callable[["Instance"], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Subscribe and read until the instance is silent for good, which ends in a new look at its URL."""
+        self.name, self.role = description.name, description.role
+        socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+        socket.connect(description.control_address)
+        self._socket = socket
+        self._heard = time.monotonic()
+        subscribed = 0.0
+        try:
+            while self.telemetry is None or self.healthy or not await self._restarted(description):
+                now = time.monotonic()
+                if now - subscribed > wire.SUBSCRIPTION_TTL_S / 5:
+                    subscribed = now
+                    await self._send(wire.Subscribe(self._interval_s))
+                if not await socket.poll(_RETRY_S * 1000):
+                    if self.telemetry is None and now - self._heard > _SILENT_S:
+                        return
+                    continue
+                await self._receive(await socket.recv(), on_hello)
+        finally:
+            self._socket = None
+            self.hello = self.telemetry = None
+            socket.close()
+
+    async def _restarted(self, description: _Description) -> bool:
+        found = await self._describe()
+        if found is None:
+            await asyncio.sleep(_RETRY_S)
+        return found is not None and found.boot != description.boot
+
+    async def _receive(self, body: bytes, on_hello: Callable[["Instance"], Coroutine[Any, Any, None]]) -> None:
+        try:
+            event = wire.decode_event(body)
+        except msgspec.DecodeError as error:
+            logger.warning("%s: dropped a malformed message: %s", self.name, error)
+            return
+        self._heard = time.monotonic()
+        match event:
+            case wire.Telemetry():
+                self.telemetry = event
+            case wire.Handover(call=call):
+                future = self._answers.get(call)
+                if future is not None and not future.done():
+                    future.set_result(event)
+                elif event.outcome == "pinned":
+                    # Nobody waits any more: the KV must not stay pinned until its lease ends.
+                    await self.release(event.key)
+            case wire.Admitted(key=key):
+                admission = self._admissions.get(key)
+                if admission is None:
+                    # It may come before anybody asks; most are never asked for.
+                    self._admitted[key] = event
+                    if len(self._admitted) > _REMEMBERED:
+                        del self._admitted[next(iter(self._admitted))]
+                elif not admission.done():
+                    admission.set_result(event)
+            case wire.Hello():
+                self.hello = event
+                await on_hello(self)
+
+
+class Placement(Protocol):
+    """Chooses instances for a sequence."""
+
+    def prefill(self) -> Instance | None:
+        """Return the instance to prefill on; None where the decode instance shall do it."""
+        ...
+
+    def decode(self, tokens: int, exclude: set[str]) -> Instance | None:
+        """Return the instance to decode on for a sequence of so many tokens."""
+        ...
+
+
+class Pool:
+    """All instances of a gateway."""
+
+    def __init__(self, urls: list[str], http: aiohttp.ClientSession, interval_s: float) -> None:
+        self.instances = [Instance(url, http, interval_s) for url in urls]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to watch every instance."""
+        self._tasks = [asyncio.create_task(i.watch(self._acquaint), name=f"watch {i.url}") for i in self.instances]
+
+    async def stop(self) -> None:
+        """Stop watching."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def prefill(self) -> Iterator[Instance]:
+        """Yield the instances that prefill."""
+        return (i for i in self.instances if i.role != "decode")
+
+    def decode(self) -> Iterator[Instance]:
+        """Yield the instances that decode."""
+        return (i for i in self.instances if i.role != "prefill")
+
+    def find(self, name: str) -> Instance | None:
+        """Return the instance called `name`."""
+        return next((i for i in self.instances if i.name == name), None)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is at least one instance to decode on."""
+        return any(i.open for i in self.decode())
+
+    async def _acquaint(self, instance: Instance) -> None:
+        """Let decode instances shake hands with whatever they may pull from, so that no request waits for it."""
+        assert instance.hello is not None  # noqa: S101 - for the type checker: called on its Hello
+        if instance.role != "prefill":
+            await instance.connect_peers([i.hello.peer for i in self.instances if i.hello and i is not instance])
+        for other in self.decode():
+            if other is not instance and other.hello is not None:
+                await other.connect_peers([instance.hello.peer])

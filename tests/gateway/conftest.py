@@ -1,0 +1,76 @@
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from ares.gateway.text import TextModel
+from tests.gateway.fakes import FakeInstance, instances
+
+VOCABULARY = 259
+
+
+@pytest.fixture
+async def fakes() -> AsyncIterator[list[FakeInstance]]:
+    """One prefill and two decode instances."""
+    async with instances("prefill", "decode", "decode", vocabulary=VOCABULARY) as started:
+        yield started
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notice a silent instance after tenths of a second."""
+    monkeypatch.setattr("ares.gateway.instances._SILENT_S", 0.3)
+    monkeypatch.setattr("ares.gateway.instances._SILENT_INTERVALS", 5)
+    monkeypatch.setattr("ares.gateway.instances._RETRY_S", 0.05)
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> Tokenizer:
+    """A byte-level tokenizer without merges: 256 byte tokens behind three special ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<unk>", "<s>", "</s>"]
+    vocabulary = {token: number for number, token in enumerate(special + alphabet)}
+    assert len(vocabulary) == VOCABULARY
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Tokenizer) -> Path:
+    """A model folder with what a gateway reads: tokenizer, chat template, sampling defaults."""
+    folder = tmp_path_factory.mktemp("model")
+    byte_tokenizer.save(str(folder / "tokenizer.json"))
+    template = (
+        "{% for message in messages %}{% if message.role not in ['system', 'user', 'assistant', 'tool'] %}"
+        "{{ raise_exception('unknown role') }}{% endif %}<s>{{ message.content }}</s>{% endfor %}"
+        "{% if tools is defined and tools %}[{{ tools | length }} tools]{% endif %}"
+        "{% if add_generation_prompt %}<s>{% endif %}"
+    )
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "chat_template": template,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "top_p": 0.9}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_model(model_folder: Path) -> TextModel:
+    return TextModel(model_folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """No test of the gateway takes longer than this; a hang fails instead of stopping the suite."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(60))

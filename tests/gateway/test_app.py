@@ -1,0 +1,573 @@
+"""The HTTP service through a real server, over fake instances."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from tokenizers import Tokenizer
+
+from ares import __version__
+from ares.config import GatewayConfig
+from ares.gateway import app as application
+from ares.gateway.responses import RememberSend
+from ares.gateway.service import Gateway
+from tests.gateway.conftest import VOCABULARY
+from tests.gateway.fakes import FakeInstance, eventually, expected, free_port, instances
+
+MODEL = "some/model"
+PROMPT = [10, 20, 30, 40, 50]
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to pytest."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+class Service:
+    """A running gateway and a client of it."""
+
+    def __init__(self, gateway: Gateway, client: httpx.AsyncClient, fakes: list[FakeInstance], port: int) -> None:
+        self.gateway = gateway
+        self.client = client
+        self.fakes = fakes
+        self.port = port
+
+    async def complete(self, **body: Any) -> httpx.Response:
+        defaults = {"model": MODEL, "prompt": PROMPT, "max_tokens": 20, "return_token_ids": True}
+        return await self.client.post("/v1/completions", json=defaults | body)
+
+    async def chat(self, **body: Any) -> httpx.Response:
+        defaults = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 20}
+        return await self.client.post("/v1/chat/completions", json=defaults | body)
+
+    async def quiet(self) -> None:
+        for fake in self.fakes:
+            await fake.until(lambda fake=fake: fake.quiet)
+
+
+@contextlib.asynccontextmanager
+async def serving(fakes: list[FakeInstance], folder: Path, **settings: Any) -> AsyncIterator[Service]:
+    defaults: dict[str, Any] = {
+        "model": MODEL,
+        "preset": "off",
+        "telemetry_interval_s": 0.02,
+        "workers": [f.url for f in fakes],
+    }
+    app = application.build(GatewayConfig(**(defaults | settings)), folder)
+    port = free_port()
+    server = _Server(
+        uvicorn.Config(
+            RememberSend(app),
+            host="127.0.0.1",
+            port=port,
+            http="httptools",
+            log_config=None,
+            timeout_graceful_shutdown=1,
+        )
+    )
+    task = asyncio.create_task(server.serve())
+    await eventually(lambda: server.started)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+        yield Service(app.state.gateway, client, fakes, port)
+    server.should_exit = True
+    await asyncio.wait_for(task, 5)
+
+
+@pytest.fixture
+async def service(fakes: list[FakeInstance], model_folder: Path, impatient: None) -> AsyncIterator[Service]:
+    async with serving(fakes, model_folder) as made:
+        await eventually(lambda: all(i.healthy and i.hello for i in made.gateway.pool.instances), 15)
+        yield made
+
+
+@pytest.fixture(scope="module")
+async def shared(model_folder: Path) -> AsyncIterator[Service]:
+    """One service for all tests that leave its instances as they are."""
+    async with (
+        instances("prefill", "decode", "decode", vocabulary=VOCABULARY) as fakes,
+        serving(fakes, model_folder) as made,
+    ):
+        await eventually(lambda: all(i.healthy and i.hello for i in made.gateway.pool.instances), 15)
+        yield made
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    """The chunks of a stream, which must end as OpenAI's do."""
+    *lines, last, end = text.split("\n\n")
+    assert (last, end) == ("data: [DONE]", "")
+    assert all(line.startswith("data: ") for line in lines)
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def failure(reply: httpx.Response, status: int) -> dict[str, Any]:
+    """The error of a reply, which must have OpenAI's form."""
+    assert reply.status_code == status, reply.text
+    assert reply.headers["content-type"] == "application/json"
+    body = reply.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["message"]
+    return dict(body["error"])
+
+
+def sample(service: Service, name: str, **labels: str) -> float:
+    return service.gateway.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+# --- completions ---
+
+
+async def test_a_completion(service: Service, byte_tokenizer: Tokenizer) -> None:
+    reply = await service.complete()
+    assert reply.status_code == 200
+    body = reply.json()
+    choice = body["choices"][0]
+    tokens = expected(PROMPT, 20, vocabulary=VOCABULARY)
+    assert choice["token_ids"] == tokens
+    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 20, "total_tokens": 25}
+    assert (body["object"], body["model"], choice["finish_reason"]) == ("text_completion", MODEL, "length")
+    assert choice["text"] in byte_tokenizer.decode(PROMPT + tokens)
+    assert sample(service, "ares_requests_total", route="completions", outcome="completed") == 1
+    assert sample(service, "ares_output_tokens_total") == 20
+    assert sample(service, "ares_prompt_tokens_total") == 5
+
+
+async def test_a_streamed_completion_equals_the_whole(shared: Service) -> None:
+    whole = (await shared.complete()).json()
+    reply = await shared.complete(stream=True, stream_options={"include_usage": True})
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    *chunks, last = events(reply.text)
+    assert last["choices"] == []
+    assert last["usage"] == whole["usage"]
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert "".join(choice["text"] for choice in choices) == whole["choices"][0]["text"]
+    assert [i for choice in choices for i in choice["token_ids"]] == whole["choices"][0]["token_ids"]
+    assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["length"]
+    assert len({chunk["id"] for chunk in chunks}) == 1
+
+
+async def test_a_streamed_chat_equals_the_whole(shared: Service) -> None:
+    whole = (await shared.chat()).json()
+    assert whole["object"] == "chat.completion"
+    assert whole["choices"][0]["message"]["role"] == "assistant"
+    chunks = events((await shared.chat(stream=True)).text)
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    content = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert content == whole["choices"][0]["message"]["content"]
+    assert all(chunk["object"] == "chat.completion.chunk" for chunk in chunks)
+    assert not any("usage" in chunk for chunk in chunks)
+
+
+async def test_several_prompts_and_choices(shared: Service) -> None:
+    prompts = [[10, 20, 30], [11, 21, 31, 41]]
+    body = (await shared.complete(prompt=prompts, n=2, max_tokens=7)).json()
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+    wanted = [expected(prompt, 7, vocabulary=VOCABULARY) for prompt in prompts for _ in range(2)]
+    assert [choice["token_ids"] for choice in body["choices"]] == wanted
+    # A prompt counts once, however many choices it has.
+    assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 28, "total_tokens": 35}
+    chunks = events((await shared.complete(prompt=prompts, n=2, max_tokens=7, stream=True)).text)
+    for index, tokens in enumerate(wanted):
+        mine = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == index]
+        assert [i for choice in mine for i in choice["token_ids"]] == tokens
+        assert mine[-1]["finish_reason"] == "length"
+
+
+async def test_each_choice_has_a_seed_of_its_own(service: Service) -> None:
+    await service.complete(n=3, seed=5)
+    bodies = [body for fake in service.fakes[1:] for body in fake.asked]
+    assert sorted(body["sampling_params"]["seed"] for body in bodies) == [5, 6, 7]
+
+
+async def test_one_failed_choice_ends_the_others(service: Service) -> None:
+    service.fakes[2].faults.refuse = 400
+    error = failure(await service.complete(n=4, max_tokens=2000), 400)
+    assert "decode-1 refuses" in error["message"]
+    await service.quiet()
+
+
+async def test_a_stop_string(service: Service, byte_tokenizer: Tokenizer) -> None:
+    text = (await service.complete(max_tokens=60)).json()["choices"][0]["text"]
+    pairs = [text[n : n + 2] for n in range(40)]
+    stop = next(pair for n, pair in enumerate(pairs) if n > 9 and pairs.index(pair) == n and "\ufffd" not in pair)
+    whole = (await service.complete(max_tokens=2000, stop=[stop])).json()
+    choice = whole["choices"][0]
+    assert choice["text"] == text[: text.index(stop)]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", stop)
+    assert len(choice["token_ids"]) == whole["usage"]["completion_tokens"] < 60
+    reply = await service.complete(max_tokens=2000, stop=[stop], stream=True, stream_options={"include_usage": True})
+    *chunks, last = events(reply.text)
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == choice["text"]
+    assert [i for chunk in chunks for i in chunk["choices"][0]["token_ids"]] == choice["token_ids"]
+    assert last["usage"] == whole["usage"]
+    await service.quiet()
+
+
+async def test_the_echo_of_a_prompt(shared: Service) -> None:
+    body = (await shared.complete(prompt="Hello", echo=True)).json()
+    assert body["choices"][0]["text"].startswith("Hello")
+    chunks = events((await shared.complete(prompt="Hello", echo=True, stream=True)).text)
+    assert chunks[0]["choices"][0]["text"] == "Hello"
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == body["choices"][0]["text"]
+
+
+async def test_chat_templates_and_tools(service: Service) -> None:
+    await service.chat(messages=[{"role": "user", "content": "é"}], tools=[{"type": "function"}])
+    shown = service.gateway.text.decode(service.fakes[0].asked[-1]["token_ids"])
+    assert shown == "<s>é</s>[1 tools]<s>"
+    await service.chat(tools=[{"type": "function"}], tool_choice="none", add_generation_prompt=False)
+    assert service.gateway.text.decode(service.fakes[0].asked[-1]["token_ids"]) == "<s>Hi</s>"
+
+
+async def test_the_models_sampling_defaults_apply(service: Service) -> None:
+    await service.complete(temperature=0.25)
+    asked = service.fakes[0].asked[-1]["sampling_params"]
+    assert (asked["top_p"], asked["temperature"]) == (0.9, 0.25)
+    await service.complete(top_p=0.5)
+    assert service.fakes[0].asked[-1]["sampling_params"]["top_p"] == 0.5
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"[1, 2", b"\xff\xfe", b"nonsense"])
+async def test_a_body_that_is_not_json(shared: Service, content: bytes) -> None:
+    reply = await shared.client.post("/v1/completions", content=content, headers={"Content-Type": "application/json"})
+    assert failure(reply, 400)["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "param"),
+    [
+        ("completions", {"max_tokens": "many"}, "max_tokens"),
+        ("completions", {"max_tokens": 0}, "max_tokens"),
+        ("completions", {"temperature": 3}, "temperature"),
+        ("completions", {"n": 0}, "n"),
+        ("completions", {"n": 129}, "n"),
+        ("completions", {"stream": "yes"}, "stream"),
+        ("completions", {"prompt": {"text": "x"}}, "prompt"),
+        ("completions", {"prompt": ""}, "prompt"),
+        ("completions", {"prompt": []}, "prompt"),
+        ("completions", {"prompt": [[]]}, "prompt"),
+        ("completions", {"prompt": [5, -1]}, "prompt"),
+        ("completions", {"prompt": [5, 10**6]}, "prompt"),
+        ("completions", {"prompt": [1, 2, "x"]}, "prompt"),
+        ("completions", {"stop": ""}, "stop"),
+        ("completions", {"stop": [1]}, "stop"),
+        ("completions", {"suffix": "x"}, "suffix"),
+        ("completions", {"best_of": 2}, "best_of"),
+        ("completions", {"echo": True, "logprobs": 1}, "echo"),
+        ("completions", {"stream_options": {"include_usage": "x"}}, "stream_options"),
+        ("completions", {"prompt": "\ud800"}, "prompt"),
+        ("chat/completions", {"messages": []}, "messages"),
+        ("chat/completions", {"messages": "hello"}, "messages"),
+        ("chat/completions", {"messages": [{"role": "nobody", "content": "x"}]}, "messages"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
+        ("chat/completions", {"top_logprobs": 3}, "top_logprobs"),
+        ("chat/completions", {"tool_choice": "required"}, "tool_choice"),
+        ("chat/completions", {"response_format": {"type": "xml"}}, "response_format"),
+    ],
+)
+async def test_wrong_fields_are_named(shared: Service, route: str, body: dict[str, Any], param: str) -> None:
+    before = sum(len(fake.asked) for fake in shared.fakes)
+    base: dict[str, Any] = {"model": MODEL}
+    base |= {"prompt": PROMPT} if route == "completions" else {"messages": [{"role": "user", "content": "Hi"}]}
+    content = json.dumps(base | body)
+    reply = await shared.client.post(f"/v1/{route}", content=content, headers={"Content-Type": "application/json"})
+    error = failure(reply, 400)
+    assert error["param"].split(".")[0] == param
+    assert sum(len(fake.asked) for fake in shared.fakes) == before
+
+
+@pytest.mark.parametrize("value", [{"choice": ["\ud800"]}, {"\ud800": 1}])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_no_engine_can_be_sent_is_refused_before_it_starts(
+    shared: Service, stream: bool, value: dict[str, Any]
+) -> None:
+    before = sum(len(fake.asked) for fake in shared.fakes)
+    content = json.dumps({"model": MODEL, "prompt": PROMPT, "stream": stream, "structured_outputs": value})
+    headers = {"Content-Type": "application/json"}
+    reply = await shared.client.post("/v1/completions", content=content, headers=headers)
+    assert failure(reply, 400)["param"] == "structured_outputs"
+    assert sum(len(fake.asked) for fake in shared.fakes) == before
+
+
+async def test_an_unknown_model(shared: Service) -> None:
+    error = failure(await shared.complete(model="other"), 404)
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+    assert (await shared.complete(model=None)).status_code == 200
+
+
+async def test_a_prompt_beyond_the_context(shared: Service) -> None:
+    error = failure(await shared.complete(prompt=[5] * 5000), 400)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+    error = failure(await shared.chat(messages=[{"role": "user", "content": "x" * 5000}]), 400)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+    error = failure(await shared.complete(max_tokens=4096), 400)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "max_tokens")
+
+
+async def test_unknown_routes_and_methods(shared: Service) -> None:
+    error = failure(await shared.client.get("/v1/nothing"), 404)
+    assert "GET /v1/nothing" in error["message"]
+    wrong = await shared.client.get("/v1/completions")
+    failure(wrong, 405)
+    assert wrong.headers["allow"] == "POST"
+
+
+async def test_a_body_that_is_declared_too_large(fakes: list[FakeInstance], model_folder: Path) -> None:
+    async with serving(fakes, model_folder, max_body_bytes=1000) as service:
+        reply = await service.client.post("/v1/completions", content=b" " * 1001)
+        assert "1000 bytes" in failure(reply, 413)["message"]
+        reply = await service.client.post("/v1/completions", content=b" " * 1000)
+        assert reply.status_code != 413
+
+
+async def test_a_body_that_turns_out_too_large(fakes: list[FakeInstance], model_folder: Path) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b" " * 100
+
+    async with serving(fakes, model_folder, max_body_bytes=1000) as service:
+        reply = await service.client.post("/v1/completions", content=chunks())
+        assert "1000 bytes" in failure(reply, 413)["message"]
+
+
+async def test_an_undeclared_body_that_fits(shared: Service) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b'{"prompt": [5, 6], '
+        yield b'"max_tokens": 3}'
+
+    reply = await shared.client.post("/v1/completions", content=chunks(), headers={"Content-Type": "application/json"})
+    assert reply.status_code == 200
+
+
+async def test_without_instances(model_folder: Path) -> None:
+    absent = FakeInstance("absent", "both", {})
+    async with serving([absent], model_folder) as service:
+        failure(await service.client.get("/ready"), 503)
+        assert (await service.client.get("/health")).json() == {"status": "ok"}
+        reply = await service.complete()
+        failure(reply, 503)
+        assert reply.headers["retry-after"] == "1"
+        failure(await service.complete(stream=True), 503)
+        assert (await service.client.get("/v1/models")).json()["data"][0]["max_model_len"] is None
+        assert (await service.client.get("/metrics")).status_code == 200
+
+
+async def test_engines_that_fail(service: Service) -> None:
+    for fake in service.fakes:
+        fake.faults.refuse = 500
+    assert failure(await service.complete(), 502)["type"] == "server_error"
+    for fake in service.fakes:
+        fake.faults.refuse = 422
+    assert "refuses" in failure(await service.complete(), 422)["message"]
+    chunks = events((await service.complete(stream=True)).text)
+    assert chunks[-1]["error"]["message"] == "prefill-0 refuses"
+    assert sample(service, "ares_requests_total", route="completions", outcome="failed") == 3
+
+
+async def test_an_unexpected_failure_is_an_openai_error(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(service.gateway, "decode", broken)
+    error = failure(await service.complete(), 500)
+    assert "a bug" not in error["message"]
+    monkeypatch.undo()
+    assert (await service.complete()).status_code == 200
+
+
+# --- request ids ---
+
+
+async def test_request_ids(shared: Service) -> None:
+    reply = await shared.client.post(
+        "/v1/completions", json={"prompt": PROMPT, "max_tokens": 2}, headers={"x-request-id": "mine-1"}
+    )
+    assert reply.headers["x-request-id"] == "mine-1"
+    assert reply.json()["id"] == "cmpl-mine-1"
+    streamed = await shared.client.post(
+        "/v1/completions", json={"prompt": PROMPT, "stream": True}, headers={"x-request-id": "mine-2"}
+    )
+    assert streamed.headers["x-request-id"] == "mine-2"
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 129, "tab\there", "ünicode"])
+async def test_malformed_request_ids_are_replaced(shared: Service, given: str) -> None:
+    reply = await shared.client.post(
+        "/v1/completions",
+        json={"prompt": PROMPT, "max_tokens": 2},
+        headers={"x-request-id": given.encode("latin-1")},  # type: ignore[dict-item]
+    )
+    assert reply.status_code == 200
+    made = reply.headers["x-request-id"]
+    assert made != given
+    assert len(made) == 32
+
+
+# --- clients that leave ---
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_ends_the_generation(service: Service, stream: bool) -> None:
+    task = asyncio.create_task(service.complete(max_tokens=4000, stream=stream))
+    await eventually(lambda: any(s.emitted for s in service.gateway.sequences.values()))
+    await eventually(lambda: any(fake.running for fake in service.fakes[1:]))
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    await service.quiet()
+    await eventually(lambda: not service.gateway.sequences)
+    assert sum(len(fake.aborted) for fake in service.fakes) == 1
+    await eventually(lambda: sample(service, "ares_requests_total", route="completions", outcome="cancelled") == 1)
+
+
+async def test_a_client_that_leaves_with_several_choices(service: Service) -> None:
+    task = asyncio.create_task(service.complete(max_tokens=4000, n=4))
+    await eventually(lambda: sum(len(fake.running) for fake in service.fakes[1:]) == 4)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    await service.quiet()
+    await eventually(lambda: not service.gateway.sequences)
+
+
+# --- the operator's routes ---
+
+
+async def running(service: Service, maximum: int = 400) -> "asyncio.Task[httpx.Response]":
+    task = asyncio.create_task(
+        service.client.post(
+            "/v1/completions",
+            json={"prompt": PROMPT, "max_tokens": maximum, "return_token_ids": True},
+            headers={"x-request-id": "mine"},
+        )
+    )
+    await eventually(lambda: "mine" in service.gateway.sequences)
+    await eventually(lambda: service.gateway.sequences["mine"].not_movable() is None)
+    return task
+
+
+async def test_status_and_a_commanded_move(service: Service) -> None:
+    task = await running(service)
+    status = (await service.client.get("/admin/v1/status")).json()
+    assert [row["name"] for row in status["instances"]] == ["prefill-0", "decode-0", "decode-1"]
+    assert all(row["healthy"] for row in status["instances"])
+    row = status["requests"][0]
+    assert (row["id"], row["movable"], row["moves"]) == ("mine", True, 0)
+    target = "decode-1" if row["instance"] == "decode-0" else "decode-0"
+    moved = await service.client.post("/admin/v1/migrations", json={"request_id": "mine", "target": target})
+    assert moved.status_code == 200
+    assert moved.json()["outcome"] == "moved"
+    assert (moved.json()["source"], moved.json()["target"]) == (row["instance"], target)
+    status = (await service.client.get("/admin/v1/status")).json()
+    assert status["requests"][0]["instance"] == target
+    assert [record["outcome"] for record in status["migrations"]] == ["moved"]
+    reply = (await task).json()
+    assert reply["choices"][0]["token_ids"] == expected(PROMPT, 400, vocabulary=VOCABULARY)
+    assert reply["usage"]["completion_tokens"] == 400
+
+
+async def test_moves_that_cannot_be(service: Service) -> None:
+    async def move(**body: Any) -> httpx.Response:
+        return await service.client.post("/admin/v1/migrations", json=body)
+
+    task = await running(service)
+    here = service.gateway.sequences["mine"].instance
+    assert here is not None
+    error = failure(await move(request_id="other", target="decode-1"), 404)
+    assert error["code"] == "request_not_found"
+    error = failure(await move(request_id="mine", target="nowhere"), 404)
+    assert error["code"] == "instance_not_found"
+    assert "decode-0, decode-1" in error["message"]
+    assert "already" in failure(await move(request_id="mine", target=here.name), 409)["message"]
+    assert "does not decode" in failure(await move(request_id="mine", target="prefill-0"), 409)["message"]
+    assert failure(await move(request_id="mine"), 400)["param"] == "target"
+    assert failure(await move(request_id="mine", target="decode-1", force=True), 400)["param"] == "force"
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    await service.quiet()
+
+
+async def test_a_pinned_request_is_not_moved_on_command(service: Service) -> None:
+    request = {"prompt": PROMPT, "max_tokens": 300, "seed": 1}
+    task = asyncio.create_task(service.client.post("/v1/completions", json=request, headers={"x-request-id": "mine"}))
+    await eventually(lambda: "mine" in service.gateway.sequences and service.gateway.sequences["mine"].emitted != [])
+    for target in ("decode-0", "decode-1"):
+        reply = await service.client.post("/admin/v1/migrations", json={"request_id": "mine", "target": target})
+        failure(reply, 409)
+    status = (await service.client.get("/admin/v1/status")).json()
+    assert (status["requests"][0]["movable"], status["requests"][0]["reason"]) == (False, "seed")
+    await task
+
+
+async def test_the_admin_key(fakes: list[FakeInstance], model_folder: Path) -> None:
+    async with serving(fakes, model_folder, admin_key="secret") as service:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secre"}):
+            assert failure(await service.client.get("/admin/v1/status", headers=headers), 401)["type"]
+            reply = await service.client.post("/admin/v1/migrations", json={}, headers=headers)
+            assert reply.status_code in {400, 401}
+        allowed = await service.client.get("/admin/v1/status", headers={"Authorization": "Bearer secret"})
+        assert allowed.status_code == 200
+        assert (await service.client.get("/health")).status_code == 200
+
+
+@pytest.mark.parametrize(("host", "status"), [("127.0.0.1", 200), ("::1", 200), ("10.0.0.1", 403), ("unix", 403)])
+async def test_without_a_key_only_this_machine(
+    fakes: list[FakeInstance], model_folder: Path, host: str, status: int
+) -> None:
+    app = application.build(GatewayConfig(model=MODEL, workers=[fakes[0].url]), model_folder)
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app, client=(host, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            assert (await client.get("/admin/v1/status")).status_code == status
+
+
+# --- what an operator's tools read ---
+
+
+async def test_models_version_and_readiness(shared: Service) -> None:
+    models = (await shared.client.get("/v1/models")).json()
+    assert [(m["id"], m["max_model_len"]) for m in models["data"]] == [(MODEL, 4096)]
+    version = (await shared.client.get("/version")).json()
+    assert version["ares"] == __version__
+    assert set(version["instances"]) == {"prefill-0", "decode-0", "decode-1"}
+    assert (await shared.client.get("/ready")).json() == {"status": "ready"}
+
+
+async def test_metrics_names(shared: Service) -> None:
+    await shared.complete()
+    text = (await shared.client.get("/metrics")).text
+    names = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    assert {
+        "ares_requests_total",
+        "ares_active_sequences",
+        "ares_prompt_tokens_total",
+        "ares_output_tokens_total",
+        "ares_time_to_first_token_seconds",
+        "ares_time_per_output_token_seconds",
+        "ares_migrations_total",
+        "ares_migration_stall_seconds",
+        "ares_migration_pulled_tokens_total",
+        "ares_unmovable_requests_total",
+        "ares_rebalance_decisions_total",
+        "ares_instance_up",
+        "ares_instance_resident_tokens",
+        "ares_instance_kv_usage_ratio",
+        "ares_instance_step_time_seconds",
+        "ares_instance_running_requests",
+        "ares_instance_waiting_requests",
+        "ares_instance_preemptions",
+    } <= names
+    assert 'ares_instance_up{instance="decode-0",role="decode"} 1.0' in text

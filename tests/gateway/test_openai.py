@@ -1,0 +1,201 @@
+"""What OpenAI's requests mean: checks, defaults, limits, and what may move."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from ares.gateway.openai import BadRequestError, ChatRequest, CompletionRequest
+from ares.gateway.sequence import Sampling
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+def chat(**fields: Any) -> ChatRequest:
+    return ChatRequest.model_validate({"messages": MESSAGES} | fields)
+
+
+def completion(**fields: Any) -> CompletionRequest:
+    return CompletionRequest.model_validate({"prompt": "x"} | fields)
+
+
+def sampling(
+    prompt_tokens: int = 10, maximum: int = 100, defaults: dict[str, Any] | None = None, **fields: Any
+) -> Sampling:
+    return chat(**fields).sampling(prompt_tokens, maximum, defaults or {})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 0),
+        ("n", 129),
+        ("n", 1.5),
+        ("temperature", -0.1),
+        ("temperature", 2.1),
+        ("temperature", float("nan")),
+        ("top_p", 0),
+        ("top_p", 1.1),
+        ("top_p", float("nan")),
+        ("min_p", float("nan")),
+        ("top_k", -2),
+        ("min_p", 2),
+        ("frequency_penalty", 3),
+        ("frequency_penalty", float("nan")),
+        ("presence_penalty", -3),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", float("inf")),
+        ("seed", 2**63),
+        ("stop", [1]),
+        ("stop_token_ids", ["x"]),
+        ("stream", 1),
+        ("ignore_eos", "yes"),
+        ("min_tokens", -1),
+        ("max_tokens", 0),
+        ("max_completion_tokens", 0),
+        ("logit_bias", [1]),
+        ("messages", []),
+        ("messages", ["x"]),
+        ("logprobs", 3),
+        ("top_logprobs", 21),
+        ("tool_choice", "x"),
+        ("response_format", "json"),
+        ("stream_options", {"include_usage": 1}),
+    ],
+)
+def test_a_bad_field_is_named(field: str, value: object) -> None:
+    with pytest.raises(ValidationError) as wrong:
+        chat(**{field: value})
+    assert {error["loc"][0] for error in wrong.value.errors()} == {field}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "pinned"),
+    [
+        ({}, None),
+        ({"temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1}, None),
+        ({"repetition_penalty": 1.2, "logit_bias": {"5": 1.0}, "allowed_token_ids": [5]}, None),
+        ({"stop": ["x"], "stop_token_ids": [7], "ignore_eos": True, "min_tokens": 3}, None),
+        ({"logprobs": True, "top_logprobs": 3}, None),
+        ({"frequency_penalty": 0, "presence_penalty": 0.0, "bad_words": []}, None),
+        ({"response_format": {"type": "text"}}, None),
+        ({"frequency_penalty": 0.1}, "frequency_penalty"),
+        ({"presence_penalty": -0.1}, "presence_penalty"),
+        ({"seed": 0}, "seed"),
+        ({"seed": 7, "frequency_penalty": 1}, "seed"),
+        ({"bad_words": ["x"]}, "bad_words"),
+        ({"structured_outputs": {"regex": "a+"}}, "structured_outputs"),
+        ({"response_format": {"type": "json_object"}}, "structured_outputs"),
+        ({"repetition_detection": {"max_pattern_size": 3}}, "repetition_detection"),
+    ],
+)
+def test_what_keeps_a_request_where_it_is(parameters: dict[str, Any], pinned: str | None) -> None:
+    assert sampling(**parameters).pinned == pinned
+
+
+def test_parameters_reach_the_engine() -> None:
+    made = sampling(temperature=0.5, seed=3, logprobs=True, top_logprobs=2, unknown_field=1, user="me", max_tokens=5)
+    assert made.parameters == {
+        "temperature": 0.5,
+        "seed": 3,
+        "logprobs": 2,
+        "ignore_eos": False,
+    }
+    assert made.maximum_tokens == 5
+
+
+def test_the_client_wins_over_the_models_defaults() -> None:
+    defaults = {"temperature": 0.6, "top_p": 0.9}
+    made = sampling(defaults=defaults, temperature=0)
+    assert (made.parameters["temperature"], made.parameters["top_p"]) == (0, 0.9)
+    assert defaults == {"temperature": 0.6, "top_p": 0.9}
+
+
+def test_limits() -> None:
+    assert sampling().maximum_tokens == 90
+    assert sampling(max_tokens=90).maximum_tokens == 90
+    assert sampling(max_completion_tokens=7, max_tokens=50).maximum_tokens == 7
+    assert sampling(max_tokens=8, min_tokens=8).minimum_tokens == 8
+    assert completion().sampling(10, 100, {}).maximum_tokens == 16
+    assert completion(max_tokens=None).sampling(10, 100, {}).maximum_tokens == 90
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "fields", "param", "code"),
+    [
+        (100, {}, "messages", "context_length_exceeded"),
+        (10, {"max_tokens": 91}, "max_tokens", "context_length_exceeded"),
+        (10, {"max_completion_tokens": 91}, "max_completion_tokens", "context_length_exceeded"),
+        (10, {"max_tokens": 5, "min_tokens": 6}, "min_tokens", None),
+        (10, {"top_logprobs": 2}, "top_logprobs", None),
+        (10, {"response_format": {"type": "yaml"}}, "response_format", None),
+        (10, {"response_format": {"type": "json_schema"}}, "response_format", None),
+        (10, {"response_format": {"type": "json_schema", "json_schema": {"schema": 1}}}, "response_format", None),
+        (
+            10,
+            {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+            "response_format",
+            None,
+        ),
+    ],
+)
+def test_fields_that_do_not_fit(prompt_tokens: int, fields: dict[str, Any], param: str, code: str | None) -> None:
+    with pytest.raises(BadRequestError) as wrong:
+        sampling(prompt_tokens, **fields)
+    assert (wrong.value.param, wrong.value.code, wrong.value.status) == (param, code, 400)
+
+
+def test_response_formats() -> None:
+    schema = {"type": "object"}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    assert sampling(response_format=form).parameters["structured_outputs"] == {"json": schema}
+    made = sampling(response_format={"type": "json_object"})
+    assert made.parameters["structured_outputs"] == {"json_object": True}
+
+
+def test_stop_strings() -> None:
+    assert chat().stop_strings() == ()
+    assert chat(stop="a").stop_strings() == ("a",)
+    assert chat(stop=["a", "b"]).stop_strings() == ("a", "b")
+    for empty in ("", ["a", ""]):
+        with pytest.raises(BadRequestError) as wrong:
+            chat(stop=empty).stop_strings()
+        assert wrong.value.param == "stop"
+
+
+def test_prompts() -> None:
+    assert completion(prompt="a").prompts() == ["a"]
+    assert completion(prompt=["a", "b"]).prompts() == ["a", "b"]
+    assert completion(prompt=[1, 2]).prompts() == [[1, 2]]
+    assert completion(prompt=[[1], [2]]).prompts() == [[1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": []}, "prompt"),
+        ({"suffix": "x"}, "suffix"),
+        ({"best_of": 3}, "best_of"),
+        ({"echo": True, "logprobs": 0}, "echo"),
+    ],
+)
+def test_completions_that_are_not_offered(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(BadRequestError) as wrong:
+        completion(**fields).prompts()
+    assert wrong.value.param == param
+
+
+def test_logprobs() -> None:
+    assert chat().logprob_count() is None
+    assert chat(logprobs=True).logprob_count() == 0
+    assert chat(logprobs=True, top_logprobs=5).logprob_count() == 5
+    assert completion(logprobs=0).logprob_count() == 0
+    assert completion().logprob_count() is None
+
+
+def test_text_that_no_engine_can_be_sent() -> None:
+    chat(stream_options={"include_usage": True}, tools=[{"x": 10**30}]).check_text()
+    for fields in ({"chat_template_kwargs": {"a": "\ud800"}}, {"extra": ["\udfff"]}):
+        with pytest.raises(BadRequestError) as wrong:
+            chat(**fields).check_text()
+        assert wrong.value.param == next(iter(fields))

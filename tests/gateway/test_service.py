@@ -1,0 +1,455 @@
+"""The gateway's state over fake instances: placement, moves on command and by policy, instances that come and go."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+import zmq.asyncio
+
+from ares.config import GatewayConfig
+from ares.gateway import engine
+from ares.gateway.engine import Delta
+from ares.gateway.instances import Instance
+from ares.gateway.migration import NotMovableError
+from ares.gateway.sequence import Sampling, Sequence
+from ares.gateway.service import COMMANDED, Gateway, TargetError
+from ares.policy import Cluster, Move, RebalanceSettings
+from tests.gateway.conftest import VOCABULARY
+from tests.gateway.fakes import FakeInstance, eventually, expected, instances
+
+PROMPT = [10, 20, 30, 40, 50]
+
+
+def configuration(fakes: list[FakeInstance], **settings: Any) -> GatewayConfig:
+    """Quiet by default: no policy interferes."""
+    defaults: dict[str, Any] = {"preset": "off", "telemetry_interval_s": 0.02, "handover_timeout_s": 0.5}
+    return GatewayConfig(model="some/model", workers=[fake.url for fake in fakes], **(defaults | settings))
+
+
+async def started(gateway: Gateway) -> Gateway:
+    await gateway.start()
+    await eventually(lambda: all(i.healthy and i.hello for i in gateway.pool.instances), 15)
+    return gateway
+
+
+@pytest.fixture
+async def gateway(fakes: list[FakeInstance], model_folder: Path, impatient: None) -> AsyncIterator[Gateway]:
+    made = await started(Gateway(configuration(fakes), model_folder))
+    yield made
+    await made.stop()
+
+
+class Client:
+    """Takes the tokens of one sequence."""
+
+    def __init__(
+        self, gateway: Gateway, maximum: int = 60, *, name: str = "request", prompt: list[int] = PROMPT, **sampling: Any
+    ) -> None:
+        self.tokens: list[int] = []
+        self.prompt = prompt
+        self._gateway = gateway
+        self._name = name
+        self.task = asyncio.create_task(gateway.generate(name, prompt, Sampling({}, maximum, **sampling), self._emit))
+
+    async def _emit(self, batch: list[Delta]) -> bool:
+        self.tokens += [token for delta in batch for token in delta.token_ids or []]
+        return False
+
+    async def reached(self, count: int) -> Sequence:
+        await eventually(lambda: len(self.tokens) >= count or self.task.done())
+        return self._gateway.sequences[self._name]
+
+    async def finish(self) -> None:
+        await asyncio.wait_for(self.task, 10)
+
+    def check(self, maximum: int = 60) -> None:
+        assert self.tokens == expected(self.prompt, maximum, vocabulary=VOCABULARY)
+
+
+def find(gateway: Gateway, name: str) -> Instance:
+    found = gateway.pool.find(name)
+    assert found is not None
+    return found
+
+
+def other(gateway: Gateway, sequence: Sequence) -> Instance:
+    return next(i for i in gateway.pool.decode() if i is not sequence.instance)
+
+
+def sample(gateway: Gateway, name: str, **labels: str) -> float:
+    return gateway.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+# --- sequences and placement ---
+
+
+async def test_a_sequence_is_known_while_it_runs(gateway: Gateway) -> None:
+    client = Client(gateway)
+    await client.reached(5)
+    assert list(gateway.sequences) == ["request"]
+    assert sample(gateway, "ares_active_sequences") == 1
+    await client.finish()
+    client.check()
+    assert gateway.sequences == {}
+    assert sample(gateway, "ares_active_sequences") == 0
+
+
+async def test_a_failed_sequence_is_forgotten(gateway: Gateway, fakes: list[FakeInstance]) -> None:
+    for fake in fakes:
+        fake.faults.refuse = 400
+    with pytest.raises(engine.EngineRefusedError):
+        await Client(gateway).finish()
+    assert gateway.sequences == {}
+
+
+async def test_two_sequences_of_one_name(gateway: Gateway) -> None:
+    clients = [Client(gateway), Client(gateway)]
+    await clients[0].reached(5)
+    assert set(gateway.sequences) == {"request", "request#2"}
+    for client in clients:
+        await client.finish()
+        client.check()
+
+
+async def test_many_sequences_with_moves_keep_apart(gateway: Gateway, fakes: list[FakeInstance]) -> None:
+    clients = [Client(gateway, 300, name=f"r{n}", prompt=[3 + n, 5, 7]) for n in range(8)]
+    for client, name in zip(clients, [f"r{n}" for n in range(8)], strict=True):
+        sequence = await client.reached(10)
+        assert sequence is gateway.sequences[name]
+        record = await gateway.migrate(sequence, other(gateway, sequence), "test", COMMANDED)
+        assert record.outcome == "moved"
+    for client in clients:
+        await client.finish()
+        client.check(300)
+    for fake in fakes:
+        await fake.until(lambda fake=fake: fake.quiet)
+    assert len(gateway.migrations) == 8
+    assert sample(gateway, "ares_migrations_total", trigger="commanded", outcome="moved") == 8
+    assert sample(gateway, "ares_migration_pulled_tokens_total") == sum(
+        r.pulled_tokens or 0 for r in gateway.migrations
+    )
+
+
+async def test_round_robin_over_decode_instances(gateway: Gateway) -> None:
+    clients = [Client(gateway, name=f"r{n}") for n in range(4)]
+    places = []
+    for n, client in enumerate(clients):
+        await client.reached(3)
+        instance = gateway.sequences[f"r{n}"].instance
+        assert instance is not None
+        places.append(instance.name)
+    assert sorted(places) == ["decode-0", "decode-0", "decode-1", "decode-1"]
+    for client in clients:
+        await client.finish()
+
+
+async def test_prefill_instances_take_turns(model_folder: Path) -> None:
+    async with instances("prefill", "prefill", "decode", vocabulary=VOCABULARY) as fakes:
+        gateway = await started(Gateway(configuration(fakes), model_folder))
+        for _ in range(4):
+            await Client(gateway, 3).finish()
+        assert [len(fake.asked) for fake in fakes] == [2, 2, 4]
+        await gateway.stop()
+
+
+async def test_a_pinned_sequence_is_counted_and_stays(gateway: Gateway) -> None:
+    client = Client(gateway, pinned="seed")
+    sequence = await client.reached(5)
+    with pytest.raises(NotMovableError, match="seed"):
+        await gateway.migrate(sequence, other(gateway, sequence), "test", COMMANDED)
+    assert sample(gateway, "ares_unmovable_requests_total", reason="seed") == 1
+    await client.finish()
+    client.check()
+    assert len(gateway.migrations) == 0
+
+
+# --- targets ---
+
+
+async def test_targets_that_cannot_take_it(gateway: Gateway, fakes: list[FakeInstance]) -> None:
+    client = Client(gateway, 600)
+    sequence = await client.reached(5)
+    assert sequence.instance is not None
+    with pytest.raises(TargetError, match="already") as same:
+        await gateway.migrate(sequence, sequence.instance, "test", COMMANDED)
+    assert same.value.status == 409
+    with pytest.raises(TargetError, match="does not decode") as prefill:
+        await gateway.migrate(sequence, find(gateway, "prefill-0"), "test", COMMANDED)
+    assert prefill.value.status == 409
+    target = other(gateway, sequence)
+    target.draining = True
+    with pytest.raises(TargetError, match="not taking") as draining:
+        await gateway.migrate(sequence, target, "test", COMMANDED)
+    assert draining.value.status == 503
+    target.draining = False
+    await next(fake for fake in fakes if fake.name == target.name).die()
+    await eventually(lambda: not target.healthy)
+    with pytest.raises(TargetError, match="not taking"):
+        await gateway.migrate(sequence, target, "test", COMMANDED)
+    assert len(gateway.migrations) == 0
+    await client.finish()
+    client.check(600)
+
+
+async def test_a_full_target(gateway: Gateway, fakes: list[FakeInstance]) -> None:
+    client = Client(gateway, 200, prompt=[9] * 40)
+    sequence = await client.reached(5)
+    target = other(gateway, sequence)
+    fake = next(fake for fake in fakes if fake.name == target.name)
+    fake.pinned["elsewhere"] = [0] * 16 * (fake.kv_blocks - 3)
+    await eventually(lambda: target.free_blocks == 3)
+    with pytest.raises(TargetError, match="full") as full:
+        await gateway.migrate(sequence, target, "test", COMMANDED)
+    assert full.value.status == 409
+    del fake.pinned["elsewhere"]
+    await client.finish()
+
+
+async def test_room_is_not_promised_twice(gateway: Gateway, fakes: list[FakeInstance]) -> None:
+    """Moves that are on their way to a target count before its telemetry shows them."""
+    source, target = find(gateway, "decode-0"), find(gateway, "decode-1")
+    fakes[1].hold_at = 50
+    target.draining = True
+    clients = [Client(gateway, 100, name=f"r{n}", prompt=[9 + n] * 40) for n in range(2)]
+    sequences = [await client.reached(10) for client in clients]
+    assert [sequence.instance for sequence in sequences] == [source, source]
+    target.draining = False
+    fakes[2].faults.answer_after_s = 0.3
+    fakes[2].pinned["elsewhere"] = [0] * 16 * (fakes[2].kv_blocks - 8)  # 50 tokens need 4 blocks and one more
+    await eventually(lambda: target.free_blocks == 8)
+    first = asyncio.create_task(gateway.migrate(sequences[0], target, "test", COMMANDED))
+    await eventually(lambda: sequences[0].incoming is target)
+    assert gateway.view()[0].promised_tokens.tolist() == [0, sequences[0].tokens]
+    with pytest.raises(TargetError, match="full"):
+        await gateway.migrate(sequences[1], target, "test", COMMANDED)
+    assert (await first).outcome == "moved"
+    fakes[1].hold_at = None
+    del fakes[2].pinned["elsewhere"]
+    for client in clients:
+        await client.finish()
+        client.check(100)
+
+
+async def test_a_command_that_is_given_up_still_moves(gateway: Gateway) -> None:
+    """An operator's lost connection must not leave a request half-way."""
+    client = Client(gateway, 400)
+    sequence = await client.reached(5)
+    command = asyncio.create_task(gateway.migrate(sequence, other(gateway, sequence), "test", COMMANDED))
+    await eventually(lambda: sequence.moving)
+    command.cancel()
+    await client.finish()
+    client.check(400)
+    assert [record.outcome for record in gateway.migrations] == ["moved"]
+
+
+async def test_a_hanging_target_is_recorded(gateway: Gateway, fakes: list[FakeInstance]) -> None:
+    client = Client(gateway, 500)
+    sequence = await client.reached(5)
+    target = other(gateway, sequence)
+    next(fake for fake in fakes if fake.name == target.name).faults.hang = True
+    record = await asyncio.wait_for(gateway.migrate(sequence, target, "test", COMMANDED), 4)
+    assert record.outcome == "returned"
+    assert list(gateway.migrations) == [record]
+    assert sample(gateway, "ares_migrations_total", trigger="commanded", outcome="returned") == 1
+    await client.finish()
+    client.check(500)
+
+
+# --- the controller ---
+
+
+async def test_a_controller_that_throws_does_not_stop_serving(fakes: list[FakeInstance], model_folder: Path) -> None:
+    gateway = Gateway(configuration(fakes, preset="ares-no-prediction", period_s=0.01), model_folder)
+
+    def broken(cluster: Cluster, settings: RebalanceSettings) -> list[Move]:
+        raise RuntimeError("a bug in the policy")
+
+    gateway._rebalance = broken
+    await started(gateway)
+    client = Client(gateway)
+    await client.finish()
+    client.check()
+    await eventually(lambda: sample(gateway, "ares_rebalance_decisions_total", result="failed") >= 2)
+    await gateway.stop()
+
+
+async def test_a_policy_that_orders_nonsense_costs_nothing(fakes: list[FakeInstance], model_folder: Path) -> None:
+    """It orders every request to where it is, to a prefill role and to an instance that refuses."""
+    gateway = Gateway(configuration(fakes, preset="ares-no-prediction", period_s=0.02), model_folder)
+    fakes[2].faults.refuse = 503
+    turn = 0
+
+    def insists(cluster: Cluster, settings: RebalanceSettings) -> list[Move]:
+        nonlocal turn
+        turn += 1
+        return [Move(request=n, source=0, target=turn % 2, gain=1.0, reason="x") for n in range(len(cluster.requests))]
+
+    gateway._rebalance = insists
+    await started(gateway)
+    clients = [Client(gateway, 300, name=f"r{n}") for n in range(2)]
+    for client in clients:
+        await client.finish()
+        client.check(300)
+    assert turn > 5
+    await gateway.stop()
+
+
+async def test_the_policy_evens_out_the_load(fakes: list[FakeInstance], model_folder: Path) -> None:
+    settings = {"preset": "ares-no-prediction", "period_s": 0.05, "cooldown_s": 60}
+    gateway = await started(Gateway(configuration(fakes, **settings), model_folder))
+    find(gateway, "decode-1").draining = True
+    clients = [Client(gateway, 500, name=f"r{n}", prompt=[9 + n] * 50) for n in range(4)]
+    for client in clients:
+        await client.reached(5)
+    find(gateway, "decode-1").draining = False
+    await eventually(lambda: sum(record.outcome == "moved" for record in gateway.migrations) >= 2)
+    for client in clients:
+        await client.finish()
+        client.check(500)
+    # Its cooldown keeps a request that has moved from moving again.
+    moved = [record.request_id for record in gateway.migrations if record.outcome == "moved"]
+    assert len(moved) == len(set(moved))
+    assert all(record.reason.startswith("ares-no-prediction: ") for record in gateway.migrations)
+    assert sample(gateway, "ares_rebalance_decisions_total", result="moved") >= 1
+    await gateway.stop()
+
+
+async def test_the_off_preset_never_decides(gateway: Gateway) -> None:
+    client = Client(gateway)
+    await client.finish()
+    assert gateway._moves_by_itself is False
+    assert len(gateway.migrations) == 0
+
+
+async def test_the_view_of_the_policy(gateway: Gateway, fakes: list[FakeInstance]) -> None:
+    for fake in fakes:
+        fake.hold_at = len(PROMPT) + 10
+    client = Client(gateway)
+    sequence = await client.reached(10)
+    stranger = fakes[1]._admit({"token_ids": [7] * 30, "sampling_params": {"max_tokens": 50}})
+    where = ["decode-0", "decode-1"].index(sequence.instance.name if sequence.instance else "")
+    await eventually(lambda: gateway.view()[0].promised_tokens[0] == 30)
+    cluster, found = gateway.view({"decode-1"})
+    assert [i.name for i in found] == list(cluster.instances) == ["decode-0", "decode-1"]
+    assert cluster.capacity_tokens.tolist() == [16000, 16000]
+    assert cluster.open.tolist() == [True, False]
+    assert cluster.requests == ("request",)
+    assert cluster.location.tolist() == [where]
+    assert cluster.resident_tokens.tolist() == [len(PROMPT) + 10]
+    assert cluster.movable.tolist() == [True]
+    assert cluster.load_tokens().sum() == len(PROMPT) + 10 + 30
+    sequence.moved_at = asyncio.get_running_loop().time()
+    assert not np.any(gateway.view()[0].movable)  # cooling down
+    fakes[1].running.pop(stranger.key)
+    for fake in fakes:
+        fake.hold_at = None
+    await client.finish()
+
+
+# --- instances that come and go ---
+
+
+async def test_a_restart_is_noticed(gateway: Gateway, fakes: list[FakeInstance]) -> None:
+    instance = find(gateway, "decode-0")
+    assert instance.hello is not None
+    first = instance.hello.boot
+    await fakes[1].die()
+    await eventually(lambda: not instance.healthy)
+    assert gateway.pool.ready  # the other one
+    await fakes[1].start()
+    await eventually(lambda: instance.healthy and instance.hello is not None and instance.hello.boot != first)
+    # Everybody who may pull from it, or it from them, is introduced again.
+    await eventually(lambda: fakes[1].boot in {peer.engine_id for peer in fakes[2].peers})
+    await eventually(lambda: {fakes[0].boot, fakes[2].boot} <= {peer.engine_id for peer in fakes[1].peers})
+    client = Client(gateway, 300)
+    sequence = await client.reached(10)
+    assert (await gateway.migrate(sequence, other(gateway, sequence), "test", COMMANDED)).outcome == "moved"
+    await client.finish()
+    client.check(300)
+
+
+async def test_a_restart_under_running_sequences(gateway: Gateway, fakes: list[FakeInstance]) -> None:
+    clients = [Client(gateway, 300, name=f"r{n}") for n in range(4)]
+    for client in clients:
+        await client.reached(10)
+    await fakes[1].die()
+    await fakes[1].start()
+    for client in clients:
+        await client.finish()
+        client.check(300)
+    await eventually(lambda: find(gateway, "decode-0").healthy)
+
+
+async def test_an_instance_that_appears_later(model_folder: Path, impatient: None) -> None:
+    cluster: dict[str, FakeInstance] = {}
+    first = await FakeInstance("first", "both", cluster, vocabulary=VOCABULARY).start()
+    late = FakeInstance("late", "both", cluster, vocabulary=VOCABULARY)
+    gateway = Gateway(configuration([first, late]), model_folder)
+    await gateway.start()
+    await eventually(lambda: gateway.pool.ready)
+    assert [i.name for i in gateway.pool.instances] == ["first", late.url]
+    await late.start()
+    await eventually(lambda: gateway.pool.find("late") is not None and find(gateway, "late").open)
+    await gateway.stop()
+    await first.die()
+    await late.die()
+
+
+async def test_nobody_there(model_folder: Path, impatient: None) -> None:
+    gateway = Gateway(configuration([FakeInstance("absent", "both", {})]), model_folder)
+    await gateway.start()
+    assert gateway.pool.ready is False
+    assert gateway.maximum_model_tokens is None
+    await gateway.stop()
+
+
+async def test_the_shortest_context_counts(model_folder: Path) -> None:
+    cluster: dict[str, FakeInstance] = {}
+    fakes = [
+        await FakeInstance("long", "both", cluster, max_model_len=4096).start(),
+        await FakeInstance("short", "both", cluster, max_model_len=512).start(),
+    ]
+    gateway = await started(Gateway(configuration(fakes), model_folder))
+    assert gateway.maximum_model_tokens == 512
+    await gateway.stop()
+    for fake in fakes:
+        await fake.die()
+
+
+async def test_commands_to_a_lost_instance_do_not_block() -> None:
+    """ZeroMQ queues for a peer that is gone; when the queue is full, a gateway must not wait for it."""
+    async with engine.session() as http:
+        instance = Instance("http://127.0.0.1:1", http, 0.1)
+        socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SNDHWM, 1)
+        socket.connect("tcp://127.0.0.1:1")
+        instance._socket = socket
+        try:
+            async with asyncio.timeout(2):
+                for _ in range(5):
+                    await instance.release("key")
+                with pytest.raises(TimeoutError):
+                    await instance.cut("key", 0.05)
+        finally:
+            socket.close()
+
+
+async def test_stop_ends_every_task(fakes: list[FakeInstance], model_folder: Path) -> None:
+    before = asyncio.all_tasks()
+    gateway = await started(Gateway(configuration(fakes, preset="ares-no-prediction"), model_folder))
+    await gateway.stop()
+    mine = {task for task in asyncio.all_tasks() - before if "ares" in repr(task.get_coro())}
+    assert {task for task in mine if not task.done()} == set()
+
+
+def test_an_unknown_preset(model_folder: Path) -> None:
+    gateway = Gateway(GatewayConfig(model="m", workers=["http://x"]), model_folder)
+    with pytest.raises(ValueError, match="unknown preset 'fast'"):
+        gateway.use_preset("fast")
+    assert gateway.preset == "ares-no-prediction"
+    assert gateway.sampling_defaults == {"top_p": 0.9}

@@ -1,0 +1,118 @@
+"""I1-I5 on real engines: greedy tokens of moved requests equal the unmoved ones, none lost, none doubled."""
+
+import asyncio
+import random
+
+from tests.integration.client import Client
+
+# Around block boundaries (128 tokens), far from them, and over several blocks.
+LENGTHS = (1, 100, 126, 127, 128, 129, 255, 256, 300, 600)
+STREAMS = 10
+TOKENS = 250
+
+
+def prompts() -> list[list[int]]:
+    generator = random.Random(5)
+    return [[generator.randrange(3, 49000) for _ in range(length)] for length in LENGTHS[:STREAMS]]
+
+
+async def test_the_model_notices_every_token_of_its_context(client: Client) -> None:
+    """Without this, equal tokens would prove little: wrong KV must change the output."""
+    prompt = prompts()[3]
+    first = (await client.complete(prompt, 100))["choices"][0]["token_ids"]
+    other = (await client.complete([prompt[0] + 1, *prompt[1:]], 100))["choices"][0]["token_ids"]
+    assert len(set(first)) > 90
+    assert sum(a == b for a, b in zip(first, other, strict=True)) < 10
+
+
+async def test_concurrent_streams_moved_again_and_again_are_token_exact(client: Client) -> None:
+    expected = [(await client.complete(prompt, TOKENS))["choices"][0] for prompt in prompts()]
+    instances = ("decode-0", "decode-1", "decode-2")
+    hits = {name: await client.engine_metric(name, "vllm:external_prefix_cache_hits_total") for name in instances}
+    expired = {name: await client.engine_metric(name, "vllm:nixl_num_kv_expired_reqs_total") for name in instances}
+    before = len((await client.status())["migrations"])
+
+    streams = [client.stream(f"exact-{n}", prompt, TOKENS) for n, prompt in enumerate(prompts())]
+    generator = random.Random(6)
+
+    async def keep_moving(name: str, task: "asyncio.Task[object]") -> int:
+        moved = 0
+        while not task.done():
+            record = await client.move_on(name)
+            moved += bool(record) and record["outcome"] == "moved"
+            await asyncio.sleep(generator.uniform(0.05, 0.2))
+        return moved
+
+    moves = await asyncio.gather(*(keep_moving(f"exact-{n}", task) for n, (_, task) in enumerate(streams)))
+    outputs = [await task for _, task in streams]
+
+    assert min(moves) >= 2, f"every stream must move at least twice: {moves}"
+    for n, (output, reference) in enumerate(zip(outputs, expected, strict=True)):
+        assert output.token_ids == reference["token_ids"], f"stream {n} after {moves[n]} moves"
+        assert output.text == reference["text"]
+        assert output.finish_reason == "length"
+        assert output.usage == {
+            "prompt_tokens": LENGTHS[n],
+            "completion_tokens": TOKENS,
+            "total_tokens": LENGTHS[n] + TOKENS,
+        }
+
+    # The KV really came over: vLLM's own counters rise by what the moves and the prefills say, and no lease ended.
+    await client.quiet()
+    records = [r for r in (await client.status())["migrations"][before:] if r["outcome"] == "moved"]
+    # None would mean that the target never said; 0 is right where its prefix cache still had all full blocks.
+    assert all(r["pulled_tokens"] is not None for r in records), records
+    risen = sum(
+        [await client.engine_metric(name, "vllm:external_prefix_cache_hits_total") - hits[name] for name in instances]
+    )
+    assert risen == sum(r["pulled_tokens"] for r in records) + sum(LENGTHS[:STREAMS])
+    for name in instances:
+        assert await client.engine_metric(name, "vllm:nixl_num_kv_expired_reqs_total") == expired[name]
+
+
+async def test_a_cut_at_every_position_around_a_block_boundary(client: Client) -> None:
+    """Moves ordered at each of the tokens around the boundary, so that cuts fall before, on and after it."""
+    prompt = prompts()[1]  # 100 tokens: the boundary is after output token 28
+    expected = (await client.complete(prompt, 60))["choices"][0]["token_ids"]
+    cuts = set()
+    for position in range(20, 34):
+        name = f"boundary-{position}"
+        output, task = client.stream(name, prompt, 60)
+        await output.reach(position)
+        record = await client.move_on(name)
+        assert (await task).token_ids == expected, f"cut near {position}: {record}"
+        if record is not None and record["outcome"] == "moved":
+            cuts.add(record["pulled_tokens"] % 128)
+    assert len(cuts) >= 3, f"cuts fell on too few positions: {cuts}"
+
+
+async def test_text_is_right_across_cuts(client: Client) -> None:
+    """Characters of several bytes, split over instances, come out as if nothing had moved."""
+    prompt = prompts()[2]
+    expected = (await client.complete(prompt, 300))["choices"][0]
+    _, task = client.stream("text", prompt, 300)
+    while not task.done():
+        await client.move_on("text")
+        await asyncio.sleep(0.02)
+    assert any(ord(letter) > 127 for letter in expected["text"])
+    assert (await task).text == expected["text"]
+
+
+async def test_a_stop_string_that_spans_the_cut(client: Client) -> None:
+    prompt = prompts()[4]
+    whole = (await client.complete(prompt, 120))["choices"][0]
+    # Twelve characters in the middle of the text, where moves go on all the time.
+    middle = len(whole["text"]) // 2
+    stop = whole["text"][middle : middle + 12]
+    expected = await client.complete(prompt, 120, stop=[stop])
+    moved = 0
+    _, task = client.stream("stop", prompt, 120, stop=[stop])
+    while not task.done():
+        record = await client.move_on("stop")
+        moved += bool(record) and record["outcome"] == "moved"
+    result = await task
+    assert moved >= 2
+    assert result.finish_reason == "stop"
+    assert result.stop_reason == stop
+    assert result.text == expected["choices"][0]["text"] == whole["text"][: whole["text"].find(stop)]
+    assert result.usage == expected["usage"]

@@ -1,0 +1,133 @@
+"""`ares up` as a user runs it: the default model, sense in its answers, moves by policy, and nothing left behind."""
+
+import asyncio
+import json
+import signal
+import sys
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import psutil
+import pytest
+
+from ares.model import DEFAULT_MODEL
+from tests.integration.client import Client
+
+PORT = 8030
+
+
+@pytest.fixture(scope="module")
+async def up(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[asyncio.subprocess.Process, Path]]:
+    logs = tmp_path_factory.mktemp("up-logs")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "ares", "up", "--port", str(PORT), "--log-folder", str(logs)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process, logs
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+
+
+@pytest.mark.timeout(400)
+async def test_serves_answers_balances_and_leaves_nothing(up: tuple[asyncio.subprocess.Process, Path]) -> None:
+    process, logs = up
+    assert process.stdout is not None
+    first = (await asyncio.wait_for(process.stdout.readline(), 300)).decode()
+    assert first.startswith(f"serving {DEFAULT_MODEL} on http://127.0.0.1:{PORT}/v1"), first
+    assert str(logs) in first
+    welcome = (await process.stdout.read(400)).decode()
+    assert f"curl -N http://127.0.0.1:{PORT}/v1/chat/completions" in welcome
+
+    url = f"http://127.0.0.1:{PORT}"
+    body = {
+        "model": DEFAULT_MODEL,
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "temperature": 0,
+        "max_tokens": 30,
+    }
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as http:
+        async with http.post(f"{url}/v1/chat/completions", json=body) as reply:
+            choice = (await reply.json())["choices"][0]
+        assert "Paris" in choice["message"]["content"]
+        assert choice["finish_reason"] == "stop"
+        await _policy_evens_out(Client(http, url, DEFAULT_MODEL))
+        await _commands(Client(http, url, DEFAULT_MODEL), url)
+
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert len(started) >= 7, "a gateway, three servers and their engines"
+    process.send_signal(signal.SIGINT)
+    assert await asyncio.wait_for(process.wait(), 60) == 0
+    _, alive = psutil.wait_procs(started, timeout=5)
+    assert not alive, alive
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"{url}/health", timeout=2)  # noqa: ASYNC210, S310
+
+
+async def _policy_evens_out(client: Client) -> None:
+    """Put every stream on one instance: the default policy moves some of them to the other, tokens untouched."""
+    prompts = [list(range(1000 + 50 * n, 1400 + 50 * n)) for n in range(4)]
+    streams = [client.stream(f"even-{n}", prompt, 400) for n, prompt in enumerate(prompts)]
+    for output, _ in streams:
+        await output.reach(3)
+    for n in range(4):
+        await client.migrate(f"even-{n}", "decode-0")
+    moves = []
+    for _ in range(150):
+        status = await client.status()
+        moves = [m for m in status["migrations"] if m["reason"].startswith("ares-no-prediction")]
+        if moves:
+            break
+        await asyncio.sleep(0.1)
+    assert moves, "the policy left four streams on one instance"
+    assert moves[0]["source"] == "decode-0"
+    assert moves[0]["target"] == "decode-1"
+    outputs = [await task for _, task in streams]
+    assert all(output.finish_reason == "length" and len(output.token_ids) == 400 for output in outputs)
+    await client.quiet()
+
+
+async def _ares(*arguments: str) -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "ares", *arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    output, problems = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode is not None
+    return process.returncode, output.decode(), problems.decode()
+
+
+async def _commands(client: Client, url: str) -> None:
+    """`ares status` shows a running request, `ares migrate` moves it."""
+    output, task = client.stream("by-hand", list(range(500, 600)), 800)
+    await output.reach(3)
+    code, shown, _ = await _ares("status", "--json", "--url", url)
+    assert code == 0
+    status = json.loads(shown)
+    assert [i["name"] for i in status["instances"]] == ["prefill-0", "decode-0", "decode-1"]
+    row = next(r for r in status["requests"] if r["id"] == "by-hand")
+    assert row["movable"]
+    target = "decode-1" if row["instance"] == "decode-0" else "decode-0"
+    code, shown, problems = await _ares("migrate", "by-hand", "--to", target, "--url", url, "--json")
+    assert code == 0, problems
+    record = json.loads(shown)
+    assert record["outcome"] == "moved"
+    assert record["target"] == target
+    assert record["pulled_tokens"] > 0
+    assert record["stall_s"] > 0
+    code, _, problems = await _ares("migrate", "by-hand", "--to", "nowhere", "--url", url)
+    assert code == 1
+    assert "nowhere" in problems
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await client.quiet()
+
+
+async def test_commands_without_a_gateway_say_what_to_do() -> None:
+    code, _, problems = await _ares("status", "--url", "http://127.0.0.1:9")
+    assert code == 1
+    assert "ares up" in problems

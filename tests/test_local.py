@@ -1,0 +1,262 @@
+"""`ares up`, with small scripts in place of engines and gateway: what starts is stopped, and failures are named."""
+
+import contextlib
+import io
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from rich.console import Console
+
+from ares import local
+from ares.local import ClusterError, ClusterSettings, core_bindings, running
+
+pytestmark = pytest.mark.timeout(30)
+
+SCRIPT = """\
+import http.server, json, os, signal, subprocess, sys, time, urllib.request
+from pathlib import Path
+
+kind, *rest = sys.argv[3:]
+given = dict(zip(rest, rest[1:]))
+name = given.get("--name", "gateway")
+folder = Path(os.environ["FAKE_FOLDER"])
+(folder / f"{name}.pid").write_text(str(os.getpid()))
+(folder / f"{name}.port").write_text(given["--port"])
+print("\\n".join(f"{name}: line {n}" for n in range(100)), flush=True)
+if os.environ.get("FAKE_DIES") == name:
+    print("out of memory: make room", flush=True)
+    sys.exit(3)
+if os.environ.get("FAKE_STUBBORN") == name:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.environ.get("FAKE_PARENT") == name:
+    child = subprocess.Popen(["sleep", "1000"])
+    (folder / f"{name}-child.pid").write_text(str(child.pid))
+if os.environ.get("FAKE_SLOW") == name:
+    time.sleep(1000)
+workers = [value for flag, value in zip(rest, rest[1:]) if flag == "--worker"]
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        names = {}
+        if self.path == "/version":
+            for worker in workers:
+                with urllib.request.urlopen(worker + "/name") as reply:
+                    names[json.load(reply)["name"]] = {}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"name": name, "instances": names}).encode())
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(given["--port"])), Handler).serve_forever()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+class Stage:
+    """Where the scripts leave their traces."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.settings = ClusterSettings(model="m", port=free_port(), log_folder=folder / "logs")
+
+    def started(self) -> dict[str, int]:
+        return {path.stem: int(path.read_text()) for path in self.folder.glob("*.pid") if path.read_text()}
+
+    def nothing_left(self) -> bool:
+        deadline = time.monotonic() + 5
+        while any(alive(pid) for pid in self.started().values()):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        for path in self.folder.glob("*.port"):
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", int(path.read_text())))
+        return True
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    script = tmp_path / "python"
+    script.write_text(f"#!{sys.executable}\n{SCRIPT}")
+    script.chmod(0o755)
+    monkeypatch.setattr(local.sys, "executable", str(script))
+    monkeypatch.setattr(local, "_STOP_TIMEOUT_S", 1.0)
+    monkeypatch.setenv("FAKE_FOLDER", str(tmp_path))
+    made = Stage(tmp_path)
+    yield made
+    for pid in made.started().values():  # where a test failed
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+# --- a cluster's life ---
+
+
+def test_it_starts_serves_and_leaves_nothing(stage: Stage) -> None:
+    with running(stage.settings, quiet()) as cluster:
+        assert [part.name for part in cluster.parts] == ["prefill-0", "decode-0", "decode-1", "gateway"]
+        assert [part.name for part in cluster.workers] == ["prefill-0", "decode-0", "decode-1"]
+        assert cluster.url == f"http://127.0.0.1:{stage.settings.port}"
+        assert all(part.ready() for part in cluster.parts)
+        cluster.check()
+        assert "decode-1: line 99" in cluster.parts[2].log_end()
+        assert len(stage.started()) == 4
+    assert stage.nothing_left()
+
+
+def test_without_prefill_instances_the_others_do_both(stage: Stage) -> None:
+    settings = ClusterSettings(
+        model="m", prefill=0, decode=1, port=stage.settings.port, log_folder=stage.folder, vllm_flags=("--seed", "1")
+    )
+    with running(settings, quiet()) as cluster:
+        arguments = cluster.parts[0].process.args
+        assert isinstance(arguments, list)
+        assert arguments[arguments.index("--role") + 1] == "both"
+        assert arguments[-3:] == ["--", "--seed", "1"]
+    assert stage.nothing_left()
+
+
+def test_an_error_inside_stops_everything(stage: Stage) -> None:
+    with pytest.raises(KeyboardInterrupt), running(stage.settings, quiet()):
+        raise KeyboardInterrupt
+    assert len(stage.started()) == 4
+    assert stage.nothing_left()
+
+
+def test_children_of_parts_are_stopped_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_PARENT", "decode-0")
+    with running(stage.settings, quiet()):
+        assert "decode-0-child" in stage.started()
+    assert stage.nothing_left()
+
+
+def test_parts_that_do_not_want_to_stop_are_killed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_STUBBORN", "decode-0")
+    with running(stage.settings, quiet()):
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    assert stage.nothing_left()
+
+
+def test_nothing_outlives_a_launcher_that_is_killed(stage: Stage) -> None:
+    code = f"""
+        import os, sys, time
+        from pathlib import Path
+        from ares import local
+        local.sys.executable = {local.sys.executable!r}
+        settings = local.ClusterSettings(model="m", port={stage.settings.port}, log_folder=Path({str(stage.folder)!r}))
+        with local.running(settings):
+            print("serving", flush=True)
+            time.sleep(1000)
+    """
+    interpreter = (stage.folder / "python").read_text().splitlines()[0].removeprefix("#!")
+    with subprocess.Popen([interpreter, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE) as launcher:
+        assert launcher.stdout is not None
+        assert launcher.stdout.readline() == b"serving\n"
+        launcher.kill()
+    assert len(stage.started()) == 4
+    assert stage.nothing_left()
+
+
+# --- failures ---
+
+
+@pytest.mark.parametrize("name", ["prefill-0", "decode-1", "gateway"])
+def test_a_part_that_dies_at_start_is_named(stage: Stage, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("FAKE_DIES", name)
+    with pytest.raises(ClusterError) as failed, running(stage.settings, quiet()):
+        pytest.fail("it must not start")
+    message = str(failed.value)
+    assert message.startswith(f"{name} ended with status 3")
+    assert str(stage.folder / "logs" / f"{name}.log") in message
+    # The end of the log, and only the end.
+    assert message.endswith("out of memory: make room")
+    assert f"{name}: line 0\n" not in message
+    assert stage.nothing_left()
+
+
+@pytest.mark.parametrize("name", ["decode-0", "gateway"])
+def test_a_part_that_never_answers_is_named(stage: Stage, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("FAKE_SLOW", name)
+    monkeypatch.setattr(local, "_START_TIMEOUT_S", 2.0)
+    with pytest.raises(ClusterError, match="not ready after 2 s") as failed, running(stage.settings, quiet()):
+        pytest.fail("it must not start")
+    assert f": {name};" in str(failed.value)
+    assert f"{name}: line 99" in str(failed.value)
+    assert stage.nothing_left()
+
+
+def test_a_taken_port_is_said_at_once(stage: Stage) -> None:
+    with socket.create_server(("127.0.0.1", stage.settings.port)):
+        began = time.monotonic()
+        with pytest.raises(ClusterError, match=f"127.0.0.1:{stage.settings.port}.*--port"), running(stage.settings):
+            pytest.fail("it must not start")
+        assert time.monotonic() - began < 1
+    assert stage.started() == {}
+
+
+def test_a_part_that_ends_later_ends_the_wait(stage: Stage) -> None:
+    with running(stage.settings, quiet()) as cluster:
+        cluster.parts[1].process.kill()
+        with pytest.raises(ClusterError, match="decode-0 ended with status -9"):
+            cluster.wait()
+    assert stage.nothing_left()
+
+
+# --- cores ---
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "cores", "wanted"),
+    [
+        (1, 2, [0], [None, None, None]),
+        (1, 2, [0, 1], ["0,1", "0", "1"]),
+        (1, 2, [0, 1, 2], ["2", "0", "1"]),
+        (1, 2, [0, 1, 2, 3], ["2,3", "0", "1"]),
+        (1, 2, [0, 1, 2, 3, 4], ["4", "0,1", "2,3"]),
+        (2, 1, [4, 6, 8], ["8", "8", "4,6"]),
+        (0, 2, [0, 1, 2], ["0", "1"]),
+        (1, 1, [3], ["3", "3"]),
+    ],
+)
+def test_core_bindings(prefill: int, decode: int, cores: list[int], wanted: list[str | None]) -> None:
+    assert core_bindings(prefill, decode, cores) == wanted
+
+
+def test_decode_instances_never_share_cores() -> None:
+    for prefill, decode, count in itertools.product(range(3), range(1, 5), range(1, 20)):
+        bindings = core_bindings(prefill, decode, list(range(count)))
+        assert len(bindings) == prefill + decode
+        if count < decode:
+            assert bindings == [None] * (prefill + decode)
+            continue
+        mine = [core for binding in bindings[prefill:] for core in (binding or "").split(",")]
+        assert len(mine) == len(set(mine))
+        assert len({len((binding or "").split(",")) for binding in bindings[prefill:]}) == 1
+        if count > decode:
+            assert all(not set((binding or "").split(",")) & set(mine) for binding in bindings[:prefill])

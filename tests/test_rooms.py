@@ -1,0 +1,97 @@
+"""The house rules of DESIGN.md: who may import whom, and how long a file may be."""
+
+import ast
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import ares
+
+ROOT = Path(ares.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+# What each room may know of ours; its own modules always, and wire, which knows nobody.
+MAY_KNOW = {
+    "policy": set(),
+    "predictor": {"model"},
+    "traces": set(),
+    "wire": set(),
+    "engine": {"wire", "predictor", "model"},
+    "gateway": {"wire", "policy", "config", "model"},
+    "simulator": {"policy", "traces"},
+    "config": {"policy"},
+    "model": set(),
+}
+HEAVY = {"vllm": {"engine"}, "nixl": {"engine"}, "torch": {"engine", "predictor", "model", "bench"}}
+
+
+def room(file: Path) -> str:
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Every module that a file imports, also inside functions and for type checkers."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports of ours are written in full"
+            yield node.module or ""
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def ours(file: Path) -> set[str]:
+    """The rooms that a file knows."""
+    names = {parts[1] for parts in (name.split(".") for name in imports(file)) if parts[0] == "ares" and len(parts) > 1}
+    return {name for name in names if (ROOT / name).is_dir() or (ROOT / f"{name}.py").is_file()}
+
+
+def test_rooms_know_only_whom_they_may() -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)} knows {other}"
+        for file in FILES
+        if room(file) in MAY_KNOW
+        for other in ours(file) - MAY_KNOW[room(file)] - {room(file)}
+    ]
+    assert wrong == []
+
+
+def test_the_walls_that_design_names() -> None:
+    knows: dict[str, set[str]] = {}
+    for file in FILES:
+        knows.setdefault(room(file), set()).update(ours(file) - {room(file)})
+    assert knows["policy"] == set()
+    assert "engine" not in knows["gateway"]
+    assert "gateway" not in knows["engine"]
+    assert not {"gateway", "engine"} & knows.get("simulator", set())
+
+
+def test_heavy_packages_stay_in_their_rooms() -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file, (package, rooms) in itertools.product(FILES, HEAVY.items())
+        for name in imports(file)
+        if name.split(".")[0] == package and room(file) not in rooms
+    ]
+    assert wrong == []
+
+
+def test_policy_is_pure() -> None:
+    allowed = {"ares", "numpy", "collections", "dataclasses", "typing"}
+    packages = {name.split(".")[0] for file in FILES if room(file) == "policy" for name in imports(file)}
+    assert packages <= allowed | {"math", "enum", "itertools", "functools"}
+
+
+def test_private_vllm_names_stand_in_one_file() -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in FILES
+        if room(file) == "engine" and file.name != "vllm_names.py"
+        for name in imports(file)
+        if name.startswith("vllm.")
+    ]
+    assert wrong == []
+
+
+def test_files_stay_short() -> None:
+    lengths = {file.relative_to(ROOT): len(file.read_text().splitlines()) for file in FILES if file.name != "model.py"}
+    assert {file: length for file, length in lengths.items() if length >= 400} == {}
