@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field, replace
 
 from ares.policy.admission import ADMISSIONS, AdmissionSettings
-from ares.policy.dispatch import DISPATCHERS
 from ares.policy.moves import RebalanceSettings
+from ares.policy.placement import DISPATCHERS
 from ares.policy.queue import QUEUES
 from ares.policy.rebalance import REBALANCERS
 
@@ -48,7 +48,7 @@ class Preset:
     ) -> "Preset":
         """Return this preset with some of its parts replaced; ValueError where one is not known."""
         for given, known in (
-            (dispatch, (*DISPATCHERS, "forecast")),
+            (dispatch, tuple(DISPATCHERS)),
             (admission, ADMISSIONS),
             (rebalance, tuple(REBALANCERS)),
             (queue, QUEUES),

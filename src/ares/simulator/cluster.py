@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ares.policy import Preset, rebalancer
-from ares.simulator.decisions import admit_held, refresh, used_tokens
+from ares.simulator.decisions import kv_shares, refresh_and_admit
 from ares.simulator.errors import ERROR_MODELS, ErrorModel
 from ares.simulator.failures import fail_instance
 from ares.simulator.loop import run_until
@@ -204,10 +204,7 @@ class Simulation:
                 run_until(state, moment)
                 fail_instance(state, broken, moment)
             more = run_until(state, now)
-            if state.scalars[HOLD] > 0 and state.counters[QUEUE_SIZE] > 0:
-                for instance in range(decode):
-                    refresh(state, instance, now)
-                admit_held(state, now)
+            refresh_and_admit(state, now)
             if acts:
                 view = telemetry.view(now)
                 before = time.perf_counter()
@@ -215,10 +212,9 @@ class Simulation:
                 decisions.append(time.perf_counter() - before)
                 moves += telemetry.carry_out(ordered, now)
             if now >= next_sample:
-                used = np.array([used_tokens(state, i, now) for i in range(decode)], np.float64)
-                samples.append(
-                    (now, used / (state.total_blocks * state.scalars[BLOCK_SIZE]), int(state.counters[QUEUE_SIZE]))
-                )
+                shares = np.empty(decode)
+                kv_shares(state, now, shares)
+                samples.append((now, shares, int(state.counters[QUEUE_SIZE])))
                 next_sample = now + sampling
                 if progress is not None:
                     progress(int(state.counters[FINISHED_COUNT]) / len(work))

@@ -69,6 +69,16 @@ def used_tokens(state: State, instance: int, moment: float) -> int:
 
 
 @compiled
+def kv_shares(state: State, moment: float, shares: NDArray[np.float64]) -> None:
+    """Write the share of KV in use of every instance, shape (D,)."""
+    for instance in range(len(shares)):
+        free = state.free[instance]
+        if state.planned[instance] > 1:
+            free -= taken(state, instance, min(steps_by(state, instance, moment), state.planned[instance] - 1))
+        shares[instance] = 1.0 - free / state.total_blocks[instance]
+
+
+@compiled
 def place(state: State, request: int, moment: float) -> None:
     """Dispatch at once: the request waits at its instance from now on."""
     decode = len(state.time)
@@ -170,6 +180,15 @@ def refresh(state: State, instance: int, moment: float) -> None:
     while waiting != NOBODY:
         _add(state, instance, waiting, quantiles, weights)
         waiting = state.follow[waiting]
+
+
+@compiled
+def refresh_and_admit(state: State, moment: float) -> None:
+    """Forecast every instance anew and let in who fits."""
+    if state.scalars[HOLD] > 0.0 and state.counters[QUEUE_SIZE] > 0:
+        for instance in range(len(state.time)):
+            refresh(state, instance, moment)
+        admit_held(state, moment)
 
 
 @compiled
