@@ -44,9 +44,9 @@ class AdmissionSettings:
         Share of the admitted memory-time that goes to whoever has waited longest: the bound on starvation.
     """
 
-    lax_below: float = 0.88
-    strict_above: float = 0.94
-    window: float = 300.0
+    lax_below: float = 0.95
+    strict_above: float = 1.0
+    window: float = 500.0
     horizon_lax: float = 125.0
     horizon_strict: float = 32000.0
     deviations: float = 1.5
