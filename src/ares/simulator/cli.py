@@ -31,7 +31,6 @@ from ares.simulator.options import (
     SloTtft,
     Trace,
 )
-from ares.simulator.scenario import Scenario
 from ares.traces import WORKLOADS
 
 app = typer.Typer(
@@ -48,6 +47,9 @@ def user_errors() -> Iterator[None]:
     """Turn what a user can cause into one line on standard error and exit status 2."""
     try:
         yield
+    except ModuleNotFoundError as error:
+        typer.echo(f"ares simulate: {error}; it needs the extra: pip install 'ares[simulate]'", err=True)
+        raise typer.Exit(2) from None
     except (ValueError, OSError) as error:
         typer.echo(f"ares simulate: {error}", err=True)
         raise typer.Exit(2) from None
@@ -127,15 +129,15 @@ def simulate(
     """
     if context.invoked_subcommand is not None:
         return
-    from ares.simulator import metrics
-    from ares.simulator import scenario as scenarios
-
     with user_errors():
+        from ares.simulator import metrics
+        from ares.simulator import scenario as scenarios
+
         if load is not None and rate_scale is not None:
             raise ValueError("--load and --rate-scale: give one of the two")
         if load is None and rate_scale is None:
             load, rate_scale = (1.0, None) if trace in WORKLOADS else (None, 1.0)
-        scenario = Scenario(
+        scenario = scenarios.Scenario(
             trace, trace_format, requests, prefill, decode, profile, prefill_profile, predictor, period,
             admission=admission, dispatch=dispatch, rebalance=rebalance, queue=queue,
         )  # fmt: skip
@@ -185,18 +187,20 @@ def sweep(
     plot: Annotated[Path | None, typer.Option(help="Draw the curves into this file (svg, png or pdf).")] = None,
 ) -> None:
     """Run loads x presets x seeds and report means with 95 % confidence intervals."""
-    from ares.simulator import metrics
-    from ares.simulator import scenario as scenarios
-    from ares.simulator import sweep as sweeps
-
     with user_errors():
+        from ares.simulator import metrics
+        from ares.simulator import scenario as scenarios
+        from ares.simulator import sweep as sweeps
+
         try:
             points = [float(part) for part in loads.split(",")]
         except ValueError:
             raise ValueError(f"--loads: not numbers with commas: {loads!r}") from None
         if min(points) <= 0:
             raise ValueError("--loads: must be positive")
-        scenario = Scenario(trace, trace_format, requests, prefill, decode, profile, prefill_profile, predictor, period)
+        scenario = scenarios.Scenario(
+            trace, trace_format, requests, prefill, decode, profile, prefill_profile, predictor, period
+        )
         names = presets or DEFAULT_PRESETS
         for name in names:
             scenario.simulation(name, points[0], None, 0)  # bad input ends here, before any process starts
@@ -237,10 +241,11 @@ def calibrate(
     flops: Annotated[float, typer.Option(help="Its published dense compute, summed over an instance.")] = 0.0,
 ) -> None:
     """Fit an engine's laws to a recording of a real vLLM run."""
-    from ares.simulator import calibrate as calibration
     from ares.simulator.profile import Hardware
 
     with user_errors(), progress_bar() as bar:
+        from ares.simulator import calibrate as calibration
+
         if hardware is not None and min(memory_bytes_s, flops) <= 0:
             raise ValueError("--hardware: needs --memory-bytes-s and --flops beside it")
         task = bar.add_task("fitting", total=1.0)
@@ -264,10 +269,10 @@ def validate(
     json_path: Out = None,
 ) -> None:
     """Replay a recording's arrivals and compare TTFT, TPOT, end-to-end time and throughput."""
-    from ares.simulator import metrics
-    from ares.simulator import validate as validation
-
     with user_errors():
+        from ares.simulator import metrics
+        from ares.simulator import validate as validation
+
         result = validation.validate(recording, profile, part)
         if json_path is not None:
             write_json(result | {"provenance": metrics.provenance()}, json_path)
@@ -289,10 +294,10 @@ def scale(
     max_num_seqs: Annotated[int | None, typer.Option(help="vLLM's limit on running requests.")] = None,
 ) -> None:
     """Scale a calibrated profile to other hardware, or another model, from published figures."""
-    from ares.simulator import calibrate as calibration
-    from ares.simulator.profile import Hardware, load_profile
-
     with user_errors():
+        from ares.simulator import calibrate as calibration
+        from ares.simulator.profile import Hardware, load_profile
+
         target = Hardware(name=hardware, memory_bytes_s=memory_bytes_s, flops=flops)
         scaled = calibration.scaled(
             load_profile(profile), target, out.stem, model, weight_bytes, kv_bytes_per_token, kv_tokens, max_num_seqs
