@@ -1,5 +1,6 @@
 """The state that every decision starts from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,7 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +34,38 @@ class Cluster:
     movable
         Whether a request may be moved now: its state is carried exactly, it is not in a hand-over,
         and its cooldown is over, shape (R,).
+    remaining_tokens
+        Quantiles of the tokens each request will still generate, increasing along a row, shape (R, Q); NaN in rows
+        without a prediction, None where there is no predictor.
+    levels
+        The levels of those quantiles, length Q; (0.5,) for point predictions.
+    step_base_s, step_request_s, step_token_s
+        Law of a decode step: base + request x running requests + token x resident tokens, seconds, shape (I,) each.
+        None: instances are alike, and only tokens are compared.
+    transfer_bytes_s
+        Bytes per second at which KV moves between instances.
+    token_bytes
+        KV bytes of one token.
+    waiting_tokens
+        Tokens of the requests that wait at each instance, shape (I,); None: nobody waits.
     """
 
     instances: tuple[str, ...]
     capacity_tokens: IntArray
     promised_tokens: IntArray
     open: BoolArray
-    requests: tuple[str, ...]
+    requests: Sequence[str] | IntArray
     location: IntArray
     resident_tokens: IntArray
     movable: BoolArray
+    remaining_tokens: FloatArray | None = None
+    levels: tuple[float, ...] = (0.1, 0.5, 0.9)
+    step_base_s: FloatArray | None = None
+    step_request_s: FloatArray | None = None
+    step_token_s: FloatArray | None = None
+    transfer_bytes_s: float = 1e10
+    token_bytes: float = 57344.0
+    waiting_tokens: IntArray | None = None
 
     def load_tokens(self) -> IntArray:
         """Resident tokens of each instance with what is promised to it, shape (I,)."""

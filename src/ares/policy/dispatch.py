@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ares.policy.cluster import Cluster
+from ares.policy.cluster import Cluster, IntArray
 
 
 class Dispatch(Protocol):
@@ -16,6 +16,26 @@ class Dispatch(Protocol):
         ...
 
 
+def round_robin_choice(cursor: int, closed: IntArray) -> int:
+    """Return the first instance at or after the cursor, around the ring, that is not closed; -1 where all are."""
+    count = len(closed)
+    for step in range(count):
+        instance = (cursor + step) % count
+        if closed[instance] == 0:
+            return instance
+    return -1
+
+
+def least_loaded_choice(load: IntArray, capacity: IntArray, closed: IntArray, tokens: int) -> int:
+    """Return the instance with the smallest share of KV in use after `tokens` have entered; -1 where all are closed."""
+    best, best_share = -1, np.inf
+    for instance in range(len(load)):
+        share = (load[instance] + tokens) / max(capacity[instance], 1)
+        if closed[instance] == 0 and share < best_share:
+            best, best_share = instance, share
+    return best
+
+
 class RoundRobin:
     """Open instances in turn: equal counts, blind to load. The static baseline."""
 
@@ -24,12 +44,11 @@ class RoundRobin:
 
     def __call__(self, cluster: Cluster, prompt_tokens: int) -> int | None:
         """Return the next open instance after the last one chosen."""
-        for step in range(len(cluster.instances)):
-            index = (self._next + step) % len(cluster.instances)
-            if cluster.open[index]:
-                self._next = index + 1
-                return index
-        return None
+        index = round_robin_choice(self._next, (~cluster.open).astype(np.int64))
+        if index < 0:
+            return None
+        self._next = index + 1
+        return index
 
 
 class LeastLoaded:

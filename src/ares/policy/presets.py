@@ -1,17 +1,67 @@
-"""Presets: a named choice of dispatch and rebalance."""
+"""Presets: a named choice of dispatch, admission, queue order and rebalance."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from ares.policy.rebalance import RebalanceSettings
+from ares.policy.admission import ADMISSIONS, AdmissionSettings
+from ares.policy.moves import RebalanceSettings
+from ares.policy.placement import DISPATCHERS
+from ares.policy.queue import QUEUES
+from ares.policy.rebalance import REBALANCERS
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """One complete policy."""
+    """One complete policy.
+
+    Attributes
+    ----------
+    dispatch
+        First placement: round_robin, least_loaded, or forecast.
+    rebalance
+        none, current_load, ares, or oracle.
+    settings
+        Knobs of the rebalancer.
+    admission
+        open: straight to the instance; forecast: held until the predicted peak of memory fits.
+    queue
+        fcfs, or volume: smallest predicted memory-time first, the largest gives way.
+    predicts
+        Whether predictions are used where there are any.
+    admission_settings
+        Knobs of admission and queue order.
+    """
 
     dispatch: str
     rebalance: str
     settings: RebalanceSettings = field(default_factory=RebalanceSettings)
+    admission: str = "open"
+    queue: str = "fcfs"
+    predicts: bool = False
+    admission_settings: AdmissionSettings = field(default_factory=AdmissionSettings)
+
+    def altered(
+        self,
+        dispatch: str | None = None,
+        admission: str | None = None,
+        rebalance: str | None = None,
+        queue: str | None = None,
+    ) -> "Preset":
+        """Return this preset with some of its parts replaced; ValueError where one is not known."""
+        for given, known in (
+            (dispatch, tuple(DISPATCHERS)),
+            (admission, ADMISSIONS),
+            (rebalance, tuple(REBALANCERS)),
+            (queue, QUEUES),
+        ):
+            if given is not None and given not in known:
+                raise ValueError(f"unknown policy {given!r}; known: {', '.join(known)}")
+        return replace(
+            self,
+            dispatch=dispatch or self.dispatch,
+            admission=admission or self.admission,
+            rebalance=rebalance or self.rebalance,
+            queue=queue or self.queue,
+        )
 
 
 PRESETS: dict[str, Preset] = {
@@ -21,6 +71,15 @@ PRESETS: dict[str, Preset] = {
     "static-least-loaded": Preset(dispatch="least_loaded", rebalance="none"),
     # The paper's rescheduler without its predictor: today's load only.
     "ares-no-prediction": Preset(dispatch="least_loaded", rebalance="current_load"),
+    # The paper's system: point predictions, tokens as load, rebalancing alone.
+    "paper": Preset(dispatch="least_loaded", rebalance="paper", predicts=True),
+    # Parts of ours, for the ablation.
+    "ares-admission": Preset(
+        dispatch="forecast", rebalance="none", admission="forecast", queue="volume", predicts=True
+    ),
+    "ares-rebalance": Preset(dispatch="least_loaded", rebalance="ares", predicts=True),
+    "ares": Preset(dispatch="forecast", rebalance="ares", admission="forecast", queue="volume", predicts=True),
+    "ares-oracle": Preset(dispatch="forecast", rebalance="oracle", admission="forecast", queue="volume", predicts=True),
 }
 
 

@@ -5,45 +5,13 @@ resident tokens only, its "no prediction" ablation. Moving a request of n tokens
 sum_i (N_i - mean)^2 by -2 n (N_s - N_d - n), so one matrix scores every (request, target) pair at once.
 """
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from ares.policy.balance import ares, paper
 from ares.policy.cluster import Cluster
-
-
-@dataclass(frozen=True, slots=True)
-class RebalanceSettings:
-    """The knobs of a rebalancer. The paper names none of the values; these are ours.
-
-    Attributes
-    ----------
-    theta
-        An instance is overloaded above (1 + theta) times the mean load.
-    minimum_gain
-        Smallest worthwhile cut of the spread, as a share of the squared mean load: stops moves that only jitter.
-    reserve
-        Share of a target's KV that a move never fills, left for the growth of what runs there.
-    moves_per_round
-        Most moves one decision may order.
-    """
-
-    theta: float = 0.1
-    minimum_gain: float = 0.01
-    reserve: float = 0.1
-    moves_per_round: int = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """One decided move: indices into the cluster it was decided on, and the numbers behind it."""
-
-    request: int
-    source: int
-    target: int
-    gain: float
-    reason: str
+from ares.policy.moves import Move, RebalanceSettings
 
 
 class Rebalance(Protocol):
@@ -112,7 +80,14 @@ def current_load(cluster: Cluster, settings: RebalanceSettings) -> list[Move]:
     return moves
 
 
-REBALANCERS: dict[str, Rebalance] = {"none": none, "current_load": current_load}
+REBALANCERS: dict[str, Rebalance] = {
+    "none": none,
+    "current_load": current_load,
+    "paper": paper,
+    "ares": ares,
+    # The same rule; the simulator gives it true lengths.
+    "oracle": ares,
+}
 
 
 def rebalancer(name: str) -> Rebalance:

@@ -1,0 +1,261 @@
+"""Rebalancing on the forecast: the `ares` rule, and the paper's as a special case of it.
+
+The load of an instance k steps ahead is the time of its decode step then: base + request x running + token x resident
+(plain resident tokens where no law is known). The objective is the sum over instances and horizon of beta_k load^2,
+which for equal instances is their variance, plus a penalty on memory: the square of what a high quantile of resident
+tokens exceeds the capacity by. Moving request r from s to d, with own load a_s(k) and a_d(k), changes the first term by
+
+    sum_k beta_k (-2 load_s a_s + a_s^2 + 2 load_d a_d + a_d^2),
+
+linear in the loads, so one matrix product scores every (request, target) pair of a source.
+
+Only pairs that can matter are scored: those of the few worst sources above (1 + theta) times the mean and the few best
+targets, first on 8 points of the horizon; the best are then looked at on all points, memory included. The forecast
+itself is one pass over all rows.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ares.policy.cluster import Cluster
+from ares.policy.forecast import FloatArray, Forecast, forecast, geometric_grid, quantile_weights
+from ares.policy.moves import Move, RebalanceSettings
+
+IntArray = NDArray[np.int64]
+
+_COARSE = 8  # points of the horizon on which all pairs are scored; the best ones are scored again on every point
+_TRIES = 32  # pairs looked at closely in one decision, beside those that become moves
+
+
+@lru_cache(maxsize=8)
+def horizon_weights(horizon: int, points: int, decay: float) -> FloatArray:
+    """Weights of the grid points, shape (K,): the steps each stands for, discounted by (1 + k / decay)^-2, sum 1."""
+    grid = geometric_grid(horizon, points)
+    width = np.diff(np.append(grid, 2 * grid[-1] - grid[-2] if len(grid) > 1 else 1)).astype(np.float64)
+    beta: FloatArray = width / (1.0 + grid / decay) ** 2
+    beta /= beta.sum()
+    return beta
+
+
+@lru_cache(maxsize=8)
+def _coarse(horizon: int, points: int, decay: float) -> tuple[IntArray, FloatArray]:
+    """Grid points that stand for equal parts of the weight, and the weight of each part."""
+    beta = horizon_weights(horizon, points, decay)
+    part = np.minimum(((np.cumsum(beta) - beta / 2.0) * _COARSE).astype(np.int64), _COARSE - 1)
+    chosen = np.unique(part, return_index=True)[1]
+    ends = np.append(chosen[1:], len(beta))
+    middle = (chosen + ends - 1) // 2
+    return middle, np.add.reduceat(beta, chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class _Law:
+    """Step law of every instance, shape (I,); plain tokens where none is known."""
+
+    base: FloatArray
+    request: FloatArray
+    token: FloatArray
+    known: bool
+
+    @classmethod
+    def of(cls, cluster: Cluster) -> "_Law":
+        if cluster.step_base_s is None or cluster.step_request_s is None or cluster.step_token_s is None:
+            count = len(cluster.instances)
+            return cls(np.zeros(count), np.zeros(count), np.ones(count), known=False)
+        return cls(cluster.step_base_s, cluster.step_request_s, cluster.step_token_s, known=True)
+
+
+def _curves(cluster: Cluster, rows: IntArray, steps: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Probability to run, expected tokens and their variance of some rows, shape (C, K) each."""
+    reach = cluster.resident_tokens[rows].astype(np.float64)[:, None] + steps
+    if cluster.remaining_tokens is None:
+        return np.ones_like(reach), reach, np.zeros_like(reach)
+    alive = np.zeros_like(reach)
+    remaining = cluster.remaining_tokens[rows]
+    for atom, weight in enumerate(quantile_weights(cluster.levels)):
+        alive += weight * ~(remaining[:, atom, None] <= steps)  # NaN outlasts every step
+    tokens = alive * reach
+    return alive, tokens, tokens * (reach - tokens)
+
+
+def _worth_the_transfer(
+    cluster: Cluster, rows: IntArray, step_s: FloatArray, settings: RebalanceSettings
+) -> NDArray[np.bool_]:
+    """Tell which rows are likely to run long after their transfer (phase 2 of the paper)."""
+    if cluster.remaining_tokens is None:
+        return np.ones(len(rows), np.bool_)
+    left = cluster.remaining_tokens[rows, len(cluster.levels) // 2]
+    transfer_s = cluster.resident_tokens[rows] * (cluster.token_bytes / cluster.transfer_bytes_s)
+    short: NDArray[np.bool_] = left * step_s <= settings.amortise * (transfer_s + settings.stall_s)
+    return ~short
+
+
+def ares(cluster: Cluster, settings: RebalanceSettings) -> list[Move]:
+    """Decide the moves of one period; see the module's docstring for the rule."""
+    if len(cluster.location) == 0 or int(cluster.open.sum()) < 2:
+        return []
+    grid = geometric_grid(settings.horizon, settings.points)
+    beta = horizon_weights(settings.horizon, settings.points, settings.decay)
+    law = _Law.of(cluster)
+    ahead = forecast(cluster, grid)
+    time = law.base[:, None] + law.request[:, None] * ahead.count + law.token[:, None] * ahead.expected
+    return _Round(cluster, settings, law, ahead, time, beta).decide()
+
+
+class _Round:
+    """One decision: classify, score coarsely, take the best moves that hold when looked at closely."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        settings: RebalanceSettings,
+        law: _Law,
+        ahead: Forecast,
+        time: FloatArray,
+        beta: FloatArray,
+    ) -> None:
+        self.cluster, self.settings, self.law, self.ahead, self.beta = cluster, settings, law, ahead, beta
+        self.time = time
+        self.steps = ahead.grid.astype(np.float64)
+        self.limit = cluster.capacity_tokens * (1.0 - settings.reserve)
+        self.load = time @ beta
+        self.mean = float(self.load[cluster.open].mean())
+        self.excess = np.maximum(ahead.high(settings.deviations) - self.limit[:, None], 0.0)
+
+    def decide(self) -> list[Move]:
+        """Return the moves, best first."""
+        settings, cluster = self.settings, self.cluster
+        pressure = (self.excess @ self.beta) / np.maximum(self.limit, 1.0)
+        over = cluster.open & ((self.load > (1.0 + settings.theta) * self.mean) | (pressure > 0.0))
+        sources = np.flatnonzero(over)
+        targets = np.flatnonzero(cluster.open & (self.load < self.mean))
+        if not len(sources) or not len(targets):
+            return []
+        budget = max(settings.moves_per_round, len(cluster.instances) // 32)
+        worst = self.load[sources] / self.mean + settings.memory_weight * pressure[sources]
+        sources = sources[np.argsort(-worst, kind="stable")][: max(settings.sources, budget)]
+        targets = targets[np.argsort(self.load[targets], kind="stable")][: max(settings.targets, budget)]
+        rows, which = self._rows(sources)
+        if not len(rows):
+            return []
+        gain = self._coarse_gain(rows, sources[which], targets)
+        gain[sources[which][:, None] == targets[None, :]] = -np.inf
+        return self._take(rows, which, sources, targets, gain, budget)
+
+    def _rows(self, sources: IntArray) -> tuple[IntArray, IntArray]:
+        """Movable rows of the sources that are worth a transfer, and which source each is on."""
+        position = np.full(len(self.cluster.instances), -1, np.int64)
+        position[sources] = np.arange(len(sources))
+        which = position[self.cluster.location]
+        rows = np.flatnonzero((which >= 0) & self.cluster.movable)
+        step_s = self.load[self.cluster.location[rows]] if self.law.known else np.full(len(rows), 0.02)
+        rows = rows[_worth_the_transfer(self.cluster, rows, step_s, self.settings)]
+        group = which[rows]
+        order = np.argsort(group, kind="stable")
+        return rows[order], group[order]
+
+    def _coarse_gain(self, rows: IntArray, source: IntArray, targets: IntArray) -> FloatArray:
+        """Score every pair on a few points of the horizon, shape (C, T)."""
+        settings, law = self.settings, self.law
+        points, beta = _coarse(settings.horizon, settings.points, settings.decay)
+        alive, tokens, _ = _curves(self.cluster, rows, self.steps[points])
+        request, token = law.request[source][:, None], law.token[source][:, None]
+        own = request * alive + token * tokens
+        relief = ((2.0 * self.time[source[:, None], points] - own) * own) @ beta
+        weighted = beta[:, None] * self.time[targets][:, points].T
+        first = (law.request[targets], law.token[targets])
+        if np.ptp(law.request) == 0.0 and np.ptp(law.token) == 0.0:
+            burden = 2.0 * (own @ weighted) + ((own * own) @ beta)[:, None]
+        else:
+            burden = 2.0 * ((alive @ weighted) * first[0] + (tokens @ weighted) * first[1])
+            burden += ((alive * alive) @ beta)[:, None] * first[0] ** 2
+            burden += ((tokens * tokens) @ beta)[:, None] * first[1] ** 2
+            burden += 2.0 * ((alive * tokens) @ beta)[:, None] * (first[0] * first[1])
+        excess = self.excess[source[:, None], points]
+        left = np.maximum(excess - tokens, 0.0)
+        memory = ((excess * excess - left * left) @ beta) / np.maximum(self.limit[source], 1.0) ** 2
+        gain: FloatArray = (relief[:, None] - burden) / (self.mean * self.mean)
+        gain += settings.memory_weight * memory[:, None]
+        return gain
+
+    def _take(
+        self,
+        rows: IntArray,
+        which: IntArray,
+        sources: IntArray,
+        targets: IntArray,
+        gain: FloatArray,
+        budget: int,
+    ) -> list[Move]:
+        """Take pairs greedily: one move out of a source and one into a target a round, none reversed."""
+        starts = np.flatnonzero(np.diff(which, prepend=-1))
+        best = np.maximum.reduceat(gain, starts, axis=0)
+        moves: list[Move] = []
+        tries = _TRIES
+        while len(moves) < budget and tries > 0:
+            group, column = divmod(int(np.argmax(best)), best.shape[1])
+            if best[group, column] <= self.settings.minimum_gain:
+                break
+            start = int(starts[group])
+            end = int(starts[group + 1]) if group + 1 < len(starts) else len(rows)
+            index = start + int(np.argmax(gain[start:end, column]))
+            source, target = int(sources[which[index]]), int(targets[column])
+            move = self._close_look(int(rows[index]), source, target)
+            if move is None:
+                tries -= 1
+                gain[index, column] = -np.inf
+                best[group, column] = gain[start:end, column].max()
+                continue
+            moves.append(move)
+            best[group, :] = -np.inf
+            best[:, column] = -np.inf
+            # An instance that received does not give in the same round, nor the other way round.
+            best[:, targets == source] = -np.inf
+            best[sources[which[starts]] == target, :] = -np.inf
+        return moves
+
+    def _close_look(self, row: int, source: int, target: int) -> Move | None:
+        """Score one pair on every point of the horizon; None where it gains too little or breaks I6."""
+        settings, law, ahead = self.settings, self.law, self.ahead
+        alive, tokens, variance = (curve[0] for curve in _curves(self.cluster, np.array([row]), self.steps))
+        spread = np.sqrt(ahead.variance[target] + variance)
+        peak = float((ahead.expected[target] + tokens + settings.deviations * spread).max())
+        if peak > self.limit[target]:
+            return None
+        leaves = law.request[source] * alive + law.token[source] * tokens
+        enters = law.request[target] * alive + law.token[target] * tokens
+        change = (2.0 * self.time[source] - leaves) * leaves - (2.0 * self.time[target] + enters) * enters
+        excess = self.excess[source]
+        left = np.maximum(excess - tokens, 0.0)
+        gain = float(change @ self.beta) / self.mean**2
+        memory = float((excess * excess - left * left) @ self.beta) / max(float(self.limit[source]), 1.0) ** 2
+        gain += settings.memory_weight * memory
+        if gain <= settings.minimum_gain:
+            return None
+        unit, factor = ("ms", 1e3) if law.known else ("tokens", 1.0)
+        before = (self.load[source] * factor, self.load[target] * factor)
+        after = (before[0] - float(leaves @ self.beta) * factor, before[1] + float(enters @ self.beta) * factor)
+        cause = "memory" if excess.any() else "load"
+        reason = (
+            f"{cause}: source {before[0]:.4g} to {after[0]:.4g} {unit}, target {before[1]:.4g} to {after[1]:.4g}, "
+            f"mean {self.mean * factor:.4g}; target peak {peak:.0f} of {self.limit[target]:.0f} tokens"
+        )
+        return Move(request=row, source=source, target=target, gain=gain, reason=reason)
+
+
+def paper(cluster: Cluster, settings: RebalanceSettings) -> list[Move]:
+    """Decide as the paper does: point predictions, tokens as load, no view of memory but the target's limit."""
+    plain = replace(
+        cluster,
+        step_base_s=None,
+        step_request_s=None,
+        step_token_s=None,
+        remaining_tokens=None
+        if cluster.remaining_tokens is None
+        else cluster.remaining_tokens[:, len(cluster.levels) // 2 : len(cluster.levels) // 2 + 1],
+        levels=(0.5,),
+    )
+    return ares(plain, replace(settings, deviations=0.0, memory_weight=0.0))

@@ -1,0 +1,161 @@
+"""The forecast: how many tokens each instance will hold, k steps ahead.
+
+A running request of n resident tokens that has p steps left holds n + k tokens in k steps while k < p, and none after.
+p is not known; a predictor gives quantiles of it, taken here as equally informative atoms with weights. With S(k) the
+probability that p > k, the request holds S(k) (n + k) tokens in expectation, with variance S(k) (1 - S(k)) (n + k)^2.
+Requests end independently of each other, so the expectations and the variances of an instance's requests add up, and
+expectation + z standard deviations is a high quantile of its memory (a sum of many terms is close to normal).
+
+A request without a prediction is taken to outlast the horizon.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ares.policy.cluster import Cluster
+
+FloatArray = NDArray[np.float64]
+
+
+@lru_cache(maxsize=8)
+def geometric_grid(horizon: int, points: int) -> NDArray[np.int64]:
+    """Return the steps ahead at which load is forecast: 0, then geometric up to the horizon, no step twice.
+
+    The first ones are 0, 1, 2, ...: whole steps. Fewer than `points` are returned for a shorter horizon.
+    """
+    if horizon <= 0:
+        return np.zeros(1, np.int64)
+    spread = np.geomspace(1.0, horizon, max(points - 1, 1)).round().astype(np.int64)
+    spread = np.minimum(np.maximum(spread, np.arange(1, len(spread) + 1)), horizon)
+    return np.unique(np.concatenate([np.zeros(1, np.int64), spread]))
+
+
+@lru_cache(maxsize=8)
+def quantile_weights(levels: tuple[float, ...]) -> FloatArray:
+    """Weights of quantiles taken as atoms: each stands for the probability that is nearest to its level, shape (Q,)."""
+    edges = [0.0, *((a + b) / 2.0 for a, b in pairwise(levels)), 1.0]
+    return np.diff(np.asarray(edges))
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Load of every instance over the horizon.
+
+    Attributes
+    ----------
+    grid
+        Steps ahead, shape (K,).
+    expected
+        Expected resident tokens, promised ones included, shape (I, K).
+    variance
+        Their variance, shape (I, K).
+    count
+        Expected number of running requests, shape (I, K).
+    """
+
+    grid: NDArray[np.int64]
+    expected: FloatArray
+    variance: FloatArray
+    count: FloatArray
+
+    def high(self, deviations: float) -> FloatArray:
+        """Return a high quantile of resident tokens: expectation + deviations x standard deviation, shape (I, K)."""
+        return self.expected + deviations * np.sqrt(np.maximum(self.variance, 0.0))
+
+
+def forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
+    """Forecast the load of every instance.
+
+    Each atom of each row falls into the interval of the grid in which it ends. Sums of 1, n and n^2 by (instance,
+    interval) are enough: a cumulative sum from the far end gives every point of the horizon, so the cost is one pass
+    over the rows and does not grow with the grid.
+
+    Parameters
+    ----------
+    cluster
+        R rows on I instances, with or without predictions.
+    grid
+        Steps ahead, increasing from 0, shape (K,).
+    """
+    instances, points = len(cluster.instances), len(grid)
+    width = points + 1
+    cells = instances * width
+    resident = cluster.resident_tokens.astype(np.float64)
+    remaining, weights = cluster.remaining_tokens, quantile_weights(cluster.levels)
+    if remaining is None:
+        remaining, weights = np.full((len(resident), 1), np.inf), np.ones(1)
+    base = cluster.location * width
+    # Two sums in one pass: resident tokens in the high bits of a double, the count of rows in the low ones.
+    packed = resident * _PACK + 1.0
+    square = resident * resident
+    table = _intervals(grid.tobytes())
+
+    def tails(values: FloatArray, keys: NDArray[np.int64]) -> FloatArray:
+        """Sum values over the rows that still run at each grid point, shape (I, K)."""
+        cell = np.bincount(keys, weights=values, minlength=cells).reshape(instances, width)
+        return cell[:, :0:-1].cumsum(axis=1)[:, ::-1]
+
+    # A row runs at the grid points before the first one at or past its end. NaN: at all of them.
+    ends = np.empty((len(weights), len(resident)))
+    np.fmin(remaining.T, grid[-1] + 1.0, out=ends)
+    ends += 0.999999
+    keys = table.take(ends.astype(np.int64), mode="clip")
+    keys += base
+    steps = grid.astype(np.float64)
+    count, linear = np.zeros((instances, points)), np.zeros((instances, points))
+    spread0, spread1, spread2 = np.zeros_like(count), np.zeros_like(count), np.zeros_like(count)
+    survival = 1.0
+    for atom, weight in enumerate(weights):
+        both = tails(packed, keys[atom])
+        tokens = np.floor(both * (1.0 / _PACK))
+        rows = both - tokens * _PACK
+        count += weight * rows
+        linear += weight * tokens
+        # S (1 - S) is a staircase that changes by a known amount at each atom.
+        after = survival - weight
+        change = survival * (1.0 - survival) - after * (1.0 - after)
+        if abs(change) > 1e-12:
+            spread0 += change * rows
+            spread1 += change * tokens
+            spread2 += change * tails(square, keys[atom])
+        survival = after
+    linear += steps * count
+    linear += cluster.promised_tokens[:, None]
+    variance = spread2 + steps * (2.0 * spread1 + steps * spread0)
+    return Forecast(grid, linear, np.maximum(variance, 0.0), count)
+
+
+_PACK = float(1 << 20)
+
+
+@lru_cache(maxsize=8)
+def _intervals(points: bytes) -> NDArray[np.int64]:
+    """Index of the first grid point at or past each whole step; a table beats a binary search for every row."""
+    grid = np.frombuffer(points, np.int64)
+    return np.searchsorted(grid, np.arange(int(grid[-1]) + 3), side="left").astype(np.int64)
+
+
+def own_curve(
+    resident: float,
+    remaining: FloatArray,
+    weights: FloatArray,
+    grid: FloatArray,
+    mean: FloatArray,
+    variance: FloatArray,
+) -> None:
+    """Add one request's expectation and variance over the grid to two arrays, shape (K,), in place.
+
+    Plain loops over a few points: the simulator compiles this function as it stands.
+    """
+    for point in range(len(grid)):
+        alive = 0.0
+        for atom in range(len(weights)):
+            if remaining[atom] > grid[point]:
+                alive += weights[atom]
+        tokens = resident + grid[point]
+        mean[point] += alive * tokens
+        variance[point] += alive * (1.0 - alive) * tokens * tokens

@@ -1,0 +1,89 @@
+"""KV blocks in closed form.
+
+A request that attends to n tokens holds ceil(n / block size) blocks, and takes a new one at every step where
+n - 1 is a multiple of the block size. Requests grow by one token a step, so each takes its blocks at steps of one
+fixed residue ("phase"); a histogram of phases tells what any number of steps will take without visiting them.
+"""
+
+from ares.simulator.compiled import compiled
+from ares.simulator.state import BLOCK_SIZE, NOBODY, State
+
+
+@compiled
+def blocks_for(state: State, tokens: int) -> int:
+    """Return the blocks that `tokens` tokens need."""
+    size = int(state.scalars[BLOCK_SIZE])
+    return (tokens + size - 1) // size
+
+
+@compiled
+def phase_of(state: State, request: int, finish: int) -> int:
+    """Return the residue of the steps at which a decoding request takes a new block."""
+    return int((1 - state.prompt[request] - state.output[request] + finish) % int(state.scalars[BLOCK_SIZE]))
+
+
+@compiled
+def tokens_at(state: State, request: int, finish: int, step: int) -> int:
+    """Return the tokens that a decoding request attends to in a step."""
+    return int(state.prompt[request] + state.output[request] - (finish - step))
+
+
+@compiled
+def taken(state: State, instance: int, steps: int) -> int:
+    """Return the blocks taken at the starts of the next `steps` steps, the one that runs now not counted."""
+    size = int(state.scalars[BLOCK_SIZE])
+    total = (steps // size) * state.batch[instance]
+    step = state.step[instance]
+    for ahead in range(1, steps % size + 1):
+        total += state.phase[instance, (step + ahead) % size]
+    return int(total)
+
+
+@compiled
+def steps_until_full(state: State, instance: int) -> int:
+    """Return after how many steps the blocks run out: the start of that step cannot be served."""
+    size = int(state.scalars[BLOCK_SIZE])
+    batch = state.batch[instance]
+    free = max(state.free[instance], 0)
+    cycles = free // batch
+    left = free - cycles * batch
+    step = state.step[instance]
+    for ahead in range(1, size + 1):
+        left -= state.phase[instance, (step + ahead) % size]
+        if left < 0:
+            return int(cycles * size + ahead)
+    return int((cycles + 1) * size)
+
+
+@compiled
+def enter_slot(state: State, instance: int, request: int, finish: int) -> None:
+    """Put a request into the decoding batch of an instance; its blocks are already counted."""
+    at = state.batch[instance]
+    state.slot_request[instance, at] = request
+    state.slot_finish[instance, at] = finish
+    state.slot[request] = at
+    state.batch[instance] = at + 1
+    state.resident[instance] += tokens_at(state, request, finish, state.step[instance])
+    state.phase[instance, phase_of(state, request, finish)] += 1
+
+
+@compiled
+def leave_slot(state: State, instance: int, at: int) -> int:
+    """Take the request in a slot out of the batch at the start of a step; return it. Its blocks are freed."""
+    request = state.slot_request[instance, at]
+    finish = state.slot_finish[instance, at]
+    step = state.step[instance]
+    tokens = tokens_at(state, request, finish, step)
+    last = state.batch[instance] - 1
+    state.batch[instance] = last
+    state.resident[instance] -= tokens
+    state.phase[instance, phase_of(state, request, finish)] -= 1
+    state.free[instance] += blocks_for(state, tokens - 1)
+    state.generated[request] = state.output[request] - (finish - step)
+    state.slot[request] = NOBODY
+    if at != last:
+        moved = state.slot_request[instance, last]
+        state.slot_request[instance, at] = moved
+        state.slot_finish[instance, at] = state.slot_finish[instance, last]
+        state.slot[moved] = at
+    return int(request)

@@ -1,0 +1,244 @@
+"""A simulated cluster under one preset: builds the state, calls the policy every period, collects the outcome."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ares.policy import Preset, rebalancer
+from ares.simulator.decisions import kv_shares, refresh_and_admit
+from ares.simulator.errors import ERROR_MODELS, ErrorModel
+from ares.simulator.failures import fail_instance
+from ares.simulator.loop import run_until
+from ares.simulator.profile import Profile, ProfileError
+from ares.simulator.state import (
+    AGE_SHARE,
+    BANDWIDTH,
+    BLOCK_SIZE,
+    BUDGET,
+    DISPATCH_RULE,
+    EVENTS,
+    EVICT_BY_VOLUME,
+    FINISHED_COUNT,
+    FULL_STEP_S,
+    HAS_PREDICTION,
+    HEADROOM,
+    HOLD,
+    HORIZON,
+    HORIZON_STRICT,
+    KV_BYTES,
+    LATENCY_S,
+    LAX_BELOW,
+    LONGEST,
+    MAX_BATCH,
+    MIGRATED_BYTES,
+    MIGRATIONS,
+    OOM_EVENTS,
+    PREEMPTIONS,
+    QUEUE_SIZE,
+    ROOM_FOR_SHORT,
+    SAFETY,
+    SEED,
+    SHORT,
+    SIGMA_END,
+    SIGMA_START,
+    SIGMA_TOKENS,
+    STALL_S,
+    STRICT_ABOVE,
+    WATERMARK,
+    WINDOW,
+    State,
+    allocate,
+)
+from ares.simulator.telemetry import MoveRecord, Telemetry
+from ares.traces import Workload
+
+_SAMPLES = 1500  # of KV use over a run: enough for a heat map, few enough to cost nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run left behind; arrays over requests have shape (R,)."""
+
+    preset: str
+    workload: Workload
+    first_token_s: NDArray[np.float64]
+    finish_s: NDArray[np.float64]
+    preempted: NDArray[np.int64]
+    moved: NDArray[np.int64]
+    preemptions: int
+    oom_events: int
+    migrations: int
+    migrated_bytes: int
+    sample_s: NDArray[np.float64]
+    kv_use: NDArray[np.float64]
+    """Share of KV in use at each sample, shape (T, D)."""
+    queued: NDArray[np.int64]
+    """Requests held by the gateway at each sample, shape (T,)."""
+    moves: list[MoveRecord]
+    events: int
+    simulated_s: float
+    wall_s: float
+    decision_s: NDArray[np.float64]
+    """Wall time of each call of the rebalancer."""
+    state: State
+
+
+@dataclass(slots=True)
+class Simulation:
+    """One run, ready to start.
+
+    Attributes
+    ----------
+    workload
+        What arrives.
+    decode, prefill
+        A profile for each instance; without prefill instances the decode instances prefill for themselves.
+    preset, preset_name
+        The policy.
+    error
+        The predictor.
+    period_s
+        Seconds between two calls of the rebalancer.
+    seed
+        Of the predictor's errors.
+    failures
+        (time, instance): the instance is lost, and its requests resume elsewhere from their tokens.
+    """
+
+    workload: Workload
+    decode: Sequence[Profile]
+    prefill: Sequence[Profile]
+    preset: Preset
+    preset_name: str = "preset"
+    error: ErrorModel = field(default_factory=lambda: ERROR_MODELS["continuous"])
+    period_s: float = 0.5
+    seed: int = 0
+    failures: Sequence[tuple[float, int]] = ()
+
+    def build(self) -> State:
+        """Make the state at time zero; ProfileError or ValueError where the inputs cannot work."""
+        work, first = self.workload, self.decode[0]
+        for other in (*self.decode, *self.prefill):
+            if (other.block_size, other.kv_bytes_per_token) != (first.block_size, first.kv_bytes_per_token):
+                raise ProfileError(f"profile {other.name}: block_size and kv_bytes_per_token must equal {first.name}'s")
+        smallest = min(profile.kv_tokens // profile.block_size * profile.block_size for profile in self.decode)
+        longest = int((work.prompt_tokens + work.output_tokens).max())
+        if longest > smallest:
+            raise ProfileError(f"kv_tokens: an instance holds {smallest} tokens, one request needs {longest}")
+        if self.prefill and int(work.prompt_tokens.max()) > min(p.kv_tokens for p in self.prefill):
+            raise ProfileError(f"kv_tokens: a prefill instance is smaller than a prompt of {work.prompt_tokens.max()}")
+        slots = max(profile.max_num_seqs for profile in self.decode)
+        state = allocate(len(work), len(self.decode), len(self.prefill), slots, first.block_size)
+        state.arrival[:] = work.arrival_s + first.start_delay_s
+        state.prompt[:] = work.prompt_tokens
+        state.output[:] = work.output_tokens
+        for instance, profile in enumerate(self.decode):
+            state.total_blocks[instance] = profile.kv_tokens // profile.block_size
+            state.law[instance] = profile.step.row()
+        state.free[:] = state.total_blocks
+        for instance, profile in enumerate(self.prefill):
+            state.prefill_free[instance] = profile.kv_tokens
+            state.prefill_law[instance] = profile.step.row()
+        settings = self.preset.admission_settings
+        predicts = self.error.predicts and self.preset.predicts
+        exact = self.preset.rebalance == "oracle"
+        values = {
+            BLOCK_SIZE: first.block_size,
+            BUDGET: first.max_num_batched_tokens,
+            MAX_BATCH: slots,
+            WATERMARK: int(first.watermark * state.total_blocks.min()),
+            KV_BYTES: first.kv_bytes_per_token,
+            BANDWIDTH: first.bandwidth_bytes_s,
+            LATENCY_S: first.latency_s,
+            STALL_S: first.stall_s,
+            DISPATCH_RULE: 0 if self.preset.dispatch == "round_robin" else 1,
+            HOLD: self.preset.admission == "forecast",
+            EVICT_BY_VOLUME: self.preset.queue == "volume" and predicts,
+            SEED: self.seed,
+            SIGMA_START: 0.0 if exact else self.error.start,
+            SIGMA_END: 0.0 if exact else self.error.end,
+            SIGMA_TOKENS: self.error.tokens,
+            HAS_PREDICTION: predicts,
+            AGE_SHARE: settings.age_share,
+            HEADROOM: settings.headroom,
+            SAFETY: settings.deviations,
+            HORIZON: settings.horizon_lax,
+            HORIZON_STRICT: settings.horizon_strict,
+            LAX_BELOW: settings.lax_below,
+            STRICT_ABOVE: settings.strict_above,
+            WINDOW: settings.window,
+            LONGEST: int(work.output_tokens.max()),
+            FULL_STEP_S: float((state.law[:, 0] + state.law[:, 2] * state.total_blocks * first.block_size).mean()),
+            ROOM_FOR_SHORT: settings.room_for_short,
+            SHORT: settings.short,
+        }
+        for column, value in values.items():
+            state.scalars[column] = float(value)
+        return state
+
+    def run(self, progress: Callable[[float], None] | None = None) -> Outcome:
+        """Run to the last completion; `progress` is told the share of requests that are done."""
+        state = self.build()
+        work = self.workload
+        decode = len(self.decode)
+        rebalance = rebalancer(self.preset.rebalance)
+        acts = self.preset.rebalance != "none"
+        span = max(float(work.arrival_s[-1]), 1.0)
+        sampling = max(span / _SAMPLES, self.period_s if acts else 0.05)
+        period = self.period_s if acts else sampling
+        failures = sorted(self.failures)
+        telemetry = Telemetry(self.preset, self.decode[0], state)
+        samples: list[tuple[float, NDArray[np.float64], int]] = []
+        moves: list[MoveRecord] = []
+        decisions: list[float] = []
+        now = next_sample = 0.0
+        begin = time.perf_counter()
+        more = True
+        while more or state.counters[FINISHED_COUNT] < len(work):
+            now += period
+            while failures and failures[0][0] <= now:
+                moment, broken = failures.pop(0)
+                run_until(state, moment)
+                fail_instance(state, broken, moment)
+            more = run_until(state, now)
+            refresh_and_admit(state, now)
+            if acts:
+                view = telemetry.view(now)
+                before = time.perf_counter()
+                ordered = rebalance(view, self.preset.settings)
+                decisions.append(time.perf_counter() - before)
+                moves += telemetry.carry_out(ordered, now)
+            if now >= next_sample:
+                shares = np.empty(decode)
+                kv_shares(state, now, shares)
+                samples.append((now, shares, int(state.counters[QUEUE_SIZE])))
+                next_sample = now + sampling
+                if progress is not None:
+                    progress(int(state.counters[FINISHED_COUNT]) / len(work))
+            if not more and state.counters[FINISHED_COUNT] < len(work) and not state.tree[1] < np.inf:
+                raise RuntimeError(f"stuck at {now:g} s: {state.counters[FINISHED_COUNT]} of {len(work)} requests done")
+        wall = time.perf_counter() - begin
+        return Outcome(
+            preset=self.preset_name,
+            workload=work,
+            first_token_s=state.first_token,
+            finish_s=state.finish,
+            preempted=state.preempted,
+            moved=state.moved,
+            preemptions=int(state.counters[PREEMPTIONS]),
+            oom_events=int(state.counters[OOM_EVENTS]),
+            migrations=int(state.counters[MIGRATIONS]),
+            migrated_bytes=int(state.counters[MIGRATED_BYTES]),
+            sample_s=np.array([moment for moment, _, _ in samples]),
+            kv_use=np.array([use for _, use, _ in samples]),
+            queued=np.array([queued for _, _, queued in samples], np.int64),
+            moves=moves,
+            events=int(state.counters[EVENTS]),
+            simulated_s=float(np.max(state.finish)),
+            wall_s=wall,
+            decision_s=np.asarray(decisions),
+            state=state,
+        )

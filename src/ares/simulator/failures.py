@@ -1,0 +1,54 @@
+"""The loss of a decode instance: every request on it resumes elsewhere from its tokens (invariant I1)."""
+
+import numpy as np
+
+from ares.simulator.blocks import leave_slot
+from ares.simulator.compiled import tree_set
+from ares.simulator.decisions import reroute
+from ares.simulator.instance import release, settle
+from ares.simulator.queues import take_first
+from ares.simulator.state import NOBODY, State
+
+
+def fail_instance(state: State, instance: int, moment: float) -> None:
+    """Close an instance and send its requests to others, to be recomputed there.
+
+    Requests whose KV is on its way to it turn back when their transfer ends (loop.py and moves.py).
+
+    Raises
+    ------
+    ValueError
+        Where no other instance is left.
+    """
+    if not any(not closed for index, closed in enumerate(state.closed) if index != instance):
+        raise ValueError(f"failure of decode instance {instance}: no other instance is left")
+    settle(state, instance, moment)
+    state.closed[instance] = 1
+    lost: list[int] = []
+    while state.batch[instance] > 0:
+        # A step that runs now has taken its block already: leave_slot counts to the start of the step.
+        request = int(leave_slot(state, instance, 0))
+        lost.append(request)
+    for index in range(int(state.prefilling[instance])):
+        request = int(state.prefilling_list[instance, index])
+        state.waiting_tokens[instance] -= state.prompt[request] + state.generated[request]
+        lost.append(request)
+    ready = [int(state.ready_list[instance, index]) for index in range(int(state.ready_count[instance]))]
+    leaving = [int(state.leaving_list[instance, index]) for index in range(int(state.leaving_count[instance]))]
+    state.prefilling[instance] = state.ready_count[instance] = state.leaving_count[instance] = 0
+    while state.head[instance] != NOBODY:
+        lost.append(int(take_first(state, instance)))
+    state.planned[instance] = 0
+    tree_set(state.tree, instance, np.inf)
+    for request in leaving:  # their copy is done, but not handed over: no event will free the reservation
+        release(state, request, moment)
+    state.moving[(state.target == instance) & (state.moving == 1)] = 0
+    # All that is still held here belongs to transfers on their way, which free it when they end.
+    inbound = [int(state.arriving_list[instance, index]) for index in range(int(state.arriving_count[instance]))]
+    promised = int(state.blocks[inbound].sum()) + int(state.reserved[state.target == instance].sum())
+    state.free[instance] = state.total_blocks[instance] - promised
+    for request in sorted({*lost, *ready}):
+        state.moving[request] = 0
+        state.blocks[request] = 0
+        state.computed[request] = 0
+        reroute(state, request, moment)

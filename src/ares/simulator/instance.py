@@ -1,0 +1,284 @@
+"""One decode instance: vLLM's continuous batching between two events.
+
+At the start of a step the instance drops what is done, takes in what has arrived, gives every decoding request the
+block that it needs (the newest gives way when none is left, to be recomputed, as vLLM v1 does), continues prompts in
+chunks, and admits the waiting in order. Between such steps nothing changes but lengths, so time is jumped over.
+"""
+
+import numpy as np
+
+from ares.simulator.blocks import blocks_for, enter_slot, leave_slot, phase_of, steps_until_full, taken, tokens_at
+from ares.simulator.compiled import compiled, tree_set
+from ares.simulator.law import steps_by, steps_time
+from ares.simulator.preemption import preempt, serve_blocks, victim
+from ares.simulator.queues import note_finish, schedule_event, start_pull, take_first
+from ares.simulator.state import (
+    BLOCK_ERRORS,
+    BLOCK_SIZE,
+    BUDGET,
+    DECODING,
+    HANDOVER,
+    HANDOVER_DONE,
+    MAX_BATCH,
+    MIGRATIONS_CANCELLED,
+    NOBODY,
+    OOM_EVENTS,
+    PER_PREFILL_CONTEXT_S,
+    PER_PREFILL_S,
+    RECOMPUTING,
+    SEQUENCE,
+    STALL_S,
+    WATERMARK,
+    State,
+)
+
+
+@compiled
+def settle(state: State, instance: int, moment: float) -> None:
+    """Bring an instance to the step that runs at `moment`; no boundary that needs a decision is crossed."""
+    done = min(steps_by(state, instance, moment), state.planned[instance] - 1)
+    if done <= 0:
+        return
+    state.time[instance] += steps_time(state, instance, done)
+    state.free[instance] -= taken(state, instance, done)
+    state.resident[instance] += done * state.batch[instance]
+    state.step[instance] += done
+    state.planned[instance] -= done
+
+
+@compiled
+def replan(state: State, instance: int) -> None:
+    """After the free blocks of a settled instance changed: shorten its plan if they now run out earlier."""
+    if state.planned[instance] > 1:
+        state.planned[instance] = min(state.planned[instance], steps_until_full(state, instance))
+        tree_set(state.tree, instance, state.time[instance] + steps_time(state, instance, state.planned[instance]))
+
+
+@compiled
+def poke(state: State, instance: int, moment: float) -> None:
+    """Make an instance look around at the next start of a step."""
+    if state.planned[instance] == 0:
+        state.time[instance] = moment
+        tree_set(state.tree, instance, moment)
+    elif state.planned[instance] > 1:
+        settle(state, instance, moment)
+        state.planned[instance] = 1
+        tree_set(state.tree, instance, state.time[instance] + steps_time(state, instance, 1))
+
+
+@compiled
+def release(state: State, request: int, moment: float) -> None:
+    """Give back what a cancelled move had reserved, exactly once."""
+    target = state.target[request]
+    if target == NOBODY:
+        state.counters[BLOCK_ERRORS] += 1
+        return
+    settle(state, target, moment)
+    state.free[target] += state.reserved[request]
+    state.reserved[request] = 0
+    state.target[request] = NOBODY
+    state.inbound_count[target] -= 1
+    state.counters[MIGRATIONS_CANCELLED] += 1
+    poke(state, target, moment)
+
+
+@compiled
+def wake(state: State, instance: int, moment: float) -> None:
+    """Run the start of the next step: everything that vLLM's scheduler does between two forward passes."""
+    planned = state.planned[instance]
+    if planned > 0:
+        state.free[instance] -= taken(state, instance, planned - 1)
+        state.resident[instance] += planned * state.batch[instance]
+        state.step[instance] += planned
+    state.time[instance] = moment
+    state.planned[instance] = 0
+    _finish_done(state, instance, moment)
+    _cut_leaving(state, instance, moment)
+    _promote_prefilled(state, instance, moment)
+    joined = _join_ready(state, instance) > 0
+    oom = serve_blocks(state, instance)
+    budget = int(state.scalars[BUDGET]) - state.batch[instance]
+    budget, prompt_time = _continue_prompts(state, instance, budget)
+    if not oom:
+        prompt_time += _admit(state, instance, moment, budget)
+    retry = oom and state.head[instance] != NOBODY  # a step that preempts admits nobody; the next one may
+    _plan(state, instance, moment, joined, prompt_time, retry)
+
+
+@compiled
+def _finish_done(state: State, instance: int, moment: float) -> None:
+    step = state.step[instance]
+    at = state.batch[instance] - 1
+    while at >= 0:
+        if state.slot_finish[instance, at] <= step:
+            request = leave_slot(state, instance, at)
+            note_finish(state, request, moment)
+        at -= 1
+
+
+@compiled
+def _cut_leaving(state: State, instance: int, moment: float) -> None:
+    """Hand over the requests whose KV copy is complete."""
+    for index in range(state.leaving_count[instance]):
+        request = state.leaving_list[instance, index]
+        if state.status[request] == DECODING and state.moving[request] == 1:
+            state.moving[request] = 0
+            leave_slot(state, instance, state.slot[request])
+            state.status[request] = HANDOVER
+            schedule_event(state, moment + state.scalars[STALL_S], request, HANDOVER_DONE)
+        else:
+            release(state, request, moment)
+    state.leaving_count[instance] = 0
+
+
+@compiled
+def _promote_prefilled(state: State, instance: int, moment: float) -> None:
+    """Let prompts whose last chunk ran, and so produced a token, go on decoding."""
+    kept = 0
+    for index in range(state.prefilling[instance]):
+        request = state.prefilling_list[instance, index]
+        if state.computed[request] < state.prompt[request] + state.generated[request]:
+            state.prefilling_list[instance, kept] = request
+            kept += 1
+            continue
+        state.generated[request] += 1
+        state.waiting_tokens[instance] -= state.computed[request]
+        if np.isnan(state.first_token[request]):
+            state.first_token[request] = moment
+        if state.generated[request] >= state.output[request]:
+            state.free[instance] += state.blocks[request]
+            state.blocks[request] = 0
+            note_finish(state, request, moment)
+            continue
+        state.status[request] = DECODING
+        state.blocks[request] = 0
+        finish = state.step[instance] + state.output[request] - state.generated[request]
+        enter_slot(state, instance, request, finish)
+    state.prefilling[instance] = kept
+
+
+@compiled
+def _join_ready(state: State, instance: int) -> int:
+    """Take in the requests whose KV has arrived; return how many."""
+    count = state.ready_count[instance]
+    for index in range(count):
+        request = state.ready_list[instance, index]
+        finish = state.step[instance] + state.output[request] - state.generated[request]
+        need = blocks_for(state, tokens_at(state, request, finish, state.step[instance]) - 1)
+        # A move reserved blocks for an estimate of the length at its end: settle the difference.
+        state.free[instance] += state.blocks[request] - need
+        state.blocks[request] = 0
+        state.status[request] = DECODING
+        state.sequence[request] = state.counters[SEQUENCE]
+        state.counters[SEQUENCE] += 1
+        enter_slot(state, instance, request, finish)
+    state.ready_count[instance] = 0
+    return int(count)
+
+
+@compiled
+def _chunk_time(state: State, instance: int, start: int, chunk: int) -> float:
+    law = state.law[instance]
+    return float(law[PER_PREFILL_S] * chunk + law[PER_PREFILL_CONTEXT_S] * chunk * (start + chunk / 2.0))
+
+
+@compiled
+def _continue_prompts(state: State, instance: int, budget: int) -> tuple[int, float]:
+    """Compute the next chunk of each prompt in progress; return the budget left and the time of the chunks."""
+    size = int(state.scalars[BLOCK_SIZE])
+    time = 0.0
+    index = 0
+    while index < state.prefilling[instance] and budget > 0:
+        request = state.prefilling_list[instance, index]
+        start = state.computed[request]
+        chunk = min(state.prompt[request] + state.generated[request] - start, budget)
+        need = blocks_for(state, start + chunk) - state.blocks[request]
+        fits = True
+        while need > state.free[instance]:
+            chosen = victim(state, instance)
+            state.counters[OOM_EVENTS] += 1
+            if chosen < state.batch[instance]:
+                other = state.slot_request[instance, chosen]
+                if phase_of(state, other, state.slot_finish[instance, chosen]) == state.step[instance] % size:
+                    state.free[instance] += 1  # the block that this step gave it goes back too
+            if preempt(state, instance, chosen) == request:
+                fits = False
+                break
+        if not fits:
+            continue
+        # A victim before this prompt in the list shifts it by one place.
+        while index >= state.prefilling[instance] or state.prefilling_list[instance, index] != request:
+            index -= 1
+        state.free[instance] -= need
+        state.blocks[request] += need
+        state.computed[request] = start + chunk
+        budget -= chunk
+        time += _chunk_time(state, instance, start, chunk)
+        index += 1
+    return budget, time
+
+
+@compiled
+def _admit(state: State, instance: int, moment: float, budget: int) -> float:
+    """Admit the waiting in order while slots, blocks and the token budget last; return the time of new chunks."""
+    time = 0.0
+    while state.head[instance] != NOBODY:
+        running = state.batch[instance] + state.prefilling[instance]
+        arriving = state.inbound_count[instance] + state.ready_count[instance]
+        if running + arriving >= int(state.scalars[MAX_BATCH]):
+            break
+        request = state.head[instance]
+        spare = state.free[instance] - (int(state.scalars[WATERMARK]) if running + arriving > 0 else 0)
+        tokens = state.prompt[request] + state.generated[request]
+        # The whole sequence must fit, not its first chunk alone: vLLM's scheduler_reserve_full_isl, on by default.
+        if blocks_for(state, tokens) > spare:
+            break
+        if state.prefill_place[request] != NOBODY:
+            need = blocks_for(state, tokens - 1)
+            take_first(state, instance)
+            state.free[instance] -= need
+            state.blocks[request] = need
+            start_pull(state, instance, request, moment)
+            continue
+        chunk = min(tokens, budget)
+        need = blocks_for(state, chunk)
+        if chunk <= 0:
+            break
+        take_first(state, instance)
+        state.waiting_tokens[instance] += tokens  # counted as waiting until it decodes
+        state.free[instance] -= need
+        state.blocks[request] = need
+        state.status[request] = RECOMPUTING
+        state.computed[request] = chunk
+        state.sequence[request] = state.counters[SEQUENCE]
+        state.counters[SEQUENCE] += 1
+        state.prefilling_list[instance, state.prefilling[instance]] = request
+        state.prefilling[instance] += 1
+        budget -= chunk
+        time += _chunk_time(state, instance, 0, chunk)
+    return time
+
+
+@compiled
+def _plan(state: State, instance: int, moment: float, joined: bool, prompt_time: float, retry: bool) -> None:
+    """Jump to the next start of a step that needs a decision, and note the first tokens of this one."""
+    batch = state.batch[instance]
+    if batch == 0 and state.prefilling[instance] == 0:
+        state.planned[instance] = 0
+        tree_set(state.tree, instance, np.inf)
+        return
+    if retry or state.prefilling[instance] > 0:
+        steps = 1
+    else:
+        steps = steps_until_full(state, instance)
+        step = state.step[instance]
+        for at in range(batch):
+            steps = min(steps, state.slot_finish[instance, at] - step)
+    state.planned[instance] = steps
+    one = moment + steps_time(state, instance, 1) + prompt_time
+    tree_set(state.tree, instance, one if steps == 1 else moment + steps_time(state, instance, steps))
+    if joined:  # a preemption may have moved who joined to any slot
+        for at in range(batch):
+            request = state.slot_request[instance, at]
+            if np.isnan(state.first_token[request]):
+                state.first_token[request] = one

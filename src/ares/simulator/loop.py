@@ -1,0 +1,138 @@
+"""The event loop: arrivals, prefill, transfers and the next decision of every instance, in order of time."""
+
+import numpy as np
+
+from ares.simulator.compiled import compiled, heap_pop, tree_first, tree_set
+from ares.simulator.decisions import admit_held, hand_out, refresh, reroute
+from ares.simulator.instance import poke, wake
+from ares.simulator.moves import copy_done, handover_done
+from ares.simulator.state import (
+    BASE_S,
+    BUDGET,
+    COPY_DONE,
+    EVENTS,
+    HEAP_SIZE,
+    HOLD,
+    KINDS,
+    NEXT_ARRIVAL,
+    NOBODY,
+    NOW,
+    PER_PREFILL_CONTEXT_S,
+    PER_PREFILL_S,
+    PREFILL,
+    PULL_DONE,
+    QUEUE_SIZE,
+    State,
+)
+
+
+@compiled
+def arrive(state: State, request: int, moment: float) -> None:
+    """Send a new request to the prefill instance with the least queued work, or straight to decode without any."""
+    if len(state.prefill_backlog) == 0:
+        hand_out(state, request, moment)
+        return
+    chosen = int(np.argmin(state.prefill_backlog))
+    state.status[request] = PREFILL
+    state.prefill_place[request] = chosen
+    state.prefill_backlog[chosen] += state.prompt[request]
+    state.follow[request] = NOBODY
+    if state.prefill_head[chosen] == NOBODY:
+        state.prefill_head[chosen] = request
+    else:
+        state.follow[state.prefill_tail[chosen]] = request
+    state.prefill_tail[chosen] = request
+    start_prefill(state, chosen, moment)
+
+
+@compiled
+def start_prefill(state: State, prefill: int, moment: float) -> None:
+    """Start the next prompt of an idle prefill instance if its KV fits beside what is still pinned."""
+    request = state.prefill_head[prefill]
+    if request == NOBODY or state.prefill_current[prefill] != NOBODY:
+        return
+    tokens = state.prompt[request]
+    if tokens > state.prefill_free[prefill]:
+        return
+    state.prefill_head[prefill] = state.follow[request]
+    state.follow[request] = NOBODY
+    state.prefill_free[prefill] -= tokens
+    state.prefill_current[prefill] = request
+    law = state.prefill_law[prefill]
+    budget = int(state.scalars[BUDGET])
+    chunks = (tokens + budget - 1) // budget
+    time = chunks * law[BASE_S] + law[PER_PREFILL_S] * tokens + law[PER_PREFILL_CONTEXT_S] * tokens * (tokens / 2.0)
+    tree_set(state.tree, len(state.time) + prefill, moment + time)
+
+
+@compiled
+def finish_prefill(state: State, prefill: int, moment: float) -> None:
+    """Hand a prefilled request out; its KV stays pinned until it has been pulled."""
+    request = state.prefill_current[prefill]
+    state.prefill_current[prefill] = NOBODY
+    state.prefill_backlog[prefill] -= state.prompt[request]
+    tree_set(state.tree, len(state.time) + prefill, np.inf)
+    hand_out(state, request, moment)
+    start_prefill(state, prefill, moment)
+
+
+@compiled
+def pull_done(state: State, request: int, moment: float) -> None:
+    """Let a request whose KV has arrived join the next step; prefill unpins its copy."""
+    instance, prefill = state.place[request], state.prefill_place[request]
+    state.inbound_count[instance] -= 1
+    for index in range(state.arriving_count[instance]):
+        if state.arriving_list[instance, index] == request:
+            state.arriving_count[instance] -= 1
+            state.arriving_list[instance, index] = state.arriving_list[instance, state.arriving_count[instance]]
+            break
+    if state.closed[instance] != 0:  # failed meanwhile; prefill still holds the KV for another pull
+        state.free[instance] += state.blocks[request]
+        state.blocks[request] = 0
+        reroute(state, request, moment)
+        return
+    state.prefill_place[request] = NOBODY
+    state.prefill_free[prefill] += state.prompt[request]
+    state.ready_list[instance, state.ready_count[instance]] = request
+    state.ready_count[instance] += 1
+    poke(state, instance, moment)
+    start_prefill(state, prefill, moment)
+
+
+@compiled
+def run_until(state: State, moment: float) -> bool:
+    """Handle every event up to `moment`; return whether any event is left after it."""
+    requests = len(state.arrival)
+    decode = len(state.time)
+    while True:
+        following = state.counters[NEXT_ARRIVAL]
+        arrival = state.arrival[following] if following < requests else np.inf
+        transfer = state.heap_keys[0] if state.counters[HEAP_SIZE] > 0 else np.inf
+        now = min(arrival, transfer, state.tree[1])
+        if now > moment or now == np.inf:
+            state.scalars[NOW] = moment
+            return bool(now != np.inf)
+        state.counters[EVENTS] += 1
+        if arrival == now:
+            state.counters[NEXT_ARRIVAL] += 1
+            arrive(state, following, now)
+        elif transfer == now:
+            item = state.heap_items[0]
+            size = state.counters[HEAP_SIZE]
+            state.counters[HEAP_SIZE] = heap_pop(state.heap_keys, state.heap_items, size)
+            request, kind = item // KINDS, item % KINDS
+            if kind == PULL_DONE:
+                pull_done(state, request, now)
+            elif kind == COPY_DONE:
+                copy_done(state, request, now)
+            else:
+                handover_done(state, request, now)
+        else:
+            leaf = tree_first(state.tree)
+            if leaf >= decode:
+                finish_prefill(state, leaf - decode, now)
+            else:
+                wake(state, leaf, now)
+                if state.scalars[HOLD] > 0.0 and state.counters[QUEUE_SIZE] > 0:
+                    refresh(state, leaf, now)
+                    admit_held(state, now)

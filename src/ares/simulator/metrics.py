@@ -1,0 +1,135 @@
+"""What a run is judged by: TTFT, TPOT, goodput, throughput, imbalance; and what load means."""
+
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import ares
+from ares.simulator.cluster import Outcome
+from ares.simulator.profile import Profile
+from ares.traces import Workload
+
+FloatArray = NDArray[np.float64]
+
+
+def capacity_rps(work: Workload, decode: Sequence[Profile], prefill: Sequence[Profile]) -> float:
+    """Return the requests per second at which the cluster would be exactly full, in the fluid limit.
+
+    A request of o output tokens occupies v = o (n + (o - 1) / 2) token-steps of KV. An instance with every token of
+    its KV in use (or every slot, if those run out first) runs b = min(C o / v, slots) requests at once, each of which
+    takes o steps. No static or dynamic policy can pass this rate for long; load 1.0 is this rate.
+    """
+    output, volume = float(work.output_tokens.mean()), float(work.memory_time.mean())
+    resident = volume / output
+    rate = 0.0
+    for profile in decode:
+        batch = min(profile.kv_tokens / resident, profile.max_num_seqs)
+        law = profile.step
+        step = law.base_s + law.per_request_s * batch + law.per_resident_token_s * batch * resident
+        if not prefill:  # the instance computes the prompts too
+            step += batch / output * law.per_prefill_token_s * float(work.prompt_tokens.mean())
+        rate += batch / (output * step)
+    if prefill:
+        prompt = work.prompt_tokens.astype(np.float64)
+        each = [
+            float(
+                np.mean(
+                    p.step.base_s + p.step.per_prefill_token_s * prompt + p.step.per_prefill_context_s * prompt**2 / 2
+                )
+            )
+            for p in prefill
+        ]
+        rate = min(rate, sum(1.0 / seconds for seconds in each))
+    return rate
+
+
+def ttft_s(outcome: Outcome) -> FloatArray:
+    """Time to first token with every wait, that for decode included, shape (R,)."""
+    return outcome.first_token_s - outcome.workload.arrival_s
+
+
+def tpot_s(outcome: Outcome) -> FloatArray:
+    """Time per output token, (E2E - TTFT) / (output tokens - 1), 0 for single tokens, shape (R,)."""
+    output = outcome.workload.output_tokens
+    return (outcome.finish_s - outcome.first_token_s) / np.maximum(output - 1, 1)
+
+
+def summary(outcome: Outcome, load: float, slo_ttft: float, slo_tpot: float) -> dict[str, Any]:
+    """Return one entry of `runs` as the command line writes it.
+
+    Rates are over the span of the arrivals, so that the tail of the last long request does not thin them out;
+    throughput counts the requests completed in that span.
+    """
+    work = outcome.workload
+    first, each = ttft_s(outcome), tpot_s(outcome)
+    span = max(float(work.arrival_s[-1] - work.arrival_s[0]), 1e-9)
+    good = (first <= slo_ttft) & (each <= slo_tpot)
+    during = outcome.sample_s <= span
+    use = outcome.kv_use[during] if during.any() else outcome.kv_use
+    mean = np.maximum(use.mean(axis=1), 1e-9)
+    decisions = outcome.decision_s
+
+    def percentiles(values: FloatArray) -> dict[str, float]:
+        return {name: float(np.percentile(values, q)) for name, q in (("p50", 50), ("p90", 90), ("p99", 99))} | {
+            "mean": float(values.mean())
+        }
+
+    return {
+        "preset": outcome.preset,
+        "load": load,
+        "requests": len(work),
+        "completed": int(np.isfinite(outcome.finish_s).sum()),
+        "ttft_s": percentiles(first),
+        "tpot_s": percentiles(each[work.output_tokens > 1] if (work.output_tokens > 1).any() else each),
+        "goodput_rps": float(good.sum() / span),
+        "slo_share": float(good.mean()),
+        "throughput_rps": float((outcome.finish_s <= work.arrival_s[-1]).sum() / span),
+        "preemptions": outcome.preemptions,
+        "oom_events": outcome.oom_events,
+        "migrations": outcome.migrations,
+        "migrated_bytes": outcome.migrated_bytes,
+        "imbalance": float((use.std(axis=1) / mean).mean()),
+        "longest_wait_s": float(first.max()),
+        "decision_ms": {"p50": float(np.median(decisions) * 1e3), "p99": float(np.percentile(decisions, 99) * 1e3)}
+        if len(decisions)
+        else None,
+        "simulated_s": outcome.simulated_s,
+        "wall_s": outcome.wall_s,
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, commit and machine of a measurement."""
+    root = Path(ares.__file__).parent
+    try:
+        commit = subprocess.run(  # noqa: S603
+            ["git", "-C", str(root), "describe", "--always", "--dirty"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=5,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = "unknown"
+    return {
+        "ares": version("ares"),
+        "commit": commit,
+        "python": platform.python_version(),
+        "numpy": version("numpy"),
+        "numba": version("numba"),
+        "machine": f"{platform.system()} {platform.machine()}, {_cpu_model()}",
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown processor"
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")

@@ -1,0 +1,127 @@
+"""Migration: reserve at the target, copy while the source goes on, hand over, join. And what undoes each."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ares.simulator.blocks import blocks_for, tokens_at
+from ares.simulator.compiled import compiled
+from ares.simulator.decisions import reroute
+from ares.simulator.instance import poke, release, replan, settle
+from ares.simulator.law import steps_time
+from ares.simulator.prediction import predict
+from ares.simulator.queues import schedule_event, transfer_end
+from ares.simulator.state import (
+    COPY_DONE,
+    DECODING,
+    KV_BYTES,
+    LATENCY_S,
+    MAX_BATCH,
+    MIGRATED_BYTES,
+    MIGRATIONS,
+    NOBODY,
+    REFUSED,
+    STALL_S,
+    WATERMARK,
+    State,
+)
+
+
+@compiled
+def begin_move(state: State, request: int, target: int, moment: float) -> bool:
+    """Reserve blocks at the target and start the copy; False where the target cannot promise the room (I6)."""
+    source = state.place[request]
+    if state.status[request] != DECODING or state.target[request] != NOBODY or source == target:
+        return False
+    occupied = state.batch[target] + state.prefilling[target] + state.inbound_count[target] + state.ready_count[target]
+    settle(state, source, moment)
+    settle(state, target, moment)
+    tokens = tokens_at(state, request, state.slot_finish[source, state.slot[request]], state.step[source])
+    end = transfer_end(state, state.egress_free[source], state.ingress_free[target], tokens, moment)
+    step = max(steps_time(state, source, 1), 1e-4)
+    growth = int((end + state.scalars[LATENCY_S] + state.scalars[STALL_S] - moment) / step) + 4
+    need = blocks_for(state, tokens + growth)
+    refused = need > state.free[target] - int(state.scalars[WATERMARK])
+    if refused or state.closed[target] != 0 or occupied >= int(state.scalars[MAX_BATCH]):
+        state.counters[REFUSED] += 1
+        return False
+    state.free[target] -= need
+    replan(state, target)
+    state.inbound_count[target] += 1
+    state.reserved[request] = need
+    state.target[request] = target
+    state.moving[request] = 1
+    state.last_move[request] = moment
+    state.egress_free[source] = end
+    state.ingress_free[target] = end
+    state.counters[MIGRATED_BYTES] += int(tokens * state.scalars[KV_BYTES])
+    schedule_event(state, end + state.scalars[LATENCY_S], request, COPY_DONE)
+    return True
+
+
+@compiled
+def copy_done(state: State, request: int, moment: float) -> None:
+    """Cut the request at the source's next step, or free the reservation where it is gone meanwhile (I5)."""
+    if state.moving[request] == 1 and state.status[request] == DECODING:
+        source = state.place[request]
+        state.leaving_list[source, state.leaving_count[source]] = request
+        state.leaving_count[source] += 1
+        poke(state, source, moment)
+    else:
+        release(state, request, moment)
+
+
+@compiled
+def handover_done(state: State, request: int, moment: float) -> None:
+    """Let the target own the request from its next step on."""
+    target = state.target[request]
+    state.place[request] = target
+    state.target[request] = NOBODY
+    blocks = state.reserved[request]
+    state.reserved[request] = 0
+    state.inbound_count[target] -= 1
+    if state.closed[target] != 0:  # failed meanwhile: resume elsewhere from the tokens
+        state.free[target] += blocks
+        state.computed[request] = 0
+        reroute(state, request, moment)
+        return
+    state.blocks[request] = blocks
+    state.ready_list[target, state.ready_count[target]] = request
+    state.ready_count[target] += 1
+    state.moved[request] += 1
+    state.counters[MIGRATIONS] += 1
+    poke(state, target, moment)
+
+
+@compiled
+def observe(
+    state: State,
+    moment: float,
+    cooldown: float,
+    requests: NDArray[np.int64],
+    location: NDArray[np.int64],
+    resident: NDArray[np.int64],
+    remaining: NDArray[np.float64],
+    movable: NDArray[np.bool_],
+    oracle: bool,
+) -> int:
+    """Write one row for each decoding request, as telemetry would; return the number of rows.
+
+    `remaining` has one column for each quantile, or the truth in all of them for the oracle.
+    """
+    rows = 0
+    for instance in range(len(state.time)):
+        settle(state, instance, moment)
+        step = state.step[instance]
+        for at in range(state.batch[instance]):
+            request = state.slot_request[instance, at]
+            left = state.slot_finish[instance, at] - step
+            requests[rows] = request
+            location[rows] = instance
+            resident[rows] = state.prompt[request] + state.output[request] - left
+            if oracle:
+                remaining[rows, :] = left
+            else:
+                predict(state, request, state.output[request] - left, remaining[rows])
+            movable[rows] = state.target[request] == NOBODY and moment - state.last_move[request] >= cooldown
+            rows += 1
+    return rows

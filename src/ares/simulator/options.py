@@ -1,0 +1,42 @@
+"""Options that several `ares simulate` commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ares.policy import PRESETS
+from ares.policy.admission import ADMISSIONS
+from ares.policy.queue import QUEUES
+from ares.policy.rebalance import REBALANCERS
+from ares.simulator.errors import ERROR_MODELS
+from ares.simulator.profile import profile_names
+from ares.traces import FORMATS, WORKLOADS
+
+Trace = Annotated[
+    str, typer.Option(help=f"A trace file, or a built-in workload: {', '.join(WORKLOADS)}.", show_default=True)
+]
+Format = Annotated[
+    str | None, typer.Option("--format", help=f"Format of the file: {', '.join(FORMATS)}; guessed by default.")
+]
+Requests = Annotated[
+    int | None,
+    typer.Option(min=1, help="Requests to draw (default 2000), or the first of a file, repeated if it has fewer."),
+]
+Prefill = Annotated[int, typer.Option(min=0, help="Prefill instances; 0: the decode instances prefill themselves.")]
+Decode = Annotated[int, typer.Option(min=1, help="Decode instances.")]
+ProfileName = Annotated[str, typer.Option("--profile", help=f"Engine: {', '.join(profile_names())}, or a JSON file.")]
+PrefillProfile = Annotated[str | None, typer.Option(help="Engine of the prefill instances, if another.")]
+Presets = Annotated[list[str] | None, typer.Option("--preset", help=f"May be repeated. {', '.join(PRESETS)}.")]
+Predictor = Annotated[str, typer.Option(help=f"{', '.join(ERROR_MODELS)}, or a JSON file with start, end and tokens.")]
+Seed = Annotated[int, typer.Option(help="Of the synthetic workload and of the predictor's errors.")]
+Period = Annotated[float, typer.Option(min=0.001, help="Seconds between two decisions of the rebalancer.")]
+SloTtft = Annotated[float, typer.Option(min=0, help="TTFT objective, seconds.")]
+SloTpot = Annotated[float, typer.Option(min=0, help="TPOT objective, seconds.")]
+Out = Annotated[Path | None, typer.Option("--json", help="Write the result here ('-': standard output).")]
+Dispatch = Annotated[
+    str | None, typer.Option(help="Replace the preset's dispatch: round_robin, least_loaded, forecast.")
+]
+Admission = Annotated[str | None, typer.Option(help=f"Replace the preset's admission: {', '.join(ADMISSIONS)}.")]
+Rebalance = Annotated[str | None, typer.Option(help=f"Replace the preset's rebalance: {', '.join(REBALANCERS)}.")]
+Queue = Annotated[str | None, typer.Option(help=f"Replace the preset's queue order: {', '.join(QUEUES)}.")]

@@ -1,0 +1,60 @@
+"""The simulated predictor: quantiles of remaining length with an error that shrinks as a request goes on."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ares.simulator.compiled import compiled
+from ares.simulator.state import HAS_PREDICTION, LONGEST, SEED, SIGMA_END, SIGMA_START, SIGMA_TOKENS, State
+
+LEVELS = (0.1, 0.5, 0.9)
+"""Levels of the quantiles that the simulated predictor gives."""
+
+_Z90 = 1.2815515655446004
+_EPOCH = 512  # generated tokens between two independent draws of the error
+
+
+@compiled
+def _uniform(seed: int, request: int, epoch: int) -> float:
+    """Return a number in (0, 1) that depends on nothing but its arguments (splitmix64)."""
+    mixed = np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)
+    mixed += np.uint64(request) * np.uint64(0xBF58476D1CE4E5B9) + np.uint64(epoch) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(30)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return (float(mixed >> np.uint64(11)) + 0.5) / 9007199254740992.0
+
+
+@compiled
+def _normal(seed: int, request: int, epoch: int) -> float:
+    first, second = _uniform(seed, request, 2 * epoch), _uniform(seed, request, 2 * epoch + 1)
+    return math.sqrt(-2.0 * math.log(first)) * math.cos(2.0 * math.pi * second)
+
+
+@compiled
+def predict(state: State, request: int, generated: int, quantiles: NDArray[np.float64]) -> None:
+    """Write the predictor's quantiles of the remaining tokens, shape (3,).
+
+    The median is the truth times exp(sigma z): z is partly the request's own for life and partly drawn anew every
+    512 tokens; sigma falls exponentially with the tokens generated so far.
+    """
+    true = float(state.output[request] - generated)
+    if state.scalars[HAS_PREDICTION] == 0.0:
+        quantiles[:] = np.nan
+        return
+    start, end = state.scalars[SIGMA_START], state.scalars[SIGMA_END]
+    if start <= 0.0 and end <= 0.0:
+        quantiles[:] = true
+        return
+    sigma = end + (start - end) * math.exp(-generated / state.scalars[SIGMA_TOKENS])
+    seed = int(state.scalars[SEED])
+    own = _normal(seed, request, 0)
+    fresh = _normal(seed, request, 1 + generated // _EPOCH)
+    median = true * math.exp(sigma * (0.8 * own + 0.6 * fresh))
+    most = state.scalars[LONGEST] - generated  # max_tokens is known to every gateway
+    quantiles[0] = min(max(median * math.exp(-_Z90 * sigma), 1.0), most)
+    quantiles[1] = min(max(median, 1.0), most)
+    quantiles[2] = min(max(median * math.exp(_Z90 * sigma), 1.0), most)

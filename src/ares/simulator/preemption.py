@@ -1,0 +1,72 @@
+"""Running out of blocks: who gives way, and what that frees."""
+
+import numpy as np
+
+from ares.simulator.blocks import leave_slot
+from ares.simulator.compiled import compiled
+from ares.simulator.queues import push_front
+from ares.simulator.state import (
+    BLOCK_SIZE,
+    EVICT_BY_VOLUME,
+    NOBODY,
+    OOM_EVENTS,
+    PREEMPTIONS,
+    WAITING,
+    State,
+)
+
+
+@compiled
+def victim(state: State, instance: int) -> int:
+    """Return who gives way: the newest, or the largest eviction key. Slots first, prompts from `batch` on."""
+    batch = state.batch[instance]
+    chosen = NOBODY
+    best = -np.inf
+    by_volume = state.scalars[EVICT_BY_VOLUME] > 0.0
+    for at in range(batch + state.prefilling[instance]):
+        request = state.slot_request[instance, at] if at < batch else state.prefilling_list[instance, at - batch]
+        key = state.eviction_key[request] if by_volume else float(state.sequence[request])
+        if key > best:
+            best = key
+            chosen = at
+    return chosen
+
+
+@compiled
+def preempt(state: State, instance: int, at: int) -> int:
+    """Free the blocks of a victim and put it in front of the waiting; return it."""
+    batch = state.batch[instance]
+    if at < batch:
+        request = leave_slot(state, instance, at)
+    else:
+        request = state.prefilling_list[instance, at - batch]
+        for follower in range(at - batch + 1, state.prefilling[instance]):
+            state.prefilling_list[instance, follower - 1] = state.prefilling_list[instance, follower]
+        state.prefilling[instance] -= 1
+        state.free[instance] += state.blocks[request]
+        state.waiting_tokens[instance] -= state.prompt[request] + state.generated[request]
+    state.moving[request] = 0  # its KV is gone: the copy in flight is worth nothing
+    state.blocks[request] = 0
+    state.computed[request] = 0
+    state.preempted[request] += 1
+    state.counters[PREEMPTIONS] += 1
+    state.status[request] = WAITING
+    push_front(state, instance, request)
+    return int(request)
+
+
+@compiled
+def serve_blocks(state: State, instance: int) -> bool:
+    """Give each decoding request the block that this step needs, preempting while there are too few."""
+    residue = state.step[instance] % int(state.scalars[BLOCK_SIZE])
+    oom = False
+    while state.phase[instance, residue] > state.free[instance]:
+        chosen = victim(state, instance)
+        if chosen == NOBODY:
+            break
+        oom = True
+        preempt(state, instance, chosen)
+    if oom:
+        state.counters[OOM_EVENTS] += 1
+    state.free[instance] -= state.phase[instance, residue]
+    return oom

@@ -1,0 +1,1 @@
+"""Profiles of engines, one JSON file each."""

@@ -1,0 +1,105 @@
+"""Waiting queues and the links that KV travels on.
+
+A transfer takes latency + bytes / bandwidth and holds the sender's outgoing and the receiver's incoming link while
+it runs; transfers over one link follow each other in the order in which they were asked for.
+"""
+
+from ares.simulator.compiled import compiled, heap_push
+from ares.simulator.state import (
+    BANDWIDTH,
+    FINISHED,
+    FINISHED_COUNT,
+    HEAP_SIZE,
+    INBOUND,
+    KINDS,
+    KV_BYTES,
+    LATENCY_S,
+    MEAN_PREDICTED,
+    MEAN_TRUE,
+    NOBODY,
+    PULL_DONE,
+    WINDOW,
+    State,
+)
+
+
+@compiled
+def schedule_event(state: State, moment: float, request: int, kind: int) -> None:
+    """Put an event of a request on the heap."""
+    size = state.counters[HEAP_SIZE]
+    state.counters[HEAP_SIZE] = heap_push(state.heap_keys, state.heap_items, size, moment, request * KINDS + kind)
+
+
+@compiled
+def push_back(state: State, instance: int, request: int) -> None:
+    """Queue a request behind the waiting of an instance."""
+    state.follow[request] = NOBODY
+    if state.head[instance] == NOBODY:
+        state.head[instance] = request
+    else:
+        state.follow[state.tail[instance]] = request
+    state.tail[instance] = request
+    state.waiting_count[instance] += 1
+    state.waiting_tokens[instance] += state.prompt[request] + state.generated[request]
+
+
+@compiled
+def push_front(state: State, instance: int, request: int) -> None:
+    """Queue a preempted request before the waiting of an instance."""
+    state.follow[request] = state.head[instance]
+    if state.head[instance] == NOBODY:
+        state.tail[instance] = request
+    state.head[instance] = request
+    state.waiting_count[instance] += 1
+    state.waiting_tokens[instance] += state.prompt[request] + state.generated[request]
+
+
+@compiled
+def take_first(state: State, instance: int) -> int:
+    """Take the first of the waiting."""
+    request = state.head[instance]
+    state.head[instance] = state.follow[request]
+    if state.head[instance] == NOBODY:
+        state.tail[instance] = NOBODY
+    state.follow[request] = NOBODY
+    state.waiting_count[instance] -= 1
+    state.waiting_tokens[instance] -= state.prompt[request] + state.generated[request]
+    return int(request)
+
+
+@compiled
+def transfer_end(state: State, sender_free: float, receiver_free: float, tokens: int, moment: float) -> float:
+    """Return when a transfer of the KV of `tokens` tokens leaves both links."""
+    start = max(moment, sender_free, receiver_free)
+    return float(start + tokens * state.scalars[KV_BYTES] / state.scalars[BANDWIDTH])
+
+
+@compiled
+def start_pull(state: State, instance: int, request: int, moment: float) -> None:
+    """Pull the KV of a prefilled request; its blocks are taken."""
+    prefill = state.prefill_place[request]
+    tokens = state.prompt[request]
+    sender_free = state.prefill_egress_free[prefill]
+    end = transfer_end(state, sender_free, state.ingress_free[instance], tokens, moment)
+    state.prefill_egress_free[prefill] = end
+    state.ingress_free[instance] = end
+    state.status[request] = INBOUND
+    state.inbound_count[instance] += 1
+    state.arriving_list[instance, state.arriving_count[instance]] = request
+    state.arriving_count[instance] += 1
+    schedule_event(state, end + state.scalars[LATENCY_S], request, PULL_DONE)
+
+
+@compiled
+def note_finish(state: State, request: int, moment: float) -> None:
+    """Record the end of a request."""
+    state.status[request] = FINISHED
+    state.finish[request] = moment
+    state.moving[request] = 0
+    state.counters[FINISHED_COUNT] += 1
+    # What the prediction at its arrival was worth, for the offered load that admission goes by.
+    share = 1.0 / min(float(state.counters[FINISHED_COUNT]), max(state.scalars[WINDOW], 1.0))
+    output = float(state.output[request])
+    true_volume = output * (state.prompt[request] + output / 2.0)
+    state.scalars[MEAN_TRUE] += share * (true_volume - state.scalars[MEAN_TRUE])
+    state.scalars[MEAN_PREDICTED] += share * (state.queue_key[request] - state.scalars[MEAN_PREDICTED])

@@ -1,0 +1,96 @@
+"""Recordings of real vLLM runs: who arrived when, and when each first and last token came."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ares.traces import TraceError, Workload
+
+FloatArray = NDArray[np.float64]
+_FIELDS = ("input_toks", "output_toks", "arrival_time", "queued_ts", "first_token_ts", "last_token_ts")
+PARTS = ("all", "first", "second", "even", "odd")
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One run of one engine; arrays over requests in order of arrival, shape (R,).
+
+    Attributes
+    ----------
+    workload
+        What arrived.
+    first_token_s, finish_s
+        Seconds from the first arrival.
+    meta
+        The recorder's description of engine and hardware.
+    """
+
+    name: str
+    workload: Workload
+    first_token_s: FloatArray
+    finish_s: FloatArray
+    meta: dict[str, Any]
+
+    def times(self, part: str) -> dict[str, FloatArray]:
+        """Return TTFT, TPOT and end-to-end seconds of a part of the requests."""
+        return request_times(self.workload, self.first_token_s, self.finish_s, chosen(len(self.workload), part))
+
+
+def chosen(count: int, part: str) -> NDArray[np.bool_]:
+    """Tell which requests belong to a part."""
+    index = np.arange(count)
+    parts: dict[str, NDArray[np.bool_]] = {
+        "all": index >= 0,
+        "first": index < count // 2,
+        "second": index >= count // 2,
+        "even": index % 2 == 0,
+        "odd": index % 2 == 1,
+    }
+    if part not in parts:
+        raise ValueError(f"--part: unknown part {part!r}; known: {', '.join(PARTS)}")
+    return parts[part]
+
+
+def request_times(
+    work: Workload, first: FloatArray, finish: FloatArray, mask: NDArray[np.bool_]
+) -> dict[str, FloatArray]:
+    """Return TTFT, TPOT and end-to-end seconds of the requests in a mask, and their finish."""
+    tokens = np.maximum(work.output_tokens - 1, 1)
+    return {
+        "ttft_s": (first - work.arrival_s)[mask],
+        "tpot_s": ((finish - first) / tokens)[mask],
+        "e2e_s": (finish - work.arrival_s)[mask],
+        "finish_s": finish[mask],
+    }
+
+
+def read_recording(directory: Path) -> Recording:
+    """Read a recording; TraceError names the file and the line.
+
+    Wall-clock arrivals are put on the engine's clock by the first request, which an idle engine queued at once.
+    """
+    path = directory / "requests.jsonl"
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise TraceError(f"{directory}: not a recording: {error}") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            rows.append([float(record[field]) for field in _FIELDS])
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise TraceError(f"{path}:{number}: {error!r}") from None
+    if len(rows) < 2:
+        raise TraceError(f"{path}: a recording needs at least two requests")
+    table = np.asarray(rows)
+    table = table[np.argsort(table[:, 2], kind="stable")]
+    arrival = table[:, 2] - table[0, 2]
+    start = table[0, 3]
+    work = Workload(directory.name, arrival, table[:, 0].astype(np.int64), table[:, 1].astype(np.int64))
+    return Recording(directory.name, work, table[:, 4] - start, table[:, 5] - start, meta)

@@ -1,0 +1,86 @@
+"""A scenario: workload, cluster and predictor, resolved from what the command line names."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ares.policy import preset
+from ares.simulator.cluster import Outcome, Simulation
+from ares.simulator.errors import ErrorModel, error_model
+from ares.simulator.metrics import capacity_rps
+from ares.simulator.profile import Profile, load_profile
+from ares.traces import WORKLOADS, Workload, read_trace, synthetic
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Everything about a run but its preset, load and seed; plain values, so that it crosses processes."""
+
+    trace: str
+    """A synthetic workload's name or a file."""
+    trace_format: str | None
+    requests: int | None
+    """How many requests: drawn (2,000 by default), or the first of a file, repeated if it holds fewer."""
+    prefill: int
+    decode: int
+    profile: str
+    prefill_profile: str | None
+    predictor: str
+    period_s: float
+    admission: str | None = None
+    dispatch: str | None = None
+    rebalance: str | None = None
+    queue: str | None = None
+
+    def workload(self, seed: int) -> Workload:
+        """Draw or read the requests; the seed matters to synthetic ones only."""
+        if self.trace in WORKLOADS:
+            return synthetic(self.trace, self.requests or 2000, seed)
+        work = read_trace(Path(self.trace), self.trace_format)
+        return work.repeated(self.requests) if self.requests else work
+
+    def profiles(self) -> tuple[list[Profile], list[Profile]]:
+        """Return a profile for each decode and each prefill instance."""
+        if self.decode < 1 or self.prefill < 0:
+            raise ValueError(f"--decode must be at least 1 and --prefill at least 0, not {self.decode}, {self.prefill}")
+        decode = load_profile(self.profile)
+        prefill = load_profile(self.prefill_profile or self.profile)
+        return [decode] * self.decode, [prefill] * self.prefill
+
+    def error(self) -> ErrorModel:
+        """Return the predictor's error model."""
+        return error_model(self.predictor)
+
+    def simulation(
+        self, name: str, load: float | None, rate_scale: float | None, seed: int
+    ) -> tuple[Simulation, float]:
+        """Make a run and the load that it stands for."""
+        work = self.workload(seed)
+        decode, prefill = self.profiles()
+        capacity = capacity_rps(work, decode, prefill)
+        if load is not None:
+            work = work.at_rate(load * capacity)
+        elif rate_scale is not None:
+            work = work.at_rate(work.rate * rate_scale)
+        chosen = preset(name).altered(
+            dispatch=self.dispatch, admission=self.admission, rebalance=self.rebalance, queue=self.queue
+        )
+        simulation = Simulation(work, decode, prefill, chosen, name, self.error(), self.period_s, seed)
+        return simulation, work.rate / capacity
+
+
+def run(
+    scenario: Scenario, name: str, load: float | None, rate_scale: float | None, seed: int
+) -> tuple[Outcome, float]:
+    """Run one preset at one load with one seed."""
+    simulation, actual = scenario.simulation(name, load, rate_scale, seed)
+    return simulation.run(), actual
+
+
+def described(scenario: Scenario, seed: int | None) -> dict[str, object]:
+    """Describe a scenario for a result file; of a trace file only the name, which means something elsewhere."""
+    fields: dict[str, object] = {name: value for name, value in asdict(scenario).items() if value is not None}
+    fields["trace"] = Path(scenario.trace).name
+    fields["profile"] = Path(scenario.profile).stem
+    if seed is not None:
+        fields["seed"] = seed
+    return fields

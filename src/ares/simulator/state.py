@@ -1,0 +1,244 @@
+"""The whole state of a simulated cluster as flat arrays, and what one array means.
+
+R requests, D decode instances, P prefill instances, B slots a decode instance. Numba compiles functions over this
+NamedTuple; nothing else holds state, so a run is a function of its inputs and seed.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ares.policy.admission import ADMISSION_GRID
+
+F8 = NDArray[np.float64]
+I8 = NDArray[np.int64]
+
+# Status of a request.
+ARRIVING, PREFILL, HELD, WAITING, INBOUND, DECODING, RECOMPUTING, HANDOVER, FINISHED = range(9)
+
+# Counters.
+FINISHED_COUNT, PREEMPTIONS, OOM_EVENTS, MIGRATIONS, MIGRATED_BYTES, MIGRATIONS_CANCELLED, NEXT_ARRIVAL, SEQUENCE = (
+    range(8)
+)
+HEAP_SIZE, QUEUE_SIZE, AGE_HEAD, ROBIN, BLOCK_ERRORS, REFUSED, EVENTS, COUNTERS = range(8, 16)
+
+# Columns of `law`, one row an instance.
+BASE_S, PER_REQUEST_S, PER_RESIDENT_S, PER_PREFILL_S, PER_PREFILL_CONTEXT_S = range(5)
+
+# Kinds of transfer on the event heap: item = request * KINDS + kind.
+PULL_DONE, COPY_DONE, HANDOVER_DONE, KINDS = range(4)
+
+NOBODY = -1
+
+
+class State(NamedTuple):
+    """Everything that changes while a simulation runs, and the constants its events read."""
+
+    # requests, shape (R,)
+    arrival: F8
+    prompt: I8
+    output: I8
+    status: I8
+    place: I8  # decode instance, NOBODY before dispatch
+    prefill_place: I8
+    generated: I8  # as of the last time the request left a decode slot
+    computed: I8  # tokens computed so far while (re)computing a prompt on a decode instance
+    slot: I8  # index into the slots of its instance while DECODING
+    first_token: F8
+    finish: F8
+    blocks: I8  # KV blocks held while not in a slot (INBOUND, RECOMPUTING)
+    follow: I8  # next request in a linked list (waiting or prefill queue)
+    preempted: I8
+    moved: I8
+    target: I8  # target of a move whose copy is in flight, NOBODY otherwise
+    moving: I8  # 1 while that copy is still wanted: the request was neither preempted nor done since
+    reserved: I8  # blocks reserved at `target`
+    sequence: I8  # order of entering the running batch; the newest is preempted first
+    last_move: F8
+    eviction_key: F8  # who gives way first when blocks run out: the largest
+    queue_key: F8  # who is admitted first: the smallest
+
+    # decode instances, shape (D,)
+    time: F8  # start of the step that runs now
+    step: I8  # index of that step
+    planned: I8  # steps until the next event of this instance, 0 while idle
+    batch: I8
+    resident: I8  # tokens attended by the step that runs now, over its decoding requests
+    free: I8  # free blocks after what the step that runs now has taken
+    total_blocks: I8
+    closed: I8  # 1 = takes no new requests
+    head: I8  # waiting queue
+    tail: I8
+    waiting_count: I8
+    waiting_tokens: I8
+    inbound_count: I8
+    prefilling: I8  # number of requests in `prefilling_list`
+    ready_count: I8
+    ingress_free: F8  # when the link into the instance is free again
+    egress_free: F8
+    law: F8  # (D, 5)
+
+    # decode slots, shape (D, B)
+    slot_request: I8
+    slot_finish: I8  # step index at whose start the request is done
+    prefilling_list: I8
+    ready_list: I8  # requests whose KV has arrived and who join at the next step
+    arriving_list: I8  # requests whose KV is being pulled from prefill
+    leaving_list: I8
+    arriving_count: I8  # (D,)
+    leaving_count: I8  # (D,)
+    phase: I8  # (D, block size): how many requests take a new block at a step congruent to the column
+
+    # forecast for admission, shape (D, G) and (G,)
+    expected: F8
+    variance: F8
+    grid: F8
+    forecast_time: F8  # (D,) when each was made
+
+    # prefill instances, shape (P,)
+    prefill_head: I8
+    prefill_tail: I8
+    prefill_current: I8
+    prefill_backlog: I8  # tokens queued and running
+    prefill_free: I8  # tokens of KV
+    prefill_egress_free: F8
+    prefill_law: F8  # (P, 5)
+
+    # events
+    tree: F8  # tournament over D + P next times
+    heap_keys: F8
+    heap_items: I8
+    queue_keys: F8
+    queue_items: I8
+    by_age: I8  # held requests in order of arrival at the queue (R,)
+    age_tail: I8  # (1,)
+    counters: I8
+    scalars: F8  # see cluster.py
+
+
+# Columns of `scalars`.
+(
+    BLOCK_SIZE,
+    BUDGET,
+    MAX_BATCH,
+    WATERMARK,
+    KV_BYTES,
+    BANDWIDTH,
+    LATENCY_S,
+    STALL_S,
+    DISPATCH_RULE,
+    HOLD,
+    EVICT_BY_VOLUME,
+    SEED,
+    SIGMA_START,
+    SIGMA_END,
+    SIGMA_TOKENS,
+    HAS_PREDICTION,
+    AGE_SHARE,
+    AGE_CREDIT,
+    HEADROOM,
+    SAFETY,
+    NOW,
+    HORIZON,
+    ROOM_FOR_SHORT,
+    SHORT,
+    HORIZON_STRICT,
+    LAX_BELOW,
+    STRICT_ABOVE,
+    WINDOW,
+    FULL_STEP_S,
+    HANDED_OUT,
+    MEAN_VOLUME,
+    MEAN_GAP_S,
+    LAST_HANDOUT_S,
+    MEAN_PREDICTED,
+    MEAN_TRUE,
+    LONGEST,
+    SCALARS,
+) = range(37)
+
+
+def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: int) -> State:
+    """Make an empty state; `build` in cluster.py fills in the inputs."""
+
+    def ints(*shape: int, value: int = 0) -> I8:
+        return np.full(shape, value, np.int64)
+
+    def floats(*shape: int, value: float = 0.0) -> F8:
+        return np.full(shape, value, np.float64)
+
+    leaves = 1
+    while leaves < decode + prefill:
+        leaves *= 2
+    return State(
+        arrival=floats(requests),
+        prompt=ints(requests),
+        output=ints(requests),
+        status=ints(requests),
+        place=ints(requests, value=NOBODY),
+        prefill_place=ints(requests, value=NOBODY),
+        generated=ints(requests),
+        computed=ints(requests),
+        slot=ints(requests, value=NOBODY),
+        first_token=floats(requests, value=np.nan),
+        finish=floats(requests, value=np.nan),
+        blocks=ints(requests),
+        follow=ints(requests, value=NOBODY),
+        preempted=ints(requests),
+        moved=ints(requests),
+        target=ints(requests, value=NOBODY),
+        moving=ints(requests),
+        reserved=ints(requests),
+        sequence=ints(requests),
+        last_move=floats(requests, value=-np.inf),
+        eviction_key=floats(requests),
+        queue_key=floats(requests),
+        time=floats(decode),
+        step=ints(decode),
+        planned=ints(decode),
+        batch=ints(decode),
+        resident=ints(decode),
+        free=ints(decode),
+        total_blocks=ints(decode),
+        closed=ints(decode),
+        head=ints(decode, value=NOBODY),
+        tail=ints(decode, value=NOBODY),
+        waiting_count=ints(decode),
+        waiting_tokens=ints(decode),
+        inbound_count=ints(decode),
+        prefilling=ints(decode),
+        ready_count=ints(decode),
+        ingress_free=floats(decode),
+        egress_free=floats(decode),
+        law=floats(decode, 5),
+        slot_request=ints(decode, slots, value=NOBODY),
+        slot_finish=ints(decode, slots),
+        prefilling_list=ints(decode, slots, value=NOBODY),
+        ready_list=ints(decode, slots, value=NOBODY),
+        leaving_list=ints(decode, slots, value=NOBODY),
+        leaving_count=ints(decode),
+        arriving_list=ints(decode, slots, value=NOBODY),
+        arriving_count=ints(decode),
+        phase=ints(decode, block_size),
+        expected=floats(decode, len(ADMISSION_GRID)),
+        variance=floats(decode, len(ADMISSION_GRID)),
+        grid=np.asarray(ADMISSION_GRID, np.float64),
+        forecast_time=floats(decode, value=-np.inf),
+        prefill_head=ints(prefill, value=NOBODY),
+        prefill_tail=ints(prefill, value=NOBODY),
+        prefill_current=ints(prefill, value=NOBODY),
+        prefill_backlog=ints(prefill),
+        prefill_free=ints(prefill),
+        prefill_egress_free=floats(prefill),
+        prefill_law=floats(prefill, 5),
+        tree=floats(2 * leaves, value=np.inf),
+        heap_keys=floats(requests + 1),
+        heap_items=ints(requests + 1),
+        queue_keys=floats(requests + 1),
+        queue_items=ints(requests + 1),
+        by_age=ints(requests + 1),
+        age_tail=ints(1),
+        counters=ints(COUNTERS),
+        scalars=floats(SCALARS),
+    )

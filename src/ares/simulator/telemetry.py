@@ -1,0 +1,82 @@
+"""What the policy sees of a simulated cluster, and how its moves are carried out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ares.policy import Cluster, Move, Preset
+from ares.simulator.moves import begin_move, observe
+from ares.simulator.prediction import LEVELS
+from ares.simulator.profile import Profile
+from ares.simulator.state import BLOCK_SIZE, HAS_PREDICTION, State
+
+
+@dataclass(frozen=True, slots=True)
+class MoveRecord:
+    """One migration that began, and why."""
+
+    time_s: float
+    request: int
+    source: int
+    target: int
+    reason: str
+
+
+class Telemetry:
+    """Turns the state into the policy's view, and the policy's moves into migrations."""
+
+    def __init__(self, preset: Preset, profile: Profile, state: State) -> None:
+        decode = len(state.time)
+        rows = decode * state.slot_request.shape[1]
+        self.state = state
+        self.preset = preset
+        self.predicts = bool(state.scalars[HAS_PREDICTION])
+        self.names = tuple(f"decode-{index}" for index in range(decode))
+        self.requests = np.zeros(rows, np.int64)
+        self.location = np.zeros(rows, np.int64)
+        self.resident = np.zeros(rows, np.int64)
+        self.remaining = np.zeros((rows, len(LEVELS)))
+        self.movable = np.zeros(rows, np.bool_)
+        self.capacity = state.total_blocks * int(state.scalars[BLOCK_SIZE])
+        self.bandwidth = profile.bandwidth_bytes_s
+        self.token_bytes = float(profile.kv_bytes_per_token)
+
+    def view(self, now: float) -> Cluster:
+        """Observe the decode pool as the live telemetry would."""
+        state = self.state
+        oracle = self.preset.rebalance == "oracle"
+        arrays = (self.requests, self.location, self.resident, self.remaining, self.movable)
+        count = observe(state, now, self.preset.settings.cooldown_s, *arrays, oracle)
+        size = int(state.scalars[BLOCK_SIZE])
+        # Reservations of moves in flight: at the target from the start of the copy to the join.
+        promised = np.zeros(len(self.names), np.int64)
+        moving = state.reserved > 0 if count else np.zeros(0, np.bool_)
+        if moving.any():
+            np.add.at(promised, state.target[moving], state.reserved[moving] * size)
+        return Cluster(
+            instances=self.names,
+            capacity_tokens=self.capacity,
+            promised_tokens=promised,
+            open=state.closed == 0,
+            requests=self.requests[:count],
+            location=self.location[:count],
+            resident_tokens=self.resident[:count],
+            movable=self.movable[:count],
+            remaining_tokens=self.remaining[:count] if self.predicts else None,
+            levels=LEVELS,
+            step_base_s=state.law[:, 0],
+            step_request_s=state.law[:, 1],
+            step_token_s=state.law[:, 2],
+            transfer_bytes_s=self.bandwidth,
+            token_bytes=self.token_bytes,
+            waiting_tokens=state.waiting_tokens,
+        )
+
+    def carry_out(self, ordered: list[Move], now: float) -> list[MoveRecord]:
+        """Begin the moves that their targets have room for."""
+        begun: list[MoveRecord] = []
+        for move in ordered:
+            request = int(self.requests[move.request])
+            if begin_move(self.state, request, move.target, now):
+                begun.append(MoveRecord(now, request, move.source, move.target, move.reason))
+        return begun

@@ -1,0 +1,59 @@
+"""A workload: when requests arrive and how long they are."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Requests in order of arrival; all arrays have shape (R,).
+
+    Attributes
+    ----------
+    name
+        Where the requests come from.
+    arrival_s
+        Arrival in seconds from the first request, never decreasing.
+    prompt_tokens
+        Prompt length, at least 1.
+    output_tokens
+        Output length, at least 1.
+    """
+
+    name: str
+    arrival_s: NDArray[np.float64]
+    prompt_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Return the number of requests."""
+        return len(self.arrival_s)
+
+    @property
+    def rate(self) -> float:
+        """Requests per second over the span of the arrivals; infinite where all arrive at once."""
+        span = float(self.arrival_s[-1] - self.arrival_s[0])
+        return (len(self) - 1) / span if span > 0 else float("inf")
+
+    @property
+    def memory_time(self) -> NDArray[np.float64]:
+        """Token-steps of KV memory that each request occupies while it decodes: o (n + (o - 1) / 2), shape (R,)."""
+        output = self.output_tokens.astype(np.float64)
+        return output * (self.prompt_tokens + (output - 1.0) / 2.0)
+
+    def at_rate(self, requests_per_s: float) -> "Workload":
+        """Stretch or compress the arrivals to a mean rate; the pattern and the lengths stay."""
+        if not np.isfinite(self.rate):
+            return self
+        factor = self.rate / requests_per_s
+        return Workload(self.name, self.arrival_s * factor, self.prompt_tokens, self.output_tokens)
+
+    def repeated(self, count: int) -> "Workload":
+        """Return the first `count` requests of this workload played again and again, gap by gap."""
+        rounds = -(-count // len(self))
+        lap = float(self.arrival_s[-1]) + (1.0 / self.rate if np.isfinite(self.rate) else 0.0)
+        arrival = np.concatenate([self.arrival_s + lap * turn for turn in range(rounds)])[:count]
+        prompt, output = (np.tile(x, rounds)[:count] for x in (self.prompt_tokens, self.output_tokens))
+        return Workload(self.name, arrival, prompt, output)

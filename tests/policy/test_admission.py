@@ -1,0 +1,68 @@
+"""Admission and order: who may enter, where, and how strictly."""
+
+import numpy as np
+import pytest
+
+from ares.policy.admission import admission_choice, checked_horizon, offered_load, strictness
+from ares.policy.dispatch import least_loaded_choice, round_robin_choice
+from ares.policy.queue import memory_time
+
+
+def choose(expected: list[list[float]], own: list[float], **changes: object) -> int:
+    arrays = {
+        "expected": np.asarray(expected, float),
+        "variance": np.zeros((len(expected), len(own))),
+        "capacity": np.full(len(expected), 1000, np.int64),
+        "closed": np.zeros(len(expected), np.int64),
+        "own_mean": np.asarray(own, float),
+        "own_variance": np.zeros(len(own)),
+        "points": len(own),
+        "deviations": 0.0,
+        "headroom": 0.0,
+    }
+    return admission_choice(**(arrays | changes))  # type: ignore[arg-type]
+
+
+def test_the_peak_decides_not_the_present() -> None:
+    growing, shrinking = [100.0, 950.0], [600.0, 100.0]
+    assert choose([growing, shrinking], [100.0, 100.0]) == 1
+    assert choose([growing, shrinking], [100.0, 100.0], points=1) == 0
+
+
+def test_nobody_enters_where_the_peak_does_not_fit() -> None:
+    assert choose([[950.0], [960.0]], [100.0]) == -1
+    assert choose([[950.0], [800.0]], [100.0]) == 1
+    assert choose([[950.0], [800.0]], [100.0], headroom=0.15) == -1
+    assert choose([[950.0], [800.0]], [100.0], closed=np.array([0, 1])) == -1
+
+
+def test_uncertainty_counts() -> None:
+    assert choose([[800.0]], [100.0], variance=np.array([[10_000.0]]), deviations=0.5) == 0
+    assert choose([[800.0]], [100.0], variance=np.array([[10_000.0]]), deviations=1.5) == -1
+
+
+def test_strictness_follows_the_offered_load() -> None:
+    # 2e8 token-steps every 10 s on 400,000 tokens at 25 ms: 1.25 times what can be served.
+    assert offered_load(2e8, 1.0, 10.0, 4e5, 0.025) == pytest.approx(1.25)
+    assert offered_load(2e8, 2.0, 10.0, 4e5, 0.025) == pytest.approx(0.625)
+    assert strictness(0.5, 0.9, 1.1) == 0.0
+    assert strictness(1.0, 0.9, 1.1) == pytest.approx(0.5)
+    assert strictness(7.0, 0.9, 1.1) == 1.0
+    assert checked_horizon(0.0, 100, 10_000) == pytest.approx(100)
+    assert checked_horizon(0.5, 100, 10_000) == pytest.approx(1000)
+    assert checked_horizon(1.0, 100, 10_000) == pytest.approx(10_000)
+
+
+def test_memory_time() -> None:
+    """Token-steps until the end: the sum of n, n + 1, ... over p steps, to first order."""
+    assert memory_time(500.0, 1000.0) == pytest.approx(sum(500 + k for k in range(1000)), rel=1e-3)
+
+
+def test_choices_skip_the_closed() -> None:
+    closed = np.array([1, 0, 0])
+    assert round_robin_choice(0, closed) == 1
+    assert round_robin_choice(3, closed) == 1
+    assert round_robin_choice(0, np.ones(3, np.int64)) == -1
+    load, capacity = np.array([0, 500, 500]), np.array([1000, 1000, 2000])
+    assert least_loaded_choice(load, capacity, closed, 10) == 2
+    assert least_loaded_choice(load, capacity, np.ones(3, np.int64), 10) == -1

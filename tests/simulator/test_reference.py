@@ -1,0 +1,74 @@
+"""The closed forms give what a plain loop over every step gives."""
+
+import numpy as np
+import pytest
+
+from ares.policy import preset
+from ares.simulator.cluster import Simulation
+from ares.simulator.profile import Profile, StepLaw
+from ares.traces import Workload
+from tests.simulator.reference import Reference
+
+LAW = StepLaw(
+    base_s=0.014, per_request_s=2e-5, per_resident_token_s=6.5e-6, per_prefill_token_s=1e-4, per_prefill_context_s=1e-8
+)
+
+
+def small(kv_tokens: int = 1600, **changes: object) -> Profile:
+    fields: dict[str, object] = {
+        "name": "small",
+        "model": "none",
+        "source": "test",
+        "kv_tokens": kv_tokens,
+        "kv_bytes_per_token": 50_000,
+        "max_num_seqs": 12,
+        "max_num_batched_tokens": 256,
+        "step": LAW,
+        "bandwidth_bytes_s": 1e9,
+    }
+    return Profile.model_validate(fields | changes)
+
+
+def workload(seed: int, count: int, rate: float, longest: int = 500) -> Workload:
+    random = np.random.default_rng(seed)
+    arrival = np.cumsum(random.exponential(1 / rate, count))
+    prompt = random.integers(1, 400, count)
+    output = random.integers(1, longest, count)
+    return Workload("random", arrival - arrival[0], prompt, output)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("name", "prefill", "rate"),
+    [
+        ("static-rr", 1, 2.0),
+        ("static-rr", 1, 20.0),
+        ("static-least-loaded", 2, 4.0),
+        ("static-least-loaded", 1, 20.0),
+        ("static-rr", 0, 3.0),
+        ("static-rr", 0, 20.0),
+    ],
+)
+def test_equals_the_reference(seed: int, name: str, prefill: int, rate: float) -> None:
+    work = workload(seed, 80, rate)
+    decode = [small(), small(kv_tokens=2000), small(kv_tokens=1204)]
+    outcome = Simulation(work, decode, [small(4000)] * prefill, preset(name), name).run()
+    expected = Reference(work, decode, [small(4000)] * prefill, preset(name).dispatch).run()
+    np.testing.assert_allclose(outcome.first_token_s, expected.first_tokens(), rtol=1e-9)
+    np.testing.assert_allclose(outcome.finish_s, expected.finishes(), rtol=1e-9)
+    assert outcome.preemptions == expected.preemptions
+    np.testing.assert_array_equal(outcome.preempted, [r.preempted for r in expected.requests])
+    if rate == 20.0:
+        assert expected.preemptions > 0, "the case must cover preemption"
+    assert outcome.events < expected.steps, "fewer events than steps: time is jumped over"
+
+
+def test_every_request_has_a_first_token_when_joining_meets_preemption() -> None:
+    """Preempting a request moves another one to its slot; who joined in the same step must not be missed."""
+    for seed in range(6):
+        work = workload(seed, 150, 30.0, longest=900)
+        outcome = Simulation(work, [small()], [small(8000)], preset("static-rr"), "static-rr").run()
+        assert outcome.preemptions > 0
+        assert np.isfinite(outcome.first_token_s).all()
+        assert (outcome.first_token_s > work.arrival_s).all()
+        assert (outcome.finish_s >= outcome.first_token_s).all()
