@@ -102,6 +102,11 @@ def test_an_empty_file_is_fine(tmp_path: Path) -> None:
     assert load(file(tmp_path, ""), **MINIMAL).model == "m"
 
 
+def test_presets_that_live_serving_cannot_carry_out_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"needs predicted lengths.*ares-no-prediction"):
+        load(**MINIMAL, preset="ares")
+
+
 def test_unknown_presets_list_the_known() -> None:
     with pytest.raises(ConfigError, match="static-rr"):
         load(**MINIMAL, preset="fast")

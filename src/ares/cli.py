@@ -16,6 +16,7 @@ from ares import __version__
 from ares.bench import cli as bench
 from ares.engine.defaults import DEFAULT_PULL_BYTES
 from ares.model import DEFAULT_MODEL, ModelError
+from ares.simulator import cli as simulator
 
 app = typer.Typer(
     name="ares",
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.add_typer(bench.app, name="bench")
+app.add_typer(simulator.app, name="simulate")
 _errors = Console(stderr=True)
 
 Model = Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")]
@@ -147,11 +149,11 @@ def up(
     """
     from ares import local
     from ares import model as models
+    from ares.config import live_preset
     from ares.engine.defaults import local_flags
-    from ares.policy import preset as known
 
     try:
-        known(preset)
+        live_preset(preset)
     except ValueError as error:
         fail(str(error))
     models.resolve(model, console=_errors)

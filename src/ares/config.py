@@ -7,11 +7,24 @@ import yaml
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
-from ares.policy import preset
+from ares.policy import PRESETS, Preset, preset
 
 
 class ConfigError(ValueError):
     """The configuration is wrong; the message names the setting."""
+
+
+def live_preset(name: str) -> Preset:
+    """Return the preset called `name`; ValueError where it is unknown or live serving cannot carry it out yet."""
+    chosen = preset(name)
+    if _needs_predictions(chosen):
+        live = ", ".join(known for known, one in PRESETS.items() if not _needs_predictions(one))
+        raise ValueError(f"preset {name!r} needs predicted lengths, which live serving does not have; live: {live}")
+    return chosen
+
+
+def _needs_predictions(chosen: Preset) -> bool:
+    return chosen.predicts or chosen.admission != "open" or chosen.queue != "fcfs"
 
 
 class GatewayConfig(BaseSettings):
@@ -43,7 +56,7 @@ class GatewayConfig(BaseSettings):
     @field_validator("preset")
     @classmethod
     def _known(cls, value: str) -> str:
-        preset(value)
+        live_preset(value)
         return value
 
 

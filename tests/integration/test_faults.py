@@ -127,3 +127,30 @@ async def test_preempted_requests_stay_exact(client: Client) -> None:
     await asyncio.gather(*(mover(f"tight-{n}", task) for n, (_, task) in enumerate(streams)))
     for n, (_, task) in enumerate(streams):
         assert (await task).token_ids == expected[n % 4]
+
+
+async def test_a_pull_that_fails_is_recomputed(client: Client) -> None:
+    """Straight to an engine: the KV is said to be where nobody is, and the tokens are right all the same."""
+    prompt = [400 + n for n in range(300)]
+    expected = (await client.complete(prompt, 40))["choices"][0]["token_ids"]
+    url = next(i["url"] for i in (await client.status())["instances"] if i["name"] == "decode-1")
+    body = {
+        "token_ids": prompt + expected[:10],
+        "sampling_params": {"max_tokens": 30, "temperature": 0, "ignore_eos": True, "detokenize": False},
+        "kv_transfer_params": {
+            "ares_key": "lost/1",
+            "do_remote_prefill": True,
+            "do_remote_decode": False,
+            "remote_engine_id": "nobody",
+            "remote_request_id": "lost",
+            "remote_block_ids": [[1, 2, 3]],
+            "remote_host": "127.0.0.1",
+            "remote_port": 9,
+            "tp_size": 1,
+            "remote_num_tokens": 309,
+        },
+    }
+    async with client.http.post(f"{url}/inference/v1/generate", json=body) as reply:
+        assert reply.status == 200, await reply.text()
+        tokens = (await reply.json())["choices"][0]["token_ids"]
+    assert tokens == expected[10:]

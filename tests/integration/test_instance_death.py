@@ -12,6 +12,39 @@ from tests.integration.client import Client
 PROMPT = list(range(3000, 3300))
 
 
+def processes(cluster: local.Cluster, name: str) -> list[int]:
+    """Process ids of an instance, its engine first."""
+    part = next(part for part in cluster.parts if part.name == name)
+    return [child.pid for child in psutil.Process(part.process.pid).children(recursive=True)] + [part.process.pid]
+
+
+async def test_streams_outlive_a_frozen_instance_and_it_comes_back(client: Client, cluster: local.Cluster) -> None:
+    """Stopped, not dead: its connections stay open and silent."""
+    expected = (await client.complete(PROMPT, 900))["choices"][0]["token_ids"]
+    streams = [client.stream(f"frozen-{n}", PROMPT, 900) for n in range(3)]
+    for n, (output, _) in enumerate(streams):
+        await output.reach(10)
+        await client.migrate(f"frozen-{n}", "decode-2")
+    hosted = [r["id"] for r in (await client.status())["requests"] if r["instance"] == "decode-2"]
+    assert len(hosted) == 3
+    for pid in processes(cluster, "decode-2"):
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        outputs = [await task for _, task in streams]
+    finally:
+        for pid in processes(cluster, "decode-2"):
+            os.kill(pid, signal.SIGCONT)
+    for output in outputs:
+        assert output.error is None
+        assert output.token_ids == expected
+    for _ in range(150):
+        row = next(i for i in (await client.status())["instances"] if i["name"] == "decode-2")
+        if row["healthy"] and not row["kv_blocks_used"]:
+            break
+        await asyncio.sleep(0.1)
+    assert row["healthy"], "a thawed instance rejoins"
+
+
 async def test_streams_outlive_their_instance(client: Client, cluster: local.Cluster) -> None:
     expected = (await client.complete(PROMPT, 900))["choices"][0]["token_ids"]
     streams = [client.stream(f"survivor-{n}", PROMPT, 900) for n in range(6)]
@@ -25,9 +58,8 @@ async def test_streams_outlive_their_instance(client: Client, cluster: local.Clu
     staying = next(n for n in (5, 4) if f"survivor-{n}" not in hosted)
     move = asyncio.create_task(client.migrate(f"survivor-{staying}", "decode-2"))
     await asyncio.sleep(0.003)
-    part = next(part for part in cluster.parts if part.name == "decode-2")
-    for process in [*psutil.Process(part.process.pid).children(recursive=True), part.process]:
-        os.kill(process.pid, signal.SIGKILL)
+    for pid in processes(cluster, "decode-2"):
+        os.kill(pid, signal.SIGKILL)
 
     outputs = [await task for _, task in streams]
     for output in outputs:

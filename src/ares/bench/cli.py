@@ -2,7 +2,7 @@
 
 import typer
 
-from ares.bench import footprint, overhead, relay, stall
+from ares.bench import decision, footprint, overhead, relay, stall
 
 app = typer.Typer(help="Measure ARES.", no_args_is_help=True)
 
@@ -16,3 +16,4 @@ app.command("relay")(relay.command)
 app.command("stall")(stall.command)
 app.command("overhead")(overhead.command)
 app.command("footprint")(footprint.command)
+app.command("decision")(decision.decision)

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from ares.bench.environment import describe
 from ares.policy import PRESETS, Cluster, preset, rebalancer
 
 app = typer.Typer(help="Benchmarks that need neither vLLM nor a GPU.", no_args_is_help=True)
@@ -91,7 +92,7 @@ def decision(
         typer.echo(f"--preset: unknown preset {preset_name!r}; known: {', '.join(PRESETS)}", err=True)
         raise typer.Exit(2)
     result = measure(decode, requests, decisions, preset_name, seed, progress=True)
-    text = json.dumps(result, indent=2)
+    text = json.dumps({**result, **describe()}, indent=2)
     if json_path is None:
         typer.echo(
             f"p50 {result['p50_ms']:.2f} ms, p99 {result['p99_ms']:.2f} ms, {result['moves']:.1f} moves a decision"

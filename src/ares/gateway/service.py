@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from ares import wire
-from ares.config import GatewayConfig
+from ares.config import GatewayConfig, live_preset
 from ares.gateway import engine
 from ares.gateway.instances import Instance, Pool
 from ares.gateway.metrics import Metrics
@@ -20,7 +20,7 @@ from ares.gateway.migration import Migration
 from ares.gateway.sampling import Sampling
 from ares.gateway.sequence import Emit, Sequence
 from ares.gateway.text import TextModel
-from ares.policy import Cluster, Dispatch, Rebalance, RebalanceSettings, dispatcher, preset, rebalancer
+from ares.policy import Cluster, Dispatch, Rebalance, RebalanceSettings, dispatcher, rebalancer
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Gateway:
 
     def use_preset(self, name: str) -> None:
         """Switch the policy; ValueError where there is no such preset."""
-        chosen = preset(name)
+        chosen = live_preset(name)
         self._dispatch = dispatcher(chosen.dispatch)
         self._rebalance = rebalancer(chosen.rebalance)
         self._settings = chosen.settings

@@ -57,7 +57,8 @@ def ttft_s(outcome: Outcome) -> FloatArray:
 def tpot_s(outcome: Outcome) -> FloatArray:
     """Time per output token, (E2E - TTFT) / (output tokens - 1), 0 for single tokens, shape (R,)."""
     output = outcome.workload.output_tokens
-    return (outcome.finish_s - outcome.first_token_s) / np.maximum(output - 1, 1)
+    time_per_token: FloatArray = (outcome.finish_s - outcome.first_token_s) / np.maximum(output - 1, 1)
+    return time_per_token
 
 
 def summary(outcome: Outcome, load: float, slo_ttft: float, slo_tpot: float) -> dict[str, Any]:
