@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ares.engine.defaults import gpu_shares
+from ares.engine.defaults import free_port, gpu_shares
 from ares.wire import Role
 
 _START_TIMEOUT_S = 600.0
@@ -76,6 +76,7 @@ class Cluster:
     console: Console
     log_folder: Path
     parts: list[Part] = field(default_factory=list)
+    ports: list[int] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -91,14 +92,17 @@ class Cluster:
         self, name: str, role: Role, cores: str | None, flags: tuple[str, ...] = (), gpus: str | None = None
     ) -> None:
         """Start an instance on these CPU cores or GPUs; `flags` are flags of `ares worker`."""
-        port = _free_port()
-        command = ["worker", "--model", self.settings.model, "--role", role, "--name", name, "--port", str(port)]
+        command = ["worker", "--model", self.settings.model, "--role", role, "--name", name]
+        for flag in ("--port", "--control-port", "--nixl-port"):
+            # Chosen here for all instances: they start at the same time and must not choose the same.
+            self.ports.append(free_port("127.0.0.1", self.ports))
+            command += [flag, str(self.ports[-1])]
         if cores is not None:
             command += ["--cores", cores]
         _start(
             self,
             name,
-            f"http://127.0.0.1:{port}",
+            f"http://127.0.0.1:{self.ports[-3]}",
             [*command, *flags, *self.settings.worker_flags, "--", *self.settings.vllm_flags],
             gpus,
         )
@@ -258,12 +262,6 @@ def _gateway_ready(cluster: Cluster) -> Callable[[Part], bool]:
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

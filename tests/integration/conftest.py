@@ -1,4 +1,4 @@
-"""Real engines, started once for the whole run: a prefill and three decode instances of a tiny random model."""
+"""Real engines, started once for the whole run: a prefill and two decode instances of a tiny random model."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -37,7 +37,7 @@ def cluster(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Run a cluster that moves nothing by itself, so that each test decides."""
     settings = local.ClusterSettings(
         model=str(tiny_model),
-        decode=3,
+        decode=2,
         port=8020,
         preset="off",
         log_folder=tmp_path_factory.mktemp("logs"),

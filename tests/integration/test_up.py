@@ -41,7 +41,9 @@ async def test_serves_answers_balances_and_leaves_nothing(up: tuple[asyncio.subp
     first = (await asyncio.wait_for(process.stdout.readline(), 300)).decode()
     assert first.startswith(f"serving {DEFAULT_MODEL} on http://127.0.0.1:{PORT}/v1"), first
     assert str(logs) in first
-    welcome = (await process.stdout.read(400)).decode()
+    welcome = ""
+    while "Ctrl-C" not in welcome:
+        welcome += (await asyncio.wait_for(process.stdout.readline(), 10)).decode()
     assert f"curl -N http://127.0.0.1:{PORT}/v1/chat/completions" in welcome
 
     url = f"http://127.0.0.1:{PORT}"

@@ -1,6 +1,10 @@
 """Defaults: what `ares up` adds for a small cluster on one machine, and what `ares worker` starts from."""
 
+import contextlib
 import importlib.metadata
+import random
+import socket
+from collections.abc import Container
 from pathlib import Path
 
 # On a CPU: start in seconds instead of a minute and a half (no compilation), leave room for several instances in
@@ -14,6 +18,8 @@ _CPU_FLAGS = {
 # Largest pull within a scheduling step (engine/pull.py): 20 ms of other requests' time at 3 GB/s, below 3 ms at the
 # speed of RDMA.
 DEFAULT_PULL_BYTES = 64 << 20
+# Below the range from which the kernel gives ports to outgoing connections: nobody takes one between choice and use.
+_PORTS = range(20000, 32768)
 _GPUS = Path("/proc/driver/nvidia/gpus")
 
 
@@ -47,3 +53,14 @@ def gpu_shares(instances: int) -> list[str | None]:
     if is_cpu_build() or share == 0:
         return [None] * instances
     return [",".join(str(gpu) for gpu in range(n * share, (n + 1) * share)) for n in range(instances)]
+
+
+def free_port(host: str, exclude: Container[int] = ()) -> int:
+    """Return a TCP port of `host` that nobody listens on; OSError where there is none."""
+    for port in random.sample(_PORTS, len(_PORTS)):
+        if port in exclude:
+            continue
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind((host, port))
+            return port
+    raise OSError(f"no free port on {host}")

@@ -4,7 +4,6 @@ import asyncio
 import importlib.metadata
 import json
 import os
-import socket
 import sys
 import uuid
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 from ares import model
 from ares.engine import instance
-from ares.engine.defaults import DEFAULT_PULL_BYTES, is_cpu_build
+from ares.engine.defaults import DEFAULT_PULL_BYTES, free_port, is_cpu_build
 from ares.wire import Role
 
 # The KV of a finished prefill or a cut request waits this long for its target; heartbeats extend it (vLLM's default).
@@ -43,13 +42,6 @@ class WorkerSettings:
     connector: Connector = "ares"
     pull_within_step_bytes: int = DEFAULT_PULL_BYTES
     vllm_flags: tuple[str, ...] = ()
-
-
-def free_port(host: str) -> int:
-    """Return a TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def serve(settings: WorkerSettings) -> None:
