@@ -57,7 +57,7 @@ def test_lists_from_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_variables_of_other_commands_do_not_disturb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARES_CACHE", "/somewhere")
     monkeypatch.setenv("ARES_URL", "http://x")
-    load(**MINIMAL)
+    assert load(**MINIMAL).port == 8000
 
 
 @pytest.mark.parametrize(
