@@ -1,6 +1,9 @@
 """Who this instance is, as the launcher tells the processes that vLLM starts: through the environment."""
 
+import ipaddress
 import os
+import socket
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -25,6 +28,12 @@ class InstanceSettings(msgspec.Struct, frozen=True):
     boot: str
     control_address: str
     cores: tuple[int, ...] = ()
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether all its peers are on this host, since no other can reach it."""
+        host = urlsplit(self.control_address).hostname or ""
+        return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
 
 
 def export(settings: InstanceSettings) -> None:

@@ -2,12 +2,16 @@
 
 import functools
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 from ares.engine import instance
 from ares.engine.scheduler import ConnectorMetadata
 from ares.engine.vllm_names import NixlPullConnectorWorker, base_worker, current_platform
+
+# How long a pull may hold up its step before it counts as failed.
+_PATIENCE_S = 1.0
 
 
 class HostWorker(NixlPullConnectorWorker):  # type: ignore[misc]
@@ -22,12 +26,20 @@ class HostWorker(NixlPullConnectorWorker):  # type: ignore[misc]
         # NIXL's progress thread, which spins on a core of its own even when the engine is idle.
         affinity = os.sched_getaffinity(0)
         stock = base_worker.nixl_agent_config
-        base_worker.nixl_agent_config = functools.partial(stock, enable_prog_thread=False)
+        alone = instance.current().on_loopback
+        settings: dict[str, Any] = {"backends": []} if alone else {}
+        base_worker.nixl_agent_config = functools.partial(stock, enable_prog_thread=False, **settings)
         try:
             super().__init__(vllm_config, engine_id, kv_cache_config)
         finally:
             base_worker.nixl_agent_config = stock
             os.sched_setaffinity(0, affinity)
+        if alone:
+            # UCX guards its endpoints against dead peers by default, for which it sends messages through TCP also
+            # within a host; after a notification, TCP completes a read only when the peer polls, and an engine polls
+            # between steps, an idle one never. Without the guard it takes shared memory, needs no peer for a read, and
+            # a read from a dead process fails all the same (process_vm_readv).
+            self.nixl_wrapper.create_backend("UCX", {"ucx_error_handling_mode": "none"})
         bind_threads()
 
 
@@ -71,7 +83,17 @@ class Worker(HostWorker):
         They are not reported as received, since the scheduler runs them already; blocks that failed to load are (by
         `get_block_ids_with_load_errors`), and the scheduler computes them again.
         """
+        patience = time.monotonic() + _PATIENCE_S
         while not request_ids.isdisjoint(self._recving_metadata):
+            if time.monotonic() > patience:
+                # What NIXL lets go of now has failed; what it does not is still being written, and must be waited for.
+                patience += _PATIENCE_S
+                for request_id in request_ids & self._recving_transfers.keys():
+                    self._recving_transfers[request_id] = [
+                        handle
+                        for handle in self._recving_transfers[request_id]
+                        if not self._handle_failed_transfer(request_id, handle, self._recv_failures)
+                    ]
             results = super().get_transfer_results()
             results.finished_recving -= request_ids
             results.failed_recving -= request_ids

@@ -205,11 +205,18 @@ class Sequence:
         """Start a segment; returns when the instance has accepted it."""
         key = key or self._next_key()
         body = self.sampling.decode(key, self.prompt, emitted, transfer)
-        stream = await instance.engine.stream(body)
         pin = None
         if transfer is not None:
-            # From here on the pulling instance sees to the pin, also when it is aborted.
+            # From here on the pulling instance sees to the pin, also when it is aborted. Not only when it has accepted:
+            # a source that frees the KV earlier may do so under the pull.
             pin, self._holder = self._holder, None
+        try:
+            stream = await instance.engine.stream(body)
+        except BaseException:
+            self._holder = pin or self._holder
+            if self._closed:
+                self._free_holder()
+            raise
         return Segment(instance, key, len(emitted), stream, pin)
 
     def _next_key(self) -> str:
