@@ -82,12 +82,13 @@ async def _policy_evens_out(client: Client) -> None:
     moves = []
     for _ in range(150):
         status = await client.status()
-        moves = [m for m in status["migrations"] if m["reason"].startswith("ares-no-prediction")]
+        # It may have evened out the first placement before, the other way round.
+        own = [m for m in status["migrations"] if m["reason"].startswith("ares-no-prediction")]
+        moves = [m for m in own if m["source"] == "decode-0" and m["outcome"] == "moved"]
         if moves:
             break
         await asyncio.sleep(0.1)
     assert moves, "the policy left four streams on one instance"
-    assert moves[0]["source"] == "decode-0"
     assert moves[0]["target"] == "decode-1"
     outputs = [await task for _, task in streams]
     assert all(output.finish_reason == "length" and len(output.token_ids) == 400 for output in outputs)

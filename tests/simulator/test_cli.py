@@ -18,6 +18,7 @@ from tests.simulator.test_reference import small, workload
 runner = CliRunner()
 
 
+@pytest.mark.timeout(900)  # the first to run on a new machine compiles the event loop
 def test_json_has_every_field_and_is_repeatable(tmp_path: Path) -> None:
     arguments = ["--trace", "chat", "--requests", "200", "--decode", "2", "--prefill", "1", "--load", "0.8"]
     arguments += ["--preset", "static-rr", "--preset", "ares", "--seed", "3", "--json"]

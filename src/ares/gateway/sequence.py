@@ -19,9 +19,8 @@ Emit = Callable[[list[Delta]], Awaitable[bool]]
 
 # Instances that are tried for one step of a sequence before the client gets an error.
 _ATTEMPTS = 3
-# How long a `Handover` may trail the end of the stream that it explains.
-_HANDOVER_LAG_S = 1.0
-_ADMISSION_LAG_S = 1.0
+# How long a `Handover` may trail the end of the stream that it explains, or an `Admitted` the first token.
+_LAG_S = 1.0
 # How long a sequence waits for an instance to decode on when none is open.
 _PLACEMENT_TRIES = 15
 _PLACEMENT_PAUSE_S = 0.2
@@ -207,8 +206,7 @@ class Sequence:
         body = self.sampling.decode(key, self.prompt, emitted, transfer)
         pin = None
         if transfer is not None:
-            # From here on the pulling instance sees to the pin, also when it is aborted. Not only when it has accepted:
-            # a source that frees the KV earlier may do so under the pull.
+            # From here on the pulling instance sees to the pin, also when it is aborted.
             pin, self._holder = self._holder, None
         try:
             stream = await instance.engine.stream(body)
@@ -261,8 +259,7 @@ class Sequence:
 
     async def _give(self, batch: list[Delta], emit: Emit) -> bool:
         for delta in batch:
-            if delta.token_ids:
-                self.emitted += delta.token_ids
+            self.emitted += delta.token_ids or []
         self._last_token_at = time.monotonic()
         stopped = await emit(batch)
         self._finished = stopped or batch[-1].finish_reason is not None
@@ -320,7 +317,7 @@ class Sequence:
                 move.arrival.set_result(segment)
         await move.settled.wait()
         if record.outcome == "moved":
-            admitted = await target.admitted(key, _ADMISSION_LAG_S)
+            admitted = await target.admitted(key, _LAG_S)
             if admitted is not None:
                 record.pulled_tokens, record.queued_s = admitted.pulled, admitted.queued_s
         return record
@@ -331,7 +328,7 @@ class Sequence:
         try:
             if move is None:
                 raise HandoverError("nobody waits for it")
-            await asyncio.wait_for(asyncio.shield(move.handover), _HANDOVER_LAG_S)
+            await asyncio.wait_for(asyncio.shield(move.handover), _LAG_S)
         except (HandoverError, TimeoutError) as error:
             # Cut and pinned, but how to pull it is not known in time.
             self._holder = (source.instance, source.key)
@@ -387,7 +384,9 @@ class Sequence:
         if self._holder is not None:
             instance, key = self._holder
             self._holder = None
-            self._spawn(instance.release(key))
+            task = asyncio.ensure_future(instance.release(key))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
 
     def _close(self) -> None:
         """Stop generating everywhere and leave nothing pinned."""
@@ -398,8 +397,3 @@ class Sequence:
             move.abandon()
             self._settle(move, "finished_first" if self._finished else "cancelled")
         self._free_holder()
-
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
