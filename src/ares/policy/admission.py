@@ -53,6 +53,7 @@ class AdmissionSettings:
     headroom: float = 0.01
     room_for_short: float = 0.2
     short: float = 1000.0
+    room_floor: float = 0.0
     age_share: float = 0.1
 
 

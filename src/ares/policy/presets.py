@@ -7,6 +7,7 @@ from ares.policy.moves import RebalanceSettings
 from ares.policy.placement import DISPATCHERS
 from ares.policy.queue import QUEUES
 from ares.policy.rebalance import REBALANCERS
+from ares.policy.suspend import SuspendSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Preset:
         Whether predictions are used where there are any.
     admission_settings
         Knobs of admission and queue order.
+    suspend_settings
+        Knobs of suspension.
     """
 
     dispatch: str
@@ -38,6 +41,7 @@ class Preset:
     queue: str = "fcfs"
     predicts: bool = False
     admission_settings: AdmissionSettings = field(default_factory=AdmissionSettings)
+    suspend_settings: SuspendSettings = field(default_factory=SuspendSettings)
 
     def altered(
         self,

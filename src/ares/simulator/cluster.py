@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ares.policy import Preset, rebalancer
-from ares.simulator.decisions import kv_shares, refresh_and_admit
+from ares.simulator.admitting import refresh_and_admit
+from ares.simulator.decisions import kv_shares
 from ares.simulator.errors import ERROR_MODELS, ErrorModel
 from ares.simulator.failures import fail_instance
 from ares.simulator.loop import run_until
@@ -31,13 +32,16 @@ from ares.simulator.state import (
     KV_BYTES,
     LATENCY_S,
     LAX_BELOW,
+    LEAST_SLACK_S,
     LONGEST,
+    LONGEST_SUSPENSION_S,
     MAX_BATCH,
     MIGRATED_BYTES,
     MIGRATIONS,
     OOM_EVENTS,
     PREEMPTIONS,
     QUEUE_SIZE,
+    ROOM_FLOOR,
     ROOM_FOR_SHORT,
     SAFETY,
     SEED,
@@ -45,8 +49,13 @@ from ares.simulator.state import (
     SIGMA_END,
     SIGMA_START,
     SIGMA_TOKENS,
+    SLO_TPOT_S,
+    SLO_TTFT_S,
     STALL_S,
     STRICT_ABOVE,
+    SUSPEND_AFTER_S,
+    SUSPEND_RATIO,
+    URGENT_S,
     WATERMARK,
     WINDOW,
     State,
@@ -143,6 +152,7 @@ class Simulation:
             state.prefill_free[instance] = profile.kv_tokens
             state.prefill_law[instance] = profile.step.row()
         settings = self.preset.admission_settings
+        suspension = self.preset.suspend_settings
         predicts = self.error.predicts and self.preset.predicts
         exact = self.preset.rebalance == "oracle"
         values = {
@@ -172,8 +182,16 @@ class Simulation:
             WINDOW: settings.window,
             LONGEST: int(work.output_tokens.max()),
             FULL_STEP_S: float((state.law[:, 0] + state.law[:, 2] * state.total_blocks * first.block_size).mean()),
+            ROOM_FLOOR: settings.room_floor,
             ROOM_FOR_SHORT: settings.room_for_short,
             SHORT: settings.short,
+            SLO_TTFT_S: suspension.ttft_s,
+            SLO_TPOT_S: suspension.tpot_s,
+            SUSPEND_AFTER_S: suspension.after_s if predicts else np.inf,
+            LEAST_SLACK_S: suspension.least_slack_s,
+            URGENT_S: suspension.urgent_s,
+            LONGEST_SUSPENSION_S: suspension.longest_s,
+            SUSPEND_RATIO: suspension.ratio,
         }
         for column, value in values.items():
             state.scalars[column] = float(value)

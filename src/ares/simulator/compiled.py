@@ -23,7 +23,7 @@ def _cache_directory() -> Path:
     """
     digest = hashlib.sha256()
     root = Path(ares.__file__).parent
-    rules = [root / "policy" / f"{name}.py" for name in ("admission", "dispatch", "forecast", "queue")]
+    rules = [root / "policy" / f"{name}.py" for name in ("admission", "dispatch", "forecast", "queue", "suspend")]
     for source in [*rules, *sorted((root / "simulator").glob("*.py"))]:
         text = source.read_bytes()
         if source in rules or b"@compiled" in text:

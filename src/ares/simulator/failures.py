@@ -40,8 +40,9 @@ def fail_instance(state: State, instance: int, moment: float) -> None:
         lost.append(int(take_first(state, instance)))
     state.planned[instance] = 0
     tree_set(state.tree, instance, np.inf)
-    for request in leaving:  # their copy is done, but not handed over: no event will free the reservation
-        release(state, request, moment)
+    for request in leaving:
+        if state.target[request] != NOBODY:  # copied, but not handed over: no event will free the reservation
+            release(state, request, moment)
     state.moving[(state.target == instance) & (state.moving == 1)] = 0
     # All that is still held here belongs to transfers on their way, which free it when they end.
     inbound = [int(state.arriving_list[instance, index]) for index in range(int(state.arriving_count[instance]))]

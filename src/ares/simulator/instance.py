@@ -28,6 +28,9 @@ from ares.simulator.state import (
     RECOMPUTING,
     SEQUENCE,
     STALL_S,
+    SUSPENDED,
+    SUSPENDED_COUNT,
+    SUSPENSIONS,
     WATERMARK,
     State,
 )
@@ -121,6 +124,10 @@ def _cut_leaving(state: State, instance: int, moment: float) -> None:
     """Hand over the requests whose KV copy is complete."""
     for index in range(state.leaving_count[instance]):
         request = state.leaving_list[instance, index]
+        if state.target[request] == NOBODY:  # to be suspended, not moved
+            if state.status[request] == DECODING and state.moving[request] == 2:
+                _suspend(state, instance, request, moment)
+            continue
         if state.status[request] == DECODING and state.moving[request] == 1:
             state.moving[request] = 0
             leave_slot(state, instance, state.slot[request])
@@ -129,6 +136,18 @@ def _cut_leaving(state: State, instance: int, moment: float) -> None:
         else:
             release(state, request, moment)
     state.leaving_count[instance] = 0
+
+
+@compiled
+def _suspend(state: State, instance: int, request: int, moment: float) -> None:
+    state.moving[request] = 0
+    leave_slot(state, instance, state.slot[request])
+    state.status[request] = SUSPENDED
+    state.place[request] = NOBODY
+    state.suspended_at[request] = moment
+    state.suspended_list[state.counters[SUSPENDED_COUNT]] = request
+    state.counters[SUSPENDED_COUNT] += 1
+    state.counters[SUSPENSIONS] += 1
 
 
 @compiled

@@ -2,13 +2,13 @@
 
 import numpy as np
 
+from ares.simulator.admitting import admit_held, hand_out
 from ares.simulator.compiled import compiled, heap_pop, tree_first, tree_set
-from ares.simulator.decisions import admit_held, hand_out, refresh, reroute
+from ares.simulator.decisions import enter, refresh, reroute
 from ares.simulator.instance import poke, wake
 from ares.simulator.moves import copy_done, handover_done
+from ares.simulator.prefill import start_prefill, to_prefill
 from ares.simulator.state import (
-    BASE_S,
-    BUDGET,
     COPY_DONE,
     EVENTS,
     HEAP_SIZE,
@@ -17,52 +17,20 @@ from ares.simulator.state import (
     NEXT_ARRIVAL,
     NOBODY,
     NOW,
-    PER_PREFILL_CONTEXT_S,
-    PER_PREFILL_S,
-    PREFILL,
     PULL_DONE,
     QUEUE_SIZE,
+    SUSPENDED_COUNT,
     State,
 )
 
 
 @compiled
 def arrive(state: State, request: int, moment: float) -> None:
-    """Send a new request to the prefill instance with the least queued work, or straight to decode without any."""
+    """Send a new request to prefill, or straight to decode without any."""
     if len(state.prefill_backlog) == 0:
         hand_out(state, request, moment)
-        return
-    chosen = int(np.argmin(state.prefill_backlog))
-    state.status[request] = PREFILL
-    state.prefill_place[request] = chosen
-    state.prefill_backlog[chosen] += state.prompt[request]
-    state.follow[request] = NOBODY
-    if state.prefill_head[chosen] == NOBODY:
-        state.prefill_head[chosen] = request
     else:
-        state.follow[state.prefill_tail[chosen]] = request
-    state.prefill_tail[chosen] = request
-    start_prefill(state, chosen, moment)
-
-
-@compiled
-def start_prefill(state: State, prefill: int, moment: float) -> None:
-    """Start the next prompt of an idle prefill instance if its KV fits beside what is still pinned."""
-    request = state.prefill_head[prefill]
-    if request == NOBODY or state.prefill_current[prefill] != NOBODY:
-        return
-    tokens = state.prompt[request]
-    if tokens > state.prefill_free[prefill]:
-        return
-    state.prefill_head[prefill] = state.follow[request]
-    state.follow[request] = NOBODY
-    state.prefill_free[prefill] -= tokens
-    state.prefill_current[prefill] = request
-    law = state.prefill_law[prefill]
-    budget = int(state.scalars[BUDGET])
-    chunks = (tokens + budget - 1) // budget
-    time = chunks * law[BASE_S] + law[PER_PREFILL_S] * tokens + law[PER_PREFILL_CONTEXT_S] * tokens * (tokens / 2.0)
-    tree_set(state.tree, len(state.time) + prefill, moment + time)
+        to_prefill(state, request, moment)
 
 
 @compiled
@@ -70,9 +38,14 @@ def finish_prefill(state: State, prefill: int, moment: float) -> None:
     """Hand a prefilled request out; its KV stays pinned until it has been pulled."""
     request = state.prefill_current[prefill]
     state.prefill_current[prefill] = NOBODY
-    state.prefill_backlog[prefill] -= state.prompt[request]
+    state.prefill_backlog[prefill] -= state.prompt[request] + state.generated[request]
     tree_set(state.tree, len(state.time) + prefill, np.inf)
-    hand_out(state, request, moment)
+    if state.place[request] == NOBODY:
+        hand_out(state, request, moment)
+    elif state.closed[state.place[request]] != 0:
+        reroute(state, request, moment)
+    else:
+        enter(state, request, state.place[request], moment)
     start_prefill(state, prefill, moment)
 
 
@@ -92,7 +65,7 @@ def pull_done(state: State, request: int, moment: float) -> None:
         reroute(state, request, moment)
         return
     state.prefill_place[request] = NOBODY
-    state.prefill_free[prefill] += state.prompt[request]
+    state.prefill_free[prefill] += state.prompt[request] + state.generated[request]
     state.ready_list[instance, state.ready_count[instance]] = request
     state.ready_count[instance] += 1
     poke(state, instance, moment)
@@ -133,6 +106,6 @@ def run_until(state: State, moment: float) -> bool:
                 finish_prefill(state, leaf - decode, now)
             else:
                 wake(state, leaf, now)
-                if state.scalars[HOLD] > 0.0 and state.counters[QUEUE_SIZE] > 0:
+                if state.scalars[HOLD] > 0.0 and state.counters[QUEUE_SIZE] + state.counters[SUSPENDED_COUNT] > 0:
                     refresh(state, leaf, now)
                     admit_held(state, now)

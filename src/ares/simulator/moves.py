@@ -30,7 +30,8 @@ from ares.simulator.state import (
 def begin_move(state: State, request: int, target: int, moment: float) -> bool:
     """Reserve blocks at the target and start the copy; False where the target cannot promise the room (I6)."""
     source = state.place[request]
-    if state.status[request] != DECODING or state.target[request] != NOBODY or source == target:
+    engaged = state.target[request] != NOBODY or state.moving[request] != 0
+    if state.status[request] != DECODING or engaged or source == target:
         return False
     occupied = state.batch[target] + state.prefilling[target] + state.inbound_count[target] + state.ready_count[target]
     settle(state, source, moment)

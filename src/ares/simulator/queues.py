@@ -78,7 +78,7 @@ def transfer_end(state: State, sender_free: float, receiver_free: float, tokens:
 def start_pull(state: State, instance: int, request: int, moment: float) -> None:
     """Pull the KV of a prefilled request; its blocks are taken."""
     prefill = state.prefill_place[request]
-    tokens = state.prompt[request]
+    tokens = state.prompt[request] + state.generated[request]
     sender_free = state.prefill_egress_free[prefill]
     end = transfer_end(state, sender_free, state.ingress_free[instance], tokens, moment)
     state.prefill_egress_free[prefill] = end

@@ -15,13 +15,15 @@ F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
 
 # Status of a request.
-ARRIVING, PREFILL, HELD, WAITING, INBOUND, DECODING, RECOMPUTING, HANDOVER, FINISHED = range(9)
+ARRIVING, PREFILL, HELD, WAITING, INBOUND, DECODING, RECOMPUTING, HANDOVER, FINISHED, SUSPENDED = range(10)
 
 # Counters.
 FINISHED_COUNT, PREEMPTIONS, OOM_EVENTS, MIGRATIONS, MIGRATED_BYTES, MIGRATIONS_CANCELLED, NEXT_ARRIVAL, SEQUENCE = (
     range(8)
 )
-HEAP_SIZE, QUEUE_SIZE, AGE_HEAD, ROBIN, BLOCK_ERRORS, REFUSED, EVENTS, COUNTERS = range(8, 16)
+HEAP_SIZE, QUEUE_SIZE, AGE_HEAD, ROBIN, BLOCK_ERRORS, REFUSED, EVENTS, SUSPENDED_COUNT, SUSPENSIONS, COUNTERS = range(
+    8, 18
+)
 
 # Columns of `law`, one row an instance.
 BASE_S, PER_REQUEST_S, PER_RESIDENT_S, PER_PREFILL_S, PER_PREFILL_CONTEXT_S = range(5)
@@ -52,10 +54,12 @@ class State(NamedTuple):
     preempted: I8
     moved: I8
     target: I8  # target of a move whose copy is in flight, NOBODY otherwise
-    moving: I8  # 1 while that copy is still wanted: the request was neither preempted nor done since
+    moving: I8  # 1 while that copy is still wanted: neither preempted nor done since; 2 while it is to be suspended
     reserved: I8  # blocks reserved at `target`
     sequence: I8  # order of entering the running batch; the newest is preempted first
     last_move: F8
+    suspended_list: I8
+    suspended_at: F8
     eviction_key: F8  # who gives way first when blocks run out: the largest
     queue_key: F8  # who is admitted first: the smallest
 
@@ -155,8 +159,16 @@ class State(NamedTuple):
     MEAN_PREDICTED,
     MEAN_TRUE,
     LONGEST,
+    ROOM_FLOOR,
+    SLO_TTFT_S,
+    SLO_TPOT_S,
+    SUSPEND_AFTER_S,
+    LEAST_SLACK_S,
+    URGENT_S,
+    LONGEST_SUSPENSION_S,
+    SUSPEND_RATIO,
     SCALARS,
-) = range(37)
+) = range(45)
 
 
 def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: int) -> State:
@@ -192,6 +204,8 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         reserved=ints(requests),
         sequence=ints(requests),
         last_move=floats(requests, value=-np.inf),
+        suspended_list=ints(requests),
+        suspended_at=floats(requests),
         eviction_key=floats(requests),
         queue_key=floats(requests),
         time=floats(decode),

@@ -1,0 +1,274 @@
+"""Admission inside the event loop: who of the held and the suspended enters decode next, and where."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ares.policy import admission, queue
+from ares.simulator.compiled import compiled, heap_pop, heap_push
+from ares.simulator.decisions import enter, own_curve, place, refresh
+from ares.simulator.prediction import predict
+from ares.simulator.prefill import to_prefill
+from ares.simulator.state import (
+    AGE_CREDIT,
+    AGE_HEAD,
+    AGE_SHARE,
+    BLOCK_SIZE,
+    FULL_STEP_S,
+    HANDED_OUT,
+    HAS_PREDICTION,
+    HEADROOM,
+    HELD,
+    HOLD,
+    HORIZON,
+    HORIZON_STRICT,
+    LAST_HANDOUT_S,
+    LAX_BELOW,
+    LEAST_SLACK_S,
+    MEAN_GAP_S,
+    MEAN_PREDICTED,
+    MEAN_TRUE,
+    MEAN_VOLUME,
+    NOBODY,
+    QUEUE_SIZE,
+    ROOM_FLOOR,
+    ROOM_FOR_SHORT,
+    SAFETY,
+    SHORT,
+    SLO_TTFT_S,
+    STRICT_ABOVE,
+    SUSPEND_AFTER_S,
+    SUSPENDED_COUNT,
+    WINDOW,
+    State,
+)
+from ares.simulator.suspension import is_urgent, make_room, next_to_resume, take_suspended
+
+_STALE_S = 0.5  # telemetry of a live engine is no fresher
+_LOST = 1e15  # added to the key of a request that has missed its first token: all others come first
+
+admission_choice = compiled(admission.admission_choice)
+memory_time = compiled(queue.memory_time)
+offered_load = compiled(admission.offered_load)
+strictness = compiled(admission.strictness)
+checked_horizon = compiled(admission.checked_horizon)
+
+
+@compiled
+def hand_out(state: State, request: int, moment: float) -> None:
+    """Dispatch a request that left prefill, or hold it for admission."""
+    quantiles = np.empty(3)
+    predict(state, request, state.generated[request], quantiles)
+    if state.scalars[HAS_PREDICTION] > 0.0:
+        key = memory_time(float(state.prompt[request] + state.generated[request]), quantiles[1])
+        state.eviction_key[request] = key
+        state.queue_key[request] = key
+    if state.scalars[HOLD] == 0.0:
+        place(state, request, moment)
+        return
+    note_arrival(state, state.queue_key[request], moment)
+    hold(state, request)
+    admit_held(state, moment)
+
+
+@compiled
+def note_arrival(state: State, volume: float, moment: float) -> None:
+    """Average memory-time and time between requests: plainly at first, exponentially from a window's worth on."""
+    seen = state.scalars[HANDED_OUT] + 1.0
+    state.scalars[HANDED_OUT] = seen
+    share = 1.0 / min(seen, state.scalars[WINDOW])
+    state.scalars[MEAN_VOLUME] += share * (volume - state.scalars[MEAN_VOLUME])
+    gap = moment - state.scalars[LAST_HANDOUT_S]
+    state.scalars[MEAN_GAP_S] += share * (gap - state.scalars[MEAN_GAP_S])
+    state.scalars[LAST_HANDOUT_S] = moment
+
+
+@compiled
+def hold(state: State, request: int) -> None:
+    """Queue a request for admission by its key, and by its age."""
+    state.status[request] = HELD
+    size = state.counters[QUEUE_SIZE]
+    state.counters[QUEUE_SIZE] = heap_push(state.queue_keys, state.queue_items, size, state.queue_key[request], request)
+    state.by_age[state.age_tail[0] % len(state.by_age)] = request
+    state.age_tail[0] += 1
+
+
+@compiled
+def refresh_and_admit(state: State, moment: float) -> None:
+    """Forecast every instance anew and let in who fits."""
+    if state.scalars[HOLD] > 0.0 and state.counters[QUEUE_SIZE] + state.counters[SUSPENDED_COUNT] > 0:
+        for instance in range(len(state.time)):
+            refresh(state, instance, moment)
+        admit_held(state, moment)
+
+
+@compiled
+def admit_held(state: State, moment: float) -> None:
+    """Let requests into decode until the next one fits nowhere.
+
+    In this order: suspended ones that must run again; the oldest, when its share of the admitted memory-time has grown
+    to its size; the waiting, smallest memory-time first; suspended ones that can wait; those that have missed their
+    objectives already.
+    """
+    quantiles = np.empty(3)
+    points = len(state.grid)
+    mean, variance = np.zeros(points), np.zeros(points)
+    capacity = state.total_blocks * int(state.scalars[BLOCK_SIZE])
+    total = 0.0
+    for instance in range(len(state.time)):
+        total += (1 - state.closed[instance]) * capacity[instance]
+        if moment - state.forecast_time[instance] > _STALE_S:
+            refresh(state, instance, moment)
+    true_volume = state.scalars[MEAN_TRUE]
+    bias = state.scalars[MEAN_PREDICTED] / true_volume if true_volume > 0.0 else 1.0
+    gap = state.scalars[MEAN_GAP_S]
+    offered = offered_load(state.scalars[MEAN_VOLUME], bias, gap, total, state.scalars[FULL_STEP_S])
+    strict = strictness(offered, state.scalars[LAX_BELOW], state.scalars[STRICT_ABOVE])
+    suspends = np.isfinite(state.scalars[SUSPEND_AFTER_S])
+    while True:
+        position, spare = next_to_resume(state, moment, quantiles) if suspends else (-1, 0.0)
+        urgent = position >= 0 and is_urgent(state, spare)
+        if urgent and _resume(state, position, 0.0, capacity, mean, variance, moment):
+            continue
+        waiting = _first(state, moment, suspends)
+        if waiting != NOBODY and _admit(state, waiting, strict, capacity, mean, variance, moment, suspends):
+            continue
+        if waiting != NOBODY and state.queue_key[waiting] < _LOST:
+            return
+        if position >= 0 and _resume(state, position, strict, capacity, mean, variance, moment):
+            continue
+        return
+
+
+@compiled
+def _first(state: State, moment: float, suspends: bool) -> int:
+    """Return the first of the held by key, or `NOBODY`; whoever has missed its first token goes behind the others."""
+    while True:
+        size = state.counters[QUEUE_SIZE]
+        while size > 0 and state.status[state.queue_items[0]] != HELD:
+            size = heap_pop(state.queue_keys, state.queue_items, size)
+        state.counters[QUEUE_SIZE] = size
+        if size == 0:
+            return NOBODY
+        request = state.queue_items[0]
+        late = moment - state.arrival[request] > state.scalars[SLO_TTFT_S]
+        if not suspends or not late or state.queue_key[request] >= _LOST:
+            return int(request)
+        size = heap_pop(state.queue_keys, state.queue_items, size)
+        state.queue_key[request] += _LOST
+        state.counters[QUEUE_SIZE] = heap_push(
+            state.queue_keys, state.queue_items, size, state.queue_key[request], request
+        )
+
+
+@compiled
+def _admit(
+    state: State,
+    request: int,
+    strict: float,
+    capacity: NDArray[np.int64],
+    mean: NDArray[np.float64],
+    variance: NDArray[np.float64],
+    moment: float,
+    suspends: bool,
+) -> bool:
+    """Let the oldest in, if it is its turn, or `request`; return whether either fitted."""
+    while state.status[state.by_age[state.counters[AGE_HEAD] % len(state.by_age)]] != HELD:
+        state.counters[AGE_HEAD] += 1
+    oldest = state.by_age[state.counters[AGE_HEAD] % len(state.by_age)]
+    size = state.queue_key[oldest] % _LOST
+    if state.scalars[AGE_CREDIT] >= size:
+        chosen = _fit(state, oldest, strict, capacity, mean, variance)
+        if chosen >= 0:
+            state.scalars[AGE_CREDIT] -= size
+            _enter(state, oldest, chosen, mean, variance, moment)
+            return True
+        # It goes on waiting for room; whoever is small enough to fit does not wait with it.
+    chosen = _fit(state, request, strict, capacity, mean, variance)
+    waited = moment - state.arrival[request]
+    if chosen < 0 and suspends and state.scalars[SUSPEND_AFTER_S] <= waited <= state.scalars[SLO_TTFT_S]:
+        tokens = state.prompt[request] + state.generated[request] + mean[1]
+        chosen = make_room(state, tokens, state.queue_key[request], state.scalars[LEAST_SLACK_S], moment)
+    if chosen < 0:
+        return False
+    state.scalars[AGE_CREDIT] += state.scalars[AGE_SHARE] * (state.queue_key[request] % _LOST)
+    _enter(state, request, chosen, mean, variance, moment)
+    return True
+
+
+@compiled
+def _enter(
+    state: State,
+    request: int,
+    instance: int,
+    mean: NDArray[np.float64],
+    variance: NDArray[np.float64],
+    moment: float,
+) -> None:
+    state.expected[instance] += mean
+    state.variance[instance] += variance
+    enter(state, request, instance, moment)
+
+
+@compiled
+def _resume(
+    state: State,
+    position: int,
+    strict: float,
+    capacity: NDArray[np.int64],
+    mean: NDArray[np.float64],
+    variance: NDArray[np.float64],
+    moment: float,
+) -> bool:
+    """Let a suspended request run again where it fits; its tokens are prefilled anew first."""
+    request = state.suspended_list[position]
+    chosen = _fit(state, request, strict, capacity, mean, variance)
+    if chosen < 0:
+        return False
+    take_suspended(state, position)
+    state.computed[request] = 0
+    if len(state.prefill_backlog) == 0:
+        _enter(state, request, chosen, mean, variance, moment)
+        return True
+    state.expected[chosen] += mean
+    state.variance[chosen] += variance
+    state.place[request] = chosen
+    to_prefill(state, request, moment)
+    return True
+
+
+@compiled
+def _fit(
+    state: State,
+    request: int,
+    strict: float,
+    capacity: NDArray[np.int64],
+    mean: NDArray[np.float64],
+    variance: NDArray[np.float64],
+) -> int:
+    """Return where a held request may enter, or -1; its own curve is left in `mean` and `variance`."""
+    quantiles = np.empty(3)
+    predict(state, request, state.generated[request], quantiles)
+    mean[:] = 0.0
+    variance[:] = 0.0
+    resident = float(state.prompt[request] + state.generated[request])
+    own_curve(resident, quantiles, np.array([0.3, 0.4, 0.3]), state.grid, mean, variance)
+    points = len(state.grid)
+    checked = 1
+    horizon = min(quantiles[2], checked_horizon(strict, state.scalars[HORIZON], state.scalars[HORIZON_STRICT]))
+    while checked < points and state.grid[checked] < horizon:
+        checked += 1
+    left = quantiles[1]
+    kept = max(strict, state.scalars[ROOM_FLOOR]) * state.scalars[ROOM_FOR_SHORT] * left / (left + state.scalars[SHORT])
+    return int(
+        admission_choice(
+            state.expected,
+            state.variance,
+            capacity,
+            state.closed,
+            mean,
+            variance,
+            checked,
+            strict * state.scalars[SAFETY],
+            state.scalars[HEADROOM] + kept,
+        )
+    )
