@@ -1,10 +1,12 @@
 """The whole state of a simulated cluster as flat arrays, and what one array means.
 
-R requests, D decode instances, P prefill instances, B slots a decode instance. Numba compiles functions over this
-NamedTuple; nothing else holds state, so a run is a function of its inputs and seed.
+R requests, D decode instances, P prefill instances, B slots a decode instance. Compiled functions take a State as one
+pointer (pointer.py); nothing else holds state, so a run is a function of its inputs and seed.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +34,8 @@ PULL_DONE, COPY_DONE, HANDOVER_DONE, KINDS = range(4)
 NOBODY = -1
 
 
-class State(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class State:
     """Everything that changes while a simulation runs, and the constants its events read."""
 
     # requests, shape (R,)
@@ -115,6 +118,34 @@ class State(NamedTuple):
     age_tail: I8  # (1,)
     counters: I8
     scalars: F8  # see cluster.py
+
+    # what compiled code reads instead of this object: WORDS words an array, its address and lengths
+    table: I8 = field(init=False)
+    address: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Write the table; ValueError where an array is not 64-bit and C-contiguous."""
+        table = np.zeros((len(NAMES), WORDS), np.int64)
+        for row, (name, array) in zip(table, self.arrays(), strict=True):
+            if array.itemsize != 8 or not array.flags.c_contiguous or not array.flags.writeable:
+                raise ValueError(f"{name}: must be a C-contiguous, writeable array of 64-bit numbers")
+            row[0] = array.ctypes.data
+            row[1 : 1 + array.ndim] = array.shape
+        object.__setattr__(self, "table", table)
+        object.__setattr__(self, "address", table.ctypes.data)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle by the arrays: addresses mean nothing elsewhere."""
+        return State, tuple(array for _, array in self.arrays())
+
+    def arrays(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Yield the name and the array of every field, in order."""
+        for name in NAMES:
+            yield name, getattr(self, name)
+
+
+NAMES = tuple(entry.name for entry in fields(State) if entry.init)
+WORDS = 3
 
 
 # Columns of `scalars`.
