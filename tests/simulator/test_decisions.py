@@ -16,7 +16,7 @@ from tests.simulator.test_reference import small, workload
 @pytest.mark.parametrize("rate", [5.0, 40.0])
 def test_least_loaded_equals_the_rule_over_every_load(seed: int, rate: float) -> None:
     work = workload(seed, 200, rate)
-    sizes = [1600, 2000, 1204, 1600, 1600, 4000]
+    sizes = [1600, 1616, 1632, 1600, 1584, 1616]
     state = Simulation(work, [small(size) for size in sizes], [small(4000)], preset("static-rr"), "rr").build()
     capacity = state.total_blocks * int(state.scalars[BLOCK_SIZE])
     chosen = set()
@@ -24,10 +24,10 @@ def test_least_loaded_equals_the_rule_over_every_load(seed: int, rate: float) ->
         run_until(state, moment)
         state.closed[seed] = moment > 20 / rate
         load = np.array([used_tokens(state, instance, moment) for instance in range(len(sizes))])
-        for tokens in (1, 200, 1500):
+        for tokens in (1, 200, 1400):
             expected = least_loaded_choice(load, capacity, state.closed, tokens)
             assert least_loaded(state, tokens, moment) == expected
             chosen.add(expected)
-    assert len(chosen) > 3
+    assert len(chosen) > 2
     state.closed[:] = 1
     assert least_loaded(state, 10, moment) == -1
