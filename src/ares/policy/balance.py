@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ares.policy.cluster import Cluster
 from ares.policy.forecast import FloatArray, Forecast, forecast, geometric_grid, quantile_weights
+from ares.policy.kernels import compiled, pair_look
 from ares.policy.moves import Move, RebalanceSettings
 
 IntArray = NDArray[np.int64]
@@ -101,7 +102,9 @@ def ares(cluster: Cluster, settings: RebalanceSettings) -> list[Move]:
     beta = horizon_weights(settings.horizon, settings.points, settings.decay)
     law = _Law.of(cluster)
     ahead = forecast(cluster, grid)
-    time = law.base[:, None] + law.request[:, None] * ahead.count + law.token[:, None] * ahead.expected
+    time = law.request[:, None] * ahead.count  # in place from here on: fresh pages cost more than the sums
+    time += law.base[:, None]
+    time += law.token[:, None] * ahead.expected
     return _Round(cluster, settings, law, ahead, time, beta).decide()
 
 
@@ -123,7 +126,9 @@ class _Round:
         self.limit = cluster.capacity_tokens * (1.0 - settings.reserve)
         self.load = time @ beta
         self.mean = float(self.load[cluster.open].mean())
-        self.excess = np.maximum(ahead.high(settings.deviations) - self.limit[:, None], 0.0)
+        self.excess = ahead.high(settings.deviations)
+        self.excess -= self.limit[:, None]
+        np.maximum(self.excess, 0.0, out=self.excess)
 
     def decide(self) -> list[Move]:
         """Return the moves, best first."""
@@ -219,26 +224,35 @@ class _Round:
 
     def _close_look(self, row: int, source: int, target: int) -> Move | None:
         """Score one pair on every point of the horizon; None where it gains too little or breaks I6."""
-        settings, law, ahead = self.settings, self.law, self.ahead
-        alive, tokens, variance = (curve[0] for curve in _curves(self.cluster, np.array([row]), self.steps))
-        spread = np.sqrt(ahead.variance[target] + variance)
-        peak = float((ahead.expected[target] + tokens + settings.deviations * spread).max())
+        settings, law, ahead, cluster = self.settings, self.law, self.ahead, self.cluster
+        left, weights = np.array([np.inf]), np.ones(1)
+        if cluster.remaining_tokens is not None:
+            left, weights = cluster.remaining_tokens[row], quantile_weights(cluster.levels)
+        change, memory, peak, leaves, enters = (compiled(pair_look) or pair_look)(
+            float(cluster.resident_tokens[row]),
+            left,
+            weights,
+            self.steps,
+            self.beta,
+            (float(law.request[source]), float(law.token[source])),
+            (float(law.request[target]), float(law.token[target])),
+            self.time[source],
+            self.time[target],
+            self.excess[source],
+            ahead.expected[target],
+            ahead.variance[target],
+            settings.deviations,
+        )
         if peak > self.limit[target]:
             return None
-        leaves = law.request[source] * alive + law.token[source] * tokens
-        enters = law.request[target] * alive + law.token[target] * tokens
-        change = (2.0 * self.time[source] - leaves) * leaves - (2.0 * self.time[target] + enters) * enters
-        excess = self.excess[source]
-        left = np.maximum(excess - tokens, 0.0)
-        gain = float(change @ self.beta) / self.mean**2
-        memory = float((excess * excess - left * left) @ self.beta) / max(float(self.limit[source]), 1.0) ** 2
-        gain += settings.memory_weight * memory
+        gain = change / self.mean**2
+        gain += settings.memory_weight * memory / max(float(self.limit[source]), 1.0) ** 2
         if gain <= settings.minimum_gain:
             return None
         unit, factor = ("ms", 1e3) if law.known else ("tokens", 1.0)
         before = (self.load[source] * factor, self.load[target] * factor)
-        after = (before[0] - float(leaves @ self.beta) * factor, before[1] + float(enters @ self.beta) * factor)
-        cause = "memory" if excess.any() else "load"
+        after = (before[0] - leaves * factor, before[1] + enters * factor)
+        cause = "memory" if self.excess[source].any() else "load"
         reason = (
             f"{cause}: source {before[0]:.4g} to {after[0]:.4g} {unit}, target {before[1]:.4g} to {after[1]:.4g}, "
             f"mean {self.mean * factor:.4g}; target peak {peak:.0f} of {self.limit[target]:.0f} tokens"
