@@ -21,7 +21,8 @@ class Reference(balance._Round):
 
     def _close_look(self, row: int, source: int, target: int) -> Move | None:
         settings, law, ahead = self.settings, self.law, self.ahead
-        alive, tokens, variance = (curve[0] for curve in balance._curves(self.cluster, np.array([row]), self.steps))
+        alive, tokens = (curve[0] for curve in balance._curves(self.cluster, np.array([row]), self.steps))
+        variance = tokens * (self.cluster.resident_tokens[row] + self.steps - tokens)
         spread = np.sqrt(ahead.variance[target] + variance)
         peak = float((ahead.expected[target] + tokens + settings.deviations * spread).max())
         if peak > self.limit[target]:
@@ -85,6 +86,7 @@ def plain(cluster: Cluster, knobs: RebalanceSettings, name: str) -> list[Move]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(balance, "forecast", plain_forecast)
         patch.setattr(balance, "_Round", Reference)
+        patch.setattr(balance, "compiled", lambda _: None)
         return {"ares": ares, "paper": paper}[name](cluster, knobs)
 
 

@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 
 from ares.policy.cluster import Cluster
 from ares.policy.forecast import FloatArray, Forecast, forecast, geometric_grid, quantile_weights
-from ares.policy.kernels import compiled, pair_look
+from ares.policy.kernels import compiled, pair_look, row_curves
 from ares.policy.moves import Move, RebalanceSettings
 
 IntArray = NDArray[np.int64]
 
 _COARSE = 8  # points of the horizon on which all pairs are scored; the best ones are scored again on every point
+_ENDLESS = np.array([np.inf])  # what is left of a request without a prediction
 _TRIES = 32  # pairs looked at closely in one decision, beside those that become moves
 
 
@@ -69,17 +70,22 @@ class _Law:
         return cls(cluster.step_base_s, cluster.step_request_s, cluster.step_token_s, known=True)
 
 
-def _curves(cluster: Cluster, rows: IntArray, steps: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Probability to run, expected tokens and their variance of some rows, shape (C, K) each."""
+def _curves(cluster: Cluster, rows: IntArray, steps: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Probability to run and expected tokens of some rows, shape (C, K) each."""
+    kernel = compiled(row_curves)
+    alive = np.zeros((len(rows), len(steps)))
+    if cluster.remaining_tokens is not None and kernel is not None:
+        tokens = np.empty_like(alive)
+        weights = quantile_weights(cluster.levels)
+        kernel(rows, cluster.resident_tokens, cluster.remaining_tokens, weights, steps, alive, tokens)
+        return alive, tokens
     reach = cluster.resident_tokens[rows].astype(np.float64)[:, None] + steps
     if cluster.remaining_tokens is None:
-        return np.ones_like(reach), reach, np.zeros_like(reach)
-    alive = np.zeros_like(reach)
+        return alive + 1.0, reach
     remaining = cluster.remaining_tokens[rows]
     for atom, weight in enumerate(quantile_weights(cluster.levels)):
         alive += weight * ~(remaining[:, atom, None] <= steps)  # NaN outlasts every step
-    tokens = alive * reach
-    return alive, tokens, tokens * (reach - tokens)
+    return alive, alive * reach
 
 
 def _worth_the_transfer(
@@ -147,7 +153,8 @@ class _Round:
         if not len(rows):
             return []
         gain = self._coarse_gain(rows, sources[which], targets)
-        gain[sources[which][:, None] == targets[None, :]] = -np.inf
+        if (sources[:, None] == targets).any():
+            gain[sources[which][:, None] == targets] = -np.inf
         return self._take(rows, which, sources, targets, gain, budget)
 
     def _rows(self, sources: IntArray) -> tuple[IntArray, IntArray]:
@@ -166,11 +173,12 @@ class _Round:
         """Score every pair on a few points of the horizon, shape (C, T)."""
         settings, law = self.settings, self.law
         points, beta = _coarse(settings.horizon, settings.points, settings.decay)
-        alive, tokens, _ = _curves(self.cluster, rows, self.steps[points])
+        alive, tokens = _curves(self.cluster, rows, self.steps[points])
         request, token = law.request[source][:, None], law.token[source][:, None]
         own = request * alive + token * tokens
-        relief = ((2.0 * self.time[source[:, None], points] - own) * own) @ beta
-        weighted = beta[:, None] * self.time[targets][:, points].T
+        time = self.time[:, points]
+        relief = ((2.0 * time.take(source, axis=0) - own) * own) @ beta
+        weighted = beta[:, None] * time[targets].T
         first = (law.request[targets], law.token[targets])
         if np.ptp(law.request) == 0.0 and np.ptp(law.token) == 0.0:
             burden = 2.0 * (own @ weighted) + ((own * own) @ beta)[:, None]
@@ -179,7 +187,7 @@ class _Round:
             burden += ((alive * alive) @ beta)[:, None] * first[0] ** 2
             burden += ((tokens * tokens) @ beta)[:, None] * first[1] ** 2
             burden += 2.0 * ((alive * tokens) @ beta)[:, None] * (first[0] * first[1])
-        excess = self.excess[source[:, None], points]
+        excess = self.excess[:, points].take(source, axis=0)
         left = np.maximum(excess - tokens, 0.0)
         memory = ((excess * excess - left * left) @ beta) / np.maximum(self.limit[source], 1.0) ** 2
         gain: FloatArray = (relief[:, None] - burden) / (self.mean * self.mean)
@@ -196,7 +204,9 @@ class _Round:
         budget: int,
     ) -> list[Move]:
         """Take pairs greedily: one move out of a source and one into a target a round, none reversed."""
-        starts = np.flatnonzero(np.diff(which, prepend=-1))
+        first = np.ones(len(which), np.bool_)
+        np.not_equal(which[1:], which[:-1], out=first[1:])
+        starts = np.flatnonzero(first)
         best = np.maximum.reduceat(gain, starts, axis=0)
         moves: list[Move] = []
         tries = _TRIES
@@ -225,9 +235,9 @@ class _Round:
     def _close_look(self, row: int, source: int, target: int) -> Move | None:
         """Score one pair on every point of the horizon; None where it gains too little or breaks I6."""
         settings, law, ahead, cluster = self.settings, self.law, self.ahead, self.cluster
-        left, weights = np.array([np.inf]), np.ones(1)
-        if cluster.remaining_tokens is not None:
-            left, weights = cluster.remaining_tokens[row], quantile_weights(cluster.levels)
+        remaining = cluster.remaining_tokens
+        left = _ENDLESS if remaining is None else remaining[row]
+        weights = quantile_weights((0.5,) if remaining is None else cluster.levels)
         change, memory, peak, leaves, enters = (compiled(pair_look) or pair_look)(
             float(cluster.resident_tokens[row]),
             left,

@@ -1,4 +1,4 @@
-"""The two innermost loops of a decision, as plain as they can be written, compiled where numba is installed.
+"""The innermost loops of a decision, as plain as they can be written, compiled where numba is installed.
 
 Numpy needs a dozen passes and as many temporary arrays for the forecast's sums over the rows, and most of a decision's
 time. Without numba `forecast.py` does just that; both give the same bits, because every sum is one of whole numbers
@@ -153,6 +153,22 @@ def pair_look(
     return change, memory, peak, leaves, enters
 
 
+def row_curves(rows: I8, resident: I8, remaining: F8, weights: F8, steps: F8, alive: F8, tokens: F8) -> None:
+    """Write the probability to run and the expected tokens of some rows, shape (C, K) each.
+
+    `rows` has shape (C,), `resident` (R,), `remaining` (R, Q), `weights` (Q,) and `steps` (K,).
+    """
+    for index in range(len(rows)):
+        row = rows[index]
+        for point in range(len(steps)):
+            share = 0.0
+            for atom in range(len(weights)):
+                if not remaining[row, atom] <= steps[point]:  # NaN outlasts every step
+                    share += weights[atom]
+            alive[index, point] = share
+            tokens[index, point] = share * (float(resident[row]) + steps[point])
+
+
 Kernel = TypeVar("Kernel", bound=Callable[..., object])
 
 
@@ -171,9 +187,10 @@ def compiled(function: Kernel) -> Kernel | None:
 
 def prepare() -> None:
     """Compile now what the first decision would otherwise wait for: seconds, or milliseconds from the cache."""
-    rows, look = compiled(forecast_rows), compiled(pair_look)
-    if rows is None or look is None:
+    rows, look, curve = compiled(forecast_rows), compiled(pair_look), compiled(row_curves)
+    if rows is None or look is None or curve is None:
         return
     none, one, table, curves = np.zeros(0, np.int64), np.zeros(1), np.zeros(3, np.int16), np.zeros((0, 1))
     rows(none, none, curves, none, one, one, table, one, curves, curves, curves)
+    curve(none, none, curves, one, one, curves, curves)
     look(1.0, one, one, one, one, (0.0, 1.0), (0.0, 1.0), one, one, one, one, one, 1.0)
