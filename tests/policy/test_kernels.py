@@ -17,7 +17,41 @@ LEVELS = {1: (0.5,), 3: (0.1, 0.5, 0.9), 5: (0.1, 0.3, 0.5, 0.7, 0.9)}
 
 
 class Reference(balance._Round):
-    """A decision whose closer look is written with whole arrays."""
+    """A decision whose choice of moves is written with whole arrays."""
+
+    def _take(
+        self,
+        rows: np.ndarray,
+        which: np.ndarray,
+        sources: np.ndarray,
+        targets: np.ndarray,
+        gain: np.ndarray,
+        budget: int,
+    ) -> list[Move]:
+        starts = np.flatnonzero(np.diff(which, prepend=-1))
+        best = np.maximum.reduceat(gain, starts, axis=0)
+        moves: list[Move] = []
+        tries = balance._TRIES
+        while len(moves) < budget and tries > 0:
+            group, column = divmod(int(np.argmax(best)), best.shape[1])
+            if best[group, column] <= self.settings.minimum_gain:
+                break
+            start = int(starts[group])
+            end = int(starts[group + 1]) if group + 1 < len(starts) else len(rows)
+            index = start + int(np.argmax(gain[start:end, column]))
+            source, target = int(sources[which[index]]), int(targets[column])
+            move = self._close_look(int(rows[index]), source, target)
+            if move is None:
+                tries -= 1
+                gain[index, column] = -np.inf
+                best[group, column] = gain[start:end, column].max()
+                continue
+            moves.append(move)
+            best[group, :] = -np.inf
+            best[:, column] = -np.inf
+            best[:, targets == source] = -np.inf
+            best[sources[which[starts]] == target, :] = -np.inf
+        return moves
 
     def _close_look(self, row: int, source: int, target: int) -> Move | None:
         settings, law, ahead = self.settings, self.law, self.ahead
@@ -129,7 +163,7 @@ def test_without_numba_the_decisions_are_the_same(monkeypatch: pytest.MonkeyPatc
     kernels.compiled.cache_clear()
     try:
         kernels.prepare()
-        assert kernels.compiled(kernels.pair_look) is None
+        assert kernels.compiled(kernels.take_pairs) is None
         same(ares(cluster, RebalanceSettings()), expected)
     finally:
         kernels.compiled.cache_clear()

@@ -22,13 +22,12 @@ from numpy.typing import NDArray
 
 from ares.policy.cluster import Cluster
 from ares.policy.forecast import FloatArray, Forecast, forecast, geometric_grid, quantile_weights
-from ares.policy.kernels import compiled, pair_look, row_curves
+from ares.policy.kernels import compiled, row_curves, take_pairs
 from ares.policy.moves import Move, RebalanceSettings
 
 IntArray = NDArray[np.int64]
 
 _COARSE = 8  # points of the horizon on which all pairs are scored; the best ones are scored again on every point
-_ENDLESS = np.array([np.inf])  # what is left of a request without a prediction
 _TRIES = 32  # pairs looked at closely in one decision, beside those that become moves
 
 
@@ -70,22 +69,25 @@ class _Law:
         return cls(cluster.step_base_s, cluster.step_request_s, cluster.step_token_s, known=True)
 
 
+def _atoms(cluster: Cluster) -> tuple[FloatArray, FloatArray]:
+    """Return the atoms of what is left of each row, shape (R, Q), and their weights, shape (Q,)."""
+    if cluster.remaining_tokens is None:
+        return np.full((len(cluster.location), 1), np.inf), quantile_weights((0.5,))
+    return np.ascontiguousarray(cluster.remaining_tokens), quantile_weights(cluster.levels)
+
+
 def _curves(cluster: Cluster, rows: IntArray, steps: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Probability to run and expected tokens of some rows, shape (C, K) each."""
-    kernel = compiled(row_curves)
     alive = np.zeros((len(rows), len(steps)))
-    if cluster.remaining_tokens is not None and kernel is not None:
+    remaining, weights = _atoms(cluster)
+    kernel = compiled(row_curves)
+    if kernel is not None:
         tokens = np.empty_like(alive)
-        weights = quantile_weights(cluster.levels)
-        kernel(rows, cluster.resident_tokens, cluster.remaining_tokens, weights, steps, alive, tokens)
+        kernel(rows, cluster.resident_tokens, remaining, weights, steps, alive, tokens)
         return alive, tokens
-    reach = cluster.resident_tokens[rows].astype(np.float64)[:, None] + steps
-    if cluster.remaining_tokens is None:
-        return alive + 1.0, reach
-    remaining = cluster.remaining_tokens[rows]
-    for atom, weight in enumerate(quantile_weights(cluster.levels)):
-        alive += weight * ~(remaining[:, atom, None] <= steps)  # NaN outlasts every step
-    return alive, alive * reach
+    for atom, weight in enumerate(weights):
+        alive += weight * ~(remaining[rows, atom, None] <= steps)  # NaN outlasts every step
+    return alive, alive * (cluster.resident_tokens[rows].astype(np.float64)[:, None] + steps)
 
 
 def _worth_the_transfer(
@@ -129,7 +131,7 @@ class _Round:
         self.cluster, self.settings, self.law, self.ahead, self.beta = cluster, settings, law, ahead, beta
         self.time = time
         self.steps = ahead.grid.astype(np.float64)
-        self.limit = cluster.capacity_tokens * (1.0 - settings.reserve)
+        self.limit = cluster.capacity_tokens.astype(np.float64) * (1.0 - settings.reserve)
         self.load = time @ beta
         self.mean = float(self.load[cluster.open].mean())
         self.excess = ahead.high(settings.deviations)
@@ -203,63 +205,42 @@ class _Round:
         gain: FloatArray,
         budget: int,
     ) -> list[Move]:
-        """Take pairs greedily: one move out of a source and one into a target a round, none reversed."""
+        """Take the best pairs that hold on every point of the horizon (kernels.py), and say why."""
         first = np.ones(len(which), np.bool_)
         np.not_equal(which[1:], which[:-1], out=first[1:])
         starts = np.flatnonzero(first)
         best = np.maximum.reduceat(gain, starts, axis=0)
-        moves: list[Move] = []
-        tries = _TRIES
-        while len(moves) < budget and tries > 0:
-            group, column = divmod(int(np.argmax(best)), best.shape[1])
-            if best[group, column] <= self.settings.minimum_gain:
-                break
-            start = int(starts[group])
-            end = int(starts[group + 1]) if group + 1 < len(starts) else len(rows)
-            index = start + int(np.argmax(gain[start:end, column]))
-            source, target = int(sources[which[index]]), int(targets[column])
-            move = self._close_look(int(rows[index]), source, target)
-            if move is None:
-                tries -= 1
-                gain[index, column] = -np.inf
-                best[group, column] = gain[start:end, column].max()
-                continue
-            moves.append(move)
-            best[group, :] = -np.inf
-            best[:, column] = -np.inf
-            # An instance that received does not give in the same round, nor the other way round.
-            best[:, targets == source] = -np.inf
-            best[sources[which[starts]] == target, :] = -np.inf
-        return moves
-
-    def _close_look(self, row: int, source: int, target: int) -> Move | None:
-        """Score one pair on every point of the horizon; None where it gains too little or breaks I6."""
-        settings, law, ahead, cluster = self.settings, self.law, self.ahead, self.cluster
-        remaining = cluster.remaining_tokens
-        left = _ENDLESS if remaining is None else remaining[row]
-        weights = quantile_weights((0.5,) if remaining is None else cluster.levels)
-        change, memory, peak, leaves, enters = (compiled(pair_look) or pair_look)(
-            float(cluster.resident_tokens[row]),
-            left,
-            weights,
+        cluster, settings, law, ahead = self.cluster, self.settings, self.law, self.ahead
+        pairs, numbers = np.empty((budget, 3), np.int64), np.empty((budget, 4))
+        count = (compiled(take_pairs) or take_pairs)(
+            gain,
+            best,
+            np.append(starts, len(rows)),
+            rows,
+            sources[which[starts]],
+            targets,
+            cluster.resident_tokens,
+            *_atoms(cluster),
             self.steps,
             self.beta,
-            (float(law.request[source]), float(law.token[source])),
-            (float(law.request[target]), float(law.token[target])),
-            self.time[source],
-            self.time[target],
-            self.excess[source],
-            ahead.expected[target],
-            ahead.variance[target],
-            settings.deviations,
+            np.column_stack((law.request, law.token)),
+            self.time,
+            self.excess,
+            ahead.expected,
+            ahead.variance,
+            self.limit,
+            (self.mean, settings.deviations, settings.memory_weight, settings.minimum_gain),
+            _TRIES,
+            pairs,
+            numbers,
         )
-        if peak > self.limit[target]:
-            return None
-        gain = change / self.mean**2
-        gain += settings.memory_weight * memory / max(float(self.limit[source]), 1.0) ** 2
-        if gain <= settings.minimum_gain:
-            return None
-        unit, factor = ("ms", 1e3) if law.known else ("tokens", 1.0)
+        return [
+            self._move(*pair, *found) for pair, found in zip(pairs.tolist(), numbers[:count].tolist(), strict=False)
+        ]
+
+    def _move(self, row: int, source: int, target: int, gain: float, peak: float, leaves: float, enters: float) -> Move:
+        """Make the move with its cause and the loads before and after."""
+        unit, factor = ("ms", 1e3) if self.law.known else ("tokens", 1.0)
         before = (self.load[source] * factor, self.load[target] * factor)
         after = (before[0] - leaves * factor, before[1] + enters * factor)
         cause = "memory" if self.excess[source].any() else "load"

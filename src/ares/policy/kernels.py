@@ -2,7 +2,7 @@
 
 Numpy needs a dozen passes and as many temporary arrays for the forecast's sums over the rows, and most of a decision's
 time. Without numba `forecast.py` does just that; both give the same bits, because every sum is one of whole numbers
-below 2^53 or is taken in the same order. The closer look at one move runs as Python where there is no numba.
+below 2^53 or is taken in the same order. The choice of moves runs as Python where there is no numba.
 """
 
 from collections.abc import Callable
@@ -50,107 +50,155 @@ def forecast_rows(
         Results, shape (I, K).
     """
     instances, points, atoms = len(promised), len(steps), len(weights)
-    # Sums of 1, n and n^2 by (instance, atom, grid point at which the atom ends).
-    cells = np.zeros((instances, atoms, points + 1, 3))
+    # Rows by instance, so that the sums of one fit the fastest cache: telemetry mostly gives them in that order.
+    falls = 0
+    for row in range(1, len(location)):
+        falls += location[row] < location[row - 1]
+    order = np.empty(0, np.int64) if falls == 0 else np.argsort(location)
+    place = 0
+    # Sums of 1, n and n^2 by (grid point at which the atom ends, atom).
+    cells = np.empty((points + 1, atoms, 3))
+    sums = np.empty((atoms, 3))
     beyond = steps[points - 1] + 1.0
-    for row in range(len(location)):
-        tokens = float(resident[row])
-        of_instance = cells[location[row]]
-        for atom in range(atoms):
-            end = remaining[row, atom]
-            if not end < beyond:  # NaN too
-                end = beyond
-            cell = of_instance[atom, table[max(int(end + 0.999999), 0)]]
-            cell[0] += 1.0
-            cell[1] += tokens
-            cell[2] += tokens * tokens
-    rows, linear, square = np.empty(atoms), np.empty(atoms), np.empty(atoms)
     for instance in range(instances):
-        of_instance = cells[instance]
-        rows[:] = 0.0
-        linear[:] = 0.0
-        square[:] = 0.0
+        cells[:] = 0.0
+        while place < len(location):
+            row = place if falls == 0 else order[place]
+            if location[row] != instance:
+                break
+            place += 1
+            tokens = float(resident[row])
+            square = tokens * tokens
+            for atom in range(atoms):
+                end = remaining[row, atom]
+                if not end < beyond:  # NaN too
+                    end = beyond
+                point = table[max(int(end + 0.999999), 0)]
+                cells[point, atom, 0] += 1.0
+                cells[point, atom, 1] += tokens
+                cells[point, atom, 2] += square
+        sums[:] = 0.0
         for point in range(points - 1, -1, -1):
             alive, tokens, spread0, spread1, spread2 = 0.0, 0.0, 0.0, 0.0, 0.0
             for atom in range(atoms):
-                cell = of_instance[atom, point + 1]
-                rows[atom] += cell[0]
-                linear[atom] += cell[1]
-                square[atom] += cell[2]
-                alive += weights[atom] * rows[atom]
-                tokens += weights[atom] * linear[atom]
+                for power in range(3):
+                    sums[atom, power] += cells[point + 1, atom, power]
+                alive += weights[atom] * sums[atom, 0]
+                tokens += weights[atom] * sums[atom, 1]
                 if abs(changes[atom]) > 1e-12:
-                    spread0 += changes[atom] * rows[atom]
-                    spread1 += changes[atom] * linear[atom]
-                    spread2 += changes[atom] * square[atom]
+                    spread0 += changes[atom] * sums[atom, 0]
+                    spread1 += changes[atom] * sums[atom, 1]
+                    spread2 += changes[atom] * sums[atom, 2]
             step = steps[point]
             count[instance, point] = alive
             expected[instance, point] = tokens + step * alive + promised[instance]
             variance[instance, point] = max(spread2 + step * (2.0 * spread1 + step * spread0), 0.0)
 
 
-def pair_look(
-    resident: float,
-    left: F8,
+def take_pairs(
+    gain: F8,
+    best: F8,
+    starts: I8,
+    rows: I8,
+    sources: I8,
+    targets: I8,
+    resident: I8,
+    remaining: F8,
     weights: F8,
     steps: F8,
     beta: F8,
-    source: tuple[float, float],
-    target: tuple[float, float],
-    source_time: F8,
-    target_time: F8,
-    source_excess: F8,
-    target_expected: F8,
-    target_variance: F8,
-    deviations: float,
-) -> tuple[float, float, float, float, float]:
-    """Look at one move on every point of the horizon; `balance.py` says what the terms mean.
+    law: F8,
+    time: F8,
+    excess: F8,
+    expected: F8,
+    variance: F8,
+    limit: F8,
+    knobs: tuple[float, float, float, float],
+    tries: int,
+    pairs: I8,
+    numbers: F8,
+) -> int:
+    """Take pairs greedily, best first, each looked at on every point of the horizon; return how many.
+
+    One move leaves a source and one enters a target, and what received does not give, nor the other way round. A pair
+    that gains too little, or takes the target beyond its limit, costs one of the `tries`. `balance.py` says what the
+    terms mean.
 
     Parameters
     ----------
-    resident, left
-        Resident tokens of the request, and its quantiles, NaN or infinite where it outlasts the horizon, shape (Q,).
-    weights
-        Probability of each quantile, shape (Q,).
+    gain
+        Coarse score of each (row, target), overwritten where a pair is rejected, shape (C, T).
+    best
+        Its maximum over the rows of each source, overwritten, shape (G, T).
+    starts
+        First row of each source, and C, shape (G + 1,).
+    rows, sources, targets
+        Rows of the cluster, shape (C,), and instances, shape (G,) and (T,).
+    resident, remaining, weights
+        Resident tokens of all rows, shape (R,), their quantiles, (R, Q), and the probability of each, (Q,).
     steps, beta
         The horizon and the weights of its points, shape (K,).
-    source, target
-        Step time a request and a token of either instance.
-    source_time, target_time
-        Load of either instance, shape (K,).
-    source_excess
-        Forecast memory of the source beyond its limit, shape (K,).
-    target_expected, target_variance
-        Forecast memory of the target, shape (K,).
-    deviations
-        Standard deviations above the expectation that count as safe.
-
-    Returns
-    -------
-    tuple
-        Fall of the sum of squared loads; fall of the squared excess; peak of the target's memory; what the source
-        loses and the target gains of its mean load.
+    law
+        Step time a request and a token of every instance, shape (I, 2).
+    time, excess, expected, variance, limit
+        Load, memory beyond the limit, memory and its variance, shape (I, K), and the limit, shape (I,).
+    knobs
+        Mean load, deviations, memory weight, minimum gain.
+    tries
+        How many rejected pairs end the search.
+    pairs, numbers
+        Results, shape (moves at most, 3) and (..., 4): row, source, target; gain, peak of the target's memory, what
+        the source loses and the target gains of its mean load.
     """
-    change, memory, peak, leaves, enters = 0.0, 0.0, -np.inf, 0.0, 0.0
-    for point in range(len(steps)):
-        alive = 0.0
-        for atom in range(len(weights)):
-            if not left[atom] <= steps[point]:  # NaN outlasts every step
-                alive += weights[atom]
-        reach = resident + steps[point]
-        tokens = alive * reach
-        spread = np.sqrt(target_variance[point] + tokens * (reach - tokens))
-        peak = max(peak, target_expected[point] + tokens + deviations * spread)
-        less = source[0] * alive + source[1] * tokens
-        more = target[0] * alive + target[1] * tokens
-        relief = (2.0 * source_time[point] - less) * less - (2.0 * target_time[point] + more) * more
-        excess = source_excess[point]
-        rest = max(excess - tokens, 0.0)
-        change += relief * beta[point]
-        memory += (excess * excess - rest * rest) * beta[point]
-        leaves += less * beta[point]
-        enters += more * beta[point]
-    return change, memory, peak, leaves, enters
+    mean, deviations, memory_weight, minimum_gain = knobs
+    taken = 0
+    while taken < len(pairs) and tries > 0:
+        group, column = 0, 0
+        for g in range(best.shape[0]):
+            for t in range(best.shape[1]):
+                if best[g, t] > best[group, column]:
+                    group, column = g, t
+        if best[group, column] <= minimum_gain:
+            break
+        index = starts[group]
+        for candidate in range(starts[group], starts[group + 1]):
+            if gain[candidate, column] > gain[index, column]:
+                index = candidate
+        row, source, target = rows[index], sources[group], targets[column]
+        change, memory, peak, leaves, enters = 0.0, 0.0, -np.inf, 0.0, 0.0
+        for point in range(len(steps)):
+            alive = 0.0
+            for atom in range(len(weights)):
+                if not remaining[row, atom] <= steps[point]:  # NaN outlasts every step
+                    alive += weights[atom]
+            reach = float(resident[row]) + steps[point]
+            tokens = alive * reach
+            spread = np.sqrt(variance[target, point] + tokens * (reach - tokens))
+            peak = max(peak, expected[target, point] + tokens + deviations * spread)
+            less = law[source, 0] * alive + law[source, 1] * tokens
+            more = law[target, 0] * alive + law[target, 1] * tokens
+            relief = (2.0 * time[source, point] - less) * less - (2.0 * time[target, point] + more) * more
+            beyond = excess[source, point]
+            rest = max(beyond - tokens, 0.0)
+            change += relief * beta[point]
+            memory += (beyond * beyond - rest * rest) * beta[point]
+            leaves += less * beta[point]
+            enters += more * beta[point]
+        score = change / (mean * mean) + memory_weight * (memory / max(limit[source], 1.0) ** 2)
+        if peak > limit[target] or score <= minimum_gain:
+            tries -= 1
+            gain[index, column] = -np.inf
+            best[group, column] = gain[starts[group] : starts[group + 1], column].max()
+            continue
+        pairs[taken, 0], pairs[taken, 1], pairs[taken, 2] = row, source, target
+        numbers[taken, 0], numbers[taken, 1] = score, peak
+        numbers[taken, 2], numbers[taken, 3] = leaves, enters
+        taken += 1
+        for g in range(best.shape[0]):
+            for t in range(best.shape[1]):
+                if g == group or t == column or targets[t] == source or sources[g] == target:
+                    best[g, t] = -np.inf
+    return taken
 
 
 def row_curves(rows: I8, resident: I8, remaining: F8, weights: F8, steps: F8, alive: F8, tokens: F8) -> None:
@@ -187,10 +235,14 @@ def compiled(function: Kernel) -> Kernel | None:
 
 def prepare() -> None:
     """Compile now what the first decision would otherwise wait for: seconds, or milliseconds from the cache."""
-    rows, look, curve = compiled(forecast_rows), compiled(pair_look), compiled(row_curves)
-    if rows is None or look is None or curve is None:
+    rows, take, curve = compiled(forecast_rows), compiled(take_pairs), compiled(row_curves)
+    if rows is None or take is None or curve is None:
         return
-    none, one, table, curves = np.zeros(0, np.int64), np.zeros(1), np.zeros(3, np.int16), np.zeros((0, 1))
-    rows(none, none, curves, none, one, one, table, one, curves, curves, curves)
-    curve(none, none, curves, one, one, curves, curves)
-    look(1.0, one, one, one, one, (0.0, 1.0), (0.0, 1.0), one, one, one, one, one, 1.0)
+    none, one, table = np.zeros(0, np.int64), np.zeros(1), np.zeros(3, np.int16)
+    empty, matrix, pairs = np.zeros((0, 1)), np.zeros((1, 1)), np.zeros((0, 3), np.int64)
+    rows(none, none, empty, none, one, one, table, one, empty, empty, empty)
+    curve(none, none, empty, one, one, empty, empty)
+    take(
+        matrix, matrix, none, none, none, none, none, empty, one, one, one, matrix, matrix, matrix, matrix, matrix, one,
+        (1.0, 1.0, 1.0, 1.0), 1, pairs, matrix,
+    )  # fmt: skip
