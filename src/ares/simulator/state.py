@@ -61,6 +61,9 @@ class State:
     last_move: F8
     eviction_key: F8  # who gives way first when blocks run out: the largest
     queue_key: F8  # who is admitted first: the smallest
+    error_own: F8  # the part of a prediction's error that stays for life, once drawn
+    error_fresh: F8  # and the part drawn anew in each epoch
+    error_epoch: I8  # of `error_fresh`; 0: nothing drawn yet
 
     # decode instances, shape (D,)
     time: F8  # start of the step that runs now
@@ -225,6 +228,9 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         last_move=floats(requests, value=-np.inf),
         eviction_key=floats(requests),
         queue_key=floats(requests),
+        error_own=floats(requests),
+        error_fresh=floats(requests),
+        error_epoch=ints(requests),
         time=floats(decode),
         step=ints(decode),
         planned=ints(decode),
