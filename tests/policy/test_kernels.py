@@ -139,6 +139,19 @@ def test_the_forecast_has_the_same_bits(cluster: Cluster, shape: tuple[int, int]
     np.testing.assert_array_equal(got.count, expected.count)
 
 
+@settings(deadline=None)
+@given(clusters(), st.sampled_from([0.0, 1.3]))
+def test_the_loads_have_the_same_bits(cluster: Cluster, deviations: float) -> None:
+    ahead = forecast(cluster, geometric_grid(4000, 64))
+    law, limit = balance._Law.of(cluster), cluster.capacity_tokens * 0.05
+    time, excess = balance._loads(ahead, law, limit, deviations)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(balance, "compiled", lambda _: None)
+        plain_time, plain_excess = balance._loads(ahead, law, limit, deviations)
+    np.testing.assert_array_equal(time, plain_time)
+    np.testing.assert_array_equal(excess, plain_excess)
+
+
 @settings(deadline=None, max_examples=200)
 @given(clusters(), st.sampled_from(["ares", "paper"]), st.sampled_from([0.0, 0.05]), st.integers(1, 4))
 def test_the_moves_are_the_same(cluster: Cluster, name: str, theta: float, budget: int) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ares.policy.cluster import Cluster
 from ares.policy.forecast import FloatArray, Forecast, forecast, geometric_grid, quantile_weights
-from ares.policy.kernels import compiled, row_curves, take_pairs
+from ares.policy.kernels import compiled, loads, row_curves, take_pairs
 from ares.policy.moves import Move, RebalanceSettings
 
 IntArray = NDArray[np.int64]
@@ -110,10 +110,21 @@ def ares(cluster: Cluster, settings: RebalanceSettings) -> list[Move]:
     beta = horizon_weights(settings.horizon, settings.points, settings.decay)
     law = _Law.of(cluster)
     ahead = forecast(cluster, grid)
-    time = law.request[:, None] * ahead.count  # in place from here on: fresh pages cost more than the sums
-    time += law.base[:, None]
-    time += law.token[:, None] * ahead.expected
-    return _Round(cluster, settings, law, ahead, time, beta).decide()
+    limit = cluster.capacity_tokens.astype(np.float64) * (1.0 - settings.reserve)
+    time, excess = _loads(ahead, law, limit, settings.deviations)
+    return _Round(cluster, settings, law, ahead, limit, time, excess, beta).decide()
+
+
+def _loads(ahead: Forecast, law: _Law, limit: FloatArray, deviations: float) -> tuple[FloatArray, FloatArray]:
+    """Step time ahead, and memory's high quantile beyond the limit, shape (I, K) each."""
+    kernel = compiled(loads)
+    if kernel is not None:
+        time, excess = np.empty_like(ahead.expected), np.empty_like(ahead.expected)
+        laws = (law.base, law.request, law.token)
+        kernel(ahead.expected, ahead.variance, ahead.count, laws, limit, deviations, time, excess)
+        return time, excess
+    time = law.request[:, None] * ahead.count + law.base[:, None] + law.token[:, None] * ahead.expected
+    return time, np.maximum(ahead.high(deviations) - limit[:, None], 0.0)
 
 
 class _Round:
@@ -125,18 +136,16 @@ class _Round:
         settings: RebalanceSettings,
         law: _Law,
         ahead: Forecast,
+        limit: FloatArray,
         time: FloatArray,
+        excess: FloatArray,
         beta: FloatArray,
     ) -> None:
         self.cluster, self.settings, self.law, self.ahead, self.beta = cluster, settings, law, ahead, beta
-        self.time = time
+        self.limit, self.time, self.excess = limit, time, excess
         self.steps = ahead.grid.astype(np.float64)
-        self.limit = cluster.capacity_tokens.astype(np.float64) * (1.0 - settings.reserve)
         self.load = time @ beta
         self.mean = float(self.load[cluster.open].mean())
-        self.excess = ahead.high(settings.deviations)
-        self.excess -= self.limit[:, None]
-        np.maximum(self.excess, 0.0, out=self.excess)
 
     def decide(self) -> list[Move]:
         """Return the moves, best first."""

@@ -65,11 +65,8 @@ class Forecast:
 
     def high(self, deviations: float) -> FloatArray:
         """Return a high quantile of resident tokens: expectation + deviations x standard deviation, shape (I, K)."""
-        high: FloatArray = np.maximum(self.variance, 0.0)
-        np.sqrt(high, out=high)
-        high *= deviations
-        high += self.expected
-        return high
+        spread: FloatArray = np.sqrt(np.maximum(self.variance, 0.0))
+        return self.expected + deviations * spread
 
 
 def forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:

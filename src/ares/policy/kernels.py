@@ -56,9 +56,10 @@ def forecast_rows(
         falls += location[row] < location[row - 1]
     order = np.empty(0, np.int64) if falls == 0 else np.argsort(location)
     place = 0
-    # Sums of 1, n and n^2 by (grid point at which the atom ends, atom).
-    cells = np.empty((points + 1, atoms, 3))
-    sums = np.empty((atoms, 3))
+    # Sums of 1, n and n^2 by (atom, grid point at which it ends), then over all atoms that still run at each point.
+    cells = np.empty((atoms, 3, points + 1))
+    tails = np.empty((3, points))
+    spread = np.empty((3, points))
     beyond = steps[points - 1] + 1.0
     for instance in range(instances):
         cells[:] = 0.0
@@ -74,25 +75,58 @@ def forecast_rows(
                 if not end < beyond:  # NaN too
                     end = beyond
                 point = table[max(int(end + 0.999999), 0)]
-                cells[point, atom, 0] += 1.0
-                cells[point, atom, 1] += tokens
-                cells[point, atom, 2] += square
-        sums[:] = 0.0
-        for point in range(points - 1, -1, -1):
-            alive, tokens, spread0, spread1, spread2 = 0.0, 0.0, 0.0, 0.0, 0.0
-            for atom in range(atoms):
-                for power in range(3):
-                    sums[atom, power] += cells[point + 1, atom, power]
-                alive += weights[atom] * sums[atom, 0]
-                tokens += weights[atom] * sums[atom, 1]
-                if abs(changes[atom]) > 1e-12:
-                    spread0 += changes[atom] * sums[atom, 0]
-                    spread1 += changes[atom] * sums[atom, 1]
-                    spread2 += changes[atom] * sums[atom, 2]
+                cells[atom, 0, point] += 1.0
+                cells[atom, 1, point] += tokens
+                cells[atom, 2, point] += square
+        spread[:] = 0.0
+        count[instance] = 0.0
+        expected[instance] = 0.0
+        for atom in range(atoms):
+            rows, linear, squares = 0.0, 0.0, 0.0
+            for point in range(points - 1, -1, -1):
+                rows += cells[atom, 0, point + 1]
+                linear += cells[atom, 1, point + 1]
+                squares += cells[atom, 2, point + 1]
+                tails[0, point], tails[1, point], tails[2, point] = rows, linear, squares
+            weight, change = weights[atom], changes[atom]
+            for point in range(points):
+                count[instance, point] += weight * tails[0, point]
+                expected[instance, point] += weight * tails[1, point]
+            if abs(change) > 1e-12:
+                for point in range(points):
+                    spread[0, point] += change * tails[0, point]
+                    spread[1, point] += change * tails[1, point]
+                    spread[2, point] += change * tails[2, point]
+        own = float(promised[instance])
+        for point in range(points):
             step = steps[point]
-            count[instance, point] = alive
-            expected[instance, point] = tokens + step * alive + promised[instance]
-            variance[instance, point] = max(spread2 + step * (2.0 * spread1 + step * spread0), 0.0)
+            expected[instance, point] = expected[instance, point] + step * count[instance, point] + own
+            grown = spread[2, point] + step * (2.0 * spread[1, point] + step * spread[0, point])
+            variance[instance, point] = max(grown, 0.0)
+
+
+def loads(
+    expected: F8,
+    variance: F8,
+    count: F8,
+    law: tuple[F8, F8, F8],
+    limit: F8,
+    deviations: float,
+    time: F8,
+    excess: F8,
+) -> None:
+    """Write the step time of every instance ahead, and by how much a high quantile of its memory exceeds its limit.
+
+    All but `law` (base, request and token, shape (I,) each) and `limit`, shape (I,), have shape (I, K).
+    """
+    for instance in range(len(limit)):
+        base, request, token = law[0][instance], law[1][instance], law[2][instance]
+        most = limit[instance]
+        for point in range(expected.shape[1]):
+            tokens = expected[instance, point]
+            time[instance, point] = request * count[instance, point] + base + token * tokens
+            high = np.sqrt(variance[instance, point]) * deviations + tokens
+            excess[instance, point] = max(high - most, 0.0)
 
 
 def take_pairs(
@@ -238,12 +272,13 @@ def prepare() -> None:
     # glibc gives every array above 128 KB back to the system until it has once freed a larger one; at 1,024 instances
     # half of a decision's time went into pages that came back as zeros. So free one of 16 MB, never touched.
     np.empty(1 << 21)
-    rows, take, curve = compiled(forecast_rows), compiled(take_pairs), compiled(row_curves)
-    if rows is None or take is None or curve is None:
+    rows, load, take, curve = compiled(forecast_rows), compiled(loads), compiled(take_pairs), compiled(row_curves)
+    if rows is None or load is None or take is None or curve is None:
         return
     none, one, table = np.zeros(0, np.int64), np.zeros(1), np.zeros(3, np.int16)
     empty, matrix, pairs = np.zeros((0, 1)), np.zeros((1, 1)), np.zeros((0, 3), np.int64)
     rows(none, none, empty, none, one, one, table, one, empty, empty, empty)
+    load(empty, empty, empty, (one, one, one), one[:0], 1.0, empty, empty)
     curve(none, none, empty, one, one, empty, empty)
     take(
         matrix, matrix, none, none, none, none, none, empty, one, one, one, matrix, matrix, matrix, matrix, matrix, one,

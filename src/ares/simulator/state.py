@@ -79,6 +79,7 @@ class State:
     waiting_count: I8
     waiting_tokens: I8
     inbound_count: I8
+    promised: I8  # blocks reserved for moves on their way
     prefilling: I8  # number of requests in `prefilling_list`
     ready_count: I8
     ingress_free: F8  # when the link into the instance is free again
@@ -244,6 +245,7 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         waiting_count=ints(decode),
         waiting_tokens=ints(decode),
         inbound_count=ints(decode),
+        promised=ints(decode),
         prefilling=ints(decode),
         ready_count=ints(decode),
         ingress_free=floats(decode),
