@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ares.policy.cluster import Cluster
 from ares.policy.forecast import FloatArray, Forecast, forecast, geometric_grid, quantile_weights
+from ares.policy.kernels import compiled, loads, row_curves, take_pairs
 from ares.policy.moves import Move, RebalanceSettings
 
 IntArray = NDArray[np.int64]
@@ -68,17 +69,25 @@ class _Law:
         return cls(cluster.step_base_s, cluster.step_request_s, cluster.step_token_s, known=True)
 
 
-def _curves(cluster: Cluster, rows: IntArray, steps: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Probability to run, expected tokens and their variance of some rows, shape (C, K) each."""
-    reach = cluster.resident_tokens[rows].astype(np.float64)[:, None] + steps
+def _atoms(cluster: Cluster) -> tuple[FloatArray, FloatArray]:
+    """Return the atoms of what is left of each row, shape (R, Q), and their weights, shape (Q,)."""
     if cluster.remaining_tokens is None:
-        return np.ones_like(reach), reach, np.zeros_like(reach)
-    alive = np.zeros_like(reach)
-    remaining = cluster.remaining_tokens[rows]
-    for atom, weight in enumerate(quantile_weights(cluster.levels)):
-        alive += weight * ~(remaining[:, atom, None] <= steps)  # NaN outlasts every step
-    tokens = alive * reach
-    return alive, tokens, tokens * (reach - tokens)
+        return np.full((len(cluster.location), 1), np.inf), quantile_weights((0.5,))
+    return np.ascontiguousarray(cluster.remaining_tokens), quantile_weights(cluster.levels)
+
+
+def _curves(cluster: Cluster, rows: IntArray, steps: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Probability to run and expected tokens of some rows, shape (C, K) each."""
+    alive = np.zeros((len(rows), len(steps)))
+    remaining, weights = _atoms(cluster)
+    kernel = compiled(row_curves)
+    if kernel is not None:
+        tokens = np.empty_like(alive)
+        kernel(rows, cluster.resident_tokens, remaining, weights, steps, alive, tokens)
+        return alive, tokens
+    for atom, weight in enumerate(weights):
+        alive += weight * ~(remaining[rows, atom, None] <= steps)  # NaN outlasts every step
+    return alive, alive * (cluster.resident_tokens[rows].astype(np.float64)[:, None] + steps)
 
 
 def _worth_the_transfer(
@@ -101,8 +110,21 @@ def ares(cluster: Cluster, settings: RebalanceSettings) -> list[Move]:
     beta = horizon_weights(settings.horizon, settings.points, settings.decay)
     law = _Law.of(cluster)
     ahead = forecast(cluster, grid)
-    time = law.base[:, None] + law.request[:, None] * ahead.count + law.token[:, None] * ahead.expected
-    return _Round(cluster, settings, law, ahead, time, beta).decide()
+    limit = cluster.capacity_tokens.astype(np.float64) * (1.0 - settings.reserve)
+    time, excess = _loads(ahead, law, limit, settings.deviations)
+    return _Round(cluster, settings, law, ahead, limit, time, excess, beta).decide()
+
+
+def _loads(ahead: Forecast, law: _Law, limit: FloatArray, deviations: float) -> tuple[FloatArray, FloatArray]:
+    """Step time ahead, and memory's high quantile beyond the limit, shape (I, K) each."""
+    kernel = compiled(loads)
+    if kernel is not None:
+        time, excess = np.empty_like(ahead.expected), np.empty_like(ahead.expected)
+        laws = (law.base, law.request, law.token)
+        kernel(ahead.expected, ahead.variance, ahead.count, laws, limit, deviations, time, excess)
+        return time, excess
+    time = law.request[:, None] * ahead.count + law.base[:, None] + law.token[:, None] * ahead.expected
+    return time, np.maximum(ahead.high(deviations) - limit[:, None], 0.0)
 
 
 class _Round:
@@ -114,16 +136,16 @@ class _Round:
         settings: RebalanceSettings,
         law: _Law,
         ahead: Forecast,
+        limit: FloatArray,
         time: FloatArray,
+        excess: FloatArray,
         beta: FloatArray,
     ) -> None:
         self.cluster, self.settings, self.law, self.ahead, self.beta = cluster, settings, law, ahead, beta
-        self.time = time
+        self.limit, self.time, self.excess = limit, time, excess
         self.steps = ahead.grid.astype(np.float64)
-        self.limit = cluster.capacity_tokens * (1.0 - settings.reserve)
         self.load = time @ beta
         self.mean = float(self.load[cluster.open].mean())
-        self.excess = np.maximum(ahead.high(settings.deviations) - self.limit[:, None], 0.0)
 
     def decide(self) -> list[Move]:
         """Return the moves, best first."""
@@ -142,7 +164,8 @@ class _Round:
         if not len(rows):
             return []
         gain = self._coarse_gain(rows, sources[which], targets)
-        gain[sources[which][:, None] == targets[None, :]] = -np.inf
+        if (sources[:, None] == targets).any():
+            gain[sources[which][:, None] == targets] = -np.inf
         return self._take(rows, which, sources, targets, gain, budget)
 
     def _rows(self, sources: IntArray) -> tuple[IntArray, IntArray]:
@@ -161,11 +184,12 @@ class _Round:
         """Score every pair on a few points of the horizon, shape (C, T)."""
         settings, law = self.settings, self.law
         points, beta = _coarse(settings.horizon, settings.points, settings.decay)
-        alive, tokens, _ = _curves(self.cluster, rows, self.steps[points])
+        alive, tokens = _curves(self.cluster, rows, self.steps[points])
         request, token = law.request[source][:, None], law.token[source][:, None]
         own = request * alive + token * tokens
-        relief = ((2.0 * self.time[source[:, None], points] - own) * own) @ beta
-        weighted = beta[:, None] * self.time[targets][:, points].T
+        time = self.time[:, points]
+        relief = ((2.0 * time.take(source, axis=0) - own) * own) @ beta
+        weighted = beta[:, None] * time[targets].T
         first = (law.request[targets], law.token[targets])
         if np.ptp(law.request) == 0.0 and np.ptp(law.token) == 0.0:
             burden = 2.0 * (own @ weighted) + ((own * own) @ beta)[:, None]
@@ -174,7 +198,7 @@ class _Round:
             burden += ((alive * alive) @ beta)[:, None] * first[0] ** 2
             burden += ((tokens * tokens) @ beta)[:, None] * first[1] ** 2
             burden += 2.0 * ((alive * tokens) @ beta)[:, None] * (first[0] * first[1])
-        excess = self.excess[source[:, None], points]
+        excess = self.excess[:, points].take(source, axis=0)
         left = np.maximum(excess - tokens, 0.0)
         memory = ((excess * excess - left * left) @ beta) / np.maximum(self.limit[source], 1.0) ** 2
         gain: FloatArray = (relief[:, None] - burden) / (self.mean * self.mean)
@@ -190,55 +214,45 @@ class _Round:
         gain: FloatArray,
         budget: int,
     ) -> list[Move]:
-        """Take pairs greedily: one move out of a source and one into a target a round, none reversed."""
-        starts = np.flatnonzero(np.diff(which, prepend=-1))
+        """Take the best pairs that hold on every point of the horizon (kernels.py), and say why."""
+        first = np.ones(len(which), np.bool_)
+        np.not_equal(which[1:], which[:-1], out=first[1:])
+        starts = np.flatnonzero(first)
         best = np.maximum.reduceat(gain, starts, axis=0)
-        moves: list[Move] = []
-        tries = _TRIES
-        while len(moves) < budget and tries > 0:
-            group, column = divmod(int(np.argmax(best)), best.shape[1])
-            if best[group, column] <= self.settings.minimum_gain:
-                break
-            start = int(starts[group])
-            end = int(starts[group + 1]) if group + 1 < len(starts) else len(rows)
-            index = start + int(np.argmax(gain[start:end, column]))
-            source, target = int(sources[which[index]]), int(targets[column])
-            move = self._close_look(int(rows[index]), source, target)
-            if move is None:
-                tries -= 1
-                gain[index, column] = -np.inf
-                best[group, column] = gain[start:end, column].max()
-                continue
-            moves.append(move)
-            best[group, :] = -np.inf
-            best[:, column] = -np.inf
-            # An instance that received does not give in the same round, nor the other way round.
-            best[:, targets == source] = -np.inf
-            best[sources[which[starts]] == target, :] = -np.inf
-        return moves
+        cluster, settings, law, ahead = self.cluster, self.settings, self.law, self.ahead
+        pairs, numbers = np.empty((budget, 3), np.int64), np.empty((budget, 4))
+        count = (compiled(take_pairs) or take_pairs)(
+            gain,
+            best,
+            np.append(starts, len(rows)),
+            rows,
+            sources[which[starts]],
+            targets,
+            cluster.resident_tokens,
+            *_atoms(cluster),
+            self.steps,
+            self.beta,
+            np.column_stack((law.request, law.token)),
+            self.time,
+            self.excess,
+            ahead.expected,
+            ahead.variance,
+            self.limit,
+            (self.mean, settings.deviations, settings.memory_weight, settings.minimum_gain),
+            _TRIES,
+            pairs,
+            numbers,
+        )
+        return [
+            self._move(*pair, *found) for pair, found in zip(pairs.tolist(), numbers[:count].tolist(), strict=False)
+        ]
 
-    def _close_look(self, row: int, source: int, target: int) -> Move | None:
-        """Score one pair on every point of the horizon; None where it gains too little or breaks I6."""
-        settings, law, ahead = self.settings, self.law, self.ahead
-        alive, tokens, variance = (curve[0] for curve in _curves(self.cluster, np.array([row]), self.steps))
-        spread = np.sqrt(ahead.variance[target] + variance)
-        peak = float((ahead.expected[target] + tokens + settings.deviations * spread).max())
-        if peak > self.limit[target]:
-            return None
-        leaves = law.request[source] * alive + law.token[source] * tokens
-        enters = law.request[target] * alive + law.token[target] * tokens
-        change = (2.0 * self.time[source] - leaves) * leaves - (2.0 * self.time[target] + enters) * enters
-        excess = self.excess[source]
-        left = np.maximum(excess - tokens, 0.0)
-        gain = float(change @ self.beta) / self.mean**2
-        memory = float((excess * excess - left * left) @ self.beta) / max(float(self.limit[source]), 1.0) ** 2
-        gain += settings.memory_weight * memory
-        if gain <= settings.minimum_gain:
-            return None
-        unit, factor = ("ms", 1e3) if law.known else ("tokens", 1.0)
+    def _move(self, row: int, source: int, target: int, gain: float, peak: float, leaves: float, enters: float) -> Move:
+        """Make the move with its cause and the loads before and after."""
+        unit, factor = ("ms", 1e3) if self.law.known else ("tokens", 1.0)
         before = (self.load[source] * factor, self.load[target] * factor)
-        after = (before[0] - float(leaves @ self.beta) * factor, before[1] + float(enters @ self.beta) * factor)
-        cause = "memory" if excess.any() else "load"
+        after = (before[0] - leaves * factor, before[1] + enters * factor)
+        cause = "memory" if self.excess[source].any() else "load"
         reason = (
             f"{cause}: source {before[0]:.4g} to {after[0]:.4g} {unit}, target {before[1]:.4g} to {after[1]:.4g}, "
             f"mean {self.mean * factor:.4g}; target peak {peak:.0f} of {self.limit[target]:.0f} tokens"

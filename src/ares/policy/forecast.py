@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ares.policy.cluster import Cluster
+from ares.policy.kernels import compiled, forecast_rows
 
 FloatArray = NDArray[np.float64]
 
@@ -73,7 +74,7 @@ def forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
 
     Each atom of each row falls into the interval of the grid in which it ends. Sums of 1, n and n^2 by (instance,
     interval) are enough: a cumulative sum from the far end gives every point of the horizon, so the cost is one pass
-    over the rows and does not grow with the grid.
+    over the rows and does not grow with the grid. That pass is compiled where numba is installed (kernels.py).
 
     Parameters
     ----------
@@ -82,6 +83,43 @@ def forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
     grid
         Steps ahead, increasing from 0, shape (K,).
     """
+    kernel = compiled(forecast_rows)
+    if kernel is None:
+        return plain_forecast(cluster, grid)
+    remaining, weights = cluster.remaining_tokens, quantile_weights(cluster.levels)
+    if remaining is None:
+        remaining, weights = np.full((len(cluster.location), 1), np.inf), np.ones(1)
+    shape = (len(cluster.instances), len(grid))
+    made = Forecast(grid, np.empty(shape), np.empty(shape), np.empty(shape))
+    kernel(
+        np.ascontiguousarray(cluster.location, np.int64),
+        np.ascontiguousarray(cluster.resident_tokens, np.int64),
+        np.ascontiguousarray(remaining, np.float64),
+        np.ascontiguousarray(cluster.promised_tokens, np.int64),
+        weights,
+        _changes(tuple(weights)),
+        _intervals(grid.tobytes()),
+        grid.astype(np.float64),
+        made.expected,
+        made.variance,
+        made.count,
+    )
+    return made
+
+
+@lru_cache(maxsize=8)
+def _changes(weights: tuple[float, ...]) -> FloatArray:
+    """By how much S (1 - S) falls where each atom ends, shape (Q,): the staircase of the variance."""
+    changes, survival = np.empty(len(weights)), 1.0
+    for atom, weight in enumerate(weights):
+        after = survival - weight
+        changes[atom] = survival * (1.0 - survival) - after * (1.0 - after)
+        survival = after
+    return changes
+
+
+def plain_forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
+    """Forecast in numpy alone; the same bits as `forecast`."""
     instances, points = len(cluster.instances), len(grid)
     width = points + 1
     cells = instances * width
@@ -104,26 +142,22 @@ def forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
     ends = np.empty((len(weights), len(resident)))
     np.fmin(remaining.T, grid[-1] + 1.0, out=ends)
     ends += 0.999999
-    keys = table.take(ends.astype(np.int64), mode="clip")
+    keys = table.take(ends.astype(np.int64), mode="clip").astype(np.int64)
     keys += base
     steps = grid.astype(np.float64)
     count, linear = np.zeros((instances, points)), np.zeros((instances, points))
     spread0, spread1, spread2 = np.zeros_like(count), np.zeros_like(count), np.zeros_like(count)
-    survival = 1.0
-    for atom, weight in enumerate(weights):
+    changes = _changes(tuple(weights))
+    for atom, (weight, change) in enumerate(zip(weights, changes, strict=True)):
         both = tails(packed, keys[atom])
         tokens = np.floor(both * (1.0 / _PACK))
         rows = both - tokens * _PACK
         count += weight * rows
         linear += weight * tokens
-        # S (1 - S) is a staircase that changes by a known amount at each atom.
-        after = survival - weight
-        change = survival * (1.0 - survival) - after * (1.0 - after)
         if abs(change) > 1e-12:
             spread0 += change * rows
             spread1 += change * tokens
             spread2 += change * tails(square, keys[atom])
-        survival = after
     linear += steps * count
     linear += cluster.promised_tokens[:, None]
     variance = spread2 + steps * (2.0 * spread1 + steps * spread0)
@@ -134,10 +168,10 @@ _PACK = float(1 << 20)
 
 
 @lru_cache(maxsize=8)
-def _intervals(points: bytes) -> NDArray[np.int64]:
+def _intervals(points: bytes) -> NDArray[np.int16]:
     """Index of the first grid point at or past each whole step; a table beats a binary search for every row."""
     grid = np.frombuffer(points, np.int64)
-    return np.searchsorted(grid, np.arange(int(grid[-1]) + 3), side="left").astype(np.int64)
+    return np.searchsorted(grid, np.arange(int(grid[-1]) + 3), side="left").astype(np.int16)
 
 
 def own_curve(

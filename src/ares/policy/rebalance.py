@@ -11,6 +11,7 @@ import numpy as np
 
 from ares.policy.balance import ares, paper
 from ares.policy.cluster import Cluster
+from ares.policy.kernels import prepare
 from ares.policy.moves import Move, RebalanceSettings
 
 
@@ -91,7 +92,9 @@ REBALANCERS: dict[str, Rebalance] = {
 
 
 def rebalancer(name: str) -> Rebalance:
-    """Return the rebalancer called `name`; ValueError lists the known names."""
+    """Return the rebalancer called `name`, ready to decide; ValueError lists the known names."""
     if name not in REBALANCERS:
         raise ValueError(f"unknown rebalance {name!r}; known: {', '.join(sorted(REBALANCERS))}")
+    if name not in ("none", "current_load"):
+        prepare()
     return REBALANCERS[name]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ares
+import ares.simulator.pointer
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -26,7 +27,7 @@ def _cache_directory() -> Path:
     rules = [root / "policy" / f"{name}.py" for name in ("admission", "dispatch", "forecast", "queue", "suspend")]
     for source in [*rules, *sorted((root / "simulator").glob("*.py"))]:
         text = source.read_bytes()
-        if source in rules or b"@compiled" in text:
+        if source in rules or b"@compiled" in text or source.stem in ("state", "pointer"):
             digest.update(text)
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "ares" / f"numba-{digest.hexdigest()[:16]}"

@@ -78,6 +78,7 @@ def release(state: State, request: int, moment: float) -> None:
         return
     settle(state, target, moment)
     state.free[target] += state.reserved[request]
+    state.promised[target] -= state.reserved[request]
     state.reserved[request] = 0
     state.target[request] = NOBODY
     state.inbound_count[target] -= 1

@@ -34,6 +34,7 @@ def violations(outcome: Outcome, prefill_tokens: int) -> list[str]:
     check(bool((state.free == state.total_blocks).all()), f"I5: blocks lost or freed twice: {state.free}")
     check(bool((state.prefill_free == prefill_tokens).all()), "I5: prefill still pins KV, or freed it twice")
     check(int(state.reserved.sum()) == 0, "I5: a reservation was never freed")
+    check(bool((state.promised == 0).all()), f"I5: reservations do not add up: {state.promised}")
     check(int(state.counters[BLOCK_ERRORS]) == 0, "I5: a reservation was freed twice")
     check(bool((state.inbound_count == 0).all()), "I5: a transfer never ended")
     return found

@@ -49,6 +49,7 @@ def begin_move(state: State, request: int, target: int, moment: float) -> bool:
     replan(state, target)
     state.inbound_count[target] += 1
     state.reserved[request] = need
+    state.promised[target] += need
     state.target[request] = target
     state.moving[request] = 1
     state.last_move[request] = moment
@@ -79,6 +80,7 @@ def handover_done(state: State, request: int, moment: float) -> None:
     state.target[request] = NOBODY
     blocks = state.reserved[request]
     state.reserved[request] = 0
+    state.promised[target] -= blocks
     state.inbound_count[target] -= 1
     if state.closed[target] != 0:  # failed meanwhile: resume elsewhere from the tokens
         state.free[target] += blocks

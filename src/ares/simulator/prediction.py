@@ -51,9 +51,13 @@ def predict(state: State, request: int, generated: int, quantiles: NDArray[np.fl
         return
     sigma = end + (start - end) * math.exp(-generated / state.scalars[SIGMA_TOKENS])
     seed = int(state.scalars[SEED])
-    own = _normal(seed, request, 0)
-    fresh = _normal(seed, request, 1 + generated // _EPOCH)
-    median = true * math.exp(sigma * (0.8 * own + 0.6 * fresh))
+    epoch = 1 + generated // _EPOCH
+    if state.error_epoch[request] != epoch:
+        if state.error_epoch[request] == 0:
+            state.error_own[request] = _normal(seed, request, 0)
+        state.error_fresh[request] = _normal(seed, request, epoch)
+        state.error_epoch[request] = epoch
+    median = true * math.exp(sigma * (0.8 * state.error_own[request] + 0.6 * state.error_fresh[request]))
     most = state.scalars[LONGEST] - generated  # max_tokens is known to every gateway
     quantiles[0] = min(max(median * math.exp(-_Z90 * sigma), 1.0), most)
     quantiles[1] = min(max(median, 1.0), most)

@@ -1,10 +1,12 @@
 """The whole state of a simulated cluster as flat arrays, and what one array means.
 
-R requests, D decode instances, P prefill instances, B slots a decode instance. Numba compiles functions over this
-NamedTuple; nothing else holds state, so a run is a function of its inputs and seed.
+R requests, D decode instances, P prefill instances, B slots a decode instance. Compiled functions take a State as one
+pointer (pointer.py); nothing else holds state, so a run is a function of its inputs and seed.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +36,8 @@ PULL_DONE, COPY_DONE, HANDOVER_DONE, KINDS = range(4)
 NOBODY = -1
 
 
-class State(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class State:
     """Everything that changes while a simulation runs, and the constants its events read."""
 
     # requests, shape (R,)
@@ -62,6 +65,9 @@ class State(NamedTuple):
     suspended_at: F8
     eviction_key: F8  # who gives way first when blocks run out: the largest
     queue_key: F8  # who is admitted first: the smallest
+    error_own: F8  # the part of a prediction's error that stays for life, once drawn
+    error_fresh: F8  # and the part drawn anew in each epoch
+    error_epoch: I8  # of `error_fresh`; 0: nothing drawn yet
 
     # decode instances, shape (D,)
     time: F8  # start of the step that runs now
@@ -77,6 +83,7 @@ class State(NamedTuple):
     waiting_count: I8
     waiting_tokens: I8
     inbound_count: I8
+    promised: I8  # blocks reserved for moves on their way
     prefilling: I8  # number of requests in `prefilling_list`
     ready_count: I8
     ingress_free: F8  # when the link into the instance is free again
@@ -119,6 +126,34 @@ class State(NamedTuple):
     age_tail: I8  # (1,)
     counters: I8
     scalars: F8  # see cluster.py
+
+    # what compiled code reads instead of this object: WORDS words an array, its address and lengths
+    table: I8 = field(init=False)
+    address: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Write the table; ValueError where an array is not 64-bit and C-contiguous."""
+        table = np.zeros((len(NAMES), WORDS), np.int64)
+        for row, (name, array) in zip(table, self.arrays(), strict=True):
+            if array.itemsize != 8 or not array.flags.c_contiguous or not array.flags.writeable:
+                raise ValueError(f"{name}: must be a C-contiguous, writeable array of 64-bit numbers")
+            row[0] = array.ctypes.data
+            row[1 : 1 + array.ndim] = array.shape
+        object.__setattr__(self, "table", table)
+        object.__setattr__(self, "address", table.ctypes.data)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle by the arrays: addresses mean nothing elsewhere."""
+        return State, tuple(array for _, array in self.arrays())
+
+    def arrays(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Yield the name and the array of every field, in order."""
+        for name in NAMES:
+            yield name, getattr(self, name)
+
+
+NAMES = tuple(entry.name for entry in fields(State) if entry.init)
+WORDS = 3
 
 
 # Columns of `scalars`.
@@ -208,6 +243,9 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         suspended_at=floats(requests),
         eviction_key=floats(requests),
         queue_key=floats(requests),
+        error_own=floats(requests),
+        error_fresh=floats(requests),
+        error_epoch=ints(requests),
         time=floats(decode),
         step=ints(decode),
         planned=ints(decode),
@@ -221,6 +259,7 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         waiting_count=ints(decode),
         waiting_tokens=ints(decode),
         inbound_count=ints(decode),
+        promised=ints(decode),
         prefilling=ints(decode),
         ready_count=ints(decode),
         ingress_free=floats(decode),

@@ -47,16 +47,11 @@ class Telemetry:
         oracle = self.preset.rebalance == "oracle"
         arrays = (self.requests, self.location, self.resident, self.remaining, self.movable)
         count = observe(state, now, self.preset.settings.cooldown_s, *arrays, oracle)
-        size = int(state.scalars[BLOCK_SIZE])
-        # Reservations of moves in flight: at the target from the start of the copy to the join.
-        promised = np.zeros(len(self.names), np.int64)
-        moving = state.reserved > 0 if count else np.zeros(0, np.bool_)
-        if moving.any():
-            np.add.at(promised, state.target[moving], state.reserved[moving] * size)
         return Cluster(
             instances=self.names,
             capacity_tokens=self.capacity,
-            promised_tokens=promised,
+            # Reservations of moves in flight: at the target from the start of the copy to the join.
+            promised_tokens=state.promised * int(state.scalars[BLOCK_SIZE]),
             open=state.closed == 0,
             requests=self.requests[:count],
             location=self.location[:count],

@@ -1,0 +1,33 @@
+"""Shortcuts of the event loop choose what the policy's plain rules choose."""
+
+import numpy as np
+import pytest
+
+from ares.policy import preset
+from ares.policy.dispatch import least_loaded_choice
+from ares.simulator.cluster import Simulation
+from ares.simulator.decisions import least_loaded, used_tokens
+from ares.simulator.loop import run_until
+from ares.simulator.state import BLOCK_SIZE
+from tests.simulator.test_reference import small, workload
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("rate", [5.0, 40.0])
+def test_least_loaded_equals_the_rule_over_every_load(seed: int, rate: float) -> None:
+    work = workload(seed, 200, rate)
+    sizes = [1600, 1616, 1632, 1600, 1584, 1616]
+    state = Simulation(work, [small(size) for size in sizes], [small(4000)], preset("static-rr"), "rr").build()
+    capacity = state.total_blocks * int(state.scalars[BLOCK_SIZE])
+    chosen = set()
+    for moment in np.random.default_rng(seed).uniform(0, 200 / rate * 2, 150).cumsum() / 75:
+        run_until(state, moment)
+        state.closed[seed] = moment > 20 / rate
+        load = np.array([used_tokens(state, instance, moment) for instance in range(len(sizes))])
+        for tokens in (1, 200, 1400):
+            expected = least_loaded_choice(load, capacity, state.closed, tokens)
+            assert least_loaded(state, tokens, moment) == expected
+            chosen.add(expected)
+    assert len(chosen) > 2
+    state.closed[:] = 1
+    assert least_loaded(state, 10, moment) == -1
