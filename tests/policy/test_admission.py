@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ares.policy.admission import admission_choice, checked_horizon, offered_load, strictness
+from ares.policy.admission import admission_choice
 from ares.policy.dispatch import least_loaded_choice, round_robin_choice
 from ares.policy.queue import memory_time
 
@@ -39,18 +39,6 @@ def test_nobody_enters_where_the_peak_does_not_fit() -> None:
 def test_uncertainty_counts() -> None:
     assert choose([[800.0]], [100.0], variance=np.array([[10_000.0]]), deviations=0.5) == 0
     assert choose([[800.0]], [100.0], variance=np.array([[10_000.0]]), deviations=1.5) == -1
-
-
-def test_strictness_follows_the_offered_load() -> None:
-    # 2e8 token-steps every 10 s on 400,000 tokens at 25 ms: 1.25 times what can be served.
-    assert offered_load(2e8, 1.0, 10.0, 4e5, 0.025) == pytest.approx(1.25)
-    assert offered_load(2e8, 2.0, 10.0, 4e5, 0.025) == pytest.approx(0.625)
-    assert strictness(0.5, 0.9, 1.1) == 0.0
-    assert strictness(1.0, 0.9, 1.1) == pytest.approx(0.5)
-    assert strictness(7.0, 0.9, 1.1) == 1.0
-    assert checked_horizon(0.0, 100, 10_000) == pytest.approx(100)
-    assert checked_horizon(0.5, 100, 10_000) == pytest.approx(1000)
-    assert checked_horizon(1.0, 100, 10_000) == pytest.approx(10_000)
 
 
 def test_memory_time() -> None:

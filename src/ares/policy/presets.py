@@ -26,6 +26,8 @@ class Preset:
         open: straight to the instance; forecast: held until the predicted peak of memory fits.
     queue
         fcfs, or volume: smallest predicted memory-time first, the largest gives way.
+    suspends
+        Whether a long request with time to spare gives way to one that waits; needs admission by forecast.
     predicts
         Whether predictions are used where there are any.
     admission_settings
@@ -39,6 +41,7 @@ class Preset:
     settings: RebalanceSettings = field(default_factory=RebalanceSettings)
     admission: str = "open"
     queue: str = "fcfs"
+    suspends: bool = False
     predicts: bool = False
     admission_settings: AdmissionSettings = field(default_factory=AdmissionSettings)
     suspend_settings: SuspendSettings = field(default_factory=SuspendSettings)
@@ -81,9 +84,16 @@ PRESETS: dict[str, Preset] = {
     "ares-admission": Preset(
         dispatch="forecast", rebalance="none", admission="forecast", queue="volume", predicts=True
     ),
+    "ares-suspension": Preset(
+        dispatch="forecast", rebalance="none", admission="forecast", queue="volume", suspends=True, predicts=True
+    ),
     "ares-rebalance": Preset(dispatch="least_loaded", rebalance="ares", predicts=True),
-    "ares": Preset(dispatch="forecast", rebalance="ares", admission="forecast", queue="volume", predicts=True),
-    "ares-oracle": Preset(dispatch="forecast", rebalance="oracle", admission="forecast", queue="volume", predicts=True),
+    "ares": Preset(
+        dispatch="forecast", rebalance="ares", admission="forecast", queue="volume", suspends=True, predicts=True
+    ),
+    "ares-oracle": Preset(
+        dispatch="forecast", rebalance="oracle", admission="forecast", queue="volume", suspends=True, predicts=True
+    ),
 }
 
 

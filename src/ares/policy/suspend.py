@@ -18,11 +18,13 @@ class SuspendSettings:
     ttft_s, tpot_s
         The objectives that requests are to meet.
     after_s
-        How long a request waits before another is suspended for it; infinite turns suspension off.
+        How long a request waits before another is suspended for it.
     least_slack_s
         Seconds that a request must have to spare to be suspended.
     urgent_s
         A suspended request with less to spare resumes before all others.
+    urgent_steps
+        Steps ahead for which there must be room for it then.
     longest_s
         A suspended request resumes before all others after this time, whatever its objective: the bound on starvation.
     ratio
@@ -31,11 +33,12 @@ class SuspendSettings:
 
     ttft_s: float = 20.0
     tpot_s: float = 0.03
-    after_s: float = float("inf")
+    after_s: float = 1.0
     least_slack_s: float = 60.0
     urgent_s: float = 20.0
+    urgent_steps: float = 125.0
     longest_s: float = 900.0
-    ratio: float = 4.0
+    ratio: float = 1.3
 
 
 def final_slack_s(tpot_s: float, generated: float, elapsed_s: float, remaining: float, step_s: float) -> float:

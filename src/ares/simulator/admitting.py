@@ -13,32 +13,18 @@ from ares.simulator.state import (
     AGE_HEAD,
     AGE_SHARE,
     BLOCK_SIZE,
-    FULL_STEP_S,
-    HANDED_OUT,
     HAS_PREDICTION,
     HEADROOM,
     HELD,
     HOLD,
-    HORIZON,
-    HORIZON_STRICT,
-    LAST_HANDOUT_S,
-    LAX_BELOW,
     LEAST_SLACK_S,
-    MEAN_GAP_S,
-    MEAN_PREDICTED,
-    MEAN_TRUE,
-    MEAN_VOLUME,
     NOBODY,
     QUEUE_SIZE,
-    ROOM_FLOOR,
-    ROOM_FOR_SHORT,
     SAFETY,
-    SHORT,
     SLO_TTFT_S,
-    STRICT_ABOVE,
     SUSPEND_AFTER_S,
     SUSPENDED_COUNT,
-    WINDOW,
+    URGENT_STEPS,
     State,
 )
 from ares.simulator.suspension import is_urgent, make_room, next_to_resume, take_suspended
@@ -48,9 +34,6 @@ _LOST = 1e15  # added to the key of a request that has missed its first token: a
 
 admission_choice = compiled(admission.admission_choice)
 memory_time = compiled(queue.memory_time)
-offered_load = compiled(admission.offered_load)
-strictness = compiled(admission.strictness)
-checked_horizon = compiled(admission.checked_horizon)
 
 
 @compiled
@@ -65,21 +48,8 @@ def hand_out(state: State, request: int, moment: float) -> None:
     if state.scalars[HOLD] == 0.0:
         place(state, request, moment)
         return
-    note_arrival(state, state.queue_key[request], moment)
     hold(state, request)
     admit_held(state, moment)
-
-
-@compiled
-def note_arrival(state: State, volume: float, moment: float) -> None:
-    """Average memory-time and time between requests: plainly at first, exponentially from a window's worth on."""
-    seen = state.scalars[HANDED_OUT] + 1.0
-    state.scalars[HANDED_OUT] = seen
-    share = 1.0 / min(seen, state.scalars[WINDOW])
-    state.scalars[MEAN_VOLUME] += share * (volume - state.scalars[MEAN_VOLUME])
-    gap = moment - state.scalars[LAST_HANDOUT_S]
-    state.scalars[MEAN_GAP_S] += share * (gap - state.scalars[MEAN_GAP_S])
-    state.scalars[LAST_HANDOUT_S] = moment
 
 
 @compiled
@@ -113,28 +83,21 @@ def admit_held(state: State, moment: float) -> None:
     points = len(state.grid)
     mean, variance = np.zeros(points), np.zeros(points)
     capacity = state.total_blocks * int(state.scalars[BLOCK_SIZE])
-    total = 0.0
     for instance in range(len(state.time)):
-        total += (1 - state.closed[instance]) * capacity[instance]
         if moment - state.forecast_time[instance] > _STALE_S:
             refresh(state, instance, moment)
-    true_volume = state.scalars[MEAN_TRUE]
-    bias = state.scalars[MEAN_PREDICTED] / true_volume if true_volume > 0.0 else 1.0
-    gap = state.scalars[MEAN_GAP_S]
-    offered = offered_load(state.scalars[MEAN_VOLUME], bias, gap, total, state.scalars[FULL_STEP_S])
-    strict = strictness(offered, state.scalars[LAX_BELOW], state.scalars[STRICT_ABOVE])
     suspends = np.isfinite(state.scalars[SUSPEND_AFTER_S])
     while True:
         position, spare = next_to_resume(state, moment, quantiles) if suspends else (-1, 0.0)
         urgent = position >= 0 and is_urgent(state, spare)
-        if urgent and _resume(state, position, 0.0, capacity, mean, variance, moment):
+        if urgent and _resume(state, position, True, capacity, mean, variance, moment):
             continue
         waiting = _first(state, moment, suspends)
-        if waiting != NOBODY and _admit(state, waiting, strict, capacity, mean, variance, moment, suspends):
+        if waiting != NOBODY and _admit(state, waiting, capacity, mean, variance, moment, suspends):
             continue
         if waiting != NOBODY and state.queue_key[waiting] < _LOST:
             return
-        if position >= 0 and _resume(state, position, strict, capacity, mean, variance, moment):
+        if position >= 0 and _resume(state, position, False, capacity, mean, variance, moment):
             continue
         return
 
@@ -164,7 +127,6 @@ def _first(state: State, moment: float, suspends: bool) -> int:
 def _admit(
     state: State,
     request: int,
-    strict: float,
     capacity: NDArray[np.int64],
     mean: NDArray[np.float64],
     variance: NDArray[np.float64],
@@ -177,13 +139,13 @@ def _admit(
     oldest = state.by_age[state.counters[AGE_HEAD] % len(state.by_age)]
     size = state.queue_key[oldest] % _LOST
     if state.scalars[AGE_CREDIT] >= size:
-        chosen = _fit(state, oldest, strict, capacity, mean, variance)
+        chosen = _fit(state, oldest, False, capacity, mean, variance)
         if chosen >= 0:
             state.scalars[AGE_CREDIT] -= size
             _enter(state, oldest, chosen, mean, variance, moment)
             return True
         # It goes on waiting for room; whoever is small enough to fit does not wait with it.
-    chosen = _fit(state, request, strict, capacity, mean, variance)
+    chosen = _fit(state, request, False, capacity, mean, variance)
     waited = moment - state.arrival[request]
     if chosen < 0 and suspends and state.scalars[SUSPEND_AFTER_S] <= waited <= state.scalars[SLO_TTFT_S]:
         tokens = state.prompt[request] + state.generated[request] + mean[1]
@@ -213,7 +175,7 @@ def _enter(
 def _resume(
     state: State,
     position: int,
-    strict: float,
+    urgent: bool,
     capacity: NDArray[np.int64],
     mean: NDArray[np.float64],
     variance: NDArray[np.float64],
@@ -221,7 +183,7 @@ def _resume(
 ) -> bool:
     """Let a suspended request run again where it fits; its tokens are prefilled anew first."""
     request = state.suspended_list[position]
-    chosen = _fit(state, request, strict, capacity, mean, variance)
+    chosen = _fit(state, request, urgent, capacity, mean, variance)
     if chosen < 0:
         return False
     take_suspended(state, position)
@@ -240,12 +202,15 @@ def _resume(
 def _fit(
     state: State,
     request: int,
-    strict: float,
+    urgent: bool,
     capacity: NDArray[np.int64],
     mean: NDArray[np.float64],
     variance: NDArray[np.float64],
 ) -> int:
-    """Return where a held request may enter, or -1; its own curve is left in `mean` and `variance`."""
+    """Return where a held request may enter, or -1; its own curve is left in `mean` and `variance`.
+
+    An urgent one needs room for its next steps only: it has time to be suspended again, and none to wait.
+    """
     quantiles = np.empty(3)
     predict(state, request, state.generated[request], quantiles)
     mean[:] = 0.0
@@ -254,11 +219,10 @@ def _fit(
     own_curve(resident, quantiles, np.array([0.3, 0.4, 0.3]), state.grid, mean, variance)
     points = len(state.grid)
     checked = 1
-    horizon = min(quantiles[2], checked_horizon(strict, state.scalars[HORIZON], state.scalars[HORIZON_STRICT]))
+    horizon = min(quantiles[2], state.scalars[URGENT_STEPS]) if urgent else quantiles[2]
     while checked < points and state.grid[checked] < horizon:
         checked += 1
-    left = quantiles[1]
-    kept = max(strict, state.scalars[ROOM_FLOOR]) * state.scalars[ROOM_FOR_SHORT] * left / (left + state.scalars[SHORT])
+    deviations = 0.0 if urgent else state.scalars[SAFETY]
     return int(
         admission_choice(
             state.expected,
@@ -268,7 +232,7 @@ def _fit(
             mean,
             variance,
             checked,
-            strict * state.scalars[SAFETY],
-            state.scalars[HEADROOM] + kept,
+            deviations,
+            state.scalars[HEADROOM],
         )
     )

@@ -140,6 +140,7 @@ def simulate(
         scenario = scenarios.Scenario(
             trace, trace_format, requests, prefill, decode, profile, prefill_profile, predictor, period,
             admission=admission, dispatch=dispatch, rebalance=rebalance, queue=queue,
+            slo_ttft=slo_ttft, slo_tpot=slo_tpot,
         )  # fmt: skip
         outcomes, runs = [], []
         names = presets or DEFAULT_PRESETS
@@ -199,8 +200,9 @@ def sweep(
         if min(points) <= 0:
             raise ValueError("--loads: must be positive")
         scenario = scenarios.Scenario(
-            trace, trace_format, requests, prefill, decode, profile, prefill_profile, predictor, period
-        )
+            trace, trace_format, requests, prefill, decode, profile, prefill_profile, predictor, period,
+            slo_ttft=slo_ttft, slo_tpot=slo_tpot,
+        )  # fmt: skip
         names = presets or DEFAULT_PRESETS
         for name in names:
             scenario.simulation(name, points[0], None, 0)  # bad input ends here, before any process starts

@@ -6,7 +6,7 @@ The rules are the functions of `ares.policy`, compiled as they stand; this file 
 import numpy as np
 from numpy.typing import NDArray
 
-from ares.policy import admission, dispatch, queue
+from ares.policy import dispatch
 from ares.policy.forecast import own_curve as plain_own_curve
 from ares.simulator.blocks import taken
 from ares.simulator.compiled import compiled
@@ -26,13 +26,8 @@ from ares.simulator.state import (
 _STALE_S = 0.5  # telemetry of a live engine is no fresher
 
 own_curve = compiled(plain_own_curve)
-admission_choice = compiled(admission.admission_choice)
 least_loaded_choice = compiled(dispatch.least_loaded_choice)
 round_robin_choice = compiled(dispatch.round_robin_choice)
-memory_time = compiled(queue.memory_time)
-offered_load = compiled(admission.offered_load)
-strictness = compiled(admission.strictness)
-checked_horizon = compiled(admission.checked_horizon)
 
 
 @compiled

@@ -49,6 +49,18 @@ def capacity_rps(work: Workload, decode: Sequence[Profile], prefill: Sequence[Pr
     return rate
 
 
+def slo_share_bound(work: Workload, load: float) -> float:
+    """Return the largest share of requests that any policy could serve at this load, in the fluid limit.
+
+    An all-knowing policy would leave out the requests with the largest memory-time until the rest fits. What still
+    runs after the last arrival is not counted, which matters for spans of a few lifetimes only.
+    """
+    if load <= 1.0:
+        return 1.0
+    volumes = np.cumsum(np.sort(work.memory_time))
+    return float(np.searchsorted(volumes, volumes[-1] / load, side="right") / len(work))
+
+
 def ttft_s(outcome: Outcome) -> FloatArray:
     """Time to first token with every wait, that for decode included, shape (R,)."""
     return outcome.first_token_s - outcome.workload.arrival_s
@@ -90,10 +102,12 @@ def summary(outcome: Outcome, load: float, slo_ttft: float, slo_tpot: float) -> 
         "tpot_s": percentiles(each[work.output_tokens > 1] if (work.output_tokens > 1).any() else each),
         "goodput_rps": float(good.sum() / span),
         "slo_share": float(good.mean()),
+        "slo_share_bound": slo_share_bound(work, load),
         "throughput_rps": float((outcome.finish_s <= work.arrival_s[-1]).sum() / span),
         "preemptions": outcome.preemptions,
         "oom_events": outcome.oom_events,
         "migrations": outcome.migrations,
+        "suspensions": outcome.suspensions,
         "migrated_bytes": outcome.migrated_bytes,
         "imbalance": float((use.std(axis=1) / mean).mean()),
         "longest_wait_s": float(first.max()),

@@ -14,11 +14,8 @@ from ares.simulator.state import (
     KINDS,
     KV_BYTES,
     LATENCY_S,
-    MEAN_PREDICTED,
-    MEAN_TRUE,
     NOBODY,
     PULL_DONE,
-    WINDOW,
     State,
 )
 
@@ -97,9 +94,3 @@ def note_finish(state: State, request: int, moment: float) -> None:
     state.finish[request] = moment
     state.moving[request] = 0
     state.counters[FINISHED_COUNT] += 1
-    # What the prediction at its arrival was worth, for the offered load that admission goes by.
-    share = 1.0 / min(float(state.counters[FINISHED_COUNT]), max(state.scalars[WINDOW], 1.0))
-    output = float(state.output[request])
-    true_volume = output * (state.prompt[request] + output / 2.0)
-    state.scalars[MEAN_TRUE] += share * (true_volume - state.scalars[MEAN_TRUE])
-    state.scalars[MEAN_PREDICTED] += share * (state.queue_key[request] - state.scalars[MEAN_PREDICTED])

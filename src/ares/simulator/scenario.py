@@ -1,6 +1,6 @@
 """A scenario: workload, cluster and predictor, resolved from what the command line names."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ares.policy import preset
@@ -30,6 +30,8 @@ class Scenario:
     dispatch: str | None = None
     rebalance: str | None = None
     queue: str | None = None
+    slo_ttft: float = 20.0
+    slo_tpot: float = 0.03
 
     def workload(self, seed: int) -> Workload:
         """Draw or read the requests; the seed matters to synthetic ones only."""
@@ -64,6 +66,8 @@ class Scenario:
         chosen = preset(name).altered(
             dispatch=self.dispatch, admission=self.admission, rebalance=self.rebalance, queue=self.queue
         )
+        objectives = replace(chosen.suspend_settings, ttft_s=self.slo_ttft, tpot_s=self.slo_tpot)
+        chosen = replace(chosen, suspend_settings=objectives)
         simulation = Simulation(work, decode, prefill, chosen, name, self.error(), self.period_s, seed)
         return simulation, work.rate / capacity
 

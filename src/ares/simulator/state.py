@@ -179,22 +179,8 @@ WORDS = 3
     HEADROOM,
     SAFETY,
     NOW,
-    HORIZON,
-    ROOM_FOR_SHORT,
-    SHORT,
-    HORIZON_STRICT,
-    LAX_BELOW,
-    STRICT_ABOVE,
-    WINDOW,
     FULL_STEP_S,
-    HANDED_OUT,
-    MEAN_VOLUME,
-    MEAN_GAP_S,
-    LAST_HANDOUT_S,
-    MEAN_PREDICTED,
-    MEAN_TRUE,
     LONGEST,
-    ROOM_FLOOR,
     SLO_TTFT_S,
     SLO_TPOT_S,
     SUSPEND_AFTER_S,
@@ -202,8 +188,9 @@ WORDS = 3
     URGENT_S,
     LONGEST_SUSPENSION_S,
     SUSPEND_RATIO,
+    URGENT_STEPS,
     SCALARS,
-) = range(45)
+) = range(32)
 
 
 def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: int) -> State:
