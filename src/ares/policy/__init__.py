@@ -11,6 +11,7 @@ from ares.policy.moves import Move, RebalanceSettings
 from ares.policy.placement import DISPATCHERS
 from ares.policy.presets import PRESETS, Preset, preset
 from ares.policy.rebalance import REBALANCERS, Rebalance, rebalancer
+from ares.policy.suspend import SuspendSettings
 
 __all__ = [
     "DISPATCHERS",
@@ -24,6 +25,7 @@ __all__ = [
     "Preset",
     "Rebalance",
     "RebalanceSettings",
+    "SuspendSettings",
     "dispatcher",
     "forecast",
     "preset",

@@ -19,6 +19,7 @@ from ares.simulator.state import (
     HOLD,
     LEAST_SLACK_S,
     NOBODY,
+    PREFILL_RESUMES,
     QUEUE_SIZE,
     SAFETY,
     SLO_TTFT_S,
@@ -181,14 +182,17 @@ def _resume(
     variance: NDArray[np.float64],
     moment: float,
 ) -> bool:
-    """Let a suspended request run again where it fits; its tokens are prefilled anew first."""
+    """Let a suspended request run again where it fits; its tokens are prefilled anew first.
+
+    On a prefill instance, where one is large enough: a decode instance would hold up its whole batch.
+    """
     request = state.suspended_list[position]
     chosen = _fit(state, request, urgent, capacity, mean, variance)
     if chosen < 0:
         return False
     take_suspended(state, position)
     state.computed[request] = 0
-    if len(state.prefill_backlog) == 0:
+    if state.scalars[PREFILL_RESUMES] == 0.0:
         _enter(state, request, chosen, mean, variance, moment)
         return True
     state.expected[chosen] += mean

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ares.simulator.cluster import Outcome
-from ares.simulator.state import BLOCK_ERRORS, FINISHED, NOBODY
+from ares.simulator.state import BLOCK_ERRORS, FINISHED, NOBODY, SUSPENDED_COUNT
 
 
 def violations(outcome: Outcome, prefill_tokens: int) -> list[str]:
@@ -28,6 +28,7 @@ def violations(outcome: Outcome, prefill_tokens: int) -> list[str]:
     check(bool((state.first_token > work.arrival_s).all()), "I1: a first token before its request")
     check(bool((state.finish >= state.first_token).all()), "I1: an end before the first token")
     check(int(state.batch.sum() + state.prefilling.sum() + state.ready_count.sum()) == 0, "I2: an instance still owns")
+    check(int(state.counters[SUSPENDED_COUNT]) == 0, "I1: a request is still suspended")
     check(bool((state.head == NOBODY).all()), "I1: a request still waits")
     check(int(np.abs(state.phase).sum()) == 0, "I5: the histogram of phases is not empty")
     check(bool((state.resident == 0).all()), f"I5: resident tokens are left: {state.resident}")

@@ -189,8 +189,9 @@ WORDS = 3
     LONGEST_SUSPENSION_S,
     SUSPEND_RATIO,
     URGENT_STEPS,
+    PREFILL_RESUMES,
     SCALARS,
-) = range(32)
+) = range(33)
 
 
 def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: int) -> State:
