@@ -28,13 +28,22 @@ class AdmissionSettings:
         Standard deviations above the expectation that must still fit.
     headroom
         Share of an instance's KV that admission leaves free.
+    tpot_margin
+        Where TPOT has an objective, an instance is also full when a step takes the objective less this share.
     age_share
         Share of the admitted memory-time that goes to whoever has waited longest: the bound on starvation.
     """
 
     deviations: float = 1.0
     headroom: float = 0.01
+    tpot_margin: float = 0.05
     age_share: float = 0.05
+
+
+def tokens_within(step_s: float, base_s: float, per_request_s: float, per_token_s: float, batch: int) -> float:
+    """Return the resident tokens with which a step of a batch takes `step_s`; infinite where no token costs time."""
+    spare = step_s - base_s - per_request_s * batch
+    return spare / per_token_s if per_token_s > 0.0 else np.inf
 
 
 def admission_choice(

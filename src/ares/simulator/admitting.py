@@ -12,6 +12,7 @@ from ares.simulator.state import (
     AGE_CREDIT,
     AGE_HEAD,
     AGE_SHARE,
+    BASE_S,
     BLOCK_SIZE,
     HAS_PREDICTION,
     HEADROOM,
@@ -19,10 +20,13 @@ from ares.simulator.state import (
     HOLD,
     LEAST_SLACK_S,
     NOBODY,
+    PER_REQUEST_S,
+    PER_RESIDENT_S,
     PREFILL_RESUMES,
     QUEUE_SIZE,
     SAFETY,
     SLO_TTFT_S,
+    STEP_BUDGET_S,
     SUSPEND_AFTER_S,
     SUSPENDED_COUNT,
     URGENT_STEPS,
@@ -34,6 +38,7 @@ _STALE_S = 0.5  # telemetry of a live engine is no fresher
 _LOST = 1e15  # added to the key of a request that has missed its first token: all others come first
 
 admission_choice = compiled(admission.admission_choice)
+tokens_within = compiled(admission.tokens_within)
 memory_time = compiled(queue.memory_time)
 
 
@@ -83,7 +88,7 @@ def admit_held(state: State, moment: float) -> None:
     quantiles = np.empty(3)
     points = len(state.grid)
     mean, variance = np.zeros(points), np.zeros(points)
-    capacity = state.total_blocks * int(state.scalars[BLOCK_SIZE])
+    capacity = _capacity(state)
     for instance in range(len(state.time)):
         if moment - state.forecast_time[instance] > _STALE_S:
             refresh(state, instance, moment)
@@ -101,6 +106,19 @@ def admit_held(state: State, moment: float) -> None:
         if position >= 0 and _resume(state, position, False, capacity, mean, variance, moment):
             continue
         return
+
+
+@compiled
+def _capacity(state: State) -> NDArray[np.int64]:
+    """Return the tokens that each instance can hold, and decode in the time that a step may take."""
+    capacity = state.total_blocks * int(state.scalars[BLOCK_SIZE])
+    for instance in range(len(capacity)):
+        law = state.law[instance]
+        budget, batch = state.scalars[STEP_BUDGET_S], state.batch[instance] + 1
+        tokens = tokens_within(budget, law[BASE_S], law[PER_REQUEST_S], law[PER_RESIDENT_S], batch)
+        if 0.0 < tokens < capacity[instance]:  # none at all: the objective is out of reach, and memory decides
+            capacity[instance] = int(tokens)
+    return capacity
 
 
 @compiled

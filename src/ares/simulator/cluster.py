@@ -47,6 +47,7 @@ from ares.simulator.state import (
     SLO_TPOT_S,
     SLO_TTFT_S,
     STALL_S,
+    STEP_BUDGET_S,
     SUSPEND_AFTER_S,
     SUSPEND_RATIO,
     SUSPENSIONS,
@@ -151,6 +152,9 @@ class Simulation:
         suspension = self.preset.suspend_settings
         predicts = self.error.predicts and self.preset.predicts
         exact = self.preset.rebalance == "oracle"
+        full_step = float((state.law[:, 0] + state.law[:, 2] * state.total_blocks * first.block_size).mean())
+        objective = suspension.tpot_s * (1.0 - settings.tpot_margin)
+        step_budget = objective if predicts and self.preset.suspends else np.inf
         values = {
             BLOCK_SIZE: first.block_size,
             BUDGET: first.max_num_batched_tokens,
@@ -172,7 +176,8 @@ class Simulation:
             HEADROOM: settings.headroom,
             SAFETY: settings.deviations,
             LONGEST: int(work.output_tokens.max()),
-            FULL_STEP_S: float((state.law[:, 0] + state.law[:, 2] * state.total_blocks * first.block_size).mean()),
+            FULL_STEP_S: min(full_step, step_budget),
+            STEP_BUDGET_S: step_budget,
             SLO_TTFT_S: suspension.ttft_s,
             SLO_TPOT_S: suspension.tpot_s,
             SUSPEND_AFTER_S: suspension.after_s if predicts and self.preset.suspends else np.inf,

@@ -190,8 +190,9 @@ WORDS = 3
     SUSPEND_RATIO,
     URGENT_STEPS,
     PREFILL_RESUMES,
+    STEP_BUDGET_S,
     SCALARS,
-) = range(33)
+) = range(34)
 
 
 def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: int) -> State:
