@@ -36,7 +36,7 @@ class AdmissionSettings:
 
     deviations: float = 1.0
     headroom: float = 0.01
-    tpot_margin: float = 0.05
+    tpot_margin: float = 0.1
     age_share: float = 0.05
 
 
