@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ares import __version__
+from ares import __version__, predictor_cli
 from ares.bench import cli as bench
 from ares.engine.defaults import DEFAULT_PULL_BYTES
 from ares.model import DEFAULT_MODEL, ModelError
@@ -28,6 +28,7 @@ app = typer.Typer(
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.add_typer(bench.app, name="bench")
 app.add_typer(simulator.app, name="simulate")
+app.add_typer(predictor_cli.app, name="predictor")
 _errors = Console(stderr=True)
 
 Model = Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")]
@@ -40,10 +41,11 @@ def main() -> None:
     """Run the command; what a user can mend is one line and status 2, not a traceback."""
     from ares.config import ConfigError
     from ares.local import ClusterError
+    from ares.predictor.errors import PredictorError
 
     try:
         app()
-    except (ModelError, ConfigError, ClusterError) as error:
+    except (ModelError, ConfigError, ClusterError, PredictorError) as error:
         fail(str(error))
 
 
