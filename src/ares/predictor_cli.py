@@ -149,7 +149,9 @@ def noise_floor(
     for output in _generated(Generator(settings), todo, limits, until):
         lengths.setdefault(int(output.request.split(".")[0]), []).append(len(output.output_tokens))
     drawn = [
-        floor.Prefix(pairs.requests[pairs.output[row]], int(pairs.position[row]), int(pairs.room[row]), tuple(lengths[row]))
+        floor.Prefix(
+            pairs.requests[pairs.output[row]], int(pairs.position[row]), int(pairs.room[row]), tuple(lengths[row])
+        )
         for row in rows.tolist()
         if len(lengths.get(row, ())) == continuations
     ]
@@ -184,7 +186,9 @@ def train(
 
     settings = defaults(arch, seed=seed, epochs=epochs, patience=patience, members=members, rate=rate)
     pairs = dataset.load(data)
-    with Progress(TextColumn("epoch {task.completed}"), TextColumn("{task.fields[shown]}"), console=_errors) as progress:
+    with Progress(
+        TextColumn("epoch {task.completed}"), TextColumn("{task.fields[shown]}"), console=_errors
+    ) as progress:
         task = progress.add_task("epochs", total=epochs, shown="")
 
         def on_epoch(entry: dict[str, float]) -> None:
@@ -230,7 +234,16 @@ def evaluate(
 
 def _print(result: dict[str, Any]) -> None:
     table = Table(title=f"test set: {result['test']['pairs']} pairs of {result['test']['prompts']} prompts")
-    columns = ("mae", "mae_interval", "relative_mae", "kendall_tau", "crps", "p50_coverage", "p90_coverage", "parameters")
+    columns = (
+        "mae",
+        "mae_interval",
+        "relative_mae",
+        "kendall_tau",
+        "crps",
+        "p50_coverage",
+        "p90_coverage",
+        "parameters",
+    )
     for column in ("name", *columns):
         table.add_column(column.replace("_", " "), justify="right")
     for model in result["models"]:

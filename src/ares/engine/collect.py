@@ -54,7 +54,7 @@ class Generator:
         if is_cpu_build():
             os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
         # Only now: vLLM reads the environment while it is imported.
-        from vllm import LLM
+        from ares.engine.vllm_names import LLM
 
         options: dict[str, Any] = {"enforce_eager": True, "kv_cache_memory_bytes": _CPU_KV_BYTES}
         llm = LLM(
@@ -96,7 +96,7 @@ class Generator:
             When (`time.monotonic`) to begin no more outputs. What runs then is still completed: to drop it would
             leave out the long ones.
         """
-        from vllm import SamplingParams
+        from ares.engine.vllm_names import SamplingParams
 
         settings = self._settings
         waiting = list(zip(outputs, limits or [settings.limit] * len(outputs), strict=True))[::-1]

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# The field of kv_transfer_params with the number of output tokens that a prompt ends with.
+GENERATED = "ares_generated"
+
 
 @dataclass(slots=True)
 class TappedRequest:
@@ -31,6 +34,13 @@ class TappedRequest:
     sampling: Any
     position: int
     output_tokens: list[int]
+
+    @property
+    def generated_before(self) -> int:
+        """Tokens at the end of the prompt that earlier instances generated, as the gateway says."""
+        extra = getattr(self.sampling, "extra_args", None) or {}
+        count = (extra.get("kv_transfer_params") or {}).get(GENERATED, 0)
+        return count if isinstance(count, int) and 0 <= count < len(self.prompt_tokens) else 0
 
 
 @dataclass(frozen=True, slots=True)

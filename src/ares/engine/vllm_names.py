@@ -4,7 +4,8 @@ tests/engine/test_compatibility.py checks each name and each attribute listed he
 fails with a clear message instead of misbehaving.
 """
 
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm import LLM, SamplingParams
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole, KVConnectorWorkerMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import base_worker
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlBaseConnector, NixlPullConnector
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata
@@ -45,7 +46,14 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "_handle_failed_transfer",
         "_read_blocks_for_req",
     ),
-    NixlPullConnector: ("bind_kv_cache_manager", "get_transfer_results", "start_load_kv"),
+    NixlPullConnector: (
+        "bind_kv_cache_manager",
+        "build_connector_worker_meta",
+        "get_transfer_results",
+        "start_load_kv",
+    ),
+    # What the hidden-state tap stands on (engine/tap.py).
+    PlatformWorker: ("load_model", "execute_model", "sample_tokens", "shutdown"),
     Request: ("num_tokens", "num_output_tokens", "is_finished"),
 }
 # Attributes that exist only on objects: looked up in the source of the class that sets them.
@@ -68,6 +76,17 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "_ready_requests",
         "nixl_wrapper",
     ),
+    SchedulerOutput: (
+        "finished_req_ids",
+        "scheduled_new_reqs",
+        "scheduled_cached_reqs",
+        "num_scheduled_tokens",
+        "scheduled_spec_decode_tokens",
+    ),
+    NewRequestData: ("req_id", "prompt_token_ids", "sampling_params", "num_computed_tokens"),
+    CachedRequestData: ("req_ids", "num_computed_tokens"),
+    ModelRunnerOutput: ("req_ids", "sampled_token_ids"),
+    PlatformWorker: ("model_runner", "vllm_config", "device"),
     Request: (
         "max_tokens",
         "stop_reason",
@@ -83,9 +102,14 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
 __all__ = [
     "ATTRIBUTES",
     "INSTANCE_ATTRIBUTES",
+    "LLM",
     "SUPPORTED_VERSION",
+    "CachedRequestData",
     "FlexibleArgumentParser",
     "KVConnectorRole",
+    "KVConnectorWorkerMetadata",
+    "ModelRunnerOutput",
+    "NewRequestData",
     "NixlBaseConnector",
     "NixlConnectorMetadata",
     "NixlPullConnector",
@@ -94,6 +118,8 @@ __all__ = [
     "PlatformWorker",
     "Request",
     "RequestStatus",
+    "SamplingParams",
+    "SchedulerOutput",
     "base_worker",
     "cli_env_setup",
     "current_platform",

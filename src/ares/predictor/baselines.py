@@ -69,7 +69,7 @@ class ResidualLife:
 
     def quantiles(self, pairs: Pairs) -> Array:
         """Return the conditional quantiles; where the curve ends above a level, the room."""
-        result = np.empty((len(pairs), len(LEVELS)))
+        result: Array = np.empty((len(pairs), len(LEVELS)))
         positions, rows = np.unique(pairs.position, return_inverse=True)
         for n, position in enumerate(positions):
             start = np.searchsorted(self._times, position, side="right")
@@ -103,8 +103,9 @@ class PromptOnly:
         total = np.stack([of_output[n] for n in pairs.output.tolist()])
         position = pairs.position[:, None].astype(float)
         if not self._conditional:
-            return np.maximum(total - position, 0.5)
-        result = np.empty_like(total)
+            counted: Array = np.maximum(total - position, 0.5)
+            return counted
+        result: Array = np.empty_like(total)
         for n, row in enumerate(total):
             passed = np.interp(position[n, 0], row, _LEVELS, left=0.0, right=LEVELS[-1])
             result[n] = np.interp(passed + (1 - passed) * _LEVELS, _LEVELS, row)
@@ -136,5 +137,3 @@ class Auxiliary:
         rows = np.array([where[key] for key in zip(pairs.output, pairs.position, strict=True)], np.int64)
         source = replace(pairs.source, hidden_size=self._embedded.shape[1])
         return replace(pairs, source=source, states=self._embedded[rows])
-
-

@@ -63,7 +63,9 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     tensors = {f"network.{name}": t.contiguous() for name, t in checkpoint.network.state_dict().items()}
     tensors = {n: t.half() if t.dim() == 2 else t for n, t in tensors.items()}
     tensors |= {"center": checkpoint.center, "scale": checkpoint.scale}
-    fields = {name: str(getattr(checkpoint, name)) for name in ("arch", "model", "hidden_size", "tap", "every", "limit")}
+    fields = {
+        name: str(getattr(checkpoint, name)) for name in ("arch", "model", "hidden_size", "tap", "every", "limit")
+    }
     described = fields | {
         "format": FORMAT,
         "options": json.dumps(checkpoint.options),
@@ -105,7 +107,7 @@ def load(path: Path) -> Checkpoint:
         network = build(described["arch"], hidden_size, options)
         states = {n.removeprefix("network."): t.float() for n, t in tensors.items() if n.startswith("network.")}
         if not all(torch.isfinite(t).all() for t in tensors.values()):
-            raise ValueError("weights that are not finite")  # noqa: TRY301
+            raise ValueError("weights that are not finite")
         network.load_state_dict(states)
         checkpoint = Checkpoint(
             network=network.eval(),

@@ -70,7 +70,8 @@ class Pairs:
     def split(self, name: str) -> NDArray[np.bool_]:
         """Return the mask of the pairs of one split."""
         of_output = np.array([split_of(prompt) for prompt in self.prompts], np.int64)
-        return of_output[self.output] == SPLITS.index(name)
+        chosen: NDArray[np.bool_] = of_output[self.output] == SPLITS.index(name)
+        return chosen
 
 
 def load(folder: Path) -> Pairs:

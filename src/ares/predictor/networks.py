@@ -1,5 +1,6 @@
 """The two networks: ours, a distribution of the remaining length, and the paper's, one number."""
 
+import itertools
 from typing import Any, Protocol
 
 import torch
@@ -91,7 +92,7 @@ class PaperNetwork(nn.Module):  # type: ignore[misc] # likewise
         super().__init__()
         widths = (hidden_size, *_PAPER)
         layers: list[Any] = []
-        for left, right in zip(widths, widths[1:], strict=False):
+        for left, right in itertools.pairwise(widths):
             layers += [nn.Linear(left, right), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
         self.register_buffer("spread", torch.zeros(len(hazard.LEVELS)))

@@ -125,7 +125,7 @@ def write(folder: Path, source: Source, outputs: Sequence[Output]) -> Path:
     lengths = np.array([len(o.output_tokens) for o in outputs], np.int32)
     position = np.array([p for o in outputs for p in o.positions], np.int32)
     states = [s for o in outputs for s in o.states]
-    tensors = {
+    tensors: dict[str, NDArray[Any]] = {
         "states": np.stack(states) if states else np.zeros((0, source.hidden_size), np.float16),
         "output": row.astype(np.int32),
         "position": position,
@@ -204,7 +204,7 @@ def _check(source: Source, requests: list[str], prompts: list[str], tensors: dic
             raise ValueError(f"{name} has shape {tensors[name].shape}, expected {shape}")
     if len(prompts) != outputs:
         raise ValueError(f"{len(prompts)} prompts for {outputs} outputs")
-    if pairs and not (0 <= tensors["output"].min() and tensors["output"].max() < outputs):
+    if pairs and not (tensors["output"].min() >= 0 and tensors["output"].max() < outputs):
         raise ValueError("a pair belongs to no output")
     if pairs and tensors["remaining"].min() < 0:
         raise ValueError("a remaining length is negative")

@@ -8,14 +8,65 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-_ADJECTIVES = "red old small quiet brave happy tall green clever tired young silver hungry gentle wild".split()
-_NOUNS = "fox teacher river cat farmer train child dog ship bird king garden doctor horse baker".split()
-_VERBS = "walked jumped waited slept sang worked played stood ran rested".split()
-_PLACES = (
-    "near the old bridge|in the garden|by the river|under a tall tree|behind the house|at the market|on the hill|"
-    "in the morning|after the rain|with a friend"
-).split("|")
-_THINGS = "animals|fruits|countries|colors|sports|jobs|kinds of food|things in a kitchen|cities|books".split("|")
+_ADJECTIVES = [
+    "red",
+    "old",
+    "small",
+    "quiet",
+    "brave",
+    "happy",
+    "tall",
+    "green",
+    "clever",
+    "tired",
+    "young",
+    "silver",
+    "hungry",
+    "gentle",
+    "wild",
+]
+_NOUNS = [
+    "fox",
+    "teacher",
+    "river",
+    "cat",
+    "farmer",
+    "train",
+    "child",
+    "dog",
+    "ship",
+    "bird",
+    "king",
+    "garden",
+    "doctor",
+    "horse",
+    "baker",
+]
+_VERBS = ["walked", "jumped", "waited", "slept", "sang", "worked", "played", "stood", "ran", "rested"]
+_PLACES = [
+    "near the old bridge",
+    "in the garden",
+    "by the river",
+    "under a tall tree",
+    "behind the house",
+    "at the market",
+    "on the hill",
+    "in the morning",
+    "after the rain",
+    "with a friend",
+]
+_THINGS = [
+    "animals",
+    "fruits",
+    "countries",
+    "colors",
+    "sports",
+    "jobs",
+    "kinds of food",
+    "things in a kitchen",
+    "cities",
+    "books",
+]
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -45,8 +96,7 @@ def _count_from(generator: random.Random) -> tuple[str, str]:
     first = generator.randint(1, 40)
     last = first + generator.randint(3, 40)
     return (
-        "Count as in these examples.\n\nFrom 3 to 7: 3, 4, 5, 6, 7\nFrom 11 to 14: 11, 12, 13, 14\n\n"
-        f"From {first} to {last}:",
+        f"Count as here.\n\nFrom 3 to 7: 3, 4, 5, 6, 7\nFrom 11 to 14: 11, 12, 13, 14\n\nFrom {first} to {last}:",
         ", ".join(str(n) for n in range(first, last + 1)),
     )
 
@@ -91,8 +141,10 @@ def _list(generator: random.Random) -> tuple[str, str]:
 def _table(generator: random.Random) -> tuple[str, str]:
     factor, last = generator.randint(2, 12), generator.randint(3, 20)
     return (
-        f"Write the multiplication table of {factor}, as in this example for 3 up to 4:\n\n"
-        f"3 x 1 = 3\n3 x 2 = 6\n3 x 3 = 9\n3 x 4 = 12\n\nNow for {factor} up to {last}:",
+        (
+            f"Write the multiplication table of {factor}, as in this example for 3 up to 4:\n\n"
+            f"3 x 1 = 3\n3 x 2 = 6\n3 x 3 = 9\n3 x 4 = 12\n\nNow for {factor} up to {last}:"
+        ),
         "\n".join(f"{factor} x {n} = {factor * n}" for n in range(1, last + 1)),
     )
 
@@ -104,8 +156,7 @@ def _sum(generator: random.Random) -> tuple[str, str]:
         lines.append(f"{total} + {term} = {total + term}")
         total += term
     return (
-        "Add the numbers step by step.\n\n2, 5, 1:\n2 + 5 = 7\n7 + 1 = 8\n\n"
-        f"{', '.join(map(str, terms))}:",
+        f"Add the numbers step by step.\n\n2, 5, 1:\n2 + 5 = 7\n7 + 1 = 8\n\n{', '.join(map(str, terms))}:",
         "\n".join(lines),
     )
 
