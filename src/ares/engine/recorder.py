@@ -5,6 +5,7 @@ An output counts as whole where its last token is a stop token; one that a limit
 
 import hashlib
 import logging
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from ares.predictor.shards import Output, Source, half, write
 
 logger = logging.getLogger(__name__)
 
-# A shard is written when so many outputs have ended, or one ends so long after the last shard.
+# A shard is written when so many outputs have ended, and this often.
 _SHARD_OUTPUTS = 64
-_SHARD_S = 300.0
+_SHARD_S = 30.0
 
 
 class Recorder:
@@ -34,7 +35,8 @@ class Recorder:
         self._source = Source(model, hidden_size, every, limit, "live")
         self._stop = set(stop_tokens if isinstance(stop_tokens, list) else [stop_tokens]) - {None}
         self._running: dict[str, tuple[TappedRequest, Output]] = {}
-        self._written = time.monotonic()
+        self._lock = threading.Lock()
+        threading.Thread(target=self._keep_writing, name="ares-recorder", daemon=True).start()
         self._ended: list[Output] = []
         self._off = False
 
@@ -61,6 +63,19 @@ class Recorder:
                 if np.isfinite(state).all() and (not output.positions or output.positions[-1] < position):
                     output.positions.append(position)
                     output.states.append(state)
+        for request in step.requests:
+            if request.id in self._running and self._complete(request):
+                self._end(request)
+
+    def _complete(self, request: TappedRequest) -> bool:
+        """Whether its newest token is its last; the scheduler says so only in the next step, if there is one."""
+        tokens = request.output_tokens
+        limit = getattr(request.sampling, "max_tokens", None)
+        return bool(tokens) and (tokens[-1] in self._stops(request) or len(tokens) == limit)
+
+    def _stops(self, request: TappedRequest) -> set[int]:
+        given = getattr(request.sampling, "stop_token_ids", None) or ()
+        return set(given) if getattr(request.sampling, "ignore_eos", False) else self._stop | set(given)
 
     def _wanted(self, request_id: str) -> bool:
         share = int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:4], "big") / 2**32
@@ -74,14 +89,15 @@ class Recorder:
         before = list(request.prompt_tokens[len(request.prompt_tokens) - request.generated_before :])
         tokens = before + request.output_tokens
         output.output_tokens = tokens
-        stops = self._stop | set(getattr(request.sampling, "stop_token_ids", None) or ())
-        output.censored = not tokens or tokens[-1] not in stops
+        output.censored = not tokens or tokens[-1] not in self._stops(request)
         # Nothing came after the last state of an output that was cancelled there.
         while output.positions and output.positions[-1] >= len(tokens):
             output.positions.pop()
             output.states.pop()
-        self._ended.append(output)
-        if len(self._ended) >= _SHARD_OUTPUTS or time.monotonic() - self._written > _SHARD_S:
+        with self._lock:
+            self._ended.append(output)
+            full = len(self._ended) >= _SHARD_OUTPUTS
+        if full:
             self._flush()
 
     def close(self) -> None:
@@ -91,15 +107,21 @@ class Recorder:
         self._flush()
         self._off = True
 
+    def _keep_writing(self) -> None:
+        """Write now and then also while nothing runs: vLLM stops its engine by a kill, without a last word."""
+        while not self._off:
+            time.sleep(_SHARD_S)
+            self._flush()
+
     def _flush(self) -> None:
         """Write what has ended; a disk that is full ends the recording, not the serving."""
-        if self._off or not self._ended:
+        with self._lock:
+            ended, self._ended = self._ended, []
+        if self._off or not ended:
             return
         try:
-            write(self._folder, self._source, self._ended)
+            write(self._folder, self._source, ended)
         except PredictorError as error:
             logger.error("recording stops, serving goes on: %s", error)
             self._off = True
             self._running = {}
-        self._ended = []
-        self._written = time.monotonic()

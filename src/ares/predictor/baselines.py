@@ -115,7 +115,8 @@ class PromptOnly:
 class Auxiliary:
     """A pretrained encoder that re-reads the text, with a head like ours trained on the same data.
 
-    Stands for TetriInfer, mu-Serve and S3. See `auxiliary.py`.
+    Stands for TetriInfer, mu-Serve and S3. The head is ours, with the history of earlier embeddings, a distribution and
+    censoring: more than those have. See `auxiliary.py`.
     """
 
     def __init__(self, pairs: Pairs, embedded: Any, settings: TrainingSettings, encoder_parameters: int) -> None:
@@ -127,7 +128,6 @@ class Auxiliary:
     def quantiles(self, pairs: Pairs) -> Array:
         """Return the head's prediction; `pairs` must be among those it was made with."""
         data = Data.of(self._with_embeddings(pairs), self._checkpoint.center, self._checkpoint.scale)
-        # The head sees one text: no history of earlier ones, which the papers' encoders do not have either.
         return predict(self._checkpoint.network, data)
 
     def _with_embeddings(self, pairs: Pairs) -> Pairs:

@@ -16,7 +16,7 @@ from ares.predictor.errors import PredictorError
 from ares.predictor.evaluation import Judged
 from ares.predictor.floor import Prefix
 from ares.predictor.runtime import Predictor
-from ares.predictor.training import defaults
+from ares.predictor.training import settings_of
 
 BATCHES = (1, 64, 256)
 
@@ -64,7 +64,7 @@ class Comparison:
                 fitted = baselines.MaxTokens()
             case "prompt-only" | "prompt-only-conditional":
                 conditional = name.endswith("conditional")
-                fitted = baselines.PromptOnly(self._pairs, defaults("ours", self._seed), conditional=conditional)
+                fitted = baselines.PromptOnly(self._pairs, settings_of("ours", self._seed), conditional=conditional)
             case _:
                 fitted = self._auxiliary()
         room = self._test.room[:, None].astype(float)
@@ -76,12 +76,16 @@ class Comparison:
         from ares import model as models
 
         encoder = auxiliary.Encoder()
+        # Every third state of an output for its training: the texts between differ by a line, and reading them all
+        # would take longer than everything else together. All of the test set is read.
+        test = self._pairs.split("test")
+        read = self._pairs.only(test | (self._pairs.position % (3 * self._pairs.source.every) == 0))
         tokenizer = AutoTokenizer.from_pretrained(str(models.resolve(self._pairs.source.model)))
-        embedded = auxiliary.embed_pairs(encoder, self._pairs, tokenizer)
+        embedded = auxiliary.embed_pairs(encoder, read, tokenizer)
         self._micros["auxiliary"] = {
             str(batch): round(_median_micros(_embedding_of(encoder, batch), 3), 1) for batch in BATCHES
         }
-        return baselines.Auxiliary(self._pairs, embedded, defaults("ours", self._seed), encoder.parameters)
+        return baselines.Auxiliary(read, embedded, settings_of("ours", self._seed), encoder.parameters)
 
     def report(self, noise_floor: Path | None) -> dict[str, Any]:
         """Return everything that was measured."""

@@ -31,7 +31,7 @@ class Network(Protocol):
 class HazardMember(nn.Module):  # type: ignore[misc] # torch is not type-checked here
     """Hazards from the position alone (a residual-life curve), shifted by what the states add."""
 
-    def __init__(self, hidden_size: int, bins: int, width: int, dropout: float) -> None:
+    def __init__(self, hidden_size: int, bins: int, width: int) -> None:
         super().__init__()
         self.base = nn.Linear(_POSITION, bins)
         self.newest = nn.Linear(hidden_size, width)
@@ -39,8 +39,9 @@ class HazardMember(nn.Module):  # type: ignore[misc] # torch is not type-checked
         self.scalars = nn.Linear(SCALARS, width, bias=False)
         self.middle = nn.Linear(width, width)
         self.shift = nn.Linear(width, bins)
-        self.drop_state = nn.Dropout(dropout)
-        self.drop = nn.Dropout(dropout)
+        # States have many numbers and prompts are few: most of each state is hidden from every step of the training.
+        self.drop_state = nn.Dropout(0.5)
+        self.drop = nn.Dropout(0.3)
         # The states begin by adding nothing.
         nn.init.zeros_(self.shift.weight)
         nn.init.zeros_(self.shift.bias)
@@ -59,14 +60,12 @@ class HazardMember(nn.Module):  # type: ignore[misc] # torch is not type-checked
 class HazardNetwork(nn.Module):  # type: ignore[misc] # likewise
     """Several members whose distributions are averaged."""
 
-    def __init__(
-        self, hidden_size: int, limit: int, *, members: int = 3, width: int = 96, bins: int = 32, dropout: float = 0.3
-    ) -> None:
+    def __init__(self, hidden_size: int, limit: int, *, members: int = 4, width: int = 64, bins: int = 32) -> None:
         super().__init__()
         self.register_buffer("grid", hazard.edges(limit, bins))
         self.register_buffer("levels", torch.tensor(hazard.LEVELS))
         count = len(self.grid) - 1
-        self.members = nn.ModuleList(HazardMember(hidden_size, count, width, dropout) for _ in range(members))
+        self.members = nn.ModuleList(HazardMember(hidden_size, count, width) for _ in range(members))
 
     def quantiles(self, states: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
         """Return [batch, levels] of the mean distribution."""

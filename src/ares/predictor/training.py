@@ -28,22 +28,16 @@ class TrainingSettings:
     epochs: int = 100
     patience: int = 10
     batch: int = 256
-    rate: float = 1e-3
+    rate: float = 3e-4
     decay: float = 0.05
-    members: int = 3
-    width: int = 96
-    dropout: float = 0.3
+    members: int = 4
+    width: int = 64
 
 
-# The paper's network is far larger and falls apart at the other's rate.
-_RATES = {"paper": 3e-4}
-
-
-def defaults(arch: str, seed: int = 0, **given: Any) -> TrainingSettings:
+def settings_of(arch: str, seed: int = 0, **given: Any) -> TrainingSettings:
     """Return the settings of an architecture; what is given as None is left at its default."""
     chosen = {name: value for name, value in given.items() if value is not None}
-    rate = _RATES.get(arch)
-    return TrainingSettings(arch=arch, seed=seed, **(({"rate": rate} if rate else {}) | chosen))
+    return TrainingSettings(arch=arch, seed=seed, **chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +85,7 @@ def train(
     data = {name: Data.of(part, center, scale) for name, part in parts.items()}
     options: dict[str, Any] = {}
     if settings.arch == "ours":
-        options = {
-            "limit": pairs.source.limit,
-            "members": settings.members,
-            "width": settings.width,
-            "dropout": settings.dropout,
-        }
+        options = {"limit": pairs.source.limit, "members": settings.members, "width": settings.width}
     network = build(settings.arch, pairs.source.hidden_size, options)
     if isinstance(network, HazardNetwork):
         _fit_base(network, data["train"])
