@@ -18,7 +18,8 @@ def run(*arguments: object, status: int = 0) -> str:
     )
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+    # Errors are wrapped at the width of a terminal.
+    return (done.stdout + done.stderr).replace("\n", "")
 
 
 def test_from_data_to_a_report(tmp_path: Path) -> None:

@@ -109,7 +109,8 @@ class PromptOnly:
         for n, row in enumerate(total):
             passed = np.interp(position[n, 0], row, _LEVELS, left=0.0, right=LEVELS[-1])
             result[n] = np.interp(passed + (1 - passed) * _LEVELS, _LEVELS, row)
-        return np.maximum(result - position, 0.5)
+        result = np.maximum(result - position, 0.5)
+        return result
 
 
 class Auxiliary:
