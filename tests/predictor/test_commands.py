@@ -1,6 +1,7 @@
 """`ares predictor` as a user runs it, without an engine."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +14,13 @@ from tests.predictor.synthetic import folder
 
 
 def run(*arguments: object, status: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "ares", "predictor", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "ares", "predictor", *map(str, arguments)]
+    # A wide terminal: errors are wrapped at its width.
+    environment = {**os.environ, "COLUMNS": "1000"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
-    # Errors are wrapped at the width of a terminal.
-    return (done.stdout + done.stderr).replace("\n", "")
+    return done.stdout + done.stderr
 
 
 def test_from_data_to_a_report(tmp_path: Path) -> None:
