@@ -3,6 +3,7 @@
 Every one of them gives quantiles at `hazard.LEVELS` for pairs; the caller bounds them by what the limit allows.
 """
 
+import copy
 from typing import Any, Protocol
 
 import numpy as np
@@ -81,20 +82,20 @@ class ResidualLife:
 
 
 class PromptOnly:
-    """Our network with the first hidden state alone: one prediction at the end of prefill, never renewed.
+    """Our network with the first hidden state alone: one prediction at the end of prefill, which then counts down."""
 
-    Parameters
-    ----------
-    conditional
-        Renew it by the one thing that is free: the output has not ended yet. Otherwise the estimate counts down.
-    """
-
-    def __init__(self, pairs: Pairs, settings: TrainingSettings, *, conditional: bool) -> None:
+    def __init__(self, pairs: Pairs, settings: TrainingSettings) -> None:
         first = pairs.only(pairs.position == 0)
         self._checkpoint, _ = train(first, settings)
         self._first = first
-        self._conditional = conditional
+        self._conditional = False
         self.parameters = sum(p.numel() for p in self._checkpoint.network.parameters())
+
+    def conditional(self) -> "PromptOnly":
+        """Return the same, renewed by the one thing that is free: the output has not ended yet."""
+        other = copy.copy(self)
+        other._conditional = True  # noqa: SLF001 - its own class
+        return other
 
     def quantiles(self, pairs: Pairs) -> Array:
         """Return what the first state of each pair's output says, less the tokens since."""
@@ -109,8 +110,8 @@ class PromptOnly:
         for n, row in enumerate(total):
             passed = np.interp(position[n, 0], row, _LEVELS, left=0.0, right=LEVELS[-1])
             result[n] = np.interp(passed + (1 - passed) * _LEVELS, _LEVELS, row)
-        result = np.maximum(result - position, 0.5)
-        return result
+        left: Array = np.maximum(result - position, 0.5)
+        return left
 
 
 class Auxiliary:

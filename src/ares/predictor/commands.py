@@ -43,6 +43,7 @@ class Comparison:
         if not len(self._test):
             raise PredictorError(f"{folder}: no test prompts in it: collect more")
         self._training = self._pairs.only(self._pairs.split("train"))
+        self._prompt_only: baselines.PromptOnly | None = None
         self._judged: list[Judged] = []
         self._micros: dict[str, dict[str, float]] = {}
 
@@ -63,8 +64,9 @@ class Comparison:
             case "max-tokens":
                 fitted = baselines.MaxTokens()
             case "prompt-only" | "prompt-only-conditional":
-                conditional = name.endswith("conditional")
-                fitted = baselines.PromptOnly(self._pairs, settings_of("ours", self._seed), conditional=conditional)
+                if self._prompt_only is None:
+                    self._prompt_only = baselines.PromptOnly(self._pairs, settings_of("ours", self._seed))
+                fitted = self._prompt_only.conditional() if name.endswith("conditional") else self._prompt_only
             case _:
                 fitted = self._auxiliary()
         room = self._test.room[:, None].astype(float)
