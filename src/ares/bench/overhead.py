@@ -126,7 +126,7 @@ def command(
     settings = local.ClusterSettings(model=model, vllm_flags=tuple(local_flags([])))
     with local.workers_only(settings, console) as cluster:
         for name in _CONNECTORS:
-            cluster.start_worker(name, "both", str(cores[-1]), ("--connector", name))
+            cluster.start_worker(name, "both", str(cores[-1]), ("--connector", name, "--predictor", "none"))
         cluster.await_workers()
         urls = {part.name: part.url for part in cluster.workers}
         rows = asyncio.run(_measure(urls, model, batch or [1, 8], rounds, tokens))

@@ -36,9 +36,9 @@ class Recorder:
         self._stop = set(stop_tokens if isinstance(stop_tokens, list) else [stop_tokens]) - {None}
         self._running: dict[str, tuple[TappedRequest, Output]] = {}
         self._lock = threading.Lock()
-        threading.Thread(target=self._keep_writing, name="ares-recorder", daemon=True).start()
         self._ended: list[Output] = []
         self._off = False
+        threading.Thread(target=self._keep_writing, name="ares-recorder", daemon=True).start()
 
     def step(self, step: Step) -> None:
         """Look at one step."""
