@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ares import __version__
+from ares import __version__, predictor_cli
 from ares.bench import cli as bench
 from ares.engine.defaults import DEFAULT_PULL_BYTES
 from ares.model import DEFAULT_MODEL, ModelError
@@ -28,11 +28,16 @@ app = typer.Typer(
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.add_typer(bench.app, name="bench")
 app.add_typer(simulator.app, name="simulate")
+app.add_typer(predictor_cli.app, name="predictor")
 _errors = Console(stderr=True)
 
 Model = Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")]
 Url = Annotated[str, typer.Option(envvar="ARES_URL", help="Where the gateway answers.")]
 Key = Annotated[str | None, typer.Option(envvar="ARES_ADMIN_KEY", help="Key of the admin routes.")]
+Predictor = Annotated[
+    str | None,
+    typer.Option(help="Checkpoint of `ares predictor train`, or none; by default the one that ships for the model."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
@@ -40,10 +45,11 @@ def main() -> None:
     """Run the command; what a user can mend is one line and status 2, not a traceback."""
     from ares.config import ConfigError
     from ares.local import ClusterError
+    from ares.predictor.errors import PredictorError
 
     try:
         app()
-    except (ModelError, ConfigError, ClusterError) as error:
+    except (ModelError, ConfigError, ClusterError, PredictorError) as error:
         fail(str(error))
 
 
@@ -73,6 +79,11 @@ def worker(
     pull_within_step_bytes: Annotated[
         int, typer.Option(min=0, help="Largest KV pull within a scheduling step (docs/migration.md); 0 turns it off.")
     ] = DEFAULT_PULL_BYTES,
+    predictor: Predictor = None,
+    record_hidden_states: Annotated[
+        Path | None, typer.Option(help="Record requests as training data of the predictor in this folder.")
+    ] = None,
+    record_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of the requests to record.")] = 0.01,
     connector: Annotated[str, typer.Option(hidden=True, help="For measurements: ares, stock or none.")] = "ares",
 ) -> None:
     """Start one vLLM instance that can hand running requests over.
@@ -95,6 +106,9 @@ def worker(
                 nixl_port=nixl_port,
                 cores=cores,
                 pull_within_step_bytes=pull_within_step_bytes,
+                predictor=predictor,
+                record_folder=record_hidden_states,
+                record_fraction=record_fraction,
                 connector=connector,  # type: ignore[arg-type] # an unknown one fails in vLLM
                 vllm_flags=tuple(flag for flag in context.args if flag != "--"),
             )
@@ -141,6 +155,7 @@ def up(
     host: Annotated[str, typer.Option(help="Address of the endpoint.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8000,
     preset: Annotated[str, typer.Option(help="Policy preset (docs/policy.md).")] = "ares-no-prediction",
+    predictor: Predictor = None,
     log_folder: Annotated[Path | None, typer.Option(help="Folder for the logs; by default a new one.")] = None,
 ) -> None:
     """Start a local cluster behind one endpoint, and stop all of it on Ctrl-C.
@@ -150,13 +165,17 @@ def up(
     from ares import local
     from ares import model as models
     from ares.config import live_preset
+    from ares.engine import predictor_choice
     from ares.engine.defaults import local_flags
 
     try:
         live_preset(preset)
     except ValueError as error:
         fail(str(error))
-    models.resolve(model, console=_errors)
+    folder = models.resolve(model, console=_errors)
+    if predictor is not None:
+        # Here too, so that it is said at once and not in the logs of the instances.
+        predictor_choice.choose(predictor, model, folder)
     settings = local.ClusterSettings(
         model=model,
         prefill=prefill,
@@ -165,6 +184,7 @@ def up(
         port=port,
         preset=preset,
         log_folder=log_folder,
+        worker_flags=("--predictor", predictor) if predictor is not None else (),
         vllm_flags=tuple(local_flags([flag for flag in context.args if flag != "--"])),
     )
     signal_as_interrupt()

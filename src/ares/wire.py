@@ -16,6 +16,8 @@ RequestState = Literal["waiting", "loading", "running"]
 
 # A larger message than this is a mistake or an attack: telemetry of 4,096 requests is below 400 kB.
 MAX_MESSAGE_BYTES = 4 << 20
+# The levels of the quantiles in `Row.remaining`.
+REMAINING_LEVELS = (0.1, 0.5, 0.9)
 # An instance forgets a subscriber that has been silent for this long.
 SUBSCRIPTION_TTL_S = 10.0
 
@@ -76,12 +78,16 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):
-    """One request on an instance: `resident` tokens hold KV, `output` were generated on this instance."""
+    """One request on an instance: `resident` tokens hold KV, `output` were generated on this instance.
+
+    `remaining` is how many more are expected, at REMAINING_LEVELS; None where nothing predicts them.
+    """
 
     key: str
     resident: int
     output: int
     state: RequestState
+    remaining: tuple[float, float, float] | None = None
 
 
 class Telemetry(msgspec.Struct, frozen=True, tag="telemetry"):

@@ -2,7 +2,7 @@
 
 import typer
 
-from ares.bench import decision, footprint, overhead, relay, simulator, stall
+from ares.bench import decision, footprint, overhead, predictor, relay, simulator, stall
 
 app = typer.Typer(help="Measure ARES.", no_args_is_help=True)
 
@@ -18,3 +18,4 @@ app.command("overhead")(overhead.command)
 app.command("footprint")(footprint.command)
 app.command("decision")(decision.decision)
 app.command("simulator")(simulator.command)
+app.command("predictor")(predictor.command)

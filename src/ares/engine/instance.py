@@ -21,6 +21,14 @@ class InstanceSettings(msgspec.Struct, frozen=True):
         Differs after every restart.
     cores
         CPU builds: where the model runs, when one process does all the work; empty where vLLM binds it.
+    model
+        Its name, as recorded data and checkpoints know it.
+    predictor
+        File of the predictor's checkpoint; empty: none.
+    predict_every
+        Steps between two predictions of a request, and tokens between two recorded states.
+    record_folder, record_fraction
+        Where to record hidden states, and of what share of the requests; empty: nowhere.
     """
 
     name: str
@@ -28,6 +36,11 @@ class InstanceSettings(msgspec.Struct, frozen=True):
     boot: str
     control_address: str
     cores: tuple[int, ...] = ()
+    model: str = ""
+    predictor: str = ""
+    predict_every: int = 20
+    record_folder: str = ""
+    record_fraction: float = 0.0
 
     @property
     def on_loopback(self) -> bool:

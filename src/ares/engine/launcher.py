@@ -6,12 +6,14 @@ import json
 import os
 import sys
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from ares import model
-from ares.engine import instance
+from ares.engine import instance, predictor_choice
 from ares.engine.defaults import DEFAULT_PULL_BYTES, free_port, is_cpu_build
+from ares.predictor import shards
 from ares.wire import Role
 
 # The KV of a finished prefill or a cut request waits this long for its target; heartbeats extend it (vLLM's default).
@@ -20,6 +22,7 @@ LEASE_S = 30
 
 # `ares` is what serves; the others are what `ares bench overhead` measures it against.
 Connector = Literal["ares", "stock", "none"]
+_PREDICTING_WORKER = "ares.engine.predicting.PredictingWorker"
 _MODULES = {"ares": "ares.engine.connector", "stock": "ares.engine.baselines"}
 
 
@@ -29,7 +32,10 @@ class LaunchError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """What `ares worker` was asked for. A port of 0 means any free one."""
+    """What `ares worker` was asked for. A port of 0 means any free one.
+
+    `predictor` is a checkpoint, ``none``, or None for the one that ships for the model, if any.
+    """
 
     model: str
     role: Role
@@ -41,6 +47,9 @@ class WorkerSettings:
     cores: str | None = None
     connector: Connector = "ares"
     pull_within_step_bytes: int = DEFAULT_PULL_BYTES
+    predictor: str | None = None
+    record_folder: Path | None = None
+    record_fraction: float = 0.01
     vllm_flags: tuple[str, ...] = ()
 
 
@@ -59,6 +68,9 @@ def serve(settings: WorkerSettings) -> None:
         # starves an instance that shares its cores. Read by vLLM's CPU platform only (platforms/cpu.py).
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["OMP_NUM_THREADS"] = str(len(cores))
+    predictor = _predictor(settings, folder)
+    if predictor is not None or settings.record_folder is not None:
+        settings = replace(settings, vllm_flags=(*settings.vllm_flags, "--worker-cls", _PREDICTING_WORKER))
     instance.export(
         instance.InstanceSettings(
             name=settings.name,
@@ -66,6 +78,10 @@ def serve(settings: WorkerSettings) -> None:
             boot=uuid.uuid4().hex,
             control_address=f"tcp://{settings.host}:{control_port}",
             cores=cores,
+            model=settings.model,
+            predictor=str(predictor.resolve()) if predictor is not None else "",
+            record_folder=str(settings.record_folder.resolve()) if settings.record_folder is not None else "",
+            record_fraction=settings.record_fraction,
         )
     )
     _check_packages()
@@ -111,6 +127,37 @@ def _vllm_arguments(settings: WorkerSettings, folder: str, on_cpu: bool) -> list
     if not any(flag.split("=")[0] == "--served-model-name" for flag in flags):
         arguments += ["--served-model-name", settings.model]
     return arguments + flags
+
+
+def _predictor(settings: WorkerSettings, folder: Path) -> Path | None:
+    """Return the checkpoint to run with.
+
+    Raises
+    ------
+    LaunchError
+        The flags do not go together.
+    PredictorError
+        A checkpoint was given and does not fit.
+    """
+    recording = settings.record_folder is not None
+    if any(flag.split("=")[0] == "--worker-cls" for flag in settings.vllm_flags):
+        if recording or settings.predictor not in {None, predictor_choice.NONE}:
+            raise LaunchError("--worker-cls and a predictor or recorder exclude each other: both replace vLLM's worker")
+        return None
+    if recording:
+        _check_recording(settings)
+    # Predictions leave through our connector. A prefill instance ends with its first token: nothing is left to predict.
+    if settings.connector != "ares" or (settings.role == "prefill" and settings.predictor is None):
+        return None
+    chosen = predictor_choice.choose(settings.predictor, settings.model, folder)
+    return None if settings.role == "prefill" else chosen
+
+
+def _check_recording(settings: WorkerSettings) -> None:
+    if settings.record_folder is not None:
+        shards.writable(settings.record_folder)
+    if "--async-scheduling" in settings.vllm_flags:
+        raise LaunchError("--record-hidden-states needs the tokens of each step on the host: --no-async-scheduling")
 
 
 def _cores(settings: WorkerSettings) -> tuple[int, ...]:

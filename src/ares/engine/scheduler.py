@@ -14,6 +14,7 @@ from typing import Any
 from ares import __version__, wire
 from ares.engine import instance
 from ares.engine.control import ControlChannel
+from ares.engine.predictions import Prediction, PredictionMetadata
 from ares.engine.pull import PullPolicy
 from ares.engine.vllm_names import (
     SUPPORTED_VERSION,
@@ -72,6 +73,14 @@ class _Tracked:
     cut: _Cut | None = None
     # Nobody wants its KV any more: do not pin it when it ends.
     unwanted: bool = False
+    prediction: Prediction | None = None
+
+    def remaining(self) -> tuple[float, float, float] | None:
+        """Return what is predicted for now."""
+        if self.prediction is None:
+            return None
+        output = self.request.num_output_tokens
+        return self.prediction.after(output, self.request.max_tokens - output)
 
 
 @dataclass(slots=True)
@@ -190,6 +199,10 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
     def update_connector_output(self, connector_output: Any) -> None:
         """Tell the gateway which pulls ended, and forget pins that were freed."""
         super().update_connector_output(connector_output)
+        if isinstance(meta := connector_output.kv_connector_worker_meta, PredictionMetadata):
+            for request_id, prediction in meta.predictions.items():
+                if (tracked := self._tracked.get(request_id)) is not None:
+                    tracked.prediction = prediction
         failed = connector_output.failed_recving or ()
         for request_id in connector_output.finished_recving or ():
             tracked = self._tracked.get(request_id)
@@ -340,7 +353,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             preempted += request.num_preemptions
             if tracked.key is not None:
                 resident = 0 if state == "waiting" else request.num_tokens
-                rows.append(wire.Row(tracked.key, resident, request.num_output_tokens, state))
+                output = request.num_output_tokens
+                rows.append(wire.Row(tracked.key, resident, output, state, tracked.remaining()))
         self._sequence += 1
         pool = self.block_pool
         used = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks() if pool is not None else 0

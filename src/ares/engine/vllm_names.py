@@ -4,7 +4,8 @@ tests/engine/test_compatibility.py checks each name and each attribute listed he
 fails with a clear message instead of misbehaving.
 """
 
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm import LLM, SamplingParams
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole, KVConnectorWorkerMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import base_worker
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlBaseConnector, NixlPullConnector
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata
@@ -15,7 +16,14 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
+from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
 
 SUPPORTED_VERSION = "0.32.0"
 
@@ -38,7 +46,14 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "_handle_failed_transfer",
         "_read_blocks_for_req",
     ),
-    NixlPullConnector: ("bind_kv_cache_manager", "get_transfer_results", "start_load_kv"),
+    NixlPullConnector: (
+        "bind_kv_cache_manager",
+        "build_connector_worker_meta",
+        "get_transfer_results",
+        "start_load_kv",
+    ),
+    # What the hidden-state tap stands on (engine/tap.py).
+    PlatformWorker: ("load_model", "execute_model", "sample_tokens", "shutdown"),
     Request: ("num_tokens", "num_output_tokens", "is_finished"),
 }
 # Attributes that exist only on objects: looked up in the source of the class that sets them.
@@ -61,6 +76,17 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "_ready_requests",
         "nixl_wrapper",
     ),
+    SchedulerOutput: (
+        "finished_req_ids",
+        "scheduled_new_reqs",
+        "scheduled_cached_reqs",
+        "num_scheduled_tokens",
+        "scheduled_spec_decode_tokens",
+    ),
+    NewRequestData: ("req_id", "prompt_token_ids", "sampling_params", "num_computed_tokens"),
+    CachedRequestData: ("req_ids", "num_computed_tokens"),
+    ModelRunnerOutput: ("req_ids", "sampled_token_ids"),
+    PlatformWorker: ("model_runner", "vllm_config", "device"),
     Request: (
         "max_tokens",
         "stop_reason",
@@ -76,16 +102,24 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
 __all__ = [
     "ATTRIBUTES",
     "INSTANCE_ATTRIBUTES",
+    "LLM",
     "SUPPORTED_VERSION",
+    "CachedRequestData",
     "FlexibleArgumentParser",
     "KVConnectorRole",
+    "KVConnectorWorkerMetadata",
+    "ModelRunnerOutput",
+    "NewRequestData",
     "NixlBaseConnector",
     "NixlConnectorMetadata",
     "NixlPullConnector",
     "NixlPullConnectorScheduler",
     "NixlPullConnectorWorker",
+    "PlatformWorker",
     "Request",
     "RequestStatus",
+    "SamplingParams",
+    "SchedulerOutput",
     "base_worker",
     "cli_env_setup",
     "current_platform",

@@ -8,8 +8,10 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from ares import wire
 from ares.gateway.instances import Instance
 from ares.gateway.migration import NotMovableError
+from ares.gateway.predictions import predicted, rows_by_key
 from ares.gateway.sequence import Sequence
 from ares.gateway.service import COMMANDED, Gateway, TargetError
 
@@ -59,10 +61,11 @@ router = APIRouter(prefix="/admin/v1", dependencies=[Depends(allowed)])
 async def status(request: Request) -> dict[str, Any]:
     """Return instances, running requests and recent moves, the newest move last."""
     gateway: Gateway = request.app.state.gateway
+    rows = rows_by_key(gateway.pool.instances)
     return {
         "preset": gateway.preset,
         "instances": [_instance(gateway, i) for i in gateway.pool.instances],
-        "requests": [_request(s) for s in list(gateway.sequences.values())],
+        "requests": [_request(s, rows.get(s.key or "")) for s in list(gateway.sequences.values())],
         "migrations": [asdict(record) for record in gateway.migrations],
     }
 
@@ -100,6 +103,7 @@ def _instance(gateway: Gateway, instance: Instance) -> dict[str, Any]:
             "running": load.running,
             "waiting": load.waiting,
             "resident_tokens": sum(r.resident for r in load.rows),
+            "predicted_remaining_tokens": predicted(load),
             "capacity_tokens": instance.capacity_tokens,
             "kv_blocks_used": load.kv_blocks_used,
             "kv_blocks": hello.kv_blocks,
@@ -111,14 +115,18 @@ def _instance(gateway: Gateway, instance: Instance) -> dict[str, Any]:
     return row
 
 
-def _request(sequence: Sequence) -> dict[str, Any]:
+def _request(sequence: Sequence, row: wire.Row | None) -> dict[str, Any]:
     why = sequence.not_movable()
+    low, middle, high = (row.remaining if row is not None else None) or (None, None, None)
     return {
         "id": sequence.id,
         "instance": sequence.instance.name if sequence.instance else None,
         "resident_tokens": sequence.tokens,
         "prompt_tokens": len(sequence.prompt),
         "output_tokens": len(sequence.emitted),
+        "remaining_p10": low,
+        "remaining_p50": middle,
+        "remaining_p90": high,
         "moves": sequence.moves,
         "movable": why is None,
         "reason": why,

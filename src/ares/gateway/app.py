@@ -19,6 +19,7 @@ from ares.gateway import admin, completions
 from ares.gateway.engine import EngineLostError, EngineRefusedError
 from ares.gateway.instances import NoInstanceError
 from ares.gateway.openai import BadRequestError
+from ares.gateway.predictions import predicted
 from ares.gateway.responses import error, error_body
 from ares.gateway.service import Gateway
 from ares.gateway.text import TemplateError
@@ -96,6 +97,10 @@ def _observability(app: FastAPI, gateway: Gateway) -> None:
             load, hello = i.telemetry, i.hello
             if load is not None and hello is not None:
                 m.instance_resident.labels(i.name).set(sum(r.resident for r in load.rows))
+                if (expected := predicted(load)) is not None:
+                    m.instance_predicted.labels(i.name).set(expected)
+                elif not load.rows:
+                    m.instance_predicted.labels(i.name).set(0)
                 m.instance_kv.labels(i.name).set(load.kv_blocks_used / hello.kv_blocks)
                 m.instance_step.labels(i.name).set(load.step_time_s)
                 m.instance_running.labels(i.name).set(load.running)

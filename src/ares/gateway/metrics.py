@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_TOKENS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
 class Metrics:
@@ -45,6 +46,19 @@ class Metrics:
         )
         self.decisions = Counter(
             "ares_rebalance_decisions_total", "Rebalancing periods, by result", ["result"], registry=registry
+        )
+        self.prediction_error = Histogram(
+            "ares_prediction_error_tokens",
+            "Predicted less true remaining tokens of finished sequences, by output tokens at the prediction",
+            ["position", "side"],
+            registry=registry,
+            buckets=_TOKENS,
+        )
+        self.instance_predicted = Gauge(
+            "ares_instance_predicted_remaining_tokens",
+            "Tokens that an instance's requests are expected to generate yet",
+            ["instance"],
+            registry=registry,
         )
         self.instance_up = Gauge(
             "ares_instance_up", "Whether an instance is heard of", ["instance", "role"], registry=registry

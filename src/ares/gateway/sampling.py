@@ -5,6 +5,8 @@ from typing import Any
 
 # The field of kv_transfer_params that carries our own name of a request (engine/scheduler.py reads it).
 _KEY = "ares_key"
+# And the number of output tokens that its prompt ends with (engine/tap.py reads it).
+_GENERATED = "ares_generated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Sampling:
             "max_tokens": self.maximum_tokens - len(emitted),
             "min_tokens": max(0, self.minimum_tokens - len(emitted)),
         }
-        return _body(key, prompt + emitted, parameters, transfer or {})
+        return _body(key, prompt + emitted, parameters, {**(transfer or {}), _GENERATED: len(emitted)})
 
 
 def _body(key: str, tokens: list[int], parameters: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ares.gateway import engine
 from ares.gateway.instances import Instance, Pool
 from ares.gateway.metrics import Metrics
 from ares.gateway.migration import Migration
+from ares.gateway.predictions import Scorekeeper, rows_by_key
 from ares.gateway.sampling import Sampling
 from ares.gateway.sequence import Emit, Sequence
 from ares.gateway.text import TextModel
@@ -48,6 +49,7 @@ class Gateway:
         self.config = config
         self.text = TextModel(folder)
         self.metrics = Metrics()
+        self._scores = Scorekeeper(self.metrics)
         self.migrations: deque[Migration] = deque(maxlen=_RECENT_MIGRATIONS)
         self.sequences: dict[str, Sequence] = {}
         self.sampling_defaults = _sampling_defaults(folder)
@@ -105,7 +107,9 @@ class Gateway:
             self.metrics.pinned.labels(sampling.pinned).inc()
         try:
             await sequence.run(emit)
+            self._scores.finished(sequence)
         finally:
+            self._scores.forget(sequence)
             del self.sequences[free]
             self.metrics.active.dec()
 
@@ -229,6 +233,7 @@ class Gateway:
             now = time.monotonic()
             rows = [row for i in self.pool.instances if i.telemetry for row in i.telemetry.rows]
             since = {row.key: since.get(row.key, now) for row in rows if row.state == "loading"}
+            self._scores.look(self.sequences.values(), rows_by_key(self.pool.instances))
             for sequence in self.sequences.values():
                 sequence.supervise(now - since.get(sequence.key or "", now))
 

@@ -1,0 +1,94 @@
+"""`ares bench predictor`: what the predictor costs a running engine.
+
+Two real engines with the same model on the same core, one asked at a time, in turns: with the predictor and without.
+Both have our connector and are watched over their control channels as a gateway watches them.
+"""
+
+import asyncio
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Annotated, Any
+
+import aiohttp
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ares import local
+from ares.bench.environment import describe
+from ares.bench.overhead import interval, tpot, watch
+from ares.engine.defaults import local_flags
+from ares.model import DEFAULT_MODEL
+
+_STATES = ("off", "on")
+
+
+async def _measure(
+    urls: dict[str, str], model: str, batches: list[int], rounds: int, tokens: int
+) -> list[dict[str, Any]]:
+    results = []
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600)) as http:
+        watchers = [asyncio.create_task(watch(url)) for url in urls.values()]
+        try:
+            with Progress(console=Console(stderr=True)) as progress:
+                task = progress.add_task("rounds", total=len(batches) * rounds * len(urls))
+                for batch in batches:
+                    runs: dict[str, list[float]] = {name: [] for name in urls}
+                    for number in range(rounds + 1):
+                        # Who goes first changes: a machine that slows down must not count against one of them.
+                        for name in _STATES if number % 2 else _STATES[::-1]:
+                            value = await tpot(http, urls[name], model, batch, tokens)
+                            if number:  # the first round warms up
+                                runs[name].append(value)
+                                progress.advance(task)
+                    results.append(
+                        {
+                            "batch": batch,
+                            "rounds": rounds,
+                            "tpot_ms": {n: round(1000 * statistics.median(v), 3) for n, v in runs.items()},
+                            "on_to_off": interval([a / b for a, b in zip(runs["on"], runs["off"], strict=True)]),
+                        }
+                    )
+        finally:
+            for watcher in watchers:
+                watcher.cancel()
+            await asyncio.gather(*watchers, return_exceptions=True)
+    return results
+
+
+def command(
+    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
+    predictor: Annotated[str | None, typer.Option(help="Checkpoint; by default the one that ships.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Streams at a time; repeat for several.")] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Measured rounds for each batch.")] = 20,
+    tokens: Annotated[int, typer.Option(min=20, help="Output tokens of a stream.")] = 100,
+    core: Annotated[int | None, typer.Option(help="CPU core of both engines; by default the last one.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+) -> None:
+    """Compare TPOT with the predictor and without."""
+    console = Console(stderr=True)
+    cores = sorted(os.sched_getaffinity(0))
+    place = str(core if core is not None else cores[-1])
+    settings = local.ClusterSettings(model=model, vllm_flags=tuple(local_flags([])))
+    with local.workers_only(settings, console) as cluster:
+        cluster.start_worker("off", "both", place, ("--predictor", "none"))
+        cluster.start_worker("on", "both", place, ("--predictor", predictor) if predictor else ())
+        cluster.await_workers()
+        urls = {part.name: part.url for part in cluster.workers}
+        rows = asyncio.run(_measure(urls, model, batch or [1, 8, 32], rounds, tokens))
+    table = Table(title="TPOT with the predictor and without")
+    for column in ("batch", "off ms", "on ms", "on / off"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        ratio, times = row["on_to_off"], row["tpot_ms"]
+        shown = f"{ratio['median']:.4f} ({ratio['low']:.4f}-{ratio['high']:.4f})"
+        table.add_row(str(row["batch"]), f"{times['off']:.2f}", f"{times['on']:.2f}", shown)
+    Console().print(table)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(
+            json.dumps({"benchmark": "predictor", "model": model, **describe(), "cases": rows}, indent=2) + "\n"
+        )

@@ -1,0 +1,59 @@
+"""Which predictor an instance runs with: the one it was given, the one that ships for its model, or none."""
+
+import json
+import logging
+from pathlib import Path
+
+from ares.predictor.errors import PredictorError
+from ares.predictor.shards import TAP
+
+logger = logging.getLogger(__name__)
+
+NONE = "none"
+_SHIPPED = Path(__file__).parent.parent / "predictor" / "checkpoints"
+
+
+def choose(given: str | None, model: str, folder: Path) -> Path | None:
+    """Return the checkpoint to run with, or None.
+
+    Parameters
+    ----------
+    given
+        A file, ``none``, or None for the shipped checkpoint where one fits.
+    model, folder
+        The served model's name and files.
+
+    Raises
+    ------
+    PredictorError
+        A file was given and it does not fit, or cannot be read.
+    """
+    if given == NONE:
+        return None
+    # Only now: it imports torch, which a worker does anyway.
+    from ares.predictor import checkpoint
+
+    hidden_size = _hidden_size(folder)
+    if given is not None:
+        loaded = checkpoint.load(Path(given))
+        try:
+            loaded.check(model, hidden_size, TAP)
+        except PredictorError as error:
+            raise PredictorError(f"{given}: {error}; use another --predictor, or none") from error
+        return Path(given)
+    for path in sorted(_SHIPPED.glob("*.safetensors")):
+        try:
+            checkpoint.load(path).check(model, hidden_size, TAP)
+        except PredictorError:
+            continue
+        return path
+    logger.warning("no predictor ships for %s: requests run unpredicted (ares predictor --help)", model)
+    return None
+
+
+def _hidden_size(folder: Path) -> int:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        return int(config.get("hidden_size") or config["text_config"]["hidden_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0

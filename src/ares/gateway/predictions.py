@@ -1,0 +1,56 @@
+"""What the instances predict, and how it turned out: the live error histogram."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+from ares import wire
+from ares.gateway.instances import Instance
+from ares.gateway.metrics import Metrics
+from ares.gateway.sequence import Sequence
+
+# Where predictions are judged: the first one at or after so many output tokens.
+POSITIONS = (0, 64, 256, 1024, 4096)
+
+
+def predicted(load: wire.Telemetry) -> float | None:
+    """Return the tokens that an instance's requests are expected to generate yet: the sum of their medians.
+
+    None where it predicts nothing.
+    """
+    medians = [row.remaining[1] for row in load.rows if row.remaining is not None]
+    return sum(medians) if medians else None
+
+
+def rows_by_key(instances: Iterable[Instance]) -> dict[str, wire.Row]:
+    """Return the newest row of every request of every instance."""
+    return {row.key: row for i in instances if i.telemetry is not None for row in i.telemetry.rows}
+
+
+class Scorekeeper:
+    """Remembers what was predicted of each running sequence, and adds the errors to the metrics when it has ended."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        # By sequence: for each of POSITIONS, the output tokens at the prediction and its median.
+        self._seen: dict[str, dict[int, tuple[int, float]]] = {}
+
+    def look(self, sequences: Iterable[Sequence], rows: Mapping[str, wire.Row]) -> None:
+        """Take note of the newest predictions."""
+        for sequence in sequences:
+            row = rows.get(sequence.key or "")
+            if row is None or row.remaining is None or row.state != "running" or not math.isfinite(row.remaining[1]):
+                continue
+            output = max(0, row.resident - len(sequence.prompt))
+            position = max(p for p in POSITIONS if p <= output)
+            self._seen.setdefault(sequence.id, {}).setdefault(position, (output, row.remaining[1]))
+
+    def finished(self, sequence: Sequence) -> None:
+        """Judge what was predicted of an output that came to its own end."""
+        for position, (output, median) in self._seen.pop(sequence.id, {}).items():
+            error = median - (len(sequence.emitted) - output)
+            side = "over" if error > 0 else "under"
+            self._metrics.prediction_error.labels(str(position), side).observe(abs(error))
+
+    def forget(self, sequence: Sequence) -> None:
+        """Drop a sequence that was cancelled or failed."""
+        self._seen.pop(sequence.id, None)

@@ -1,0 +1,1 @@
+"""Remaining-length models: data, training, evaluation, checkpoints, inference. No vLLM here."""

@@ -1,0 +1,126 @@
+"""The checkpoint: one safetensors file that says what it fits."""
+
+import json
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ares.predictor.errors import PredictorError
+from ares.predictor.networks import HazardNetwork, PaperNetwork
+
+FORMAT = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A trained network and what it was trained for.
+
+    Attributes
+    ----------
+    arch
+        ``ours`` or ``paper``.
+    options
+        What its constructor was given beside the hidden size.
+    center, scale
+        [d] mean and spread of the training set's states.
+    """
+
+    network: Any
+    arch: str
+    options: dict[str, Any]
+    model: str
+    hidden_size: int
+    tap: str
+    every: int
+    limit: int
+    center: torch.Tensor
+    scale: torch.Tensor
+
+    def check(self, model: str, hidden_size: int, tap: str) -> None:
+        """Raise PredictorError where it does not fit, saying all that differs."""
+        pairs = {"model": (self.model, model), "hidden size": (self.hidden_size, hidden_size), "tap": (self.tap, tap)}
+        wrong = [f"{name} {ours}, here {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
+        if wrong:
+            raise PredictorError(f"the predictor was trained for {'; '.join(wrong)}")
+
+
+def build(arch: str, hidden_size: int, options: dict[str, Any]) -> Any:
+    """Return a fresh network; PredictorError for an unknown architecture."""
+    if arch == "ours":
+        return HazardNetwork(hidden_size, **options)
+    if arch == "paper":
+        return PaperNetwork(hidden_size)
+    raise PredictorError(f"unknown architecture {arch!r}: ours or paper")
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint, whole or not at all; weights in half precision."""
+    from safetensors.torch import save as serialise
+
+    tensors = {f"network.{name}": t.contiguous() for name, t in checkpoint.network.state_dict().items()}
+    tensors = {n: t.half() if t.dim() == 2 else t for n, t in tensors.items()}
+    tensors |= {"center": checkpoint.center, "scale": checkpoint.scale}
+    fields = {
+        name: str(getattr(checkpoint, name)) for name in ("arch", "model", "hidden_size", "tap", "every", "limit")
+    }
+    described = fields | {
+        "format": FORMAT,
+        "options": json.dumps(checkpoint.options),
+        "ares": metadata.version("ares"),
+    }
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(serialise(tensors, described))
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise PredictorError(f"{path}: cannot be written: {error}") from error
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises
+    ------
+    PredictorError
+        It is not there, truncated, no checkpoint, of another version, or holds values that are not finite.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as opened:
+            described = dict(opened.metadata() or {})
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as error:
+        raise PredictorError(f"{path}: not a whole checkpoint: {error}") from error
+    if described.get("format") != FORMAT:
+        raise PredictorError(
+            f"{path}: checkpoint format {described.get('format')}, this version reads {FORMAT}; train it again"
+        )
+    try:
+        hidden_size = int(described["hidden_size"])
+        options = json.loads(described["options"])
+        network = build(described["arch"], hidden_size, options)
+        states = {n.removeprefix("network."): t.float() for n, t in tensors.items() if n.startswith("network.")}
+        if not all(torch.isfinite(t).all() for t in tensors.values()):
+            raise ValueError("weights that are not finite")
+        network.load_state_dict(states)
+        checkpoint = Checkpoint(
+            network=network.eval(),
+            arch=described["arch"],
+            options=options,
+            model=described["model"],
+            hidden_size=hidden_size,
+            tap=described["tap"],
+            every=int(described["every"]),
+            limit=int(described["limit"]),
+            center=tensors["center"].float(),
+            scale=tensors["scale"].float(),
+        )
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise PredictorError(f"{path}: malformed: {error}") from error
+    return checkpoint

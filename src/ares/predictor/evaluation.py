@@ -1,0 +1,131 @@
+"""Every predictor on the same test prompts, beside each other and beside the floor."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ares.predictor import floor, metrics
+from ares.predictor.checkpoint import Checkpoint
+from ares.predictor.dataset import Pairs
+from ares.predictor.errors import PredictorError
+from ares.predictor.floor import Prefix
+from ares.predictor.metrics import Array
+from ares.predictor.networks import parameters
+from ares.predictor.training import Data, predict
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One model's predictions for the test pairs: [pairs, levels], bounded by what the limit allows."""
+
+    name: str
+    parameters: int
+    quantiles: Array
+
+
+def of_checkpoint(name: str, checkpoint: Checkpoint, pairs: Pairs) -> Judged:
+    """Predict with a checkpoint; PredictorError where it was not made for these states."""
+    source = pairs.source
+    checkpoint.check(source.model, source.hidden_size, source.tap)
+    data = Data.of(pairs, checkpoint.center, checkpoint.scale)
+    return Judged(name, parameters(checkpoint.network), predict(checkpoint.network, data))
+
+
+def report(judged: Sequence[Judged], test: Pairs, prefixes: Sequence[Prefix] = ()) -> dict[str, Any]:
+    """Compare models; the first is ours, and what the others are compared with.
+
+    Parameters
+    ----------
+    judged
+        Predictions for `test`, in its order.
+    prefixes
+        Continuations drawn at some of the test pairs, if any were drawn.
+
+    Returns
+    -------
+    dict
+        ``models``, one entry each; ``differences``, of each model's errors to ours with intervals over prompts;
+        ``noise_floor`` and ``reducible_error_removed`` where there are prefixes.
+    """
+    remaining, room = test.remaining.astype(float), test.room.astype(float)
+    _, prompts = np.unique(np.array(test.prompts)[test.output], return_inverse=True)
+    everything = metrics.Bootstrap(prompts)
+    length = remaining + test.position
+    decile = np.searchsorted(np.quantile(length, np.arange(0.1, 0.95, 0.1)), length, side="right")
+    at_fraction = metrics.rows_by_position(test.output, test.position.astype(float), remaining)
+    models = []
+    for model in judged:
+        entry: dict[str, Any] = {"name": model.name, "parameters": model.parameters}
+        entry |= metrics.summary(model.quantiles, remaining, room, everything)
+        entry["by_position"] = {
+            f"{round(100 * part)}%": _some(model.quantiles, remaining, room, prompts, rows)
+            for part, rows in at_fraction.items()
+        }
+        entry["by_length_decile"] = [
+            {"longest": int(length[decile == n].max())}
+            | _some(model.quantiles, remaining, room, prompts, np.flatnonzero(decile == n))
+            for n in np.unique(decile)
+        ]
+        models.append(entry)
+    result: dict[str, Any] = {
+        "test": {
+            "prompts": int(prompts.max()) + 1,
+            "pairs": len(test),
+            "censored_share_of_pairs": round(float(test.censored.mean()), 4),
+            "mean_remaining": round(float(remaining.mean()), 2),
+        },
+        "models": models,
+        "differences": [_difference(model, judged[0], remaining, everything) for model in judged[1:]],
+    }
+    if prefixes:
+        result |= _against_floor(judged, test, prefixes)
+    return result
+
+
+def _some(
+    quantiles: Array, remaining: Array, room: Array, prompts: NDArray[np.int64], rows: NDArray[np.int64]
+) -> dict[str, Any]:
+    whole = metrics.summary(quantiles[rows], remaining[rows], room[rows], metrics.Bootstrap(prompts[rows]))
+    names = ("mae", "mae_interval", "relative_mae", "kendall_tau", "crps", "p50_coverage", "p90_coverage")
+    return {"pairs": len(rows)} | {name: whole[name] for name in names}
+
+
+def _difference(model: Judged, ours: Judged, remaining: Array, bootstrap: metrics.Bootstrap) -> dict[str, Any]:
+    mae = [metrics.absolute_error(m.quantiles, remaining) for m in (model, ours)]
+    crps = [2 * metrics.pinball(m.quantiles, remaining) for m in (model, ours)]
+    below = bootstrap.means(mae[0] - mae[1], mae[0])
+    return {
+        "baseline": model.name,
+        "mae_below": round(float((mae[0] - mae[1]).mean()), 4),
+        "mae_below_interval": bootstrap.interval(mae[0] - mae[1]),
+        "mae_below_share": round(float((mae[0] - mae[1]).sum() / mae[0].sum()), 4),
+        "mae_below_share_interval": metrics.interval(below),
+        "crps_below": round(float((crps[0] - crps[1]).mean()), 4),
+        "crps_below_interval": bootstrap.interval(crps[0] - crps[1]),
+    }
+
+
+def _against_floor(judged: Sequence[Judged], test: Pairs, prefixes: Sequence[Prefix]) -> dict[str, Any]:
+    where = {(test.requests[o], p): n for n, (o, p) in enumerate(zip(test.output, test.position.tolist(), strict=True))}
+    missing = [p.request for p in prefixes if (p.request, p.position) not in where]
+    if missing:
+        raise PredictorError(f"the noise floor was drawn from other data: {missing[0]} is not in the test set")
+    rows = np.array([where[p.request, p.position] for p in prefixes])
+    _, prompts = np.unique(np.array(test.prompts)[test.output[rows]], return_inverse=True)
+    errors: Mapping[str, Mapping[str, Array]] = {m.name: floor.errors(m.quantiles[rows], prefixes) for m in judged}
+    own = errors[judged[0].name]
+    return {
+        "noise_floor": floor.summary(prefixes, prompts)
+        | {
+            "models": {
+                name: {metric: round(float(values.mean()), 4) for metric, values in parts.items()}
+                for name, parts in errors.items()
+            }
+        },
+        "reducible_error_removed": {
+            model.name: floor.reducible(own, errors[model.name], prefixes, prompts) for model in judged[1:]
+        },
+    }

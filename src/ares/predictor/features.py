@@ -1,0 +1,99 @@
+"""What the network sees of a request: its newest state, its history, its position.
+
+Training walks through recorded outputs with the same code that the decode worker runs, so that both see the same.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from ares.predictor.dataset import Pairs
+
+# Earlier states that the newest is compared with: a text that repeats itself comes back to states it was in.
+_RING = 16
+_KNOTS = 12
+# Log of one more than the largest position that the knots cover.
+_LONGEST = math.log(32769)
+# Log position knots, log of the prompt's length, three similarities.
+SCALARS = _KNOTS + 4
+
+
+class History:
+    """The running average and the newest states of up to `slots` requests; torch tensors on one device."""
+
+    def __init__(self, slots: int, hidden_size: int, device: Any = "cpu") -> None:
+        self._count = torch.zeros(slots, dtype=torch.float32, device=device)
+        self._mean = torch.zeros(slots, hidden_size, dtype=torch.float32, device=device)
+        self._ring = torch.zeros(slots, _RING, hidden_size, dtype=torch.float16, device=device)
+
+    def clear(self, slot: int) -> None:
+        """Forget a request."""
+        self._count[slot] = 0
+        self._mean[slot] = 0
+        self._ring[slot] = 0
+
+    def update(self, slots: torch.Tensor, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take new states in.
+
+        Parameters
+        ----------
+        slots
+            [batch] int64, one request each.
+        states
+            [batch, d] float32, standardised.
+
+        Returns
+        -------
+        mean
+            [batch, d] average of the request's states, the new one included.
+        similarity
+            [batch, 3] cosine of the new state with the earlier ones: to the last, the largest, the mean; 0 where
+            there is none.
+        """
+        count = self._count[slots]
+        unit = torch.nn.functional.normalize(states, dim=1)
+        # Slots of the ring that are not filled yet are zero, and so is their product.
+        cosines = torch.einsum("brd,bd->br", self._ring[slots].float(), unit)
+        filled = count.clamp(max=_RING)
+        last = cosines.gather(1, ((count.long() - 1) % _RING)[:, None])[:, 0]
+        empty = torch.arange(_RING, device=states.device)[None] >= filled[:, None]
+        largest = cosines.masked_fill(empty, -1.0).amax(1) * (count > 0)
+        similarity = torch.stack([last, largest, cosines.sum(1) / filled.clamp(min=1)], 1)
+        mean = self._mean[slots] + (states - self._mean[slots]) / (count + 1)[:, None]
+        self._mean[slots] = mean
+        self._ring[slots, count.long() % _RING] = unit.to(self._ring.dtype)
+        self._count[slots] = count + 1
+        return mean, similarity
+
+
+def scalars(position: torch.Tensor, prompt_length: torch.Tensor, similarity: torch.Tensor) -> torch.Tensor:
+    """Return [batch, SCALARS]: the position on smooth knots over its logarithm, and the rest as it is."""
+    knots = torch.linspace(0, _LONGEST, _KNOTS, device=position.device)
+    distance = (torch.log1p(position.float())[:, None] - knots) / (_LONGEST / (_KNOTS - 1))
+    return torch.cat([torch.exp(-(distance**2)), torch.log1p(prompt_length.float())[:, None] / 5 - 1, similarity], 1)
+
+
+def standardised(states: torch.Tensor, center: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return states as float32 with the training set's mean and spread taken out, bounded against freak values."""
+    return ((states.float() - center) / scale).clamp(-8, 8)
+
+
+def of_pairs(pairs: Pairs, center: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the features of recorded pairs: [pairs, 2 d] newest and mean state, and [pairs, SCALARS]."""
+    states = standardised(torch.from_numpy(pairs.states), center, scale)
+    similarity = torch.zeros(len(pairs), 3)
+    mean = torch.zeros_like(states)
+    if len(pairs):
+        # The n-th pair of every output at once.
+        starts = np.flatnonzero(np.diff(pairs.output, prepend=-1))
+        outputs = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(pairs))))
+        order = np.arange(len(pairs)) - starts[outputs]
+        history = History(len(starts), states.shape[1])
+        for n in range(int(order.max()) + 1):
+            rows = torch.from_numpy(np.flatnonzero(order == n))
+            slots = torch.from_numpy(outputs)[rows]
+            mean[rows], similarity[rows] = history.update(slots, states[rows])
+    position, prompt_length = torch.from_numpy(pairs.position), torch.from_numpy(pairs.prompt_length)
+    return torch.cat([states, mean], 1), scalars(position, prompt_length, similarity)

@@ -1,0 +1,121 @@
+"""The two networks: ours, a distribution of the remaining length, and the paper's, one number."""
+
+import itertools
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ares.predictor import hazard
+from ares.predictor.features import SCALARS
+
+# The paper's widths between the state and its one output.
+_PAPER = (2048, 512, 64)
+_POSITION = 12  # the leading scalars are knots of the position
+
+
+class Network(Protocol):
+    """What training, evaluation and the worker need of a network."""
+
+    def quantiles(self, states: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
+        """Return [batch, levels] remaining tokens for features as `features.of_pairs` makes them."""
+        ...
+
+    def loss(
+        self, states: torch.Tensor, scalars: torch.Tensor, remaining: torch.Tensor, censored: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the mean training loss of a batch."""
+        ...
+
+
+class HazardMember(nn.Module):  # type: ignore[misc] # torch is not type-checked here
+    """Hazards from the position alone (a residual-life curve), shifted by what the states add."""
+
+    def __init__(self, hidden_size: int, bins: int, width: int) -> None:
+        super().__init__()
+        self.base = nn.Linear(_POSITION, bins)
+        self.newest = nn.Linear(hidden_size, width)
+        self.mean = nn.Linear(hidden_size, width, bias=False)
+        self.scalars = nn.Linear(SCALARS, width, bias=False)
+        self.middle = nn.Linear(width, width)
+        self.shift = nn.Linear(width, bins)
+        # States have many numbers and prompts are few: most of each state is hidden from every step of the training.
+        self.drop_state = nn.Dropout(0.5)
+        self.drop = nn.Dropout(0.3)
+        # The states begin by adding nothing.
+        nn.init.zeros_(self.shift.weight)
+        nn.init.zeros_(self.shift.bias)
+        nn.init.zeros_(self.base.weight)
+        nn.init.constant_(self.base.bias, -3.0)
+
+    def forward(self, states: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
+        """Return [batch, bins] logits of the hazards."""
+        newest, mean = self.drop_state(states).chunk(2, dim=1)
+        inner = torch.nn.functional.gelu(self.newest(newest) + self.mean(mean) + self.scalars(scalars))
+        inner = torch.nn.functional.gelu(self.middle(self.drop(inner)))
+        shift: torch.Tensor = self.shift(self.drop(inner))
+        return self.base(scalars[:, :_POSITION]) + shift
+
+
+class HazardNetwork(nn.Module):  # type: ignore[misc] # likewise
+    """Several members whose distributions are averaged."""
+
+    def __init__(self, hidden_size: int, limit: int, *, members: int = 4, width: int = 64, bins: int = 32) -> None:
+        super().__init__()
+        self.register_buffer("grid", hazard.edges(limit, bins))
+        self.register_buffer("levels", torch.tensor(hazard.LEVELS))
+        count = len(self.grid) - 1
+        self.members = nn.ModuleList(HazardMember(hidden_size, count, width) for _ in range(members))
+
+    def quantiles(self, states: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
+        """Return [batch, levels] of the mean distribution."""
+        ended = torch.stack([hazard.cumulative(member(states, scalars)) for member in self.members]).mean(0)
+        return hazard.quantiles(ended, self.grid, self.levels)
+
+    def loss(
+        self, states: torch.Tensor, scalars: torch.Tensor, remaining: torch.Tensor, censored: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the mean negative log likelihood; the members learn apart from each other."""
+        parts = [hazard.log_likelihood(m(states, scalars), self.grid, remaining, censored) for m in self.members]
+        return -torch.stack(parts).mean()
+
+
+class PaperNetwork(nn.Module):  # type: ignore[misc] # likewise
+    """The paper's network: d -> 2048 -> 512 -> 64 -> 1 on the newest state, L1 on the raw length.
+
+    [R] ReLU, and inputs standardised; the paper gives neither. A spread around the estimate is not the paper's: it is
+    what the validation set's errors were (`spread`), so that it can be compared as a distribution.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        widths = (hidden_size, *_PAPER)
+        layers: list[Any] = []
+        for left, right in itertools.pairwise(widths):
+            layers += [nn.Linear(left, right), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
+        self.register_buffer("spread", torch.zeros(len(hazard.LEVELS)))
+        # Lengths are hundreds of tokens and a fresh network's output is near zero: learn in units of this.
+        self.register_buffer("unit", torch.tensor(100.0))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Return [batch] remaining tokens."""
+        newest = states[:, : states.shape[1] // 2]
+        return self.layers(newest)[:, 0] * self.unit
+
+    def quantiles(self, states: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
+        """Return [batch, levels]: the estimate and the errors seen around it."""
+        del scalars
+        return (self(states)[:, None] + self.spread).clamp(min=0.5)
+
+    def loss(
+        self, states: torch.Tensor, scalars: torch.Tensor, remaining: torch.Tensor, censored: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the mean absolute error; what the limit cut counts as ended there."""
+        del scalars, censored
+        return (self(states) - remaining.float()).abs().mean()
+
+
+def parameters(network: nn.Module) -> int:
+    """Return how many numbers a network has learned."""
+    return sum(p.numel() for p in network.parameters())

@@ -1,0 +1,256 @@
+"""The data folder: what `collect` and a recording worker write, and training reads.
+
+One safetensors file a shard (``part-*.safetensors``), each complete in itself: it is written beside its place and then
+renamed, so that a file with that name is whole. A shard holds outputs (one row a generation) and pairs (one row a
+tapped state):
+
+==================  =======  ===========  ==========================================================================
+tensor              type     shape        meaning
+==================  =======  ===========  ==========================================================================
+``states``          float16  pairs, d     hidden state of the last token after the final norm, as the LM head reads it
+``output``          int32    pairs        row of the output it belongs to
+``position``        int32    pairs        tokens generated before it: 0 at the end of prefill
+``remaining``       int32    pairs        tokens still to come, the stop token included; a lower bound where censored
+``prompt_length``   int32    outputs      tokens of the prompt
+``output_length``   int32    outputs      tokens generated
+``censored``        uint8    outputs      1 where the output did not end by itself: limit, cancellation or move
+``prompt_tokens``   int32    their sum    token ids of all prompts, one after the other
+``output_tokens``   int32    their sum    token ids of all outputs, likewise
+==================  =======  ===========  ==========================================================================
+
+The metadata (strings) holds ``format``, ``model``, ``hidden_size``, ``tap``, ``every``, ``limit`` and ``sampling``, and
+``requests`` and ``prompts``: JSON lists with the id of each output and of its prompt.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ares.predictor.errors import PredictorError
+
+FORMAT = "1"
+# Which state is tapped: after the final norm, of the last token, where the LM head reads it.
+TAP = "final-norm/last-token"
+_HALF_MAX = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What the states of a data folder are states of; all its shards agree in it."""
+
+    model: str
+    hidden_size: int
+    every: int
+    limit: int
+    sampling: str
+    tap: str = TAP
+
+    def metadata(self) -> dict[str, str]:
+        """Return the fields as safetensors' metadata, which holds strings."""
+        return {
+            "format": FORMAT,
+            "model": self.model,
+            "hidden_size": str(self.hidden_size),
+            "tap": self.tap,
+            "every": str(self.every),
+            "limit": str(self.limit),
+            "sampling": self.sampling,
+        }
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, str]) -> "Source":
+        """Read the fields back; KeyError or ValueError where they are not there."""
+        return cls(
+            model=metadata["model"],
+            hidden_size=int(metadata["hidden_size"]),
+            every=int(metadata["every"]),
+            limit=int(metadata["limit"]),
+            sampling=metadata["sampling"],
+            tap=metadata["tap"],
+        )
+
+
+@dataclass(slots=True)
+class Output:
+    """One generation with its tapped states, as it is being recorded.
+
+    Attributes
+    ----------
+    positions, states
+        Tokens generated before each state, and the states: float16 arrays of the hidden size.
+    """
+
+    request: str
+    prompt: str
+    prompt_tokens: Sequence[int]
+    output_tokens: Sequence[int] = ()
+    censored: bool = False
+    positions: list[int] = field(default_factory=list)
+    states: list[NDArray[np.float16]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One shard in memory: `tensors` as in the table above."""
+
+    source: Source
+    requests: list[str]
+    prompts: list[str]
+    tensors: dict[str, NDArray[Any]]
+
+
+def half(states: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Return states in the precision of the shards; what half precision cannot hold becomes its largest value."""
+    return np.clip(states, -_HALF_MAX, _HALF_MAX).astype(np.float16)
+
+
+def write(folder: Path, source: Source, outputs: Sequence[Output]) -> Path:
+    """Write one shard, whole or not at all.
+
+    Raises
+    ------
+    PredictorError
+        It cannot be written, for example because the disk is full; the shards before it are untouched.
+    """
+    from safetensors.numpy import save
+
+    row = np.repeat(np.arange(len(outputs)), [len(o.positions) for o in outputs])
+    lengths = np.array([len(o.output_tokens) for o in outputs], np.int32)
+    position = np.array([p for o in outputs for p in o.positions], np.int32)
+    states = [s for o in outputs for s in o.states]
+    tensors: dict[str, NDArray[Any]] = {
+        "states": np.stack(states) if states else np.zeros((0, source.hidden_size), np.float16),
+        "output": row.astype(np.int32),
+        "position": position,
+        "remaining": (lengths[row] - position).astype(np.int32),
+        "prompt_length": np.array([len(o.prompt_tokens) for o in outputs], np.int32),
+        "output_length": lengths,
+        "censored": np.array([o.censored for o in outputs], np.uint8),
+        "prompt_tokens": np.array([t for o in outputs for t in o.prompt_tokens], np.int32),
+        "output_tokens": np.array([t for o in outputs for t in o.output_tokens], np.int32),
+    }
+    metadata = source.metadata() | {
+        "requests": json.dumps([o.request for o in outputs]),
+        "prompts": json.dumps([o.prompt for o in outputs]),
+    }
+    name = f"part-{uuid.uuid4().hex}.safetensors"
+    path, unfinished = folder / name, folder / f".{name}.unfinished"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            file.write(save(tensors, metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise PredictorError(f"{path}: cannot be written: {error}; the shards before it are whole") from error
+    return path
+
+
+def files(folder: Path) -> list[Path]:
+    """Return the shards of a folder in a fixed order; none where there is no such folder."""
+    return sorted(folder.glob("part-*.safetensors"))
+
+
+def read(file: Path) -> Shard:
+    """Read one shard and check it.
+
+    Raises
+    ------
+    PredictorError
+        It is truncated, of another format, inconsistent, or holds values that are not finite.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            metadata = dict(opened.metadata() or {})
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as error:
+        raise PredictorError(f"{file}: not a whole shard: {error}; remove it, or collect again") from error
+    if metadata.get("format") != FORMAT:
+        raise PredictorError(f"{file}: format {metadata.get('format')}, this version reads {FORMAT}")
+    try:
+        source = Source.from_metadata(metadata)
+        requests, prompts = json.loads(metadata["requests"]), json.loads(metadata["prompts"])
+        _check(source, requests, prompts, tensors)
+    except (KeyError, ValueError) as error:
+        raise PredictorError(f"{file}: malformed: {error}") from error
+    return Shard(source, requests, prompts, tensors)
+
+
+def _check(source: Source, requests: list[str], prompts: list[str], tensors: dict[str, NDArray[Any]]) -> None:
+    outputs, pairs = len(requests), len(tensors["position"])
+    shapes = {
+        "states": (pairs, source.hidden_size),
+        "output": (pairs,),
+        "remaining": (pairs,),
+        "prompt_length": (outputs,),
+        "output_length": (outputs,),
+        "censored": (outputs,),
+        "prompt_tokens": (int(tensors["prompt_length"].sum()),),
+        "output_tokens": (int(tensors["output_length"].sum()),),
+    }
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            raise ValueError(f"{name} has shape {tensors[name].shape}, expected {shape}")
+    if len(prompts) != outputs:
+        raise ValueError(f"{len(prompts)} prompts for {outputs} outputs")
+    if pairs and not (tensors["output"].min() >= 0 and tensors["output"].max() < outputs):
+        raise ValueError("a pair belongs to no output")
+    if pairs and tensors["remaining"].min() < 0:
+        raise ValueError("a remaining length is negative")
+    if not np.isfinite(tensors["states"]).all():
+        raise ValueError("states hold values that are not finite")
+
+
+def read_all(folder: Path) -> Iterator[Shard]:
+    """Read every shard of a folder; they must agree on what they are states of.
+
+    Raises
+    ------
+    PredictorError
+        There is none, one cannot be read, or two disagree.
+    """
+    first: Source | None = None
+    for file in files(folder):
+        shard = read(file)
+        if first is None:
+            first = shard.source
+        elif shard.source != first:
+            raise PredictorError(f"{file}: {_difference(shard.source, first)} in the shards before it")
+        yield shard
+    if first is None:
+        raise PredictorError(f"{folder}: no shards (part-*.safetensors) in it; make them with ares predictor collect")
+
+
+def _difference(one: Source, other: Source) -> str:
+    fields = [n for n in Source.__slots__ if getattr(one, n) != getattr(other, n)]
+    return "; ".join(f"{n} is {getattr(one, n)!r}, {getattr(other, n)!r}" for n in fields)
+
+
+def same_source(folder: Path, source: Source) -> None:
+    """Raise PredictorError where a folder holds states of something else."""
+    for shard in read_all(folder):
+        if shard.source != source:
+            raise PredictorError(f"{folder} cannot be continued: {_difference(source, shard.source)} there")
+        return
+
+
+def writable(folder: Path) -> None:
+    """Raise PredictorError where no shard could be written, before hours of work for it."""
+    probe = folder / ".probe.unfinished"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise PredictorError(f"{folder}: cannot be written: {error}") from error

@@ -1,0 +1,183 @@
+"""Training: early stopping on the validation prompts, everything from one seed."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ares.predictor import features, hazard, metrics
+from ares.predictor.checkpoint import Checkpoint, build
+from ares.predictor.dataset import Pairs
+from ares.predictor.errors import PredictorError
+from ares.predictor.hazard import LEVELS
+from ares.predictor.networks import HazardNetwork, PaperNetwork
+
+_FEWEST_PROMPTS = 5
+_BASE_STEPS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """How to train."""
+
+    arch: str = "ours"
+    seed: int = 0
+    epochs: int = 100
+    patience: int = 10
+    batch: int = 256
+    rate: float = 3e-4
+    decay: float = 0.05
+    members: int = 4
+    width: int = 64
+
+
+def settings_of(arch: str, seed: int = 0, **given: Any) -> TrainingSettings:
+    """Return the settings of an architecture; what is given as None is left at its default."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return TrainingSettings(arch=arch, seed=seed, **chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Features and truth of some pairs as tensors."""
+
+    states: torch.Tensor
+    scalars: torch.Tensor
+    remaining: torch.Tensor
+    censored: torch.Tensor
+    room: np.ndarray[Any, Any]
+
+    @classmethod
+    def of(cls, pairs: Pairs, center: torch.Tensor, scale: torch.Tensor) -> "Data":
+        """Compute the features of pairs."""
+        states, scalars = features.of_pairs(pairs, center, scale)
+        return cls(states, scalars, torch.from_numpy(pairs.remaining), torch.from_numpy(pairs.censored), pairs.room)
+
+
+def train(
+    pairs: Pairs, settings: TrainingSettings, on_epoch: Callable[[dict[str, float]], None] = lambda _: None
+) -> tuple[Checkpoint, dict[str, Any]]:
+    """Train on the training prompts, stop by the validation prompts.
+
+    Returns
+    -------
+    checkpoint
+        The network of the best epoch.
+    report
+        Settings, the curve (an entry an epoch) and the best epoch.
+
+    Raises
+    ------
+    PredictorError
+        There are too few prompts to train on, or the loss is not finite.
+    """
+    torch.manual_seed(settings.seed)
+    parts = {name: pairs.only(pairs.split(name)) for name in ("train", "validation")}
+    for name, part in parts.items():
+        prompts = len({part.prompts[n] for n in np.unique(part.output)})
+        if prompts < _FEWEST_PROMPTS:
+            raise PredictorError(f"only {prompts} prompts in the {name} set: collect more")
+    recorded = torch.from_numpy(parts["train"].states).float()
+    center, scale = recorded.mean(0), recorded.std(0).clamp(min=1e-3)
+    data = {name: Data.of(part, center, scale) for name, part in parts.items()}
+    options: dict[str, Any] = {}
+    if settings.arch == "ours":
+        options = {"limit": pairs.source.limit, "members": settings.members, "width": settings.width}
+    network = build(settings.arch, pairs.source.hidden_size, options)
+    if isinstance(network, HazardNetwork):
+        _fit_base(network, data["train"])
+    curve = _fit(network, data, settings, on_epoch)
+    if isinstance(network, PaperNetwork):
+        _fit_spread(network, data["validation"])
+    source = pairs.source
+    checkpoint = Checkpoint(
+        network=network.eval(),
+        arch=settings.arch,
+        options=options,
+        model=source.model,
+        hidden_size=source.hidden_size,
+        tap=source.tap,
+        every=source.every,
+        limit=source.limit,
+        center=center,
+        scale=scale,
+    )
+    best = min(curve, key=lambda entry: entry["validation_crps"])
+    sizes = {f"{name}_pairs": len(part) for name, part in parts.items()}
+    return checkpoint, {"settings": asdict(settings), **sizes, "best": best, "curve": curve}
+
+
+def _fit_base(network: HazardNetwork, data: Data) -> None:
+    """Begin from the residual-life curve: the hazards from the position alone, the same for every member."""
+    first = network.members[0].base
+    optimizer = torch.optim.Adam(first.parameters(), lr=0.05)
+    scalars = data.scalars[:, : first.in_features]
+    for _ in range(_BASE_STEPS):
+        optimizer.zero_grad()
+        loss = -hazard.log_likelihood(first(scalars), network.grid, data.remaining, data.censored).mean()
+        loss.backward()
+        optimizer.step()
+    for member in network.members:
+        member.base.load_state_dict(first.state_dict())
+
+
+def _fit(
+    network: Any, data: dict[str, Data], settings: TrainingSettings, on_epoch: Callable[[dict[str, float]], None]
+) -> list[dict[str, float]]:
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=settings.decay)
+    own = data["train"]
+    curve: list[dict[str, float]] = []
+    best, best_state, waited = float("inf"), None, 0
+    for epoch in range(settings.epochs):
+        network.train()
+        total = 0.0
+        order = torch.randperm(len(own.remaining))
+        for chosen in order.split(settings.batch):
+            optimizer.zero_grad()
+            loss = network.loss(own.states[chosen], own.scalars[chosen], own.remaining[chosen], own.censored[chosen])
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            total += float(loss.detach()) * len(chosen)
+        if not np.isfinite(total):
+            raise PredictorError(f"training diverged in epoch {epoch}: lower the learning rate")
+        quantiles = predict(network.eval(), data["validation"])
+        remaining = data["validation"].remaining.numpy().astype(float)
+        entry = {
+            "epoch": epoch,
+            "train_loss": total / len(order),
+            "validation_mae": float(metrics.absolute_error(quantiles, remaining).mean()),
+            "validation_crps": float(2 * metrics.pinball(quantiles, remaining).mean()),
+        }
+        curve.append(entry)
+        on_epoch(entry)
+        # The paper's network is one number and is judged as one.
+        score = entry["validation_mae" if isinstance(network, PaperNetwork) else "validation_crps"]
+        if score < best:
+            best, best_state, waited = score, copy.deepcopy(network.state_dict()), 0
+        elif (waited := waited + 1) >= settings.patience:
+            break
+    if best_state is not None:
+        network.load_state_dict(best_state)
+    return curve
+
+
+def _fit_spread(network: PaperNetwork, data: Data) -> None:
+    with torch.no_grad():
+        errors = data.remaining.float() - network.eval()(data.states)
+    spread = torch.quantile(errors, torch.tensor(LEVELS))
+    # The estimate stays the median: the spread is around it.
+    network.spread.copy_(spread - (spread[9] + spread[10]) / 2)
+
+
+def predict(network: Any, data: Data, batch: int = 4096) -> metrics.Array:
+    """Return [pairs, levels] bounded by what the limit allows."""
+    with torch.no_grad():
+        parts = [
+            network.quantiles(data.states[rows], data.scalars[rows]).numpy().astype(float)
+            for rows in torch.arange(len(data.remaining)).split(batch)
+        ]
+    return metrics.bounded(np.concatenate(parts) if parts else np.zeros((0, len(LEVELS))), data.room.astype(float))

@@ -1,0 +1,265 @@
+"""`ares predictor`: from prompts to a predictor of remaining output length."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ares.model import DEFAULT_MODEL
+from ares.predictor.errors import PredictorError
+
+if TYPE_CHECKING:
+    from ares.engine.collect import Generator
+
+app = typer.Typer(help="Predict remaining output length from the model's own hidden states.", no_args_is_help=True)
+_errors = Console(stderr=True)
+
+# Outputs in one shard: large enough to be read quickly, small enough that little is lost when a run is cut short.
+_SHARD_OUTPUTS = 64
+
+Model = Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")]
+Data = Annotated[Path, typer.Option(help="Data folder that `ares predictor collect` wrote.")]
+Batch = Annotated[int, typer.Option(min=1, help="Requests that run at a time.")]
+Minutes = Annotated[float | None, typer.Option(min=0.1, help="Begin no more outputs after this long.")]
+Seed = Annotated[int, typer.Option(help="Everything that is drawn follows from it.")]
+
+
+@app.callback()
+def predictor() -> None:
+    """Predict remaining output length from the model's own hidden states."""
+
+
+@app.command()
+def structured(
+    out: Annotated[Path, typer.Option(help="JSONL file to write.")],
+    count: Annotated[int, typer.Option(min=1, help="Prompts.")] = 2000,
+    kind: Annotated[list[str] | None, typer.Option(help="Kind of prompts; repeat for several.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Write prompts whose answer's length is knowable."""
+    from ares.predictor import structured as tasks
+
+    if unknown := set(kind or ()) - tasks.KINDS.keys():
+        raise PredictorError(f"unknown kind {', '.join(sorted(unknown))}: {', '.join(tasks.KINDS)}")
+    rows = tasks.generate(count, kind or tasks.FOLLOWED, seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("".join(json.dumps({"prompt": t.prompt, "kind": t.kind, "answer": t.answer}) + "\n" for t in rows))
+
+
+@app.command()
+def collect(
+    prompts: Annotated[list[Path], typer.Option(help="Prompt file: JSONL or one prompt a line; repeat for several.")],
+    out: Annotated[Path, typer.Option(help="Data folder; a folder that was begun is continued.")],
+    model: Model = DEFAULT_MODEL,
+    limit_prompts: Annotated[int | None, typer.Option(min=1, help="Take this many prompts, after shuffling.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Outputs for each prompt.")] = 1,
+    every: Annotated[int, typer.Option(min=1, help="Tap a state after every so many tokens.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Most tokens of one output.")] = 1024,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature.")] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Nucleus of the sampling.")] = 1.0,
+    batch: Batch = 64,
+    minutes: Minutes = None,
+    seed: Seed = 0,
+) -> None:
+    """Generate with vLLM and store the hidden states of every k-th token with the remaining length."""
+    from ares import model as models
+    from ares.engine.collect import GenerationSettings, Generator
+    from ares.predictor import prompts as prompt_files
+    from ares.predictor import shards
+
+    until = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    chosen = prompt_files.read(prompts, seed)[:limit_prompts]
+    names = [(prompt, f"{prompt.id}.{sample}") for sample in range(samples) for prompt in chosen]
+    done = {request for shard in shards.read_all(out) for request in shard.requests} if shards.files(out) else set()
+    missing = [(prompt, name) for prompt, name in names if name not in done]
+    if not missing:
+        _errors.print(f"{out}: all {len(names)} outputs are there")
+        return
+    shards.writable(out)
+    folder = models.resolve(model, console=_errors)
+    # Another seed for what is continued: the engine would draw the numbers of the first part again.
+    settings = GenerationSettings(model, folder, temperature, top_p, limit, batch, every, seed + len(done))
+    generator = Generator(settings)
+    source = shards.Source(model, generator.hidden_size, every, limit, settings.sampling)
+    if done:
+        shards.same_source(out, source)
+    todo = [shards.Output(name, prompt.id, generator.chat(prompt.text)) for prompt, name in missing]
+    full: list[shards.Output] = []
+    for output in _generated(generator, todo, None, until):
+        full.append(output)
+        if len(full) == _SHARD_OUTPUTS:
+            shards.write(out, source, full)
+            full = []
+    if full:
+        shards.write(out, source, full)
+
+
+def _generated(generator: "Generator", todo: list[Any], limits: list[int] | None, until: float) -> Any:
+    """Yield the outputs as they end, with a progress bar."""
+    columns = (TextColumn("outputs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[rate]}"), console=_errors) as progress:
+        task = progress.add_task("outputs", total=len(todo), rate="")
+        started = time.monotonic()
+        for output, tokens in generator.run(todo, limits, until):
+            progress.update(task, advance=1, rate=f"{tokens / (time.monotonic() - started):.0f} tokens/s")
+            yield output
+
+
+@app.command("noise-floor")
+def noise_floor(
+    data: Data,
+    json_file: Annotated[Path, typer.Option("--json", help="Write the continuations and the floor here.")],
+    prefixes: Annotated[int, typer.Option(min=2, help="Prefixes of test outputs.")] = 48,
+    continuations: Annotated[int, typer.Option(min=2, help="Continuations of each prefix.")] = 16,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; that of the data.")] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Nucleus of the sampling; that of the data.")] = 1.0,
+    batch: Batch = 64,
+    minutes: Minutes = None,
+    seed: Seed = 0,
+) -> None:
+    """Go on from the same prefix many times: the least error that any predictor could have."""
+    import numpy as np
+
+    from ares import model as models
+    from ares.bench.environment import describe
+    from ares.engine.collect import GenerationSettings, Generator
+    from ares.predictor import dataset, floor, shards
+
+    until = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    pairs = dataset.load(data)
+    source = pairs.source
+    folder = models.resolve(source.model, console=_errors)
+    settings = GenerationSettings(source.model, folder, temperature, top_p, source.limit, batch, 0, seed)
+    if settings.sampling != source.sampling:
+        raise PredictorError(f"{data} was sampled with {source.sampling}, not {settings.sampling}: use the same here")
+    rows = floor.choose(pairs, prefixes, seed)
+    todo, limits = [], []
+    for row in rows.tolist():
+        output, position = int(pairs.output[row]), int(pairs.position[row])
+        tokens = [*pairs.prompt_tokens[output].tolist(), *pairs.output_tokens[output][:position].tolist()]
+        todo += [shards.Output(f"{row}.{n}", pairs.prompts[output], tokens) for n in range(continuations)]
+        limits += [int(pairs.room[row])] * continuations
+    lengths: dict[int, list[int]] = {}
+    for output in _generated(Generator(settings), todo, limits, until):
+        lengths.setdefault(int(output.request.split(".")[0]), []).append(len(output.output_tokens))
+    drawn = [
+        floor.Prefix(
+            pairs.requests[pairs.output[row]], int(pairs.position[row]), int(pairs.room[row]), tuple(lengths[row])
+        )
+        for row in rows.tolist()
+        if len(lengths.get(row, ())) == continuations
+    ]
+    if len(drawn) < 2:
+        raise PredictorError("fewer than two prefixes were completed: give it more --minutes")
+    _, prompts = np.unique([pairs.prompts[pairs.requests.index(p.request)] for p in drawn], return_inverse=True)
+    result = {"noise_floor": floor.summary(drawn, prompts), "sampling": source.sampling, **describe()}
+    result["prefixes"] = [
+        {"request": p.request, "position": p.position, "room": p.room, "remaining": list(p.remaining)} for p in drawn
+    ]
+    _write_json(json_file, result)
+    floor_row = result["noise_floor"]
+    Console().print(f"least MAE {floor_row['mae']:.1f}, least CRPS {floor_row['crps']:.1f} over {len(drawn)} prefixes")
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Checkpoint to write; a JSON of the same name says how it came about.")],
+    arch: Annotated[str, typer.Option(help="ours or paper.")] = "ours",
+    seed: Seed = 0,
+    epochs: Annotated[int, typer.Option(min=1, help="Most epochs.")] = 100,
+    patience: Annotated[int, typer.Option(min=1, help="Epochs without progress before it stops.")] = 10,
+    rate: Annotated[float | None, typer.Option(min=1e-6, help="Learning rate.")] = None,
+    members: Annotated[int, typer.Option(min=1, help="Networks whose distributions are averaged (ours).")] = 4,
+) -> None:
+    """Train on 70 % of the prompts and stop by another 15 %."""
+    from ares.bench.environment import describe
+    from ares.predictor import checkpoint as checkpoints
+    from ares.predictor import dataset
+    from ares.predictor.training import settings_of, train
+
+    settings = settings_of(arch, seed=seed, epochs=epochs, patience=patience, members=members, rate=rate)
+    pairs = dataset.load(data)
+    with Progress(
+        TextColumn("epoch {task.completed}"), TextColumn("{task.fields[shown]}"), console=_errors
+    ) as progress:
+        task = progress.add_task("epochs", total=epochs, shown="")
+
+        def on_epoch(entry: dict[str, float]) -> None:
+            shown = f"validation MAE {entry['validation_mae']:.1f}, CRPS {entry['validation_crps']:.1f}"
+            progress.update(task, advance=1, shown=shown)
+
+        trained, report = train(pairs, settings, on_epoch)
+    checkpoints.save(out, trained)
+    described = {"model": trained.model, "sampling": pairs.source.sampling, "limit": trained.limit, **describe()}
+    _write_json(out.with_suffix(".json"), described | report)
+
+
+@app.command()
+def evaluate(
+    data: Data,
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint to judge.")],
+    paper: Annotated[Path | None, typer.Option(help="Checkpoint of --arch paper to put beside it.")] = None,
+    baselines: Annotated[str, typer.Option(help="all, none, or names with commas between.")] = "all",
+    noise_floor: Annotated[Path | None, typer.Option(help="What `ares predictor noise-floor` wrote.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Judge a checkpoint on the test prompts, beside the baselines and the noise floor."""
+    from ares.bench.environment import describe
+    from ares.predictor.commands import Comparison, chosen_baselines
+
+    names = chosen_baselines(baselines)
+    comparison = Comparison(data, checkpoint, seed)
+    comparison.add_checkpoint("ours", checkpoint)
+    if paper is not None:
+        comparison.add_checkpoint("paper", paper)
+    for name in names:
+        _errors.print(f"fitting {name}")
+        comparison.add_baseline(name)
+    result = comparison.report(noise_floor) | {"data": comparison.describe(), **describe()}
+    if json_file is not None:
+        _write_json(json_file, result)
+    if report is not None:
+        comparison.draw(report, result)
+    _print(result)
+
+
+def _print(result: dict[str, Any]) -> None:
+    table = Table(title=f"test set: {result['test']['pairs']} pairs of {result['test']['prompts']} prompts")
+    columns = (
+        "mae",
+        "mae_interval",
+        "relative_mae",
+        "kendall_tau",
+        "crps",
+        "p50_coverage",
+        "p90_coverage",
+        "parameters",
+    )
+    for column in ("name", *columns):
+        table.add_column(column.replace("_", " "), justify="right")
+    for model in result["models"]:
+        table.add_row(model["name"], *(str(model[column]) for column in columns))
+    console = Console()
+    console.print(table)
+    if "noise_floor" in result:
+        least = result["noise_floor"]
+        console.print(f"least possible on {least['prefixes']} prefixes: MAE {least['mae']}, CRPS {least['crps']}")
+        for name, share in result["reducible_error_removed"].items():
+            console.print(f"  reducible MAE of {name} removed: {share['mae']} {share['mae_interval']}")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise PredictorError(f"{path}: cannot be written: {error}") from error

@@ -1,0 +1,167 @@
+"""The tap, the predictor and the recorder on a real engine."""
+
+import asyncio
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+import pytest
+import torch
+import zmq
+import zmq.asyncio
+
+from ares import local, wire
+from ares.engine.defaults import local_flags
+from ares.predictor import checkpoint, dataset, shards
+from ares.predictor.networks import HazardNetwork
+from tests.integration.conftest import TINY_FLAGS
+
+HIDDEN = 128
+
+
+def offline(model: Path, data: Path, tolerance: float) -> dataset.Pairs:
+    """Every recorded state against transformers' own forward pass over the same tokens."""
+    from transformers import AutoModelForCausalLM
+
+    pairs = dataset.load(data)
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    for output in np.unique(pairs.output):
+        rows = pairs.output == output
+        tokens = np.concatenate([pairs.prompt_tokens[output], pairs.output_tokens[output]]).astype(np.int64)
+        with torch.no_grad():
+            states = network.model(torch.from_numpy(tokens)[None]).last_hidden_state[0].numpy()
+        expected = states[pairs.prompt_length[rows] - 1 + pairs.position[rows]]
+        # Computed by two engines and stored in half precision.
+        assert np.allclose(pairs.states[rows].astype(float), expected, rtol=tolerance, atol=tolerance)
+    return pairs
+
+
+@pytest.fixture(scope="module")
+def collected(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("collected")
+    prompts = folder / "prompts.txt"
+    prompts.write_text("\n".join(f"Tell me {n} things about the sea." for n in range(6)))
+    command = [sys.executable, "-m", "ares", "predictor", "collect", "--prompts", prompts, "--out", folder / "data"]
+    command += ["--model", tiny_model, "--limit", "60", "--every", "7", "--batch", "4"]
+    for count in ("4", "6"):  # the second run goes on where the first ended
+        done = subprocess.run(
+            [*map(str, command), "--limit-prompts", count], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "data"
+
+
+def test_collected_states_equal_transformers(tiny_model: Path, collected: Path) -> None:
+    pairs = offline(tiny_model, collected, 0.1)  # bfloat16, of values around 1, through two layers
+    assert len(pairs.requests) == len(set(pairs.requests)) == 6
+    # At the end of prefill and after every seventh token, of which the last has a successor.
+    for output in range(6):
+        length = len(pairs.output_tokens[output])
+        assert pairs.position[pairs.output == output].tolist() == list(range(0, length, 7))
+
+
+def test_a_folder_is_not_continued_with_other_settings(tiny_model: Path, collected: Path) -> None:
+    with pytest.raises(shards.PredictorError, match="every is 9"):
+        shards.same_source(collected, shards.Source(str(tiny_model), HIDDEN, 9, 60, "temperature 0.7, top_p 1"))
+
+
+def make_checkpoint(path: Path, model: str) -> None:
+    torch.manual_seed(0)
+    options = {"limit": 256, "members": 1, "width": 16}
+    network = HazardNetwork(HIDDEN, **options)
+    torch.nn.init.normal_(network.members[0].shift.weight, 0, 0.2)
+    center, scale = torch.zeros(HIDDEN), torch.ones(HIDDEN)
+    parts = (network, "ours", options, model, HIDDEN, shards.TAP, 20, 256, center, scale)
+    checkpoint.save(path, checkpoint.Checkpoint(*parts))
+
+
+@pytest.fixture(scope="module")
+def predicting(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[local.Part, Path]]:
+    """Run an instance with a predictor that also records everything."""
+    folder = tmp_path_factory.mktemp("predicting")
+    make_checkpoint(folder / "p.safetensors", str(tiny_model))
+    flags = ("--predictor", folder / "p.safetensors", "--record-hidden-states", folder / "rec", "--record-fraction", 1)
+    settings = local.ClusterSettings(model=str(tiny_model), vllm_flags=tuple(local_flags(list(TINY_FLAGS))))
+    with local.workers_only(settings) as cluster:
+        cluster.start_worker("predicting", "both", None, tuple(map(str, flags)))
+        cluster.await_workers()
+        yield cluster.workers[0], folder / "rec"
+
+
+async def complete(url: str, model: str, prompt: str, tokens: int) -> list[int]:
+    body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+    body |= {"return_token_ids": True, "kv_transfer_params": {"ares_key": f"k-{prompt}"}}
+    async with aiohttp.ClientSession() as http, http.post(f"{url}/v1/completions", json=body) as reply:
+        found: list[int] = (await reply.json())["choices"][0]["token_ids"]
+        return found
+
+
+async def telemetry(url: str, rows: list[wire.Row]) -> None:
+    async with aiohttp.ClientSession() as http, http.get(f"{url}/ares/v1/instance") as reply:
+        address = (await reply.json())["control_address"]
+    socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.connect(address)
+    await socket.send(wire.encode(wire.Subscribe(0.02)))
+    try:
+        while True:
+            event = wire.decode_event(await socket.recv())
+            if isinstance(event, wire.Telemetry):
+                rows += event.rows
+    finally:
+        socket.close()
+
+
+async def test_greedy_output_is_the_same_with_the_predictor(
+    cluster: local.Cluster, predicting: tuple[local.Part, Path], tiny_model: Path
+) -> None:
+    rows: list[wire.Row] = []
+    watcher = asyncio.create_task(telemetry(predicting[0].url, rows))
+    prompts = [f"Number {n}: a story" for n in range(4)]
+    plain = cluster.workers[-1].url
+    try:
+        on = await asyncio.gather(*(complete(predicting[0].url, str(tiny_model), p, 200) for p in prompts))
+    finally:
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
+    off = await asyncio.gather(*(complete(plain, str(tiny_model), p, 200) for p in prompts))
+    assert on == off
+    predicted = [row for row in rows if row.remaining is not None]
+    assert len({row.key for row in predicted}) == 4
+    for row in predicted:
+        assert row.remaining is not None
+        low, middle, high = row.remaining
+        assert 1 <= low <= middle <= high <= max(1, 200 - row.output)
+        assert math.isfinite(high)
+
+
+async def test_live_states_equal_offline_ones(predicting: tuple[local.Part, Path], tiny_model: Path) -> None:
+    """What the worker records of live requests is what transformers computes; it is written within half a minute."""
+    folder = predicting[1]
+    await asyncio.gather(*(complete(predicting[0].url, str(tiny_model), f"Live {n}", 65) for n in range(3)))
+    for _ in range(60):
+        found = [shards.read(file) for file in shards.files(folder)]
+        if any(65 in shard.tensors["output_length"] for shard in found):
+            break
+        await asyncio.sleep(1)
+    pairs = offline(tiny_model, folder, 2e-3)  # float32
+    lengths = np.array([len(tokens) for tokens in pairs.output_tokens])
+    assert (lengths == 65).sum() == 3
+    assert sorted(set(pairs.position[np.isin(pairs.output, np.flatnonzero(lengths == 65))])) == [0, 20, 40, 60]
+    assert pairs.censored.all()  # all of them were cut by their limit
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "p.safetensors", "another/model")
+    command = [sys.executable, "-m", "ares", "worker", "--role", "decode", "--model", str(tiny_model)]
+    command += ["--predictor", str(tmp_path / "p.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert "another/model" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.dumps(str(tiny_model))[1:-1].split("/")[-1] in done.stderr.replace("\n", "")
