@@ -234,20 +234,14 @@ def evaluate(
 
 def _print(result: dict[str, Any]) -> None:
     table = Table(title=f"test set: {result['test']['pairs']} pairs of {result['test']['prompts']} prompts")
-    columns = (
-        "mae",
-        "mae_interval",
-        "relative_mae",
-        "kendall_tau",
-        "crps",
-        "p50_coverage",
-        "p90_coverage",
-        "parameters",
-    )
-    for column in ("name", *columns):
-        table.add_column(column.replace("_", " "), justify="right")
+    for column in ("name", "MAE", "95 %", "relative", "tau", "CRPS", "P50", "P90", "parameters"):
+        table.add_column(column, justify="right")
     for model in result["models"]:
-        table.add_row(model["name"], *(str(model[column]) for column in columns))
+        low, high = model["mae_interval"]
+        shares = (f"{model[name]:.2f}" for name in ("relative_mae", "kendall_tau"))
+        coverage = (f"{model[name]:.1%}" for name in ("p50_coverage", "p90_coverage"))
+        mae, crps, count = f"{model['mae']:.1f}", f"{model['crps']:.1f}", f"{model['parameters']:,}"
+        table.add_row(model["name"], mae, f"{low:.0f}-{high:.0f}", *shares, crps, *coverage, count)
     console = Console()
     console.print(table)
     if "noise_floor" in result:

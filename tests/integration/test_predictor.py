@@ -36,8 +36,9 @@ def offline(model: Path, data: Path, tolerance: float) -> dataset.Pairs:
         with torch.no_grad():
             states = network.model(torch.from_numpy(tokens)[None]).last_hidden_state[0].numpy()
         expected = states[pairs.prompt_length[rows] - 1 + pairs.position[rows]]
-        # Computed by two engines and stored in half precision.
-        assert np.allclose(pairs.states[rows].astype(float), expected, rtol=tolerance, atol=tolerance)
+        # Computed by two engines and stored in half precision; the states of neighbours differ by more than their size.
+        error = np.linalg.norm(pairs.states[rows] - expected, axis=1) / np.linalg.norm(expected, axis=1)
+        assert error.max() < tolerance
     return pairs
 
 
@@ -57,7 +58,7 @@ def collected(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_collected_states_equal_transformers(tiny_model: Path, collected: Path) -> None:
-    pairs = offline(tiny_model, collected, 0.1)  # bfloat16, of values around 1, through two layers
+    pairs = offline(tiny_model, collected, 0.1)  # bfloat16, through wide random weights
     assert len(pairs.requests) == len(set(pairs.requests)) == 6
     # At the end of prefill and after every seventh token, of which the last has a successor.
     for output in range(6):
@@ -141,7 +142,7 @@ async def test_greedy_output_is_the_same_with_the_predictor(
 
 
 async def test_live_states_equal_offline_ones(predicting: tuple[local.Part, Path], tiny_model: Path) -> None:
-    """What the worker records of live requests is what transformers computes; it is written within half a minute."""
+    """What the worker records of live requests is what transformers computes; it is written soon."""
     folder = predicting[1]
     await asyncio.gather(*(complete(predicting[0].url, str(tiny_model), f"Live {n}", 65) for n in range(3)))
     for _ in range(60):

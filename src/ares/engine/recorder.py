@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 # A shard is written when so many outputs have ended, and this often.
 _SHARD_OUTPUTS = 64
-_SHARD_S = 30.0
+_SHARD_S = 10.0
 
 
 class Recorder:
