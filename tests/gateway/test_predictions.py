@@ -1,0 +1,59 @@
+"""The live error histogram and what an instance is expected to generate."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from ares import wire
+from ares.gateway.metrics import Metrics
+from ares.gateway.predictions import Scorekeeper, predicted
+
+
+def row(resident: int, median: float | None, state: Any = "running") -> wire.Row:
+    return wire.Row("k", resident, 0, state, None if median is None else (1.0, median, 2 * median))
+
+
+def sequence(emitted: int) -> Any:
+    return SimpleNamespace(id="s", key="k", prompt=[0] * 10, emitted=[0] * emitted)
+
+
+def sample(metrics: Metrics, position: int, side: str, name: str = "sum") -> float | None:
+    labels = {"position": str(position), "side": side}
+    return metrics.registry.get_sample_value(f"ares_prediction_error_tokens_{name}", labels)
+
+
+def test_the_first_prediction_of_each_stage_is_judged() -> None:
+    metrics = Metrics()
+    scores = Scorekeeper(metrics)
+    for output, median in ((1, 50.0), (20, 10.0), (70, 40.0), (80, 0.0)):
+        scores.look([sequence(output)], {"k": row(10 + output, median)})
+    scores.finished(sequence(100))
+    assert sample(metrics, 0, "under") == 49  # 50 expected after 1, 99 came
+    assert sample(metrics, 64, "over") == 10  # 40 expected after 70, 30 came
+    assert sample(metrics, 0, "under", "count") == sample(metrics, 64, "over", "count") == 1
+
+
+def test_what_did_not_finish_is_not_judged() -> None:
+    metrics = Metrics()
+    scores = Scorekeeper(metrics)
+    scores.look([sequence(5)], {"k": row(15, 50.0)})
+    scores.forget(sequence(5))
+    scores.finished(sequence(100))
+    assert sample(metrics, 0, "under") is None
+
+
+def test_rows_without_a_usable_prediction_are_passed_over() -> None:
+    metrics = Metrics()
+    scores = Scorekeeper(metrics)
+    for found in (row(15, None), row(15, float("nan")), row(15, 3.0, "waiting")):
+        scores.look([sequence(5)], {"k": found})
+    scores.finished(sequence(100))
+    assert sample(metrics, 0, "under") is None
+
+
+def test_predicted_sums_medians() -> None:
+    def load(*rows: wire.Row) -> wire.Telemetry:
+        return wire.Telemetry(1, 0, 0, 0, 0, 0.0, 0, 0, list(rows))
+
+    assert predicted(load(row(1, 5.0), row(1, 7.0), row(1, None))) == 12
+    assert predicted(load(row(1, None))) is None
+    assert predicted(load()) is None
