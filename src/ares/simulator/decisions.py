@@ -1,4 +1,4 @@
-"""The policy inside the event loop: placement, and admission of held requests.
+"""The policy inside the event loop: placement, and the forecast of each instance.
 
 The rules are the functions of `ares.policy`, compiled as they stand; this file only builds their arguments.
 """
