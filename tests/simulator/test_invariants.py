@@ -76,11 +76,11 @@ def test_moves_happen_and_are_counted() -> None:
     assert int(outcome.state.counters[REFUSED]) >= 0
 
 
-@pytest.mark.parametrize("name", ["ares", "paper"])
+@pytest.mark.parametrize("name", ["ares-rebalance", "paper"])
 def test_targets_hold_on_the_forecast_that_decided(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """I6: after each ordered move the target's forecast memory stays within its limit, promises included."""
     checked = 0
-    decide = rebalancer(name)
+    decide = rebalancer(preset(name).rebalance)
 
     def watched(view: Cluster, knobs: RebalanceSettings) -> list[Move]:
         nonlocal checked
