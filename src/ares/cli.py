@@ -1,7 +1,6 @@
 """The `ares` command."""
 
 import json
-import os
 import sys
 import urllib.error
 import urllib.request
@@ -276,12 +275,32 @@ def _call(url: str, key: str | None, body: dict[str, Any] | None = None) -> dict
         fail(f"no gateway at {url}: {error}; start one with `ares up`, or give --url", 1)
 
 
+_ONLY_IN_JSON = frozenset(
+    [
+        "url",
+        "capacity_tokens",
+        "kv_blocks_used",
+        "kv_blocks",
+        "step_time_s",
+        "sequences",
+        "resident_tokens",
+        "prompt_tokens",
+        "remaining_p10",
+        "cut_s",
+        "accept_s",
+        "queued_s",
+        "started_at",
+    ]
+)
+
+
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=title, title_justify="left", expand=os.environ.get("COLUMNS") is None and False)
+    table = Table(title=title, title_justify="left", padding=(0, 0))
     if not rows:
         table.add_column("none")
         return table
-    names = list(rows[0])
+    # What fits a terminal; --json has every field.
+    names = [name for name in rows[0] if name not in _ONLY_IN_JSON]
     for name in names:
         table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:
