@@ -103,8 +103,9 @@ def test_an_empty_file_is_fine(tmp_path: Path) -> None:
 
 
 def test_presets_that_live_serving_cannot_carry_out_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"needs predicted lengths.*ares-no-prediction"):
-        load(**MINIMAL, preset="ares")
+    with pytest.raises(ConfigError, match=r"knows the true lengths.*live: off, .*ares"):
+        load(**MINIMAL, preset="ares-oracle")
+    assert load(**MINIMAL, preset="ares").preset == "ares"
 
 
 def test_unknown_presets_list_the_known() -> None:

@@ -1,20 +1,17 @@
 """The `ares` command."""
 
 import json
-import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from ares import __version__, predictor_cli
+from ares import __version__, operator_cli, predictor_cli
 from ares.bench import cli as bench
 from ares.engine.defaults import DEFAULT_PULL_BYTES
 from ares.model import DEFAULT_MODEL, ModelError
+from ares.operator_cli import fail
 from ares.simulator import cli as simulator
 
 app = typer.Typer(
@@ -28,16 +25,15 @@ _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.add_typer(bench.app, name="bench")
 app.add_typer(simulator.app, name="simulate")
 app.add_typer(predictor_cli.app, name="predictor")
+for command in (operator_cli.status, operator_cli.migrate, operator_cli.preset, operator_cli.replay):
+    app.command()(command)
 _errors = Console(stderr=True)
 
 Model = Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")]
-Url = Annotated[str, typer.Option(envvar="ARES_URL", help="Where the gateway answers.")]
-Key = Annotated[str | None, typer.Option(envvar="ARES_ADMIN_KEY", help="Key of the admin routes.")]
 Predictor = Annotated[
     str | None,
     typer.Option(help="Checkpoint of `ares predictor train`, or none; by default the one that ships for the model."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 def main() -> None:
@@ -50,12 +46,6 @@ def main() -> None:
         app()
     except (ModelError, ConfigError, ClusterError, PredictorError) as error:
         fail(str(error))
-
-
-def fail(message: str, status: int = 2) -> NoReturn:
-    """Print an error and end."""
-    _errors.print(f"error: {message}", style="bold red", markup=False, highlight=False)
-    sys.exit(status)
 
 
 @app.command()
@@ -126,6 +116,10 @@ def gateway(
     preset: Annotated[str | None, typer.Option(help="Policy preset (docs/policy.md).")] = None,
     period_s: Annotated[float | None, typer.Option(help="Seconds between two rebalancing decisions.")] = None,
     cooldown_s: Annotated[float | None, typer.Option(help="Seconds a moved request is left alone.")] = None,
+    slo_ttft_s: Annotated[float | None, typer.Option(help="Objective for the time to first token.")] = None,
+    slo_tpot_s: Annotated[float | None, typer.Option(help="Objective for the time of each further token.")] = None,
+    decision_log: Annotated[Path | None, typer.Option(help="File for every decision, for `ares replay`.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Folder for a recording of the run, for the simulator.")] = None,
 ) -> None:
     """Serve OpenAI's API over running instances."""
     from ares import config as configuration
@@ -141,6 +135,10 @@ def gateway(
             preset=preset,
             period_s=period_s,
             cooldown_s=cooldown_s,
+            slo_ttft_s=slo_ttft_s,
+            slo_tpot_s=slo_tpot_s,
+            decision_log=decision_log,
+            record=record,
         )
     )
 
@@ -220,95 +218,3 @@ def _welcome(cluster: Any) -> None:
     typer.echo(f"serving {cluster.settings.model} on {cluster.url}/v1 (logs: {cluster.log_folder})\n")
     typer.echo(f"  curl -N {cluster.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'\n")
     typer.echo("Running requests: ares status. Stop: Ctrl-C.")
-
-
-@app.command()
-def status(
-    url: Url = "http://127.0.0.1:8000",
-    key: Key = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show instances, running requests and recent moves."""
-    read = _call(f"{url}/admin/v1/status", key)
-    if as_json:
-        typer.echo(json.dumps(read, indent=2))
-        return
-    console = Console()
-    for name, rows in (("instances", read["instances"]), ("requests", read["requests"])):
-        console.print(_table(name, rows))
-    console.print(_table("recent moves", read["migrations"][-10:]))
-
-
-@app.command()
-def migrate(
-    request: Annotated[str, typer.Argument(help="Id of a running request (see `ares status`).")],
-    to: Annotated[str, typer.Option("--to", help="Name of the decode instance to move it to.")],
-    url: Url = "http://127.0.0.1:8000",
-    key: Key = None,
-    as_json: AsJson = False,
-) -> None:
-    """Move a running request to another decode instance."""
-    record = _call(f"{url}/admin/v1/migrations", key, {"request_id": request, "target": to})
-    if as_json:
-        typer.echo(json.dumps(record, indent=2))
-    else:
-        Console().print(_table("move", [record]))
-    if record["outcome"] != "moved":
-        sys.exit(1)
-
-
-def _call(url: str, key: str | None, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    data = json.dumps(body).encode() if body is not None else None
-    request = urllib.request.Request(url, data, headers)  # noqa: S310 - the operator's own URL
-    try:
-        with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310 - likewise
-            read: dict[str, Any] = json.load(reply)
-            return read
-    except urllib.error.HTTPError as error:
-        try:
-            message = json.load(error)["error"]["message"]
-        except (ValueError, KeyError, TypeError):
-            message = str(error)
-        fail(message, 1)
-    except OSError as error:
-        fail(f"no gateway at {url}: {error}; start one with `ares up`, or give --url", 1)
-
-
-_ONLY_IN_JSON = frozenset(
-    [
-        "url",
-        "capacity_tokens",
-        "kv_blocks_used",
-        "kv_blocks",
-        "step_time_s",
-        "sequences",
-        "resident_tokens",
-        "prompt_tokens",
-        "remaining_p10",
-        "cut_s",
-        "accept_s",
-        "queued_s",
-        "started_at",
-    ]
-)
-
-
-def _table(title: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=title, title_justify="left", padding=(0, 0))
-    if not rows:
-        table.add_column("none")
-        return table
-    # What fits a terminal; --json has every field.
-    names = [name for name in rows[0] if name not in _ONLY_IN_JSON]
-    for name in names:
-        table.add_column(name.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(row.get(name)) for name in names))
-    return table
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from ares.policy import PRESETS, Preset, preset
@@ -15,16 +15,25 @@ class ConfigError(ValueError):
 
 
 def live_preset(name: str) -> Preset:
-    """Return the preset called `name`; ValueError where it is unknown or live serving cannot carry it out yet."""
+    """Return the preset called `name`; ValueError where it is unknown or needs to know the future."""
     chosen = preset(name)
-    if _needs_predictions(chosen):
-        live = ", ".join(known for known, one in PRESETS.items() if not _needs_predictions(one))
-        raise ValueError(f"preset {name!r} needs predicted lengths, which live serving does not have; live: {live}")
+    if chosen.rebalance == "oracle":
+        live = ", ".join(known for known, one in PRESETS.items() if one.rebalance != "oracle")
+        raise ValueError(f"preset {name!r} knows the true lengths, which only a simulation does; live: {live}")
     return chosen
 
 
-def _needs_predictions(chosen: Preset) -> bool:
-    return chosen.predicts or chosen.admission != "open" or chosen.queue != "fcfs"
+class ServiceClass(BaseModel):
+    """A class of service that requests name in `x-ares-class`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ttft_s: float | None = Field(default=None, gt=0)
+    """Objective for the time to first token; the gateway's where it is not given."""
+    tpot_s: float | None = Field(default=None, gt=0)
+    """Objective for the time of each further token."""
+    rank: int = 0
+    """Waiting requests of a smaller rank go before all of a larger one."""
 
 
 class GatewayConfig(BaseSettings):
@@ -40,6 +49,20 @@ class GatewayConfig(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     preset: str = "ares-no-prediction"
     """Policy preset: how requests are placed and when they move."""
+    slo_ttft_s: float = Field(default=20.0, gt=0)
+    """Objective for the time to first token: who waits longer goes behind all who can still be in time."""
+    slo_tpot_s: float | None = Field(default=None, gt=0)
+    """Objective for the time of each further token; by default one and a half times a step at full memory."""
+    classes: dict[str, ServiceClass] = Field(default_factory=dict)
+    """Classes of service by name; a request names its own in the header `x-ares-class`."""
+    maximum_waiting: int = Field(default=2048, gt=0)
+    """Requests that may wait for prefill or admission; more are refused with 503 and Retry-After."""
+    maximum_wait_s: float = Field(default=600.0, gt=0)
+    """A request that found no room for this long fails."""
+    decision_log: Path | None = None
+    """File to which every decision is appended as a JSON line, for `ares replay`."""
+    record: Path | None = None
+    """Folder for a recording of the run (requests.jsonl, meta.json), which the simulator can replay."""
     period_s: float = Field(default=0.5, gt=0)
     """Seconds between two rebalancing decisions."""
     telemetry_interval_s: float = Field(default=0.1, gt=0)

@@ -91,7 +91,10 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Telemetry(msgspec.Struct, frozen=True, tag="telemetry"):
-    """The load of an instance. `step_time_s` is a moving average over recent steps, 0 before the first."""
+    """The load of an instance.
+
+    `step_time_s` is a moving average over recent steps, 0 before the first; `busy_s` is the time of all steps so far.
+    """
 
     sequence: int
     kv_blocks_used: int
@@ -102,6 +105,7 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry"):
     steps: int
     preemptions: int
     rows: list[Row]
+    busy_s: float = 0.0
 
 
 class Admitted(msgspec.Struct, frozen=True, tag="admitted"):

@@ -380,7 +380,7 @@ async def test_an_unexpected_failure_is_an_openai_error(service: Service, monkey
     def broken(*_: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(service.gateway, "decode", broken)
+    monkeypatch.setattr(service.gateway.controller, "_place", broken)
     error = failure(await service.complete(), 500)
     assert "a bug" not in error["message"]
     monkeypatch.undo()

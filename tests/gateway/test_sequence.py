@@ -8,6 +8,7 @@ import pytest
 
 from ares.gateway import engine
 from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
+from ares.gateway.entering import Entering
 from ares.gateway.instances import Instance, NoInstanceError, Pool
 from ares.gateway.migration import Migration, NotMovableError
 from ares.gateway.sampling import Sampling
@@ -25,13 +26,19 @@ class Bench:
         self.fakes = {fake.name: fake for fake in fakes}
         self.pool = pool
         self.order = [fake.name for fake in fakes if fake.role != "prefill"]
+        self.full = False
 
     def prefill(self) -> Instance | None:
         return next((i for i in self.pool.instances if i.role == "prefill" and i.open), None)
 
-    def decode(self, tokens: int, exclude: set[str]) -> Instance | None:
-        usable = {i.name: i for i in self.pool.decode() if i.open and i.name not in exclude}
-        return next((usable[name] for name in self.order if name in usable), None)
+    async def admit(self, sequence: Entering, exclude: set[str]) -> Instance:
+        for _ in range(15):
+            usable = {i.name: i for i in self.pool.decode() if i.open and i.name not in exclude}
+            chosen = next((usable[name] for name in self.order if name in usable), None)
+            if chosen is not None and not self.full:
+                return chosen
+            await asyncio.sleep(0.2)
+        raise NoInstanceError("no decode instance is ready")
 
     def instance(self, name: str) -> Instance:
         found = self.pool.find(name)

@@ -18,6 +18,7 @@ from ares.gateway.migration import NotMovableError
 from ares.gateway.sampling import Sampling
 from ares.gateway.sequence import Sequence
 from ares.gateway.service import COMMANDED, Gateway, TargetError
+from ares.gateway.view import View
 from ares.policy import Cluster, Move, RebalanceSettings
 from tests.gateway.conftest import VOCABULARY
 from tests.gateway.fakes import FakeInstance, eventually, expected, instances
@@ -75,6 +76,10 @@ def find(gateway: Gateway, name: str) -> Instance:
     found = gateway.pool.find(name)
     assert found is not None
     return found
+
+
+def view(gateway: Gateway, exclude: set[str] = frozenset()) -> View:  # type: ignore[assignment]
+    return gateway.controller.viewer.view(gateway.sequences.values(), exclude)
 
 
 def other(gateway: Gateway, sequence: Sequence) -> Instance:
@@ -224,7 +229,7 @@ async def test_room_is_not_promised_twice(gateway: Gateway, fakes: list[FakeInst
     await eventually(lambda: target.free_blocks == 8)
     first = asyncio.create_task(gateway.migrate(sequences[0], target, "test", COMMANDED))
     await eventually(lambda: sequences[0].incoming is target)
-    assert gateway.view()[0].promised_tokens.tolist() == [0, sequences[0].tokens]
+    assert view(gateway).cluster.promised_tokens.tolist() == [0, sequences[0].tokens]
     with pytest.raises(TargetError, match="full"):
         await gateway.migrate(sequences[1], target, "test", COMMANDED)
     assert (await first).outcome == "moved"
@@ -269,8 +274,8 @@ async def test_a_controller_that_throws_does_not_stop_serving(fakes: list[FakeIn
     def broken(cluster: Cluster, settings: RebalanceSettings) -> list[Move]:
         raise RuntimeError("a bug in the policy")
 
-    gateway._rebalance = broken
     await started(gateway)
+    gateway.controller._rebalance = broken
     client = Client(gateway)
     await client.finish()
     client.check()
@@ -289,8 +294,8 @@ async def test_a_policy_that_orders_nonsense_costs_nothing(fakes: list[FakeInsta
         turn += 1
         return [Move(request=n, source=0, target=turn % 2, gain=1.0, reason="x") for n in range(len(cluster.requests))]
 
-    gateway._rebalance = insists
     await started(gateway)
+    gateway.controller._rebalance = insists
     clients = [Client(gateway, 300, name=f"r{n}") for n in range(2)]
     for client in clients:
         await client.finish()
@@ -322,7 +327,7 @@ async def test_the_policy_evens_out_the_load(fakes: list[FakeInstance], model_fo
 async def test_the_off_preset_never_decides(gateway: Gateway) -> None:
     client = Client(gateway)
     await client.finish()
-    assert gateway._moves_by_itself is False
+    assert sample(gateway, "ares_rebalance_decisions_total", result="kept") == 0
     assert len(gateway.migrations) == 0
 
 
@@ -333,8 +338,9 @@ async def test_the_view_of_the_policy(gateway: Gateway, fakes: list[FakeInstance
     sequence = await client.reached(10)
     stranger = fakes[1]._admit({"token_ids": [7] * 30, "sampling_params": {"max_tokens": 50}})
     where = ["decode-0", "decode-1"].index(sequence.instance.name if sequence.instance else "")
-    await eventually(lambda: gateway.view()[0].promised_tokens[0] == 30)
-    cluster, found = gateway.view({"decode-1"})
+    await eventually(lambda: view(gateway).cluster.promised_tokens[0] == 30)
+    seen = view(gateway, {"decode-1"})
+    cluster, found = seen.cluster, seen.instances
     assert [i.name for i in found] == list(cluster.instances) == ["decode-0", "decode-1"]
     assert cluster.capacity_tokens.tolist() == [16000, 16000]
     assert cluster.open.tolist() == [True, False]
@@ -344,7 +350,7 @@ async def test_the_view_of_the_policy(gateway: Gateway, fakes: list[FakeInstance
     assert cluster.movable.tolist() == [True]
     assert cluster.load_tokens().sum() == len(PROMPT) + 10 + 30
     sequence.moved_at = asyncio.get_running_loop().time()
-    assert not np.any(gateway.view()[0].movable)  # cooling down
+    assert not np.any(view(gateway).cluster.movable)  # cooling down
     fakes[1].running.pop(stranger.key)
     for fake in fakes:
         fake.hold_at = None
@@ -448,9 +454,8 @@ async def test_stop_ends_every_task(fakes: list[FakeInstance], model_folder: Pat
     assert {task for task in mine if not task.done()} == set()
 
 
-def test_an_unknown_preset(model_folder: Path) -> None:
-    gateway = Gateway(GatewayConfig(model="m", workers=["http://x"]), model_folder)
+async def test_an_unknown_preset(gateway: Gateway) -> None:
     with pytest.raises(ValueError, match="unknown preset 'fast'"):
-        gateway.use_preset("fast")
-    assert gateway.preset == "ares-no-prediction"
+        gateway.controller.use_preset("fast")
+    assert gateway.controller.preset == "off"
     assert gateway.sampling_defaults == {"top_p": 0.9}

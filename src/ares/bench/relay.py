@@ -89,7 +89,8 @@ def command(
     The engines are mocks that compute nothing. In one mode they write as fast as they are read, so that a read brings
     many tokens; in the other each stream gets a token at fixed intervals, as from an engine.
     """
-    from ares.cli import fail, signal_as_interrupt
+    from ares.cli import signal_as_interrupt
+    from ares.operator_cli import fail
 
     signal_as_interrupt()
     console = Console()

@@ -88,6 +88,7 @@ class _Load:
     """Counters that the engine thread keeps for the telemetry."""
 
     step_time_s: float = 0.0
+    busy_s: float = 0.0
     steps: int = 0
     preemptions: int = 0
     last_schedule: float | None = None
@@ -283,6 +284,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         if load.last_schedule is not None:
             step = now - load.last_schedule
             load.step_time_s += (step - load.step_time_s) * (_STEP_WEIGHT if load.steps else 1.0)
+            load.busy_s += step
             load.steps += 1
         load.last_schedule = now if scheduler_output.total_num_scheduled_tokens else None
         if self._channel.waiting:
@@ -368,6 +370,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             steps=self._load.steps,
             preemptions=self._load.preemptions + preempted,
             rows=rows,
+            busy_s=self._load.busy_s,
         )
 
     def shutdown(self) -> None:

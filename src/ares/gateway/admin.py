@@ -36,6 +36,15 @@ class MigrationRequest(BaseModel):
     """Name of the decode instance to move it to."""
 
 
+class PresetRequest(BaseModel):
+    """`PUT /admin/v1/preset`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    preset: str = Field(min_length=1)
+    """Name of the preset to decide by from now on."""
+
+
 async def allowed(request: Request) -> None:
     """Let in whoever has the key; without a configured key, whoever comes from this machine."""
     gateway: Gateway = request.app.state.gateway
@@ -63,7 +72,9 @@ async def status(request: Request) -> dict[str, Any]:
     gateway: Gateway = request.app.state.gateway
     rows = rows_by_key(gateway.pool.instances)
     return {
-        "preset": gateway.preset,
+        "preset": gateway.controller.preset,
+        "held": gateway.controller.held,
+        "suspended": gateway.controller.suspended,
         "instances": [_instance(gateway, i) for i in gateway.pool.instances],
         "requests": [_request(s, rows.get(s.key or "")) for s in list(gateway.sequences.values())],
         "migrations": [asdict(record) for record in gateway.migrations],
@@ -88,6 +99,17 @@ async def migrate(body: MigrationRequest, request: Request) -> dict[str, Any]:
     except TargetError as refusal:
         raise AdminError(refusal.status, str(refusal), "target_unavailable") from refusal
     return asdict(record)
+
+
+@router.put("/preset")
+async def switch(body: PresetRequest, request: Request) -> dict[str, Any]:
+    """Switch the policy, for those who wait too."""
+    gateway: Gateway = request.app.state.gateway
+    try:
+        gateway.controller.use_preset(body.preset)
+    except ValueError as error:
+        raise AdminError(400, str(error), "unknown_preset") from error
+    return {"preset": gateway.controller.preset}
 
 
 def _instance(gateway: Gateway, instance: Instance) -> dict[str, Any]:
@@ -120,6 +142,7 @@ def _request(sequence: Sequence, row: wire.Row | None) -> dict[str, Any]:
     low, middle, high = (row.remaining if row is not None else None) or (None, None, None)
     return {
         "id": sequence.id,
+        "state": "moving" if sequence.moving else sequence.phase,
         "instance": sequence.instance.name if sequence.instance else None,
         "resident_tokens": sequence.tokens,
         "prompt_tokens": len(sequence.prompt),

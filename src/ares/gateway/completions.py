@@ -16,6 +16,7 @@ from starlette.types import Message
 
 from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.instances import NoInstanceError
+from ares.gateway.objectives import Objective
 from ares.gateway.openai import BadRequestError, ChatRequest, CompletionRequest, GenerationRequest
 from ares.gateway.replies import DONE, Choice, Envelope, event, usage
 from ares.gateway.responses import EventStream, Write, error_body, until_disconnect
@@ -49,6 +50,7 @@ class _Reply:
     request_id: str
     envelope: Envelope
     jobs: list[_Job]
+    objective: Objective
     arrived: float
 
     def usage(self) -> dict[str, int]:
@@ -71,7 +73,7 @@ class _Reply:
 
         metrics.prompt_tokens.inc(len(job.prompt))
         try:
-            await self.gateway.generate(job.name, job.prompt, job.sampling, emit)
+            await self.gateway.generate(job.name, job.prompt, job.sampling, emit, self.objective)
         finally:
             tokens = job.choice.completion_tokens
             metrics.output_tokens.inc(tokens)
@@ -129,6 +131,9 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
     maximum = gateway.maximum_model_tokens
     if maximum is None or not gateway.pool.ready:
         raise NoInstanceError("no decode instance is ready")
+    if gateway.waiting >= gateway.config.maximum_waiting:
+        raise NoInstanceError(f"{gateway.waiting} requests wait already")
+    objective = gateway.objective(request.headers.get("x-ares-class"), body.priority)
     given = request.headers.get("x-request-id", "")
     request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
     envelope = Envelope(f"{'chatcmpl' if chat else 'cmpl'}-{request_id}", gateway.config.model, chat)
@@ -161,7 +166,7 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
                 token_ids=body.return_token_ids,
             )
             jobs.append(_Job(request_id if single else f"{request_id}-{index}", prompt, sampling, choice, echo))
-    return _Reply(gateway, "chat" if chat else "completions", request_id, envelope, jobs, arrived)
+    return _Reply(gateway, "chat" if chat else "completions", request_id, envelope, jobs, objective, arrived)
 
 
 def _long(body: GenerationRequest) -> bool:

@@ -6,7 +6,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -15,6 +15,7 @@ import zmq.asyncio
 
 from ares import wire
 from ares.gateway.engine import EngineClient, EngineLostError, EngineRefusedError
+from ares.gateway.laws import StepLaw
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +59,12 @@ class Instance:
         self.engine = EngineClient(http, self.url)
         self.hello: wire.Hello | None = None
         self.telemetry: wire.Telemetry | None = None
+        self.steps = StepLaw()
         self.draining = False
         self._http = http
         self._interval_s = interval_s
         self._heard = 0.0
+        self._answered = 0.0
         self._last_message = 0.0
         self._calls = itertools.count(1)
         self._answers: dict[int, asyncio.Future[wire.Handover]] = {}
@@ -74,6 +77,11 @@ class Instance:
         """Whether it has been heard of lately."""
         limit = max(_SILENT_S, _SILENT_INTERVALS * self._interval_s)
         return self.telemetry is not None and time.monotonic() - self._heard < limit
+
+    @property
+    def reachable(self) -> bool:
+        """Whether it answers, be it that its telemetry has stopped: serving does not depend on that (I7)."""
+        return self.healthy or time.monotonic() - self._answered < _SILENT_S
 
     @property
     def frozen(self) -> bool:
@@ -202,6 +210,8 @@ class Instance:
         found = await self._describe()
         if found is None:
             await asyncio.sleep(_RETRY_S)
+        elif found.boot == description.boot:
+            self._answered = time.monotonic()
         return found is not None and found.boot != description.boot
 
     async def _receive(self, body: bytes, on_hello: Callable[["Instance"], Coroutine[Any, Any, None]]) -> None:
@@ -214,6 +224,7 @@ class Instance:
         match event:
             case wire.Telemetry():
                 self.telemetry = event
+                self.steps.observe(event)
             case wire.Handover(call=call):
                 future = self._answers.get(call)
                 if future is not None and not future.done():
@@ -232,19 +243,8 @@ class Instance:
                     admission.set_result(event)
             case wire.Hello():
                 self.hello = event
+                self.steps = StepLaw()
                 await on_hello(self)
-
-
-class Placement(Protocol):
-    """Chooses instances for a sequence."""
-
-    def prefill(self) -> Instance | None:
-        """Return the instance to prefill on; None where the decode instance shall do it."""
-        ...
-
-    def decode(self, tokens: int, exclude: set[str]) -> Instance | None:
-        """Return the instance to decode on for a sequence of so many tokens."""
-        ...
 
 
 class Pool:

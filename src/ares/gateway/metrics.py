@@ -47,6 +47,25 @@ class Metrics:
         self.decisions = Counter(
             "ares_rebalance_decisions_total", "Rebalancing periods, by result", ["result"], registry=registry
         )
+        self.held = Gauge("ares_held_sequences", "Prefilled sequences that wait for admission", registry=registry)
+        self.suspended = Gauge("ares_suspended_sequences", "Sequences that gave their room up", registry=registry)
+        self.entries = Counter(
+            "ares_entrance_decisions_total", "Sequences let in, let in again, or suspended", ["kind"], registry=registry
+        )
+        self.rescues = Counter(
+            "ares_rescues_total",
+            "Sequences taken off an instance before it runs out of memory",
+            ["how"],
+            registry=registry,
+        )
+        self.faults = Counter(
+            "ares_controller_faults_total", "Faults of the controller; serving goes on", ["part"], registry=registry
+        )
+        self.implausible = Counter(
+            "ares_implausible_predictions_total",
+            "Predictions that were not finite, negative, or out of order",
+            registry=registry,
+        )
         self.prediction_error = Histogram(
             "ares_prediction_error_tokens",
             "Predicted less true remaining tokens of finished sequences, by output tokens at the prediction",

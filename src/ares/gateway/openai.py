@@ -81,6 +81,7 @@ class GenerationRequest(BaseModel):
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
     return_token_ids: StrictBool = False
+    priority: int = Field(default=0, ge=-(2**31), lt=2**31)
 
     def check_text(self) -> None:
         """Refuse what JSON can spell and no engine can be sent: half a surrogate pair."""

@@ -28,27 +28,32 @@ class Sampling:
     minimum_tokens: int = 0
     pinned: str | None = None
 
-    def prefill(self, key: str, prompt: list[int]) -> dict[str, Any]:
-        """Return the request that computes the prompt and its first token, and keeps the KV for a decode instance."""
-        parameters = {**self.parameters, "max_tokens": 1, "min_tokens": min(1, self.minimum_tokens)}
+    def prefill(self, key: str, prompt: list[int], emitted: list[int]) -> dict[str, Any]:
+        """Return the request that computes all tokens so far and one more, and keeps the KV for a decode instance."""
+        minimum = min(1, max(0, self.minimum_tokens - len(emitted)))
+        parameters = {**self.parameters, "max_tokens": 1, "min_tokens": minimum}
         params: dict[str, Any] = {}
-        if self.maximum_tokens > 1:
+        if self.maximum_tokens - len(emitted) > 1:
             params = {"do_remote_decode": True, "do_remote_prefill": False}
             if self.pinned is not None:
                 # State that is not carried starts at the decode instance, first token included.
                 parameters = {"max_tokens": 1, "temperature": 0.0}
-        return _body(key, prompt, parameters, params)
+        return _body(key, prompt + emitted, parameters, {**params, _GENERATED: len(emitted)})
 
     def decode(
-        self, key: str, prompt: list[int], emitted: list[int], transfer: dict[str, Any] | None
+        self, key: str, prompt: list[int], emitted: list[int], transfer: dict[str, Any] | None, priority: int = 0
     ) -> dict[str, Any]:
-        """Return the request that goes on after `emitted`; `transfer` says where the KV is, None computes it."""
+        """Return the request that goes on after `emitted`; `transfer` says where the KV is, None computes it.
+
+        Where an instance runs out of memory, it preempts the request with the largest `priority`.
+        """
         parameters = {
             **self.parameters,
             "max_tokens": self.maximum_tokens - len(emitted),
             "min_tokens": max(0, self.minimum_tokens - len(emitted)),
         }
-        return _body(key, prompt + emitted, parameters, {**(transfer or {}), _GENERATED: len(emitted)})
+        body = _body(key, prompt + emitted, parameters, {**(transfer or {}), _GENERATED: len(emitted)})
+        return {**body, "priority": priority} if priority else body
 
 
 def _body(key: str, tokens: list[int], parameters: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:

@@ -1,74 +1,26 @@
-"""One generated sequence: prefill, decode, and every move between, as one unbroken run of tokens."""
+"""One generated sequence: prefill, decode, every move and suspension between, as one unbroken run of tokens."""
 
 import asyncio
 import time
-import uuid
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
 from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
-from ares.gateway.instances import Instance, NoInstanceError, Placement
+from ares.gateway.entering import ATTEMPTS, Emit, Entering
+from ares.gateway.instances import Instance
 from ares.gateway.migration import HandoverError, Migration, Move, NotMovableError, Segment, UntakenError
-from ares.gateway.sampling import Sampling
 
-T = TypeVar("T")
-
-# Given new tokens; returns whether the output is complete (a stop string was found).
-Emit = Callable[[list[Delta]], Awaitable[bool]]
-
-# Instances that are tried for one step of a sequence before the client gets an error.
-_ATTEMPTS = 3
 # How long a `Handover` may trail the end of the stream that it explains, or an `Admitted` the first token.
 _LAG_S = 1.0
-# How long a sequence waits for an instance to decode on when none is open.
-_PLACEMENT_TRIES = 15
-_PLACEMENT_PAUSE_S = 0.2
+# A prefill instance keeps KV for 30 s (vLLM's kv_lease_duration): one that waits longer is prefilled again.
+_HELD_S = 20.0
 _MIGRATED = "migrated"
 
 
 @dataclass(slots=True)
-class Sequence:
-    """A sequence and where it runs. `run` drives it; `migrate` may be called from any other task meanwhile."""
-
-    id: str
-    prompt: list[int]
-    sampling: Sampling
-    placement: Placement
-    handover_timeout_s: float
-    emitted: list[int] = field(default_factory=list)
-    moved_at: float = 0.0
-    moves: int = 0
-    _nonce: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
-    _segments: int = 0
-    _segment: Segment | None = None
-    _decoding: bool = False
-    _finished: bool = False
-    _closed: bool = False
-    _losses: int = 0
-    _last_token_at: float = 0.0
-    _move: Move | None = None
-    # The instance and key whose KV waits for this sequence, until somebody else has it.
-    _holder: tuple[Instance, str] | None = None
-    _waiting: tuple[Instance, asyncio.Future[Any]] | None = None
-    _background: set[asyncio.Task[Any]] = field(default_factory=set)
+class Sequence(Entering):
+    """A sequence and where it runs. `run` drives it; `migrate` and `suspend` may be called by other tasks meanwhile."""
 
     # --- what others may ask ---
-
-    @property
-    def instance(self) -> Instance | None:
-        """Where it runs now."""
-        return self._segment.instance if self._segment else None
-
-    @property
-    def key(self) -> str | None:
-        """Its name on that instance."""
-        return self._segment.key if self._segment else None
-
-    @property
-    def tokens(self) -> int:
-        """Prompt and output tokens so far."""
-        return len(self.prompt) + len(self.emitted)
 
     @property
     def moving(self) -> bool:
@@ -88,6 +40,8 @@ class Sequence:
             return "finished"
         if not self._decoding:
             return "not_decoding"
+        if self._pausing:
+            return "suspending"
         return "moving" if self._move is not None else None
 
     # --- the run ---
@@ -105,121 +59,48 @@ class Sequence:
             An instance refused it.
         """
         try:
-            transfer = await self._prefill(emit)
-            if self._finished:
-                return
-            segment: Segment | None = await self._enter(transfer)
+            segment = await self._start(emit)
             while segment is not None:
                 self._segment = segment
                 try:
                     if await self._relay(segment, emit):
                         return
-                    segment = await self._hand_over(segment)
+                    pausing = self._pausing
+                    following = None if pausing else await self._hand_over(segment)
                 except EngineLostError as error:
-                    segment = await self._recover(segment, error, emit)
+                    pausing, following = False, await self._recover(segment, error, emit)
+                segment = await self._resume(emit) if pausing else following
         finally:
             self._close()
 
-    async def _prefill(self, emit: Emit) -> dict[str, Any] | None:
-        """Compute the prompt and the first token; return what the decode instance needs to pull the KV."""
-        alone = self.sampling.maximum_tokens == 1
-        for _ in range(_ATTEMPTS):
-            instance = self.placement.prefill()
-            if instance is None:
-                return None
-            key = self._next_key()
-            if not alone:
-                self._holder = (instance, key)
-            work = instance.engine.complete(self.sampling.prefill(key, self.prompt))
-            try:
-                delta, transfer = await self._answer(instance, work)
-            except (EngineLostError, EngineRefusedError) as error:
-                self._free_holder()
-                instance.blame(error)
-                continue
-            if self.sampling.pinned is None or alone:
-                if delta.finish_reason == "length" and not alone:
-                    delta.finish_reason = None
-                await self._give([delta], emit)
-            return transfer
-        return None
+    async def _start(self, emit: Emit) -> Segment | None:
+        """Prefill, wait to be admitted, and enter decode; None where the first token is the last.
 
-    async def _enter(self, transfer: dict[str, Any] | None, prefer: Instance | None = None) -> Segment:
-        """Start, or go on from the tokens so far, on a decode instance."""
-        tried: set[str] = set()
-        lost: Exception | None = None
-        for _ in range(_ATTEMPTS):
-            instance = prefer or await self._decode_instance(tried)
-            prefer = None
-            if instance is None:
-                break
-            try:
-                return await self._answer(instance, self._open(instance, self.emitted, transfer))
-            except (EngineLostError, EngineRefusedError) as error:
-                instance.blame(error)
-                lost = error
-                tried.add(instance.name)
-        raise lost or NoInstanceError("no decode instance is ready")
-
-    async def _decode_instance(self, exclude: set[str]) -> Instance | None:
-        """Return where to decode; an instance that was blamed for a broken stream is given time to be heard again."""
-        for _ in range(_PLACEMENT_TRIES):
-            instance = self.placement.decode(self.tokens, exclude)
-            if instance is not None:
-                return instance
-            await asyncio.sleep(_PLACEMENT_PAUSE_S)
-        return None
-
-    async def _answer(self, instance: Instance, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for an answer of an instance, but not of one that freezes meanwhile (see `supervise`)."""
-        task = asyncio.ensure_future(work)
-        self._waiting = (instance, task)
-        try:
-            return await task
-        except asyncio.CancelledError:
-            me = asyncio.current_task()
-            if me is not None and me.cancelling():
-                raise
-            raise EngineLostError("the instance has fallen silent") from None
-        finally:
-            self._waiting = None
-
-    def supervise(self, loading_s: float) -> None:
-        """Stop waiting for an instance that has frozen, or for KV that does not come.
-
-        Parameters
-        ----------
-        loading_s
-            For how long the instance has reported the sequence as loading KV.
+        The first token is given once the sequence may decode: after it the stream goes on without a stop.
         """
-        if self._waiting is not None and self._waiting[0].frozen:
-            self._waiting[1].cancel()
-        segment = self._segment
-        if segment is not None and (segment.instance.frozen or loading_s > 2 * self.handover_timeout_s):
-            segment.stream.close()
-
-    async def _open(
-        self, instance: Instance, emitted: list[int], transfer: dict[str, Any] | None, key: str | None = None
-    ) -> Segment:
-        """Start a segment; returns when the instance has accepted it."""
-        key = key or self._next_key()
-        body = self.sampling.decode(key, self.prompt, emitted, transfer)
-        pin = None
-        if transfer is not None:
-            # From here on the pulling instance sees to the pin, also when it is aborted.
-            pin, self._holder = self._holder, None
+        first, transfer = await self._prefill()
+        if first is not None and first.finish_reason is not None:
+            await self._give([first], emit)
+            return None
+        where: Instance | None = None
         try:
-            stream = await instance.engine.stream(body)
-        except BaseException:
-            self._holder = pin or self._holder
-            if self._closed:
-                self._free_holder()
-            raise
-        return Segment(instance, key, len(emitted), stream, pin)
+            async with asyncio.timeout(_HELD_S):
+                where = await self._admission(set())
+        except TimeoutError:
+            self._free_holder()
+        if first is not None and await self._give([first], emit):
+            return None
+        return await self._enter(transfer, where) if where is not None else await self._resume(emit)
 
-    def _next_key(self) -> str:
-        self._segments += 1
-        return f"{self._nonce}/{self._segments}"
+    async def _resume(self, emit: Emit) -> Segment | None:
+        """Wait to be admitted, prefill what there is so far, and enter; None where the next token is the last."""
+        self._segment, self._pausing, self.phase = None, False, "suspended"
+        self._free_holder()
+        where = await self._admission(set())
+        first, transfer = await self._prefill()
+        if first is not None and await self._give([first], emit):
+            return None
+        return await self._enter(transfer, where)
 
     async def _relay(self, segment: Segment, emit: Emit) -> bool:
         """Give out what the stream brings; return whether the output is finished, or cut for a hand-over."""
@@ -256,14 +137,6 @@ class Sequence:
             self._decoding = False
             segment.stream.close()
         raise EngineLostError("the stream ended before the output did")
-
-    async def _give(self, batch: list[Delta], emit: Emit) -> bool:
-        for delta in batch:
-            self.emitted += delta.token_ids or []
-        self._last_token_at = time.monotonic()
-        stopped = await emit(batch)
-        self._finished = stopped or batch[-1].finish_reason is not None
-        return self._finished
 
     # --- moves ---
 
@@ -322,6 +195,30 @@ class Sequence:
                 record.pulled_tokens, record.queued_s = admitted.pulled, admitted.queued_s
         return record
 
+    async def suspend(self) -> str:
+        """Stop generating and let the KV go until `placement` admits it again; return how that went, in one word.
+
+        Raises
+        ------
+        NotMovableError
+            It cannot be cut now; nothing was changed.
+        """
+        refusal, source = self.not_movable(), self._segment
+        if refusal is not None or source is None:
+            raise NotMovableError(refusal or "not_decoding")
+        self._pausing = True
+        try:
+            cut = await source.instance.cut(source.key, self.handover_timeout_s)
+        except TimeoutError:
+            return "source_silent"  # should it be cut after all, it waits for admission then
+        if cut.outcome != "pinned":
+            self._pausing = False
+            return cut.outcome
+        self.suspensions += 1
+        # Nobody will pull it: where it resumes, its tokens are prefilled again.
+        await source.instance.release(source.key)
+        return "suspended"
+
     async def _hand_over(self, source: Segment) -> Segment:
         """Return the segment that the hand-over leads to."""
         move = self._move
@@ -342,6 +239,7 @@ class Sequence:
     async def _recover(self, lost: Segment, error: EngineLostError, emit: Emit) -> Segment | None:
         """Go on from the tokens after a loss: at a hand-over's target, at its source, or anywhere; None at the end."""
         move, source = self._move, lost.instance
+        self._pausing = False
         if move is not None:
             source = move.source.instance
             missing = move.missing(len(self.emitted))
@@ -364,9 +262,10 @@ class Sequence:
         prefer = source if source.open else None
         if self.sampling.pinned is not None and self.emitted:
             raise EngineLostError(f"{error}; {self.sampling.pinned} cannot be resumed exactly") from error
-        if self._losses > _ATTEMPTS:
+        if self._losses > ATTEMPTS:
             raise error
-        return await self._enter(None, prefer)
+        self._segment = None
+        return await (self._enter(None, prefer) if prefer is not None else self._resume(emit))
 
     def _arrived(self, move: Move) -> None:
         now = time.monotonic()
@@ -379,14 +278,6 @@ class Sequence:
         if self._move is move:
             self._move = None
         return move.settle(outcome)
-
-    def _free_holder(self) -> None:
-        if self._holder is not None:
-            instance, key = self._holder
-            self._holder = None
-            task = asyncio.ensure_future(instance.release(key))
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
 
     def _close(self) -> None:
         """Stop generating everywhere and leave nothing pinned."""

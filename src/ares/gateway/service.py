@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import numpy as np
 
-from ares import wire
-from ares.config import GatewayConfig, live_preset
+from ares.config import GatewayConfig
 from ares.gateway import engine
+from ares.gateway.controller import Controller
+from ares.gateway.entering import Emit
 from ares.gateway.instances import Instance, Pool
 from ares.gateway.metrics import Metrics
 from ares.gateway.migration import Migration
+from ares.gateway.objectives import ORDINARY, Objective
+from ares.gateway.openai import BadRequestError
 from ares.gateway.predictions import Scorekeeper, rows_by_key
+from ares.gateway.recording import Recorder
 from ares.gateway.sampling import Sampling
-from ares.gateway.sequence import Emit, Sequence
+from ares.gateway.sequence import Sequence
 from ares.gateway.text import TextModel
-from ares.policy import Cluster, Dispatch, Rebalance, RebalanceSettings, dispatcher, rebalancer
 
 logger = logging.getLogger(__name__)
 
@@ -53,21 +55,19 @@ class Gateway:
         self.migrations: deque[Migration] = deque(maxlen=_RECENT_MIGRATIONS)
         self.sequences: dict[str, Sequence] = {}
         self.sampling_defaults = _sampling_defaults(folder)
-        self.preset = ""
         self.pool: Pool
-        self._dispatch: Dispatch
-        self._rebalance: Rebalance
-        self._settings: RebalanceSettings
-        self._prefills: dict[str, int] = {}
+        self.controller: Controller
+        self.recorder = Recorder(config.record)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.use_preset(config.preset)
 
     async def start(self) -> None:
         """Connect to the instances and start to rebalance."""
         self._http = engine.session()
         self.pool = Pool(self.config.workers, self._http, self.config.telemetry_interval_s)
+        self.controller = Controller(self.config, self.pool, self.sequences, self.metrics, self.migrate, self._spawn)
         self.pool.start()
-        self._spawn(self._control())
+        self._spawn(self.controller.let_in())
+        self._spawn(self.controller.rebalance())
         self._spawn(self._supervise())
 
     async def stop(self) -> None:
@@ -75,32 +75,48 @@ class Gateway:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.recorder.describe(self.config.model, self.controller.preset, self.pool.instances)
         await self.pool.stop()
         await self._http.close()
-
-    def use_preset(self, name: str) -> None:
-        """Switch the policy; ValueError where there is no such preset."""
-        chosen = live_preset(name)
-        self._dispatch = dispatcher(chosen.dispatch)
-        self._rebalance = rebalancer(chosen.rebalance)
-        self._settings = chosen.settings
-        self._moves_by_itself = chosen.rebalance != "none"
-        self.preset = name
+        self.controller.log.close()
+        self.recorder.close()
 
     @property
     def maximum_model_tokens(self) -> int | None:
         """Longest sequence that every known instance takes; None before any is known."""
         return min((i.hello.max_model_len for i in self.pool.instances if i.hello), default=None)
 
+    @property
+    def waiting(self) -> int:
+        """How many sequences wait for prefill or for admission."""
+        return sum(1 for s in self.sequences.values() if s.phase in ("prefill", "held"))
+
+    def objective(self, name: str | None, priority: int) -> Objective:
+        """Return what a request of a class is to achieve; BadRequestError where there is no such class.
+
+        `priority` is the request's own, as vLLM has it: smaller goes first.
+        """
+        config = self.config
+        if name is None:
+            return Objective("default", config.slo_ttft_s, config.slo_tpot_s, priority)
+        chosen = config.classes.get(name)
+        if chosen is None:
+            known = ", ".join(sorted(config.classes)) or "none"
+            raise BadRequestError(f"x-ares-class: no class {name!r}; configured: {known}", "x-ares-class")
+        ttft_s, tpot_s = chosen.ttft_s or config.slo_ttft_s, chosen.tpot_s or config.slo_tpot_s
+        return Objective(name, ttft_s, tpot_s, chosen.rank + priority)
+
     # --- sequences ---
 
-    async def generate(self, name: str, prompt: list[int], sampling: Sampling, emit: Emit) -> None:
+    async def generate(
+        self, name: str, prompt: list[int], sampling: Sampling, emit: Emit, objective: Objective = ORDINARY
+    ) -> None:
         """Run one sequence under a free variant of `name`; see `Sequence.run` for what it raises."""
         free, copy = name, 1
         while free in self.sequences:
             copy += 1
             free = f"{name}#{copy}"
-        sequence = Sequence(free, prompt, sampling, self, self.config.handover_timeout_s)
+        sequence = Sequence(free, prompt, sampling, self.controller, self.config.handover_timeout_s, objective)
         self.sequences[free] = sequence
         self.metrics.active.inc()
         if sampling.pinned is not None:
@@ -108,66 +124,13 @@ class Gateway:
         try:
             await sequence.run(emit)
             self._scores.finished(sequence)
+            self.controller.viewer.lengths.add(len(sequence.emitted))
+            self.recorder.finished(sequence)
         finally:
             self._scores.forget(sequence)
             del self.sequences[free]
+            self.controller.changed()
             self.metrics.active.dec()
-
-    # --- placement (the protocol that a sequence uses) ---
-
-    def prefill(self) -> Instance | None:
-        """Return the open prefill instance with the least work; None where the decode instance shall prefill."""
-        candidates = [i for i in self.pool.prefill() if i.open]
-        # In a pool without separate prefill instances, moving the KV of every prompt would gain nothing.
-        if not candidates or all(i.role == "both" for i in self.pool.instances):
-            return None
-        order = self._prefills
-        chosen = min(candidates, key=lambda i: (_queue(i), order.get(i.name, 0)))
-        # Of equally busy ones, the one that was chosen longest ago.
-        order[chosen.name] = max(order.values(), default=0) + 1
-        return chosen
-
-    def decode(self, tokens: int, exclude: set[str]) -> Instance | None:
-        """Return the instance that the dispatch policy chooses for a sequence of so many tokens."""
-        cluster, instances = self.view(exclude)
-        index = self._dispatch(cluster, tokens)
-        return instances[index] if index is not None else None
-
-    def view(self, exclude: set[str] = frozenset()) -> tuple[Cluster, list[Instance]]:  # type: ignore[assignment]
-        """Return the decode pool as the policy sees it, and its instances in the same order."""
-        instances = list(self.pool.decode())
-        index = {id(i): n for n, i in enumerate(instances)}
-        rows: list[dict[str, wire.Row]] = [
-            {r.key: r for r in i.telemetry.rows} if i.telemetry else {} for i in instances
-        ]
-        promised = np.zeros(len(instances), dtype=np.int64)
-        names, location, resident, movable = [], [], [], []
-        now = time.monotonic()
-        for sequence in self.sequences.values():
-            if sequence.incoming is not None and id(sequence.incoming) in index:
-                promised[index[id(sequence.incoming)]] += sequence.tokens
-            where = index.get(id(sequence.instance))
-            if where is None:
-                continue
-            row = rows[where].pop(sequence.key or "", None)
-            names.append(sequence.id)
-            location.append(where)
-            resident.append(row.resident if row is not None and row.resident else sequence.tokens)
-            cool = not sequence.moved_at or now - sequence.moved_at > self.config.cooldown_s
-            movable.append(cool and sequence.not_movable() is None)
-        for n, strangers in enumerate(rows):  # requests of other gateways
-            promised[n] += sum(row.resident for row in strangers.values())
-        cluster = Cluster(
-            instances=tuple(i.name for i in instances),
-            capacity_tokens=np.array([i.capacity_tokens for i in instances], dtype=np.int64),
-            promised_tokens=promised,
-            open=np.array([i.open and i.name not in exclude for i in instances], dtype=np.bool_),
-            requests=tuple(names),
-            location=np.array(location, dtype=np.int64),
-            resident_tokens=np.array(resident, dtype=np.int64),
-            movable=np.array(movable, dtype=np.bool_),
-        )
-        return cluster, instances
 
     # --- moves ---
 
@@ -209,21 +172,10 @@ class Gateway:
         self.metrics.migrations.labels(trigger, record.outcome).inc()
         if record.stall_s is not None:
             self.metrics.stall.observe(record.stall_s)
+            if record.pulled_tokens:
+                self.controller.viewer.transfer.observe(record.pulled_tokens, record.stall_s)
         self.metrics.pulled.inc(record.pulled_tokens or 0)
         return record
-
-    async def _control(self) -> None:
-        """Decide and carry out moves, period after period. A fault costs its period, never the service (I7)."""
-        while True:
-            await asyncio.sleep(self.config.period_s)
-            if not self._moves_by_itself:
-                continue
-            try:
-                result = self._decide()
-            except Exception:
-                logger.exception("rebalancing failed; serving goes on")
-                result = "failed"
-            self.metrics.decisions.labels(result).inc()
 
     async def _supervise(self) -> None:
         """Let sequences give up on instances that have frozen and on KV that does not come."""
@@ -237,32 +189,11 @@ class Gateway:
             for sequence in self.sequences.values():
                 sequence.supervise(now - since.get(sequence.key or "", now))
 
-    def _decide(self) -> str:
-        cluster, instances = self.view()
-        moves = self._rebalance(cluster, self._settings)
-        for move in moves:
-            sequence = self.sequences[cluster.requests[move.request]]
-            target = instances[move.target]
-            logger.info("move %s to %s: %s", sequence.id, target.name, move.reason)
-            self._spawn(self._move(sequence, target, f"{self.preset}: {move.reason}"))
-        return "moved" if moves else "kept"
-
-    async def _move(self, sequence: Sequence, target: Instance, reason: str) -> None:
-        try:
-            await self.migrate(sequence, target, reason, self.preset)
-        except Exception as error:  # the policy saw an older state, or the move met a fault: the request goes on
-            logger.info("did not move %s: %s", sequence.id, error)
-
     def _spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _queue(instance: Instance) -> int:
-    load = instance.telemetry
-    return load.running + load.waiting if load else 0
 
 
 def _sampling_defaults(folder: Path) -> dict[str, Any]:

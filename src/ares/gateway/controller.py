@@ -1,0 +1,303 @@
+"""The live controller: who enters decode and where, who moves, who gives way. It decides; sequences carry it out.
+
+A fault in a decision costs that decision and never the service (I7): whoever waits is then let in by plain dispatch.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ares.config import GatewayConfig, live_preset
+from ares.gateway.decisions import DecisionLog
+from ares.gateway.entering import Entering
+from ares.gateway.instances import Instance, NoInstanceError, Pool
+from ares.gateway.metrics import Metrics
+from ares.gateway.migration import NotMovableError
+from ares.gateway.sequence import Sequence
+from ares.gateway.view import View, Viewer
+from ares.policy import Dispatch, Preset, SuspendSettings, dispatcher, rebalancer
+from ares.policy.entrance import Entrance, Entry
+from ares.policy.moves import Move
+from ares.policy.queue import memory_time
+from ares.policy.rescue import NOWHERE, RescueSettings, rescue
+
+logger = logging.getLogger(__name__)
+
+# How long a sequence waits for an instance when none is open.
+_TRIES = 15
+_PAUSE_S = 0.2
+# Entrance is decided when something has changed, but not all the time, and now and then in any case.
+_SHORTEST_S, _LONGEST_S = 0.02, 0.25
+# And it takes at most this share of a core.
+_SHARE = 0.2
+# vLLM's priority is a signed 64-bit number in a JSON body; far below what a double holds exactly.
+_LARGEST_PRIORITY = 1 << 40
+
+MoveOrder = Callable[[Sequence, Instance, str, str], Coroutine[Any, Any, Any]]
+
+
+class Controller:
+    """Chooses instances for sequences, now and later.
+
+    Parameters
+    ----------
+    config
+        The gateway's.
+    pool, sequences, metrics
+        The gateway's, shared.
+    move
+        Carries out a move of a sequence to an instance, for a reason and a trigger; runs by itself.
+    spawn
+        Runs a coroutine in the background of the gateway.
+    """
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        pool: Pool,
+        sequences: Mapping[str, Sequence],
+        metrics: Metrics,
+        move: MoveOrder,
+        spawn: Callable[[Coroutine[Any, Any, Any]], object],
+    ) -> None:
+        self.viewer = Viewer(pool, metrics, config.cooldown_s)
+        self.log = DecisionLog(config.decision_log)
+        self._config, self._pool, self._sequences, self._metrics = config, pool, sequences, metrics
+        self._move, self._spawn = move, spawn
+        self._held: dict[str, tuple[Sequence, asyncio.Future[Instance]]] = {}
+        self._changed = asyncio.Event()
+        self._prefills: dict[str, int] = {}
+        self.use_preset(config.preset)
+
+    # --- the policy in force ---
+
+    def use_preset(self, name: str) -> None:
+        """Switch the policy, for those who wait too; ValueError where there is no such preset."""
+        self._policy: Preset = live_preset(name)
+        self.preset = name
+        chosen = self._policy
+        self._dispatch: Dispatch = dispatcher(chosen.dispatch)
+        self._rebalance = rebalancer(chosen.rebalance)
+        self._entrance = Entrance(chosen.admission_settings, self._suspension() if chosen.suspends else None)
+        self._changed.set()
+
+    def _suspension(self) -> SuspendSettings:
+        """Scale the knobs of suspension, which were tuned at a first token within 20 s, to this service's objective."""
+        usual = self._policy.suspend_settings
+        scale = self._config.slo_ttft_s / usual.ttft_s
+        return replace(
+            usual,
+            ttft_s=self._config.slo_ttft_s,
+            after_s=usual.after_s * scale,
+            least_slack_s=usual.least_slack_s * scale,
+            urgent_s=usual.urgent_s * scale,
+        )
+
+    @property
+    def held(self) -> int:
+        """How many prefilled sequences wait for admission."""
+        return sum(1 for sequence, _ in self._held.values() if sequence.phase == "held")
+
+    @property
+    def suspended(self) -> int:
+        """How many sequences have given their room up and wait for it again."""
+        return len(self._held) - self.held
+
+    # --- placement (the protocol that a sequence uses) ---
+
+    def prefill(self) -> Instance | None:
+        """Return the open prefill instance with the least work; None where the decode instance shall prefill."""
+        candidates = [i for i in self._pool.prefill() if i.open]
+        # In a pool without separate prefill instances, moving the KV of every prompt would gain nothing.
+        if not candidates or all(i.role == "both" for i in self._pool.instances):
+            return None
+        order = self._prefills
+        chosen = min(candidates, key=lambda i: (_queue(i), order.get(i.name, 0)))
+        # Of equally busy ones, the one that was chosen longest ago.
+        order[chosen.name] = max(order.values(), default=0) + 1
+        return chosen
+
+    async def admit(self, sequence: Entering, exclude: set[str]) -> Instance:
+        """Wait until the sequence may decode, and return where.
+
+        Raises
+        ------
+        NoInstanceError
+            No instance is open, or there was no room for too long.
+        """
+        assert isinstance(sequence, Sequence)  # noqa: S101 - for the type checker: there are no others
+        if self._policy.admission == "open" or exclude:
+            instance = await self._dispatched(sequence, exclude)
+        else:
+            instance = await self._admitted(sequence)
+        if self._policy.queue == "volume":
+            middle = self.viewer.remaining(sequence, None)[1]
+            sequence.priority = min(int(memory_time(float(sequence.tokens), middle)), _LARGEST_PRIORITY)
+        else:
+            sequence.priority = 0
+        return instance
+
+    async def _dispatched(self, sequence: Sequence, exclude: set[str]) -> Instance:
+        """Dispatch at once; an instance that was blamed for a broken stream is given time to be heard again."""
+        for _ in range(_TRIES):
+            instance = self._place(sequence, exclude)
+            if instance is not None:
+                return instance
+            await asyncio.sleep(_PAUSE_S)
+        raise NoInstanceError("no decode instance is ready")
+
+    def _place(self, sequence: Sequence, exclude: set[str]) -> Instance | None:
+        view = self.viewer.view((s for s in self._sequences.values() if s is not sequence), exclude)
+        index = self._dispatch(view.cluster, sequence.tokens)
+        return view.instances[index] if index is not None else None
+
+    async def _admitted(self, sequence: Sequence) -> Instance:
+        """Wait for the entrance to let the sequence in."""
+        future: asyncio.Future[Instance] = asyncio.get_running_loop().create_future()
+        self._held[sequence.id] = (sequence, future)
+        self._changed.set()
+        try:
+            async with asyncio.timeout(self._config.maximum_wait_s):
+                return await future
+        except TimeoutError:
+            raise NoInstanceError(f"no room for {self._config.maximum_wait_s:.0f} s") from None
+        finally:
+            self._held.pop(sequence.id, None)
+
+    def changed(self) -> None:
+        """Say that a sequence has ended or left: there may be room."""
+        self._changed.set()
+
+    # --- the entrance ---
+
+    async def let_in(self) -> None:
+        """Let sequences into decode, until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout(_LONGEST_S if self._held else None):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+            self._changed.clear()
+            begun = time.perf_counter()
+            try:
+                self._decide_entries()
+            except Exception:
+                logger.exception("admission failed; those who wait are dispatched")
+                self._metrics.faults.labels("entrance").inc()
+                self._open_the_doors()
+            self._metrics.held.set(self.held)
+            self._metrics.suspended.set(self.suspended)
+            took = time.perf_counter() - begun
+            await asyncio.sleep(max(_SHORTEST_S, took / _SHARE - took))
+
+    def _decide_entries(self) -> None:
+        if not self._held:
+            return
+        if self._policy.admission == "open":
+            self._open_the_doors()
+            return
+        waiting = [sequence for sequence, future in self._held.values() if not future.done()]
+        view = self.viewer.view(s for s in self._sequences.values() if s.id not in self._held)
+        candidates = self.viewer.candidates(waiting, view.cluster)
+        credit = self._entrance.age_credit
+        entries = self._entrance.decide(view.cluster, candidates, view.running)
+        self.log.entries(self.preset, self._entrance, credit, view, candidates, entries)
+        for entry in entries:
+            self._metrics.entries.labels(entry.kind).inc()
+            self._carry_out(entry, view, waiting)
+
+    def _carry_out(self, entry: Entry, view: View, waiting: list[Sequence]) -> None:
+        instance = view.instances[entry.instance]
+        if entry.kind == "suspend":
+            self._spawn(self._suspend(view.sequences[entry.index], entry.reason))
+            return
+        sequence = waiting[entry.index]
+        if entry.kind == "resume" or "gives way" in entry.reason:
+            logger.info("%s %s on %s: %s", entry.kind, sequence.id, instance.name, entry.reason)
+        self._let(sequence, instance)
+
+    def _let(self, sequence: Sequence, instance: Instance) -> None:
+        _, future = self._held.pop(sequence.id)
+        sequence.destination = instance
+        if not future.done():
+            future.set_result(instance)
+
+    def _open_the_doors(self) -> None:
+        """Let in everybody who waits, by plain dispatch; whoever finds no open instance goes on waiting."""
+        for sequence, _ in list(self._held.values()):
+            instance = self._place(sequence, set())
+            if instance is not None:
+                self._let(sequence, instance)
+
+    async def _suspend(self, sequence: Sequence, reason: str) -> None:
+        try:
+            outcome = await sequence.suspend()
+        except NotMovableError as refusal:  # the policy saw an older state
+            outcome = refusal.reason
+        logger.info("suspend %s (%s): %s", sequence.id, outcome, reason)
+        self._changed.set()
+
+    # --- moves ---
+
+    async def rebalance(self) -> None:
+        """Decide moves, period after period, until cancelled."""
+        while True:
+            await asyncio.sleep(self._config.period_s)
+            if self._policy.rebalance == "none":
+                continue
+            try:
+                result = self._decide_moves()
+            except Exception:
+                logger.exception("rebalancing failed; serving goes on")
+                self._metrics.faults.labels("rebalance").inc()
+                result = "failed"
+            self._metrics.decisions.labels(result).inc()
+
+    def _decide_moves(self) -> str:
+        view = self.viewer.view(self._sequences.values())
+        settings = self._policy.settings
+        if self.viewer.transfer.pause_s is not None:
+            settings = replace(settings, stall_s=self.viewer.transfer.pause_s)
+        lead = RescueSettings(lead_s=2.0 * self._config.period_s + settings.stall_s)
+        rescues = rescue(view.cluster, lead) if self._policy.predicts else []
+        taken = {one.request for one in rescues}
+        ends = {one.source for one in rescues} | {one.target for one in rescues}
+        moves = [
+            move
+            for move in self._rebalance(view.cluster, settings)
+            if move.request not in taken and move.source not in ends and move.target not in ends
+        ]
+        self.log.moves(self.preset, view, settings, lead, rescues, moves)
+        for one in rescues:
+            sequence = view.sequences[one.request]
+            self._metrics.rescues.labels("suspended" if one.target == NOWHERE else "moved").inc()
+            if one.target == NOWHERE:
+                self._spawn(self._suspend(sequence, f"rescue: {one.reason}"))
+            else:
+                self._order(sequence, view.instances[one.target], f"rescue: {one.reason}", "rescue")
+        for move in moves:
+            self._order_move(view, move)
+        return "moved" if moves or rescues else "kept"
+
+    def _order_move(self, view: View, move: Move) -> None:
+        sequence, target = view.sequences[move.request], view.instances[move.target]
+        self._order(sequence, target, f"{self.preset}: {move.reason}", self.preset)
+
+    def _order(self, sequence: Sequence, target: Instance, reason: str, trigger: str) -> None:
+        logger.info("move %s to %s: %s", sequence.id, target.name, reason)
+        self._spawn(self._attempt(sequence, target, reason, trigger))
+
+    async def _attempt(self, sequence: Sequence, target: Instance, reason: str, trigger: str) -> None:
+        try:
+            await self._move(sequence, target, reason, trigger)
+        except Exception as error:  # the policy saw an older state, or the move met a fault: the request goes on
+            logger.info("did not move %s: %s", sequence.id, error)
+
+
+def _queue(instance: Instance) -> int:
+    load = instance.telemetry
+    return load.running + load.waiting if load else 0

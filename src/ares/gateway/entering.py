@@ -1,0 +1,209 @@
+"""How a sequence gets onto instances: prefill first, then admission, then a stream of tokens from a decode instance."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
+from ares.gateway.instances import Instance, NoInstanceError
+from ares.gateway.migration import Move, Segment
+from ares.gateway.objectives import Objective
+from ares.gateway.patience import Patience, is_dead
+from ares.gateway.sampling import Sampling
+
+# Given new tokens; returns whether the output is complete (a stop string was found).
+Emit = Callable[[list[Delta]], Awaitable[bool]]
+
+# Instances that are tried for one step of a sequence before the client gets an error.
+ATTEMPTS = 3
+
+Phase = Literal["prefill", "held", "entering", "decoding", "suspended"]
+
+
+class Placement(Protocol):
+    """Chooses instances for a sequence."""
+
+    def prefill(self) -> Instance | None:
+        """Return the instance to prefill on; None where the decode instance shall do it."""
+        ...
+
+    async def admit(self, sequence: "Entering", exclude: set[str]) -> Instance:
+        """Wait until the sequence may decode and return where; NoInstanceError where that does not come about."""
+        ...
+
+
+@dataclass(slots=True)
+class Entering:
+    """What a sequence is, where it runs, and how it gets there.
+
+    Times are those of `time.monotonic`; 0 for what has not happened.
+    """
+
+    id: str
+    prompt: list[int]
+    sampling: Sampling
+    placement: Placement
+    handover_timeout_s: float
+    objective: Objective = field(default_factory=Objective)
+    emitted: list[int] = field(default_factory=list)
+    phase: Phase = "prefill"
+    destination: Instance | None = None
+    """Where it was admitted to, until it runs there."""
+    priority: int = 0
+    """vLLM's priority: who is preempted first, largest first."""
+    arrived_at: float = field(default_factory=time.monotonic)
+    first_token_at: float = 0.0
+    waiting_since: float = 0.0
+    moved_at: float = 0.0
+    moves: int = 0
+    suspensions: int = 0
+    predicted: tuple[tuple[float, float, float], int] | None = None
+    """The newest prediction of what it will still generate, and how many tokens it had then."""
+    _nonce: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    _segments: int = 0
+    _segment: Segment | None = None
+    _decoding: bool = False
+    _finished: bool = False
+    _closed: bool = False
+    _losses: int = 0
+    _last_token_at: float = 0.0
+    _move: Move | None = None
+    # The instance and key whose KV waits for this sequence, until somebody else has it.
+    _holder: tuple[Instance, str] | None = None
+    _pausing: bool = False
+    _patience: Patience = field(default_factory=Patience)
+    _background: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    @property
+    def instance(self) -> Instance | None:
+        """Where it runs now."""
+        return self._segment.instance if self._segment else None
+
+    @property
+    def key(self) -> str | None:
+        """Its name on that instance."""
+        return self._segment.key if self._segment else None
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and output tokens so far."""
+        return len(self.prompt) + len(self.emitted)
+
+    def supervise(self, loading_s: float) -> None:
+        """Stop waiting for an instance that has frozen, or for KV that does not come.
+
+        Parameters
+        ----------
+        loading_s
+            For how long the instance has reported the sequence as loading KV.
+        """
+        self._patience.give_up_if_frozen()
+        segment = self._segment
+        if segment is not None and (
+            is_dead(segment.instance, self._last_token_at) or loading_s > 2 * self.handover_timeout_s
+        ):
+            segment.stream.close()
+
+    # --- getting onto instances ---
+
+    async def _prefill(self) -> tuple[Delta | None, dict[str, Any] | None]:
+        """Compute the tokens so far and the next one; return it and what the decode instance needs to pull the KV.
+
+        Nothing is returned where the decode instance shall do it, or where its state must start there.
+        """
+        alone = self.sampling.maximum_tokens - len(self.emitted) == 1
+        for _ in range(ATTEMPTS):
+            instance = self.placement.prefill()
+            if instance is None:
+                break
+            key = self._next_key()
+            if not alone:
+                self._holder = (instance, key)
+            work = instance.engine.complete(self.sampling.prefill(key, self.prompt, self.emitted))
+            try:
+                delta, transfer = await self._patience.answer(instance, work)
+            except (EngineLostError, EngineRefusedError) as error:
+                self._free_holder()
+                instance.blame(error)
+                continue
+            if self.sampling.pinned is not None and not alone:
+                return None, transfer
+            if delta.finish_reason == "length" and not alone:
+                delta.finish_reason = None
+            return delta, transfer
+        return None, None
+
+    async def _admission(self, exclude: set[str]) -> Instance:
+        """Wait for the place to decode."""
+        resumes = self.phase == "suspended"
+        if not resumes:
+            self.phase = "held"
+        self.waiting_since = time.monotonic()
+        self.destination = await self.placement.admit(self, exclude)
+        self.phase = "prefill" if resumes else "entering"
+        return self.destination
+
+    async def _enter(self, transfer: dict[str, Any] | None, prefer: Instance | None = None) -> Segment:
+        """Start, or go on from the tokens so far, on a decode instance."""
+        tried: set[str] = set()
+        lost: Exception | None = None
+        for _ in range(ATTEMPTS):
+            try:
+                instance = prefer or await self._admission(tried)
+            except NoInstanceError as error:
+                raise lost or error from None
+            prefer = None
+            self.phase = "entering"
+            try:
+                segment = await self._patience.answer(instance, self._open(instance, self.emitted, transfer))
+            except (EngineLostError, EngineRefusedError) as error:
+                instance.blame(error)
+                lost = error
+                tried.add(instance.name)
+            else:
+                self.phase, self.destination = "decoding", None
+                return segment
+        raise lost or NoInstanceError("no decode instance is ready")
+
+    async def _open(
+        self, instance: Instance, emitted: list[int], transfer: dict[str, Any] | None, key: str | None = None
+    ) -> Segment:
+        """Start a segment; returns when the instance has accepted it."""
+        key = key or self._next_key()
+        body = self.sampling.decode(key, self.prompt, emitted, transfer, self.priority)
+        pin = None
+        if transfer is not None:
+            # From here on the pulling instance sees to the pin, also when it is aborted.
+            pin, self._holder = self._holder, None
+        try:
+            stream = await instance.engine.stream(body)
+        except BaseException:
+            self._holder = pin or self._holder
+            if self._closed:
+                self._free_holder()
+            raise
+        return Segment(instance, key, len(emitted), stream, pin)
+
+    def _next_key(self) -> str:
+        self._segments += 1
+        return f"{self._nonce}/{self._segments}"
+
+    async def _give(self, batch: list[Delta], emit: Emit) -> bool:
+        for delta in batch:
+            self.emitted += delta.token_ids or []
+        self._last_token_at = time.monotonic()
+        self.first_token_at = self.first_token_at or self._last_token_at
+        stopped = await emit(batch)
+        self._finished = stopped or batch[-1].finish_reason is not None
+        return self._finished
+
+    def _free_holder(self) -> None:
+        if self._holder is not None:
+            instance, key = self._holder
+            self._holder = None
+            task = asyncio.ensure_future(instance.release(key))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)

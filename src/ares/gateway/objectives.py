@@ -1,0 +1,28 @@
+"""What requests are meant to achieve: classes of service, by configuration and by request."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """One class of service.
+
+    Attributes
+    ----------
+    name
+        Of the class.
+    ttft_s
+        Time to first token.
+    tpot_s
+        Seconds a token; None: one and a half times a step at full memory, which every healthy instance meets.
+    rank
+        Waiting requests of a smaller rank enter before all of a larger one.
+    """
+
+    name: str = "default"
+    ttft_s: float = 20.0
+    tpot_s: float | None = None
+    rank: int = 0
+
+
+ORDINARY = Objective()

@@ -1,0 +1,125 @@
+"""`ares replay`: make logged decisions again, under the same preset or another."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ares.gateway.decisions import read_candidates, read_cluster, read_progress
+from ares.policy import Dispatch, Preset, RebalanceSettings, SuspendSettings, dispatcher, preset, rebalancer
+from ares.policy.admission import AdmissionSettings
+from ares.policy.entrance import Entrance
+from ares.policy.rescue import RescueSettings, rescue
+
+
+class ReplayError(ValueError):
+    """The log cannot be read; the message names the line."""
+
+
+@dataclass(slots=True)
+class Replayed:
+    """What came out.
+
+    Attributes
+    ----------
+    decisions, same
+        Decisions made again, and those that came out as logged.
+    logged, made
+        Decided actions by kind, as logged and as made again.
+    differences
+        One entry for each decision that came out otherwise.
+    """
+
+    decisions: int = 0
+    same: int = 0
+    logged: Counter[str] = field(default_factory=Counter)
+    made: Counter[str] = field(default_factory=Counter)
+    differences: list[dict[str, Any]] = field(default_factory=list)
+
+
+def replay(log: Path, other: str | None, progress: Callable[[int], None] = lambda _: None) -> Replayed:
+    """Make every decision of a log again.
+
+    Parameters
+    ----------
+    log
+        Written by ``ares gateway --decision-log``.
+    other
+        A preset to decide by instead of the logged one.
+    progress
+        Told the number of bytes read so far.
+
+    Raises
+    ------
+    ReplayError
+        The log is not one.
+    ValueError
+        There is no such preset.
+    """
+    result = Replayed()
+    robin: dict[str, Dispatch] = {}
+    with log.open("rb") as lines:
+        read = 0
+        for number, line in enumerate(lines, 1):
+            read += len(line)
+            try:
+                record = msgspec.json.decode(line)
+                name = other or record["preset"]
+                chosen = preset(name)
+                logged = [_action(one) for one in (*record.get("rescues", ()), *record["decided"])]
+                if record["kind"] == "entrance":
+                    dispatch = robin.setdefault(name, dispatcher(chosen.dispatch))
+                    made = _entrance(record, chosen, dispatch, like=other is None)
+                else:
+                    made = _moves(record, chosen, like=other is None)
+            except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
+                raise ReplayError(f"{log}:{number}: not a logged decision: {error!r}") from error
+            result.decisions += 1
+            result.same += made == logged
+            result.logged.update(one["kind"] for one in logged)
+            result.made.update(one["kind"] for one in made)
+            if made != logged:
+                difference = {"line": number, "time": record["time"], "logged": logged, "made": made}
+                result.differences.append(difference)
+            progress(read)
+    return result
+
+
+def _action(one: dict[str, Any]) -> dict[str, Any]:
+    """Name what was decided, without the numbers behind it."""
+    if "request" in one:
+        kind = "rescue" if "gain" not in one else "move"
+        return {"kind": kind, "request": one["request"], "instance": one["target"]}
+    return {"kind": one["kind"], "request": one["index"], "instance": one["instance"]}
+
+
+def _entrance(record: dict[str, Any], chosen: Preset, dispatch: Dispatch, *, like: bool) -> list[dict[str, Any]]:
+    cluster, candidates = read_cluster(record), read_candidates(record)
+    if chosen.admission == "open":
+        places = [dispatch(cluster, int(tokens)) for tokens in candidates.tokens]
+        return [{"kind": "enter", "request": n, "instance": place} for n, place in enumerate(places)]
+    admission, suspension = chosen.admission_settings, chosen.suspend_settings if chosen.suspends else None
+    if like:
+        admission = AdmissionSettings(**record["admission"])
+        suspension = SuspendSettings(**record["suspension"]) if record["suspension"] is not None else None
+    entrance = Entrance(admission, suspension)
+    entrance.age_credit = record["credit"]
+    decided = entrance.decide(cluster, candidates, read_progress(record["running"]))
+    return [{"kind": one.kind, "request": one.index, "instance": one.instance} for one in decided]
+
+
+def _moves(record: dict[str, Any], chosen: Preset, *, like: bool) -> list[dict[str, Any]]:
+    cluster = read_cluster(record)
+    settings = RebalanceSettings(**record["settings"]) if like else chosen.settings
+    rescues = rescue(cluster, RescueSettings(**record["lead"])) if chosen.predicts else []
+    ends = {one.source for one in rescues} | {one.target for one in rescues}
+    taken = {one.request for one in rescues}
+    moves = [
+        {"kind": "move", "request": one.request, "instance": one.target}
+        for one in rebalancer(chosen.rebalance)(cluster, settings)
+        if one.request not in taken and one.source not in ends and one.target not in ends
+    ]
+    return [{"kind": "rescue", "request": one.request, "instance": one.target} for one in rescues] + moves

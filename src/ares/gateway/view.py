@@ -1,0 +1,165 @@
+"""The decode pool as the policy sees it: telemetry, predictions and the gateway's own sequences in arrays."""
+
+import itertools
+import math
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ares import wire
+from ares.gateway.entering import Entering
+from ares.gateway.instances import Instance, Pool
+from ares.gateway.laws import TransferLaw
+from ares.gateway.lengths import LengthHistory
+from ares.gateway.metrics import Metrics
+from ares.gateway.sequence import Sequence
+from ares.policy import Cluster
+from ares.policy.entrance import Candidates, Progress
+
+Quantiles = tuple[float, float, float]
+_NOWHERE = -1
+# Without an objective of its own, a request is to get its tokens in one and a half times a step at full memory.
+_RELATIVE_TPOT = 1.5
+_UNKNOWN_TPOT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One moment: the policy's cluster, and what its indices stand for."""
+
+    cluster: Cluster
+    running: Progress
+    instances: list[Instance]
+    sequences: list[Sequence]
+
+
+class Viewer:
+    """Makes views.
+
+    Parameters
+    ----------
+    pool
+        The instances.
+    metrics
+        Counts predictions that make no sense.
+    cooldown_s
+        A sequence that has moved is not movable for this long.
+    """
+
+    def __init__(self, pool: Pool, metrics: Metrics, cooldown_s: float) -> None:
+        self.transfer = TransferLaw()
+        self.lengths = LengthHistory()
+        self._pool = pool
+        self._metrics = metrics
+        self._cooldown_s = cooldown_s
+
+    def view(self, sequences: Iterable[Sequence], exclude: Collection[str] = ()) -> View:
+        """Return the decode pool now; instances named in `exclude` are shown closed."""
+        now = time.monotonic()
+        instances = list(self._pool.decode())
+        index = {id(i): n for n, i in enumerate(instances)}
+        rows: list[dict[str, wire.Row]] = [
+            {r.key: r for r in i.telemetry.rows} if i.telemetry else {} for i in instances
+        ]
+        promised = np.zeros(len(instances), dtype=np.int64)
+        shown: list[Sequence] = []
+        location, resident, movable, remaining = [], [], [], []
+        for sequence in sequences:
+            if sequence.incoming is not None and (target := index.get(id(sequence.incoming))) is not None:
+                promised[target] += sequence.tokens
+            where = index.get(id(sequence.instance or sequence.destination))
+            if where is None:
+                continue
+            row = rows[where].pop(sequence.key or "", None)
+            shown.append(sequence)
+            location.append(where)
+            resident.append(row.resident if row is not None and row.resident else sequence.tokens)
+            cool = not sequence.moved_at or now - sequence.moved_at > self._cooldown_s
+            movable.append(cool and sequence.not_movable() is None)
+            remaining.append(self.remaining(sequence, row))
+        for n, strangers in enumerate(rows):  # requests of other gateways
+            promised[n] += sum(row.resident for row in strangers.values())
+        open_ = np.array([i.open and i.name not in exclude for i in instances], dtype=np.bool_)
+        if not open_.any():  # nobody's telemetry comes: whoever answers at all is better than nobody (I7)
+            open_ = np.array(
+                [i.reachable and not i.draining and i.name not in exclude for i in instances], dtype=np.bool_
+            )
+        laws = [i.steps.law for i in instances]
+        known = [law for law in laws if law is not None]
+        # An instance that has not worked yet is taken to be like the others.
+        law = np.array([one if one is not None else np.mean(known, axis=0) for one in laws]) if known else None
+        cluster = Cluster(
+            instances=tuple(i.name for i in instances),
+            capacity_tokens=np.array([i.capacity_tokens for i in instances], dtype=np.int64),
+            promised_tokens=promised,
+            open=open_,
+            requests=tuple(s.id for s in shown),
+            location=np.array(location, dtype=np.int64),
+            resident_tokens=np.array(resident, dtype=np.int64),
+            movable=np.array(movable, dtype=np.bool_),
+            remaining_tokens=np.array(remaining, dtype=np.float64).reshape(len(shown), len(wire.REMAINING_LEVELS)),
+            levels=wire.REMAINING_LEVELS,
+            step_base_s=law[:, 0].copy() if law is not None else None,
+            step_request_s=law[:, 1].copy() if law is not None else None,
+            step_token_s=law[:, 2].copy() if law is not None else None,
+            transfer_bytes_s=self.transfer.tokens_s or 1e6,
+            token_bytes=1.0,  # transfers are counted in tokens
+        )
+        return View(cluster, self._progress(shown, cluster, now), instances, shown)
+
+    def candidates(self, waiting: Iterable[Sequence], cluster: Cluster) -> Candidates:
+        """Return sequences outside decode as the policy sees them, in the given order."""
+        now = time.monotonic()
+        shown = list(waiting)
+        return Candidates(
+            requests=tuple(s.id for s in shown),
+            tokens=np.array([s.tokens for s in shown], dtype=np.int64),
+            remaining_tokens=np.array([self.remaining(s, None) for s in shown]).reshape(len(shown), 3),
+            rank=np.array([s.objective.rank for s in shown], dtype=np.int64),
+            waited_s=np.array([now - (s.waiting_since if s.phase == "suspended" else s.arrived_at) for s in shown]),
+            suspended=np.array([s.phase == "suspended" for s in shown], dtype=np.bool_),
+            progress=self._progress(shown, cluster, now),
+        )
+
+    def remaining(self, sequence: Entering, row: wire.Row | None) -> Quantiles:
+        """Return quantiles of what a sequence will still generate: predicted, or as outputs went lately."""
+        limit = float(max(1, sequence.sampling.maximum_tokens - len(sequence.emitted)))
+        predicted = row.remaining if row is not None else None
+        since = sequence.tokens - row.resident if row is not None and row.resident else 0
+        if predicted is None and sequence.predicted is not None:
+            predicted, since = sequence.predicted[0], sequence.tokens - sequence.predicted[1]
+        if predicted is not None:
+            if plausible(predicted):
+                sequence.predicted = (predicted, sequence.tokens - since)
+                low, middle, high = (min(max(q - since, 1.0), limit) for q in predicted)
+                return low, middle, high
+            self._metrics.implausible.inc()
+        low, middle, high = (min(max(q, 1.0), limit) for q in self.lengths.remaining(len(sequence.emitted)))
+        return low, middle, high
+
+    def _progress(self, sequences: list[Sequence], cluster: Cluster, now: float) -> Progress:
+        usual = _UNKNOWN_TPOT_S
+        if cluster.step_base_s is not None and cluster.step_token_s is not None:
+            full = cluster.step_base_s + cluster.step_token_s * cluster.capacity_tokens
+            usual = _RELATIVE_TPOT * float(full.max())
+        return Progress(
+            generated=np.array([len(s.emitted) for s in sequences], dtype=np.int64),
+            elapsed_s=np.array([now - s.first_token_at if s.first_token_at else 0.0 for s in sequences]),
+            late=np.array(
+                [bool(s.first_token_at) and s.first_token_at - s.arrived_at > s.objective.ttft_s for s in sequences],
+                dtype=np.bool_,
+            ),
+            ttft_s=np.array([s.objective.ttft_s for s in sequences]),
+            tpot_s=np.array([usual if s.objective.tpot_s is None else s.objective.tpot_s for s in sequences]),
+        )
+
+
+def plausible(quantiles: Quantiles) -> bool:
+    """Whether a prediction can be meant: finite, not negative, in order."""
+    return (
+        all(math.isfinite(q) for q in quantiles)
+        and quantiles[0] >= 0.0
+        and all(a <= b for a, b in itertools.pairwise(quantiles))
+    )

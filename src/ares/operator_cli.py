@@ -1,0 +1,166 @@
+"""The operator's commands: what runs where, moves and presets on command, and decisions made again."""
+
+import json
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+_errors = Console(stderr=True)
+
+Url = Annotated[str, typer.Option(envvar="ARES_URL", help="Where the gateway answers.")]
+Key = Annotated[str | None, typer.Option(envvar="ARES_ADMIN_KEY", help="Key of the admin routes.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+def fail(message: str, status: int = 2) -> NoReturn:
+    """Print an error and end."""
+    _errors.print(f"error: {message}", style="bold red", markup=False, highlight=False)
+    sys.exit(status)
+
+
+def status(
+    url: Url = "http://127.0.0.1:8000",
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show instances, running requests and recent moves."""
+    read = _call(f"{url}/admin/v1/status", key)
+    if as_json:
+        typer.echo(json.dumps(read, indent=2))
+        return
+    console = Console()
+    for name, rows in (("instances", read["instances"]), ("requests", read["requests"])):
+        console.print(_table(name, rows))
+    console.print(_table("recent moves", read["migrations"][-10:]))
+
+
+def migrate(
+    request: Annotated[str, typer.Argument(help="Id of a running request (see `ares status`).")],
+    to: Annotated[str, typer.Option("--to", help="Name of the decode instance to move it to.")],
+    url: Url = "http://127.0.0.1:8000",
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Move a running request to another decode instance."""
+    record = _call(f"{url}/admin/v1/migrations", key, {"request_id": request, "target": to})
+    if as_json:
+        typer.echo(json.dumps(record, indent=2))
+    else:
+        Console().print(_table("move", [record]))
+    if record["outcome"] != "moved":
+        sys.exit(1)
+
+
+def preset(
+    name: Annotated[str | None, typer.Argument(help="Preset to switch to (docs/policy.md); none: show it.")] = None,
+    url: Url = "http://127.0.0.1:8000",
+    key: Key = None,
+) -> None:
+    """Show or switch the policy preset of a running gateway."""
+    if name is None:
+        typer.echo(_call(f"{url}/admin/v1/status", key)["preset"])
+    else:
+        typer.echo(_call(f"{url}/admin/v1/preset", key, {"preset": name}, "PUT")["preset"])
+
+
+def replay(
+    log: Annotated[Path, typer.Argument(help="Decision log of `ares gateway --decision-log`.")],
+    preset: Annotated[str | None, typer.Option(help="Decide by this preset instead of the logged one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the decisions of a log again: the same preset decides the same, another says what it would have done.
+
+    Ends with status 1 where the logged preset decides otherwise than logged.
+    """
+    from ares.gateway.replay import ReplayError
+    from ares.gateway.replay import replay as again
+
+    try:
+        size = log.stat().st_size
+        with Progress(console=_errors, transient=True) as bar:
+            task = bar.add_task(f"replaying {log.name}", total=size)
+            result = again(log, preset, lambda read: bar.update(task, completed=read))
+    except (ReplayError, ValueError, OSError) as error:
+        fail(str(error))
+    if as_json:
+        shown = {
+            "decisions": result.decisions,
+            "same": result.same,
+            "logged": dict(result.logged),
+            "made": dict(result.made),
+            "differences": result.differences,
+        }
+        typer.echo(json.dumps(shown, indent=2))
+    else:
+        table = Table("decided", "as logged", f"by {preset}" if preset else "again")
+        for kind in sorted({*result.logged, *result.made}):
+            table.add_row(kind, str(result.logged[kind]), str(result.made[kind]))
+        console = Console()
+        console.print(table)
+        console.print(f"{result.same} of {result.decisions} decisions came out as logged")
+    if preset is None and result.same != result.decisions:
+        sys.exit(1)
+
+
+def _call(url: str, key: str | None, body: dict[str, Any] | None = None, method: str | None = None) -> dict[str, Any]:
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    data = json.dumps(body).encode() if body is not None else None
+    request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310 - the operator's own URL
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310 - likewise
+            read: dict[str, Any] = json.load(reply)
+            return read
+    except urllib.error.HTTPError as error:
+        try:
+            message = json.load(error)["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            message = str(error)
+        fail(message, 1)
+    except OSError as error:
+        fail(f"no gateway at {url}: {error}; start one with `ares up`, or give --url", 1)
+
+
+_ONLY_IN_JSON = frozenset(
+    [
+        "url",
+        "capacity_tokens",
+        "kv_blocks_used",
+        "kv_blocks",
+        "step_time_s",
+        "sequences",
+        "resident_tokens",
+        "prompt_tokens",
+        "remaining_p10",
+        "cut_s",
+        "accept_s",
+        "queued_s",
+        "started_at",
+    ]
+)
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left", padding=(0, 0))
+    if not rows:
+        table.add_column("none")
+        return table
+    # What fits a terminal; --json has every field.
+    names = [name for name in rows[0] if name not in _ONLY_IN_JSON]
+    for name in names:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(name)) for name in names))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

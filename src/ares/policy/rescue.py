@@ -1,0 +1,131 @@
+"""Rescue: an instance that is about to run out of memory gives a request away before it must preempt one.
+
+The rebalancer spreads load and lets a few periods pass where a move gains little. Memory does not wait: when the
+expected tokens of an instance exceed its capacity within the time that a move takes, the cheapest request that prevents
+it is moved where it fits; where it fits nowhere, it is suspended and resumes where there is room, which costs a prefill
+as a preemption does, but not on the full instance, and not of the request that vLLM would have picked.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ares.policy.admission import ADMISSION_GRID, admission_choice
+from ares.policy.cluster import Cluster, IntArray
+from ares.policy.forecast import forecast, own_curve, quantile_weights
+from ares.policy.kernels import compiled
+
+NOWHERE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class RescueSettings:
+    """The knobs of rescue.
+
+    Attributes
+    ----------
+    lead_s
+        Seconds ahead at which memory must still suffice: a decision period and a move.
+    deviations
+        Standard deviations above the expectation that must fit at the target.
+    headroom
+        Share of a target's KV that must stay free.
+    """
+
+    lead_s: float = 2.0
+    deviations: float = 1.0
+    headroom: float = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Rescue:
+    """Row `request` leaves `source` for `target`, or is suspended where that is `NOWHERE`."""
+
+    request: int
+    source: int
+    target: int
+    reason: str
+
+
+def lead_steps(cluster: Cluster, lead_s: float) -> IntArray:
+    """Return how many steps each instance makes in so many seconds, shape (I,); 50 a second where no law is known."""
+    if cluster.step_base_s is None or cluster.step_request_s is None or cluster.step_token_s is None:
+        return np.full(len(cluster.instances), int(np.ceil(lead_s * 50.0)))
+    batch = np.bincount(cluster.location, minlength=len(cluster.instances))
+    step_s = cluster.step_base_s + cluster.step_request_s * batch + cluster.step_token_s * cluster.load_tokens()
+    return np.ceil(lead_s / np.maximum(step_s, 1e-4)).astype(np.int64)
+
+
+def rescue(cluster: Cluster, settings: RescueSettings) -> list[Rescue]:
+    """Return the rescues of one period, at most one an instance, the direst first."""
+    if not len(cluster.location):
+        return []
+    steps = lead_steps(cluster, settings.lead_s)
+    grid = np.unique(np.concatenate([np.asarray(ADMISSION_GRID, np.int64), steps]))
+    ahead = forecast(cluster, grid)
+    at = np.searchsorted(grid, steps)
+    instances = np.arange(len(steps))
+    overflow = ahead.expected[instances, at] - cluster.capacity_tokens
+    waiting = cluster.waiting_tokens
+    # What waits at a full instance is no reason to move what runs there: it has not been let in yet.
+    if waiting is not None:
+        overflow = np.where(overflow > 0.0, overflow, 0.0)
+    expected, variance = ahead.expected.copy(), ahead.variance.copy()
+    sources = [int(s) for s in np.argsort(-overflow, kind="stable") if overflow[s] > 0.0]
+    closed = (~cluster.open).astype(np.int64)
+    closed[sources] = 1
+    weights = quantile_weights(cluster.levels)
+    rescues: list[Rescue] = []
+    for source in sources:
+        row = _cheapest(cluster, source, int(steps[source]), float(overflow[source]))
+        if row < 0:
+            continue
+        remaining = np.full(len(weights), np.inf)
+        if cluster.remaining_tokens is not None:
+            remaining = np.nan_to_num(cluster.remaining_tokens[row], nan=np.inf)
+        mean, spread = np.zeros(len(grid)), np.zeros(len(grid))
+        resident = float(cluster.resident_tokens[row])
+        own_curve(resident, remaining, weights, grid.astype(np.float64), mean, spread)
+        points = max(1, int(np.searchsorted(grid, float(remaining[-1]), side="left")))
+        target = int(
+            (compiled(admission_choice) or admission_choice)(
+                expected,
+                variance,
+                cluster.capacity_tokens,
+                closed,
+                mean,
+                spread,
+                points,
+                settings.deviations,
+                settings.headroom,
+            )
+        )
+        if target >= 0:
+            expected[target] += mean
+            variance[target] += spread
+        where = cluster.instances[target] if target >= 0 else "nowhere, so it is suspended"
+        reason = (
+            f"{cluster.instances[source]} lacks {overflow[source]:.0f} of {cluster.capacity_tokens[source]} tokens "
+            f"in {steps[source]} steps; {resident:.0f} tokens fit {where}"
+        )
+        rescues.append(Rescue(row, source, target if target >= 0 else NOWHERE, reason))
+    return rescues
+
+
+def _cheapest(cluster: Cluster, source: int, steps: int, overflow: float) -> int:
+    """Return the smallest movable request whose leaving is enough, else the largest that there is; -1 for none.
+
+    One that is likely to end by itself before is not worth its move.
+    """
+    able = cluster.movable & (cluster.location == source)
+    if cluster.remaining_tokens is not None:
+        middle = cluster.remaining_tokens[:, len(cluster.levels) // 2]
+        able = able & ~(middle <= steps)
+    rows = np.flatnonzero(able)
+    if not len(rows) or np.count_nonzero(cluster.location == source) < 2:
+        return -1
+    relief = cluster.resident_tokens[rows] + steps
+    enough = relief >= overflow
+    if enough.any():
+        return int(rows[np.argmin(np.where(enough, relief, np.iinfo(np.int64).max))])
+    return int(rows[np.argmax(relief)])
