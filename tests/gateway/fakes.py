@@ -154,6 +154,9 @@ class FakeInstance:
         self.pinned: dict[str, list[int]] = {}
         self.running: dict[str, Work] = {}
         self.changed = asyncio.Condition()
+        self.predicts: Callable[[Work], tuple[float, float, float]] | None = None
+        """Quantiles of what a request still generates, for the telemetry."""
+        self.steps = 0
         self._sequence = itertools.count(1)
         self._open: dict[int, web.Request] = {}
         self._task: asyncio.Task[None] | None = None
@@ -315,6 +318,7 @@ class FakeInstance:
                 for sender, command in self._channel.commands():
                     self._carry_out(sender, command)
             if not self.faults.silent_stream:
+                self.steps += bool(self.running)
                 for work in list(self.running.values()):
                     self._step(work)
             await self._tell()
@@ -466,12 +470,27 @@ class FakeInstance:
 
     def _snapshot(self) -> wire.Telemetry:
         rows = [
-            wire.Row(work.key, len(work.tokens), len(work.tokens) - work.prompt_tokens, "running")
+            wire.Row(
+                work.key,
+                len(work.tokens),
+                len(work.tokens) - work.prompt_tokens,
+                "running",
+                self.predicts(work) if self.predicts is not None else None,
+            )
             for work in list(self.running.values())
         ]
         held = sum(row.resident for row in rows) + sum(map(len, list(self.pinned.values())))
         return wire.Telemetry(
-            next(self._sequence), -(-held // 16), len(rows), 0, len(self.pinned), self.step_s, 1, 0, rows
+            sequence=next(self._sequence),
+            kv_blocks_used=-(-held // 16),
+            running=len(rows),
+            waiting=0,
+            pinned=len(self.pinned),
+            step_time_s=self.step_s,
+            steps=self.steps,
+            preemptions=0,
+            rows=rows,
+            busy_s=self.steps * self.step_s,
         )
 
     async def _tell(self) -> None:

@@ -163,7 +163,7 @@ class Controller:
             async with asyncio.timeout(self._config.maximum_wait_s):
                 return await future
         except TimeoutError:
-            raise NoInstanceError(f"no room for {self._config.maximum_wait_s:.0f} s") from None
+            raise NoInstanceError(f"no room for {self._config.maximum_wait_s:g} s") from None
         finally:
             self._held.pop(sequence.id, None)
 

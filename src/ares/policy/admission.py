@@ -46,6 +46,26 @@ def tokens_within(step_s: float, base_s: float, per_request_s: float, per_token_
     return spare / per_token_s if per_token_s > 0.0 else np.inf
 
 
+def admission_among(
+    expected: FloatArray,
+    variance: FloatArray,
+    capacity: NDArray[np.int64],
+    open_: NDArray[np.bool_],
+    own_mean: FloatArray,
+    own_variance: FloatArray,
+    deviations: float,
+    headroom: float,
+) -> int:
+    """Choose as `admission_choice` does, all instances at once in numpy; `open_` has shape (I,), all points count."""
+    empty = open_ & (expected[:, 0] <= 0.0)
+    if empty.any():
+        return int(np.argmax(empty))
+    peak = (expected + own_mean + deviations * np.sqrt(np.maximum(variance + own_variance, 0.0))).max(axis=1)
+    share = np.where(open_, peak / np.maximum(capacity, 1), np.inf)
+    best = int(np.argmin(share))
+    return best if share[best] <= 1.0 - headroom else -1
+
+
 def admission_choice(
     expected: FloatArray,
     variance: FloatArray,

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ares.policy.admission import ADMISSION_GRID, admission_choice
+from ares.policy.admission import ADMISSION_GRID, admission_among
 from ares.policy.cluster import Cluster, IntArray
 from ares.policy.forecast import forecast, own_curve, quantile_weights
-from ares.policy.kernels import compiled
 
 NOWHERE = -1
 
@@ -72,8 +71,8 @@ def rescue(cluster: Cluster, settings: RescueSettings) -> list[Rescue]:
         overflow = np.where(overflow > 0.0, overflow, 0.0)
     expected, variance = ahead.expected.copy(), ahead.variance.copy()
     sources = [int(s) for s in np.argsort(-overflow, kind="stable") if overflow[s] > 0.0]
-    closed = (~cluster.open).astype(np.int64)
-    closed[sources] = 1
+    open_ = cluster.open.copy()
+    open_[sources] = False
     weights = quantile_weights(cluster.levels)
     rescues: list[Rescue] = []
     for source in sources:
@@ -87,18 +86,15 @@ def rescue(cluster: Cluster, settings: RescueSettings) -> list[Rescue]:
         resident = float(cluster.resident_tokens[row])
         own_curve(resident, remaining, weights, grid.astype(np.float64), mean, spread)
         points = max(1, int(np.searchsorted(grid, float(remaining[-1]), side="left")))
-        target = int(
-            (compiled(admission_choice) or admission_choice)(
-                expected,
-                variance,
-                cluster.capacity_tokens,
-                closed,
-                mean,
-                spread,
-                points,
-                settings.deviations,
-                settings.headroom,
-            )
+        target = admission_among(
+            expected[:, :points],
+            variance[:, :points],
+            cluster.capacity_tokens,
+            open_,
+            mean[:points],
+            spread[:points],
+            settings.deviations,
+            settings.headroom,
         )
         if target >= 0:
             expected[target] += mean

@@ -1,0 +1,196 @@
+"""The entrance: order, room, suspension, resumption, and the share of the oldest."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ares.policy import AdmissionSettings, Cluster, SuspendSettings
+from ares.policy.admission import admission_among, admission_choice
+from ares.policy.entrance import Candidates, Entrance, Entry, Progress
+
+SUSPENSION = SuspendSettings(ttft_s=2.0, after_s=0.5, least_slack_s=5.0, urgent_s=2.0, longest_s=100.0)
+EXACTLY = AdmissionSettings(deviations=0.0, headroom=0.0)
+
+
+def progress(count: int, **changes: Any) -> Progress:
+    usual = {
+        "generated": np.zeros(count, np.int64),
+        "elapsed_s": np.zeros(count),
+        "late": np.zeros(count, np.bool_),
+        "ttft_s": np.full(count, 2.0),
+        "tpot_s": np.full(count, 0.1),
+    }
+    return Progress(**(usual | {name: np.asarray(value) for name, value in changes.items()}))
+
+
+def running(rows: list[tuple[int, int, float]], instances: int = 1, capacity: int = 1000, **changes: Any) -> Cluster:
+    """Rows of (instance, resident, remaining); a step at full memory takes 20 ms."""
+    left = np.array([[remaining] * 3 for _, _, remaining in rows], float).reshape(len(rows), 3)
+    cluster = Cluster(
+        instances=tuple(f"decode-{n}" for n in range(instances)),
+        capacity_tokens=np.full(instances, capacity, np.int64),
+        promised_tokens=np.zeros(instances, np.int64),
+        open=np.ones(instances, np.bool_),
+        requests=tuple(f"row-{n}" for n in range(len(rows))),
+        location=np.array([where for where, _, _ in rows], np.int64),
+        resident_tokens=np.array([resident for _, resident, _ in rows], np.int64),
+        movable=np.ones(len(rows), np.bool_),
+        remaining_tokens=left,
+        step_base_s=np.full(instances, 0.01),
+        step_request_s=np.zeros(instances),
+        step_token_s=np.full(instances, 0.01 / capacity),
+    )
+    return replace(cluster, **changes)
+
+
+def waiting(tokens: list[int], remaining: list[float], waited: list[float] | None = None, **changes: Any) -> Candidates:
+    count = len(tokens)
+    usual: dict[str, Any] = {
+        "requests": tuple(f"new-{n}" for n in range(count)),
+        "tokens": np.array(tokens, np.int64),
+        "remaining_tokens": np.array([[value] * 3 for value in remaining], float),
+        "rank": np.zeros(count, np.int64),
+        "waited_s": np.array(waited if waited is not None else [0.1] * count),
+        "suspended": np.zeros(count, np.bool_),
+        "progress": progress(count),
+    }
+    return Candidates(**(usual | changes))
+
+
+def decide(
+    cluster: Cluster,
+    candidates: Candidates,
+    stand: Progress | None = None,
+    admission: AdmissionSettings = EXACTLY,
+    suspension: SuspendSettings | None = SUSPENSION,
+) -> list[Entry]:
+    entrance = Entrance(admission, suspension)
+    return entrance.decide(cluster, candidates, stand or progress(len(cluster.location)))
+
+
+def names(entries: list[Entry]) -> list[tuple[str, int, int]]:
+    return [(entry.kind, entry.index, entry.instance) for entry in entries]
+
+
+def test_the_smallest_memory_time_first_until_the_next_does_not_fit() -> None:
+    cluster = running([(0, 100, 50)])
+    entries = decide(cluster, waiting([300, 100, 500], [300, 100, 400]))
+    # 100 and 300 peak at 100 + 200 + 400 or less, and 500 more would not fit.
+    assert names(entries) == [("enter", 1, 0), ("enter", 0, 0)]
+    assert "expected peak" in entries[0].reason
+
+
+def test_a_class_goes_before_a_smaller_request() -> None:
+    cluster = running([(0, 600, 500)])
+    candidates = waiting([100, 90], [100, 100])
+    assert names(decide(cluster, candidates))[0][1] == 1
+    assert names(decide(cluster, replace(candidates, rank=np.array([0, 1]))))[0][1] == 0
+
+
+def test_an_empty_instance_takes_what_never_fits() -> None:
+    assert names(decide(running([]), waiting([5000], [5000]))) == [("enter", 0, 0)]
+
+
+def test_nobody_enters_a_closed_instance() -> None:
+    cluster = running([(0, 10, 10), (1, 900, 90)], instances=2, open=np.array([False, True]))
+    assert decide(cluster, waiting([200], [200])) == []
+    assert decide(replace(cluster, open=np.array([False, False])), waiting([2], [2])) == []
+
+
+def test_after_a_while_the_one_with_time_to_spare_gives_way() -> None:
+    cluster = running([(0, 450, 400), (0, 450, 300)])
+    # 100 tokens in a second at 100 ms a token: 9 s ahead, and 80 ms more with each token to come.
+    stand = progress(2, generated=[100, 100], elapsed_s=[1.0, 8.0])
+    assert decide(cluster, waiting([200], [50], waited=[0.2]), stand) == []
+    entries = decide(cluster, waiting([200], [50], waited=[0.6]), stand)
+    assert names(entries) == [("suspend", 0, 0), ("enter", 0, 0)]
+    assert "make room for new-0" in entries[0].reason
+    assert decide(cluster, waiting([200], [50], waited=[0.6]), stand, suspension=None) == []
+
+
+def test_nobody_gives_way_to_one_that_is_late_anyway_or_larger() -> None:
+    cluster = running([(0, 900, 400)])
+    stand = progress(1, generated=[100], elapsed_s=[1.0])
+    assert decide(cluster, waiting([200], [50], waited=[2.5]), stand) == []
+    assert decide(cluster, waiting([500], [900], waited=[0.6]), stand) == []
+    fixed = replace(cluster, movable=np.zeros(1, np.bool_))
+    assert decide(fixed, waiting([200], [50], waited=[0.6]), stand) == []
+
+
+def test_one_that_misses_its_objective_anyway_gives_way_first() -> None:
+    cluster = running([(0, 450, 400), (0, 450, 300)])
+    stand = progress(2, generated=[100, 100], elapsed_s=[1.0, 500.0])
+    assert names(decide(cluster, waiting([200], [50], waited=[0.6]), stand))[0] == ("suspend", 1, 0)
+
+
+def test_a_suspended_one_resumes_before_the_others_when_its_time_is_up() -> None:
+    cluster = running([(0, 300, 900)])
+    both = waiting([100, 300], [50, 600], waited=[0.1, 10.0], suspended=np.array([False, True]))
+    # 100 tokens in 9 s of 10, and 50 more to come at 20 ms instead of 100: time to spare.
+    patient = replace(both, progress=progress(2, generated=[0, 100], elapsed_s=[0.0, 9.0]))
+    assert names(decide(cluster, patient)) == [("enter", 0, 0)]
+    hasty = replace(both, progress=progress(2, generated=[0, 100], elapsed_s=[0.0, 57.0]))
+    assert names(decide(cluster, hasty))[0] == ("resume", 1, 0)
+    forgotten = replace(patient, waited_s=np.array([0.1, 101.0]))
+    assert names(decide(cluster, forgotten))[0] == ("resume", 1, 0)
+
+
+def test_the_oldest_gets_its_share() -> None:
+    entrance = Entrance(replace(EXACTLY, age_share=1.0), None)
+    order = []
+    for turn in range(40):
+        cluster = running([(0, 550, 100)])  # room for either, and not for both
+        candidates = waiting([250, 100], [150, 50], waited=[10.0 + turn, 0.1])
+        entries = entrance.decide(cluster, candidates, progress(1))
+        order += [entry.index for entry in entries]
+        if 0 in order:
+            break
+    # The small one brings an eighth of the credit that the large one needs.
+    assert order == [1] * 8 + [0]
+
+
+def test_without_a_law_nobody_is_suspended() -> None:
+    cluster = replace(running([(0, 900, 400)]), step_base_s=None, step_request_s=None, step_token_s=None)
+    stand = progress(1, generated=[100], elapsed_s=[1.0])
+    assert decide(cluster, waiting([200], [50], waited=[0.6]), stand) == []
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6))
+def test_numpy_and_the_compiled_rule_choose_the_same(seed: int, instances: int) -> None:
+    random = np.random.default_rng(seed)
+    expected = random.uniform(0, 900, (instances, 5)) * (random.random((instances, 1)) > 0.1)
+    variance, own = random.uniform(0, 5000, (instances, 5)), random.uniform(0, 300, 5)
+    own_variance, open_ = random.uniform(0, 900, 5), random.random(instances) > 0.3
+    capacity = random.integers(500, 1500, instances)
+    compiled = admission_choice(
+        expected, variance, capacity, (~open_).astype(np.int64), own, own_variance, 5, 1.0, 0.01
+    )
+    assert admission_among(expected, variance, capacity, open_, own, own_variance, 1.0, 0.01) == compiled
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_whatever_comes_nobody_enters_twice_and_nobody_is_suspended_twice(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    rows = [(int(random.integers(3)), int(random.integers(1, 400)), float(random.integers(1, 900))) for _ in range(9)]
+    cluster, count = running(rows, instances=3), int(random.integers(1, 12))
+    candidates = waiting(
+        random.integers(1, 600, count).tolist(),
+        random.uniform(1, 900, count).tolist(),
+        random.uniform(0, 3, count).tolist(),
+        suspended=random.random(count) > 0.6,
+        progress=progress(count, generated=random.integers(0, 90, count), elapsed_s=random.uniform(0, 20, count)),
+    )
+    stand = progress(9, generated=random.integers(1, 90, 9), elapsed_s=random.uniform(0, 20, 9))
+    entries = decide(cluster, candidates, stand)
+    entered = [entry.index for entry in entries if entry.kind != "suspend"]
+    gone = [entry.index for entry in entries if entry.kind == "suspend"]
+    assert len(entered) == len(set(entered))
+    assert len(gone) == len(set(gone))
+    for entry in entries:
+        if entry.kind != "suspend":
+            assert (entry.kind == "resume") == bool(candidates.suspended[entry.index])
+        else:
+            assert entry.instance == rows[entry.index][0]
