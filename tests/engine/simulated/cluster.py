@@ -17,6 +17,7 @@ from ares.engine.simulated.transfer import Puller
 from ares.gateway import engine
 from ares.gateway import instances as gateway
 from ares.gateway.engine import Delta
+from ares.gateway.entering import Entering
 from ares.gateway.sampling import Sampling
 from ares.gateway.sequence import Sequence
 from ares.simulator.profile import Profile, StepLaw
@@ -92,9 +93,16 @@ class Cluster:
     def prefill(self) -> gateway.Instance | None:
         return next((i for i in self.pool.instances if i.role == "prefill" and i.open), None)
 
-    def decode(self, tokens: int, exclude: set[str]) -> gateway.Instance | None:
-        usable = {i.name: i for i in self.pool.decode() if i.open and i.name not in exclude}
-        return next((usable[name] for name in self.order if name in usable), None)
+    async def admit(self, sequence: Entering, exclude: set[str]) -> gateway.Instance:
+        chosen: list[gateway.Instance] = []
+
+        def found() -> bool:
+            usable = {i.name: i for i in self.pool.decode() if i.open and i.name not in exclude}
+            chosen[:] = [usable[name] for name in self.order if name in usable]
+            return bool(chosen)
+
+        await eventually(found)
+        return chosen[0]
 
     def known(self, name: str) -> gateway.Instance:
         found = self.pool.find(name)

@@ -16,7 +16,7 @@ from ares.engine.control import ControlChannel
 from ares.engine.simulated import api, report
 from ares.engine.simulated.batch import Batch, Step
 from ares.engine.simulated.faults import FaultState
-from ares.engine.simulated.http import Connection, HttpError
+from ares.engine.simulated.http import Connection
 from ares.engine.simulated.model import MASK, MULTIPLIER, SHIFT, SimulatedModel, unfold
 from ares.engine.simulated.pins import Pin, Pins
 from ares.engine.simulated.predictor import SimulatedPredictor
@@ -57,7 +57,7 @@ class Instance:
         self.pins = Pins(settings.lease_s, self._free)
         self.requests: dict[str, Request] = {}
         self.counters = report.Counters()
-        self.step_time_s = 0.0
+        self.step_time_s = self.busy_s = 0.0
         self.steps = 0
         self._by_key: dict[str, Request] = {}
         self._puller = puller
@@ -96,8 +96,8 @@ class Instance:
     def add(self, body: bytes, connection: Connection) -> None:
         """Take a request; HttpError refuses it."""
         request = api.read(body, self.model, self.settings.max_model_len, connection)
-        if request.priority and self.settings.policy != "priority":
-            raise HttpError(400, "Got priority but priority scheduling is not enabled", "priority")
+        if self.settings.policy != "priority":
+            request.priority = 0  # as vLLM ignores it then
         connection.work = request
         request.arrival = next(self._numbers)
         self.counters.arrived += 1
@@ -166,7 +166,9 @@ class Instance:
         self._woken = False
         now = self._loop.time()
         if self._last_begin is not None:
-            self.step_time_s += (now - self._last_begin - self.step_time_s) * (_STEP_WEIGHT if self.steps else 1.0)
+            step_s = now - self._last_begin
+            self.step_time_s += (step_s - self.step_time_s) * (_STEP_WEIGHT if self.steps else 1.0)
+            self.busy_s += step_s
             self.steps += 1
         step = self._step = self.batch.schedule()
         self._last_begin = now if step is not None else None

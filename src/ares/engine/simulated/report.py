@@ -112,6 +112,7 @@ class Telemeter:
             steps=instance.steps,
             preemptions=instance.batch.preemptions,
             rows=rows,
+            busy_s=instance.busy_s,
         )
 
     def _row(self, request: Request) -> wire.Row:
