@@ -34,6 +34,9 @@ Predictor = Annotated[
     str | None,
     typer.Option(help="Checkpoint of `ares predictor train`, or none; by default the one that ships for the model."),
 ]
+Simulate = Annotated[
+    str | None, typer.Option(metavar="PROFILE", help="Simulate engines of this profile (docs/simulated-engine.md).")
+]
 
 
 def main() -> None:
@@ -74,15 +77,21 @@ def worker(
     ] = None,
     record_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of the requests to record.")] = 0.01,
     connector: Annotated[str, typer.Option(hidden=True, help="For measurements: ares, stock or none.")] = "ares",
+    simulate: Simulate = None,
 ) -> None:
     """Start one vLLM instance that can hand running requests over.
 
-    Every other flag goes to `vllm serve` as it is, for example --max-model-len 4096 or --tensor-parallel-size 2.
+    Every other flag goes to `vllm serve` as it is, for example --max-model-len 4096 or --tensor-parallel-size 2; with
+    --simulate, to the simulated engine (--simulate PROFILE -- --help).
     """
     from ares.engine.launcher import LaunchError, WorkerSettings, serve
 
     if role not in ("prefill", "decode", "both"):
         fail(f"unknown role {role!r}: prefill, decode or both")
+    flags = [flag for flag in context.args if flag != "--"]
+    if simulate is not None:
+        _simulate(simulate, model, flags, (name, role, host, port, control_port))
+        return
     try:
         serve(
             WorkerSettings(
@@ -99,10 +108,26 @@ def worker(
                 record_folder=record_hidden_states,
                 record_fraction=record_fraction,
                 connector=connector,  # type: ignore[arg-type] # an unknown one fails in vLLM
-                vllm_flags=tuple(flag for flag in context.args if flag != "--"),
+                vllm_flags=tuple(flags),
             )
         )
     except LaunchError as error:
+        fail(str(error))
+
+
+def _simulate(profile: str, model: str, flags: list[str], who: tuple[str | None, Any, str, int, int]) -> None:
+    import logging
+
+    from ares import model as models
+    from ares.engine.simulated import model as simulated
+    from ares.engine.simulated import serve, settings
+    from ares.simulator.profile import ProfileError
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        engine, instances = settings.parse(profile, model, flags)
+        serve.serve(serve.identities(*who, instances), engine, models.resolve(model, console=_errors))
+    except (ProfileError, settings.SimulationError, simulated.VocabularyError, OSError) as error:
         fail(str(error))
 
 
@@ -154,10 +179,11 @@ def up(
     preset: Annotated[str, typer.Option(help="Policy preset (docs/policy.md).")] = "ares-no-prediction",
     predictor: Predictor = None,
     log_folder: Annotated[Path | None, typer.Option(help="Folder for the logs; by default a new one.")] = None,
+    simulate: Simulate = None,
 ) -> None:
     """Start a local cluster behind one endpoint, and stop all of it on Ctrl-C.
 
-    Every other flag goes to each vLLM instance, for example --max-model-len 4096.
+    Every other flag goes to each vLLM instance, for example --max-model-len 4096, or to the simulated engines.
     """
     from ares import local
     from ares import model as models
@@ -170,7 +196,10 @@ def up(
     except ValueError as error:
         fail(str(error))
     folder = models.resolve(model, console=_errors)
-    if predictor is not None:
+    flags = [flag for flag in context.args if flag != "--"]
+    if simulate is not None:
+        _check_simulation(simulate, model, flags)
+    elif predictor is not None:
         # Here too, so that it is said at once and not in the logs of the instances.
         predictor_choice.choose(predictor, model, folder)
     settings = local.ClusterSettings(
@@ -182,7 +211,8 @@ def up(
         preset=preset,
         log_folder=log_folder,
         worker_flags=("--predictor", predictor) if predictor is not None else (),
-        vllm_flags=tuple(local_flags([flag for flag in context.args if flag != "--"])),
+        vllm_flags=tuple(flags if simulate is not None else local_flags(flags)),
+        simulate=simulate,
     )
     signal_as_interrupt()
     try:
@@ -191,6 +221,16 @@ def up(
             cluster.wait()
     except KeyboardInterrupt:
         _errors.print("stopped")
+
+
+def _check_simulation(profile: str, model: str, flags: list[str]) -> None:
+    from ares.engine.simulated import settings
+    from ares.simulator.profile import ProfileError
+
+    try:
+        settings.parse(profile, model, flags)
+    except (ProfileError, settings.SimulationError) as error:
+        fail(str(error))
 
 
 def signal_as_interrupt() -> None:

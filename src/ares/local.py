@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ares.engine.defaults import free_port, gpu_shares
+from ares.engine.defaults import free_port, free_ports, gpu_shares
 from ares.wire import Role
 
 _START_TIMEOUT_S = 600.0
@@ -33,12 +33,13 @@ class ClusterError(RuntimeError):
 
 @dataclass(slots=True)
 class Part:
-    """One process of the cluster."""
+    """One process of the cluster; `instances` has the name and URL of each instance in it."""
 
     name: str
     url: str
     log: Path
     process: subprocess.Popen[bytes]
+    instances: dict[str, str] = field(default_factory=dict)
 
     def ready(self) -> bool:
         """Whether it answers."""
@@ -66,6 +67,8 @@ class ClusterSettings:
     vllm_flags: tuple[str, ...] = ()
     worker_flags: tuple[str, ...] = ()
     gateway_flags: tuple[str, ...] = ()
+    # Profile of simulated engines; None starts real ones.
+    simulate: str | None = None
 
 
 @dataclass(slots=True)
@@ -106,6 +109,17 @@ class Cluster:
             [*command, *flags, *self.settings.worker_flags, "--", *self.settings.vllm_flags],
             gpus,
         )
+
+    def start_simulated(self, role: Role, count: int) -> None:
+        """Start so many simulated instances of a role, all in one process."""
+        first = free_ports("127.0.0.1", count, self.ports)
+        self.ports += range(first, first + count)
+        names = [f"{role}-{n}" for n in range(count)]
+        instances = {name: f"http://127.0.0.1:{first + n}" for n, name in enumerate(names)}
+        command = ["worker", "--simulate", str(self.settings.simulate), "--model", self.settings.model]
+        command += ["--role", role, "--name", role if count > 1 else names[0], "--port", str(first)]
+        flags = ["--", *self.settings.vllm_flags, "--instances", str(count)]
+        _start(self, role, instances[names[-1]], [*command, *flags], instances=instances)
 
     def await_workers(self) -> None:
         """Wait until all instances answer.
@@ -188,6 +202,11 @@ def core_bindings(prefill: int, decode: int, cores: list[int]) -> list[str]:
 
 def _start_workers(cluster: Cluster) -> None:
     settings = cluster.settings
+    if settings.simulate is not None:
+        if settings.prefill:
+            cluster.start_simulated("prefill", settings.prefill)
+        cluster.start_simulated("decode" if settings.prefill else "both", settings.decode)
+        return
     roles: list[tuple[str, Role]] = [(f"prefill-{n}", "prefill") for n in range(settings.prefill)]
     roles += [(f"decode-{n}", "decode" if settings.prefill else "both") for n in range(settings.decode)]
     bindings = core_bindings(settings.prefill, settings.decode, sorted(os.sched_getaffinity(0)))
@@ -200,12 +219,20 @@ def _start_gateway(cluster: Cluster) -> None:
     command = ["gateway", "--model", settings.model, "--preset", settings.preset]
     command += ["--host", settings.host, "--port", str(settings.port)]
     for worker in cluster.workers:
-        command += ["--worker", worker.url]
+        for url in worker.instances.values():
+            command += ["--worker", url]
     address = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - a comparison
     _start(cluster, "gateway", f"http://{address}:{settings.port}", [*command, *settings.gateway_flags])
 
 
-def _start(cluster: Cluster, name: str, url: str, arguments: list[str], gpus: str | None = None) -> None:
+def _start(
+    cluster: Cluster,
+    name: str,
+    url: str,
+    arguments: list[str],
+    gpus: str | None = None,
+    instances: dict[str, str] | None = None,
+) -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus} if gpus is not None else None
     log = cluster.log_folder / f"{name}.log"
     with log.open("wb") as sink:
@@ -219,7 +246,7 @@ def _start(cluster: Cluster, name: str, url: str, arguments: list[str], gpus: st
             start_new_session=True,
             preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call into libc, no threads yet
         )
-    cluster.parts.append(Part(name, url, log, process))
+    cluster.parts.append(Part(name, url, log, process, instances or {name: url}))
 
 
 def _die_with_parent() -> None:
@@ -253,7 +280,7 @@ def _gateway_ready(cluster: Cluster) -> Callable[[Part], bool]:
     def ready(part: Part) -> bool:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{part.url}/version", timeout=1) as reply:  # noqa: S310 - our own address
             body: str = reply.read().decode()
-            return all(f'"{worker.name}"' in body for worker in cluster.workers)
+            return all(f'"{name}"' in body for worker in cluster.workers for name in worker.instances)
         return False
 
     return ready

@@ -44,11 +44,20 @@ class ControlChannel:
         What a new subscriber is told first.
     snapshot
         Called on the channel's thread for each telemetry message; must only read.
+    notify
+        Called on the channel's thread when a command waits; for engines that would sleep meanwhile.
     """
 
-    def __init__(self, address: str, hello: wire.Hello, snapshot: Callable[[], wire.Telemetry]) -> None:
+    def __init__(
+        self,
+        address: str,
+        hello: wire.Hello,
+        snapshot: Callable[[], wire.Telemetry],
+        notify: Callable[[], None] = lambda: None,
+    ) -> None:
         self._hello = wire.encode(hello)
         self._snapshot = snapshot
+        self._notify = notify
         self._commands: deque[tuple[bytes, wire.Command]] = deque()
         self._outgoing: deque[tuple[bytes | None, bytes]] = deque()
         self._subscribers: dict[bytes, _Subscriber] = {}
@@ -127,6 +136,7 @@ class ControlChannel:
                 self._subscribe(sender, command)
             else:
                 self._commands.append((sender, command))
+                self._notify()
 
     def _subscribe(self, sender: bytes, command: wire.Subscribe) -> None:
         now = time.monotonic()

@@ -60,7 +60,23 @@ def free_port(host: str, exclude: Container[int] = ()) -> int:
     for port in random.sample(_PORTS, len(_PORTS)):
         if port in exclude:
             continue
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind((host, port))
+        if _is_free(host, port):
             return port
     raise OSError(f"no free port on {host}")
+
+
+def free_ports(host: str, count: int, exclude: Container[int] = ()) -> int:
+    """Return the first of so many consecutive free TCP ports of `host`; OSError where there are none."""
+    for _ in range(100):
+        first = free_port(host, exclude)
+        following = range(first + 1, first + count)
+        if following.stop <= _PORTS.stop and all(n not in exclude and _is_free(host, n) for n in following):
+            return first
+    raise OSError(f"no {count} free ports in a row on {host}")
+
+
+def _is_free(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.socket() as probe:
+        probe.bind((host, port))
+        return True
+    return False
