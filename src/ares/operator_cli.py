@@ -134,6 +134,7 @@ _ONLY_IN_JSON = frozenset(
         "kv_blocks_used",
         "kv_blocks",
         "step_time_s",
+        "step_law",
         "sequences",
         "resident_tokens",
         "prompt_tokens",

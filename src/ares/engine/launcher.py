@@ -124,6 +124,9 @@ def _vllm_arguments(settings: WorkerSettings, folder: str, on_cpu: bool) -> list
     arguments = ["--model", folder, "--host", settings.host, "--port", str(settings.port), "--enable-scale-out"]
     if settings.connector != "none":
         arguments += ["--kv-transfer-config", json.dumps(transfer)]
+    if settings.role != "prefill" and not any(flag.split("=")[0] == "--scheduling-policy" for flag in flags):
+        # Out of memory, the request with the largest predicted volume gives way, not the newest one.
+        arguments += ["--scheduling-policy", "priority"]
     if not any(flag.split("=")[0] == "--served-model-name" for flag in flags):
         arguments += ["--served-model-name", settings.model]
     return arguments + flags

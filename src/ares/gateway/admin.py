@@ -2,6 +2,7 @@
 
 import ipaddress
 import secrets
+import time
 from dataclasses import asdict
 from typing import Any
 
@@ -72,7 +73,9 @@ async def status(request: Request) -> dict[str, Any]:
     gateway: Gateway = request.app.state.gateway
     rows = rows_by_key(gateway.pool.instances)
     return {
+        "now": time.time(),
         "preset": gateway.controller.preset,
+        "suspensions": gateway.controller.suspensions,
         "held": gateway.controller.held,
         "suspended": gateway.controller.suspended,
         "instances": [_instance(gateway, i) for i in gateway.pool.instances],
@@ -131,6 +134,7 @@ def _instance(gateway: Gateway, instance: Instance) -> dict[str, Any]:
             "kv_blocks": hello.kv_blocks,
             "pinned": load.pinned,
             "step_time_s": load.step_time_s,
+            "step_law": law.tolist() if (law := instance.steps.law) is not None else None,
             "preemptions": load.preemptions,
             "sequences": sum(1 for s in gateway.sequences.values() if s.instance is instance),
         }

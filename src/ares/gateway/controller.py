@@ -70,6 +70,7 @@ class Controller:
         self._held: dict[str, tuple[Sequence, asyncio.Future[Instance]]] = {}
         self._changed = asyncio.Event()
         self._prefills: dict[str, int] = {}
+        self.suspensions = 0
         self.use_preset(config.preset)
 
     # --- the policy in force ---
@@ -238,6 +239,7 @@ class Controller:
             outcome = await sequence.suspend()
         except NotMovableError as refusal:  # the policy saw an older state
             outcome = refusal.reason
+        self.suspensions += outcome == "suspended"
         logger.info("suspend %s (%s): %s", sequence.id, outcome, reason)
         self._changed.set()
 

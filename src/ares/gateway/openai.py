@@ -82,6 +82,7 @@ class GenerationRequest(BaseModel):
     structured_outputs: dict[str, Any] | None = None
     return_token_ids: StrictBool = False
     priority: int = Field(default=0, ge=-(2**31), lt=2**31)
+    vllm_xargs: dict[str, Any] | None = None
 
     def check_text(self) -> None:
         """Refuse what JSON can spell and no engine can be sent: half a surrogate pair."""
@@ -141,6 +142,8 @@ class GenerationRequest(BaseModel):
             if value is not None and name != "logprobs":
                 parameters[name] = value
         parameters |= self._structured()
+        if self.vllm_xargs:
+            parameters["extra_args"] = self.vllm_xargs
         logprobs = self.logprob_count()
         if logprobs is not None:
             parameters["logprobs"] = logprobs

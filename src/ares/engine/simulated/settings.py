@@ -114,7 +114,7 @@ def _parser() -> _Parser:
     add("--max-model-len", type=_count, help=f"longest sequence; by default {_MAX_MODEL_LEN}, or what fits")
     add("--max-num-seqs", type=_count, help="most running requests; by default the profile's")
     add("--max-num-batched-tokens", type=_count, help="most tokens of a step; by default the profile's")
-    add("--scheduling-policy", choices=("fcfs", "priority"), default="fcfs", help="as vLLM's")
+    add("--scheduling-policy", choices=("fcfs", "priority"), default="priority", help="as vLLM's")
     add("--mean-output", type=_positive, default=400.0, help="mean of the outputs' own lengths, in tokens")
     add("--output-sigma", type=_sigma, default=1.0, help="standard deviation of their logarithm")
     add("--prediction-error", type=_error, default=0.0, help="sigma of the simulated predictor, 0 exact; or none")

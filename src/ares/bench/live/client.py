@@ -1,0 +1,191 @@
+"""An open-loop client: sends each request at its moment, whatever became of the others, and watches the cluster."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from ares.bench.live.load import Planned
+
+# Longest silence of a stream before it counts as failed.
+_SILENCE_S = 300.0
+_SAMPLE_S = 0.5
+
+
+class _Choice(msgspec.Struct):
+    token_ids: list[int] | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: dict[str, Any] | None = None
+
+
+_decode = msgspec.json.Decoder(_Chunk).decode
+
+
+@dataclass(slots=True)
+class Observed:
+    """What a client saw of one request; seconds from the start of the run."""
+
+    name: str
+    at_s: float
+    tokens: list[int] = field(default_factory=list)
+    prompt_tokens: int = 0
+    first_s: float = 0.0
+    last_s: float = 0.0
+    longest_gap_s: float = 0.0
+    error: str | None = None
+
+    @property
+    def ttft_s(self) -> float:
+        """Seconds from the planned arrival to the first token."""
+        return self.first_s - self.at_s
+
+    @property
+    def tpot_s(self) -> float:
+        """Seconds of each token after the first; 0 for a single one."""
+        return (self.last_s - self.first_s) / (len(self.tokens) - 1) if len(self.tokens) > 1 else 0.0
+
+
+@dataclass(slots=True)
+class Run:
+    """One preset's turn: what clients saw, and what the cluster said of itself."""
+
+    preset: str
+    requests: list[Observed]
+    samples: list[dict[str, Any]]
+    preemptions: int
+    migrations: list[dict[str, Any]]
+    suspensions: int
+    laws: dict[str, list[float]]
+    span_s: float
+
+
+async def _one(http: aiohttp.ClientSession, url: str, model: str, planned: Planned, start: float) -> Observed:
+    seen = Observed(planned.name, planned.at_s)
+    await asyncio.sleep(max(0.0, start + planned.at_s - time.monotonic()))
+    route = "chat/completions" if "messages" in planned.body else "completions"
+    body = {
+        "model": model,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "return_token_ids": True,
+        **planned.body,
+    }
+    try:
+        async with http.post(f"{url}/v1/{route}", json=body, headers={"x-request-id": planned.name}) as reply:
+            if reply.status != 200:
+                seen.error = f"{reply.status}: {(await reply.text())[:200]}"
+                return seen
+            async for line in reply.content:
+                if line.startswith(b"data: {"):
+                    _take(seen, _decode(line[6:]), time.monotonic() - start)
+    except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError) as error:
+        seen.error = repr(error)
+    if not seen.tokens and seen.error is None:
+        seen.error = "no token"
+    return seen
+
+
+def _take(seen: Observed, chunk: _Chunk, now: float) -> None:
+    if chunk.error is not None:
+        seen.error = str(chunk.error.get("message"))
+    if chunk.usage is not None:
+        seen.prompt_tokens = chunk.usage.prompt_tokens
+    tokens = [token for choice in chunk.choices for token in choice.token_ids or []]
+    if not tokens:
+        return
+    if seen.tokens:
+        seen.longest_gap_s = max(seen.longest_gap_s, now - seen.last_s)
+    else:
+        seen.first_s = now
+    seen.last_s = now
+    seen.tokens += tokens
+
+
+async def status(http: aiohttp.ClientSession, url: str) -> dict[str, Any]:
+    """Return the gateway's status."""
+    async with http.get(f"{url}/admin/v1/status") as reply:
+        reply.raise_for_status()
+        read: dict[str, Any] = await reply.json()
+        return read
+
+
+async def _sample(http: aiohttp.ClientSession, url: str, samples: list[dict[str, Any]], start: float) -> None:
+    while True:
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+            read = await status(http, url)
+            decode = [row for row in read["instances"] if row["role"] != "prefill" and "resident_tokens" in row]
+            samples.append(
+                {
+                    "at_s": round(time.monotonic() - start, 3),
+                    "kv": [row["kv_blocks_used"] / row["kv_blocks"] for row in decode],
+                    "running": [row["running"] for row in decode],
+                    "held": read["held"],
+                    "suspended": read["suspended"],
+                }
+            )
+        await asyncio.sleep(_SAMPLE_S)
+
+
+def _preemptions(read: dict[str, Any]) -> int:
+    return sum(row.get("preemptions", 0) for row in read["instances"])
+
+
+async def quiet(http: aiohttp.ClientSession, url: str) -> None:
+    """Wait until nothing runs and nothing is pinned anywhere."""
+    async with asyncio.timeout(_SILENCE_S):
+        while True:
+            read = await status(http, url)
+            busy = [row for row in read["instances"] if row.get("running") or row.get("waiting") or row.get("pinned")]
+            if not busy and not read["requests"]:
+                return
+            await asyncio.sleep(0.2)
+
+
+async def run(url: str, model: str, preset: str, planned: list[Planned], done: Callable[[], None]) -> Run:
+    """Switch to a preset, play the load, and wait until the cluster is quiet again."""
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=_SILENCE_S)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
+        await quiet(http, url)
+        async with http.put(f"{url}/admin/v1/preset", json={"preset": preset}) as reply:
+            reply.raise_for_status()
+        before = await status(http, url)
+        samples: list[dict[str, Any]] = []
+        start = time.monotonic() + 0.5
+
+        async def one(each: Planned) -> Observed:
+            seen = await _one(http, url, model, each, start)
+            done()
+            return seen
+
+        watcher = asyncio.create_task(_sample(http, url, samples, start))
+        try:
+            requests = await asyncio.gather(*(one(each) for each in planned))
+        finally:
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
+        await quiet(http, url)
+        after = await status(http, url)
+    return Run(
+        preset=preset,
+        requests=list(requests),
+        samples=samples,
+        preemptions=_preemptions(after) - _preemptions(before),
+        migrations=[record for record in after["migrations"] if record["started_at"] > before["now"]],
+        suspensions=after["suspensions"] - before["suspensions"],
+        laws={row["name"]: row["step_law"] for row in after["instances"] if row.get("step_law")},
+        span_s=max(each.at_s for each in planned),
+    )

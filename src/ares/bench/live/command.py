@@ -1,0 +1,194 @@
+"""`ares bench live`: static placement and ARES over the same running engines, in turns."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import aiohttp
+import typer
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ares import local
+from ares.bench.environment import describe
+from ares.bench.live import client, fidelity, judge, load
+from ares.engine.defaults import local_flags
+from ares.model import DEFAULT_MODEL
+
+PRESETS = "static-rr,static-least-loaded,ares-no-prediction,ares"
+
+
+async def _prefill_token_s(url: str, model: str) -> float:
+    """Return the seconds that a prompt token costs on an idle cluster, from prompts of two lengths."""
+    async with aiohttp.ClientSession() as http:
+        times = {}
+        for length in (32, 32, 544, 544):
+            body = {"model": model, "prompt": [1000 + length + n for n in range(length)], "max_tokens": 1}
+            begun = asyncio.get_running_loop().time()
+            async with http.post(f"{url}/v1/completions", json=body) as reply:
+                reply.raise_for_status()
+                await reply.read()
+            times[length] = asyncio.get_running_loop().time() - begun
+    return max((times[544] - times[32]) / 512, 1e-7)
+
+
+async def _measure(
+    url: str, model: str, presets: list[str], planned: list[load.Planned], rounds: int, console: Console
+) -> tuple[list[list[client.Run]], list[dict[str, Any]], float]:
+    async with aiohttp.ClientSession() as http:
+        instances = (await client.status(http, url))["instances"]
+    token_s = await _prefill_token_s(url, model)
+    every: list[list[client.Run]] = []
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        for number in range(rounds):
+            # A B, B A, ...: what drifts with time weighs on all alike.
+            order = presets if number % 2 == 0 else presets[::-1]
+            runs = []
+            for name in order:
+                task = progress.add_task(f"round {number + 1}, {name}", total=len(planned))
+                runs.append(await client.run(url, model, name, planned, lambda task=task: progress.advance(task)))  # type: ignore[misc]
+            every.append(runs)
+    return every, instances, token_s
+
+
+def command(
+    presets: Annotated[str, typer.Option(help="Presets to compare, comma separated; the first is the baseline.")] = (
+        PRESETS
+    ),
+    prompts: Annotated[list[Path] | None, typer.Option(help="Prompt files (JSONL or text) for real engines.")] = None,
+    simulate: Annotated[str | None, typer.Option(help="Run on simulated engines of this profile instead.")] = None,
+    workload: Annotated[str, typer.Option(help="With --simulate: a synthetic workload or a trace file.")] = "chat",
+    load_factor: Annotated[float, typer.Option("--load", help="With --simulate: load, 1 is capacity.")] = 1.0,
+    requests: Annotated[int, typer.Option(min=2, help="Requests of a run.")] = 60,
+    rate: Annotated[float, typer.Option(min=0.001, help="Requests a second, on real engines.")] = 0.4,
+    limit: Annotated[int, typer.Option(min=2, help="Longest output, on real engines.")] = 1024,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each preset.")] = 3,
+    prefill: Annotated[int, typer.Option(min=0, help="Prefill instances.")] = 1,
+    decode: Annotated[int, typer.Option(min=1, help="Decode instances.")] = 2,
+    kv_bytes: Annotated[str, typer.Option(help="KV memory of each decode instance, on real engines.")] = "100M",
+    kv_tokens: Annotated[
+        int | None, typer.Option(help="With --simulate: KV capacity instead of the profile's.")
+    ] = None,
+    slo_ttft: Annotated[float, typer.Option(min=0, help="TTFT objective, seconds.")] = 10.0,
+    slo_tpot: Annotated[float, typer.Option(min=0, help="TPOT objective, seconds.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of arrivals and of the order of prompts.")] = 0,
+    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
+    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
+) -> None:
+    """Compare presets on real engines: the same prompts and arrivals, in turns, and the simulator's word on them.
+
+    Outputs are greedy, so every preset must produce the same tokens; the result says whether it did.
+    """
+    from ares.operator_cli import fail
+
+    names = presets.split(",")
+    if simulate is None and not prompts:
+        fail("give --prompts FILE for real engines, or --simulate PROFILE")
+    if simulate is not None:
+        try:
+            planned = _simulated_load(simulate, workload, load_factor, requests, (prefill, decode), kv_tokens, seed)
+        except ValueError as error:
+            fail(str(error))
+    else:
+        planned = load.from_prompts(prompts or [], requests, rate, limit, seed)
+    engine_flags = ["--kv-tokens", str(kv_tokens)] if kv_tokens is not None else []
+    settings = local.ClusterSettings(
+        model=model,
+        prefill=prefill,
+        decode=decode,
+        preset=names[0],
+        port=port,
+        simulate=simulate,
+        vllm_flags=tuple(local_flags(["--kv-cache-memory-bytes", kv_bytes]) if simulate is None else engine_flags),
+        gateway_flags=("--slo-ttft-s", str(slo_ttft), "--slo-tpot-s", str(slo_tpot)),
+    )
+    console = Console(stderr=True)
+    with local.running(settings, console) as cluster:
+        every, instances, token_s = asyncio.run(_measure(cluster.url, model, names, planned, rounds, console))
+    runs = [run for one in every for run in one]
+    figures = [{run.preset: judge.summary(run, slo_ttft, slo_tpot) for run in one} for one in every]
+    result = {
+        "benchmark": "live",
+        "model": model,
+        "engines": f"simulated: {simulate}" if simulate else "vLLM",
+        "prefill": prefill,
+        "decode": decode,
+        "kv_tokens": [row.get("capacity_tokens") for row in instances if row["role"] != "prefill"],
+        "requests": len(planned),
+        "rate": (len(planned) - 1) / (planned[-1].at_s - planned[0].at_s),
+        "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot},
+        **describe(),
+        "rounds": [{"runs": list(one.values())} for one in figures],
+        "ratios": [judge.ratios(figures, name, base) for name in names for base in names[:2] if name != base],
+        "requests_with_differing_tokens": judge.differing(runs),
+        "simulator": [said for run in runs if (said := fidelity.predicted(run, instances, token_s)) is not None],
+    }
+    _show(names, figures, result)
+    if report is not None:
+        from ares.bench.live import plots
+
+        report.mkdir(parents=True, exist_ok=True)
+        plots.draw(runs, report / "live.svg")
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _simulated_load(
+    profile: str,
+    workload: str,
+    factor: float,
+    requests: int,
+    instances: tuple[int, int],
+    kv_tokens: int | None,
+    seed: int,
+) -> list[load.Planned]:
+    from ares.simulator.metrics import capacity_rps
+    from ares.simulator.profile import load_profile
+    from ares.traces import WORKLOADS, read_trace, synthetic
+
+    work = synthetic(workload, requests, seed) if workload in WORKLOADS else read_trace(Path(workload), None)
+    work = work.repeated(requests)
+    engine = load_profile(profile)
+    if kv_tokens is not None:
+        engine = engine.model_copy(update={"kv_tokens": kv_tokens})
+    prefill, decode = instances
+    return load.from_workload(work.at_rate(factor * capacity_rps(work, [engine] * decode, [engine] * prefill)), seed)
+
+
+def _show(names: list[str], figures: list[dict[str, dict[str, Any]]], result: dict[str, Any]) -> None:
+    table = Table(title=f"medians over {len(figures)} rounds")
+    columns = ("preset", "P50 TPOT ms", "P99 TPOT ms", "P50 TTFT s", "P99 TTFT s", "goodput /s", "preempt.", "moves")
+    for column in columns:
+        table.add_column(column, justify="right")
+
+    def median(name: str, *path: str) -> float:
+        values = sorted(float(_at(one[name], path)) for one in figures)
+        return values[len(values) // 2]
+
+    for name in names:
+        table.add_row(
+            name,
+            f"{1e3 * median(name, 'tpot_s', 'p50'):.1f}",
+            f"{1e3 * median(name, 'tpot_s', 'p99'):.1f}",
+            f"{median(name, 'ttft_s', 'p50'):.2f}",
+            f"{median(name, 'ttft_s', 'p99'):.2f}",
+            f"{median(name, 'goodput_rps'):.3f}",
+            f"{median(name, 'preemptions'):.0f}",
+            f"{median(name, 'migrations'):.0f}",
+        )
+    console = Console()
+    console.print(table)
+    wrong = result["requests_with_differing_tokens"]
+    console.print(f"requests whose tokens differ between presets: {len(wrong)} of {result['requests']}")
+
+
+def _at(one: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        one = one[name]
+    return one

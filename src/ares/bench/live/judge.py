@@ -1,0 +1,87 @@
+"""What a run is judged by, and presets against each other, round by round."""
+
+import random
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ares.bench.live.client import Observed, Run
+
+
+def summary(run: Run, slo_ttft_s: float, slo_tpot_s: float) -> dict[str, Any]:
+    """Return the figures of one run; failed requests miss every objective and are in no percentile."""
+    came = [seen for seen in run.requests if seen.error is None]
+    tpot = [seen.tpot_s for seen in came if len(seen.tokens) > 1]
+    good = sum(seen.ttft_s <= slo_ttft_s and seen.tpot_s <= slo_tpot_s for seen in came)
+    kv = np.array([sample["kv"] for sample in run.samples if sample["at_s"] <= run.span_s] or [[0.0]])
+    stalls = [record["stall_s"] for record in run.migrations if record["outcome"] == "moved"]
+    return {
+        "preset": run.preset,
+        "requests": len(run.requests),
+        "failed": len(run.requests) - len(came),
+        "ttft_s": _percentiles([seen.ttft_s for seen in came]),
+        "tpot_s": _percentiles(tpot),
+        "longest_gap_s": _percentiles([seen.longest_gap_s for seen in came]),
+        "goodput_rps": good / run.span_s,
+        "slo_share": good / len(run.requests),
+        "output_tokens_per_s": sum(len(seen.tokens) for seen in came) / max((s.last_s for s in came), default=1.0),
+        "preemptions": run.preemptions,
+        "migrations": len(stalls),
+        "migrations_that_failed": len(run.migrations) - len(stalls),
+        "suspensions": run.suspensions,
+        "stall_s": _percentiles(stalls) if stalls else None,
+        "imbalance": float((kv.std(axis=1) / np.maximum(kv.mean(axis=1), 1e-9)).mean()),
+        "most_kv": float(kv.max()),
+    }
+
+
+def _percentiles(values: list[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    points = {name: float(np.percentile(values, q)) for name, q in (("p50", 50), ("p90", 90), ("p99", 99))}
+    return {**points, "mean": statistics.fmean(values)}
+
+
+_MEASURES: dict[str, Callable[[dict[str, Any]], float]] = {
+    "ttft_p50": lambda one: float(one["ttft_s"]["p50"]),
+    "ttft_p99": lambda one: float(one["ttft_s"]["p99"]),
+    "tpot_p50": lambda one: float(one["tpot_s"]["p50"]),
+    "tpot_p99": lambda one: float(one["tpot_s"]["p99"]),
+    "goodput": lambda one: float(one["goodput_rps"]),
+    "throughput": lambda one: float(one["output_tokens_per_s"]),
+}
+
+
+def ratios(rounds: list[dict[str, dict[str, Any]]], preset: str, baseline: str) -> dict[str, Any]:
+    """Return what `preset` reached over what `baseline` did, paired by round: median, 95 % bootstrap interval, each."""
+    result: dict[str, Any] = {"preset": preset, "baseline": baseline}
+    for name, read in _MEASURES.items():
+        pairs = [(read(one[preset]), read(one[baseline])) for one in rounds]
+        each = [a / b for a, b in pairs if b > 0]
+        if each:
+            generator = random.Random(0)  # noqa: S311 - resampling
+            medians = sorted(statistics.median(generator.choices(each, k=len(each))) for _ in range(2000))
+            result[name] = {
+                "median": statistics.median(each),
+                "low": medians[50],
+                "high": medians[1949],
+                "rounds": each,
+            }
+    return result
+
+
+def differing(runs: list[Run]) -> list[str]:
+    """Return the requests whose tokens are not the same in every run that completed them; greedy ones must be."""
+    first: dict[str, list[int]] = {}
+    wrong = set()
+    for seen in (seen for run in runs for seen in run.requests if seen.error is None):
+        if first.setdefault(seen.name, seen.tokens) != seen.tokens:
+            wrong.add(seen.name)
+    return sorted(wrong)
+
+
+def lengths(run: Run) -> list[Observed]:
+    """Return the completed requests in order of arrival."""
+    return sorted((seen for seen in run.requests if seen.error is None), key=lambda seen: seen.at_s)
