@@ -4,6 +4,7 @@ VENV ?= .venv
 # On a host without a local CPU wheel of torch, point this at PyTorch's CPU wheel index to save about 4 GB.
 TORCH_INDEX ?=
 SERVE_FLAGS ?=
+BENCH_FLAGS ?=
 STAMP := $(VENV)/.ready
 
 .PHONY: help setup serve test check bench clean
@@ -30,6 +31,9 @@ check: setup  ## Lint, types, import rules
 
 test: check  ## Check, then all tests, real engines included
 	$(VENV)/bin/python -m pytest
+
+bench: setup  ## A short comparison of static placement and ARES (on simulated engines; docs/benchmarks.md has the long ones)
+	$(VENV)/bin/ares bench live --simulate r1-qwen-7b-24gb --workload chat --requests 200 --rounds 1 $(BENCH_FLAGS)
 
 clean:  ## Remove the environment
 	rm -rf $(VENV)

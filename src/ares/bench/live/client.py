@@ -72,7 +72,8 @@ class Run:
     span_s: float
 
 
-async def _one(http: aiohttp.ClientSession, url: str, model: str, planned: Planned, start: float) -> Observed:
+async def one(http: aiohttp.ClientSession, url: str, model: str, planned: Planned, start: float) -> Observed:
+    """Send a request `planned.at_s` seconds after `start`, and return what came."""
     seen = Observed(planned.name, planned.at_s)
     await asyncio.sleep(max(0.0, start + planned.at_s - time.monotonic()))
     route = "chat/completions" if "messages" in planned.body else "completions"
@@ -166,14 +167,14 @@ async def run(url: str, model: str, preset: str, planned: list[Planned], done: C
         samples: list[dict[str, Any]] = []
         start = time.monotonic() + 0.5
 
-        async def one(each: Planned) -> Observed:
-            seen = await _one(http, url, model, each, start)
+        async def send(each: Planned) -> Observed:
+            seen = await one(http, url, model, each, start)
             done()
             return seen
 
         watcher = asyncio.create_task(_sample(http, url, samples, start))
         try:
-            requests = await asyncio.gather(*(one(each) for each in planned))
+            requests = await asyncio.gather(*(send(each) for each in planned))
         finally:
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)

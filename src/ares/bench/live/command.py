@@ -17,6 +17,8 @@ from ares.bench.live import client, fidelity, judge, load
 from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL
 
+# vLLM wants room for the longest sequence that it is told of.
+_SHORT = ("--max-model-len", "2048")
 PRESETS = "static-rr,static-least-loaded,ares-no-prediction,ares"
 
 
@@ -104,7 +106,11 @@ def command(
         preset=names[0],
         port=port,
         simulate=simulate,
-        vllm_flags=tuple(local_flags(["--kv-cache-memory-bytes", kv_bytes]) if simulate is None else engine_flags),
+        vllm_flags=tuple(
+            local_flags(["--kv-cache-memory-bytes", kv_bytes, "--max-model-len", "2048"])
+            if simulate is None
+            else engine_flags
+        ),
         gateway_flags=("--slo-ttft-s", str(slo_ttft), "--slo-tpot-s", str(slo_tpot)),
     )
     console = Console(stderr=True)

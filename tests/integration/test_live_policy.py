@@ -1,0 +1,78 @@
+"""The preset `ares` over real engines: held, suspended and resumed requests write what undisturbed ones write."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from ares import local
+from ares.config import GatewayConfig
+from ares.gateway.engine import Delta
+from ares.gateway.replay import replay
+from ares.gateway.sampling import Sampling
+from ares.gateway.service import Gateway
+from tests.integration.client import Client
+
+GREEDY = {"temperature": 0.0, "ignore_eos": True}
+# Of 16,384 tokens of KV on each instance.
+LONG, SHORT = 3000, 2600
+
+
+@contextlib.asynccontextmanager
+async def controlled(cluster: local.Cluster, folder: Path, **settings: object) -> AsyncIterator[Gateway]:
+    """Run a second gateway over the cluster's engines, in this process and under the preset `ares`."""
+    urls = [url for worker in cluster.workers for url in worker.instances.values()]
+    config = GatewayConfig(model=str(folder), workers=urls, preset="ares", period_s=0.2, **settings)  # type: ignore[arg-type]
+    gateway = Gateway(config, folder)
+    await gateway.start()
+    async with asyncio.timeout(60):
+        while not all(i.healthy and i.hello for i in gateway.pool.instances):
+            await asyncio.sleep(0.05)
+    try:
+        yield gateway
+    finally:
+        await gateway.stop()
+
+
+class Taker:
+    """Takes the tokens of one sequence."""
+
+    def __init__(self, gateway: Gateway, name: str, prompt: list[int], tokens: int) -> None:
+        self.prompt, self.count, self.tokens = prompt, tokens, list[int]()
+        self.task = asyncio.create_task(gateway.generate(name, prompt, Sampling(GREEDY, tokens), self._emit))
+
+    async def _emit(self, batch: list[Delta]) -> bool:
+        self.tokens += [token for delta in batch for token in delta.token_ids or []]
+        return False
+
+
+def prompt(seed: int, length: int) -> list[int]:
+    source = random.Random(seed)
+    return [source.randrange(10, 250) for _ in range(length)]
+
+
+async def test_held_and_suspended_requests_lose_nothing(
+    cluster: local.Cluster, client: Client, tiny_model: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "decisions.jsonl"
+    settings = {"slo_ttft_s": 30.0, "slo_tpot_s": 5.0, "decision_log": log}
+    async with controlled(cluster, tiny_model, **settings) as gateway:
+        for _ in range(50):
+            gateway.controller.viewer.lengths.add(400)
+        # Five of them fill an instance; a token may take 5 s, so each has time to spare from its first tokens on.
+        long = [Taker(gateway, f"long-{n}", prompt(n, LONG), 400) for n in range(10)]
+        async with asyncio.timeout(120):
+            while not all(len(taker.tokens) > 30 for taker in long):
+                await asyncio.sleep(0.05)
+        short = [Taker(gateway, f"short-{n}", prompt(50 + n, SHORT), 30) for n in range(3)]
+        async with asyncio.timeout(240):
+            await asyncio.gather(*(taker.task for taker in (*long, *short)))
+        assert gateway.controller.suspensions > 0
+        assert gateway.controller.held == gateway.controller.suspended == 0
+    for taker in (*short, *long[:5]):
+        reply = await client.complete(taker.prompt, taker.count)
+        assert taker.tokens == reply["choices"][0]["token_ids"]
+    again = replay(log, None)
+    assert again.differences == []
+    assert again.logged["suspend"] > 0
