@@ -125,6 +125,8 @@ class Connection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:  # noqa: D102 - httptools' interface
         self._url += url
+        if len(self._url) > _MOST_HEAD_BYTES:
+            raise HttpError(414, "the address is too long")
 
     def on_headers_complete(self) -> None:  # noqa: D102 - httptools' interface
         self._in_body = True

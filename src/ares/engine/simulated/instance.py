@@ -96,8 +96,6 @@ class Instance:
     def add(self, body: bytes, connection: Connection) -> None:
         """Take a request; HttpError refuses it."""
         request = api.read(body, self.model, self.settings.max_model_len, connection)
-        if self.settings.policy != "priority":
-            request.priority = 0  # as vLLM ignores it then
         connection.work = request
         request.arrival = next(self._numbers)
         self.counters.arrived += 1
