@@ -1,6 +1,7 @@
 """Serves simulated instances: `ares worker --simulate PROFILE`, one process, one or many instances."""
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import signal
@@ -244,6 +245,9 @@ def serve(found: list[Identity], settings: EngineSettings, folder: Path) -> None
         A port is taken.
     """
     model = load(folder, settings.mean_output, settings.output_sigma)
+    # What is loaded by now stays, and need not be searched for garbage again and again.
+    gc.collect()
+    gc.freeze()
     uvloop.run(_serve(found, settings, model))
 
 
