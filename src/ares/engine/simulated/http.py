@@ -138,6 +138,8 @@ class Connection(asyncio.Protocol):
         self._body.append(body)
 
     def on_message_complete(self) -> None:  # noqa: D102 - httptools' interface
+        if self._broken:
+            return
         path = self._url.partition(b"?")[0]
         exchange = Exchange(
             self._parser.get_method(), path, b"".join(self._body), bool(self._parser.should_keep_alive())

@@ -22,7 +22,8 @@ from ares.engine.simulated.instance import Instance
 from ares.engine.simulated.model import SimulatedModel, load
 from ares.engine.simulated.request import Request
 from ares.engine.simulated.settings import EngineSettings, Identity
-from ares.engine.simulated.transfer import EXTEND_ROUTE, PULL_ROUTE, Extend, Pull, Pulled, Puller
+from ares.engine.simulated.transfer import EXTEND_ROUTE, PULL_ROUTE, Extend, Pull, Pulled, Puller, transfer_s
+from ares.engine.simulated.writer import catch_up
 from ares.wire import Role
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,8 @@ class Server:
 
     def stop(self) -> None:
         """Lose everything at once: connections, requests, KV, control channel."""
+        for task in self._later:
+            task.cancel()
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -145,8 +148,8 @@ class Server:
 
     def caught_up(self, connection: Connection) -> None:
         """Send what was held back."""
-        if self.instance is not None and isinstance(connection.work, Request):
-            self.instance.catch_up(connection.work)
+        if isinstance(connection.work, Request):
+            catch_up(connection.work)
 
     def disconnected(self, connection: Connection) -> None:
         """Abort the request of a client that has gone."""
@@ -164,8 +167,6 @@ class Server:
             instance.pins.pulled(pin)
             connection.reply(_NOTHING)
             return
-        profile = instance.settings.profile
-        seconds = profile.latency_s + pin.tokens * profile.kv_bytes_per_token / profile.bandwidth_bytes_s
         instance.pins.extend([pin.id])
 
         def arrived() -> None:
@@ -177,7 +178,7 @@ class Server:
             instance.pins.pulled(pin)
             connection.reply(Pulled(pin.tokens, pin.hash))
 
-        self._loop.call_later(seconds / instance.settings.speed, arrived)
+        self._loop.call_later(transfer_s(instance.settings, pin.tokens), arrived)
 
     # --- faults ---
 
