@@ -2,7 +2,7 @@
 
 import typer
 
-from ares.bench import decision, footprint, moves, overhead, predictor, relay, simulator, stall
+from ares.bench import decision, footprint, moves, overhead, predictor, relay, simulated, simulator, stall
 from ares.bench.live import command as live
 
 app = typer.Typer(help="Measure ARES.", no_args_is_help=True)
@@ -19,6 +19,7 @@ app.command("overhead")(overhead.command)
 app.command("footprint")(footprint.command)
 app.command("decision")(decision.decision)
 app.command("simulator")(simulator.command)
+app.command("simulated")(simulated.command)
 app.command("predictor")(predictor.command)
 app.command("live")(live.command)
 app.command("moves")(moves.command)

@@ -29,7 +29,7 @@ class _Sampling(msgspec.Struct):
     min_tokens: _Count = 0
     ignore_eos: bool = False
     stop_token_ids: list[_Token] | None = None
-    logprobs: Annotated[int, msgspec.Meta(ge=-1, le=1 << 20)] | None = None
+    logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
     n: Annotated[int, msgspec.Meta(ge=1)] = 1
     extra_args: dict[str, Any] | None = None
 
@@ -195,9 +195,9 @@ def _logprobs(request: Request, tokens: list[int]) -> dict[str, Any] | None:
     content = []
     for token in tokens:
         listed = {"token": f"token_id:{token}", "token_id": token, "logprob": _LOGPROB, "bytes": None}
-        count = max(0, request.logprobs)
         others = [
-            {**listed, "token": f"token_id:{n}", "token_id": n, "logprob": _LOGPROB - 1 - n} for n in range(count)
+            {**listed, "token": f"token_id:{n}", "token_id": n, "logprob": _LOGPROB - 1 - n}
+            for n in range(request.logprobs)
         ]
-        content.append({**listed, "top_logprobs": [listed, *others][: max(1, count)]})
+        content.append({**listed, "top_logprobs": [listed, *others][: max(1, request.logprobs)]})
     return {"content": content}

@@ -13,7 +13,6 @@ from ares.engine.simulated.request import Request
 from ares.simulator.profile import Profile
 
 Policy = Literal["fcfs", "priority"]
-_order = attrgetter("order")
 
 
 @dataclass(slots=True)
@@ -54,6 +53,8 @@ class Batch:
         self._budget = profile.max_num_batched_tokens
         self._watermark = int(profile.watermark * blocks)
         self._by_priority = policy == "priority"
+        # As in vLLM, priorities mean nothing without the policy.
+        self._order = attrgetter("priority", "arrival") if self._by_priority else attrgetter("arrival")
         self._pull = pull
 
     def blocks_for(self, tokens: int) -> int:
@@ -68,7 +69,7 @@ class Batch:
     def add(self, request: Request) -> None:
         """Queue a request."""
         request.state = "waiting"
-        bisect.insort(self.waiting, request, key=_order)
+        bisect.insort(self.waiting, request, key=self._order)
 
     def loaded(self, request: Request, tokens: int) -> None:
         """Note that the KV of so many tokens has come; 0 where the pull failed and all is computed here."""
@@ -134,7 +135,7 @@ class Batch:
             need = self.blocks_for(request.computed + chunk) - request.blocks
             while need > self.free:
                 preempted = True
-                victim = max(self.running, key=_order) if self._by_priority else self.running[-1]
+                victim = max(self.running, key=self._order) if self._by_priority else self.running[-1]
                 if self.running.index(victim) < index:
                     index -= 1
                 if victim.chunk:

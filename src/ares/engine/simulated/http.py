@@ -125,6 +125,8 @@ class Connection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:  # noqa: D102 - httptools' interface
         self._url += url
+        if len(self._url) > _MOST_HEAD_BYTES:
+            raise HttpError(414, "the address is too long")
 
     def on_headers_complete(self) -> None:  # noqa: D102 - httptools' interface
         self._in_body = True
@@ -136,6 +138,8 @@ class Connection(asyncio.Protocol):
         self._body.append(body)
 
     def on_message_complete(self) -> None:  # noqa: D102 - httptools' interface
+        if self._broken:
+            return
         path = self._url.partition(b"?")[0]
         exchange = Exchange(
             self._parser.get_method(), path, b"".join(self._body), bool(self._parser.should_keep_alive())

@@ -17,12 +17,13 @@ from ares.engine.simulated import api, report
 from ares.engine.simulated.batch import Batch, Step
 from ares.engine.simulated.faults import FaultState
 from ares.engine.simulated.http import Connection
-from ares.engine.simulated.model import MASK, MULTIPLIER, SHIFT, SimulatedModel, unfold
+from ares.engine.simulated.model import SimulatedModel, unfold
 from ares.engine.simulated.pins import Pin, Pins
 from ares.engine.simulated.predictor import SimulatedPredictor
 from ares.engine.simulated.request import Cut, Request
 from ares.engine.simulated.settings import EngineSettings, Identity
-from ares.engine.simulated.transfer import Puller, PullError
+from ares.engine.simulated.transfer import Puller, PullError, transfer_s
+from ares.engine.simulated.writer import Writer
 
 _TAIL = 64
 # Weight of the newest step in the moving average of the step time.
@@ -63,7 +64,7 @@ class Instance:
         self._puller = puller
         self._numbers = itertools.count(1)
         self._loop = asyncio.get_running_loop()
-        self._digits = [b"%d" % token for token in model.ids]
+        self._writer = Writer(model, self._finish)
         self._step: Step | None = None
         # Set while a step runs or is about to be scheduled, so that there is never a second chain of steps.
         self._timer: asyncio.Handle | None = None
@@ -96,8 +97,6 @@ class Instance:
     def add(self, body: bytes, connection: Connection) -> None:
         """Take a request; HttpError refuses it."""
         request = api.read(body, self.model, self.settings.max_model_len, connection)
-        if self.settings.policy != "priority":
-            request.priority = 0  # as vLLM ignores it then
         connection.work = request
         request.arrival = next(self._numbers)
         self.counters.arrived += 1
@@ -201,64 +200,13 @@ class Instance:
         step, self._step = self._step, None
         if step is not None:
             self.batch.complete(step)
-            self._emit(step.samplers)
+            self._writer.write(step.samplers)
+            self.counters.tokens += len(step.samplers)
         now = self._loop.time()
         if now - due > _SLACK_S:
             self.counters.lag_s += now - due
             due = now
         self._begin(due)
-
-    def _emit(self, samplers: list[Request]) -> None:
-        """Give every request its next token. What is done here for each token bounds the tokens a second."""
-        ids, digits, count = self.model.ids, self._digits, len(self.model.ids)
-        for request in samplers:
-            if request.state != "running":
-                continue  # its client left during the step
-            product = request.hash * MULTIPLIER & MASK
-            output = request.output
-            if len(output) + 1 >= request.check_from:
-                self._emit_checked(request, product)
-                continue
-            index = (product >> SHIFT) % count
-            token = ids[index]
-            request.hash = (product + token + 1) & MASK
-            output.append(token)
-            request.length += 1
-            if not request.stream:
-                continue
-            if request.connection.paused:
-                if request.sent is None:
-                    request.sent = len(output) - 1
-                continue
-            text = digits[index]
-            request.connection.transport.write(request.heads[len(text)] + text + api.EVENT_TAIL)
-        self.counters.tokens += len(samplers)
-
-    def _emit_checked(self, request: Request, product: int) -> None:
-        """Give a request a token that may be its last."""
-        position = len(request.output) + 1
-        stopped = position >= request.natural_end
-        token = self.model.stop if stopped else self.model.ids[(product >> SHIFT) % len(self.model.ids)]
-        request.hash = (product + token + 1) & MASK
-        request.output.append(token)
-        request.length += 1
-        if stopped:
-            self._finish(request, "stop", None)
-        elif token in request.stop_tokens:
-            self._finish(request, "stop", token)
-        elif position >= request.end:
-            self._finish(request, "length", None)
-        elif request.stream:
-            if request.connection.paused:
-                request.sent = position - 1 if request.sent is None else request.sent
-            else:
-                request.connection.transport.write(api.event(request, [token]))
-
-    def catch_up(self, request: Request) -> None:
-        """Send what was held back while the client was behind, as one event (vLLM merges it too)."""
-        if request.sent is not None and request.state != "finished":
-            held, request.sent = request.output[request.sent :], None
-            request.connection.transport.write(api.event(request, held))
 
     def _finish(self, request: Request, reason: str, stop: int | str | None) -> None:
         pin = reason == "length" and not request.unwanted and (request.remote_decode or request.cut is not None)
@@ -309,7 +257,7 @@ class Instance:
         assert source is not None  # noqa: S101 - for the type checker: only such requests pull
         tokens = 0
         try:
-            pulled = await self._puller.pull(source)
+            pulled = await self._puller.pull(source, transfer_s(self.settings, len(request.prompt)))
         except PullError:
             self.counters.pulls_failed += 1
         else:
@@ -325,7 +273,7 @@ class Instance:
 
     async def _forgo(self, source: dict[str, Any]) -> None:
         try:
-            await self._puller.pull(source, keep_none=True)
+            await self._puller.pull(source, 0.0, keep_none=True)
         except PullError:
             self.counters.pulls_failed += 1
 

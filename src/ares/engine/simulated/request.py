@@ -79,11 +79,6 @@ class Request:
         self.length = len(self.prompt)
         self.check_from = 0 if self.stop_tokens or self.logprobs is not None else min(self.end, self.natural_end)
 
-    @property
-    def order(self) -> tuple[int, int]:
-        """Its place in the queue: smaller first."""
-        return self.priority, self.arrival
-
     def resume_from(self, tokens: int, state: int) -> None:
         """Go on from KV that was pulled: from the model's state after so many tokens, whatever they were."""
         if tokens <= len(self.prompt):

@@ -1,6 +1,7 @@
 """Serves simulated instances: `ares worker --simulate PROFILE`, one process, one or many instances."""
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import signal
@@ -21,7 +22,8 @@ from ares.engine.simulated.instance import Instance
 from ares.engine.simulated.model import SimulatedModel, load
 from ares.engine.simulated.request import Request
 from ares.engine.simulated.settings import EngineSettings, Identity
-from ares.engine.simulated.transfer import EXTEND_ROUTE, PULL_ROUTE, Extend, Pull, Pulled, Puller
+from ares.engine.simulated.transfer import EXTEND_ROUTE, PULL_ROUTE, Extend, Pull, Pulled, Puller, transfer_s
+from ares.engine.simulated.writer import catch_up
 from ares.wire import Role
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,8 @@ class Server:
 
     def stop(self) -> None:
         """Lose everything at once: connections, requests, KV, control channel."""
+        for task in self._later:
+            task.cancel()
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -144,8 +148,8 @@ class Server:
 
     def caught_up(self, connection: Connection) -> None:
         """Send what was held back."""
-        if self.instance is not None and isinstance(connection.work, Request):
-            self.instance.catch_up(connection.work)
+        if isinstance(connection.work, Request):
+            catch_up(connection.work)
 
     def disconnected(self, connection: Connection) -> None:
         """Abort the request of a client that has gone."""
@@ -163,8 +167,6 @@ class Server:
             instance.pins.pulled(pin)
             connection.reply(_NOTHING)
             return
-        profile = instance.settings.profile
-        seconds = profile.latency_s + pin.tokens * profile.kv_bytes_per_token / profile.bandwidth_bytes_s
         instance.pins.extend([pin.id])
 
         def arrived() -> None:
@@ -176,7 +178,7 @@ class Server:
             instance.pins.pulled(pin)
             connection.reply(Pulled(pin.tokens, pin.hash))
 
-        self._loop.call_later(seconds / instance.settings.speed, arrived)
+        self._loop.call_later(transfer_s(instance.settings, pin.tokens), arrived)
 
     # --- faults ---
 
@@ -244,6 +246,9 @@ def serve(found: list[Identity], settings: EngineSettings, folder: Path) -> None
         A port is taken.
     """
     model = load(folder, settings.mean_output, settings.output_sigma)
+    # What is loaded by now stays, and need not be searched for garbage again and again.
+    gc.collect()
+    gc.freeze()
     uvloop.run(_serve(found, settings, model))
 
 

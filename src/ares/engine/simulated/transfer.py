@@ -11,6 +11,8 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from ares.engine.simulated.settings import EngineSettings
+
 PULL_ROUTE = "/simulate/pull"
 EXTEND_ROUTE = "/simulate/extend"
 # Beside the transfer itself: a source that is silent for so long is taken for dead.
@@ -43,14 +45,21 @@ class PullError(Exception):
     """The KV could not be pulled."""
 
 
+def transfer_s(settings: EngineSettings, tokens: int) -> float:
+    """Return the seconds that the KV of so many tokens is under way."""
+    profile = settings.profile
+    simulated = profile.latency_s + tokens * profile.kv_bytes_per_token / profile.bandwidth_bytes_s
+    return simulated / settings.speed
+
+
 class Puller:
     """The client of other instances' KV."""
 
     def __init__(self, http: aiohttp.ClientSession) -> None:
         self._http = http
 
-    async def pull(self, source: dict[str, Any], *, keep_none: bool = False) -> Pulled:
-        """Pull what vLLM's kv_transfer_params name.
+    async def pull(self, source: dict[str, Any], expected_s: float, *, keep_none: bool = False) -> Pulled:
+        """Pull what vLLM's kv_transfer_params name, which should take so many seconds.
 
         Raises
         ------
@@ -58,16 +67,16 @@ class Puller:
             The source is gone, silent, or does not hold it.
         """
         body = Pull(source["remote_engine_id"], source["remote_request_id"], keep_none)
-        return await self._post(source, PULL_ROUTE, body)
+        return await self._post(source, PULL_ROUTE, body, expected_s)
 
     async def extend(self, source: dict[str, Any], request_ids: list[str]) -> None:
         """Tell a source that its pins are still wanted; PullError as in `pull`."""
         await self._post(source, EXTEND_ROUTE, Extend(source["remote_engine_id"], request_ids))
 
-    async def _post(self, source: dict[str, Any], route: str, body: msgspec.Struct) -> Pulled:
+    async def _post(self, source: dict[str, Any], route: str, body: msgspec.Struct, expected_s: float = 0.0) -> Pulled:
         host, port = source["remote_host"], source["remote_port"]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}{route}"
-        limit = aiohttp.ClientTimeout(total=None, sock_connect=_PATIENCE_S / 2, sock_read=_PATIENCE_S)
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=_PATIENCE_S / 2, sock_read=_PATIENCE_S + expected_s)
         try:
             async with self._http.post(url, data=msgspec.json.encode(body), timeout=limit) as reply:
                 data = await reply.read()
