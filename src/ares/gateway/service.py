@@ -21,6 +21,7 @@ from ares.gateway.predictions import Scorekeeper, rows_by_key
 from ares.gateway.sampling import Sampling
 from ares.gateway.sequence import Emit, Sequence
 from ares.gateway.text import TextModel
+from ares.gateway.window import Recent
 from ares.policy import Cluster, Dispatch, Rebalance, RebalanceSettings, dispatcher, rebalancer
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ class Gateway:
         self.config = config
         self.text = TextModel(folder)
         self.metrics = Metrics()
-        self._scores = Scorekeeper(self.metrics)
+        self.recent = Recent()
+        self._scores = Scorekeeper(self.metrics, self.recent.prediction_error_tokens)
         self.migrations: deque[Migration] = deque(maxlen=_RECENT_MIGRATIONS)
         self.sequences: dict[str, Sequence] = {}
         self.sampling_defaults = _sampling_defaults(folder)
