@@ -109,7 +109,7 @@ class Browser:
         value = None
         try:
             async with asyncio.timeout(timeout_s):
-                while not (value := await self.evaluate(expression)):
+                while not (value := await self.evaluate(expression)):  # noqa: ASYNC110 - there is no event
                     await asyncio.sleep(0.05)
         except TimeoutError:
             text = await self.evaluate("document.body.innerText")
@@ -130,10 +130,10 @@ class Browser:
         await self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **text, **more)
         await self.call("Input.dispatchKeyEvent", type="keyUp", key=key, **more)
 
-    async def screenshot(self, path: Path) -> None:
-        """Save what the viewport shows."""
+    async def screenshot(self) -> bytes:
+        """Return what the viewport shows, as PNG."""
         told = await self.call("Page.captureScreenshot", format="png")
-        path.write_bytes(base64.b64decode(told["data"]))
+        return base64.b64decode(told["data"])
 
 
 def _command(port: int, folder: Path) -> tuple[list[str], dict[str, str]]:
@@ -192,4 +192,5 @@ async def _address(http: aiohttp.ClientSession, port: int, process: Any, log: Pa
                             if target["type"] == "page":
                                 return str(target["webSocketDebuggerUrl"])
                 await asyncio.sleep(0.1)
-    raise NoBrowserError(f"the browser does not start: {log.read_text(errors='replace').strip()[-500:]}")
+    said = await asyncio.to_thread(log.read_text, errors="replace")
+    raise NoBrowserError(f"the browser does not start: {said.strip()[-500:]}")

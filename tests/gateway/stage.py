@@ -82,9 +82,8 @@ class Show:
             if request["state"] != "decoding" and self._random.random() < 0.2:
                 request |= {"state": "decoding", "reason": None, "movable": True}
                 request["instance"] = request["instance"] or self._random.choice(self._names)
-            if request["output_tokens"] >= request["total"]:
-                request = self._request()
-            self.requests[number] = self._predict(request)
+            ended = request["output_tokens"] >= request["total"]
+            self.requests[number] = self._request() if ended else self._predict(request)
         self.moves = []
         if self._random.random() < 0.4:
             chosen = self._random.choice([r for r in self.requests if r["state"] == "decoding"])

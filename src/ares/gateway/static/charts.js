@@ -5,6 +5,27 @@ import { ceiling, clock } from "./model.js";
 const AXIS = 40; // room for the labels of the axis, CSS pixels
 const FOOT = 14;
 const GAP_S = 5; // a longer silence breaks the line
+const BUCKETS = 30; // bars in a range
+
+const set = (element, text) => {
+  if (element.textContent !== text) element.textContent = text;
+};
+
+function stroke(context, xs, ys, times) {
+  context.lineWidth = 1.5;
+  context.beginPath();
+  let before = NaN;
+  for (let k = 0; k < times.length; k++) {
+    if (Number.isNaN(ys[k])) {
+      before = NaN;
+      continue;
+    }
+    if (times[k] - before < GAP_S) context.lineTo(xs[k], ys[k]);
+    else context.moveTo(xs[k], ys[k]);
+    before = times[k];
+  }
+  context.stroke();
+}
 
 /** Charts that share a history, a range and a cursor. */
 export class Charts {
@@ -15,6 +36,7 @@ export class Charts {
     this.cursor = null;
     this.charts = charts.map((chart) => new Chart(host, chart, this));
     new ResizeObserver(() => this.draw()).observe(host);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
   }
 
   draw() {
@@ -34,12 +56,12 @@ class Chart {
     this.group = group;
     const figure = document.createElement("figure");
     const caption = document.createElement("figcaption");
-    const title = document.createElement("b");
-    title.textContent = this.title;
-    caption.append(title);
+    this.heading = document.createElement("b");
+    caption.append(this.heading);
     this.values = this.series.map(({ label, color, dash }) => {
       const swatch = document.createElement("i");
-      swatch.className = dash ? "line dashed" : "line";
+      swatch.className = "line";
+      swatch.dataset.dash = !dash ? "solid" : dash[0] > 2 ? "dashed" : "dotted";
       swatch.style.setProperty("--color", `var(--${color})`);
       const value = document.createElement("span");
       value.className = "number";
@@ -79,79 +101,80 @@ class Chart {
     return this.#newest() - this.group.range * (1 - (x - AXIS) / width);
   }
 
-  /** Samples in range, the newest first. */
-  #count() {
-    const { history, range } = this.group;
-    const oldest = this.#newest() - range;
-    let count = 0;
-    while (count < history.length && history.times[history.at(count)] >= oldest) count++;
-    return count;
-  }
-
+  /** Draw the range, and write the values at the cursor, or the newest ones. */
   draw(style) {
     const { history, range, cursor } = this.group;
+    const context = this.#clear();
+    if (!context) return;
     const width = this.canvas.clientWidth;
-    const height = this.canvas.clientHeight;
-    if (!width || !height) return;
-    const ratio = devicePixelRatio || 1;
-    if (this.canvas.width !== Math.round(width * ratio) || this.canvas.height !== Math.round(height * ratio)) {
-      this.canvas.width = Math.round(width * ratio);
-      this.canvas.height = Math.round(height * ratio);
-    }
-    const context = this.canvas.getContext("2d");
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    context.clearRect(0, 0, width, height);
-
-    const count = this.#count();
-    let top = this.limit ?? 0;
-    for (const { name } of this.series)
-      for (let age = 0; age < count; age++) top = Math.max(top, history.series[name][history.at(age)] || 0);
-    top = this.limit && top <= this.limit ? this.limit : ceiling(top);
-
+    const floor = this.canvas.clientHeight - FOOT;
     const newest = this.#newest();
-    const floor = height - FOOT;
+    const bucket = range / BUCKETS;
+    set(this.heading, this.kind === "bars" ? `${this.title} in ${bucket} s` : this.title);
+    const lines = this.series.map(({ name }) => this.#points(history.series[name], newest, bucket));
+    const most = Math.max(this.limit ?? 0, ...lines.map(({ values }) => values.reduce((a, b) => Math.max(a, b || 0), 0)));
+    const top = most === this.limit ? most : ceiling(most);
     const x = (time) => AXIS + (width - AXIS - 2) * (1 - (newest - time) / range);
     const y = (value) => floor - (floor - 6) * (value / top);
     this.#axes(context, style, width, floor, top, y, range);
-
-    context.lineJoin = "round";
-    const bar = Math.max(1.5, (width - AXIS) / range);
-    for (const { name, color, dash } of this.series) {
-      const values = history.series[name];
+    lines.forEach(({ times, values }, n) => {
+      const { color, dash } = this.series[n];
       context.strokeStyle = context.fillStyle = style.getPropertyValue(`--${color}`);
       context.setLineDash(dash ?? []);
-      context.lineWidth = 1.5;
-      context.beginPath();
-      let before = NaN;
-      for (let age = count - 1; age >= 0; age--) {
-        const i = history.at(age);
-        const time = history.times[i];
-        if (Number.isNaN(values[i])) before = NaN;
-        else if (this.kind === "bars") {
-          if (values[i] > 0) context.fillRect(x(time) - bar, y(values[i]), bar, floor - y(values[i]));
-        } else {
-          if (time - before < GAP_S) context.lineTo(x(time), y(values[i]));
-          else context.moveTo(x(time), y(values[i]));
-          before = time;
-        }
-      }
-      context.stroke();
-    }
+      if (this.kind === "bars") {
+        const thick = (x(bucket) - x(0)) / lines.length - 1;
+        times.forEach((time, k) => context.fillRect(x(time) - (lines.length - n) * (thick + 1), y(values[k]), thick, floor - y(values[k])));
+      } else stroke(context, times.map(x), values.map(y), times);
+    });
     context.setLineDash([]);
-
     const age = cursor === null ? 0 : history.nearest(cursor);
-    if (cursor !== null && age >= 0) {
-      context.fillStyle = style.getPropertyValue("--dim");
+    const time = age < 0 ? NaN : history.times[history.at(age)];
+    if (cursor !== null && age >= 0) this.#mark(context, style, x(time), width, floor, time);
+    const texts = lines.map(({ times, values }) => {
+      const place = this.kind === "bars" ? times.findIndex((end) => end >= time) : times.lastIndexOf(time);
+      return this.format(values[place]);
+    });
+    texts.forEach((text, n) => set(this.values[n], text));
+    this.canvas.setAttribute("aria-label", `${this.title}: ${this.series.map(({ label }, n) => `${label} ${texts[n]}`).join(", ")}`);
+  }
+
+  /** Samples in range, the oldest first; of bars, the sums over buckets, by the end of each. */
+  #points(array, newest, bucket) {
+    const { history, range } = this.group;
+    const [times, values] = [[], []];
+    for (let age = history.length - 1; age >= 0; age--) {
       const time = history.times[history.at(age)];
-      context.fillRect(x(time), 0, 1, floor);
-      context.textAlign = x(time) > width / 2 ? "right" : "left";
-      context.fillText(clock(time), x(time) + (x(time) > width / 2 ? -4 : 4), 9);
+      const value = array[history.at(age)];
+      if (time < newest - range) continue;
+      const end = this.kind === "bars" ? Math.ceil(time / bucket) * bucket : time;
+      if (times.at(-1) === end) values[values.length - 1] += value;
+      else {
+        times.push(end);
+        values.push(value);
+      }
     }
-    const texts = this.series.map(({ name }) =>
-      age < 0 ? "–" : this.format(history.series[name][history.at(age)]));
-    texts.forEach((text, n) => { if (this.values[n].textContent !== text) this.values[n].textContent = text; });
-    const told = this.series.map(({ label }, n) => `${label} ${texts[n]}`).join(", ");
-    this.canvas.setAttribute("aria-label", `${this.title}: ${told}`);
+    return { times, values };
+  }
+
+  /** The context of the emptied canvas, in CSS pixels; null while the canvas is not shown. */
+  #clear() {
+    const { clientWidth: width, clientHeight: height } = this.canvas;
+    if (!width || !height) return null;
+    const ratio = devicePixelRatio || 1;
+    const [wide, high] = [Math.round(width * ratio), Math.round(height * ratio)];
+    if (this.canvas.width !== wide || this.canvas.height !== high) Object.assign(this.canvas, { width: wide, height: high });
+    const context = this.canvas.getContext("2d");
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    context.clearRect(0, 0, width, height);
+    context.lineJoin = "round";
+    return context;
+  }
+
+  #mark(context, style, at, width, floor, time) {
+    context.fillStyle = style.getPropertyValue("--dim");
+    context.fillRect(at, 0, 1, floor);
+    context.textAlign = at > width / 2 ? "right" : "left";
+    context.fillText(clock(time), at + (at > width / 2 ? -4 : 4), 9);
   }
 
   #axes(context, style, width, floor, top, y, range) {

@@ -6,7 +6,7 @@ import { History, ORDERS, clock, count, health, kv, percent, seconds, summary } 
 import { RequestList } from "./requests.js";
 
 const CAPACITY = 1800; // samples remembered: half an hour
-const MOVES = 100; // moves shown
+const MOVES = 200; // moves shown: as many as the gateway sends again after a reconnection
 const LATE_S = 3; // data older than this is called stale
 
 const $ = (id) => document.getElementById(id);
@@ -31,20 +31,20 @@ const moves = []; // the newest first
 let snapshot = null;
 let now = null; // its summary
 let heard = -Infinity; // by performance.now
-let first = null; // summary of the first snapshot
-let movesSeen = 0;
-let movesBefore = 0;
+const seen = { moves: 0, preemptions: 0 }; // since the page was opened
+const counted = { moves: 0 }; // of them, before the newest sample
 let paused = false;
+let asked = false;
 
 // --- what comes in ---
 
 function take(event, data) {
   if (event === "moves") {
-    if (snapshot) movesSeen += data.length;
     for (const move of data) {
       // After a reconnection the newest moves come again.
       if (moves.some((one) => one.started_at === move.started_at && one.request_id === move.request_id)) continue;
       moves.unshift(move);
+      if (snapshot) seen.moves++;
     }
     moves.length = Math.min(moves.length, MOVES);
     return;
@@ -53,15 +53,14 @@ function take(event, data) {
   const before = now;
   snapshot = data;
   now = summary(data);
-  first ??= now;
   heard = performance.now();
-  history.push(data.time, {
-    ...now,
-    new_moves: movesSeen - movesBefore,
-    new_preemptions: before ? Math.max(0, now.preemptions - before.preemptions) : 0,
-  });
-  movesBefore = movesSeen;
-  if (!paused) requestAnimationFrame(draw);
+  // An instance that restarts counts from zero again.
+  const preempted = before ? Math.max(0, now.preemptions - before.preemptions) : 0;
+  seen.preemptions += preempted;
+  history.push(data.time, { ...now, new_moves: seen.moves - counted.moves, new_preemptions: preempted });
+  counted.moves = seen.moves;
+  if (!paused && !asked) requestAnimationFrame(draw);
+  asked ||= !paused;
 }
 
 // --- tiles ---
@@ -102,9 +101,8 @@ function drawTiles() {
   tiles.ttft(seconds(ttft.p50), `p90 ${seconds(ttft.p90)} · p99 ${seconds(ttft.p99)}`);
   tiles.tpot(seconds(tpot.p50), `p90 ${seconds(tpot.p90)} · p99 ${seconds(tpot.p99)}`);
   tiles.rate(count(now.tokens_per_s), "tokens/s");
-  tiles.moves(count(movesSeen), `${count(now.moving)} under way`);
-  const preempted = Math.max(0, now.preemptions - first.preemptions);
-  tiles.preemptions(count(preempted), `${count(now.preemptions)} in all`, preempted > 0);
+  tiles.moves(count(seen.moves), `${count(now.moving)} under way`);
+  tiles.preemptions(count(seen.preemptions), `${count(now.preemptions)} in all`, seen.preemptions > 0);
   const bias = error.bias === null ? "none ended" : `${error.bias > 0 ? "+" : ""}${count(error.bias)} bias · ${count(error.count)} judged`;
   tiles.error(count(error.mean_absolute), bias);
 }
@@ -219,7 +217,7 @@ function moveLine(move) {
     make("span", "id", move.request_id),
     make("span", "way", `${move.source} → ${move.target}`),
     outcome,
-    make("span", "number", figures.filter(Boolean).join(" · ")),
+    make("span", "number figures", figures.filter(Boolean).join(" · ")),
     make("span", "reason dim", move.reason),
   );
 }
@@ -276,7 +274,7 @@ const charts = new Charts($("charts"), history, [
     ],
   },
   {
-    title: "Moves, preemptions /s",
+    title: "Moves, preemptions",
     format: count,
     kind: "bars",
     series: [
@@ -289,6 +287,7 @@ const charts = new Charts($("charts"), history, [
 // --- drawing ---
 
 function draw() {
+  asked = false;
   if (!snapshot || document.hidden) return;
   document.querySelector("main").hidden = false;
   set($("model"), snapshot.model);

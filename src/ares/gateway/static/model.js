@@ -192,5 +192,5 @@ export function clock(time) {
 export function ceiling(value) {
   if (!(value > 0)) return 1;
   const unit = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 2.5, 5, 10].find((n) => n * unit >= value * 0.999999) * unit;
+  return [1, 1.5, 2, 2.5, 5, 10].find((n) => n * unit >= value * 0.999999) * unit;
 }
