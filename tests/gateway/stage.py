@@ -40,7 +40,6 @@ class Show:
         self._random = random.Random(seed)
         self._names = [f"decode-{n}" for n in range(decode)]
         self._capacity = capacity
-        self._wanted = requests
         self._born = 0
         self._preemptions = dict.fromkeys(self._names, 0)
         self.time = 1_780_000_000.0
@@ -91,7 +90,7 @@ class Show:
 
     def move(self, request: dict[str, Any]) -> dict[str, Any]:
         """Move a request; return the record."""
-        source = request["instance"]
+        source = request["instance"] or self._names[0]
         target = self._random.choice([name for name in self._names if name != source] or self._names)
         good = self._random.random() < 0.9
         request |= {"instance": target if good else source, "moves": request["moves"] + good, "state": "moving"}
@@ -177,7 +176,8 @@ class Stage:
         """The Authorization header of every attempt to read the feed."""
         self.refusing = False
         self.viewers = 0
-        self._last: list[tuple[str, Any]] = []
+        self._snapshot: dict[str, Any] | None = None
+        self._moves: list[dict[str, Any]] = []
         self._queues: set[asyncio.Queue[bytes | None]] = set()
 
     @property
@@ -185,17 +185,18 @@ class Stage:
         return f"http://127.0.0.1:{self.port}/dashboard"
 
     def play(self, show: Show, moves: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-        """Send what the show looks like now; whoever connects later gets it first."""
+        """Send what the show looks like now."""
         snapshot = show.snapshot()
         self.send(snapshot, show.moves if moves is None else moves)
         return snapshot
 
     def send(self, snapshot: dict[str, Any], moves: list[dict[str, Any]] | None = None) -> None:
-        """Send a snapshot, after these moves."""
-        self._last = [("snapshot", copy.deepcopy(snapshot))]
-        for event, data in [("moves", moves), *self._last] if moves else self._last:
-            for queue in self._queues:
-                queue.put_nowait(_event(event, data))
+        """Send a snapshot, after these moves; whoever connects later gets them first."""
+        self._snapshot = copy.deepcopy(snapshot)
+        self._moves = (self._moves + (moves or []))[-200:]
+        body = (_event("moves", moves) if moves else b"") + _event("snapshot", snapshot)
+        for queue in self._queues:
+            queue.put_nowait(body)
 
     def hang_up(self) -> None:
         """End all streams."""
@@ -212,8 +213,10 @@ class Stage:
 
     async def _follow(self, write: Write) -> None:
         queue: asyncio.Queue[bytes | None] = asyncio.Queue()
-        for event, data in self._last:
-            queue.put_nowait(_event(event, data))
+        if self._moves:
+            queue.put_nowait(_event("moves", self._moves))
+        if self._snapshot is not None:
+            queue.put_nowait(_event("snapshot", self._snapshot))
         self._queues.add(queue)
         self.viewers += 1
         try:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ares import wire
 from ares.gateway.metrics import Metrics
-from ares.gateway.predictions import Scorekeeper, predicted
+from ares.gateway.predictions import Scorekeeper, predicted, predicted_peak
 from ares.gateway.window import Window
 
 
@@ -58,3 +58,26 @@ def test_predicted_sums_medians() -> None:
     assert predicted(load(row(1, 5.0), row(1, 7.0), row(1, None))) == 12
     assert predicted(load(row(1, None))) is None
     assert predicted(load()) is None
+
+
+def load(*rows: wire.Row) -> wire.Telemetry:
+    return wire.Telemetry(1, 0, len(rows), 0, 0, 0.0, 0, 0, list(rows))
+
+
+def test_predicted_peak() -> None:
+    """Against the sum over requests, step by step."""
+    known = [(100, 50.0), (300, 5.0), (20, 200.0), (500, 0.0), (10, 50.0)]
+    stays = 70
+
+    def held(step: int) -> float:
+        return stays + sum(resident + step for resident, left in known if step <= left)
+
+    rows = [row(resident, left) for resident, left in known]
+    assert predicted_peak(load(*rows, row(stays, None))) == max(held(step) for step in range(201))
+
+
+def test_predicted_peak_of_nothing_and_of_nonsense() -> None:
+    assert predicted_peak(load()) is None
+    assert predicted_peak(load(row(100, None))) is None
+    assert predicted_peak(load(row(100, float("nan")), row(50, float("inf")))) is None
+    assert predicted_peak(load(row(100, -30.0), row(50, float("nan")))) == 150

@@ -1,6 +1,6 @@
 // Small line charts on canvas, over one history, with one cursor for all of them.
 
-import { ceiling, clock } from "./model.js";
+import { ceiling, clock, count } from "./model.js";
 
 const AXIS = 40; // room for the labels of the axis, CSS pixels
 const FOOT = 14;
@@ -35,7 +35,12 @@ export class Charts {
     this.range = 300;
     this.cursor = null;
     this.charts = charts.map((chart) => new Chart(host, chart, this));
-    new ResizeObserver(() => this.draw()).observe(host);
+    // Sizes are noted when they change: to ask for one while drawing would lay the page out again.
+    const observer = new ResizeObserver((entries) => {
+      for (const { target, contentRect } of entries) this.charts.find(({ canvas }) => canvas === target).size = contentRect;
+      this.draw();
+    });
+    for (const { canvas } of this.charts) observer.observe(canvas);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
   }
 
@@ -53,6 +58,7 @@ export class Charts {
 class Chart {
   constructor(host, chart, group) {
     Object.assign(this, chart);
+    this.size = { width: 0, height: 0 };
     this.group = group;
     const figure = document.createElement("figure");
     const caption = document.createElement("figcaption");
@@ -97,8 +103,7 @@ class Chart {
   }
 
   #time(x) {
-    const width = this.canvas.clientWidth - AXIS;
-    return this.#newest() - this.group.range * (1 - (x - AXIS) / width);
+    return this.#newest() - this.group.range * (1 - (x - AXIS) / (this.size.width - AXIS));
   }
 
   /** Draw the range, and write the values at the cursor, or the newest ones. */
@@ -106,11 +111,11 @@ class Chart {
     const { history, range, cursor } = this.group;
     const context = this.#clear();
     if (!context) return;
-    const width = this.canvas.clientWidth;
-    const floor = this.canvas.clientHeight - FOOT;
+    const { width } = this.size;
+    const floor = this.size.height - FOOT;
     const newest = this.#newest();
     const bucket = range / BUCKETS;
-    set(this.heading, this.kind === "bars" ? `${this.title} in ${bucket} s` : this.title);
+    set(this.heading, this.kind === "bars" ? `${this.title} per ${bucket} s` : this.title);
     const lines = this.series.map(({ name }) => this.#points(history.series[name], newest, bucket));
     const most = Math.max(this.limit ?? 0, ...lines.map(({ values }) => values.reduce((a, b) => Math.max(a, b || 0), 0)));
     const top = most === this.limit ? most : ceiling(most);
@@ -147,7 +152,7 @@ class Chart {
       const value = array[history.at(age)];
       if (time < newest - range) continue;
       const end = this.kind === "bars" ? Math.ceil(time / bucket) * bucket : time;
-      if (times.at(-1) === end) values[values.length - 1] += value;
+      if (times.at(-1) === end) values[values.length - 1] = this.kind === "bars" ? values.at(-1) + value : value;
       else {
         times.push(end);
         values.push(value);
@@ -158,7 +163,7 @@ class Chart {
 
   /** The context of the emptied canvas, in CSS pixels; null while the canvas is not shown. */
   #clear() {
-    const { clientWidth: width, clientHeight: height } = this.canvas;
+    const { width, height } = this.size;
     if (!width || !height) return null;
     const ratio = devicePixelRatio || 1;
     const [wide, high] = [Math.round(width * ratio), Math.round(height * ratio)];
@@ -190,7 +195,9 @@ class Chart {
       context.lineTo(width, at);
       context.stroke();
       const label = this.format(value);
-      if (value === top || (value && label !== this.format(top))) context.fillText(label, AXIS - 4, at + 3.5);
+      // Half of an odd count is no count.
+      const exact = this.format !== count || Number.isInteger(value);
+      if (value && exact) context.fillText(label, AXIS - 4, at + 3.5);
     }
     context.textAlign = "left";
     context.fillText(`−${range / 60} min`, AXIS, floor + 11);

@@ -61,6 +61,7 @@ function take(event, data) {
   counted.moves = seen.moves;
   if (!paused && !asked) requestAnimationFrame(draw);
   asked ||= !paused;
+  tell();
 }
 
 // --- tiles ---
@@ -211,10 +212,12 @@ function moveLine(move) {
     move.stall_s === null ? "" : `stall ${seconds(move.stall_s)}`,
     move.pulled_tokens === null ? "" : `${count(move.pulled_tokens)} tokens`,
   ];
+  const id = make("span", "id", move.request_id);
+  id.title = move.request_id;
   return make(
     "li", "",
     make("time", "number dim", clock(move.started_at)),
-    make("span", "id", move.request_id),
+    id,
     make("span", "way", `${move.source} → ${move.target}`),
     outcome,
     make("span", "number figures", figures.filter(Boolean).join(" · ")),
@@ -274,12 +277,12 @@ const charts = new Charts($("charts"), history, [
     ],
   },
   {
-    title: "Moves, preemptions",
+    title: "Events",
     format: count,
     kind: "bars",
     series: [
       { name: "new_moves", label: "moves", color: "blue" },
-      { name: "new_preemptions", label: "pre", color: "red" },
+      { name: "new_preemptions", label: "preemptions", color: "red" },
     ],
   },
 ]);
@@ -293,11 +296,11 @@ function draw() {
   set($("model"), snapshot.model);
   set($("preset"), snapshot.preset);
   document.title = `${count(now.running)} running, KV ${percent(now.kv_max)} · ARES`;
+  charts.draw();
   drawTiles();
   drawInstances();
   drawMoves();
   drawRequests();
-  charts.draw();
 }
 
 let trouble = "";

@@ -67,6 +67,8 @@ export class RequestList {
   #requests = {};
   #shown = [];
   #scale = 1;
+  #top = 0;
+  #height = 0;
 
   constructor(host, spacer) {
     this.host = host;
@@ -82,8 +84,15 @@ export class RequestList {
       if (!asked) requestAnimationFrame(draw);
       asked = true;
     };
-    host.addEventListener("scroll", ask, { passive: true });
-    new ResizeObserver(ask).observe(host);
+    // Noted when they change: to ask for them while drawing would lay the page out again.
+    host.addEventListener("scroll", () => {
+      this.#top = host.scrollTop;
+      ask();
+    }, { passive: true });
+    new ResizeObserver(([{ contentRect }]) => {
+      this.#height = contentRect.height;
+      ask();
+    }).observe(host);
   }
 
   /** Show these requests (columns); return how many of them match, and the tokens that the full width stands for. */
@@ -100,8 +109,8 @@ export class RequestList {
     const height = `${shown.length * HEIGHT}px`;
     if (this.spacer.style.height !== height) this.spacer.style.height = height;
     this.host.setAttribute("aria-rowcount", shown.length);
-    const first = Math.max(0, Math.floor(this.host.scrollTop / HEIGHT) - SPARE);
-    const wanted = Math.ceil(this.host.clientHeight / HEIGHT) + 2 * SPARE;
+    const first = Math.max(0, Math.floor(this.#top / HEIGHT) - SPARE);
+    const wanted = Math.ceil(this.#height / HEIGHT) + 2 * SPARE;
     const visible = Math.max(0, Math.min(shown.length - first, wanted));
     while (this.#rows.length < visible) {
       const row = new Row();
