@@ -5,7 +5,8 @@ from typing import Any
 
 from ares import wire
 from ares.gateway.metrics import Metrics
-from ares.gateway.predictions import Scorekeeper, predicted
+from ares.gateway.predictions import Scorekeeper, predicted, predicted_peak
+from ares.gateway.window import Window
 
 
 def row(resident: int, median: float | None, state: Any = "running") -> wire.Row:
@@ -23,7 +24,7 @@ def sample(metrics: Metrics, position: int, side: str, name: str = "sum") -> flo
 
 def test_the_first_prediction_of_each_stage_is_judged() -> None:
     metrics = Metrics()
-    scores = Scorekeeper(metrics)
+    scores = Scorekeeper(metrics, Window())
     for output, median in ((1, 50.0), (20, 10.0), (70, 40.0), (80, 0.0)):
         scores.look([sequence(output)], {"k": row(10 + output, median)})
     scores.finished(sequence(100))
@@ -34,7 +35,7 @@ def test_the_first_prediction_of_each_stage_is_judged() -> None:
 
 def test_what_did_not_finish_is_not_judged() -> None:
     metrics = Metrics()
-    scores = Scorekeeper(metrics)
+    scores = Scorekeeper(metrics, Window())
     scores.look([sequence(5)], {"k": row(15, 50.0)})
     scores.forget(sequence(5))
     scores.finished(sequence(100))
@@ -43,7 +44,7 @@ def test_what_did_not_finish_is_not_judged() -> None:
 
 def test_rows_without_a_usable_prediction_are_passed_over() -> None:
     metrics = Metrics()
-    scores = Scorekeeper(metrics)
+    scores = Scorekeeper(metrics, Window())
     for found in (row(15, None), row(15, float("nan")), row(15, 3.0, "waiting")):
         scores.look([sequence(5)], {"k": found})
     scores.finished(sequence(100))
@@ -57,3 +58,26 @@ def test_predicted_sums_medians() -> None:
     assert predicted(load(row(1, 5.0), row(1, 7.0), row(1, None))) == 12
     assert predicted(load(row(1, None))) is None
     assert predicted(load()) is None
+
+
+def load(*rows: wire.Row) -> wire.Telemetry:
+    return wire.Telemetry(1, 0, len(rows), 0, 0, 0.0, 0, 0, list(rows))
+
+
+def test_predicted_peak() -> None:
+    """Against the sum over requests, step by step."""
+    known = [(100, 50.0), (300, 5.0), (20, 200.0), (500, 0.0), (10, 50.0)]
+    stays = 70
+
+    def held(step: int) -> float:
+        return stays + sum(resident + step for resident, left in known if step <= left)
+
+    rows = [row(resident, left) for resident, left in known]
+    assert predicted_peak(load(*rows, row(stays, None))) == max(held(step) for step in range(201))
+
+
+def test_predicted_peak_of_nothing_and_of_nonsense() -> None:
+    assert predicted_peak(load()) is None
+    assert predicted_peak(load(row(100, None))) is None
+    assert predicted_peak(load(row(100, float("nan")), row(50, float("inf")))) is None
+    assert predicted_peak(load(row(100, -30.0), row(50, float("nan")))) == 150

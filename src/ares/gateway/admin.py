@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ares import wire
 from ares.gateway.instances import Instance
 from ares.gateway.migration import NotMovableError
-from ares.gateway.predictions import predicted, rows_by_key
+from ares.gateway.predictions import predicted, predicted_peak, rows_by_key
 from ares.gateway.sequence import Sequence
 from ares.gateway.service import COMMANDED, Gateway, TargetError
 
@@ -71,6 +71,11 @@ router = APIRouter(prefix="/admin/v1", dependencies=[Depends(allowed)])
 async def status(request: Request) -> dict[str, Any]:
     """Return instances, running requests and recent moves, the newest move last."""
     gateway: Gateway = request.app.state.gateway
+    return snapshot(gateway) | {"migrations": [asdict(record) for record in gateway.migrations]}
+
+
+def snapshot(gateway: Gateway) -> dict[str, Any]:
+    """Return instances, running requests, and what was measured lately."""
     rows = rows_by_key(gateway.pool.instances)
     return {
         "now": time.time(),
@@ -80,7 +85,7 @@ async def status(request: Request) -> dict[str, Any]:
         "suspended": gateway.controller.suspended,
         "instances": [_instance(gateway, i) for i in gateway.pool.instances],
         "requests": [_request(s, rows.get(s.key or "")) for s in list(gateway.sequences.values())],
-        "migrations": [asdict(record) for record in gateway.migrations],
+        "recent": gateway.recent.summary(),
     }
 
 
@@ -122,6 +127,7 @@ def _instance(gateway: Gateway, instance: Instance) -> dict[str, Any]:
         "role": instance.role,
         "url": instance.url,
         "healthy": instance.healthy,
+        "draining": instance.draining,
     }
     if load is not None and hello is not None:
         row |= {
@@ -129,6 +135,7 @@ def _instance(gateway: Gateway, instance: Instance) -> dict[str, Any]:
             "waiting": load.waiting,
             "resident_tokens": sum(r.resident for r in load.rows),
             "predicted_remaining_tokens": predicted(load),
+            "predicted_peak_tokens": predicted_peak(load),
             "capacity_tokens": instance.capacity_tokens,
             "kv_blocks_used": load.kv_blocks_used,
             "kv_blocks": hello.kv_blocks,

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ares import __version__
 from ares.config import GatewayConfig
-from ares.gateway import admin, completions
+from ares.gateway import admin, completions, dashboard, feed
 from ares.gateway.engine import EngineLostError, EngineRefusedError
 from ares.gateway.instances import NoInstanceError
 from ares.gateway.openai import BadRequestError
@@ -49,6 +49,9 @@ def build(config: GatewayConfig, folder: Path) -> FastAPI:
     app.state.gateway = gateway
     app.include_router(completions.router)
     app.include_router(admin.router)
+    app.state.feed = feed.Feed(gateway)
+    app.include_router(feed.router)
+    app.include_router(dashboard.router)
     _observability(app, gateway)
     _errors(app)
     app.add_middleware(BodyLimit, limit=config.max_body_bytes)

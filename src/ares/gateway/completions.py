@@ -60,7 +60,7 @@ class _Reply:
 
     async def generate(self, job: _Job, take: Callable[[_Job, list[Delta]], Awaitable[None]]) -> None:
         """Run one job, and measure it."""
-        metrics = self.gateway.metrics
+        metrics, recent = self.gateway.metrics, self.gateway.recent
         first = 0.0
 
         async def emit(batch: list[Delta]) -> bool:
@@ -68,6 +68,7 @@ class _Reply:
             if not first:
                 first = time.monotonic()
                 metrics.ttft.observe(first - self.arrived)
+                recent.ttft_s.add(first - self.arrived)
             await take(job, batch)
             return job.choice.finish_reason is not None
 
@@ -78,7 +79,9 @@ class _Reply:
             tokens = job.choice.completion_tokens
             metrics.output_tokens.inc(tokens)
         if tokens > 1:
-            metrics.tpot.observe((time.monotonic() - first) / (tokens - 1))
+            tpot = (time.monotonic() - first) / (tokens - 1)
+            metrics.tpot.observe(tpot)
+            recent.tpot_s.add(tpot)
 
     async def all(self, take: Callable[[_Job, list[Delta]], Awaitable[None]]) -> None:
         """Run all jobs side by side; the first failure cancels the others."""

@@ -7,6 +7,7 @@ from ares import wire
 from ares.gateway.instances import Instance
 from ares.gateway.metrics import Metrics
 from ares.gateway.sequence import Sequence
+from ares.gateway.window import Window
 
 # Where predictions are judged: the first one at or after so many output tokens.
 POSITIONS = (0, 64, 256, 1024, 4096)
@@ -21,6 +22,25 @@ def predicted(load: wire.Telemetry) -> float | None:
     return sum(medians) if medians else None
 
 
+def predicted_peak(load: wire.Telemetry) -> float | None:
+    """Return the most tokens that an instance will hold at once if nothing joins it and the medians come true.
+
+    A request of n tokens that has p left holds n + k in k steps while k < p, and none after; one without a prediction
+    is taken to keep its n. None where nothing is predicted.
+    """
+    known = [(row.remaining[1], row.resident) for row in load.rows if row.remaining is not None]
+    known = [(left, resident) for left, resident in known if math.isfinite(left)]
+    if not known:
+        return None
+    rest = sum(row.resident for row in load.rows) - sum(resident for _, resident in known)
+    peak = held = 0.0
+    # The last to end first: those up to the n-th still run when the n-th ends, each grown by as much as it has.
+    for count, (left, resident) in enumerate(sorted(known, reverse=True), 1):
+        held += resident
+        peak = max(peak, held + count * max(left, 0.0))
+    return rest + peak
+
+
 def rows_by_key(instances: Iterable[Instance]) -> dict[str, wire.Row]:
     """Return the newest row of every request of every instance."""
     return {row.key: row for i in instances if i.telemetry is not None for row in i.telemetry.rows}
@@ -29,8 +49,9 @@ def rows_by_key(instances: Iterable[Instance]) -> dict[str, wire.Row]:
 class Scorekeeper:
     """Remembers what was predicted of each running sequence, and adds the errors to the metrics when it has ended."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, recent: Window) -> None:
         self._metrics = metrics
+        self._recent = recent
         # By sequence: for each of POSITIONS, the output tokens at the prediction and its median.
         self._seen: dict[str, dict[int, tuple[int, float]]] = {}
 
@@ -50,6 +71,7 @@ class Scorekeeper:
             error = median - (len(sequence.emitted) - output)
             side = "over" if error > 0 else "under"
             self._metrics.prediction_error.labels(str(position), side).observe(abs(error))
+            self._recent.add(error)
 
     def forget(self, sequence: Sequence) -> None:
         """Drop a sequence that was cancelled or failed."""

@@ -2,8 +2,10 @@
 
 import gc
 import logging
+import socket
 
 import uvicorn
+from fastapi import FastAPI
 
 from ares import model
 from ares.config import GatewayConfig
@@ -11,13 +13,27 @@ from ares.gateway.app import build
 from ares.gateway.responses import RememberSend
 
 
+class Server(uvicorn.Server):
+    """Ends the streams of those who watch before it waits for the requests that run."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop serving."""
+        await self._app.state.feed.close()
+        await super().shutdown(sockets)
+
+
 def serve(config: GatewayConfig) -> None:
     """Run a gateway until it is told to stop."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     folder = model.resolve(config.model)
-    server = uvicorn.Server(
+    app = build(config, folder)
+    server = Server(
         uvicorn.Config(
-            RememberSend(build(config, folder)),
+            RememberSend(app),
             host=config.host,
             port=config.port,
             loop="uvloop",
@@ -26,7 +42,8 @@ def serve(config: GatewayConfig) -> None:
             access_log=False,
             log_config=None,
             timeout_graceful_shutdown=10,
-        )
+        ),
+        app,
     )
     # What is loaded by now stays: searching it for garbage again and again would be a good part of a token's cost.
     gc.collect()

@@ -24,6 +24,7 @@ from ares.gateway.recording import Recorder
 from ares.gateway.sampling import Sampling
 from ares.gateway.sequence import Sequence
 from ares.gateway.text import TextModel
+from ares.gateway.window import Recent
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ class Gateway:
         self.config = config
         self.text = TextModel(folder)
         self.metrics = Metrics()
-        self._scores = Scorekeeper(self.metrics)
+        self.recent = Recent()
+        self._scores = Scorekeeper(self.metrics, self.recent.prediction_error_tokens)
         self.migrations: deque[Migration] = deque(maxlen=_RECENT_MIGRATIONS)
         self.sequences: dict[str, Sequence] = {}
         self.sampling_defaults = _sampling_defaults(folder)

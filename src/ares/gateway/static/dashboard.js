@@ -1,0 +1,392 @@
+// The page: takes events in, and draws them. Whatever comes from outside becomes text, never markup.
+
+import { Charts } from "./charts.js";
+import { follow, key } from "./feed.js";
+import { History, ORDERS, clock, count, health, kv, percent, seconds, summary } from "./model.js";
+import { RequestList } from "./requests.js";
+
+const CAPACITY = 1800; // samples remembered: half an hour
+const MOVES = 200; // moves shown: as many as the gateway sends again after a reconnection
+const LATE_S = 3; // data older than this is called stale
+
+const $ = (id) => document.getElementById(id);
+const set = (element, text) => {
+  if (element.textContent !== text) element.textContent = text;
+};
+const make = (tag, className, ...children) => {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  element.append(...children);
+  return element;
+};
+
+// --- state ---
+
+const NAMES = [
+  "ttft_p50", "ttft_p90", "ttft_p99", "tpot_p50", "tpot_p90", "tpot_p99", "kv_max", "kv_mean", "kv_min", "kv_peak",
+  "running", "waiting", "held", "suspended", "error_mean", "error_p90", "new_moves", "new_preemptions",
+];
+const history = new History(NAMES, CAPACITY);
+const moves = []; // the newest first
+let snapshot = null;
+let now = null; // its summary
+let heard = -Infinity; // by performance.now
+const seen = { moves: 0, preemptions: 0 }; // since the page was opened
+const counted = { moves: 0 }; // of them, before the newest sample
+let paused = false;
+let asked = false;
+
+// --- what comes in ---
+
+function take(event, data) {
+  if (event === "moves") {
+    for (const move of data) {
+      // After a reconnection the newest moves come again.
+      if (moves.some((one) => one.started_at === move.started_at && one.request_id === move.request_id)) continue;
+      moves.unshift(move);
+      if (snapshot) seen.moves++;
+    }
+    moves.length = Math.min(moves.length, MOVES);
+    return;
+  }
+  if (event !== "snapshot") return;
+  const before = now;
+  snapshot = data;
+  now = summary(data);
+  heard = performance.now();
+  // An instance that restarts counts from zero again.
+  const preempted = before ? Math.max(0, now.preemptions - before.preemptions) : 0;
+  seen.preemptions += preempted;
+  history.push(data.time, { ...now, new_moves: seen.moves - counted.moves, new_preemptions: preempted });
+  counted.moves = seen.moves;
+  if (!paused && !asked) requestAnimationFrame(draw);
+  asked ||= !paused;
+  tell();
+}
+
+// --- tiles ---
+
+const tile = (title, hint) => {
+  const value = make("dd", "value");
+  const note = make("dd", "note dim");
+  const box = make("div", "tile", make("dt", "", title), value, note);
+  box.title = hint;
+  $("tiles").append(box);
+  return (text, below, alarm = false) => {
+    set(value, text);
+    set(note, below);
+    value.classList.toggle("alarm", alarm);
+  };
+};
+
+const tiles = {
+  running: tile("Running", "Requests that decode now"),
+  kv: tile("KV in use", "Share of all decode instances' KV blocks in use"),
+  peak: tile("KV, fullest", "The fullest decode instance, now and at its predicted peak"),
+  ttft: tile("TTFT", "Arrival to first token, of the last minute"),
+  tpot: tile("TPOT", "Time per output token, of the sequences that ended in the last minute"),
+  rate: tile("Decode rate", "Running requests over step time, summed over the instances"),
+  moves: tile("Moves", "Moves since this page was opened, and under way"),
+  preemptions: tile("Preemptions", "Since this page was opened, and since the instances started"),
+  error: tile("Prediction error", "Mean absolute error of the predicted remaining tokens, of the last minute"),
+};
+
+function drawTiles() {
+  const { ttft_s: ttft, tpot_s: tpot, prediction_error_tokens: error } = snapshot.recent;
+  const queue = [["waiting", now.waiting], ["prefill", now.prefill], ["held", now.held], ["suspended", now.suspended]];
+  const told = queue.filter(([, value]) => value).map(([name, value]) => `${count(value)} ${name}`);
+  tiles.running(count(now.running), told.join(" · ") || "none waiting");
+  tiles.kv(percent(now.kv_mean), `of ${count(decode().reduce((all, one) => all + (one.capacity_tokens ?? 0), 0))} tokens`);
+  const peak = Number.isNaN(now.kv_peak) ? "no prediction" : `predicted peak ${percent(now.kv_peak)}`;
+  tiles.peak(percent(now.kv_max), peak, now.kv_peak > 1);
+  tiles.ttft(seconds(ttft.p50), `p90 ${seconds(ttft.p90)} · p99 ${seconds(ttft.p99)}`);
+  tiles.tpot(seconds(tpot.p50), `p90 ${seconds(tpot.p90)} · p99 ${seconds(tpot.p99)}`);
+  tiles.rate(count(now.tokens_per_s), "tokens/s");
+  tiles.moves(count(seen.moves), `${count(now.moving)} under way`);
+  tiles.preemptions(count(seen.preemptions), `${count(now.preemptions)} in all`, seen.preemptions > 0);
+  const bias = error.bias === null ? "none ended" : `${error.bias > 0 ? "+" : ""}${count(error.bias)} bias · ${count(error.count)} judged`;
+  tiles.error(count(error.mean_absolute), bias);
+}
+
+const decode = () => snapshot.instances.filter((one) => one.role !== "prefill");
+
+// --- instances ---
+
+const GLYPHS = { healthy: "●", draining: "◐", lost: "✕" };
+const lines = new Map();
+
+function line(name) {
+  const glyph = make("span", "glyph");
+  const label = make("span", "name");
+  const button = make("button", "plain", glyph, label);
+  button.type = "button";
+  const used = make("i", "used");
+  const growth = make("i", "growth");
+  const bar = make("div", "bar", used, growth);
+  const cells = {};
+  const row = make("tr", "", make("th", "", button), make("td", "bar-column", bar));
+  row.firstChild.scope = "row";
+  for (const column of ["kv", "peak", "running", "waiting", "step", "preemptions"]) {
+    cells[column] = make("td", `number ${column === "step" || column === "preemptions" ? "wide" : ""}`);
+    row.append(cells[column]);
+  }
+  button.addEventListener("click", () => {
+    $("filter").value = $("filter").value === name ? "" : name;
+    $("filter").dispatchEvent(new Event("input"));
+  });
+  return { row, button, glyph, label, bar, used, growth, cells };
+}
+
+function drawInstances() {
+  const body = document.querySelector("#instances tbody");
+  const names = new Set(snapshot.instances.map((one) => one.url));
+  for (const [name, { row }] of lines) {
+    if (!names.has(name)) {
+      row.remove();
+      lines.delete(name);
+    }
+  }
+  const filter = $("filter").value;
+  snapshot.instances.forEach((one, place) => {
+    let of = lines.get(one.url);
+    if (!of || of.label.textContent !== one.name) {
+      of?.row.remove();
+      of = line(one.name);
+      lines.set(one.url, of);
+      set(of.label, one.name);
+    }
+    if (body.children[place] !== of.row) body.insertBefore(of.row, body.children[place] ?? null);
+    const state = health(one);
+    const { used, peak } = kv(one);
+    of.row.dataset.state = state;
+    of.button.title = `${one.name}: ${state}, ${one.role}, ${one.url}\nShow only its requests`;
+    of.button.setAttribute("aria-label", `${one.name}, ${state}: show only its requests`);
+    of.button.setAttribute("aria-pressed", filter === one.name);
+    set(of.glyph, GLYPHS[state]);
+    const growth = Math.max(0, Math.min(peak, 1) - used) || 0;
+    of.used.style.width = `${100 * (used || 0)}%`;
+    of.growth.style.width = `${100 * growth}%`;
+    of.bar.title = one.kv_blocks
+      ? `${one.kv_blocks_used} of ${one.kv_blocks} blocks, ${one.resident_tokens} of ${one.capacity_tokens} tokens; ` +
+        `predicted peak ${one.predicted_peak_tokens == null ? "unknown" : Math.round(one.predicted_peak_tokens)}; ${one.pinned} pinned`
+      : "not heard of";
+    set(of.cells.kv, percent(used));
+    set(of.cells.peak, state === "lost" ? "lost" : state === "draining" ? "drains" : percent(peak));
+    of.cells.peak.classList.toggle("alarm", peak > 1 || state !== "healthy");
+    set(of.cells.running, count(one.running));
+    set(of.cells.waiting, count(one.waiting));
+    of.cells.waiting.classList.toggle("alarm", one.waiting > 0 && one.role !== "prefill");
+    set(of.cells.step, one.step_time_s ? seconds(one.step_time_s) : "–");
+    set(of.cells.preemptions, count(one.preemptions));
+  });
+  const bad = snapshot.instances.filter((one) => health(one) !== "healthy").length;
+  set($("instances-count"), `${snapshot.instances.length}${bad ? ` · ${bad} not healthy` : ""}`);
+}
+
+// --- moves ---
+
+const shownMoves = new Map();
+
+function drawMoves() {
+  const list = document.querySelector("#moves ol");
+  const current = new Set(moves);
+  for (const [move, element] of shownMoves) {
+    if (!current.has(move)) {
+      element.remove();
+      shownMoves.delete(move);
+    }
+  }
+  for (let n = moves.length - 1; n >= 0; n--) {
+    if (shownMoves.has(moves[n])) continue;
+    const element = moveLine(moves[n]);
+    shownMoves.set(moves[n], element);
+    list.prepend(element);
+  }
+  set($("moves-count"), moves.length ? `last ${moves.length}` : "none yet");
+}
+
+function moveLine(move) {
+  const outcome = make("span", "outcome", move.outcome === "moved" ? "✓ moved" : `✕ ${move.outcome.replaceAll("_", " ")}`);
+  outcome.dataset.good = move.outcome === "moved";
+  const figures = [
+    move.stall_s === null ? "" : `stall ${seconds(move.stall_s)}`,
+    move.pulled_tokens === null ? "" : `${count(move.pulled_tokens)} tokens`,
+  ];
+  const id = make("span", "id", move.request_id);
+  id.title = move.request_id;
+  return make(
+    "li", "",
+    make("time", "number dim", clock(move.started_at)),
+    id,
+    make("span", "way", `${move.source} → ${move.target}`),
+    outcome,
+    make("span", "number figures", figures.filter(Boolean).join(" · ")),
+    make("span", "reason dim", move.reason),
+  );
+}
+
+// --- requests ---
+
+const list = new RequestList($("rows"), $("spacer"));
+
+function drawRequests() {
+  const { matching, scale } = list.show(snapshot.requests);
+  const sent = snapshot.requests.id?.length ?? 0;
+  const parts = [matching < sent ? `${count(matching)} of ${count(sent)}` : count(sent)];
+  if (snapshot.requests_total > sent) parts.push(`the largest of ${count(snapshot.requests_total)}`);
+  set($("requests-count"), parts.join(" · "));
+  set($("scale"), `full width = ${count(scale)} tokens`);
+}
+
+// --- charts ---
+
+const three = (name) => [
+  { name: `${name}_p50`, label: "p50", color: "blue" },
+  { name: `${name}_p90`, label: "p90", color: "orange", dash: [5, 3] },
+  { name: `${name}_p99`, label: "p99", color: "red", dash: [2, 2] },
+];
+const charts = new Charts($("charts"), history, [
+  { title: "TTFT", format: seconds, series: three("ttft") },
+  { title: "TPOT", format: seconds, series: three("tpot") },
+  {
+    title: "KV",
+    format: percent,
+    limit: 1,
+    series: [
+      { name: "kv_max", label: "max", color: "blue" },
+      { name: "kv_min", label: "min", color: "green", dash: [5, 3] },
+      { name: "kv_peak", label: "predicted", color: "orange", dash: [2, 2] },
+    ],
+  },
+  {
+    title: "Requests",
+    format: count,
+    series: [
+      { name: "running", label: "run", color: "blue" },
+      { name: "waiting", label: "wait", color: "red", dash: [2, 2] },
+      { name: "held", label: "held", color: "orange", dash: [5, 3] },
+      { name: "suspended", label: "susp", color: "purple", dash: [8, 3] },
+    ],
+  },
+  {
+    title: "Prediction error",
+    format: count,
+    series: [
+      { name: "error_mean", label: "mean", color: "blue" },
+      { name: "error_p90", label: "p90", color: "orange", dash: [5, 3] },
+    ],
+  },
+  {
+    title: "Events",
+    format: count,
+    kind: "bars",
+    series: [
+      { name: "new_moves", label: "moves", color: "blue" },
+      { name: "new_preemptions", label: "preemptions", color: "red" },
+    ],
+  },
+]);
+
+// --- drawing ---
+
+function draw() {
+  asked = false;
+  if (!snapshot || document.hidden) return;
+  document.querySelector("main").hidden = false;
+  set($("model"), snapshot.model);
+  set($("preset"), snapshot.preset);
+  document.title = `${count(now.running)} running, KV ${percent(now.kv_max)} · ARES`;
+  charts.draw();
+  drawTiles();
+  drawInstances();
+  drawMoves();
+  drawRequests();
+}
+
+let trouble = "";
+
+function tell() {
+  const age = (performance.now() - heard) / 1000;
+  const stale = age > LATE_S;
+  const state = !snapshot ? "connecting" : stale ? "stale" : paused ? "paused" : "live";
+  document.body.dataset.state = state;
+  $("connection").dataset.state = state;
+  set($("connection"), state === "stale" ? `stale, ${Math.floor(age)} s` : state);
+  const asks = !$("key").hidden;
+  $("banner").hidden = asks || !(stale && (snapshot || trouble));
+  const when = snapshot ? `No data since ${clock(snapshot.time)}: what is below is old. ` : "";
+  if (!$("banner").hidden) set($("banner"), `${when}${trouble ? `${trouble}. Trying again.` : "Waiting for the gateway."}`);
+}
+setInterval(tell, 500);
+
+// --- controls ---
+
+function askKey(refused) {
+  $("key").hidden = false;
+  $("forget").hidden = true;
+  if (refused) set($("key-note"), "The gateway does not take that key.");
+  $("key-input").focus();
+  return new Promise((resolve) => {
+    $("key").onsubmit = (event) => {
+      event.preventDefault();
+      key.set($("key-input").value);
+      $("key-input").value = "";
+      $("key").hidden = true;
+      resolve();
+    };
+  });
+}
+
+function pause() {
+  paused = !paused;
+  $("pause").setAttribute("aria-pressed", paused);
+  set($("pause"), paused ? "Resume" : "Pause");
+  tell();
+  if (!paused) draw();
+}
+
+for (const name of ORDERS) $("order").append(new Option(name, name));
+$("order").addEventListener("change", () => {
+  list.order = $("order").value;
+  if (snapshot) drawRequests();
+});
+$("filter").addEventListener("input", () => {
+  list.filter = $("filter").value;
+  $("rows").scrollTop = 0;
+  if (snapshot) {
+    drawRequests();
+    drawInstances();
+  }
+});
+$("range").addEventListener("change", () => {
+  charts.range = Number($("range").value);
+  charts.draw();
+});
+$("pause").addEventListener("click", pause);
+$("forget").addEventListener("click", () => {
+  key.forget();
+  location.reload();
+});
+document.addEventListener("visibilitychange", () => !paused && draw());
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "Escape" && event.target === $("filter")) $("filter").blur();
+  if (["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName)) return;
+  if (event.key === "/") {
+    event.preventDefault();
+    $("filter").focus();
+  } else if (event.key === "p") pause();
+});
+
+follow({
+  event: take,
+  connected: () => {
+    trouble = "";
+    $("forget").hidden = key.get() === null;
+  },
+  lost: (why) => {
+    trouble = why;
+    tell();
+  },
+  key: askKey,
+});
