@@ -12,6 +12,7 @@ from ares.gateway.engine import Delta
 from ares.gateway.replay import replay
 from ares.gateway.sampling import Sampling
 from ares.gateway.service import Gateway
+from tests.gateway.fakes import eventually
 from tests.integration.client import Client
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
@@ -26,9 +27,7 @@ async def controlled(cluster: local.Cluster, folder: Path, **settings: object) -
     config = GatewayConfig(model=str(folder), workers=urls, preset="ares", period_s=0.2, **settings)  # type: ignore[arg-type]
     gateway = Gateway(config, folder)
     await gateway.start()
-    async with asyncio.timeout(60):
-        while not all(i.healthy and i.hello for i in gateway.pool.instances):
-            await asyncio.sleep(0.05)
+    await eventually(lambda: all(i.healthy and i.hello for i in gateway.pool.instances), 60)
     try:
         yield gateway
     finally:
@@ -62,9 +61,7 @@ async def test_held_and_suspended_requests_lose_nothing(
             gateway.controller.viewer.lengths.add(400)
         # Five of them fill an instance; a token may take 5 s, so each has time to spare from its first tokens on.
         long = [Taker(gateway, f"long-{n}", prompt(n, LONG), 400) for n in range(10)]
-        async with asyncio.timeout(120):
-            while not all(len(taker.tokens) > 30 for taker in long):
-                await asyncio.sleep(0.05)
+        await eventually(lambda: all(len(taker.tokens) > 30 for taker in long), 120)
         short = [Taker(gateway, f"short-{n}", prompt(50 + n, SHORT), 30) for n in range(3)]
         async with asyncio.timeout(240):
             await asyncio.gather(*(taker.task for taker in (*long, *short)))
