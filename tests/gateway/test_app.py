@@ -387,6 +387,47 @@ async def test_an_unexpected_failure_is_an_openai_error(service: Service, monkey
     assert (await service.complete()).status_code == 200
 
 
+# --- service classes, limits and presets ---
+
+
+async def test_a_class_is_named_in_a_header_and_must_exist(fakes: list[FakeInstance], model_folder: Path) -> None:
+    classes = {"batch": {"ttft_s": 60, "rank": 1}}
+    async with serving(fakes, model_folder, classes=classes, slo_ttft_s=2.0) as service:
+        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        body = {"prompt": PROMPT, "max_tokens": 5, "priority": 3}
+        reply = await service.client.post("/v1/completions", json=body, headers={"x-ares-class": "batch"})
+        assert reply.status_code == 200
+        batch, usual = service.gateway.objective("batch", 3), service.gateway.objective(None, 0)
+        assert (batch.ttft_s, batch.tpot_s, batch.rank) == (60, None, 4)
+        assert (usual.ttft_s, usual.rank) == (2.0, 0)
+        reply = await service.client.post("/v1/completions", json=body, headers={"x-ares-class": "gold"})
+        assert "no class 'gold'; configured: batch" in failure(reply, 400)["message"]
+
+
+async def test_a_full_queue_is_refused_with_when_to_try_again(fakes: list[FakeInstance], model_folder: Path) -> None:
+    async with serving(fakes, model_folder, maximum_waiting=2) as service:
+        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        fakes[0].faults.answer_after_s = 1.0
+        waiting = [asyncio.create_task(service.complete()) for _ in range(2)]
+        await eventually(lambda: service.gateway.waiting == 2)
+        reply = await service.complete()
+        assert "2 requests wait already" in failure(reply, 503)["message"]
+        assert reply.headers["retry-after"] == "1"
+        assert [(await one).status_code for one in waiting] == [200, 200]
+        fakes[0].faults.answer_after_s = 0.0
+        assert (await service.complete()).status_code == 200
+
+
+async def test_the_preset_is_switched_while_serving(service: Service) -> None:
+    reply = await service.client.put("/admin/v1/preset", json={"preset": "ares"})
+    assert reply.json() == {"preset": "ares"}
+    assert (await service.complete()).status_code == 200
+    assert (await service.client.get("/admin/v1/status")).json()["preset"] == "ares"
+    reply = await service.client.put("/admin/v1/preset", json={"preset": "ares-oracle"})
+    assert "true lengths" in failure(reply, 400)["message"]
+    assert failure(await service.client.put("/admin/v1/preset", json={}), 400)["param"] == "preset"
+
+
 # --- request ids ---
 
 

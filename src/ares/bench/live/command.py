@@ -86,9 +86,15 @@ def command(
 
     Outputs are greedy, so every preset must produce the same tokens; the result says whether it did.
     """
+    from ares.config import live_preset
     from ares.operator_cli import fail
 
     names = presets.split(",")
+    try:
+        for name in names:
+            live_preset(name)
+    except ValueError as error:
+        fail(str(error))
     if simulate is None and not prompts:
         fail("give --prompts FILE for real engines, or --simulate PROFILE")
     if simulate is not None:
@@ -191,6 +197,9 @@ def _show(names: list[str], figures: list[dict[str, dict[str, Any]]], result: di
     console = Console()
     console.print(table)
     wrong = result["requests_with_differing_tokens"]
+    for said in result["simulator"][: len(names)]:
+        errors = ", ".join(f"{key} {value['error']:+.0%}" for key, value in said.items() if isinstance(value, dict))
+        console.print(f"the simulator's word on {said['preset']}: {errors}")
     console.print(f"requests whose tokens differ between presets: {len(wrong)} of {result['requests']}")
 
 
