@@ -17,9 +17,9 @@ import aiohttp
 
 from tests.gateway.fakes import free_port
 
-# A window of QtWebEngine; everything else is asked of it over its DevTools port.
+# A window of QtWebEngine; everything else is asked of it over its DevTools port. It ends with whoever holds its stdin.
 _QT = """
-import sys
+import os, sys, threading
 from PySide6.QtCore import QUrl
 from PySide6.QtWebEngineWidgets import QWebEngineView
 from PySide6.QtWidgets import QApplication
@@ -28,6 +28,7 @@ view = QWebEngineView()
 view.resize(1440, 900)
 view.setUrl(QUrl("about:blank"))
 view.show()
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
 application.exec()
 """
 _FLAGS = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
@@ -166,7 +167,12 @@ async def browser(folder: Path) -> AsyncIterator[Browser]:
     log = folder / "browser.log"
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            *command, env=os.environ | settings, stdout=output, stderr=output, start_new_session=True
+            *command,
+            env=os.environ | settings,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     try:
         async with aiohttp.ClientSession() as http:

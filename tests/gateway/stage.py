@@ -158,7 +158,7 @@ class Show:
                     "bias": -12.0,
                 },
             },
-            "time": self.time,
+            "now": self.time,
             "version": "0.1.0",
             "model": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
             "requests_total": len(self.requests),

@@ -154,7 +154,7 @@ async def test_many_moves_at_once_leave_the_newest(service: Service) -> None:
 async def test_two_viewers_see_the_same_and_nothing_runs_without_viewers(service: Service) -> None:
     async with watching(service) as one, watching(service) as other:
         first = await until(one, lambda name, _: name == "snapshot")
-        await until(other, lambda _, data: isinstance(data, dict) and data["time"] >= first["time"])
+        await until(other, lambda _, data: isinstance(data, dict) and data["now"] >= first["now"])
         assert any(task.get_name() == "status feed" for task in asyncio.all_tasks())
     await eventually(lambda: not any(task.get_name() == "status feed" for task in asyncio.all_tasks()))
 
@@ -171,7 +171,7 @@ async def test_a_fault_costs_an_event_and_not_the_feed(service: Service, monkeyp
 
             patch.setattr(feed, "snapshot", broken)
             await asyncio.wait_for(failed.wait(), 20)
-        await until(events, lambda name, data: name == "snapshot" and data["time"] > before["time"])
+        await until(events, lambda name, data: name == "snapshot" and data["now"] > before["now"])
 
 
 async def test_the_feed_is_bounded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import ipaddress
 import secrets
 import time
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -77,13 +78,14 @@ async def status(request: Request) -> dict[str, Any]:
 def snapshot(gateway: Gateway) -> dict[str, Any]:
     """Return instances, running requests, and what was measured lately."""
     rows = rows_by_key(gateway.pool.instances)
+    sequences = Counter(id(s.instance) for s in gateway.sequences.values())
     return {
         "now": time.time(),
         "preset": gateway.controller.preset,
         "suspensions": gateway.controller.suspensions,
         "held": gateway.controller.held,
         "suspended": gateway.controller.suspended,
-        "instances": [_instance(gateway, i) for i in gateway.pool.instances],
+        "instances": [_instance(i, sequences[id(i)]) for i in gateway.pool.instances],
         "requests": [_request(s, rows.get(s.key or "")) for s in list(gateway.sequences.values())],
         "recent": gateway.recent.summary(),
     }
@@ -120,7 +122,7 @@ async def switch(body: PresetRequest, request: Request) -> dict[str, Any]:
     return {"preset": gateway.controller.preset}
 
 
-def _instance(gateway: Gateway, instance: Instance) -> dict[str, Any]:
+def _instance(instance: Instance, sequences: int) -> dict[str, Any]:
     load, hello = instance.telemetry, instance.hello
     row: dict[str, Any] = {
         "name": instance.name,
@@ -143,7 +145,7 @@ def _instance(gateway: Gateway, instance: Instance) -> dict[str, Any]:
             "step_time_s": load.step_time_s,
             "step_law": law.tolist() if (law := instance.steps.law) is not None else None,
             "preemptions": load.preemptions,
-            "sequences": sum(1 for s in gateway.sequences.values() if s.instance is instance),
+            "sequences": sequences,
         }
     return row
 

@@ -9,7 +9,6 @@ import asyncio
 import heapq
 import itertools
 import logging
-import time
 from collections import deque
 from dataclasses import asdict
 from typing import Any
@@ -100,7 +99,6 @@ class Feed:
         if total > _MAXIMUM_REQUESTS:
             requests = heapq.nlargest(_MAXIMUM_REQUESTS, requests, key=lambda r: r["resident_tokens"])
         status |= {
-            "time": time.time(),
             "version": __version__,
             "model": self._gateway.config.model,
             "requests_total": total,

@@ -57,7 +57,7 @@ function take(event, data) {
   // An instance that restarts counts from zero again.
   const preempted = before ? Math.max(0, now.preemptions - before.preemptions) : 0;
   seen.preemptions += preempted;
-  history.push(data.time, { ...now, new_moves: seen.moves - counted.moves, new_preemptions: preempted });
+  history.push(data.now, { ...now, new_moves: seen.moves - counted.moves, new_preemptions: preempted });
   counted.moves = seen.moves;
   if (!paused && !asked) requestAnimationFrame(draw);
   asked ||= !paused;
@@ -314,7 +314,7 @@ function tell() {
   set($("connection"), state === "stale" ? `stale, ${Math.floor(age)} s` : state);
   const asks = !$("key").hidden;
   $("banner").hidden = asks || !(stale && (snapshot || trouble));
-  const when = snapshot ? `No data since ${clock(snapshot.time)}: what is below is old. ` : "";
+  const when = snapshot ? `No data since ${clock(snapshot.now)}: what is below is old. ` : "";
   if (!$("banner").hidden) set($("banner"), `${when}${trouble ? `${trouble}. Trying again.` : "Waiting for the gateway."}`);
 }
 setInterval(tell, 500);
