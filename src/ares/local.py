@@ -110,16 +110,16 @@ class Cluster:
             gpus,
         )
 
-    def start_simulated(self, role: Role, count: int) -> None:
-        """Start so many simulated instances of a role, all in one process."""
+    def start_simulated(self, name: str, role: Role, count: int) -> None:
+        """Start so many simulated instances in one process, called `name` and a number."""
         first = free_ports("127.0.0.1", count, self.ports)
         self.ports += range(first, first + count)
-        names = [f"{role}-{n}" for n in range(count)]
+        names = [f"{name}-{n}" for n in range(count)]
         instances = {name: f"http://127.0.0.1:{first + n}" for n, name in enumerate(names)}
         command = ["worker", "--simulate", str(self.settings.simulate), "--model", self.settings.model]
-        command += ["--role", role, "--name", role if count > 1 else names[0], "--port", str(first)]
+        command += ["--role", role, "--name", name if count > 1 else names[0], "--port", str(first)]
         flags = ["--", *self.settings.vllm_flags, "--instances", str(count)]
-        _start(self, role, instances[names[-1]], [*command, *flags], instances=instances)
+        _start(self, name, instances[names[-1]], [*command, *flags], instances=instances)
 
     def await_workers(self) -> None:
         """Wait until all instances answer.
@@ -204,8 +204,8 @@ def _start_workers(cluster: Cluster) -> None:
     settings = cluster.settings
     if settings.simulate is not None:
         if settings.prefill:
-            cluster.start_simulated("prefill", settings.prefill)
-        cluster.start_simulated("decode" if settings.prefill else "both", settings.decode)
+            cluster.start_simulated("prefill", "prefill", settings.prefill)
+        cluster.start_simulated("decode", "decode" if settings.prefill else "both", settings.decode)
         return
     roles: list[tuple[str, Role]] = [(f"prefill-{n}", "prefill") for n in range(settings.prefill)]
     roles += [(f"decode-{n}", "decode" if settings.prefill else "both") for n in range(settings.decode)]

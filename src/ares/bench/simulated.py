@@ -110,6 +110,10 @@ def command(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
     """Measure one gateway, or none, before many simulated engines: tokens a second, CPU, memory, gaps, errors."""
+    from ares.cli import signal_as_interrupt
+
+    signal_as_interrupt()
+    console = Console()
     plan = _Plan(profile, model, prefill, decode, streams, prompt_tokens, tokens, speed, preset)
     folder = models.resolve(model)
     settings = local.ClusterSettings(
@@ -123,7 +127,9 @@ def command(
     )
     written = simulated.load(folder)
     with local.running(settings) as cluster:
+        console.print("without the gateway", style="dim")
         direct = _measure(plan, cluster, written, through_gateway=False)
+        console.print("through the gateway", style="dim")
         gateway = _measure(plan, cluster, written, through_gateway=True)
     result = {
         "benchmark": "simulated",
@@ -134,7 +140,7 @@ def command(
         "direct": direct,
         "gateway": gateway,
     }
-    Console().print(_table(plan, {"no gateway": direct, "gateway": gateway}))
+    console.print(_table(plan, {"no gateway": direct, "gateway": gateway}))
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")

@@ -67,7 +67,12 @@ class ControlChannel:
         self._socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
-        self._socket.bind(address)
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError:
+            self._socket.close()
+            os.close(self._wake)
+            raise
         self._thread = threading.Thread(target=self._run, name="ares-control", daemon=True)
         self._thread.start()
 

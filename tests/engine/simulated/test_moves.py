@@ -1,9 +1,12 @@
 """Sequences of the gateway over simulated instances: token for token, whatever moves, dies or is full."""
 
 import asyncio
+import contextlib
+import random
 
 import pytest
 
+from ares.gateway.migration import NotMovableError
 from tests.engine.simulated.cluster import MODEL, PROMPT, eventually, serving, settings
 
 pytestmark = pytest.mark.timeout(120)
@@ -81,3 +84,26 @@ async def test_a_client_that_leaves_frees_everything() -> None:
         await asyncio.gather(*(run.task for run in runs), return_exceptions=True)
         await cluster.at_rest()
         assert cluster.counters("decode-0")["aborted"] == 8
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_random_moves_and_deaths_where_memory_is_short(seed: int) -> None:
+    draw = random.Random(seed)
+    async with serving(settings(kv_tokens=1024, latency_s=0.01), "prefill", *["decode"] * 4) as cluster:
+        decode = [f"decode-{n}" for n in range(4)]
+        prompts = [[draw.randrange(3, 900) for _ in range(draw.randint(1, 200))] for _ in range(30)]
+        lengths = [draw.randint(1, 300) for _ in prompts]
+        runs = []
+        for number, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+            cluster.order = draw.sample(decode, len(decode))
+            runs.append(cluster.run(length, prompt=prompt))
+            await asyncio.sleep(0.02)
+            with contextlib.suppress(NotMovableError):
+                await draw.choice(runs).move(draw.choice(decode))
+            if number % 10 == 9:
+                victim = cluster.servers[draw.choice([*decode, "prefill-0"])]
+                victim.stop()
+                await victim.start()
+        outputs = await asyncio.gather(*(run.finish() for run in runs))
+        assert outputs == [MODEL.continuation(p, n) for p, n in zip(prompts, lengths, strict=True)]
+        await cluster.at_rest()

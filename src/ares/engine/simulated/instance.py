@@ -71,10 +71,10 @@ class Instance:
         self._woken = False
         self._last_begin: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._spawn(self._extend_leases())
         self._channel = ControlChannel(
             self.control_address, report.hello(self), report.Telemeter(self), notify=self._notify
         )
+        self._spawn(self._extend_leases())
 
     @property
     def control_address(self) -> str:

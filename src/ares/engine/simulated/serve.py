@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 _BACKLOG = 4096
 # An instance that is told to die has answered by then.
 _LAST_WORDS_S = 0.02
+# For so long a control port may still be taken by the instance that was there before.
+_REBIND_S = 2.0
 _NOTHING = Pulled(0, 0)
 
 
@@ -54,10 +56,7 @@ class Server:
 
     async def start(self) -> None:
         """Begin to serve; OSError where a port is taken."""
-        try:
-            self.instance = self.make()
-        except zmq.ZMQError as error:
-            raise OSError(f"control port {self.identity.control_port}: {error}") from error
+        self.instance = await self._made()
         try:
             self._server = await self._loop.create_server(
                 lambda: Connection(self), self.identity.host, self.identity.port, backlog=_BACKLOG
@@ -65,6 +64,17 @@ class Server:
         except OSError:
             self.stop()
             raise
+
+    async def _made(self) -> Instance:
+        """Make the instance; ZeroMQ lets a port go a little after its socket is closed."""
+        deadline = self._loop.time() + _REBIND_S
+        while True:
+            try:
+                return self.make()
+            except zmq.ZMQError as error:
+                if self._loop.time() > deadline:
+                    raise OSError(f"control port {self.identity.control_port}: {error}") from error
+            await asyncio.sleep(0.02)
 
     def stop(self) -> None:
         """Lose everything at once: connections, requests, KV, control channel."""
