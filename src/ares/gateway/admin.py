@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ares import wire
 from ares.gateway.instances import Instance
 from ares.gateway.migration import NotMovableError
-from ares.gateway.predictions import predicted, predicted_peak, rows_by_key
+from ares.gateway.predictions import plausible, predicted, predicted_peak, rows_by_key
 from ares.gateway.sequence import Sequence
 from ares.gateway.service import COMMANDED, Gateway, TargetError
 
@@ -152,7 +152,8 @@ def _instance(instance: Instance, sequences: int) -> dict[str, Any]:
 
 def _request(sequence: Sequence, row: wire.Row | None) -> dict[str, Any]:
     why = sequence.not_movable()
-    low, middle, high = (row.remaining if row is not None else None) or (None, None, None)
+    said = row.remaining if row is not None else None
+    low, middle, high = said if said is not None and plausible(said) else (None, None, None)
     return {
         "id": sequence.id,
         "state": "moving" if sequence.moving else sequence.phase,

@@ -1,5 +1,6 @@
 """What the instances predict, and how it turned out: the live error histogram."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 
@@ -13,12 +14,21 @@ from ares.gateway.window import Window
 POSITIONS = (0, 64, 256, 1024, 4096)
 
 
+def plausible(quantiles: tuple[float, float, float]) -> bool:
+    """Whether a prediction can be meant: finite, not negative, in order."""
+    return (
+        all(math.isfinite(q) for q in quantiles)
+        and quantiles[0] >= 0.0
+        and all(a <= b for a, b in itertools.pairwise(quantiles))
+    )
+
+
 def predicted(load: wire.Telemetry) -> float | None:
     """Return the tokens that an instance's requests are expected to generate yet: the sum of their medians.
 
     None where it predicts nothing.
     """
-    medians = [row.remaining[1] for row in load.rows if row.remaining is not None]
+    medians = [row.remaining[1] for row in load.rows if row.remaining is not None and plausible(row.remaining)]
     return sum(medians) if medians else None
 
 
@@ -28,7 +38,9 @@ def predicted_peak(load: wire.Telemetry) -> float | None:
     A request of n tokens that has p left holds n + k in k steps while k < p, and none after; one without a prediction
     is taken to keep its n. None where nothing is predicted.
     """
-    known = [(row.remaining[1], row.resident) for row in load.rows if row.remaining is not None]
+    known = [
+        (row.remaining[1], row.resident) for row in load.rows if row.remaining is not None and plausible(row.remaining)
+    ]
     known = [(left, resident) for left, resident in known if math.isfinite(left)]
     if not known:
         return None

@@ -1,7 +1,5 @@
 """The decode pool as the policy sees it: telemetry, predictions and the gateway's own sequences in arrays."""
 
-import itertools
-import math
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from ares.gateway.instances import Instance, Pool
 from ares.gateway.laws import TransferLaw
 from ares.gateway.lengths import LengthHistory
 from ares.gateway.metrics import Metrics
+from ares.gateway.predictions import plausible
 from ares.gateway.sequence import Sequence
 from ares.policy import Cluster
 from ares.policy.entrance import Candidates, Progress
@@ -154,12 +153,3 @@ class Viewer:
             ttft_s=np.array([s.objective.ttft_s for s in sequences]),
             tpot_s=np.array([usual if s.objective.tpot_s is None else s.objective.tpot_s for s in sequences]),
         )
-
-
-def plausible(quantiles: Quantiles) -> bool:
-    """Whether a prediction can be meant: finite, not negative, in order."""
-    return (
-        all(math.isfinite(q) for q in quantiles)
-        and quantiles[0] >= 0.0
-        and all(a <= b for a, b in itertools.pairwise(quantiles))
-    )

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ares import local
 from ares.bench.environment import describe
-from ares.bench.live import client, fidelity, judge, load
+from ares.bench.live import client, judge, load
 from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL
 
@@ -122,6 +122,8 @@ def command(
     console = Console(stderr=True)
     with local.running(settings, console) as cluster:
         every, instances, token_s = asyncio.run(_measure(cluster.url, model, names, planned, rounds, console))
+    from ares.bench.live import fidelity  # the simulator takes its time to load
+
     runs = [run for one in every for run in one]
     figures = [{run.preset: judge.summary(run, slo_ttft, slo_tpot) for run in one} for one in every]
     result = {
