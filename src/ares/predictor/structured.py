@@ -4,69 +4,50 @@ Whether a model follows an instruction is for the model to show: every prompt co
 `follows` says how near an output's length comes to it. docs/predictor.md has the kinds that the default model follows.
 """
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-_ADJECTIVES = [
-    "red",
-    "old",
-    "small",
-    "quiet",
-    "brave",
-    "happy",
-    "tall",
-    "green",
-    "clever",
-    "tired",
-    "young",
-    "silver",
-    "hungry",
-    "gentle",
-    "wild",
-]
-_NOUNS = [
-    "fox",
-    "teacher",
-    "river",
-    "cat",
-    "farmer",
-    "train",
-    "child",
-    "dog",
-    "ship",
-    "bird",
-    "king",
-    "garden",
-    "doctor",
-    "horse",
-    "baker",
-]
-_VERBS = ["walked", "jumped", "waited", "slept", "sang", "worked", "played", "stood", "ran", "rested"]
-_PLACES = [
-    "near the old bridge",
-    "in the garden",
-    "by the river",
-    "under a tall tree",
-    "behind the house",
-    "at the market",
-    "on the hill",
-    "in the morning",
-    "after the rain",
-    "with a friend",
-]
-_THINGS = [
-    "animals",
-    "fruits",
-    "countries",
-    "colors",
-    "sports",
-    "jobs",
-    "kinds of food",
-    "things in a kitchen",
-    "cities",
-    "books",
-]
+
+def _words(text: str, between: str | None = None) -> list[str]:
+    return [word.strip() for word in text.split(between)]
+
+
+_ADJECTIVES = _words(
+    "red old small quiet brave happy tall green clever tired young silver hungry gentle wild blue heavy narrow famous "
+    "broken empty warm frozen golden lonely proud curious rusty wooden bright dusty strange polite careful noisy round "
+    "yellow ancient modern tiny"
+)
+_NOUNS = _words(
+    "fox teacher river cat farmer train child dog ship bird king garden doctor horse baker lamp bridge letter piano "
+    "window forest soldier wagon painter turtle island castle bottle market singer ladder kitchen mirror engine pilot "
+    "basket spider tunnel queen hammer"
+)
+_VERBS = _words(
+    "walked jumped waited slept sang worked played stood ran rested arrived vanished laughed fell whispered returned "
+    "stopped danced moved shouted"
+)
+_DEEDS = _words(
+    "bought a new coat, lost the keys, wrote a long letter, painted the door, cooked some soup, read the newspaper, "
+    "repaired the bicycle, sold the house, planted an apple tree, called the police, found an old coin, opened the "
+    "box, missed the last bus, learned to swim, visited an uncle, counted the sheep, drank a cup of tea, cleaned the "
+    "windows, forgot the answer, told a funny story",
+    ",",
+)
+_PLACES = _words(
+    "near the old bridge, in the garden, by the river, under a tall tree, behind the house, at the market, on the "
+    "hill, after the rain, with a friend, in front of the school, next to the station, without a sound, across the "
+    "street, above the clouds, far from home, inside the museum, beside the fire, along the beach, outside the city, "
+    "between two mountains",
+    ",",
+)
+_TIMES = _words(
+    "On Monday,Yesterday,In the evening,Last summer,At noon,In March,Before dinner,Every winter,Later,At first", ","
+)
+_THINGS = _words("animals,fruits,countries,colors,sports,jobs,kinds of food,things in a kitchen,cities,books", ",")
+_NAMES = _words("Anna Ben Clara David Emma Frank Grace Henry Iris Jack Kate Leo Maria Noah Olivia Paul Rosa Sam")
+_CITIES = _words("London Paris Rome Berlin Madrid Oslo Vienna Cairo Tokyo Lima Boston Delhi")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -79,20 +60,194 @@ class Task:
     answer: str
 
 
-def _sentences(generator: random.Random, count: int) -> list[str]:
-    return [
-        f"The {generator.choice(_ADJECTIVES)} {generator.choice(_NOUNS)} {generator.choice(_VERBS)} "
-        f"{generator.choice(_PLACES)}."
-        for _ in range(count)
-    ]
+Question = tuple[str, str]
+Kind = Callable[[random.Random], Question]
 
 
-def _count(generator: random.Random) -> tuple[str, str]:
+# --- what answers are made of ---
+
+
+def _several(generator: random.Random, fewest: int, most: int) -> int:
+    """Return a number from `fewest` to `most`, each power of two as often as another."""
+    return round(math.exp(generator.uniform(math.log(fewest), math.log(most))))
+
+
+def _sentence(generator: random.Random) -> str:
+    pick = generator.choice
+    match generator.randrange(5):
+        case 0:
+            return f"The {pick(_ADJECTIVES)} {pick(_NOUNS)} {pick(_VERBS)} {pick(_PLACES)}."
+        case 1:
+            return f"{pick(_TIMES)}, {pick(_NAMES)} {pick(_DEEDS)}."
+        case 2:
+            return f"{pick(_NAMES)} {pick(_DEEDS)} {pick(_PLACES)}."
+        case 3:
+            return f"In {pick(_CITIES)}, the {pick(_NOUNS)} {pick(_VERBS)} {pick(_PLACES)}."
+        case _:
+            return f"{pick(_NAMES)} and the {pick(_ADJECTIVES)} {pick(_NOUNS)} {pick(_VERBS)}."
+
+
+def _turn(generator: random.Random) -> str:
+    return f"{generator.choice(_NAMES)}: {_sentence(generator)}"
+
+
+def _pair(generator: random.Random) -> str:
+    return f"{generator.choice(_ADJECTIVES)} {generator.choice(_NOUNS)}: {generator.randint(1, 99)}"
+
+
+def _record(generator: random.Random, between: str = ",") -> str:
+    fields = (generator.choice(_NAMES), str(generator.randint(18, 80)), generator.choice(_CITIES))
+    return between.join(fields)
+
+
+def _statement(generator: random.Random) -> str:
+    return f"{generator.choice(_NOUNS)} = {generator.choice(_VERBS)}({generator.randint(1, 99)})"
+
+
+def _addition(generator: random.Random) -> str:
+    left, right = generator.randint(1, 50), generator.randint(1, 50)
+    return f"{left} + {right} = {left + right}"
+
+
+def _lines(generator: random.Random, one: Callable[[random.Random], str], most: int) -> list[str]:
+    return [one(generator) for _ in range(_several(generator, 2, most))]
+
+
+def _numbered(lines: Sequence[str]) -> str:
+    return "\n".join(f"{n}. {line}" for n, line in enumerate(lines, 1))
+
+
+def _dashed(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+# --- copies ---
+
+
+def _copying(instruction: str, one: Callable[[random.Random], str], most: int, between: str = "\n") -> Kind:
+    """Return a kind that asks for the text as it stands."""
+
+    def make(generator: random.Random) -> Question:
+        text = between.join(_lines(generator, one, most))
+        return f"{instruction}\n\n{text}", text
+
+    return make
+
+
+def _copy_example(generator: random.Random) -> Question:
+    text = _text(generator)
+    example = f"{_sentence(generator)} {_sentence(generator)}"
+    return f"Copy the text.\n\nText: {example}\nCopy: {example}\n\nText: {text}\nCopy:", text
+
+
+def _text(generator: random.Random) -> str:
+    return " ".join(_lines(generator, _sentence, 24))
+
+
+def _copy_above(generator: random.Random) -> Question:
+    text = _text(generator)
+    return f"{text}\n\nRepeat the text above exactly.", text
+
+
+def _copy_quoted(generator: random.Random) -> Question:
+    text = f'"{_text(generator)}"'
+    return f"Copy this quote exactly:\n\n{text}", text
+
+
+def _copy_story(generator: random.Random) -> Question:
+    paragraphs = [" ".join(_lines(generator, _sentence, 5)) for _ in range(_several(generator, 1, 8))]
+    text = "\n\n".join(paragraphs)
+    return f"Repeat this story exactly:\n\n{text}", text
+
+
+def _copy_letter(generator: random.Random) -> Question:
+    writer, reader = generator.sample(_NAMES, 2)
+    text = f"Dear {reader},\n\n{_text(generator)}\n\nYours,\n{writer}"
+    return f"Repeat this letter exactly:\n\n{text}", text
+
+
+def _copy_words(generator: random.Random) -> Question:
+    text = ", ".join(generator.sample(_NOUNS + _ADJECTIVES, _several(generator, 3, 70)))
+    return f"Repeat these words exactly:\n\n{text}", text
+
+
+def _copy_dashed(generator: random.Random) -> Question:
+    text = _dashed(_lines(generator, _sentence, 24))
+    return f"Repeat this list exactly:\n\n{text}", text
+
+
+def _copy_numbered(generator: random.Random) -> Question:
+    text = _numbered(_lines(generator, _sentence, 24))
+    return f"Repeat this list exactly:\n\n{text}", text
+
+
+def _copy_code(generator: random.Random) -> Question:
+    text = "```python\n" + "\n".join(_lines(generator, _statement, 30)) + "\n```"
+    return f"Repeat this code exactly:\n\n{text}", text
+
+
+def _copy_table(generator: random.Random) -> Question:
+    rows = ["| name | age | city |", "| --- | --- | --- |"]
+    rows += [f"| {_record(generator, ' | ')} |" for _ in range(_several(generator, 2, 24))]
+    text = "\n".join(rows)
+    return f"Repeat this table exactly:\n\n{text}", text
+
+
+def _copy_csv(generator: random.Random) -> Question:
+    text = "name,age,city\n" + "\n".join(_lines(generator, _record, 30))
+    return f"Repeat this CSV file exactly:\n\n{text}", text
+
+
+def _copy_twice(generator: random.Random) -> Question:
+    text = " ".join(_lines(generator, _sentence, 14))
+    return f"Write this text two times:\n\n{text}", f"{text}\n\n{text}"
+
+
+# --- given lines in another form ---
+
+
+def _reshaping(instruction: str, shape: Callable[[Sequence[str]], str], *, example: bool = True) -> Kind:
+    """Return a kind that asks for given lines in a form that an example shows."""
+
+    def make(generator: random.Random) -> Question:
+        lines = _lines(generator, _sentence, 24)
+        shown = [_sentence(generator) for _ in range(3)]
+        asked = "\n".join(lines)
+        if example:
+            before = "\n".join(shown)
+            return f"{instruction}\n\nLines:\n{before}\nAnswer:\n{shape(shown)}\n\nLines:\n{asked}\nAnswer:", shape(
+                lines
+            )
+        return f"{instruction}\n\n{asked}", shape(lines)
+
+    return make
+
+
+def _bullets(generator: random.Random) -> Question:
+    words = [f"{generator.choice(_ADJECTIVES)} {generator.choice(_NOUNS)}" for _ in range(_several(generator, 3, 30))]
+    return f"Write these things as a list, one in a line: {', '.join(words)}.", _dashed(words)
+
+
+def _fill_table(generator: random.Random) -> Question:
+    records = [_record(generator, ", ") for _ in range(_several(generator, 2, 24))]
+    head = "| name | age | city |\n| --- | --- | --- |\n"
+    rows = "\n".join("| " + record.replace(", ", " | ") + " |" for record in records)
+    return (
+        "Write the records as a table.\n\nRecords:\nAnna, 30, Rome\nBen, 41, Oslo\nTable:\n"
+        f"{head}| Anna | 30 | Rome |\n| Ben | 41 | Oslo |\n\nRecords:\n" + "\n".join(records) + "\nTable:",
+        head + rows,
+    )
+
+
+# --- counting and computing ---
+
+
+def _count(generator: random.Random) -> Question:
     last = generator.randint(3, 60)
     return f"Count from 1 to {last}, separated by commas.", ", ".join(str(n) for n in range(1, last + 1))
 
 
-def _count_from(generator: random.Random) -> tuple[str, str]:
+def _count_from(generator: random.Random) -> Question:
     first = generator.randint(1, 40)
     last = first + generator.randint(3, 40)
     return (
@@ -101,44 +256,30 @@ def _count_from(generator: random.Random) -> tuple[str, str]:
     )
 
 
-def _countdown(generator: random.Random) -> tuple[str, str]:
+def _countdown(generator: random.Random) -> Question:
     first = generator.randint(5, 50)
     return f"Count down from {first} to 1, separated by commas.", ", ".join(str(n) for n in range(first, 0, -1))
 
 
-def _alphabet(generator: random.Random) -> tuple[str, str]:
+def _alphabet(generator: random.Random) -> Question:
     letters = _LETTERS[: generator.randint(4, 26)]
     return f"Write the letters of the alphabet from A to {letters[-1]}, separated by spaces.", " ".join(letters)
 
 
-def _copy(generator: random.Random) -> tuple[str, str]:
-    text = " ".join(_sentences(generator, generator.randint(1, 10)))
-    return f"Repeat this text exactly:\n\n{text}", text
+def _times(generator: random.Random) -> Question:
+    word, count = generator.choice(_NOUNS), _several(generator, 2, 40)
+    return f'Write "cat" 3 times: cat cat cat\nWrite "{word}" {count} times:', " ".join([word] * count)
 
 
-def _copy_example(generator: random.Random) -> tuple[str, str]:
-    text = " ".join(_sentences(generator, generator.randint(1, 10)))
-    example = " ".join(_sentences(generator, 2))
-    return f"Copy the text.\n\nText: {example}\nCopy: {example}\n\nText: {text}\nCopy:", text
-
-
-def _enumerate(generator: random.Random) -> tuple[str, str]:
-    sentences = _sentences(generator, generator.randint(2, 12))
-    return (
-        "Write these sentences as a numbered list:\n\n" + "\n".join(sentences),
-        "\n".join(f"{n}. {sentence}" for n, sentence in enumerate(sentences, 1)),
-    )
-
-
-def _list(generator: random.Random) -> tuple[str, str]:
+def _list(generator: random.Random) -> Question:
     things, count = generator.choice(_THINGS), generator.randint(3, 25)
     return (
         f"List {count} {things}, numbered from 1 to {count}. Write only the list.",
-        "\n".join(f"{n}. {generator.choice(_NOUNS)}" for n in range(1, count + 1)),
+        _numbered([generator.choice(_NOUNS) for _ in range(count)]),
     )
 
 
-def _table(generator: random.Random) -> tuple[str, str]:
+def _table(generator: random.Random) -> Question:
     factor, last = generator.randint(2, 12), generator.randint(3, 20)
     return (
         (
@@ -149,7 +290,7 @@ def _table(generator: random.Random) -> tuple[str, str]:
     )
 
 
-def _sum(generator: random.Random) -> tuple[str, str]:
+def _sum(generator: random.Random) -> Question:
     terms = [generator.randint(1, 9) for _ in range(generator.randint(3, 12))]
     total, lines = terms[0], []
     for term in terms[1:]:
@@ -161,23 +302,42 @@ def _sum(generator: random.Random) -> tuple[str, str]:
     )
 
 
-KINDS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
+KINDS: dict[str, Kind] = {
+    "copy": _copying("Repeat this text exactly:", _sentence, 24, " "),
+    "copy_word_for_word": _copying("Write this text again, word for word:", _sentence, 24, " "),
+    "copy_say": _copying("Please say the following text to me:", _sentence, 24, " "),
+    "copy_above": _copy_above,
+    "copy_quoted": _copy_quoted,
+    "copy_story": _copy_story,
+    "copy_letter": _copy_letter,
+    "copy_example": _copy_example,
+    "copy_lines": _copying("Repeat these lines exactly:", _sentence, 24),
+    "copy_words": _copy_words,
+    "copy_numbered": _copy_numbered,
+    "copy_dashed": _copy_dashed,
+    "copy_pairs": _copying("Repeat these lines exactly:", _pair, 30),
+    "copy_csv": _copy_csv,
+    "copy_table": _copy_table,
+    "copy_code": _copy_code,
+    "copy_dialog": _copying("Repeat this conversation exactly:", _turn, 20),
+    "copy_sums": _copying("Repeat these calculations exactly:", _addition, 30),
+    "copy_twice": _copy_twice,
+    "enumerate": _reshaping("Write these sentences as a numbered list:", _numbered, example=False),
+    "enumerate_example": _reshaping("Number the lines.", _numbered),
+    "dash_example": _reshaping("Write a dash before each line.", _dashed),
+    "bullets": _bullets,
+    "fill_table": _fill_table,
+    "times": _times,
     "count": _count,
     "count_from": _count_from,
     "countdown": _countdown,
     "alphabet": _alphabet,
-    "copy": _copy,
-    "copy_example": _copy_example,
-    "enumerate": _enumerate,
     "list": _list,
     "table": _table,
     "sum": _sum,
 }
 
-
-# What SmolLM2-135M-Instruct follows in about half of the cases or more (docs/predictor.md has the table); the others
-# stay for models that can count.
-FOLLOWED = ("copy", "copy_example", "enumerate", "list")
+FOLLOWED = ("copy",)
 
 
 def generate(count: int, kinds: Sequence[str] = FOLLOWED, seed: int = 0) -> list[Task]:
