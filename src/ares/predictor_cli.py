@@ -114,7 +114,10 @@ def _generated(generator: "Generator", todo: list[Any], limits: list[int] | None
 @app.command("noise-floor")
 def noise_floor(
     data: Data,
-    json_file: Annotated[Path, typer.Option("--json", help="Write the continuations and the floor here.")],
+    json_file: Annotated[
+        Path,
+        typer.Option("--json", help="Write the continuations and the floor here; a file that is there is continued."),
+    ],
     prefixes: Annotated[int, typer.Option(min=2, help="Prefixes of test outputs.")] = 48,
     continuations: Annotated[int, typer.Option(min=2, help="Continuations of each prefix.")] = 16,
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; that of the data.")] = 0.7,
@@ -135,10 +138,15 @@ def noise_floor(
     pairs = dataset.load(data)
     source = pairs.source
     folder = models.resolve(source.model, console=_errors)
-    settings = GenerationSettings(source.model, folder, temperature, top_p, source.limit, batch, 0, seed)
+    drawn: list[floor.Prefix] = []
+    if json_file.exists():
+        drawn, sampling = floor.read(json_file)
+        if sampling != source.sampling or not {p.request for p in drawn} <= set(pairs.requests):
+            raise PredictorError(f"{json_file} was drawn from other data: write to another file")
+    settings = GenerationSettings(source.model, folder, temperature, top_p, source.limit, batch, 0, seed + len(drawn))
     if settings.sampling != source.sampling:
         raise PredictorError(f"{data} was sampled with {source.sampling}, not {settings.sampling}: use the same here")
-    rows = floor.choose(pairs, prefixes, seed)
+    rows = floor.choose(pairs, prefixes, seed, drawn)
     todo, limits = [], []
     for row in rows.tolist():
         output, position = int(pairs.output[row]), int(pairs.position[row])
@@ -148,7 +156,7 @@ def noise_floor(
     lengths: dict[int, list[int]] = {}
     for output in _generated(Generator(settings), todo, limits, until):
         lengths.setdefault(int(output.request.split(".")[0]), []).append(len(output.output_tokens))
-    drawn = [
+    drawn += [
         floor.Prefix(
             pairs.requests[pairs.output[row]], int(pairs.position[row]), int(pairs.room[row]), tuple(lengths[row])
         )

@@ -1,6 +1,5 @@
 """What `ares predictor evaluate` does: fit the baselines, judge, time, draw."""
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -10,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ares.predictor import auxiliary, baselines, checkpoint, dataset, evaluation, plots
+from ares.predictor import auxiliary, baselines, checkpoint, dataset, evaluation, floor, plots
 from ares.predictor.checkpoint import Checkpoint
 from ares.predictor.errors import PredictorError
 from ares.predictor.evaluation import Judged
-from ares.predictor.floor import Prefix
 from ares.predictor.runtime import Predictor
 from ares.predictor.training import settings_of
 
@@ -91,7 +89,7 @@ class Comparison:
 
     def report(self, noise_floor: Path | None) -> dict[str, Any]:
         """Return everything that was measured."""
-        result = evaluation.report(self._judged, self._test, _prefixes(noise_floor) if noise_floor else ())
+        result = evaluation.report(self._judged, self._test, floor.read(noise_floor)[0] if noise_floor else ())
         for model in result["models"]:
             if model["name"] in self._micros:
                 model["microseconds_per_step"] = self._micros[model["name"]]
@@ -115,14 +113,6 @@ class Comparison:
     def draw(self, folder: Path, report: dict[str, Any]) -> None:
         """Write the pictures."""
         plots.draw(folder, self._judged, self._test, report)
-
-
-def _prefixes(path: Path) -> list[Prefix]:
-    try:
-        rows = json.loads(path.read_text())["prefixes"]
-        return [Prefix(r["request"], r["position"], r["room"], tuple(r["remaining"])) for r in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PredictorError(f"{path}: not what ares predictor noise-floor writes: {error}") from error
 
 
 def _time_checkpoint(loaded: Checkpoint) -> dict[str, float]:

@@ -42,9 +42,6 @@ _PLACES = _words(
     "between two mountains",
     ",",
 )
-_TIMES = _words(
-    "On Monday,Yesterday,In the evening,Last summer,At noon,In March,Before dinner,Every winter,Later,At first", ","
-)
 _THINGS = _words("animals,fruits,countries,colors,sports,jobs,kinds of food,things in a kitchen,cities,books", ",")
 _NAMES = _words("Anna Ben Clara David Emma Frank Grace Henry Iris Jack Kate Leo Maria Noah Olivia Paul Rosa Sam")
 _CITIES = _words("London Paris Rome Berlin Madrid Oslo Vienna Cairo Tokyo Lima Boston Delhi")
@@ -73,18 +70,15 @@ def _several(generator: random.Random, fewest: int, most: int) -> int:
 
 
 def _sentence(generator: random.Random) -> str:
+    # All begin alike: a small model leaves out a first sentence that begins in another way.
     pick = generator.choice
-    match generator.randrange(5):
+    match generator.randrange(3):
         case 0:
             return f"The {pick(_ADJECTIVES)} {pick(_NOUNS)} {pick(_VERBS)} {pick(_PLACES)}."
         case 1:
-            return f"{pick(_TIMES)}, {pick(_NAMES)} {pick(_DEEDS)}."
-        case 2:
-            return f"{pick(_NAMES)} {pick(_DEEDS)} {pick(_PLACES)}."
-        case 3:
-            return f"In {pick(_CITIES)}, the {pick(_NOUNS)} {pick(_VERBS)} {pick(_PLACES)}."
+            return f"The {pick(_NOUNS)} from {pick(_CITIES)} {pick(_DEEDS)}."
         case _:
-            return f"{pick(_NAMES)} and the {pick(_ADJECTIVES)} {pick(_NOUNS)} {pick(_VERBS)}."
+            return f"The {pick(_ADJECTIVES)} {pick(_NOUNS)} {pick(_DEEDS)} {pick(_PLACES)}."
 
 
 def _turn(generator: random.Random) -> str:
