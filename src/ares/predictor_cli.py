@@ -240,6 +240,35 @@ def evaluate(
     _print(result)
 
 
+@app.command("time")
+def time_again(
+    json_file: Annotated[
+        Path, typer.Option("--json", help="What `ares predictor evaluate` wrote; its times are renewed.")
+    ],
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint of ours.")],
+    paper: Annotated[Path | None, typer.Option(help="Checkpoint of --arch paper.")] = None,
+) -> None:
+    """Measure microseconds of a prediction again, on a quiet machine, and put them into an evaluation."""
+    from ares.predictor import auxiliary, timing
+    from ares.predictor import checkpoint as checkpoints
+
+    try:
+        result = json.loads(json_file.read_text())
+        models = {model["name"]: model for model in result["models"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PredictorError(f"{json_file}: not what ares predictor evaluate writes: {error}") from error
+    times = {"ours": timing.of_checkpoint(checkpoints.load(checkpoint))}
+    if paper is not None:
+        times["paper"] = timing.of_checkpoint(checkpoints.load(paper))
+    if "auxiliary" in models:
+        times["auxiliary"] = times["auxiliary-l1"] = timing.of_encoder(auxiliary.Encoder())
+    for name in times.keys() & models.keys():
+        models[name]["microseconds_per_step"] = times[name]
+    _write_json(json_file, result)
+    for name, micros in times.items():
+        Console().print(f"{name}: {' / '.join(f'{value:,.0f}' for value in micros.values())} us")
+
+
 def _print(result: dict[str, Any]) -> None:
     table = Table(title=f"test set: {result['test']['pairs']} pairs of {result['test']['prompts']} prompts")
     for column in ("name", "MAE", "95 %", "relative", "tau", "CRPS", "P50", "P90", "parameters"):
