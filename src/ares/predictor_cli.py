@@ -53,6 +53,44 @@ def structured(
 
 
 @app.command()
+def followed(
+    prompts: Annotated[Path, typer.Option(help="What `ares predictor structured` wrote.")],
+    data: Data,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table here.")] = None,
+) -> None:
+    """Say which kinds of structured prompts the model follows."""
+    from transformers import AutoTokenizer
+
+    from ares import model as models
+    from ares.bench.environment import describe
+    from ares.predictor import dataset, structured
+    from ares.predictor.prompts import Prompt
+
+    try:
+        rows = [json.loads(line) for line in prompts.read_text().splitlines()]
+        asked = {Prompt.of(row["prompt"]).id: (row["kind"], row["answer"]) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PredictorError(f"{prompts}: not what ares predictor structured writes: {error!r}") from error
+    pairs = dataset.load(data)
+    tokenizer = AutoTokenizer.from_pretrained(str(models.resolve(pairs.source.model, console=_errors)))
+    cut = dict(zip(pairs.output.tolist(), pairs.censored.tolist(), strict=True))
+    lengths = []
+    for output, prompt in enumerate(pairs.prompts):
+        if prompt in asked:
+            kind, answer = asked[prompt]
+            # A stop token ends the answer.
+            lengths.append((kind, len(tokenizer.encode(answer)) + 1, len(pairs.output_tokens[output]), cut[output]))
+    table = Table("kind", "outputs", "followed", "cut", "longest answer")
+    result = structured.summary(lengths)
+    for row in result:
+        shares = (f"{row[name]:.0%}" for name in ("followed", "cut"))
+        table.add_row(row["kind"], str(row["outputs"]), *shares, str(row["longest_answer"]))
+    Console().print(table)
+    if json_file is not None:
+        _write_json(json_file, {"sampling": pairs.source.sampling, "kinds": result, **describe()})
+
+
+@app.command()
 def collect(
     prompts: Annotated[list[Path], typer.Option(help="Prompt file: JSONL or one prompt a line; repeat for several.")],
     out: Annotated[Path, typer.Option(help="Data folder; a folder that was begun is continued.")],

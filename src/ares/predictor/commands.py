@@ -86,6 +86,7 @@ class Comparison:
     def report(self, noise_floor: Path | None) -> dict[str, Any]:
         """Return everything that was measured."""
         result = evaluation.report(self._judged, self._test, floor.read(noise_floor)[0] if noise_floor else ())
+        result["history_restarted"] = evaluation.restarted(self._first, self._test)
         for model in result["models"]:
             if model["name"] in self._micros:
                 model["microseconds_per_step"] = self._micros[model["name"]]

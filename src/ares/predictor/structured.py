@@ -4,10 +4,10 @@ Whether a model follows an instruction is for the model to show: every prompt co
 `follows` says how near an output's length comes to it. docs/predictor.md has the kinds that the default model follows.
 """
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 def _words(text: str, between: str | None = None) -> list[str]:
@@ -45,7 +45,10 @@ _PLACES = _words(
 _THINGS = _words("animals,fruits,countries,colors,sports,jobs,kinds of food,things in a kitchen,cities,books", ",")
 _NAMES = _words("Anna Ben Clara David Emma Frank Grace Henry Iris Jack Kate Leo Maria Noah Olivia Paul Rosa Sam")
 _CITIES = _words("London Paris Rome Berlin Madrid Oslo Vienna Cairo Tokyo Lima Boston Delhi")
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+# Most sentences of a text: of longer ones a small model loses its place.
+_SENTENCES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +65,6 @@ Kind = Callable[[random.Random], Question]
 
 
 # --- what answers are made of ---
-
-
-def _several(generator: random.Random, fewest: int, most: int) -> int:
-    """Return a number from `fewest` to `most`, each power of two as often as another."""
-    return round(math.exp(generator.uniform(math.log(fewest), math.log(most))))
 
 
 def _sentence(generator: random.Random) -> str:
@@ -98,13 +96,8 @@ def _statement(generator: random.Random) -> str:
     return f"{generator.choice(_NOUNS)} = {generator.choice(_VERBS)}({generator.randint(1, 99)})"
 
 
-def _addition(generator: random.Random) -> str:
-    left, right = generator.randint(1, 50), generator.randint(1, 50)
-    return f"{left} + {right} = {left + right}"
-
-
 def _lines(generator: random.Random, one: Callable[[random.Random], str], most: int) -> list[str]:
-    return [one(generator) for _ in range(_several(generator, 2, most))]
+    return [one(generator) for _ in range(generator.randint(2, most))]
 
 
 def _numbered(lines: Sequence[str]) -> str:
@@ -135,7 +128,7 @@ def _copy_example(generator: random.Random) -> Question:
 
 
 def _text(generator: random.Random) -> str:
-    return " ".join(_lines(generator, _sentence, 24))
+    return " ".join(_lines(generator, _sentence, _SENTENCES))
 
 
 def _copy_above(generator: random.Random) -> Question:
@@ -149,52 +142,36 @@ def _copy_quoted(generator: random.Random) -> Question:
 
 
 def _copy_story(generator: random.Random) -> Question:
-    paragraphs = [" ".join(_lines(generator, _sentence, 5)) for _ in range(_several(generator, 1, 8))]
+    paragraphs = [" ".join(_lines(generator, _sentence, 3)) for _ in range(generator.randint(1, 4))]
     text = "\n\n".join(paragraphs)
     return f"Repeat this story exactly:\n\n{text}", text
 
 
-def _copy_letter(generator: random.Random) -> Question:
-    writer, reader = generator.sample(_NAMES, 2)
-    text = f"Dear {reader},\n\n{_text(generator)}\n\nYours,\n{writer}"
-    return f"Repeat this letter exactly:\n\n{text}", text
-
-
 def _copy_words(generator: random.Random) -> Question:
-    text = ", ".join(generator.sample(_NOUNS + _ADJECTIVES, _several(generator, 3, 70)))
+    text = ", ".join(generator.sample(_NOUNS + _ADJECTIVES, generator.randint(3, 30)))
     return f"Repeat these words exactly:\n\n{text}", text
 
 
-def _copy_dashed(generator: random.Random) -> Question:
-    text = _dashed(_lines(generator, _sentence, 24))
-    return f"Repeat this list exactly:\n\n{text}", text
-
-
 def _copy_numbered(generator: random.Random) -> Question:
-    text = _numbered(_lines(generator, _sentence, 24))
+    text = _numbered(_lines(generator, _sentence, _SENTENCES))
     return f"Repeat this list exactly:\n\n{text}", text
 
 
 def _copy_code(generator: random.Random) -> Question:
-    text = "```python\n" + "\n".join(_lines(generator, _statement, 30)) + "\n```"
+    text = "```python\n" + "\n".join(_lines(generator, _statement, 12)) + "\n```"
     return f"Repeat this code exactly:\n\n{text}", text
 
 
 def _copy_table(generator: random.Random) -> Question:
     rows = ["| name | age | city |", "| --- | --- | --- |"]
-    rows += [f"| {_record(generator, ' | ')} |" for _ in range(_several(generator, 2, 24))]
+    rows += [f"| {_record(generator, ' | ')} |" for _ in range(generator.randint(2, 10))]
     text = "\n".join(rows)
     return f"Repeat this table exactly:\n\n{text}", text
 
 
 def _copy_csv(generator: random.Random) -> Question:
-    text = "name,age,city\n" + "\n".join(_lines(generator, _record, 30))
+    text = "name,age,city\n" + "\n".join(_lines(generator, _record, 10))
     return f"Repeat this CSV file exactly:\n\n{text}", text
-
-
-def _copy_twice(generator: random.Random) -> Question:
-    text = " ".join(_lines(generator, _sentence, 14))
-    return f"Write this text two times:\n\n{text}", f"{text}\n\n{text}"
 
 
 # --- given lines in another form ---
@@ -204,7 +181,7 @@ def _reshaping(instruction: str, shape: Callable[[Sequence[str]], str], *, examp
     """Return a kind that asks for given lines in a form that an example shows."""
 
     def make(generator: random.Random) -> Question:
-        lines = _lines(generator, _sentence, 24)
+        lines = _lines(generator, _sentence, _SENTENCES)
         shown = [_sentence(generator) for _ in range(3)]
         asked = "\n".join(lines)
         if example:
@@ -217,13 +194,8 @@ def _reshaping(instruction: str, shape: Callable[[Sequence[str]], str], *, examp
     return make
 
 
-def _bullets(generator: random.Random) -> Question:
-    words = [f"{generator.choice(_ADJECTIVES)} {generator.choice(_NOUNS)}" for _ in range(_several(generator, 3, 30))]
-    return f"Write these things as a list, one in a line: {', '.join(words)}.", _dashed(words)
-
-
 def _fill_table(generator: random.Random) -> Question:
-    records = [_record(generator, ", ") for _ in range(_several(generator, 2, 24))]
+    records = [_record(generator, ", ") for _ in range(generator.randint(2, 8))]
     head = "| name | age | city |\n| --- | --- | --- |\n"
     rows = "\n".join("| " + record.replace(", ", " | ") + " |" for record in records)
     return (
@@ -250,18 +222,8 @@ def _count_from(generator: random.Random) -> Question:
     )
 
 
-def _countdown(generator: random.Random) -> Question:
-    first = generator.randint(5, 50)
-    return f"Count down from {first} to 1, separated by commas.", ", ".join(str(n) for n in range(first, 0, -1))
-
-
-def _alphabet(generator: random.Random) -> Question:
-    letters = _LETTERS[: generator.randint(4, 26)]
-    return f"Write the letters of the alphabet from A to {letters[-1]}, separated by spaces.", " ".join(letters)
-
-
 def _times(generator: random.Random) -> Question:
-    word, count = generator.choice(_NOUNS), _several(generator, 2, 40)
+    word, count = generator.choice(_NOUNS), generator.randint(2, 20)
     return f'Write "cat" 3 times: cat cat cat\nWrite "{word}" {count} times:', " ".join([word] * count)
 
 
@@ -297,41 +259,43 @@ def _sum(generator: random.Random) -> Question:
 
 
 KINDS: dict[str, Kind] = {
-    "copy": _copying("Repeat this text exactly:", _sentence, 24, " "),
-    "copy_word_for_word": _copying("Write this text again, word for word:", _sentence, 24, " "),
-    "copy_say": _copying("Please say the following text to me:", _sentence, 24, " "),
+    "copy": _copying("Repeat this text exactly:", _sentence, _SENTENCES, " "),
+    "copy_word_for_word": _copying("Write this text again, word for word:", _sentence, _SENTENCES, " "),
+    "copy_say": _copying("Please say the following text to me:", _sentence, _SENTENCES, " "),
     "copy_above": _copy_above,
     "copy_quoted": _copy_quoted,
     "copy_story": _copy_story,
-    "copy_letter": _copy_letter,
     "copy_example": _copy_example,
-    "copy_lines": _copying("Repeat these lines exactly:", _sentence, 24),
+    "copy_lines": _copying("Repeat these lines exactly:", _sentence, _SENTENCES),
     "copy_words": _copy_words,
     "copy_numbered": _copy_numbered,
-    "copy_dashed": _copy_dashed,
-    "copy_pairs": _copying("Repeat these lines exactly:", _pair, 30),
+    "copy_pairs": _copying("Repeat these lines exactly:", _pair, 12),
     "copy_csv": _copy_csv,
     "copy_table": _copy_table,
     "copy_code": _copy_code,
-    "copy_dialog": _copying("Repeat this conversation exactly:", _turn, 20),
-    "copy_sums": _copying("Repeat these calculations exactly:", _addition, 30),
-    "copy_twice": _copy_twice,
+    "copy_dialog": _copying("Repeat this conversation exactly:", _turn, _SENTENCES),
     "enumerate": _reshaping("Write these sentences as a numbered list:", _numbered, example=False),
-    "enumerate_example": _reshaping("Number the lines.", _numbered),
     "dash_example": _reshaping("Write a dash before each line.", _dashed),
-    "bullets": _bullets,
     "fill_table": _fill_table,
     "times": _times,
     "count": _count,
     "count_from": _count_from,
-    "countdown": _countdown,
-    "alphabet": _alphabet,
     "list": _list,
     "table": _table,
     "sum": _sum,
 }
 
-FOLLOWED = ("copy",)
+FOLLOWED = (
+    "copy",
+    "copy_word_for_word",
+    "copy_say",
+    "copy_above",
+    "copy_quoted",
+    "copy_story",
+    "copy_example",
+    "copy_lines",
+    "copy_numbered",
+)
 
 
 def generate(count: int, kinds: Sequence[str] = FOLLOWED, seed: int = 0) -> list[Task]:
@@ -357,3 +321,26 @@ def generate(count: int, kinds: Sequence[str] = FOLLOWED, seed: int = 0) -> list
 def follows(answer_tokens: int, output_tokens: int) -> bool:
     """Whether an output is as long as the answer that was asked for, within 15 % or five tokens."""
     return abs(output_tokens - answer_tokens) <= max(5, 0.15 * answer_tokens)
+
+
+def summary(lengths: Sequence[tuple[str, int, int, bool]]) -> list[dict[str, Any]]:
+    """Return a row for each kind: how many outputs, the shares that follow and that the limit cut.
+
+    Parameters
+    ----------
+    lengths
+        Of each output its kind, the tokens of the answer that was asked for, its own tokens, whether it was cut.
+    """
+    rows = []
+    for kind in dict.fromkeys(kind for kind, *_ in lengths):
+        own = [(follows(asked, came), cut, asked) for name, asked, came, cut in lengths if name == kind]
+        rows.append(
+            {
+                "kind": kind,
+                "outputs": len(own),
+                "followed": round(sum(followed for followed, _, _ in own) / len(own), 4),
+                "cut": round(sum(cut for _, cut, _ in own) / len(own), 4),
+                "longest_answer": max(asked for _, _, asked in own),
+            }
+        )
+    return sorted(rows, key=lambda row: -row["followed"])
