@@ -1,4 +1,4 @@
-"""Renew the tables of docs/predictor.md from benchmarks/results: python benchmarks/predictor_tables.py
+"""Renew the tables of docs/predictor.md from benchmarks/results (`python benchmarks/predictor_tables.py`).
 
 A table stands between `<!-- NAME -->` and `<!-- end -->`; everything between is replaced.
 """
@@ -59,7 +59,7 @@ def differences(found: Any) -> str:
 
 
 def positions(found: Any) -> str:
-    """The error at parts of the generation, one pair of each output."""
+    """Show the error at parts of the generation, one pair of each output."""
     rows = [[m["name"], *(f"{part['mae']:.1f}" for part in m["by_position"].values())] for m in found["models"]]
     return table("predictor|0 %|25 %|50 %|75 %", rows)
 
