@@ -16,6 +16,7 @@ EVENTS: list[wire.Event] = [
     wire.Hello("d0", "decode", "boot", PEER, 16, 100, 4096, {"vllm": "0"}),
     wire.Telemetry(1, 2, 3, 4, 5, 0.01, 6, 7, [wire.Row("nonce/2", 10, 3, "running")]),
     wire.Admitted("nonce/2", 10, failed=False),
+    wire.Predicted("nonce/2", (1.0, 20.5, 300.0)),
     wire.Handover(7, "nonce/2", "pinned", 3, [1, 2, 3], {"remote_block_ids": [[1, 2]], "remote_num_tokens": 9}),
 ]
 

@@ -53,6 +53,44 @@ def structured(
 
 
 @app.command()
+def followed(
+    prompts: Annotated[Path, typer.Option(help="What `ares predictor structured` wrote.")],
+    data: Data,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table here.")] = None,
+) -> None:
+    """Say which kinds of structured prompts the model follows."""
+    from transformers import AutoTokenizer
+
+    from ares import model as models
+    from ares.bench.environment import describe
+    from ares.predictor import dataset, structured
+    from ares.predictor.prompts import Prompt
+
+    try:
+        rows = [json.loads(line) for line in prompts.read_text().splitlines()]
+        asked = {Prompt.of(row["prompt"]).id: (row["kind"], row["answer"]) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PredictorError(f"{prompts}: not what ares predictor structured writes: {error!r}") from error
+    pairs = dataset.load(data)
+    tokenizer = AutoTokenizer.from_pretrained(str(models.resolve(pairs.source.model, console=_errors)))
+    cut = dict(zip(pairs.output.tolist(), pairs.censored.tolist(), strict=True))
+    lengths = []
+    for output, prompt in enumerate(pairs.prompts):
+        if prompt in asked:
+            kind, answer = asked[prompt]
+            # A stop token ends the answer.
+            lengths.append((kind, len(tokenizer.encode(answer)) + 1, len(pairs.output_tokens[output]), cut[output]))
+    table = Table("kind", "outputs", "followed", "cut", "longest answer")
+    result = structured.summary(lengths)
+    for row in result:
+        shares = (f"{row[name]:.0%}" for name in ("followed", "cut"))
+        table.add_row(row["kind"], str(row["outputs"]), *shares, str(row["longest_answer"]))
+    Console().print(table)
+    if json_file is not None:
+        _write_json(json_file, {"sampling": pairs.source.sampling, "kinds": result, **describe()})
+
+
+@app.command()
 def collect(
     prompts: Annotated[list[Path], typer.Option(help="Prompt file: JSONL or one prompt a line; repeat for several.")],
     out: Annotated[Path, typer.Option(help="Data folder; a folder that was begun is continued.")],
@@ -114,7 +152,10 @@ def _generated(generator: "Generator", todo: list[Any], limits: list[int] | None
 @app.command("noise-floor")
 def noise_floor(
     data: Data,
-    json_file: Annotated[Path, typer.Option("--json", help="Write the continuations and the floor here.")],
+    json_file: Annotated[
+        Path,
+        typer.Option("--json", help="Write the continuations and the floor here; a file that is there is continued."),
+    ],
     prefixes: Annotated[int, typer.Option(min=2, help="Prefixes of test outputs.")] = 48,
     continuations: Annotated[int, typer.Option(min=2, help="Continuations of each prefix.")] = 16,
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; that of the data.")] = 0.7,
@@ -135,10 +176,15 @@ def noise_floor(
     pairs = dataset.load(data)
     source = pairs.source
     folder = models.resolve(source.model, console=_errors)
-    settings = GenerationSettings(source.model, folder, temperature, top_p, source.limit, batch, 0, seed)
+    drawn: list[floor.Prefix] = []
+    if json_file.exists():
+        drawn, sampling = floor.read(json_file)
+        if sampling != source.sampling or not {p.request for p in drawn} <= set(pairs.requests):
+            raise PredictorError(f"{json_file} was drawn from other data: write to another file")
+    settings = GenerationSettings(source.model, folder, temperature, top_p, source.limit, batch, 0, seed + len(drawn))
     if settings.sampling != source.sampling:
         raise PredictorError(f"{data} was sampled with {source.sampling}, not {settings.sampling}: use the same here")
-    rows = floor.choose(pairs, prefixes, seed)
+    rows = floor.choose(pairs, prefixes, seed, drawn)
     todo, limits = [], []
     for row in rows.tolist():
         output, position = int(pairs.output[row]), int(pairs.position[row])
@@ -148,7 +194,7 @@ def noise_floor(
     lengths: dict[int, list[int]] = {}
     for output in _generated(Generator(settings), todo, limits, until):
         lengths.setdefault(int(output.request.split(".")[0]), []).append(len(output.output_tokens))
-    drawn = [
+    drawn += [
         floor.Prefix(
             pairs.requests[pairs.output[row]], int(pairs.position[row]), int(pairs.room[row]), tuple(lengths[row])
         )
@@ -230,6 +276,35 @@ def evaluate(
     if report is not None:
         comparison.draw(report, result)
     _print(result)
+
+
+@app.command("time")
+def time_again(
+    json_file: Annotated[
+        Path, typer.Option("--json", help="What `ares predictor evaluate` wrote; its times are renewed.")
+    ],
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint of ours.")],
+    paper: Annotated[Path | None, typer.Option(help="Checkpoint of --arch paper.")] = None,
+) -> None:
+    """Measure microseconds of a prediction again, on a quiet machine, and put them into an evaluation."""
+    from ares.predictor import auxiliary, timing
+    from ares.predictor import checkpoint as checkpoints
+
+    try:
+        result = json.loads(json_file.read_text())
+        models = {model["name"]: model for model in result["models"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PredictorError(f"{json_file}: not what ares predictor evaluate writes: {error}") from error
+    times = {"ours": timing.of_checkpoint(checkpoints.load(checkpoint))}
+    if paper is not None:
+        times["paper"] = timing.of_checkpoint(checkpoints.load(paper))
+    if "auxiliary" in models:
+        times["auxiliary"] = times["auxiliary-l1"] = timing.of_encoder(auxiliary.Encoder())
+    for name in times.keys() & models.keys():
+        models[name]["microseconds_per_step"] = times[name]
+    _write_json(json_file, result)
+    for name, micros in times.items():
+        Console().print(f"{name}: {' / '.join(f'{value:,.0f}' for value in micros.values())} us")
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 The instance binds a ROUTER, the gateway connects a DEALER. The gateway subscribes, repeats the subscription as a
 heartbeat, and sends commands; the instance answers with its `Hello`, then sends `Telemetry` at the asked interval,
-`Admitted` for each request whose KV it pulled, and one `Handover` for each `Cut`. Every message is typed and checked
+`Admitted` for each request whose KV it pulled, `Predicted` for each that it only prefilled, and one `Handover` for
+each `Cut`. Every message is typed and checked
 by msgspec on arrival; nothing on this wire carries code. The commands are shaped so that they can move onto vLLM's
 generic connector call (RFC #51639) when it lands.
 """
@@ -120,6 +121,16 @@ class Admitted(msgspec.Struct, frozen=True, tag="admitted"):
     queued_s: float = 0.0
 
 
+class Predicted(msgspec.Struct, frozen=True, tag="predicted"):
+    """What is expected of request `key`, which was only prefilled here: remaining tokens at REMAINING_LEVELS.
+
+    Sent before the prefill's reply. The request's own limit, which a prefill is not told, is not applied yet.
+    """
+
+    key: str
+    remaining: tuple[float, float, float]
+
+
 class Handover(msgspec.Struct, frozen=True, tag="handover"):
     """The answer to a `Cut`.
 
@@ -145,7 +156,7 @@ class Handover(msgspec.Struct, frozen=True, tag="handover"):
     transfer: dict[str, Any] = {}
 
 
-Event = Hello | Telemetry | Admitted | Handover
+Event = Hello | Telemetry | Admitted | Predicted | Handover
 
 encode = msgspec.msgpack.Encoder().encode
 decode_command = msgspec.msgpack.Decoder(Command).decode

@@ -299,8 +299,15 @@ class FakeInstance:
         if self._channel is not None:
             failed = bool(params.get("do_remote_prefill")) and not pulled
             self._channel.post(wire.Admitted(work.key, pulled, failed))
+            if params.get("do_remote_decode"):
+                self._channel.post(wire.Predicted(work.key, (1.0, float(len(tokens)), 1000.0)))
         self.running[work.key] = work
         return work
+
+    def post(self, event: wire.Event) -> None:
+        """Tell every gateway something."""
+        assert self._channel is not None
+        self._channel.post(event)
 
     async def _abort(self, work: Work) -> None:
         if self.running.pop(work.key, None) is not None:

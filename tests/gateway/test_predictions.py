@@ -1,12 +1,19 @@
 """The live error histogram and what an instance is expected to generate."""
 
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from ares import wire
+from ares.gateway import engine
+from ares.gateway.instances import Instance, Pool
 from ares.gateway.metrics import Metrics
 from ares.gateway.predictions import Scorekeeper, predicted, predicted_peak
+from ares.gateway.sampling import Sampling
 from ares.gateway.window import Window
+from tests.gateway.fakes import FakeInstance, eventually
 
 
 def row(resident: int, median: float | None, state: Any = "running") -> wire.Row:
@@ -81,3 +88,26 @@ def test_predicted_peak_of_nothing_and_of_nonsense() -> None:
     assert predicted_peak(load(row(100, None))) is None
     assert predicted_peak(load(row(100, float("nan")), row(50, float("inf")))) is None
     assert predicted_peak(load(row(100, -30.0), row(50, float("nan")))) == 150
+
+
+@pytest.fixture
+async def prefill(fakes: list[FakeInstance]) -> AsyncIterator[Instance]:
+    async with engine.session() as http:
+        pool = Pool([fake.url for fake in fakes], http, 0.02)
+        pool.start()
+        await eventually(lambda: all(i.healthy and i.hello for i in pool.instances), 15)
+        yield pool.instances[0]
+        await pool.stop()
+
+
+async def test_a_prefill_brings_a_prediction(prefill: Instance) -> None:
+    await prefill.engine.complete(Sampling({}, 10).prefill("key", [7] * 5, []))
+    await eventually(lambda: prefill.predicted("key") == (1, 5, 1000), 15)
+    assert prefill.predicted("another") is None
+
+
+async def test_predictions_that_nobody_asks_for_are_forgotten(fakes: list[FakeInstance], prefill: Instance) -> None:
+    for number in range(1200):
+        fakes[0].post(wire.Predicted(f"key-{number}", (1.0, 2.0, 3.0)))
+    await eventually(lambda: prefill.predicted("key-1199") is not None, 15)
+    assert prefill.predicted("key-0") is None

@@ -5,8 +5,9 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import numpy as np
@@ -94,15 +95,16 @@ def predicting(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         yield cluster.workers[0], folder / "rec"
 
 
-async def complete(url: str, model: str, prompt: str, tokens: int) -> list[int]:
+async def complete(url: str, model: str, prompt: str, tokens: int, **transfer: Any) -> list[int]:
     body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-    body |= {"return_token_ids": True, "kv_transfer_params": {"ares_key": f"k-{prompt}"}}
+    body |= {"return_token_ids": True, "kv_transfer_params": {"ares_key": f"k-{prompt}"} | transfer}
     async with aiohttp.ClientSession() as http, http.post(f"{url}/v1/completions", json=body) as reply:
         found: list[int] = (await reply.json())["choices"][0]["token_ids"]
         return found
 
 
-async def telemetry(url: str, rows: list[wire.Row]) -> None:
+async def events(url: str) -> AsyncIterator[wire.Event]:
+    """Yield what an instance tells a gateway."""
     async with aiohttp.ClientSession() as http, http.get(f"{url}/ares/v1/instance") as reply:
         address = (await reply.json())["control_address"]
     socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
@@ -111,11 +113,15 @@ async def telemetry(url: str, rows: list[wire.Row]) -> None:
     await socket.send(wire.encode(wire.Subscribe(0.02)))
     try:
         while True:
-            event = wire.decode_event(await socket.recv())
-            if isinstance(event, wire.Telemetry):
-                rows += event.rows
+            yield wire.decode_event(await socket.recv())
     finally:
         socket.close()
+
+
+async def telemetry(url: str, rows: list[wire.Row]) -> None:
+    async for event in events(url):
+        if isinstance(event, wire.Telemetry):
+            rows += event.rows
 
 
 async def test_greedy_output_is_the_same_with_the_predictor(
@@ -139,6 +145,35 @@ async def test_greedy_output_is_the_same_with_the_predictor(
         low, middle, high = row.remaining
         assert 1 <= low <= middle <= high <= max(1, 200 - row.output)
         assert math.isfinite(high)
+
+
+async def test_a_prefill_is_predicted_before_it_ends(predicting: tuple[local.Part, Path], tiny_model: Path) -> None:
+    """The engine sleeps after a prefill: what is not told with its own step is never told."""
+    url, model = predicting[0].url, str(tiny_model)
+    told: dict[str, tuple[float, float, float]] = {}
+
+    async def listen() -> None:
+        async for event in events(url):
+            if isinstance(event, wire.Hello):
+                listening.set()
+            elif isinstance(event, wire.Predicted):
+                told[event.key] = event.remaining
+                if len(told) == 2:
+                    return
+
+    listening = asyncio.Event()
+    listener = asyncio.create_task(listen())
+    try:
+        await asyncio.wait_for(listening.wait(), 60)
+        for prompt in ("A first prompt", "Another, a longer one, of the same kind"):
+            await complete(url, model, prompt, 1, do_remote_decode=True, do_remote_prefill=False)
+        await asyncio.wait_for(listener, 60)
+    finally:
+        listener.cancel()
+    assert told.keys() == {"k-A first prompt", "k-Another, a longer one, of the same kind"}
+    assert len(set(told.values())) == 2
+    # A prefill's own limit of one token is not the request's.
+    assert all(0 < low <= middle <= high and high > 1 for low, middle, high in told.values())
 
 
 async def test_live_states_equal_offline_ones(predicting: tuple[local.Part, Path], tiny_model: Path) -> None:

@@ -37,6 +37,7 @@ def test_from_data_to_a_report(tmp_path: Path) -> None:
     floor.write_text(
         json.dumps(
             {
+                "sampling": pairs.source.sampling,
                 "prefixes": [
                     {
                         "request": pairs.requests[pairs.output[n]],
@@ -45,7 +46,7 @@ def test_from_data_to_a_report(tmp_path: Path) -> None:
                         "remaining": [5, 9, 20],
                     }
                     for n in rows
-                ]
+                ],
             }
         )
     )

@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from ares.predictor import floor, metrics
+from ares.predictor import dataset, floor, metrics
 from ares.predictor.hazard import LEVELS
+from tests.predictor.synthetic import folder
 
 
 def row(*values: float) -> np.ndarray:
@@ -79,3 +82,17 @@ def test_reducible_error_by_hand() -> None:
     found = floor.reducible(own, other, prefixes, np.array([0, 1]))
     assert found["mae"] == pytest.approx(10 / (24 - least["mae"]), abs=1e-3)
     assert found["crps"] == pytest.approx(8 / (20 - least["crps"]), abs=1e-3)
+
+
+def test_a_floor_that_is_continued_draws_other_prefixes(tmp_path: Path) -> None:
+    pairs = dataset.load(folder(tmp_path))
+
+    def drawn(count: int, known: list[floor.Prefix]) -> list[floor.Prefix]:
+        rows = floor.choose(pairs, count, known=known)
+        assert pairs.split("test")[rows].all()
+        return [floor.Prefix(pairs.requests[pairs.output[n]], int(pairs.position[n]), 9, (1, 2)) for n in rows]
+
+    first = drawn(5, [])
+    both = first + drawn(12, first)
+    assert len({(p.request, p.position) for p in both}) == len(both) == 12
+    assert drawn(12, both) == []

@@ -32,8 +32,8 @@ from ares.model import DEFAULT_MODEL
 _CONNECTORS = ("none", "stock", "ares")
 
 
-async def tpot(http: aiohttp.ClientSession, url: str, model: str, batch: int, tokens: int) -> float:
-    """Return the median time between tokens over `batch` streams that decode together, in seconds."""
+async def gaps(http: aiohttp.ClientSession, url: str, model: str, batch: int, tokens: int) -> list[float]:
+    """Return the times between tokens of `batch` streams that decode together, in seconds."""
     generator = random.Random(batch)  # noqa: S311 - a workload, not a secret
 
     async def one() -> list[float]:
@@ -54,8 +54,12 @@ async def tpot(http: aiohttp.ClientSession, url: str, model: str, batch: int, to
         # The first gaps still hold the other streams' prefills.
         return [b - a for a, b in itertools.pairwise(times[batch:])]
 
-    gaps = await asyncio.gather(*(one() for _ in range(batch)))
-    return statistics.median(itertools.chain.from_iterable(gaps))
+    return list(itertools.chain.from_iterable(await asyncio.gather(*(one() for _ in range(batch)))))
+
+
+async def tpot(http: aiohttp.ClientSession, url: str, model: str, batch: int, tokens: int) -> float:
+    """Return the median time between tokens over `batch` streams that decode together, in seconds."""
+    return statistics.median(await gaps(http, url, model, batch, tokens))
 
 
 async def watch(url: str) -> None:

@@ -1,7 +1,8 @@
 """`ares bench predictor`: what the predictor costs a running engine.
 
-Two real engines with the same model on the same core, one asked at a time, in turns: with the predictor and without.
-Both have our connector and are watched over their control channels as a gateway watches them.
+One real engine, watched over its control channel as a gateway watches it. Between two runs of the same streams its tap
+and predictor are switched, through vLLM's development endpoint: the same process, memory and caches on both sides. TPOT
+is the mean over all tokens: a prediction comes with every 20th step, and a median would never see it.
 """
 
 import asyncio
@@ -19,31 +20,30 @@ from rich.table import Table
 
 from ares import local
 from ares.bench.environment import describe
-from ares.bench.overhead import interval, tpot, watch
+from ares.bench.overhead import gaps, interval, watch
 from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL
 
 _STATES = ("off", "on")
 
 
-async def _measure(
-    urls: dict[str, str], model: str, batches: list[int], rounds: int, tokens: int
-) -> list[dict[str, Any]]:
+async def _measure(url: str, model: str, batches: list[int], rounds: int, tokens: int) -> list[dict[str, Any]]:
     results = []
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600)) as http:
-        watchers = [asyncio.create_task(watch(url)) for url in urls.values()]
+        watcher = asyncio.create_task(watch(url))
         try:
             with Progress(console=Console(stderr=True)) as progress:
-                task = progress.add_task("rounds", total=len(batches) * rounds * len(urls))
+                task = progress.add_task("rounds", total=len(batches) * rounds)
                 for batch in batches:
-                    runs: dict[str, list[float]] = {name: [] for name in urls}
+                    runs: dict[str, list[float]] = {state: [] for state in _STATES}
                     for number in range(rounds + 1):
                         # Who goes first changes: a machine that slows down must not count against one of them.
-                        for name in _STATES if number % 2 else _STATES[::-1]:
-                            value = await tpot(http, urls[name], model, batch, tokens)
+                        for state in _STATES if number % 2 else _STATES[::-1]:
+                            await _switch(http, url, state)
+                            value = statistics.fmean(await gaps(http, url, model, batch, tokens))
                             if number:  # the first round warms up
-                                runs[name].append(value)
-                                progress.advance(task)
+                                runs[state].append(value)
+                        progress.advance(task, bool(number))
                     results.append(
                         {
                             "batch": batch,
@@ -53,32 +53,35 @@ async def _measure(
                         }
                     )
         finally:
-            for watcher in watchers:
-                watcher.cancel()
-            await asyncio.gather(*watchers, return_exceptions=True)
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
     return results
+
+
+async def _switch(http: aiohttp.ClientSession, url: str, state: str) -> None:
+    async with http.post(f"{url}/collective_rpc", json={"method": "ares_predict", "args": [state]}) as reply:
+        reply.raise_for_status()
 
 
 def command(
     model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
     predictor: Annotated[str | None, typer.Option(help="Checkpoint; by default the one that ships.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Streams at a time; repeat for several.")] = None,
-    rounds: Annotated[int, typer.Option(min=2, help="Measured rounds for each batch.")] = 20,
+    rounds: Annotated[int, typer.Option(min=2, help="Measured rounds for each batch.")] = 30,
     tokens: Annotated[int, typer.Option(min=20, help="Output tokens of a stream.")] = 100,
-    core: Annotated[int | None, typer.Option(help="CPU core of both engines; by default the last one.")] = None,
+    core: Annotated[int | None, typer.Option(help="CPU core of the engine; by default the last one.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
     """Compare TPOT with the predictor and without."""
     console = Console(stderr=True)
     cores = sorted(os.sched_getaffinity(0))
     place = str(core if core is not None else cores[-1])
+    os.environ["VLLM_SERVER_DEV_MODE"] = "1"
     settings = local.ClusterSettings(model=model, vllm_flags=tuple(local_flags([])))
     with local.workers_only(settings, console) as cluster:
-        cluster.start_worker("off", "both", place, ("--predictor", "none"))
-        cluster.start_worker("on", "both", place, ("--predictor", predictor) if predictor else ())
+        cluster.start_worker("engine", "both", place, ("--predictor", predictor) if predictor else ())
         cluster.await_workers()
-        urls = {part.name: part.url for part in cluster.workers}
-        rows = asyncio.run(_measure(urls, model, batch or [1, 8, 32], rounds, tokens))
+        rows = asyncio.run(_measure(cluster.workers[0].url, model, batch or [1, 8, 32], rounds, tokens))
     table = Table(title="TPOT with the predictor and without")
     for column in ("batch", "off ms", "on ms", "on / off"):
         table.add_column(column, justify="right")

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from ares.engine.predictions import PredictionMetadata, take
 from ares.engine.scheduler import Scheduler
 from ares.engine.vllm_names import KVConnectorRole, NixlBaseConnector, NixlPullConnector
 from ares.engine.worker import Worker
@@ -22,10 +21,6 @@ class NixlConnector(NixlPullConnector):  # type: ignore[misc]
             self.connector_scheduler = Scheduler(vllm_config, self.engine_id, kv_cache_config)
         else:
             self.connector_worker = Worker(vllm_config, self.engine_id, kv_cache_config)
-
-    def build_connector_worker_meta(self) -> PredictionMetadata | None:
-        """Send the worker's newest predictions to the scheduler's process."""
-        return take()
 
     def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
         """Give the scheduler side the pool whose use it reports."""

@@ -149,11 +149,9 @@ def _predictor(settings: WorkerSettings, folder: Path) -> Path | None:
         return None
     if recording:
         _check_recording(settings)
-    # Predictions leave through our connector. A prefill instance ends with its first token: nothing is left to predict.
-    if settings.connector != "ares" or (settings.role == "prefill" and settings.predictor is None):
+    if settings.connector != "ares":  # predictions leave through our connector
         return None
-    chosen = predictor_choice.choose(settings.predictor, settings.model, folder)
-    return None if settings.role == "prefill" else chosen
+    return predictor_choice.choose(settings.predictor, settings.model, folder)
 
 
 def _check_recording(settings: WorkerSettings) -> None:

@@ -11,10 +11,11 @@ import torch
 
 from ares import wire
 from ares.engine import instance
-from ares.engine.predictions import OUTBOX, Prediction
+from ares.engine.predictions import OUTBOX, Prediction, attach
 from ares.engine.recorder import Recorder
 from ares.engine.tap import Step
 from ares.engine.tapped_worker import TappedWorker
+from ares.engine.vllm_names import PlatformWorker
 from ares.predictor import checkpoint, hazard
 from ares.predictor.runtime import Predictor
 
@@ -26,6 +27,7 @@ class PredictingWorker(TappedWorker):
 
     _live: "LivePredictor | None" = None
     _recorder: Recorder | None = None
+    _on = True
 
     def load_model(self, **kwargs: Any) -> None:
         """Load the model, then what looks at its states."""
@@ -34,7 +36,8 @@ class PredictingWorker(TappedWorker):
         slots = self.vllm_config.scheduler_config.max_num_seqs
         if settings.predictor:
             loaded = checkpoint.load(Path(settings.predictor))
-            self._live = LivePredictor(loaded, slots, str(self.device), settings.predict_every)
+            waits = settings.role == "prefill"
+            self._live = LivePredictor(loaded, slots, str(self.device), settings.predict_every, waits=waits)
         if settings.record_folder:
             config = self.vllm_config.model_config
             self._recorder = Recorder(
@@ -46,6 +49,27 @@ class PredictingWorker(TappedWorker):
                 settings.predict_every,
                 config.hf_config.eos_token_id,
             )
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        """Run the model, tapped while it is switched on."""
+        return (
+            super().execute_model(scheduler_output)
+            if self._on
+            else PlatformWorker.execute_model(self, scheduler_output)
+        )
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """Sample, look at the step, and let the predictions leave with it."""
+        if not self._on:
+            return PlatformWorker.sample_tokens(self, grammar_output)
+        output = super().sample_tokens(grammar_output)
+        attach(output)
+        return output
+
+    def ares_predict(self, state: str) -> None:
+        """Switch tap, predictor and recorder ``on`` or ``off`` (`ares bench predictor`); what runs is forgotten."""
+        self.on_step(self.tap.restart())
+        self._on = state == "on"
 
     def on_step(self, step: Step) -> None:
         """Predict and record."""
@@ -73,13 +97,17 @@ class PredictingWorker(TappedWorker):
 class LivePredictor:
     """Predicts for all running requests every `every` steps, and for a new one at once.
 
-    On a GPU nothing waits: the quantiles are copied to the host behind the step and read in a later one.
+    On a GPU nothing waits: the quantiles are copied to the host behind the step and read in a later one. Only a prefill
+    instance waits for them (`waits`): a prefill has no later step, and nobody decodes beside it.
     """
 
-    def __init__(self, loaded: checkpoint.Checkpoint, slots: int, device: str, every: int) -> None:
+    def __init__(
+        self, loaded: checkpoint.Checkpoint, slots: int, device: str, every: int, *, waits: bool = False
+    ) -> None:
         self._predictor = Predictor(loaded, slots, device)
         self._device = device
         self._every = every
+        self._waits = waits
         self._free = list(range(slots))
         self._slots: dict[str, int] = {}
         self._steps = 0
@@ -132,8 +160,8 @@ class LivePredictor:
         quantiles = self._predictor.predict(index[1], states[index[0]], index[2], index[3])
         left = quantiles[:, self._right - 1]
         wanted = left + self._share * (quantiles[:, self._right] - left)
-        if wanted.device.type == "cpu":
-            self._post(wanted, names)
+        if wanted.device.type == "cpu" or self._waits:
+            self._post(wanted.cpu(), names)
             return
         self._collect(wait=True)
         host = torch.empty(wanted.shape, dtype=wanted.dtype, pin_memory=True)
@@ -158,6 +186,7 @@ class LivePredictor:
         for (name, output), row, good in zip(names, quantiles.tolist(), finite, strict=True):
             # What is not a number must never reach a decision; the request runs unpredicted.
             if good and name in self._slots:
-                OUTBOX[name] = Prediction(output, tuple(row))
+                low, middle, high = row
+                OUTBOX[name] = Prediction(output, (low, middle, high))
             else:
                 OUTBOX.pop(name, None)

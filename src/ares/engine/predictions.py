@@ -1,11 +1,13 @@
 """Predictions on their way from the decode worker to the telemetry.
 
-The worker puts them into `OUTBOX`; the connector's worker side, in the same process, takes them out with the next
-step's output (vLLM's KVConnectorWorkerMetadata), so that they reach the scheduler's process one step later.
+The worker puts them into `OUTBOX` and attaches them to the step's own output (vLLM's KVConnectorWorkerMetadata), with
+which they reach the scheduler's process: a prefill has no later step.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from ares.engine.tap import unwrapped
 from ares.engine.vllm_names import KVConnectorWorkerMetadata
 
 
@@ -14,7 +16,7 @@ class Prediction:
     """What is expected of a request after `output` tokens on this instance: quantiles at wire.REMAINING_LEVELS."""
 
     output: int
-    remaining: tuple[float, ...]
+    remaining: tuple[float, float, float]
 
     def after(self, output: int, most: int) -> tuple[float, float, float]:
         """Return the quantiles counted down to `output` tokens, at most `most`; who still runs has at least one."""
@@ -37,10 +39,9 @@ class PredictionMetadata(KVConnectorWorkerMetadata):  # type: ignore[misc]
 OUTBOX: dict[str, Prediction] = {}
 
 
-def take() -> PredictionMetadata | None:
-    """Empty the outbox; None where there is nothing in it."""
-    if not OUTBOX:
-        return None
-    taken = PredictionMetadata(dict(OUTBOX))
-    OUTBOX.clear()
-    return taken
+def attach(output: Any) -> None:
+    """Empty the outbox into a step's output; where this rank has none, leave it for the next."""
+    carrier = getattr(unwrapped(output)[0], "kv_connector_output", None)
+    if OUTBOX and carrier is not None:
+        carrier.kv_connector_worker_meta = PredictionMetadata(dict(OUTBOX))
+        OUTBOX.clear()

@@ -116,6 +116,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         # Finished here, KV pinned until it is pulled, released or the lease ends: vLLM's id to our key and back.
         self._pinned: dict[str, str] = {}
         self._pinned_by_key: dict[str, str] = {}
+        # Prefills that ended in this step: vLLM's id to our key, until the step's predictions are looked at.
+        self._prefilled: dict[str, str] = {}
         self._load = _Load()
         self._orders = _Orders()
         # Requests that pull within the current step, and the blocks that they pull into.
@@ -201,9 +203,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         """Tell the gateway which pulls ended, and forget pins that were freed."""
         super().update_connector_output(connector_output)
         if isinstance(meta := connector_output.kv_connector_worker_meta, PredictionMetadata):
-            for request_id, prediction in meta.predictions.items():
-                if (tracked := self._tracked.get(request_id)) is not None:
-                    tracked.prediction = prediction
+            self._predicted(meta.predictions)
+        self._prefilled = {}
         failed = connector_output.failed_recving or ()
         for request_id in connector_output.finished_recving or ():
             tracked = self._tracked.get(request_id)
@@ -222,6 +223,13 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             if key is not None:
                 self._pinned_by_key.pop(key, None)
 
+    def _predicted(self, predictions: dict[str, Prediction]) -> None:
+        for request_id, prediction in predictions.items():
+            if (tracked := self._tracked.get(request_id)) is not None:
+                tracked.prediction = prediction
+            elif (key := self._prefilled.get(request_id)) is not None:
+                self._channel.post(wire.Predicted(key, prediction.remaining))
+
     def _admitted(self, tracked: _Tracked, *, failed: bool) -> None:
         tracked.admitted = True
         if tracked.key is not None:
@@ -239,6 +247,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         capped = request.status == RequestStatus.FINISHED_LENGTH_CAPPED
         ended = capped or request.status == RequestStatus.FINISHED_STOPPED
         pin = capped and not tracked.unwanted
+        if capped and params.get("do_remote_decode"):
+            self._prefilled[request.request_id] = tracked.key
         if tracked.cut is not None and pin:
             params["do_remote_decode"] = True
             # The workers honour a lease only for requests that they were told of.

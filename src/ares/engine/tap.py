@@ -52,6 +52,15 @@ class Step:
     finished: list[TappedRequest]
 
 
+def unwrapped(output: Any) -> tuple[Any, bool]:
+    """Return vLLM's ModelRunnerOutput, and whether its tokens are on the host.
+
+    Asynchronous scheduling wraps it in an object of either runner's own, and its tokens come later.
+    """
+    inner = getattr(output, "_model_runner_output", None) or getattr(output, "model_runner_output", None)
+    return inner or output, inner is None
+
+
 class Tap:
     """Follows one worker's requests. Call `begin` before a forward pass and `end` after its tokens are sampled."""
 
@@ -86,6 +95,12 @@ class Tap:
             self._place(request_id, computed, scheduled)
         self._armed = bool(scheduled.num_scheduled_tokens) and not scheduled.scheduled_spec_decode_tokens
 
+    def restart(self) -> Step:
+        """Forget all requests; return them as finished."""
+        finished = [*self._finished, *self._requests.values()]
+        self._requests, self._finished = {}, []
+        return Step([], None, finished)
+
     def _place(self, request_id: str, computed: int, scheduled: Any) -> None:
         if (request := self._requests.get(request_id)) is not None:
             tokens = computed + scheduled.num_scheduled_tokens[request_id]
@@ -95,15 +110,14 @@ class Tap:
         """Pair the rows with requests; None where this step has none (another rank, a draft, nothing to do)."""
         rows, self._rows, self._armed = self._rows, None, False
         finished, self._finished = self._finished, []
-        # Asynchronous scheduling wraps the output; the tokens in it are not on the host yet.
-        inner = getattr(output, "_model_runner_output", None) or getattr(output, "model_runner_output", None)
-        ids = getattr(inner or output, "req_ids", None)
+        inner, on_host = unwrapped(output)
+        ids = getattr(inner, "req_ids", None)
         if rows is None or not ids or rows.shape[0] != len(ids):
             return Step([], None, finished) if finished else None
         requests = [self._requests[i] for i in ids if i in self._requests]
         if len(requests) != len(ids):
             return Step([], None, finished)
-        if inner is None:
-            for request, tokens in zip(requests, output.sampled_token_ids, strict=True):
+        if on_host:
+            for request, tokens in zip(requests, inner.sampled_token_ids, strict=True):
                 request.output_tokens.extend(int(t) for t in tokens)
         return Step(requests, rows, finished)

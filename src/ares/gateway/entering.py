@@ -129,6 +129,8 @@ class Entering:
                 self._free_holder()
                 instance.blame(error)
                 continue
+            if (said := instance.predicted(key)) is not None:
+                self.predicted = (said, self.tokens)
             if self.sampling.pinned is not None and not alone:
                 return None, transfer
             if delta.finish_reason == "length" and not alone:

@@ -70,6 +70,7 @@ class Instance:
         self._answers: dict[int, asyncio.Future[wire.Handover]] = {}
         self._admissions: dict[str, asyncio.Future[wire.Admitted]] = {}
         self._admitted: dict[str, wire.Admitted] = {}
+        self._predicted: dict[str, tuple[float, float, float]] = {}
         self._socket: zmq.asyncio.Socket | None = None
 
     @property
@@ -151,6 +152,14 @@ class Instance:
             return None
         finally:
             del self._admissions[key]
+
+    def predicted(self, key: str) -> tuple[float, float, float] | None:
+        """Return the remaining tokens of request `key`, which this instance prefilled, at wire.REMAINING_LEVELS.
+
+        It comes before the prefill's reply; None where the instance does not predict. The request's own limit is not
+        applied yet.
+        """
+        return self._predicted.get(key)
 
     async def _send(self, command: wire.Command) -> None:
         if self._socket is not None:
@@ -236,15 +245,22 @@ class Instance:
                 admission = self._admissions.get(key)
                 if admission is None:
                     # It may come before anybody asks; most are never asked for.
-                    self._admitted[key] = event
-                    if len(self._admitted) > _REMEMBERED:
-                        del self._admitted[next(iter(self._admitted))]
+                    _remember(self._admitted, key, event)
                 elif not admission.done():
                     admission.set_result(event)
+            case wire.Predicted(key=key, remaining=remaining):
+                _remember(self._predicted, key, remaining)
             case wire.Hello():
                 self.hello = event
                 self.steps = StepLaw()
                 await on_hello(self)
+
+
+def _remember(known: dict[str, Any], key: str, value: Any) -> None:
+    """Keep the newest."""
+    known[key] = value
+    if len(known) > _REMEMBERED:
+        del known[next(iter(known))]
 
 
 class Pool:

@@ -13,7 +13,15 @@ from ares.predictor.hazard import LEVELS
 from ares.predictor.metrics import Array
 from ares.predictor.training import Data, TrainingSettings, predict, train
 
-NAMES = ("global-median", "residual-life", "max-tokens", "prompt-only", "prompt-only-conditional", "auxiliary")
+NAMES = (
+    "global-median",
+    "residual-life",
+    "max-tokens",
+    "prompt-only",
+    "prompt-only-conditional",
+    "auxiliary",
+    "auxiliary-l1",
+)
 _LEVELS = np.array(LEVELS)
 
 
@@ -117,11 +125,12 @@ class PromptOnly:
 class Auxiliary:
     """A pretrained encoder that re-reads the text, with a head like ours trained on the same data.
 
-    Stands for TetriInfer, mu-Serve and S3. The head is ours, with the history of earlier embeddings, a distribution and
-    censoring: more than those have. See `auxiliary.py`.
+    Stands for TetriInfer, mu-Serve and S3. With our head it also has the position, the prompt's length, the history of
+    earlier embeddings, a distribution and censoring: more than those have. With the paper's head it has what they have,
+    the embedding and L1. See `auxiliary.py`.
     """
 
-    def __init__(self, pairs: Pairs, embedded: Any, settings: TrainingSettings, encoder_parameters: int) -> None:
+    def __init__(self, pairs: Pairs, embedded: Any, encoder_parameters: int, settings: TrainingSettings) -> None:
         """`embedded` is [pairs, d] float16, in the order of `pairs`."""
         self._pairs, self._embedded = pairs, embedded
         self._checkpoint, _ = train(self._with_embeddings(pairs), settings)

@@ -1,24 +1,15 @@
-"""What `ares predictor evaluate` does: fit the baselines, judge, time, draw."""
+"""What `ares predictor evaluate` does: fit the baselines, judge, draw."""
 
-import json
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from ares.predictor import auxiliary, baselines, checkpoint, dataset, evaluation, plots
-from ares.predictor.checkpoint import Checkpoint
+from ares.predictor import auxiliary, baselines, checkpoint, dataset, evaluation, floor, plots, timing
+from ares.predictor.dataset import Pairs
 from ares.predictor.errors import PredictorError
 from ares.predictor.evaluation import Judged
-from ares.predictor.floor import Prefix
-from ares.predictor.runtime import Predictor
 from ares.predictor.training import settings_of
-
-BATCHES = (1, 64, 256)
 
 
 def chosen_baselines(text: str) -> list[str]:
@@ -44,6 +35,7 @@ class Comparison:
             raise PredictorError(f"{folder}: no test prompts in it: collect more")
         self._training = self._pairs.only(self._pairs.split("train"))
         self._prompt_only: baselines.PromptOnly | None = None
+        self._read: tuple[Pairs, Any, int] | None = None
         self._judged: list[Judged] = []
         self._micros: dict[str, dict[str, float]] = {}
 
@@ -51,7 +43,7 @@ class Comparison:
         """Judge a checkpoint."""
         loaded = checkpoint.load(path)
         self._judged.append(evaluation.of_checkpoint(name, loaded, self._test))
-        self._micros[name] = _time_checkpoint(loaded)
+        self._micros[name] = timing.of_checkpoint(loaded)
 
     def add_baseline(self, name: str) -> None:
         """Fit a baseline and judge it."""
@@ -68,11 +60,15 @@ class Comparison:
                     self._prompt_only = baselines.PromptOnly(self._pairs, settings_of("ours", self._seed))
                 fitted = self._prompt_only.conditional() if name.endswith("conditional") else self._prompt_only
             case _:
-                fitted = self._auxiliary()
+                fitted = self._auxiliary("paper" if name == "auxiliary-l1" else "ours")
         room = self._test.room[:, None].astype(float)
         self._judged.append(Judged(name, fitted.parameters, np.minimum(fitted.quantiles(self._test), room)))
 
-    def _auxiliary(self) -> baselines.Auxiliary:
+    def _auxiliary(self, arch: str) -> baselines.Auxiliary:
+        self._read = self._read or self._embed()
+        return baselines.Auxiliary(*self._read, settings_of(arch, self._seed))
+
+    def _embed(self) -> tuple[Pairs, Any, int]:
         from transformers import AutoTokenizer
 
         from ares import model as models
@@ -84,14 +80,13 @@ class Comparison:
         read = self._pairs.only(test | (self._pairs.position % (3 * self._pairs.source.every) == 0))
         tokenizer = AutoTokenizer.from_pretrained(str(models.resolve(self._pairs.source.model)))
         embedded = auxiliary.embed_pairs(encoder, read, tokenizer)
-        self._micros["auxiliary"] = {
-            str(batch): round(_median_micros(_embedding_of(encoder, batch), 3), 1) for batch in BATCHES
-        }
-        return baselines.Auxiliary(read, embedded, settings_of("ours", self._seed), encoder.parameters)
+        self._micros["auxiliary"] = self._micros["auxiliary-l1"] = timing.of_encoder(encoder)
+        return read, embedded, encoder.parameters
 
     def report(self, noise_floor: Path | None) -> dict[str, Any]:
         """Return everything that was measured."""
-        result = evaluation.report(self._judged, self._test, _prefixes(noise_floor) if noise_floor else ())
+        result = evaluation.report(self._judged, self._test, floor.read(noise_floor)[0] if noise_floor else ())
+        result["history_restarted"] = evaluation.restarted(self._first, self._test)
         for model in result["models"]:
             if model["name"] in self._micros:
                 model["microseconds_per_step"] = self._micros[model["name"]]
@@ -115,51 +110,3 @@ class Comparison:
     def draw(self, folder: Path, report: dict[str, Any]) -> None:
         """Write the pictures."""
         plots.draw(folder, self._judged, self._test, report)
-
-
-def _prefixes(path: Path) -> list[Prefix]:
-    try:
-        rows = json.loads(path.read_text())["prefixes"]
-        return [Prefix(r["request"], r["position"], r["room"], tuple(r["remaining"])) for r in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PredictorError(f"{path}: not what ares predictor noise-floor writes: {error}") from error
-
-
-def _time_checkpoint(loaded: Checkpoint) -> dict[str, float]:
-    """Return microseconds of one prediction for each batch, everything that the worker does for it included."""
-    result = {}
-    for batch in BATCHES:
-        predictor = Predictor(loaded, batch)
-        states = torch.randn(batch, loaded.hidden_size).bfloat16()
-        slots, position = torch.arange(batch), torch.full((batch,), 100)
-
-        def step(
-            predictor: Predictor = predictor,
-            states: torch.Tensor = states,
-            slots: torch.Tensor = slots,
-            position: torch.Tensor = position,
-        ) -> None:
-            predictor.predict(slots, states, position, position)
-
-        result[str(batch)] = round(_median_micros(step, 30), 1)
-    return result
-
-
-def _embedding_of(encoder: auxiliary.Encoder, batch: int) -> Callable[[], None]:
-    pieces = [list(range(1000, 1256))] * batch
-
-    def step() -> None:
-        for n in range(0, batch, 64):
-            encoder.embed(pieces[n : n + 64])
-
-    return step
-
-
-def _median_micros(step: Callable[[], None], repeats: int) -> float:
-    step()
-    times = []
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - begun)
-    return 1e6 * statistics.median(times)

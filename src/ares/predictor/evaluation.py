@@ -1,7 +1,7 @@
 """Every predictor on the same test prompts, beside each other and beside the floor."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,31 @@ def of_checkpoint(name: str, checkpoint: Checkpoint, pairs: Pairs) -> Judged:
     checkpoint.check(source.model, source.hidden_size, source.tap)
     data = Data.of(pairs, checkpoint.center, checkpoint.scale)
     return Judged(name, parameters(checkpoint.network), predict(checkpoint.network, data))
+
+
+def restarted(checkpoint: Checkpoint, pairs: Pairs, seed: int = 0) -> dict[str, Any]:
+    """Return what a move costs: a request's history begins anew on its new instance.
+
+    Every output is moved once, between any two of its pairs; the errors are those of the pairs behind.
+    """
+    starts = np.flatnonzero(np.diff(pairs.output, prepend=-1))
+    counts = np.diff(np.append(starts, len(pairs)))
+    order = np.arange(len(pairs)) - np.repeat(starts, counts)
+    moved_at = np.random.default_rng(seed).integers(1, np.maximum(counts, 2))
+    behind = order >= np.repeat(moved_at, counts)
+    whole = of_checkpoint("whole", checkpoint, pairs).quantiles[behind]
+    anew = of_checkpoint("anew", checkpoint, replace(pairs, output=2 * pairs.output + behind)).quantiles[behind]
+    remaining = pairs.remaining[behind].astype(float)
+    errors = [metrics.absolute_error(quantiles, remaining) for quantiles in (whole, anew)]
+    _, prompts = np.unique(np.array(pairs.prompts)[pairs.output[behind]], return_inverse=True)
+    change = metrics.Bootstrap(prompts).means(errors[1] - errors[0], errors[0])
+    return {
+        "pairs": len(remaining),
+        "mae_whole": round(float(errors[0].mean()), 4),
+        "mae_restarted": round(float(errors[1].mean()), 4),
+        "mae_above_share": round(float(errors[1].sum() / errors[0].sum() - 1), 4),
+        "mae_above_share_interval": metrics.interval(change),
+    }
 
 
 def report(judged: Sequence[Judged], test: Pairs, prefixes: Sequence[Prefix] = ()) -> dict[str, Any]:

@@ -7,8 +7,10 @@ cancel. The least CRPS is that of the distribution itself, E|Y - Y'| / 2, which 
 bias.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from ares.predictor import metrics
 from ares.predictor.dataset import Pairs
+from ares.predictor.errors import PredictorError
 from ares.predictor.metrics import Array
 
 
@@ -35,11 +38,34 @@ class Prefix:
     remaining: tuple[int, ...]
 
 
-def choose(pairs: Pairs, count: int, seed: int = 0) -> NDArray[np.int64]:
-    """Return pairs of the test set, drawn as they stand there: their mean errors are those of the whole set."""
+def choose(pairs: Pairs, count: int, seed: int = 0, known: Sequence[Prefix] = ()) -> NDArray[np.int64]:
+    """Return pairs of the test set, drawn as they stand there: their mean errors are those of the whole set.
+
+    Those that are `known` already count, and are not drawn again.
+    """
     rows = np.flatnonzero(pairs.split("test"))
-    generator = np.random.default_rng(seed)
-    return generator.permutation(rows)[:count]
+    taken = {(p.request, p.position) for p in known}
+    drawn = np.random.default_rng([seed, len(known)]).permutation(rows)
+    fresh = [n for n in drawn.tolist() if (pairs.requests[pairs.output[n]], pairs.position[n]) not in taken]
+    return np.array(fresh[: max(0, count - len(known))], np.int64)
+
+
+def read(path: Path) -> tuple[list[Prefix], str]:
+    """Return the prefixes that `ares predictor noise-floor` wrote, and how they were sampled.
+
+    Raises
+    ------
+    PredictorError
+        The file is not there, or something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+        rows = content["prefixes"]
+        return [Prefix(r["request"], r["position"], r["room"], tuple(r["remaining"])) for r in rows], content[
+            "sampling"
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PredictorError(f"{path}: not what ares predictor noise-floor writes: {error}") from error
 
 
 def of_prefix(remaining: Sequence[int]) -> dict[str, float]:

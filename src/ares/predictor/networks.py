@@ -67,10 +67,13 @@ class HazardNetwork(nn.Module):  # type: ignore[misc] # likewise
         count = len(self.grid) - 1
         self.members = nn.ModuleList(HazardMember(hidden_size, count, width) for _ in range(members))
 
+    def distribution(self, states: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
+        """Return [batch, bins + 1], the mean over the members of the chance to have ended before each edge."""
+        return torch.stack([hazard.cumulative(member(states, scalars)) for member in self.members]).mean(0)
+
     def quantiles(self, states: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
-        """Return [batch, levels] of the mean distribution."""
-        ended = torch.stack([hazard.cumulative(member(states, scalars)) for member in self.members]).mean(0)
-        return hazard.quantiles(ended, self.grid, self.levels)
+        """Return [batch, levels] of the mean distribution; at `levels` once calibrated, it covers `hazard.LEVELS`."""
+        return hazard.quantiles(self.distribution(states, scalars), self.grid, self.levels)
 
     def loss(
         self, states: torch.Tensor, scalars: torch.Tensor, remaining: torch.Tensor, censored: torch.Tensor

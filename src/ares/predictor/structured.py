@@ -7,67 +7,48 @@ Whether a model follows an instruction is for the model to show: every prompt co
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-_ADJECTIVES = [
-    "red",
-    "old",
-    "small",
-    "quiet",
-    "brave",
-    "happy",
-    "tall",
-    "green",
-    "clever",
-    "tired",
-    "young",
-    "silver",
-    "hungry",
-    "gentle",
-    "wild",
-]
-_NOUNS = [
-    "fox",
-    "teacher",
-    "river",
-    "cat",
-    "farmer",
-    "train",
-    "child",
-    "dog",
-    "ship",
-    "bird",
-    "king",
-    "garden",
-    "doctor",
-    "horse",
-    "baker",
-]
-_VERBS = ["walked", "jumped", "waited", "slept", "sang", "worked", "played", "stood", "ran", "rested"]
-_PLACES = [
-    "near the old bridge",
-    "in the garden",
-    "by the river",
-    "under a tall tree",
-    "behind the house",
-    "at the market",
-    "on the hill",
-    "in the morning",
-    "after the rain",
-    "with a friend",
-]
-_THINGS = [
-    "animals",
-    "fruits",
-    "countries",
-    "colors",
-    "sports",
-    "jobs",
-    "kinds of food",
-    "things in a kitchen",
-    "cities",
-    "books",
-]
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+def _words(text: str, between: str | None = None) -> list[str]:
+    return [word.strip() for word in text.split(between)]
+
+
+_ADJECTIVES = _words(
+    "red old small quiet brave happy tall green clever tired young silver hungry gentle wild blue heavy narrow famous "
+    "broken empty warm frozen golden lonely proud curious rusty wooden bright dusty strange polite careful noisy round "
+    "yellow ancient modern tiny"
+)
+_NOUNS = _words(
+    "fox teacher river cat farmer train child dog ship bird king garden doctor horse baker lamp bridge letter piano "
+    "window forest soldier wagon painter turtle island castle bottle market singer ladder kitchen mirror engine pilot "
+    "basket spider tunnel queen hammer"
+)
+_VERBS = _words(
+    "walked jumped waited slept sang worked played stood ran rested arrived vanished laughed fell whispered returned "
+    "stopped danced moved shouted"
+)
+_DEEDS = _words(
+    "bought a new coat, lost the keys, wrote a long letter, painted the door, cooked some soup, read the newspaper, "
+    "repaired the bicycle, sold the house, planted an apple tree, called the police, found an old coin, opened the "
+    "box, missed the last bus, learned to swim, visited an uncle, counted the sheep, drank a cup of tea, cleaned the "
+    "windows, forgot the answer, told a funny story",
+    ",",
+)
+_PLACES = _words(
+    "near the old bridge, in the garden, by the river, under a tall tree, behind the house, at the market, on the "
+    "hill, after the rain, with a friend, in front of the school, next to the station, without a sound, across the "
+    "street, above the clouds, far from home, inside the museum, beside the fire, along the beach, outside the city, "
+    "between two mountains",
+    ",",
+)
+_THINGS = _words("animals,fruits,countries,colors,sports,jobs,kinds of food,things in a kitchen,cities,books", ",")
+_NAMES = _words("Anna Ben Clara David Emma Frank Grace Henry Iris Jack Kate Leo Maria Noah Olivia Paul Rosa Sam")
+_CITIES = _words("London Paris Rome Berlin Madrid Oslo Vienna Cairo Tokyo Lima Boston Delhi")
+
+
+# Most sentences of a text: of longer ones a small model loses its place.
+_SENTENCES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +60,160 @@ class Task:
     answer: str
 
 
-def _sentences(generator: random.Random, count: int) -> list[str]:
-    return [
-        f"The {generator.choice(_ADJECTIVES)} {generator.choice(_NOUNS)} {generator.choice(_VERBS)} "
-        f"{generator.choice(_PLACES)}."
-        for _ in range(count)
-    ]
+Question = tuple[str, str]
+Kind = Callable[[random.Random], Question]
 
 
-def _count(generator: random.Random) -> tuple[str, str]:
+# --- what answers are made of ---
+
+
+def _sentence(generator: random.Random) -> str:
+    # All begin alike: a small model leaves out a first sentence that begins in another way.
+    pick = generator.choice
+    match generator.randrange(3):
+        case 0:
+            return f"The {pick(_ADJECTIVES)} {pick(_NOUNS)} {pick(_VERBS)} {pick(_PLACES)}."
+        case 1:
+            return f"The {pick(_NOUNS)} from {pick(_CITIES)} {pick(_DEEDS)}."
+        case _:
+            return f"The {pick(_ADJECTIVES)} {pick(_NOUNS)} {pick(_DEEDS)} {pick(_PLACES)}."
+
+
+def _turn(generator: random.Random) -> str:
+    return f"{generator.choice(_NAMES)}: {_sentence(generator)}"
+
+
+def _pair(generator: random.Random) -> str:
+    return f"{generator.choice(_ADJECTIVES)} {generator.choice(_NOUNS)}: {generator.randint(1, 99)}"
+
+
+def _record(generator: random.Random, between: str = ",") -> str:
+    fields = (generator.choice(_NAMES), str(generator.randint(18, 80)), generator.choice(_CITIES))
+    return between.join(fields)
+
+
+def _statement(generator: random.Random) -> str:
+    return f"{generator.choice(_NOUNS)} = {generator.choice(_VERBS)}({generator.randint(1, 99)})"
+
+
+def _lines(generator: random.Random, one: Callable[[random.Random], str], most: int) -> list[str]:
+    return [one(generator) for _ in range(generator.randint(2, most))]
+
+
+def _numbered(lines: Sequence[str]) -> str:
+    return "\n".join(f"{n}. {line}" for n, line in enumerate(lines, 1))
+
+
+def _dashed(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+# --- copies ---
+
+
+def _copying(instruction: str, one: Callable[[random.Random], str], most: int, between: str = "\n") -> Kind:
+    """Return a kind that asks for the text as it stands."""
+
+    def make(generator: random.Random) -> Question:
+        text = between.join(_lines(generator, one, most))
+        return f"{instruction}\n\n{text}", text
+
+    return make
+
+
+def _copy_example(generator: random.Random) -> Question:
+    text = _text(generator)
+    example = f"{_sentence(generator)} {_sentence(generator)}"
+    return f"Copy the text.\n\nText: {example}\nCopy: {example}\n\nText: {text}\nCopy:", text
+
+
+def _text(generator: random.Random) -> str:
+    return " ".join(_lines(generator, _sentence, _SENTENCES))
+
+
+def _copy_above(generator: random.Random) -> Question:
+    text = _text(generator)
+    return f"{text}\n\nRepeat the text above exactly.", text
+
+
+def _copy_quoted(generator: random.Random) -> Question:
+    text = f'"{_text(generator)}"'
+    return f"Copy this quote exactly:\n\n{text}", text
+
+
+def _copy_story(generator: random.Random) -> Question:
+    paragraphs = [" ".join(_lines(generator, _sentence, 3)) for _ in range(generator.randint(1, 4))]
+    text = "\n\n".join(paragraphs)
+    return f"Repeat this story exactly:\n\n{text}", text
+
+
+def _copy_words(generator: random.Random) -> Question:
+    text = ", ".join(generator.sample(_NOUNS + _ADJECTIVES, generator.randint(3, 30)))
+    return f"Repeat these words exactly:\n\n{text}", text
+
+
+def _copy_numbered(generator: random.Random) -> Question:
+    text = _numbered(_lines(generator, _sentence, _SENTENCES))
+    return f"Repeat this list exactly:\n\n{text}", text
+
+
+def _copy_code(generator: random.Random) -> Question:
+    text = "```python\n" + "\n".join(_lines(generator, _statement, 12)) + "\n```"
+    return f"Repeat this code exactly:\n\n{text}", text
+
+
+def _copy_table(generator: random.Random) -> Question:
+    rows = ["| name | age | city |", "| --- | --- | --- |"]
+    rows += [f"| {_record(generator, ' | ')} |" for _ in range(generator.randint(2, 10))]
+    text = "\n".join(rows)
+    return f"Repeat this table exactly:\n\n{text}", text
+
+
+def _copy_csv(generator: random.Random) -> Question:
+    text = "name,age,city\n" + "\n".join(_lines(generator, _record, 10))
+    return f"Repeat this CSV file exactly:\n\n{text}", text
+
+
+# --- given lines in another form ---
+
+
+def _reshaping(instruction: str, shape: Callable[[Sequence[str]], str], *, example: bool = True) -> Kind:
+    """Return a kind that asks for given lines in a form that an example shows."""
+
+    def make(generator: random.Random) -> Question:
+        lines = _lines(generator, _sentence, _SENTENCES)
+        shown = [_sentence(generator) for _ in range(3)]
+        asked = "\n".join(lines)
+        if example:
+            before = "\n".join(shown)
+            return f"{instruction}\n\nLines:\n{before}\nAnswer:\n{shape(shown)}\n\nLines:\n{asked}\nAnswer:", shape(
+                lines
+            )
+        return f"{instruction}\n\n{asked}", shape(lines)
+
+    return make
+
+
+def _fill_table(generator: random.Random) -> Question:
+    records = [_record(generator, ", ") for _ in range(generator.randint(2, 8))]
+    head = "| name | age | city |\n| --- | --- | --- |\n"
+    rows = "\n".join("| " + record.replace(", ", " | ") + " |" for record in records)
+    return (
+        "Write the records as a table.\n\nRecords:\nAnna, 30, Rome\nBen, 41, Oslo\nTable:\n"
+        f"{head}| Anna | 30 | Rome |\n| Ben | 41 | Oslo |\n\nRecords:\n" + "\n".join(records) + "\nTable:",
+        head + rows,
+    )
+
+
+# --- counting and computing ---
+
+
+def _count(generator: random.Random) -> Question:
     last = generator.randint(3, 60)
     return f"Count from 1 to {last}, separated by commas.", ", ".join(str(n) for n in range(1, last + 1))
 
 
-def _count_from(generator: random.Random) -> tuple[str, str]:
+def _count_from(generator: random.Random) -> Question:
     first = generator.randint(1, 40)
     last = first + generator.randint(3, 40)
     return (
@@ -101,44 +222,20 @@ def _count_from(generator: random.Random) -> tuple[str, str]:
     )
 
 
-def _countdown(generator: random.Random) -> tuple[str, str]:
-    first = generator.randint(5, 50)
-    return f"Count down from {first} to 1, separated by commas.", ", ".join(str(n) for n in range(first, 0, -1))
+def _times(generator: random.Random) -> Question:
+    word, count = generator.choice(_NOUNS), generator.randint(2, 20)
+    return f'Write "cat" 3 times: cat cat cat\nWrite "{word}" {count} times:', " ".join([word] * count)
 
 
-def _alphabet(generator: random.Random) -> tuple[str, str]:
-    letters = _LETTERS[: generator.randint(4, 26)]
-    return f"Write the letters of the alphabet from A to {letters[-1]}, separated by spaces.", " ".join(letters)
-
-
-def _copy(generator: random.Random) -> tuple[str, str]:
-    text = " ".join(_sentences(generator, generator.randint(1, 10)))
-    return f"Repeat this text exactly:\n\n{text}", text
-
-
-def _copy_example(generator: random.Random) -> tuple[str, str]:
-    text = " ".join(_sentences(generator, generator.randint(1, 10)))
-    example = " ".join(_sentences(generator, 2))
-    return f"Copy the text.\n\nText: {example}\nCopy: {example}\n\nText: {text}\nCopy:", text
-
-
-def _enumerate(generator: random.Random) -> tuple[str, str]:
-    sentences = _sentences(generator, generator.randint(2, 12))
-    return (
-        "Write these sentences as a numbered list:\n\n" + "\n".join(sentences),
-        "\n".join(f"{n}. {sentence}" for n, sentence in enumerate(sentences, 1)),
-    )
-
-
-def _list(generator: random.Random) -> tuple[str, str]:
+def _list(generator: random.Random) -> Question:
     things, count = generator.choice(_THINGS), generator.randint(3, 25)
     return (
         f"List {count} {things}, numbered from 1 to {count}. Write only the list.",
-        "\n".join(f"{n}. {generator.choice(_NOUNS)}" for n in range(1, count + 1)),
+        _numbered([generator.choice(_NOUNS) for _ in range(count)]),
     )
 
 
-def _table(generator: random.Random) -> tuple[str, str]:
+def _table(generator: random.Random) -> Question:
     factor, last = generator.randint(2, 12), generator.randint(3, 20)
     return (
         (
@@ -149,7 +246,7 @@ def _table(generator: random.Random) -> tuple[str, str]:
     )
 
 
-def _sum(generator: random.Random) -> tuple[str, str]:
+def _sum(generator: random.Random) -> Question:
     terms = [generator.randint(1, 9) for _ in range(generator.randint(3, 12))]
     total, lines = terms[0], []
     for term in terms[1:]:
@@ -161,23 +258,44 @@ def _sum(generator: random.Random) -> tuple[str, str]:
     )
 
 
-KINDS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
+KINDS: dict[str, Kind] = {
+    "copy": _copying("Repeat this text exactly:", _sentence, _SENTENCES, " "),
+    "copy_word_for_word": _copying("Write this text again, word for word:", _sentence, _SENTENCES, " "),
+    "copy_say": _copying("Please say the following text to me:", _sentence, _SENTENCES, " "),
+    "copy_above": _copy_above,
+    "copy_quoted": _copy_quoted,
+    "copy_story": _copy_story,
+    "copy_example": _copy_example,
+    "copy_lines": _copying("Repeat these lines exactly:", _sentence, _SENTENCES),
+    "copy_words": _copy_words,
+    "copy_numbered": _copy_numbered,
+    "copy_pairs": _copying("Repeat these lines exactly:", _pair, 12),
+    "copy_csv": _copy_csv,
+    "copy_table": _copy_table,
+    "copy_code": _copy_code,
+    "copy_dialog": _copying("Repeat this conversation exactly:", _turn, _SENTENCES),
+    "enumerate": _reshaping("Write these sentences as a numbered list:", _numbered, example=False),
+    "dash_example": _reshaping("Write a dash before each line.", _dashed),
+    "fill_table": _fill_table,
+    "times": _times,
     "count": _count,
     "count_from": _count_from,
-    "countdown": _countdown,
-    "alphabet": _alphabet,
-    "copy": _copy,
-    "copy_example": _copy_example,
-    "enumerate": _enumerate,
     "list": _list,
     "table": _table,
     "sum": _sum,
 }
 
-
-# What SmolLM2-135M-Instruct follows in about half of the cases or more (docs/predictor.md has the table); the others
-# stay for models that can count.
-FOLLOWED = ("copy", "copy_example", "enumerate", "list")
+FOLLOWED = (
+    "copy",
+    "copy_word_for_word",
+    "copy_say",
+    "copy_above",
+    "copy_quoted",
+    "copy_story",
+    "copy_example",
+    "copy_lines",
+    "copy_numbered",
+)
 
 
 def generate(count: int, kinds: Sequence[str] = FOLLOWED, seed: int = 0) -> list[Task]:
@@ -203,3 +321,26 @@ def generate(count: int, kinds: Sequence[str] = FOLLOWED, seed: int = 0) -> list
 def follows(answer_tokens: int, output_tokens: int) -> bool:
     """Whether an output is as long as the answer that was asked for, within 15 % or five tokens."""
     return abs(output_tokens - answer_tokens) <= max(5, 0.15 * answer_tokens)
+
+
+def summary(lengths: Sequence[tuple[str, int, int, bool]]) -> list[dict[str, Any]]:
+    """Return a row for each kind: how many outputs, the shares that follow and that the limit cut.
+
+    Parameters
+    ----------
+    lengths
+        Of each output its kind, the tokens of the answer that was asked for, its own tokens, whether it was cut.
+    """
+    rows = []
+    for kind in dict.fromkeys(kind for kind, *_ in lengths):
+        own = [(follows(asked, came), cut, asked) for name, asked, came, cut in lengths if name == kind]
+        rows.append(
+            {
+                "kind": kind,
+                "outputs": len(own),
+                "followed": round(sum(followed for followed, _, _ in own) / len(own), 4),
+                "cut": round(sum(cut for _, cut, _ in own) / len(own), 4),
+                "longest_answer": max(asked for _, _, asked in own),
+            }
+        )
+    return sorted(rows, key=lambda row: -row["followed"])

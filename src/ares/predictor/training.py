@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ares.predictor import features, hazard, metrics
+from ares.predictor import calibration, features, hazard, metrics
 from ares.predictor.checkpoint import Checkpoint, build
 from ares.predictor.dataset import Pairs
 from ares.predictor.errors import PredictorError
@@ -32,6 +32,7 @@ class TrainingSettings:
     decay: float = 0.05
     members: int = 4
     width: int = 64
+    calibrate: bool = True
 
 
 def settings_of(arch: str, seed: int = 0, **given: Any) -> TrainingSettings:
@@ -92,6 +93,8 @@ def train(
     curve = _fit(network, data, settings, on_epoch)
     if isinstance(network, PaperNetwork):
         _fit_spread(network, data["validation"])
+    elif settings.calibrate:
+        _calibrate(network.eval(), data["validation"])
     source = pairs.source
     checkpoint = Checkpoint(
         network=network.eval(),
@@ -171,6 +174,13 @@ def _fit_spread(network: PaperNetwork, data: Data) -> None:
     spread = torch.quantile(errors, torch.tensor(LEVELS))
     # The estimate stays the median: the spread is around it.
     network.spread.copy_(spread - (spread[9] + spread[10]) / 2)
+
+
+def _calibrate(network: HazardNetwork, data: Data) -> None:
+    with torch.no_grad():
+        ended = network.distribution(data.states, data.scalars)
+    parts = calibration.transform(ended, network.grid, data.remaining.numpy().astype(float), data.room.astype(float))
+    network.levels.copy_(calibration.levels(*parts))
 
 
 def predict(network: Any, data: Data, batch: int = 4096) -> metrics.Array:

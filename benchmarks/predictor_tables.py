@@ -1,0 +1,102 @@
+"""Renew the tables of docs/predictor.md from benchmarks/results (`python benchmarks/predictor_tables.py`).
+
+A table stands between `<!-- NAME -->` and `<!-- end -->`; everything between is replaced.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "predictor.md"
+
+
+def result(name: str) -> Any:
+    """Read one recorded result."""
+    return json.loads((ROOT / "benchmarks" / "results" / f"predictor-{name}.json").read_text())
+
+
+def table(head: str, rows: list[list[str]]) -> str:
+    """Return a table in Markdown; the columns of `head` are apart by |."""
+    columns = head.split("|")
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.strip() for cell in line) + " |" for line in lines)
+
+
+def span(values: list[float], form: str = ".1f") -> str:
+    """Return an interval."""
+    return f"{values[0]:{form}} to {values[1]:{form}}"
+
+
+def models(found: Any) -> str:
+    """Every predictor on the test set."""
+    rows = []
+    for m in found["models"]:
+        micros = " / ".join(f"{v:,.0f}" for v in m.get("microseconds_per_step", {}).values())
+        coverage = f"{m['p90_coverage']:.1%} ({m['p90_coverage_at_or_below']:.1%})"
+        numbers = [f"{m['mae']:.1f}", span(m["mae_interval"]), f"{m['relative_mae']:.3f}", f"{m['kendall_tau']:.2f}"]
+        numbers += [f"{m['crps']:.1f}", f"{m['p50_coverage']:.1%}", coverage, f"{m['parameters']:,}", micros]
+        rows.append([m["name"], *numbers])
+    head = "predictor|MAE|95 %|relative MAE|tau|CRPS|P50|P90 coverage (plain)|parameters|µs at 1 / 64 / 256"
+    return table(head, rows)
+
+
+def differences(found: Any) -> str:
+    """Ours against each of the others."""
+    rows = []
+    for d in found["differences"]:
+        removed = found.get("reducible_error_removed", {}).get(d["baseline"], {})
+        shares = [
+            f"{removed[n]:.0%} ({span(removed[f'{n}_interval'], '.0%')})" if removed.get(n) is not None else ""
+            for n in ("mae", "crps")
+        ]
+        share = f"{d['mae_below_share']:.1%} ({span(d['mae_below_share_interval'], '.1%')})"
+        mae = f"{d['mae_below']:.1f} ({span(d['mae_below_interval'])})"
+        rows.append([d["baseline"], mae, share, f"{d['crps_below']:.1f} ({span(d['crps_below_interval'])})", *shares])
+    head = "against|MAE lower by (95 %)|share of it|CRPS lower by|reducible MAE removed|reducible CRPS removed"
+    return table(head, rows)
+
+
+def positions(found: Any) -> str:
+    """Show the error at parts of the generation, one pair of each output."""
+    rows = [[m["name"], *(f"{part['mae']:.1f}" for part in m["by_position"].values())] for m in found["models"]]
+    return table("predictor|0 %|25 %|50 %|75 %", rows)
+
+
+def kinds(found: Any) -> str:
+    """How the kinds of structured prompts are followed."""
+    rows = [[r["kind"], str(r["outputs"]), f"{r['followed']:.0%}", f"{r['cut']:.0%}"] for r in found["kinds"]]
+    return table("kind|outputs|followed|cut by the limit", rows)
+
+
+def overhead(found: Any) -> str:
+    """TPOT with the predictor and without."""
+    rows = []
+    for case in found["cases"]:
+        times, ratio = case["tpot_ms"], case["on_to_off"]
+        shown = f"{ratio['median']:.4f}", f"{ratio['low']:.4f} to {ratio['high']:.4f}"
+        rows.append([str(case["batch"]), f"{times['off']:.2f} ms", f"{times['on']:.2f} ms", *shown])
+    return table("batch|TPOT off|TPOT on|on / off|95 %", rows)
+
+
+TABLES = {
+    f"{name} {part.__name__}": (name, part)
+    for name in ("open", "structured")
+    for part in (models, differences, positions)
+} | {"kinds": ("kinds", kinds), "overhead": ("overhead", overhead)}
+
+
+def main() -> None:
+    """Renew every table that the page has."""
+    page = PAGE.read_text()
+    for marker, (name, part) in TABLES.items():
+        block = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if block.search(page):
+            made = part(result(name))
+            page = block.sub(lambda found, made=made: f"{found[1]}{made}\n{found[2]}", page)
+    PAGE.write_text(page)
+
+
+if __name__ == "__main__":
+    main()
