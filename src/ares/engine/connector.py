@@ -27,6 +27,6 @@ class NixlConnector(NixlPullConnector):  # type: ignore[misc]
         """Send the worker's newest predictions to the scheduler's process."""
         return take()
 
-    def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
-        """Give the scheduler side the pool whose use it reports."""
-        self.connector_scheduler.block_pool = gpu_block_pool
+    def bind_kv_cache_manager(self, kv_cache_manager: Any) -> None:
+        """Give the scheduler side the KV cache whose use it reports, and whose blocks it pins."""
+        self.connector_scheduler.kv_cache_manager = kv_cache_manager

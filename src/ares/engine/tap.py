@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ares.engine.pull import AHEAD
+
 # The field of kv_transfer_params with the number of output tokens that a prompt ends with.
 GENERATED = "ares_generated"
 
@@ -36,11 +38,20 @@ class TappedRequest:
     output_tokens: list[int]
 
     @property
+    def ahead(self) -> bool:
+        """Whether it is no client's request, and only brings KV here ahead of one."""
+        return bool(self._parameters.get(AHEAD))
+
+    @property
     def generated_before(self) -> int:
         """Tokens at the end of the prompt that earlier instances generated, as the gateway says."""
-        extra = getattr(self.sampling, "extra_args", None) or {}
-        count = (extra.get("kv_transfer_params") or {}).get(GENERATED, 0)
+        count = self._parameters.get(GENERATED, 0)
         return count if isinstance(count, int) and 0 <= count < len(self.prompt_tokens) else 0
+
+    @property
+    def _parameters(self) -> dict[str, Any]:
+        extra = getattr(self.sampling, "extra_args", None) or {}
+        return extra.get("kv_transfer_params") or {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,17 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlBase
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_scheduler import NixlPullConnectorScheduler
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_worker import NixlPullConnectorWorker
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
 from vllm.entrypoints.launchers.api_server.entry import run_server
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 if current_platform.is_cpu():
@@ -55,6 +59,9 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
     # What the hidden-state tap stands on (engine/tap.py).
     PlatformWorker: ("load_model", "execute_model", "sample_tokens", "shutdown"),
     Request: ("num_tokens", "num_output_tokens", "is_finished"),
+    # What a live pre-copy pins with (engine/copies.py).
+    KVCacheManager: ("get_blocks",),
+    BlockPool: ("touch", "free_blocks", "get_num_free_blocks"),
 }
 # Attributes that exist only on objects: looked up in the source of the class that sets them.
 INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
@@ -87,12 +94,18 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
     CachedRequestData: ("req_ids", "num_computed_tokens"),
     ModelRunnerOutput: ("req_ids", "sampled_token_ids"),
     PlatformWorker: ("model_runner", "vllm_config", "device"),
+    KVCacheManager: ("block_pool",),
+    BlockPool: ("num_gpu_blocks",),
+    KVCacheBlock: ("block_id", "is_null"),
+    KVConnectorOutput: ("finished_sending", "kv_connector_stats"),
+    NixlKVConnectorStats: ("data",),
     Request: (
         "max_tokens",
         "stop_reason",
         "kv_transfer_params",
         "num_output_placeholders",
         "num_computed_tokens",
+        "num_in_flight_tokens",
         "num_preemptions",
         "output_token_ids",
         "status",

@@ -7,6 +7,8 @@ from typing import Any
 _KEY = "ares_key"
 # And the number of output tokens that its prompt ends with (engine/tap.py reads it).
 _GENERATED = "ares_generated"
+# And the mark of a request that only brings KV to an instance (engine/pull.py).
+_AHEAD = "ares_ahead"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,11 @@ class Sampling:
         }
         body = _body(key, prompt + emitted, parameters, {**(transfer or {}), _GENERATED: len(emitted)})
         return {**body, "priority": priority} if priority else body
+
+
+def bring_ahead(key: str, tokens: list[int], transfer: dict[str, Any]) -> dict[str, Any]:
+    """Return the request that brings the KV of all `tokens` but the last to an instance, and generates for nobody."""
+    return _body(key, tokens, {"max_tokens": 1, "temperature": 0.0}, {**transfer, _AHEAD: True})
 
 
 def _body(key: str, tokens: list[int], parameters: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
