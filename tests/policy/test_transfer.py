@@ -20,11 +20,12 @@ def test_a_pull_beside_the_steps_costs_whole_steps() -> None:
 
 
 def test_short_copies_are_not_worth_going_ahead() -> None:
-    assert [choose_mode(tokens, BENCH) for tokens in (1, 128, 1000, 3500)] == ["stop_and_copy"] * 4
+    assert [choose_mode(tokens, BENCH) for tokens in (1, 128, 1000, 2000)] == ["stop_and_copy"] * 4
     assert choose_mode(400, SERVERS) == "stop_and_copy"
 
 
 def test_long_ones_are() -> None:
+    assert choose_mode(3500, BENCH) == "pre_copy"  # it would miss a step
     assert choose_mode(8000, SERVERS) == "pre_copy"
     assert choose_mode(100_000, SERVERS) == "pre_copy"
 

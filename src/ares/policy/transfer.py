@@ -2,7 +2,7 @@
 
 Live pre-copy (Clark et al., "Live Migration of Virtual Machines", NSDI 2005; for KV caches, Llumnix, OSDI 2024) moves
 what is complete while the request goes on. It costs the source a pin and the target one row in one step, so it must buy
-more than what nobody would notice: one gap between two tokens.
+more than what nobody would notice: half a gap between two tokens.
 """
 
 import math
@@ -14,6 +14,8 @@ STOP_AND_COPY: Mode = "stop_and_copy"
 PRE_COPY: Mode = "pre_copy"
 # Steps of the source between the snapshot of its full blocks and the cut, beside those of the copy itself.
 _STEPS_AROUND = 3
+# What going ahead must save.
+_WORTH_STEPS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,11 @@ def copy_stall_s(tokens: float, link: Link) -> float:
 
 
 def choose_mode(tokens: int, link: Link) -> Mode:
-    """Return how to move a request with so many resident tokens: ahead only what saves more than one step."""
+    """Return how to move a request with so many resident tokens: ahead only what saves a good part of a step."""
     full = tokens - tokens % link.block_tokens
     if not full or link.bytes_per_s <= 0 or link.step_s <= 0:
         return STOP_AND_COPY
     ahead_s = full * link.token_bytes / link.bytes_per_s
     rest = tokens - full + _STEPS_AROUND + ahead_s / link.step_s
     saved_s = copy_stall_s(tokens, link) - copy_stall_s(rest, link)
-    return PRE_COPY if saved_s > link.step_s else STOP_AND_COPY
+    return PRE_COPY if saved_s > _WORTH_STEPS * link.step_s else STOP_AND_COPY
