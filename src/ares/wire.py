@@ -81,7 +81,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """Who the instance is. `boot` differs after every restart.
 
     `token_bytes` is the KV of one token, `pull_within_step_bytes` the largest pull within a scheduling step,
-    `prefix_caching` whether KV that is copied ahead of a request stays here for it.
+    `prefix_caching` whether KV that is copied ahead of a request stays here for it; `carries` names state that a
+    request does not lose by coming here: ``output`` (which of its tokens are output), ``seed``, ``structured_outputs``.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     token_bytes: float = 0.0
     pull_within_step_bytes: int = 0
     prefix_caching: bool = False
+    carries: list[str] = []
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):

@@ -16,6 +16,7 @@ from ares.engine.control import ControlChannel
 from ares.engine.copies import Copies
 from ares.engine.predictions import PredictionMetadata
 from ares.engine.pull import PullPolicy
+from ares.engine.restoring import carried, restore
 from ares.engine.tracking import Cut, Load, Orders, Tracked
 from ares.engine.vllm_names import (
     SUPPORTED_VERSION,
@@ -93,6 +94,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             versions={"ares": __version__, "vllm": SUPPORTED_VERSION},
             token_bytes=self._pulls.token_bytes,
             pull_within_step_bytes=self._pulls.limit_bytes,
+            carries=carried(vllm_config, by_worker=settings.restores),
             prefix_caching=self._pulls.plain and bool(vllm_config.cache_config.enable_prefix_caching),
         )
         self._channel = ControlChannel(settings.control_address, hello, self.snapshot)
@@ -144,6 +146,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             self._orders.pull_now.add(request.request_id)
         else:
             super().update_state_after_alloc(request, blocks, num_external_tokens)
+        if tracked.restored is None:
+            tracked.restored = restore(request)
         tracked.pulled = num_external_tokens
         if request.request_id in self._pulling or not (num_external_tokens or tracked.admitted):
             # What is pulled within the step is here when the step begins; should it fail, a second message says so.
@@ -220,7 +224,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
                 call=tracked.cut.call,
                 key=tracked.key,
                 outcome="finished" if transfer is None else "pinned",
-                output_tokens=len(output),
+                output_tokens=tracked.output,
                 tail=list(output[-_TAIL:]),
                 transfer=transfer or {},
             ),
@@ -329,8 +333,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             preempted += request.num_preemptions
             if tracked.key is not None:
                 resident = request.num_tokens if state in {"loading", "running"} else 0
-                output = request.num_output_tokens
-                rows.append(wire.Row(tracked.key, resident, output, state, tracked.remaining()))
+                rows.append(wire.Row(tracked.key, resident, tracked.output, state, tracked.remaining()))
         self._sequence += 1
         pool = self.kv_cache_manager.block_pool if self.kv_cache_manager is not None else None
         used = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks() if pool is not None else 0

@@ -32,6 +32,13 @@ class Tracked:
     # Nobody wants its KV any more: do not pin it when it ends.
     unwanted: bool = False
     prediction: Prediction | None = None
+    # Tokens of its output that other instances generated (engine/restoring.py); None until it was looked at.
+    restored: int | None = None
+
+    @property
+    def output(self) -> int:
+        """Tokens generated on this instance."""
+        return int(self.request.num_output_tokens) - (self.restored or 0)
 
     @property
     def ahead(self) -> bool:
@@ -42,8 +49,7 @@ class Tracked:
         """Return what is predicted for now."""
         if self.prediction is None or self.ahead:
             return None
-        output = self.request.num_output_tokens
-        return self.prediction.after(output, self.request.max_tokens - output)
+        return self.prediction.after(self.output, self.request.max_tokens - self.request.num_output_tokens)
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ fails with a clear message instead of misbehaving.
 """
 
 from vllm import LLM, SamplingParams
+from vllm.config import VllmConfig
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole, KVConnectorWorkerMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import base_worker
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlBaseConnector, NixlPullConnector
@@ -23,6 +24,10 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
+from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
+from vllm.v1.structured_output.request import StructuredOutputRequest
+from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
@@ -59,6 +64,10 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
     # What the hidden-state tap stands on (engine/tap.py).
     PlatformWorker: ("load_model", "execute_model", "sample_tokens", "shutdown"),
     Request: ("num_tokens", "num_output_tokens", "is_finished"),
+    # What gives moved requests their output back (engine/restoring.py).
+    StructuredOutputGrammar: ("accept_tokens",),
+    InputBatch: ("add_request",),
+    VllmConfig: ("use_v2_model_runner",),
     # What a live pre-copy pins with (engine/copies.py).
     KVCacheManager: ("get_blocks",),
     BlockPool: ("touch", "free_blocks", "get_num_free_blocks"),
@@ -91,7 +100,7 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "scheduled_spec_decode_tokens",
     ),
     NewRequestData: ("req_id", "prompt_token_ids", "sampling_params", "num_computed_tokens"),
-    CachedRequestData: ("req_ids", "num_computed_tokens"),
+    CachedRequestData: ("req_ids", "num_computed_tokens", "num_output_tokens"),
     ModelRunnerOutput: ("req_ids", "sampled_token_ids"),
     PlatformWorker: ("model_runner", "vllm_config", "device"),
     KVCacheManager: ("block_pool",),
@@ -99,7 +108,15 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
     KVCacheBlock: ("block_id", "is_null"),
     KVConnectorOutput: ("finished_sending", "kv_connector_stats"),
     NixlKVConnectorStats: ("data",),
+    StructuredOutputRequest: ("grammar",),
+    InputBatch: ("generators",),
+    CachedRequestState: ("generator", "output_token_ids", "sampling_params"),
+    GPUModelRunner: ("input_batch", "requests"),
     Request: (
+        "_output_token_ids",
+        "prompt_token_ids",
+        "sampling_params",
+        "structured_output_request",
         "max_tokens",
         "stop_reason",
         "kv_transfer_params",

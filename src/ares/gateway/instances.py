@@ -303,6 +303,12 @@ class Pool:
         """Whether there is at least one instance to decode on."""
         return any(i.open for i in self.decode())
 
+    @property
+    def carried(self) -> frozenset[str]:
+        """State that no instance lets a request lose that comes to it."""
+        known = [frozenset(i.hello.carries) for i in self.instances if i.hello is not None]
+        return frozenset.intersection(*known) if known else frozenset()
+
     async def _acquaint(self, instance: Instance) -> None:
         """Let decode instances shake hands with whatever they may pull from, so that no request waits for it."""
         assert instance.hello is not None  # noqa: S101 - for the type checker: called on its Hello
