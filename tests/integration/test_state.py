@@ -4,6 +4,7 @@ The unmoved one is what an engine answers that is asked directly, the whole requ
 """
 
 import asyncio
+import itertools
 import json
 from typing import Any
 
@@ -119,7 +120,7 @@ async def test_bad_words_that_span_the_cut(client: Client, cluster: local.Cluste
     tokenizer = Tokenizer.from_file(f"{cluster.settings.model}/tokenizer.json")
     plain = await unmoved(client, LENGTH)
     words = []
-    for first, second in zip(plain, plain[1:], strict=False):
+    for first, second in itertools.pairwise(plain):
         word = tokenizer.decode([first, second])
         if tokenizer.encode(word, add_special_tokens=False).ids == [first, second]:
             words.append(word)
@@ -164,7 +165,7 @@ async def test_choices_have_their_own_seeds_and_move_on_their_own(client: Client
 
 
 async def test_state_survives_kv_that_does_not_arrive(client: Client) -> None:
-    """Straight to an engine: it computes all tokens again, and goes on with penalties, grammar and seed as they were."""
+    """Straight to an engine: it computes all tokens again and goes on with the state as it was."""
     status = await client.status()
     url = next(i["url"] for i in status["instances"] if i["name"] == "decode-0")
     for case in ("seed-penalties", "regex-seed", "seed"):
