@@ -13,6 +13,8 @@ from ares.engine.vllm_names import current_platform
 
 # Of a request that only brings KV here (engine/scheduler.py): nobody waits for it, and no step should.
 AHEAD = "ares_ahead"
+# A smaller pull tells the latency of a transfer, not its speed.
+_TELLING_BYTES = 1 << 20
 # Weight of the newest pull in the moving average of their speed.
 _SPEED_WEIGHT = 0.2
 
@@ -32,7 +34,7 @@ class PullPolicy:
     plain
         Whether all layers share one kind of cache that is pulled as it is, without conversion.
     bytes_per_s
-        Speed of recent pulls; 0 before the first.
+        Speed of recent pulls of 1 MiB and more; 0 before the first.
     """
 
     def __init__(self, vllm_config: Any, kv_cache_config: Any, scheduler: Any) -> None:
@@ -83,7 +85,7 @@ class PullPolicy:
         """
         data = stats.data if stats is not None else {}
         for seconds, size in zip(data.get("transfer_duration", ()), data.get("bytes_transferred", ()), strict=True):
-            if seconds <= 0 or not size or (self._timed_within_step and not within_step):
+            if seconds <= 0 or size < _TELLING_BYTES or (self._timed_within_step and not within_step):
                 continue
             first = not self.bytes_per_s or (within_step and not self._timed_within_step)
             self._timed_within_step |= within_step

@@ -24,6 +24,7 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
+from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 from vllm.v1.structured_output.request import StructuredOutputRequest
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
@@ -150,6 +151,7 @@ __all__ = [
     "RequestStatus",
     "SamplingParams",
     "SchedulerOutput",
+    "TopKTopPSampler",
     "base_worker",
     "cli_env_setup",
     "current_platform",
