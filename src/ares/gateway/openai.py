@@ -24,11 +24,11 @@ _CARRIED = {
 # Parameters with state, and what an instance must restore (`wire.Hello.carries`) for it to survive a move. Where one of
 # the instances does not, such requests stay where they are.
 _STATEFUL = {
+    "seed": "seed",
     "frequency_penalty": "output",
     "presence_penalty": "output",
     "bad_words": "output",
     "repetition_detection": "output",
-    "seed": "seed",
     "structured_outputs": "structured_outputs",
 }
 _MAXIMUM_CHOICES = 128
@@ -158,7 +158,7 @@ class GenerationRequest(BaseModel):
         if logprobs is not None:
             parameters["logprobs"] = logprobs
         # A penalty of 0 is none; a seed of 0 is one.
-        stateful = [n for n in sorted(_STATEFUL) if parameters.get(n) or (n == "seed" and n in parameters)]
+        stateful = [n for n in _STATEFUL if parameters.get(n) or (n == "seed" and n in parameters)]
         pinned = next((name for name in stateful if _STATEFUL[name] not in carried), None)
         return Sampling(parameters, maximum, self.min_tokens, pinned, restored=bool(stateful) and pinned is None)
 
