@@ -12,10 +12,12 @@ import pytest
 from tokenizers import Tokenizer
 
 from ares import local
-from tests.integration.client import Client
+from tests.integration.client import Client, Output
 
 PROMPT = list(range(1000, 1150))
 LENGTH = 250
+# A busy machine may be too slow for two moves within one output.
+_ATTEMPTS = 6
 CARRIED: dict[str, dict[str, Any]] = {
     "repetition": {"repetition_penalty": 1.3},
     "minimum": {"min_tokens": 250, "ignore_eos": False},
@@ -72,27 +74,30 @@ async def unmoved(client: Client, tokens: int, **parameters: Any) -> list[int]:
         return list((await reply.json())["choices"][0]["token_ids"])
 
 
-async def moved(client: Client, name: str, tokens: int, **parameters: Any) -> tuple[Any, int]:
-    """Generate while moves go on, and return the output and their number."""
-    _, task = client.stream(name, PROMPT, tokens, **parameters)
-    modes = ("stop_and_copy", "pre_copy")
-    count = orders = 0
-    while not task.done():
-        record = await client.move_on(name, mode=modes[orders % 2])
-        orders += 1
-        count += bool(record) and record["outcome"] == "moved"
-        await asyncio.sleep(0.02)
-    return await task, count
+async def moved(client: Client, name: str, tokens: int, **parameters: Any) -> list[Output]:
+    """Generate while moves go on, again until there were two, and return the outputs."""
+    modes = itertools.cycle(("stop_and_copy", "pre_copy"))
+    outputs: list[Output] = []
+    count = 0
+    for attempt in range(_ATTEMPTS):
+        _, task = client.stream(f"{name}-{attempt}", PROMPT, tokens, **parameters)
+        while not task.done():
+            record = await client.move_on(f"{name}-{attempt}", mode=next(modes))
+            count += bool(record) and record["outcome"] == "moved"
+            await asyncio.sleep(0.02)
+        outputs.append(await task)
+        if count >= 2:
+            return outputs
+    raise AssertionError(f"{count} moves in {_ATTEMPTS} outputs of {len(outputs[0].token_ids)} tokens")
 
 
 @pytest.mark.parametrize("case", CARRIED)
 async def test_carried_exactly(client: Client, case: str) -> None:
     parameters = CARRIED[case]
     expected = await unmoved(client, LENGTH, **parameters)
-    result, moves = await moved(client, f"carried-{case}", LENGTH, **parameters)
-    assert result.error is None
-    assert moves >= 2 or len(expected) < 40, moves
-    assert result.token_ids == expected, f"after {moves} moves"
+    for output in await moved(client, f"carried-{case}", LENGTH, **parameters):
+        assert output.error is None
+        assert output.token_ids == expected
 
 
 async def test_the_parameters_change_the_output(client: Client) -> None:
@@ -109,10 +114,9 @@ async def test_the_parameters_change_the_output(client: Client) -> None:
 
 async def test_log_probabilities_come_from_where_the_token_was_generated(client: Client) -> None:
     expected = (await client.complete(PROMPT, LENGTH, logprobs=3))["choices"][0]
-    result, moves = await moved(client, "logprobs", LENGTH, logprobs=3)
-    assert moves >= 2
-    assert result.token_ids == expected["token_ids"]
-    assert result.logprobs == pytest.approx(expected["logprobs"]["token_logprobs"], abs=1e-3)
+    for output in await moved(client, "logprobs", LENGTH, logprobs=3):
+        assert output.token_ids == expected["token_ids"]
+        assert output.logprobs == pytest.approx(expected["logprobs"]["token_logprobs"], abs=1e-3)
 
 
 async def test_bad_words_that_span_the_cut(client: Client, cluster: local.Cluster) -> None:
@@ -125,11 +129,11 @@ async def test_bad_words_that_span_the_cut(client: Client, cluster: local.Cluste
         if tokenizer.encode(word, add_special_tokens=False).ids == [first, second]:
             words.append(word)
     assert len(words) > 5
+    words = words[::2][:60]  # vLLM takes 128, and counts each with and without a space before it
     expected = await unmoved(client, LENGTH, bad_words=words)
     assert expected != plain
-    result, moves = await moved(client, "bad-words", LENGTH, bad_words=words)
-    assert moves >= 2
-    assert result.token_ids == expected
+    for output in await moved(client, "bad-words", LENGTH, bad_words=words):
+        assert output.token_ids == expected
 
 
 async def test_a_stop_by_repetition(client: Client) -> None:
@@ -138,30 +142,38 @@ async def test_a_stop_by_repetition(client: Client) -> None:
     parameters = {"allowed_token_ids": [77], "repetition_detection": detection}
     expected = await unmoved(client, LENGTH, **parameters)
     assert len(expected) < LENGTH
-    result, _ = await moved(client, "repetition-stop", LENGTH, **parameters)
-    assert result.token_ids == expected
+    for output in await moved(client, "repetition-stop", LENGTH, **parameters):
+        assert output.token_ids == expected
 
 
 async def test_choices_have_their_own_seeds_and_move_on_their_own(client: Client) -> None:
     parameters = {"seed": 11, "temperature": 1.0}
     expected = [await unmoved(client, LENGTH, **{**parameters, "seed": 11 + n}) for n in range(3)]
-    headers = {"x-request-id": "choices"}
     body = client.body(PROMPT, LENGTH, n=3, **parameters)
-    post = asyncio.create_task(
-        client.http.post(f"{client.url}/v1/completions", json=body, headers=headers).__aenter__()
-    )
+
+    async def ask(name: str) -> dict[str, Any]:
+        url, headers = f"{client.url}/v1/completions", {"x-request-id": name}
+        async with client.http.post(url, json=body, headers=headers) as reply:
+            answer: dict[str, Any] = await reply.json()
+            return answer
+
     moves = [0, 0, 0]
-    while not post.done():
-        for number in range(3):
-            record = await client.move_on(f"choices-{number}")
-            moves[number] += bool(record) and record["outcome"] == "moved"
-        await asyncio.sleep(0.02)
-    reply = await (await post).json()
-    assert min(moves) >= 1, moves
-    assert [choice["index"] for choice in reply["choices"]] == [0, 1, 2]
-    assert [choice["token_ids"] for choice in reply["choices"]] == expected
-    assert reply["usage"]["prompt_tokens"] == len(PROMPT)
-    assert reply["usage"]["completion_tokens"] == 3 * LENGTH
+    for attempt in range(_ATTEMPTS):
+        name = f"choices-{attempt}"
+        task = asyncio.create_task(ask(name))
+        while not task.done():
+            for number in range(3):
+                record = await client.move_on(f"{name}-{number}")
+                moves[number] += bool(record) and record["outcome"] == "moved"
+            await asyncio.sleep(0.02)
+        answer = await task
+        assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+        assert [choice["token_ids"] for choice in answer["choices"]] == expected
+        assert answer["usage"]["prompt_tokens"] == len(PROMPT)
+        assert answer["usage"]["completion_tokens"] == 3 * LENGTH
+        if min(moves) >= 1:
+            return
+    raise AssertionError(f"not all choices moved: {moves}")
 
 
 async def test_state_survives_kv_that_does_not_arrive(client: Client) -> None:
