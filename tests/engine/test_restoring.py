@@ -88,6 +88,37 @@ def test_a_seeded_generator_stands_where_vllms_sampler_would_be(drawn: int) -> N
     following = [sample(stock) for _ in range(5)]
     assert [sample(ours) for _ in range(5)] == following
     assert len(set(following)) > 1
+    ours.seek(drawn)
+    assert sample(ours) == following[0]
     # A draw for a token that vLLM throws away is taken back.
     ours.set_offset(ours.get_offset() - 4)
     assert sample(ours) == following[0]
+
+
+def test_the_draw_of_a_step_that_was_for_nothing_is_taken_back() -> None:
+    """KV that a step read had not arrived: the scheduler drops what it sampled, and the runner the token."""
+    import torch
+
+    from ares.engine.restoring import RestoringWorker, SeededGenerator
+
+    def state(generator: Any, output: list[int]) -> Any:
+        return SimpleNamespace(
+            generator=generator, output_token_ids=output, sampling_params=SimpleNamespace(seed=3, extra_args=None)
+        )
+
+    def draw(generator: torch.Generator) -> int:
+        return int(torch.randint(0, 2**31, (1,), generator=generator))
+
+    dropped = state(None, [5])
+    dropped.generator = SeededGenerator.of(dropped)
+    second = draw(dropped.generator)
+    dropped.output_token_ids.append(6)
+    going_on = state(None, [7])
+    going_on.generator = SeededGenerator.of(going_on)
+    worker = RestoringWorker.__new__(RestoringWorker)
+    worker.model_runner = SimpleNamespace(requests={"a": dropped, "b": going_on, "c": state(None, [1, 2])})
+    worker._take_back(SimpleNamespace(req_ids=["a", "b", "c"], num_output_tokens=[1, 1, 0]))
+    assert draw(dropped.generator) == second
+    assert draw(going_on.generator) == second
+    # The runner takes the token away itself, and all that depends on it.
+    assert dropped.output_token_ids == [5, 6]

@@ -80,22 +80,22 @@ class SeededGenerator(torch.Generator):  # type: ignore[misc]
     whose token is discarded, and takes these back through `set_offset`, which torch does not offer on a CPU.
     """
 
-    seed: int
-    output: list[int]
+    _start: int
+    _output: list[int]
 
     @classmethod
     def of(cls, state: Any) -> "SeededGenerator":
         """Return the generator of vLLM's CachedRequestState, where its output ends."""
         generator = cls(device="cpu")
-        generator.seed, generator.output = state.sampling_params.seed, state.output_token_ids
-        generator.seek()
+        generator._start, generator._output = state.sampling_params.seed, state.output_token_ids
+        generator.seek(len(state.output_token_ids))
         return generator
 
-    def seek(self) -> None:
-        """Go to where the output ends."""
-        self.manual_seed(self.seed)
-        if self.output:
-            torch.randint(0, 2**31, (len(self.output),), generator=self, dtype=torch.long)
+    def seek(self, count: int) -> None:
+        """Go to where so many tokens are drawn."""
+        self.manual_seed(self._start)
+        if count:
+            torch.randint(0, 2**31, (count,), generator=self, dtype=torch.long)
 
     def get_offset(self) -> int:
         """Return a number that vLLM subtracts from."""
@@ -103,7 +103,7 @@ class SeededGenerator(torch.Generator):  # type: ignore[misc]
 
     def set_offset(self, _: int) -> None:
         """Take back the draw of a discarded token."""
-        self.seek()
+        self.seek(len(self._output))
 
 
 class RestoringWorker(PlatformWorker):  # type: ignore[misc]
@@ -127,9 +127,7 @@ class RestoringWorker(PlatformWorker):  # type: ignore[misc]
         for request_id, count in zip(cached.req_ids, cached.num_output_tokens, strict=True):
             state = self.model_runner.requests[request_id]
             if isinstance(state.generator, SeededGenerator) and count < len(state.output_token_ids):
-                # As the runner does right after.
-                del state.output_token_ids[count:]
-                state.generator.seek()
+                state.generator.seek(count)
 
 
 def _completing(add_request: Callable[[Any], Any]) -> Callable[[Any], Any]:
