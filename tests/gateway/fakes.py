@@ -191,7 +191,7 @@ class FakeInstance:
             self.max_model_len,
             {"vllm": "fake"},
             token_bytes=1000.0,
-            pull_within_step_bytes=10_000,
+            pull_within_step_bytes=1_000_000,
             prefix_caching=self.prefix_caching,
         )
         self._channel = ControlChannel(self._address, hello, self._snapshot)

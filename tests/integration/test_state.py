@@ -45,7 +45,14 @@ CARRIED: dict[str, dict[str, Any]] = {
     },
     "regex": {"structured_outputs": {"regex": "[a-z]{230,240}x{3}"}},
     "regex-seed": {"structured_outputs": {"regex": "([a-z]{3},){40}[0-9]{5}"}, "seed": 3, "temperature": 1.0},
-    "grammar": {"structured_outputs": {"grammar": 'root ::= "(" root ")" root | "a" | "b"'}, "ignore_eos": False},
+    "grammar": {
+        "structured_outputs": {
+            "grammar": "root ::= " + "item " * 60 + '\nitem ::= "(" [a-z] [a-z] ")" | "<" [0-9] [0-9] ">"'
+        },
+        "seed": 8,
+        "temperature": 1.0,
+        "ignore_eos": False,
+    },
     "json": {
         "structured_outputs": {
             "json": {
