@@ -44,12 +44,13 @@ def status(
 def migrate(
     request: Annotated[str, typer.Argument(help="Id of a running request (see `ares status`).")],
     to: Annotated[str, typer.Option("--to", help="Name of the decode instance to move it to.")],
+    mode: Annotated[str, typer.Option(help="How its KV gets there: auto, stop_and_copy or pre_copy.")] = "auto",
     url: Url = "http://127.0.0.1:8000",
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Move a running request to another decode instance."""
-    record = _call(f"{url}/admin/v1/migrations", key, {"request_id": request, "target": to})
+    record = _call(f"{url}/admin/v1/migrations", key, {"request_id": request, "target": to, "mode": mode})
     if as_json:
         typer.echo(json.dumps(record, indent=2))
     else:
@@ -139,6 +140,7 @@ _ONLY_IN_JSON = frozenset(
         "resident_tokens",
         "prompt_tokens",
         "remaining_p10",
+        "precopy_s",
         "cut_s",
         "accept_s",
         "queued_s",

@@ -2,10 +2,10 @@
 
 The instance binds a ROUTER, the gateway connects a DEALER. The gateway subscribes, repeats the subscription as a
 heartbeat, and sends commands; the instance answers with its `Hello`, then sends `Telemetry` at the asked interval,
-`Admitted` for each request whose KV it pulled, `Predicted` for each that it only prefilled, and one `Handover` for
-each `Cut`. Every message is typed and checked
-by msgspec on arrival; nothing on this wire carries code. The commands are shaped so that they can move onto vLLM's
-generic connector call (RFC #51639) when it lands.
+`Admitted` for each request whose KV it pulled, `Predicted` for each that it only prefilled, one `Handover` for each
+`Cut` and one `Copied` for each `Copy`. Every message is typed and checked by msgspec on arrival; nothing on this wire
+carries code. The commands are shaped so that they can move onto vLLM's generic connector call (RFC #51639) when it
+lands.
 """
 
 from typing import Any, Literal
@@ -13,7 +13,8 @@ from typing import Any, Literal
 import msgspec
 
 Role = Literal["prefill", "decode", "both"]
-RequestState = Literal["waiting", "loading", "running"]
+# `copying`: no request of a client, but KV that comes ahead of one (`Copy`).
+RequestState = Literal["waiting", "loading", "running", "copying"]
 
 # A larger message than this is a mistake or an attack: telemetry of 4,096 requests is below 400 kB.
 MAX_MESSAGE_BYTES = 4 << 20
@@ -56,17 +57,34 @@ class Cut(msgspec.Struct, frozen=True, tag="cut"):
     key: str
 
 
+class Copy(msgspec.Struct, frozen=True, tag="copy"):
+    """Pin the full KV blocks of running request `key`, at most `most` tokens, and answer with a `Copied`.
+
+    The pin is released like that of a request called `pin`; request `key` goes on.
+    """
+
+    call: int
+    key: str
+    pin: str
+    most: int
+
+
 class Release(msgspec.Struct, frozen=True, tag="release"):
     """Nobody will pull the KV of request `key`: free it if it is pinned, and do not pin it later."""
 
     key: str
 
 
-Command = Subscribe | Connect | Cut | Release
+Command = Subscribe | Connect | Cut | Copy | Release
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """Who the instance is. `boot` differs after every restart."""
+    """Who the instance is. `boot` differs after every restart.
+
+    `token_bytes` is the KV of one token, `pull_within_step_bytes` the largest pull within a scheduling step,
+    `prefix_caching` whether KV that is copied ahead of a request stays here for it; `carries` names state that a
+    request does not lose by coming here: ``output`` (which of its tokens are output), ``seed``, ``structured_outputs``.
+    """
 
     name: str
     role: Role
@@ -76,6 +94,10 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     kv_blocks: int
     max_model_len: int
     versions: dict[str, str]
+    token_bytes: float = 0.0
+    pull_within_step_bytes: int = 0
+    prefix_caching: bool = False
+    carries: list[str] = []
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):
@@ -94,7 +116,8 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
 class Telemetry(msgspec.Struct, frozen=True, tag="telemetry"):
     """The load of an instance.
 
-    `step_time_s` is a moving average over recent steps, 0 before the first; `busy_s` is the time of all steps so far.
+    `step_time_s` is a moving average over recent steps, `pull_bytes_per_s` over recent pulls of KV, 0 before the first;
+    `busy_s` is the time of all steps so far.
     """
 
     sequence: int
@@ -107,6 +130,7 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry"):
     preemptions: int
     rows: list[Row]
     busy_s: float = 0.0
+    pull_bytes_per_s: float = 0.0
 
 
 class Admitted(msgspec.Struct, frozen=True, tag="admitted"):
@@ -156,7 +180,16 @@ class Handover(msgspec.Struct, frozen=True, tag="handover"):
     transfer: dict[str, Any] = {}
 
 
-Event = Hello | Telemetry | Admitted | Predicted | Handover
+class Copied(msgspec.Struct, frozen=True, tag="copied"):
+    """The answer to a `Copy`: `tokens` whose KV waits under `pin`, 0 where nothing was pinned; how to pull it."""
+
+    call: int
+    pin: str
+    tokens: int = 0
+    transfer: dict[str, Any] = {}
+
+
+Event = Hello | Telemetry | Admitted | Predicted | Handover | Copied
 
 encode = msgspec.msgpack.Encoder().encode
 decode_command = msgspec.msgpack.Decoder(Command).decode

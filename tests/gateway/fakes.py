@@ -20,6 +20,7 @@ EOS = 2
 FIRST_ORDINARY = 3
 KEY = "ares_key"
 MIGRATED = "migrated"
+BLOCK = 16
 _IDLE_S = 0.002
 _TAIL = 64
 
@@ -128,6 +129,7 @@ class FakeInstance:
         eos_at: int | None = None,
         kv_blocks: int = 1000,
         max_model_len: int = 4096,
+        prefix_caching: bool = True,
     ) -> None:
         self.name = name
         self.role = role
@@ -137,6 +139,8 @@ class FakeInstance:
         self.eos_at = eos_at
         self.kv_blocks = kv_blocks
         self.max_model_len = max_model_len
+        self.prefix_caching = prefix_caching
+        self.pull_bytes_per_s = 0.0
         self.faults = Faults()
         self.port = free_port()
         self.boot = ""
@@ -144,6 +148,7 @@ class FakeInstance:
         """Generate no further than this many tokens of prompt and output."""
         self.asked: list[dict[str, Any]] = []
         self.cuts: list[str] = []
+        self.copies: list[str] = []
         self.released: list[str] = []
         self.freed: list[str] = []
         self.pulled: list[str] = []
@@ -177,7 +182,17 @@ class FakeInstance:
         self._address = f"tcp://127.0.0.1:{free_port()}"
         peer = wire.Peer(engine_id=self.boot, host="127.0.0.1", port=1)
         hello = wire.Hello(
-            self.name, self.role, self.boot, peer, 16, self.kv_blocks, self.max_model_len, {"vllm": "fake"}
+            self.name,
+            self.role,
+            self.boot,
+            peer,
+            BLOCK,
+            self.kv_blocks,
+            self.max_model_len,
+            {"vllm": "fake"},
+            token_bytes=1000.0,
+            pull_within_step_bytes=1_000_000,
+            prefix_caching=self.prefix_caching,
         )
         self._channel = ControlChannel(self._address, hello, self._snapshot)
         app = web.Application(client_max_size=1 << 26)
@@ -367,13 +382,7 @@ class FakeInstance:
         if pin and (work.cut is not None or work.params.get("do_remote_decode")):
             # The newest token's KV is not computed yet.
             self.pinned[work.key] = work.tokens[:-1] if work.cut is not None else work.tokens[: work.prompt_tokens]
-            work.transfer = {
-                "do_remote_prefill": True,
-                "do_remote_decode": False,
-                "remote_engine_id": self.boot,
-                "remote_request_id": work.key,
-                "remote_num_tokens": len(self.pinned[work.key]),
-            }
+            work.transfer = self._transfer(work.key)
         tail = [self._chunk(work, last)]
         if work.cut is not None:
             if work.transfer is not None:
@@ -425,6 +434,9 @@ class FakeInstance:
             case wire.Cut(key=key):
                 self.cuts.append(key)
                 self._cut(sender, command)
+            case wire.Copy(key=key):
+                self.copies.append(key)
+                self._copy(sender, command)
             case wire.Release(key=key):
                 self.released.append(key)
                 if self.pinned.pop(key, None) is not None:
@@ -447,6 +459,24 @@ class FakeInstance:
                 work.maximum = limit
             else:
                 work.unwanted = True
+
+    def _copy(self, sender: bytes, command: wire.Copy) -> None:
+        work = self.running.get(command.key)
+        count = min(len(work.tokens) - 1, command.most) // BLOCK * BLOCK if work is not None else 0
+        if work is None or not count:
+            self._post(wire.Copied(command.call, command.pin), sender)
+            return
+        self.pinned[command.pin] = work.tokens[:count]
+        self._post(wire.Copied(command.call, command.pin, count, self._transfer(command.pin)), sender)
+
+    def _transfer(self, pin: str) -> dict[str, Any]:
+        return {
+            "do_remote_prefill": True,
+            "do_remote_decode": False,
+            "remote_engine_id": self.boot,
+            "remote_request_id": pin,
+            "remote_num_tokens": len(self.pinned[pin]),
+        }
 
     def _answer(self, work: Work, outcome: str) -> None:
         assert work.cut is not None
@@ -489,7 +519,7 @@ class FakeInstance:
         held = sum(row.resident for row in rows) + sum(map(len, list(self.pinned.values())))
         return wire.Telemetry(
             sequence=next(self._sequence),
-            kv_blocks_used=-(-held // 16),
+            kv_blocks_used=-(-held // BLOCK),
             running=len(rows),
             waiting=0,
             pinned=len(self.pinned),
@@ -498,6 +528,7 @@ class FakeInstance:
             preemptions=0,
             rows=rows,
             busy_s=self.steps * self.step_s,
+            pull_bytes_per_s=self.pull_bytes_per_s,
         )
 
     async def _tell(self) -> None:

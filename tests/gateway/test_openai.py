@@ -93,6 +93,21 @@ def test_what_keeps_a_request_where_it_is(parameters: dict[str, Any], pinned: st
     assert sampling(**parameters).pinned == pinned
 
 
+def test_state_that_every_instance_restores_keeps_nothing_anywhere() -> None:
+    def made(carried: set[str], **fields: Any) -> tuple[str | None, bool]:
+        found = chat(**fields).sampling(10, 100, {}, carried)
+        return found.pinned, found.restored
+
+    everything = {"output", "seed", "structured_outputs"}
+    assert made(everything) == (None, False)
+    assert made(everything, temperature=0.5) == (None, False)
+    assert made(everything, seed=0) == (None, True)
+    assert made(everything, seed=7, frequency_penalty=1, response_format={"type": "json_object"}) == (None, True)
+    assert made({"output"}, bad_words=["x"]) == (None, True)
+    assert made({"output"}, seed=7, presence_penalty=1) == ("seed", False)
+    assert made({"seed"}, structured_outputs={"regex": "a+"}) == ("structured_outputs", False)
+
+
 def test_parameters_reach_the_engine() -> None:
     made = sampling(temperature=0.5, seed=3, logprobs=True, top_logprobs=2, unknown_field=1, user="me", max_tokens=5)
     assert made.parameters == {

@@ -88,13 +88,13 @@ class Client:
         """Return the status of one request."""
         return next((row for row in (await self.status())["requests"] if row["id"] == name), None)
 
-    async def migrate(self, name: str, target: str) -> tuple[int, dict[str, Any]]:
+    async def migrate(self, name: str, target: str, mode: str = "auto") -> tuple[int, dict[str, Any]]:
         """Order a move; return the HTTP status and the body."""
-        order = {"request_id": name, "target": target}
+        order = {"request_id": name, "target": target, "mode": mode}
         async with self.http.post(f"{self.url}/admin/v1/migrations", json=order) as reply:
             return reply.status, await reply.json()
 
-    async def move_on(self, name: str, exclude: tuple[str, ...] = ()) -> dict[str, Any] | None:
+    async def move_on(self, name: str, exclude: tuple[str, ...] = (), mode: str = "auto") -> dict[str, Any] | None:
         """Move a request to another decode instance; None where it has ended or is not decoding yet."""
         status = await self.status()
         row = next((r for r in status["requests"] if r["id"] == name), None)
@@ -102,7 +102,7 @@ class Client:
             return None
         names = [i["name"] for i in status["instances"] if i["role"] == "decode" and i["healthy"]]
         others = [n for n in names if n != row["instance"] and n not in exclude]
-        code, record = await self.migrate(name, others[0])
+        code, record = await self.migrate(name, others[0], mode)
         return record if code == 200 else None
 
     async def engine_metric(self, instance: str, name: str) -> float:

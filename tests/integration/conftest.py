@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from ares import local
-from ares.engine.defaults import local_flags
+from ares.engine.defaults import free_port, local_flags
 from tests.integration.client import Client
 from tests.integration.tiny_model import build
 
@@ -38,7 +38,7 @@ def cluster(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     settings = local.ClusterSettings(
         model=str(tiny_model),
         decode=2,
-        port=8020,
+        port=free_port("127.0.0.1"),
         preset="off",
         log_folder=tmp_path_factory.mktemp("logs"),
         vllm_flags=tuple(local_flags(list(TINY_FLAGS))),

@@ -25,10 +25,10 @@ from ares.bench.environment import describe
 from ares.engine.defaults import DEFAULT_PULL_BYTES, local_flags
 from ares.model import DEFAULT_MODEL
 
-# Tokens between two moves: enough for the gaps of an undisturbed stream.
+# Tokens before a move: enough for the gaps of an undisturbed stream.
 _BETWEEN = 12
-# A stream is replaced after so many moves, so that its context stays near the wanted length.
-_MOVES_PER_STREAM = 8
+# Of moves by command (docs/migration.md).
+_MODES = ("stop_and_copy", "pre_copy", "auto")
 # One chunk for every token, also for those that have no text yet.
 _TOKEN_IDS = {"return_token_ids": True}
 
@@ -73,52 +73,73 @@ async def _follow(http: aiohttp.ClientSession, url: str, body: dict[str, Any], n
                 watched.changed.set()
 
 
+async def _fill(http: aiohttp.ClientSession, url: str, model: str, generator: random.Random, number: int) -> None:
+    """Keep one stream running, until cancelled."""
+    while True:
+        await _follow(http, url, _body(model, 200, generator, max_tokens=3500), f"background-{number}", _Watched())
+
+
 async def _instance_of(http: aiohttp.ClientSession, url: str, name: str) -> str | None:
     async with http.get(f"{url}/admin/v1/status") as reply:
         rows = (await reply.json())["requests"]
     return next((row["instance"] for row in rows if row["id"] == name), None)
 
 
-async def _case(
-    http: aiohttp.ClientSession, url: str, model: str, context: int, moves: int, tick: Any
-) -> dict[str, Any]:
-    generator = random.Random(context)  # noqa: S311 - a workload, not a secret
+async def _move(
+    http: aiohttp.ClientSession, url: str, body: dict[str, Any], name: str, mode: str
+) -> tuple[float, list[float], dict[str, Any]]:
+    """Move one new stream once; return its stall, its undisturbed gaps before, and the gateway's record."""
     names = [f"decode-{n}" for n in range(2)]
-    stalls: list[float] = []
-    gaps: list[float] = []
-    records: list[dict[str, Any]] = []
-    while len(stalls) < moves:
-        name = f"stall-{context}-{len(stalls)}-{time.monotonic_ns()}"
-        watched = _Watched()
-        body = _body(model, context, generator, max_tokens=2 * _BETWEEN * _MOVES_PER_STREAM)
-        stream = asyncio.create_task(_follow(http, url, body, name, watched))
-        try:
-            for _ in range(min(_MOVES_PER_STREAM, moves - len(stalls))):
-                before = len(watched.times)
-                await watched.reach(before + _BETWEEN, stream)
-                # The first tokens after a move (or the start) settle; the rest are undisturbed.
-                quiet = watched.times[before + 2 : before + _BETWEEN]
-                gaps += [b - a for a, b in itertools.pairwise(quiet)]
-                source = await _instance_of(http, url, name)
-                target = names[source == names[0]]
-                start = time.monotonic()
-                order = {"request_id": name, "target": target}
-                async with http.post(f"{url}/admin/v1/migrations", json=order) as reply:
-                    record = await reply.json()
-                if record.get("outcome") != "moved":
-                    raise RuntimeError(f"the move failed: {record}")
-                await watched.reach(len(watched.times) + 1, stream)
-                around = [t for t in watched.times if t > start - 1.0]
-                waits = [b - a for a, b in itertools.pairwise(around) if b > start]
-                stalls.append(max(waits))
-                records.append(record)
-                tick()
-        finally:
-            stream.cancel()
-            await asyncio.gather(stream, return_exceptions=True)
+    watched = _Watched()
+    stream = asyncio.create_task(_follow(http, url, body, name, watched))
+    try:
+        await watched.reach(_BETWEEN, stream)
+        quiet = watched.times[2:_BETWEEN]
+        source = await _instance_of(http, url, name)
+        start = time.monotonic()
+        order = {"request_id": name, "target": names[source == names[0]], "mode": mode}
+        async with http.post(f"{url}/admin/v1/migrations", json=order) as reply:
+            record = await reply.json()
+        if record.get("outcome") != "moved":
+            raise RuntimeError(f"the move failed: {record}")
+        await watched.reach(len(watched.times) + 1, stream)
+        waits = [after - before for before, after in itertools.pairwise(watched.times) if after > start]
+        return max(waits), [after - before for before, after in itertools.pairwise(quiet)], record
+    finally:
+        stream.cancel()
+        await asyncio.gather(stream, return_exceptions=True)
+
+
+async def _case(
+    http: aiohttp.ClientSession, url: str, model: str, context: int, moves: int, modes: list[str], tick: Any
+) -> list[dict[str, Any]]:
+    """Move so many streams of one length in each mode, the modes in turns."""
+    generator = random.Random(context)  # noqa: S311 - a workload, not a secret
+    stalls: dict[str, list[float]] = {mode: [] for mode in modes}
+    gaps: dict[str, list[float]] = {mode: [] for mode in modes}
+    records: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
+    for number in range(moves):
+        # A B B A: neither mode is always the first after a pause.
+        for mode in modes if number % 2 == 0 else reversed(modes):
+            name = f"stall-{mode}-{context}-{number}-{time.monotonic_ns()}"
+            # A new prompt for each move: no prefix cache has anything of it.
+            body = _body(model, context, generator, max_tokens=8 * _BETWEEN)
+            stall, quiet, record = await _move(http, url, body, name, mode)
+            stalls[mode].append(stall)
+            gaps[mode] += quiet
+            records[mode].append(record)
+            tick()
+    return [_row(context, mode, stalls[mode], gaps[mode], records[mode]) for mode in modes]
+
+
+def _row(
+    context: int, mode: str, stalls: list[float], gaps: list[float], records: list[dict[str, Any]]
+) -> dict[str, Any]:
     gap = statistics.median(gaps)
     return {
         "context_tokens": context,
+        "mode": mode,
+        "chosen": sorted({r["mode"] for r in records}),
         "moves": len(stalls),
         "gap_ms": _summary(gaps),
         "stall_ms": _summary(stalls),
@@ -127,6 +148,8 @@ async def _case(
         "cut_ms": _summary([r["cut_s"] for r in records]),
         "accept_ms": _summary([r["accept_s"] for r in records]),
         "queued_ms": _summary([r["queued_s"] or 0.0 for r in records]),
+        "precopy_ms": _summary([r["precopy_s"] or 0.0 for r in records]),
+        "precopied_tokens": statistics.median(r["precopied_tokens"] for r in records),
         "pulled_tokens": statistics.median(r["pulled_tokens"] or 0 for r in records),
     }
 
@@ -139,26 +162,25 @@ def _summary(seconds: list[float]) -> dict[str, float]:
     return {"median": round(1000 * statistics.median(seconds), 2), "p95": round(1000 * _quantile(seconds, 0.95), 2)}
 
 
-async def _measure(url: str, model: str, contexts: list[int], moves: int, background: int) -> list[dict[str, Any]]:
+async def _measure(
+    url: str, model: str, contexts: list[int], moves: int, modes: list[str], background: int
+) -> list[dict[str, Any]]:
     results = []
     async with aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=None, sock_read=120), connector=aiohttp.TCPConnector(limit=0)
     ) as http:
         with Progress(console=Console(stderr=True)) as progress:
-            task = progress.add_task("moves", total=2 * len(contexts) * moves)
+            task = progress.add_task("moves", total=2 * len(contexts) * len(modes) * moves)
             for load, streams in (("idle", 0), ("busy", 2 * background)):
                 generator = random.Random(7)  # noqa: S311 - likewise
-                others = []
-                for number in range(streams):
-                    # A seed keeps them where they are.
-                    body = _body(model, 200, generator, max_tokens=3500, seed=number)
-                    others.append(asyncio.create_task(_follow(http, url, body, f"background-{number}", _Watched())))
+                others = [asyncio.create_task(_fill(http, url, model, generator, number)) for number in range(streams)]
                 await asyncio.sleep(3.0 if streams else 0.5)
                 try:
                     for context in contexts:
                         progress.update(task, description=f"{load}, {context} tokens")
-                        row = await _case(http, url, model, context, moves, lambda: progress.advance(task))
-                        results.append({"load": load, "background_streams_per_instance": streams // 2, **row})
+                        rows = await _case(http, url, model, context, moves, modes, lambda: progress.advance(task))
+                        shared = {"load": load, "background_streams_per_instance": streams // 2}
+                        results += [{**shared, **row} for row in rows]
                 finally:
                     for other in others:
                         other.cancel()
@@ -169,7 +191,10 @@ async def _measure(url: str, model: str, contexts: list[int], moves: int, backgr
 def command(
     model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
     context: Annotated[list[int] | None, typer.Option(help="Context lengths; repeat for several.")] = None,
-    moves: Annotated[int, typer.Option(min=1, help="Moves for each length and load.")] = 24,
+    mode: Annotated[
+        list[str] | None, typer.Option(help="stop_and_copy, pre_copy or auto; repeat for several, by default both.")
+    ] = None,
+    moves: Annotated[int, typer.Option(min=1, help="Moves for each length, mode and load.")] = 24,
     background: Annotated[int, typer.Option(min=1, help="Other streams on each instance when busy.")] = 4,
     pull_within_step_bytes: Annotated[int, typer.Option(help="As for `ares worker`; 0 pulls beside steps.")] = (
         DEFAULT_PULL_BYTES
@@ -178,16 +203,20 @@ def command(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
     """Measure the client-visible stall of a move on real engines, over context length, target idle and busy."""
+    modes = mode or ["stop_and_copy", "pre_copy"]
+    if unknown := set(modes) - set(_MODES):
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: one of {', '.join(_MODES)}", param_hint="--mode")
     settings = local.ClusterSettings(
         model=model,
         preset="off",
         port=port,
-        # Two instances in turns: with prefix caching the second visit would find most of the KV there already.
-        vllm_flags=tuple(local_flags(["--no-enable-prefix-caching"])),
+        vllm_flags=tuple(local_flags([])),
         worker_flags=("--pull-within-step-bytes", str(pull_within_step_bytes)),
     )
     with local.running(settings) as cluster:
-        rows = asyncio.run(_measure(cluster.url, model, context or [128, 512, 1024, 2048], moves, background))
+        rows = asyncio.run(
+            _measure(cluster.url, model, context or [128, 512, 1024, 2048, 3500], moves, modes, background)
+        )
     result = {
         "benchmark": "stall",
         "model": model,
@@ -196,12 +225,13 @@ def command(
         "cases": rows,
     }
     table = Table(title="client-visible stall of a move")
-    for column in ("load", "context", "gap ms", "stall ms", "p95 ms", "gaps", "p95 gaps"):
+    for column in ("load", "context", "mode", "gap ms", "stall ms", "p95 ms", "gaps", "p95 gaps"):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
             row["load"],
             str(row["context_tokens"]),
+            row["mode"],
             f"{row['gap_ms']['median']:.1f}",
             f"{row['stall_ms']['median']:.1f}",
             f"{row['stall_ms']['p95']:.1f}",

@@ -22,6 +22,6 @@ class NixlConnector(NixlPullConnector):  # type: ignore[misc]
         else:
             self.connector_worker = Worker(vllm_config, self.engine_id, kv_cache_config)
 
-    def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
-        """Give the scheduler side the pool whose use it reports."""
-        self.connector_scheduler.block_pool = gpu_block_pool
+    def bind_kv_cache_manager(self, kv_cache_manager: Any) -> None:
+        """Give the scheduler side the KV cache whose use it reports, and whose blocks it pins."""
+        self.connector_scheduler.kv_cache_manager = kv_cache_manager

@@ -27,6 +27,8 @@ class InstanceSettings(msgspec.Struct, frozen=True):
         File of the predictor's checkpoint; empty: none.
     predict_every
         Steps between two predictions of a request, and tokens between two recorded states.
+    restores
+        Whether its worker gives moved requests their output back (engine/restoring.py).
     record_folder, record_fraction
         Where to record hidden states, and of what share of the requests; empty: nowhere.
     """
@@ -39,6 +41,7 @@ class InstanceSettings(msgspec.Struct, frozen=True):
     model: str = ""
     predictor: str = ""
     predict_every: int = 20
+    restores: bool = False
     record_folder: str = ""
     record_fraction: float = 0.0
 

@@ -22,6 +22,7 @@ LEASE_S = 30
 
 # `ares` is what serves; the others are what `ares bench overhead` measures it against.
 Connector = Literal["ares", "stock", "none"]
+_RESTORING_WORKER = "ares.engine.restoring.RestoringWorker"
 _PREDICTING_WORKER = "ares.engine.predicting.PredictingWorker"
 _MODULES = {"ares": "ares.engine.connector", "stock": "ares.engine.baselines"}
 
@@ -69,8 +70,11 @@ def serve(settings: WorkerSettings) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["OMP_NUM_THREADS"] = str(len(cores))
     predictor = _predictor(settings, folder)
-    if predictor is not None or settings.record_folder is not None:
-        settings = replace(settings, vllm_flags=(*settings.vllm_flags, "--worker-cls", _PREDICTING_WORKER))
+    restores = settings.connector == "ares" and not _has_flag(settings, "--worker-cls")
+    predicts = predictor is not None or settings.record_folder is not None
+    if restores or predicts:
+        worker = _PREDICTING_WORKER if predicts else _RESTORING_WORKER
+        settings = replace(settings, vllm_flags=(*settings.vllm_flags, "--worker-cls", worker))
     instance.export(
         instance.InstanceSettings(
             name=settings.name,
@@ -79,6 +83,7 @@ def serve(settings: WorkerSettings) -> None:
             control_address=f"tcp://{settings.host}:{control_port}",
             cores=cores,
             model=settings.model,
+            restores=restores,
             predictor=str(predictor.resolve()) if predictor is not None else "",
             record_folder=str(settings.record_folder.resolve()) if settings.record_folder is not None else "",
             record_fraction=settings.record_fraction,
@@ -132,6 +137,10 @@ def _vllm_arguments(settings: WorkerSettings, folder: str, on_cpu: bool) -> list
     return arguments + flags
 
 
+def _has_flag(settings: WorkerSettings, name: str) -> bool:
+    return any(flag.split("=")[0] == name for flag in settings.vllm_flags)
+
+
 def _predictor(settings: WorkerSettings, folder: Path) -> Path | None:
     """Return the checkpoint to run with.
 
@@ -143,7 +152,7 @@ def _predictor(settings: WorkerSettings, folder: Path) -> Path | None:
         A checkpoint was given and does not fit.
     """
     recording = settings.record_folder is not None
-    if any(flag.split("=")[0] == "--worker-cls" for flag in settings.vllm_flags):
+    if _has_flag(settings, "--worker-cls"):
         if recording or settings.predictor not in {None, predictor_choice.NONE}:
             raise LaunchError("--worker-cls and a predictor or recorder exclude each other: both replace vLLM's worker")
         return None

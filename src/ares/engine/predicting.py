@@ -133,7 +133,7 @@ class LivePredictor:
         rows, slots, positions, prompts, names = [], [], [], [], []
         for n, request in enumerate(step.requests):
             slot = self._slots.get(request.id)
-            if request.position < 0 or not (everybody or slot is None):
+            if request.position < 0 or request.ahead or not (everybody or slot is None):
                 continue
             if slot is None:
                 if not self._free:

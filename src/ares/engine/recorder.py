@@ -49,7 +49,7 @@ class Recorder:
         due = []
         for n, request in enumerate(step.requests):
             position = request.position + request.generated_before
-            if request.position >= 0 and position % self._every == 0 and self._wanted(request.id):
+            if request.position >= 0 and position % self._every == 0 and self._wanted(request):
                 due.append((n, request, position))
         if due:
             states = half(step.states[[n for n, _, _ in due]].float().cpu().numpy())
@@ -77,9 +77,9 @@ class Recorder:
         given = getattr(request.sampling, "stop_token_ids", None) or ()
         return set(given) if getattr(request.sampling, "ignore_eos", False) else self._stop | set(given)
 
-    def _wanted(self, request_id: str) -> bool:
-        share = int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:4], "big") / 2**32
-        return share < self._fraction
+    def _wanted(self, request: TappedRequest) -> bool:
+        share = int.from_bytes(hashlib.sha256(request.id.encode()).digest()[:4], "big") / 2**32
+        return share < self._fraction and not request.ahead
 
     def _end(self, request: TappedRequest) -> None:
         found = self._running.pop(request.id, None)

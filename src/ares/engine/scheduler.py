@@ -8,14 +8,16 @@ pulls them. Everything here runs on the engine thread except `snapshot`, which o
 
 import logging
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 from ares import __version__, wire
 from ares.engine import instance
 from ares.engine.control import ControlChannel
+from ares.engine.copies import Copies
 from ares.engine.predictions import Prediction, PredictionMetadata
 from ares.engine.pull import PullPolicy
+from ares.engine.restoring import carried, restore
+from ares.engine.tracking import Cut, Load, Orders, Tracked
 from ares.engine.vllm_names import (
     SUPPORTED_VERSION,
     NixlConnectorMetadata,
@@ -53,78 +55,26 @@ class ConnectorMetadata(NixlConnectorMetadata):  # type: ignore[misc]
     pull_now: frozenset[str] = frozenset()
 
 
-@dataclass(slots=True)
-class _Cut:
-    sender: bytes
-    call: int
-
-
-@dataclass(slots=True)
-class _Tracked:
-    """A request between `on_new_request` and its end. `key` is None for requests that did not come from a gateway."""
-
-    request: Any
-    key: str | None
-    arrived: float = field(default_factory=time.perf_counter)
-    queued_s: float = 0.0
-    local: int = 0
-    pulled: int = 0
-    admitted: bool = False
-    cut: _Cut | None = None
-    # Nobody wants its KV any more: do not pin it when it ends.
-    unwanted: bool = False
-    prediction: Prediction | None = None
-
-    def remaining(self) -> tuple[float, float, float] | None:
-        """Return what is predicted for now."""
-        if self.prediction is None:
-            return None
-        output = self.request.num_output_tokens
-        return self.prediction.after(output, self.request.max_tokens - output)
-
-
-@dataclass(slots=True)
-class _Load:
-    """Counters that the engine thread keeps for the telemetry."""
-
-    step_time_s: float = 0.0
-    busy_s: float = 0.0
-    steps: int = 0
-    preemptions: int = 0
-    last_schedule: float | None = None
-
-
-@dataclass(slots=True)
-class _Orders:
-    """What the next step's metadata tells the workers."""
-
-    release: set[str] = field(default_factory=set)
-    connect: list[wire.Peer] = field(default_factory=list)
-    pull_now: set[str] = field(default_factory=set)
-
-    def __bool__(self) -> bool:
-        return bool(self.release or self.connect or self.pull_now)
-
-
 class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
     """vLLM's pull scheduler that can hand a running request over."""
 
     def __init__(self, vllm_config: Any, engine_id: str, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, engine_id, kv_cache_config)
-        self._tracked: dict[str, _Tracked] = {}
-        self._by_key: dict[str, _Tracked] = {}
+        self._tracked: dict[str, Tracked] = {}
+        self._by_key: dict[str, Tracked] = {}
         # Finished here, KV pinned until it is pulled, released or the lease ends: vLLM's id to our key and back.
         self._pinned: dict[str, str] = {}
         self._pinned_by_key: dict[str, str] = {}
         # Prefills that ended in this step: vLLM's id to our key, until the step's predictions are looked at.
         self._prefilled: dict[str, str] = {}
-        self._load = _Load()
-        self._orders = _Orders()
+        self._load = Load()
+        self._orders = Orders()
         # Requests that pull within the current step, and the blocks that they pull into.
         self._pulling: dict[str, list[int]] = {}
         self._pulls = PullPolicy(vllm_config, kv_cache_config, self)
+        self._copies = Copies(self.block_size)
         self._sequence = 0
-        self.block_pool: Any = None
+        self.kv_cache_manager: Any = None
         settings = instance.current()
         parallel = vllm_config.parallel_config
         hello = wire.Hello(
@@ -144,6 +94,10 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             kv_blocks=kv_cache_config.num_blocks - 1,
             max_model_len=vllm_config.model_config.max_model_len,
             versions={"ares": __version__, "vllm": SUPPORTED_VERSION},
+            token_bytes=self._pulls.token_bytes,
+            pull_within_step_bytes=self._pulls.limit_bytes,
+            carries=carried(vllm_config, by_worker=settings.restores),
+            prefix_caching=self._pulls.plain and bool(vllm_config.cache_config.enable_prefix_caching),
         )
         self._channel = ControlChannel(settings.control_address, hello, self.snapshot)
 
@@ -153,7 +107,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         """Track the request under the key that the gateway gave it."""
         super().on_new_request(request)
         params = request.kv_transfer_params
-        tracked = _Tracked(request, params.get(KEY) if params else None)
+        tracked = Tracked(request, params.get(KEY) if params else None)
         self._tracked[request.request_id] = tracked
         if tracked.key is not None:
             self._by_key[tracked.key] = tracked
@@ -194,6 +148,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             self._orders.pull_now.add(request.request_id)
         else:
             super().update_state_after_alloc(request, blocks, num_external_tokens)
+        if tracked.restored is None:
+            tracked.restored = restore(request)
         tracked.pulled = num_external_tokens
         if request.request_id in self._pulling or not (num_external_tokens or tracked.admitted):
             # What is pulled within the step is here when the step begins; should it fail, a second message says so.
@@ -217,7 +173,10 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             if tracked is not None and not invalid.isdisjoint(into):
                 self._admitted(tracked, failed=True)
                 self._pulls.learn(tracked.request.kv_transfer_params, failed=True)
+        self._pulls.measure(connector_output.kv_connector_stats, within_step=bool(self._pulling))
         self._pulling = {}
+        if self._copies and connector_output.finished_sending:
+            self._copies.free(self.kv_cache_manager, connector_output.finished_sending)
         for request_id in connector_output.finished_sending or ():
             key = self._pinned.pop(request_id, None)
             if key is not None:
@@ -230,7 +189,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             elif (key := self._prefilled.get(request_id)) is not None:
                 self._channel.post(wire.Predicted(key, prediction.remaining))
 
-    def _admitted(self, tracked: _Tracked, *, failed: bool) -> None:
+    def _admitted(self, tracked: Tracked, *, failed: bool) -> None:
         tracked.admitted = True
         if tracked.key is not None:
             pulled = 0 if failed else tracked.pulled
@@ -266,7 +225,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             self._answer(tracked, transfer if pin else None)
         return pinned, transfer
 
-    def _answer(self, tracked: _Tracked, transfer: dict[str, Any] | None) -> None:
+    def _answer(self, tracked: Tracked, transfer: dict[str, Any] | None) -> None:
         assert tracked.cut is not None  # noqa: S101 - for the type checker: only cut requests are answered
         assert tracked.key is not None  # noqa: S101 - likewise: only requests with a key are cut
         output = tracked.request.output_token_ids
@@ -275,7 +234,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
                 call=tracked.cut.call,
                 key=tracked.key,
                 outcome="finished" if transfer is None else "pinned",
-                output_tokens=len(output),
+                output_tokens=tracked.output,
                 tail=list(output[-_TAIL:]),
                 transfer=transfer or {},
             ),
@@ -308,14 +267,17 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         full.release = frozenset(self._orders.release)
         full.connect = tuple(self._orders.connect)
         full.pull_now = frozenset(self._orders.pull_now)
-        self._orders = _Orders()
+        self._orders = Orders()
         return full
 
     def _carry_out(self, sender: bytes, command: wire.Command, scheduled: dict[str, int]) -> None:
         match command:
             case wire.Cut():
                 self._cut(sender, command, scheduled)
+            case wire.Copy():
+                self._copy(sender, command)
             case wire.Release(key=key):
+                self._orders.release.update(self._copies.ids(key))
                 if (request_id := self._pinned_by_key.get(key)) is not None:
                     self._orders.release.add(request_id)
                 elif (tracked := self._by_key.get(key)) is not None:
@@ -336,16 +298,30 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         if limit == request.num_output_tokens or tracked.cut is not None:
             self._channel.post(wire.Handover(command.call, command.key, "not_running"), sender)
             return
-        tracked.cut = _Cut(sender, command.call)
+        tracked.cut = Cut(sender, command.call)
         if limit < request.max_tokens:
             request.max_tokens = limit
         else:
             # It ends by its own limit in this very step: nothing to pin, and the answer will say so.
             tracked.unwanted = True
 
+    def _copy(self, sender: bytes, command: wire.Copy) -> None:
+        tracked = self._by_key.get(command.key)
+        if tracked is None or tracked.request.status != RequestStatus.RUNNING or not self._pulls.plain:
+            self._channel.post(wire.Copied(command.call, command.pin), sender)
+            return
+        pinned = self._copies.pin(self.kv_cache_manager, tracked.request, command.pin, command.most)
+        transfer = None
+        if pinned is not None:
+            # To the stock connector, a prefill of these tokens that has just ended.
+            self._reqs_in_batch.add(pinned.request_id)
+            _, transfer = super().request_finished(pinned, (pinned.block_ids,))
+        tokens = pinned.num_computed_tokens if pinned is not None else 0
+        self._channel.post(wire.Copied(command.call, command.pin, tokens, transfer or {}), sender)
+
     def has_pending_push_work(self) -> bool:
-        """Keep an engine that is awake turning until the waiting commands are carried out."""
-        return self._channel.waiting or bool(super().has_pending_push_work())
+        """Keep an engine that is awake turning until commands are carried out and nothing is being copied from it."""
+        return self._channel.waiting or bool(self._copies) or bool(super().has_pending_push_work())
 
     # --- telemetry ---
 
@@ -356,7 +332,9 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         for tracked in list(self._tracked.values()):
             request = tracked.request
             state: wire.RequestState
-            if request.status == RequestStatus.RUNNING:
+            if tracked.ahead:
+                state = "copying"
+            elif request.status == RequestStatus.RUNNING:
                 running, state = running + 1, "running"
             elif request.status == RequestStatus.WAITING_FOR_REMOTE_KVS:
                 waiting, state = waiting + 1, "loading"
@@ -364,23 +342,23 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
                 waiting, state = waiting + 1, "waiting"
             preempted += request.num_preemptions
             if tracked.key is not None:
-                resident = 0 if state == "waiting" else request.num_tokens
-                output = request.num_output_tokens
-                rows.append(wire.Row(tracked.key, resident, output, state, tracked.remaining()))
+                resident = request.num_tokens if state in {"loading", "running"} else 0
+                rows.append(wire.Row(tracked.key, resident, tracked.output, state, tracked.remaining()))
         self._sequence += 1
-        pool = self.block_pool
+        pool = self.kv_cache_manager.block_pool if self.kv_cache_manager is not None else None
         used = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks() if pool is not None else 0
         return wire.Telemetry(
             sequence=self._sequence,
             kv_blocks_used=used,
             running=running,
             waiting=waiting,
-            pinned=len(self._pinned),
+            pinned=len(self._pinned) + len(self._copies),
             step_time_s=self._load.step_time_s,
             steps=self._load.steps,
             preemptions=self._load.preemptions + preempted,
             rows=rows,
             busy_s=self._load.busy_s,
+            pull_bytes_per_s=self._pulls.bytes_per_s,
         )
 
     def shutdown(self) -> None:

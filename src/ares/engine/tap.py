@@ -10,8 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ares.engine.pull import AHEAD
+
 # The field of kv_transfer_params with the number of output tokens that a prompt ends with.
 GENERATED = "ares_generated"
+# And the one with these tokens, where they are output again (engine/restoring.py).
+OUTPUT = "ares_output"
 
 
 @dataclass(slots=True)
@@ -36,11 +40,21 @@ class TappedRequest:
     output_tokens: list[int]
 
     @property
+    def ahead(self) -> bool:
+        """Whether it is no client's request, and only brings KV here ahead of one."""
+        return bool(self.parameters.get(AHEAD))
+
+    @property
     def generated_before(self) -> int:
         """Tokens at the end of the prompt that earlier instances generated, as the gateway says."""
-        extra = getattr(self.sampling, "extra_args", None) or {}
-        count = (extra.get("kv_transfer_params") or {}).get(GENERATED, 0)
+        count = self.parameters.get(GENERATED, 0)
         return count if isinstance(count, int) and 0 <= count < len(self.prompt_tokens) else 0
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Its kv_transfer_params."""
+        extra = getattr(self.sampling, "extra_args", None) or {}
+        return extra.get("kv_transfer_params") or {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +100,9 @@ class Tap:
             if (request := self._requests.pop(request_id, None)) is not None:
                 self._finished.append(request)
         for new in scheduled.scheduled_new_reqs:
-            self._requests[new.req_id] = TappedRequest(
-                new.req_id, new.prompt_token_ids or (), new.sampling_params, -1, []
-            )
+            request = TappedRequest(new.req_id, new.prompt_token_ids or (), new.sampling_params, -1, [])
+            request.prompt_tokens = [*request.prompt_tokens, *request.parameters.get(OUTPUT, ())]
+            self._requests[new.req_id] = request
             self._place(new.req_id, new.num_computed_tokens, scheduled)
         cached = scheduled.scheduled_cached_reqs
         for request_id, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ares.engine.restoring import RestoringWorker
 from ares.engine.tap import Step, Tap
-from ares.engine.vllm_names import PlatformWorker
 from ares.predictor.shards import half
 
 
-class TappedWorker(PlatformWorker):  # type: ignore[misc]
+class TappedWorker(RestoringWorker):
     """The platform's worker that sees every step's hidden states."""
 
     tap: Tap

@@ -5,20 +5,30 @@ fails with a clear message instead of misbehaving.
 """
 
 from vllm import LLM, SamplingParams
+from vllm.config import VllmConfig
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole, KVConnectorWorkerMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import base_worker
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlBaseConnector, NixlPullConnector
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_scheduler import NixlPullConnectorScheduler
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_worker import NixlPullConnectorWorker
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
 from vllm.entrypoints.launchers.api_server.entry import run_server
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
+from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
+from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
+from vllm.v1.structured_output.request import StructuredOutputRequest
+from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
@@ -55,6 +65,13 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
     # What the hidden-state tap stands on (engine/tap.py).
     PlatformWorker: ("load_model", "execute_model", "sample_tokens", "shutdown"),
     Request: ("num_tokens", "num_output_tokens", "is_finished"),
+    # What gives moved requests their output back (engine/restoring.py).
+    StructuredOutputGrammar: ("accept_tokens",),
+    InputBatch: ("add_request",),
+    VllmConfig: ("use_v2_model_runner",),
+    # What a live pre-copy pins with (engine/copies.py).
+    KVCacheManager: ("get_blocks",),
+    BlockPool: ("touch", "free_blocks", "get_num_free_blocks"),
 }
 # Attributes that exist only on objects: looked up in the source of the class that sets them.
 INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
@@ -84,15 +101,29 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "scheduled_spec_decode_tokens",
     ),
     NewRequestData: ("req_id", "prompt_token_ids", "sampling_params", "num_computed_tokens"),
-    CachedRequestData: ("req_ids", "num_computed_tokens"),
+    CachedRequestData: ("req_ids", "num_computed_tokens", "num_output_tokens"),
     ModelRunnerOutput: ("req_ids", "sampled_token_ids"),
     PlatformWorker: ("model_runner", "vllm_config", "device"),
+    KVCacheManager: ("block_pool",),
+    BlockPool: ("num_gpu_blocks",),
+    KVCacheBlock: ("block_id", "is_null"),
+    KVConnectorOutput: ("finished_sending", "kv_connector_stats"),
+    NixlKVConnectorStats: ("data",),
+    StructuredOutputRequest: ("grammar",),
+    InputBatch: ("generators",),
+    CachedRequestState: ("generator", "output_token_ids", "sampling_params"),
+    GPUModelRunner: ("input_batch", "requests"),
     Request: (
+        "_output_token_ids",
+        "prompt_token_ids",
+        "sampling_params",
+        "structured_output_request",
         "max_tokens",
         "stop_reason",
         "kv_transfer_params",
         "num_output_placeholders",
         "num_computed_tokens",
+        "num_in_flight_tokens",
         "num_preemptions",
         "output_token_ids",
         "status",
@@ -120,6 +151,7 @@ __all__ = [
     "RequestStatus",
     "SamplingParams",
     "SchedulerOutput",
+    "TopKTopPSampler",
     "base_worker",
     "cli_env_setup",
     "current_platform",

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ares import wire
 from ares.gateway.instances import Instance
 from ares.gateway.migration import NotMovableError
+from ares.gateway.precopy import AUTO, WantedMode
 from ares.gateway.predictions import plausible, predicted, predicted_peak, rows_by_key
 from ares.gateway.sequence import Sequence
 from ares.gateway.service import COMMANDED, Gateway, TargetError
@@ -36,6 +37,8 @@ class MigrationRequest(BaseModel):
     """Id of a running request, as `GET /admin/v1/status` shows it: the client's x-request-id where it sent one."""
     target: str = Field(min_length=1)
     """Name of the decode instance to move it to."""
+    mode: WantedMode = AUTO
+    """How its KV gets there (docs/migration.md)."""
 
 
 class PresetRequest(BaseModel):
@@ -103,7 +106,7 @@ async def migrate(body: MigrationRequest, request: Request) -> dict[str, Any]:
         known = ", ".join(i.name for i in gateway.pool.decode())
         raise AdminError(404, f"no instance {body.target!r}; decode instances: {known}", "instance_not_found")
     try:
-        record = await gateway.migrate(sequence, target, COMMANDED, COMMANDED)
+        record = await gateway.migrate(sequence, target, COMMANDED, COMMANDED, body.mode)
     except NotMovableError as refusal:
         raise AdminError(409, str(refusal), refusal.reason) from refusal
     except TargetError as refusal:

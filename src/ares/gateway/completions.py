@@ -144,7 +144,7 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
     jobs: list[_Job] = []
     single = len(prompts) * body.n == 1
     for prompt in prompts:
-        base = body.sampling(len(prompt), maximum, gateway.sampling_defaults)
+        base = body.sampling(len(prompt), maximum, gateway.sampling_defaults, gateway.pool.carried)
         echo = gateway.text.decode(prompt) if isinstance(body, CompletionRequest) and body.echo else ""
         for copy in range(body.n):
             index = len(jobs)

@@ -60,6 +60,8 @@ class Entering:
     moved_at: float = 0.0
     moves: int = 0
     suspensions: int = 0
+    copying: Instance | None = None
+    """Where its KV goes ahead of a hand-over (gateway/precopy.py)."""
     predicted: tuple[tuple[float, float, float], int] | None = None
     """The newest prediction of what it will still generate, and how many tokens it had then."""
     _nonce: str = field(default_factory=lambda: uuid.uuid4().hex[:12])

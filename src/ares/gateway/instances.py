@@ -67,7 +67,7 @@ class Instance:
         self._answered = 0.0
         self._last_message = 0.0
         self._calls = itertools.count(1)
-        self._answers: dict[int, asyncio.Future[wire.Handover]] = {}
+        self._answers: dict[int, asyncio.Future[Any]] = {}
         self._admissions: dict[str, asyncio.Future[wire.Admitted]] = {}
         self._admitted: dict[str, wire.Admitted] = {}
         self._predicted: dict[str, tuple[float, float, float]] = {}
@@ -126,9 +126,25 @@ class Instance:
             No answer in time; whether the request was cut is then unknown.
         """
         call = next(self._calls)
+        answer: wire.Handover = await self._ask(call, wire.Cut(call, key), timeout_s)
+        return answer
+
+    async def copy(self, key: str, pin: str, most: int, timeout_s: float) -> wire.Copied:
+        """Ask the instance to pin the full KV blocks of running request `key`, at most `most` tokens, under `pin`.
+
+        Raises
+        ------
+        TimeoutError
+            No answer in time; what is pinned after all is released when the instance says so.
+        """
+        call = next(self._calls)
+        answer: wire.Copied = await self._ask(call, wire.Copy(call, key, pin, most), timeout_s)
+        return answer
+
+    async def _ask(self, call: int, command: wire.Command, timeout_s: float) -> Any:
         future = self._answers[call] = asyncio.get_running_loop().create_future()
         try:
-            await self._send(wire.Cut(call, key))
+            await self._send(command)
             return await asyncio.wait_for(future, timeout_s)
         finally:
             del self._answers[call]
@@ -241,6 +257,12 @@ class Instance:
                 elif event.outcome == "pinned":
                     # Nobody waits any more: the KV must not stay pinned until its lease ends.
                     await self.release(event.key)
+            case wire.Copied(call=call):
+                future = self._answers.get(call)
+                if future is not None and not future.done():
+                    future.set_result(event)
+                elif event.tokens:
+                    await self.release(event.pin)
             case wire.Admitted(key=key):
                 admission = self._admissions.get(key)
                 if admission is None:
@@ -296,6 +318,12 @@ class Pool:
     def ready(self) -> bool:
         """Whether there is at least one instance to decode on."""
         return any(i.open for i in self.decode())
+
+    @property
+    def carried(self) -> frozenset[str]:
+        """State that no instance lets a request lose that comes to it."""
+        known = [frozenset(i.hello.carries) for i in self.instances if i.hello is not None]
+        return frozenset.intersection(*known) if known else frozenset()
 
     async def _acquaint(self, instance: Instance) -> None:
         """Let decode instances shake hands with whatever they may pull from, so that no request waits for it."""

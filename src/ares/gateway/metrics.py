@@ -38,6 +38,11 @@ class Metrics:
         self.pulled = Counter(
             "ares_migration_pulled_tokens_total", "Tokens whose KV a target pulled", registry=registry
         )
+        self.precopied = Counter(
+            "ares_migration_precopied_tokens_total",
+            "Tokens whose KV a target pulled while the request still ran",
+            registry=registry,
+        )
         self.pinned = Counter(
             "ares_unmovable_requests_total",
             "Sequences that are never moved, by the parameter whose state a move would not carry",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ares import wire
 from ares.gateway.engine import EngineLostError, Stream
 from ares.gateway.instances import Instance
+from ares.policy.transfer import STOP_AND_COPY, Mode
 
 
 class NotMovableError(Exception):
@@ -34,7 +35,10 @@ class Migration:
     outcome
         `moved`; `returned`: the target did not take it and it went on elsewhere from its tokens;
         `finished_first`: it ended by itself; `not_running`: nothing of it was in flight; `source_silent`: the
-        source did not answer; `cancelled`: the client left; `moving` until one of these.
+        source did not answer; `cancelled`: the client left; `not_copied`: the copy ahead failed, and the request was
+        left where it is; `moving` until one of these.
+    mode
+        `stop_and_copy`, or `pre_copy`: the KV of `precopied_tokens` was pulled ahead, in `precopy_s`.
     stall_s
         Seconds between the last token relayed from the source and the first from the target.
     pulled_tokens
@@ -49,11 +53,14 @@ class Migration:
     target: str
     reason: str
     outcome: str = "moving"
+    mode: Mode = STOP_AND_COPY
     stall_s: float | None = None
     pulled_tokens: int | None = None
     cut_s: float | None = None
     accept_s: float | None = None
     queued_s: float | None = None
+    precopied_tokens: int = 0
+    precopy_s: float | None = None
     started_at: float = field(default_factory=time.time)
 
 

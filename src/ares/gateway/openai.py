@@ -1,5 +1,6 @@
 """OpenAI's requests: what is accepted, and what it means for the engine."""
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 import msgspec
@@ -20,14 +21,15 @@ _CARRIED = {
     "ignore_eos",
     "logprobs",
 }
-# Accepted and handed to the engine, but their state would not survive a move: such requests stay where they are.
-_PINNING = {
-    "frequency_penalty",
-    "presence_penalty",
-    "seed",
-    "bad_words",
-    "structured_outputs",
-    "repetition_detection",
+# Parameters with state, and what an instance must restore (`wire.Hello.carries`) for it to survive a move. Where one of
+# the instances does not, such requests stay where they are.
+_STATEFUL = {
+    "seed": "seed",
+    "frequency_penalty": "output",
+    "presence_penalty": "output",
+    "bad_words": "output",
+    "repetition_detection": "output",
+    "structured_outputs": "structured_outputs",
 }
 _MAXIMUM_CHOICES = 128
 
@@ -99,7 +101,13 @@ class GenerationRequest(BaseModel):
             raise BadRequestError("a stop string must not be empty", "stop")
         return tuple(stop)
 
-    def sampling(self, prompt_tokens: int, maximum_model_tokens: int, defaults: dict[str, Any]) -> Sampling:
+    def sampling(
+        self,
+        prompt_tokens: int,
+        maximum_model_tokens: int,
+        defaults: dict[str, Any],
+        carried: Collection[str] = (),
+    ) -> Sampling:
         """Resolve the sampling of one sequence.
 
         Parameters
@@ -110,6 +118,8 @@ class GenerationRequest(BaseModel):
             Longest sequence that the instances take.
         defaults
             Sampling defaults of the model (its generation_config.json).
+        carried
+            What all instances restore of a request that comes to them.
 
         Raises
         ------
@@ -137,7 +147,7 @@ class GenerationRequest(BaseModel):
         if self.min_tokens > maximum:
             raise BadRequestError(f"min_tokens={self.min_tokens} is above the limit of {maximum}", "min_tokens")
         parameters = dict(defaults)
-        for name in _CARRIED | _PINNING:
+        for name in _CARRIED | _STATEFUL.keys():
             value = getattr(self, name, None)
             if value is not None and name != "logprobs":
                 parameters[name] = value
@@ -147,10 +157,10 @@ class GenerationRequest(BaseModel):
         logprobs = self.logprob_count()
         if logprobs is not None:
             parameters["logprobs"] = logprobs
-        pinned = next((name for name in sorted(_PINNING) if parameters.get(name)), None)
-        if parameters.get("seed") is not None:
-            pinned = "seed"
-        return Sampling(parameters, maximum, self.min_tokens, pinned)
+        # A penalty of 0 is none; a seed of 0 is one.
+        stateful = [n for n in _STATEFUL if parameters.get(n) or (n == "seed" and n in parameters)]
+        pinned = next((name for name in stateful if _STATEFUL[name] not in carried), None)
+        return Sampling(parameters, maximum, self.min_tokens, pinned, restored=bool(stateful) and pinned is None)
 
     def _structured(self) -> dict[str, Any]:
         kind = (self.response_format or {}).get("type", "text")

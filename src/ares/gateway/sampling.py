@@ -7,6 +7,10 @@ from typing import Any
 _KEY = "ares_key"
 # And the number of output tokens that its prompt ends with (engine/tap.py reads it).
 _GENERATED = "ares_generated"
+# And whether these are to be output there too (engine/restoring.py).
+_RESTORE = "ares_restore"
+# And the mark of a request that only brings KV to an instance (engine/pull.py).
+_AHEAD = "ares_ahead"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +25,15 @@ class Sampling:
         Limits on the whole output, however many instances it comes from.
     pinned
         The parameter whose state a move would not carry exactly, or None where the sequence may move.
+    restored
+        Whether its state is carried by giving an instance the output so far as output (engine/restoring.py).
     """
 
     parameters: dict[str, Any]
     maximum_tokens: int
     minimum_tokens: int = 0
     pinned: str | None = None
+    restored: bool = False
 
     def prefill(self, key: str, prompt: list[int], emitted: list[int]) -> dict[str, Any]:
         """Return the request that computes all tokens so far and one more, and keeps the KV for a decode instance."""
@@ -38,7 +45,7 @@ class Sampling:
             if self.pinned is not None:
                 # State that is not carried starts at the decode instance, first token included.
                 parameters = {"max_tokens": 1, "temperature": 0.0}
-        return _body(key, prompt + emitted, parameters, {**params, _GENERATED: len(emitted)})
+        return _body(key, prompt + emitted, parameters, {**params, **self._output(emitted)})
 
     def decode(
         self, key: str, prompt: list[int], emitted: list[int], transfer: dict[str, Any] | None, priority: int = 0
@@ -52,8 +59,16 @@ class Sampling:
             "max_tokens": self.maximum_tokens - len(emitted),
             "min_tokens": max(0, self.minimum_tokens - len(emitted)),
         }
-        body = _body(key, prompt + emitted, parameters, {**(transfer or {}), _GENERATED: len(emitted)})
+        body = _body(key, prompt + emitted, parameters, {**(transfer or {}), **self._output(emitted)})
         return {**body, "priority": priority} if priority else body
+
+    def _output(self, emitted: list[int]) -> dict[str, Any]:
+        return {_GENERATED: len(emitted), **({_RESTORE: True} if self.restored and emitted else {})}
+
+
+def bring_ahead(key: str, tokens: list[int], transfer: dict[str, Any]) -> dict[str, Any]:
+    """Return the request that brings the KV of all `tokens` but the last to an instance, and generates for nobody."""
+    return _body(key, tokens, {"max_tokens": 1, "temperature": 0.0}, {**transfer, _AHEAD: True})
 
 
 def _body(key: str, tokens: list[int], parameters: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:

@@ -25,24 +25,24 @@ class Sequence(Entering):
     @property
     def moving(self) -> bool:
         """Whether a hand-over is under way."""
-        return self._move is not None
+        return self._move is not None or self.copying is not None
 
     @property
     def incoming(self) -> Instance | None:
         """The instance that a hand-over is bringing it to."""
-        return self._move.target if self._move and self._segment is self._move.source else None
+        return self._move.target if self._move and self._segment is self._move.source else self.copying
 
     def not_movable(self) -> str | None:
         """Say why it cannot be moved now, or return None."""
         if self.sampling.pinned is not None:
             return self.sampling.pinned
         if self._finished or self._closed:
-            return "finished"
+            return "finished" if self._finished else "cancelled"
         if not self._decoding:
             return "not_decoding"
         if self._pausing:
             return "suspending"
-        return "moving" if self._move is not None else None
+        return "moving" if self.moving else None
 
     # --- the run ---
 
@@ -268,9 +268,8 @@ class Sequence(Entering):
         return await (self._enter(None, prefer) if prefer is not None else self._resume(emit))
 
     def _arrived(self, move: Move) -> None:
-        now = time.monotonic()
-        move.record.stall_s = now - self._last_token_at
-        self.moved_at = now
+        self.moved_at = time.monotonic()
+        move.record.stall_s = self.moved_at - self._last_token_at
         self.moves += 1
         self._settle(move, "moved")
 

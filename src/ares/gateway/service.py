@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from ares.config import GatewayConfig
-from ares.gateway import engine
+from ares.gateway import engine, precopy
 from ares.gateway.controller import Controller
 from ares.gateway.entering import Emit
 from ares.gateway.instances import Instance, Pool
@@ -25,6 +25,7 @@ from ares.gateway.sampling import Sampling
 from ares.gateway.sequence import Sequence
 from ares.gateway.text import TextModel
 from ares.gateway.window import Recent
+from ares.policy.transfer import Mode
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +158,9 @@ class Gateway:
         if needed > target.free_blocks - promised:
             raise TargetError(f"{target.name} is full: {needed} KV blocks wanted, {target.free_blocks} free", 409)
 
-    async def migrate(self, sequence: Sequence, target: Instance, reason: str, trigger: str) -> Migration:
+    async def migrate(
+        self, sequence: Sequence, target: Instance, reason: str, trigger: str, mode: precopy.WantedMode = precopy.AUTO
+    ) -> Migration:
         """Move a sequence; a caller that is cancelled leaves the move to its end.
 
         Raises
@@ -166,10 +169,11 @@ class Gateway:
             Nothing was changed.
         """
         self.check_target(sequence, target)
-        return await asyncio.shield(self._spawn(self._migrate(sequence, target, reason, trigger)))
+        how = precopy.resolve(mode, sequence, target)
+        return await asyncio.shield(self._spawn(self._migrate(sequence, target, reason, trigger, how)))
 
-    async def _migrate(self, sequence: Sequence, target: Instance, reason: str, trigger: str) -> Migration:
-        record = await sequence.migrate(target, reason)
+    async def _migrate(self, sequence: Sequence, target: Instance, reason: str, trigger: str, mode: Mode) -> Migration:
+        record = await precopy.move(sequence, target, reason, mode, self.config.handover_timeout_s)
         self.migrations.append(record)
         self.metrics.migrations.labels(trigger, record.outcome).inc()
         if record.stall_s is not None:
@@ -177,6 +181,7 @@ class Gateway:
             if record.pulled_tokens:
                 self.controller.viewer.transfer.observe(record.pulled_tokens, record.stall_s)
         self.metrics.pulled.inc(record.pulled_tokens or 0)
+        self.metrics.precopied.inc(record.precopied_tokens)
         return record
 
     async def _supervise(self) -> None:

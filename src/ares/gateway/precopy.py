@@ -1,0 +1,125 @@
+"""Live pre-copy: the full blocks of a running request go to its target while it goes on; then it moves.
+
+The source pins the blocks (`wire.Copy`) and a request that only brings KV pulls them into the target's prefix cache.
+The hand-over that follows is the ordinary one (gateway/sequence.py): it pulls what the prefix cache lacks. Should the
+blocks have been evicted meanwhile, that is everything.
+"""
+
+import asyncio
+import itertools
+import time
+from typing import Literal
+
+from ares.gateway.engine import EngineLostError, EngineRefusedError, Stream
+from ares.gateway.instances import Instance
+from ares.gateway.migration import HandoverError, Migration, NotMovableError
+from ares.gateway.sampling import bring_ahead
+from ares.gateway.sequence import Sequence
+from ares.policy.transfer import PRE_COPY, STOP_AND_COPY, Link, Mode, choose_mode
+
+WantedMode = Literal["auto", "stop_and_copy", "pre_copy"]
+AUTO: WantedMode = "auto"
+_numbers = itertools.count(1)
+
+
+def resolve(wanted: WantedMode, sequence: Sequence, target: Instance) -> Mode:
+    """Return how to move `sequence` to `target`; without a prefix cache there, nothing can go ahead."""
+    if wanted == STOP_AND_COPY or target.hello is None or target.telemetry is None or not target.hello.prefix_caching:
+        return STOP_AND_COPY
+    if wanted == PRE_COPY:
+        return PRE_COPY
+    link = Link(
+        token_bytes=target.hello.token_bytes,
+        bytes_per_s=target.telemetry.pull_bytes_per_s,
+        within_step_bytes=target.hello.pull_within_step_bytes,
+        step_s=target.telemetry.step_time_s,
+        block_tokens=target.hello.block_size,
+    )
+    return choose_mode(sequence.tokens, link)
+
+
+async def move(sequence: Sequence, target: Instance, reason: str, mode: Mode, timeout_s: float) -> Migration:
+    """Move `sequence` to `target`, its full blocks first where `mode` says so, and return how it went.
+
+    Raises
+    ------
+    NotMovableError
+        It cannot be moved now; nothing was changed.
+    """
+    refusal = sequence.not_movable()
+    source = sequence.instance
+    if refusal is not None or source is None:
+        raise NotMovableError(refusal or "not_decoding")
+    if mode == STOP_AND_COPY:
+        return await sequence.migrate(target, reason)
+    record = Migration(sequence.id, source.name, target.name, reason, mode=mode)
+    began = time.monotonic()
+    sequence.copying = target
+    try:
+        ahead = await _copy(sequence, source, target, timeout_s)
+    except (EngineLostError, EngineRefusedError, HandoverError, TimeoutError) as error:
+        # The request has not been touched.
+        if isinstance(error, EngineLostError):
+            target.mark_lost()
+        record.outcome = "not_copied"
+        return record
+    finally:
+        sequence.copying = None
+    copied_s = time.monotonic() - began
+    if (changed := sequence.not_movable()) is not None or sequence.instance is not source:
+        outcomes = {"cancelled": "cancelled", "finished": "finished_first"}
+        record.outcome = outcomes.get(changed or "", "not_running")
+        record.precopied_tokens, record.precopy_s = ahead, copied_s
+        return record
+    record = await sequence.migrate(target, reason)
+    record.mode, record.precopied_tokens, record.precopy_s = mode, ahead, copied_s
+    return record
+
+
+async def _copy(sequence: Sequence, source: Instance, target: Instance, timeout_s: float) -> int:
+    """Bring the full blocks of `sequence` to `target`; return how many tokens were pulled."""
+    key = sequence.key
+    assert key is not None  # noqa: S101 - for the type checker: it runs on an instance
+    tokens = sequence.prompt + sequence.emitted
+    pin = f"{key}/copy-{next(_numbers)}"
+    # One token more than is copied: the target must compute something, and it shall not be KV that was copied.
+    copied = await source.copy(key, pin, len(tokens) - 1, timeout_s)
+    if not copied.tokens:
+        return 0
+    async with asyncio.timeout(timeout_s):
+        try:
+            stream = await target.engine.stream(bring_ahead(pin, tokens[: copied.tokens + 1], copied.transfer))
+        except (EngineLostError, EngineRefusedError):
+            # Nobody will pull it. In every other case the target's pull or abort frees the pin, as in a hand-over.
+            await source.release(pin)
+            raise
+        try:
+            return await _arrival(target, pin, stream, timeout_s)
+        finally:
+            stream.close()
+
+
+async def _arrival(target: Instance, pin: str, stream: Stream, timeout_s: float) -> int:
+    """Wait until the KV is in the target's prefix cache; return how many tokens were pulled."""
+
+    async def drain() -> None:
+        async for _ in stream.batches():
+            pass
+
+    drained = asyncio.ensure_future(drain())
+    admission = asyncio.ensure_future(target.admitted(pin, timeout_s))
+    try:
+        await asyncio.wait((drained, admission), return_when=asyncio.FIRST_COMPLETED)
+        if not admission.done():
+            # What broke off, or has ended: then the word of the pull is on its way, or lost.
+            await drained
+        admitted = await admission
+        if admitted is None or admitted.failed:
+            # Not to be computed instead: that would cost the target what the copy should save.
+            raise HandoverError("the pull failed")
+        await drained
+        return admitted.pulled
+    finally:
+        for task in (drained, admission):
+            task.cancel()
+        await asyncio.gather(drained, admission, return_exceptions=True)
