@@ -59,7 +59,7 @@ async def test_a_request_waits_until_it_fits_and_misses_nothing(model_folder: Pa
             fake.hold_at = 100
         clients = [Client(gateway, 400, name=f"r{n}", prompt=[10 + n] * 50) for n in range(3)]
         # 640 tokens hold one request of 450, and not two.
-        await eventually(lambda: gateway.controller.held == 1 and [len(f.running) for f in fakes[1:]] == [1, 1])
+        await eventually(lambda: gateway.controller.held == 1 and [len(f.running) for f in fakes[1:]] == [1, 1], 30)
         waiting = next(client for client in clients if not client.tokens)
         for fake in fakes[1:]:
             fake.hold_at = None
@@ -77,7 +77,7 @@ async def test_the_smallest_goes_first_unless_a_class_goes_before(model_folder: 
         for fake in fakes[1:]:
             fake.hold_at = 60
         running = [Client(gateway, 550, name=f"r{n}", prompt=[10 + n] * 50) for n in range(2)]
-        await eventually(lambda: all(client.tokens for client in running))
+        await eventually(lambda: all(client.tokens for client in running), 30)
         order: list[str] = []
 
         def enter(name: str, prompt: int, rank: int) -> asyncio.Task[None]:
@@ -90,7 +90,7 @@ async def test_the_smallest_goes_first_unless_a_class_goes_before(model_folder: 
             return asyncio.create_task(work)
 
         waiting = [enter("large", 90, 0), enter("small", 20, 0), enter("background", 10, 1)]
-        await eventually(lambda: gateway.controller.held == 3)
+        await eventually(lambda: gateway.controller.held == 3, 30)
         for fake in fakes[1:]:
             fake.hold_at = None
         for client in running:
@@ -145,7 +145,7 @@ async def test_what_does_not_fit_anywhere_is_refused_in_time(model_folder: Path)
         for fake in fakes[1:]:
             fake.hold_at = 60
         running = [Client(gateway, 500, name=f"r{n}", prompt=[10 + n] * 50) for n in range(2)]
-        await eventually(lambda: all(client.tokens for client in running))
+        await eventually(lambda: all(client.tokens for client in running), 30)
         third = Client(gateway, 500, name="third", prompt=[3] * 50)
         with pytest.raises(NoInstanceError, match=r"no room for 0\.3 s"):
             await third.task
@@ -224,9 +224,9 @@ async def test_switching_to_open_admission_lets_those_in_who_wait(model_folder: 
         for fake in fakes[1:]:
             fake.hold_at = 60
         clients = [Client(gateway, 500, name=f"r{n}", prompt=[10 + n] * 50) for n in range(3)]
-        await eventually(lambda: gateway.controller.held == 1)
+        await eventually(lambda: gateway.controller.held == 1, 30)
         gateway.controller.use_preset("static-rr")
-        await eventually(lambda: gateway.controller.held == 0)
+        await eventually(lambda: gateway.controller.held == 0, 30)
         for fake in fakes[1:]:
             fake.hold_at = None
         for client in clients:
@@ -273,4 +273,8 @@ async def test_a_recording_of_the_run(model_folder: Path, tmp_path: Path) -> Non
     recording = read_recording(folder)
     assert sorted(recording.workload.output_tokens.tolist()) == [50, 51, 52]
     assert (recording.first_token_s < recording.finish_s).all()
-    assert recording.meta["decode_instances"] == 2
+    assert (recording.meta["decode_instances"], recording.meta["preset"]) == (2, "ares")
+    pytest.importorskip("numba", reason="the simulator needs its extra")
+    from ares.simulator.validate import validate
+
+    assert validate(folder, "llama-8b-rtx4090", "all")["ttft_s"]["p50"]["simulated"] > 0

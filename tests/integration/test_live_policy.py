@@ -20,7 +20,7 @@ from tests.integration.client import Client
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 # The policy is told of this much KV on each instance: three of the long requests fit.
-CAPACITY, LONG, SHORT = 2048, 200, 600
+CAPACITY, LONG, SHORT = 6200, 200, 1700
 
 
 @contextlib.asynccontextmanager
@@ -59,14 +59,20 @@ async def test_held_and_suspended_requests_lose_nothing(
 ) -> None:
     monkeypatch.setattr(Instance, "capacity_tokens", property(lambda _: CAPACITY))
     log = tmp_path / "decisions.jsonl"
-    settings = {"slo_ttft_s": 30.0, "slo_tpot_s": 5.0, "decision_log": log}
+    settings = {"slo_ttft_s": 10.0, "slo_tpot_s": 5.0, "decision_log": log}
     async with controlled(cluster, tiny_model, **settings) as gateway:
         for _ in range(50):
-            gateway.controller.viewer.lengths.add(450)
+            gateway.controller.viewer.lengths.add(1800)
         # A token may take 5 s, so each has time to spare from its first tokens on.
-        long = [Taker(gateway, f"long-{n}", prompt(n, LONG), 450) for n in range(6)]
-        await eventually(lambda: all(len(taker.tokens) > 30 for taker in long), 120)
-        await eventually(lambda: all(i.steps.law is not None for i in gateway.pool.decode()), 120)
+        long = [Taker(gateway, f"long-{n}", prompt(n, LONG), 1800) for n in range(6)]
+        decode = list(gateway.pool.decode())
+
+        def full() -> bool:
+            """Whether a short one fits nowhere, and the law is known by which others may wait."""
+            held = [sum(s.tokens for s in gateway.sequences.values() if s.instance is i) for i in decode]
+            return min(held) > CAPACITY - SHORT and all(i.steps.law is not None for i in decode)
+
+        await eventually(full, 240)
         short = [Taker(gateway, f"short-{n}", prompt(50 + n, SHORT), 30) for n in range(3)]
         async with asyncio.timeout(240):
             await asyncio.gather(*(taker.task for taker in (*long, *short)))

@@ -38,9 +38,7 @@ def predicted_peak(load: wire.Telemetry) -> float | None:
     A request of n tokens that has p left holds n + k in k steps while k < p, and none after; one without a prediction
     is taken to keep its n. None where nothing is predicted.
     """
-    known = [
-        (row.remaining[1], row.resident) for row in load.rows if row.remaining is not None and plausible(row.remaining)
-    ]
+    known = [(row.remaining[1], row.resident) for row in load.rows if row.remaining is not None]
     known = [(left, resident) for left, resident in known if math.isfinite(left)]
     if not known:
         return None

@@ -16,8 +16,20 @@ _STATISTICS = ("mean", "p50", "p99")
 
 
 def replay(recording: Recording, profile: Profile) -> tuple[FloatArray, FloatArray]:
-    """Run the arrivals of a recording on one engine that prefills and decodes; return first token and finish, s."""
-    state = Simulation(recording.workload, [profile], [], preset("static-rr")).build()
+    """Run the arrivals of a recording again; return first token and finish, s.
+
+    On one engine that prefills and decodes, or on what a gateway's recording says that it ran on (`ares gateway
+    --record`): its instances and its preset.
+    """
+    meta = recording.meta
+    decode, prefill = int(meta.get("decode_instances", 1)), int(meta.get("prefill_instances", 0))
+    simulation = Simulation(
+        recording.workload, [profile] * decode, [profile] * prefill, preset(meta.get("preset", "static-rr"))
+    )
+    if simulation.preset.rebalance != "none":
+        outcome = simulation.run()
+        return outcome.first_token_s, outcome.finish_s
+    state = simulation.build()
     run_until(state, 1e12)
     return state.first_token, state.finish
 

@@ -34,6 +34,11 @@ def summary(run: Run, slo_ttft_s: float, slo_tpot_s: float) -> dict[str, Any]:
         "stall_s": _percentiles(stalls) if stalls else None,
         "imbalance": float((kv.std(axis=1) / np.maximum(kv.mean(axis=1), 1e-9)).mean()),
         "most_kv": float(kv.max()),
+        "over_time": {
+            "at_s": [sample["at_s"] for sample in run.samples],
+            "kv": [[round(share, 3) for share in sample["kv"]] for sample in run.samples],
+            "held": [sample["held"] for sample in run.samples],
+        },
     }
 
 
