@@ -276,7 +276,7 @@ class _Round:
             and not self.late[candidate]
             and waited >= self.suspension.after_s
         ):
-            need = float(self.candidates.tokens[candidate]) + float(curve[0][1])
+            need = float(curve[0].max())  # what it will hold at its peak
             chosen = self._make_room(need, float(self.size[candidate]), self.candidates.requests[candidate])
             why = "another gives way"
         if chosen < 0:
