@@ -85,6 +85,12 @@ def report(judged: Sequence[Judged], test: Pairs, prefixes: Sequence[Prefix] = (
             f"{round(100 * part)}%": _some(model.quantiles, remaining, room, prompts, rows)
             for part, rows in at_fraction.items()
         }
+        # In hindsight: nobody knows it beforehand, but it says what an error consists of.
+        entry["by_end"] = {
+            name: _some(model.quantiles, remaining, room, prompts, np.flatnonzero(test.censored == cut))
+            for name, cut in (("ended", False), ("cut", True))
+            if (test.censored == cut).any()
+        }
         entry["by_length_decile"] = [
             {"longest": int(length[decile == n].max())}
             | _some(model.quantiles, remaining, room, prompts, np.flatnonzero(decile == n))
