@@ -59,9 +59,12 @@ def differences(found: Any) -> str:
 
 
 def positions(found: Any) -> str:
-    """Show the error at parts of the generation, one pair of each output."""
-    rows = [[m["name"], *(f"{part['mae']:.1f}" for part in m["by_position"].values())] for m in found["models"]]
-    return table("predictor|0 %|25 %|50 %|75 %", rows)
+    """Show the error at parts of the generation, one pair of each output, and of all pairs by how the output ended."""
+    rows = []
+    for m in found["models"]:
+        parts = [*m["by_position"].values(), m["by_end"]["ended"], m["by_end"]["cut"]]
+        rows.append([m["name"], *(f"{part['mae']:.1f}" for part in parts)])
+    return table("predictor|0 %|25 %|50 %|75 %|ended by itself|cut", rows)
 
 
 def kinds(found: Any) -> str:
@@ -84,7 +87,7 @@ TABLES = {
     f"{name} {part.__name__}": (name, part)
     for name in ("open", "structured")
     for part in (models, differences, positions)
-} | {"kinds": ("kinds", kinds), "overhead": ("overhead", overhead)}
+} | {"kinds": ("kinds", kinds), "other kinds": ("kinds-other", kinds), "overhead": ("overhead", overhead)}
 
 
 def main() -> None:

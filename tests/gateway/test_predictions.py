@@ -106,8 +106,11 @@ async def test_a_prefill_brings_a_prediction(prefill: Instance) -> None:
     assert prefill.predicted("another") is None
 
 
-async def test_predictions_that_nobody_asks_for_are_forgotten(fakes: list[FakeInstance], prefill: Instance) -> None:
-    for number in range(1200):
+async def test_predictions_that_nobody_asks_for_are_forgotten(
+    fakes: list[FakeInstance], prefill: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ares.gateway.instances._REMEMBERED", 3)
+    for number in range(5):
         fakes[0].post(wire.Predicted(f"key-{number}", (1.0, 2.0, 3.0)))
-    await eventually(lambda: prefill.predicted("key-1199") is not None, 15)
-    assert prefill.predicted("key-0") is None
+    await eventually(lambda: prefill.predicted("key-4") is not None, 15)
+    assert [number for number in range(5) if prefill.predicted(f"key-{number}")] == [2, 3, 4]

@@ -141,3 +141,19 @@ def test_a_checkpoint_with_nan(trained: checkpoint.Checkpoint, saved: Path, tmp_
     checkpoint.save(tmp_path / "nan.safetensors", broken)
     with pytest.raises(PredictorError, match="not finite"):
         checkpoint.load(tmp_path / "nan.safetensors")
+
+
+def test_a_move_is_seen_as_a_history_that_begins_anew(data: Path, trained: checkpoint.Checkpoint) -> None:
+    pairs = dataset.load(data)
+    behind = pairs.moved(seed=1)
+    first = np.flatnonzero(np.diff(pairs.output, prepend=-1))
+    assert not behind[first].any()
+    lengths = np.diff(np.append(first, len(pairs)))
+    # Every output that can be moved is, once: what is behind stays behind.
+    assert len(np.unique(pairs.output[behind])) == (lengths > 1).sum()
+    assert (np.diff(behind.astype(int))[np.diff(pairs.output) == 0] >= 0).all()
+    anew = features.of_pairs(pairs.only(behind), trained.center, trained.scale)[0]
+    newest, mean = anew.chunk(2, dim=1)
+    begun = np.flatnonzero(np.diff(pairs.only(behind).output, prepend=-1))
+    assert torch.equal(newest[begun], mean[begun])
+    assert pairs.moved(seed=1, share=0.0).sum() == 0

@@ -57,7 +57,7 @@ class Comparison:
                 fitted = baselines.MaxTokens()
             case "prompt-only" | "prompt-only-conditional":
                 if self._prompt_only is None:
-                    self._prompt_only = baselines.PromptOnly(self._pairs, settings_of("ours", self._seed))
+                    self._prompt_only = baselines.PromptOnly(self._pairs, settings_of("ours", self._seed, moved=0.0))
                 fitted = self._prompt_only.conditional() if name.endswith("conditional") else self._prompt_only
             case _:
                 fitted = self._auxiliary("paper" if name == "auxiliary-l1" else "ours")
@@ -66,7 +66,7 @@ class Comparison:
 
     def _auxiliary(self, arch: str) -> baselines.Auxiliary:
         self._read = self._read or self._embed()
-        return baselines.Auxiliary(*self._read, settings_of(arch, self._seed))
+        return baselines.Auxiliary(*self._read, settings_of(arch, self._seed, moved=0.0))
 
     def _embed(self) -> tuple[Pairs, Any, int]:
         from transformers import AutoTokenizer

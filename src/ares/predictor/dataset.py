@@ -67,6 +67,20 @@ class Pairs:
         rest = {n: getattr(self, n) for n in ("source", "requests", "prompts", "prompt_tokens", "output_tokens")}
         return Pairs(**kept, **rest)
 
+    def moved(self, seed: int = 0, share: float = 1.0) -> NDArray[np.bool_]:
+        """Return the mask of the pairs behind a move, if a share of the outputs is moved once, anywhere.
+
+        A request's history begins anew on another instance: `only` these pairs is what its predictor sees there.
+        """
+        starts = np.flatnonzero(np.diff(self.output, prepend=-1))
+        counts = np.diff(np.append(starts, len(self)))
+        generator = np.random.default_rng(seed)
+        at = generator.integers(1, np.maximum(counts, 2))
+        at[generator.random(len(counts)) >= share] = len(self)
+        order = np.arange(len(self)) - np.repeat(starts, counts)
+        behind: NDArray[np.bool_] = order >= np.repeat(at, counts)
+        return behind
+
     def split(self, name: str) -> NDArray[np.bool_]:
         """Return the mask of the pairs of one split."""
         of_output = np.array([split_of(prompt) for prompt in self.prompts], np.int64)

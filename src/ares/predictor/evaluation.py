@@ -1,7 +1,7 @@
 """Every predictor on the same test prompts, beside each other and beside the floor."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,15 +37,11 @@ def of_checkpoint(name: str, checkpoint: Checkpoint, pairs: Pairs) -> Judged:
 def restarted(checkpoint: Checkpoint, pairs: Pairs, seed: int = 0) -> dict[str, Any]:
     """Return what a move costs: a request's history begins anew on its new instance.
 
-    Every output is moved once, between any two of its pairs; the errors are those of the pairs behind.
+    Every output is moved once; the errors are those of the pairs behind.
     """
-    starts = np.flatnonzero(np.diff(pairs.output, prepend=-1))
-    counts = np.diff(np.append(starts, len(pairs)))
-    order = np.arange(len(pairs)) - np.repeat(starts, counts)
-    moved_at = np.random.default_rng(seed).integers(1, np.maximum(counts, 2))
-    behind = order >= np.repeat(moved_at, counts)
+    behind = pairs.moved(seed)
     whole = of_checkpoint("whole", checkpoint, pairs).quantiles[behind]
-    anew = of_checkpoint("anew", checkpoint, replace(pairs, output=2 * pairs.output + behind)).quantiles[behind]
+    anew = of_checkpoint("anew", checkpoint, pairs.only(behind)).quantiles
     remaining = pairs.remaining[behind].astype(float)
     errors = [metrics.absolute_error(quantiles, remaining) for quantiles in (whole, anew)]
     _, prompts = np.unique(np.array(pairs.prompts)[pairs.output[behind]], return_inverse=True)
@@ -88,6 +84,12 @@ def report(judged: Sequence[Judged], test: Pairs, prefixes: Sequence[Prefix] = (
         entry["by_position"] = {
             f"{round(100 * part)}%": _some(model.quantiles, remaining, room, prompts, rows)
             for part, rows in at_fraction.items()
+        }
+        # In hindsight: nobody knows it beforehand, but it says what an error consists of.
+        entry["by_end"] = {
+            name: _some(model.quantiles, remaining, room, prompts, np.flatnonzero(test.censored == cut))
+            for name, cut in (("ended", False), ("cut", True))
+            if (test.censored == cut).any()
         }
         entry["by_length_decile"] = [
             {"longest": int(length[decile == n].max())}

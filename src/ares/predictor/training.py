@@ -33,11 +33,15 @@ class TrainingSettings:
     members: int = 4
     width: int = 64
     calibrate: bool = True
+    # Share of the outputs that are also seen as if they had been moved, their history lost.
+    moved: float = 0.3
 
 
 def settings_of(arch: str, seed: int = 0, **given: Any) -> TrainingSettings:
     """Return the settings of an architecture; what is given as None is left at its default."""
     chosen = {name: value for name, value in given.items() if value is not None}
+    if arch == "paper":
+        chosen["moved"] = 0.0  # it has no history to lose
     return TrainingSettings(arch=arch, seed=seed, **chosen)
 
 
@@ -56,6 +60,12 @@ class Data:
         """Compute the features of pairs."""
         states, scalars = features.of_pairs(pairs, center, scale)
         return cls(states, scalars, torch.from_numpy(pairs.remaining), torch.from_numpy(pairs.censored), pairs.room)
+
+    def joined(self, other: "Data") -> "Data":
+        """Return these pairs and others."""
+        tensors = ("states", "scalars", "remaining", "censored")
+        both = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in tensors}
+        return Data(**both, room=np.concatenate([self.room, other.room]))
 
 
 def train(
@@ -84,6 +94,9 @@ def train(
     recorded = torch.from_numpy(parts["train"].states).float()
     center, scale = recorded.mean(0), recorded.std(0).clamp(min=1e-3)
     data = {name: Data.of(part, center, scale) for name, part in parts.items()}
+    if settings.moved:
+        behind = parts["train"].only(parts["train"].moved(settings.seed, settings.moved))
+        data["train"] = data["train"].joined(Data.of(behind, center, scale))
     options: dict[str, Any] = {}
     if settings.arch == "ours":
         options = {"limit": pairs.source.limit, "members": settings.members, "width": settings.width}
