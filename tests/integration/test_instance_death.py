@@ -69,6 +69,8 @@ async def test_streams_outlive_their_instance(client: Client, cluster: local.Clu
     assert len(hosted) >= 4
     staying = next(n for n in (5, 4) if f"survivor-{n}" not in hosted)
     move = asyncio.create_task(client.migrate(f"survivor-{staying}", "decode-1", "pre_copy"))
+    # And one away from it.
+    leave = asyncio.create_task(client.migrate(hosted[0], "decode-0", "pre_copy"))
     await asyncio.sleep(0.003)
     for pid in processes(cluster, "decode-1"):
         os.kill(pid, signal.SIGKILL)
@@ -82,6 +84,9 @@ async def test_streams_outlive_their_instance(client: Client, cluster: local.Clu
     assert code == 503 or record["outcome"] in ("moved", "returned", "finished_first", "not_running", "not_copied"), (
         record
     )
+
+    code, record = await leave
+    assert code in (200, 404, 409), record
 
 
 async def test_a_dead_target_is_refused(client: Client) -> None:
