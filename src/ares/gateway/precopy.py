@@ -54,26 +54,39 @@ async def move(sequence: Sequence, target: Instance, reason: str, mode: Mode, ti
         return await sequence.migrate(target, reason)
     record = Migration(sequence.id, source.name, target.name, reason, mode=mode)
     began = time.monotonic()
+    ahead, failed = 0, False
     sequence.copying = target
     try:
         ahead = await _copy(sequence, source, target, timeout_s)
     except (EngineLostError, EngineRefusedError, HandoverError, TimeoutError) as error:
-        # The request has not been touched.
+        failed = True
         if isinstance(error, EngineLostError):
             target.mark_lost()
-        record.outcome = "not_copied"
-        return record
     finally:
         sequence.copying = None
     copied_s = time.monotonic() - began
-    if (changed := sequence.not_movable()) is not None or sequence.instance is not source:
-        outcomes = {"cancelled": "cancelled", "finished": "finished_first"}
-        record.outcome = outcomes.get(changed or "", "not_running")
-        record.precopied_tokens, record.precopy_s = ahead, copied_s
-        return record
-    record = await sequence.migrate(target, reason)
-    record.mode, record.precopied_tokens, record.precopy_s = mode, ahead, copied_s
+    ended = _ended(sequence, source)
+    if failed or ended is not None:
+        # Where the copy failed alone, the request has not been touched.
+        record.outcome = ended or "not_copied"
+    else:
+        record = await sequence.migrate(target, reason)
+        record.mode = mode
+    record.precopied_tokens, record.precopy_s = ahead, copied_s
     return record
+
+
+def _ended(sequence: Sequence, source: Instance) -> str | None:
+    """Return the outcome where there is nothing left to move: it has ended, or no longer runs at its source."""
+    match sequence.not_movable():
+        case None:
+            return None if sequence.instance is source else "not_running"
+        case "finished":
+            return "finished_first"
+        case "cancelled":
+            return "cancelled"
+        case _:
+            return "not_running"
 
 
 async def _copy(sequence: Sequence, source: Instance, target: Instance, timeout_s: float) -> int:
