@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ares import __version__, operator_cli, predictor_cli
 from ares.bench import cli as bench
-from ares.engine.defaults import DEFAULT_PULL_BYTES
+from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES
 from ares.model import DEFAULT_MODEL, ModelError
 from ares.operator_cli import fail
 from ares.simulator import cli as simulator
@@ -25,7 +25,14 @@ _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.add_typer(bench.app, name="bench")
 app.add_typer(simulator.app, name="simulate")
 app.add_typer(predictor_cli.app, name="predictor")
-for command in (operator_cli.status, operator_cli.migrate, operator_cli.preset, operator_cli.replay):
+for command in (
+    operator_cli.status,
+    operator_cli.migrate,
+    operator_cli.drain,
+    operator_cli.undrain,
+    operator_cli.preset,
+    operator_cli.replay,
+):
     app.command()(command)
 _errors = Console(stderr=True)
 
@@ -76,6 +83,9 @@ def worker(
         Path | None, typer.Option(help="Record requests as training data of the predictor in this folder.")
     ] = None,
     record_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of the requests to record.")] = 0.01,
+    drain_deadline: Annotated[
+        float, typer.Option(min=0, help="Seconds that a SIGTERM waits for requests to leave; 0 ends at once.")
+    ] = DEFAULT_DRAIN_S,
     connector: Annotated[str, typer.Option(hidden=True, help="For measurements: ares, stock or none.")] = "ares",
     simulate: Simulate = None,
 ) -> None:
@@ -90,7 +100,7 @@ def worker(
         fail(f"unknown role {role!r}: prefill, decode or both")
     flags = [flag for flag in context.args if flag != "--"]
     if simulate is not None:
-        _simulate(simulate, model, flags, (name, role, host, port, control_port))
+        _simulate(simulate, model, flags, (name, role, host, port, control_port), drain_deadline)
         return
     try:
         serve(
@@ -107,6 +117,7 @@ def worker(
                 predictor=predictor,
                 record_folder=record_hidden_states,
                 record_fraction=record_fraction,
+                drain_deadline_s=drain_deadline,
                 connector=connector,  # type: ignore[arg-type] # an unknown one fails in vLLM
                 vllm_flags=tuple(flags),
             )
@@ -115,7 +126,9 @@ def worker(
         fail(str(error))
 
 
-def _simulate(profile: str, model: str, flags: list[str], who: tuple[str | None, Any, str, int, int]) -> None:
+def _simulate(
+    profile: str, model: str, flags: list[str], who: tuple[str | None, Any, str, int, int], drain_deadline_s: float
+) -> None:
     import logging
 
     from ares import model as models
@@ -126,7 +139,8 @@ def _simulate(profile: str, model: str, flags: list[str], who: tuple[str | None,
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         engine, instances = settings.parse(profile, model, flags)
-        serve.serve(serve.identities(*who, instances), engine, models.resolve(model, console=_errors))
+        found = serve.identities(*who, instances)
+        serve.serve(found, engine, models.resolve(model, console=_errors), drain_deadline_s)
     except (ProfileError, settings.SimulationError, simulated.VocabularyError, OSError) as error:
         fail(str(error))
 

@@ -25,6 +25,8 @@ _START_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 10.0
 _LOG_LINES = 25
 _PR_SET_PDEATHSIG = 1
+# Everything stops together: an instance that waited for its requests to move would wait for instances that stop too.
+_AT_ONCE = ["--drain-deadline", "0"]
 
 
 class ClusterError(RuntimeError):
@@ -95,7 +97,7 @@ class Cluster:
         self, name: str, role: Role, cores: str | None, flags: tuple[str, ...] = (), gpus: str | None = None
     ) -> None:
         """Start an instance on these CPU cores or GPUs; `flags` are flags of `ares worker`."""
-        command = ["worker", "--model", self.settings.model, "--role", role, "--name", name]
+        command = ["worker", "--model", self.settings.model, "--role", role, "--name", name, *_AT_ONCE]
         for flag in ("--port", "--control-port", "--nixl-port"):
             # Chosen here for all instances: they start at the same time and must not choose the same.
             self.ports.append(free_port("127.0.0.1", self.ports))
@@ -117,7 +119,7 @@ class Cluster:
         names = [f"{name}-{n}" for n in range(count)]
         instances = {name: f"http://127.0.0.1:{first + n}" for n, name in enumerate(names)}
         command = ["worker", "--simulate", str(self.settings.simulate), "--model", self.settings.model]
-        command += ["--role", role, "--name", name if count > 1 else names[0], "--port", str(first)]
+        command += ["--role", role, "--name", name if count > 1 else names[0], "--port", str(first), *_AT_ONCE]
         flags = ["--", *self.settings.vllm_flags, "--instances", str(count)]
         _start(self, name, instances[names[-1]], [*command, *flags], instances=instances)
 

@@ -2,7 +2,9 @@
 
 import json
 import sys
+import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -59,6 +61,37 @@ def migrate(
         sys.exit(1)
 
 
+def drain(
+    instance: Annotated[str, typer.Argument(help="Name of the instance (see `ares status`).")],
+    deadline: Annotated[float, typer.Option(min=0, help="Seconds until what is left is broken off.")] = 60.0,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when nothing is left there.")] = False,
+    url: Url = "http://127.0.0.1:8000",
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give an instance no more work, and move out what runs there."""
+    path = f"{url}/admin/v1/instances/{urllib.parse.quote(instance, safe='')}/drain"
+    record = _call(path, key, {"deadline_s": deadline})
+    if wait:
+        record["left"] = _until_empty(instance, deadline + _AFTER_DEADLINE_S, url, key)
+    if as_json:
+        typer.echo(json.dumps(record, indent=2))
+    else:
+        typer.echo(f"{instance} drains; left there: {record['left']}")
+    if wait and record["left"]:
+        sys.exit(1)
+
+
+def undrain(
+    instance: Annotated[str, typer.Argument(help="Name of the instance (see `ares status`).")],
+    url: Url = "http://127.0.0.1:8000",
+    key: Key = None,
+) -> None:
+    """Let an instance take work again."""
+    _call(f"{url}/admin/v1/instances/{urllib.parse.quote(instance, safe='')}/undrain", key, {})
+    typer.echo(f"{instance} takes requests")
+
+
 def preset(
     name: Annotated[str | None, typer.Argument(help="Preset to switch to (docs/policy.md); none: show it.")] = None,
     url: Url = "http://127.0.0.1:8000",
@@ -108,6 +141,29 @@ def replay(
         console.print(f"{result.same} of {result.decisions} decisions came out as logged")
     if preset is None and result.same != result.decisions:
         sys.exit(1)
+
+
+# What was broken off at the deadline is gone soon after; what is left then belongs to nobody who listens.
+_AFTER_DEADLINE_S = 15.0
+_POLL_S = 0.2
+
+
+def _until_empty(instance: str, timeout_s: float, url: str, key: str | None) -> int:
+    """Wait until nothing is left on an instance, and return how much is."""
+    until = time.monotonic() + timeout_s
+    with _errors.status("") as shown:
+        while True:
+            rows = {row["name"]: row for row in _call(f"{url}/admin/v1/status", key)["instances"]}
+            row = rows.get(instance)
+            if row is None or not row["healthy"]:
+                return 0  # it has ended
+            if not row["draining"]:
+                fail(f"{instance} drains no longer", 1)
+            left: int = row["left"]
+            if not left or time.monotonic() > until:
+                return left
+            shown.update(f"{instance}: {left} left")
+            time.sleep(_POLL_S)
 
 
 def _call(url: str, key: str | None, body: dict[str, Any] | None = None, method: str | None = None) -> dict[str, Any]:

@@ -75,7 +75,13 @@ class Release(msgspec.Struct, frozen=True, tag="release"):
     key: str
 
 
-Command = Subscribe | Connect | Cut | Copy | Release
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """Tell every gateway that the instance takes no new work, or that it does again."""
+
+    draining: bool
+
+
+Command = Subscribe | Connect | Cut | Copy | Release | Drain
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -118,6 +124,7 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry"):
 
     `step_time_s` is a moving average over recent steps, `pull_bytes_per_s` over recent pulls of KV, 0 before the first;
     `busy_s` is the time of all steps so far.
+    `draining`: nothing new shall come, and what can move shall leave.
     """
 
     sequence: int
@@ -131,6 +138,12 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry"):
     rows: list[Row]
     busy_s: float = 0.0
     pull_bytes_per_s: float = 0.0
+    draining: bool = False
+
+    @property
+    def left(self) -> int:
+        """Requests that are still here, and KV that others have not pulled yet."""
+        return self.running + self.waiting + self.pinned
 
 
 class Admitted(msgspec.Struct, frozen=True, tag="admitted"):

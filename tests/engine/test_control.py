@@ -257,3 +257,20 @@ def test_nothing_fails_after_close() -> None:
 def test_a_taken_address_is_an_error(instance: Instance) -> None:
     with pytest.raises(zmq.ZMQError):
         ControlChannel(instance.address, HELLO, instance._snapshot)
+
+
+def test_a_drain_is_told_to_everybody_until_it_is_taken_back(instance: Instance) -> None:
+    operator, other = Gateway(instance.address), Gateway(instance.address)
+    for gateway in (operator, other):
+        gateway.say(wire.Subscribe(0.01))
+        assert not gateway.hear_a(wire.Telemetry).draining
+    operator.say(wire.Drain(True))
+    for gateway in (operator, other):
+        while not gateway.hear_a(wire.Telemetry).draining:
+            pass
+    other.say(wire.Drain(False))
+    while operator.hear_a(wire.Telemetry).draining:
+        pass
+    assert not instance.channel.waiting, "it is not for the engine thread"
+    for gateway in (operator, other):
+        gateway.close()

@@ -41,6 +41,7 @@ def cluster(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         port=free_port("127.0.0.1"),
         preset="off",
         log_folder=tmp_path_factory.mktemp("logs"),
+        worker_flags=("--drain-deadline", "30"),
         vllm_flags=tuple(local_flags(list(TINY_FLAGS))),
     )
     with local.running(settings) as running:

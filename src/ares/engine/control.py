@@ -46,6 +46,11 @@ class ControlChannel:
         Called on the channel's thread for each telemetry message; must only read.
     notify
         Called on the channel's thread when a command waits; for engines that would sleep meanwhile.
+
+    Attributes
+    ----------
+    draining
+        Whether the telemetry says so: by command, or set by the instance itself.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class ControlChannel:
         self._commands: deque[tuple[bytes, wire.Command]] = deque()
         self._outgoing: deque[tuple[bytes | None, bytes]] = deque()
         self._subscribers: dict[bytes, _Subscriber] = {}
+        self.draining = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
@@ -139,6 +145,8 @@ class ControlChannel:
                 continue
             if isinstance(command, wire.Subscribe):
                 self._subscribe(sender, command)
+            elif isinstance(command, wire.Drain):
+                self.draining = command.draining
             else:
                 self._commands.append((sender, command))
                 self._notify()
@@ -166,7 +174,8 @@ class ControlChannel:
                 del self._subscribers[identity]
         # After the next ticks are set: a snapshot that fails is tried again then, not at once and without end.
         if ticking:
-            body = wire.encode(self._snapshot())
+            load = self._snapshot()
+            body = wire.encode(msgspec.structs.replace(load, draining=True) if self.draining else load)
             for identity in ticking:
                 if identity in self._subscribers:
                     self._send(identity, body)

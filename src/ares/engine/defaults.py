@@ -18,6 +18,8 @@ _CPU_FLAGS = {
 # Largest pull within a scheduling step (engine/pull.py): 20 ms of other requests' time at 3 GB/s, below 3 ms at the
 # speed of RDMA.
 DEFAULT_PULL_BYTES = 64 << 20
+# On SIGTERM an instance waits this long for its requests to move out or to finish.
+DEFAULT_DRAIN_S = 30.0
 # Below the range from which the kernel gives ports to outgoing connections: nobody takes one between choice and use.
 _PORTS = range(20000, 32768)
 _GPUS = Path("/proc/driver/nvidia/gpus")

@@ -31,6 +31,8 @@ class InstanceSettings(msgspec.Struct, frozen=True):
         Whether its worker gives moved requests their output back (engine/restoring.py).
     record_folder, record_fraction
         Where to record hidden states, and of what share of the requests; empty: nowhere.
+    drain_deadline_s
+        How long a SIGTERM waits for what runs; 0: not at all.
     """
 
     name: str
@@ -44,6 +46,7 @@ class InstanceSettings(msgspec.Struct, frozen=True):
     restores: bool = False
     record_folder: str = ""
     record_fraction: float = 0.0
+    drain_deadline_s: float = 0.0
 
     @property
     def on_loopback(self) -> bool:

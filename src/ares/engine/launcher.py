@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ares import model
 from ares.engine import instance, predictor_choice
-from ares.engine.defaults import DEFAULT_PULL_BYTES, free_port, is_cpu_build
+from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES, free_port, is_cpu_build
 from ares.predictor import shards
 from ares.wire import Role
 
@@ -51,6 +51,7 @@ class WorkerSettings:
     predictor: str | None = None
     record_folder: Path | None = None
     record_fraction: float = 0.01
+    drain_deadline_s: float = DEFAULT_DRAIN_S
     vllm_flags: tuple[str, ...] = ()
 
 
@@ -87,6 +88,8 @@ def serve(settings: WorkerSettings) -> None:
             predictor=str(predictor.resolve()) if predictor is not None else "",
             record_folder=str(settings.record_folder.resolve()) if settings.record_folder is not None else "",
             record_fraction=settings.record_fraction,
+            # Without our connector nobody can be told.
+            drain_deadline_s=settings.drain_deadline_s if settings.connector == "ares" else 0.0,
         )
     )
     _check_packages()

@@ -41,6 +41,15 @@ class MigrationRequest(BaseModel):
     """How its KV gets there (docs/migration.md)."""
 
 
+class DrainRequest(BaseModel):
+    """`POST /admin/v1/instances/{name}/drain`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    deadline_s: float = Field(default=60.0, ge=0, le=86400)
+    """After this long, what is left is broken off and goes on elsewhere from its tokens."""
+
+
 class PresetRequest(BaseModel):
     """`PUT /admin/v1/preset`."""
 
@@ -88,7 +97,10 @@ def snapshot(gateway: Gateway) -> dict[str, Any]:
         "suspensions": gateway.controller.suspensions,
         "held": gateway.controller.held,
         "suspended": gateway.controller.suspended,
-        "instances": [_instance(i, sequences[id(i)]) for i in gateway.pool.instances],
+        "instances": [
+            _instance(i, sequences[id(i)], gateway.drainer.left(i) if i.draining else None)
+            for i in gateway.pool.instances
+        ],
         "requests": [_request(s, rows.get(s.key or "")) for s in list(gateway.sequences.values())],
         "recent": gateway.recent.summary(),
     }
@@ -101,10 +113,7 @@ async def migrate(body: MigrationRequest, request: Request) -> dict[str, Any]:
     sequence = gateway.sequences.get(body.request_id)
     if sequence is None:
         raise AdminError(404, f"no running request {body.request_id!r}", "request_not_found")
-    target = gateway.pool.find(body.target)
-    if target is None:
-        known = ", ".join(i.name for i in gateway.pool.decode())
-        raise AdminError(404, f"no instance {body.target!r}; decode instances: {known}", "instance_not_found")
+    target = _find(gateway, body.target)
     try:
         record = await gateway.migrate(sequence, target, COMMANDED, COMMANDED, body.mode)
     except NotMovableError as refusal:
@@ -112,6 +121,24 @@ async def migrate(body: MigrationRequest, request: Request) -> dict[str, Any]:
     except TargetError as refusal:
         raise AdminError(refusal.status, str(refusal), "target_unavailable") from refusal
     return asdict(record)
+
+
+@router.post("/instances/{name:path}/drain")
+async def drain(name: str, request: Request, body: DrainRequest | None = None) -> dict[str, Any]:
+    """Close an instance and move out what can be moved; answers at once, the status shows how many are left."""
+    gateway: Gateway = request.app.state.gateway
+    instance = _find(gateway, name)
+    deadline_s = (body or DrainRequest()).deadline_s
+    await gateway.drainer.drain(instance, deadline_s)
+    return {"name": name, "draining": True, "left": gateway.drainer.left(instance), "deadline_s": deadline_s}
+
+
+@router.post("/instances/{name:path}/undrain")
+async def undrain(name: str, request: Request) -> dict[str, Any]:
+    """Let an instance take work again."""
+    gateway: Gateway = request.app.state.gateway
+    await gateway.drainer.undrain(_find(gateway, name))
+    return {"name": name, "draining": False}
 
 
 @router.put("/preset")
@@ -125,7 +152,15 @@ async def switch(body: PresetRequest, request: Request) -> dict[str, Any]:
     return {"preset": gateway.controller.preset}
 
 
-def _instance(instance: Instance, sequences: int) -> dict[str, Any]:
+def _find(gateway: Gateway, name: str) -> Instance:
+    instance = gateway.pool.find(name)
+    if instance is None:
+        known = ", ".join(i.name for i in gateway.pool.instances)
+        raise AdminError(404, f"no instance {name!r}; instances: {known}", "instance_not_found")
+    return instance
+
+
+def _instance(instance: Instance, sequences: int, left: int | None) -> dict[str, Any]:
     load, hello = instance.telemetry, instance.hello
     row: dict[str, Any] = {
         "name": instance.name,
@@ -133,6 +168,7 @@ def _instance(instance: Instance, sequences: int) -> dict[str, Any]:
         "url": instance.url,
         "healthy": instance.healthy,
         "draining": instance.draining,
+        "left": left,
     }
     if load is not None and hello is not None:
         row |= {

@@ -150,6 +150,10 @@ class Controller:
             await asyncio.sleep(_PAUSE_S)
         raise NoInstanceError("no decode instance is ready")
 
+    def elsewhere(self, sequence: Sequence, exclude: set[str]) -> Instance | None:
+        """Return where dispatch would put a running sequence now, but for the instances named."""
+        return self._place(sequence, exclude)
+
     def _place(self, sequence: Sequence, exclude: set[str]) -> Instance | None:
         view = self.viewer.view((s for s in self._sequences.values() if s is not sequence), exclude)
         index = self._dispatch(view.cluster, sequence.tokens)

@@ -109,6 +109,16 @@ class Entering:
         ):
             segment.stream.close()
 
+    def works_on(self, instance: Instance) -> bool:
+        """Whether an instance does something for it."""
+        return self.instance is instance or self._patience.waits_for(instance)
+
+    def leave(self, instance: Instance) -> None:
+        """Break off what it does on an instance: it goes on elsewhere from its tokens, or fails where it cannot."""
+        self._patience.give_up(instance)
+        if self._segment is not None and self._segment.instance is instance:
+            self._segment.stream.close()
+
     # --- getting onto instances ---
 
     async def _prefill(self) -> tuple[Delta | None, dict[str, Any] | None]:

@@ -50,6 +50,8 @@ class Instance:
         What it says of itself; the name is the URL until then.
     hello, telemetry
         Its newest messages; None before the first. A restart clears both.
+    draining
+        Whether it is to become empty: what it says itself, once a command of ours has reached it.
     """
 
     def __init__(self, url: str, http: aiohttp.ClientSession, interval_s: float) -> None:
@@ -153,6 +155,11 @@ class Instance:
         """Tell the instance that nobody will pull the KV of request `key`."""
         await self._send(wire.Release(key))
 
+    async def drain(self, draining: bool) -> None:
+        """Close the instance and let it tell every gateway, or open it again."""
+        self.draining = draining
+        await self._send(wire.Drain(draining))
+
     async def connect_peers(self, peers: list[wire.Peer]) -> None:
         """Ask the instance to shake hands with peers before they are needed."""
         await self._send(wire.Connect(peers))
@@ -248,6 +255,9 @@ class Instance:
         self._heard = self._last_message = time.monotonic()
         match event:
             case wire.Telemetry():
+                # What was on its way when the instance was told to drain still says the contrary.
+                if self.telemetry is None or event.draining != self.telemetry.draining:
+                    self.draining = event.draining
                 self.telemetry = event
                 self.steps.observe(event)
             case wire.Handover(call=call):

@@ -43,7 +43,16 @@ class Patience:
 
     def give_up_if_frozen(self) -> None:
         """Stop waiting for an instance that has frozen."""
-        if self._instance is not None and self._answer is not None and self._instance.frozen:
+        if self._instance is not None and self._instance.frozen:
+            self.give_up(self._instance)
+
+    def waits_for(self, instance: Instance) -> bool:
+        """Whether this instance is to answer."""
+        return self._instance is instance
+
+    def give_up(self, instance: Instance) -> None:
+        """Stop waiting for this instance."""
+        if self._instance is instance and self._answer is not None:
             self._answer.cancel()
 
 

@@ -13,6 +13,7 @@ import msgspec
 from ares.config import GatewayConfig
 from ares.gateway import engine, precopy
 from ares.gateway.controller import Controller
+from ares.gateway.drain import Drainer
 from ares.gateway.entering import Emit
 from ares.gateway.instances import Instance, Pool
 from ares.gateway.metrics import Metrics
@@ -60,6 +61,7 @@ class Gateway:
         self.sampling_defaults = _sampling_defaults(folder)
         self.pool: Pool
         self.controller: Controller
+        self.drainer = Drainer(self, self._spawn)
         self.recorder = Recorder(config.record)
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -72,6 +74,7 @@ class Gateway:
         self._spawn(self.controller.let_in())
         self._spawn(self.controller.rebalance())
         self._spawn(self._supervise())
+        self._spawn(self.drainer.run())
 
     async def stop(self) -> None:
         """Stop everything that `start` started."""
@@ -157,6 +160,14 @@ class Gateway:
         promised = sum(-(-(s.tokens + 1) // size) for s in self.sequences.values() if s.incoming is target)
         if needed > target.free_blocks - promised:
             raise TargetError(f"{target.name} is full: {needed} KV blocks wanted, {target.free_blocks} free", 409)
+
+    def takes(self, sequence: Sequence, target: Instance) -> bool:
+        """Whether `target` can take the sequence now."""
+        try:
+            self.check_target(sequence, target)
+        except TargetError:
+            return False
+        return True
 
     async def migrate(
         self, sequence: Sequence, target: Instance, reason: str, trigger: str, mode: precopy.WantedMode = precopy.AUTO

@@ -82,6 +82,20 @@ class Instance:
         host = self.identity.host
         return f"tcp://{f'[{host}]' if ':' in host else host}:{self.identity.control_port}"
 
+    @property
+    def draining(self) -> bool:
+        """Whether it tells every gateway that it takes nothing new."""
+        return self._channel.draining
+
+    def drain(self) -> None:
+        """Tell every gateway that it takes nothing new."""
+        self._channel.draining = True
+
+    @property
+    def left(self) -> int:
+        """Requests that are still here, and KV that others have not pulled yet."""
+        return len(self.requests) + len(self.pins)
+
     def close(self) -> None:
         """End all at once: requests, KV, control channel."""
         self.faults.thaw()

@@ -15,6 +15,7 @@ import uvloop
 import zmq
 
 from ares.engine.defaults import free_port
+from ares.engine.drain import drained_on_sigterm, until_empty
 from ares.engine.simulated import report
 from ares.engine.simulated.faults import Faults
 from ares.engine.simulated.http import Connection, Exchange, HttpError
@@ -120,6 +121,9 @@ class Server:
                 instance.add(exchange.body, connection)
             case b"GET", b"/health":
                 connection.reply({})
+            case b"GET", b"/ares/v1/ready":
+                status = ("draining", 503) if instance.draining else ("ready", 200)
+                connection.reply({"status": status[0]}, status[1])
             case b"GET", b"/version":
                 connection.reply(report.version(instance))
             case b"GET", b"/metrics":
@@ -245,8 +249,8 @@ def identities(name: str | None, role: Role, host: str, port: int, control_port:
     return found
 
 
-def serve(found: list[Identity], settings: EngineSettings, folder: Path) -> None:
-    """Serve instances until the process is told to stop.
+def serve(found: list[Identity], settings: EngineSettings, folder: Path, drain_deadline_s: float = 0.0) -> None:
+    """Serve instances until the process is told to stop; a SIGTERM drains them first, unless its deadline is 0.
 
     Raises
     ------
@@ -259,10 +263,12 @@ def serve(found: list[Identity], settings: EngineSettings, folder: Path) -> None
     # What is loaded by now stays, and need not be searched for garbage again and again.
     gc.collect()
     gc.freeze()
-    uvloop.run(_serve(found, settings, model))
+    uvloop.run(_serve(found, settings, model, drain_deadline_s))
 
 
-async def _serve(found: list[Identity], settings: EngineSettings, model: SimulatedModel) -> None:
+async def _serve(
+    found: list[Identity], settings: EngineSettings, model: SimulatedModel, drain_deadline_s: float
+) -> None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -274,7 +280,15 @@ async def _serve(found: list[Identity], settings: EngineSettings, model: Simulat
             for server in servers:
                 await server.start()
                 logger.info("%s: a simulated engine on %s", server.identity.name, server.url)
-            await ended.wait()
+            with drained_on_sigterm(lambda: _drain(servers, drain_deadline_s), ended.set):
+                await ended.wait()
         finally:
             for server in servers:
                 server.stop()
+
+
+async def _drain(servers: list[Server], deadline_s: float) -> None:
+    alive = [server.instance for server in servers if server.instance is not None]
+    for instance in alive:
+        instance.drain()
+    await until_empty(lambda: sum(instance.left for instance in alive), deadline_s)

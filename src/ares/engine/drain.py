@@ -1,0 +1,110 @@
+"""The orderly end of an instance: on SIGTERM it is drained, and only then stopped."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from ares import wire
+
+logger = logging.getLogger(__name__)
+
+_INTERVAL_S = 0.2
+# Nothing must have been left for this long: a gateway may have sent a request before it heard.
+_QUIET_S = 1.0
+
+
+class OwnChannel:
+    """The instance's control channel, seen from the process that serves its HTTP.
+
+    Attributes
+    ----------
+    telemetry
+        The newest; None before the first.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.telemetry: wire.Telemetry | None = None
+        self._address = address
+        self._socket: zmq.asyncio.Socket | None = None
+
+    async def follow(self) -> None:
+        """Keep the telemetry up to date, until cancelled."""
+        loop = asyncio.get_running_loop()
+        socket = self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(self._address)
+        subscribed = float("-inf")
+        try:
+            while True:
+                if loop.time() - subscribed > wire.SUBSCRIPTION_TTL_S / 5:
+                    subscribed = loop.time()
+                    await socket.send(wire.encode(wire.Subscribe(_INTERVAL_S)))
+                if await socket.poll(1000):
+                    event = wire.decode_event(await socket.recv())
+                    if isinstance(event, wire.Telemetry):
+                        self.telemetry = event
+        finally:
+            self._socket = None
+            socket.close()
+
+    async def drain(self, deadline_s: float) -> None:
+        """Let every gateway know, and return when nothing is left, or at the deadline."""
+        if self._socket is not None:
+            await self._socket.send(wire.encode(wire.Drain(True)))
+        await until_empty(self._left, deadline_s)
+
+    def _left(self) -> int | None:
+        load = self.telemetry
+        return load.left if load is not None and load.draining else None
+
+
+async def until_empty(left: Callable[[], int | None], deadline_s: float) -> None:
+    """Return when nothing has been left for a moment, or at the deadline.
+
+    Parameters
+    ----------
+    left
+        How much is left; None while unknown.
+    """
+    loop = asyncio.get_running_loop()
+    deadline, empty_since = loop.time() + deadline_s, None
+    while (now := loop.time()) < deadline:
+        if left() != 0:
+            empty_since = None
+        elif empty_since is None:
+            empty_since = now
+        elif now - empty_since > _QUIET_S:
+            logger.info("drained")
+            return
+        await asyncio.sleep(_INTERVAL_S / 2)
+    logger.warning("the deadline of the drain has passed: %s left", left())
+
+
+@contextlib.contextmanager
+def drained_on_sigterm(drain: Callable[[], Coroutine[Any, Any, None]], end: Callable[[], None]) -> Any:
+    """Drain on SIGTERM and end after that; a second SIGTERM ends at once."""
+    loop = asyncio.get_running_loop()
+    draining: asyncio.Task[None] | None = None
+
+    def told() -> None:
+        nonlocal draining
+        if draining is None:
+            logger.info("SIGTERM: draining; a second one ends at once")
+            draining = loop.create_task(drain())
+            draining.add_done_callback(lambda _: end())
+        else:
+            draining.cancel()
+
+    loop.add_signal_handler(signal.SIGTERM, told)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        if draining is not None:
+            draining.cancel()

@@ -1,0 +1,119 @@
+"""Emptying instances that drain: what can move is moved, a few at a time; at the deadline the rest is broken off."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ares.gateway.instances import Instance
+from ares.gateway.migration import NotMovableError
+from ares.gateway.sequence import Sequence
+
+if TYPE_CHECKING:
+    from ares.gateway.service import Gateway
+
+logger = logging.getLogger(__name__)
+
+DRAIN = "drain"
+_PERIOD_S = 0.1
+# Moves off one instance at a time: all at once would stall each other and flood the targets.
+_AT_ONCE = 4
+# A sequence that could not be moved is tried again after this long.
+_RETRY_S = 1.0
+
+
+class Drainer:
+    """Looks after the instances that drain, whoever has ordered it.
+
+    Parameters
+    ----------
+    gateway
+        Knows the instances and the sequences, and moves them.
+    spawn
+        Runs a coroutine in the background of the gateway.
+    """
+
+    def __init__(self, gateway: "Gateway", spawn: Callable[[Coroutine[Any, Any, Any]], object]) -> None:
+        self._gateway = gateway
+        self._spawn = spawn
+        self._deadlines: dict[Instance, float] = {}
+        # By the sequence's id: where it is moved from, and when a move was tried last.
+        self._moving: dict[str, Instance] = {}
+        self._tried: dict[str, float] = {}
+
+    async def drain(self, instance: Instance, deadline_s: float) -> None:
+        """Close an instance, and begin to empty it."""
+        logger.info("%s drains; deadline %g s", instance.name, deadline_s)
+        self._deadlines[instance] = time.monotonic() + deadline_s
+        await instance.drain(True)
+
+    async def undrain(self, instance: Instance) -> None:
+        """Let an instance take work again."""
+        self._deadlines.pop(instance, None)
+        await instance.drain(False)
+
+    def left(self, instance: Instance) -> int:
+        """Return how many requests are still there, those of other gateways and KV that waits to be pulled included."""
+        ours = sum(1 for _ in self._on(instance))
+        return max(ours, instance.telemetry.left if instance.telemetry is not None else 0)
+
+    async def run(self) -> None:
+        """Empty what drains, until cancelled."""
+        while True:
+            await asyncio.sleep(_PERIOD_S)
+            for instance in self._gateway.pool.instances:
+                if instance.draining:
+                    try:
+                        self._empty(instance)
+                    except Exception:  # costs this look, never the service (I7)
+                        logger.exception("cannot empty %s", instance.name)
+                        self._gateway.metrics.faults.labels(DRAIN).inc()
+                else:
+                    self._deadlines.pop(instance, None)
+
+    def _on(self, instance: Instance) -> Iterator[Sequence]:
+        return (s for s in self._gateway.sequences.values() if s.works_on(instance))
+
+    def _empty(self, instance: Instance) -> None:
+        now = time.monotonic()
+        if now > self._deadlines.get(instance, now):
+            for sequence in self._on(instance):
+                logger.info("%s leaves %s at the deadline", sequence.id, instance.name)
+                sequence.leave(instance)
+            self._deadlines[instance] = now + _RETRY_S
+            return
+        room = _AT_ONCE - sum(1 for source in self._moving.values() if source is instance)
+        self._tried = {name: at for name, at in self._tried.items() if now - at < _RETRY_S}
+        for sequence in self._on(instance):
+            if room <= 0:
+                return
+            known = sequence.id in self._moving or sequence.id in self._tried
+            if not known and sequence.not_movable() is None:
+                room -= 1
+                self._moving[sequence.id] = instance
+                self._spawn(self._move(sequence, instance))
+
+    async def _move(self, sequence: Sequence, source: Instance) -> None:
+        outcome = "no room elsewhere"
+        try:
+            if (target := self._target(sequence)) is not None:
+                record = await self._gateway.migrate(sequence, target, f"{source.name} drains", DRAIN)
+                outcome = record.outcome
+        except NotMovableError as refusal:  # it has ended, or is under way already
+            outcome = refusal.reason
+        finally:
+            del self._moving[sequence.id]
+            self._tried[sequence.id] = time.monotonic()
+            logger.info("drain of %s: %s: %s", source.name, sequence.id, outcome)
+
+    def _target(self, sequence: Sequence) -> Instance | None:
+        """Return where dispatch would put it, of the instances that have room for it."""
+        refused: set[str] = set()
+        while (target := self._gateway.controller.elsewhere(sequence, refused)) is not None:
+            if self._gateway.takes(sequence, target):
+                return target
+            if target.name in refused:
+                return None
+            refused.add(target.name)
+        return None

@@ -1,0 +1,150 @@
+"""SIGTERM to instances that are processes of their own: they empty first, and a pool restarts without a failure."""
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ares.config import GatewayConfig
+from ares.engine.defaults import free_ports
+from ares.engine.simulated import model as simulated
+from ares.gateway.engine import Delta
+from ares.gateway.sampling import Sampling
+from ares.gateway.service import Gateway
+from tests.engine.simulated.cluster import eventually
+from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures
+
+pytestmark = pytest.mark.timeout(300)
+PROMPT = list(range(10, 60))
+
+
+class Workers:
+    """Processes of one simulated instance each."""
+
+    def __init__(self, folder: Path, count: int, *flags: str) -> None:
+        self.folder = folder
+        self.ports = range(first := free_ports("127.0.0.1", count), first + count)
+        self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        for port in self.ports:
+            self.start(port, *flags)
+
+    def start(self, port: int, *flags: str) -> subprocess.Popen[bytes]:
+        command = ["worker", "--simulate", "llama-8b-rtx4090", "--model", str(self.folder), "--role", "both"]
+        command += ["--name", f"w{port}", "--port", str(port), *flags, "--", "--prediction-error", "none"]
+        process = self.processes[port] = subprocess.Popen([sys.executable, "-m", "ares", *command])
+        return process
+
+    async def ended(self, port: int) -> int:
+        return await asyncio.to_thread(self.processes[port].wait, 120)
+
+    def kill(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def workers(folder: Path, count: int, *flags: str) -> Iterator[Workers]:
+    made = Workers(folder, count, *flags)
+    try:
+        yield made
+    finally:
+        made.kill()
+
+
+@contextlib.asynccontextmanager
+async def gateway_over(made: Workers, folder: Path) -> Any:
+    urls = [f"http://127.0.0.1:{port}" for port in made.ports]
+    gateway = Gateway(GatewayConfig(model="some/model", workers=urls, preset="off"), folder)
+    await gateway.start()
+    try:
+        await eventually(lambda: all(i.open for i in gateway.pool.instances), 120)
+        yield gateway
+    finally:
+        await gateway.stop()
+
+
+async def generate(gateway: Gateway, name: str, prompt: list[int], count: int) -> list[int]:
+    tokens: list[int] = []
+
+    async def emit(batch: list[Delta]) -> bool:
+        tokens.extend(token for delta in batch for token in delta.token_ids or [])
+        return False
+
+    await gateway.generate(name, prompt, Sampling({"ignore_eos": True}, count), emit)
+    return tokens
+
+
+async def test_a_pool_restarts_under_load_without_one_failure(model_folder: Path) -> None:  # noqa: F811
+    model = simulated.load(model_folder)
+    with workers(model_folder, 3) as made:
+        async with gateway_over(made, model_folder) as gateway:
+            stopping = asyncio.Event()
+            done = 0
+
+            async def client(number: int) -> None:
+                nonlocal done
+                for turn in range(1000):
+                    if stopping.is_set():
+                        return
+                    prompt = [10 + number, 10 + turn % 200, *PROMPT]
+                    assert await generate(gateway, f"{number}-{turn}", prompt, 150) == model.continuation(prompt, 150)
+                    done += 1
+
+            clients = [asyncio.create_task(client(number)) for number in range(12)]
+            for port in made.ports:
+                instance = gateway.pool.find(f"w{port}")
+                before = instance.hello.boot
+                await eventually(lambda i=instance: any(s.instance is i for s in gateway.sequences.values()))
+                made.processes[port].send_signal(signal.SIGTERM)
+                assert await made.ended(port) == 0
+                made.start(port)
+                await eventually(lambda i=instance, b=before: i.open and i.hello and i.hello.boot != b, 120)
+            stopping.set()
+            await asyncio.gather(*clients)
+            assert done > 12
+            assert gateway.metrics.registry.get_sample_value(
+                "ares_migrations_total", {"trigger": "drain", "outcome": "moved"}
+            )
+
+
+async def test_it_is_not_ready_but_well_until_its_deadline(model_folder: Path) -> None:  # noqa: F811
+    with workers(model_folder, 1) as made:
+        port = made.ports[0]
+        url = f"http://127.0.0.1:{port}"
+        async with httpx.AsyncClient(base_url=url, timeout=120) as http, gateway_over(made, model_folder) as gateway:
+            assert (await http.get("/ares/v1/ready")).status_code == 200
+            # There is nowhere to go: the request stays.
+            running = asyncio.create_task(generate(gateway, "stays", PROMPT, 10_000))
+            await eventually(lambda: any(len(s.emitted) > 5 for s in gateway.sequences.values()))
+            made.processes[port].send_signal(signal.SIGTERM)
+            instance = gateway.pool.instances[0]
+            await eventually(lambda: instance.draining)
+            assert (await http.get("/ares/v1/ready")).status_code == 503
+            assert (await http.get("/health")).status_code == 200
+            assert not running.done()
+            assert gateway.drainer.left(instance) == 1
+            # A second one ends it at once.
+            made.processes[port].send_signal(signal.SIGTERM)
+            assert await made.ended(port) == 0
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_deadline_ends_it(model_folder: Path) -> None:  # noqa: F811
+    with workers(model_folder, 1, "--drain-deadline", "0.5") as made:
+        port = made.ports[0]
+        async with gateway_over(made, model_folder) as gateway:
+            running = asyncio.create_task(generate(gateway, "stays", PROMPT, 10_000))
+            await eventually(lambda: any(len(s.emitted) > 5 for s in gateway.sequences.values()))
+            made.processes[port].send_signal(signal.SIGTERM)
+            assert await made.ended(port) == 0
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)

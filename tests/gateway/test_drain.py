@@ -1,0 +1,193 @@
+"""Drain over fake instances: what can move leaves, what cannot stays until the deadline, and nothing new comes."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from ares.cli import app
+from ares.config import GatewayConfig
+from ares.gateway.engine import EngineLostError
+from ares.gateway.sequence import Sequence
+from ares.gateway.service import Gateway
+from tests.gateway.conftest import VOCABULARY
+from tests.gateway.fakes import FakeInstance, eventually, instances
+from tests.gateway.test_app import serving
+from tests.gateway.test_service import Client, configuration, find, sample, started
+
+
+@pytest.fixture
+async def gateway(fakes: list[FakeInstance], model_folder: Path) -> AsyncIterator[Gateway]:
+    made = await started(Gateway(patient(fakes), model_folder))
+    yield made
+    await made.stop()
+
+
+def patient(fakes: list[FakeInstance]) -> GatewayConfig:
+    return configuration(fakes, handover_timeout_s=10)
+
+
+def on(gateway: Gateway, name: str) -> list[Sequence]:
+    return [s for s in gateway.sequences.values() if s.instance is not None and s.instance.name == name]
+
+
+async def running(
+    gateway: Gateway, fakes: list[FakeInstance], count: int, tokens: int = 100, **sampling: Any
+) -> list[Client]:
+    """Start requests, and hold all of them at 30 of their tokens."""
+    for fake in fakes[1:]:
+        fake.hold_at = 35
+    clients = [Client(gateway, tokens, name=f"r{n}", prompt=[10 + n] * 5, **sampling) for n in range(count)]
+    await eventually(lambda: sum(len(c.tokens) == 30 for c in clients) == count)
+    return clients
+
+
+async def finished(fakes: list[FakeInstance], clients: list[Client], tokens: int = 100) -> None:
+    for fake in fakes[1:]:
+        fake.hold_at = None
+    for client in clients:
+        await client.finish()
+        client.check(tokens)
+
+
+async def test_everything_that_can_move_leaves_and_nothing_new_comes(
+    gateway: Gateway, fakes: list[FakeInstance]
+) -> None:
+    clients = await running(gateway, fakes, 12)
+    fakes[1].hold_at = fakes[2].hold_at = 60  # a cut needs a step
+    source = find(gateway, "decode-0")
+    assert on(gateway, "decode-0")
+    await gateway.drainer.drain(source, 60)
+    late = Client(gateway, 100, name="late")
+    await eventually(lambda: not gateway.drainer.left(source), 15)
+    assert len(on(gateway, "decode-1")) == 13
+    assert all(move.reason == "decode-0 drains" for move in gateway.migrations)
+    assert sample(gateway, "ares_migrations_total", trigger="drain", outcome="moved") >= 6, gateway.migrations
+    await finished(fakes, [*clients, late])
+
+
+async def test_moves_are_paced(gateway: Gateway, fakes: list[FakeInstance]) -> None:
+    clients = await running(gateway, fakes, 20)
+    fakes[1].hold_at = fakes[2].hold_at = 60
+    fakes[1].faults.lose_handover = True
+    await gateway.drainer.drain(find(gateway, "decode-0"), 60)
+    await fakes[1].until(lambda: len(fakes[1].cuts) == 4)
+    moving = [s.id for s in gateway.sequences.values() if s.moving]
+    assert len(moving) == 4
+    fakes[1].faults.lose_handover = False
+    await finished(fakes, clients)
+
+
+async def test_what_cannot_move_finishes_where_it_is(gateway: Gateway, fakes: list[FakeInstance]) -> None:
+    clients = await running(gateway, fakes, 2, pinned="seed")
+    source = find(gateway, "decode-0")
+    await gateway.drainer.drain(source, 60)
+    await eventually(lambda: bool(source.telemetry and source.telemetry.draining))
+    assert gateway.drainer.left(source) == 1
+    assert len(on(gateway, "decode-0")) == 1
+    await finished(fakes, clients)
+    await eventually(lambda: gateway.drainer.left(source) == 0)
+    assert not gateway.migrations
+
+
+async def test_at_the_deadline_the_rest_resumes_elsewhere(gateway: Gateway, fakes: list[FakeInstance]) -> None:
+    clients = await running(gateway, fakes, 4)
+    fakes[1].faults.not_running = True  # no move succeeds
+    fakes[2].hold_at = 60
+    await gateway.drainer.drain(find(gateway, "decode-0"), 0.3)
+    await eventually(lambda: len(on(gateway, "decode-1")) == 4, 15)
+    assert not any(move.outcome == "moved" for move in gateway.migrations)
+    await finished(fakes, clients)
+
+
+async def test_at_the_deadline_what_cannot_resume_says_so(gateway: Gateway, fakes: list[FakeInstance]) -> None:
+    clients = await running(gateway, fakes, 2, pinned="seed")
+    doomed = on(gateway, "decode-0")[0].id
+    await gateway.drainer.drain(find(gateway, "decode-0"), 0)
+    with pytest.raises(EngineLostError, match="seed cannot be resumed exactly"):
+        await clients[int(doomed[1:])].finish()
+    await finished(fakes, [c for n, c in enumerate(clients) if f"r{n}" != doomed])
+
+
+async def test_a_full_target_is_left_alone(model_folder: Path) -> None:
+    async with instances("prefill", "decode", "decode", "decode", vocabulary=VOCABULARY) as fakes:
+        fakes[2].kv_blocks = 2
+        await fakes[2].die()
+        await fakes[2].start()
+        gateway = await started(Gateway(patient(fakes), model_folder))
+        try:
+            find(gateway, "decode-1").draining = find(gateway, "decode-2").draining = True
+            clients = await running(gateway, fakes, 3)
+            find(gateway, "decode-1").draining = find(gateway, "decode-2").draining = False
+            for fake in fakes[1:]:
+                fake.hold_at = 60
+            await gateway.drainer.drain(find(gateway, "decode-0"), 60)
+            await eventually(lambda: len(on(gateway, "decode-2")) == 3, 15)
+            await finished(fakes, clients)
+        finally:
+            await gateway.stop()
+
+
+async def test_every_gateway_hears_of_it(gateway: Gateway, fakes: list[FakeInstance], model_folder: Path) -> None:
+    other = await started(Gateway(patient(fakes), model_folder))
+    try:
+        clients = await running(other, fakes, 4)
+        fakes[1].hold_at = fakes[2].hold_at = 60
+        await gateway.drainer.drain(find(gateway, "decode-0"), 60)
+        await eventually(lambda: find(other, "decode-0").draining and not on(other, "decode-0"), 15)
+        await finished(fakes, clients)
+        await other.drainer.undrain(find(other, "decode-0"))
+        await eventually(lambda: not find(gateway, "decode-0").draining)
+        assert find(gateway, "decode-0").open
+    finally:
+        await other.stop()
+
+
+async def test_a_drained_instance_that_restarts_takes_work(gateway: Gateway, fakes: list[FakeInstance]) -> None:
+    await gateway.drainer.drain(find(gateway, "decode-0"), 60)
+    await eventually(lambda: bool((load := find(gateway, "decode-0").telemetry) and load.draining))
+    await fakes[1].die()
+    await eventually(lambda: not find(gateway, "decode-0").healthy)
+    await fakes[1].start()
+    await eventually(lambda: find(gateway, "decode-0").open, 15)
+
+
+# --- routes and commands ---
+
+
+async def test_by_command(fakes: list[FakeInstance], model_folder: Path) -> None:
+    async with serving(fakes, model_folder) as service:
+        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances))
+        url = ["--url", f"http://127.0.0.1:{service.port}"]
+
+        async def command(*arguments: str) -> Any:
+            return await asyncio.to_thread(CliRunner().invoke, app, [*arguments, *url])
+
+        clients = await running(service.gateway, fakes, 4)
+        fakes[1].hold_at = fakes[2].hold_at = 60
+        drained = await command("drain", "decode-0", "--wait", "--json", "--deadline", "30")
+        assert drained.exit_code == 0, drained.output
+        assert json.loads(drained.stdout) == {"name": "decode-0", "draining": True, "left": 0, "deadline_s": 30.0}
+        status = (await service.client.get("/admin/v1/status")).json()
+        rows = {row["name"]: (row["draining"], row["left"]) for row in status["instances"]}
+        assert rows == {"prefill-0": (False, None), "decode-0": (True, 0), "decode-1": (False, None)}
+        assert (await command("undrain", "decode-0")).exit_code == 0
+        assert find(service.gateway, "decode-0").open
+        unknown = await command("drain", "nobody/else")
+        assert unknown.exit_code == 1
+        assert "decode-1" in unknown.output
+        await finished(fakes, clients)
+
+
+@pytest.mark.parametrize("body", [{"deadline_s": -1}, {"deadline_s": "soon"}, {"until": 3}])
+async def test_a_wrong_deadline_is_refused(body: Any, fakes: list[FakeInstance], model_folder: Path) -> None:
+    async with serving(fakes, model_folder) as service:
+        await eventually(lambda: service.gateway.pool.ready)
+        reply = await service.client.post("/admin/v1/instances/decode-0/drain", json=body)
+        assert reply.status_code == 400
+        assert reply.json()["error"]["type"] == "invalid_request_error"
+        assert not find(service.gateway, "decode-0").draining

@@ -1,0 +1,56 @@
+"""Every decode instance is told to end and started again, under load: no request fails, every token is right."""
+
+import asyncio
+import signal
+import subprocess
+
+import pytest
+
+from ares import local
+from tests.integration.client import Client
+
+PROMPT = list(range(2000, 2200))
+LENGTH = 400
+
+
+def again(part: local.Part) -> subprocess.Popen[bytes]:
+    """Start a part as it was started."""
+    with part.log.open("ab") as sink:
+        return subprocess.Popen(part.process.args, stdout=sink, stderr=sink, start_new_session=True)
+
+
+@pytest.mark.timeout(900)
+async def test_decode_instances_restart_in_turn_without_one_failure(client: Client, cluster: local.Cluster) -> None:
+    expected = (await client.complete(PROMPT, LENGTH))["choices"][0]["token_ids"]
+    stopping = asyncio.Event()
+    done = 0
+
+    async def load(number: int) -> None:
+        nonlocal done
+        turn = 0
+        while not stopping.is_set():
+            turn += 1
+            _, task = client.stream(f"load-{number}-{turn}", PROMPT, LENGTH)
+            output = await task
+            assert output.error is None
+            assert output.token_ids == expected
+            done += 1
+
+    async def row(name: str) -> dict[str, object]:
+        return next((i for i in (await client.status())["instances"] if i["name"] == name), {})
+
+    loads = [asyncio.create_task(load(number)) for number in range(4)]
+    for part in [part for part in cluster.workers if part.name.startswith("decode")]:
+        while not (await row(part.name)).get("running"):  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.05)
+        part.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(part.process.wait, 120) == 0, part.log_end()
+        part.process = again(part)
+        while not (found := await row(part.name)).get("healthy") or found["draining"]:
+            assert part.process.poll() is None, part.log_end()
+            await asyncio.sleep(0.1)
+    stopping.set()
+    await asyncio.gather(*loads)
+    assert done >= 4
+    moves = (await client.status())["migrations"]
+    assert any("drains" in move["reason"] and move["outcome"] == "moved" for move in moves)
