@@ -81,6 +81,7 @@ class Controller:
         self.preset = name
         chosen = self._policy
         self._dispatch: Dispatch = dispatcher(chosen.dispatch)
+        self._forecasts = chosen.dispatch == "forecast"
         self._rebalance = rebalancer(chosen.rebalance)
         self._entrance = Entrance(chosen.admission_settings, self._suspension() if chosen.suspends else None)
         self._changed.set()
@@ -155,7 +156,8 @@ class Controller:
         return self._place(sequence, exclude)
 
     def _place(self, sequence: Sequence, exclude: set[str]) -> Instance | None:
-        view = self.viewer.view((s for s in self._sequences.values() if s is not sequence), exclude)
+        others = (s for s in self._sequences.values() if s is not sequence)
+        view = self.viewer.view(others, exclude) if self._forecasts else self.viewer.loads(others, exclude)
         index = self._dispatch(view.cluster, sequence.tokens)
         return view.instances[index] if index is not None else None
 

@@ -15,6 +15,7 @@ from ares.gateway.metrics import Metrics
 from ares.gateway.predictions import plausible
 from ares.gateway.sequence import Sequence
 from ares.policy import Cluster
+from ares.policy.cluster import BoolArray
 from ares.policy.entrance import Candidates, Progress
 
 Quantiles = tuple[float, float, float]
@@ -80,11 +81,6 @@ class Viewer:
             remaining.append(self.remaining(sequence, row))
         for n, strangers in enumerate(rows):  # requests of other gateways
             promised[n] += sum(row.resident for row in strangers.values())
-        open_ = np.array([i.open and i.name not in exclude for i in instances], dtype=np.bool_)
-        if not open_.any():  # nobody's telemetry comes: whoever answers at all is better than nobody (I7)
-            open_ = np.array(
-                [i.reachable and not i.draining and i.name not in exclude for i in instances], dtype=np.bool_
-            )
         laws = [i.steps.law for i in instances]
         known = [law for law in laws if law is not None]
         # An instance that has not worked yet is taken to be like the others.
@@ -93,7 +89,7 @@ class Viewer:
             instances=tuple(i.name for i in instances),
             capacity_tokens=np.array([i.capacity_tokens for i in instances], dtype=np.int64),
             promised_tokens=promised,
-            open=open_,
+            open=_open(instances, exclude),
             requests=tuple(s.id for s in shown),
             location=np.array(location, dtype=np.int64),
             resident_tokens=np.array(resident, dtype=np.int64),
@@ -107,6 +103,31 @@ class Viewer:
             token_bytes=1.0,  # transfers are counted in tokens
         )
         return View(cluster, self._progress(shown, cluster, now), instances, shown)
+
+    def loads(self, sequences: Iterable[Sequence], exclude: Collection[str] = ()) -> View:
+        """Return the decode pool without its requests: what dispatch asks at every arrival must not look at them all.
+
+        The load of an instance is that of our own sequences, or what it reports where others use it too.
+        """
+        instances = list(self._pool.decode())
+        tokens = dict.fromkeys(map(id, instances), 0)
+        for sequence in sequences:
+            where = id(sequence.instance or sequence.destination)
+            if where in tokens:
+                tokens[where] += sequence.tokens
+        reported = [sum(row.resident for row in i.telemetry.rows) if i.telemetry else 0 for i in instances]
+        none = np.zeros(0, dtype=np.int64)
+        cluster = Cluster(
+            instances=tuple(i.name for i in instances),
+            capacity_tokens=np.array([i.capacity_tokens for i in instances], dtype=np.int64),
+            promised_tokens=np.maximum(np.array(list(tokens.values()), dtype=np.int64), reported),
+            open=_open(instances, exclude),
+            requests=(),
+            location=none,
+            resident_tokens=none,
+            movable=none.astype(np.bool_),
+        )
+        return View(cluster, self._progress([], cluster, 0.0), instances, [])
 
     def candidates(self, waiting: Iterable[Sequence], cluster: Cluster) -> Candidates:
         """Return sequences outside decode as the policy sees them, in the given order."""
@@ -153,3 +174,13 @@ class Viewer:
             ttft_s=np.array([s.objective.ttft_s for s in sequences]),
             tpot_s=np.array([usual if s.objective.tpot_s is None else s.objective.tpot_s for s in sequences]),
         )
+
+
+def _open(instances: list[Instance], exclude: Collection[str]) -> BoolArray:
+    """Tell which instances take work, shape (I,).
+
+    Where nobody's telemetry comes, whoever answers at all is better than nobody (I7).
+    """
+    usable = [i for i in instances if not i.draining and i.name not in exclude]
+    taking = {id(i) for i in usable if i.open} or {id(i) for i in usable if i.reachable}
+    return np.array([id(i) in taking for i in instances], dtype=np.bool_)
