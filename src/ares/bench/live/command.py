@@ -57,9 +57,10 @@ async def _measure(
 
 
 def command(
-    presets: Annotated[str, typer.Option(help="Presets to compare, comma separated; the first is the baseline.")] = (
-        PRESETS
-    ),
+    presets: Annotated[
+        str,
+        typer.Option(help="Presets to compare, comma separated; the static ones are what others are compared with."),
+    ] = (PRESETS),
     prompts: Annotated[list[Path] | None, typer.Option(help="Prompt files (JSONL or text) for real engines.")] = None,
     simulate: Annotated[str | None, typer.Option(help="Run on simulated engines of this profile instead.")] = None,
     workload: Annotated[str, typer.Option(help="With --simulate: a synthetic workload or a trace file.")] = "chat",
@@ -126,6 +127,7 @@ def command(
 
     runs = [run for one in every for run in one]
     figures = [{run.preset: judge.summary(run, slo_ttft, slo_tpot) for run in one} for one in every]
+    bases = [name for name in names if name.startswith("static") or name == "off"] or names[:1]
     result = {
         "benchmark": "live",
         "model": model,
@@ -138,7 +140,7 @@ def command(
         "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot},
         **describe(),
         "rounds": [{"runs": list(one.values())} for one in figures],
-        "ratios": [judge.ratios(figures, name, base) for name in names for base in names[:2] if name != base],
+        "ratios": [judge.ratios(figures, name, base) for name in names if name not in bases for base in bases],
         "requests_with_differing_tokens": judge.differing(runs),
         "simulator": [said for run in runs if (said := fidelity.predicted(run, instances, token_s)) is not None],
     }
