@@ -122,10 +122,10 @@ async def _move(
 
 
 async def _case(
-    http: aiohttp.ClientSession, url: str, model: str, context: int, moves: int, modes: list[str], tick: Any
+    http: aiohttp.ClientSession, url: str, model: str, load: str, context: int, moves: int, modes: list[str], tick: Any
 ) -> list[dict[str, Any]]:
     """Move so many streams of one length in each mode, the modes in turns."""
-    generator = random.Random(context)  # noqa: S311 - a workload, not a secret
+    generator = random.Random(f"{load} {context}")  # noqa: S311 - a workload, not a secret
     stalls: dict[str, list[float]] = {mode: [] for mode in modes}
     gaps: dict[str, list[float]] = {mode: [] for mode in modes}
     records: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
@@ -196,7 +196,9 @@ async def _measure(
                 try:
                     for context in contexts:
                         progress.update(task, description=f"{load}, {context} tokens")
-                        rows = await _case(http, url, model, context, moves, modes, lambda: progress.advance(task))
+                        rows = await _case(
+                            http, url, model, load, context, moves, modes, lambda: progress.advance(task)
+                        )
                         shared = {"load": load, "background_streams_per_instance": streams // 2}
                         results += [{**shared, **row} for row in rows]
                 finally:
