@@ -29,8 +29,13 @@ from ares.model import DEFAULT_MODEL
 _BETWEEN = 12
 # Of moves by command (docs/migration.md).
 _MODES = ("stop_and_copy", "pre_copy", "auto")
+_ATTEMPTS = 5
 # One chunk for every token, also for those that have no text yet.
 _TOKEN_IDS = {"return_token_ids": True}
+
+
+class NotMovedError(RuntimeError):
+    """A stream was not moved."""
 
 
 @dataclass(slots=True)
@@ -88,7 +93,13 @@ async def _instance_of(http: aiohttp.ClientSession, url: str, name: str) -> str 
 async def _move(
     http: aiohttp.ClientSession, url: str, body: dict[str, Any], name: str, mode: str
 ) -> tuple[float, list[float], dict[str, Any]]:
-    """Move one new stream once; return its stall, its undisturbed gaps before, and the gateway's record."""
+    """Move one new stream once; return its stall, its undisturbed gaps before, and the gateway's record.
+
+    Raises
+    ------
+    NotMovedError
+        It was refused or did not come about: on a busy machine an instance may be silent for a while.
+    """
     names = [f"decode-{n}" for n in range(2)]
     watched = _Watched()
     stream = asyncio.create_task(_follow(http, url, body, name, watched))
@@ -101,7 +112,7 @@ async def _move(
         async with http.post(f"{url}/admin/v1/migrations", json=order) as reply:
             record = await reply.json()
         if record.get("outcome") != "moved":
-            raise RuntimeError(f"the move failed: {record}")
+            raise NotMovedError(f"the move failed: {record}")
         await watched.reach(len(watched.times) + 1, stream)
         waits = [after - before for before, after in itertools.pairwise(watched.times) if after > start]
         return max(waits), [after - before for before, after in itertools.pairwise(quiet)], record
@@ -111,20 +122,27 @@ async def _move(
 
 
 async def _case(
-    http: aiohttp.ClientSession, url: str, model: str, context: int, moves: int, modes: list[str], tick: Any
+    http: aiohttp.ClientSession, url: str, model: str, load: str, context: int, moves: int, modes: list[str], tick: Any
 ) -> list[dict[str, Any]]:
     """Move so many streams of one length in each mode, the modes in turns."""
-    generator = random.Random(context)  # noqa: S311 - a workload, not a secret
+    generator = random.Random(f"{load} {context}")  # noqa: S311 - a workload, not a secret
     stalls: dict[str, list[float]] = {mode: [] for mode in modes}
     gaps: dict[str, list[float]] = {mode: [] for mode in modes}
     records: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
     for number in range(moves):
         # A B B A: neither mode is always the first after a pause.
         for mode in modes if number % 2 == 0 else reversed(modes):
-            name = f"stall-{mode}-{context}-{number}-{time.monotonic_ns()}"
-            # A new prompt for each move: no prefix cache has anything of it.
-            body = _body(model, context, generator, max_tokens=8 * _BETWEEN)
-            stall, quiet, record = await _move(http, url, body, name, mode)
+            for attempt in range(_ATTEMPTS):
+                name = f"stall-{mode}-{context}-{number}-{time.monotonic_ns()}"
+                # A new prompt for each move: no prefix cache has anything of it.
+                body = _body(model, context, generator, max_tokens=8 * _BETWEEN)
+                try:
+                    stall, quiet, record = await _move(http, url, body, name, mode)
+                    break
+                except NotMovedError:
+                    if attempt == _ATTEMPTS - 1:
+                        raise
+                    await asyncio.sleep(1.0)
             stalls[mode].append(stall)
             gaps[mode] += quiet
             records[mode].append(record)
@@ -178,7 +196,9 @@ async def _measure(
                 try:
                     for context in contexts:
                         progress.update(task, description=f"{load}, {context} tokens")
-                        rows = await _case(http, url, model, context, moves, modes, lambda: progress.advance(task))
+                        rows = await _case(
+                            http, url, model, load, context, moves, modes, lambda: progress.advance(task)
+                        )
                         shared = {"load": load, "background_streams_per_instance": streams // 2}
                         results += [{**shared, **row} for row in rows]
                 finally:
@@ -226,7 +246,7 @@ def command(
     }
     table = Table(title="client-visible stall of a move")
     for column in ("load", "context", "mode", "gap ms", "stall ms", "p95 ms", "gaps", "p95 gaps"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     for row in rows:
         table.add_row(
             row["load"],
