@@ -179,7 +179,7 @@ class FakeInstance:
         """Start, or start again after `die` with another boot and another control port."""
         self.boot = uuid.uuid4().hex
         self.cluster[self.boot] = self
-        self._address = f"tcp://127.0.0.1:{free_port()}"
+        self.control_address = f"tcp://127.0.0.1:{free_port()}"
         peer = wire.Peer(engine_id=self.boot, host="127.0.0.1", port=1)
         hello = wire.Hello(
             self.name,
@@ -194,7 +194,7 @@ class FakeInstance:
             pull_within_step_bytes=1_000_000,
             prefix_caching=self.prefix_caching,
         )
-        self._channel = ControlChannel(self._address, hello, self._snapshot)
+        self._channel = ControlChannel(self.control_address, hello, self._snapshot)
         app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/inference/v1/generate", self._generate)
         app.router.add_get("/ares/v1/instance", self._describe)
@@ -242,7 +242,7 @@ class FakeInstance:
     # --- HTTP ---
 
     async def _describe(self, _: web.Request) -> web.Response:
-        told = {"name": self.name, "role": self.role, "boot": self.boot, "control_address": self._address}
+        told = {"name": self.name, "role": self.role, "boot": self.boot, "control_address": self.control_address}
         return web.json_response(told)
 
     async def _health(self, _: web.Request) -> web.Response:

@@ -6,11 +6,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from ares import wire
 from ares.cli import app
 from ares.config import GatewayConfig
+from ares.engine.control import ControlChannel
 from ares.gateway.engine import EngineLostError
 from ares.gateway.sequence import Sequence
 from ares.gateway.service import Gateway
@@ -154,6 +157,32 @@ async def test_a_drained_instance_that_restarts_takes_work(gateway: Gateway, fak
     await eventually(lambda: not find(gateway, "decode-0").healthy)
     await fakes[1].start()
     await eventually(lambda: find(gateway, "decode-0").open, 15)
+
+
+async def test_a_restarted_instance_is_closed_until_its_server_answers(
+    gateway: Gateway, fakes: list[FakeInstance]
+) -> None:
+    instance = find(gateway, "decode-0")
+    hello, load = instance.hello, instance.telemetry
+    assert hello is not None
+    assert load is not None
+    await fakes[1].die()
+    asked = 0
+
+    def snapshot() -> wire.Telemetry:
+        nonlocal asked
+        asked += 1
+        return load
+
+    address = fakes[1].control_address
+    channel = ControlChannel(address, msgspec.structs.replace(hello, boot="another"), snapshot)
+    try:
+        await eventually(lambda: asked > 0, 15)
+        for _ in range(50):
+            await asyncio.sleep(0.01)
+            assert not instance.open
+    finally:
+        channel.close()
 
 
 # --- routes and commands ---

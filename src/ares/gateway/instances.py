@@ -233,6 +233,8 @@ class Instance:
                         return
                     continue
                 await self._receive(await socket.recv(), on_hello)
+                if self.hello is not None and self.hello.boot != description.boot:
+                    return  # it has restarted on the same ports: its HTTP server comes up after its control channel
         finally:
             self._socket = None
             self.hello = self.telemetry = None
