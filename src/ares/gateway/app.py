@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ares import __version__
 from ares.config import GatewayConfig
 from ares.gateway import admin, completions, dashboard, feed
+from ares.gateway.access import ClientKeys
 from ares.gateway.engine import EngineLostError, EngineRefusedError
 from ares.gateway.instances import NoInstanceError
 from ares.gateway.openai import BadRequestError
@@ -55,6 +56,7 @@ def build(config: GatewayConfig, folder: Path) -> FastAPI:
     _observability(app, gateway)
     _errors(app)
     app.add_middleware(BodyLimit, limit=config.max_body_bytes)
+    app.add_middleware(ClientKeys, keys=config.api_keys, protect_metrics=config.protect_metrics)
     return app
 
 

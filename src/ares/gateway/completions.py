@@ -241,7 +241,8 @@ async def _whole(reply: _Reply, request: Request, headers: dict[str, str]) -> Re
 
 def failed(failure: Exception) -> tuple[int, str]:
     """Return the HTTP status and message of a failed generation."""
-    if isinstance(failure, EngineRefusedError) and failure.status < 500:
+    # An instance that refuses the gateway's own key is not the client's mistake.
+    if isinstance(failure, EngineRefusedError) and failure.status < 500 and failure.status not in (401, 403):
         return failure.status, str(failure)
     if isinstance(failure, NoInstanceError):
         return 503, str(failure)

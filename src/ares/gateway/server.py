@@ -42,6 +42,8 @@ def serve(config: GatewayConfig) -> None:
             access_log=False,
             log_config=None,
             timeout_graceful_shutdown=10,
+            ssl_certfile=config.tls_certificate,
+            ssl_keyfile=config.tls_key,
         ),
         app,
     )

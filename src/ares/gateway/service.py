@@ -26,6 +26,7 @@ from ares.gateway.sampling import Sampling
 from ares.gateway.sequence import Sequence
 from ares.gateway.text import TextModel
 from ares.gateway.window import Recent
+from ares.keys import ControlKey
 from ares.policy.transfer import Mode
 
 logger = logging.getLogger(__name__)
@@ -67,8 +68,10 @@ class Gateway:
 
     async def start(self) -> None:
         """Connect to the instances and start to rebalance."""
-        self._http = engine.session()
-        self.pool = Pool(self.config.workers, self._http, self.config.telemetry_interval_s)
+        config = self.config
+        self._http = engine.session(config.worker_api_key.get_secret_value() if config.worker_api_key else None)
+        key = ControlKey(config.control_key.get_secret_value()) if config.control_key else None
+        self.pool = Pool(config.workers, self._http, config.telemetry_interval_s, key)
         self.controller = Controller(self.config, self.pool, self.sequences, self.metrics, self.migrate, self._spawn)
         self.pool.start()
         self._spawn(self.controller.let_in())
