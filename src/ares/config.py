@@ -74,6 +74,16 @@ class GatewayConfig(BaseSettings):
     """Longest hand-over; well inside the KV lease of 30 s."""
     max_body_bytes: int = Field(default=8 << 20, gt=0)
     """Largest request body."""
+    max_head_bytes: int = Field(default=32 << 10, gt=0)
+    """Largest request line with all headers; a larger one is answered with 431."""
+    idle_timeout_s: float = Field(default=60.0, gt=0)
+    """A client that takes longer for a head, or between two parts of a body, is cut off."""
+    unread_timeout_s: float = Field(default=60.0, gt=0)
+    """A client that does not read its stream for so long is cut off, and its request aborted."""
+    maximum_prompt_tokens: int | None = Field(default=None, gt=0)
+    """Longest prompt; by default what the model takes."""
+    maximum_streams_per_key: int | None = Field(default=None, gt=0)
+    """Requests that may run for one of the `api_keys` at a time; more are refused with 429 and Retry-After."""
     admin_key: SecretStr | None = None
     """Key for the admin routes; without one they answer to loopback only."""
     api_keys: list[SecretStr] = Field(default_factory=list)

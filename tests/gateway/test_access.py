@@ -116,6 +116,51 @@ async def test_a_gateway_needs_the_control_key(fakes: list[FakeInstance], model_
         assert (await service.complete()).status_code == 200
 
 
+async def test_one_key_runs_only_so_many_requests(fakes: list[FakeInstance], model_folder: Path) -> None:
+    fakes[1].hold_at = fakes[2].hold_at = 10
+    async with serving(fakes, model_folder, api_keys=KEYS, maximum_streams_per_key=2) as service:
+        await eventually(lambda: service.gateway.pool.ready, 15)
+        service.client.headers = httpx.Headers(bearer(KEYS[0]))
+        running = [asyncio.create_task(service.complete()) for _ in range(2)]
+        await eventually(lambda: len(service.gateway.sequences) == 2, 15)
+        refused = await service.complete()
+        assert refused.status_code == 429
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert int(refused.headers["retry-after"]) >= 1
+        service.client.headers = httpx.Headers(bearer(KEYS[1]))
+        other = asyncio.create_task(service.complete())
+        await eventually(lambda: len(service.gateway.sequences) == 3, 15)
+        fakes[1].hold_at = fakes[2].hold_at = None
+        for task in (*running, other):
+            assert (await task).status_code == 200
+        service.client.headers = httpx.Headers(bearer(KEYS[0]))
+        assert (await service.complete()).status_code == 200
+
+
+async def test_a_prompt_may_be_limited(fakes: list[FakeInstance], model_folder: Path) -> None:
+    async with serving(fakes, model_folder, maximum_prompt_tokens=5) as service:
+        await eventually(lambda: service.gateway.pool.ready, 15)
+        assert (await service.complete(prompt=[10] * 5)).status_code == 200
+        refused = await service.complete(prompt=[10] * 6)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["code"] == "context_length_exceeded"
+
+
+async def test_retry_after_follows_the_queue(fakes: list[FakeInstance], model_folder: Path) -> None:
+    for fake in fakes:
+        fake.faults.hang = True
+    async with serving(fakes, model_folder, maximum_waiting=1) as service:
+        await eventually(lambda: service.gateway.pool.ready, 15)
+        waiting = asyncio.create_task(service.complete())
+        await eventually(lambda: service.gateway.waiting == 1, 15)
+        for ttft_s in (3.2, 7.4, 100.0):
+            service.gateway.recent.ttft_s.add(ttft_s)
+        refused = await service.complete()
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "8")
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
 # --- configuration ---
 
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import secrets
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 from pydantic import SecretStr
 from starlette.datastructures import Headers
@@ -14,7 +15,6 @@ from ares.gateway.responses import error
 _OPEN = frozenset(["/health", "/ready", "/version"])
 _OTHERS = ("/admin/", "/dashboard")
 _METRICS = "/metrics"
-CLIENT = "ares.client"
 
 
 def bearer(headers: Headers) -> str:
@@ -37,10 +37,24 @@ class ClientKeys:
         The keys.
     protect_metrics
         Whether `/metrics` needs one too.
+    maximum_streams
+        Requests that may run for one key at a time; None sets no limit.
+    retry_after_s
+        What to tell those who come too soon.
     """
 
-    def __init__(self, app: ASGIApp, keys: Iterable[SecretStr], *, protect_metrics: bool) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Iterable[SecretStr],
+        *,
+        protect_metrics: bool,
+        maximum_streams: int | None,
+        retry_after_s: Callable[[], int],
+    ) -> None:
         self._app = app
+        self._maximum, self._retry_after_s = maximum_streams, retry_after_s
+        self._running: Counter[int] = Counter()
         self._digests = [_digest(key.get_secret_value()) for key in keys]
         self._open = _OPEN if protect_metrics else _OPEN | {_METRICS}
 
@@ -58,8 +72,20 @@ class ClientKeys:
             refusal = error(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
             await refusal(scope, receive, send)
             return
-        scope[CLIENT] = found[0] if found else None
-        await self._app(scope, receive, send)
+        if not found or self._maximum is None or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        key = found[0]
+        if self._running[key] >= self._maximum:
+            message = f"{self._maximum} requests of this key run already"
+            headers = {"Retry-After": str(self._retry_after_s())}
+            await error(429, message, code="rate_limit_exceeded", headers=headers)(scope, receive, send)
+            return
+        self._running[key] += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._running[key] -= 1
 
 
 def _digest(key: str) -> bytes:

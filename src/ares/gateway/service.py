@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import math
+import statistics
 import time
 from collections import deque
 from collections.abc import Coroutine
@@ -35,6 +37,7 @@ T = TypeVar("T")
 
 _RECENT_MIGRATIONS = 1000
 _SUPERVISION_S = 1.0
+_LONGEST_RETRY_S = 120
 COMMANDED = "commanded"
 # Sampling defaults that vLLM takes from the model's generation_config.json (config/model.py, 0.32).
 _DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -99,6 +102,12 @@ class Gateway:
     def waiting(self) -> int:
         """How many sequences wait for prefill or for admission."""
         return sum(1 for s in self.sequences.values() if s.phase in ("prefill", "held"))
+
+    @property
+    def retry_after_s(self) -> int:
+        """Whole seconds after which somebody who was refused may come again: the median wait for a first token."""
+        waits = self.recent.ttft_s.values()
+        return min(max(1, math.ceil(statistics.median(waits))), _LONGEST_RETRY_S) if waits and self.waiting else 1
 
     def objective(self, name: str | None, priority: int) -> Objective:
         """Return what a request of a class is to achieve; BadRequestError where there is no such class.
