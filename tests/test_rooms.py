@@ -15,13 +15,14 @@ MAY_KNOW = {
     "predictor": {"model"},
     "traces": set(),
     "wire": set(),
-    "engine": {"wire", "predictor", "model"},
+    "engine": {"wire", "predictor", "model", "keys"},
     "engine/simulated": {"wire", "engine", "simulator"},
-    "gateway": {"wire", "policy", "config", "model"},
+    "gateway": {"wire", "policy", "config", "model", "keys"},
     "simulator": {"policy", "traces"},
-    "config": {"policy"},
+    "config": {"policy", "keys"},
     "model": {"gguf_model"},
     "gguf_model": set(),
+    "keys": set(),
 }
 # A room within a room, with walls of its own.
 INNER = {"engine/simulated"}

@@ -1,6 +1,7 @@
 """The `ares` command."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from ares import __version__, operator_cli, predictor_cli
 from ares.bench import cli as bench
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES
+from ares.keys import CONTROL_KEY_VARIABLE, KeyFileError, read_key, read_keys
 from ares.model import DEFAULT_MODEL, ModelError
 from ares.operator_cli import fail
 from ares.simulator import cli as simulator
@@ -41,6 +43,9 @@ Predictor = Annotated[
     str | None,
     typer.Option(help="Checkpoint of `ares predictor train`, or none; by default the one that ships for the model."),
 ]
+ControlKeyFile = Annotated[
+    Path | None, typer.Option(help="File with the control channel's key; or ARES_CONTROL_KEY (docs/security.md).")
+]
 Simulate = Annotated[
     str | None, typer.Option(metavar="PROFILE", help="Simulate engines of this profile (docs/simulated-engine.md).")
 ]
@@ -54,7 +59,7 @@ def main() -> None:
 
     try:
         app()
-    except (ModelError, ConfigError, ClusterError, PredictorError) as error:
+    except (ModelError, ConfigError, ClusterError, PredictorError, KeyFileError) as error:
         fail(str(error))
 
 
@@ -86,6 +91,10 @@ def worker(
     drain_deadline: Annotated[
         float, typer.Option(min=0, help="Seconds that a SIGTERM waits for requests to leave; 0 ends at once.")
     ] = DEFAULT_DRAIN_S,
+    control_key_file: ControlKeyFile = None,
+    control_insecure: Annotated[
+        bool, typer.Option("--control-insecure", help="Take commands from any host, without a key.")
+    ] = False,
     connector: Annotated[str, typer.Option(hidden=True, help="For measurements: ares, stock or none.")] = "ares",
     simulate: Simulate = None,
 ) -> None:
@@ -94,12 +103,19 @@ def worker(
     Every other flag goes to `vllm serve` as it is, for example --max-model-len 4096 or --tensor-parallel-size 2; with
     --simulate, to the simulated engine (--simulate PROFILE -- --help).
     """
-    from ares.engine.launcher import LaunchError, WorkerSettings, serve
+    from ares.engine.launcher import LaunchError, WorkerSettings, check_control, serve
 
     if role not in ("prefill", "decode", "both"):
         fail(f"unknown role {role!r}: prefill, decode or both")
     flags = [flag for flag in context.args if flag != "--"]
+    if control_key_file is not None:
+        # The processes of the instance inherit it; a variable is readable by its owner only, unlike a command line.
+        os.environ[CONTROL_KEY_VARIABLE] = read_key(control_key_file)
     if simulate is not None:
+        try:
+            check_control(host, insecure=control_insecure)
+        except LaunchError as error:
+            fail(str(error))
         _simulate(simulate, model, flags, (name, role, host, port, control_port), drain_deadline)
         return
     try:
@@ -118,6 +134,7 @@ def worker(
                 record_folder=record_hidden_states,
                 record_fraction=record_fraction,
                 drain_deadline_s=drain_deadline,
+                control_insecure=control_insecure,
                 connector=connector,  # type: ignore[arg-type] # an unknown one fails in vLLM
                 vllm_flags=tuple(flags),
             )
@@ -159,6 +176,12 @@ def gateway(
     slo_tpot_s: Annotated[float | None, typer.Option(help="Objective for the time of each further token.")] = None,
     decision_log: Annotated[Path | None, typer.Option(help="File for every decision, for `ares replay`.")] = None,
     record: Annotated[Path | None, typer.Option(help="Folder for a recording of the run, for the simulator.")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="File with the keys of clients, one a line.")] = None,
+    admin_key_file: Annotated[Path | None, typer.Option(help="File with the key of the admin routes.")] = None,
+    control_key_file: ControlKeyFile = None,
+    worker_api_key_file: Annotated[Path | None, typer.Option(help="File with the instances' own API key.")] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file of the certificate chain; serves TLS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key.")] = None,
 ) -> None:
     """Serve OpenAI's API over running instances."""
     from ares import config as configuration
@@ -178,6 +201,12 @@ def gateway(
             slo_tpot_s=slo_tpot_s,
             decision_log=decision_log,
             record=record,
+            api_keys=read_keys(api_key_file) if api_key_file else None,
+            admin_key=read_key(admin_key_file) if admin_key_file else None,
+            control_key=read_key(control_key_file) if control_key_file else None,
+            worker_api_key=read_key(worker_api_key_file) if worker_api_key_file else None,
+            tls_certificate=tls_certificate,
+            tls_key=tls_key,
         )
     )
 

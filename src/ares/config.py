@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
+from ares.keys import ControlKey
 from ares.policy import PRESETS, Preset, preset
 
 
@@ -73,8 +74,61 @@ class GatewayConfig(BaseSettings):
     """Longest hand-over; well inside the KV lease of 30 s."""
     max_body_bytes: int = Field(default=8 << 20, gt=0)
     """Largest request body."""
+    max_head_bytes: int = Field(default=32 << 10, gt=0)
+    """Largest request line with all headers; a larger one is answered with 431."""
+    idle_timeout_s: float = Field(default=60.0, gt=0)
+    """A client that takes longer for a head, or between two parts of a body, is cut off."""
+    unread_timeout_s: float = Field(default=60.0, gt=0)
+    """A client that does not read its stream for so long is cut off, and its request aborted."""
+    maximum_prompt_tokens: int | None = Field(default=None, gt=0)
+    """Longest prompt; by default what the model takes."""
+    maximum_streams_per_key: int | None = Field(default=None, gt=0)
+    """Requests that may run for one of the `api_keys` at a time; more are refused with 429 and Retry-After."""
     admin_key: SecretStr | None = None
     """Key for the admin routes; without one they answer to loopback only."""
+    api_keys: list[SecretStr] = Field(default_factory=list)
+    """Keys of clients, any of which will do; without one everybody is let in."""
+    protect_metrics: bool = False
+    """Whether `/metrics` needs a client's key too."""
+    control_key: SecretStr | None = None
+    """Key that the instances' control channels ask for (docs/security.md)."""
+    worker_api_key: SecretStr | None = None
+    """Key that the instances' HTTP servers ask for: vLLM's --api-key."""
+    tls_certificate: Path | None = None
+    """PEM file of the certificate chain to serve with; with it, the gateway speaks TLS only."""
+    tls_key: Path | None = None
+    """PEM file of its private key."""
+
+    @field_validator("admin_key", "worker_api_key")
+    @classmethod
+    def _not_empty(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value():
+            raise ValueError("an empty key lets everybody in")
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _none_empty(cls, value: list[SecretStr]) -> list[SecretStr]:
+        if not all(key.get_secret_value() for key in value):
+            raise ValueError("an empty key lets everybody in")
+        return value
+
+    @field_validator("control_key")
+    @classmethod
+    def _long(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            ControlKey(value.get_secret_value())
+        return value
+
+    @model_validator(mode="after")
+    def _whole_tls(self) -> "GatewayConfig":
+        files = [self.tls_certificate, self.tls_key]
+        if any(files) and not all(files):
+            raise ValueError("TLS needs both tls_certificate and tls_key")
+        for file in files:
+            if file is not None and not file.is_file():
+                raise ValueError(f"{file}: no such file")
+        return self
 
     @field_validator("preset")
     @classmethod
@@ -118,6 +172,7 @@ def load(file: Path | None = None, **flags: Any) -> GatewayConfig:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"setting {name!r}: {first['msg']}") from error
+        # Not `from error`: pydantic's own text shows what was given, which may be a key.
+        raise ConfigError(f"setting {name!r}: {first['msg']}" if name else first["msg"]) from None
     except (yaml.YAMLError, TypeError, ValueError) as error:
         raise ConfigError(f"{file}: {error}") from error

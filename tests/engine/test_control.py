@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -14,6 +15,7 @@ import zmq
 
 from ares import wire
 from ares.engine.control import ControlChannel
+from ares.keys import ControlKey
 
 pytestmark = pytest.mark.timeout(20)
 T = TypeVar("T")
@@ -23,9 +25,10 @@ HELLO = wire.Hello("d0", "decode", "boot", wire.Peer("e", "h", 1), 16, 100, 4096
 class Gateway:
     """One subscriber."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, secure: Callable[[zmq.Socket], None] = lambda _: None) -> None:  # type: ignore[type-arg]
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
+        secure(self._socket)
         self._socket.connect(address)
 
     def say(self, command: wire.Command) -> None:
@@ -54,14 +57,14 @@ class Gateway:
 class Instance:
     """A channel and what it reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: ControlKey | None = None) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
         self.snapshots = itertools.count(1)
         self.taken = 0
         self.failing = False
-        self.channel = ControlChannel(self.address, HELLO, self._snapshot)
+        self.channel = ControlChannel(self.address, HELLO, self._snapshot, key=key)
 
     def _snapshot(self) -> wire.Telemetry:
         self.taken = next(self.snapshots)
@@ -274,3 +277,76 @@ def test_a_drain_is_told_to_everybody_until_it_is_taken_back(instance: Instance)
     assert not instance.channel.waiting, "it is not for the engine thread"
     for gateway in (operator, other):
         gateway.close()
+
+
+KEY = ControlKey("k" * 32)
+
+
+def without_a_key(_: zmq.Socket) -> None:  # type: ignore[type-arg]
+    """Connect as to an open channel."""
+
+
+def with_another_key(socket: zmq.Socket) -> None:  # type: ignore[type-arg]
+    ControlKey("j" * 32).connect(socket)
+
+
+def with_the_public_key_only(socket: zmq.Socket) -> None:  # type: ignore[type-arg]
+    """Know whom to talk to, but hold a pair of one's own: what an authenticator is for."""
+    KEY.connect(socket)
+    socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
+
+
+def test_whoever_holds_the_key_is_let_in() -> None:
+    instance = Instance(KEY)
+    gateway = Gateway(instance.address, KEY.connect)
+    try:
+        gateway.say(wire.Subscribe(0.02))
+        assert gateway.hear() == HELLO
+        gateway.say(wire.Release("mine"))
+        assert instance.commands(1) == [wire.Release("mine")]
+        assert instance.channel.refused == 0
+    finally:
+        gateway.close()
+        instance.channel.close()
+
+
+@pytest.mark.parametrize("secure", [without_a_key, with_another_key, with_the_public_key_only])
+def test_strangers_command_nothing_and_hear_nothing(
+    secure: Callable[[zmq.Socket], None],  # type: ignore[type-arg]
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    instance = Instance(KEY)
+    stranger = Gateway(instance.address, secure)
+    try:
+        stranger.say(wire.Subscribe(0.01))
+        stranger.say(wire.Drain(True))
+        stranger.say(wire.Release("somebody's"))
+        until(lambda: instance.channel.refused > 0)
+        assert stranger.hear(0.1) is None
+        assert not instance.channel.draining
+        assert not instance.channel.waiting
+        assert instance.taken == 0
+    finally:
+        stranger.close()
+        instance.channel.close()
+    assert "refused 1 connections" in caplog.text
+    assert "kkkk" not in caplog.text
+
+
+def test_a_gateway_with_a_key_does_not_talk_to_an_open_channel(instance: Instance) -> None:
+    gateway = Gateway(instance.address, KEY.connect)
+    try:
+        gateway.say(wire.Subscribe(0.01))
+        until(lambda: instance.channel.refused > 0)
+        assert instance.taken == 0
+    finally:
+        gateway.close()
+
+
+def test_a_channel_with_a_key_leaves_nothing_behind() -> None:
+    Instance(KEY).channel.close()
+    threads, files = threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        Instance(KEY).channel.close()
+    until(lambda: threading.active_count() <= threads)
+    until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= files)

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from ares import wire
 from ares.engine.control import ControlChannel
+from ares.keys import ControlKey
 
 EOS = 2
 FIRST_ORDINARY = 3
@@ -144,6 +145,10 @@ class FakeInstance:
         self.faults = Faults()
         self.port = free_port()
         self.boot = ""
+        self.control_key: str | None = None
+        """What the control channel asks for, from the next start on."""
+        self.api_key: str | None = None
+        """What generations must bring."""
         self.hold_at: int | None = None
         """Generate no further than this many tokens of prompt and output."""
         self.asked: list[dict[str, Any]] = []
@@ -179,7 +184,7 @@ class FakeInstance:
         """Start, or start again after `die` with another boot and another control port."""
         self.boot = uuid.uuid4().hex
         self.cluster[self.boot] = self
-        self._address = f"tcp://127.0.0.1:{free_port()}"
+        self.control_address = f"tcp://127.0.0.1:{free_port()}"
         peer = wire.Peer(engine_id=self.boot, host="127.0.0.1", port=1)
         hello = wire.Hello(
             self.name,
@@ -194,7 +199,8 @@ class FakeInstance:
             pull_within_step_bytes=1_000_000,
             prefix_caching=self.prefix_caching,
         )
-        self._channel = ControlChannel(self._address, hello, self._snapshot)
+        key = ControlKey(self.control_key) if self.control_key is not None else None
+        self._channel = ControlChannel(self.control_address, hello, self._snapshot, key=key)
         app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/inference/v1/generate", self._generate)
         app.router.add_get("/ares/v1/instance", self._describe)
@@ -242,13 +248,15 @@ class FakeInstance:
     # --- HTTP ---
 
     async def _describe(self, _: web.Request) -> web.Response:
-        told = {"name": self.name, "role": self.role, "boot": self.boot, "control_address": self._address}
+        told = {"name": self.name, "role": self.role, "boot": self.boot, "control_address": self.control_address}
         return web.json_response(told)
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response()
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
+        if self.api_key is not None and request.headers.get("Authorization") != f"Bearer {self.api_key}":
+            return web.json_response({"error": "Unauthorized"}, status=401)
         self._open[id(request)] = request
         try:
             return await self._serve(request, await request.json())

@@ -10,13 +10,18 @@ from ares import local
 from tests.integration.client import Client
 
 PROMPT = list(range(2000, 2200))
-LENGTH = 400
+LENGTH = 800
 
 
 def again(part: local.Part) -> subprocess.Popen[bytes]:
     """Start a part as it was started."""
     with part.log.open("ab") as sink:
         return subprocess.Popen(part.process.args, stdout=sink, stderr=sink, start_new_session=True)
+
+
+async def decodes_on(client: Client, name: str) -> bool:
+    """Whether a request that can move runs on an instance."""
+    return any(r["instance"] == name and r["movable"] for r in (await client.status())["requests"])
 
 
 @pytest.mark.timeout(900)
@@ -41,8 +46,8 @@ async def test_decode_instances_restart_in_turn_without_one_failure(client: Clie
 
     loads = [asyncio.create_task(load(number)) for number in range(4)]
     for part in [part for part in cluster.workers if part.name.startswith("decode")]:
-        while not (await row(part.name)).get("running"):  # noqa: ASYNC110 - nothing announces it
-            await asyncio.sleep(0.05)
+        while not await decodes_on(client, part.name):  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.02)
         part.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(part.process.wait, 120) == 0, part.log_end()
         part.process = again(part)

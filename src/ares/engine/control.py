@@ -14,14 +14,27 @@ from collections.abc import Callable
 
 import msgspec
 import zmq
+from zmq.auth.thread import ThreadAuthenticator
+from zmq.utils.monitor import recv_monitor_message
 
 from ares import wire
+from ares.keys import ControlKey
 
 logger = logging.getLogger(__name__)
 
 # How long the thread sleeps when nothing happens; bounds the time to stop.
 _IDLE_S = 0.5
 _SHORTEST_INTERVAL_S = 0.01
+
+
+_REFUSALS = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+
+
+def _authenticator(context: "zmq.Context[zmq.Socket[bytes]]", key: ControlKey) -> ThreadAuthenticator:
+    made = ThreadAuthenticator(context)
+    made.start()
+    made.configure_curve_callback("*", key)
+    return made
 
 
 class _Subscriber:
@@ -46,9 +59,13 @@ class ControlChannel:
         Called on the channel's thread for each telemetry message; must only read.
     notify
         Called on the channel's thread when a command waits; for engines that would sleep meanwhile.
+    key
+        What a gateway must hold; None lets everybody in.
 
     Attributes
     ----------
+    refused
+        Connections that were not let in.
     draining
         Whether the telemetry says so: by command, or set by the instance itself.
     """
@@ -59,6 +76,7 @@ class ControlChannel:
         hello: wire.Hello,
         snapshot: Callable[[], wire.Telemetry],
         notify: Callable[[], None] = lambda: None,
+        key: ControlKey | None = None,
     ) -> None:
         self._hello = wire.encode(hello)
         self._snapshot = snapshot
@@ -69,14 +87,21 @@ class ControlChannel:
         self.draining = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+        self.refused = 0
+        # With a key, a context of its own: a context asks one authenticator for all its sockets.
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance() if key is None else zmq.Context()
+        self._authenticator = _authenticator(context, key) if key is not None else None
         self._socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+        if key is not None:
+            key.serve(self._socket)
+        self._refusals = self._socket.get_monitor_socket(_REFUSALS)
+        self._refusals.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
         try:
             self._socket.bind(address)
         except zmq.ZMQError:
-            self._socket.close()
+            self._close_sockets()
             os.close(self._wake)
             raise
         self._thread = threading.Thread(target=self._run, name="ares-control", daemon=True)
@@ -116,6 +141,7 @@ class ControlChannel:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
+        poller.register(self._refusals, zmq.POLLIN)
         while not self._stopping:
             now = time.monotonic()
             due = min((s.due for s in self._subscribers.values()), default=now + _IDLE_S)
@@ -123,13 +149,29 @@ class ControlChannel:
                 if ready == self._wake:
                     with contextlib.suppress(BlockingIOError):
                         os.eventfd_read(self._wake)
+                elif ready is self._refusals:
+                    self._refuse()
                 else:
                     self._receive()
             try:
                 self._send_due(time.monotonic())
             except Exception:  # telemetry must never end the channel: the next tick tries again
                 logger.exception("telemetry failed")
+        self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        self._socket.disable_monitor()
+        self._refusals.close()
         self._socket.close()
+        if self._authenticator is not None:
+            self._authenticator.stop()
+
+    def _refuse(self) -> None:
+        """Count somebody who does not hold the key, and say so ever less often."""
+        recv_monitor_message(self._refusals, zmq.NOBLOCK)
+        self.refused += 1
+        if self.refused.bit_count() == 1:
+            logger.warning("refused %d connections to the control channel: a wrong key, or none", self.refused)
 
     def _receive(self) -> None:
         while True:

@@ -11,6 +11,7 @@ import zmq
 import zmq.asyncio
 
 from ares import wire
+from ares.keys import ControlKey
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +29,9 @@ class OwnChannel:
         The newest; None before the first.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, key: ControlKey | None) -> None:
         self.telemetry: wire.Telemetry | None = None
-        self._address = address
+        self._address, self._key = address, key
         self._socket: zmq.asyncio.Socket | None = None
 
     async def follow(self) -> None:
@@ -38,6 +39,8 @@ class OwnChannel:
         loop = asyncio.get_running_loop()
         socket = self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
+        if self._key is not None:
+            self._key.connect(socket)
         socket.connect(self._address)
         subscribed = float("-inf")
         try:

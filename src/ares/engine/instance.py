@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from ares.keys import CONTROL_KEY_VARIABLE, ControlKey
 from ares.wire import Role
 
 _VARIABLE = "ARES_INSTANCE"
@@ -51,13 +52,23 @@ class InstanceSettings(msgspec.Struct, frozen=True):
     @property
     def on_loopback(self) -> bool:
         """Whether all its peers are on this host, since no other can reach it."""
-        host = urlsplit(self.control_address).hostname or ""
-        return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
+        return on_loopback(urlsplit(self.control_address).hostname or "")
 
 
 def export(settings: InstanceSettings) -> None:
     """Make the settings known to this process and its children."""
     os.environ[_VARIABLE] = msgspec.json.encode(settings).decode()
+
+
+def control_key() -> ControlKey | None:
+    """Return the key of the control channel; None where it has none."""
+    key = os.environ.get(CONTROL_KEY_VARIABLE)
+    return ControlKey(key) if key else None
+
+
+def on_loopback(host: str) -> bool:
+    """Whether no other host can reach an address; OSError where it is none."""
+    return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
 
 
 def current() -> InstanceSettings:

@@ -52,11 +52,13 @@ class WorkerSettings:
     record_folder: Path | None = None
     record_fraction: float = 0.01
     drain_deadline_s: float = DEFAULT_DRAIN_S
+    control_insecure: bool = False
     vllm_flags: tuple[str, ...] = ()
 
 
 def serve(settings: WorkerSettings) -> None:
     """Run one instance until it is told to stop."""
+    check_control(settings.host, insecure=settings.control_insecure or settings.connector != "ares")
     folder = model.resolve(settings.model)
     control_port = settings.control_port or free_port(settings.host)
     os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = settings.host
@@ -109,6 +111,29 @@ def serve(settings: WorkerSettings) -> None:
         uvloop.run(vllm.run_server(args))
     except (KeyboardInterrupt, asyncio.CancelledError):
         sys.exit(0)
+
+
+def check_control(host: str, *, insecure: bool) -> None:
+    """Check that strangers cannot command the instance.
+
+    Raises
+    ------
+    LaunchError
+        Its control channel would be open to other hosts.
+    KeyFileError
+        The key cannot be used.
+    """
+    if instance.control_key() is not None or insecure:
+        return
+    try:
+        if instance.on_loopback(host):
+            return
+    except OSError as error:
+        raise LaunchError(f"--host {host}: {error}") from error
+    raise LaunchError(
+        f"the control channel on {host} would take commands from anybody who reaches it: give all instances and "
+        "gateways one key (--control-key-file or ARES_CONTROL_KEY), or insist: --control-insecure (docs/security.md)"
+    )
 
 
 def _vllm_arguments(settings: WorkerSettings, folder: str, on_cpu: bool) -> list[str]:

@@ -21,7 +21,7 @@ class InstancePlugin:
     def attach_router(self, app: Any) -> None:
         """Register the routes on vLLM's FastAPI app."""
         settings = instance.current()
-        channel = OwnChannel(settings.control_address)
+        channel = OwnChannel(settings.control_address, instance.control_key())
 
         @app.get("/ares/v1/instance")  # type: ignore[untyped-decorator]
         async def describe() -> dict[str, str]:

@@ -99,7 +99,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             carries=carried(vllm_config, by_worker=settings.restores),
             prefix_caching=self._pulls.plain and bool(vllm_config.cache_config.enable_prefix_caching),
         )
-        self._channel = ControlChannel(settings.control_address, hello, self.snapshot)
+        self._channel = ControlChannel(settings.control_address, hello, self.snapshot, key=instance.control_key())
 
     # --- a request's way through the scheduler ---
 

@@ -1,7 +1,6 @@
 """The operator's routes: what runs where, and moves on command."""
 
 import ipaddress
-import secrets
 import time
 from collections import Counter
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from ares import wire
+from ares.gateway.access import bearer, same
 from ares.gateway.instances import Instance
 from ares.gateway.migration import NotMovableError
 from ares.gateway.precopy import AUTO, WantedMode
@@ -64,8 +64,7 @@ async def allowed(request: Request) -> None:
     gateway: Gateway = request.app.state.gateway
     key = gateway.config.admin_key
     if key is not None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not secrets.compare_digest(given.encode(), key.get_secret_value().encode()):
+        if not same(bearer(request.headers), key):
             raise AdminError(401, "the admin routes need their key: Authorization: Bearer KEY")
         return
     host = request.client.host if request.client else ""

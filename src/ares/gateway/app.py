@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ares import __version__
 from ares.config import GatewayConfig
 from ares.gateway import admin, completions, dashboard, feed
+from ares.gateway.access import ClientKeys
 from ares.gateway.engine import EngineLostError, EngineRefusedError
 from ares.gateway.instances import NoInstanceError
 from ares.gateway.openai import BadRequestError
@@ -55,6 +56,13 @@ def build(config: GatewayConfig, folder: Path) -> FastAPI:
     _observability(app, gateway)
     _errors(app)
     app.add_middleware(BodyLimit, limit=config.max_body_bytes)
+    app.add_middleware(
+        ClientKeys,
+        keys=config.api_keys,
+        protect_metrics=config.protect_metrics,
+        maximum_streams=config.maximum_streams_per_key,
+        retry_after_s=lambda: gateway.retry_after_s,
+    )
     return app
 
 
@@ -140,9 +148,10 @@ def _errors(app: FastAPI) -> None:
             message = f"no such route: {request.method} {request.url.path}"
         return error(failure.status_code, message, headers=dict(failure.headers or {}))
 
-    async def generation(_: Request, failure: Exception) -> JSONResponse:
+    async def generation(request: Request, failure: Exception) -> JSONResponse:
         status, message = completions.failed(failure)
-        return error(status, message, headers={"Retry-After": "1"} if status == 503 else None)
+        later = {"Retry-After": str(request.app.state.gateway.retry_after_s)}
+        return error(status, message, headers=later if status == 503 else None)
 
     for kind in (NoInstanceError, EngineLostError, EngineRefusedError, Exception):
         app.add_exception_handler(kind, generation)

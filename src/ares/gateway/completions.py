@@ -143,7 +143,11 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
     prompts = await asyncio.to_thread(_tokenise, gateway, body) if _long(body) else _tokenise(gateway, body)
     jobs: list[_Job] = []
     single = len(prompts) * body.n == 1
+    limit = gateway.config.maximum_prompt_tokens
     for prompt in prompts:
+        if limit is not None and len(prompt) > limit:
+            message = f"the prompt has {len(prompt)} tokens; at most {limit} are taken here"
+            raise BadRequestError(message, "messages" if chat else "prompt", "context_length_exceeded")
         base = body.sampling(len(prompt), maximum, gateway.sampling_defaults, gateway.pool.carried)
         echo = gateway.text.decode(prompt) if isinstance(body, CompletionRequest) and body.echo else ""
         for copy in range(body.n):
@@ -241,7 +245,8 @@ async def _whole(reply: _Reply, request: Request, headers: dict[str, str]) -> Re
 
 def failed(failure: Exception) -> tuple[int, str]:
     """Return the HTTP status and message of a failed generation."""
-    if isinstance(failure, EngineRefusedError) and failure.status < 500:
+    # An instance that refuses the gateway's own key is not the client's mistake.
+    if isinstance(failure, EngineRefusedError) and failure.status < 500 and failure.status not in (401, 403):
         return failure.status, str(failure)
     if isinstance(failure, NoInstanceError):
         return 503, str(failure)

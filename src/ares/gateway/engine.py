@@ -71,9 +71,10 @@ _encode = msgspec.json.Encoder().encode
 _JSON = {"Content-Type": "application/json"}
 
 
-def session() -> aiohttp.ClientSession:
-    """Make the HTTP client that a gateway uses for everything but streams."""
+def session(api_key: str | None = None) -> aiohttp.ClientSession:
+    """Make the HTTP client that a gateway uses; streams take only its key."""
     return aiohttp.ClientSession(
+        headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
         auto_decompress=False,
@@ -218,9 +219,9 @@ class EngineClient:
         self._tls = parts.scheme == "https" or None
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if self._tls else 80)
-        self._stream_head = (
-            f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\nContent-Length: "
-        ).encode()
+        head = {"Host": parts.netloc, "Content-Type": "application/json", **http.headers, "Content-Length": ""}
+        lines = [f"POST {parts.path} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
+        self._stream_head = "\r\n".join(lines).encode()
 
     async def stream(self, body: dict[str, Any]) -> Stream:
         """Start a streaming generation; returns when the engine has accepted it."""

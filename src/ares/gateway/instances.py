@@ -16,6 +16,7 @@ import zmq.asyncio
 from ares import wire
 from ares.gateway.engine import EngineClient, EngineLostError, EngineRefusedError
 from ares.gateway.laws import StepLaw
+from ares.keys import ControlKey
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,9 @@ class Instance:
         Whether it is to become empty: what it says itself, once a command of ours has reached it.
     """
 
-    def __init__(self, url: str, http: aiohttp.ClientSession, interval_s: float) -> None:
+    def __init__(
+        self, url: str, http: aiohttp.ClientSession, interval_s: float, control_key: ControlKey | None = None
+    ) -> None:
         self.url = url.rstrip("/")
         self.name = self.url
         self.role: wire.Role = "both"
@@ -64,6 +67,7 @@ class Instance:
         self.steps = StepLaw()
         self.draining = False
         self._http = http
+        self._control_key = control_key
         self._interval_s = interval_s
         self._heard = 0.0
         self._answered = 0.0
@@ -218,6 +222,8 @@ class Instance:
         socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+        if self._control_key is not None:
+            self._control_key.connect(socket)
         socket.connect(description.control_address)
         self._socket = socket
         self._heard = time.monotonic()
@@ -233,6 +239,8 @@ class Instance:
                         return
                     continue
                 await self._receive(await socket.recv(), on_hello)
+                if self.hello is not None and self.hello.boot != description.boot:
+                    return  # it has restarted on the same ports: its HTTP server comes up after its control channel
         finally:
             self._socket = None
             self.hello = self.telemetry = None
@@ -298,8 +306,10 @@ def _remember(known: dict[str, Any], key: str, value: Any) -> None:
 class Pool:
     """All instances of a gateway."""
 
-    def __init__(self, urls: list[str], http: aiohttp.ClientSession, interval_s: float) -> None:
-        self.instances = [Instance(url, http, interval_s) for url in urls]
+    def __init__(
+        self, urls: list[str], http: aiohttp.ClientSession, interval_s: float, control_key: ControlKey | None = None
+    ) -> None:
+        self.instances = [Instance(url, http, interval_s, control_key) for url in urls]
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:

@@ -3,6 +3,7 @@
 import gc
 import logging
 import socket
+from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
@@ -10,6 +11,7 @@ from fastapi import FastAPI
 from ares import model
 from ares.config import GatewayConfig
 from ares.gateway.app import build
+from ares.gateway.connection import Connection, Limits
 from ares.gateway.responses import RememberSend
 
 
@@ -37,11 +39,15 @@ def serve(config: GatewayConfig) -> None:
             host=config.host,
             port=config.port,
             loop="uvloop",
-            http="httptools",
+            http=partial(  # type: ignore[arg-type] # uvicorn only calls it
+                Connection, Limits(config.max_head_bytes, config.idle_timeout_s, config.unread_timeout_s)
+            ),
             ws="none",
             access_log=False,
             log_config=None,
             timeout_graceful_shutdown=10,
+            ssl_certfile=config.tls_certificate,
+            ssl_keyfile=config.tls_key,
         ),
         app,
     )

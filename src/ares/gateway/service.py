@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import math
+import statistics
 import time
 from collections import deque
 from collections.abc import Coroutine
@@ -26,6 +28,7 @@ from ares.gateway.sampling import Sampling
 from ares.gateway.sequence import Sequence
 from ares.gateway.text import TextModel
 from ares.gateway.window import Recent
+from ares.keys import ControlKey
 from ares.policy.transfer import Mode
 
 logger = logging.getLogger(__name__)
@@ -34,6 +37,7 @@ T = TypeVar("T")
 
 _RECENT_MIGRATIONS = 1000
 _SUPERVISION_S = 1.0
+_LONGEST_RETRY_S = 120
 COMMANDED = "commanded"
 # Sampling defaults that vLLM takes from the model's generation_config.json (config/model.py, 0.32).
 _DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -67,8 +71,10 @@ class Gateway:
 
     async def start(self) -> None:
         """Connect to the instances and start to rebalance."""
-        self._http = engine.session()
-        self.pool = Pool(self.config.workers, self._http, self.config.telemetry_interval_s)
+        config = self.config
+        self._http = engine.session(config.worker_api_key.get_secret_value() if config.worker_api_key else None)
+        key = ControlKey(config.control_key.get_secret_value()) if config.control_key else None
+        self.pool = Pool(config.workers, self._http, config.telemetry_interval_s, key)
         self.controller = Controller(self.config, self.pool, self.sequences, self.metrics, self.migrate, self._spawn)
         self.pool.start()
         self._spawn(self.controller.let_in())
@@ -96,6 +102,12 @@ class Gateway:
     def waiting(self) -> int:
         """How many sequences wait for prefill or for admission."""
         return sum(1 for s in self.sequences.values() if s.phase in ("prefill", "held"))
+
+    @property
+    def retry_after_s(self) -> int:
+        """Whole seconds after which somebody who was refused may come again: the median wait for a first token."""
+        waits = self.recent.ttft_s.values()
+        return min(max(1, math.ceil(statistics.median(waits))), _LONGEST_RETRY_S) if waits and self.waiting else 1
 
     def objective(self, name: str | None, priority: int) -> Objective:
         """Return what a request of a class is to achieve; BadRequestError where there is no such class.

@@ -13,6 +13,7 @@ from typing import Any
 
 from ares import wire
 from ares.engine.control import ControlChannel
+from ares.engine.instance import control_key
 from ares.engine.simulated import api, report
 from ares.engine.simulated.batch import Batch, Step
 from ares.engine.simulated.faults import FaultState
@@ -72,7 +73,7 @@ class Instance:
         self._last_begin: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._channel = ControlChannel(
-            self.control_address, report.hello(self), report.Telemeter(self), notify=self._notify
+            self.control_address, report.hello(self), report.Telemeter(self), notify=self._notify, key=control_key()
         )
         self._spawn(self._extend_leases())
 

@@ -1,0 +1,92 @@
+"""Who may ask: clients by one of the configured keys, operators by theirs; compared in constant time."""
+
+import hashlib
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from pydantic import SecretStr
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ares.gateway.responses import error
+
+# What probes and `ares up` ask for. The admin routes have a key of their own, and the dashboard holds no data.
+_OPEN = frozenset(["/health", "/ready", "/version"])
+_OTHERS = ("/admin/", "/dashboard")
+_METRICS = "/metrics"
+
+
+def bearer(headers: Headers) -> str:
+    """Return the key that a request brings; nothing where it brings none."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def same(given: str, key: SecretStr) -> bool:
+    """Whether a given key is the right one, in a time that says nothing about either."""
+    return secrets.compare_digest(_digest(given), _digest(key.get_secret_value()))
+
+
+class ClientKeys:
+    """Refuses whoever has none of the keys, before anything of a body is read; without keys it lets everybody in.
+
+    Parameters
+    ----------
+    keys
+        The keys.
+    protect_metrics
+        Whether `/metrics` needs one too.
+    maximum_streams
+        Requests that may run for one key at a time; None sets no limit.
+    retry_after_s
+        What to tell those who come too soon.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Iterable[SecretStr],
+        *,
+        protect_metrics: bool,
+        maximum_streams: int | None,
+        retry_after_s: Callable[[], int],
+    ) -> None:
+        self._app = app
+        self._maximum, self._retry_after_s = maximum_streams, retry_after_s
+        self._running: Counter[int] = Counter()
+        self._digests = [_digest(key.get_secret_value()) for key in keys]
+        self._open = _OPEN if protect_metrics else _OPEN | {_METRICS}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 401 (the ASGI interface)."""
+        if scope["type"] != "http" or not self._digests:
+            await self._app(scope, receive, send)
+            return
+        given = _digest(bearer(Headers(scope=scope)))
+        # Every key is looked at: the time says nothing of which one it was.
+        found = [number for number, digest in enumerate(self._digests) if secrets.compare_digest(given, digest)]
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if not found and path not in self._open and not path.startswith(_OTHERS):
+            message = "this needs an API key: Authorization: Bearer KEY"
+            refusal = error(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+            await refusal(scope, receive, send)
+            return
+        if not found or self._maximum is None or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        key = found[0]
+        if self._running[key] >= self._maximum:
+            message = f"{self._maximum} requests of this key run already"
+            headers = {"Retry-After": str(self._retry_after_s())}
+            await error(429, message, code="rate_limit_exceeded", headers=headers)(scope, receive, send)
+            return
+        self._running[key] += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._running[key] -= 1
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

@@ -1,0 +1,80 @@
+"""Shared keys: from files or variables, never from a command line; and the control channel that one protects."""
+
+import hashlib
+import secrets
+from pathlib import Path
+
+import zmq
+import zmq.asyncio
+from zmq.utils import z85
+
+# 32 random bytes in hexadecimal have 64 characters; what can be guessed protects nothing.
+MINIMUM_CHARACTERS = 32
+CONTROL_KEY_VARIABLE = "ARES_CONTROL_KEY"
+
+
+class KeyFileError(ValueError):
+    """A key cannot be used; the message never shows any of it."""
+
+
+def read_keys(file: Path) -> list[str]:
+    """Return the keys of a file, one a line; empty lines and those that begin with ``#`` do not count.
+
+    Raises
+    ------
+    KeyFileError
+        There is no such file, or no key in it.
+    """
+    try:
+        lines = [line.strip() for line in file.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise KeyFileError(f"{file}: {reason}") from None
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise KeyFileError(f"{file}: no key in it; make one: openssl rand -hex 32 > {file}")
+    return keys
+
+
+def read_key(file: Path) -> str:
+    """Return the only key of a file; KeyFileError where there is none, or several."""
+    keys = read_keys(file)
+    if len(keys) > 1:
+        raise KeyFileError(f"{file}: {len(keys)} keys where one is wanted")
+    return keys[0]
+
+
+class ControlKey:
+    """The key that all gateways and instances of a cluster share, as CURVE key pair (RFC 26/CurveZMQ).
+
+    Both ends hold the same pair: a gateway is sure of its instance, the instance lets in nobody else
+    (`zmq.auth` asks `callback`), and what they say is encrypted and cannot be said again.
+
+    Raises
+    ------
+    KeyFileError
+        The key is too short.
+    """
+
+    def __init__(self, key: str) -> None:
+        if len(key) < MINIMUM_CHARACTERS:
+            raise KeyFileError(
+                f"the control key is shorter than {MINIMUM_CHARACTERS} characters; make one: openssl rand -hex 32"
+            )
+        self._secret = z85.encode(hashlib.blake2b(key.encode(), digest_size=32, person=b"ares-control").digest())
+        self._public = zmq.curve_public(self._secret)
+
+    def serve(self, socket: "zmq.Socket[bytes]") -> None:
+        """Let only those connect who hold the key; the context of the socket needs an authenticator that asks us."""
+        socket.curve_secretkey = self._secret
+        socket.curve_publickey = self._public
+        socket.curve_server = True
+
+    def connect(self, socket: "zmq.Socket[bytes] | zmq.asyncio.Socket") -> None:
+        """Show the key to the other end, and talk to nobody who does not hold it."""
+        socket.curve_secretkey = self._secret
+        socket.curve_publickey = socket.curve_serverkey = self._public
+
+    def callback(self, _domain: str, client: bytes) -> bool:
+        """Whether a client holds the key (called by `zmq.auth`)."""
+        return secrets.compare_digest(client, self._public)
