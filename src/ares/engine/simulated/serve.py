@@ -57,14 +57,16 @@ class Server:
 
     async def start(self) -> None:
         """Begin to serve; OSError where a port is taken."""
-        self.instance = await self._made()
+        instance = await self._made()
         try:
             self._server = await self._loop.create_server(
                 lambda: Connection(self), self.identity.host, self.identity.port, backlog=_BACKLOG
             )
         except OSError:
-            self.stop()
+            instance.close()
             raise
+        # Not before: whoever sees it may connect.
+        self.instance = instance
 
     async def _made(self) -> Instance:
         """Make the instance; ZeroMQ lets a port go a little after its socket is closed."""
