@@ -348,5 +348,6 @@ def test_a_channel_with_a_key_leaves_nothing_behind() -> None:
     threads, files = threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(5):
         Instance(KEY).channel.close()
-    until(lambda: threading.active_count() <= threads)
-    until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= files)
+    # Five that leaked would show; other tests' connections may still be closing or opening.
+    until(lambda: threading.active_count() <= threads + 2)
+    until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= files + 3)

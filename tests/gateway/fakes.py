@@ -45,7 +45,7 @@ def expected(prompt: list[int], count: int, *, vocabulary: int = 256, eos_at: in
     return tokens[len(prompt) :]
 
 
-async def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+async def eventually(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     """Wait until something is true that nothing announces."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - there is no event
@@ -166,6 +166,8 @@ class FakeInstance:
         self.changed = asyncio.Condition()
         self.predicts: Callable[[Work], tuple[float, float, float]] | None = None
         """Quantiles of what a request still generates, for the telemetry."""
+        self.foretells = False
+        """Let a first prediction leave with each prefill: as many tokens as the prompt has."""
         self.steps = 0
         self._sequence = itertools.count(1)
         self._open: dict[int, web.Request] = {}
@@ -322,7 +324,7 @@ class FakeInstance:
         if self._channel is not None:
             failed = bool(params.get("do_remote_prefill")) and not pulled
             self._channel.post(wire.Admitted(work.key, pulled, failed))
-            if params.get("do_remote_decode"):
+            if params.get("do_remote_decode") and self.foretells:
                 self._channel.post(wire.Predicted(work.key, (1.0, float(len(tokens)), 1000.0)))
         self.running[work.key] = work
         return work

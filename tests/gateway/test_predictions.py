@@ -92,6 +92,7 @@ def test_predicted_peak_of_nothing_and_of_nonsense() -> None:
 
 @pytest.fixture
 async def prefill(fakes: list[FakeInstance]) -> AsyncIterator[Instance]:
+    fakes[0].foretells = True
     async with engine.session() as http:
         pool = Pool([fake.url for fake in fakes], http, 0.02)
         pool.start()
