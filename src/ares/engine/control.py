@@ -91,6 +91,7 @@ class ControlChannel:
         # With a key, a context of its own: a context asks one authenticator for all its sockets.
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance() if key is None else zmq.Context()
         self._authenticator = _authenticator(context, key) if key is not None else None
+        self._own_context = context if key is not None else None
         self._socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         if key is not None:
             key.serve(self._socket)
@@ -165,6 +166,8 @@ class ControlChannel:
         self._socket.close()
         if self._authenticator is not None:
             self._authenticator.stop()
+        if self._own_context is not None:
+            self._own_context.destroy(linger=0)
 
     def _refuse(self) -> None:
         """Count somebody who does not hold the key, and say so ever less often."""
