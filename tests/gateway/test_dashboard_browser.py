@@ -265,7 +265,7 @@ async def test_the_key_is_asked_for_kept_in_the_tab_and_sent_in_a_header(page: B
     stage.play(Show(decode=2, requests=3))
     await page.open(stage.url)
     await page.until("!document.querySelector('#key').hidden")
-    assert await page.evaluate("document.activeElement.id") == "key-input"
+    await page.until("document.activeElement.id === 'key-input'")
     for attempt in ("wrong", "s3cret"):
         await page.type(attempt)
         await page.press("Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
