@@ -264,7 +264,7 @@ async def test_the_key_is_asked_for_kept_in_the_tab_and_sent_in_a_header(page: B
     stage.key = "s3cret"
     stage.play(Show(decode=2, requests=3))
     await page.open(stage.url)
-    await page.until("!document.querySelector('#key').hidden")
+    await page.until("document.querySelector('#key')?.hidden === false")
     await page.until("document.activeElement.id === 'key-input'")
     for attempt in ("wrong", "s3cret"):
         await page.type(attempt)
@@ -279,7 +279,7 @@ async def test_the_key_is_asked_for_kept_in_the_tab_and_sent_in_a_header(page: B
     await eventually(lambda: stage.given[3:] == ["Bearer s3cret"], 30)
     await page.until(f"{SHOWN} && !forget.hidden")
     await page.evaluate("forget.click()")
-    await page.until("!document.querySelector('#key')?.hidden && document.querySelector('main').hidden")
+    await page.until("document.querySelector('#key')?.hidden === false && document.querySelector('main').hidden")
     assert await page.evaluate("sessionStorage.length") == 0
 
 
