@@ -22,7 +22,7 @@ from ares.policy import Dispatch, Preset, SuspendSettings, dispatcher, rebalance
 from ares.policy.entrance import Entrance, Entry
 from ares.policy.moves import Move
 from ares.policy.queue import memory_time
-from ares.policy.rescue import NOWHERE, RescueSettings, rescue
+from ares.policy.rescue import NOWHERE, RescueSettings, beside, rescue
 
 logger = logging.getLogger(__name__)
 
@@ -271,14 +271,9 @@ class Controller:
         if self.viewer.transfer.pause_s is not None:
             settings = replace(settings, stall_s=self.viewer.transfer.pause_s)
         lead = RescueSettings(lead_s=2.0 * self._config.period_s + settings.stall_s)
-        rescues = rescue(view.cluster, lead) if self._policy.predicts else []
-        taken = {one.request for one in rescues}
-        ends = {one.source for one in rescues} | {one.target for one in rescues}
-        moves = [
-            move
-            for move in self._rebalance(view.cluster, settings)
-            if move.request not in taken and move.source not in ends and move.target not in ends
-        ]
+        # Only where suspension is part of the preset: the others are what they are compared as.
+        rescues = rescue(view.cluster, lead) if self._policy.suspends else []
+        moves = beside(self._rebalance(view.cluster, settings), rescues)
         self.log.moves(self.preset, view, settings, lead, rescues, moves)
         for one in rescues:
             sequence = view.sequences[one.request]

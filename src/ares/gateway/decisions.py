@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +115,10 @@ def _arrays(read: dict[str, Any]) -> dict[str, Any]:
 def read_cluster(record: dict[str, Any]) -> Cluster:
     """Return the cluster of a logged decision."""
     made = Cluster(**_arrays(record["cluster"]))
-    return _shaped(made)
-
-
-def _shaped(cluster: Cluster) -> Cluster:
-    if cluster.remaining_tokens is not None and not len(cluster.location):
-        object.__setattr__(cluster, "remaining_tokens", cluster.remaining_tokens.reshape(0, len(cluster.levels)))
-    return cluster
+    if made.remaining_tokens is None:
+        return made
+    # An empty list has lost its second dimension.
+    return replace(made, remaining_tokens=made.remaining_tokens.reshape(-1, len(made.levels)))
 
 
 def read_progress(read: dict[str, Any]) -> Progress:

@@ -12,7 +12,7 @@ from ares.gateway.decisions import read_candidates, read_cluster, read_progress
 from ares.policy import Dispatch, Preset, RebalanceSettings, SuspendSettings, dispatcher, preset, rebalancer
 from ares.policy.admission import AdmissionSettings
 from ares.policy.entrance import Entrance
-from ares.policy.rescue import RescueSettings, rescue
+from ares.policy.rescue import RescueSettings, beside, rescue
 
 
 class ReplayError(ValueError):
@@ -114,12 +114,9 @@ def _entrance(record: dict[str, Any], chosen: Preset, dispatch: Dispatch, *, lik
 def _moves(record: dict[str, Any], chosen: Preset, *, like: bool) -> list[dict[str, Any]]:
     cluster = read_cluster(record)
     settings = RebalanceSettings(**record["settings"]) if like else chosen.settings
-    rescues = rescue(cluster, RescueSettings(**record["lead"])) if chosen.predicts else []
-    ends = {one.source for one in rescues} | {one.target for one in rescues}
-    taken = {one.request for one in rescues}
+    rescues = rescue(cluster, RescueSettings(**record["lead"])) if chosen.suspends else []
     moves = [
         {"kind": "move", "request": one.request, "instance": one.target}
-        for one in rebalancer(chosen.rebalance)(cluster, settings)
-        if one.request not in taken and one.source not in ends and one.target not in ends
+        for one in beside(rebalancer(chosen.rebalance)(cluster, settings), rescues)
     ]
     return [{"kind": "rescue", "request": one.request, "instance": one.target} for one in rescues] + moves

@@ -13,6 +13,7 @@ import numpy as np
 from ares.policy.admission import ADMISSION_GRID, admission_among
 from ares.policy.cluster import Cluster, IntArray
 from ares.policy.forecast import forecast, own_curve, quantile_weights
+from ares.policy.moves import Move
 
 NOWHERE = -1
 
@@ -65,10 +66,6 @@ def rescue(cluster: Cluster, settings: RescueSettings) -> list[Rescue]:
     at = np.searchsorted(grid, steps)
     instances = np.arange(len(steps))
     overflow = ahead.expected[instances, at] - cluster.capacity_tokens
-    waiting = cluster.waiting_tokens
-    # What waits at a full instance is no reason to move what runs there: it has not been let in yet.
-    if waiting is not None:
-        overflow = np.where(overflow > 0.0, overflow, 0.0)
     expected, variance = ahead.expected.copy(), ahead.variance.copy()
     sources = [int(s) for s in np.argsort(-overflow, kind="stable") if overflow[s] > 0.0]
     open_ = cluster.open.copy()
@@ -106,6 +103,12 @@ def rescue(cluster: Cluster, settings: RescueSettings) -> list[Rescue]:
         )
         rescues.append(Rescue(row, source, target if target >= 0 else NOWHERE, reason))
     return rescues
+
+
+def beside(moves: list[Move], rescues: list[Rescue]) -> list[Move]:
+    """Return the moves of a rebalancer that touch no request and no instance of a rescue."""
+    ends = {one.source for one in rescues} | {one.target for one in rescues}
+    return [move for move in moves if move.source not in ends and move.target not in ends]
 
 
 def _cheapest(cluster: Cluster, source: int, steps: int, overflow: float) -> int:
