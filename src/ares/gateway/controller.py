@@ -18,7 +18,7 @@ from ares.gateway.metrics import Metrics
 from ares.gateway.migration import NotMovableError
 from ares.gateway.sequence import Sequence
 from ares.gateway.view import View, Viewer
-from ares.policy import Dispatch, Preset, SuspendSettings, dispatcher, rebalancer
+from ares.policy import Dispatch, Preset, dispatcher, rebalancer
 from ares.policy.entrance import Entrance, Entry
 from ares.policy.moves import Move
 from ares.policy.queue import memory_time
@@ -83,20 +83,9 @@ class Controller:
         self._dispatch: Dispatch = dispatcher(chosen.dispatch)
         self._forecasts = chosen.dispatch == "forecast"
         self._rebalance = rebalancer(chosen.rebalance)
-        self._entrance = Entrance(chosen.admission_settings, self._suspension() if chosen.suspends else None)
+        suspension = chosen.suspend_settings.for_objectives(self._config.slo_ttft_s)
+        self._entrance = Entrance(chosen.admission_settings, suspension if chosen.suspends else None)
         self._changed.set()
-
-    def _suspension(self) -> SuspendSettings:
-        """Scale the knobs of suspension, which were tuned at a first token within 20 s, to this service's objective."""
-        usual = self._policy.suspend_settings
-        scale = self._config.slo_ttft_s / usual.ttft_s
-        return replace(
-            usual,
-            ttft_s=self._config.slo_ttft_s,
-            after_s=usual.after_s * scale,
-            least_slack_s=usual.least_slack_s * scale,
-            urgent_s=usual.urgent_s * scale,
-        )
 
     @property
     def held(self) -> int:
@@ -245,7 +234,7 @@ class Controller:
             outcome = await sequence.suspend()
         except NotMovableError as refusal:  # the policy saw an older state
             outcome = refusal.reason
-        self.suspensions += outcome == "suspended"
+        self.suspensions += outcome in ("suspended", "withdrawn")
         logger.info("suspend %s (%s): %s", sequence.id, outcome, reason)
         self._changed.set()
 
@@ -267,6 +256,10 @@ class Controller:
 
     def _decide_moves(self) -> str:
         view = self.viewer.view(self._sequences.values())
+        if self._policy.suspends:
+            # They run again where there is room, not where there was none.
+            for sequence in (s for s in view.preempted if s.not_movable() is None):
+                self._spawn(self._suspend(sequence, "preempted"))
         settings = self._policy.settings
         if self.viewer.transfer.pause_s is not None:
             settings = replace(settings, stall_s=self.viewer.transfer.pause_s)

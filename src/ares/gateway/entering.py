@@ -76,6 +76,7 @@ class Entering:
     # The instance and key whose KV waits for this sequence, until somebody else has it.
     _holder: tuple[Instance, str] | None = None
     _pausing: bool = False
+    _withdrawn: bool = False
     _patience: Patience = field(default_factory=Patience)
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 

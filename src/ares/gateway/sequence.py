@@ -68,7 +68,8 @@ class Sequence(Entering):
                     pausing = self._pausing
                     following = None if pausing else await self._hand_over(segment)
                 except EngineLostError as error:
-                    pausing, following = False, await self._recover(segment, error, emit)
+                    pausing = self._withdrawn
+                    following = None if pausing else await self._recover(segment, error, emit)
                 segment = await self._resume(emit) if pausing else following
         finally:
             self._close()
@@ -94,7 +95,7 @@ class Sequence(Entering):
 
     async def _resume(self, emit: Emit) -> Segment | None:
         """Wait to be admitted, prefill what there is so far, and enter; None where the next token is the last."""
-        self._segment, self._pausing, self.phase = None, False, "suspended"
+        self._segment, self._pausing, self._withdrawn, self.phase = None, False, False, "suspended"
         self._free_holder()
         where = await self._admission(set())
         first, transfer = await self._prefill()
@@ -198,6 +199,8 @@ class Sequence(Entering):
     async def suspend(self) -> str:
         """Stop generating and let the KV go until `placement` admits it again; return how that went, in one word.
 
+        One that its instance has preempted is taken out of the queue there.
+
         Raises
         ------
         NotMovableError
@@ -211,6 +214,11 @@ class Sequence(Entering):
             cut = await source.instance.cut(source.key, self.handover_timeout_s)
         except TimeoutError:
             return "source_silent"  # should it be cut after all, it waits for admission then
+        if cut.outcome == "not_running" and self._segment is source and self._move is None:
+            self._withdrawn = True
+            self.suspensions += 1
+            source.stream.close()
+            return "withdrawn"
         if cut.outcome != "pinned":
             self._pausing = False
             return cut.outcome

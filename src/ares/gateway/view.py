@@ -33,6 +33,8 @@ class View:
     running: Progress
     instances: list[Instance]
     sequences: list[Sequence]
+    preempted: list[Sequence]
+    """Those whose KV an instance has thrown away: they wait in its own queue."""
 
 
 class Viewer:
@@ -56,7 +58,10 @@ class Viewer:
         self._cooldown_s = cooldown_s
 
     def view(self, sequences: Iterable[Sequence], exclude: Collection[str] = ()) -> View:
-        """Return the decode pool now; instances named in `exclude` are shown closed."""
+        """Return the decode pool now; instances named in `exclude` are shown closed.
+
+        Tokens are counted in whole blocks, as memory is: with large blocks it would run out long before the tokens do.
+        """
         now = time.monotonic()
         instances = list(self._pool.decode())
         index = {id(i): n for n, i in enumerate(instances)}
@@ -65,22 +70,27 @@ class Viewer:
         ]
         promised = np.zeros(len(instances), dtype=np.int64)
         shown: list[Sequence] = []
+        preempted: list[Sequence] = []
         location, resident, movable, remaining = [], [], [], []
         for sequence in sequences:
             if sequence.incoming is not None and (target := index.get(id(sequence.incoming))) is not None:
-                promised[target] += sequence.tokens
+                promised[target] += in_blocks(sequence.tokens, instances[target])
             where = index.get(id(sequence.instance or sequence.destination))
             if where is None:
                 continue
             row = rows[where].pop(sequence.key or "", None)
             shown.append(sequence)
             location.append(where)
-            resident.append(row.resident if row is not None and row.resident else sequence.tokens)
+            tokens = row.resident if row is not None and row.resident else sequence.tokens
+            if row is not None and row.state == "waiting" and row.output:
+                preempted.append(sequence)
+                tokens = 0
+            resident.append(in_blocks(tokens, instances[where]))
             cool = not sequence.moved_at or now - sequence.moved_at > self._cooldown_s
             movable.append(cool and sequence.not_movable() is None)
             remaining.append(self.remaining(sequence, row))
         for n, strangers in enumerate(rows):  # requests of other gateways
-            promised[n] += sum(row.resident for row in strangers.values())
+            promised[n] += sum(in_blocks(row.resident, instances[n]) for row in strangers.values())
         laws = [i.steps.law for i in instances]
         known = [law for law in laws if law is not None]
         # An instance that has not worked yet is taken to be like the others.
@@ -102,7 +112,7 @@ class Viewer:
             transfer_bytes_s=self.transfer.tokens_s or 1e6,
             token_bytes=1.0,  # transfers are counted in tokens
         )
-        return View(cluster, self._progress(shown, cluster, now), instances, shown)
+        return View(cluster, self._progress(shown, cluster, now), instances, shown, preempted)
 
     def loads(self, sequences: Iterable[Sequence], exclude: Collection[str] = ()) -> View:
         """Return the decode pool without its requests: what dispatch asks at every arrival must not look at them all.
@@ -127,15 +137,16 @@ class Viewer:
             resident_tokens=none,
             movable=none.astype(np.bool_),
         )
-        return View(cluster, self._progress([], cluster, 0.0), instances, [])
+        return View(cluster, self._progress([], cluster, 0.0), instances, [], [])
 
     def candidates(self, waiting: Iterable[Sequence], cluster: Cluster) -> Candidates:
         """Return sequences outside decode as the policy sees them, in the given order."""
         now = time.monotonic()
         shown = list(waiting)
+        coarsest = max(self._pool.decode(), key=lambda i: i.hello.block_size if i.hello else 0)
         return Candidates(
             requests=tuple(s.id for s in shown),
-            tokens=np.array([s.tokens for s in shown], dtype=np.int64),
+            tokens=np.array([in_blocks(s.tokens, coarsest) for s in shown], dtype=np.int64),
             remaining_tokens=np.array([self.remaining(s, None) for s in shown]).reshape(len(shown), 3),
             rank=np.array([s.objective.rank for s in shown], dtype=np.int64),
             waited_s=np.array([now - (s.waiting_since if s.phase == "suspended" else s.arrived_at) for s in shown]),
@@ -174,6 +185,12 @@ class Viewer:
             ttft_s=np.array([s.objective.ttft_s for s in sequences]),
             tpot_s=np.array([usual if s.objective.tpot_s is None else s.objective.tpot_s for s in sequences]),
         )
+
+
+def in_blocks(tokens: int, instance: Instance) -> int:
+    """Return the tokens of the KV blocks that a sequence of so many holds on an instance, the next one included."""
+    size = instance.hello.block_size if instance.hello is not None else 1
+    return -(-(tokens + 1) // size) * size if tokens else 0
 
 
 def _open(instances: list[Instance], exclude: Collection[str]) -> BoolArray:

@@ -6,7 +6,7 @@ is to cut a request and let its KV go; to resume is to prefill its tokens again,
 over like a new one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,18 @@ class SuspendSettings:
     urgent_steps: float = 125.0
     longest_s: float = 900.0
     ratio: float = 1.3
+
+    def for_objectives(self, ttft_s: float, tpot_s: float | None = None) -> "SuspendSettings":
+        """Return the same for other objectives: its times were tuned at this first token, and scale with it."""
+        scale = ttft_s / self.ttft_s
+        return replace(
+            self,
+            ttft_s=ttft_s,
+            tpot_s=self.tpot_s if tpot_s is None else tpot_s,
+            after_s=self.after_s * scale,
+            least_slack_s=self.least_slack_s * scale,
+            urgent_s=self.urgent_s * scale,
+        )
 
 
 def final_slack_s(tpot_s: float, generated: float, elapsed_s: float, remaining: float, step_s: float) -> float:

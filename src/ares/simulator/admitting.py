@@ -14,6 +14,7 @@ from ares.simulator.state import (
     AGE_SHARE,
     BASE_S,
     BLOCK_SIZE,
+    FIRST_AT_PREFILL,
     HAS_PREDICTION,
     HEADROOM,
     HELD,
@@ -187,7 +188,15 @@ def _enter(
 ) -> None:
     state.expected[instance] += mean
     state.variance[instance] += variance
+    give_first(state, request, moment)
     enter(state, request, instance, moment)
+
+
+@compiled
+def give_first(state: State, request: int, moment: float) -> None:
+    """Give the token of the prefill to the client, where that is how it is done and it has none yet."""
+    if state.scalars[FIRST_AT_PREFILL] > 0.0 and np.isnan(state.first_token[request]):
+        state.first_token[request] = moment
 
 
 @compiled

@@ -23,6 +23,7 @@ from ares.simulator.state import (
     EVENTS,
     EVICT_BY_VOLUME,
     FINISHED_COUNT,
+    FIRST_AT_PREFILL,
     FULL_STEP_S,
     HAS_PREDICTION,
     HEADROOM,
@@ -112,6 +113,9 @@ class Simulation:
         Of the predictor's errors.
     failures
         (time, instance): the instance is lost, and its requests resume elsewhere from their tokens.
+    first_at_prefill
+        The client gets the token of the prefill once the request may decode, as from the gateway of ARES, instead of
+        its first one from decode, as from most routers.
     """
 
     workload: Workload
@@ -123,6 +127,7 @@ class Simulation:
     period_s: float = 0.5
     seed: int = 0
     failures: Sequence[tuple[float, int]] = ()
+    first_at_prefill: bool = False
 
     def build(self) -> State:
         """Make the state at time zero; ProfileError or ValueError where the inputs cannot work."""
@@ -166,6 +171,7 @@ class Simulation:
             STALL_S: first.stall_s,
             DISPATCH_RULE: 0 if self.preset.dispatch == "round_robin" else 1,
             HOLD: self.preset.admission == "forecast",
+            FIRST_AT_PREFILL: self.first_at_prefill and bool(self.prefill),
             EVICT_BY_VOLUME: self.preset.queue == "volume" and predicts,
             SEED: self.seed,
             SIGMA_START: 0.0 if exact else self.error.start,

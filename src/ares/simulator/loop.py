@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ares.simulator.admitting import admit_held, hand_out
+from ares.simulator.admitting import admit_held, give_first, hand_out
 from ares.simulator.compiled import compiled, heap_pop, tree_first, tree_set
 from ares.simulator.decisions import enter, refresh, reroute
 from ares.simulator.instance import poke, wake
@@ -40,6 +40,8 @@ def finish_prefill(state: State, prefill: int, moment: float) -> None:
     state.prefill_current[prefill] = NOBODY
     state.prefill_backlog[prefill] -= state.prompt[request] + state.generated[request]
     tree_set(state.tree, len(state.time) + prefill, np.inf)
+    if state.scalars[HOLD] == 0.0:
+        give_first(state, request, moment)
     if state.place[request] == NOBODY:
         hand_out(state, request, moment)
     elif state.closed[state.place[request]] != 0:

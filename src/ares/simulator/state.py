@@ -191,8 +191,9 @@ WORDS = 3
     URGENT_STEPS,
     PREFILL_RESUMES,
     STEP_BUDGET_S,
+    FIRST_AT_PREFILL,
     SCALARS,
-) = range(34)
+) = range(35)
 
 
 def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: int) -> State:

@@ -78,6 +78,9 @@ def command(
     slo_ttft: Annotated[float, typer.Option(min=0, help="TTFT objective, seconds.")] = 10.0,
     slo_tpot: Annotated[float, typer.Option(min=0, help="TPOT objective, seconds.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Of arrivals and of the order of prompts.")] = 0,
+    dtype: Annotated[
+        str, typer.Option(help="Of the real engines: in float32 no token depends on who else is in the batch.")
+    ] = "auto",
     model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
     port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
@@ -85,7 +88,8 @@ def command(
 ) -> None:
     """Compare presets on real engines: the same prompts and arrivals, in turns, and the simulator's word on them.
 
-    Outputs are greedy, so every preset must produce the same tokens; the result says whether it did.
+    Outputs are greedy: with --dtype float32 every preset must produce the same tokens, and the result says whether it
+    did; in bfloat16 near ties fall as the batch happens to be.
     """
     from ares.config import live_preset
     from ares.operator_cli import fail
@@ -114,7 +118,7 @@ def command(
         port=port,
         simulate=simulate,
         vllm_flags=tuple(
-            local_flags(["--kv-cache-memory-bytes", kv_bytes, "--max-model-len", "2048"])
+            local_flags(["--kv-cache-memory-bytes", kv_bytes, *_SHORT, "--dtype", dtype])
             if simulate is None
             else engine_flags
         ),
@@ -125,13 +129,14 @@ def command(
         every, instances, token_s = asyncio.run(_measure(cluster.url, model, names, planned, rounds, console))
     from ares.bench.live import fidelity  # the simulator takes its time to load
 
-    runs = [run for one in every for run in one]
+    runs, slo = [run for one in every for run in one], (slo_ttft, slo_tpot)
     figures = [{run.preset: judge.summary(run, slo_ttft, slo_tpot) for run in one} for one in every]
     bases = [name for name in names if name.startswith("static") or name == "off"] or names[:1]
     result = {
         "benchmark": "live",
         "model": model,
         "engines": f"simulated: {simulate}" if simulate else "vLLM",
+        "dtype": dtype,
         "prefill": prefill,
         "decode": decode,
         "kv_tokens": [row.get("capacity_tokens") for row in instances if row["role"] != "prefill"],
@@ -142,14 +147,14 @@ def command(
         "rounds": [{"runs": list(one.values())} for one in figures],
         "ratios": [judge.ratios(figures, name, base) for name in names if name not in bases for base in bases],
         "requests_with_differing_tokens": judge.differing(runs),
-        "simulator": [said for run in runs if (said := fidelity.predicted(run, instances, token_s)) is not None],
+        "simulator": [said for run in runs if (said := fidelity.predicted(run, instances, token_s, slo)) is not None],
     }
     _show(names, figures, result)
     if report is not None:
         from ares.bench.live import plots
 
         report.mkdir(parents=True, exist_ok=True)
-        plots.draw(runs, report / "live.svg")
+        plots.draw(runs, report / f"{json_file.stem if json_file else 'live'}.svg")
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(result, indent=2) + "\n")

@@ -1,5 +1,6 @@
 """The simulator asked what these runs would be, from the laws that the gateway had fitted by their end."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,13 @@ def profile_of(run: Run, decode: dict[str, Any], prefill_token_s: float, name: s
     )
 
 
-def predicted(run: Run, instances: list[dict[str, Any]], prefill_token_s: float) -> dict[str, Any] | None:
-    """Simulate one run with its own arrivals and lengths; errors are relative to what was measured."""
+def predicted(
+    run: Run, instances: list[dict[str, Any]], prefill_token_s: float, slo_s: tuple[float, float]
+) -> dict[str, Any] | None:
+    """Simulate one run with its own arrivals and lengths, under these objectives (first token, every further one).
+
+    Errors are relative to what was measured.
+    """
     came = lengths(run)
     decode = [row for row in instances if row["role"] != "prefill"]
     profiles = [profile_of(run, row, prefill_token_s, row["name"]) for row in decode]
@@ -52,7 +58,10 @@ def predicted(run: Run, instances: list[dict[str, Any]], prefill_token_s: float)
         np.array([len(seen.tokens) for seen in came], np.int64),
     )
     prefill = [known[0].model_copy(update={"name": row["name"]}) for row in instances if row["role"] == "prefill"]
-    simulation = Simulation(work, known, prefill, preset(run.preset), run.preset, ERROR_MODELS["continuous"])
+    policy = preset(run.preset)
+    policy = replace(policy, suspend_settings=policy.suspend_settings.for_objectives(*slo_s))
+    error = ERROR_MODELS["continuous"]
+    simulation = Simulation(work, known, prefill, policy, run.preset, error, first_at_prefill=True)
     outcome = simulation.run()
     measured = {"ttft_s": [seen.ttft_s for seen in came], "tpot_s": [seen.tpot_s for seen in came]}
     made = {"ttft_s": metrics.ttft_s(outcome), "tpot_s": metrics.tpot_s(outcome)}
