@@ -152,6 +152,8 @@ class FakeInstance:
         self.hold_at: int | None = None
         """Generate no further than this many tokens of prompt and output."""
         self.asked: list[dict[str, Any]] = []
+        self.preempted: set[str] = set()
+        """Keys of what waits for memory: neither steps nor can be cut."""
         self.cuts: list[str] = []
         self.copies: list[str] = []
         self.released: list[str] = []
@@ -356,7 +358,8 @@ class FakeInstance:
             await self._tell()
 
     def _samples(self, work: Work) -> bool:
-        return self.hold_at is None or len(work.tokens) < self.hold_at
+        held = self.hold_at is not None and len(work.tokens) >= self.hold_at
+        return not held and work.key not in self.preempted
 
     def _step(self, work: Work) -> None:
         if self.faults.abort:
@@ -460,7 +463,7 @@ class FakeInstance:
         work = self.running.get(command.key)
         if work is None:
             self._post(wire.Handover(command.call, command.key, "unknown"), sender)
-        elif self.faults.not_running or work.cut is not None:
+        elif self.faults.not_running or work.cut is not None or command.key in self.preempted:
             self._post(wire.Handover(command.call, command.key, "not_running"), sender)
         else:
             work.cut = (sender, command)
@@ -519,9 +522,9 @@ class FakeInstance:
         rows = [
             wire.Row(
                 work.key,
-                len(work.tokens),
+                0 if work.key in self.preempted else len(work.tokens),
                 len(work.tokens) - work.prompt_tokens,
-                "running",
+                "waiting" if work.key in self.preempted else "running",
                 self.predicts(work) if self.predicts is not None else None,
             )
             for work in list(self.running.values())

@@ -139,6 +139,62 @@ async def test_before_memory_ends_a_request_is_moved(model_folder: Path) -> None
         assert any(record.reason.startswith("rescue: ") for record in gateway.migrations)
 
 
+async def test_what_is_preempted_runs_again_where_there_is_room(model_folder: Path) -> None:
+    async with cluster(model_folder) as (gateway, fakes):
+        for fake in fakes[1:]:
+            fake.hold_at = 60
+        client = Client(gateway, 200, name="r0", prompt=[3] * 30)
+        await eventually(lambda: len(client.tokens) == 30, 20)
+        full = next(fake for fake in fakes[1:] if fake.running)
+        full.preempted |= set(full.running)
+        for fake in fakes[1:]:
+            fake.hold_at = None
+        await client.finish()
+        client.check(200)
+        assert gateway.controller.suspensions == 1
+        assert not gateway.migrations
+
+
+async def test_a_static_preset_leaves_the_preempted_to_the_engine(model_folder: Path) -> None:
+    async with cluster(model_folder, preset="ares-no-prediction") as (gateway, fakes):
+        for fake in fakes[1:]:
+            fake.hold_at = 60
+        client = Client(gateway, 200, name="r0", prompt=[3] * 30)
+        await eventually(lambda: len(client.tokens) == 30, 20)
+        full = next(fake for fake in fakes[1:] if fake.running)
+        full.preempted |= set(full.running)
+        await eventually(lambda: bool(gateway.controller.viewer.view(gateway.sequences.values()).preempted))
+        view = gateway.controller.viewer.view(gateway.sequences.values())
+        assert view.cluster.resident_tokens.tolist() == [0]
+        full.preempted.clear()
+        for fake in fakes[1:]:
+            fake.hold_at = None
+        await client.finish()
+        client.check(200)
+        assert gateway.controller.suspensions == 0
+
+
+async def test_memory_is_counted_in_blocks(model_folder: Path) -> None:
+    async with cluster(model_folder) as (gateway, fakes):
+        for fake in fakes[1:]:
+            fake.hold_at = 47
+        client = Client(gateway, 200, name="r0", prompt=[3] * 30)
+        await eventually(lambda: len(client.tokens) == 17, 20)
+        # 47 tokens fill three blocks of 16, but for the next token; 48 would hold a fourth.
+        await eventually(lambda: viewed(gateway) == [48])
+        for fake in fakes[1:]:
+            fake.hold_at = 48
+        await eventually(lambda: viewed(gateway) == [64])
+        for fake in fakes[1:]:
+            fake.hold_at = None
+        await client.finish()
+
+
+def viewed(gateway: Gateway) -> list[int]:
+    resident: list[int] = gateway.controller.viewer.view(gateway.sequences.values()).cluster.resident_tokens.tolist()
+    return resident
+
+
 async def test_what_does_not_fit_anywhere_is_refused_in_time(model_folder: Path) -> None:
     async with cluster(model_folder, maximum_wait_s=0.3) as (gateway, fakes):
         teach(gateway, 500)

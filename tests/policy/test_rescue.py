@@ -50,3 +50,10 @@ def test_two_in_need_do_not_take_each_others() -> None:
     assert [one.target for one in rescue(cluster, AHEAD)] == [NOWHERE, NOWHERE]
     third = running([(0, 500, 900), (0, 400, 900), (1, 500, 900), (1, 400, 900), (2, 10, 9)], instances=3)
     assert sorted(one.target for one in rescue(third, replace(AHEAD, lead_s=2.0))) == [NOWHERE, 2]
+
+
+def test_the_block_that_may_be_begun_is_kept_free() -> None:
+    cluster = running([(0, 400, 900), (0, 440, 900), (1, 100, 50)], instances=2)
+    assert rescue(cluster, AHEAD) == []
+    (one,) = rescue(cluster, replace(AHEAD, margin_tokens=128))
+    assert (one.request, one.target) == (0, 1)

@@ -63,6 +63,28 @@ def test_equals_the_reference(seed: int, name: str, prefill: int, rate: float) -
     assert outcome.events < expected.steps, "fewer events than steps: time is jumped over"
 
 
+@pytest.mark.parametrize("name", ["static-rr", "ares"])
+def test_a_first_token_from_prefill_changes_nothing_but_itself(name: str) -> None:
+    work, decode = workload(1, 80, 20.0), [small(), small()]
+    from_decode = Simulation(work, decode, [small(4000)], preset(name), name).run()
+    from_prefill = Simulation(work, decode, [small(4000)], preset(name), name, first_at_prefill=True).run()
+    assert (from_prefill.first_token_s > work.arrival_s).all()
+    assert (from_prefill.first_token_s < from_decode.first_token_s).all()
+    if name == "static-rr":  # suspension looks at first tokens
+        np.testing.assert_array_equal(from_prefill.finish_s, from_decode.finish_s)
+        # One prompt after the other, whatever decode does.
+        assert (np.diff(np.sort(from_prefill.first_token_s)) > LAW.base_s).all()
+
+
+def test_without_prefill_instances_the_first_token_comes_from_decode() -> None:
+    work = workload(1, 40, 3.0)
+    outcomes = [
+        Simulation(work, [small()], [], preset("static-rr"), "static-rr", first_at_prefill=wanted).run()
+        for wanted in (False, True)
+    ]
+    np.testing.assert_array_equal(outcomes[0].first_token_s, outcomes[1].first_token_s)
+
+
 def test_every_request_has_a_first_token_when_joining_meets_preemption() -> None:
     """Preempting a request moves another one to its slot; who joined in the same step must not be missed."""
     for seed in range(6):

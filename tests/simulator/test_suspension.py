@@ -55,6 +55,17 @@ def test_the_short_start_in_time_and_the_long_still_finish_in_time() -> None:
     assert within(suspending) == (1.0, 1.0)
 
 
+def test_the_knobs_scale_with_the_objective_they_were_tuned_at() -> None:
+    usual = SuspendSettings()
+    strict = usual.for_objectives(usual.ttft_s / 2, 0.1)
+    assert (strict.after_s, strict.least_slack_s, strict.urgent_s) == (
+        usual.after_s / 2,
+        usual.least_slack_s / 2,
+        usual.urgent_s / 2,
+    )
+    assert (strict.ttft_s, strict.tpot_s, strict.longest_s) == (usual.ttft_s / 2, 0.1, usual.longest_s)
+
+
 def test_where_prefill_is_too_small_the_decode_instance_resumes_them() -> None:
     outcome = run(suspends=True, prefill_tokens=600)
     assert outcome.suspensions > 0

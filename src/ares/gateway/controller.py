@@ -263,7 +263,10 @@ class Controller:
         settings = self._policy.settings
         if self.viewer.transfer.pause_s is not None:
             settings = replace(settings, stall_s=self.viewer.transfer.pause_s)
-        lead = RescueSettings(lead_s=2.0 * self._config.period_s + settings.stall_s)
+        lead = RescueSettings(
+            lead_s=2.0 * self._config.period_s + settings.stall_s,
+            margin_tokens=max((i.hello.block_size for i in view.instances if i.hello is not None), default=0),
+        )
         # Only where suspension is part of the preset: the others are what they are compared as.
         rescues = rescue(view.cluster, lead) if self._policy.suspends else []
         moves = beside(self._rebalance(view.cluster, settings), rescues)

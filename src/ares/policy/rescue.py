@@ -30,11 +30,14 @@ class RescueSettings:
         Standard deviations above the expectation that must fit at the target.
     headroom
         Share of a target's KV that must stay free.
+    margin_tokens
+        Tokens that must stay free at the end of the lead: memory is taken in blocks, and some request may begin one.
     """
 
     lead_s: float = 2.0
     deviations: float = 1.0
     headroom: float = 0.02
+    margin_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ def rescue(cluster: Cluster, settings: RescueSettings) -> list[Rescue]:
     ahead = forecast(cluster, grid)
     at = np.searchsorted(grid, steps)
     instances = np.arange(len(steps))
-    overflow = ahead.expected[instances, at] - cluster.capacity_tokens
+    overflow = ahead.expected[instances, at] - (cluster.capacity_tokens - settings.margin_tokens)
     expected, variance = ahead.expected.copy(), ahead.variance.copy()
     sources = [int(s) for s in np.argsort(-overflow, kind="stable") if overflow[s] > 0.0]
     open_ = cluster.open.copy()
