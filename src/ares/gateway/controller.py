@@ -263,12 +263,9 @@ class Controller:
         settings = self._policy.settings
         if self.viewer.transfer.pause_s is not None:
             settings = replace(settings, stall_s=self.viewer.transfer.pause_s)
-        lead = RescueSettings(
-            lead_s=2.0 * self._config.period_s + settings.stall_s,
-            margin_tokens=max((i.hello.block_size for i in view.instances if i.hello is not None), default=0),
-        )
+        lead = RescueSettings(lead_s=2.0 * self._config.period_s + settings.stall_s)
         # Only where suspension is part of the preset: the others are what they are compared as.
-        rescues = rescue(view.cluster, lead) if self._policy.suspends else []
+        rescues = rescue(view.cluster, lead, view.running) if self._policy.suspends else []
         moves = beside(self._rebalance(view.cluster, settings), rescues)
         self.log.moves(self.preset, view, settings, lead, rescues, moves)
         for one in rescues:

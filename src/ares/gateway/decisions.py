@@ -60,7 +60,14 @@ class DecisionLog:
         """Log the moves of a period; a period without anything to decide is left out."""
         if len(view.sequences):
             self._write(
-                "moves", preset, settings=settings, lead=lead, cluster=view.cluster, rescues=rescues, decided=decided
+                "moves",
+                preset,
+                settings=settings,
+                lead=lead,
+                cluster=view.cluster,
+                running=view.running,
+                rescues=rescues,
+                decided=decided,
             )
 
     def _write(self, kind: str, preset: str, **record: Any) -> None:

@@ -114,7 +114,8 @@ def _entrance(record: dict[str, Any], chosen: Preset, dispatch: Dispatch, *, lik
 def _moves(record: dict[str, Any], chosen: Preset, *, like: bool) -> list[dict[str, Any]]:
     cluster = read_cluster(record)
     settings = RebalanceSettings(**record["settings"]) if like else chosen.settings
-    rescues = rescue(cluster, RescueSettings(**record["lead"])) if chosen.suspends else []
+    lead, running = RescueSettings(**record["lead"]), read_progress(record["running"])
+    rescues = rescue(cluster, lead, running) if chosen.suspends else []
     moves = [
         {"kind": "move", "request": one.request, "instance": one.target}
         for one in beside(rebalancer(chosen.rebalance)(cluster, settings), rescues)

@@ -61,6 +61,7 @@ class Viewer:
         """Return the decode pool now; instances named in `exclude` are shown closed.
 
         Tokens are counted in whole blocks, as memory is: with large blocks it would run out long before the tokens do.
+        One block of each instance stays out of account, for the request that begins it first.
         """
         now = time.monotonic()
         instances = list(self._pool.decode())
@@ -97,7 +98,7 @@ class Viewer:
         law = np.array([one if one is not None else np.mean(known, axis=0) for one in laws]) if known else None
         cluster = Cluster(
             instances=tuple(i.name for i in instances),
-            capacity_tokens=np.array([i.capacity_tokens for i in instances], dtype=np.int64),
+            capacity_tokens=np.array([_usable_tokens(i) for i in instances], dtype=np.int64),
             promised_tokens=promised,
             open=_open(instances, exclude),
             requests=tuple(s.id for s in shown),
@@ -191,6 +192,11 @@ def in_blocks(tokens: int, instance: Instance) -> int:
     """Return the tokens of the KV blocks that a sequence of so many holds on an instance, the next one included."""
     size = instance.hello.block_size if instance.hello is not None else 1
     return -(-(tokens + 1) // size) * size if tokens else 0
+
+
+def _usable_tokens(instance: Instance) -> int:
+    size = instance.hello.block_size if instance.hello is not None else 0
+    return max(instance.capacity_tokens - size, 0)
 
 
 def _open(instances: list[Instance], exclude: Collection[str]) -> BoolArray:

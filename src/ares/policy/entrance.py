@@ -43,6 +43,21 @@ class Progress:
     ttft_s: FloatArray
     tpot_s: FloatArray
 
+    def spare(self, remaining: FloatArray, step_s: FloatArray | float) -> tuple[FloatArray, BoolArray]:
+        """Return the seconds that requests may stand still, and which miss their objectives even without.
+
+        Parameters
+        ----------
+        remaining
+            Quantiles of what each will still generate, shape (R, Q).
+        step_s
+            Seconds a token takes, shape (R,) or one for all.
+        """
+        known = (self.tpot_s, self.generated, self.elapsed_s)
+        least: FloatArray = final_slack_s(*known, remaining[:, 0], step_s)  # type: ignore[arg-type,assignment]
+        most: FloatArray = final_slack_s(*known, remaining[:, -1], step_s)  # type: ignore[arg-type,assignment]
+        return least, self.late | (most < 0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
@@ -213,10 +228,7 @@ class _Round:
         count = len(progress.generated)
         if self.suspension is None or remaining is None:
             return np.full(count, np.inf), np.zeros(count, np.bool_)
-        known = (progress.tpot_s, progress.generated, progress.elapsed_s)
-        least: FloatArray = final_slack_s(*known, remaining[:, 0], self.step_s)  # type: ignore[arg-type,assignment]
-        most: FloatArray = final_slack_s(*known, remaining[:, -1], self.step_s)  # type: ignore[arg-type,assignment]
-        return least, progress.late | (most < 0.0)
+        return progress.spare(remaining, self.step_s)
 
     # --- entering ---
 

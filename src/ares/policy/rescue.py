@@ -2,8 +2,9 @@
 
 The rebalancer spreads load and lets a few periods pass where a move gains little. Memory does not wait: when the
 expected tokens of an instance exceed its capacity within the time that a move takes, the cheapest request that prevents
-it is moved where it fits; where it fits nowhere, it is suspended and resumes where there is room, which costs a prefill
-as a preemption does, but not on the full instance, and not of the request that vLLM would have picked.
+it is moved where it fits. Where it fits nowhere, the one with the most time to spare is suspended and resumes where
+there is room, which costs a prefill as a preemption does, but not on the full instance, and not of the request that
+vLLM would have picked.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ares.policy.admission import ADMISSION_GRID, admission_among
-from ares.policy.cluster import Cluster, IntArray
+from ares.policy.cluster import Cluster, FloatArray, IntArray
+from ares.policy.entrance import Progress
 from ares.policy.forecast import forecast, own_curve, quantile_weights
 from ares.policy.moves import Move
 
@@ -30,14 +32,11 @@ class RescueSettings:
         Standard deviations above the expectation that must fit at the target.
     headroom
         Share of a target's KV that must stay free.
-    margin_tokens
-        Tokens that must stay free at the end of the lead: memory is taken in blocks, and some request may begin one.
     """
 
     lead_s: float = 2.0
     deviations: float = 1.0
     headroom: float = 0.02
-    margin_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +58,27 @@ def lead_steps(cluster: Cluster, lead_s: float) -> IntArray:
     return np.ceil(lead_s / np.maximum(step_s, 1e-4)).astype(np.int64)
 
 
-def rescue(cluster: Cluster, settings: RescueSettings) -> list[Rescue]:
-    """Return the rescues of one period, at most one an instance, the direst first."""
+def rescue(cluster: Cluster, settings: RescueSettings, running: Progress) -> list[Rescue]:
+    """Return the rescues of one period, at most one an instance, the direst first.
+
+    Parameters
+    ----------
+    cluster
+        The decode pool.
+    settings
+        The knobs.
+    running
+        How its requests stand, R elements.
+    """
     if not len(cluster.location):
         return []
+    spare = _spare_s(cluster, running)
     steps = lead_steps(cluster, settings.lead_s)
     grid = np.unique(np.concatenate([np.asarray(ADMISSION_GRID, np.int64), steps]))
     ahead = forecast(cluster, grid)
     at = np.searchsorted(grid, steps)
     instances = np.arange(len(steps))
-    overflow = ahead.expected[instances, at] - (cluster.capacity_tokens - settings.margin_tokens)
+    overflow = ahead.expected[instances, at] - cluster.capacity_tokens
     expected, variance = ahead.expected.copy(), ahead.variance.copy()
     sources = [int(s) for s in np.argsort(-overflow, kind="stable") if overflow[s] > 0.0]
     open_ = cluster.open.copy()
@@ -76,9 +86,10 @@ def rescue(cluster: Cluster, settings: RescueSettings) -> list[Rescue]:
     weights = quantile_weights(cluster.levels)
     rescues: list[Rescue] = []
     for source in sources:
-        row = _cheapest(cluster, source, int(steps[source]), float(overflow[source]))
-        if row < 0:
+        enough = _enough(cluster, source, int(steps[source]), float(overflow[source]))
+        if not len(enough):
             continue
+        row = int(enough[0])
         remaining = np.full(len(weights), np.inf)
         if cluster.remaining_tokens is not None:
             remaining = np.nan_to_num(cluster.remaining_tokens[row], nan=np.inf)
@@ -96,14 +107,14 @@ def rescue(cluster: Cluster, settings: RescueSettings) -> list[Rescue]:
             settings.deviations,
             settings.headroom,
         )
+        lack = f"{cluster.instances[source]} lacks {overflow[source]:.0f} of {cluster.capacity_tokens[source]} tokens"
         if target >= 0:
             expected[target] += mean
             variance[target] += spread
-        where = cluster.instances[target] if target >= 0 else "nowhere, so it is suspended"
-        reason = (
-            f"{cluster.instances[source]} lacks {overflow[source]:.0f} of {cluster.capacity_tokens[source]} tokens "
-            f"in {steps[source]} steps; {resident:.0f} tokens fit {where}"
-        )
+            reason = f"{lack} in {steps[source]} steps; {resident:.0f} tokens fit {cluster.instances[target]}"
+        else:
+            row = int(enough[np.argmax(spare[enough])])
+            reason = f"{lack} in {steps[source]} steps; what fits nowhere else can stand still for {spare[row]:.1f} s"
         rescues.append(Rescue(row, source, target if target >= 0 else NOWHERE, reason))
     return rescues
 
@@ -114,8 +125,8 @@ def beside(moves: list[Move], rescues: list[Rescue]) -> list[Move]:
     return [move for move in moves if move.source not in ends and move.target not in ends]
 
 
-def _cheapest(cluster: Cluster, source: int, steps: int, overflow: float) -> int:
-    """Return the smallest movable request whose leaving is enough, else the largest that there is; -1 for none.
+def _enough(cluster: Cluster, source: int, steps: int, overflow: float) -> IntArray:
+    """Return the movable requests of which one is enough, the smallest first; where none is, the largest there is.
 
     One that is likely to end by itself before is not worth its move.
     """
@@ -125,9 +136,19 @@ def _cheapest(cluster: Cluster, source: int, steps: int, overflow: float) -> int
         able = able & ~(middle <= steps)
     rows = np.flatnonzero(able)
     if not len(rows) or np.count_nonzero(cluster.location == source) < 2:
-        return -1
+        return rows[:0]
     relief = cluster.resident_tokens[rows] + steps
     enough = relief >= overflow
     if enough.any():
-        return int(rows[np.argmin(np.where(enough, relief, np.iinfo(np.int64).max))])
-    return int(rows[np.argmax(relief)])
+        chosen: IntArray = rows[enough][np.argsort(relief[enough], kind="stable")]
+        return chosen
+    return rows[[np.argmax(relief)]]
+
+
+def _spare_s(cluster: Cluster, running: Progress) -> FloatArray:
+    """Return the seconds that each request may stand still, shape (R,): one that misses its objective anyway, any."""
+    if cluster.step_base_s is None or cluster.step_token_s is None or cluster.remaining_tokens is None:
+        return np.zeros(len(cluster.location))
+    full = cluster.step_base_s + cluster.step_token_s * cluster.capacity_tokens
+    least, dead = running.spare(cluster.remaining_tokens, full[cluster.location])
+    return np.where(dead, np.inf, least)
