@@ -27,7 +27,7 @@ def file(folder: Path, text: str) -> Path:
 
 def test_defaults() -> None:
     config = load(**MINIMAL)
-    assert (config.host, config.port, config.preset) == ("127.0.0.1", 8000, "ares-no-prediction")
+    assert (config.host, config.port, config.preset) == ("127.0.0.1", 8000, "ares")
     assert config.admin_key is None
     assert config.handover_timeout_s < 30
 

@@ -219,7 +219,7 @@ def up(
     decode: Annotated[int, typer.Option(min=1, help="Decode instances.")] = 2,
     host: Annotated[str, typer.Option(help="Address of the endpoint.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8000,
-    preset: Annotated[str, typer.Option(help="Policy preset (docs/policy.md).")] = "ares-no-prediction",
+    preset: Annotated[str, typer.Option(help="Policy preset (docs/policy.md).")] = "ares",
     predictor: Predictor = None,
     log_folder: Annotated[Path | None, typer.Option(help="Folder for the logs; by default a new one.")] = None,
     simulate: Simulate = None,

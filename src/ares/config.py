@@ -48,7 +48,7 @@ class GatewayConfig(BaseSettings):
     """Base URLs of the instances."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
-    preset: str = "ares-no-prediction"
+    preset: str = "ares"
     """Policy preset: how requests are placed and when they move."""
     slo_ttft_s: float = Field(default=20.0, gt=0)
     """Objective for the time to first token: who waits longer goes behind all who can still be in time."""

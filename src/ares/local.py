@@ -64,7 +64,7 @@ class ClusterSettings:
     decode: int = 2
     host: str = "127.0.0.1"
     port: int = 8000
-    preset: str = "ares-no-prediction"
+    preset: str = "ares"
     log_folder: Path | None = None
     vllm_flags: tuple[str, ...] = ()
     worker_flags: tuple[str, ...] = ()

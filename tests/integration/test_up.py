@@ -72,7 +72,11 @@ async def test_serves_answers_balances_and_leaves_nothing(up: tuple[asyncio.subp
 
 
 async def _policy_evens_out(client: Client) -> None:
-    """Put every stream on one instance: the default policy moves some of them to the other, tokens untouched."""
+    """Put every stream on one instance: a policy that looks at load moves some to the other, tokens untouched."""
+    assert (await client.status())["preset"] == "ares"
+    order = {"preset": "ares-no-prediction"}
+    async with client.http.put(f"{client.url}/admin/v1/preset", json=order) as reply:
+        assert reply.status == 200
     prompts = [list(range(1000 + 50 * n, 1400 + 50 * n)) for n in range(4)]
     streams = [client.stream(f"even-{n}", prompt, 400) for n, prompt in enumerate(prompts)]
     for output, _ in streams:
