@@ -87,7 +87,7 @@ def test_a_forgotten_slot_is_fresh(trained: checkpoint.Checkpoint) -> None:
     slot, zero, prompt = torch.tensor([0]), torch.tensor([0]), torch.tensor([3])
     first = predictor.predict(slot, state, zero, prompt)
     predictor.predict(slot, torch.randn(1, HIDDEN), zero, prompt)
-    predictor.forget(0)
+    predictor.forget([0])
     assert torch.equal(first, predictor.predict(slot, state, zero, prompt))
 
 

@@ -4,6 +4,7 @@ Serving never depends on it: whatever fails here is logged once and switched off
 """
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from ares import wire
 from ares.engine import instance
 from ares.engine.predictions import OUTBOX, Prediction, attach
 from ares.engine.recorder import Recorder
-from ares.engine.tap import Step
+from ares.engine.tap import Step, TappedRequest
 from ares.engine.tapped_worker import TappedWorker
 from ares.engine.vllm_names import PlatformWorker
 from ares.predictor import checkpoint, hazard
 from ares.predictor.runtime import Predictor
 
 logger = logging.getLogger(__name__)
+
+# A new request waits for at most so many steps less one: a prediction for many costs little more than one for one.
+_NEW_EVERY = 5
 
 
 class PredictingWorker(TappedWorker):
@@ -36,8 +40,7 @@ class PredictingWorker(TappedWorker):
         slots = self.vllm_config.scheduler_config.max_num_seqs
         if settings.predictor:
             loaded = checkpoint.load(Path(settings.predictor))
-            waits = settings.role == "prefill"
-            self._live = LivePredictor(loaded, slots, str(self.device), settings.predict_every, waits=waits)
+            self._live = LivePredictor(loaded, slots, str(self.device), settings.predict_every)
         if settings.record_folder:
             config = self.vllm_config.model_config
             self._recorder = Recorder(
@@ -95,75 +98,76 @@ class PredictingWorker(TappedWorker):
 
 
 class LivePredictor:
-    """Predicts for all running requests every `every` steps, and for a new one at once.
+    """Predicts for all running requests every `every` steps, and for new ones together, a few steps after they begin.
 
-    On a GPU nothing waits: the quantiles are copied to the host behind the step and read in a later one. Only a prefill
-    instance waits for them (`waits`): a prefill has no later step, and nobody decodes beside it.
+    A request that is only prefilled here has no later step: it is predicted in its own, and whoever is new with it.
+
+    On a GPU nothing waits: the quantiles are copied to the host behind the step and read in a later one, but for those
+    of prefills.
     """
 
-    def __init__(
-        self, loaded: checkpoint.Checkpoint, slots: int, device: str, every: int, *, waits: bool = False
-    ) -> None:
+    def __init__(self, loaded: checkpoint.Checkpoint, slots: int, device: str, every: int) -> None:
         self._predictor = Predictor(loaded, slots, device)
         self._device = device
         self._every = every
-        self._waits = waits
         self._free = list(range(slots))
         self._slots: dict[str, int] = {}
         self._steps = 0
         self._pending: tuple[Any, list[tuple[str, int]], Any] | None = None
-        levels = torch.tensor(hazard.LEVELS)
-        # Between the two levels that frame each wanted one.
-        right = torch.searchsorted(levels, torch.tensor(wire.REMAINING_LEVELS)).clamp(1, len(levels) - 1)
-        share = (torch.tensor(wire.REMAINING_LEVELS) - levels[right - 1]) / (levels[right] - levels[right - 1])
-        self._right, self._share = right.to(device), share.to(device)
+        # Wanted quantiles from the predictor's: between the two levels that frame each.
+        levels, wanted = torch.tensor(hazard.LEVELS), torch.tensor(wire.REMAINING_LEVELS)
+        right = torch.searchsorted(levels, wanted).clamp(1, len(levels) - 1)
+        share = (wanted - levels[right - 1]) / (levels[right] - levels[right - 1])
+        between, each = torch.zeros(len(levels), len(wanted)), torch.arange(len(wanted))
+        between[right - 1, each], between[right, each] = 1 - share, share
+        self._between = between.to(device)
 
     def step(self, step: Step) -> None:
         """Look at one step."""
-        self._collect()
+        if self._pending is not None:
+            self._collect()
         for request in step.finished:
             if (slot := self._slots.pop(request.id, None)) is not None:
-                self._predictor.forget(slot)
                 self._free.append(slot)
                 OUTBOX.pop(request.id, None)
         if step.states is None:
             return
         self._steps += 1
+        if due := self._due(step.requests):
+            self._predict(step.states, due)
+
+    def _due(self, requests: list[TappedRequest]) -> list[tuple[int, TappedRequest]]:
+        """Return whom to predict in this step, and their rows."""
         everybody = self._steps % self._every == 0
-        rows, slots, positions, prompts, names = [], [], [], [], []
-        for n, request in enumerate(step.requests):
+        if self._steps % _NEW_EVERY and not everybody and not any(r.prefill_only and r.position >= 0 for r in requests):
+            return []
+        known = () if everybody else self._slots
+        return [(n, r) for n, r in enumerate(requests) if r.position >= 0 and not r.ahead and r.id not in known]
+
+    def _predict(self, states: torch.Tensor, due: list[tuple[int, TappedRequest]]) -> None:
+        rows, slots, positions, prompts, names, fresh = [], [], [], [], [], []
+        for n, request in due:
             slot = self._slots.get(request.id)
-            if request.position < 0 or request.ahead or not (everybody or slot is None):
-                continue
             if slot is None:
                 if not self._free:
                     continue
                 slot = self._slots[request.id] = self._free.pop()
+                fresh.append(slot)
             rows.append(n)
             slots.append(slot)
             positions.append(request.position + request.generated_before)
             prompts.append(len(request.prompt_tokens) - request.generated_before)
             names.append((request.id, request.position))
-        if rows:
-            self._predict(step.states, rows, slots, positions, prompts, names)
-
-    def _predict(
-        self,
-        states: torch.Tensor,
-        rows: list[int],
-        slots: list[int],
-        positions: list[int],
-        prompts: list[int],
-        names: list[tuple[str, int]],
-    ) -> None:
-        index = torch.tensor([rows, slots, positions, prompts]).to(self._device, non_blocking=True)
-        quantiles = self._predictor.predict(index[1], states[index[0]], index[2], index[3])
-        left = quantiles[:, self._right - 1]
-        wanted = left + self._share * (quantiles[:, self._right] - left)
-        if wanted.device.type == "cpu" or self._waits:
-            self._post(wanted.cpu(), names)
+        if not rows:
             return
+        if fresh:
+            self._predictor.forget(fresh)
+        index = torch.tensor([rows, slots, positions, prompts]).to(self._device, non_blocking=True)
+        wanted = self._predictor.predict(index[1], states[index[0]], index[2], index[3]) @ self._between
         self._collect(wait=True)
+        if wanted.device.type == "cpu" or any(request.prefill_only for _, request in due):
+            self._post(wanted, names)
+            return
         host = torch.empty(wanted.shape, dtype=wanted.dtype, pin_memory=True)
         host.copy_(wanted, non_blocking=True)
         event = torch.Event(device=wanted.device)
@@ -182,11 +186,9 @@ class LivePredictor:
             self._post(host, names)
 
     def _post(self, quantiles: torch.Tensor, names: list[tuple[str, int]]) -> None:
-        finite = torch.isfinite(quantiles).all(1).tolist()
-        for (name, output), row, good in zip(names, quantiles.tolist(), finite, strict=True):
+        for (name, output), (low, middle, high) in zip(names, quantiles.tolist(), strict=True):
             # What is not a number must never reach a decision; the request runs unpredicted.
-            if good and name in self._slots:
-                low, middle, high = row
+            if math.isfinite(low + middle + high) and name in self._slots:
                 OUTBOX[name] = Prediction(output, (low, middle, high))
             else:
                 OUTBOX.pop(name, None)

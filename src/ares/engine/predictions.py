@@ -41,7 +41,9 @@ OUTBOX: dict[str, Prediction] = {}
 
 def attach(output: Any) -> None:
     """Empty the outbox into a step's output; where this rank has none, leave it for the next."""
+    if not OUTBOX:
+        return
     carrier = getattr(unwrapped(output)[0], "kv_connector_output", None)
-    if OUTBOX and carrier is not None:
+    if carrier is not None:
         carrier.kv_connector_worker_meta = PredictionMetadata(dict(OUTBOX))
         OUTBOX.clear()

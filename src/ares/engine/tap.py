@@ -7,7 +7,7 @@ comes from the scheduler's own output. All of this is the same in vLLM's two mod
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ares.engine.pull import AHEAD
@@ -38,23 +38,23 @@ class TappedRequest:
     sampling: Any
     position: int
     output_tokens: list[int]
+    generated_before: int = field(init=False)
+    """Tokens at the end of the prompt that earlier instances generated, as the gateway says."""
+    prefill_only: bool = field(init=False)
+    """Whether another instance decodes it: its first token is its last here."""
+    ahead: bool = field(init=False)
+    """Whether it is no client's request, and only brings KV here ahead of one."""
 
-    @property
-    def ahead(self) -> bool:
-        """Whether it is no client's request, and only brings KV here ahead of one."""
-        return bool(self.parameters.get(AHEAD))
-
-    @property
-    def generated_before(self) -> int:
-        """Tokens at the end of the prompt that earlier instances generated, as the gateway says."""
-        count = self.parameters.get(GENERATED, 0)
-        return count if isinstance(count, int) and 0 <= count < len(self.prompt_tokens) else 0
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Its kv_transfer_params."""
+    def __post_init__(self) -> None:
+        # Read once: every step looks at every request.
         extra = getattr(self.sampling, "extra_args", None) or {}
-        return extra.get("kv_transfer_params") or {}
+        said = extra.get("kv_transfer_params") or {}
+        if output := said.get(OUTPUT):
+            self.prompt_tokens = [*self.prompt_tokens, *output]
+        count = said.get(GENERATED, 0)
+        self.generated_before = count if isinstance(count, int) and 0 <= count < len(self.prompt_tokens) else 0
+        self.prefill_only = bool(said.get("do_remote_decode"))
+        self.ahead = bool(said.get(AHEAD))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +100,9 @@ class Tap:
             if (request := self._requests.pop(request_id, None)) is not None:
                 self._finished.append(request)
         for new in scheduled.scheduled_new_reqs:
-            request = TappedRequest(new.req_id, new.prompt_token_ids or (), new.sampling_params, -1, [])
-            request.prompt_tokens = [*request.prompt_tokens, *request.parameters.get(OUTPUT, ())]
-            self._requests[new.req_id] = request
+            self._requests[new.req_id] = TappedRequest(
+                new.req_id, new.prompt_token_ids or (), new.sampling_params, -1, []
+            )
             self._place(new.req_id, new.num_computed_tokens, scheduled)
         cached = scheduled.scheduled_cached_reqs
         for request_id, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
@@ -133,5 +133,5 @@ class Tap:
             return Step([], None, finished)
         if on_host:
             for request, tokens in zip(requests, inner.sampled_token_ids, strict=True):
-                request.output_tokens.extend(int(t) for t in tokens)
+                request.output_tokens += tokens
         return Step(requests, rows, finished)

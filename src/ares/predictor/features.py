@@ -28,11 +28,11 @@ class History:
         self._mean = torch.zeros(slots, hidden_size, dtype=torch.float32, device=device)
         self._ring = torch.zeros(slots, _RING, hidden_size, dtype=torch.float16, device=device)
 
-    def clear(self, slot: int) -> None:
-        """Forget a request."""
-        self._count[slot] = 0
-        self._mean[slot] = 0
-        self._ring[slot] = 0
+    def clear(self, slots: list[int]) -> None:
+        """Forget the requests in these slots."""
+        self._count[slots] = 0
+        self._mean[slots] = 0
+        self._ring[slots] = 0
 
     def update(self, slots: torch.Tensor, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Take new states in.

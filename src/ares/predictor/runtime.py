@@ -20,9 +20,9 @@ class Predictor:
         self._scale = checkpoint.scale.to(device)
         self._history = History(slots, checkpoint.hidden_size, device)
 
-    def forget(self, slot: int) -> None:
-        """Empty a slot for another request."""
-        self._history.clear(slot)
+    def forget(self, slots: list[int]) -> None:
+        """Empty slots for other requests."""
+        self._history.clear(slots)
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def predict(
