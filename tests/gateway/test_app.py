@@ -418,6 +418,34 @@ async def test_a_full_queue_is_refused_with_when_to_try_again(fakes: list[FakeIn
         assert (await service.complete()).status_code == 200
 
 
+async def test_a_queue_is_full_by_the_tokens_that_it_will_take_too(
+    fakes: list[FakeInstance], model_folder: Path
+) -> None:
+    async with serving(fakes, model_folder, maximum_waiting_tokens=1000) as service:
+        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        fakes[0].faults.hang = True
+        # 400 tokens each: 300 of the prompt, and a limit of 100 that lies below what outputs usually have.
+        waiting = [asyncio.create_task(service.complete(prompt=[10] * 300, max_tokens=100)) for _ in range(3)]
+        await eventually(lambda: service.gateway.waiting == 3)
+        assert service.gateway.backlog.tokens == 1200
+        reply = await service.complete()
+        assert "3 requests of 1200 tokens wait already" in failure(reply, 503)["message"]
+        assert int(reply.headers["retry-after"]) >= 1
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await eventually(lambda: service.gateway.waiting == 0)
+        fakes[0].faults.hang = False
+        assert (await service.complete()).status_code == 200
+        assert service.gateway.backlog.tokens == 0
+
+
+async def test_a_queue_is_as_long_as_the_memory_of_the_pool_is_large(shared: Service) -> None:
+    held = sum(i.capacity_tokens for i in shared.gateway.pool.decode())
+    assert held == 2 * 1000 * 16
+    assert shared.gateway.maximum_waiting_tokens == 16 * held
+
+
 async def test_the_preset_is_switched_while_serving(service: Service) -> None:
     reply = await service.client.put("/admin/v1/preset", json={"preset": "ares"})
     assert reply.json() == {"preset": "ares"}

@@ -95,6 +95,8 @@ def snapshot(gateway: Gateway) -> dict[str, Any]:
         "preset": gateway.controller.preset,
         "suspensions": gateway.controller.suspensions,
         "held": gateway.controller.held,
+        "waiting": gateway.waiting,
+        "waiting_tokens": gateway.backlog.tokens,
         "suspended": gateway.controller.suspended,
         "instances": [
             _instance(i, sequences[id(i)], gateway.drainer.left(i) if i.draining else None)

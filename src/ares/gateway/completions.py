@@ -134,8 +134,7 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
     maximum = gateway.maximum_model_tokens
     if maximum is None or not gateway.pool.ready:
         raise NoInstanceError("no decode instance is ready")
-    if gateway.waiting >= gateway.config.maximum_waiting:
-        raise NoInstanceError(f"{gateway.waiting} requests wait already")
+    gateway.check_queue()
     objective = gateway.objective(request.headers.get("x-ares-class"), body.priority)
     given = request.headers.get("x-request-id", "")
     request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex

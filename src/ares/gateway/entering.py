@@ -48,6 +48,8 @@ class Entering:
     placement: Placement
     handover_timeout_s: float
     objective: Objective = field(default_factory=Objective)
+    on_phase: Callable[["Entering"], None] = lambda _: None
+    """Called whenever `phase` has changed."""
     emitted: list[int] = field(default_factory=list)
     phase: Phase = "prefill"
     destination: Instance | None = None
@@ -155,10 +157,10 @@ class Entering:
         """Wait for the place to decode."""
         resumes = self.phase == "suspended"
         if not resumes:
-            self.phase = "held"
+            self._turn("held")
         self.waiting_since = time.monotonic()
         self.destination = await self.placement.admit(self, exclude)
-        self.phase = "prefill" if resumes else "entering"
+        self._turn("prefill" if resumes else "entering")
         return self.destination
 
     async def _enter(self, transfer: dict[str, Any] | None, prefer: Instance | None = None) -> Segment:
@@ -171,7 +173,7 @@ class Entering:
             except NoInstanceError as error:
                 raise lost or error from None
             prefer = None
-            self.phase = "entering"
+            self._turn("entering")
             try:
                 segment = await self._patience.answer(instance, self._open(instance, self.emitted, transfer))
             except (EngineLostError, EngineRefusedError) as error:
@@ -179,7 +181,8 @@ class Entering:
                 lost = error
                 tried.add(instance.name)
             else:
-                self.phase, self.destination = "decoding", None
+                self.destination = None
+                self._turn("decoding")
                 return segment
         raise lost or NoInstanceError("no decode instance is ready")
 
@@ -201,6 +204,10 @@ class Entering:
                 self._free_holder()
             raise
         return Segment(instance, key, len(emitted), stream, pin)
+
+    def _turn(self, phase: Phase) -> None:
+        self.phase = phase
+        self.on_phase(self)
 
     def _next_key(self) -> str:
         self._segments += 1

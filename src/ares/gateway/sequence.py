@@ -95,7 +95,8 @@ class Sequence(Entering):
 
     async def _resume(self, emit: Emit) -> Segment | None:
         """Wait to be admitted, prefill what there is so far, and enter; None where the next token is the last."""
-        self._segment, self._pausing, self._withdrawn, self.phase = None, False, False, "suspended"
+        self._segment, self._pausing, self._withdrawn = None, False, False
+        self._turn("suspended")
         self._free_holder()
         where = await self._admission(set())
         first, transfer = await self._prefill()

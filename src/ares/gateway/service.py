@@ -14,10 +14,11 @@ import msgspec
 
 from ares.config import GatewayConfig
 from ares.gateway import engine, precopy
+from ares.gateway.backlog import Backlog
 from ares.gateway.controller import Controller
 from ares.gateway.drain import Drainer
 from ares.gateway.entering import Emit
-from ares.gateway.instances import Instance, Pool
+from ares.gateway.instances import Instance, NoInstanceError, Pool
 from ares.gateway.metrics import Metrics
 from ares.gateway.migration import Migration
 from ares.gateway.objectives import ORDINARY, Objective
@@ -38,6 +39,8 @@ T = TypeVar("T")
 _RECENT_MIGRATIONS = 1000
 _SUPERVISION_S = 1.0
 _LONGEST_RETRY_S = 120
+# As often as this may the waiting fill the memory of the decode pool, where the configuration does not say.
+_FILLINGS = 16
 COMMANDED = "commanded"
 # Sampling defaults that vLLM takes from the model's generation_config.json (config/model.py, 0.32).
 _DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -67,6 +70,7 @@ class Gateway:
         self.controller: Controller
         self.drainer = Drainer(self, self._spawn)
         self.recorder = Recorder(config.record)
+        self.backlog = Backlog(lambda sequence: self.controller.viewer.remaining(sequence, None)[1])
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
@@ -101,7 +105,20 @@ class Gateway:
     @property
     def waiting(self) -> int:
         """How many sequences wait for prefill or for admission."""
-        return sum(1 for s in self.sequences.values() if s.phase in ("prefill", "held"))
+        return len(self.backlog)
+
+    @property
+    def maximum_waiting_tokens(self) -> float:
+        """Tokens that the waiting may bring and be expected to generate; infinite before any instance is known."""
+        capacity = sum(i.capacity_tokens for i in self.pool.decode())
+        return self.config.maximum_waiting_tokens or _FILLINGS * capacity or math.inf
+
+    def check_queue(self) -> None:
+        """Raise NoInstanceError where as much waits as may."""
+        if self.waiting >= self.config.maximum_waiting:
+            raise NoInstanceError(f"{self.waiting} requests wait already")
+        if self.backlog.tokens >= self.maximum_waiting_tokens:
+            raise NoInstanceError(f"{self.waiting} requests of {self.backlog.tokens} tokens wait already")
 
     @property
     def retry_after_s(self) -> int:
@@ -134,18 +151,21 @@ class Gateway:
         while free in self.sequences:
             copy += 1
             free = f"{name}#{copy}"
-        sequence = Sequence(free, prompt, sampling, self.controller, self.config.handover_timeout_s, objective)
+        timeout_s, note = self.config.handover_timeout_s, self.backlog.note
+        sequence = Sequence(free, prompt, sampling, self.controller, timeout_s, objective, note)
         self.sequences[free] = sequence
         self.metrics.active.inc()
         if sampling.pinned is not None:
             self.metrics.pinned.labels(sampling.pinned).inc()
         try:
+            note(sequence)
             await sequence.run(emit)
             self._scores.finished(sequence)
             self.controller.viewer.lengths.add(len(sequence.emitted))
             self.recorder.finished(sequence)
         finally:
             self._scores.forget(sequence)
+            self.backlog.forget(sequence)
             del self.sequences[free]
             self.controller.changed()
             self.metrics.active.dec()
