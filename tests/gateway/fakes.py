@@ -131,6 +131,7 @@ class FakeInstance:
         kv_blocks: int = 1000,
         max_model_len: int = 4096,
         prefix_caching: bool = True,
+        carries: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.role = role
@@ -141,6 +142,8 @@ class FakeInstance:
         self.kv_blocks = kv_blocks
         self.max_model_len = max_model_len
         self.prefix_caching = prefix_caching
+        self.carries = carries
+        """What it says to restore, from the next start on."""
         self.pull_bytes_per_s = 0.0
         self.faults = Faults()
         self.port = free_port()
@@ -202,6 +205,7 @@ class FakeInstance:
             token_bytes=1000.0,
             pull_within_step_bytes=1_000_000,
             prefix_caching=self.prefix_caching,
+            carries=list(self.carries),
         )
         key = ControlKey(self.control_key) if self.control_key is not None else None
         self._channel = ControlChannel(self.control_address, hello, self._snapshot, key=key)

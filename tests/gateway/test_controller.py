@@ -215,6 +215,31 @@ async def test_what_does_not_fit_anywhere_is_refused_in_time(model_folder: Path)
 # --- faults ---
 
 
+async def test_who_is_held_does_not_enter_where_its_state_would_be_lost(model_folder: Path, impatient: None) -> None:
+    """The entrance does not know of states: what it decides is made good."""
+    async with cluster(model_folder) as (gateway, fakes):
+        lacking, fit = fakes[1:]
+        fit.carries = ("seed",)
+        await fit.die()
+        await fit.start()
+        await eventually(lambda: any(i.hello and i.hello.carries for i in gateway.pool.instances))
+        decided: list[Entry] = []
+
+        def decide(cluster: Cluster, candidates: Candidates, running: Progress) -> list[Entry]:
+            return [one for one in decided if candidates.requests]
+
+        gateway.controller._entrance.decide = decide  # type: ignore[method-assign]
+        gateway.controller._unfit = lambda _: set()  # type: ignore[method-assign] # it has not joined yet
+        client = Client(gateway, 60, needs=frozenset({"seed"}))
+        await eventually(lambda: gateway.controller.held == 1)
+        del gateway.controller._unfit
+        decided.append(Entry("enter", 0, 0, "test"))
+        await client.finish()
+        client.check()
+        assert lacking.asked == []
+        assert fit.asked
+
+
 async def test_an_entrance_that_throws_lets_everybody_in(model_folder: Path) -> None:
     async with cluster(model_folder) as (gateway, _):
 

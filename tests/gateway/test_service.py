@@ -379,6 +379,40 @@ async def test_a_restart_is_noticed(gateway: Gateway, fakes: list[FakeInstance])
     client.check(300)
 
 
+@pytest.mark.parametrize("preset", ["off", "ares"])
+async def test_an_instance_that_joins_without_what_a_request_needs_never_gets_it(
+    preset: str, model_folder: Path, impatient: None
+) -> None:
+    async with instances("prefill", "decode", "decode", "decode", vocabulary=VOCABULARY, carries=("seed",)) as fakes:
+        _, home, lacking, fit = fakes
+        gateway = await started(Gateway(configuration(fakes, preset=preset), model_folder))
+        try:
+            home.hold_at = fit.hold_at = 50
+            client = Client(gateway, needs=frozenset({"seed"}))
+            sequence = await client.reached(10)
+            assert sequence.instance is find(gateway, home.name)
+            assert view(gateway).cluster.movable.all()
+            await lacking.die()
+            lacking.carries = ()
+            await lacking.start()
+            joined = find(gateway, lacking.name)
+            await eventually(lambda: joined.open and joined.hello is not None and not joined.hello.carries)
+            with pytest.raises(TargetError, match="decode-1 does not restore seed") as refusal:
+                await gateway.migrate(sequence, joined, "test", COMMANDED)
+            assert refusal.value.status == 409
+            gateway.check_target(sequence, find(gateway, fit.name))
+            assert not view(gateway).cluster.movable.any()
+            # Nor does it go there when it has to leave.
+            await home.die()
+            await eventually(lambda: sequence.instance is find(gateway, fit.name))
+            fit.hold_at = None
+            await client.finish()
+            client.check()
+            assert lacking.asked == []
+        finally:
+            await gateway.stop()
+
+
 async def test_a_restart_under_running_sequences(gateway: Gateway, fakes: list[FakeInstance]) -> None:
     clients = [Client(gateway, 300, name=f"r{n}") for n in range(4)]
     for client in clients:

@@ -120,6 +120,7 @@ class Controller:
             No instance is open, or there was no room for too long.
         """
         assert isinstance(sequence, Sequence)  # noqa: S101 - for the type checker: there are no others
+        exclude = exclude | self._unfit(sequence)
         if self._policy.admission == "open" or exclude:
             instance = await self._dispatched(sequence, exclude)
         else:
@@ -143,6 +144,10 @@ class Controller:
     def elsewhere(self, sequence: Sequence, exclude: set[str]) -> Instance | None:
         """Return where dispatch would put a running sequence now, but for the instances named."""
         return self._place(sequence, exclude)
+
+    def _unfit(self, sequence: Sequence) -> set[str]:
+        """Return the names of instances that would not restore a sequence's state: they joined after it had begun."""
+        return {i.name for i in self._pool.decode() if i.lacks(sequence.sampling.needs)}
 
     def _place(self, sequence: Sequence, exclude: set[str]) -> Instance | None:
         others = (s for s in self._sequences.values() if s is not sequence)
@@ -212,6 +217,11 @@ class Controller:
             self._spawn(self._suspend(view.sequences[entry.index], entry.reason))
             return
         sequence = waiting[entry.index]
+        if instance.lacks(sequence.sampling.needs):
+            placed = self._place(sequence, self._unfit(sequence))
+            if placed is None:
+                return
+            instance = placed
         if entry.kind == "resume" or "gives way" in entry.reason:
             logger.info("%s %s on %s: %s", entry.kind, sequence.id, instance.name, entry.reason)
         self._let(sequence, instance)
@@ -225,7 +235,7 @@ class Controller:
     def _open_the_doors(self) -> None:
         """Let in everybody who waits, by plain dispatch; whoever finds no open instance goes on waiting."""
         for sequence, _ in list(self._held.values()):
-            instance = self._place(sequence, set())
+            instance = self._place(sequence, self._unfit(sequence))
             if instance is not None:
                 self._let(sequence, instance)
 

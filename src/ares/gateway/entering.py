@@ -132,7 +132,7 @@ class Entering:
         alone = self.sampling.maximum_tokens - len(self.emitted) == 1
         for _ in range(ATTEMPTS):
             instance = self.placement.prefill()
-            if instance is None:
+            if instance is None or (self.emitted and instance.lacks(self.sampling.needs)):
                 break
             key = self._next_key()
             if not alone:

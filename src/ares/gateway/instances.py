@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Set
 from typing import Any
 
 import aiohttp
@@ -111,6 +111,10 @@ class Instance:
         if self.hello is None or self.telemetry is None:
             return 0
         return self.hello.kv_blocks - self.telemetry.kv_blocks_used
+
+    def lacks(self, needs: Set[str]) -> Set[str]:
+        """Return what it does not restore of this state of a request that comes to it; nothing while it is unknown."""
+        return needs - set(self.hello.carries) if needs and self.hello is not None else frozenset()
 
     def mark_lost(self) -> None:
         """Take it as silent until it is heard again: a connection to it failed."""

@@ -160,7 +160,8 @@ class GenerationRequest(BaseModel):
         # A penalty of 0 is none; a seed of 0 is one.
         stateful = [n for n in _STATEFUL if parameters.get(n) or (n == "seed" and n in parameters)]
         pinned = next((name for name in stateful if _STATEFUL[name] not in carried), None)
-        return Sampling(parameters, maximum, self.min_tokens, pinned, restored=bool(stateful) and pinned is None)
+        needs = frozenset(_STATEFUL[name] for name in stateful) if pinned is None else frozenset()
+        return Sampling(parameters, maximum, self.min_tokens, pinned, needs)
 
     def _structured(self) -> dict[str, Any]:
         kind = (self.response_format or {}).get("type", "text")

@@ -25,15 +25,20 @@ class Sampling:
         Limits on the whole output, however many instances it comes from.
     pinned
         The parameter whose state a move would not carry exactly, or None where the sequence may move.
-    restored
-        Whether its state is carried by giving an instance the output so far as output (engine/restoring.py).
+    needs
+        What an instance must restore (`wire.Hello.carries`) to go on after another one; nothing where it is pinned.
     """
 
     parameters: dict[str, Any]
     maximum_tokens: int
     minimum_tokens: int = 0
     pinned: str | None = None
-    restored: bool = False
+    needs: frozenset[str] = frozenset()
+
+    @property
+    def restored(self) -> bool:
+        """Whether its state is carried by giving an instance the output so far as output (engine/restoring.py)."""
+        return bool(self.needs)
 
     def prefill(self, key: str, prompt: list[int], emitted: list[int]) -> dict[str, Any]:
         """Return the request that computes all tokens so far and one more, and keeps the KV for a decode instance."""

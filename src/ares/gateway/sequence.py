@@ -268,7 +268,7 @@ class Sequence(Entering):
             self._losses += 1
         self._free_holder()
         # The source still has the full blocks of this sequence in its prefix cache.
-        prefer = source if source.open else None
+        prefer = source if source.open and not source.lacks(self.sampling.needs) else None
         if self.sampling.pinned is not None and self.emitted:
             raise EngineLostError(f"{error}; {self.sampling.pinned} cannot be resumed exactly") from error
         if self._losses > ATTEMPTS:

@@ -178,7 +178,8 @@ class Gateway:
         Raises
         ------
         TargetError
-            It is where the sequence runs, does not decode, is not heard of, or has no room.
+            It is where the sequence runs, does not decode, is not heard of, has no room, or joined after the sequence
+            had begun and does not restore its state.
         """
         if target is sequence.instance:
             raise TargetError(f"the request runs on {target.name} already", 409)
@@ -186,6 +187,8 @@ class Gateway:
             raise TargetError(f"{target.name} does not decode", 409)
         if not target.open or target.hello is None:
             raise TargetError(f"{target.name} is not taking requests", 503)
+        if lacking := target.lacks(sequence.sampling.needs):
+            raise TargetError(f"{target.name} does not restore {', '.join(sorted(lacking))} of the request", 409)
         size = target.hello.block_size
         # One block more than the tokens need: the next one is written at once.
         needed = -(-(sequence.tokens + 1) // size) + 1

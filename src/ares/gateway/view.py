@@ -72,6 +72,7 @@ class Viewer:
         promised = np.zeros(len(instances), dtype=np.int64)
         shown: list[Sequence] = []
         preempted: list[Sequence] = []
+        carried = self._pool.carried
         location, resident, movable, remaining = [], [], [], []
         for sequence in sequences:
             if sequence.incoming is not None and (target := index.get(id(sequence.incoming))) is not None:
@@ -88,7 +89,7 @@ class Viewer:
                 tokens = 0
             resident.append(in_blocks(tokens, instances[where]))
             cool = not sequence.moved_at or now - sequence.moved_at > self._cooldown_s
-            movable.append(cool and sequence.not_movable() is None)
+            movable.append(cool and sequence.sampling.needs <= carried and sequence.not_movable() is None)
             remaining.append(self.remaining(sequence, row))
         for n, strangers in enumerate(rows):  # requests of other gateways
             promised[n] += sum(in_blocks(row.resident, instances[n]) for row in strangers.values())
