@@ -1,6 +1,7 @@
 """The operator's commands: what runs where, moves and presets on command, and decisions made again."""
 
 import json
+import os
 import sys
 import time
 import urllib.error
@@ -14,10 +15,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from ares.keys import KeyFileError, read_key
+
 _errors = Console(stderr=True)
+_KEY_VARIABLE = "ARES_ADMIN_KEY"
 
 Url = Annotated[str, typer.Option(envvar="ARES_URL", help="Where the gateway answers.")]
-Key = Annotated[str | None, typer.Option(envvar="ARES_ADMIN_KEY", help="Key of the admin routes.")]
+KeyFile = Annotated[
+    Path | None, typer.Option(help=f"File with the key of the admin routes; without one, {_KEY_VARIABLE} is read.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
@@ -29,11 +35,11 @@ def fail(message: str, status: int = 2) -> NoReturn:
 
 def status(
     url: Url = "http://127.0.0.1:8000",
-    key: Key = None,
+    key_file: KeyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Show instances, running requests and recent moves."""
-    read = _call(f"{url}/admin/v1/status", key)
+    read = _call(f"{url}/admin/v1/status", key_file)
     if as_json:
         typer.echo(json.dumps(read, indent=2))
         return
@@ -48,11 +54,11 @@ def migrate(
     to: Annotated[str, typer.Option("--to", help="Name of the decode instance to move it to.")],
     mode: Annotated[str, typer.Option(help="How its KV gets there: auto, stop_and_copy or pre_copy.")] = "auto",
     url: Url = "http://127.0.0.1:8000",
-    key: Key = None,
+    key_file: KeyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Move a running request to another decode instance."""
-    record = _call(f"{url}/admin/v1/migrations", key, {"request_id": request, "target": to, "mode": mode})
+    record = _call(f"{url}/admin/v1/migrations", key_file, {"request_id": request, "target": to, "mode": mode})
     if as_json:
         typer.echo(json.dumps(record, indent=2))
     else:
@@ -66,14 +72,14 @@ def drain(
     deadline: Annotated[float, typer.Option(min=0, help="Seconds until what is left is broken off.")] = 60.0,
     wait: Annotated[bool, typer.Option("--wait", help="Return when nothing is left there.")] = False,
     url: Url = "http://127.0.0.1:8000",
-    key: Key = None,
+    key_file: KeyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Give an instance no more work, and move out what runs there."""
     path = f"{url}/admin/v1/instances/{urllib.parse.quote(instance, safe='')}/drain"
-    record = _call(path, key, {"deadline_s": deadline})
+    record = _call(path, key_file, {"deadline_s": deadline})
     if wait:
-        record["left"] = _until_empty(instance, deadline + _AFTER_DEADLINE_S, url, key)
+        record["left"] = _until_empty(instance, deadline + _AFTER_DEADLINE_S, url, key_file)
     if as_json:
         typer.echo(json.dumps(record, indent=2))
     else:
@@ -85,23 +91,23 @@ def drain(
 def undrain(
     instance: Annotated[str, typer.Argument(help="Name of the instance (see `ares status`).")],
     url: Url = "http://127.0.0.1:8000",
-    key: Key = None,
+    key_file: KeyFile = None,
 ) -> None:
     """Let an instance take work again."""
-    _call(f"{url}/admin/v1/instances/{urllib.parse.quote(instance, safe='')}/undrain", key, {})
+    _call(f"{url}/admin/v1/instances/{urllib.parse.quote(instance, safe='')}/undrain", key_file, {})
     typer.echo(f"{instance} takes requests")
 
 
 def preset(
     name: Annotated[str | None, typer.Argument(help="Preset to switch to (docs/policy.md); none: show it.")] = None,
     url: Url = "http://127.0.0.1:8000",
-    key: Key = None,
+    key_file: KeyFile = None,
 ) -> None:
     """Show or switch the policy preset of a running gateway."""
     if name is None:
-        typer.echo(_call(f"{url}/admin/v1/status", key)["preset"])
+        typer.echo(_call(f"{url}/admin/v1/status", key_file)["preset"])
     else:
-        typer.echo(_call(f"{url}/admin/v1/preset", key, {"preset": name}, "PUT")["preset"])
+        typer.echo(_call(f"{url}/admin/v1/preset", key_file, {"preset": name}, "PUT")["preset"])
 
 
 def replay(
@@ -148,12 +154,12 @@ _AFTER_DEADLINE_S = 15.0
 _POLL_S = 0.2
 
 
-def _until_empty(instance: str, timeout_s: float, url: str, key: str | None) -> int:
+def _until_empty(instance: str, timeout_s: float, url: str, key_file: Path | None) -> int:
     """Wait until nothing is left on an instance, and return how much is."""
     until = time.monotonic() + timeout_s
     with _errors.status("") as shown:
         while True:
-            rows = {row["name"]: row for row in _call(f"{url}/admin/v1/status", key)["instances"]}
+            rows = {row["name"]: row for row in _call(f"{url}/admin/v1/status", key_file)["instances"]}
             row = rows.get(instance)
             if row is None or not row["healthy"]:
                 return 0  # it has ended
@@ -166,7 +172,17 @@ def _until_empty(instance: str, timeout_s: float, url: str, key: str | None) -> 
             time.sleep(_POLL_S)
 
 
-def _call(url: str, key: str | None, body: dict[str, Any] | None = None, method: str | None = None) -> dict[str, Any]:
+def _key(file: Path | None) -> str | None:
+    try:
+        return read_key(file) if file is not None else os.environ.get(_KEY_VARIABLE)
+    except KeyFileError as error:
+        fail(str(error))
+
+
+def _call(
+    url: str, key_file: Path | None, body: dict[str, Any] | None = None, method: str | None = None
+) -> dict[str, Any]:
+    key = _key(key_file)
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     data = json.dumps(body).encode() if body is not None else None
     request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310 - the operator's own URL

@@ -71,6 +71,28 @@ async def test_nobody_else_is_let_in(service: Service, headers: dict[str, str]) 
     assert all(not fake.asked for fake in service.fakes)
 
 
+async def test_operators_bring_their_key_in_a_file_or_a_variable(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def status(*arguments: str) -> Any:
+        command = ["status", "--json", "--url", f"http://127.0.0.1:{service.port}", *arguments]
+        return await asyncio.to_thread(CliRunner().invoke, app, command)
+
+    def said(result: Any) -> str:
+        return " ".join(result.output.split())  # whatever the width
+
+    monkeypatch.delenv("ARES_ADMIN_KEY", raising=False)
+    assert "need their key" in said(await status())
+    right, wrong = key_file(tmp_path, "right", ADMIN), key_file(tmp_path, "wrong", KEYS[0])
+    assert (await status("--key-file", right)).exit_code == 0
+    monkeypatch.setenv("ARES_ADMIN_KEY", ADMIN)
+    assert (await status()).exit_code == 0
+    assert (await status("--key-file", wrong)).exit_code == 1
+    missing = await status("--key-file", str(tmp_path / "missing"))
+    assert missing.exit_code == 2
+    assert "No such file" in said(missing)
+
+
 async def test_a_stranger_is_refused_before_the_body_comes(service: Service) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
     writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
