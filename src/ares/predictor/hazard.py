@@ -68,6 +68,6 @@ def quantiles(ended: torch.Tensor, grid: torch.Tensor, levels: torch.Tensor) -> 
     # The length is a whole number, drawn with equal chances from [edge, next edge): its quantile lies 0.5 below.
     inside = grid[index] + part * (grid[index + 1] - grid[index]) - 0.5
     rate = torch.log((1 - ended[:, -2:-1]).clamp(min=1e-9) / (1 - ended[:, -1:]).clamp(min=1e-9))
-    rate = (rate / (grid[-1] - grid[-2])).clamp(min=0.25 / float(grid[-1]))
+    rate = torch.maximum(rate / (grid[-1] - grid[-2]), 0.25 / grid[-1])
     behind = grid[-1] + torch.log((1 - ended[:, -1:]).clamp(min=1e-9) / (1 - wanted)).clamp(min=0) / rate
     return torch.where(wanted < ended[:, -1:], inside, behind).clamp(min=0.5)

@@ -15,7 +15,7 @@ class Predictor:
 
     def __init__(self, checkpoint: Checkpoint, slots: int, device: str = "cpu") -> None:
         self.checkpoint = checkpoint
-        self._network = checkpoint.network.to(device).eval()
+        self._network = checkpoint.network.fused().to(device).eval()
         self._center = checkpoint.center.to(device)
         self._scale = checkpoint.scale.to(device)
         self._history = History(slots, checkpoint.hidden_size, device)
