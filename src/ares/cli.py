@@ -176,6 +176,9 @@ def gateway(
     slo_tpot_s: Annotated[float | None, typer.Option(help="Objective for the time of each further token.")] = None,
     decision_log: Annotated[Path | None, typer.Option(help="File for every decision, for `ares replay`.")] = None,
     record: Annotated[Path | None, typer.Option(help="Folder for a recording of the run, for the simulator.")] = None,
+    shutdown_timeout_s: Annotated[
+        float | None, typer.Option(help="Seconds that a SIGTERM waits for requests to finish.")
+    ] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="File with the keys of clients, one a line.")] = None,
     admin_key_file: Annotated[Path | None, typer.Option(help="File with the key of the admin routes.")] = None,
     control_key_file: ControlKeyFile = None,
@@ -201,6 +204,7 @@ def gateway(
             slo_tpot_s=slo_tpot_s,
             decision_log=decision_log,
             record=record,
+            shutdown_timeout_s=shutdown_timeout_s,
             api_keys=read_keys(api_key_file) if api_key_file else None,
             admin_key=read_key(admin_key_file) if admin_key_file else None,
             control_key=read_key(control_key_file) if control_key_file else None,

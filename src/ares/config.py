@@ -74,6 +74,8 @@ class GatewayConfig(BaseSettings):
     """A request that has moved is left alone by the policy for this long."""
     handover_timeout_s: float = Field(default=10.0, gt=0, le=20)
     """Longest hand-over; well inside the KV lease of 30 s."""
+    shutdown_timeout_s: float = Field(default=30.0, ge=0)
+    """Seconds that running requests have to finish when the gateway is told to stop."""
     max_body_bytes: int = Field(default=8 << 20, gt=0)
     """Largest request body."""
     max_head_bytes: int = Field(default=32 << 10, gt=0)

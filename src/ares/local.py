@@ -25,8 +25,10 @@ _START_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 10.0
 _LOG_LINES = 25
 _PR_SET_PDEATHSIG = 1
-# Everything stops together: an instance that waited for its requests to move would wait for instances that stop too.
+# Everything stops together: an instance that waited for its requests to move would wait for instances that stop too,
+# and so would the gateway.
 _AT_ONCE = ["--drain-deadline", "0"]
+_GATEWAY_AT_ONCE = ["--shutdown-timeout-s", "0"]
 
 
 class ClusterError(RuntimeError):
@@ -219,7 +221,7 @@ def _start_workers(cluster: Cluster) -> None:
 def _start_gateway(cluster: Cluster) -> None:
     settings = cluster.settings
     command = ["gateway", "--model", settings.model, "--preset", settings.preset]
-    command += ["--host", settings.host, "--port", str(settings.port)]
+    command += ["--host", settings.host, "--port", str(settings.port), *_GATEWAY_AT_ONCE]
     for worker in cluster.workers:
         for url in worker.instances.values():
             command += ["--worker", url]

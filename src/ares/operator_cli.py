@@ -44,6 +44,7 @@ def status(
         typer.echo(json.dumps(read, indent=2))
         return
     console = Console()
+    console.print(f"gateway: {read['gateway']}, controller: {_turns(read['controller'])}", highlight=False)
     for name, rows in (("instances", read["instances"]), ("requests", read["requests"])):
         console.print(_table(name, rows))
     console.print(_table("recent moves", read["migrations"][-10:]))
@@ -147,6 +148,14 @@ def replay(
         console.print(f"{result.same} of {result.decisions} decisions came out as logged")
     if preset is None and result.same != result.decisions:
         sys.exit(1)
+
+
+def _turns(controller: dict[str, Any]) -> str:
+    """Say who decides moves."""
+    if controller["where"] != "elsewhere":
+        return str(controller["where"])
+    who = f" ({controller['holder']})" if controller["holder"] else ""
+    return f"elsewhere{who}, for {controller['missed_periods']} periods"
 
 
 # What was broken off at the deadline is gone soon after; what is left then belongs to nobody who listens.

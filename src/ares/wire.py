@@ -2,10 +2,13 @@
 
 The instance binds a ROUTER, the gateway connects a DEALER. The gateway subscribes, repeats the subscription as a
 heartbeat, and sends commands; the instance answers with its `Hello`, then sends `Telemetry` at the asked interval,
-`Admitted` for each request whose KV it pulled, `Predicted` for each that it only prefilled, one `Handover` for each
-`Cut` and one `Copied` for each `Copy`. Every message is typed and checked by msgspec on arrival; nothing on this wire
-carries code. The commands are shaped so that they can move onto vLLM's generic connector call (RFC #51639) when it
+`Admitted` for each request whose KV it pulled, `Predicted` for each that it only prefilled, and one `Handover`, `Copied`
+or `Leased` for each `Cut`, `Copy` or `Lease`. Every message is typed and checked by msgspec on arrival; nothing on this
+wire carries code. The commands are shaped so that they can move onto vLLM's generic connector call (RFC #51639) when it
 lands.
+
+Several gateways may subscribe to one instance. All keys of a gateway begin with its name and a slash (`owner`), so that
+an instance knows what nobody will come for when a gateway is gone.
 """
 
 from typing import Any, Literal
@@ -22,6 +25,11 @@ MAX_MESSAGE_BYTES = 4 << 20
 REMAINING_LEVELS = (0.1, 0.5, 0.9)
 # An instance forgets a subscriber that has been silent for this long.
 SUBSCRIPTION_TTL_S = 10.0
+# For so long an instance keeps the KV of a gateway that it has forgotten: it may have been asked for before. Whoever
+# waits to pull it says so every 5 s (vLLM's kv_lease_duration / 6), and extends that.
+ORPHAN_LEASE_S = 10.0
+# Longest time for which an instance grants its part of the controller's lease.
+LONGEST_LEASE_S = 10.0
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -39,9 +47,13 @@ class Peer(msgspec.Struct, frozen=True):
 
 
 class Subscribe(msgspec.Struct, frozen=True, tag="subscribe"):
-    """Send me a `Hello` (the first time) and `Telemetry` every `interval_s` seconds; repeat to stay subscribed."""
+    """Send me a `Hello` (the first time) and `Telemetry` every `interval_s` seconds; repeat to stay subscribed.
+
+    `gateway` is the name that the sender's keys begin with; nothing for those who have none.
+    """
 
     interval_s: float
+    gateway: str = ""
 
 
 class Connect(msgspec.Struct, frozen=True, tag="connect"):
@@ -81,7 +93,15 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
     draining: bool
 
 
-Command = Subscribe | Connect | Cut | Copy | Release | Drain
+class Lease(msgspec.Struct, frozen=True, tag="lease"):
+    """Let only gateway `holder` decide moves for `ttl_s` seconds; 0 gives that back. Answer with a `Leased`."""
+
+    call: int
+    holder: str
+    ttl_s: float
+
+
+Command = Subscribe | Connect | Cut | Copy | Release | Drain | Lease
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -90,6 +110,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     `token_bytes` is the KV of one token, `pull_within_step_bytes` the largest pull within a scheduling step,
     `prefix_caching` whether KV that is copied ahead of a request stays here for it; `carries` names state that a
     request does not lose by coming here: ``output`` (which of its tokens are output), ``seed``, ``structured_outputs``.
+    `leases` says whether it answers a `Lease`; one of an earlier version does not.
     """
 
     name: str
@@ -104,6 +125,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     pull_within_step_bytes: int = 0
     prefix_caching: bool = False
     carries: list[str] = []
+    leases: bool = False
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):
@@ -202,7 +224,21 @@ class Copied(msgspec.Struct, frozen=True, tag="copied"):
     transfer: dict[str, Any] = {}
 
 
-Event = Hello | Telemetry | Admitted | Predicted | Handover | Copied
+class Leased(msgspec.Struct, frozen=True, tag="leased"):
+    """The answer to a `Lease`: whether it is granted, and who holds the lease now (nobody: an empty name)."""
+
+    call: int
+    holder: str
+    granted: bool
+
+
+Event = Hello | Telemetry | Admitted | Predicted | Handover | Copied | Leased
+
+
+def owner(key: str) -> str:
+    """Return the name of the gateway that a request's or a pin's key is of."""
+    return key.partition("/")[0]
+
 
 encode = msgspec.msgpack.Encoder().encode
 decode_command = msgspec.msgpack.Decoder(Command).decode

@@ -14,7 +14,7 @@ import msgspec
 from aiohttp import web
 
 from ares import wire
-from ares.engine.control import ControlChannel
+from ares.engine.control import ControlChannel, Gone, Order
 from ares.keys import ControlKey
 
 EOS = 2
@@ -144,6 +144,8 @@ class FakeInstance:
         self.prefix_caching = prefix_caching
         self.carries = carries
         """What it says to restore, from the next start on."""
+        self.leases = True
+        """Whether it is of a version that answers a `Lease`."""
         self.pull_bytes_per_s = 0.0
         self.faults = Faults()
         self.port = free_port()
@@ -161,6 +163,8 @@ class FakeInstance:
         self.copies: list[str] = []
         self.released: list[str] = []
         self.freed: list[str] = []
+        self.orphans: list[str] = []
+        """What was freed because its gateway is gone; a real instance waits a little for those who pull already."""
         self.pulled: list[str] = []
         self.aborted: list[str] = []
         self.peers: list[wire.Peer] = []
@@ -206,6 +210,7 @@ class FakeInstance:
             pull_within_step_bytes=1_000_000,
             prefix_caching=self.prefix_caching,
             carries=list(self.carries),
+            leases=self.leases,
         )
         key = ControlKey(self.control_key) if self.control_key is not None else None
         self._channel = ControlChannel(self.control_address, hello, self._snapshot, key=key)
@@ -446,7 +451,7 @@ class FakeInstance:
 
     # --- the control channel ---
 
-    def _carry_out(self, sender: bytes, command: wire.Command) -> None:
+    def _carry_out(self, sender: bytes, command: Order) -> None:
         match command:
             case wire.Cut(key=key):
                 self.cuts.append(key)
@@ -462,6 +467,10 @@ class FakeInstance:
                     self.running[key].unwanted = True
             case wire.Connect(peers=peers):
                 self.peers += peers
+            case Gone(gateway=gateway):
+                for key in [key for key in self.pinned if wire.owner(key) == gateway]:
+                    del self.pinned[key]
+                    self.orphans.append(key)
 
     def _cut(self, sender: bytes, command: wire.Cut) -> None:
         work = self.running.get(command.key)

@@ -178,7 +178,7 @@ async def test_prefill_gives_the_first_token_and_decode_the_rest(bench: Bench, s
     assert prefill.asked[0]["sampling_params"]["temperature"] == 0.5
     assert decode.asked[0]["token_ids"] == PROMPT + undisturbed(1)
     assert decode.asked[0]["sampling_params"]["max_tokens"] == 39
-    assert decode.pulled == [run.sequence._nonce + "/2"]
+    assert decode.pulled == [f"{run.sequence.gateway}/{run.sequence._nonce}/2"]
     assert prefill.freed == [prefill.asked[0]["kv_transfer_params"]["ares_key"]]
     await bench.quiet()
 

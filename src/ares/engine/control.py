@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 import zmq
@@ -18,6 +19,7 @@ from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
 from ares import wire
+from ares.engine.lease import Lease
 from ares.keys import ControlKey
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,8 @@ logger = logging.getLogger(__name__)
 # How long the thread sleeps when nothing happens; bounds the time to stop.
 _IDLE_S = 0.5
 _SHORTEST_INTERVAL_S = 0.01
+# Gateways whose end is remembered.
+_MOST_GONE = 256
 
 
 _REFUSALS = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -37,10 +41,21 @@ def _authenticator(context: "zmq.Context[zmq.Socket[bytes]]", key: ControlKey) -
     return made
 
 
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A gateway has closed its connection, or been silent for too long: nobody may come for what is kept for it."""
+
+    gateway: str
+
+
+Order = wire.Command | Gone
+
+
 class _Subscriber:
-    __slots__ = ("due", "expires", "interval")
+    __slots__ = ("due", "expires", "gateway", "interval")
 
     def __init__(self) -> None:
+        self.gateway = ""
         self.interval = _IDLE_S
         self.due = 0.0
         self.expires = 0.0
@@ -68,6 +83,8 @@ class ControlChannel:
         Connections that were not let in.
     draining
         Whether the telemetry says so: by command, or set by the instance itself.
+    gone
+        Names of the gateways that have gone and not come back.
     """
 
     def __init__(
@@ -81,10 +98,12 @@ class ControlChannel:
         self._hello = wire.encode(hello)
         self._snapshot = snapshot
         self._notify = notify
-        self._commands: deque[tuple[bytes, wire.Command]] = deque()
+        self._commands: deque[tuple[bytes, Order]] = deque()
         self._outgoing: deque[tuple[bytes | None, bytes]] = deque()
         self._subscribers: dict[bytes, _Subscriber] = {}
         self.draining = False
+        self.gone: dict[str, None] = {}
+        self._lease = Lease()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
         self.refused = 0
@@ -99,6 +118,8 @@ class ControlChannel:
         self._refusals.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+        # An error for who is not there any more, where it would say nothing.
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         try:
             self._socket.bind(address)
         except zmq.ZMQError:
@@ -113,7 +134,7 @@ class ControlChannel:
         """Whether commands wait for the engine thread."""
         return bool(self._commands)
 
-    def commands(self) -> list[tuple[bytes, wire.Command]]:
+    def commands(self) -> list[tuple[bytes, Order]]:
         """Take the waiting commands with their senders. Engine thread only."""
         taken = []
         while self._commands:
@@ -192,6 +213,8 @@ class ControlChannel:
                 self._subscribe(sender, command)
             elif isinstance(command, wire.Drain):
                 self.draining = command.draining
+            elif isinstance(command, wire.Lease):
+                self._outgoing.append((sender, wire.encode(self._lease.ask(command, time.monotonic()))))
             else:
                 self._commands.append((sender, command))
                 self._notify()
@@ -202,6 +225,8 @@ class ControlChannel:
         if subscriber is None:
             subscriber = self._subscribers[sender] = _Subscriber()
             self._outgoing.append((sender, self._hello))
+        subscriber.gateway = command.gateway
+        self.gone.pop(command.gateway, None)
         subscriber.interval = max(_SHORTEST_INTERVAL_S, command.interval_s)  # this order also for NaN
         subscriber.due = min(subscriber.due, now + subscriber.interval)
         subscriber.expires = now + wire.SUBSCRIPTION_TTL_S
@@ -216,7 +241,7 @@ class ControlChannel:
             subscriber = self._subscribers[identity]
             subscriber.due = now + subscriber.interval
             if subscriber.expires < now:
-                del self._subscribers[identity]
+                self._forget(identity)
         # After the next ticks are set: a snapshot that fails is tried again then, not at once and without end.
         if ticking:
             load = self._snapshot()
@@ -226,6 +251,21 @@ class ControlChannel:
                     self._send(identity, body)
 
     def _send(self, identity: bytes, body: bytes) -> None:
-        # A ROUTER drops what it cannot deliver; a gateway that reads slower than it asked loses telemetry, not us.
-        with contextlib.suppress(zmq.ZMQError):
+        try:
             self._socket.send_multipart((identity, body), zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            # Else it reads slower than it asked, and loses telemetry, not us.
+            if error.errno == zmq.EHOSTUNREACH and identity in self._subscribers:
+                self._forget(identity)
+
+    def _forget(self, identity: bytes) -> None:
+        """Drop a subscriber; the engine thread is told of a gateway that has no other connection."""
+        gateway = self._subscribers.pop(identity).gateway
+        if not gateway or any(other.gateway == gateway for other in self._subscribers.values()):
+            return
+        self.gone[gateway] = None
+        if len(self.gone) > _MOST_GONE:
+            del self.gone[next(iter(self.gone))]
+        self._lease.end(gateway)
+        self._commands.append((identity, Gone(gateway)))
+        self._notify()

@@ -9,6 +9,7 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
+from ares import wire
 from ares.engine.vllm_names import RequestStatus
 
 
@@ -66,6 +67,10 @@ class Copies:
     def ids(self, name: str) -> list[str]:
         """Return the ids of the leases on the pin called `name`."""
         return [pinned.request_id for pinned in self._held.values() if pinned.pin == name]
+
+    def ids_of(self, gateway: str) -> list[str]:
+        """Return the ids of the leases on everything that is pinned for a gateway."""
+        return [pinned.request_id for pinned in self._held.values() if wire.owner(pinned.pin) == gateway]
 
     def free(self, manager: Any, ended: set[str]) -> None:
         """Free the pins whose lease is among `ended`, and take these out: vLLM knows no request of that id."""

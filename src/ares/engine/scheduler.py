@@ -12,7 +12,7 @@ from typing import Any
 
 from ares import __version__, wire
 from ares.engine import instance
-from ares.engine.control import ControlChannel
+from ares.engine.control import ControlChannel, Gone, Order
 from ares.engine.copies import Copies
 from ares.engine.predictions import Prediction, PredictionMetadata
 from ares.engine.pull import PullPolicy
@@ -44,6 +44,8 @@ class ConnectorMetadata(NixlConnectorMetadata):  # type: ignore[misc]
     ----------
     release
         vLLM's ids of finished requests whose pinned blocks nobody will pull.
+    orphaned
+        Those whose gateway is gone: nobody but a target that pulls already wants their blocks.
     connect
         Peers to shake hands with.
     pull_now
@@ -51,6 +53,7 @@ class ConnectorMetadata(NixlConnectorMetadata):  # type: ignore[misc]
     """
 
     release: frozenset[str] = frozenset()
+    orphaned: frozenset[str] = frozenset()
     connect: tuple[wire.Peer, ...] = ()
     pull_now: frozenset[str] = frozenset()
 
@@ -98,6 +101,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             pull_within_step_bytes=self._pulls.limit_bytes,
             carries=carried(vllm_config, by_worker=settings.restores),
             prefix_caching=self._pulls.plain and bool(vllm_config.cache_config.enable_prefix_caching),
+            leases=True,
         )
         self._channel = ControlChannel(settings.control_address, hello, self.snapshot, key=instance.control_key())
 
@@ -221,6 +225,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         if pinned:
             self._pinned[request.request_id] = tracked.key
             self._pinned_by_key[tracked.key] = request.request_id
+            if wire.owner(tracked.key) in self._channel.gone:
+                self._orders.orphaned.add(request.request_id)
         if tracked.cut is not None:
             self._answer(tracked, transfer if pin else None)
         return pinned, transfer
@@ -265,12 +271,13 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         full = ConnectorMetadata()
         full.__dict__.update(meta.__dict__)
         full.release = frozenset(self._orders.release)
+        full.orphaned = frozenset(self._orders.orphaned)
         full.connect = tuple(self._orders.connect)
         full.pull_now = frozenset(self._orders.pull_now)
         self._orders = Orders()
         return full
 
-    def _carry_out(self, sender: bytes, command: wire.Command, scheduled: dict[str, int]) -> None:
+    def _carry_out(self, sender: bytes, command: Order, scheduled: dict[str, int]) -> None:
         match command:
             case wire.Cut():
                 self._cut(sender, command, scheduled)
@@ -284,6 +291,10 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
                     tracked.unwanted = True
             case wire.Connect(peers=peers):
                 self._orders.connect.extend(p for p in peers if p.engine_id != self.engine_id)
+            case Gone(gateway=gateway):
+                self._orders.orphaned.update(self._copies.ids_of(gateway))
+                kept = self._pinned_by_key.items()
+                self._orders.orphaned.update(request_id for key, request_id in kept if wire.owner(key) == gateway)
 
     def _cut(self, sender: bytes, command: wire.Cut, scheduled: dict[str, int]) -> None:
         tracked = self._by_key.get(command.key)

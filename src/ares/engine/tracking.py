@@ -68,8 +68,9 @@ class Orders:
     """What the next step's metadata tells the workers."""
 
     release: set[str] = field(default_factory=set)
+    orphaned: set[str] = field(default_factory=set)
     connect: list[wire.Peer] = field(default_factory=list)
     pull_now: set[str] = field(default_factory=set)
 
     def __bool__(self) -> bool:
-        return bool(self.release or self.connect or self.pull_now)
+        return bool(self.release or self.orphaned or self.connect or self.pull_now)

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ares import wire
 from ares.engine import instance
 from ares.engine.scheduler import ConnectorMetadata
 from ares.engine.vllm_names import NixlPullConnectorWorker, base_worker, current_platform
@@ -76,6 +77,10 @@ class Worker(HostWorker):
             # Absent: it was pulled or its lease ended meanwhile, and it is freed already.
             if self._reqs_to_send.pop(request_id, None) is not None:
                 self._released.add(request_id)
+        # Not freed at once: a target may be about to pull. It extends the lease, as any target does while it waits.
+        soon = time.perf_counter() + wire.ORPHAN_LEASE_S
+        for request_id in metadata.orphaned & self._reqs_to_send.keys():
+            self._reqs_to_send[request_id] = min(self._reqs_to_send[request_id], soon)
 
     def _finish(self, request_ids: frozenset[str]) -> None:
         """Wait for these pulls: the forward pass that follows reads what they bring.

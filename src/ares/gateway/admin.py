@@ -93,6 +93,8 @@ def snapshot(gateway: Gateway) -> dict[str, Any]:
     return {
         "now": time.time(),
         "preset": gateway.controller.preset,
+        "gateway": gateway.name,
+        "controller": gateway.controller.turns,
         "suspensions": gateway.controller.suspensions,
         "held": gateway.controller.held,
         "waiting": gateway.waiting,

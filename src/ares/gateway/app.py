@@ -23,6 +23,7 @@ from ares.gateway.openai import BadRequestError
 from ares.gateway.predictions import predicted
 from ares.gateway.responses import error, error_body
 from ares.gateway.service import Gateway
+from ares.gateway.shutdown import ShuttingDownError
 from ares.gateway.text import TemplateError
 
 
@@ -86,7 +87,9 @@ def _observability(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/ready")
     async def ready() -> JSONResponse:
-        """Say whether there is an instance to serve on."""
+        """Say whether new requests are taken, and there is an instance to serve them on."""
+        if gateway.shutdown.begun:
+            return error(503, "the gateway is shutting down")
         if gateway.pool.ready:
             return JSONResponse({"status": "ready"})
         return error(503, "no decode instance is ready")
@@ -153,7 +156,7 @@ def _errors(app: FastAPI) -> None:
         later = {"Retry-After": str(request.app.state.gateway.retry_after_s)}
         return error(status, message, headers=later if status == 503 else None)
 
-    for kind in (NoInstanceError, EngineLostError, EngineRefusedError, Exception):
+    for kind in (NoInstanceError, ShuttingDownError, EngineLostError, EngineRefusedError, Exception):
         app.add_exception_handler(kind, generation)
 
 

@@ -22,6 +22,7 @@ from ares.gateway.replies import DONE, Choice, Envelope, event, usage
 from ares.gateway.responses import EventStream, Write, error_body, until_disconnect
 from ares.gateway.sampling import Sampling
 from ares.gateway.service import Gateway
+from ares.gateway.shutdown import ShuttingDownError
 from ares.gateway.text import Detokenizer
 
 logger = logging.getLogger(__name__)
@@ -128,6 +129,7 @@ async def _serve(body: GenerationRequest, request: Request, *, chat: bool) -> Re
 
 async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, chat: bool) -> _Reply:
     arrived = time.monotonic()
+    gateway.shutdown.check()
     body.check_text()
     if body.model is not None and body.model != gateway.config.model:
         raise BadRequestError(f"the model {body.model!r} is not served here", "model", "model_not_found", 404)
@@ -247,7 +249,7 @@ def failed(failure: Exception) -> tuple[int, str]:
     # An instance that refuses the gateway's own key is not the client's mistake.
     if isinstance(failure, EngineRefusedError) and failure.status < 500 and failure.status not in (401, 403):
         return failure.status, str(failure)
-    if isinstance(failure, NoInstanceError):
+    if isinstance(failure, NoInstanceError | ShuttingDownError):
         return 503, str(failure)
     if isinstance(failure, EngineLostError | EngineRefusedError):
         return 502, str(failure)

@@ -1,5 +1,7 @@
 """The live controller: who enters decode and where, who moves, who gives way. It decides; sequences carry it out.
 
+Of several gateways before one pool each lets its own sequences in; they decide moves in turns (gateway/lease.py).
+
 A fault in a decision costs that decision and never the service (I7): whoever waits is then let in by plain dispatch.
 """
 
@@ -14,6 +16,7 @@ from ares.config import GatewayConfig, live_preset
 from ares.gateway.decisions import DecisionLog
 from ares.gateway.entering import Entering
 from ares.gateway.instances import Instance, NoInstanceError, Pool
+from ares.gateway.lease import Lease
 from ares.gateway.metrics import Metrics
 from ares.gateway.migration import NotMovableError
 from ares.gateway.sequence import Sequence
@@ -52,6 +55,8 @@ class Controller:
         Carries out a move of a sequence to an instance, for a reason and a trigger; runs by itself.
     spawn
         Runs a coroutine in the background of the gateway.
+    name
+        The gateway's.
     """
 
     def __init__(
@@ -61,15 +66,19 @@ class Controller:
         sequences: Mapping[str, Sequence],
         metrics: Metrics,
         move: MoveOrder,
-        spawn: Callable[[Coroutine[Any, Any, Any]], object],
+        spawn: Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"],
+        name: str,
     ) -> None:
-        self.viewer = Viewer(pool, metrics, config.cooldown_s)
+        self.viewer = Viewer(pool, metrics, config.cooldown_s, name)
+        self.lease = Lease(pool, name)
         self.log = DecisionLog(config.decision_log)
         self._config, self._pool, self._sequences, self._metrics = config, pool, sequences, metrics
         self._move, self._spawn = move, spawn
         self._held: dict[str, tuple[Sequence, asyncio.Future[Instance]]] = {}
         self._changed = asyncio.Event()
         self._prefills: dict[str, int] = {}
+        # What the newest decision has set going.
+        self._ordered: list[asyncio.Task[Any]] = []
         self.suspensions = 0
         self.use_preset(config.preset)
 
@@ -96,6 +105,13 @@ class Controller:
     def suspended(self) -> int:
         """How many sequences have given their room up and wait for it again."""
         return len(self._held) - self.held
+
+    @property
+    def turns(self) -> dict[str, Any]:
+        """Tell where moves are decided: `here` (in turns, where there are other gateways), `elsewhere` or `nowhere`."""
+        lease = self.lease
+        where = "nowhere" if self._policy.rebalance == "none" else "elsewhere" if lease.missed else "here"
+        return {"where": where, "holder": lease.holder or None, "missed_periods": lease.missed}
 
     # --- placement (the protocol that a sequence uses) ---
 
@@ -257,12 +273,23 @@ class Controller:
             if self._policy.rebalance == "none":
                 continue
             try:
-                result = self._decide_moves()
+                result = await self._take_turn()
             except Exception:
                 logger.exception("rebalancing failed; serving goes on")
                 self._metrics.faults.labels("rebalance").inc()
                 result = "failed"
             self._metrics.decisions.labels(result).inc()
+            self._metrics.missed.set(self.lease.missed)
+
+    async def _take_turn(self) -> str:
+        """Decide once it is this gateway's turn, and return what came of it."""
+        if not await self.lease.take(self._config.period_s):
+            return "elsewhere"
+        self._ordered = []
+        try:
+            return self._decide_moves()
+        finally:
+            self._spawn(self.lease.give_back(self._ordered))
 
     def _decide_moves(self) -> str:
         view = self.viewer.view(self._sequences.values())
@@ -282,7 +309,7 @@ class Controller:
             sequence = view.sequences[one.request]
             self._metrics.rescues.labels("suspended" if one.target == NOWHERE else "moved").inc()
             if one.target == NOWHERE:
-                self._spawn(self._suspend(sequence, f"rescue: {one.reason}"))
+                self._ordered.append(self._spawn(self._suspend(sequence, f"rescue: {one.reason}")))
             else:
                 self._order(sequence, view.instances[one.target], f"rescue: {one.reason}", "rescue")
         for move in moves:
@@ -295,7 +322,7 @@ class Controller:
 
     def _order(self, sequence: Sequence, target: Instance, reason: str, trigger: str) -> None:
         logger.info("move %s to %s: %s", sequence.id, target.name, reason)
-        self._spawn(self._attempt(sequence, target, reason, trigger))
+        self._ordered.append(self._spawn(self._attempt(sequence, target, reason, trigger)))
 
     async def _attempt(self, sequence: Sequence, target: Instance, reason: str, trigger: str) -> None:
         try:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.instances import Instance, NoInstanceError
-from ares.gateway.migration import Move, Segment
+from ares.gateway.migration import Move, Pin, Segment
 from ares.gateway.objectives import Objective
 from ares.gateway.patience import Patience, is_dead
 from ares.gateway.sampling import Sampling
@@ -50,6 +50,8 @@ class Entering:
     objective: Objective = field(default_factory=Objective)
     on_phase: Callable[["Entering"], None] = lambda _: None
     """Called whenever `phase` has changed."""
+    gateway: str = "nobody"
+    """Name of its gateway, with which all its keys begin."""
     emitted: list[int] = field(default_factory=list)
     phase: Phase = "prefill"
     destination: Instance | None = None
@@ -66,7 +68,7 @@ class Entering:
     """Where its KV goes ahead of a hand-over (gateway/precopy.py)."""
     predicted: tuple[tuple[float, float, float], int] | None = None
     """The newest prediction of what it will still generate, and how many tokens it had then."""
-    _nonce: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    _nonce: str = field(default_factory=lambda: uuid.uuid4().hex[:10])
     _segments: int = 0
     _segment: Segment | None = None
     _decoding: bool = False
@@ -75,8 +77,8 @@ class Entering:
     _losses: int = 0
     _last_token_at: float = 0.0
     _move: Move | None = None
-    # The instance and key whose KV waits for this sequence, until somebody else has it.
-    _holder: tuple[Instance, str] | None = None
+    # The KV that waits for this sequence, until somebody else has it.
+    _holder: Pin | None = None
     _pausing: bool = False
     _withdrawn: bool = False
     _patience: Patience = field(default_factory=Patience)
@@ -136,7 +138,7 @@ class Entering:
                 break
             key = self._next_key()
             if not alone:
-                self._holder = (instance, key)
+                self._holder = Pin.at(instance, key)
             work = instance.engine.complete(self.sampling.prefill(key, self.prompt, self.emitted))
             try:
                 delta, transfer = await self._patience.answer(instance, work)
@@ -191,6 +193,10 @@ class Entering:
     ) -> Segment:
         """Start a segment; returns when the instance has accepted it."""
         key = key or self._next_key()
+        if transfer is not None and (self._holder is None or not self._holder.kept):
+            # Those blocks may be somebody else's by now; what is computed again is right.
+            self._free_holder()
+            transfer = None
         body = self.sampling.decode(key, self.prompt, emitted, transfer, self.priority)
         pin = None
         if transfer is not None:
@@ -211,7 +217,7 @@ class Entering:
 
     def _next_key(self) -> str:
         self._segments += 1
-        return f"{self._nonce}/{self._segments}"
+        return f"{self.gateway}/{self._nonce}/{self._segments}"
 
     async def _give(self, batch: list[Delta], emit: Emit) -> bool:
         for delta in batch:
@@ -224,8 +230,7 @@ class Entering:
 
     def _free_holder(self) -> None:
         if self._holder is not None:
-            instance, key = self._holder
-            self._holder = None
-            task = asyncio.ensure_future(instance.release(key))
+            pin, self._holder = self._holder, None
+            task = asyncio.ensure_future(pin.instance.release(pin.key))
             self._background.add(task)
             task.add_done_callback(self._background.discard)

@@ -16,6 +16,7 @@ import zmq.asyncio
 from ares import wire
 from ares.gateway.engine import EngineClient, EngineLostError, EngineRefusedError
 from ares.gateway.laws import StepLaw
+from ares.gateway.subscription import Subscription
 from ares.keys import ControlKey
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ _SILENT_S = 3.0
 _FROZEN_S = 6.0
 _RETRY_S = 0.5
 _REMEMBERED = 1024
+_LINGER_MS = 200
 
 
 class NoInstanceError(Exception):
@@ -53,10 +55,17 @@ class Instance:
         Its newest messages; None before the first. A restart clears both.
     draining
         Whether it is to become empty: what it says itself, once a command of ours has reached it.
+    subscription
+        Ours there.
     """
 
     def __init__(
-        self, url: str, http: aiohttp.ClientSession, interval_s: float, control_key: ControlKey | None = None
+        self,
+        url: str,
+        http: aiohttp.ClientSession,
+        interval_s: float,
+        control_key: ControlKey | None = None,
+        gateway: str = "",
     ) -> None:
         self.url = url.rstrip("/")
         self.name = self.url
@@ -66,6 +75,7 @@ class Instance:
         self.telemetry: wire.Telemetry | None = None
         self.steps = StepLaw()
         self.draining = False
+        self.subscription = Subscription(gateway, interval_s)
         self._http = http
         self._control_key = control_key
         self._interval_s = interval_s
@@ -151,6 +161,18 @@ class Instance:
         answer: wire.Copied = await self._ask(call, wire.Copy(call, key, pin, most), timeout_s)
         return answer
 
+    async def lease(self, holder: str, ttl_s: float, timeout_s: float) -> wire.Leased | None:
+        """Ask for its part of the controller's lease for so long; None where it does not answer in time."""
+        call = next(self._calls)
+        with contextlib.suppress(TimeoutError):
+            answer: wire.Leased = await self._ask(call, wire.Lease(call, holder, ttl_s), timeout_s)
+            return answer
+        return None
+
+    async def end_lease(self, holder: str) -> None:
+        """Give its part of the lease back; nobody waits for the answer."""
+        await self._send(wire.Lease(next(self._calls), holder, 0.0))
+
     async def _ask(self, call: int, command: wire.Command, timeout_s: float) -> Any:
         future = self._answers[call] = asyncio.get_running_loop().create_future()
         try:
@@ -193,10 +215,13 @@ class Instance:
         return self._predicted.get(key)
 
     async def _send(self, command: wire.Command) -> None:
+        await self._send_bytes(wire.encode(command))
+
+    async def _send_bytes(self, body: bytes) -> None:
         if self._socket is not None:
             # The queue to a peer that has been gone for long is full: never wait for room in it.
             with contextlib.suppress(zmq.Again):
-                await self._socket.send(wire.encode(command), zmq.NOBLOCK)
+                await self._socket.send(body, zmq.NOBLOCK)
 
     async def watch(self, on_hello: Callable[["Instance"], Coroutine[Any, Any, None]]) -> None:
         """Find the instance and follow it until cancelled; `on_hello` is awaited whenever it (re)appears."""
@@ -224,22 +249,21 @@ class Instance:
         """Subscribe and read until the instance is silent for good, which ends in a new look at its URL."""
         self.name, self.role = description.name, description.role
         socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
-        socket.setsockopt(zmq.LINGER, 0)
+        # What was released last should still get there.
+        socket.setsockopt(zmq.LINGER, _LINGER_MS)
         socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
         if self._control_key is not None:
             self._control_key.connect(socket)
         socket.connect(description.control_address)
         self._socket = socket
         self._heard = time.monotonic()
-        subscribed = 0.0
+        self.subscription.begin()
         try:
             while self.telemetry is None or self.healthy or not await self._restarted(description):
-                now = time.monotonic()
-                if now - subscribed > wire.SUBSCRIPTION_TTL_S / 5:
-                    subscribed = now
-                    await self._send(wire.Subscribe(self._interval_s))
+                if (heartbeat := self.subscription.heartbeat()) is not None:
+                    await self._send_bytes(heartbeat)
                 if not await socket.poll(_RETRY_S * 1000):
-                    if self.telemetry is None and now - self._heard > _SILENT_S:
+                    if self.telemetry is None and time.monotonic() - self._heard > _SILENT_S:
                         return
                     continue
                 await self._receive(await socket.recv(), on_hello)
@@ -265,6 +289,7 @@ class Instance:
             logger.warning("%s: dropped a malformed message: %s", self.name, error)
             return
         self._heard = self._last_message = time.monotonic()
+        self.subscription.heard(again=isinstance(event, wire.Hello))
         match event:
             case wire.Telemetry():
                 # What was on its way when the instance was told to drain still says the contrary.
@@ -279,6 +304,9 @@ class Instance:
                 elif event.outcome == "pinned":
                     # Nobody waits any more: the KV must not stay pinned until its lease ends.
                     await self.release(event.key)
+            case wire.Leased(call=call):
+                if (asked := self._answers.get(call)) is not None and not asked.done():
+                    asked.set_result(event)
             case wire.Copied(call=call):
                 future = self._answers.get(call)
                 if future is not None and not future.done():
@@ -308,12 +336,17 @@ def _remember(known: dict[str, Any], key: str, value: Any) -> None:
 
 
 class Pool:
-    """All instances of a gateway."""
+    """All instances of a gateway; `gateway` is its name, with which its keys begin."""
 
     def __init__(
-        self, urls: list[str], http: aiohttp.ClientSession, interval_s: float, control_key: ControlKey | None = None
+        self,
+        urls: list[str],
+        http: aiohttp.ClientSession,
+        interval_s: float,
+        control_key: ControlKey | None = None,
+        gateway: str = "",
     ) -> None:
-        self.instances = [Instance(url, http, interval_s, control_key) for url in urls]
+        self.instances = [Instance(url, http, interval_s, control_key, gateway) for url in urls]
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:

@@ -64,18 +64,37 @@ class Migration:
     started_at: float = field(default_factory=time.time)
 
 
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """KV that an instance keeps under `key` until somebody pulls it; `since` numbers our subscription there."""
+
+    instance: Instance
+    key: str
+    since: int
+
+    @classmethod
+    def at(cls, instance: Instance, key: str) -> "Pin":
+        """Return what is, or will be, pinned from now on."""
+        return cls(instance, key, instance.subscription.number)
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is certain that the instance has not let go of it."""
+        return self.instance.subscription.unbroken(self.since)
+
+
 @dataclass(slots=True)
 class Segment:
     """What one instance generates of a sequence.
 
-    `base` is the length of the output before it, `pin` the instance and key whose KV it pulls.
+    `base` is the length of the output before it, `pin` the KV that it pulls.
     """
 
     instance: Instance
     key: str
     base: int
     stream: Stream
-    pin: tuple[Instance, str] | None = None
+    pin: Pin | None = None
 
 
 class Move:

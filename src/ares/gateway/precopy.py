@@ -12,7 +12,7 @@ from typing import Literal
 
 from ares.gateway.engine import EngineLostError, EngineRefusedError, Stream
 from ares.gateway.instances import Instance
-from ares.gateway.migration import HandoverError, Migration, NotMovableError
+from ares.gateway.migration import HandoverError, Migration, NotMovableError, Pin
 from ares.gateway.sampling import bring_ahead
 from ares.gateway.sequence import Sequence
 from ares.policy.transfer import PRE_COPY, STOP_AND_COPY, Link, Mode, choose_mode
@@ -95,10 +95,13 @@ async def _copy(sequence: Sequence, source: Instance, target: Instance, timeout_
     assert key is not None  # noqa: S101 - for the type checker: it runs on an instance
     tokens = sequence.prompt + sequence.emitted
     pin = f"{key}/copy-{next(_numbers)}"
+    held = Pin.at(source, pin)
     # One token more than is copied: the target must compute something, and it shall not be KV that was copied.
     copied = await source.copy(key, pin, len(tokens) - 1, timeout_s)
     if not copied.tokens:
         return 0
+    if not held.kept:
+        raise HandoverError("the source may have let go of the copy")
     async with asyncio.timeout(timeout_s):
         try:
             stream = await target.engine.stream(bring_ahead(pin, tokens[: copied.tokens + 1], copied.transfer))

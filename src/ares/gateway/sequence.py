@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.entering import ATTEMPTS, Emit, Entering
 from ares.gateway.instances import Instance
-from ares.gateway.migration import HandoverError, Migration, Move, NotMovableError, Segment, UntakenError
+from ares.gateway.migration import HandoverError, Migration, Move, NotMovableError, Pin, Segment, UntakenError
 
 # How long a `Handover` may trail the end of the stream that it explains, or an `Admitted` the first token.
 _LAG_S = 1.0
@@ -169,7 +169,7 @@ class Sequence(Entering):
             return record
         known = time.monotonic()
         record.cut_s = known - ordered
-        self._holder = (source.instance, source.key)
+        self._holder = Pin.at(source.instance, source.key)
         move.handover.set_result(cut)
         if move.missing(len(self.emitted)) is None:
             await move.relayed.wait()
@@ -237,7 +237,7 @@ class Sequence(Entering):
             await asyncio.wait_for(asyncio.shield(move.handover), _LAG_S)
         except (HandoverError, TimeoutError) as error:
             # Cut and pinned, but how to pull it is not known in time.
-            self._holder = (source.instance, source.key)
+            self._holder = Pin.at(source.instance, source.key)
             raise UntakenError(f"the request was cut and nobody took it over: {error}") from error
         move.relayed.set()
         try:

@@ -4,6 +4,7 @@ import gc
 import logging
 import socket
 from functools import partial
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -13,17 +14,28 @@ from ares.config import GatewayConfig
 from ares.gateway.app import build
 from ares.gateway.connection import Connection, Limits
 from ares.gateway.responses import RememberSend
+from ares.gateway.service import Gateway
+
+# For clients who are behind to read the ends of their streams.
+_FLUSH_S = 5
 
 
 class Server(uvicorn.Server):
-    """Ends the streams of those who watch before it waits for the requests that run."""
+    """Goes on answering while what runs comes to its end; then ends the streams of those who watch, and itself."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
         self._app = app
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take note of a signal: the first one asks for an orderly end, a second one for an end at once."""
+        self.force_exit = self.should_exit
+        super().handle_exit(sig, frame)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop serving."""
+        gateway: Gateway = self._app.state.gateway
+        await gateway.shutdown.drain(gateway.config.shutdown_timeout_s, lambda: self.force_exit)
         await self._app.state.feed.close()
         await super().shutdown(sockets)
 
@@ -45,7 +57,7 @@ def serve(config: GatewayConfig) -> None:
             ws="none",
             access_log=False,
             log_config=None,
-            timeout_graceful_shutdown=10,
+            timeout_graceful_shutdown=_FLUSH_S,
             ssl_certfile=config.tls_certificate,
             ssl_keyfile=config.tls_key,
         ),

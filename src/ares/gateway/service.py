@@ -5,6 +5,7 @@ import logging
 import math
 import statistics
 import time
+import uuid
 from collections import deque
 from collections.abc import Coroutine
 from pathlib import Path
@@ -27,6 +28,7 @@ from ares.gateway.predictions import Scorekeeper, rows_by_key
 from ares.gateway.recording import Recorder
 from ares.gateway.sampling import Sampling
 from ares.gateway.sequence import Sequence
+from ares.gateway.shutdown import Shutdown
 from ares.gateway.text import TextModel
 from ares.gateway.window import Recent
 from ares.keys import ControlKey
@@ -55,10 +57,11 @@ class TargetError(Exception):
 
 
 class Gateway:
-    """One gateway. `start` and `stop` bracket its life."""
+    """One gateway. `start` and `stop` bracket its life; another life has another `name`."""
 
     def __init__(self, config: GatewayConfig, folder: Path) -> None:
         self.config = config
+        self.name = uuid.uuid4().hex[:8]
         self.text = TextModel(folder)
         self.metrics = Metrics()
         self.recent = Recent()
@@ -71,6 +74,7 @@ class Gateway:
         self.drainer = Drainer(self, self._spawn)
         self.recorder = Recorder(config.record)
         self.backlog = Backlog(lambda sequence: self.controller.viewer.remaining(sequence, None)[1])
+        self.shutdown = Shutdown()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
@@ -78,8 +82,11 @@ class Gateway:
         config = self.config
         self._http = engine.session(config.worker_api_key.get_secret_value() if config.worker_api_key else None)
         key = ControlKey(config.control_key.get_secret_value()) if config.control_key else None
-        self.pool = Pool(config.workers, self._http, config.telemetry_interval_s, key)
-        self.controller = Controller(self.config, self.pool, self.sequences, self.metrics, self.migrate, self._spawn)
+        self.pool = Pool(config.workers, self._http, config.telemetry_interval_s, key, self.name)
+        self.controller = Controller(
+            config, self.pool, self.sequences, self.metrics, self.migrate, self._spawn, self.name
+        )
+        logger.info("this gateway is called %s", self.name)
         self.pool.start()
         self._spawn(self.controller.let_in())
         self._spawn(self.controller.rebalance())
@@ -91,6 +98,7 @@ class Gateway:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.controller.lease.give_back()
         self.recorder.describe(self.config.model, self.controller.preset, self.pool.instances)
         await self.pool.stop()
         await self._http.close()
@@ -146,20 +154,23 @@ class Gateway:
     async def generate(
         self, name: str, prompt: list[int], sampling: Sampling, emit: Emit, objective: Objective = ORDINARY
     ) -> None:
-        """Run one sequence under a free variant of `name`; see `Sequence.run` for what it raises."""
+        """Run one sequence under a free variant of `name`.
+
+        See `Sequence.run` for what it raises; ShuttingDownError where the gateway ends before it.
+        """
         free, copy = name, 1
         while free in self.sequences:
             copy += 1
             free = f"{name}#{copy}"
         timeout_s, note = self.config.handover_timeout_s, self.backlog.note
-        sequence = Sequence(free, prompt, sampling, self.controller, timeout_s, objective, note)
+        sequence = Sequence(free, prompt, sampling, self.controller, timeout_s, objective, note, self.name)
         self.sequences[free] = sequence
         self.metrics.active.inc()
         if sampling.pinned is not None:
             self.metrics.pinned.labels(sampling.pinned).inc()
         try:
             note(sequence)
-            await sequence.run(emit)
+            await self.shutdown.bound(sequence.run(emit))
             self._scores.finished(sequence)
             self.controller.viewer.lengths.add(len(sequence.emitted))
             self.recorder.finished(sequence)

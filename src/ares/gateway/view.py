@@ -12,6 +12,7 @@ from ares.gateway.instances import Instance, Pool
 from ares.gateway.laws import TransferLaw
 from ares.gateway.lengths import LengthHistory
 from ares.gateway.metrics import Metrics
+from ares.gateway.objectives import ORDINARY
 from ares.gateway.predictions import plausible
 from ares.gateway.sequence import Sequence
 from ares.policy import Cluster
@@ -27,7 +28,10 @@ _UNKNOWN_TPOT_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One moment: the policy's cluster, and what its indices stand for."""
+    """One moment: the policy's cluster, and what its indices stand for.
+
+    Rows behind those of `sequences` are requests of other gateways, which nobody can move from here.
+    """
 
     cluster: Cluster
     running: Progress
@@ -48,14 +52,17 @@ class Viewer:
         Counts predictions that make no sense.
     cooldown_s
         A sequence that has moved is not movable for this long.
+    gateway
+        The gateway's name, with which its keys begin.
     """
 
-    def __init__(self, pool: Pool, metrics: Metrics, cooldown_s: float) -> None:
+    def __init__(self, pool: Pool, metrics: Metrics, cooldown_s: float, gateway: str) -> None:
         self.transfer = TransferLaw()
         self.lengths = LengthHistory()
         self._pool = pool
         self._metrics = metrics
         self._cooldown_s = cooldown_s
+        self._gateway = gateway
 
     def view(self, sequences: Iterable[Sequence], exclude: Collection[str] = ()) -> View:
         """Return the decode pool now; instances named in `exclude` are shown closed.
@@ -91,8 +98,17 @@ class Viewer:
             cool = not sequence.moved_at or now - sequence.moved_at > self._cooldown_s
             movable.append(cool and sequence.sampling.needs <= carried and sequence.not_movable() is None)
             remaining.append(self.remaining(sequence, row))
-        for n, strangers in enumerate(rows):  # requests of other gateways
-            promised[n] += sum(in_blocks(row.resident, instances[n]) for row in strangers.values())
+        others: list[wire.Row] = []
+        for n, left in enumerate(rows):
+            for row in left.values():
+                if wire.owner(row.key) == self._gateway:  # one of ours that is prefilled there, or was there before
+                    promised[n] += in_blocks(row.resident, instances[n])
+                elif row.resident > 0:
+                    others.append(row)
+                    location.append(n)
+                    resident.append(in_blocks(row.resident, instances[n]))
+        movable += [False] * len(others)
+        remaining += [self._foreseen(row) for row in others]
         laws = [i.steps.law for i in instances]
         known = [law for law in laws if law is not None]
         # An instance that has not worked yet is taken to be like the others.
@@ -102,11 +118,11 @@ class Viewer:
             capacity_tokens=np.array([_usable_tokens(i) for i in instances], dtype=np.int64),
             promised_tokens=promised,
             open=_open(instances, exclude),
-            requests=tuple(s.id for s in shown),
+            requests=(*(s.id for s in shown), *(row.key for row in others)),
             location=np.array(location, dtype=np.int64),
             resident_tokens=np.array(resident, dtype=np.int64),
             movable=np.array(movable, dtype=np.bool_),
-            remaining_tokens=np.array(remaining, dtype=np.float64).reshape(len(shown), len(wire.REMAINING_LEVELS)),
+            remaining_tokens=np.array(remaining, dtype=np.float64).reshape(-1, len(wire.REMAINING_LEVELS)),
             levels=wire.REMAINING_LEVELS,
             step_base_s=law[:, 0].copy() if law is not None else None,
             step_request_s=law[:, 1].copy() if law is not None else None,
@@ -114,7 +130,8 @@ class Viewer:
             transfer_bytes_s=self.transfer.tokens_s or 1e6,
             token_bytes=1.0,  # transfers are counted in tokens
         )
-        return View(cluster, self._progress(shown, cluster, now), instances, shown, preempted)
+        running = self._progress(shown, cluster, now, others)
+        return View(cluster, running, instances, shown, preempted)
 
     def loads(self, sequences: Iterable[Sequence], exclude: Collection[str] = ()) -> View:
         """Return the decode pool without its requests: what dispatch asks at every arrival must not look at them all.
@@ -172,20 +189,30 @@ class Viewer:
         low, middle, high = (min(max(q, 1.0), limit) for q in self.lengths.remaining(len(sequence.emitted)))
         return low, middle, high
 
-    def _progress(self, sequences: list[Sequence], cluster: Cluster, now: float) -> Progress:
+    def _foreseen(self, row: wire.Row) -> Quantiles:
+        """Return quantiles of what a request of another gateway will still generate."""
+        if row.remaining is not None and plausible(row.remaining):
+            return row.remaining
+        return self.lengths.remaining(row.output)
+
+    def _progress(
+        self, sequences: list[Sequence], cluster: Cluster, now: float, others: Collection[wire.Row] = ()
+    ) -> Progress:
+        """Tell how sequences stand, and behind them the requests of other gateways, which nobody suspends from here."""
         usual = _UNKNOWN_TPOT_S
         if cluster.step_base_s is not None and cluster.step_token_s is not None:
             full = cluster.step_base_s + cluster.step_token_s * cluster.capacity_tokens
             usual = _RELATIVE_TPOT * float(full.max())
+        behind = len(others)
+        late = [bool(s.first_token_at) and s.first_token_at - s.arrived_at > s.objective.ttft_s for s in sequences]
+        elapsed_s = [now - s.first_token_at if s.first_token_at else 0.0 for s in sequences]
+        tpot_s = [usual if s.objective.tpot_s is None else s.objective.tpot_s for s in sequences]
         return Progress(
-            generated=np.array([len(s.emitted) for s in sequences], dtype=np.int64),
-            elapsed_s=np.array([now - s.first_token_at if s.first_token_at else 0.0 for s in sequences]),
-            late=np.array(
-                [bool(s.first_token_at) and s.first_token_at - s.arrived_at > s.objective.ttft_s for s in sequences],
-                dtype=np.bool_,
-            ),
-            ttft_s=np.array([s.objective.ttft_s for s in sequences]),
-            tpot_s=np.array([usual if s.objective.tpot_s is None else s.objective.tpot_s for s in sequences]),
+            generated=np.array([len(s.emitted) for s in sequences] + [row.output for row in others], dtype=np.int64),
+            elapsed_s=np.array(elapsed_s + [0.0] * behind),
+            late=np.array(late + [False] * behind, dtype=np.bool_),
+            ttft_s=np.array([s.objective.ttft_s for s in sequences] + [ORDINARY.ttft_s] * behind),
+            tpot_s=np.array(tpot_s + [usual] * behind),
         )
 
 

@@ -12,7 +12,7 @@ import uuid
 from typing import Any
 
 from ares import wire
-from ares.engine.control import ControlChannel
+from ares.engine.control import ControlChannel, Gone
 from ares.engine.instance import control_key
 from ares.engine.simulated import api, report
 from ares.engine.simulated.batch import Batch, Step
@@ -233,6 +233,8 @@ class Instance:
             # The newest token's KV is not computed.
             held = Pin(request.name, request.key, computed, unfold(request.hash, request.output[-1]), blocks)
             self.pins.hold(held)
+            if request.key is not None and (gateway := wire.owner(request.key)) in self._channel.gone:
+                self.pins.orphan(gateway)
             transfer = self._transfer(held)
         else:
             self._free(blocks)
@@ -328,6 +330,8 @@ class Instance:
                 case wire.Release(key=key):
                     if not self.pins.release(key) and (request := self._by_key.get(key)) is not None:
                         request.unwanted = True
+                case Gone(gateway=gateway):
+                    self.pins.orphan(gateway)
                 case wire.Connect():
                     pass  # nothing to shake hands for
 

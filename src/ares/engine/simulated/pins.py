@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ares import wire
+
 
 @dataclass(slots=True, eq=False)
 class Pin:
@@ -48,7 +50,7 @@ class Pins:
         """Pin until it is pulled or released, or the lease ends."""
         self._held[pin.id] = pin
         self.counts.made += 1
-        self._lease(pin)
+        self._lease(pin, self.lease_s)
 
     def find(self, request_id: str) -> Pin | None:
         """Return the pin of that id."""
@@ -57,7 +59,7 @@ class Pins:
     def extend(self, request_ids: list[str]) -> None:
         """Begin the lease anew: whoever shall pull is alive."""
         for pin in (self._held[name] for name in request_ids if name in self._held):
-            self._lease(pin)
+            self._lease(pin, self.lease_s)
 
     def pulled(self, pin: Pin) -> None:
         """Free what has been pulled."""
@@ -72,6 +74,13 @@ class Pins:
         self.counts.released += 1
         return True
 
+    def orphan(self, gateway: str) -> None:
+        """End the leases on what is kept for a gateway soon, unless somebody who pulls extends them."""
+        soon = asyncio.get_running_loop().time() + wire.ORPHAN_LEASE_S
+        for pin in self._held.values():
+            if pin.key is not None and wire.owner(pin.key) == gateway and pin.expiry and pin.expiry.when() > soon:
+                self._lease(pin, wire.ORPHAN_LEASE_S)
+
     def clear(self) -> None:
         """Forget all of them with the instance."""
         for pin in self._held.values():
@@ -79,10 +88,10 @@ class Pins:
                 pin.expiry.cancel()
         self._held.clear()
 
-    def _lease(self, pin: Pin) -> None:
+    def _lease(self, pin: Pin, duration_s: float) -> None:
         if pin.expiry is not None:
             pin.expiry.cancel()
-        pin.expiry = asyncio.get_running_loop().call_later(self.lease_s, self._expire, pin)
+        pin.expiry = asyncio.get_running_loop().call_later(duration_s, self._expire, pin)
 
     def _expire(self, pin: Pin) -> None:
         if self._drop(pin):

@@ -46,6 +46,7 @@ def hello(instance: "Instance") -> wire.Hello:
         kv_blocks=settings.kv_blocks,
         max_model_len=settings.max_model_len,
         versions={"ares": __version__, "vllm": _engine(instance)},
+        leases=True,
     )
 
 
