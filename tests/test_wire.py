@@ -11,6 +11,7 @@ COMMANDS: list[wire.Command] = [
     wire.Connect([PEER]),
     wire.Cut(7, "nonce/2"),
     wire.Release("nonce/2"),
+    wire.Lease(7, "gateway", 3.0),
 ]
 EVENTS: list[wire.Event] = [
     wire.Hello("d0", "decode", "boot", PEER, 16, 100, 4096, {"vllm": "0"}),
@@ -18,6 +19,7 @@ EVENTS: list[wire.Event] = [
     wire.Admitted("nonce/2", 10, failed=False),
     wire.Predicted("nonce/2", (1.0, 20.5, 300.0)),
     wire.Handover(7, "nonce/2", "pinned", 3, [1, 2, 3], {"remote_block_ids": [[1, 2]], "remote_num_tokens": 9}),
+    wire.Leased(7, "gateway", granted=False),
 ]
 
 
@@ -62,8 +64,24 @@ def test_a_newer_side_may_say_more() -> None:
     assert wire.decode_command(body) == wire.Cut(7, "x")
 
 
+def test_an_older_side_may_say_less() -> None:
+    """A gateway that has no name, an instance that knows no leases."""
+    body = msgspec.msgpack.encode({"type": "subscribe", "interval_s": 0.1})
+    assert wire.decode_command(body) == wire.Subscribe(0.1, gateway="")
+    hello = msgspec.to_builtins(EVENTS[0])
+    del hello["leases"]
+    read = wire.decode_event(msgspec.msgpack.encode(hello))
+    assert isinstance(read, wire.Hello)
+    assert not read.leases
+
+
+@pytest.mark.parametrize("key", ["gateway/nonce/2", "gateway/nonce/2/copy-1", "gateway/", "gateway"])
+def test_a_key_names_its_gateway(key: str) -> None:
+    assert wire.owner(key) == "gateway"
+
+
 def test_telemetry_of_many_requests_fits_a_message() -> None:
-    rows = [wire.Row(f"{number:012x}/{number}", 32768, 4096, "running") for number in range(4096)]
+    rows = [wire.Row(f"{number:08x}/{number:010x}/2", 32768, 4096, "running") for number in range(4096)]
     assert len(wire.encode(wire.Telemetry(1, 1, 1, 1, 1, 0.1, 1, 1, rows))) < wire.MAX_MESSAGE_BYTES / 10
 
 

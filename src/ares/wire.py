@@ -2,10 +2,10 @@
 
 The instance binds a ROUTER, the gateway connects a DEALER. The gateway subscribes, repeats the subscription as a
 heartbeat, and sends commands; the instance answers with its `Hello`, then sends `Telemetry` at the asked interval,
-`Admitted` for each request whose KV it pulled, `Predicted` for each that it only prefilled, and one `Handover`, `Copied`
-or `Leased` for each `Cut`, `Copy` or `Lease`. Every message is typed and checked by msgspec on arrival; nothing on this
-wire carries code. The commands are shaped so that they can move onto vLLM's generic connector call (RFC #51639) when it
-lands.
+`Admitted` for each request whose KV it pulled, `Predicted` for each that it only prefilled, and one `Handover`,
+`Copied` or `Leased` for each `Cut`, `Copy` or `Lease`. Every message is typed and checked by msgspec on arrival;
+nothing on this wire carries code. The commands are shaped so that they can move onto vLLM's generic connector call
+(RFC #51639) when it lands.
 
 Several gateways may subscribe to one instance. All keys of a gateway begin with its name and a slash (`owner`), so that
 an instance knows what nobody will come for when a gateway is gone.

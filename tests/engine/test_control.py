@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from ares import wire
-from ares.engine.control import ControlChannel
+from ares.engine.control import ControlChannel, Gone, Order
 from ares.keys import ControlKey
 
 pytestmark = pytest.mark.timeout(20)
@@ -74,8 +74,8 @@ class Instance:
             raise RuntimeError("the scheduler changed while it was read")
         return wire.Telemetry(self.taken, 0, 0, 0, 0, 0.0, 0, 0, [])
 
-    def commands(self, count: int) -> list[wire.Command]:
-        found: list[wire.Command] = []
+    def commands(self, count: int) -> list[Order]:
+        found: list[Order] = []
         until(lambda: bool(found.extend(command for _, command in self.channel.commands()) or len(found) >= count))
         return found
 
@@ -279,6 +279,85 @@ def test_a_drain_is_told_to_everybody_until_it_is_taken_back(instance: Instance)
     assert not instance.channel.waiting, "it is not for the engine thread"
     for gateway in (operator, other):
         gateway.close()
+
+
+# --- several gateways ---
+
+
+def subscribed(instance: Instance, name: str, interval_s: float = 0.01) -> Gateway:
+    made = Gateway(instance.address)
+    made.say(wire.Subscribe(interval_s, name))
+    made.hear_a(wire.Telemetry)
+    return made
+
+
+def test_the_lease_needs_no_engine(instance: Instance) -> None:
+    gateways = [subscribed(instance, name, 10) for name in ("a", "b")]
+    answers = []
+    for call, gateway in enumerate(gateways):
+        gateway.say(wire.Lease(call, "ab"[call], 5.0))
+        answers.append(gateway.hear_a(wire.Leased))
+    assert answers == [wire.Leased(0, "a", granted=True), wire.Leased(1, "a", granted=False)]
+    assert not instance.channel.waiting
+    gateways[0].say(wire.Lease(2, "a", 0.0))
+    assert gateways[0].hear_a(wire.Leased) == wire.Leased(2, "", granted=True)
+    gateways[1].say(wire.Lease(3, "b", 5.0))
+    assert gateways[1].hear_a(wire.Leased).granted
+    for gateway in gateways:
+        gateway.close()
+
+
+def test_a_gateway_whose_connection_ends_is_gone_at_once(instance: Instance) -> None:
+    dies, stays = subscribed(instance, "dies"), subscribed(instance, "stays")
+    dies.say(wire.Lease(1, "dies", 10.0))
+    assert dies.hear_a(wire.Leased).granted
+    began = time.monotonic()
+    dies.close()
+    assert instance.commands(1) == [Gone("dies")]
+    assert time.monotonic() - began < wire.SUBSCRIPTION_TTL_S / 2  # not by its silence
+    assert "dies" in instance.channel.gone
+    stays.say(wire.Lease(2, "stays", 1.0))
+    assert stays.hear_a(wire.Leased).granted
+    stays.hear_a(wire.Telemetry)
+    stays.close()
+
+
+def test_a_silent_gateway_is_gone(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "SUBSCRIPTION_TTL_S", 0.1)
+    gateway = subscribed(instance, "silent")
+    assert instance.commands(1) == [Gone("silent")]
+    monkeypatch.setattr(wire, "SUBSCRIPTION_TTL_S", 10.0)
+    gateway.say(wire.Subscribe(0.01, "silent"))
+    gateway.hear_a(wire.Hello)
+    until(lambda: "silent" not in instance.channel.gone)
+    gateway.close()
+
+
+def test_a_gateway_with_another_connection_is_not_gone(instance: Instance) -> None:
+    old, new = subscribed(instance, "one"), subscribed(instance, "one")
+    old.close()
+    until(lambda: len(instance.channel._subscribers) == 1)
+    assert instance.channel.gone == {}
+    assert not instance.channel.waiting
+    new.close()
+    assert instance.commands(1) == [Gone("one")]
+
+
+def test_a_subscriber_without_a_name_is_just_forgotten(instance: Instance) -> None:
+    subscribed(instance, "").close()
+    until(lambda: not instance.channel._subscribers)
+    assert instance.channel.gone == {}
+    assert not instance.channel.waiting
+
+
+def test_those_who_have_gone_are_not_remembered_without_end(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ares.engine.control._MOST_GONE", 2)
+    for name in ("a", "b", "c"):
+        subscribed(instance, name).close()
+        assert instance.commands(1) == [Gone(name)]
+    assert list(instance.channel.gone) == ["b", "c"]
 
 
 KEY = ControlKey("k" * 32)
