@@ -15,7 +15,7 @@ from tests.integration.client import Client
 PROMPT, LENGTH = list(range(2000, 2200)), 1000
 # Together more than the engines hold, so that some are held while their KV waits at the prefill instance.
 LARGE, REQUESTS = 2000, 24
-# What nobody pulls or lets go of, vLLM keeps for 30 s (kv_lease_duration), and an instance that misses a gateway for 10 s.
+# vLLM keeps for 30 s what nobody pulls (kv_lease_duration); an instance that misses its gateway, for 10 s.
 SOON_S = 26
 
 
