@@ -279,7 +279,6 @@ class Controller:
                 self._metrics.faults.labels("rebalance").inc()
                 result = "failed"
             self._metrics.decisions.labels(result).inc()
-            self._metrics.missed.set(self.lease.missed)
 
     async def _take_turn(self) -> str:
         """Decide once it is this gateway's turn, and return what came of it."""

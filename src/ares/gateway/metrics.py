@@ -52,11 +52,6 @@ class Metrics:
         self.decisions = Counter(
             "ares_rebalance_decisions_total", "Rebalancing periods, by result", ["result"], registry=registry
         )
-        self.missed = Gauge(
-            "ares_rebalance_missed_periods",
-            "Rebalancing periods in a row in which it was not this gateway's turn",
-            registry=registry,
-        )
         self.held = Gauge("ares_held_sequences", "Prefilled sequences that wait for admission", registry=registry)
         self.suspended = Gauge("ares_suspended_sequences", "Sequences that gave their room up", registry=registry)
         self.entries = Counter(
