@@ -225,11 +225,15 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         if pinned:
             self._pinned[request.request_id] = tracked.key
             self._pinned_by_key[tracked.key] = request.request_id
-            if wire.owner(tracked.key) in self._channel.gone:
-                self._orders.orphaned.add(request.request_id)
+            self._note_pin(tracked.key, request.request_id)
         if tracked.cut is not None:
             self._answer(tracked, transfer if pin else None)
         return pinned, transfer
+
+    def _note_pin(self, key: str, request_id: str) -> None:
+        """Take note of a new pin: should its gateway be gone already, nobody may come for it."""
+        if wire.owner(key) in self._channel.gone:
+            self._orders.orphaned.add(request_id)
 
     def _answer(self, tracked: Tracked, transfer: dict[str, Any] | None) -> None:
         assert tracked.cut is not None  # noqa: S101 - for the type checker: only cut requests are answered
@@ -327,6 +331,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             # To the stock connector, a prefill of these tokens that has just ended.
             self._reqs_in_batch.add(pinned.request_id)
             _, transfer = super().request_finished(pinned, (pinned.block_ids,))
+            self._note_pin(command.pin, pinned.request_id)
         tokens = pinned.num_computed_tokens if pinned is not None else 0
         self._channel.post(wire.Copied(command.call, command.pin, tokens, transfer or {}), sender)
 
