@@ -253,7 +253,8 @@ async def test_requests_of_others_are_rows_that_cannot_be_moved(
             assert len(getattr(seen.running, name)) == 3
         assert np.isfinite(seen.running.tpot_s).all()
         # At an arrival nobody looks at rows.
-        assert gateway.controller.viewer.loads(gateway.sequences.values()).cluster.load_tokens().sum() == 120
+        loads = gateway.controller.viewer.loads
+        await eventually(lambda: loads(gateway.sequences.values()).cluster.load_tokens().sum() == 120)
         await eventually(lambda: decided(gateway) >= 2)
         for fake in fakes[1:]:
             fake.hold_at = None

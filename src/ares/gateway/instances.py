@@ -288,7 +288,9 @@ class Instance:
         except msgspec.DecodeError as error:
             logger.warning("%s: dropped a malformed message: %s", self.name, error)
             return
-        self._heard = self._last_message = time.monotonic()
+        self._last_message = time.monotonic()
+        if isinstance(event, wire.Telemetry | wire.Hello):  # an answer to a `Lease` says nothing of its load
+            self._heard = self._last_message
         self.subscription.heard(again=isinstance(event, wire.Hello))
         match event:
             case wire.Telemetry():
