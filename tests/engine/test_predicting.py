@@ -107,7 +107,7 @@ def test_who_ends_first_is_not_predicted_and_its_slot_serves_others() -> None:
     bench.step([other, waits], states[2].expand(2, HIDDEN))  # one more than there are slots
     # It sees nothing of who had the slot before.
     assert bench.outbox == {"other": expected}
-    assert bench.batches == [1, 1, 1]
+    assert bench.batches == [1, 1]
 
 
 def test_what_is_not_a_number_never_leaves() -> None:
