@@ -208,6 +208,8 @@ async def test_a_gateway_that_gets_no_turn_counts_it_and_serves_on(
         await client.finish()
         client.check(60)
         keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+        await first.controller.lease.give_back()
         before = decided(second)
         await eventually(lambda: decided(second) > before and second.controller.turns["where"] == "here")
         assert second.controller.turns["missed_periods"] == 0
@@ -255,6 +257,7 @@ async def test_requests_of_others_are_rows_that_cannot_be_moved(
         # At an arrival nobody looks at rows.
         loads = gateway.controller.viewer.loads
         await eventually(lambda: loads(gateway.sequences.values()).cluster.load_tokens().sum() == 120)
+        assert loads(gateway.sequences.values()).cluster.requests == ()
         await eventually(lambda: decided(gateway) >= 2)
         for fake in fakes[1:]:
             fake.hold_at = None

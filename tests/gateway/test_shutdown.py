@@ -105,7 +105,6 @@ async def serving(fakes: list[FakeInstance], folder: Path, **settings: Any) -> A
         yield server, service
     server.should_exit = server.force_exit = True
     await asyncio.wait_for(task, 20)
-    await app.state.gateway.stop()  # a forced end leaves that to the end of the process
 
 
 async def lines(service: Service, count: int, started: asyncio.Event) -> list[dict[str, Any]]:
