@@ -44,6 +44,7 @@ class Part:
     log: Path
     process: subprocess.Popen[bytes]
     instances: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] | None = None
 
     def ready(self) -> bool:
         """Whether it answers."""
@@ -73,6 +74,8 @@ class ClusterSettings:
     gateway_flags: tuple[str, ...] = ()
     # Profile of simulated engines; None starts real ones.
     simulate: str | None = None
+    # Whether each simulated engine is a process of its own, as a real one is; otherwise all of a role share one.
+    simulated_apart: bool = False
 
 
 @dataclass(slots=True)
@@ -114,16 +117,21 @@ class Cluster:
             gpus,
         )
 
-    def start_simulated(self, name: str, role: Role, count: int) -> None:
-        """Start so many simulated instances in one process, called `name` and a number."""
+    def start_simulated(self, name: str, role: Role, count: int, number: int = 0) -> None:
+        """Start so many simulated instances in one process, called `name` and numbers from `number` on."""
         first = free_ports("127.0.0.1", count, self.ports)
         self.ports += range(first, first + count)
-        names = [f"{name}-{n}" for n in range(count)]
+        names = [f"{name}-{number + n}" for n in range(count)]
         instances = {name: f"http://127.0.0.1:{first + n}" for n, name in enumerate(names)}
         command = ["worker", "--simulate", str(self.settings.simulate), "--model", self.settings.model]
         command += ["--role", role, "--name", name if count > 1 else names[0], "--port", str(first), *_AT_ONCE]
-        flags = ["--", *self.settings.vllm_flags, "--instances", str(count)]
-        _start(self, name, instances[names[-1]], [*command, *flags], instances=instances)
+        flags = [*self.settings.worker_flags, "--", *self.settings.vllm_flags, "--instances", str(count)]
+        part = names[0] if self.settings.simulated_apart else name
+        _start(self, part, instances[names[-1]], [*command, *flags], instances=instances)
+
+    def restart(self, part: Part) -> None:
+        """Start a part that has ended once more, as it was started; it is not waited for."""
+        part.process = _launch(list(map(str, part.process.args)), part.environment, part.log, "ab")
 
     def await_workers(self) -> None:
         """Wait until all instances answer.
@@ -207,9 +215,11 @@ def core_bindings(prefill: int, decode: int, cores: list[int]) -> list[str]:
 def _start_workers(cluster: Cluster) -> None:
     settings = cluster.settings
     if settings.simulate is not None:
-        if settings.prefill:
-            cluster.start_simulated("prefill", "prefill", settings.prefill)
-        cluster.start_simulated("decode", "decode" if settings.prefill else "both", settings.decode)
+        pools: list[tuple[str, Role, int]] = [("prefill", "prefill", settings.prefill)] if settings.prefill else []
+        for name, role, count in [*pools, ("decode", "decode" if settings.prefill else "both", settings.decode)]:
+            share = 1 if settings.simulated_apart else count
+            for number in range(0, count, share):
+                cluster.start_simulated(name, role, share, number)
         return
     roles: list[tuple[str, Role]] = [(f"prefill-{n}", "prefill") for n in range(settings.prefill)]
     roles += [(f"decode-{n}", "decode" if settings.prefill else "both") for n in range(settings.decode)]
@@ -239,9 +249,14 @@ def _start(
 ) -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus} if gpus is not None else None
     log = cluster.log_folder / f"{name}.log"
-    with log.open("wb") as sink:
-        process = subprocess.Popen(  # noqa: S603 - our own command
-            [sys.executable, "-m", "ares", *arguments],
+    process = _launch([sys.executable, "-m", "ares", *arguments], environment, log, "wb")
+    cluster.parts.append(Part(name, url, log, process, instances or {name: url}, environment))
+
+
+def _launch(command: list[str], environment: dict[str, str] | None, log: Path, mode: str) -> "subprocess.Popen[bytes]":
+    with log.open(mode) as sink:
+        return subprocess.Popen(  # noqa: S603 - our own command
+            command,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=sink,
@@ -250,7 +265,6 @@ def _start(
             start_new_session=True,
             preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call into libc, no threads yet
         )
-    cluster.parts.append(Part(name, url, log, process, instances or {name: url}))
 
 
 def _die_with_parent() -> None:

@@ -532,6 +532,7 @@ async def test_status_and_a_commanded_move(service: Service) -> None:
     status = (await service.client.get("/admin/v1/status")).json()
     assert [row["name"] for row in status["instances"]] == ["prefill-0", "decode-0", "decode-1"]
     assert all(row["healthy"] for row in status["instances"])
+    assert status["process"]["tasks"] > 5
     row = status["requests"][0]
     assert (row["id"], row["movable"], row["moves"]) == ("mine", True, 0)
     target = "decode-1" if row["instance"] == "decode-0" else "decode-0"

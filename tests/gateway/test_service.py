@@ -12,7 +12,7 @@ import zmq.asyncio
 
 from ares.config import GatewayConfig
 from ares.gateway import engine
-from ares.gateway.engine import Delta
+from ares.gateway.engine import Delta, EngineLostError
 from ares.gateway.instances import Instance
 from ares.gateway.migration import NotMovableError
 from ares.gateway.sampling import Sampling
@@ -493,3 +493,23 @@ async def test_an_unknown_preset(gateway: Gateway) -> None:
         gateway.controller.use_preset("fast")
     assert gateway.controller.preset == "off"
     assert gateway.sampling_defaults == {"top_p": 0.9}
+
+
+async def test_a_request_survives_as_many_losses_as_configured(
+    fakes: list[FakeInstance], model_folder: Path, impatient: None
+) -> None:
+    for fake in fakes[1:]:
+        fake.faults.break_after = 10  # 60 tokens: half a dozen losses
+    for most in (2, 20):
+        gateway = await started(Gateway(configuration(fakes, maximum_attempts=most), model_folder))
+        asked = sum(len(fake.asked) for fake in fakes[1:])
+        client = Client(gateway)
+        if most == 2:
+            with pytest.raises(EngineLostError):
+                await client.finish()
+            assert sum(len(fake.asked) for fake in fakes[1:]) - asked == 1 + most
+            assert client.tokens == expected(PROMPT, 60, vocabulary=VOCABULARY)[: len(client.tokens)]
+        else:
+            await client.finish()
+            client.check()
+        await gateway.stop()

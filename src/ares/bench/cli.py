@@ -2,8 +2,21 @@
 
 import typer
 
-from ares.bench import decision, footprint, moves, overhead, predictor, relay, simulated, simulator, stall
+from ares.bench import (
+    decision,
+    drain,
+    footprint,
+    kills,
+    moves,
+    overhead,
+    predictor,
+    relay,
+    simulated,
+    simulator,
+    stall,
+)
 from ares.bench.live import command as live
+from ares.bench.soak import command as soak
 
 app = typer.Typer(help="Measure ARES.", no_args_is_help=True)
 
@@ -23,3 +36,6 @@ app.command("simulated")(simulated.command)
 app.command("predictor")(predictor.command)
 app.command("live")(live.command)
 app.command("moves")(moves.command)
+app.command("soak")(soak.command)
+app.command("kills")(kills.command)
+app.command("drain")(drain.command)

@@ -5,11 +5,13 @@ instance must end with nothing running, nothing pinned and its first count of fr
 """
 
 import asyncio
+import itertools
 import json
 import random
 import re
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +33,8 @@ _FAULTS = ("nixl_num_failed_transfers", "nixl_num_kv_expired_reqs", "nixl_num_fa
 _BETWEEN = 10
 
 
-def _streams(count: int, tokens: int) -> list[Planned]:
+def random_streams(count: int, tokens: int) -> list[Planned]:
+    """Return greedy completions of so many tokens, with prompts of 20 to 600."""
     generator = random.Random(5)  # noqa: S311 - a workload, not a secret
     return [
         Planned(
@@ -48,7 +51,7 @@ def _streams(count: int, tokens: int) -> list[Planned]:
     ]
 
 
-async def _faults(http: aiohttp.ClientSession, urls: list[str]) -> dict[str, float]:
+async def faults(http: aiohttp.ClientSession, urls: list[str]) -> dict[str, float]:
     """Return the sums of vLLM's fault counters over all instances."""
     found: Counter[str] = Counter(dict.fromkeys(_FAULTS, 0))
     for url in urls:
@@ -60,16 +63,27 @@ async def _faults(http: aiohttp.ClientSession, urls: list[str]) -> dict[str, flo
     return dict(found)
 
 
-async def _play(http: aiohttp.ClientSession, url: str, model: str, planned: list[Planned]) -> list[client.Observed]:
+async def play(http: aiohttp.ClientSession, url: str, model: str, planned: list[Planned]) -> list[client.Observed]:
+    """Send all at once, and return what came."""
     return list(await asyncio.gather(*(client.one(http, url, model, each, time.monotonic()) for each in planned)))
 
 
-async def _keep_moving(http: aiohttp.ClientSession, url: str, outcomes: Counter[str], enough: asyncio.Event) -> None:
-    """Move every movable stream to another decode instance, each again after some tokens."""
+async def keep_moving(
+    http: aiohttp.ClientSession,
+    url: str,
+    outcomes: Counter[str],
+    enough: asyncio.Event,
+    *,
+    modes: Sequence[str] = ("auto",),
+    between: int = _BETWEEN,
+    pause_s: float = 0.02,
+) -> None:
+    """Move every movable stream to another decode instance, each again after some tokens, in these modes in turns."""
     moved_at: dict[str, int] = {}
+    turns = itertools.cycle(modes)
 
     async def move(request: str, target: str) -> None:
-        order = {"request_id": request, "target": target}
+        order = {"request_id": request, "target": target, "mode": next(turns)}
         async with http.post(f"{url}/admin/v1/migrations", json=order) as reply:
             read = await reply.json()
         outcomes[read.get("outcome") or f"refused: {read['error'].get('code')}"] += 1
@@ -77,33 +91,34 @@ async def _keep_moving(http: aiohttp.ClientSession, url: str, outcomes: Counter[
     while not enough.is_set():
         read = await client.status(http, url)
         names = [row["name"] for row in read["instances"] if row["role"] != "prefill"]
+        moved_at = {row["id"]: moved_at.get(row["id"], 0) for row in read["requests"]}
         orders = []
         for row in read["requests"]:
-            if row["movable"] and row["output_tokens"] >= moved_at.get(row["id"], 0) + _BETWEEN:
+            if row["movable"] and row["output_tokens"] >= moved_at[row["id"]] + between:
                 moved_at[row["id"]] = row["output_tokens"]
                 orders.append(move(row["id"], names[(names.index(row["instance"]) + 1) % len(names)]))
         await asyncio.gather(*orders)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(pause_s)
 
 
 async def _measure(
     url: str, urls: list[str], model: str, streams: int, tokens: int, moves: int, console: Console
 ) -> dict[str, Any]:
     timeout = aiohttp.ClientTimeout(total=None, sock_read=300)
-    planned = _streams(streams, tokens)
+    planned = random_streams(streams, tokens)
     outcomes: Counter[str] = Counter()
     wrong = rounds = received = 0
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as http:
         await client.quiet(http, url)
-        peace = {seen.name: seen.tokens for seen in await _play(http, url, model, planned)}
+        peace = {seen.name: seen.tokens for seen in await play(http, url, model, planned)}
         await client.quiet(http, url)
-        before, free = await _faults(http, urls), _blocks(await client.status(http, url))
+        before, free = await faults(http, urls), blocks(await client.status(http, url))
         with Progress(console=console) as progress:
             task = progress.add_task("moves", total=moves)
             while outcomes["moved"] < moves:
                 enough = asyncio.Event()
-                mover = asyncio.create_task(_keep_moving(http, url, outcomes, enough))
-                again = await _play(http, url, model, planned)
+                mover = asyncio.create_task(keep_moving(http, url, outcomes, enough))
+                again = await play(http, url, model, planned)
                 enough.set()
                 await mover
                 rounds += 1
@@ -111,8 +126,8 @@ async def _measure(
                 wrong += sum(seen.error is not None or seen.tokens != peace[seen.name] for seen in again)
                 progress.update(task, completed=outcomes["moved"])
         await client.quiet(http, url)
-        after = await _faults(http, urls)
-        left = _blocks(await client.status(http, url))
+        after = await faults(http, urls)
+        left = blocks(await client.status(http, url))
     return {
         "rounds": rounds,
         "streams": streams,
@@ -124,7 +139,8 @@ async def _measure(
     }
 
 
-def _blocks(read: dict[str, Any]) -> dict[str, int]:
+def blocks(read: dict[str, Any]) -> dict[str, int]:
+    """Return the KV blocks in use of each instance in a status."""
     return {row["name"]: row["kv_blocks_used"] for row in read["instances"]}
 
 

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from ares import __version__, wire
-from ares.engine import instance
+from ares.engine import instance, resources
 from ares.engine.control import ControlChannel, Gone, Order
 from ares.engine.copies import Copies
 from ares.engine.predictions import Prediction, PredictionMetadata
@@ -104,6 +104,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             leases=True,
         )
         self._channel = ControlChannel(settings.control_address, hello, self.snapshot, key=instance.control_key())
+        resources.register("scheduler", self._held)
 
     # --- a request's way through the scheduler ---
 
@@ -376,6 +377,15 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             busy_s=self._load.busy_s,
             pull_bytes_per_s=self._pulls.bytes_per_s,
         )
+
+    def _held(self) -> dict[str, int]:
+        return {
+            "requests": len(self._tracked),
+            "keys": len(self._by_key),
+            "pins": len(self._pinned),
+            "copies": len(self._copies),
+            "pulls_to_start": len(self._reqs_need_recv),
+        }
 
     def shutdown(self) -> None:
         """Close the control channel with vLLM's own."""

@@ -85,6 +85,10 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "use_host_buffer",
     ),
     NixlPullConnectorWorker: (
+        "_registered_descs",
+        "_remote_agents",
+        "dst_xfer_side_handles",
+        "_handshake_futures",
         "_reqs_to_send",
         "_reqs_to_process",
         "_recving_metadata",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ares import wire
-from ares.engine import instance
+from ares.engine import instance, resources
 from ares.engine.scheduler import ConnectorMetadata
 from ares.engine.vllm_names import NixlPullConnectorWorker, base_worker, current_platform
 
@@ -62,6 +62,18 @@ class Worker(HostWorker):
         # Results of polling within a step, reported with those of its end.
         self._early: list[Any] = []
         super().__init__(vllm_config, engine_id, kv_cache_config)
+        resources.register("worker", self._held)
+
+    def _held(self) -> dict[str, int]:
+        return {
+            "memory_registrations": len(self._registered_descs),
+            "remote_engines": len(self._remote_agents),
+            "remote_descriptor_lists": len(self.dst_xfer_side_handles),
+            "handshakes_under_way": len(self._handshake_futures),
+            "pulls_under_way": len(self._recving_metadata),
+            "leases": len(self._reqs_to_send),
+            "requests_of_leases": len(self._reqs_to_process),
+        }
 
     def start_load_kv(self, metadata: Any) -> None:
         """Start the pulls of this step, then carry out our orders."""

@@ -1,5 +1,6 @@
 """The operator's routes: what runs where, and moves on command."""
 
+import asyncio
 import ipaddress
 import time
 from collections import Counter
@@ -81,9 +82,12 @@ router = APIRouter(prefix="/admin/v1", dependencies=[Depends(allowed)])
 
 @router.get("/status")
 async def status(request: Request) -> dict[str, Any]:
-    """Return instances, running requests and recent moves, the newest move last."""
+    """Return instances, running requests and recent moves, the newest move last, and asyncio's tasks in the gateway."""
     gateway: Gateway = request.app.state.gateway
-    return snapshot(gateway) | {"migrations": [asdict(record) for record in gateway.migrations]}
+    return snapshot(gateway) | {
+        "migrations": [asdict(record) for record in gateway.migrations],
+        "process": {"tasks": len(asyncio.all_tasks())},
+    }
 
 
 def snapshot(gateway: Gateway) -> dict[str, Any]:

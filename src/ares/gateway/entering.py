@@ -17,9 +17,6 @@ from ares.gateway.sampling import Sampling
 # Given new tokens; returns whether the output is complete (a stop string was found).
 Emit = Callable[[list[Delta]], Awaitable[bool]]
 
-# Instances that are tried for one step of a sequence before the client gets an error.
-ATTEMPTS = 3
-
 Phase = Literal["prefill", "held", "entering", "decoding", "suspended"]
 
 
@@ -39,7 +36,8 @@ class Placement(Protocol):
 class Entering:
     """What a sequence is, where it runs, and how it gets there.
 
-    Times are those of `time.monotonic`; 0 for what has not happened.
+    Times are those of `time.monotonic`; 0 for what has not happened. `maximum_attempts` bounds the instances that are
+    tried for one step, and the losses of its instance, before the client gets an error.
     """
 
     id: str
@@ -52,6 +50,7 @@ class Entering:
     """Called whenever `phase` has changed."""
     gateway: str = "nobody"
     """Name of its gateway, with which all its keys begin."""
+    maximum_attempts: int = 3
     emitted: list[int] = field(default_factory=list)
     phase: Phase = "prefill"
     destination: Instance | None = None
@@ -132,7 +131,7 @@ class Entering:
         Nothing is returned where the decode instance shall do it, or where its state must start there.
         """
         alone = self.sampling.maximum_tokens - len(self.emitted) == 1
-        for _ in range(ATTEMPTS):
+        for _ in range(self.maximum_attempts):
             instance = self.placement.prefill()
             if instance is None or (self.emitted and instance.lacks(self.sampling.needs)):
                 break
@@ -169,7 +168,7 @@ class Entering:
         """Start, or go on from the tokens so far, on a decode instance."""
         tried: set[str] = set()
         lost: Exception | None = None
-        for _ in range(ATTEMPTS):
+        for _ in range(self.maximum_attempts):
             try:
                 instance = prefer or await self._admission(tried)
             except NoInstanceError as error:

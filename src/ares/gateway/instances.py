@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 _SILENT_INTERVALS = 20
 _SILENT_S = 3.0
 _FROZEN_S = 6.0
+# A control connection without a sign of life for this long is made anew: a network that has forgotten it says nothing.
+# Not before `_FROZEN_S`: the streams, on connections beside it, are given up for the silence of this one.
+_DEAD_CONNECTION_S = 10.0
+_HEARTBEAT_S = 2.0
 _RETRY_S = 0.5
 _REMEMBERED = 1024
 _LINGER_MS = 200
@@ -252,6 +256,9 @@ class Instance:
         # What was released last should still get there.
         socket.setsockopt(zmq.LINGER, _LINGER_MS)
         socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, int(_HEARTBEAT_S * 1000))
+        for limit in (zmq.HEARTBEAT_TIMEOUT, zmq.CONNECT_TIMEOUT, zmq.HANDSHAKE_IVL):
+            socket.setsockopt(limit, int(_DEAD_CONNECTION_S * 1000))
         if self._control_key is not None:
             self._control_key.connect(socket)
         socket.connect(description.control_address)

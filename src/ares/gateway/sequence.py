@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
-from ares.gateway.entering import ATTEMPTS, Emit, Entering
+from ares.gateway.entering import Emit, Entering
 from ares.gateway.instances import Instance
 from ares.gateway.migration import HandoverError, Migration, Move, NotMovableError, Pin, Segment, UntakenError
 
@@ -271,7 +271,7 @@ class Sequence(Entering):
         prefer = source if source.open and not source.lacks(self.sampling.needs) else None
         if self.sampling.pinned is not None and self.emitted:
             raise EngineLostError(f"{error}; {self.sampling.pinned} cannot be resumed exactly") from error
-        if self._losses > ATTEMPTS:
+        if self._losses > self.maximum_attempts:
             raise error
         self._segment = None
         return await (self._enter(None, prefer) if prefer is not None else self._resume(emit))

@@ -162,8 +162,18 @@ class Gateway:
         while free in self.sequences:
             copy += 1
             free = f"{name}#{copy}"
-        timeout_s, note = self.config.handover_timeout_s, self.backlog.note
-        sequence = Sequence(free, prompt, sampling, self.controller, timeout_s, objective, note, self.name)
+        note = self.backlog.note
+        sequence = Sequence(
+            free,
+            prompt,
+            sampling,
+            self.controller,
+            self.config.handover_timeout_s,
+            objective,
+            on_phase=note,
+            gateway=self.name,
+            maximum_attempts=self.config.maximum_attempts,
+        )
         self.sequences[free] = sequence
         self.metrics.active.inc()
         if sampling.pinned is not None:

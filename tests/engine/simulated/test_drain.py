@@ -1,85 +1,19 @@
 """SIGTERM to instances that are processes of their own: they empty first, and a pool restarts without a failure."""
 
 import asyncio
-import contextlib
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from ares.config import GatewayConfig
-from ares.engine.defaults import free_ports
 from ares.engine.simulated import model as simulated
-from ares.gateway.engine import Delta
-from ares.gateway.sampling import Sampling
-from ares.gateway.service import Gateway
 from tests.engine.simulated.cluster import eventually
+from tests.engine.simulated.processes import gateway_over, generate, workers
 from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.timeout(300)
 PROMPT = list(range(10, 60))
-
-
-class Workers:
-    """Processes of one simulated instance each."""
-
-    def __init__(self, folder: Path, count: int, *flags: str) -> None:
-        self.folder = folder
-        self.ports = range(first := free_ports("127.0.0.1", count), first + count)
-        self.processes: dict[int, subprocess.Popen[bytes]] = {}
-        for port in self.ports:
-            self.start(port, *flags)
-
-    def start(self, port: int, *flags: str) -> subprocess.Popen[bytes]:
-        command = ["worker", "--simulate", "llama-8b-rtx4090", "--model", str(self.folder), "--role", "both"]
-        command += ["--name", f"w{port}", "--port", str(port), *flags, "--", "--prediction-error", "none"]
-        process = self.processes[port] = subprocess.Popen([sys.executable, "-m", "ares", *command])
-        return process
-
-    async def ended(self, port: int) -> int:
-        return await asyncio.to_thread(self.processes[port].wait, 120)
-
-    def kill(self) -> None:
-        for process in self.processes.values():
-            process.kill()
-            process.wait()
-
-
-@contextlib.contextmanager
-def workers(folder: Path, count: int, *flags: str) -> Iterator[Workers]:
-    made = Workers(folder, count, *flags)
-    try:
-        yield made
-    finally:
-        made.kill()
-
-
-@contextlib.asynccontextmanager
-async def gateway_over(made: Workers, folder: Path) -> Any:
-    urls = [f"http://127.0.0.1:{port}" for port in made.ports]
-    gateway = Gateway(GatewayConfig(model="some/model", workers=urls, preset="off"), folder)
-    await gateway.start()
-    try:
-        await eventually(lambda: all(i.open for i in gateway.pool.instances), 120)
-        yield gateway
-    finally:
-        await gateway.stop()
-
-
-async def generate(gateway: Gateway, name: str, prompt: list[int], count: int) -> list[int]:
-    tokens: list[int] = []
-
-    async def emit(batch: list[Delta]) -> bool:
-        tokens.extend(token for delta in batch for token in delta.token_ids or [])
-        return False
-
-    await gateway.generate(name, prompt, Sampling({"ignore_eos": True}, count), emit)
-    return tokens
 
 
 async def test_a_pool_restarts_under_load_without_one_failure(model_folder: Path) -> None:  # noqa: F811

@@ -36,7 +36,7 @@ _decode = msgspec.json.Decoder(_Chunk).decode
 
 @dataclass(slots=True)
 class Observed:
-    """What a client saw of one request; seconds from the start of the run."""
+    """What a client saw of one request; seconds from the start of the run, `times_s` of each token."""
 
     name: str
     at_s: float
@@ -46,6 +46,7 @@ class Observed:
     last_s: float = 0.0
     longest_gap_s: float = 0.0
     error: str | None = None
+    times_s: list[float] = field(default_factory=list)
 
     @property
     def ttft_s(self) -> float:
@@ -72,9 +73,11 @@ class Run:
     span_s: float
 
 
-async def one(http: aiohttp.ClientSession, url: str, model: str, planned: Planned, start: float) -> Observed:
-    """Send a request `planned.at_s` seconds after `start`, and return what came."""
-    seen = Observed(planned.name, planned.at_s)
+async def one(
+    http: aiohttp.ClientSession, url: str, model: str, planned: Planned, start: float, seen: Observed | None = None
+) -> Observed:
+    """Send a request `planned.at_s` seconds after `start`, and return what came; `seen` fills meanwhile."""
+    seen = seen or Observed(planned.name, planned.at_s)
     await asyncio.sleep(max(0.0, start + planned.at_s - time.monotonic()))
     route = "chat/completions" if "messages" in planned.body else "completions"
     body = {
@@ -113,6 +116,7 @@ def _take(seen: Observed, chunk: _Chunk, now: float) -> None:
         seen.first_s = now
     seen.last_s = now
     seen.tokens += tokens
+    seen.times_s += [now] * len(tokens)
 
 
 async def status(http: aiohttp.ClientSession, url: str) -> dict[str, Any]:

@@ -1,0 +1,208 @@
+"""`ares bench drain`: how long an instance takes to empty when its requests move, and when they are waited for.
+
+The same requests run on one decode instance, at the same point of their outputs: in one turn it is drained, and they
+move; in the other nothing is done, and they finish where they are, which is what a drain without moves waits for. Then
+every decode worker is told to end and started again, in turn and under load: no request may fail.
+"""
+
+import asyncio
+import signal
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ares import local
+from ares.bench import steady
+from ares.bench.environment import describe
+from ares.bench.live import client
+from ares.bench.live.client import Observed
+from ares.bench.moves import blocks, random_streams
+from ares.engine.defaults import local_flags
+from ares.model import DEFAULT_MODEL
+
+MOVED, WAITED = "moved", "waited for"
+# Every request has so many tokens when the clock starts.
+_BEGUN = 20
+_DEADLINE_S = 300.0
+
+
+async def _post(load: steady.Load, path: str, body: dict[str, Any] | None = None) -> None:
+    async with load.http.post(f"{load.url}/admin/v1/instances/{path}", json=body or {}) as reply:
+        reply.raise_for_status()
+
+
+async def _drained(load: steady.Load, name: str) -> None:
+    await _post(load, f"{name}/drain", {"deadline_s": _DEADLINE_S})
+
+
+async def _open(load: steady.Load, name: str) -> None:
+    await _post(load, f"{name}/undrain")
+    await steady.until(load.http, load.url, name, lambda seen: bool(seen.get("healthy")) and not seen["draining"])
+
+
+async def _on(load: steady.Load, name: str) -> int:
+    read = await client.status(load.http, load.url)
+    return sum(row["instance"] == name for row in read["requests"])
+
+
+async def _turn(load: steady.Load, way: str, source: str, others: list[str]) -> dict[str, Any]:
+    """Run all requests on `source`, and measure how long it takes to be rid of them."""
+    for other in others:  # so that all of them come to the source
+        await _drained(load, other)
+    sent = [asyncio.create_task(load.send(each)) for each in load.planned]
+    while len(load.running) < len(sent) or any(len(seen.tokens) < _BEGUN for seen in load.running.values()):
+        if any(task.done() for task in sent):
+            raise steady.NotComparableError("an output ended before all had begun: give more --tokens")
+        await asyncio.sleep(0.02)
+    for other in others:
+        await _open(load, other)
+    there, machine = await _on(load, source), steady.machine_load()
+    left = [len(load.expected[each.name]) - len(_seen(load, each.name).tokens) for each in load.planned]
+    began = time.monotonic()
+    if way == MOVED:
+        await _drained(load, source)
+        ended = await steady.until(load.http, load.url, source, lambda seen: seen.get("left") == 0)
+    else:
+        ended = await steady.until(load.http, load.url, source, lambda seen: seen.get("running") == 0)
+    await asyncio.gather(*sent)
+    if way == MOVED:
+        await _open(load, source)
+    await client.quiet(load.http, load.url)
+    return {
+        "way": way,
+        "requests_there": there,
+        "tokens_left": {"median": statistics.median(left), "max": max(left)},
+        "seconds": round(ended - began, 3),
+        "load_average": machine,
+    }
+
+
+def _seen(load: steady.Load, name: str) -> Observed:
+    return next(seen for seen in load.running.values() if seen.name.rpartition(".")[0] == name)
+
+
+async def _restart(load: steady.Load, cluster: local.Cluster, part: local.Part) -> dict[str, Any]:
+    """Tell a worker to end while requests run on it, and start it again."""
+    (name,) = part.instances
+    await load.in_the_middle(name, 1)
+    there, began = await _on(load, name), time.monotonic()
+    part.process.send_signal(signal.SIGTERM)
+    await asyncio.to_thread(part.process.wait, _DEADLINE_S)
+    ended = time.monotonic()
+    rejoin_s = await steady.restarted(load.http, load.url, cluster, part)
+    return {
+        "instance": name,
+        "requests_there": there,
+        "ended_s": round(ended - began, 2),
+        "rejoined_s": round(rejoin_s, 2),
+    }
+
+
+async def _measure(
+    cluster: local.Cluster, running: int, tokens: int, repeats: int, streams: int, console: Console
+) -> dict[str, Any]:
+    url, model = cluster.url, cluster.settings.model
+    parts = [part for part in cluster.workers if part.name.startswith("decode")]
+    names = [name for part in parts for name in part.instances]
+    planned = random_streams(running, tokens)
+    async with steady.session() as http:
+        expected = await steady.references(http, url, model, planned)
+        load = steady.Load(http, url, model, planned, expected)
+        turns: list[dict[str, Any]] = []
+        columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("drains", total=2 * repeats)
+            for number in range(repeats):
+                # A B, B A, ...: what drifts with time weighs on both alike.
+                for way in (MOVED, WAITED) if number % 2 == 0 else (WAITED, MOVED):
+                    turns.append(await _turn(load, way, names[0], names[1:]))
+                    progress.advance(task)
+            task = progress.add_task("workers restarted in turn", total=len(parts))
+            rolling = steady.Load(http, url, model, planned, expected)
+            rolling.start(streams)
+            restarts = []
+            for part in parts:
+                restarts.append(await _restart(rolling, cluster, part))
+                progress.advance(task)
+            await rolling.stop()
+        await client.quiet(http, url)
+        read = await client.status(http, url)
+    return {
+        "seconds": {way: [turn["seconds"] for turn in turns if turn["way"] == way] for way in (MOVED, WAITED)},
+        "turns": turns,
+        "drains": load.summary(),
+        "rolling_restart": {**rolling.summary(), "workers": restarts},
+        "moves": dict(_outcomes(read)),
+        "blocks_left": sum(blocks(read).values()),
+    }
+
+
+def _outcomes(read: dict[str, Any]) -> dict[str, int]:
+    found = [move["outcome"] for move in read["migrations"]]
+    return {outcome: found.count(outcome) for outcome in sorted(set(found))}
+
+
+def command(
+    running: Annotated[int, typer.Option(min=1, help="Requests on the instance that is drained.")] = 16,
+    tokens: Annotated[int, typer.Option(min=80, help="Output tokens of each.")] = 400,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each way.")] = 3,
+    streams: Annotated[int, typer.Option(min=2, help="Streams at a time in the rolling restart.")] = 8,
+    decode: Annotated[int, typer.Option(min=2, help="Decode instances, beside one prefill instance.")] = 2,
+    dtype: Annotated[str, typer.Option(help="float32 makes sums independent of the batch, so tokens must agree.")] = (
+        "float32"
+    ),
+    simulate: Annotated[str | None, typer.Option(help="Drain simulated engines of this profile instead.")] = None,
+    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
+    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+) -> None:
+    """Drain an instance with moves and without, then restart all under load; status 1 where a request failed."""
+    settings = local.ClusterSettings(
+        model=model,
+        decode=decode,
+        preset="off",
+        port=port,
+        worker_flags=("--drain-deadline", str(_DEADLINE_S / 2)),
+        vllm_flags=() if simulate else tuple(local_flags(["--dtype", dtype])),
+        simulate=simulate,
+        simulated_apart=True,
+    )
+    console = Console(stderr=True)
+    with local.running(settings, console) as cluster:
+        figures = asyncio.run(_measure(cluster, running, tokens, repeats, streams, console))
+    result = {
+        "benchmark": "drain",
+        "model": model,
+        "engines": f"simulated: {simulate}" if simulate else f"vLLM, {dtype}",
+        "decode_instances": decode,
+        "running": running,
+        "tokens_of_a_request": tokens,
+        **describe(),
+        **figures,
+    }
+    _show(figures)
+    steady.write(result, json_file)
+    ended = (figures["drains"], figures["rolling_restart"])
+    if figures["blocks_left"] or any(one["requests_lost"] or one["streams_with_other_tokens"] for one in ended):
+        raise typer.Exit(1)
+
+
+def _show(figures: dict[str, Any]) -> None:
+    table = Table(title="seconds until the instance is empty")
+    for column in ("its requests are", "median", "each"):
+        table.add_column(column, justify="left" if column == "its requests are" else "right")
+    for way, seconds in figures["seconds"].items():
+        table.add_row(way, f"{statistics.median(seconds):.2f}", ", ".join(f"{each:.2f}" for each in seconds))
+    console = Console()
+    console.print(table)
+    rolling = figures["rolling_restart"]
+    console.print(
+        f"rolling restart of {len(rolling['workers'])} workers: {rolling['streams']} streams, "
+        f"{rolling['requests_lost']} lost, {rolling['streams_with_other_tokens']} with other tokens"
+    )

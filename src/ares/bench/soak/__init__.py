@@ -1,0 +1,1 @@
+"""`ares bench soak`: an hour of everything at once, and nothing that grows."""

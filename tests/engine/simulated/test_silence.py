@@ -1,0 +1,184 @@
+"""Instances that fall silent without a word: stopped processes, and connections that carry nothing any more."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx
+import pytest
+
+from ares.config import GatewayConfig
+from ares.engine.defaults import free_port, free_ports
+from ares.engine.simulated import model as simulated
+from ares.engine.simulated import report
+from ares.engine.simulated.serve import Server, identities
+from ares.engine.simulated.transfer import Puller
+from ares.gateway.service import Gateway
+from tests.engine.simulated.cluster import MODEL, eventually, settings
+from tests.engine.simulated.processes import gateway_over, generate, workers
+from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures
+
+pytestmark = pytest.mark.timeout(240)
+BUSY = ("running", "waiting", "loading", "pinned", "kv_blocks_used")
+
+
+def prompt(number: int) -> list[int]:
+    return [10 + number, *range(110, 160)]
+
+
+def hosted(gateway: Gateway, name: str) -> list[str]:
+    """The requests that an instance is in the middle of."""
+    return [s.id for s in gateway.sequences.values() if s.instance and s.instance.name == name and len(s.emitted) > 10]
+
+
+async def test_a_stopped_instance_is_done_without_and_comes_back(model_folder: Path) -> None:  # noqa: F811
+    model = simulated.load(model_folder)
+    with workers(model_folder, 2) as made:
+        async with httpx.AsyncClient(timeout=60) as http, gateway_over(made, model_folder) as gateway:
+            port = made.ports[0]
+            stopped = gateway.pool.find(f"w{port}")
+
+            async def counters() -> dict[str, Any]:
+                return (await http.get(f"http://127.0.0.1:{port}/simulate/counters")).json()
+
+            runs = [asyncio.create_task(generate(gateway, str(n), prompt(n), 300)) for n in range(6)]
+            await eventually(lambda: bool(hosted(gateway, stopped.name)))
+            os.kill(made.processes[port].pid, signal.SIGSTOP)
+            try:
+                assert hosted(gateway, stopped.name)
+                outputs = await asyncio.gather(*runs)
+            finally:
+                os.kill(made.processes[port].pid, signal.SIGCONT)
+            assert outputs == [model.continuation(prompt(n), 300) for n in range(6)]
+            # It comes back, has let go of what others have finished meanwhile, and takes new work.
+            await eventually(lambda: stopped.open)
+            async with asyncio.timeout(60):
+                while any((left := await counters())[name] for name in BUSY):  # noqa: ASYNC110 - nothing announces it
+                    await asyncio.sleep(0.05)
+            again = await asyncio.gather(*(generate(gateway, f"again-{n}", prompt(n), 30) for n in range(6)))
+            assert again == [model.continuation(prompt(n), 30) for n in range(6)]
+            assert (await counters())["finished"] > left["finished"]
+
+
+class Link:
+    """A gateway's way to one instance, that can fall silent: nothing arrives, no connection is closed."""
+
+    def __init__(self, server: Server) -> None:
+        self._identity = server.identity
+        self._flows = asyncio.Event()
+        self._flows.set()
+        self._port, self._control_port = (free_port("127.0.0.1") for _ in range(2))
+        self._listeners: list[asyncio.Server] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    async def open(self) -> None:
+        ways = ((self._port, self._identity.port), (self._control_port, self._identity.control_port))
+        for here, there in ways:
+
+            async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, there: int = there) -> None:
+                their_reader, their_writer = await asyncio.open_connection("127.0.0.1", there)
+                for way in ((reader, their_writer), (their_reader, writer)):
+                    task = asyncio.create_task(self._carry(*way, self._flows))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+
+            self._listeners.append(await asyncio.start_server(connected, "127.0.0.1", here))
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flows: asyncio.Event) -> None:
+        # What the instance says of its control channel must lead through here too; both ports have five digits.
+        theirs, ours = (f"tcp://127.0.0.1:{n}".encode() for n in (self._identity.control_port, self._control_port))
+        with contextlib.suppress(OSError):
+            while True:
+                data = await reader.read(1 << 16)
+                await flows.wait()
+                if not data:
+                    break
+                writer.write(data.replace(theirs, ours))
+                await writer.drain()
+        writer.close()
+
+    def fall_silent(self) -> None:
+        self._flows.clear()
+
+    def heal(self) -> None:
+        """Let everything that was held up arrive."""
+        self._flows.set()
+
+    def forget(self) -> None:
+        """Carry new connections only: those from before stay silent for ever, as behind a firewall that restarted."""
+        self._flows = asyncio.Event()
+        self._flows.set()
+
+    def close(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        for task in self._tasks:
+            task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def linked(count: int, links: int) -> AsyncIterator[tuple[list[Server], list[Link]]]:
+    """Serve so many instances, the first of them behind links."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as pulling:
+        found = identities("both", "both", "127.0.0.1", free_ports("127.0.0.1", count), 0, count)
+        servers = [Server(identity, settings(), MODEL, Puller(pulling)) for identity in found]
+        made = [Link(server) for server in servers[:links]]
+        try:
+            for one in (*servers, *made):
+                await (one.start() if isinstance(one, Server) else one.open())
+            yield servers, made
+        finally:
+            for link in made:
+                link.close()
+            for server in servers:
+                server.stop()
+
+
+async def test_instances_behind_a_cut_are_done_without_and_come_back(
+    model_folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A quarter of what serves, in the same order.
+    monkeypatch.setattr("ares.gateway.instances._FROZEN_S", 1.5)
+    monkeypatch.setattr("ares.gateway.patience._ALIVE_S", 1.2)
+    monkeypatch.setattr("ares.gateway.instances._DEAD_CONNECTION_S", 2.5)
+    monkeypatch.setattr("ares.gateway.instances._HEARTBEAT_S", 0.5)
+    async with linked(4, links=2) as (servers, links):
+        urls = [link.url for link in links] + [server.url for server in servers[2:]]
+        gateway = Gateway(GatewayConfig(model="some/model", workers=urls, preset="off"), model_folder)
+        await gateway.start()
+
+        def counters(number: int) -> dict[str, Any]:
+            instance = servers[number].instance
+            assert instance is not None
+            return report.counters(instance)
+
+        try:
+            await eventually(lambda: all(i.open for i in gateway.pool.instances))
+            cut = [gateway.pool.find(server.identity.name) for server in servers[:2]]
+            runs = [asyncio.create_task(generate(gateway, str(n), prompt(n), 1500)) for n in range(8)]
+            await eventually(lambda: all(hosted(gateway, i.name) for i in cut))
+            for link in links:
+                link.fall_silent()
+            assert all(hosted(gateway, i.name) for i in cut)
+            outputs = await asyncio.gather(*runs)
+            assert outputs == [MODEL.continuation(prompt(n), 1500) for n in range(8)]
+            links[0].heal()
+            links[1].forget()
+            await eventually(lambda: all(i.open for i in cut), 60)
+            await eventually(lambda: not any(counters(n)[name] for n in range(4) for name in BUSY), 60)
+            before = [counters(n)["finished"] for n in range(2)]
+            again = await asyncio.gather(*(generate(gateway, f"again-{n}", prompt(n), 30) for n in range(8)))
+            assert again == [MODEL.continuation(prompt(n), 30) for n in range(8)]
+            assert all(counters(n)["finished"] > before[n] for n in range(2))
+        finally:
+            await gateway.stop()
