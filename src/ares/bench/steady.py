@@ -80,6 +80,7 @@ class Load:
     tokens: int = 0
     failed: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    _turns: "itertools.count[int]" = field(default_factory=itertools.count)
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
     _stopping: bool = False
     _tasks: list["asyncio.Task[None]"] = field(default_factory=list)
@@ -133,7 +134,7 @@ class Load:
 
     async def _keep(self) -> None:
         while not self._stopping:
-            each = self.planned[next(self._numbers) % len(self.planned)]
+            each = self.planned[next(self._turns) % len(self.planned)]
             if (await self.send(each)).error is not None:
                 await asyncio.sleep(0.5)  # not a hot loop where everything fails
 

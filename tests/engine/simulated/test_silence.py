@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from ares.config import GatewayConfig
-from ares.engine.defaults import free_port, free_ports
+from ares.engine.defaults import free_ports
 from ares.engine.simulated import model as simulated
 from ares.engine.simulated import report
 from ares.engine.simulated.serve import Server, identities
@@ -72,7 +72,8 @@ class Link:
         self._identity = server.identity
         self._flows = asyncio.Event()
         self._flows.set()
-        self._port, self._control_port = (free_port("127.0.0.1") for _ in range(2))
+        self._port = free_ports("127.0.0.1", 2)
+        self._control_port = self._port + 1
         self._listeners: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -131,10 +132,13 @@ async def linked(count: int, links: int) -> AsyncIterator[tuple[list[Server], li
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as pulling:
         found = identities("both", "both", "127.0.0.1", free_ports("127.0.0.1", count), 0, count)
         servers = [Server(identity, settings(), MODEL, Puller(pulling)) for identity in found]
-        made = [Link(server) for server in servers[:links]]
+        made: list[Link] = []
         try:
-            for one in (*servers, *made):
-                await (one.start() if isinstance(one, Server) else one.open())
+            for server in servers:
+                await server.start()
+            for server in servers[:links]:
+                made.append(Link(server))
+                await made[-1].open()
             yield servers, made
         finally:
             for link in made:
