@@ -28,7 +28,7 @@ from ares.model import DEFAULT_MODEL
 _MODES = ("stop_and_copy", "pre_copy")
 # A stream is moved again after this many tokens; who moves looks this often.
 _BETWEEN = 16
-_PAUSE_S = 0.3
+_PAUSE_S = 0.5
 # Blocks, pins and leases are back by then, also those of a lease that must expire (30 s).
 _SETTLED_S = 45.0
 _LEFT = ("kv_blocks_used", "pinned", "running", "waiting", "sequences")
