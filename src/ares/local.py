@@ -44,6 +44,7 @@ class Part:
     log: Path
     process: subprocess.Popen[bytes]
     instances: dict[str, str] = field(default_factory=dict)
+    command: list[str] = field(default_factory=list)
     environment: dict[str, str] | None = None
 
     def ready(self) -> bool:
@@ -131,7 +132,7 @@ class Cluster:
 
     def restart(self, part: Part) -> None:
         """Start a part that has ended once more, as it was started; it is not waited for."""
-        part.process = _launch(list(map(str, part.process.args)), part.environment, part.log, "ab")
+        part.process = _launch(part.command, part.environment, part.log, "ab")
 
     def await_workers(self) -> None:
         """Wait until all instances answer.
@@ -249,8 +250,9 @@ def _start(
 ) -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus} if gpus is not None else None
     log = cluster.log_folder / f"{name}.log"
-    process = _launch([sys.executable, "-m", "ares", *arguments], environment, log, "wb")
-    cluster.parts.append(Part(name, url, log, process, instances or {name: url}, environment))
+    command = [sys.executable, "-m", "ares", *arguments]
+    process = _launch(command, environment, log, "wb")
+    cluster.parts.append(Part(name, url, log, process, instances or {name: url}, command, environment))
 
 
 def _launch(command: list[str], environment: dict[str, str] | None, log: Path, mode: str) -> "subprocess.Popen[bytes]":

@@ -1,55 +1,64 @@
-"""Kills, drains and a soak, each very short, on simulated engines: the commands work, and nothing is lost."""
+"""Kills, drains and a soak, each very short, over simulated engines in processes of their own: nothing is lost."""
 
-import json
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import pytest
+from rich.console import Console
+
+from ares import local
+from ares.bench import drain, kills
+from ares.bench.soak import plots
+from ares.bench.soak.command import soak, unmet
 from ares.engine.defaults import free_port
+from ares.model import DEFAULT_MODEL
 
-ENGINES = ("--simulate", "llama-8b-rtx4090")
-
-
-def bench(folder: Path, *arguments: str) -> dict[str, Any]:
-    out = folder / "out.json"
-    command = [sys.executable, "-m", "ares", "bench", *arguments, *ENGINES, "--json", str(out)]
-    command += ["--port", str(free_port("127.0.0.1"))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return dict(json.loads(out.read_text()))
+CONSOLE = Console(quiet=True)
 
 
-def test_kills(tmp_path: Path) -> None:
-    counts = ("--kills", "2", "--prefill-kills", "1", "--streams", "4", "--tokens", "200")
-    result = bench(tmp_path, "kills", *counts)
-    assert result["requests_lost"] == result["streams_with_other_tokens"] == result["blocks_left"] == 0
-    assert result["decode"]["kills"] == len(result["decode_kills"]) == 2
-    assert {kill["instance"] for kill in result["decode_kills"]} == {"decode-0", "decode-1"}
-    assert result["decode"]["resumed"]["count"] == sum(kill["streams"] for kill in result["decode_kills"]) >= 2
-    assert 0 < result["decode"]["resumed"]["p50_ms"] <= result["decode"]["resumed"]["max_ms"]
-    assert result["prefill"]["kills"] == 1
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Cluster]:
+    settings = local.ClusterSettings(
+        model=DEFAULT_MODEL,
+        port=free_port("127.0.0.1"),
+        preset="off",
+        log_folder=tmp_path_factory.mktemp("logs"),
+        worker_flags=("--drain-deadline", "60"),
+        simulate="llama-8b-rtx4090",
+        simulated_apart=True,
+    )
+    with local.running(settings, CONSOLE) as running:
+        yield running
 
 
-def test_drain(tmp_path: Path) -> None:
-    counts = ("--running", "6", "--repeats", "1", "--streams", "4", "--tokens", "200")
-    result = bench(tmp_path, "drain", *counts)
-    assert [turn["requests_there"] for turn in result["turns"]] == [6, 6]
-    assert result["drains"]["streams"] == 12
-    assert result["drains"]["requests_lost"] == result["drains"]["streams_with_other_tokens"] == 0
-    rolling = result["rolling_restart"]
-    assert rolling["requests_lost"] == rolling["streams_with_other_tokens"] == result["blocks_left"] == 0
-    assert len(rolling["workers"]) == 2
-    assert result["moves"]["moved"] >= 6
-
-
-def test_soak(tmp_path: Path) -> None:
-    times = ("--minutes", "0.1", "--interval", "0.5", "--lull", "2")
-    result = bench(tmp_path, "soak", *times, "--report", str(tmp_path))
-    assert result["verdict"] == "everything held"
-    assert result["moves"]["moved"] > 0
-    assert result["outputs"]["right"] > 10
-    assert sum(sample["resting"] for sample in result["samples"]) >= 3
-    watched = {row["series"] for row in result["series"]}
+async def test_soak(cluster: local.Cluster, tmp_path: Path) -> None:
+    figures, samples = await soak(cluster, seconds=4.0, users=8, interval_s=0.3, lull_s=1.0, console=CONSOLE)
+    assert unmet(figures) == []
+    assert figures["moves"]["moved"] > 0
+    assert figures["outputs"]["right"] > 5
+    assert sum(sample.resting for sample in samples) >= 3
+    watched = {row["series"] for row in figures["series"]}
     assert {"gateway/rss_mb", "gateway/tasks", "prefill-0/descriptors", "decode-1/kv_blocks_used"} <= watched
+    plots.draw(samples, tmp_path / "soak.svg")
     assert (tmp_path / "soak.svg").stat().st_size > 1000
+
+
+async def test_kills(cluster: local.Cluster) -> None:
+    figures = await kills.measure(cluster, kills=1, prefill_kills=1, streams=4, tokens=160, console=CONSOLE)
+    assert figures["requests_lost"] == figures["streams_with_other_tokens"] == figures["blocks_left"] == 0
+    assert [kill["instance"] for kill in figures["decode_kills"]] == ["decode-0"]
+    resumed = figures["decode"]["resumed"]
+    assert resumed["count"] == sum(kill["streams"] for kill in figures["decode_kills"]) >= 1
+    assert 0 < resumed["p50_ms"] <= resumed["max_ms"]
+    assert figures["prefill"]["kills"] == 1
+
+
+async def test_drain(cluster: local.Cluster) -> None:
+    figures = await drain.measure(cluster, running=6, tokens=160, repeats=1, streams=4, console=CONSOLE)
+    assert [turn["requests_there"] for turn in figures["turns"]] == [6, 6]
+    assert figures["drains"]["streams"] == 12
+    for ended in (figures["drains"], figures["rolling_restart"]):
+        assert ended["requests_lost"] == ended["streams_with_other_tokens"] == 0
+    assert [worker["instance"] for worker in figures["rolling_restart"]["workers"]] == ["decode-0", "decode-1"]
+    assert figures["moves"]["moved"] >= 6
+    assert figures["blocks_left"] == 0

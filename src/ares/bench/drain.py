@@ -104,9 +104,10 @@ async def _restart(load: steady.Load, cluster: local.Cluster, part: local.Part) 
     }
 
 
-async def _measure(
+async def measure(
     cluster: local.Cluster, running: int, tokens: int, repeats: int, streams: int, console: Console
 ) -> dict[str, Any]:
+    """Drain one decode instance in both ways, then restart all of them under load, and return the figures."""
     url, model = cluster.url, cluster.settings.model
     parts = [part for part in cluster.workers if part.name.startswith("decode")]
     names = [name for part in parts for name in part.instances]
@@ -175,7 +176,7 @@ def command(
     )
     console = Console(stderr=True)
     with local.running(settings, console) as cluster:
-        figures = asyncio.run(_measure(cluster, running, tokens, repeats, streams, console))
+        figures = asyncio.run(measure(cluster, running, tokens, repeats, streams, console))
     result = {
         "benchmark": "drain",
         "model": model,

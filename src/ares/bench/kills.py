@@ -121,9 +121,10 @@ def _bursts(count: int, tokens: int) -> list[list[Planned]]:
     return [[Planned(f"burst-{kill}-{n}", 0.0, body()) for n in range(_BURST)] for kill in range(count)]
 
 
-async def _measure(
+async def measure(
     cluster: local.Cluster, kills: int, prefill_kills: int, streams: int, tokens: int, console: Console
 ) -> dict[str, Any]:
+    """Kill decode workers, then the prefill worker, so many times each, and return the figures."""
     url, model = cluster.url, cluster.settings.model
     decode = [part for part in cluster.workers if part.name.startswith("decode")]
     (prefill,) = [part for part in cluster.workers if part.name.startswith("prefill")]
@@ -202,7 +203,7 @@ def command(
     console = Console(stderr=True)
     before = steady.machine_load()
     with local.running(settings, console) as cluster:
-        figures = asyncio.run(_measure(cluster, kills, prefill_kills, streams, tokens, console))
+        figures = asyncio.run(measure(cluster, kills, prefill_kills, streams, tokens, console))
     result = {
         "benchmark": "kills",
         "model": model,

@@ -24,11 +24,14 @@ from tests.engine.simulated.processes import gateway_over, generate, workers
 from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.timeout(240)
-BUSY = ("running", "waiting", "loading", "pinned", "kv_blocks_used")
 
 
 def prompt(number: int) -> list[int]:
     return [10 + number, *range(110, 160)]
+
+
+def busy(counters: dict[str, Any]) -> bool:
+    return any(counters[name] for name in ("running", "waiting", "loading", "pinned", "kv_blocks_used"))
 
 
 def hosted(gateway: Gateway, name: str) -> list[str]:
@@ -46,7 +49,7 @@ async def test_a_stopped_instance_is_done_without_and_comes_back(model_folder: P
             async def counters() -> dict[str, Any]:
                 return (await http.get(f"http://127.0.0.1:{port}/simulate/counters")).json()
 
-            runs = [asyncio.create_task(generate(gateway, str(n), prompt(n), 300)) for n in range(6)]
+            runs = [asyncio.create_task(generate(gateway, str(n), prompt(n), 200)) for n in range(6)]
             await eventually(lambda: bool(hosted(gateway, stopped.name)))
             os.kill(made.processes[port].pid, signal.SIGSTOP)
             try:
@@ -54,11 +57,11 @@ async def test_a_stopped_instance_is_done_without_and_comes_back(model_folder: P
                 outputs = await asyncio.gather(*runs)
             finally:
                 os.kill(made.processes[port].pid, signal.SIGCONT)
-            assert outputs == [model.continuation(prompt(n), 300) for n in range(6)]
+            assert outputs == [model.continuation(prompt(n), 200) for n in range(6)]
             # It comes back, has let go of what others have finished meanwhile, and takes new work.
             await eventually(lambda: stopped.open)
             async with asyncio.timeout(60):
-                while any((left := await counters())[name] for name in BUSY):  # noqa: ASYNC110 - nothing announces it
+                while busy(left := await counters()):  # noqa: ASYNC110 - nothing announces it
                     await asyncio.sleep(0.05)
             again = await asyncio.gather(*(generate(gateway, f"again-{n}", prompt(n), 30) for n in range(6)))
             assert again == [model.continuation(prompt(n), 30) for n in range(6)]
@@ -179,7 +182,7 @@ async def test_instances_behind_a_cut_are_done_without_and_come_back(
             links[0].heal()
             links[1].forget()
             await eventually(lambda: all(i.open for i in cut), 60)
-            await eventually(lambda: not any(counters(n)[name] for n in range(4) for name in BUSY), 60)
+            await eventually(lambda: not any(busy(counters(n)) for n in range(4)), 60)
             before = [counters(n)["finished"] for n in range(2)]
             again = await asyncio.gather(*(generate(gateway, f"again-{n}", prompt(n), 30) for n in range(8)))
             assert again == [MODEL.continuation(prompt(n), 30) for n in range(8)]

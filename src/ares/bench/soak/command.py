@@ -61,9 +61,10 @@ def _left(sample: Sample) -> dict[str, float]:
     return {name: value for name, value in sample.values.items() if value and name.rpartition("/")[2] in _LEFT}
 
 
-async def _soak(
+async def soak(
     cluster: local.Cluster, seconds: float, users: int, interval_s: float, lull_s: float, console: Console
 ) -> tuple[dict[str, Any], list[Sample]]:
+    """Run traffic and moves for so long; return the figures, and all samples."""
     url, model = cluster.url, cluster.settings.model
     moves: Counter[str] = Counter()
     broken: list[str] = []
@@ -183,7 +184,7 @@ def command(
     console = Console(stderr=True)
     before = steady.machine_load()
     with local.running(settings, console) as cluster:
-        figures, taken = asyncio.run(_soak(cluster, 60 * minutes, users, interval, lull, console))
+        figures, taken = asyncio.run(soak(cluster, 60 * minutes, users, interval, lull, console))
     wrong = unmet(figures)
     result = {
         "benchmark": "soak",
