@@ -604,6 +604,23 @@ async def test_a_stream_that_breaks_on_a_living_instance(bench: Bench, start: St
     await bench.quiet()
 
 
+@pytest.mark.parametrize(("most", "survives"), [(2, False), (20, True)])
+async def test_it_survives_so_many_losses(bench: Bench, start: Start, most: int, survives: bool) -> None:
+    decoding = [fake for fake in bench.fakes.values() if fake.role == "decode"]
+    for fake in decoding:
+        fake.faults.break_after = 10  # 60 tokens: half a dozen losses
+    run = start(60)
+    run.sequence.maximum_attempts = most
+    if survives:
+        assert await run.finish() == undisturbed(60)
+    else:
+        with pytest.raises(EngineLostError):
+            await run.finish()
+        assert sum(len(fake.asked) for fake in decoding) == 1 + most
+        assert run.tokens == undisturbed(60)[: len(run.tokens)]
+    await bench.quiet()
+
+
 async def test_an_instance_that_aborts_what_it_runs(bench: Bench, start: Start) -> None:
     run = start(100)
     await run.reached(10)
