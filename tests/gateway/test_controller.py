@@ -343,6 +343,7 @@ def test_a_broken_log_is_named(tmp_path: Path, line: str) -> None:
         replay(log, None)
 
 
+@pytest.mark.timeout(300)  # the simulator may have to be compiled first
 async def test_a_recording_of_the_run(model_folder: Path, tmp_path: Path) -> None:
     from ares.simulator.recording import read_recording
 
