@@ -146,7 +146,8 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry"):
 
     `step_time_s` is a moving average over recent steps, `pull_bytes_per_s` over recent pulls of KV, 0 before the first;
     `busy_s` is the time of all steps so far.
-    `draining`: nothing new shall come, and what can move shall leave.
+    `draining`: nothing new shall come, and what can move shall leave. `held` counts what the connector holds beside KV
+    blocks, for whoever looks for leaks.
     """
 
     sequence: int
@@ -161,6 +162,7 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry"):
     busy_s: float = 0.0
     pull_bytes_per_s: float = 0.0
     draining: bool = False
+    held: dict[str, int] = {}
 
     @property
     def left(self) -> int:

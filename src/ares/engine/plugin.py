@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from ares.engine import instance, resources
+from ares.engine import instance
 from ares.engine.drain import OwnChannel, drained_on_sigterm
 
 
@@ -39,11 +39,6 @@ class InstancePlugin:
             if load is None or load.draining:
                 return JSONResponse({"status": "starting" if load is None else "draining"}, 503)
             return JSONResponse({"status": "ready"})
-
-        @app.get("/ares/v1/resources")  # type: ignore[untyped-decorator]
-        async def held() -> dict[str, dict[str, int]]:
-            """Count what this process holds beside KV blocks; empty where the engine is another process."""
-            return resources.count()
 
         app.router.lifespan_context = _with_drain(app.router.lifespan_context, channel, settings.drain_deadline_s)
 

@@ -1,6 +1,7 @@
-"""What the engine's parts hold beside KV blocks, counted for whoever looks for leaks: `GET /ares/v1/resources`.
+"""What the connector's two sides hold beside KV blocks, counted for whoever looks for leaks.
 
-Only on CPUs do the parts live in one process with the HTTP server (engine/launcher.py); elsewhere the answer is empty.
+They know each other where they live in one process: with one worker, as on CPUs. Otherwise only the scheduler's side is
+counted.
 """
 
 from collections.abc import Callable
@@ -8,11 +9,11 @@ from collections.abc import Callable
 _counters: dict[str, Callable[[], dict[str, int]]] = {}
 
 
-def register(part: str, count: Callable[[], dict[str, int]]) -> None:
-    """Let `count` say what a part of this process holds; it is called on another thread, and must only read."""
-    _counters[part] = count
+def register(side: str, count: Callable[[], dict[str, int]]) -> None:
+    """Let `count` say what a side holds in this process; it is called on another thread, and must only read."""
+    _counters[side] = count
 
 
-def count() -> dict[str, dict[str, int]]:
-    """Return what each part holds."""
-    return {part: read() for part, read in _counters.items()}
+def count() -> dict[str, int]:
+    """Return how many of what are held, by side and name."""
+    return {f"{side}.{what}": number for side, read in _counters.items() for what, number in read().items()}

@@ -33,8 +33,8 @@ _PAUSE_S = 0.5
 _SETTLED_S = 45.0
 _LEFT = ("kv_blocks_used", "pinned", "running", "waiting", "sequences")
 _NOT_COUNTED = (
-    "Registered memory, remote engines, handshakes, pulls and leases are counted where the engine runs in the process "
-    "of its HTTP server (real engines on CPUs); what NIXL and UCX allocate behind them shows in the memory only."
+    "Registered memory, remote engines, handshakes, pulls and leases are counted where the engine's one worker runs in "
+    "the scheduler's process (CPUs); what NIXL and UCX allocate behind them shows in the memory only."
 )
 # What may end a soak before its time; what was seen until then is still told.
 _Broken = (local.ClusterError, aiohttp.ClientError, psutil.Error, OSError, TimeoutError, KeyError)

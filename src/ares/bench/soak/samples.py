@@ -37,8 +37,8 @@ async def take(http: aiohttp.ClientSession, cluster: local.Cluster, start: float
     values["gateway/sequences"] = len(read["requests"])
     for row in read["instances"]:
         values |= {f"{row['name']}/{name}": row[name] for name in _OF_INSTANCES if name in row}
-        if cluster.settings.simulate is None:
-            values |= await _of_engine(http, row["name"], row["url"])
+    for instance, held in read["held"].items():
+        values |= {f"{instance}/{name}": count for name, count in held.items()}
     return Sample(at_s, resting, values)
 
 
@@ -74,14 +74,6 @@ def _kind(file: Path) -> str:
         return os.readlink(file)  # noqa: PTH115 - no file, but a word such as socket:[123]
     except OSError:  # closed meanwhile
         return ""
-
-
-async def _of_engine(http: aiohttp.ClientSession, name: str, url: str) -> dict[str, float]:
-    """Return what the connector's two sides hold; nothing where the engine is a process of its own."""
-    async with http.get(f"{url}/ares/v1/resources") as reply:
-        reply.raise_for_status()
-        read: dict[str, dict[str, int]] = await reply.json()
-    return {f"{name}/{part}.{what}": count for part, held in read.items() for what, count in held.items()}
 
 
 async def mishaps(http: aiohttp.ClientSession, cluster: local.Cluster) -> dict[str, float]:
