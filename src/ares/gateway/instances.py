@@ -14,6 +14,7 @@ import zmq
 import zmq.asyncio
 
 from ares import wire
+from ares.gateway.channel import connected
 from ares.gateway.engine import EngineClient, EngineLostError, EngineRefusedError
 from ares.gateway.laws import StepLaw
 from ares.gateway.subscription import Subscription
@@ -26,13 +27,8 @@ logger = logging.getLogger(__name__)
 _SILENT_INTERVALS = 20
 _SILENT_S = 3.0
 _FROZEN_S = 6.0
-# A control connection without a sign of life for this long is made anew: a network that has forgotten it says nothing.
-# Not before `_FROZEN_S`: the streams, on connections beside it, are given up for the silence of this one.
-_DEAD_CONNECTION_S = 10.0
-_HEARTBEAT_S = 2.0
 _RETRY_S = 0.5
 _REMEMBERED = 1024
-_LINGER_MS = 200
 
 
 class NoInstanceError(Exception):
@@ -252,17 +248,7 @@ class Instance:
     ) -> None:
         """Subscribe and read until the instance is silent for good, which ends in a new look at its URL."""
         self.name, self.role = description.name, description.role
-        socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
-        # What was released last should still get there.
-        socket.setsockopt(zmq.LINGER, _LINGER_MS)
-        socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, int(_HEARTBEAT_S * 1000))
-        for limit in (zmq.HEARTBEAT_TIMEOUT, zmq.CONNECT_TIMEOUT, zmq.HANDSHAKE_IVL):
-            socket.setsockopt(limit, int(_DEAD_CONNECTION_S * 1000))
-        if self._control_key is not None:
-            self._control_key.connect(socket)
-        socket.connect(description.control_address)
-        self._socket = socket
+        socket = self._socket = connected(description.control_address, self._control_key)
         self._heard = time.monotonic()
         self.subscription.begin()
         try:

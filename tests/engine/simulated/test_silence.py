@@ -157,8 +157,8 @@ async def test_instances_behind_a_cut_are_done_without_and_come_back(
     # A quarter of what serves, in the same order.
     monkeypatch.setattr("ares.gateway.instances._FROZEN_S", 1.5)
     monkeypatch.setattr("ares.gateway.patience._ALIVE_S", 1.2)
-    monkeypatch.setattr("ares.gateway.instances._DEAD_CONNECTION_S", 2.5)
-    monkeypatch.setattr("ares.gateway.instances._HEARTBEAT_S", 0.5)
+    monkeypatch.setattr("ares.gateway.channel._DEAD_S", 2.5)
+    monkeypatch.setattr("ares.gateway.channel._HEARTBEAT_S", 0.5)
     async with linked(4, links=2) as (servers, links):
         urls = [link.url for link in links] + [server.url for server in servers[2:]]
         gateway = Gateway(GatewayConfig(model="some/model", workers=urls, preset="off"), model_folder)
