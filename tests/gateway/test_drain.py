@@ -71,6 +71,7 @@ async def test_everything_that_can_move_leaves_and_nothing_new_comes(
     gateway: Gateway, fakes: list[FakeInstance]
 ) -> None:
     clients = await running(gateway, fakes, 12)
+    fakes[1].step_s = 0.02  # they shall not be at the hold again before they move
     fakes[1].hold_at = fakes[2].hold_at = 60  # a cut needs a step
     source = find(gateway, "decode-0")
     leaving = {sequence.id for sequence in on(gateway, "decode-0")}
