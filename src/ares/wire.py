@@ -11,7 +11,8 @@ Several gateways may subscribe to one instance. All keys of a gateway begin with
 an instance knows what nobody will come for when a gateway is gone.
 """
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -31,6 +32,15 @@ ORPHAN_LEASE_S = 10.0
 # Longest time for which an instance grants its part of the controller's lease.
 LONGEST_LEASE_S = 10.0
 
+# Sums and products of these over everything that fits a message stay exact in 64 bits. None of the times and rates may
+# be infinite or no number.
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+_Tokens = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+_Size = Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)]
+_Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]
+# What a gateway remembers a thousand of.
+_ShortKey = Annotated[str, msgspec.Meta(max_length=1024)]
+
 
 class Peer(msgspec.Struct, frozen=True):
     """How to reach the NIXL side channel of an instance.
@@ -40,10 +50,10 @@ class Peer(msgspec.Struct, frozen=True):
 
     engine_id: str
     host: str
-    port: int
-    tp_size: int = 1
-    dcp_size: int = 1
-    pp_size: int = 1
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
+    tp_size: _Size = 1
+    dcp_size: _Size = 1
+    pp_size: _Size = 1
 
 
 class Subscribe(msgspec.Struct, frozen=True, tag="subscribe"):
@@ -65,7 +75,7 @@ class Connect(msgspec.Struct, frozen=True, tag="connect"):
 class Cut(msgspec.Struct, frozen=True, tag="cut"):
     """End request `key` at what is emitted and in flight, keep its KV pinned, and answer with a `Handover`."""
 
-    call: int
+    call: _Count
     key: str
 
 
@@ -75,10 +85,10 @@ class Copy(msgspec.Struct, frozen=True, tag="copy"):
     The pin is released like that of a request called `pin`; request `key` goes on.
     """
 
-    call: int
+    call: _Count
     key: str
     pin: str
-    most: int
+    most: _Tokens
 
 
 class Release(msgspec.Struct, frozen=True, tag="release"):
@@ -117,12 +127,12 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     role: Role
     boot: str
     peer: Peer
-    block_size: int
-    kv_blocks: int
-    max_model_len: int
+    block_size: Annotated[int, msgspec.Meta(ge=1, lt=1 << 20)]
+    kv_blocks: _Size
+    max_model_len: _Size
     versions: dict[str, str]
-    token_bytes: float = 0.0
-    pull_within_step_bytes: int = 0
+    token_bytes: _Amount = 0.0
+    pull_within_step_bytes: _Count = 0
     prefix_caching: bool = False
     carries: list[str] = []
     leases: bool = False
@@ -135,8 +145,8 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     """
 
     key: str
-    resident: int
-    output: int
+    resident: _Tokens
+    output: _Tokens
     state: RequestState
     remaining: tuple[float, float, float] | None = None
 
@@ -150,17 +160,17 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry"):
     blocks, for whoever looks for leaks.
     """
 
-    sequence: int
-    kv_blocks_used: int
-    running: int
-    waiting: int
-    pinned: int
-    step_time_s: float
-    steps: int
-    preemptions: int
+    sequence: _Count
+    kv_blocks_used: _Tokens
+    running: _Tokens
+    waiting: _Tokens
+    pinned: _Tokens
+    step_time_s: _Amount
+    steps: _Count
+    preemptions: _Count
     rows: list[Row]
-    busy_s: float = 0.0
-    pull_bytes_per_s: float = 0.0
+    busy_s: _Amount = 0.0
+    pull_bytes_per_s: _Amount = 0.0
     draining: bool = False
     held: dict[str, int] = {}
 
@@ -176,10 +186,10 @@ class Admitted(msgspec.Struct, frozen=True, tag="admitted"):
     `queued_s` is the time it waited for a scheduling step with room for it.
     """
 
-    key: str
-    pulled: int
+    key: _ShortKey
+    pulled: _Tokens
     failed: bool
-    queued_s: float = 0.0
+    queued_s: _Amount = 0.0
 
 
 class Predicted(msgspec.Struct, frozen=True, tag="predicted"):
@@ -188,7 +198,7 @@ class Predicted(msgspec.Struct, frozen=True, tag="predicted"):
     Sent before the prefill's reply. The request's own limit, which a prefill is not told, is not applied yet.
     """
 
-    key: str
+    key: _ShortKey
     remaining: tuple[float, float, float]
 
 
@@ -209,20 +219,20 @@ class Handover(msgspec.Struct, frozen=True, tag="handover"):
         vLLM's kv_transfer_params for the target, where the outcome is `pinned`.
     """
 
-    call: int
+    call: _Count
     key: str
     outcome: Literal["pinned", "finished", "not_running", "unknown"]
-    output_tokens: int = 0
-    tail: list[int] = []
+    output_tokens: _Tokens = 0
+    tail: list[_Tokens] = []
     transfer: dict[str, Any] = {}
 
 
 class Copied(msgspec.Struct, frozen=True, tag="copied"):
     """The answer to a `Copy`: `tokens` whose KV waits under `pin`, 0 where nothing was pinned; how to pull it."""
 
-    call: int
+    call: _Count
     pin: str
-    tokens: int = 0
+    tokens: _Tokens = 0
     transfer: dict[str, Any] = {}
 
 
@@ -243,5 +253,23 @@ def owner(key: str) -> str:
 
 
 encode = msgspec.msgpack.Encoder().encode
-decode_command = msgspec.msgpack.Decoder(Command).decode
-decode_event = msgspec.msgpack.Decoder(Event).decode
+_decode_command: Callable[[bytes], Command] = msgspec.msgpack.Decoder(Command).decode
+_decode_event: Callable[[bytes], Event] = msgspec.msgpack.Decoder(Event).decode
+# What msgspec raises besides its own DecodeError, of text that is not UTF-8 and of maps within maps within maps.
+_MALFORMED = (UnicodeDecodeError, RecursionError)
+
+
+def decode_command(body: bytes) -> Command:
+    """Return the command of a message; msgspec.DecodeError where it is none."""
+    try:
+        return _decode_command(body)
+    except _MALFORMED as error:
+        raise msgspec.DecodeError(str(error)) from error
+
+
+def decode_event(body: bytes) -> Event:
+    """Return the event of a message; msgspec.DecodeError where it is none."""
+    try:
+        return _decode_event(body)
+    except _MALFORMED as error:
+        raise msgspec.DecodeError(str(error)) from error

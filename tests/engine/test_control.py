@@ -139,6 +139,15 @@ def test_a_silent_subscriber_is_forgotten(
     until(lambda: instance.taken > before)
 
 
+def test_whoever_wants_no_telemetry_is_forgotten_too(
+    instance: Instance, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "SUBSCRIPTION_TTL_S", 0.1)
+    gateway.say(wire.Subscribe(float("inf")))
+    assert gateway.hear() == HELLO
+    until(lambda: not instance.channel._subscribers)
+
+
 def test_a_heartbeat_keeps_a_subscription(
     instance: Instance, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -227,7 +227,8 @@ class ControlChannel:
             self._outgoing.append((sender, self._hello))
         subscriber.gateway = command.gateway
         self.gone.pop(command.gateway, None)
-        subscriber.interval = max(_SHORTEST_INTERVAL_S, command.interval_s)  # this order also for NaN
+        # This order also for NaN; and whoever asks for nothing is forgotten with the others.
+        subscriber.interval = min(max(_SHORTEST_INTERVAL_S, command.interval_s), wire.SUBSCRIPTION_TTL_S)
         subscriber.due = min(subscriber.due, now + subscriber.interval)
         subscriber.expires = now + wire.SUBSCRIPTION_TTL_S
 

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
 import zmq
 import zmq.asyncio
 
@@ -49,12 +50,19 @@ class OwnChannel:
                     subscribed = loop.time()
                     await socket.send(wire.encode(wire.Subscribe(_INTERVAL_S)))
                 if await socket.poll(1000):
-                    event = wire.decode_event(await socket.recv())
-                    if isinstance(event, wire.Telemetry):
-                        self.telemetry = event
+                    self._hear(await socket.recv())
         finally:
             self._socket = None
             socket.close()
+
+    def _hear(self, body: bytes) -> None:
+        try:
+            event = wire.decode_event(body)
+        except msgspec.DecodeError as error:
+            logger.warning("dropped a malformed message: %s", error)
+            return
+        if isinstance(event, wire.Telemetry):
+            self.telemetry = event
 
     async def drain(self, deadline_s: float) -> None:
         """Let every gateway know, and return when nothing is left, or at the deadline."""

@@ -15,7 +15,13 @@ _LINGER_MS = 200
 
 
 def connected(address: str, key: ControlKey | None) -> zmq.asyncio.Socket:
-    """Return a socket that connects to an instance, and connects again for as long as it is open."""
+    """Return a socket that connects to an instance, and connects again for as long as it is open.
+
+    Raises
+    ------
+    zmq.ZMQError
+        That is no address.
+    """
     socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
     # What was released last should still get there.
     socket.setsockopt(zmq.LINGER, _LINGER_MS)
@@ -25,5 +31,9 @@ def connected(address: str, key: ControlKey | None) -> zmq.asyncio.Socket:
         socket.setsockopt(limit, int(_DEAD_S * 1000))
     if key is not None:
         key.connect(socket)
-    socket.connect(address)
+    try:
+        socket.connect(address)
+    except zmq.ZMQError:
+        socket.close()
+        raise
     return socket

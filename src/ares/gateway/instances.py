@@ -240,8 +240,8 @@ class Instance:
         try:
             async with self._http.get(f"{self.url}/ares/v1/instance", timeout=aiohttp.ClientTimeout(total=5)) as reply:
                 return msgspec.json.decode(await reply.read(), type=_Description)
-        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError):
-            return None
+        except (aiohttp.ClientError, OSError, msgspec.DecodeError, ValueError, RecursionError):
+            return None  # a timeout is an OSError, text that is not UTF-8 a ValueError
 
     async def _follow(
         self, description: _Description, on_hello: Callable[["Instance"], Coroutine[Any, Any, None]]

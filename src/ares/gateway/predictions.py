@@ -26,17 +26,17 @@ def plausible(quantiles: tuple[float, float, float]) -> bool:
 def predicted(load: wire.Telemetry) -> float | None:
     """Return the tokens that an instance's requests are expected to generate yet: the sum of their medians.
 
-    None where it predicts nothing.
+    None where it predicts nothing, or nothing finite.
     """
     medians = [row.remaining[1] for row in load.rows if row.remaining is not None and plausible(row.remaining)]
-    return sum(medians) if medians else None
+    return _finite(sum(medians)) if medians else None
 
 
 def predicted_peak(load: wire.Telemetry) -> float | None:
     """Return the most tokens that an instance will hold at once if nothing joins it and the medians come true.
 
     A request of n tokens that has p left holds n + k in k steps while k < p, and none after; one without a prediction
-    is taken to keep its n. None where nothing is predicted.
+    is taken to keep its n. None where nothing is predicted, or nothing finite.
     """
     known = [(row.remaining[1], row.resident) for row in load.rows if row.remaining is not None]
     known = [(left, resident) for left, resident in known if math.isfinite(left)]
@@ -48,7 +48,11 @@ def predicted_peak(load: wire.Telemetry) -> float | None:
     for count, (left, resident) in enumerate(sorted(known, reverse=True), 1):
         held += resident
         peak = max(peak, held + count * max(left, 0.0))
-    return rest + peak
+    return _finite(rest + peak)
+
+
+def _finite(tokens: float) -> float | None:
+    return tokens if math.isfinite(tokens) else None
 
 
 def rows_by_key(instances: Iterable[Instance]) -> dict[str, wire.Row]:
