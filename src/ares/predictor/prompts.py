@@ -63,12 +63,16 @@ def _read_file(file: Path) -> list[Prompt]:
 def _text_of(line: str, where: str) -> str:
     try:
         row: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PredictorError(f"{where}: not JSON: {error}") from error
     if isinstance(row, dict):
         text = next((row[name] for name in _FIELDS if name in row), None)
         if text is None and isinstance(row.get("turns"), list) and row["turns"]:  # MT-bench: the first turn
             text = row["turns"][0]
         if isinstance(text, str) and text.strip():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
+                raise PredictorError(f"{where}: no text: {error}") from error
             return text
     raise PredictorError(f"{where}: no prompt; expected a text field {', '.join(_FIELDS)}, or a list of turns")

@@ -1,6 +1,7 @@
 """Models of prediction error for the simulated predictor."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,8 +51,10 @@ def error_model(name_or_file: str) -> ErrorModel:
     except OSError as error:
         known = ", ".join(ERROR_MODELS)
         raise ValueError(f"{name_or_file}: no such error model or file ({error}); known: {known}") from None
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"{name_or_file}: an error model needs the numbers start, end and tokens: {error!r}") from None
-    if min(model.start, model.end) < 0 or model.tokens <= 0:
-        raise ValueError(f"{name_or_file}: start and end must not be negative, tokens must be positive")
+    if not (
+        min(model.start, model.end) >= 0 and model.tokens > 0 and math.isfinite(model.start + model.end + model.tokens)
+    ):
+        raise ValueError(f"{name_or_file}: start and end must not be negative, tokens must be positive, all finite")
     return model

@@ -11,10 +11,15 @@ class ProfileError(ValueError):
     """A profile that cannot be used; the message names the file and the setting."""
 
 
+# Numbers below this are exact in the simulator's doubles.
+_MOST = 1 << 53
+_CONFIG = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
 class StepLaw(BaseModel):
     """Seconds of one engine step: base + the sum of the rest, each times its count."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = _CONFIG
 
     base_s: float = Field(gt=0)
     """A step with nothing in it: weights read once, launches, scheduling."""
@@ -41,7 +46,7 @@ class StepLaw(BaseModel):
 class Hardware(BaseModel):
     """Published figures of the accelerators of one engine, summed over them; for scaling a profile."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = _CONFIG
 
     name: str
     memory_bytes_s: float = Field(gt=0)
@@ -51,17 +56,17 @@ class Hardware(BaseModel):
 class Profile(BaseModel):
     """One decode or prefill engine."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = _CONFIG
 
     name: str
     model: str
     source: str
     """How the numbers were found."""
-    kv_tokens: int = Field(gt=0)
-    kv_bytes_per_token: int = Field(gt=0)
-    block_size: int = Field(default=16, gt=0)
-    max_num_seqs: int = Field(default=256, gt=0)
-    max_num_batched_tokens: int = Field(default=2048, gt=0)
+    kv_tokens: int = Field(gt=0, lt=_MOST)
+    kv_bytes_per_token: int = Field(gt=0, lt=_MOST)
+    block_size: int = Field(default=16, gt=0, lt=_MOST)
+    max_num_seqs: int = Field(default=256, gt=0, lt=_MOST)
+    max_num_batched_tokens: int = Field(default=2048, gt=0, lt=_MOST)
     watermark: float = Field(default=0.0, ge=0, lt=1)
     """Share of the blocks that admission leaves free while anything runs."""
     step: StepLaw
@@ -102,7 +107,9 @@ def load_profile(name_or_file: str) -> Profile:
         return Profile.model_validate(json.loads(text))
     except json.JSONDecodeError as error:
         raise ProfileError(f"{where}:{error.lineno}: not JSON: {error.msg}") from None
-    except ValidationError as error:
+    except ValidationError as error:  # a ValueError too
         first = error.errors()[0]
         setting = ".".join(str(part) for part in first["loc"])
         raise ProfileError(f"{where}: {setting}: {first['msg']}") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists within lists within lists
+        raise ProfileError(f"{where}: not JSON: {error}") from None

@@ -12,6 +12,10 @@ from ares.traces import TraceError, Workload
 
 FloatArray = NDArray[np.float64]
 _FIELDS = ("input_toks", "output_toks", "arrival_time", "queued_ts", "first_token_ts", "last_token_ts")
+# Far beyond any recording, and so small that what is computed from it stays exact.
+_MOST = 1e15
+# What is read of the engine's description, where it is there.
+_SIZES = {"kv_cache": ("block_size", "num_gpu_blocks"), "engine_kwargs": ("max_num_seqs", "max_num_batched_tokens")}
 PARTS = ("all", "first", "second", "even", "odd")
 
 
@@ -68,6 +72,21 @@ def request_times(
     }
 
 
+def _meta(read: Any) -> dict[str, Any]:
+    """Return the description of the engine; ValueError where it is none."""
+    if not isinstance(read, dict):
+        raise ValueError("meta.json is not an object")
+    for part, names in _SIZES.items():
+        sizes = read.get(part) or {}
+        if not isinstance(sizes, dict):
+            raise ValueError(f"meta.json: {part} is not an object")
+        for name in names:
+            size = sizes.get(name)
+            if size is not None and not (isinstance(size, int) and 0 < size < _MOST):
+                raise ValueError(f"meta.json: {part}.{name} is {size!r}")
+    return read
+
+
 def read_recording(directory: Path) -> Recording:
     """Read a recording; TraceError names the file and the line.
 
@@ -77,15 +96,18 @@ def read_recording(directory: Path) -> Recording:
     rows = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        meta = _meta(json.loads((directory / "meta.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:  # what is no text or no JSON is a ValueError
         raise TraceError(f"{directory}: not a recording: {error}") from None
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            rows.append([float(record[field]) for field in _FIELDS])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            row = [float(record[field]) for field in _FIELDS]
+        except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise TraceError(f"{path}:{number}: {error!r}") from None
+        if not all(abs(value) <= _MOST for value in row) or min(row[:2]) < 0:
+            raise TraceError(f"{path}:{number}: a length or time that cannot be: {row}")
+        rows.append(row)
     if len(rows) < 2:
         raise TraceError(f"{path}: a recording needs at least two requests")
     table = np.asarray(rows)

@@ -17,6 +17,10 @@ class TraceError(ValueError):
 
 Row = tuple[float, float, float]
 
+# Far beyond any trace, and so small that sums of them stay exact.
+_MOST_TOKENS = 1 << 40
+_LATEST_S = 1e15
+
 
 def _timestamp(text: str) -> float:
     """Seconds of an Azure time stamp: seven digits after the point, a zone or none."""
@@ -60,7 +64,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 continue
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise TraceError(f"{path}:{number}: not JSON: {error}") from None
             if not isinstance(record, dict):
                 raise TraceError(f"{path}:{number}: not a JSON object")
@@ -88,7 +92,10 @@ def guess_format(path: Path) -> str:
         raise TraceError(f"{path}: the trace is empty")
     if head.startswith("{"):
         return "mooncake"
-    columns = {name.strip() for name in next(csv.reader([head]))}
+    try:
+        columns = {name.strip() for name in next(csv.reader([head]))}
+    except csv.Error as error:
+        raise TraceError(f"{path}:1: not CSV: {error}") from None
     for name, (needed, _) in FORMATS.items():
         if columns >= set(needed):
             return name
@@ -114,25 +121,32 @@ def read_trace(path: Path, trace_format: str | None = None) -> Workload:
     Raises
     ------
     TraceError
-        Naming the file and the line: unreadable, empty, unknown columns, no number, a negative length or time.
+        Naming the file and the line: unreadable, empty, unknown columns, no number, a length or time that cannot be.
     """
     found = guess_format(path) if trace_format is None else trace_format
     if found not in FORMATS:
         raise TraceError(f"{path}: unknown format {found!r}; known: {', '.join(FORMATS)}")
     needed, convert = FORMATS[found]
     rows: list[Row] = []
-    for number, record in _json_lines(path) if found == "mooncake" else _csv_rows(path):
-        missing = [name for name in needed if record.get(name) is None]
-        if missing:
-            raise TraceError(f"{path}:{number}: no column {', '.join(missing)} (format {found})")
-        try:
-            arrival, prompt, output = convert(record)
-        except (TypeError, ValueError) as error:
-            raise TraceError(f"{path}:{number}: {error}") from None
-        if not np.isfinite([arrival, prompt, output]).all() or prompt < 0 or output < 0:
-            raise TraceError(f"{path}:{number}: negative or infinite value: {prompt:g} and {output:g} tokens")
-        if output >= 1:
-            rows.append((arrival, max(prompt, 1.0), output))
+    try:
+        for number, record in _json_lines(path) if found == "mooncake" else _csv_rows(path):
+            missing = [name for name in needed if record.get(name) is None]
+            if missing:
+                raise TraceError(f"{path}:{number}: no column {', '.join(missing)} (format {found})")
+            try:
+                row = arrival, prompt, output = convert(record)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise TraceError(f"{path}:{number}: {error}") from None
+            if not np.isfinite(row).all() or prompt < 0 or output < 0:
+                raise TraceError(f"{path}:{number}: negative or infinite value: {prompt:g} and {output:g} tokens")
+            if abs(arrival) > _LATEST_S or max(prompt, output) > _MOST_TOKENS:
+                raise TraceError(
+                    f"{path}:{number}: beyond all measure: {prompt:g} and {output:g} tokens at {arrival:g} s"
+                )
+            if output >= 1:
+                rows.append((arrival, max(prompt, 1.0), output))
+    except (OSError, UnicodeDecodeError) as error:
+        raise TraceError(f"{path}: cannot be read: {error}") from None
     if not rows:
         raise TraceError(f"{path}: the trace is empty")
     table = np.asarray(rows)
