@@ -1,10 +1,12 @@
 """The decision log: JSON lines, each a decision with everything that it was made from, so that it can be made again."""
 
+import itertools
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -119,22 +121,75 @@ def _arrays(read: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
+# The inner loops that decide are compiled, without checks of their own: what is read must be what a gateway could log.
+# The largest count (exact in a double), setting, and number of points of a horizon.
+_MOST_TOKENS, _MOST, _MOST_POINTS = 1 << 53, 1e6, 10_000
+_OF_INSTANCES = ("capacity_tokens", "promised_tokens", "open", "waiting_tokens")
+_OF_INSTANCES += ("step_base_s", "step_request_s", "step_token_s")
+_OF_REQUESTS = ("location", "resident_tokens", "movable")
+Settings = TypeVar("Settings")
+
+
 def read_cluster(record: dict[str, Any]) -> Cluster:
-    """Return the cluster of a logged decision."""
+    """Return the cluster of a logged decision; ValueError or TypeError where it cannot be one."""
     made = Cluster(**_arrays(record["cluster"]))
-    if made.remaining_tokens is None:
-        return made
-    # An empty list has lost its second dimension.
-    return replace(made, remaining_tokens=made.remaining_tokens.reshape(-1, len(made.levels)))
+    if not isinstance(made.instances, tuple) or not isinstance(made.requests, tuple):
+        raise TypeError("instances and requests must be lists")
+    if not made.levels or not all(a < b for a, b in itertools.pairwise((0.0, *made.levels, 1.0))):
+        raise ValueError(f"levels {made.levels}")
+    for name in ("transfer_bytes_s", "token_bytes"):
+        if not 0 < getattr(made, name) < np.inf:
+            raise ValueError(f"{name} is {getattr(made, name)}")
+    if made.remaining_tokens is not None:
+        # An empty list has lost its second dimension.
+        made = replace(made, remaining_tokens=made.remaining_tokens.reshape(-1, len(made.levels)))
+    _check(made, _OF_INSTANCES, len(made.instances))
+    _check(made, (*_OF_REQUESTS, "remaining_tokens"), len(made.requests))
+    if len(made.location) and made.location.max() >= len(made.instances):
+        raise ValueError("a request runs on no instance")
+    for name in ("step_base_s", "step_request_s", "step_token_s"):
+        law = getattr(made, name)
+        if law is not None and not ((law >= 0) & (law <= _MOST)).all():
+            raise ValueError(f"{name} is out of range")
+    return made
 
 
-def read_progress(read: dict[str, Any]) -> Progress:
-    """Return the progress of a logged decision."""
-    return Progress(**_arrays(read))
+def read_progress(read: dict[str, Any], count: int) -> Progress:
+    """Return the progress of so many requests of a logged decision."""
+    made = Progress(**_arrays(read))
+    _check(made, [field.name for field in fields(made)], count)
+    return made
 
 
-def read_candidates(record: dict[str, Any]) -> Candidates:
-    """Return the candidates of a logged decision."""
+def read_candidates(record: dict[str, Any], levels: int) -> Candidates:
+    """Return the candidates of a logged decision, with so many quantiles each."""
     read = dict(record["candidates"])
-    progress = read_progress(read.pop("progress"))
-    return Candidates(progress=progress, **_arrays(read))
+    count = len(read["requests"])
+    progress = read_progress(read.pop("progress"), count)
+    made = Candidates(progress=progress, **_arrays(read))
+    made = replace(made, remaining_tokens=made.remaining_tokens.reshape(-1, levels))
+    _check(made, ("tokens", "remaining_tokens", "rank", "waited_s", "suspended"), count)
+    return made
+
+
+def read_settings(kind: type[Settings], read: dict[str, Any]) -> Settings:
+    """Return settings of a logged decision."""
+    made = kind(**read)
+    for field in fields(made):  # type: ignore[arg-type] # all settings are dataclasses
+        value = getattr(made, field.name)
+        most = _MOST_POINTS if field.name == "points" else _MOST
+        if not isinstance(value, int if field.type is int else int | float) or not abs(value) <= most:
+            raise ValueError(f"{field.name} is {value!r}")
+    return made
+
+
+def _check(made: Any, names: Iterable[str], count: int) -> None:
+    """Check the lengths of arrays, and that what counts tokens does."""
+    for name in names:
+        array = getattr(made, name)
+        if array is None:
+            continue
+        if array.ndim != 1 + (name == "remaining_tokens") or len(array) != count:
+            raise ValueError(f"{name} has shape {array.shape}, expected {count} entries")
+        if name in _INTEGERS and name != "rank" and count and not 0 <= array.min() <= array.max() < _MOST_TOKENS:
+            raise ValueError(f"{name} is out of range")

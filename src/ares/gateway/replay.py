@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from ares.gateway.decisions import read_candidates, read_cluster, read_progress
+from ares.gateway.decisions import read_candidates, read_cluster, read_progress, read_settings
 from ares.policy import Dispatch, Preset, RebalanceSettings, SuspendSettings, dispatcher, preset, rebalancer
 from ares.policy.admission import AdmissionSettings
 from ares.policy.entrance import Entrance
@@ -17,6 +17,18 @@ from ares.policy.rescue import RescueSettings, beside, rescue
 
 class ReplayError(ValueError):
     """The log cannot be read; the message names the line."""
+
+
+# What comes of a line that is no decision, by the time that it is decided again.
+_MALFORMED = (
+    msgspec.DecodeError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(slots=True)
@@ -59,6 +71,8 @@ def replay(log: Path, other: str | None, progress: Callable[[int], None] = lambd
     ValueError
         There is no such preset.
     """
+    if other is not None:
+        preset(other)
     result = Replayed()
     robin: dict[str, Dispatch] = {}
     with log.open("rb") as lines:
@@ -75,15 +89,15 @@ def replay(log: Path, other: str | None, progress: Callable[[int], None] = lambd
                     made = _entrance(record, chosen, dispatch, like=other is None)
                 else:
                     made = _moves(record, chosen, like=other is None)
-            except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
+                when = float(record["time"])
+            except _MALFORMED as error:
                 raise ReplayError(f"{log}:{number}: not a logged decision: {error!r}") from error
             result.decisions += 1
             result.same += made == logged
             result.logged.update(one["kind"] for one in logged)
             result.made.update(one["kind"] for one in made)
             if made != logged:
-                difference = {"line": number, "time": record["time"], "logged": logged, "made": made}
-                result.differences.append(difference)
+                result.differences.append({"line": number, "time": when, "logged": logged, "made": made})
             progress(read)
     return result
 
@@ -93,28 +107,34 @@ def _action(one: dict[str, Any]) -> dict[str, Any]:
     if "request" in one:
         kind = "rescue" if "gain" not in one else "move"
         return {"kind": kind, "request": one["request"], "instance": one["target"]}
+    if not isinstance(one["kind"], str):
+        raise TypeError("a kind must be a string")
     return {"kind": one["kind"], "request": one["index"], "instance": one["instance"]}
 
 
 def _entrance(record: dict[str, Any], chosen: Preset, dispatch: Dispatch, *, like: bool) -> list[dict[str, Any]]:
-    cluster, candidates = read_cluster(record), read_candidates(record)
+    cluster = read_cluster(record)
+    candidates = read_candidates(record, len(cluster.levels))
     if chosen.admission == "open":
         places = [dispatch(cluster, int(tokens)) for tokens in candidates.tokens]
         return [{"kind": "enter", "request": n, "instance": place} for n, place in enumerate(places)]
     admission, suspension = chosen.admission_settings, chosen.suspend_settings if chosen.suspends else None
     if like:
-        admission = AdmissionSettings(**record["admission"])
-        suspension = SuspendSettings(**record["suspension"]) if record["suspension"] is not None else None
+        admission = read_settings(AdmissionSettings, record["admission"])
+        suspended = record["suspension"]
+        suspension = read_settings(SuspendSettings, suspended) if suspended is not None else None
+    running = read_progress(record["running"], len(cluster.requests))
     entrance = Entrance(admission, suspension)
-    entrance.age_credit = record["credit"]
-    decided = entrance.decide(cluster, candidates, read_progress(record["running"]))
+    entrance.age_credit = float(record["credit"])
+    decided = entrance.decide(cluster, candidates, running)
     return [{"kind": one.kind, "request": one.index, "instance": one.instance} for one in decided]
 
 
 def _moves(record: dict[str, Any], chosen: Preset, *, like: bool) -> list[dict[str, Any]]:
     cluster = read_cluster(record)
-    settings = RebalanceSettings(**record["settings"]) if like else chosen.settings
-    lead, running = RescueSettings(**record["lead"]), read_progress(record["running"])
+    settings = read_settings(RebalanceSettings, record["settings"]) if like else chosen.settings
+    lead = read_settings(RescueSettings, record["lead"])
+    running = read_progress(record["running"], len(cluster.requests))
     rescues = rescue(cluster, lead, running) if chosen.suspends else []
     moves = [
         {"kind": "move", "request": one.request, "instance": one.target}

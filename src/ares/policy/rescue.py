@@ -18,6 +18,8 @@ from ares.policy.forecast import forecast, own_curve, quantile_weights
 from ares.policy.moves import Move
 
 NOWHERE = -1
+# Steps ahead, at most: the forecast keeps a table of them.
+_FURTHEST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,15 @@ class Rescue:
 
 
 def lead_steps(cluster: Cluster, lead_s: float) -> IntArray:
-    """Return how many steps each instance makes in so many seconds, shape (I,); 50 a second where no law is known."""
+    """Return how many steps each instance makes in so many seconds, shape (I,); 50 a second where no law is known.
+
+    Never more than a million.
+    """
     if cluster.step_base_s is None or cluster.step_request_s is None or cluster.step_token_s is None:
-        return np.full(len(cluster.instances), int(np.ceil(lead_s * 50.0)))
+        return np.full(len(cluster.instances), int(min(np.ceil(lead_s * 50.0), _FURTHEST)))
     batch = np.bincount(cluster.location, minlength=len(cluster.instances))
     step_s = cluster.step_base_s + cluster.step_request_s * batch + cluster.step_token_s * cluster.load_tokens()
-    return np.ceil(lead_s / np.maximum(step_s, 1e-4)).astype(np.int64)
+    return np.minimum(np.ceil(lead_s / np.maximum(step_s, 1e-4)), _FURTHEST).astype(np.int64)
 
 
 def rescue(cluster: Cluster, settings: RescueSettings, running: Progress) -> list[Rescue]:
