@@ -12,6 +12,8 @@ from ares.predictor.errors import PredictorError
 from ares.predictor.networks import HazardNetwork, PaperNetwork
 
 FORMAT = "1"
+# Far above what training makes; a network of more takes long to build whatever its tensors are.
+_LARGEST = {"members": 256, "bins": 4096}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +106,17 @@ def load(path: Path) -> Checkpoint:
     try:
         hidden_size = int(described["hidden_size"])
         options = json.loads(described["options"])
-        network = build(described["arch"], hidden_size, options)
+        _check(hidden_size, options, tensors)
+        # On no device: whatever sizes the file claims cost nothing before its tensors turn out to have them.
+        with torch.device("meta"):
+            network = build(described["arch"], hidden_size, options)
         states = {n.removeprefix("network."): t.float() for n, t in tensors.items() if n.startswith("network.")}
         if not all(torch.isfinite(t).all() for t in tensors.values()):
             raise ValueError("weights that are not finite")
-        network.load_state_dict(states)
+        network.load_state_dict(states, assign=True)
+        every, limit = int(described["every"]), int(described["limit"])
+        if min(every, limit) < 1:
+            raise ValueError("every and limit must be positive")
         checkpoint = Checkpoint(
             network=network.eval(),
             arch=described["arch"],
@@ -116,11 +124,21 @@ def load(path: Path) -> Checkpoint:
             model=described["model"],
             hidden_size=hidden_size,
             tap=described["tap"],
-            every=int(described["every"]),
-            limit=int(described["limit"]),
+            every=every,
+            limit=limit,
             center=tensors["center"].float(),
             scale=tensors["scale"].float(),
         )
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (LookupError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         raise PredictorError(f"{path}: malformed: {error}") from error
     return checkpoint
+
+
+def _check(hidden_size: int, options: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Raise ValueError for sizes that no checkpoint has."""
+    for name in ("center", "scale"):
+        if tensors[name].shape != (hidden_size,):
+            raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, the hidden size is {hidden_size}")
+    wrong = [n for n in options if not (isinstance(options[n], int) and 0 < options[n] <= _LARGEST.get(n, 1 << 31))]
+    if wrong:
+        raise ValueError(f"options {', '.join(wrong)} out of range")

@@ -14,10 +14,12 @@ LEVELS = tuple((n + 0.5) / 20 for n in range(20))
 
 def edges(limit: int, bins: int = 32) -> torch.Tensor:
     """Return the bins' edges, [at most bins + 1] float32: 1, 2, 3, ... and then growing up to limit + 1."""
-    grid = torch.logspace(0, torch.log10(torch.tensor(limit + 1.0)).item(), bins + 1).round()
+    # On the CPU whatever the default device is: the sizes of the network depend on the numbers.
+    largest = torch.tensor(limit + 1.0, device="cpu")
+    grid = torch.logspace(0, torch.log10(largest).item(), bins + 1, device="cpu").round()
     for n in range(1, len(grid)):
         grid[n] = torch.maximum(grid[n], grid[n - 1] + 1)
-    return torch.cat([grid[grid < limit + 1], torch.tensor([limit + 1.0])])
+    return torch.cat([grid[grid < limit + 1], largest[None]])
 
 
 def log_likelihood(

@@ -39,6 +39,17 @@ FORMAT = "1"
 # Which state is tapped: after the final norm, of the last token, where the LM head reads it.
 TAP = "final-norm/last-token"
 _HALF_MAX = float(np.finfo(np.float16).max)
+_TYPES: dict[str, type[np.generic]] = {
+    "states": np.float16,
+    "output": np.int32,
+    "position": np.int32,
+    "remaining": np.int32,
+    "prompt_length": np.int32,
+    "output_length": np.int32,
+    "censored": np.uint8,
+    "prompt_tokens": np.int32,
+    "output_tokens": np.int32,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +185,7 @@ def read(file: Path) -> Shard:
         with safe_open(file, framework="numpy") as opened:
             metadata = dict(opened.metadata() or {})
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, AttributeError, TypeError, ValueError) as error:  # of types that numpy lacks
         raise PredictorError(f"{file}: not a whole shard: {error}; remove it, or collect again") from error
     if metadata.get("format") != FORMAT:
         raise PredictorError(f"{file}: format {metadata.get('format')}, this version reads {FORMAT}")
@@ -182,16 +193,27 @@ def read(file: Path) -> Shard:
         source = Source.from_metadata(metadata)
         requests, prompts = json.loads(metadata["requests"]), json.loads(metadata["prompts"])
         _check(source, requests, prompts, tensors)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise PredictorError(f"{file}: malformed: {error}") from error
     return Shard(source, requests, prompts, tensors)
 
 
 def _check(source: Source, requests: list[str], prompts: list[str], tensors: dict[str, NDArray[Any]]) -> None:
-    outputs, pairs = len(requests), len(tensors["position"])
+    if min(source.hidden_size, source.every, source.limit) < 1:
+        raise ValueError("hidden_size, every and limit must be positive")
+    for names in (requests, prompts):
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("the ids of requests and prompts must be lists of strings")
+    for name, kind in _TYPES.items():
+        if tensors[name].dtype != kind:
+            raise ValueError(f"{name} is {tensors[name].dtype}, expected {np.dtype(kind)}")
+        if kind is np.int32 and tensors[name].size and tensors[name].min() < 0:
+            raise ValueError(f"{name} is negative")
+    outputs, pairs = len(requests), tensors["position"].size
     shapes = {
         "states": (pairs, source.hidden_size),
         "output": (pairs,),
+        "position": (pairs,),
         "remaining": (pairs,),
         "prompt_length": (outputs,),
         "output_length": (outputs,),
@@ -204,10 +226,8 @@ def _check(source: Source, requests: list[str], prompts: list[str], tensors: dic
             raise ValueError(f"{name} has shape {tensors[name].shape}, expected {shape}")
     if len(prompts) != outputs:
         raise ValueError(f"{len(prompts)} prompts for {outputs} outputs")
-    if pairs and not (tensors["output"].min() >= 0 and tensors["output"].max() < outputs):
+    if pairs and tensors["output"].max() >= outputs:
         raise ValueError("a pair belongs to no output")
-    if pairs and tensors["remaining"].min() < 0:
-        raise ValueError("a remaining length is negative")
     if not np.isfinite(tensors["states"]).all():
         raise ValueError("states hold values that are not finite")
 
