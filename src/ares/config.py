@@ -1,5 +1,6 @@
 """The gateway's configuration, resolved once: a YAML file, then `ARES_*` variables, then flags; later ones win."""
 
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def live_preset(name: str) -> Preset:
 class ServiceClass(BaseModel):
     """A class of service that requests name in `x-ares-class`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     ttft_s: float | None = Field(default=None, gt=0)
     """Objective for the time to first token; the gateway's where it is not given."""
@@ -40,7 +41,7 @@ class ServiceClass(BaseModel):
 class GatewayConfig(BaseSettings):
     """Everything a gateway can be told."""
 
-    model_config = SettingsConfigDict(env_prefix="ARES_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="ARES_", extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str
     """Hugging Face id or folder of the served model: its tokenizer and chat template are read."""
@@ -104,6 +105,15 @@ class GatewayConfig(BaseSettings):
     """PEM file of the certificate chain to serve with; with it, the gateway speaks TLS only."""
     tls_key: Path | None = None
     """PEM file of its private key."""
+
+    @field_validator("workers")
+    @classmethod
+    def _urls(cls, value: list[str]) -> list[str]:
+        for url in value:
+            parts = urllib.parse.urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+                raise ValueError(f"{url!r} is not the URL of an instance, such as http://127.0.0.1:8100")
+        return value
 
     @field_validator("admin_key", "worker_api_key")
     @classmethod
@@ -180,5 +190,14 @@ def load(file: Path | None = None, **flags: Any) -> GatewayConfig:
         name = ".".join(str(part) for part in first["loc"])
         # Not `from error`: pydantic's own text shows what was given, which may be a key.
         raise ConfigError(f"setting {name!r}: {first['msg']}" if name else first["msg"]) from None
-    except (yaml.YAMLError, TypeError, ValueError) as error:
+    # PyYAML raises anything on a scalar that its tag does not fit, such as `!!timestamp now`.
+    except (
+        yaml.YAMLError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ConfigError(f"{file}: {error}") from error
