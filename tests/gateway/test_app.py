@@ -316,6 +316,40 @@ async def test_a_prompt_beyond_the_context(shared: Service) -> None:
     assert (error["code"], error["param"]) == ("context_length_exceeded", "max_tokens")
 
 
+async def test_more_sequences_than_may_wait(shared: Service) -> None:
+    error = failure(await shared.complete(prompt=["a"] * 100, n=100), 400)
+    assert error["param"] == "n"
+    assert "10000 sequences; at most 2048" in error["message"]
+
+
+@pytest.mark.parametrize("loop", ["{% for i in range(99999) %}{% endfor %}" * 9, None])
+async def test_a_client_brings_no_template(shared: Service, loop: str | None) -> None:
+    error = failure(await shared.chat(chat_template_kwargs={"chat_template": loop}), 400)
+    assert error["param"] == "chat_template_kwargs"
+
+
+@pytest.mark.parametrize("host", ["[", "x:y:z", "a/b?c#d"])
+async def test_an_unknown_route_of_no_host(shared: Service, host: str) -> None:
+    error = failure(await shared.client.get("/v1/nothing", headers={"Host": host}), 404)
+    assert error["message"] == "no such route: GET /v1/nothing"
+
+
+async def test_a_command_with_half_a_character_in_a_name(shared: Service) -> None:
+    headers = {"Content-Type": "application/json"}
+    for body in (b'{"preset": "off", "\\ud800": 1}', b'{"preset": "\\ud800"}'):
+        failure(await shared.client.put("/admin/v1/preset", content=body, headers=headers), 400)
+
+
+async def test_the_openapi_document(shared: Service) -> None:
+    paths = (await shared.client.get("/openapi.json")).json()["paths"]
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        route = paths[path]["post"]
+        assert {p["name"] for p in route["parameters"]} == {"x-request-id", "x-ares-class"}
+        assert set(route["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
+        assert {"400", "404", "413", "429", "502", "503", "default"} < route["responses"].keys()
+    assert all("422" not in route["responses"] for routes in paths.values() for route in routes.values())
+
+
 async def test_unknown_routes_and_methods(shared: Service) -> None:
     error = failure(await shared.client.get("/v1/nothing"), 404)
     assert "GET /v1/nothing" in error["message"]

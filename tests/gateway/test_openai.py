@@ -176,6 +176,9 @@ def test_stop_strings() -> None:
         with pytest.raises(BadRequestError) as wrong:
             chat(stop=empty).stop_strings()
         assert wrong.value.param == "stop"
+    assert len(chat(stop=["a"] * 128).stop_strings()) == 128
+    with pytest.raises(BadRequestError, match="129 stop strings"):
+        chat(stop=["a"] * 129).stop_strings()
 
 
 def test_prompts() -> None:
@@ -214,3 +217,33 @@ def test_text_that_no_engine_can_be_sent() -> None:
         with pytest.raises(BadRequestError) as wrong:
             chat(**fields).check_text()
         assert wrong.value.param == next(iter(fields))
+
+
+def test_nesting_that_no_engine_can_be_sent() -> None:
+    value: Any = 1
+    for _ in range(2000):
+        value = [value]
+    with pytest.raises(BadRequestError, match="extra: nested too deeply"):
+        chat(extra=value).check_text()
+
+
+def test_half_a_character_in_the_name_of_a_field() -> None:
+    request = chat()
+    request.__pydantic_extra__ = {"\ud800": 1}
+    with pytest.raises(BadRequestError):
+        request.check_text()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"prompt": [None] * 50_000}, {"prompt": [1] * 50_000 + ["a"]}, {"stop": [1] * 50_000}]
+)
+def test_a_list_is_looked_at_to_its_first_mistake(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as wrong:
+        completion(**fields)
+    assert wrong.value.error_count() <= 4
+
+
+def test_many_mistakes_are_counted_and_not_listed() -> None:
+    with pytest.raises(ValidationError, match="5000 mistakes in this body") as wrong:
+        completion(logit_bias={str(number): "x" for number in range(5000)})
+    assert wrong.value.error_count() == 1

@@ -16,6 +16,7 @@ from ares.gateway.instances import Instance
 from ares.gateway.migration import NotMovableError
 from ares.gateway.precopy import AUTO, WantedMode
 from ares.gateway.predictions import plausible, predicted, predicted_peak, rows_by_key
+from ares.gateway.schema import errors
 from ares.gateway.sequence import Sequence
 from ares.gateway.service import COMMANDED, Gateway, TargetError
 
@@ -77,7 +78,7 @@ async def allowed(request: Request) -> None:
         raise AdminError(403, "without a configured admin key, the admin routes answer to loopback only")
 
 
-router = APIRouter(prefix="/admin/v1", dependencies=[Depends(allowed)])
+router = APIRouter(prefix="/admin/v1", dependencies=[Depends(allowed)], responses=errors(401, 403))
 
 
 @router.get("/status")
@@ -114,7 +115,7 @@ def snapshot(gateway: Gateway) -> dict[str, Any]:
     }
 
 
-@router.post("/migrations")
+@router.post("/migrations", responses=errors(400, 404, 409, 503))
 async def migrate(body: MigrationRequest, request: Request) -> dict[str, Any]:
     """Move a running request; answers when it runs at its target, or with why it does not."""
     gateway: Gateway = request.app.state.gateway
@@ -131,7 +132,7 @@ async def migrate(body: MigrationRequest, request: Request) -> dict[str, Any]:
     return asdict(record)
 
 
-@router.post("/instances/{name:path}/drain")
+@router.post("/instances/{name:path}/drain", responses=errors(400, 404))
 async def drain(name: str, request: Request, body: DrainRequest | None = None) -> dict[str, Any]:
     """Close an instance and move out what can be moved; answers at once, the status shows how many are left."""
     gateway: Gateway = request.app.state.gateway
@@ -141,7 +142,7 @@ async def drain(name: str, request: Request, body: DrainRequest | None = None) -
     return {"name": name, "draining": True, "left": gateway.drainer.left(instance), "deadline_s": deadline_s}
 
 
-@router.post("/instances/{name:path}/undrain")
+@router.post("/instances/{name:path}/undrain", responses=errors(404))
 async def undrain(name: str, request: Request) -> dict[str, Any]:
     """Let an instance take work again."""
     gateway: Gateway = request.app.state.gateway
@@ -149,7 +150,7 @@ async def undrain(name: str, request: Request) -> dict[str, Any]:
     return {"name": name, "draining": False}
 
 
-@router.put("/preset")
+@router.put("/preset", responses=errors(400))
 async def switch(body: PresetRequest, request: Request) -> dict[str, Any]:
     """Switch the policy, for those who wait too."""
     gateway: Gateway = request.app.state.gateway

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -22,6 +22,7 @@ from ares.gateway.instances import NoInstanceError
 from ares.gateway.openai import BadRequestError
 from ares.gateway.predictions import predicted
 from ares.gateway.responses import error, error_body
+from ares.gateway.schema import ErrorReply
 from ares.gateway.service import Gateway
 from ares.gateway.shutdown import ShuttingDownError
 from ares.gateway.text import TemplateError
@@ -85,7 +86,7 @@ def _observability(app: FastAPI, gateway: Gateway) -> None:
         """Say that the gateway is alive."""
         return {"status": "ok"}
 
-    @app.get("/ready")
+    @app.get("/ready", responses={503: {"model": ErrorReply, "description": "No decode instance is ready."}})
     async def ready() -> JSONResponse:
         """Say whether new requests are taken, and there is an instance to serve them on."""
         if gateway.shutdown.begun:
@@ -102,7 +103,7 @@ def _observability(app: FastAPI, gateway: Gateway) -> None:
             "instances": {i.name: i.hello.versions for i in gateway.pool.instances if i.hello},
         }
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Return Prometheus metrics."""
         m = gateway.metrics
@@ -148,7 +149,8 @@ def _errors(app: FastAPI) -> None:
     async def http(request: Request, failure: HTTPException) -> JSONResponse:
         message = str(failure.detail)
         if failure.status_code == 404:
-            message = f"no such route: {request.method} {request.url.path}"
+            # Not `request.url`: it is put together with the client's Host header, and need not be a URL.
+            message = f"no such route: {request.method} {request.scope['path']}"
         return error(failure.status_code, message, headers=dict(failure.headers or {}))
 
     async def generation(request: Request, failure: Exception) -> JSONResponse:

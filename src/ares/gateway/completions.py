@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 from starlette.types import Message
 
+from ares.gateway import schema
 from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.instances import NoInstanceError
 from ares.gateway.objectives import Objective
@@ -101,13 +102,13 @@ class _Reply:
         self.gateway.metrics.requests.labels(self.route, outcome).inc()
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", **schema.generation(schema.ChatCompletion))
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Generate the next message of a chat."""
     return await _serve(body, request, chat=True)
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", **schema.generation(schema.TextCompletion))
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Generate a continuation of a prompt."""
     return await _serve(body, request, chat=False)
@@ -137,6 +138,10 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
     if maximum is None or not gateway.pool.ready:
         raise NoInstanceError("no decode instance is ready")
     gateway.check_queue()
+    count = body.n * (len(body.prompts()) if isinstance(body, CompletionRequest) else 1)
+    if count > gateway.config.maximum_waiting:
+        message = f"prompts and n make {count} sequences; at most {gateway.config.maximum_waiting} may wait here"
+        raise BadRequestError(message, "n")
     objective = gateway.objective(request.headers.get("x-ares-class"), body.priority)
     given = request.headers.get("x-request-id", "")
     request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
@@ -187,6 +192,9 @@ def _long(body: GenerationRequest) -> bool:
 def _tokenise(gateway: Gateway, body: GenerationRequest) -> list[list[int]]:
     if isinstance(body, ChatRequest):
         extra = dict(body.chat_template_kwargs or {})
+        if "chat_template" in extra:
+            # A template is a program, and one without end would hold everybody up.
+            raise BadRequestError("the chat template is the model's own", "chat_template_kwargs")
         if body.tools and body.tool_choice != "none":
             extra["tools"] = body.tools
         extra["add_generation_prompt"] = body.add_generation_prompt

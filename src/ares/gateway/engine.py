@@ -68,6 +68,8 @@ class _Reply(msgspec.Struct):
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _decode_reply = msgspec.json.Decoder(_Reply).decode
 _encode = msgspec.json.Encoder().encode
+# What comes of bytes that no engine sends: no JSON, no UTF-8, an error whose code is no number, nesting without end.
+_NONSENSE = (msgspec.DecodeError, TypeError, ValueError, RecursionError)
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -124,7 +126,7 @@ class Stream(asyncio.Protocol):
                     batch += chunk.choices
                 if batch:
                     yield batch
-        except msgspec.DecodeError as error:
+        except _NONSENSE as error:
             raise EngineLostError(f"the stream broke: {error!r}") from error
 
     async def text(self) -> str:
@@ -248,11 +250,11 @@ class EngineClient:
         response = await self._post(body)
         try:
             reply = _decode_reply(await response.read())
-        except (aiohttp.ClientError, OSError, msgspec.DecodeError) as error:
+            return reply.choices[0], reply.kv_transfer_params
+        except (aiohttp.ClientError, OSError, IndexError, *_NONSENSE) as error:
             raise EngineLostError(f"the reply broke: {error!r}") from error
         finally:
             response.release()
-        return reply.choices[0], reply.kv_transfer_params
 
     async def _post(self, body: dict[str, Any]) -> aiohttp.ClientResponse:
         try:
@@ -271,5 +273,5 @@ def _message(text: str) -> str:
     try:
         error = msgspec.json.decode(text)["error"]
         return str(error["message"] if isinstance(error, dict) else error)
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (KeyError, *_NONSENSE):
         return text[:500]

@@ -20,6 +20,7 @@ from ares import __version__
 from ares.gateway.admin import allowed, snapshot
 from ares.gateway.migration import Migration
 from ares.gateway.responses import EventStream, Write
+from ares.gateway.schema import errors
 from ares.gateway.service import Gateway
 
 logger = logging.getLogger(__name__)
@@ -29,10 +30,10 @@ _PERIOD_S = 1.0
 _MAXIMUM_REQUESTS = 4000
 _REMEMBERED_MOVES = 200
 
-router = APIRouter(prefix="/admin/v1", dependencies=[Depends(allowed)])
+router = APIRouter(prefix="/admin/v1", dependencies=[Depends(allowed)], responses=errors(401, 403))
 
 
-@router.get("/events")
+@router.get("/events", response_class=EventStream)
 async def events(request: Request) -> EventStream:
     """Stream the status until the client leaves or the gateway stops."""
     feed: Feed = request.app.state.feed

@@ -1,10 +1,20 @@
 """OpenAI's requests: what is accepted, and what it means for the engine."""
 
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    ModelWrapValidatorHandler,
+    StrictBool,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from ares.gateway.sampling import Sampling
 
@@ -32,6 +42,20 @@ _STATEFUL = {
     "structured_outputs": "structured_outputs",
 }
 _MAXIMUM_CHOICES = 128
+# All are looked for at every token.
+_MAXIMUM_STOPS = 128
+# A body of megabytes can have millions of mistakes, and to list them all would hold everybody up.
+_MAXIMUM_MISTAKES = 100
+T = TypeVar("T")
+
+
+class _FirstMistake(FailFast):
+    """Ends the look at a list at its first mistake; pydantic's own cannot be hashed, as unions of types want it."""
+
+    __hash__ = object.__hash__
+
+
+Listed = Annotated[list[T], _FirstMistake()]
 
 
 class BadRequestError(ValueError):
@@ -70,35 +94,50 @@ class GenerationRequest(BaseModel):
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | Listed[str] | None = None
+    stop_token_ids: Listed[int] | None = None
     include_stop_str_in_output: StrictBool = False
     skip_special_tokens: StrictBool = True
     ignore_eos: StrictBool = False
     min_tokens: int = Field(default=0, ge=0)
     max_tokens: int | None = Field(default=None, ge=1)
     logit_bias: dict[str, float] | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
+    allowed_token_ids: Listed[int] | None = None
+    bad_words: Listed[str] | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
     return_token_ids: StrictBool = False
     priority: int = Field(default=0, ge=-(2**31), lt=2**31)
     vllm_xargs: dict[str, Any] | None = None
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _few_mistakes(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(given)
+        except ValidationError as error:
+            if error.error_count() > _MAXIMUM_MISTAKES:
+                count = {"count": error.error_count()}
+                raise PydanticCustomError("many_mistakes", "{count} mistakes in this body", count) from None
+            raise
+
     def check_text(self) -> None:
-        """Refuse what JSON can spell and no engine can be sent: half a surrogate pair."""
+        """Refuse what JSON can spell and no engine can be sent: half a surrogate pair, nesting without end."""
         for name, value in self:
             try:
-                msgspec.json.encode(value, enc_hook=lambda options: options.model_dump())
+                msgspec.json.encode({name: value}, enc_hook=lambda options: options.model_dump())
             except UnicodeEncodeError as error:
                 raise BadRequestError(f"{name}: {error}", name) from error
+            except RecursionError as error:
+                raise BadRequestError(f"{name}: nested too deeply", name) from error
 
     def stop_strings(self) -> tuple[str, ...]:
         """Return the stop strings."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if "" in stop:
             raise BadRequestError("a stop string must not be empty", "stop")
+        if len(stop) > _MAXIMUM_STOPS:
+            raise BadRequestError(f"{len(stop)} stop strings; at most {_MAXIMUM_STOPS} are taken", "stop")
         return tuple(stop)
 
     def sampling(
@@ -190,11 +229,11 @@ class GenerationRequest(BaseModel):
 class ChatRequest(GenerationRequest):
     """`POST /v1/chat/completions`."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: Listed[dict[str, Any]] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: StrictBool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    tools: list[dict[str, Any]] | None = None
+    tools: Listed[dict[str, Any]] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: StrictBool = True
@@ -215,7 +254,7 @@ class ChatRequest(GenerationRequest):
 class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Listed[str] | Listed[int] | Listed[Listed[int]]
     max_tokens: int | None = Field(default=16, ge=1)
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: StrictBool = False

@@ -27,7 +27,13 @@ _KINDS = {
 def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """Return OpenAI's error object."""
     kind = _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    named = _encodable(param) if param is not None else None
+    return {"error": {"message": _encodable(message), "type": kind, "param": named, "code": code}}
+
+
+def _encodable(text: str) -> str:
+    """Replace halves of surrogate pairs, which a client's JSON can spell and no reply can hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def error(

@@ -1,0 +1,118 @@
+"""What the OpenAPI document says beside the bodies of requests: replies, errors, headers. Not used in serving."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong; `param` names the field, `code` is for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(BaseModel):
+    """OpenAI's error form."""
+
+    error: ErrorDetail
+
+
+class Usage(BaseModel):
+    """Tokens of a reply; a prompt counts once however many choices it has."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class _Choice(BaseModel):
+    index: int
+    logprobs: dict[str, Any] | None
+    finish_reason: str | None
+    stop_reason: int | str | None
+    token_ids: list[int] = []
+    """With `return_token_ids`."""
+
+
+class Message(BaseModel):
+    """What the model says."""
+
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatChoice(_Choice):
+    """One answer."""
+
+    message: Message
+
+
+class TextChoice(_Choice):
+    """One continuation."""
+
+    text: str
+
+
+class _Completion(BaseModel):
+    id: str
+    created: int
+    model: str
+    usage: Usage
+
+
+class ChatCompletion(_Completion):
+    """The reply of `POST /v1/chat/completions`, where it is not streamed."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+
+
+class TextCompletion(_Completion):
+    """The reply of `POST /v1/completions`, where it is not streamed."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+
+
+_MEANINGS = {
+    400: "The request cannot be served as it is; `error.param` names the field.",
+    401: "No key, or a wrong one.",
+    403: "The admin routes answer to loopback only, where they have no key.",
+    404: "There is no such model, request or instance.",
+    409: "It cannot be done now.",
+    413: "The body is too large.",
+    429: "Too many requests of this key run already; `Retry-After` says when to come again.",
+    502: "The instance failed the request.",
+    503: "No instance is there to take it; `Retry-After` says when to come again.",
+}
+_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+_HEADERS = [
+    ("x-request-id", "Names the request, if it has 1 to 128 printable ASCII characters; the reply repeats it."),
+    ("x-ares-class", "Class of service, one of the configured ones."),
+]
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what a route's documentation says of the errors that it may answer with."""
+    known = {status: {"model": ErrorReply, "description": _MEANINGS[status]} for status in statuses}
+    return {**known, "default": {"model": ErrorReply, "description": "Any other error."}}
+
+
+def generation(reply: type[BaseModel]) -> dict[str, Any]:
+    """Return the documentation of a generation route, as keywords of its registration."""
+    described = {
+        "model": reply,
+        "description": "The whole reply; with `stream`, events that end with `data: [DONE]`.",
+        "content": _STREAM,
+    }
+    headers = [
+        {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
+        for name, text in _HEADERS
+    ]
+    return {
+        "responses": {200: described, **errors(400, 401, 404, 413, 429, 502, 503)},
+        "openapi_extra": {"parameters": headers},
+    }
