@@ -5,9 +5,11 @@ VENV ?= .venv
 TORCH_INDEX ?=
 SERVE_FLAGS ?=
 BENCH_FLAGS ?=
+FUZZ_TIMES ?= 10
+FUZZ_JSON ?= fuzz.json
 STAMP := $(VENV)/.ready
 
-.PHONY: help setup serve test check bench clean
+.PHONY: help setup serve test check fuzz bench clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -31,6 +33,9 @@ check: setup  ## Lint, types, import rules
 
 test: check  ## Check, then all tests, real engines included
 	$(VENV)/bin/python -m pytest
+
+fuzz: setup  ## Fuzz routes, wire and readers at length (docs/fuzzing.md)
+	ARES_FUZZ_TIMES=$(FUZZ_TIMES) ARES_FUZZ_JSON=$(FUZZ_JSON) $(VENV)/bin/python -m pytest tests/fuzz --timeout 3600
 
 bench: setup  ## A short comparison of static placement and ARES (on simulated engines; docs/benchmarks.md has the long ones)
 	$(VENV)/bin/ares bench live --simulate r1-qwen-7b-24gb --workload chat --requests 200 --rounds 1 $(BENCH_FLAGS)

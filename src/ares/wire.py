@@ -106,7 +106,7 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
 class Lease(msgspec.Struct, frozen=True, tag="lease"):
     """Let only gateway `holder` decide moves for `ttl_s` seconds; 0 gives that back. Answer with a `Leased`."""
 
-    call: int
+    call: _Count
     holder: str
     ttl_s: float
 
@@ -239,7 +239,7 @@ class Copied(msgspec.Struct, frozen=True, tag="copied"):
 class Leased(msgspec.Struct, frozen=True, tag="leased"):
     """The answer to a `Lease`: whether it is granted, and who holds the lease now (nobody: an empty name)."""
 
-    call: int
+    call: _Count
     holder: str
     granted: bool
 
