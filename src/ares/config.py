@@ -189,7 +189,8 @@ def load(file: Path | None = None, **flags: Any) -> GatewayConfig:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         # Not `from error`: pydantic's own text shows what was given, which may be a key.
-        raise ConfigError(f"setting {name!r}: {first['msg']}" if name else first["msg"]) from None
+        where = f"setting {name!r}" if name else file or "the configuration"
+        raise ConfigError(f"{where}: {first['msg']}") from None
     # PyYAML raises anything on a scalar that its tag does not fit, such as `!!timestamp now`.
     except (
         yaml.YAMLError,

@@ -35,6 +35,7 @@ LONGEST = 96
 """Tokens of a prompt and its output: nobody generates for long."""
 PATIENCE_S = 60.0
 """Nothing takes nearly as long, on however slow a machine."""
+_SETTLE_S = 30.0
 _IDLE_S = 1.0
 _TOKENS = SimulatedModel(tuple(range(FIRST_ORDINARY, VOCABULARY)), 2, VOCABULARY, mean_output=12.0)
 _PROFILE = Profile(
@@ -132,19 +133,26 @@ class Service:
         self._folder = folder
         self._started = threading.Event()
         self._ended = asyncio.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="service", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="service", daemon=True)
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Service"]:
         """Serve."""
         self._thread.start()
         assert self._started.wait(PATIENCE_S)
+        assert self._thread.is_alive()
         try:
             yield self
         finally:
             self._loop.call_soon_threadsafe(self._ended.set)
             self._thread.join(PATIENCE_S)
             assert not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        finally:
+            self._started.set()
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -252,12 +260,18 @@ class Service:
 
     def footprint(self) -> dict[str, int]:
         """Return what a leak would let grow, once everything has come to rest."""
-        tasks, idle = self.call(self._rest())
-        return {"tasks": tasks, "files": sum(1 for _ in Path("/proc/self/fd").iterdir()) - idle}
+        before: dict[str, int] = {}
+        while True:
+            tasks, idle = self.call(self._rest())
+            now = {"tasks": tasks, "sockets": _sockets() - idle}
+            if now == before:  # nothing was closed between the two counts
+                return now
+            before = now
+            time.sleep(0.02)
 
     async def _rest(self) -> tuple[int, int]:
         """Return the tasks, and the ends of connections that are kept for the next request."""
-        await eventually(self._still, PATIENCE_S)
+        await eventually(self._still, _SETTLE_S)
         http: Any = self.gateway._http.connector
         idle = sum(map(len, http._conns.values())) + sum(len(engine.connections) for engine in self._engines)
         return len(asyncio.all_tasks()), idle
@@ -276,9 +290,17 @@ class Service:
         return not (gateway.sequences or gateway.controller.held or gateway.controller.suspended)
 
 
+def _sockets() -> int:
+    found = 0
+    for file in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found += str(file.readlink()).startswith("socket:")
+    return found
+
+
 def settled(service: Service, before: dict[str, int]) -> None:
     """Wait until a service uses no more than before."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + _SETTLE_S
     while any((now := service.footprint())[name] > before[name] for name in before):
         assert time.monotonic() < deadline, (before, now)
         time.sleep(0.02)

@@ -135,6 +135,7 @@ def test_faults_are_taken_or_refused(service: Service, value: str, name: str) ->
 
 
 @fuzz("http: pipelined requests", 20, parts=st.lists(edited(*TO_ENGINE[:1], *TO_ENGINE[4:]), min_size=2, max_size=6))
+@example(parts=[TO_ENGINE[4], b'POST /simulate/pull HTTP/1.1\r\nContent-Length: 3\r\n\r\n"\xff"', TO_ENGINE[4]])
 def test_pipelined_requests(service: Service, parts: list[bytes]) -> None:
     check(service.raw(b"".join(parts), service.stray_port))
 

@@ -216,7 +216,7 @@ def _logged(folder: Path) -> list[Any]:
         transfer_bytes_s=1e6,
         token_bytes=1.0,
     )
-    view = View(cluster, _progress(3), [], [None] * 3)  # type: ignore[list-item]
+    view = View(cluster, _progress(3), [], [None] * 3, [])  # type: ignore[list-item]
     candidates = Candidates(
         requests=("d",),
         tokens=np.array([60]),
@@ -233,7 +233,7 @@ def _logged(folder: Path) -> list[Any]:
     log = DecisionLog(file)
     log.entries("ares", entrance, 0.0, view, candidates, entrance.decide(cluster, candidates, view.running))
     moves = rebalancer(chosen.rebalance)(cluster, RebalanceSettings())
-    log.moves("ares", view, RebalanceSettings(), lead, rescue(cluster, lead), moves)
+    log.moves("ares", view, RebalanceSettings(), lead, rescue(cluster, lead, view.running), moves)
     log.close()
     assert replay(file, None).decisions == 2
     return [json.loads(line) for line in file.read_text().splitlines()]

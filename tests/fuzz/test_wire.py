@@ -211,7 +211,7 @@ class Bench:
             ):
                 assert 0 <= entry.instance < count
                 assert 0 <= entry.index < (rows if entry.kind == "suspend" else len(candidates.requests))
-            for one in rescue(view.cluster, RescueSettings()):
+            for one in rescue(view.cluster, RescueSettings(), view.running):
                 assert 0 <= one.request < rows
                 assert -1 <= one.target < count
             for move in rebalancer(preset.rebalance)(view.cluster, preset.settings):

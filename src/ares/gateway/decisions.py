@@ -124,8 +124,8 @@ def _arrays(read: dict[str, Any]) -> dict[str, Any]:
 # The inner loops that decide are compiled, without checks of their own: what is read must be what a gateway could log.
 # The largest count (exact in a double), setting, and number of points of a horizon.
 _MOST_TOKENS, _MOST, _MOST_POINTS = 1 << 53, 1e6, 10_000
-_OF_INSTANCES = ("capacity_tokens", "promised_tokens", "open", "waiting_tokens")
-_OF_INSTANCES += ("step_base_s", "step_request_s", "step_token_s")
+_LAW = ("step_base_s", "step_request_s", "step_token_s")
+_OF_INSTANCES = ("capacity_tokens", "promised_tokens", "open", "waiting_tokens", *_LAW)
 _OF_REQUESTS = ("location", "resident_tokens", "movable")
 Settings = TypeVar("Settings")
 
@@ -147,7 +147,7 @@ def read_cluster(record: dict[str, Any]) -> Cluster:
     _check(made, (*_OF_REQUESTS, "remaining_tokens"), len(made.requests))
     if len(made.location) and made.location.max() >= len(made.instances):
         raise ValueError("a request runs on no instance")
-    for name in ("step_base_s", "step_request_s", "step_token_s"):
+    for name in _LAW:
         law = getattr(made, name)
         if law is not None and not ((law >= 0) & (law <= _MOST)).all():
             raise ValueError(f"{name} is out of range")

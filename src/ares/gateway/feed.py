@@ -33,7 +33,7 @@ _REMEMBERED_MOVES = 200
 router = APIRouter(prefix="/admin/v1", dependencies=[Depends(allowed)], responses=errors(401, 403))
 
 
-@router.get("/events", response_class=EventStream)
+@router.get("/events", response_class=EventStream, status_code=200)
 async def events(request: Request) -> EventStream:
     """Stream the status until the client leaves or the gateway stops."""
     feed: Feed = request.app.state.feed

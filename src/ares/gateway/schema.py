@@ -97,8 +97,10 @@ _HEADERS = [
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return what a route's documentation says of the errors that it may answer with."""
-    known = {status: {"model": ErrorReply, "description": _MEANINGS[status]} for status in statuses}
-    return {**known, "default": {"model": ErrorReply, "description": "Any other error."}}
+    described: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorReply, "description": "Any other error."}}
+    for status in statuses:
+        described[status] = {"model": ErrorReply, "description": _MEANINGS[status]}
+    return described
 
 
 def generation(reply: type[BaseModel]) -> dict[str, Any]:

@@ -60,7 +60,8 @@ def lead_steps(cluster: Cluster, lead_s: float) -> IntArray:
         return np.full(len(cluster.instances), int(min(np.ceil(lead_s * 50.0), _FURTHEST)))
     batch = np.bincount(cluster.location, minlength=len(cluster.instances))
     step_s = cluster.step_base_s + cluster.step_request_s * batch + cluster.step_token_s * cluster.load_tokens()
-    return np.minimum(np.ceil(lead_s / np.maximum(step_s, 1e-4)), _FURTHEST).astype(np.int64)
+    steps: IntArray = np.minimum(np.ceil(lead_s / np.maximum(step_s, 1e-4)), _FURTHEST).astype(np.int64)
+    return steps
 
 
 def rescue(cluster: Cluster, settings: RescueSettings, running: Progress) -> list[Rescue]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from ares.engine.simulated.http import Connection, HttpError, chunk
+from ares.engine.simulated.http import MALFORMED, Connection, HttpError, chunk
 from ares.engine.simulated.model import SimulatedModel, fold
 from ares.engine.simulated.request import Request
 
@@ -63,7 +63,7 @@ def read(body: bytes, model: SimulatedModel, maximum: int, connection: Connectio
     """
     try:
         asked = _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise HttpError(400, f"1 validation error: {error}") from error
     sampling, params, tokens = asked.sampling_params, asked.kv_transfer_params or {}, asked.token_ids
     if max(tokens) >= model.vocabulary:

@@ -1,6 +1,7 @@
 """HTTP for simulated engines: what a gateway and `curl` send, and streams that cost next to nothing to write."""
 
 import asyncio
+import logging
 from http import HTTPStatus
 from typing import Any, Protocol, cast
 
@@ -15,6 +16,9 @@ _STREAM_HEAD = (
     b"transfer-encoding: chunked\r\n\r\n"
 )
 _LAST_CHUNK = b"0\r\n\r\n"
+# What msgspec raises of a body: it is not JSON or of other types, not UTF-8, or nested without end.
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+logger = logging.getLogger(__name__)
 
 
 class HttpError(Exception):
@@ -186,6 +190,9 @@ class Connection(asyncio.Protocol):
             self._service.answer(exchange, self)
         except HttpError as error:
             self.refuse(error)
+        except Exception:  # the step that ended the request before this one must go on
+            logger.exception("a request failed")
+            self.refuse(HttpError(500, "the simulated engine failed; its log says why"))
 
     def _next(self) -> None:
         """Go on with the next request of the connection."""

@@ -18,7 +18,7 @@ from ares.engine.defaults import free_port
 from ares.engine.drain import drained_on_sigterm, until_empty
 from ares.engine.simulated import report
 from ares.engine.simulated.faults import Faults
-from ares.engine.simulated.http import Connection, Exchange, HttpError
+from ares.engine.simulated.http import MALFORMED, Connection, Exchange, HttpError
 from ares.engine.simulated.instance import Instance
 from ares.engine.simulated.model import SimulatedModel, load
 from ares.engine.simulated.request import Request
@@ -206,7 +206,7 @@ class Server:
             return
         try:
             asked = instance.faults.change(exchange.body)
-        except (msgspec.DecodeError, TypeError) as error:
+        except (*MALFORMED, TypeError) as error:
             raise HttpError(400, f"1 validation error: {error}") from error
         logger.warning("%s: faults: %s", self.identity.name, asked)
         connection.reply(asked)
@@ -235,7 +235,7 @@ class Server:
 def _read(body: bytes, kind: type[Any]) -> Any:
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise HttpError(400, f"1 validation error: {error}") from error
 
 
