@@ -240,8 +240,8 @@ class Instance:
         try:
             async with self._http.get(f"{self.url}/ares/v1/instance", timeout=aiohttp.ClientTimeout(total=5)) as reply:
                 return msgspec.json.decode(await reply.read(), type=_Description)
-        except (aiohttp.ClientError, OSError, msgspec.DecodeError, ValueError, RecursionError):
-            return None  # a timeout is an OSError, text that is not UTF-8 a ValueError
+        except (aiohttp.ClientError, OSError, msgspec.DecodeError, ValueError, RecursionError):  # not UTF-8: ValueError
+            return None
 
     async def _follow(
         self, description: _Description, on_hello: Callable[["Instance"], Coroutine[Any, Any, None]]
@@ -263,8 +263,7 @@ class Instance:
                 if self.hello is not None and self.hello.boot != description.boot:
                     return  # it has restarted on the same ports: its HTTP server comes up after its control channel
         finally:
-            self._socket = None
-            self.hello = self.telemetry = None
+            self._socket = self.hello = self.telemetry = None
             socket.close()
 
     async def _restarted(self, description: _Description) -> bool:
