@@ -100,7 +100,7 @@ class Reply:
         elif self.status >= 400 and self.body:
             assert kind == "application/json"
             _check_error(json.loads(self.body))
-        elif kind == "application/json":
+        elif kind == "application/json" and self.body:  # none after HEAD
             json.loads(self.body, parse_constant=_refuse)
 
 

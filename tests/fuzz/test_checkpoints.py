@@ -92,12 +92,12 @@ def _read_shard(file: Path, data: bytes) -> None:
         assert len(read.requests) == len(read.prompts) == len(read.tensors["output_length"])
 
 
-@fuzz("readers: shards", 60, data=st.data())
+@fuzz("readers: shards", 40, data=st.data())
 def test_shards_with_other_headers(folder: Path, shard: bytes, data: st.DataObject) -> None:
     _read_shard(folder / "part-x.safetensors", _meant(data, shard))
 
 
-@fuzz("readers: shards", 60, data=st.data())
+@fuzz("readers: shards", 40, data=st.data())
 def test_bytes_of_shards(folder: Path, shard: bytes, data: st.DataObject) -> None:
     _read_shard(folder / "part-x.safetensors", data.draw(noise(shard)))
 
@@ -114,12 +114,12 @@ def _read_checkpoint(file: Path, data: bytes) -> None:
     assert read.limit >= 1
 
 
-@fuzz("readers: checkpoints", 60, data=st.data(), number=st.integers(0, 1))
+@fuzz("readers: checkpoints", 25, data=st.data(), number=st.integers(0, 1))
 def test_checkpoints_with_other_headers(folder: Path, trained: list[bytes], data: st.DataObject, number: int) -> None:
     _read_checkpoint(folder / "x.safetensors", _meant(data, trained[number]))
 
 
-@fuzz("readers: checkpoints", 60, data=st.data(), number=st.integers(0, 1))
+@fuzz("readers: checkpoints", 25, data=st.data(), number=st.integers(0, 1))
 def test_bytes_of_checkpoints(folder: Path, trained: list[bytes], data: st.DataObject, number: int) -> None:
     _read_checkpoint(folder / "x.safetensors", data.draw(noise(trained[number]) | edited(trained[number][:2000])))
 

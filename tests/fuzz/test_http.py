@@ -221,11 +221,13 @@ def own_routes() -> FastAPI:
 
 @fuzz(
     "http: the routes of an instance",
-    40,
+    20,
     method=st.sampled_from(["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"]),
     path=st.sampled_from(["/ares/v1/instance", "/ares/v1/ready", "/ares/v1/ready/", "/ares/v1", "/ares/v1/%ff"]),
     body=st.binary(max_size=50),
-    headers=st.dictionaries(st.sampled_from(["host", "content-type", "range"]), st.binary(max_size=20), max_size=2),
+    headers=st.dictionaries(
+        st.sampled_from(["x-request-id", "content-type", "range"]), st.binary(max_size=20), max_size=2
+    ),
 )
 def test_the_routes_of_an_instance(
     own_routes: FastAPI, method: str, path: str, body: bytes, headers: dict[str, bytes]

@@ -131,7 +131,7 @@ META = {
 }
 
 
-@fuzz("readers: recordings", 120, line=warped(REQUEST), meta=warped(META))
+@fuzz("readers: recordings", 60, line=warped(REQUEST), meta=warped(META))
 @example(line="[1]", meta="{}")
 @example(line=json.dumps(REQUEST), meta="[]")
 @example(line=json.dumps(REQUEST), meta='{"kv_cache": {"block_size": [1]}}')
@@ -245,7 +245,7 @@ def logged(folder: Path) -> list[Any]:
 
 
 @pytest.mark.timeout(300)
-@fuzz("readers: decision logs", 150, data=st.data(), other=st.sampled_from([None, None, "off", "ares", "static-rr"]))
+@fuzz("readers: decision logs", 80, data=st.data(), other=st.sampled_from([None, None, "off", "ares", "static-rr"]))
 def test_decision_logs(folder: Path, logged: list[Any], data: st.DataObject, other: str | None) -> None:
     path = folder / "log.jsonl"
     path.write_bytes(lines(data.draw(warped(*logged))))
@@ -319,7 +319,7 @@ _tags = st.sampled_from(
 )
 
 
-@fuzz("readers: configuration", 120, text=warped(CONFIG), tag=st.none() | _tags, value=st.sampled_from(NASTY))
+@fuzz("readers: configuration", 40, text=warped(CONFIG), tag=st.none() | _tags, value=st.sampled_from(NASTY))
 @example(text="5", tag=None, value="")
 @example(text="{1: 2}", tag=None, value="")
 @example(text="[" * 100_000, tag=None, value="")
@@ -331,7 +331,7 @@ def test_configurations(folder: Path, text: str, tag: str | None, value: str) ->
     attempt(lambda: load(path), ConfigError, "gateway.yaml", "setting", "no such file", "TLS")
 
 
-@fuzz("readers: configuration", 60, data=noise(yaml.safe_dump(CONFIG).encode()))
+@fuzz("readers: configuration", 20, data=noise(yaml.safe_dump(CONFIG).encode()))
 def test_bytes_of_configurations(folder: Path, data: bytes) -> None:
     path = folder / "gateway.yaml"
     path.write_bytes(data)

@@ -138,7 +138,7 @@ class Detokenizer:
     def _step(self, token: int) -> str:
         try:
             return self._stream.step(self._tokenizer, token) or ""
-        except OverflowError:
+        except (OverflowError, TypeError):  # beyond 32 bits, beyond 64
             # A token id beyond the vocabulary has no text (a model may have more rows than its tokenizer has tokens).
             return ""
         except Exception as error:

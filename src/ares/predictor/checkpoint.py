@@ -129,7 +129,7 @@ def load(path: Path) -> Checkpoint:
             center=tensors["center"].float(),
             scale=tensors["scale"].float(),
         )
-    except (LookupError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+    except (PredictorError, LookupError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         raise PredictorError(f"{path}: malformed: {error}") from error
     return checkpoint
 
