@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -40,6 +41,8 @@ class Part:
     name: str
     url: str
     log: Path
+    command: list[str]
+    environment: dict[str, str] | None
     process: subprocess.Popen[bytes]
     instances: dict[str, str] = field(default_factory=dict)
 
@@ -48,6 +51,11 @@ class Part:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=1) as reply:  # noqa: S310 - our own address
             return bool(reply.status == 200)
         return False
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal it with all that it has started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, number)
 
     def log_end(self) -> str:
         """Return the last lines of its log."""
@@ -71,6 +79,10 @@ class ClusterSettings:
     gateway_flags: tuple[str, ...] = ()
     # Profile of simulated engines; None starts real ones.
     simulate: str | None = None
+    # Simulated instances in a process; None puts all of a role into one.
+    per_process: int | None = None
+    # The module whose command `gateway` is the gateway: another one for measurements and tests.
+    gateway_module: str = "ares"
 
 
 @dataclass(slots=True)
@@ -123,6 +135,11 @@ class Cluster:
         flags = ["--", *self.settings.vllm_flags, "--instances", str(count)]
         _start(self, name, instances[names[-1]], [*command, *flags], instances=instances)
 
+    def restart(self, part: Part) -> None:
+        """Start a part that has ended again, as it was started; call it on the main thread (`_die_with_parent`)."""
+        with part.log.open("ab") as sink:
+            part.process = _spawn(part.command, part.environment, sink)
+
     def await_workers(self) -> None:
         """Wait until all instances answer.
 
@@ -149,14 +166,14 @@ class Cluster:
     def stop(self) -> None:
         """Stop every part, with all that it has started, and wait for it."""
         for part in reversed(self.parts):
-            _signal_group(part.process, signal.SIGTERM)
+            part.send(signal.SIGTERM)
         deadline = time.monotonic() + _STOP_TIMEOUT_S
         for part in reversed(self.parts):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 part.process.wait(max(0.1, deadline - time.monotonic()))
         for part in self.parts:
             # Also where the leader has gone: vLLM's own children share its group.
-            _signal_group(part.process, signal.SIGKILL)
+            part.send(signal.SIGKILL)
             part.process.wait()
 
 
@@ -205,9 +222,16 @@ def core_bindings(prefill: int, decode: int, cores: list[int]) -> list[str]:
 def _start_workers(cluster: Cluster) -> None:
     settings = cluster.settings
     if settings.simulate is not None:
-        if settings.prefill:
-            cluster.start_simulated("prefill", "prefill", settings.prefill)
-        cluster.start_simulated("decode", "decode" if settings.prefill else "both", settings.decode)
+        both: list[tuple[str, Role, int]] = [
+            ("prefill", "prefill", settings.prefill),
+            ("decode", "decode" if settings.prefill else "both", settings.decode),
+        ]
+        for name, role, count in both:
+            if (most := settings.per_process) is not None:
+                for n, first in enumerate(range(0, count, most)):
+                    cluster.start_simulated(f"{name}-{n}", role, min(most, count - first))
+            elif count:
+                cluster.start_simulated(name, role, count)
         return
     roles: list[tuple[str, Role]] = [(f"prefill-{n}", "prefill") for n in range(settings.prefill)]
     roles += [(f"decode-{n}", "decode" if settings.prefill else "both") for n in range(settings.decode)]
@@ -224,7 +248,8 @@ def _start_gateway(cluster: Cluster) -> None:
         for url in worker.instances.values():
             command += ["--worker", url]
     address = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - a comparison
-    _start(cluster, "gateway", f"http://{address}:{settings.port}", [*command, *settings.gateway_flags])
+    command += settings.gateway_flags
+    _start(cluster, "gateway", f"http://{address}:{settings.port}", command, module=settings.gateway_module)
 
 
 def _start(
@@ -234,21 +259,27 @@ def _start(
     arguments: list[str],
     gpus: str | None = None,
     instances: dict[str, str] | None = None,
+    module: str = "ares",
 ) -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus} if gpus is not None else None
+    command = [sys.executable, "-m", module, *arguments]
     log = cluster.log_folder / f"{name}.log"
     with log.open("wb") as sink:
-        process = subprocess.Popen(  # noqa: S603 - our own command
-            [sys.executable, "-m", "ares", *arguments],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            # A group of its own, so that one signal reaches it with all its children and Ctrl-C reaches only us.
-            start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call into libc, no threads yet
-        )
-    cluster.parts.append(Part(name, url, log, process, instances or {name: url}))
+        process = _spawn(command, environment, sink)
+    cluster.parts.append(Part(name, url, log, command, environment, process, instances or {name: url}))
+
+
+def _spawn(command: list[str], environment: dict[str, str] | None, sink: BinaryIO) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - our own command
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=sink,
+        stderr=subprocess.STDOUT,
+        # A group of its own, so that one signal reaches it with all its children and Ctrl-C reaches only us.
+        start_new_session=True,
+        preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call into libc, no threads yet
+    )
 
 
 def _die_with_parent() -> None:
@@ -286,11 +317,6 @@ def _gateway_ready(cluster: Cluster) -> Callable[[Part], bool]:
         return False
 
     return ready
-
-
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
 
 
 @contextlib.contextmanager

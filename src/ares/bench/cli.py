@@ -3,6 +3,7 @@
 import typer
 
 from ares.bench import decision, footprint, moves, overhead, predictor, relay, simulated, simulator, stall
+from ares.bench.chaos import command as chaos
 from ares.bench.live import command as live
 
 app = typer.Typer(help="Measure ARES.", no_args_is_help=True)
@@ -23,3 +24,4 @@ app.command("simulated")(simulated.command)
 app.command("predictor")(predictor.command)
 app.command("live")(live.command)
 app.command("moves")(moves.command)
+app.command("chaos")(chaos.command)
