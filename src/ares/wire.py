@@ -8,13 +8,18 @@ carries code. The commands are shaped so that they can move onto vLLM's generic 
 lands.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 Role = Literal["prefill", "decode", "both"]
 # `copying`: no request of a client, but KV that comes ahead of one (`Copy`).
 RequestState = Literal["waiting", "loading", "running", "copying"]
+
+# What is beyond cannot be meant, and is refused on arrival: the arithmetic of decisions never meets it.
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
+Amount = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
 
 # A larger message than this is a mistake or an attack: telemetry of 4,096 requests is below 400 kB.
 MAX_MESSAGE_BYTES = 4 << 20
@@ -96,12 +101,12 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     role: Role
     boot: str
     peer: Peer
-    block_size: int
-    kv_blocks: int
-    max_model_len: int
+    block_size: Positive
+    kv_blocks: Positive
+    max_model_len: Positive
     versions: dict[str, str]
-    token_bytes: float = 0.0
-    pull_within_step_bytes: int = 0
+    token_bytes: Amount = 0.0
+    pull_within_step_bytes: Count = 0
     prefix_caching: bool = False
     carries: list[str] = []
 
@@ -113,8 +118,8 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     """
 
     key: str
-    resident: int
-    output: int
+    resident: Count
+    output: Count
     state: RequestState
     remaining: tuple[float, float, float] | None = None
 
@@ -128,16 +133,16 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry"):
     """
 
     sequence: int
-    kv_blocks_used: int
-    running: int
-    waiting: int
-    pinned: int
-    step_time_s: float
-    steps: int
-    preemptions: int
+    kv_blocks_used: Count
+    running: Count
+    waiting: Count
+    pinned: Count
+    step_time_s: Amount
+    steps: Count
+    preemptions: Count
     rows: list[Row]
-    busy_s: float = 0.0
-    pull_bytes_per_s: float = 0.0
+    busy_s: Amount = 0.0
+    pull_bytes_per_s: Amount = 0.0
     draining: bool = False
 
     @property
@@ -153,9 +158,9 @@ class Admitted(msgspec.Struct, frozen=True, tag="admitted"):
     """
 
     key: str
-    pulled: int
+    pulled: Count
     failed: bool
-    queued_s: float = 0.0
+    queued_s: Amount = 0.0
 
 
 class Predicted(msgspec.Struct, frozen=True, tag="predicted"):
@@ -188,7 +193,7 @@ class Handover(msgspec.Struct, frozen=True, tag="handover"):
     call: int
     key: str
     outcome: Literal["pinned", "finished", "not_running", "unknown"]
-    output_tokens: int = 0
+    output_tokens: Count = 0
     tail: list[int] = []
     transfer: dict[str, Any] = {}
 
@@ -198,7 +203,7 @@ class Copied(msgspec.Struct, frozen=True, tag="copied"):
 
     call: int
     pin: str
-    tokens: int = 0
+    tokens: Count = 0
     transfer: dict[str, Any] = {}
 
 
