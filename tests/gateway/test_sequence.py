@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.entering import Entering
 from ares.gateway.instances import Instance, NoInstanceError, Pool
 from ares.gateway.migration import Migration, NotMovableError
+from ares.gateway.patience import Patience
 from ares.gateway.sampling import Sampling
 from ares.gateway.sequence import Sequence
 from tests.gateway.conftest import VOCABULARY
@@ -808,6 +810,48 @@ async def test_all_decode_instances_die(bench: Bench, start: Start) -> None:
     await bench.fakes["decode-0"].die()
     with pytest.raises((EngineLostError, NoInstanceError)):
         await run.finish()
+
+
+async def test_an_output_that_is_lost_again_and_again_says_so(bench: Bench, start: Start) -> None:
+    for name in bench.order:
+        bench.fakes[name].faults.break_after = 2
+    run = start(60)
+    with pytest.raises(EngineLostError, match="lost 4 times, the last time: the stream broke"):
+        await run.finish()
+    assert run.tokens == undisturbed(60)[: len(run.tokens)]
+    await bench.quiet()
+
+
+async def test_instances_that_all_refuse_are_counted(bench: Bench, start: Start) -> None:
+    for name in bench.order:
+        bench.fakes[name].faults.refuse = 503
+    run = start(60)
+    with pytest.raises(EngineLostError, match="2 instances in turn did not take it, the last one: decode-1 refuses"):
+        await run.finish()
+    await bench.quiet()
+
+
+async def test_telemetry_that_says_loading_costs_no_stream_that_runs(bench: Bench, start: Start) -> None:
+    hold(bench, 20)
+    run = start(60, pinned="seed")
+    await run.reached(10)
+    run.sequence.supervise(1e6)
+    let_go(bench)
+    assert await run.finish() == undisturbed(60)
+
+
+async def test_silent_telemetry_alone_is_no_reason_to_stop_waiting() -> None:
+    patience, instance = Patience(), SimpleNamespace(frozen=True)
+    answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def work() -> int:
+        return await answer
+
+    waiting = asyncio.create_task(patience.answer(instance, work()))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    patience.give_up_if_frozen()
+    answer.set_result(7)
+    assert await waiting == 7
 
 
 async def test_without_prefill_instances(impatient: None) -> None:

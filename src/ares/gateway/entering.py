@@ -106,10 +106,10 @@ class Entering:
             For how long the instance has reported the sequence as loading KV.
         """
         self._patience.give_up_if_frozen()
-        segment = self._segment
-        if segment is not None and (
-            is_dead(segment.instance, self._last_token_at) or loading_s > 2 * self.handover_timeout_s
-        ):
+        segment, longest = self._segment, 2 * self.handover_timeout_s
+        # Telemetry may be old or wrong: whoever gets tokens waits for no KV.
+        stuck = loading_s > longest and time.monotonic() - self._last_token_at > longest
+        if segment is not None and (stuck or is_dead(segment.instance, self._last_token_at)):
             segment.stream.close()
 
     def works_on(self, instance: Instance) -> bool:
@@ -170,8 +170,10 @@ class Entering:
         for _ in range(ATTEMPTS):
             try:
                 instance = prefer or await self._admission(tried)
-            except NoInstanceError as error:
-                raise lost or error from None
+            except NoInstanceError:
+                if lost is None:
+                    raise
+                break
             prefer = None
             self._turn("entering")
             try:
@@ -184,7 +186,7 @@ class Entering:
                 self.destination = None
                 self._turn("decoding")
                 return segment
-        raise lost or NoInstanceError("no decode instance is ready")
+        raise EngineLostError(f"{len(tried)} instances in turn did not take it, the last one: {lost}") from lost
 
     async def _open(
         self, instance: Instance, emitted: list[int], transfer: dict[str, Any] | None, key: str | None = None

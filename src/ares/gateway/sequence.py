@@ -272,7 +272,7 @@ class Sequence(Entering):
         if self.sampling.pinned is not None and self.emitted:
             raise EngineLostError(f"{error}; {self.sampling.pinned} cannot be resumed exactly") from error
         if self._losses > ATTEMPTS:
-            raise error
+            raise EngineLostError(f"lost {self._losses} times, the last time: {error}") from error
         self._segment = None
         return await (self._enter(None, prefer) if prefer is not None else self._resume(emit))
 

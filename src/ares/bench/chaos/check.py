@@ -18,7 +18,7 @@ from ares.bench.chaos.clients import Seen
 INJECTED = "thrown by the chaos suite"
 # Errors that a client may get, and what they are counted as.
 _EXACT = "cannot be resumed exactly"
-_OFTEN = "instances in turn"
+_OFTEN = ("times, the last time:", "instances in turn did not take it")
 # A request may be generating where it was, unheard, until its instance notices: no longer than this.
 _DOUBLE_S = 6.0
 # Longest answer of `/health`, on a machine that engines, gateway and clients share.
@@ -93,7 +93,7 @@ def _excuse(seen: Seen) -> str | None:
     error = seen.error or ""
     if _EXACT in error and "seed" in seen.ask.parameters:
         return "not resumable"
-    return "too many losses" if _OFTEN in error else None
+    return "too many losses" if any(words in error for words in _OFTEN) else None
 
 
 class Owners:
