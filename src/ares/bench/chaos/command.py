@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +17,7 @@ from rich.console import Console
 
 from ares import local
 from ares import model as models
+from ares.bench.chaos.decisions import wrong as decided_wrong
 from ares.bench.chaos.plan import STATEFUL, Ask, Plan, Shape, make
 from ares.bench.chaos.play import Expected, play
 from ares.bench.environment import describe
@@ -25,6 +29,7 @@ _GATEWAY = "ares.bench.chaos.gateway"
 # Different prompts on real engines: each is run in peace first.
 _PROMPTS = 16
 _SHOWN = 30
+_LOGGED = 200
 
 
 def expected_of_simulated(plan: Plan, written: simulated.SimulatedModel) -> Expected:
@@ -160,9 +165,20 @@ def _run(settings: local.ClusterSettings, plan: Plan, console: Console) -> dict[
     def said(text: str) -> None:
         console.print(text, style="dim", highlight=False, markup=False)
 
+    # Every decision is written down with all that it was made from: too much with very many requests.
+    decisions = (
+        Path(tempfile.mkdtemp(prefix="ares-chaos-")) / "decisions.jsonl" if plan.shape.streams <= _LOGGED else None
+    )
+    if decisions is not None:
+        settings = replace(settings, gateway_flags=(*settings.gateway_flags, "--decision-log", str(decisions)))
     with local.running(settings, console) as cluster:
         result = asyncio.run(_play(cluster, plan, said))
         logs = cluster.log_folder
+    if decisions is not None:
+        result["decisions"], wrong = decided_wrong(decisions)
+        result["violations"] += wrong
+        if not wrong:
+            shutil.rmtree(decisions.parent)
     Console().print_json(data={name: value for name, value in result.items() if name != "violations"})
     found = result["violations"]
     for violation in found[:_SHOWN]:
