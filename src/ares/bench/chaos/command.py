@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -165,25 +164,21 @@ def _run(settings: local.ClusterSettings, plan: Plan, console: Console) -> dict[
     def said(text: str) -> None:
         console.print(text, style="dim", highlight=False, markup=False)
 
+    folder = settings.log_folder or Path(tempfile.mkdtemp(prefix="ares-chaos-"))
     # Every decision is written down with all that it was made from: too much with very many requests.
-    decisions = (
-        Path(tempfile.mkdtemp(prefix="ares-chaos-")) / "decisions.jsonl" if plan.shape.streams <= _LOGGED else None
-    )
+    decisions = folder / "decisions.jsonl" if plan.shape.streams <= _LOGGED else None
     if decisions is not None:
         settings = replace(settings, gateway_flags=(*settings.gateway_flags, "--decision-log", str(decisions)))
-    with local.running(settings, console) as cluster:
+    with local.running(replace(settings, log_folder=folder), console) as cluster:
         result = asyncio.run(_play(cluster, plan, said))
-        logs = cluster.log_folder
     if decisions is not None:
         result["decisions"], wrong = decided_wrong(decisions)
         result["violations"] += wrong
-        if not wrong:
-            shutil.rmtree(decisions.parent)
     Console().print_json(data={name: value for name, value in result.items() if name != "violations"})
     found = result["violations"]
     for violation in found[:_SHOWN]:
         console.print(violation, style="red", highlight=False, markup=False)
-    verdict = f"{len(found)} violations; logs: {logs}" if found else "every invariant held"
+    verdict = f"{len(found)} violations; logs: {folder}" if found else "every invariant held"
     console.print(f"seed {plan.seed}: {verdict}", style="bold red" if found else "bold green")
     return result
 
