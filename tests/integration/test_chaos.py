@@ -25,7 +25,7 @@ SHAPE = Shape(
 
 @pytest.mark.timeout(600)
 async def test_every_invariant_holds(client: Client, cluster: local.Cluster) -> None:
-    plan = make(11, SHAPE)
+    plan = make(8, SHAPE)
     assert any(event.kind == "kill" for event in plan.events)
     expected = await expected_of_real(plan, cluster.url, cluster.settings.model)
     try:

@@ -24,7 +24,7 @@ _DOUBLE_S = 6.0
 # Longest answer of `/health`, on a machine that engines, gateway and clients share.
 _HEALTH_S = 5.0
 # File descriptors that a gateway may have more at rest than before it served.
-_FILES = 32
+SPARE_FILES = 32
 _HELD = ("running", "waiting", "loading", "pinned", "kv_blocks_used", "kv_blocks_pinned")
 _TRACEBACK = "Traceback (most recent call last):"
 
@@ -202,7 +202,7 @@ def _gateway(rest: Rest, judge: Judge) -> Iterator[str]:
     if not rest.sent - left - judge.refused <= total <= rest.sent:
         yield f"I1: {rest.sent} requests were sent, {left} left, and the gateway counts {total}"
     before, after = rest.files
-    if after > before + _FILES:
+    if after > before + SPARE_FILES:
         yield f"I5: the gateway has {after} open files, and had {before}"
 
 

@@ -11,11 +11,10 @@ import msgspec
 from ares.bench.chaos.plan import Ask, Plan
 
 _EVENT = b"data: {"
-_DONE = b"data: [DONE]"
-_LAST_CHUNK = b"0\r\n\r\n"
-# Of a slow client: what its kernel takes for it, and after how many reads it stands still.
+# The last event, whatever shares its chunk, and the last chunk.
+_ENDING = b"data: [DONE]\n\n\r\n0\r\n\r\n"
+# What the kernel takes for a slow client.
 _SMALL_BUFFER = 4096
-_READS = 64
 
 Ending = Literal["completed", "left", "failed", "broken", "hung"]
 
@@ -52,7 +51,7 @@ class _Reader(asyncio.Protocol):
         self.heard = time.monotonic()
         self.left = False
         self._ask = ask
-        self._events = self._reads = 0
+        self._events = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -69,10 +68,8 @@ class _Reader(asyncio.Protocol):
                 if self._ask.events and self._events >= self._ask.events:
                     self.leave()
             case "slow":
-                self._reads += 1
-                if self._reads % _READS == 0:
-                    self.transport.pause_reading()
-                    self._timer = asyncio.get_running_loop().call_later(self._ask.seconds, self._go_on)
+                self.transport.pause_reading()
+                self._timer = asyncio.get_running_loop().call_later(self._ask.seconds, self.transport.resume_reading)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
@@ -83,10 +80,6 @@ class _Reader(asyncio.Protocol):
     def leave(self) -> None:
         self.left = True
         self.transport.abort()
-
-    def _go_on(self) -> None:
-        self.heard = time.monotonic()
-        self.transport.resume_reading()
 
 
 async def ask(plan: Plan, one: Ask, port: int, model: str, patience_s: float) -> Seen:
@@ -117,12 +110,13 @@ async def ask(plan: Plan, one: Ask, port: int, model: str, patience_s: float) ->
             await asyncio.wait((reader.finished,), timeout=patience_s - silent + 0.1)
     finally:
         transport.abort()
-    status, tokens, counted, error = _read(b"".join(reader.data), one)
+    reply = b"".join(reader.data)
+    status, tokens, counted, error = _read(reply, one)
     if reader.left:
         return Seen(one, "left", status, tokens, counted, error)
     if error is not None:
         return Seen(one, "failed", status, tokens, counted, error)
-    whole = _whole_reply(reader.data, one) and counted is not None
+    whole = counted is not None and (one.client == "whole" or reply.endswith(_ENDING))
     return Seen(one, "completed" if whole else "broken", status, tokens, counted)
 
 
@@ -145,11 +139,6 @@ def _request(plan: Plan, one: Ask, model: str) -> bytes:
         f"X-Request-Id: {one.name}\r\nContent-Length: {len(data)}\r\n\r\n"
     )
     return head.encode() + data
-
-
-def _whole_reply(data: list[bytes], one: Ask) -> bool:
-    """Whether a reply came to its proper end."""
-    return one.client == "whole" or (b"".join(data[-3:]).endswith(_LAST_CHUNK) and _DONE in b"".join(data[-3:]))
 
 
 def _read(reply: bytes, one: Ask) -> tuple[int, list[int], int | None, str | None]:

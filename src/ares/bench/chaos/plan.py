@@ -16,6 +16,8 @@ Client = Literal["plain", "whole", "slow", "leaves"]
 PRESETS = ("ares", "ares-no-prediction", "paper", "ares-suspension", "ares-rebalance", "static-least-loaded", "off")
 # Ordinary token ids of the vocabularies that are served.
 _IDS = range(1000, 40000)
+# A slow reader of more would keep the end of a run waiting.
+_LONGEST_SLOW = 600
 # Parameters of requests that need more than their tokens to be resumed.
 STATEFUL: dict[str, Any] = {"seed": 4, "temperature": 1.0, "presence_penalty": 0.5}
 # What is done to the cluster: each card once, shuffled, before any comes again.
@@ -128,8 +130,8 @@ class Ask(msgspec.Struct, frozen=True):
     parameters
         More of the body.
     client
-        `plain` and `whole` read what comes; `slow` stands still for `seconds` now and then; `leaves` goes away after
-        `events` events of its stream, or after `seconds`.
+        `plain` and `whole` read what comes; `slow` takes little at a time, and stands still for `seconds` after each
+        bit; `leaves` goes away after `events` events of its stream, or after `seconds`.
     wait_s
         Before it is sent.
     """
@@ -156,7 +158,7 @@ class Plan(msgspec.Struct, frozen=True):
     @property
     def kinds(self) -> tuple[dict[str, Any], ...]:
         """The sampling parameters that requests bring, the most frequent ones first."""
-        return {}, STATEFUL, {"logprobs": 2}
+        return {}, STATEFUL, {"logprobs": 5}
 
     def ask(self, slot: int, turn: int) -> Ask:
         """Return the request that a slot sends as its so-manieth."""
@@ -165,10 +167,10 @@ class Plan(msgspec.Struct, frozen=True):
         number = slot * 100_000 + turn if shape.prompts is None else draw.randrange(shape.prompts)
         client: Client = draw.choices(("plain", "whole", "slow", "leaves"), (78, 6, 6, 10))[0]  # type: ignore[assignment]
         tokens = _log_uniform(draw, 1, shape.longest_output)
+        parameters = draw.choices(self.kinds, (82, 10, 8))[0]
         if client == "slow":
             # Enough for the buffers between here and the engine to fill.
-            tokens = shape.longest_output
-        parameters = draw.choices(self.kinds, (82, 10, 8))[0]
+            tokens, parameters = min(shape.longest_output, _LONGEST_SLOW), self.kinds[-1]
         early = draw.random() < 0.3
         return Ask(
             name=f"chaos-{slot}-{turn}",
@@ -179,7 +181,7 @@ class Plan(msgspec.Struct, frozen=True):
             parameters=dict(parameters),
             client=client,
             events=0 if early else _log_uniform(draw, 1, tokens),
-            seconds=round(draw.uniform(0.0, 1.0) if client == "leaves" else draw.uniform(0.5, 3.0), 3),
+            seconds=round(draw.uniform(0.0, 1.0) if client == "leaves" else draw.uniform(0.05, 0.5), 3),
             # All at once would be a different test: they come over the first seconds.
             wait_s=round(draw.uniform(0.0, min(5.0, shape.seconds / 4)) if turn == 0 else draw.expovariate(10.0), 3),
         )

@@ -12,7 +12,7 @@ import msgspec
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from ares.bench.chaos.check import Owners, Rest
+from ares.bench.chaos.check import SPARE_FILES, Owners, Rest
 from ares.local import Cluster
 
 _PROBE_S = 0.25
@@ -20,7 +20,6 @@ _PROBE_S = 0.25
 _REST_S = 75.0
 # Idle connections to instances are kept for a minute.
 _FILES_S = 75.0
-_SPARE_FILES = 16
 _BUSY = ("running", "waiting", "pinned", "kv_blocks_used", "sequences")
 
 
@@ -50,7 +49,7 @@ class Watch:
                     await asyncio.sleep(_PROBE_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FILES_S):
-                while self._open_files() > self.files + _SPARE_FILES:  # noqa: ASYNC110 - likewise
+                while self._open_files() > self.files + SPARE_FILES:  # noqa: ASYNC110 - likewise
                     await asyncio.sleep(_PROBE_S)
         metrics, requests = await self._metrics()
         simulated = self.cluster.settings.simulate is not None
