@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ares.gateway import engine
+from ares.gateway import engine, entering
 from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.entering import Entering
 from ares.gateway.instances import Instance, NoInstanceError, Pool
@@ -280,8 +280,11 @@ async def test_the_stream_ends_before_the_hand_over_is_known(bench: Bench, start
     await bench.quiet()
 
 
-async def test_a_client_that_reads_slowly_loses_nothing_in_a_move(bench: Bench) -> None:
-    """More tokens than a `Handover` repeats wait for the client when the cut comes."""
+@pytest.mark.parametrize("in_time", [True, False])
+async def test_a_client_that_reads_slowly_loses_nothing_in_a_move(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, in_time: bool
+) -> None:
+    """More tokens than a `Handover` repeats wait for the client at the cut, or until the lease has ended."""
     gate = asyncio.Event()
 
     async def slow(batch: list[Delta]) -> bool:
@@ -297,10 +300,16 @@ async def test_a_client_that_reads_slowly_loses_nothing_in_a_move(bench: Bench) 
     await fake.until(lambda: any(len(work.output) > 120 for work in fake.running.values()))
     move = asyncio.create_task(slow_run.migrate(bench.instance("decode-1"), "test"))
     await fake.until(lambda: bool(fake.pinned))
+    key = next(iter(fake.pinned))
+    if not in_time:
+        monkeypatch.setattr(entering, "HELD_S", 0.0)
     gate.set()
     assert (await asyncio.wait_for(move, 5)).outcome == "moved"
     await asyncio.wait_for(task, 5)
     assert slow_tokens == undisturbed(300)
+    # What may be somebody else's by now is not pulled.
+    assert (key in fake.released) is not in_time
+    assert bool(bench.fakes["decode-1"].pulled) is in_time
     await bench.quiet()
 
 

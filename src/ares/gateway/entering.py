@@ -19,6 +19,9 @@ Emit = Callable[[list[Delta]], Awaitable[bool]]
 
 # Instances that are tried for one step of a sequence before the client gets an error.
 ATTEMPTS = 3
+# An instance keeps KV for 30 s (vLLM's kv_lease_duration), and whoever pulls it later reads what is somebody else's by
+# then: KV that has waited for longer than this is computed again.
+HELD_S = 20.0
 
 Phase = Literal["prefill", "held", "entering", "decoding", "suspended"]
 
@@ -77,6 +80,7 @@ class Entering:
     _move: Move | None = None
     # The instance and key whose KV waits for this sequence, until somebody else has it.
     _holder: tuple[Instance, str] | None = None
+    _held_since: float = 0.0
     _pausing: bool = False
     _withdrawn: bool = False
     _patience: Patience = field(default_factory=Patience)
@@ -144,6 +148,7 @@ class Entering:
                 self._free_holder()
                 instance.blame(error)
                 continue
+            self._held_since = time.monotonic()
             if (said := instance.predicted(key)) is not None:
                 self.predicted = (said, self.tokens)
             if self.sampling.pinned is not None and not alone:
@@ -193,6 +198,10 @@ class Entering:
     ) -> Segment:
         """Start a segment; returns when the instance has accepted it."""
         key = key or self._next_key()
+        if transfer is not None and time.monotonic() - self._held_since > HELD_S:
+            # A client that does not read may hold a sequence up for long.
+            self._free_holder()
+            transfer = None
         body = self.sampling.decode(key, self.prompt, emitted, transfer, self.priority)
         pin = None
         if transfer is not None:

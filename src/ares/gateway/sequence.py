@@ -5,14 +5,12 @@ import time
 from dataclasses import dataclass
 
 from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
-from ares.gateway.entering import ATTEMPTS, Emit, Entering
+from ares.gateway.entering import ATTEMPTS, HELD_S, Emit, Entering
 from ares.gateway.instances import Instance
 from ares.gateway.migration import HandoverError, Migration, Move, NotMovableError, Segment, UntakenError
 
 # How long a `Handover` may trail the end of the stream that it explains, or an `Admitted` the first token.
 _LAG_S = 1.0
-# A prefill instance keeps KV for 30 s (vLLM's kv_lease_duration): one that waits longer is prefilled again.
-_HELD_S = 20.0
 _MIGRATED = "migrated"
 
 
@@ -85,7 +83,7 @@ class Sequence(Entering):
             return None
         where: Instance | None = None
         try:
-            async with asyncio.timeout(_HELD_S):
+            async with asyncio.timeout(HELD_S):
                 where = await self._admission(set())
         except TimeoutError:
             self._free_holder()
@@ -169,7 +167,7 @@ class Sequence(Entering):
             return record
         known = time.monotonic()
         record.cut_s = known - ordered
-        self._holder = (source.instance, source.key)
+        self._holder, self._held_since = (source.instance, source.key), known
         move.handover.set_result(cut)
         if move.missing(len(self.emitted)) is None:
             await move.relayed.wait()
