@@ -55,11 +55,12 @@ class Judge:
         self.tokens += len(seen.tokens)
         ending: str = seen.ending
         came = f"{seen.ask.name} ({seen.ask.client}, {len(seen.tokens)} of {len(expected)} tokens)"
-        if difference := _difference(seen.tokens, expected):
+        difference = _difference(seen.tokens, expected)
+        if difference is not None:
             self.violations.append(f"I3, I4: {came}: {difference}")
         match seen.ending:
             case "completed":
-                if len(seen.tokens) < len(expected):
+                if difference is None and len(seen.tokens) < len(expected):
                     self.violations.append(f"I3: {came}: it ended early")
                 if seen.counted != len(seen.tokens):
                     self.violations.append(f"I3: {came}: the usage counts {seen.counted}")
