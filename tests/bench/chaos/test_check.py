@@ -188,8 +188,17 @@ KeyError: 'second'
     found = tracebacks(log)
     assert found == [
         f"__main__.InjectedError: {INJECTED}",
-        "ValueError: first",
         "KeyError: 'second'",
         "(EngineCore pid=7) ERROR RuntimeError: third",
     ]
     assert at_rest(replace(REST, logs={"gateway": log[: log.index("12:01")]}), JUDGE) == []
+
+
+def test_what_is_thrown_while_another_is_handled_hides_nothing() -> None:
+    def raised(name: str) -> str:
+        return f'Traceback (most recent call last):\n  File "a.py", line 1, in run\n{name}\n'
+
+    between = "\nDuring handling of the above exception, another exception occurred:\n\n"
+    assert tracebacks(raised("KeyError: 1") + between + raised(INJECTED)) == [INJECTED]
+    assert tracebacks(raised(INJECTED) + between + raised("KeyError: 1")) == ["KeyError: 1"]
+    assert tracebacks(raised("KeyError: 1") + "12:00 INFO on\n" + raised(INJECTED)) == ["KeyError: 1", INJECTED]

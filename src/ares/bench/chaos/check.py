@@ -27,6 +27,7 @@ _HEALTH_S = 5.0
 SPARE_FILES = 32
 _HELD = ("running", "waiting", "loading", "pinned", "kv_blocks_used", "kv_blocks_pinned")
 _TRACEBACK = "Traceback (most recent call last):"
+_CHAINED = ("The above exception was the direct cause", "During handling of the above exception")
 
 
 @dataclass(slots=True)
@@ -219,12 +220,19 @@ def _service(rest: Rest) -> Iterator[str]:
 
 
 def tracebacks(log: str) -> list[str]:
-    """Return the last line of every traceback in a log."""
-    found = []
+    """Return the last line of every traceback in a log; of a chain of exceptions, that of the one that came out."""
+    found: list[str] = []
+    chained = False
     lines = iter(log.splitlines())
     for line in lines:
         if _TRACEBACK in line:
             prefix = re.escape(line.partition(_TRACEBACK)[0].strip(" +|"))
             # What follows is indented, to the line that names the exception; worker processes prefix theirs.
-            found.append(next((last for last in lines if re.match(rf"{prefix} ?[^\s|+]", last)), "cut off"))
+            last = next((last for last in lines if re.match(rf"{prefix} ?[^\s|+]", last)), "cut off")
+            found[len(found) - chained :] = [last]
+            chained = False
+        elif any(words in line for words in _CHAINED):
+            chained = bool(found)
+        elif line.strip():
+            chained = False
     return found

@@ -98,9 +98,9 @@ async def ask(plan: Plan, one: Ask, port: int, model: str, patience_s: float) ->
     try:
         await loop.sock_connect(connection, ("127.0.0.1", port))
         transport, reader = await loop.create_connection(lambda: _Reader(one), sock=connection)
-    except OSError as error:
+    except OSError as failure:
         connection.close()
-        return Seen(one, "broken", error=repr(error))
+        return Seen(one, "broken", error=repr(failure))
     transport.write(_request(plan, one, model))
     try:
         while not reader.finished.done():

@@ -37,13 +37,12 @@ def throwing(decide: Callable[..., Any], draw: random.Random, share: float) -> C
 def install(seed: int, share: float) -> None:
     """Let this share of the decisions fail, from now on and in this process."""
     draw = random.Random(seed)  # noqa: S311 - no secret
-    dispatcher, rebalancer = controller.dispatcher, controller.rebalancer
-    patched: dict[str, Any] = {
-        "dispatcher": lambda name: throwing(dispatcher(name), draw, share),
-        "rebalancer": lambda name: throwing(rebalancer(name), draw, share),
-        "rescue": throwing(controller.rescue, draw, share),
-    }
-    vars(controller).update(patched)
+    # Where the controller looks them up: its own module.
+    names = vars(controller)
+    dispatcher, rebalancer = names["dispatcher"], names["rebalancer"]
+    names["dispatcher"] = lambda name: throwing(dispatcher(name), draw, share)
+    names["rebalancer"] = lambda name: throwing(rebalancer(name), draw, share)
+    names["rescue"] = throwing(names["rescue"], draw, share)
     Entrance.decide = throwing(Entrance.decide, draw, share)  # type: ignore[method-assign]
 
 

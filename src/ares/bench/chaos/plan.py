@@ -165,7 +165,7 @@ class Plan(msgspec.Struct, frozen=True):
         draw = random.Random(f"{self.seed} {slot} {turn}")  # noqa: S311 - a workload, not a secret
         shape = self.shape
         number = slot * 100_000 + turn if shape.prompts is None else draw.randrange(shape.prompts)
-        client: Client = draw.choices(("plain", "whole", "slow", "leaves"), (78, 6, 6, 10))[0]  # type: ignore[assignment]
+        client: Client = draw.choices(("plain", "whole", "slow", "leaves"), (78, 6, 6, 10))[0]
         tokens = _log_uniform(draw, 1, shape.longest_output)
         parameters = draw.choices(self.kinds, (82, 10, 8))[0]
         if client == "slow":
