@@ -126,12 +126,14 @@ class Cluster:
 
     def start_simulated(self, name: str, role: Role, count: int) -> None:
         """Start so many simulated instances in one process, called `name` and a number."""
-        first = free_ports("127.0.0.1", count, self.ports)
-        self.ports += range(first, first + count)
+        # And so many control channels: processes that start at the same time must not choose the same ports.
+        first = free_ports("127.0.0.1", 2 * count, self.ports)
+        self.ports += range(first, first + 2 * count)
         names = [f"{name}-{n}" for n in range(count)]
         instances = {name: f"http://127.0.0.1:{first + n}" for n, name in enumerate(names)}
         command = ["worker", "--simulate", str(self.settings.simulate), "--model", self.settings.model]
         command += ["--role", role, "--name", name if count > 1 else names[0], "--port", str(first), *_AT_ONCE]
+        command += ["--control-port", str(first + count)]
         flags = ["--", *self.settings.vllm_flags, "--instances", str(count)]
         _start(self, name, instances[names[-1]], [*command, *flags], instances=instances)
 
