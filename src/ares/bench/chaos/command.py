@@ -82,6 +82,7 @@ def command(
     duration: Annotated[float, typer.Option(min=1, help="Seconds of load and events.")] = 120.0,
     speed: Annotated[float, typer.Option(min=0.01, help="How much faster than real time simulated engines are.")] = 1.0,
     kv_tokens: Annotated[int, typer.Option(min=2048, help="KV capacity of a simulated instance.")] = 16384,
+    longest: Annotated[int, typer.Option(min=2, help="Longest output of a simulated engine, in tokens.")] = 600,
     events: Annotated[float | None, typer.Option(min=0.001, help="Events a second; 1 simulated, 0.1 real.")] = None,
     moves: Annotated[
         float | None, typer.Option(min=0.001, help="Orders to move a second; 4 simulated, 1 real.")
@@ -112,7 +113,7 @@ def command(
         seconds=duration,
         simulated=on_simulated,
         longest_prompt=min(2000, kv_tokens // 4) if on_simulated else 500,
-        longest_output=min(2000, kv_tokens // 4) if on_simulated else 300,
+        longest_output=min(longest, kv_tokens // 4) if on_simulated else 300,
         events_per_s=events or (1.0 if on_simulated else 0.1),
         moves_per_s=moves or (4.0 if on_simulated else 1.0),
         prompts=None if on_simulated else _PROMPTS,

@@ -94,6 +94,7 @@ async def play(
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=120)) as http:
         watch = Watch(cluster, http)
+        await watch.begin()
         watching = asyncio.create_task(watch.run())
         doer = Doer(cluster, plan, http)
         load = _Load(plan, cluster, expected)

@@ -33,9 +33,12 @@ class Watch:
     health_s: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     files: int = 0
+    requests: Counter[str] = field(default_factory=Counter)
 
-    def __post_init__(self) -> None:
+    async def begin(self) -> None:
+        """Take note of what was before."""
         self.files = self._open_files()
+        _, self.requests = await self._metrics()
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -58,7 +61,7 @@ class Watch:
             counters=[one for one in await self._counters() if one is not None],
             status=await self._get(f"{self.cluster.url}/admin/v1/status"),
             metrics=metrics,
-            requests=requests,
+            requests=requests - self.requests,
             health_s=self.health_s,
             health_failures=self.failures,
             files=(self.files, self._open_files()),
