@@ -22,7 +22,7 @@ _OFTEN = ("times, the last time:", "instances in turn did not take it")
 # A request may be generating where it was, unheard, until its instance notices: no longer than this.
 _DOUBLE_S = 6.0
 # Longest answer of `/health`, on a machine that engines, gateway and clients share.
-_HEALTH_S = 5.0
+_HEALTH_S = 10.0
 # File descriptors that a gateway may have more at rest than before it served.
 SPARE_FILES = 32
 _HELD = ("running", "waiting", "loading", "pinned", "kv_blocks_used", "kv_blocks_pinned")
