@@ -1,5 +1,6 @@
 """`ares bench chaos`: everything that can go wrong, mixed by a seed; status 1 where an invariant did not hold."""
 
+import asyncio
 import json
 import tempfile
 import time
@@ -11,7 +12,6 @@ from typing import Annotated, Any
 import aiohttp
 import msgspec
 import typer
-import uvloop
 from rich.console import Console
 
 from ares import local
@@ -171,7 +171,7 @@ def _run(settings: local.ClusterSettings, plan: Plan, console: Console) -> dict[
     if decisions is not None:
         settings = replace(settings, gateway_flags=(*settings.gateway_flags, "--decision-log", str(decisions)))
     with local.running(replace(settings, log_folder=folder), console) as cluster:
-        result: dict[str, Any] = uvloop.run(_play(cluster, plan, said))
+        result: dict[str, Any] = asyncio.run(_play(cluster, plan, said))
     if decisions is not None:
         result["decisions"], wrong = decided_wrong(decisions)
         result["violations"] += wrong
