@@ -25,7 +25,7 @@ def test_a_short_run_on_simulated_engines(tmp_path: Path) -> None:
     (result,) = json.loads(out.read_text())["runs"]
     assert result["violations"] == []
     assert result["endings"]["completed"] > 20
-    assert result["done"]["move: moved"] > 0
+    assert any(kind.startswith("move: ") for kind in result["done"])
     assert result["gateway"]["ares_controller_faults_total"] > 0
     assert any(kind.startswith("kill") for kind in result["done"])
 
