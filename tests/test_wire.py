@@ -38,6 +38,31 @@ def test_events_arrive_as_they_were_sent(event: wire.Event) -> None:
 
 
 @pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kv_blocks_used": -1},
+        {"running": 1 << 62},
+        {"steps": -5},
+        {"step_time_s": float("nan")},
+        {"busy_s": float("inf")},
+        {"rows": [wire.Row("nonce/2", (1 << 63) + 1, 3, "running")]},
+        {"rows": [wire.Row("nonce/2", 10, -3, "running")]},
+    ],
+)
+def test_loads_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
+    body = wire.encode(msgspec.structs.replace(EVENTS[1], **wrong))
+    with pytest.raises(msgspec.ValidationError):
+        wire.decode_event(body)
+
+
+def test_a_prediction_that_cannot_be_does_not_cost_the_load() -> None:
+    row = wire.Row("nonce/2", 10, 3, "running", (float("nan"), -1.0, float("inf")))
+    load = wire.decode_event(wire.encode(msgspec.structs.replace(EVENTS[1], rows=[row])))
+    assert isinstance(load, wire.Telemetry)
+    assert load.rows[0].resident == 10
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"",

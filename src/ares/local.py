@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -42,16 +43,21 @@ class Part:
     name: str
     url: str
     log: Path
+    command: list[str]
+    environment: dict[str, str] | None
     process: subprocess.Popen[bytes]
     instances: dict[str, str] = field(default_factory=dict)
-    command: list[str] = field(default_factory=list)
-    environment: dict[str, str] | None = None
 
     def ready(self) -> bool:
         """Whether it answers."""
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=1) as reply:  # noqa: S310 - our own address
             return bool(reply.status == 200)
         return False
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal it with all that it has started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, number)
 
     def log_end(self) -> str:
         """Return the last lines of its log."""
@@ -75,8 +81,10 @@ class ClusterSettings:
     gateway_flags: tuple[str, ...] = ()
     # Profile of simulated engines; None starts real ones.
     simulate: str | None = None
-    # Whether each simulated engine is a process of its own, as a real one is; otherwise all of a role share one.
-    simulated_apart: bool = False
+    # Simulated instances in a process: 1 is as real ones are; None puts all of a role into one.
+    per_process: int | None = None
+    # The module whose command `gateway` is the gateway: another one for measurements and tests.
+    gateway_module: str = "ares"
 
 
 @dataclass(slots=True)
@@ -120,19 +128,22 @@ class Cluster:
 
     def start_simulated(self, name: str, role: Role, count: int, number: int = 0) -> None:
         """Start so many simulated instances in one process, called `name` and numbers from `number` on."""
-        first = free_ports("127.0.0.1", count, self.ports)
-        self.ports += range(first, first + count)
+        # And so many control channels: processes that start at the same time must not choose the same ports.
+        first = free_ports("127.0.0.1", 2 * count, self.ports)
+        self.ports += range(first, first + 2 * count)
         names = [f"{name}-{number + n}" for n in range(count)]
         instances = {name: f"http://127.0.0.1:{first + n}" for n, name in enumerate(names)}
         command = ["worker", "--simulate", str(self.settings.simulate), "--model", self.settings.model]
         command += ["--role", role, "--name", name if count > 1 else names[0], "--port", str(first), *_AT_ONCE]
+        command += ["--control-port", str(first + count)]
         flags = [*self.settings.worker_flags, "--", *self.settings.vllm_flags, "--instances", str(count)]
-        part = names[0] if self.settings.simulated_apart else name
+        part = names[0] if self.settings.per_process == 1 else name
         _start(self, part, instances[names[-1]], [*command, *flags], instances=instances)
 
     def restart(self, part: Part) -> None:
-        """Start a part that has ended once more, as it was started; it is not waited for."""
-        part.process = _launch(part.command, part.environment, part.log, "ab")
+        """Start a part that has ended again, as it was started; call it on the main thread (`_die_with_parent`)."""
+        with part.log.open("ab") as sink:
+            part.process = _spawn(part.command, part.environment, sink)
 
     def await_workers(self) -> None:
         """Wait until all instances answer.
@@ -160,14 +171,14 @@ class Cluster:
     def stop(self) -> None:
         """Stop every part, with all that it has started, and wait for it."""
         for part in reversed(self.parts):
-            _signal_group(part.process, signal.SIGTERM)
+            part.send(signal.SIGTERM)
         deadline = time.monotonic() + _STOP_TIMEOUT_S
         for part in reversed(self.parts):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 part.process.wait(max(0.1, deadline - time.monotonic()))
         for part in self.parts:
             # Also where the leader has gone: vLLM's own children share its group.
-            _signal_group(part.process, signal.SIGKILL)
+            part.send(signal.SIGKILL)
             part.process.wait()
 
 
@@ -216,11 +227,17 @@ def core_bindings(prefill: int, decode: int, cores: list[int]) -> list[str]:
 def _start_workers(cluster: Cluster) -> None:
     settings = cluster.settings
     if settings.simulate is not None:
-        pools: list[tuple[str, Role, int]] = [("prefill", "prefill", settings.prefill)] if settings.prefill else []
-        for name, role, count in [*pools, ("decode", "decode" if settings.prefill else "both", settings.decode)]:
-            share = 1 if settings.simulated_apart else count
-            for number in range(0, count, share):
-                cluster.start_simulated(name, role, share, number)
+        both: list[tuple[str, Role, int]] = [
+            ("prefill", "prefill", settings.prefill),
+            ("decode", "decode" if settings.prefill else "both", settings.decode),
+        ]
+        for name, role, count in both:
+            most = settings.per_process or count
+            for n, first in enumerate(range(0, count, max(most, 1))):
+                if settings.per_process in (None, 1):
+                    cluster.start_simulated(name, role, most, first)
+                else:
+                    cluster.start_simulated(f"{name}-{n}", role, min(most, count - first))
         return
     roles: list[tuple[str, Role]] = [(f"prefill-{n}", "prefill") for n in range(settings.prefill)]
     roles += [(f"decode-{n}", "decode" if settings.prefill else "both") for n in range(settings.decode)]
@@ -237,7 +254,8 @@ def _start_gateway(cluster: Cluster) -> None:
         for url in worker.instances.values():
             command += ["--worker", url]
     address = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - a comparison
-    _start(cluster, "gateway", f"http://{address}:{settings.port}", [*command, *settings.gateway_flags])
+    command += settings.gateway_flags
+    _start(cluster, "gateway", f"http://{address}:{settings.port}", command, module=settings.gateway_module)
 
 
 def _start(
@@ -247,26 +265,27 @@ def _start(
     arguments: list[str],
     gpus: str | None = None,
     instances: dict[str, str] | None = None,
+    module: str = "ares",
 ) -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus} if gpus is not None else None
+    command = [sys.executable, "-m", module, *arguments]
     log = cluster.log_folder / f"{name}.log"
-    command = [sys.executable, "-m", "ares", *arguments]
-    process = _launch(command, environment, log, "wb")
-    cluster.parts.append(Part(name, url, log, process, instances or {name: url}, command, environment))
+    with log.open("wb") as sink:
+        process = _spawn(command, environment, sink)
+    cluster.parts.append(Part(name, url, log, command, environment, process, instances or {name: url}))
 
 
-def _launch(command: list[str], environment: dict[str, str] | None, log: Path, mode: str) -> "subprocess.Popen[bytes]":
-    with log.open(mode) as sink:
-        return subprocess.Popen(  # noqa: S603 - our own command
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            # A group of its own, so that one signal reaches it with all its children and Ctrl-C reaches only us.
-            start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call into libc, no threads yet
-        )
+def _spawn(command: list[str], environment: dict[str, str] | None, sink: BinaryIO) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - our own command
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=sink,
+        stderr=subprocess.STDOUT,
+        # A group of its own, so that one signal reaches it with all its children and Ctrl-C reaches only us.
+        start_new_session=True,
+        preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call into libc, no threads yet
+    )
 
 
 def _die_with_parent() -> None:
@@ -304,11 +323,6 @@ def _gateway_ready(cluster: Cluster) -> Callable[[Part], bool]:
         return False
 
     return ready
-
-
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Cluster]
         log_folder=tmp_path_factory.mktemp("logs"),
         worker_flags=("--drain-deadline", "60"),
         simulate="llama-8b-rtx4090",
-        simulated_apart=True,
+        per_process=1,
     )
     with local.running(settings, CONSOLE) as running:
         yield running

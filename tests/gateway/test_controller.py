@@ -253,6 +253,29 @@ async def test_an_entrance_that_throws_lets_everybody_in(model_folder: Path) -> 
         assert sample(gateway, "ares_controller_faults_total", part="entrance") >= 1
 
 
+async def test_a_dispatch_that_throws_costs_no_request(model_folder: Path) -> None:
+    async with cluster(model_folder) as (gateway, fakes):
+
+        def broken(*_: Any) -> Any:
+            raise RuntimeError("a bug in the policy")
+
+        # The door that is opened when the entrance fails is dispatch too.
+        gateway.controller._entrance.decide = broken  # type: ignore[method-assign]
+        gateway.controller._dispatch = broken
+        for fake in fakes[1:]:
+            fake.hold_at = 30
+        clients = [Client(gateway, 100, name=f"r{n}", prompt=[10 + n] * 20) for n in range(4)]
+        for client in clients:
+            await client.reached(5)
+        assert [len(fake.running) for fake in fakes[1:]] == [2, 2]
+        for fake in fakes[1:]:
+            fake.hold_at = None
+        for client in clients:
+            await client.finish()
+            client.check(100)
+        assert sample(gateway, "ares_controller_faults_total", part="dispatch") >= 4
+
+
 @pytest.mark.parametrize("nonsense", [(math.nan,) * 3, (-5.0, 1.0, 2.0), (9.0, 3.0, 1.0), (1.0, math.inf, math.inf)])
 async def test_predictions_that_make_no_sense_are_counted_and_not_used(
     model_folder: Path, nonsense: tuple[float, float, float]

@@ -2,15 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ares.gateway import engine
+from ares.gateway import engine, entering
 from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.entering import Entering
 from ares.gateway.instances import Instance, NoInstanceError, Pool
 from ares.gateway.migration import Migration, NotMovableError
+from ares.gateway.patience import Patience
 from ares.gateway.sampling import Sampling
 from ares.gateway.sequence import Sequence
 from tests.gateway.conftest import VOCABULARY
@@ -278,8 +280,11 @@ async def test_the_stream_ends_before_the_hand_over_is_known(bench: Bench, start
     await bench.quiet()
 
 
-async def test_a_client_that_reads_slowly_loses_nothing_in_a_move(bench: Bench) -> None:
-    """More tokens than a `Handover` repeats wait for the client when the cut comes."""
+@pytest.mark.parametrize("in_time", [True, False])
+async def test_a_client_that_reads_slowly_loses_nothing_in_a_move(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, in_time: bool
+) -> None:
+    """More tokens than a `Handover` repeats wait for the client at the cut, or until the lease has ended."""
     gate = asyncio.Event()
 
     async def slow(batch: list[Delta]) -> bool:
@@ -295,10 +300,16 @@ async def test_a_client_that_reads_slowly_loses_nothing_in_a_move(bench: Bench) 
     await fake.until(lambda: any(len(work.output) > 120 for work in fake.running.values()))
     move = asyncio.create_task(slow_run.migrate(bench.instance("decode-1"), "test"))
     await fake.until(lambda: bool(fake.pinned))
+    key = next(iter(fake.pinned))
+    if not in_time:
+        monkeypatch.setattr(entering, "HELD_S", 0.0)
     gate.set()
     assert (await asyncio.wait_for(move, 5)).outcome == "moved"
     await asyncio.wait_for(task, 5)
     assert slow_tokens == undisturbed(300)
+    # What may be somebody else's by now is not pulled.
+    assert (key in fake.released) is not in_time
+    assert bool(bench.fakes["decode-1"].pulled) is in_time
     await bench.quiet()
 
 
@@ -825,6 +836,48 @@ async def test_all_decode_instances_die(bench: Bench, start: Start) -> None:
     await bench.fakes["decode-0"].die()
     with pytest.raises((EngineLostError, NoInstanceError)):
         await run.finish()
+
+
+async def test_an_output_that_is_lost_again_and_again_says_so(bench: Bench, start: Start) -> None:
+    for name in bench.order:
+        bench.fakes[name].faults.break_after = 2
+    run = start(60)
+    with pytest.raises(EngineLostError, match="lost 4 times, the last time: the stream broke"):
+        await run.finish()
+    assert run.tokens == undisturbed(60)[: len(run.tokens)]
+    await bench.quiet()
+
+
+async def test_instances_that_all_refuse_are_counted(bench: Bench, start: Start) -> None:
+    for name in bench.order:
+        bench.fakes[name].faults.refuse = 503
+    run = start(60)
+    with pytest.raises(EngineLostError, match="2 instances in turn did not take it, the last one: decode-1 refuses"):
+        await run.finish()
+    await bench.quiet()
+
+
+async def test_telemetry_that_says_loading_costs_no_stream_that_runs(bench: Bench, start: Start) -> None:
+    hold(bench, 20)
+    run = start(60, pinned="seed")
+    await run.reached(10)
+    run.sequence.supervise(1e6)
+    let_go(bench)
+    assert await run.finish() == undisturbed(60)
+
+
+async def test_silent_telemetry_alone_is_no_reason_to_stop_waiting() -> None:
+    patience, instance = Patience(), SimpleNamespace(frozen=True)
+    answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def work() -> int:
+        return await answer
+
+    waiting = asyncio.create_task(patience.answer(instance, work()))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    patience.give_up_if_frozen()
+    answer.set_result(7)
+    assert await waiting == 7
 
 
 async def test_without_prefill_instances(impatient: None) -> None:

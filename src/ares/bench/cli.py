@@ -15,6 +15,7 @@ from ares.bench import (
     simulator,
     stall,
 )
+from ares.bench.chaos import command as chaos
 from ares.bench.live import command as live
 from ares.bench.soak import command as soak
 
@@ -39,3 +40,4 @@ app.command("moves")(moves.command)
 app.command("soak")(soak.command)
 app.command("kills")(kills.command)
 app.command("drain")(drain.command)
+app.command("chaos")(chaos.command)

@@ -172,7 +172,7 @@ def command(
         worker_flags=("--drain-deadline", str(_DEADLINE_S / 2)),
         vllm_flags=() if simulate else tuple(local_flags(["--dtype", dtype])),
         simulate=simulate,
-        simulated_apart=True,
+        per_process=1,
     )
     console = Console(stderr=True)
     with local.running(settings, console) as cluster:

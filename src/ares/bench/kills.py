@@ -198,7 +198,7 @@ def command(
         port=port,
         vllm_flags=() if simulate else tuple(local_flags(["--dtype", dtype])),
         simulate=simulate,
-        simulated_apart=True,
+        per_process=1,
     )
     console = Console(stderr=True)
     before = steady.machine_load()

@@ -71,7 +71,7 @@ class ControlChannel:
     hello
         What a new subscriber is told first.
     snapshot
-        Called on the channel's thread for each telemetry message; must only read.
+        Called on the channel's thread for each telemetry message; must only read. None sends nothing.
     notify
         Called on the channel's thread when a command waits; for engines that would sleep meanwhile.
     key
@@ -91,7 +91,7 @@ class ControlChannel:
         self,
         address: str,
         hello: wire.Hello,
-        snapshot: Callable[[], wire.Telemetry],
+        snapshot: Callable[[], wire.Telemetry | None],
         notify: Callable[[], None] = lambda: None,
         key: ControlKey | None = None,
     ) -> None:
@@ -246,6 +246,8 @@ class ControlChannel:
         # After the next ticks are set: a snapshot that fails is tried again then, not at once and without end.
         if ticking:
             load = self._snapshot()
+            if load is None:
+                return
             body = wire.encode(msgspec.structs.replace(load, draining=True) if self.draining else load)
             for identity in ticking:
                 if identity in self._subscribers:

@@ -8,6 +8,7 @@ A fault in a decision costs that decision and never the service (I7): whoever wa
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from ares.gateway.lease import Lease
 from ares.gateway.metrics import Metrics
 from ares.gateway.migration import NotMovableError
 from ares.gateway.sequence import Sequence
-from ares.gateway.view import View, Viewer
+from ares.gateway.view import View, Viewer, taking
 from ares.policy import Dispatch, Preset, dispatcher, rebalancer
 from ares.policy.entrance import Entrance, Entry
 from ares.policy.moves import Move
@@ -167,9 +168,19 @@ class Controller:
 
     def _place(self, sequence: Sequence, exclude: set[str]) -> Instance | None:
         others = (s for s in self._sequences.values() if s is not sequence)
-        view = self.viewer.view(others, exclude) if self._forecasts else self.viewer.loads(others, exclude)
-        index = self._dispatch(view.cluster, sequence.tokens)
+        try:
+            view = self.viewer.view(others, exclude) if self._forecasts else self.viewer.loads(others, exclude)
+            index = self._dispatch(view.cluster, sequence.tokens)
+        except Exception:
+            logger.exception("dispatch failed; the instance with the fewest requests takes it")
+            self._metrics.faults.labels("dispatch").inc()
+            return self._fewest(exclude)
         return view.instances[index] if index is not None else None
+
+    def _fewest(self, exclude: set[str]) -> Instance | None:
+        """Return the instance with the fewest of our sequences: a choice that needs neither policy nor telemetry."""
+        used = Counter(id(s.instance or s.destination) for s in self._sequences.values())
+        return min(taking(list(self._pool.decode()), exclude), key=lambda i: used[id(i)], default=None)
 
     async def _admitted(self, sequence: Sequence) -> Instance:
         """Wait for the entrance to let the sequence in."""

@@ -17,6 +17,10 @@ from ares.gateway.sampling import Sampling
 # Given new tokens; returns whether the output is complete (a stop string was found).
 Emit = Callable[[list[Delta]], Awaitable[bool]]
 
+# An instance keeps KV for 30 s (vLLM's kv_lease_duration), and whoever pulls it later reads what is somebody else's by
+# then: KV that has waited for longer than this is computed again.
+HELD_S = 20.0
+
 Phase = Literal["prefill", "held", "entering", "decoding", "suspended"]
 
 
@@ -76,8 +80,9 @@ class Entering:
     _losses: int = 0
     _last_token_at: float = 0.0
     _move: Move | None = None
-    # The KV that waits for this sequence, until somebody else has it.
+    # The KV that waits for this sequence, until somebody else has it, and since when.
     _holder: Pin | None = None
+    _held_since: float = 0.0
     _pausing: bool = False
     _withdrawn: bool = False
     _patience: Patience = field(default_factory=Patience)
@@ -107,10 +112,10 @@ class Entering:
             For how long the instance has reported the sequence as loading KV.
         """
         self._patience.give_up_if_frozen()
-        segment = self._segment
-        if segment is not None and (
-            is_dead(segment.instance, self._last_token_at) or loading_s > 2 * self.handover_timeout_s
-        ):
+        segment, longest = self._segment, 2 * self.handover_timeout_s
+        # Telemetry may be old or wrong: whoever gets tokens waits for no KV.
+        stuck = loading_s > longest and time.monotonic() - self._last_token_at > longest
+        if segment is not None and (stuck or is_dead(segment.instance, self._last_token_at)):
             segment.stream.close()
 
     def works_on(self, instance: Instance) -> bool:
@@ -145,6 +150,7 @@ class Entering:
                 self._free_holder()
                 instance.blame(error)
                 continue
+            self._held_since = time.monotonic()
             if (said := instance.predicted(key)) is not None:
                 self.predicted = (said, self.tokens)
             if self.sampling.pinned is not None and not alone:
@@ -171,8 +177,10 @@ class Entering:
         for _ in range(self.maximum_attempts):
             try:
                 instance = prefer or await self._admission(tried)
-            except NoInstanceError as error:
-                raise lost or error from None
+            except NoInstanceError:
+                if lost is None:
+                    raise
+                break
             prefer = None
             self._turn("entering")
             try:
@@ -185,15 +193,18 @@ class Entering:
                 self.destination = None
                 self._turn("decoding")
                 return segment
-        raise lost or NoInstanceError("no decode instance is ready")
+        raise EngineLostError(f"{len(tried)} instances in turn did not take it, the last one: {lost}") from lost
 
     async def _open(
         self, instance: Instance, emitted: list[int], transfer: dict[str, Any] | None, key: str | None = None
     ) -> Segment:
         """Start a segment; returns when the instance has accepted it."""
         key = key or self._next_key()
-        if transfer is not None and (self._holder is None or not self._holder.kept):
-            # Those blocks may be somebody else's by now; what is computed again is right.
+        if transfer is not None and (
+            self._holder is None or not self._holder.kept or time.monotonic() - self._held_since > HELD_S
+        ):
+            # Those blocks may be somebody else's by now; what is computed again is right. A client that does not read
+            # may hold a sequence up for long.
             self._free_holder()
             transfer = None
         body = self.sampling.decode(key, self.prompt, emitted, transfer, self.priority)

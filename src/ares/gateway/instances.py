@@ -82,6 +82,7 @@ class Instance:
         self._heard = 0.0
         self._answered = 0.0
         self._last_message = 0.0
+        self._malformed = 0
         self._calls = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._admissions: dict[str, asyncio.Future[wire.Admitted]] = {}
@@ -275,10 +276,13 @@ class Instance:
         return found is not None and found.boot != description.boot
 
     async def _receive(self, body: bytes, on_hello: Callable[["Instance"], Coroutine[Any, Any, None]]) -> None:
+        self._last_message = time.monotonic()
         try:
             event = wire.decode_event(body)
         except msgspec.DecodeError as error:
-            logger.warning("%s: dropped a malformed message: %s", self.name, error)
+            self._malformed += 1
+            if self._malformed.bit_count() == 1:  # ever less often
+                logger.warning("%s: dropped %d malformed messages: %s", self.name, self._malformed, error)
             return
         self._last_message = time.monotonic()
         if isinstance(event, wire.Telemetry | wire.Hello):  # an answer to a `Lease` says nothing of its load

@@ -10,7 +10,7 @@ from ares.gateway.instances import Instance
 
 T = TypeVar("T")
 
-# A stream that has brought a token within this long is alive, whatever its instance's telemetry says.
+# Who has brought a token, or was asked, within this long may be alive, whatever its instance's telemetry says.
 _ALIVE_S = 5.0
 
 
@@ -19,6 +19,7 @@ class Patience:
 
     def __init__(self) -> None:
         self._instance: Instance | None = None
+        self._since = 0.0
         self._answer: asyncio.Future[Any] | None = None
 
     async def answer(self, instance: Instance, work: Coroutine[Any, Any, T]) -> T:
@@ -30,7 +31,7 @@ class Patience:
             The wait was given up.
         """
         task = asyncio.ensure_future(work)
-        self._instance, self._answer = instance, task
+        self._instance, self._answer, self._since = instance, task, time.monotonic()
         try:
             return await task
         except asyncio.CancelledError:
@@ -43,7 +44,7 @@ class Patience:
 
     def give_up_if_frozen(self) -> None:
         """Stop waiting for an instance that has frozen."""
-        if self._instance is not None and self._instance.frozen:
+        if self._instance is not None and is_dead(self._instance, self._since):
             self.give_up(self._instance)
 
     def waits_for(self, instance: Instance) -> bool:
@@ -56,6 +57,9 @@ class Patience:
             self._answer.cancel()
 
 
-def is_dead(instance: Instance, last_token_at: float) -> bool:
-    """Whether a stream whose last token came then, on the clock of `time.monotonic`, is to be given up."""
-    return instance.frozen and time.monotonic() - last_token_at > _ALIVE_S
+def is_dead(instance: Instance, since: float) -> bool:
+    """Whether to give an instance up of which nothing has been seen since then, on the clock of `time.monotonic`.
+
+    That its telemetry has stopped is not enough: it may serve all the same (I7).
+    """
+    return instance.frozen and time.monotonic() - since > _ALIVE_S

@@ -5,14 +5,12 @@ import time
 from dataclasses import dataclass
 
 from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
-from ares.gateway.entering import Emit, Entering
+from ares.gateway.entering import HELD_S, Emit, Entering
 from ares.gateway.instances import Instance
 from ares.gateway.migration import HandoverError, Migration, Move, NotMovableError, Pin, Segment, UntakenError
 
 # How long a `Handover` may trail the end of the stream that it explains, or an `Admitted` the first token.
 _LAG_S = 1.0
-# A prefill instance keeps KV for 30 s (vLLM's kv_lease_duration): one that waits longer is prefilled again.
-_HELD_S = 20.0
 _MIGRATED = "migrated"
 
 
@@ -85,7 +83,7 @@ class Sequence(Entering):
             return None
         where: Instance | None = None
         try:
-            async with asyncio.timeout(_HELD_S):
+            async with asyncio.timeout(HELD_S):
                 where = await self._admission(set())
         except TimeoutError:
             self._free_holder()
@@ -169,7 +167,7 @@ class Sequence(Entering):
             return record
         known = time.monotonic()
         record.cut_s = known - ordered
-        self._holder = Pin.at(source.instance, source.key)
+        self._holder, self._held_since = Pin.at(source.instance, source.key), known
         move.handover.set_result(cut)
         if move.missing(len(self.emitted)) is None:
             await move.relayed.wait()
@@ -272,7 +270,7 @@ class Sequence(Entering):
         if self.sampling.pinned is not None and self.emitted:
             raise EngineLostError(f"{error}; {self.sampling.pinned} cannot be resumed exactly") from error
         if self._losses > self.maximum_attempts:
-            raise error
+            raise EngineLostError(f"lost {self._losses} times, the last time: {error}") from error
         self._segment = None
         return await (self._enter(None, prefer) if prefer is not None else self._resume(emit))
 

@@ -256,12 +256,21 @@ class Gateway:
         since: dict[str, float] = {}
         while True:
             await asyncio.sleep(_SUPERVISION_S)
-            now = time.monotonic()
-            rows = [row for i in self.pool.instances if i.telemetry for row in i.telemetry.rows]
-            since = {row.key: since.get(row.key, now) for row in rows if row.state == "loading"}
-            self._scores.look(self.sequences.values(), rows_by_key(self.pool.instances))
-            for sequence in self.sequences.values():
-                sequence.supervise(now - since.get(sequence.key or "", now))
+            try:
+                since = self._look_after(since)
+            except Exception:  # costs this look, never the service (I7)
+                logger.exception("cannot look after the sequences")
+                self.metrics.faults.labels("supervision").inc()
+
+    def _look_after(self, since: dict[str, float]) -> dict[str, float]:
+        """Look once; `since` and what is returned tell since when instances report keys as loading KV."""
+        now = time.monotonic()
+        rows = [row for i in self.pool.instances if i.telemetry for row in i.telemetry.rows]
+        since = {row.key: since.get(row.key, now) for row in rows if row.state == "loading"}
+        for sequence in self.sequences.values():
+            sequence.supervise(now - since.get(sequence.key or "", now))
+        self._scores.look(self.sequences.values(), rows_by_key(self.pool.instances))
+        return since
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         task = asyncio.create_task(work)

@@ -227,11 +227,16 @@ def _usable_tokens(instance: Instance) -> int:
     return max(instance.capacity_tokens - size, 0)
 
 
-def _open(instances: list[Instance], exclude: Collection[str]) -> BoolArray:
-    """Tell which instances take work, shape (I,).
+def taking(instances: list[Instance], exclude: Collection[str]) -> list[Instance]:
+    """Return the instances that take work.
 
     Where nobody's telemetry comes, whoever answers at all is better than nobody (I7).
     """
     usable = [i for i in instances if not i.draining and i.name not in exclude]
-    taking = {id(i) for i in usable if i.open} or {id(i) for i in usable if i.reachable}
-    return np.array([id(i) in taking for i in instances], dtype=np.bool_)
+    return [i for i in usable if i.open] or [i for i in usable if i.reachable]
+
+
+def _open(instances: list[Instance], exclude: Collection[str]) -> BoolArray:
+    """Tell which instances take work, shape (I,)."""
+    found = {id(i) for i in taking(instances, exclude)}
+    return np.array([id(i) in found for i in instances], dtype=np.bool_)

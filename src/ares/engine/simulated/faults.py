@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from ares import wire
+
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
 
 
@@ -22,7 +24,8 @@ class Faults(msgspec.Struct, forbid_unknown_fields=True):
     predictions
         What is predicted instead: not a number, negative, or huge.
     telemetry
-        What is reported instead: for ever the newest message, nothing running and all free, or nothing free.
+        What is reported instead: for ever the newest message, nothing running and all free, nothing free, numbers that
+        cannot be, or nothing at all.
     slow
         Factor on the time of every step.
     die, restart_after_s
@@ -34,12 +37,22 @@ class Faults(msgspec.Struct, forbid_unknown_fields=True):
     refuse: bool = False
     drop_streams: bool = False
     predictions: Literal["nan", "negative", "huge"] | None = None
-    telemetry: Literal["constant", "empty", "full"] | None = None
+    telemetry: Literal["constant", "empty", "full", "absurd", "silent"] | None = None
     slow: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = 1.0
     die: bool = False
     restart_after_s: _Seconds | None = None
 
 
+# What no instance can be: the fields of its telemetry.
+ABSURD = {
+    "kv_blocks_used": -5,
+    "running": 1 << 62,
+    "waiting": -1,
+    "step_time_s": float("nan"),
+    "steps": -(1 << 62),
+    "busy_s": float("inf"),
+    "rows": [wire.Row("nobody", (1 << 63) + 1, -3, "running", (1e308, 1e308, 1e308))],
+}
 PREDICTIONS: dict[str, tuple[float, float, float]] = {
     "nan": (float("nan"), float("nan"), float("nan")),
     "negative": (-300.0, -200.0, -100.0),

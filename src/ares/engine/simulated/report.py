@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ares import __version__, wire
-from ares.engine.simulated.faults import PREDICTIONS
+from ares.engine.simulated.faults import ABSURD, PREDICTIONS
 from ares.engine.simulated.request import Request
 
 if TYPE_CHECKING:
@@ -78,17 +78,21 @@ class Telemeter:
         self._numbers = itertools.count(1)
         self._newest: wire.Telemetry | None = None
 
-    def __call__(self) -> wire.Telemetry:
-        """Return the load, or what the faults have it say."""
+    def __call__(self) -> wire.Telemetry | None:
+        """Return the load, or what the faults have it say; None where they have it say nothing."""
         faults = self._instance.faults
         while faults.frozen_s:
             time.sleep(_FROZEN_LOOK_S)
         lie = faults.current.telemetry
+        if lie == "silent":
+            return None
         if lie == "constant" and self._newest is not None:
             return msgspec.structs.replace(self._newest, sequence=next(self._numbers))
         self._newest = self._measure()
         if lie == "empty":
             return msgspec.structs.replace(self._newest, kv_blocks_used=0, running=0, waiting=0, pinned=0, rows=[])
+        if lie == "absurd":
+            return msgspec.structs.replace(self._newest, **ABSURD)
         if lie == "full":
             return msgspec.structs.replace(self._newest, kv_blocks_used=self._instance.settings.kv_blocks)
         return self._newest
@@ -140,6 +144,7 @@ def counters(instance: "Instance") -> dict[str, Any]:
     return {
         "name": instance.identity.name,
         "boot": instance.boot,
+        "generating": [r.key for r in instance.requests.values() if r.key is not None and r.state == "running"],
         **msgspec.to_builtins(instance.counters),
         "running": states.count("running"),
         "waiting": states.count("waiting") + states.count("arriving"),

@@ -1,0 +1,147 @@
+"""A run: clients, events and watchers at the same time, then the verdict."""
+
+import asyncio
+import contextlib
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from ares.bench.chaos.check import Judge, at_rest
+from ares.bench.chaos.clients import ask
+from ares.bench.chaos.events import Doer
+from ares.bench.chaos.plan import Ask, Plan
+from ares.bench.chaos.watch import Watch
+from ares.local import Cluster
+
+# A stream that brings nothing for so long has hung; a reply that comes whole comes at the end of its generation.
+_PATIENCE_S = 90.0
+_WHOLE_S = 600.0
+# Metrics that tell what the run met.
+_TOLD = (
+    "ares_controller_faults_total",
+    "ares_implausible_predictions_total",
+    "ares_output_tokens_total",
+    "ares_migration_pulled_tokens_total",
+    "ares_migration_precopied_tokens_total",
+)
+_COUNTED = ("cut", "pulls", "pulls_failed", "preemptions", "pins_made", "pins_pulled", "pins_released", "pins_expired")
+
+Expected = Callable[[Ask], list[int]]
+
+
+@dataclass(slots=True)
+class _Load:
+    """The clients: so many requests at a time, each followed by the next."""
+
+    plan: Plan
+    cluster: Cluster
+    expected: Expected
+    judge: Judge = field(default_factory=Judge)
+    sent: int = 0
+    at_once: int = 0
+    samples: list[int] = field(default_factory=list)
+
+    async def run(self, start: float) -> None:
+        """Send until the plan's time is over, and wait for all that was sent."""
+        sampler = asyncio.create_task(self._sample(start + self.plan.shape.seconds))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for slot in range(self.plan.shape.streams):
+                    group.create_task(self._slot(slot, start + self.plan.shape.seconds))
+        finally:
+            sampler.cancel()
+
+    async def _slot(self, slot: int, until: float) -> None:
+        port = int(self.cluster.url.rpartition(":")[2])
+        turn = 0
+        while True:
+            one = self.plan.ask(slot, turn)
+            await asyncio.sleep(one.wait_s)
+            if time.monotonic() >= until:
+                return
+            turn += 1
+            self.sent += 1
+            self.at_once += 1
+            try:
+                patience_s = _WHOLE_S if one.client == "whole" else _PATIENCE_S
+                seen = await ask(self.plan, one, port, self.cluster.settings.model, patience_s)
+            finally:
+                self.at_once -= 1
+            self.judge.take(seen, self.expected(one))
+
+    async def _sample(self, until: float) -> None:
+        while time.monotonic() < until:
+            await asyncio.sleep(0.5)
+            self.samples.append(self.at_once)
+
+
+async def play(
+    cluster: Cluster, plan: Plan, expected: Expected, said: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Carry out a plan on a running cluster, and return what happened; `violations` lists what must not have.
+
+    Call it on the main thread: it starts processes again.
+
+    Parameters
+    ----------
+    expected
+        Returns the tokens that a request has in an undisturbed run.
+    said
+        Told what is done.
+    """
+    # Not kept: a connection that the server has just closed for idling is no fault of its.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=120)) as http:
+        watch = Watch(cluster, http)
+        await watch.begin()
+        watching = asyncio.create_task(watch.run())
+        doer = Doer(cluster, plan, http)
+        load = _Load(plan, cluster, expected)
+        start = time.monotonic()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(doer.run(start, said))
+                group.create_task(load.run(start))
+        finally:
+            doer.make_well()
+        said(f"{time.monotonic() - start:7.1f} s  all have ended; waiting for rest")
+        disturbed = any(kind.startswith(("kill", "pause", "fault die", "fault freeze")) for kind in doer.done)
+        rest = await watch.rest(load.sent, disturbed=disturbed)
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+    judge = load.judge
+    violations = [*judge.violations, *watch.owners.violations, *at_rest(rest, judge)]
+    violations += [f"I7: {complaint}" for complaint in doer.complaints]
+    steady = load.samples[len(load.samples) // 4 :] or [0]
+    return {
+        "seed": plan.seed,
+        "seconds": round(time.monotonic() - start, 1),
+        "requests": load.sent,
+        "tokens": judge.tokens,
+        "streams_at_once": {"median": statistics.median(steady), "most": max(load.samples, default=0)},
+        "endings": dict(sorted(judge.endings.items())),
+        "done": dict(sorted(doer.done.items())),
+        "gateway": {
+            "health_ms": _milliseconds(rest.health_s),
+            "open_files": {"before": rest.files[0], "after": rest.files[1]},
+            "requests": dict(sorted(rest.requests.items())),
+            **{name: rest.metrics[name] for name in _TOLD if name in rest.metrics},
+        },
+        # Of instances that were killed, what they counted before is lost.
+        "engines": {name: sum(one[name] for one in rest.counters) for name in _COUNTED if rest.counters},
+        "violations": violations,
+    }
+
+
+def _milliseconds(seconds: list[float]) -> dict[str, float]:
+    if len(seconds) < 2:
+        return {}
+    cuts = statistics.quantiles(seconds, n=100)
+    return {
+        name: round(1000 * value, 1) for name, value in (("p50", cuts[49]), ("p99", cuts[98]), ("max", max(seconds)))
+    }
