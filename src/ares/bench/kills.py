@@ -132,25 +132,30 @@ async def measure(
     bursts = _bursts(prefill_kills, max(2, tokens // 4))
     rows: list[dict[str, Any]] = []
     waiting: list[dict[str, Any]] = []
+    broken: list[str] = []
     async with steady.session() as http:
         load = steady.Load(http, url, model, planned, await steady.references(http, url, model, planned))
         load.start(streams)
-        with _progress(console) as progress:
-            task = progress.add_task("decode workers killed", total=kills)
-            for number in range(kills):
-                rows.append(await _decode(load, cluster, decode[number % len(decode)], max(1, streams // 4)))
-                progress.advance(task)
-            task = progress.add_task("prefill workers killed", total=prefill_kills)
-            for burst in bursts:
-                waiting.append(await _prefill(load, cluster, prefill, burst))
-                progress.advance(task)
+        try:
+            with _progress(console) as progress:
+                task = progress.add_task("decode workers killed", total=kills)
+                for number in range(kills):
+                    rows.append(await _decode(load, cluster, decode[number % len(decode)], max(1, streams // 4)))
+                    progress.advance(task)
+                task = progress.add_task("prefill workers killed", total=prefill_kills)
+                for burst in bursts:
+                    waiting.append(await _prefill(load, cluster, prefill, burst))
+                    progress.advance(task)
+        except (local.ClusterError, TimeoutError) as error:
+            broken.append(str(error) or repr(error))  # what was seen until then is still told
         await load.stop()
         # Only now: a prompt that was prefilled before would be in the prefix cache.
-        flat = [each for burst in bursts for each in burst]
+        flat = [each for burst in bursts[: len(waiting)] for each in burst]
         peace = await steady.references(http, url, model, flat) if flat else {}
         load.wrong += [name for row in waiting for name, seen in row.pop("tokens").items() if seen != peace[name]]
         read = await client.status(http, url)
     return {
+        "broken_off": broken,
         **load.summary(),
         "blocks_left": sum(blocks(read).values()),
         "decode": _summary(rows, "resumed_s"),
@@ -217,7 +222,7 @@ def command(
     }
     _show(figures)
     steady.write(result, json_file)
-    bad = ("requests_lost", "streams_with_other_tokens", "blocks_left")
+    bad = ("broken_off", "requests_lost", "streams_with_other_tokens", "blocks_left")
     if any(figures[name] for name in bad) or figures["decode"]["streams_that_did_not_resume"]:
         raise typer.Exit(1)
 
@@ -238,6 +243,8 @@ def _show(figures: dict[str, Any]) -> None:
             table.add_row(name, *(f"{seen[key]:.0f}" for key in ("count", "p50_ms", "p90_ms", "max_ms")))
     console = Console()
     console.print(table)
+    for why in figures["broken_off"]:
+        console.print(f"broken off: {why}", style="bold red", markup=False)
     console.print(
         f"{figures['streams']} streams, {figures['requests_lost']} lost, "
         f"{figures['streams_with_other_tokens']} with other tokens, {figures['blocks_left']} KV blocks left"

@@ -140,8 +140,8 @@ async def _measure(
 
 
 def blocks(read: dict[str, Any]) -> dict[str, int]:
-    """Return the KV blocks in use of each instance in a status."""
-    return {row["name"]: row["kv_blocks_used"] for row in read["instances"]}
+    """Return the KV blocks in use of each instance that a status knows them of."""
+    return {row["name"]: row["kv_blocks_used"] for row in read["instances"] if "kv_blocks_used" in row}
 
 
 def command(

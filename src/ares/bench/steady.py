@@ -163,13 +163,15 @@ async def restarted(http: aiohttp.ClientSession, url: str, cluster: local.Cluste
     Raises
     ------
     ClusterError
-        It does not come up.
+        It does not come up, or not in time.
     """
     began = time.monotonic()
     # On the main thread: the kernel ends a child when the thread that started it ends.
     cluster.restart(part)
     while not await asyncio.to_thread(part.ready):
         cluster.check()
+        if time.monotonic() - began > _REJOIN_S:
+            raise local.ClusterError(f"{part.name} did not come back; the end of {part.log}:\n{part.log_end()}")
         await asyncio.sleep(_POLL_S)
     (name,) = part.instances
     await until(http, url, name, lambda seen: bool(seen.get("healthy")) and not seen["draining"])
