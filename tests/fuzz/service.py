@@ -19,14 +19,15 @@ from ares.config import GatewayConfig
 from ares.engine.defaults import free_ports
 from ares.engine.simulated import report
 from ares.engine.simulated.model import SimulatedModel
-from ares.engine.simulated.serve import Server, identities
-from ares.engine.simulated.settings import EngineSettings
+from ares.engine.simulated.serve import Server
+from ares.engine.simulated.settings import EngineSettings, Identity
 from ares.engine.simulated.transfer import Pulled, Puller, PullError
 from ares.gateway import app as application
 from ares.gateway.connection import Connection, Limits
 from ares.gateway.responses import RememberSend
 from ares.gateway.service import Gateway
 from ares.simulator.profile import Profile, StepLaw
+from ares.wire import Role
 from tests.gateway.conftest import VOCABULARY
 from tests.gateway.fakes import FIRST_ORDINARY, eventually, free_port
 
@@ -37,6 +38,7 @@ PATIENCE_S = 60.0
 """Nothing takes nearly as long, on however slow a machine."""
 _SETTLE_S = 30.0
 _IDLE_S = 1.0
+_TRIES = 5
 _TOKENS = SimulatedModel(tuple(range(FIRST_ORDINARY, VOCABULARY)), 2, VOCABULARY, mean_output=12.0)
 _PROFILE = Profile(
     name="fuzz",
@@ -157,24 +159,39 @@ class Service:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         settings = EngineSettings(_PROFILE, MODEL, _PROFILE.kv_tokens // _PROFILE.block_size, LONGEST)
-        port = free_ports("127.0.0.1", 4)
-        found = [
-            *identities("prefill-0", "prefill", "127.0.0.1", port, 0, 1),
-            *identities("decode", "decode", "127.0.0.1", port + 1, 0, 2),
-            *identities("stray", "both", "127.0.0.1", port + 3, 0, 1),
-        ]
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as pulling:
-            stray = found[-1]
-            self._engines = [Server(one, settings, _TOKENS, Puller(pulling)) for one in found[:-1]]
-            self._engines.append(Server(stray, settings, _TOKENS, _Nearby(pulling)))
-            for engine in self._engines:
-                await engine.start()
+            for _ in range(_TRIES):
+                with contextlib.suppress(OSError):  # somebody else was quicker to take a port
+                    await self._start_engines(settings, pulling)
+                    break
+            stray = self._engines[-1].identity
             self.stray_port, self.stray_control = stray.port, stray.control_port
             try:
                 await self._serve_gateway([engine.url for engine in self._engines[:3]])
             finally:
                 for engine in self._engines:
                     engine.stop()
+
+    async def _start_engines(self, settings: EngineSettings, pulling: aiohttp.ClientSession) -> None:
+        roles: list[tuple[str, Role]] = [
+            ("prefill-0", "prefill"),
+            ("decode-0", "decode"),
+            ("decode-1", "decode"),
+            ("stray", "both"),
+        ]
+        port = free_ports("127.0.0.1", 2 * len(roles))
+        self._engines = []
+        try:
+            for n, (name, role) in enumerate(roles):
+                one = Identity(name, role, "127.0.0.1", port + n, port + len(roles) + n)
+                puller = _Nearby(pulling) if name == "stray" else Puller(pulling)
+                engine = Server(one, settings, _TOKENS, puller)
+                await engine.start()
+                self._engines.append(engine)
+        except OSError:
+            for engine in self._engines:
+                engine.stop()
+            raise
 
     async def _serve_gateway(self, workers: list[str]) -> None:
         config = GatewayConfig(
