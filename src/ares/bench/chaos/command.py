@@ -77,7 +77,7 @@ def command(
     ] = None,
     prefill: Annotated[int | None, typer.Option(min=0, help="Prefill instances; 4 simulated, 1 real.")] = None,
     decode: Annotated[int | None, typer.Option(min=1, help="Decode instances; 60 simulated, 2 real.")] = None,
-    per_process: Annotated[int, typer.Option(min=1, help="Simulated instances that a kill ends at once.")] = 8,
+    per_process: Annotated[int, typer.Option(min=2, help="Simulated instances that a kill ends at once.")] = 8,
     streams: Annotated[int | None, typer.Option(min=1, help="Requests at a time; 1000 simulated, 6 real.")] = None,
     duration: Annotated[float, typer.Option(min=1, help="Seconds of load and events.")] = 120.0,
     speed: Annotated[float, typer.Option(min=0.01, help="How much faster than real time simulated engines are.")] = 1.0,
