@@ -164,6 +164,9 @@ def command(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
     """Drain an instance with moves and without, then restart all under load; status 1 where a request failed."""
+    from ares.cli import signal_as_interrupt
+
+    signal_as_interrupt()
     settings = local.ClusterSettings(
         model=model,
         decode=decode,

@@ -196,6 +196,9 @@ def command(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
     """Kill workers under load: time to the first resumed token, requests lost, tokens wrong; status 1 where any was."""
+    from ares.cli import signal_as_interrupt
+
+    signal_as_interrupt()
     settings = local.ClusterSettings(
         model=model,
         decode=decode,

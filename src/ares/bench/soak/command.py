@@ -172,6 +172,9 @@ def command(
     report: Annotated[Path | None, typer.Option(help="Folder for the picture.")] = None,
 ) -> None:
     """Run mixed traffic and moves: tokens, leaks, leases, what is left at the end; status 1 where anything is wrong."""
+    from ares.cli import signal_as_interrupt
+
+    signal_as_interrupt()
     settings = local.ClusterSettings(
         model=model,
         decode=decode,
