@@ -19,11 +19,9 @@ from rich.table import Table
 
 from ares import local
 from ares.bench import steady
-from ares.bench.environment import describe
 from ares.bench.live import client
 from ares.bench.live.client import Observed
 from ares.bench.moves import blocks, random_streams
-from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL
 
 MOVED, WAITED = "moved", "waited for"
@@ -167,27 +165,15 @@ def command(
     from ares.cli import signal_as_interrupt
 
     signal_as_interrupt()
-    settings = local.ClusterSettings(
-        model=model,
-        decode=decode,
-        preset="off",
-        port=port,
-        worker_flags=("--drain-deadline", str(_DEADLINE_S / 2)),
-        vllm_flags=() if simulate else tuple(local_flags(["--dtype", dtype])),
-        simulate=simulate,
-        per_process=1,
-    )
+    deadline = ("--drain-deadline", str(_DEADLINE_S / 2))
+    settings = steady.engines(model, decode, port, simulate, dtype, worker_flags=deadline)
     console = Console(stderr=True)
     with local.running(settings, console) as cluster:
         figures = asyncio.run(measure(cluster, running, tokens, repeats, streams, console))
     result = {
-        "benchmark": "drain",
-        "model": model,
-        "engines": f"simulated: {simulate}" if simulate else f"vLLM, {dtype}",
-        "decode_instances": decode,
+        **steady.described("drain", model, simulate, dtype, decode),
         "running": running,
         "tokens_of_a_request": tokens,
-        **describe(),
         **figures,
     }
     _show(figures)

@@ -22,11 +22,9 @@ from rich.table import Table
 
 from ares import local
 from ares.bench import steady
-from ares.bench.environment import describe
 from ares.bench.live import client
 from ares.bench.live.load import Planned
 from ares.bench.moves import blocks, random_streams
-from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL
 
 # What is in flight when an instance dies is one or two tokens: a stream with this many since has resumed.
@@ -199,27 +197,15 @@ def command(
     from ares.cli import signal_as_interrupt
 
     signal_as_interrupt()
-    settings = local.ClusterSettings(
-        model=model,
-        decode=decode,
-        preset="off",
-        port=port,
-        vllm_flags=() if simulate else tuple(local_flags(["--dtype", dtype])),
-        simulate=simulate,
-        per_process=1,
-    )
+    settings = steady.engines(model, decode, port, simulate, dtype)
     console = Console(stderr=True)
     before = steady.machine_load()
     with local.running(settings, console) as cluster:
         figures = asyncio.run(measure(cluster, kills, prefill_kills, streams, tokens, console))
     result = {
-        "benchmark": "kills",
-        "model": model,
-        "engines": f"simulated: {simulate}" if simulate else f"vLLM, {dtype}",
-        "decode_instances": decode,
+        **steady.described("kills", model, simulate, dtype, decode),
         "streams_at_a_time": streams,
         "tokens_of_a_stream": tokens,
-        **describe(),
         "load_average": {"before": before, "after": steady.machine_load()},
         **figures,
     }

@@ -13,10 +13,12 @@ from typing import Any
 import aiohttp
 
 from ares import local
+from ares.bench.environment import describe
 from ares.bench.live import client
 from ares.bench.live.client import Observed
 from ares.bench.live.load import Planned
 from ares.bench.moves import play
+from ares.engine.defaults import local_flags
 
 _POLL_S = 0.05
 # A worker that restarts is up by then, or it is a failure.
@@ -140,6 +142,34 @@ class Load:
 
     def _length(self, seen: Observed) -> int:
         return len(self.expected.get(seen.name.rpartition(".")[0], ()))
+
+
+def engines(
+    model: str,
+    decode: int,
+    port: int,
+    simulate: str | None,
+    dtype: str,
+    preset: str = "off",
+    worker_flags: tuple[str, ...] = (),
+) -> local.ClusterSettings:
+    """Return one prefill and so many decode instances, each in a process of its own: real ones, or simulated."""
+    return local.ClusterSettings(
+        model=model,
+        decode=decode,
+        preset=preset,
+        port=port,
+        worker_flags=worker_flags,
+        vllm_flags=() if simulate else tuple(local_flags(["--dtype", dtype])),
+        simulate=simulate,
+        per_process=1,
+    )
+
+
+def described(name: str, model: str, simulate: str | None, dtype: str, decode: int) -> dict[str, Any]:
+    """Return what a result says of itself before its figures."""
+    kind = f"simulated: {simulate}" if simulate else f"vLLM, {dtype}"
+    return {"benchmark": name, "model": model, "engines": kind, "decode_instances": decode, **describe()}
 
 
 async def row(http: aiohttp.ClientSession, url: str, name: str) -> dict[str, Any]:

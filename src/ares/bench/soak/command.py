@@ -15,14 +15,12 @@ from rich.table import Table
 
 from ares import local
 from ares.bench import steady
-from ares.bench.environment import describe
 from ares.bench.live import client
 from ares.bench.moves import keep_moving
 from ares.bench.soak import judge, samples
 from ares.bench.soak.cases import cases, known
 from ares.bench.soak.samples import Sample
 from ares.bench.soak.traffic import Tally, Traffic
-from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL
 
 _MODES = ("stop_and_copy", "pre_copy")
@@ -175,28 +173,16 @@ def command(
     from ares.cli import signal_as_interrupt
 
     signal_as_interrupt()
-    settings = local.ClusterSettings(
-        model=model,
-        decode=decode,
-        preset=preset,
-        port=port,
-        vllm_flags=() if simulate else tuple(local_flags(["--dtype", dtype])),
-        simulate=simulate,
-        per_process=1,
-    )
+    settings = steady.engines(model, decode, port, simulate, dtype, preset)
     console = Console(stderr=True)
     before = steady.machine_load()
     with local.running(settings, console) as cluster:
         figures, taken = asyncio.run(soak(cluster, 60 * minutes, users, interval, lull, console))
     wrong = unmet(figures)
     result = {
-        "benchmark": "soak",
-        "model": model,
-        "engines": f"simulated: {simulate}" if simulate else f"vLLM, {dtype}",
-        "decode_instances": decode,
+        **steady.described("soak", model, simulate, dtype, decode),
         "preset": preset,
         "users": users,
-        **describe(),
         "load_average": {"before": before, "after": steady.machine_load()},
         "verdict": wrong or "everything held",
         "not_counted": _NOT_COUNTED,
