@@ -215,13 +215,18 @@ def running(settings: ClusterSettings, console: Console | None = None) -> Iterat
 def core_bindings(prefill: int, decode: int, cores: list[int]) -> list[str]:
     """Return the cores of each instance, prefill first, as vLLM's binding strings.
 
-    Each decode instance gets cores of its own, since its step time is what users feel; with fewer cores than decode
-    instances, they take turns on them. Prefill instances share what is left, or everything where nothing is left.
+    Each decode instance gets cores of its own, since its step time is what users feel; prefill instances get what is
+    left. Where there are fewer cores than instances, these take turns on single ones: the threads of a step wait for
+    each other, and for long where others keep their cores busy.
     """
-    share = max(1, (len(cores) - (1 if len(cores) > decode else 0)) // decode)
-    blocks = [[cores[(n * share + k) % len(cores)] for k in range(share)] for n in range(decode)]
-    rest = cores[decode * share :] or cores
-    return [",".join(map(str, block)) for block in [rest] * prefill + blocks]
+    own = max(1, (len(cores) - (1 if len(cores) > decode else 0)) // decode)
+    left = cores[decode * own :]
+    dealt = _deal(left or cores, prefill, max(1, len(left) // max(prefill, 1))) + _deal(cores, decode, own)
+    return [",".join(map(str, block)) for block in dealt]
+
+
+def _deal(cores: list[int], count: int, each: int) -> list[list[int]]:
+    return [[cores[(n * each + k) % len(cores)] for k in range(each)] for n in range(count)]
 
 
 def _start_workers(cluster: Cluster) -> None:
