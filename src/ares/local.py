@@ -287,8 +287,10 @@ def _spawn(command: list[str], environment: dict[str, str] | None, sink: BinaryI
         stdin=subprocess.DEVNULL,
         stdout=sink,
         stderr=subprocess.STDOUT,
-        # A group of its own, so that one signal reaches it with all its children and Ctrl-C reaches only us.
-        start_new_session=True,
+        # A group of its own, so that one signal reaches it with all its children and Ctrl-C reaches only us. No session
+        # of its own: the kernel shares a core out between sessions (sched_autogroup_enabled), and has let the prefill
+        # engine wait for seconds behind the decode engine on its core.
+        process_group=0,
         preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call into libc, no threads yet
     )
 

@@ -7,10 +7,12 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -45,9 +47,9 @@ def status(
         return
     console = Console()
     console.print(f"gateway: {read['gateway']}, controller: {_turns(read['controller'])}", highlight=False)
-    for name, rows in (("instances", read["instances"]), ("requests", read["requests"])):
-        console.print(_table(name, rows))
-    console.print(_table("recent moves", read["migrations"][-10:]))
+    console.print(_table("instances", _INSTANCES, read["instances"]))
+    console.print(_table("requests", _REQUESTS, read["requests"]))
+    console.print(_table("recent moves", _MOVES, read["migrations"][-10:]))
 
 
 def migrate(
@@ -63,7 +65,7 @@ def migrate(
     if as_json:
         typer.echo(json.dumps(record, indent=2))
     else:
-        Console().print(_table("move", [record]))
+        Console().print(_table("move", _MOVES, [record]))
     if record["outcome"] != "moved":
         sys.exit(1)
 
@@ -209,45 +211,72 @@ def _call(
         fail(f"no gateway at {url}: {error}; start one with `ares up`, or give --url", 1)
 
 
-_ONLY_IN_JSON = frozenset(
-    [
-        "url",
-        "capacity_tokens",
-        "kv_blocks_used",
-        "kv_blocks",
-        "step_time_s",
-        "step_law",
-        "left",
-        "pinned",
-        "predicted_peak_tokens",
-        "sequences",
-        "resident_tokens",
-        "prompt_tokens",
-        "remaining_p10",
-        "precopy_s",
-        "cut_s",
-        "accept_s",
-        "queued_s",
-        "started_at",
-    ]
-)
+Row = dict[str, Any]
 
 
-def _table(title: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=title, title_justify="left", padding=(0, 0))
-    if not rows:
-        table.add_column("none")
-        return table
-    # What fits a terminal; --json has every field.
-    names = [name for name in rows[0] if name not in _ONLY_IN_JSON]
-    for name in names:
-        table.add_column(name.replace("_", " "), overflow="fold")
+def _state(row: Row) -> str:
+    return "silent" if not row["healthy"] else "draining" if row["draining"] else "ok"
+
+
+def _memory(row: Row) -> str | None:
+    return f"{row['kv_blocks_used'] / row['kv_blocks']:.0%}" if row.get("kv_blocks") else None
+
+
+def _where(row: Row) -> str:
+    return str(row["instance"] if row["state"] == "decoding" else row["state"])
+
+
+def _to_come(row: Row) -> str | None:
+    middle, high = row.get("remaining_p50"), row.get("remaining_p90")
+    return f"{middle:,.0f} ({high:,.0f})" if middle is not None and high is not None else None
+
+
+def _stall_ms(row: Row) -> float | None:
+    return 1e3 * row["stall_s"] if row["stall_s"] is not None else None
+
+
+def _field(name: str) -> Callable[[Row], Any]:
+    return lambda row: row.get(name)
+
+
+# What fits a terminal of 80 columns; --json has every field.
+_INSTANCES = {
+    "instance": _field("name"),
+    "role": _field("role"),
+    "state": _state,
+    "running": _field("running"),
+    "waiting": _field("waiting"),
+    "KV": _memory,
+    "to come": _field("predicted_remaining_tokens"),
+    "preempted": _field("preemptions"),
+}
+_REQUESTS = {
+    "request": _field("id"),
+    "where": _where,
+    "output": _field("output_tokens"),
+    "to come (P90)": _to_come,
+    "moves": _field("moves"),
+    "stays, for": _field("reason"),
+}
+_MOVES = {
+    "request": _field("request_id"),
+    "way": lambda row: f"{row['source']} → {row['target']}",
+    "why": _field("reason"),
+    "outcome": _field("outcome"),
+    "stall ms": _stall_ms,
+}
+
+
+def _table(title: str, columns: dict[str, Callable[[Row], Any]], rows: list[Row]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, name in enumerate(columns if rows else ("none",)):
+        table.add_column(name, overflow="fold", no_wrap=number == 0)
     for row in rows:
-        table.add_row(*(_cell(row.get(name)) for name in names))
+        table.add_row(*(_cell(read(row)) for read in columns.values()))
     return table
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:,.0f}" if isinstance(value, float) else str(value)

@@ -42,6 +42,7 @@ COMMANDS = [
     wire.Copy(2, "key", "pin", 100),
     wire.Release("key"),
     wire.Drain(False),
+    wire.Lease(3, "gateway", 5.0),
 ]
 ROWS = [wire.Row(f"key-{n}", 40, 5, "running", (1.0, 5.0, 50.0)) for n in range(4)]
 EVENTS = [
@@ -52,6 +53,7 @@ EVENTS = [
     wire.Predicted("key", (1.0, 2.0, 3.0)),
     wire.Handover(1, "key", "pinned", 3, [1, 2, 3], {"remote_num_tokens": 9}),
     wire.Copied(2, "pin", 16, {"remote_num_tokens": 9}),
+    wire.Leased(3, "gateway", True),
 ]
 _HEAD = msgspec.msgpack.encode({"type": "cut", "call": 1, "key": "k"})[1:]
 # A field that nobody knows, nested without end; and text that is not UTF-8.

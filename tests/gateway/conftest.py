@@ -1,14 +1,16 @@
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from ares.gateway.sampling import Sampling
 from ares.gateway.text import TextModel
 from tests.gateway.fakes import FakeInstance, instances
-
-VOCABULARY = 259
+from tests.gateway.running import PROMPT, VOCABULARY, Bench, Run, Start, acquaint
 
 
 @pytest.fixture
@@ -24,6 +26,35 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ares.gateway.instances._SILENT_S", 0.3)
     monkeypatch.setattr("ares.gateway.instances._SILENT_INTERVALS", 5)
     monkeypatch.setattr("ares.gateway.instances._RETRY_S", 0.05)
+
+
+@pytest.fixture
+async def bench(fakes: list[FakeInstance], impatient: None) -> AsyncIterator[Bench]:
+    pool, http = await acquaint(fakes)
+    yield Bench(fakes, pool)
+    await pool.stop()
+    await http.close()
+
+
+@pytest.fixture
+async def start(bench: Bench) -> AsyncIterator[Start]:
+    runs: list[Run] = []
+
+    def begin(
+        maximum: int = 60,
+        *,
+        prompt: list[int] = PROMPT,
+        timeout_s: float = 1.0,
+        pinned: str | None = None,
+        **parameters: Any,
+    ) -> Run:
+        runs.append(Run(bench, Sampling(parameters, maximum, 0, pinned), prompt, timeout_s))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.task.cancel()
+    await asyncio.gather(*(run.task for run in runs), return_exceptions=True)
 
 
 @pytest.fixture(scope="session")

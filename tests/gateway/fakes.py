@@ -68,6 +68,8 @@ class Faults:
     """Accept the connection and never answer."""
     silent_stream: bool = False
     """Answer, and never send a token."""
+    mute_after: int | None = None
+    """Lose what a stream sends after so many tokens, also its end."""
     answer_after_s: float = 0.0
     """Answer a generation this late."""
     break_after: int | None = None
@@ -307,7 +309,12 @@ class FakeInstance:
     async def _stream(self, request: web.Request, work: Work) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        while (line := await work.lines.get()) is not None:
+        for count in itertools.count():
+            line = await work.lines.get()
+            if self.faults.mute_after is not None and count >= self.faults.mute_after:
+                await asyncio.Event().wait()
+            if line is None:
+                break
             await response.write(line)
         if work.reset:
             if request.transport is not None:

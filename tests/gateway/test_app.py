@@ -17,8 +17,8 @@ from ares.config import GatewayConfig
 from ares.gateway import app as application
 from ares.gateway.responses import RememberSend
 from ares.gateway.service import Gateway
-from tests.gateway.conftest import VOCABULARY
 from tests.gateway.fakes import FakeInstance, eventually, expected, free_port, instances
+from tests.gateway.running import VOCABULARY
 
 MODEL = "some/model"
 PROMPT = [10, 20, 30, 40, 50]

@@ -17,8 +17,8 @@ from ares.gateway import dashboard, feed
 from ares.gateway.migration import Migration
 from ares.gateway.responses import RememberSend
 from ares.gateway.server import Server
-from tests.gateway.conftest import VOCABULARY
 from tests.gateway.fakes import FakeInstance, eventually, free_port, instances
+from tests.gateway.running import VOCABULARY
 from tests.gateway.test_app import Service, failure, serving
 
 FILES = {name: body.decode() for name, body in dashboard._FILES.items()}

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.gateway.browser import Browser, NoBrowserError, browser
-from tests.gateway.conftest import VOCABULARY
 from tests.gateway.fakes import eventually, instances
+from tests.gateway.running import VOCABULARY
 from tests.gateway.stage import Show, Stage
 from tests.gateway.test_app import serving
 

@@ -20,8 +20,8 @@ from ares.gateway.engine import EngineLostError
 from ares.gateway.sequence import Sequence
 from ares.gateway.service import Gateway
 from tests.gateway import fakes as stand_ins
-from tests.gateway.conftest import VOCABULARY
 from tests.gateway.fakes import FakeInstance, instances
+from tests.gateway.running import VOCABULARY
 from tests.gateway.test_app import serving
 from tests.gateway.test_service import Client, configuration, find, sample, started
 

@@ -12,8 +12,8 @@ import pytest
 from ares import wire
 from ares.gateway.replay import replay
 from ares.gateway.service import Gateway
-from tests.gateway.conftest import VOCABULARY
 from tests.gateway.fakes import FakeInstance, eventually, expected, instances
+from tests.gateway.running import VOCABULARY
 from tests.gateway.test_service import Client, configuration, find, sample, started, view
 
 PRESET = "ares-no-prediction"

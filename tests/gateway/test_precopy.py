@@ -10,8 +10,8 @@ from ares.gateway.migration import Migration, NotMovableError
 from ares.gateway.precopy import WantedMode
 from ares.gateway.sequence import Sequence
 from ares.gateway.service import COMMANDED, Gateway
-from tests.gateway.conftest import VOCABULARY
 from tests.gateway.fakes import FakeInstance, eventually, instances
+from tests.gateway.running import VOCABULARY
 from tests.gateway.test_service import Client, configuration, find, sample, started
 
 PROMPT = list(range(10, 90))  # 80 tokens: five full blocks of 16

@@ -20,8 +20,8 @@ from ares.gateway.sequence import Sequence
 from ares.gateway.service import COMMANDED, Gateway, TargetError
 from ares.gateway.view import View
 from ares.policy import Cluster, Move, RebalanceSettings
-from tests.gateway.conftest import VOCABULARY
 from tests.gateway.fakes import FakeInstance, eventually, expected, instances
+from tests.gateway.running import VOCABULARY
 
 PROMPT = [10, 20, 30, 40, 50]
 

@@ -16,8 +16,8 @@ from ares.gateway import app as application
 from ares.gateway.responses import RememberSend
 from ares.gateway.server import Server
 from ares.gateway.shutdown import Shutdown, ShuttingDownError
-from tests.gateway.conftest import VOCABULARY
 from tests.gateway.fakes import FakeInstance, eventually, expected, free_port
+from tests.gateway.running import VOCABULARY
 from tests.gateway.test_app import Service, failure
 from tests.gateway.test_service import configuration
 

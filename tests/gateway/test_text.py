@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from ares.gateway.text import Detokenizer, TemplateError, TextModel
-from tests.gateway.conftest import VOCABULARY
+from tests.gateway.running import VOCABULARY
 
 EOS = 2
 

@@ -10,13 +10,13 @@ from ares import local
 from tests.integration.client import Client
 
 PROMPT = list(range(2000, 2200))
-LENGTH = 800
+LENGTH = 400
 
 
 def again(part: local.Part) -> subprocess.Popen[bytes]:
     """Start a part as it was started."""
     with part.log.open("ab") as sink:
-        return subprocess.Popen(part.process.args, stdout=sink, stderr=sink, start_new_session=True)
+        return subprocess.Popen(part.process.args, stdout=sink, stderr=sink, process_group=0)
 
 
 async def decodes_on(client: Client, name: str) -> bool:

@@ -196,7 +196,7 @@ def _served(name: str, command: list[str], port: int, logs: Path, route: str, wo
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=sink,
-            start_new_session=True,
+            process_group=0,
         )
     try:
         deadline = time.monotonic() + _START_TIMEOUT_S

@@ -100,6 +100,11 @@ class Stream(asyncio.Protocol):
         self._complete = False
         self._lost: Exception | None = None
 
+    @property
+    def starved(self) -> bool:
+        """Whether its reader waits for something to arrive."""
+        return self._arrival is not None and not self._arrival.done()
+
     async def batches(self) -> AsyncIterator[list[Delta]]:
         """Yield what each read brought, parsed once.
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -13,13 +13,10 @@ from ares.gateway.migration import Move, Pin, Segment
 from ares.gateway.objectives import Objective
 from ares.gateway.patience import Patience, is_dead
 from ares.gateway.sampling import Sampling
+from ares.wire import Row
 
 # Given new tokens; returns whether the output is complete (a stop string was found).
 Emit = Callable[[list[Delta]], Awaitable[bool]]
-
-# An instance keeps KV for 30 s (vLLM's kv_lease_duration), and whoever pulls it later reads what is somebody else's by
-# then: KV that has waited for longer than this is computed again.
-HELD_S = 20.0
 
 Phase = Literal["prefill", "held", "entering", "decoding", "suspended"]
 
@@ -78,11 +75,12 @@ class Entering:
     _finished: bool = False
     _closed: bool = False
     _losses: int = 0
+    # It was told to leave its instance, which is not the instance's fault.
+    _left: bool = False
     _last_token_at: float = 0.0
     _move: Move | None = None
-    # The KV that waits for this sequence, until somebody else has it, and since when.
+    # The KV that waits for this sequence, until somebody else has it.
     _holder: Pin | None = None
-    _held_since: float = 0.0
     _pausing: bool = False
     _withdrawn: bool = False
     _patience: Patience = field(default_factory=Patience)
@@ -103,29 +101,50 @@ class Entering:
         """Prompt and output tokens so far."""
         return len(self.prompt) + len(self.emitted)
 
-    def supervise(self, loading_s: float) -> None:
-        """Stop waiting for an instance that has frozen, or for KV that does not come.
+    def overdue(self, rows: Mapping[str, Row]) -> str | None:
+        """Return what should have come by what instances report, in words that stay the same until it does; or None.
+
+        That is KV that a pull brings, tokens that the instance has generated, or any answer of one that has nothing
+        of the sequence (any more): a network may lose a connection without a word.
 
         Parameters
         ----------
-        loading_s
-            For how long the instance has reported the sequence as loading KV.
+        rows
+            The newest row of every request of every instance, by key.
         """
+        segment = self._segment
+        instance = segment.instance if segment is not None else self._patience.instance
+        if instance is None or not instance.healthy:
+            return None
+        key = segment.key if segment is not None else self._newest_key
+        row = rows.get(key)
+        if row is not None and row.state == "loading":
+            return f"KV of {key}"
+        if segment is not None and not segment.stream.starved:  # the client does not read
+            return None
+        received = len(self.emitted) - segment.base if segment is not None else 0
+        return f"token {received} of {key}" if row is None or row.output > received else None
+
+    def supervise(self, overdue_s: float) -> None:
+        """Stop waiting for an instance that has frozen, or for what has been overdue for so long."""
         self._patience.give_up_if_frozen()
         segment, longest = self._segment, 2 * self.handover_timeout_s
-        # Telemetry may be old or wrong: whoever gets tokens waits for no KV.
-        stuck = loading_s > longest and time.monotonic() - self._last_token_at > longest
+        # Telemetry may be old or wrong: whoever gets tokens waits for nothing.
+        stuck = overdue_s > longest and time.monotonic() - self._last_token_at > longest
         if segment is not None and (stuck or is_dead(segment.instance, self._last_token_at)):
             segment.stream.close()
+        elif segment is None and stuck and (asked := self._patience.instance) is not None:
+            self._patience.give_up(asked)
 
     def works_on(self, instance: Instance) -> bool:
         """Whether an instance does something for it."""
-        return self.instance is instance or self._patience.waits_for(instance)
+        return self.instance is instance or self._patience.instance is instance
 
     def leave(self, instance: Instance) -> None:
         """Break off what it does on an instance: it goes on elsewhere from its tokens, or fails where it cannot."""
         self._patience.give_up(instance)
         if self._segment is not None and self._segment.instance is instance:
+            self._left = True
             self._segment.stream.close()
 
     # --- getting onto instances ---
@@ -150,7 +169,7 @@ class Entering:
                 self._free_holder()
                 instance.blame(error)
                 continue
-            self._held_since = time.monotonic()
+            self._holder = self._holder and self._holder.now()
             if (said := instance.predicted(key)) is not None:
                 self.predicted = (said, self.tokens)
             if self.sampling.pinned is not None and not alone:
@@ -200,9 +219,7 @@ class Entering:
     ) -> Segment:
         """Start a segment; returns when the instance has accepted it."""
         key = key or self._next_key()
-        if transfer is not None and (
-            self._holder is None or not self._holder.kept or time.monotonic() - self._held_since > HELD_S
-        ):
+        if transfer is not None and (self._holder is None or not self._holder.kept):
             # Those blocks may be somebody else's by now; what is computed again is right. A client that does not read
             # may hold a sequence up for long.
             self._free_holder()
@@ -227,6 +244,10 @@ class Entering:
 
     def _next_key(self) -> str:
         self._segments += 1
+        return self._newest_key
+
+    @property
+    def _newest_key(self) -> str:
         return f"{self.gateway}/{self._nonce}/{self._segments}"
 
     async def _give(self, batch: list[Delta], emit: Emit) -> bool:

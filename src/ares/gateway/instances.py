@@ -284,7 +284,6 @@ class Instance:
             if self._malformed.bit_count() == 1:  # ever less often
                 logger.warning("%s: dropped %d malformed messages: %s", self.name, self._malformed, error)
             return
-        self._last_message = time.monotonic()
         if isinstance(event, wire.Telemetry | wire.Hello):  # an answer to a `Lease` says nothing of its load
             self._heard = self._last_message
         self.subscription.heard(again=isinstance(event, wire.Hello))

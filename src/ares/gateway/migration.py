@@ -2,12 +2,16 @@
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ares import wire
 from ares.gateway.engine import EngineLostError, Stream
 from ares.gateway.instances import Instance
 from ares.policy.transfer import STOP_AND_COPY, Mode
+
+# An instance keeps KV for 30 s (vLLM's kv_lease_duration), and whoever pulls it later reads what is somebody else's by
+# then: KV that has waited for longer than this is computed again.
+KEPT_S = 20.0
 
 
 class NotMovableError(Exception):
@@ -66,21 +70,29 @@ class Migration:
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """KV that an instance keeps under `key` until somebody pulls it; `since` numbers our subscription there."""
+    """KV that an instance keeps under `key` until somebody pulls it.
+
+    `since` numbers our subscription there, `pinned_at` is on the clock of `time.monotonic`.
+    """
 
     instance: Instance
     key: str
     since: int
+    pinned_at: float = field(default_factory=time.monotonic)
 
     @classmethod
     def at(cls, instance: Instance, key: str) -> "Pin":
         """Return what is, or will be, pinned from now on."""
         return cls(instance, key, instance.subscription.number)
 
+    def now(self) -> "Pin":
+        """Return what was to be pinned, and has just been."""
+        return replace(self, pinned_at=time.monotonic())
+
     @property
     def kept(self) -> bool:
         """Whether it is certain that the instance has not let go of it."""
-        return self.instance.subscription.unbroken(self.since)
+        return time.monotonic() - self.pinned_at <= KEPT_S and self.instance.subscription.unbroken(self.since)
 
 
 @dataclass(slots=True)

@@ -47,9 +47,10 @@ class Patience:
         if self._instance is not None and is_dead(self._instance, self._since):
             self.give_up(self._instance)
 
-    def waits_for(self, instance: Instance) -> bool:
-        """Whether this instance is to answer."""
-        return self._instance is instance
+    @property
+    def instance(self) -> Instance | None:
+        """The instance that is to answer."""
+        return self._instance
 
     def give_up(self, instance: Instance) -> None:
         """Stop waiting for this instance."""

@@ -5,9 +5,18 @@ import time
 from dataclasses import dataclass
 
 from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
-from ares.gateway.entering import HELD_S, Emit, Entering
+from ares.gateway.entering import Emit, Entering
 from ares.gateway.instances import Instance
-from ares.gateway.migration import HandoverError, Migration, Move, NotMovableError, Pin, Segment, UntakenError
+from ares.gateway.migration import (
+    KEPT_S,
+    HandoverError,
+    Migration,
+    Move,
+    NotMovableError,
+    Pin,
+    Segment,
+    UntakenError,
+)
 
 # How long a `Handover` may trail the end of the stream that it explains, or an `Admitted` the first token.
 _LAG_S = 1.0
@@ -83,7 +92,7 @@ class Sequence(Entering):
             return None
         where: Instance | None = None
         try:
-            async with asyncio.timeout(HELD_S):
+            async with asyncio.timeout(KEPT_S):
                 where = await self._admission(set())
         except TimeoutError:
             self._free_holder()
@@ -167,7 +176,7 @@ class Sequence(Entering):
             return record
         known = time.monotonic()
         record.cut_s = known - ordered
-        self._holder, self._held_since = Pin.at(source.instance, source.key), known
+        self._holder = Pin.at(source.instance, source.key)
         move.handover.set_result(cut)
         if move.missing(len(self.emitted)) is None:
             await move.relayed.wait()
@@ -261,9 +270,10 @@ class Sequence(Entering):
                     error = second
             move.abandon()
             self._settle(move, "returned")
-        elif not isinstance(error, UntakenError):
+        elif not (self._left or isinstance(error, UntakenError)):
             lost.instance.mark_lost()
             self._losses += 1
+        self._left = False
         self._free_holder()
         # The source still has the full blocks of this sequence in its prefix cache.
         prefer = source if source.open and not source.lacks(self.sampling.needs) else None

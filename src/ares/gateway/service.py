@@ -252,7 +252,7 @@ class Gateway:
         return record
 
     async def _supervise(self) -> None:
-        """Let sequences give up on instances that have frozen and on KV that does not come."""
+        """Let sequences give up on instances that have frozen and on what does not come."""
         since: dict[str, float] = {}
         while True:
             await asyncio.sleep(_SUPERVISION_S)
@@ -263,14 +263,16 @@ class Gateway:
                 self.metrics.faults.labels("supervision").inc()
 
     def _look_after(self, since: dict[str, float]) -> dict[str, float]:
-        """Look once; `since` and what is returned tell since when instances report keys as loading KV."""
-        now = time.monotonic()
-        rows = [row for i in self.pool.instances if i.telemetry for row in i.telemetry.rows]
-        since = {row.key: since.get(row.key, now) for row in rows if row.state == "loading"}
+        """Look once; `since` and what is returned tell since when what is overdue has been so."""
+        now, seen = time.monotonic(), dict[str, float]()
+        rows = rows_by_key(self.pool.instances)
         for sequence in self.sequences.values():
-            sequence.supervise(now - since.get(sequence.key or "", now))
-        self._scores.look(self.sequences.values(), rows_by_key(self.pool.instances))
-        return since
+            overdue = sequence.overdue(rows)
+            if overdue is not None:
+                seen[overdue] = since.get(overdue, now)
+            sequence.supervise(now - seen[overdue] if overdue is not None else 0.0)
+        self._scores.look(self.sequences.values(), rows)
+        return seen
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         task = asyncio.create_task(work)

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import random
+import statistics
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,34 +17,55 @@ from rich.table import Table
 from ares import local
 from ares.bench.environment import describe
 from ares.bench.live import client, judge, load
+from ares.bench.live.judge import PrefillLaw
 from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL
 
+# What first tokens are timed with, beside streams that keep the decode instances busy meanwhile.
+_SHORT_PROMPT, _LONG_PROMPT, _TIMED, _LONG_OUTPUT = 32, 544, 5, 600
 # vLLM wants room for the longest sequence that it is told of.
 _SHORT = ("--max-model-len", "2048")
 PRESETS = "static-rr,static-least-loaded,ares-no-prediction,ares"
 
 
-async def _prefill_token_s(url: str, model: str) -> float:
-    """Return the seconds that a prompt token costs on an idle cluster, from prompts of two lengths."""
+async def _prefill_law(url: str, model: str, decode: int) -> PrefillLaw:
+    """Time the first tokens of prompts of two lengths, while the decode instances are as busy as in the runs."""
+    generator = random.Random(5)  # noqa: S311 - a workload, not a secret
+
+    def body(length: int, tokens: int) -> dict[str, Any]:
+        prompt = [generator.randrange(1000, 40000) for _ in range(length)]  # nothing that a prefix cache has seen
+        return {"model": model, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "temperature": 0}
+
     async with aiohttp.ClientSession() as http:
-        times = {}
-        for length in (32, 32, 544, 544):
-            body = {"model": model, "prompt": [1000 + length + n for n in range(length)], "max_tokens": 1}
-            begun = asyncio.get_running_loop().time()
-            async with http.post(f"{url}/v1/completions", json=body) as reply:
+
+        async def complete(length: int, tokens: int) -> float:
+            begun = time.monotonic()
+            async with http.post(f"{url}/v1/completions", json=body(length, tokens)) as reply:
                 reply.raise_for_status()
                 await reply.read()
-            times[length] = asyncio.get_running_loop().time() - begun
-    return max((times[544] - times[32]) / 512, 1e-7)
+            return time.monotonic() - begun
+
+        await complete(_SHORT_PROMPT, 1)  # the first one of an engine takes longer
+        busy = [asyncio.create_task(complete(_SHORT_PROMPT, _LONG_OUTPUT)) for _ in range(2 * decode)]
+        await asyncio.sleep(2.0)
+        times: dict[int, list[float]] = {_SHORT_PROMPT: [], _LONG_PROMPT: []}
+        for _ in range(_TIMED):
+            for length, seen in times.items():
+                seen.append(await complete(length, 1))
+        for task in busy:
+            task.cancel()
+        await asyncio.gather(*busy, return_exceptions=True)
+    short, long = (statistics.median(seen) for seen in times.values())
+    token_s = max((long - short) / (_LONG_PROMPT - _SHORT_PROMPT), 1e-7)
+    return PrefillLaw(max(short - _SHORT_PROMPT * token_s, 1e-6), token_s)
 
 
 async def _measure(
     url: str, model: str, presets: list[str], planned: list[load.Planned], rounds: int, console: Console
-) -> tuple[list[list[client.Run]], list[dict[str, Any]], float]:
+) -> tuple[list[list[client.Run]], list[dict[str, Any]], PrefillLaw]:
     async with aiohttp.ClientSession() as http:
         instances = (await client.status(http, url))["instances"]
-    token_s = await _prefill_token_s(url, model)
+    law = await _prefill_law(url, model, sum(row["role"] != "prefill" for row in instances))
     every: list[list[client.Run]] = []
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
@@ -53,7 +77,7 @@ async def _measure(
                 task = progress.add_task(f"round {number + 1}, {name}", total=len(planned))
                 runs.append(await client.run(url, model, name, planned, lambda task=task: progress.advance(task)))  # type: ignore[misc]
             every.append(runs)
-    return every, instances, token_s
+    return every, instances, law
 
 
 def command(
@@ -126,7 +150,7 @@ def command(
     )
     console = Console(stderr=True)
     with local.running(settings, console) as cluster:
-        every, instances, token_s = asyncio.run(_measure(cluster.url, model, names, planned, rounds, console))
+        every, instances, law = asyncio.run(_measure(cluster.url, model, names, planned, rounds, console))
     from ares.bench.live import fidelity  # the simulator takes its time to load
 
     runs, slo = [run for one in every for run in one], (slo_ttft, slo_tpot)
@@ -144,10 +168,11 @@ def command(
         "rate": (len(planned) - 1) / (planned[-1].at_s - planned[0].at_s),
         "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot},
         **describe(),
+        "prefill_law_s": {"base": law.base_s, "token": law.token_s},
         "rounds": [{"runs": list(one.values())} for one in figures],
         "ratios": [judge.ratios(figures, name, base) for name in names if name not in bases for base in bases],
         "requests_with_differing_tokens": judge.differing(runs),
-        "simulator": [said for run in runs if (said := fidelity.predicted(run, instances, token_s, slo)) is not None],
+        "simulator": [said for run in runs if (said := fidelity.predicted(run, instances, law, slo)) is not None],
     }
     _show(names, figures, result)
     if report is not None:

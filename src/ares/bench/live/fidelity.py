@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ares.bench.live.client import Run
-from ares.bench.live.judge import lengths
+from ares.bench.live.judge import PrefillLaw, lengths
 from ares.policy import preset
 from ares.simulator import metrics
 from ares.simulator.cluster import Simulation
@@ -15,7 +15,7 @@ from ares.simulator.profile import Profile, StepLaw
 from ares.traces import Workload
 
 
-def profile_of(run: Run, decode: dict[str, Any], prefill_token_s: float, name: str) -> Profile | None:
+def profile_of(run: Run, decode: dict[str, Any], prefill: PrefillLaw, name: str) -> Profile | None:
     """Return what the simulator needs to know of a decode instance; None where its law is not known yet."""
     law = run.laws.get(decode["name"])
     if law is None:
@@ -32,14 +32,14 @@ def profile_of(run: Run, decode: dict[str, Any], prefill_token_s: float, name: s
             base_s=max(law[0], 1e-6),
             per_request_s=law[1],
             per_resident_token_s=law[2],
-            per_prefill_token_s=prefill_token_s,
+            per_prefill_token_s=prefill.token_s,
         ),
         bandwidth_bytes_s=1e9,
     )
 
 
 def predicted(
-    run: Run, instances: list[dict[str, Any]], prefill_token_s: float, slo_s: tuple[float, float]
+    run: Run, instances: list[dict[str, Any]], law: PrefillLaw, slo_s: tuple[float, float]
 ) -> dict[str, Any] | None:
     """Simulate one run with its own arrivals and lengths, under these objectives (first token, every further one).
 
@@ -47,7 +47,7 @@ def predicted(
     """
     came = lengths(run)
     decode = [row for row in instances if row["role"] != "prefill"]
-    profiles = [profile_of(run, row, prefill_token_s, row["name"]) for row in decode]
+    profiles = [profile_of(run, row, law, row["name"]) for row in decode]
     known = [profile for profile in profiles if profile is not None]
     if len(known) < len(profiles) or len(came) < 2:
         return None
@@ -57,7 +57,9 @@ def predicted(
         np.array([max(seen.prompt_tokens, 1) for seen in came], np.int64),
         np.array([len(seen.tokens) for seen in came], np.int64),
     )
-    prefill = [known[0].model_copy(update={"name": row["name"]}) for row in instances if row["role"] == "prefill"]
+    step = known[0].step.model_copy(update={"base_s": law.base_s})
+    prefilling = known[0].model_copy(update={"step": step})
+    prefill = [prefilling.model_copy(update={"name": row["name"]}) for row in instances if row["role"] == "prefill"]
     policy = preset(run.preset)
     policy = replace(policy, suspend_settings=policy.suspend_settings.for_objectives(*slo_s))
     error = ERROR_MODELS["continuous"]

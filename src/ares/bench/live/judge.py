@@ -3,11 +3,18 @@
 import random
 import statistics
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ares.bench.live.client import Observed, Run
+
+
+class PrefillLaw(NamedTuple):
+    """Seconds to the first token: of any prompt, and for each of its tokens."""
+
+    base_s: float
+    token_s: float
 
 
 def summary(run: Run, slo_ttft_s: float, slo_tpot_s: float) -> dict[str, Any]:

@@ -1,0 +1,138 @@
+"""Sequences over fake instances: what runs them, and what they are to give."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ares.gateway import engine
+from ares.gateway.engine import Delta
+from ares.gateway.entering import Entering
+from ares.gateway.instances import Instance, NoInstanceError, Pool
+from ares.gateway.migration import Migration
+from ares.gateway.sampling import Sampling
+from ares.gateway.sequence import Sequence
+from tests.gateway.fakes import FakeInstance, eventually, expected
+
+# Of the fakes and of the tokenizer (tests/gateway/conftest.py).
+VOCABULARY = 259
+PROMPT = [10, 20, 30, 40, 50]
+
+
+class Bench:
+    """A pool over fakes, and the placement of its sequences: the first open instance that may be used."""
+
+    def __init__(self, fakes: list[FakeInstance], pool: Pool) -> None:
+        self.fakes = {fake.name: fake for fake in fakes}
+        self.pool = pool
+        self.order = [fake.name for fake in fakes if fake.role != "prefill"]
+        self.full = False
+
+    def prefill(self) -> Instance | None:
+        return next((i for i in self.pool.instances if i.role == "prefill" and i.open), None)
+
+    async def admit(self, sequence: Entering, exclude: set[str]) -> Instance:
+        for _ in range(15):
+            usable = {i.name: i for i in self.pool.decode() if i.open and i.name not in exclude}
+            chosen = next((usable[name] for name in self.order if name in usable), None)
+            if chosen is not None and not self.full:
+                return chosen
+            await asyncio.sleep(0.2)
+        raise NoInstanceError("no decode instance is ready")
+
+    def instance(self, name: str) -> Instance:
+        found = self.pool.find(name)
+        assert found is not None
+        return found
+
+    async def quiet(self) -> None:
+        """Wait until no fake generates or pins anything."""
+        for fake in self.fakes.values():
+            await fake.until(lambda fake=fake: fake.quiet)
+
+
+class Run:
+    """A sequence that runs, and what it gave out."""
+
+    def __init__(self, bench: Bench, sampling: Sampling, prompt: list[int], timeout_s: float) -> None:
+        self.sequence = Sequence("request", prompt, sampling, bench, timeout_s)
+        self.bench = bench
+        self.tokens: list[int] = []
+        self.deltas: list[Delta] = []
+        self.stop_after: int | None = None
+        self._changed = asyncio.Condition()
+        self.task = asyncio.create_task(self.sequence.run(self._emit))
+
+    async def _emit(self, batch: list[Delta]) -> bool:
+        async with self._changed:
+            for delta in batch:
+                self.deltas.append(delta)
+                self.tokens += delta.token_ids or []
+            self._changed.notify_all()
+        return self.stop_after is not None and len(self.tokens) >= self.stop_after
+
+    async def reached(self, count: int) -> None:
+        async with asyncio.timeout(5), self._changed:
+            await self._changed.wait_for(lambda: len(self.tokens) >= count)
+
+    async def move(self, target: str) -> Migration:
+        """Move; a source that outruns the order, on a busy machine, is held back before it is finished."""
+        source = self.where if self.sequence.instance is not None else None
+        if source is not None and source.hold_at is None:
+            source.hold_at = self.sequence.tokens + 20
+        else:
+            source = None
+        try:
+            async with asyncio.timeout(5):
+                return await self.sequence.migrate(self.bench.instance(target), "test")
+        finally:
+            if source is not None:
+                source.hold_at = None
+
+    async def finish(self) -> list[int]:
+        async with asyncio.timeout(10):
+            await self.task
+        assert self.tokens == self.sequence.emitted
+        return self.tokens
+
+    async def leave(self) -> None:
+        """Leave as a client does."""
+        self.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await self.task
+
+    @property
+    def where(self) -> FakeInstance:
+        assert self.sequence.instance is not None
+        return self.bench.fakes[self.sequence.instance.name]
+
+    @property
+    def finish_reasons(self) -> list[str]:
+        return [delta.finish_reason for delta in self.deltas if delta.finish_reason is not None]
+
+
+Start = Callable[..., Run]
+
+
+async def acquaint(fakes: list[FakeInstance]) -> tuple[Pool, Any]:
+    http = engine.session()
+    pool = Pool([fake.url for fake in fakes], http, 0.02)
+    pool.start()
+    await eventually(lambda: all(i.healthy and i.hello for i in pool.instances), 15)
+    return pool, http
+
+
+def undisturbed(count: int, prompt: list[int] = PROMPT, eos_at: int | None = None) -> list[int]:
+    return expected(prompt, count, vocabulary=VOCABULARY, eos_at=eos_at)
+
+
+def hold(bench: Bench, output: int) -> None:
+    """Let no decode instance generate further than so many output tokens."""
+    for fake in bench.fakes.values():
+        fake.hold_at = len(PROMPT) + output
+
+
+def let_go(bench: Bench) -> None:
+    for fake in bench.fakes.values():
+        fake.hold_at = None
