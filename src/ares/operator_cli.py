@@ -270,7 +270,7 @@ _MOVES = {
 def _table(title: str, columns: dict[str, Callable[[Row], Any]], rows: list[Row]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, name in enumerate(columns if rows else ("none",)):
-        table.add_column(name, overflow="fold", no_wrap=number == 0)
+        table.add_column(name, overflow="fold", no_wrap=number < 2)
     for row in rows:
         table.add_row(*(_cell(read(row)) for read in columns.values()))
     return table
