@@ -22,8 +22,9 @@ from ares.config import GatewayConfig
 from ares.engine.drain import OwnChannel
 from ares.gateway import app as application
 from ares.gateway import engine
-from ares.gateway.instances import Instance, Pool
+from ares.gateway.instances import Instance
 from ares.gateway.migration import Segment
+from ares.gateway.pool import Pool
 from ares.gateway.sampling import Sampling
 from ares.gateway.sequence import Sequence
 from ares.gateway.service import Gateway

@@ -9,8 +9,9 @@ import pytest
 from ares.gateway import engine
 from ares.gateway.engine import Delta
 from ares.gateway.entering import Entering
-from ares.gateway.instances import Instance, NoInstanceError, Pool
+from ares.gateway.instances import Instance, NoInstanceError
 from ares.gateway.migration import Migration
+from ares.gateway.pool import Pool
 from ares.gateway.sampling import Sampling
 from ares.gateway.sequence import Sequence
 from tests.gateway.fakes import FakeInstance, eventually, expected

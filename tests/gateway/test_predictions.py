@@ -8,8 +8,9 @@ import pytest
 
 from ares import wire
 from ares.gateway import engine
-from ares.gateway.instances import Instance, Pool
+from ares.gateway.instances import Instance
 from ares.gateway.metrics import Metrics
+from ares.gateway.pool import Pool
 from ares.gateway.predictions import Scorekeeper, predicted, predicted_peak
 from ares.gateway.sampling import Sampling
 from ares.gateway.window import Window

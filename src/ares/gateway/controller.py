@@ -16,10 +16,11 @@ from typing import Any
 from ares.config import GatewayConfig, live_preset
 from ares.gateway.decisions import DecisionLog
 from ares.gateway.entering import Entering
-from ares.gateway.instances import Instance, NoInstanceError, Pool
+from ares.gateway.instances import Instance, NoInstanceError
 from ares.gateway.lease import Lease
 from ares.gateway.metrics import Metrics
 from ares.gateway.migration import NotMovableError
+from ares.gateway.pool import Pool
 from ares.gateway.sequence import Sequence
 from ares.gateway.view import View, Viewer, taking
 from ares.policy import Dispatch, Preset, dispatcher, rebalancer

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from ares.gateway.instances import Pool
+from ares.gateway.pool import Pool
 
 # One that dies within its turn loses it after this long, if its connections do not break before.
 _TTL_S = 3.0

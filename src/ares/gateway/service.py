@@ -19,11 +19,12 @@ from ares.gateway.backlog import Backlog
 from ares.gateway.controller import Controller
 from ares.gateway.drain import Drainer
 from ares.gateway.entering import Emit
-from ares.gateway.instances import Instance, NoInstanceError, Pool
+from ares.gateway.instances import Instance, NoInstanceError
 from ares.gateway.metrics import Metrics
 from ares.gateway.migration import Migration
 from ares.gateway.objectives import ORDINARY, Objective
 from ares.gateway.openai import BadRequestError
+from ares.gateway.pool import Pool
 from ares.gateway.predictions import Scorekeeper, rows_by_key
 from ares.gateway.recording import Recorder
 from ares.gateway.sampling import Sampling

@@ -8,11 +8,12 @@ import numpy as np
 
 from ares import wire
 from ares.gateway.entering import Entering
-from ares.gateway.instances import Instance, Pool
+from ares.gateway.instances import Instance
 from ares.gateway.laws import TransferLaw
 from ares.gateway.lengths import LengthHistory
 from ares.gateway.metrics import Metrics
 from ares.gateway.objectives import ORDINARY
+from ares.gateway.pool import Pool
 from ares.gateway.predictions import plausible
 from ares.gateway.sequence import Sequence
 from ares.policy import Cluster
