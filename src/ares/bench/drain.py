@@ -19,6 +19,7 @@ from rich.table import Table
 
 from ares import local
 from ares.bench import steady
+from ares.bench.environment import write
 from ares.bench.live import client
 from ares.bench.live.client import Observed
 from ares.bench.moves import blocks, random_streams
@@ -177,7 +178,7 @@ def command(
         **figures,
     }
     _show(figures)
-    steady.write(result, json_file)
+    write(result, json_file)
     ended = (figures["drains"], figures["rolling_restart"])
     if figures["blocks_left"] or any(one["requests_lost"] or one["streams_with_other_tokens"] for one in ended):
         raise typer.Exit(1)

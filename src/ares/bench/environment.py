@@ -1,6 +1,7 @@
-"""What a result must say of where it comes from."""
+"""What a result must say of where it comes from, and how it is written."""
 
 import importlib.metadata
+import json
 import platform
 import subprocess
 from pathlib import Path
@@ -41,6 +42,13 @@ def describe() -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def write(result: dict[str, Any], file: Path | None) -> None:
+    """Write a result as JSON, where one is wanted."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def _commit() -> str | None:

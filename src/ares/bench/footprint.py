@@ -1,6 +1,5 @@
 """`ares bench footprint`: start-up time, memory of each process, and CPU of a cluster that does nothing."""
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ares import local
-from ares.bench.environment import describe
+from ares.bench.environment import describe, write
 from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL, resolve
 
@@ -73,6 +72,4 @@ def command(
     for row in rows:
         table.add_row(row["part"], f"{row['idle_cpu_percent']:.2f}", str(row["total_pss_mb"]))
     Console().print(table)
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(result, indent=2) + "\n")
+    write(result, json_file)

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from ares import local
 from ares.bench import steady
+from ares.bench.environment import write
 from ares.bench.live import client
 from ares.bench.live.load import Planned
 from ares.bench.moves import blocks, random_streams
@@ -210,7 +211,7 @@ def command(
         **figures,
     }
     _show(figures)
-    steady.write(result, json_file)
+    write(result, json_file)
     bad = ("broken_off", "requests_lost", "streams_with_other_tokens", "blocks_left")
     if any(figures[name] for name in bad) or figures["decode"]["streams_that_did_not_resume"]:
         raise typer.Exit(1)

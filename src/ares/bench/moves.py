@@ -6,7 +6,6 @@ instance must end with nothing running, nothing pinned and its first count of fr
 
 import asyncio
 import itertools
-import json
 import random
 import re
 import time
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ares import local
-from ares.bench.environment import describe
+from ares.bench.environment import describe, write
 from ares.bench.live import client
 from ares.bench.live.load import Planned
 from ares.engine.defaults import local_flags
@@ -164,9 +163,6 @@ def command(
         urls = [url for worker in cluster.workers for url in worker.instances.values()]
         figures = asyncio.run(_measure(cluster.url, urls, model, streams, tokens, moves, console))
     Console().print_json(data=figures)
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        result = {"benchmark": "moves", "model": model, "dtype": dtype, **describe(), **figures}
-        json_file.write_text(json.dumps(result, indent=2) + "\n")
+    write({"benchmark": "moves", "model": model, "dtype": dtype, **describe(), **figures}, json_file)
     if figures["streams_with_other_tokens"] or figures["blocks_left"] or any(figures["faults"].values()):
         raise typer.Exit(1)

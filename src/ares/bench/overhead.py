@@ -25,7 +25,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ares import local, wire
-from ares.bench.environment import describe
+from ares.bench.environment import describe, write
 from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL
 
@@ -145,8 +145,4 @@ def command(
             *(f"{r['median']:.3f} ({r['low']:.3f}-{r['high']:.3f})" for r in ratios),
         )
     Console().print(table)
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(
-            json.dumps({"benchmark": "overhead", "model": model, **describe(), "cases": rows}, indent=2) + "\n"
-        )
+    write({"benchmark": "overhead", "model": model, **describe(), "cases": rows}, json_file)

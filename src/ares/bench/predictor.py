@@ -6,7 +6,6 @@ is the mean over all tokens: a prediction comes with every 20th step, and a medi
 """
 
 import asyncio
-import json
 import os
 import statistics
 from pathlib import Path
@@ -19,7 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ares import local
-from ares.bench.environment import describe
+from ares.bench.environment import describe, write
 from ares.bench.overhead import gaps, interval, watch
 from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL
@@ -90,8 +89,4 @@ def command(
         shown = f"{ratio['median']:.4f} ({ratio['low']:.4f}-{ratio['high']:.4f})"
         table.add_row(str(row["batch"]), f"{times['off']:.2f}", f"{times['on']:.2f}", shown)
     Console().print(table)
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(
-            json.dumps({"benchmark": "predictor", "model": model, **describe(), "cases": rows}, indent=2) + "\n"
-        )
+    write({"benchmark": "predictor", "model": model, **describe(), "cases": rows}, json_file)

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ares import model as models
-from ares.bench.environment import describe
+from ares.bench.environment import describe, write
 from ares.bench.stream_client import Reading, StreamError, read_streams
 from ares.model import DEFAULT_MODEL
 
@@ -112,9 +112,7 @@ def command(
         "systems": systems,
     }
     console.print(_table(systems))
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+    write(msgspec.to_builtins(result), json_file)
 
 
 def _run(plan: _Plan, router: Path | None, console: Console) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from ares import local
 from ares import model as models
-from ares.bench.environment import describe
+from ares.bench.environment import describe, write
 from ares.engine.simulated import model as simulated
 from ares.engine.simulated.model import SimulatedModel
 from ares.model import DEFAULT_MODEL
@@ -141,9 +141,7 @@ def command(
         "gateway": gateway,
     }
     console.print(_table(plan, {"no gateway": direct, "gateway": gateway}))
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+    write(msgspec.to_builtins(result), json_file)
 
 
 def _measure(plan: _Plan, cluster: local.Cluster, written: SimulatedModel, *, through_gateway: bool) -> dict[str, Any]:

@@ -6,7 +6,6 @@ under way, next to the median wait between tokens of the same stream when nothin
 
 import asyncio
 import itertools
-import json
 import random
 import statistics
 import time
@@ -21,7 +20,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ares import local
-from ares.bench.environment import describe
+from ares.bench.environment import describe, write
 from ares.engine.defaults import DEFAULT_PULL_BYTES, local_flags
 from ares.model import DEFAULT_MODEL
 
@@ -259,6 +258,4 @@ def command(
             f"{row['stall_in_gaps']['p95']:.2f}",
         )
     Console().print(table)
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(result, indent=2) + "\n")
+    write(result, json_file)

@@ -2,12 +2,10 @@
 
 import asyncio
 import itertools
-import json
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -206,13 +204,6 @@ async def restarted(http: aiohttp.ClientSession, url: str, cluster: local.Cluste
     (name,) = part.instances
     await until(http, url, name, lambda seen: bool(seen.get("healthy")) and not seen["draining"])
     return time.monotonic() - began
-
-
-def write(result: dict[str, Any], file: Path | None) -> None:
-    """Write a result as JSON, where one is wanted."""
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def spread(seconds: list[float]) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """`ares bench chaos`: everything that can go wrong, mixed by a seed; status 1 where an invariant did not hold."""
 
 import asyncio
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from ares import model as models
 from ares.bench.chaos.decisions import wrong as decided_wrong
 from ares.bench.chaos.plan import STATEFUL, Ask, Plan, Shape, make
 from ares.bench.chaos.play import Expected, play
-from ares.bench.environment import describe
+from ares.bench.environment import describe, write
 from ares.engine.defaults import local_flags
 from ares.engine.simulated import model as simulated
 from ares.model import DEFAULT_MODEL
@@ -153,10 +152,8 @@ def command(
             gateway_flags=("--fault-seed", str(plan.seed), "--fault-share", str(faults)),
         )
         results.append(_run(settings, plan, console))
-        if json_file is not None:
-            # After each run: what the next one finds does not cost what is known.
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            json_file.write_text(json.dumps({**what, "runs": results}, indent=2) + "\n")
+        # After each run: what the next one finds does not cost what is known.
+        write({**what, "runs": results}, json_file)
     if any(result["violations"] for result in results):
         raise typer.Exit(1)
 

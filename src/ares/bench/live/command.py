@@ -1,7 +1,6 @@
 """`ares bench live`: static placement and ARES over the same running engines, in turns."""
 
 import asyncio
-import json
 import random
 import statistics
 import time
@@ -15,7 +14,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 from rich.table import Table
 
 from ares import local
-from ares.bench.environment import describe
+from ares.bench.environment import describe, write
 from ares.bench.live import client, judge, load
 from ares.bench.live.judge import PrefillLaw
 from ares.engine.defaults import local_flags
@@ -180,9 +179,7 @@ def command(
 
         report.mkdir(parents=True, exist_ok=True)
         plots.draw(runs, report / f"{json_file.stem if json_file else 'live'}.svg")
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(result, indent=2) + "\n")
+    write(result, json_file)
 
 
 def _simulated_load(

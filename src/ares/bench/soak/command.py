@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ares import local
 from ares.bench import steady
+from ares.bench.environment import write
 from ares.bench.live import client
 from ares.bench.moves import keep_moving
 from ares.bench.soak import judge, samples
@@ -195,7 +196,7 @@ def command(
 
         report.mkdir(parents=True, exist_ok=True)
         plots.draw(taken, report / "soak.svg")
-    steady.write(result, json_file)
+    write(result, json_file)
     if wrong:
         raise typer.Exit(1)
 
