@@ -141,6 +141,14 @@ def test_without_prefill_instances_the_others_do_both(stage: Stage) -> None:
     assert stage.nothing_left()
 
 
+def test_parts_share_a_session_and_have_a_group_each(stage: Stage) -> None:
+    """Between sessions the kernel shares out the cores, and a signal goes to a group."""
+    with running(stage.settings, quiet()) as cluster:
+        pids = [part.process.pid for part in cluster.parts]
+        assert {os.getsid(pid) for pid in pids} == {os.getsid(0)}
+        assert [os.getpgid(pid) for pid in pids] == pids
+
+
 def test_an_error_inside_stops_everything(stage: Stage) -> None:
     with pytest.raises(KeyboardInterrupt), running(stage.settings, quiet()):
         raise KeyboardInterrupt
