@@ -567,6 +567,8 @@ async def test_status_and_a_commanded_move(service: Service) -> None:
     assert [row["name"] for row in status["instances"]] == ["prefill-0", "decode-0", "decode-1"]
     assert all(row["healthy"] for row in status["instances"])
     assert status["process"]["tasks"] > 5
+    assert (status["held"], status["suspended"], status["waiting"]) == (0, 0, 0)
+    assert set(status["connectors"]) == {"prefill-0", "decode-0", "decode-1"}
     row = status["requests"][0]
     assert (row["id"], row["movable"], row["moves"]) == ("mine", True, 0)
     target = "decode-1" if row["instance"] == "decode-0" else "decode-0"

@@ -83,12 +83,12 @@ router = APIRouter(prefix="/admin/v1", dependencies=[Depends(allowed)], response
 
 @router.get("/status")
 async def status(request: Request) -> dict[str, Any]:
-    """Return instances, running requests and recent moves, the newest move last, and what is held beside KV."""
+    """Return instances, running requests and recent moves, the newest move last, and what connectors hold."""
     gateway: Gateway = request.app.state.gateway
     return snapshot(gateway) | {
         "migrations": [asdict(record) for record in gateway.migrations],
         "process": {"tasks": len(asyncio.all_tasks())},
-        "held": {i.name: i.telemetry.held for i in gateway.pool.instances if i.telemetry},
+        "connectors": {i.name: i.telemetry.held for i in gateway.pool.instances if i.telemetry},
     }
 
 

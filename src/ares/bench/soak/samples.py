@@ -37,7 +37,7 @@ async def take(http: aiohttp.ClientSession, cluster: local.Cluster, start: float
     values["gateway/sequences"] = len(read["requests"])
     for row in read["instances"]:
         values |= {f"{row['name']}/{name}": row[name] for name in _OF_INSTANCES if name in row}
-    for instance, held in read["held"].items():
+    for instance, held in read["connectors"].items():
         values |= {f"{instance}/{name}": count for name, count in held.items()}
     return Sample(at_s, resting, values)
 
