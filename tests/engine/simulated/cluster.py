@@ -15,9 +15,10 @@ from ares.engine.simulated.serve import Server, identities
 from ares.engine.simulated.settings import EngineSettings
 from ares.engine.simulated.transfer import Puller
 from ares.gateway import engine
-from ares.gateway import instances as gateway
 from ares.gateway.engine import Delta
 from ares.gateway.entering import Entering
+from ares.gateway.instances import Instance
+from ares.gateway.pool import Pool
 from ares.gateway.sampling import Sampling
 from ares.gateway.sequence import Sequence
 from ares.simulator.profile import Profile, StepLaw
@@ -85,16 +86,16 @@ class Run:
 class Cluster:
     """The servers, the pool that watches them, and the placement of sequences: by `order`."""
 
-    def __init__(self, servers: list[Server], pool: gateway.Pool) -> None:
+    def __init__(self, servers: list[Server], pool: Pool) -> None:
         self.servers = {server.identity.name: server for server in servers}
         self.pool = pool
         self.order = [name for name, server in self.servers.items() if server.identity.role != "prefill"]
 
-    def prefill(self) -> gateway.Instance | None:
+    def prefill(self) -> Instance | None:
         return next((i for i in self.pool.instances if i.role == "prefill" and i.open), None)
 
-    async def admit(self, sequence: Entering, exclude: set[str]) -> gateway.Instance:
-        chosen: list[gateway.Instance] = []
+    async def admit(self, sequence: Entering, exclude: set[str]) -> Instance:
+        chosen: list[Instance] = []
 
         def found() -> bool:
             usable = {i.name: i for i in self.pool.decode() if i.open and i.name not in exclude}
@@ -104,7 +105,7 @@ class Cluster:
         await eventually(found)
         return chosen[0]
 
-    def known(self, name: str) -> gateway.Instance:
+    def known(self, name: str) -> Instance:
         found = self.pool.find(name)
         assert found is not None
         return found
@@ -144,7 +145,7 @@ async def serving(behaviour: EngineSettings, *roles: Role, model: SimulatedModel
         port = free_ports("127.0.0.1", count, [i.port for i in found])
         found += identities(role if count > 1 else f"{role}-0", role, "127.0.0.1", port, 0, count)
     servers = [Server(identity, behaviour, model, Puller(pulling)) for identity in found]
-    pool = gateway.Pool([server.url for server in servers], http, 0.02)
+    pool = Pool([server.url for server in servers], http, 0.02)
     try:
         for server in servers:
             await server.start()
