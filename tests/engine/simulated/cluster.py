@@ -15,9 +15,9 @@ from ares.engine.simulated.serve import Server, identities
 from ares.engine.simulated.settings import EngineSettings
 from ares.engine.simulated.transfer import Puller
 from ares.gateway import engine
+from ares.gateway import instances as gateway
 from ares.gateway.engine import Delta
 from ares.gateway.entering import Entering
-from ares.gateway.instances import Instance
 from ares.gateway.pool import Pool
 from ares.gateway.sampling import Sampling
 from ares.gateway.sequence import Sequence
@@ -91,11 +91,11 @@ class Cluster:
         self.pool = pool
         self.order = [name for name, server in self.servers.items() if server.identity.role != "prefill"]
 
-    def prefill(self) -> Instance | None:
+    def prefill(self) -> gateway.Instance | None:
         return next((i for i in self.pool.instances if i.role == "prefill" and i.open), None)
 
-    async def admit(self, sequence: Entering, exclude: set[str]) -> Instance:
-        chosen: list[Instance] = []
+    async def admit(self, sequence: Entering, exclude: set[str]) -> gateway.Instance:
+        chosen: list[gateway.Instance] = []
 
         def found() -> bool:
             usable = {i.name: i for i in self.pool.decode() if i.open and i.name not in exclude}
@@ -105,7 +105,7 @@ class Cluster:
         await eventually(found)
         return chosen[0]
 
-    def known(self, name: str) -> Instance:
+    def known(self, name: str) -> gateway.Instance:
         found = self.pool.find(name)
         assert found is not None
         return found
