@@ -42,7 +42,8 @@ class Taker:
 
     def __init__(self, gateway: Gateway, name: str, prompt: list[int], tokens: int) -> None:
         self.prompt, self.count, self.tokens = prompt, tokens, list[int]()
-        self.task = asyncio.create_task(gateway.generate(name, prompt, Sampling(GREEDY, tokens), self._emit))
+        work = gateway.generate(name, prompt, Sampling(GREEDY, tokens), self._emit, gateway.objective(None, 0))
+        self.task = asyncio.create_task(work)
 
     async def _emit(self, batch: list[Delta]) -> bool:
         self.tokens += [token for delta in batch for token in delta.token_ids or []]
@@ -60,6 +61,8 @@ async def test_held_and_suspended_requests_lose_nothing(
     monkeypatch.setattr(Instance, "capacity_tokens", property(lambda _: CAPACITY))
     log = tmp_path / "decisions.jsonl"
     settings = {"slo_ttft_s": 10.0, "slo_tpot_s": 5.0, "decision_log": log}
+    for n in range(3):  # their prefill, from its cache then, is quick: the long ones must not end before it
+        await client.complete(prompt(50 + n, SHORT), 1)
     async with controlled(cluster, tiny_model, **settings) as gateway:
         for _ in range(50):
             gateway.controller.viewer.lengths.add(1800)
