@@ -106,11 +106,11 @@ class Owners:
         self._since: dict[tuple[str, frozenset[str]], float] = {}
 
     def look(self, now: float, generating: dict[str, list[str]]) -> None:
-        """Take what each instance that answers generates at a moment: keys, of which a request has one a place."""
+        """Take what each instance that answers generates at a moment: keys, `gateway/request/number of its place`."""
         where: dict[str, set[str]] = {}
         for instance, keys in generating.items():
             for key in keys:
-                where.setdefault(key.split("/", 1)[0], set()).add(instance)
+                where.setdefault(key.rpartition("/")[0], set()).add(instance)
         double = {(request, frozenset(places)) for request, places in where.items() if len(places) > 1}
         self._since = {one: self._since.get(one, now) for one in double}
         for (request, places), since in list(self._since.items()):
