@@ -82,6 +82,13 @@ def test_errors_need_an_excuse(error: str, parameters: dict[str, Any], *, excuse
     assert (judged(Seen(ask, "failed", 200, TOKENS[:7], None, error)) == []) is excused
 
 
+def test_other_requests_of_the_same_gateway_may_run_elsewhere() -> None:
+    owners = Owners()
+    for second in range(20):
+        owners.look(float(second), {"decode-0": ["gateway/a/1"], "decode-1": ["gateway/b/1"]})
+    assert owners.violations == []
+
+
 def test_two_owners_for_long() -> None:
     owners = Owners()
     for second in range(5):  # an instance that was given up may not have noticed yet
