@@ -268,7 +268,7 @@ _MOVES = {
 
 
 def _table(title: str, columns: dict[str, Callable[[Row], Any]], rows: list[Row]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), min_width=16)
     for number, name in enumerate(columns if rows else ("none",)):
         table.add_column(name, overflow="fold", no_wrap=number < 2)
     for row in rows:
