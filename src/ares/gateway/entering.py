@@ -75,8 +75,8 @@ class Entering:
     _finished: bool = False
     _closed: bool = False
     _losses: int = 0
-    # It was told to leave its instance, which is not the instance's fault.
-    _left: bool = False
+    # The one that it was told to leave: that it breaks off is no loss.
+    _left: Segment | None = None
     _last_token_at: float = 0.0
     _move: Move | None = None
     # The KV that waits for this sequence, until somebody else has it.
@@ -144,8 +144,8 @@ class Entering:
         """Break off what it does on an instance: it goes on elsewhere from its tokens, or fails where it cannot."""
         self._patience.give_up(instance)
         if self._segment is not None and self._segment.instance is instance:
-            self._left = True
-            self._segment.stream.close()
+            self._left = self._segment
+            self._left.stream.close()
 
     # --- getting onto instances ---
 

@@ -270,10 +270,9 @@ class Sequence(Entering):
                     error = second
             move.abandon()
             self._settle(move, "returned")
-        elif not (self._left or isinstance(error, UntakenError)):
+        elif lost is not self._left and not isinstance(error, UntakenError):
             lost.instance.mark_lost()
             self._losses += 1
-        self._left = False
         self._free_holder()
         # The source still has the full blocks of this sequence in its prefix cache.
         prefer = source if source.open and not source.lacks(self.sampling.needs) else None
