@@ -1,27 +1,8 @@
-"""Renew the tables of docs/predictor.md from benchmarks/results (`python benchmarks/predictor_tables.py`).
+"""Renew the tables of docs/predictor.md from benchmarks/results (`python benchmarks/predictor_tables.py`)."""
 
-A table stands between `<!-- NAME -->` and `<!-- end -->`; everything between is replaced.
-"""
-
-import json
-import re
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "predictor.md"
-
-
-def result(name: str) -> Any:
-    """Read one recorded result."""
-    return json.loads((ROOT / "benchmarks" / "results" / f"predictor-{name}.json").read_text())
-
-
-def table(head: str, rows: list[list[str]]) -> str:
-    """Return a table in Markdown; the columns of `head` are apart by |."""
-    columns = head.split("|")
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cell.strip() for cell in line) + " |" for line in lines)
+from tables import ROOT, renew, result, table
 
 
 def span(values: list[float], form: str = ".1f") -> str:
@@ -91,14 +72,9 @@ TABLES = {
 
 
 def main() -> None:
-    """Renew every table that the page has."""
-    page = PAGE.read_text()
+    """Renew every table of the page."""
     for marker, (name, part) in TABLES.items():
-        block = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if block.search(page):
-            made = part(result(name))
-            page = block.sub(lambda found, made=made: f"{found[1]}{made}\n{found[2]}", page)
-    PAGE.write_text(page)
+        renew(ROOT / "docs" / "predictor.md", marker, part(result(f"predictor-{name}")))
 
 
 if __name__ == "__main__":

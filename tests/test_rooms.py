@@ -1,4 +1,4 @@
-"""The house rules of DESIGN.md: who may import whom, and how long a file may be."""
+"""The rules of the house (docs/modules.md): who may import whom, and how long a file may be."""
 
 import ast
 import itertools

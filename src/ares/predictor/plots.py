@@ -18,7 +18,7 @@ def draw(folder: Path, judged: Sequence[Judged], test: Pairs, report: dict[str, 
     try:
         import matplotlib as mpl
     except ImportError as error:
-        raise PredictorError("--report needs matplotlib: pip install 'ares[predictor]'") from error
+        raise PredictorError("--report needs matplotlib: pip install '.[predictor]' in ARES's checkout") from error
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 

@@ -188,7 +188,7 @@ def command(
         "verdict": wrong or "everything held",
         "not_counted": _NOT_COUNTED,
         **figures,
-        "samples": [{"at_s": round(s.at_s, 1), "resting": s.resting, **s.values} for s in taken],
+        "samples": samples.columns(taken),
     }
     _show(figures, wrong)
     if report is not None:

@@ -42,6 +42,16 @@ async def take(http: aiohttp.ClientSession, cluster: local.Cluster, start: float
     return Sample(at_s, resting, values)
 
 
+def columns(samples: list[Sample]) -> dict[str, list[float | bool | None]]:
+    """Return samples as lists by name, `at_s` and `resting` first; None where a figure was not there."""
+    names = sorted({name for each in samples for name in each.values})
+    return {
+        "at_s": [round(each.at_s, 1) for each in samples],
+        "resting": [each.resting for each in samples],
+        **{name: [each.values.get(name) for each in samples] for name in names},
+    }
+
+
 def _of_processes(parts: list[local.Part]) -> dict[str, float]:
     """Return memory, descriptors and threads of each part, its child processes included."""
     values: dict[str, float] = {}

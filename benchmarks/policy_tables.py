@@ -1,0 +1,162 @@
+"""Renew the tables of the policy from benchmarks/results: docs/policy.md and README.md.
+
+Run it as `python benchmarks/policy_tables.py`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from tables import ROOT, renew, result, table
+
+STATIC = ("static-rr", "static-least-loaded")
+COMPARED = (*STATIC, "paper", "ares")
+PARTS = (
+    "static-least-loaded",
+    "ares-no-prediction",
+    "paper",
+    "ares-rebalance",
+    "ares-admission",
+    "ares-suspension",
+    "ares",
+    "ares-oracle",
+)
+
+
+def cell(values: list[str], unit: str = "") -> str:
+    """Return figures in the order of the presets, the last one bold."""
+    return " / ".join([*values[:-1], f"**{values[-1]}{unit}**"])
+
+
+def of(points: list[Any], load: float, preset: str) -> Any:
+    """Return the point of a preset at a load."""
+    return next(p for p in points if p["preset"] == preset and abs(p["load"] - load) < 1e-6)
+
+
+def loads(points: list[Any]) -> list[float]:
+    """Return the loads of a sweep."""
+    return sorted({round(p["load"], 3) for p in points})
+
+
+def shares(points: list[Any], load: float, presets: tuple[str, ...]) -> list[str]:
+    """Return the requests that met both objectives, %."""
+    return [f"{of(points, load, p)['slo_share'] * 100:.1f}" for p in presets]
+
+
+def tpots(points: list[Any], load: float, presets: tuple[str, ...]) -> list[str]:
+    """Return P99 TPOT, ms."""
+    return [f"{of(points, load, p)['tpot_s']['p99'] * 1000:.0f}" for p in presets]
+
+
+def sweep(found: Any) -> str:
+    """Every load of a sweep."""
+    rows = []
+    for load in loads(found["points"]):
+        met, slow = (figure(found["points"], load, COMPARED) for figure in (shares, tpots))
+        waits = [f"{of(found['points'], load, p)['longest_wait_s']:.0f}" for p in COMPARED]
+        bounds = [r["slo_share_bound"] for r in found["runs"] if abs(r["load"] - load) < 1e-6]
+        rows.append([f"{load:g}", cell(met), cell(slow), " / ".join(waits), f"{sum(bounds) / len(bounds) * 100:.0f}"])
+    head = "load|both SLOs met, %: round robin / least loaded / `paper` / **`ares`**|P99 TPOT, ms|longest wait, s"
+    return table(head + "|most that any policy could meet, %", rows)
+
+
+def gains(found: Any) -> str:
+    """Compare `ares` with round robin, and with the better static preset."""
+    rows = []
+    points = found["points"]
+    for load in loads(points):
+        ours = of(points, load, "ares")
+        plain = of(points, load, "static-rr")
+        static = [of(points, load, p) for p in STATIC]
+        best, least = max(s["goodput_rps"] for s in static), min(s["tpot_s"]["p99"] for s in static)
+        rows.append(
+            [
+                f"{load:g}",
+                f"{ours['goodput_rps'] / plain['goodput_rps']:.2f}x",
+                f"{ours['goodput_rps'] / best:.2f}x",
+                f"{(ours['tpot_s']['p99'] / plain['tpot_s']['p99'] - 1) * 100:+.0f} %",
+                f"{(ours['tpot_s']['p99'] / least - 1) * 100:+.0f} %",
+            ]
+        )
+    return table(
+        "load|goodput / round robin|goodput / better static|P99 TPOT / round robin|P99 TPOT / better static", rows
+    )
+
+
+def readme(found: Any) -> str:
+    """Four loads in two columns."""
+    points = found["points"]
+    some = [load for load in loads(points) if load in (0.5, 0.9, 1.0, 1.5)]
+    rows = [[f"{x:g}", cell(shares(points, x, COMPARED), " %"), cell(tpots(points, x, COMPARED))] for x in some]
+    return table("load|both SLOs met: round robin / least loaded / the paper's rule / **ares**|P99 TPOT, ms", rows)
+
+
+def short(name: str) -> Callable[[Any], str]:
+    """Return the table of a trace of short outputs."""
+
+    def made(found: Any) -> str:
+        presets = (*STATIC, "ares")
+        rows = [
+            [f"{x:g}", *(" / ".join(figure(found["points"], x, presets)) for figure in (shares, tpots))]
+            for x in loads(found["points"])
+        ]
+        return table(f"load|{name}: both SLOs met, %|P99 TPOT, ms", rows)
+
+    return made
+
+
+def parts(found: Any) -> str:
+    """Show what each part does, and how the error of predictions weighs."""
+    rows = [_ablation(preset, found["points"], preset) for preset in PARTS]
+    for error in ("exact", "noise-30", "noise-60", "noise-100", "none"):
+        points = result(f"ablation-error-{error}")["points"]
+        rows += [_ablation(f"ares, predictor `{error}`", points, "ares")]
+    return table("preset|both SLOs met at load 0.9 / 1.0 / 1.2, %|P99 TPOT, ms", rows)
+
+
+def _ablation(name: str, points: list[Any], preset: str) -> list[str]:
+    at = (0.9, 1.0, 1.2)
+    met = " / ".join(shares(points, x, (preset,))[0] for x in at)
+    return [name, met, " / ".join(tpots(points, x, (preset,))[0] for x in at)]
+
+
+def scale(_: Any) -> str:
+    """Show one size a row."""
+    rows = []
+    for size in (8, 32, 64, 128, 256):
+        runs = {r["preset"]: r for r in result(f"scale-{size}")["runs"]}
+        two = [runs["static-least-loaded"], runs["ares"]]
+        rows.append(
+            [
+                f"{size}",
+                f"{runs['ares']['requests']:,}",
+                cell([f"{r['imbalance']:.2f}" for r in two]),
+                cell([f"{r['tpot_s']['p99'] * 1000:.0f}" for r in two]),
+                cell([f"{r['slo_share'] * 100:.1f}" for r in two]),
+                f"{runs['ares']['decision_ms']['p50']:.2f}",
+            ]
+        )
+    head = "instances|requests|imbalance: least loaded / **`ares`**|P99 TPOT, ms|both SLOs met, %|decision, median ms"
+    return table(head, rows)
+
+
+SWEEPS = ("sweep-paper-24gb-4", "sweep-paper-24gb-8", "sweep-paper-80gb-4", "sweep-paper-80gb-8")
+TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
+    **{name: (name, sweep) for name in (*SWEEPS, "sweep-servegen-24gb-4")},
+    **{f"gains {name}": (name, gains) for name in (*SWEEPS, "sweep-servegen-24gb-4")},
+    "azure": ("azure-80gb-4", short("Azure")),
+    "mooncake": ("mooncake-80gb-4", short("Mooncake")),
+    "parts": ("ablation-parts", parts),
+    "scale": ("scale-8", scale),
+    "policy": ("sweep-paper-24gb-4", readme),
+}
+
+
+def main() -> None:
+    """Renew every table of both pages."""
+    for marker, (name, made) in TABLES.items():
+        for page in (ROOT / "docs" / "policy.md", ROOT / "README.md"):
+            renew(page, marker, made(result(name)))
+
+
+if __name__ == "__main__":
+    main()
