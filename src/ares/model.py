@@ -313,7 +313,7 @@ def _from_wheel(folder: Path, console: Console) -> None:
     missing = [name for name in ("torch", "gguf", "safetensors") if importlib.util.find_spec(name) is None]
     if missing:
         raise ModelError(
-            f"Converting {_WHEEL} needs {' and '.join(missing)}. Install the extra `cpu` of ares or give a local folder."
+            f"Converting {_WHEEL} needs {' and '.join(missing)}. Install ares with its extra `cpu`, or give a folder."
         )
     staging = _staging(folder, "wheel")
     shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed

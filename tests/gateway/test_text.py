@@ -177,7 +177,7 @@ def reference(text: Tokenizer, ids: list[int], stop: list[str], minimum: int, *,
     return text.decode(ids), len(ids)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_any_text_in_any_pieces_with_any_stop_strings(words: Tokenizer, data: st.DataObject) -> None:
     text = data.draw(st.text(st.sampled_from("abcd #é日👩"), min_size=1, max_size=40))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ares.policy import Cluster, forecast
@@ -34,7 +34,6 @@ rows_strategy = st.lists(
 )
 
 
-@settings(deadline=None)  # timing on a shared machine says nothing
 @given(rows_strategy, st.sampled_from([(0, 64), (50, 8), (4000, 64), (8000, 16)]))
 def test_equals_the_definition(rows: list[tuple[int, int, list[int]]], shape: tuple[int, int]) -> None:
     grid = geometric_grid(*shape)

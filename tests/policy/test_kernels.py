@@ -129,7 +129,7 @@ def same(got: list[Move], expected: list[Move]) -> None:
     np.testing.assert_allclose([move.gain for move in got], [move.gain for move in expected], rtol=1e-9)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(clusters(), st.sampled_from([(0, 64), (1, 4), (50, 8), (4000, 64), (16000, 64)]))
 def test_the_forecast_has_the_same_bits(cluster: Cluster, shape: tuple[int, int]) -> None:
     grid = geometric_grid(*shape)
@@ -139,7 +139,6 @@ def test_the_forecast_has_the_same_bits(cluster: Cluster, shape: tuple[int, int]
     np.testing.assert_array_equal(got.count, expected.count)
 
 
-@settings(deadline=None)
 @given(clusters(), st.sampled_from([0.0, 1.3]))
 def test_the_loads_have_the_same_bits(cluster: Cluster, deviations: float) -> None:
     ahead = forecast(cluster, geometric_grid(4000, 64))
@@ -152,7 +151,7 @@ def test_the_loads_have_the_same_bits(cluster: Cluster, deviations: float) -> No
     np.testing.assert_array_equal(excess, plain_excess)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(clusters(), st.sampled_from(["ares", "paper"]), st.sampled_from([0.0, 0.05]), st.integers(1, 4))
 def test_the_moves_are_the_same(cluster: Cluster, name: str, theta: float, budget: int) -> None:
     knobs = RebalanceSettings(theta=theta, minimum_gain=1e-6, amortise=0.5, moves_per_round=budget)

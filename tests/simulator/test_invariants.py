@@ -27,7 +27,7 @@ def make(rows: list[tuple[float, int, int]]) -> Workload:
     return Workload("generated", arrival, prompt, output)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
     rows=requests,
     name=st.sampled_from(sorted(PRESETS)),

@@ -269,4 +269,6 @@ def _check_packages() -> None:
         import nixl  # noqa: F401
         import vllm  # noqa: F401
     except ImportError as error:
-        raise LaunchError(f"{error.name} is missing: pip install '.[cpu]' in ARES's checkout, or '.[vllm]' on GPUs") from error
+        raise LaunchError(
+            f"{error.name} is missing: pip install '.[cpu]' in ARES's checkout, or '.[vllm]' on GPUs"
+        ) from error

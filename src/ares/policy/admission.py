@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ares.policy.forecast import FloatArray
 
 ADMISSION_GRID = (0, 32, 125, 250, 500, 1000, 2000, 4000, 8000, 16000)
-"""Steps ahead at which admission forecasts memory; a request is checked only while it is likely to run."""
+"""Steps ahead at which dispatch and rescue forecast memory."""
 
 ADMISSIONS = ("open", "forecast")
 

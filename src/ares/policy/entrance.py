@@ -16,8 +16,8 @@ from ares.policy.forecast import forecast, geometric_grid, own_curve, quantile_w
 from ares.policy.queue import memory_time
 from ares.policy.suspend import SuspendSettings, final_slack_s
 
-# Steps ahead: a peak between two points is underestimated by a sixth at most. The simulator makes do with ten points.
-_HORIZON, _POINTS = 16_000, 64
+GRID = geometric_grid(16_000, 64)
+"""Steps ahead at which it forecasts: a peak between two points is underestimated by a sixth at most."""
 _NOBODY = -1
 
 
@@ -151,7 +151,7 @@ class _Round:
         self.cluster, self.candidates, self.running = cluster, candidates, running
         self.settings, self.credit = admission, credit
         self.entries: list[Entry] = []
-        ahead = forecast(cluster, geometric_grid(_HORIZON, _POINTS))
+        ahead = forecast(cluster, GRID)
         self.grid = ahead.grid.astype(np.float64)
         self.expected, self.variance = ahead.expected.copy(), ahead.variance.copy()
         self.weights = quantile_weights(cluster.levels)
@@ -163,7 +163,6 @@ class _Round:
         budget = float(tpot.min()) * (1.0 - admission.tpot_margin) if self.suspension is not None else np.inf
         self.capacity = self._capacity(budget)
         self.step_s = self._full_step_s(budget)
-        self.free = (cluster.capacity_tokens - cluster.load_tokens()).astype(np.float64)
         self.size = memory_time(candidates.tokens.astype(np.float64), candidates.remaining_tokens[:, self.middle])
         late = ~candidates.suspended & (candidates.waited_s > candidates.progress.ttft_s)
         # Whoever has missed its first token goes behind all who have not.
@@ -261,7 +260,6 @@ class _Round:
         tokens = int(self.candidates.tokens[candidate])
         self.expected[instance] += curve[0]
         self.variance[instance] += curve[1]
-        self.free[instance] -= tokens
         self.entered.add(candidate)
         resumes = candidate in self.suspended
         self.suspended.discard(candidate)
@@ -335,7 +333,8 @@ class _Round:
         slack, dead = self._slack(self.running, cluster.remaining_tokens)
         own = memory_time(resident, cluster.remaining_tokens[:, self.middle])
         able = cluster.movable & cluster.open[cluster.location]
-        able &= self.free[cluster.location] + resident >= tokens
+        free = cluster.capacity_tokens - self.expected[:, 0]
+        able &= free[cluster.location] + resident >= tokens
         able &= own >= settings.ratio * volume
         able &= dead | (slack >= settings.least_slack_s)
         able[list(self.given_up)] = False
@@ -345,7 +344,6 @@ class _Round:
         row = int(np.argmax(score))
         instance = int(cluster.location[row])
         self.given_up.add(row)
-        self.free[instance] += resident[row]
         spares = "misses its objective anyway" if dead[row] else f"can stand still for {slack[row]:.1f} s"
         reason = f"{spares}; {resident[row]:.0f} tokens make room for {whom}"
         self.entries.append(Entry("suspend", row, instance, reason))

@@ -98,7 +98,7 @@ def forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
         np.ascontiguousarray(cluster.promised_tokens, np.int64),
         weights,
         _changes(tuple(weights)),
-        _intervals(grid.tobytes()),
+        intervals(grid.tobytes()),
         grid.astype(np.float64),
         made.expected,
         made.variance,
@@ -109,13 +109,18 @@ def forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
 
 @lru_cache(maxsize=8)
 def _changes(weights: tuple[float, ...]) -> FloatArray:
-    """By how much S (1 - S) falls where each atom ends, shape (Q,): the staircase of the variance."""
-    changes, survival = np.empty(len(weights)), 1.0
-    for atom, weight in enumerate(weights):
-        after = survival - weight
+    changes = np.empty(len(weights))
+    staircase(np.asarray(weights), changes)
+    return changes
+
+
+def staircase(weights: FloatArray, changes: FloatArray) -> None:
+    """Write by how much S (1 - S) falls where each atom ends, shape (Q,); the simulator compiles this as it stands."""
+    survival = 1.0
+    for atom in range(len(weights)):
+        after = survival - weights[atom]
         changes[atom] = survival * (1.0 - survival) - after * (1.0 - after)
         survival = after
-    return changes
 
 
 def plain_forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
@@ -131,7 +136,7 @@ def plain_forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
     # Two sums in one pass: resident tokens in the high bits of a double, the count of rows in the low ones.
     packed = resident * _PACK + 1.0
     square = resident * resident
-    table = _intervals(grid.tobytes())
+    table = intervals(grid.tobytes())
 
     def tails(values: FloatArray, keys: NDArray[np.int64]) -> FloatArray:
         """Sum values over the rows that still run at each grid point, shape (I, K)."""
@@ -168,7 +173,7 @@ _PACK = float(1 << 20)
 
 
 @lru_cache(maxsize=8)
-def _intervals(points: bytes) -> NDArray[np.int16]:
+def intervals(points: bytes) -> NDArray[np.int16]:
     """Index of the first grid point at or past each whole step; a table beats a binary search for every row."""
     grid = np.frombuffer(points, np.int64)
     return np.searchsorted(grid, np.arange(int(grid[-1]) + 3), side="left").astype(np.int16)

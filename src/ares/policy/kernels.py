@@ -24,7 +24,7 @@ def forecast_rows(
     promised: I8,
     weights: F8,
     changes: F8,
-    table: I2,
+    table: I2 | I8,
     steps: F8,
     expected: F8,
     variance: F8,

@@ -5,8 +5,8 @@ from numpy.typing import NDArray
 
 from ares.policy import admission, queue
 from ares.simulator.compiled import compiled, heap_pop, heap_push
-from ares.simulator.decisions import enter, own_curve, place, refresh
-from ares.simulator.prediction import predict
+from ares.simulator.decisions import enter, own_curve, place, refresh, rows_at
+from ares.simulator.prediction import WEIGHTS, predict
 from ares.simulator.prefill import to_prefill
 from ares.simulator.state import (
     AGE_CREDIT,
@@ -115,7 +115,7 @@ def _capacity(state: State) -> NDArray[np.int64]:
     capacity = state.total_blocks * int(state.scalars[BLOCK_SIZE])
     for instance in range(len(capacity)):
         law = state.law[instance]
-        budget, batch = state.scalars[STEP_BUDGET_S], state.batch[instance] + 1
+        budget, batch = state.scalars[STEP_BUDGET_S], rows_at(state, instance) + 1
         tokens = tokens_within(budget, law[BASE_S], law[PER_REQUEST_S], law[PER_RESIDENT_S], batch)
         if 0.0 < tokens < capacity[instance]:  # none at all: the objective is out of reach, and memory decides
             capacity[instance] = int(tokens)
@@ -168,8 +168,7 @@ def _admit(
     chosen = _fit(state, request, False, capacity, mean, variance)
     waited = moment - state.arrival[request]
     if chosen < 0 and suspends and state.scalars[SUSPEND_AFTER_S] <= waited <= state.scalars[SLO_TTFT_S]:
-        tokens = state.prompt[request] + state.generated[request] + mean[1]
-        chosen = make_room(state, tokens, state.queue_key[request], state.scalars[LEAST_SLACK_S], moment)
+        chosen = make_room(state, mean.max(), state.queue_key[request], state.scalars[LEAST_SLACK_S], moment)
     if chosen < 0:
         return False
     state.scalars[AGE_CREDIT] += state.scalars[AGE_SHARE] * (state.queue_key[request] % _LOST)
@@ -247,7 +246,7 @@ def _fit(
     mean[:] = 0.0
     variance[:] = 0.0
     resident = float(state.prompt[request] + state.generated[request])
-    own_curve(resident, quantiles, np.array([0.3, 0.4, 0.3]), state.grid, mean, variance)
+    own_curve(resident, quantiles, WEIGHTS, state.grid, mean, variance)
     points = len(state.grid)
     checked = 1
     horizon = min(quantiles[2], state.scalars[URGENT_STEPS]) if urgent else quantiles[2]

@@ -48,7 +48,9 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        typer.echo(f"ares simulate: {error}; it needs the extra: pip install '.[simulate]' in ARES's checkout", err=True)
+        typer.echo(
+            f"ares simulate: {error}; it needs the extra: pip install '.[simulate]' in ARES's checkout", err=True
+        )
         raise typer.Exit(2) from None
     except (ValueError, OSError) as error:
         typer.echo(f"ares simulate: {error}", err=True)

@@ -24,7 +24,8 @@ def _cache_directory() -> Path:
     """
     digest = hashlib.sha256()
     root = Path(ares.__file__).parent
-    rules = [root / "policy" / f"{name}.py" for name in ("admission", "dispatch", "forecast", "queue", "suspend")]
+    names = ("admission", "dispatch", "forecast", "kernels", "queue", "suspend")
+    rules = [root / "policy" / f"{name}.py" for name in names]
     for source in [*rules, *sorted((root / "simulator").glob("*.py"))]:
         text = source.read_bytes()
         if source in rules or b"@compiled" in text or source.stem in ("state", "pointer"):

@@ -6,13 +6,14 @@ The rules are the functions of `ares.policy`, compiled as they stand; this file 
 import numpy as np
 from numpy.typing import NDArray
 
-from ares.policy import dispatch
+from ares.policy import dispatch, kernels
 from ares.policy.forecast import own_curve as plain_own_curve
+from ares.policy.forecast import staircase as plain_staircase
 from ares.simulator.blocks import taken
 from ares.simulator.compiled import compiled
 from ares.simulator.instance import poke
 from ares.simulator.law import steps_by
-from ares.simulator.prediction import predict
+from ares.simulator.prediction import WEIGHTS, predict
 from ares.simulator.queues import push_back
 from ares.simulator.state import (
     BLOCK_SIZE,
@@ -26,6 +27,8 @@ from ares.simulator.state import (
 _STALE_S = 0.5  # telemetry of a live engine is no fresher
 
 own_curve = compiled(plain_own_curve)
+staircase = compiled(plain_staircase)
+forecast_rows = compiled(kernels.forecast_rows)
 least_loaded_choice = compiled(dispatch.least_loaded_choice)
 round_robin_choice = compiled(dispatch.round_robin_choice)
 
@@ -104,41 +107,59 @@ def reroute(state: State, request: int, moment: float) -> None:
 
 
 @compiled
-def refresh(state: State, instance: int, moment: float) -> None:
-    """Forecast one instance anew: its running, inbound and waiting requests."""
-    state.forecast_time[instance] = moment
-    state.expected[instance, :] = 0.0
-    state.variance[instance, :] = 0.0
-    weights = np.array([0.3, 0.4, 0.3])
-    quantiles = np.empty(3)
-    done = max(min(steps_by(state, instance, moment), state.planned[instance] - 1), 0)
-    step = state.step[instance] + done
-    for at in range(state.batch[instance]):
-        request = state.slot_request[instance, at]
-        generated = state.output[request] - (state.slot_finish[instance, at] - step)
-        predict(state, request, generated, quantiles)
-        resident = float(state.prompt[request] + generated)
-        own_curve(resident, quantiles, weights, state.grid, state.expected[instance], state.variance[instance])
-    for index in range(state.prefilling[instance]):
-        _add(state, instance, state.prefilling_list[instance, index], quantiles, weights)
-    for index in range(state.ready_count[instance]):
-        _add(state, instance, state.ready_list[instance, index], quantiles, weights)
-    for index in range(state.arriving_count[instance]):
-        _add(state, instance, state.arriving_list[instance, index], quantiles, weights)
-    waiting = state.head[instance]
-    while waiting != NOBODY:
-        _add(state, instance, waiting, quantiles, weights)
-        waiting = state.follow[waiting]
+def rows_at(state: State, instance: int) -> int:
+    """Return how many requests run at an instance, come to it or wait there."""
+    coming = state.prefilling[instance] + state.ready_count[instance] + state.arriving_count[instance]
+    return int(state.batch[instance] + coming + state.waiting_count[instance])
 
 
 @compiled
-def _add(
-    state: State, instance: int, request: int, quantiles: NDArray[np.float64], weights: NDArray[np.float64]
-) -> None:
+def refresh(state: State, instance: int, moment: float) -> None:
+    """Forecast one instance anew: its running, inbound and waiting requests."""
+    state.forecast_time[instance] = moment
+    batch, rows = state.batch[instance], rows_at(state, instance)
+    resident, remaining = np.empty(rows, np.int64), np.empty((rows, len(WEIGHTS)))
+    done = max(min(steps_by(state, instance, moment), state.planned[instance] - 1), 0)
+    step = state.step[instance] + done
+    for at in range(batch):
+        request = state.slot_request[instance, at]
+        generated = state.output[request] - (state.slot_finish[instance, at] - step)
+        predict(state, request, generated, remaining[at])
+        resident[at] = state.prompt[request] + generated
+    row = batch
+    for index in range(state.prefilling[instance]):
+        row = _add(state, state.prefilling_list[instance, index], row, resident, remaining)
+    for index in range(state.ready_count[instance]):
+        row = _add(state, state.ready_list[instance, index], row, resident, remaining)
+    for index in range(state.arriving_count[instance]):
+        row = _add(state, state.arriving_list[instance, index], row, resident, remaining)
+    request = state.head[instance]
+    while request != NOBODY:
+        row = _add(state, request, row, resident, remaining)
+        request = state.follow[request]
+    changes = np.empty(len(WEIGHTS))
+    staircase(WEIGHTS, changes)
+    here = slice(instance, instance + 1)
+    none = np.zeros(1, np.int64)
+    count = np.empty((1, len(state.grid)))
+    forecast_rows(
+        np.zeros(rows, np.int64),
+        resident,
+        remaining,
+        none,
+        WEIGHTS,
+        changes,
+        state.intervals,
+        state.grid,
+        state.expected[here],
+        state.variance[here],
+        count,
+    )
+
+
+@compiled
+def _add(state: State, request: int, row: int, resident: NDArray[np.int64], remaining: NDArray[np.float64]) -> int:
     generated = state.generated[request]
-    predict(state, request, generated, quantiles)
-    for atom in range(len(quantiles)):
-        if np.isnan(quantiles[atom]):
-            quantiles[atom] = np.inf
-    resident = float(state.prompt[request] + generated)
-    own_curve(resident, quantiles, weights, state.grid, state.expected[instance], state.variance[instance])
+    predict(state, request, generated, remaining[row])
+    resident[row] = state.prompt[request] + generated
+    return row + 1

@@ -5,11 +5,14 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from ares.policy.forecast import quantile_weights
 from ares.simulator.compiled import compiled
 from ares.simulator.state import HAS_PREDICTION, LONGEST, SEED, SIGMA_END, SIGMA_START, SIGMA_TOKENS, State
 
 LEVELS = (0.1, 0.5, 0.9)
 """Levels of the quantiles that the simulated predictor gives."""
+WEIGHTS = quantile_weights(LEVELS)
+"""And the probability that each stands for."""
 
 _Z90 = 1.2815515655446004
 _EPOCH = 512  # generated tokens between two independent draws of the error

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ares.policy.admission import ADMISSION_GRID
+from ares.policy.entrance import GRID
+from ares.policy.forecast import intervals
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
@@ -105,6 +106,7 @@ class State:
     expected: F8
     variance: F8
     grid: F8
+    intervals: I8  # (last step of the grid + 3,) first grid point at or past each whole step
     forecast_time: F8  # (D,) when each was made
 
     # prefill instances, shape (P,)
@@ -264,9 +266,10 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         arriving_list=ints(decode, slots, value=NOBODY),
         arriving_count=ints(decode),
         phase=ints(decode, block_size),
-        expected=floats(decode, len(ADMISSION_GRID)),
-        variance=floats(decode, len(ADMISSION_GRID)),
-        grid=np.asarray(ADMISSION_GRID, np.float64),
+        expected=floats(decode, len(GRID)),
+        variance=floats(decode, len(GRID)),
+        grid=GRID.astype(np.float64),
+        intervals=intervals(GRID.tobytes()).astype(np.int64),
         forecast_time=floats(decode, value=-np.inf),
         prefill_head=ints(prefill, value=NOBODY),
         prefill_tail=ints(prefill, value=NOBODY),

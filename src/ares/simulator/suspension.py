@@ -5,10 +5,11 @@ from numpy.typing import NDArray
 
 from ares.policy import queue
 from ares.policy import suspend as policy
+from ares.policy.forecast import own_curve as plain_own_curve
 from ares.simulator.compiled import compiled
 from ares.simulator.instance import poke
 from ares.simulator.law import steps_by
-from ares.simulator.prediction import predict
+from ares.simulator.prediction import WEIGHTS, predict
 from ares.simulator.state import (
     BLOCK_SIZE,
     FULL_STEP_S,
@@ -24,6 +25,7 @@ from ares.simulator.state import (
 
 final_slack_s = compiled(policy.final_slack_s)
 memory_time = compiled(queue.memory_time)
+own_curve = compiled(plain_own_curve)
 
 DEAD = -1e9
 
@@ -54,7 +56,7 @@ def make_room(state: State, tokens: float, volume: float, least: float, moment: 
     least
         Seconds that the suspended request must have to spare.
     """
-    best, best_instance = NOBODY, -1
+    best, best_instance, best_generated = NOBODY, -1, 0
     best_score = -np.inf
     quantiles = np.empty(3)
     size = int(state.scalars[BLOCK_SIZE])
@@ -63,13 +65,14 @@ def make_room(state: State, tokens: float, volume: float, least: float, moment: 
             continue
         done = max(min(steps_by(state, instance, moment), state.planned[instance] - 1), 0)
         step = state.step[instance] + done
+        free = state.total_blocks[instance] * size - state.expected[instance, 0]
         for at in range(state.batch[instance]):
             request = state.slot_request[instance, at]
             if state.moving[request] != 0 or state.target[request] != NOBODY or np.isnan(state.first_token[request]):
                 continue
             generated = state.output[request] - (state.slot_finish[instance, at] - step)
             resident = state.prompt[request] + generated
-            if state.free[instance] * size + resident < tokens:
+            if free + resident < tokens:
                 continue
             predict(state, request, generated, quantiles)
             own = memory_time(float(resident), quantiles[1])
@@ -80,13 +83,26 @@ def make_room(state: State, tokens: float, volume: float, least: float, moment: 
                 continue
             score = 1e9 + own if spare == DEAD else spare
             if score > best_score:
-                best, best_instance, best_score = request, instance, score
+                best, best_instance, best_generated, best_score = request, instance, generated, score
     if best != NOBODY:
+        _forget(state, best, best_instance, best_generated)
         state.moving[best] = 2
         state.leaving_list[best_instance, state.leaving_count[best_instance]] = best
         state.leaving_count[best_instance] += 1
         poke(state, best_instance, moment)
     return int(best_instance)
+
+
+@compiled
+def _forget(state: State, request: int, instance: int, generated: int) -> None:
+    """Take a request out of its instance's forecast."""
+    quantiles, points = np.empty(3), len(state.grid)
+    mean, variance = np.zeros(points), np.zeros(points)
+    predict(state, request, generated, quantiles)
+    own_curve(float(state.prompt[request] + generated), quantiles, WEIGHTS, state.grid, mean, variance)
+    for point in range(points):
+        state.expected[instance, point] = max(state.expected[instance, point] - mean[point], 0.0)
+        state.variance[instance, point] = max(state.variance[instance, point] - variance[point], 0.0)
 
 
 @compiled

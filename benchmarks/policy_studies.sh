@@ -1,0 +1,44 @@
+#!/bin/sh
+# Every simulated study of the policy: benchmarks/policy_studies.sh TRACES
+# TRACES is a folder with servegen_deepseek_r1.csv, azure_llm_2023_conv.csv and mooncake_conversation.jsonl.
+set -eu
+traces=$1
+results=$(dirname "$0")/results
+images=$(dirname "$0")/../docs/images
+compared="--preset static-rr --preset static-least-loaded --preset paper --preset ares"
+
+sweep() { # NAME INSTANCES PROFILE TRACE REQUESTS SEEDS LOADS OPTIONS...
+  name=$1 decode=$2 profile=$3 trace=$4 requests=$5 seeds=$6 loads=$7
+  shift 7
+  ares simulate sweep --decode "$decode" --prefill "$((decode / 2))" --profile "$profile" --trace "$trace" \
+    --requests "$requests" --seeds "$seeds" --loads "$loads" --period 2 --json "$results/$name.json" "$@"
+}
+
+all=0.5,0.7,0.9,1.0,1.2,1.5
+# shellcheck disable=SC2086 - the presets are several words
+{
+  sweep sweep-paper-24gb-4 4 r1-qwen-7b-24gb paper 1000 3 $all $compared --plot "$images/sweep-paper-24gb-4.svg"
+  sweep sweep-paper-24gb-8 8 r1-qwen-7b-24gb paper 2000 2 $all $compared
+  sweep sweep-paper-80gb-4 4 r1-qwen-7b-80gb paper 2000 2 $all $compared
+  sweep sweep-paper-80gb-8 8 r1-qwen-7b-80gb paper 4000 1 0.5,0.9,1.0,1.2,1.5 $compared
+  sweep sweep-servegen-24gb-4 4 r1-qwen-7b-24gb "$traces/servegen_deepseek_r1.csv" 3000 1 $all $compared
+}
+short="--preset static-rr --preset static-least-loaded --preset ares"
+# shellcheck disable=SC2086 - likewise
+{
+  sweep azure-80gb-4 4 r1-qwen-7b-80gb "$traces/azure_llm_2023_conv.csv" 4000 1 0.5,0.8,1.0 $short
+  sweep mooncake-80gb-4 4 r1-qwen-7b-80gb "$traces/mooncake_conversation.jsonl" 4000 1 0.5,0.8,1.0 $short
+}
+few=0.9,1.0,1.2
+sweep ablation-parts 4 r1-qwen-7b-24gb paper 1500 3 $few --preset static-least-loaded --preset ares-no-prediction \
+  --preset paper --preset ares-rebalance --preset ares-admission --preset ares-suspension --preset ares \
+  --preset ares-oracle
+for error in exact noise-30 noise-60 noise-100 none; do
+  sweep "ablation-error-$error" 4 r1-qwen-7b-24gb paper 1500 3 $few --preset ares --predictor "$error"
+done
+for decode in 8 32 64 128 256; do
+  # shellcheck disable=SC2086 - likewise
+  ares simulate --trace paper --requests "$((decode * 250))" --decode "$decode" --prefill "$((decode / 2))" \
+    --profile r1-qwen-7b-24gb --load 1.0 --period 2 $short --json "$results/scale-$decode.json"
+done
+python "$(dirname "$0")/policy_tables.py"

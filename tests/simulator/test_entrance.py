@@ -1,0 +1,151 @@
+"""The entrance inside the event loop decides what the live one decides on the same states."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ares.policy import Cluster, preset
+from ares.policy.entrance import Candidates, Entrance, Progress
+from ares.simulator.admitting import admit_held
+from ares.simulator.cluster import Simulation
+from ares.simulator.decisions import refresh
+from ares.simulator.errors import ERROR_MODELS
+from ares.simulator.law import steps_by
+from ares.simulator.loop import run_until
+from ares.simulator.prediction import LEVELS, predict
+from ares.simulator.state import AGE_CREDIT, BLOCK_SIZE, HELD, NOBODY, SUSPENDED, State
+from tests.simulator.test_reference import small, workload
+
+pytestmark = pytest.mark.timeout(600)  # the simulator may have to be compiled first
+
+Decision = tuple[str, int, int]
+
+
+class Seen:
+    """A state as a live gateway would see it."""
+
+    def __init__(self, state: State, moment: float, ttft_s: float, tpot_s: float) -> None:
+        self.state, self.moment = state, moment
+        self.objectives = ttft_s, tpot_s
+        # Instance, request, tokens generated, and whether it runs.
+        self.rows: list[tuple[int, int, int, bool]] = []
+        for instance in range(len(state.time)):
+            done = max(min(steps_by(state, instance, moment), state.planned[instance] - 1), 0)
+            for at in range(state.batch[instance]):
+                request = int(state.slot_request[instance, at])
+                left = state.slot_finish[instance, at] - (state.step[instance] + done)
+                self.rows.append((instance, request, int(state.output[request] - left), True))
+            coming = [
+                *state.prefilling_list[instance, : state.prefilling[instance]],
+                *state.ready_list[instance, : state.ready_count[instance]],
+                *state.arriving_list[instance, : state.arriving_count[instance]],
+            ]
+            waiting = state.head[instance]
+            while waiting != NOBODY:
+                coming.append(waiting)
+                waiting = state.follow[waiting]
+            self.rows += [(instance, int(request), int(state.generated[request]), False) for request in coming]
+        held = np.flatnonzero(state.status == HELD)
+        self.outside = [*held.tolist(), *np.flatnonzero(state.status == SUSPENDED).tolist()]
+
+    def remaining(self, requests: list[int], generated: list[int]) -> np.ndarray:
+        quantiles = np.empty((len(requests), len(LEVELS)))
+        for row, request, count in zip(quantiles, requests, generated, strict=True):
+            predict(self.state, request, count, row)
+        return quantiles
+
+    def progress(self, requests: list[int], generated: list[int]) -> Progress:
+        state, count = self.state, len(requests)
+        first = state.first_token[requests]
+        return Progress(
+            generated=np.array(generated, np.int64),
+            elapsed_s=np.nan_to_num(self.moment - first),
+            late=first - state.arrival[requests] > self.objectives[0],
+            ttft_s=np.full(count, self.objectives[0]),
+            tpot_s=np.full(count, self.objectives[1]),
+        )
+
+    def cluster(self) -> Cluster:
+        state = self.state
+        where, requests, generated = ([row[n] for row in self.rows] for n in range(3))
+        free = [
+            running and not state.moving[request] and not np.isnan(state.first_token[request])
+            for _, request, _, running in self.rows
+        ]
+        return Cluster(
+            instances=tuple(f"i{n}" for n in range(len(state.time))),
+            capacity_tokens=state.total_blocks * int(state.scalars[BLOCK_SIZE]),
+            promised_tokens=np.zeros(len(state.time), np.int64),
+            open=state.closed == 0,
+            requests=tuple(map(str, requests)),
+            location=np.array(where, np.int64),
+            resident_tokens=state.prompt[requests] + np.array(generated, np.int64),
+            movable=np.array(free, np.bool_),
+            remaining_tokens=self.remaining(requests, generated),
+            levels=LEVELS,
+            step_base_s=state.law[:, 0].copy(),
+            step_request_s=state.law[:, 1].copy(),
+            step_token_s=state.law[:, 2].copy(),
+        )
+
+    def candidates(self) -> Candidates:
+        state, requests = self.state, self.outside
+        generated = state.generated[requests].tolist()
+        suspended = state.status[requests] == SUSPENDED
+        return Candidates(
+            requests=tuple(map(str, requests)),
+            tokens=state.prompt[requests] + state.generated[requests],
+            remaining_tokens=self.remaining(requests, generated),
+            rank=np.zeros(len(requests), np.int64),
+            waited_s=self.moment - np.where(suspended, state.suspended_at[requests], state.arrival[requests]),
+            suspended=suspended,
+            progress=self.progress(requests, generated),
+        )
+
+    def decided(self, entrance: Entrance) -> set[Decision]:
+        running = self.progress([row[1] for row in self.rows], [row[2] for row in self.rows])
+        entries = entrance.decide(self.cluster(), self.candidates(), running)
+        names = {True: [row[1] for row in self.rows], False: self.outside}
+        return {(e.kind, names[e.kind == "suspend"][e.index], e.instance) for e in entries}
+
+
+def decided(state: State, moment: float) -> set[Decision]:
+    """What the event loop decides."""
+    before = state.status.copy()
+    leaving = state.moving == 2
+    admit_held(state, moment)
+    found: set[Decision] = set()
+    for request in np.flatnonzero(before != state.status).tolist():
+        kind = {HELD: "enter", SUSPENDED: "resume"}[int(before[request])]
+        found.add((kind, request, int(state.place[request])))
+    for request in np.flatnonzero((state.moving == 2) & ~leaving).tolist():
+        found.add(("suspend", request, int(state.place[request])))
+    return found
+
+
+@pytest.mark.parametrize("error", ["exact", "continuous"])
+@pytest.mark.parametrize("seed", range(3))
+def test_decides_as_the_live_entrance(seed: int, error: str) -> None:
+    chosen = preset("ares-suspension")
+    # A full step takes 27 ms: who has run for a while has time to spare.
+    settings = replace(chosen.suspend_settings, ttft_s=4.0, tpot_s=0.06, after_s=0.2, least_slack_s=1.0, urgent_s=0.5)
+    chosen = replace(chosen, suspend_settings=settings)
+    work = workload(seed, 400, 12.0, longest=900)
+    simulation = Simulation(work, [small(4000)] * 3, [small(60_000)], chosen, "x", ERROR_MODELS[error], seed=seed)
+    state = simulation.build()
+    kinds: dict[str, int] = {}
+    for moment in np.arange(1.0, 30.0, 0.05):
+        run_until(state, moment)
+        for instance in range(len(state.time)):
+            refresh(state, instance, moment)
+        entrance = Entrance(chosen.admission_settings, settings)
+        entrance.age_credit = state.scalars[AGE_CREDIT]
+        expected = Seen(state, moment, settings.ttft_s, settings.tpot_s).decided(entrance)
+        copied = copy.deepcopy(state)
+        assert decided(copied, moment) == expected, moment
+        assert copied.scalars[AGE_CREDIT] == pytest.approx(entrance.age_credit)
+        for kind, _, _ in expected:
+            kinds[kind] = kinds.get(kind, 0) + 1
+    assert kinds.keys() >= {"enter", "suspend", "resume"}, kinds
