@@ -202,7 +202,7 @@ class Bench:
         gateway, viewer = self.gateway, self.gateway.controller.viewer
         sequences = list(gateway.sequences.values())
         view = viewer.view(sequences[:3])
-        candidates = viewer.candidates(sequences[3:], view.cluster)
+        candidates = viewer.candidates(sequences[3:], view.cluster, [set()] * len(sequences[3:]))
         count, rows = len(view.instances), len(view.sequences)
         remaining = view.cluster.remaining_tokens
         assert remaining is not None

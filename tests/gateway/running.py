@@ -28,7 +28,6 @@ class Bench:
         self.fakes = {fake.name: fake for fake in fakes}
         self.pool = pool
         self.order = [fake.name for fake in fakes if fake.role != "prefill"]
-        self.full = False
 
     def prefill(self) -> Instance | None:
         return next((i for i in self.pool.instances if i.role == "prefill" and i.open), None)
@@ -37,7 +36,7 @@ class Bench:
         for _ in range(15):
             usable = {i.name: i for i in self.pool.decode() if i.open and i.name not in exclude}
             chosen = next((usable[name] for name in self.order if name in usable), None)
-            if chosen is not None and not self.full:
+            if chosen is not None:
                 return chosen
             await asyncio.sleep(0.2)
         raise NoInstanceError("no decode instance is ready")

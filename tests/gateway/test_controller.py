@@ -71,6 +71,40 @@ async def test_a_request_waits_until_it_fits_and_misses_nothing(model_folder: Pa
         assert sample(gateway, "ares_entrance_decisions_total", kind="enter") == 3
 
 
+async def test_whoever_was_refused_waits_for_room_like_everybody(model_folder: Path) -> None:
+    async with cluster(model_folder) as (gateway, fakes):
+        teach(gateway, 400)
+        for fake in fakes[1:]:
+            fake.hold_at = 100
+        large = Client(gateway, 400, name="large", prompt=[10] * 50)
+        await eventually(lambda: any(fake.running for fake in fakes[1:]))
+        full, refusing = sorted(fakes[1:], key=lambda fake: not fake.running)
+        refusing.faults.refuse = 503
+        second = Client(gateway, 400, name="second", prompt=[11] * 50)
+        # 640 tokens hold one request of 450, and not two: it is not sent after the first one.
+        await eventually(lambda: gateway.controller.held == 1)
+        await asyncio.sleep(0.3)
+        assert len(full.running) == 1
+        assert len(second.tokens) == 1  # of its prefill
+        refusing.faults.refuse = None
+        for fake in fakes[1:]:
+            fake.hold_at = None
+        for client in (large, second):
+            await client.finish()
+            client.check(400)
+
+
+async def test_nobody_waits_for_a_decision_about_nobody(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ares.gateway.controller._SHORTEST_S", 30.0)
+    async with cluster(model_folder) as (gateway, _):
+        for _ in range(3):  # as after the ends of others
+            gateway.controller.changed()
+            await asyncio.sleep(0.02)
+        client = Client(gateway, 20)
+        await client.finish()
+        client.check(20)
+
+
 async def test_the_smallest_goes_first_unless_a_class_goes_before(model_folder: Path) -> None:
     async with cluster(model_folder) as (gateway, fakes):
         teach(gateway, 550)
@@ -216,28 +250,28 @@ async def test_what_does_not_fit_anywhere_is_refused_in_time(model_folder: Path)
 
 
 async def test_who_is_held_does_not_enter_where_its_state_would_be_lost(model_folder: Path, impatient: None) -> None:
-    """The entrance does not know of states: what it decides is made good."""
     async with cluster(model_folder) as (gateway, fakes):
+        teach(gateway, 400)
         lacking, fit = fakes[1:]
         fit.carries = ("seed",)
         await fit.die()
         await fit.start()
         await eventually(lambda: any(i.hello and i.hello.carries for i in gateway.pool.instances))
-        decided: list[Entry] = []
-
-        def decide(cluster: Cluster, candidates: Candidates, running: Progress) -> list[Entry]:
-            return [one for one in decided if candidates.requests]
-
-        gateway.controller._entrance.decide = decide  # type: ignore[method-assign]
-        gateway.controller._unfit = lambda _: set()  # type: ignore[method-assign] # it has not joined yet
-        client = Client(gateway, 60, needs=frozenset({"seed"}))
+        fit.hold_at = 100
+        first = Client(gateway, 400, name="first", prompt=[10] * 50, needs=frozenset({"seed"}))
+        await eventually(lambda: bool(fit.running))
+        # There is room elsewhere, for others.
+        second = Client(gateway, 400, name="second", prompt=[11] * 50, needs=frozenset({"seed"}))
         await eventually(lambda: gateway.controller.held == 1)
-        del gateway.controller._unfit
-        decided.append(Entry("enter", 0, 0, "test"))
-        await client.finish()
-        client.check()
-        assert lacking.asked == []
-        assert fit.asked
+        other = Client(gateway, 60, name="other", prompt=[12] * 50)
+        await other.finish()
+        other.check(60)
+        assert gateway.controller.held == 1
+        fit.hold_at = None
+        for client in (first, second):
+            await client.finish()
+            client.check(400)
+        assert len(lacking.asked) == 1
 
 
 async def test_an_entrance_that_throws_lets_everybody_in(model_folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The gateway's state over fake instances: placement, moves on command and by policy, instances that come and go."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -503,3 +504,45 @@ async def test_the_attempts_of_a_request_are_configured(
     assert (await client.reached(5)).maximum_attempts == 7
     await client.finish()
     await gateway.stop()
+
+
+# --- a gateway that stands still, and instances of one name ---
+
+
+async def test_a_gateway_that_stood_still_gives_nobody_up(
+    gateway: Gateway, fakes: list[FakeInstance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after SIGSTOP: it has not listened, and what was sent meanwhile it has yet to read."""
+    monkeypatch.setattr("ares.gateway.instances._FROZEN_S", 0.3)
+    monkeypatch.setattr("ares.gateway.patience._ALIVE_S", 0.3)
+    monkeypatch.setattr("ares.gateway.service._SUPERVISION_S", 0.05)
+    for fake in fakes[1:]:
+        fake.hold_at = 30
+    client = Client(gateway, 200)
+    sequence = await client.reached(20)
+    running = sequence.key
+    await asyncio.sleep(1.2)  # the supervision has its new period
+    time.sleep(1.0)  # noqa: ASYNC251 - this is what the test is about
+    await asyncio.sleep(0.2)
+    for fake in fakes[1:]:
+        fake.hold_at = None
+    await client.reached(100)
+    assert sequence.key == running
+    await client.finish()
+    client.check(200)
+
+
+async def test_instances_that_call_themselves_the_same_are_told_apart(
+    fakes: list[FakeInstance], model_folder: Path
+) -> None:
+    for fake in fakes[1:]:
+        fake.name = "decode-8100"
+    fakes[1].faults.refuse = 503
+    made = await started(Gateway(configuration(fakes), model_folder))
+    names = {i.name for i in made.pool.decode()}
+    assert names == {f"decode-8100@{fake.url.removeprefix('http://')}" for fake in fakes[1:]}
+    clients = [Client(made, name=f"r{n}") for n in range(6)]
+    for client in clients:
+        await client.finish()
+        client.check()
+    await made.stop()

@@ -100,6 +100,22 @@ def test_nobody_enters_a_closed_instance() -> None:
     assert decide(replace(cluster, open=np.array([False, False])), waiting([2], [2])) == []
 
 
+def test_one_that_is_barred_goes_elsewhere_or_lets_the_others_pass() -> None:
+    candidates = waiting([200, 300], [100, 100], barred=np.array([[False, True], [False, False]]))
+    full = running([(0, 900, 500)], instances=2)
+    assert names(decide(full, candidates, suspension=None)) == [("enter", 1, 1)]
+    emptier = running([(1, 100, 50)], instances=2)
+    assert names(decide(emptier, candidates, suspension=None))[0] == ("enter", 0, 0)
+
+
+def test_room_is_not_made_where_the_candidate_is_barred() -> None:
+    cluster = running([(0, 900, 400), (1, 900, 400)], instances=2)
+    stand = progress(2, generated=[100, 100], elapsed_s=[1.0, 2.0])
+    assert names(decide(cluster, waiting([200], [50], [0.6]), stand))[0] == ("suspend", 0, 0)
+    barred = np.array([[True, False]])
+    assert names(decide(cluster, waiting([200], [50], [0.6], barred=barred), stand))[0] == ("suspend", 1, 1)
+
+
 def test_after_a_while_the_one_with_time_to_spare_gives_way() -> None:
     cluster = running([(0, 450, 400), (0, 450, 300)])
     # 100 tokens in a second at 100 ms a token: 9 s ahead, and 80 ms more with each token to come.

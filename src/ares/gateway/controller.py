@@ -10,7 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ares.config import GatewayConfig, live_preset
@@ -35,11 +35,21 @@ logger = logging.getLogger(__name__)
 _TRIES = 15
 _PAUSE_S = 0.2
 # Entrance is decided when something has changed, but not all the time, and now and then in any case.
-_SHORTEST_S, _LONGEST_S = 0.02, 0.25
+_SHORTEST_S, _LONGEST_S = 0.002, 0.25
 # And it takes at most this share of a core.
 _SHARE = 0.2
 # vLLM's priority is a signed 64-bit number in a JSON body; far below what a double holds exactly.
 _LARGEST_PRIORITY = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """One that waits for the entrance; instances in `exclude` it does not enter."""
+
+    sequence: Sequence
+    admitted: asyncio.Future[Instance]
+    exclude: set[str]
+
 
 MoveOrder = Callable[[Sequence, Instance, str, str], Coroutine[Any, Any, Any]]
 
@@ -76,7 +86,7 @@ class Controller:
         self.log = DecisionLog(config.decision_log)
         self._config, self._pool, self._sequences, self._metrics = config, pool, sequences, metrics
         self._move, self._spawn = move, spawn
-        self._held: dict[str, tuple[Sequence, asyncio.Future[Instance]]] = {}
+        self._held: dict[str, _Held] = {}
         self._changed = asyncio.Event()
         self._prefills: dict[str, int] = {}
         # What the newest decision has set going.
@@ -101,7 +111,7 @@ class Controller:
     @property
     def held(self) -> int:
         """How many prefilled sequences wait for admission."""
-        return sum(1 for sequence, _ in self._held.values() if sequence.phase == "held")
+        return sum(1 for held in self._held.values() if held.sequence.phase == "held")
 
     @property
     def suspended(self) -> int:
@@ -139,10 +149,12 @@ class Controller:
         """
         assert isinstance(sequence, Sequence)  # noqa: S101 - for the type checker: there are no others
         exclude = exclude | self._unfit(sequence)
-        if self._policy.admission == "open" or exclude:
-            instance = await self._dispatched(sequence, exclude)
+        if self._policy.admission == "open":
+            instance = await self._soon(lambda: self._place(sequence, exclude))
         else:
-            instance = await self._admitted(sequence)
+            if exclude:
+                await self._soon(lambda: next(iter(taking(list(self._pool.decode()), exclude)), None))
+            instance = await self._admitted(sequence, exclude)
         if self._policy.queue == "volume":
             middle = self.viewer.remaining(sequence, None)[1]
             sequence.priority = min(int(memory_time(float(sequence.tokens), middle)), _LARGEST_PRIORITY)
@@ -150,11 +162,10 @@ class Controller:
             sequence.priority = 0
         return instance
 
-    async def _dispatched(self, sequence: Sequence, exclude: set[str]) -> Instance:
-        """Dispatch at once; an instance that was blamed for a broken stream is given time to be heard again."""
+    async def _soon(self, find: Callable[[], Instance | None]) -> Instance:
+        """Find an instance; one that was blamed for a broken stream is given time to be heard again."""
         for _ in range(_TRIES):
-            instance = self._place(sequence, exclude)
-            if instance is not None:
+            if (instance := find()) is not None:
                 return instance
             await asyncio.sleep(_PAUSE_S)
         raise NoInstanceError("no decode instance is ready")
@@ -183,10 +194,10 @@ class Controller:
         used = Counter(id(s.instance or s.destination) for s in self._sequences.values())
         return min(taking(list(self._pool.decode()), exclude), key=lambda i: used[id(i)], default=None)
 
-    async def _admitted(self, sequence: Sequence) -> Instance:
+    async def _admitted(self, sequence: Sequence, exclude: set[str]) -> Instance:
         """Wait for the entrance to let the sequence in."""
         future: asyncio.Future[Instance] = asyncio.get_running_loop().create_future()
-        self._held[sequence.id] = (sequence, future)
+        self._held[sequence.id] = _Held(sequence, future, exclude)
         self._changed.set()
         try:
             async with asyncio.timeout(self._config.maximum_wait_s):
@@ -211,27 +222,30 @@ class Controller:
             except TimeoutError:
                 pass
             self._changed.clear()
-            begun = time.perf_counter()
-            try:
-                self._decide_entries()
-            except Exception:
-                logger.exception("admission failed; those who wait are dispatched")
-                self._metrics.faults.labels("entrance").inc()
-                self._open_the_doors()
+            pause = 0.0
+            if self._held:  # whoever comes next does not wait for a decision about nobody
+                begun = time.perf_counter()
+                try:
+                    self._decide_entries()
+                except Exception:
+                    logger.exception("admission failed; those who wait are dispatched")
+                    self._metrics.faults.labels("entrance").inc()
+                    self._open_the_doors()
+                took = time.perf_counter() - begun
+                pause = max(_SHORTEST_S, took / _SHARE - took)
             self._metrics.held.set(self.held)
             self._metrics.suspended.set(self.suspended)
-            took = time.perf_counter() - begun
-            await asyncio.sleep(max(_SHORTEST_S, took / _SHARE - took))
+            await asyncio.sleep(pause)
 
     def _decide_entries(self) -> None:
-        if not self._held:
-            return
         if self._policy.admission == "open":
             self._open_the_doors()
             return
-        waiting = [sequence for sequence, future in self._held.values() if not future.done()]
+        held = [one for one in self._held.values() if not one.admitted.done()]
+        waiting = [one.sequence for one in held]
+        excludes = [one.exclude | self._unfit(one.sequence) for one in held]
         view = self.viewer.view(s for s in self._sequences.values() if s.id not in self._held)
-        candidates = self.viewer.candidates(waiting, view.cluster)
+        candidates = self.viewer.candidates(waiting, view.cluster, excludes)
         credit = self._entrance.age_credit
         entries = self._entrance.decide(view.cluster, candidates, view.running)
         self.log.entries(self.preset, self._entrance, credit, view, candidates, entries)
@@ -245,27 +259,22 @@ class Controller:
             self._spawn(self._suspend(view.sequences[entry.index], entry.reason))
             return
         sequence = waiting[entry.index]
-        if instance.lacks(sequence.sampling.needs):
-            placed = self._place(sequence, self._unfit(sequence))
-            if placed is None:
-                return
-            instance = placed
         if entry.kind == "resume" or "gives way" in entry.reason:
             logger.info("%s %s on %s: %s", entry.kind, sequence.id, instance.name, entry.reason)
         self._let(sequence, instance)
 
     def _let(self, sequence: Sequence, instance: Instance) -> None:
-        _, future = self._held.pop(sequence.id)
+        admitted = self._held.pop(sequence.id).admitted
         sequence.destination = instance
-        if not future.done():
-            future.set_result(instance)
+        if not admitted.done():
+            admitted.set_result(instance)
 
     def _open_the_doors(self) -> None:
         """Let in everybody who waits, by plain dispatch; whoever finds no open instance goes on waiting."""
-        for sequence, _ in list(self._held.values()):
-            instance = self._place(sequence, self._unfit(sequence))
+        for held in list(self._held.values()):
+            instance = self._place(held.sequence, held.exclude | self._unfit(held.sequence))
             if instance is not None:
-                self._let(sequence, instance)
+                self._let(held.sequence, instance)
 
     async def _suspend(self, sequence: Sequence, reason: str) -> None:
         try:

@@ -103,7 +103,7 @@ def _plain(value: Any) -> Any:
 
 _INTEGERS = {"capacity_tokens", "promised_tokens", "location", "resident_tokens", "waiting_tokens"}
 _INTEGERS |= {"generated", "tokens", "rank"}
-_BOOLEANS = {"open", "movable", "late", "suspended"}
+_BOOLEANS = {"open", "movable", "late", "suspended", "barred"}
 _PLAIN = {"instances", "requests", "levels", "transfer_bytes_s", "token_bytes"}
 
 
@@ -161,14 +161,16 @@ def read_progress(read: dict[str, Any], count: int) -> Progress:
     return made
 
 
-def read_candidates(record: dict[str, Any], levels: int) -> Candidates:
-    """Return the candidates of a logged decision, with so many quantiles each."""
+def read_candidates(record: dict[str, Any], cluster: Cluster) -> Candidates:
+    """Return the candidates of a logged decision about a cluster."""
     read = dict(record["candidates"])
     count = len(read["requests"])
     progress = read_progress(read.pop("progress"), count)
     made = Candidates(progress=progress, **_arrays(read))
-    made = replace(made, remaining_tokens=made.remaining_tokens.reshape(-1, levels))
+    made = replace(made, remaining_tokens=made.remaining_tokens.reshape(-1, len(cluster.levels)))
     _check(made, ("tokens", "remaining_tokens", "rank", "waited_s", "suspended"), count)
+    if made.barred is not None and made.barred.shape != (count, len(cluster.instances)):
+        raise ValueError(f"barred has shape {made.barred.shape}")
     return made
 
 

@@ -165,6 +165,8 @@ class Entering:
             work = instance.engine.complete(self.sampling.prefill(key, self.prompt, self.emitted))
             try:
                 delta, transfer = await self._patience.answer(instance, work)
+                if delta.finish_reason == "abort":  # as an engine answers that is about to end
+                    raise EngineLostError("the prefill instance aborted the request")
             except (EngineLostError, EngineRefusedError) as error:
                 self._free_holder()
                 instance.blame(error)

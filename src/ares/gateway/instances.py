@@ -50,7 +50,10 @@ class Instance:
     url
         Base URL of its HTTP server.
     name, role
-        What it says of itself; the name is the URL until then.
+        What it says of itself; the name is the URL until then, and has the URL's address behind it where another
+        instance calls itself the same.
+    called
+        What it calls itself.
     hello, telemetry
         Its newest messages; None before the first. A restart clears both.
     draining
@@ -68,7 +71,7 @@ class Instance:
         gateway: str = "",
     ) -> None:
         self.url = url.rstrip("/")
-        self.name = self.url
+        self.name = self.called = self.url
         self.role: wire.Role = "both"
         self.engine = EngineClient(http, self.url)
         self.hello: wire.Hello | None = None
@@ -105,6 +108,10 @@ class Instance:
     def frozen(self) -> bool:
         """Whether nothing has come from it for so long that what runs on it is better resumed elsewhere."""
         return self.telemetry is not None and time.monotonic() - self._last_message > _FROZEN_S
+
+    def excuse(self, seconds: float) -> None:
+        """Do not count so many seconds of silence: nobody listened."""
+        self._last_message = min(self._last_message + seconds, time.monotonic())
 
     @property
     def open(self) -> bool:
@@ -224,13 +231,21 @@ class Instance:
             with contextlib.suppress(zmq.Again):
                 await self._socket.send(body, zmq.NOBLOCK)
 
-    async def watch(self, on_hello: Callable[["Instance"], Coroutine[Any, Any, None]]) -> None:
-        """Find the instance and follow it until cancelled; `on_hello` is awaited whenever it (re)appears."""
+    async def watch(
+        self, on_hello: Callable[["Instance"], Coroutine[Any, Any, None]], on_name: Callable[[], None] = lambda: None
+    ) -> None:
+        """Find the instance and follow it until cancelled.
+
+        `on_name` is called when it says what it calls itself, `on_hello` is awaited whenever it (re)appears.
+        """
         while True:
             description = await self._describe()
             if description is None:
                 await asyncio.sleep(_RETRY_S)
                 continue
+            if description.name != self.called:
+                self.name = self.called = description.name
+                on_name()
             try:
                 await self._follow(description, on_hello)
             except zmq.ZMQError as error:
@@ -248,7 +263,7 @@ class Instance:
         self, description: _Description, on_hello: Callable[["Instance"], Coroutine[Any, Any, None]]
     ) -> None:
         """Subscribe and read until the instance is silent for good, which ends in a new look at its URL."""
-        self.name, self.role = description.name, description.role
+        self.role = description.role
         socket = self._socket = connected(description.control_address, self._control_key)
         self._heard = time.monotonic()
         self.subscription.begin()

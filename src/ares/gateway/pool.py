@@ -1,12 +1,17 @@
 """All the instances of a gateway."""
 
 import asyncio
+import logging
+from collections import Counter
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import aiohttp
 
 from ares.gateway.instances import Instance
 from ares.keys import ControlKey
+
+logger = logging.getLogger(__name__)
 
 
 class Pool:
@@ -25,7 +30,10 @@ class Pool:
 
     def start(self) -> None:
         """Begin to watch every instance."""
-        self._tasks = [asyncio.create_task(i.watch(self._acquaint), name=f"watch {i.url}") for i in self.instances]
+        self._tasks = [
+            asyncio.create_task(i.watch(self._acquaint, self._tell_apart), name=f"watch {i.url}")
+            for i in self.instances
+        ]
 
     async def stop(self) -> None:
         """Stop watching."""
@@ -55,6 +63,15 @@ class Pool:
         """State that no instance lets a request lose that comes to it."""
         known = [frozenset(i.hello.carries) for i in self.instances if i.hello is not None]
         return frozenset.intersection(*known) if known else frozenset()
+
+    def _tell_apart(self) -> None:
+        """Give instances that call themselves the same their addresses as part of their names."""
+        for called, count in Counter(i.called for i in self.instances).items():
+            if count > 1:
+                same = [i for i in self.instances if i.called == called]
+                for instance in same:
+                    instance.name = f"{called}@{urlsplit(instance.url).netloc}"
+                logger.warning("%d instances call themselves %s: %s", count, called, ", ".join(i.name for i in same))
 
     async def _acquaint(self, instance: Instance) -> None:
         """Let decode instances shake hands with whatever they may pull from, so that no request waits for it."""

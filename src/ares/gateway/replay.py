@@ -114,7 +114,7 @@ def _action(one: dict[str, Any]) -> dict[str, Any]:
 
 def _entrance(record: dict[str, Any], chosen: Preset, dispatch: Dispatch, *, like: bool) -> list[dict[str, Any]]:
     cluster = read_cluster(record)
-    candidates = read_candidates(record, len(cluster.levels))
+    candidates = read_candidates(record, cluster)
     if chosen.admission == "open":
         places = [dispatch(cluster, int(tokens)) for tokens in candidates.tokens]
         return [{"kind": "enter", "request": n, "instance": place} for n, place in enumerate(places)]

@@ -221,7 +221,9 @@ class Sequence(Entering):
         try:
             cut = await source.instance.cut(source.key, self.handover_timeout_s)
         except TimeoutError:
-            return "source_silent"  # should it be cut after all, it waits for admission then
+            if self._segment is source:  # should it be cut after all, it goes on from its tokens
+                self._pausing = False
+            return "source_silent"
         if cut.outcome == "not_running" and self._segment is source and self._move is None:
             self._withdrawn = True
             self.suspensions += 1

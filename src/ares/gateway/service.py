@@ -256,7 +256,15 @@ class Gateway:
         """Let sequences give up on instances that have frozen and on what does not come."""
         since: dict[str, float] = {}
         while True:
+            slept = time.monotonic()
             await asyncio.sleep(_SUPERVISION_S)
+            late = time.monotonic() - slept - _SUPERVISION_S
+            if late > _SUPERVISION_S:
+                # The gateway itself stood still: nobody was silent meanwhile, it has only not listened.
+                logger.warning("stood still for %.1f s", late)
+                since = {what: at + late for what, at in since.items()}
+                for instance in self.pool.instances:
+                    instance.excuse(late)
             try:
                 since = self._look_after(since)
             except Exception:  # costs this look, never the service (I7)

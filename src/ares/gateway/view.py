@@ -159,10 +159,9 @@ class Viewer:
         )
         return View(cluster, self._progress([], cluster, 0.0), instances, [], [])
 
-    def candidates(self, waiting: Iterable[Sequence], cluster: Cluster) -> Candidates:
-        """Return sequences outside decode as the policy sees them, in the given order."""
+    def candidates(self, shown: list[Sequence], cluster: Cluster, excludes: list[set[str]]) -> Candidates:
+        """Return sequences outside decode as the policy sees them, and where each does not go, by name."""
         now = time.monotonic()
-        shown = list(waiting)
         coarsest = max(self._pool.decode(), key=lambda i: i.hello.block_size if i.hello else 0)
         return Candidates(
             requests=tuple(s.id for s in shown),
@@ -172,6 +171,7 @@ class Viewer:
             waited_s=np.array([now - (s.waiting_since if s.phase == "suspended" else s.arrived_at) for s in shown]),
             suspended=np.array([s.phase == "suspended" for s in shown], dtype=np.bool_),
             progress=self._progress(shown, cluster, now),
+            barred=np.array([[i in names for i in cluster.instances] for names in excludes]) if any(excludes) else None,
         )
 
     def remaining(self, sequence: Entering, row: wire.Row | None) -> Quantiles:

@@ -79,6 +79,9 @@ class Candidates:
         Whether it has run before, shape (W,).
     progress
         How it stands against its objectives.
+    barred
+        Instances that each does not enter, shape (W, I): they have refused it, or would not restore its state. None:
+        there are none.
     """
 
     requests: Sequence[str]
@@ -88,6 +91,7 @@ class Candidates:
     waited_s: FloatArray
     suspended: BoolArray
     progress: Progress
+    barred: BoolArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +193,10 @@ class _Round:
             held = next((c for c in self.order if c not in self.entered), _NOBODY)
             if held != _NOBODY and self._admit(held):
                 continue
+            if held != _NOBODY and self._is_barred(held):
+                # Others may go where it may not.
+                self.order.remove(held)
+                continue
             if held != _NOBODY and not self.late[held]:
                 break
             if resumable != _NOBODY and self._resume(resumable, urgent=False):
@@ -231,6 +239,14 @@ class _Round:
 
     # --- entering ---
 
+    def _open(self, candidate: int) -> BoolArray:
+        """Return the instances that a candidate may enter, shape (I,)."""
+        barred = self.candidates.barred
+        return self.cluster.open if barred is None else self.cluster.open & ~barred[candidate]
+
+    def _is_barred(self, candidate: int) -> bool:
+        return self.candidates.barred is not None and bool(self.candidates.barred[candidate].any())
+
     def _fit(self, candidate: int, *, urgent: bool) -> tuple[int, FloatArray, FloatArray]:
         """Return where a candidate may enter, or -1, and its own curve.
 
@@ -248,7 +264,7 @@ class _Round:
             self.expected[:, :points],
             self.variance[:, :points],
             self.capacity,
-            self.cluster.open,
+            self._open(candidate),
             mean[:points],
             variance[:points],
             0.0 if urgent else self.settings.deviations,
@@ -287,7 +303,7 @@ class _Round:
             and waited >= self.suspension.after_s
         ):
             need = float(curve[0].max())  # what it will hold at its peak
-            chosen = self._make_room(need, float(self.size[candidate]), self.candidates.requests[candidate])
+            chosen = self._make_room(need, candidate)
             why = "another gives way"
         if chosen < 0:
             return False
@@ -324,18 +340,18 @@ class _Round:
 
     # --- giving way ---
 
-    def _make_room(self, tokens: float, volume: float, whom: str) -> int:
-        """Suspend the running request that can spare it most; return its instance, or -1 where none can."""
+    def _make_room(self, tokens: float, candidate: int) -> int:
+        """Suspend the running request that can spare it most for a candidate; return its instance, or -1."""
         cluster, settings = self.cluster, self.suspension
         if settings is None or cluster.remaining_tokens is None or not len(cluster.location):
             return -1
         resident = cluster.resident_tokens.astype(np.float64)
         slack, dead = self._slack(self.running, cluster.remaining_tokens)
         own = memory_time(resident, cluster.remaining_tokens[:, self.middle])
-        able = cluster.movable & cluster.open[cluster.location]
+        able = cluster.movable & self._open(candidate)[cluster.location]
         free = cluster.capacity_tokens - self.expected[:, 0]
         able &= free[cluster.location] + resident >= tokens
-        able &= own >= settings.ratio * volume
+        able &= own >= settings.ratio * float(self.size[candidate])
         able &= dead | (slack >= settings.least_slack_s)
         able[list(self.given_up)] = False
         if not able.any():
@@ -345,7 +361,7 @@ class _Round:
         instance = int(cluster.location[row])
         self.given_up.add(row)
         spares = "misses its objective anyway" if dead[row] else f"can stand still for {slack[row]:.1f} s"
-        reason = f"{spares}; {resident[row]:.0f} tokens make room for {whom}"
+        reason = f"{spares}; {resident[row]:.0f} tokens make room for {self.candidates.requests[candidate]}"
         self.entries.append(Entry("suspend", row, instance, reason))
         self._forget(row, instance)
         return instance
