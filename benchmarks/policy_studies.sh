@@ -3,8 +3,9 @@
 # TRACES is a folder with servegen_deepseek_r1.csv, azure_llm_2023_conv.csv and mooncake_conversation.jsonl.
 set -eu
 traces=$1
-results=$(dirname "$0")/results
-images=$(dirname "$0")/../docs/images
+here=$(dirname "$0")
+results=$(mktemp -d) # not the checkout: results name a commit, and a changed file would make it an unclean one
+trap 'rm -rf "$results"' EXIT
 compared="--preset static-rr --preset static-least-loaded --preset paper --preset ares"
 
 sweep() { # NAME INSTANCES PROFILE TRACE REQUESTS SEEDS LOADS OPTIONS...
@@ -17,7 +18,7 @@ sweep() { # NAME INSTANCES PROFILE TRACE REQUESTS SEEDS LOADS OPTIONS...
 all=0.5,0.7,0.9,1.0,1.2,1.5
 # shellcheck disable=SC2086 - the presets are several words
 {
-  sweep sweep-paper-24gb-4 4 r1-qwen-7b-24gb paper 1000 3 $all $compared --plot "$images/sweep-paper-24gb-4.svg"
+  sweep sweep-paper-24gb-4 4 r1-qwen-7b-24gb paper 1000 3 $all $compared --plot "$results/sweep-paper-24gb-4.svg"
   sweep sweep-paper-24gb-8 8 r1-qwen-7b-24gb paper 2000 2 $all $compared
   sweep sweep-paper-80gb-4 4 r1-qwen-7b-80gb paper 2000 2 $all $compared
   sweep sweep-paper-80gb-8 8 r1-qwen-7b-80gb paper 4000 1 0.5,0.9,1.0,1.2,1.5 $compared
@@ -41,4 +42,6 @@ for decode in 8 32 64 128 256; do
   ares simulate --trace paper --requests "$((decode * 250))" --decode "$decode" --prefill "$((decode / 2))" \
     --profile r1-qwen-7b-24gb --load 1.0 --period 2 $short --json "$results/scale-$decode.json"
 done
-python "$(dirname "$0")/policy_tables.py"
+mv "$results"/*.svg "$here/../docs/images"
+mv "$results"/*.json "$here/results"
+python "$here/policy_tables.py"
