@@ -58,7 +58,7 @@ class GatewayConfig(BaseSettings):
     classes: dict[str, ServiceClass] = Field(default_factory=dict)
     """Classes of service by name; a request names its own in the header `x-ares-class`."""
     maximum_waiting: int = Field(default=2048, gt=0)
-    """Requests that may wait for prefill or admission; more are refused with 503 and Retry-After."""
+    """Requests that may wait outside decode; more are refused with 503 and Retry-After."""
     maximum_waiting_tokens: int | None = Field(default=None, gt=0)
     """Tokens that they may bring and be expected to generate; by default 16 times the KV of the decode instances."""
     maximum_wait_s: float = Field(default=600.0, gt=0)

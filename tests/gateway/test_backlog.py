@@ -30,7 +30,7 @@ def test_the_sums_are_those_of_the_sequences_that_wait() -> None:
             one.phase = dice.choice(PHASES)
             backlog.note(one)
             counted.pop(one.id, None)
-            if one.phase in ("prefill", "held"):
+            if one.phase in ("prefill", "held", "suspended"):
                 # By what was known when its phase was told; what comes later changes nothing.
                 counted[one.id] = one.tokens + round(left[one.id])
         assert (len(backlog), backlog.tokens) == (len(counted), sum(counted.values()))

@@ -144,6 +144,7 @@ async def test_a_long_request_gives_way_and_loses_no_token(model_folder: Path) -
             fake.hold_at = 300  # they stay, and hold the memory
         short = Client(gateway, 60, name="short", prompt=[3] * 300)
         await eventually(lambda: gateway.controller.suspended > 0 or short.task.done(), 20)
+        assert gateway.waiting >= gateway.controller.suspended
         for fake in fakes[1:]:
             fake.hold_at = None
         for client, maximum in ((short, 60), (long[0], 500), (long[1], 500)):
@@ -151,6 +152,27 @@ async def test_a_long_request_gives_way_and_loses_no_token(model_folder: Path) -
             client.check(maximum)
         assert sample(gateway, "ares_entrance_decisions_total", kind="suspend") >= 1
         assert sample(gateway, "ares_entrance_decisions_total", kind="resume") >= 1
+
+
+async def test_who_waits_long_still_fills_the_queue(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ares.gateway.sequence.KEPT_S", 0.1)
+    async with cluster(model_folder, maximum_waiting=2) as (gateway, fakes):
+        teach(gateway, 400)
+        for fake in fakes[1:]:
+            fake.hold_at = 100
+        clients = [Client(gateway, 400, name=f"r{n}", prompt=[10 + n] * 50) for n in range(4)]
+        # Two decode; the others have let their KV go by now, but wait as before.
+        await eventually(lambda: gateway.controller.suspended == 2, 30)
+        assert gateway.waiting == 2
+        assert gateway.backlog.tokens >= 2 * 400
+        with pytest.raises(NoInstanceError, match="2 requests wait already"):
+            gateway.check_queue()
+        for fake in fakes[1:]:
+            fake.hold_at = None
+        for client in clients:
+            await client.finish()
+            client.check(400)
+        assert (gateway.waiting, gateway.backlog.tokens) == (0, 0)
 
 
 async def test_before_memory_ends_a_request_is_moved(model_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What waits for prefill or admission, as running sums: every arrival asks, and must not look at all who wait."""
+"""What waits outside decode, as running sums: every arrival asks, and must not look at all who wait."""
 
 from collections.abc import Callable
 
@@ -25,7 +25,9 @@ class Backlog:
     def note(self, sequence: Entering) -> None:
         """Count a sequence by what is known of it now, or no longer where its phase has become another."""
         self.forget(sequence)
-        if sequence.phase in ("prefill", "held"):
+        # One that gave its room up waits too, and nothing new shall come while it does. It is never itself refused for
+        # that: only arrivals ask.
+        if sequence.phase in ("prefill", "held", "suspended"):
             work = self._work[sequence.id] = sequence.tokens + round(self._expected(sequence))
             self.tokens += work
 

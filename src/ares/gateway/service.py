@@ -113,7 +113,7 @@ class Gateway:
 
     @property
     def waiting(self) -> int:
-        """How many sequences wait for prefill or for admission."""
+        """How many sequences wait for prefill, for admission, or for the room that they gave up."""
         return len(self.backlog)
 
     @property
