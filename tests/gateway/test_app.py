@@ -452,6 +452,30 @@ async def test_a_full_queue_is_refused_with_when_to_try_again(fakes: list[FakeIn
         assert (await service.complete()).status_code == 200
 
 
+@pytest.mark.parametrize("preset", ["off", "ares-rebalance"])
+async def test_who_waits_in_an_engine_fills_the_queue(
+    fakes: list[FakeInstance], model_folder: Path, preset: str
+) -> None:
+    async with serving(fakes, model_folder, maximum_waiting=2, preset=preset) as service:
+        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        for fake in fakes[1:]:
+            fake.faults.silent_stream = True
+        waiting = [asyncio.create_task(service.complete()) for _ in range(2)]
+        await eventually(lambda: [s.phase for s in service.gateway.sequences.values()] == ["decoding"] * 2)
+        assert "2 requests wait already" in failure(await service.complete(), 503)["message"]
+        for fake in fakes[1:]:
+            fake.faults.silent_stream = False
+            fake.hold_at = 10
+        # Now they have tokens: there is room in the queue.
+        await eventually(lambda: service.gateway.waiting == 0)
+        more = asyncio.create_task(service.complete())
+        await eventually(lambda: len(service.gateway.sequences) == 3)
+        for fake in fakes[1:]:
+            fake.hold_at = None
+        assert [(await one).status_code for one in (*waiting, more)] == [200] * 3
+        assert (service.gateway.waiting, service.gateway.backlog.tokens) == (0, 0)
+
+
 async def test_a_queue_is_full_by_the_tokens_that_it_will_take_too(
     fakes: list[FakeInstance], model_folder: Path
 ) -> None:

@@ -23,11 +23,11 @@ class Backlog:
         return len(self._work)
 
     def note(self, sequence: Entering) -> None:
-        """Count a sequence by what is known of it now, or no longer where its phase has become another."""
+        """Count a sequence by what is known of it now, or no longer where it does not wait."""
         self.forget(sequence)
         # One that gave its room up waits too, and nothing new shall come while it does. It is never itself refused for
         # that: only arrivals ask.
-        if sequence.phase in ("prefill", "held", "suspended"):
+        if sequence.waits:
             work = self._work[sequence.id] = sequence.tokens + round(self._expected(sequence))
             self.tokens += work
 

@@ -48,7 +48,7 @@ class Entering:
     handover_timeout_s: float
     objective: Objective = field(default_factory=Objective)
     on_phase: Callable[["Entering"], None] = lambda _: None
-    """Called whenever `phase` has changed."""
+    """Called whenever `phase` has changed, and when the first tokens come from where it decodes."""
     gateway: str = "nobody"
     """Name of its gateway, with which all its keys begin."""
     maximum_attempts: int = 3
@@ -100,6 +100,11 @@ class Entering:
     def tokens(self) -> int:
         """Prompt and output tokens so far."""
         return len(self.prompt) + len(self.emitted)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits outside decode: also where an instance has accepted it, and its own queue is long."""
+        return self.phase != "decoding" or not (self._decoding or self._move)
 
     def overdue(self, rows: Mapping[str, Row]) -> str | None:
         """Return what should have come by what instances report, in words that stay the same until it does; or None.

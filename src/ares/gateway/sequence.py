@@ -122,7 +122,9 @@ class Sequence(Entering):
                         limit.reschedule(None)
                         self._arrived(arriving)
                         arriving = None
-                    self._decoding = True
+                    if not self._decoding:
+                        self._decoding = True
+                        self.on_phase(self)
                     last = batch[-1]
                     if last.finish_reason == "abort":
                         raise EngineLostError("the instance aborted the request")

@@ -113,7 +113,7 @@ class Gateway:
 
     @property
     def waiting(self) -> int:
-        """How many sequences wait for prefill, for admission, or for the room that they gave up."""
+        """How many sequences wait outside decode, in the queues of instances too."""
         return len(self.backlog)
 
     @property
