@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -320,6 +321,40 @@ async def test_more_sequences_than_may_wait(shared: Service) -> None:
     error = failure(await shared.complete(prompt=["a"] * 100, n=100), 400)
     assert error["param"] == "n"
     assert "10000 sequences; at most 2048" in error["message"]
+
+
+_TOOL = {"type": "function", "function": {"name": "f", "description": "d" * 30_000}}
+
+
+@pytest.mark.parametrize(
+    ("body", "aside"),
+    [
+        ({"prompt": "a"}, False),
+        ({"prompt": "a" * 30_000}, True),
+        ({"prompt": ["a" * 100] * 300}, True),
+        ({"messages": [{"role": "user", "content": "a"}]}, False),
+        ({"messages": [{"role": "a" * 30_000, "content": "a"}]}, True),
+        ({"messages": [{"role": "user", "content": "a"}], "tools": [_TOOL]}, True),
+        ({"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"x": "a" * 30_000}}, True),
+    ],
+)
+async def test_a_large_body_is_tokenised_aside(
+    shared: Service, monkeypatch: pytest.MonkeyPatch, body: dict[str, Any], aside: bool
+) -> None:
+    text, threads = shared.gateway.text, set[int]()
+
+    def noted(work: Any) -> Any:
+        def call(*arguments: Any, **settings: Any) -> Any:
+            threads.add(threading.get_ident())
+            return work(*arguments, **settings)
+
+        return call
+
+    monkeypatch.setattr(text, "encode", noted(text.encode))
+    monkeypatch.setattr(text, "render_chat", noted(text.render_chat))
+    route = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    await shared.client.post(route, json=body | {"max_tokens": 1})
+    assert [thread != threading.get_ident() for thread in threads] == [aside]
 
 
 @pytest.mark.parametrize("loop", ["{% for i in range(99999) %}{% endfor %}" * 9, None])

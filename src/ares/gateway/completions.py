@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 router = APIRouter()
 
 _ID = re.compile(r"[!-~]{1,128}")
+# From here on tokenising is worth a thread: other streams must not wait for it.
+_LONG_BODY_BYTES = 20_000
 
 
 @dataclass(slots=True)
@@ -146,7 +148,10 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
     given = request.headers.get("x-request-id", "")
     request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
     envelope = Envelope(f"{'chatcmpl' if chat else 'cmpl'}-{request_id}", gateway.config.model, chat)
-    prompts = await asyncio.to_thread(_tokenise, gateway, body) if _long(body) else _tokenise(gateway, body)
+    # By the whole body: a template may write out any of it. That it is too long is not sure before: templates leave
+    # out, normalisers shorten, and one token may stand for any number of spaces.
+    long = len(await request.body()) > _LONG_BODY_BYTES
+    prompts = await asyncio.to_thread(_tokenise, gateway, body) if long else _tokenise(gateway, body)
     jobs: list[_Job] = []
     single = len(prompts) * body.n == 1
     limit = gateway.config.maximum_prompt_tokens
@@ -180,13 +185,6 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
             )
             jobs.append(_Job(request_id if single else f"{request_id}-{index}", prompt, sampling, choice, echo))
     return _Reply(gateway, "chat" if chat else "completions", request_id, envelope, jobs, objective, arrived)
-
-
-def _long(body: GenerationRequest) -> bool:
-    """Whether tokenising takes long enough to be worth a thread: other streams must not wait for it."""
-    if isinstance(body, ChatRequest):
-        return sum(len(str(message.get("content"))) for message in body.messages) > 20_000
-    return isinstance(body, CompletionRequest) and len(body.prompt) > 20_000
 
 
 def _tokenise(gateway: Gateway, body: GenerationRequest) -> list[list[int]]:
