@@ -1,5 +1,7 @@
 """Incremental text: characters and stop strings that no token, and no push, holds whole."""
 
+import threading
+import time
 from itertools import pairwise
 
 import pytest
@@ -208,3 +210,14 @@ def test_chat_templates(text_model: TextModel) -> None:
     assert text_model.decode(text_model.render_chat(messages, {"add_generation_prompt": False})) == "<s>é</s>"
     with pytest.raises(TemplateError, match="unknown role"):
         text_model.render_chat([{"role": "nobody", "content": "x"}], {})
+
+
+def test_other_threads_run_while_a_long_text_is_tokenised(text_model: TextModel) -> None:
+    thread = threading.Thread(target=text_model.encode, args=("abc def " * 100_000,))
+    thread.start()
+    turns = 0
+    while thread.is_alive():
+        time.sleep(0.001)
+        turns += 1
+    # One or two where the tokenizer keeps Python's lock; hundreds where it does not.
+    assert turns > 20

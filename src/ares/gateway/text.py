@@ -36,7 +36,8 @@ class TextModel:
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Tokenise text; `special` adds what the model expects at the start of a prompt."""
-        return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
+        # A batch, of one: `encode` keeps Python's lock, and in a thread too it would hold everybody up.
+        return list(self.tokenizer.encode_batch_fast([text], add_special_tokens=special)[0].ids)
 
     def render_chat(self, messages: list[dict[str, Any]], extra: dict[str, Any]) -> list[int]:
         """Apply the chat template and tokenise.
