@@ -695,8 +695,50 @@ async def test_without_a_key_only_this_machine(
     app = application.build(GatewayConfig(model=MODEL, workers=[fakes[0].url]), model_folder)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, client=(host, 1))
-        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             assert (await client.get("/admin/v1/status")).status_code == status
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example", "Origin": "https://evil.example"},
+        {"Host": "evil.example"},  # rebound to loopback
+        {"Host": "127.0.0.1.evil.example"},
+        {"Host": "evil@127.0.0.1"},
+        {"Host": "10.0.0.1:8000"},
+        {"Host": ""},
+        {"Host": "localhost:8000", "Origin": "https://evil.example"},
+        {"Host": "localhost:8000", "Origin": "http://localhost:8000.evil.example"},
+        {"Host": "localhost:8000", "Origin": "http://localhost:3000"},
+        {"Host": "localhost:8000", "Origin": "null"},
+        {"Host": "localhost:8000", "Sec-Fetch-Site": "cross-site"},
+        {"Host": "localhost:8000", "Sec-Fetch-Site": "same-site"},
+    ],
+)
+async def test_without_a_key_no_foreign_page_commands(shared: Service, headers: dict[str, str]) -> None:
+    drain = await shared.client.post(
+        "/admin/v1/instances/decode-0/drain", headers=headers | {"Content-Type": "text/plain"}
+    )
+    assert failure(drain, 403)["type"] == "permission_error"
+    assert not any(i.draining for i in shared.gateway.pool.instances)
+    for path in ("/admin/v1/status", "/admin/v1/events"):
+        failure(await shared.client.get(path, headers=headers), 403)
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:8000", "127.1.2.3", "[::1]:8000", "[::1]"])
+async def test_the_dashboards_own_page_needs_no_key(shared: Service, host: str) -> None:
+    tells = {"Host": host, "Origin": f"http://{host.lower()}", "Sec-Fetch-Site": "same-origin"}
+    for headers in (tells, tells | {"Sec-Fetch-Site": "none"}, {"Host": host}):
+        assert (await shared.client.get("/admin/v1/status", headers=headers)).status_code == 200
+        undrain = await shared.client.post("/admin/v1/instances/decode-0/undrain", headers=headers)
+        assert undrain.status_code == 200
+
+
+async def test_with_a_key_any_name_will_do(fakes: list[FakeInstance], model_folder: Path) -> None:
+    async with serving(fakes, model_folder, admin_key="secret") as service:
+        headers = {"Host": "ares.example", "Origin": "https://ares.example", "Authorization": "Bearer secret"}
+        assert (await service.client.get("/admin/v1/status", headers=headers)).status_code == 200
 
 
 # --- what an operator's tools read ---

@@ -1,6 +1,7 @@
 """Who may ask: clients by one of the configured keys, operators by theirs; compared in constant time."""
 
 import hashlib
+import re
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -15,6 +16,7 @@ from ares.gateway.responses import error
 _OPEN = frozenset(["/health", "/ready", "/version"])
 _OTHERS = ("/admin/", "/dashboard")
 _METRICS = "/metrics"
+_LOOPBACK_HOST = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]*)?", re.IGNORECASE)
 
 
 def bearer(headers: Headers) -> str:
@@ -26,6 +28,22 @@ def bearer(headers: Headers) -> str:
 def same(given: str, key: SecretStr) -> bool:
     """Whether a given key is the right one, in a time that says nothing about either."""
     return secrets.compare_digest(_digest(given), _digest(key.get_secret_value()))
+
+
+def foreign(headers: Headers) -> str | None:
+    """Say by what a request to loopback seems to come from a web page of elsewhere, or return None.
+
+    A browser of this machine asks whatever a page tells it to. It says so in `Origin` and `Sec-Fetch-Site`; and a page
+    whose name was made to mean loopback (DNS rebinding) has that name in `Host`.
+    """
+    hosts = headers.getlist("host")
+    if len(hosts) != 1 or not _LOOPBACK_HOST.fullmatch(hosts[0]):
+        return "Host is not a name of loopback"
+    if any(origin.partition("://")[2].lower() != hosts[0].lower() for origin in headers.getlist("origin")):
+        return "Origin is another host"
+    if any(site not in ("same-origin", "none") for site in headers.getlist("sec-fetch-site")):
+        return "Sec-Fetch-Site is another site"
+    return None
 
 
 class ClientKeys:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from ares import wire
-from ares.gateway.access import bearer, same
+from ares.gateway.access import bearer, foreign, same
 from ares.gateway.instances import Instance
 from ares.gateway.migration import NotMovableError
 from ares.gateway.precopy import AUTO, WantedMode
@@ -62,7 +62,7 @@ class PresetRequest(BaseModel):
 
 
 async def allowed(request: Request) -> None:
-    """Let in whoever has the key; without a configured key, whoever comes from this machine."""
+    """Let in whoever has the key; without a configured key, whoever comes from this machine and is no foreign page."""
     gateway: Gateway = request.app.state.gateway
     key = gateway.config.admin_key
     if key is not None:
@@ -76,6 +76,8 @@ async def allowed(request: Request) -> None:
         local = False
     if not local:
         raise AdminError(403, "without a configured admin key, the admin routes answer to loopback only")
+    if (why := foreign(request.headers)) is not None:
+        raise AdminError(403, f"without a configured admin key, the admin routes answer to this machine only: {why}")
 
 
 router = APIRouter(prefix="/admin/v1", dependencies=[Depends(allowed)], responses=errors(401, 403))
