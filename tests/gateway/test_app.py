@@ -487,6 +487,61 @@ async def test_a_full_queue_is_refused_with_when_to_try_again(fakes: list[FakeIn
         assert (await service.complete()).status_code == 200
 
 
+async def test_what_is_being_tokenised_fills_the_queue(
+    fakes: list[FakeInstance], model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(fakes, model_folder, maximum_waiting=2) as service:
+        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        text, go = service.gateway.text, threading.Event()
+        encode = text.encode
+
+        def late(given: str) -> list[int]:
+            go.wait(10)
+            return encode(given)
+
+        monkeypatch.setattr(text, "encode", late)
+        # Both bodies are large; the first prompt has more tokens than the model takes.
+        stop = ["b" * 30_000]
+        coming = [asyncio.create_task(service.complete(prompt=p, stop=stop)) for p in ("a" * 30_000, "a")]
+        await eventually(lambda: service.gateway.waiting == 2)
+        more = await asyncio.gather(*(service.complete(prompt="a", stop=stop) for _ in range(10)))
+        assert {failure(reply, 503)["message"] for reply in more} == {"2 requests wait already"}
+        go.set()
+        assert [(await one).status_code for one in coming] == [400, 200]
+        assert (service.gateway.waiting, service.gateway.backlog.tokens) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("limit", "taken"), [({"maximum_waiting": 2}, 2), ({"maximum_waiting_tokens": 300}, 3)], ids=["number", "tokens"]
+)
+async def test_who_comes_at_once_does_not_slip_in(
+    fakes: list[FakeInstance], model_folder: Path, limit: dict[str, int], taken: int
+) -> None:
+    fakes[0].faults.hang = True
+    app = application.build(
+        GatewayConfig(model=MODEL, preset="off", workers=[f.url for f in fakes], **limit),  # type: ignore[arg-type]
+        model_folder,
+    )
+    gateway: Gateway = app.state.gateway
+    async with app.router.lifespan_context(app):
+        await eventually(lambda: all(i.healthy and i.hello for i in gateway.pool.instances), 15)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            body = {"prompt": [10] * 100, "max_tokens": 1, "stream": True}
+            # Turn by turn they do the same: all have asked before the first is noted.
+            tasks = [asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(20)]
+            done, _ = await asyncio.wait(tasks, timeout=3)
+            refused, waiting, begun = (
+                [task.result().status_code for task in done],
+                gateway.waiting,
+                [*gateway.sequences],
+            )
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        assert (refused, waiting, len(begun)) == ([503] * (20 - taken), taken, taken)
+        assert (gateway.waiting, gateway.backlog.tokens) == (0, 0)
+
+
 @pytest.mark.parametrize("preset", ["off", "ares-rebalance"])
 async def test_who_waits_in_an_engine_fills_the_queue(
     fakes: list[FakeInstance], model_folder: Path, preset: str

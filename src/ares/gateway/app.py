@@ -21,7 +21,7 @@ from ares.gateway.engine import EngineLostError, EngineRefusedError
 from ares.gateway.instances import NoInstanceError
 from ares.gateway.openai import BadRequestError
 from ares.gateway.predictions import predicted
-from ares.gateway.responses import error, error_body
+from ares.gateway.responses import Endings, error, error_body
 from ares.gateway.schema import ErrorReply
 from ares.gateway.service import Gateway
 from ares.gateway.shutdown import ShuttingDownError
@@ -65,6 +65,7 @@ def build(config: GatewayConfig, folder: Path) -> FastAPI:
         maximum_streams=config.maximum_streams_per_key,
         retry_after_s=lambda: gateway.retry_after_s,
     )
+    app.add_middleware(Endings)
     return app
 
 

@@ -1,6 +1,7 @@
 """What waits outside decode, as running sums: every arrival asks, and must not look at all who wait."""
 
 from collections.abc import Callable
+from typing import Self
 
 from ares.gateway.entering import Entering
 
@@ -18,9 +19,10 @@ class Backlog:
         self._expected = expected
         self._work: dict[str, int] = {}
         self.tokens = 0
+        self.reserved = 0
 
     def __len__(self) -> int:
-        return len(self._work)
+        return len(self._work) + self.reserved
 
     def note(self, sequence: Entering) -> None:
         """Count a sequence by what is known of it now, or no longer where it does not wait."""
@@ -34,3 +36,35 @@ class Backlog:
     def forget(self, sequence: Entering) -> None:
         """Count a sequence no longer."""
         self.tokens -= self._work.pop(sequence.id, 0)
+
+
+class Places:
+    """Places in a backlog for the sequences of a request that is not as far yet: it may be tokenised for long.
+
+    Leaving the context gives back what nobody has taken.
+    """
+
+    def __init__(self, backlog: Backlog, count: int) -> None:
+        self._backlog = backlog
+        self._count = self._tokens = 0
+        self._change(count, 0)
+
+    def bring(self, tokens: int) -> None:
+        """Count the prompts too, now that their length is known."""
+        self._change(0, tokens)
+
+    def take(self, tokens: int) -> None:
+        """Make way for a sequence with a prompt of so many tokens, which is noted next."""
+        self._change(-1, -tokens)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._change(-self._count, -self._tokens)
+
+    def _change(self, count: int, tokens: int) -> None:
+        self._count += count
+        self._tokens += tokens
+        self._backlog.reserved += count
+        self._backlog.tokens += tokens

@@ -15,12 +15,13 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from ares.gateway import schema
+from ares.gateway.backlog import Places
 from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.instances import NoInstanceError
 from ares.gateway.objectives import Objective
 from ares.gateway.openai import BadRequestError, ChatRequest, CompletionRequest, GenerationRequest
 from ares.gateway.replies import DONE, Choice, Envelope, event, usage
-from ares.gateway.responses import EventStream, Write, error_body, until_disconnect
+from ares.gateway.responses import EventStream, Write, ending, error_body, until_disconnect
 from ares.gateway.sampling import Sampling
 from ares.gateway.service import Gateway
 from ares.gateway.shutdown import ShuttingDownError
@@ -54,6 +55,7 @@ class _Reply:
     request_id: str
     envelope: Envelope
     jobs: list[_Job]
+    places: Places
     objective: Objective
     arrived: float
 
@@ -78,6 +80,8 @@ class _Reply:
 
         metrics.prompt_tokens.inc(len(job.prompt))
         try:
+            # Noted before anybody else has a turn: it counts at every moment, and once.
+            self.places.take(len(job.prompt))
             await self.gateway.generate(job.name, job.prompt, job.sampling, emit, self.objective)
         finally:
             tokens = job.choice.completion_tokens
@@ -148,10 +152,13 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
     given = request.headers.get("x-request-id", "")
     request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
     envelope = Envelope(f"{'chatcmpl' if chat else 'cmpl'}-{request_id}", gateway.config.model, chat)
+    places = ending(request.scope).enter_context(Places(gateway.backlog, count))
     # By the whole body: a template may write out any of it. That it is too long is not sure before: templates leave
     # out, normalisers shorten, and one token may stand for any number of spaces.
     long = len(await request.body()) > _LONG_BODY_BYTES
     prompts = await asyncio.to_thread(_tokenise, gateway, body) if long else _tokenise(gateway, body)
+    gateway.check_work()  # others came meanwhile
+    places.bring(sum(map(len, prompts)) * body.n)
     jobs: list[_Job] = []
     single = len(prompts) * body.n == 1
     limit = gateway.config.maximum_prompt_tokens
@@ -184,7 +191,7 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
                 token_ids=body.return_token_ids,
             )
             jobs.append(_Job(request_id if single else f"{request_id}-{index}", prompt, sampling, choice, echo))
-    return _Reply(gateway, "chat" if chat else "completions", request_id, envelope, jobs, objective, arrived)
+    return _Reply(gateway, "chat" if chat else "completions", request_id, envelope, jobs, places, objective, arrived)
 
 
 def _tokenise(gateway: Gateway, body: GenerationRequest) -> list[list[int]]:

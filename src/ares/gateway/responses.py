@@ -1,6 +1,7 @@
 """How replies leave: OpenAI's error form, and a stream that notices when its client is gone."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 Write = Callable[[bytes], Awaitable[None]]
 
 _SERVER_SEND = "ares.send"
+_ENDING = "ares.ending"
 _KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -56,6 +58,24 @@ class RememberSend:
         """Pass the request on (the ASGI interface)."""
         scope[_SERVER_SEND] = send
         await self._app(scope, receive, send)
+
+
+class Endings:
+    """Does what a request leaves to be done when it has ended: answered, refused, failed or left, streams too."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on (the ASGI interface)."""
+        with contextlib.ExitStack() as scope[_ENDING]:
+            await self._app(scope, receive, send)
+
+
+def ending(scope: Scope) -> contextlib.ExitStack:
+    """Return what is done when the request has ended, to add to."""
+    found: contextlib.ExitStack = scope[_ENDING]
+    return found
 
 
 class EventStream(Response):

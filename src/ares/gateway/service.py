@@ -126,6 +126,10 @@ class Gateway:
         """Raise NoInstanceError where as much waits as may."""
         if self.waiting >= self.config.maximum_waiting:
             raise NoInstanceError(f"{self.waiting} requests wait already")
+        self.check_work()
+
+    def check_work(self) -> None:
+        """Raise NoInstanceError where what waits has as many tokens as it may."""
         if self.backlog.tokens >= self.maximum_waiting_tokens:
             raise NoInstanceError(f"{self.waiting} requests of {self.backlog.tokens} tokens wait already")
 
