@@ -90,7 +90,7 @@ class GatewayConfig(BaseSettings):
     maximum_prompt_tokens: int | None = Field(default=None, gt=0)
     """Longest prompt; by default what the model takes."""
     maximum_streams_per_key: int | None = Field(default=None, gt=0)
-    """Requests that may run for one of the `api_keys` at a time; more are refused with 429 and Retry-After."""
+    """Sequences (prompts times `n`) that may run for one of the `api_keys` at a time; more get 429 and Retry-After."""
     admin_key: SecretStr | None = None
     """Key for the admin routes; without one they answer to loopback only."""
     api_keys: list[SecretStr] = Field(default_factory=list)

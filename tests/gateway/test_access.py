@@ -159,6 +159,34 @@ async def test_one_key_runs_only_so_many_requests(fakes: list[FakeInstance], mod
         assert (await service.complete()).status_code == 200
 
 
+async def test_one_key_runs_only_so_many_sequences(fakes: list[FakeInstance], model_folder: Path) -> None:
+    fakes[1].hold_at = fakes[2].hold_at = 10
+    async with serving(fakes, model_folder, api_keys=KEYS, maximum_streams_per_key=4) as service:
+        await eventually(lambda: service.gateway.pool.ready, 15)
+        service.client.headers = httpx.Headers(bearer(KEYS[0]))
+        running = [asyncio.create_task(service.complete(prompt=[PROMPT, PROMPT]))]
+        await eventually(lambda: len(service.gateway.sequences) == 2, 15)
+        for body in ({"n": 3}, {"prompt": [PROMPT] * 3}, {"n": 64, "prompt": [PROMPT] * 8, "stream": True}):
+            refused = await service.complete(**body)
+            assert refused.status_code == 429, refused.text
+            assert refused.json()["error"]["type"] == "rate_limit_error"
+            assert "2 sequences of this key run already" in refused.json()["error"]["message"]
+            assert int(refused.headers["retry-after"]) >= 1
+        assert len(service.gateway.sequences) == 2
+        running.append(asyncio.create_task(service.complete(n=2, stream=True)))
+        await eventually(lambda: len(service.gateway.sequences) == 4, 15)
+        assert (await service.complete()).status_code == 429
+        service.client.headers = httpx.Headers(bearer(KEYS[1]))
+        running.append(asyncio.create_task(service.complete(n=4)))
+        await eventually(lambda: len(service.gateway.sequences) == 8, 15)
+        fakes[1].hold_at = fakes[2].hold_at = None
+        assert [(await task).status_code for task in running] == [200] * 3
+        for key in KEYS:  # nothing stays counted, of what was refused neither
+            service.client.headers = httpx.Headers(bearer(key))
+            assert (await service.complete(n=5)).status_code == 429
+            assert (await service.complete(n=4)).status_code == 200
+
+
 async def test_a_prompt_may_be_limited(fakes: list[FakeInstance], model_folder: Path) -> None:
     async with serving(fakes, model_folder, maximum_prompt_tokens=5) as service:
         await eventually(lambda: service.gateway.pool.ready, 15)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from pydantic import SecretStr
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ares.gateway.responses import error
@@ -16,6 +17,7 @@ from ares.gateway.responses import error
 _OPEN = frozenset(["/health", "/ready", "/version"])
 _OTHERS = ("/admin/", "/dashboard")
 _METRICS = "/metrics"
+_STREAMS = "ares.streams"
 _LOOPBACK_HOST = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]*)?", re.IGNORECASE)
 
 
@@ -46,6 +48,42 @@ def foreign(headers: Headers) -> str | None:
     return None
 
 
+class TooManyStreamsError(Exception):
+    """The sequences of a request are more than may run for its key now."""
+
+
+class _Streams:
+    """What one request runs for its key: at first one sequence, as long as nobody knows how many they are."""
+
+    def __init__(self, running: Counter[int], key: int, maximum: int) -> None:
+        self._running, self._key, self._maximum = running, key, maximum
+        self._taken = 0
+
+    def take(self, count: int) -> None:
+        beside = self._running[self._key] - self._taken
+        if beside + count > self._maximum:
+            wanted = f", and {count} would come" if count > 1 else ""
+            message = f"{beside} sequences of this key run already{wanted}; at most {self._maximum} may at a time"
+            raise TooManyStreamsError(message)
+        self._running[self._key] = beside + count
+        self._taken = count
+
+    def close(self) -> None:
+        self._running[self._key] -= self._taken
+
+
+def take_streams(scope: Scope, count: int) -> None:
+    """Count a request as so many sequences of its key until it ends; TooManyStreamsError where they do not fit."""
+    streams: _Streams | None = scope.get(_STREAMS)
+    if streams is not None:
+        streams.take(count)
+
+
+def too_many_streams(failure: TooManyStreamsError, retry_after_s: int) -> Response:
+    """Return the reply to those who run too much."""
+    return error(429, str(failure), code="rate_limit_exceeded", headers={"Retry-After": str(retry_after_s)})
+
+
 class ClientKeys:
     """Refuses whoever has none of the keys, before anything of a body is read; without keys it lets everybody in.
 
@@ -56,7 +94,7 @@ class ClientKeys:
     protect_metrics
         Whether `/metrics` needs one too.
     maximum_streams
-        Requests that may run for one key at a time; None sets no limit.
+        Sequences that may run for one key at a time; None sets no limit.
     retry_after_s
         What to tell those who come too soon.
     """
@@ -93,17 +131,16 @@ class ClientKeys:
         if not found or self._maximum is None or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        key = found[0]
-        if self._running[key] >= self._maximum:
-            message = f"{self._maximum} requests of this key run already"
-            headers = {"Retry-After": str(self._retry_after_s())}
-            await error(429, message, code="rate_limit_exceeded", headers=headers)(scope, receive, send)
+        streams = scope[_STREAMS] = _Streams(self._running, found[0], self._maximum)
+        try:
+            streams.take(1)  # who runs as many as may is refused before the body is read
+        except TooManyStreamsError as failure:
+            await too_many_streams(failure, self._retry_after_s())(scope, receive, send)
             return
-        self._running[key] += 1
         try:
             await self._app(scope, receive, send)
         finally:
-            self._running[key] -= 1
+            streams.close()
 
 
 def _digest(key: str) -> bytes:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ares import __version__
 from ares.config import GatewayConfig
 from ares.gateway import admin, completions, dashboard, feed
-from ares.gateway.access import ClientKeys
+from ares.gateway.access import ClientKeys, TooManyStreamsError, too_many_streams
 from ares.gateway.engine import EngineLostError, EngineRefusedError
 from ares.gateway.instances import NoInstanceError
 from ares.gateway.openai import BadRequestError
@@ -145,6 +145,10 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(admin.AdminError)
     async def refused(_: Request, failure: admin.AdminError) -> JSONResponse:
         return error(failure.status, str(failure), code=failure.code)
+
+    @app.exception_handler(TooManyStreamsError)
+    async def too_many(request: Request, failure: TooManyStreamsError) -> Response:
+        return too_many_streams(failure, request.app.state.gateway.retry_after_s)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, failure: HTTPException) -> JSONResponse:

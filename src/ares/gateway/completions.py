@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from ares.gateway import schema
+from ares.gateway.access import take_streams
 from ares.gateway.backlog import Places
 from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.instances import NoInstanceError
@@ -149,6 +150,7 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
         message = f"prompts and n make {count} sequences; at most {gateway.config.maximum_waiting} may wait here"
         raise BadRequestError(message, "n")
     objective = gateway.objective(request.headers.get("x-ares-class"), body.priority)
+    take_streams(request.scope, count)
     given = request.headers.get("x-request-id", "")
     request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
     envelope = Envelope(f"{'chatcmpl' if chat else 'cmpl'}-{request_id}", gateway.config.model, chat)
