@@ -29,6 +29,8 @@ SUBSCRIPTION_TTL_S = 10.0
 # For so long an instance keeps the KV of a gateway that it has forgotten: it may have been asked for before. Whoever
 # waits to pull it says so every 5 s (vLLM's kv_lease_duration / 6), and extends that.
 ORPHAN_LEASE_S = 10.0
+# A gateway that has been forgotten for this long does not come back: its requests end, for nobody would cancel them.
+ABANDONED_S = 30.0
 # Longest time for which an instance grants its part of the controller's lease.
 LONGEST_LEASE_S = 10.0
 

@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from ares import wire
-from ares.engine.control import ControlChannel, Gone, Order
+from ares.engine.control import Abandoned, ControlChannel, Gone, Order
 from ares.keys import ControlKey
 
 pytestmark = pytest.mark.timeout(20)
@@ -347,6 +347,28 @@ def test_a_silent_gateway_is_gone(instance: Instance, monkeypatch: pytest.Monkey
     gateway.hear_a(wire.Hello)
     until(lambda: "silent" not in instance.channel.gone)
     gateway.close()
+
+
+def test_a_gateway_that_stays_away_is_given_up_once(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "ABANDONED_S", 0.3)
+    began = time.monotonic()
+    subscribed(instance, "dies").close()
+    assert instance.commands(1) == [Gone("dies")]
+    assert instance.commands(1) == [Abandoned("dies")]
+    assert time.monotonic() - began > 0.3
+    time.sleep(1.2)  # twice the longest sleep of the thread
+    assert not instance.channel.waiting
+
+
+def test_a_gateway_that_comes_back_in_time_is_not_given_up(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "ABANDONED_S", 1.0)
+    subscribed(instance, "back").close()
+    assert instance.commands(1) == [Gone("back")]
+    again = subscribed(instance, "back")
+    time.sleep(1.7)
+    assert not instance.channel.waiting
+    again.close()
+    assert instance.commands(2) == [Gone("back"), Abandoned("back")]
 
 
 def test_a_gateway_with_another_connection_is_not_gone(instance: Instance) -> None:

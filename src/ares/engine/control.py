@@ -6,6 +6,7 @@ telemetry is read from the scheduler's state by this thread, so that the engine 
 
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -48,7 +49,14 @@ class Gone:
     gateway: str
 
 
-Order = wire.Command | Gone
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """A gateway has been gone for so long that nobody takes the output of its requests."""
+
+    gateway: str
+
+
+Order = wire.Command | Gone | Abandoned
 
 
 class _Subscriber:
@@ -84,7 +92,7 @@ class ControlChannel:
     draining
         Whether the telemetry says so: by command, or set by the instance itself.
     gone
-        Names of the gateways that have gone and not come back.
+        Names of the gateways that have gone and not come back, and when (`time.monotonic`) their requests are to end.
     """
 
     def __init__(
@@ -102,7 +110,7 @@ class ControlChannel:
         self._outgoing: deque[tuple[bytes | None, bytes]] = deque()
         self._subscribers: dict[bytes, _Subscriber] = {}
         self.draining = False
-        self.gone: dict[str, None] = {}
+        self.gone: dict[str, float] = {}
         self._lease = Lease()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
@@ -176,6 +184,7 @@ class ControlChannel:
                 else:
                     self._receive()
             try:
+                self._abandon(time.monotonic())
                 self._send_due(time.monotonic())
             except Exception:  # telemetry must never end the channel: the next tick tries again
                 logger.exception("telemetry failed")
@@ -261,12 +270,19 @@ class ControlChannel:
             if error.errno == zmq.EHOSTUNREACH and identity in self._subscribers:
                 self._forget(identity)
 
+    def _abandon(self, now: float) -> None:
+        """Let the requests end of every gateway that had time enough to come back."""
+        for gateway in [gateway for gateway, due in self.gone.items() if due <= now]:
+            self.gone[gateway] = math.inf
+            self._commands.append((b"", Abandoned(gateway)))
+            self._notify()
+
     def _forget(self, identity: bytes) -> None:
         """Drop a subscriber; the engine thread is told of a gateway that has no other connection."""
         gateway = self._subscribers.pop(identity).gateway
         if not gateway or any(other.gateway == gateway for other in self._subscribers.values()):
             return
-        self.gone[gateway] = None
+        self.gone[gateway] = time.monotonic() + wire.ABANDONED_S
         if len(self.gone) > _MOST_GONE:
             del self.gone[next(iter(self.gone))]
         self._lease.end(gateway)

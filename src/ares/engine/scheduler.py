@@ -12,7 +12,7 @@ from typing import Any
 
 from ares import __version__, wire
 from ares.engine import instance, resources
-from ares.engine.control import ControlChannel, Gone, Order
+from ares.engine.control import Abandoned, ControlChannel, Gone, Order
 from ares.engine.copies import Copies
 from ares.engine.predictions import Prediction, PredictionMetadata
 from ares.engine.pull import PullPolicy
@@ -35,6 +35,14 @@ MIGRATED = "migrated"
 _TAIL = 64
 # Weight of the newest step in the moving average of the step time.
 _STEP_WEIGHT = 0.1
+
+
+def _in_flight(request: Request, scheduled: dict[str, int]) -> int:
+    """Return the output tokens that a request has once all steps have ended, the one that begins included."""
+    step = scheduled.get(request.request_id, 0)
+    # A prompt that is still being computed in chunks yields no token in this step.
+    samples = step > 0 and request.num_computed_tokens + step >= request.num_tokens
+    return int(request.num_output_tokens + request.num_output_placeholders + samples)
 
 
 class ConnectorMetadata(NixlConnectorMetadata):  # type: ignore[misc]
@@ -218,6 +226,9 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             # The workers honour a lease only for requests that they were told of.
             self._reqs_in_batch.add(request.request_id)
             request.stop_reason = MIGRATED
+        elif tracked.abandoned and capped:
+            # Should somebody read it after all: this is not where the output ends.
+            request.stop_reason = MIGRATED
         elif params.get("do_remote_decode") and ended and not pin:
             # A prefill that ended for good (its first token was a stop token), or that nobody waits for.
             params["do_remote_decode"] = False
@@ -300,6 +311,23 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
                 self._orders.orphaned.update(self._copies.ids_of(gateway))
                 kept = self._pinned_by_key.items()
                 self._orders.orphaned.update(request_id for key, request_id in kept if wire.owner(key) == gateway)
+            case Abandoned(gateway=gateway):
+                self._abandon(gateway, scheduled)
+
+    def _abandon(self, gateway: str, scheduled: dict[str, int]) -> None:
+        """End the requests of a gateway that has not come back; what does not run ends with its next token."""
+        if gateway not in self._channel.gone:
+            return
+        for key, tracked in self._by_key.items():
+            if wire.owner(key) != gateway or tracked.cut is not None:
+                continue
+            request = tracked.request
+            tracked.unwanted = True
+            limit = max(_in_flight(request, scheduled), request.num_output_tokens + 1)
+            if limit < request.max_tokens:
+                request.max_tokens = limit
+                tracked.abandoned = True
+            logger.warning("%s ends: its gateway has been gone for %g s", key, wire.ABANDONED_S)
 
     def _cut(self, sender: bytes, command: wire.Cut, scheduled: dict[str, int]) -> None:
         tracked = self._by_key.get(command.key)
@@ -307,10 +335,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             self._channel.post(wire.Handover(command.call, command.key, "unknown"), sender)
             return
         request = tracked.request
-        step = scheduled.get(request.request_id, 0)
-        # A prompt that is still being computed in chunks yields no token in this step.
-        samples = step > 0 and request.num_computed_tokens + step >= request.num_tokens
-        limit = request.num_output_tokens + request.num_output_placeholders + samples
+        limit = _in_flight(request, scheduled)
         if limit == request.num_output_tokens or tracked.cut is not None:
             self._channel.post(wire.Handover(command.call, command.key, "not_running"), sender)
             return

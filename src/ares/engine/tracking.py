@@ -31,6 +31,8 @@ class Tracked:
     cut: Cut | None = None
     # Nobody wants its KV any more: do not pin it when it ends.
     unwanted: bool = False
+    # Its limit was lowered since its gateway is gone.
+    abandoned: bool = False
     prediction: Prediction | None = None
     # Tokens of its output that other instances generated (engine/restoring.py); None until it was looked at.
     restored: int | None = None

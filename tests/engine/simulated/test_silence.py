@@ -12,6 +12,7 @@ import aiohttp
 import httpx
 import pytest
 
+from ares import wire
 from ares.config import GatewayConfig
 from ares.engine.defaults import free_ports
 from ares.engine.simulated import model as simulated
@@ -187,5 +188,90 @@ async def test_instances_behind_a_cut_are_done_without_and_come_back(
             again = await asyncio.gather(*(generate(gateway, f"again-{n}", prompt(n), 30) for n in range(8)))
             assert again == [MODEL.continuation(prompt(n), 30) for n in range(8)]
             assert all(counters(n)["finished"] > before[n] for n in range(2))
+        finally:
+            await gateway.stop()
+
+
+async def test_what_runs_for_a_gateway_behind_a_cut_ends(
+    model_folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It resumed these requests elsewhere, and cannot say so: nobody but the instance itself can end them (I2)."""
+    monkeypatch.setattr("ares.gateway.instances._FROZEN_S", 1.0)
+    monkeypatch.setattr("ares.gateway.patience._ALIVE_S", 0.8)
+    monkeypatch.setattr("ares.gateway.instances._SILENT_S", 0.8)
+    monkeypatch.setattr(wire, "SUBSCRIPTION_TTL_S", 2.5)  # more than between two heartbeats
+    monkeypatch.setattr(wire, "ABANDONED_S", 1.5)
+    async with linked(2, links=1) as (servers, links):
+        gateway = Gateway(
+            GatewayConfig(model="some/model", workers=[links[0].url, servers[1].url], preset="off"), model_folder
+        )
+        await gateway.start()
+        behind, beside = (server.instance for server in servers)
+        assert behind is not None
+        assert beside is not None
+        try:
+            await eventually(lambda: all(i.open for i in gateway.pool.instances))
+            runs = [asyncio.create_task(generate(gateway, str(n), prompt(n), 4000)) for n in range(4)]
+            await eventually(lambda: bool(hosted(gateway, behind.identity.name)))
+            links[0].fall_silent()
+            await eventually(lambda: len(hosted(gateway, beside.identity.name)) == 4, 60)
+            assert report.counters(behind)["running"] > 0
+            await eventually(lambda: not report.counters(behind)["running"], 60)
+            counters = report.counters(behind)
+            assert counters["aborted"] == 0, "it was not the client that ended them"
+            assert counters["pinned"] == counters["kv_blocks_used"] == 0
+            assert not any(run.done() for run in runs)
+            assert await asyncio.gather(*runs) == [MODEL.continuation(prompt(n), 4000) for n in range(4)]
+        finally:
+            await gateway.stop()
+
+
+async def test_what_runs_for_a_gateway_that_is_only_forgotten_goes_on(
+    model_folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wire, "SUBSCRIPTION_TTL_S", 0.5)  # less than between two heartbeats
+    async with linked(1, links=0) as (servers, _):
+        gateway = Gateway(GatewayConfig(model="some/model", workers=[servers[0].url], preset="off"), model_folder)
+        await gateway.start()
+        instance = servers[0].instance
+        assert instance is not None
+        try:
+            await eventually(lambda: gateway.pool.instances[0].open)
+            run = asyncio.create_task(generate(gateway, "stays", prompt(0), 1500))
+            await eventually(lambda: gateway.name in instance._channel.gone)
+            await eventually(lambda: gateway.name not in instance._channel.gone)
+            assert not run.done()
+            assert await run == MODEL.continuation(prompt(0), 1500)
+            assert report.counters(instance)["arrived"] == 1
+        finally:
+            await gateway.stop()
+
+
+async def test_whoever_reads_a_stream_that_was_ended_goes_on_elsewhere(
+    model_folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The way of the commands is cut, that of the tokens is not: an output must not look complete that is not."""
+    monkeypatch.setattr(wire, "ABANDONED_S", 0.5)
+    async with linked(2, links=0) as (servers, _):
+        gateway = Gateway(
+            GatewayConfig(model="some/model", workers=[server.url for server in servers], preset="off"), model_folder
+        )
+        await gateway.start()
+        try:
+            await eventually(lambda: all(i.open for i in gateway.pool.instances))
+            runs = [asyncio.create_task(generate(gateway, str(n), prompt(n), 1500)) for n in range(4)]
+            cut = gateway.pool.find(servers[0].identity.name)
+            instance = servers[0].instance
+            assert instance is not None
+            await eventually(lambda: bool(hosted(gateway, cut.name)))
+            # The instance is as if it had not heard the gateway for long.
+            instance._channel.gone[gateway.name] = 0.0
+            assert await asyncio.gather(*runs) == [MODEL.continuation(prompt(n), 1500) for n in range(4)]
+            counters = [report.counters(server.instance) for server in servers if server.instance is not None]
+            assert sum(c["arrived"] for c in counters) > 4
+            assert sum(c["aborted"] for c in counters) == 0
         finally:
             await gateway.stop()

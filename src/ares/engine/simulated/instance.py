@@ -12,7 +12,7 @@ import uuid
 from typing import Any
 
 from ares import wire
-from ares.engine.control import ControlChannel, Gone
+from ares.engine.control import Abandoned, ControlChannel, Gone
 from ares.engine.instance import control_key
 from ares.engine.simulated import api, report
 from ares.engine.simulated.batch import Batch, Step
@@ -243,6 +243,8 @@ class Instance:
                 self.counters.cut += 1
                 stop = api.MIGRATED
             self._answer(request, transfer)
+        elif request.abandoned and reason == "length":
+            stop = api.MIGRATED
         if request.stream:
             tokens = request.output[len(request.output) - 1 if request.sent is None else request.sent :]
             request.connection.end(api.last_event(request, tokens, reason, stop))
@@ -332,8 +334,22 @@ class Instance:
                         request.unwanted = True
                 case Gone(gateway=gateway):
                     self.pins.orphan(gateway)
+                case Abandoned(gateway=gateway):
+                    self._abandon(gateway)
                 case wire.Connect():
                     pass  # nothing to shake hands for
+
+    def _abandon(self, gateway: str) -> None:
+        """End the requests of a gateway that has not come back, each with its next token."""
+        if gateway not in self._channel.gone:
+            return
+        for key, request in self._by_key.items():
+            if wire.owner(key) == gateway and request.cut is None:
+                request.unwanted = True
+                limit = len(request.output) + 1
+                if limit < request.end:
+                    request.limit(limit)
+                    request.abandoned = True
 
     def _cut(self, sender: bytes, command: wire.Cut) -> None:
         request = self._by_key.get(command.key)

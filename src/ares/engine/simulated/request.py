@@ -70,6 +70,7 @@ class Request:
     heads: tuple[bytes, ...] = ()
     cut: Cut | None = None
     unwanted: bool = False
+    abandoned: bool = False
     preemptions: int = 0
     arrived: float = field(default_factory=time.perf_counter)
     queued_s: float = 0.0
