@@ -11,6 +11,8 @@ COMMANDS: list[wire.Command] = [
     wire.Connect([PEER]),
     wire.Cut(7, "nonce/2"),
     wire.Release("nonce/2"),
+    wire.Drain(True),
+    wire.Drain(True, 60.0),
     wire.Lease(7, "gateway", 3.0),
 ]
 EVENTS: list[wire.Event] = [
@@ -45,6 +47,8 @@ def test_events_arrive_as_they_were_sent(event: wire.Event) -> None:
         {"steps": -5},
         {"step_time_s": float("nan")},
         {"busy_s": float("inf")},
+        {"drain_left_s": float("nan")},
+        {"drain_left_s": -0.1},
         {"rows": [wire.Row("nonce/2", (1 << 63) + 1, 3, "running")]},
         {"rows": [wire.Row("nonce/2", 10, -3, "running")]},
     ],
@@ -53,6 +57,13 @@ def test_loads_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
     body = wire.encode(msgspec.structs.replace(EVENTS[1], **wrong))
     with pytest.raises(msgspec.ValidationError):
         wire.decode_event(body)
+
+
+@pytest.mark.parametrize("deadline_s", [-1.0, float("nan"), float("inf"), "soon"])
+def test_a_deadline_that_cannot_be_is_refused(deadline_s: object) -> None:
+    body = msgspec.msgpack.encode({"type": "drain", "draining": True, "deadline_s": deadline_s})
+    with pytest.raises(msgspec.ValidationError):
+        wire.decode_command(body)
 
 
 def test_a_prediction_that_cannot_be_does_not_cost_the_load() -> None:
@@ -90,9 +101,10 @@ def test_a_newer_side_may_say_more() -> None:
 
 
 def test_an_older_side_may_say_less() -> None:
-    """A gateway that has no name, an instance that knows no leases."""
+    """A gateway that has no name and sets no deadline, an instance that knows no leases."""
     body = msgspec.msgpack.encode({"type": "subscribe", "interval_s": 0.1})
     assert wire.decode_command(body) == wire.Subscribe(0.1, gateway="")
+    assert wire.decode_command(msgspec.msgpack.encode({"type": "drain", "draining": True})) == wire.Drain(True)
     hello = msgspec.to_builtins(EVENTS[0])
     del hello["leases"]
     read = wire.decode_event(msgspec.msgpack.encode(hello))

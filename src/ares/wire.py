@@ -100,9 +100,13 @@ class Release(msgspec.Struct, frozen=True, tag="release"):
 
 
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
-    """Tell every gateway that the instance takes no new work, or that it does again."""
+    """Tell every gateway that the instance takes no new work, or that it does again.
+
+    After `deadline_s` each of them breaks off what is left of its requests there; None: never.
+    """
 
     draining: bool
+    deadline_s: _Amount | None = None
 
 
 class Lease(msgspec.Struct, frozen=True, tag="lease"):
@@ -158,8 +162,8 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry"):
 
     `step_time_s` is a moving average over recent steps, `pull_bytes_per_s` over recent pulls of KV, 0 before the first;
     `busy_s` is the time of all steps so far.
-    `draining`: nothing new shall come, and what can move shall leave. `held` counts what the connector holds beside KV
-    blocks, for whoever looks for leaks.
+    `draining`: nothing new shall come, and what can move shall leave; in `drain_left_s` what cannot shall leave too.
+    `held` counts what the connector holds beside KV blocks, for whoever looks for leaks.
     """
 
     sequence: _Count
@@ -175,6 +179,7 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry"):
     pull_bytes_per_s: _Amount = 0.0
     draining: bool = False
     held: dict[str, int] = {}
+    drain_left_s: _Amount | None = None
 
     @property
     def left(self) -> int:

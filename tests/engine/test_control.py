@@ -297,6 +297,37 @@ def test_a_drain_is_told_to_everybody_until_it_is_taken_back(instance: Instance)
         gateway.close()
 
 
+def test_everybody_is_told_how_long_a_drain_waits(instance: Instance) -> None:
+    operator, other = Gateway(instance.address), Gateway(instance.address)
+    for gateway in (operator, other):
+        gateway.say(wire.Subscribe(0.01))
+        assert gateway.hear_a(wire.Telemetry).drain_left_s is None
+
+    def told(gateway: Gateway) -> wire.Telemetry:
+        while not (load := gateway.hear_a(wire.Telemetry)).draining:
+            pass
+        return load
+
+    operator.say(wire.Drain(True, 0.5))
+    first = told(other).drain_left_s
+    assert first is not None
+    assert 0.2 < first <= 0.5
+    began = time.monotonic()
+    while other.hear_a(wire.Telemetry).drain_left_s != 0.0:
+        assert time.monotonic() - began < 5
+    # The newest order counts: without a deadline, for as long as it takes.
+    operator.say(wire.Drain(True))
+    while other.hear_a(wire.Telemetry).drain_left_s is not None:
+        assert time.monotonic() - began < 10
+    assert instance.channel.draining
+    operator.say(wire.Drain(False, 5.0))
+    while (load := other.hear_a(wire.Telemetry)).draining:
+        pass
+    assert load.drain_left_s is None
+    for gateway in (operator, other):
+        gateway.close()
+
+
 # --- several gateways ---
 
 

@@ -43,6 +43,7 @@ COMMANDS = [
     wire.Copy(2, "key", "pin", 100),
     wire.Release("key"),
     wire.Drain(False),
+    wire.Drain(True, 60.0),
     wire.Lease(3, "gateway", 5.0),
 ]
 ROWS = [wire.Row(f"key-{n}", 40, 5, "running", (1.0, 5.0, 50.0)) for n in range(4)]
@@ -50,6 +51,7 @@ EVENTS = [
     wire.Hello("decode-0", "decode", "boot", PEER, 16, 100, 4096, {"vllm": "0"}, 1000.0, 1, True, ["seed"]),
     wire.Telemetry(1, 10, 4, 0, 0, 0.02, 100, 0, ROWS, 2.0, 1e9),
     wire.Telemetry(2, 10, 4, 0, 0, 0.02, 200, 0, ROWS, 4.5, 1e9),
+    wire.Telemetry(3, 10, 4, 0, 0, 0.02, 300, 0, ROWS, 7.0, 1e9, True, {"scheduler.pins": 1}, 12.5),
     wire.Admitted("key", 10, False, 0.1),
     wire.Predicted("key", (1.0, 2.0, 3.0)),
     wire.Handover(1, "key", "pinned", 3, [1, 2, 3], {"remote_num_tokens": 9}),

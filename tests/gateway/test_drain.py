@@ -164,6 +164,63 @@ async def test_every_gateway_hears_of_it(gateway: Gateway, fakes: list[FakeInsta
         await other.stop()
 
 
+async def test_every_gateway_keeps_the_deadline(
+    gateway: Gateway, fakes: list[FakeInstance], model_folder: Path
+) -> None:
+    other = await started(Gateway(patient(fakes), model_folder))
+    try:
+        clients = await running(other, fakes, 4)
+        fakes[1].faults.not_running = True  # no move succeeds
+        fakes[2].hold_at = 60
+        await gateway.drainer.drain(find(gateway, "decode-0"), 0.5)
+        await eventually(lambda: len(on(other, "decode-1")) == 4)
+        assert not any(move.outcome == "moved" for move in other.migrations)
+        await finished(fakes, clients)
+        # What drains again without end has no deadline left from before.
+        await other.drainer.undrain(find(other, "decode-0"))
+        await eventually(lambda: not find(gateway, "decode-0").draining)
+        assert find(gateway, "decode-0").drain_deadline is None
+    finally:
+        await other.stop()
+
+
+async def test_who_opens_an_instance_again_ends_the_deadline_for_all(
+    gateway: Gateway, fakes: list[FakeInstance], model_folder: Path
+) -> None:
+    other = await started(Gateway(patient(fakes), model_folder))
+    try:
+        clients = await running(other, fakes, 4)
+        fakes[1].faults.not_running = True
+        there = len(on(other, "decode-0"))
+        source = find(other, "decode-0")
+        await gateway.drainer.drain(find(gateway, "decode-0"), 2)
+        await eventually(lambda: source.drain_deadline is not None)
+        await eventually(lambda: bool((load := find(gateway, "decode-0").telemetry) and load.draining))
+        await other.drainer.undrain(source)
+        await eventually(lambda: not find(gateway, "decode-0").draining)
+        await asyncio.sleep(2.5)
+        assert source.drain_deadline is None
+        assert len(on(other, "decode-0")) == there > 0
+        await finished(fakes, clients)
+    finally:
+        await other.stop()
+
+
+async def test_the_newest_deadline_holds(gateway: Gateway, fakes: list[FakeInstance], model_folder: Path) -> None:
+    other = await started(Gateway(patient(fakes), model_folder))
+    try:
+        clients = await running(gateway, fakes, 4)
+        fakes[1].faults.not_running = True
+        fakes[2].hold_at = 60
+        await gateway.drainer.drain(find(gateway, "decode-0"), 600)
+        await eventually(lambda: find(other, "decode-0").drain_deadline is not None)
+        await other.drainer.drain(find(other, "decode-0"), 0.3)
+        await eventually(lambda: len(on(gateway, "decode-1")) == 4)
+        await finished(fakes, clients)
+    finally:
+        await other.stop()
+
+
 async def test_a_drained_instance_that_restarts_takes_work(gateway: Gateway, fakes: list[FakeInstance]) -> None:
     await gateway.drainer.drain(find(gateway, "decode-0"), 60)
     await eventually(lambda: bool((load := find(gateway, "decode-0").telemetry) and load.draining))

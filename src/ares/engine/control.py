@@ -90,7 +90,7 @@ class ControlChannel:
     refused
         Connections that were not let in.
     draining
-        Whether the telemetry says so: by command, or set by the instance itself.
+        Whether the telemetry says so: by command, or by the instance itself.
     gone
         Names of the gateways that have gone and not come back, and when (`time.monotonic`) their requests are to end.
     """
@@ -110,6 +110,7 @@ class ControlChannel:
         self._outgoing: deque[tuple[bytes | None, bytes]] = deque()
         self._subscribers: dict[bytes, _Subscriber] = {}
         self.draining = False
+        self._drain_deadline: float | None = None
         self.gone: dict[str, float] = {}
         self._lease = Lease()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -155,6 +156,12 @@ class ControlChannel:
             return
         self._outgoing.append((receiver, wire.encode(event)))
         os.eventfd_write(self._wake, 1)
+
+    def drain(self, draining: bool, deadline_s: float | None = None) -> None:
+        """Let the telemetry say whether it drains, and how long until what is left shall leave. Any thread."""
+        known = draining and deadline_s is not None
+        self._drain_deadline = time.monotonic() + (deadline_s or 0.0) if known else None
+        self.draining = draining
 
     def close(self) -> None:
         """Stop the thread and close the socket."""
@@ -221,7 +228,7 @@ class ControlChannel:
             if isinstance(command, wire.Subscribe):
                 self._subscribe(sender, command)
             elif isinstance(command, wire.Drain):
-                self.draining = command.draining
+                self.drain(command.draining, command.deadline_s)
             elif isinstance(command, wire.Lease):
                 self._outgoing.append((sender, wire.encode(self._lease.ask(command, time.monotonic()))))
             else:
@@ -257,10 +264,15 @@ class ControlChannel:
             load = self._snapshot()
             if load is None:
                 return
-            body = wire.encode(msgspec.structs.replace(load, draining=True) if self.draining else load)
+            body = wire.encode(self._with_drain(load, now) if self.draining else load)
             for identity in ticking:
                 if identity in self._subscribers:
                     self._send(identity, body)
+
+    def _with_drain(self, load: wire.Telemetry, now: float) -> wire.Telemetry:
+        deadline = self._drain_deadline
+        left_s = max(0.0, deadline - now) if deadline is not None else None
+        return msgspec.structs.replace(load, draining=True, drain_left_s=left_s)
 
     def _send(self, identity: bytes, body: bytes) -> None:
         try:

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 _INTERVAL_S = 0.2
 # Nothing must have been left for this long: a gateway may have sent a request before it heard.
 _QUIET_S = 1.0
+# So long before an instance ends, requests that are still on it are broken off: they leave it, instead of losing it.
+_LEAD_S = 2 * _QUIET_S
 
 
 class OwnChannel:
@@ -67,12 +69,17 @@ class OwnChannel:
     async def drain(self, deadline_s: float) -> None:
         """Let every gateway know, and return when nothing is left, or at the deadline."""
         if self._socket is not None:
-            await self._socket.send(wire.encode(wire.Drain(True)))
+            await self._socket.send(wire.encode(wire.Drain(True, before(deadline_s))))
         await until_empty(self._left, deadline_s)
 
     def _left(self) -> int | None:
         load = self.telemetry
         return load.left if load is not None and load.draining else None
+
+
+def before(deadline_s: float) -> float:
+    """Return after how long gateways shall break off what is left on an instance that ends at its deadline."""
+    return deadline_s - min(_LEAD_S, deadline_s / 4)
 
 
 async def until_empty(left: Callable[[], int | None], deadline_s: float) -> None:

@@ -1,4 +1,7 @@
-"""Emptying instances that drain: what can move is moved, a few at a time; at the deadline the rest is broken off."""
+"""Emptying instances that drain: what can move is moved, a few at a time; at the deadline the rest is broken off.
+
+Each gateway sees to its own requests, whoever has ordered the drain: the instance tells all of them, deadline included.
+"""
 
 import asyncio
 import logging
@@ -37,7 +40,8 @@ class Drainer:
     def __init__(self, gateway: "Gateway", spawn: Callable[[Coroutine[Any, Any, Any]], object]) -> None:
         self._gateway = gateway
         self._spawn = spawn
-        self._deadlines: dict[Instance, float] = {}
+        # When requests were broken off last.
+        self._broken_off: dict[Instance, float] = {}
         # By the sequence's id: where it is moved from, and when a move was tried last.
         self._moving: dict[str, Instance] = {}
         self._tried: dict[str, float] = {}
@@ -45,13 +49,11 @@ class Drainer:
     async def drain(self, instance: Instance, deadline_s: float) -> None:
         """Close an instance, and begin to empty it."""
         logger.info("%s drains; deadline %g s", instance.name, deadline_s)
-        self._deadlines[instance] = time.monotonic() + deadline_s
-        await instance.drain(True)
+        await instance.drain(deadline_s)
 
     async def undrain(self, instance: Instance) -> None:
         """Let an instance take work again."""
-        self._deadlines.pop(instance, None)
-        await instance.drain(False)
+        await instance.undrain()
 
     def left(self, instance: Instance) -> int:
         """Return how many requests are still there, those of other gateways and KV that waits to be pulled included."""
@@ -70,18 +72,15 @@ class Drainer:
                         logger.exception("cannot empty %s", instance.name)
                         self._gateway.metrics.faults.labels(DRAIN).inc()
                 else:
-                    self._deadlines.pop(instance, None)
+                    self._broken_off.pop(instance, None)
 
     def _on(self, instance: Instance) -> Iterator[Sequence]:
         return (s for s in self._gateway.sequences.values() if s.works_on(instance))
 
     def _empty(self, instance: Instance) -> None:
         now = time.monotonic()
-        if now > self._deadlines.get(instance, now):
-            for sequence in self._on(instance):
-                logger.info("%s leaves %s at the deadline", sequence.id, instance.name)
-                sequence.leave(instance)
-            self._deadlines[instance] = now + _RETRY_S
+        if instance.drain_deadline is not None and now > instance.drain_deadline:
+            self._break_off(instance, now)
             return
         room = _AT_ONCE - sum(1 for source in self._moving.values() if source is instance)
         self._tried = {name: at for name, at in self._tried.items() if now - at < _RETRY_S}
@@ -93,6 +92,15 @@ class Drainer:
                 room -= 1
                 self._moving[sequence.id] = instance
                 self._spawn(self._move(sequence, instance))
+
+    def _break_off(self, instance: Instance, now: float) -> None:
+        """Let our requests leave, and now and then who has come since."""
+        if now - self._broken_off.get(instance, float("-inf")) < _RETRY_S:
+            return
+        self._broken_off[instance] = now
+        for sequence in self._on(instance):
+            logger.info("%s leaves %s at the deadline", sequence.id, instance.name)
+            sequence.leave(instance)
 
     async def _move(self, sequence: Sequence, source: Instance) -> None:
         outcome = "no room elsewhere"

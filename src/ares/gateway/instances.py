@@ -58,6 +58,8 @@ class Instance:
         Its newest messages; None before the first. A restart clears both.
     draining
         Whether it is to become empty: what it says itself, once a command of ours has reached it.
+    drain_deadline
+        When what is left of it shall leave (`time.monotonic`), whoever has said so; None: not at all.
     subscription
         Ours there.
     """
@@ -78,6 +80,7 @@ class Instance:
         self.telemetry: wire.Telemetry | None = None
         self.steps = StepLaw()
         self.draining = False
+        self.drain_deadline: float | None = None
         self.subscription = Subscription(gateway, interval_s)
         self._http = http
         self._control_key = control_key
@@ -193,10 +196,15 @@ class Instance:
         """Tell the instance that nobody will pull the KV of request `key`."""
         await self._send(wire.Release(key))
 
-    async def drain(self, draining: bool) -> None:
-        """Close the instance and let it tell every gateway, or open it again."""
-        self.draining = draining
-        await self._send(wire.Drain(draining))
+    async def drain(self, deadline_s: float) -> None:
+        """Close the instance, and let it tell every gateway, and when what is left shall leave."""
+        self.draining, self.drain_deadline = True, time.monotonic() + deadline_s
+        await self._send(wire.Drain(True, deadline_s))
+
+    async def undrain(self) -> None:
+        """Open it again."""
+        self.draining, self.drain_deadline = False, None
+        await self._send(wire.Drain(False))
 
     async def connect_peers(self, peers: list[wire.Peer]) -> None:
         """Ask the instance to shake hands with peers before they are needed."""
@@ -307,6 +315,10 @@ class Instance:
                 # What was on its way when the instance was told to drain still says the contrary.
                 if self.telemetry is None or event.draining != self.telemetry.draining:
                     self.draining = event.draining
+                if not self.draining:
+                    self.drain_deadline = None
+                elif event.drain_left_s is not None:
+                    self.drain_deadline = self._last_message + event.drain_left_s
                 self.telemetry = event
                 self.steps.observe(event)
             case wire.Handover(call=call):

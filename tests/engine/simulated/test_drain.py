@@ -72,6 +72,27 @@ async def test_it_is_not_ready_but_well_until_its_deadline(model_folder: Path) -
             await asyncio.gather(running, return_exceptions=True)
 
 
+async def test_what_cannot_move_leaves_before_it_ends(
+    model_folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that it is no loss of an instance, which a request survives a few times only."""
+    monkeypatch.setattr("ares.gateway.drain.Drainer._target", lambda *_: None)
+    with workers(model_folder, 2, "--drain-deadline", "4") as made:
+        async with gateway_over(made, model_folder) as gateway:
+            runs = [asyncio.create_task(generate(gateway, str(n), [10 + n, *PROMPT], 400)) for n in range(4)]
+            leaving = gateway.pool.find(f"w{made.ports[0]}")
+            await eventually(lambda: any(s.instance is leaving and s.emitted for s in gateway.sequences.values()))
+            sequences = list(gateway.sequences.values())
+            made.processes[made.ports[0]].send_signal(signal.SIGTERM)
+            await eventually(lambda: not any(s.instance is leaving for s in sequences))
+            assert made.processes[made.ports[0]].poll() is None
+            assert await made.ended(made.ports[0]) == 0
+            model = simulated.load(model_folder)
+            assert await asyncio.gather(*runs) == [model.continuation([10 + n, *PROMPT], 400) for n in range(4)]
+            assert [s._losses for s in sequences] == [0] * 4
+
+
 async def test_a_deadline_ends_it(model_folder: Path) -> None:  # noqa: F811
     with workers(model_folder, 1, "--drain-deadline", "0.5") as made:
         port = made.ports[0]

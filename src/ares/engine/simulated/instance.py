@@ -88,9 +88,9 @@ class Instance:
         """Whether it tells every gateway that it takes nothing new."""
         return self._channel.draining
 
-    def drain(self) -> None:
-        """Tell every gateway that it takes nothing new."""
-        self._channel.draining = True
+    def drain(self, deadline_s: float) -> None:
+        """Tell every gateway that it takes nothing new, and when what is left shall leave."""
+        self._channel.drain(True, deadline_s)
 
     @property
     def left(self) -> int:

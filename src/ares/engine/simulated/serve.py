@@ -15,7 +15,7 @@ import uvloop
 import zmq
 
 from ares.engine.defaults import free_port
-from ares.engine.drain import drained_on_sigterm, until_empty
+from ares.engine.drain import before, drained_on_sigterm, until_empty
 from ares.engine.simulated import report
 from ares.engine.simulated.faults import Faults
 from ares.engine.simulated.http import MALFORMED, Connection, Exchange, HttpError
@@ -292,5 +292,5 @@ async def _serve(
 async def _drain(servers: list[Server], deadline_s: float) -> None:
     alive = [server.instance for server in servers if server.instance is not None]
     for instance in alive:
-        instance.drain()
+        instance.drain(before(deadline_s))
     await until_empty(lambda: sum(instance.left for instance in alive), deadline_s)
