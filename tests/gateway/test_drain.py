@@ -81,10 +81,31 @@ async def test_everything_that_can_move_leaves_and_nothing_new_comes(
     await eventually(lambda: not gateway.drainer.left(source))
     assert len(on(gateway, "decode-1")) == 13
     assert all(move.reason == "decode-0 drains" for move in gateway.migrations)
+    # There is time for it, however little a request has: it shall not stop for the copy.
+    assert {move.mode for move in gateway.migrations} == {"pre_copy"}
     # A move counts with the target's first token, which the hold may keep back.
     await finished(fakes, [*clients, late])
     assert {move.request_id for move in gateway.migrations if move.outcome == "moved"} == leaving
     assert sample(gateway, "ares_migrations_total", trigger="drain", outcome="moved") == len(leaving)
+
+
+async def test_what_cannot_go_ahead_moves_all_the_same(model_folder: Path) -> None:
+    async with instances("prefill", "decode", "decode", vocabulary=VOCABULARY) as fakes:
+        fakes[2].prefix_caching = False
+        await fakes[2].die()
+        await fakes[2].start()
+        gateway = await started(Gateway(patient(fakes), model_folder))
+        try:
+            clients = await running(gateway, fakes, 4)
+            fakes[1].step_s = 0.02
+            fakes[1].hold_at = fakes[2].hold_at = 60
+            source = find(gateway, "decode-0")
+            await gateway.drainer.drain(source, 60)
+            await eventually(lambda: not gateway.drainer.left(source))
+            await finished(fakes, clients)
+            assert {(move.mode, move.outcome) for move in gateway.migrations} == {("stop_and_copy", "moved")}
+        finally:
+            await gateway.stop()
 
 
 async def test_moves_are_paced(gateway: Gateway, fakes: list[FakeInstance]) -> None:
@@ -92,7 +113,9 @@ async def test_moves_are_paced(gateway: Gateway, fakes: list[FakeInstance]) -> N
     fakes[1].hold_at = fakes[2].hold_at = 60
     fakes[1].faults.lose_handover = True
     await gateway.drainer.drain(find(gateway, "decode-0"), 60)
-    await fakes[1].until(lambda: len(fakes[1].cuts) == 4)
+    await fakes[1].until(lambda: len(fakes[1].copies) == 4)
+    await asyncio.sleep(0.3)
+    assert len(fakes[1].copies) == 4
     moving = [s.id for s in gateway.sequences.values() if s.moving]
     assert len(moving) == 4
     fakes[1].faults.lose_handover = False

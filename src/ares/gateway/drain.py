@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ares.gateway.instances import Instance
 from ares.gateway.migration import NotMovableError
 from ares.gateway.sequence import Sequence
+from ares.policy.transfer import PRE_COPY
 
 if TYPE_CHECKING:
     from ares.gateway.service import Gateway
@@ -106,7 +107,7 @@ class Drainer:
         outcome = "no room elsewhere"
         try:
             if (target := self._target(sequence)) is not None:
-                record = await self._gateway.migrate(sequence, target, f"{source.name} drains", DRAIN)
+                record = await self._gateway.migrate(sequence, target, f"{source.name} drains", DRAIN, PRE_COPY)
                 outcome = record.outcome
         except NotMovableError as refusal:  # it has ended, or is under way already
             outcome = refusal.reason
