@@ -13,6 +13,10 @@ import msgspec
 _CONNECT_TIMEOUT_S = 5.0
 # A stream that is not read holds its engine back from here on.
 _MOST_UNREAD = 1 << 18
+# More than this is no reply of an engine that is well; nothing may grow without end in the gateway.
+_MOST_REPLY = 4 << 20
+# An engine merges what its reader has left waiting: thousands of tokens of 1.6 kB, with 20 log probabilities each.
+_MOST_EVENT = 16 << 20
 
 
 class EngineLostError(Exception):
@@ -73,6 +77,17 @@ _NONSENSE = (msgspec.DecodeError, TypeError, ValueError, RecursionError)
 _JSON = {"Content-Type": "application/json"}
 
 
+async def whole_body(reply: aiohttp.ClientResponse, most: int) -> bytes:
+    """Return the body of a reply; ValueError where it has more than so many bytes."""
+    parts, size = [], 0
+    async for part in reply.content.iter_any():
+        size += len(part)
+        if size > most:
+            raise ValueError(f"the reply is larger than {most} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
 def session(api_key: str | None = None) -> aiohttp.ClientSession:
     """Make the HTTP client that a gateway uses; streams take only its key."""
     return aiohttp.ClientSession(
@@ -119,6 +134,8 @@ class Stream(asyncio.Protocol):
         try:
             while data := await self._read():
                 *events, left = (left + data).split(b"\n\n")
+                if len(left) > _MOST_EVENT:
+                    raise ValueError(f"an event is larger than {_MOST_EVENT} bytes")
                 batch = []
                 for event in events:
                     if event == b"data: [DONE]":
@@ -135,9 +152,12 @@ class Stream(asyncio.Protocol):
             raise EngineLostError(f"the stream broke: {error!r}") from error
 
     async def text(self) -> str:
-        """Return the rest of the reply."""
-        parts = []
+        """Return the rest of the reply; EngineLostError where it is too large, or breaks off."""
+        parts, size = [], 0
         while data := await self._read():
+            size += len(data)
+            if size > _MOST_REPLY:
+                raise EngineLostError(f"the reply is larger than {_MOST_REPLY} bytes")
             parts.append(data)
         return b"".join(parts).decode(errors="replace")
 
@@ -254,7 +274,7 @@ class EngineClient:
         """Run a generation to its end and return its tokens and vLLM's kv_transfer_params."""
         response = await self._post(body)
         try:
-            reply = _decode_reply(await response.read())
+            reply = _decode_reply(await whole_body(response, _MOST_REPLY))
             return reply.choices[0], reply.kv_transfer_params
         except (aiohttp.ClientError, OSError, IndexError, *_NONSENSE) as error:
             raise EngineLostError(f"the reply broke: {error!r}") from error
@@ -268,8 +288,12 @@ class EngineClient:
             raise EngineLostError(f"no connection: {error!r}") from error
         if response.status == 200:
             return response
-        text = await response.text()
-        response.release()
+        try:
+            text = (await whole_body(response, _MOST_REPLY)).decode(errors="replace")
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise EngineLostError(f"the reply broke: {error!r}") from error
+        finally:
+            response.release()
         raise EngineRefusedError(response.status, _message(text))
 
 

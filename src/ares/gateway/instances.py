@@ -15,7 +15,7 @@ import zmq.asyncio
 
 from ares import wire
 from ares.gateway.channel import connected
-from ares.gateway.engine import EngineClient, EngineLostError, EngineRefusedError
+from ares.gateway.engine import EngineClient, EngineLostError, EngineRefusedError, whole_body
 from ares.gateway.laws import StepLaw
 from ares.gateway.subscription import Subscription
 from ares.keys import ControlKey
@@ -29,6 +29,7 @@ _SILENT_S = 3.0
 _FROZEN_S = 6.0
 _RETRY_S = 0.5
 _REMEMBERED = 1024
+_MOST_DESCRIPTION = 1 << 16
 
 
 class NoInstanceError(Exception):
@@ -263,7 +264,7 @@ class Instance:
     async def _describe(self) -> _Description | None:
         try:
             async with self._http.get(f"{self.url}/ares/v1/instance", timeout=aiohttp.ClientTimeout(total=5)) as reply:
-                return msgspec.json.decode(await reply.read(), type=_Description)
+                return msgspec.json.decode(await whole_body(reply, _MOST_DESCRIPTION), type=_Description)
         except (aiohttp.ClientError, OSError, msgspec.DecodeError, ValueError, RecursionError):  # not UTF-8: ValueError
             return None
 
