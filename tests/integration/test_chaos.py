@@ -1,38 +1,70 @@
-"""Chaos on real engines: a short plan on the shared cluster, its first blow a kill."""
+"""Chaos on real engines: a short plan on the shared ones, with a gateway of its own that throws and is lied to."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from ares import local
 from ares.bench.chaos.command import expected_of_real
 from ares.bench.chaos.plan import Shape, make
-from ares.bench.chaos.play import play
+from ares.bench.chaos.play import play, played
+from ares.engine.defaults import free_port
 from tests.integration.client import Client
 
+SEED = 18
 SHAPE = Shape(
     prefill=1,
     decode=2,
     per_process=1,
     streams=4,
-    seconds=20.0,
+    seconds=25.0,
     simulated=False,
     longest_prompt=400,
     longest_output=250,
-    events_per_s=0.3,
+    events_per_s=0.8,
     moves_per_s=3.0,
     prompts=4,
 )
 
 
-@pytest.mark.timeout(600)
-async def test_every_invariant_holds(client: Client, cluster: local.Cluster) -> None:
-    plan = make(13, SHAPE)
-    assert any(event.kind == "kill" for event in plan.events)
-    expected = await expected_of_real(plan, cluster.url, cluster.settings.model)
+@pytest.fixture
+def chaotic(cluster: local.Cluster, tmp_path: Path) -> Iterator[local.Cluster]:
+    """Put the gateway that fails on purpose before the same engines; the ordinary one stays beside it."""
+    settings = replace(
+        cluster.settings,
+        port=free_port("127.0.0.1", cluster.ports),
+        preset="ares",
+        gateway_module="ares.bench.chaos.gateway",
+        gateway_flags=(
+            *("--fault-seed", str(SEED), "--fault-share", "0.2"),
+            *("--decision-log", str(tmp_path / "decisions.jsonl")),
+        ),
+    )
+    beside = local.Cluster(settings, cluster.console, tmp_path, cluster.workers)
+    local._start_gateway(beside)
+    own = local.Cluster(settings, cluster.console, tmp_path, beside.parts[-1:])
     try:
-        result = await play(cluster, plan, expected)
+        local._await(beside, own.parts, "gateway", local._gateway_ready(beside))
+        yield beside
     finally:
-        await client.http.put(f"{cluster.url}/admin/v1/preset", json={"preset": "off"})
-    assert result["violations"] == []
+        own.stop()
+
+
+@pytest.mark.timeout(600)
+async def test_every_invariant_holds(client: Client, chaotic: local.Cluster) -> None:
+    plan = make(SEED, SHAPE)
+    expected = await expected_of_real(plan, client.url, client.model)
+    result = await play(chaotic, plan, expected, chaotic.log_folder / "decisions.jsonl")
+    assert result["violations"] == [], f"again: ares bench chaos --plan {played(chaotic, plan)}"
+    done = result["done"]
     assert result["endings"]["completed"] > 10
-    assert result["done"]["kill"] >= 1
-    assert any(kind.startswith("move: ") for kind in result["done"])
+    assert done["kill"] >= 1
+    assert any(kind.startswith("move: ") for kind in done)
+    assert any(kind.startswith('fault {"telemetry"') for kind in done), "no telemetry lied"
+    assert any(kind.startswith('fault {"predictions"') for kind in done), "no prediction lied"
+    # Both checks of decisions had something to check.
+    assert result["gateway"]["ares_controller_faults_total"] > 0
+    assert result["gateway"]["ares_implausible_predictions_total"] > 0
+    assert result["decisions"] > 0

@@ -114,9 +114,19 @@ ENGINE = {
     "pins_released": 1,
     "pins_expired": 0,
 }
+REAL = {
+    "name": "decode-0",
+    "generating": [],
+    **dict.fromkeys(("running", "waiting", "pinned", "kv_blocks_used", "worker.leases"), 0),
+    "pins_expired": 0,
+    "pins_pulled_late": 0,
+    "pulls_failed": 3,
+}
 ROW = {"name": "decode-0-0", "healthy": True, "draining": False, "running": 0, "pinned": 0, "sequences": 0}
 REST = Rest(
     counters=[ENGINE],
+    unheard=[],
+    malformed=[],
     status={"requests": [], "instances": [ROW]},
     metrics={"ares_active_sequences": 0.0},
     requests=Counter(completed=8, cancelled=1),
@@ -133,6 +143,7 @@ JUDGE = Judge(endings=Counter(completed=8, left=1))
 
 def test_a_cluster_at_rest() -> None:
     assert at_rest(REST, JUDGE) == []
+    assert at_rest(replace(REST, counters=[REAL]), JUDGE) == []
 
 
 @pytest.mark.parametrize(
@@ -143,6 +154,11 @@ def test_a_cluster_at_rest() -> None:
         ({"counters": [ENGINE | {"finished": 3}]}, "5 arrived, 3 finished"),
         ({"counters": [ENGINE | {"pins_released": 2}]}, "3 pins made, 4 ended"),
         ({"counters": [ENGINE | {"pins_pulled": 1, "pins_expired": 1}]}, "leases ended, and nobody had died"),
+        ({"counters": [REAL | {"worker.leases": 1}]}, "still has {'worker.leases': 1}"),
+        ({"counters": [REAL | {"pins_expired": 1}]}, "1 leases ended"),
+        ({"counters": [REAL | {"pins_pulled_late": 1}]}, "1 pins were pulled after they had ended"),
+        ({"unheard": ["decode-1"]}, "decode-1 does not tell"),
+        ({"malformed": ["decode-1: kv_blocks_used"]}, "decode-1: kv_blocks_used"),
         ({"status": {"requests": [{}], "instances": []}}, "still has 1 requests"),
         ({"status": {"requests": [], "instances": [ROW | {"pinned": 1}]}}, "'pinned': 1"),
         ({"status": {"requests": [], "instances": [ROW | {"healthy": False}]}}, "not heard of"),

@@ -72,11 +72,21 @@ def test_everything_happens() -> None:
     assert all(0 < event.at_s < SIMULATED.seconds for event in events)
 
 
-def test_a_short_run_on_real_engines_kills_one() -> None:
-    shape = msgspec.structs.replace(REAL, seconds=20.0, events_per_s=0.3)
+def test_a_short_run_on_real_engines_lies_and_kills() -> None:
+    shape = msgspec.structs.replace(REAL, seconds=25.0, events_per_s=0.8)
+    killed = 0
     for seed in range(20):
-        events = [event for event in make(seed, shape).events if event.kind != "move"]
-        assert not events or (events[0].kind, events[0].target[:6]) == ("kill", "decode")
+        first, *others = [event for event in make(seed, shape).events if event.kind != "move"]
+        assert first.what in ('{"telemetry":"silent"}', '{"telemetry":"absurd"}')
+        killed += any(event.kind == "kill" and event.target.startswith("decode") for event in others)
+    assert killed >= 18
+
+
+def test_what_only_simulated_engines_do_is_not_asked_of_real_ones() -> None:
+    events = make(0, msgspec.structs.replace(REAL, seconds=2000.0)).events
+    said = {event.what for event in events if event.kind == "fault"}
+    assert {word.split('"')[1] for word in said} == {"predictions", "telemetry"}
+    assert len(said) == 8
 
 
 def test_requests_differ() -> None:

@@ -3,7 +3,7 @@
 I1 every request ends: whole, left by its client, or with an error that says why. I2 one instance generates for a
 request at a time. I3 each token comes once and in order, and the usage counts it once. I4 the tokens are those of an
 undisturbed run. I5 nothing stays allocated or pinned, and every pin ended once. I7 the gateway goes on serving,
-whatever throws or lies. Checks are pure; what they say begins with the invariant's number.
+whatever throws or lies. Checks are pure; what they say begins with the invariant's number. (I6, I8: decisions.py.)
 """
 
 import re
@@ -128,7 +128,11 @@ class Rest:
     Attributes
     ----------
     counters
-        Of each simulated instance.
+        Of each instance; a real one tells less.
+    unheard
+        Instances that told none.
+    malformed
+        What instances told that cannot be.
     status
         The gateway's.
     metrics
@@ -148,6 +152,8 @@ class Rest:
     """
 
     counters: list[dict[str, Any]]
+    unheard: list[str]
+    malformed: list[str]
     status: dict[str, Any]
     metrics: dict[str, float]
     requests: Counter[str]
@@ -172,17 +178,23 @@ def _engines(rest: Rest) -> Iterator[str]:
             yield f"I5: {row['name']} still has {left}"
         if not row["healthy"] or row["draining"]:
             yield f"I7: {row['name']} is {'draining' if row['healthy'] else 'not heard of'} at the end"
+    yield from (f"I5: {name} does not tell what it holds" for name in rest.unheard)
+    yield from (f"I5: what cannot be: {what}" for what in rest.malformed)
     for one in rest.counters:
-        left = {name: one[name] for name in _HELD if one[name]}
+        left = {name: count for name, count in one.items() if count and (name in _HELD or "." in name)}
         if left:
             yield f"I5: {one['name']} still has {left}"
-        if one["arrived"] != one["finished"] + one["aborted"]:
+        if "arrived" in one and one["arrived"] != one["finished"] + one["aborted"]:
             yield f"I1: {one['name']}: {one['arrived']} arrived, {one['finished']} finished, {one['aborted']} aborted"
-        ended = one["pins_pulled"] + one["pins_released"] + one["pins_expired"]
-        if one["pins_made"] != ended:
-            yield f"I5: {one['name']}: {one['pins_made']} pins made, {ended} ended"
+        if "pins_made" in one:
+            ended = one["pins_pulled"] + one["pins_released"] + one["pins_expired"]
+            if one["pins_made"] != ended:
+                yield f"I5: {one['name']}: {one['pins_made']} pins made, {ended} ended"
         if one["pins_expired"] and not rest.disturbed:
             yield f"I5: {one['name']}: {one['pins_expired']} leases ended, and nobody had died"
+        # Where somebody stood still, it may wake up to pull for a request that was given up meanwhile.
+        if one.get("pins_pulled_late") and not rest.disturbed:
+            yield f"I5: {one['name']}: {one['pins_pulled_late']} pins were pulled after they had ended"
 
 
 def _gateway(rest: Rest, judge: Judge) -> Iterator[str]:

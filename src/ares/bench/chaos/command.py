@@ -15,9 +15,8 @@ from rich.console import Console
 
 from ares import local
 from ares import model as models
-from ares.bench.chaos.decisions import wrong as decided_wrong
 from ares.bench.chaos.plan import STATEFUL, Ask, Plan, Shape, make
-from ares.bench.chaos.play import Expected, play
+from ares.bench.chaos.play import Expected, play, played
 from ares.bench.environment import describe, write
 from ares.engine.defaults import local_flags
 from ares.engine.simulated import model as simulated
@@ -27,6 +26,7 @@ _GATEWAY = "ares.bench.chaos.gateway"
 # Different prompts on real engines: each is run in peace first.
 _PROMPTS = 16
 _SHOWN = 30
+# Requests at a time up to which every decision is logged; with more, each so many times fewer.
 _LOGGED = 200
 
 
@@ -90,7 +90,9 @@ def command(
     preset: Annotated[str, typer.Option(help="Policy preset to begin with.")] = "ares",
     model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
     port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8014,
-    plan_file: Annotated[Path | None, typer.Option("--plan", help="Play this plan instead of the seed's.")] = None,
+    plan_file: Annotated[
+        Path | None, typer.Option("--plan", help="Play this plan (shown or played before) instead of the seed's.")
+    ] = None,
     show_plan: Annotated[bool, typer.Option("--show-plan", help="Print the plan as JSON, and do nothing.")] = False,
     log_folder: Annotated[Path | None, typer.Option(help="Folder for the logs; by default a new one.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
@@ -163,26 +165,25 @@ def _run(settings: local.ClusterSettings, plan: Plan, console: Console) -> dict[
         console.print(text, style="dim", highlight=False, markup=False)
 
     folder = settings.log_folder or Path(tempfile.mkdtemp(prefix="ares-chaos-"))
-    # Every decision is written down with all that it was made from: too much with very many requests.
-    decisions = folder / "decisions.jsonl" if plan.shape.streams <= _LOGGED else None
-    if decisions is not None:
-        settings = replace(settings, gateway_flags=(*settings.gateway_flags, "--decision-log", str(decisions)))
-    with local.running(replace(settings, log_folder=folder), console) as cluster:
-        result: dict[str, Any] = asyncio.run(_play(cluster, plan, said))
-    if decisions is not None:
-        result["decisions"], wrong = decided_wrong(decisions)
-        result["violations"] += wrong
+    decisions = folder / "decisions.jsonl"
+    every = -(-plan.shape.streams // _LOGGED)
+    logs = ("--decision-log", str(decisions), "--log-every", str(every))
+    settings = replace(settings, gateway_flags=(*settings.gateway_flags, *logs), log_folder=folder)
+    with local.running(settings, console) as cluster:
+        result: dict[str, Any] = asyncio.run(_play(cluster, plan, decisions, said))
     Console().print_json(data={name: value for name, value in result.items() if name != "violations"})
     found = result["violations"]
     for violation in found[:_SHOWN]:
         console.print(violation, style="red", highlight=False, markup=False)
-    verdict = f"{len(found)} violations; logs: {folder}" if found else "every invariant held"
+    again = f"{folder}; again, with the same options: --plan {played(cluster, plan)}"
+    verdict = f"{len(found)} violations; logs: {again}" if found else "every invariant held"
     console.print(f"seed {plan.seed}: {verdict}", style="bold red" if found else "bold green")
     return result
 
 
-async def _play(cluster: local.Cluster, plan: Plan, said: Callable[[str], None]) -> dict[str, Any]:
+async def _play(cluster: local.Cluster, plan: Plan, decisions: Path, said: Callable[[str], None]) -> dict[str, Any]:
     if cluster.settings.simulate is not None:
         written = simulated.load(models.resolve(cluster.settings.model))
-        return await play(cluster, plan, expected_of_simulated(plan, written), said)
-    return await play(cluster, plan, await expected_of_real(plan, cluster.url, cluster.settings.model), said)
+        return await play(cluster, plan, expected_of_simulated(plan, written), decisions, said)
+    expected = await expected_of_real(plan, cluster.url, cluster.settings.model)
+    return await play(cluster, plan, expected, decisions, said)

@@ -31,11 +31,14 @@ class Doer:
         What was done, by kind and outcome.
     complaints
         What the gateway must not have answered.
+    played
+        The events that were carried out, with their real moments and what was drawn.
     """
 
     def __init__(self, cluster: Cluster, plan: Plan, http: aiohttp.ClientSession) -> None:
         self.done: Counter[str] = Counter()
         self.complaints: list[str] = []
+        self.played: list[Event] = []
         self._cluster = cluster
         self._plan = plan
         self._http = http
@@ -62,7 +65,7 @@ class Doer:
             "preset": self._preset,
             "fault": self._fault,
         }
-        await work[event.kind](event)
+        await work[event.kind](msgspec.structs.replace(event, at_s=round(time.monotonic() - start, 3)))
 
     def make_well(self) -> None:
         """Let whatever is stopped go on, whatever else fails."""
@@ -84,12 +87,16 @@ class Doer:
             return 0, {}
 
     async def _move(self, event: Event) -> None:
-        _, status = await self._admin("GET", "status")
-        draw = random.Random(event.draw)  # noqa: S311 - no secret
-        movable = [row for row in status.get("requests", ()) if row["movable"]]
-        decode = [row["name"] for row in status.get("instances", ()) if row["role"] != "prefill"]
-        chosen = draw.sample(movable, min(event.count, len(movable)))
-        await asyncio.gather(*(self._order(row["id"], draw.choice(decode), event.what) for row in chosen))
+        orders = event.orders
+        if orders is None:
+            _, status = await self._admin("GET", "status")
+            draw = random.Random(event.draw)  # noqa: S311 - no secret
+            movable = [row for row in status.get("requests", ()) if row["movable"]]
+            decode = [row["name"] for row in status.get("instances", ()) if row["role"] != "prefill"]
+            chosen = draw.sample(movable, min(event.count, len(movable)))
+            orders = [(row["id"], draw.choice(decode)) for row in chosen]
+        self.played.append(msgspec.structs.replace(event, orders=orders))
+        await asyncio.gather(*(self._order(request, target, event.what) for request, target in orders))
 
     async def _order(self, request: str, target: str, mode: str) -> None:
         order = {"request_id": request, "target": target, "mode": mode}
@@ -97,13 +104,14 @@ class Doer:
         self.done[f"move: {record['outcome'] if status == 200 else f'refused, {status}'}"] += 1
 
     async def _preset(self, event: Event) -> None:
+        self.played.append(event)
         await self._admin("PUT", "preset", {"preset": event.what})
         self.done["preset"] += 1
 
     async def _drain(self, event: Event) -> None:
         path = f"instances/{event.target}"
-        process = event.target if event.target in self._parts else event.target.rsplit("-", 1)[0]
-        if not self._take(process, "drain"):
+        process = self._process(event)
+        if not self._take(event, "drain"):
             return
         await self._admin("POST", f"{path}/drain", {"deadline_s": float(event.what)})
         await asyncio.sleep(event.seconds)
@@ -113,7 +121,7 @@ class Doer:
     # --- processes ---
 
     async def _kill(self, event: Event) -> None:
-        if not self._take(event.target, "kill"):
+        if not self._take(event, "kill"):
             return
         part = self._parts[event.target]
         part.send(signal.SIGKILL)
@@ -124,7 +132,7 @@ class Doer:
         self._ill.discard(event.target)
 
     async def _pause(self, event: Event) -> None:
-        if not self._take(event.target, "pause"):
+        if not self._take(event, "pause"):
             return
         part = self._parts[event.target]
         self._paused.add(event.target)
@@ -157,8 +165,13 @@ class Doer:
         except (aiohttp.ClientError, OSError):
             return False
 
-    def _take(self, process: str, kind: str) -> bool:
-        """Whether enough others are well; then it is not, until it is taken back."""
+    def _process(self, event: Event) -> str:
+        """Return the name of the process that an event befalls, or that of its instance."""
+        return event.target if event.target in self._parts else event.target.rsplit("-", 1)[0]
+
+    def _take(self, event: Event, kind: str) -> bool:
+        """Whether enough others are well; then its process is not, until it is taken back."""
+        process = self._process(event)
         role = process.split("-", maxsplit=1)[0]
         alike = self._plan.shape.processes(role)
         ill = sum(name in self._ill for name in alike)
@@ -167,18 +180,23 @@ class Doer:
             return False
         self._ill.add(process)
         self.done[kind] += 1
+        self.played.append(event)
         return True
 
-    # --- simulated engines ---
+    # --- faults of simulated engines, and lies about real ones ---
 
     async def _fault(self, event: Event) -> None:
-        process = event.target.rsplit("-", 1)[0]
+        process = self._process(event)
         kind = f"fault {'die' if 'die' in event.what else 'freeze' if 'freeze' in event.what else event.what}"
         if event.harmless:
             self.done[kind] += 1
-        elif not self._take(process, kind):
+            self.played.append(event)
+        elif not self._take(event, kind):
             return
-        await self._lie(event, f"{self._parts[process].instances[event.target]}/simulate/faults")
+        # A real engine does not lie: the gateway changes what it hears of it (gateway.py).
+        simulated = self._plan.shape.simulated
+        url = self._parts[process].instances[event.target] if simulated else self._cluster.url
+        await self._lie(event, f"{url}/simulate/faults{'' if simulated else f'/{event.target}'}")
         if not event.harmless:
             self._ill.discard(process)
 

@@ -1,7 +1,7 @@
 """What will happen, as data: a function of the seed and of the cluster's shape, and of nothing else.
 
 Only the plan is determined. How it meets the cluster depends on real time: which request a move finds running, which
-line of code a kill interrupts.
+line of code a kill interrupts. What was met is kept in a plan of its own, the played one: `Event.orders`, `Plan.sent`.
 """
 
 import math
@@ -25,12 +25,12 @@ _DECK = (
     *("kill decode", "kill decode", "kill prefill", "pause decode", "pause decode", "pause prefill"),
     *("drain", "drain", "preset", "preset"),
 )
-_SIMULATED_DECK = (
+_LIES = (
     *('{"predictions":"nan"}', '{"predictions":"negative"}', '{"predictions":"huge"}'),
     *('{"telemetry":"constant"}', '{"telemetry":"empty"}', '{"telemetry":"full"}'),
     *('{"telemetry":"absurd"}', '{"telemetry":"silent"}', '{"telemetry":"silent"}'),
-    *('{"refuse":true}', '{"drop_streams":true}', '{"slow":8}', "freeze", "die"),
 )
+_SIMULATED_DECK = ('{"refuse":true}', '{"drop_streams":true}', '{"slow":8}', "freeze", "die")
 # What the cluster gets over by itself, so that it may befall many instances at a time.
 _HARMLESS = ("predictions", "constant", "empty", "full", "slow")
 
@@ -85,7 +85,7 @@ class Shape(msgspec.Struct, frozen=True):
         return self.per_process if self.simulated else 1
 
 
-class Event(msgspec.Struct, frozen=True):
+class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """Something done to the cluster.
 
     Attributes
@@ -100,6 +100,8 @@ class Event(msgspec.Struct, frozen=True):
         Seeds what can only be chosen when it is due: the requests of a move and their targets.
     count
         Requests of a move.
+    orders
+        Requests of a move with their targets, once it was carried out: carried out again, it draws nothing.
     """
 
     at_s: float
@@ -109,6 +111,7 @@ class Event(msgspec.Struct, frozen=True):
     what: str = ""
     draw: int = 0
     count: int = 0
+    orders: list[tuple[str, str]] | None = None
 
     @property
     def harmless(self) -> bool:
@@ -148,12 +151,19 @@ class Ask(msgspec.Struct, frozen=True):
     wait_s: float
 
 
-class Plan(msgspec.Struct, frozen=True):
-    """The whole of it. The requests are too many to list: `ask` makes each from the seed."""
+class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The whole of it. The requests are too many to list: `ask` makes each from the seed.
+
+    Attributes
+    ----------
+    sent
+        When each request was sent, from the start and by its name, in a plan that was played; no others are then.
+    """
 
     seed: int
     shape: Shape
     events: list[Event]
+    sent: dict[str, float] = {}
 
     @property
     def kinds(self) -> tuple[dict[str, Any], ...]:
@@ -220,12 +230,14 @@ def _blows(draw: random.Random, shape: Shape) -> list[Event]:
     at = min(2.0, shape.seconds / 10)
     while (at := at + draw.expovariate(shape.events_per_s)) < shape.seconds - 0.5:
         if not deck:
-            deck = [*_DECK, *(_SIMULATED_DECK if shape.simulated else ())]
+            deck = [*_DECK, *_LIES, *(_SIMULATED_DECK if shape.simulated else ())]
             draw.shuffle(deck)
             if not found and not shape.simulated:
-                # A real engine takes long to come back: once is done early, in a short run too.
-                deck.append("kill decode")
-        event = _blow(draw, shape, at, deck.pop())
+                # A real engine takes long to come back, and others must be well meanwhile: once is done early, in a
+                # short run too, and just before that, one is not heard.
+                deck += ["kill decode", draw.choice(('{"telemetry":"silent"}', '{"telemetry":"absurd"}'))]
+        card = deck.pop()
+        event = _blow(draw, shape, at, card)
         if event is None:
             continue
         process = event.target if event.kind in ("kill", "pause") else event.target.rsplit("-", 1)[0]
@@ -237,6 +249,7 @@ def _blows(draw: random.Random, shape: Shape) -> list[Event]:
         role = process.split("-", 1)[0]
         hit = sum(name.startswith(role) for name in until)
         if process in until or hit + 1 > max(role == "prefill", len(shape.processes(role)) // 2):
+            deck.insert(-1, card)  # later, and not at the others' cost
             continue
         until[process] = at + event.seconds + (2.0 if event.kind == "kill" else 1.0)
         found.append(event)

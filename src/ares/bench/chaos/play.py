@@ -6,10 +6,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 
+from ares.bench.chaos import decisions
 from ares.bench.chaos.check import Judge, at_rest
 from ares.bench.chaos.clients import ask
 from ares.bench.chaos.events import Doer
@@ -28,7 +31,10 @@ _TOLD = (
     "ares_migration_pulled_tokens_total",
     "ares_migration_precopied_tokens_total",
 )
-_COUNTED = ("cut", "pulls", "pulls_failed", "preemptions", "pins_made", "pins_pulled", "pins_released", "pins_expired")
+_COUNTED = (
+    *("cut", "pulls", "pulls_failed", "preemptions", "pins_made", "pins_pulled", "pins_released", "pins_expired"),
+    "pins_pulled_late",
+)
 
 Expected = Callable[[Ask], list[int]]
 
@@ -44,6 +50,7 @@ class _Load:
     sent: int = 0
     at_once: int = 0
     samples: list[int] = field(default_factory=list)
+    moments: dict[str, float] = field(default_factory=dict)
 
     async def run(self, start: float) -> None:
         """Send until the plan's time is over, and wait for all that was sent."""
@@ -51,18 +58,25 @@ class _Load:
         try:
             async with asyncio.TaskGroup() as group:
                 for slot in range(self.plan.shape.streams):
-                    group.create_task(self._slot(slot, start + self.plan.shape.seconds))
+                    group.create_task(self._slot(slot, start))
         finally:
             sampler.cancel()
 
-    async def _slot(self, slot: int, until: float) -> None:
+    async def _slot(self, slot: int, start: float) -> None:
         port = int(self.cluster.url.rpartition(":")[2])
         turn = 0
         while True:
             one = self.plan.ask(slot, turn)
-            await asyncio.sleep(one.wait_s)
-            if time.monotonic() >= until:
+            if not self.plan.sent:
+                await asyncio.sleep(one.wait_s)
+            elif one.name in self.plan.sent:
+                await asyncio.sleep(max(0.0, start + self.plan.sent[one.name] - time.monotonic()))
+            else:
                 return
+            now = time.monotonic() - start
+            if now >= self.plan.shape.seconds:
+                return
+            self.moments[one.name] = round(now, 3)
             turn += 1
             self.sent += 1
             self.at_once += 1
@@ -80,16 +94,19 @@ class _Load:
 
 
 async def play(
-    cluster: Cluster, plan: Plan, expected: Expected, said: Callable[[str], None] = lambda _: None
+    cluster: Cluster, plan: Plan, expected: Expected, log: Path, said: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
     """Carry out a plan on a running cluster, and return what happened; `violations` lists what must not have.
 
-    Call it on the main thread: it starts processes again.
+    The plan as it was played, with real moments, is left in the cluster's log folder (`played`). Call it on the main
+    thread: it starts processes again.
 
     Parameters
     ----------
     expected
         Returns the tokens that a request has in an undisturbed run.
+    log
+        The gateway's decision log.
     said
         Told what is done.
     """
@@ -108,6 +125,8 @@ async def play(
                 group.create_task(load.run(start))
         finally:
             doer.make_well()
+            again = msgspec.structs.replace(plan, events=doer.played, sent=load.moments)
+            played(cluster, plan).write_bytes(msgspec.json.encode(again))
         said(f"{time.monotonic() - start:7.1f} s  all have ended; waiting for rest")
         disturbed = any(kind.startswith(("kill", "pause", "fault die", "fault freeze")) for kind in doer.done)
         rest = await watch.rest(load.sent, disturbed=disturbed)
@@ -117,6 +136,8 @@ async def play(
     judge = load.judge
     violations = [*judge.violations, *watch.owners.violations, *at_rest(rest, judge)]
     violations += [f"I7: {complaint}" for complaint in doer.complaints]
+    decided, wrong = decisions.wrong(log)
+    violations += wrong
     steady = load.samples[len(load.samples) // 4 :] or [0]
     return {
         "seed": plan.seed,
@@ -126,6 +147,7 @@ async def play(
         "streams_at_once": {"median": statistics.median(steady), "most": max(load.samples, default=0)},
         "endings": dict(sorted(judge.endings.items())),
         "done": dict(sorted(doer.done.items())),
+        "decisions": decided,
         "gateway": {
             "health_ms": _milliseconds(rest.health_s),
             "open_files": {"before": rest.files[0], "after": rest.files[1]},
@@ -133,9 +155,18 @@ async def play(
             **{name: rest.metrics[name] for name in _TOLD if name in rest.metrics},
         },
         # Of instances that were killed, what they counted before is lost.
-        "engines": {name: sum(one[name] for one in rest.counters) for name in _COUNTED if rest.counters},
+        "engines": {
+            name: sum(one[name] for one in rest.counters)
+            for name in _COUNTED
+            if rest.counters and name in rest.counters[0]
+        },
         "violations": violations,
     }
+
+
+def played(cluster: Cluster, plan: Plan) -> Path:
+    """Return where the plan as it was played is written."""
+    return cluster.log_folder / f"played-{plan.seed}.json"
 
 
 def _milliseconds(seconds: list[float]) -> dict[str, float]:

@@ -13,6 +13,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from ares.bench.chaos.check import SPARE_FILES, Owners, Rest
+from ares.bench.chaos.observe import Observer
 from ares.local import Cluster
 
 _PROBE_S = 0.25
@@ -34,15 +35,20 @@ class Watch:
     failures: list[str] = field(default_factory=list)
     files: int = 0
     requests: Counter[str] = field(default_factory=Counter)
+    # Of real engines; simulated ones are asked.
+    observers: list[Observer] = field(default_factory=list)
 
     async def begin(self) -> None:
         """Take note of what was before."""
+        if self.cluster.settings.simulate is None:
+            urls = [pair for part in self.cluster.workers for pair in part.instances.items()]
+            self.observers = [Observer(name, url, self.http) for name, url in urls]
         self.files = self._open_files()
         _, self.requests = await self._metrics()
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        await asyncio.gather(self._probe(), self._look())
+        await asyncio.gather(self._probe(), self._look(), *(observer.run() for observer in self.observers))
 
     async def rest(self, sent: int, *, disturbed: bool) -> Rest:
         """Wait until nothing is left, or for long enough, and return what is."""
@@ -57,8 +63,14 @@ class Watch:
         metrics, requests = await self._metrics()
         simulated = self.cluster.settings.simulate is not None
         strict = [part for part in self.cluster.parts if simulated or part.name == "gateway"]
+        counters = [one for one in await self._counters() if one is not None]
+        counted = await asyncio.gather(*(observer.counted() for observer in self.observers))
+        named = {observer.name: more for observer, more in zip(self.observers, counted, strict=True)}
+        heard = {one["name"] for one in counters}
         return Rest(
-            counters=[one for one in await self._counters() if one is not None],
+            counters=[one | named.get(one["name"], {}) for one in counters],
+            unheard=[name for part in self.cluster.workers for name in part.instances if name not in heard],
+            malformed=[what for observer in self.observers for what in observer.malformed],
             status=await self._get(f"{self.cluster.url}/admin/v1/status"),
             metrics=metrics,
             requests=requests - self.requests,
@@ -100,9 +112,9 @@ class Watch:
         return any(one is None or any(one[name] for name in _BUSY[:-1]) for one in counters)
 
     async def _counters(self) -> list[dict[str, Any] | None]:
-        """Return the counters of every simulated instance; None for one that does not answer."""
-        if self.cluster.settings.simulate is None:
-            return []
+        """Return the counters of every instance; None for one that does not answer."""
+        if self.observers:
+            return [observer.counters() for observer in self.observers]
         urls = [url for part in self.cluster.workers for url in part.instances.values()]
 
         async def one(url: str) -> dict[str, Any] | None:

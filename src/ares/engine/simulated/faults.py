@@ -60,6 +60,30 @@ PREDICTIONS: dict[str, tuple[float, float, float]] = {
 }
 
 
+def lied(lie: str | None, load: wire.Telemetry, before: wire.Telemetry | None, kv_blocks: int) -> wire.Telemetry | None:
+    """Return what is reported instead of a load, by `Faults.telemetry`; None for nothing.
+
+    Parameters
+    ----------
+    before
+        The newest load that was not a repetition.
+    kv_blocks
+        Of the instance.
+    """
+    match lie:
+        case "silent":
+            return None
+        case "constant":
+            return msgspec.structs.replace(before or load, sequence=load.sequence)
+        case "empty":
+            return msgspec.structs.replace(load, kv_blocks_used=0, running=0, waiting=0, pinned=0, rows=[])
+        case "full":
+            return msgspec.structs.replace(load, kv_blocks_used=kv_blocks)
+        case "absurd":
+            return msgspec.structs.replace(load, **ABSURD)
+    return load
+
+
 class FaultState:
     """The faults of one instance; read by its loop and by its control thread."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ares import __version__, wire
-from ares.engine.simulated.faults import ABSURD, PREDICTIONS
+from ares.engine.simulated.faults import PREDICTIONS, lied
 from ares.engine.simulated.request import Request
 
 if TYPE_CHECKING:
@@ -83,19 +83,10 @@ class Telemeter:
         faults = self._instance.faults
         while faults.frozen_s:
             time.sleep(_FROZEN_LOOK_S)
-        lie = faults.current.telemetry
-        if lie == "silent":
-            return None
-        if lie == "constant" and self._newest is not None:
-            return msgspec.structs.replace(self._newest, sequence=next(self._numbers))
-        self._newest = self._measure()
-        if lie == "empty":
-            return msgspec.structs.replace(self._newest, kv_blocks_used=0, running=0, waiting=0, pinned=0, rows=[])
-        if lie == "absurd":
-            return msgspec.structs.replace(self._newest, **ABSURD)
-        if lie == "full":
-            return msgspec.structs.replace(self._newest, kv_blocks_used=self._instance.settings.kv_blocks)
-        return self._newest
+        lie, load = faults.current.telemetry, self._measure()
+        if lie != "constant" or self._newest is None:
+            self._newest = load
+        return lied(lie, load, self._newest, self._instance.settings.kv_blocks)
 
     def _measure(self) -> wire.Telemetry:
         instance = self._instance
