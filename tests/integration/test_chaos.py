@@ -1,14 +1,16 @@
 """Chaos on real engines: a short plan on the shared ones, with a gateway of its own that throws and is lied to."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ares import local
 from ares.bench.chaos.command import expected_of_real
-from ares.bench.chaos.plan import Shape, make
+from ares.bench.chaos.plan import Plan, Shape, make
 from ares.bench.chaos.play import play, played
 from ares.engine.defaults import free_port
 from tests.integration.client import Client
@@ -30,7 +32,14 @@ SHAPE = Shape(
 
 
 @pytest.fixture
-def chaotic(cluster: local.Cluster, tmp_path: Path) -> Iterator[local.Cluster]:
+def plan() -> Plan:
+    """Return the plan of the seed, or the one that is to be played again."""
+    again = os.environ.get("ARES_CHAOS_PLAN")
+    return msgspec.json.decode(Path(again).read_bytes(), type=Plan) if again else make(SEED, SHAPE)
+
+
+@pytest.fixture
+def chaotic(plan: Plan, cluster: local.Cluster, tmp_path: Path) -> Iterator[local.Cluster]:
     """Put the gateway that fails on purpose before the same engines; the ordinary one stays beside it."""
     settings = replace(
         cluster.settings,
@@ -38,7 +47,7 @@ def chaotic(cluster: local.Cluster, tmp_path: Path) -> Iterator[local.Cluster]:
         preset="ares",
         gateway_module="ares.bench.chaos.gateway",
         gateway_flags=(
-            *("--fault-seed", str(SEED), "--fault-share", "0.2"),
+            *("--fault-seed", str(plan.seed), "--fault-share", "0.2"),
             *("--decision-log", str(tmp_path / "decisions.jsonl")),
         ),
     )
@@ -53,11 +62,10 @@ def chaotic(cluster: local.Cluster, tmp_path: Path) -> Iterator[local.Cluster]:
 
 
 @pytest.mark.timeout(600)
-async def test_every_invariant_holds(client: Client, chaotic: local.Cluster) -> None:
-    plan = make(SEED, SHAPE)
+async def test_every_invariant_holds(plan: Plan, client: Client, chaotic: local.Cluster) -> None:
     expected = await expected_of_real(plan, client.url, client.model)
     result = await play(chaotic, plan, expected, chaotic.log_folder / "decisions.jsonl")
-    assert result["violations"] == [], f"again: ares bench chaos --plan {played(chaotic, plan)}"
+    assert result["violations"] == [], f"again: ARES_CHAOS_PLAN={played(chaotic, plan)}"
     done = result["done"]
     assert result["endings"]["completed"] > 10
     assert done["kill"] >= 1
