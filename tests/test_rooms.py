@@ -1,4 +1,4 @@
-"""The rules of the house (docs/modules.md): who may import whom, and how long a file may be."""
+"""The rules of the house (docs/modules.md): who may import whom, how long a file may be, and what none may do."""
 
 import ast
 import itertools
@@ -27,6 +27,10 @@ MAY_KNOW = {
 # A room within a room, with walls of its own.
 INNER = {"engine/simulated"}
 HEAVY = {"vllm": {"engine"}, "nixl": {"engine"}, "torch": {"engine", "predictor", "gguf_model", "bench"}}
+UNSAFE = {"pickle", "_pickle", "marshal", "shelve", "cloudpickle", "dill", "joblib", "jsonpickle"}
+RUNS = {"eval", "exec", "compile", "__import__", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}
+# Arguments that let a reader run what it reads: numpy's, and those of transformers.
+TRUSTING = {"allow_pickle", "trust_remote_code"}
 
 
 def room(file: Path) -> str:
@@ -104,3 +108,26 @@ def test_private_vllm_names_stand_in_one_file() -> None:
 def test_files_stay_short() -> None:
     lengths = {file.relative_to(ROOT): len(file.read_text().splitlines()) for file in FILES}
     assert {file: length for file, length in lengths.items() if length >= 400} == {}
+
+
+def test_nothing_that_is_read_becomes_code() -> None:
+    """What pickle and its like read, they run; docs/security.md says that no wire or file of ours carries code."""
+    wrong = []
+    for file in FILES:
+        wrong += [f"{file.relative_to(ROOT)} imports {name}" for name in imports(file) if name.split(".")[0] in UNSAFE]
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            trusting = any(keyword.arg in TRUSTING and not _says(keyword.value, False) for keyword in node.keywords)
+            # A torch file is a pickle, and `weights_only` what makes it data.
+            torch = called == "torch.load" and not any(
+                keyword.arg == "weights_only" and _says(keyword.value, True) for keyword in node.keywords
+            )
+            if called.removeprefix("builtins.") in RUNS or trusting or torch:
+                wrong.append(f"{file.relative_to(ROOT)}:{node.lineno} calls {called}")
+    assert wrong == []
+
+
+def _says(node: ast.expr, value: bool) -> bool:
+    return isinstance(node, ast.Constant) and node.value is value

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from ares.cli import app
 from ares.config import ConfigError, load
 from ares.engine.defaults import free_ports
+from ares.keys import ControlKey
 from tests.gateway.fakes import FakeInstance, eventually
 from tests.gateway.test_app import PROMPT, Service, serving
 
@@ -69,6 +70,34 @@ async def test_nobody_else_is_let_in(service: Service, headers: dict[str, str]) 
         assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
         assert KEYS[0] not in reply.text
     assert all(not fake.asked for fake in service.fakes)
+
+
+async def test_keys_are_compared_in_constant_time(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+    right = False
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return right
+
+    async def statuses(client: str, operator: str) -> list[int]:
+        replies = [
+            await service.client.get("/v1/models", headers=bearer(client)),
+            await service.client.get("/admin/v1/status", headers=bearer(operator)),
+        ]
+        return [reply.status_code for reply in replies]
+
+    monkeypatch.setattr("secrets.compare_digest", compare)
+    control = ControlKey(CONTROL)
+    # Nothing else decides: whatever it says, and every key is looked at, whichever is the right one.
+    assert await statuses(KEYS[0], ADMIN) == [401, 401]
+    assert not control.callback("", control._public)
+    assert len(compared) == 2 * len(KEYS) + 1 + 1
+    right = True
+    assert await statuses("wrong", "wrong") == [200, 200]
+    assert control.callback("", b"wrong")
+    # It takes longer for longer ones: what is compared is of one length.
+    assert {len(key) for pair in compared[: 2 * len(KEYS) + 1] for key in pair} == {32}
 
 
 async def test_operators_bring_their_key_in_a_file_or_a_variable(
