@@ -15,18 +15,18 @@ from ares.bench.chaos.play import play, played
 from ares.engine.defaults import free_port
 from tests.integration.client import Client
 
-SEED = 18
+SEED = 129
 SHAPE = Shape(
     prefill=1,
     decode=2,
     per_process=1,
     streams=4,
-    seconds=25.0,
+    seconds=30.0,
     simulated=False,
     longest_prompt=400,
     longest_output=250,
     events_per_s=0.8,
-    moves_per_s=3.0,
+    moves_per_s=4.0,
     prompts=4,
 )
 
@@ -69,7 +69,7 @@ async def test_every_invariant_holds(plan: Plan, client: Client, chaotic: local.
     done = result["done"]
     assert result["endings"]["completed"] > 10
     assert done["kill"] >= 1
-    assert any(kind.startswith("move: ") for kind in done)
+    assert done["move: moved"] >= 5
     assert any(kind.startswith('fault {"telemetry"') for kind in done), "no telemetry lied"
     assert any(kind.startswith('fault {"predictions"') for kind in done), "no prediction lied"
     # Both checks of decisions had something to check.

@@ -27,7 +27,7 @@ _GATEWAY = "ares.bench.chaos.gateway"
 _PROMPTS = 16
 _SHOWN = 30
 # Requests at a time up to which every decision is logged; with more, each so many times fewer.
-_LOGGED = 200
+_LOGGED = 1000
 
 
 def expected_of_simulated(plan: Plan, written: simulated.SimulatedModel) -> Expected:
