@@ -45,27 +45,6 @@ def _in_flight(request: Request, scheduled: dict[str, int]) -> int:
     return int(request.num_output_tokens + request.num_output_placeholders + samples)
 
 
-class ConnectorMetadata(NixlConnectorMetadata):  # type: ignore[misc]
-    """vLLM's metadata for one step with our orders to the workers.
-
-    Attributes
-    ----------
-    release
-        vLLM's ids of finished requests whose pinned blocks nobody will pull.
-    orphaned
-        Those whose gateway is gone: nobody but a target that pulls already wants their blocks.
-    connect
-        Peers to shake hands with.
-    pull_now
-        vLLM's ids of requests whose KV must be here before this step's forward pass.
-    """
-
-    release: frozenset[str] = frozenset()
-    orphaned: frozenset[str] = frozenset()
-    connect: tuple[wire.Peer, ...] = ()
-    pull_now: frozenset[str] = frozenset()
-
-
 class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
     """vLLM's pull scheduler that can hand a running request over."""
 
@@ -284,14 +263,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         meta = super().build_connector_meta(scheduler_output)
         if not self._orders:
             return meta
-        full = ConnectorMetadata()
-        full.__dict__.update(meta.__dict__)
-        full.release = frozenset(self._orders.release)
-        full.orphaned = frozenset(self._orders.orphaned)
-        full.connect = tuple(self._orders.connect)
-        full.pull_now = frozenset(self._orders.pull_now)
-        self._orders = Orders()
-        return full
+        orders, self._orders = self._orders, Orders()
+        return orders.added_to(meta)
 
     def _carry_out(self, sender: bytes, command: Order, scheduled: dict[str, int]) -> None:
         match command:

@@ -7,6 +7,7 @@ from typing import Any
 from ares import wire
 from ares.engine.predictions import Prediction
 from ares.engine.pull import AHEAD
+from ares.engine.vllm_names import NixlConnectorMetadata
 
 
 @dataclass(slots=True)
@@ -65,6 +66,27 @@ class Load:
     last_schedule: float | None = None
 
 
+class ConnectorMetadata(NixlConnectorMetadata):  # type: ignore[misc]
+    """vLLM's metadata for one step with our orders to the workers.
+
+    Attributes
+    ----------
+    release
+        vLLM's ids of finished requests whose pinned blocks nobody will pull.
+    orphaned
+        Those whose gateway is gone: nobody but a target that pulls already wants their blocks.
+    connect
+        Peers to shake hands with.
+    pull_now
+        vLLM's ids of requests whose KV must be here before this step's forward pass.
+    """
+
+    release: frozenset[str] = frozenset()
+    orphaned: frozenset[str] = frozenset()
+    connect: tuple[wire.Peer, ...] = ()
+    pull_now: frozenset[str] = frozenset()
+
+
 @dataclass(slots=True)
 class Orders:
     """What the next step's metadata tells the workers."""
@@ -76,3 +98,13 @@ class Orders:
 
     def __bool__(self) -> bool:
         return bool(self.release or self.orphaned or self.connect or self.pull_now)
+
+    def added_to(self, meta: NixlConnectorMetadata) -> ConnectorMetadata:
+        """Return vLLM's metadata with these orders in it."""
+        full = ConnectorMetadata()
+        full.__dict__.update(meta.__dict__)
+        full.release = frozenset(self.release)
+        full.orphaned = frozenset(self.orphaned)
+        full.connect = tuple(self.connect)
+        full.pull_now = frozenset(self.pull_now)
+        return full

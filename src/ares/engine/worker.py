@@ -8,7 +8,7 @@ from typing import Any
 
 from ares import wire
 from ares.engine import instance, resources
-from ares.engine.scheduler import ConnectorMetadata
+from ares.engine.tracking import ConnectorMetadata
 from ares.engine.vllm_names import NixlPullConnectorWorker, base_worker, current_platform
 
 # How long a pull may hold up its step before it counts as failed.
