@@ -173,6 +173,25 @@ def test_malformed_messages_are_ignored(instance: Instance, gateway: Gateway) ->
     assert instance.commands(1) == [wire.Cut(2, "y")]
 
 
+def test_a_message_that_is_too_large_does_not_arrive(instance: Instance, gateway: Gateway) -> None:
+    other = Gateway(instance.address)
+    other.say(wire.Subscribe(0.02))
+    assert other.hear() == HELLO
+    gateway.say(wire.Subscribe(0.02))
+    assert gateway.hear() == HELLO
+    gateway.say(wire.Release("x" * (5 << 20)))  # but for its size it would be taken
+    # Its connection is closed for it and made anew, and nobody else's is.
+    until(lambda: len(instance.channel._subscribers) == 1)
+    gateway.say(wire.Release("after"))
+    other.say(wire.Release("other"))
+    assert {command.key for command in instance.commands(2) if isinstance(command, wire.Release)} == {"after", "other"}
+    assert isinstance(other.hear(), wire.Telemetry)
+    # What fits is taken, nearly as large as it is.
+    gateway.say(wire.Release("x" * (4 << 20 - 1)))
+    assert len(instance.commands(1)) == 1
+    other.close()
+
+
 def test_telemetry_that_fails_does_not_end_the_channel(instance: Instance, gateway: Gateway) -> None:
     instance.failing = True
     gateway.say(wire.Subscribe(0.02))

@@ -287,6 +287,31 @@ async def test_a_gateway_listens_on(fake: Any, body: bytes) -> None:
         await pool.stop()
 
 
+async def test_a_message_that_is_too_large_is_not_heard_and_costs_a_connection(fake: Any) -> None:
+    async with engine.session() as http:
+        pool = Pool([fake.url], http, 0.02)
+        pool.start()
+        (heard,) = pool.instances
+        await eventually(lambda: heard.healthy)
+        hello = heard.hello
+        assert hello is not None
+        # But for its size it would be taken.
+        large = msgspec.structs.replace(hello, versions={"vllm": "x" * (5 << 20)})
+        fake._channel._outgoing.append((None, wire.encode(large)))
+
+        def heard_again() -> bool:
+            fake.post(wire.Predicted("after it", (1.0, 2.0, 3.0)))
+            return heard.predicted("after it") is not None and heard.healthy
+
+        await eventually(heard_again)
+        assert heard.hello == hello
+        # What nearly has that size is taken.
+        fits = msgspec.structs.replace(hello, versions={"vllm": "x" * ((4 << 20) - 4096)})
+        fake._channel._outgoing.append((None, wire.encode(fits)))
+        await eventually(lambda: heard.hello == fits)
+        await pool.stop()
+
+
 @pytest.mark.parametrize("body", [DEEP_EVENT, NOT_UTF8, b""], ids=range(3))
 async def test_the_process_that_serves_an_instance_listens_on(fake: Any, body: bytes) -> None:
     own = OwnChannel(fake.control_address, None)

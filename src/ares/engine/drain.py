@@ -39,9 +39,15 @@ class OwnChannel:
 
     async def follow(self) -> None:
         """Keep the telemetry up to date, until cancelled."""
+        while True:
+            await self._listen()
+
+    async def _listen(self) -> None:
+        """Hear telemetry until ZeroMQ gives the connection up, as it does after a message that is too large."""
         loop = asyncio.get_running_loop()
         socket = self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
         if self._key is not None:
             self._key.connect(socket)
         socket.connect(self._address)
@@ -50,6 +56,8 @@ class OwnChannel:
             while True:
                 if loop.time() - subscribed > wire.SUBSCRIPTION_TTL_S / 5:
                     subscribed = loop.time()
+                    if not int(socket.get(zmq.EVENTS)) & zmq.POLLOUT:
+                        return  # there is none any more, and none to come
                     await socket.send(wire.encode(wire.Subscribe(_INTERVAL_S)))
                 if await socket.poll(1000):
                     self._hear(await socket.recv())

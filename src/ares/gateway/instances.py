@@ -283,6 +283,8 @@ class Instance:
                 if not await socket.poll(_RETRY_S * 1000):
                     if self.telemetry is None and time.monotonic() - self._heard > _SILENT_S:
                         return
+                    if not int(socket.get(zmq.EVENTS)) & zmq.POLLOUT:
+                        return  # ZeroMQ has given the connection up, as it does after a message that is too large
                     continue
                 await self._receive(await socket.recv(), on_hello)
                 if self.hello is not None and self.hello.boot != description.boot:

@@ -1,0 +1,57 @@
+"""The process that serves an instance's HTTP, at the instance's control channel."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from ares import wire
+from ares.engine.drain import OwnChannel
+from tests.engine.test_control import Gateway, Instance
+from tests.gateway.fakes import eventually
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def instance() -> Iterator[Instance]:
+    made = Instance()
+    yield made
+    made.channel.close()
+
+
+@pytest.fixture
+async def own(instance: Instance) -> AsyncIterator[OwnChannel]:
+    made = OwnChannel(instance.address, None)
+    following = asyncio.create_task(made.follow())
+    await eventually(lambda: made.telemetry is not None)
+    yield made
+    following.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await following
+
+
+async def test_a_message_that_is_too_large_is_not_heard(instance: Instance, own: OwnChannel) -> None:
+    rows = [wire.Row("x" * (1 << 20), 1, 1, "running") for _ in range(5)]
+    large = wire.Telemetry(1 << 40, 0, 0, 0, 0, 0.0, 0, 0, rows)  # but for its size it would be taken
+    before = instance.taken
+    instance.channel.post(large)
+    await eventually(lambda: own.telemetry is not None and own.telemetry.sequence > before + 2)
+    assert own.telemetry is not None
+    assert own.telemetry.sequence < 1 << 40
+
+
+async def test_gateways_are_told_to_leave_before_it_ends(instance: Instance, own: OwnChannel) -> None:
+    gateway = Gateway(instance.address)
+    gateway.say(wire.Subscribe(0.02))
+    draining = asyncio.create_task(own.drain(8.0))
+    try:
+        await eventually(lambda: own.telemetry is not None and own.telemetry.draining)
+        while not (load := gateway.hear_a(wire.Telemetry)).draining:
+            pass
+        assert load.drain_left_s is not None
+        assert 3.0 < load.drain_left_s <= 6.0
+    finally:
+        gateway.close()
+        await draining  # nothing is left
