@@ -1,10 +1,12 @@
 """Keys from files: what is read, what is refused, and that no message shows any of them."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from ares.keys import ControlKey, KeyFileError, read_key, read_keys
+from ares.keys import ControlKey, KeyFileError, read_key, read_keys, refuse_key_flag
 
 SECRET = "3f1c" * 16
 
@@ -39,3 +41,37 @@ def test_a_short_control_key_is_refused_without_being_shown() -> None:
 
 def test_a_control_key_shows_nothing_of_itself() -> None:
     assert SECRET not in repr(ControlKey(SECRET))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--api-key", SECRET],
+        [f"--api-key={SECRET}"],
+        ["--api_key", SECRET],
+        ["--max-model-len", "9", "--api-k", SECRET],
+    ],
+)
+def test_a_key_on_a_command_line_is_refused_without_being_shown(flags: list[str]) -> None:
+    with pytest.raises(KeyFileError, match="VLLM_API_KEY") as refusal:
+        refuse_key_flag(flags)
+    assert SECRET not in str(refusal.value)
+    refuse_key_flag(["--api-server-count", "2", "--served-model-name", "--my-api-key"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["worker", "--role", "decode"],
+        ["worker", "--role", "decode", "--simulate", "llama-8b-rtx4090"],
+        ["up"],
+        ["up", "--simulate", "llama-8b-rtx4090"],
+    ],
+)
+def test_commands_refuse_a_key_before_they_start_anything(command: list[str]) -> None:
+    whole = [sys.executable, "-m", "ares", *command, "--model", "no/such/model", "--", "--api-key", SECRET]
+    done = subprocess.run(whole, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert "VLLM_API_KEY" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert SECRET not in done.stdout + done.stderr

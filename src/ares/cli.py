@@ -11,7 +11,7 @@ from rich.console import Console
 from ares import __version__, operator_cli, predictor_cli
 from ares.bench import cli as bench
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES
-from ares.keys import CONTROL_KEY_VARIABLE, KeyFileError, read_key, read_keys
+from ares.keys import CONTROL_KEY_VARIABLE, KeyFileError, read_key, read_keys, refuse_key_flag
 from ares.model import DEFAULT_MODEL, ModelError
 from ares.operator_cli import fail
 from ares.simulator import cli as simulator
@@ -108,6 +108,7 @@ def worker(
     if role not in ("prefill", "decode", "both"):
         fail(f"unknown role {role!r}: prefill, decode or both")
     flags = [flag for flag in context.args if flag != "--"]
+    refuse_key_flag(flags)
     if control_key_file is not None:
         # The processes of the instance inherit it; a variable is readable by its owner only, unlike a command line.
         os.environ[CONTROL_KEY_VARIABLE] = read_key(control_key_file)
@@ -238,12 +239,13 @@ def up(
     from ares.engine import predictor_choice
     from ares.engine.defaults import local_flags
 
+    flags = [flag for flag in context.args if flag != "--"]
+    refuse_key_flag(flags)
     try:
         live_preset(preset)
     except ValueError as error:
         fail(str(error))
     folder = models.resolve(model, console=_errors)
-    flags = [flag for flag in context.args if flag != "--"]
     if simulate is not None:
         _check_simulation(simulate, model, flags)
     elif predictor is not None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 import zmq
@@ -42,6 +43,22 @@ def read_key(file: Path) -> str:
     if len(keys) > 1:
         raise KeyFileError(f"{file}: {len(keys)} keys where one is wanted")
     return keys[0]
+
+
+def refuse_key_flag(flags: Iterable[str]) -> None:
+    """Refuse flags of vLLM that hold the instances' key: the command line of a process is public.
+
+    Raises
+    ------
+    KeyFileError
+        One of them does.
+    """
+    # argparse takes abbreviations; no other flag of vLLM begins like this.
+    if any(flag.replace("_", "-").startswith("--api-k") for flag in flags):
+        raise KeyFileError(
+            "--api-key would show the key to every user of this host (ps): set VLLM_API_KEY for the instances, and for "
+            "the gateway ARES_WORKER_API_KEY or --worker-api-key-file (docs/security.md)"
+        )
 
 
 class ControlKey:
