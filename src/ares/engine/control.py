@@ -127,6 +127,7 @@ class ControlChannel:
         self._refusals.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+        self._socket.setsockopt(zmq.IPV6, "[" in address)
         # An error for who is not there any more, where it would say nothing.
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         try:

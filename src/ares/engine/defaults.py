@@ -78,7 +78,8 @@ def free_ports(host: str, count: int, exclude: Container[int] = ()) -> int:
 
 
 def _is_free(host: str, port: int) -> bool:
-    with contextlib.suppress(OSError), socket.socket() as probe:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.suppress(OSError), socket.socket(family) as probe:
         probe.bind((host, port))
         return True
     return False

@@ -48,6 +48,7 @@ class OwnChannel:
         socket = self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+        socket.setsockopt(zmq.IPV6, "[" in self._address)
         if self._key is not None:
             self._key.connect(socket)
         socket.connect(self._address)

@@ -68,7 +68,13 @@ def control_key() -> ControlKey | None:
 
 def on_loopback(host: str) -> bool:
     """Whether no other host can reach an address; OSError where it is none."""
-    return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return all(ipaddress.ip_address(address[0]).is_loopback for *_, address in found)
+
+
+def control_address(host: str, port: int) -> str:
+    """Return ZeroMQ's form of an address; that of an IPv6 address has brackets."""
+    return f"tcp://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def current() -> InstanceSettings:

@@ -89,7 +89,7 @@ def serve(settings: WorkerSettings) -> None:
             name=settings.name,
             role=settings.role,
             boot=uuid.uuid4().hex,
-            control_address=f"tcp://{settings.host}:{control_port}",
+            control_address=instance.control_address(settings.host, control_port),
             cores=cores,
             model=settings.model,
             restores=restores,

@@ -26,6 +26,7 @@ def connected(address: str, key: ControlKey | None) -> zmq.asyncio.Socket:
     # What was released last should still get there.
     socket.setsockopt(zmq.LINGER, _LINGER_MS)
     socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+    socket.setsockopt(zmq.IPV6, "[" in address)
     socket.setsockopt(zmq.HEARTBEAT_IVL, int(_HEARTBEAT_S * 1000))
     for limit in (zmq.HEARTBEAT_TIMEOUT, zmq.CONNECT_TIMEOUT, zmq.HANDSHAKE_IVL):
         socket.setsockopt(limit, int(_DEAD_S * 1000))

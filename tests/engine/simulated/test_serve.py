@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,13 +13,19 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import pytest
 from typer.testing import CliRunner
 
 from ares.cli import app
 from ares.engine.defaults import free_ports
+from ares.engine.drain import OwnChannel
+from ares.engine.simulated.serve import Server, identities
 from ares.engine.simulated.settings import SimulationError, parse
+from ares.engine.simulated.transfer import Puller
+from ares.gateway import engine
+from ares.gateway.pool import Pool
 from tests.engine.simulated.cluster import MODEL, PROMPT, Cluster, eventually, serving, settings
 from tests.engine.simulated.test_model import tokenizer_folder
 
@@ -306,3 +313,26 @@ def _described(url: str, process: subprocess.Popen[bytes]) -> dict[str, Any]:
             return read
         time.sleep(0.05)
     raise AssertionError("the command ended")
+
+
+async def test_it_serves_on_an_ipv6_address() -> None:
+    """HTTP and control channel, for the gateway and for the instance's own process."""
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    found = identities("six", "both", "::1", free_ports("::1", 1), 0, 1)
+    async with aiohttp.ClientSession() as pulling, engine.session() as http:
+        server = Server(found[0], settings(), MODEL, Puller(pulling))
+        await server.start()
+        assert server.instance is not None
+        own = OwnChannel(server.instance.control_address, None)
+        following = asyncio.create_task(own.follow())
+        pool = Pool([server.url], http, 0.02)
+        pool.start()
+        try:
+            await eventually(lambda: pool.instances[0].open and own.telemetry is not None)
+            delta, _ = await pool.instances[0].engine.complete(body(5))
+            assert delta.token_ids == MODEL.continuation(PROMPT, 5)
+        finally:
+            following.cancel()
+            await pool.stop()
+            server.stop()

@@ -13,7 +13,7 @@ from typing import Any
 
 from ares import wire
 from ares.engine.control import Abandoned, ControlChannel, Gone
-from ares.engine.instance import control_key
+from ares.engine.instance import control_address, control_key
 from ares.engine.simulated import api, report
 from ares.engine.simulated.batch import Batch, Step
 from ares.engine.simulated.faults import FaultState
@@ -80,8 +80,7 @@ class Instance:
     @property
     def control_address(self) -> str:
         """Where its control channel is bound."""
-        host = self.identity.host
-        return f"tcp://{f'[{host}]' if ':' in host else host}:{self.identity.control_port}"
+        return control_address(self.identity.host, self.identity.control_port)
 
     @property
     def draining(self) -> bool:
