@@ -1,0 +1,114 @@
+"""The routes that a real instance adds to vLLM's API server, and its end by SIGTERM; without an engine."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from ares import wire
+from ares.engine import instance as settings
+from ares.engine.plugin import InstancePlugin
+from tests.engine.test_control import Gateway, Instance
+from tests.gateway.fakes import eventually
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def instance() -> Iterator[Instance]:
+    made = Instance()
+    yield made
+    made.channel.close()
+
+
+class Served:
+    """An application with the routes, and a client of it."""
+
+    def __init__(self, instance: Instance, monkeypatch: pytest.MonkeyPatch, drain_deadline_s: float = 0.0) -> None:
+        monkeypatch.setenv("ARES_INSTANCE", "")
+        monkeypatch.delenv("ARES_CONTROL_KEY", raising=False)
+        settings.export(
+            settings.InstanceSettings("decode-0", "decode", "boot", instance.address, drain_deadline_s=drain_deadline_s)
+        )
+        self.app = FastAPI()
+        InstancePlugin().attach_router(self.app)
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://instance")
+
+    @contextlib.asynccontextmanager
+    async def alive(self) -> AsyncIterator[httpx.AsyncClient]:
+        async with self.app.router.lifespan_context(self.app):
+            yield self.http
+
+    async def readiness(self) -> tuple[int, str]:
+        reply = await self.http.get("/ares/v1/ready")
+        return reply.status_code, reply.json()["status"]
+
+    async def becomes(self, wanted: tuple[int, str]) -> None:
+        async with asyncio.timeout(20):
+            while await self.readiness() != wanted:  # noqa: ASYNC110 - nothing announces it
+                await asyncio.sleep(0.01)
+
+
+async def test_who_it_is(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Served(instance, monkeypatch).alive() as http:
+        assert (await http.get("/ares/v1/instance")).json() == {
+            "name": "decode-0",
+            "role": "decode",
+            "boot": "boot",
+            "control_address": instance.address,
+        }
+
+
+async def test_it_is_ready_once_its_engine_is_heard_and_until_it_drains(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = Served(instance, monkeypatch)
+    assert await served.readiness() == (503, "starting")
+    async with served.alive():
+        await served.becomes((200, "ready"))
+        gateway = Gateway(instance.address)
+        gateway.say(wire.Drain(True, 60.0))
+        await served.becomes((503, "draining"))
+        gateway.say(wire.Drain(False))
+        await served.becomes((200, "ready"))
+        gateway.close()
+
+
+@pytest.mark.engines
+async def test_draining_it_is_well_all_the_same(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's own route beside ours: whoever restarts what is not well must leave an instance that drains alone."""
+    pytest.importorskip("vllm", reason="needs vLLM: the cpu or vllm extra")
+    from vllm.entrypoints.serve.instrumentator.health import router
+
+    async def check_health() -> None:
+        """Be well."""
+
+    served = Served(instance, monkeypatch)
+    served.app.include_router(router)
+    served.app.state.engine_client = SimpleNamespace(check_health=check_health)
+    async with served.alive() as http:
+        instance.channel.drain(True)
+        await served.becomes((503, "draining"))
+        assert (await http.get("/health")).status_code == 200
+
+
+async def test_a_sigterm_drains_it_and_then_ends_it(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: ended.set())
+    served = Served(instance, monkeypatch, drain_deadline_s=20)
+    try:
+        async with served.alive():
+            await served.becomes((200, "ready"))
+            os.kill(os.getpid(), signal.SIGTERM)
+            await served.becomes((503, "draining"))
+            assert not ended.is_set(), "a gateway may not have heard yet"
+            await eventually(ended.is_set)
+    finally:
+        signal.signal(signal.SIGINT, before)
