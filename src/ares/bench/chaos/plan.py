@@ -236,23 +236,27 @@ def _blows(draw: random.Random, shape: Shape) -> list[Event]:
                 # A real engine takes long to come back, and others must be well meanwhile: once is done early, in a
                 # short run too, and just before that, one is not heard.
                 deck += ["kill decode", draw.choice(('{"telemetry":"silent"}', '{"telemetry":"absurd"}'))]
-        card = deck.pop()
-        event = _blow(draw, shape, at, card)
-        if event is None:
-            continue
-        process = event.target if event.kind in ("kill", "pause") else event.target.rsplit("-", 1)[0]
-        process = process if shape.simulated else event.target
-        if event.harmless:
-            found.append(event)
-            continue
         until = {name: end for name, end in until.items() if end > at}
-        role = process.split("-", 1)[0]
-        hit = sum(name.startswith(role) for name in until)
-        if process in until or hit + 1 > max(role == "prefill", len(shape.processes(role)) // 2):
-            deck.insert(-1, card)  # later, and not at the others' cost
-            continue
-        until[process] = at + event.seconds + (2.0 if event.kind == "kill" else 1.0)
-        found.append(event)
+        aside: list[str] = []
+        while deck:
+            card = deck.pop()
+            event = _blow(draw, shape, at, card)
+            if event is None:
+                continue
+            process = event.target if event.kind in ("kill", "pause") else event.target.rsplit("-", 1)[0]
+            process = process if shape.simulated else event.target
+            role = process.split("-", 1)[0]
+            hit = sum(name.startswith(role) for name in until)
+            if event.harmless:
+                found.append(event)
+                break
+            if process not in until and hit + 1 <= max(role == "prefill", len(shape.processes(role)) // 2):
+                until[process] = at + event.seconds + (2.0 if event.kind == "kill" else 1.0)
+                found.append(event)
+                break
+            aside.append(card)
+        # What too few are well for comes as soon as it can.
+        deck += reversed(aside)
     return found
 
 
