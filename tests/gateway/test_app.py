@@ -649,6 +649,21 @@ async def test_a_client_that_leaves_ends_the_generation(service: Service, stream
     await eventually(lambda: sample(service, "ares_requests_total", route="completions", outcome="cancelled") == 1)
 
 
+async def test_what_cannot_be_resumed_ends_with_an_error_in_its_stream(service: Service) -> None:
+    for fake in service.fakes[1:]:
+        fake.hold_at = 30
+    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 300, "seed": 1, "stream": True}
+    async with service.client.stream("POST", "/v1/completions", json=body) as reply:
+        assert reply.status_code == 200
+        events = (line.removeprefix("data: ") async for line in reply.aiter_lines() if line)
+        assert "choices" in json.loads(await anext(events))
+        await next(fake for fake in service.fakes[1:] if fake.running).die()
+        *_, last, end = [event async for event in events]
+    failure = json.loads(last)["error"]
+    assert "seed cannot be resumed exactly" in failure["message"]
+    assert (failure["type"], end) == ("server_error", "[DONE]")
+
+
 async def test_a_client_that_leaves_with_several_choices(service: Service) -> None:
     task = asyncio.create_task(service.complete(max_tokens=4000, n=4))
     await eventually(lambda: sum(len(fake.running) for fake in service.fakes[1:]) == 4)

@@ -17,17 +17,19 @@ from tests.engine.simulated.cluster import eventually
 
 
 class Workers:
-    """Processes of one simulated instance each."""
+    """Processes of one simulated instance each; where some prefill, the others decode."""
 
-    def __init__(self, folder: Path, count: int, *flags: str) -> None:
+    def __init__(self, folder: Path, count: int, *flags: str, prefill: int = 0) -> None:
         self.folder = folder
+        self.roles = ["prefill"] * prefill + ["decode" if prefill else "both"] * (count - prefill)
         self.ports = range(first := free_ports("127.0.0.1", count), first + count)
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         for port in self.ports:
             self.start(port, *flags)
 
     def start(self, port: int, *flags: str) -> subprocess.Popen[bytes]:
-        command = ["worker", "--simulate", "llama-8b-rtx4090", "--model", str(self.folder), "--role", "both"]
+        command = ["worker", "--simulate", "llama-8b-rtx4090", "--model", str(self.folder)]
+        command += ["--role", self.roles[self.ports.index(port)]]
         command += ["--name", f"w{port}", "--port", str(port), *flags, "--", "--prediction-error", "none"]
         process = self.processes[port] = subprocess.Popen([sys.executable, "-m", "ares", *command])
         return process
@@ -42,8 +44,8 @@ class Workers:
 
 
 @contextlib.contextmanager
-def workers(folder: Path, count: int, *flags: str) -> Iterator[Workers]:
-    made = Workers(folder, count, *flags)
+def workers(folder: Path, count: int, *flags: str, prefill: int = 0) -> Iterator[Workers]:
+    made = Workers(folder, count, *flags, prefill=prefill)
     try:
         yield made
     finally:

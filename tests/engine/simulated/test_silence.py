@@ -69,6 +69,22 @@ async def test_a_stopped_instance_is_done_without_and_comes_back(model_folder: P
             assert (await counters())["finished"] > left["finished"]
 
 
+async def test_a_stopped_prefill_instance_is_done_without(model_folder: Path) -> None:  # noqa: F811
+    model = simulated.load(model_folder)
+    with workers(model_folder, 3, prefill=1) as made:
+        async with gateway_over(made, model_folder) as gateway:
+            assert await generate(gateway, "before", prompt(0), 20) == model.continuation(prompt(0), 20)
+            stopped = made.processes[made.ports[0]]
+            os.kill(stopped.pid, signal.SIGSTOP)
+            try:
+                # Its telemetry is silent too; what was sent to it is given up, and decode instances prefill.
+                outputs = await asyncio.gather(*(generate(gateway, str(n), prompt(n), 40) for n in range(4)))
+            finally:
+                os.kill(stopped.pid, signal.SIGCONT)
+            assert outputs == [model.continuation(prompt(n), 40) for n in range(4)]
+            await eventually(lambda: all(i.open for i in gateway.pool.instances))
+
+
 class Link:
     """A gateway's way to one instance, that can fall silent: nothing arrives, no connection is closed."""
 
