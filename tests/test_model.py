@@ -278,7 +278,7 @@ def test_interrupted_conversion_leaves_nothing(
 
 def test_wheel_needs_the_extra(tmp_path: Path, wheel: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gguf" else name)
-    with pytest.raises(ModelError, match=r"gguf.*ares\[cpu\]"):
+    with pytest.raises(ModelError, match=r"gguf.*extra `cpu`"):
         resolve(DEFAULT_MODEL, cache=tmp_path)
     assert not wheel
 
