@@ -37,7 +37,7 @@ _PAUSE_S = 0.2
 # Entrance is decided when something has changed, but not all the time, and now and then in any case.
 _SHORTEST_S, _LONGEST_S = 0.002, 0.25
 # And it takes at most this share of a core.
-_SHARE = 0.2
+_SHARE = 0.1
 # vLLM's priority is a signed 64-bit number in a JSON body; far below what a double holds exactly.
 _LARGEST_PRIORITY = 1 << 40
 
