@@ -88,13 +88,6 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def instance() -> Iterator[Instance]:
-    made = Instance()
-    yield made
-    made.channel.close()
-
-
-@pytest.fixture
 def gateway(instance: Instance) -> Iterator[Gateway]:
     made = Gateway(instance.address)
     yield made

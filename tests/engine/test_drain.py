@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -12,13 +12,6 @@ from tests.engine.test_control import Gateway, Instance
 from tests.gateway.fakes import eventually
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture
-def instance() -> Iterator[Instance]:
-    made = Instance()
-    yield made
-    made.channel.close()
 
 
 @pytest.fixture

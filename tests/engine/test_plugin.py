@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 
 import httpx
@@ -19,13 +19,6 @@ from tests.engine.test_control import Gateway, Instance
 from tests.gateway.fakes import eventually
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture
-def instance() -> Iterator[Instance]:
-    made = Instance()
-    yield made
-    made.channel.close()
 
 
 class Served:

@@ -44,7 +44,8 @@ def throwing(decide: Callable[..., Any], draw: random.Random, share: float) -> C
 def install(seed: int, share: float) -> None:
     """Let this share of the decisions fail, from now on and in this process."""
     # One of its own for each kind: whether the third dispatch fails does not hang on how many moves came before.
-    draws = {kind: random.Random(f"{seed} {kind}") for kind in ("dispatch", "moves", "rescue", "entrance")}  # noqa: S311
+    kinds = ("dispatch", "moves", "rescue", "entrance")
+    draws = {kind: random.Random(f"{seed} {kind}") for kind in kinds}  # noqa: S311 - no secret
     # Where the controller looks them up: its own module.
     names = vars(controller)
     dispatcher, rebalancer = names["dispatcher"], names["rebalancer"]
