@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from ares.engine.defaults import free_port
+
 COMMAND = """
 from ares import cli
 from ares.bench.chaos import command
@@ -24,8 +26,8 @@ def run(tmp_path: Path, name: str, *more: str) -> tuple[dict[str, Any], Path]:
         [
             *(sys.executable, "-c", COMMAND, "bench", "chaos", "--simulate", "llama-8b-rtx4090", "--prefill", "1"),
             *("--decode", "4", "--per-process", "2", "--streams", "8", "--duration", "5", "--events", "0.001"),
-            *("--longest", "200", "--moves", "8", "--faults", "0", "--preset", "off", "--port", "8033", "--seed", "5"),
-            *("--json", str(out), "--log-folder", str(logs), *more),
+            *("--longest", "200", "--moves", "16", "--faults", "0", "--preset", "off", "--seed", "5"),
+            *("--port", str(free_port("127.0.0.1")), "--json", str(out), "--log-folder", str(logs), *more),
         ],
         capture_output=True,
         text=True,

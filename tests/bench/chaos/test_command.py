@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ares.bench.chaos import decisions
+from ares.engine.defaults import free_port
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -21,7 +22,16 @@ def test_a_short_run_on_simulated_engines(tmp_path: Path) -> None:
     done = run(
         *("ares", "bench", "chaos", "--simulate", "llama-8b-rtx4090", "--prefill", "2", "--decode", "6"),
         *("--per-process", "2", "--streams", "24", "--duration", "12", "--events", "1.5", "--kv-tokens", "4096"),
-        *("--seed", "1", "--port", "8032", "--json", str(out), "--log-folder", str(tmp_path / "logs")),
+        *(
+            "--seed",
+            "1",
+            "--port",
+            str(free_port("127.0.0.1")),
+            "--json",
+            str(out),
+            "--log-folder",
+            str(tmp_path / "logs"),
+        ),
     )
     assert done.returncode == 0, done.stderr
     (result,) = json.loads(out.read_text())["runs"]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ares.engine.defaults import free_port
+
 pytest.importorskip("numba", reason="needs the simulate extra")
 
 
@@ -19,7 +21,16 @@ def test_presets_on_simulated_engines(tmp_path: Path) -> None:
     out, report = tmp_path / "live.json", tmp_path / "report"
     done = bench(
         *("--simulate", "llama-8b-rtx4090", "--kv-tokens", "6000", "--requests", "24", "--rounds", "1"),
-        *("--presets", "static-rr,ares", "--port", "8031", "--json", str(out), "--report", str(report)),
+        *(
+            "--presets",
+            "static-rr,ares",
+            "--port",
+            str(free_port("127.0.0.1")),
+            "--json",
+            str(out),
+            "--report",
+            str(report),
+        ),
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())

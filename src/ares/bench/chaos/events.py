@@ -1,6 +1,7 @@
 """Doing what the plan says, each event at its moment, and undoing it."""
 
 import asyncio
+import contextlib
 import random
 import signal
 import time
@@ -11,12 +12,15 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from ares.bench.chaos.clock import Clock
 from ares.bench.chaos.plan import Event, Plan
 from ares.local import Cluster, Part
 
 # A process that was killed answers again within this time; real engines take long.
-_RETURN_S = 180.0
+_RETURN_S = 300.0
 _LOOK_S = 0.5
+# Decode processes that a move needs.
+_FOR_A_MOVE = 2
 # Answers of the admin routes that say why an order cannot be carried out.
 _REFUSALS = (404, 409, 503)
 _UNDONE: dict[str, Any] = {"predictions": None, "telemetry": None, "refuse": False, "slow": 1.0, "freeze_s": 0.0}
@@ -35,28 +39,29 @@ class Doer:
         The events that were carried out, with their real moments and what was drawn.
     """
 
-    def __init__(self, cluster: Cluster, plan: Plan, http: aiohttp.ClientSession) -> None:
+    def __init__(self, cluster: Cluster, plan: Plan, http: aiohttp.ClientSession, clock: Clock) -> None:
         self.done: Counter[str] = Counter()
         self.complaints: list[str] = []
         self.played: list[Event] = []
         self._cluster = cluster
         self._plan = plan
         self._http = http
+        self._clock = clock
         self._parts: dict[str, Part] = {part.name: part for part in cluster.workers}
         # Processes that are not well: an event finds them so only where something took longer than planned.
         self._ill: set[str] = set()
         self._paused: set[str] = set()
 
-    async def run(self, start: float, said: Callable[[str], None]) -> None:
+    async def run(self, said: Callable[[str], None]) -> None:
         """Do everything, and return once all is undone and every process is back."""
         async with asyncio.TaskGroup() as group:
             for event in self._plan.events:
-                group.create_task(self._at(start, event, said))
+                group.create_task(self._at(event, said))
 
-    async def _at(self, start: float, event: Event, said: Callable[[str], None]) -> None:
-        await asyncio.sleep(max(0.0, start + event.at_s - time.monotonic()))
+    async def _at(self, event: Event, said: Callable[[str], None]) -> None:
+        await self._clock.reach(event.at_s)
         if event.kind != "move":
-            said(f"{time.monotonic() - start:7.1f} s  {event.kind} {event.target} {event.what}")
+            said(f"{self._clock.now():7.1f} s  {event.kind} {event.target} {event.what}")
         work: dict[str, Callable[[Event], Coroutine[Any, Any, None]]] = {
             "move": self._move,
             "kill": self._kill,
@@ -65,7 +70,7 @@ class Doer:
             "preset": self._preset,
             "fault": self._fault,
         }
-        await work[event.kind](msgspec.structs.replace(event, at_s=round(time.monotonic() - start, 3)))
+        await work[event.kind](msgspec.structs.replace(event, at_s=round(self._clock.now(), 3)))
 
     def make_well(self) -> None:
         """Let whatever is stopped go on, whatever else fails."""
@@ -128,7 +133,8 @@ class Doer:
         await asyncio.to_thread(part.process.wait)
         await asyncio.sleep(event.seconds)
         self._cluster.restart(part)
-        await self._returned(part)
+        with self._clock.held() if self._well("decode") < _FOR_A_MOVE else contextlib.nullcontext():
+            await self._returned(part)
         self._ill.discard(event.target)
 
     async def _pause(self, event: Event) -> None:
@@ -165,6 +171,10 @@ class Doer:
         except (aiohttp.ClientError, OSError):
             return False
 
+    def _well(self, role: str) -> int:
+        """Return how many processes of a role are well."""
+        return sum(name not in self._ill for name in self._plan.shape.processes(role))
+
     def _process(self, event: Event) -> str:
         """Return the name of the process that an event befalls, or that of its instance."""
         return event.target if event.target in self._parts else event.target.rsplit("-", 1)[0]
@@ -174,7 +184,7 @@ class Doer:
         process = self._process(event)
         role = process.split("-", maxsplit=1)[0]
         alike = self._plan.shape.processes(role)
-        ill = sum(name in self._ill for name in alike)
+        ill = len(alike) - self._well(role)
         if process in self._ill or ill + 1 > max(role == "prefill", len(alike) // 2):
             self.done[f"{kind}: left out, too few are well"] += 1
             return False

@@ -15,6 +15,7 @@ import msgspec
 from ares.bench.chaos import decisions
 from ares.bench.chaos.check import Judge, at_rest
 from ares.bench.chaos.clients import ask
+from ares.bench.chaos.clock import Clock
 from ares.bench.chaos.events import Doer
 from ares.bench.chaos.plan import Ask, Plan
 from ares.bench.chaos.watch import Watch
@@ -46,23 +47,24 @@ class _Load:
     plan: Plan
     cluster: Cluster
     expected: Expected
+    clock: Clock
     judge: Judge = field(default_factory=Judge)
     sent: int = 0
     at_once: int = 0
     samples: list[int] = field(default_factory=list)
     moments: dict[str, float] = field(default_factory=dict)
 
-    async def run(self, start: float) -> None:
+    async def run(self) -> None:
         """Send until the plan's time is over, and wait for all that was sent."""
-        sampler = asyncio.create_task(self._sample(start + self.plan.shape.seconds))
+        sampler = asyncio.create_task(self._sample())
         try:
             async with asyncio.TaskGroup() as group:
                 for slot in range(self.plan.shape.streams):
-                    group.create_task(self._slot(slot, start))
+                    group.create_task(self._slot(slot))
         finally:
             sampler.cancel()
 
-    async def _slot(self, slot: int, start: float) -> None:
+    async def _slot(self, slot: int) -> None:
         port = int(self.cluster.url.rpartition(":")[2])
         turn = 0
         while True:
@@ -70,10 +72,10 @@ class _Load:
             if not self.plan.sent:
                 await asyncio.sleep(one.wait_s)
             elif one.name in self.plan.sent:
-                await asyncio.sleep(max(0.0, start + self.plan.sent[one.name] - time.monotonic()))
+                await self.clock.reach(self.plan.sent[one.name])
             else:
                 return
-            now = time.monotonic() - start
+            now = self.clock.now()
             if now >= self.plan.shape.seconds:
                 return
             self.moments[one.name] = round(now, 3)
@@ -87,8 +89,8 @@ class _Load:
                 self.at_once -= 1
             self.judge.take(seen, self.expected(one))
 
-    async def _sample(self, until: float) -> None:
-        while time.monotonic() < until:
+    async def _sample(self) -> None:
+        while self.clock.now() < self.plan.shape.seconds:
             await asyncio.sleep(0.5)
             self.samples.append(self.at_once)
 
@@ -116,13 +118,14 @@ async def play(
         watch = Watch(cluster, http)
         await watch.begin()
         watching = asyncio.create_task(watch.run())
-        doer = Doer(cluster, plan, http)
-        load = _Load(plan, cluster, expected)
+        clock = Clock()
+        doer = Doer(cluster, plan, http, clock)
+        load = _Load(plan, cluster, expected, clock)
         start = time.monotonic()
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(doer.run(start, said))
-                group.create_task(load.run(start))
+                group.create_task(doer.run(said))
+                group.create_task(load.run())
         finally:
             doer.make_well()
             again = msgspec.structs.replace(plan, events=doer.played, sent=load.moments)
