@@ -18,7 +18,7 @@ from ares.gateway.replay import ReplayError, replay
 from ares.gateway.view import View
 from ares.keys import ControlKey, KeyFileError, read_key, read_keys
 from ares.policy import Cluster, RebalanceSettings, preset, rebalancer
-from ares.policy.entrance import Candidates, Entrance, Progress
+from ares.policy.admission import Candidates, Entrance, Progress
 from ares.policy.rescue import RescueSettings, rescue
 from ares.predictor import prompts
 from ares.predictor.errors import PredictorError

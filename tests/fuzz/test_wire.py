@@ -29,7 +29,7 @@ from ares.gateway.sampling import Sampling
 from ares.gateway.sequence import Sequence
 from ares.gateway.service import Gateway
 from ares.policy import PRESETS, dispatcher, rebalancer
-from ares.policy.entrance import Entrance
+from ares.policy.admission import Entrance
 from ares.policy.rescue import RescueSettings, rescue
 from tests.fuzz.cases import fuzz, noise
 from tests.fuzz.service import PATIENCE_S, Service

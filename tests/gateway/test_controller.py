@@ -16,7 +16,7 @@ from ares.gateway.replay import ReplayError, replay
 from ares.gateway.sampling import Sampling
 from ares.gateway.service import Gateway
 from ares.policy import Cluster
-from ares.policy.entrance import Candidates, Entry, Progress
+from ares.policy.admission import Candidates, Entry, Progress
 from tests.gateway.fakes import Work, eventually, instances
 from tests.gateway.running import VOCABULARY
 from tests.gateway.test_service import Client, configuration, sample, started

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from ares.policy.admission import admission_choice
+from ares.policy.admission import memory_time
+from ares.policy.admission.loop import choose_instance
 from ares.policy.dispatch import least_loaded_choice, round_robin_choice
-from ares.policy.queue import memory_time
 
 
 def choose(expected: list[list[float]], own: list[float], **changes: object) -> int:
     arrays = {
         "expected": np.asarray(expected, float),
         "variance": np.zeros((len(expected), len(own))),
-        "capacity": np.full(len(expected), 1000, np.int64),
+        "limit": np.full(len(expected), 1000, np.int64),
         "closed": np.zeros(len(expected), np.int64),
         "own_mean": np.asarray(own, float),
         "own_variance": np.zeros(len(own)),
@@ -20,7 +20,7 @@ def choose(expected: list[list[float]], own: list[float], **changes: object) -> 
         "deviations": 0.0,
         "headroom": 0.0,
     }
-    return admission_choice(**(arrays | changes))  # type: ignore[arg-type]
+    return choose_instance(**(arrays | changes))  # type: ignore[arg-type]
 
 
 def test_the_peak_decides_not_the_present() -> None:

@@ -58,7 +58,10 @@ class Reference(balance._Round):
         alive, tokens = (curve[0] for curve in balance._curves(self.cluster, np.array([row]), self.steps))
         variance = tokens * (self.cluster.resident_tokens[row] + self.steps - tokens)
         spread = np.sqrt(ahead.variance[target] + variance)
-        peak = float((ahead.expected[target] + tokens + settings.deviations * spread).max())
+        held = self.cluster.resident_tokens[row] + self.steps
+        if (block := self.cluster.block_tokens) > 1:
+            held = np.ceil((held + 1.0) / block) * block
+        peak = float((ahead.expected[target] + alive * held + settings.deviations * spread).max())
         if peak > self.limit[target]:
             return None
         leaves = law.request[source] * alive + law.token[source] * tokens
@@ -112,6 +115,7 @@ def clusters(draw: st.DrawFn) -> Cluster:
         step_base_s=None if law == "none" else 0.01 * spread[0],
         step_request_s=None if law == "none" else 2e-5 * spread[1],
         step_token_s=None if law == "none" else 1e-7 * spread[2],
+        block_tokens=draw(st.sampled_from([1, 16, 128])),
     )
 
 

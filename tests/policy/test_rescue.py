@@ -6,7 +6,7 @@ import numpy as np
 
 from ares.policy import Cluster
 from ares.policy.rescue import NOWHERE, Rescue, RescueSettings, rescue
-from tests.policy.test_entrance import progress, running
+from tests.policy.test_admission_forecast import progress, running
 
 # A step takes 20 ms with full memory: 50 steps to come.
 AHEAD = RescueSettings(lead_s=1.0, deviations=0.0, headroom=0.0)
@@ -64,5 +64,5 @@ def test_where_nothing_fits_the_one_with_time_to_spare_stands_still() -> None:
     stand = progress(3, generated=[500, 40, 10], elapsed_s=[5.0, 3.5, 1.0])
     (one,) = rescue(cluster, AHEAD, stand)
     assert (one.request, one.target) == (0, NOWHERE)
-    late = progress(3, generated=[500, 40, 10], elapsed_s=[5.0, 3.5, 1.0], late=[False, True, False])
+    late = progress(3, generated=[500, 40, 10], elapsed_s=[5.0, 3.5, 1.0], age_s=[5.0, 6.5, 1.0])
     assert rescue(cluster, AHEAD, late)[0].request == 1

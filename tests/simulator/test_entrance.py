@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ares.policy import Cluster, preset
-from ares.policy.entrance import Candidates, Entrance, Progress
+from ares.policy.admission import Candidates, Entrance, Progress
 from ares.simulator.admitting import admit_held
 from ares.simulator.cluster import Simulation
 from ares.simulator.decisions import refresh
@@ -61,10 +61,11 @@ class Seen:
         first = state.first_token[requests]
         return Progress(
             generated=np.array(generated, np.int64),
-            elapsed_s=np.nan_to_num(self.moment - first),
-            late=first - state.arrival[requests] > self.objectives[0],
+            age_s=self.moment - state.arrival[requests],
+            elapsed_s=self.moment - first,
             ttft_s=np.full(count, self.objectives[0]),
             tpot_s=np.full(count, self.objectives[1]),
+            gap_s=np.full(count, np.inf),
         )
 
     def cluster(self) -> Cluster:
@@ -77,7 +78,7 @@ class Seen:
         return Cluster(
             instances=tuple(f"i{n}" for n in range(len(state.time))),
             capacity_tokens=state.total_blocks * int(state.scalars[BLOCK_SIZE]),
-            promised_tokens=np.zeros(len(state.time), np.int64),
+            promised_tokens=state.promised * int(state.scalars[BLOCK_SIZE]),
             open=state.closed == 0,
             requests=tuple(map(str, requests)),
             location=np.array(where, np.int64),
@@ -88,6 +89,7 @@ class Seen:
             step_base_s=state.law[:, 0].copy(),
             step_request_s=state.law[:, 1].copy(),
             step_token_s=state.law[:, 2].copy(),
+            block_tokens=int(state.scalars[BLOCK_SIZE]),
         )
 
     def candidates(self) -> Candidates:
@@ -99,7 +101,7 @@ class Seen:
             tokens=state.prompt[requests] + state.generated[requests],
             remaining_tokens=self.remaining(requests, generated),
             rank=np.zeros(len(requests), np.int64),
-            waited_s=self.moment - np.where(suspended, state.suspended_at[requests], state.arrival[requests]),
+            waited_s=self.moment - state.waits_since[requests],
             suspended=suspended,
             progress=self.progress(requests, generated),
         )

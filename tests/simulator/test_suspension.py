@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ares.policy import SuspendSettings, preset
-from ares.policy.suspend import final_slack_s
+from ares.policy.admission.suspension import final_slack_s
 from ares.simulator import metrics
 from ares.simulator.cluster import Outcome, Simulation
 from ares.simulator.errors import ERROR_MODELS

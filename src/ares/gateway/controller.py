@@ -24,9 +24,8 @@ from ares.gateway.pool import Pool
 from ares.gateway.sequence import Sequence
 from ares.gateway.view import View, Viewer, taking
 from ares.policy import Dispatch, Preset, dispatcher, rebalancer
-from ares.policy.entrance import Entrance, Entry
+from ares.policy.admission import Entrance, Entry, memory_time
 from ares.policy.moves import Move
-from ares.policy.queue import memory_time
 from ares.policy.rescue import NOWHERE, RescueSettings, beside, rescue
 
 logger = logging.getLogger(__name__)
@@ -105,7 +104,7 @@ class Controller:
         self._forecasts = chosen.dispatch == "forecast"
         self._rebalance = rebalancer(chosen.rebalance)
         suspension = chosen.suspend_settings.for_objectives(self._config.slo_ttft_s)
-        self._entrance = Entrance(chosen.admission_settings, suspension if chosen.suspends else None)
+        self._entrance = Entrance(chosen.admission_settings, suspension if chosen.suspends else None, chosen.queue)
         self._changed.set()
 
     @property
@@ -259,7 +258,7 @@ class Controller:
             self._spawn(self._suspend(view.sequences[entry.index], entry.reason))
             return
         sequence = waiting[entry.index]
-        if entry.kind == "resume" or "gives way" in entry.reason:
+        if entry.kind == "resume":
             logger.info("%s %s on %s: %s", entry.kind, sequence.id, instance.name, entry.reason)
         self._let(sequence, instance)
 

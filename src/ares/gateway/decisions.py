@@ -13,7 +13,7 @@ import numpy as np
 
 from ares.gateway.view import View
 from ares.policy import Cluster, RebalanceSettings
-from ares.policy.entrance import Candidates, Entrance, Entry, Progress
+from ares.policy.admission import Candidates, Entrance, Entry, Progress
 from ares.policy.moves import Move
 from ares.policy.rescue import Rescue, RescueSettings
 
@@ -44,6 +44,7 @@ class DecisionLog:
             credit=credit,
             admission=entrance.admission,
             suspension=entrance.suspension,
+            queue=entrance.queue,
             cluster=view.cluster,
             running=view.running,
             candidates=candidates,
@@ -103,8 +104,8 @@ def _plain(value: Any) -> Any:
 
 _INTEGERS = {"capacity_tokens", "promised_tokens", "location", "resident_tokens", "waiting_tokens"}
 _INTEGERS |= {"generated", "tokens", "rank"}
-_BOOLEANS = {"open", "movable", "late", "suspended", "barred"}
-_PLAIN = {"instances", "requests", "levels", "transfer_bytes_s", "token_bytes"}
+_BOOLEANS = {"open", "movable", "suspended", "barred"}
+_PLAIN = {"instances", "requests", "levels", "transfer_bytes_s", "token_bytes", "block_tokens"}
 
 
 def _arrays(read: dict[str, Any]) -> dict[str, Any]:
@@ -124,6 +125,7 @@ def _arrays(read: dict[str, Any]) -> dict[str, Any]:
 # The inner loops that decide are compiled, without checks of their own: what is read must be what a gateway could log.
 # The largest count (exact in a double), setting, and number of points of a horizon.
 _MOST_TOKENS, _MOST, _MOST_POINTS = 1 << 53, 1e6, 10_000
+_LARGEST_BLOCK = 1 << 16
 _LAW = ("step_base_s", "step_request_s", "step_token_s")
 _OF_INSTANCES = ("capacity_tokens", "promised_tokens", "open", "waiting_tokens", *_LAW)
 _OF_REQUESTS = ("location", "resident_tokens", "movable")
@@ -137,6 +139,8 @@ def read_cluster(record: dict[str, Any]) -> Cluster:
         raise TypeError("instances and requests must be lists")
     if not made.levels or not all(a < b for a, b in itertools.pairwise((0.0, *made.levels, 1.0))):
         raise ValueError(f"levels {made.levels}")
+    if type(made.block_tokens) is not int or not 1 <= made.block_tokens <= _LARGEST_BLOCK:
+        raise ValueError(f"block_tokens is {made.block_tokens!r}")
     for name in ("transfer_bytes_s", "token_bytes"):
         if not 0 < getattr(made, name) < np.inf:
             raise ValueError(f"{name} is {getattr(made, name)}")
@@ -157,6 +161,7 @@ def read_cluster(record: dict[str, Any]) -> Cluster:
 def read_progress(read: dict[str, Any], count: int) -> Progress:
     """Return the progress of so many requests of a logged decision."""
     made = Progress(**_arrays(read))
+    made = replace(made, gap_s=np.nan_to_num(made.gap_s, nan=np.inf))
     _check(made, [field.name for field in fields(made)], count)
     return made
 

@@ -10,8 +10,7 @@ import msgspec
 
 from ares.gateway.decisions import read_candidates, read_cluster, read_progress, read_settings
 from ares.policy import Dispatch, Preset, RebalanceSettings, SuspendSettings, dispatcher, preset, rebalancer
-from ares.policy.admission import AdmissionSettings
-from ares.policy.entrance import Entrance
+from ares.policy.admission import AdmissionSettings, Entrance
 from ares.policy.rescue import RescueSettings, beside, rescue
 
 
@@ -124,7 +123,7 @@ def _entrance(record: dict[str, Any], chosen: Preset, dispatch: Dispatch, *, lik
         suspended = record["suspension"]
         suspension = read_settings(SuspendSettings, suspended) if suspended is not None else None
     running = read_progress(record["running"], len(cluster.requests))
-    entrance = Entrance(admission, suspension)
+    entrance = Entrance(admission, suspension, record["queue"] if like else chosen.queue)
     entrance.age_credit = float(record["credit"])
     decided = entrance.decide(cluster, candidates, running)
     return [{"kind": one.kind, "request": one.index, "instance": one.instance} for one in decided]

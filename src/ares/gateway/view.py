@@ -17,8 +17,8 @@ from ares.gateway.pool import Pool
 from ares.gateway.predictions import plausible
 from ares.gateway.sequence import Sequence
 from ares.policy import Cluster
+from ares.policy.admission import Candidates, Progress
 from ares.policy.cluster import BoolArray
-from ares.policy.entrance import Candidates, Progress
 
 Quantiles = tuple[float, float, float]
 _NOWHERE = -1
@@ -66,13 +66,10 @@ class Viewer:
         self._gateway = gateway
 
     def view(self, sequences: Iterable[Sequence], exclude: Collection[str] = ()) -> View:
-        """Return the decode pool now; instances named in `exclude` are shown closed.
-
-        Tokens are counted in whole blocks, as memory is: with large blocks it would run out long before the tokens do.
-        One block of each instance stays out of account, for the request that begins it first.
-        """
+        """Return the decode pool now; instances named in `exclude` are shown closed."""
         now = time.monotonic()
         instances = list(self._pool.decode())
+        block = max((i.hello.block_size for i in instances if i.hello is not None), default=1)
         index = {id(i): n for n, i in enumerate(instances)}
         rows: list[dict[str, wire.Row]] = [
             {r.key: r for r in i.telemetry.rows} if i.telemetry else {} for i in instances
@@ -84,7 +81,7 @@ class Viewer:
         location, resident, movable, remaining = [], [], [], []
         for sequence in sequences:
             if sequence.incoming is not None and (target := index.get(id(sequence.incoming))) is not None:
-                promised[target] += in_blocks(sequence.tokens, instances[target])
+                promised[target] += in_blocks(sequence.tokens, block)
             where = index.get(id(sequence.instance or sequence.destination))
             if where is None:
                 continue
@@ -95,7 +92,7 @@ class Viewer:
             if row is not None and row.state == "waiting" and row.output:
                 preempted.append(sequence)
                 tokens = 0
-            resident.append(in_blocks(tokens, instances[where]))
+            resident.append(tokens)
             cool = not sequence.moved_at or now - sequence.moved_at > self._cooldown_s
             movable.append(cool and sequence.sampling.needs <= carried and sequence.not_movable() is None)
             remaining.append(self.remaining(sequence, row))
@@ -103,11 +100,11 @@ class Viewer:
         for n, left in enumerate(rows):
             for row in left.values():
                 if wire.owner(row.key) == self._gateway:  # one of ours that is prefilled there, or was there before
-                    promised[n] += in_blocks(row.resident, instances[n])
+                    promised[n] += in_blocks(row.resident, block)
                 elif row.resident > 0:
                     others.append(row)
                     location.append(n)
-                    resident.append(in_blocks(row.resident, instances[n]))
+                    resident.append(row.resident)
         movable += [False] * len(others)
         remaining += [self._foreseen(row) for row in others]
         laws = [i.steps.law for i in instances]
@@ -116,7 +113,7 @@ class Viewer:
         law = np.array([one if one is not None else np.mean(known, axis=0) for one in laws]) if known else None
         cluster = Cluster(
             instances=tuple(i.name for i in instances),
-            capacity_tokens=np.array([_usable_tokens(i) for i in instances], dtype=np.int64),
+            capacity_tokens=np.array([i.capacity_tokens for i in instances], dtype=np.int64),
             promised_tokens=promised,
             open=_open(instances, exclude),
             requests=(*(s.id for s in shown), *(row.key for row in others)),
@@ -130,6 +127,7 @@ class Viewer:
             step_token_s=law[:, 2].copy() if law is not None else None,
             transfer_bytes_s=self.transfer.tokens_s or 1e6,
             token_bytes=1.0,  # transfers are counted in tokens
+            block_tokens=block,
         )
         running = self._progress(shown, cluster, now, others)
         return View(cluster, running, instances, shown, preempted)
@@ -162,10 +160,9 @@ class Viewer:
     def candidates(self, shown: list[Sequence], cluster: Cluster, excludes: list[set[str]]) -> Candidates:
         """Return sequences outside decode as the policy sees them, and where each does not go, by name."""
         now = time.monotonic()
-        coarsest = max(self._pool.decode(), key=lambda i: i.hello.block_size if i.hello else 0)
         return Candidates(
             requests=tuple(s.id for s in shown),
-            tokens=np.array([in_blocks(s.tokens, coarsest) for s in shown], dtype=np.int64),
+            tokens=np.array([s.tokens for s in shown], dtype=np.int64),
             remaining_tokens=np.array([self.remaining(s, None) for s in shown]).reshape(len(shown), 3),
             rank=np.array([s.objective.rank for s in shown], dtype=np.int64),
             waited_s=np.array([now - (s.waiting_since if s.phase == "suspended" else s.arrived_at) for s in shown]),
@@ -205,27 +202,24 @@ class Viewer:
             full = cluster.step_base_s + cluster.step_token_s * cluster.capacity_tokens
             usual = _RELATIVE_TPOT * float(full.max())
         behind = len(others)
-        late = [bool(s.first_token_at) and s.first_token_at - s.arrived_at > s.objective.ttft_s for s in sequences]
-        elapsed_s = [now - s.first_token_at if s.first_token_at else 0.0 for s in sequences]
-        tpot_s = [usual if s.objective.tpot_s is None else s.objective.tpot_s for s in sequences]
+        nan = float("nan")
         return Progress(
             generated=np.array([len(s.emitted) for s in sequences] + [row.output for row in others], dtype=np.int64),
-            elapsed_s=np.array(elapsed_s + [0.0] * behind),
-            late=np.array(late + [False] * behind, dtype=np.bool_),
+            age_s=np.array([now - s.arrived_at for s in sequences] + [0.0] * behind),
+            elapsed_s=np.array(
+                [now - s.first_token_at if s.first_token_at else nan for s in sequences] + [nan] * behind
+            ),
             ttft_s=np.array([s.objective.ttft_s for s in sequences] + [ORDINARY.ttft_s] * behind),
-            tpot_s=np.array(tpot_s + [usual] * behind),
+            tpot_s=np.array(
+                [usual if s.objective.tpot_s is None else s.objective.tpot_s for s in sequences] + [usual] * behind
+            ),
+            gap_s=np.full(len(sequences) + behind, np.inf),
         )
 
 
-def in_blocks(tokens: int, instance: Instance) -> int:
-    """Return the tokens of the KV blocks that a sequence of so many holds on an instance, the next one included."""
-    size = instance.hello.block_size if instance.hello is not None else 1
-    return -(-(tokens + 1) // size) * size if tokens else 0
-
-
-def _usable_tokens(instance: Instance) -> int:
-    size = instance.hello.block_size if instance.hello is not None else 0
-    return max(instance.capacity_tokens - size, 0)
+def in_blocks(tokens: int, block: int) -> int:
+    """Return the tokens of the KV blocks that a sequence of so many holds, the next one included."""
+    return -(-(tokens + 1) // block) * block if tokens else 0
 
 
 def taking(instances: list[Instance], exclude: Collection[str]) -> list[Instance]:

@@ -3,7 +3,7 @@
 The live controller and the simulator run this code unchanged.
 """
 
-from ares.policy.admission import AdmissionSettings
+from ares.policy.admission import AdmissionSettings, SuspendSettings
 from ares.policy.cluster import Cluster
 from ares.policy.dispatch import Dispatch, dispatcher
 from ares.policy.forecast import Forecast, forecast
@@ -11,7 +11,6 @@ from ares.policy.moves import Move, RebalanceSettings
 from ares.policy.placement import DISPATCHERS
 from ares.policy.presets import PRESETS, Preset, preset
 from ares.policy.rebalance import REBALANCERS, Rebalance, rebalancer
-from ares.policy.suspend import SuspendSettings
 
 __all__ = [
     "DISPATCHERS",

@@ -239,6 +239,7 @@ class _Round:
             ahead.variance,
             self.limit,
             (self.mean, settings.deviations, settings.memory_weight, settings.minimum_gain),
+            cluster.block_tokens,
             _TRIES,
             pairs,
             numbers,

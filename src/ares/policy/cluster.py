@@ -48,6 +48,8 @@ class Cluster:
         KV bytes of one token.
     waiting_tokens
         Tokens of the requests that wait at each instance, shape (I,); None: nobody waits.
+    block_tokens
+        Tokens of a KV block, in whole ones of which memory is taken; 1 counts single tokens.
     """
 
     instances: tuple[str, ...]
@@ -66,6 +68,7 @@ class Cluster:
     transfer_bytes_s: float = 1e10
     token_bytes: float = 57344.0
     waiting_tokens: IntArray | None = None
+    block_tokens: int = 1
 
     def load_tokens(self) -> IntArray:
         """Resident tokens of each instance with what is promised to it, shape (I,)."""

@@ -7,8 +7,13 @@ Requests end independently of each other, so the expectations and the variances 
 expectation + z standard deviations is a high quantile of its memory (a sum of many terms is close to normal).
 
 A request without a prediction is taken to outlast the horizon.
+
+Memory is taken in whole blocks of b tokens: a request holds b ceil((n + k + 1) / b), the token to be computed included.
+What the last blocks hold in vain is counted exactly, by how many requests begin a block at which step (a histogram of
+n + 1 modulo b), times the share of the requests that still run.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -100,6 +105,7 @@ def forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
         _changes(tuple(weights)),
         intervals(grid.tobytes()),
         grid.astype(np.float64),
+        cluster.block_tokens,
         made.expected,
         made.variance,
         made.count,
@@ -165,8 +171,24 @@ def plain_forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
             spread2 += change * tails(square, keys[atom])
     linear += steps * count
     linear += cluster.promised_tokens[:, None]
+    if cluster.block_tokens > 1:
+        linear += _block_rest(cluster, grid, count)
     variance = spread2 + steps * (2.0 * spread1 + steps * spread0)
     return Forecast(grid, linear, np.maximum(variance, 0.0), count)
+
+
+def _block_rest(cluster: Cluster, grid: NDArray[np.int64], count: FloatArray) -> FloatArray:
+    """Return the tokens by which the blocks of an instance's requests exceed their tokens, shape (I, K)."""
+    size = cluster.block_tokens
+    holds = cluster.resident_tokens > 0
+    rows = np.bincount(cluster.location[holds], minlength=len(cluster.instances))[:, None]
+    # By how many tokens each row's last block exceeds what is in it, and in the step to come, at every grid point.
+    after = (cluster.resident_tokens[holds, None] + 1 + grid) % size
+    rest = 1 + (size - after) % size
+    total = np.zeros((len(cluster.instances), len(grid)), np.int64)
+    np.add.at(total, cluster.location[holds], rest)
+    share: FloatArray = count / np.maximum(rows, 1)
+    return total * share
 
 
 _PACK = float(1 << 20)
@@ -184,18 +206,21 @@ def own_curve(
     remaining: FloatArray,
     weights: FloatArray,
     grid: FloatArray,
+    block: int,
     mean: FloatArray,
     variance: FloatArray,
 ) -> None:
     """Add one request's expectation and variance over the grid to two arrays, shape (K,), in place.
 
-    Plain loops over a few points: the simulator compiles this function as it stands.
+    Plain loops over a few points, which admission compiles as they stand; `block` as in `Cluster.block_tokens`.
     """
     for point in range(len(grid)):
         alive = 0.0
         for atom in range(len(weights)):
-            if remaining[atom] > grid[point]:
+            if not remaining[atom] <= grid[point]:  # NaN outlasts every step
                 alive += weights[atom]
         tokens = resident + grid[point]
+        if block > 1:  # what the next token needs is taken before it is computed
+            tokens = math.ceil((tokens + 1.0) / block) * float(block)
         mean[point] += alive * tokens
         variance[point] += alive * (1.0 - alive) * tokens * tokens

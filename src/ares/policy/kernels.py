@@ -26,6 +26,7 @@ def forecast_rows(
     changes: F8,
     table: I2 | I8,
     steps: F8,
+    block: int,
     expected: F8,
     variance: F8,
     count: F8,
@@ -46,6 +47,8 @@ def forecast_rows(
         First grid point at or past each whole step, one past the last where there is none.
     steps
         The grid, shape (K,).
+    block
+        Tokens of a KV block; 1 counts single tokens.
     expected, variance, count
         Results, shape (I, K).
     """
@@ -60,9 +63,12 @@ def forecast_rows(
     cells = np.empty((atoms, 3, points + 1))
     tails = np.empty((3, points))
     spread = np.empty((3, points))
+    # Rows by their tokens in the step to come, modulo the block; then all up to each residue, and their sum.
+    residues = np.empty((2, block))
     beyond = steps[points - 1] + 1.0
     for instance in range(instances):
         cells[:] = 0.0
+        residues[:] = 0.0
         while place < len(location):
             row = place if falls == 0 else order[place]
             if location[row] != instance:
@@ -70,6 +76,8 @@ def forecast_rows(
             place += 1
             tokens = float(resident[row])
             square = tokens * tokens
+            if tokens > 0.0:
+                residues[0, (resident[row] + 1) % block] += 1.0
             for atom in range(atoms):
                 end = remaining[row, atom]
                 if not end < beyond:  # NaN too
@@ -103,6 +111,23 @@ def forecast_rows(
             expected[instance, point] = expected[instance, point] + step * count[instance, point] + own
             grown = spread[2, point] + step * (2.0 * spread[1, point] + step * spread[0, point])
             variance[instance, point] = max(grown, 0.0)
+        if block > 1:
+            for residue in range(1, block):
+                residues[1, residue] = residues[1, residue - 1] + residue * residues[0, residue]
+            first = residues[0, 0]
+            for residue in range(1, block):
+                residues[0, residue] += residues[0, residue - 1]
+            held, summed = residues[0, block - 1], residues[1, block - 1]
+            for point in range(points):
+                # A row of residue r has its last block filled up by cut - r tokens more, or by as many and a block.
+                cut = block - int(steps[point]) % block
+                fewer, sum_fewer = residues[0, cut - 1], residues[1, cut - 1]
+                rest = held + fewer * cut - sum_fewer
+                if cut == block:
+                    rest -= first * block
+                else:
+                    rest += (held - residues[0, cut]) * (cut + block) - (summed - residues[1, cut])
+                expected[instance, point] += rest * (count[instance, point] / max(held, 1.0))
 
 
 def loads(
@@ -148,6 +173,7 @@ def take_pairs(
     variance: F8,
     limit: F8,
     knobs: tuple[float, float, float, float],
+    block: int,
     tries: int,
     pairs: I8,
     numbers: F8,
@@ -178,6 +204,8 @@ def take_pairs(
         Load, memory beyond the limit, memory and its variance, shape (I, K), and the limit, shape (I,).
     knobs
         Mean load, deviations, memory weight, minimum gain.
+    block
+        Tokens of a KV block, in whole ones of which the target's memory is taken.
     tries
         How many rejected pairs end the search.
     pairs, numbers
@@ -208,7 +236,8 @@ def take_pairs(
             reach = float(resident[row]) + steps[point]
             tokens = alive * reach
             spread = np.sqrt(variance[target, point] + tokens * (reach - tokens))
-            peak = max(peak, expected[target, point] + tokens + deviations * spread)
+            held = np.ceil((reach + 1.0) / block) * block if block > 1 else reach
+            peak = max(peak, expected[target, point] + alive * held + deviations * spread)
             less = law[source, 0] * alive + law[source, 1] * tokens
             more = law[target, 0] * alive + law[target, 1] * tokens
             relief = (2.0 * time[source, point] - less) * less - (2.0 * time[target, point] + more) * more
@@ -277,10 +306,10 @@ def prepare() -> None:
         return
     none, one, table = np.zeros(0, np.int64), np.zeros(1), np.zeros(3, np.int16)
     empty, matrix, pairs = np.zeros((0, 1)), np.zeros((1, 1)), np.zeros((0, 3), np.int64)
-    rows(none, none, empty, none, one, one, table, one, empty, empty, empty)
+    rows(none, none, empty, none, one, one, table, one, 1, empty, empty, empty)
     load(empty, empty, empty, (one, one, one), one[:0], 1.0, empty, empty)
     curve(none, none, empty, one, one, empty, empty)
     take(
         matrix, matrix, none, none, none, none, none, empty, one, one, one, matrix, matrix, matrix, matrix, matrix, one,
-        (1.0, 1.0, 1.0, 1.0), 1, pairs, matrix,
+        (1.0, 1.0, 1.0, 1.0), 1, 1, pairs, matrix,
     )  # fmt: skip

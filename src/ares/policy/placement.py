@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from ares.policy.admission import ADMISSION_GRID
+from ares.policy.admission.forecast import GRID
 from ares.policy.cluster import Cluster
 from ares.policy.dispatch import DISPATCHERS
-from ares.policy.forecast import FloatArray, forecast, own_curve, quantile_weights
+from ares.policy.forecast import FloatArray, forecast, quantile_weights
 
 
 class Forecast:
@@ -25,16 +25,17 @@ class Forecast:
         """
         if not cluster.open.any():
             return None
-        grid = np.asarray(ADMISSION_GRID, np.int64)
+        from ares.policy.admission.loop import best_peak, own_curve  # imports numba, where it is installed
+
         weights = quantile_weights(cluster.levels)
         left = np.full(len(weights), np.inf) if remaining is None else remaining
-        mean, variance = np.zeros(len(grid)), np.zeros(len(grid))
-        own_curve(float(prompt_tokens), left, weights, grid.astype(np.float64), mean, variance)
-        expected = forecast(cluster, grid).expected
+        mean, variance = np.zeros(len(GRID)), np.zeros(len(GRID))
+        own_curve(float(prompt_tokens), left, weights, GRID.astype(np.float64), cluster.block_tokens, mean, variance)
+        expected = forecast(cluster, GRID).expected
         if cluster.waiting_tokens is not None:
             expected = expected + cluster.waiting_tokens[:, None]
-        share = (expected + mean).max(axis=1) / np.maximum(cluster.capacity_tokens, 1)
-        return int(np.argmin(np.where(cluster.open, share, np.inf)))
+        closed = (~cluster.open).astype(np.int64)
+        return int(best_peak(expected, cluster.capacity_tokens.astype(np.int64), closed, mean))
 
 
 DISPATCHERS["forecast"] = Forecast  # registered here: this module builds on the baselines' one

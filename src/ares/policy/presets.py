@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass, field, replace
 
-from ares.policy.admission import ADMISSIONS, AdmissionSettings
+from ares.policy.admission import ADMISSIONS, QUEUES, AdmissionSettings, SuspendSettings
 from ares.policy.moves import RebalanceSettings
 from ares.policy.placement import DISPATCHERS
-from ares.policy.queue import QUEUES
 from ares.policy.rebalance import REBALANCERS
-from ares.policy.suspend import SuspendSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ares.policy.admission import ADMISSION_GRID, admission_among
+from ares.policy.admission import ADMISSION_GRID, Progress
 from ares.policy.cluster import Cluster, FloatArray, IntArray
-from ares.policy.entrance import Progress
 from ares.policy.forecast import forecast, own_curve, quantile_weights
 from ares.policy.moves import Move
 
@@ -78,6 +77,8 @@ def rescue(cluster: Cluster, settings: RescueSettings, running: Progress) -> lis
     """
     if not len(cluster.location):
         return []
+    from ares.policy.admission.loop import choose_instance  # imports numba, where it is installed
+
     spare = _spare_s(cluster, running)
     steps = lead_steps(cluster, settings.lead_s)
     grid = np.unique(np.concatenate([np.asarray(ADMISSION_GRID, np.int64), steps]))
@@ -87,8 +88,9 @@ def rescue(cluster: Cluster, settings: RescueSettings, running: Progress) -> lis
     overflow = ahead.expected[instances, at] - cluster.capacity_tokens
     expected, variance = ahead.expected.copy(), ahead.variance.copy()
     sources = [int(s) for s in np.argsort(-overflow, kind="stable") if overflow[s] > 0.0]
-    open_ = cluster.open.copy()
-    open_[sources] = False
+    closed = (~cluster.open).astype(np.int64)
+    closed[sources] = 1
+    capacity = cluster.capacity_tokens.astype(np.int64)
     weights = quantile_weights(cluster.levels)
     rescues: list[Rescue] = []
     for source in sources:
@@ -101,17 +103,10 @@ def rescue(cluster: Cluster, settings: RescueSettings, running: Progress) -> lis
             remaining = np.nan_to_num(cluster.remaining_tokens[row], nan=np.inf)
         mean, spread = np.zeros(len(grid)), np.zeros(len(grid))
         resident = float(cluster.resident_tokens[row])
-        own_curve(resident, remaining, weights, grid.astype(np.float64), mean, spread)
+        own_curve(resident, remaining, weights, grid.astype(np.float64), cluster.block_tokens, mean, spread)
         points = max(1, int(np.searchsorted(grid, float(remaining[-1]), side="left")))
-        target = admission_among(
-            expected[:, :points],
-            variance[:, :points],
-            cluster.capacity_tokens,
-            open_,
-            mean[:points],
-            spread[:points],
-            settings.deviations,
-            settings.headroom,
+        target = choose_instance(
+            expected, variance, capacity, closed, mean, spread, points, settings.deviations, settings.headroom
         )
         lack = f"{cluster.instances[source]} lacks {overflow[source]:.0f} of {cluster.capacity_tokens[source]} tokens"
         if target >= 0:

@@ -1,57 +1,63 @@
-"""Admission inside the event loop: who of the held and the suspended enters decode next, and where."""
+"""Admission inside the event loop: the policy's own loop over the arrays of the state, and what follows from it."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ares.policy import admission, queue
-from ares.simulator.compiled import compiled, heap_pop, heap_push
-from ares.simulator.decisions import enter, own_curve, place, refresh, rows_at
-from ares.simulator.prediction import WEIGHTS, predict
+from ares.policy.admission import loop
+from ares.policy.admission.order import memory_time as _memory_time
+from ares.policy.admission.state import (
+    ENTER,
+    RESUME,
+    SUSPENDED,
+    WAITING,
+    Horizon,
+    Instances,
+    Knobs,
+    Queue,
+    Requests,
+)
+from ares.simulator.compiled import compiled
+from ares.simulator.decisions import STALE_S, enter, place, refresh, rows_at
+from ares.simulator.instance import poke
+from ares.simulator.prediction import WEIGHTS, see
 from ares.simulator.prefill import to_prefill
 from ares.simulator.state import (
     AGE_CREDIT,
     AGE_HEAD,
-    AGE_SHARE,
+    AGE_TAIL,
     BASE_S,
     BLOCK_SIZE,
     FIRST_AT_PREFILL,
+    FIRST_COME,
     HAS_PREDICTION,
-    HEADROOM,
     HELD,
     HOLD,
-    LEAST_SLACK_S,
+    NEXT_MISS_S,
     NOBODY,
     PER_REQUEST_S,
     PER_RESIDENT_S,
     PREFILL_RESUMES,
     QUEUE_SIZE,
-    SAFETY,
-    SLO_TTFT_S,
-    STEP_BUDGET_S,
-    SUSPEND_AFTER_S,
     SUSPENDED_COUNT,
-    URGENT_STEPS,
     State,
 )
-from ares.simulator.suspension import is_urgent, make_room, next_to_resume, take_suspended
 
-_STALE_S = 0.5  # telemetry of a live engine is no fresher
-_LOST = 1e15  # added to the key of a request that has missed its first token: all others come first
+_AT_ONCE = 64  # decisions of one call of the policy's loop
 
-admission_choice = compiled(admission.admission_choice)
-tokens_within = compiled(admission.tokens_within)
-memory_time = compiled(queue.memory_time)
+admit = loop.admit
+insert_in_order = loop.insert_in_order
+memory_time = compiled(_memory_time)
 
 
 @compiled
 def hand_out(state: State, request: int, moment: float) -> None:
     """Dispatch a request that left prefill, or hold it for admission."""
-    quantiles = np.empty(3)
-    predict(state, request, state.generated[request], quantiles)
+    see(state, request, state.generated[request])
     if state.scalars[HAS_PREDICTION] > 0.0:
-        key = memory_time(float(state.prompt[request] + state.generated[request]), quantiles[1])
+        key = memory_time(float(state.seen_tokens[request]), state.seen_remaining[request, 1])
         state.eviction_key[request] = key
         state.queue_key[request] = key
+    if state.scalars[FIRST_COME] > 0.0:
+        state.queue_key[request] = state.arrival[request]
     if state.scalars[HOLD] == 0.0:
         place(state, request, moment)
         return
@@ -61,17 +67,20 @@ def hand_out(state: State, request: int, moment: float) -> None:
 
 @compiled
 def hold(state: State, request: int) -> None:
-    """Queue a request for admission by its key, and by its age."""
+    """Queue a request for admission."""
     state.status[request] = HELD
-    size = state.counters[QUEUE_SIZE]
-    state.counters[QUEUE_SIZE] = heap_push(state.queue_keys, state.queue_items, size, state.queue_key[request], request)
-    state.by_age[state.age_tail[0] % len(state.by_age)] = request
-    state.age_tail[0] += 1
+    state.outside[request] = WAITING
+    state.waits_since[request] = state.arrival[request]
+    insert_in_order(state.order, state.counters[QUEUE_SIZE], request, state.rank, state.missed, state.queue_key)
+    state.counters[QUEUE_SIZE] += 1
+    state.by_age[state.counters[AGE_TAIL]] = request
+    state.counters[AGE_TAIL] += 1
+    state.scalars[NEXT_MISS_S] = min(state.scalars[NEXT_MISS_S], state.arrival[request] + state.ttft[request])
 
 
 @compiled
 def refresh_and_admit(state: State, moment: float) -> None:
-    """Forecast every instance anew and let in who fits."""
+    """Forecast every instance anew and admit what fits."""
     if state.scalars[HOLD] > 0.0 and state.counters[QUEUE_SIZE] + state.counters[SUSPENDED_COUNT] > 0:
         for instance in range(len(state.time)):
             refresh(state, instance, moment)
@@ -80,115 +89,148 @@ def refresh_and_admit(state: State, moment: float) -> None:
 
 @compiled
 def admit_held(state: State, moment: float) -> None:
-    """Let requests into decode until the next one fits nowhere.
-
-    In this order: suspended ones that must run again; the oldest, when its share of the admitted memory-time has grown
-    to its size; the waiting, smallest memory-time first; suspended ones that can wait; those that have missed their
-    objectives already.
-    """
-    quantiles = np.empty(3)
-    points = len(state.grid)
-    mean, variance = np.zeros(points), np.zeros(points)
-    capacity = _capacity(state)
+    """Let requests into decode until the next one fits nowhere."""
     for instance in range(len(state.time)):
-        if moment - state.forecast_time[instance] > _STALE_S:
+        if moment - state.forecast_time[instance] > STALE_S:
             refresh(state, instance, moment)
-    suspends = np.isfinite(state.scalars[SUSPEND_AFTER_S])
+    knobs = Knobs(
+        state.knobs[0],
+        state.knobs[1],
+        state.knobs[2],
+        state.knobs[3],
+        state.knobs[4],
+        state.knobs[5],
+        state.knobs[6],
+        state.knobs[7],
+        state.knobs[8],
+        state.knobs[9],
+        state.knobs[10],
+    )
+    if knobs.suspends > 0.0:
+        _note_missed(state, moment)
+    horizon = Horizon(state.grid, WEIGHTS, int(state.scalars[BLOCK_SIZE]))
+    load = np.empty(len(state.time), np.int64)
+    for instance in range(len(load)):
+        load[instance] = rows_at(state, instance)
+    instances = Instances(
+        state.expected,
+        state.variance,
+        state.total_blocks * int(state.scalars[BLOCK_SIZE]),
+        state.closed,
+        load,
+        state.law[:, BASE_S].copy(),
+        state.law[:, PER_REQUEST_S].copy(),
+        state.law[:, PER_RESIDENT_S].copy(),
+        state.row_request,
+        state.row_count,
+    )
+    requests = Requests(
+        state.seen_tokens,
+        state.seen_remaining,
+        state.seen_generated,
+        state.arrival,
+        state.first_token,
+        state.waits_since,
+        state.ttft,
+        state.tpot,
+        state.gap,
+        state.outside,
+        state.movable,
+        np.empty((0, 0), np.int64),
+    )
+    decided, numbers = np.empty((_AT_ONCE, 4), np.int64), np.empty((_AT_ONCE, 3))
     while True:
-        position, spare = next_to_resume(state, moment, quantiles) if suspends else (-1, 0.0)
-        urgent = position >= 0 and is_urgent(state, spare)
-        if urgent and _resume(state, position, True, capacity, mean, variance, moment):
-            continue
-        waiting = _first(state, moment, suspends)
-        if waiting != NOBODY and _admit(state, waiting, capacity, mean, variance, moment, suspends):
-            continue
-        if waiting != NOBODY and state.queue_key[waiting] < _LOST:
-            return
-        if position >= 0 and _resume(state, position, False, capacity, mean, variance, moment):
-            continue
-        return
-
-
-@compiled
-def _capacity(state: State) -> NDArray[np.int64]:
-    """Return the tokens that each instance can hold, and decode in the time that a step may take."""
-    capacity = state.total_blocks * int(state.scalars[BLOCK_SIZE])
-    for instance in range(len(capacity)):
-        law = state.law[instance]
-        budget, batch = state.scalars[STEP_BUDGET_S], rows_at(state, instance) + 1
-        tokens = tokens_within(budget, law[BASE_S], law[PER_REQUEST_S], law[PER_RESIDENT_S], batch)
-        if 0.0 < tokens < capacity[instance]:  # none at all: the objective is out of reach, and memory decides
-            capacity[instance] = int(tokens)
-    return capacity
-
-
-@compiled
-def _first(state: State, moment: float, suspends: bool) -> int:
-    """Return the first of the held by key, or `NOBODY`; whoever has missed its first token goes behind the others."""
-    while True:
-        size = state.counters[QUEUE_SIZE]
-        while size > 0 and state.status[state.queue_items[0]] != HELD:
-            size = heap_pop(state.queue_keys, state.queue_items, size)
-        state.counters[QUEUE_SIZE] = size
-        if size == 0:
-            return NOBODY
-        request = state.queue_items[0]
-        late = moment - state.arrival[request] > state.scalars[SLO_TTFT_S]
-        if not suspends or not late or state.queue_key[request] >= _LOST:
-            return int(request)
-        size = heap_pop(state.queue_keys, state.queue_items, size)
-        state.queue_key[request] += _LOST
-        state.counters[QUEUE_SIZE] = heap_push(
-            state.queue_keys, state.queue_items, size, state.queue_key[request], request
+        head, tail = state.counters[AGE_HEAD], state.counters[AGE_TAIL]
+        queue = Queue(
+            state.order[: state.counters[QUEUE_SIZE]],
+            state.by_age[head:tail],
+            state.suspended_list[: state.counters[SUSPENDED_COUNT]],
         )
+        made, state.scalars[AGE_CREDIT] = admit(
+            moment, state.scalars[AGE_CREDIT], instances, requests, queue, horizon, knobs, decided, numbers
+        )
+        for index in range(made):
+            _carry_out(state, decided[index, 0], decided[index, 1], decided[index, 2], moment)
+        _forget_admitted(state)
+        if made + 2 <= _AT_ONCE:
+            return
 
 
 @compiled
-def _admit(
-    state: State,
-    request: int,
-    capacity: NDArray[np.int64],
-    mean: NDArray[np.float64],
-    variance: NDArray[np.float64],
-    moment: float,
-    suspends: bool,
-) -> bool:
-    """Let the oldest in, if it is its turn, or `request`; return whether either fitted."""
-    while state.status[state.by_age[state.counters[AGE_HEAD] % len(state.by_age)]] != HELD:
-        state.counters[AGE_HEAD] += 1
-    oldest = state.by_age[state.counters[AGE_HEAD] % len(state.by_age)]
-    size = state.queue_key[oldest] % _LOST
-    if state.scalars[AGE_CREDIT] >= size:
-        chosen = _fit(state, oldest, False, capacity, mean, variance)
-        if chosen >= 0:
-            state.scalars[AGE_CREDIT] -= size
-            _enter(state, oldest, chosen, mean, variance, moment)
-            return True
-        # It goes on waiting for room; whoever is small enough to fit does not wait with it.
-    chosen = _fit(state, request, False, capacity, mean, variance)
-    waited = moment - state.arrival[request]
-    if chosen < 0 and suspends and state.scalars[SUSPEND_AFTER_S] <= waited <= state.scalars[SLO_TTFT_S]:
-        chosen = make_room(state, mean.max(), state.queue_key[request], state.scalars[LEAST_SLACK_S], moment)
-    if chosen < 0:
-        return False
-    state.scalars[AGE_CREDIT] += state.scalars[AGE_SHARE] * (state.queue_key[request] % _LOST)
-    _enter(state, request, chosen, mean, variance, moment)
-    return True
+def _note_missed(state: State, moment: float) -> None:
+    """Put waiting requests that have just missed their first token behind all that have not."""
+    if moment < state.scalars[NEXT_MISS_S]:
+        return
+    following = np.inf
+    for at in range(state.counters[AGE_HEAD], state.counters[AGE_TAIL]):
+        request = state.by_age[at]
+        if state.outside[request] != WAITING or state.missed[request] != 0:
+            continue
+        if not moment - state.arrival[request] > state.ttft[request]:
+            following = min(following, state.arrival[request] + state.ttft[request])
+            continue
+        size = state.counters[QUEUE_SIZE]
+        place = 0
+        while state.order[place] != request:
+            place += 1
+        for index in range(place + 1, size):
+            state.order[index - 1] = state.order[index]
+        state.missed[request] = 1
+        insert_in_order(state.order, size - 1, request, state.rank, state.missed, state.queue_key)
+    state.scalars[NEXT_MISS_S] = following
 
 
 @compiled
-def _enter(
-    state: State,
-    request: int,
-    instance: int,
-    mean: NDArray[np.float64],
-    variance: NDArray[np.float64],
-    moment: float,
-) -> None:
-    state.expected[instance] += mean
-    state.variance[instance] += variance
-    give_first(state, request, moment)
-    enter(state, request, instance, moment)
+def _forget_admitted(state: State) -> None:
+    """Take out of the queue what has been admitted."""
+    kept = 0
+    for index in range(state.counters[QUEUE_SIZE]):
+        request = state.order[index]
+        if state.outside[request] == WAITING:
+            state.order[kept] = request
+            kept += 1
+    state.counters[QUEUE_SIZE] = kept
+    head, tail = state.counters[AGE_HEAD], state.counters[AGE_TAIL]
+    while head < tail and state.outside[state.by_age[head]] != WAITING:
+        head += 1
+    state.counters[AGE_HEAD] = head
+    kept = 0
+    for index in range(state.counters[SUSPENDED_COUNT]):
+        request = state.suspended_list[index]
+        if state.outside[request] == SUSPENDED:
+            state.suspended_list[kept] = request
+            kept += 1
+    state.counters[SUSPENDED_COUNT] = kept
+
+
+@compiled
+def _carry_out(state: State, kind: int, request: int, instance: int, moment: float) -> None:
+    if kind == ENTER:
+        give_first(state, request, moment)
+        enter(state, request, instance, moment)
+    elif kind == RESUME:
+        state.computed[request] = 0
+        if state.scalars[PREFILL_RESUMES] == 0.0:
+            enter(state, request, instance, moment)
+        else:
+            # On a prefill instance, where one is large enough: a decode instance would hold up its whole batch.
+            state.place[request] = instance
+            to_prefill(state, request, moment)
+    else:
+        begin_suspension(state, request, moment)
+
+
+@compiled
+def begin_suspension(state: State, request: int, moment: float) -> None:
+    """Cut a request at the next step of its instance, to let its KV go (instance.py)."""
+    instance = state.place[request]
+    if state.slot[request] == NOBODY or state.moving[request] != 0 or state.target[request] != NOBODY:
+        return  # it has ended, or left, since it was seen
+    state.moving[request] = 2
+    state.movable[request] = 0
+    state.leaving_list[instance, state.leaving_count[instance]] = request
+    state.leaving_count[instance] += 1
+    poke(state, instance, moment)
 
 
 @compiled
@@ -196,73 +238,3 @@ def give_first(state: State, request: int, moment: float) -> None:
     """Give the token of the prefill to the client, where that is how it is done and it has none yet."""
     if state.scalars[FIRST_AT_PREFILL] > 0.0 and np.isnan(state.first_token[request]):
         state.first_token[request] = moment
-
-
-@compiled
-def _resume(
-    state: State,
-    position: int,
-    urgent: bool,
-    capacity: NDArray[np.int64],
-    mean: NDArray[np.float64],
-    variance: NDArray[np.float64],
-    moment: float,
-) -> bool:
-    """Let a suspended request run again where it fits; its tokens are prefilled anew first.
-
-    On a prefill instance, where one is large enough: a decode instance would hold up its whole batch.
-    """
-    request = state.suspended_list[position]
-    chosen = _fit(state, request, urgent, capacity, mean, variance)
-    if chosen < 0:
-        return False
-    take_suspended(state, position)
-    state.computed[request] = 0
-    if state.scalars[PREFILL_RESUMES] == 0.0:
-        _enter(state, request, chosen, mean, variance, moment)
-        return True
-    state.expected[chosen] += mean
-    state.variance[chosen] += variance
-    state.place[request] = chosen
-    to_prefill(state, request, moment)
-    return True
-
-
-@compiled
-def _fit(
-    state: State,
-    request: int,
-    urgent: bool,
-    capacity: NDArray[np.int64],
-    mean: NDArray[np.float64],
-    variance: NDArray[np.float64],
-) -> int:
-    """Return where a held request may enter, or -1; its own curve is left in `mean` and `variance`.
-
-    An urgent one needs room for its next steps only: it has time to be suspended again, and none to wait.
-    """
-    quantiles = np.empty(3)
-    predict(state, request, state.generated[request], quantiles)
-    mean[:] = 0.0
-    variance[:] = 0.0
-    resident = float(state.prompt[request] + state.generated[request])
-    own_curve(resident, quantiles, WEIGHTS, state.grid, mean, variance)
-    points = len(state.grid)
-    checked = 1
-    horizon = min(quantiles[2], state.scalars[URGENT_STEPS]) if urgent else quantiles[2]
-    while checked < points and state.grid[checked] < horizon:
-        checked += 1
-    deviations = 0.0 if urgent else state.scalars[SAFETY]
-    return int(
-        admission_choice(
-            state.expected,
-            state.variance,
-            capacity,
-            state.closed,
-            mean,
-            variance,
-            checked,
-            deviations,
-            state.scalars[HEADROOM],
-        )
-    )

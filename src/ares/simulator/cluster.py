@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ares.policy import Preset, rebalancer
+from ares.policy.admission.forecast import knobs
 from ares.simulator.admitting import refresh_and_admit
-from ares.simulator.decisions import kv_shares
+from ares.simulator.decisions import BY_FORECAST, LEAST_LOADED, ROUND_ROBIN, kv_shares
 from ares.simulator.errors import ERROR_MODELS, ErrorModel
 from ares.simulator.failures import fail_instance
 from ares.simulator.loop import run_until
 from ares.simulator.profile import Profile, ProfileError
 from ares.simulator.state import (
-    AGE_SHARE,
     BANDWIDTH,
     BLOCK_SIZE,
     BUDGET,
@@ -24,36 +24,26 @@ from ares.simulator.state import (
     EVICT_BY_VOLUME,
     FINISHED_COUNT,
     FIRST_AT_PREFILL,
-    FULL_STEP_S,
+    FIRST_COME,
     HAS_PREDICTION,
-    HEADROOM,
     HOLD,
     KV_BYTES,
     LATENCY_S,
-    LEAST_SLACK_S,
     LONGEST,
-    LONGEST_SUSPENSION_S,
     MAX_BATCH,
     MIGRATED_BYTES,
     MIGRATIONS,
+    NEXT_MISS_S,
     OOM_EVENTS,
     PREEMPTIONS,
     PREFILL_RESUMES,
     QUEUE_SIZE,
-    SAFETY,
     SEED,
     SIGMA_END,
     SIGMA_START,
     SIGMA_TOKENS,
-    SLO_TPOT_S,
-    SLO_TTFT_S,
     STALL_S,
-    STEP_BUDGET_S,
-    SUSPEND_AFTER_S,
-    SUSPEND_RATIO,
     SUSPENSIONS,
-    URGENT_S,
-    URGENT_STEPS,
     WATERMARK,
     State,
     allocate,
@@ -61,6 +51,7 @@ from ares.simulator.state import (
 from ares.simulator.telemetry import MoveRecord, Telemetry
 from ares.traces import Workload
 
+_DISPATCH_RULES = {"round_robin": ROUND_ROBIN, "least_loaded": LEAST_LOADED, "forecast": BY_FORECAST}
 _SAMPLES = 1500  # of KV use over a run: enough for a heat map, few enough to cost nothing
 
 
@@ -153,13 +144,12 @@ class Simulation:
         for instance, profile in enumerate(self.prefill):
             state.prefill_free[instance] = profile.kv_tokens
             state.prefill_law[instance] = profile.step.row()
-        settings = self.preset.admission_settings
         suspension = self.preset.suspend_settings
         predicts = self.error.predicts and self.preset.predicts
         exact = self.preset.rebalance == "oracle"
-        full_step = float((state.law[:, 0] + state.law[:, 2] * state.total_blocks * first.block_size).mean())
-        objective = suspension.tpot_s * (1.0 - settings.tpot_margin)
-        step_budget = objective if predicts and self.preset.suspends else np.inf
+        suspends = self.preset.suspends and predicts
+        state.ttft[:], state.tpot[:] = suspension.ttft_s, suspension.tpot_s
+        state.knobs[:] = knobs(self.preset.admission_settings, suspension if suspends else None)
         values = {
             BLOCK_SIZE: first.block_size,
             BUDGET: first.max_num_batched_tokens,
@@ -169,30 +159,19 @@ class Simulation:
             BANDWIDTH: first.bandwidth_bytes_s,
             LATENCY_S: first.latency_s,
             STALL_S: first.stall_s,
-            DISPATCH_RULE: 0 if self.preset.dispatch == "round_robin" else 1,
+            DISPATCH_RULE: _DISPATCH_RULES[self.preset.dispatch],
             HOLD: self.preset.admission == "forecast",
             FIRST_AT_PREFILL: self.first_at_prefill and bool(self.prefill),
+            FIRST_COME: self.preset.queue == "fcfs" or not predicts,
+            NEXT_MISS_S: np.inf,
             EVICT_BY_VOLUME: self.preset.queue == "volume" and predicts,
             SEED: self.seed,
             SIGMA_START: 0.0 if exact else self.error.start,
             SIGMA_END: 0.0 if exact else self.error.end,
             SIGMA_TOKENS: self.error.tokens,
             HAS_PREDICTION: predicts,
-            AGE_SHARE: settings.age_share,
-            HEADROOM: settings.headroom,
-            SAFETY: settings.deviations,
             LONGEST: int(work.output_tokens.max()),
-            FULL_STEP_S: min(full_step, step_budget),
-            STEP_BUDGET_S: step_budget,
-            SLO_TTFT_S: suspension.ttft_s,
-            SLO_TPOT_S: suspension.tpot_s,
-            SUSPEND_AFTER_S: suspension.after_s if predicts and self.preset.suspends else np.inf,
-            LEAST_SLACK_S: suspension.least_slack_s,
             PREFILL_RESUMES: bool(self.prefill) and min(p.kv_tokens for p in self.prefill) >= longest,
-            URGENT_S: suspension.urgent_s,
-            URGENT_STEPS: suspension.urgent_steps,
-            LONGEST_SUSPENSION_S: suspension.longest_s,
-            SUSPEND_RATIO: suspension.ratio,
         }
         for column, value in values.items():
             state.scalars[column] = float(value)

@@ -1,51 +1,12 @@
-"""Numba's compiler with types that a checker can read, and the two queues that the event loop needs."""
+"""The two queues that the event loop needs, compiled."""
 
-import hashlib
-import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar, cast
-
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-import ares
-import ares.simulator.pointer
+import ares.simulator.pointer  # noqa: F401 - tells numba what a State is
+from ares.policy.compiling import compiled
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def _cache_directory() -> Path:
-    """Directory of compiled code, named by the sources that it was compiled from.
-
-    Numba checks only the file of a function, not the files of what it calls, so code compiled from one file could
-    run with an old version of another.
-    """
-    digest = hashlib.sha256()
-    root = Path(ares.__file__).parent
-    names = ("admission", "dispatch", "forecast", "kernels", "queue", "suspend")
-    rules = [root / "policy" / f"{name}.py" for name in names]
-    for source in [*rules, *sorted((root / "simulator").glob("*.py"))]:
-        text = source.read_bytes()
-        if source in rules or b"@compiled" in text or source.stem in ("state", "pointer"):
-            digest.update(text)
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "ares" / f"numba-{digest.hexdigest()[:16]}"
-
-
-_CACHE = str(_cache_directory())
-
-
-def compiled(function: Function) -> Function:
-    """Compile to machine code on the first call and keep the result for the next process."""
-    config: Any = numba.config
-    before = config.CACHE_DIR
-    config.CACHE_DIR = _CACHE
-    try:
-        return cast(Function, numba.njit(cache=True)(function))
-    finally:
-        config.CACHE_DIR = before
+__all__ = ["compiled", "heap_pop", "heap_push", "tree_first", "tree_set"]
 
 
 @compiled

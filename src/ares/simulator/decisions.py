@@ -1,19 +1,19 @@
 """The policy inside the event loop: placement, and the forecast of each instance.
 
-The rules are the functions of `ares.policy`, compiled as they stand; this file only builds their arguments.
+The rules are the functions of `ares.policy`; this file only builds their arguments.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ares.policy import dispatch, kernels
-from ares.policy.forecast import own_curve as plain_own_curve
+from ares.policy.admission import loop
 from ares.policy.forecast import staircase as plain_staircase
 from ares.simulator.blocks import taken
 from ares.simulator.compiled import compiled
 from ares.simulator.instance import poke
 from ares.simulator.law import steps_by
-from ares.simulator.prediction import WEIGHTS, predict
+from ares.simulator.prediction import WEIGHTS, predict, see
 from ares.simulator.queues import push_back
 from ares.simulator.state import (
     BLOCK_SIZE,
@@ -24,9 +24,12 @@ from ares.simulator.state import (
     State,
 )
 
-_STALE_S = 0.5  # telemetry of a live engine is no fresher
+STALE_S = 0.5  # telemetry of a live engine is no fresher
+# Values of DISPATCH_RULE.
+ROUND_ROBIN, LEAST_LOADED, BY_FORECAST = range(3)
 
-own_curve = compiled(plain_own_curve)
+best_peak = loop.best_peak
+own_curve = loop.own_curve
 staircase = compiled(plain_staircase)
 forecast_rows = compiled(kernels.forecast_rows)
 least_loaded_choice = compiled(dispatch.least_loaded_choice)
@@ -81,12 +84,30 @@ def kv_shares(state: State, moment: float, shares: NDArray[np.float64]) -> None:
 @compiled
 def place(state: State, request: int, moment: float) -> None:
     """Dispatch at once: the request waits at its instance from now on."""
-    if state.scalars[DISPATCH_RULE] == 0.0:
+    rule = int(state.scalars[DISPATCH_RULE])
+    if rule == ROUND_ROBIN:
         chosen = round_robin_choice(state.counters[ROBIN], state.closed)
         state.counters[ROBIN] = chosen + 1
+    elif rule == BY_FORECAST:
+        chosen = _by_forecast(state, request, moment)
     else:
         chosen = least_loaded(state, state.prompt[request] + state.generated[request], moment)
     enter(state, request, chosen, moment)
+
+
+@compiled
+def _by_forecast(state: State, request: int, moment: float) -> int:
+    """Return where the predicted peak leaves the largest share free, and count the request there."""
+    for instance in range(len(state.time)):
+        if moment - state.forecast_time[instance] > STALE_S:
+            refresh(state, instance, moment)
+    mean, variance = np.zeros(len(state.grid)), np.zeros(len(state.grid))
+    size, tokens = int(state.scalars[BLOCK_SIZE]), float(state.prompt[request] + state.generated[request])
+    own_curve(tokens, state.seen_remaining[request], WEIGHTS, state.grid, size, mean, variance)
+    chosen = best_peak(state.expected, state.total_blocks * size, state.closed, mean)
+    state.expected[chosen] += mean
+    state.variance[chosen] += variance
+    return int(chosen)
 
 
 @compiled
@@ -123,9 +144,13 @@ def refresh(state: State, instance: int, moment: float) -> None:
     step = state.step[instance] + done
     for at in range(batch):
         request = state.slot_request[instance, at]
-        generated = state.output[request] - (state.slot_finish[instance, at] - step)
-        predict(state, request, generated, remaining[at])
-        resident[at] = state.prompt[request] + generated
+        see(state, request, state.output[request] - (state.slot_finish[instance, at] - step))
+        free = state.moving[request] == 0 and state.target[request] == NOBODY
+        state.movable[request] = free and not np.isnan(state.first_token[request])
+        state.row_request[instance, at] = request
+        remaining[at] = state.seen_remaining[request]
+        resident[at] = state.seen_tokens[request]
+    state.row_count[instance] = batch
     row = batch
     for index in range(state.prefilling[instance]):
         row = _add(state, state.prefilling_list[instance, index], row, resident, remaining)
@@ -140,17 +165,19 @@ def refresh(state: State, instance: int, moment: float) -> None:
     changes = np.empty(len(WEIGHTS))
     staircase(WEIGHTS, changes)
     here = slice(instance, instance + 1)
-    none = np.zeros(1, np.int64)
+    promised = np.zeros(1, np.int64)  # to moves that are on their way here
+    promised[0] = state.promised[instance] * int(state.scalars[BLOCK_SIZE])
     count = np.empty((1, len(state.grid)))
     forecast_rows(
         np.zeros(rows, np.int64),
         resident,
         remaining,
-        none,
+        promised,
         WEIGHTS,
         changes,
         state.intervals,
         state.grid,
+        int(state.scalars[BLOCK_SIZE]),
         state.expected[here],
         state.variance[here],
         count,

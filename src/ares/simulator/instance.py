@@ -7,9 +7,11 @@ chunks, and admits the waiting in order. Between such steps nothing changes but 
 
 import numpy as np
 
+from ares.policy.admission.state import SUSPENDED as OUTSIDE_SUSPENDED
 from ares.simulator.blocks import blocks_for, enter_slot, leave_slot, phase_of, steps_until_full, taken, tokens_at
 from ares.simulator.compiled import compiled, tree_set
 from ares.simulator.law import steps_by, steps_time
+from ares.simulator.prediction import see
 from ares.simulator.preemption import preempt, serve_blocks, victim
 from ares.simulator.queues import note_finish, schedule_event, start_pull, take_first
 from ares.simulator.state import (
@@ -145,7 +147,9 @@ def _suspend(state: State, instance: int, request: int, moment: float) -> None:
     leave_slot(state, instance, state.slot[request])
     state.status[request] = SUSPENDED
     state.place[request] = NOBODY
-    state.suspended_at[request] = moment
+    state.outside[request] = OUTSIDE_SUSPENDED
+    state.waits_since[request] = moment
+    see(state, request, state.generated[request])
     state.suspended_list[state.counters[SUSPENDED_COUNT]] = request
     state.counters[SUSPENDED_COUNT] += 1
     state.counters[SUSPENSIONS] += 1

@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from ares.policy import PRESETS
-from ares.policy.admission import ADMISSIONS
-from ares.policy.queue import QUEUES
+from ares.policy.admission import ADMISSIONS, QUEUES
 from ares.policy.rebalance import REBALANCERS
 from ares.simulator.errors import ERROR_MODELS
 from ares.simulator.profile import profile_names

@@ -65,3 +65,11 @@ def predict(state: State, request: int, generated: int, quantiles: NDArray[np.fl
     quantiles[0] = min(max(median * math.exp(-_Z90 * sigma), 1.0), most)
     quantiles[1] = min(max(median, 1.0), most)
     quantiles[2] = min(max(median * math.exp(_Z90 * sigma), 1.0), most)
+
+
+@compiled
+def see(state: State, request: int, generated: int) -> None:
+    """Note what telemetry says of a request that has generated so many tokens."""
+    state.seen_tokens[request] = state.prompt[request] + generated
+    state.seen_generated[request] = generated
+    predict(state, request, generated, state.seen_remaining[request])

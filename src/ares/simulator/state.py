@@ -1,7 +1,7 @@
 """The whole state of a simulated cluster as flat arrays, and what one array means.
 
-R requests, D decode instances, P prefill instances, B slots a decode instance. Compiled functions take a State as one
-pointer (pointer.py); nothing else holds state, so a run is a function of its inputs and seed.
+R requests, D decode instances, P prefill instances, B slots a decode instance, Q quantiles. Compiled functions take a
+State as one pointer (pointer.py); nothing else holds state, so a run is a function of its inputs and seed.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ares.policy.entrance import GRID
+from ares.policy.admission.forecast import GRID
+from ares.policy.admission.state import Knobs
 from ares.policy.forecast import intervals
 
 F8 = NDArray[np.float64]
@@ -24,9 +25,10 @@ ARRIVING, PREFILL, HELD, WAITING, INBOUND, DECODING, RECOMPUTING, HANDOVER, FINI
 FINISHED_COUNT, PREEMPTIONS, OOM_EVENTS, MIGRATIONS, MIGRATED_BYTES, MIGRATIONS_CANCELLED, NEXT_ARRIVAL, SEQUENCE = (
     range(8)
 )
-HEAP_SIZE, QUEUE_SIZE, AGE_HEAD, ROBIN, BLOCK_ERRORS, REFUSED, EVENTS, SUSPENDED_COUNT, SUSPENSIONS, COUNTERS = range(
+HEAP_SIZE, QUEUE_SIZE, AGE_HEAD, AGE_TAIL, ROBIN, BLOCK_ERRORS, REFUSED, EVENTS, SUSPENDED_COUNT, SUSPENSIONS = range(
     8, 18
 )
+COUNTERS = 18
 
 # Columns of `law`, one row an instance.
 BASE_S, PER_REQUEST_S, PER_RESIDENT_S, PER_PREFILL_S, PER_PREFILL_CONTEXT_S = range(5)
@@ -63,9 +65,21 @@ class State:
     sequence: I8  # order of entering the running batch; the newest is preempted first
     last_move: F8
     suspended_list: I8
-    suspended_at: F8
-    eviction_key: F8  # who gives way first when blocks run out: the largest
+    waits_since: F8  # arrival, or suspension
+    eviction_key: F8  # who is preempted first when blocks run out: the largest
     queue_key: F8  # who is admitted first: the smallest
+    rank: I8  # of its class: a smaller one is admitted before every larger one
+    missed: I8  # 1 once it has missed its first token while it waited
+    ttft: F8  # objectives, seconds
+    tpot: F8
+    gap: F8
+
+    # requests as admission saw them last: what the telemetry of a live engine would say, shape (R,) and (R, Q)
+    outside: I8  # as in policy/admission/state.py
+    movable: I8  # 1 where it may be suspended
+    seen_tokens: I8
+    seen_generated: I8
+    seen_remaining: F8
     error_own: F8  # the part of a prediction's error that stays for life, once drawn
     error_fresh: F8  # and the part drawn anew in each epoch
     error_epoch: I8  # of `error_fresh`; 0: nothing drawn yet
@@ -105,6 +119,8 @@ class State:
     # forecast for admission, shape (D, G) and (G,)
     expected: F8
     variance: F8
+    row_request: I8  # (D, B) requests that ran when the forecast was made
+    row_count: I8  # (D,)
     grid: F8
     intervals: I8  # (last step of the grid + 3,) first grid point at or past each whole step
     forecast_time: F8  # (D,) when each was made
@@ -122,12 +138,11 @@ class State:
     tree: F8  # tournament over D + P next times
     heap_keys: F8
     heap_items: I8
-    queue_keys: F8
-    queue_items: I8
-    by_age: I8  # held requests in order of arrival at the queue (R,)
-    age_tail: I8  # (1,)
+    order: I8  # held requests in the order in which they are admitted (R,)
+    by_age: I8  # and in the order in which they came (R,)
     counters: I8
     scalars: F8  # see cluster.py
+    knobs: F8  # settings of admission, as policy/admission/state.py lists them
 
     # what compiled code reads instead of this object: WORDS words an array, its address and lengths
     table: I8 = field(init=False)
@@ -171,34 +186,23 @@ WORDS = 3
     DISPATCH_RULE,
     HOLD,
     EVICT_BY_VOLUME,
+    FIRST_COME,
     SEED,
     SIGMA_START,
     SIGMA_END,
     SIGMA_TOKENS,
     HAS_PREDICTION,
-    AGE_SHARE,
     AGE_CREDIT,
-    HEADROOM,
-    SAFETY,
+    NEXT_MISS_S,
     NOW,
-    FULL_STEP_S,
     LONGEST,
-    SLO_TTFT_S,
-    SLO_TPOT_S,
-    SUSPEND_AFTER_S,
-    LEAST_SLACK_S,
-    URGENT_S,
-    LONGEST_SUSPENSION_S,
-    SUSPEND_RATIO,
-    URGENT_STEPS,
     PREFILL_RESUMES,
-    STEP_BUDGET_S,
     FIRST_AT_PREFILL,
     SCALARS,
-) = range(35)
+) = range(24)
 
 
-def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: int) -> State:
+def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: int, quantiles: int = 3) -> State:
     """Make an empty state; `build` in cluster.py fills in the inputs."""
 
     def ints(*shape: int, value: int = 0) -> I8:
@@ -232,9 +236,19 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         sequence=ints(requests),
         last_move=floats(requests, value=-np.inf),
         suspended_list=ints(requests),
-        suspended_at=floats(requests),
+        waits_since=floats(requests),
         eviction_key=floats(requests),
         queue_key=floats(requests),
+        rank=ints(requests),
+        missed=ints(requests),
+        ttft=floats(requests, value=np.inf),
+        tpot=floats(requests, value=np.inf),
+        gap=floats(requests, value=np.inf),
+        outside=ints(requests),
+        movable=ints(requests),
+        seen_tokens=ints(requests),
+        seen_generated=ints(requests),
+        seen_remaining=floats(requests, quantiles),
         error_own=floats(requests),
         error_fresh=floats(requests),
         error_epoch=ints(requests),
@@ -268,6 +282,8 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         phase=ints(decode, block_size),
         expected=floats(decode, len(GRID)),
         variance=floats(decode, len(GRID)),
+        row_request=ints(decode, slots, value=NOBODY),
+        row_count=ints(decode),
         grid=GRID.astype(np.float64),
         intervals=intervals(GRID.tobytes()).astype(np.int64),
         forecast_time=floats(decode, value=-np.inf),
@@ -281,10 +297,9 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         tree=floats(2 * leaves, value=np.inf),
         heap_keys=floats(requests + 1),
         heap_items=ints(requests + 1),
-        queue_keys=floats(requests + 1),
-        queue_items=ints(requests + 1),
+        order=ints(requests + 1),
         by_age=ints(requests + 1),
-        age_tail=ints(1),
         counters=ints(COUNTERS),
         scalars=floats(SCALARS),
+        knobs=floats(len(Knobs._fields)),
     )

@@ -21,7 +21,7 @@ from ares.bench.chaos.check import INJECTED
 from ares.config import ConfigError, GatewayConfig
 from ares.gateway import controller, server
 from ares.gateway.decisions import DecisionLog
-from ares.policy.entrance import Entrance
+from ares.policy.admission import Entrance
 
 _LOOPBACK = ("127.0.0.1", "::1")
 

@@ -1,8 +1,9 @@
-"""The order in which waiting requests enter decode, and who gives way when memory runs out.
+"""The order in which waiting requests enter decode, and who is preempted when memory runs out.
 
 `fcfs` is vLLM's order: first come first served, and the newest running request is preempted. `volume` lets in the
-request with the smallest predicted memory-time first, and preempts the largest. Starvation is bounded by a second
-lane: a fixed share of the admitted memory-time goes to whoever has waited longest.
+request with the smallest predicted memory-time first, and preempts the largest. Under both a class of smaller rank goes
+first, and a request that has missed its first token goes behind those that have not. Starvation is bounded by a second
+lane: a fixed share of the admitted memory-time goes to the request that has waited longest.
 """
 
 from typing import TypeVar

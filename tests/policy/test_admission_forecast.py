@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ares.policy import AdmissionSettings, Cluster, SuspendSettings
-from ares.policy.admission import admission_among, admission_choice
-from ares.policy.entrance import Candidates, Entrance, Entry, Progress
+from ares.policy.admission import Candidates, Entrance, Entry, Progress
 
 SUSPENSION = SuspendSettings(ttft_s=2.0, after_s=0.5, least_slack_s=5.0, urgent_s=2.0, longest_s=100.0)
 EXACTLY = AdmissionSettings(deviations=0.0, headroom=0.0)
@@ -18,11 +17,14 @@ EXACTLY = AdmissionSettings(deviations=0.0, headroom=0.0)
 def progress(count: int, **changes: Any) -> Progress:
     usual = {
         "generated": np.zeros(count, np.int64),
+        "age_s": np.zeros(count),
         "elapsed_s": np.zeros(count),
-        "late": np.zeros(count, np.bool_),
         "ttft_s": np.full(count, 2.0),
         "tpot_s": np.full(count, 0.1),
+        "gap_s": np.full(count, np.inf),
     }
+    if "elapsed_s" in changes:  # a first token at once, where nothing else is said
+        usual["age_s"] = np.asarray(changes["elapsed_s"])
     return Progress(**(usual | {name: np.asarray(value) for name, value in changes.items()}))
 
 
@@ -154,6 +156,33 @@ def test_a_suspended_one_resumes_before_the_others_when_its_time_is_up() -> None
     assert names(decide(cluster, forgotten))[0] == ("resume", 1, 0)
 
 
+def test_no_stream_is_silent_for_longer_than_its_objective() -> None:
+    cluster = running([(0, 450, 400), (0, 450, 300)])
+    stand = progress(2, generated=[100, 100], elapsed_s=[1.0, 500.0])
+    candidates = waiting([200], [50], waited=[0.6])
+    # The second misses its objective anyway, and would go first; but neither may be silent for so long.
+    brief = replace(stand, gap_s=np.array([4.0, 4.0]))
+    assert decide(cluster, candidates, brief) == []
+    assert names(decide(cluster, candidates, replace(stand, gap_s=np.array([6.0, 4.0]))))[0] == ("suspend", 0, 0)
+
+
+def test_a_suspended_one_resumes_before_its_longest_gap_whatever_else_it_misses() -> None:
+    cluster = running([(0, 300, 900)])
+    both = waiting([100, 300], [50, 600], waited=[0.1, 10.0], suspended=np.array([False, True]))
+    hopeless = progress(2, generated=[0, 100], elapsed_s=[0.0, 500.0])
+    assert names(decide(cluster, replace(both, progress=hopeless))) == [("enter", 0, 0)]
+    bound = replace(hopeless, gap_s=np.array([np.inf, 11.0]))
+    assert names(decide(cluster, replace(both, progress=bound)))[0] == ("resume", 1, 0)
+
+
+def test_first_come_first_served_is_honoured() -> None:
+    cluster = running([(0, 100, 50)])
+    candidates = waiting([300, 100], [300, 100], waited=[0.3, 0.2])
+    assert [e.index for e in decide(cluster, candidates)] == [1, 0]
+    entrance = Entrance(EXACTLY, SUSPENSION, "fcfs")
+    assert [e.index for e in entrance.decide(cluster, candidates, progress(1))] == [0, 1]
+
+
 def test_the_oldest_gets_its_share() -> None:
     entrance = Entrance(replace(EXACTLY, age_share=1.0), None)
     order = []
@@ -172,19 +201,6 @@ def test_without_a_law_nobody_is_suspended() -> None:
     cluster = replace(running([(0, 900, 400)]), step_base_s=None, step_request_s=None, step_token_s=None)
     stand = progress(1, generated=[100], elapsed_s=[1.0])
     assert decide(cluster, waiting([200], [50], waited=[0.6]), stand) == []
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 6))
-def test_numpy_and_the_compiled_rule_choose_the_same(seed: int, instances: int) -> None:
-    random = np.random.default_rng(seed)
-    expected = random.uniform(0, 900, (instances, 5)) * (random.random((instances, 1)) > 0.1)
-    variance, own = random.uniform(0, 5000, (instances, 5)), random.uniform(0, 300, 5)
-    own_variance, open_ = random.uniform(0, 900, 5), random.random(instances) > 0.3
-    capacity = random.integers(500, 1500, instances)
-    compiled = admission_choice(
-        expected, variance, capacity, (~open_).astype(np.int64), own, own_variance, 5, 1.0, 0.01
-    )
-    assert admission_among(expected, variance, capacity, open_, own, own_variance, 1.0, 0.01) == compiled
 
 
 @given(st.integers(0, 2**32 - 1))

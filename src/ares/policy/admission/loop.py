@@ -1,0 +1,445 @@
+"""The inner loop of admission by forecast: who of those outside decode enters now, where, and who makes room.
+
+Plain loops over arrays (state.py), compiled where numba is installed. The gateway calls `admit` once for all who wait
+(forecast.py), the simulator at every event that may have made room; neither has a rule of its own. Importing this
+module imports numba.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ares.policy.admission import suspension
+from ares.policy.admission.order import memory_time as _memory_time
+from ares.policy.admission.settings import tokens_within as _tokens_within
+from ares.policy.admission.state import (
+    DUE,
+    ENTER,
+    F8,
+    FITS,
+    I8,
+    INSIDE,
+    OLDEST,
+    RESUME,
+    ROOM_MADE,
+    RUNS_AGAIN,
+    SUSPEND,
+    SUSPENDED,
+    WAITING,
+    Horizon,
+    Instances,
+    Knobs,
+    Queue,
+    Requests,
+)
+from ares.policy.compiling import compiled
+from ares.policy.forecast import own_curve as _own_curve
+
+NOBODY = -1
+
+memory_time = compiled(_memory_time)
+tokens_within = compiled(_tokens_within)
+own_curve = compiled(_own_curve)
+final_slack_s = compiled(suspension.final_slack_s)
+
+
+class Round(NamedTuple):
+    """One call of `admit`: what it was given, and what its functions share.
+
+    Attributes
+    ----------
+    step_s
+        Seconds of a step with full memory, or what a step may take where that is less.
+    limit
+        Tokens that each instance can hold, and decode in the time that a step may take, shape (I,).
+    mean, variance
+        The curve of the request that is looked at, shape (K,).
+    """
+
+    now: float
+    instances: Instances
+    requests: Requests
+    horizon: Horizon
+    knobs: Knobs
+    decided: I8
+    numbers: F8
+    step_s: float
+    limit: I8
+    mean: F8
+    variance: F8
+
+
+@compiled
+def admit(
+    now: float,
+    credit: float,
+    instances: Instances,
+    requests: Requests,
+    queue: Queue,
+    horizon: Horizon,
+    knobs: Knobs,
+    decided: I8,
+    numbers: F8,
+) -> tuple[int, float]:
+    """Let requests into decode until the next one fits nowhere.
+
+    In this order: suspended ones that must run again; the oldest, when its share of the admitted memory-time has grown
+    to its size; the waiting, in their order; suspended ones that can wait.
+
+    Parameters
+    ----------
+    now
+        Seconds, on the clock of `requests`.
+    credit
+        Memory-time that the oldest may claim.
+    decided, numbers
+        Results, shape (D, 4): kind, request, instance, why; and (D, 3): tokens, peak of the forecast, limit. Where one
+        is suspended, second stands how long it can stand still (NaN: it misses its objectives anyway).
+
+    Returns
+    -------
+    How many decisions were written (call again where fewer than two places are left), and the new credit.
+    """
+    limit, step_s = _limits(requests, queue, instances, knobs)
+    points = len(horizon.steps)
+    here = Round(
+        now, instances, requests, horizon, knobs, decided, numbers, step_s, limit, np.zeros(points), np.zeros(points)
+    )
+    count, place, age = 0, 0, 0
+    while count + 2 <= len(decided):
+        due, spare = _next_to_resume(here, queue)
+        must = due != NOBODY and knobs.suspends > 0.0 and spare < knobs.urgent_s
+        if must and _enters(here, RESUME, due, DUE, count):
+            count += 1
+            continue
+        place, age = _first_waiting(requests, queue.order, place), _first_waiting(requests, queue.by_age, age)
+        if place < len(queue.order):
+            request, oldest = queue.order[place], queue.by_age[age]
+            size = _size(requests, oldest)
+            if credit >= size and _enters(here, ENTER, oldest, OLDEST, count):
+                count += 1
+                credit -= size
+                continue
+            # Where the oldest does not fit, it waits on; a request that is small enough does not wait with it.
+            made = _admit_next(here, request, count)
+            if made > 0:
+                count += made
+                size = _size(requests, request)
+                credit += knobs.age_share * size if np.isfinite(size) else 0.0
+                continue
+            if len(requests.excluded) > 0 and requests.excluded[request].any():
+                place += 1  # the next one may go where this one may not
+                continue
+            if not _is_late(here, request):
+                break
+        if due == NOBODY or not _enters(here, RESUME, due, RUNS_AGAIN, count):
+            break
+        count += 1
+    return count, credit
+
+
+@compiled
+def _first_waiting(requests: Requests, ids: I8, place: int) -> int:
+    """Return the first place from `place` on whose request still waits."""
+    while place < len(ids) and requests.outside[ids[place]] != WAITING:
+        place += 1
+    return place
+
+
+@compiled
+def _is_late(here: Round, request: int) -> bool:
+    """Whether a waiting request has missed its first token; only where suspension could have helped it."""
+    waited = here.now - here.requests.waits_since_s[request]
+    return here.knobs.suspends > 0.0 and waited > here.requests.ttft_s[request]
+
+
+@compiled
+def _admit_next(here: Round, request: int, count: int) -> int:
+    """Let a waiting request in where it fits, or another makes room for it; return the number of decisions."""
+    if _enters(here, ENTER, request, FITS, count):
+        return 1
+    waited = here.now - here.requests.waits_since_s[request]
+    if not here.knobs.suspends > 0.0 or _is_late(here, request) or waited < here.knobs.after_s:
+        return 0
+    instance = _make_room(here, request, here.mean.max(), count)
+    if instance == NOBODY:
+        return 0
+    _curve(here, request, here.mean, here.variance)
+    _enter(here, ENTER, request, instance, ROOM_MADE, count + 1)
+    return 2
+
+
+@compiled
+def insert_in_order(order: I8, length: int, request: int, rank: I8, missed: I8, key: F8) -> None:
+    """Insert a request into the first `length` entries of `order`; there must be room for one more.
+
+    By rank, then those that have not missed their first token, then by key (memory-time, or arrival), then by index.
+    """
+    low, high = 0, length
+    while low < high:
+        middle = (low + high) // 2
+        if _goes_before(request, order[middle], rank, missed, key):
+            high = middle
+        else:
+            low = middle + 1
+    for place in range(length, low, -1):
+        order[place] = order[place - 1]
+    order[low] = request
+
+
+@compiled
+def _goes_before(first: int, second: int, rank: I8, missed: I8, key: F8) -> bool:
+    if rank[first] != rank[second]:
+        return bool(rank[first] < rank[second])
+    if missed[first] != missed[second]:
+        return bool(missed[first] < missed[second])
+    if key[first] != key[second]:
+        return bool(key[first] < key[second])
+    return first < second
+
+
+@compiled
+def best_peak(expected: F8, memory: I8, closed: I8, mean: F8) -> int:
+    """Return the open instance whose expected peak, with `mean` added, leaves the largest share free; or NOBODY.
+
+    All have the shapes that `choose_instance` gives.
+    """
+    best, best_share = NOBODY, np.inf
+    for instance in range(len(memory)):
+        if closed[instance] != 0:
+            continue
+        share = (expected[instance] + mean).max() / max(memory[instance], 1)
+        if share < best_share:
+            best, best_share = instance, share
+    return best
+
+
+@compiled
+def _limits(requests: Requests, queue: Queue, instances: Instances, knobs: Knobs) -> tuple[I8, float]:
+    """Return the tokens that each instance can hold, and decode in the time that a step may take, shape (I,).
+
+    And the seconds of a step with full memory, or what a step may take where that is less.
+    """
+    limit = instances.memory.copy()
+    if not knobs.suspends > 0.0:
+        return limit, np.inf
+    budget = np.inf
+    for request in queue.order:
+        budget = min(budget, requests.tpot_s[request])
+    for request in queue.suspended:
+        budget = min(budget, requests.tpot_s[request])
+    budget *= 1.0 - knobs.tpot_margin
+    full = 0.0
+    for instance in range(len(limit)):
+        base, token = instances.step_base_s[instance], instances.step_token_s[instance]
+        full += base + token * instances.memory[instance]
+        batch = instances.load[instance] + 1
+        tokens = tokens_within(budget, base, instances.step_request_s[instance], token, batch)
+        if 0.0 < tokens < limit[instance]:  # none at all: the objective is out of reach, and memory decides
+            limit[instance] = int(tokens)
+    return limit, min(full / len(limit), budget)
+
+
+@compiled
+def _size(requests: Requests, request: int) -> float:
+    """Return the predicted memory-time of a request."""
+    remaining = requests.remaining[request]
+    return float(memory_time(float(requests.tokens[request]), remaining[len(remaining) // 2]))
+
+
+@compiled
+def _curve(here: Round, request: int, mean: F8, variance: F8) -> None:
+    """Write a request's own forecast."""
+    horizon, requests = here.horizon, here.requests
+    mean[:] = 0.0
+    variance[:] = 0.0
+    tokens, block = float(requests.tokens[request]), horizon.block_tokens
+    own_curve(tokens, requests.remaining[request], horizon.weights, horizon.steps, block, mean, variance)
+
+
+@compiled
+def _enters(here: Round, kind: int, request: int, why: int, count: int) -> bool:
+    """Let a request in where it fits; its own curve is left in `here.mean` and `here.variance`.
+
+    It fits where a high quantile of memory, the request included, stays below the limit less a headroom for as long as
+    the request is likely to run; of several instances, where the predicted peak leaves the largest share free. One that
+    must run again needs room for its next steps only: it has time to be suspended again, and none to wait.
+    """
+    instances, requests, knobs, steps = here.instances, here.requests, here.knobs, here.horizon.steps
+    _curve(here, request, here.mean, here.variance)
+    until = requests.remaining[request, requests.remaining.shape[1] - 1]
+    deviations = knobs.deviations
+    if why == DUE:
+        until, deviations = min(until, knobs.urgent_steps), 0.0
+    points = 1
+    while points < len(steps) and not steps[points] >= until:
+        points += 1
+    closed = instances.closed
+    if len(requests.excluded) > 0:
+        closed = closed | requests.excluded[request]
+    instance = choose_instance(
+        instances.expected,
+        instances.variance,
+        here.limit,
+        closed,
+        here.mean,
+        here.variance,
+        points,
+        deviations,
+        knobs.headroom,
+    )
+    if instance == NOBODY:
+        return False
+    _enter(here, kind, request, instance, why, count)
+    return True
+
+
+@compiled
+def _enter(here: Round, kind: int, request: int, instance: int, why: int, count: int) -> None:
+    """Add a request, whose curve is at hand, to the forecast of its instance, and write the decision."""
+    here.instances.expected[instance] += here.mean
+    here.instances.variance[instance] += here.variance
+    here.requests.outside[request] = INSIDE
+    _write(here, count, kind, request, instance, why)
+    here.numbers[count, 1] = here.instances.expected[instance].max()
+    here.numbers[count, 2] = here.limit[instance]
+
+
+@compiled
+def _write(here: Round, count: int, kind: int, request: int, instance: int, why: int) -> None:
+    decided = here.decided
+    decided[count, 0], decided[count, 1], decided[count, 2], decided[count, 3] = kind, request, instance, why
+    here.numbers[count, 0] = here.requests.tokens[request]
+
+
+@compiled
+def choose_instance(
+    expected: F8,
+    variance: F8,
+    limit: I8,
+    closed: I8,
+    own_mean: F8,
+    own_variance: F8,
+    points: int,
+    deviations: float,
+    headroom: float,
+) -> int:
+    """Choose the instance that a request may enter, or NOBODY where its predicted peak fits nowhere.
+
+    Parameters
+    ----------
+    expected, variance
+        Forecast of every instance over the horizon, shape (I, K), tokens and tokens squared.
+    limit, closed
+        Tokens that each can hold, and 1 for instances that take nothing, shape (I,).
+    own_mean, own_variance
+        The request's own curve, shape (K,).
+    points
+        How many points of the horizon to check.
+    deviations
+        How many standard deviations above the expectation count as safe.
+    headroom
+        Share of the limit that stays free.
+    """
+    best, best_share = NOBODY, 1.0 - headroom
+    for instance in range(len(limit)):
+        if closed[instance] != 0:
+            continue
+        if expected[instance, 0] <= 0.0:
+            return instance  # an empty instance takes any request: waiting could not make more room
+        most = best_share * limit[instance]
+        peak = 0.0
+        for point in range(points):
+            spread = np.sqrt(max(variance[instance, point] + own_variance[point], 0.0))
+            peak = max(peak, expected[instance, point] + own_mean[point] + deviations * spread)
+            if peak > most:
+                break
+        if peak <= most:
+            best, best_share = instance, peak / limit[instance]
+    return best
+
+
+@compiled
+def spare_s(here: Round, request: int) -> tuple[bool, float]:
+    """Return whether a request misses its objectives even without a pause, and for how long it may stand still.
+
+    No longer than its stream may be silent, whatever else it misses.
+    """
+    requests, now = here.requests, here.now
+    first, remaining = requests.first_token_s[request], requests.remaining[request]
+    began = np.fmin(first, now)  # NaN: it has no first token
+    elapsed, tpot = now - began, requests.tpot_s[request]
+    generated = float(requests.generated[request])
+    most = final_slack_s(tpot, generated, elapsed, remaining[len(remaining) - 1], here.step_s)
+    spare = final_slack_s(tpot, generated, elapsed, remaining[0], here.step_s)
+    missed = began - requests.arrived_s[request] > requests.ttft_s[request] or most < 0.0
+    gap = requests.gap_s[request]
+    if requests.outside[request] == SUSPENDED:
+        gap -= now - requests.waits_since_s[request]
+    return missed, gap if missed else min(spare, gap)
+
+
+@compiled
+def _next_to_resume(here: Round, queue: Queue) -> tuple[int, float]:
+    """Return the suspended request with the least to spare, and its seconds; NOBODY where there is none.
+
+    Those that miss their objectives anyway come last, the oldest first, and only the longest gap makes them urgent. One
+    that has been suspended for too long has nothing to spare.
+    """
+    requests, knobs = here.requests, here.knobs
+    best, best_missed, best_key, best_spare = NOBODY, True, np.inf, np.inf
+    for request in queue.suspended:
+        if requests.outside[request] != SUSPENDED:
+            continue
+        missed, spare = False, np.inf
+        if knobs.suspends > 0.0:
+            missed, spare = spare_s(here, request)
+            if here.now - requests.waits_since_s[request] > knobs.longest_s:
+                missed, spare = False, 0.0
+            missed = missed and not spare < knobs.urgent_s
+        key = requests.waits_since_s[request] if missed else spare
+        if best == NOBODY or (missed, key) < (best_missed, best_key):
+            best, best_missed, best_key, best_spare = request, missed, key, spare
+    return best, best_spare
+
+
+@compiled
+def _make_room(here: Round, candidate: int, need: float, count: int) -> int:
+    """Suspend the running request that can spare it most for a candidate; return its instance, or NOBODY.
+
+    Parameters
+    ----------
+    need
+        KV tokens that the candidate holds at its peak.
+    """
+    instances, requests, knobs = here.instances, here.requests, here.knobs
+    smallest = knobs.ratio * _size(requests, candidate)
+    best, best_instance, best_missed, best_value, best_spare = NOBODY, NOBODY, False, -np.inf, 0.0
+    for instance in range(len(instances.memory)):
+        excluded = len(requests.excluded) > 0 and requests.excluded[candidate, instance] != 0
+        if excluded or instances.closed[instance] != 0:
+            continue
+        free = instances.memory[instance] - instances.expected[instance, 0]
+        for row in range(instances.row_count[instance]):
+            request = instances.row_request[instance, row]
+            size = _size(requests, request)
+            if requests.movable[request] == 0 or free + requests.tokens[request] < need or not size >= smallest:
+                continue
+            missed, spare = spare_s(here, request)
+            if not spare >= knobs.least_slack_s:
+                continue
+            value = size if missed else spare
+            if (missed, value) > (best_missed, best_value):
+                best, best_instance, best_missed, best_value = request, instance, missed, value
+                best_spare = np.nan if missed else spare
+    if best == NOBODY:
+        return NOBODY
+    requests.movable[best] = 0
+    _write(here, count, SUSPEND, best, best_instance, candidate)
+    here.numbers[count, 1] = best_spare
+    _curve(here, best, here.mean, here.variance)
+    for point in range(len(here.mean)):
+        expected, variance = instances.expected[best_instance, point], instances.variance[best_instance, point]
+        instances.expected[best_instance, point] = max(expected - here.mean[point], 0.0)
+        instances.variance[best_instance, point] = max(variance - here.variance[point], 0.0)
+    return int(best_instance)

@@ -1,0 +1,43 @@
+"""Settings of admission: how full an instance may become, and what the request that has waited longest is given.
+
+`open` sends a request to its instance at once and leaves the rest to vLLM. `forecast` admits it where a high quantile
+of memory, the request included, stays below the instance's capacity less a headroom for as long as it is likely to run
+(loop.py).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+ADMISSION_GRID = (0, 32, 125, 250, 500, 1000, 2000, 4000, 8000, 16000)
+"""Steps ahead at which dispatch and rescue forecast memory."""
+
+ADMISSIONS = ("open", "forecast")
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionSettings:
+    """The knobs of admission and of the order of the waiting.
+
+    Attributes
+    ----------
+    deviations
+        Standard deviations above the expectation that must still fit.
+    headroom
+        Share of an instance's KV that admission leaves free.
+    tpot_margin
+        Where TPOT has an objective, an instance is also full when a step takes the objective less this share.
+    age_share
+        Share of the admitted memory-time that goes to whoever has waited longest: the bound on starvation.
+    """
+
+    deviations: float = 1.0
+    headroom: float = 0.01
+    tpot_margin: float = 0.1
+    age_share: float = 0.05
+
+
+def tokens_within(step_s: float, base_s: float, per_request_s: float, per_token_s: float, batch: int) -> float:
+    """Return the resident tokens with which a step of a batch takes `step_s`; infinite where no token costs time."""
+    spare = step_s - base_s - per_request_s * batch
+    return spare / per_token_s if per_token_s > 0.0 else np.inf

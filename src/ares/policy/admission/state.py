@@ -1,0 +1,143 @@
+"""What admission reads and writes, as plain arrays: from telemetry in the gateway, from its state in the simulator.
+
+N requests, outside decode or running; I instances; K points of the horizon; Q quantiles; S rows an instance at most.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+F8 = NDArray[np.float64]
+I8 = NDArray[np.int64]
+
+# Values of `Requests.outside`.
+INSIDE, WAITING, SUSPENDED = range(3)
+
+# Kinds of decision, the first column of `decided`.
+ENTER, RESUME, SUSPEND = range(3)
+
+# Why a request enters, the fourth column of `decided`; for one that is suspended: the request it makes room for.
+FITS, OLDEST, ROOM_MADE, DUE, RUNS_AGAIN = range(5)
+
+
+class Requests(NamedTuple):
+    """All requests, by index; times are seconds on one clock.
+
+    Attributes
+    ----------
+    tokens
+        KV tokens, held or to be brought along, shape (N,).
+    remaining
+        Quantiles of the tokens that each will still generate, shape (N, Q).
+    generated
+        Output tokens so far, shape (N,).
+    arrived_s, first_token_s
+        When it arrived, and got its first token (NaN: has none), shape (N,).
+    waits_since_s
+        When its wait began: its arrival, or its suspension, shape (N,).
+    ttft_s, tpot_s, gap_s
+        Objectives: time to first token, seconds a token, longest gap in its stream (infinite: none), shape (N,).
+    outside
+        `INSIDE`, `WAITING` (prefilled, and not admitted yet) or `SUSPENDED`, shape (N,); written.
+    movable
+        1 where a running request may be suspended, shape (N,); written.
+    excluded
+        1 for instances that a request does not enter, shape (N, I), or (0, 0) where there are none.
+    """
+
+    tokens: I8
+    remaining: F8
+    generated: I8
+    arrived_s: F8
+    first_token_s: F8
+    waits_since_s: F8
+    ttft_s: F8
+    tpot_s: F8
+    gap_s: F8
+    outside: I8
+    movable: I8
+    excluded: I8
+
+
+class Instances(NamedTuple):
+    """The decode instances.
+
+    Attributes
+    ----------
+    expected, variance
+        Forecast of the KV tokens and its variance, shape (I, K); written as requests enter and leave.
+    memory
+        KV capacity in tokens, shape (I,).
+    closed
+        1 where nothing enters, shape (I,).
+    load
+        Requests that run there, come there or wait there, shape (I,).
+    step_base_s, step_request_s, step_token_s
+        Cost model of a step, shape (I,).
+    row_request, row_count
+        The running requests of each instance, shape (I, S), and how many they are, shape (I,).
+    """
+
+    expected: F8
+    variance: F8
+    memory: I8
+    closed: I8
+    load: I8
+    step_base_s: F8
+    step_request_s: F8
+    step_token_s: F8
+    row_request: I8
+    row_count: I8
+
+
+class Queue(NamedTuple):
+    """Requests outside decode.
+
+    Attributes
+    ----------
+    order
+        The waiting ones in the order in which they enter (order.py), indices into `Requests`.
+    by_age
+        The same, the oldest first.
+    suspended
+        The suspended ones.
+    """
+
+    order: I8
+    by_age: I8
+    suspended: I8
+
+
+class Horizon(NamedTuple):
+    """How the forecast is made.
+
+    Attributes
+    ----------
+    steps
+        Steps ahead, increasing from 0, shape (K,).
+    weights
+        Probability that each quantile stands for, shape (Q,).
+    block_tokens
+        Tokens of a KV block; 1 counts single tokens.
+    """
+
+    steps: F8
+    weights: F8
+    block_tokens: int
+
+
+class Knobs(NamedTuple):
+    """Settings of admission and suspension (settings.py, suspension.py), as numbers; `suspends` is 0 or 1."""
+
+    deviations: float
+    headroom: float
+    tpot_margin: float
+    age_share: float
+    suspends: float
+    after_s: float
+    least_slack_s: float
+    urgent_s: float
+    urgent_steps: float
+    longest_s: float
+    ratio: float

@@ -1,0 +1,49 @@
+"""Compile the inner loops of policies where numba is installed; without it they run as the Python that they are."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import ares
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@lru_cache(maxsize=1)
+def cache_directory() -> str:
+    """Return the folder of compiled code, named by the sources that it was compiled from.
+
+    Numba checks the file of a function only, not the files of what it calls, so code compiled from one file could run
+    with an old version of another.
+    """
+    digest = hashlib.sha256()
+    root = Path(ares.__file__).parent
+    for source in sorted([*root.glob("policy/**/*.py"), *root.glob("simulator/*.py")]):
+        text = source.read_bytes()
+        if b"compiled" in text or source.stem in ("state", "pointer"):
+            digest.update(text)
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return str(base / "ares" / f"numba-{digest.hexdigest()[:16]}")
+
+
+def compiled(function: Function) -> Function:
+    """Compile to machine code on the first call, and keep the result for the next process.
+
+    A module that uses this decorator imports numba when it is imported: import it where it is needed.
+    """
+    try:
+        import numba
+    except ImportError:
+        return function
+    config: Any = numba.config
+    before = config.CACHE_DIR
+    config.CACHE_DIR = cache_directory()
+    try:
+        return cast(Function, numba.njit(cache=True)(function))
+    except RuntimeError:  # nowhere to keep compiled code: a read-only installation without a home
+        return cast(Function, numba.njit(function))
+    finally:
+        config.CACHE_DIR = before
