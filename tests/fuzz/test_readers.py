@@ -195,7 +195,7 @@ def test_error_models(folder: Path, text: str, data: bytes | None) -> None:
 
 def _progress(count: int) -> Progress:
     ones = np.ones(count)
-    return Progress(np.arange(count), ones, ones < 0, 20.0 * ones, 0.05 * ones)
+    return Progress(np.arange(count), 2.0 * ones, ones, 20.0 * ones, 0.05 * ones, np.inf * ones)
 
 
 def _logged(folder: Path) -> list[Any]:

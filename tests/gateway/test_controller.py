@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ares.gateway.instances import NoInstanceError
@@ -15,7 +16,7 @@ from ares.gateway.objectives import Objective
 from ares.gateway.replay import ReplayError, replay
 from ares.gateway.sampling import Sampling
 from ares.gateway.service import Gateway
-from ares.policy import Cluster
+from ares.policy import Cluster, forecast
 from ares.policy.admission import Candidates, Entry, Progress
 from tests.gateway.fakes import Work, eventually, instances
 from tests.gateway.running import VOCABULARY
@@ -230,25 +231,25 @@ async def test_a_static_preset_leaves_the_preempted_to_the_engine(model_folder: 
         assert gateway.controller.suspensions == 0
 
 
-async def test_memory_is_counted_in_blocks(model_folder: Path) -> None:
+async def test_memory_is_forecast_in_blocks(model_folder: Path) -> None:
     async with cluster(model_folder) as (gateway, fakes):
         for fake in fakes[1:]:
             fake.hold_at = 47
         client = Client(gateway, 200, name="r0", prompt=[3] * 30)
         await eventually(lambda: len(client.tokens) == 17, 20)
         # 47 tokens fill three blocks of 16, but for the next token; 48 would hold a fourth.
-        await eventually(lambda: viewed(gateway) == [48])
+        await eventually(lambda: held_now(gateway) == 48)
         for fake in fakes[1:]:
             fake.hold_at = 48
-        await eventually(lambda: viewed(gateway) == [64])
+        await eventually(lambda: held_now(gateway) == 64)
         for fake in fakes[1:]:
             fake.hold_at = None
         await client.finish()
 
 
-def viewed(gateway: Gateway) -> list[int]:
-    resident: list[int] = gateway.controller.viewer.view(gateway.sequences.values()).cluster.resident_tokens.tolist()
-    return resident
+def held_now(gateway: Gateway) -> float:
+    cluster = gateway.controller.viewer.view(gateway.sequences.values()).cluster
+    return float(forecast(cluster, np.zeros(1, np.int64)).held.sum())
 
 
 async def test_what_does_not_fit_anywhere_is_refused_in_time(model_folder: Path) -> None:

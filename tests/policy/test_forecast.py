@@ -46,7 +46,7 @@ def test_memory_is_taken_in_whole_blocks(rows: list[tuple[int, int]], block: int
         expected[where] += -(-(resident + grid + 1) // block) * block if resident else grid
     for got in (forecast(cluster, grid), plain_forecast(cluster, grid)):
         crowded = np.array([all(r for w, r in rows if w == n) for n in range(4)])  # rows without KV count as alive
-        np.testing.assert_allclose(got.expected[crowded], expected[crowded], rtol=1e-12)
+        np.testing.assert_allclose(got.held[crowded], expected[crowded], rtol=1e-12)
 
 
 @given(rows_strategy, st.sampled_from([(0, 64), (50, 8), (4000, 64), (8000, 16)]))
@@ -78,7 +78,7 @@ def test_own_curve_is_the_forecast_of_one_row(block: int) -> None:
     mean, variance = np.zeros(len(grid)), np.zeros(len(grid))
     own_curve(777.0, remaining[0], quantile_weights(cluster.levels), grid.astype(float), block, mean, variance)
     got = forecast(cluster, grid)
-    np.testing.assert_allclose(got.expected[0], mean, atol=1e-6)
+    np.testing.assert_allclose(got.held[0], mean, atol=1e-6)
     np.testing.assert_allclose(got.variance[0], variance, rtol=1e-9 if block == 1 else 0.04, atol=1e-3)
 
 

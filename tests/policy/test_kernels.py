@@ -61,7 +61,7 @@ class Reference(balance._Round):
         held = self.cluster.resident_tokens[row] + self.steps
         if (block := self.cluster.block_tokens) > 1:
             held = np.ceil((held + 1.0) / block) * block
-        peak = float((ahead.expected[target] + alive * held + settings.deviations * spread).max())
+        peak = float((ahead.held[target] + alive * held + settings.deviations * spread).max())
         if peak > self.limit[target]:
             return None
         leaves = law.request[source] * alive + law.token[source] * tokens
@@ -139,6 +139,7 @@ def test_the_forecast_has_the_same_bits(cluster: Cluster, shape: tuple[int, int]
     grid = geometric_grid(*shape)
     got, expected = forecast(cluster, grid), plain_forecast(cluster, grid)
     np.testing.assert_array_equal(got.expected, expected.expected)
+    np.testing.assert_array_equal(got.held, expected.held)
     np.testing.assert_array_equal(got.variance, expected.variance)
     np.testing.assert_array_equal(got.count, expected.count)
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ares import wire
 from ares.gateway.access import bearer, foreign, same
+from ares.gateway.controller import prepare
 from ares.gateway.instances import Instance
 from ares.gateway.migration import NotMovableError
 from ares.gateway.precopy import AUTO, WantedMode
@@ -157,6 +158,8 @@ async def switch(body: PresetRequest, request: Request) -> dict[str, Any]:
     """Switch the policy, for those who wait too."""
     gateway: Gateway = request.app.state.gateway
     try:
+        # Compiles what it needs, if nobody has before: streams go on meanwhile.
+        await asyncio.to_thread(prepare, body.preset)
         gateway.controller.use_preset(body.preset)
     except ValueError as error:
         raise AdminError(400, str(error), "unknown_preset") from error

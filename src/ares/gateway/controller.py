@@ -53,6 +53,19 @@ class _Held:
 MoveOrder = Callable[[Sequence, Instance, str, str], Coroutine[Any, Any, Any]]
 
 
+def prepare(name: str) -> None:
+    """Compile what the preset `name` decides with; ValueError where there is none.
+
+    It takes some ten seconds where nothing is in the cache of compiled code: call it in a thread while streams run.
+    """
+    chosen = live_preset(name)
+    rebalancer(chosen.rebalance)
+    if "forecast" in (chosen.admission, chosen.dispatch):
+        from ares.policy.admission import loop  # imports numba, where it is installed
+
+        loop.prepare()
+
+
 class Controller:
     """Chooses instances for sequences, now and later.
 

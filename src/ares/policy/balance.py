@@ -121,7 +121,7 @@ def _loads(ahead: Forecast, law: _Law, limit: FloatArray, deviations: float) -> 
     if kernel is not None:
         time, excess = np.empty_like(ahead.expected), np.empty_like(ahead.expected)
         laws = (law.base, law.request, law.token)
-        kernel(ahead.expected, ahead.variance, ahead.count, laws, limit, deviations, time, excess)
+        kernel(ahead.expected, ahead.held, ahead.variance, ahead.count, laws, limit, deviations, time, excess)
         return time, excess
     time = law.request[:, None] * ahead.count + law.base[:, None] + law.token[:, None] * ahead.expected
     return time, np.maximum(ahead.high(deviations) - limit[:, None], 0.0)
@@ -235,7 +235,7 @@ class _Round:
             np.column_stack((law.request, law.token)),
             self.time,
             self.excess,
-            ahead.expected,
+            ahead.held,
             ahead.variance,
             self.limit,
             (self.mean, settings.deviations, settings.memory_weight, settings.minimum_gain),

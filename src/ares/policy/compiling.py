@@ -47,3 +47,16 @@ def compiled(function: Function) -> Function:
         return cast(Function, numba.njit(function))
     finally:
         config.CACHE_DIR = before
+
+
+def inlined(function: Function) -> Function:
+    """Compile a function into each that calls it, in the same file.
+
+    Numba hands over a tuple of arrays word by word, and compiling functions that pass many to each other takes four
+    times as long as compiling one that contains them all.
+    """
+    try:
+        import numba
+    except ImportError:
+        return function
+    return cast(Function, numba.njit(inline="always")(function))

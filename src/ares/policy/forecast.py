@@ -56,7 +56,9 @@ class Forecast:
     grid
         Steps ahead, shape (K,).
     expected
-        Expected resident tokens, promised ones included, shape (I, K).
+        Expected resident tokens, promised ones included, shape (I, K): what a step attends to.
+    held
+        The same in whole blocks, shape (I, K): what takes memory.
     variance
         Their variance, shape (I, K).
     count
@@ -65,13 +67,14 @@ class Forecast:
 
     grid: NDArray[np.int64]
     expected: FloatArray
+    held: FloatArray
     variance: FloatArray
     count: FloatArray
 
     def high(self, deviations: float) -> FloatArray:
-        """Return a high quantile of resident tokens: expectation + deviations x standard deviation, shape (I, K)."""
+        """Return a high quantile of memory: expectation + deviations x standard deviation, in tokens, shape (I, K)."""
         spread: FloatArray = np.sqrt(np.maximum(self.variance, 0.0))
-        return self.expected + deviations * spread
+        return self.held + deviations * spread
 
 
 def forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
@@ -95,7 +98,7 @@ def forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
     if remaining is None:
         remaining, weights = np.full((len(cluster.location), 1), np.inf), np.ones(1)
     shape = (len(cluster.instances), len(grid))
-    made = Forecast(grid, np.empty(shape), np.empty(shape), np.empty(shape))
+    made = Forecast(grid, *(np.empty(shape) for _ in range(4)))
     kernel(
         np.ascontiguousarray(cluster.location, np.int64),
         np.ascontiguousarray(cluster.resident_tokens, np.int64),
@@ -107,6 +110,7 @@ def forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
         grid.astype(np.float64),
         cluster.block_tokens,
         made.expected,
+        made.held,
         made.variance,
         made.count,
     )
@@ -171,10 +175,9 @@ def plain_forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
             spread2 += change * tails(square, keys[atom])
     linear += steps * count
     linear += cluster.promised_tokens[:, None]
-    if cluster.block_tokens > 1:
-        linear += _block_rest(cluster, grid, count)
+    held = linear + _block_rest(cluster, grid, count) if cluster.block_tokens > 1 else linear
     variance = spread2 + steps * (2.0 * spread1 + steps * spread0)
-    return Forecast(grid, linear, np.maximum(variance, 0.0), count)
+    return Forecast(grid, linear, held, np.maximum(variance, 0.0), count)
 
 
 def _block_rest(cluster: Cluster, grid: NDArray[np.int64], count: FloatArray) -> FloatArray:

@@ -28,6 +28,7 @@ def forecast_rows(
     steps: F8,
     block: int,
     expected: F8,
+    held: F8,
     variance: F8,
     count: F8,
 ) -> None:
@@ -49,8 +50,8 @@ def forecast_rows(
         The grid, shape (K,).
     block
         Tokens of a KV block; 1 counts single tokens.
-    expected, variance, count
-        Results, shape (I, K).
+    expected, held, variance, count
+        Results, shape (I, K): `held` is `expected` in whole blocks.
     """
     instances, points, atoms = len(promised), len(steps), len(weights)
     # Rows by instance, so that the sums of one fit the fastest cache: telemetry mostly gives them in that order.
@@ -111,27 +112,29 @@ def forecast_rows(
             expected[instance, point] = expected[instance, point] + step * count[instance, point] + own
             grown = spread[2, point] + step * (2.0 * spread[1, point] + step * spread[0, point])
             variance[instance, point] = max(grown, 0.0)
+        held[instance] = expected[instance]
         if block > 1:
             for residue in range(1, block):
                 residues[1, residue] = residues[1, residue - 1] + residue * residues[0, residue]
             first = residues[0, 0]
             for residue in range(1, block):
                 residues[0, residue] += residues[0, residue - 1]
-            held, summed = residues[0, block - 1], residues[1, block - 1]
+            every, summed = residues[0, block - 1], residues[1, block - 1]
             for point in range(points):
                 # A row of residue r has its last block filled up by cut - r tokens more, or by as many and a block.
                 cut = block - int(steps[point]) % block
                 fewer, sum_fewer = residues[0, cut - 1], residues[1, cut - 1]
-                rest = held + fewer * cut - sum_fewer
+                rest = every + fewer * cut - sum_fewer
                 if cut == block:
                     rest -= first * block
                 else:
-                    rest += (held - residues[0, cut]) * (cut + block) - (summed - residues[1, cut])
-                expected[instance, point] += rest * (count[instance, point] / max(held, 1.0))
+                    rest += (every - residues[0, cut]) * (cut + block) - (summed - residues[1, cut])
+                held[instance, point] += rest * (count[instance, point] / max(every, 1.0))
 
 
 def loads(
     expected: F8,
+    held: F8,
     variance: F8,
     count: F8,
     law: tuple[F8, F8, F8],
@@ -150,7 +153,7 @@ def loads(
         for point in range(expected.shape[1]):
             tokens = expected[instance, point]
             time[instance, point] = request * count[instance, point] + base + token * tokens
-            high = np.sqrt(variance[instance, point]) * deviations + tokens
+            high = np.sqrt(variance[instance, point]) * deviations + held[instance, point]
             excess[instance, point] = max(high - most, 0.0)
 
 
@@ -169,7 +172,7 @@ def take_pairs(
     law: F8,
     time: F8,
     excess: F8,
-    expected: F8,
+    held: F8,
     variance: F8,
     limit: F8,
     knobs: tuple[float, float, float, float],
@@ -200,7 +203,7 @@ def take_pairs(
         The horizon and the weights of its points, shape (K,).
     law
         Step time a request and a token of every instance, shape (I, 2).
-    time, excess, expected, variance, limit
+    time, excess, held, variance, limit
         Load, memory beyond the limit, memory and its variance, shape (I, K), and the limit, shape (I,).
     knobs
         Mean load, deviations, memory weight, minimum gain.
@@ -236,8 +239,8 @@ def take_pairs(
             reach = float(resident[row]) + steps[point]
             tokens = alive * reach
             spread = np.sqrt(variance[target, point] + tokens * (reach - tokens))
-            held = np.ceil((reach + 1.0) / block) * block if block > 1 else reach
-            peak = max(peak, expected[target, point] + alive * held + deviations * spread)
+            own = np.ceil((reach + 1.0) / block) * block if block > 1 else reach
+            peak = max(peak, held[target, point] + alive * own + deviations * spread)
             less = law[source, 0] * alive + law[source, 1] * tokens
             more = law[target, 0] * alive + law[target, 1] * tokens
             relief = (2.0 * time[source, point] - less) * less - (2.0 * time[target, point] + more) * more
@@ -306,8 +309,8 @@ def prepare() -> None:
         return
     none, one, table = np.zeros(0, np.int64), np.zeros(1), np.zeros(3, np.int16)
     empty, matrix, pairs = np.zeros((0, 1)), np.zeros((1, 1)), np.zeros((0, 3), np.int64)
-    rows(none, none, empty, none, one, one, table, one, 1, empty, empty, empty)
-    load(empty, empty, empty, (one, one, one), one[:0], 1.0, empty, empty)
+    rows(none, none, empty, none, one, one, table, one, 1, empty, empty, empty, empty)
+    load(empty, empty, empty, empty, (one, one, one), one[:0], 1.0, empty, empty)
     curve(none, none, empty, one, one, empty, empty)
     take(
         matrix, matrix, none, none, none, none, none, empty, one, one, one, matrix, matrix, matrix, matrix, matrix, one,

@@ -31,7 +31,7 @@ class Forecast:
         left = np.full(len(weights), np.inf) if remaining is None else remaining
         mean, variance = np.zeros(len(GRID)), np.zeros(len(GRID))
         own_curve(float(prompt_tokens), left, weights, GRID.astype(np.float64), cluster.block_tokens, mean, variance)
-        expected = forecast(cluster, GRID).expected
+        expected = forecast(cluster, GRID).held
         if cluster.waiting_tokens is not None:
             expected = expected + cluster.waiting_tokens[:, None]
         closed = (~cluster.open).astype(np.int64)

@@ -85,8 +85,8 @@ def rescue(cluster: Cluster, settings: RescueSettings, running: Progress) -> lis
     ahead = forecast(cluster, grid)
     at = np.searchsorted(grid, steps)
     instances = np.arange(len(steps))
-    overflow = ahead.expected[instances, at] - cluster.capacity_tokens
-    expected, variance = ahead.expected.copy(), ahead.variance.copy()
+    overflow = ahead.held[instances, at] - cluster.capacity_tokens
+    expected, variance = ahead.held.copy(), ahead.variance.copy()
     sources = [int(s) for s in np.argsort(-overflow, kind="stable") if overflow[s] > 0.0]
     closed = (~cluster.open).astype(np.int64)
     closed[sources] = 1

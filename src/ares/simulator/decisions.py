@@ -167,7 +167,7 @@ def refresh(state: State, instance: int, moment: float) -> None:
     here = slice(instance, instance + 1)
     promised = np.zeros(1, np.int64)  # to moves that are on their way here
     promised[0] = state.promised[instance] * int(state.scalars[BLOCK_SIZE])
-    count = np.empty((1, len(state.grid)))
+    plain, count = np.empty((1, len(state.grid))), np.empty((1, len(state.grid)))
     forecast_rows(
         np.zeros(rows, np.int64),
         resident,
@@ -178,6 +178,7 @@ def refresh(state: State, instance: int, moment: float) -> None:
         state.intervals,
         state.grid,
         int(state.scalars[BLOCK_SIZE]),
+        plain,
         state.expected[here],
         state.variance[here],
         count,

@@ -148,6 +148,9 @@ class Entrance:
         self.suspension = suspension
         if queue not in QUEUES:
             raise ValueError(f"unknown order of the waiting {queue!r}; known: {', '.join(QUEUES)}")
+        from ares.policy.admission import loop  # imports numba, where it is installed: only where it is needed
+
+        loop.prepare()
         self.queue = queue
         self.age_credit = 0.0
 
@@ -165,7 +168,6 @@ class Entrance:
         """
         if not len(candidates.tokens) or not cluster.open.any():
             return []
-        # Imports numba, where it is installed: only where admission is by forecast.
         from ares.policy.admission import loop
 
         # Without a cost model of steps nobody can say what a request has to spare.
@@ -269,7 +271,7 @@ def _instances(cluster: Cluster, first_row: int) -> Instances:
         return nothing if values is None else np.ascontiguousarray(values, np.float64)
 
     return Instances(
-        expected=ahead.expected.copy(),
+        expected=ahead.held.copy(),
         variance=ahead.variance.copy(),
         memory=cluster.capacity_tokens.astype(np.int64),
         closed=(~cluster.open).astype(np.int64),

@@ -32,7 +32,7 @@ from ares.policy.admission.state import (
     Queue,
     Requests,
 )
-from ares.policy.compiling import compiled
+from ares.policy.compiling import compiled, inlined
 from ares.policy.forecast import own_curve as _own_curve
 
 NOBODY = -1
@@ -138,7 +138,7 @@ def admit(
     return count, credit
 
 
-@compiled
+@inlined
 def _first_waiting(requests: Requests, ids: I8, place: int) -> int:
     """Return the first place from `place` on whose request still waits."""
     while place < len(ids) and requests.outside[ids[place]] != WAITING:
@@ -146,14 +146,14 @@ def _first_waiting(requests: Requests, ids: I8, place: int) -> int:
     return place
 
 
-@compiled
+@inlined
 def _is_late(here: Round, request: int) -> bool:
     """Whether a waiting request has missed its first token; only where suspension could have helped it."""
     waited = here.now - here.requests.waits_since_s[request]
     return here.knobs.suspends > 0.0 and waited > here.requests.ttft_s[request]
 
 
-@compiled
+@inlined
 def _admit_next(here: Round, request: int, count: int) -> int:
     """Let a waiting request in where it fits, or another makes room for it; return the number of decisions."""
     if _enters(here, ENTER, request, FITS, count):
@@ -214,7 +214,7 @@ def best_peak(expected: F8, memory: I8, closed: I8, mean: F8) -> int:
     return best
 
 
-@compiled
+@inlined
 def _limits(requests: Requests, queue: Queue, instances: Instances, knobs: Knobs) -> tuple[I8, float]:
     """Return the tokens that each instance can hold, and decode in the time that a step may take, shape (I,).
 
@@ -240,14 +240,14 @@ def _limits(requests: Requests, queue: Queue, instances: Instances, knobs: Knobs
     return limit, min(full / len(limit), budget)
 
 
-@compiled
+@inlined
 def _size(requests: Requests, request: int) -> float:
     """Return the predicted memory-time of a request."""
     remaining = requests.remaining[request]
     return float(memory_time(float(requests.tokens[request]), remaining[len(remaining) // 2]))
 
 
-@compiled
+@inlined
 def _curve(here: Round, request: int, mean: F8, variance: F8) -> None:
     """Write a request's own forecast."""
     horizon, requests = here.horizon, here.requests
@@ -257,7 +257,7 @@ def _curve(here: Round, request: int, mean: F8, variance: F8) -> None:
     own_curve(tokens, requests.remaining[request], horizon.weights, horizon.steps, block, mean, variance)
 
 
-@compiled
+@inlined
 def _enters(here: Round, kind: int, request: int, why: int, count: int) -> bool:
     """Let a request in where it fits; its own curve is left in `here.mean` and `here.variance`.
 
@@ -294,7 +294,7 @@ def _enters(here: Round, kind: int, request: int, why: int, count: int) -> bool:
     return True
 
 
-@compiled
+@inlined
 def _enter(here: Round, kind: int, request: int, instance: int, why: int, count: int) -> None:
     """Add a request, whose curve is at hand, to the forecast of its instance, and write the decision."""
     here.instances.expected[instance] += here.mean
@@ -305,7 +305,7 @@ def _enter(here: Round, kind: int, request: int, instance: int, why: int, count:
     here.numbers[count, 2] = here.limit[instance]
 
 
-@compiled
+@inlined
 def _write(here: Round, count: int, kind: int, request: int, instance: int, why: int) -> None:
     decided = here.decided
     decided[count, 0], decided[count, 1], decided[count, 2], decided[count, 3] = kind, request, instance, why
@@ -359,8 +359,8 @@ def choose_instance(
     return best
 
 
-@compiled
-def spare_s(here: Round, request: int) -> tuple[bool, float]:
+@inlined
+def _spare_s(here: Round, request: int) -> tuple[bool, float]:
     """Return whether a request misses its objectives even without a pause, and for how long it may stand still.
 
     No longer than its stream may be silent, whatever else it misses.
@@ -379,7 +379,7 @@ def spare_s(here: Round, request: int) -> tuple[bool, float]:
     return missed, gap if missed else min(spare, gap)
 
 
-@compiled
+@inlined
 def _next_to_resume(here: Round, queue: Queue) -> tuple[int, float]:
     """Return the suspended request with the least to spare, and its seconds; NOBODY where there is none.
 
@@ -393,7 +393,7 @@ def _next_to_resume(here: Round, queue: Queue) -> tuple[int, float]:
             continue
         missed, spare = False, np.inf
         if knobs.suspends > 0.0:
-            missed, spare = spare_s(here, request)
+            missed, spare = _spare_s(here, request)
             if here.now - requests.waits_since_s[request] > knobs.longest_s:
                 missed, spare = False, 0.0
             missed = missed and not spare < knobs.urgent_s
@@ -403,7 +403,7 @@ def _next_to_resume(here: Round, queue: Queue) -> tuple[int, float]:
     return best, best_spare
 
 
-@compiled
+@inlined
 def _make_room(here: Round, candidate: int, need: float, count: int) -> int:
     """Suspend the running request that can spare it most for a candidate; return its instance, or NOBODY.
 
@@ -425,7 +425,7 @@ def _make_room(here: Round, candidate: int, need: float, count: int) -> int:
             size = _size(requests, request)
             if requests.movable[request] == 0 or free + requests.tokens[request] < need or not size >= smallest:
                 continue
-            missed, spare = spare_s(here, request)
+            missed, spare = _spare_s(here, request)
             if not spare >= knobs.least_slack_s:
                 continue
             value = size if missed else spare
@@ -443,3 +443,19 @@ def _make_room(here: Round, candidate: int, need: float, count: int) -> int:
         instances.expected[best_instance, point] = max(expected - here.mean[point], 0.0)
         instances.variance[best_instance, point] = max(variance - here.variance[point], 0.0)
     return int(best_instance)
+
+
+def prepare() -> None:
+    """Compile now what the first decision would otherwise wait for: some ten seconds, or nothing from the cache."""
+    none, empty, matrix, ids = np.zeros(0), np.zeros(0, np.int64), np.zeros((0, 1)), np.zeros((0, 1), np.int64)
+    instances = Instances(matrix, matrix, empty, empty, empty, none, none, none, ids, empty)
+    times = (none, none, none, none, none, none)
+    requests = Requests(empty, matrix, empty, *times, empty, empty, np.zeros((0, 0), np.int64))
+    horizon = Horizon(np.zeros(1), np.ones(1), 1)
+    knobs = Knobs(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    decided, numbers = np.zeros((2, 4), np.int64), np.zeros((2, 3))
+    admit(0.0, 0.0, instances, requests, Queue(empty, empty, empty), horizon, knobs, decided, numbers)
+    insert_in_order(np.zeros(1, np.int64), 0, 0, np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1))
+    best_peak(np.zeros((1, 1)), np.ones(1, np.int64), np.zeros(1, np.int64), np.zeros(1))
+    choose_instance(matrix, matrix, empty, empty, none, none, 0, 0.0, 0.0)
+    own_curve(0.0, np.zeros(1), np.ones(1), np.zeros(1), 1, np.zeros(1), np.zeros(1))
