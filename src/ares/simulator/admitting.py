@@ -17,9 +17,10 @@ from ares.policy.admission.state import (
 )
 from ares.simulator.compiled import compiled
 from ares.simulator.decisions import STALE_S, enter, place, refresh, rows_at
-from ares.simulator.instance import poke
+from ares.simulator.instance import note_suspended, poke
 from ares.simulator.prediction import WEIGHTS, see
 from ares.simulator.prefill import to_prefill
+from ares.simulator.queues import take_out
 from ares.simulator.state import (
     AGE_CREDIT,
     AGE_HEAD,
@@ -231,6 +232,19 @@ def begin_suspension(state: State, request: int, moment: float) -> None:
     state.leaving_list[instance, state.leaving_count[instance]] = request
     state.leaving_count[instance] += 1
     poke(state, instance, moment)
+
+
+@compiled
+def withdraw_preempted(state: State, moment: float) -> None:
+    """Suspend what instances have preempted: it runs again where there is room, not where there was none."""
+    for instance in range(len(state.time)):
+        request = state.head[instance]
+        while request != NOBODY:
+            following = state.follow[request]
+            if state.preempted[request] > 0 and state.prefill_place[request] == NOBODY:
+                take_out(state, instance, request)
+                note_suspended(state, request, moment)
+            request = following
 
 
 @compiled

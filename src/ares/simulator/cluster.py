@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from ares.policy import Preset, rebalancer
 from ares.policy.admission.forecast import knobs
-from ares.simulator.admitting import refresh_and_admit
+from ares.policy.rescue import RescueSettings, beside, rescue
+from ares.simulator.admitting import refresh_and_admit, withdraw_preempted
 from ares.simulator.decisions import BY_FORECAST, LEAST_LOADED, ROUND_ROBIN, kv_shares
 from ares.simulator.errors import ERROR_MODELS, ErrorModel
 from ares.simulator.failures import fail_instance
@@ -184,6 +185,8 @@ class Simulation:
         decode = len(self.decode)
         rebalance = rebalancer(self.preset.rebalance)
         acts = self.preset.rebalance != "none"
+        suspends = self.preset.suspends and bool(state.scalars[HAS_PREDICTION])
+        lead = RescueSettings(lead_s=2.0 * self.period_s + self.decode[0].stall_s)
         span = max(float(work.arrival_s[-1]), 1.0)
         sampling = max(span / _SAMPLES, self.period_s if acts else 0.05)
         period = self.period_s if acts else sampling
@@ -204,11 +207,14 @@ class Simulation:
             more = run_until(state, now)
             refresh_and_admit(state, now)
             if acts:
+                if suspends:
+                    withdraw_preempted(state, now)
                 view = telemetry.view(now)
                 before = time.perf_counter()
-                ordered = rebalance(view, self.preset.settings)
+                rescues = rescue(view, lead, telemetry.progress(len(view.location), now)) if suspends else []
+                ordered = beside(rebalance(view, self.preset.settings), rescues)
                 decisions.append(time.perf_counter() - before)
-                moves += telemetry.carry_out(ordered, now)
+                moves += telemetry.carry_out(rescues, ordered, now)
             if now >= next_sample:
                 shares = np.empty(decode)
                 kv_shares(state, now, shares)

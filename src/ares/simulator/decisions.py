@@ -13,7 +13,7 @@ from ares.simulator.blocks import taken
 from ares.simulator.compiled import compiled
 from ares.simulator.instance import poke
 from ares.simulator.law import steps_by
-from ares.simulator.prediction import WEIGHTS, predict, see
+from ares.simulator.prediction import WEIGHTS, see
 from ares.simulator.queues import push_back
 from ares.simulator.state import (
     BLOCK_SIZE,
@@ -187,7 +187,14 @@ def refresh(state: State, instance: int, moment: float) -> None:
 
 @compiled
 def _add(state: State, request: int, row: int, resident: NDArray[np.int64], remaining: NDArray[np.float64]) -> int:
-    generated = state.generated[request]
-    predict(state, request, generated, remaining[row])
-    resident[row] = state.prompt[request] + generated
+    see(state, request, state.generated[request])
+    remaining[row] = state.seen_remaining[request]
+    resident[row] = held_tokens(state, request)
     return row + 1
+
+
+@compiled
+def held_tokens(state: State, request: int) -> int:
+    """Return the KV tokens that a request at a decode instance holds, or brings; a preempted one has lost them."""
+    lost = state.status[request] == WAITING and state.prefill_place[request] == NOBODY and state.preempted[request] > 0
+    return 0 if lost else int(state.seen_tokens[request])

@@ -145,6 +145,12 @@ def _cut_leaving(state: State, instance: int, moment: float) -> None:
 def _suspend(state: State, instance: int, request: int, moment: float) -> None:
     state.moving[request] = 0
     leave_slot(state, instance, state.slot[request])
+    note_suspended(state, request, moment)
+
+
+@compiled
+def note_suspended(state: State, request: int, moment: float) -> None:
+    """Record that a request has left its instance, without its KV, and waits to be admitted again."""
     state.status[request] = SUSPENDED
     state.place[request] = NOBODY
     state.outside[request] = OUTSIDE_SUSPENDED

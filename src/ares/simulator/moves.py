@@ -5,10 +5,10 @@ from numpy.typing import NDArray
 
 from ares.simulator.blocks import blocks_for, tokens_at
 from ares.simulator.compiled import compiled
-from ares.simulator.decisions import reroute
+from ares.simulator.decisions import held_tokens, reroute
 from ares.simulator.instance import poke, release, replan, settle
 from ares.simulator.law import steps_time
-from ares.simulator.prediction import predict
+from ares.simulator.prediction import see
 from ares.simulator.queues import schedule_event, transfer_end
 from ares.simulator.state import (
     COPY_DONE,
@@ -107,9 +107,10 @@ def observe(
     movable: NDArray[np.bool_],
     oracle: bool,
 ) -> int:
-    """Write one row for each decoding request, as telemetry would; return the number of rows.
+    """Write one row for each request at a decode instance, as telemetry would; return the number of rows.
 
-    `remaining` has one column for each quantile, or the truth in all of them for the oracle.
+    First those that decode, then those that come there or wait there, which cannot be moved. `remaining` has one column
+    for each quantile, or the truth in all of them for the oracle.
     """
     rows = 0
     for instance in range(len(state.time)):
@@ -118,13 +119,48 @@ def observe(
         for at in range(state.batch[instance]):
             request = state.slot_request[instance, at]
             left = state.slot_finish[instance, at] - step
-            requests[rows] = request
-            location[rows] = instance
-            resident[rows] = state.prompt[request] + state.output[request] - left
-            if oracle:
-                remaining[rows, :] = left
-            else:
-                predict(state, request, state.output[request] - left, remaining[rows])
-            movable[rows] = state.target[request] == NOBODY and moment - state.last_move[request] >= cooldown
-            rows += 1
+            see(state, request, state.output[request] - left)
+            free = state.target[request] == NOBODY and state.moving[request] == 0
+            movable[rows] = free and moment - state.last_move[request] >= cooldown
+            rows = _row(state, request, instance, rows, requests, location, resident, remaining, oracle)
+    for instance in range(len(state.time)):
+        decoding = rows
+        for index in range(state.prefilling[instance]):
+            request = state.prefilling_list[instance, index]
+            rows = _row(state, request, instance, rows, requests, location, resident, remaining, oracle)
+        for index in range(state.ready_count[instance]):
+            request = state.ready_list[instance, index]
+            rows = _row(state, request, instance, rows, requests, location, resident, remaining, oracle)
+        for index in range(state.arriving_count[instance]):
+            request = state.arriving_list[instance, index]
+            rows = _row(state, request, instance, rows, requests, location, resident, remaining, oracle)
+        request = state.head[instance]
+        while request != NOBODY:
+            rows = _row(state, request, instance, rows, requests, location, resident, remaining, oracle)
+            request = state.follow[request]
+        movable[decoding:rows] = False
     return rows
+
+
+@compiled
+def _row(
+    state: State,
+    request: int,
+    instance: int,
+    row: int,
+    requests: NDArray[np.int64],
+    location: NDArray[np.int64],
+    resident: NDArray[np.int64],
+    remaining: NDArray[np.float64],
+    oracle: bool,
+) -> int:
+    requests[row] = request
+    location[row] = instance
+    if state.status[request] != DECODING:
+        see(state, request, state.generated[request])
+    resident[row] = held_tokens(state, request)
+    if oracle:
+        remaining[row, :] = state.output[request] - state.seen_generated[request]
+    else:
+        remaining[row] = state.seen_remaining[request]
+    return row + 1

@@ -65,6 +65,23 @@ def take_first(state: State, instance: int) -> int:
 
 
 @compiled
+def take_out(state: State, instance: int, request: int) -> None:
+    """Take one of the waiting out, wherever it stands."""
+    before, at = NOBODY, state.head[instance]
+    while at != request:
+        before, at = at, state.follow[at]
+    if before == NOBODY:
+        take_first(state, instance)
+        return
+    state.follow[before] = state.follow[request]
+    if state.tail[instance] == request:
+        state.tail[instance] = before
+    state.follow[request] = NOBODY
+    state.waiting_count[instance] -= 1
+    state.waiting_tokens[instance] -= state.prompt[request] + state.generated[request]
+
+
+@compiled
 def transfer_end(state: State, sender_free: float, receiver_free: float, tokens: int, moment: float) -> float:
     """Return when a transfer of the KV of `tokens` tokens leaves both links."""
     start = max(moment, sender_free, receiver_free)

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ares.policy import Cluster, Move, Preset
+from ares.policy.admission import Progress
+from ares.policy.rescue import NOWHERE, Rescue
+from ares.simulator.admitting import begin_suspension
 from ares.simulator.moves import begin_move, observe
 from ares.simulator.prediction import LEVELS
 from ares.simulator.profile import Profile
@@ -27,7 +30,7 @@ class Telemetry:
 
     def __init__(self, preset: Preset, profile: Profile, state: State) -> None:
         decode = len(state.time)
-        rows = decode * state.slot_request.shape[1]
+        rows = len(state.arrival)
         self.state = state
         self.preset = preset
         self.predicts = bool(state.scalars[HAS_PREDICTION])
@@ -64,14 +67,29 @@ class Telemetry:
             step_token_s=state.law[:, 2],
             transfer_bytes_s=self.bandwidth,
             token_bytes=self.token_bytes,
-            waiting_tokens=state.waiting_tokens,
+            block_tokens=int(state.scalars[BLOCK_SIZE]),
         )
 
-    def carry_out(self, ordered: list[Move], now: float) -> list[MoveRecord]:
-        """Begin the moves that their targets have room for."""
+    def progress(self, rows: int, now: float) -> Progress:
+        """Tell how the requests of the newest view stand against their objectives."""
+        state, requests = self.state, self.requests[:rows]
+        return Progress(
+            generated=state.seen_generated[requests],
+            age_s=now - state.arrival[requests],
+            elapsed_s=now - state.first_token[requests],
+            ttft_s=state.ttft[requests],
+            tpot_s=state.tpot[requests],
+            gap_s=state.gap[requests],
+        )
+
+    def carry_out(self, rescues: list[Rescue], ordered: list[Move], now: float) -> list[MoveRecord]:
+        """Begin the moves that their targets have room for, and suspend what fits nowhere."""
         begun: list[MoveRecord] = []
-        for move in ordered:
-            request = int(self.requests[move.request])
-            if begin_move(self.state, request, move.target, now):
-                begun.append(MoveRecord(now, request, move.source, move.target, move.reason))
+        both: list[Rescue | Move] = [*rescues, *ordered]
+        for one in both:
+            request = int(self.requests[one.request])
+            if one.target == NOWHERE:
+                begin_suspension(self.state, request, now)
+            elif begin_move(self.state, request, one.target, now):
+                begun.append(MoveRecord(now, request, one.source, one.target, one.reason))
         return begun
