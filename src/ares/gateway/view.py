@@ -88,11 +88,10 @@ class Viewer:
             row = rows[where].pop(sequence.key or "", None)
             shown.append(sequence)
             location.append(where)
-            tokens = row.resident if row is not None and row.resident else sequence.tokens
+            # What waits there, preempted or not, takes its memory before anything that comes later.
+            resident.append(row.resident if row is not None and row.resident else sequence.tokens)
             if row is not None and row.state == "waiting" and row.output:
                 preempted.append(sequence)
-                tokens = 0
-            resident.append(tokens)
             cool = not sequence.moved_at or now - sequence.moved_at > self._cooldown_s
             movable.append(cool and sequence.sampling.needs <= carried and sequence.not_movable() is None)
             remaining.append(self.remaining(sequence, row))

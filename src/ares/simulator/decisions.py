@@ -189,12 +189,5 @@ def refresh(state: State, instance: int, moment: float) -> None:
 def _add(state: State, request: int, row: int, resident: NDArray[np.int64], remaining: NDArray[np.float64]) -> int:
     see(state, request, state.generated[request])
     remaining[row] = state.seen_remaining[request]
-    resident[row] = held_tokens(state, request)
+    resident[row] = state.seen_tokens[request]
     return row + 1
-
-
-@compiled
-def held_tokens(state: State, request: int) -> int:
-    """Return the KV tokens that a request at a decode instance holds, or brings; a preempted one has lost them."""
-    lost = state.status[request] == WAITING and state.prefill_place[request] == NOBODY and state.preempted[request] > 0
-    return 0 if lost else int(state.seen_tokens[request])

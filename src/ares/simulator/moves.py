@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from ares.simulator.blocks import blocks_for, tokens_at
 from ares.simulator.compiled import compiled
-from ares.simulator.decisions import held_tokens, reroute
+from ares.simulator.decisions import reroute
 from ares.simulator.instance import poke, release, replan, settle
 from ares.simulator.law import steps_time
 from ares.simulator.prediction import see
@@ -158,7 +158,7 @@ def _row(
     location[row] = instance
     if state.status[request] != DECODING:
         see(state, request, state.generated[request])
-    resident[row] = held_tokens(state, request)
+    resident[row] = state.seen_tokens[request]
     if oracle:
         remaining[row, :] = state.output[request] - state.seen_generated[request]
     else:
