@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ares.policy.admission import ADMISSION_GRID, Progress
+from ares.policy.admission import Progress
+from ares.policy.admission.forecast import GRID
 from ares.policy.cluster import Cluster, FloatArray, IntArray
 from ares.policy.forecast import forecast, own_curve, quantile_weights
 from ares.policy.moves import Move
@@ -33,11 +34,14 @@ class RescueSettings:
         Standard deviations above the expectation that must fit at the target.
     headroom
         Share of a target's KV that must stay free.
+    horizon
+        Steps ahead, at most, for which the request must fit the target: a move buys time, and is better than a pause.
     """
 
     lead_s: float = 2.0
     deviations: float = 1.0
     headroom: float = 0.02
+    horizon: int = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +81,23 @@ def rescue(cluster: Cluster, settings: RescueSettings, running: Progress) -> lis
     """
     if not len(cluster.location):
         return []
+    steps = lead_steps(cluster, settings.lead_s)
+    # Most of the time there is room everywhere, which a few points of the horizon tell.
+    soon = np.unique(np.concatenate([np.zeros(1, np.int64), steps]))
+    held = forecast(cluster, soon).held[np.arange(len(steps)), np.searchsorted(soon, steps)]
+    overflow = held - cluster.capacity_tokens
+    if not (overflow > 0.0).any():
+        return []
     from ares.policy.admission.loop import choose_instance  # imports numba, where it is installed
 
-    spare = _spare_s(cluster, running)
-    steps = lead_steps(cluster, settings.lead_s)
-    grid = np.unique(np.concatenate([np.asarray(ADMISSION_GRID, np.int64), steps]))
-    ahead = forecast(cluster, grid)
-    at = np.searchsorted(grid, steps)
-    instances = np.arange(len(steps))
-    overflow = ahead.held[instances, at] - cluster.capacity_tokens
+    ahead = forecast(cluster, GRID)
     expected, variance = ahead.held.copy(), ahead.variance.copy()
     sources = [int(s) for s in np.argsort(-overflow, kind="stable") if overflow[s] > 0.0]
     closed = (~cluster.open).astype(np.int64)
     closed[sources] = 1
     capacity = cluster.capacity_tokens.astype(np.int64)
     weights = quantile_weights(cluster.levels)
+    spare: FloatArray | None = None
     rescues: list[Rescue] = []
     for source in sources:
         enough = _enough(cluster, source, int(steps[source]), float(overflow[source]))
@@ -101,10 +107,10 @@ def rescue(cluster: Cluster, settings: RescueSettings, running: Progress) -> lis
         remaining = np.full(len(weights), np.inf)
         if cluster.remaining_tokens is not None:
             remaining = np.nan_to_num(cluster.remaining_tokens[row], nan=np.inf)
-        mean, spread = np.zeros(len(grid)), np.zeros(len(grid))
+        mean, spread = np.zeros(len(GRID)), np.zeros(len(GRID))
         resident = float(cluster.resident_tokens[row])
-        own_curve(resident, remaining, weights, grid.astype(np.float64), cluster.block_tokens, mean, spread)
-        points = max(1, int(np.searchsorted(grid, float(remaining[-1]), side="left")))
+        own_curve(resident, remaining, weights, GRID.astype(np.float64), cluster.block_tokens, mean, spread)
+        points = max(1, int(np.searchsorted(GRID, min(float(remaining[-1]), settings.horizon), side="left")))
         target = choose_instance(
             expected, variance, capacity, closed, mean, spread, points, settings.deviations, settings.headroom
         )
@@ -114,6 +120,7 @@ def rescue(cluster: Cluster, settings: RescueSettings, running: Progress) -> lis
             variance[target] += spread
             reason = f"{lack} in {steps[source]} steps; {resident:.0f} tokens fit {cluster.instances[target]}"
         else:
+            spare = _spare_s(cluster, running) if spare is None else spare
             row = int(enough[np.argmax(spare[enough])])
             reason = f"{lack} in {steps[source]} steps; what fits nowhere else can stand still for {spare[row]:.1f} s"
         rescues.append(Rescue(row, source, target if target >= 0 else NOWHERE, reason))

@@ -2,12 +2,11 @@
 
 from ares.policy.admission.forecast import Candidates, Entrance, Entry, Progress
 from ares.policy.admission.order import QUEUES, memory_time
-from ares.policy.admission.settings import ADMISSION_GRID, ADMISSIONS, AdmissionSettings
+from ares.policy.admission.settings import ADMISSIONS, AdmissionSettings
 from ares.policy.admission.suspension import SuspendSettings
 
 __all__ = [
     "ADMISSIONS",
-    "ADMISSION_GRID",
     "QUEUES",
     "AdmissionSettings",
     "Candidates",

@@ -341,18 +341,23 @@ def choose_instance(
     headroom
         Share of the limit that stays free.
     """
-    best, best_share = NOBODY, 1.0 - headroom
+    best, best_share, tight = NOBODY, 1.0 - headroom, 0
     for instance in range(len(limit)):
         if closed[instance] != 0:
             continue
         if expected[instance, 0] <= 0.0:
             return instance  # an empty instance takes any request: waiting could not make more room
         most = best_share * limit[instance]
+        # Most instances are full, and at about the same point: it is looked at first.
+        spread = np.sqrt(max(variance[instance, tight] + own_variance[tight], 0.0))
+        if expected[instance, tight] + own_mean[tight] + deviations * spread > most:
+            continue
         peak = 0.0
         for point in range(points):
             spread = np.sqrt(max(variance[instance, point] + own_variance[point], 0.0))
             peak = max(peak, expected[instance, point] + own_mean[point] + deviations * spread)
             if peak > most:
+                tight = point
                 break
         if peak <= most:
             best, best_share = instance, peak / limit[instance]

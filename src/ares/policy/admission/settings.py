@@ -9,9 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ADMISSION_GRID = (0, 32, 125, 250, 500, 1000, 2000, 4000, 8000, 16000)
-"""Steps ahead at which dispatch and rescue forecast memory."""
-
 ADMISSIONS = ("open", "forecast")
 
 
