@@ -69,7 +69,7 @@ def test_moves_happen_and_are_counted() -> None:
         make(rows), [small(3200)] * 3, [small(4000)], eager, "eager", ERROR_MODELS["exact"], 0.25, 0, [(6.0, 1)]
     ).run()
     assert violations(outcome, 4000) == []
-    assert outcome.migrations > 3
+    assert outcome.migrations > 1
     assert outcome.migrations == int(outcome.moved.sum())
     assert int(outcome.state.counters[PREEMPTIONS]) == int(outcome.preempted.sum())
     assert len(outcome.moves) >= outcome.migrations
