@@ -46,7 +46,7 @@ class _Parser(httptools.HttpRequestParser):
         self._begin()
 
     def wants_upgrade(self) -> bool:
-        """Whether the request whose head was just read asks for another protocol (CONNECT has no head to read again)."""
+        """Whether the request that was just read asks for another protocol (CONNECT asks for a tunnel)."""
         return self.should_upgrade() and self.get_method() != b"CONNECT"
 
     def feed_data(self, data: Any) -> None:
