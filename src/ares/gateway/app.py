@@ -17,9 +17,9 @@ from ares import __version__
 from ares.config import GatewayConfig
 from ares.gateway import admin, completions, dashboard, feed
 from ares.gateway.access import ClientKeys, TooManyStreamsError, too_many_streams
+from ares.gateway.body import BadRequestError
 from ares.gateway.engine import EngineLostError, EngineRefusedError
 from ares.gateway.instances import NoInstanceError
-from ares.gateway.openai import BadRequestError
 from ares.gateway.predictions import predicted
 from ares.gateway.responses import Endings, error, error_body
 from ares.gateway.schema import ErrorReply
@@ -135,11 +135,13 @@ def _errors(app: FastAPI) -> None:
         return error(400, str(failure), "messages")
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, failure: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, failure: RequestValidationError) -> JSONResponse:
         first = failure.errors()[0]
+        if first["loc"][0] == "body" and (unread := _not_json(request)) is not None:
+            return error(415, unread)
         if first["type"] == "json_invalid":
             return error(400, f"the body is not JSON: {first['ctx']['error']}")
-        name = ".".join(str(part) for part in first["loc"][1:])
+        name = _path(first["loc"][1:], failure.body, missing=first["type"] == "missing")
         return error(400, f"{name}: {first['msg']}" if name else first["msg"], name or None)
 
     @app.exception_handler(admin.AdminError)
@@ -152,6 +154,8 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, failure: HTTPException) -> JSONResponse:
+        if failure.status_code == 400 and (unread := _not_json(request)) is not None:
+            return error(415, unread)
         message = str(failure.detail)
         if failure.status_code == 404:
             # Not `request.url`: it is put together with the client's Host header, and need not be a URL.
@@ -165,6 +169,28 @@ def _errors(app: FastAPI) -> None:
 
     for kind in (NoInstanceError, ShuttingDownError, EngineLostError, EngineRefusedError, Exception):
         app.add_exception_handler(kind, generation)
+
+
+def _not_json(request: Request) -> str | None:
+    """Return why a body is not read, from what its headers say it is; None where they say JSON."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        return f"Content-Encoding {encoding} is not taken: send the body as it is"
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        return f"the body must be JSON, with Content-Type: application/json{kind and f' instead of {kind}'}"
+    return None
+
+
+def _path(location: tuple[Any, ...], body: Any, *, missing: bool) -> str:
+    """Return the path of a mistake in the client's own words; pydantic's also names the types that it tried."""
+    path: list[str] = []
+    *tried, last = location or ("",)
+    for part in tried if missing else location:
+        if (isinstance(body, dict) and part in body) or (isinstance(body, list) and isinstance(part, int)):
+            body = body[part]
+            path.append(str(part))
+    return ".".join([*path, str(last)] if missing else path)
 
 
 class BodyLimit:

@@ -17,10 +17,11 @@ from starlette.types import Message
 from ares.gateway import schema
 from ares.gateway.access import take_streams
 from ares.gateway.backlog import Places
+from ares.gateway.body import BadRequestError
 from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.instances import NoInstanceError
 from ares.gateway.objectives import Objective
-from ares.gateway.openai import BadRequestError, ChatRequest, CompletionRequest, GenerationRequest
+from ares.gateway.openai import ChatRequest, CompletionRequest, GenerationRequest
 from ares.gateway.replies import DONE, Choice, Envelope, event, usage
 from ares.gateway.responses import EventStream, Write, ending, error_body, until_disconnect
 from ares.gateway.sampling import Sampling
@@ -139,6 +140,7 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
     arrived = time.monotonic()
     gateway.shutdown.check()
     body.check_text()
+    body.check_options()
     if body.model is not None and body.model != gateway.config.model:
         raise BadRequestError(f"the model {body.model!r} is not served here", "model", "model_not_found", 404)
     maximum = gateway.maximum_model_tokens
@@ -151,7 +153,7 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
         raise BadRequestError(message, "n")
     objective = gateway.objective(request.headers.get("x-ares-class"), body.priority)
     take_streams(request.scope, count)
-    given = request.headers.get("x-request-id", "")
+    given = request.headers.get("x-request-id") or body.request_id or ""
     request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
     envelope = Envelope(f"{'chatcmpl' if chat else 'cmpl'}-{request_id}", gateway.config.model, chat)
     places = ending(request.scope).enter_context(Places(gateway.backlog, count))
@@ -191,6 +193,8 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
                 gateway.text,
                 logprobs=body.logprob_count(),
                 token_ids=body.return_token_ids,
+                tokens_as_ids=body.return_tokens_as_token_ids,
+                counted_prompt=len(prompt) if body.usage_in_chunks() else None,
             )
             jobs.append(_Job(request_id if single else f"{request_id}-{index}", prompt, sampling, choice, echo))
     return _Reply(gateway, "chat" if chat else "completions", request_id, envelope, jobs, places, objective, arrived)
@@ -198,19 +202,16 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
 
 def _tokenise(gateway: Gateway, body: GenerationRequest) -> list[list[int]]:
     if isinstance(body, ChatRequest):
-        extra = dict(body.chat_template_kwargs or {})
-        if "chat_template" in extra:
-            # A template is a program, and one without end would hold everybody up.
-            raise BadRequestError("the chat template is the model's own", "chat_template_kwargs")
-        if body.tools and body.tool_choice != "none":
-            extra["tools"] = body.tools
-        extra["add_generation_prompt"] = body.add_generation_prompt
-        return [gateway.text.render_chat(body.messages, extra)]
+        tools = body.tools if body.tool_choice != "none" else None
+        ids = gateway.text.render_chat(
+            body.messages, tools, special=body.add_special_tokens, variables=body.template_variables()
+        )
+        return [ids]
     assert isinstance(body, CompletionRequest)  # noqa: S101 - there are two kinds
     prompts = []
     size = gateway.text.tokenizer.get_vocab_size()
     for prompt in body.prompts():
-        ids = gateway.text.encode(prompt) if isinstance(prompt, str) else prompt
+        ids = gateway.text.encode(prompt, special=body.add_special_tokens) if isinstance(prompt, str) else prompt
         if not ids:
             raise BadRequestError("the prompt is empty", "prompt")
         if not all(0 <= token < size for token in ids):

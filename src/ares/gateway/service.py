@@ -16,6 +16,7 @@ import msgspec
 from ares.config import GatewayConfig
 from ares.gateway import engine, precopy
 from ares.gateway.backlog import Backlog
+from ares.gateway.body import BadRequestError
 from ares.gateway.controller import Controller
 from ares.gateway.drain import Drainer
 from ares.gateway.entering import Emit
@@ -23,7 +24,6 @@ from ares.gateway.instances import Instance, NoInstanceError
 from ares.gateway.metrics import Metrics
 from ares.gateway.migration import Migration
 from ares.gateway.objectives import ORDINARY, Objective
-from ares.gateway.openai import BadRequestError
 from ares.gateway.pool import Pool
 from ares.gateway.predictions import Scorekeeper, rows_by_key
 from ares.gateway.recording import Recorder
