@@ -18,9 +18,10 @@ MAY_KNOW = {
     "engine": {"wire", "predictor", "model", "keys"},
     "engine/simulated": {"wire", "engine", "simulator"},
     "gateway": {"wire", "policy", "config", "model", "keys"},
-    "simulator": {"policy", "traces"},
+    "simulator": {"policy", "traces", "progress"},
     "config": {"policy", "keys"},
-    "model": {"gguf_model"},
+    "model": {"gguf_model", "progress"},
+    "progress": set(),
     "gguf_model": set(),
     "keys": set(),
 }
