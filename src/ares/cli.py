@@ -37,6 +37,7 @@ for command in (
 ):
     app.command()(command)
 _errors = Console(stderr=True)
+_LAST_PORT = 65535
 
 Model = Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")]
 Predictor = Annotated[
@@ -53,14 +54,30 @@ Simulate = Annotated[
 
 def main() -> None:
     """Run the command; what a user can mend is one line and status 2, not a traceback."""
+    from ares.addresses import AddressError
     from ares.config import ConfigError
     from ares.local import ClusterError
     from ares.predictor.errors import PredictorError
 
     try:
         app()
-    except (ModelError, ConfigError, ClusterError, PredictorError, KeyFileError) as error:
+    except (ModelError, AddressError, ConfigError, ClusterError, PredictorError, KeyFileError) as error:
         fail(str(error))
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ares {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def ares(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that stand before any command."""
 
 
 @app.command()
@@ -76,9 +93,13 @@ def worker(
     model: Model = DEFAULT_MODEL,
     name: Annotated[str | None, typer.Option(help="Name of the instance; by default role and port.")] = None,
     host: Annotated[str, typer.Option(help="Address to serve and to transfer KV on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="HTTP port.")] = 8100,
-    control_port: Annotated[int, typer.Option(help="Port of the control channel; 0 takes a free one.")] = 0,
-    nixl_port: Annotated[int, typer.Option(help="Port of NIXL's side channel; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(help="HTTP port.", max=_LAST_PORT, min=0)] = 8100,
+    control_port: Annotated[
+        int, typer.Option(help="Port of the control channel; 0 takes a free one.", max=_LAST_PORT, min=0)
+    ] = 0,
+    nixl_port: Annotated[
+        int, typer.Option(help="Port of NIXL's side channel; 0 takes a free one.", max=_LAST_PORT, min=0)
+    ] = 0,
     cores: Annotated[str | None, typer.Option(help="CPU builds: cores for the model, such as 0-3.")] = None,
     pull_within_step_bytes: Annotated[
         int, typer.Option(min=0, help="Largest KV pull within a scheduling step (docs/migration.md); 0 turns it off.")
@@ -149,6 +170,7 @@ def _simulate(
 ) -> None:
     import logging
 
+    from ares import addresses
     from ares import model as models
     from ares.engine.simulated import model as simulated
     from ares.engine.simulated import serve, settings
@@ -157,6 +179,9 @@ def _simulate(
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         engine, instances = settings.parse(profile, model, flags)
+        *_, host, port, control_port = who
+        ports = {"--port": port, "--control-port": control_port}
+        addresses.check(host, {flag: range(first, first + instances) if first else () for flag, first in ports.items()})
         found = serve.identities(*who, instances)
         serve.serve(found, engine, models.resolve(model, console=_errors), drain_deadline_s)
     except (ProfileError, settings.SimulationError, simulated.VocabularyError, OSError) as error:
