@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
-from ares.addresses import at, on_loopback
+from ares.addresses import on_loopback
 from ares.keys import ControlKey
 from ares.policy import PRESETS, Preset, preset
 
@@ -158,8 +158,8 @@ class GatewayConfig(BaseSettings):
         if self.api_keys or on_loopback(self.host):
             return None
         return (
-            f"no client keys are set: anyone who reaches {at(self.host, self.port)} over the network can send requests; "
-            "set keys with --api-key-file or ARES_API_KEYS (docs/security.md)"
+            f"--host {self.host} without client keys: anyone who reaches port {self.port} of this machine over the "
+            "network can send requests; set keys with --api-key-file or ARES_API_KEYS (docs/security.md)"
         )
 
     @field_validator("preset")
