@@ -49,10 +49,10 @@ def test_states_are_said_in_place_of_started_and_done(console: Console) -> None:
 
 def test_what_is_not_done_is_named_again_and_again(console: Console) -> None:
     with PlainProgress(console, every_s=0.05) as shown:
-        done, *_ = shown.add_task("first", total=1), shown.add_task("second", total=None)
-        third = shown.add_task("third", total=8)
+        done, *_ = shown.add_task("first", total=1), shown.add_task("second", total=1)
+        third = shown.add_task("third", total=1.0)
         shown.update(done, completed=1)
-        shown.update(third, completed=2)
+        shown.update(third, completed=0.25)
         deadline = time.monotonic() + 5
         while len(lines(console)) < 6 and time.monotonic() < deadline:
             time.sleep(0.01)

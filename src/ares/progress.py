@@ -72,5 +72,4 @@ class PlainProgress(Progress):
 
 
 def _how_far(task: Task) -> str:
-    # A task of one step has nothing between start and end.
-    return f"{task.description} ({task.percentage:.0f} %)" if (task.total or 0) > 1 else task.description
+    return f"{task.description} ({task.percentage:.0f} %)" if task.total and task.completed else task.description
