@@ -36,7 +36,7 @@ async def up(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[as
             await process.wait()
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 async def test_serves_answers_balances_and_leaves_nothing(up: tuple[asyncio.subprocess.Process, Path]) -> None:
     process, logs = up
     assert process.stdout is not None
