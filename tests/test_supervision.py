@@ -209,3 +209,28 @@ def test_run_looks_again_and_again(stage: Stage) -> None:  # noqa: F811
         threading.Timer(0.3, cluster.parts[-1].process.kill).start()
         with pytest.raises(ClusterError, match="without gateway"):
             Supervisor(cluster, RestartPolicy(limit=0)).run()
+
+
+def test_a_signal_without_a_name(stage: Stage) -> None:  # noqa: F811
+    with running(stage.settings, quiet()) as cluster:
+        os.kill(cluster.parts[1].process.pid, signal.SIGRTMIN + 3)
+        until(Supervisor(cluster, AT_ONCE), lambda: len(lines(cluster)) >= 3)
+        assert lines(cluster)[0].startswith(f"decode-0 was killed (signal {signal.SIGRTMIN + 3}); it is started again")
+
+
+def test_a_start_that_fails_counts(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Out of memory or processes for a while, it is tried again; and nothing is signalled that is not ours."""
+
+    def spawn(*_: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    with running(stage.settings, quiet()) as cluster:
+        kill(cluster.parts[1])
+        supervisor = Supervisor(cluster, AT_ONCE)
+        supervisor.look()
+        monkeypatch.setattr(local, "_spawn", spawn)
+        monkeypatch.setattr(os, "killpg", lambda *_: pytest.fail("its number may be somebody else's"))
+        until(supervisor, lambda: "given up" in "".join(lines(cluster)))
+        monkeypatch.undo()
+        said = "decode-0 could not be started: [Errno 11] Resource temporarily unavailable"
+        assert lines(cluster).count(said) == 2

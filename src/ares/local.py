@@ -77,7 +77,7 @@ class Part:
         """End what is left of it where its leader has ended: an engine without one would keep its ports and memory."""
         deadline = time.monotonic() + _CLEAR_TIMEOUT_S
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            while time.monotonic() < deadline:
+            while not self.cleared and time.monotonic() < deadline:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 time.sleep(0.02)
         self.cleared = True
@@ -85,7 +85,11 @@ class Part:
     def ending(self) -> str:
         """Say how it ended."""
         code = self.process.returncode
-        return f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with status {code}"
+        if code >= 0:
+            return f"ended with status {code}"
+        # A real-time signal has no name.
+        name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
+        return f"was killed ({name})"
 
     def log_end(self) -> str:
         """Return the last lines of its log."""
@@ -170,8 +174,7 @@ class Cluster:
 
     def restart(self, part: Part) -> None:
         """Start a part that has ended again, as it was started; call it on the main thread (`_die_with_parent`)."""
-        if not part.cleared:
-            part.clear()
+        part.clear()
         with part.log.open("ab") as sink, _uninterrupted():
             part.process = _spawn(part.command, part.environment, sink)
             part.cleared = False

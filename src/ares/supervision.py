@@ -1,6 +1,7 @@
 """`ares up` goes on serving: a process that ends is started again, and each change is a printed line."""
 
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 
@@ -60,8 +61,11 @@ class Supervisor:
 
     def _start(self, part: Part, life: Restarts) -> None:
         self._say(f"{part.name} starts again (try {life.in_row} of {life.policy.limit})")
-        self._cluster.restart(part)
         life.started(self._clock())
+        try:
+            self._cluster.restart(part)
+        except (OSError, subprocess.SubprocessError) as error:
+            self._say(f"{part.name} could not be started: {error}")  # it has ended still, which counts once more
 
     def _starting(self, part: Part, life: Restarts) -> None:
         took = self._clock() - life.since
