@@ -37,6 +37,7 @@ for command in (
 ):
     app.command()(command)
 _errors = Console(stderr=True)
+_LAST_PORT = 65535
 
 Model = Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")]
 Predictor = Annotated[
@@ -53,14 +54,30 @@ Simulate = Annotated[
 
 def main() -> None:
     """Run the command; what a user can mend is one line and status 2, not a traceback."""
+    from ares.addresses import AddressError
     from ares.config import ConfigError
     from ares.local import ClusterError
     from ares.predictor.errors import PredictorError
 
     try:
         app()
-    except (ModelError, ConfigError, ClusterError, PredictorError, KeyFileError) as error:
+    except (ModelError, AddressError, ConfigError, ClusterError, PredictorError, KeyFileError) as error:
         fail(str(error))
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ares {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def ares(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that stand before any command."""
 
 
 @app.command()
@@ -76,9 +93,13 @@ def worker(
     model: Model = DEFAULT_MODEL,
     name: Annotated[str | None, typer.Option(help="Name of the instance; by default role and port.")] = None,
     host: Annotated[str, typer.Option(help="Address to serve and to transfer KV on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="HTTP port.")] = 8100,
-    control_port: Annotated[int, typer.Option(help="Port of the control channel; 0 takes a free one.")] = 0,
-    nixl_port: Annotated[int, typer.Option(help="Port of NIXL's side channel; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(help="HTTP port.", max=_LAST_PORT, min=0)] = 8100,
+    control_port: Annotated[
+        int, typer.Option(help="Port of the control channel; 0 takes a free one.", max=_LAST_PORT, min=0)
+    ] = 0,
+    nixl_port: Annotated[
+        int, typer.Option(help="Port of NIXL's side channel; 0 takes a free one.", max=_LAST_PORT, min=0)
+    ] = 0,
     cores: Annotated[str | None, typer.Option(help="CPU builds: cores for the model, such as 0-3.")] = None,
     pull_within_step_bytes: Annotated[
         int, typer.Option(min=0, help="Largest KV pull within a scheduling step (docs/migration.md); 0 turns it off.")
@@ -149,6 +170,7 @@ def _simulate(
 ) -> None:
     import logging
 
+    from ares import addresses
     from ares import model as models
     from ares.engine.simulated import model as simulated
     from ares.engine.simulated import serve, settings
@@ -157,6 +179,9 @@ def _simulate(
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         engine, instances = settings.parse(profile, model, flags)
+        *_, host, port, control_port = who
+        ports = {"--port": port, "--control-port": control_port}
+        addresses.check(host, {flag: range(first, first + instances) if first else () for flag, first in ports.items()})
         found = serve.identities(*who, instances)
         serve.serve(found, engine, models.resolve(model, console=_errors), drain_deadline_s)
     except (ProfileError, settings.SimulationError, simulated.VocabularyError, OSError) as error:
@@ -223,13 +248,17 @@ def up(
     prefill: Annotated[int, typer.Option(min=0, help="Prefill instances; 0 lets decode instances do both.")] = 1,
     decode: Annotated[int, typer.Option(min=1, help="Decode instances.")] = 2,
     host: Annotated[str, typer.Option(help="Address of the endpoint.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port of the endpoint.", min=1, max=_LAST_PORT)] = 8000,
     preset: Annotated[str, typer.Option(help="Policy preset (docs/policy.md).")] = "ares",
+    api_key_file: Annotated[Path | None, typer.Option(help="File with the keys of clients, one a line.")] = None,
+    no_restart: Annotated[
+        bool, typer.Option("--no-restart", help="End with an error when a process ends, and start none again.")
+    ] = False,
     predictor: Predictor = None,
     log_folder: Annotated[Path | None, typer.Option(help="Folder for the logs; by default a new one.")] = None,
     simulate: Simulate = None,
 ) -> None:
-    """Start a local cluster behind one endpoint, and stop all of it on Ctrl-C.
+    """Start a local cluster behind one endpoint, start again what ends, and stop all of it on Ctrl-C.
 
     Every other flag goes to each vLLM instance, for example --max-model-len 4096, or to the simulated engines.
     """
@@ -238,6 +267,7 @@ def up(
     from ares.config import live_preset
     from ares.engine import predictor_choice
     from ares.engine.defaults import local_flags
+    from ares.supervision import Supervisor
 
     flags = [flag for flag in context.args if flag != "--"]
     refuse_key_flag(flags)
@@ -245,6 +275,7 @@ def up(
         live_preset(preset)
     except ValueError as error:
         fail(str(error))
+    keys = _check_endpoint(model, host, port, api_key_file)
     folder = models.resolve(model, console=_errors)
     if simulate is not None:
         _check_simulation(simulate, model, flags)
@@ -261,15 +292,34 @@ def up(
         log_folder=log_folder,
         worker_flags=("--predictor", predictor) if predictor is not None else (),
         vllm_flags=tuple(flags if simulate is not None else local_flags(flags)),
+        gateway_flags=("--api-key-file", str(api_key_file)) if api_key_file is not None else (),
         simulate=simulate,
     )
     signal_as_interrupt()
     try:
         with local.running(settings, _errors) as cluster:
-            _welcome(cluster)
-            cluster.wait()
+            _welcome(cluster, keys)
+            cluster.wait() if no_restart else Supervisor(cluster).run()
     except KeyboardInterrupt:
         _errors.print("stopped")
+
+
+def _check_endpoint(model: str, host: str, port: int, api_key_file: Path | None) -> bool:
+    """Check at once what the gateway would find wrong after the engines' start; return whether clients need a key."""
+    from ares import addresses
+    from ares import config as configuration
+
+    config = configuration.load(
+        workers=["http://127.0.0.1:8100"],  # not known yet
+        model=model,
+        host=host,
+        port=port,
+        api_keys=read_keys(api_key_file) if api_key_file is not None else None,
+    )
+    addresses.check(host, {"--port": [port]})
+    if (warning := config.exposure()) is not None:
+        _errors.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    return bool(config.api_keys)
 
 
 def _check_simulation(profile: str, model: str, flags: list[str]) -> None:
@@ -296,7 +346,7 @@ def signal_as_interrupt() -> None:
         signal.signal(number, interrupt)
 
 
-def _welcome(cluster: Any) -> None:
+def _welcome(cluster: Any, keys: bool) -> None:
     body = json.dumps(
         {
             "model": cluster.settings.model,
@@ -304,6 +354,7 @@ def _welcome(cluster: Any) -> None:
             "stream": True,
         }
     )
+    key = ' -H "Authorization: Bearer $KEY"' if keys else ""
     typer.echo(f"serving {cluster.settings.model} on {cluster.url}/v1 (logs: {cluster.log_folder})\n")
-    typer.echo(f"  curl -N {cluster.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'\n")
+    typer.echo(f"  curl -N {cluster.url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'\n")
     typer.echo("Running requests: ares status. Stop: Ctrl-C.")

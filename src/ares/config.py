@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
+from ares.addresses import on_loopback
 from ares.keys import ControlKey
 from ares.policy import PRESETS, Preset, preset
 
@@ -145,6 +146,21 @@ class GatewayConfig(BaseSettings):
             if file is not None and not file.is_file():
                 raise ValueError(f"{file}: no such file")
         return self
+
+    def exposure(self) -> str | None:
+        """Say who can send requests, where other hosts reach the gateway and it asks for no key; else None.
+
+        Raises
+        ------
+        OSError
+            The host is no address.
+        """
+        if self.api_keys or on_loopback(self.host):
+            return None
+        return (
+            f"--host {self.host} without client keys: anyone who reaches port {self.port} of this machine over the "
+            "network can send requests; set keys with --api-key-file or ARES_API_KEYS (docs/security.md)"
+        )
 
     @field_validator("preset")
     @classmethod

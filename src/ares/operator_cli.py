@@ -14,10 +14,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import SpinnerColumn, TextColumn
 from rich.table import Table
 
 from ares.keys import KeyFileError, read_key
+from ares.progress import progress_display
 
 _errors = Console(stderr=True)
 _KEY_VARIABLE = "ARES_ADMIN_KEY"
@@ -31,7 +32,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 def fail(message: str, status: int = 2) -> NoReturn:
     """Print an error and end."""
-    _errors.print(f"error: {message}", style="bold red", markup=False, highlight=False)
+    _errors.print(f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(status)
 
 
@@ -127,7 +128,7 @@ def replay(
 
     try:
         size = log.stat().st_size
-        with Progress(console=_errors, transient=True) as bar:
+        with progress_display(_errors, transient=True) as bar:
             task = bar.add_task(f"replaying {log.name}", total=size)
             result = again(log, preset, lambda read: bar.update(task, completed=read))
     except (ReplayError, ValueError, OSError) as error:
@@ -168,7 +169,9 @@ _POLL_S = 0.2
 def _until_empty(instance: str, timeout_s: float, url: str, key_file: Path | None) -> int:
     """Wait until nothing is left on an instance, and return how much is."""
     until = time.monotonic() + timeout_s
-    with _errors.status("") as shown:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    with progress_display(_errors, *columns, transient=True) as shown:
+        task = shown.add_task(f"{instance} drains", total=None)
         while True:
             rows = {row["name"]: row for row in _call(f"{url}/admin/v1/status", key_file)["instances"]}
             row = rows.get(instance)
@@ -179,7 +182,7 @@ def _until_empty(instance: str, timeout_s: float, url: str, key_file: Path | Non
             left: int = row["left"]
             if not left or time.monotonic() > until:
                 return left
-            shown.update(f"{instance}: {left} left")
+            shown.update(task, description=f"{instance} drains, {left} left")
             time.sleep(_POLL_S)
 
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ares.model import DEFAULT_MODEL
 from ares.predictor.errors import PredictorError
+from ares.progress import progress_display
 
 if TYPE_CHECKING:
     from ares.engine.collect import Generator
@@ -141,7 +142,7 @@ def collect(
 def _generated(generator: "Generator", todo: list[Any], limits: list[int] | None, until: float) -> Any:
     """Yield the outputs as they end, with a progress bar."""
     columns = (TextColumn("outputs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[rate]}"), console=_errors) as progress:
+    with progress_display(_errors, *columns, TextColumn("{task.fields[rate]}")) as progress:
         task = progress.add_task("outputs", total=len(todo), rate="")
         started = time.monotonic()
         for output, tokens in generator.run(todo, limits, until):
@@ -232,9 +233,8 @@ def train(
 
     settings = settings_of(arch, seed=seed, epochs=epochs, patience=patience, members=members, rate=rate)
     pairs = dataset.load(data)
-    with Progress(
-        TextColumn("epoch {task.completed}"), TextColumn("{task.fields[shown]}"), console=_errors
-    ) as progress:
+    columns = (TextColumn("epoch {task.completed}"), TextColumn("{task.fields[shown]}"))
+    with progress_display(_errors, *columns) as progress:
         task = progress.add_task("epochs", total=epochs, shown="")
 
         def on_epoch(entry: dict[str, float]) -> None:

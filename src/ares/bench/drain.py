@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ares import local
@@ -24,6 +24,7 @@ from ares.bench.live import client
 from ares.bench.live.client import Observed
 from ares.bench.moves import blocks, random_streams
 from ares.model import DEFAULT_MODEL
+from ares.progress import progress_display
 
 MOVED, WAITED = "moved", "waited for"
 # Every request has so many tokens when the clock starts.
@@ -116,7 +117,7 @@ async def measure(
         load = steady.Load(http, url, model, planned, expected)
         turns: list[dict[str, Any]] = []
         columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=console) as progress:
+        with progress_display(console, *columns) as progress:
             task = progress.add_task("drains", total=2 * repeats)
             for number in range(repeats):
                 # A B, B A, ...: what drifts with time weighs on both alike.

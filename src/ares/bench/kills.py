@@ -27,6 +27,7 @@ from ares.bench.live import client
 from ares.bench.live.load import Planned
 from ares.bench.moves import blocks, random_streams
 from ares.model import DEFAULT_MODEL
+from ares.progress import progress_display
 
 # What is in flight when an instance dies is one or two tokens: a stream with this many since has resumed.
 _RESUMED = 8
@@ -165,7 +166,7 @@ async def measure(
 
 
 def _progress(console: Console) -> Progress:
-    return Progress(TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), console=console)
+    return progress_display(console, TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
 
 
 def _summary(rows: list[dict[str, Any]], what: str) -> dict[str, Any]:

@@ -21,13 +21,13 @@ import typer
 import zmq
 import zmq.asyncio
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from ares import local, wire
 from ares.bench.environment import describe, write
 from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL
+from ares.progress import progress_display
 
 _CONNECTORS = ("none", "stock", "ares")
 
@@ -84,7 +84,7 @@ async def _measure(
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as http:
         watcher = asyncio.create_task(watch(urls["ares"]))
         try:
-            with Progress(console=Console(stderr=True)) as progress:
+            with progress_display(Console(stderr=True)) as progress:
                 task = progress.add_task("rounds", total=len(batches) * rounds * len(urls))
                 for batch in batches:
                     runs: dict[str, list[float]] = {name: [] for name in urls}

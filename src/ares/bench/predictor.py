@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import aiohttp
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from ares import local
@@ -22,6 +21,7 @@ from ares.bench.environment import describe, write
 from ares.bench.overhead import gaps, interval, watch
 from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL
+from ares.progress import progress_display
 
 _STATES = ("off", "on")
 
@@ -31,7 +31,7 @@ async def _measure(url: str, model: str, batches: list[int], rounds: int, tokens
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600)) as http:
         watcher = asyncio.create_task(watch(url))
         try:
-            with Progress(console=Console(stderr=True)) as progress:
+            with progress_display(Console(stderr=True)) as progress:
                 task = progress.add_task("rounds", total=len(batches) * rounds)
                 for batch in batches:
                     runs: dict[str, list[float]] = {state: [] for state in _STATES}

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import track
 
 from ares.bench.environment import describe
+from ares.progress import progress_display
 
 _COMMAND = "import sys; from ares.cli import main; sys.argv[0] = 'ares'; main()"
 
@@ -86,10 +86,8 @@ def command(
             compiling = run(few, Path(folder))
     full = [*arguments, "--requests", str(requests)]
     run([*arguments, "--requests", str(min(requests, 1000)), "--preset", names[-1]])  # compiled from here on
-    runs = [
-        run([*full, "--preset", name])
-        for name in track(names, description="simulating", console=Console(stderr=True), transient=True)
-    ]
+    with progress_display(Console(stderr=True), transient=True) as progress:
+        runs = [run([*full, "--preset", name]) for name in progress.track(names, description="simulating")]
     result = {
         "runs": runs,
         "first_run": compiling,

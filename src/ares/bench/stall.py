@@ -16,13 +16,13 @@ from typing import Annotated, Any
 import aiohttp
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from ares import local
 from ares.bench.environment import describe, write
 from ares.engine.defaults import DEFAULT_PULL_BYTES, local_flags
 from ares.model import DEFAULT_MODEL
+from ares.progress import progress_display
 
 # Tokens before a move: enough for the gaps of an undisturbed stream.
 _BETWEEN = 12
@@ -186,7 +186,7 @@ async def _measure(
     async with aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=None, sock_read=120), connector=aiohttp.TCPConnector(limit=0)
     ) as http:
-        with Progress(console=Console(stderr=True)) as progress:
+        with progress_display(Console(stderr=True)) as progress:
             task = progress.add_task("moves", total=2 * len(contexts) * len(modes) * moves)
             for load, streams in (("idle", 0), ("busy", 2 * background)):
                 generator = random.Random(7)  # noqa: S311 - likewise

@@ -1,12 +1,11 @@
 """Who this instance is, as the launcher tells the processes that vLLM starts: through the environment."""
 
-import ipaddress
 import os
-import socket
 from urllib.parse import urlsplit
 
 import msgspec
 
+from ares import addresses
 from ares.keys import CONTROL_KEY_VARIABLE, ControlKey
 from ares.wire import Role
 
@@ -52,7 +51,7 @@ class InstanceSettings(msgspec.Struct, frozen=True):
     @property
     def on_loopback(self) -> bool:
         """Whether all its peers are on this host, since no other can reach it."""
-        return on_loopback(urlsplit(self.control_address).hostname or "")
+        return addresses.on_loopback(urlsplit(self.control_address).hostname or "")
 
 
 def export(settings: InstanceSettings) -> None:
@@ -66,15 +65,9 @@ def control_key() -> ControlKey | None:
     return ControlKey(key) if key else None
 
 
-def on_loopback(host: str) -> bool:
-    """Whether no other host can reach an address; OSError where it is none."""
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return all(ipaddress.ip_address(address[0]).is_loopback for *_, address in found)
-
-
 def control_address(host: str, port: int) -> str:
     """Return ZeroMQ's form of an address; that of an IPv6 address has brackets."""
-    return f"tcp://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"tcp://{addresses.at(host, port)}"
 
 
 def current() -> InstanceSettings:

@@ -9,12 +9,14 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from ares import model
+from ares import addresses, model
 from ares.config import GatewayConfig
 from ares.gateway.app import build
 from ares.gateway.connection import Connection, Limits
 from ares.gateway.responses import RememberSend
 from ares.gateway.service import Gateway
+
+logger = logging.getLogger(__name__)
 
 # For clients who are behind to read the ends of their streams.
 _FLUSH_S = 5
@@ -43,8 +45,12 @@ class Server(uvicorn.Server):
 
 
 def serve(config: GatewayConfig) -> None:
-    """Run a gateway until it is told to stop."""
+    """Run a gateway until it is told to stop; AddressError where it cannot listen."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Before the model, which may have to be fetched.
+    addresses.check(config.host, {"--port": [config.port]})
+    if (warning := config.exposure()) is not None:
+        logger.warning(warning)
     folder = model.resolve(config.model)
     app = build(config, folder)
     server = Server(

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ares.progress import progress_display
 from ares.simulator.options import (
     Admission,
     Decode,
@@ -75,7 +76,7 @@ def progress_bar() -> Progress:
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return progress_display(Console(stderr=True), *columns, transient=True)
 
 
 def show(runs: list[dict[str, Any]]) -> None:

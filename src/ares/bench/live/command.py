@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import aiohttp
 import typer
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ares import local
@@ -19,6 +19,7 @@ from ares.bench.live import client, judge, load
 from ares.bench.live.judge import PrefillLaw
 from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL
+from ares.progress import progress_display
 
 # What first tokens are timed with, beside streams that keep the decode instances busy meanwhile.
 _SHORT_PROMPT, _LONG_PROMPT, _TIMED, _LONG_OUTPUT = 32, 544, 5, 600
@@ -67,7 +68,7 @@ async def _measure(
     law = await _prefill_law(url, model, sum(row["role"] != "prefill" for row in instances))
     every: list[list[client.Run]] = []
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with progress_display(console, *columns) as progress:
         for number in range(rounds):
             # A B, B A, ...: what drifts with time weighs on all alike.
             order = presets if number % 2 == 0 else presets[::-1]

@@ -10,7 +10,7 @@ import aiohttp
 import psutil
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ares import local
@@ -23,6 +23,7 @@ from ares.bench.soak.cases import cases, known
 from ares.bench.soak.samples import Sample
 from ares.bench.soak.traffic import Tally, Traffic
 from ares.model import DEFAULT_MODEL
+from ares.progress import progress_display
 
 _MODES = ("stop_and_copy", "pre_copy")
 # A stream is moved again after this many tokens; who moves looks this often.
@@ -79,7 +80,8 @@ async def soak(
         mover = asyncio.create_task(moving)
         traffic.start(users)
         try:
-            with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console) as bar:
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+            with progress_display(console, *columns) as bar:
                 task = bar.add_task("soak", total=seconds)
                 rested = start
                 while (now := time.monotonic() - start) < seconds and not mover.done():

@@ -14,6 +14,7 @@ import msgspec
 import uvloop
 import zmq
 
+from ares import addresses
 from ares.engine.defaults import free_port
 from ares.engine.drain import before, drained_on_sigterm, until_empty
 from ares.engine.simulated import report
@@ -52,8 +53,7 @@ class Server:
     @property
     def url(self) -> str:
         """Where it answers."""
-        host = self.identity.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.identity.port}"
+        return f"http://{addresses.at(self.identity.host, self.identity.port)}"
 
     async def start(self) -> None:
         """Begin to serve; OSError where a port is taken."""
