@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ares.text_files import read_lines, read_text
 from ares.traces import TraceError, Workload
 
 FloatArray = NDArray[np.float64]
@@ -95,11 +96,13 @@ def read_recording(directory: Path) -> Recording:
     path = directory / "requests.jsonl"
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        meta = _meta(json.loads((directory / "meta.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError) as error:  # what is no text or no JSON is a ValueError
+        lines = list(read_lines(path))
+        meta = _meta(json.loads(read_text(directory / "meta.json")))
+    except (ValueError, RecursionError) as error:  # what is no text or no JSON is a ValueError
         raise TraceError(f"{directory}: not a recording: {error}") from None
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
             row = [float(record[field]) for field in _FIELDS]
