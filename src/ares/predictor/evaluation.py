@@ -135,12 +135,17 @@ def _difference(model: Judged, ours: Judged, remaining: Array, bootstrap: metric
     }
 
 
-def _against_floor(judged: Sequence[Judged], test: Pairs, prefixes: Sequence[Prefix]) -> dict[str, Any]:
+def rows_of(prefixes: Sequence[Prefix], test: Pairs) -> NDArray[np.int64]:
+    """Return which test pairs continuations were drawn at; PredictorError where one is none of them."""
     where = {(test.requests[o], p): n for n, (o, p) in enumerate(zip(test.output, test.position.tolist(), strict=True))}
     missing = [p.request for p in prefixes if (p.request, p.position) not in where]
     if missing:
         raise PredictorError(f"the noise floor was drawn from other data: {missing[0]} is not in the test set")
-    rows = np.array([where[p.request, p.position] for p in prefixes])
+    return np.array([where[p.request, p.position] for p in prefixes], np.int64)
+
+
+def _against_floor(judged: Sequence[Judged], test: Pairs, prefixes: Sequence[Prefix]) -> dict[str, Any]:
+    rows = rows_of(prefixes, test)
     _, prompts = np.unique(np.array(test.prompts)[test.output[rows]], return_inverse=True)
     errors: Mapping[str, Mapping[str, Array]] = {m.name: floor.errors(m.quantiles[rows], prefixes) for m in judged}
     own = errors[judged[0].name]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from ares import tables
 from ares.outputs import check_folder, check_writable
 from ares.simulator.options import (
     Admission,
@@ -86,21 +86,20 @@ def progress_bar() -> Progress:
 
 def show(runs: list[dict[str, Any]]) -> None:
     """Print the runs as a table."""
-    table = Table(
-        "preset", "load", "TTFT p50 / p99 s", "TPOT p50 / p99 ms", "goodput /s", "SLO met", "preempt", "moves"
-    )
+    times = ("TTFT p50 s", "TTFT p99 s", "TPOT p50 ms", "TPOT p99 ms")
+    table = tables.table("preset", "load", *times, "goodput /s", "SLOs met", "preempt", "moves")
     for run in runs:
         table.add_row(
             run["preset"],
             f"{run['load']:.2f}",
-            f"{run['ttft_s']['p50']:.3g} / {run['ttft_s']['p99']:.4g}",
-            f"{run['tpot_s']['p50'] * 1e3:.1f} / {run['tpot_s']['p99'] * 1e3:.1f}",
+            *(f"{run['ttft_s'][name]:.{digits}g}" for name, digits in (("p50", 3), ("p99", 4))),
+            *(f"{run['tpot_s'][name] * 1e3:.1f}" for name in ("p50", "p99")),
             f"{run['goodput_rps']:.4g}",
             f"{run['slo_share']:.1%}",
             str(run["preemptions"]),
             str(run["migrations"]),
         )
-    Console().print(table)
+    tables.show(table)
 
 
 @app.callback()
@@ -355,7 +354,7 @@ def validate(
         if json_path is not None:
             write_json(result | {"provenance": metrics.provenance()}, json_path)
         if str(json_path) != "-":
-            Console().print(validation.table(result))
+            tables.show(validation.table(result))
 
 
 @app.command()
