@@ -86,8 +86,8 @@ def progress_bar() -> Progress:
 
 def show(runs: list[dict[str, Any]]) -> None:
     """Print the runs as a table."""
-    times = ("TTFT p50 s", "TTFT p99 s", "TPOT p50 ms", "TPOT p99 ms")
-    table = tables.table("preset", "load", *times, "goodput /s", "SLOs met", "preempt", "moves")
+    times = ("TTFT\np50 s", "TTFT\np99 s", "TPOT\np50 ms", "TPOT\np99 ms")
+    table = tables.table("preset", "load", *times, "goodput\n/s", "SLOs\nmet", "preempt", "moves")
     for run in runs:
         table.add_row(
             run["preset"],

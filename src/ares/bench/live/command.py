@@ -204,7 +204,8 @@ def _simulated_load(
 
 
 def _show(names: list[str], figures: list[dict[str, dict[str, Any]]], result: dict[str, Any]) -> None:
-    columns = ("P50 TPOT ms", "P99 TPOT ms", "P50 TTFT s", "P99 TTFT s", "goodput /s", "preempt.", "moves")
+    times = ("TPOT\np50 ms", "TPOT\np99 ms", "TTFT\np50 s", "TTFT\np99 s")
+    columns = (*times, "goodput\n/s", "preempt", "moves")
     table = tables.table("preset", *columns, title=f"medians over {len(figures)} rounds")
 
     def median(name: str, *path: str) -> float:
