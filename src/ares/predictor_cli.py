@@ -266,7 +266,7 @@ def train(
         int | None, typer.Option(min=1, help="Networks whose distributions are averaged (ours); 4 by default.")
     ] = None,
 ) -> None:
-    """Train on 70 % of the prompts and stop by another 15 %: 60 prompts or more."""
+    """Train on 70 % of the prompts and stop by another 15 %; 80 prompts or more."""
     from ares.bench.environment import describe
     from ares.predictor import checkpoint as checkpoints
     from ares.predictor import dataset
@@ -280,6 +280,8 @@ def train(
         )
     _check(out, described_in)
     pairs = dataset.load(data)
+    if short := dataset.too_few_prompts(pairs.pair_prompts):
+        raise PredictorError(f"{data}: {short}")
     with Progress(
         TextColumn("epoch {task.completed}"), TextColumn("{task.fields[shown]}"), console=_errors
     ) as progress:

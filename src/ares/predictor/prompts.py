@@ -10,7 +10,8 @@ fields of an object                          the prompt
 ``conversation``, ``turns``                  "value"}`` (OpenAI, ShareGPT, LMSYS, MT-bench)
 ===========================================  =========================================================================
 
-The first field of the table's that holds something is taken: one that is null or empty is passed over.
+Of several, the first of ``prompt``, ``question``, ``instruction``, ``text`` and the conversations counts that holds
+something: one that is null or empty is passed over.
 """
 
 import hashlib
