@@ -2,6 +2,10 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,6 +126,7 @@ def test_replaced_parts_make_the_presets_that_have_them() -> None:
         (f"{SCALE} --model b", "--model: another model needs --weight-bytes, --kv-bytes-per-token and --kv-tokens too"),
         (f"{SCALE} --weight-bytes inf", "--weight-bytes: inf is not a finite number"),
         (f"{SCALE} --kv-tokens 0", "--kv-tokens"),
+        (f"{SCALE} --flops -1", "ares simulate: --flops: Input should be greater than 0"),
         (f"{SCALE} --max-num-seqs -1", "--max-num-seqs"),
     ],
 )  # fmt: skip
@@ -201,3 +206,22 @@ def test_outputs_are_looked_at_before_any_run(tmp_path: Path, monkeypatch: pytes
         assert done.exit_code == 2, (arguments, done.output)
         assert str(tmp_path) in done.output.replace("\n", "")
     assert {path.name for path in tmp_path.iterdir()} == {"file", "bad.json"}
+
+
+def test_help_of_a_command_needs_no_extra() -> None:
+    code = "import sys; sys.modules['numba'] = None; from ares.simulator.cli import app; app(['sweep', '--help'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--processes" in done.stdout
+
+
+def test_a_sweep_of_a_pipe_in_several_processes(tmp_path: Path) -> None:
+    pipe, out = tmp_path / "63", tmp_path / "out.json"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(BAILIAN,))
+    writer.start()
+    arguments = ["sweep", "--trace", str(pipe), "--preset", "static-rr", "--preset", "static-least-loaded"]
+    done = runner.invoke(app, [*arguments, "--loads", "0.5,1", "--seeds", "1", "--processes", "2", "--json", str(out)])
+    writer.join()
+    assert done.exit_code == 0, done.output
+    assert [point["load"] for point in json.loads(out.read_text())["points"]] == [0.5, 0.5, 1.0, 1.0]

@@ -31,6 +31,17 @@ def test_marked_and_packed_files_are_read(tmp_path: Path, pack: Callable[[bytes]
     np.testing.assert_array_equal(read_recording(tmp_path).workload.arrival_s, [0, 1.5])
 
 
+@pytest.mark.parametrize(
+    "meta",
+    ['{"preset": ["a"]}', '{"decode_instances": 0}', '{"decode_instances": "two"}', '{"prefill_instances": [1]}'],
+)
+def test_what_a_recording_cannot_have_run_on_is_refused(tmp_path: Path, meta: str) -> None:
+    (tmp_path / "requests.jsonl").write_text(f"{json.dumps(LINE)}\n" * 2)
+    (tmp_path / "meta.json").write_text(meta)
+    with pytest.raises(TraceError, match=r"meta\.json: (preset|decode_instances|prefill_instances) is "):
+        read_recording(tmp_path)
+
+
 def test_other_encodings_are_refused_by_name(tmp_path: Path) -> None:
     for name in ("requests.jsonl", "meta.json"):
         (tmp_path / name).write_bytes("{}".encode("utf-16"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -57,6 +58,11 @@ def user_errors() -> Iterator[None]:
         typer.echo(
             f"ares simulate: {error}; it needs the extra: pip install '.[simulate]' in ARES's checkout", err=True
         )
+        raise typer.Exit(2) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "-".join(str(part) for part in first["loc"]).replace("_", "-")
+        typer.echo(f"ares simulate: --{option}: {first['msg']}", err=True)
         raise typer.Exit(2) from None
     except (ValueError, OSError) as error:
         typer.echo(f"ares simulate: {error}", err=True)

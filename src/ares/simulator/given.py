@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Collection, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import typer
 
 from ares.policy import Preset
-from ares.simulator.scenario import Scenario
 from ares.traces import WORKLOADS
+
+if TYPE_CHECKING:
+    from ares.simulator.scenario import Scenario  # it needs the extra, and `--help` must not
 
 
 def given_flags(context: typer.Context) -> set[str]:
@@ -38,7 +41,7 @@ def refuse_repeated(flag: str, values: Iterable[object]) -> None:
         raise ValueError(f"{flag}: {twice[0]} is given twice")
 
 
-def refuse_without_effect(given: Collection[str], scenario: Scenario, policies: Collection[Preset]) -> None:
+def refuse_without_effect(given: Collection[str], scenario: "Scenario", policies: Collection[Preset]) -> None:
     """Refuse options that change nothing beside the others; ValueError says which and why."""
     for flag, why in _without_effect(given, scenario, policies):
         if flag in given:
@@ -46,7 +49,7 @@ def refuse_without_effect(given: Collection[str], scenario: Scenario, policies: 
 
 
 def _without_effect(
-    given: Collection[str], scenario: Scenario, policies: Collection[Preset]
+    given: Collection[str], scenario: "Scenario", policies: Collection[Preset]
 ) -> Iterator[tuple[str, str]]:
     if scenario.trace in WORKLOADS:
         for flag in ("--format", "--time-unit"):

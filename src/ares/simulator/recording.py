@@ -17,6 +17,8 @@ _FIELDS = ("input_toks", "output_toks", "arrival_time", "queued_ts", "first_toke
 _MOST = 1e15
 # What is read of the engine's description, where it is there.
 _SIZES = {"kv_cache": ("block_size", "num_gpu_blocks"), "engine_kwargs": ("max_num_seqs", "max_num_batched_tokens")}
+# What a gateway's recording ran on, and the least of each.
+_INSTANCES = {"decode_instances": 1, "prefill_instances": 0}
 PARTS = ("all", "first", "second", "even", "odd")
 
 
@@ -85,6 +87,12 @@ def _meta(read: Any) -> dict[str, Any]:
             size = sizes.get(name)
             if size is not None and not (isinstance(size, int) and 0 < size < _MOST):
                 raise ValueError(f"meta.json: {part}.{name} is {size!r}")
+    for name, least in _INSTANCES.items():
+        count = read.get(name, least)
+        if not isinstance(count, int) or not least <= count < _MOST:
+            raise ValueError(f"meta.json: {name} is {count!r}")
+    if not isinstance(read.get("preset", ""), str):
+        raise ValueError(f"meta.json: preset is {read['preset']!r}")
     return read
 
 

@@ -130,7 +130,7 @@ def command(
         except ValueError as error:
             fail(str(error))
     else:
-        planned = load.from_prompts(prompts or [], requests, rate, limit, seed)
+        planned = load.from_prompts(prompts or [], requests, rate, limit, seed, _note)
     engine_flags = ["--kv-tokens", str(kv_tokens)] if kv_tokens is not None else []
     settings = local.ClusterSettings(
         model=model,
@@ -181,6 +181,10 @@ def command(
     write(result, json_file)
 
 
+def _note(text: str) -> None:
+    typer.echo(f"note: {text}", err=True)
+
+
 def _simulated_load(
     profile: str,
     workload: str,
@@ -195,6 +199,8 @@ def _simulated_load(
     from ares.traces import WORKLOADS, read_trace, synthetic
 
     work = synthetic(workload, requests, seed) if workload in WORKLOADS else read_trace(Path(workload), None)
+    for note in work.notes:
+        _note(note)
     work = work.repeated(requests)
     engine = load_profile(profile)
     if kv_tokens is not None:
