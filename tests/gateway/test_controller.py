@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 import math
 from collections.abc import AsyncIterator
@@ -406,6 +407,9 @@ async def test_the_log_decides_again(model_folder: Path, tmp_path: Path) -> None
     assert again.decisions > 5
     assert again.differences == []
     assert again.logged["enter"] == 6
+    packed = tmp_path / "decisions.jsonl.gz"
+    packed.write_bytes(gzip.compress(b"\xef\xbb\xbf" + log.read_bytes()))
+    assert replay(packed, None) == again
     other = replay(log, "static-rr")
     assert other.made["move"] == other.made["rescue"] == 0
     with pytest.raises(ValueError, match="unknown preset"):
@@ -420,6 +424,8 @@ def test_a_broken_log_is_named(tmp_path: Path, line: str) -> None:
     log.write_text(line + "\n")
     with pytest.raises(ReplayError, match=r"log\.jsonl:1: not a logged decision"):
         replay(log, None)
+    with pytest.raises(ReplayError, match=r"nowhere: cannot be read"):
+        replay(tmp_path / "nowhere", None)
 
 
 @pytest.mark.timeout(300)  # the simulator may have to be compiled first

@@ -6,10 +6,8 @@ from typing import Annotated, Any
 
 import psutil
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ares import local
+from ares import local, tables
 from ares.bench.environment import describe, write
 from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL, resolve
@@ -66,10 +64,9 @@ def command(
         "idle_cpu_percent_of_one_core": round(sum(row["idle_cpu_percent"] for row in rows), 2),
         "parts": rows,
     }
-    table = Table(title=f"ready after {ready_s:.1f} s; idle for {elapsed:.0f} s")
-    for column in ("part", "idle CPU %", "memory MB (PSS)"):
-        table.add_column(column, justify="right")
+    title = f"ready after {ready_s:.1f} s; idle for {elapsed:.0f} s"
+    table = tables.table("part", "idle CPU %", "memory MB (PSS)", title=title)
     for row in rows:
         table.add_row(row["part"], f"{row['idle_cpu_percent']:.2f}", str(row["total_pss_mb"]))
-    Console().print(table)
+    tables.show(table)
     write(result, json_file)

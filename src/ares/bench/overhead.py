@@ -21,9 +21,8 @@ import typer
 import zmq
 import zmq.asyncio
 from rich.console import Console
-from rich.table import Table
 
-from ares import local, wire
+from ares import local, tables, wire
 from ares.bench.environment import describe, write
 from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL
@@ -134,9 +133,8 @@ def command(
         cluster.await_workers()
         urls = {part.name: part.url for part in cluster.workers}
         rows = asyncio.run(_measure(urls, model, batch or [1, 8], rounds, tokens))
-    table = Table(title="TPOT while nothing moves")
-    for column in ("batch", "none ms", "stock ms", "ares ms", "ares / stock", "ares / none"):
-        table.add_column(column, justify="right")
+    columns = ("none ms", "stock ms", "ares ms", "ares / stock", "ares / none")
+    table = tables.table("batch", *columns, title="TPOT while nothing moves")
     for row in rows:
         ratios = [row[f"ares_to_{name}"] for name in ("stock", "none")]
         table.add_row(
@@ -144,5 +142,5 @@ def command(
             *(f"{row['tpot_ms'][name]:.2f}" for name in _CONNECTORS),
             *(f"{r['median']:.3f} ({r['low']:.3f}-{r['high']:.3f})" for r in ratios),
         )
-    Console().print(table)
+    tables.show(table)
     write({"benchmark": "overhead", "model": model, **describe(), "cases": rows}, json_file)

@@ -14,9 +14,8 @@ from typing import Annotated, Any
 import aiohttp
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from ares import local
+from ares import local, tables
 from ares.bench.environment import describe, write
 from ares.bench.overhead import gaps, interval, watch
 from ares.engine.defaults import local_flags
@@ -81,12 +80,10 @@ def command(
         cluster.start_worker("engine", "both", place, ("--predictor", predictor) if predictor else ())
         cluster.await_workers()
         rows = asyncio.run(_measure(cluster.workers[0].url, model, batch or [1, 8, 32], rounds, tokens))
-    table = Table(title="TPOT with the predictor and without")
-    for column in ("batch", "off ms", "on ms", "on / off"):
-        table.add_column(column, justify="right")
+    table = tables.table("batch", "off ms", "on ms", "on / off", title="TPOT with the predictor and without")
     for row in rows:
         ratio, times = row["on_to_off"], row["tpot_ms"]
         shown = f"{ratio['median']:.4f} ({ratio['low']:.4f}-{ratio['high']:.4f})"
         table.add_row(str(row["batch"]), f"{times['off']:.2f}", f"{times['on']:.2f}", shown)
-    Console().print(table)
+    tables.show(table)
     write({"benchmark": "predictor", "model": model, **describe(), "cases": rows}, json_file)

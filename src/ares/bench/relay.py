@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ares import model as models
+from ares import tables
 from ares.bench.environment import describe, write
 from ares.bench.stream_client import Reading, StreamError, read_streams
 from ares.model import DEFAULT_MODEL
@@ -111,7 +112,7 @@ def command(
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "systems": systems,
     }
-    console.print(_table(systems))
+    tables.show(_table(systems))
     write(msgspec.to_builtins(result), json_file)
 
 
@@ -267,9 +268,8 @@ def _versions(router: Path | None) -> dict[str, str]:
 
 
 def _table(systems: dict[str, Any]) -> Table:
-    table = Table(title="relaying token chunks: CPU s per 100,000 chunks (chunks per read), added time to first token")
-    for name in ("system", *_MODES.values(), "TTFT +ms", "p95", "RSS MB"):
-        table.add_column(name, justify="left" if name == "system" else "right")
+    title = "relaying token chunks: CPU s per 100,000 chunks (chunks per read), added time to first token"
+    table = tables.table("system", *_MODES.values(), "TTFT +ms", "p95", "RSS MB", title=title)
     for name, figures in systems.items():
         cells = [
             f"{figures[mode]['cpu_s_per_100k_chunks']['median']:.2f} ({figures[mode]['chunks_per_read']:.3g})"

@@ -21,7 +21,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from ares import local
+from ares import local, tables
 from ares import model as models
 from ares.bench.environment import describe, write
 from ares.engine.simulated import model as simulated
@@ -140,7 +140,7 @@ def command(
         "direct": direct,
         "gateway": gateway,
     }
-    console.print(_table(plan, {"no gateway": direct, "gateway": gateway}))
+    tables.show(_table(plan, {"no gateway": direct, "gateway": gateway}))
     write(msgspec.to_builtins(result), json_file)
 
 
@@ -263,9 +263,9 @@ def _percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 def _table(plan: _Plan, runs: dict[str, dict[str, Any]]) -> Table:
-    table = Table(title=f"{plan.streams} streams of {plan.tokens} tokens on {plan.prefill + plan.decode} instances")
-    for name in ("", "tokens/s", "all running", "wrong", "TTFT p50/p99 ms", "gap p50/p99 ms", "CPU % of a core"):
-        table.add_column(name)
+    title = f"{plan.streams} streams of {plan.tokens} tokens on {plan.prefill + plan.decode} instances"
+    columns = ("tokens/s", "all running", "wrong", "TTFT p50/p99 ms", "gap p50/p99 ms", "CPU % of a core")
+    table = tables.table("", *columns, title=title)
     for name, run in runs.items():
         first, gap = run["first_token_ms"], run["gap_ms"]
         table.add_row(

@@ -16,9 +16,8 @@ from typing import Annotated, Any
 import aiohttp
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from ares import local
+from ares import local, tables
 from ares.bench.environment import describe, write
 from ares.engine.defaults import DEFAULT_PULL_BYTES, local_flags
 from ares.model import DEFAULT_MODEL
@@ -243,9 +242,8 @@ def command(
         **describe(),
         "cases": rows,
     }
-    table = Table(title="client-visible stall of a move")
-    for column in ("load", "context", "mode", "gap ms", "stall ms", "p95 ms", "gaps", "p95 gaps"):
-        table.add_column(column, justify="right", overflow="fold")
+    columns = ("context", "mode", "gap ms", "stall ms", "p95 ms", "gaps", "p95 gaps")
+    table = tables.table("load", *columns, title="client-visible stall of a move")
     for row in rows:
         table.add_row(
             row["load"],
@@ -257,5 +255,5 @@ def command(
             f"{row['stall_in_gaps']['median']:.2f}",
             f"{row['stall_in_gaps']['p95']:.2f}",
         )
-    Console().print(table)
+    tables.show(table)
     write(result, json_file)

@@ -53,7 +53,13 @@ class Preset:
         rebalance: str | None = None,
         queue: str | None = None,
     ) -> "Preset":
-        """Return this preset with some of its parts replaced; ValueError where one is not known."""
+        """Return this preset with some of its parts replaced; it uses predictions where a part needs them.
+
+        Raises
+        ------
+        ValueError
+            A part is not known, or two of them do not go together: one would change nothing.
+        """
         for given, known in (
             (dispatch, tuple(DISPATCHERS)),
             (admission, ADMISSIONS),
@@ -62,13 +68,46 @@ class Preset:
         ):
             if given is not None and given not in known:
                 raise ValueError(f"unknown policy {given!r}; known: {', '.join(known)}")
-        return replace(
+        changed = replace(
             self,
             dispatch=dispatch or self.dispatch,
             admission=admission or self.admission,
             rebalance=rebalance or self.rebalance,
             queue=queue or self.queue,
         )
+        _check(changed)
+        needed = changed.admission == "forecast" or changed.rebalance in ("paper", "ares", "oracle")
+        return replace(changed, predicts=needed)
+
+
+# Admission by forecast chooses the instance and the order itself; open admission leaves the order to vLLM.
+_ENTRANCES: dict[str, dict[str, tuple[str, ...]]] = {
+    "open": {"dispatch": ("round_robin", "least_loaded"), "queue": ("fcfs",)},
+    "forecast": {"dispatch": ("forecast",), "queue": ("volume",)},
+}
+
+
+def _check(changed: Preset) -> None:
+    """Raise ValueError where a part would change nothing beside the others, and say what fits."""
+    wrong = [
+        f"{part} {' or '.join(names)} (not {getattr(changed, part)})"
+        for part, names in _ENTRANCES[changed.admission].items()
+        if getattr(changed, part) not in names
+    ]
+    if wrong:
+        others = {name: parts for name, parts in _ENTRANCES.items() if name != changed.admission}
+        fits = "; ".join(f"admission {name} goes with {_said(parts)}" for name, parts in others.items())
+        raise ValueError(f"admission {changed.admission} needs {' and '.join(wrong)}; {fits}")
+    if changed.suspends and changed.admission != "forecast":
+        plain = ", ".join(name for name, one in PRESETS.items() if not one.suspends)
+        raise ValueError(
+            f"it suspends requests, which needs admission forecast (not {changed.admission}); "
+            f"presets that suspend none: {plain}"
+        )
+
+
+def _said(parts: dict[str, tuple[str, ...]]) -> str:
+    return " and ".join(f"{part} {' or '.join(names)}" for part, names in parts.items())
 
 
 PRESETS: dict[str, Preset] = {

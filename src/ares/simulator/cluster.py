@@ -155,8 +155,8 @@ class Simulation:
             state.prefill_law[instance] = profile.step.row()
         settings = self.preset.admission_settings
         suspension = self.preset.suspend_settings
-        predicts = self.error.predicts and self.preset.predicts
         exact = self.preset.rebalance == "oracle"
+        predicts = (self.error.predicts or exact) and self.preset.predicts
         full_step = float((state.law[:, 0] + state.law[:, 2] * state.total_blocks * first.block_size).mean())
         objective = suspension.tpot_s * (1.0 - settings.tpot_margin)
         step_budget = objective if predicts and self.preset.suspends else np.inf

@@ -11,9 +11,8 @@ import psutil
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from ares import local
+from ares import local, tables
 from ares.bench import steady
 from ares.bench.environment import write
 from ares.bench.live import client
@@ -204,15 +203,14 @@ def command(
 
 
 def _show(figures: dict[str, Any], wrong: list[str]) -> None:
-    table = Table(title="growth in the second half")
-    for column in ("series", "median", "growth", "bound", "per hour", "flat"):
-        table.add_column(column, justify="left" if column == "series" else "right")
+    columns = ("median", "growth", "bound", "per hour", "flat")
+    table = tables.table("series", *columns, title="growth in the second half")
     for row in figures["series"]:
         if row["flat"] is not None and (row["median"] or row["growth"]):
             cells = [f"{row[name]:g}" for name in ("median", "growth", "bound", "growth_per_hour")]
             table.add_row(row["series"], *cells, "yes" if row["flat"] else "NO")
     console = Console()
-    console.print(table)
+    tables.show(table)
     console.print(
         f"{sum(figures['requests'].values())} requests, {figures['moves'].get('moved', 0)} moves, "
         f"{figures['tokens_checked']} tokens checked in {figures['seconds']:.0f} s"
