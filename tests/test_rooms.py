@@ -13,14 +13,15 @@ FILES = sorted(ROOT.rglob("*.py"))
 MAY_KNOW = {
     "policy": set(),
     "predictor": {"model"},
+    "extras": set(),
     "traces": set(),
     "wire": set(),
-    "engine": {"wire", "predictor", "model", "keys"},
+    "engine": {"wire", "predictor", "model", "keys", "extras"},
     "engine/simulated": {"wire", "engine", "simulator"},
     "gateway": {"wire", "policy", "config", "model", "keys"},
-    "simulator": {"policy", "traces"},
+    "simulator": {"policy", "traces", "extras"},
     "config": {"policy", "keys"},
-    "model": {"gguf_model"},
+    "model": {"gguf_model", "extras"},
     "gguf_model": set(),
     "keys": set(),
 }

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ares import __version__, operator_cli, predictor_cli
+from ares import __version__, extras, operator_cli, predictor_cli
 from ares.bench import cli as bench
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES
 from ares.keys import CONTROL_KEY_VARIABLE, KeyFileError, read_key, read_keys, refuse_key_flag
@@ -59,7 +59,9 @@ def main() -> None:
 
     try:
         app()
-    except (ModelError, ConfigError, ClusterError, PredictorError, KeyFileError) as error:
+    except ModuleNotFoundError as error:
+        fail(str(extras.explain(error)))
+    except (ModelError, ConfigError, ClusterError, PredictorError, KeyFileError, extras.MissingPackageError) as error:
         fail(str(error))
 
 
@@ -158,7 +160,7 @@ def _simulate(
     try:
         engine, instances = settings.parse(profile, model, flags)
         found = serve.identities(*who, instances)
-        serve.serve(found, engine, models.resolve(model, console=_errors), drain_deadline_s)
+        serve.serve(found, engine, models.resolve(model, weights=False, console=_errors), drain_deadline_s)
     except (ProfileError, settings.SimulationError, simulated.VocabularyError, OSError) as error:
         fail(str(error))
 
@@ -245,7 +247,9 @@ def up(
         live_preset(preset)
     except ValueError as error:
         fail(str(error))
-    folder = models.resolve(model, console=_errors)
+    if simulate is None:
+        extras.require("vllm", "nixl")  # before a model of gigabytes is fetched
+    folder = models.resolve(model, weights=simulate is None, console=_errors)
     if simulate is not None:
         _check_simulation(simulate, model, flags)
     elif predictor is not None:

@@ -19,6 +19,7 @@ from typing import BinaryIO
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ares import extras
 from ares.engine.defaults import free_port, free_ports, gpu_shares
 from ares.wire import Role
 
@@ -111,6 +112,7 @@ class Cluster:
         self, name: str, role: Role, cores: str | None, flags: tuple[str, ...] = (), gpus: str | None = None
     ) -> None:
         """Start an instance on these CPU cores or GPUs; `flags` are flags of `ares worker`."""
+        extras.require("vllm", "nixl")  # said here in one sentence, not in the log of each instance
         command = ["worker", "--model", self.settings.model, "--role", role, "--name", name, *_AT_ONCE]
         for flag in ("--port", "--control-port", "--nixl-port"):
             # Chosen here for all instances: they start at the same time and must not choose the same.

@@ -31,7 +31,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 def fail(message: str, status: int = 2) -> NoReturn:
     """Print an error and end."""
-    _errors.print(f"error: {message}", style="bold red", markup=False, highlight=False)
+    _errors.print(f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(status)
 
 

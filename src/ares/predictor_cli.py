@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ares import extras
 from ares.model import DEFAULT_MODEL
 from ares.predictor.errors import PredictorError
 
@@ -72,7 +73,7 @@ def followed(
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PredictorError(f"{prompts}: not what ares predictor structured writes: {error!r}") from error
     pairs = dataset.load(data)
-    tokenizer = AutoTokenizer.from_pretrained(str(models.resolve(pairs.source.model, console=_errors)))
+    tokenizer = AutoTokenizer.from_pretrained(str(models.resolve(pairs.source.model, weights=False, console=_errors)))
     cut = dict(zip(pairs.output.tolist(), pairs.censored.tolist(), strict=True))
     lengths = []
     for output, prompt in enumerate(pairs.prompts):
@@ -106,6 +107,8 @@ def collect(
     seed: Seed = 0,
 ) -> None:
     """Generate with vLLM and store the hidden states of every k-th token with the remaining length."""
+    extras.require("vllm")
+
     from ares import model as models
     from ares.engine.collect import GenerationSettings, Generator
     from ares.predictor import prompts as prompt_files
@@ -165,6 +168,8 @@ def noise_floor(
     seed: Seed = 0,
 ) -> None:
     """Go on from the same prefix many times: the least error that any predictor could have."""
+    extras.require("vllm")
+
     import numpy as np
 
     from ares import model as models
@@ -225,6 +230,8 @@ def train(
     members: Annotated[int, typer.Option(min=1, help="Networks whose distributions are averaged (ours).")] = 4,
 ) -> None:
     """Train on 70 % of the prompts and stop by another 15 %."""
+    extras.require("torch")
+
     from ares.bench.environment import describe
     from ares.predictor import checkpoint as checkpoints
     from ares.predictor import dataset
@@ -259,6 +266,10 @@ def evaluate(
     seed: Seed = 0,
 ) -> None:
     """Judge a checkpoint on the test prompts, beside the baselines and the noise floor."""
+    extras.require(
+        "torch", "scipy", *(["matplotlib"] if report is not None else []), install=extras.command("predictor")
+    )
+
     from ares.bench.environment import describe
     from ares.predictor.commands import Comparison, chosen_baselines
 
@@ -287,6 +298,8 @@ def time_again(
     paper: Annotated[Path | None, typer.Option(help="Checkpoint of --arch paper.")] = None,
 ) -> None:
     """Measure microseconds of a prediction again, on a quiet machine, and put them into an evaluation."""
+    extras.require("torch")
+
     from ares.predictor import auxiliary, timing
     from ares.predictor import checkpoint as checkpoints
 

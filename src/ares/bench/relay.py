@@ -117,7 +117,7 @@ def command(
 
 def _run(plan: _Plan, router: Path | None, console: Console) -> dict[str, Any]:
     """Measure the systems in turn, again and again, and return the figures of each."""
-    folder = models.resolve(plan.model)
+    folder = models.resolve(plan.model, weights=False)
     with contextlib.ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ares-relay-")))
         mocks = {role: stack.enter_context(_mock(role, folder, plan.model, logs)) for role in ("prefill", "decode")}

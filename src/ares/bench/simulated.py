@@ -115,7 +115,7 @@ def command(
     signal_as_interrupt()
     console = Console()
     plan = _Plan(profile, model, prefill, decode, streams, prompt_tokens, tokens, speed, preset)
-    folder = models.resolve(model)
+    folder = models.resolve(model, weights=False)
     settings = local.ClusterSettings(
         model=model,
         prefill=prefill,

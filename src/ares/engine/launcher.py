@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ares import model
+from ares import extras, model
 from ares.engine import instance, predictor_choice
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES, free_port, is_cpu_build
 from ares.predictor import shards
@@ -65,6 +65,7 @@ def serve(settings: WorkerSettings) -> None:
     check_control(settings.host, insecure=settings.control_insecure or settings.connector != "ares")
     check_port(settings.host, settings.control_port, "--control-port")
     check_port(settings.host, settings.nixl_port, "--nixl-port")
+    extras.require("vllm", "nixl")  # before a model of gigabytes is fetched
     folder = model.resolve(settings.model)
     control_port = settings.control_port or free_port(settings.host)
     os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = settings.host
@@ -269,6 +270,4 @@ def _check_packages() -> None:
         import nixl  # noqa: F401
         import vllm  # noqa: F401
     except ImportError as error:
-        raise LaunchError(
-            f"{error.name} is missing: pip install '.[cpu]' in ARES's checkout, or '.[vllm]' on GPUs"
-        ) from error
+        raise LaunchError(f"vLLM and NIXL are installed, but cannot be loaded: {error}") from error

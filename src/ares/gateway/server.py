@@ -45,7 +45,7 @@ class Server(uvicorn.Server):
 def serve(config: GatewayConfig) -> None:
     """Run a gateway until it is told to stop."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    folder = model.resolve(config.model)
+    folder = model.resolve(config.model, weights=False)
     app = build(config, folder)
     server = Server(
         uvicorn.Config(

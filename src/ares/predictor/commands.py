@@ -78,7 +78,7 @@ class Comparison:
         # would take longer than everything else together. All of the test set is read.
         test = self._pairs.split("test")
         read = self._pairs.only(test | (self._pairs.position % (3 * self._pairs.source.every) == 0))
-        tokenizer = AutoTokenizer.from_pretrained(str(models.resolve(self._pairs.source.model)))
+        tokenizer = AutoTokenizer.from_pretrained(str(models.resolve(self._pairs.source.model, weights=False)))
         embedded = auxiliary.embed_pairs(encoder, read, tokenizer)
         self._micros["auxiliary"] = self._micros["auxiliary-l1"] = timing.of_encoder(encoder)
         return read, embedded, encoder.parameters

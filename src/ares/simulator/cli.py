@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ares import extras
 from ares.simulator.options import (
     Admission,
     Decode,
@@ -47,13 +48,9 @@ def user_errors() -> Iterator[None]:
     """Turn what a user can cause into one line on standard error and exit status 2."""
     try:
         yield
-    except ModuleNotFoundError as error:
-        typer.echo(
-            f"ares simulate: {error}; it needs the extra: pip install '.[simulate]' in ARES's checkout", err=True
-        )
-        raise typer.Exit(2) from None
-    except (ValueError, OSError) as error:
-        typer.echo(f"ares simulate: {error}", err=True)
+    except (ModuleNotFoundError, extras.MissingPackageError, ValueError, OSError) as error:
+        said = extras.explain(error) if isinstance(error, ModuleNotFoundError) else error
+        typer.echo(f"ares simulate: {said}", err=True)
         raise typer.Exit(2) from None
 
 
@@ -132,6 +129,8 @@ def simulate(
     if context.invoked_subcommand is not None:
         return
     with user_errors():
+        extras.require("numba", *(["matplotlib"] if report is not None else []))
+
         from ares.simulator import metrics
         from ares.simulator import scenario as scenarios
 
@@ -191,6 +190,8 @@ def sweep(
 ) -> None:
     """Run loads x presets x seeds and report means with 95 % confidence intervals."""
     with user_errors():
+        extras.require("numba", "scipy", *(["matplotlib"] if plot is not None else []))
+
         from ares.simulator import metrics
         from ares.simulator import scenario as scenarios
         from ares.simulator import sweep as sweeps

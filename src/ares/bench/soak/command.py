@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ares import local
+from ares import extras, local
 from ares.bench import steady
 from ares.bench.environment import write
 from ares.bench.live import client
@@ -173,6 +173,8 @@ def command(
     """Run mixed traffic and moves: tokens, leaks, leases, what is left at the end; status 1 where anything is wrong."""
     from ares.cli import signal_as_interrupt
 
+    if report is not None:
+        extras.require("matplotlib")
     signal_as_interrupt()
     settings = steady.engines(model, decode, port, simulate, dtype, preset)
     console = Console(stderr=True)
