@@ -14,6 +14,7 @@ MAY_KNOW = {
     "policy": set(),
     "predictor": {"model"},
     "extras": set(),
+    "http_client": set(),
     "traces": set(),
     "wire": set(),
     "engine": {"wire", "predictor", "model", "keys", "extras"},

@@ -9,8 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ares import extras
 from ares.engine.defaults import free_port, free_ports, gpu_shares
+from ares.http_client import open_direct
 from ares.wire import Role
 
 _START_TIMEOUT_S = 600.0
@@ -51,7 +50,7 @@ class Part:
 
     def ready(self) -> bool:
         """Whether it answers."""
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=1) as reply:  # noqa: S310 - our own address
+        with contextlib.suppress(OSError), open_direct(f"{self.url}/health", timeout=1) as reply:
             return bool(reply.status == 200)
         return False
 
@@ -326,7 +325,7 @@ def _gateway_ready(cluster: Cluster) -> Callable[[Part], bool]:
     """Return a check that the gateway has heard of every instance."""
 
     def ready(part: Part) -> bool:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{part.url}/version", timeout=1) as reply:  # noqa: S310 - our own address
+        with contextlib.suppress(OSError), open_direct(f"{part.url}/version", timeout=1) as reply:
             body: str = reply.read().decode()
             return all(f'"{name}"' in body for worker in cluster.workers for name in worker.instances)
         return False

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from rich.table import Table
 from ares import model as models
 from ares.bench.environment import describe, write
 from ares.bench.stream_client import Reading, StreamError, read_streams
+from ares.http_client import open_direct
 from ares.model import DEFAULT_MODEL
 
 _START_TIMEOUT_S = 60.0
@@ -216,7 +216,7 @@ def _served(name: str, command: list[str], port: int, logs: Path, route: str, wo
 
 
 def _get(port: int, route: str, body: bytes | None = None) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{route}", body, timeout=5) as reply:
+    with open_direct(f"http://127.0.0.1:{port}{route}", 5, body) as reply:
         return str(reply.read().decode())
 
 
