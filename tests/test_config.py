@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from ares.config import ConfigError, load
+from ares import variables
+from ares.config import ConfigError, GatewayConfig, load
 
 ROOT = Path(__file__).parents[1]
 MINIMAL = {"model": "m", "workers": ["http://a"]}
@@ -67,7 +68,7 @@ def test_lists_from_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_list_that_is_none_is_named_with_its_form_and_not_shown(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARES_API_KEYS", text)
-    with pytest.raises(ConfigError, match=r'^ARES_API_KEYS: .*a JSON list, such as \["KEY", .*commas') as refusal:
+    with pytest.raises(ConfigError, match=r'^ARES_API_KEYS must be a JSON list, such as \["KEY", .*commas') as refusal:
         load(**MINIMAL)
     assert "secret" not in str(refusal.value)
 
@@ -75,7 +76,7 @@ def test_a_list_that_is_none_is_named_with_its_form_and_not_shown(text: str, mon
 @pytest.mark.parametrize("text", ["chat", "ttft_s=2", "{'chat': {}}"])
 def test_a_mapping_that_is_none_is_named_with_its_form(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARES_CLASSES", text)
-    with pytest.raises(ConfigError, match=r'^ARES_CLASSES: .*JSON, such as \{"chat": \{"ttft_s": 2'):
+    with pytest.raises(ConfigError, match=r'^ARES_CLASSES must be JSON, such as \{"chat": \{"ttft_s": 2'):
         load(**MINIMAL)
 
 
@@ -94,6 +95,20 @@ def test_a_wrong_variable_is_named(name: str, text: str, said: str, monkeypatch:
     monkeypatch.setenv(name, text)
     with pytest.raises(ConfigError, match=said):
         load(model="m", workers=None if "WORKERS" in name else ["http://a"])
+
+
+def test_a_variable_beside_a_flag_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARES_WORKERS", "[broken")
+    assert load(**MINIMAL).workers == ["http://a"]
+
+
+def test_what_a_command_sets_itself_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARES_PORT", "9000")
+    monkeypatch.setenv("ARES_HOST", "0.0.0.0")  # noqa: S104 - a text
+    (remark,) = variables.remarks(GatewayConfig.model_fields, overruled=["port"])
+    assert remark.startswith("ARES_PORT has no effect")
+    monkeypatch.setenv("ARES_PORT", "tcp://10.96.0.12:8000")  # a Service called ares: nobody meant us
+    assert list(variables.remarks(GatewayConfig.model_fields, overruled=["port"])) == []
 
 
 def test_a_wrong_flag_is_not_blamed_on_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,7 +194,7 @@ def load(file: Path | None = None, **flags: Any) -> GatewayConfig:
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            variable_settings = variables.Variables(settings_cls)
+            variable_settings = variables.Variables(settings_cls, wanted)
             return init_settings, variable_settings, YamlConfigSettingsSource(settings_cls, yaml_file=file)
 
     if file is not None and not file.is_file():

@@ -47,10 +47,14 @@ def open_url(request: urllib.request.Request, timeout: float) -> http.client.HTT
 
 def proxy_of(url: str) -> str | None:
     """Return the proxy of a URL: none for loopback, else by http_proxy, https_proxy, all_proxy and no_proxy."""
+    return None if _is_loopback(urlsplit(url).hostname or "") else by_variables(url)
+
+
+def by_variables(url: str) -> str | None:
+    """Return the proxy that the variables name for a URL, which most clients take for loopback as well."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    address = f"{host}:{parts.port}" if parts.port is not None else host
-    if _is_loopback(host) or urllib.request.proxy_bypass(address):
+    if urllib.request.proxy_bypass(f"{host}:{parts.port}" if parts.port is not None else host):
         return None
     proxies = urllib.request.getproxies()
     return proxies.get(parts.scheme) or proxies.get("all")

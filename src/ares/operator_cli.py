@@ -206,9 +206,12 @@ def _until_empty(instance: str, timeout_s: float, url: str, key_file: Path | Non
 
 def _key(file: Path | None) -> str | None:
     try:
-        return read_key(file) if file is not None else clean(os.environ.get(_KEY_VARIABLE, "")) or None
+        key = read_key(file) if file is not None else clean(os.environ.get(_KEY_VARIABLE, ""))
     except KeyFileError as error:
         fail(str(error))
+    if not key.isprintable() or any(ord(character) > 255 for character in key):
+        fail(f"the key in {file or _KEY_VARIABLE} has characters that no HTTP header can hold")
+    return key or None
 
 
 def _call(
@@ -233,13 +236,12 @@ def _call(
         fail(message, 1)
     except (OSError, http.client.HTTPException) as error:
         _not_there(url, getattr(error, "reason", None) or str(error) or type(error).__name__)
-    except UnicodeEncodeError:
-        fail(f"the admin key ({_KEY_VARIABLE}, --key-file) has characters that no HTTP header can hold")
     except ValueError:
         _not_there(url, "what answers there is something else")
 
 
 def _not_there(url: str, why: object) -> NoReturn:
+    why = " ".join(str(why).split())
     address = url.partition("/admin/")[0]
     proxy = proxy_of(url)
     through = ", asked through the proxy of the proxy variables (NO_PROXY=HOST asks it directly)" if proxy else ""

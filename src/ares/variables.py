@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from pydantic.fields import FieldInfo
-from pydantic_settings import EnvSettingsSource
+from pydantic_settings import BaseSettings, EnvSettingsSource
 
 PREFIX = "ARES_"
 # Those that are no settings of a gateway: other commands and our tests read them.
@@ -31,7 +31,7 @@ def given() -> dict[str, str]:
     return {name.upper(): value for name, value in os.environ.items() if name.upper().startswith(PREFIX)}
 
 
-def remarks(settings: Collection[str], flags: Collection[str] = ()) -> Iterator[str]:
+def remarks(settings: Collection[str], flags: Collection[str] = (), overruled: Collection[str] = ()) -> Iterator[str]:
     """Say of every variable that has no effect why.
 
     Parameters
@@ -40,10 +40,15 @@ def remarks(settings: Collection[str], flags: Collection[str] = ()) -> Iterator[
         Names of all settings.
     flags
         Names of those that are given by flags, which win over variables anyway.
+    overruled
+        Names of those that the command sets, whether its flags are given or not.
     """
     known = {variable(setting) for setting in settings}
     for name, value in sorted(given().items()):
-        if name in known:
+        if name in map(variable, overruled):
+            if not _names_a_service(name, value):
+                yield f"{name} has no effect on this command, which sets that itself: use its flags"
+        elif name in known:
             if _names_a_service(name, value) and name not in map(variable, flags):
                 yield (
                     f"{name} is {value}, which Kubernetes sets beside a Service called `ares`: it is not used; rename "
@@ -57,12 +62,19 @@ def remarks(settings: Collection[str], flags: Collection[str] = ()) -> Iterator[
 
 
 class Variables(EnvSettingsSource):
-    """The variables as pydantic-settings reads them; lists also with commas, and nothing that Kubernetes sets."""
+    """The variables as pydantic-settings reads them; lists also with commas, and nothing that Kubernetes sets.
+
+    `flags` are the settings that flags give: their variables are not looked at.
+    """
+
+    def __init__(self, settings: type[BaseSettings], flags: Collection[str]) -> None:
+        super().__init__(settings)
+        self._flags = flags
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         """Return the text of a variable, the name of its field, and whether the text is JSON."""
         value, key, is_complex = super().get_field_value(field, field_name)
-        if value is not None and _names_a_service(variable(field_name), value):
+        if value is not None and (field_name in self._flags or _names_a_service(variable(field_name), value)):
             value = None
         return value, key, is_complex
 
@@ -81,9 +93,9 @@ class Variables(EnvSettingsSource):
                 pass
         example = json.dumps(field.examples[0]) if field.examples else "JSON"
         form = (
-            f"a JSON list, such as {example}, or items with commas between" if is_list else f"JSON, such as {example}"
+            f"a JSON list, such as {example}, or items separated by commas" if is_list else f"JSON, such as {example}"
         )
-        raise ValueError(f"{variable(field_name)}: wanted is {form}")
+        raise ValueError(f"{variable(field_name)} must be {form}")
 
 
 def _names_a_service(name: str, value: str) -> bool:
