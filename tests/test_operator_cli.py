@@ -246,6 +246,7 @@ def test_an_address_that_is_none_is_said_in_a_line(command: list[str], url: str,
 @pytest.mark.parametrize(
     ("code", "body", "said"),
     [
+        (200, b"[]", "no gateway at URL: what answers there is something else"),
         (200, b"<html>", "no gateway at URL: what answers there is something else"),
         (404, b'{"detail": "Not Found"}', "no gateway at URL: it answers 404 Not Found"),
         (

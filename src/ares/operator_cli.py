@@ -223,8 +223,10 @@ def _call(
     request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310 - the operator's own URL
     try:
         with open_url(request, timeout=60) as reply:
-            read: dict[str, Any] = json.load(reply)
-            return read
+            read = json.load(reply)
+        if not isinstance(read, dict):
+            raise TypeError
+        return read
     except urllib.error.HTTPError as error:
         try:
             failure = json.load(error)["error"]
@@ -236,7 +238,7 @@ def _call(
         fail(message, 1)
     except (OSError, http.client.HTTPException) as error:
         _not_there(url, getattr(error, "reason", None) or str(error) or type(error).__name__)
-    except ValueError:
+    except (TypeError, ValueError):
         _not_there(url, "what answers there is something else")
 
 
