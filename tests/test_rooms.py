@@ -15,19 +15,18 @@ MAY_KNOW = {
     "predictor": {"model"},
     "traces": set(),
     "wire": set(),
-    "engine": {"wire", "predictor", "model", "keys", "addresses"},
-    "engine/simulated": {"wire", "engine", "simulator", "addresses"},
-    "gateway": {"wire", "policy", "config", "model", "keys", "addresses"},
-    "simulator": {"policy", "traces", "progress"},
-    "config": {"policy", "keys", "addresses"},
-    "addresses": set(),
-    "model": {"gguf_model", "progress"},
-    "progress": set(),
+    "engine": {"wire", "predictor", "model", "keys"},
+    "engine/simulated": {"wire", "engine", "simulator"},
+    "gateway": {"wire", "policy", "config", "model", "keys"},
+    "simulator": {"policy", "traces"},
+    "config": {"policy", "keys", "variables"},
+    "variables": set(),
+    "model": {"gguf_model"},
     "gguf_model": set(),
     "keys": set(),
 }
 # What every room may know: small helpers that know nobody.
-SHARED = {"addresses", "outputs", "progress", "tables", "text_files"}
+SHARED = {"addresses", "extras", "http_client", "names", "outputs", "progress", "tables", "text_files"}
 # A room within a room, with walls of its own.
 INNER = {"engine/simulated"}
 HEAVY = {"vllm": {"engine"}, "nixl": {"engine"}, "torch": {"engine", "predictor", "gguf_model", "bench"}}

@@ -4,13 +4,15 @@ import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
 
-from ares import __version__, operator_cli, predictor_cli
+from ares import __version__, extras, operator_cli, predictor_cli
 from ares.bench import cli as bench
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES
+from ares.http_client import by_variables
 from ares.keys import CONTROL_KEY_VARIABLE, KeyFileError, read_key, read_keys, refuse_key_flag
 from ares.model import DEFAULT_MODEL, ModelError
 from ares.operator_cli import fail
@@ -44,6 +46,8 @@ Predictor = Annotated[
     str | None,
     typer.Option(help="Checkpoint of `ares predictor train`, or none; by default the one that ships for the model."),
 ]
+# Settings that `ares up` gives to its gateway itself.
+_SET_BY_UP = ("model", "workers", "host", "port", "preset", "shutdown_timeout_s")
 ControlKeyFile = Annotated[
     Path | None, typer.Option(help="File with the control channel's key; or ARES_CONTROL_KEY (docs/security.md).")
 ]
@@ -61,7 +65,17 @@ def main() -> None:
 
     try:
         app()
-    except (ModelError, AddressError, ConfigError, ClusterError, PredictorError, KeyFileError) as error:
+    except ModuleNotFoundError as error:
+        fail(str(extras.explain(error)))
+    except (
+        ModelError,
+        AddressError,
+        ConfigError,
+        ClusterError,
+        PredictorError,
+        KeyFileError,
+        extras.MissingPackageError,
+    ) as error:
         fail(str(error))
 
 
@@ -183,7 +197,7 @@ def _simulate(
         ports = {"--port": port, "--control-port": control_port}
         addresses.check(host, {flag: range(first, first + instances) if first else () for flag, first in ports.items()})
         found = serve.identities(*who, instances)
-        serve.serve(found, engine, models.resolve(model, console=_errors), drain_deadline_s)
+        serve.serve(found, engine, models.resolve(model, weights=False, console=_errors), drain_deadline_s)
     except (ProfileError, settings.SimulationError, simulated.VocabularyError, OSError) as error:
         fail(str(error))
 
@@ -262,9 +276,9 @@ def up(
 
     Every other flag goes to each vLLM instance, for example --max-model-len 4096, or to the simulated engines.
     """
-    from ares import local
+    from ares import local, variables
     from ares import model as models
-    from ares.config import live_preset
+    from ares.config import GatewayConfig, live_preset
     from ares.engine import predictor_choice
     from ares.engine.defaults import local_flags
     from ares.supervision import Supervisor
@@ -275,8 +289,12 @@ def up(
         live_preset(preset)
     except ValueError as error:
         fail(str(error))
+    for remark in variables.remarks(GatewayConfig.model_fields, overruled=_SET_BY_UP):
+        _errors.print(f"warning: {remark}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if simulate is None:
+        extras.require("vllm", "nixl")  # before a model of gigabytes is fetched
     keys = _check_endpoint(model, host, port, api_key_file)
-    folder = models.resolve(model, console=_errors)
+    folder = models.resolve(model, weights=simulate is None, console=_errors)
     if simulate is not None:
         _check_simulation(simulate, model, flags)
     elif predictor is not None:
@@ -356,5 +374,7 @@ def _welcome(cluster: Any, keys: bool) -> None:
     )
     key = ' -H "Authorization: Bearer $KEY"' if keys else ""
     typer.echo(f"serving {cluster.settings.model} on {cluster.url}/v1 (logs: {cluster.log_folder})\n")
+    if by_variables(cluster.url) is not None:
+        typer.echo(f"  export NO_PROXY={urlsplit(cluster.url).hostname}  # or clients ask your proxy for it")
     typer.echo(f"  curl -N {cluster.url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'\n")
     typer.echo("Running requests: ares status. Stop: Ctrl-C.")

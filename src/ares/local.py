@@ -8,8 +8,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +16,9 @@ from typing import BinaryIO
 from rich.console import Console
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ares import addresses
+from ares import addresses, extras
 from ares.engine.defaults import free_port, free_ports, gpu_shares
+from ares.http_client import open_direct
 from ares.progress import progress_display
 from ares.wire import Role
 
@@ -63,7 +62,7 @@ class Part:
 
     def ready(self) -> bool:
         """Whether it answers."""
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=1) as reply:  # noqa: S310 - our own address
+        with contextlib.suppress(OSError), open_direct(f"{self.url}/health", timeout=1) as reply:
             return bool(reply.status == 200)
         return False
 
@@ -143,6 +142,7 @@ class Cluster:
         self, name: str, role: Role, cores: str | None, flags: tuple[str, ...] = (), gpus: str | None = None
     ) -> None:
         """Start an instance on these CPU cores or GPUs; `flags` are flags of `ares worker`."""
+        extras.require("vllm", "nixl")  # said here in one sentence, not in the log of each instance
         command = ["worker", "--model", self.settings.model, "--role", role, "--name", name, *_AT_ONCE]
         for flag in ("--port", "--control-port", "--nixl-port"):
             # Chosen here for all instances: they start at the same time and must not choose the same.
@@ -375,7 +375,7 @@ def _gateway_ready(cluster: Cluster) -> Callable[[Part], bool]:
     """Return a check that the gateway has heard of every instance."""
 
     def ready(part: Part) -> bool:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{part.url}/version", timeout=1) as reply:  # noqa: S310 - our own address
+        with contextlib.suppress(OSError), open_direct(f"{part.url}/version", timeout=1) as reply:
             body: str = reply.read().decode()
             return all(f'"{name}"' in body for worker in cluster.workers for name in worker.instances)
         return False

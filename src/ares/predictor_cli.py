@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from ares import tables
+from ares import extras, tables
 from ares.model import DEFAULT_MODEL
 from ares.outputs import check_folder, check_writable
 from ares.predictor.errors import PredictorError
@@ -93,7 +93,7 @@ def followed(
     except (ValueError, KeyError, TypeError) as error:
         raise PredictorError(f"{prompts}: not what ares predictor structured writes: {error!r}") from error
     pairs = dataset.load(data)
-    tokenizer = AutoTokenizer.from_pretrained(str(models.resolve(pairs.source.model, console=_errors)))
+    tokenizer = AutoTokenizer.from_pretrained(str(models.resolve(pairs.source.model, weights=False, console=_errors)))
     cut = dict(zip(pairs.output.tolist(), pairs.censored.tolist(), strict=True))
     lengths = []
     for output, prompt in enumerate(pairs.prompts):
@@ -127,6 +127,8 @@ def collect(
     seed: Seed = 0,
 ) -> None:
     """Generate with vLLM and store the hidden states of every k-th token with the remaining length."""
+    extras.require("vllm")
+
     from ares import model as models
     from ares.engine.collect import GenerationSettings, Generator
     from ares.predictor import dataset, shards
@@ -199,6 +201,8 @@ def noise_floor(
     seed: Seed = 0,
 ) -> None:
     """Go on from the same prefix many times: the least error that any predictor could have."""
+    extras.require("vllm")
+
     import numpy as np
 
     from ares import model as models
@@ -268,6 +272,8 @@ def train(
     ] = None,
 ) -> None:
     """Train on 70 % of the prompts and stop by another 15 %; 80 prompts or more."""
+    extras.require("torch")
+
     from ares.bench.environment import describe
     from ares.predictor import checkpoint as checkpoints
     from ares.predictor import dataset
@@ -309,6 +315,10 @@ def evaluate(
     seed: Seed = 0,
 ) -> None:
     """Judge a checkpoint on the test prompts, beside the baselines and the noise floor."""
+    extras.require(
+        "torch", "scipy", *(["matplotlib"] if report is not None else []), install=extras.command("predictor")
+    )
+
     from ares.bench.environment import describe
     from ares.predictor.commands import Comparison, chosen_baselines
 
@@ -359,6 +369,8 @@ def time_again(
     paper: Annotated[Path | None, typer.Option(help="Checkpoint of --arch paper.")] = None,
 ) -> None:
     """Measure microseconds of a prediction again, on a quiet machine, and put them into an evaluation."""
+    extras.require("torch")
+
     from ares.predictor import auxiliary, timing
     from ares.predictor import checkpoint as checkpoints
     from ares.text_files import read_text

@@ -826,6 +826,35 @@ async def test_status_and_a_commanded_move(service: Service) -> None:
     assert reply["usage"]["completion_tokens"] == 400
 
 
+async def test_a_move_by_the_id_that_the_client_got(service: Service) -> None:
+    @contextlib.asynccontextmanager
+    async def streaming(choices: int) -> AsyncIterator[str]:
+        """A stream without a name of the client's; gives the id in its reply."""
+        body = {"prompt": PROMPT, "max_tokens": 800, "stream": True, "n": choices}
+        async with service.client.stream("POST", "/v1/completions", json=body) as reply:
+            lines = reply.aiter_lines()  # the stream ends with its reader
+            yield json.loads((await anext(lines)).removeprefix("data: "))["id"]
+
+    async with streaming(1) as given:
+        own = given.removeprefix("cmpl-")
+        await eventually(lambda: own in service.gateway.sequences)
+        await eventually(lambda: service.gateway.sequences[own].not_movable() is None)
+        here = service.gateway.sequences[own].instance
+        target = next(name for name in ("decode-0", "decode-1") if here is not None and name != here.name)
+        body = {"request_id": given, "target": f"{target[:6]}..{target[-1]}"}
+        reply = await service.client.post("/admin/v1/migrations", json=body)
+        assert (reply.status_code, reply.json()["request_id"], reply.json()["target"]) == (200, own, target)
+    async with streaming(2) as given:
+        await eventually(lambda: len(service.gateway.sequences) == 2)
+        body = {"request_id": given, "target": "decode-0"}
+        error = failure(await service.client.post("/admin/v1/migrations", json=body), 409)
+        assert error["code"] == "request_ambiguous"
+        assert "{0}-0, {0}-1".format(given.removeprefix("cmpl-")) in error["message"]
+    error = failure(await service.client.post("/admin/v1/instances/decode../drain"), 409)
+    assert error["code"] == "instance_ambiguous"
+    await service.quiet()
+
+
 async def test_moves_that_cannot_be(service: Service) -> None:
     async def move(**body: Any) -> httpx.Response:
         return await service.client.post("/admin/v1/migrations", json=body)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import psutil
 import typer
 
-from ares import local, tables
+from ares import extras, local, tables
 from ares.bench.environment import describe, write
 from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL, resolve
@@ -31,6 +31,7 @@ def command(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
     """Measure what a cluster costs before its first request."""
+    extras.require("vllm", "nixl")
     resolve(model)
     settings = local.ClusterSettings(model=model, decode=decode, port=port, vllm_flags=tuple(local_flags([])))
     start = time.monotonic()

@@ -12,7 +12,6 @@ import os
 import random
 import statistics
 import time
-import urllib.request
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +24,7 @@ from rich.console import Console
 from ares import local, tables, wire
 from ares.bench.environment import describe, write
 from ares.engine.defaults import local_flags
+from ares.http_client import open_direct
 from ares.model import DEFAULT_MODEL
 from ares.progress import progress_display
 
@@ -63,7 +63,7 @@ async def tpot(http: aiohttp.ClientSession, url: str, model: str, batch: int, to
 
 async def watch(url: str) -> None:
     """Subscribe to an instance's telemetry, as a gateway does."""
-    with urllib.request.urlopen(f"{url}/ares/v1/instance", timeout=5) as reply:  # noqa: S310, ASYNC210 - our own address, once
+    with open_direct(f"{url}/ares/v1/instance", timeout=5) as reply:
         address = json.load(reply)["control_address"]
     socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
     socket.connect(address)

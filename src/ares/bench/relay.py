@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from ares import model as models
 from ares import tables
 from ares.bench.environment import describe, write
 from ares.bench.stream_client import Reading, StreamError, read_streams
+from ares.http_client import open_direct
 from ares.model import DEFAULT_MODEL
 
 _START_TIMEOUT_S = 60.0
@@ -118,7 +118,7 @@ def command(
 
 def _run(plan: _Plan, router: Path | None, console: Console) -> dict[str, Any]:
     """Measure the systems in turn, again and again, and return the figures of each."""
-    folder = models.resolve(plan.model)
+    folder = models.resolve(plan.model, weights=False)
     with contextlib.ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ares-relay-")))
         mocks = {role: stack.enter_context(_mock(role, folder, plan.model, logs)) for role in ("prefill", "decode")}
@@ -217,7 +217,7 @@ def _served(name: str, command: list[str], port: int, logs: Path, route: str, wo
 
 
 def _get(port: int, route: str, body: bytes | None = None) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{route}", body, timeout=5) as reply:
+    with open_direct(f"http://127.0.0.1:{port}{route}", 5, body) as reply:
         return str(reply.read().decode())
 
 

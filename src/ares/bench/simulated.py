@@ -7,7 +7,6 @@ import asyncio
 import itertools
 import statistics
 import time
-import urllib.request
 from array import array
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from ares import model as models
 from ares.bench.environment import describe, write
 from ares.engine.simulated import model as simulated
 from ares.engine.simulated.model import SimulatedModel
+from ares.http_client import open_direct
 from ares.model import DEFAULT_MODEL
 
 _EVENT = b"data: {"
@@ -115,7 +115,7 @@ def command(
     signal_as_interrupt()
     console = Console()
     plan = _Plan(profile, model, prefill, decode, streams, prompt_tokens, tokens, speed, preset)
-    folder = models.resolve(model)
+    folder = models.resolve(model, weights=False)
     settings = local.ClusterSettings(
         model=model,
         prefill=prefill,
@@ -226,7 +226,7 @@ def _port(url: str) -> int:
 def _counters(cluster: local.Cluster) -> Iterator[dict[str, Any]]:
     for part in cluster.workers:
         for url in part.instances.values():
-            with urllib.request.urlopen(f"{url}/simulate/counters", timeout=10) as reply:  # noqa: S310 - our own
+            with open_direct(f"{url}/simulate/counters", timeout=10) as reply:
                 yield msgspec.json.decode(reply.read())
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ares import addresses, model
+from ares import addresses, extras, model
 from ares.engine import instance, predictor_choice
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES, free_port, is_cpu_build
 from ares.predictor import shards
@@ -68,6 +68,7 @@ def serve(settings: WorkerSettings) -> None:
     # At once, and because vLLM waits for ever for a NIXL side channel whose port is taken, and shares its HTTP port.
     ports = {"--port": settings.port, "--control-port": settings.control_port, "--nixl-port": settings.nixl_port}
     addresses.check(settings.host, {flag: [port] for flag, port in ports.items()})
+    extras.require("vllm", "nixl")  # before a model of gigabytes is fetched
     folder = model.resolve(settings.model)
     control_port = settings.control_port or free_port(settings.host)
     os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = settings.host
@@ -250,6 +251,4 @@ def _check_packages() -> None:
         import nixl  # noqa: F401
         import vllm  # noqa: F401
     except ImportError as error:
-        raise LaunchError(
-            f"{error.name} is missing: pip install '.[cpu]' in ARES's checkout, or '.[vllm]' on GPUs"
-        ) from error
+        raise LaunchError(f"vLLM and NIXL are installed, but cannot be loaded: {error}") from error

@@ -16,9 +16,14 @@ from ares.gateway.instances import Instance
 from ares.gateway.migration import NotMovableError
 from ares.gateway.precopy import AUTO, WantedMode
 from ares.gateway.predictions import plausible, predicted, predicted_peak, rows_by_key
+from ares.gateway.request_ids import meant
 from ares.gateway.schema import errors
 from ares.gateway.sequence import Sequence
 from ares.gateway.service import COMMANDED, Gateway, TargetError
+from ares.names import matching
+
+# Ids that an error names.
+_SHOWN = 8
 
 
 class AdminError(Exception):
@@ -36,7 +41,7 @@ class MigrationRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     request_id: str = Field(min_length=1)
-    """Id of a running request, as `GET /admin/v1/status` shows it: the client's x-request-id where it sent one."""
+    """Id of a running request, as `GET /admin/v1/status` or a reply shows it, or a short form with two dots."""
     target: str = Field(min_length=1)
     """Name of the decode instance to move it to."""
     mode: WantedMode = AUTO
@@ -121,9 +126,7 @@ def snapshot(gateway: Gateway) -> dict[str, Any]:
 async def migrate(body: MigrationRequest, request: Request) -> dict[str, Any]:
     """Move a running request; answers when it runs at its target, or with why it does not."""
     gateway: Gateway = request.app.state.gateway
-    sequence = gateway.sequences.get(body.request_id)
-    if sequence is None:
-        raise AdminError(404, f"no running request {body.request_id!r}", "request_not_found")
+    sequence = _find_sequence(gateway, body.request_id)
     target = _find(gateway, body.target)
     try:
         record = await gateway.migrate(sequence, target, COMMANDED, COMMANDED, body.mode)
@@ -134,22 +137,23 @@ async def migrate(body: MigrationRequest, request: Request) -> dict[str, Any]:
     return asdict(record)
 
 
-@router.post("/instances/{name:path}/drain", responses=errors(400, 404))
+@router.post("/instances/{name:path}/drain", responses=errors(400, 404, 409))
 async def drain(name: str, request: Request, body: DrainRequest | None = None) -> dict[str, Any]:
     """Close an instance and move out what can be moved; answers at once, the status shows how many are left."""
     gateway: Gateway = request.app.state.gateway
     instance = _find(gateway, name)
     deadline_s = (body or DrainRequest()).deadline_s
     await gateway.drainer.drain(instance, deadline_s)
-    return {"name": name, "draining": True, "left": gateway.drainer.left(instance), "deadline_s": deadline_s}
+    return {"name": instance.name, "draining": True, "left": gateway.drainer.left(instance), "deadline_s": deadline_s}
 
 
-@router.post("/instances/{name:path}/undrain", responses=errors(404))
+@router.post("/instances/{name:path}/undrain", responses=errors(404, 409))
 async def undrain(name: str, request: Request) -> dict[str, Any]:
     """Let an instance take work again."""
     gateway: Gateway = request.app.state.gateway
-    await gateway.drainer.undrain(_find(gateway, name))
-    return {"name": name, "draining": False}
+    instance = _find(gateway, name)
+    await gateway.drainer.undrain(instance)
+    return {"name": instance.name, "draining": False}
 
 
 @router.put("/preset", responses=errors(400))
@@ -163,11 +167,24 @@ async def switch(body: PresetRequest, request: Request) -> dict[str, Any]:
     return {"preset": gateway.controller.preset}
 
 
-def _find(gateway: Gateway, name: str) -> Instance:
-    instance = gateway.pool.find(name)
+def _find_sequence(gateway: Gateway, given: str) -> Sequence:
+    ids = meant(given, gateway.sequences)
+    if not ids:
+        raise AdminError(404, f"no running request {given!r}", "request_not_found")
+    if len(ids) > 1:
+        shown = ", ".join(ids[:_SHOWN]) + (", ..." if len(ids) > _SHOWN else "")
+        raise AdminError(409, f"{given!r} may be any of {len(ids)} requests: {shown}", "request_ambiguous")
+    return gateway.sequences[ids[0]]
+
+
+def _find(gateway: Gateway, given: str) -> Instance:
+    names = [instance.name for instance in gateway.pool.instances]
+    found = matching(given, names)
+    if len(found) > 1:
+        raise AdminError(409, f"{given!r} may be any of {', '.join(found)}", "instance_ambiguous")
+    instance = gateway.pool.find(found[0]) if found else None
     if instance is None:
-        known = ", ".join(i.name for i in gateway.pool.instances)
-        raise AdminError(404, f"no instance {name!r}; instances: {known}", "instance_not_found")
+        raise AdminError(404, f"no instance {given!r}; instances: {', '.join(names)}", "instance_not_found")
     return instance
 
 

@@ -51,7 +51,7 @@ def serve(config: GatewayConfig) -> None:
     addresses.check(config.host, {"--port": [config.port]})
     if (warning := config.exposure()) is not None:
         logger.warning(warning)
-    folder = model.resolve(config.model)
+    folder = model.resolve(config.model, weights=False)
     app = build(config, folder)
     server = Server(
         uvicorn.Config(

@@ -4,6 +4,7 @@ A stream has one detokenizer for its whole life, in the gateway. That is why a m
 the text: a character whose bytes, or a stop string whose letters, come from two instances is put together here.
 """
 
+import os
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ class TextModel:
     """
 
     def __init__(self, folder: Path) -> None:
+        # Without torch, transformers warns that it can load no models; none is wanted here.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         from transformers import AutoTokenizer
 
         self._template_tokenizer = AutoTokenizer.from_pretrained(str(folder))

@@ -99,7 +99,7 @@ class Comparison:
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(str(models.resolve(self._pairs.source.model)))
+        return AutoTokenizer.from_pretrained(str(models.resolve(self._pairs.source.model, weights=False)))
 
     def skip(self, name: str, why: str) -> None:
         """Leave a baseline out; the result and the pictures say so."""

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ares import tables
+from ares import extras, tables
 from ares.outputs import check_folder, check_writable
 from ares.progress import progress_display
 from ares.simulator.options import (
@@ -55,18 +55,14 @@ def user_errors() -> Iterator[None]:
     """Turn what a user can cause into one line on standard error and exit status 2."""
     try:
         yield
-    except ModuleNotFoundError as error:
-        typer.echo(
-            f"ares simulate: {error}; it needs the extra: pip install '.[simulate]' in ARES's checkout", err=True
-        )
-        raise typer.Exit(2) from None
     except ValidationError as error:
         first = error.errors()[0]
         option = "-".join(str(part) for part in first["loc"]).replace("_", "-")
         typer.echo(f"ares simulate: --{option}: {first['msg']}", err=True)
         raise typer.Exit(2) from None
-    except (ValueError, OSError) as error:
-        typer.echo(f"ares simulate: {error}", err=True)
+    except (ModuleNotFoundError, extras.MissingPackageError, ValueError, OSError) as error:
+        said = extras.explain(error) if isinstance(error, ModuleNotFoundError) else error
+        typer.echo(f"ares simulate: {said}", err=True)
         raise typer.Exit(2) from None
 
 
@@ -149,6 +145,7 @@ def simulate(
         if context.invoked_subcommand is not None:
             options.refuse_before_command(given, context.invoked_subcommand)
             return
+        extras.require("numba", *(["matplotlib"] if report is not None else []))
         from ares.simulator import metrics
         from ares.simulator import scenario as scenarios
 
@@ -245,6 +242,7 @@ def sweep(
 ) -> None:
     """Run loads x presets x seeds and report means with 95 % confidence intervals."""
     with user_errors():
+        extras.require("numba", "scipy", *(["matplotlib"] if plot is not None else []))
         from ares.simulator import given as options
         from ares.simulator import metrics
         from ares.simulator import scenario as scenarios

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
-from ares import local, tables
+from ares import extras, local, tables
 from ares.bench.environment import describe, write
 from ares.bench.live import client, judge, load
 from ares.bench.live.judge import PrefillLaw
@@ -117,6 +117,7 @@ def command(
     from ares.config import live_preset
     from ares.operator_cli import fail
 
+    extras.require("numba", *(["matplotlib"] if report is not None else []))
     names = presets.split(",")
     try:
         for name in names:

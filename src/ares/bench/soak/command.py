@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
-from ares import local, tables
+from ares import extras, local, tables
 from ares.bench import steady
 from ares.bench.environment import write
 from ares.bench.live import client
@@ -174,6 +174,8 @@ def command(
     """Run mixed traffic and moves: tokens, leaks, leases, what is left at the end; status 1 where anything is wrong."""
     from ares.cli import signal_as_interrupt
 
+    if report is not None:
+        extras.require("matplotlib")
     signal_as_interrupt()
     settings = steady.engines(model, decode, port, simulate, dtype, preset)
     console = Console(stderr=True)
