@@ -2,6 +2,7 @@
 
 import zmq
 import zmq.asyncio
+from zmq.utils.monitor import recv_monitor_message
 
 from ares import wire
 from ares.keys import ControlKey
@@ -12,6 +13,8 @@ from ares.keys import ControlKey
 _DEAD_S = 10.0
 _HEARTBEAT_S = 2.0
 _LINGER_MS = 200
+_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+_GIVE_KEY = "(--control-key-file or ARES_CONTROL_KEY, the same for all)"
 
 
 def connected(address: str, key: ControlKey | None) -> zmq.asyncio.Socket:
@@ -38,3 +41,43 @@ def connected(address: str, key: ControlKey | None) -> zmq.asyncio.Socket:
         socket.close()
         raise
     return socket
+
+
+class Handshake:
+    """How far the connection of a socket has come, for when nothing is heard."""
+
+    def __init__(self, socket: zmq.asyncio.Socket) -> None:
+        self._socket = socket
+        events = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | _REFUSED
+        # Read now and then, and never waited for.
+        self._monitor: zmq.Socket[bytes] = zmq.Socket.shadow(socket.get_monitor_socket(events).underlying)
+
+    def failure(self, *, has_key: bool) -> str:
+        """Say why nothing is heard, and what to do.
+
+        Parameters
+        ----------
+        has_key
+            Whether the gateway has a control key.
+        """
+        seen, values = 0, set[int]()
+        while self._monitor.poll(0):
+            told = recv_monitor_message(self._monitor)
+            seen |= told["event"]
+            values.add(told["value"])
+        if seen & zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            return "is open, and nothing comes; see the instance's own log"
+        if not seen & zmq.EVENT_CONNECTED:
+            return "cannot be reached; open that port to the gateway, or start the instance with another --host"
+        if not seen & _REFUSED:
+            return "takes connections and does not answer; is the port another's?"
+        if not has_key:
+            return f"asks for a control key and this gateway has none; give it the instance's {_GIVE_KEY}"
+        if zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH in values:
+            return f"has no control key and this gateway has one; give it to the instance {_GIVE_KEY}"
+        return f"refuses this gateway's control key; give both the same {_GIVE_KEY}"
+
+    def close(self) -> None:
+        """Look no more."""
+        self._socket.disable_monitor()
+        self._monitor.close(0)

@@ -2,20 +2,45 @@
 
 import asyncio
 import logging
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from urllib.parse import urlsplit
 
 import aiohttp
 
+from ares import wire
+from ares.gateway.discovery import Served
+from ares.gateway.health import State
 from ares.gateway.instances import Instance
 from ares.keys import ControlKey
 
 logger = logging.getLogger(__name__)
 
+# An instance that is there is heard of within this long after the gateway's start.
+_FIRST_S = 3.0
+# More than so many instances are not named one by one.
+_MOST_NAMED = 5
+
 
 class Pool:
-    """All instances of a gateway; `gateway` is its name, with which its keys begin."""
+    """All instances of a gateway.
+
+    Parameters
+    ----------
+    urls
+        Where they answer; one that is given twice counts once.
+    http
+        Brings the key of the instances.
+    interval_s
+        Seconds between two reports of an instance.
+    control_key
+        What their control channels ask for.
+    gateway
+        Name of the gateway, with which its keys begin.
+    served
+        The gateway's model; None uses instances of any.
+    """
 
     def __init__(
         self,
@@ -24,15 +49,24 @@ class Pool:
         interval_s: float,
         control_key: ControlKey | None = None,
         gateway: str = "",
+        served: Served | None = None,
     ) -> None:
-        self.instances = [Instance(url, http, interval_s, control_key, gateway) for url in urls]
+        self._watched = [Instance(url, http, interval_s, control_key, gateway, served) for url in _distinct(urls)]
+        # By boot: who stands for an instance, where several URLs lead to it.
+        self._holders: dict[str, Instance] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._started_at = time.monotonic()
+
+    @property
+    def instances(self) -> list[Instance]:
+        """All instances, each once."""
+        return [i for i in self._watched if not i.duplicate]
 
     def start(self) -> None:
         """Begin to watch every instance."""
+        self._started_at = time.monotonic()
         self._tasks = [
-            asyncio.create_task(i.watch(self._acquaint, self._tell_apart), name=f"watch {i.url}")
-            for i in self.instances
+            asyncio.create_task(i.watch(self._acquaint, self._claim), name=f"watch {i.url}") for i in self._watched
         ]
 
     async def stop(self) -> None:
@@ -40,6 +74,8 @@ class Pool:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for instance in self._watched:
+            instance.health.close()
 
     def prefill(self) -> Iterator[Instance]:
         """Yield the instances that prefill."""
@@ -58,6 +94,18 @@ class Pool:
         """Whether there is at least one instance to decode on."""
         return any(i.open for i in self.decode())
 
+    def expected(self, exclude: Collection[str] = ()) -> bool:
+        """Whether an instance to decode on may become ready by itself, but for those named in `exclude`."""
+        begins = time.monotonic() - self._started_at < _FIRST_S
+        return any((i.health.may_return or begins) and i.name not in exclude for i in self.decode())
+
+    @property
+    def why_not_ready(self) -> str:
+        """Say of the instances that could decode why they do not."""
+        reasons = [f"{i.name} {i.health.why}" for i in self.decode() if not i.open]
+        more = [f"and {len(reasons) - _MOST_NAMED} more"] if len(reasons) > _MOST_NAMED else []
+        return "; ".join(reasons[:_MOST_NAMED] + more)
+
     @property
     def carried(self) -> frozenset[str]:
         """State that no instance lets a request lose that comes to it."""
@@ -67,11 +115,26 @@ class Pool:
     def _tell_apart(self) -> None:
         """Give instances that call themselves the same their addresses as part of their names."""
         for called, count in Counter(i.called for i in self.instances).items():
-            if count > 1:
-                same = [i for i in self.instances if i.called == called]
-                for instance in same:
-                    instance.name = f"{called}@{urlsplit(instance.url).netloc}"
-                logger.warning("%d instances call themselves %s: %s", count, called, ", ".join(i.name for i in same))
+            same = [i for i in self.instances if i.called == called]
+            names = [f"{called}@{urlsplit(i.url).netloc}" for i in same] if count > 1 else [called]
+            if count > 1 and names != [i.name for i in same]:
+                logger.warning("%d instances call themselves %s: %s", count, called, ", ".join(names))
+            for instance, name in zip(same, names, strict=True):
+                instance.name = name
+
+    async def _claim(self, instance: Instance, found: wire.Description) -> Instance | None:
+        """Let one URL stand for an instance in this life of it: the one that does already, while it leads there."""
+        holder = self._holders.get(found.boot)
+        if holder is not None and holder is not instance:
+            if await holder.holds(found.boot):
+                return holder
+            holder.let_go()
+        self._holders = {boot: i for boot, i in self._holders.items() if i is not instance} | {found.boot: instance}
+        if instance.duplicate or found.name != instance.called:
+            instance.health.turn(instance.url, State.UNKNOWN)
+            instance.name = instance.called = found.name
+            self._tell_apart()
+        return None
 
     async def _acquaint(self, instance: Instance) -> None:
         """Let decode instances shake hands with whatever they may pull from, so that no request waits for it."""
@@ -81,3 +144,15 @@ class Pool:
         for other in self.decode():
             if other is not instance and other.hello is not None:
                 await other.connect_peers([instance.hello.peer])
+
+
+def _distinct(urls: list[str]) -> list[str]:
+    """Leave out what is another spelling of a URL before it."""
+    found: dict[tuple[str, str | None, int | None, str], str] = {}
+    for url in urls:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+        first = found.setdefault((parts.scheme, parts.hostname, port, parts.path.rstrip("/")), url)
+        if first is not url:
+            logger.warning("--worker %s is the same as %s: it is used once", url, first)
+    return list(found.values())

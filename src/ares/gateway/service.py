@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from ares import model
 from ares.config import GatewayConfig
 from ares.gateway import engine, precopy
 from ares.gateway.backlog import Backlog
 from ares.gateway.controller import Controller
+from ares.gateway.discovery import Served
 from ares.gateway.drain import Drainer
 from ares.gateway.entering import Emit
 from ares.gateway.instances import Instance, NoInstanceError
@@ -62,6 +64,7 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig, folder: Path) -> None:
         self.config = config
+        self._folder = folder
         self.name = uuid.uuid4().hex[:8]
         self.text = TextModel(folder)
         self.metrics = Metrics()
@@ -83,7 +86,8 @@ class Gateway:
         config = self.config
         self._http = engine.session(config.worker_api_key.get_secret_value() if config.worker_api_key else None)
         key = ControlKey(config.control_key.get_secret_value()) if config.control_key else None
-        self.pool = Pool(config.workers, self._http, config.telemetry_interval_s, key, self.name)
+        served = Served(self.model_names, model.shape(self._folder))
+        self.pool = Pool(config.workers, self._http, config.telemetry_interval_s, key, self.name, served)
         self.controller = Controller(
             config, self.pool, self.sequences, self.metrics, self.migrate, self._spawn, self.name
         )
@@ -105,6 +109,13 @@ class Gateway:
         await self._http.close()
         self.controller.log.close()
         self.recorder.close()
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Names of the served model, one of which an instance is to serve (gateway/discovery.py)."""
+        name = self.config.model
+        # However it was given, a folder is a place on this host.
+        return (str(folder.resolve()) if (folder := Path(name).expanduser()).is_dir() else name,)
 
     @property
     def maximum_model_tokens(self) -> int | None:
