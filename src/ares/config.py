@@ -73,6 +73,8 @@ class GatewayConfig(BaseSettings):
     """Seconds between two reports of an instance."""
     cooldown_s: float = Field(default=3.0, ge=0)
     """A request that has moved is left alone by the policy for this long."""
+    commanded_cooldown_s: float = Field(default=60.0, ge=0)
+    """And one that was moved by command (`ares migrate`) for this long, unless it must leave its instance."""
     handover_timeout_s: float = Field(default=10.0, gt=0, le=20)
     """Longest hand-over; well inside the KV lease of 30 s."""
     shutdown_timeout_s: float = Field(default=30.0, ge=0)

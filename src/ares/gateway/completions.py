@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message
 
@@ -104,6 +105,11 @@ class _Reply:
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
+    @property
+    def path(self) -> str:
+        """The route's template."""
+        return "/v1/chat/completions" if self.route == "chat" else "/v1/completions"
+
     def count(self, outcome: str) -> None:
         """Count the request by how it ended."""
         self.gateway.metrics.requests.labels(self.route, outcome).inc()
@@ -141,9 +147,6 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
     body.check_text()
     if body.model is not None and body.model != gateway.config.model:
         raise BadRequestError(f"the model {body.model!r} is not served here", "model", "model_not_found", 404)
-    maximum = gateway.maximum_model_tokens
-    if maximum is None or not gateway.pool.ready:
-        raise NoInstanceError("no decode instance is ready")
     gateway.check_queue()
     count = body.n * (len(body.prompts()) if isinstance(body, CompletionRequest) else 1)
     if count > gateway.config.maximum_waiting:
@@ -161,6 +164,7 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
     prompts = await asyncio.to_thread(_tokenise, gateway, body) if long else _tokenise(gateway, body)
     gateway.check_work()  # others came meanwhile
     places.bring(sum(map(len, prompts)) * body.n)
+    maximum = await _maximum_model_tokens(gateway, request)
     jobs: list[_Job] = []
     single = len(prompts) * body.n == 1
     limit = gateway.config.maximum_prompt_tokens
@@ -194,6 +198,14 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
             )
             jobs.append(_Job(request_id if single else f"{request_id}-{index}", prompt, sampling, choice, echo))
     return _Reply(gateway, "chat" if chat else "completions", request_id, envelope, jobs, places, objective, arrived)
+
+
+async def _maximum_model_tokens(gateway: Gateway, request: Request) -> int:
+    """Return the longest sequence that the instances take, once there are any; 499 where the client leaves before."""
+    while not gateway.serving or (maximum := gateway.maximum_model_tokens) is None:
+        if not await until_disconnect(gateway.shutdown.bound(gateway.until_serving()), request.receive):
+            raise HTTPException(499)  # nobody reads this
+    return maximum
 
 
 def _tokenise(gateway: Gateway, body: GenerationRequest) -> list[list[int]]:
@@ -233,7 +245,8 @@ async def _stream(reply: _Reply, write: Write, *, with_usage: bool) -> None:
     except Exception as failure:
         outcome = "failed"
         status, message = failed(failure)
-        await write(event(error_body(status, message)) + DONE)
+        reply.gateway.metrics.refuse(reply.path, status, code(failure))
+        await write(event(error_body(status, message, code=code(failure))) + DONE)
     finally:
         reply.count(outcome)
 
@@ -270,3 +283,8 @@ def failed(failure: Exception) -> tuple[int, str]:
         return 502, str(failure)
     logger.error("unexpected failure", exc_info=failure)
     return 500, "the gateway failed; its log says why"
+
+
+def code(failure: Exception) -> str | None:
+    """Return the code of a failed generation's error, if it has one."""
+    return failure.code if isinstance(failure, NoInstanceError | ShuttingDownError) else None

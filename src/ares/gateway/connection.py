@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ares.gateway.refusals import NO_ROUTE, Count
 from ares.gateway.responses import error_body
 
 
@@ -40,9 +41,10 @@ class Connection(HttpToolsProtocol):
     for a reader is bounded, and other streams do not notice. Whoever stays behind is cut off, and the engine aborts.
     """
 
-    def __init__(self, limits: Limits, **uvicorn: Any) -> None:
+    def __init__(self, limits: Limits, count: Count = lambda *_: None, **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
         self._limits = limits
+        self._count_refusal = count
         self._head_bytes = self._unparsed_bytes = 0
         self._in_body = False
         self._idle: asyncio.TimerHandle | None = None
@@ -111,6 +113,7 @@ class Connection(HttpToolsProtocol):
         large = self._head_bytes > self._limits.head_bytes
         text = f"the head of the request is larger than {self._limits.head_bytes} bytes" if large else msg
         status, phrase = (431, "Request Header Fields Too Large") if large else (400, "Bad Request")
+        self._count_refusal(NO_ROUTE, status, None if large else "malformed_http")
         body = msgspec.json.encode(error_body(status, text))
         head = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
         self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)

@@ -101,8 +101,8 @@ def another_model(said: wire.Description, ours: Served) -> str | None:
     if not theirs or not known or theirs.keys() & known.keys():
         return None
     return (
-        f"{', '.join(theirs.values())} instead of {', '.join(known.values())}; if these are the same, start the instance "
-        f"with --served-model-name {next(iter(known.values()))}"
+        f"{', '.join(theirs.values())} instead of {', '.join(known.values())}; if these are the same, start the "
+        f"instance with --served-model-name {next(iter(known.values()))}"
     )
 
 

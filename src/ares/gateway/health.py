@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -58,12 +59,15 @@ class Health:
         What it is and what to do about it, for logs and the status; empty while it is ready.
     served
         Whether it has ever been ready.
+    on_change
+        Called when the state has changed.
     """
 
     def __init__(self) -> None:
         self.state = State.UNKNOWN
         self.why = State.UNKNOWN.value.says
         self.served = False
+        self.on_change: Callable[[], None] = lambda: None
         self._who = ""
         self._line = ""
         self._lines = float(_LINES)
@@ -91,10 +95,14 @@ class Health:
         line = f"{state.value.says}: {cause}" if cause else state.value.says
         changed = state is not self.state
         self.state, self.why = state, "" if state is State.READY else line
-        if not changed or not state.value.level:
+        if not changed:
             return
-        self._who, self._line = who, f"{line} again" if state is State.READY and self.served else line
+        again = state is State.READY and self.served
         self.served = self.served or state is State.READY
+        self.on_change()
+        if not state.value.level:
+            return
+        self._who, self._line = who, f"{line} again" if again else line
         if self._later is not None:
             self._left_out += 1
         else:

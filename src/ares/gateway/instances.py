@@ -33,11 +33,12 @@ _RETRY_S = 0.5
 _DUPLICATE_RETRY_S = 2.0
 _REMEMBERED = 1024
 _RESTARTED = "it has restarted"
-_MUTE = "it answers over HTTP, but nothing comes over its control channel"
 
 
 class NoInstanceError(Exception):
     """No instance is there to take the request."""
+
+    code = "no_instance_ready"
 
 
 OnHello = Callable[["Instance"], Coroutine[Any, Any, None]]
@@ -94,9 +95,7 @@ class Instance:
         self._doubted = False
         self._control_key = control_key
         self._interval_s = interval_s
-        self._heard = 0.0
-        self._answered = 0.0
-        self._last_message = 0.0
+        self._heard = self._answered = self._last_message = 0.0
         self._malformed = 0
         self._calls = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Any]] = {}
@@ -202,10 +201,11 @@ class Instance:
     async def lease(self, holder: str, ttl_s: float, timeout_s: float) -> wire.Leased | None:
         """Ask for its part of the controller's lease for so long; None where it does not answer in time."""
         call = next(self._calls)
-        with contextlib.suppress(TimeoutError):
+        try:
             answer: wire.Leased = await self._ask(call, wire.Lease(call, holder, ttl_s), timeout_s)
-            return answer
-        return None
+        except TimeoutError:
+            return None
+        return answer
 
     async def end_lease(self, holder: str) -> None:
         """Give its part of the lease back; nobody waits for the answer."""
@@ -239,8 +239,8 @@ class Instance:
 
     async def admitted(self, key: str, timeout_s: float) -> wire.Admitted | None:
         """Return what request `key` pulled, once the instance has said so; None where it does not in time."""
-        if key in self._admitted:
-            return self._admitted.pop(key)
+        if (known := self._admitted.pop(key, None)) is not None:
+            return known
         future = self._admissions[key] = asyncio.get_running_loop().create_future()
         try:
             return await asyncio.wait_for(future, timeout_s)
@@ -342,7 +342,7 @@ class Instance:
             return True
         self._answered = time.monotonic()
         if self._answered - self._last_message > self._patience_s:
-            self.health.turn(self._who, State.LOST, _MUTE)
+            self.health.turn(self._who, State.LOST, "it answers over HTTP, but not over its control channel")
         return False
 
     async def _receive(self, body: bytes, on_hello: OnHello) -> None:

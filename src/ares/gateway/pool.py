@@ -1,6 +1,7 @@
 """All the instances of a gateway."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -56,6 +57,9 @@ class Pool:
         self._holders: dict[str, Instance] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._started_at = time.monotonic()
+        self._changed = asyncio.Event()
+        for instance in self._watched:
+            instance.health.on_change = self._tell
 
     @property
     def instances(self) -> list[Instance]:
@@ -94,6 +98,17 @@ class Pool:
         """Whether there is at least one instance to decode on."""
         return any(i.open for i in self.decode())
 
+    def needs(self, instance: Instance) -> str | None:
+        """Say what the pool would be without, were this open instance closed; None where others do the same."""
+        others = [i for i in self.instances if i.open and i is not instance]
+        if not instance.open:
+            return None
+        if instance.role != "prefill" and all(i.role == "prefill" for i in others):
+            return "the last open instance that decodes: new requests would wait, and fail in the end"
+        if instance.role != "decode" and all(i.role == "decode" for i in others):
+            return "the last open instance that prefills: decode instances would prefill, between the tokens of others"
+        return None
+
     def expected(self, exclude: Collection[str] = ()) -> bool:
         """Whether an instance to decode on may become ready by itself, but for those named in `exclude`."""
         begins = time.monotonic() - self._started_at < _FIRST_S
@@ -102,7 +117,7 @@ class Pool:
     @property
     def why_not_ready(self) -> str:
         """Say of the instances that could decode why they do not."""
-        reasons = [f"{i.name} {i.health.why}" for i in self.decode() if not i.open]
+        reasons = [f"{i.name} {reason}" for i in self.decode() if (reason := why_closed(i)) is not None]
         more = [f"and {len(reasons) - _MOST_NAMED} more"] if len(reasons) > _MOST_NAMED else []
         return "; ".join(reasons[:_MOST_NAMED] + more)
 
@@ -111,6 +126,16 @@ class Pool:
         """State that no instance lets a request lose that comes to it."""
         known = [frozenset(i.hello.carries) for i in self.instances if i.hello is not None]
         return frozenset.intersection(*known) if known else frozenset()
+
+    async def change(self, most_s: float) -> None:
+        """Wait until the state of an instance changes, or for so long."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), most_s)
+
+    def _tell(self) -> None:
+        """Wake those who wait for a change."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _tell_apart(self) -> None:
         """Give instances that call themselves the same their addresses as part of their names."""
@@ -144,6 +169,13 @@ class Pool:
         for other in self.decode():
             if other is not instance and other.hello is not None:
                 await other.connect_peers([instance.hello.peer])
+
+
+def why_closed(instance: Instance) -> str | None:
+    """Say why an instance takes nothing new; None where it does."""
+    if instance.open:
+        return None
+    return instance.health.why or (State.DRAINING.value.says if instance.draining else "has just been lost")
 
 
 def _distinct(urls: list[str]) -> list[str]:
