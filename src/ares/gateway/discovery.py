@@ -1,7 +1,6 @@
 """Asking an instance over HTTP who it is, and whether it can be used here."""
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,8 +10,6 @@ import msgspec
 from ares import wire
 from ares.gateway.engine import whole_body
 from ares.gateway.health import Health, State
-
-logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 5.0
 _MOST_DESCRIPTION = 1 << 16
@@ -132,7 +129,6 @@ class Discovery:
     def __init__(self, url: str, http: aiohttp.ClientSession, served: Served | None) -> None:
         self.health = Health()
         self._url, self._http, self._served = url, http, served
-        self._warned = False
 
     async def answers(self) -> bool:
         """Whether an instance answers at the URL."""
@@ -150,15 +146,9 @@ class Discovery:
         if isinstance(found, wire.Description):
             cause = another_model(found, self._served) if self._served is not None else None
             if cause is None:
-                self._warn_of_version(found)
                 return found
             found = Trouble(State.OTHER_MODEL, cause)
         if self.health.state is not State.DUPLICATE:  # else its other URL says how it is
             lost = found.state is State.UNREACHABLE and self.health.served
             self.health.turn(who, State.LOST if lost else found.state, found.cause)
         return None
-
-    def _warn_of_version(self, found: wire.Description) -> None:
-        if self._served is not None and not found.models and not self._warned:
-            self._warned = True
-            logger.warning("%s (%s) does not say which model it serves; it is used all the same", found.name, self._url)

@@ -53,6 +53,7 @@ class Pool:
         served: Served | None = None,
     ) -> None:
         self._watched = [Instance(url, http, interval_s, control_key, gateway, served) for url in _distinct(urls)]
+        self._served = served
         # By boot: who stands for an instance, where several URLs lead to it.
         self._holders: dict[str, Instance] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -158,6 +159,8 @@ class Pool:
         if instance.duplicate or found.name != instance.called:
             instance.health.turn(instance.url, State.UNKNOWN)
             instance.name = instance.called = found.name
+            if self._served is not None and not found.models:
+                logger.warning("%s (%s) does not say which model it serves (an earlier ARES?); it is used", found.name, instance.url)
             self._tell_apart()
         return None
 
