@@ -45,6 +45,8 @@ class GatewayConfig(BaseSettings):
 
     model: str
     """Hugging Face id or folder of the served model: its tokenizer and chat template are read."""
+    served_model_name: list[str] = Field(default_factory=list)
+    """Names that clients call the model by, the first one in replies; by default `model`."""
     workers: list[str] = Field(min_length=1)
     """Base URLs of the instances."""
     host: str = "127.0.0.1"

@@ -19,7 +19,7 @@ from typing import BinaryIO
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ares.engine.defaults import free_port, free_ports, gpu_shares
+from ares.engine.defaults import free_port, free_ports, given_names, gpu_shares
 from ares.wire import Role
 
 _START_TIMEOUT_S = 600.0
@@ -259,6 +259,8 @@ def _start_gateway(cluster: Cluster) -> None:
         for url in worker.instances.values():
             command += ["--worker", url]
     address = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - a comparison
+    for name in given_names(settings.vllm_flags):  # clients call the model as the instances do
+        command += ["--served-model-name", name]
     command += settings.gateway_flags
     _start(cluster, "gateway", f"http://{address}:{settings.port}", command, module=settings.gateway_module)
 

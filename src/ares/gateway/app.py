@@ -75,15 +75,14 @@ def build(config: GatewayConfig, folder: Path) -> FastAPI:
 def _observability(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """List the one served model."""
+        """List the one served model, under each of its names."""
         entry = {
-            "id": gateway.config.model,
             "object": "model",
             "created": 0,
             "owned_by": "ares",
             "max_model_len": gateway.maximum_model_tokens,
         }
-        return {"object": "list", "data": [entry]}
+        return {"object": "list", "data": [{"id": name, **entry} for name in gateway.names]}
 
     @app.get("/health")
     async def health() -> dict[str, str]:

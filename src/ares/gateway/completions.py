@@ -145,7 +145,7 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
     arrived = time.monotonic()
     gateway.shutdown.check()
     body.check_text()
-    if body.model is not None and body.model != gateway.config.model:
+    if body.model is not None and body.model not in gateway.names:
         raise BadRequestError(f"the model {body.model!r} is not served here", "model", "model_not_found", 404)
     gateway.check_queue()
     count = body.n * (len(body.prompts()) if isinstance(body, CompletionRequest) else 1)
@@ -156,7 +156,7 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
     take_streams(request.scope, count)
     given = request.headers.get("x-request-id", "")
     request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
-    envelope = Envelope(f"{'chatcmpl' if chat else 'cmpl'}-{request_id}", gateway.config.model, chat)
+    envelope = Envelope(f"{'chatcmpl' if chat else 'cmpl'}-{request_id}", gateway.names[0], chat)
     places = ending(request.scope).enter_context(Places(gateway.backlog, count))
     # By the whole body: a template may write out any of it. That it is too long is not sure before: templates leave
     # out, normalisers shorten, and one token may stand for any number of spaces.

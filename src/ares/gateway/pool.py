@@ -160,7 +160,11 @@ class Pool:
             instance.health.turn(instance.url, State.UNKNOWN)
             instance.name = instance.called = found.name
             if self._served is not None and not found.models:
-                logger.warning("%s (%s) does not say which model it serves (an earlier ARES?); it is used", found.name, instance.url)
+                logger.warning(
+                    "%s (%s) does not say which model it serves (an earlier ARES?); it is used",
+                    found.name,
+                    instance.url,
+                )
             self._tell_apart()
         return None
 

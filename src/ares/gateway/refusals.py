@@ -18,6 +18,7 @@ _BY_STATUS = {
     405: "method_not_allowed",
     409: "conflict",
     413: "body_too_large",
+    415: "unsupported_media_type",
     429: "rate_limit_exceeded",
     431: "head_too_large",
     500: "internal_error",

@@ -96,8 +96,7 @@ class Gateway:
         config = self.config
         self._http = engine.session(config.worker_api_key.get_secret_value() if config.worker_api_key else None)
         key = ControlKey(config.control_key.get_secret_value()) if config.control_key else None
-        served = Served(self.model_names, model.shape(self._folder))
-        self.pool = Pool(config.workers, self._http, config.telemetry_interval_s, key, self.name, served)
+        self.pool = Pool(config.workers, self._http, config.telemetry_interval_s, key, self.name, self._served())
         self.controller = Controller(
             config, self.pool, self.sequences, self.metrics, self.migrate, self._spawn, self.name
         )
@@ -121,11 +120,16 @@ class Gateway:
         self.recorder.close()
 
     @property
-    def model_names(self) -> tuple[str, ...]:
-        """Names of the served model, one of which an instance is to serve (gateway/discovery.py)."""
-        name = self.config.model
+    def names(self) -> list[str]:
+        """Names that clients call the model by, the first one for replies."""
+        return self.config.served_model_name or [self.config.model]
+
+    def _served(self) -> Served:
+        """Return what an instance must serve: the model by one of its names, or the one that it was loaded by."""
+        model_name = Path(self.config.model).expanduser()
         # However it was given, a folder is a place on this host.
-        return (str(folder.resolve()) if (folder := Path(name).expanduser()).is_dir() else name,)
+        given = str(model_name.resolve()) if model_name.is_dir() else self.config.model
+        return Served((*self.config.served_model_name, given), model.shape(self._folder))
 
     @property
     def maximum_model_tokens(self) -> int | None:
