@@ -12,8 +12,8 @@ from fastapi import FastAPI
 from jinja2 import Environment
 from starlette.responses import HTMLResponse
 
-_STATIC = resources.files("ares.gateway").joinpath("static")
-_STYLE = _STATIC.joinpath("reference.css").read_text()
+_PAGES = resources.files("ares.gateway").joinpath("pages")
+_STYLE = _PAGES.joinpath("reference.css").read_text()
 _HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _HEADERS = {
     "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; "
@@ -67,7 +67,7 @@ def render(document: dict[str, Any]) -> str:
     """Return an OpenAPI document as HTML."""
     schemas = document.get("components", {}).get("schemas", {})
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        _STATIC.joinpath("reference.html").read_text()
+        _PAGES.joinpath("reference.html").read_text()
     )
     return template.render(
         info=document["info"],
