@@ -25,6 +25,19 @@ def connected(address: str, key: ControlKey | None) -> zmq.asyncio.Socket:
     zmq.ZMQError
         That is no address.
     """
+    socket, handshake = watched(address, key)
+    handshake.close()
+    return socket
+
+
+def watched(address: str, key: ControlKey | None) -> tuple[zmq.asyncio.Socket, "Handshake"]:
+    """Return such a socket, and how far its connection has come.
+
+    Raises
+    ------
+    zmq.ZMQError
+        That is no address.
+    """
     socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
     # What was released last should still get there.
     socket.setsockopt(zmq.LINGER, _LINGER_MS)
@@ -35,12 +48,14 @@ def connected(address: str, key: ControlKey | None) -> zmq.asyncio.Socket:
         socket.setsockopt(limit, int(_DEAD_S * 1000))
     if key is not None:
         key.connect(socket)
+    handshake = Handshake(socket)  # before the first attempt
     try:
         socket.connect(address)
     except zmq.ZMQError:
+        handshake.close()
         socket.close()
         raise
-    return socket
+    return socket, handshake
 
 
 class Handshake:

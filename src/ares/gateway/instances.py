@@ -14,7 +14,7 @@ import zmq
 import zmq.asyncio
 
 from ares import wire
-from ares.gateway.channel import Handshake, connected
+from ares.gateway.channel import watched
 from ares.gateway.discovery import Discovery, Served
 from ares.gateway.engine import EngineClient, EngineLostError, EngineRefusedError
 from ares.gateway.health import State
@@ -300,8 +300,8 @@ class Instance:
 
     async def _follow(self, description: wire.Description, on_hello: OnHello) -> None:
         """Subscribe and read until the instance is silent for good, which ends in a new look at its URL."""
-        socket = self._socket = connected(description.control_address, self._control_key)
-        handshake = Handshake(socket)
+        socket, handshake = watched(description.control_address, self._control_key)
+        self._socket = socket
         self._following, self._doubted = description.boot, False
         self._heard = time.monotonic()
         self.subscription.begin()
