@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ares import model as module
-from ares.model import DEFAULT_MODEL, ModelError, resolve, verify
+from ares.model import DEFAULT_MODEL, ModelError, resolve, shape, verify
 
 NAME = "HuggingFaceTB--SmolLM2-135M-Instruct"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -387,3 +387,22 @@ def test_offline_uses_what_the_hub_client_holds(tmp_path: Path, hub: str) -> Non
     in_new_process(tmp_path, fetch.format(["*.safetensors"]), HF_ENDPOINT=hub)
     output = in_new_process(tmp_path, "print(resolve('one/model'))", HF_HUB_OFFLINE="1")
     assert Path(output.strip()).name == COMMIT
+
+
+@pytest.mark.parametrize(
+    ("config", "numbers"),
+    [
+        ('{"vocab_size": 9, "hidden_size": 4, "num_hidden_layers": 2, "x": 1}', [9, 4, 2]),
+        ('{"text_config": {"vocab_size": 9, "hidden_size": 4}, "vocab_size": 1}', [9, 4]),
+        ('{"vocab_size": "9", "hidden_size": true}', []),
+        ('{"text_config": null}', []),
+        ("[1]", []),
+        ("{", []),
+        ("[" * 100_000, []),
+        (None, []),
+    ],
+)
+def test_the_numbers_that_tell_two_models_apart(tmp_path: Path, config: str | None, numbers: list[int]) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    assert list(shape(tmp_path).values()) == numbers

@@ -206,6 +206,9 @@ def _simulate(
 def gateway(
     worker: Annotated[list[str] | None, typer.Option(help="Base URL of an instance; repeat for each.")] = None,
     model: Annotated[str | None, typer.Option(help="Hugging Face id or folder of the served model.")] = None,
+    served_model_name: Annotated[
+        list[str] | None, typer.Option(help="Name that clients call it by, by default --model; repeat for more.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; variables and flags win over it.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to serve on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to serve on.")] = None,
@@ -235,6 +238,7 @@ def gateway(
             config,
             workers=worker,
             model=model,
+            served_model_name=served_model_name,
             host=host,
             port=port,
             preset=preset,

@@ -58,6 +58,8 @@ class GatewayConfig(BaseSettings):
 
     model: str
     """Hugging Face id or folder of the served model: its tokenizer and chat template are read."""
+    served_model_name: list[str] = Field(default_factory=list)
+    """Names that clients call the model by, the first one in replies; by default `model`."""
     workers: list[str] = Field(min_length=1, examples=[["http://10.0.0.1:8100", "http://10.0.0.2:8100"]])
     """Base URLs of the instances."""
     host: str = "127.0.0.1"
@@ -86,6 +88,8 @@ class GatewayConfig(BaseSettings):
     """Seconds between two reports of an instance."""
     cooldown_s: float = Field(default=3.0, ge=0)
     """A request that has moved is left alone by the policy for this long."""
+    commanded_cooldown_s: float = Field(default=60.0, ge=0)
+    """And one that was moved by command (`ares migrate`) for this long, unless it must leave its instance."""
     handover_timeout_s: float = Field(default=10.0, gt=0, le=20)
     """Longest hand-over; well inside the KV lease of 30 s."""
     shutdown_timeout_s: float = Field(default=30.0, ge=0)

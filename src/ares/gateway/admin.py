@@ -11,9 +11,10 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from ares import wire
-from ares.gateway.access import bearer, foreign, same
+from ares.gateway.access import bearer, foreign, same, unknown_key
 from ares.gateway.instances import Instance
 from ares.gateway.migration import NotMovableError
+from ares.gateway.pool import why_closed
 from ares.gateway.precopy import AUTO, WantedMode
 from ares.gateway.predictions import plausible, predicted, predicted_peak, rows_by_key
 from ares.gateway.request_ids import meant
@@ -38,7 +39,7 @@ class AdminError(Exception):
 class MigrationRequest(BaseModel):
     """`POST /admin/v1/migrations`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     request_id: str = Field(min_length=1)
     """Id of a running request, as `GET /admin/v1/status` or a reply shows it, or a short form with two dots."""
@@ -51,16 +52,18 @@ class MigrationRequest(BaseModel):
 class DrainRequest(BaseModel):
     """`POST /admin/v1/instances/{name}/drain`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     deadline_s: float = Field(default=60.0, ge=0, le=86400)
     """After this long, what is left is broken off and goes on elsewhere from its tokens."""
+    force: bool = False
+    """Whether to drain the last open instance of its kind too."""
 
 
 class PresetRequest(BaseModel):
     """`PUT /admin/v1/preset`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     preset: str = Field(min_length=1)
     """Name of the preset to decide by from now on."""
@@ -72,7 +75,7 @@ async def allowed(request: Request) -> None:
     key = gateway.config.admin_key
     if key is not None:
         if not same(bearer(request.headers), key):
-            raise AdminError(401, "the admin routes need their key: Authorization: Bearer KEY")
+            raise AdminError(401, unknown_key(request.headers, "the admin routes need their key"), "invalid_api_key")
         return
     host = request.client.host if request.client else ""
     try:
@@ -141,8 +144,11 @@ async def migrate(body: MigrationRequest, request: Request) -> dict[str, Any]:
 async def drain(name: str, request: Request, body: DrainRequest | None = None) -> dict[str, Any]:
     """Close an instance and move out what can be moved; answers at once, the status shows how many are left."""
     gateway: Gateway = request.app.state.gateway
-    instance = _find(gateway, name)
-    deadline_s = (body or DrainRequest()).deadline_s
+    instance, body = _find(gateway, name), body or DrainRequest()
+    if not body.force and (why := gateway.pool.needs(instance)) is not None:
+        message = f'{name} is {why}; drain it all the same with --force (in the API, "force": true)'
+        raise AdminError(409, message, "last_instance")
+    deadline_s = body.deadline_s
     await gateway.drainer.drain(instance, deadline_s)
     return {"name": instance.name, "draining": True, "left": gateway.drainer.left(instance), "deadline_s": deadline_s}
 
@@ -196,6 +202,7 @@ def _instance(instance: Instance, sequences: int, left: int | None) -> dict[str,
         "url": instance.url,
         "healthy": instance.healthy,
         "draining": instance.draining,
+        "why": why_closed(instance),
         "left": left,
     }
     if load is not None and hello is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message
 
@@ -105,6 +106,11 @@ class _Reply:
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
+    @property
+    def path(self) -> str:
+        """The route's template."""
+        return "/v1/chat/completions" if self.route == "chat" else "/v1/completions"
+
     def count(self, outcome: str) -> None:
         """Count the request by how it ended."""
         self.gateway.metrics.requests.labels(self.route, outcome).inc()
@@ -141,11 +147,8 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
     gateway.shutdown.check()
     body.check_text()
     body.check_options()
-    if body.model is not None and body.model != gateway.config.model:
+    if body.model is not None and body.model not in gateway.names:
         raise BadRequestError(f"the model {body.model!r} is not served here", "model", "model_not_found", 404)
-    maximum = gateway.maximum_model_tokens
-    if maximum is None or not gateway.pool.ready:
-        raise NoInstanceError("no decode instance is ready")
     gateway.check_queue()
     count = body.n * (len(body.prompts()) if isinstance(body, CompletionRequest) else 1)
     if count > gateway.config.maximum_waiting:
@@ -155,7 +158,7 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
     take_streams(request.scope, count)
     given = request.headers.get("x-request-id") or body.request_id or ""
     request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
-    envelope = Envelope(f"{'chatcmpl' if chat else 'cmpl'}-{request_id}", gateway.config.model, chat)
+    envelope = Envelope(f"{'chatcmpl' if chat else 'cmpl'}-{request_id}", gateway.names[0], chat)
     places = ending(request.scope).enter_context(Places(gateway.backlog, count))
     # By the whole body: a template may write out any of it. That it is too long is not sure before: templates leave
     # out, normalisers shorten, and one token may stand for any number of spaces.
@@ -163,6 +166,7 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
     prompts = await asyncio.to_thread(_tokenise, gateway, body) if long else _tokenise(gateway, body)
     gateway.check_work()  # others came meanwhile
     places.bring(sum(map(len, prompts)) * body.n)
+    maximum = await _maximum_model_tokens(gateway, request)
     jobs: list[_Job] = []
     single = len(prompts) * body.n == 1
     limit = gateway.config.maximum_prompt_tokens
@@ -200,6 +204,14 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
     return _Reply(gateway, "chat" if chat else "completions", request_id, envelope, jobs, places, objective, arrived)
 
 
+async def _maximum_model_tokens(gateway: Gateway, request: Request) -> int:
+    """Return the longest sequence that the instances take, once there are any; 499 where the client leaves before."""
+    while not gateway.serving or (maximum := gateway.maximum_model_tokens) is None:
+        if not await until_disconnect(gateway.shutdown.bound(gateway.until_serving()), request.receive):
+            raise HTTPException(499)  # nobody reads this
+    return maximum
+
+
 def _tokenise(gateway: Gateway, body: GenerationRequest) -> list[list[int]]:
     if isinstance(body, ChatRequest):
         tools = body.tools if body.tool_choice != "none" else None
@@ -234,7 +246,8 @@ async def _stream(reply: _Reply, write: Write, *, with_usage: bool) -> None:
     except Exception as failure:
         outcome = "failed"
         status, message = failed(failure)
-        await write(event(error_body(status, message)) + DONE)
+        reply.gateway.metrics.refuse(reply.path, status, code(failure))
+        await write(event(error_body(status, message, code=code(failure))) + DONE)
     finally:
         reply.count(outcome)
 
@@ -271,3 +284,8 @@ def failed(failure: Exception) -> tuple[int, str]:
         return 502, str(failure)
     logger.error("unexpected failure", exc_info=failure)
     return 500, "the gateway failed; its log says why"
+
+
+def code(failure: Exception) -> str | None:
+    """Return the code of a failed generation's error, if it has one."""
+    return failure.code if isinstance(failure, NoInstanceError | ShuttingDownError) else None

@@ -8,6 +8,7 @@ import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from ares.gateway.refusals import NO_ROUTE, Count
 from ares.gateway.responses import error_body
 
 
@@ -76,10 +77,11 @@ class Connection(HttpToolsProtocol):
 
     parser: _Parser
 
-    def __init__(self, limits: Limits, **uvicorn: Any) -> None:
+    def __init__(self, limits: Limits, count: Count = lambda *_: None, **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
         self.parser = _Parser(self)
         self._limits = limits
+        self._count_refusal = count
         self._head_bytes = self._unparsed_bytes = 0
         self._in_body = False
         self._idle: asyncio.TimerHandle | None = None
@@ -158,6 +160,7 @@ class Connection(HttpToolsProtocol):
         large = self._head_bytes > self._limits.head_bytes
         text = f"the head of the request is larger than {self._limits.head_bytes} bytes" if large else msg
         status, phrase = (431, "Request Header Fields Too Large") if large else (400, "Bad Request")
+        self._count_refusal(NO_ROUTE, status, None if large else "malformed_http")
         body = msgspec.json.encode(error_body(status, text))
         head = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
         self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)

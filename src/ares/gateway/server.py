@@ -60,7 +60,9 @@ def serve(config: GatewayConfig) -> None:
             port=config.port,
             loop="uvloop",
             http=partial(  # type: ignore[arg-type] # uvicorn only calls it
-                Connection, Limits(config.max_head_bytes, config.idle_timeout_s, config.unread_timeout_s)
+                Connection,
+                Limits(config.max_head_bytes, config.idle_timeout_s, config.unread_timeout_s),
+                app.state.gateway.metrics.refuse,
             ),
             ws="none",
             access_log=False,

@@ -81,7 +81,7 @@ class Viewer:
         shown: list[Sequence] = []
         preempted: list[Sequence] = []
         carried = self._pool.carried
-        location, resident, movable, remaining = [], [], [], []
+        location, resident, movable, placed, remaining = [], [], [], [], []
         for sequence in sequences:
             if sequence.incoming is not None and (target := index.get(id(sequence.incoming))) is not None:
                 promised[target] += in_blocks(sequence.tokens, instances[target])
@@ -97,7 +97,10 @@ class Viewer:
                 tokens = 0
             resident.append(in_blocks(tokens, instances[where]))
             cool = not sequence.moved_at or now - sequence.moved_at > self._cooldown_s
-            movable.append(cool and sequence.sampling.needs <= carried and sequence.not_movable() is None)
+            able = cool and sequence.sampling.needs <= carried and sequence.not_movable() is None
+            rests = now < sequence.rests_until
+            movable.append(able and not rests)
+            placed.append(able and rests)
             remaining.append(self.remaining(sequence, row))
         others: list[wire.Row] = []
         for n, left in enumerate(rows):
@@ -109,6 +112,7 @@ class Viewer:
                     location.append(n)
                     resident.append(in_blocks(row.resident, instances[n]))
         movable += [False] * len(others)
+        placed += [False] * len(others)
         remaining += [self._foreseen(row) for row in others]
         laws = [i.steps.law for i in instances]
         known = [law for law in laws if law is not None]
@@ -130,6 +134,7 @@ class Viewer:
             step_token_s=law[:, 2].copy() if law is not None else None,
             transfer_bytes_s=self.transfer.tokens_s or 1e6,
             token_bytes=1.0,  # transfers are counted in tokens
+            placed=np.array(placed, dtype=np.bool_) if any(placed) else None,
         )
         running = self._progress(shown, cluster, now, others)
         return View(cluster, running, instances, shown, preempted)

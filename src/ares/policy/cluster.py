@@ -48,6 +48,9 @@ class Cluster:
         KV bytes of one token.
     waiting_tokens
         Tokens of the requests that wait at each instance, shape (I,); None: nobody waits.
+    placed
+        Whether a request could be moved, but stays where an operator has just moved it unless memory runs out there
+        (rescue.py), shape (R,); such a row is not `movable`. None: no request does.
     """
 
     instances: tuple[str, ...]
@@ -66,6 +69,7 @@ class Cluster:
     transfer_bytes_s: float = 1e10
     token_bytes: float = 57344.0
     waiting_tokens: IntArray | None = None
+    placed: BoolArray | None = None
 
     def load_tokens(self) -> IntArray:
         """Resident tokens of each instance with what is promised to it, shape (I,)."""

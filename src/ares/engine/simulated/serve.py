@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,21 +132,9 @@ class Server:
             case b"GET", b"/metrics":
                 connection.reply(report.metrics(instance))
             case b"GET", b"/v1/models":
-                entry = {
-                    "id": instance.settings.model,
-                    "object": "model",
-                    "max_model_len": instance.settings.max_model_len,
-                }
-                connection.reply({"object": "list", "data": [entry]})
+                connection.reply(report.models(instance))
             case b"GET", b"/ares/v1/instance":
-                connection.reply(
-                    {
-                        "name": instance.identity.name,
-                        "role": instance.identity.role,
-                        "boot": instance.boot,
-                        "control_address": instance.control_address,
-                    }
-                )
+                connection.reply(report.description(instance))
             case b"GET", b"/simulate/counters":
                 connection.reply(report.counters(instance))
             case b"GET" | b"POST", b"/simulate/faults":
@@ -262,6 +251,7 @@ def serve(found: list[Identity], settings: EngineSettings, folder: Path, drain_d
         A port is taken.
     """
     model = load(folder, settings.mean_output, settings.output_sigma)
+    settings = replace(settings, folder=folder)
     # What is loaded by now stays, and need not be searched for garbage again and again.
     gc.collect()
     gc.freeze()
