@@ -49,7 +49,7 @@ STATUS: dict[str, Any] = {
     "instances": [
         {"name": "decode-0", **INSTANCE, **LOAD},
         {"name": "decode-1", **INSTANCE, **LOAD, "draining": True},
-        {"name": "decode-2", **INSTANCE, "healthy": False},
+        {"name": "decode-2", **INSTANCE, "healthy": False, "why": "it serves another model: other-model"},
     ],
     "requests": [REQUEST],
     "migrations": [MOVE, MOVE | {"outcome": "returned", "stall_s": None, "pulled_tokens": None}],
@@ -133,6 +133,12 @@ def test_the_status_fits_80_columns(gateway: str, monkeypatch: pytest.MonkeyPatc
     assert moved[:4] == [MOVE["request_id"], "decode-0", "→", "decode-1"]
     assert moved[-2:] == ["moved", "52"]
     assert returned[-2:] == ["returned", "-"]
+
+
+def test_the_status_says_why_an_instance_is_not_used(gateway: str) -> None:
+    lines = status("--url", gateway).output.splitlines()
+    assert "decode-2: it serves another model: other-model" in lines
+    assert not [line for line in lines if line.startswith(("decode-0:", "decode-1:"))]
 
 
 def test_the_status_in_json_has_everything(gateway: str) -> None:

@@ -52,6 +52,10 @@ def status(read: Row, to: Console) -> None:
     moves = read["migrations"][-10:]
     names = _names(read["instances"], read["requests"], moves)
     to.print(_fitting(to, names, lambda shown: _table("instances", _INSTANCES, read["instances"], shown)))
+    for row in read["instances"]:
+        if row.get("why"):
+            to.print(Text(f"{row['name']}: {row['why']}"))
+    to.print()
     to.print(_fitting(to, names, lambda shown: _table("requests", _REQUESTS, read["requests"], shown)))
     to.print(_moves("recent moves", moves, names, to))
 
@@ -118,7 +122,7 @@ _REQUESTS: dict[str, Read] = {
     "output": _field("output_tokens"),
     "to come (P90)": _to_come,
     "moves": _field("moves"),
-    "stays, for": _field("reason"),
+    "not movable": _field("reason"),
 }
 _MOVES: dict[str, Read] = {
     "request": lambda row, names: names.requests[row["request_id"]],
