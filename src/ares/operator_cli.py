@@ -1,5 +1,6 @@
 """The operator's commands: what runs where, moves and presets on command, and decisions made again."""
 
+import http.client
 import json
 import os
 import sys
@@ -7,32 +8,55 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import SpinnerColumn, TextColumn
 from rich.table import Table
 
-from ares.keys import KeyFileError, read_key
+from ares import operator_tables
+from ares.http_client import open_url, proxy_of
+from ares.keys import KeyFileError, clean, read_key
+from ares.progress import progress_display
 
 _errors = Console(stderr=True)
 _KEY_VARIABLE = "ARES_ADMIN_KEY"
 
-Url = Annotated[str, typer.Option(envvar="ARES_URL", help="Where the gateway answers.")]
-KeyFile = Annotated[
-    Path | None, typer.Option(help=f"File with the key of the admin routes; without one, {_KEY_VARIABLE} is read.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+# A URL that begins with one of them after the host is a route's, not the gateway's.
+_ROUTES = ("v1", "admin", "dashboard", "docs", "openapi.json", "health", "ready", "metrics", "version")
+_EXAMPLE = "such as http://127.0.0.1:8000"
 
 
 def fail(message: str, status: int = 2) -> NoReturn:
     """Print an error and end."""
-    _errors.print(f"error: {message}", style="bold red", markup=False, highlight=False)
+    _errors.print(f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(status)
+
+
+def _address(given: str) -> str:
+    """Return the address of a gateway as paths are put behind it, or end with what is wrong with it."""
+    url = given.strip()
+    try:
+        parts = urllib.parse.urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound or any(not character.isprintable() or character.isspace() for character in url):
+        fail(f"--url (ARES_URL): {given!r} is not the address of a gateway, {_EXAMPLE}")
+    if "@" in parts.netloc:
+        fail("--url (ARES_URL): the gateway takes no user name and password; give its admin key with --key-file")
+    if parts.query or parts.fragment or parts.path.strip("/").partition("/")[0] in _ROUTES:
+        fail(f"--url (ARES_URL): give the address of the gateway alone, {parts.scheme}://{parts.netloc}, not {given!r}")
+    return url.rstrip("/")
+
+
+Url = Annotated[str, typer.Option(envvar="ARES_URL", help="Where the gateway answers.", callback=_address)]
+KeyFile = Annotated[
+    Path | None, typer.Option(help=f"File with the key of the admin routes; without one, {_KEY_VARIABLE} is read.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 def status(
@@ -45,15 +69,13 @@ def status(
     if as_json:
         typer.echo(json.dumps(read, indent=2))
         return
-    console = Console()
+    console = operator_tables.console()
     console.print(f"gateway: {read['gateway']}, controller: {_turns(read['controller'])}", highlight=False)
-    console.print(_table("instances", _INSTANCES, read["instances"]))
-    console.print(_table("requests", _REQUESTS, read["requests"]))
-    console.print(_table("recent moves", _MOVES, read["migrations"][-10:]))
+    operator_tables.status(read, console)
 
 
 def migrate(
-    request: Annotated[str, typer.Argument(help="Id of a running request (see `ares status`).")],
+    request: Annotated[str, typer.Argument(help="Id of a running request, from `ares status` or from its reply.")],
     to: Annotated[str, typer.Option("--to", help="Name of the decode instance to move it to.")],
     mode: Annotated[str, typer.Option(help="How its KV gets there: auto, stop_and_copy or pre_copy.")] = "auto",
     url: Url = "http://127.0.0.1:8000",
@@ -65,7 +87,7 @@ def migrate(
     if as_json:
         typer.echo(json.dumps(record, indent=2))
     else:
-        Console().print(_table("move", _MOVES, [record]))
+        operator_tables.move(record, operator_tables.console())
     if record["outcome"] != "moved":
         sys.exit(1)
 
@@ -74,15 +96,16 @@ def drain(
     instance: Annotated[str, typer.Argument(help="Name of the instance (see `ares status`).")],
     deadline: Annotated[float, typer.Option(min=0, help="Seconds until what is left is broken off.")] = 60.0,
     wait: Annotated[bool, typer.Option("--wait", help="Return when nothing is left there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even if it is the last open one of its kind.")] = False,
     url: Url = "http://127.0.0.1:8000",
     key_file: KeyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Give an instance no more work, and move out what runs there."""
     path = f"{url}/admin/v1/instances/{urllib.parse.quote(instance, safe='')}/drain"
-    record = _call(path, key_file, {"deadline_s": deadline})
+    record = _call(path, key_file, {"deadline_s": deadline} | ({"force": True} if force else {}))
     if wait:
-        record["left"] = _until_empty(instance, deadline + _AFTER_DEADLINE_S, url, key_file)
+        record["left"] = _until_empty(record["name"], deadline + _AFTER_DEADLINE_S, url, key_file)
     if as_json:
         typer.echo(json.dumps(record, indent=2))
     else:
@@ -127,7 +150,7 @@ def replay(
 
     try:
         size = log.stat().st_size
-        with Progress(console=_errors, transient=True) as bar:
+        with progress_display(_errors, transient=True) as bar:
             task = bar.add_task(f"replaying {log.name}", total=size)
             result = again(log, preset, lambda read: bar.update(task, completed=read))
     except (ReplayError, ValueError, OSError) as error:
@@ -168,7 +191,9 @@ _POLL_S = 0.2
 def _until_empty(instance: str, timeout_s: float, url: str, key_file: Path | None) -> int:
     """Wait until nothing is left on an instance, and return how much is."""
     until = time.monotonic() + timeout_s
-    with _errors.status("") as shown:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    with progress_display(_errors, *columns, transient=True) as shown:
+        task = shown.add_task(f"{instance} drains", total=None)
         while True:
             rows = {row["name"]: row for row in _call(f"{url}/admin/v1/status", key_file)["instances"]}
             row = rows.get(instance)
@@ -179,15 +204,18 @@ def _until_empty(instance: str, timeout_s: float, url: str, key_file: Path | Non
             left: int = row["left"]
             if not left or time.monotonic() > until:
                 return left
-            shown.update(f"{instance}: {left} left")
+            shown.update(task, description=f"{instance} drains, {left} left")
             time.sleep(_POLL_S)
 
 
 def _key(file: Path | None) -> str | None:
     try:
-        return read_key(file) if file is not None else os.environ.get(_KEY_VARIABLE)
+        key = read_key(file) if file is not None else clean(os.environ.get(_KEY_VARIABLE, ""))
     except KeyFileError as error:
         fail(str(error))
+    if not key.isprintable() or any(ord(character) > 255 for character in key):
+        fail(f"the key in {file or _KEY_VARIABLE} has characters that no HTTP header can hold")
+    return key or None
 
 
 def _call(
@@ -198,85 +226,29 @@ def _call(
     data = json.dumps(body).encode() if body is not None else None
     request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310 - the operator's own URL
     try:
-        with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310 - likewise
-            read: dict[str, Any] = json.load(reply)
-            return read
+        with open_url(request, timeout=60) as reply:
+            read = json.load(reply)
+        if not isinstance(read, dict):
+            raise TypeError
+        return read
     except urllib.error.HTTPError as error:
         try:
-            message = json.load(error)["error"]["message"]
+            failure = json.load(error)["error"]
+            message, code = failure["message"], failure["code"]
         except (ValueError, KeyError, TypeError):
-            message = str(error)
+            _not_there(url, f"it answers {error.code} {error.reason}")
+        if error.code == 404 and code is None:  # no such route
+            _not_there(url, message)
         fail(message, 1)
-    except OSError as error:
-        fail(f"no gateway at {url}: {error}; start one with `ares up`, or give --url", 1)
+    except (OSError, http.client.HTTPException) as error:
+        _not_there(url, getattr(error, "reason", None) or str(error) or type(error).__name__)
+    except (TypeError, ValueError):
+        _not_there(url, "what answers there is something else")
 
 
-Row = dict[str, Any]
-
-
-def _state(row: Row) -> str:
-    return "silent" if not row["healthy"] else "draining" if row["draining"] else "ok"
-
-
-def _memory(row: Row) -> str | None:
-    return f"{row['kv_blocks_used'] / row['kv_blocks']:.0%}" if row.get("kv_blocks") else None
-
-
-def _where(row: Row) -> str:
-    return str(row["instance"] if row["state"] == "decoding" else row["state"])
-
-
-def _to_come(row: Row) -> str | None:
-    middle, high = row.get("remaining_p50"), row.get("remaining_p90")
-    return f"{middle:,.0f} ({high:,.0f})" if middle is not None and high is not None else None
-
-
-def _stall_ms(row: Row) -> float | None:
-    return 1e3 * row["stall_s"] if row["stall_s"] is not None else None
-
-
-def _field(name: str) -> Callable[[Row], Any]:
-    return lambda row: row.get(name)
-
-
-# What fits a terminal of 80 columns; --json has every field.
-_INSTANCES = {
-    "instance": _field("name"),
-    "role": _field("role"),
-    "state": _state,
-    "running": _field("running"),
-    "waiting": _field("waiting"),
-    "KV": _memory,
-    "to come": _field("predicted_remaining_tokens"),
-    "preempted": _field("preemptions"),
-}
-_REQUESTS = {
-    "request": _field("id"),
-    "where": _where,
-    "output": _field("output_tokens"),
-    "to come (P90)": _to_come,
-    "moves": _field("moves"),
-    "stays, for": _field("reason"),
-}
-_MOVES = {
-    "request": _field("request_id"),
-    "way": lambda row: f"{row['source']} → {row['target']}",
-    "why": _field("reason"),
-    "outcome": _field("outcome"),
-    "stall ms": _stall_ms,
-}
-
-
-def _table(title: str, columns: dict[str, Callable[[Row], Any]], rows: list[Row]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), min_width=16)
-    for number, name in enumerate(columns if rows else ("none",)):
-        table.add_column(name, overflow="fold", no_wrap=number < 2)
-    for row in rows:
-        table.add_row(*(_cell(read(row)) for read in columns.values()))
-    return table
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if isinstance(value, float) else str(value)
+def _not_there(url: str, why: object) -> NoReturn:
+    why = " ".join(str(why).split())
+    address = url.partition("/admin/")[0]
+    proxy = proxy_of(url)
+    through = ", asked through the proxy of the proxy variables (NO_PROXY=HOST asks it directly)" if proxy else ""
+    fail(f"no gateway at {address}{through}: {why}; start one with `ares up`, or give --url", 1)

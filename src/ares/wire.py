@@ -44,6 +44,21 @@ _Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]
 _ShortKey = Annotated[str, msgspec.Meta(max_length=1024)]
 
 
+class Description(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Who an instance is, as it says over HTTP (`GET /ares/v1/instance`) before anybody subscribes.
+
+    `models` are the names that it serves its model under, a folder by its absolute path; `shape` holds numbers of the
+    model's configuration (`ares.model.shape`). An instance of an earlier version says neither.
+    """
+
+    name: str
+    role: Role
+    boot: str
+    control_address: str
+    models: list[str] = []
+    shape: dict[str, int] = {}
+
+
 class Peer(msgspec.Struct, frozen=True):
     """How to reach the NIXL side channel of an instance.
 

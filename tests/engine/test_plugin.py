@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -57,6 +58,37 @@ async def test_who_it_is(instance: Instance, monkeypatch: pytest.MonkeyPatch) ->
             "boot": "boot",
             "control_address": instance.address,
         }
+
+
+@pytest.mark.parametrize(
+    ("served", "names"),
+    [
+        (["HuggingFaceTB/SmolLM2-135M-Instruct"], ["HuggingFaceTB/SmolLM2-135M-Instruct"]),
+        (["one", "two"], ["one", "two"]),
+        (None, ["{folder}"]),
+        (["model"], ["{folder}"]),
+    ],
+)
+async def test_which_model_it_serves(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, served: list[str] | None, names: list[str]
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"hidden_size": 576, "vocab_size": 49152, "model_type": "llama"}')
+    monkeypatch.chdir(tmp_path)
+    served_app = Served(instance, monkeypatch)
+    who = settings.InstanceSettings("decode-0", "decode", "boot", instance.address, model="model")
+    settings.export(who)
+    plugin = InstancePlugin()
+    app = FastAPI()
+    plugin.attach_router(app)
+    # As vLLM does before it serves; `ares worker` gives it the folder.
+    args = SimpleNamespace(served_model_name=served, model=str(folder))
+    await plugin.init_state(None, app.state, args)
+    served_app.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://instance")
+    told = (await served_app.http.get("/ares/v1/instance")).json()
+    assert told["models"] == [name.format(folder=folder) for name in names]
+    assert told["shape"] == {"hidden_size": 576, "vocab_size": 49152}
 
 
 async def test_it_is_ready_once_its_engine_is_heard_and_until_it_drains(

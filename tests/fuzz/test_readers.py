@@ -1,5 +1,6 @@
 """Files that people give: whatever is in them, they are read, or refused by the reader's own error that names them."""
 
+import gzip
 import json
 import warnings
 from collections.abc import Callable
@@ -64,12 +65,17 @@ TRACES = {
         '{"timestamp": 0, "input_length": 10, "output_length": 5, "hash_ids": [1]}',
         '{"timestamp": 1500, "input_length": 20, "output_length": 7}',
     ),
+    "bailian": lines(
+        '{"chat_id": 0, "parent_chat_id": -1, "timestamp": 0.5, "input_length": 10, "output_length": 5, "turn": 1}',
+        '{"chat_id": 1, "parent_chat_id": 0, "timestamp": 1.5, "input_length": 20, "output_length": 7, "turn": 2}',
+    ),
     "burstgpt": lines(
         "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type",
         "5,ChatGPT,472,18,490,Conversation log",
         "45,ChatGPT,1087,230,1317,API log",
     ),
     "csv": lines("arrival_s,input_tokens,output_tokens", "0,5,5", "1.5,7,9"),
+    "packed": gzip.compress(lines("arrival_s,input_tokens,output_tokens", "0,5,5", "1.5,7,9"), mtime=0),
 }
 MOONCAKE = {"timestamp": 0, "input_length": 10, "output_length": 5}
 

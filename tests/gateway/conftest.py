@@ -78,7 +78,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Token
     byte_tokenizer.save(str(folder / "tokenizer.json"))
     template = (
         "{% for message in messages %}{% if message.role not in ['system', 'user', 'assistant', 'tool'] %}"
-        "{{ raise_exception('unknown role') }}{% endif %}<s>{{ message.content }}</s>{% endfor %}"
+        "{{ raise_exception('unknown role') }}{% endif %}{{ '<s>' + message.content + '</s>' }}{% endfor %}"
         "{% if tools is defined and tools %}[{{ tools | length }} tools]{% endif %}"
         "{% if add_generation_prompt %}<s>{% endif %}"
     )

@@ -155,7 +155,10 @@ class FakeInstance:
         self.control_key: str | None = None
         """What the control channel asks for, from the next start on."""
         self.api_key: str | None = None
-        """What generations must bring."""
+        """What generations, and `/v1/models`, must bring."""
+        self.models: list[str] = []
+        """Names of its model, as it says them; none as of an earlier version."""
+        self.shape: dict[str, int] = {}
         self.hold_at: int | None = None
         """Generate no further than this many tokens of prompt and output."""
         self.asked: list[dict[str, Any]] = []
@@ -219,6 +222,7 @@ class FakeInstance:
         app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/inference/v1/generate", self._generate)
         app.router.add_get("/ares/v1/instance", self._describe)
+        app.router.add_get("/v1/models", self._list)
         app.router.add_get("/health", self._health)
         # handler_cancellation: a client that leaves is an abort, as in vLLM.
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0)
@@ -263,14 +267,22 @@ class FakeInstance:
     # --- HTTP ---
 
     async def _describe(self, _: web.Request) -> web.Response:
-        told = {"name": self.name, "role": self.role, "boot": self.boot, "control_address": self.control_address}
-        return web.json_response(told)
+        told = wire.Description(
+            self.name, self.role, self.boot, self.control_address, list(self.models), dict(self.shape)
+        )
+        return web.json_response(msgspec.to_builtins(told))
+
+    async def _list(self, request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": []}, status=200 if self._lets_in(request) else 401)
+
+    def _lets_in(self, request: web.Request) -> bool:
+        return self.api_key is None or request.headers.get("Authorization") == f"Bearer {self.api_key}"
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response()
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
-        if self.api_key is not None and request.headers.get("Authorization") != f"Bearer {self.api_key}":
+        if not self._lets_in(request):
             return web.json_response({"error": "Unauthorized"}, status=401)
         self._open[id(request)] = request
         try:

@@ -72,6 +72,29 @@ async def test_nobody_else_is_let_in(service: Service, headers: dict[str, str]) 
     assert all(not fake.asked for fake in service.fakes)
 
 
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({}, "this needs an API key: Authorization: Bearer KEY"),
+        (bearer("wrong"), "this key is not known here; this needs an API key"),
+        ({"Authorization": KEYS[0]}, "the Authorization header must read: Authorization: Bearer KEY"),
+        ({"Authorization": "Basic eHg="}, "the Authorization header must read: Authorization: Bearer KEY"),
+        ({"x-api-key": KEYS[0]}, "this needs an API key: Authorization: Bearer KEY (instead of the header x-api-key)"),
+        ({"api-key": KEYS[0]}, "this needs an API key: Authorization: Bearer KEY (instead of the header api-key)"),
+    ],
+)
+async def test_who_is_refused_hears_whether_the_key_is_missing_or_wrong(
+    service: Service, headers: dict[str, str], message: str
+) -> None:
+    for path in ("/v1/models", "/admin/v1/status"):
+        reply = await service.client.get(path, headers=headers)
+        assert reply.status_code == 401
+        error = reply.json()["error"]
+        assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
+        wanted = message.replace("this needs an API key", "the admin routes need their key")
+        assert error["message"] == (wanted if path.startswith("/admin") else message)
+
+
 async def test_keys_are_compared_in_constant_time(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[bytes, bytes]] = []
     right = False
@@ -147,8 +170,9 @@ async def test_the_instances_get_their_own_key(fakes: list[FakeInstance], model_
     for fake in fakes:
         fake.api_key = WORKER
     async with serving(fakes, model_folder) as service:
-        await eventually(lambda: service.gateway.pool.ready, 15)
-        assert (await service.complete()).status_code == 502
+        await eventually(lambda: "VLLM_API_KEY" in service.gateway.pool.why_not_ready, 15)
+        assert "decode-0" not in service.gateway.pool.why_not_ready  # who it is, is not known before
+        assert (await service.complete()).status_code == 503
     async with serving(fakes, model_folder, worker_api_key=WORKER) as service:
         await eventually(lambda: service.gateway.pool.ready, 15)
         assert (await service.complete()).status_code == 200

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 import threading
 from collections.abc import AsyncIterator
@@ -11,11 +12,14 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from jinja2 import TemplateSyntaxError
 from tokenizers import Tokenizer
 
 from ares import __version__
 from ares.config import GatewayConfig
 from ares.gateway import app as application
+from ares.gateway.messages import FunctionDefinition, Message
+from ares.gateway.openai import ChatRequest, CompletionRequest
 from ares.gateway.responses import RememberSend
 from ares.gateway.service import Gateway
 from tests.gateway.fakes import FakeInstance, eventually, expected, free_port, instances
@@ -222,10 +226,11 @@ async def test_the_echo_of_a_prompt(shared: Service) -> None:
 
 
 async def test_chat_templates_and_tools(service: Service) -> None:
-    await service.chat(messages=[{"role": "user", "content": "é"}], tools=[{"type": "function"}])
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    await service.chat(messages=[{"role": "user", "content": "é"}], tools=tools)
     shown = service.gateway.text.decode(service.fakes[0].asked[-1]["token_ids"])
     assert shown == "<s>é</s>[1 tools]<s>"
-    await service.chat(tools=[{"type": "function"}], tool_choice="none", add_generation_prompt=False)
+    await service.chat(tools=tools, tool_choice="none", add_generation_prompt=False)
     assert service.gateway.text.decode(service.fakes[0].asked[-1]["token_ids"]) == "<s>Hi</s>"
 
 
@@ -235,6 +240,70 @@ async def test_the_models_sampling_defaults_apply(service: Service) -> None:
     assert (asked["top_p"], asked["temperature"]) == (0.9, 0.25)
     await service.complete(top_p=0.5)
     assert service.fakes[0].asked[-1]["sampling_params"]["top_p"] == 0.5
+
+
+async def rendered(service: Service, **body: Any) -> str:
+    """The prompt of a chat."""
+    before = [len(fake.asked) for fake in service.fakes]
+    reply = await service.chat(max_tokens=2, **body)
+    assert reply.status_code == 200, reply.text
+    fake, start = next((f, n) for f, n in zip(service.fakes, before, strict=True) if len(f.asked) > n)
+    return service.gateway.text.decode(fake.asked[start]["token_ids"])
+
+
+def _called(call: Any) -> dict[str, Any]:
+    return {"role": "assistant", "tool_calls": [call]}
+
+
+def _parts(*parts: Any) -> dict[str, Any]:
+    return {"role": "user", "content": [*parts]}
+
+
+async def test_messages_of_stock_clients(shared: Service) -> None:
+    text = {"type": "text", "text": "Is it"}
+    assert (
+        await rendered(shared, messages=[_parts(text, {"type": "text", "text": "cold?"})]) == "<s>Is it\ncold?</s><s>"
+    )
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    for content in ({}, {"content": None}, {"content": ""}):
+        turns = [_parts(text), _called(call) | content, {"role": "tool", "tool_call_id": "c", "content": [text]}]
+        assert await rendered(shared, messages=turns) == "<s>Is it</s><s></s><s>Is it</s><s>"
+    turns = [{"role": "developer", "content": "Be brief."}, _parts(text)]
+    assert await rendered(shared, messages=turns) == "<s>Be brief.</s><s>Is it</s><s>"
+    turns = [_parts(text), {"role": "assistant", "content": "No, it"}]
+    continued = {"add_generation_prompt": False, "continue_final_message": True}
+    assert await rendered(shared, messages=turns, **continued) == "<s>Is it</s><s>No, it"
+
+
+_NULLABLE = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields, "user", "cache_salt"} - {"messages"})
+
+
+async def test_null_is_absent(shared: Service) -> None:
+    nulls = dict.fromkeys(_NULLABLE) | {"max_tokens": 2}
+    for stream in ({}, {"stream": True, "stream_options": {"include_usage": None, "continuous_usage_stats": None}}):
+        message = dict.fromkeys(Message.model_fields) | {"role": "user", "content": "Hi"}
+        tool = {"type": None, "function": dict.fromkeys(FunctionDefinition.model_fields) | {"name": "f"}}
+        reply = await shared.chat(**nulls | {"messages": [message], "tools": [tool]} | stream)
+        assert reply.status_code == 200, reply.text
+        reply = await shared.complete(**nulls | {"prompt": "Hi"} | stream)
+        assert reply.status_code == 200, reply.text
+    assert (await shared.complete(max_tokens=None)).json()["usage"]["completion_tokens"] == 16
+
+
+async def test_usage_in_every_chunk(shared: Service) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    for ask in (shared.chat, shared.complete):
+        *chunks, last = events((await ask(stream=True, stream_options=options, n=2)).text)
+        counts = [[c["usage"]["completion_tokens"] for c in chunks if c["choices"][0]["index"] == n] for n in (0, 1)]
+        assert all(found == sorted(found) and found[-1] == 20 for found in counts)
+        assert {chunk["usage"]["prompt_tokens"] for chunk in [*chunks, last]} == {last["usage"]["prompt_tokens"]}
+        assert last["usage"]["completion_tokens"] == 40
+    *chunks, last = events((await shared.complete(stream=True, stream_options=options | {"include_usage": False})).text)
+    assert not any("usage" in chunk for chunk in [*chunks, last])
+
+
+async def test_a_request_names_itself_in_its_body_too(shared: Service) -> None:
+    assert (await shared.complete(request_id="mine")).headers["x-request-id"] == "mine"
 
 
 # --- refusals ---
@@ -267,12 +336,27 @@ async def test_a_body_that_is_not_json(shared: Service, content: bytes) -> None:
         ("completions", {"suffix": "x"}, "suffix"),
         ("completions", {"best_of": 2}, "best_of"),
         ("completions", {"echo": True, "logprobs": 1}, "echo"),
-        ("completions", {"stream_options": {"include_usage": "x"}}, "stream_options"),
+        ("completions", {"stream_options": {"include_usage": "x"}}, "stream_options.include_usage"),
+        ("completions", {"stream_options": {"include_usage": True}}, "stream_options"),
+        ("completions", {"prompt": None}, "prompt"),
         ("completions", {"prompt": "\ud800"}, "prompt"),
         ("chat/completions", {"messages": []}, "messages"),
         ("chat/completions", {"messages": "hello"}, "messages"),
         ("chat/completions", {"messages": [{"role": "nobody", "content": "x"}]}, "messages"),
         ("chat/completions", {"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
+        ("chat/completions", {"messages": [{"content": "x"}]}, "messages.0.role"),
+        ("chat/completions", {"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+        ("chat/completions", {"messages": [_parts({"type": "text", "text": 5})]}, "messages.0.content.0.text"),
+        ("chat/completions", {"messages": [_parts("a", {"type": "image_url"})]}, "messages.0.content.1"),
+        ("chat/completions", {"messages": [_called("x")]}, "messages.0.tool_calls.0"),
+        ("chat/completions", {"messages": [_called({"type": "custom"})]}, "messages.0.tool_calls.0.type"),
+        ("chat/completions", {"messages": [_called({})]}, "messages.0.tool_calls.0.function"),
+        ("chat/completions", {"messages": [_called({"function": {}})]}, "messages.0.tool_calls.0.function.name"),
+        ("chat/completions", {"tools": [{"type": "function"}]}, "tools.0.function"),
+        ("chat/completions", {"tools": [{"function": {"parameters": {}}}]}, "tools.0.function.name"),
+        ("chat/completions", {"reasoning_effort": "some"}, "reasoning_effort"),
+        ("chat/completions", {"continue_final_message": True}, "continue_final_message"),
+        ("chat/completions", {"chat_template": "{{ messages }}"}, "chat_template"),
         ("chat/completions", {"top_logprobs": 3}, "top_logprobs"),
         ("chat/completions", {"tool_choice": "required"}, "tool_choice"),
         ("chat/completions", {"response_format": {"type": "xml"}}, "response_format"),
@@ -285,8 +369,37 @@ async def test_wrong_fields_are_named(shared: Service, route: str, body: dict[st
     content = json.dumps(base | body)
     reply = await shared.client.post(f"/v1/{route}", content=content, headers={"Content-Type": "application/json"})
     error = failure(reply, 400)
-    assert error["param"].split(".")[0] == param
+    assert error["param"] == param
     assert sum(len(fake.asked) for fake in shared.fakes) == before
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ({}, "Content-Type: application/json"),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, "application/x-www-form-urlencoded"),
+        ({"Content-Type": "application/json", "Content-Encoding": "gzip"}, "gzip"),
+    ],
+)
+async def test_a_body_that_is_not_read(shared: Service, headers: dict[str, str], said: str) -> None:
+    content = b'{"prompt": "hi", "max_tokens": 1}'
+    content = gzip.compress(content) if "gzip" in headers.values() else content
+    reply = await shared.client.post("/v1/completions", content=content, headers=headers)
+    assert said in failure(reply, 415)["message"]
+
+
+@pytest.mark.parametrize("fault", [ImportError("no jinja2"), TemplateSyntaxError("unexpected end", 1), OSError("no")])
+async def test_a_fault_of_the_gateways_own_is_not_the_clients(
+    shared: Service, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    def fail(*_: Any, **__: Any) -> str:
+        raise fault
+
+    tokenizer = shared.gateway.text._template_tokenizer
+    monkeypatch.setattr(tokenizer, "apply_chat_template", fail)
+    assert failure(await shared.chat(), 500)["type"] == "server_error"
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    assert "/v1/completions" in failure(await shared.chat(), 400)["message"]
 
 
 @pytest.mark.parametrize("value", [{"choice": ["\ud800"]}, {"\ud800": 1}])
@@ -306,6 +419,19 @@ async def test_an_unknown_model(shared: Service) -> None:
     error = failure(await shared.complete(model="other"), 404)
     assert (error["code"], error["param"]) == ("model_not_found", "model")
     assert (await shared.complete(model=None)).status_code == 200
+
+
+async def test_the_model_is_served_under_the_names_that_it_is_given(
+    fakes: list[FakeInstance], model_folder: Path, impatient: None
+) -> None:
+    fakes[1].models, fakes[2].models = ["tiny"], [MODEL]  # by either an instance is known as ours
+    async with serving(fakes, model_folder, served_model_name=["tiny", "small"]) as service:
+        await eventually(lambda: all(i.open for i in service.gateway.pool.instances), 15)
+        listed = (await service.client.get("/v1/models")).json()["data"]
+        assert [entry["id"] for entry in listed] == ["tiny", "small"]
+        for name in ("tiny", "small", None):
+            assert (await service.complete(model=name)).json()["model"] == "tiny"
+        assert failure(await service.complete(), 404)["code"] == "model_not_found"
 
 
 async def test_a_prompt_beyond_the_context(shared: Service) -> None:
@@ -495,9 +621,9 @@ async def test_what_is_being_tokenised_fills_the_queue(
         text, go = service.gateway.text, threading.Event()
         encode = text.encode
 
-        def late(given: str) -> list[int]:
+        def late(given: str, *, special: bool = True) -> list[int]:
             go.wait(10)
-            return encode(given)
+            return encode(given, special=special)
 
         monkeypatch.setattr(text, "encode", late)
         # Both bodies are large; the first prompt has more tokens than the model takes.
@@ -711,6 +837,35 @@ async def test_status_and_a_commanded_move(service: Service) -> None:
     reply = (await task).json()
     assert reply["choices"][0]["token_ids"] == expected(PROMPT, 400, vocabulary=VOCABULARY)
     assert reply["usage"]["completion_tokens"] == 400
+
+
+async def test_a_move_by_the_id_that_the_client_got(service: Service) -> None:
+    @contextlib.asynccontextmanager
+    async def streaming(choices: int) -> AsyncIterator[str]:
+        """A stream without a name of the client's; gives the id in its reply."""
+        body = {"prompt": PROMPT, "max_tokens": 800, "stream": True, "n": choices}
+        async with service.client.stream("POST", "/v1/completions", json=body) as reply:
+            lines = reply.aiter_lines()  # the stream ends with its reader
+            yield json.loads((await anext(lines)).removeprefix("data: "))["id"]
+
+    async with streaming(1) as given:
+        own = given.removeprefix("cmpl-")
+        await eventually(lambda: own in service.gateway.sequences)
+        await eventually(lambda: service.gateway.sequences[own].not_movable() is None)
+        here = service.gateway.sequences[own].instance
+        target = next(name for name in ("decode-0", "decode-1") if here is not None and name != here.name)
+        body = {"request_id": given, "target": f"{target[:6]}..{target[-1]}"}
+        reply = await service.client.post("/admin/v1/migrations", json=body)
+        assert (reply.status_code, reply.json()["request_id"], reply.json()["target"]) == (200, own, target)
+    async with streaming(2) as given:
+        await eventually(lambda: len(service.gateway.sequences) == 2)
+        body = {"request_id": given, "target": "decode-0"}
+        error = failure(await service.client.post("/admin/v1/migrations", json=body), 409)
+        assert error["code"] == "request_ambiguous"
+        assert "{0}-0, {0}-1".format(given.removeprefix("cmpl-")) in error["message"]
+    error = failure(await service.client.post("/admin/v1/instances/decode../drain"), 409)
+    assert error["code"] == "instance_ambiguous"
+    await service.quiet()
 
 
 async def test_moves_that_cannot_be(service: Service) -> None:

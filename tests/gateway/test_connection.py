@@ -41,12 +41,28 @@ class Endless:
             finally:
                 self.ended.add(name)
 
+        if scope["path"] == "/echo":
+            await self.echo(scope, receive, send)
+            return
         if scope["method"] == "POST":
             while (await receive()).get("more_body"):
                 pass
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body", "body": b""})
             return
+        await EventStream(produce)(scope, receive, send)
+
+    async def echo(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stream back the method and the body, in two parts."""
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+
+        async def produce(write: Write) -> None:
+            await write(scope["method"].encode() + b" ")
+            await write(body)
+
         await EventStream(produce)(scope, receive, send)
 
 
@@ -153,3 +169,85 @@ async def test_a_slow_reader_that_reads_is_not_cut_off() -> None:
         assert b"/steady" not in app.ended
         writer.close()
         await eventually(lambda: b"/steady" in app.ended, 30)
+
+
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
+WEBSOCKET = b"Upgrade: websocket\r\nSec-WebSocket-Key: AAEAAEAAAAIAAAABAAMAAA==\r\nConnection: keep-alive, Upgrade\r\n"
+WHOLE = b"Content-Length: 11\r\n\r\nhello world"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n6\r\nhello \r\n5\r\nworld\r\n0\r\n\r\n"
+
+
+async def echoes(port: int, *pieces: bytes, count: int = 1) -> list[bytes]:
+    """Send pieces on one connection, and return what is in the chunks of so many replies."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for piece in pieces:
+        writer.write(piece)
+        await writer.drain()
+        await asyncio.sleep(0.02)
+    bodies = []
+    for _ in range(count):
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        assert head.startswith(b"HTTP/1.1 200 "), head
+        body = b""
+        while size := int(await asyncio.wait_for(reader.readuntil(b"\r\n"), 10), 16):
+            body += (await reader.readexactly(size + 2))[:-2]
+        await reader.readexactly(2)
+        bodies.append(body)
+    writer.close()
+    return bodies
+
+
+@pytest.mark.parametrize("headers", [H2C, WEBSOCKET, b"Upgrade: TLS/1.3\r\nConnection: upgrade\r\n", H2C + WEBSOCKET])
+@pytest.mark.parametrize("rest", [WHOLE, CHUNKED])
+async def test_a_request_that_offers_another_protocol_keeps_its_body(headers: bytes, rest: bytes) -> None:
+    async with serving() as (_, port):
+        request = b"POST /echo HTTP/1.1\r\nHost: x\r\n" + headers + rest
+        assert await echoes(port, request) == [b"POST hello world"]
+        cut = request.index(b"\r\n\r\n") + 4
+        for at in (20, len(request) - len(rest) - 5, cut - 2, cut, cut + 4, len(request) - 1):
+            assert await echoes(port, request[:at], request[at:]) == [b"POST hello world"], at
+        after = b"GET /echo HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n"
+        wanted = [b"POST hello world", b"GET ", b"POST hello world", b"GET "]
+        assert await echoes(port, request + after + request + after, count=4) == wanted
+
+
+async def test_the_last_request_of_a_connection_may_offer_another_protocol() -> None:
+    async with serving() as (_, port):
+        request = b"POST /echo HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: close, Upgrade\r\n" + WHOLE
+        assert await echoes(port, request) == [b"POST hello world"]
+
+
+async def test_a_head_that_offers_another_protocol_is_counted_once_and_its_body_awaited() -> None:
+    head = b"POST /echo HTTP/1.1\r\nHost: x\r\n" + H2C
+    async with serving(head_bytes=4000, idle_s=0.3) as (_, port):
+        filler = b"a: " + b"x" * 3000 + b"\r\n"
+        assert await echoes(port, head + filler + WHOLE) == [b"POST hello world"]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head + filler * 2 + WHOLE)
+        assert (await reply(reader)).startswith(b"HTTP/1.1 431 ")
+        writer.close()
+        for rest in (b"Content-Length: 11\r\n\r\n", b"Content-Length: 11\r\n\r\nhello"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head + rest)
+            assert await reply(reader) == b""
+            writer.close()
+
+
+async def test_a_tunnel_is_not_opened() -> None:
+    async with serving() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"CONNECT example.com:443 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reply(reader)).startswith(b"HTTP/1.1 400 ")
+        writer.close()
+
+
+@pytest.mark.parametrize("version", [b"0.9", b"1.0"])
+@pytest.mark.parametrize("headers", [b"", b"Connection: keep-alive\r\n", H2C])
+async def test_an_older_client_is_sent_no_chunks(version: bytes, headers: bytes) -> None:
+    async with serving() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /echo HTTP/" + version + b"\r\n" + headers + WHOLE)
+        head, _, body = (await reply(reader)).partition(b"\r\n\r\n")
+        assert body == b"POST hello world"
+        assert b"transfer-encoding" not in head.lower()
+        writer.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 import math
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ from ares.gateway.instances import NoInstanceError
 from ares.gateway.objectives import Objective
 from ares.gateway.replay import ReplayError, replay
 from ares.gateway.sampling import Sampling
-from ares.gateway.service import Gateway
+from ares.gateway.service import COMMANDED, Gateway
 from ares.policy import Cluster, forecast
 from ares.policy.admission import Candidates, Entry, Progress
 from tests.gateway.fakes import Work, eventually, instances
@@ -269,6 +270,50 @@ async def test_what_does_not_fit_anywhere_is_refused_in_time(model_folder: Path)
             client.check(500)
 
 
+@pytest.mark.parametrize("rest_s", [60.0, 0.0])
+async def test_a_commanded_move_is_not_undone_for_a_while(model_folder: Path, tmp_path: Path, rest_s: float) -> None:
+    settings = {"preset": "off", "cooldown_s": 0.0, "commanded_cooldown_s": rest_s, "decision_log": tmp_path / "log"}
+    async with cluster(model_folder, kv_blocks=1000, **settings) as (gateway, fakes):
+        for fake in fakes[1:]:
+            fake.hold_at = 230
+        ours = Client(gateway, 400, name="ours", prompt=[10] * 200)
+        await eventually(lambda: len(ours.tokens) == 30, 30)
+        # The other one stays where it is: only ours could even the load out.
+        theirs = Client(gateway, 400, name="theirs", prompt=[11] * 200, pinned="test")
+        await eventually(lambda: len(theirs.tokens) == 30, 30)
+        sequence = gateway.sequences["ours"]
+        target = gateway.sequences["theirs"].instance
+        assert sequence.instance is not target
+        for fake in fakes[1:]:
+            fake.hold_at = 260
+        assert (await gateway.migrate(sequence, target, COMMANDED, COMMANDED)).outcome == "moved"
+        await eventually(lambda: len(ours.tokens) == 60, 30)
+        gateway.controller.use_preset("ares-no-prediction")
+        periods = sum_of(gateway, "kept", "moved")
+        await eventually(lambda: sum_of(gateway, "kept", "moved") >= periods + 10, 30)
+        view = gateway.controller.viewer.view(gateway.sequences.values())
+        if rest_s:
+            assert sequence.instance is target
+            assert view.cluster.placed.tolist() == [name == "ours" for name in view.cluster.requests]
+        else:
+            await eventually(lambda: len(gateway.migrations) > 1, 30)
+            assert view.cluster.placed is None
+        assert not view.cluster.movable.any() or not rest_s
+        for fake in fakes[1:]:
+            fake.hold_at = None
+        for client in (ours, theirs):
+            await client.finish()
+            client.check(400)
+    result = replay(tmp_path / "log", None)
+    assert result.decisions == result.same > 0
+    logged = [json.loads(line)["cluster"]["placed"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert any(logged) == bool(rest_s)
+
+
+def sum_of(gateway: Gateway, *results: str) -> float:
+    return sum(sample(gateway, "ares_rebalance_decisions_total", result=result) for result in results)
+
+
 # --- faults ---
 
 
@@ -407,6 +452,9 @@ async def test_the_log_decides_again(model_folder: Path, tmp_path: Path) -> None
     assert again.decisions > 5
     assert again.differences == []
     assert again.logged["enter"] == 6
+    packed = tmp_path / "decisions.jsonl.gz"
+    packed.write_bytes(gzip.compress(b"\xef\xbb\xbf" + log.read_bytes()))
+    assert replay(packed, None) == again
     other = replay(log, "static-rr")
     assert other.made["move"] == other.made["rescue"] == 0
     with pytest.raises(ValueError, match="unknown preset"):
@@ -421,6 +469,8 @@ def test_a_broken_log_is_named(tmp_path: Path, line: str) -> None:
     log.write_text(line + "\n")
     with pytest.raises(ReplayError, match=r"log\.jsonl:1: not a logged decision"):
         replay(log, None)
+    with pytest.raises(ReplayError, match=r"nowhere: cannot be read"):
+        replay(tmp_path / "nowhere", None)
 
 
 @pytest.mark.timeout(300)  # the simulator may have to be compiled first

@@ -289,6 +289,51 @@ async def test_a_restarted_instance_is_closed_until_its_server_answers(
 # --- routes and commands ---
 
 
+@pytest.mark.parametrize(
+    ("roles", "name", "why"),
+    [
+        (("prefill", "decode"), "decode-0", "the last open instance that decodes"),
+        (("prefill", "decode", "decode"), "prefill-0", "the last open instance that prefills"),
+        (("both",), "both-0", "the last open instance that decodes"),
+        (("both", "decode"), "both-0", "the last open instance that prefills"),
+        (("prefill", "both"), "both-0", "the last open instance that decodes"),
+        (("both", "decode"), "decode-0", None),
+        (("prefill", "both"), "prefill-0", None),
+        (("both", "both"), "both-1", None),
+    ],
+)
+async def test_the_last_open_instance_of_its_kind_is_drained_by_force_only(
+    model_folder: Path, roles: tuple[wire.Role, ...], name: str, why: str | None
+) -> None:
+    async with instances(*roles, vocabulary=VOCABULARY) as made, serving(made, model_folder) as service:
+        await eventually(lambda: all(i.open for i in service.gateway.pool.instances))
+        route = f"/admin/v1/instances/{name}/drain"
+        if why is not None:
+            refused = await service.client.post(route, json={})
+            assert refused.status_code == 409
+            error = refused.json()["error"]
+            assert error["code"] == "last_instance"
+            assert f"{name} is {why}" in error["message"]
+            assert "--force" in error["message"]
+            assert find(service.gateway, name).open
+        forced = await service.client.post(route, json={"force": True} if why is not None else {})
+        assert forced.json()["draining"] is True
+        # It is closed already: a new deadline takes nothing from anybody.
+        assert (await service.client.post(route, json={"deadline_s": 5})).status_code == 200
+
+
+async def test_by_force(fakes: list[FakeInstance], model_folder: Path) -> None:
+    async with serving(fakes, model_folder) as service:
+        await eventually(lambda: all(i.open for i in service.gateway.pool.instances))
+        url = ["--url", f"http://127.0.0.1:{service.port}"]
+        refused = await asyncio.to_thread(CliRunner().invoke, app, ["drain", "prefill-0", *url])
+        assert refused.exit_code == 1
+        assert "--force" in refused.output
+        forced = await asyncio.to_thread(CliRunner().invoke, app, ["drain", "prefill-0", "--force", *url])
+        assert forced.exit_code == 0, forced.output
+        assert not find(service.gateway, "prefill-0").open
+
+
 async def test_by_command(fakes: list[FakeInstance], model_folder: Path) -> None:
     async with serving(fakes, model_folder) as service:
         await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances))

@@ -23,7 +23,8 @@ async def ask(service: Service) -> list[httpx.Response]:
         replies.append(await service.complete(prompt=TOLD, stream=stream))
         replies.append(await service.complete(prompt=[TOLD] * 2, n=2, stop=[TOLD], stream=stream))
         messages = [{"role": "user", "content": TOLD}]
-        replies.append(await service.chat(messages=messages, stream=stream, tools=[{"description": TOLD}]))
+        tools = [{"function": {"name": "f", "description": TOLD}}]
+        replies.append(await service.chat(messages=messages, stream=stream, tools=tools))
     return replies
 
 

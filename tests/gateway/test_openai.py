@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ares.gateway.openai import BadRequestError, ChatRequest, CompletionRequest
+from ares.gateway.body import BadRequestError
+from ares.gateway.openai import ChatRequest, CompletionRequest
 from ares.gateway.sampling import Sampling
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -132,7 +133,7 @@ def test_limits() -> None:
     assert sampling(max_completion_tokens=7, max_tokens=50).maximum_tokens == 7
     assert sampling(max_tokens=8, min_tokens=8).minimum_tokens == 8
     assert completion().sampling(10, 100, {}).maximum_tokens == 16
-    assert completion(max_tokens=None).sampling(10, 100, {}).maximum_tokens == 90
+    assert completion(max_tokens=None).sampling(10, 100, {}).maximum_tokens == 16
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,6 @@ def test_prompts() -> None:
     ("fields", "param"),
     [
         ({"prompt": []}, "prompt"),
-        ({"suffix": "x"}, "suffix"),
         ({"best_of": 3}, "best_of"),
         ({"echo": True, "logprobs": 0}, "echo"),
     ],
@@ -212,7 +212,9 @@ def test_logprobs() -> None:
 
 
 def test_text_that_no_engine_can_be_sent() -> None:
-    chat(stream_options={"include_usage": True}, tools=[{"x": 10**30}]).check_text()
+    chat(
+        stream_options={"include_usage": True}, tools=[{"function": {"name": "f", "parameters": {"x": 10**30}}}]
+    ).check_text()
     for fields in ({"chat_template_kwargs": {"a": "\ud800"}}, {"extra": ["\udfff"]}):
         with pytest.raises(BadRequestError) as wrong:
             chat(**fields).check_text()
@@ -247,3 +249,72 @@ def test_many_mistakes_are_counted_and_not_listed() -> None:
     with pytest.raises(ValidationError, match="5000 mistakes in this body") as wrong:
         completion(logit_bias={str(number): "x" for number in range(5000)})
     assert wrong.value.error_count() == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"use_beam_search": True},
+        {"prompt_logprobs": 0},
+        {"truncate_prompt_tokens": 3},
+        {"cache_salt": "abc"},
+        {"kv_transfer_params": {"do_remote_prefill": True}},
+        {"logprob_token_ids": [5]},
+        {"suffix": "x"},
+        {"echo": True},
+        {"functions": [{"name": "f"}]},
+        {"function_call": {"name": "f"}},
+        {"modalities": ["text", "audio"]},
+        {"audio": {"voice": "x"}},
+        {"chat_template": "x"},
+        {"parallel_tool_calls": False},
+        {"include_reasoning": False},
+        {"spaces_between_special_tokens": False, "skip_special_tokens": False},
+        {"stream_options": {"include_usage": True}},
+        {"continue_final_message": True},
+        {"chat_template_kwargs": {"tokenize": True}},
+    ],
+)
+def test_options_without_effect_are_refused_by_name(fields: dict[str, Any]) -> None:
+    with pytest.raises(BadRequestError) as wrong:
+        chat(**fields).check_options()
+    assert wrong.value.param == next(iter(fields))
+    assert str(wrong.value).startswith(next(iter(fields))) or "special tokens" in str(wrong.value)
+
+
+def test_options_that_ask_for_nothing_are_taken() -> None:
+    fields: dict[str, Any] = {
+        "use_beam_search": False,
+        "parallel_tool_calls": True,
+        "function_call": "none",
+        "modalities": ["text"],
+        "functions": [],
+        "kv_transfer_params": {},
+        "user": "me",
+        "session_id": "s",
+        "length_penalty": 2.0,
+        "spaces_between_special_tokens": False,
+        "store": True,
+        "metadata": {"a": "b"},
+        "stream_options": {},
+    }
+    chat(**fields).check_options()
+    chat(stream=True, stream_options={"include_usage": True}).check_options()
+    chat(continue_final_message=True, add_generation_prompt=False).check_options()
+
+
+def test_variables_of_the_template() -> None:
+    assert chat().template_variables() == {"add_generation_prompt": True, "continue_final_message": False}
+    made = chat(reasoning_effort="low", chat_template_kwargs={"a": None}, documents=[{"title": "t"}])
+    assert made.template_variables() == {
+        "a": None,
+        "enable_thinking": True,
+        "reasoning_effort": "low",
+        "documents": [{"title": "t"}],
+        "add_generation_prompt": True,
+        "continue_final_message": False,
+    }
+    assert chat(reasoning_effort="none").template_variables()["enable_thinking"] is False
+    thinking = {"enable_thinking": True, "add_generation_prompt": False}
+    variables = chat(reasoning_effort="none", chat_template_kwargs=thinking).template_variables()
+    assert (variables["enable_thinking"], variables["add_generation_prompt"]) == (True, True)

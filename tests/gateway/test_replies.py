@@ -180,3 +180,20 @@ def test_bytes_that_are_no_characters(text_model: TextModel, byte_tokenizer: Tok
     json.dumps(made.whole())
     assert made.completion_tokens == 3
     assert len(made.whole()["logprobs"]["content"]) == 3
+
+
+def test_tokens_called_by_their_ids(text_model: TextModel) -> None:
+    detokenizers = [Detokenizer(text_model.tokenizer, [5]) for _ in range(2)]
+    ids = text_model.encode("ab")
+    for chat, detokenizer in zip((True, False), detokenizers, strict=True):
+        envelope = Envelope("id-1", "some/model", chat, created=1)
+        made = Choice(envelope, 0, detokenizer, text_model, logprobs=1, tokens_as_ids=True)
+        made.collect(deltas(ids, logprobs=1))
+        logprobs = made.whole()["logprobs"]
+        names = [f"token_id:{token}" for token in ids]
+        if chat:
+            assert [position["token"] for position in logprobs["content"]] == names
+            assert logprobs["content"][0]["bytes"] == list(names[0].encode())
+        else:
+            assert logprobs["tokens"] == names
+            assert list(logprobs["top_logprobs"][0]) == [names[0], "token_id:9"]

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from ares.gateway.messages import Message
 from ares.gateway.text import Detokenizer, TemplateError, TextModel
 from tests.gateway.running import VOCABULARY
 
@@ -205,11 +206,23 @@ def test_any_text_in_any_pieces_with_any_stop_strings(words: Tokenizer, data: st
 
 
 def test_chat_templates(text_model: TextModel) -> None:
-    messages = [{"role": "user", "content": "é"}]
-    assert text_model.decode(text_model.render_chat(messages, {})) == "<s>é</s><s>"
-    assert text_model.decode(text_model.render_chat(messages, {"add_generation_prompt": False})) == "<s>é</s>"
+    messages = [Message(role="user", content="é")]
+    assert text_model.decode(text_model.render_chat(messages)) == "<s>é</s><s>"
+    ended = text_model.render_chat(messages, variables={"add_generation_prompt": False})
+    assert text_model.decode(ended) == "<s>é</s>"
     with pytest.raises(TemplateError, match="unknown role"):
-        text_model.render_chat([{"role": "nobody", "content": "x"}], {})
+        text_model.render_chat([Message(role="nobody", content="x")])
+
+
+def test_half_a_character_in_the_arguments_of_a_call(text_model: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = "{% for m in messages %}{{ m.tool_calls[0].function.arguments.a }}{% endfor %}"
+    monkeypatch.setattr(text_model._template_tokenizer, "chat_template", template)
+    calls = [{"function": {"name": "f", "arguments": '{"a": "\\ud83d\\ude00"}'}}]
+    shown = text_model.render_chat([Message(role="assistant", tool_calls=calls)])
+    assert text_model.decode(shown) == "😀"
+    calls[0]["function"]["arguments"] = '{"a": "\\ud83d"}'
+    with pytest.raises(TemplateError, match="surrogates"):
+        text_model.render_chat([Message(role="assistant", tool_calls=calls)])
 
 
 def test_other_threads_run_while_a_long_text_is_tokenised(text_model: TextModel) -> None:

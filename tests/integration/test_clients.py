@@ -1,25 +1,9 @@
-"""Clients that people use, unmodified: the official openai package and vLLM's own benchmark."""
-
-import asyncio
-import json
-import sys
-from pathlib import Path
+"""Clients that people use, unmodified: the official openai package. vLLM's benchmark: tests/engine/simulated."""
 
 import openai
 import pytest
 
-from ares import local
 from tests.integration.client import Client
-
-# What `vllm bench serve` runs; the `vllm` command itself cannot start in the CPU build, whose distribution has another
-# name.
-_VLLM_BENCH_SERVE = """
-from vllm.benchmarks.serve import add_cli_args, main
-from vllm.utils.argparse_utils import FlexibleArgumentParser
-parser = FlexibleArgumentParser()
-add_cli_args(parser)
-main(parser.parse_args())
-"""
 
 
 async def test_the_official_openai_client(client: Client) -> None:
@@ -78,23 +62,3 @@ async def test_openai_errors_are_its_exceptions(client: Client) -> None:
         with pytest.raises(kind) as caught:
             await api.chat.completions.create(messages=messages, **arguments)  # type: ignore[call-overload]
         assert caught.value.body["message"]
-
-
-async def test_vllm_bench_serve_runs_unmodified(client: Client, cluster: local.Cluster, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-c",
-        _VLLM_BENCH_SERVE,
-        *("--backend", "openai", "--base-url", client.url, "--endpoint", "/v1/completions"),
-        *("--model", client.model, "--dataset-name", "random", "--random-input-len", "64", "--random-output-len", "32"),
-        *("--num-prompts", "12", "--max-concurrency", "4", "--ignore-eos", "--disable-tqdm"),
-        *("--save-result", "--result-dir", str(tmp_path), "--result-filename", "result.json"),
-    ]
-    process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    output, _ = await asyncio.wait_for(process.communicate(), 150)
-    assert process.returncode == 0, output.decode()[-3000:]
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["completed"] == 12
-    assert result["total_output_tokens"] == 12 * 32

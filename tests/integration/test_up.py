@@ -1,4 +1,4 @@
-"""`ares up` as a user runs it: the default model, sense in its answers, moves by policy, and nothing left behind."""
+"""`ares up` as a user runs it: the default model, sense in its answers, moves by policy, a death, and nothing left."""
 
 import asyncio
 import json
@@ -23,6 +23,8 @@ async def up(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[as
     logs = tmp_path_factory.mktemp("up-logs")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "ares", "up", "--port", str(PORT), "--log-folder", str(logs)),
+        # A stream that is prefilled anew after a death has the same tokens in this precision only.
+        *("--dtype", "float32"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -34,7 +36,7 @@ async def up(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[as
             await process.wait()
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 async def test_serves_answers_balances_and_leaves_nothing(up: tuple[asyncio.subprocess.Process, Path]) -> None:
     process, logs = up
     assert process.stdout is not None
@@ -49,17 +51,19 @@ async def test_serves_answers_balances_and_leaves_nothing(up: tuple[asyncio.subp
     url = f"http://127.0.0.1:{PORT}"
     body = {
         "model": DEFAULT_MODEL,
-        "messages": [{"role": "user", "content": "What is the capital of Italy?"}],
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
         "temperature": 0,
         "max_tokens": 30,
     }
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as http:
         async with http.post(f"{url}/v1/chat/completions", json=body) as reply:
             choice = (await reply.json())["choices"][0]
-        assert "Rome" in choice["message"]["content"]
+        assert "Paris" in choice["message"]["content"]
         assert choice["finish_reason"] == "stop"
         await _policy_evens_out(Client(http, url, DEFAULT_MODEL))
         await _commands(Client(http, url, DEFAULT_MODEL), url)
+        assert process.stderr is not None
+        await _a_worker_dies(Client(http, url, DEFAULT_MODEL), process.pid, process.stderr)
 
     started = psutil.Process(process.pid).children(recursive=True)
     assert len(started) >= 7, "a gateway, three servers and their engines"
@@ -131,6 +135,48 @@ async def _commands(client: Client, url: str) -> None:
     assert "nowhere" in problems
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+    await client.quiet()
+
+
+async def _a_worker_dies(client: Client, up: int, errors: asyncio.StreamReader) -> None:
+    """The stream goes on elsewhere, token for token; its worker is started again, and serves again."""
+    async with client.http.put(f"{client.url}/admin/v1/preset", json={"preset": "off"}) as reply:
+        assert reply.status == 200
+    prompt = list(range(2000, 2200))
+    expected = (await client.complete(prompt, 400))["choices"][0]["token_ids"]
+    output, task = client.stream("survivor", prompt, 400)
+    await output.reach(40)
+    row = await client.row("survivor")
+    assert row is not None
+    name = row["instance"]
+    worker = next(p for p in psutil.Process(up).children() if name in p.cmdline())
+    before = [worker, *worker.children(recursive=True)]
+    worker.kill()
+    assert (await task).error is None
+    assert output.finish_reason == "length"
+    assert output.token_ids == expected
+
+    said: list[str] = []
+    while not said or "ready again" not in said[-1]:
+        said.append((await asyncio.wait_for(errors.readline(), 180)).decode())
+    told = [line for line in said if line.startswith((f"{name} was", f"{name} starts", f"{name} is"))]
+    assert [line.split()[1:3] for line in told] == [["was", "killed"], ["starts", "again"], ["is", "ready"]]
+    _, alive = psutil.wait_procs(before, timeout=0)
+    assert not alive
+    for _ in range(100):
+        if {i["name"]: i["healthy"] for i in (await client.status())["instances"]}[name]:
+            break
+        await asyncio.sleep(0.1)
+    # It takes KV from the other again, and goes on with the same tokens.
+    output, task = client.stream("again", prompt, 400)
+    await output.reach(20)
+    row = await client.row("again")
+    assert row is not None
+    if row["instance"] != name:
+        code, record = await client.migrate("again", name)
+        assert (code, record["outcome"]) == (200, "moved"), record
+    await task
+    assert output.token_ids == expected
     await client.quiet()
 
 

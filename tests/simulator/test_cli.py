@@ -1,6 +1,7 @@
 """The command line: what it writes, and how it refuses."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ def test_json_has_every_field_and_is_repeatable(tmp_path: Path) -> None:
     for name in ("a.json", "b.json"):
         done = runner.invoke(app, [*arguments, str(tmp_path / name)])
         assert done.exit_code == 0, done.output
+        # Nobody sees a progress bar here: what runs is told in lines.
+        assert re.search(r"^static-rr.*: started$.*^ares.*: done after \d+ s$", done.stderr, re.MULTILINE | re.DOTALL)
         results.append(json.loads((tmp_path / name).read_text()))
     for run in results[0]["runs"]:
         assert run["completed"] == run["requests"] == 200

@@ -14,16 +14,16 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
-from ares import local
+from ares import local, tables
 from ares.bench import steady
 from ares.bench.environment import write
 from ares.bench.live import client
 from ares.bench.live.client import Observed
 from ares.bench.moves import blocks, random_streams
 from ares.model import DEFAULT_MODEL
+from ares.progress import progress_display
 
 MOVED, WAITED = "moved", "waited for"
 # Every request has so many tokens when the clock starts.
@@ -116,7 +116,7 @@ async def measure(
         load = steady.Load(http, url, model, planned, expected)
         turns: list[dict[str, Any]] = []
         columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=console) as progress:
+        with progress_display(console, *columns) as progress:
             task = progress.add_task("drains", total=2 * repeats)
             for number in range(repeats):
                 # A B, B A, ...: what drifts with time weighs on both alike.
@@ -185,15 +185,12 @@ def command(
 
 
 def _show(figures: dict[str, Any]) -> None:
-    table = Table(title="seconds until the instance is empty")
-    for column in ("its requests are", "median", "each"):
-        table.add_column(column, justify="left" if column == "its requests are" else "right")
+    table = tables.table("its requests are", "median", "each", title="seconds until the instance is empty")
     for way, seconds in figures["seconds"].items():
         table.add_row(way, f"{statistics.median(seconds):.2f}", ", ".join(f"{each:.2f}" for each in seconds))
-    console = Console()
-    console.print(table)
     rolling = figures["rolling_restart"]
-    console.print(
+    tables.show(
+        table,
         f"rolling restart of {len(rolling['workers'])} workers: {rolling['streams']} streams, "
-        f"{rolling['requests_lost']} lost, {rolling['streams_with_other_tokens']} with other tokens"
+        f"{rolling['requests_lost']} lost, {rolling['streams_with_other_tokens']} with other tokens",
     )

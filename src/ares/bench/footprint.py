@@ -6,10 +6,8 @@ from typing import Annotated, Any
 
 import psutil
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ares import local
+from ares import extras, local, tables
 from ares.bench.environment import describe, write
 from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL, resolve
@@ -33,6 +31,7 @@ def command(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
     """Measure what a cluster costs before its first request."""
+    extras.require("vllm", "nixl")
     resolve(model)
     settings = local.ClusterSettings(model=model, decode=decode, port=port, vllm_flags=tuple(local_flags([])))
     start = time.monotonic()
@@ -66,10 +65,9 @@ def command(
         "idle_cpu_percent_of_one_core": round(sum(row["idle_cpu_percent"] for row in rows), 2),
         "parts": rows,
     }
-    table = Table(title=f"ready after {ready_s:.1f} s; idle for {elapsed:.0f} s")
-    for column in ("part", "idle CPU %", "memory MB (PSS)"):
-        table.add_column(column, justify="right")
+    title = f"ready after {ready_s:.1f} s; idle for {elapsed:.0f} s"
+    table = tables.table("part", "idle CPU %", "memory MB (PSS)", title=title)
     for row in rows:
         table.add_row(row["part"], f"{row['idle_cpu_percent']:.2f}", str(row["total_pss_mb"]))
-    Console().print(table)
+    tables.show(table)
     write(result, json_file)

@@ -18,15 +18,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from ares import local
+from ares import local, tables
 from ares.bench import steady
 from ares.bench.environment import write
 from ares.bench.live import client
 from ares.bench.live.load import Planned
 from ares.bench.moves import blocks, random_streams
 from ares.model import DEFAULT_MODEL
+from ares.progress import progress_display
 
 # What is in flight when an instance dies is one or two tokens: a stream with this many since has resumed.
 _RESUMED = 8
@@ -165,7 +165,7 @@ async def measure(
 
 
 def _progress(console: Console) -> Progress:
-    return Progress(TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), console=console)
+    return progress_display(console, TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
 
 
 def _summary(rows: list[dict[str, Any]], what: str) -> dict[str, Any]:
@@ -218,9 +218,7 @@ def command(
 
 
 def _show(figures: dict[str, Any]) -> None:
-    table = Table(title="from the kill on, ms")
-    for column in ("what", "count", "P50", "P90", "max"):
-        table.add_column(column, justify="left" if column == "what" else "right")
+    table = tables.table("what", "count", "P50", "P90", "max", title="from the kill on, ms")
     lines: list[tuple[str, Callable[[dict[str, Any]], dict[str, float]]]] = [
         ("first resumed token", lambda f: f["decode"]["resumed"]),
         ("noticed by the gateway", lambda f: f["decode"]["detected"]),
@@ -232,7 +230,7 @@ def _show(figures: dict[str, Any]) -> None:
         if seen["count"]:
             table.add_row(name, *(f"{seen[key]:.0f}" for key in ("count", "p50_ms", "p90_ms", "max_ms")))
     console = Console()
-    console.print(table)
+    tables.show(table)
     for why in figures["broken_off"]:
         console.print(f"broken off: {why}", style="bold red", markup=False)
     console.print(

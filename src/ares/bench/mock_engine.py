@@ -116,6 +116,7 @@ class MockEngine:
             "role": self.role,
             "boot": self.boot,
             "control_address": self.control_address,
+            "models": [self.model],
         }
         match path:
             case b"/inference/v1/generate":

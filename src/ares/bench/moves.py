@@ -17,7 +17,6 @@ from typing import Annotated, Any
 import aiohttp
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
 from ares import local
 from ares.bench.environment import describe, write
@@ -25,6 +24,7 @@ from ares.bench.live import client
 from ares.bench.live.load import Planned
 from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL
+from ares.progress import progress_display
 
 # Counters of vLLM's NIXL connector that must stay at zero.
 _FAULTS = ("nixl_num_failed_transfers", "nixl_num_kv_expired_reqs", "nixl_num_failed_notifications")
@@ -112,7 +112,7 @@ async def _measure(
         peace = {seen.name: seen.tokens for seen in await play(http, url, model, planned)}
         await client.quiet(http, url)
         before, free = await faults(http, urls), blocks(await client.status(http, url))
-        with Progress(console=console) as progress:
+        with progress_display(console) as progress:
             task = progress.add_task("moves", total=moves)
             while outcomes["moved"] < moves:
                 enough = asyncio.Event()

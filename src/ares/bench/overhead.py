@@ -12,7 +12,6 @@ import os
 import random
 import statistics
 import time
-import urllib.request
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,13 +20,13 @@ import typer
 import zmq
 import zmq.asyncio
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
-from ares import local, wire
+from ares import local, tables, wire
 from ares.bench.environment import describe, write
 from ares.engine.defaults import local_flags
+from ares.http_client import open_direct
 from ares.model import DEFAULT_MODEL
+from ares.progress import progress_display
 
 _CONNECTORS = ("none", "stock", "ares")
 
@@ -64,7 +63,7 @@ async def tpot(http: aiohttp.ClientSession, url: str, model: str, batch: int, to
 
 async def watch(url: str) -> None:
     """Subscribe to an instance's telemetry, as a gateway does."""
-    with urllib.request.urlopen(f"{url}/ares/v1/instance", timeout=5) as reply:  # noqa: S310, ASYNC210 - our own address, once
+    with open_direct(f"{url}/ares/v1/instance", timeout=5) as reply:
         address = json.load(reply)["control_address"]
     socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
     socket.connect(address)
@@ -84,7 +83,7 @@ async def _measure(
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as http:
         watcher = asyncio.create_task(watch(urls["ares"]))
         try:
-            with Progress(console=Console(stderr=True)) as progress:
+            with progress_display(Console(stderr=True)) as progress:
                 task = progress.add_task("rounds", total=len(batches) * rounds * len(urls))
                 for batch in batches:
                     runs: dict[str, list[float]] = {name: [] for name in urls}
@@ -134,9 +133,8 @@ def command(
         cluster.await_workers()
         urls = {part.name: part.url for part in cluster.workers}
         rows = asyncio.run(_measure(urls, model, batch or [1, 8], rounds, tokens))
-    table = Table(title="TPOT while nothing moves")
-    for column in ("batch", "none ms", "stock ms", "ares ms", "ares / stock", "ares / none"):
-        table.add_column(column, justify="right")
+    columns = ("none ms", "stock ms", "ares ms", "ares / stock", "ares / none")
+    table = tables.table("batch", *columns, title="TPOT while nothing moves")
     for row in rows:
         ratios = [row[f"ares_to_{name}"] for name in ("stock", "none")]
         table.add_row(
@@ -144,5 +142,5 @@ def command(
             *(f"{row['tpot_ms'][name]:.2f}" for name in _CONNECTORS),
             *(f"{r['median']:.3f} ({r['low']:.3f}-{r['high']:.3f})" for r in ratios),
         )
-    Console().print(table)
+    tables.show(table)
     write({"benchmark": "overhead", "model": model, **describe(), "cases": rows}, json_file)

@@ -14,14 +14,13 @@ from typing import Annotated, Any
 import aiohttp
 import typer
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
-from ares import local
+from ares import local, tables
 from ares.bench.environment import describe, write
 from ares.bench.overhead import gaps, interval, watch
 from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL
+from ares.progress import progress_display
 
 _STATES = ("off", "on")
 
@@ -31,7 +30,7 @@ async def _measure(url: str, model: str, batches: list[int], rounds: int, tokens
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600)) as http:
         watcher = asyncio.create_task(watch(url))
         try:
-            with Progress(console=Console(stderr=True)) as progress:
+            with progress_display(Console(stderr=True)) as progress:
                 task = progress.add_task("rounds", total=len(batches) * rounds)
                 for batch in batches:
                     runs: dict[str, list[float]] = {state: [] for state in _STATES}
@@ -81,12 +80,10 @@ def command(
         cluster.start_worker("engine", "both", place, ("--predictor", predictor) if predictor else ())
         cluster.await_workers()
         rows = asyncio.run(_measure(cluster.workers[0].url, model, batch or [1, 8, 32], rounds, tokens))
-    table = Table(title="TPOT with the predictor and without")
-    for column in ("batch", "off ms", "on ms", "on / off"):
-        table.add_column(column, justify="right")
+    table = tables.table("batch", "off ms", "on ms", "on / off", title="TPOT with the predictor and without")
     for row in rows:
         ratio, times = row["on_to_off"], row["tpot_ms"]
         shown = f"{ratio['median']:.4f} ({ratio['low']:.4f}-{ratio['high']:.4f})"
         table.add_row(str(row["batch"]), f"{times['off']:.2f}", f"{times['on']:.2f}", shown)
-    Console().print(table)
+    tables.show(table)
     write({"benchmark": "predictor", "model": model, **describe(), "cases": rows}, json_file)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,8 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ares import model as models
+from ares import tables
 from ares.bench.environment import describe, write
 from ares.bench.stream_client import Reading, StreamError, read_streams
+from ares.http_client import open_direct
 from ares.model import DEFAULT_MODEL
 
 _START_TIMEOUT_S = 60.0
@@ -111,13 +112,13 @@ def command(
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "systems": systems,
     }
-    console.print(_table(systems))
+    tables.show(_table(systems))
     write(msgspec.to_builtins(result), json_file)
 
 
 def _run(plan: _Plan, router: Path | None, console: Console) -> dict[str, Any]:
     """Measure the systems in turn, again and again, and return the figures of each."""
-    folder = models.resolve(plan.model)
+    folder = models.resolve(plan.model, weights=False)
     with contextlib.ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ares-relay-")))
         mocks = {role: stack.enter_context(_mock(role, folder, plan.model, logs)) for role in ("prefill", "decode")}
@@ -216,7 +217,7 @@ def _served(name: str, command: list[str], port: int, logs: Path, route: str, wo
 
 
 def _get(port: int, route: str, body: bytes | None = None) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{route}", body, timeout=5) as reply:
+    with open_direct(f"http://127.0.0.1:{port}{route}", 5, body) as reply:
         return str(reply.read().decode())
 
 
@@ -267,9 +268,8 @@ def _versions(router: Path | None) -> dict[str, str]:
 
 
 def _table(systems: dict[str, Any]) -> Table:
-    table = Table(title="relaying token chunks: CPU s per 100,000 chunks (chunks per read), added time to first token")
-    for name in ("system", *_MODES.values(), "TTFT +ms", "p95", "RSS MB"):
-        table.add_column(name, justify="left" if name == "system" else "right")
+    title = "relaying token chunks: CPU s per 100,000 chunks (chunks per read), added time to first token"
+    table = tables.table("system", *_MODES.values(), "TTFT +ms", "p95", "RSS MB", title=title)
     for name, figures in systems.items():
         cells = [
             f"{figures[mode]['cpu_s_per_100k_chunks']['median']:.2f} ({figures[mode]['chunks_per_read']:.3g})"

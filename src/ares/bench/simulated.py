@@ -7,7 +7,6 @@ import asyncio
 import itertools
 import statistics
 import time
-import urllib.request
 from array import array
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,11 +20,12 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from ares import local
+from ares import local, tables
 from ares import model as models
 from ares.bench.environment import describe, write
 from ares.engine.simulated import model as simulated
 from ares.engine.simulated.model import SimulatedModel
+from ares.http_client import open_direct
 from ares.model import DEFAULT_MODEL
 
 _EVENT = b"data: {"
@@ -115,7 +115,7 @@ def command(
     signal_as_interrupt()
     console = Console()
     plan = _Plan(profile, model, prefill, decode, streams, prompt_tokens, tokens, speed, preset)
-    folder = models.resolve(model)
+    folder = models.resolve(model, weights=False)
     settings = local.ClusterSettings(
         model=model,
         prefill=prefill,
@@ -140,7 +140,7 @@ def command(
         "direct": direct,
         "gateway": gateway,
     }
-    console.print(_table(plan, {"no gateway": direct, "gateway": gateway}))
+    tables.show(_table(plan, {"no gateway": direct, "gateway": gateway}))
     write(msgspec.to_builtins(result), json_file)
 
 
@@ -226,7 +226,7 @@ def _port(url: str) -> int:
 def _counters(cluster: local.Cluster) -> Iterator[dict[str, Any]]:
     for part in cluster.workers:
         for url in part.instances.values():
-            with urllib.request.urlopen(f"{url}/simulate/counters", timeout=10) as reply:  # noqa: S310 - our own
+            with open_direct(f"{url}/simulate/counters", timeout=10) as reply:
                 yield msgspec.json.decode(reply.read())
 
 
@@ -263,9 +263,9 @@ def _percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 def _table(plan: _Plan, runs: dict[str, dict[str, Any]]) -> Table:
-    table = Table(title=f"{plan.streams} streams of {plan.tokens} tokens on {plan.prefill + plan.decode} instances")
-    for name in ("", "tokens/s", "all running", "wrong", "TTFT p50/p99 ms", "gap p50/p99 ms", "CPU % of a core"):
-        table.add_column(name)
+    title = f"{plan.streams} streams of {plan.tokens} tokens on {plan.prefill + plan.decode} instances"
+    columns = ("tokens/s", "all running", "wrong", "TTFT p50/p99 ms", "gap p50/p99 ms", "CPU % of a core")
+    table = tables.table("", *columns, title=title)
     for name, run in runs.items():
         first, gap = run["first_token_ms"], run["gap_ms"]
         table.add_row(

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import track
 
 from ares.bench.environment import describe
+from ares.policy import PRESETS
+from ares.progress import progress_display
 
 _COMMAND = "import sys; from ares.cli import main; sys.argv[0] = 'ares'; main()"
 
@@ -77,19 +78,22 @@ def command(
 ) -> None:
     """Time `ares simulate` and its memory, once for each preset."""
     names = presets or ["static-rr", "static-least-loaded", "ares"]
-    cluster = ["--decode", str(decode), "--prefill", str(prefill), "--profile", profile, "--period", str(period)]
+    cluster = ["--decode", str(decode), "--prefill", str(prefill), "--profile", profile]
     arguments = ["--trace", trace, *cluster, "--load", str(load)]
+
+    def of(name: str) -> list[str]:
+        rebalances = name in PRESETS and PRESETS[name].rebalance != "none"
+        return ["--preset", name, *(["--period", str(period)] if rebalances else [])]
+
     compiling = None
     if first_run:  # few requests: what is timed is the compilation
         with tempfile.TemporaryDirectory() as folder:
-            few = [*arguments, "--requests", str(min(requests, 1000)), "--preset", names[-1]]
+            few = [*arguments, "--requests", str(min(requests, 1000)), *of(names[-1])]
             compiling = run(few, Path(folder))
     full = [*arguments, "--requests", str(requests)]
-    run([*arguments, "--requests", str(min(requests, 1000)), "--preset", names[-1]])  # compiled from here on
-    runs = [
-        run([*full, "--preset", name])
-        for name in track(names, description="simulating", console=Console(stderr=True), transient=True)
-    ]
+    run([*arguments, "--requests", str(min(requests, 1000)), *of(names[-1])])  # compiled from here on
+    with progress_display(Console(stderr=True), transient=True) as progress:
+        runs = [run([*full, *of(name)]) for name in progress.track(names, description="simulating")]
     result = {
         "runs": runs,
         "first_run": compiling,

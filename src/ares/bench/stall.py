@@ -16,13 +16,12 @@ from typing import Annotated, Any
 import aiohttp
 import typer
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
-from ares import local
+from ares import local, tables
 from ares.bench.environment import describe, write
 from ares.engine.defaults import DEFAULT_PULL_BYTES, local_flags
 from ares.model import DEFAULT_MODEL
+from ares.progress import progress_display
 
 # Tokens before a move: enough for the gaps of an undisturbed stream.
 _BETWEEN = 12
@@ -186,7 +185,7 @@ async def _measure(
     async with aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=None, sock_read=120), connector=aiohttp.TCPConnector(limit=0)
     ) as http:
-        with Progress(console=Console(stderr=True)) as progress:
+        with progress_display(Console(stderr=True)) as progress:
             task = progress.add_task("moves", total=2 * len(contexts) * len(modes) * moves)
             for load, streams in (("idle", 0), ("busy", 2 * background)):
                 generator = random.Random(7)  # noqa: S311 - likewise
@@ -243,9 +242,8 @@ def command(
         **describe(),
         "cases": rows,
     }
-    table = Table(title="client-visible stall of a move")
-    for column in ("load", "context", "mode", "gap ms", "stall ms", "p95 ms", "gaps", "p95 gaps"):
-        table.add_column(column, justify="right", overflow="fold")
+    columns = ("context", "mode", "gap ms", "stall ms", "p95 ms", "gaps", "p95 gaps")
+    table = tables.table("load", *columns, title="client-visible stall of a move")
     for row in rows:
         table.add_row(
             row["load"],
@@ -257,5 +255,5 @@ def command(
             f"{row['stall_in_gaps']['median']:.2f}",
             f"{row['stall_in_gaps']['p95']:.2f}",
         )
-    Console().print(table)
+    tables.show(table)
     write(result, json_file)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ares.engine.defaults import is_cpu_build
-from ares.predictor.shards import Output
+from ares.predictor.shards import Output, sampling
 
 # KV of a CPU build; on a GPU vLLM takes what is free.
 _CPU_KV_BYTES = 3 << 30
@@ -41,8 +41,8 @@ class GenerationSettings:
 
     @property
     def sampling(self) -> str:
-        """How tokens are chosen, in words that two data folders can be compared by."""
-        return f"temperature {self.temperature:g}, top_p {self.top_p:g}"
+        """How tokens are chosen, as data folders say it."""
+        return sampling(self.temperature, self.top_p)
 
 
 class Generator:
@@ -83,6 +83,10 @@ class Generator:
         ids = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
         return [int(t) for t in ids]
 
+    def has_room(self, output: Output) -> bool:
+        """Whether a prompt leaves room for a token in the model's context; `run` passes over one that does not."""
+        return len(output.prompt_tokens) < self._room
+
     def run(
         self, outputs: Sequence[Output], limits: Sequence[int] | None = None, until: float = math.inf
     ) -> Iterator[tuple[Output, int]]:
@@ -107,9 +111,9 @@ class Generator:
                 waiting = []
             while waiting and len(running) < settings.batch:
                 output, limit = waiting.pop()
+                if not self.has_room(output):
+                    continue
                 limit = min(limit, self._room - len(output.prompt_tokens))
-                if limit < 1:
-                    continue  # a prompt that leaves no room
                 params = SamplingParams(
                     temperature=settings.temperature, top_p=settings.top_p, max_tokens=limit, detokenize=False
                 )

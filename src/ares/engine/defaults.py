@@ -1,10 +1,11 @@
 """Defaults: what `ares up` adds for a small cluster on one machine, and what `ares worker` starts from."""
 
+import argparse
 import contextlib
 import importlib.metadata
 import random
 import socket
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 # On a CPU: start in seconds instead of a minute and a half (no compilation), leave room for several instances in
@@ -23,6 +24,14 @@ DEFAULT_DRAIN_S = 30.0
 # Below the range from which the kernel gives ports to outgoing connections: nobody takes one between choice and use.
 _PORTS = range(20000, 32768)
 _GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+def given_names(flags: Sequence[str]) -> list[str]:
+    """Return the names of the model in flags of vLLM (``--served-model-name``)."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--served-model-name", "--served_model_name", dest="names", nargs="*", default=[])
+    names: list[str] = parser.parse_known_args(flags)[0].names
+    return names
 
 
 def is_cpu_build() -> bool:

@@ -1,13 +1,15 @@
 """Who this instance is, as the launcher tells the processes that vLLM starts: through the environment."""
 
-import ipaddress
 import os
-import socket
+from collections.abc import Iterable
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 
+from ares import addresses, wire
 from ares.keys import CONTROL_KEY_VARIABLE, ControlKey
+from ares.model import shape
 from ares.wire import Role
 
 _VARIABLE = "ARES_INSTANCE"
@@ -52,7 +54,7 @@ class InstanceSettings(msgspec.Struct, frozen=True):
     @property
     def on_loopback(self) -> bool:
         """Whether all its peers are on this host, since no other can reach it."""
-        return on_loopback(urlsplit(self.control_address).hostname or "")
+        return addresses.on_loopback(urlsplit(self.control_address).hostname or "")
 
 
 def export(settings: InstanceSettings) -> None:
@@ -66,15 +68,9 @@ def control_key() -> ControlKey | None:
     return ControlKey(key) if key else None
 
 
-def on_loopback(host: str) -> bool:
-    """Whether no other host can reach an address; OSError where it is none."""
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return all(ipaddress.ip_address(address[0]).is_loopback for *_, address in found)
-
-
 def control_address(host: str, port: int) -> str:
     """Return ZeroMQ's form of an address; that of an IPv6 address has brackets."""
-    return f"tcp://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"tcp://{addresses.at(host, port)}"
 
 
 def current() -> InstanceSettings:
@@ -83,3 +79,34 @@ def current() -> InstanceSettings:
     if text is None:
         raise RuntimeError("the ARES connector runs inside `ares worker`; start the instance with that command")
     return msgspec.json.decode(text, type=InstanceSettings)
+
+
+def served_names(names: Iterable[str], given: str) -> list[str]:
+    """Return the names that a model is served under, for gateways to compare.
+
+    Parameters
+    ----------
+    names
+        As clients spell them.
+    given
+        What the instance was given as ``--model``. Where it is a folder and also the name, the name becomes the
+        folder's absolute path: so a gateway sees that it says nothing about another host.
+    """
+    folder = Path(given).expanduser()
+    return [str(folder.resolve()) if name == given and folder.is_dir() else name for name in names]
+
+
+def describe(settings: InstanceSettings, names: list[str], folder: Path | None) -> wire.Description:
+    """Return what an instance says of itself over HTTP.
+
+    Parameters
+    ----------
+    settings
+        What the launcher decided.
+    names
+        Those of its model (`served_names`).
+    folder
+        Where the model's configuration is, if it has one.
+    """
+    numbers = shape(folder) if folder is not None else {}
+    return wire.Description(settings.name, settings.role, settings.boot, settings.control_address, names, numbers)

@@ -4,15 +4,13 @@ import asyncio
 import importlib.metadata
 import json
 import os
-import socket
 import sys
-import time
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ares import model
+from ares import addresses, extras, model
 from ares.engine import instance, predictor_choice
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES, free_port, is_cpu_build
 from ares.predictor import shards
@@ -20,8 +18,6 @@ from ares.wire import Role
 
 # The KV of a finished prefill or a cut request waits this long for its target; heartbeats extend it (vLLM's default).
 LEASE_S = 30
-# For so long the ports of an instance that was killed may still be taken.
-_PORT_WAIT_S = 10.0
 
 
 # `ares` is what serves; the others are what `ares bench overhead` measures it against.
@@ -61,10 +57,18 @@ class WorkerSettings:
 
 
 def serve(settings: WorkerSettings) -> None:
-    """Run one instance until it is told to stop."""
+    """Run one instance until it is told to stop.
+
+    Raises
+    ------
+    LaunchError, AddressError
+        It cannot start.
+    """
     check_control(settings.host, insecure=settings.control_insecure or settings.connector != "ares")
-    check_port(settings.host, settings.control_port, "--control-port")
-    check_port(settings.host, settings.nixl_port, "--nixl-port")
+    # At once, and because vLLM waits for ever for a NIXL side channel whose port is taken, and shares its HTTP port.
+    ports = {"--port": settings.port, "--control-port": settings.control_port, "--nixl-port": settings.nixl_port}
+    addresses.check(settings.host, {flag: [port] for flag, port in ports.items()})
+    extras.require("vllm", "nixl")  # before a model of gigabytes is fetched
     folder = model.resolve(settings.model)
     control_port = settings.control_port or free_port(settings.host)
     os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = settings.host
@@ -132,7 +136,7 @@ def check_control(host: str, *, insecure: bool) -> None:
     if instance.control_key() is not None or insecure:
         return
     try:
-        if instance.on_loopback(host):
+        if addresses.on_loopback(host):
             return
     except OSError as error:
         raise LaunchError(f"--host {host}: {error}") from error
@@ -140,28 +144,6 @@ def check_control(host: str, *, insecure: bool) -> None:
         f"the control channel on {host} would take commands from anybody who reaches it: give all instances and "
         "gateways one key (--control-key-file or ARES_CONTROL_KEY), or insist: --control-insecure (docs/security.md)"
     )
-
-
-def check_port(host: str, port: int, flag: str) -> None:
-    """Check that a port is free: vLLM waits for ever for a NIXL side channel whose port is taken.
-
-    Who is started again may have to wait for what is left of its predecessor.
-
-    Raises
-    ------
-    LaunchError
-        It is not.
-    """
-    deadline = time.monotonic() + _PORT_WAIT_S
-    while port:
-        try:
-            socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                why = f"{error.strerror}; choose another, or 0 for a free one"
-                raise LaunchError(f"{flag} {port} on {host}: {why}") from error
-        time.sleep(0.1)
 
 
 def _vllm_arguments(settings: WorkerSettings, folder: str, on_cpu: bool) -> list[str]:
@@ -269,6 +251,4 @@ def _check_packages() -> None:
         import nixl  # noqa: F401
         import vllm  # noqa: F401
     except ImportError as error:
-        raise LaunchError(
-            f"{error.name} is missing: pip install '.[cpu]' in ARES's checkout, or '.[vllm]' on GPUs"
-        ) from error
+        raise LaunchError(f"vLLM and NIXL are installed, but cannot be loaded: {error}") from error

@@ -4,10 +4,13 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
+import msgspec
 from starlette.responses import JSONResponse
 
+from ares import wire
 from ares.engine import instance
 from ares.engine.drain import OwnChannel, drained_on_sigterm
 
@@ -18,19 +21,19 @@ class InstancePlugin:
     name = "ares"
     required_tasks = ("generate",)
 
+    def __init__(self) -> None:
+        self._description: wire.Description | None = None
+
     def attach_router(self, app: Any) -> None:
         """Register the routes on vLLM's FastAPI app."""
         settings = instance.current()
         channel = OwnChannel(settings.control_address, instance.control_key())
+        # The model is known when vLLM calls `init_state`, before it serves.
+        self._description = wire.Description(settings.name, settings.role, settings.boot, settings.control_address)
 
         @app.get("/ares/v1/instance")  # type: ignore[untyped-decorator]
-        async def describe() -> dict[str, str]:
-            return {
-                "name": settings.name,
-                "role": settings.role,
-                "boot": settings.boot,
-                "control_address": settings.control_address,
-            }
+        async def describe() -> Any:
+            return msgspec.to_builtins(self._description)
 
         @app.get("/ares/v1/ready")  # type: ignore[untyped-decorator]
         async def ready() -> JSONResponse:
@@ -43,7 +46,10 @@ class InstancePlugin:
         app.router.lifespan_context = _with_drain(app.router.lifespan_context, channel, settings.drain_deadline_s)
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        """Need nothing from the engine."""
+        """Note what the model is called; vLLM's own names where none is given (launchers/api_server/app_state.py)."""
+        settings = instance.current()
+        names = instance.served_names(args.served_model_name or [args.model], settings.model)
+        self._description = instance.describe(settings, names, Path(args.model))
 
 
 def _with_drain(lifespan: Any, channel: OwnChannel, deadline_s: float) -> Any:

@@ -17,6 +17,8 @@ from ares.gateway.responses import error
 _OPEN = frozenset(["/health", "/ready", "/version"])
 _OTHERS = ("/admin/", "/dashboard")
 _METRICS = "/metrics"
+# Where clients of other APIs put their keys.
+_OTHER_HEADERS = ("x-api-key", "api-key")
 _STREAMS = "ares.streams"
 _LOOPBACK_HOST = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]*)?", re.IGNORECASE)
 
@@ -25,6 +27,24 @@ def bearer(headers: Headers) -> str:
     """Return the key that a request brings; nothing where it brings none."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def unknown_key(headers: Headers, needed: str) -> str:
+    """Say why the key that a request brings does not do, and how to bring one; nothing of the key itself is repeated.
+
+    Parameters
+    ----------
+    needed
+        What to say where there is none.
+    """
+    how = "Authorization: Bearer KEY"
+    given = headers.get("authorization", "")
+    if bearer(headers):
+        return f"this key is not known here; {needed}"
+    if given:
+        return f"the Authorization header must read: {how}"
+    other = next((name for name in _OTHER_HEADERS if name in headers), None)
+    return f"{needed}: {how}" + (f" (instead of the header {other})" if other else "")
 
 
 def same(given: str, key: SecretStr) -> bool:
@@ -124,7 +144,7 @@ class ClientKeys:
         found = [number for number, digest in enumerate(self._digests) if secrets.compare_digest(given, digest)]
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if not found and path not in self._open and not path.startswith(_OTHERS):
-            message = "this needs an API key: Authorization: Bearer KEY"
+            message = unknown_key(Headers(scope=scope), "this needs an API key")
             refusal = error(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
             await refusal(scope, receive, send)
             return

@@ -11,15 +11,21 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from ares import wire
-from ares.gateway.access import bearer, foreign, same
+from ares.gateway.access import bearer, foreign, same, unknown_key
 from ares.gateway.controller import prepare
 from ares.gateway.instances import Instance
 from ares.gateway.migration import NotMovableError
+from ares.gateway.pool import why_closed
 from ares.gateway.precopy import AUTO, WantedMode
 from ares.gateway.predictions import plausible, predicted, predicted_peak, rows_by_key
+from ares.gateway.request_ids import meant
 from ares.gateway.schema import errors
 from ares.gateway.sequence import Sequence
 from ares.gateway.service import COMMANDED, Gateway, TargetError
+from ares.names import matching
+
+# Ids that an error names.
+_SHOWN = 8
 
 
 class AdminError(Exception):
@@ -34,10 +40,10 @@ class AdminError(Exception):
 class MigrationRequest(BaseModel):
     """`POST /admin/v1/migrations`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     request_id: str = Field(min_length=1)
-    """Id of a running request, as `GET /admin/v1/status` shows it: the client's x-request-id where it sent one."""
+    """Id of a running request, as `GET /admin/v1/status` or a reply shows it, or a short form with two dots."""
     target: str = Field(min_length=1)
     """Name of the decode instance to move it to."""
     mode: WantedMode = AUTO
@@ -47,16 +53,18 @@ class MigrationRequest(BaseModel):
 class DrainRequest(BaseModel):
     """`POST /admin/v1/instances/{name}/drain`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     deadline_s: float = Field(default=60.0, ge=0, le=86400)
     """After this long, what is left is broken off and goes on elsewhere from its tokens."""
+    force: bool = False
+    """Whether to drain the last open instance of its kind too."""
 
 
 class PresetRequest(BaseModel):
     """`PUT /admin/v1/preset`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     preset: str = Field(min_length=1)
     """Name of the preset to decide by from now on."""
@@ -68,7 +76,7 @@ async def allowed(request: Request) -> None:
     key = gateway.config.admin_key
     if key is not None:
         if not same(bearer(request.headers), key):
-            raise AdminError(401, "the admin routes need their key: Authorization: Bearer KEY")
+            raise AdminError(401, unknown_key(request.headers, "the admin routes need their key"), "invalid_api_key")
         return
     host = request.client.host if request.client else ""
     try:
@@ -122,9 +130,7 @@ def snapshot(gateway: Gateway) -> dict[str, Any]:
 async def migrate(body: MigrationRequest, request: Request) -> dict[str, Any]:
     """Move a running request; answers when it runs at its target, or with why it does not."""
     gateway: Gateway = request.app.state.gateway
-    sequence = gateway.sequences.get(body.request_id)
-    if sequence is None:
-        raise AdminError(404, f"no running request {body.request_id!r}", "request_not_found")
+    sequence = _find_sequence(gateway, body.request_id)
     target = _find(gateway, body.target)
     try:
         record = await gateway.migrate(sequence, target, COMMANDED, COMMANDED, body.mode)
@@ -135,22 +141,26 @@ async def migrate(body: MigrationRequest, request: Request) -> dict[str, Any]:
     return asdict(record)
 
 
-@router.post("/instances/{name:path}/drain", responses=errors(400, 404))
+@router.post("/instances/{name:path}/drain", responses=errors(400, 404, 409))
 async def drain(name: str, request: Request, body: DrainRequest | None = None) -> dict[str, Any]:
     """Close an instance and move out what can be moved; answers at once, the status shows how many are left."""
     gateway: Gateway = request.app.state.gateway
-    instance = _find(gateway, name)
-    deadline_s = (body or DrainRequest()).deadline_s
+    instance, body = _find(gateway, name), body or DrainRequest()
+    if not body.force and (why := gateway.pool.needs(instance)) is not None:
+        message = f'{name} is {why}; drain it all the same with --force (in the API, "force": true)'
+        raise AdminError(409, message, "last_instance")
+    deadline_s = body.deadline_s
     await gateway.drainer.drain(instance, deadline_s)
-    return {"name": name, "draining": True, "left": gateway.drainer.left(instance), "deadline_s": deadline_s}
+    return {"name": instance.name, "draining": True, "left": gateway.drainer.left(instance), "deadline_s": deadline_s}
 
 
-@router.post("/instances/{name:path}/undrain", responses=errors(404))
+@router.post("/instances/{name:path}/undrain", responses=errors(404, 409))
 async def undrain(name: str, request: Request) -> dict[str, Any]:
     """Let an instance take work again."""
     gateway: Gateway = request.app.state.gateway
-    await gateway.drainer.undrain(_find(gateway, name))
-    return {"name": name, "draining": False}
+    instance = _find(gateway, name)
+    await gateway.drainer.undrain(instance)
+    return {"name": instance.name, "draining": False}
 
 
 @router.put("/preset", responses=errors(400))
@@ -166,11 +176,24 @@ async def switch(body: PresetRequest, request: Request) -> dict[str, Any]:
     return {"preset": gateway.controller.preset}
 
 
-def _find(gateway: Gateway, name: str) -> Instance:
-    instance = gateway.pool.find(name)
+def _find_sequence(gateway: Gateway, given: str) -> Sequence:
+    ids = meant(given, gateway.sequences)
+    if not ids:
+        raise AdminError(404, f"no running request {given!r}", "request_not_found")
+    if len(ids) > 1:
+        shown = ", ".join(ids[:_SHOWN]) + (", ..." if len(ids) > _SHOWN else "")
+        raise AdminError(409, f"{given!r} may be any of {len(ids)} requests: {shown}", "request_ambiguous")
+    return gateway.sequences[ids[0]]
+
+
+def _find(gateway: Gateway, given: str) -> Instance:
+    names = [instance.name for instance in gateway.pool.instances]
+    found = matching(given, names)
+    if len(found) > 1:
+        raise AdminError(409, f"{given!r} may be any of {', '.join(found)}", "instance_ambiguous")
+    instance = gateway.pool.find(found[0]) if found else None
     if instance is None:
-        known = ", ".join(i.name for i in gateway.pool.instances)
-        raise AdminError(404, f"no instance {name!r}; instances: {known}", "instance_not_found")
+        raise AdminError(404, f"no instance {given!r}; instances: {', '.join(names)}", "instance_not_found")
     return instance
 
 
@@ -182,6 +205,7 @@ def _instance(instance: Instance, sequences: int, left: int | None) -> dict[str,
         "url": instance.url,
         "healthy": instance.healthy,
         "draining": instance.draining,
+        "why": why_closed(instance),
         "left": left,
     }
     if load is not None and hello is not None:

@@ -15,13 +15,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ares import __version__
 from ares.config import GatewayConfig
-from ares.gateway import admin, completions, dashboard, feed
+from ares.gateway import admin, completions, dashboard, feed, gauges, reference
 from ares.gateway.access import ClientKeys, TooManyStreamsError, too_many_streams
+from ares.gateway.body import BadRequestError
 from ares.gateway.engine import EngineLostError, EngineRefusedError
 from ares.gateway.instances import NoInstanceError
-from ares.gateway.openai import BadRequestError
-from ares.gateway.predictions import predicted
-from ares.gateway.responses import Endings, error, error_body
+from ares.gateway.refusals import Refusals
+from ares.gateway.responses import Endings, error
 from ares.gateway.schema import ErrorReply
 from ares.gateway.service import Gateway
 from ares.gateway.shutdown import ShuttingDownError
@@ -48,13 +48,15 @@ def build(config: GatewayConfig, folder: Path) -> FastAPI:
         finally:
             await gateway.stop()
 
-    app = FastAPI(title="ARES gateway", version=__version__, lifespan=lifespan)
+    # FastAPI's own pages load their scripts from a host of the internet.
+    app = FastAPI(title="ARES gateway", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.gateway = gateway
     app.include_router(completions.router)
     app.include_router(admin.router)
     app.state.feed = feed.Feed(gateway)
     app.include_router(feed.router)
     app.include_router(dashboard.router)
+    reference.register(app)
     _observability(app, gateway)
     _errors(app)
     app.add_middleware(BodyLimit, limit=config.max_body_bytes)
@@ -66,21 +68,21 @@ def build(config: GatewayConfig, folder: Path) -> FastAPI:
         retry_after_s=lambda: gateway.retry_after_s,
     )
     app.add_middleware(Endings)
+    app.add_middleware(Refusals, count=gateway.metrics.refuse, routes=lambda: app.routes)
     return app
 
 
 def _observability(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """List the one served model."""
+        """List the one served model, under each of its names."""
         entry = {
-            "id": gateway.config.model,
             "object": "model",
             "created": 0,
             "owned_by": "ares",
             "max_model_len": gateway.maximum_model_tokens,
         }
-        return {"object": "list", "data": [entry]}
+        return {"object": "list", "data": [{"id": name, **entry} for name in gateway.names]}
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -91,10 +93,10 @@ def _observability(app: FastAPI, gateway: Gateway) -> None:
     async def ready() -> JSONResponse:
         """Say whether new requests are taken, and there is an instance to serve them on."""
         if gateway.shutdown.begun:
-            return error(503, "the gateway is shutting down")
+            return error(503, "the gateway is shutting down", code=ShuttingDownError.code)
         if gateway.pool.ready:
             return JSONResponse({"status": "ready"})
-        return error(503, "no decode instance is ready")
+        return error(503, f"no decode instance is ready: {gateway.pool.why_not_ready}", code=NoInstanceError.code)
 
     @app.get("/version")
     async def version() -> dict[str, Any]:
@@ -107,22 +109,8 @@ def _observability(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Return Prometheus metrics."""
-        m = gateway.metrics
-        for i in gateway.pool.instances:
-            m.instance_up.labels(i.name, i.role).set(i.healthy)
-            load, hello = i.telemetry, i.hello
-            if load is not None and hello is not None:
-                m.instance_resident.labels(i.name).set(sum(r.resident for r in load.rows))
-                if (expected := predicted(load)) is not None:
-                    m.instance_predicted.labels(i.name).set(expected)
-                elif not load.rows:
-                    m.instance_predicted.labels(i.name).set(0)
-                m.instance_kv.labels(i.name).set(load.kv_blocks_used / hello.kv_blocks)
-                m.instance_step.labels(i.name).set(load.step_time_s)
-                m.instance_running.labels(i.name).set(load.running)
-                m.instance_waiting.labels(i.name).set(load.waiting)
-                m.instance_preemptions.labels(i.name).set(load.preemptions)
-        return Response(generate_latest(m.registry), media_type=CONTENT_TYPE_LATEST)
+        gauges.show(gateway.metrics, gateway.pool.instances)
+        return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def _errors(app: FastAPI) -> None:
@@ -135,11 +123,13 @@ def _errors(app: FastAPI) -> None:
         return error(400, str(failure), "messages")
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, failure: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, failure: RequestValidationError) -> JSONResponse:
         first = failure.errors()[0]
+        if first["loc"][0] == "body" and (unread := _not_json(request)) is not None:
+            return error(415, unread)
         if first["type"] == "json_invalid":
             return error(400, f"the body is not JSON: {first['ctx']['error']}")
-        name = ".".join(str(part) for part in first["loc"][1:])
+        name = _path(first["loc"][1:], failure.body, missing=first["type"] == "missing")
         return error(400, f"{name}: {first['msg']}" if name else first["msg"], name or None)
 
     @app.exception_handler(admin.AdminError)
@@ -152,6 +142,8 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, failure: HTTPException) -> JSONResponse:
+        if failure.status_code == 400 and (unread := _not_json(request)) is not None:
+            return error(415, unread)
         message = str(failure.detail)
         if failure.status_code == 404:
             # Not `request.url`: it is put together with the client's Host header, and need not be a URL.
@@ -161,10 +153,32 @@ def _errors(app: FastAPI) -> None:
     async def generation(request: Request, failure: Exception) -> JSONResponse:
         status, message = completions.failed(failure)
         later = {"Retry-After": str(request.app.state.gateway.retry_after_s)}
-        return error(status, message, headers=later if status == 503 else None)
+        return error(status, message, code=completions.code(failure), headers=later if status == 503 else None)
 
     for kind in (NoInstanceError, ShuttingDownError, EngineLostError, EngineRefusedError, Exception):
         app.add_exception_handler(kind, generation)
+
+
+def _not_json(request: Request) -> str | None:
+    """Return why a body is not read, from what its headers say it is; None where they say JSON."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        return f"Content-Encoding {encoding} is not taken: send the body as it is"
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        return f"the body must be JSON, with Content-Type: application/json{kind and f' instead of {kind}'}"
+    return None
+
+
+def _path(location: tuple[Any, ...], body: Any, *, missing: bool) -> str:
+    """Return the path of a mistake in the client's own words; pydantic's also names the types that it tried."""
+    path: list[str] = []
+    *tried, last = location or ("",)
+    for part in tried if missing else location:
+        if (isinstance(body, dict) and part in body) or (isinstance(body, list) and isinstance(part, int)):
+            body = body[part]
+            path.append(str(part))
+    return ".".join([*path, str(last)] if missing else path)
 
 
 class BodyLimit:
@@ -210,5 +224,5 @@ class BodyLimit:
             await self._refuse(scope, receive, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = JSONResponse(error_body(413, f"the body is larger than {self._limit} bytes"), 413)
+        reply = error(413, f"the body is larger than {self._limit} bytes")
         await reply(scope, receive, send)

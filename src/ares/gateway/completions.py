@@ -11,16 +11,18 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message
 
 from ares.gateway import schema
 from ares.gateway.access import take_streams
 from ares.gateway.backlog import Places
+from ares.gateway.body import BadRequestError
 from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.instances import NoInstanceError
 from ares.gateway.objectives import Objective
-from ares.gateway.openai import BadRequestError, ChatRequest, CompletionRequest, GenerationRequest
+from ares.gateway.openai import ChatRequest, CompletionRequest, GenerationRequest
 from ares.gateway.replies import DONE, Choice, Envelope, event, usage
 from ares.gateway.responses import EventStream, Write, ending, error_body, until_disconnect
 from ares.gateway.sampling import Sampling
@@ -104,6 +106,11 @@ class _Reply:
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
+    @property
+    def path(self) -> str:
+        """The route's template."""
+        return "/v1/chat/completions" if self.route == "chat" else "/v1/completions"
+
     def count(self, outcome: str) -> None:
         """Count the request by how it ended."""
         self.gateway.metrics.requests.labels(self.route, outcome).inc()
@@ -139,11 +146,9 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
     arrived = time.monotonic()
     gateway.shutdown.check()
     body.check_text()
-    if body.model is not None and body.model != gateway.config.model:
+    body.check_options()
+    if body.model is not None and body.model not in gateway.names:
         raise BadRequestError(f"the model {body.model!r} is not served here", "model", "model_not_found", 404)
-    maximum = gateway.maximum_model_tokens
-    if maximum is None or not gateway.pool.ready:
-        raise NoInstanceError("no decode instance is ready")
     gateway.check_queue()
     count = body.n * (len(body.prompts()) if isinstance(body, CompletionRequest) else 1)
     if count > gateway.config.maximum_waiting:
@@ -151,9 +156,9 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
         raise BadRequestError(message, "n")
     objective = gateway.objective(request.headers.get("x-ares-class"), body.priority)
     take_streams(request.scope, count)
-    given = request.headers.get("x-request-id", "")
+    given = request.headers.get("x-request-id") or body.request_id or ""
     request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
-    envelope = Envelope(f"{'chatcmpl' if chat else 'cmpl'}-{request_id}", gateway.config.model, chat)
+    envelope = Envelope(f"{'chatcmpl' if chat else 'cmpl'}-{request_id}", gateway.names[0], chat)
     places = ending(request.scope).enter_context(Places(gateway.backlog, count))
     # By the whole body: a template may write out any of it. That it is too long is not sure before: templates leave
     # out, normalisers shorten, and one token may stand for any number of spaces.
@@ -161,6 +166,7 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
     prompts = await asyncio.to_thread(_tokenise, gateway, body) if long else _tokenise(gateway, body)
     gateway.check_work()  # others came meanwhile
     places.bring(sum(map(len, prompts)) * body.n)
+    maximum = await _maximum_model_tokens(gateway, request)
     jobs: list[_Job] = []
     single = len(prompts) * body.n == 1
     limit = gateway.config.maximum_prompt_tokens
@@ -191,26 +197,33 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
                 gateway.text,
                 logprobs=body.logprob_count(),
                 token_ids=body.return_token_ids,
+                tokens_as_ids=body.return_tokens_as_token_ids,
+                counted_prompt=len(prompt) if body.usage_in_chunks() else None,
             )
             jobs.append(_Job(request_id if single else f"{request_id}-{index}", prompt, sampling, choice, echo))
     return _Reply(gateway, "chat" if chat else "completions", request_id, envelope, jobs, places, objective, arrived)
 
 
+async def _maximum_model_tokens(gateway: Gateway, request: Request) -> int:
+    """Return the longest sequence that the instances take, once there are any; 499 where the client leaves before."""
+    while not gateway.serving or (maximum := gateway.maximum_model_tokens) is None:
+        if not await until_disconnect(gateway.shutdown.bound(gateway.until_serving()), request.receive):
+            raise HTTPException(499)  # nobody reads this
+    return maximum
+
+
 def _tokenise(gateway: Gateway, body: GenerationRequest) -> list[list[int]]:
     if isinstance(body, ChatRequest):
-        extra = dict(body.chat_template_kwargs or {})
-        if "chat_template" in extra:
-            # A template is a program, and one without end would hold everybody up.
-            raise BadRequestError("the chat template is the model's own", "chat_template_kwargs")
-        if body.tools and body.tool_choice != "none":
-            extra["tools"] = body.tools
-        extra["add_generation_prompt"] = body.add_generation_prompt
-        return [gateway.text.render_chat(body.messages, extra)]
+        tools = body.tools if body.tool_choice != "none" else None
+        ids = gateway.text.render_chat(
+            body.messages, tools, special=body.add_special_tokens, variables=body.template_variables()
+        )
+        return [ids]
     assert isinstance(body, CompletionRequest)  # noqa: S101 - there are two kinds
     prompts = []
     size = gateway.text.tokenizer.get_vocab_size()
     for prompt in body.prompts():
-        ids = gateway.text.encode(prompt) if isinstance(prompt, str) else prompt
+        ids = gateway.text.encode(prompt, special=body.add_special_tokens) if isinstance(prompt, str) else prompt
         if not ids:
             raise BadRequestError("the prompt is empty", "prompt")
         if not all(0 <= token < size for token in ids):
@@ -233,7 +246,8 @@ async def _stream(reply: _Reply, write: Write, *, with_usage: bool) -> None:
     except Exception as failure:
         outcome = "failed"
         status, message = failed(failure)
-        await write(event(error_body(status, message)) + DONE)
+        reply.gateway.metrics.refuse(reply.path, status, code(failure))
+        await write(event(error_body(status, message, code=code(failure))) + DONE)
     finally:
         reply.count(outcome)
 
@@ -270,3 +284,8 @@ def failed(failure: Exception) -> tuple[int, str]:
         return 502, str(failure)
     logger.error("unexpected failure", exc_info=failure)
     return 500, "the gateway failed; its log says why"
+
+
+def code(failure: Exception) -> str | None:
+    """Return the code of a failed generation's error, if it has one."""
+    return failure.code if isinstance(failure, NoInstanceError | ShuttingDownError) else None

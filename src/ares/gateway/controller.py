@@ -30,9 +30,9 @@ from ares.policy.rescue import NOWHERE, RescueSettings, beside, rescue
 
 logger = logging.getLogger(__name__)
 
-# How long a sequence waits for an instance when none is open.
-_TRIES = 15
-_PAUSE_S = 0.2
+# One that was blamed for a broken stream is heard again within so long, if it is alive.
+_BLAMED_S = 3.0
+_LOOK_S = 0.2
 # Entrance is decided when something has changed, but not all the time, and now and then in any case.
 _SHORTEST_S, _LONGEST_S = 0.002, 0.25
 # And it takes at most this share of a core.
@@ -48,6 +48,12 @@ class _Held:
     sequence: Sequence
     admitted: asyncio.Future[Instance]
     exclude: set[str]
+
+
+class NoRoomError(NoInstanceError):
+    """The instances are there, and there was no room on them for too long."""
+
+    code = "waited_too_long"
 
 
 MoveOrder = Callable[[Sequence, Instance, str, str], Coroutine[Any, Any, Any]]
@@ -160,12 +166,15 @@ class Controller:
             No instance is open, or there was no room for too long.
         """
         assert isinstance(sequence, Sequence)  # noqa: S101 - for the type checker: there are no others
-        exclude = exclude | self._unfit(sequence)
+        unfit = self._unfit(sequence)
+        # Where others have just failed it, it is better told soon than late.
+        most_s = _BLAMED_S if exclude or not self._pool.expected(unfit) else self._config.maximum_wait_s
+        exclude = exclude | unfit
         if self._policy.admission == "open":
-            instance = await self._soon(lambda: self._place(sequence, exclude))
+            instance = await self._soon(lambda: self._place(sequence, exclude), most_s)
         else:
             if exclude:
-                await self._soon(lambda: next(iter(taking(list(self._pool.decode()), exclude)), None))
+                await self._soon(lambda: next(iter(taking(list(self._pool.decode()), exclude)), None), most_s)
             instance = await self._admitted(sequence, exclude)
         if self._policy.queue == "volume":
             middle = self.viewer.remaining(sequence, None)[1]
@@ -174,13 +183,14 @@ class Controller:
             sequence.priority = 0
         return instance
 
-    async def _soon(self, find: Callable[[], Instance | None]) -> Instance:
-        """Find an instance; one that was blamed for a broken stream is given time to be heard again."""
-        for _ in range(_TRIES):
-            if (instance := find()) is not None:
-                return instance
-            await asyncio.sleep(_PAUSE_S)
-        raise NoInstanceError("no decode instance is ready")
+    async def _soon(self, find: Callable[[], Instance | None], most_s: float) -> Instance:
+        """Find an instance, within so many seconds."""
+        until = time.monotonic() + most_s
+        while (instance := find()) is None:
+            if time.monotonic() > until:
+                raise NoInstanceError("no decode instance is ready")
+            await self._pool.change(_LOOK_S)
+        return instance
 
     def elsewhere(self, sequence: Sequence, exclude: set[str]) -> Instance | None:
         """Return where dispatch would put a running sequence now, but for the instances named."""
@@ -215,7 +225,7 @@ class Controller:
             async with asyncio.timeout(self._config.maximum_wait_s):
                 return await future
         except TimeoutError:
-            raise NoInstanceError(f"no room for {self._config.maximum_wait_s:g} s") from None
+            raise NoRoomError(f"no room for {self._config.maximum_wait_s:g} s") from None
         finally:
             self._held.pop(sequence.id, None)
 

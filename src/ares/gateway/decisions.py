@@ -104,7 +104,7 @@ def _plain(value: Any) -> Any:
 
 _INTEGERS = {"capacity_tokens", "promised_tokens", "location", "resident_tokens", "waiting_tokens"}
 _INTEGERS |= {"generated", "tokens", "rank"}
-_BOOLEANS = {"open", "movable", "suspended", "barred"}
+_BOOLEANS = {"open", "movable", "placed", "suspended", "barred"}
 _PLAIN = {"instances", "requests", "levels", "transfer_bytes_s", "token_bytes", "block_tokens"}
 
 
@@ -128,7 +128,7 @@ _MOST_TOKENS, _MOST, _MOST_POINTS = 1 << 53, 1e6, 10_000
 _LARGEST_BLOCK = 1 << 16
 _LAW = ("step_base_s", "step_request_s", "step_token_s")
 _OF_INSTANCES = ("capacity_tokens", "promised_tokens", "open", "waiting_tokens", *_LAW)
-_OF_REQUESTS = ("location", "resident_tokens", "movable")
+_OF_REQUESTS = ("location", "resident_tokens", "movable", "placed")
 Settings = TypeVar("Settings")
 
 

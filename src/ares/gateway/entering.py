@@ -62,6 +62,8 @@ class Entering:
     first_token_at: float = 0.0
     waiting_since: float = 0.0
     moved_at: float = 0.0
+    rests_until: float = 0.0
+    """Until then it stays where an operator has moved it, unless it must leave."""
     moves: int = 0
     suspensions: int = 0
     copying: Instance | None = None
@@ -198,7 +200,7 @@ class Entering:
 
     async def _enter(self, transfer: dict[str, Any] | None, prefer: Instance | None = None) -> Segment:
         """Start, or go on from the tokens so far, on a decode instance."""
-        tried: set[str] = set()
+        tried, asked = set[str](), set[str]()
         lost: Exception | None = None
         for _ in range(self.maximum_attempts):
             try:
@@ -206,7 +208,10 @@ class Entering:
             except NoInstanceError:
                 if lost is None:
                     raise
-                break
+                if isinstance(lost, EngineRefusedError):
+                    break
+                tried.clear()  # there is no other one, and what was lost may come back
+                continue
             prefer = None
             self._turn("entering")
             try:
@@ -215,11 +220,12 @@ class Entering:
                 instance.blame(error)
                 lost = error
                 tried.add(instance.name)
+                asked.add(instance.name)
             else:
                 self.destination = None
                 self._turn("decoding")
                 return segment
-        raise EngineLostError(f"{len(tried)} instances in turn did not take it, the last one: {lost}") from lost
+        raise EngineLostError(f"{len(asked)} instances in turn did not take it, the last one: {lost}") from lost
 
     async def _open(
         self, instance: Instance, emitted: list[int], transfer: dict[str, Any] | None, key: str | None = None

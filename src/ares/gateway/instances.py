@@ -14,33 +14,35 @@ import zmq
 import zmq.asyncio
 
 from ares import wire
-from ares.gateway.channel import connected
-from ares.gateway.engine import EngineClient, EngineLostError, EngineRefusedError, whole_body
+from ares.gateway.channel import watched
+from ares.gateway.discovery import Discovery, Served
+from ares.gateway.engine import EngineClient, EngineLostError, EngineRefusedError
+from ares.gateway.health import State
 from ares.gateway.laws import StepLaw
 from ares.gateway.subscription import Subscription
 from ares.keys import ControlKey
 
 logger = logging.getLogger(__name__)
 
-# An instance is lost when it has been silent for this many telemetry intervals, but at least this long: a step of a
-# large prefill holds the interpreter for a while.
+# Lost is what has been silent for so many telemetry intervals, and so long: a large prefill holds the interpreter.
 _SILENT_INTERVALS = 20
 _SILENT_S = 3.0
 _FROZEN_S = 6.0
 _RETRY_S = 0.5
+# How often a second URL of an instance is looked at: whether the first one still leads there.
+_DUPLICATE_RETRY_S = 2.0
 _REMEMBERED = 1024
-_MOST_DESCRIPTION = 1 << 16
+_RESTARTED = "it has restarted"
 
 
 class NoInstanceError(Exception):
     """No instance is there to take the request."""
 
+    code = "no_instance_ready"
 
-class _Description(msgspec.Struct):
-    name: str
-    role: wire.Role
-    boot: str
-    control_address: str
+
+OnHello = Callable[["Instance"], Coroutine[Any, Any, None]]
+Claim = Callable[["Instance", wire.Description], Coroutine[Any, Any, "Instance | None"]]
 
 
 class Instance:
@@ -63,6 +65,8 @@ class Instance:
         When what is left of it shall leave (`time.monotonic`), whoever has said so; None: not at all.
     subscription
         Ours there.
+    health
+        What the log and the status say of it.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Instance:
         interval_s: float,
         control_key: ControlKey | None = None,
         gateway: str = "",
+        served: Served | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self.name = self.called = self.url
@@ -83,12 +88,14 @@ class Instance:
         self.draining = False
         self.drain_deadline: float | None = None
         self.subscription = Subscription(gateway, interval_s)
-        self._http = http
+        self._discovery = Discovery(self.url, http, served)
+        self.health = self._discovery.health
+        # The life of the instance that is followed; nothing while it is only looked for.
+        self._following = ""
+        self._doubted = False
         self._control_key = control_key
         self._interval_s = interval_s
-        self._heard = 0.0
-        self._answered = 0.0
-        self._last_message = 0.0
+        self._heard = self._answered = self._last_message = 0.0
         self._malformed = 0
         self._calls = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Any]] = {}
@@ -100,8 +107,11 @@ class Instance:
     @property
     def healthy(self) -> bool:
         """Whether it has been heard of lately."""
-        limit = max(_SILENT_S, _SILENT_INTERVALS * self._interval_s)
-        return self.telemetry is not None and time.monotonic() - self._heard < limit
+        return self.telemetry is not None and time.monotonic() - self._heard < self._patience_s
+
+    @property
+    def _patience_s(self) -> float:
+        return max(_SILENT_S, _SILENT_INTERVALS * self._interval_s)
 
     @property
     def reachable(self) -> bool:
@@ -141,6 +151,21 @@ class Instance:
     def mark_lost(self) -> None:
         """Take it as silent until it is heard again: a connection to it failed."""
         self._heard = 0.0
+        self._doubted = True
+
+    @property
+    def duplicate(self) -> bool:
+        """Whether another URL leads to the same instance, and stands for it."""
+        return self.health.state is State.DUPLICATE
+
+    async def holds(self, boot: str) -> bool:
+        """Whether this URL leads to that life of its instance, and it is heard."""
+        self._doubted = self._doubted and self._following == boot and not await self._discovery.answers()
+        return self._following == boot and not self._doubted and not self.frozen
+
+    def let_go(self) -> None:
+        """Leave the instance to another of its URLs."""
+        self._following = ""
 
     def blame(self, error: Exception) -> None:
         """Take note of a failed request; raise what any other instance would answer too."""
@@ -176,10 +201,11 @@ class Instance:
     async def lease(self, holder: str, ttl_s: float, timeout_s: float) -> wire.Leased | None:
         """Ask for its part of the controller's lease for so long; None where it does not answer in time."""
         call = next(self._calls)
-        with contextlib.suppress(TimeoutError):
+        try:
             answer: wire.Leased = await self._ask(call, wire.Lease(call, holder, ttl_s), timeout_s)
-            return answer
-        return None
+        except TimeoutError:
+            return None
+        return answer
 
     async def end_lease(self, holder: str) -> None:
         """Give its part of the lease back; nobody waits for the answer."""
@@ -213,8 +239,8 @@ class Instance:
 
     async def admitted(self, key: str, timeout_s: float) -> wire.Admitted | None:
         """Return what request `key` pulled, once the instance has said so; None where it does not in time."""
-        if key in self._admitted:
-            return self._admitted.pop(key)
+        if (known := self._admitted.pop(key, None)) is not None:
+            return known
         future = self._admissions[key] = asyncio.get_running_loop().create_future()
         try:
             return await asyncio.wait_for(future, timeout_s)
@@ -240,68 +266,86 @@ class Instance:
             with contextlib.suppress(zmq.Again):
                 await self._socket.send(body, zmq.NOBLOCK)
 
-    async def watch(
-        self, on_hello: Callable[["Instance"], Coroutine[Any, Any, None]], on_name: Callable[[], None] = lambda: None
-    ) -> None:
+    async def watch(self, on_hello: OnHello, claim: Claim) -> None:
         """Find the instance and follow it until cancelled.
 
-        `on_name` is called when it says what it calls itself, `on_hello` is awaited whenever it (re)appears.
+        `claim` returns another one that stands for the same instance, if there is one, and names this one if there is
+        none; `on_hello` is awaited whenever the instance (re)appears.
         """
         while True:
             description = await self._describe()
             if description is None:
                 await asyncio.sleep(_RETRY_S)
                 continue
-            if description.name != self.called:
-                self.name = self.called = description.name
-                on_name()
+            if (other := await claim(self, description)) is not None:
+                cause = f"{other.name} at {other.url} is the same instance; leave one of the two --worker out"
+                self.health.turn(self._who, State.DUPLICATE, cause)
+                await asyncio.sleep(_DUPLICATE_RETRY_S)
+                continue
             try:
                 await self._follow(description, on_hello)
             except zmq.ZMQError as error:
-                logger.warning("%s: control channel failed: %s", self.name, error)
+                self.health.turn(self._who, State.NO_TELEMETRY, f"{description.control_address}: {error}")
                 await asyncio.sleep(_RETRY_S)
 
-    async def _describe(self) -> _Description | None:
-        try:
-            async with self._http.get(f"{self.url}/ares/v1/instance", timeout=aiohttp.ClientTimeout(total=5)) as reply:
-                return msgspec.json.decode(await whole_body(reply, _MOST_DESCRIPTION), type=_Description)
-        except (aiohttp.ClientError, OSError, msgspec.DecodeError, ValueError, RecursionError):  # not UTF-8: ValueError
-            return None
+    @property
+    def _who(self) -> str:
+        return f"{self.name} ({self.url})" if self.name != self.url else self.url
 
-    async def _follow(
-        self, description: _Description, on_hello: Callable[["Instance"], Coroutine[Any, Any, None]]
-    ) -> None:
+    async def _describe(self) -> wire.Description | None:
+        """Return who it says it is; None where it cannot be used, and then `health` says why."""
+        if (found := await self._discovery.look(self._who)) is not None:
+            self.role = found.role
+        return found
+
+    async def _follow(self, description: wire.Description, on_hello: OnHello) -> None:
         """Subscribe and read until the instance is silent for good, which ends in a new look at its URL."""
-        self.role = description.role
-        socket = self._socket = connected(description.control_address, self._control_key)
+        socket, handshake = watched(description.control_address, self._control_key)
+        self._socket = socket
+        self._following, self._doubted = description.boot, False
         self._heard = time.monotonic()
         self.subscription.begin()
         try:
             while self.telemetry is None or self.healthy or not await self._restarted(description):
                 if (heartbeat := self.subscription.heartbeat()) is not None:
                     await self._send_bytes(heartbeat)
+                if self._following != description.boot:
+                    return
                 if not await socket.poll(_RETRY_S * 1000):
                     if self.telemetry is None and time.monotonic() - self._heard > _SILENT_S:
+                        cause = handshake.failure(has_key=self._control_key is not None)
+                        self.health.turn(self._who, State.NO_TELEMETRY, f"{description.control_address} {cause}")
                         return
                     if not int(socket.get(zmq.EVENTS)) & zmq.POLLOUT:
                         return  # ZeroMQ has given the connection up, as it does after a message that is too large
                     continue
                 await self._receive(await socket.recv(), on_hello)
                 if self.hello is not None and self.hello.boot != description.boot:
-                    return  # it has restarted on the same ports: its HTTP server comes up after its control channel
+                    self.health.turn(self._who, State.LOST, _RESTARTED)
+                    return  # on the same ports: its HTTP server comes up after its control channel
+                if self.healthy:
+                    self.health.turn(self._who, State.DRAINING if self.draining else State.READY)
         finally:
             self._socket = self.hello = self.telemetry = None
+            self._following = ""
+            handshake.close()
             socket.close()
 
-    async def _restarted(self, description: _Description) -> bool:
+    async def _restarted(self, description: wire.Description) -> bool:
+        """Look why nothing is heard; return whether it has restarted."""
         found = await self._describe()
         if found is None:
             await asyncio.sleep(_RETRY_S)
-        elif found.boot == description.boot:
-            self._answered = time.monotonic()
-        return found is not None and found.boot != description.boot
+            return False
+        if found.boot != description.boot:
+            self.health.turn(self._who, State.LOST, _RESTARTED)
+            return True
+        self._answered = time.monotonic()
+        if self._answered - self._last_message > self._patience_s:
+            self.health.turn(self._who, State.LOST, "it answers over HTTP, but not over its control channel")
+        return False
 
-    async def _receive(self, body: bytes, on_hello: Callable[["Instance"], Coroutine[Any, Any, None]]) -> None:
+    async def _receive(self, body: bytes, on_hello: OnHello) -> None:
         self._last_message = time.monotonic()
         try:
             event = wire.decode_event(body)
@@ -324,21 +368,14 @@ class Instance:
                     self.drain_deadline = self._last_message + event.drain_left_s
                 self.telemetry = event
                 self.steps.observe(event)
-            case wire.Handover(call=call):
-                future = self._answers.get(call)
-                if future is not None and not future.done():
-                    future.set_result(event)
-                elif event.outcome == "pinned":
-                    # Nobody waits any more: the KV must not stay pinned until its lease ends.
-                    await self.release(event.key)
-            case wire.Leased(call=call):
-                if (asked := self._answers.get(call)) is not None and not asked.done():
+            case wire.Handover() | wire.Copied() | wire.Leased():
+                asked = self._answers.get(event.call)
+                if asked is not None and not asked.done():
                     asked.set_result(event)
-            case wire.Copied(call=call):
-                future = self._answers.get(call)
-                if future is not None and not future.done():
-                    future.set_result(event)
-                elif event.tokens:
+                # Nobody waits any more: the KV must not stay pinned until its lease ends.
+                elif isinstance(event, wire.Handover) and event.outcome == "pinned":
+                    await self.release(event.key)
+                elif isinstance(event, wire.Copied) and event.tokens:
                     await self.release(event.pin)
             case wire.Admitted(key=key):
                 admission = self._admissions.get(key)

@@ -2,6 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from ares.gateway.refusals import reason
+
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TOKENS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
@@ -13,6 +15,12 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter(
             "ares_requests_total", "Requests that ended, by outcome", ["route", "outcome"], registry=registry
+        )
+        self.refused = Counter(
+            "ares_http_refused_total",
+            "Requests answered with an error, or whose stream ended with one",
+            ["route", "status", "reason"],
+            registry=registry,
         )
         self.active = Gauge("ares_active_sequences", "Sequences between prefill and end", registry=registry)
         self.prompt_tokens = Counter("ares_prompt_tokens_total", "Prompt tokens", registry=registry)
@@ -105,3 +113,7 @@ class Metrics:
         self.instance_preemptions = Gauge(
             "ares_instance_preemptions", "Preemptions since the instance started", ["instance"], registry=registry
         )
+
+    def refuse(self, route: str, status: int, code: str | None) -> None:
+        """Count a request that was answered with an error of this code, if it has one."""
+        self.refused.labels(route, str(status), reason(status, code)).inc()

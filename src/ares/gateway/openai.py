@@ -1,21 +1,15 @@
 """OpenAI's requests: what is accepted, and what it means for the engine."""
 
 from collections.abc import Collection
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import msgspec
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    FailFast,
-    Field,
-    ModelWrapValidatorHandler,
-    StrictBool,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, ModelWrapValidatorHandler, StrictBool, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from ares.gateway import unsupported
+from ares.gateway.body import BadRequestError, Body, Listed
+from ares.gateway.messages import Message, Tool
 from ares.gateway.sampling import Sampling
 
 # Sampling parameters of which vLLM keeps no state, or only what prompt + output restore: a move carries them exactly.
@@ -41,46 +35,31 @@ _STATEFUL = {
     "repetition_detection": "output",
     "structured_outputs": "structured_outputs",
 }
+# What a client's variables of a chat template must not replace. A template itself is a program: one without end would
+# hold everybody up.
+_OWN_VARIABLES = {"chat_template", "conversation", "messages", "tokenize", "tools"}
 _MAXIMUM_CHOICES = 128
 # All are looked for at every token.
 _MAXIMUM_STOPS = 128
 # A body of megabytes can have millions of mistakes, and to list them all would hold everybody up.
 _MAXIMUM_MISTAKES = 100
-T = TypeVar("T")
 
 
-class _FirstMistake(FailFast):
-    """Ends the look at a list at its first mistake; pydantic's own cannot be hashed, as unions of types want it."""
-
-    __hash__ = object.__hash__
-
-
-Listed = Annotated[list[T], _FirstMistake()]
-
-
-class BadRequestError(ValueError):
-    """The request cannot be served as it is; `param` names the field, `code` is OpenAI's error code."""
-
-    def __init__(self, message: str, param: str | None = None, code: str | None = None, status: int = 400) -> None:
-        super().__init__(message)
-        self.param = param
-        self.code = code
-        self.status = status
-
-
-class StreamOptions(BaseModel):
+class StreamOptions(Body):
     """Options of a stream."""
-
-    model_config = ConfigDict(extra="allow")
 
     include_usage: StrictBool = False
     """End the stream with a chunk that holds the usage."""
+    continuous_usage_stats: StrictBool = False
+    """And put the usage so far into every chunk."""
 
 
-class GenerationRequest(BaseModel):
-    """The fields that chat and text completions share; unknown fields are ignored unless vLLM samples with them."""
+class GenerationRequest(Body):
+    """The fields that chat and text completions share.
 
-    model_config = ConfigDict(extra="allow")
+    Other fields are taken where vLLM samples with them, refused where they ask for what is not offered
+    (`unsupported`), and ignored otherwise.
+    """
 
     model: str | None = None
     stream: StrictBool = False
@@ -107,6 +86,8 @@ class GenerationRequest(BaseModel):
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
     return_token_ids: StrictBool = False
+    return_tokens_as_token_ids: StrictBool = False
+    request_id: str | None = None
     priority: int = Field(default=0, ge=-(2**31), lt=2**31)
     vllm_xargs: dict[str, Any] | None = None
 
@@ -130,6 +111,21 @@ class GenerationRequest(BaseModel):
                 raise BadRequestError(f"{name}: {error}", name) from error
             except RecursionError as error:
                 raise BadRequestError(f"{name}: nested too deeply", name) from error
+
+    def check_options(self) -> None:
+        """Refuse options that would have no effect."""
+        extra = self.model_extra or {}
+        unsupported.refuse(extra)
+        if extra.get("spaces_between_special_tokens") is False and not self.skip_special_tokens:
+            message = "special tokens without spaces between are not offered here"
+            raise BadRequestError(message, "spaces_between_special_tokens")
+        if self.stream_options is not None and self.stream_options.model_fields_set and not self.stream:
+            raise BadRequestError("stream_options needs stream to be true", "stream_options")
+
+    def usage_in_chunks(self) -> bool:
+        """Whether every chunk of the stream tells the usage so far."""
+        options = self.stream_options
+        return options is not None and options.include_usage and options.continuous_usage_stats
 
     def stop_strings(self) -> tuple[str, ...]:
         """Return the stop strings."""
@@ -229,14 +225,39 @@ class GenerationRequest(BaseModel):
 class ChatRequest(GenerationRequest):
     """`POST /v1/chat/completions`."""
 
-    messages: Listed[dict[str, Any]] = Field(min_length=1)
+    messages: Listed[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: StrictBool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    tools: Listed[dict[str, Any]] | None = None
+    tools: Listed[Tool] | None = None
     tool_choice: Literal["none", "auto"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    documents: Listed[dict[str, str]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: StrictBool = True
+    continue_final_message: StrictBool = False
+    add_special_tokens: StrictBool = False
+
+    def check_options(self) -> None:
+        """Refuse options that would have no effect."""
+        super().check_options()
+        if self.continue_final_message and self.add_generation_prompt:
+            message = "continue_final_message needs add_generation_prompt to be false"
+            raise BadRequestError(message, "continue_final_message")
+        for name in _OWN_VARIABLES & (self.chat_template_kwargs or {}).keys():
+            raise BadRequestError(f"chat_template_kwargs.{name} is not the client's to set", "chat_template_kwargs")
+
+    def template_variables(self) -> dict[str, Any]:
+        """Return the other variables of the chat template, as vLLM chooses them (`build_chat_params`)."""
+        variables = dict(self.chat_template_kwargs or {})
+        if self.reasoning_effort is not None:
+            variables.setdefault("enable_thinking", self.reasoning_effort != "none")
+            variables["reasoning_effort"] = self.reasoning_effort
+        if self.documents is not None:
+            variables["documents"] = self.documents
+        variables["add_generation_prompt"] = self.add_generation_prompt
+        variables["continue_final_message"] = self.continue_final_message
+        return variables
 
     def limit(self) -> int | None:
         """Return `max_completion_tokens`, or the older `max_tokens`."""
@@ -256,9 +277,9 @@ class CompletionRequest(GenerationRequest):
 
     prompt: str | Listed[str] | Listed[int] | Listed[Listed[int]]
     max_tokens: int | None = Field(default=16, ge=1)
+    add_special_tokens: StrictBool = True
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: StrictBool = False
-    suffix: str | None = None
     best_of: int | None = None
 
     def logprob_count(self) -> int | None:
@@ -273,8 +294,6 @@ class CompletionRequest(GenerationRequest):
         BadRequestError
             There is none, or a combination is not offered.
         """
-        if self.suffix:
-            raise BadRequestError("suffix is not offered", "suffix")
         if self.best_of not in (None, self.n):
             raise BadRequestError("best_of must equal n", "best_of")
         if self.echo and self.logprobs is not None:

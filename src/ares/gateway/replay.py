@@ -1,7 +1,7 @@
 """`ares replay`: make logged decisions again, under the same preset or another."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from ares.gateway.decisions import read_candidates, read_cluster, read_progress,
 from ares.policy import Dispatch, Preset, RebalanceSettings, SuspendSettings, dispatcher, preset, rebalancer
 from ares.policy.admission import AdmissionSettings, Entrance
 from ares.policy.rescue import RescueSettings, beside, rescue
+from ares.text_files import TextFileError, read_lines
 
 
 class ReplayError(ValueError):
@@ -61,7 +62,7 @@ def replay(log: Path, other: str | None, progress: Callable[[int], None] = lambd
     other
         A preset to decide by instead of the logged one.
     progress
-        Told the number of bytes read so far.
+        Told the number of characters read so far.
 
     Raises
     ------
@@ -74,31 +75,39 @@ def replay(log: Path, other: str | None, progress: Callable[[int], None] = lambd
         preset(other)
     result = Replayed()
     robin: dict[str, Dispatch] = {}
-    with log.open("rb") as lines:
-        read = 0
-        for number, line in enumerate(lines, 1):
-            read += len(line)
-            try:
-                record = msgspec.json.decode(line)
-                name = other or record["preset"]
-                chosen = preset(name)
-                logged = [_action(one) for one in (*record.get("rescues", ()), *record["decided"])]
-                if record["kind"] == "entrance":
-                    dispatch = robin.setdefault(name, dispatcher(chosen.dispatch))
-                    made = _entrance(record, chosen, dispatch, like=other is None)
-                else:
-                    made = _moves(record, chosen, like=other is None)
-                when = float(record["time"])
-            except _MALFORMED as error:
-                raise ReplayError(f"{log}:{number}: not a logged decision: {error!r}") from error
-            result.decisions += 1
-            result.same += made == logged
-            result.logged.update(one["kind"] for one in logged)
-            result.made.update(one["kind"] for one in made)
-            if made != logged:
-                result.differences.append({"line": number, "time": when, "logged": logged, "made": made})
-            progress(read)
+    read = 0
+    for number, line in enumerate(_lines(log), 1):
+        read += len(line) + 1
+        if not line.strip():
+            continue
+        try:
+            record = msgspec.json.decode(line)
+            name = other or record["preset"]
+            chosen = preset(name)
+            logged = [_action(one) for one in (*record.get("rescues", ()), *record["decided"])]
+            if record["kind"] == "entrance":
+                dispatch = robin.setdefault(name, dispatcher(chosen.dispatch))
+                made = _entrance(record, chosen, dispatch, like=other is None)
+            else:
+                made = _moves(record, chosen, like=other is None)
+            when = float(record["time"])
+        except _MALFORMED as error:
+            raise ReplayError(f"{log}:{number}: not a logged decision: {error!r}") from error
+        result.decisions += 1
+        result.same += made == logged
+        result.logged.update(one["kind"] for one in logged)
+        result.made.update(one["kind"] for one in made)
+        if made != logged:
+            result.differences.append({"line": number, "time": when, "logged": logged, "made": made})
+        progress(read)
     return result
+
+
+def _lines(log: Path) -> Iterator[str]:
+    try:
+        yield from read_lines(log)
+    except TextFileError as error:
+        raise ReplayError(str(error)) from None
 
 
 def _action(one: dict[str, Any]) -> dict[str, Any]:

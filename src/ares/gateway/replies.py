@@ -50,6 +50,17 @@ class Envelope:
 class Choice:
     """One choice of a reply: takes tokens in, gives out chunks or, at the end, the whole.
 
+    Parameters
+    ----------
+    logprobs
+        How many alternatives each token's log probabilities list; None for no log probabilities.
+    token_ids
+        Give the token ids too.
+    tokens_as_ids
+        Call tokens by their ids in log probabilities.
+    counted_prompt
+        Tokens of the prompt, where every chunk tells the usage so far.
+
     Attributes
     ----------
     finish_reason
@@ -65,6 +76,8 @@ class Choice:
         *,
         logprobs: int | None,
         token_ids: bool = False,
+        tokens_as_ids: bool = False,
+        counted_prompt: int | None = None,
     ) -> None:
         self._envelope = envelope
         self._index = index
@@ -72,6 +85,10 @@ class Choice:
         self._text_model = text_model
         self._logprobs = logprobs
         self._token_ids = token_ids
+        self._tokens_as_ids = tokens_as_ids
+        self._counted_prompt = counted_prompt
+        # A chunk that tells nothing but text differs from the others in that text only.
+        self._plain = not token_ids and counted_prompt is None
         self._parts: list[str] = []
         self._all_logprobs: list[PositionLogprobs] = []
         self._all_ids: list[int] = []
@@ -92,7 +109,7 @@ class Choice:
             return event(self._chunk(prefix, None, None)) if prefix else b""
         delta = {"role": "assistant", "content": ""}
         choice = {"index": self._index, "delta": delta, "logprobs": None, "finish_reason": None}
-        return event(self._envelope.body([choice], chunk=True))
+        return event(self._envelope.body([choice], chunk=True, **self._usage()))
 
     def stream(self, batch: list[Delta]) -> bytes:
         """Add tokens and return their chunks, one for each delta that has something to show."""
@@ -100,7 +117,7 @@ class Choice:
         for delta in batch:
             before = self._detokenizer.tokens
             text, content = self._add(delta)
-            if self.finish_reason is None and content is None and not self._token_ids:
+            if self.finish_reason is None and content is None and self._plain:
                 if text:
                     chunks.append(self._before + _encode(text) + self._after)
             else:
@@ -161,15 +178,20 @@ class Choice:
             choice["stop_reason"] = self.stop_reason
         if self._token_ids:
             choice["token_ids"] = ids or []
-        return self._envelope.body([choice], chunk=True)
+        return self._envelope.body([choice], chunk=True, **self._usage())
+
+    def _usage(self) -> dict[str, Any]:
+        return {} if self._counted_prompt is None else {"usage": usage(self._counted_prompt, self.completion_tokens)}
+
+    def _name(self, token_id: int) -> str:
+        return f"token_id:{token_id}" if self._tokens_as_ids else self._text_model.decode([token_id])
 
     def _render(self, content: list[PositionLogprobs]) -> dict[str, Any]:
-        decode = self._text_model.decode
         asked = self._logprobs or 0
         if self._envelope.chat:
 
             def entry(token_id: int, logprob: float) -> dict[str, Any]:
-                token = decode([token_id])
+                token = self._name(token_id)
                 return {"token": token, "logprob": logprob, "bytes": list(token.encode("utf-8", "replace"))}
 
             return {
@@ -181,7 +203,7 @@ class Choice:
                     for p in content
                 ]
             }
-        tokens = [decode([p.token_id]) for p in content]
+        tokens = [self._name(p.token_id) for p in content]
         offsets = []
         for token in tokens:
             offsets.append(self._offset)
@@ -189,6 +211,6 @@ class Choice:
         return {
             "tokens": tokens,
             "token_logprobs": [p.logprob for p in content],
-            "top_logprobs": [{decode([t.token_id]): t.logprob for t in p.top_logprobs[: asked + 1]} for p in content],
+            "top_logprobs": [{self._name(t.token_id): t.logprob for t in p.top_logprobs[: asked + 1]} for p in content],
             "text_offset": offsets,
         }

@@ -13,6 +13,7 @@ Write = Callable[[bytes], Awaitable[None]]
 
 _SERVER_SEND = "ares.send"
 _ENDING = "ares.ending"
+_CODE = "ares.error_code"
 _KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -42,7 +43,26 @@ def error(
     status: int, message: str, param: str | None = None, code: str | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
     """Return an error reply in OpenAI's form."""
-    return JSONResponse(error_body(status, message, param, code), status, headers)
+    reply = _ErrorReply(error_body(status, message, param, code), status, headers)
+    reply.code = code
+    return reply
+
+
+class _ErrorReply(JSONResponse):
+    """Leaves the code of the error where `error_code` finds it."""
+
+    code: str | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the reply (the ASGI interface)."""
+        scope[_CODE] = self.code
+        await super().__call__(scope, receive, send)
+
+
+def error_code(scope: Scope) -> str | None:
+    """Return the code of the error that a request was answered with; None where it has none."""
+    code: str | None = scope.get(_CODE)
+    return code
 
 
 class RememberSend:

@@ -9,12 +9,14 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from ares import model
+from ares import addresses, model
 from ares.config import GatewayConfig
 from ares.gateway.app import build
 from ares.gateway.connection import Connection, Limits
 from ares.gateway.responses import RememberSend
 from ares.gateway.service import Gateway
+
+logger = logging.getLogger(__name__)
 
 # For clients who are behind to read the ends of their streams.
 _FLUSH_S = 5
@@ -43,9 +45,13 @@ class Server(uvicorn.Server):
 
 
 def serve(config: GatewayConfig) -> None:
-    """Run a gateway until it is told to stop."""
+    """Run a gateway until it is told to stop; AddressError where it cannot listen."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    folder = model.resolve(config.model)
+    # Before the model, which may have to be fetched.
+    addresses.check(config.host, {"--port": [config.port]})
+    if (warning := config.exposure()) is not None:
+        logger.warning(warning)
+    folder = model.resolve(config.model, weights=False)
     app = build(config, folder)
     server = Server(
         uvicorn.Config(
@@ -54,7 +60,9 @@ def serve(config: GatewayConfig) -> None:
             port=config.port,
             loop="uvloop",
             http=partial(  # type: ignore[arg-type] # uvicorn only calls it
-                Connection, Limits(config.max_head_bytes, config.idle_timeout_s, config.unread_timeout_s)
+                Connection,
+                Limits(config.max_head_bytes, config.idle_timeout_s, config.unread_timeout_s),
+                app.state.gateway.metrics.refuse,
             ),
             ws="none",
             access_log=False,

@@ -13,17 +13,19 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from ares import model
 from ares.config import GatewayConfig
 from ares.gateway import engine, precopy
 from ares.gateway.backlog import Backlog
+from ares.gateway.body import BadRequestError
 from ares.gateway.controller import Controller
+from ares.gateway.discovery import Served
 from ares.gateway.drain import Drainer
 from ares.gateway.entering import Emit
 from ares.gateway.instances import Instance, NoInstanceError
 from ares.gateway.metrics import Metrics
 from ares.gateway.migration import Migration
 from ares.gateway.objectives import ORDINARY, Objective
-from ares.gateway.openai import BadRequestError
 from ares.gateway.pool import Pool
 from ares.gateway.predictions import Scorekeeper, rows_by_key
 from ares.gateway.recording import Recorder
@@ -31,6 +33,7 @@ from ares.gateway.sampling import Sampling
 from ares.gateway.sequence import Sequence
 from ares.gateway.shutdown import Shutdown
 from ares.gateway.text import TextModel
+from ares.gateway.view import taking
 from ares.gateway.window import Recent
 from ares.keys import ControlKey
 from ares.policy.transfer import Mode
@@ -41,12 +44,20 @@ T = TypeVar("T")
 
 _RECENT_MIGRATIONS = 1000
 _SUPERVISION_S = 1.0
+# Those who wait for an instance look as often as this, and whenever one changes its state.
+_LOOK_S = 0.5
 _LONGEST_RETRY_S = 120
 # As often as this may the waiting fill the memory of the decode pool, where the configuration does not say.
 _FILLINGS = 16
 COMMANDED = "commanded"
 # Sampling defaults that vLLM takes from the model's generation_config.json (config/model.py, 0.32).
 _DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+class QueueFullError(NoInstanceError):
+    """As much waits as may."""
+
+    code = "queue_full"
 
 
 class TargetError(Exception):
@@ -62,6 +73,7 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig, folder: Path) -> None:
         self.config = config
+        self._folder = folder
         self.name = uuid.uuid4().hex[:8]
         self.text = TextModel(folder)
         self.metrics = Metrics()
@@ -76,6 +88,7 @@ class Gateway:
         self.recorder = Recorder(config.record)
         self.backlog = Backlog(lambda sequence: self.controller.viewer.remaining(sequence, None)[1])
         self.shutdown = Shutdown()
+        self._capacity_tokens = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
@@ -83,7 +96,7 @@ class Gateway:
         config = self.config
         self._http = engine.session(config.worker_api_key.get_secret_value() if config.worker_api_key else None)
         key = ControlKey(config.control_key.get_secret_value()) if config.control_key else None
-        self.pool = Pool(config.workers, self._http, config.telemetry_interval_s, key, self.name)
+        self.pool = Pool(config.workers, self._http, config.telemetry_interval_s, key, self.name, self._served())
         self.controller = Controller(
             config, self.pool, self.sequences, self.metrics, self.migrate, self._spawn, self.name
         )
@@ -107,6 +120,18 @@ class Gateway:
         self.recorder.close()
 
     @property
+    def names(self) -> list[str]:
+        """Names that clients call the model by, the first one for replies."""
+        return self.config.served_model_name or [self.config.model]
+
+    def _served(self) -> Served:
+        """Return what an instance must serve: the model by one of its names, or the one that it was loaded by."""
+        model_name = Path(self.config.model).expanduser()
+        # However it was given, a folder is a place on this host.
+        given = str(model_name.resolve()) if model_name.is_dir() else self.config.model
+        return Served((*self.config.served_model_name, given), model.shape(self._folder))
+
+    @property
     def maximum_model_tokens(self) -> int | None:
         """Longest sequence that every known instance takes; None before any is known."""
         return min((i.hello.max_model_len for i in self.pool.instances if i.hello), default=None)
@@ -118,20 +143,45 @@ class Gateway:
 
     @property
     def maximum_waiting_tokens(self) -> float:
-        """Tokens that the waiting may bring and be expected to generate; infinite before any instance is known."""
+        """Tokens that the waiting may bring and be expected to generate; infinite before any instance is known.
+
+        While all are away, the limit is the one before.
+        """
         capacity = sum(i.capacity_tokens for i in self.pool.decode())
-        return self.config.maximum_waiting_tokens or _FILLINGS * capacity or math.inf
+        self._capacity_tokens = capacity or self._capacity_tokens
+        return self.config.maximum_waiting_tokens or _FILLINGS * self._capacity_tokens or math.inf
+
+    @property
+    def serving(self) -> bool:
+        """Whether there is an instance to decode on."""
+        return bool(taking(list(self.pool.decode()), ())) and self.maximum_model_tokens is not None
+
+    async def until_serving(self) -> None:
+        """Wait until there is an instance to decode on.
+
+        Raises
+        ------
+        NoInstanceError
+            None came for `maximum_wait_s`; or none will by itself: each has never been ready, or cannot be used.
+        """
+        until = time.monotonic() + self.config.maximum_wait_s
+        while not self.serving:
+            left_s = until - time.monotonic()
+            if left_s <= 0 or not self.pool.expected():
+                waited = f", for {self.config.maximum_wait_s:g} s" if left_s <= 0 else ""
+                raise NoInstanceError(f"no decode instance is ready{waited}; GET /ready says why")
+            await self.pool.change(min(left_s, _LOOK_S))
 
     def check_queue(self) -> None:
-        """Raise NoInstanceError where as much waits as may."""
+        """Raise QueueFullError where as much waits as may."""
         if self.waiting >= self.config.maximum_waiting:
-            raise NoInstanceError(f"{self.waiting} requests wait already")
+            raise QueueFullError(f"{self.waiting} requests wait already")
         self.check_work()
 
     def check_work(self) -> None:
-        """Raise NoInstanceError where what waits has as many tokens as it may."""
+        """Raise QueueFullError where what waits has as many tokens as it may."""
         if self.backlog.tokens >= self.maximum_waiting_tokens:
-            raise NoInstanceError(f"{self.waiting} requests of {self.backlog.tokens} tokens wait already")
+            raise QueueFullError(f"{self.waiting} requests of {self.backlog.tokens} tokens wait already")
 
     @property
     def retry_after_s(self) -> int:
@@ -245,7 +295,16 @@ class Gateway:
         return await asyncio.shield(self._spawn(self._migrate(sequence, target, reason, trigger, how)))
 
     async def _migrate(self, sequence: Sequence, target: Instance, reason: str, trigger: str, mode: Mode) -> Migration:
-        record = await precopy.move(sequence, target, reason, mode, self.config.handover_timeout_s)
+        commanded, rests_until = trigger == COMMANDED, sequence.rests_until
+        if commanded:
+            sequence.rests_until = math.inf  # it rests from its arrival on, which is before this move is over
+        try:
+            record = await precopy.move(sequence, target, reason, mode, self.config.handover_timeout_s)
+            if record.outcome == "moved":
+                rests_until = sequence.moved_at + self.config.commanded_cooldown_s
+        finally:
+            if commanded:
+                sequence.rests_until = rests_until
         self.migrations.append(record)
         self.metrics.migrations.labels(trigger, record.outcome).inc()
         if record.stall_s is not None:

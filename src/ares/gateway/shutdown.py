@@ -15,6 +15,8 @@ _LAST_WORDS_S = 1.0
 class ShuttingDownError(Exception):
     """The gateway is about to end: it takes nothing new, or finishes nothing more."""
 
+    code = "shutting_down"
+
 
 class Shutdown:
     """What runs, and how it comes to its end.

@@ -4,15 +4,22 @@ A stream has one detokenizer for its whole life, in the gateway. That is why a m
 the text: a character whose bytes, or a stop string whose letters, come from two instances is put together here.
 """
 
+import os
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from ares.gateway.messages import Message, Tool, conversation, without_developer
+from ares.gateway.templates import knows_developer, takes_parts
+
 # Prompt tokens that prime the decoder; a tokenizer's spacing depends on the last few only.
 _PRIMING = 16
+# Of an environment or a model folder, not of a client's messages.
+_OUR_FAULTS = (ImportError, MemoryError, OSError, TemplateSyntaxError)
 
 
 class TemplateError(ValueError):
@@ -29,6 +36,8 @@ class TextModel:
     """
 
     def __init__(self, folder: Path) -> None:
+        # Without torch, transformers warns that it can load no models; none is wanted here.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         from transformers import AutoTokenizer
 
         self._template_tokenizer = AutoTokenizer.from_pretrained(str(folder))
@@ -39,22 +48,49 @@ class TextModel:
         # A batch, of one: `encode` keeps Python's lock, and in a thread too it would hold everybody up.
         return list(self.tokenizer.encode_batch_fast([text], add_special_tokens=special)[0].ids)
 
-    def render_chat(self, messages: list[dict[str, Any]], extra: dict[str, Any]) -> list[int]:
-        """Apply the chat template and tokenise.
+    def render_chat(
+        self,
+        messages: list[Message],
+        tools: list[Tool] | None = None,
+        *,
+        special: bool = False,
+        variables: dict[str, Any] | None = None,
+    ) -> list[int]:
+        """Apply the chat template and tokenise, as vLLM 0.32 does (renderers/hf.py).
+
+        Parameters
+        ----------
+        messages, tools
+            The client's.
+        special
+            Add the special tokens of a prompt, although a template writes its own.
+        variables
+            Of the template, and arguments of transformers' `apply_chat_template`.
 
         Raises
         ------
         TemplateError
             The model has no template, or the template refuses the messages.
+        BadRequestError
+            A message has what no template gets.
         """
+        schemas = [tool.rendered() for tool in tools] if tools else None
         try:
-            text = self._template_tokenizer.apply_chat_template(
-                messages, tokenize=False, **{"add_generation_prompt": True, **extra}
-            )
+            template: str = self._template_tokenizer.get_chat_template(tools=schemas)
+        except ValueError as error:
+            raise TemplateError("this model has no chat template: it completes prompts, at /v1/completions") from error
+        chat = conversation(messages, parts=takes_parts(template))
+        if not knows_developer(template):
+            chat = without_developer(chat)
+        settings = {"add_generation_prompt": True, **(variables or {}), "chat_template": template, "tools": schemas}
+        try:
+            text = str(self._template_tokenizer.apply_chat_template(chat, tokenize=False, **settings))
+            text.encode()  # arguments of tool calls can spell half a surrogate pair
+        except _OUR_FAULTS:
+            raise
         except Exception as error:  # templates are programs of the model's author: they raise anything
             raise TemplateError(f"the chat template refuses these messages: {error}") from error
-        # The template writes the special tokens itself.
-        return self.encode(str(text), special=False)
+        return self.encode(text, special=special)
 
     def decode(self, ids: list[int]) -> str:
         """Text of tokens, special ones included."""

@@ -78,7 +78,7 @@ class Viewer:
         shown: list[Sequence] = []
         preempted: list[Sequence] = []
         carried = self._pool.carried
-        location, resident, movable, remaining = [], [], [], []
+        location, resident, movable, placed, remaining = [], [], [], [], []
         for sequence in sequences:
             if sequence.incoming is not None and (target := index.get(id(sequence.incoming))) is not None:
                 promised[target] += in_blocks(sequence.tokens, block)
@@ -93,7 +93,10 @@ class Viewer:
             if row is not None and row.state == "waiting" and row.output:
                 preempted.append(sequence)
             cool = not sequence.moved_at or now - sequence.moved_at > self._cooldown_s
-            movable.append(cool and sequence.sampling.needs <= carried and sequence.not_movable() is None)
+            able = cool and sequence.sampling.needs <= carried and sequence.not_movable() is None
+            rests = now < sequence.rests_until
+            movable.append(able and not rests)
+            placed.append(able and rests)
             remaining.append(self.remaining(sequence, row))
         others: list[wire.Row] = []
         for n, left in enumerate(rows):
@@ -105,6 +108,7 @@ class Viewer:
                     location.append(n)
                     resident.append(row.resident)
         movable += [False] * len(others)
+        placed += [False] * len(others)
         remaining += [self._foreseen(row) for row in others]
         laws = [i.steps.law for i in instances]
         known = [law for law in laws if law is not None]
@@ -127,6 +131,7 @@ class Viewer:
             transfer_bytes_s=self.transfer.tokens_s or 1e6,
             token_bytes=1.0,  # transfers are counted in tokens
             block_tokens=block,
+            placed=np.array(placed, dtype=np.bool_) if any(placed) else None,
         )
         running = self._progress(shown, cluster, now, others)
         return View(cluster, running, instances, shown, preempted)

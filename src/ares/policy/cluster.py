@@ -50,6 +50,9 @@ class Cluster:
         Tokens of the requests that wait at each instance, shape (I,); None: nobody waits.
     block_tokens
         Tokens of a KV block, in whole ones of which memory is taken; 1 counts single tokens.
+    placed
+        Whether a request could be moved, but stays where an operator has just moved it unless memory runs out there
+        (rescue.py), shape (R,); such a row is not `movable`. None: no request does.
     """
 
     instances: tuple[str, ...]
@@ -69,6 +72,7 @@ class Cluster:
     token_bytes: float = 57344.0
     waiting_tokens: IntArray | None = None
     block_tokens: int = 1
+    placed: BoolArray | None = None
 
     def load_tokens(self) -> IntArray:
         """Resident tokens of each instance with what is promised to it, shape (I,)."""

@@ -51,7 +51,13 @@ class Preset:
         rebalance: str | None = None,
         queue: str | None = None,
     ) -> "Preset":
-        """Return this preset with some of its parts replaced; ValueError where one is not known."""
+        """Return this preset with some of its parts replaced; it uses predictions where a part needs them.
+
+        Raises
+        ------
+        ValueError
+            A part is not known, or two of them do not go together: one would change nothing.
+        """
         for given, known in (
             (dispatch, tuple(DISPATCHERS)),
             (admission, ADMISSIONS),
@@ -60,12 +66,34 @@ class Preset:
         ):
             if given is not None and given not in known:
                 raise ValueError(f"unknown policy {given!r}; known: {', '.join(known)}")
-        return replace(
+        changed = replace(
             self,
             dispatch=dispatch or self.dispatch,
             admission=admission or self.admission,
             rebalance=rebalance or self.rebalance,
             queue=queue or self.queue,
+        )
+        _check(changed)
+        needed = (
+            "forecast" in (changed.admission, changed.dispatch)
+            or changed.queue == "volume"
+            or changed.rebalance in ("paper", "ares", "oracle")
+        )
+        return replace(changed, predicts=needed)
+
+
+def _check(changed: Preset) -> None:
+    """Raise ValueError where a part would change nothing beside the others, and say what fits."""
+    if changed.admission == "forecast" and changed.dispatch != "forecast":
+        raise ValueError(
+            f"admission forecast needs dispatch forecast (not {changed.dispatch}): it chooses the instance itself; "
+            "admission open goes with every dispatch"
+        )
+    if changed.suspends and changed.admission != "forecast":
+        plain = ", ".join(name for name, one in PRESETS.items() if not one.suspends)
+        raise ValueError(
+            f"it suspends requests, which needs admission forecast (not {changed.admission}); "
+            f"presets that suspend none: {plain}"
         )
 
 

@@ -138,7 +138,8 @@ def _enough(cluster: Cluster, source: int, steps: int, overflow: float) -> IntAr
 
     One that is likely to end by itself before is not worth its move.
     """
-    able = cluster.movable & (cluster.location == source)
+    able = cluster.movable if cluster.placed is None else cluster.movable | cluster.placed
+    able = able & (cluster.location == source)
     if cluster.remaining_tokens is not None:
         middle = cluster.remaining_tokens[:, len(cluster.levels) // 2]
         able = able & ~(middle <= steps)

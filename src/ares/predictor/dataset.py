@@ -1,6 +1,8 @@
 """A data folder in memory: pairs in order of output and position, split by prompt."""
 
 import hashlib
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,28 @@ from ares.predictor.errors import PredictorError
 # Percent of the prompts; the rest is the test set.
 _TRAIN, _VALIDATION = 70, 15
 SPLITS = ("train", "validation", "test")
+_FEWEST = 5
+# With so many prompts, the smallest of those two sets has its five in 99 of 100 cases.
+_ENOUGH = 80
 
 
 def split_of(prompt: str) -> int:
     """Return the split (index into SPLITS) of a prompt: a function of its id, so that every command agrees on it."""
     share = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big") % 100
     return 0 if share < _TRAIN else 1 if share < _TRAIN + _VALIDATION else 2
+
+
+def too_few_prompts(prompts: Iterable[str]) -> str | None:
+    """Say what is missing where prompts (their ids) are too few to train on; None where they are enough."""
+    every = set(prompts)
+    counts = Counter(SPLITS[split_of(prompt)] for prompt in every)
+    if min(counts["train"], counts["validation"]) >= _FEWEST:
+        return None
+    return (
+        f"training needs {_FEWEST} prompts in the training set ({_TRAIN} % of all) and {_FEWEST} in the validation set "
+        f"({_VALIDATION} %); of these {len(every)} prompts they have {counts['train']} and {counts['validation']}: "
+        f"collect more, {_ENOUGH} in all nearly always do"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +98,11 @@ class Pairs:
         order = np.arange(len(self)) - np.repeat(starts, counts)
         behind: NDArray[np.bool_] = order >= np.repeat(at, counts)
         return behind
+
+    @property
+    def pair_prompts(self) -> set[str]:
+        """The ids of the prompts that have pairs."""
+        return {self.prompts[n] for n in np.unique(self.output)}
 
     def split(self, name: str) -> NDArray[np.bool_]:
         """Return the mask of the pairs of one split."""

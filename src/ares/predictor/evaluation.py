@@ -50,7 +50,7 @@ def restarted(checkpoint: Checkpoint, pairs: Pairs, seed: int = 0) -> dict[str, 
         "pairs": len(remaining),
         "mae_whole": round(float(errors[0].mean()), 4),
         "mae_restarted": round(float(errors[1].mean()), 4),
-        "mae_above_share": round(float(errors[1].sum() / errors[0].sum() - 1), 4),
+        "mae_above_share": _share(errors[1] - errors[0], errors[0]),
         "mae_above_share_interval": metrics.interval(change),
     }
 
@@ -128,19 +128,29 @@ def _difference(model: Judged, ours: Judged, remaining: Array, bootstrap: metric
         "baseline": model.name,
         "mae_below": round(float((mae[0] - mae[1]).mean()), 4),
         "mae_below_interval": bootstrap.interval(mae[0] - mae[1]),
-        "mae_below_share": round(float((mae[0] - mae[1]).sum() / mae[0].sum()), 4),
+        "mae_below_share": _share(mae[0] - mae[1], mae[0]),
         "mae_below_share_interval": metrics.interval(below),
         "crps_below": round(float((crps[0] - crps[1]).mean()), 4),
         "crps_below_interval": bootstrap.interval(crps[0] - crps[1]),
     }
 
 
-def _against_floor(judged: Sequence[Judged], test: Pairs, prefixes: Sequence[Prefix]) -> dict[str, Any]:
+def _share(part: Array, whole: Array) -> float | None:
+    """Return the share of one sum in another; None of nothing: a model without any error leaves none to compare."""
+    return round(float(part.sum() / whole.sum()), 4) if whole.any() else None
+
+
+def rows_of(prefixes: Sequence[Prefix], test: Pairs) -> NDArray[np.int64]:
+    """Return which test pairs continuations were drawn at; PredictorError where one is none of them."""
     where = {(test.requests[o], p): n for n, (o, p) in enumerate(zip(test.output, test.position.tolist(), strict=True))}
     missing = [p.request for p in prefixes if (p.request, p.position) not in where]
     if missing:
         raise PredictorError(f"the noise floor was drawn from other data: {missing[0]} is not in the test set")
-    rows = np.array([where[p.request, p.position] for p in prefixes])
+    return np.array([where[p.request, p.position] for p in prefixes], np.int64)
+
+
+def _against_floor(judged: Sequence[Judged], test: Pairs, prefixes: Sequence[Prefix]) -> dict[str, Any]:
+    rows = rows_of(prefixes, test)
     _, prompts = np.unique(np.array(test.prompts)[test.output[rows]], return_inverse=True)
     errors: Mapping[str, Mapping[str, Array]] = {m.name: floor.errors(m.quantiles[rows], prefixes) for m in judged}
     own = errors[judged[0].name]

@@ -20,6 +20,7 @@ from ares.predictor import metrics
 from ares.predictor.dataset import Pairs
 from ares.predictor.errors import PredictorError
 from ares.predictor.metrics import Array
+from ares.text_files import read_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +60,12 @@ def read(path: Path) -> tuple[list[Prefix], str]:
         The file is not there, or something else.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_text(path))
         rows = content["prefixes"]
         return [Prefix(r["request"], r["position"], r["room"], tuple(r["remaining"])) for r in rows], content[
             "sampling"
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise PredictorError(f"{path}: not what ares predictor noise-floor writes: {error}") from error
 
 

@@ -63,6 +63,8 @@ def tau(quantiles: Array, remaining: Array) -> float:
     """Return Kendall's tau-b between median and truth."""
     from scipy.stats import kendalltau
 
+    if len(remaining) < 2:
+        return 0.0
     value = float(kendalltau(at_level(quantiles, 0.5), remaining).statistic)
     return value if np.isfinite(value) else 0.0
 

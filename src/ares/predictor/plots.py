@@ -24,12 +24,15 @@ def draw(folder: Path, judged: Sequence[Judged], test: Pairs, report: dict[str, 
 
     folder.mkdir(parents=True, exist_ok=True)
     remaining = test.remaining.astype(float)
+    skipped = ", ".join(one["baseline"] for one in report["skipped"])
+    title = f"not compared: {skipped}" if skipped else ""
 
     figure, axes = plt.subplots(figsize=(7, 4.5))
     for model in report["models"]:
         values = [part["mae"] for part in model["by_position"].values()]
         axes.plot(list(model["by_position"]), values, marker="o", label=model["name"])
     axes.set(xlabel="part of the generation", ylabel="mean absolute error (tokens)", ylim=(0, None))
+    axes.set_title(title, fontsize="small")
     axes.legend(fontsize="small")
     written = [_save(figure, folder / "error-by-position.png")]
 
@@ -49,6 +52,7 @@ def draw(folder: Path, judged: Sequence[Judged], test: Pairs, report: dict[str, 
         seen = [metrics.covered_fairly(model.quantiles, remaining, room, level).mean() for level in wanted]
         axes.plot(wanted, seen, marker=".", label=model.name)
     axes.set(xlabel="predicted level", ylabel="share of outputs at or below it")
+    axes.set_title(title, fontsize="small")
     axes.legend(fontsize="small")
     written.append(_save(figure, folder / "calibration.png"))
     return written

@@ -1,17 +1,41 @@
-"""Prompt files: JSONL in the shapes of the common data sets, or plain text, one prompt a line."""
+"""Prompt files: JSON objects in the shapes of the common data sets, or plain text, one prompt a line.
+
+===========================================  =========================================================================
+fields of an object                          the prompt
+===========================================  =========================================================================
+``prompt``, ``text``                         the text (HumanEval and others)
+``question``, ``instruction``                the text, and behind an empty line that of ``input`` or ``context``, if
+                                             there is any (GSM8K, Alpaca, Dolly)
+``messages``, ``conversations``,             what the user says first: texts, ``{"role", "content"}`` or ``{"from",
+``conversation``, ``turns``                  "value"}`` (OpenAI, ShareGPT, LMSYS, MT-bench)
+===========================================  =========================================================================
+
+Of several, the first of ``prompt``, ``question``, ``instruction``, ``text`` and the conversations counts that holds
+something: one that is null or empty is passed over.
+"""
 
 import hashlib
 import json
 import random
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ares.predictor.errors import PredictorError
+from ares.text_files import TextFileError, read_lines
 
-# The field that holds the text, in the order in which they are looked for: plain, GSM8K, HumanEval, instruction sets.
-_FIELDS = ("prompt", "question", "instruction", "text")
+_TEXTS = ("prompt", "question", "instruction", "text")
+# What goes behind the text of a field, where it is there.
+_BEHIND = {"question": ("context",), "instruction": ("input", "context")}
+_CHATS = ("messages", "conversations", "conversation", "turns")
+_USERS = ("user", "human")
+_JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+_TEXT_SUFFIXES = (".txt", ".text")
+_TABLE_SUFFIXES = (".csv", ".tsv")
+_PACKED_SUFFIXES = (".gz", ".bz2", ".xz")
+_EXPECTED = f"expected a text in {', '.join(_TEXTS)}, or a conversation in {', '.join(_CHATS)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +51,13 @@ class Prompt:
         return cls(hashlib.sha256(text.encode()).hexdigest()[:16], text)
 
 
-def read(files: Iterable[Path], seed: int = 0) -> list[Prompt]:
+def read(files: Iterable[Path], seed: int = 0, note: Callable[[str], None] = lambda _: None) -> list[Prompt]:
     """Read files and shuffle what they hold, so that the first n prompts are a fair sample of all.
+
+    Parameters
+    ----------
+    note
+        Told, a sentence at a time, what of the files is not in the result.
 
     Raises
     ------
@@ -36,43 +65,157 @@ def read(files: Iterable[Path], seed: int = 0) -> list[Prompt]:
         A file cannot be read, holds a malformed line, or holds nothing.
     """
     found: dict[str, Prompt] = {}
+    repeated = 0
     for file in files:
-        for prompt in _read_file(file):
+        for text in _read_file(file, note):
+            prompt = Prompt.of(text)
+            repeated += prompt.id in found
             found.setdefault(prompt.id, prompt)
+    if repeated:
+        note(f"{repeated} of {repeated + len(found)} prompts are the same as one before them, and count once")
     prompts = list(found.values())
     random.Random(seed).shuffle(prompts)  # noqa: S311 - an order, not a secret
     return prompts
 
 
-def _read_file(file: Path) -> list[Prompt]:
+def _read_file(file: Path, note: Callable[[str], None]) -> list[str]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PredictorError(f"{file}: cannot be read as UTF-8 text: {error}") from error
-    jsonl = file.suffix in {".jsonl", ".json"}
-    prompts = [
-        Prompt.of(_text_of(line, f"{file}:{number}") if jsonl else line.strip())
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    if not prompts:
+        lines = list(read_lines(file))
+    except TextFileError as error:
+        raise PredictorError(str(error)) from error
+    texts = _of_objects(file, lines, note) if _holds_objects(file, lines, note) else _of_lines(lines)
+    if not texts:
         raise PredictorError(f"{file}: no prompts in it")
-    return prompts
+    return texts
 
 
-def _text_of(line: str, where: str) -> str:
+def _holds_objects(file: Path, lines: list[str], note: Callable[[str], None]) -> bool:
+    """Whether a file is JSON: by its name, or where that says nothing (a pipe has none) by its first line."""
+    suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in _PACKED_SUFFIXES]
+    suffix = suffixes[-1] if suffixes else ""
+    if suffix in _TABLE_SUFFIXES:
+        raise PredictorError(f"{file}: tables are not read: write one JSON object a line, with the text in `prompt`")
+    if suffix in _JSON_SUFFIXES:
+        return True
+    looks = _looks_like_json(next((line for line in lines if line.strip()), "").strip())
+    if suffix in _TEXT_SUFFIXES and looks:
+        note(f"{file}: its lines are taken as they stand, though they are JSON; to read their fields name it .jsonl")
+    return looks and suffix not in _TEXT_SUFFIXES
+
+
+def _looks_like_json(line: str) -> bool:
+    if line in ("{", "[", "[{"):
+        return True
     try:
-        row: Any = json.loads(line)
+        return isinstance(json.loads(line), (dict, list))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _of_lines(lines: list[str]) -> list[str]:
+    # Of what Python calls space only these are: a form feed or U+2028 is part of a text.
+    return [text for line in lines if (text := line.strip(" \t")).strip()]
+
+
+def _of_objects(file: Path, lines: list[str], note: Callable[[str], None]) -> list[str]:
+    texts = []
+    unread: Counter[str] = Counter()
+    for where, row in _objects(file, lines):
+        taken = _fields(row, where)
+        value = row[taken[0]]
+        if isinstance(value, list):
+            text = _first_of_user(value, where)
+            unread["messages of the system"] += _has_system(value)
+        else:
+            text = "\n\n".join(row[name] for name in taken)
+        if text.strip():
+            texts.append(_encodable(text, where))
+        else:
+            unread["conversations in which no user says anything"] += 1
+        unread.update(f"`{name}`" for name, other in row.items() if name not in taken and _holds_text(other))
+    if +unread:
+        note(f"{file}: not read: {', '.join(f'{what} ({count})' for what, count in (+unread).items())}")
+    return texts
+
+
+def _objects(file: Path, lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield where each object stands and the object: one a line, or all in one array."""
+    rows = ((f"{file}:{number}", line) for number, line in enumerate(lines, 1) if line.strip())
+    if next((line for line in lines if line.strip()), "").lstrip().startswith("["):
+        every = _json("\n".join(lines), str(file))
+        found = ((f"{file}: entry {number}", row) for number, row in enumerate(every, 1))
+    else:
+        found = ((where, _json(line, where)) for where, line in rows)
+    for where, row in found:
+        if not isinstance(row, dict):
+            raise PredictorError(f"{where}: no prompt: not a JSON object; {_EXPECTED}")
+        yield where, row
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise PredictorError(f"{where}: not JSON: {error}") from error
-    if isinstance(row, dict):
-        text = next((row[name] for name in _FIELDS if name in row), None)
-        if text is None and isinstance(row.get("turns"), list) and row["turns"]:  # MT-bench: the first turn
-            text = row["turns"][0]
-        if isinstance(text, str) and text.strip():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
-                raise PredictorError(f"{where}: no text: {error}") from error
-            return text
-    raise PredictorError(f"{where}: no prompt; expected a text field {', '.join(_FIELDS)}, or a list of turns")
+        raise PredictorError(f"{where}: not JSON: {error}; write one object a line, or one array of them") from error
+
+
+def _holds_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _fields(row: dict[str, Any], where: str) -> list[str]:
+    """Return the fields that the prompt is from: a conversation, or a text with what goes behind it."""
+    empty = next((name for name in _CHATS if row.get(name) == []), None)
+    name = next((name for name in (*_TEXTS, *_CHATS) if _holds(row.get(name))), empty)
+    if name is None:
+        raise PredictorError(f"{where}: no prompt; {_EXPECTED}")
+    value = row[name]
+    if isinstance(value, list) and (name in _CHATS or all(isinstance(turn, dict) for turn in value)):
+        return [name]
+    if name in _CHATS or not isinstance(value, str):
+        wanted = "list of messages" if name in _CHATS else "text"
+        raise PredictorError(f"{where}: no prompt: `{name}` is no {wanted}; {_EXPECTED}")
+    return [name, *[other for other in _BEHIND.get(name, ()) if _holds_text(row.get(other))][:1]]
+
+
+def _holds(value: Any) -> bool:
+    return _holds_text(value) if isinstance(value, str) else value not in (None, [], {})
+
+
+def _first_of_user(turns: list[Any], where: str) -> str:
+    """Return what the user of a conversation says first; empty where none says anything."""
+    speaker: Any
+    said: Any
+    for turn in turns:
+        if isinstance(turn, str):
+            speaker, said = "user", turn
+        elif isinstance(turn, dict):
+            speaker, said = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        else:
+            raise PredictorError(f"{where}: no prompt: a turn is neither a text nor an object")
+        if speaker in _USERS:
+            text = _joined(said, where)
+            if text.strip():
+                return text
+    return ""
+
+
+def _has_system(turns: list[Any]) -> bool:
+    return any(isinstance(turn, dict) and turn.get("role", turn.get("from")) == "system" for turn in turns)
+
+
+def _joined(said: Any, where: str) -> str:
+    """Return a message's content: a text, or a list of parts that are texts."""
+    parts = [{"text": said or ""}] if said is None or isinstance(said, str) else said
+    texts = [part.get("text") if isinstance(part, dict) else None for part in parts] if isinstance(parts, list) else []
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise PredictorError(f"{where}: no prompt: a message holds something other than text")
+    return "".join(str(text) for text in texts)
+
+
+def _encodable(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
+        raise PredictorError(f"{where}: no text: {error}") from error
+    return text

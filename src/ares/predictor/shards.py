@@ -117,6 +117,11 @@ class Shard:
     tensors: dict[str, NDArray[Any]]
 
 
+def sampling(temperature: float, top_p: float) -> str:
+    """Say how tokens are chosen, in words that two data folders can be compared by."""
+    return f"temperature {temperature:g}, top_p {top_p:g}"
+
+
 def half(states: NDArray[np.float32]) -> NDArray[np.float16]:
     """Return states in the precision of the shards; what half precision cannot hold becomes its largest value."""
     return np.clip(states, -_HALF_MAX, _HALF_MAX).astype(np.float16)
@@ -257,12 +262,16 @@ def _difference(one: Source, other: Source) -> str:
     return "; ".join(f"{n} is {getattr(one, n)!r}, {getattr(other, n)!r}" for n in fields)
 
 
-def same_source(folder: Path, source: Source) -> None:
+def source(folder: Path) -> Source:
+    """Return what the states of a folder are states of; PredictorError where there is no shard."""
+    return next(read_all(folder)).source
+
+
+def same_source(folder: Path, wanted: Source) -> None:
     """Raise PredictorError where a folder holds states of something else."""
-    for shard in read_all(folder):
-        if shard.source != source:
-            raise PredictorError(f"{folder} cannot be continued: {_difference(source, shard.source)} there")
-        return
+    there = source(folder)
+    if there != wanted:
+        raise PredictorError(f"{folder} cannot be continued: {_difference(wanted, there)} there")
 
 
 def writable(folder: Path) -> None:

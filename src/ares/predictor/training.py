@@ -9,13 +9,12 @@ import numpy as np
 import torch
 
 from ares.predictor import calibration, features, hazard, metrics
-from ares.predictor.checkpoint import Checkpoint, build
-from ares.predictor.dataset import Pairs
+from ares.predictor.checkpoint import ARCHITECTURES, Checkpoint, build
+from ares.predictor.dataset import Pairs, too_few_prompts
 from ares.predictor.errors import PredictorError
 from ares.predictor.hazard import LEVELS
 from ares.predictor.networks import HazardNetwork, PaperNetwork
 
-_FEWEST_PROMPTS = 5
 _BASE_STEPS = 200
 
 
@@ -38,7 +37,17 @@ class TrainingSettings:
 
 
 def settings_of(arch: str, seed: int = 0, **given: Any) -> TrainingSettings:
-    """Return the settings of an architecture; what is given as None is left at its default."""
+    """Return the settings of an architecture; what is given as None is left at its default.
+
+    Raises
+    ------
+    PredictorError
+        There is no such architecture, or it has no use for something given.
+    """
+    if arch not in ARCHITECTURES:
+        raise PredictorError(f"unknown architecture {arch!r}: {' or '.join(ARCHITECTURES)}")
+    if arch == "paper" and given.get("members") is not None:
+        raise PredictorError("--members changes nothing: the paper's predictor is one network; leave it out")
     chosen = {name: value for name, value in given.items() if value is not None}
     if arch == "paper":
         chosen["moved"] = 0.0  # it has no history to lose
@@ -85,12 +94,10 @@ def train(
     PredictorError
         There are too few prompts to train on, or the loss is not finite.
     """
+    if missing := too_few_prompts(pairs.pair_prompts):
+        raise PredictorError(missing)
     torch.manual_seed(settings.seed)
     parts = {name: pairs.only(pairs.split(name)) for name in ("train", "validation")}
-    for name, part in parts.items():
-        prompts = len({part.prompts[n] for n in np.unique(part.output)})
-        if prompts < _FEWEST_PROMPTS:
-            raise PredictorError(f"only {prompts} prompts in the {name} set: collect more")
     recorded = torch.from_numpy(parts["train"].states).float()
     center, scale = recorded.mean(0), recorded.std(0).clamp(min=1e-3)
     data = {name: Data.of(part, center, scale) for name, part in parts.items()}

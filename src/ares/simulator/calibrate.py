@@ -31,6 +31,8 @@ def _engine(recording: Recording, kv_tokens: int | None, name: str) -> dict[str,
     work = recording.workload
     cache, engine = meta.get("kv_cache") or {}, meta.get("engine_kwargs") or {}
     block = int(cache.get("block_size") or 16)
+    if kv_tokens is not None and kv_tokens < block:
+        raise ValueError(f"--kv-tokens: {kv_tokens} tokens are less than one block of {block}")
     slots = int(engine.get("max_num_seqs") or 256)
     if kv_tokens is None and cache.get("num_gpu_blocks"):
         kv_tokens = (int(cache["num_gpu_blocks"]) - 1) * block  # vLLM keeps one block as the null block

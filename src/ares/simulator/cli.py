@@ -1,16 +1,20 @@
 """`ares simulate`: replay a trace over a simulated cluster; sweep, calibrate, validate, scale."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from ares import extras, tables
+from ares.outputs import check_folder, check_writable
+from ares.progress import progress_display
 from ares.simulator.options import (
     Admission,
     Decode,
@@ -29,9 +33,13 @@ from ares.simulator.options import (
     Seed,
     SloTpot,
     SloTtft,
+    TimeUnit,
     Trace,
 )
-from ares.traces import WORKLOADS
+from ares.traces import WORKLOADS, rate_warning
+
+if TYPE_CHECKING:
+    from ares.simulator.scenario import Scenario
 
 app = typer.Typer(
     help="Replay a trace over a simulated prefill-decode cluster, with the policy code of the live service.",
@@ -47,13 +55,14 @@ def user_errors() -> Iterator[None]:
     """Turn what a user can cause into one line on standard error and exit status 2."""
     try:
         yield
-    except ModuleNotFoundError as error:
-        typer.echo(
-            f"ares simulate: {error}; it needs the extra: pip install '.[simulate]' in ARES's checkout", err=True
-        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "-".join(str(part) for part in first["loc"]).replace("_", "-")
+        typer.echo(f"ares simulate: --{option}: {first['msg']}", err=True)
         raise typer.Exit(2) from None
-    except (ValueError, OSError) as error:
-        typer.echo(f"ares simulate: {error}", err=True)
+    except (ModuleNotFoundError, extras.MissingPackageError, ValueError, OSError) as error:
+        said = extras.explain(error) if isinstance(error, ModuleNotFoundError) else error
+        typer.echo(f"ares simulate: {said}", err=True)
         raise typer.Exit(2) from None
 
 
@@ -75,26 +84,25 @@ def progress_bar() -> Progress:
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return progress_display(Console(stderr=True), *columns, transient=True)
 
 
 def show(runs: list[dict[str, Any]]) -> None:
     """Print the runs as a table."""
-    table = Table(
-        "preset", "load", "TTFT p50 / p99 s", "TPOT p50 / p99 ms", "goodput /s", "SLO met", "preempt", "moves"
-    )
+    times = ("TTFT\np50 s", "TTFT\np99 s", "TPOT\np50 ms", "TPOT\np99 ms")
+    table = tables.table("preset", "load", *times, "goodput\n/s", "SLOs\nmet", "preempt", "moves")
     for run in runs:
         table.add_row(
             run["preset"],
             f"{run['load']:.2f}",
-            f"{run['ttft_s']['p50']:.3g} / {run['ttft_s']['p99']:.4g}",
-            f"{run['tpot_s']['p50'] * 1e3:.1f} / {run['tpot_s']['p99'] * 1e3:.1f}",
+            *(f"{run['ttft_s'][name]:.{digits}g}" for name, digits in (("p50", 3), ("p99", 4))),
+            *(f"{run['tpot_s'][name] * 1e3:.1f}" for name in ("p50", "p99")),
             f"{run['goodput_rps']:.4g}",
             f"{run['slo_share']:.1%}",
             str(run["preemptions"]),
             str(run["migrations"]),
         )
-    Console().print(table)
+    tables.show(table)
 
 
 @app.callback()
@@ -102,6 +110,7 @@ def simulate(
     context: typer.Context,
     trace: Trace = "paper",
     trace_format: Format = None,
+    time_unit: TimeUnit = None,
     requests: Requests = None,
     prefill: Prefill = 2,
     decode: Decode = 4,
@@ -129,23 +138,32 @@ def simulate(
 
     `ares simulate --trace paper --decode 8 --load 1.0 --preset static-rr --preset ares --json -`
     """
-    if context.invoked_subcommand is not None:
-        return
     with user_errors():
+        from ares.simulator import given as options
+
+        given = options.given_flags(context)
+        if context.invoked_subcommand is not None:
+            options.refuse_before_command(given, context.invoked_subcommand)
+            return
+        extras.require("numba", *(["matplotlib"] if report is not None else []))
         from ares.simulator import metrics
         from ares.simulator import scenario as scenarios
 
         if load is not None and rate_scale is not None:
             raise ValueError("--load and --rate-scale: give one of the two")
+        options.refuse_not_finite(load=load, rate_scale=rate_scale, slo_ttft=slo_ttft, slo_tpot=slo_tpot, period=period)
         if load is None and rate_scale is None:
             load, rate_scale = (1.0, None) if trace in WORKLOADS else (None, 1.0)
         scenario = scenarios.Scenario(
             trace, trace_format, requests, prefill, decode, profile, prefill_profile, predictor, period,
             admission=admission, dispatch=dispatch, rebalance=rebalance, queue=queue,
-            slo_ttft=slo_ttft, slo_tpot=slo_tpot,
+            slo_ttft=slo_ttft, slo_tpot=slo_tpot, time_unit=time_unit,
         )  # fmt: skip
-        outcomes, runs = [], []
         names = presets or DEFAULT_PRESETS
+        check(given, scenario, names)
+        swept = _prepare_outputs(json_path, report, curves)
+        scenario = read(scenario, warn_of_rate=rate_scale is not None)
+        outcomes, runs = [], []
         prepared = [scenario.simulation(name, load, rate_scale, seed) for name in names]
         with progress_bar() as bar:
             for name, (simulation, actual) in zip(names, prepared, strict=True):
@@ -162,15 +180,48 @@ def simulate(
         if report is not None:
             from ares.simulator.report import write_report
 
-            typer.echo(f"wrote {write_report(report, result, outcomes, curves)}", err=True)
+            typer.echo(f"wrote {write_report(report, result, outcomes, swept)}", err=True)
         if json_path is not None:
             write_json(result, json_path)
         if str(json_path) != "-":
             show(runs)
 
 
+def check(given: set[str], scenario: "Scenario", names: list[str]) -> None:
+    """Refuse presets and options that do not go together, before anything is read or run."""
+    from ares.simulator import given as options
+
+    options.refuse_repeated("--preset", names)
+    options.refuse_without_effect(given, scenario, [scenario.policy(name) for name in names])
+    scenario.profiles()
+
+
+def read(scenario: "Scenario", *, warn_of_rate: bool) -> "Scenario":
+    """Read the trace file, if there is one, and say what is strange about it."""
+    scenario = scenario.read()
+    work = scenario.recorded
+    if work is not None:
+        for note in (*work.notes, *filter(None, [rate_warning(work) if warn_of_rate else None])):
+            typer.echo(f"ares simulate: {note}", err=True)
+    return scenario
+
+
+def _prepare_outputs(json_path: Path | None, report: Path | None, curves: Path | None) -> dict[str, Any] | None:
+    """Refuse what cannot be written or drawn when the runs are done; return the sweep for the report's curves."""
+    if json_path is not None and str(json_path) != "-":
+        check_writable(json_path)
+    if report is not None:
+        check_folder(report)
+    if curves is None:
+        return None
+    from ares.simulator.report import read_sweep
+
+    return read_sweep(curves)
+
+
 @app.command()
 def sweep(
+    context: typer.Context,
     trace: Trace = "paper",
     trace_format: Format = None,
     requests: Requests = None,
@@ -191,23 +242,28 @@ def sweep(
 ) -> None:
     """Run loads x presets x seeds and report means with 95 % confidence intervals."""
     with user_errors():
+        extras.require("numba", "scipy", *(["matplotlib"] if plot is not None else []))
+        from ares.simulator import given as options
         from ares.simulator import metrics
         from ares.simulator import scenario as scenarios
         from ares.simulator import sweep as sweeps
 
-        try:
-            points = [float(part) for part in loads.split(",")]
-        except ValueError:
-            raise ValueError(f"--loads: not numbers with commas: {loads!r}") from None
-        if min(points) <= 0:
-            raise ValueError("--loads: must be positive")
+        points = _loads(loads)
+        options.refuse_not_finite(slo_ttft=slo_ttft, slo_tpot=slo_tpot, period=period)
         scenario = scenarios.Scenario(
             trace, trace_format, requests, prefill, decode, profile, prefill_profile, predictor, period,
             slo_ttft=slo_ttft, slo_tpot=slo_tpot,
         )  # fmt: skip
         names = presets or DEFAULT_PRESETS
+        check(options.given_flags(context), scenario, names)
+        _prepare_outputs(json_path, None, None)
+        if plot is not None:
+            from ares.simulator.plots import check_plot
+
+            check_plot(plot)
+        scenario = read(scenario, warn_of_rate=False)  # the loads set the rate
         for name in names:
-            scenario.simulation(name, points[0], None, 0)  # bad input ends here, before any process starts
+            scenario.simulation(name, points[0], None, 0)[0].build()  # bad input ends here, before any process starts
         with progress_bar() as bar:
             task = bar.add_task("sweep", total=len(points) * len(names) * seeds)
             runs = sweeps.sweep(
@@ -231,12 +287,29 @@ def sweep(
                   for point in result["points"]])  # fmt: skip
 
 
+def _loads(text: str) -> list[float]:
+    """Return the loads of a sweep; ValueError where they are not positive numbers, each once."""
+    from ares.simulator import given as options
+
+    try:
+        points = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--loads: not numbers with commas: {text!r}") from None
+    if not all(0 < point < math.inf for point in points):
+        raise ValueError(f"--loads: must be positive and finite: {text!r}")
+    options.refuse_repeated("--loads", points)
+    return points
+
+
 @app.command()
 def calibrate(
+    context: typer.Context,
     recording: Annotated[Path, typer.Option(help="Directory with requests.jsonl and meta.json of a real vLLM run.")],
     out: Annotated[Path, typer.Option(help="Write the profile here.")],
     part: Annotated[str, typer.Option(help="Requests to fit: all, first or second half, even or odd.")] = "all",
-    kv_tokens: Annotated[int | None, typer.Option(min=1, help="KV capacity where the recording does not say.")] = None,
+    kv_tokens: Annotated[
+        int | None, typer.Option(min=1, help="KV capacity; by default what the recording says.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the profile; the file's by default.")] = None,
     kv_bytes_per_token: Annotated[int, typer.Option(min=1, help="KV bytes of one token of the model.")] = 131072,
     weight_bytes: Annotated[float, typer.Option(min=0, help="Bytes of the model's weights, for scaling.")] = 0.0,
@@ -249,9 +322,14 @@ def calibrate(
 
     with user_errors(), progress_bar() as bar:
         from ares.simulator import calibrate as calibration
+        from ares.simulator import given as options
 
+        options.refuse_not_finite(memory_bytes_s=memory_bytes_s, flops=flops, weight_bytes=weight_bytes)
         if hardware is not None and min(memory_bytes_s, flops) <= 0:
-            raise ValueError("--hardware: needs --memory-bytes-s and --flops beside it")
+            raise ValueError("--hardware: needs --memory-bytes-s and --flops too")
+        if hardware is None and (idle := options.given_flags(context) & {"--memory-bytes-s", "--flops"}):
+            raise ValueError(f"{', '.join(sorted(idle))}: needs --hardware too, the accelerator that it is of")
+        check_writable(out)
         task = bar.add_task("fitting", total=1.0)
         profile, error = calibration.calibrate(
             recording, part, kv_tokens, name or out.stem, lambda done: bar.update(task, completed=done)
@@ -281,7 +359,7 @@ def validate(
         if json_path is not None:
             write_json(result | {"provenance": metrics.provenance()}, json_path)
         if str(json_path) != "-":
-            Console().print(validation.table(result))
+            tables.show(validation.table(result))
 
 
 @app.command()
@@ -292,16 +370,21 @@ def scale(
     memory_bytes_s: Annotated[float, typer.Option(help="Its published memory bandwidth, summed over an instance.")],
     flops: Annotated[float, typer.Option(help="Its published dense compute, summed over an instance.")],
     model: Annotated[str | None, typer.Option(help="Another model.")] = None,
-    weight_bytes: Annotated[float | None, typer.Option(help="Bytes of its weights.")] = None,
-    kv_bytes_per_token: Annotated[int | None, typer.Option(help="KV bytes of one of its tokens.")] = None,
-    kv_tokens: Annotated[int | None, typer.Option(help="KV capacity of an instance.")] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(help="vLLM's limit on running requests.")] = None,
+    weight_bytes: Annotated[float | None, typer.Option(min=1, help="Bytes of its weights.")] = None,
+    kv_bytes_per_token: Annotated[int | None, typer.Option(min=1, help="KV bytes of one of its tokens.")] = None,
+    kv_tokens: Annotated[int | None, typer.Option(min=1, help="KV capacity of an instance.")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(min=1, help="vLLM's limit on running requests.")] = None,
 ) -> None:
     """Scale a calibrated profile to other hardware, or another model, from published figures."""
     with user_errors():
         from ares.simulator import calibrate as calibration
+        from ares.simulator import given as options
         from ares.simulator.profile import Hardware, load_profile
 
+        options.refuse_not_finite(memory_bytes_s=memory_bytes_s, flops=flops, weight_bytes=weight_bytes)
+        if model is not None and None in (weight_bytes, kv_bytes_per_token, kv_tokens):
+            raise ValueError("--model: another model needs --weight-bytes, --kv-bytes-per-token and --kv-tokens too")
+        check_writable(out)
         target = Hardware(name=hardware, memory_bytes_s=memory_bytes_s, flops=flops)
         scaled = calibration.scaled(
             load_profile(profile), target, out.stem, model, weight_bytes, kv_bytes_per_token, kv_tokens, max_num_seqs

@@ -146,8 +146,8 @@ class Simulation:
             state.prefill_free[instance] = profile.kv_tokens
             state.prefill_law[instance] = profile.step.row()
         suspension = self.preset.suspend_settings
-        predicts = self.error.predicts and self.preset.predicts
         exact = self.preset.rebalance == "oracle"
+        predicts = (self.error.predicts or exact) and self.preset.predicts
         suspends = self.preset.suspends and predicts
         state.ttft[:], state.tpot[:] = suspension.ttft_s, suspension.tpot_s
         state.knobs[:] = knobs(self.preset.admission_settings, suspension if suspends else None)

@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from ares.text_files import TextFileError, read_text
+
 
 @dataclass(frozen=True, slots=True)
 class ErrorModel:
@@ -46,9 +48,9 @@ def error_model(name_or_file: str) -> ErrorModel:
         return ERROR_MODELS[name_or_file]
     path = Path(name_or_file)
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(read_text(path))
         model = ErrorModel(path.stem, float(fields["start"]), float(fields["end"]), float(fields["tokens"]))
-    except OSError as error:
+    except TextFileError as error:
         known = ", ".join(ERROR_MODELS)
         raise ValueError(f"{name_or_file}: no such error model or file ({error}); known: {known}") from None
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:

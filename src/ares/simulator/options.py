@@ -10,13 +10,20 @@ from ares.policy.admission import ADMISSIONS, QUEUES
 from ares.policy.rebalance import REBALANCERS
 from ares.simulator.errors import ERROR_MODELS
 from ares.simulator.profile import profile_names
-from ares.traces import FORMATS, WORKLOADS
+from ares.traces import FORMATS, TIME_UNITS, WORKLOADS
 
 Trace = Annotated[
-    str, typer.Option(help=f"A trace file, or a built-in workload: {', '.join(WORKLOADS)}.", show_default=True)
+    str,
+    typer.Option(
+        help=f"A trace file, or a pipe or gzip, bzip2 or xz of one, or a built-in workload: {', '.join(WORKLOADS)}.",
+        show_default=True,
+    ),
 ]
 Format = Annotated[
     str | None, typer.Option("--format", help=f"Format of the file: {', '.join(FORMATS)}; guessed by default.")
+]
+TimeUnit = Annotated[
+    str | None, typer.Option(help=f"Unit of the file's times: {', '.join(TIME_UNITS)}; by default the format's.")
 ]
 Requests = Annotated[
     int | None,

@@ -7,6 +7,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from ares.outputs import check_writable
+
 mpl.use("Agg")
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito).
@@ -52,6 +54,14 @@ def figure(points: list[dict[str, Any]], slo: dict[str, float]) -> Figure:
         axes.grid(alpha=0.25)
     panels.flat[0].legend(fontsize=8)
     return drawn
+
+
+def check_plot(path: Path) -> None:
+    """Raise ValueError or OSError where nothing could be drawn into a file, before there is anything to draw."""
+    known = Figure().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in known:
+        raise ValueError(f"{path}: unknown kind of picture; known suffixes: {', '.join(sorted(known))}")
+    check_writable(path)
 
 
 def load_curves(points: list[dict[str, Any]], slo: dict[str, float], path: Path) -> None:

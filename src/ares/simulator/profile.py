@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ares.text_files import TextFileError, read_text
+
 
 class ProfileError(ValueError):
     """A profile that cannot be used; the message names the file and the setting."""
@@ -99,8 +101,8 @@ def load_profile(name_or_file: str) -> Profile:
     else:
         where = name_or_file
         try:
-            text = Path(name_or_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(Path(name_or_file))
+        except TextFileError as error:
             known = ", ".join(profile_names())
             raise ProfileError(f"{where}: no such profile or file ({error}); shipped profiles: {known}") from None
     try:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ares.text_files import read_lines, read_text
 from ares.traces import TraceError, Workload
 
 FloatArray = NDArray[np.float64]
@@ -16,6 +17,8 @@ _FIELDS = ("input_toks", "output_toks", "arrival_time", "queued_ts", "first_toke
 _MOST = 1e15
 # What is read of the engine's description, where it is there.
 _SIZES = {"kv_cache": ("block_size", "num_gpu_blocks"), "engine_kwargs": ("max_num_seqs", "max_num_batched_tokens")}
+# What a gateway's recording ran on, and the least of each.
+_INSTANCES = {"decode_instances": 1, "prefill_instances": 0}
 PARTS = ("all", "first", "second", "even", "odd")
 
 
@@ -84,6 +87,12 @@ def _meta(read: Any) -> dict[str, Any]:
             size = sizes.get(name)
             if size is not None and not (isinstance(size, int) and 0 < size < _MOST):
                 raise ValueError(f"meta.json: {part}.{name} is {size!r}")
+    for name, least in _INSTANCES.items():
+        count = read.get(name, least)
+        if not isinstance(count, int) or not least <= count < _MOST:
+            raise ValueError(f"meta.json: {name} is {count!r}")
+    if not isinstance(read.get("preset", ""), str):
+        raise ValueError(f"meta.json: preset is {read['preset']!r}")
     return read
 
 
@@ -95,11 +104,13 @@ def read_recording(directory: Path) -> Recording:
     path = directory / "requests.jsonl"
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        meta = _meta(json.loads((directory / "meta.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError) as error:  # what is no text or no JSON is a ValueError
+        lines = list(read_lines(path))
+        meta = _meta(json.loads(read_text(directory / "meta.json")))
+    except (ValueError, RecursionError) as error:  # what is no text or no JSON is a ValueError
         raise TraceError(f"{directory}: not a recording: {error}") from None
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
             row = [float(record[field]) for field in _FIELDS]

@@ -12,6 +12,7 @@ from matplotlib import colormaps, image
 
 from ares.simulator.cluster import Outcome
 from ares.simulator.plots import figure
+from ares.text_files import TextFileError, read_text
 
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;max-width:1280px;margin:2em auto;padding:0 1em;color:#222}
@@ -103,8 +104,20 @@ def _curves(points: list[dict[str, Any]], slo: dict[str, float]) -> str:
     return text[text.index("<svg") :]
 
 
+def read_sweep(path: Path) -> dict[str, Any]:
+    """Read a result of `ares simulate sweep`; ValueError where its curves could not be drawn."""
+    try:
+        swept: dict[str, Any] = json.loads(read_text(path))
+        figure(swept["points"], swept["slo"])
+    except TextFileError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: not what ares simulate sweep writes: {error!r}") from None
+    return swept
+
+
 def write_report(
-    directory: Path, result: dict[str, Any], outcomes: list[Outcome], sweep_path: Path | None = None
+    directory: Path, result: dict[str, Any], outcomes: list[Outcome], swept: dict[str, Any] | None = None
 ) -> Path:
     """Write index.html into a directory and return its path.
 
@@ -116,10 +129,9 @@ def write_report(
         What `--json` writes.
     outcomes
         The runs themselves, for the maps.
-    sweep_path
-        A result of `ares simulate sweep`, for the load curves; without one the curves have the runs' single load.
+    swept
+        What `read_sweep` returns, for the load curves; without it the curves have the runs' single load.
     """
-    swept = json.loads(sweep_path.read_text(encoding="utf-8")) if sweep_path else None
     points, slo = (swept["points"], swept["slo"]) if swept else (result["runs"], result["slo"])
     facts = "".join(
         f"<li>{html.escape(str(key))}: <code>{html.escape(str(value))}</code></li>"

@@ -1,9 +1,10 @@
 """A scenario: workload, cluster and predictor, resolved from what the command line names."""
 
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from pathlib import Path
 
-from ares.policy import preset
+from ares.policy import PRESETS, Preset, preset
 from ares.simulator.cluster import Outcome, Simulation
 from ares.simulator.errors import ErrorModel, error_model
 from ares.simulator.metrics import capacity_rps
@@ -32,13 +33,31 @@ class Scenario:
     queue: str | None = None
     slo_ttft: float = 20.0
     slo_tpot: float = 0.03
+    time_unit: str | None = None
+    recorded: Workload | None = None
+    """What the trace file holds, once it is read: a pipe can be read only once."""
+
+    def read(self) -> "Scenario":
+        """Return the scenario with its trace file read, if it has one; TraceError where it cannot be."""
+        if self.trace in WORKLOADS:
+            return self
+        return replace(self, recorded=read_trace(Path(self.trace), self.trace_format, self.time_unit))
 
     def workload(self, seed: int) -> Workload:
-        """Draw or read the requests; the seed matters to synthetic ones only."""
+        """Draw the requests or take those of the file; the seed matters to synthetic ones only."""
         if self.trace in WORKLOADS:
             return synthetic(self.trace, self.requests or 2000, seed)
-        work = read_trace(Path(self.trace), self.trace_format)
+        work = self.recorded or read_trace(Path(self.trace), self.trace_format, self.time_unit)
         return work.repeated(self.requests) if self.requests else work
+
+    def policy(self, name: str) -> Preset:
+        """Return a preset with the parts that the scenario replaces; ValueError where they do not go together."""
+        try:
+            chosen = preset(name).altered(self.dispatch, self.admission, self.rebalance, self.queue)
+        except ValueError as error:
+            raise ValueError(f"preset {name}: {error}" if name in PRESETS else str(error)) from None
+        objectives = replace(chosen.suspend_settings, ttft_s=self.slo_ttft, tpot_s=self.slo_tpot)
+        return replace(chosen, suspend_settings=objectives)
 
     def profiles(self) -> tuple[list[Profile], list[Profile]]:
         """Return a profile for each decode and each prefill instance."""
@@ -56,18 +75,16 @@ class Scenario:
         self, name: str, load: float | None, rate_scale: float | None, seed: int
     ) -> tuple[Simulation, float]:
         """Make a run and the load that it stands for."""
+        chosen = self.policy(name)
         work = self.workload(seed)
         decode, prefill = self.profiles()
         capacity = capacity_rps(work, decode, prefill)
+        if len(work) > 1 and not isfinite(work.rate) and (load is not None or rate_scale != 1.0):
+            raise ValueError(f"{self.trace}: all requests arrive at once, so that there is no rate to change")
         if load is not None:
             work = work.at_rate(load * capacity)
         elif rate_scale is not None:
             work = work.at_rate(work.rate * rate_scale)
-        chosen = preset(name).altered(
-            dispatch=self.dispatch, admission=self.admission, rebalance=self.rebalance, queue=self.queue
-        )
-        objectives = replace(chosen.suspend_settings, ttft_s=self.slo_ttft, tpot_s=self.slo_tpot)
-        chosen = replace(chosen, suspend_settings=objectives)
         simulation = Simulation(work, decode, prefill, chosen, name, self.error(), self.period_s, seed)
         return simulation, work.rate / capacity
 
@@ -82,7 +99,8 @@ def run(
 
 def described(scenario: Scenario, seed: int | None) -> dict[str, object]:
     """Describe a scenario for a result file; of a trace file only the name, which means something elsewhere."""
-    fields: dict[str, object] = {name: value for name, value in asdict(scenario).items() if value is not None}
+    plain = replace(scenario, recorded=None)
+    fields: dict[str, object] = {name: value for name, value in asdict(plain).items() if value is not None}
     fields["trace"] = Path(scenario.trace).name
     fields["profile"] = Path(scenario.profile).stem
     if seed is not None:

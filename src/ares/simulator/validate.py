@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from ares import tables
 from ares.policy import preset
 from ares.simulator.cluster import Simulation
 from ares.simulator.loop import run_until
@@ -64,7 +65,7 @@ def validate(directory: Path, profile_name: str, part: str) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> Table:
     """Make the table that the command prints."""
-    shown = Table("measure", "statistic", "recorded", "simulated", "error")
+    shown = tables.table("measure", "statistic", "recorded", "simulated", "error")
     for measure in ("ttft_s", "tpot_s", "e2e_s"):
         for name in _STATISTICS:
             row = result[measure][name]

@@ -1,28 +1,183 @@
-"""Readers of recorded traces: Azure CSV, Mooncake JSONL, BurstGPT CSV and plain CSV."""
+"""Readers of recorded traces: Azure CSV, Mooncake and Bailian JSONL, BurstGPT CSV and plain CSV."""
 
-import csv
-import json
-from collections.abc import Callable, Iterator
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ares.traces.records import Record, Records, TraceError, key, open_records
 from ares.traces.workload import Workload
-
-
-class TraceError(ValueError):
-    """A trace that cannot be read; the message names the file and the line."""
-
-
-Row = tuple[float, float, float]
 
 # Far beyond any trace, and so small that sums of them stay exact.
 _MOST_TOKENS = 1 << 40
 _LATEST_S = 1e15
 
+TIME_UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+"""Units of a trace's times, and how many of each are a second."""
 
-def _timestamp(text: str) -> float:
+# Requests a second outside of which a trace's times are more likely to be in another unit. The published traces have
+# between 0.3 and 50; seconds that are taken for milliseconds, or the reverse, are off by a thousand.
+_PLAUSIBLE_RPS = (0.01, 100.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """The columns of a format, in a table or in JSON objects.
+
+    Attributes
+    ----------
+    arrival, prompt, output
+        Columns of the time of arrival and of the lengths.
+    unit
+        Of its times, one of `TIME_UNITS`; None: they are dates.
+    told_by
+        Columns of which one must be there for the format to be guessed: another format has the same three.
+    """
+
+    arrival: str
+    prompt: str
+    output: str
+    unit: str | None
+    told_by: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, str, str]:
+        """The columns that every record must have."""
+        return self.arrival, self.prompt, self.output
+
+    def told(self, found: Iterable[str]) -> bool:
+        """Whether a trace with these columns is of this format rather than of another with the same three."""
+        return not self.told_by or not {key(name) for name in self.told_by}.isdisjoint(map(key, found))
+
+    def missing(self, found: Iterable[str]) -> list[str]:
+        """Return the columns that are not among these."""
+        there = set(map(key, found))
+        return [name for name in self.columns if key(name) not in there]
+
+
+FORMATS = {
+    "azure": Format("TIMESTAMP", "ContextTokens", "GeneratedTokens", None),
+    # The usage traces of Qwen on Alibaba Cloud's Bailian: Mooncake's fields, in seconds.
+    "bailian": Format("timestamp", "input_length", "output_length", "s", told_by=("chat_id", "parent_chat_id")),
+    "mooncake": Format("timestamp", "input_length", "output_length", "ms"),
+    "burstgpt": Format("Timestamp", "Request tokens", "Response tokens", "s"),
+    "csv": Format("arrival_s", "input_tokens", "output_tokens", "s"),
+}
+
+
+def guess_format(path: Path) -> str:
+    """Guess the format of a trace from its first record; TraceError names what was found instead."""
+    return _guess(path, open_records(path))
+
+
+def read_trace(path: Path, trace_format: str | None = None, time_unit: str | None = None) -> Workload:
+    """Read a trace.
+
+    Parameters
+    ----------
+    path
+        The file or pipe; it is read once.
+    trace_format
+        One of `FORMATS`; None guesses it from the first record.
+    time_unit
+        One of `TIME_UNITS`; None: the format's.
+
+    Returns
+    -------
+    Workload
+        Requests by time of arrival. Requests that generate nothing are left out: no decode instance sees them. Its
+        notes say what was not taken as it stands in the file.
+
+    Raises
+    ------
+    TraceError
+        Naming the file and the line: unreadable, empty, unknown columns, no number, a length or time that cannot be.
+    """
+    for given, known, what in ((trace_format, FORMATS, "format"), (time_unit, TIME_UNITS, "time unit")):
+        if given is not None and given not in known:
+            raise TraceError(f"{path}: unknown {what} {given!r}; known: {', '.join(known)}")
+    opened = open_records(path)
+    name = trace_format or _guess(path, opened)
+    chosen = FORMATS[name]
+    if time_unit is not None and chosen.unit is None:
+        raise TraceError(f"{path}: the times of format {name} are dates, which have no unit {time_unit}")
+    per_second = TIME_UNITS[time_unit or chosen.unit or "s"]
+    rows: list[tuple[float, float, float]] = []
+    seen: Counter[str] = Counter()
+    seen["bailian"] += name == "mooncake" and time_unit is None and FORMATS["bailian"].told(opened.columns)
+    for number, record in opened.rows:
+        where = f"{path}:{number}"
+        if missing := [column for column in chosen.columns if record.get(key(column)) is None]:
+            raise TraceError(f"{where}: no column {', '.join(missing)} (format {name})")
+        arrival, prompt, output = _row(record, chosen, per_second, where)
+        seen["without output"] += output < 1
+        if output >= 1:
+            seen["without prompt"] += prompt < 1
+            seen["out of order"] += bool(rows) and arrival < rows[-1][0]
+            rows.append((arrival, max(prompt, 1.0), output))
+    if not rows:
+        empty = "no request generates anything" if seen["without output"] else "the trace is empty"
+        raise TraceError(f"{path}: {empty}")
+    table = np.asarray(rows)
+    table = table[np.argsort(table[:, 0], kind="stable")]
+    lengths = table[:, 1:].astype(np.int64)
+    arrivals = table[:, 0] - table[0, 0]
+    return Workload(path.name, arrivals, lengths[:, 0].copy(), lengths[:, 1].copy(), _notes(path, seen))
+
+
+def rate_warning(work: Workload) -> str | None:
+    """Return a sentence where the rate of a recorded trace suggests that its times are in another unit."""
+    low, high = _PLAUSIBLE_RPS
+    if not math.isfinite(work.rate) or low <= work.rate <= high:
+        return None
+    return (
+        f"{work.name}: {work.rate:,.4g} requests a second is unlikely: if its times are not in the unit that they were "
+        f"read in, give --time-unit ({', '.join(TIME_UNITS)})"
+    )
+
+
+def _guess(path: Path, opened: Records) -> str:
+    possible = {name: known for name, known in FORMATS.items() if known.told(opened.columns)}
+    name = min(possible, key=lambda one: len(possible[one].missing(opened.columns)))
+    missing = possible[name].missing(opened.columns)
+    if len(missing) == 1:
+        raise TraceError(f"{path}:{opened.line}: no column {missing[0]} (format {name})")
+    if missing:
+        known = "; ".join(f"{name}: {', '.join(known.columns)}" for name, known in FORMATS.items())
+        found = ", ".join(sorted(column.strip() for column in opened.columns))
+        raise TraceError(f"{path}:{opened.line}: unknown columns {found}; known formats: {known}")
+    return name
+
+
+def _row(record: Record, chosen: Format, per_second: float, where: str) -> tuple[float, float, float]:
+    """Return arrival in seconds, prompt and output tokens."""
+    arrival, *lengths = (record[key(name)] for name in chosen.columns)
+    try:
+        prompt, output = map(_number, lengths)
+        arrival = _date(str(arrival)) if chosen.unit is None else _number(arrival) / per_second
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TraceError(f"{where}: {error}") from None
+    if not all(map(math.isfinite, (arrival, prompt, output))) or prompt < 0 or output < 0:
+        raise TraceError(f"{where}: negative or infinite value: {prompt:g} and {output:g} tokens at {arrival:g} s")
+    if abs(arrival) > _LATEST_S or max(prompt, output) > _MOST_TOKENS:
+        raise TraceError(f"{where}: beyond all measure: {prompt:g} and {output:g} tokens at {arrival:g} s")
+    if prompt % 1 or output % 1:
+        raise TraceError(f"{where}: not whole numbers of tokens: {prompt:g} and {output:g}")
+    return arrival, prompt, output
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError(f"not a number: {value}")
+    return float(value)
+
+
+def _date(text: str) -> float:
     """Seconds of an Azure time stamp: seven digits after the point, a zone or none."""
     text = text.strip()
     head, dot, tail = text.partition(".")
@@ -32,124 +187,12 @@ def _timestamp(text: str) -> float:
     return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() + fraction
 
 
-def _azure(record: dict[str, str]) -> Row:
-    return _timestamp(record["TIMESTAMP"]), float(record["ContextTokens"]), float(record["GeneratedTokens"])
-
-
-def _burstgpt(record: dict[str, str]) -> Row:
-    return float(record["Timestamp"]), float(record["Request tokens"]), float(record["Response tokens"])
-
-
-def _plain(record: dict[str, str]) -> Row:
-    return float(record["arrival_s"]), float(record["input_tokens"]), float(record["output_tokens"])
-
-
-def _mooncake(record: dict[str, str]) -> Row:
-    return float(record["timestamp"]) / 1000.0, float(record["input_length"]), float(record["output_length"])
-
-
-FORMATS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, str]], Row]]] = {
-    "azure": (("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _azure),
-    "mooncake": (("timestamp", "input_length", "output_length"), _mooncake),
-    "burstgpt": (("Timestamp", "Request tokens", "Response tokens"), _burstgpt),
-    "csv": (("arrival_s", "input_tokens", "output_tokens"), _plain),
-}
-"""Every format's needed columns and the reader of one record."""
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise TraceError(f"{path}:{number}: not JSON: {error}") from None
-            if not isinstance(record, dict):
-                raise TraceError(f"{path}:{number}: not a JSON object")
-            yield number, record
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines)
-        try:
-            for record in rows:
-                yield rows.line_num, record
-        except csv.Error as error:
-            raise TraceError(f"{path}:{rows.line_num}: not CSV: {error}") from None
-
-
-def guess_format(path: Path) -> str:
-    """Guess the format of a trace from its first line; TraceError names what was found instead."""
-    try:
-        with path.open(encoding="utf-8-sig") as lines:
-            head = lines.readline().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TraceError(f"{path}: cannot be read: {error}") from None
-    if not head:
-        raise TraceError(f"{path}: the trace is empty")
-    if head.startswith("{"):
-        return "mooncake"
-    try:
-        columns = {name.strip() for name in next(csv.reader([head]))}
-    except csv.Error as error:
-        raise TraceError(f"{path}:1: not CSV: {error}") from None
-    for name, (needed, _) in FORMATS.items():
-        if columns >= set(needed):
-            return name
-    known = "; ".join(f"{name}: {', '.join(needed)}" for name, (needed, _) in FORMATS.items())
-    raise TraceError(f"{path}:1: unknown columns {', '.join(sorted(columns))}; known formats: {known}")
-
-
-def read_trace(path: Path, trace_format: str | None = None) -> Workload:
-    """Read a trace.
-
-    Parameters
-    ----------
-    path
-        The file.
-    trace_format
-        One of `FORMATS`; None guesses it from the first line.
-
-    Returns
-    -------
-    Workload
-        Requests by time of arrival. Requests that generate nothing are left out: no decode instance sees them.
-
-    Raises
-    ------
-    TraceError
-        Naming the file and the line: unreadable, empty, unknown columns, no number, a length or time that cannot be.
-    """
-    found = guess_format(path) if trace_format is None else trace_format
-    if found not in FORMATS:
-        raise TraceError(f"{path}: unknown format {found!r}; known: {', '.join(FORMATS)}")
-    needed, convert = FORMATS[found]
-    rows: list[Row] = []
-    try:
-        for number, record in _json_lines(path) if found == "mooncake" else _csv_rows(path):
-            missing = [name for name in needed if record.get(name) is None]
-            if missing:
-                raise TraceError(f"{path}:{number}: no column {', '.join(missing)} (format {found})")
-            try:
-                row = arrival, prompt, output = convert(record)
-            except (TypeError, ValueError, OverflowError) as error:
-                raise TraceError(f"{path}:{number}: {error}") from None
-            if not np.isfinite(row).all() or prompt < 0 or output < 0:
-                raise TraceError(f"{path}:{number}: negative or infinite value: {prompt:g} and {output:g} tokens")
-            if abs(arrival) > _LATEST_S or max(prompt, output) > _MOST_TOKENS:
-                raise TraceError(
-                    f"{path}:{number}: beyond all measure: {prompt:g} and {output:g} tokens at {arrival:g} s"
-                )
-            if output >= 1:
-                rows.append((arrival, max(prompt, 1.0), output))
-    except (OSError, UnicodeDecodeError) as error:
-        raise TraceError(f"{path}: cannot be read: {error}") from None
-    if not rows:
-        raise TraceError(f"{path}: the trace is empty")
-    table = np.asarray(rows)
-    table = table[np.argsort(table[:, 0], kind="stable")]
-    lengths = table[:, 1:].astype(np.int64)
-    return Workload(path.name, table[:, 0] - table[0, 0], lengths[:, 0].copy(), lengths[:, 1].copy())
+def _notes(path: Path, seen: Counter[str]) -> tuple[str, ...]:
+    said = {
+        "bailian": "chat_id and parent_chat_id are fields of Bailian's traces, whose times are seconds; its times are "
+        "read as milliseconds (--format bailian, or --time-unit ms to be sure)",
+        "without output": f"left out {seen['without output']} requests that generate nothing",
+        "without prompt": f"{seen['without prompt']} empty prompts count as one token",
+        "out of order": f"{seen['out of order']} requests arrive before the one above them; sorted by time",
+    }
+    return tuple(f"{path.name}: {text}" for what, text in said.items() if seen[what])

@@ -20,12 +20,15 @@ class Workload:
         Prompt length, at least 1.
     output_tokens
         Output length, at least 1.
+    notes
+        What a reader of the file should tell the user, a sentence each.
     """
 
     name: str
     arrival_s: NDArray[np.float64]
     prompt_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of requests."""

@@ -183,7 +183,7 @@ def _run(settings: local.ClusterSettings, plan: Plan, console: Console) -> dict[
 
 async def _play(cluster: local.Cluster, plan: Plan, decisions: Path, said: Callable[[str], None]) -> dict[str, Any]:
     if cluster.settings.simulate is not None:
-        written = simulated.load(models.resolve(cluster.settings.model))
+        written = simulated.load(models.resolve(cluster.settings.model, weights=False))
         return await play(cluster, plan, expected_of_simulated(plan, written), decisions, said)
     expected = await expected_of_real(plan, cluster.url, cluster.settings.model)
     return await play(cluster, plan, expected, decisions, said)

@@ -10,15 +10,15 @@ from typing import Annotated, Any
 import aiohttp
 import typer
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
-from ares import local
+from ares import extras, local, tables
 from ares.bench.environment import describe, write
 from ares.bench.live import client, judge, load
 from ares.bench.live.judge import PrefillLaw
 from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL
+from ares.progress import progress_display
 
 # What first tokens are timed with, beside streams that keep the decode instances busy meanwhile.
 _SHORT_PROMPT, _LONG_PROMPT, _TIMED, _LONG_OUTPUT = 32, 544, 5, 600
@@ -67,7 +67,7 @@ async def _measure(
     law = await _prefill_law(url, model, sum(row["role"] != "prefill" for row in instances))
     every: list[list[client.Run]] = []
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with progress_display(console, *columns) as progress:
         for number in range(rounds):
             # A B, B A, ...: what drifts with time weighs on all alike.
             order = presets if number % 2 == 0 else presets[::-1]
@@ -117,6 +117,7 @@ def command(
     from ares.config import live_preset
     from ares.operator_cli import fail
 
+    extras.require("numba", *(["matplotlib"] if report is not None else []))
     names = presets.split(",")
     try:
         for name in names:
@@ -131,7 +132,7 @@ def command(
         except ValueError as error:
             fail(str(error))
     else:
-        planned = load.from_prompts(prompts or [], requests, rate, limit, seed)
+        planned = load.from_prompts(prompts or [], requests, rate, limit, seed, _note)
     engine_flags = ["--kv-tokens", str(kv_tokens)] if kv_tokens is not None else []
     settings = local.ClusterSettings(
         model=model,
@@ -182,6 +183,10 @@ def command(
     write(result, json_file)
 
 
+def _note(text: str) -> None:
+    typer.echo(f"note: {text}", err=True)
+
+
 def _simulated_load(
     profile: str,
     workload: str,
@@ -196,6 +201,8 @@ def _simulated_load(
     from ares.traces import WORKLOADS, read_trace, synthetic
 
     work = synthetic(workload, requests, seed) if workload in WORKLOADS else read_trace(Path(workload), None)
+    for note in work.notes:
+        _note(note)
     work = work.repeated(requests)
     engine = load_profile(profile)
     if kv_tokens is not None:
@@ -205,10 +212,9 @@ def _simulated_load(
 
 
 def _show(names: list[str], figures: list[dict[str, dict[str, Any]]], result: dict[str, Any]) -> None:
-    table = Table(title=f"medians over {len(figures)} rounds")
-    columns = ("preset", "P50 TPOT ms", "P99 TPOT ms", "P50 TTFT s", "P99 TTFT s", "goodput /s", "preempt.", "moves")
-    for column in columns:
-        table.add_column(column, justify="right")
+    times = ("TPOT\np50 ms", "TPOT\np99 ms", "TTFT\np50 s", "TTFT\np99 s")
+    columns = (*times, "goodput\n/s", "preempt", "moves")
+    table = tables.table("preset", *columns, title=f"medians over {len(figures)} rounds")
 
     def median(name: str, *path: str) -> float:
         values = sorted(float(_at(one[name], path)) for one in figures)
@@ -225,13 +231,12 @@ def _show(names: list[str], figures: list[dict[str, dict[str, Any]]], result: di
             f"{median(name, 'preemptions'):.0f}",
             f"{median(name, 'migrations'):.0f}",
         )
-    console = Console()
-    console.print(table)
+    tables.show(table)
     wrong = result["requests_with_differing_tokens"]
     for said in result["simulator"][: len(names)]:
         errors = ", ".join(f"{key} {value['error']:+.0%}" for key, value in said.items() if isinstance(value, dict))
-        console.print(f"the simulator's word on {said['preset']}: {errors}")
-    console.print(f"requests whose tokens differ between presets: {len(wrong)} of {result['requests']}")
+        tables.show(f"the simulator's word on {said['preset']}: {errors}")
+    tables.show(f"requests whose tokens differ between presets: {len(wrong)} of {result['requests']}")
 
 
 def _at(one: Any, path: tuple[str, ...]) -> Any:

@@ -1,6 +1,7 @@
 """What is asked of the cluster: the same requests at the same moments for every preset."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,19 @@ class Planned:
     body: dict[str, Any]
 
 
-def from_prompts(files: list[Path], count: int, rate: float, limit: int, seed: int) -> list[Planned]:
+def from_prompts(
+    files: list[Path], count: int, rate: float, limit: int, seed: int, note: Callable[[str], None]
+) -> list[Planned]:
     """Return chats with real prompts, greedy so that every run writes the same; arrivals are Poisson.
+
+    `note` is told what of the files is not read.
 
     Raises
     ------
     PredictorError
         A file holds no prompts.
     """
-    texts = [prompt.text for prompt in prompts.read(files, seed)]
+    texts = [prompt.text for prompt in prompts.read(files, seed, note)]
     generator = random.Random(seed)  # noqa: S311 - a workload, not a secret
     planned, at = [], 0.0
     for number in range(count):

@@ -10,10 +10,9 @@ import aiohttp
 import psutil
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
-from ares import local
+from ares import extras, local, tables
 from ares.bench import steady
 from ares.bench.environment import write
 from ares.bench.live import client
@@ -23,6 +22,7 @@ from ares.bench.soak.cases import cases, known
 from ares.bench.soak.samples import Sample
 from ares.bench.soak.traffic import Tally, Traffic
 from ares.model import DEFAULT_MODEL
+from ares.progress import progress_display
 
 _MODES = ("stop_and_copy", "pre_copy")
 # A stream is moved again after this many tokens; who moves looks this often.
@@ -79,7 +79,8 @@ async def soak(
         mover = asyncio.create_task(moving)
         traffic.start(users)
         try:
-            with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console) as bar:
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+            with progress_display(console, *columns) as bar:
                 task = bar.add_task("soak", total=seconds)
                 rested = start
                 while (now := time.monotonic() - start) < seconds and not mover.done():
@@ -173,6 +174,8 @@ def command(
     """Run mixed traffic and moves: tokens, leaks, leases, what is left at the end; status 1 where anything is wrong."""
     from ares.cli import signal_as_interrupt
 
+    if report is not None:
+        extras.require("matplotlib")
     signal_as_interrupt()
     settings = steady.engines(model, decode, port, simulate, dtype, preset)
     console = Console(stderr=True)
@@ -202,15 +205,14 @@ def command(
 
 
 def _show(figures: dict[str, Any], wrong: list[str]) -> None:
-    table = Table(title="growth in the second half")
-    for column in ("series", "median", "growth", "bound", "per hour", "flat"):
-        table.add_column(column, justify="left" if column == "series" else "right")
+    columns = ("median", "growth", "bound", "per hour", "flat")
+    table = tables.table("series", *columns, title="growth in the second half")
     for row in figures["series"]:
         if row["flat"] is not None and (row["median"] or row["growth"]):
             cells = [f"{row[name]:g}" for name in ("median", "growth", "bound", "growth_per_hour")]
             table.add_row(row["series"], *cells, "yes" if row["flat"] else "NO")
     console = Console()
-    console.print(table)
+    tables.show(table)
     console.print(
         f"{sum(figures['requests'].values())} requests, {figures['moves'].get('moved', 0)} moves, "
         f"{figures['tokens_checked']} tokens checked in {figures['seconds']:.0f} s"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ares import __version__, wire
+from ares.engine.instance import InstanceSettings, describe
 from ares.engine.simulated.faults import PREDICTIONS, lied
 from ares.engine.simulated.request import Request
 
@@ -48,6 +49,23 @@ def hello(instance: "Instance") -> wire.Hello:
         versions={"ares": __version__, "vllm": _engine(instance)},
         leases=True,
     )
+
+
+def description(instance: "Instance") -> wire.Description:
+    """Return the body of `/ares/v1/instance`."""
+    identity, settings = instance.identity, instance.settings
+    who = InstanceSettings(identity.name, identity.role, instance.boot, instance.control_address)
+    return describe(who, list(settings.names or (settings.model,)), settings.folder)
+
+
+def models(instance: "Instance") -> dict[str, Any]:
+    """Return the body of `/v1/models`."""
+    settings = instance.settings
+    entries = [
+        {"id": name, "object": "model", "max_model_len": settings.max_model_len}
+        for name in settings.names or (settings.model,)
+    ]
+    return {"object": "list", "data": entries}
 
 
 def version(instance: "Instance") -> dict[str, Any]:

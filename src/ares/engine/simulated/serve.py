@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import msgspec
 import uvloop
 import zmq
 
+from ares import addresses
 from ares.engine.defaults import free_port
 from ares.engine.drain import before, drained_on_sigterm, until_empty
 from ares.engine.simulated import report
@@ -52,8 +54,7 @@ class Server:
     @property
     def url(self) -> str:
         """Where it answers."""
-        host = self.identity.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.identity.port}"
+        return f"http://{addresses.at(self.identity.host, self.identity.port)}"
 
     async def start(self) -> None:
         """Begin to serve; OSError where a port is taken."""
@@ -131,21 +132,9 @@ class Server:
             case b"GET", b"/metrics":
                 connection.reply(report.metrics(instance))
             case b"GET", b"/v1/models":
-                entry = {
-                    "id": instance.settings.model,
-                    "object": "model",
-                    "max_model_len": instance.settings.max_model_len,
-                }
-                connection.reply({"object": "list", "data": [entry]})
+                connection.reply(report.models(instance))
             case b"GET", b"/ares/v1/instance":
-                connection.reply(
-                    {
-                        "name": instance.identity.name,
-                        "role": instance.identity.role,
-                        "boot": instance.boot,
-                        "control_address": instance.control_address,
-                    }
-                )
+                connection.reply(report.description(instance))
             case b"GET", b"/simulate/counters":
                 connection.reply(report.counters(instance))
             case b"GET" | b"POST", b"/simulate/faults":
@@ -262,6 +251,7 @@ def serve(found: list[Identity], settings: EngineSettings, folder: Path, drain_d
         A port is taken.
     """
     model = load(folder, settings.mean_output, settings.output_sigma)
+    settings = replace(settings, folder=folder)
     # What is loaded by now stays, and need not be searched for garbage again and again.
     gc.collect()
     gc.freeze()

@@ -2,8 +2,10 @@
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn, cast
 
+from ares.engine.instance import served_names
 from ares.engine.simulated.batch import Policy
 from ares.simulator.profile import Profile, load_profile
 from ares.wire import Role
@@ -40,6 +42,10 @@ class EngineSettings:
         The outputs' own lengths: mean in tokens, and standard deviation of their logarithm.
     lease_s
         For how long KV is pinned, in real time.
+    names
+        What the model is called; by default `model` alone.
+    folder
+        Where its configuration is; None: it has none.
     """
 
     profile: Profile
@@ -52,6 +58,8 @@ class EngineSettings:
     mean_output: float = 400.0
     output_sigma: float = 1.0
     lease_s: float = 30.0
+    names: tuple[str, ...] = ()
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +98,10 @@ def parse(profile: str, model: str, flags: list[str]) -> tuple[EngineSettings, i
         raise SimulationError(f"--kv-tokens {given.kv_tokens}: less than one block of {loaded.block_size}")
     if given.max_model_len and given.max_model_len > most:
         raise SimulationError(f"--max-model-len {given.max_model_len} is above the KV capacity of {most} tokens")
+    names = given.served_model_name or [model]
     settings = EngineSettings(
         profile=loaded,
-        model=given.served_model_name or model,
+        model=names[0],
         kv_blocks=blocks,
         max_model_len=most,
         speed=given.speed,
@@ -101,6 +110,7 @@ def parse(profile: str, model: str, flags: list[str]) -> tuple[EngineSettings, i
         mean_output=given.mean_output,
         output_sigma=given.output_sigma,
         lease_s=given.lease,
+        names=tuple(served_names(names, model)),
     )
     return settings, given.instances
 
@@ -119,7 +129,7 @@ def _parser() -> _Parser:
     add("--output-sigma", type=_sigma, default=1.0, help="standard deviation of their logarithm")
     add("--prediction-error", type=_error, default=0.0, help="sigma of the simulated predictor, 0 exact; or none")
     add("--lease", type=_positive, default=30.0, help="seconds for which KV stays pinned")
-    add("--served-model-name", help="name in the replies; by default --model")
+    add("--served-model-name", nargs="+", help="names of the model, the first in the replies; by default --model")
     return parser
 
 

@@ -159,7 +159,7 @@ function drawInstances() {
     const state = health(one);
     const { used, peak } = kv(one);
     of.row.dataset.state = state;
-    of.button.title = `${one.name}: ${state}, ${one.role}, ${one.url}\nShow only its requests`;
+    of.button.title = `${one.name}: ${one.why ?? state}, ${one.role}, ${one.url}\nShow only its requests`;
     of.button.setAttribute("aria-label", `${one.name}, ${state}: show only its requests`);
     of.button.setAttribute("aria-pressed", filter === one.name);
     set(of.glyph, GLYPHS[state]);
@@ -169,7 +169,7 @@ function drawInstances() {
     of.bar.title = one.kv_blocks
       ? `${one.kv_blocks_used} of ${one.kv_blocks} blocks, ${one.resident_tokens} of ${one.capacity_tokens} tokens; ` +
         `predicted peak ${one.predicted_peak_tokens == null ? "unknown" : Math.round(one.predicted_peak_tokens)}; ${one.pinned} pinned`
-      : "not heard of";
+      : (one.why ?? "not heard of");
     set(of.cells.kv, percent(used));
     set(of.cells.peak, state === "lost" ? "lost" : state === "draining" ? "drains" : percent(peak));
     of.cells.peak.classList.toggle("alarm", peak > 1 || state !== "healthy");

@@ -1,0 +1,45 @@
+"""Bodies of requests: null fields, long lists, and how a mistake is told."""
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, FailFast, model_validator
+
+T = TypeVar("T")
+
+
+class _FirstMistake(FailFast):
+    """Ends the look at a list at its first mistake; pydantic's own cannot be hashed, as unions of types want it."""
+
+    __hash__ = object.__hash__
+
+
+Listed = Annotated[list[T], _FirstMistake()]
+
+
+class BadRequestError(ValueError):
+    """The request cannot be served as it is; `param` names the field, `code` is OpenAI's error code."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+        self.status = status
+
+
+def _nullable(schema: dict[str, Any]) -> None:
+    """Let the schema of a body say that every optional field may be null."""
+    fields: dict[str, Any] = schema["properties"]
+    for name in fields.keys() - schema.get("required", []):
+        if {"type": "null"} not in fields[name].get("anyOf", []):
+            fields[name] = {"anyOf": [fields[name], {"type": "null"}]}
+
+
+class Body(BaseModel):
+    """An object in a request: a field that is null is absent, as in OpenAI's API; unknown fields are kept."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra=_nullable)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, given: Any) -> Any:
+        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given

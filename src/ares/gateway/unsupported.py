@@ -1,0 +1,58 @@
+"""Fields of OpenAI's and vLLM's requests that are not offered: they are refused by name, not ignored.
+
+What vLLM 0.32 itself ignores is ignored here too (entrypoints/openai/*/protocol.py): `user`, `session_id`,
+`length_penalty` without a beam, and what is for its render routes only.
+"""
+
+from typing import Any
+
+from ares.gateway.body import BadRequestError
+
+# With the values that ask for nothing.
+_FIELDS: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "cache_salt": (),
+    "chat_template": (),
+    "echo": (False,),  # of a chat
+    "ec_transfer_params": ({},),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "include_reasoning": (True,),
+    "kv_transfer_params": ({},),
+    "logprob_token_ids": ([],),
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "modalities": ([], ["text"]),
+    "parallel_tool_calls": (True,),
+    "prompt_embeds": ([],),
+    "prompt_logprobs": (),
+    "return_prompt_text": (False,),
+    "stream_interval": (1,),
+    "suffix": ("",),
+    "thinking_token_budget": (-1,),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "watermarking": (False,),
+}
+_INSTEAD = {
+    "cache_salt": "prefixes are shared by all requests",
+    "chat_template": "the chat template is the model's own",
+    "function_call": "give tools and tool_choice",
+    "functions": "give tools",
+    "modalities": "the model writes text only",
+    "truncate_prompt_tokens": "shorten the prompt",
+}
+
+
+def refuse(fields: dict[str, Any]) -> None:
+    """Refuse fields that ask for what is not offered.
+
+    Raises
+    ------
+    BadRequestError
+        `param` is the field.
+    """
+    for name, value in fields.items():
+        if name in _FIELDS and value not in _FIELDS[name]:
+            instead = f": {_INSTEAD[name]}" if name in _INSTEAD else "; leave it out"
+            raise BadRequestError(f"{name} is not offered here{instead}", name)

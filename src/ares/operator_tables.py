@@ -1,0 +1,197 @@
+"""What `ares status` and `ares migrate` print: tables that fit the terminal, and whole lines for whoever reads a pipe.
+
+Where names are too long, they are shown in a short form that `ares migrate` and `ares drain` take; `--json` has all.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ares.names import shortened
+
+Row = dict[str, Any]
+# For a pipe: no line is broken.
+_UNLIMITED = 10_000
+# How many characters a name may have, where whole names do not fit.
+_LIMITS = (32, 24, 20, 16, 12)
+_GAP = "  "
+# What a table puts around its only column.
+_EDGES = 2
+
+
+def console() -> Console:
+    """Return where to print: as wide as the terminal or COLUMNS, and without limit into a pipe or a file."""
+    made = Console()
+    return made if made.is_terminal or "COLUMNS" in os.environ else Console(width=_UNLIMITED)
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """How each name on the page is shown."""
+
+    requests: dict[str, str]
+    instances: dict[str, str]
+
+    def at_most(self, limit: int) -> "_Names":
+        """Return shorter forms of the same names."""
+        return _Names(shortened(self.requests, limit), shortened(self.instances, limit))
+
+
+def status(read: Row, to: Console) -> None:
+    """Print the instances, the requests and the last moves of a gateway's status."""
+    moves = read["migrations"][-10:]
+    names = _names(read["instances"], read["requests"], moves)
+    to.print(_fitting(to, names, lambda shown: _table("instances", _INSTANCES, read["instances"], shown)))
+    for row in read["instances"]:
+        if row.get("why"):
+            to.print(Text(f"{row['name']}: {row['why']}"))
+    to.print()
+    to.print(_fitting(to, names, lambda shown: _table("requests", _REQUESTS, read["requests"], shown)))
+    to.print(_moves("recent moves", moves, names, to))
+
+
+def move(record: Row, to: Console) -> None:
+    """Print one move."""
+    to.print(_moves("move", [record], _names([], [], [record]), to))
+
+
+def _names(instances: list[Row], requests: list[Row], moves: list[Row]) -> _Names:
+    ids = [row["id"] for row in requests] + [row["request_id"] for row in moves]
+    places = [row["name"] for row in instances] + [row[end] for row in moves for end in ("source", "target")]
+    places += [row["instance"] for row in requests if row["instance"] is not None]
+    return _Names({name: name for name in ids}, {name: name for name in places})
+
+
+# --- cells ---
+
+Read = Callable[[Row, _Names], Any]
+
+
+def _state(row: Row, _: _Names) -> str:
+    return "silent" if not row["healthy"] else "draining" if row["draining"] else "ok"
+
+
+def _memory(row: Row, _: _Names) -> str | None:
+    return f"{row['kv_blocks_used'] / row['kv_blocks']:.0%}" if row.get("kv_blocks") else None
+
+
+def _where(row: Row, names: _Names) -> str:
+    return names.instances[row["instance"]] if row["state"] == "decoding" else str(row["state"])
+
+
+def _to_come(row: Row, _: _Names) -> str | None:
+    middle, high = row.get("remaining_p50"), row.get("remaining_p90")
+    return f"{middle:,.0f} ({high:,.0f})" if middle is not None and high is not None else None
+
+
+def _way(row: Row, names: _Names) -> str:
+    return f"{names.instances[row['source']]} → {names.instances[row['target']]}"
+
+
+def _stall_ms(row: Row, _: _Names) -> float | None:
+    return 1e3 * row["stall_s"] if row["stall_s"] is not None else None
+
+
+def _field(name: str) -> Read:
+    return lambda row, _: row.get(name)
+
+
+_INSTANCES: dict[str, Read] = {
+    "instance": lambda row, names: names.instances[row["name"]],
+    "role": _field("role"),
+    "state": _state,
+    "running": _field("running"),
+    "waiting": _field("waiting"),
+    "KV": _memory,
+    "to come": _field("predicted_remaining_tokens"),
+    "preempted": _field("preemptions"),
+}
+_REQUESTS: dict[str, Read] = {
+    "request": lambda row, names: names.requests[row["id"]],
+    "where": _where,
+    "output": _field("output_tokens"),
+    "to come (P90)": _to_come,
+    "moves": _field("moves"),
+    "not movable": _field("reason"),
+}
+_MOVES: dict[str, Read] = {
+    "request": lambda row, names: names.requests[row["request_id"]],
+    "way": _way,
+    "why": _field("reason"),
+    "outcome": _field("outcome"),
+    "stall ms": _stall_ms,
+}
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if isinstance(value, float) else str(value)
+
+
+# --- tables ---
+
+
+def _table(title: str, columns: dict[str, Read], rows: list[Row], names: _Names) -> Table:
+    table = _empty(title)
+    for number, name in enumerate(columns if rows else ("none",)):
+        # Names and reasons come first and last, and may be folded; what stands between them is short.
+        table.add_column(name, overflow="fold", no_wrap=0 < number < len(columns) - 1)
+    for row in rows:
+        table.add_row(*(Text(_cell(read(row, names))) for read in columns.values()))
+    return table
+
+
+def _moves(title: str, rows: list[Row], names: _Names, to: Console) -> Table:
+    """Show moves with the reason in a column, where there is room for it, or else below each move."""
+    wide = _table(title, _MOVES, rows, names)
+    if not rows or _fits(wide, to):
+        return wide
+    return _fitting(to, names, lambda shown: _with_reasons_below(title, rows, shown, to.width))
+
+
+def _with_reasons_below(title: str, rows: list[Row], names: _Names, width: int) -> Table:
+    columns = {name: read for name, read in _MOVES.items() if name != "why"}
+    cells = [[_cell(read(row, names)) for read in columns.values()] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+
+    def line(row: Iterable[str]) -> str:
+        return _GAP.join(set_cell_size(cell, width) for cell, width in zip(row, widths, strict=True))
+
+    table = _empty(title)
+    table.add_column(line(columns), overflow="fold")
+    for row, record in zip(cells, rows, strict=True):
+        reason = Padding(Text(_cell(record["reason"])), (0, 0, 0, len(_GAP)))
+        # Constrained: a reason is broken where the table ends, and makes no name shorter.
+        table.add_row(Group(Text(line(row)), Constrain(reason, width - _EDGES)))
+    return table
+
+
+def _empty(title: str) -> Table:
+    return Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, min_width=16
+    )
+
+
+def _fitting(to: Console, names: _Names, make: Callable[[_Names], Table]) -> Table:
+    """Shorten names until a table fits, as far as they can be."""
+    table = make(names)
+    for limit in _LIMITS:
+        if _fits(table, to):
+            break
+        table = make(names.at_most(limit))
+    return table
+
+
+def _fits(table: RenderableType, to: Console) -> bool:
+    return Measurement.get(to, to.options.update(max_width=_UNLIMITED), table).maximum <= to.width
