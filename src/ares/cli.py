@@ -217,6 +217,9 @@ def gateway(
     cooldown_s: Annotated[float | None, typer.Option(help="Seconds a moved request is left alone.")] = None,
     slo_ttft_s: Annotated[float | None, typer.Option(help="Objective for the time to first token.")] = None,
     slo_tpot_s: Annotated[float | None, typer.Option(help="Objective for the time of each further token.")] = None,
+    slo_gap_s: Annotated[
+        float | None, typer.Option(help="Longest time that a stream may stand still for others.")
+    ] = None,
     decision_log: Annotated[Path | None, typer.Option(help="File for every decision, for `ares replay`.")] = None,
     record: Annotated[Path | None, typer.Option(help="Folder for a recording of the run, for the simulator.")] = None,
     shutdown_timeout_s: Annotated[
@@ -246,6 +249,7 @@ def gateway(
             cooldown_s=cooldown_s,
             slo_ttft_s=slo_ttft_s,
             slo_tpot_s=slo_tpot_s,
+            slo_gap_s=slo_gap_s,
             decision_log=decision_log,
             record=record,
             shutdown_timeout_s=shutdown_timeout_s,

@@ -4,7 +4,7 @@ import logging
 import urllib.parse
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -47,8 +47,17 @@ class ServiceClass(BaseModel):
     """Objective for the time to first token; the gateway's where it is not given."""
     tpot_s: float | None = Field(default=None, gt=0)
     """Objective for the time of each further token."""
+    gap_s: float | Literal["none"] | None = Field(default=None)
+    """Longest time that a stream may stand still for others; "none" sets no bound, whatever the gateway's is."""
     rank: int = 0
     """Waiting requests of a smaller rank go before all of a larger one."""
+
+    @field_validator("gap_s")
+    @classmethod
+    def _positive(cls, value: float | str | None) -> float | str | None:
+        if isinstance(value, float | int) and value <= 0:
+            raise ValueError("must be greater than 0")
+        return value
 
 
 class GatewayConfig(BaseSettings):
@@ -70,6 +79,8 @@ class GatewayConfig(BaseSettings):
     """Objective for the time to first token: who waits longer goes behind all who can still be in time."""
     slo_tpot_s: float | None = Field(default=None, gt=0)
     """Objective for the time of each further token; by default one and a half times a step at full memory."""
+    slo_gap_s: float | None = Field(default=None, gt=0)
+    """Longest time that a stream may stand still for others; by default only its other objectives bound it."""
     classes: dict[str, ServiceClass] = Field(default_factory=dict, examples=[{"chat": {"ttft_s": 2, "rank": -1}}])
     """Classes of service by name; a request names its own in the header `x-ares-class`."""
     maximum_waiting: int = Field(default=2048, gt=0)

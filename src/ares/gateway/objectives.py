@@ -1,5 +1,6 @@
 """What requests are meant to achieve: classes of service, by configuration and by request."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -15,6 +16,8 @@ class Objective:
         Time to first token.
     tpot_s
         Seconds a token; None: one and a half times a step at full memory, which every healthy instance meets.
+    gap_s
+        Longest time that its stream may stand still for others; infinite: only the other objectives bound it.
     rank
         Waiting requests of a smaller rank enter before all of a larger one.
     """
@@ -22,6 +25,7 @@ class Objective:
     name: str = "default"
     ttft_s: float = 20.0
     tpot_s: float | None = None
+    gap_s: float = math.inf
     rank: int = 0
 
 

@@ -196,13 +196,15 @@ class Gateway:
         """
         config = self.config
         if name is None:
-            return Objective("default", config.slo_ttft_s, config.slo_tpot_s, priority)
+            return Objective("default", config.slo_ttft_s, config.slo_tpot_s, config.slo_gap_s or math.inf, priority)
         chosen = config.classes.get(name)
         if chosen is None:
             known = ", ".join(sorted(config.classes)) or "none"
             raise BadRequestError(f"x-ares-class: no class {name!r}; configured: {known}", "x-ares-class")
         ttft_s, tpot_s = chosen.ttft_s or config.slo_ttft_s, chosen.tpot_s or config.slo_tpot_s
-        return Objective(name, ttft_s, tpot_s, chosen.rank + priority)
+        gap_s = config.slo_gap_s if chosen.gap_s is None else chosen.gap_s
+        gap_s = math.inf if gap_s in (None, "none") else float(gap_s)
+        return Objective(name, ttft_s, tpot_s, gap_s, chosen.rank + priority)
 
     # --- sequences ---
 

@@ -217,7 +217,7 @@ class Viewer:
             tpot_s=np.array(
                 [usual if s.objective.tpot_s is None else s.objective.tpot_s for s in sequences] + [usual] * behind
             ),
-            gap_s=np.full(len(sequences) + behind, np.inf),
+            gap_s=np.array([s.objective.gap_s for s in sequences] + [np.inf] * behind),
         )
 
 

@@ -160,4 +160,4 @@ def _spare_s(cluster: Cluster, running: Progress) -> FloatArray:
         return np.zeros(len(cluster.location))
     full = cluster.step_base_s + cluster.step_token_s * cluster.capacity_tokens
     least, dead = running.spare(cluster.remaining_tokens, full[cluster.location])
-    return np.where(dead, np.inf, least)
+    return np.where(dead, running.gap_s, least)

@@ -5,6 +5,8 @@ n - 1 is a multiple of the block size. Requests grow by one token a step, so eac
 fixed residue ("phase"); a histogram of phases tells what any number of steps will take without visiting them.
 """
 
+import numpy as np
+
 from ares.simulator.compiled import compiled
 from ares.simulator.state import BLOCK_SIZE, NOBODY, State
 
@@ -68,6 +70,14 @@ def enter_slot(state: State, instance: int, request: int, finish: int) -> None:
 
 
 @compiled
+def note_token(state: State, request: int, moment: float) -> None:
+    """Note that the stream of a request goes on, and for how long it stood still."""
+    if not np.isnan(state.silent_since[request]):
+        state.longest_gap[request] = max(state.longest_gap[request], moment - state.silent_since[request])
+        state.silent_since[request] = np.nan
+
+
+@compiled
 def leave_slot(state: State, instance: int, at: int) -> int:
     """Take the request in a slot out of the batch at the start of a step; return it. Its blocks are freed."""
     request = state.slot_request[instance, at]
@@ -81,6 +91,8 @@ def leave_slot(state: State, instance: int, at: int) -> int:
     state.free[instance] += blocks_for(state, tokens - 1)
     state.generated[request] = state.output[request] - (finish - step)
     state.slot[request] = NOBODY
+    if np.isnan(state.silent_since[request]):
+        state.silent_since[request] = state.time[instance]
     if at != last:
         moved = state.slot_request[instance, last]
         state.slot_request[instance, at] = moved

@@ -31,6 +31,7 @@ from ares.simulator.options import (
     Rebalance,
     Requests,
     Seed,
+    SloGap,
     SloTpot,
     SloTtft,
     TimeUnit,
@@ -89,7 +90,7 @@ def progress_bar() -> Progress:
 
 def show(runs: list[dict[str, Any]]) -> None:
     """Print the runs as a table."""
-    times = ("TTFT\np50 s", "TTFT\np99 s", "TPOT\np50 ms", "TPOT\np99 ms")
+    times = ("TTFT\np50 s", "TTFT\np99 s", "TPOT\np50 ms", "TPOT\np99 ms", "gap\np99 s")
     table = tables.table("preset", "load", *times, "goodput\n/s", "SLOs\nmet", "preempt", "moves")
     for run in runs:
         table.add_row(
@@ -97,6 +98,7 @@ def show(runs: list[dict[str, Any]]) -> None:
             f"{run['load']:.2f}",
             *(f"{run['ttft_s'][name]:.{digits}g}" for name, digits in (("p50", 3), ("p99", 4))),
             *(f"{run['tpot_s'][name] * 1e3:.1f}" for name in ("p50", "p99")),
+            f"{run['longest_gap_s']['p99']:.3g}",
             f"{run['goodput_rps']:.4g}",
             f"{run['slo_share']:.1%}",
             str(run["preemptions"]),
@@ -121,6 +123,7 @@ def simulate(
     rate_scale: Annotated[float | None, typer.Option(min=0.001, help="Arrivals, as a multiple of the trace's.")] = None,
     slo_ttft: SloTtft = 20.0,
     slo_tpot: SloTpot = 0.03,
+    slo_gap: SloGap = None,
     predictor: Predictor = "continuous",
     period: Period = 0.5,
     seed: Seed = 0,
@@ -151,13 +154,15 @@ def simulate(
 
         if load is not None and rate_scale is not None:
             raise ValueError("--load and --rate-scale: give one of the two")
-        options.refuse_not_finite(load=load, rate_scale=rate_scale, slo_ttft=slo_ttft, slo_tpot=slo_tpot, period=period)
+        options.refuse_not_finite(
+            load=load, rate_scale=rate_scale, slo_ttft=slo_ttft, slo_tpot=slo_tpot, slo_gap=slo_gap, period=period
+        )
         if load is None and rate_scale is None:
             load, rate_scale = (1.0, None) if trace in WORKLOADS else (None, 1.0)
         scenario = scenarios.Scenario(
             trace, trace_format, requests, prefill, decode, profile, prefill_profile, predictor, period,
             admission=admission, dispatch=dispatch, rebalance=rebalance, queue=queue,
-            slo_ttft=slo_ttft, slo_tpot=slo_tpot, time_unit=time_unit,
+            slo_ttft=slo_ttft, slo_tpot=slo_tpot, slo_gap=slo_gap, time_unit=time_unit,
         )  # fmt: skip
         names = presets or DEFAULT_PRESETS
         check(given, scenario, names)
@@ -173,7 +178,7 @@ def simulate(
                 runs.append(metrics.summary(outcome, actual, slo_ttft, slo_tpot))
         result = {
             "runs": runs,
-            "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot},
+            "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot, "gap_s": slo_gap},
             "scenario": scenarios.described(scenario, seed),
             "provenance": metrics.provenance(),
         }
@@ -234,6 +239,7 @@ def sweep(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each preset at each load.")] = 3,
     slo_ttft: SloTtft = 20.0,
     slo_tpot: SloTpot = 0.03,
+    slo_gap: SloGap = None,
     predictor: Predictor = "continuous",
     period: Period = 0.5,
     processes: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
@@ -249,10 +255,10 @@ def sweep(
         from ares.simulator import sweep as sweeps
 
         points = _loads(loads)
-        options.refuse_not_finite(slo_ttft=slo_ttft, slo_tpot=slo_tpot, period=period)
+        options.refuse_not_finite(slo_ttft=slo_ttft, slo_tpot=slo_tpot, slo_gap=slo_gap, period=period)
         scenario = scenarios.Scenario(
             trace, trace_format, requests, prefill, decode, profile, prefill_profile, predictor, period,
-            slo_ttft=slo_ttft, slo_tpot=slo_tpot,
+            slo_ttft=slo_ttft, slo_tpot=slo_tpot, slo_gap=slo_gap,
         )  # fmt: skip
         names = presets or DEFAULT_PRESETS
         check(options.given_flags(context), scenario, names)
@@ -272,7 +278,7 @@ def sweep(
         result: dict[str, Any] = {
             "points": sweeps.points(runs),
             "runs": runs,
-            "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot},
+            "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot, "gap_s": slo_gap},
             "scenario": scenarios.described(scenario, None) | {"seeds": seeds},
             "provenance": metrics.provenance(),
         }

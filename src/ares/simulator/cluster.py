@@ -1,5 +1,6 @@
 """A simulated cluster under one preset: builds the state, calls the policy every period, collects the outcome."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,10 @@ class Outcome:
     preset: str
     workload: Workload
     first_token_s: NDArray[np.float64]
+    gap_s: float
+    """Objective for the longest gap of a stream."""
+    longest_gap_s: NDArray[np.float64]
+    """Longest time that each stream stood still: preempted, suspended, moved, or because its instance was lost."""
     finish_s: NDArray[np.float64]
     preempted: NDArray[np.int64]
     moved: NDArray[np.int64]
@@ -103,6 +108,8 @@ class Simulation:
         Seconds between two calls of the rebalancer.
     seed
         Of the predictor's errors.
+    gap_s
+        Longest time that a stream may stand still for others; infinite: only the other objectives bound it.
     failures
         (time, instance): the instance is lost, and its requests resume elsewhere from their tokens.
     first_at_prefill
@@ -119,6 +126,7 @@ class Simulation:
     period_s: float = 0.5
     seed: int = 0
     failures: Sequence[tuple[float, int]] = ()
+    gap_s: float = math.inf
     first_at_prefill: bool = False
 
     def build(self) -> State:
@@ -150,6 +158,7 @@ class Simulation:
         predicts = (self.error.predicts or exact) and self.preset.predicts
         suspends = self.preset.suspends and predicts
         state.ttft[:], state.tpot[:] = suspension.ttft_s, suspension.tpot_s
+        state.gap[:] = self.gap_s
         state.knobs[:] = knobs(self.preset.admission_settings, suspension if suspends else None)
         values = {
             BLOCK_SIZE: first.block_size,
@@ -229,6 +238,8 @@ class Simulation:
             preset=self.preset_name,
             workload=work,
             first_token_s=state.first_token,
+            gap_s=self.gap_s,
+            longest_gap_s=state.longest_gap,
             finish_s=state.finish,
             preempted=state.preempted,
             moved=state.moved,

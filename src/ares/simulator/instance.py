@@ -8,7 +8,16 @@ chunks, and admits the waiting in order. Between such steps nothing changes but 
 import numpy as np
 
 from ares.policy.admission.state import SUSPENDED as OUTSIDE_SUSPENDED
-from ares.simulator.blocks import blocks_for, enter_slot, leave_slot, phase_of, steps_until_full, taken, tokens_at
+from ares.simulator.blocks import (
+    blocks_for,
+    enter_slot,
+    leave_slot,
+    note_token,
+    phase_of,
+    steps_until_full,
+    taken,
+    tokens_at,
+)
 from ares.simulator.compiled import compiled, tree_set
 from ares.simulator.law import steps_by, steps_time
 from ares.simulator.prediction import see
@@ -175,6 +184,7 @@ def _promote_prefilled(state: State, instance: int, moment: float) -> None:
         state.waiting_tokens[instance] -= state.computed[request]
         if np.isnan(state.first_token[request]):
             state.first_token[request] = moment
+        note_token(state, request, moment)
         if state.generated[request] >= state.output[request]:
             state.free[instance] += state.blocks[request]
             state.blocks[request] = 0
@@ -312,3 +322,4 @@ def _plan(state: State, instance: int, moment: float, joined: bool, prompt_time:
             request = state.slot_request[instance, at]
             if np.isnan(state.first_token[request]):
                 state.first_token[request] = one
+            note_token(state, request, one)

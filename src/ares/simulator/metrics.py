@@ -73,6 +73,12 @@ def tpot_s(outcome: Outcome) -> FloatArray:
     return time_per_token
 
 
+def longest_gap_s(outcome: Outcome) -> FloatArray:
+    """Longest time between two tokens of each stream, shape (R,): its longest stop, or its mean where it has none."""
+    gaps: FloatArray = np.maximum(outcome.longest_gap_s, tpot_s(outcome))
+    return gaps
+
+
 def summary(outcome: Outcome, load: float, slo_ttft: float, slo_tpot: float) -> dict[str, Any]:
     """Return one entry of `runs` as the command line writes it.
 
@@ -80,9 +86,9 @@ def summary(outcome: Outcome, load: float, slo_ttft: float, slo_tpot: float) -> 
     throughput counts the requests completed in that span.
     """
     work = outcome.workload
-    first, each = ttft_s(outcome), tpot_s(outcome)
+    first, each, gaps = ttft_s(outcome), tpot_s(outcome), longest_gap_s(outcome)
     span = max(float(work.arrival_s[-1] - work.arrival_s[0]), 1e-9)
-    good = (first <= slo_ttft) & (each <= slo_tpot)
+    good = (first <= slo_ttft) & (each <= slo_tpot) & (gaps <= outcome.gap_s)
     during = outcome.sample_s <= span
     use = outcome.kv_use[during] if during.any() else outcome.kv_use
     mean = np.maximum(use.mean(axis=1), 1e-9)
@@ -100,6 +106,7 @@ def summary(outcome: Outcome, load: float, slo_ttft: float, slo_tpot: float) -> 
         "completed": int(np.isfinite(outcome.finish_s).sum()),
         "ttft_s": percentiles(first),
         "tpot_s": percentiles(each[work.output_tokens > 1] if (work.output_tokens > 1).any() else each),
+        "longest_gap_s": percentiles(gaps),
         "goodput_rps": float(good.sum() / span),
         "slo_share": float(good.mean()),
         "slo_share_bound": slo_share_bound(work, load),

@@ -39,6 +39,9 @@ Seed = Annotated[int, typer.Option(help="Of the synthetic workload and of the pr
 Period = Annotated[float, typer.Option(min=0.001, help="Seconds between two decisions of the rebalancer.")]
 SloTtft = Annotated[float, typer.Option(min=0, help="TTFT objective, seconds.")]
 SloTpot = Annotated[float, typer.Option(min=0, help="TPOT objective, seconds.")]
+SloGap = Annotated[
+    float | None, typer.Option(min=0, help="Objective for the longest time that a stream stands still, seconds.")
+]
 Out = Annotated[Path | None, typer.Option("--json", help="Write the result here ('-': standard output).")]
 Dispatch = Annotated[
     str | None, typer.Option(help="Replace the preset's dispatch: round_robin, least_loaded, forecast.")

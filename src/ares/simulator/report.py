@@ -25,7 +25,7 @@ _WIDTH, _ROW_MAX, _LISTED = 600, 40, 500
 
 
 def _table(runs: list[dict[str, Any]]) -> str:
-    head = "preset|load|TTFT p50, s|TTFT p99, s|TPOT p50, ms|TPOT p99, ms|goodput, /s|both SLOs|preemptions|migrations"
+    head = "preset|load|TTFT p50, s|TTFT p99, s|TPOT p50, ms|TPOT p99, ms|longest gap p99, s|goodput, /s|both SLOs|preemptions|migrations"
     cells = [f"<tr>{''.join(f'<th>{name}</th>' for name in head.split('|'))}</tr>"]
     for run in runs:
         values = (
@@ -35,6 +35,7 @@ def _table(runs: list[dict[str, Any]]) -> str:
             f"{run['ttft_s']['p99']:.4g}",
             f"{run['tpot_s']['p50'] * 1e3:.1f}",
             f"{run['tpot_s']['p99'] * 1e3:.1f}",
+            f"{run['longest_gap_s']['p99']:.3g}",
             f"{run['goodput_rps']:.4g}",
             f"{run['slo_share']:.1%}",
             f"{run['preemptions']:.0f}",

@@ -1,7 +1,7 @@
 """A scenario: workload, cluster and predictor, resolved from what the command line names."""
 
 from dataclasses import asdict, dataclass, replace
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 
 from ares.policy import PRESETS, Preset, preset
@@ -33,6 +33,7 @@ class Scenario:
     queue: str | None = None
     slo_ttft: float = 20.0
     slo_tpot: float = 0.03
+    slo_gap: float | None = None
     time_unit: str | None = None
     recorded: Workload | None = None
     """What the trace file holds, once it is read: a pipe can be read only once."""
@@ -86,6 +87,7 @@ class Scenario:
         elif rate_scale is not None:
             work = work.at_rate(work.rate * rate_scale)
         simulation = Simulation(work, decode, prefill, chosen, name, self.error(), self.period_s, seed)
+        simulation.gap_s = inf if self.slo_gap is None else self.slo_gap
         return simulation, work.rate / capacity
 
 

@@ -80,6 +80,8 @@ class State:
     seen_tokens: I8
     seen_generated: I8
     seen_remaining: F8
+    silent_since: F8  # when it left its slot, NaN while it decodes
+    longest_gap: F8  # seconds that its stream stood still at most
     error_own: F8  # the part of a prediction's error that stays for life, once drawn
     error_fresh: F8  # and the part drawn anew in each epoch
     error_epoch: I8  # of `error_fresh`; 0: nothing drawn yet
@@ -249,6 +251,8 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         seen_tokens=ints(requests),
         seen_generated=ints(requests),
         seen_remaining=floats(requests, quantiles),
+        silent_since=floats(requests, value=np.nan),
+        longest_gap=floats(requests),
         error_own=floats(requests),
         error_fresh=floats(requests),
         error_epoch=ints(requests),

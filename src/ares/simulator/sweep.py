@@ -76,7 +76,7 @@ def points(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     result = []
     for (load, name), entries in groups.items():
         point: dict[str, Any] = {"preset": name, "load": load, "seeds": len(entries)}
-        for measure in ("ttft_s", "tpot_s"):
+        for measure in ("ttft_s", "tpot_s", "longest_gap_s"):
             point[measure] = {}
             for statistic in ("mean", "p50", "p90", "p99"):
                 mean, half = interval([entry[measure][statistic] for entry in entries])
