@@ -53,9 +53,11 @@ def sweep(found: Any) -> str:
     for load in loads(found["points"]):
         met, slow = (figure(found["points"], load, COMPARED) for figure in (shares, tpots))
         waits = [f"{of(found['points'], load, p)['longest_wait_s']:.0f}" for p in COMPARED]
+        gaps = [f"{of(found['points'], load, p)['longest_gap_s']['p99']:.0f}" for p in COMPARED]
         bounds = [r["slo_share_bound"] for r in found["runs"] if abs(r["load"] - load) < 1e-6]
-        rows.append([f"{load:g}", cell(met), cell(slow), " / ".join(waits), f"{sum(bounds) / len(bounds) * 100:.0f}"])
+        rows.append([f"{load:g}", cell(met), cell(slow), " / ".join(waits), " / ".join(gaps), f"{sum(bounds) / len(bounds) * 100:.0f}"])
     head = "load|both SLOs met, %: round robin / least loaded / `paper` / **`ares`**|P99 TPOT, ms|longest wait, s"
+    head += "|longest gap of a stream, P99, s"
     return table(head + "|most that any policy could meet, %", rows)
 
 
@@ -107,7 +109,7 @@ def short(name: str) -> Callable[[Any], str]:
 def parts(found: Any) -> str:
     """Show what each part does, and how the error of predictions weighs."""
     rows = [_ablation(preset, found["points"], preset) for preset in PARTS]
-    for error in ("exact", "noise-30", "noise-60", "noise-100", "none"):
+    for error in ("exact", "noise-30", "noise-60", "noise-100", "residual-life", "none"):
         points = result(f"ablation-error-{error}")["points"]
         rows += [_ablation(f"ares, predictor `{error}`", points, "ares")]
     return table("preset|both SLOs met at load 0.9 / 1.0 / 1.2, %|P99 TPOT, ms", rows)
@@ -117,6 +119,52 @@ def _ablation(name: str, points: list[Any], preset: str) -> list[str]:
     at = (0.9, 1.0, 1.2)
     met = " / ".join(shares(points, x, (preset,))[0] for x in at)
     return [name, met, " / ".join(tpots(points, x, (preset,))[0] for x in at)]
+
+
+GAPS = ("2", "30", "60", "120", "300", "none")
+
+
+def gaps(_: Any) -> str:
+    """What a bound on the gaps of streams costs, and where that shows."""
+    rows = []
+    for bound in GAPS:
+        points = result(f"gap-{bound}")["points"]
+        found = [of(points, load, "ares") for load in (0.9, 1.0, 1.2)]
+        rows.append(
+            [
+                bound,
+                *(" / ".join(f"{read(p):.{digits}f}" for p in found) for read, digits in _OF_GAPS),
+            ]
+        )
+    head = "`slo_gap_s`|TTFT, TPOT and gap met at load 0.9 / 1.0 / 1.2, %|P99 TPOT, ms|P99 TTFT, s"
+    return table(head + "|longest gap of a stream: P90, s|P99, s", rows)
+
+
+_OF_GAPS: tuple[tuple[Callable[[Any], float], int], ...] = (
+    (lambda p: p["slo_share"] * 100, 1),
+    (lambda p: p["tpot_s"]["p99"] * 1000, 0),
+    (lambda p: p["ttft_s"]["p99"], 0),
+    (lambda p: p["longest_gap_s"]["p90"], 0),
+    (lambda p: p["longest_gap_s"]["p99"], 0),
+)
+
+
+def frontier() -> None:
+    """Draw what streams are promised against what that leaves of first tokens and goodput."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot
+
+    figure, (met, first) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for load in (0.9, 1.0, 1.2):
+        found = [of(result(f"gap-{bound}")["points"], load, "ares") for bound in GAPS]
+        met.plot(GAPS, [p["slo_share"] * 100 for p in found], marker="o", label=f"load {load:g}")
+        first.plot(GAPS, [p["ttft_s"]["p99"] for p in found], marker="o", label=f"load {load:g}")
+    met.set(xlabel="longest gap that is promised, s", ylabel="requests that meet all objectives, %", ylim=(0, 100))
+    first.set(xlabel="longest gap that is promised, s", ylabel="P99 of the first token, s", yscale="log")
+    met.legend()
+    figure.savefig(ROOT / "docs" / "images" / "gaps.svg", metadata={"Date": None})
 
 
 def scale(_: Any) -> str:
@@ -147,6 +195,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "mooncake": ("mooncake-80gb-4", short("Mooncake")),
     "parts": ("ablation-parts", parts),
     "scale": ("scale-8", scale),
+    "gaps": ("gap-none", gaps),
     "policy": ("sweep-paper-24gb-4", readme),
 }
 
@@ -156,6 +205,7 @@ def main() -> None:
     for marker, (name, made) in TABLES.items():
         for page in (ROOT / "docs" / "policy.md", ROOT / "README.md"):
             renew(page, marker, made(result(name)))
+    frontier()
 
 
 if __name__ == "__main__":

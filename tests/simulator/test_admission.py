@@ -1,4 +1,4 @@
-"""The entrance inside the event loop decides what the live one decides on the same states."""
+"""Admission inside the event loop decides what the live one decides on the same states."""
 
 import copy
 from dataclasses import replace
