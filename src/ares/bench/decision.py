@@ -46,6 +46,7 @@ def sample_cluster(decode: int, requests: int, random: np.random.Generator) -> C
         step_base_s=np.full(decode, 0.0105),
         step_request_s=np.full(decode, 2e-5),
         step_token_s=np.full(decode, 3.3e-8),
+        block_tokens=16,
     )
 
 
