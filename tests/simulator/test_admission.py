@@ -1,13 +1,16 @@
 """Admission inside the event loop decides what the live one decides on the same states."""
 
 import copy
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ares.policy import Cluster, preset
-from ares.policy.admission import Candidates, Entrance, Progress
+from ares.policy.admission import QUEUES, Candidates, Entrance, Progress
 from ares.simulator.admitting import admit_held
 from ares.simulator.cluster import Simulation
 from ares.simulator.decisions import refresh
@@ -26,9 +29,8 @@ Decision = tuple[str, int, int]
 class Seen:
     """A state as a live gateway would see it."""
 
-    def __init__(self, state: State, moment: float, ttft_s: float, tpot_s: float) -> None:
+    def __init__(self, state: State, moment: float) -> None:
         self.state, self.moment = state, moment
-        self.objectives = ttft_s, tpot_s
         # Instance, request, tokens generated, and whether it runs.
         self.rows: list[tuple[int, int, int, bool]] = []
         for instance in range(len(state.time)):
@@ -57,15 +59,15 @@ class Seen:
         return quantiles
 
     def progress(self, requests: list[int], generated: list[int]) -> Progress:
-        state, count = self.state, len(requests)
+        state = self.state
         first = state.first_token[requests]
         return Progress(
             generated=np.array(generated, np.int64),
             age_s=self.moment - state.arrival[requests],
             elapsed_s=self.moment - first,
-            ttft_s=np.full(count, self.objectives[0]),
-            tpot_s=np.full(count, self.objectives[1]),
-            gap_s=np.full(count, np.inf),
+            ttft_s=state.ttft[requests],
+            tpot_s=state.tpot[requests],
+            gap_s=state.gap[requests],
         )
 
     def cluster(self) -> Cluster:
@@ -100,7 +102,7 @@ class Seen:
             requests=tuple(map(str, requests)),
             tokens=state.prompt[requests] + state.generated[requests],
             remaining_tokens=self.remaining(requests, generated),
-            rank=np.zeros(len(requests), np.int64),
+            rank=state.rank[requests],
             waited_s=self.moment - state.waits_since[requests],
             suspended=suspended,
             progress=self.progress(requests, generated),
@@ -128,26 +130,35 @@ def decided(state: State, moment: float) -> set[Decision]:
 
 
 @pytest.mark.parametrize("error", ["exact", "continuous"])
-@pytest.mark.parametrize("seed", range(3))
-def test_decides_as_the_live_entrance(seed: int, error: str) -> None:
+@pytest.mark.parametrize("queue", QUEUES)
+@settings(max_examples=4, deadline=None)
+@given(seed=st.integers(0, 2**16), classes=st.booleans())
+def test_decides_as_the_live_gateway(seed: int, error: str, queue: str, *, classes: bool) -> None:
     chosen = preset("ares-suspension")
     # A full step takes 27 ms: who has run for a while has time to spare.
-    settings = replace(chosen.suspend_settings, ttft_s=4.0, tpot_s=0.06, after_s=0.2, least_slack_s=1.0, urgent_s=0.5)
-    chosen = replace(chosen, suspend_settings=settings)
+    suspension = replace(chosen.suspend_settings, ttft_s=4.0, tpot_s=0.06, after_s=0.2, least_slack_s=1.0, urgent_s=0.5)
+    chosen = replace(chosen, suspend_settings=suspension, queue=queue)
     work = workload(seed, 400, 12.0, longest=900)
     simulation = Simulation(work, [small(4000)] * 3, [small(60_000)], chosen, "x", ERROR_MODELS[error], seed=seed)
     state = simulation.build()
-    kinds: dict[str, int] = {}
-    for moment in np.arange(1.0, 30.0, 0.05):
+    if classes:
+        random = np.random.default_rng(seed)
+        state.rank[:] = random.integers(0, 2, len(work))
+        state.ttft[:] = random.choice([2.0, 4.0, 8.0], len(work))
+        state.tpot[:] = random.choice([0.05, 0.06], len(work))
+        state.gap[:] = random.choice([2.0, 5.0, np.inf], len(work))
+    kinds: Counter[str] = Counter()
+    for moment in np.arange(1.0, 30.0, 0.1):
         run_until(state, moment)
         for instance in range(len(state.time)):
             refresh(state, instance, moment)
-        entrance = Entrance(chosen.admission_settings, settings)
+        entrance = Entrance(chosen.admission_settings, suspension, queue)
         entrance.age_credit = state.scalars[AGE_CREDIT]
-        expected = Seen(state, moment, settings.ttft_s, settings.tpot_s).decided(entrance)
+        expected = Seen(state, moment).decided(entrance)
         copied = copy.deepcopy(state)
         assert decided(copied, moment) == expected, moment
-        assert copied.scalars[AGE_CREDIT] == pytest.approx(entrance.age_credit)
-        for kind, _, _ in expected:
-            kinds[kind] = kinds.get(kind, 0) + 1
-    assert kinds.keys() >= {"enter", "suspend", "resume"}, kinds
+        assert copied.scalars[AGE_CREDIT] == entrance.age_credit
+        kinds.update(kind for kind, _, _ in expected)
+    assert kinds["enter"]
+    assert kinds["suspend"]
+    assert kinds["resume"] or classes

@@ -403,7 +403,8 @@ def _next_to_resume(here: Round, queue: Queue) -> tuple[int, float]:
                 missed, spare = False, 0.0
             missed = missed and not spare < knobs.urgent_s
         key = requests.waits_since_s[request] if missed else spare
-        if best == NOBODY or (missed, key) < (best_missed, best_key):
+        sooner = (missed, key) < (best_missed, best_key)
+        if best == NOBODY or sooner or ((missed, key) == (best_missed, best_key) and request < best):
             best, best_missed, best_key, best_spare = request, missed, key, spare
     return best, best_spare
 
