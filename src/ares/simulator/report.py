@@ -25,7 +25,8 @@ _WIDTH, _ROW_MAX, _LISTED = 600, 40, 500
 
 
 def _table(runs: list[dict[str, Any]]) -> str:
-    head = "preset|load|TTFT p50, s|TTFT p99, s|TPOT p50, ms|TPOT p99, ms|longest gap p99, s|goodput, /s|both SLOs|preemptions|migrations"
+    head = "preset|load|TTFT p50, s|TTFT p99, s|TPOT p50, ms|TPOT p99, ms|longest gap p99, s|goodput, /s"
+    head += "|objectives met|preemptions|migrations"
     cells = [f"<tr>{''.join(f'<th>{name}</th>' for name in head.split('|'))}</tr>"]
     for run in runs:
         values = (
