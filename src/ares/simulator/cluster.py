@@ -172,7 +172,7 @@ class Simulation:
             SIGMA_END: 0.0 if exact else self.error.end,
             SIGMA_TOKENS: self.error.tokens_at(float(work.output_tokens.mean())),
             HAS_PREDICTION: predicts,
-            RESIDUAL_LIFE: self.error.residual_life and not exact,
+            RESIDUAL_LIFE: self.error.residual_life and predicts and not exact,
             LONGEST: int(work.output_tokens.max()),
             PREFILL_RESUMES: bool(self.prefill) and min(p.kv_tokens for p in self.prefill) >= longest,
         }
