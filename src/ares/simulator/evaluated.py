@@ -16,13 +16,13 @@ from ares.simulator.errors import ErrorModel
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.75)
 _LEAST_SIGMA = 1e-3  # for a predictor without error, which has no logarithm
-_MOST_SIGMA = 6.0  # a mean error of 66 million times what remains
-_Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_MOST_SIGMA = 6.0  # beyond every error that is read
+_MOST_TOKENS = 1e9
 
 
 class _Position(BaseModel):
-    mae: _Error
-    relative_mae: _Error
+    mae: float = Field(ge=0, le=_MOST_TOKENS, allow_inf_nan=False)
+    relative_mae: float = Field(ge=0, le=1e6, allow_inf_nan=False)
 
 
 class _Positions(BaseModel):
@@ -53,13 +53,12 @@ class Evaluation(BaseModel):
         return [place.relative_mae for place in (at.start, at.quarter, at.half, at.late)]
 
     def mean_output(self) -> float:
-        """Return the mean length of the outputs in tokens; ValueError where nothing was wrong at their beginning."""
+        """Return the mean length of the outputs in tokens; ValueError where their beginnings do not tell it."""
         start = self.models[0].by_position.start
-        if not (start.mae > 0 and start.relative_mae > 0):
-            raise ValueError(
-                "models.0.by_position.0%: mae and relative_mae must be positive: they tell the mean output"
-            )
-        return start.mae / start.relative_mae
+        mean = start.mae / start.relative_mae if start.relative_mae > 0 else 0.0
+        if not 1.0 <= mean <= _MOST_TOKENS:
+            raise ValueError("models.0.by_position.0%: mae / relative_mae must be the mean output, at least one token")
+        return mean
 
 
 def relative_error(sigma: float) -> float:
