@@ -34,7 +34,7 @@ few=0.9,1.0,1.2
 sweep ablation-parts 4 r1-qwen-7b-24gb paper 1500 3 $few --preset static-least-loaded --preset ares-no-prediction \
   --preset paper --preset ares-rebalance --preset ares-admission --preset ares-suspension --preset ares \
   --preset ares-oracle
-for error in exact noise-30 noise-60 noise-100 residual-life none; do
+for error in exact noise-30 noise-60 noise-100 residual-life; do
   sweep "ablation-error-$error" 4 r1-qwen-7b-24gb paper 1500 3 $few --preset ares --predictor "$error"
 done
 for gap in 2 30 60 120 300; do

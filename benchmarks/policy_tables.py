@@ -109,7 +109,7 @@ def short(name: str) -> Callable[[Any], str]:
 def parts(found: Any) -> str:
     """Show what each part does, and how the error of predictions weighs."""
     rows = [_ablation(preset, found["points"], preset) for preset in PARTS]
-    for error in ("exact", "noise-30", "noise-60", "noise-100", "residual-life", "none"):
+    for error in ("exact", "noise-30", "noise-60", "noise-100", "residual-life"):
         points = result(f"ablation-error-{error}")["points"]
         rows += [_ablation(f"ares, predictor `{error}`", points, "ares")]
     return table("preset|both SLOs met at load 0.9 / 1.0 / 1.2, %|P99 TPOT, ms", rows)

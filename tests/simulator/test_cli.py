@@ -46,6 +46,16 @@ def test_json_has_every_field_and_is_repeatable(tmp_path: Path) -> None:
     assert set(results[0]["provenance"]) >= {"ares", "commit", "python", "numpy", "numba", "machine"}
 
 
+@pytest.mark.parametrize("predictor", ["residual-life", "benchmarks/results/predictor-open.json"])
+def test_without_a_predictor_and_with_an_evaluated_one(predictor: str) -> None:
+    root = Path(__file__).parents[2]
+    named = str(root / predictor) if predictor.endswith(".json") else predictor
+    arguments = ["--trace", "chat", "--requests", "150", "--decode", "2", "--prefill", "1", "--preset", "ares"]
+    done = runner.invoke(app, [*arguments, "--predictor", named, "--json", "-"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["runs"][0]["completed"] == 150
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,9 +1,34 @@
-"""The simulated predictor."""
+"""What the simulator expects of requests: a predictor's errors, or residual life."""
 
 import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from ares.gateway.lengths import LengthHistory
+from ares.policy import preset
+from ares.policy.residual_life import REMEMBERED
+from ares.simulator.admitting import refresh_and_admit
+from ares.simulator.cluster import Simulation
+from ares.simulator.errors import ERROR_MODELS
+from ares.simulator.loop import run_until
 from ares.simulator.prediction import predict
-from ares.simulator.state import HAS_PREDICTION, LONGEST, SIGMA_END, SIGMA_START, SIGMA_TOKENS, State, allocate
+from ares.simulator.queues import note_finish
+from ares.simulator.state import (
+    FINISHED,
+    FINISHED_COUNT,
+    HAS_PREDICTION,
+    HELD,
+    LONGEST,
+    QUEUE_SIZE,
+    RESIDUAL_LIFE,
+    SIGMA_END,
+    SIGMA_START,
+    SIGMA_TOKENS,
+    State,
+    allocate,
+)
+from tests.simulator.test_reference import small, workload
 
 
 def make() -> State:
@@ -25,3 +50,82 @@ def test_a_prediction_depends_on_nothing_but_request_and_length() -> None:
         predict(make(), request, generated, expected)
         np.testing.assert_array_equal(got, expected)
         assert (np.diff(got) >= 0).all()
+
+
+def ended(lengths: list[int], longest: int) -> State:
+    """Make a state in which outputs of these lengths have ended, and a further request runs."""
+    state = allocate(len(lengths) + 1, 1, 0, 1, 16)
+    state.output[:] = [*lengths, longest]
+    for column, value in ((HAS_PREDICTION, 1), (RESIDUAL_LIFE, 1), (LONGEST, longest)):
+        state.scalars[column] = value
+    for request in range(len(lengths)):
+        note_finish(state, request, float(request))
+    return state
+
+
+@given(
+    seed=st.integers(0, 1000),
+    count=st.one_of(st.integers(0, 60), st.integers(REMEMBERED - 5, REMEMBERED + 300)),
+    longest=st.sampled_from([3, 100, 30_000]),
+    asked=st.lists(st.floats(0, 1), min_size=1, max_size=8),
+)
+def test_residual_life_is_the_gateways(seed: int, count: int, longest: int, asked: list[float]) -> None:
+    lengths = np.random.default_rng(seed).integers(1, longest + 1, count).tolist()
+    state, history, got = ended(lengths, longest), LengthHistory(), np.empty(3)
+    for length in lengths:
+        history.add(length)
+    for generated in (int(share * longest) for share in asked):
+        predict(state, count, generated, got)
+        # As the gateway bounds it (view.py).
+        assert got.tolist() == [min(max(q, 1.0), longest - generated) for q in history.remaining(generated)]
+
+
+def until(moment: float, error: str, change: np.ndarray | None = None) -> State:
+    """Run a cluster that is too small for its load up to a moment; `change` is added to the outputs."""
+    work = workload(3, 150, 20.0)
+    simulation = Simulation(
+        work, [small(2000)] * 2, [small(4000)] * 2, preset("ares"), "ares", ERROR_MODELS[error], 0.25
+    )
+    state = simulation.build()
+    if change is not None:
+        state.output[:] += change
+    for now in np.arange(0.25, moment, 0.25):
+        run_until(state, now)
+        refresh_and_admit(state, now)
+    return state
+
+
+def test_residual_life_never_looks_ahead() -> None:
+    """Outputs that have not ended yet may be of any length: nothing that was expected before changes."""
+    first = until(30.0, "residual-life")
+    running = (first.status != FINISHED).astype(np.int64)
+    assert 40 < int(first.counters[FINISHED_COUNT]) < 110
+    second = until(30.0, "residual-life", 37 * running)
+    np.testing.assert_array_equal(first.status, second.status)
+    np.testing.assert_array_equal(first.seen_tokens, second.seen_tokens)
+    np.testing.assert_array_equal(first.seen_remaining, second.seen_remaining)
+    assert len(np.unique(first.seen_remaining[running == 1], axis=0)) > 7
+    true = until(30.0, "exact"), until(30.0, "exact", 37 * running)
+    assert (true[0].seen_remaining != true[1].seen_remaining).any(), "a predictor does look ahead"
+
+
+def test_who_waits_is_expected_to_go_on_as_the_newest_outputs_did() -> None:
+    """A gateway asks its history at every decision, not when a request arrives."""
+    state, quantiles = until(30.0, "residual-life"), np.empty(3)
+    waiting = state.order[: state.counters[QUEUE_SIZE]]
+    assert len(waiting) > 10
+    assert (state.status[waiting] == HELD).all()
+    predict(state, int(waiting[0]), 0, quantiles)
+    np.testing.assert_array_equal(state.seen_remaining[waiting], np.tile(quantiles, (len(waiting), 1)))
+    punctual = waiting[state.missed[waiting] == 0]
+    assert (np.diff(state.prompt[punctual]) >= 0).all(), "the same is expected of all: the shortest prompt is first"
+
+
+@pytest.mark.parametrize("name", ["static-least-loaded", "ares"])
+def test_what_predicts_nothing_changes_nothing_where_nothing_asks(name: str) -> None:
+    work, decode = workload(1, 80, 20.0), [small(), small(2000)]
+    finishes = [
+        Simulation(work, decode, [small(4000)], preset(name), name, ERROR_MODELS[error], 0.25).run().finish_s
+        for error in ("none", "residual-life")
+    ]
+    assert (finishes[0] == finishes[1]).all() == (name == "static-least-loaded")

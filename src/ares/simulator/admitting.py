@@ -3,7 +3,6 @@
 import numpy as np
 
 from ares.policy.admission import loop
-from ares.policy.admission.order import memory_time as _memory_time
 from ares.policy.admission.state import (
     ENTER,
     RESUME,
@@ -18,7 +17,7 @@ from ares.policy.admission.state import (
 from ares.simulator.compiled import compiled
 from ares.simulator.decisions import STALE_S, enter, place, refresh, rows_at
 from ares.simulator.instance import note_suspended, poke
-from ares.simulator.prediction import WEIGHTS, see
+from ares.simulator.prediction import WEIGHTS, see, weigh
 from ares.simulator.prefill import to_prefill
 from ares.simulator.queues import take_out
 from ares.simulator.state import (
@@ -28,8 +27,6 @@ from ares.simulator.state import (
     BASE_S,
     BLOCK_SIZE,
     FIRST_AT_PREFILL,
-    FIRST_COME,
-    HAS_PREDICTION,
     HELD,
     HOLD,
     NEXT_MISS_S,
@@ -46,19 +43,13 @@ _AT_ONCE = 64  # decisions of one call of the policy's loop
 
 admit = loop.admit
 insert_in_order = loop.insert_in_order
-memory_time = compiled(_memory_time)
 
 
 @compiled
 def hand_out(state: State, request: int, moment: float) -> None:
     """Dispatch a request that left prefill, or hold it for admission."""
     see(state, request, state.generated[request])
-    if state.scalars[HAS_PREDICTION] > 0.0:
-        key = memory_time(float(state.seen_tokens[request]), state.seen_remaining[request, 1])
-        state.eviction_key[request] = key
-        state.queue_key[request] = key
-    if state.scalars[FIRST_COME] > 0.0:
-        state.queue_key[request] = state.arrival[request]
+    weigh(state, request)
     if state.scalars[HOLD] == 0.0:
         place(state, request, moment)
         return

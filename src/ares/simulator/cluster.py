@@ -40,6 +40,7 @@ from ares.simulator.state import (
     PREEMPTIONS,
     PREFILL_RESUMES,
     QUEUE_SIZE,
+    RESIDUAL_LIFE,
     SEED,
     SIGMA_END,
     SIGMA_START,
@@ -178,8 +179,9 @@ class Simulation:
             SEED: self.seed,
             SIGMA_START: 0.0 if exact else self.error.start,
             SIGMA_END: 0.0 if exact else self.error.end,
-            SIGMA_TOKENS: self.error.tokens,
+            SIGMA_TOKENS: self.error.tokens_at(float(work.output_tokens.mean())),
             HAS_PREDICTION: predicts,
+            RESIDUAL_LIFE: self.error.residual_life and predicts and not exact,
             LONGEST: int(work.output_tokens.max()),
             PREFILL_RESUMES: bool(self.prefill) and min(p.kv_tokens for p in self.prefill) >= longest,
         }

@@ -5,6 +5,7 @@ it runs; transfers over one link follow each other in the order in which they we
 """
 
 from ares.simulator.compiled import compiled, heap_push
+from ares.simulator.prediction import expect_anew, learn
 from ares.simulator.state import (
     BANDWIDTH,
     FINISHED,
@@ -110,4 +111,6 @@ def note_finish(state: State, request: int, moment: float) -> None:
     state.status[request] = FINISHED
     state.finish[request] = moment
     state.moving[request] = 0
+    learn(state, request)
     state.counters[FINISHED_COUNT] += 1
+    expect_anew(state)

@@ -12,6 +12,11 @@ from ares.simulator.profile import Profile, load_profile
 from ares.traces import WORKLOADS, Workload, read_trace, synthetic
 
 
+def _knows(chosen: Preset) -> bool:
+    """Whether a preset is given the true lengths."""
+    return chosen.rebalance == "oracle"
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """Everything about a run but its preset, load and seed; plain values, so that it crosses processes."""
@@ -77,6 +82,11 @@ class Scenario:
     ) -> tuple[Simulation, float]:
         """Make a run and the load that it stands for."""
         chosen = self.policy(name)
+        if "forecast" in (chosen.admission, chosen.dispatch) and not self.error().predicts and not _knows(chosen):
+            raise ValueError(
+                f"preset {name} admits by forecast, which needs predictions: --predictor {self.predictor} has none; "
+                "residual-life is what the live service uses for a model without a trained predictor"
+            )
         work = self.workload(seed)
         decode, prefill = self.profiles()
         capacity = capacity_rps(work, decode, prefill)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ares.policy.admission.forecast import GRID
 from ares.policy.admission.state import Knobs
 from ares.policy.forecast import intervals
+from ares.policy.residual_life import REMEMBERED
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
@@ -85,6 +86,10 @@ class State:
     error_own: F8  # the part of a prediction's error that stays for life, once drawn
     error_fresh: F8  # and the part drawn anew in each epoch
     error_epoch: I8  # of `error_fresh`; 0: nothing drawn yet
+
+    # outputs that have ended, as policy/residual_life.py keeps them, shape (REMEMBERED,)
+    ended_lately: I8
+    ended_sorted: I8
 
     # decode instances, shape (D,)
     time: F8  # start of the step that runs now
@@ -200,8 +205,9 @@ WORDS = 3
     LONGEST,
     PREFILL_RESUMES,
     FIRST_AT_PREFILL,
+    RESIDUAL_LIFE,
     SCALARS,
-) = range(24)
+) = range(25)
 
 
 def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: int, quantiles: int = 3) -> State:
@@ -256,6 +262,8 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         error_own=floats(requests),
         error_fresh=floats(requests),
         error_epoch=ints(requests),
+        ended_lately=ints(REMEMBERED),
+        ended_sorted=ints(REMEMBERED),
         time=floats(decode),
         step=ints(decode),
         planned=ints(decode),
