@@ -36,7 +36,7 @@ ProfileName = Annotated[str, typer.Option("--profile", help=f"Engine: {', '.join
 PrefillProfile = Annotated[str | None, typer.Option(help="Engine of the prefill instances, if another.")]
 Presets = Annotated[list[str] | None, typer.Option("--preset", help=f"May be repeated. {', '.join(PRESETS)}.")]
 Predictor = Annotated[str, typer.Option(help=f"{', '.join(ERROR_MODELS)}, or a JSON file with start, end and tokens.")]
-Seed = Annotated[int, typer.Option(help="Of the synthetic workload and of the predictor's errors.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the synthetic workload and of the predictor's errors.")]
 Period = Annotated[float, typer.Option(min=0.001, help="Seconds between two decisions of the rebalancer.")]
 SloTtft = Annotated[float, typer.Option(min=0, help="TTFT objective, seconds.")]
 SloTpot = Annotated[float, typer.Option(min=0, help="TPOT objective, seconds.")]
