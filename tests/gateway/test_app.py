@@ -358,6 +358,7 @@ async def test_a_body_that_is_not_json(shared: Service, content: bytes) -> None:
         ("chat/completions", {"continue_final_message": True}, "continue_final_message"),
         ("chat/completions", {"chat_template": "{{ messages }}"}, "chat_template"),
         ("chat/completions", {"top_logprobs": 3}, "top_logprobs"),
+        ("chat/completions", {"logit_bias": {"a": 1}}, "logit_bias"),
         ("chat/completions", {"tool_choice": "required"}, "tool_choice"),
         ("chat/completions", {"response_format": {"type": "xml"}}, "response_format"),
     ],

@@ -154,5 +154,7 @@ class Discovery:
             found = Trouble(State.OTHER_MODEL, cause)
         if self.health.state is not State.DUPLICATE:  # else its other URL says how it is
             lost = found.state is State.UNREACHABLE and self.health.served
-            self.health.turn(who, State.LOST if lost else found.state, found.cause)
+            # Of one that has served the address is right, and it may start again by itself: no advice.
+            cause = found.cause.partition(";")[0] if lost else found.cause
+            self.health.turn(who, State.LOST if lost else found.state, cause)
         return None
