@@ -367,7 +367,10 @@ def _await(cluster: Cluster, parts: list[Part], what: str, ready: Callable[[Part
     deadline = time.monotonic() + START_TIMEOUT_S
     columns = (SpinnerColumn(), TextColumn("{task.description}: {task.fields[state]}"), TimeElapsedColumn())
     with progress_display(cluster.console, *columns, transient=True) as progress:
-        tasks = {p.name: progress.add_task(p.name, total=1, state=f"starting (log: {p.log})") for p in parts}
+        tasks = {
+            p.name: progress.add_task(p.name, total=1, state=f"starting (pid {p.process.pid}, log: {p.log})")
+            for p in parts
+        }
         while waiting:
             cluster.check()
             for part in [p for p in waiting if ready(p)]:
