@@ -190,6 +190,9 @@ def test_variables_of_other_commands_do_not_disturb(
         ("workers: [decode-0]\n", "workers"),
         ("workers: ['http://[']\n", "workers"),
         ("workers: ['http://a:99999']\n", "workers"),
+        ("workers: ['http://a:8100/v1']\n", "workers"),
+        ("workers: ['http://a:8100/v1/']\n", "workers"),
+        ("model: ''\n", "model"),
         ("period_s: .inf\n", "period_s"),
         ("period_s: 0\n", "period_s"),
         ("handover_timeout_s: 25\n", "handover_timeout_s"),
@@ -210,10 +213,12 @@ def test_missing_settings_are_named() -> None:
         load(model="m")
 
 
-@pytest.mark.parametrize("text", ["model: [", "- a\n- b\n", "just text"])
-def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"), [("model: [", ""), ("- a\n- b\n", "lines such as"), ("just text", "lines such as")]
+)
+def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, text: str, said: str) -> None:
     path = file(tmp_path, text)
-    with pytest.raises(ConfigError, match=str(path)):
+    with pytest.raises(ConfigError, match=f"{path}: .*{said}"):
         load(path, **MINIMAL)
 
 

@@ -153,6 +153,20 @@ def test_parts_share_a_session_and_have_a_group_each(stage: Stage) -> None:
         assert [os.getpgid(pid) for pid in pids] == pids
 
 
+def test_ports_of_instances_are_held_while_they_load(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SLOW", "decode-0")  # it listens on nothing yet
+    with workers_only(stage.settings, quiet()) as cluster:
+        cluster.start_worker("decode-0", "decode", None)
+        ports = list(cluster.ports)
+        assert len(ports) == 3
+        for port in ports:
+            with socket.socket() as probe, pytest.raises(OSError, match="in use"):
+                probe.bind(("127.0.0.1", port))
+    for port in ports:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+
+
 def test_an_error_inside_stops_everything(stage: Stage) -> None:
     with pytest.raises(KeyboardInterrupt), running(stage.settings, quiet()):
         raise KeyboardInterrupt

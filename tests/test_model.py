@@ -177,7 +177,7 @@ def test_folder_without_config_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["/no/such/folder", "a/b/c", "../up", "a--b/c", "", "-flag", "white space"])
 def test_neither_folder_nor_id(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wheel: list[Path]) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match=r"neither a folder nor"):
         resolve(name, cache=tmp_path)
     assert not list(tmp_path.iterdir())
 

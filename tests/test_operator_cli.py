@@ -4,6 +4,7 @@ import json
 import socket
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -315,3 +316,12 @@ def test_the_key_of_a_variable(answer: Answer, gateway: str, monkeypatch: pytest
         (line,) = done.stderr.splitlines()
         assert "ARES_ADMIN_KEY" in line
         assert "cret" not in line.replace("secret", "")
+
+
+def test_a_log_without_decisions_is_no_success(tmp_path: Path) -> None:
+    log = tmp_path / "decisions.jsonl"
+    done = CliRunner().invoke(app, ["replay", str(log)])
+    assert (done.exit_code, f"{log}: cannot be read: No such file" in done.stderr) == (2, True)
+    log.touch()
+    done = CliRunner().invoke(app, ["replay", str(log)])
+    assert (done.exit_code, f"{log}: no decisions in it" in done.stderr) == (2, True)

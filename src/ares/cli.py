@@ -377,6 +377,7 @@ def _welcome(cluster: Any, keys: bool) -> None:
         {
             "model": cluster.settings.model,
             "messages": [{"role": "user", "content": "What is gravity?"}],
+            "max_tokens": 400,
             "stream": True,
         }
     )

@@ -65,7 +65,7 @@ class GatewayConfig(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=variables.PREFIX, extra="forbid", frozen=True, allow_inf_nan=False)
 
-    model: str
+    model: str = Field(min_length=1)
     """Hugging Face id or folder of the served model: its tokenizer and chat template are read."""
     served_model_name: list[str] = Field(default_factory=list)
     """Names that clients call the model by, the first one in replies; by default `model`."""
@@ -141,6 +141,8 @@ class GatewayConfig(BaseSettings):
             parts = urllib.parse.urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
                 raise ValueError(f"{url!r} is not the URL of an instance, such as http://127.0.0.1:8100")
+            if parts.path.rstrip("/").endswith("/v1") or parts.query or parts.fragment:
+                raise ValueError(f"{url!r}: give the URL of the instance itself, such as http://127.0.0.1:8100")
         return value
 
     @field_validator("admin_key", "worker_api_key")
@@ -240,17 +242,11 @@ def load(file: Path | None = None, **flags: Any) -> GatewayConfig:
         raise ConfigError(_said(error.errors()[0], file, wanted)) from None
     except SettingsError as error:  # of a variable, which the cause names
         raise ConfigError(str(error.__cause__ or error)) from None
-    # PyYAML raises anything on a scalar that its tag does not fit, such as `!!timestamp now`.
-    except (
-        yaml.YAMLError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except yaml.YAMLError as error:
         raise ConfigError(f"{file}: {error}") from error
+    # PyYAML raises anything on a scalar that its tag does not fit, such as `!!timestamp now`.
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ConfigError(f"{file}: should be lines such as `port: 8000` ({error})") from error
 
 
 def _said(error: ErrorDetails, file: Path | None, flags: Collection[str]) -> str:

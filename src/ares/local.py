@@ -127,6 +127,9 @@ class Cluster:
     log_folder: Path
     parts: list[Part] = field(default_factory=list)
     ports: list[int] = field(default_factory=list)
+    # Sockets bound to the instances' ports, on which nobody listens: an instance of vLLM loads for a minute before it
+    # binds its own, and others who look for a free port meanwhile, such as another cluster, must not find them.
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @property
     def url(self) -> str:
@@ -146,7 +149,7 @@ class Cluster:
         command = ["worker", "--model", self.settings.model, "--role", role, "--name", name, *_AT_ONCE]
         for flag in ("--port", "--control-port", "--nixl-port"):
             # Chosen here for all instances: they start at the same time and must not choose the same.
-            self.ports.append(free_port("127.0.0.1", self.ports))
+            self._hold(free_port("127.0.0.1", self.ports))
             command += [flag, str(self.ports[-1])]
         if cores is not None:
             command += ["--cores", cores]
@@ -162,7 +165,8 @@ class Cluster:
         """Start so many simulated instances in one process, called `name` and numbers from `number` on."""
         # And so many control channels: processes that start at the same time must not choose the same ports.
         first = free_ports("127.0.0.1", 2 * count, self.ports)
-        self.ports += range(first, first + 2 * count)
+        for port in range(first, first + 2 * count):
+            self._hold(port)
         names = [f"{name}-{number + n}" for n in range(count)]
         instances = {name: f"http://127.0.0.1:{first + n}" for n, name in enumerate(names)}
         command = ["worker", "--simulate", str(self.settings.simulate), "--model", self.settings.model]
@@ -171,6 +175,10 @@ class Cluster:
         flags = [*self.settings.worker_flags, "--", *self.settings.vllm_flags, "--instances", str(count)]
         part = names[0] if self.settings.per_process == 1 else name
         _start(self, part, instances[names[-1]], [*command, *flags], instances=instances)
+
+    def _hold(self, port: int) -> None:
+        self.held.enter_context(addresses.reserved("127.0.0.1", port))
+        self.ports.append(port)
 
     def restart(self, part: Part) -> None:
         """Start a part that has ended again, as it was started; call it on the main thread (`_die_with_parent`)."""
@@ -213,6 +221,7 @@ class Cluster:
             # Also where the leader has gone: vLLM's own children share its group.
             part.send(signal.SIGKILL)
             part.process.wait()
+        self.held.close()
 
 
 @contextlib.contextmanager
@@ -358,7 +367,10 @@ def _await(cluster: Cluster, parts: list[Part], what: str, ready: Callable[[Part
     deadline = time.monotonic() + START_TIMEOUT_S
     columns = (SpinnerColumn(), TextColumn("{task.description}: {task.fields[state]}"), TimeElapsedColumn())
     with progress_display(cluster.console, *columns, transient=True) as progress:
-        tasks = {p.name: progress.add_task(p.name, total=1, state=f"starting (log: {p.log})") for p in parts}
+        tasks = {
+            p.name: progress.add_task(p.name, total=1, state=f"starting (pid {p.process.pid}, log: {p.log})")
+            for p in parts
+        }
         while waiting:
             cluster.check()
             for part in [p for p in waiting if ready(p)]:

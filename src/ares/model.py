@@ -82,7 +82,7 @@ def resolve(model: str, *, weights: bool = True, cache: Path | None = None, cons
         The model cannot be had; the message says what to do.
     """
     given = Path(model).expanduser()
-    if given.is_dir():
+    if model and given.is_dir():
         if not (given / "config.json").is_file():
             raise ModelError(f"The folder {given} has no config.json. Give the folder that holds the model's files.")
         return given

@@ -153,8 +153,12 @@ def replay(
         with progress_display(_errors, transient=True) as bar:
             task = bar.add_task(f"replaying {log.name}", total=size)
             result = again(log, preset, lambda read: bar.update(task, completed=read))
-    except (ReplayError, ValueError, OSError) as error:
+    except OSError as error:
+        fail(f"{log}: cannot be read: {error.strerror}")
+    except (ReplayError, ValueError) as error:
         fail(str(error))
+    if not result.decisions:
+        fail(f"{log}: no decisions in it; a gateway writes them with --decision-log")
     if as_json:
         shown = {
             "decisions": result.decisions,

@@ -31,7 +31,7 @@ Model = Annotated[str, typer.Option(help="Hugging Face id or folder of the model
 Data = Annotated[Path, typer.Option(help="Data folder that `ares predictor collect` wrote.")]
 Batch = Annotated[int, typer.Option(min=1, help="Requests that run at a time.")]
 Minutes = Annotated[float | None, typer.Option(min=0.1, help="Begin no more outputs after this long.")]
-Seed = Annotated[int, typer.Option(help="Everything that is drawn follows from it.")]
+Seed = Annotated[int, typer.Option(min=0, help="Everything that is drawn follows from it.")]
 
 
 @app.callback()

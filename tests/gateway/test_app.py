@@ -358,6 +358,7 @@ async def test_a_body_that_is_not_json(shared: Service, content: bytes) -> None:
         ("chat/completions", {"continue_final_message": True}, "continue_final_message"),
         ("chat/completions", {"chat_template": "{{ messages }}"}, "chat_template"),
         ("chat/completions", {"top_logprobs": 3}, "top_logprobs"),
+        ("chat/completions", {"logit_bias": {"a": 1}}, "logit_bias"),
         ("chat/completions", {"tool_choice": "required"}, "tool_choice"),
         ("chat/completions", {"response_format": {"type": "xml"}}, "response_format"),
     ],
@@ -386,6 +387,41 @@ async def test_a_body_that_is_not_read(shared: Service, headers: dict[str, str],
     content = gzip.compress(content) if "gzip" in headers.values() else content
     reply = await shared.client.post("/v1/completions", content=content, headers=headers)
     assert said in failure(reply, 415)["message"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "must be a JSON object; it is empty"),
+        (b"null", "must be a JSON object"),
+        (b"[]", "must be a JSON object"),
+        (b'"hello"', "must be a JSON object"),
+        (b"{", "is not JSON: "),
+        (b'{"prompt": "\xff"}', "not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"seed": ' + b"9" * 5_000 + b"}", "numbers is too long"),
+    ],
+)
+async def test_a_body_that_is_no_object_of_json(shared: Service, content: bytes, said: str) -> None:
+    headers = {"Content-Type": "application/json"}
+    reply = await shared.client.post("/v1/completions", content=content, headers=headers)
+    assert said in failure(reply, 400)["message"]
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "said"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": {"type": "text"}}]}, "a list of parts"),
+        ("chat/completions", {"messages": [_called({"function": {"name": "f", "arguments": [1]}})]}, "JSON as text"),
+        ("completions", {"prompt": [1.5]}, "token ids"),
+        ("completions", {"prompt": "x", "stop": {}}, "a list of texts"),
+    ],
+)
+async def test_a_field_of_several_types_says_all_of_them(
+    shared: Service, route: str, fields: dict[str, Any], said: str
+) -> None:
+    reply = await shared.client.post(f"/v1/{route}", json={"model": MODEL} | fields)
+    assert said in failure(reply, 400)["message"]
 
 
 @pytest.mark.parametrize("fault", [ImportError("no jinja2"), TemplateSyntaxError("unexpected end", 1), OSError("no")])

@@ -92,6 +92,24 @@ async def test_every_address_that_leads_nowhere_is_logged_once(lines: Lines, str
             assert why in message
 
 
+async def test_an_instance_whose_server_fails_is_not_taken_for_another_program(
+    lines: Lines, model_folder: Path
+) -> None:
+    async def fail(_: web.Request) -> web.Response:
+        raise web.HTTPBadGateway
+
+    application = web.Application()
+    application.router.add_get("/ares/v1/instance", fail)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    url = f"http://127.0.0.1:{free_port()}"
+    await web.TCPSite(runner, "127.0.0.1", int(url.rpartition(":")[2])).start()
+    async with serving([], model_folder, workers=[url]):
+        await eventually(lambda: bool(lines()), 15)
+        assert "cannot be reached: it answers GET /ares/v1/instance with 502; its log" in lines()[0]
+    await runner.cleanup()
+
+
 async def test_many_reasons_are_named_in_part(lines: Lines, model_folder: Path) -> None:
     urls = [f"http://127.0.0.1:{free_port()}" for _ in range(9)]
     async with serving([], model_folder, workers=urls) as service:
@@ -200,5 +218,5 @@ async def test_death_return_and_drain_are_a_line_each(
         await service.client.post("/admin/v1/instances/decode-0/undrain")
         await eventually(lambda: mine()[-1] == "is ready again", 15)
         lost, back, drains, again = mine()[seen:]
-        assert lost.startswith("is lost: connection refused")
+        assert lost == "is lost: connection refused"
         assert (back, drains, again) == ("is ready again", "drains and takes nothing new", "is ready again")

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,9 @@ from tests.gateway.test_app import serving
 
 
 @contextlib.asynccontextmanager
-async def another_way(port: int) -> AsyncIterator[tuple[str, asyncio.Server]]:
-    """A second address of what listens on a port; closing the server closes it."""
+async def another_way(port: int) -> AsyncIterator[tuple[str, Callable[[], None]]]:
+    """A second address of what listens on a port, and what cuts it with all its connections."""
+    writers: list[asyncio.StreamWriter] = []
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
@@ -30,14 +31,21 @@ async def another_way(port: int) -> AsyncIterator[tuple[str, asyncio.Server]]:
         except OSError:
             writer.close()
             return
+        writers.extend((writer, ours))
         await asyncio.gather(carry(reader, ours), carry(theirs, writer))
 
     own = free_port()
     server = await asyncio.start_server(connected, "127.0.0.1", own)
-    try:
-        yield f"http://127.0.0.1:{own}", server
-    finally:
+
+    def cut() -> None:
         server.close()
+        for writer in writers:
+            writer.transport.abort()
+
+    try:
+        yield f"http://127.0.0.1:{own}", cut
+    finally:
+        cut()
 
 
 async def test_other_spellings_of_a_url_are_used_once(model_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -83,7 +91,7 @@ async def test_where_the_first_url_breaks_the_other_one_is_used(
     monkeypatch.setattr("ares.gateway.instances._DUPLICATE_RETRY_S", 0.2)
     async with (
         instances("both", vocabulary=VOCABULARY) as fakes,
-        another_way(fakes[0].port) as (way, server),
+        another_way(fakes[0].port) as (way, cut),
         serving(fakes, model_folder, workers=[way, fakes[0].url]) as service,
     ):
         pool = service.gateway.pool
@@ -92,7 +100,7 @@ async def test_where_the_first_url_breaks_the_other_one_is_used(
         running = asyncio.create_task(service.complete())
         await eventually(lambda: not busy or bool(fakes[0].running), 15)
         # Whichever was first, the way breaks.
-        server.close()
+        cut()
         if not busy:
             assert (await running).status_code == 200
         replies = [asyncio.create_task(service.complete(max_tokens=3)) for _ in range(3)]
@@ -100,6 +108,30 @@ async def test_where_the_first_url_breaks_the_other_one_is_used(
         fakes[0].hold_at = None
         assert (await running).status_code == 200
         await eventually(lambda: [i.url for i in pool.instances if i.open] == [fakes[0].url], 15)
+
+
+async def test_an_engine_without_its_http_server_gets_nothing_and_is_told(
+    model_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its control channel goes on: the API server of a real engine may die alone."""
+    async with (
+        instances("prefill", "decode", "decode", vocabulary=VOCABULARY) as fakes,
+        another_way(fakes[1].port) as (url, cut),
+    ):
+        urls = [fakes[0].url, url, fakes[2].url]
+        async with serving(fakes, model_folder, workers=urls, preset="off") as service:
+            pool = service.gateway.pool
+            half = next(i for i in pool.instances if i.url == url)
+            await eventually(lambda: all(i.open for i in pool.instances))
+            cut()
+            with caplog.at_level(logging.WARNING, "ares.gateway.instances"):
+                for _ in range(2):  # in turns: one of them goes there
+                    assert (await service.complete()).status_code == 200
+                for _ in range(20):
+                    assert not half.open
+                    await asyncio.sleep(0.05)
+            assert half.telemetry is not None
+            assert sum("is lost: connection refused" in line for line in caplog.messages) == 1
 
 
 async def test_a_worker_that_restarts_is_still_one(

@@ -70,8 +70,8 @@ def test_a_pipe_is_read(tmp_path: Path) -> None:
         ({"instruction": "Translate:", "input": "", "context": None}, "Translate:"),
         ({"instruction": "Summarise.", "context": "It was cold."}, "Summarise.\n\nIt was cold."),
         ({"question": "Who?", "context": "It was me."}, "Who?\n\nIt was me."),
-        ({"turns": ["First.", "Second."]}, "First."),
-        ({"messages": [{"role": "user", "content": "Hello"}, {"role": "user", "content": "More"}]}, "Hello"),
+        ({"turns": ["First."]}, "First."),
+        ({"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]}, "Hello"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": t} for t in "ab"]}]}, "ab"),
         ({"conversations": [{"from": "gpt", "value": "x"}, {"from": "human", "value": "Hello"}]}, "Hello"),
         ({"conversation": [{"role": "user", "content": "Hello"}]}, "Hello"),
@@ -93,12 +93,14 @@ def test_what_is_not_read_is_said(tmp_path: Path) -> None:
         {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]},
         {"messages": [{"role": "assistant", "content": "Hello"}]},
         {"conversations": []},
+        {"turns": ["First.", "Second.", "Third."]},
     ]
     texts, notes = read(tmp_path, "p.jsonl", rows)
-    assert texts == ["Hello", "Translate:\n\na", "Translate:\n\nc"]
+    assert texts == ["First.", "Hello", "Translate:\n\na", "Translate:\n\nc"]
+    unread = "`output` (1), messages of the system (1), what the user says later (1)"
     assert [note.replace(f"{tmp_path}/", "") for note in notes] == [
-        "p.jsonl: not read: `output` (1), messages of the system (1), conversations in which no user says anything (2)",
-        "1 of 4 prompts are the same as one before them, and count once",
+        f"p.jsonl: not read: {unread}, conversations in which no user says anything (2)",
+        "1 of 5 prompts are the same as one before them, and count once",
     ]
 
 
@@ -111,6 +113,8 @@ def test_what_is_not_read_is_said(tmp_path: Path) -> None:
         ("p.jsonl", '{"no": 1}', "p.jsonl:1: no prompt; expected a text in prompt, question"),
         ("p.jsonl", '{"prompt": 5, "text": "a"}', "`prompt` is no text"),
         ("p.jsonl", '{"prompt": ["a", "b"]}', "`prompt` is no text"),
+        ("p.jsonl", '{"instruction": "a", "input": ["b"]}', "`input`, which belongs to `instruction`, is no text"),
+        ("p.jsonl", '{"question": "a", "context": {"b": 1}}', "`context`, which belongs to `question`, is no text"),
         ("p.jsonl", '{"conversation": "Human: hello"}', "`conversation` is no list of messages"),
         ("p.jsonl", '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "other than text"),
         ("p.jsonl", '{"messages": [5]}', "a turn is neither a text nor an object"),

@@ -65,6 +65,7 @@ def test_without_a_predictor_and_with_an_evaluated_one(predictor: str) -> None:
         (["--trace", "paper", "--predictor", "nope"], "nope: no such error model"),
         (["--trace", "paper", "--queue", "nope"], "unknown policy 'nope'; known: fcfs, volume"),
         (["--trace", "paper", "--load", "1", "--rate-scale", "1"], "--load and --rate-scale"),
+        (["--trace", "paper", "--seed", "-1"], "--seed"),
         (["sweep", "--loads", "1,two"], "--loads"),
         (["calibrate", "--recording", "nowhere", "--out", "x.json"], "nowhere: not a recording"),
         (["validate", "--recording", "nowhere", "--profile", "x"], "nowhere: not a recording"),

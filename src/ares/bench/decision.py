@@ -89,7 +89,7 @@ def decision(
     requests: Annotated[int, typer.Option(help="Running requests on each.", min=1)] = 128,
     decisions: Annotated[int, typer.Option(help="How many decisions to time.", min=1)] = 200,
     preset_name: Annotated[str, typer.Option("--preset", help="Whose rebalancer.")] = "ares",
-    seed: Annotated[int, typer.Option(help="Of the sampled clusters.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampled clusters.")] = 0,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the result here ('-': standard output).")
     ] = None,

@@ -27,6 +27,13 @@ from ares.gateway.service import Gateway
 from ares.gateway.shutdown import ShuttingDownError
 from ares.gateway.text import TemplateError
 
+_SEVERAL_TYPES = {
+    "arguments": "an object, or its JSON as text",
+    "content": "text, or a list of parts",
+    "prompt": "text, token ids, or a list of either",
+    "stop": "text, or a list of texts",
+}
+
 
 def build(config: GatewayConfig, folder: Path) -> FastAPI:
     """Make the application of one gateway; it connects to its instances when it starts.
@@ -129,8 +136,10 @@ def _errors(app: FastAPI) -> None:
             return error(415, unread)
         if first["type"] == "json_invalid":
             return error(400, f"the body is not JSON: {first['ctx']['error']}")
+        if first["loc"] == ("body",) and first["type"] in ("missing", "model_attributes_type"):
+            return error(400, f"the body must be a JSON object{'' if failure.body else '; it is empty'}")
         name = _path(first["loc"][1:], failure.body, missing=first["type"] == "missing")
-        return error(400, f"{name}: {first['msg']}" if name else first["msg"], name or None)
+        return error(400, f"{name}: {_wanted(name) or first['msg']}" if name else first["msg"], name or None)
 
     @app.exception_handler(admin.AdminError)
     async def refused(_: Request, failure: admin.AdminError) -> JSONResponse:
@@ -145,6 +154,8 @@ def _errors(app: FastAPI) -> None:
         if failure.status_code == 400 and (unread := _not_json(request)) is not None:
             return error(415, unread)
         message = str(failure.detail)
+        if failure.status_code == 400 and failure.__cause__ is not None:
+            message = f"the body is not JSON that can be read: {_unreadable(failure.__cause__)}"
         if failure.status_code == 404:
             # Not `request.url`: it is put together with the client's Host header, and need not be a URL.
             message = f"no such route: {request.method} {request.scope['path']}"
@@ -168,6 +179,24 @@ def _not_json(request: Request) -> str | None:
     if kind != "application/json" and not kind.endswith("+json"):
         return f"the body must be JSON, with Content-Type: application/json{kind and f' instead of {kind}'}"
     return None
+
+
+def _unreadable(cause: BaseException) -> str:
+    """Say why a body could not be read, where that is more than a mistake in its JSON."""
+    match cause:
+        case UnicodeDecodeError():
+            return "it is not UTF-8"
+        case RecursionError():
+            return "it is nested too deeply"
+        case ValueError():
+            return "one of its numbers is too long"
+    return type(cause).__name__
+
+
+def _wanted(name: str) -> str | None:
+    """Say what a field takes that takes several types; pydantic's own message names the first alone."""
+    field = name.rpartition(".")[2]
+    return f"should be {_SEVERAL_TYPES[field]}" if field in _SEVERAL_TYPES else None
 
 
 def _path(location: tuple[Any, ...], body: Any, *, missing: bool) -> str:

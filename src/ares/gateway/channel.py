@@ -83,7 +83,7 @@ class Handshake:
         if not seen & zmq.EVENT_CONNECTED:
             return "cannot be reached; open that port to the gateway, or start the instance with another --host"
         if not seen & _REFUSED:
-            return "takes connections and does not answer; is the port another's?"
+            return "takes connections and does not answer; does another program use that port?"
         if not has_key:
             return f"asks for a control key and this gateway has none; give it the instance's {_GIVE_KEY}"
         # Which end notices first that only one of them has a key is left to chance.

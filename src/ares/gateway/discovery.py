@@ -61,7 +61,9 @@ async def describe(http: aiohttp.ClientSession, url: str) -> wire.Description | 
     except (TimeoutError, asyncio.IncompleteReadError):
         return Trouble(State.UNREACHABLE, f"no answer within {_TIMEOUT_S:g} s; is it still starting, or overloaded?")
     except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError, msgspec.DecodeError, ValueError, RecursionError):
-        return Trouble(State.NOT_AN_INSTANCE, f"it answers GET {_ROUTE} with something else; is the port another's?")
+        return Trouble(
+            State.NOT_AN_INSTANCE, f"it answers GET {_ROUTE} with something else; does another program use that port?"
+        )
     except (aiohttp.ClientError, OSError) as error:
         return Trouble(State.UNREACHABLE, f"{_reason(error)}; start it, or correct its --worker URL")
     return found
@@ -70,6 +72,8 @@ async def describe(http: aiohttp.ClientSession, url: str) -> wire.Description | 
 def _refusal(status: int) -> Trouble:
     if status in (401, 403):
         return Trouble(State.KEY_REFUSED, _KEY_REFUSED.format(status=status))
+    if status >= 500:
+        return Trouble(State.UNREACHABLE, f"it answers GET {_ROUTE} with {status}; its log, or its proxy's, says why")
     return Trouble(
         State.NOT_AN_INSTANCE,
         f"it answers GET {_ROUTE} with {status}; start it with `ares worker` (a plain `vllm serve` has no ARES plugin)",
@@ -150,5 +154,7 @@ class Discovery:
             found = Trouble(State.OTHER_MODEL, cause)
         if self.health.state is not State.DUPLICATE:  # else its other URL says how it is
             lost = found.state is State.UNREACHABLE and self.health.served
-            self.health.turn(who, State.LOST if lost else found.state, found.cause)
+            # Of one that has served the address is right, and it may start again by itself: no advice.
+            cause = found.cause.partition(";")[0] if lost else found.cause
+            self.health.turn(who, State.LOST if lost else found.state, cause)
         return None

@@ -106,8 +106,9 @@ class Instance:
 
     @property
     def healthy(self) -> bool:
-        """Whether it has been heard of lately."""
-        return self.telemetry is not None and time.monotonic() - self._heard < self._patience_s
+        """Whether it has been heard of lately, and no connection to it has failed since it last answered over HTTP."""
+        heard = self.telemetry is not None and time.monotonic() - self._heard < self._patience_s
+        return heard and not self._doubted
 
     @property
     def _patience_s(self) -> float:
@@ -149,7 +150,10 @@ class Instance:
         return needs - set(self.hello.carries) if needs and self.hello is not None else frozenset()
 
     def mark_lost(self) -> None:
-        """Take it as silent until it is heard again: a connection to it failed."""
+        """Take it as lost until it answers over HTTP and is heard again: a connection to it failed.
+
+        An engine whose HTTP server has died may go on sending telemetry.
+        """
         self._heard = 0.0
         self._doubted = True
 
@@ -340,6 +344,7 @@ class Instance:
         if found.boot != description.boot:
             self.health.turn(self._who, State.LOST, _RESTARTED)
             return True
+        self._doubted = False
         self._answered = time.monotonic()
         if self._answered - self._last_message > self._patience_s:
             self.health.turn(self._who, State.LOST, "it answers over HTTP, but not over its control channel")

@@ -113,12 +113,15 @@ class GenerationRequest(Body):
                 raise BadRequestError(f"{name}: nested too deeply", name) from error
 
     def check_options(self) -> None:
-        """Refuse options that would have no effect."""
+        """Refuse options that would have no effect, and those that an engine refuses in words of its own."""
         extra = self.model_extra or {}
         unsupported.refuse(extra)
         if extra.get("spaces_between_special_tokens") is False and not self.skip_special_tokens:
             message = "special tokens without spaces between are not offered here"
             raise BadRequestError(message, "spaces_between_special_tokens")
+        for token in self.logit_bias or {}:
+            if not (token.isascii() and token.isdigit()):
+                raise BadRequestError(f"logit_bias: {token!r} is no token id", "logit_bias")
         if self.stream_options is not None and self.stream_options.model_fields_set and not self.stream:
             raise BadRequestError("stream_options needs stream to be true", "stream_options")
 

@@ -1,13 +1,15 @@
 """Fields of OpenAI's and vLLM's requests that are not offered: they are refused by name, not ignored.
 
-What vLLM 0.32 itself ignores is ignored here too (entrypoints/openai/*/protocol.py): `user`, `session_id`,
-`length_penalty` without a beam, and what is for its render routes only.
+What vLLM 0.32 itself ignores is ignored here too (entrypoints/openai/*/protocol.py): `user`, `session_id`, `store`,
+`length_penalty` without a beam, and what is for its render routes only; not so what would change the output.
 """
 
 from typing import Any
 
 from ares.gateway.body import BadRequestError
 
+# What earlier versions of vLLM called `structured_outputs`: an output without its structure would pass for one with it.
+_GUIDED = ("guided_choice", "guided_grammar", "guided_json", "guided_regex", "structural_tag")
 # With the values that ask for nothing.
 _FIELDS: dict[str, tuple[Any, ...]] = {
     "audio": (),
@@ -17,6 +19,7 @@ _FIELDS: dict[str, tuple[Any, ...]] = {
     "ec_transfer_params": ({},),
     "function_call": ("none", "auto"),
     "functions": ([],),
+    **dict.fromkeys(_GUIDED, ()),
     "include_reasoning": (True,),
     "kv_transfer_params": ({},),
     "logprob_token_ids": ([],),
@@ -33,12 +36,14 @@ _FIELDS: dict[str, tuple[Any, ...]] = {
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     "watermarking": (False,),
+    "web_search_options": (),
 }
 _INSTEAD = {
     "cache_salt": "prefixes are shared by all requests",
     "chat_template": "the chat template is the model's own",
     "function_call": "give tools and tool_choice",
     "functions": "give tools",
+    **dict.fromkeys(_GUIDED, "give structured_outputs"),
     "modalities": "the model writes text only",
     "truncate_prompt_tokens": "shorten the prompt",
 }

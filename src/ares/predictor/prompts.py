@@ -125,7 +125,8 @@ def _of_objects(file: Path, lines: list[str], note: Callable[[str], None]) -> li
         value = row[taken[0]]
         if isinstance(value, list):
             text = _first_of_user(value, where)
-            unread["messages of the system"] += _has_system(value)
+            unread["messages of the system"] += "system" in _speakers(value)
+            unread["what the user says later"] += sum(speaker in _USERS for speaker in _speakers(value)) > 1
         else:
             text = "\n\n".join(row[name] for name in taken)
         if text.strip():
@@ -175,7 +176,11 @@ def _fields(row: dict[str, Any], where: str) -> list[str]:
     if name in _CHATS or not isinstance(value, str):
         wanted = "list of messages" if name in _CHATS else "text"
         raise PredictorError(f"{where}: no prompt: `{name}` is no {wanted}; {_EXPECTED}")
-    return [name, *[other for other in _BEHIND.get(name, ()) if _holds_text(row.get(other))][:1]]
+    behind = [other for other in _BEHIND.get(name, ()) if _holds(row.get(other))][:1]
+    for other in behind:
+        if not isinstance(row[other], str):
+            raise PredictorError(f"{where}: `{other}`, which belongs to `{name}`, is no text")
+    return [name, *behind]
 
 
 def _holds(value: Any) -> bool:
@@ -200,8 +205,8 @@ def _first_of_user(turns: list[Any], where: str) -> str:
     return ""
 
 
-def _has_system(turns: list[Any]) -> bool:
-    return any(isinstance(turn, dict) and turn.get("role", turn.get("from")) == "system" for turn in turns)
+def _speakers(turns: list[Any]) -> list[Any]:
+    return [turn.get("role", turn.get("from")) if isinstance(turn, dict) else "user" for turn in turns]
 
 
 def _joined(said: Any, where: str) -> str:

@@ -95,7 +95,7 @@ def show(runs: list[dict[str, Any]]) -> None:
     for run in runs:
         table.add_row(
             run["preset"],
-            f"{run['load']:.2f}",
+            f"{run['load']:.3g}",
             *(f"{run['ttft_s'][name]:.{digits}g}" for name, digits in (("p50", 3), ("p99", 4))),
             *(f"{run['tpot_s'][name] * 1e3:.1f}" for name in ("p50", "p99")),
             f"{run['longest_gap_s']['p99']:.3g}",

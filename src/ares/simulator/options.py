@@ -40,7 +40,7 @@ Predictor = Annotated[
         help=f"{', '.join(ERROR_MODELS)}; a JSON file with start, end and tokens, or of `ares predictor evaluate`."
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Of the synthetic workload and of the predictor's errors.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the synthetic workload and of the predictor's errors.")]
 Period = Annotated[float, typer.Option(min=0.001, help="Seconds between two decisions of the rebalancer.")]
 SloTtft = Annotated[float, typer.Option(min=0, help="TTFT objective, seconds.")]
 SloTpot = Annotated[float, typer.Option(min=0, help="TPOT objective, seconds.")]
