@@ -241,7 +241,7 @@ def test_a_start_that_nobody_watches_is_told_in_lines(stage: Stage, monkeypatch:
     with running(stage.settings, console) as cluster:
         lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
         for part in cluster.parts:
-            assert f"{part.name}: starting (log: {part.log})" in lines
+            assert f"{part.name}: starting (pid {part.process.pid}, log: {part.log})" in lines
             assert any(re.fullmatch(rf"{part.name}: ready after \d+ s", line) for line in lines)
 
 
