@@ -55,7 +55,8 @@ def sweep(found: Any) -> str:
         waits = [f"{of(found['points'], load, p)['longest_wait_s']:.0f}" for p in COMPARED]
         gaps = [f"{of(found['points'], load, p)['longest_gap_s']['p99']:.0f}" for p in COMPARED]
         bounds = [r["slo_share_bound"] for r in found["runs"] if abs(r["load"] - load) < 1e-6]
-        rows.append([f"{load:g}", cell(met), cell(slow), " / ".join(waits), " / ".join(gaps), f"{sum(bounds) / len(bounds) * 100:.0f}"])
+        bound = f"{sum(bounds) / len(bounds) * 100:.0f}"
+        rows.append([f"{load:g}", cell(met), cell(slow), " / ".join(waits), " / ".join(gaps), bound])
     head = "load|both SLOs met, %: round robin / least loaded / `paper` / **`ares`**|P99 TPOT, ms|longest wait, s"
     head += "|longest gap of a stream, P99, s"
     return table(head + "|most that any policy could meet, %", rows)
@@ -125,7 +126,7 @@ GAPS = ("2", "30", "60", "120", "300", "none")
 
 
 def gaps(_: Any) -> str:
-    """What a bound on the gaps of streams costs, and where that shows."""
+    """Show what a bound on the gaps of streams costs, and where."""
     rows = []
     for bound in GAPS:
         points = result(f"gap-{bound}")["points"]
