@@ -39,7 +39,7 @@ class ConfigError(ValueError):
 
 
 # Requests move within fractions of a second live, so that they need not rest for as long as the policies' own default.
-_LIVE_DEFAULTS = {"cooldown_s": 3.0}
+_LIVE_COOLDOWN_S = 3.0
 
 
 def live_preset(name: str, settings: Collection[str] = ()) -> Preset:
@@ -50,7 +50,7 @@ def live_preset(name: str, settings: Collection[str] = ()) -> Preset:
     ValueError
         It is not known, or wrong, or needs to know the future.
     """
-    chosen = plugins.preset(name, settings, _LIVE_DEFAULTS)
+    chosen = plugins.preset(name, settings, {"cooldown_s": _LIVE_COOLDOWN_S})
     if chosen.knows_lengths:
         live = ", ".join(known for known, one in PRESETS.items() if not one.knows_lengths)
         raise ValueError(f"preset {name!r} knows the true lengths, which only a simulation does; live: {live}")
@@ -192,6 +192,12 @@ class GatewayConfig(BaseSettings):
             if file is not None and not file.is_file():
                 raise ValueError(f"{file}: no such file")
         return self
+
+    def cooldown(self, chosen: Preset) -> float:
+        """Return for how many seconds a request that has moved is left alone under a preset."""
+        if self.cooldown_s is not None:
+            return self.cooldown_s
+        return chosen.cooldown_s if chosen.moves else _LIVE_COOLDOWN_S  # who was suspended rests, too
 
     def exposure(self) -> str | None:
         """Say who can send requests, where other hosts reach the gateway and it asks for no key; else None.

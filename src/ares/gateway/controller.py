@@ -134,7 +134,7 @@ class Controller:
         self._dispatch: Dispatch = dispatcher(chosen.dispatch)
         self._forecasts = chosen.dispatch == "forecast"
         self.decider = Decider(rebalancer(chosen.rebalance, chosen.settings))
-        self.viewer.cooldown_s = chosen.cooldown_s if self._config.cooldown_s is None else self._config.cooldown_s
+        self.viewer.cooldown_s = self._config.cooldown(chosen)
         suspension = chosen.suspend_settings.for_objectives(self._config.slo_ttft_s)
         self._entrance = Entrance(chosen.admission_settings, suspension if chosen.suspends else None, chosen.queue)
         self._changed.set()
