@@ -292,7 +292,7 @@ def up(
     """
     from ares import local, plugins, variables
     from ares import model as models
-    from ares.config import GatewayConfig, live_preset
+    from ares.config import GatewayConfig, check_policies, live_preset
     from ares.engine import predictor_choice
     from ares.engine.defaults import local_flags
     from ares.supervision import Supervisor
@@ -301,7 +301,7 @@ def up(
     refuse_key_flag(flags)
     try:
         plugins.load(policy or ())
-        live_preset(preset)
+        check_policies(policy or (), live_preset(preset), preset)
     except ValueError as error:
         fail(str(error))
     for remark in variables.remarks(GatewayConfig.model_fields, overruled=_SET_BY_UP):

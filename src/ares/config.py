@@ -57,6 +57,12 @@ def live_preset(name: str, settings: Collection[str] = ()) -> Preset:
     return chosen
 
 
+def check_policies(files: Collection[Path | str], chosen: Preset, name: str) -> None:
+    """Refuse files with policies that a preset uses none of; ValueError says what to give."""
+    if files and not plugins.from_file(chosen.rebalance):
+        raise ValueError(f"{name} uses no policy of --policy: give a preset file that names one under rebalance")
+
+
 class ServiceClass(BaseModel):
     """A class of service that requests name in `x-ares-class`."""
 
@@ -217,9 +223,7 @@ class GatewayConfig(BaseSettings):
     @field_validator("preset")
     @classmethod
     def _known(cls, value: str, info: ValidationInfo) -> str:
-        chosen = live_preset(value)
-        if info.data.get("policies") and not plugins.from_file(chosen.rebalance):
-            raise ValueError(f"{value} uses no policy of --policy: give a preset file that names one under rebalance")
+        check_policies(info.data.get("policies", ()), live_preset(value), value)
         return value
 
     @field_validator("policies")

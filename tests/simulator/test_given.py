@@ -69,7 +69,7 @@ def test_no_combination_is_silently_another() -> None:
     # Everything that is accepted and differs in what was asked differs in what happens.
     different = set(accepted.values())
     # Open: three dispatches; forecast: with and without suspension, and with known lengths.
-    assert len(different) == 3 * 2 * 4 + 3 * 2 * 4
+    assert len(different) == 3 * 2 * 5 + 3 * 2 * 5
     assert len({outcome(policy) for policy in different}) == len(different)
     # And of every part each name is accepted somewhere.
     for at, names in enumerate(PARTS.values(), start=1):

@@ -135,6 +135,8 @@ PRESETS: dict[str, Preset] = {
     "ares-no-prediction": Preset(dispatch="least_loaded", rebalance="current_load"),
     # The paper's system: point predictions, tokens as load, rebalancing alone.
     "paper": Preset(dispatch="least_loaded", rebalance="paper", predicts=True),
+    # The migration rule of Llumnix, with the dispatch of the others.
+    "llumnix": Preset(dispatch="least_loaded", rebalance="llumnix"),
     # Parts of ours, for the ablation.
     "ares-admission": Preset(
         dispatch="forecast", rebalance="none", admission="forecast", queue="volume", predicts=True

@@ -1,6 +1,6 @@
 """Rebalance: which running requests change instance, and why. One file a policy; base.py says what one is."""
 
-from ares.policy.rebalance import ares, current_load, none, paper  # each registers itself
+from ares.policy.rebalance import ares, current_load, llumnix, none, paper  # each registers itself
 from ares.policy.rebalance.base import (
     REBALANCERS,
     DecisionError,
@@ -21,6 +21,7 @@ __all__ = [
     "check_moves",
     "current_load",
     "decide_moves",
+    "llumnix",
     "none",
     "paper",
     "rebalancer",
