@@ -76,6 +76,22 @@ def test_a_bad_policy_ends_a_simulation_with_its_name(tmp_path: Path, body: str,
     assert said in done.output
 
 
+def test_a_policy_that_cannot_be_made(tmp_path: Path) -> None:
+    file, preset = tmp_path / "broken.py", tmp_path / "broken.yaml"
+    file.write_text(
+        POLICY.format(name="broken", body="return []") + "    def __init__(self, settings):\n        1 / 0\n"
+    )
+    preset.write_text("rebalance: broken\n")
+    done = CliRunner().invoke(app, ["--requests", "20", "--policy", str(file), "--preset", str(preset)])
+    assert "ares simulate: rebalance policy 'broken' cannot be made: ZeroDivisionError" in done.output
+    with pytest.raises(ConfigError, match="'broken' cannot be made"):
+        load(workers=["http://127.0.0.1:1"], model="m", policies=[file], preset=str(preset))
+    file = tmp_path / "undecided.py"
+    file.write_text(HEAD + '@register("undecided")\nclass Mine(Rebalance):\n    pass\n')
+    with pytest.raises(ValueError, match=r"Mine must define decide\(self, cluster\)"):
+        plugins.load([file])
+
+
 def test_a_policy_that_nothing_uses_is_refused(tmp_path: Path) -> None:
     file = str(policy(tmp_path, "idle"))
     done = CliRunner().invoke(app, ["--policy", file, "--preset", "static-rr"])

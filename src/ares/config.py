@@ -61,6 +61,8 @@ def check_policies(files: Collection[Path | str], chosen: Preset, name: str) -> 
     """Refuse files with policies that a preset uses none of; ValueError says what to give."""
     if files and not plugins.from_file(chosen.rebalance):
         raise ValueError(f"{name} uses no policy of --policy: give a preset file that names one under rebalance")
+    if plugins.from_file(chosen.rebalance):
+        chosen.rebalancer()  # what is wrong with it is said now
 
 
 class ServiceClass(BaseModel):

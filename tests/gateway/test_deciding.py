@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ares.gateway.deciding import Decider
+from ares.gateway.replay import replay
 from ares.policy import Cluster, DecisionError, Move, Rebalance
 from tests.gateway.fakes import eventually
 from tests.gateway.test_controller import cluster
@@ -75,9 +76,9 @@ def stays(view: Cluster) -> list[Move]:
 
 @pytest.mark.parametrize(("orders", "kind"), [(twice, "repeated"), (nothing, "not_moves"), (stays, "same_instance")])
 async def test_nonsense_is_counted_and_serving_goes_on(
-    model_folder: Path, caplog: pytest.LogCaptureFixture, orders: Callable[[Cluster], Any], kind: str
+    model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, orders: Callable[[Cluster], Any], kind: str
 ) -> None:
-    async with cluster(model_folder, preset="ares-no-prediction") as (gateway, fakes):
+    async with cluster(model_folder, preset="ares-no-prediction", decision_log=tmp_path / "log") as (gateway, fakes):
         for fake in fakes[1:]:
             fake.hold_at = 40
         client = Client(gateway, 100)
@@ -91,4 +92,6 @@ async def test_nonsense_is_counted_and_serving_goes_on(
         assert sample(gateway, "ares_controller_faults_total", part="rebalance") >= 3
         assert sample(gateway, "ares_rebalance_decisions_total", result="failed") >= 3
         assert len(gateway.migrations) == 0
+    again = replay(tmp_path / "log", None)
+    assert again.decisions == again.same >= 3
     assert sum("rebalance policy 'current_load'" in record.message for record in caplog.records) == 1

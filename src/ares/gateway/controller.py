@@ -348,18 +348,18 @@ class Controller:
 
     async def _decide_moves(self) -> str:
         view = self.viewer.view(self._sequences.values())
-        if self._policy.suspends:
+        suspends = self._policy.suspends
+        if suspends:
             # They run again where there is room, not where there was none.
             for sequence in (s for s in view.preempted if s.not_movable() is None):
                 self._spawn(self._suspend(sequence, "preempted"))
         lead = RescueSettings(lead_s=2.0 * self._config.period_s + view.cluster.stall_s)
         # Only where suspension is part of the preset: the others are what they are compared as.
-        rescues = rescue(view.cluster, lead, view.running) if self._policy.suspends else []
+        rescues = rescue(view.cluster, lead, view.running) if suspends else []
         preset, decider = self.preset, self.decider
         asked, failed = await self._ask(decider, view)
         moves = beside(asked, rescues)
-        if not failed:
-            self.log.moves(preset, view, decider.policy, lead if self._policy.suspends else None, rescues, moves)
+        self.log.moves(preset, view, decider.policy, lead if suspends else None, rescues, moves, failed)
         for one in rescues:
             sequence = view.sequences[one.request]
             self._metrics.rescues.labels("suspended" if one.target == NOWHERE else "moved").inc()
@@ -371,14 +371,14 @@ class Controller:
             self._order_move(view, move)
         return "failed" if failed else "moved" if moves or rescues else "kept"
 
-    async def _ask(self, decider: Decider, view: View) -> tuple[list[Move], bool]:
-        """Return the moves of the policy, and whether it failed: then there are none, and rescues go on (I7)."""
+    async def _ask(self, decider: Decider, view: View) -> tuple[list[Move], str | None]:
+        """Return the moves of the policy, and how it failed, if it did: then there are none, and rescues go on (I7)."""
         try:
-            return await decider.decide(view.cluster, max(self._config.period_s, _LEAST_TO_DECIDE_S)), False
+            return await decider.decide(view.cluster, max(self._config.period_s, _LEAST_TO_DECIDE_S)), None
         except DecisionError as error:
             decider.note(error)
             self._metrics.faults.labels("rebalance").inc()
-            return [], True
+            return [], error.kind
 
     def _order_move(self, view: View, move: Move) -> None:
         sequence, target = view.sequences[move.request], view.instances[move.target]

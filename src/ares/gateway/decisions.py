@@ -58,10 +58,11 @@ class DecisionLog:
         lead: RescueSettings | None,
         rescues: list[Rescue],
         decided: list[Move],
+        failed: str | None = None,
     ) -> None:
         """Log the moves of a period; a period without anything to decide is left out.
 
-        Without `lead`, nobody asked whether a request must be rescued.
+        Without `lead`, nobody asked whether a request must be rescued; `failed` is the kind of the policy's fault.
         """
         if len(view.sequences):
             self._write(
@@ -72,6 +73,7 @@ class DecisionLog:
                 cluster=view.cluster,
                 running=view.running,
                 rescues=rescues,
+                failed=failed,
                 decided=decided,
             )
 

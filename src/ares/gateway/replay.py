@@ -165,10 +165,10 @@ def _moves(
     rescues = rescue(cluster, lead, running) if rescued else []
     if (name, settings) not in policies:  # one for all of its decisions, since it may remember
         policies[name, settings] = rebalancer(name, settings)
-    moves = [
-        {"kind": "move", "request": one.request, "instance": one.target}
-        for one in beside(decide_moves(policies[name, settings], cluster), rescues)
-    ]
+    # A fault, such as a late answer, need not come again.
+    failed = chosen is None and record["failed"] is not None
+    asked = [] if failed else decide_moves(policies[name, settings], cluster)
+    moves = [{"kind": "move", "request": one.request, "instance": one.target} for one in beside(asked, rescues)]
     return [{"kind": "rescue", "request": one.request, "instance": one.target} for one in rescues] + moves
 
 

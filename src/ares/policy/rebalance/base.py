@@ -76,6 +76,8 @@ def _check(policy: type) -> None:
     if not issubclass(policy, Rebalance):
         raise TypeError(f"{policy.__name__} must be a subclass of ares.policy.rebalance.Rebalance")
     check_settings_type(policy.Settings)
+    if policy.decide is Rebalance.decide:
+        raise TypeError(f"{policy.__name__} must define decide(self, cluster)")
 
 
 REBALANCERS: Registry[Rebalance] = Registry("rebalance", _check)
@@ -87,10 +89,21 @@ def register(name: str) -> Callable[[Policy], Policy]:
 
 
 def rebalancer(name: str, settings: Any = None) -> Rebalance:
-    """Make the policy called `name`, ready to decide; ValueError lists the known names."""
+    """Make the policy called `name`, ready to decide.
+
+    Raises
+    ------
+    ValueError
+        There is none; the message lists the known names.
+    DecisionError
+        It cannot be made.
+    """
     policy = REBALANCERS.find(name)
-    policy.prepare()
-    return policy(settings)
+    try:
+        policy.prepare()
+        return policy(settings)
+    except Exception as error:
+        raise DecisionError(name, "raised", f"cannot be made: {type(error).__name__}: {error}") from error
 
 
 def decide_moves(policy: Rebalance, cluster: Cluster) -> list[Move]:
