@@ -358,6 +358,8 @@ class Controller:
         rescues = rescue(view.cluster, lead, view.running) if suspends else []
         preset, decider = self.preset, self.decider
         asked, failed = await self._ask(decider, view)
+        if decider is not self.decider:  # another preset was put in force meanwhile
+            return "kept"
         moves = beside(asked, rescues)
         self.log.moves(preset, view, decider.policy, lead if suspends else None, rescues, moves, failed)
         for one in rescues:
