@@ -12,14 +12,15 @@ FILES = sorted(ROOT.rglob("*.py"))
 # What each room may know of ours; its own modules always, and wire, which knows nobody.
 MAY_KNOW = {
     "policy": set(),
+    "plugins": {"policy"},
     "predictor": {"model"},
     "traces": set(),
     "wire": set(),
     "engine": {"wire", "predictor", "model", "keys"},
     "engine/simulated": {"wire", "engine", "simulator"},
-    "gateway": {"wire", "policy", "config", "model", "keys"},
-    "simulator": {"policy", "traces"},
-    "config": {"policy", "keys", "variables"},
+    "gateway": {"wire", "policy", "plugins", "config", "model", "keys"},
+    "simulator": {"policy", "plugins", "traces"},
+    "config": {"policy", "plugins", "keys", "variables"},
     "variables": set(),
     "model": {"gguf_model"},
     "gguf_model": set(),

@@ -17,6 +17,7 @@ from ares.keys import CONTROL_KEY_VARIABLE, KeyFileError, read_key, read_keys, r
 from ares.model import DEFAULT_MODEL, ModelError
 from ares.operator_cli import fail
 from ares.simulator import cli as simulator
+from ares.simulator.options import Policies, Settings
 
 app = typer.Typer(
     name="ares",
@@ -212,7 +213,9 @@ def gateway(
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; variables and flags win over it.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to serve on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to serve on.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Policy preset (docs/policy.md).")] = None,
+    preset: Annotated[str | None, typer.Option(help="Policy preset, or its YAML file (docs/policy.md).")] = None,
+    policy: Policies = None,
+    settings: Settings = None,
     period_s: Annotated[float | None, typer.Option(help="Seconds between two rebalancing decisions.")] = None,
     cooldown_s: Annotated[float | None, typer.Option(help="Seconds a moved request is left alone.")] = None,
     slo_ttft_s: Annotated[float | None, typer.Option(help="Objective for the time to first token.")] = None,
@@ -245,6 +248,8 @@ def gateway(
             host=host,
             port=port,
             preset=preset,
+            policies=policy,
+            settings=settings,
             period_s=period_s,
             cooldown_s=cooldown_s,
             slo_ttft_s=slo_ttft_s,
@@ -271,7 +276,8 @@ def up(
     decode: Annotated[int, typer.Option(min=1, help="Decode instances.")] = 2,
     host: Annotated[str, typer.Option(help="Address of the endpoint.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the endpoint.", min=1, max=_LAST_PORT)] = 8000,
-    preset: Annotated[str, typer.Option(help="Policy preset (docs/policy.md).")] = "ares",
+    preset: Annotated[str, typer.Option(help="Policy preset, or its YAML file (docs/policy.md).")] = "ares",
+    policy: Policies = None,
     api_key_file: Annotated[Path | None, typer.Option(help="File with the keys of clients, one a line.")] = None,
     no_restart: Annotated[
         bool, typer.Option("--no-restart", help="End with an error when a process ends, and start none again.")
@@ -284,9 +290,9 @@ def up(
 
     Every other flag goes to each vLLM instance, for example --max-model-len 4096, or to the simulated engines.
     """
-    from ares import local, variables
+    from ares import local, plugins, variables
     from ares import model as models
-    from ares.config import GatewayConfig, live_preset
+    from ares.config import GatewayConfig, check_policies, live_preset
     from ares.engine import predictor_choice
     from ares.engine.defaults import local_flags
     from ares.supervision import Supervisor
@@ -294,7 +300,8 @@ def up(
     flags = [flag for flag in context.args if flag != "--"]
     refuse_key_flag(flags)
     try:
-        live_preset(preset)
+        plugins.load(policy or ())
+        check_policies(policy or (), live_preset(preset), preset)
     except ValueError as error:
         fail(str(error))
     for remark in variables.remarks(GatewayConfig.model_fields, overruled=_SET_BY_UP):
@@ -318,7 +325,10 @@ def up(
         log_folder=log_folder,
         worker_flags=("--predictor", predictor) if predictor is not None else (),
         vllm_flags=tuple(flags if simulate is not None else local_flags(flags)),
-        gateway_flags=("--api-key-file", str(api_key_file)) if api_key_file is not None else (),
+        gateway_flags=(
+            *(("--api-key-file", str(api_key_file)) if api_key_file is not None else ()),
+            *(word for file in policy or () for word in ("--policy", str(Path(file).resolve()))),
+        ),
         simulate=simulate,
     )
     signal_as_interrupt()

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -17,10 +26,10 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from ares import variables
+from ares import plugins, variables
 from ares.addresses import on_loopback
 from ares.keys import ControlKey, clean
-from ares.policy import PRESETS, Preset, preset
+from ares.policy import PRESETS, Preset
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +38,31 @@ class ConfigError(ValueError):
     """The configuration is wrong; the message names the setting."""
 
 
-def live_preset(name: str) -> Preset:
-    """Return the preset called `name`; ValueError where it is unknown or needs to know the future."""
-    chosen = preset(name)
-    if chosen.rebalance == "oracle":
-        live = ", ".join(known for known, one in PRESETS.items() if one.rebalance != "oracle")
+# Requests move within fractions of a second live, so that they need not rest for as long as the policies' own default.
+_LIVE_COOLDOWN_S = 3.0
+
+
+def live_preset(name: str, settings: Collection[str] = ()) -> Preset:
+    """Return a preset by its name or file, with settings replaced.
+
+    Raises
+    ------
+    ValueError
+        It is not known, or wrong, or needs to know the future.
+    """
+    chosen = plugins.preset(name, settings, {"cooldown_s": _LIVE_COOLDOWN_S})
+    if chosen.knows_lengths:
+        live = ", ".join(known for known, one in PRESETS.items() if not one.knows_lengths)
         raise ValueError(f"preset {name!r} knows the true lengths, which only a simulation does; live: {live}")
     return chosen
+
+
+def check_policies(files: Collection[Path | str], chosen: Preset, name: str) -> None:
+    """Refuse files with policies that a preset uses none of; ValueError says what to give."""
+    if files and not plugins.from_file(chosen.rebalance):
+        raise ValueError(f"{name} uses no policy of --policy: give a preset file that names one under rebalance")
+    if plugins.from_file(chosen.rebalance):
+        chosen.rebalancer()  # what is wrong with it is said now
 
 
 class ServiceClass(BaseModel):
@@ -73,8 +100,12 @@ class GatewayConfig(BaseSettings):
     """Base URLs of the instances."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
-    preset: str = "ares"
-    """Policy preset: how requests are placed and when they move."""
+    policies: list[Path] = Field(default_factory=list, validate_default=True, examples=[["my_policy.py"]])
+    """Files with policies of one's own (docs/write-a-policy.md): Python that the gateway runs."""
+    preset: str = Field(default="ares", validate_default=True)
+    """Policy preset, a name or a YAML file: how requests are placed and when they move."""
+    settings: list[str] = Field(default_factory=list, examples=[["rebalance.theta=0.2"]])
+    """Settings of the preset's policies that replace its own."""
     slo_ttft_s: float = Field(default=20.0, gt=0)
     """Objective for the time to first token: who waits longer goes behind all who can still be in time."""
     slo_tpot_s: float | None = Field(default=None, gt=0)
@@ -97,8 +128,8 @@ class GatewayConfig(BaseSettings):
     """Seconds between two rebalancing decisions."""
     telemetry_interval_s: float = Field(default=0.1, gt=0)
     """Seconds between two reports of an instance."""
-    cooldown_s: float = Field(default=3.0, ge=0)
-    """A request that has moved is left alone by the policy for this long."""
+    cooldown_s: float | None = Field(default=None, ge=0)
+    """A request that has moved is left alone by the policy for this long; by default its own `cooldown_s`, or 3 s."""
     commanded_cooldown_s: float = Field(default=60.0, ge=0)
     """And one that was moved by command (`ares migrate`) for this long, unless it must leave its instance."""
     handover_timeout_s: float = Field(default=10.0, gt=0, le=20)
@@ -172,6 +203,12 @@ class GatewayConfig(BaseSettings):
                 raise ValueError(f"{file}: no such file")
         return self
 
+    def cooldown(self, chosen: Preset) -> float:
+        """Return for how many seconds a request that has moved is left alone under a preset."""
+        if self.cooldown_s is not None:
+            return self.cooldown_s
+        return chosen.cooldown_s if chosen.moves else _LIVE_COOLDOWN_S  # who was suspended rests, too
+
     def exposure(self) -> str | None:
         """Say who can send requests, where other hosts reach the gateway and it asks for no key; else None.
 
@@ -189,8 +226,21 @@ class GatewayConfig(BaseSettings):
 
     @field_validator("preset")
     @classmethod
-    def _known(cls, value: str) -> str:
-        live_preset(value)
+    def _known(cls, value: str, info: ValidationInfo) -> str:
+        check_policies(info.data.get("policies", ()), live_preset(value), value)
+        return value
+
+    @field_validator("policies")
+    @classmethod
+    def _loadable(cls, value: list[Path]) -> list[Path]:
+        plugins.load(value)
+        return value
+
+    @field_validator("settings")
+    @classmethod
+    def _settable(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        if "preset" in info.data:
+            live_preset(info.data["preset"], value)
         return value
 
 

@@ -138,17 +138,22 @@ def preset(
 
 def replay(
     log: Annotated[Path, typer.Argument(help="Decision log of `ares gateway --decision-log`.")],
-    preset: Annotated[str | None, typer.Option(help="Decide by this preset instead of the logged one.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Decide by this preset instead of as logged.")] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="Python file that registers a policy; may be repeated.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the decisions of a log again: the same preset decides the same, another says what it would have done.
 
     Ends with status 1 where the logged preset decides otherwise than logged.
     """
+    from ares import plugins
     from ares.gateway.replay import ReplayError
     from ares.gateway.replay import replay as again
 
     try:
+        plugins.load(policy or ())
         size = log.stat().st_size
         with progress_display(_errors, transient=True) as bar:
             task = bar.add_task(f"replaying {log.name}", total=size)

@@ -18,7 +18,7 @@ from ares.gateway.decisions import DecisionLog
 from ares.gateway.replay import ReplayError, replay
 from ares.gateway.view import View
 from ares.keys import ControlKey, KeyFileError, read_key, read_keys
-from ares.policy import Cluster, RebalanceSettings, preset, rebalancer
+from ares.policy import Cluster, preset
 from ares.policy.admission import Candidates, Entrance, Progress
 from ares.policy.rescue import RescueSettings, rescue
 from ares.predictor import prompts
@@ -238,8 +238,9 @@ def _logged(folder: Path) -> list[Any]:
     file = folder / "valid.jsonl"
     log = DecisionLog(file)
     log.entries("ares", entrance, 0.0, view, candidates, entrance.decide(cluster, candidates, view.running))
-    moves = rebalancer(chosen.rebalance)(cluster, RebalanceSettings())
-    log.moves("ares", view, RebalanceSettings(), lead, rescue(cluster, lead, view.running), moves)
+    policy = chosen.rebalancer()
+    moves = policy.decide(cluster)
+    log.moves("ares", view, policy, lead, rescue(cluster, lead, view.running), moves)
     log.close()
     assert replay(file, None).decisions == 2
     return [json.loads(line) for line in file.read_text().splitlines()]
@@ -287,9 +288,9 @@ def _with(record: Any, path: str, value: Any) -> Any:
         (1, "cluster.resident_tokens", [10**30, 1, 1]),
         (1, "cluster.levels", []),
         (1, "cluster.levels", [0.5, 0.1, 0.9]),
-        (1, "settings.points", 10**9),
-        (1, "settings.horizon", 1e12),
-        (1, "settings.theta", "much"),
+        (1, "rebalance.settings.points", 10**9),
+        (1, "rebalance.settings.horizon", 1e12),
+        (1, "rebalance.settings.theta", "much"),
         (1, "lead.lead_s", 1e12),
         (1, "time", "noon"),
         (0, "running.generated", [1]),

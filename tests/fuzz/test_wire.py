@@ -28,7 +28,7 @@ from ares.gateway.pool import Pool
 from ares.gateway.sampling import Sampling
 from ares.gateway.sequence import Sequence
 from ares.gateway.service import Gateway
-from ares.policy import PRESETS, dispatcher, rebalancer
+from ares.policy import PRESETS, dispatcher
 from ares.policy.admission import Entrance
 from ares.policy.rescue import RescueSettings, rescue
 from tests.fuzz.cases import fuzz, noise
@@ -219,7 +219,7 @@ class Bench:
             for one in rescue(view.cluster, RescueSettings(), view.running):
                 assert 0 <= one.request < rows
                 assert -1 <= one.target < count
-            for move in rebalancer(preset.rebalance)(view.cluster, preset.settings):
+            for move in preset.rebalancer().decide(view.cluster):
                 assert 0 <= move.request < rows
                 assert 0 <= move.target < count
                 assert math.isfinite(move.gain)

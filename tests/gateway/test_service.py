@@ -20,7 +20,7 @@ from ares.gateway.sampling import Sampling
 from ares.gateway.sequence import Sequence
 from ares.gateway.service import COMMANDED, Gateway, TargetError
 from ares.gateway.view import View
-from ares.policy import Cluster, Move, RebalanceSettings
+from ares.policy import Cluster, Move
 from tests.gateway.fakes import FakeInstance, eventually, expected, instances
 from tests.gateway.running import VOCABULARY
 
@@ -272,11 +272,11 @@ async def test_a_hanging_target_is_recorded(gateway: Gateway, fakes: list[FakeIn
 async def test_a_controller_that_throws_does_not_stop_serving(fakes: list[FakeInstance], model_folder: Path) -> None:
     gateway = Gateway(configuration(fakes, preset="ares-no-prediction", period_s=0.01), model_folder)
 
-    def broken(cluster: Cluster, settings: RebalanceSettings) -> list[Move]:
+    def broken(cluster: Cluster) -> list[Move]:
         raise RuntimeError("a bug in the policy")
 
     await started(gateway)
-    gateway.controller._rebalance = broken
+    gateway.controller.decider.policy.decide = broken
     client = Client(gateway)
     await client.finish()
     client.check()
@@ -290,13 +290,16 @@ async def test_a_policy_that_orders_nonsense_costs_nothing(fakes: list[FakeInsta
     fakes[2].faults.refuse = 503
     turn = 0
 
-    def insists(cluster: Cluster, settings: RebalanceSettings) -> list[Move]:
+    def insists(cluster: Cluster) -> list[Move]:
         nonlocal turn
         turn += 1
-        return [Move(request=n, source=0, target=turn % 2, gain=1.0, reason="x") for n in range(len(cluster.requests))]
+        return [
+            Move(request=n, source=int(at), target=turn % 3, gain=1.0, reason="x")
+            for n, at in enumerate(cluster.location)
+        ]
 
     await started(gateway)
-    gateway.controller._rebalance = insists
+    gateway.controller.decider.policy.decide = insists
     clients = [Client(gateway, 300, name=f"r{n}") for n in range(2)]
     for client in clients:
         await client.finish()
@@ -343,7 +346,7 @@ async def test_the_view_of_the_policy(gateway: Gateway, fakes: list[FakeInstance
     seen = view(gateway, {"decode-1"})
     cluster, found = seen.cluster, seen.instances
     assert [i.name for i in found] == list(cluster.instances) == ["decode-0", "decode-1"]
-    assert cluster.capacity_tokens.tolist() == [16000 - 16] * 2  # one block is for who begins it first
+    assert cluster.capacity_tokens.tolist() == [16000] * 2
     assert cluster.open.tolist() == [True, False]
     assert cluster.requests == ("request", stranger.key)
     assert cluster.location.tolist() == [where, 0]

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ares.bench.decision import sample_cluster
-from ares.policy import Cluster, Move, RebalanceSettings, balance, forecast, kernels
-from ares.policy.balance import ares, paper
+from ares.policy import Cluster, Move, Rebalance, forecast, kernels, rebalancer
 from ares.policy.forecast import geometric_grid, plain_forecast
+from ares.policy.rebalance import REBALANCERS
+from ares.policy.rebalance import ares as balance
 
 LEVELS = {1: (0.5,), 3: (0.1, 0.5, 0.9), 5: (0.1, 0.3, 0.5, 0.7, 0.9)}
 
@@ -119,13 +120,13 @@ def clusters(draw: st.DrawFn) -> Cluster:
     )
 
 
-def plain(cluster: Cluster, knobs: RebalanceSettings, name: str) -> list[Move]:
+def plain(cluster: Cluster, policy: Rebalance) -> list[Move]:
     """Decide without compiled code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(balance, "forecast", plain_forecast)
         patch.setattr(balance, "_Round", Reference)
         patch.setattr(balance, "compiled", lambda _: None)
-        return {"ares": ares, "paper": paper}[name](cluster, knobs)
+        return policy.decide(cluster)
 
 
 def same(got: list[Move], expected: list[Move]) -> None:
@@ -159,8 +160,9 @@ def test_the_loads_have_the_same_bits(cluster: Cluster, deviations: float) -> No
 @settings(max_examples=200)
 @given(clusters(), st.sampled_from(["ares", "paper"]), st.sampled_from([0.0, 0.05]), st.integers(1, 4))
 def test_the_moves_are_the_same(cluster: Cluster, name: str, theta: float, budget: int) -> None:
-    knobs = RebalanceSettings(theta=theta, minimum_gain=1e-6, amortise=0.5, moves_per_round=budget)
-    same({"ares": ares, "paper": paper}[name](cluster, knobs), plain(cluster, knobs, name))
+    knobs = REBALANCERS[name].Settings(theta=theta, minimum_gain=1e-6, amortise=0.5, moves_per_round=budget)
+    policy = rebalancer(name, knobs)
+    same(policy.decide(cluster), plain(cluster, policy))
 
 
 @pytest.mark.parametrize("name", ["ares", "paper"])
@@ -168,20 +170,21 @@ def test_the_moves_of_the_benchmark_are_the_same(name: str) -> None:
     random = np.random.default_rng(3)
     for decode in (16, 64, 256):
         cluster = sample_cluster(decode, 128, random)
-        moves = {"ares": ares, "paper": paper}[name](cluster, RebalanceSettings())
+        policy = rebalancer(name)
+        moves = policy.decide(cluster)
         assert moves
-        same(moves, plain(cluster, RebalanceSettings(), name))
+        same(moves, plain(cluster, policy))
 
 
 def test_without_numba_the_decisions_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = sample_cluster(16, 64, np.random.default_rng(0))
-    expected = ares(cluster, RebalanceSettings())
+    expected = balance.decide(cluster, balance.AresSettings())
     monkeypatch.setitem(sys.modules, "numba", None)  # importing it fails
     kernels.compiled.cache_clear()
     try:
         kernels.prepare()
         assert kernels.compiled(kernels.take_pairs) is None
-        same(ares(cluster, RebalanceSettings()), expected)
+        same(balance.decide(cluster, balance.AresSettings()), expected)
     finally:
         kernels.compiled.cache_clear()
 
@@ -189,8 +192,8 @@ def test_without_numba_the_decisions_are_the_same(monkeypatch: pytest.MonkeyPatc
 def test_read_only_and_strided_rows_are_taken() -> None:
     cluster = sample_cluster(8, 32, np.random.default_rng(0))
     assert cluster.remaining_tokens is not None
-    expected = ares(cluster, RebalanceSettings())
+    expected = balance.decide(cluster, balance.AresSettings())
     resident, wide = cluster.resident_tokens.copy(), np.repeat(cluster.remaining_tokens, 2, axis=1)
     resident.flags.writeable = False
-    same(ares(replace(cluster, resident_tokens=resident), RebalanceSettings()), expected)
-    same(ares(replace(cluster, remaining_tokens=wide[:, ::2]), RebalanceSettings()), expected)
+    same(balance.decide(replace(cluster, resident_tokens=resident), balance.AresSettings()), expected)
+    same(balance.decide(replace(cluster, remaining_tokens=wide[:, ::2]), balance.AresSettings()), expected)

@@ -50,7 +50,8 @@ def policies() -> dict[tuple[str | None, ...], Preset | None]:
 
 def outcome(policy: Preset) -> bytes:
     """Run a policy; two that give the same bytes decided the same for every request."""
-    name = next(name for name, one in PRESETS.items() if one.suspends == policy.suspends)
+    like = (policy.suspends, policy.knows_lengths)
+    name = next(name for name, one in PRESETS.items() if (one.suspends, one.knows_lengths) == like)
     parts = {part: getattr(policy, part) for part in PARTS}
     scenario = replace(BUSY, **parts)
     assert replace(scenario.policy(name), suspend_settings=policy.suspend_settings) == policy
@@ -67,7 +68,8 @@ def test_no_combination_is_silently_another() -> None:
             assert given is None or getattr(policy, part) == given
     # Everything that is accepted and differs in what was asked differs in what happens.
     different = set(accepted.values())
-    assert len(different) == 3 * 2 * 5 + 2 * 2 * 5  # open: three dispatches; forecast: with and without suspension
+    # Open: three dispatches; forecast: with and without suspension, and with known lengths.
+    assert len(different) == 3 * 2 * 5 + 3 * 2 * 5
     assert len({outcome(policy) for policy in different}) == len(different)
     # And of every part each name is accepted somewhere.
     for at, names in enumerate(PARTS.values(), start=1):
@@ -97,6 +99,7 @@ def test_replaced_parts_make_the_presets_that_have_them() -> None:
         ("--preset ares-oracle --predictor noise-60", "--predictor changes nothing"),
         ("--preset static-rr --preset ares-admission --period 2", "--period changes nothing"),
         ("--preset ares --rebalance none --period 2", "--period changes nothing"),
+        ("--preset ares --rebalance oracle", "policy 'oracle' is now a preset: give --preset ares-oracle"),
         ("--prefill 0 --prefill-profile r1-qwen-7b-80gb", "--prefill-profile changes nothing"),
         ("--trace paper --format csv", "--format changes nothing: paper is a built-in workload"),
         ("--trace paper --time-unit s", "--time-unit changes nothing: paper is a built-in workload"),

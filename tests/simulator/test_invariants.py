@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ares.policy import PRESETS, Cluster, Move, RebalanceSettings, preset, rebalancer
+from ares.policy import PRESETS, Cluster, Move, preset
 from ares.policy.forecast import forecast, geometric_grid
 from ares.simulator import cluster as cluster_module
 from ares.simulator.cluster import Simulation
@@ -80,11 +80,12 @@ def test_moves_happen_and_are_counted() -> None:
 def test_targets_hold_on_the_forecast_that_decided(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """I6: after each ordered move the target's forecast memory stays within its limit, promises included."""
     checked = 0
-    decide = rebalancer(preset(name).rebalance)
+    policy = preset(name).rebalancer()
+    decide, knobs = policy.decide, policy.settings
 
-    def watched(view: Cluster, knobs: RebalanceSettings) -> list[Move]:
+    def watched(view: Cluster) -> list[Move]:
         nonlocal checked
-        moves = decide(view, knobs)
+        moves = decide(view)
         grid = geometric_grid(knobs.horizon, knobs.points)
         for move in moves:
             location = view.location.copy()
@@ -100,7 +101,8 @@ def test_targets_hold_on_the_forecast_that_decided(name: str, monkeypatch: pytes
         assert not {m.source for m in moves} & {m.target for m in moves}, "no pair reversed in a round"
         return moves
 
-    monkeypatch.setattr(cluster_module, "rebalancer", lambda _: watched)
+    policy.decide = watched
+    monkeypatch.setattr(cluster_module, "rebalancer", lambda *_: policy)
     random = np.random.default_rng(1)
     rows = [
         (float(t), 50, int(o)) for t, o in zip(random.uniform(0, 30, 80), random.choice([30, 1200], 80), strict=True)

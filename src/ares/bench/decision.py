@@ -56,15 +56,15 @@ def measure(decode: int, requests: int, decisions: int, name: str, seed: int, pr
     Times are of the wall clock; `cpu_...` is the thread's processor time, without what others on the machine took.
     """
     chosen = preset(name)
-    decide = rebalancer(chosen.rebalance)
+    policy = rebalancer(chosen.rebalance, chosen.settings)
     random = np.random.default_rng(seed)
     clusters = [sample_cluster(decode, requests, random) for _ in range(min(decisions, 16))]
-    decide(clusters[0], chosen.settings)  # imports and first-touch memory are not part of a decision
+    policy.decide(clusters[0])  # imports and first-touch memory are not part of a decision
     seconds, busy, moves = [], [], 0
     for turn in track(range(decisions), description="deciding", disable=not progress, console=Console(stderr=True)):
         cluster = clusters[turn % len(clusters)]
         before, busy_before = time.perf_counter(), time.thread_time()
-        ordered = decide(cluster, chosen.settings)
+        ordered = policy.decide(cluster)
         seconds.append(time.perf_counter() - before)
         busy.append(time.thread_time() - busy_before)
         moves += len(ordered)
@@ -78,7 +78,7 @@ def measure(decode: int, requests: int, decisions: int, name: str, seed: int, pr
         "cpu_p50_ms": float(np.percentile(busy, 50) * 1e3),
         "cpu_p99_ms": float(np.percentile(busy, 99) * 1e3),
         "moves": moves / decisions,
-        "horizon_points": chosen.settings.points,
+        "horizon_points": getattr(chosen.settings, "points", None),
         "quantiles": 3,
     }
 

@@ -82,7 +82,7 @@ def command(
     arguments = ["--trace", trace, *cluster, "--load", str(load)]
 
     def of(name: str) -> list[str]:
-        rebalances = name in PRESETS and PRESETS[name].rebalance != "none"
+        rebalances = name in PRESETS and PRESETS[name].moves
         return ["--preset", name, *(["--period", str(period)] if rebalances else [])]
 
     compiling = None

@@ -169,7 +169,7 @@ async def switch(body: PresetRequest, request: Request) -> dict[str, Any]:
     gateway: Gateway = request.app.state.gateway
     try:
         # Compiles what it needs, if nobody has before: streams go on meanwhile.
-        await asyncio.to_thread(prepare, body.preset)
+        await asyncio.to_thread(prepare, gateway.controller.find(body.preset))
         gateway.controller.use_preset(body.preset)
     except ValueError as error:
         raise AdminError(400, str(error), "unknown_preset") from error

@@ -10,10 +10,11 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ares.config import GatewayConfig, live_preset
+from ares.gateway.deciding import Decider
 from ares.gateway.decisions import DecisionLog
 from ares.gateway.entering import Entering
 from ares.gateway.instances import Instance, NoInstanceError
@@ -23,9 +24,8 @@ from ares.gateway.migration import NotMovableError
 from ares.gateway.pool import Pool
 from ares.gateway.sequence import Sequence
 from ares.gateway.view import View, Viewer, taking
-from ares.policy import Dispatch, Preset, dispatcher, rebalancer
+from ares.policy import PRESETS, DecisionError, Dispatch, Move, Preset, dispatcher, rebalancer
 from ares.policy.admission import Entrance, Entry, memory_time
-from ares.policy.moves import Move
 from ares.policy.rescue import NOWHERE, RescueSettings, beside, rescue
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ _BLAMED_S = 3.0
 _LOOK_S = 0.2
 # Entrance is decided when something has changed, but not all the time, and now and then in any case.
 _SHORTEST_S, _LONGEST_S = 0.002, 0.25
+# A policy may take a period to decide its moves, and in any case so long: the processor may be busy with others.
+_LEAST_TO_DECIDE_S = 0.5
 # And it takes at most this share of a core.
 _SHARE = 0.1
 # vLLM's priority is a signed 64-bit number in a JSON body; far below what a double holds exactly.
@@ -59,13 +61,12 @@ class NoRoomError(NoInstanceError):
 MoveOrder = Callable[[Sequence, Instance, str, str], Coroutine[Any, Any, Any]]
 
 
-def prepare(name: str) -> None:
-    """Compile what the preset `name` decides with; ValueError where there is none.
+def prepare(chosen: Preset) -> None:
+    """Compile what a preset decides with.
 
     It takes some ten seconds where nothing is in the cache of compiled code: call it in a thread while streams run.
     """
-    chosen = live_preset(name)
-    rebalancer(chosen.rebalance)
+    rebalancer(chosen.rebalance, chosen.settings)
     if "forecast" in (chosen.admission, chosen.dispatch):
         from ares.policy.admission import loop  # imports numba, where it is installed
 
@@ -99,7 +100,7 @@ class Controller:
         spawn: Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"],
         name: str,
     ) -> None:
-        self.viewer = Viewer(pool, metrics, config.cooldown_s, name)
+        self.viewer = Viewer(pool, metrics, name)
         self.lease = Lease(pool, name)
         self.log = DecisionLog(config.decision_log)
         self._config, self._pool, self._sequences, self._metrics = config, pool, sequences, metrics
@@ -114,14 +115,26 @@ class Controller:
 
     # --- the policy in force ---
 
+    def find(self, name: str) -> Preset:
+        """Return the preset that the gateway was started with, or another by its name; ValueError where there is none.
+
+        Files are for those who start a gateway, not for those who command it.
+        """
+        if name == self._config.preset:
+            return live_preset(name, self._config.settings)
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+        return live_preset(name)
+
     def use_preset(self, name: str) -> None:
         """Switch the policy, for those who wait too; ValueError where there is no such preset."""
-        self._policy: Preset = live_preset(name)
+        self._policy: Preset = self.find(name)
         self.preset = name
         chosen = self._policy
         self._dispatch: Dispatch = dispatcher(chosen.dispatch)
         self._forecasts = chosen.dispatch == "forecast"
-        self._rebalance = rebalancer(chosen.rebalance)
+        self.decider = Decider(rebalancer(chosen.rebalance, chosen.settings))
+        self.viewer.cooldown_s = self._config.cooldown(chosen)
         suspension = chosen.suspend_settings.for_objectives(self._config.slo_ttft_s)
         self._entrance = Entrance(chosen.admission_settings, suspension if chosen.suspends else None, chosen.queue)
         self._changed.set()
@@ -140,7 +153,7 @@ class Controller:
     def turns(self) -> dict[str, Any]:
         """Tell where moves are decided: `here` (in turns, where there are other gateways), `elsewhere` or `nowhere`."""
         lease = self.lease
-        where = "nowhere" if self._policy.rebalance == "none" else "elsewhere" if lease.missed else "here"
+        where = "nowhere" if not self._policy.moves else "elsewhere" if lease.missed else "here"
         return {"where": where, "holder": lease.holder or None, "missed_periods": lease.missed}
 
     # --- placement (the protocol that a sequence uses) ---
@@ -313,7 +326,7 @@ class Controller:
         """Decide moves, period after period, until cancelled."""
         while True:
             await asyncio.sleep(self._config.period_s)
-            if self._policy.rebalance == "none":
+            if not self._policy.moves:
                 continue
             try:
                 result = await self._take_turn()
@@ -329,24 +342,26 @@ class Controller:
             return "elsewhere"
         self._ordered = []
         try:
-            return self._decide_moves()
+            return await self._decide_moves()
         finally:
             self._spawn(self.lease.give_back(self._ordered))
 
-    def _decide_moves(self) -> str:
+    async def _decide_moves(self) -> str:
         view = self.viewer.view(self._sequences.values())
-        if self._policy.suspends:
+        suspends = self._policy.suspends
+        if suspends:
             # They run again where there is room, not where there was none.
             for sequence in (s for s in view.preempted if s.not_movable() is None):
                 self._spawn(self._suspend(sequence, "preempted"))
-        settings = self._policy.settings
-        if self.viewer.transfer.pause_s is not None:
-            settings = replace(settings, stall_s=self.viewer.transfer.pause_s)
-        lead = RescueSettings(lead_s=2.0 * self._config.period_s + settings.stall_s)
+        lead = RescueSettings(lead_s=2.0 * self._config.period_s + view.cluster.stall_s)
         # Only where suspension is part of the preset: the others are what they are compared as.
-        rescues = rescue(view.cluster, lead, view.running) if self._policy.suspends else []
-        moves = beside(self._rebalance(view.cluster, settings), rescues)
-        self.log.moves(self.preset, view, settings, lead, rescues, moves)
+        rescues = rescue(view.cluster, lead, view.running) if suspends else []
+        preset, decider = self.preset, self.decider
+        asked, failed = await self._ask(decider, view)
+        if decider is not self.decider:  # another preset was put in force meanwhile
+            return "kept"
+        moves = beside(asked, rescues)
+        self.log.moves(preset, view, decider.policy, lead if suspends else None, rescues, moves, failed)
         for one in rescues:
             sequence = view.sequences[one.request]
             self._metrics.rescues.labels("suspended" if one.target == NOWHERE else "moved").inc()
@@ -356,7 +371,16 @@ class Controller:
                 self._order(sequence, view.instances[one.target], f"rescue: {one.reason}", "rescue")
         for move in moves:
             self._order_move(view, move)
-        return "moved" if moves or rescues else "kept"
+        return "failed" if failed else "moved" if moves or rescues else "kept"
+
+    async def _ask(self, decider: Decider, view: View) -> tuple[list[Move], str | None]:
+        """Return the moves of the policy, and how it failed, if it did: then there are none, and rescues go on (I7)."""
+        try:
+            return await decider.decide(view.cluster, max(self._config.period_s, _LEAST_TO_DECIDE_S)), None
+        except DecisionError as error:
+            decider.note(error)
+            self._metrics.faults.labels("rebalance").inc()
+            return [], error.kind
 
     def _order_move(self, view: View, move: Move) -> None:
         sequence, target = view.sequences[move.request], view.instances[move.target]

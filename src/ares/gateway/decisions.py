@@ -12,9 +12,8 @@ import msgspec
 import numpy as np
 
 from ares.gateway.view import View
-from ares.policy import Cluster, RebalanceSettings
+from ares.policy import Cluster, Move, Rebalance
 from ares.policy.admission import Candidates, Entrance, Entry, Progress
-from ares.policy.moves import Move
 from ares.policy.rescue import Rescue, RescueSettings
 
 logger = logging.getLogger(__name__)
@@ -55,21 +54,26 @@ class DecisionLog:
         self,
         preset: str,
         view: View,
-        settings: RebalanceSettings,
-        lead: RescueSettings,
+        policy: Rebalance,
+        lead: RescueSettings | None,
         rescues: list[Rescue],
         decided: list[Move],
+        failed: str | None = None,
     ) -> None:
-        """Log the moves of a period; a period without anything to decide is left out."""
+        """Log the moves of a period; a period without anything to decide is left out.
+
+        Without `lead`, nobody asked whether a request must be rescued; `failed` is the kind of the policy's fault.
+        """
         if len(view.sequences):
             self._write(
                 "moves",
                 preset,
-                settings=settings,
+                rebalance={"name": policy.name, "settings": _plain(policy.settings)},
                 lead=lead,
                 cluster=view.cluster,
                 running=view.running,
                 rescues=rescues,
+                failed=failed,
                 decided=decided,
             )
 
@@ -105,7 +109,7 @@ def _plain(value: Any) -> Any:
 _INTEGERS = {"capacity_tokens", "promised_tokens", "location", "resident_tokens", "waiting_tokens"}
 _INTEGERS |= {"generated", "tokens", "rank"}
 _BOOLEANS = {"open", "movable", "placed", "suspended", "barred"}
-_PLAIN = {"instances", "requests", "levels", "transfer_bytes_s", "token_bytes", "block_tokens"}
+_PLAIN = {"instances", "requests", "levels", "transfer_bytes_s", "token_bytes", "block_tokens", "stall_s"}
 
 
 def _arrays(read: dict[str, Any]) -> dict[str, Any]:
@@ -144,6 +148,8 @@ def read_cluster(record: dict[str, Any]) -> Cluster:
     for name in ("transfer_bytes_s", "token_bytes"):
         if not 0 < getattr(made, name) < np.inf:
             raise ValueError(f"{name} is {getattr(made, name)}")
+    if not 0 <= made.stall_s <= _MOST:
+        raise ValueError(f"stall_s is {made.stall_s}")
     if made.remaining_tokens is not None:
         # An empty list has lost its second dimension.
         made = replace(made, remaining_tokens=made.remaining_tokens.reshape(-1, len(made.levels)))

@@ -25,6 +25,8 @@ _NOWHERE = -1
 # Without an objective of its own, a request is to get its tokens in one and a half times a step at full memory.
 _RELATIVE_TPOT = 1.5
 _UNKNOWN_TPOT_S = 1.0
+# For how long a move stops a stream, until one has been measured.
+_UNKNOWN_STALL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +53,17 @@ class Viewer:
         The instances.
     metrics
         Counts predictions that make no sense.
-    cooldown_s
-        A sequence that has moved is not movable for this long.
     gateway
         The gateway's name, with which its keys begin.
     """
 
-    def __init__(self, pool: Pool, metrics: Metrics, cooldown_s: float, gateway: str) -> None:
+    def __init__(self, pool: Pool, metrics: Metrics, gateway: str) -> None:
         self.transfer = TransferLaw()
         self.lengths = LengthHistory()
         self._pool = pool
         self._metrics = metrics
-        self._cooldown_s = cooldown_s
+        # A sequence that has moved is not movable for this long.
+        self.cooldown_s = 0.0
         self._gateway = gateway
 
     def view(self, sequences: Iterable[Sequence], exclude: Collection[str] = ()) -> View:
@@ -92,7 +93,7 @@ class Viewer:
             resident.append(row.resident if row is not None and row.resident else sequence.tokens)
             if row is not None and row.state == "waiting" and row.output:
                 preempted.append(sequence)
-            cool = not sequence.moved_at or now - sequence.moved_at > self._cooldown_s
+            cool = not sequence.moved_at or now - sequence.moved_at > self.cooldown_s
             able = cool and sequence.sampling.needs <= carried and sequence.not_movable() is None
             rests = now < sequence.rests_until
             movable.append(able and not rests)
@@ -132,6 +133,7 @@ class Viewer:
             token_bytes=1.0,  # transfers are counted in tokens
             block_tokens=block,
             placed=np.array(placed, dtype=np.bool_) if any(placed) else None,
+            stall_s=_UNKNOWN_STALL_S if self.transfer.pause_s is None else self.transfer.pause_s,
         )
         running = self._progress(shown, cluster, now, others)
         return View(cluster, running, instances, shown, preempted)

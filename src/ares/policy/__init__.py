@@ -7,10 +7,9 @@ from ares.policy.admission import AdmissionSettings, SuspendSettings
 from ares.policy.cluster import Cluster
 from ares.policy.dispatch import Dispatch, dispatcher
 from ares.policy.forecast import Forecast, forecast
-from ares.policy.moves import Move, RebalanceSettings
 from ares.policy.placement import DISPATCHERS
 from ares.policy.presets import PRESETS, Preset, preset
-from ares.policy.rebalance import REBALANCERS, Rebalance, rebalancer
+from ares.policy.rebalance import REBALANCERS, DecisionError, Move, Rebalance, decide_moves, rebalancer, register
 
 __all__ = [
     "DISPATCHERS",
@@ -18,15 +17,17 @@ __all__ = [
     "REBALANCERS",
     "AdmissionSettings",
     "Cluster",
+    "DecisionError",
     "Dispatch",
     "Forecast",
     "Move",
     "Preset",
     "Rebalance",
-    "RebalanceSettings",
     "SuspendSettings",
+    "decide_moves",
     "dispatcher",
     "forecast",
     "preset",
     "rebalancer",
+    "register",
 ]

@@ -46,6 +46,8 @@ class Cluster:
         Bytes per second at which KV moves between instances.
     token_bytes
         KV bytes of one token.
+    stall_s
+        Time in seconds for which a move stops a stream, beside the transfer.
     waiting_tokens
         Tokens of the requests that wait at each instance, shape (I,); None: nobody waits.
     block_tokens
@@ -73,6 +75,7 @@ class Cluster:
     waiting_tokens: IntArray | None = None
     block_tokens: int = 1
     placed: BoolArray | None = None
+    stall_s: float = 0.1
 
     def load_tokens(self) -> IntArray:
         """Resident tokens of each instance with what is promised to it, shape (I,)."""

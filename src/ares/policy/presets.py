@@ -1,11 +1,11 @@
 """Presets: a named choice of dispatch, admission, queue order and rebalance."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ares.policy.admission import ADMISSIONS, QUEUES, AdmissionSettings, SuspendSettings
-from ares.policy.moves import RebalanceSettings
 from ares.policy.placement import DISPATCHERS
-from ares.policy.rebalance import REBALANCERS
+from ares.policy.rebalance import REBALANCERS, Rebalance, rebalancer
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +17,9 @@ class Preset:
     dispatch
         First placement: round_robin, least_loaded, or forecast.
     rebalance
-        none, current_load, ares, or oracle.
+        Name of a registered policy (policy/rebalance).
     settings
-        Knobs of the rebalancer.
+        Its settings, of its own class; by default that class's defaults.
     admission
         open: straight to the instance; forecast: held until the predicted peak of memory fits.
     queue
@@ -28,6 +28,8 @@ class Preset:
         Whether a long request with time to spare gives way to one that waits; needs admission by forecast.
     predicts
         Whether predictions are used where there are any.
+    knows_lengths
+        Whether the simulator tells it the true lengths; a preset for comparison, which no live service can have.
     admission_settings
         Knobs of admission and queue order.
     suspend_settings
@@ -36,13 +38,33 @@ class Preset:
 
     dispatch: str
     rebalance: str
-    settings: RebalanceSettings = field(default_factory=RebalanceSettings)
+    settings: Any = None
     admission: str = "open"
     queue: str = "fcfs"
     suspends: bool = False
     predicts: bool = False
+    knows_lengths: bool = False
     admission_settings: AdmissionSettings = field(default_factory=AdmissionSettings)
     suspend_settings: SuspendSettings = field(default_factory=SuspendSettings)
+
+    def __post_init__(self) -> None:
+        policy = REBALANCERS.find(self.rebalance)
+        if self.settings is None:
+            object.__setattr__(self, "settings", policy.Settings())
+
+    @property
+    def moves(self) -> bool:
+        """Whether running requests are moved."""
+        return REBALANCERS[self.rebalance].moves
+
+    @property
+    def cooldown_s(self) -> float:
+        """Seconds during which a request that was moved is not moved again; 0 where the policy has no such setting."""
+        return float(getattr(self.settings, "cooldown_s", 0.0))
+
+    def rebalancer(self) -> Rebalance:
+        """Make the rebalance policy, ready to decide."""
+        return rebalancer(self.rebalance, self.settings)
 
     def altered(
         self,
@@ -64,6 +86,8 @@ class Preset:
             (rebalance, tuple(REBALANCERS)),
             (queue, QUEUES),
         ):
+            if given is not None and given in _REPLACED:
+                raise ValueError(f"policy {given!r} is now a preset: give --preset {_REPLACED[given]}")
             if given is not None and given not in known:
                 raise ValueError(f"unknown policy {given!r}; known: {', '.join(known)}")
         changed = replace(
@@ -71,15 +95,20 @@ class Preset:
             dispatch=dispatch or self.dispatch,
             admission=admission or self.admission,
             rebalance=rebalance or self.rebalance,
+            settings=self.settings if rebalance in (None, self.rebalance) else None,
             queue=queue or self.queue,
         )
         _check(changed)
         needed = (
             "forecast" in (changed.admission, changed.dispatch)
             or changed.queue == "volume"
-            or changed.rebalance in ("paper", "ares", "oracle")
+            or REBALANCERS[changed.rebalance].predicts
         )
         return replace(changed, predicts=needed)
+
+
+# What a part was called that is now said otherwise.
+_REPLACED = {"oracle": "ares-oracle"}
 
 
 def _check(changed: Preset) -> None:
@@ -106,6 +135,8 @@ PRESETS: dict[str, Preset] = {
     "ares-no-prediction": Preset(dispatch="least_loaded", rebalance="current_load"),
     # The paper's system: point predictions, tokens as load, rebalancing alone.
     "paper": Preset(dispatch="least_loaded", rebalance="paper", predicts=True),
+    # The migration rule of Llumnix, with the dispatch of the others.
+    "llumnix": Preset(dispatch="least_loaded", rebalance="llumnix"),
     # Parts of ours, for the ablation.
     "ares-admission": Preset(
         dispatch="forecast", rebalance="none", admission="forecast", queue="volume", predicts=True
@@ -118,7 +149,13 @@ PRESETS: dict[str, Preset] = {
         dispatch="forecast", rebalance="ares", admission="forecast", queue="volume", suspends=True, predicts=True
     ),
     "ares-oracle": Preset(
-        dispatch="forecast", rebalance="oracle", admission="forecast", queue="volume", suspends=True, predicts=True
+        dispatch="forecast",
+        rebalance="ares",
+        admission="forecast",
+        queue="volume",
+        suspends=True,
+        predicts=True,
+        knows_lengths=True,
     ),
 }
 
@@ -126,5 +163,5 @@ PRESETS: dict[str, Preset] = {
 def preset(name: str) -> Preset:
     """Return the preset called `name`; ValueError lists the known names."""
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}, or a file that ends in .yaml")
     return PRESETS[name]

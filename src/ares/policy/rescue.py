@@ -15,7 +15,7 @@ from ares.policy.admission import Progress
 from ares.policy.admission.forecast import GRID
 from ares.policy.cluster import Cluster, FloatArray, IntArray
 from ares.policy.forecast import forecast, own_curve, quantile_weights
-from ares.policy.moves import Move
+from ares.policy.rebalance.base import Move
 
 NOWHERE = -1
 # Steps ahead, at most: the forecast keeps a table of them.

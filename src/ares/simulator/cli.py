@@ -22,6 +22,7 @@ from ares.simulator.options import (
     Format,
     Out,
     Period,
+    Policies,
     Predictor,
     Prefill,
     PrefillProfile,
@@ -31,6 +32,7 @@ from ares.simulator.options import (
     Rebalance,
     Requests,
     Seed,
+    Settings,
     SloGap,
     SloTpot,
     SloTtft,
@@ -131,6 +133,8 @@ def simulate(
     admission: Admission = None,
     rebalance: Rebalance = None,
     queue: Queue = None,
+    policies: Policies = None,
+    settings: Settings = None,
     json_path: Out = None,
     report: Annotated[Path | None, typer.Option(help="Write a self-contained HTML page into this directory.")] = None,
     curves: Annotated[Path | None, typer.Option(help="A sweep's JSON, for the load curves of the report.")] = None,
@@ -163,6 +167,7 @@ def simulate(
             trace, trace_format, requests, prefill, decode, profile, prefill_profile, predictor, period,
             admission=admission, dispatch=dispatch, rebalance=rebalance, queue=queue,
             slo_ttft=slo_ttft, slo_tpot=slo_tpot, slo_gap=slo_gap, time_unit=time_unit,
+            policies=tuple(policies or ()), settings=tuple(settings or ()),
         )  # fmt: skip
         names = presets or DEFAULT_PRESETS
         check(given, scenario, names)
@@ -242,6 +247,8 @@ def sweep(
     slo_gap: SloGap = None,
     predictor: Predictor = "continuous",
     period: Period = 0.5,
+    policies: Policies = None,
+    settings: Settings = None,
     processes: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
     json_path: Out = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the curves into this file (svg, png or pdf).")] = None,
@@ -259,6 +266,7 @@ def sweep(
         scenario = scenarios.Scenario(
             trace, trace_format, requests, prefill, decode, profile, prefill_profile, predictor, period,
             slo_ttft=slo_ttft, slo_tpot=slo_tpot, slo_gap=slo_gap,
+            policies=tuple(policies or ()), settings=tuple(settings or ()),
         )  # fmt: skip
         names = presets or DEFAULT_PRESETS
         check(options.given_flags(context), scenario, names)

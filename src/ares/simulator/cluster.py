@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ares.policy import Preset, rebalancer
+from ares.policy import Preset, decide_moves, rebalancer
 from ares.policy.admission.forecast import knobs
 from ares.policy.rescue import RescueSettings, beside, rescue
 from ares.simulator.admitting import refresh_and_admit, withdraw_preempted
@@ -155,7 +155,7 @@ class Simulation:
             state.prefill_free[instance] = profile.kv_tokens
             state.prefill_law[instance] = profile.step.row()
         suspension = self.preset.suspend_settings
-        exact = self.preset.rebalance == "oracle"
+        exact = self.preset.knows_lengths
         predicts = (self.error.predicts or exact) and self.preset.predicts
         suspends = self.preset.suspends and predicts
         state.ttft[:], state.tpot[:] = suspension.ttft_s, suspension.tpot_s
@@ -194,8 +194,8 @@ class Simulation:
         state = self.build()
         work = self.workload
         decode = len(self.decode)
-        rebalance = rebalancer(self.preset.rebalance)
-        acts = self.preset.rebalance != "none"
+        policy = rebalancer(self.preset.rebalance, self.preset.settings)
+        acts = self.preset.moves
         suspends = self.preset.suspends and bool(state.scalars[HAS_PREDICTION])
         lead = RescueSettings(lead_s=2.0 * self.period_s + self.decode[0].stall_s)
         span = max(float(work.arrival_s[-1]), 1.0)
@@ -223,7 +223,7 @@ class Simulation:
                 view = telemetry.view(now)
                 before = time.perf_counter()
                 rescues = rescue(view, lead, telemetry.progress(len(view.location), now)) if suspends else []
-                ordered = beside(rebalance(view, self.preset.settings), rescues)
+                ordered = beside(decide_moves(policy, view), rescues)
                 decisions.append(time.perf_counter() - before)
                 moves += telemetry.carry_out(rescues, ordered, now)
             if now >= next_sample:

@@ -5,9 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ares.policy import PRESETS
+from ares.policy import PRESETS, REBALANCERS
 from ares.policy.admission import ADMISSIONS, QUEUES
-from ares.policy.rebalance import REBALANCERS
 from ares.simulator.errors import ERROR_MODELS
 from ares.simulator.profile import profile_names
 from ares.traces import FORMATS, TIME_UNITS, WORKLOADS
@@ -33,7 +32,16 @@ Prefill = Annotated[int, typer.Option(min=0, help="Prefill instances; 0: the dec
 Decode = Annotated[int, typer.Option(min=1, help="Decode instances.")]
 ProfileName = Annotated[str, typer.Option("--profile", help=f"Engine: {', '.join(profile_names())}, or a JSON file.")]
 PrefillProfile = Annotated[str | None, typer.Option(help="Engine of the prefill instances, if another.")]
-Presets = Annotated[list[str] | None, typer.Option("--preset", help=f"May be repeated. {', '.join(PRESETS)}.")]
+Presets = Annotated[
+    list[str] | None,
+    typer.Option("--preset", help=f"May be repeated. {', '.join(PRESETS)}, or a YAML file (docs/write-a-policy.md)."),
+]
+Policies = Annotated[
+    list[str] | None, typer.Option("--policy", help="Python file that registers a policy; may be repeated.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Setting of the presets, as rebalance.theta=0.2; may be repeated.")
+]
 Predictor = Annotated[
     str,
     typer.Option(
@@ -52,5 +60,8 @@ Dispatch = Annotated[
     str | None, typer.Option(help="Replace the preset's dispatch: round_robin, least_loaded, forecast.")
 ]
 Admission = Annotated[str | None, typer.Option(help=f"Replace the preset's admission: {', '.join(ADMISSIONS)}.")]
-Rebalance = Annotated[str | None, typer.Option(help=f"Replace the preset's rebalance: {', '.join(REBALANCERS)}.")]
+Rebalance = Annotated[
+    str | None,
+    typer.Option(help=f"Replace the preset's rebalance: {', '.join(REBALANCERS)}, or that of --policy."),
+]
 Queue = Annotated[str | None, typer.Option(help=f"Replace the preset's queue order: {', '.join(QUEUES)}.")]

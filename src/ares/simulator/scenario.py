@@ -4,17 +4,14 @@ from dataclasses import asdict, dataclass, replace
 from math import inf, isfinite
 from pathlib import Path
 
-from ares.policy import PRESETS, Preset, preset
+from ares import plugins
+from ares.policy import PRESETS, Preset
+from ares.policy.preset_files import with_settings
 from ares.simulator.cluster import Outcome, Simulation
 from ares.simulator.errors import ErrorModel, error_model
 from ares.simulator.metrics import capacity_rps
 from ares.simulator.profile import Profile, load_profile
 from ares.traces import WORKLOADS, Workload, read_trace, synthetic
-
-
-def _knows(chosen: Preset) -> bool:
-    """Whether a preset is given the true lengths."""
-    return chosen.rebalance == "oracle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +37,10 @@ class Scenario:
     slo_tpot: float = 0.03
     slo_gap: float | None = None
     time_unit: str | None = None
+    policies: tuple[str, ...] = ()
+    """Files with policies of the user's own."""
+    settings: tuple[str, ...] = ()
+    """Settings of the presets that replace their own, such as `rebalance.theta=0.2`."""
     recorded: Workload | None = None
     """What the trace file holds, once it is read: a pipe can be read only once."""
 
@@ -59,7 +60,9 @@ class Scenario:
     def policy(self, name: str) -> Preset:
         """Return a preset with the parts that the scenario replaces; ValueError where they do not go together."""
         try:
-            chosen = preset(name).altered(self.dispatch, self.admission, self.rebalance, self.queue)
+            plugins.load(self.policies)  # in each process of a sweep
+            chosen = plugins.preset(name).altered(self.dispatch, self.admission, self.rebalance, self.queue)
+            chosen = with_settings(chosen, self.settings)
         except ValueError as error:
             raise ValueError(f"preset {name}: {error}" if name in PRESETS else str(error)) from None
         objectives = replace(chosen.suspend_settings, ttft_s=self.slo_ttft, tpot_s=self.slo_tpot)
@@ -82,7 +85,7 @@ class Scenario:
     ) -> tuple[Simulation, float]:
         """Make a run and the load that it stands for."""
         chosen = self.policy(name)
-        if "forecast" in (chosen.admission, chosen.dispatch) and not self.error().predicts and not _knows(chosen):
+        if "forecast" in (chosen.admission, chosen.dispatch) and not (chosen.knows_lengths or self.error().predicts):
             raise ValueError(
                 f"preset {name} admits by forecast, which needs predictions: --predictor {self.predictor} has none; "
                 "residual-life is what the live service uses for a model without a trained predictor"
@@ -112,8 +115,10 @@ def run(
 def described(scenario: Scenario, seed: int | None) -> dict[str, object]:
     """Describe a scenario for a result file; of a trace file only the name, which means something elsewhere."""
     plain = replace(scenario, recorded=None)
-    fields: dict[str, object] = {name: value for name, value in asdict(plain).items() if value is not None}
+    fields: dict[str, object] = {name: value for name, value in asdict(plain).items() if value not in (None, ())}
     fields["trace"] = Path(scenario.trace).name
+    if scenario.policies:
+        fields["policies"] = [Path(file).name for file in scenario.policies]
     fields["profile"] = Path(scenario.profile).stem
     if seed is not None:
         fields["seed"] = seed

@@ -47,9 +47,8 @@ class Telemetry:
     def view(self, now: float) -> Cluster:
         """Observe the decode pool as the live telemetry would."""
         state = self.state
-        oracle = self.preset.rebalance == "oracle"
         arrays = (self.requests, self.location, self.resident, self.remaining, self.movable)
-        count = observe(state, now, self.preset.settings.cooldown_s, *arrays, oracle)
+        count = observe(state, now, self.preset.cooldown_s, *arrays, self.preset.knows_lengths)
         return Cluster(
             instances=self.names,
             capacity_tokens=self.capacity,

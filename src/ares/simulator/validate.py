@@ -27,7 +27,7 @@ def replay(recording: Recording, profile: Profile) -> tuple[FloatArray, FloatArr
     simulation = Simulation(
         recording.workload, [profile] * decode, [profile] * prefill, preset(meta.get("preset", "static-rr"))
     )
-    if simulation.preset.rebalance != "none":
+    if simulation.preset.moves:
         outcome = simulation.run()
         return outcome.first_token_s, outcome.finish_s
     state = simulation.build()

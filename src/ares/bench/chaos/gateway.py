@@ -50,7 +50,13 @@ def install(seed: int, share: float) -> None:
     names = vars(controller)
     dispatcher, rebalancer = names["dispatcher"], names["rebalancer"]
     names["dispatcher"] = lambda name: throwing(dispatcher(name), draws["dispatch"], share)
-    names["rebalancer"] = lambda name: throwing(rebalancer(name), draws["moves"], share)
+
+    def faulty(*policy: Any) -> Any:
+        made = rebalancer(*policy)
+        made.decide = throwing(made.decide, draws["moves"], share)
+        return made
+
+    names["rebalancer"] = faulty
     names["rescue"] = throwing(names["rescue"], draws["rescue"], share)
     Entrance.decide = throwing(Entrance.decide, draws["entrance"], share)  # type: ignore[method-assign]
 

@@ -1,4 +1,4 @@
-"""Rebalancing on the forecast: the `ares` rule, and the paper's as a special case of it.
+"""`ares`: rebalancing on the forecast.
 
 The load of an instance k steps ahead is the time of its decode step then: base + request x running + token x resident
 (plain resident tokens where no law is known). The objective is the sum over instances and horizon of beta_k load^2,
@@ -14,21 +14,79 @@ targets, first on 8 points of the horizon; the best are then looked at on all po
 itself is one pass over all rows.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ares.policy.cluster import Cluster
 from ares.policy.forecast import FloatArray, Forecast, forecast, geometric_grid, quantile_weights
-from ares.policy.kernels import compiled, loads, row_curves, take_pairs
-from ares.policy.moves import Move, RebalanceSettings
+from ares.policy.kernels import compiled, loads, prepare, row_curves, take_pairs
+from ares.policy.rebalance.base import Move, Rebalance, register
+from ares.policy.settings import in_range
 
 IntArray = NDArray[np.int64]
 
 _COARSE = 8  # points of the horizon on which all pairs are scored; the best ones are scored again on every point
 _TRIES = 32  # pairs looked at closely in one decision, beside those that become moves
+
+
+@dataclass(frozen=True, slots=True)
+class AresSettings:
+    """Settings of `ares`.
+
+    Attributes
+    ----------
+    theta
+        An instance is overloaded above (1 + theta) times the mean load.
+    minimum_gain
+        Smallest worthwhile cut of the spread, as a share of the squared mean load: stops moves that only jitter.
+    reserve
+        Share of a target's KV that a move never fills, left for the growth of what runs there.
+    moves_per_round
+        Most moves one decision may order; one for every 32 instances where that is more. No instance gives twice,
+        takes twice, or does both in a round.
+    cooldown_s
+        Seconds during which a request that was moved is not moved again.
+    horizon, points
+        Steps ahead that the forecast covers, and the points of its geometric grid; horizon 0 is today's load alone.
+    decay
+        Steps ahead at which the forecast counts a quarter of the present.
+    amortise
+        A request moves only if its predicted remaining time exceeds `amortise` times its transfer and stall.
+    deviations
+        Standard deviations above the expectation that count as safe for memory.
+    memory_weight
+        Weight of forecast memory beyond the limit, against the spread of step time.
+    sources, targets
+        How many of the most and of the least loaded instances one decision looks at.
+    """
+
+    theta: float = 0.1
+    minimum_gain: float = 0.01
+    reserve: float = 0.1
+    moves_per_round: int = 2
+    cooldown_s: float = 10.0
+    horizon: int = 4000
+    points: int = 64
+    decay: float = 1000.0
+    amortise: float = 4.0
+    deviations: float = 1.3
+    memory_weight: float = 4.0
+    sources: int = 4
+    targets: int = 8
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def check(settings: Any) -> None:
+    """Raise ValueError where settings of a forecast are out of range."""
+    in_range(settings, reserve=1.0, points=10_000)
+    if settings.points < 1 or settings.decay <= 0:
+        raise ValueError("settings points and decay must be greater than 0")
 
 
 @lru_cache(maxsize=8)
@@ -91,18 +149,18 @@ def _curves(cluster: Cluster, rows: IntArray, steps: FloatArray) -> tuple[FloatA
 
 
 def _worth_the_transfer(
-    cluster: Cluster, rows: IntArray, step_s: FloatArray, settings: RebalanceSettings
+    cluster: Cluster, rows: IntArray, step_s: FloatArray, settings: AresSettings
 ) -> NDArray[np.bool_]:
     """Tell which rows are likely to run long after their transfer (phase 2 of the paper)."""
     if cluster.remaining_tokens is None:
         return np.ones(len(rows), np.bool_)
     left = cluster.remaining_tokens[rows, len(cluster.levels) // 2]
     transfer_s = cluster.resident_tokens[rows] * (cluster.token_bytes / cluster.transfer_bytes_s)
-    short: NDArray[np.bool_] = left * step_s <= settings.amortise * (transfer_s + settings.stall_s)
+    short: NDArray[np.bool_] = left * step_s <= settings.amortise * (transfer_s + cluster.stall_s)
     return ~short
 
 
-def ares(cluster: Cluster, settings: RebalanceSettings) -> list[Move]:
+def decide(cluster: Cluster, settings: AresSettings) -> list[Move]:
     """Decide the moves of one period; see the module's docstring for the rule."""
     if len(cluster.location) == 0 or int(cluster.open.sum()) < 2:
         return []
@@ -133,7 +191,7 @@ class _Round:
     def __init__(
         self,
         cluster: Cluster,
-        settings: RebalanceSettings,
+        settings: AresSettings,
         law: _Law,
         ahead: Forecast,
         limit: FloatArray,
@@ -261,16 +319,19 @@ class _Round:
         return Move(request=row, source=source, target=target, gain=gain, reason=reason)
 
 
-def paper(cluster: Cluster, settings: RebalanceSettings) -> list[Move]:
-    """Decide as the paper does: point predictions, tokens as load, no view of memory but the target's limit."""
-    plain = replace(
-        cluster,
-        step_base_s=None,
-        step_request_s=None,
-        step_token_s=None,
-        remaining_tokens=None
-        if cluster.remaining_tokens is None
-        else cluster.remaining_tokens[:, len(cluster.levels) // 2 : len(cluster.levels) // 2 + 1],
-        levels=(0.5,),
-    )
-    return ares(plain, replace(settings, deviations=0.0, memory_weight=0.0))
+@register("ares")
+class Ares(Rebalance):
+    """Evens out the predicted step time, and keeps predicted memory within its limit."""
+
+    Settings = AresSettings
+    predicts = True
+    settings: AresSettings
+
+    @classmethod
+    def prepare(cls) -> None:
+        """Compile the inner loops."""
+        prepare()
+
+    def decide(self, cluster: Cluster) -> list[Move]:
+        """Return the moves of one period."""
+        return decide(cluster, self.settings)

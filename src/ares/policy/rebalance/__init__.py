@@ -1,0 +1,29 @@
+"""Rebalance: which running requests change instance, and why. One file a policy; base.py says what one is."""
+
+from ares.policy.rebalance import ares, current_load, llumnix, none, paper  # each registers itself
+from ares.policy.rebalance.base import (
+    REBALANCERS,
+    DecisionError,
+    Move,
+    Rebalance,
+    check_moves,
+    decide_moves,
+    rebalancer,
+    register,
+)
+
+__all__ = [
+    "REBALANCERS",
+    "DecisionError",
+    "Move",
+    "Rebalance",
+    "ares",
+    "check_moves",
+    "current_load",
+    "decide_moves",
+    "llumnix",
+    "none",
+    "paper",
+    "rebalancer",
+    "register",
+]

@@ -1,0 +1,15 @@
+"""No rebalancing."""
+
+from ares.policy.cluster import Cluster
+from ares.policy.rebalance.base import Move, Rebalance, register
+
+
+@register("none")
+class NoMoves(Rebalance):
+    """Never moves anything."""
+
+    moves = False
+
+    def decide(self, cluster: Cluster) -> list[Move]:
+        """Return no moves."""
+        return []

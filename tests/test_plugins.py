@@ -1,0 +1,136 @@
+"""Policies and presets that users bring."""
+
+import importlib.metadata
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ares import plugins
+from ares.config import ConfigError, live_preset, load
+from ares.policy import REBALANCERS
+from ares.simulator.cli import app
+
+HEAD = "from ares.policy import Move, Rebalance, register\n"
+POLICY = HEAD + '@register("{name}")\nclass Mine(Rebalance):\n    def decide(self, cluster):\n        {body}\n'
+
+
+@pytest.fixture(autouse=True)
+def unchanged() -> Iterator[None]:
+    before = set(REBALANCERS)
+    yield
+    REBALANCERS.forget(set(REBALANCERS) - before)
+
+
+def policy(folder: Path, name: str, body: str = "return []") -> Path:
+    file = folder / f"{name}.py"
+    file.write_text(POLICY.format(name=name, body=body))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import nowhere_to_be_found", "cannot be loaded: ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+        ("def broken(:", "cannot be loaded: SyntaxError: "),
+        ("raise SystemExit(3)", "cannot be loaded: SystemExit: 3"),
+        ("x = 1", "registers no policy: decorate a class"),
+        (POLICY.format(name="ares", body="return []"), "the rebalance policy 'ares' is already registered"),
+        (POLICY.format(name="half", body="return []") + "1 / 0\n", "ZeroDivisionError"),
+    ],
+)
+def test_a_file_that_is_no_policy_is_refused_in_a_sentence(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    before = set(REBALANCERS)
+    for _ in range(2):  # and the second time too
+        done = CliRunner().invoke(app, ["--policy", str(file), "--preset", "static-rr"])
+        assert done.exit_code == 2
+        assert said in done.output
+        assert str(file) in done.output
+        assert len(done.output.splitlines()) == 1
+    assert set(REBALANCERS) == before
+
+
+def test_a_file_that_is_missing_or_no_python(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere\.py: no such file"):
+        plugins.load([tmp_path / "nowhere.py"])
+    (tmp_path / "mine.txt").write_text("")
+    with pytest.raises(ValueError, match=r"its name must end in \.py"):
+        plugins.load([tmp_path / "mine.txt"])
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("raise RuntimeError('a bug')", "rebalance policy 'bad' raised RuntimeError: a bug"),
+        ("return [Move(0, 0, 99, 1.0, 'x')] if len(cluster.location) else []", "source and target must be indices"),
+    ],
+)
+def test_a_bad_policy_ends_a_simulation_with_its_name(tmp_path: Path, body: str, said: str) -> None:
+    arguments = ["--policy", str(policy(tmp_path, "bad", body)), "--preset", "static-rr", "--rebalance", "bad"]
+    done = CliRunner().invoke(app, ["--requests", "20", *arguments])
+    assert done.exit_code == 2
+    assert "ares simulate: rebalance policy 'bad' " in done.output
+    assert said in done.output
+
+
+def test_a_policy_that_cannot_be_made(tmp_path: Path) -> None:
+    file, preset = tmp_path / "broken.py", tmp_path / "broken.yaml"
+    file.write_text(
+        POLICY.format(name="broken", body="return []") + "    def __init__(self, settings):\n        1 / 0\n"
+    )
+    preset.write_text("rebalance: broken\n")
+    done = CliRunner().invoke(app, ["--requests", "20", "--policy", str(file), "--preset", str(preset)])
+    assert "ares simulate: rebalance policy 'broken' cannot be made: ZeroDivisionError" in done.output
+    with pytest.raises(ConfigError, match="'broken' cannot be made"):
+        load(workers=["http://127.0.0.1:1"], model="m", policies=[file], preset=str(preset))
+    file = tmp_path / "undecided.py"
+    file.write_text(HEAD + '@register("undecided")\nclass Mine(Rebalance):\n    pass\n')
+    with pytest.raises(ValueError, match=r"Mine must define decide\(self, cluster\)"):
+        plugins.load([file])
+
+
+def test_a_policy_that_nothing_uses_is_refused(tmp_path: Path) -> None:
+    file = str(policy(tmp_path, "idle"))
+    done = CliRunner().invoke(app, ["--policy", file, "--preset", "static-rr"])
+    assert done.exit_code == 2
+    assert "--policy changes nothing" in done.output
+    with pytest.raises(ConfigError, match=r"'preset': ares uses no policy of --policy"):
+        load(workers=["http://127.0.0.1:1"], model="m", policies=[file])
+
+
+def test_settings_and_files_of_a_gateway(tmp_path: Path) -> None:
+    file, preset = policy(tmp_path, "live"), tmp_path / "live.yaml"
+    preset.write_text("rebalance: live\n")
+    base = {"workers": ["http://127.0.0.1:1"], "model": "m"}
+    assert load(**base, policies=[file], preset=str(preset)).preset == str(preset)
+    assert live_preset("ares").cooldown_s == 3.0
+    assert live_preset("ares", ["rebalance.cooldown_s=10"]).cooldown_s == 10.0
+    assert load(**base, settings=["rebalance.theta=0.2"]).settings == ["rebalance.theta=0.2"]
+    with pytest.raises(ConfigError, match=r"'settings': --set rebalance.thta=1: .* unknown setting 'thta'"):
+        load(**base, settings=["rebalance.thta=1"])
+    preset.write_text("rebalance: {name: live, theta: 1}\n")
+    with pytest.raises(ConfigError, match=r"live\.yaml: rebalance policy 'live': unknown setting 'theta'"):
+        load(**base, policies=[file], preset=str(preset))
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "rebalance: !!timestamp now", "\0", "{? [a] : b}"])
+def test_a_preset_file_that_is_none(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"mine\.yaml: ") as caught:
+        plugins.preset(str(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_installed_packages_register_by_entry_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shipped_policy.py").write_text(POLICY.format(name="shipped", body="return []"))
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = importlib.metadata.EntryPoint("shipped", "shipped_policy", plugins.GROUP)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry] if group == plugins.GROUP else [])
+    plugins._load_installed.cache_clear()
+    plugins.load([])
+    assert "shipped" in REBALANCERS
+    plugins._load_installed.cache_clear()
