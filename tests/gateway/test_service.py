@@ -350,7 +350,7 @@ async def test_the_view_of_the_policy(gateway: Gateway, fakes: list[FakeInstance
     assert cluster.open.tolist() == [True, False]
     assert cluster.requests == ("request", stranger.key)
     assert cluster.location.tolist() == [where, 0]
-    assert cluster.resident_tokens.tolist() == [16, 32]  # in whole blocks
+    assert cluster.resident_tokens.tolist() == [15, 30]
     assert cluster.movable.tolist() == [True, False]
     assert cluster.promised_tokens.tolist() == [0, 0]
     sequence.moved_at = asyncio.get_running_loop().time()
