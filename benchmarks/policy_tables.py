@@ -162,8 +162,8 @@ def frontier() -> None:
         found = [of(result(f"gap-{bound}")["points"], load, "ares") for bound in GAPS]
         met.plot(GAPS, [p["slo_share"] * 100 for p in found], marker="o", label=f"load {load:g}")
         first.plot(GAPS, [p["ttft_s"]["p99"] for p in found], marker="o", label=f"load {load:g}")
-    met.set(xlabel="longest gap that is promised, s", ylabel="requests that meet all objectives, %", ylim=(0, 100))
-    first.set(xlabel="longest gap that is promised, s", ylabel="P99 of the first token, s", yscale="log")
+    met.set(xlabel="bound on the longest gap, s", ylabel="requests that meet all objectives, %", ylim=(0, 100))
+    first.set(xlabel="bound on the longest gap, s", ylabel="P99 of the first token, s", yscale="log")
     met.legend()
     figure.savefig(ROOT / "docs" / "images" / "gaps.svg", metadata={"Date": None})
 
