@@ -359,6 +359,8 @@ async def test_a_body_that_is_not_json(shared: Service, content: bytes) -> None:
         ("chat/completions", {"chat_template": "{{ messages }}"}, "chat_template"),
         ("chat/completions", {"top_logprobs": 3}, "top_logprobs"),
         ("chat/completions", {"logit_bias": {"a": 1}}, "logit_bias"),
+        ("completions", {"stop_token_ids": [5, -1]}, "stop_token_ids.1"),
+        ("chat/completions", {"allowed_token_ids": [1 << 40]}, "allowed_token_ids.0"),
         ("chat/completions", {"tool_choice": "required"}, "tool_choice"),
         ("chat/completions", {"response_format": {"type": "xml"}}, "response_format"),
     ],

@@ -1,7 +1,7 @@
 """OpenAI's requests: what is accepted, and what it means for the engine."""
 
 from collections.abc import Collection
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 from pydantic import Field, ModelWrapValidatorHandler, StrictBool, ValidationError, model_validator
@@ -38,6 +38,8 @@ _STATEFUL = {
 # What a client's variables of a chat template must not replace. A template itself is a program: one without end would
 # hold everybody up.
 _OWN_VARIABLES = {"chat_template", "conversation", "messages", "tokenize", "tools"}
+# vLLM takes them as numbers of 32 bits.
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 _MAXIMUM_CHOICES = 128
 # All are looked for at every token.
 _MAXIMUM_STOPS = 128
@@ -74,14 +76,14 @@ class GenerationRequest(Body):
     repetition_penalty: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: str | Listed[str] | None = None
-    stop_token_ids: Listed[int] | None = None
+    stop_token_ids: Listed[TokenId] | None = None
     include_stop_str_in_output: StrictBool = False
     skip_special_tokens: StrictBool = True
     ignore_eos: StrictBool = False
     min_tokens: int = Field(default=0, ge=0)
     max_tokens: int | None = Field(default=None, ge=1)
     logit_bias: dict[str, float] | None = None
-    allowed_token_ids: Listed[int] | None = None
+    allowed_token_ids: Listed[TokenId] | None = None
     bad_words: Listed[str] | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None

@@ -88,7 +88,9 @@ _MEANINGS = {
     502: "The instance failed the request.",
     503: "No instance is there to take it; `Retry-After` says when to come again.",
 }
-_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+# The schema of one event, as OpenAPI before 3.2 has it.
+_EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+_STREAM = {"text/event-stream": {"schema": _EVENT}}
 _HEADERS = [
     ("x-request-id", "Names the request, if it has 1 to 128 printable ASCII characters; the reply repeats it."),
     ("x-ares-class", "Class of service, one of the configured ones."),
