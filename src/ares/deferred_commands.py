@@ -2,8 +2,9 @@
 
 import importlib
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
+import typer
 import typer.main
 from typer.core import TyperGroup
 
@@ -20,9 +21,10 @@ class Deferred(TyperGroup):
 
     @cached_property
     def _group(self) -> TyperGroup:
-        group = typer.main.get_group(importlib.import_module(self.module).app)
-        group.name = self.name
-        return group
+        # Below another, as everywhere: a group takes how it looks from that, and has no options of its own for a shell.
+        above = typer.Typer(add_completion=False)
+        above.add_typer(importlib.import_module(self.module).app, name=self.name)
+        return cast(TyperGroup, typer.main.get_group(above).commands[str(self.name)])
 
     def make_context(self, *arguments: Any, **settings: Any) -> Any:
         """Read the command line as the group itself does: all that follows is then the group's."""
