@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ares.config import GatewayConfig, live_preset
+from ares.gateway import lengths
+from ares.gateway.compile_ahead import compile_ahead
 from ares.gateway.deciding import Decider
 from ares.gateway.decisions import DecisionLog
 from ares.gateway.entering import Entering
@@ -66,11 +68,19 @@ def prepare(chosen: Preset) -> None:
 
     It takes some ten seconds where nothing is in the cache of compiled code: call it in a thread while streams run.
     """
+    if _looks_ahead(chosen):
+        compile_ahead()
+        lengths.prepare()
     rebalancer(chosen.rebalance, chosen.settings)
     if "forecast" in (chosen.admission, chosen.dispatch):
         from ares.policy.admission import loop  # imports numba, where it is installed
 
         loop.prepare()
+
+
+def _looks_ahead(chosen: Preset) -> bool:
+    """Whether what is left of every running request is asked for all the time."""
+    return chosen.moves or "forecast" in (chosen.admission, chosen.dispatch)
 
 
 class Controller:
@@ -131,6 +141,9 @@ class Controller:
         self._policy: Preset = self.find(name)
         self.preset = name
         chosen = self._policy
+        prepare(chosen)
+        if _looks_ahead(chosen):
+            self.viewer.lengths.compile()
         self._dispatch: Dispatch = dispatcher(chosen.dispatch)
         self._forecasts = chosen.dispatch == "forecast"
         self.decider = Decider(rebalancer(chosen.rebalance, chosen.settings))

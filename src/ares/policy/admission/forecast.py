@@ -148,9 +148,6 @@ class Entrance:
         self.suspension = suspension
         if queue not in QUEUES:
             raise ValueError(f"unknown order of the waiting {queue!r}; known: {', '.join(QUEUES)}")
-        from ares.policy.admission import loop  # imports numba, where it is installed: only where it is needed
-
-        loop.prepare()
         self.queue = queue
         self.age_credit = 0.0
 
@@ -168,7 +165,7 @@ class Entrance:
         """
         if not len(candidates.tokens) or not cluster.open.any():
             return []
-        from ares.policy.admission import loop
+        from ares.policy.admission import loop  # imports numba, where it is installed: only where it is needed
 
         # Without a cost model of steps nobody can say what a request has to spare.
         suspension = self.suspension if cluster.step_base_s is not None else None
