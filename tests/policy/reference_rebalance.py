@@ -54,8 +54,9 @@ def _worth_the_transfer(
     if cluster.remaining_tokens is None:
         return np.ones(len(rows), np.bool_)
     left = cluster.remaining_tokens[rows, len(cluster.levels) // 2]
-    transfer_s = cluster.resident_tokens[rows] * (cluster.token_bytes / cluster.transfer_bytes_s)
-    short: NDArray[np.bool_] = left * step_s <= settings.amortise * (transfer_s + cluster.stall_s)
+    pause_s, token_s = settings.amortise * cluster.stall_s, cluster.token_bytes / cluster.transfer_bytes_s
+    least_s = pause_s + settings.amortise * token_s * cluster.resident_tokens[rows]
+    short: NDArray[np.bool_] = left * step_s <= least_s
     return ~short
 
 
@@ -78,6 +79,12 @@ def _loads(ahead: Forecast, law: _Law, limit: FloatArray, deviations: float) -> 
     return time, np.maximum(ahead.high(deviations) - limit[:, None], 0.0)
 
 
+def _dot(values: FloatArray, weights: FloatArray) -> FloatArray:
+    """Return the weighted sums over the last axis, taken in order; a matrix product takes them as the machine likes."""
+    sums: FloatArray = np.cumsum(values * weights, axis=-1)[..., -1]
+    return sums
+
+
 class _Round:
     """One decision: classify, score coarsely, take the best moves that hold when looked at closely."""
 
@@ -95,13 +102,13 @@ class _Round:
         self.cluster, self.settings, self.law, self.ahead, self.beta = cluster, settings, law, ahead, beta
         self.limit, self.time, self.excess = limit, time, excess
         self.steps = ahead.grid.astype(np.float64)
-        self.load = time @ beta
-        self.mean = float(self.load[cluster.open].mean())
+        self.load = _dot(time, beta)
+        self.mean = float(np.cumsum(self.load[cluster.open])[-1]) / int(cluster.open.sum())
 
     def decide(self) -> list[Move]:
         """Return the moves, best first."""
         settings, cluster = self.settings, self.cluster
-        pressure = (self.excess @ self.beta) / np.maximum(self.limit, 1.0)
+        pressure = _dot(self.excess, self.beta) / np.maximum(self.limit, 1.0)
         over = cluster.open & ((self.load > (1.0 + settings.theta) * self.mean) | (pressure > 0.0))
         sources = np.flatnonzero(over)
         targets = np.flatnonzero(cluster.open & (self.load < self.mean))
@@ -136,24 +143,17 @@ class _Round:
         settings, law = self.settings, self.law
         points, beta = _coarse(settings.horizon, settings.points, settings.decay)
         alive, tokens = _curves(self.cluster, rows, self.steps[points])
-        request, token = law.request[source][:, None], law.token[source][:, None]
-        own = request * alive + token * tokens
+        own = law.request[source][:, None] * alive + law.token[source][:, None] * tokens
         time = self.time[:, points]
-        relief = ((2.0 * time.take(source, axis=0) - own) * own) @ beta
-        weighted = beta[:, None] * time[targets].T
-        first = (law.request[targets], law.token[targets])
-        if np.ptp(law.request) == 0.0 and np.ptp(law.token) == 0.0:
-            burden = 2.0 * (own @ weighted) + ((own * own) @ beta)[:, None]
-        else:
-            burden = 2.0 * ((alive @ weighted) * first[0] + (tokens @ weighted) * first[1])
-            burden += ((alive * alive) @ beta)[:, None] * first[0] ** 2
-            burden += ((tokens * tokens) @ beta)[:, None] * first[1] ** 2
-            burden += 2.0 * ((alive * tokens) @ beta)[:, None] * (first[0] * first[1])
+        relief = _dot((2.0 * time.take(source, axis=0) - own) * own, beta)
+        # Shape (C, T, P).
+        more = law.request[targets][:, None] * alive[:, None] + law.token[targets][:, None] * tokens[:, None]
+        burden = _dot((2.0 * time[targets] + more) * more, beta)
         excess = self.excess[:, points].take(source, axis=0)
         left = np.maximum(excess - tokens, 0.0)
-        memory = ((excess * excess - left * left) @ beta) / np.maximum(self.limit[source], 1.0) ** 2
-        gain: FloatArray = (relief[:, None] - burden) / (self.mean * self.mean)
-        gain += settings.memory_weight * memory[:, None]
+        memory = _dot(excess * excess - left * left, beta)
+        memory *= settings.memory_weight / np.maximum(self.limit[source], 1.0) ** 2
+        gain: FloatArray = (relief[:, None] - burden) / (self.mean * self.mean) + memory[:, None]
         return gain
 
     def _take(
@@ -206,14 +206,17 @@ class _Round:
         change = (2.0 * self.time[source] - leaves) * leaves - (2.0 * self.time[target] + enters) * enters
         excess = self.excess[source]
         left = np.maximum(excess - tokens, 0.0)
-        gain = float(change @ self.beta) / self.mean**2
-        memory = float((excess * excess - left * left) @ self.beta) / max(float(self.limit[source]), 1.0) ** 2
+        gain = float(_dot(change, self.beta)) / self.mean**2
+        memory = float(_dot(excess * excess - left * left, self.beta)) / max(float(self.limit[source]), 1.0) ** 2
         gain += settings.memory_weight * memory
         if gain <= settings.minimum_gain:
             return None
         unit, factor = ("ms", 1e3) if law.known else ("tokens", 1.0)
         before = (self.load[source] * factor, self.load[target] * factor)
-        after = (before[0] - float(leaves @ self.beta) * factor, before[1] + float(enters @ self.beta) * factor)
+        after = (
+            (self.load[source] - _dot(leaves, self.beta)) * factor,
+            (self.load[target] + _dot(enters, self.beta)) * factor,
+        )
         cause = "memory" if excess.any() else "load"
         reason = (
             f"{cause}: source {before[0]:.4g} to {after[0]:.4g} {unit}, target {before[1]:.4g} to {after[1]:.4g}, "

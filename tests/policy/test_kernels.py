@@ -14,7 +14,9 @@ from ares.policy import Cluster, Move, Rebalance, forecast, rebalancer
 from ares.policy.forecast import geometric_grid, plain_forecast
 from ares.policy.rebalance import REBALANCERS
 from ares.policy.rebalance import ares as balance
-from tests.policy import reference_rebalance
+from ares.policy.rescue import RescueSettings, rescue
+from tests.policy import reference_rebalance, reference_rescue
+from tests.policy.test_admission_forecast import progress
 
 LEVELS = {1: (0.5,), 3: (0.1, 0.5, 0.9), 5: (0.1, 0.3, 0.5, 0.7, 0.9)}
 
@@ -59,11 +61,6 @@ def plain(cluster: Cluster, policy: Rebalance) -> list[Move]:
     return by_rule[policy.name](cluster, policy.settings)
 
 
-def same(got: list[Move], expected: list[Move]) -> None:
-    assert [replace(move, gain=0.0) for move in got] == [replace(move, gain=0.0) for move in expected]
-    np.testing.assert_allclose([move.gain for move in got], [move.gain for move in expected], rtol=1e-9)
-
-
 @settings(max_examples=200)
 @given(clusters(), st.sampled_from([(0, 64), (1, 4), (50, 8), (4000, 64), (16000, 64)]))
 def test_the_forecast_has_the_same_bits(cluster: Cluster, shape: tuple[int, int]) -> None:
@@ -80,7 +77,20 @@ def test_the_forecast_has_the_same_bits(cluster: Cluster, shape: tuple[int, int]
 def test_the_moves_are_the_same(cluster: Cluster, name: str, theta: float, budget: int) -> None:
     knobs = REBALANCERS[name].Settings(theta=theta, minimum_gain=1e-6, amortise=0.5, moves_per_round=budget)
     policy = rebalancer(name, knobs)
-    same(policy.decide(cluster), plain(cluster, policy))
+    assert policy.decide(cluster) == plain(cluster, policy)
+
+
+@settings(max_examples=200)
+@given(clusters(), st.sampled_from([0.5, 1.0, 4.0]), st.sampled_from([0, 1, 250]), st.integers(0, 2**32))
+def test_the_rescues_are_the_same(cluster: Cluster, lead_s: float, horizon: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    held = forecast(cluster, np.zeros(1, np.int64)).held[:, 0]
+    full = held * random.uniform(0.9, 1.5, len(held)) + random.integers(1, 500, len(held))
+    placed = random.random(len(cluster.location)) < 0.1
+    cluster = replace(cluster, capacity_tokens=full.astype(np.int64), placed=placed, movable=cluster.movable & ~placed)
+    stand = progress(len(placed), generated=random.integers(0, 900, len(placed)), elapsed_s=random.random(len(placed)))
+    knobs = RescueSettings(lead_s=lead_s, horizon=horizon)
+    assert rescue(cluster, knobs, lambda: stand) == reference_rescue.rescue(cluster, knobs, stand)
 
 
 @pytest.mark.parametrize("name", ["ares", "paper"])
@@ -91,7 +101,7 @@ def test_the_moves_of_the_benchmark_are_the_same(name: str) -> None:
         policy = rebalancer(name)
         moves = policy.decide(cluster)
         assert moves
-        same(moves, plain(cluster, policy))
+        assert moves == plain(cluster, policy)
 
 
 WITHOUT_NUMBA = """
@@ -128,5 +138,5 @@ def test_read_only_and_strided_rows_are_taken() -> None:
     expected = balance.decide(cluster, balance.AresSettings())
     resident, wide = cluster.resident_tokens.copy(), np.repeat(cluster.remaining_tokens, 2, axis=1)
     resident.flags.writeable = False
-    same(balance.decide(replace(cluster, resident_tokens=resident), balance.AresSettings()), expected)
-    same(balance.decide(replace(cluster, remaining_tokens=wide[:, ::2]), balance.AresSettings()), expected)
+    assert balance.decide(replace(cluster, resident_tokens=resident), balance.AresSettings()) == expected
+    assert balance.decide(replace(cluster, remaining_tokens=wide[:, ::2]), balance.AresSettings()) == expected

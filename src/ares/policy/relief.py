@@ -54,11 +54,71 @@ def lead_steps(
 
 
 @compiled
+def near_limit(
+    location: I8, resident: I8, promised: I8, capacity: I8, steps: I8, block: int, rows: I8
+) -> tuple[I8, I8]:
+    """Return the instances that may run out of memory within their steps even where no request ends.
+
+    Parameters
+    ----------
+    location, resident
+        Instance and resident tokens of each row, shape (R,).
+    promised, capacity, steps
+        Tokens promised, KV tokens, and steps ahead of each instance, shape (I,).
+    block
+        Tokens of a KV block.
+    rows
+        Room for R indices.
+
+    Returns
+    -------
+    Which instances, and which rows are theirs.
+    """
+    most = promised + 1  # for what rounding may add
+    for row in range(len(location)):
+        instance = location[row]
+        most[instance] += resident[row] + steps[instance] + block
+    near = np.flatnonzero(most > capacity)
+    count = 0
+    if len(near) > 0:
+        for row in range(len(location)):
+            if most[location[row]] > capacity[location[row]]:
+                rows[count] = row
+                count += 1
+    return near, rows[:count]
+
+
+@compiled
+def find_leavers(rows: tuple[I8, I8, B1, F8], sources: I8, steps: I8, overflow: F8, bounds: I8) -> I8:
+    """Return the requests of which one is enough to help a source, those of a source the smallest first.
+
+    Where none is enough, the largest there is. One that is likely to end by itself before is not worth its move, and
+    one that is alone stays.
+
+    Parameters
+    ----------
+    rows
+        The fields of `Rows`: a plain tuple is handed over faster.
+    sources
+        Instances that run out of memory, shape (S,).
+    steps, overflow
+        Steps ahead, and the tokens that are lacking then, shape (I,).
+    bounds
+        The result, shape (S, 2): where those of a source begin and end.
+    """
+    here = Rows(*rows)
+    leavers, starts = _leavers(here, sources, steps)
+    for place in range(len(sources)):
+        source, start = sources[place], starts[place]
+        bounds[place, 0] = start
+        bounds[place, 1] = _enough(here, leavers, start, starts[place + 1], steps[source], overflow[source])
+    return leavers
+
+
+@compiled
 def choose_targets(
     rows: tuple[I8, I8, B1, F8],
-    sources: I8,
-    steps: I8,
-    overflow: F8,
+    leaves: I8,
     capacity: I8,
     closed: I8,
     curves: tuple[F8, F8],
@@ -67,18 +127,16 @@ def choose_targets(
     furthest: int,
     deviations: float,
     headroom: float,
-    chosen: I8,
-) -> tuple[int, I8]:
-    """Choose for each source the request that leaves and the instance that takes it.
+    targets: I8,
+) -> None:
+    """Choose the instance that takes each request that leaves, or -1 where it fits nowhere.
 
     Parameters
     ----------
     rows
-        The fields of `Rows`: a plain tuple is handed over faster.
-    sources
-        Instances that run out of memory, in the order in which they are helped, shape (S,).
-    steps, overflow
-        Steps ahead, and the tokens that are lacking then, shape (I,).
+        The fields of `Rows`.
+    leaves
+        Requests, in the order in which they are placed, shape (L,).
     capacity, closed
         KV tokens of each instance, and 1 where nothing enters, shape (I,).
     curves
@@ -88,30 +146,18 @@ def choose_targets(
     block
         Tokens of a KV block.
     furthest
-        Steps ahead, at most, for which the request must fit.
+        Steps ahead, at most, for which a request must fit.
     deviations, headroom
         As in `RescueSettings`.
-    chosen
-        The result, shape (S, 5): source, request, target (-1 where it fits nowhere), and the first and the end of the
-        requests of which one is enough, in what is returned.
-
-    Returns
-    -------
-    How many rows of `chosen` were written, and the requests of which one is enough, those of a source the smallest
-    first.
+    targets
+        The result, shape (L,).
     """
     here = Rows(*rows)
     expected, variance = curves
     grid, weights = horizon
     mean, spread = np.empty(len(grid)), np.empty(len(grid))
-    leavers, starts = _leavers(here, sources, steps, len(capacity))
-    count = 0
-    for place in range(len(sources)):
-        source, start = sources[place], starts[place]
-        end = _enough(here, leavers, start, starts[place + 1], steps[source], overflow[source])
-        if end == start:
-            continue
-        row = leavers[start]
+    for index in range(len(leaves)):
+        row = leaves[index]
         mean[:], spread[:] = 0.0, 0.0
         own_curve(float(here.resident[row]), here.remaining[row], weights, grid, block, mean, spread)
         until = np.fmin(here.remaining[row, len(weights) - 1], furthest)  # NaN, one without a prediction, goes on
@@ -119,23 +165,17 @@ def choose_targets(
         while points < len(grid) and grid[points] < until:
             points += 1
         target = choose_instance(expected, variance, capacity, closed, mean, spread, points, deviations, headroom)
+        targets[index] = target
         if target >= 0:
             expected[target] += mean
             variance[target] += spread
-        chosen[count, 0], chosen[count, 1], chosen[count, 2] = source, row, target
-        chosen[count, 3], chosen[count, 4] = start, end
-        count += 1
-    return count, leavers
 
 
 @inlined
-def _leavers(here: Rows, sources: I8, steps: I8, instances: int) -> tuple[I8, I8]:
-    """Return the requests that may leave each source, in the order of the sources, and where those of each begin.
-
-    One that is likely to end by itself before is not worth its move, and one that is alone stays.
-    """
+def _leavers(here: Rows, sources: I8, steps: I8) -> tuple[I8, I8]:
+    """Return the requests that may leave each source, in the order of the sources, and where those of each begin."""
     middle = here.remaining.shape[1] // 2
-    position = np.full(instances, -1)
+    position = np.full(len(steps), -1)
     position[sources] = np.arange(len(sources))
     batch, count = np.zeros(len(sources), np.int64), np.zeros(len(sources), np.int64)
     found = np.empty(len(here.location), np.int64)
@@ -162,10 +202,7 @@ def _leavers(here: Rows, sources: I8, steps: I8, instances: int) -> tuple[I8, I8
 
 @inlined
 def _enough(here: Rows, leavers: I8, start: int, end: int, steps: int, overflow: float) -> int:
-    """Put first, among those from `start` to `end`, the requests of which one is enough; return their end.
-
-    The smallest first; where none is enough, the largest there is.
-    """
+    """Put first, among those from `start` to `end`, the requests of which one is enough; return their end."""
     most, kept = start, start
     for place in range(start, end):
         row = leavers[place]
@@ -188,8 +225,7 @@ def prepare() -> None:
     """Compile now what the first decision would otherwise wait for: some seconds, or nothing from the cache."""
     none, nobody, empty = np.zeros(0), np.zeros(0, np.int64), np.zeros((0, 1))
     lead_steps(nobody, nobody, nobody, (none, none, none), 1.0, nobody)
+    near_limit(nobody, nobody, nobody, nobody, nobody, 1, nobody)
     rows = (nobody, nobody, np.zeros(0, np.bool_), empty)
-    chosen = np.zeros((0, 5), np.int64)
-    choose_targets(
-        rows, nobody, nobody, none, nobody, nobody, (empty, empty), (none, np.ones(1)), 1, 1, 1.0, 0.0, chosen
-    )
+    find_leavers(rows, nobody, nobody, none, np.zeros((0, 2), np.int64))
+    choose_targets(rows, nobody, nobody, nobody, (empty, empty), (none, np.ones(1)), 1, 1, 1.0, 0.0, nobody)

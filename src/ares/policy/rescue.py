@@ -8,14 +8,14 @@ vLLM would have picked.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ares.policy.admission import Progress
 from ares.policy.admission.forecast import GRID
 from ares.policy.cluster import Cluster, FloatArray, IntArray
-from ares.policy.forecast import forecast, quantile_weights
+from ares.policy.forecast import forecast, prepare_forecast, quantile_weights
 from ares.policy.rebalance.base import Move
 
 NOWHERE = -1
@@ -95,14 +95,43 @@ def rescue(cluster: Cluster, settings: RescueSettings, running: Progress | Calla
     if not len(cluster.location):
         return []
     steps = lead_steps(cluster, settings.lead_s)
-    # Most of the time there is room everywhere, which a few points of the horizon tell.
-    soon = np.unique(np.append(steps, 0))
-    held = forecast(cluster, soon).held[np.arange(len(steps)), np.searchsorted(soon, steps)]
-    overflow = held - cluster.capacity_tokens
+    overflow = _overflow(cluster, steps)
     sources = np.flatnonzero(overflow > 0.0)
     if not len(sources):
         return []
     return _relieve(cluster, settings, running, sources[np.argsort(-overflow[sources], kind="stable")], steps, overflow)
+
+
+def _overflow(cluster: Cluster, steps: IntArray) -> FloatArray:
+    """Return by how many tokens each instance exceeds its memory in so many steps, shape (I,); -1 where it does not.
+
+    Most of the time there is room even where no request ends, which needs no forecast.
+    """
+    from ares.policy.relief import near_limit
+
+    overflow = np.full(len(steps), -1.0)
+    near, rows = near_limit(
+        np.ascontiguousarray(cluster.location, np.int64),
+        np.ascontiguousarray(cluster.resident_tokens, np.int64),
+        np.ascontiguousarray(cluster.promised_tokens, np.int64),
+        np.ascontiguousarray(cluster.capacity_tokens, np.int64),
+        steps,
+        cluster.block_tokens,
+        np.empty(len(cluster.location), np.int64),
+    )
+    if len(near):
+        soon = np.unique(np.append(steps[near], 0))
+        part = replace(
+            cluster,
+            instances=tuple(cluster.instances[instance] for instance in near.tolist()),
+            promised_tokens=cluster.promised_tokens[near],
+            location=np.searchsorted(near, cluster.location[rows]),
+            resident_tokens=cluster.resident_tokens[rows],
+            remaining_tokens=None if cluster.remaining_tokens is None else cluster.remaining_tokens[rows],
+        )
+        held = forecast(part, soon).held[np.arange(len(near)), np.searchsorted(soon, steps[near])]
+        overflow[near] = held - cluster.capacity_tokens[near]
+    return overflow
 
 
 def _relieve(
@@ -114,27 +143,31 @@ def _relieve(
     overflow: FloatArray,
 ) -> list[Rescue]:
     """Choose who leaves each source, in this order, and where to, and say why."""
-    from ares.policy.relief import choose_targets  # imports numba: only where it is needed
+    from ares.policy.relief import choose_targets, find_leavers
 
-    grid = GRID[: max(1, int(np.searchsorted(GRID, settings.horizon, side="left")))]
-    ahead = forecast(cluster, grid)
-    closed = (~cluster.open).astype(np.int64)
-    closed[sources] = 1
     able = cluster.movable if cluster.placed is None else cluster.movable | cluster.placed
     remaining = cluster.remaining_tokens
     if remaining is None:
         remaining = np.full((len(cluster.location), len(cluster.levels)), np.inf)
-    chosen = np.empty((len(sources), 5), np.int64)
-    count, enough = choose_targets(
-        (
-            np.ascontiguousarray(cluster.location, np.int64),
-            np.ascontiguousarray(cluster.resident_tokens, np.int64),
-            np.ascontiguousarray(able, np.bool_),
-            np.ascontiguousarray(remaining, np.float64),
-        ),
-        sources,
-        steps,
-        overflow,
+    running_rows = (
+        np.ascontiguousarray(cluster.location, np.int64),
+        np.ascontiguousarray(cluster.resident_tokens, np.int64),
+        np.ascontiguousarray(able, np.bool_),
+        np.ascontiguousarray(remaining, np.float64),
+    )
+    bounds = np.empty((len(sources), 2), np.int64)
+    leavers = find_leavers(running_rows, sources, steps, overflow, bounds)
+    helped = np.flatnonzero(bounds[:, 0] < bounds[:, 1])
+    if not len(helped):
+        return []
+    grid = GRID[: max(1, int(np.searchsorted(GRID, settings.horizon, side="left")))]
+    ahead = forecast(cluster, grid)
+    closed = (~cluster.open).astype(np.int64)
+    closed[sources] = 1
+    leaves, targets = leavers[bounds[helped, 0]], np.empty(len(helped), np.int64)
+    choose_targets(
+        running_rows,
+        leaves,
         np.ascontiguousarray(cluster.capacity_tokens, np.int64),
         closed,
         (ahead.held, ahead.variance),
@@ -143,11 +176,12 @@ def _relieve(
         settings.horizon,
         settings.deviations,
         settings.headroom,
-        chosen,
+        targets,
     )
     spare: FloatArray | None = None
     rescues: list[Rescue] = []
-    for source, row, target, first, end in chosen[:count].tolist():
+    for place, row, target in zip(helped.tolist(), leaves.tolist(), targets.tolist(), strict=True):
+        source = int(sources[place])
         lacks = f"{cluster.instances[source]} lacks {overflow[source]:.0f} of {cluster.capacity_tokens[source]} tokens"
         lack = f"{lacks} in {steps[source]} steps"
         if target >= 0:
@@ -156,10 +190,19 @@ def _relieve(
             continue
         if spare is None:
             spare = _spare_s(cluster, running if isinstance(running, Progress) else running())
-        idle = int(enough[first + np.argmax(spare[enough[first:end]])])
+        enough = leavers[bounds[place, 0] : bounds[place, 1]]
+        idle = int(enough[np.argmax(spare[enough])])
         reason = f"{lack}; what fits nowhere else can stand still for {spare[idle]:.1f} s"
         rescues.append(Rescue(idle, source, NOWHERE, reason))
     return rescues
+
+
+def prepare() -> None:
+    """Compile the inner loops, for seconds, or take them from the cache."""
+    from ares.policy import relief  # imports numba: only where it is needed
+
+    prepare_forecast()
+    relief.prepare()
 
 
 def beside(moves: list[Move], rescues: list[Rescue]) -> list[Move]:
