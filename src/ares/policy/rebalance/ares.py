@@ -154,10 +154,9 @@ def decide(cluster: Cluster, settings: AresSettings) -> list[Move]:
         pairs,
         numbers,
     )
-    unit, factor = ("ms", 1e3) if known else ("tokens", 1.0)
     limit = cluster.capacity_tokens * (1.0 - settings.reserve)
     return [
-        _move(*pair, float(limit[pair[2]]), unit, factor, *found)
+        _move(pair, found, float(limit[pair[2]]), known)
         for pair, found in zip(pairs[:count].tolist(), numbers[:count].tolist(), strict=True)
     ]
 
@@ -175,23 +174,11 @@ def _cost_model(cluster: Cluster) -> tuple[FloatArray, FloatArray, FloatArray, b
     )
 
 
-def _move(
-    row: int,
-    source: int,
-    target: int,
-    limit: float,
-    unit: str,
-    factor: float,
-    gain: float,
-    peak: float,
-    leaves: float,
-    enters: float,
-    given: float,
-    taken: float,
-    mean: float,
-    beyond: float,
-) -> Move:
-    """Make the move with its cause and the loads before and after."""
+def _move(pair: list[int], found: list[float], limit: float, known: bool) -> Move:
+    """Make the move that `choose_moves` has found, with its cause and the loads before and after."""
+    row, source, target = pair
+    gain, peak, leaves, enters, given, taken, mean, beyond = found
+    unit, factor = ("ms", 1e3) if known else ("tokens", 1.0)
     cause = "memory" if beyond > 0.0 else "load"
     reason = (
         f"{cause}: source {given * factor:.4g} to {(given - leaves) * factor:.4g} {unit}, "
