@@ -29,6 +29,7 @@ from ares.gateway.view import View, Viewer, taking
 from ares.policy import PRESETS, DecisionError, Dispatch, Move, Preset, dispatcher, rebalancer
 from ares.policy.admission import Entrance, Entry, memory_time
 from ares.policy.rescue import NOWHERE, RescueSettings, beside, rescue
+from ares.policy.rescue import prepare as prepare_rescue
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,8 @@ def prepare(chosen: Preset) -> None:
         from ares.policy.admission import loop  # imports numba, where it is installed
 
         loop.prepare()
+    if chosen.suspends:
+        prepare_rescue()
 
 
 def _looks_ahead(chosen: Preset) -> bool:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -222,7 +223,7 @@ class Simulation:
                     withdraw_preempted(state, now)
                 view = telemetry.view(now)
                 before = time.perf_counter()
-                rescues = rescue(view, lead, telemetry.progress(len(view.location), now)) if suspends else []
+                rescues = rescue(view, lead, partial(telemetry.progress, len(view.location), now)) if suspends else []
                 ordered = beside(decide_moves(policy, view), rescues)
                 decisions.append(time.perf_counter() - before)
                 moves += telemetry.carry_out(rescues, ordered, now)

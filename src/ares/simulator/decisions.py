@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from ares.policy import dispatch, kernels
 from ares.policy.admission import loop
+from ares.policy.admission.forecast import GRID
+from ares.policy.forecast import intervals
 from ares.policy.forecast import staircase as plain_staircase
 from ares.simulator.blocks import taken
 from ares.simulator.compiled import compiled
@@ -25,13 +27,15 @@ from ares.simulator.state import (
 )
 
 STALE_S = 0.5  # telemetry of a live engine is no fresher
+# First point of the grid at or past each whole step.
+_INTERVALS = intervals(GRID.tobytes())
 # Values of DISPATCH_RULE.
 ROUND_ROBIN, LEAST_LOADED, BY_FORECAST = range(3)
 
 best_peak = loop.best_peak
 own_curve = loop.own_curve
 staircase = compiled(plain_staircase)
-forecast_rows = compiled(kernels.forecast_rows)
+forecast_rows = kernels.forecast_rows
 least_loaded_choice = compiled(dispatch.least_loaded_choice)
 round_robin_choice = compiled(dispatch.round_robin_choice)
 
@@ -175,7 +179,7 @@ def refresh(state: State, instance: int, moment: float) -> None:
         promised,
         WEIGHTS,
         changes,
-        state.intervals,
+        _INTERVALS,
         state.grid,
         int(state.scalars[BLOCK_SIZE]),
         plain,
