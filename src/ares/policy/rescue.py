@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ares.policy.admission import Progress
+from ares.policy.admission import Progress, memory_time
 from ares.policy.admission.forecast import GRID
 from ares.policy.cluster import Cluster, FloatArray, IntArray
 from ares.policy.forecast import forecast, own_curve, quantile_weights
@@ -121,7 +121,7 @@ def rescue(cluster: Cluster, settings: RescueSettings, running: Progress) -> lis
             reason = f"{lack} in {steps[source]} steps; {resident:.0f} tokens fit {cluster.instances[target]}"
         else:
             spare = _spare_s(cluster, running) if spare is None else spare
-            row = int(enough[np.argmax(spare[enough])])
+            row = int(enough[_most(spare[enough], cluster, enough)])
             reason = f"{lack} in {steps[source]} steps; what fits nowhere else can stand still for {spare[row]:.1f} s"
         rescues.append(Rescue(row, source, target if target >= 0 else NOWHERE, reason))
     return rescues
@@ -160,4 +160,13 @@ def _spare_s(cluster: Cluster, running: Progress) -> FloatArray:
         return np.zeros(len(cluster.location))
     full = cluster.step_base_s + cluster.step_token_s * cluster.capacity_tokens
     least, dead = running.spare(cluster.remaining_tokens, full[cluster.location])
-    return np.where(dead, running.gap_s, least)
+    return np.where(running.silent, np.inf, np.where(dead, running.gap_s, least))
+
+
+def _most(spare: FloatArray, cluster: Cluster, rows: IntArray) -> int:
+    """Return the index of the most time to spare; of several whose gap bounds it, of the one that makes most room."""
+    best = spare == spare.max()
+    if cluster.remaining_tokens is None or not np.isfinite(spare.max()):
+        return int(np.argmax(best))
+    middle = cluster.remaining_tokens[rows, len(cluster.levels) // 2]
+    return int(np.argmax(np.where(best, memory_time(cluster.resident_tokens[rows].astype(np.float64), middle), -1.0)))
