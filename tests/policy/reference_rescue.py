@@ -3,7 +3,7 @@
 import numpy as np
 
 from ares.policy import Cluster
-from ares.policy.admission import Progress
+from ares.policy.admission import Progress, memory_time
 from ares.policy.admission.forecast import GRID
 from ares.policy.admission.loop import choose_instance
 from ares.policy.cluster import FloatArray, IntArray
@@ -77,7 +77,7 @@ def rescue(cluster: Cluster, settings: RescueSettings, running: Progress) -> lis
             reason = f"{lack} in {steps[source]} steps; {resident:.0f} tokens fit {cluster.instances[target]}"
         else:
             spare = _spare_s(cluster, running) if spare is None else spare
-            row = int(enough[np.argmax(spare[enough])])
+            row = int(enough[_most(spare[enough], cluster, enough)])
             reason = f"{lack} in {steps[source]} steps; what fits nowhere else can stand still for {spare[row]:.1f} s"
         rescues.append(Rescue(row, source, target if target >= 0 else NOWHERE, reason))
     return rescues
@@ -110,4 +110,14 @@ def _spare_s(cluster: Cluster, running: Progress) -> FloatArray:
         return np.zeros(len(cluster.location))
     full = cluster.step_base_s + cluster.step_token_s * cluster.capacity_tokens
     least, dead = running.spare(cluster.remaining_tokens, full[cluster.location])
-    return np.where(dead, running.gap_s, least)
+    return np.where(running.silent, np.inf, np.where(dead, running.gap_s, least))
+
+
+def _most(spare: FloatArray, cluster: Cluster, rows: IntArray) -> int:
+    """Return the index of the most time to spare; of several whose gap bounds it, of the one that makes most room."""
+    best = [index for index in range(len(rows)) if spare[index] == spare.max()]
+    if cluster.remaining_tokens is None or np.isinf(spare.max()):
+        return best[0]
+    middle = cluster.remaining_tokens[rows, len(cluster.levels) // 2]
+    sizes = memory_time(cluster.resident_tokens[rows].astype(np.float64), middle)
+    return max(best, key=lambda index: (sizes[index], -index))

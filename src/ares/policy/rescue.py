@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ares.policy.admission import Progress
+from ares.policy.admission import Progress, memory_time
 from ares.policy.admission.forecast import GRID
 from ares.policy.cluster import Cluster, FloatArray, IntArray
 from ares.policy.forecast import forecast, prepare_forecast, quantile_weights
@@ -191,7 +191,7 @@ def _relieve(
         if spare is None:
             spare = _spare_s(cluster, running if isinstance(running, Progress) else running())
         enough = leavers[bounds[place, 0] : bounds[place, 1]]
-        idle = int(enough[np.argmax(spare[enough])])
+        idle = int(enough[_most(spare[enough], cluster, enough)])
         reason = f"{lack}; what fits nowhere else can stand still for {spare[idle]:.1f} s"
         rescues.append(Rescue(idle, source, NOWHERE, reason))
     return rescues
@@ -217,4 +217,13 @@ def _spare_s(cluster: Cluster, running: Progress) -> FloatArray:
         return np.zeros(len(cluster.location))
     full = cluster.step_base_s + cluster.step_token_s * cluster.capacity_tokens
     least, dead = running.spare(cluster.remaining_tokens, full[cluster.location])
-    return np.where(dead, running.gap_s, least)
+    return np.where(running.silent, np.inf, np.where(dead, running.gap_s, least))
+
+
+def _most(spare: FloatArray, cluster: Cluster, rows: IntArray) -> int:
+    """Return the index of the most time to spare; of several whose gap bounds it, of the one that makes most room."""
+    best = spare == spare.max()
+    if cluster.remaining_tokens is None or not np.isfinite(spare.max()):
+        return int(np.argmax(best))
+    middle = cluster.remaining_tokens[rows, len(cluster.levels) // 2]
+    return int(np.argmax(np.where(best, memory_time(cluster.resident_tokens[rows].astype(np.float64), middle), -1.0)))

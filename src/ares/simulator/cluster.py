@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,6 +13,7 @@ from ares.policy import Preset, decide_moves, rebalancer
 from ares.policy.admission.forecast import knobs
 from ares.policy.rescue import RescueSettings, beside, rescue
 from ares.simulator.admitting import refresh_and_admit, withdraw_preempted
+from ares.simulator.classes import SimulatedClass, apply, assign, names
 from ares.simulator.decisions import BY_FORECAST, LEAST_LOADED, ROUND_ROBIN, kv_shares
 from ares.simulator.errors import ERROR_MODELS, ErrorModel
 from ares.simulator.failures import fail_instance
@@ -66,8 +67,10 @@ class Outcome:
     preset: str
     workload: Workload
     first_token_s: NDArray[np.float64]
-    gap_s: float
-    """Objective for the longest gap of a stream."""
+    classes: Sequence[str]
+    """Names of the classes of service, `default` first."""
+    class_of: NDArray[np.int64]
+    """Index of each request's class."""
     longest_gap_s: NDArray[np.float64]
     """Longest time that each stream stood still: preempted, suspended, moved, or because its instance was lost."""
     finish_s: NDArray[np.float64]
@@ -111,7 +114,9 @@ class Simulation:
     seed
         Of the predictor's errors.
     gap_s
-        Longest time that a stream may stand still for others; infinite: only the other objectives bound it.
+        Objective for the longest gap of a stream; infinite: only the other objectives bound it.
+    classes
+        Classes of service by name; requests of none have the objectives of the preset, and `gap_s`.
     failures
         (time, instance): the instance is lost, and its requests resume elsewhere from their tokens.
     first_at_prefill
@@ -129,6 +134,7 @@ class Simulation:
     seed: int = 0
     failures: Sequence[tuple[float, int]] = ()
     gap_s: float = math.inf
+    classes: Mapping[str, SimulatedClass] = field(default_factory=dict)
     first_at_prefill: bool = False
 
     def build(self) -> State:
@@ -161,6 +167,7 @@ class Simulation:
         suspends = self.preset.suspends and predicts
         state.ttft[:], state.tpot[:] = suspension.ttft_s, suspension.tpot_s
         state.gap[:] = self.gap_s
+        apply(self.classes, self._class_of(), state)
         state.knobs[:] = knobs(self.preset.admission_settings, suspension if suspends else None)
         values = {
             BLOCK_SIZE: first.block_size,
@@ -189,6 +196,9 @@ class Simulation:
         for column, value in values.items():
             state.scalars[column] = float(value)
         return state
+
+    def _class_of(self) -> NDArray[np.int64]:
+        return assign(self.classes, len(self.workload), self.seed)
 
     def run(self, progress: Callable[[float], None] | None = None) -> Outcome:
         """Run to the last completion; `progress` is told the share of requests that are done."""
@@ -241,7 +251,8 @@ class Simulation:
             preset=self.preset_name,
             workload=work,
             first_token_s=state.first_token,
-            gap_s=self.gap_s,
+            classes=names(self.classes),
+            class_of=self._class_of(),
             longest_gap_s=state.longest_gap,
             finish_s=state.finish,
             preempted=state.preempted,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ares.bench.live.client import Run
-from ares.bench.live.judge import PrefillLaw, lengths
+from ares.bench.live.judge import Objectives, PrefillLaw, lengths
 from ares.policy import preset
 from ares.simulator import metrics
 from ares.simulator.cluster import Simulation
@@ -38,10 +38,8 @@ def profile_of(run: Run, decode: dict[str, Any], prefill: PrefillLaw, name: str)
     )
 
 
-def predicted(
-    run: Run, instances: list[dict[str, Any]], law: PrefillLaw, slo_s: tuple[float, float]
-) -> dict[str, Any] | None:
-    """Simulate one run with its own arrivals and lengths, under these objectives (first token, every further one).
+def predicted(run: Run, instances: list[dict[str, Any]], law: PrefillLaw, slo: Objectives) -> dict[str, Any] | None:
+    """Simulate one run with its own arrivals and lengths, under these objectives.
 
     Errors are relative to what was measured.
     """
@@ -61,9 +59,10 @@ def predicted(
     prefilling = known[0].model_copy(update={"step": step})
     prefill = [prefilling.model_copy(update={"name": row["name"]}) for row in instances if row["role"] == "prefill"]
     policy = preset(run.preset)
-    policy = replace(policy, suspend_settings=policy.suspend_settings.for_objectives(*slo_s))
+    policy = replace(policy, suspend_settings=policy.suspend_settings.for_objectives(slo.ttft_s, slo.tpot_s))
     error = ERROR_MODELS["continuous"]
     simulation = Simulation(work, known, prefill, policy, run.preset, error, first_at_prefill=True)
+    simulation.gap_s = slo.gap_s
     outcome = simulation.run()
     measured = {"ttft_s": [seen.ttft_s for seen in came], "tpot_s": [seen.tpot_s for seen in came]}
     made = {"ttft_s": metrics.ttft_s(outcome), "tpot_s": metrics.tpot_s(outcome)}

@@ -55,6 +55,10 @@ class Progress:
         Seconds since it arrived, and since its first token (NaN: it has none).
     ttft_s, tpot_s, gap_s
         The objectives: time to first token, seconds a token, longest gap in the stream (infinite: none).
+    longest_gap_s
+        Longest gap that the stream has had.
+    rank
+        Class of each: a smaller one goes before every larger one.
     """
 
     generated: IntArray
@@ -63,6 +67,14 @@ class Progress:
     ttft_s: FloatArray
     tpot_s: FloatArray
     gap_s: FloatArray
+    longest_gap_s: FloatArray
+    rank: IntArray
+
+    @property
+    def silent(self) -> BoolArray:
+        """Whether the longest gap of the stream has missed its objective."""
+        missed: BoolArray = self.longest_gap_s > self.gap_s
+        return missed
 
     @property
     def late(self) -> BoolArray:
@@ -215,9 +227,11 @@ def knobs(admission: AdmissionSettings, suspension: SuspendSettings | None) -> K
         suspends=float(suspension is not None),
         after_s=usual.after_s,
         least_slack_s=usual.least_slack_s,
+        least_gap_s=max(usual.least_gap_s, usual.least_slack_s),
         urgent_s=usual.urgent_s,
         urgent_steps=usual.urgent_steps,
         longest_s=usual.longest_s,
+        longest_missed_s=usual.longest_missed_s,
         ratio=usual.ratio,
     )
 
@@ -248,6 +262,8 @@ def _requests(cluster: Cluster, candidates: Candidates, running: Progress) -> Re
         ttft_s=both(stand.ttft_s, running.ttft_s),
         tpot_s=both(stand.tpot_s, running.tpot_s),
         gap_s=both(stand.gap_s, running.gap_s),
+        longest_gap_s=both(stand.longest_gap_s, running.longest_gap_s),
+        rank=np.concatenate([candidates.rank, running.rank]).astype(np.int64),
         outside=np.concatenate([outside, np.full(rows, INSIDE)]).astype(np.int64),
         movable=np.concatenate([np.zeros(waiting, np.int64), cluster.movable.astype(np.int64)]),
         excluded=excluded,
@@ -286,7 +302,8 @@ def _entry(
 ) -> Entry:
     """Put a decision of the loop into words."""
     if kind == SUSPEND:
-        spare = "misses its objective anyway" if np.isnan(said) else f"can stand still for {said:.1f} s"
+        spare = f"can stand still for {said:.1f} s" if np.isfinite(said) else "misses its objective anyway"
+        spare = "misses its gap by it" if said == -np.inf else spare
         reason = f"{spare}; {tokens:.0f} tokens make room for {candidates.requests[why]}"
         return Entry("suspend", request - len(candidates.tokens), instance, reason)
     reason = f"{_WHY[why]}; {tokens:.0f} tokens, expected peak {said:.0f} of {limit:.0f}"
