@@ -243,3 +243,4 @@ def give_first(state: State, request: int, moment: float) -> None:
     """Give the token of the prefill to the client, where that is how it is done and it has none yet."""
     if state.scalars[FIRST_AT_PREFILL] > 0.0 and np.isnan(state.first_token[request]):
         state.first_token[request] = moment
+        state.silent_since[request] = moment  # until decode brings the next one

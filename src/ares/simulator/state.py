@@ -206,8 +206,9 @@ WORDS = 3
     PREFILL_RESUMES,
     FIRST_AT_PREFILL,
     RESIDUAL_LIFE,
+    ENDED_BEFORE,
     SCALARS,
-) = range(25)
+) = range(26)
 
 
 def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: int, quantiles: int = 3) -> State:

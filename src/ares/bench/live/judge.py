@@ -3,18 +3,11 @@
 import random
 import statistics
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ares.bench.live.client import Observed, Run
-
-
-class PrefillLaw(NamedTuple):
-    """Seconds to the first token: of any prompt, and for each of its tokens."""
-
-    base_s: float
-    token_s: float
+from ares.bench.live.client import Run
 
 
 def summary(run: Run, slo_ttft_s: float, slo_tpot_s: float) -> dict[str, Any]:
@@ -92,8 +85,3 @@ def differing(runs: list[Run]) -> list[str]:
         if first.setdefault(seen.name, seen.tokens) != seen.tokens:
             wrong.add(seen.name)
     return sorted(wrong)
-
-
-def lengths(run: Run) -> list[Observed]:
-    """Return the completed requests in order of arrival."""
-    return sorted((seen for seen in run.requests if seen.error is None), key=lambda seen: seen.at_s)

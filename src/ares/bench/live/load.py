@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +57,8 @@ def from_workload(work: Workload, seed: int) -> list[Planned]:
         }
         planned.append(Planned(f"r{number}", float(work.arrival_s[number]), body))
     return planned
+
+
+def renamed(planned: list[Planned], prefix: str) -> list[Planned]:
+    """Return the same requests under other names, so that those of two rounds are told apart."""
+    return [replace(each, name=prefix + each.name) for each in planned]

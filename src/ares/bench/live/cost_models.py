@@ -1,0 +1,249 @@
+"""Cost models fitted to one recorded run: what its clients saw of every token says what a step cost.
+
+The gateway's own fit (gateway/laws.py) leaves out what happens between two telemetry reports in which requests came or
+went, and what the stream takes on its way; the time between two tokens at the client holds both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ares.bench.live.saved import SavedRun
+
+FloatArray = NDArray[np.float64]
+
+# Tokens whose times are averaged into one observation: jitter of single ones is no property of a step.
+_WINDOW = 16
+# A pause so many times as long as the usual one is a stop (preemption, recomputation, a move), not a step.
+_STOP = 6.0
+# Hand-overs that took more than this many times the usual one waited for room, too.
+_UNUSUAL = 3.0
+# Observations without which nothing is fitted.
+_LEAST_WINDOWS, _LEAST_REQUESTS = 20, 8
+# From cut to join: half a step until the next one starts at the target, and that one.
+_STEPS_OF_A_JOIN = 1.5
+
+
+class FitError(ValueError):
+    """A run that holds too little to fit cost models to."""
+
+
+@dataclass(frozen=True, slots=True)
+class CostModels:
+    """What was fitted to a run; seconds.
+
+    Attributes
+    ----------
+    steps
+        Base, cost of a request and cost of a resident token of a step, for each decode instance, shape (D, 3).
+    prefill_base_s, prefill_token_s
+        From a prompt's turn to its first token at the client.
+    prefill_spread_s
+        What that law leaves unexplained, an entry for each request that it was fitted to.
+    hand_over_s
+        From the first token until the request may join a step of its decode instance.
+    move_s
+        From the last token at the source until it may join a step at the target; None where nothing moved.
+    """
+
+    steps: FloatArray
+    prefill_base_s: float
+    prefill_token_s: float
+    prefill_spread_s: FloatArray
+    hand_over_s: float
+    move_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Windows:
+    """Observations of steps, shape (W,): of which request and instance, features (W, 3) and mean seconds."""
+
+    request: NDArray[np.int64]
+    instance: NDArray[np.int64]
+    features: FloatArray
+    seconds: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """Every pause between two tokens of a stream in decode, shape (N,); `at` is its end."""
+
+    request: NDArray[np.int64]
+    instance: NDArray[np.int64]
+    at: FloatArray
+    pause: FloatArray
+    resident: FloatArray
+
+
+class Observations:
+    """A run in the form that fits want; `fit` may be called for any resampling of its requests.
+
+    Parameters
+    ----------
+    run
+        The run.
+
+    Raises
+    ------
+    FitError
+        It holds too little.
+    """
+
+    def __init__(self, run: SavedRun) -> None:
+        self.run = run
+        self.names = [row.name for row in run.instances if row.role != "prefill"]
+        self.prefills = max(sum(row.role == "prefill" for row in run.instances), 1)
+        self.times = [np.array(request.times_s) for request in run.requests]
+        if len(self.times) < _LEAST_REQUESTS:
+            raise FitError(f"{run.preset}: {len(self.times)} completed requests are too few to fit cost models to")
+        tokens = self._tokens()
+        if not len(tokens.pause):
+            raise FitError(f"{run.preset}: no request had more than two tokens")
+        usual = float(np.median(tokens.pause))
+        going = tokens.pause <= _STOP * usual
+        self._windows = _windows(tokens, going, len(self.names))
+        if len(self._windows.seconds) < _LEAST_WINDOWS:
+            raise FitError(f"{run.preset}: {len(self._windows.seconds)} windows of steps are too few to fit a law to")
+        self._prompts, self._services = self._prefill_times()
+        self._hand_overs = np.array([times[1] - times[0] for times in self.times if len(times) > 1])
+        self._stalls = np.array([move.stall_s for move in run.moves if move.outcome == "moved" and move.stall_s])
+
+    def fit(self, chosen: NDArray[np.int64] | None = None) -> CostModels:
+        """Fit to the requests in `chosen`, which may name some more than once; by default to all of them."""
+        windows = self._windows
+        count = len(self.times)
+        weight = np.bincount(chosen, minlength=count).astype(float) if chosen is not None else np.ones(count)
+        each = weight[windows.request]
+        everywhere = _law(windows.features, windows.seconds, each)
+        steps = np.empty((len(self.names), 3))
+        for instance in range(len(steps)):
+            here = (windows.instance == instance) & (each > 0)
+            enough = here.sum() >= _LEAST_WINDOWS
+            steps[instance] = _law(windows.features[here], windows.seconds[here], each[here]) if enough else everywhere
+        kept = np.flatnonzero(np.isfinite(self._services))
+        base, token, spread = _line(self._prompts[kept], self._services[kept], weight[kept])
+        step = float(np.average(windows.seconds, weights=each))
+        usual = self._hand_overs[self._hand_overs <= _UNUSUAL * np.median(self._hand_overs)]
+        return CostModels(
+            steps=steps,
+            prefill_base_s=base,
+            prefill_token_s=token,
+            prefill_spread_s=spread,
+            hand_over_s=max(float(usual.mean()) - _STEPS_OF_A_JOIN * step, 1e-4),
+            move_s=max(float(self._stalls.mean()) - _STEPS_OF_A_JOIN * step, 1e-4) if len(self._stalls) else None,
+        )
+
+    def resampled(self, generator: np.random.Generator) -> CostModels:
+        """Fit to as many requests, drawn with replacement: how far the run itself leaves the models open."""
+        count = len(self.times)
+        return self.fit(generator.integers(0, count, count))
+
+    def _tokens(self) -> _Tokens:
+        rows = []
+        for number, (request, times) in enumerate(zip(self.run.requests, self.times, strict=True)):
+            # The first pause is the hand-over from prefill.
+            if len(times) > 2:
+                at, resident = times[2:], request.prompt_tokens + np.arange(2, len(times))
+                where = self._where(request.name, at)
+                rows.append((np.full(len(at), number), where, at, np.diff(times[1:]), resident))
+        if not rows:
+            none = np.zeros(0)
+            return _Tokens(none.astype(np.int64), none.astype(np.int64), none, none, none)
+        request, instance, at, pause, resident = (np.concatenate(column) for column in zip(*rows, strict=True))
+        return _Tokens(request, instance, at, pause, resident.astype(float))
+
+    def _where(self, name: str, at: FloatArray) -> NDArray[np.int64]:
+        """Return the instance at each moment, by the sample before it; -1 where none shows the request."""
+        seen = [
+            (sample.at_s, self.names.index(place))
+            for sample in self.run.samples
+            if (place := sample.where[name].instance if name in sample.where else None) in self.names
+        ]
+        if not seen:
+            return np.full(len(at), -1)
+        moments, places = zip(*seen, strict=True)
+        index = np.searchsorted(np.array(moments), at, side="right") - 1
+        return np.array(places)[np.maximum(index, 0)]
+
+    def _prefill_times(self) -> tuple[FloatArray, FloatArray]:
+        """Return prompt tokens, and seconds from a prompt's turn to its first token, NaN where it was held."""
+        held = {name for sample in self.run.samples for name, seen in sample.where.items() if seen.state == "held"}
+        free = np.zeros(self.prefills)
+        prompts, services = np.empty(len(self.times)), np.empty(len(self.times))
+        for number, (request, times) in enumerate(zip(self.run.requests, self.times, strict=True)):
+            first = float(times[0])
+            begun = max(request.at_s, float(free.min()))
+            prompts[number] = request.prompt_tokens
+            known = request.name not in held and first > begun
+            services[number] = first - begun if known else np.nan
+            if known:
+                free[np.argmin(free)] = first
+        return prompts, services
+
+
+def _windows(tokens: _Tokens, going: NDArray[np.bool_], instances: int) -> _Windows:
+    """Average the pauses of each stream over some tokens, with what its instance ran meanwhile."""
+    known = going & (tokens.instance >= 0)
+    features = np.ones((len(tokens.pause), 3))
+    for instance in range(instances):
+        here = known & (tokens.instance == instance)
+        features[here, 1:] = _load(tokens, here)
+    rows = []
+    for request in np.unique(tokens.request[known]):
+        own = np.flatnonzero(known & (tokens.request == request))
+        for begin in range(0, len(own), _WINDOW):
+            some = own[begin : begin + _WINDOW]
+            if len(some) == _WINDOW or (begin == 0 and len(some) >= _WINDOW // 2):
+                rows.append((request, tokens.instance[some[0]], features[some].mean(axis=0), tokens.pause[some].mean()))
+    if not rows:
+        return _Windows(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3)), np.zeros(0))
+    request_column, instance_column, feature_rows, seconds = zip(*rows, strict=True)
+    return _Windows(
+        np.array(request_column), np.array(instance_column), np.array(feature_rows), np.array(seconds, dtype=float)
+    )
+
+
+def _load(tokens: _Tokens, here: NDArray[np.bool_]) -> FloatArray:
+    """Return how many requests ran, and with how many resident tokens, in the middle of each pause, shape (N, 2)."""
+    begin, end = tokens.at[here] - tokens.pause[here], tokens.at[here]
+    resident = tokens.resident[here]
+    moments = np.concatenate([begin, end])
+    changes = np.concatenate(
+        [np.stack([np.ones_like(begin), resident], 1), np.stack([-np.ones_like(end), -resident], 1)]
+    )
+    order = np.argsort(moments, kind="stable")
+    running = np.cumsum(changes[order], axis=0)
+    index = np.searchsorted(moments[order], (begin + end) / 2.0, side="right") - 1
+    found: FloatArray = running[index]
+    return found
+
+
+def _law(features: FloatArray, seconds: FloatArray, weight: FloatArray) -> FloatArray:
+    """Fit a law of non-negative coefficients by least squares; with a base its errors have a mean of zero."""
+    from scipy.optimize import nnls
+
+    scale = np.maximum(features.mean(axis=0), 1e-9)
+    root = np.sqrt(weight)[:, None]
+    law, _ = nnls(features / scale * root, seconds * root[:, 0])
+    law = law / scale
+    law[0] = max(law[0], 1e-6)
+    return np.asarray(law, float)
+
+
+def _line(tokens: FloatArray, seconds: FloatArray, weight: FloatArray) -> tuple[float, float, FloatArray]:
+    """Fit base + slope x tokens, neither negative; return both and what is left of each."""
+    if len(tokens) < _LEAST_REQUESTS // 2:
+        raise FitError("too few requests whose first token did not wait for decode: prefill cannot be fitted")
+    law = _law(np.stack([np.ones_like(tokens), tokens, np.zeros_like(tokens)], 1), seconds, weight)
+    left = np.repeat(seconds - law[0] - law[1] * tokens, weight.astype(int))
+    return float(law[0]), float(law[1]), left
+
+
+def like(models: CostModels, others: Sequence[CostModels]) -> CostModels:
+    """Return the models with the pause of a move from other runs, where none moved in this one."""
+    known = [one.move_s for one in others if one.move_s is not None]
+    if models.move_s is not None or not known:
+        return models
+    return replace(models, move_s=float(np.mean(known)))
