@@ -148,13 +148,14 @@ class Simulation:
         longest = int((work.prompt_tokens + work.output_tokens).max())
         if longest > smallest:
             raise ProfileError(f"kv_tokens: an instance holds {smallest} tokens, one request needs {longest}")
-        if self.prefill and int(work.prompt_tokens.max()) > min(p.kv_tokens for p in self.prefill):
+        given = int(self.first_at_prefill and bool(self.prefill))
+        room = min((p.kv_tokens // first.block_size * first.block_size for p in self.prefill), default=0)
+        if self.prefill and int(work.prompt_tokens.max()) + given > room:
             raise ProfileError(f"kv_tokens: a prefill instance is smaller than a prompt of {work.prompt_tokens.max()}")
         slots = max(profile.max_num_seqs for profile in self.decode)
         state = allocate(len(work), len(self.decode), len(self.prefill), slots, first.block_size)
         state.arrival[:] = work.arrival_s + first.start_delay_s
         # The token that the client has from the prefill is one that decode reads, not one that it generates.
-        given = int(self.first_at_prefill and bool(self.prefill))
         state.prompt[:] = work.prompt_tokens + given
         state.output[:] = np.maximum(work.output_tokens - given, 1)
         for count, tokens in enumerate(self.ended_before):
@@ -196,7 +197,7 @@ class Simulation:
             RESIDUAL_LIFE: self.error.residual_life and predicts and not exact,
             LONGEST: self.limit_tokens or int(work.output_tokens.max()),
             ENDED_BEFORE: len(self.ended_before),
-            PREFILL_RESUMES: bool(self.prefill) and min(p.kv_tokens for p in self.prefill) >= longest,
+            PREFILL_RESUMES: room >= longest,
         }
         for column, value in values.items():
             state.scalars[column] = float(value)

@@ -19,8 +19,6 @@ from ares.model import DEFAULT_MODEL
 from ares.progress import progress_display
 
 _WARM_PROMPT, _WARM_OUTPUT = 64, 32
-# vLLM wants room for the longest sequence that it is told of.
-_SHORT = ("--max-model-len", "2048")
 PRESETS = "static-rr,static-least-loaded,ares-no-prediction,ares"
 
 
@@ -74,6 +72,9 @@ def command(
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each preset.")] = 3,
     prefill: Annotated[int, typer.Option(min=0, help="Prefill instances.")] = 1,
     decode: Annotated[int, typer.Option(min=1, help="Decode instances.")] = 2,
+    max_model_len: Annotated[
+        int, typer.Option(min=64, help="Longest sequence of the real engines: vLLM wants KV memory for one of them.")
+    ] = 2048,
     kv_bytes: Annotated[str, typer.Option(help="KV memory of each decode instance, on real engines.")] = "100M",
     kv_tokens: Annotated[
         int | None, typer.Option(help="With --simulate: KV capacity instead of the profile's.")
@@ -133,7 +134,7 @@ def command(
         port=port,
         simulate=simulate,
         vllm_flags=tuple(
-            local_flags(["--kv-cache-memory-bytes", kv_bytes, *_SHORT, "--dtype", dtype])
+            local_flags(["--kv-cache-memory-bytes", kv_bytes, "--max-model-len", str(max_model_len), "--dtype", dtype])
             if simulate is None
             else engine_flags
         ),

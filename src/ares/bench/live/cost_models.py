@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ares.bench.live.saved import SavedRun
+from ares.bench.live.spread import Spread
 
 FloatArray = NDArray[np.float64]
 
@@ -22,8 +23,8 @@ _STOP = 6.0
 _UNUSUAL = 3.0
 # Observations without which nothing is fitted.
 _LEAST_WINDOWS, _LEAST_REQUESTS = 20, 8
-# From cut to join: half a step until the next one starts at the target, and that one.
-_STEPS_OF_A_JOIN = 1.5
+# Steps in a stop of a simulated stream: half of the one that runs at the target, and the one that brings the token.
+_STEPS_OF_A_STOP, _STEPS_WHERE_IDLE = 1.5, 1.0
 
 
 class FitError(ValueError):
@@ -43,7 +44,7 @@ class CostModels:
     prefill_spread_s
         What that law leaves unexplained, an entry for each request that it was fitted to.
     hand_over_s
-        From the first token until the request may join a step of its decode instance.
+        From the first token until the request may join a step of its decode instance, steps of others left out.
     move_s
         From the last token at the source until it may join a step at the target; None where nothing moved.
     """
@@ -98,16 +99,18 @@ class Observations:
         self.times = [np.array(request.times_s) for request in run.requests]
         if len(self.times) < _LEAST_REQUESTS:
             raise FitError(f"{run.preset}: {len(self.times)} completed requests are too few to fit cost models to")
-        tokens = self._tokens()
+        tokens = self._every_token()
         if not len(tokens.pause):
             raise FitError(f"{run.preset}: no request had more than two tokens")
         usual = float(np.median(tokens.pause))
         going = tokens.pause <= _STOP * usual
-        self._windows = _windows(tokens, going, len(self.names))
+        self._tokens, self._going = tokens, going & (tokens.instance >= 0)
+        self._features = _features(tokens, self._going, len(self.names))
+        self._windows = _windows(tokens, self._going, self._features)
         if len(self._windows.seconds) < _LEAST_WINDOWS:
             raise FitError(f"{run.preset}: {len(self._windows.seconds)} windows of steps are too few to fit a law to")
         self._prompts, self._services = self._prefill_times()
-        self._hand_overs = np.array([times[1] - times[0] for times in self.times if len(times) > 1])
+        self._hand_overs, self._busy = self._hand_over_times()
         self._stalls = np.array([move.stall_s for move in run.moves if move.outcome == "moved" and move.stall_s])
 
     def fit(self, chosen: NDArray[np.int64] | None = None) -> CostModels:
@@ -125,14 +128,15 @@ class Observations:
         kept = np.flatnonzero(np.isfinite(self._services))
         base, token, spread = _line(self._prompts[kept], self._services[kept], weight[kept])
         step = float(np.average(windows.seconds, weights=each))
-        usual = self._hand_overs[self._hand_overs <= _UNUSUAL * np.median(self._hand_overs)]
+        late = self._hand_overs - np.where(self._busy, _STEPS_OF_A_STOP, _STEPS_WHERE_IDLE) * step
+        usual = late[self._hand_overs <= _UNUSUAL * np.median(self._hand_overs)]
         return CostModels(
             steps=steps,
             prefill_base_s=base,
             prefill_token_s=token,
             prefill_spread_s=spread,
-            hand_over_s=max(float(usual.mean()) - _STEPS_OF_A_JOIN * step, 1e-4),
-            move_s=max(float(self._stalls.mean()) - _STEPS_OF_A_JOIN * step, 1e-4) if len(self._stalls) else None,
+            hand_over_s=max(float(usual.mean()), 1e-4),
+            move_s=max(float(self._stalls.mean()) - _STEPS_OF_A_STOP * step, 1e-4) if len(self._stalls) else None,
         )
 
     def resampled(self, generator: np.random.Generator) -> CostModels:
@@ -140,7 +144,26 @@ class Observations:
         count = len(self.times)
         return self.fit(generator.integers(0, count, count))
 
-    def _tokens(self) -> _Tokens:
+    def spread(self, models: CostModels) -> Spread:
+        """Return what the models leave unexplained of the streams."""
+        tokens, going = self._tokens, self._going
+        rows = []
+        for number, times in enumerate(self.times):
+            own = np.flatnonzero(going & (tokens.request == number))
+            if len(own):
+                expected = np.einsum("ij,ij->i", self._features[own], models.steps[tokens.instance[own]])
+                pauses = tokens.pause[own]
+                rows.append((len(times), float(pauses.sum() / expected.sum()), float(pauses.max())))
+        length, factor, pause = (np.array(column) for column in zip(*sorted(rows), strict=True))
+        usual = _UNUSUAL * float(np.median(self._hand_overs))
+        step = float(self._windows.seconds.mean())
+        # The simulator begins a pull at the end of a step, and takes the request in at the end of the one in which it
+        # ends.
+        whole = max(np.ceil(models.hand_over_s / step), 1.0) + _STEPS_OF_A_STOP
+        modelled = np.where(self._busy, whole * step, models.hand_over_s + _STEPS_WHERE_IDLE * step)
+        return Spread(length, factor, pause, (self._hand_overs - modelled)[self._hand_overs <= usual], usual)
+
+    def _every_token(self) -> _Tokens:
         rows = []
         for number, (request, times) in enumerate(zip(self.run.requests, self.times, strict=True)):
             # The first pause is the hand-over from prefill.
@@ -153,6 +176,18 @@ class Observations:
             return _Tokens(none.astype(np.int64), none.astype(np.int64), none, none, none)
         request, instance, at, pause, resident = (np.concatenate(column) for column in zip(*rows, strict=True))
         return _Tokens(request, instance, at, pause, resident.astype(float))
+
+    def _hand_over_times(self) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """Return seconds from the first to the second token, and whether the instance was running others then."""
+        tokens, seconds, busy = self._tokens, [], []
+        for number, times in enumerate(self.times):
+            if len(times) > 1:
+                place = self._where(self.run.requests[number].name, times[1:2])[0]
+                beside = self._going & (tokens.instance == place) & (tokens.request != number)
+                running = beside & (tokens.at > times[0]) & (tokens.at - tokens.pause <= times[0])
+                seconds.append(times[1] - times[0])
+                busy.append(bool(running.any()))
+        return np.array(seconds), np.array(busy)
 
     def _where(self, name: str, at: FloatArray) -> NDArray[np.int64]:
         """Return the instance at each moment, by the sample before it; -1 where none shows the request."""
@@ -183,16 +218,20 @@ class Observations:
         return prompts, services
 
 
-def _windows(tokens: _Tokens, going: NDArray[np.bool_], instances: int) -> _Windows:
-    """Average the pauses of each stream over some tokens, with what its instance ran meanwhile."""
-    known = going & (tokens.instance >= 0)
+def _features(tokens: _Tokens, going: NDArray[np.bool_], instances: int) -> FloatArray:
+    """Return 1, running requests and resident tokens of the instance in each pause, shape (N, 3)."""
     features = np.ones((len(tokens.pause), 3))
     for instance in range(instances):
-        here = known & (tokens.instance == instance)
+        here = going & (tokens.instance == instance)
         features[here, 1:] = _load(tokens, here)
+    return features
+
+
+def _windows(tokens: _Tokens, going: NDArray[np.bool_], features: FloatArray) -> _Windows:
+    """Average the pauses of each stream over some tokens, with what its instance ran meanwhile."""
     rows = []
-    for request in np.unique(tokens.request[known]):
-        own = np.flatnonzero(known & (tokens.request == request))
+    for request in np.unique(tokens.request[going]):
+        own = np.flatnonzero(going & (tokens.request == request))
         for begin in range(0, len(own), _WINDOW):
             some = own[begin : begin + _WINDOW]
             if len(some) == _WINDOW or (begin == 0 and len(some) >= _WINDOW // 2):

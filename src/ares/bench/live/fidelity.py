@@ -1,9 +1,9 @@
 """The simulator asked what recorded runs would be, from their arrivals, lengths and fitted cost models.
 
 Each run is simulated with the settings that its gateway decided with. A seed draws all chance there is: errors of
-predictions, how far the run leaves its cost models open (its requests, resampled), what no model says of the time to
-a first token (its own residuals, resampled), and the phase of the rebalancer's period. What the simulator gives is the
-mean over seeds, and the interval that holds 95 % of them.
+predictions, how far the run leaves its cost models open (its requests, resampled), what these leave unexplained of
+first tokens and of streams (its own residuals, resampled), and the phase of the rebalancer's period. What the simulator
+gives is the mean over seeds, and the interval that holds 95 % of them.
 """
 
 import math
@@ -20,7 +20,6 @@ from ares.bench.live.observed_errors import observed_errors
 from ares.bench.live.saved import Instance, SavedRun
 from ares.policy import REBALANCERS, Preset
 from ares.policy.admission import AdmissionSettings, SuspendSettings
-from ares.simulator import metrics
 from ares.simulator.cluster import Outcome, Simulation
 from ares.simulator.errors import ERROR_MODELS, ErrorModel, error_model
 from ares.simulator.profile import Profile, StepLaw
@@ -157,6 +156,7 @@ class Simulated:
         self.run = run
         self.seen = Observations(run)
         self.models = self.seen.fit()
+        self.spread = self.seen.spread(self.models)
         self._others = others
         self.error = predictor_of(run, predictor)
         self.preset = preset_in_force(run.settings)
@@ -181,7 +181,7 @@ class Simulated:
         order = np.argsort(begin, kind="stable")
         work = Workload(self.run.preset, begin[order], self._work.prompt_tokens[order], self._work.output_tokens[order])
         outcome = self._simulation(work, models, base_s, period, seed).run()
-        return self._read(outcome, order, phase)
+        return self._read(outcome, order, phase, generator)
 
     def _simulation(self, work: Workload, models: CostModels, base_s: float, period: float, seed: int) -> Simulation:
         move_s = models.hand_over_s if models.move_s is None else models.move_s
@@ -210,16 +210,20 @@ class Simulated:
             ended_before=self.run.ended_before,
         )
 
-    def _read(self, outcome: Outcome, order: NDArray[np.int64], phase: float) -> Figures:
+    def _read(
+        self, outcome: Outcome, order: NDArray[np.int64], phase: float, generator: np.random.Generator
+    ) -> Figures:
         back = np.argsort(order)
-        at = self._work.arrival_s + phase
-        first, finish = outcome.first_token_s[back], outcome.finish_s[back]
+        tokens = self._work.output_tokens
+        ttft = outcome.first_token_s[back] - (self._work.arrival_s + phase)
+        decode = (outcome.finish_s - outcome.first_token_s)[back]
+        decode, gaps = self.spread.apply(generator, tokens, decode, outcome.longest_gap_s[back])
         return _figures(
-            first - at,
-            metrics.tpot_s(outcome)[back],
-            finish - at,
-            metrics.longest_gap_s(outcome)[back],
-            self._work.output_tokens,
+            ttft,
+            decode / np.maximum(tokens - 1, 1),
+            ttft + decode,
+            gaps,
+            tokens,
             {
                 "moves": outcome.migrations,
                 "suspensions": outcome.suspensions,
