@@ -14,11 +14,12 @@ from ares.policy.admission.state import (
     Queue,
     Requests,
 )
+from ares.policy.transfer import KEPT_S
 from ares.simulator.compiled import compiled
 from ares.simulator.decisions import STALE_S, enter, place, refresh, rows_at
-from ares.simulator.instance import note_suspended, poke
+from ares.simulator.instance import note_suspended, poke, wait_without_kv
 from ares.simulator.prediction import WEIGHTS, see, weigh
-from ares.simulator.prefill import to_prefill
+from ares.simulator.prefill import pinned_tokens, start_prefill, to_prefill
 from ares.simulator.queues import take_out
 from ares.simulator.state import (
     AGE_CREDIT,
@@ -53,13 +54,15 @@ def hand_out(state: State, request: int, moment: float) -> None:
     if state.scalars[HOLD] == 0.0:
         place(state, request, moment)
         return
-    hold(state, request)
+    hold(state, request, moment)
     admit_held(state, moment)
 
 
 @compiled
-def hold(state: State, request: int) -> None:
-    """Queue a request for admission."""
+def hold(state: State, request: int, moment: float) -> None:
+    """Queue a request for admission; its KV stays at its prefill instance."""
+    if state.scalars[FIRST_AT_PREFILL] > 0.0:
+        state.silent_since[request] = moment
     state.status[request] = HELD
     state.outside[request] = WAITING
     state.waits_since[request] = state.arrival[request]
@@ -236,6 +239,26 @@ def withdraw_preempted(state: State, moment: float) -> None:
                 take_out(state, instance, request)
                 note_suspended(state, request, moment)
             request = following
+
+
+@compiled
+def let_kv_go(state: State, moment: float) -> None:
+    """Give their first token to requests that have been held for so long that their KV will not be kept.
+
+    As the gateway of ARES does: they wait on without KV, like suspended ones, and are prefilled again.
+    """
+    if state.scalars[HOLD] == 0.0 or state.scalars[FIRST_AT_PREFILL] == 0.0:
+        return
+    for index in range(state.counters[QUEUE_SIZE]):
+        request = state.order[index]
+        prefill = state.prefill_place[request]
+        if moment - state.silent_since[request] >= KEPT_S and prefill != NOBODY:
+            state.prefill_free[prefill] += pinned_tokens(state, request)
+            state.prefill_place[request] = NOBODY
+            give_first(state, request, moment)
+            wait_without_kv(state, request, moment)
+            start_prefill(state, prefill, moment)
+    _forget_admitted(state)
 
 
 @compiled

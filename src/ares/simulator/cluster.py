@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ares.policy import Preset, decide_moves, rebalancer
 from ares.policy.admission.forecast import knobs
 from ares.policy.rescue import RescueSettings, beside, rescue
-from ares.simulator.admitting import refresh_and_admit, withdraw_preempted
+from ares.simulator.admitting import let_kv_go, refresh_and_admit, withdraw_preempted
 from ares.simulator.decisions import BY_FORECAST, LEAST_LOADED, ROUND_ROBIN, kv_shares
 from ares.simulator.errors import ERROR_MODELS, ErrorModel
 from ares.simulator.failures import fail_instance
@@ -231,6 +231,7 @@ class Simulation:
                 run_until(state, moment)
                 fail_instance(state, broken, moment)
             more = run_until(state, now)
+            let_kv_go(state, now)
             refresh_and_admit(state, now)
             if acts:
                 if suspends:

@@ -4,7 +4,16 @@ import numpy as np
 
 from ares.simulator.blocks import blocks_for
 from ares.simulator.compiled import compiled, tree_set
-from ares.simulator.state import BASE_S, BLOCK_SIZE, BUDGET, NOBODY, PER_PREFILL_CONTEXT_S, PER_PREFILL_S, PREFILL, State
+from ares.simulator.state import (
+    BASE_S,
+    BLOCK_SIZE,
+    BUDGET,
+    NOBODY,
+    PER_PREFILL_CONTEXT_S,
+    PER_PREFILL_S,
+    PREFILL,
+    State,
+)
 
 
 @compiled

@@ -53,7 +53,8 @@ def test_presets_on_simulated_engines(tmp_path: Path) -> None:
     kept = saved.read_runs(runs).runs
     assert [run.preset for run in kept] == ["static-rr", "ares"]
     assert kept[1].settings["preset"]["rebalance"] == "ares"
-    assert (kept[1].settings["period_s"], kept[1].settings["cooldown_s"], kept[1].settings["slo_ttft_s"]) == (0.5, 3, 10)
+    settings = kept[1].settings
+    assert (settings["period_s"], settings["cooldown_s"], settings["slo_ttft_s"]) == (0.5, 3.0, 10.0)
     assert len(kept[1].ended_before) == 4 + 24  # the first requests of all, and the run before
     assert all(row.max_num_seqs == 256 and row.block_size == 16 for row in kept[1].instances)
 

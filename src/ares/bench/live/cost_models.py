@@ -19,8 +19,9 @@ FloatArray = NDArray[np.float64]
 _WINDOW = 16
 # A pause so many times as long as the usual one is a stop (preemption, recomputation, a move), not a step.
 _STOP = 6.0
-# Hand-overs that took more than this many times the usual one waited for room, too.
-_UNUSUAL = 3.0
+# Prefills and hand-overs that took more than this many times a quick one waited for memory, too. Under heavy load most
+# wait, so that a quick one is the quartile, not the median.
+_UNUSUAL, _QUICK = 3.0, 25
 # Observations without which nothing is fitted.
 _LEAST_WINDOWS, _LEAST_REQUESTS = 20, 8
 # Steps in a stop of a simulated stream: half of the one that runs at the target, and the one that brings the token.
@@ -125,11 +126,11 @@ class Observations:
             here = (windows.instance == instance) & (each > 0)
             enough = here.sum() >= _LEAST_WINDOWS
             steps[instance] = _law(windows.features[here], windows.seconds[here], each[here]) if enough else everywhere
-        kept = np.flatnonzero(np.isfinite(self._services))
+        kept = np.flatnonzero(self._services <= _ordinary(self._services))
         base, token, spread = _line(self._prompts[kept], self._services[kept], weight[kept])
         step = float(np.average(windows.seconds, weights=each))
         late = self._hand_overs - np.where(self._busy, _STEPS_OF_A_STOP, _STEPS_WHERE_IDLE) * step
-        usual = late[self._hand_overs <= _UNUSUAL * np.median(self._hand_overs)]
+        usual = late[self._hand_overs <= _ordinary(self._hand_overs)]
         return CostModels(
             steps=steps,
             prefill_base_s=base,
@@ -155,7 +156,7 @@ class Observations:
                 pauses = tokens.pause[own]
                 rows.append((len(times), float(pauses.sum() / expected.sum()), float(pauses.max())))
         length, factor, pause = (np.array(column) for column in zip(*sorted(rows), strict=True))
-        usual = _UNUSUAL * float(np.median(self._hand_overs))
+        usual = _ordinary(self._hand_overs)
         step = float(self._windows.seconds.mean())
         # The simulator begins a pull at the end of a step, and takes the request in at the end of the one in which it
         # ends.
@@ -225,6 +226,12 @@ def _features(tokens: _Tokens, going: NDArray[np.bool_], instances: int) -> Floa
         here = going & (tokens.instance == instance)
         features[here, 1:] = _load(tokens, here)
     return features
+
+
+def _ordinary(seconds: FloatArray) -> float:
+    """Return up to where nothing else than the work itself was waited for."""
+    known = seconds[np.isfinite(seconds)]
+    return _UNUSUAL * float(np.percentile(known, _QUICK)) if len(known) else 0.0
 
 
 def _windows(tokens: _Tokens, going: NDArray[np.bool_], features: FloatArray) -> _Windows:
