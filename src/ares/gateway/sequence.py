@@ -8,7 +8,6 @@ from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.entering import Emit, Entering
 from ares.gateway.instances import Instance
 from ares.gateway.migration import (
-    KEPT_S,
     HandoverError,
     Migration,
     Move,
@@ -17,6 +16,7 @@ from ares.gateway.migration import (
     Segment,
     UntakenError,
 )
+from ares.policy.transfer import KEPT_S
 
 # How long a `Handover` may trail the end of the stream that it explains, or an `Admitted` the first token.
 _LAG_S = 1.0

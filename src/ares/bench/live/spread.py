@@ -70,7 +70,9 @@ class Spread:
         count = len(tokens)
         several = tokens > 1
         late = generator.choice(self.hand_over_s, count) * several
-        around = np.searchsorted(self.tokens, tokens)
+        # Many outputs have the same length, their limit: then one of all these.
+        first, behind = (np.searchsorted(self.tokens, tokens, side=side) for side in ("left", "right"))
+        around = first + (generator.random(count) * (behind - first)).astype(np.int64)
         half = min(_NEAREST, len(self.tokens)) // 2
         drawn = around + generator.integers(-half, half + 1, count)
         drawn = np.clip(drawn, 0, len(self.tokens) - 1)
