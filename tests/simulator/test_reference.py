@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from ares.policy import preset
+from ares.policy.transfer import KEPT_S
 from ares.simulator.cluster import Simulation
 from ares.simulator.errors import ERROR_MODELS
+from ares.simulator.invariants import violations
 from ares.simulator.profile import Profile, StepLaw
 from ares.traces import Workload
 from tests.simulator.reference import Reference
@@ -65,22 +67,34 @@ def test_equals_the_reference(seed: int, name: str, prefill: int, rate: float) -
     assert outcome.events < expected.steps, "fewer events than steps: time is jumped over"
 
 
-@pytest.mark.parametrize("name", ["static-rr", "ares"])
-def test_decode_reads_the_first_token_that_prefill_has_given(name: str) -> None:
-    work, decode = workload(1, 80, 20.0), [small(), small()]
+def test_decode_reads_the_first_token_that_prefill_has_given() -> None:
+    work, decode, name = workload(1, 80, 20.0), [small(), small()], "static-rr"
     several = Workload("random", work.arrival_s, work.prompt_tokens, work.output_tokens + 1)
     rest = Workload("random", work.arrival_s, work.prompt_tokens + 1, work.output_tokens)
     from_decode = Simulation(rest, decode, [small(4000)], preset(name), name).run()
     from_prefill = Simulation(several, decode, [small(4000)], preset(name), name, first_at_prefill=True).run()
     assert (from_prefill.first_token_s > work.arrival_s).all()
     assert (from_prefill.first_token_s < from_decode.first_token_s).all()
-    if name == "static-rr":  # suspension looks at first tokens
-        np.testing.assert_array_equal(from_prefill.finish_s, from_decode.finish_s)
-        # One prompt after the other, whatever decode does.
-        assert (np.diff(np.sort(from_prefill.first_token_s)) > LAW.base_s).all()
-        # The client waits for decode between the first token and the second.
-        waits = from_decode.first_token_s - from_prefill.first_token_s
-        assert (from_prefill.longest_gap_s >= waits - 1e-9).all()
+    np.testing.assert_array_equal(from_prefill.finish_s, from_decode.finish_s)
+    # One prompt after the other, whatever decode does.
+    assert (np.diff(np.sort(from_prefill.first_token_s)) > LAW.base_s).all()
+    # The client waits for decode between the first token and the second.
+    waits = from_decode.first_token_s - from_prefill.first_token_s
+    assert (from_prefill.longest_gap_s >= waits - 1e-9).all()
+
+
+@pytest.mark.parametrize("name", ["ares", "ares-admission"])
+def test_who_is_held_for_long_gets_the_first_token_when_its_kv_is_let_go(name: str) -> None:
+    """As the gateway does before the lease of the KV ends; prefill has room for others again."""
+    work, decode = workload(1, 80, 20.0), [small(), small()]
+    outcome = Simulation(work, decode, [small(4000)], preset(name), name, first_at_prefill=True).run()
+    assert violations(outcome, 4000) == []
+    waits = outcome.first_token_s - work.arrival_s
+    let_go = (waits >= KEPT_S) & (outcome.longest_gap_s > 1.0)
+    assert let_go.sum() > 5
+    if name == "ares-admission":  # it suspends nobody, and this is no suspension
+        assert outcome.suspensions == 0
+    assert (outcome.finish_s[let_go] > outcome.first_token_s[let_go] + outcome.longest_gap_s[let_go]).all()
 
 
 def test_an_output_of_one_token_ends_with_its_prefill() -> None:

@@ -22,6 +22,20 @@ def test_the_law_behind_a_run_is_found() -> None:
     assert fitted.move_s is None
 
 
+def test_prompts_that_waited_for_memory_say_nothing_of_prefill() -> None:
+    """Under heavy load most of them wait; long prompts are slow without any wait."""
+    run, generator = played.played(rate=0.1), np.random.default_rng(0)
+    late = [
+        msgspec.structs.replace(one, ticks=[one.ticks[0] + int(generator.integers(6_000, 9_000)), *one.ticks[1:]])
+        if number % 5 < 3
+        else one
+        for number, one in enumerate(run.requests)
+    ]
+    fitted = cost_models.Observations(msgspec.structs.replace(run, requests=late)).fit()
+    assert fitted.prefill_base_s == pytest.approx(played.PREFILL_BASE_S, rel=0.05)
+    assert fitted.prefill_token_s == pytest.approx(played.PREFILL_TOKEN_S, rel=0.05)
+
+
 def test_a_stop_of_a_stream_is_no_step() -> None:
     run = played.played()
     plain = cost_models.Observations(run).fit().steps

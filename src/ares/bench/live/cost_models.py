@@ -41,7 +41,7 @@ class CostModels:
     steps
         Base, cost of a request and cost of a resident token of a step, for each decode instance, shape (D, 3).
     prefill_base_s, prefill_token_s
-        From a prompt's turn to its first token at the client.
+        From the arrival of a prompt at an idle prefill instance to its first token at the client.
     prefill_spread_s
         What that law leaves unexplained, an entry for each request that it was fitted to.
     hand_over_s
@@ -111,6 +111,7 @@ class Observations:
         if len(self._windows.seconds) < _LEAST_WINDOWS:
             raise FitError(f"{run.preset}: {len(self._windows.seconds)} windows of steps are too few to fit a law to")
         self._prompts, self._services = self._prefill_times()
+        self._worked = _unhindered(self._prompts, self._services)
         self._hand_overs, self._busy = self._hand_over_times()
         self._stalls = np.array([move.stall_s for move in run.moves if move.outcome == "moved" and move.stall_s])
 
@@ -126,7 +127,7 @@ class Observations:
             here = (windows.instance == instance) & (each > 0)
             enough = here.sum() >= _LEAST_WINDOWS
             steps[instance] = _law(windows.features[here], windows.seconds[here], each[here]) if enough else everywhere
-        kept = np.flatnonzero(self._services <= _ordinary(self._services))
+        kept = self._worked
         base, token, spread = _line(self._prompts[kept], self._services[kept], weight[kept])
         step = float(np.average(windows.seconds, weights=each))
         late = self._hand_overs - np.where(self._busy, _STEPS_OF_A_STOP, _STEPS_WHERE_IDLE) * step
@@ -204,18 +205,21 @@ class Observations:
         return np.array(places)[np.maximum(index, 0)]
 
     def _prefill_times(self) -> tuple[FloatArray, FloatArray]:
-        """Return prompt tokens, and seconds from a prompt's turn to its first token, NaN where it was held."""
+        """Return prompt tokens, and seconds to the first token; NaN where it was held, or others were before it.
+
+        Prompts that wait are computed together in one step, which says nothing of a single one.
+        """
         held = {name for sample in self.run.samples for name, seen in sample.where.items() if seen.state == "held"}
         free = np.zeros(self.prefills)
-        prompts, services = np.empty(len(self.times)), np.empty(len(self.times))
+        prompts, services = np.empty(len(self.times)), np.full(len(self.times), np.nan)
         for number, (request, times) in enumerate(zip(self.run.requests, self.times, strict=True)):
-            first = float(times[0])
-            begun = max(request.at_s, float(free.min()))
             prompts[number] = request.prompt_tokens
-            known = request.name not in held and first > begun
-            services[number] = first - begun if known else np.nan
-            if known:
-                free[np.argmin(free)] = first
+            if request.name in held:
+                continue
+            first, earliest = float(times[0]), int(np.argmin(free))
+            if free[earliest] <= request.at_s:
+                services[number] = first - request.at_s
+            free[earliest] = max(free[earliest], first)
         return prompts, services
 
 
@@ -226,6 +230,25 @@ def _features(tokens: _Tokens, going: NDArray[np.bool_], instances: int) -> Floa
         here = going & (tokens.instance == instance)
         features[here, 1:] = _load(tokens, here)
     return features
+
+
+def _unhindered(prompts: FloatArray, seconds: FloatArray) -> NDArray[np.int64]:
+    """Return the prefills that waited for nothing: those within a few times of a quick one of their length.
+
+    A quick one is found by regression of the quartile, base + slope x tokens, neither negative.
+    """
+    from scipy.optimize import linprog
+
+    known = np.flatnonzero(np.isfinite(seconds))
+    count = len(known)
+    if not count:
+        return known
+    share, tokens = _QUICK / 100.0, prompts[known]
+    scale = tokens.mean()
+    within = np.hstack([np.ones((count, 1)), (tokens / scale)[:, None], np.eye(count), -np.eye(count)])
+    cost = np.concatenate([np.zeros(2), np.full(count, share), np.full(count, 1.0 - share)])
+    base, slope = linprog(cost, A_eq=within, b_eq=seconds[known]).x[:2]
+    return known[seconds[known] <= _UNUSUAL * (base + slope * tokens / scale)]
 
 
 def _ordinary(seconds: FloatArray) -> float:

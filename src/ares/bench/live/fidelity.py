@@ -233,11 +233,14 @@ class Simulated:
 
 
 def _lateness(models: CostModels, generator: np.random.Generator, count: int) -> tuple[FloatArray, float]:
-    """Draw what the prefill law does not explain, as time before it: none is negative, and the base gives it up."""
-    spread = models.prefill_spread_s
-    least = max(float(spread.min()), -models.prefill_base_s / 2.0)
-    late = np.maximum(generator.choice(spread, count) - least, 0.0)
-    return late, max(models.prefill_base_s + least, 1e-6)
+    """Draw what the prefill law does not explain, as time before it: none is negative, and the base gives it up.
+
+    Where the base has not so much to give, less is drawn: means stay what they were.
+    """
+    earliest = max(-float(models.prefill_spread_s.min()), 1e-9)
+    share = min(1.0, models.prefill_base_s / (2.0 * earliest))
+    late = (models.prefill_spread_s + earliest) * share
+    return generator.choice(late, count), max(models.prefill_base_s - float(late.mean()), 1e-6)
 
 
 _STATISTICS: dict[str, Callable[[FloatArray], float]] = {
