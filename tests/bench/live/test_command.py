@@ -48,8 +48,8 @@ def test_presets_on_simulated_engines(tmp_path: Path) -> None:
     # Engines that keep to a law are predicted: their clients' pauses tell it, and the gateway its settings.
     said = {entry["preset"]: entry["figures"] for entry in result["simulator"]["presets"]}
     for name in ("static-rr", "ares"):
-        assert said[name]["tpot_s"]["mean"]["error"] == pytest.approx(0.0, abs=0.08)
-        assert said[name]["e2e_s"]["mean"]["error"] == pytest.approx(0.0, abs=0.08)
+        assert said[name]["tpot_s"]["mean"]["error"] == pytest.approx(0.0, abs=0.1)
+        assert said[name]["e2e_s"]["mean"]["error"] == pytest.approx(0.0, abs=0.15)
     kept = saved.read_runs(runs).runs
     assert [run.preset for run in kept] == ["static-rr", "ares"]
     assert kept[1].settings["preset"]["rebalance"] == "ares"
