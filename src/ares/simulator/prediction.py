@@ -60,7 +60,7 @@ def _normal(seed: int, request: int, epoch: int) -> float:
 @compiled
 def _ended(state: State) -> int:
     """Return how many outputs have ended, those before the run included."""
-    return int(state.scalars[ENDED_BEFORE]) + state.counters[FINISHED_COUNT]
+    return int(state.scalars[ENDED_BEFORE] + state.counters[FINISHED_COUNT])
 
 
 @compiled

@@ -176,8 +176,8 @@ class Observations:
         if not rows:
             none = np.zeros(0)
             return _Tokens(none.astype(np.int64), none.astype(np.int64), none, none, none)
-        request, instance, at, pause, resident = (np.concatenate(column) for column in zip(*rows, strict=True))
-        return _Tokens(request, instance, at, pause, resident.astype(float))
+        stream, instance, at, pause, held = (np.concatenate(column) for column in zip(*rows, strict=True))
+        return _Tokens(stream, instance, at, pause, held.astype(float))
 
     def _hand_over_times(self) -> tuple[FloatArray, NDArray[np.bool_]]:
         """Return seconds from the first to the second token, and whether the instance was running others then."""
@@ -202,7 +202,8 @@ class Observations:
             return np.full(len(at), -1)
         moments, places = zip(*seen, strict=True)
         index = np.searchsorted(np.array(moments), at, side="right") - 1
-        return np.array(places)[np.maximum(index, 0)]
+        found: NDArray[np.int64] = np.array(places)[np.maximum(index, 0)]
+        return found
 
     def _prefill_times(self) -> tuple[FloatArray, FloatArray]:
         """Return prompt tokens, and seconds to the first token; NaN where it was held, or others were before it.
@@ -248,7 +249,8 @@ def _unhindered(prompts: FloatArray, seconds: FloatArray) -> NDArray[np.int64]:
     within = np.hstack([np.ones((count, 1)), (tokens / scale)[:, None], np.eye(count), -np.eye(count)])
     cost = np.concatenate([np.zeros(2), np.full(count, share), np.full(count, 1.0 - share)])
     base, slope = linprog(cost, A_eq=within, b_eq=seconds[known]).x[:2]
-    return known[seconds[known] <= _UNUSUAL * (base + slope * tokens / scale)]
+    kept: NDArray[np.int64] = known[seconds[known] <= _UNUSUAL * (base + slope * tokens / scale)]
+    return kept
 
 
 def _ordinary(seconds: FloatArray) -> float:
