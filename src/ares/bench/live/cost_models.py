@@ -23,7 +23,7 @@ _STOP = 6.0
 # wait, so that a quick one is the quartile, not the median.
 _UNUSUAL, _QUICK = 3.0, 25
 # Observations without which nothing is fitted.
-_LEAST_WINDOWS, _LEAST_REQUESTS = 20, 8
+_LEAST_WINDOWS, _LEAST_REQUESTS = 10, 8
 # Steps in a stop of a simulated stream: half of the one that runs at the target, and the one that brings the token.
 _STEPS_OF_A_STOP, _STEPS_WHERE_IDLE = 1.5, 1.0
 
