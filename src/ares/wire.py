@@ -141,7 +141,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     `token_bytes` is the KV of one token, `pull_within_step_bytes` the largest pull within a scheduling step,
     `prefix_caching` whether KV that is copied ahead of a request stays here for it; `carries` names state that a
     request does not lose by coming here: ``output`` (which of its tokens are output), ``seed``, ``structured_outputs``.
-    `leases` says whether it answers a `Lease`; one of an earlier version does not.
+    `leases` says whether it answers a `Lease`; one of an earlier version does not. `max_num_seqs` and
+    `max_num_batched_tokens` bound a step's batch; 0 where an earlier version does not say.
     """
 
     name: str
@@ -157,6 +158,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     prefix_caching: bool = False
     carries: list[str] = []
     leases: bool = False
+    max_num_seqs: _Count = 0
+    max_num_batched_tokens: _Count = 0
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):

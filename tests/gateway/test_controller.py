@@ -163,9 +163,10 @@ async def test_who_waits_long_still_fills_the_queue(model_folder: Path, monkeypa
         for fake in fakes[1:]:
             fake.hold_at = 100
         clients = [Client(gateway, 400, name=f"r{n}", prompt=[10 + n] * 50) for n in range(4)]
-        # Two decode; the others have let their KV go by now, but wait as before.
-        await eventually(lambda: gateway.controller.suspended == 2, 30)
-        assert gateway.waiting == 2
+        # Two decode; the others let their KV go, and wait as before: without a token, or a gap behind one.
+        await eventually(lambda: len(fakes[0].released) == 2, 30)
+        assert (gateway.waiting, gateway.controller.held, gateway.controller.suspended) == (2, 2, 0)
+        assert sorted(len(client.tokens) for client in clients)[:2] == [0, 0]
         assert gateway.backlog.tokens >= 2 * 400
         with pytest.raises(NoInstanceError, match="2 requests wait already"):
             gateway.check_queue()

@@ -93,11 +93,14 @@ class Reference:
         chosen.queue.append(request)
         self.start_prefill(time, chosen)
 
+    def pinned(self, request: Request) -> int:
+        return self.blocks(request.prompt) * self.size
+
     def start_prefill(self, time: float, prefill: Prefill) -> None:
-        if prefill.current or not prefill.queue or prefill.queue[0].prompt > prefill.free:
+        if prefill.current or not prefill.queue or self.pinned(prefill.queue[0]) > prefill.free:
             return
         request = prefill.current = prefill.queue.pop(0)
-        prefill.free -= request.prompt
+        prefill.free -= self.pinned(request)
         step, budget = prefill.profile.step, prefill.profile.max_num_batched_tokens
         taken = step.base_s * -(-request.prompt // budget) + step.per_prefill_token_s * request.prompt
         taken += step.per_prefill_context_s * request.prompt**2 / 2
@@ -136,7 +139,7 @@ class Reference:
         instance, request = pair
         assert request.remote is not None
         prefill, request.remote = request.remote, None
-        prefill.free += request.prompt
+        prefill.free += self.pinned(request)
         instance.inbound -= 1
         instance.ready.append(request)
         self.poke(time, instance)

@@ -80,6 +80,26 @@ def test_residual_life_is_the_gateways(seed: int, count: int, longest: int, aske
         assert got.tolist() == [min(max(q, 1.0), longest - generated) for q in history.remaining(generated)]
 
 
+def test_a_run_goes_on_from_the_outputs_that_had_ended_before() -> None:
+    before, now = [*range(100, 140), *range(300, 340)], [50] * 40
+    history, got = LengthHistory(), np.empty(3)
+    error = ERROR_MODELS["residual-life"]
+    simulation = Simulation(workload(0, 60, 5.0), [small()], [small()], preset("ares"), "ares", error)
+    simulation.ended_before, simulation.limit_tokens = before, 320
+    state = simulation.build()
+    for length in before:
+        history.add(length)
+    for generated in (0, 120):
+        predict(state, 0, generated, got)
+        assert got.tolist() == [min(q, 320 - generated) for q in history.remaining(generated)]
+    state.output[:40] = now
+    for request, length in enumerate(now):
+        note_finish(state, request, float(request))
+        history.add(length)
+    predict(state, 50, 0, got)
+    assert got.tolist() == [min(q, 320.0) for q in history.remaining(0)]
+
+
 def until(moment: float, error: str, change: np.ndarray | None = None) -> State:
     """Run a cluster that is too small for its load up to a moment; `change` is added to the outputs."""
     work = workload(3, 150, 20.0)

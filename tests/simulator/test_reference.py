@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from ares.policy import preset
+from ares.policy.transfer import KEPT_S
 from ares.simulator.cluster import Simulation
 from ares.simulator.errors import ERROR_MODELS
+from ares.simulator.invariants import violations
 from ares.simulator.profile import Profile, StepLaw
 from ares.traces import Workload
 from tests.simulator.reference import Reference
@@ -65,17 +67,42 @@ def test_equals_the_reference(seed: int, name: str, prefill: int, rate: float) -
     assert outcome.events < expected.steps, "fewer events than steps: time is jumped over"
 
 
-@pytest.mark.parametrize("name", ["static-rr", "ares"])
-def test_a_first_token_from_prefill_changes_nothing_but_itself(name: str) -> None:
-    work, decode = workload(1, 80, 20.0), [small(), small()]
-    from_decode = Simulation(work, decode, [small(4000)], preset(name), name).run()
-    from_prefill = Simulation(work, decode, [small(4000)], preset(name), name, first_at_prefill=True).run()
+def test_decode_reads_the_first_token_that_prefill_has_given() -> None:
+    work, decode, name = workload(1, 80, 20.0), [small(), small()], "static-rr"
+    several = Workload("random", work.arrival_s, work.prompt_tokens, work.output_tokens + 1)
+    rest = Workload("random", work.arrival_s, work.prompt_tokens + 1, work.output_tokens)
+    from_decode = Simulation(rest, decode, [small(4000)], preset(name), name).run()
+    from_prefill = Simulation(several, decode, [small(4000)], preset(name), name, first_at_prefill=True).run()
     assert (from_prefill.first_token_s > work.arrival_s).all()
     assert (from_prefill.first_token_s < from_decode.first_token_s).all()
-    if name == "static-rr":  # suspension looks at first tokens
-        np.testing.assert_array_equal(from_prefill.finish_s, from_decode.finish_s)
-        # One prompt after the other, whatever decode does.
-        assert (np.diff(np.sort(from_prefill.first_token_s)) > LAW.base_s).all()
+    np.testing.assert_array_equal(from_prefill.finish_s, from_decode.finish_s)
+    # One prompt after the other, whatever decode does.
+    assert (np.diff(np.sort(from_prefill.first_token_s)) > LAW.base_s).all()
+    # The client waits for decode between the first token and the second.
+    waits = from_decode.first_token_s - from_prefill.first_token_s
+    assert (from_prefill.longest_gap_s >= waits - 1e-9).all()
+
+
+@pytest.mark.parametrize("from_prefill", [False, True])
+def test_kv_that_waits_for_long_is_let_go_and_computed_again(from_prefill: bool) -> None:
+    """As at the gateway, before its lease ends: prefill has room for others; the client has no token yet."""
+    work, decode = workload(1, 80, 20.0), [small(), small()]
+    chosen = preset("ares-admission")  # nobody is suspended
+    outcome = Simulation(work, decode, [small(4000)], chosen, first_at_prefill=from_prefill).run()
+    assert violations(outcome, 4000) == []
+    waited = outcome.first_token_s - work.arrival_s >= KEPT_S
+    assert waited.sum() > 5
+    # They wait before their first token: after it, only a preemption interrupts them for long.
+    assert outcome.suspensions == 0
+    assert (outcome.longest_gap_s[waited] > 1.0).sum() <= outcome.preemptions
+    assert np.median(outcome.longest_gap_s[waited]) < 1.0
+
+
+def test_an_output_of_one_token_ends_with_its_prefill() -> None:
+    work = Workload("single", np.array([0.0, 5.0]), np.array([10, 10]), np.array([1, 3]))
+    outcome = Simulation(work, [small()], [small()], preset("static-rr"), first_at_prefill=True).run()
+    assert outcome.finish_s[0] == outcome.first_token_s[0]
+    assert outcome.finish_s[1] > outcome.first_token_s[1] + 2 * LAW.base_s
 
 
 def test_without_prefill_instances_the_first_token_comes_from_decode() -> None:

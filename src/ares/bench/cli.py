@@ -17,6 +17,7 @@ from ares.bench import (
 )
 from ares.bench.chaos import command as chaos
 from ares.bench.live import command as live
+from ares.bench.live import fidelity_command as fidelity
 from ares.bench.soak import command as soak
 
 app = typer.Typer(help="Measure ARES.", no_args_is_help=True)
@@ -36,6 +37,7 @@ app.command("simulator")(simulator.command)
 app.command("simulated")(simulated.command)
 app.command("predictor")(predictor.command)
 app.command("live")(live.command)
+app.command("fidelity")(fidelity.command)
 app.command("moves")(moves.command)
 app.command("soak")(soak.command)
 app.command("kills")(kills.command)

@@ -89,6 +89,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             carries=carried(vllm_config, by_worker=settings.restores),
             prefix_caching=self._pulls.plain and bool(vllm_config.cache_config.enable_prefix_caching),
             leases=True,
+            max_num_seqs=vllm_config.scheduler_config.max_num_seqs,
+            max_num_batched_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
         )
         self._channel = ControlChannel(settings.control_address, hello, self.snapshot, key=instance.control_key())
         resources.register("scheduler", self._held)

@@ -10,7 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ares.config import GatewayConfig, live_preset
@@ -154,6 +154,19 @@ class Controller:
         suspension = chosen.suspend_settings.for_objectives(self._config.slo_ttft_s)
         self._entrance = Entrance(chosen.admission_settings, suspension if chosen.suspends else None, chosen.queue)
         self._changed.set()
+
+    @property
+    def in_force(self) -> dict[str, Any]:
+        """The preset with all its settings, and the gateway's own that decide with it; seconds, None for no bound."""
+        config = self._config
+        return {
+            "preset": asdict(self._policy),
+            "period_s": config.period_s,
+            "cooldown_s": self.viewer.cooldown_s,
+            "slo_ttft_s": config.slo_ttft_s,
+            "slo_tpot_s": config.slo_tpot_s,
+            "slo_gap_s": config.slo_gap_s,
+        }
 
     @property
     def held(self) -> int:

@@ -7,11 +7,7 @@ from dataclasses import dataclass, field, replace
 from ares import wire
 from ares.gateway.engine import EngineLostError, Stream
 from ares.gateway.instances import Instance
-from ares.policy.transfer import STOP_AND_COPY, Mode
-
-# An instance keeps KV for 30 s (vLLM's kv_lease_duration), and whoever pulls it later reads what is somebody else's by
-# then: KV that has waited for longer than this is computed again.
-KEPT_S = 20.0
+from ares.policy.transfer import KEPT_S, STOP_AND_COPY, Mode
 
 
 class NotMovableError(Exception):

@@ -8,7 +8,6 @@ from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.entering import Emit, Entering
 from ares.gateway.instances import Instance
 from ares.gateway.migration import (
-    KEPT_S,
     HandoverError,
     Migration,
     Move,
@@ -17,6 +16,7 @@ from ares.gateway.migration import (
     Segment,
     UntakenError,
 )
+from ares.policy.transfer import KEPT_S
 
 # How long a `Handover` may trail the end of the stream that it explains, or an `Admitted` the first token.
 _LAG_S = 1.0
@@ -90,15 +90,19 @@ class Sequence(Entering):
         if first is not None and first.finish_reason is not None:
             await self._give([first], emit)
             return None
-        where: Instance | None = None
         try:
             async with asyncio.timeout(KEPT_S):
                 where = await self._admission(set())
         except TimeoutError:
+            # The instance lets go of the KV soon. Nothing of it has been given out: it is prefilled again when there
+            # is room.
             self._free_holder()
+            where = await self._admission(set())
+            self._turn("prefill")
+            first, transfer = await self._prefill()
         if first is not None and await self._give([first], emit):
             return None
-        return await self._enter(transfer, where) if where is not None else await self._resume(emit)
+        return await self._enter(transfer, where)
 
     async def _resume(self, emit: Emit) -> Segment | None:
         """Wait to be admitted, prefill what there is so far, and enter; None where the next token is the last."""

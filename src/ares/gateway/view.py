@@ -141,15 +141,19 @@ class Viewer:
     def loads(self, sequences: Iterable[Sequence], exclude: Collection[str] = ()) -> View:
         """Return the decode pool without its requests: what dispatch asks at every arrival must not look at them all.
 
-        The load of an instance is that of our own sequences, or what it reports where others use it too.
+        The load of an instance is that of our own sequences in whole KV blocks, for these are what runs out, or what it
+        reports where others use it too.
         """
         instances = list(self._pool.decode())
+        block = max((i.hello.block_size for i in instances if i.hello is not None), default=1)
         tokens = dict.fromkeys(map(id, instances), 0)
         for sequence in sequences:
             where = id(sequence.instance or sequence.destination)
             if where in tokens:
-                tokens[where] += sequence.tokens
-        reported = [sum(row.resident for row in i.telemetry.rows) if i.telemetry else 0 for i in instances]
+                tokens[where] += in_blocks(sequence.tokens, block)
+        reported = [
+            sum(in_blocks(row.resident, block) for row in i.telemetry.rows) if i.telemetry else 0 for i in instances
+        ]
         none = np.zeros(0, dtype=np.int64)
         cluster = Cluster(
             instances=tuple(i.name for i in instances),

@@ -14,11 +14,12 @@ from ares.policy.admission.state import (
     Queue,
     Requests,
 )
+from ares.policy.transfer import KEPT_S
 from ares.simulator.compiled import compiled
 from ares.simulator.decisions import STALE_S, enter, place, refresh, rows_at
 from ares.simulator.instance import note_suspended, poke
 from ares.simulator.prediction import WEIGHTS, see, weigh
-from ares.simulator.prefill import to_prefill
+from ares.simulator.prefill import pinned_tokens, start_prefill, to_prefill
 from ares.simulator.queues import take_out
 from ares.simulator.state import (
     AGE_CREDIT,
@@ -53,13 +54,14 @@ def hand_out(state: State, request: int, moment: float) -> None:
     if state.scalars[HOLD] == 0.0:
         place(state, request, moment)
         return
-    hold(state, request)
+    hold(state, request, moment)
     admit_held(state, moment)
 
 
 @compiled
-def hold(state: State, request: int) -> None:
-    """Queue a request for admission."""
+def hold(state: State, request: int, moment: float) -> None:
+    """Queue a request for admission; its KV stays at its prefill instance."""
+    state.kv_since[request] = moment
     state.status[request] = HELD
     state.outside[request] = WAITING
     state.waits_since[request] = state.arrival[request]
@@ -201,7 +203,10 @@ def _forget_admitted(state: State) -> None:
 
 @compiled
 def _carry_out(state: State, kind: int, request: int, instance: int, moment: float) -> None:
-    if kind == ENTER:
+    if kind == ENTER and len(state.prefill_free) > 0 and state.prefill_place[request] == NOBODY:  # its KV is gone
+        state.place[request] = instance
+        to_prefill(state, request, moment)
+    elif kind == ENTER:
         give_first(state, request, moment)
         enter(state, request, instance, moment)
     elif kind == RESUME:
@@ -243,7 +248,25 @@ def withdraw_preempted(state: State, moment: float) -> None:
 
 
 @compiled
+def let_kv_go(state: State, moment: float) -> None:
+    """Free the KV of requests that have waited for admission for so long that no instance will keep it.
+
+    As the gateway of ARES does: they wait on, and are prefilled again once they are admitted.
+    """
+    if state.scalars[HOLD] == 0.0:
+        return
+    for index in range(state.counters[QUEUE_SIZE]):
+        request = state.order[index]
+        prefill = state.prefill_place[request]
+        if prefill != NOBODY and moment - state.kv_since[request] >= KEPT_S:
+            state.prefill_free[prefill] += pinned_tokens(state, request)
+            state.prefill_place[request] = NOBODY
+            start_prefill(state, prefill, moment)
+
+
+@compiled
 def give_first(state: State, request: int, moment: float) -> None:
     """Give the token of the prefill to the client, where that is how it is done and it has none yet."""
     if state.scalars[FIRST_AT_PREFILL] > 0.0 and np.isnan(state.first_token[request]):
         state.first_token[request] = moment
+        state.silent_since[request] = moment  # until decode brings the next one

@@ -12,18 +12,20 @@ from numpy.typing import NDArray
 from ares.policy import Preset, decide_moves, rebalancer
 from ares.policy.admission.forecast import knobs
 from ares.policy.rescue import RescueSettings, beside, rescue
-from ares.simulator.admitting import refresh_and_admit, withdraw_preempted
+from ares.simulator.admitting import let_kv_go, refresh_and_admit, withdraw_preempted
 from ares.simulator.classes import SimulatedClass, apply, assign, names
 from ares.simulator.decisions import BY_FORECAST, LEAST_LOADED, ROUND_ROBIN, kv_shares
 from ares.simulator.errors import ERROR_MODELS, ErrorModel
 from ares.simulator.failures import fail_instance
 from ares.simulator.loop import run_until
+from ares.simulator.prediction import remember
 from ares.simulator.profile import Profile, ProfileError
 from ares.simulator.state import (
     BANDWIDTH,
     BLOCK_SIZE,
     BUDGET,
     DISPATCH_RULE,
+    ENDED_BEFORE,
     EVENTS,
     EVICT_BY_VOLUME,
     FINISHED_COUNT,
@@ -120,8 +122,12 @@ class Simulation:
     failures
         (time, instance): the instance is lost, and its requests resume elsewhere from their tokens.
     first_at_prefill
-        The client gets the token of the prefill once the request may decode, as from the gateway of ARES, instead of
-        its first one from decode, as from most routers.
+        The client gets the token of the prefill once the request may decode, as from the gateway of ARES, and decode
+        generates the rest; otherwise all tokens come from decode, as from most routers.
+    limit_tokens
+        The limit that every request has for its output, and no prediction exceeds; by default the longest output.
+    ended_before
+        Lengths of the outputs that had ended when the run began, the newest last: what residual life starts from.
     """
 
     workload: Workload
@@ -136,6 +142,8 @@ class Simulation:
     gap_s: float = math.inf
     classes: Mapping[str, SimulatedClass] = field(default_factory=dict)
     first_at_prefill: bool = False
+    limit_tokens: int | None = None
+    ended_before: Sequence[int] = ()
 
     def build(self) -> State:
         """Make the state at time zero; ProfileError or ValueError where the inputs cannot work."""
@@ -147,13 +155,18 @@ class Simulation:
         longest = int((work.prompt_tokens + work.output_tokens).max())
         if longest > smallest:
             raise ProfileError(f"kv_tokens: an instance holds {smallest} tokens, one request needs {longest}")
-        if self.prefill and int(work.prompt_tokens.max()) > min(p.kv_tokens for p in self.prefill):
+        given = int(self.first_at_prefill and bool(self.prefill))
+        room = min((p.kv_tokens // first.block_size * first.block_size for p in self.prefill), default=0)
+        if self.prefill and int(work.prompt_tokens.max()) + given > room:
             raise ProfileError(f"kv_tokens: a prefill instance is smaller than a prompt of {work.prompt_tokens.max()}")
         slots = max(profile.max_num_seqs for profile in self.decode)
         state = allocate(len(work), len(self.decode), len(self.prefill), slots, first.block_size)
         state.arrival[:] = work.arrival_s + first.start_delay_s
-        state.prompt[:] = work.prompt_tokens
-        state.output[:] = work.output_tokens
+        # The token that the client has from the prefill is one that decode reads, not one that it generates.
+        state.prompt[:] = work.prompt_tokens + given
+        state.output[:] = np.maximum(work.output_tokens - given, 1)
+        for count, tokens in enumerate(self.ended_before):
+            remember(state.ended_lately, state.ended_sorted, count, max(tokens - given, 1))
         for instance, profile in enumerate(self.decode):
             state.total_blocks[instance] = profile.kv_tokens // profile.block_size
             state.law[instance] = profile.step.row()
@@ -190,8 +203,9 @@ class Simulation:
             SIGMA_TOKENS: self.error.tokens_at(float(work.output_tokens.mean())),
             HAS_PREDICTION: predicts,
             RESIDUAL_LIFE: self.error.residual_life and predicts and not exact,
-            LONGEST: int(work.output_tokens.max()),
-            PREFILL_RESUMES: bool(self.prefill) and min(p.kv_tokens for p in self.prefill) >= longest,
+            LONGEST: self.limit_tokens or int(work.output_tokens.max()),
+            ENDED_BEFORE: len(self.ended_before),
+            PREFILL_RESUMES: room >= longest,
         }
         for column, value in values.items():
             state.scalars[column] = float(value)
@@ -205,6 +219,7 @@ class Simulation:
         state = self.build()
         work = self.workload
         decode = len(self.decode)
+        given = self.first_at_prefill and bool(self.prefill)
         policy = rebalancer(self.preset.rebalance, self.preset.settings)
         acts = self.preset.moves
         suspends = self.preset.suspends and bool(state.scalars[HAS_PREDICTION])
@@ -227,6 +242,7 @@ class Simulation:
                 run_until(state, moment)
                 fail_instance(state, broken, moment)
             more = run_until(state, now)
+            let_kv_go(state, now)
             refresh_and_admit(state, now)
             if acts:
                 if suspends:
@@ -254,7 +270,8 @@ class Simulation:
             classes=names(self.classes),
             class_of=self._class_of(),
             longest_gap_s=state.longest_gap,
-            finish_s=state.finish,
+            # Nothing is left to decode of an output that the prefill has ended.
+            finish_s=np.where(given & (work.output_tokens == 1), state.first_token, state.finish),
             preempted=state.preempted,
             moved=state.moved,
             preemptions=int(state.counters[PREEMPTIONS]),

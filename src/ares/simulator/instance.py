@@ -159,7 +159,8 @@ def _suspend(state: State, instance: int, request: int, moment: float) -> None:
 
 @compiled
 def note_suspended(state: State, request: int, moment: float) -> None:
-    """Record that a request has left its instance, without its KV, and waits to be admitted again."""
+    """Record that a request was made to leave its instance, without its KV, and waits to be admitted again."""
+    state.counters[SUSPENSIONS] += 1
     state.status[request] = SUSPENDED
     state.place[request] = NOBODY
     state.outside[request] = OUTSIDE_SUSPENDED
@@ -167,7 +168,6 @@ def note_suspended(state: State, request: int, moment: float) -> None:
     see(state, request, state.generated[request])
     state.suspended_list[state.counters[SUSPENDED_COUNT]] = request
     state.counters[SUSPENDED_COUNT] += 1
-    state.counters[SUSPENSIONS] += 1
 
 
 @compiled

@@ -7,7 +7,7 @@ from ares.simulator.compiled import compiled, heap_pop, tree_first, tree_set
 from ares.simulator.decisions import enter, refresh, reroute
 from ares.simulator.instance import poke, wake
 from ares.simulator.moves import copy_done, handover_done
-from ares.simulator.prefill import start_prefill, to_prefill
+from ares.simulator.prefill import pinned_tokens, start_prefill, to_prefill
 from ares.simulator.state import (
     COPY_DONE,
     EVENTS,
@@ -40,7 +40,7 @@ def finish_prefill(state: State, prefill: int, moment: float) -> None:
     state.prefill_current[prefill] = NOBODY
     state.prefill_backlog[prefill] -= state.prompt[request] + state.generated[request]
     tree_set(state.tree, len(state.time) + prefill, np.inf)
-    if state.scalars[HOLD] == 0.0:
+    if state.scalars[HOLD] == 0.0 or state.place[request] != NOBODY:
         give_first(state, request, moment)
     if state.place[request] == NOBODY:
         hand_out(state, request, moment)
@@ -67,7 +67,7 @@ def pull_done(state: State, request: int, moment: float) -> None:
         reroute(state, request, moment)
         return
     state.prefill_place[request] = NOBODY
-    state.prefill_free[prefill] += state.prompt[request] + state.generated[request]
+    state.prefill_free[prefill] += pinned_tokens(state, request)
     state.ready_list[instance, state.ready_count[instance]] = request
     state.ready_count[instance] += 1
     poke(state, instance, moment)

@@ -10,6 +10,7 @@ from ares.policy.admission.order import memory_time as _memory_time
 from ares.policy.forecast import quantile_weights
 from ares.simulator.compiled import compiled
 from ares.simulator.state import (
+    ENDED_BEFORE,
     FINISHED_COUNT,
     FIRST_COME,
     HAS_PREDICTION,
@@ -57,6 +58,12 @@ def _normal(seed: int, request: int, epoch: int) -> float:
 
 
 @compiled
+def _ended(state: State) -> int:
+    """Return how many outputs have ended, those before the run included."""
+    return int(state.scalars[ENDED_BEFORE] + state.counters[FINISHED_COUNT])
+
+
+@compiled
 def predict(state: State, request: int, generated: int, quantiles: NDArray[np.float64]) -> None:
     """Write the predictor's quantiles of the remaining tokens, shape (3,).
 
@@ -69,7 +76,7 @@ def predict(state: State, request: int, generated: int, quantiles: NDArray[np.fl
         return
     most = state.scalars[LONGEST] - generated  # max_tokens is known to every gateway
     if state.scalars[RESIDUAL_LIFE] > 0.0:
-        expect(state.ended_sorted, state.counters[FINISHED_COUNT], generated, LEVELS, quantiles)
+        expect(state.ended_sorted, _ended(state), generated, LEVELS, quantiles)
         for index in range(len(quantiles)):
             quantiles[index] = min(max(quantiles[index], 1.0), most)
         return
@@ -115,7 +122,7 @@ def weigh(state: State, request: int) -> None:
 def learn(state: State, request: int) -> None:
     """Take the length of an output that ends now into the history, before it is counted as finished."""
     if state.scalars[RESIDUAL_LIFE] > 0.0:
-        remember(state.ended_lately, state.ended_sorted, state.counters[FINISHED_COUNT], state.output[request])
+        remember(state.ended_lately, state.ended_sorted, _ended(state), state.output[request])
 
 
 @compiled

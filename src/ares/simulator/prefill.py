@@ -2,8 +2,24 @@
 
 import numpy as np
 
+from ares.simulator.blocks import blocks_for
 from ares.simulator.compiled import compiled, tree_set
-from ares.simulator.state import BASE_S, BUDGET, NOBODY, PER_PREFILL_CONTEXT_S, PER_PREFILL_S, PREFILL, State
+from ares.simulator.state import (
+    BASE_S,
+    BLOCK_SIZE,
+    BUDGET,
+    NOBODY,
+    PER_PREFILL_CONTEXT_S,
+    PER_PREFILL_S,
+    PREFILL,
+    State,
+)
+
+
+@compiled
+def pinned_tokens(state: State, request: int) -> int:
+    """Return the tokens of the KV blocks that a prefilled request holds until it has been pulled."""
+    return blocks_for(state, state.prompt[request] + state.generated[request]) * int(state.scalars[BLOCK_SIZE])
 
 
 @compiled
@@ -29,11 +45,11 @@ def start_prefill(state: State, prefill: int, moment: float) -> None:
     if request == NOBODY or state.prefill_current[prefill] != NOBODY:
         return
     tokens = state.prompt[request] + state.generated[request]
-    if tokens > state.prefill_free[prefill]:
+    if pinned_tokens(state, request) > state.prefill_free[prefill]:
         return
     state.prefill_head[prefill] = state.follow[request]
     state.follow[request] = NOBODY
-    state.prefill_free[prefill] -= tokens
+    state.prefill_free[prefill] -= pinned_tokens(state, request)
     state.prefill_current[prefill] = request
     law = state.prefill_law[prefill]
     budget = int(state.scalars[BUDGET])

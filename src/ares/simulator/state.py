@@ -81,6 +81,7 @@ class State:
     seen_generated: I8
     seen_remaining: F8
     silent_since: F8  # when it left its slot, NaN while it decodes
+    kv_since: F8  # when its prefill ended
     longest_gap: F8  # seconds that its stream stood still at most
     error_own: F8  # the part of a prediction's error that stays for life, once drawn
     error_fresh: F8  # and the part drawn anew in each epoch
@@ -204,8 +205,9 @@ WORDS = 3
     PREFILL_RESUMES,
     FIRST_AT_PREFILL,
     RESIDUAL_LIFE,
+    ENDED_BEFORE,
     SCALARS,
-) = range(25)
+) = range(26)
 
 
 def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: int, quantiles: int = 3) -> State:
@@ -256,6 +258,7 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         seen_generated=ints(requests),
         seen_remaining=floats(requests, quantiles),
         silent_since=floats(requests, value=np.nan),
+        kv_since=floats(requests),
         longest_gap=floats(requests),
         error_own=floats(requests),
         error_fresh=floats(requests),

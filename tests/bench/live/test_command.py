@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ares.bench.live import saved
 from ares.engine.defaults import free_port
 
 pytest.importorskip("numba", reason="needs the simulate extra")
@@ -18,7 +19,7 @@ def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_presets_on_simulated_engines(tmp_path: Path) -> None:
-    out, report = tmp_path / "live.json", tmp_path / "report"
+    out, report, runs = tmp_path / "live.json", tmp_path / "report", tmp_path / "runs.json"
     done = bench(
         *("--simulate", "llama-8b-rtx4090", "--kv-tokens", "6000", "--requests", "24", "--rounds", "1"),
         *(
@@ -30,18 +31,32 @@ def test_presets_on_simulated_engines(tmp_path: Path) -> None:
             str(out),
             "--report",
             str(report),
+            "--runs",
+            str(runs),
         ),
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     assert result["engines"] == "simulated: llama-8b-rtx4090"
-    runs = {run["preset"]: run for run in result["rounds"][0]["runs"]}
-    assert set(runs) == {"static-rr", "ares"}
-    assert all(run["failed"] == 0 and run["output_tokens_per_s"] > 0 for run in runs.values())
+    by_preset = {run["preset"]: run for run in result["rounds"][0]["runs"]}
+    assert set(by_preset) == {"static-rr", "ares"}
+    assert all(run["failed"] == 0 and run["output_tokens_per_s"] > 0 for run in by_preset.values())
     # Every token depends on all before it: a lost or doubled one would show.
     assert result["requests_with_differing_tokens"] == []
     assert result["ratios"][0]["preset"] == "ares"
     assert (report / "live.svg").stat().st_size > 1000
+    # Engines that keep to a law are predicted: their clients' pauses tell it, and the gateway its settings.
+    said = {entry["preset"]: entry["figures"] for entry in result["simulator"]["presets"]}
+    for name in ("static-rr", "ares"):
+        assert said[name]["tpot_s"]["mean"]["error"] == pytest.approx(0.0, abs=0.1)
+        assert said[name]["e2e_s"]["mean"]["error"] == pytest.approx(0.0, abs=0.15)
+    kept = saved.read_runs(runs).runs
+    assert [run.preset for run in kept] == ["static-rr", "ares"]
+    assert kept[1].settings["preset"]["rebalance"] == "ares"
+    settings = kept[1].settings
+    assert (settings["period_s"], settings["cooldown_s"], settings["slo_ttft_s"]) == (0.5, 3.0, 10.0)
+    assert len(kept[1].ended_before) == 4 + 24  # the first requests of all, and the run before
+    assert all(row.max_num_seqs == 256 and row.block_size == 16 for row in kept[1].instances)
 
 
 @pytest.mark.parametrize(

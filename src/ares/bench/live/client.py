@@ -14,7 +14,7 @@ from ares.bench.live.load import Planned
 
 # Longest silence of a stream before it counts as failed.
 _SILENCE_S = 300.0
-_SAMPLE_S = 0.5
+_SAMPLE_S = 0.25
 
 
 class _Choice(msgspec.Struct):
@@ -29,6 +29,19 @@ class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
     error: dict[str, Any] | None = None
+
+
+# What is kept of an instance: its sizes, and the law that the gateway has fitted.
+_DESCRIBES = (
+    "name",
+    "role",
+    "capacity_tokens",
+    "kv_blocks",
+    "block_size",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "step_law",
+)
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
@@ -71,6 +84,12 @@ class Run:
     suspensions: int
     laws: dict[str, list[float]]
     span_s: float
+    started_at: float = 0.0
+    """On the gateway's wall clock."""
+    instances: list[dict[str, Any]] = field(default_factory=list)
+    """As the gateway showed them when the run had ended."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What the gateway decided with."""
 
 
 async def one(
@@ -139,6 +158,11 @@ async def _sample(http: aiohttp.ClientSession, url: str, samples: list[dict[str,
                     "running": [row["running"] for row in decode],
                     "held": read["held"],
                     "suspended": read["suspended"],
+                    # Where each request is, how far it has come, and what the engines predict of it.
+                    "where": {
+                        row["id"]: (row["instance"], row["state"], row["output_tokens"], row["remaining_p50"])
+                        for row in read["requests"]
+                    },
                 }
             )
         await asyncio.sleep(_SAMPLE_S)
@@ -168,6 +192,7 @@ async def run(url: str, model: str, preset: str, planned: list[Planned], done: C
         async with http.put(f"{url}/admin/v1/preset", json={"preset": preset}) as reply:
             reply.raise_for_status()
         before = await status(http, url)
+        wall, asked = before["now"], time.monotonic()
         samples: list[dict[str, Any]] = []
         start = time.monotonic() + 0.5
 
@@ -193,4 +218,7 @@ async def run(url: str, model: str, preset: str, planned: list[Planned], done: C
         suspensions=after["suspensions"] - before["suspensions"],
         laws={row["name"]: row["step_law"] for row in after["instances"] if row.get("step_law")},
         span_s=max(each.at_s for each in planned),
+        started_at=wall + start - asked,
+        instances=[{key: row.get(key) for key in _DESCRIBES} for row in after["instances"]],
+        settings=after["settings"],
     )

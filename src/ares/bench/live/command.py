@@ -3,7 +3,6 @@
 import asyncio
 import random
 import statistics
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,62 +13,41 @@ from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from ares import extras, local, tables
 from ares.bench.environment import describe, write
-from ares.bench.live import client, judge, load
-from ares.bench.live.judge import PrefillLaw
+from ares.bench.live import client, judge, load, saved
 from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL
 from ares.objectives import DEFAULT_GAP_S, SloGap, written
 from ares.progress import progress_display
 
-# What first tokens are timed with, beside streams that keep the decode instances busy meanwhile.
-_SHORT_PROMPT, _LONG_PROMPT, _TIMED, _LONG_OUTPUT = 32, 544, 5, 600
-# vLLM wants room for the longest sequence that it is told of.
-_SHORT = ("--max-model-len", "2048")
+_WARM_PROMPT, _WARM_OUTPUT = 64, 32
 PRESETS = "static-rr,static-least-loaded,ares-no-prediction,ares"
 
 
-async def _prefill_law(url: str, model: str, decode: int) -> PrefillLaw:
-    """Time the first tokens of prompts of two lengths, while the decode instances are as busy as in the runs."""
+async def _warm_up(url: str, model: str, decode: int) -> list[int]:
+    """Let every engine work once, for its first request takes longer; return the lengths of the outputs."""
     generator = random.Random(5)  # noqa: S311 - a workload, not a secret
 
-    def body(length: int, tokens: int) -> dict[str, Any]:
-        prompt = [generator.randrange(1000, 40000) for _ in range(length)]  # nothing that a prefix cache has seen
-        return {"model": model, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "temperature": 0}
+    async def complete(http: aiohttp.ClientSession) -> int:
+        prompt = [generator.randrange(1000, 40000) for _ in range(_WARM_PROMPT)]  # nothing that a prefix cache has seen
+        body = {"model": model, "prompt": prompt, "max_tokens": _WARM_OUTPUT, "ignore_eos": True, "temperature": 0}
+        async with http.post(f"{url}/v1/completions", json=body) as reply:
+            reply.raise_for_status()
+            return int((await reply.json())["usage"]["completion_tokens"])
 
     async with aiohttp.ClientSession() as http:
-
-        async def complete(length: int, tokens: int) -> float:
-            begun = time.monotonic()
-            async with http.post(f"{url}/v1/completions", json=body(length, tokens)) as reply:
-                reply.raise_for_status()
-                await reply.read()
-            return time.monotonic() - begun
-
-        await complete(_SHORT_PROMPT, 1)  # the first one of an engine takes longer
-        busy = [asyncio.create_task(complete(_SHORT_PROMPT, _LONG_OUTPUT)) for _ in range(2 * decode)]
-        await asyncio.sleep(2.0)
-        times: dict[int, list[float]] = {_SHORT_PROMPT: [], _LONG_PROMPT: []}
-        for _ in range(_TIMED):
-            for length, seen in times.items():
-                seen.append(await complete(length, 1))
-        for task in busy:
-            task.cancel()
-        await asyncio.gather(*busy, return_exceptions=True)
-    short, long = (statistics.median(seen) for seen in times.values())
-    token_s = max((long - short) / (_LONG_PROMPT - _SHORT_PROMPT), 1e-7)
-    return PrefillLaw(max(short - _SHORT_PROMPT * token_s, 1e-6), token_s)
+        return list(await asyncio.gather(*(complete(http) for _ in range(2 * decode))))
 
 
 async def _measure(
-    url: str, model: str, presets: list[str], planned: list[load.Planned], rounds: int, console: Console
-) -> tuple[list[list[client.Run]], list[dict[str, Any]], PrefillLaw]:
+    url: str, model: str, presets: list[str], rounds: list[list[load.Planned]], console: Console
+) -> tuple[list[list[client.Run]], list[dict[str, Any]], list[int]]:
     async with aiohttp.ClientSession() as http:
         instances = (await client.status(http, url))["instances"]
-    law = await _prefill_law(url, model, sum(row["role"] != "prefill" for row in instances))
+    warm = await _warm_up(url, model, sum(row["role"] != "prefill" for row in instances))
     every: list[list[client.Run]] = []
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with progress_display(console, *columns) as progress:
-        for number in range(rounds):
+        for number, planned in enumerate(rounds):
             # A B, B A, ...: what drifts with time weighs on all alike.
             order = presets if number % 2 == 0 else presets[::-1]
             runs = []
@@ -77,7 +55,7 @@ async def _measure(
                 task = progress.add_task(f"round {number + 1}, {name}", total=len(planned))
                 runs.append(await client.run(url, model, name, planned, lambda task=task: progress.advance(task)))  # type: ignore[misc]
             every.append(runs)
-    return every, instances, law
+    return every, instances, warm
 
 
 def command(
@@ -95,6 +73,9 @@ def command(
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each preset.")] = 3,
     prefill: Annotated[int, typer.Option(min=0, help="Prefill instances.")] = 1,
     decode: Annotated[int, typer.Option(min=1, help="Decode instances.")] = 2,
+    max_model_len: Annotated[
+        int, typer.Option(min=64, help="Longest sequence of the real engines: vLLM wants KV memory for one of them.")
+    ] = 2048,
     kv_bytes: Annotated[str, typer.Option(help="KV memory of each decode instance, on real engines.")] = "100M",
     kv_tokens: Annotated[
         int | None, typer.Option(help="With --simulate: KV capacity instead of the profile's.")
@@ -108,7 +89,14 @@ def command(
     ] = "auto",
     model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
     port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
+    predictor: Annotated[
+        str | None,
+        typer.Option(help="Error model for the simulator, as of `ares bench fidelity`."),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    runs_file: Annotated[
+        Path | None, typer.Option("--runs", help="Write the runs here, for `ares bench fidelity`.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
 ) -> None:
     """Compare presets on real engines: the same prompts and arrivals, in turns, and the simulator's word on them.
@@ -128,13 +116,17 @@ def command(
         fail(str(error))
     if simulate is None and not prompts:
         fail("give --prompts FILE for real engines, or --simulate PROFILE")
-    if simulate is not None:
-        try:
-            planned = _simulated_load(simulate, workload, load_factor, requests, (prefill, decode), kv_tokens, seed)
-        except ValueError as error:
-            fail(str(error))
-    else:
-        planned = load.from_prompts(prompts or [], requests, rate, limit, seed, _note)
+    loads: list[list[load.Planned]] = []  # another one for each round
+    for each in range(seed, seed + rounds):
+        if simulate is not None:
+            try:
+                size = (prefill, decode)
+                one_load = _simulated_load(simulate, workload, load_factor, requests, size, kv_tokens, each)
+            except ValueError as error:
+                fail(str(error))
+        else:
+            one_load = load.from_prompts(prompts or [], requests, rate, limit, each, _note if each == seed else _quiet)
+        loads.append(load.renamed(one_load, f"{each - seed + 1}-"))
     engine_flags = ["--kv-tokens", str(kv_tokens)] if kv_tokens is not None else []
     gap = "none" if written(slo_gap) is None else str(slo_gap)
     settings = local.ClusterSettings(
@@ -145,7 +137,7 @@ def command(
         port=port,
         simulate=simulate,
         vllm_flags=tuple(
-            local_flags(["--kv-cache-memory-bytes", kv_bytes, *_SHORT, "--dtype", dtype])
+            local_flags(["--kv-cache-memory-bytes", kv_bytes, "--max-model-len", str(max_model_len), "--dtype", dtype])
             if simulate is None
             else engine_flags
         ),
@@ -153,8 +145,8 @@ def command(
     )
     console = Console(stderr=True)
     with local.running(settings, console) as cluster:
-        every, instances, law = asyncio.run(_measure(cluster.url, model, names, planned, rounds, console))
-    from ares.bench.live import fidelity  # the simulator takes its time to load
+        every, instances, warm = asyncio.run(_measure(cluster.url, model, names, loads, console))
+    from ares.bench.live import fidelity, fidelity_command  # the simulator takes its time to load
 
     runs, slo = [run for one in every for run in one], judge.Objectives(slo_ttft, slo_tpot, slo_gap)
     figures = [{run.preset: judge.summary(run, slo) for run in one} for one in every]
@@ -167,17 +159,24 @@ def command(
         "prefill": prefill,
         "decode": decode,
         "kv_tokens": [row.get("capacity_tokens") for row in instances if row["role"] != "prefill"],
-        "requests": len(planned),
-        "rate": (len(planned) - 1) / (planned[-1].at_s - planned[0].at_s),
+        "requests": requests,
+        "rate": statistics.fmean((len(one) - 1) / (one[-1].at_s - one[0].at_s) for one in loads),
         "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot, "gap_s": written(slo_gap)},
         **describe(),
-        "prefill_law_s": {"base": law.base_s, "token": law.token_s},
         "rounds": [{"runs": list(one.values())} for one in figures],
         "ratios": [judge.ratios(figures, name, base) for name in names if name not in bases for base in bases],
         "requests_with_differing_tokens": judge.differing(runs),
-        "simulator": [said for run in runs if (said := fidelity.predicted(run, instances, law, slo)) is not None],
     }
+    kept = saved.in_order(runs, warm, limit if simulate is None else None)
+    if runs_file is not None:
+        about = {key: result[key] for key in ("model", "engines", "dtype", "versions", "commit", "machine", "rate")}
+        saved.write_runs(saved.SavedRuns(saved.FORMAT, about, kept), runs_file)
+    try:
+        result["simulator"] = fidelity.compared(kept, predictor)
+    except ValueError as error:
+        result["simulator"] = {"refused": str(error)}
     _show(names, figures, result)
+    fidelity_command.show(result["simulator"])
     if report is not None:
         from ares.bench.live import plots
 
@@ -188,6 +187,10 @@ def command(
 
 def _note(text: str) -> None:
     typer.echo(f"note: {text}", err=True)
+
+
+def _quiet(_text: str) -> None:
+    """Say nothing: it has been said."""
 
 
 def _simulated_load(
@@ -237,10 +240,8 @@ def _show(names: list[str], figures: list[dict[str, dict[str, Any]]], result: di
         )
     tables.show(table)
     wrong = result["requests_with_differing_tokens"]
-    for said in result["simulator"][: len(names)]:
-        errors = ", ".join(f"{key} {value['error']:+.0%}" for key, value in said.items() if isinstance(value, dict))
-        tables.show(f"the simulator's word on {said['preset']}: {errors}")
-    tables.show(f"requests whose tokens differ between presets: {len(wrong)} of {result['requests']}")
+    asked = result["requests"] * len(figures)
+    tables.show(f"requests whose tokens differ between presets: {len(wrong)} of {asked}")
 
 
 def _at(one: Any, path: tuple[str, ...]) -> Any:

@@ -1,74 +1,356 @@
-"""The simulator asked what these runs would be, from the laws that the gateway had fitted by their end."""
+"""The simulator asked what recorded runs would be, from their arrivals, lengths and fitted cost models.
 
-from dataclasses import replace
+Each run is simulated with the settings that its gateway decided with. A seed draws all chance there is: errors of
+predictions, how far the run leaves its cost models open (its requests, resampled), what these leave unexplained of
+first tokens and of streams (its own residuals, resampled), and the phase of the rebalancer's period. What the simulator
+gives is the mean over seeds, and the interval that holds 95 % of them.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ares.bench.live.client import Run
-from ares.bench.live.judge import Objectives, PrefillLaw, lengths
-from ares.policy import preset
-from ares.simulator import metrics
-from ares.simulator.cluster import Simulation
-from ares.simulator.errors import ERROR_MODELS
+from ares.bench.live.cost_models import CostModels, Observations, like
+from ares.bench.live.observed_errors import observed_errors
+from ares.bench.live.saved import Instance, SavedRun
+from ares.policy import REBALANCERS, Preset
+from ares.policy.admission import AdmissionSettings, SuspendSettings
+from ares.simulator.cluster import Outcome, Simulation
+from ares.simulator.errors import ERROR_MODELS, ErrorModel, error_model
 from ares.simulator.profile import Profile, StepLaw
 from ares.traces import Workload
 
+FloatArray = NDArray[np.float64]
 
-def profile_of(run: Run, decode: dict[str, Any], prefill: PrefillLaw, name: str) -> Profile | None:
-    """Return what the simulator needs to know of a decode instance; None where its law is not known yet."""
-    law = run.laws.get(decode["name"])
-    if law is None:
-        return None
+SEEDS = 20
+TIMES = ("ttft_s", "tpot_s", "e2e_s", "longest_gap_s")
+COUNTS = ("moves", "suspensions", "preemptions")
+# How far off each figure may be: a share of what was measured, or the interval where there is none.
+BOUNDS: Mapping[str, float | None] = {"mean": 0.02, "p50": 0.05, "p99": None}
+COUNT_BOUND = 0.2
+_INTERVAL = (2.5, 97.5)
+_UNKNOWN_TPOT_S = 1.0
+# As the gateway has it (gateway/view.py): of a step at full memory, where TPOT has no objective.
+_RELATIVE_TPOT = 1.5
+_USUAL_SEQUENCES, _USUAL_BATCH = 256, 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What is compared: seconds of each request, by name, shape (R,); and counts of events, by name."""
+
+    times: dict[str, FloatArray]
+    counts: dict[str, int]
+
+
+def measured(run: SavedRun) -> Figures:
+    """Return what the clients of a run saw."""
+    every = [np.array(request.times_s) for request in run.requests]
+    at = np.array([request.at_s for request in run.requests])
+    first, last = (np.array([times[end] for times in every]) for end in (0, -1))
+    tokens = np.array([len(times) for times in every])
+    gaps = np.array([np.diff(times).max(initial=0.0) for times in every])
+    moves = sum(move.outcome == "moved" for move in run.moves)
+    return _figures(
+        first - at,
+        (last - first) / np.maximum(tokens - 1, 1),
+        last - at,
+        gaps,
+        tokens,
+        {"moves": moves, "suspensions": run.suspensions, "preemptions": run.preemptions},
+    )
+
+
+def _figures(
+    ttft: FloatArray, tpot: FloatArray, e2e: FloatArray, gaps: FloatArray, tokens: NDArray[Any], counts: dict[str, int]
+) -> Figures:
+    several = tokens > 1
+    times = {"ttft_s": ttft, "tpot_s": tpot[several], "e2e_s": e2e, "longest_gap_s": gaps[several]}
+    return Figures(times, counts)
+
+
+def preset_in_force(settings: Mapping[str, Any]) -> Preset:
+    """Return the preset that a gateway decided with, from the `settings` of its status.
+
+    Raises
+    ------
+    ValueError
+        This version does not know a part of it.
+    """
+    try:
+        given = dict(settings["preset"])
+        kind = REBALANCERS.find(given["rebalance"]).Settings
+        own = dict(given["settings"])
+        if "cooldown_s" in own:
+            own["cooldown_s"] = settings["cooldown_s"]
+        given["settings"] = kind(**own)
+        given["admission_settings"] = AdmissionSettings(**given["admission_settings"])
+        suspension = SuspendSettings(**given["suspend_settings"])
+        given["suspend_settings"] = suspension.for_objectives(settings["slo_ttft_s"], settings["slo_tpot_s"])
+        return Preset(**given)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"settings of the run: {error!r}: recorded by another version") from None
+
+
+def predictor_of(run: SavedRun, given: str | None) -> ErrorModel:
+    """Return the predictor that a run had: residual life, or one that erred as its engines' predictions did.
+
+    Raises
+    ------
+    ValueError
+        `given`, which replaces what the predictions of the run say, cannot be read, or would replace nothing.
+    """
+    if not run.predicted:
+        if given is not None:
+            raise ValueError(f"--predictor {given}: the engines of this run predicted nothing")
+        return ERROR_MODELS["residual-life"]
+    return observed_errors(run) if given is None else error_model(given)
+
+
+def _profile(row: Instance, law: Sequence[float], base_s: float, models: CostModels, move_s: float) -> Profile:
     return Profile(
-        name=name,
+        name=row.name,
         model="recorded",
-        source="fitted online by the gateway",
-        kv_tokens=decode["capacity_tokens"],
+        source="fitted to the run",
+        kv_tokens=row.capacity_tokens,
         kv_bytes_per_token=1,
-        block_size=decode["capacity_tokens"] // decode["kv_blocks"],
-        max_num_seqs=256,
+        block_size=row.block_size,
+        max_num_seqs=row.max_num_seqs or _USUAL_SEQUENCES,
+        max_num_batched_tokens=row.max_num_batched_tokens or _USUAL_BATCH,
         step=StepLaw(
-            base_s=max(law[0], 1e-6),
+            base_s=base_s,
             per_request_s=law[1],
             per_resident_token_s=law[2],
-            per_prefill_token_s=prefill.token_s,
+            per_prefill_token_s=models.prefill_token_s,
         ),
-        bandwidth_bytes_s=1e9,
+        bandwidth_bytes_s=1e12,  # what a transfer takes is in its latency, whatever its size
+        latency_s=models.hand_over_s,
+        stall_s=move_s,
     )
 
 
-def predicted(run: Run, instances: list[dict[str, Any]], law: PrefillLaw, slo: Objectives) -> dict[str, Any] | None:
-    """Simulate one run with its own arrivals and lengths, under these objectives.
+class Simulated:
+    """A run, ready to be simulated with any seed.
 
-    Errors are relative to what was measured.
+    Parameters
+    ----------
+    run
+        The run.
+    predictor
+        Instead of what the run's own predictions show (`predictor_of`).
+    others
+        Cost models of runs over the same engines: they tell what a move costs where this run has none.
+
+    Raises
+    ------
+    ValueError
+        The run cannot be simulated; the message says why.
     """
-    came = lengths(run)
-    decode = [row for row in instances if row["role"] != "prefill"]
-    profiles = [profile_of(run, row, law, row["name"]) for row in decode]
-    known = [profile for profile in profiles if profile is not None]
-    if len(known) < len(profiles) or len(came) < 2:
-        return None
-    work = Workload(
-        run.preset,
-        np.array([seen.at_s for seen in came]),
-        np.array([max(seen.prompt_tokens, 1) for seen in came], np.int64),
-        np.array([len(seen.tokens) for seen in came], np.int64),
-    )
-    step = known[0].step.model_copy(update={"base_s": law.base_s})
-    prefilling = known[0].model_copy(update={"step": step})
-    prefill = [prefilling.model_copy(update={"name": row["name"]}) for row in instances if row["role"] == "prefill"]
-    policy = preset(run.preset)
-    policy = replace(policy, suspend_settings=policy.suspend_settings.for_objectives(slo.ttft_s, slo.tpot_s))
-    error = ERROR_MODELS["continuous"]
-    simulation = Simulation(work, known, prefill, policy, run.preset, error, first_at_prefill=True)
-    simulation.gap_s = slo.gap_s
-    outcome = simulation.run()
-    measured = {"ttft_s": [seen.ttft_s for seen in came], "tpot_s": [seen.tpot_s for seen in came]}
-    made = {"ttft_s": metrics.ttft_s(outcome), "tpot_s": metrics.tpot_s(outcome)}
-    result: dict[str, Any] = {"preset": run.preset, "preemptions": outcome.preemptions}
-    for name, values in measured.items():
-        for statistic, q in (("p50", 50), ("p99", 99)):
-            real, model = float(np.percentile(values, q)), float(np.percentile(made[name], q))
-            result[f"{name}_{statistic}"] = {"measured": real, "simulated": model, "error": model / real - 1.0}
+
+    def __init__(self, run: SavedRun, predictor: str | None, others: Sequence[CostModels] = ()) -> None:
+        self.run = run
+        self.seen = Observations(run)
+        self.models = self.seen.fit()
+        self.spread = self.seen.spread(self.models)
+        self._others = others
+        self.error = predictor_of(run, predictor)
+        self.preset = preset_in_force(run.settings)
+        self._prefill = [row for row in run.instances if row.role == "prefill"]
+        self._decode = [row for row in run.instances if row.role != "prefill"]
+        tokens = np.array([len(request.ticks) for request in run.requests], np.int64)
+        self._work = Workload(
+            run.preset,
+            np.array([request.at_s for request in run.requests]),
+            np.array([request.prompt_tokens for request in run.requests], np.int64),
+            tokens,
+        )
+
+    def once(self, seed: int) -> Figures:
+        """Simulate the run; seed 0 has the models as they were fitted, the others draw theirs."""
+        generator = np.random.default_rng(seed)
+        models = like(self.models if seed == 0 else self.seen.resampled(generator), [self.models, *self._others])
+        late, base_s = _lateness(models, generator, len(self._work))
+        period = float(self.run.settings["period_s"])
+        phase = float(generator.uniform(0.0, period))
+        begin = self._work.arrival_s + late + phase
+        order = np.argsort(begin, kind="stable")
+        work = Workload(self.run.preset, begin[order], self._work.prompt_tokens[order], self._work.output_tokens[order])
+        outcome = self._simulation(work, models, base_s, period, seed).run()
+        return self._read(outcome, order, phase, generator)
+
+    def _simulation(self, work: Workload, models: CostModels, base_s: float, period: float, seed: int) -> Simulation:
+        move_s = models.hand_over_s if models.move_s is None else models.move_s
+        decode = [
+            _profile(row, law, float(law[0]), models, move_s)
+            for row, law in zip(self._decode, models.steps, strict=True)
+        ]
+        prefill = [_profile(row, (0.0, 0.0, 0.0), base_s, models, move_s) for row in self._prefill]
+        settings, chosen = self.run.settings, self.preset
+        if settings["slo_tpot_s"] is None:
+            capacity = np.array([row.capacity_tokens for row in self._decode])
+            full = float((models.steps[:, 0] + models.steps[:, 2] * capacity).max())
+            chosen = replace(chosen, suspend_settings=replace(chosen.suspend_settings, tpot_s=_RELATIVE_TPOT * full))
+        return Simulation(
+            work,
+            decode,
+            prefill,
+            chosen,
+            self.run.preset,
+            self.error,
+            period_s=period,
+            seed=seed,
+            gap_s=math.inf if settings["slo_gap_s"] is None else settings["slo_gap_s"],
+            first_at_prefill=True,
+            limit_tokens=self.run.limit_tokens,
+            ended_before=self.run.ended_before,
+        )
+
+    def _read(
+        self, outcome: Outcome, order: NDArray[np.int64], phase: float, generator: np.random.Generator
+    ) -> Figures:
+        back = np.argsort(order)
+        tokens = self._work.output_tokens
+        ttft = outcome.first_token_s[back] - (self._work.arrival_s + phase)
+        decode = (outcome.finish_s - outcome.first_token_s)[back]
+        decode, gaps = self.spread.apply(generator, tokens, decode, outcome.longest_gap_s[back])
+        return _figures(
+            ttft,
+            decode / np.maximum(tokens - 1, 1),
+            ttft + decode,
+            gaps,
+            tokens,
+            {
+                "moves": outcome.migrations,
+                "suspensions": outcome.suspensions,
+                "preemptions": outcome.preemptions,
+            },
+        )
+
+
+def _lateness(models: CostModels, generator: np.random.Generator, count: int) -> tuple[FloatArray, float]:
+    """Draw what the prefill law does not explain, as time before it: none is negative, and the base gives it up.
+
+    Where the base has not so much to give, less is drawn: means stay what they were.
+    """
+    earliest = max(-float(models.prefill_spread_s.min()), 1e-9)
+    share = min(1.0, models.prefill_base_s / (2.0 * earliest))
+    late = (models.prefill_spread_s + earliest) * share
+    return generator.choice(late, count), max(models.prefill_base_s - float(late.mean()), 1e-6)
+
+
+_STATISTICS: dict[str, Callable[[FloatArray], float]] = {
+    "mean": lambda values: float(values.mean()),
+    "p50": lambda values: float(np.percentile(values, 50)),
+    "p99": lambda values: float(np.percentile(values, 99)),
+}
+
+
+def verdicts(real: Sequence[Figures], made: Sequence[Sequence[Figures]]) -> dict[str, Any]:
+    """Compare runs, taken together, with what the simulator made of them.
+
+    Parameters
+    ----------
+    real
+        The runs.
+    made
+        For each seed, all of them simulated.
+
+    Returns
+    -------
+    dict
+        For each figure what was measured, what was simulated (the mean over seeds), the relative error, the interval
+        over seeds, and whether it is `within` its bound: means 2 %, P50 5 %, P99 within the interval, counts 20 % or
+        half an event a run.
+    """
+    result: dict[str, Any] = {}
+    for name in TIMES:
+        values = np.concatenate([one.times[name] for one in real])
+        seeds = [np.concatenate([one.times[name] for one in each]) for each in made]
+        if len(values):
+            result[name] = {
+                statistic: _entry(read(values), [read(one) for one in seeds], BOUNDS[statistic])
+                for statistic, read in _STATISTICS.items()
+            }
+    for name in COUNTS:
+        count = sum(one.counts[name] for one in real)
+        totals = [float(sum(one.counts[name] for one in each)) for each in made]
+        entry = _entry(float(count), totals, None)
+        off = abs(entry["simulated"] - count)
+        result[name] = entry | {"within": bool(off <= max(COUNT_BOUND * count, 0.5 * len(real)))}
     return result
+
+
+def _entry(real: float, seeds: list[float], bound: float | None) -> dict[str, Any]:
+    model = float(np.mean(seeds))
+    low, high = (float(np.percentile(seeds, q)) for q in _INTERVAL)
+    error = model / real - 1.0 if real else None
+    within = low <= real <= high if bound is None else error is not None and abs(error) <= bound
+    return {
+        "measured": real,
+        "simulated": model,
+        "error": error,
+        "low": low,
+        "high": high,
+        "within": bool(within),
+    }
+
+
+def compared(runs: Sequence[SavedRun], predictor: str | None, seeds: int = SEEDS) -> dict[str, Any]:
+    """Simulate runs over the same engines; judge each alone, and those of a preset together.
+
+    Parameters
+    ----------
+    runs
+        The runs.
+    predictor
+        Where the engines predicted: an error model, or a file of one or of an evaluation, instead of one that is
+        fitted to what they predicted in the run.
+    seeds
+        How often each is simulated.
+
+    Raises
+    ------
+    ValueError
+        One of them cannot be simulated.
+    """
+    models = [Observations(run).fit() for run in runs]
+    entries, together = [], defaultdict(list)
+    for run in runs:
+        simulated = Simulated(run, predictor, models)
+        made = [simulated.once(seed) for seed in range(seeds)]
+        real = measured(run)
+        together[run.preset].append((real, made))
+        entries.append(
+            {
+                "preset": run.preset,
+                "requests": len(run.requests),
+                "cost_models": _said(simulated),
+                "figures": verdicts([real], [[one] for one in made]),
+            }
+        )
+    presets = []
+    for name, pairs in together.items():
+        every = [[made[seed] for _, made in pairs] for seed in range(seeds)]
+        presets.append({"preset": name, "runs": len(pairs), "figures": verdicts([real for real, _ in pairs], every)})
+    return {"seeds": seeds, "presets": presets, "runs": entries}
+
+
+def _said(simulated: Simulated) -> dict[str, Any]:
+    models = simulated.models
+    return {
+        "steps_s": {name: law.tolist() for name, law in zip(simulated.seen.names, models.steps, strict=True)},
+        "steps_by_gateway_s": {row.name: row.step_law for row in simulated.run.instances if row.role != "prefill"},
+        "prefill_s": {
+            "base": models.prefill_base_s,
+            "token": models.prefill_token_s,
+            "deviation": float(models.prefill_spread_s.std()),
+        },
+        "hand_over_s": models.hand_over_s,
+        "move_s": models.move_s,
+        "predictor": asdict(simulated.error) if simulated.preset.predicts else None,
+    }

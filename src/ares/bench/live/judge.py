@@ -10,13 +10,6 @@ import numpy as np
 from ares.bench.live.client import Observed, Run
 
 
-class PrefillLaw(NamedTuple):
-    """Seconds to the first token: of any prompt, and for each of its tokens."""
-
-    base_s: float
-    token_s: float
-
-
 class Objectives(NamedTuple):
     """Seconds to the first token, of every further one, and of the longest gap of a stream (infinite: none)."""
 
@@ -105,8 +98,3 @@ def differing(runs: list[Run]) -> list[str]:
         if first.setdefault(seen.name, seen.tokens) != seen.tokens:
             wrong.add(seen.name)
     return sorted(wrong)
-
-
-def lengths(run: Run) -> list[Observed]:
-    """Return the completed requests in order of arrival."""
-    return sorted((seen for seen in run.requests if seen.error is None), key=lambda seen: seen.at_s)

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,18 @@ def from_prompts(
 def from_workload(work: Workload, seed: int) -> list[Planned]:
     """Return a workload's requests for simulated engines, which are told the true lengths; their gateway is not."""
     generator = np.random.default_rng(seed)
+    limit = int(work.output_tokens.max())  # the same for all: the gateway learns no length from it
     planned = []
     for number in range(len(work)):
         body = {
             "prompt": generator.integers(_IDS.start, _IDS.stop, int(work.prompt_tokens[number])).tolist(),
+            "max_tokens": limit,
             "vllm_xargs": {"ares_simulated_output_tokens": int(work.output_tokens[number])},
         }
         planned.append(Planned(f"r{number}", float(work.arrival_s[number]), body))
     return planned
+
+
+def renamed(planned: list[Planned], prefix: str) -> list[Planned]:
+    """Return the same requests under other names, so that those of two rounds are told apart."""
+    return [replace(each, name=prefix + each.name) for each in planned]

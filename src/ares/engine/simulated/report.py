@@ -48,6 +48,8 @@ def hello(instance: "Instance") -> wire.Hello:
         max_model_len=settings.max_model_len,
         versions={"ares": __version__, "vllm": _engine(instance)},
         leases=True,
+        max_num_seqs=settings.profile.max_num_seqs,
+        max_num_batched_tokens=settings.profile.max_num_batched_tokens,
     )
 
 
