@@ -15,7 +15,7 @@ byte_tokenizer, model_folder, text_model = gateway.byte_tokenizer, gateway.model
 _BEGUN = time.monotonic()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running(model_folder: Path) -> Iterator[Service]:
     with Service(model_folder).running() as service:
         service.completes()
