@@ -21,6 +21,7 @@ def test_presets_on_simulated_engines(tmp_path: Path) -> None:
     out, report = tmp_path / "live.json", tmp_path / "report"
     done = bench(
         *("--simulate", "llama-8b-rtx4090", "--kv-tokens", "6000", "--requests", "24", "--rounds", "1"),
+        *("--load", "3"),
         *(
             "--presets",
             "static-rr,ares",
