@@ -359,8 +359,8 @@ def _uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in put_off.items():
             signal.signal(number, handler)
-        for number in held:
-            signal.raise_signal(number)  # it is blocked here still
+        for taken in held:
+            signal.raise_signal(taken)  # it is blocked here still
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
