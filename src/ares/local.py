@@ -343,11 +343,24 @@ def _spawn(command: list[str], environment: dict[str, str] | None, sink: BinaryI
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold back what ends us: a process that has been started but is not known yet would be left running."""
+    """Hold back what ends us: a process that has been started but is not known yet would be left running.
+
+    Blocking alone does not: the kernel gives a signal that this thread blocks to another one, of a library for example,
+    and Python then calls the handler on this thread all the same. So the handlers are put off as well.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    held: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in _ENDING}
+    put_off = {number: handler for number, handler in handlers.items() if callable(handler)}
     try:
+        for number in put_off:
+            signal.signal(number, lambda number, _: held.append(number))
         yield
     finally:
+        for number, handler in put_off.items():
+            signal.signal(number, handler)
+        for taken in held:
+            signal.raise_signal(taken)  # it is blocked here still
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

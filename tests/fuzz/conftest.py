@@ -15,8 +15,9 @@ byte_tokenizer, model_folder, text_model = gateway.byte_tokenizer, gateway.model
 _BEGUN = time.monotonic()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def running(model_folder: Path) -> Iterator[Service]:
+    """A service of each module: one that ran on beside all other tests would have its say in their logs."""
     with Service(model_folder).running() as service:
         service.completes()
         yield service

@@ -1,8 +1,8 @@
 """`ares predictor` as a user runs it, without an engine."""
 
+import contextlib
+import io
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from ares import cli
 from ares.predictor import baselines, checkpoint, dataset, prompts, structured, training
 from ares.predictor.errors import PredictorError
 from ares.predictor.training import settings_of
@@ -18,13 +19,16 @@ from tests.predictor.synthetic import folder
 
 
 def run(*arguments: object, status: int = 0) -> str:
-    command = [sys.executable, "-m", "ares", "predictor", *map(str, arguments)]
-    # A wide terminal: errors are wrapped at its width.
-    environment = {**os.environ, "COLUMNS": "1000"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == status, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+    """Run the whole command in this process, which has torch already, and return what it prints."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        patch.setattr(sys, "argv", ["ares", "predictor", *map(str, arguments)])
+        patch.setenv("COLUMNS", "1000")  # errors are wrapped at the terminal's width
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert (ended.value.code or 0) == status, said.getvalue()
+    assert "Traceback" not in said.getvalue()
+    return said.getvalue()
 
 
 def test_from_data_to_a_report(tmp_path: Path) -> None:

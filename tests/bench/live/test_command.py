@@ -22,6 +22,7 @@ def test_presets_on_simulated_engines(tmp_path: Path) -> None:
     out, report, runs = tmp_path / "live.json", tmp_path / "report", tmp_path / "runs.json"
     done = bench(
         *("--simulate", "llama-8b-rtx4090", "--kv-tokens", "6000", "--requests", "24", "--rounds", "1"),
+        *("--load", "3"),
         *(
             "--presets",
             "static-rr,ares",

@@ -31,6 +31,14 @@ def prompt(number: int) -> list[int]:
     return [10 + number, *range(110, 160)]
 
 
+def quarter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the gateway wait for a quarter of what serves, in the same order."""
+    monkeypatch.setattr("ares.gateway.instances._FROZEN_S", 1.5)
+    monkeypatch.setattr("ares.gateway.patience._ALIVE_S", 1.2)
+    monkeypatch.setattr("ares.gateway.channel._DEAD_S", 2.5)
+    monkeypatch.setattr("ares.gateway.channel._HEARTBEAT_S", 0.5)
+
+
 def busy(counters: dict[str, Any]) -> bool:
     return any(counters[name] for name in ("running", "waiting", "loading", "pinned", "kv_blocks_used"))
 
@@ -69,7 +77,11 @@ async def test_a_stopped_instance_is_done_without_and_comes_back(model_folder: P
             assert (await counters())["finished"] > left["finished"]
 
 
-async def test_a_stopped_prefill_instance_is_done_without(model_folder: Path) -> None:  # noqa: F811
+async def test_a_stopped_prefill_instance_is_done_without(
+    model_folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quarter(monkeypatch)
     model = simulated.load(model_folder)
     with workers(model_folder, 3, prefill=1) as made:
         async with gateway_over(made, model_folder) as gateway:
@@ -171,11 +183,7 @@ async def test_instances_behind_a_cut_are_done_without_and_come_back(
     model_folder: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # A quarter of what serves, in the same order.
-    monkeypatch.setattr("ares.gateway.instances._FROZEN_S", 1.5)
-    monkeypatch.setattr("ares.gateway.patience._ALIVE_S", 1.2)
-    monkeypatch.setattr("ares.gateway.channel._DEAD_S", 2.5)
-    monkeypatch.setattr("ares.gateway.channel._HEARTBEAT_S", 0.5)
+    quarter(monkeypatch)
     async with linked(4, links=2) as (servers, links):
         urls = [link.url for link in links] + [server.url for server in servers[2:]]
         gateway = Gateway(GatewayConfig(model="some/model", workers=urls, preset="off"), model_folder)

@@ -44,7 +44,7 @@ def test_a_request_moves_through_a_simulated_cluster(model_folder: Path, tmp_pat
         preset="off",
         log_folder=tmp_path,
         simulate="llama-8b-rtx4090",
-        vllm_flags=("--speed", "2"),
+        vllm_flags=("--speed", "4"),
     )
     body = {"prompt": PROMPT, "max_tokens": TOKENS, "ignore_eos": True, "return_token_ids": True}
     replies: list[Any] = []
