@@ -1,6 +1,6 @@
 """The entrance: order, room, suspension, resumption, and the share of the oldest."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -8,10 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ares.policy import AdmissionSettings, Cluster, SuspendSettings
-from ares.policy.admission import Candidates, Entrance, Entry, Progress
+from ares.policy.admission import Candidates, Entry, Forecast, ForecastSettings, Progress
 
 SUSPENSION = SuspendSettings(ttft_s=2.0, after_s=0.5, least_slack_s=5.0, urgent_s=2.0, longest_s=100.0)
 EXACTLY = AdmissionSettings(deviations=0.0, headroom=0.0)
+
+
+def forecasting(admission: AdmissionSettings, suspension: SuspendSettings | None, order: str = "volume") -> Forecast:
+    """The policy with the settings of its two halves."""
+    given = asdict(admission) | asdict(suspension or SuspendSettings())
+    known = {name: value for name, value in given.items() if name not in ("ttft_s", "tpot_s")}
+    return Forecast(ForecastSettings(order=order, suspends=suspension is not None, **known))
 
 
 def progress(count: int, **changes: Any) -> Progress:
@@ -69,7 +76,7 @@ def decide(
     admission: AdmissionSettings = EXACTLY,
     suspension: SuspendSettings | None = SUSPENSION,
 ) -> list[Entry]:
-    entrance = Entrance(admission, suspension)
+    entrance = forecasting(admission, suspension)
     return entrance.decide(cluster, candidates, stand or progress(len(cluster.location)))
 
 
@@ -179,12 +186,12 @@ def test_first_come_first_served_is_honoured() -> None:
     cluster = running([(0, 100, 50)])
     candidates = waiting([300, 100], [300, 100], waited=[0.3, 0.2])
     assert [e.index for e in decide(cluster, candidates)] == [1, 0]
-    entrance = Entrance(EXACTLY, SUSPENSION, "fcfs")
+    entrance = forecasting(EXACTLY, SUSPENSION, "fcfs")
     assert [e.index for e in entrance.decide(cluster, candidates, progress(1))] == [0, 1]
 
 
 def test_the_oldest_gets_its_share() -> None:
-    entrance = Entrance(replace(EXACTLY, age_share=1.0), None)
+    entrance = forecasting(replace(EXACTLY, age_share=1.0), None)
     order = []
     for turn in range(40):
         cluster = running([(0, 550, 100)])  # room for either, and not for both

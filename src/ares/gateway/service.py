@@ -239,7 +239,7 @@ class Gateway:
             note(sequence)
             await self.shutdown.bound(sequence.run(emit))
             self._scores.finished(sequence)
-            self.controller.viewer.lengths.add(len(sequence.emitted))
+            self.controller.ended(len(sequence.emitted))
             self.recorder.finished(sequence)
         finally:
             self._scores.forget(sequence)

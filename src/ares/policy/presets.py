@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ares.policy.admission import ADMISSIONS, ForecastSettings
-from ares.policy.dispatch import DISPATCHERS
+from ares.policy.admission import ADMISSIONS, Admission, ForecastSettings, admission_policy
+from ares.policy.dispatch import DISPATCHERS, Dispatch, dispatcher
 from ares.policy.rebalance import REBALANCERS, Rebalance, rebalancer
 from ares.policy.registering import REGISTRIES
 
@@ -79,9 +79,13 @@ class Preset:
         """Seconds during which a request that was moved is not moved again; 0 where the policy has no such setting."""
         return float(getattr(self.rebalance_settings, "cooldown_s", 0.0))
 
-    def rebalancer(self) -> Rebalance:
-        """Make the rebalance policy, ready to decide."""
-        return rebalancer(self.rebalance, self.rebalance_settings)
+    def make(self) -> tuple[Dispatch, Admission, Rebalance]:
+        """Make its policies, ready to decide; DecisionError where one cannot be."""
+        return (
+            dispatcher(self.dispatch, self.dispatch_settings),
+            admission_policy(self.admission, self.admission_settings),
+            rebalancer(self.rebalance, self.rebalance_settings),
+        )
 
     def for_objectives(self, ttft_s: float) -> "Preset":
         """Return this preset with the settings that hang on the objective of the first token, in seconds."""
@@ -130,6 +134,8 @@ def check_parts(made: Preset) -> None:
             f"admission {made.admission} needs dispatch {admission.dispatch} (not {made.dispatch}): it chooses the "
             f"instance itself; every dispatch goes with admission {others}"
         )
+    if made.knows_lengths and not made.predicts:
+        raise ValueError("it knows the true lengths, which needs a part that uses predictions")
     if admission.holds and admission.dispatch not in DISPATCHERS:
         raise ValueError(f"admission {made.admission} needs dispatch {admission.dispatch}, which is not registered")
 

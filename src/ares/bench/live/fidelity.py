@@ -1,6 +1,5 @@
 """The simulator asked what these runs would be, from the laws that the gateway had fitted by their end."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,10 +59,11 @@ def predicted(
     step = known[0].step.model_copy(update={"base_s": law.base_s})
     prefilling = known[0].model_copy(update={"step": step})
     prefill = [prefilling.model_copy(update={"name": row["name"]}) for row in instances if row["role"] == "prefill"]
-    policy = preset(run.preset)
-    policy = replace(policy, suspend_settings=policy.suspend_settings.for_objectives(*slo_s))
+    policy = preset(run.preset).for_objectives(slo_s[0])
     error = ERROR_MODELS["continuous"]
-    simulation = Simulation(work, known, prefill, policy, run.preset, error, first_at_prefill=True)
+    simulation = Simulation(
+        work, known, prefill, policy, run.preset, error, ttft_s=slo_s[0], tpot_s=slo_s[1], first_at_prefill=True
+    )
     outcome = simulation.run()
     measured = {"ttft_s": [seen.ttft_s for seen in came], "tpot_s": [seen.tpot_s for seen in came]}
     made = {"ttft_s": metrics.ttft_s(outcome), "tpot_s": metrics.tpot_s(outcome)}

@@ -181,8 +181,23 @@ def admission_policy(name: str, settings: Any = None) -> Admission:
     return ADMISSIONS.make(name, settings)
 
 
-def decide_entries(policy: Admission, cluster: Cluster, candidates: Candidates, running: Progress) -> list[Entry]:
+def decide_entries(
+    policy: Admission,
+    cluster: Cluster,
+    candidates: Candidates,
+    running: Progress,
+    ended: Sequence[int] = (),
+) -> list[Entry]:
     """Ask a policy for its entries.
+
+    Parameters
+    ----------
+    policy
+        The policy.
+    cluster, candidates, running
+        As its `decide` takes them.
+    ended
+        Lengths of the outputs that have ended since it was asked last, in that order.
 
     Raises
     ------
@@ -190,6 +205,8 @@ def decide_entries(policy: Admission, cluster: Cluster, candidates: Candidates, 
         It raised, or what it returned is no list of entries that can be carried out.
     """
     try:
+        for tokens in ended:
+            policy.learn(tokens)
         entries = policy.decide(cluster, candidates, running)
     except Exception as error:
         raise raised(policy, error) from error
