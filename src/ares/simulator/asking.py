@@ -1,4 +1,4 @@
-"""Policies that the event loop has not compiled: it stops where one is to be asked, and goes on with the answer."""
+"""Policies that the event loop does not have built in: it stops where one is to be asked, and goes on with the answer."""
 
 import numpy as np
 
@@ -38,7 +38,7 @@ _KINDS = {"enter": ENTER, "resume": RESUME, "suspend": SUSPEND}
 
 
 class Asking:
-    """Asks the dispatch or the admission of a preset, where its class names no compiled rule.
+    """Asks the dispatch or the admission of a preset, where its class names no rule that the event loop has.
 
     A policy that fails, or decides what cannot be, ends the run with a DecisionError.
     """

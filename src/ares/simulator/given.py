@@ -64,7 +64,7 @@ def _without_effect(
     if not plugins.from_file(policies):
         yield (
             "--policy",
-            "no preset here uses a policy of that file; give a preset file, or --rebalance NAME and the like",
+            "no preset here uses a policy of that file; give a preset file, or its part by name",
         )
     if all(not policy.moves for policy in policies):
         yield "--period", "no preset here rebalances; give one that does, such as ares-rebalance, or --rebalance"

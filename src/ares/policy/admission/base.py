@@ -1,7 +1,7 @@
 """What an admission policy is: it lets requests into decode, chooses where, and may suspend running ones.
 
-The simulator's event loop has the rule of forecast.py compiled (loop.py): a class gives the settings of that loop by
-`loop_settings`, and every other class is asked in Python.
+The simulator's event loop calls the loop of forecast.py (loop.py) as machine code: a class that decides by it gives
+its settings by `loop_settings`, and every other class is asked in Python.
 """
 
 from collections.abc import Callable, Sequence
@@ -135,7 +135,7 @@ class Admission(Policy):
 
     @classmethod
     def loop_settings(cls, settings: Any) -> Knobs | None:
-        """Return the settings of the compiled loop that `decide` calls; None: it calls none, or not it alone."""
+        """Return the settings of the loop (loop.py) that `decide` calls; None: it calls none, or not it alone."""
         return None
 
     @classmethod

@@ -60,7 +60,8 @@ def score(margin: FloatArray, tokens: FloatArray, workers: int) -> FloatArray:
         How many workers wait for the slowest.
     """
     fits: FloatArray = np.minimum(tokens, margin)
-    return fits - (workers - 1) * np.maximum(tokens - margin, 0.0)
+    result: FloatArray = fits - (workers - 1) * np.maximum(tokens - margin, 0.0)
+    return result
 
 
 @register("balanceroute")

@@ -1,7 +1,7 @@
 """What a dispatch policy is: it chooses the decode instance that a request enters first.
 
-The simulator's event loop has the rules of this package compiled: a class names the one that its `choose` follows, and
-every other class is asked in Python.
+The simulator's event loop has rules of this package built in, as machine code: a class names the one that its `choose`
+follows, and every other class is asked in Python.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from ares.policy.base import DecisionError, Policy, is_index, raised
 from ares.policy.cluster import Cluster, FloatArray
 from ares.policy.registry import Class, Registry
 
-# Values of `Dispatch.rule`: rules that the simulator has compiled. ASK: none, `choose` is asked.
+# Values of `Dispatch.rule`: rules that the simulator has built in. ASK: none, `choose` is asked.
 ASK, ROUND_ROBIN, LEAST_LOADED, SMALLEST_PEAK = range(4)
 
 
@@ -24,7 +24,7 @@ class Dispatch(Policy):
         Whether it looks at the running requests; otherwise the cluster has the load of each instance as its
         `promised_tokens` and no rows, which costs little at every arrival.
     rule
-        The compiled rule of the simulator that `choose` follows, or `ASK`; a subclass with a `choose` of its own is
+        The rule in the simulator's event loop that `choose` follows, or `ASK`; a subclass with a `choose` of its own is
         asked unless it says otherwise.
     """
 
@@ -76,7 +76,7 @@ def choose_instance(policy: Dispatch, cluster: Cluster, tokens: int, remaining: 
         It raised, or what it returned is no instance that can be entered.
     """
     try:
-        chosen: object = policy.choose(cluster, tokens, remaining)
+        chosen: Any = policy.choose(cluster, tokens, remaining)
     except Exception as error:
         raise raised(policy, error) from error
     count = len(cluster.instances)
@@ -86,7 +86,7 @@ def choose_instance(policy: Dispatch, cluster: Cluster, tokens: int, remaining: 
         return None
     if not is_index(chosen, count):
         raise _wrong(policy, "unknown_instance", f"chose {str(chosen)[:80]}: give an index from 0 to {count - 1}")
-    index = int(chosen)  # type: ignore[call-overload]
+    index = int(chosen)
     if not cluster.open[index]:
         raise _wrong(policy, "closed_instance", f"chose {index}, which takes no requests now")
     return index
