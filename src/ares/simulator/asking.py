@@ -1,4 +1,4 @@
-"""Policies that the event loop does not have built in: it stops where one is to be asked, and goes on with the answer."""
+"""Policies that the event loop does not have built in: it stops to ask one, and goes on with the answer."""
 
 import numpy as np
 
