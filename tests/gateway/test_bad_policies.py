@@ -113,7 +113,7 @@ async def test_bad_dispatch(
 
 @pytest.mark.parametrize(("decide", "kind"), [(does, kind) for kind, does in ENTRIES.items()] + [
     (lambda *_: [Entry("enter", float("nan"), 0, "x")], "unknown_request"),  # type: ignore[arg-type]
-    (lambda *_: [Entry("suspend", 0, 0, "x")], "unknown_request")])  # fmt: skip
+    (lambda *_: [Entry("suspend", 99, 0, "x")], "unknown_request")])  # fmt: skip
 async def test_bad_admission(
     model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, decide: Callable[..., Any], kind: str,
     monkeypatch: pytest.MonkeyPatch,

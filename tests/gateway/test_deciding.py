@@ -50,6 +50,20 @@ async def test_a_policy_that_takes_too_long_is_asked_again_only_when_it_has_answ
     assert policy.asked == 2
 
 
+class Answers(Rebalance):
+    name = "answers"
+
+    def decide(self, cluster: Cluster) -> list[Move]:
+        return []
+
+
+async def test_one_question_after_the_other_is_answered() -> None:
+    """A thread that has answered may not have ended yet: that is not late."""
+    decider = Decider(Answers(), decide_moves)
+    for _ in range(200):
+        assert await decider.decide(VIEW, most_s=20) == []
+
+
 def test_each_kind_of_fault_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     decider = Decider(Waits(), decide_moves)
     with caplog.at_level(logging.ERROR):

@@ -32,6 +32,8 @@ class Decider(Generic[P, Answer]):
         self.faults: Counter[str] = Counter()
         self._ask = ask
         self._thread: threading.Thread | None = None
+        self._answered = threading.Event()  # the thread itself ends a little later
+        self._answered.set()
         self._turn = asyncio.Lock()
 
     async def decide(self, *given: Any, most_s: float) -> Answer:
@@ -49,7 +51,7 @@ class Decider(Generic[P, Answer]):
             return await self._in_thread(given, most_s)
 
     async def _in_thread(self, given: tuple[Any, ...], most_s: float) -> Answer:
-        if self._thread is not None and self._thread.is_alive():
+        if not self._answered.is_set():
             raise self._late("has not answered yet", most_s)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Answer] = loop.create_future()
@@ -68,9 +70,11 @@ class Decider(Generic[P, Answer]):
                 decided = self._ask(self.policy, *given)
             except Exception as error:
                 failed = error
+            self._answered.set()
             with contextlib.suppress(RuntimeError):  # the gateway has stopped
                 loop.call_soon_threadsafe(settle, decided, failed)
 
+        self._answered.clear()
         self._thread = threading.Thread(target=work, name=f"{self.policy.part} policy", daemon=True)
         self._thread.start()
         try:

@@ -42,7 +42,7 @@ class PastFutureSettings:
     """
 
     remembered: int = 1000
-    draws: int = 3
+    draws: int = 1
     reserve: float = 0.03
     unknown_tokens: float = 2048.0
 

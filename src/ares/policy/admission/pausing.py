@@ -35,7 +35,7 @@ class PausingSettings:
         Exchanges and pauses that one decision makes at most.
     """
 
-    threshold: float = 0.1
+    threshold: float = 0.2
     rounds: int = 50
 
     def __post_init__(self) -> None:

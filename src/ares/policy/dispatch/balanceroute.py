@@ -37,7 +37,7 @@ class BalanceRouteSettings:
         Weight of a step ahead over that of the one before it.
     """
 
-    lookahead: int = 200
+    lookahead: int = 1000
     points: int = 16
     discount: float = 0.99
 
