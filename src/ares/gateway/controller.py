@@ -123,6 +123,7 @@ class Controller:
         self._prefills: dict[str, int] = {}
         # What the newest decision has set going.
         self._ordered: list[asyncio.Task[Any]] = []
+        self._placing = asyncio.Lock()
         # Lengths of the outputs that have ended since admission was asked last.
         self._ended: deque[int] = deque(maxlen=_ENDED)
         self.suspensions = 0
@@ -233,15 +234,17 @@ class Controller:
     async def _place(self, sequence: Sequence, exclude: set[str]) -> Instance | None:
         """Ask dispatch; where it fails, the instance with the fewest requests takes the sequence (I7)."""
         decider, policy = self.dispatch, self.dispatch.policy
-        others = (s for s in self._sequences.values() if s is not sequence)
-        try:
-            view = self.viewer.view(others, exclude) if policy.sees_requests else self.viewer.loads(others, exclude)
-            remaining = np.array(self.viewer.remaining(sequence, None)) if policy.predicts else None
-            memory = policy.memory()
-            index = await decider.decide(view.cluster, sequence.tokens, remaining, most_s=_LEAST_TO_DECIDE_S)
-        except Exception as error:
-            self._failed(decider, error)
-            return self._fewest(exclude)
+        # One after the other: each is to see where the one before it goes.
+        async with self._placing:
+            others = (s for s in self._sequences.values() if s is not sequence)
+            try:
+                view = self.viewer.view(others, exclude) if policy.sees_requests else self.viewer.loads(others, exclude)
+                remaining = np.array(self.viewer.remaining(sequence, None)) if policy.predicts else None
+                memory = policy.memory()
+                index = await decider.decide(view.cluster, sequence.tokens, remaining, most_s=_LEAST_TO_DECIDE_S)
+            except Exception as error:
+                self._failed(decider, error)
+                return self._fewest(exclude)
         self.log.placement(self.preset, policy, memory, view, sequence.tokens, remaining, index)
         return view.instances[index] if index is not None else None
 

@@ -17,7 +17,7 @@ Answer = TypeVar("Answer")
 
 
 class Decider(Generic[P, Answer]):
-    """Asks one policy, one question at a time; it is asked nothing new while it has not answered.
+    """Asks one policy; it is asked nothing new while it has not answered.
 
     Parameters
     ----------
@@ -34,7 +34,6 @@ class Decider(Generic[P, Answer]):
         self._thread: threading.Thread | None = None
         self._answered = threading.Event()  # the thread itself ends a little later
         self._answered.set()
-        self._turn = asyncio.Lock()
 
     async def decide(self, *given: Any, most_s: float) -> Answer:
         """Return what the policy decides.
@@ -47,10 +46,6 @@ class Decider(Generic[P, Answer]):
         """
         if self.policy.quick:
             return self._ask(self.policy, *given)
-        async with self._turn:
-            return await self._in_thread(given, most_s)
-
-    async def _in_thread(self, given: tuple[Any, ...], most_s: float) -> Answer:
         if not self._answered.is_set():
             raise self._late("has not answered yet", most_s)
         loop = asyncio.get_running_loop()
