@@ -27,7 +27,7 @@ MAY_KNOW = {
     "keys": set(),
 }
 # What every room may know: small helpers that know nobody.
-SHARED = {"addresses", "extras", "http_client", "names", "outputs", "progress", "tables", "text_files"}
+SHARED = {"addresses", "extras", "http_client", "names", "options", "outputs", "progress", "tables", "text_files"}
 # A room within a room, with walls of its own.
 INNER = {"engine/simulated"}
 HEAVY = {"vllm": {"engine"}, "nixl": {"engine"}, "torch": {"engine", "predictor", "gguf_model", "bench"}}

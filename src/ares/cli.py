@@ -9,15 +9,14 @@ from urllib.parse import urlsplit
 import typer
 from rich.console import Console
 
-from ares import __version__, extras, operator_cli, predictor_cli
-from ares.bench import cli as bench
+from ares import __version__, extras, operator_cli
+from ares.deferred_commands import Deferred
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES
 from ares.http_client import by_variables
 from ares.keys import CONTROL_KEY_VARIABLE, KeyFileError, read_key, read_keys, refuse_key_flag
 from ares.model import DEFAULT_MODEL, ModelError
 from ares.operator_cli import fail
-from ares.simulator import cli as simulator
-from ares.simulator.options import Policies, Settings
+from ares.options import Policies, Settings
 
 app = typer.Typer(
     name="ares",
@@ -27,9 +26,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
-app.add_typer(bench.app, name="bench")
-app.add_typer(simulator.app, name="simulate")
-app.add_typer(predictor_cli.app, name="predictor")
+# What they need is imported when one of their commands is called: it is most of ARES.
+for group, module, said in (
+    ("bench", "ares.bench.cli", "Measure ARES."),
+    (
+        "simulate",
+        "ares.simulator.cli",
+        "Replay a trace over a simulated prefill-decode cluster, with the policy code of the live service.",
+    ),
+    (
+        "predictor",
+        "ares.predictor_cli",
+        "Predict remaining output length from the model's own hidden states.",
+    ),
+):
+    app.add_typer(typer.Typer(cls=Deferred.of(module)), name=group, help=said)
 for command in (
     operator_cli.status,
     operator_cli.migrate,
@@ -59,24 +70,20 @@ Simulate = Annotated[
 
 def main() -> None:
     """Run the command; what a user can mend is one line and status 2, not a traceback."""
-    from ares.addresses import AddressError
-    from ares.config import ConfigError
-    from ares.local import ClusterError
-    from ares.predictor.errors import PredictorError
-
     try:
         app()
     except ModuleNotFoundError as error:
         fail(str(extras.explain(error)))
-    except (
-        ModelError,
-        AddressError,
-        ConfigError,
-        ClusterError,
-        PredictorError,
-        KeyFileError,
-        extras.MissingPackageError,
-    ) as error:
+    except (ModelError, KeyFileError, extras.MissingPackageError) as error:
+        fail(str(error))
+    except Exception as error:
+        from ares.addresses import AddressError
+        from ares.config import ConfigError
+        from ares.local import ClusterError
+        from ares.predictor.errors import PredictorError
+
+        if not isinstance(error, AddressError | ConfigError | ClusterError | PredictorError):
+            raise
         fail(str(error))
 
 

@@ -1,16 +1,26 @@
 import asyncio
+import functools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from ares.gateway import tokenizer
 from ares.gateway.sampling import Sampling
 from ares.gateway.text import TextModel
 from tests.gateway.fakes import FakeInstance, instances
 from tests.gateway.running import PROMPT, VOCABULARY, Bench, Run, Start, acquaint
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_load() -> Iterator[None]:
+    """Load a tokenizer once for all gateways of the tests: it takes a process of its own, for seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "load", functools.cache(tokenizer.load))
+        yield
 
 
 @pytest.fixture
@@ -64,11 +74,11 @@ def byte_tokenizer() -> Tokenizer:
     special = ["<unk>", "<s>", "</s>"]
     vocabulary = {token: number for number, token in enumerate(special + alphabet)}
     assert len(vocabulary) == VOCABULARY
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    return tokenizer
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from ares import __version__
 from ares.config import GatewayConfig
 from ares.gateway import app as application
+from ares.gateway import rendering
 from ares.gateway.messages import FunctionDefinition, Message
 from ares.gateway.openai import ChatRequest, CompletionRequest
 from ares.gateway.responses import RememberSend
@@ -433,10 +434,9 @@ async def test_a_fault_of_the_gateways_own_is_not_the_clients(
     def fail(*_: Any, **__: Any) -> str:
         raise fault
 
-    tokenizer = shared.gateway.text._template_tokenizer
-    monkeypatch.setattr(tokenizer, "apply_chat_template", fail)
+    monkeypatch.setattr(rendering, "render", fail)
     assert failure(await shared.chat(), 500)["type"] == "server_error"
-    monkeypatch.setattr(tokenizer, "chat_template", None)
+    monkeypatch.setattr(shared.gateway.text, "_chat_template", None)
     assert "/v1/completions" in failure(await shared.chat(), 400)["message"]
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ares.policy import residual_life
+from ares.policy.compiling import compiled
 
 LEVELS = (0.1, 0.5, 0.9)
-
-
-def plain(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function as it runs without numba."""
-    return getattr(function, "py_func", function)
 
 
 def by_counting(lengths: list[int], generated: int) -> list[float]:
@@ -27,7 +24,7 @@ def by_counting(lengths: list[int], generated: int) -> list[float]:
     return [float(longer[int(level * (len(longer) - 1))] - generated) for level in LEVELS]
 
 
-@pytest.mark.parametrize("form", [lambda function: function, plain], ids=["compiled", "plain"])
+@pytest.mark.parametrize("form", [cache(compiled), lambda function: function], ids=["compiled", "plain"])
 @given(
     lengths=st.lists(st.integers(1, 40), max_size=120),
     places=st.integers(1, 50),
@@ -36,12 +33,13 @@ def by_counting(lengths: list[int], generated: int) -> list[float]:
 def test_only_the_newest_that_went_on_for_longer_count(
     form: Callable[[Any], Callable[..., Any]], lengths: list[int], places: int, generated: int
 ) -> None:
+    remember, expect = form(residual_life.remember), form(residual_life.expect)
     lately, ordered, got = np.zeros(places, np.int64), np.zeros(places, np.int64), np.empty(3)
     for ended, tokens in enumerate(lengths):
-        form(residual_life.remember)(lately, ordered, ended, tokens)
+        remember(lately, ordered, ended, tokens)
         newest = lengths[max(0, ended + 1 - places) : ended + 1]
         assert ordered[: len(newest)].tolist() == sorted(newest)
-    form(residual_life.expect)(ordered, len(lengths), generated, LEVELS, got)
+    expect(ordered, len(lengths), generated, LEVELS, got)
     assert got.tolist() == by_counting(lengths[-places:], generated)
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from ares.config import GatewayConfig, live_preset
+from ares.gateway import lengths
+from ares.gateway.compile_ahead import compile_ahead
 from ares.gateway.deciding import Decider
 from ares.gateway.decisions import DecisionLog
 from ares.gateway.entering import Entering
@@ -83,7 +85,15 @@ def prepare(chosen: Preset) -> None:
 
     It takes some ten seconds where nothing is in the cache of compiled code: call it in a thread while streams run.
     """
+    if _looks_ahead(chosen):
+        compile_ahead()
+        lengths.prepare()
     chosen.make()
+
+
+def _looks_ahead(chosen: Preset) -> bool:
+    """Whether what is left of every running request is asked for all the time."""
+    return chosen.moves or chosen.looks_ahead
 
 
 class Controller:
@@ -147,6 +157,10 @@ class Controller:
         self._policy: Preset = self.find(name)
         self.preset = name
         chosen = self._policy.for_objectives(self._config.slo_ttft_s)
+        if _looks_ahead(chosen):
+            compile_ahead()
+            lengths.prepare()
+            self.viewer.lengths.compile()
         self.dispatch = Decider(dispatcher(chosen.dispatch, chosen.dispatch_settings), choose_instance)
         self.admission = Decider(admission_policy(chosen.admission, chosen.admission_settings), decide_entries)
         self.decider = Decider(rebalancer(chosen.rebalance, chosen.rebalance_settings), decide_moves)

@@ -5,6 +5,8 @@ from functools import lru_cache
 
 from jinja2 import nodes
 
+from ares.gateway.rendering import ENVIRONMENT
+
 
 def knows_developer(template: str) -> bool:
     """Whether the template has a place for messages of the role `developer`."""
@@ -20,9 +22,7 @@ def takes_parts(template: str) -> bool:
     jinja2.TemplateSyntaxError
         It is no template.
     """
-    from transformers.utils.chat_template_utils import _compile_jinja_template
-
-    tree: nodes.Template = _compile_jinja_template(template).environment.parse(template)
+    tree = ENVIRONMENT.parse(template)
     messages = set(_loop_variables(tree, _aliases(tree, "messages")))
     in_macros: dict[nodes.For, set[str]] = {}
     for macro in tree.find_all(nodes.Macro):

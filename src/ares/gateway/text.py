@@ -4,7 +4,6 @@ A stream has one detokenizer for its whole life, in the gateway. That is why a m
 the text: a character whose bytes, or a stop string whose letters, come from two instances is put together here.
 """
 
-import os
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from jinja2 import TemplateSyntaxError
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from ares.gateway import rendering, tokenizer
 from ares.gateway.messages import Message, Tool, conversation, without_developer
 from ares.gateway.templates import knows_developer, takes_parts
 
@@ -32,16 +32,13 @@ class TextModel:
     Parameters
     ----------
     folder
-        A model folder with ``tokenizer.json``.
+        A model folder with a tokenizer that transformers can load.
     """
 
     def __init__(self, folder: Path) -> None:
-        # Without torch, transformers warns that it can load no models; none is wanted here.
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        from transformers import AutoTokenizer
-
-        self._template_tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        self.tokenizer: Tokenizer = self._template_tokenizer.backend_tokenizer
+        loaded = tokenizer.load(folder)
+        self.tokenizer: Tokenizer = loaded.tokenizer
+        self._chat_template, self._special_tokens = loaded.chat_template, loaded.special_tokens
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Tokenise text; `special` adds what the model expects at the start of a prompt."""
@@ -65,7 +62,7 @@ class TextModel:
         special
             Add the special tokens of a prompt, although a template writes its own.
         variables
-            Of the template, and arguments of transformers' `apply_chat_template`.
+            Of the template, and settings of `rendering.render`.
 
         Raises
         ------
@@ -75,22 +72,28 @@ class TextModel:
             A message has what no template gets.
         """
         schemas = [tool.rendered() for tool in tools] if tools else None
-        try:
-            template: str = self._template_tokenizer.get_chat_template(tools=schemas)
-        except ValueError as error:
-            raise TemplateError("this model has no chat template: it completes prompts, at /v1/completions") from error
+        template = self._template(tools=schemas is not None)
         chat = conversation(messages, parts=takes_parts(template))
         if not knows_developer(template):
             chat = without_developer(chat)
-        settings = {"add_generation_prompt": True, **(variables or {}), "chat_template": template, "tools": schemas}
+        settings = {**self._special_tokens, "add_generation_prompt": True, **(variables or {}), "tools": schemas}
         try:
-            text = str(self._template_tokenizer.apply_chat_template(chat, tokenize=False, **settings))
+            text = rendering.render(template, chat, **settings)
             text.encode()  # arguments of tool calls can spell half a surrogate pair
         except _OUR_FAULTS:
             raise
         except Exception as error:  # templates are programs of the model's author: they raise anything
             raise TemplateError(f"the chat template refuses these messages: {error}") from error
         return self.encode(text, special=special)
+
+    def _template(self, *, tools: bool) -> str:
+        """Return the template of a chat with or without tools, as transformers chooses it."""
+        template = self._chat_template
+        if isinstance(template, dict):
+            template = (tools and template.get("tool_use")) or template.get("default")
+        if template is None:
+            raise TemplateError("this model has no chat template: it completes prompts, at /v1/completions")
+        return template
 
     def decode(self, ids: list[int]) -> str:
         """Text of tokens, special ones included."""

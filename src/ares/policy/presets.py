@@ -65,6 +65,11 @@ class Preset:
         return ADMISSIONS[self.admission].holds
 
     @property
+    def looks_ahead(self) -> bool:
+        """Whether admission, or the dispatch that places requests, looks at the running requests."""
+        return self.holds or DISPATCHERS[self.dispatch].sees_requests
+
+    @property
     def rescues(self) -> bool:
         """Whether full instances are relieved (rescue.py)."""
         return ADMISSIONS[self.admission].rescues(self.admission_settings)

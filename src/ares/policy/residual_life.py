@@ -1,15 +1,13 @@
 """Residual life: without a predictor, a request goes on as outputs that ended lately did once they had come as far.
 
-Plain array code, compiled where numba is installed. The gateway (gateway/lengths.py) and the simulator
-(simulator/prediction.py) call it; neither has a rule of its own. Importing this module imports numba.
+Plain array code, compiled where numba is installed by those who call it often: the gateway (gateway/lengths.py) and the
+simulator (simulator/prediction.py). Neither has a rule of its own.
 """
 
 import math
 
 import numpy as np
 from numpy.typing import NDArray
-
-from ares.policy.compiling import compiled
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
@@ -22,7 +20,6 @@ _ENOUGH = 16
 _PRIOR_TOKENS = 256.0
 
 
-@compiled
 def remember(lately: I8, ordered: I8, ended: int, tokens: int) -> None:
     """Note the length of an output that has ended, and forget the oldest where there is no place left.
 
@@ -47,7 +44,6 @@ def remember(lately: I8, ordered: I8, ended: int, tokens: int) -> None:
     lately[place] = tokens
 
 
-@compiled
 def expect(ordered: I8, ended: int, generated: int, levels: tuple[float, ...], quantiles: F8) -> None:
     """Write quantiles of the tokens that follow `generated` ones.
 

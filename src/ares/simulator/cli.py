@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ares import extras, tables
+from ares.options import Policies, Settings
 from ares.outputs import check_folder, check_writable
 from ares.progress import progress_display
 from ares.simulator.options import (
@@ -22,7 +23,6 @@ from ares.simulator.options import (
     Format,
     Out,
     Period,
-    Policies,
     Predictor,
     Prefill,
     PrefillProfile,
@@ -31,7 +31,6 @@ from ares.simulator.options import (
     Rebalance,
     Requests,
     Seed,
-    Settings,
     SloGap,
     SloTpot,
     SloTtft,

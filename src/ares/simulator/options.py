@@ -35,12 +35,6 @@ Presets = Annotated[
     list[str] | None,
     typer.Option("--preset", help=f"May be repeated. {', '.join(PRESETS)}, or a YAML file (docs/write-a-policy.md)."),
 ]
-Policies = Annotated[
-    list[str] | None, typer.Option("--policy", help="Python file that registers a policy; may be repeated.")
-]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Setting of the presets, as rebalance.theta=0.2; may be repeated.")
-]
 Predictor = Annotated[
     str,
     typer.Option(

@@ -30,8 +30,8 @@ WEIGHTS = quantile_weights(LEVELS)
 """And the probability that each stands for."""
 
 memory_time = compiled(_memory_time)
-expect = residual_life.expect
-remember = residual_life.remember
+expect = compiled(residual_life.expect)
+remember = compiled(residual_life.remember)
 
 _Z90 = 1.2815515655446004
 _EPOCH = 512  # generated tokens between two independent draws of the error

@@ -146,7 +146,7 @@ class Forecast(Admission):
         """Return what to do now, in this order."""
         if not len(candidates.tokens) or not cluster.open.any():
             return []
-        from ares.policy.admission import loop
+        from ares.policy.admission import loop  # imports numba, where it is installed: only where it is needed
 
         # Without a cost model of steps nobody can say what a request has to spare.
         suspension = self.settings.suspension if cluster.step_base_s is not None else None
