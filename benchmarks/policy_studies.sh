@@ -38,10 +38,10 @@ sweep ablation-parts 4 r1-qwen-7b-24gb paper 1500 3 $few --preset static-least-l
 for error in exact noise-30 noise-60 noise-100 residual-life; do
   sweep "ablation-error-$error" 4 r1-qwen-7b-24gb paper 1500 3 $few --preset ares --predictor "$error"
 done
-for gap in 2 30 60 120 300; do
-  sweep "gap-$gap" 4 r1-qwen-7b-24gb paper 1000 3 $few --preset ares --slo-gap "$gap"
+# shellcheck disable=SC2086 - likewise
+for gap in 2 30 60 120 300 none; do
+  sweep "gap-$gap" 4 r1-qwen-7b-24gb paper 1000 3 $few $short --slo-gap "$gap"
 done
-sweep gap-none 4 r1-qwen-7b-24gb paper 1000 3 $few --preset ares
 for decode in 8 32 64 128 256; do
   # shellcheck disable=SC2086 - likewise
   ares simulate --trace paper --requests "$((decode * 250))" --decode "$decode" --prefill "$((decode / 2))" \

@@ -44,6 +44,14 @@ def test_flags_win_over_variables_and_variables_over_the_file(tmp_path: Path, mo
     assert config.workers == ["http://file"]
 
 
+def test_a_gap_is_two_seconds_or_what_is_said_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(**MINIMAL).slo_gap_s == 2.0
+    monkeypatch.setenv("ARES_SLO_GAP_S", "none")
+    assert load(**MINIMAL).slo_gap_s == "none"
+    assert load(**MINIMAL, slo_gap_s="5").slo_gap_s == 5.0
+    assert load(**MINIMAL, classes={"batch": {"gap_s": "none"}}).classes["batch"].gap_s == "none"
+
+
 def test_a_flag_that_is_not_given_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARES_PORT", "2")
     assert load(**MINIMAL, port=None, host=None).port == 2
@@ -88,6 +96,8 @@ def test_a_mapping_that_is_none_is_named_with_its_form(text: str, monkeypatch: p
         ("ARES_WORKERS", "decode-0", r"'workers' \(ARES_WORKERS\): 'decode-0' is not the URL"),
         ("ARES_WORKERS", '{"a": 1}', r"'workers' \(ARES_WORKERS\): .*list"),
         ("ARES_CLASSES", '{"chat": {"ttft": 2}}', r"'classes\.chat\.ttft' \(ARES_CLASSES\): "),
+        ("ARES_SLO_GAP_S", "0", r"'slo_gap_s' \(ARES_SLO_GAP_S\): must be seconds, greater than 0, or \"none\""),
+        ("ARES_CLASSES", '{"chat": {"gap_s": "long"}}', r"'classes\.chat\.gap_s' \(ARES_CLASSES\): must be seconds"),
         ("ARES_ADMIN_KEY", " ", r"'admin_key' \(ARES_ADMIN_KEY\): an empty key"),
     ],
 )

@@ -228,7 +228,8 @@ def gateway(
     slo_ttft_s: Annotated[float | None, typer.Option(help="Objective for the time to first token.")] = None,
     slo_tpot_s: Annotated[float | None, typer.Option(help="Objective for the time of each further token.")] = None,
     slo_gap_s: Annotated[
-        float | None, typer.Option(help="Longest time that a stream may stand still for others.")
+        str | None,
+        typer.Option(metavar="SECONDS|none", help="Objective for the longest gap of a stream, seconds, or none; 2."),
     ] = None,
     decision_log: Annotated[Path | None, typer.Option(help="File for every decision, for `ares replay`.")] = None,
     record: Annotated[Path | None, typer.Option(help="Folder for a recording of the run, for the simulator.")] = None,

@@ -4,12 +4,10 @@ import logging
 import urllib.parse
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -29,6 +27,7 @@ from pydantic_settings import (
 from ares import plugins, variables
 from ares.addresses import on_loopback
 from ares.keys import ControlKey, clean
+from ares.objectives import DEFAULT_GAP_S, Gap, ServiceClass
 from ares.policy import PRESETS, Preset
 
 logger = logging.getLogger(__name__)
@@ -65,28 +64,6 @@ def check_policies(files: Collection[Path | str], chosen: Preset, name: str) -> 
         chosen.make()  # what is wrong with it is said now
 
 
-class ServiceClass(BaseModel):
-    """A class of service that requests name in `x-ares-class`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    ttft_s: float | None = Field(default=None, gt=0)
-    """Objective for the time to first token; the gateway's where it is not given."""
-    tpot_s: float | None = Field(default=None, gt=0)
-    """Objective for the time of each further token."""
-    gap_s: float | Literal["none"] | None = Field(default=None)
-    """Longest time that a stream may stand still for others; "none" sets no bound, whatever the gateway's is."""
-    rank: int = 0
-    """Waiting requests of a smaller rank go before all of a larger one."""
-
-    @field_validator("gap_s")
-    @classmethod
-    def _positive(cls, value: float | str | None) -> float | str | None:
-        if isinstance(value, float | int) and value <= 0:
-            raise ValueError("must be greater than 0")
-        return value
-
-
 class GatewayConfig(BaseSettings):
     """Everything a gateway can be told."""
 
@@ -110,8 +87,8 @@ class GatewayConfig(BaseSettings):
     """Objective for the time to first token: who waits longer goes behind all who can still be in time."""
     slo_tpot_s: float | None = Field(default=None, gt=0)
     """Objective for the time of each further token; by default one and a half times a step at full memory."""
-    slo_gap_s: float | None = Field(default=None, gt=0)
-    """Longest time that a stream may stand still for others; by default only its other objectives bound it."""
+    slo_gap_s: Gap = DEFAULT_GAP_S
+    """Objective for the longest gap of a stream; "none": it may stand still for as long as the others allow."""
     classes: dict[str, ServiceClass] = Field(default_factory=dict, examples=[{"chat": {"ttft_s": 2, "rank": -1}}])
     """Classes of service by name; a request names its own in the header `x-ares-class`."""
     maximum_waiting: int = Field(default=2048, gt=0)

@@ -201,7 +201,9 @@ def test_error_models(folder: Path, text: str, data: bytes | None) -> None:
 
 def _progress(count: int) -> Progress:
     ones = np.ones(count)
-    return Progress(np.arange(count), 2.0 * ones, ones, 20.0 * ones, 0.05 * ones, np.inf * ones)
+    return Progress(
+        np.arange(count), 2.0 * ones, ones, 20.0 * ones, 0.05 * ones, np.inf * ones, 0.1 * ones, 0 * np.arange(count)
+    )
 
 
 def _logged(folder: Path) -> list[Any]:

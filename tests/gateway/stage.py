@@ -151,6 +151,7 @@ class Show:
                 "window_s": 60.0,
                 "ttft_s": {"count": 90} | {p: 0.21 * wave * factor for p, factor in spread.items()},
                 "tpot_s": {"count": 80} | {p: 0.022 * wave * factor for p, factor in spread.items()},
+                "longest_gap_s": {"count": 80} | {p: 0.05 * wave * factor for p, factor in spread.items()},
                 "prediction_error_tokens": {
                     "count": 180,
                     "mean_absolute": 118 * wave,

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import math
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -624,7 +625,7 @@ async def test_an_unexpected_failure_is_an_openai_error(service: Service, monkey
 
 
 async def test_a_class_is_named_in_a_header_and_must_exist(fakes: list[FakeInstance], model_folder: Path) -> None:
-    classes = {"batch": {"ttft_s": 60, "rank": 1}}
+    classes = {"batch": {"ttft_s": 60, "rank": 1, "gap_s": "none"}}
     async with serving(fakes, model_folder, classes=classes, slo_ttft_s=2.0) as service:
         await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
         body = {"prompt": PROMPT, "max_tokens": 5, "priority": 3}
@@ -633,6 +634,9 @@ async def test_a_class_is_named_in_a_header_and_must_exist(fakes: list[FakeInsta
         batch, usual = service.gateway.objective("batch", 3), service.gateway.objective(None, 0)
         assert (batch.ttft_s, batch.tpot_s, batch.rank) == (60, None, 4)
         assert (usual.ttft_s, usual.rank) == (2.0, 0)
+        assert (batch.gap_s, usual.gap_s) == (math.inf, 2.0)
+        metrics = (await service.client.get("/metrics")).text
+        assert 'ares_longest_gap_seconds_count{service_class="batch"} 1.0' in metrics
         reply = await service.client.post("/v1/completions", json=body, headers={"x-ares-class": "gold"})
         assert "no class 'gold'; configured: batch" in failure(reply, 400)["message"]
 

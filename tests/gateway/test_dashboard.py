@@ -125,6 +125,7 @@ async def test_the_feed_shows_requests_as_they_run(service: Service) -> None:
         done = await until(events, lambda _, data: data["requests_total"] == 0)
     assert done["recent"]["ttft_s"]["count"] >= 1
     assert done["recent"]["tpot_s"]["p99"] > 0
+    assert done["recent"]["longest_gap_s"]["p50"] >= done["recent"]["tpot_s"]["p50"]  # it was held at the twelfth token
     status = (await service.client.get("/admin/v1/status")).json()
     assert status["recent"]["ttft_s"]["count"] >= 1
     assert status["instances"][0]["draining"] is False

@@ -188,7 +188,12 @@ async def test_a_status_without_predictions_and_states_is_shown_too(page: Browse
         one["predicted_peak_tokens"] = None
     nothing = {"count": 0, "p50": None, "p90": None, "p99": None}
     error = {"count": 0, "mean_absolute": None, "p90_absolute": None, "bias": None}
-    snapshot["recent"] |= {"ttft_s": nothing, "tpot_s": nothing, "prediction_error_tokens": error}
+    snapshot["recent"] |= {
+        "ttft_s": nothing,
+        "tpot_s": nothing,
+        "longest_gap_s": nothing,
+        "prediction_error_tokens": error,
+    }
     stage.send(snapshot)
     await shown(page, stage)
     text = await page.text("main")

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from ares.policy import AdmissionSettings, Cluster, SuspendSettings
 from ares.policy.admission import Candidates, Entry, Forecast, ForecastSettings, Progress
 
-SUSPENSION = SuspendSettings(ttft_s=2.0, after_s=0.5, least_slack_s=5.0, urgent_s=2.0, longest_s=100.0)
+SUSPENSION = SuspendSettings(
+    ttft_s=2.0, after_s=0.5, least_slack_s=5.0, least_gap_s=5.0, urgent_s=2.0, longest_s=100.0, longest_missed_s=50.0
+)
 EXACTLY = AdmissionSettings(deviations=0.0, headroom=0.0)
 
 
@@ -29,6 +31,8 @@ def progress(count: int, **changes: Any) -> Progress:
         "ttft_s": np.full(count, 2.0),
         "tpot_s": np.full(count, 0.1),
         "gap_s": np.full(count, np.inf),
+        "longest_gap_s": np.zeros(count),
+        "rank": np.zeros(count, np.int64),
     }
     if "elapsed_s" in changes:  # a first token at once, where nothing else is said
         usual["age_s"] = np.asarray(changes["elapsed_s"])
@@ -163,14 +167,65 @@ def test_a_suspended_one_resumes_before_the_others_when_its_time_is_up() -> None
     assert names(decide(cluster, forgotten))[0] == ("resume", 1, 0)
 
 
-def test_no_stream_is_silent_for_longer_than_its_objective() -> None:
+def test_whose_gap_allows_a_pause_gives_way_before_one_whose_does_not() -> None:
     cluster = running([(0, 450, 400), (0, 450, 300)])
     stand = progress(2, generated=[100, 100], elapsed_s=[1.0, 500.0])
     candidates = waiting([200], [50], waited=[0.6])
-    # The second misses its objective anyway, and would go first; but neither may be silent for so long.
-    brief = replace(stand, gap_s=np.array([4.0, 4.0]))
-    assert decide(cluster, candidates, brief) == []
+    assert names(decide(cluster, candidates, stand))[0] == ("suspend", 1, 0)  # it misses its objective anyway
     assert names(decide(cluster, candidates, replace(stand, gap_s=np.array([6.0, 4.0]))))[0] == ("suspend", 0, 0)
+
+
+def test_where_every_gap_would_be_missed_the_largest_gives_way_and_from_then_on_always() -> None:
+    cluster = running([(0, 450, 300), (0, 450, 400)])
+    candidates = waiting([200], [50], waited=[0.6])
+    brief = progress(2, generated=[100, 100], elapsed_s=[1.0, 1.0], gap_s=[2.0, 2.0])
+    given_up = decide(cluster, candidates, brief)
+    assert names(given_up)[0] == ("suspend", 1, 0)
+    assert "misses its gap" in given_up[0].reason
+    # One that has missed its gap already loses nothing more, though it makes less room.
+    assert names(decide(cluster, candidates, replace(brief, longest_gap_s=np.array([2.1, 2.0]))))[0] == (
+        "suspend",
+        0,
+        0,
+    )
+    # Without an objective for gaps, nobody with too little to spare is suspended.
+    hasty = replace(brief, elapsed_s=np.array([30.0, 38.0]), age_s=np.array([30.0, 38.0]))
+    assert decide(cluster, candidates, replace(hasty, gap_s=np.full(2, np.inf))) == []
+
+
+def test_an_objective_for_gaps_below_what_a_pause_takes_is_kept_by_none_however_short_the_others() -> None:
+    cluster = running([(0, 450, 300), (0, 450, 400)])
+    candidates = waiting([200], [50], waited=[0.6])
+    brief = progress(2, generated=[100, 100], elapsed_s=[1.0, 1.0], gap_s=[6.0, 6.0])
+    assert "can stand still" in decide(cluster, candidates, brief)[0].reason
+    entrance = forecasting(EXACTLY, replace(SUSPENSION, least_gap_s=7.0))
+    given_up = entrance.decide(cluster, candidates, brief)[0]
+    assert (given_up.index, given_up.reason.split(";")[0]) == (1, "misses its gap by it")
+    assert SUSPENSION.for_objectives(0.2).least_gap_s == SUSPENSION.least_gap_s
+
+
+def test_who_comes_takes_the_gap_of_nobody_of_a_higher_class() -> None:
+    cluster = running([(0, 450, 300), (0, 450, 400)])
+    brief = progress(2, generated=[100, 100], elapsed_s=[1.0, 1.0], gap_s=[2.0, 2.0], rank=[1, 0])
+    candidates = waiting([200], [50], waited=[0.6])
+    assert names(decide(cluster, candidates, brief))[0] == ("suspend", 0, 0)
+    assert names(decide(cluster, replace(candidates, rank=np.array([1])), brief))[0] == ("suspend", 0, 0)
+    assert decide(cluster, replace(candidates, rank=np.array([2])), brief) == []
+
+
+def test_a_batch_request_without_a_bound_is_suspended_before_an_interactive_one() -> None:
+    cluster = running([(0, 450, 400), (0, 450, 300)])
+    both = progress(2, generated=[100, 100], elapsed_s=[1.0, 1.0], gap_s=[2.0, np.inf])
+    assert names(decide(cluster, waiting([200], [50], waited=[0.6]), both))[0] == ("suspend", 1, 0)
+
+
+def test_a_suspended_one_that_has_missed_its_gap_waits_for_room_but_not_for_ever() -> None:
+    cluster = running([(0, 300, 900)])
+    missed = progress(2, generated=[0, 100], elapsed_s=[0.0, 9.0], gap_s=[2.0, 2.0])
+    both = waiting([100, 300], [50, 600], waited=[0.1, 10.0], suspended=np.array([False, True]), progress=missed)
+    assert names(decide(cluster, both)) == [("enter", 0, 0)]
+    forgotten = replace(both, waited_s=np.array([0.1, SUSPENSION.longest_missed_s + 1.0]))
+    assert names(decide(cluster, forgotten))[0] == ("resume", 1, 0)
 
 
 def test_a_suspended_one_resumes_before_its_longest_gap_whatever_else_it_misses() -> None:

@@ -74,3 +74,11 @@ def test_where_nothing_fits_the_one_with_time_to_spare_stands_still() -> None:
     assert (one.request, one.target) == (0, NOWHERE)
     late = progress(3, generated=[500, 40, 10], elapsed_s=[5.0, 3.5, 1.0], age_s=[5.0, 6.5, 1.0])
     assert rescue(cluster, AHEAD, late)[0].request == 1
+
+
+def test_of_those_whose_gap_would_be_missed_the_largest_stands_still_unless_one_is_missed_already() -> None:
+    cluster = running([(0, 480, 900), (0, 510, 900), (1, 900, 900)], instances=2)
+    brief = progress(3, generated=[500, 500, 10], elapsed_s=[5.0, 5.0, 1.0], gap_s=[2.0, 2.0, 2.0])
+    (one,) = rescue(cluster, AHEAD, brief)
+    assert (one.request, one.target) == (1, NOWHERE)
+    assert rescue(cluster, AHEAD, replace(brief, longest_gap_s=np.array([3.0, 0.0, 0.0])))[0].request == 0

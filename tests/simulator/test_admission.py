@@ -68,6 +68,8 @@ class Seen:
             ttft_s=state.ttft[requests],
             tpot_s=state.tpot[requests],
             gap_s=state.gap[requests],
+            longest_gap_s=state.longest_gap[requests],
+            rank=state.rank[requests],
         )
 
     def cluster(self) -> Cluster:
@@ -133,11 +135,12 @@ def decided(state: State, moment: float) -> set[Decision]:
 @pytest.mark.parametrize("queue", ORDERS)
 @settings(max_examples=4, deadline=None)
 @example(seed=0, classes=False)
+@example(seed=0, classes=True)
 @given(seed=st.integers(0, 2**16), classes=st.booleans())
 def test_decides_as_the_live_gateway(seed: int, error: str, queue: str, *, classes: bool) -> None:
     chosen = preset("ares-suspension")
     # A full step takes 27 ms: who has run for a while has time to spare.
-    knobs = {"after_s": 0.2, "least_slack_s": 1.0, "urgent_s": 0.5, "order": queue}
+    knobs = {"after_s": 0.2, "least_slack_s": 1.0, "urgent_s": 0.5, "least_gap_s": 1.0, "order": queue}
     chosen = replace(chosen, admission_settings=replace(chosen.admission_settings, **knobs))
     work = workload(seed, 400, 12.0, longest=900)
     simulation = Simulation(
@@ -149,7 +152,7 @@ def test_decides_as_the_live_gateway(seed: int, error: str, queue: str, *, class
         state.rank[:] = random.integers(0, 2, len(work))
         state.ttft[:] = random.choice([2.0, 4.0, 8.0], len(work))
         state.tpot[:] = random.choice([0.05, 0.06], len(work))
-        state.gap[:] = random.choice([2.0, 5.0, np.inf], len(work))
+        state.gap[:] = random.choice([0.5, 2.0, 5.0, np.inf], len(work))
     kinds: Counter[str] = Counter()
     for moment in np.arange(1.0, 30.0, 0.1):
         run_until(state, moment)

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -46,6 +47,34 @@ def test_json_has_every_field_and_is_repeatable(tmp_path: Path) -> None:
     assert set(results[0]["provenance"]) >= {"ares", "commit", "python", "numpy", "numba", "machine"}
 
 
+@pytest.mark.timeout(900)
+def test_gaps_count_unless_none_is_said_and_classes_have_their_own(tmp_path: Path) -> None:
+    file = tmp_path / "classes.yaml"
+    file.write_text("classes:\n  batch: {share: 0.5, ttft_s: 1000, tpot_s: 1000, gap_s: none}\n")
+    crowd = ["--trace", "chat", "--requests", "150", "--decode", "1", "--prefill", "1", "--load", "1.5"]
+    crowd += ["--preset", "ares", "--slo-ttft", "1000", "--slo-tpot", "1000"]
+
+    def result(*more: str) -> dict[str, Any]:
+        done = runner.invoke(app, [*crowd, *more, "--json", "-"])
+        assert done.exit_code == 0, done.output
+        return dict(json.loads(done.stdout))
+
+    short, none = result("--slo-gap", "0.001"), result("--slo-gap", "none")
+    assert (short["slo"]["gap_s"], short["runs"][0]["slo_share"]) == (0.001, 0.0)
+    assert (none["slo"]["gap_s"], none["runs"][0]["slo_share"]) == (None, 1.0)
+    assert result()["slo"]["gap_s"] == 2.0
+    both = result("--slo-gap", "0.001", "--classes", str(file))
+    classes = both["runs"][0]["classes"]
+    assert {name: part["slo_share"] for name, part in classes.items()} == {"default": 0.0, "batch": 1.0}
+    assert both["scenario"]["classes"]["batch"]["gap_s"] == "none"
+    shown = runner.invoke(app, [*crowd, "--classes", str(file)])
+    assert "  batch" in shown.stdout
+    for wrong in ("0", "inf", "soon"):
+        refused = runner.invoke(app, [*crowd, "--slo-gap", wrong])
+        assert refused.exit_code == 2
+        assert "--slo-gap" in refused.output
+
+
 @pytest.mark.parametrize("predictor", ["residual-life", "benchmarks/results/predictor-open.json"])
 def test_without_a_predictor_and_with_an_evaluated_one(predictor: str) -> None:
     root = Path(__file__).parents[2]
@@ -63,7 +92,10 @@ def test_without_a_predictor_and_with_an_evaluated_one(predictor: str) -> None:
         (["--trace", "paper", "--preset", "nope"], "unknown preset 'nope'"),
         (["--trace", "paper", "--profile", "nope"], "nope: no such profile"),
         (["--trace", "paper", "--predictor", "nope"], "nope: no such error model"),
-        (["--preset", "ares", "--set", "admission.order=nope"], "setting order must be one of fcfs, volume, not 'nope'"),
+        (
+            ["--preset", "ares", "--set", "admission.order=nope"],
+            "order must be one of fcfs, volume, not 'nope'",
+        ),
         (["--trace", "paper", "--load", "1", "--rate-scale", "1"], "--load and --rate-scale"),
         (["--trace", "paper", "--seed", "-1"], "--seed"),
         (["sweep", "--loads", "1,two"], "--loads"),

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 from ares.gateway import lengths
-from ares.policy import kernels
 from ares.policy.compiling import cache_directory
 
 
@@ -44,8 +43,11 @@ def _mark() -> Path | None:
 
 
 if __name__ == "__main__":
+    from ares.policy import rescue
     from ares.policy.admission import loop
+    from ares.policy.rebalance import ares as rebalance
 
-    kernels.prepare()
+    rebalance.prepare()
     loop.prepare()
+    rescue.prepare()
     lengths.prepare()

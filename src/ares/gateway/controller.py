@@ -43,6 +43,7 @@ from ares.policy import (
 )
 from ares.policy.admission import Entry, memory_time
 from ares.policy.rescue import NOWHERE, RescueSettings, beside, rescue
+from ares.policy.rescue import prepare as prepare_rescue
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,8 @@ def prepare(chosen: Preset) -> None:
         compile_ahead()
         lengths.prepare()
     chosen.make()
+    if chosen.rescues:
+        prepare_rescue()
 
 
 def _looks_ahead(chosen: Preset) -> bool:

@@ -66,6 +66,8 @@ class Entering:
     """Until then it stays where an operator has moved it, unless it must leave."""
     moves: int = 0
     suspensions: int = 0
+    longest_gap_s: float = 0.0
+    """Longest time between two of its tokens, whatever the reason."""
     copying: Instance | None = None
     """Where its KV goes ahead of a hand-over (gateway/precopy.py)."""
     predicted: tuple[tuple[float, float, float], int] | None = None
@@ -266,8 +268,11 @@ class Entering:
     async def _give(self, batch: list[Delta], emit: Emit) -> bool:
         for delta in batch:
             self.emitted += delta.token_ids or []
-        self._last_token_at = time.monotonic()
-        self.first_token_at = self.first_token_at or self._last_token_at
+        now = time.monotonic()
+        if self._last_token_at:
+            self.longest_gap_s = max(self.longest_gap_s, now - self._last_token_at)
+        self._last_token_at = now
+        self.first_token_at = self.first_token_at or now
         stopped = await emit(batch)
         self._finished = stopped or batch[-1].finish_reason is not None
         return self._finished

@@ -5,6 +5,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from ares.gateway.refusals import reason
 
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_GAPS_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 900)
 _TOKENS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
@@ -33,6 +34,13 @@ class Metrics:
             "(end - first token) / (output tokens - 1), per sequence",
             registry=registry,
             buckets=_SECONDS,
+        )
+        self.longest_gap = Histogram(
+            "ares_longest_gap_seconds",
+            "Longest time between two tokens, per sequence, by class of service",
+            ["service_class"],
+            registry=registry,
+            buckets=_GAPS_S,
         )
         self.migrations = Counter(
             "ares_migrations_total", "Moves that ended", ["trigger", "outcome"], registry=registry

@@ -17,7 +17,7 @@ class Objective:
     tpot_s
         Seconds a token; None: one and a half times a step at full memory, which every healthy instance meets.
     gap_s
-        Longest time that its stream may stand still for others; infinite: only the other objectives bound it.
+        Longest gap of its stream; infinite: only the other objectives bound it.
     rank
         Waiting requests of a smaller rank enter before all of a larger one.
     """

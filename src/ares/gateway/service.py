@@ -195,16 +195,17 @@ class Gateway:
         `priority` is the request's own, as vLLM has it: smaller goes first.
         """
         config = self.config
+        gap_s = config.slo_gap_s
         if name is None:
-            return Objective("default", config.slo_ttft_s, config.slo_tpot_s, config.slo_gap_s or math.inf, priority)
+            bound_s = math.inf if gap_s == "none" else gap_s
+            return Objective("default", config.slo_ttft_s, config.slo_tpot_s, bound_s, priority)
         chosen = config.classes.get(name)
         if chosen is None:
             known = ", ".join(sorted(config.classes)) or "none"
             raise BadRequestError(f"x-ares-class: no class {name!r}; configured: {known}", "x-ares-class")
         ttft_s, tpot_s = chosen.ttft_s or config.slo_ttft_s, chosen.tpot_s or config.slo_tpot_s
-        gap_s = config.slo_gap_s if chosen.gap_s is None else chosen.gap_s
-        gap_s = math.inf if gap_s in (None, "none") else float(gap_s)
-        return Objective(name, ttft_s, tpot_s, gap_s, chosen.rank + priority)
+        gap_s = gap_s if chosen.gap_s is None else chosen.gap_s
+        return Objective(name, ttft_s, tpot_s, math.inf if gap_s == "none" else gap_s, chosen.rank + priority)
 
     # --- sequences ---
 
@@ -239,6 +240,9 @@ class Gateway:
             note(sequence)
             await self.shutdown.bound(sequence.run(emit))
             self._scores.finished(sequence)
+            if len(sequence.emitted) > 1:
+                self.metrics.longest_gap.labels(objective.name).observe(sequence.longest_gap_s)
+                self.recent.longest_gap_s.add(sequence.longest_gap_s)
             self.controller.ended(len(sequence.emitted))
             self.recorder.finished(sequence)
         finally:

@@ -220,6 +220,8 @@ class Viewer:
                 [usual if s.objective.tpot_s is None else s.objective.tpot_s for s in sequences] + [usual] * behind
             ),
             gap_s=np.array([s.objective.gap_s for s in sequences] + [np.inf] * behind),
+            longest_gap_s=np.array([s.longest_gap_s for s in sequences] + [0.0] * behind),
+            rank=np.array([s.objective.rank for s in sequences] + [0] * behind, dtype=np.int64),
         )
 
 

@@ -46,6 +46,8 @@ class Recent:
         Arrival to first token, of sequences whose first token came in the window.
     tpot_s
         (end - first token) / (output tokens - 1), of sequences that ended in it.
+    longest_gap_s
+        Longest time between two tokens, of sequences that ended in it.
     prediction_error_tokens
         Predicted less true remaining tokens, of sequences that ended in it; one value a judged position.
     """
@@ -53,6 +55,7 @@ class Recent:
     def __init__(self) -> None:
         self.ttft_s = Window()
         self.tpot_s = Window()
+        self.longest_gap_s = Window()
         self.prediction_error_tokens = Window()
 
     def summary(self) -> dict[str, Any]:
@@ -61,6 +64,7 @@ class Recent:
             "window_s": WINDOW_S,
             "ttft_s": _percentiles(self.ttft_s),
             "tpot_s": _percentiles(self.tpot_s),
+            "longest_gap_s": _percentiles(self.longest_gap_s),
             "prediction_error_tokens": _error(self.prediction_error_tokens),
         }
 

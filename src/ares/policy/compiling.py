@@ -4,8 +4,11 @@ import hashlib
 import os
 from collections.abc import Callable
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar, cast
+
+import numpy as np
 
 import ares
 
@@ -27,6 +30,21 @@ def cache_directory() -> str:
             digest.update(text)
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return str(base / "ares" / f"numba-{digest.hexdigest()[:16]}")
+
+
+@lru_cache(maxsize=1)
+def compiles() -> bool:
+    """Whether numba is there; it is not imported, which takes half a second."""
+    return find_spec("numba") is not None
+
+
+def keep_memory() -> None:
+    """Let the C library keep the memory of a decision's arrays for the next decision.
+
+    glibc gives every array above 128 KB back to the system until it has once freed a larger one; at 1,024 instances
+    half of a decision's time went into pages that came back as zeros. So free one of 16 MB, never touched.
+    """
+    np.empty(1 << 21)
 
 
 def compiled(function: Function) -> Function:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ares.policy.cluster import Cluster
-from ares.policy.kernels import compiled, forecast_rows
+from ares.policy.compiling import compiles
 
 FloatArray = NDArray[np.float64]
 
@@ -91,21 +91,22 @@ def forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
     grid
         Steps ahead, increasing from 0, shape (K,).
     """
-    kernel = compiled(forecast_rows)
-    if kernel is None:
+    if not compiles():
         return plain_forecast(cluster, grid)
-    remaining, weights = cluster.remaining_tokens, quantile_weights(cluster.levels)
+    from ares.policy.kernels import forecast_rows  # imports numba: only where it is needed
+
+    remaining, levels = cluster.remaining_tokens, cluster.levels
     if remaining is None:
-        remaining, weights = np.full((len(cluster.location), 1), np.inf), np.ones(1)
+        remaining, levels = np.full((len(cluster.location), 1), np.inf), (0.5,)
     shape = (len(cluster.instances), len(grid))
     made = Forecast(grid, *(np.empty(shape) for _ in range(4)))
-    kernel(
+    forecast_rows(
         np.ascontiguousarray(cluster.location, np.int64),
         np.ascontiguousarray(cluster.resident_tokens, np.int64),
         np.ascontiguousarray(remaining, np.float64),
         np.ascontiguousarray(cluster.promised_tokens, np.int64),
-        weights,
-        _changes(tuple(weights)),
+        quantile_weights(levels),
+        _changes(levels),
         intervals(grid.tobytes()),
         grid.astype(np.float64),
         cluster.block_tokens,
@@ -117,10 +118,21 @@ def forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
     return made
 
 
+def prepare_forecast() -> None:
+    """Compile the pass over the rows, or take it from the cache."""
+    if compiles():
+        from ares.policy.kernels import forecast_rows
+
+        none, one, empty = np.zeros(0, np.int64), np.zeros(1), np.zeros((0, 1))
+        forecast_rows(none, none, empty, none, one, one, np.zeros(3, np.int16), one, 1, empty, empty, empty, empty)
+
+
 @lru_cache(maxsize=8)
-def _changes(weights: tuple[float, ...]) -> FloatArray:
+def _changes(levels: tuple[float, ...]) -> FloatArray:
+    """By how much S (1 - S) falls where each quantile taken as an atom ends, shape (Q,)."""
+    weights = quantile_weights(levels)
     changes = np.empty(len(weights))
-    staircase(np.asarray(weights), changes)
+    staircase(weights, changes)
     return changes
 
 
@@ -139,9 +151,10 @@ def plain_forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
     width = points + 1
     cells = instances * width
     resident = cluster.resident_tokens.astype(np.float64)
-    remaining, weights = cluster.remaining_tokens, quantile_weights(cluster.levels)
+    remaining, levels = cluster.remaining_tokens, cluster.levels
     if remaining is None:
-        remaining, weights = np.full((len(resident), 1), np.inf), np.ones(1)
+        remaining, levels = np.full((len(resident), 1), np.inf), (0.5,)
+    weights, changes = quantile_weights(levels), _changes(levels)
     base = cluster.location * width
     # Two sums in one pass: resident tokens in the high bits of a double, the count of rows in the low ones.
     packed = resident * _PACK + 1.0
@@ -162,7 +175,6 @@ def plain_forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
     steps = grid.astype(np.float64)
     count, linear = np.zeros((instances, points)), np.zeros((instances, points))
     spread0, spread1, spread2 = np.zeros_like(count), np.zeros_like(count), np.zeros_like(count)
-    changes = _changes(tuple(weights))
     for atom, (weight, change) in enumerate(zip(weights, changes, strict=True)):
         both = tails(packed, keys[atom])
         tokens = np.floor(both * (1.0 / _PACK))

@@ -7,19 +7,18 @@ there is room, which costs a prefill as a preemption does, but not on the full i
 vLLM would have picked.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ares.policy.admission import Progress
+from ares.policy.admission import Progress, memory_time
 from ares.policy.admission.forecast import GRID
 from ares.policy.cluster import Cluster, FloatArray, IntArray
-from ares.policy.forecast import forecast, own_curve, quantile_weights
+from ares.policy.forecast import forecast, prepare_forecast, quantile_weights
 from ares.policy.rebalance.base import Move
 
 NOWHERE = -1
-# Steps ahead, at most: the forecast keeps a table of them.
-_FURTHEST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +58,29 @@ def lead_steps(cluster: Cluster, lead_s: float) -> IntArray:
 
     Never more than a million.
     """
+    from ares.policy.relief import FURTHEST
+    from ares.policy.relief import lead_steps as write  # imports numba: only where it is needed
+
+    steps = np.empty(len(cluster.instances), np.int64)
     if cluster.step_base_s is None or cluster.step_request_s is None or cluster.step_token_s is None:
-        return np.full(len(cluster.instances), int(min(np.ceil(lead_s * 50.0), _FURTHEST)))
-    batch = np.bincount(cluster.location, minlength=len(cluster.instances))
-    step_s = cluster.step_base_s + cluster.step_request_s * batch + cluster.step_token_s * cluster.load_tokens()
-    steps: IntArray = np.minimum(np.ceil(lead_s / np.maximum(step_s, 1e-4)), _FURTHEST).astype(np.int64)
+        steps[:] = int(min(np.ceil(lead_s * 50.0), FURTHEST))
+        return steps
+    write(
+        np.ascontiguousarray(cluster.location, np.int64),
+        np.ascontiguousarray(cluster.resident_tokens, np.int64),
+        np.ascontiguousarray(cluster.promised_tokens, np.int64),
+        (
+            np.ascontiguousarray(cluster.step_base_s, np.float64),
+            np.ascontiguousarray(cluster.step_request_s, np.float64),
+            np.ascontiguousarray(cluster.step_token_s, np.float64),
+        ),
+        lead_s,
+        steps,
+    )
     return steps
 
 
-def rescue(cluster: Cluster, settings: RescueSettings, running: Progress) -> list[Rescue]:
+def rescue(cluster: Cluster, settings: RescueSettings, running: Progress | Callable[[], Progress]) -> list[Rescue]:
     """Return the rescues of one period, at most one an instance, the direst first.
 
     Parameters
@@ -77,54 +90,119 @@ def rescue(cluster: Cluster, settings: RescueSettings, running: Progress) -> lis
     settings
         The knobs.
     running
-        How its requests stand, R elements.
+        How its requests stand, R elements, or what tells it: it is asked only where one must be suspended.
     """
     if not len(cluster.location):
         return []
     steps = lead_steps(cluster, settings.lead_s)
-    # Most of the time there is room everywhere, which a few points of the horizon tell.
-    soon = np.unique(np.concatenate([np.zeros(1, np.int64), steps]))
-    held = forecast(cluster, soon).held[np.arange(len(steps)), np.searchsorted(soon, steps)]
-    overflow = held - cluster.capacity_tokens
-    if not (overflow > 0.0).any():
+    overflow = _overflow(cluster, steps)
+    sources = np.flatnonzero(overflow > 0.0)
+    if not len(sources):
         return []
-    from ares.policy.admission.loop import choose_instance  # imports numba, where it is installed
+    return _relieve(cluster, settings, running, sources[np.argsort(-overflow[sources], kind="stable")], steps, overflow)
 
-    ahead = forecast(cluster, GRID)
-    expected, variance = ahead.held.copy(), ahead.variance.copy()
-    sources = [int(s) for s in np.argsort(-overflow, kind="stable") if overflow[s] > 0.0]
+
+def _overflow(cluster: Cluster, steps: IntArray) -> FloatArray:
+    """Return by how many tokens each instance exceeds its memory in so many steps, shape (I,); -1 where it does not.
+
+    Most of the time there is room even where no request ends, which needs no forecast.
+    """
+    from ares.policy.relief import near_limit
+
+    overflow = np.full(len(steps), -1.0)
+    near, rows = near_limit(
+        np.ascontiguousarray(cluster.location, np.int64),
+        np.ascontiguousarray(cluster.resident_tokens, np.int64),
+        np.ascontiguousarray(cluster.promised_tokens, np.int64),
+        np.ascontiguousarray(cluster.capacity_tokens, np.int64),
+        steps,
+        cluster.block_tokens,
+        np.empty(len(cluster.location), np.int64),
+    )
+    if len(near):
+        soon = np.unique(np.append(steps[near], 0))
+        part = replace(
+            cluster,
+            instances=tuple(cluster.instances[instance] for instance in near.tolist()),
+            promised_tokens=cluster.promised_tokens[near],
+            location=np.searchsorted(near, cluster.location[rows]),
+            resident_tokens=cluster.resident_tokens[rows],
+            remaining_tokens=None if cluster.remaining_tokens is None else cluster.remaining_tokens[rows],
+        )
+        held = forecast(part, soon).held[np.arange(len(near)), np.searchsorted(soon, steps[near])]
+        overflow[near] = held - cluster.capacity_tokens[near]
+    return overflow
+
+
+def _relieve(
+    cluster: Cluster,
+    settings: RescueSettings,
+    running: Progress | Callable[[], Progress],
+    sources: IntArray,
+    steps: IntArray,
+    overflow: FloatArray,
+) -> list[Rescue]:
+    """Choose who leaves each source, in this order, and where to, and say why."""
+    from ares.policy.relief import choose_targets, find_leavers
+
+    able = cluster.movable if cluster.placed is None else cluster.movable | cluster.placed
+    remaining = cluster.remaining_tokens
+    if remaining is None:
+        remaining = np.full((len(cluster.location), len(cluster.levels)), np.inf)
+    running_rows = (
+        np.ascontiguousarray(cluster.location, np.int64),
+        np.ascontiguousarray(cluster.resident_tokens, np.int64),
+        np.ascontiguousarray(able, np.bool_),
+        np.ascontiguousarray(remaining, np.float64),
+    )
+    bounds = np.empty((len(sources), 2), np.int64)
+    leavers = find_leavers(running_rows, sources, steps, overflow, bounds)
+    helped = np.flatnonzero(bounds[:, 0] < bounds[:, 1])
+    if not len(helped):
+        return []
+    grid = GRID[: max(1, int(np.searchsorted(GRID, settings.horizon, side="left")))]
+    ahead = forecast(cluster, grid)
     closed = (~cluster.open).astype(np.int64)
     closed[sources] = 1
-    capacity = cluster.capacity_tokens.astype(np.int64)
-    weights = quantile_weights(cluster.levels)
+    leaves, targets = leavers[bounds[helped, 0]], np.empty(len(helped), np.int64)
+    choose_targets(
+        running_rows,
+        leaves,
+        np.ascontiguousarray(cluster.capacity_tokens, np.int64),
+        closed,
+        (ahead.held, ahead.variance),
+        (grid.astype(np.float64), quantile_weights(cluster.levels)),
+        cluster.block_tokens,
+        settings.horizon,
+        settings.deviations,
+        settings.headroom,
+        targets,
+    )
     spare: FloatArray | None = None
     rescues: list[Rescue] = []
-    for source in sources:
-        enough = _enough(cluster, source, int(steps[source]), float(overflow[source]))
-        if not len(enough):
-            continue
-        row = int(enough[0])
-        remaining = np.full(len(weights), np.inf)
-        if cluster.remaining_tokens is not None:
-            remaining = np.nan_to_num(cluster.remaining_tokens[row], nan=np.inf)
-        mean, spread = np.zeros(len(GRID)), np.zeros(len(GRID))
-        resident = float(cluster.resident_tokens[row])
-        own_curve(resident, remaining, weights, GRID.astype(np.float64), cluster.block_tokens, mean, spread)
-        points = max(1, int(np.searchsorted(GRID, min(float(remaining[-1]), settings.horizon), side="left")))
-        target = choose_instance(
-            expected, variance, capacity, closed, mean, spread, points, settings.deviations, settings.headroom
-        )
-        lack = f"{cluster.instances[source]} lacks {overflow[source]:.0f} of {cluster.capacity_tokens[source]} tokens"
+    for place, row, target in zip(helped.tolist(), leaves.tolist(), targets.tolist(), strict=True):
+        source = int(sources[place])
+        lacks = f"{cluster.instances[source]} lacks {overflow[source]:.0f} of {cluster.capacity_tokens[source]} tokens"
+        lack = f"{lacks} in {steps[source]} steps"
         if target >= 0:
-            expected[target] += mean
-            variance[target] += spread
-            reason = f"{lack} in {steps[source]} steps; {resident:.0f} tokens fit {cluster.instances[target]}"
-        else:
-            spare = _spare_s(cluster, running) if spare is None else spare
-            row = int(enough[np.argmax(spare[enough])])
-            reason = f"{lack} in {steps[source]} steps; what fits nowhere else can stand still for {spare[row]:.1f} s"
-        rescues.append(Rescue(row, source, target if target >= 0 else NOWHERE, reason))
+            tokens = int(cluster.resident_tokens[row])
+            rescues.append(Rescue(row, source, target, f"{lack}; {tokens} tokens fit {cluster.instances[target]}"))
+            continue
+        if spare is None:
+            spare = _spare_s(cluster, running if isinstance(running, Progress) else running())
+        enough = leavers[bounds[place, 0] : bounds[place, 1]]
+        idle = int(enough[_most(spare[enough], cluster, enough)])
+        reason = f"{lack}; what fits nowhere else can stand still for {spare[idle]:.1f} s"
+        rescues.append(Rescue(idle, source, NOWHERE, reason))
     return rescues
+
+
+def prepare() -> None:
+    """Compile the inner loops, for seconds, or take them from the cache."""
+    from ares.policy import relief  # imports numba: only where it is needed
+
+    prepare_forecast()
+    relief.prepare()
 
 
 def beside(moves: list[Move], rescues: list[Rescue]) -> list[Move]:
@@ -133,31 +211,19 @@ def beside(moves: list[Move], rescues: list[Rescue]) -> list[Move]:
     return [move for move in moves if move.source not in ends and move.target not in ends]
 
 
-def _enough(cluster: Cluster, source: int, steps: int, overflow: float) -> IntArray:
-    """Return the movable requests of which one is enough, the smallest first; where none is, the largest there is.
-
-    One that is likely to end by itself before is not worth its move.
-    """
-    able = cluster.movable if cluster.placed is None else cluster.movable | cluster.placed
-    able = able & (cluster.location == source)
-    if cluster.remaining_tokens is not None:
-        middle = cluster.remaining_tokens[:, len(cluster.levels) // 2]
-        able = able & ~(middle <= steps)
-    rows = np.flatnonzero(able)
-    if not len(rows) or np.count_nonzero(cluster.location == source) < 2:
-        return rows[:0]
-    relief = cluster.resident_tokens[rows] + steps
-    enough = relief >= overflow
-    if enough.any():
-        chosen: IntArray = rows[enough][np.argsort(relief[enough], kind="stable")]
-        return chosen
-    return rows[[np.argmax(relief)]]
-
-
 def _spare_s(cluster: Cluster, running: Progress) -> FloatArray:
     """Return the seconds that each request may stand still, shape (R,): one that misses its objective anyway, any."""
     if cluster.step_base_s is None or cluster.step_token_s is None or cluster.remaining_tokens is None:
         return np.zeros(len(cluster.location))
     full = cluster.step_base_s + cluster.step_token_s * cluster.capacity_tokens
     least, dead = running.spare(cluster.remaining_tokens, full[cluster.location])
-    return np.where(dead, running.gap_s, least)
+    return np.where(running.silent, np.inf, np.where(dead, running.gap_s, least))
+
+
+def _most(spare: FloatArray, cluster: Cluster, rows: IntArray) -> int:
+    """Return the index of the most time to spare; of several whose gap bounds it, of the one that makes most room."""
+    best = spare == spare.max()
+    if cluster.remaining_tokens is None or not np.isfinite(spare.max()):
+        return int(np.argmax(best))
+    middle = cluster.remaining_tokens[rows, len(cluster.levels) // 2]
+    return int(np.argmax(np.where(best, memory_time(cluster.resident_tokens[rows].astype(np.float64), middle), -1.0)))

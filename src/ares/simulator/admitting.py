@@ -127,6 +127,8 @@ def admit_held(state: State, moment: float) -> None:
         state.knobs[8],
         state.knobs[9],
         state.knobs[10],
+        state.knobs[11],
+        state.knobs[12],
     )
     if knobs.suspends > 0.0:
         _note_missed(state, moment)
@@ -156,6 +158,8 @@ def admit_held(state: State, moment: float) -> None:
         state.ttft,
         state.tpot,
         state.gap,
+        state.longest_gap,
+        state.rank,
         state.outside,
         state.movable,
         np.empty((0, 0), np.int64),

@@ -13,11 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ares import extras, tables
+from ares.objectives import DEFAULT_GAP_S, SloGap, written
 from ares.options import Policies, Settings
 from ares.outputs import check_folder, check_writable
 from ares.progress import progress_display
 from ares.simulator.options import (
     Admission,
+    Classes,
     Decode,
     Dispatch,
     Format,
@@ -31,7 +33,6 @@ from ares.simulator.options import (
     Rebalance,
     Requests,
     Seed,
-    SloGap,
     SloTpot,
     SloTtft,
     TimeUnit,
@@ -40,6 +41,7 @@ from ares.simulator.options import (
 from ares.traces import WORKLOADS, rate_warning
 
 if TYPE_CHECKING:
+    from ares.simulator.classes import SimulatedClass
     from ares.simulator.scenario import Scenario
 
 app = typer.Typer(
@@ -93,18 +95,22 @@ def show(runs: list[dict[str, Any]]) -> None:
     times = ("TTFT\np50 s", "TTFT\np99 s", "TPOT\np50 ms", "TPOT\np99 ms", "gap\np99 s")
     table = tables.table("preset", "load", *times, "goodput\n/s", "SLOs\nmet", "preempt", "moves")
     for run in runs:
-        table.add_row(
-            run["preset"],
-            f"{run['load']:.3g}",
-            *(f"{run['ttft_s'][name]:.{digits}g}" for name, digits in (("p50", 3), ("p99", 4))),
-            *(f"{run['tpot_s'][name] * 1e3:.1f}" for name in ("p50", "p99")),
-            f"{run['longest_gap_s']['p99']:.3g}",
-            f"{run['goodput_rps']:.4g}",
-            f"{run['slo_share']:.1%}",
-            str(run["preemptions"]),
-            str(run["migrations"]),
-        )
+        counts = (str(run["preemptions"]), str(run["migrations"]))
+        table.add_row(run["preset"], f"{run['load']:.3g}", *_cells(run), *counts)
+        for name, part in run.get("classes", {}).items():
+            table.add_row(f"  {name}", "", *_cells(part))
     tables.show(table)
+
+
+def _cells(run: dict[str, Any]) -> list[str]:
+    """Return what is shown of a run, or of the requests of one class."""
+    return [
+        *(f"{run['ttft_s'][name]:.{digits}g}" for name, digits in (("p50", 3), ("p99", 4))),
+        *(f"{run['tpot_s'][name] * 1e3:.1f}" for name in ("p50", "p99")),
+        f"{run['longest_gap_s']['p99']:.3g}",
+        f"{run['goodput_rps']:.4g}",
+        f"{run['slo_share']:.1%}",
+    ]
 
 
 @app.callback()
@@ -123,7 +129,8 @@ def simulate(
     rate_scale: Annotated[float | None, typer.Option(min=0.001, help="Arrivals, as a multiple of the trace's.")] = None,
     slo_ttft: SloTtft = 20.0,
     slo_tpot: SloTpot = 0.03,
-    slo_gap: SloGap = None,
+    slo_gap: SloGap = DEFAULT_GAP_S,
+    classes: Classes = None,
     predictor: Predictor = "continuous",
     period: Period = 0.5,
     seed: Seed = 0,
@@ -155,15 +162,13 @@ def simulate(
 
         if load is not None and rate_scale is not None:
             raise ValueError("--load and --rate-scale: give one of the two")
-        options.refuse_not_finite(
-            load=load, rate_scale=rate_scale, slo_ttft=slo_ttft, slo_tpot=slo_tpot, slo_gap=slo_gap, period=period
-        )
+        options.refuse_not_finite(load=load, rate_scale=rate_scale, slo_ttft=slo_ttft, slo_tpot=slo_tpot, period=period)
         if load is None and rate_scale is None:
             load, rate_scale = (1.0, None) if trace in WORKLOADS else (None, 1.0)
         scenario = scenarios.Scenario(
             trace, trace_format, requests, prefill, decode, profile, prefill_profile, predictor, period,
             admission=admission, dispatch=dispatch, rebalance=rebalance,
-            slo_ttft=slo_ttft, slo_tpot=slo_tpot, slo_gap=slo_gap, time_unit=time_unit,
+            slo_ttft=slo_ttft, slo_tpot=slo_tpot, slo_gap=slo_gap, classes=_classes(classes), time_unit=time_unit,
             policies=tuple(policies or ()), settings=tuple(settings or ()),
         )  # fmt: skip
         names = presets or DEFAULT_PRESETS
@@ -180,7 +185,7 @@ def simulate(
                 runs.append(metrics.summary(outcome, actual, slo_ttft, slo_tpot))
         result = {
             "runs": runs,
-            "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot, "gap_s": slo_gap},
+            "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot, "gap_s": written(slo_gap)},
             "scenario": scenarios.described(scenario, seed),
             "provenance": metrics.provenance(),
         }
@@ -213,6 +218,15 @@ def read(scenario: "Scenario", *, warn_of_rate: bool) -> "Scenario":
     return scenario
 
 
+def _classes(path: Path | None) -> "tuple[tuple[str, SimulatedClass], ...]":
+    """Read the classes of service, if there are any."""
+    if path is None:
+        return ()
+    from ares.simulator.classes import read_classes
+
+    return tuple(read_classes(path).items())
+
+
 def _prepare_outputs(json_path: Path | None, report: Path | None, curves: Path | None) -> dict[str, Any] | None:
     """Refuse what cannot be written or drawn when the runs are done; return the sweep for the report's curves."""
     if json_path is not None and str(json_path) != "-":
@@ -241,7 +255,8 @@ def sweep(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each preset at each load.")] = 3,
     slo_ttft: SloTtft = 20.0,
     slo_tpot: SloTpot = 0.03,
-    slo_gap: SloGap = None,
+    slo_gap: SloGap = DEFAULT_GAP_S,
+    classes: Classes = None,
     predictor: Predictor = "continuous",
     period: Period = 0.5,
     policies: Policies = None,
@@ -259,10 +274,10 @@ def sweep(
         from ares.simulator import sweep as sweeps
 
         points = _loads(loads)
-        options.refuse_not_finite(slo_ttft=slo_ttft, slo_tpot=slo_tpot, slo_gap=slo_gap, period=period)
+        options.refuse_not_finite(slo_ttft=slo_ttft, slo_tpot=slo_tpot, period=period)
         scenario = scenarios.Scenario(
             trace, trace_format, requests, prefill, decode, profile, prefill_profile, predictor, period,
-            slo_ttft=slo_ttft, slo_tpot=slo_tpot, slo_gap=slo_gap,
+            slo_ttft=slo_ttft, slo_tpot=slo_tpot, slo_gap=slo_gap, classes=_classes(classes),
             policies=tuple(policies or ()), settings=tuple(settings or ()),
         )  # fmt: skip
         names = presets or DEFAULT_PRESETS
@@ -283,7 +298,7 @@ def sweep(
         result: dict[str, Any] = {
             "points": sweeps.points(runs),
             "runs": runs,
-            "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot, "gap_s": slo_gap},
+            "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot, "gap_s": written(slo_gap)},
             "scenario": scenarios.described(scenario, None) | {"seeds": seeds},
             "provenance": metrics.provenance(),
         }

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from ares.policy import ADMISSIONS, DISPATCHERS, Preset, decide_moves, rebalance
 from ares.policy.rescue import RescueSettings, beside, rescue
 from ares.simulator.admitting import refresh_and_admit, withdraw_preempted
 from ares.simulator.asking import Asking
+from ares.simulator.classes import SimulatedClass, apply, assign, names
 from ares.simulator.decisions import kv_shares
 from ares.simulator.errors import ERROR_MODELS, ErrorModel
 from ares.simulator.failures import fail_instance
@@ -67,8 +69,10 @@ class Outcome:
     preset: str
     workload: Workload
     first_token_s: NDArray[np.float64]
-    gap_s: float
-    """Objective for the longest gap of a stream."""
+    classes: Sequence[str]
+    """Names of the classes of service, `default` first."""
+    class_of: NDArray[np.int64]
+    """Index of each request's class."""
     longest_gap_s: NDArray[np.float64]
     """Longest time that each stream stood still: preempted, suspended, moved, or because its instance was lost."""
     finish_s: NDArray[np.float64]
@@ -114,7 +118,9 @@ class Simulation:
     ttft_s, tpot_s
         Objectives that requests are to meet, seconds.
     gap_s
-        Longest time that a stream may stand still for others; infinite: only the other objectives bound it.
+        Objective for the longest gap of a stream; infinite: only the other objectives bound it.
+    classes
+        Classes of service by name; requests of none have the objectives of the preset, and `gap_s`.
     failures
         (time, instance): the instance is lost, and its requests resume elsewhere from their tokens.
     first_at_prefill
@@ -134,6 +140,7 @@ class Simulation:
     ttft_s: float = 20.0
     tpot_s: float = 0.03
     gap_s: float = math.inf
+    classes: Mapping[str, SimulatedClass] = field(default_factory=dict)
     first_at_prefill: bool = False
 
     def build(self) -> State:
@@ -164,6 +171,7 @@ class Simulation:
         predicts = (self.error.predicts or exact) and self.preset.predicts
         by_volume = self.preset.preempts_largest and predicts
         state.ttft[:], state.tpot[:], state.gap[:] = self.ttft_s, self.tpot_s, self.gap_s
+        apply(self.classes, self._class_of(), state)
         admission = ADMISSIONS[self.preset.admission]
         loop = admission.loop_settings(self.preset.admission_settings)
         if loop is not None:
@@ -196,6 +204,9 @@ class Simulation:
         for column, value in values.items():
             state.scalars[column] = float(value)
         return state
+
+    def _class_of(self) -> NDArray[np.int64]:
+        return assign(self.classes, len(self.workload), self.seed)
 
     def run(self, progress: Callable[[float], None] | None = None) -> Outcome:
         """Run to the last completion; `progress` is told the share of requests that are done."""
@@ -232,7 +243,9 @@ class Simulation:
                     withdraw_preempted(state, now)
                 view = telemetry.view(now)
                 before = time.perf_counter()
-                rescues = rescue(view, lead, telemetry.progress(len(view.location), now)) if rescues_any else []
+                rescues = (
+                    rescue(view, lead, partial(telemetry.progress, len(view.location), now)) if rescues_any else []
+                )
                 ordered = beside(decide_moves(policy, view), rescues)
                 decisions.append(time.perf_counter() - before)
                 moves += telemetry.carry_out(rescues, ordered, now)
@@ -250,7 +263,8 @@ class Simulation:
             preset=self.preset_name,
             workload=work,
             first_token_s=state.first_token,
-            gap_s=self.gap_s,
+            classes=names(self.classes),
+            class_of=self._class_of(),
             longest_gap_s=state.longest_gap,
             finish_s=state.finish,
             preempted=state.preempted,

@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 
 from ares.policy import kernels
 from ares.policy.admission import loop
+from ares.policy.admission.forecast import GRID
 from ares.policy.dispatch.base import ASK, ROUND_ROBIN, SMALLEST_PEAK
 from ares.policy.dispatch.least_loaded import least_loaded_choice as _least_loaded_choice
 from ares.policy.dispatch.round_robin import round_robin_choice as _round_robin_choice
+from ares.policy.forecast import intervals
 from ares.policy.forecast import staircase as plain_staircase
 from ares.simulator.blocks import taken
 from ares.simulator.compiled import compiled
@@ -31,11 +33,13 @@ from ares.simulator.state import (
 )
 
 STALE_S = 0.5  # telemetry of a live engine is no fresher
+# First point of the grid at or past each whole step.
+_INTERVALS = intervals(GRID.tobytes())
 
 best_peak = loop.best_peak
 own_curve = loop.own_curve
 staircase = compiled(plain_staircase)
-forecast_rows = compiled(kernels.forecast_rows)
+forecast_rows = kernels.forecast_rows
 least_loaded_choice = compiled(_least_loaded_choice)
 round_robin_choice = compiled(_round_robin_choice)
 
@@ -185,7 +189,7 @@ def refresh(state: State, instance: int, moment: float) -> None:
         promised,
         WEIGHTS,
         changes,
-        state.intervals,
+        _INTERVALS,
         state.grid,
         int(state.scalars[BLOCK_SIZE]),
         plain,

@@ -88,27 +88,33 @@ def summary(outcome: Outcome, load: float, slo_ttft: float, slo_tpot: float) -> 
     work = outcome.workload
     first, each, gaps = ttft_s(outcome), tpot_s(outcome), longest_gap_s(outcome)
     span = max(float(work.arrival_s[-1] - work.arrival_s[0]), 1e-9)
-    good = (first <= slo_ttft) & (each <= slo_tpot) & (gaps <= outcome.gap_s)
+    state, plain = outcome.state, outcome.class_of == 0
+    good = first <= np.where(plain, slo_ttft, state.ttft)
+    good &= (each <= np.where(plain, slo_tpot, state.tpot)) & (gaps <= state.gap)
     during = outcome.sample_s <= span
     use = outcome.kv_use[during] if during.any() else outcome.kv_use
     mean = np.maximum(use.mean(axis=1), 1e-9)
     decisions = outcome.decision_s
 
-    def percentiles(values: FloatArray) -> dict[str, float]:
-        return {name: float(np.percentile(values, q)) for name, q in (("p50", 50), ("p90", 90), ("p99", 99))} | {
-            "mean": float(values.mean())
+    def judged(members: NDArray[np.bool_]) -> dict[str, Any]:
+        several = members & (work.output_tokens > 1)
+        return {
+            "requests": int(members.sum()),
+            "ttft_s": percentiles(first[members]),
+            "tpot_s": percentiles(each[several] if several.any() else each[members]),
+            "longest_gap_s": percentiles(gaps[members]),
+            "goodput_rps": float(good[members].sum() / span),
+            "slo_share": float(good[members].mean()),
         }
 
+    every = np.ones(len(work), np.bool_)
+    parts = {name: outcome.class_of == number for number, name in enumerate(outcome.classes)}
+    by_class = {name: judged(members) for name, members in parts.items() if members.any()}
     return {
         "preset": outcome.preset,
         "load": load,
-        "requests": len(work),
+        **judged(every),
         "completed": int(np.isfinite(outcome.finish_s).sum()),
-        "ttft_s": percentiles(first),
-        "tpot_s": percentiles(each[work.output_tokens > 1] if (work.output_tokens > 1).any() else each),
-        "longest_gap_s": percentiles(gaps),
-        "goodput_rps": float(good.sum() / span),
-        "slo_share": float(good.mean()),
         "slo_share_bound": slo_share_bound(work, load),
         "throughput_rps": float((outcome.finish_s <= work.arrival_s[-1]).sum() / span),
         "preemptions": outcome.preemptions,
@@ -123,7 +129,14 @@ def summary(outcome: Outcome, load: float, slo_ttft: float, slo_tpot: float) -> 
         else None,
         "simulated_s": outcome.simulated_s,
         "wall_s": outcome.wall_s,
+        **({"classes": by_class} if len(outcome.classes) > 1 else {}),
     }
+
+
+def percentiles(values: FloatArray) -> dict[str, float]:
+    """Return the mean and three percentiles of a measure."""
+    points = {name: float(np.percentile(values, q)) for name, q in (("p50", 50), ("p90", 90), ("p99", 99))}
+    return points | {"mean": float(values.mean())}
 
 
 def provenance() -> dict[str, Any]:

@@ -45,8 +45,9 @@ Seed = Annotated[int, typer.Option(min=0, help="Of the synthetic workload and of
 Period = Annotated[float, typer.Option(min=0.001, help="Seconds between two decisions of the rebalancer.")]
 SloTtft = Annotated[float, typer.Option(min=0, help="TTFT objective, seconds.")]
 SloTpot = Annotated[float, typer.Option(min=0, help="TPOT objective, seconds.")]
-SloGap = Annotated[
-    float | None, typer.Option(min=0, help="Objective for the longest time that a stream stands still, seconds.")
+Classes = Annotated[
+    Path | None,
+    typer.Option(help="YAML file of classes of service and their shares of the requests (docs/simulator.md)."),
 ]
 Out = Annotated[Path | None, typer.Option("--json", help="Write the result here ('-': standard output).")]
 Dispatch = Annotated[

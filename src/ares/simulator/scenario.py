@@ -7,6 +7,7 @@ from pathlib import Path
 from ares import plugins
 from ares.policy import PRESETS, Preset
 from ares.policy.preset_files import with_settings
+from ares.simulator.classes import SimulatedClass
 from ares.simulator.cluster import Outcome, Simulation
 from ares.simulator.errors import ErrorModel, error_model
 from ares.simulator.metrics import capacity_rps
@@ -34,8 +35,10 @@ class Scenario:
     rebalance: str | None = None
     slo_ttft: float = 20.0
     slo_tpot: float = 0.03
-    slo_gap: float | None = None
+    slo_gap: float = inf
     time_unit: str | None = None
+    classes: tuple[tuple[str, SimulatedClass], ...] = ()
+    """Classes of service by name."""
     policies: tuple[str, ...] = ()
     """Files with policies of the user's own."""
     settings: tuple[str, ...] = ()
@@ -98,7 +101,7 @@ class Scenario:
             work = work.at_rate(work.rate * rate_scale)
         simulation = Simulation(work, decode, prefill, chosen, name, self.error(), self.period_s, seed)
         simulation.ttft_s, simulation.tpot_s = self.slo_ttft, self.slo_tpot
-        simulation.gap_s = inf if self.slo_gap is None else self.slo_gap
+        simulation.gap_s, simulation.classes = self.slo_gap, dict(self.classes)
         return simulation, work.rate / capacity
 
 
@@ -115,6 +118,10 @@ def described(scenario: Scenario, seed: int | None) -> dict[str, object]:
     plain = replace(scenario, recorded=None)
     fields: dict[str, object] = {name: value for name, value in asdict(plain).items() if value not in (None, ())}
     fields["trace"] = Path(scenario.trace).name
+    if not isfinite(scenario.slo_gap):
+        del fields["slo_gap"]
+    if scenario.classes:
+        fields["classes"] = {name: one.model_dump(exclude_none=True) for name, one in scenario.classes}
     if scenario.policies:
         fields["policies"] = [Path(file).name for file in scenario.policies]
     fields["profile"] = Path(scenario.profile).stem

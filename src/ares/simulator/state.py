@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from ares.policy.admission.forecast import GRID
 from ares.policy.admission.state import Knobs
-from ares.policy.forecast import intervals
 from ares.policy.residual_life import REMEMBERED
 
 F8 = NDArray[np.float64]
@@ -142,7 +141,6 @@ class State:
     row_request: I8  # (D, B) requests that ran when the forecast was made
     row_count: I8  # (D,)
     grid: F8
-    intervals: I8  # (last step of the grid + 3,) first grid point at or past each whole step
     forecast_time: F8  # (D,) when each was made
 
     # prefill instances, shape (P,)
@@ -311,7 +309,6 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         row_request=ints(decode, slots, value=NOBODY),
         row_count=ints(decode),
         grid=GRID.astype(np.float64),
-        intervals=intervals(GRID.tobytes()).astype(np.int64),
         forecast_time=floats(decode, value=-np.inf),
         prefill_head=ints(prefill, value=NOBODY),
         prefill_tail=ints(prefill, value=NOBODY),

@@ -55,6 +55,7 @@ def interval(values: list[float]) -> tuple[float, float]:
     return mean, float(stats.t.ppf(0.975, len(values) - 1)) * error
 
 
+_OF_CLASSES = ("requests", "goodput_rps", "slo_share")
 _SCALARS = (
     "goodput_rps",
     "slo_share",
@@ -75,13 +76,22 @@ def points(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         groups.setdefault((entry["load"], entry["preset"]), []).append(entry)
     result = []
     for (load, name), entries in groups.items():
-        point: dict[str, Any] = {"preset": name, "load": load, "seeds": len(entries)}
-        for measure in ("ttft_s", "tpot_s", "longest_gap_s"):
-            point[measure] = {}
-            for statistic in ("mean", "p50", "p90", "p99"):
-                mean, half = interval([entry[measure][statistic] for entry in entries])
-                point[measure][statistic], point[measure][f"{statistic}_ci"] = mean, half
-        for field in _SCALARS:
-            point[field], point[f"{field}_ci"] = interval([entry[field] for entry in entries])
+        point: dict[str, Any] = {"preset": name, "load": load, "seeds": len(entries)} | _means(entries, _SCALARS)
+        classes = {one: None for entry in entries for one in entry.get("classes", {})}
+        if classes:
+            parts = {one: [entry["classes"][one] for entry in entries if one in entry["classes"]] for one in classes}
+            point["classes"] = {one: _means(found, _OF_CLASSES) for one, found in parts.items()}
         result.append(point)
+    return result
+
+
+def _means(entries: list[dict[str, Any]], scalars: tuple[str, ...]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for measure in ("ttft_s", "tpot_s", "longest_gap_s"):
+        result[measure] = {}
+        for statistic in ("mean", "p50", "p90", "p99"):
+            mean, half = interval([entry[measure][statistic] for entry in entries])
+            result[measure][statistic], result[measure][f"{statistic}_ci"] = mean, half
+    for field in scalars:
+        result[field], result[f"{field}_ci"] = interval([entry[field] for entry in entries])
     return result

@@ -84,6 +84,8 @@ class Telemetry:
             ttft_s=state.ttft[requests],
             tpot_s=state.tpot[requests],
             gap_s=state.gap[requests],
+            longest_gap_s=state.longest_gap[requests],
+            rank=state.rank[requests],
         )
 
     def carry_out(self, rescues: list[Rescue], ordered: list[Move], now: float) -> list[MoveRecord]:

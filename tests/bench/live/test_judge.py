@@ -1,5 +1,7 @@
 """What runs are judged by."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,7 +33,7 @@ def test_a_summary_counts_what_failed_as_missed() -> None:
         seen("late", 3.0, 9.0, 10.0, [1] * 11),  # TTFT 6
         seen("failed", 4.0, 0.0, 0.0, [], "503"),
     ]
-    figures = judge.summary(run("x", requests), 1.0, 0.2)
+    figures = judge.summary(run("x", requests), judge.Objectives(1.0, 0.2, math.inf))
     assert figures["failed"] == 1
     assert figures["slo_share"] == 0.25
     assert figures["goodput_rps"] == pytest.approx(0.1)
@@ -41,17 +43,26 @@ def test_a_summary_counts_what_failed_as_missed() -> None:
     assert figures["imbalance"] == pytest.approx(0.2 / 0.3)
 
 
+def test_a_stream_that_stood_still_for_too_long_misses_its_objective() -> None:
+    quick = seen("quick", 1.0, 1.5, 2.5, [1] * 11)
+    requests = [quick, replace(quick, longest_gap_s=2.5)]
+    figures = judge.summary(run("x", requests), judge.Objectives(1.0, 0.2, 2.0))
+    assert (figures["slo_share"], figures["goodput_rps"]) == (0.5, pytest.approx(0.1))
+    assert judge.summary(run("x", requests), judge.Objectives(1.0, 0.2, math.inf))["slo_share"] == 1.0
+
+
 def test_a_run_where_everything_failed_has_a_summary() -> None:
-    figures = judge.summary(run("x", [seen("a", 0.0, 0.0, 0.0, [], "503")], samples=[], migrations=[]), 1.0, 1.0)
+    failed = run("x", [seen("a", 0.0, 0.0, 0.0, [], "503")], samples=[], migrations=[])
+    figures = judge.summary(failed, judge.Objectives(1.0, 1.0, 1.0))
     assert figures["slo_share"] == 0.0
     assert figures["tpot_s"] == {}
 
 
 def test_presets_are_compared_within_a_round() -> None:
-    rounds = []
+    rounds, slo = [], judge.Objectives(99.0, 99.0, 99.0)
     for scale in (1.0, 3.0, 10.0):  # the machine is slower each time, for both
-        a = judge.summary(run("a", [seen("r", 0.0, 1.0 * scale, 2.0 * scale, [1] * 11)]), 99.0, 99.0)
-        b = judge.summary(run("b", [seen("r", 0.0, 0.5 * scale, 0.75 * scale, [1] * 11)]), 99.0, 99.0)
+        a = judge.summary(run("a", [seen("r", 0.0, 1.0 * scale, 2.0 * scale, [1] * 11)]), slo)
+        b = judge.summary(run("b", [seen("r", 0.0, 0.5 * scale, 0.75 * scale, [1] * 11)]), slo)
         rounds.append({"a": a, "b": b})
     ratios = judge.ratios(rounds, "b", "a")
     assert ratios["ttft_p50"]["rounds"] == pytest.approx([0.5] * 3)

@@ -18,6 +18,7 @@ from ares.bench.live import client, judge, load
 from ares.bench.live.judge import PrefillLaw
 from ares.engine.defaults import local_flags
 from ares.model import DEFAULT_MODEL
+from ares.objectives import DEFAULT_GAP_S, SloGap, written
 from ares.progress import progress_display
 
 # What first tokens are timed with, beside streams that keep the decode instances busy meanwhile.
@@ -100,6 +101,7 @@ def command(
     ] = None,
     slo_ttft: Annotated[float, typer.Option(min=0, help="TTFT objective, seconds.")] = 10.0,
     slo_tpot: Annotated[float, typer.Option(min=0, help="TPOT objective, seconds.")] = 0.1,
+    slo_gap: SloGap = DEFAULT_GAP_S,
     seed: Annotated[int, typer.Option(help="Of arrivals and of the order of prompts.")] = 0,
     dtype: Annotated[
         str, typer.Option(help="Of the real engines: in float32 no token depends on who else is in the batch.")
@@ -134,6 +136,7 @@ def command(
     else:
         planned = load.from_prompts(prompts or [], requests, rate, limit, seed, _note)
     engine_flags = ["--kv-tokens", str(kv_tokens)] if kv_tokens is not None else []
+    gap = "none" if written(slo_gap) is None else str(slo_gap)
     settings = local.ClusterSettings(
         model=model,
         prefill=prefill,
@@ -146,15 +149,15 @@ def command(
             if simulate is None
             else engine_flags
         ),
-        gateway_flags=("--slo-ttft-s", str(slo_ttft), "--slo-tpot-s", str(slo_tpot)),
+        gateway_flags=("--slo-ttft-s", str(slo_ttft), "--slo-tpot-s", str(slo_tpot), "--slo-gap-s", gap),
     )
     console = Console(stderr=True)
     with local.running(settings, console) as cluster:
         every, instances, law = asyncio.run(_measure(cluster.url, model, names, planned, rounds, console))
     from ares.bench.live import fidelity  # the simulator takes its time to load
 
-    runs, slo = [run for one in every for run in one], (slo_ttft, slo_tpot)
-    figures = [{run.preset: judge.summary(run, slo_ttft, slo_tpot) for run in one} for one in every]
+    runs, slo = [run for one in every for run in one], judge.Objectives(slo_ttft, slo_tpot, slo_gap)
+    figures = [{run.preset: judge.summary(run, slo) for run in one} for one in every]
     bases = [name for name in names if name.startswith("static") or name == "off"] or names[:1]
     result = {
         "benchmark": "live",
@@ -166,7 +169,7 @@ def command(
         "kv_tokens": [row.get("capacity_tokens") for row in instances if row["role"] != "prefill"],
         "requests": len(planned),
         "rate": (len(planned) - 1) / (planned[-1].at_s - planned[0].at_s),
-        "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot},
+        "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot, "gap_s": written(slo_gap)},
         **describe(),
         "prefill_law_s": {"base": law.base_s, "token": law.token_s},
         "rounds": [{"runs": list(one.values())} for one in figures],
@@ -212,7 +215,7 @@ def _simulated_load(
 
 
 def _show(names: list[str], figures: list[dict[str, dict[str, Any]]], result: dict[str, Any]) -> None:
-    times = ("TPOT\np50 ms", "TPOT\np99 ms", "TTFT\np50 s", "TTFT\np99 s")
+    times = ("TPOT\np50 ms", "TPOT\np99 ms", "TTFT\np50 s", "TTFT\np99 s", "longest gap\np99 s")
     columns = (*times, "goodput\n/s", "preempt", "moves")
     table = tables.table("preset", *columns, title=f"medians over {len(figures)} rounds")
 
@@ -227,6 +230,7 @@ def _show(names: list[str], figures: list[dict[str, dict[str, Any]]], result: di
             f"{1e3 * median(name, 'tpot_s', 'p99'):.1f}",
             f"{median(name, 'ttft_s', 'p50'):.2f}",
             f"{median(name, 'ttft_s', 'p99'):.2f}",
+            f"{median(name, 'longest_gap_s', 'p99'):.2f}",
             f"{median(name, 'goodput_rps'):.3f}",
             f"{median(name, 'preemptions'):.0f}",
             f"{median(name, 'migrations'):.0f}",

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ares.bench.live.client import Run
-from ares.bench.live.judge import PrefillLaw, lengths
+from ares.bench.live.judge import Objectives, PrefillLaw, lengths
 from ares.policy import preset
 from ares.simulator import metrics
 from ares.simulator.cluster import Simulation
@@ -37,10 +37,8 @@ def profile_of(run: Run, decode: dict[str, Any], prefill: PrefillLaw, name: str)
     )
 
 
-def predicted(
-    run: Run, instances: list[dict[str, Any]], law: PrefillLaw, slo_s: tuple[float, float]
-) -> dict[str, Any] | None:
-    """Simulate one run with its own arrivals and lengths, under these objectives (first token, every further one).
+def predicted(run: Run, instances: list[dict[str, Any]], law: PrefillLaw, slo: Objectives) -> dict[str, Any] | None:
+    """Simulate one run with its own arrivals and lengths, under these objectives.
 
     Errors are relative to what was measured.
     """
@@ -59,11 +57,10 @@ def predicted(
     step = known[0].step.model_copy(update={"base_s": law.base_s})
     prefilling = known[0].model_copy(update={"step": step})
     prefill = [prefilling.model_copy(update={"name": row["name"]}) for row in instances if row["role"] == "prefill"]
-    policy = preset(run.preset).for_objectives(slo_s[0])
+    policy = preset(run.preset).for_objectives(slo.ttft_s)
     error = ERROR_MODELS["continuous"]
-    simulation = Simulation(
-        work, known, prefill, policy, run.preset, error, ttft_s=slo_s[0], tpot_s=slo_s[1], first_at_prefill=True
-    )
+    simulation = Simulation(work, known, prefill, policy, run.preset, error, first_at_prefill=True)
+    simulation.ttft_s, simulation.tpot_s, simulation.gap_s = slo.ttft_s, slo.tpot_s, slo.gap_s
     outcome = simulation.run()
     measured = {"ttft_s": [seen.ttft_s for seen in came], "tpot_s": [seen.tpot_s for seen in came]}
     made = {"ttft_s": metrics.ttft_s(outcome), "tpot_s": metrics.tpot_s(outcome)}

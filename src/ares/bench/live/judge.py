@@ -17,11 +17,23 @@ class PrefillLaw(NamedTuple):
     token_s: float
 
 
-def summary(run: Run, slo_ttft_s: float, slo_tpot_s: float) -> dict[str, Any]:
+class Objectives(NamedTuple):
+    """Seconds to the first token, of every further one, and of the longest gap of a stream (infinite: none)."""
+
+    ttft_s: float
+    tpot_s: float
+    gap_s: float
+
+    def met(self, seen: Observed) -> bool:
+        """Whether a completed request met all of them."""
+        return seen.ttft_s <= self.ttft_s and seen.tpot_s <= self.tpot_s and seen.longest_gap_s <= self.gap_s
+
+
+def summary(run: Run, slo: Objectives) -> dict[str, Any]:
     """Return the figures of one run; failed requests miss every objective and are in no percentile."""
     came = [seen for seen in run.requests if seen.error is None]
     tpot = [seen.tpot_s for seen in came if len(seen.tokens) > 1]
-    good = sum(seen.ttft_s <= slo_ttft_s and seen.tpot_s <= slo_tpot_s for seen in came)
+    good = sum(slo.met(seen) for seen in came)
     kv = np.array([sample["kv"] for sample in run.samples if sample["at_s"] <= run.span_s] or [[0.0]])
     stalls = [record["stall_s"] for record in run.migrations if record["outcome"] == "moved"]
     return {
@@ -61,6 +73,7 @@ _MEASURES: dict[str, Callable[[dict[str, Any]], float]] = {
     "ttft_p99": lambda one: float(one["ttft_s"]["p99"]),
     "tpot_p50": lambda one: float(one["tpot_s"]["p50"]),
     "tpot_p99": lambda one: float(one["tpot_s"]["p99"]),
+    "longest_gap_p99": lambda one: float(one["longest_gap_s"]["p99"]),
     "goodput": lambda one: float(one["goodput_rps"]),
     "throughput": lambda one: float(one["output_tokens_per_s"]),
 }

@@ -23,7 +23,7 @@ const make = (tag, className, ...children) => {
 // --- state ---
 
 const NAMES = [
-  "ttft_p50", "ttft_p90", "ttft_p99", "tpot_p50", "tpot_p90", "tpot_p99", "kv_max", "kv_mean", "kv_min", "kv_peak",
+  "ttft_p50", "ttft_p90", "ttft_p99", "tpot_p50", "tpot_p90", "tpot_p99", "gap_p50", "gap_p90", "gap_p99", "kv_max", "kv_mean", "kv_min", "kv_peak",
   "running", "waiting", "held", "suspended", "error_mean", "error_p90", "new_moves", "new_preemptions",
 ];
 const history = new History(NAMES, CAPACITY);
@@ -85,6 +85,7 @@ const tiles = {
   peak: tile("KV, fullest", "The fullest decode instance, now and at its predicted peak"),
   ttft: tile("TTFT", "Arrival to first token, of the last minute"),
   tpot: tile("TPOT", "Time per output token, of the sequences that ended in the last minute"),
+  gap: tile("Longest gap", "Longest time between two tokens, of the sequences that ended in the last minute"),
   rate: tile("Decode rate", "Running requests over step time, summed over the instances"),
   moves: tile("Moves", "Moves since this page was opened, and under way"),
   preemptions: tile("Preemptions", "Since this page was opened, and since the instances started"),
@@ -92,7 +93,7 @@ const tiles = {
 };
 
 function drawTiles() {
-  const { ttft_s: ttft, tpot_s: tpot, prediction_error_tokens: error } = snapshot.recent;
+  const { ttft_s: ttft, tpot_s: tpot, longest_gap_s: gap, prediction_error_tokens: error } = snapshot.recent;
   const queue = [["waiting", now.waiting], ["prefill", now.prefill], ["held", now.held], ["suspended", now.suspended]];
   const told = queue.filter(([, value]) => value).map(([name, value]) => `${count(value)} ${name}`);
   tiles.running(count(now.running), told.join(" · ") || "none waiting");
@@ -101,6 +102,7 @@ function drawTiles() {
   tiles.peak(percent(now.kv_max), peak, now.kv_peak > 1);
   tiles.ttft(seconds(ttft.p50), `p90 ${seconds(ttft.p90)} · p99 ${seconds(ttft.p99)}`);
   tiles.tpot(seconds(tpot.p50), `p90 ${seconds(tpot.p90)} · p99 ${seconds(tpot.p99)}`);
+  tiles.gap(seconds(gap.p50), `p90 ${seconds(gap.p90)} · p99 ${seconds(gap.p99)}`);
   tiles.rate(count(now.tokens_per_s), "tokens/s");
   tiles.moves(count(seen.moves), `${count(now.moving)} under way`);
   tiles.preemptions(count(seen.preemptions), `${count(now.preemptions)} in all`, seen.preemptions > 0);
@@ -248,6 +250,7 @@ const three = (name) => [
 const charts = new Charts($("charts"), history, [
   { title: "TTFT", format: seconds, series: three("ttft") },
   { title: "TPOT", format: seconds, series: three("tpot") },
+  { title: "Longest gap", format: seconds, series: three("gap") },
   {
     title: "KV",
     format: percent,

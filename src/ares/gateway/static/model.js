@@ -130,7 +130,7 @@ export function summary(snapshot) {
     const state = stateOf(snapshot.requests, i);
     states[state] = (states[state] ?? 0) + 1;
   }
-  const { ttft_s: ttft, tpot_s: tpot, prediction_error_tokens: error } = snapshot.recent;
+  const { ttft_s: ttft, tpot_s: tpot, longest_gap_s: gap, prediction_error_tokens: error } = snapshot.recent;
   return {
     running: sum(decode.map((one) => one.running)),
     waiting: sum(decode.map((one) => one.waiting)),
@@ -150,6 +150,9 @@ export function summary(snapshot) {
     tpot_p50: tpot.p50,
     tpot_p90: tpot.p90,
     tpot_p99: tpot.p99,
+    gap_p50: gap.p50,
+    gap_p90: gap.p90,
+    gap_p99: gap.p99,
     error_mean: error.mean_absolute,
     error_p90: error.p90_absolute,
   };

@@ -29,6 +29,10 @@ class Progress:
         Seconds since it arrived, and since its first token (NaN: it has none).
     ttft_s, tpot_s, gap_s
         The objectives: time to first token, seconds a token, longest gap in the stream (infinite: none).
+    longest_gap_s
+        Longest gap that the stream has had.
+    rank
+        Class of each: a smaller one goes before every larger one.
     """
 
     generated: IntArray
@@ -37,6 +41,14 @@ class Progress:
     ttft_s: FloatArray
     tpot_s: FloatArray
     gap_s: FloatArray
+    longest_gap_s: FloatArray
+    rank: IntArray
+
+    @property
+    def silent(self) -> BoolArray:
+        """Whether the longest gap of the stream has missed its objective."""
+        missed: BoolArray = self.longest_gap_s > self.gap_s
+        return missed
 
     @property
     def late(self) -> BoolArray:

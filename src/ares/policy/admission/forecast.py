@@ -69,9 +69,11 @@ class ForecastSettings:
     suspends: bool = False
     after_s: float = _SUSPENSION.after_s
     least_slack_s: float = _SUSPENSION.least_slack_s
+    least_gap_s: float = _SUSPENSION.least_gap_s
     urgent_s: float = _SUSPENSION.urgent_s
     urgent_steps: float = _SUSPENSION.urgent_steps
     longest_s: float = _SUSPENSION.longest_s
+    longest_missed_s: float = _SUSPENSION.longest_missed_s
     ratio: float = _SUSPENSION.ratio
 
     def __post_init__(self) -> None:
@@ -196,9 +198,11 @@ def knobs(admission: AdmissionSettings, suspension: SuspendSettings | None) -> K
         suspends=float(suspension is not None),
         after_s=usual.after_s,
         least_slack_s=usual.least_slack_s,
+        least_gap_s=max(usual.least_gap_s, usual.least_slack_s),
         urgent_s=usual.urgent_s,
         urgent_steps=usual.urgent_steps,
         longest_s=usual.longest_s,
+        longest_missed_s=usual.longest_missed_s,
         ratio=usual.ratio,
     )
 
@@ -229,6 +233,8 @@ def _requests(cluster: Cluster, candidates: Candidates, running: Progress) -> Re
         ttft_s=both(stand.ttft_s, running.ttft_s),
         tpot_s=both(stand.tpot_s, running.tpot_s),
         gap_s=both(stand.gap_s, running.gap_s),
+        longest_gap_s=both(stand.longest_gap_s, running.longest_gap_s),
+        rank=np.concatenate([candidates.rank, running.rank]).astype(np.int64),
         outside=np.concatenate([outside, np.full(rows, INSIDE)]).astype(np.int64),
         movable=np.concatenate([np.zeros(waiting, np.int64), cluster.movable.astype(np.int64)]),
         excluded=excluded,
@@ -267,7 +273,8 @@ def _entry(
 ) -> Entry:
     """Put a decision of the loop into words."""
     if kind == SUSPEND:
-        spare = "misses its objective anyway" if np.isnan(said) else f"can stand still for {said:.1f} s"
+        spare = f"can stand still for {said:.1f} s" if np.isfinite(said) else "misses its objective anyway"
+        spare = "misses its gap by it" if said == -np.inf else spare
         reason = f"{spare}; {tokens:.0f} tokens make room for {candidates.requests[why]}"
         return Entry("suspend", request - len(candidates.tokens), instance, reason)
     reason = f"{_WHY[why]}; {tokens:.0f} tokens, expected peak {said:.0f} of {limit:.0f}"

@@ -36,6 +36,9 @@ from ares.policy.compiling import compiled, inlined
 from ares.policy.forecast import own_curve as _own_curve
 
 NOBODY = -1
+# Who is suspended for another, the last first: one that misses only its gap by it; one that misses others already; one
+# with time to spare; one that misses its objectives anyway, its gap included or not bounded.
+_GIVEN_UP, _LATE, _PATIENT, _FREE = range(4)
 
 memory_time = compiled(_memory_time)
 tokens_within = compiled(_tokens_within)
@@ -94,7 +97,8 @@ def admit(
         Memory-time that the oldest may claim.
     decided, numbers
         Results, shape (D, 4): kind, request, instance, why; and (D, 3): tokens, peak of the forecast, limit. Where one
-        is suspended, second stands how long it can stand still (NaN: it misses its objectives anyway).
+        is suspended, second stands how long it can stand still (NaN: it misses its objectives anyway; -inf: it misses
+        its gap by that).
 
     Returns
     -------
@@ -368,7 +372,7 @@ def choose_instance(
 def _spare_s(here: Round, request: int) -> tuple[bool, float]:
     """Return whether a request misses its objectives even without a pause, and for how long it may stand still.
 
-    No longer than its stream may be silent, whatever else it misses.
+    No longer than its stream may be silent, whatever else it misses; one that has missed its gap, for any time.
     """
     requests, now = here.requests, here.now
     first, remaining = requests.first_token_s[request], requests.remaining[request]
@@ -379,9 +383,24 @@ def _spare_s(here: Round, request: int) -> tuple[bool, float]:
     spare = final_slack_s(tpot, generated, elapsed, remaining[0], here.step_s)
     missed = began - requests.arrived_s[request] > requests.ttft_s[request] or most < 0.0
     gap = requests.gap_s[request]
+    if _misses_gap(here, request):
+        return True, np.inf
     if requests.outside[request] == SUSPENDED:
         gap -= now - requests.waits_since_s[request]
     return missed, gap if missed else min(spare, gap)
+
+
+@inlined
+def _misses_gap(here: Round, request: int) -> bool:
+    """Whether the stream of a request has been silent for longer than its objective, or is about to be.
+
+    A suspension is longer than an objective below `least_gap_s`: who is suspended with one has missed it.
+    """
+    requests = here.requests
+    longest = requests.longest_gap_s[request]
+    if requests.outside[request] == SUSPENDED:
+        longest = max(longest, here.now - requests.waits_since_s[request], here.knobs.least_gap_s)
+    return bool(longest > requests.gap_s[request])
 
 
 @inlined
@@ -399,7 +418,8 @@ def _next_to_resume(here: Round, queue: Queue) -> tuple[int, float]:
         missed, spare = False, np.inf
         if knobs.suspends > 0.0:
             missed, spare = _spare_s(here, request)
-            if here.now - requests.waits_since_s[request] > knobs.longest_s:
+            longest = knobs.longest_missed_s if _misses_gap(here, request) else knobs.longest_s
+            if here.now - requests.waits_since_s[request] > longest:
                 missed, spare = False, 0.0
             missed = missed and not spare < knobs.urgent_s
         key = requests.waits_since_s[request] if missed else spare
@@ -413,6 +433,9 @@ def _next_to_resume(here: Round, queue: Queue) -> tuple[int, float]:
 def _make_room(here: Round, candidate: int, need: float, count: int) -> int:
     """Suspend the running request that can spare it most for a candidate; return its instance, or NOBODY.
 
+    The largest of those that miss their objectives anyway, a missed gap included; else the one with the most time to
+    spare; else, where gaps have objectives, the largest: one misses its own, and is the first to give way from then on.
+
     Parameters
     ----------
     need
@@ -420,7 +443,7 @@ def _make_room(here: Round, candidate: int, need: float, count: int) -> int:
     """
     instances, requests, knobs = here.instances, here.requests, here.knobs
     smallest = knobs.ratio * _size(requests, candidate)
-    best, best_instance, best_missed, best_value, best_spare = NOBODY, NOBODY, False, -np.inf, 0.0
+    best, best_instance, best_key, best_spare = NOBODY, NOBODY, (NOBODY, 0, -np.inf), 0.0
     for instance in range(len(instances.memory)):
         excluded = len(requests.excluded) > 0 and requests.excluded[candidate, instance] != 0
         if excluded or instances.closed[instance] != 0:
@@ -432,12 +455,16 @@ def _make_room(here: Round, candidate: int, need: float, count: int) -> int:
             if requests.movable[request] == 0 or free + requests.tokens[request] < need or not size >= smallest:
                 continue
             missed, spare = _spare_s(here, request)
-            if not spare >= knobs.least_slack_s:
-                continue
-            value = size if missed else spare
-            if (missed, value) > (best_missed, best_value):
-                best, best_instance, best_missed, best_value = request, instance, missed, value
-                best_spare = np.nan if missed else spare
+            tier = _FREE if missed else _PATIENT
+            if not spare >= knobs.least_slack_s or (requests.gap_s[request] < knobs.least_gap_s and spare < np.inf):
+                # It misses its gap, as who waits would its first token: the largest, so that few do.
+                if not np.isfinite(requests.gap_s[request]) or requests.rank[request] < requests.rank[candidate]:
+                    continue
+                tier = _LATE if missed else _GIVEN_UP
+            key = (tier, requests.rank[request] if tier < _PATIENT else 0, spare if tier == _PATIENT else size)
+            if key > best_key:
+                best, best_instance, best_key = request, instance, key
+                best_spare = np.nan if missed else -np.inf if tier == _GIVEN_UP else spare
     if best == NOBODY:
         return NOBODY
     requests.movable[best] = 0
@@ -455,10 +482,10 @@ def prepare() -> None:
     """Compile now what the first decision would otherwise wait for: some ten seconds, or nothing from the cache."""
     none, empty, matrix, ids = np.zeros(0), np.zeros(0, np.int64), np.zeros((0, 1)), np.zeros((0, 1), np.int64)
     instances = Instances(matrix, matrix, empty, empty, empty, none, none, none, ids, empty)
-    times = (none, none, none, none, none, none)
-    requests = Requests(empty, matrix, empty, *times, empty, empty, np.zeros((0, 0), np.int64))
+    times = (none, none, none, none, none, none, none)
+    requests = Requests(empty, matrix, empty, *times, empty, empty, empty, np.zeros((0, 0), np.int64))
     horizon = Horizon(np.zeros(1), np.ones(1), 1)
-    knobs = Knobs(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    knobs = Knobs(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     decided, numbers = np.zeros((2, 4), np.int64), np.zeros((2, 3))
     admit(0.0, 0.0, instances, requests, Queue(empty, empty, empty), horizon, knobs, decided, numbers)
     insert_in_order(np.zeros(1, np.int64), 0, 0, np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1))

@@ -38,6 +38,10 @@ class Requests(NamedTuple):
         When its wait began: its arrival, or its suspension, shape (N,).
     ttft_s, tpot_s, gap_s
         Objectives: time to first token, seconds a token, longest gap in its stream (infinite: none), shape (N,).
+    longest_gap_s
+        Longest gap that its stream has had, shape (N,).
+    rank
+        Class of each: a smaller one goes before every larger one, shape (N,).
     outside
         `INSIDE`, `WAITING` (prefilled, and not admitted yet) or `SUSPENDED`, shape (N,); written.
     movable
@@ -55,6 +59,8 @@ class Requests(NamedTuple):
     ttft_s: F8
     tpot_s: F8
     gap_s: F8
+    longest_gap_s: F8
+    rank: I8
     outside: I8
     movable: I8
     excluded: I8
@@ -137,7 +143,9 @@ class Knobs(NamedTuple):
     suspends: float
     after_s: float
     least_slack_s: float
+    least_gap_s: float
     urgent_s: float
     urgent_steps: float
     longest_s: float
+    longest_missed_s: float
     ratio: float

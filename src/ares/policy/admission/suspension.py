@@ -21,12 +21,17 @@ class SuspendSettings:
         How long a request waits before another is suspended for it.
     least_slack_s
         Seconds that a request must have to spare to be suspended.
+    least_gap_s
+        Shortest objective for the longest gap that a pause can keep: a cut, a wait, a prefill and a transfer take time,
+        whatever the other objectives are. None below `least_slack_s` is kept, either.
     urgent_s
         A suspended request with less to spare resumes before all others.
     urgent_steps
         Steps ahead for which there must be room for it then.
     longest_s
         A suspended request resumes before all others after this time, whatever its objective: the bound on starvation.
+    longest_missed_s
+        The same for one whose gap has an objective, and has missed it.
     ratio
         Memory-time of the suspended over that of the one it makes room for, at least.
     """
@@ -35,9 +40,11 @@ class SuspendSettings:
     tpot_s: float = 0.03
     after_s: float = 1.0
     least_slack_s: float = 60.0
+    least_gap_s: float = 10.0
     urgent_s: float = 20.0
     urgent_steps: float = 125.0
     longest_s: float = 900.0
+    longest_missed_s: float = 300.0
     ratio: float = 1.3
 
     def for_objectives(self, ttft_s: float, tpot_s: float | None = None) -> "SuspendSettings":

@@ -6,7 +6,6 @@ Point predictions, tokens as load, and no view of memory but the target's limit.
 from dataclasses import asdict, dataclass, replace
 
 from ares.policy.cluster import Cluster
-from ares.policy.kernels import prepare
 from ares.policy.rebalance import ares
 from ares.policy.rebalance.base import Move, Rebalance, register
 
@@ -42,7 +41,7 @@ class Paper(Rebalance):
     @classmethod
     def prepare(cls) -> None:
         """Compile the inner loops."""
-        prepare()
+        ares.prepare()
 
     def decide(self, cluster: Cluster) -> list[Move]:
         """Return the moves of one period."""

@@ -1,0 +1,395 @@
+"""The inner loops of `ares` (ares.py): who gives, who takes, and the pairs of request and target that gain most.
+
+Plain loops over arrays, compiled where numba is installed. Importing this module imports numba.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ares.policy.compiling import compiled, inlined, keep_memory
+
+F8 = NDArray[np.float64]
+I8 = NDArray[np.int64]
+B1 = NDArray[np.bool_]
+
+NOBODY = -1
+TRIES = 32
+"""Pairs looked at closely in one decision, beside those that become moves."""
+
+
+class Rows(NamedTuple):
+    """The running requests: instance, resident tokens and whether each may move, shape (R,), quantiles, (R, Q)."""
+
+    location: I8
+    resident: I8
+    movable: B1
+    remaining: F8
+
+
+class Pool(NamedTuple):
+    """The instances, shape (I,): whether each is open, its limit in tokens, and its cost model of a step."""
+
+    open: B1
+    limit: F8
+    base: F8
+    request: F8
+    token: F8
+
+
+class Ahead(NamedTuple):
+    """The forecast, shape (I, K), as in `ares.policy.forecast.Forecast`; `running` is its `count`."""
+
+    expected: F8
+    held: F8
+    variance: F8
+    running: F8
+
+
+class Horizon(NamedTuple):
+    """The steps ahead that are looked at.
+
+    Attributes
+    ----------
+    steps, beta
+        Steps ahead and the weight of each, shape (K,).
+    coarse, coarse_beta
+        Indices of the few points on which all pairs are scored, and the weight of each, shape (P,).
+    weights
+        Probability that each quantile of the remaining tokens stands for, shape (Q,).
+    """
+
+    steps: F8
+    beta: F8
+    coarse: I8
+    coarse_beta: F8
+    weights: F8
+
+
+class Knobs(NamedTuple):
+    """Settings (`AresSettings`), as numbers.
+
+    Attributes
+    ----------
+    theta, minimum_gain, deviations, memory_weight, sources, targets
+        As there.
+    block
+        Tokens of a KV block, in whole ones of which the target's memory is taken.
+    step_s
+        Seconds of a step; 0: the load of an instance is in seconds.
+    pause_s, token_s
+        Seconds that a request must be expected to run on: so many, and so many for each of its tokens.
+    """
+
+    theta: float
+    minimum_gain: float
+    deviations: float
+    memory_weight: float
+    sources: int
+    targets: int
+    block: int
+    step_s: float
+    pause_s: float
+    token_s: float
+
+
+class Round(NamedTuple):
+    """One decision: what it was given, and the load of every instance and its memory beyond the limit, shape (I,)."""
+
+    rows: Rows
+    pool: Pool
+    ahead: Ahead
+    horizon: Horizon
+    knobs: Knobs
+    mean: float
+    load: F8
+    pressure: F8
+
+
+@compiled
+def choose_moves(
+    rows: tuple[I8, I8, B1, F8],
+    pool: tuple[B1, F8, F8, F8, F8],
+    ahead: tuple[F8, F8, F8, F8],
+    horizon: tuple[F8, F8, I8, F8, F8],
+    knobs: tuple[float, float, float, float, int, int, int, float, float, float],
+    pairs: I8,
+    numbers: F8,
+) -> int:
+    """Choose the moves of one period, best first; return how many.
+
+    Parameters
+    ----------
+    rows, pool, ahead, horizon, knobs
+        The fields of `Rows`, `Pool`, `Ahead`, `Horizon` and `Knobs`: a plain tuple is handed over faster.
+    pairs, numbers
+        Results, shape (moves at most, 3) and (..., 8): row, source, target; gain, peak of the target's memory, what the
+        source loses and the target gains of its load, the load of both, the mean load, and the weighted tokens by which
+        the source's memory exceeds its limit.
+    """
+    instances = Pool(*pool)
+    load, pressure = np.empty(len(instances.limit)), np.empty(len(instances.limit))
+    mean = _loads(instances, Ahead(*ahead), Horizon(*horizon), Knobs(*knobs).deviations, load, pressure)
+    here = Round(Rows(*rows), instances, Ahead(*ahead), Horizon(*horizon), Knobs(*knobs), mean, load, pressure)
+    sources = _sources(here, max(here.knobs.sources, len(pairs)))
+    targets = _targets(here, max(here.knobs.targets, len(pairs)))
+    if len(sources) == 0 or len(targets) == 0:
+        return 0
+    candidates, starts = _candidates(here, sources)
+    if len(candidates) == 0:
+        return 0
+    gain = _coarse_gain(here, candidates, targets)
+    return _take_pairs(here, candidates, starts, sources, targets, gain, pairs, numbers)
+
+
+@inlined
+def _loads(pool: Pool, ahead: Ahead, horizon: Horizon, deviations: float, load: F8, pressure: F8) -> float:
+    """Write the load of every instance and its memory beyond the limit; return the mean load of the open ones."""
+    total, open_ones = 0.0, 0
+    points = len(horizon.beta)
+    step, excess = np.empty(points), np.empty(points)
+    for instance in range(len(load)):
+        base, request, token = pool.base[instance], pool.request[instance], pool.token[instance]
+        most = pool.limit[instance]
+        # Two loops: the first has no order to keep, and is done eight points at a time.
+        for point in range(points):
+            alone = request * ahead.running[instance, point] + base
+            step[point] = (alone + token * ahead.expected[instance, point]) * horizon.beta[point]
+            high = np.sqrt(ahead.variance[instance, point]) * deviations + ahead.held[instance, point]
+            excess[point] = max(high - most, 0.0) * horizon.beta[point]
+        seconds, beyond = 0.0, 0.0
+        for point in range(points):
+            seconds += step[point]
+            beyond += excess[point]
+        load[instance], pressure[instance] = seconds, beyond
+        if pool.open[instance]:
+            total += seconds
+            open_ones += 1
+    return total / max(open_ones, 1)
+
+
+@inlined
+def _step_s(here: Round, instance: int, point: int) -> float:
+    """Return how long a step of an instance takes at a point of the horizon."""
+    pool, ahead = here.pool, here.ahead
+    alone = pool.request[instance] * ahead.running[instance, point] + pool.base[instance]
+    return float(alone + pool.token[instance] * ahead.expected[instance, point])
+
+
+@inlined
+def _excess(here: Round, instance: int, point: int) -> float:
+    """Return by how many tokens a high quantile of an instance's memory exceeds its limit at a point."""
+    high = np.sqrt(here.ahead.variance[instance, point]) * here.knobs.deviations + here.ahead.held[instance, point]
+    return float(max(high - here.pool.limit[instance], 0.0))
+
+
+@compiled
+def _largest(key: F8, most: int) -> I8:
+    """Return the indices of the largest keys, the largest first, the lowest index among equals; -inf is none."""
+    chosen = np.empty(min(most, len(key)), np.int64)
+    for place in range(len(chosen)):
+        best = 0
+        for index in range(len(key)):
+            if key[index] > key[best]:
+                best = index
+        if not key[best] > -np.inf:
+            return chosen[:place]
+        chosen[place] = best
+        key[best] = -np.inf
+    return chosen
+
+
+@inlined
+def _sources(here: Round, most: int) -> I8:
+    """Return the open instances with too much load, or too much memory ahead, the worst first."""
+    key = np.full(len(here.load), -np.inf)
+    for instance in range(len(key)):
+        pressure = here.pressure[instance] / max(here.pool.limit[instance], 1.0)
+        over = here.load[instance] > (1.0 + here.knobs.theta) * here.mean or pressure > 0.0
+        if here.pool.open[instance] and over and here.mean > 0.0:
+            key[instance] = here.load[instance] / here.mean + here.knobs.memory_weight * pressure
+    return _largest(key, most)
+
+
+@inlined
+def _targets(here: Round, most: int) -> I8:
+    """Return the open instances with less than the mean load, the least loaded first."""
+    key = np.full(len(here.load), -np.inf)
+    for instance in range(len(key)):
+        if here.pool.open[instance] and here.load[instance] < here.mean:
+            key[instance] = -here.load[instance]
+    return _largest(key, most)
+
+
+@inlined
+def _candidates(here: Round, sources: I8) -> tuple[I8, I8]:
+    """Return the rows of the sources that may move and run long after it, source by source; and where each begins."""
+    rows, knobs = here.rows, here.knobs
+    middle = rows.remaining.shape[1] // 2
+    position = np.full(len(here.load), NOBODY)
+    position[sources] = np.arange(len(sources))
+    found, starts = np.empty(len(rows.location), np.int64), np.zeros(len(sources) + 1, np.int64)
+    count = 0
+    for row in range(len(rows.location)):
+        group = position[rows.location[row]]
+        if group == NOBODY or not rows.movable[row]:
+            continue
+        step_s = knobs.step_s if knobs.step_s > 0.0 else here.load[rows.location[row]]
+        # NaN, one without a prediction, runs on.
+        if rows.remaining[row, middle] * step_s <= knobs.pause_s + knobs.token_s * rows.resident[row]:
+            continue
+        found[count] = row
+        count += 1
+        starts[group + 1] += 1
+    for group in range(len(sources)):
+        starts[group + 1] += starts[group]
+    candidates, following = np.empty(count, np.int64), starts.copy()
+    for row in found[:count]:
+        group = position[rows.location[row]]
+        candidates[following[group]] = row
+        following[group] += 1
+    return candidates, starts
+
+
+@inlined
+def _alive(here: Round, row: int, step: float) -> float:
+    """Return the probability that a request still runs in so many steps."""
+    alive = 0.0
+    for atom in range(len(here.horizon.weights)):
+        if not here.rows.remaining[row, atom] <= step:  # NaN outlasts every step
+            alive += here.horizon.weights[atom]
+    return alive
+
+
+@inlined
+def _coarse_gain(here: Round, candidates: I8, targets: I8) -> F8:
+    """Score every pair of request and target on a few points of the horizon, shape (C, T)."""
+    rows, pool, horizon, knobs = here.rows, here.pool, here.horizon, here.knobs
+    few = len(horizon.coarse)
+    twice = np.empty((few, len(targets)))
+    per_request, per_token = pool.request[targets], pool.token[targets]
+    for index in range(few):
+        for column in range(len(targets)):
+            twice[index, column] = 2.0 * _step_s(here, targets[column], horizon.coarse[index])
+    gain = np.empty((len(candidates), len(targets)))
+    burden = np.empty(len(targets))
+    square = here.mean * here.mean
+    for candidate in range(len(candidates)):
+        row = candidates[candidate]
+        source = rows.location[row]
+        burden[:] = 0.0
+        relief, memory = 0.0, 0.0
+        for index in range(few):
+            point, beta = horizon.coarse[index], horizon.coarse_beta[index]
+            alive = _alive(here, row, horizon.steps[point])
+            tokens = alive * (float(rows.resident[row]) + horizon.steps[point])
+            less = pool.request[source] * alive + pool.token[source] * tokens
+            relief += (2.0 * _step_s(here, source, point) - less) * less * beta
+            excess = _excess(here, source, point)
+            left = max(excess - tokens, 0.0)
+            memory += (excess * excess - left * left) * beta
+            for column in range(len(targets)):
+                more = per_request[column] * alive + per_token[column] * tokens
+                burden[column] += (twice[index, column] + more) * more * beta
+        memory *= knobs.memory_weight / max(pool.limit[source], 1.0) ** 2
+        for column in range(len(targets)):
+            gain[candidate, column] = (relief - burden[column]) / square + memory
+            if targets[column] == source:
+                gain[candidate, column] = -np.inf
+    return gain
+
+
+@inlined
+def _take_pairs(
+    here: Round, candidates: I8, starts: I8, sources: I8, targets: I8, gain: F8, pairs: I8, numbers: F8
+) -> int:
+    """Take pairs greedily, best first, each looked at on every point of the horizon; return how many.
+
+    One move leaves a source and one enters a target, and what received does not give, nor the other way round. A pair
+    that gains too little, or takes the target beyond its limit, costs one of the tries. `gain` is overwritten.
+    """
+    best = np.full((len(sources), len(targets)), -np.inf)
+    for group in range(len(sources)):
+        for column in range(len(targets)):
+            best[group, column] = _most(gain, column, starts[group], starts[group + 1])
+    taken, tries = 0, TRIES
+    while taken < len(pairs) and tries > 0:
+        place = int(np.argmax(best))
+        group, column = place // len(targets), place % len(targets)
+        if best[group, column] <= here.knobs.minimum_gain:
+            break
+        index = starts[group]
+        for candidate in range(starts[group], starts[group + 1]):
+            if gain[candidate, column] > gain[index, column]:
+                index = candidate
+        row, source, target = candidates[index], sources[group], targets[column]
+        score, peak, leaves, enters = _close_look(here, row, source, target)
+        if peak > here.pool.limit[target] or score <= here.knobs.minimum_gain:
+            tries -= 1
+            gain[index, column] = -np.inf
+            best[group, column] = _most(gain, column, starts[group], starts[group + 1])
+            continue
+        pairs[taken, 0], pairs[taken, 1], pairs[taken, 2] = row, source, target
+        numbers[taken, 0], numbers[taken, 1], numbers[taken, 2], numbers[taken, 3] = score, peak, leaves, enters
+        numbers[taken, 4], numbers[taken, 5], numbers[taken, 6] = here.load[source], here.load[target], here.mean
+        numbers[taken, 7] = here.pressure[source]
+        taken += 1
+        best[group, :] = -np.inf
+        best[:, column] = -np.inf
+        best[sources == target, :] = -np.inf
+        best[:, targets == source] = -np.inf
+    return taken
+
+
+@compiled
+def _most(gain: F8, column: int, start: int, end: int) -> float:
+    """Return the largest gain of some candidates at a target; -inf where there are none."""
+    most = -np.inf
+    for candidate in range(start, end):
+        most = max(most, gain[candidate, column])
+    return most
+
+
+@inlined
+def _close_look(here: Round, row: int, source: int, target: int) -> tuple[float, float, float, float]:
+    """Return the gain of a move over the whole horizon and the peak of the target's memory.
+
+    And by how much the load of the source falls and that of the target rises.
+    """
+    rows, pool, ahead, horizon, knobs = here.rows, here.pool, here.ahead, here.horizon, here.knobs
+    change, memory, peak, leaves, enters = 0.0, 0.0, -np.inf, 0.0, 0.0
+    for point in range(len(horizon.steps)):
+        beta, alive = horizon.beta[point], _alive(here, row, horizon.steps[point])
+        reach = float(rows.resident[row]) + horizon.steps[point]
+        tokens = alive * reach
+        spread = np.sqrt(ahead.variance[target, point] + tokens * (reach - tokens))
+        own = np.ceil((reach + 1.0) / knobs.block) * knobs.block if knobs.block > 1 else reach
+        peak = max(peak, ahead.held[target, point] + alive * own + knobs.deviations * spread)
+        less = pool.request[source] * alive + pool.token[source] * tokens
+        more = pool.request[target] * alive + pool.token[target] * tokens
+        relief = (2.0 * _step_s(here, source, point) - less) * less - (2.0 * _step_s(here, target, point) + more) * more
+        beyond = _excess(here, source, point)
+        rest = max(beyond - tokens, 0.0)
+        change += relief * beta
+        memory += (beyond * beyond - rest * rest) * beta
+        leaves += less * beta
+        enters += more * beta
+    score = change / (here.mean * here.mean) + knobs.memory_weight * (memory / max(pool.limit[source], 1.0) ** 2)
+    return score, peak, leaves, enters
+
+
+def prepare() -> None:
+    """Compile now what the first decision would otherwise wait for: some seconds, or nothing from the cache."""
+    keep_memory()
+    none, nobody, empty = np.zeros(0), np.zeros(0, np.int64), np.zeros((0, 1))
+    closed, one, point = np.zeros(0, np.bool_), np.ones(1), np.zeros(1, np.int64)
+    choose_moves(
+        (nobody, nobody, closed, empty),
+        (closed, none, none, none, none),
+        (empty, empty, empty, empty),
+        (one, one, point, one, one),
+        (0.0, 0.0, 0.0, 0.0, 0, 0, 1, 0.0, 0.0, 0.0),
+        np.zeros((0, 3), np.int64),
+        np.zeros((0, 8)),
+    )
