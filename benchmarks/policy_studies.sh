@@ -6,7 +6,8 @@ traces=$1
 here=$(dirname "$0")
 results=$(mktemp -d) # not the checkout: results name a commit, and a changed file would make it an unclean one
 trap 'rm -rf "$results"' EXIT
-compared="--preset static-rr --preset static-least-loaded --preset paper --preset ares"
+compared="--preset static-rr --preset static-least-loaded --preset paper --preset llumnix --preset balanceroute \
+  --preset pausing --preset past-future --preset ares"
 
 sweep() { # NAME INSTANCES PROFILE TRACE REQUESTS SEEDS LOADS OPTIONS...
   name=$1 decode=$2 profile=$3 trace=$4 requests=$5 seeds=$6 loads=$7

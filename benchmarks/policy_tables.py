@@ -10,6 +10,7 @@ from tables import ROOT, renew, result, table
 
 STATIC = ("static-rr", "static-least-loaded")
 COMPARED = (*STATIC, "paper", "ares")
+RIVALS = ("llumnix", "balanceroute", "pausing", "past-future")
 PARTS = (
     "static-least-loaded",
     "ares-no-prediction",
@@ -60,6 +61,22 @@ def sweep(found: Any) -> str:
     head = "load|SLOs met, %: round robin / least loaded / `paper` / **`ares`**|P99 TPOT, ms|longest wait, s"
     head += "|longest gap of a stream, P99, s"
     return table(head + "|most that any policy could meet, %", rows)
+
+
+def rivals(found: Any) -> str:
+    """Every load of a sweep, for the rules of others and ours."""
+    if not any(p["preset"] in RIVALS for p in found["points"]):
+        return ""
+    presets = (*RIVALS, "ares")
+    rows = []
+    for load in loads(found["points"]):
+        met, slow = (figure(found["points"], load, presets) for figure in (shares, tpots))
+        first = [f"{of(found['points'], load, p)['ttft_s']['p99']:.0f}" for p in presets]
+        gaps = [f"{of(found['points'], load, p)['longest_gap_s']['p99']:.0f}" for p in presets]
+        rows.append([f"{load:g}", cell(met), cell(slow), " / ".join(first), " / ".join(gaps)])
+    names = " / ".join(f"`{name}`" for name in RIVALS)
+    head = f"load|both SLOs met, %: {names} / **`ares`**|P99 TPOT, ms|P99 TTFT, s|longest gap of a stream, P99, s"
+    return table(head, rows)
 
 
 def gains(found: Any) -> str:
@@ -198,6 +215,7 @@ SWEEPS = ("sweep-paper-24gb-4", "sweep-paper-24gb-8", "sweep-paper-80gb-4", "swe
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     **{name: (name, sweep) for name in (*SWEEPS, "sweep-servegen-24gb-4")},
     **{f"gains {name}": (name, gains) for name in (*SWEEPS, "sweep-servegen-24gb-4")},
+    **{f"rivals {name}": (name, rivals) for name in (*SWEEPS, "sweep-servegen-24gb-4")},
     "azure": ("azure-80gb-4", short("Azure")),
     "mooncake": ("mooncake-80gb-4", short("Mooncake")),
     "parts": ("ablation-parts", parts),

@@ -1,6 +1,7 @@
 """Policies and presets that users bring."""
 
 import importlib.metadata
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 
 from ares import plugins
 from ares.config import ConfigError, live_preset, load
-from ares.policy import REBALANCERS
+from ares.policy import REBALANCERS, REGISTRIES
 from ares.simulator.cli import app
 
 HEAD = "from ares.policy import Move, Rebalance, register\n"
@@ -18,9 +19,10 @@ POLICY = HEAD + '@register("{name}")\nclass Mine(Rebalance):\n    def decide(sel
 
 @pytest.fixture(autouse=True)
 def unchanged() -> Iterator[None]:
-    before = set(REBALANCERS)
+    before = {part: set(registry) for part, registry in REGISTRIES.items()}
     yield
-    REBALANCERS.forget(set(REBALANCERS) - before)
+    for part, registry in REGISTRIES.items():
+        registry.forget(set(registry) - before[part])
 
 
 def policy(folder: Path, name: str, body: str = "return []") -> Path:
@@ -134,3 +136,100 @@ def test_installed_packages_register_by_entry_points(tmp_path: Path, monkeypatch
     plugins.load([])
     assert "shipped" in REBALANCERS
     plugins._load_installed.cache_clear()
+
+
+OTHERS = """from ares.policy import Admission, Dispatch, Entry, register
+
+
+@register("{name}")
+class Placing(Dispatch):
+    def choose(self, cluster, tokens, remaining):
+        {choose}
+
+
+@register("{name}")
+class Holding(Admission):
+    def decide(self, cluster, candidates, running):
+        {decide}
+"""
+ENTER = "return [Entry('enter', n, {place}, 'x') for n in range(len(candidates.tokens))]"
+
+
+def others(folder: Path, choose: str = "return 0", decide: str = "return []") -> str:
+    file = folder / "both.py"
+    file.write_text(OTHERS.format(name="both", choose=choose, decide=decide))
+    return str(file)
+
+
+def test_one_file_registers_policies_of_several_kinds(tmp_path: Path) -> None:
+    file = others(tmp_path)
+    plugins.load([file])
+    assert all("both" in REGISTRIES[part] for part in ("dispatch", "admission"))
+    assert "both" not in REBALANCERS
+    broken = tmp_path / "broken.py"
+    broken.write_text(OTHERS.format(name="half", choose="return 0", decide="return []") + "1 / 0")
+    with pytest.raises(ValueError, match="ZeroDivisionError"):
+        plugins.load([broken])
+    assert not any("half" in registry for registry in REGISTRIES.values())
+
+
+@pytest.mark.parametrize(
+    ("choose", "said"),
+    [
+        ("raise RuntimeError('a bug')", "dispatch policy 'both' raised RuntimeError: a bug"),
+        ("return 99", "dispatch policy 'both' chose 99: give an index from 0 to 3"),
+        ("return float('nan')", "dispatch policy 'both' chose nan: give an index"),
+        ("return None", "dispatch policy 'both' chose no instance, and some are open"),
+    ],
+)
+def test_a_bad_dispatch_ends_a_simulation_with_its_name(tmp_path: Path, choose: str, said: str) -> None:
+    arguments = ["--policy", others(tmp_path, choose=choose), "--preset", "static-rr", "--dispatch", "both"]
+    done = CliRunner().invoke(app, ["--requests", "20", *arguments])
+    assert done.exit_code == 2
+    assert f"ares simulate: {said}" in done.output
+
+
+@pytest.mark.parametrize(
+    ("decide", "said"),
+    [
+        ("raise RuntimeError('a bug')", "admission policy 'both' raised RuntimeError: a bug"),
+        ("return None", "admission policy 'both' must return a list of Entry, not None"),
+        (ENTER.format(place=99), "instance must be an index from 0 to 3"),
+        (ENTER.format(place=0) + " * 2", "the request is named twice"),
+        (ENTER.format(place="float('nan')"), "instance must be an index"),
+    ],
+)
+def test_a_bad_admission_ends_a_simulation_with_its_name(tmp_path: Path, decide: str, said: str) -> None:
+    arguments = ["--policy", others(tmp_path, decide=decide), "--admission", "both", "--preset", "static-least-loaded"]
+    done = CliRunner().invoke(app, ["--requests", "20", *arguments])
+    assert done.exit_code == 2
+    assert "ares simulate: admission policy 'both' " in done.output
+    assert said in done.output
+
+
+def test_an_own_dispatch_decides_as_the_one_that_is_built_in(tmp_path: Path) -> None:
+    """Asked in Python, the rule of `round_robin` comes to what the event loop decides by itself."""
+    file, out = tmp_path / "ring.py", tmp_path / "out.json"
+    file.write_text(
+        "from ares.policy import Dispatch, register\n"
+        "from ares.policy.dispatch.round_robin import RoundRobin\n\n\n"
+        '@register("ring")\nclass Ring(RoundRobin):\n'
+        "    def choose(self, *given):\n        return super().choose(*given)\n\n\n"
+        "assert Ring.rule != RoundRobin.rule\n"
+    )
+    arguments = ["--requests", "200", "--preset", "static-rr", "--json", str(out)]
+    times = []
+    for more in ([], ["--policy", str(file), "--dispatch", "ring"]):
+        assert CliRunner().invoke(app, [*arguments, *more]).exit_code == 0
+        (run,) = json.loads(out.read_text())["runs"]
+        times.append(
+            {name: run[name] for name in ("ttft_s", "tpot_s", "preemptions", "events", "simulated_s") if name in run}
+        )
+    assert times[0] == times[1]
+
+
+def test_an_admission_that_never_lets_anybody_in_is_stuck(tmp_path: Path) -> None:
+    arguments = ["--policy", others(tmp_path), "--admission", "both", "--preset", "static-least-loaded"]
+    done = CliRunner().invoke(app, ["--requests", "20", *arguments])
+    assert done.exit_code != 0
+    assert "stuck at" in (done.output + str(done.exception))

@@ -58,10 +58,10 @@ def live_preset(name: str, settings: Collection[str] = ()) -> Preset:
 
 def check_policies(files: Collection[Path | str], chosen: Preset, name: str) -> None:
     """Refuse files with policies that a preset uses none of; ValueError says what to give."""
-    if files and not plugins.from_file(chosen.rebalance):
-        raise ValueError(f"{name} uses no policy of --policy: give a preset file that names one under rebalance")
-    if plugins.from_file(chosen.rebalance):
-        chosen.rebalancer()  # what is wrong with it is said now
+    if files and not plugins.from_file([chosen]):
+        raise ValueError(f"{name} uses no policy of --policy: give a preset file that names one")
+    if plugins.from_file([chosen]):
+        chosen.make()  # what is wrong with it is said now
 
 
 class GatewayConfig(BaseSettings):

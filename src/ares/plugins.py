@@ -13,9 +13,10 @@ from pathlib import Path
 
 import yaml
 
-from ares.policy import PRESETS, REBALANCERS, Preset
+from ares.policy import PRESETS, REGISTRIES, Preset
 from ares.policy import preset as named
 from ares.policy.preset_files import make_preset, with_defaults, with_settings
+from ares.policy.presets import policies
 from ares.text_files import TextFileError, read_text
 
 GROUP = "ares.policies"
@@ -36,9 +37,9 @@ def load(files: Iterable[Path | str]) -> None:
             _loaded.add(path)
 
 
-def from_file(policy: str) -> bool:
-    """Tell whether a rebalance policy was registered by a file."""
-    return REBALANCERS[policy].__module__.startswith(_MODULES)
+def from_file(presets: Iterable[Preset]) -> bool:
+    """Tell whether any of these presets uses a policy that a file has registered."""
+    return any(policy.__module__.startswith(_MODULES) for policy in policies(presets))
 
 
 @lru_cache(maxsize=1)
@@ -49,14 +50,15 @@ def _load_installed() -> None:
 
 def _load(said: str, run: Callable[[], object]) -> None:
     """Run what registers policies, and take back what it has registered where it fails."""
-    before = set(REBALANCERS)
+    before = {part: set(registry) for part, registry in REGISTRIES.items()}
     try:
         run()
     except (Exception, SystemExit) as error:
-        REBALANCERS.forget(set(REBALANCERS) - before)
+        for part, registry in REGISTRIES.items():
+            registry.forget(set(registry) - before[part])
         text = " ".join(str(error).split())
         raise ValueError(f"{said}: cannot be loaded: {type(error).__name__}: {text}") from error
-    if set(REBALANCERS) == before:
+    if all(set(registry) == before[part] for part, registry in REGISTRIES.items()):
         raise ValueError(f'{said}: registers no policy: decorate a class with @register("name")')
 
 

@@ -19,7 +19,7 @@ from ares.gateway.replay import ReplayError, replay
 from ares.gateway.view import View
 from ares.keys import ControlKey, KeyFileError, read_key, read_keys
 from ares.policy import Cluster, preset
-from ares.policy.admission import Candidates, Entrance, Progress
+from ares.policy.admission import Candidates, Progress
 from ares.policy.rescue import RescueSettings, rescue
 from ares.predictor import prompts
 from ares.predictor.errors import PredictorError
@@ -235,16 +235,18 @@ def _logged(folder: Path) -> list[Any]:
         progress=_progress(1),
     )
     chosen = preset("ares")
-    entrance = Entrance(chosen.admission_settings, chosen.suspend_settings)
+    dispatch, admission, policy = chosen.make()
     lead = RescueSettings()
     file = folder / "valid.jsonl"
     log = DecisionLog(file)
-    log.entries("ares", entrance, 0.0, view, candidates, entrance.decide(cluster, candidates, view.running))
-    policy = chosen.rebalancer()
+    decided = admission.decide(cluster, candidates, view.running)
+    log.entries("ares", admission, {"age_credit": 0.0}, [300], view, candidates, decided)
     moves = policy.decide(cluster)
     log.moves("ares", view, policy, lead, rescue(cluster, lead, view.running), moves)
+    left = np.array([10.0, 20.0, 30.0])
+    log.placement("ares", dispatch, {}, view, 60, left, dispatch.choose(cluster, 60, left))
     log.close()
-    assert replay(file, None).decisions == 2
+    assert replay(file, None).decisions == 3
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
@@ -299,7 +301,13 @@ def _with(record: Any, path: str, value: Any) -> Any:
         (0, "candidates.tokens", [1, 2]),
         (0, "candidates.remaining_tokens", [[1.0]]),
         (0, "decided", [{"kind": ["enter"], "index": 0, "instance": 0}]),
-        (0, "credit", "much"),
+        (0, "memory.age_credit", "much"),
+        (0, "ended", [-1]),
+        (0, "ended", "many"),
+        (0, "admission.settings.order", "lifo"),
+        (0, "admission.settings.headroom", 5.0),
+        (2, "tokens", -1),
+        (2, "remaining", [1.0]),
     ],
 )
 def test_a_decision_that_cannot_be_is_refused(

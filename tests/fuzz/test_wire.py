@@ -28,8 +28,7 @@ from ares.gateway.pool import Pool
 from ares.gateway.sampling import Sampling
 from ares.gateway.sequence import Sequence
 from ares.gateway.service import Gateway
-from ares.policy import PRESETS, dispatcher
-from ares.policy.admission import Entrance
+from ares.policy import PRESETS, choose_instance, decide_entries, decide_moves
 from ares.policy.rescue import RescueSettings, rescue
 from tests.fuzz.cases import fuzz, noise
 from tests.fuzz.service import PATIENCE_S, Service
@@ -211,20 +210,15 @@ class Bench:
         assert np.isfinite(remaining).all()
         assert (np.diff(remaining, axis=1) >= 0).all()
         for preset in PRESETS.values():
-            for entry in Entrance(preset.admission_settings, preset.suspend_settings).decide(
-                view.cluster, candidates, view.running
-            ):
-                assert 0 <= entry.instance < count
-                assert 0 <= entry.index < (rows if entry.kind == "suspend" else len(candidates.requests))
+            dispatch, admission, rebalance = preset.make()
+            if admission.holds:  # what it decides can be carried out, or it raises
+                decide_entries(admission, view.cluster, candidates, view.running)
             for one in rescue(view.cluster, RescueSettings(), view.running):
                 assert 0 <= one.request < rows
                 assert -1 <= one.target < count
-            for move in preset.rebalancer().decide(view.cluster):
-                assert 0 <= move.request < rows
-                assert 0 <= move.target < count
-                assert math.isfinite(move.gain)
-            chosen = dispatcher(preset.dispatch)(view.cluster, 30)
-            assert chosen is None or view.cluster.open[chosen]
+            decide_moves(rebalance, view.cluster)
+            for known in (None, remaining[:1].ravel() if rows else None):
+                choose_instance(dispatch, view.cluster, 30, known)
         gateway._scores.look(sequences, {row.key: row for i in self.heard if i.telemetry for row in i.telemetry.rows})
 
     async def show(self) -> None:

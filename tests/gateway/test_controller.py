@@ -349,11 +349,11 @@ async def test_an_entrance_that_throws_lets_everybody_in(model_folder: Path) -> 
         def broken(cluster: Cluster, candidates: Candidates, running: Progress) -> list[Entry]:
             raise RuntimeError("a bug in the policy")
 
-        gateway.controller._entrance.decide = broken  # type: ignore[method-assign]
+        gateway.controller.admission.policy.decide = broken  # type: ignore[method-assign]
         client = Client(gateway)
         await client.finish()
         client.check()
-        assert sample(gateway, "ares_controller_faults_total", part="entrance") >= 1
+        assert sample(gateway, "ares_controller_faults_total", part="admission") >= 1
 
 
 async def test_a_dispatch_that_throws_costs_no_request(model_folder: Path) -> None:
@@ -363,8 +363,8 @@ async def test_a_dispatch_that_throws_costs_no_request(model_folder: Path) -> No
             raise RuntimeError("a bug in the policy")
 
         # The door that is opened when the entrance fails is dispatch too.
-        gateway.controller._entrance.decide = broken  # type: ignore[method-assign]
-        gateway.controller._dispatch = broken
+        gateway.controller.admission.policy.decide = broken  # type: ignore[method-assign]
+        gateway.controller.dispatch.policy.choose = broken  # type: ignore[method-assign]
         for fake in fakes[1:]:
             fake.hold_at = 30
         clients = [Client(gateway, 100, name=f"r{n}", prompt=[10 + n] * 20) for n in range(4)]
@@ -461,7 +461,7 @@ async def test_the_log_decides_again(model_folder: Path, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="unknown preset"):
         replay(log, "fast")
     kinds = {json.loads(line)["kind"] for line in log.read_text().splitlines()}
-    assert kinds == {"entrance", "moves"}
+    assert kinds == {"admission", "moves"}
 
 
 @pytest.mark.parametrize("line", ["{", "{}", '{"kind": "moves", "preset": "ares", "decided": []}', "[1]"])

@@ -5,7 +5,8 @@ import pytest
 
 from ares.policy.admission import memory_time
 from ares.policy.admission.loop import choose_instance
-from ares.policy.dispatch import least_loaded_choice, round_robin_choice
+from ares.policy.dispatch.least_loaded import least_loaded_choice
+from ares.policy.dispatch.round_robin import round_robin_choice
 
 
 def choose(expected: list[list[float]], own: list[float], **changes: object) -> int:

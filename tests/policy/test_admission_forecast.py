@@ -1,6 +1,6 @@
 """The entrance: order, room, suspension, resumption, and the share of the oldest."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -8,12 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ares.policy import AdmissionSettings, Cluster, SuspendSettings
-from ares.policy.admission import Candidates, Entrance, Entry, Progress
+from ares.policy.admission import Candidates, Entry, Forecast, ForecastSettings, Progress
 
 SUSPENSION = SuspendSettings(
     ttft_s=2.0, after_s=0.5, least_slack_s=5.0, least_gap_s=5.0, urgent_s=2.0, longest_s=100.0, longest_missed_s=50.0
 )
 EXACTLY = AdmissionSettings(deviations=0.0, headroom=0.0)
+
+
+def forecasting(admission: AdmissionSettings, suspension: SuspendSettings | None, order: str = "volume") -> Forecast:
+    """The policy with the settings of its two halves."""
+    given = asdict(admission) | asdict(suspension or SuspendSettings())
+    known = {name: value for name, value in given.items() if name not in ("ttft_s", "tpot_s")}
+    return Forecast(ForecastSettings(order=order, suspends=suspension is not None, **known))
 
 
 def progress(count: int, **changes: Any) -> Progress:
@@ -73,7 +80,7 @@ def decide(
     admission: AdmissionSettings = EXACTLY,
     suspension: SuspendSettings | None = SUSPENSION,
 ) -> list[Entry]:
-    entrance = Entrance(admission, suspension)
+    entrance = forecasting(admission, suspension)
     return entrance.decide(cluster, candidates, stand or progress(len(cluster.location)))
 
 
@@ -191,7 +198,7 @@ def test_an_objective_for_gaps_below_what_a_pause_takes_is_kept_by_none_however_
     candidates = waiting([200], [50], waited=[0.6])
     brief = progress(2, generated=[100, 100], elapsed_s=[1.0, 1.0], gap_s=[6.0, 6.0])
     assert "can stand still" in decide(cluster, candidates, brief)[0].reason
-    entrance = Entrance(EXACTLY, replace(SUSPENSION, least_gap_s=7.0))
+    entrance = forecasting(EXACTLY, replace(SUSPENSION, least_gap_s=7.0))
     given_up = entrance.decide(cluster, candidates, brief)[0]
     assert (given_up.index, given_up.reason.split(";")[0]) == (1, "misses its gap by it")
     assert SUSPENSION.for_objectives(0.2).least_gap_s == SUSPENSION.least_gap_s
@@ -234,12 +241,12 @@ def test_first_come_first_served_is_honoured() -> None:
     cluster = running([(0, 100, 50)])
     candidates = waiting([300, 100], [300, 100], waited=[0.3, 0.2])
     assert [e.index for e in decide(cluster, candidates)] == [1, 0]
-    entrance = Entrance(EXACTLY, SUSPENSION, "fcfs")
+    entrance = forecasting(EXACTLY, SUSPENSION, "fcfs")
     assert [e.index for e in entrance.decide(cluster, candidates, progress(1))] == [0, 1]
 
 
 def test_the_oldest_gets_its_share() -> None:
-    entrance = Entrance(replace(EXACTLY, age_share=1.0), None)
+    entrance = forecasting(replace(EXACTLY, age_share=1.0), None)
     order = []
     for turn in range(40):
         cluster = running([(0, 550, 100)])  # room for either, and not for both

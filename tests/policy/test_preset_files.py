@@ -5,23 +5,28 @@ from dataclasses import dataclass, replace
 import pytest
 
 from ares.policy import PRESETS, Rebalance
+from ares.policy.dispatch.balanceroute import BalanceRouteSettings
 from ares.policy.preset_files import make_preset, with_defaults, with_settings
 from ares.policy.rebalance import REBALANCERS
 from ares.policy.registry import Registry
 
 
 def test_a_file_can_say_what_presets_are() -> None:
-    data = {"dispatch": "forecast", "admission": "forecast", "queue": "volume", "suspends": True}
-    assert make_preset(data | {"rebalance": "ares"}, {}) == PRESETS["ares"]
+    data = {"dispatch": "forecast", "admission": {"name": "forecast", "suspends": True}, "rebalance": "ares"}
+    assert make_preset(data, {}) == PRESETS["ares"]
+    assert make_preset({"admission": "pausing"}, {}) == PRESETS["pausing"]
+    assert make_preset({"admission": "forecast"}, {}) == PRESETS["ares-admission"], "with the dispatch that it needs"
+    made = make_preset({"dispatch": {"name": "balanceroute", "lookahead": 0}, "admission": {"name": "open"}}, {})
+    assert made == replace(PRESETS["balanceroute"], dispatch_settings=BalanceRouteSettings(lookahead=0))
     assert make_preset({"rebalance": {"name": "current_load"}}, {}) == PRESETS["ares-no-prediction"]
     assert make_preset({}, {}) == PRESETS["static-least-loaded"]
 
 
 def test_settings_come_from_the_file_then_from_those_beside_it() -> None:
     made = make_preset({"rebalance": {"name": "ares", "theta": 0.3, "sources": 9}}, {"cooldown_s": 3.0, "other": 1})
-    assert (made.settings.theta, made.settings.sources, made.cooldown_s) == (0.3, 9, 3.0)
+    assert (made.rebalance_settings.theta, made.rebalance_settings.sources, made.cooldown_s) == (0.3, 9, 3.0)
     changed = with_settings(made, ["rebalance.theta=0.2", "rebalance.cooldown_s=7"])
-    assert changed == replace(made, settings=replace(made.settings, theta=0.2, cooldown_s=7.0))
+    assert changed == replace(made, rebalance_settings=replace(made.rebalance_settings, theta=0.2, cooldown_s=7.0))
     assert with_defaults(PRESETS["off"], {"cooldown_s": 3.0}) == PRESETS["off"]
 
 
@@ -30,11 +35,16 @@ def test_settings_come_from_the_file_then_from_those_beside_it() -> None:
     [
         ([], "must be a mapping with some of dispatch, admission"),
         ({"dispach": "forecast"}, "unknown part 'dispach'; known: dispatch"),
-        ({"dispatch": ["a"]}, r"dispatch must be a name, not \['a'\]"),
-        ({"suspends": "yes"}, "suspends must be true or false"),
-        ({"dispatch": "x"}, "unknown policy 'x'; known: round_robin"),
-        ({"admission": "forecast"}, "needs dispatch forecast"),
-        ({"suspends": True}, "needs admission forecast"),
+        ({"dispatch": ["a"]}, "dispatch must be a name, or a mapping"),
+        ({"dispatch": {"name": "round_robin", "x": 1}}, "dispatch policy 'round_robin': unknown setting 'x'"),
+        ({"dispatch": "x"}, "unknown dispatch 'x'; known: balanceroute"),
+        ({"admission": "x"}, "unknown admission 'x'; known: past-future"),
+        ({"dispatch": "least_loaded", "admission": "forecast"}, "needs dispatch forecast"),
+        ({"dispatch": "round_robin", "admission": "pausing"}, "needs dispatch least_loaded"),
+        ({"admission": {"name": "forecast", "suspends": "yes"}}, "suspends must be true or false"),
+        ({"admission": {"name": "forecast", "order": "lifo"}}, "order must be one of fcfs, volume"),
+        ({"suspends": True}, "suspends is now a setting: give admission: {name: forecast, suspends: ...}"),
+        ({"queue": "volume"}, "queue is now a setting: give admission: {name: forecast, order: ...}"),
         ({"rebalance": "x"}, "unknown rebalance 'x'; known: ares"),
         ({"rebalance": 3}, "rebalance must be a name, or a mapping"),
         ({"rebalance": {"name": "none", "theta": 1}}, "'none': unknown setting 'theta'; known: none"),
@@ -58,8 +68,13 @@ def test_what_is_wrong_in_a_file_is_said(data: object, said: str) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["theta=1"], "give rebalance.SETTING=VALUE"),
-        (["rebalance.theta"], "give rebalance.SETTING=VALUE"),
+        (["theta=1"], "give dispatch.SETTING=VALUE or admission.SETTING=VALUE or rebalance.SETTING=VALUE"),
+        (["rebalance.theta"], "or rebalance.SETTING=VALUE"),
+        (["queue.order=fcfs"], "give dispatch.SETTING=VALUE"),
+        (["dispatch.x=1"], "dispatch policy 'forecast': unknown setting 'x'; known: none"),
+        (["admission.ttft_s=1"], "admission policy 'forecast': unknown setting 'ttft_s'; known: deviations"),
+        (["admission.order=lifo"], "setting order must be one of fcfs, volume, not 'lifo'"),
+        (["admission.suspends=maybe"], "setting suspends must be true or false"),
         (["rebalance.thta=1"], "'ares': unknown setting 'thta'; known: theta"),
         (["rebalance.theta=much"], "must be a number, not 'much'"),
         (["rebalance.theta=inf"], "must be a number, not inf"),
@@ -100,6 +115,6 @@ def test_only_policies_are_registered_and_each_name_once() -> None:
     with pytest.raises(ValueError, match="'ares' is already registered"):
         REBALANCERS.register("ares")(type("Mine", (Rebalance,), {}))
     assert "mine" not in REBALANCERS
-    other: Registry[Rebalance] = Registry("rebalance", lambda _: None)
+    other: Registry[Rebalance] = Registry(Rebalance, "decide(self, cluster)")
     with pytest.raises(ValueError, match="is no name"):
         other.register("two words")(Rebalance)

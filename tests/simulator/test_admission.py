@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ares.policy import Cluster, preset
-from ares.policy.admission import QUEUES, Candidates, Entrance, Progress
+from ares.policy.admission import ORDERS, Candidates, Forecast, Progress
 from ares.simulator.admitting import admit_held
 from ares.simulator.cluster import Simulation
 from ares.simulator.decisions import refresh
@@ -110,7 +110,7 @@ class Seen:
             progress=self.progress(requests, generated),
         )
 
-    def decided(self, entrance: Entrance) -> set[Decision]:
+    def decided(self, entrance: Forecast) -> set[Decision]:
         running = self.progress([row[1] for row in self.rows], [row[2] for row in self.rows])
         entries = entrance.decide(self.cluster(), self.candidates(), running)
         names = {True: [row[1] for row in self.rows], False: self.outside}
@@ -132,7 +132,7 @@ def decided(state: State, moment: float) -> set[Decision]:
 
 
 @pytest.mark.parametrize("error", ["exact", "continuous"])
-@pytest.mark.parametrize("queue", QUEUES)
+@pytest.mark.parametrize("queue", ORDERS)
 @settings(max_examples=4, deadline=None)
 @example(seed=0, classes=False)
 @example(seed=0, classes=True)
@@ -140,11 +140,12 @@ def decided(state: State, moment: float) -> set[Decision]:
 def test_decides_as_the_live_gateway(seed: int, error: str, queue: str, *, classes: bool) -> None:
     chosen = preset("ares-suspension")
     # A full step takes 27 ms: who has run for a while has time to spare.
-    suspension = replace(chosen.suspend_settings, ttft_s=4.0, tpot_s=0.06, after_s=0.2, least_slack_s=1.0, urgent_s=0.5)
-    suspension = replace(suspension, least_gap_s=1.0)
-    chosen = replace(chosen, suspend_settings=suspension, queue=queue)
+    knobs = {"after_s": 0.2, "least_slack_s": 1.0, "urgent_s": 0.5, "least_gap_s": 1.0, "order": queue}
+    chosen = replace(chosen, admission_settings=replace(chosen.admission_settings, **knobs))
     work = workload(seed, 400, 12.0, longest=900)
-    simulation = Simulation(work, [small(4000)] * 3, [small(60_000)], chosen, "x", ERROR_MODELS[error], seed=seed)
+    simulation = Simulation(
+        work, [small(4000)] * 3, [small(60_000)], chosen, "x", ERROR_MODELS[error], seed=seed, ttft_s=4.0, tpot_s=0.06
+    )
     state = simulation.build()
     if classes:
         random = np.random.default_rng(seed)
@@ -157,7 +158,7 @@ def test_decides_as_the_live_gateway(seed: int, error: str, queue: str, *, class
         run_until(state, moment)
         for instance in range(len(state.time)):
             refresh(state, instance, moment)
-        entrance = Entrance(chosen.admission_settings, suspension, queue)
+        entrance = Forecast(chosen.admission_settings)
         entrance.age_credit = state.scalars[AGE_CREDIT]
         expected = Seen(state, moment).decided(entrance)
         copied = copy.deepcopy(state)

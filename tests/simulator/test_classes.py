@@ -1,6 +1,5 @@
 """Classes of service in the simulator: as the gateway has them, with their shares."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +68,11 @@ def test_shares_are_those_of_the_file_and_depend_on_the_seed_alone() -> None:
 def full(classes: dict[str, SimulatedClass]) -> Outcome:
     """A run of a cluster that cannot hold all at a time."""
     chosen = preset("ares")
-    chosen = replace(chosen, suspend_settings=chosen.suspend_settings.for_objectives(TTFT_S, TPOT_S))
+    chosen = chosen.for_objectives(TTFT_S)
     work = workload(0, 400, 10.0, longest=900)
     decode, prefill = [small(4000)] * 3, [small(60_000)]
     simulation = Simulation(work, decode, prefill, chosen, "ares", ERROR_MODELS["exact"], gap_s=1.0, classes=classes)
+    simulation.ttft_s, simulation.tpot_s = TTFT_S, TPOT_S
     return simulation.run()
 
 

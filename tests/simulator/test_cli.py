@@ -92,7 +92,10 @@ def test_without_a_predictor_and_with_an_evaluated_one(predictor: str) -> None:
         (["--trace", "paper", "--preset", "nope"], "unknown preset 'nope'"),
         (["--trace", "paper", "--profile", "nope"], "nope: no such profile"),
         (["--trace", "paper", "--predictor", "nope"], "nope: no such error model"),
-        (["--trace", "paper", "--queue", "nope"], "unknown policy 'nope'; known: fcfs, volume"),
+        (
+            ["--preset", "ares", "--set", "admission.order=nope"],
+            "order must be one of fcfs, volume, not 'nope'",
+        ),
         (["--trace", "paper", "--load", "1", "--rate-scale", "1"], "--load and --rate-scale"),
         (["--trace", "paper", "--seed", "-1"], "--seed"),
         (["sweep", "--loads", "1,two"], "--loads"),

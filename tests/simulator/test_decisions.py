@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ares.policy import preset
-from ares.policy.dispatch import least_loaded_choice
+from ares.policy.dispatch.least_loaded import least_loaded_choice
 from ares.simulator.cluster import Simulation
 from ares.simulator.decisions import least_loaded, used_tokens
 from ares.simulator.loop import run_until

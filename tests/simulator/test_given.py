@@ -13,18 +13,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from ares.policy import PRESETS, Preset
-from ares.policy.admission import ADMISSIONS, QUEUES
-from ares.policy.rebalance import REBALANCERS
+from ares.policy import ADMISSIONS, DISPATCHERS, PRESETS, REBALANCERS, Preset
 from ares.simulator.cli import app
 from ares.simulator.scenario import Scenario, run
 
 runner = CliRunner()
 
 PARTS = {
-    "dispatch": (None, "round_robin", "least_loaded", "forecast"),
+    "dispatch": (None, *DISPATCHERS),
     "admission": (None, *ADMISSIONS),
-    "queue": (None, *QUEUES),
     "rebalance": (None, *REBALANCERS),
 }
 SCALE = "scale --profile llama-8b-rtx4090 --hardware a --flops 1 --memory-bytes-s 1 --out OUT"
@@ -50,12 +47,9 @@ def policies() -> dict[tuple[str | None, ...], Preset | None]:
 
 def outcome(policy: Preset) -> bytes:
     """Run a policy; two that give the same bytes decided the same for every request."""
-    like = (policy.suspends, policy.knows_lengths)
-    name = next(name for name, one in PRESETS.items() if (one.suspends, one.knows_lengths) == like)
-    parts = {part: getattr(policy, part) for part in PARTS}
-    scenario = replace(BUSY, **parts)
-    assert replace(scenario.policy(name), suspend_settings=policy.suspend_settings) == policy
-    ended, _ = run(scenario, name, 1.3, None, 0)
+    simulation, _ = BUSY.simulation("static-rr", 1.3, None, 0)
+    simulation.preset = policy
+    ended = simulation.run()
     return np.stack([ended.first_token_s, ended.finish_s]).tobytes()
 
 
@@ -68,8 +62,9 @@ def test_no_combination_is_silently_another() -> None:
             assert given is None or getattr(policy, part) == given
     # Everything that is accepted and differs in what was asked differs in what happens.
     different = set(accepted.values())
-    # Open: three dispatches; forecast: with and without suspension, and with known lengths.
-    assert len(different) == 3 * 2 * 5 + 3 * 2 * 5
+    # Open: four dispatches, and with known lengths those with a part that predicts; forecast: without suspension, with
+    # it, and with known lengths too; the other two: with known lengths where the rebalancer predicts.
+    assert len(different) == (4 * 5 + 2 * 5 + 2 * 2) + 3 * 5 + 2 * (5 + 2)
     assert len({outcome(policy) for policy in different}) == len(different)
     # And of every part each name is accepted somewhere.
     for at, names in enumerate(PARTS.values(), start=1):
@@ -84,7 +79,7 @@ def test_every_preset_is_accepted_as_it_is() -> None:
 def test_replaced_parts_make_the_presets_that_have_them() -> None:
     """Predictions are used where a part needs them, whatever the preset that it is put into."""
     assert PRESETS["static-least-loaded"].altered(rebalance="ares") == PRESETS["ares-rebalance"]
-    whole = PRESETS["static-rr"].altered(dispatch="forecast", admission="forecast", queue="volume")
+    whole = PRESETS["static-rr"].altered(dispatch="forecast", admission="forecast")
     assert whole == PRESETS["ares-admission"]
     assert PRESETS["ares"].altered(rebalance="none") == PRESETS["ares-suspension"]
 
@@ -93,8 +88,9 @@ def test_replaced_parts_make_the_presets_that_have_them() -> None:
     ("arguments", "said"),
     [
         ("--preset ares --dispatch round_robin", "admission forecast needs dispatch forecast (not round_robin)"),
-        ("--preset ares --admission open --dispatch least_loaded --queue fcfs", "presets that suspend none: off, "),
-        ("--preset ares --queue volume --predictor none", "--queue changes nothing"),
+        ("--preset static-rr --admission past-future", "needs dispatch least_loaded (not round_robin)"),
+        ("--preset ares --predictor none", "preset ares has dispatch forecast, which needs predictions"),
+        ("--preset ares-oracle --dispatch round_robin --admission open --rebalance none", "it knows the true lengths"),
         ("--preset static-rr --preset ares-no-prediction --predictor exact", "--predictor changes nothing"),
         ("--preset ares-oracle --predictor noise-60", "--predictor changes nothing"),
         ("--preset static-rr --preset ares-admission --period 2", "--period changes nothing"),
@@ -142,7 +138,7 @@ def test_what_would_change_nothing_is_refused(tmp_path: Path, arguments: str, sa
         ["--preset", "static-rr", "--preset", "ares-rebalance", "--period", "3"],
         ["--preset", "static-rr", "--preset", "ares", "--predictor", "exact"],
         ["--preset", "static-rr", "--rebalance", "ares", "--predictor", "exact", "--period", "3"],
-        ["--preset", "ares", "--dispatch", "forecast", "--admission", "forecast", "--queue", "volume"],
+        ["--preset", "ares", "--dispatch", "forecast", "--admission", "forecast", "--set", "admission.order=fcfs"],
     ],
 )
 def test_what_changes_something_for_one_of_the_presets_is_taken(arguments: list[str]) -> None:

@@ -80,7 +80,7 @@ def test_moves_happen_and_are_counted() -> None:
 def test_targets_hold_on_the_forecast_that_decided(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """I6: after each ordered move the target's forecast memory stays within its limit, promises included."""
     checked = 0
-    policy = preset(name).rebalancer()
+    _, _, policy = preset(name).make()
     decide, knobs = policy.decide, policy.settings
 
     def watched(view: Cluster) -> list[Move]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ares.policy import SuspendSettings, preset
+from ares.policy.admission import ForecastSettings
 from ares.policy.admission.suspension import final_slack_s
 from ares.simulator import metrics
 from ares.simulator.cluster import Outcome, Simulation
@@ -24,8 +25,8 @@ def run(*, suspends: bool, prefill_tokens: int = 4000, **changes: float) -> Outc
     prompt = np.concatenate([[50, 50], np.full(short, 100)])
     output = np.concatenate([[900, 860], np.full(short, 20)])
     # A full step takes 27 ms: the long ones gain 33 ms a token on an objective of 60.
-    settings = SuspendSettings(ttft_s=1.0, tpot_s=0.06, after_s=0.1, least_slack_s=0.5, urgent_s=0.3, **changes)
-    chosen = replace(preset("ares-suspension"), suspends=suspends, suspend_settings=settings)
+    settings = ForecastSettings(suspends=suspends, after_s=0.1, least_slack_s=0.5, urgent_s=0.3, **changes)
+    chosen = replace(preset("ares-suspension"), admission_settings=settings)
     profile = small(2000)
     simulation = Simulation(
         Workload("long, then short", arrival, prompt, output),
@@ -35,6 +36,8 @@ def run(*, suspends: bool, prefill_tokens: int = 4000, **changes: float) -> Outc
         "suspending" if suspends else "waiting",
         ERROR_MODELS["exact"],
         0.05,
+        ttft_s=1.0,
+        tpot_s=0.06,
     )
     outcome = simulation.run()
     assert violations(outcome, prefill_tokens) == []
@@ -73,7 +76,7 @@ def test_where_prefill_is_too_small_the_decode_instance_resumes_them() -> None:
 
 
 def test_nobody_is_suspended_for_one_that_is_about_as_large() -> None:
-    assert run(suspends=True, ratio=1e9).suspensions == 0
+    assert run(suspends=True, ratio=1e6).suspensions == 0
 
 
 @pytest.mark.parametrize(

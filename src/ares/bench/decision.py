@@ -56,7 +56,7 @@ def measure(decode: int, requests: int, decisions: int, name: str, seed: int, pr
     Times are of the wall clock; `cpu_...` is the thread's processor time, without what others on the machine took.
     """
     chosen = preset(name)
-    policy = rebalancer(chosen.rebalance, chosen.settings)
+    policy = rebalancer(chosen.rebalance, chosen.rebalance_settings)
     random = np.random.default_rng(seed)
     clusters = [sample_cluster(decode, requests, random) for _ in range(min(decisions, 16))]
     policy.decide(clusters[0])  # imports and first-touch memory are not part of a decision
@@ -78,7 +78,7 @@ def measure(decode: int, requests: int, decisions: int, name: str, seed: int, pr
         "cpu_p50_ms": float(np.percentile(busy, 50) * 1e3),
         "cpu_p99_ms": float(np.percentile(busy, 99) * 1e3),
         "moves": moves / decisions,
-        "horizon_points": getattr(chosen.settings, "points", None),
+        "horizon_points": getattr(chosen.rebalance_settings, "points", None),
         "quantiles": 3,
     }
 

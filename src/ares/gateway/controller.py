@@ -8,10 +8,12 @@ A fault in a decision costs that decision and never the service (I7): whoever wa
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 from ares.config import GatewayConfig, live_preset
 from ares.gateway import lengths
@@ -26,8 +28,20 @@ from ares.gateway.migration import NotMovableError
 from ares.gateway.pool import Pool
 from ares.gateway.sequence import Sequence
 from ares.gateway.view import View, Viewer, taking
-from ares.policy import PRESETS, DecisionError, Dispatch, Move, Preset, dispatcher, rebalancer
-from ares.policy.admission import Entrance, Entry, memory_time
+from ares.policy import (
+    PRESETS,
+    DecisionError,
+    Move,
+    Preset,
+    Rebalance,
+    admission_policy,
+    choose_instance,
+    decide_entries,
+    decide_moves,
+    dispatcher,
+    rebalancer,
+)
+from ares.policy.admission import Entry, memory_time
 from ares.policy.rescue import NOWHERE, RescueSettings, beside, rescue
 from ares.policy.rescue import prepare as prepare_rescue
 
@@ -36,10 +50,13 @@ logger = logging.getLogger(__name__)
 # One that was blamed for a broken stream is heard again within so long, if it is alive.
 _BLAMED_S = 3.0
 _LOOK_S = 0.2
-# Entrance is decided when something has changed, but not all the time, and now and then in any case.
+# Admission is decided when something has changed, but not all the time, and now and then in any case.
 _SHORTEST_S, _LONGEST_S = 0.002, 0.25
-# A policy may take a period to decide its moves, and in any case so long: the processor may be busy with others.
+# A policy may take a period to decide its moves, and in any case so long: the processor may be busy with others. For
+# dispatch and admission, requests wait.
 _LEAST_TO_DECIDE_S = 0.5
+# Outputs that have ended, of which an admission policy that has not been asked for long is told.
+_ENDED = 2000
 # And it takes at most this share of a core.
 _SHARE = 0.1
 # vLLM's priority is a signed 64-bit number in a JSON body; far below what a double holds exactly.
@@ -48,7 +65,7 @@ _LARGEST_PRIORITY = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """One that waits for the entrance; instances in `exclude` it does not enter."""
+    """One that waits for admission; instances in `exclude` it does not enter."""
 
     sequence: Sequence
     admitted: asyncio.Future[Instance]
@@ -72,18 +89,14 @@ def prepare(chosen: Preset) -> None:
     if _looks_ahead(chosen):
         compile_ahead()
         lengths.prepare()
-    rebalancer(chosen.rebalance, chosen.settings)
-    if "forecast" in (chosen.admission, chosen.dispatch):
-        from ares.policy.admission import loop  # imports numba, where it is installed
-
-        loop.prepare()
-    if chosen.suspends:
+    chosen.make()
+    if chosen.rescues:
         prepare_rescue()
 
 
 def _looks_ahead(chosen: Preset) -> bool:
     """Whether what is left of every running request is asked for all the time."""
-    return chosen.moves or "forecast" in (chosen.admission, chosen.dispatch)
+    return chosen.moves or chosen.looks_ahead
 
 
 class Controller:
@@ -123,6 +136,9 @@ class Controller:
         self._prefills: dict[str, int] = {}
         # What the newest decision has set going.
         self._ordered: list[asyncio.Task[Any]] = []
+        self._placing = asyncio.Lock()
+        # Lengths of the outputs that have ended since admission was asked last.
+        self._ended: deque[int] = deque(maxlen=_ENDED)
         self.suspensions = 0
         self.use_preset(config.preset)
 
@@ -143,16 +159,15 @@ class Controller:
         """Switch the policy, for those who wait too; ValueError where there is no such preset."""
         self._policy: Preset = self.find(name)
         self.preset = name
-        chosen = self._policy
-        prepare(chosen)
+        chosen = self._policy.for_objectives(self._config.slo_ttft_s)
         if _looks_ahead(chosen):
+            compile_ahead()
+            lengths.prepare()
             self.viewer.lengths.compile()
-        self._dispatch: Dispatch = dispatcher(chosen.dispatch)
-        self._forecasts = chosen.dispatch == "forecast"
-        self.decider = Decider(rebalancer(chosen.rebalance, chosen.settings))
+        self.dispatch = Decider(dispatcher(chosen.dispatch, chosen.dispatch_settings), choose_instance)
+        self.admission = Decider(admission_policy(chosen.admission, chosen.admission_settings), decide_entries)
+        self.decider = Decider(rebalancer(chosen.rebalance, chosen.rebalance_settings), decide_moves)
         self.viewer.cooldown_s = self._config.cooldown(chosen)
-        suspension = chosen.suspend_settings.for_objectives(self._config.slo_ttft_s)
-        self._entrance = Entrance(chosen.admission_settings, suspension if chosen.suspends else None, chosen.queue)
         self._changed.set()
 
     @property
@@ -212,46 +227,64 @@ class Controller:
         # Where others have just failed it, it is better told soon than late.
         most_s = _BLAMED_S if exclude or not self._pool.expected(unfit) else self._config.maximum_wait_s
         exclude = exclude | unfit
-        if self._policy.admission == "open":
+        if not self._policy.holds:
             instance = await self._soon(lambda: self._place(sequence, exclude), most_s)
         else:
             if exclude:
-                await self._soon(lambda: next(iter(taking(list(self._pool.decode()), exclude)), None), most_s)
+                await self._soon(lambda: self._any(exclude), most_s)
             instance = await self._admitted(sequence, exclude)
-        if self._policy.queue == "volume":
+        if self._policy.preempts_largest:
             middle = self.viewer.remaining(sequence, None)[1]
             sequence.priority = min(int(memory_time(float(sequence.tokens), middle)), _LARGEST_PRIORITY)
         else:
             sequence.priority = 0
         return instance
 
-    async def _soon(self, find: Callable[[], Instance | None], most_s: float) -> Instance:
+    async def _any(self, exclude: set[str]) -> Instance | None:
+        """Return some instance that takes work, if there is one."""
+        return next(iter(taking(list(self._pool.decode()), exclude)), None)
+
+    async def _soon(self, find: Callable[[], Awaitable[Instance | None]], most_s: float) -> Instance:
         """Find an instance, within so many seconds."""
         until = time.monotonic() + most_s
-        while (instance := find()) is None:
+        while (instance := await find()) is None:
             if time.monotonic() > until:
                 raise NoInstanceError("no decode instance is ready")
             await self._pool.change(_LOOK_S)
         return instance
 
-    def elsewhere(self, sequence: Sequence, exclude: set[str]) -> Instance | None:
+    async def elsewhere(self, sequence: Sequence, exclude: set[str]) -> Instance | None:
         """Return where dispatch would put a running sequence now, but for the instances named."""
-        return self._place(sequence, exclude)
+        return await self._place(sequence, exclude)
 
     def _unfit(self, sequence: Sequence) -> set[str]:
         """Return the names of instances that would not restore a sequence's state: they joined after it had begun."""
         return {i.name for i in self._pool.decode() if i.lacks(sequence.sampling.needs)}
 
-    def _place(self, sequence: Sequence, exclude: set[str]) -> Instance | None:
-        others = (s for s in self._sequences.values() if s is not sequence)
-        try:
-            view = self.viewer.view(others, exclude) if self._forecasts else self.viewer.loads(others, exclude)
-            index = self._dispatch(view.cluster, sequence.tokens)
-        except Exception:
-            logger.exception("dispatch failed; the instance with the fewest requests takes it")
-            self._metrics.faults.labels("dispatch").inc()
-            return self._fewest(exclude)
+    async def _place(self, sequence: Sequence, exclude: set[str]) -> Instance | None:
+        """Ask dispatch; where it fails, the instance with the fewest requests takes the sequence (I7)."""
+        decider, policy = self.dispatch, self.dispatch.policy
+        # One after the other: each is to see where the one before it goes.
+        async with self._placing:
+            others = (s for s in self._sequences.values() if s is not sequence)
+            try:
+                view = self.viewer.view(others, exclude) if policy.sees_requests else self.viewer.loads(others, exclude)
+                remaining = np.array(self.viewer.remaining(sequence, None)) if policy.predicts else None
+                memory = policy.memory()
+                index = await decider.decide(view.cluster, sequence.tokens, remaining, most_s=_LEAST_TO_DECIDE_S)
+            except Exception as error:
+                self._failed(decider, error)
+                return self._fewest(exclude)
+        self.log.placement(self.preset, policy, memory, view, sequence.tokens, remaining, index)
         return view.instances[index] if index is not None else None
+
+    def _failed(self, decider: Decider[Any, Any], error: Exception) -> None:
+        """Count a fault of dispatch or admission: of the policy, or of what was made for it."""
+        if isinstance(error, DecisionError):
+            decider.note(error)
+        else:
+            logger.error("%s failed", decider.policy.part, exc_info=error)
+        self._metrics.faults.labels(decider.policy.part).inc()
 
     def _fewest(self, exclude: set[str]) -> Instance | None:
         """Return the instance with the fewest of our sequences: a choice that needs neither policy nor telemetry."""
@@ -259,7 +292,7 @@ class Controller:
         return min(taking(list(self._pool.decode()), exclude), key=lambda i: used[id(i)], default=None)
 
     async def _admitted(self, sequence: Sequence, exclude: set[str]) -> Instance:
-        """Wait for the entrance to let the sequence in."""
+        """Wait for admission to let the sequence in."""
         future: asyncio.Future[Instance] = asyncio.get_running_loop().create_future()
         self._held[sequence.id] = _Held(sequence, future, exclude)
         self._changed.set()
@@ -275,70 +308,87 @@ class Controller:
         """Say that a sequence has ended or left: there may be room."""
         self._changed.set()
 
-    # --- the entrance ---
+    def ended(self, output_tokens: int) -> None:
+        """Note the length of an output that has come to its end, for the policies that learn from it."""
+        self.viewer.lengths.add(output_tokens)
+        self._ended.append(output_tokens)
+
+    # --- admission ---
 
     async def let_in(self) -> None:
         """Let sequences into decode, until cancelled."""
         while True:
             try:
-                async with asyncio.timeout(_LONGEST_S if self._held else None):
+                async with asyncio.timeout(_LONGEST_S if self._to_decide else None):
                     await self._changed.wait()
             except TimeoutError:
                 pass
             self._changed.clear()
             pause = 0.0
-            if self._held:  # whoever comes next does not wait for a decision about nobody
+            if self._to_decide:  # whoever comes next does not wait for a decision about nobody
                 begun = time.perf_counter()
                 try:
-                    self._decide_entries()
-                except Exception:
-                    logger.exception("admission failed; those who wait are dispatched")
-                    self._metrics.faults.labels("entrance").inc()
-                    self._open_the_doors()
-                took = time.perf_counter() - begun
-                pause = max(_SHORTEST_S, took / _SHARE - took)
+                    await self._decide_entries()
+                except Exception as error:
+                    self._failed(self.admission, error)
+                    await self._open_the_doors()
+                    pause = _SHORTEST_S
+                else:
+                    took = time.perf_counter() - begun
+                    pause = max(_SHORTEST_S, took / _SHARE - took)
             self._metrics.held.set(self.held)
             self._metrics.suspended.set(self.suspended)
             await asyncio.sleep(pause)
 
-    def _decide_entries(self) -> None:
-        if self._policy.admission == "open":
-            self._open_the_doors()
+    @property
+    def _to_decide(self) -> bool:
+        """Whether admission has anything to decide."""
+        return bool(self._held) or (self.admission.policy.watches and bool(self._sequences))
+
+    async def _decide_entries(self) -> None:
+        decider, policy = self.admission, self.admission.policy
+        if not policy.holds:
+            await self._open_the_doors()
             return
         held = [one for one in self._held.values() if not one.admitted.done()]
-        waiting = [one.sequence for one in held]
         excludes = [one.exclude | self._unfit(one.sequence) for one in held]
         view = self.viewer.view(s for s in self._sequences.values() if s.id not in self._held)
-        candidates = self.viewer.candidates(waiting, view.cluster, excludes)
-        credit = self._entrance.age_credit
-        entries = self._entrance.decide(view.cluster, candidates, view.running)
-        self.log.entries(self.preset, self._entrance, credit, view, candidates, entries)
+        candidates = self.viewer.candidates([one.sequence for one in held], view.cluster, excludes)
+        memory, ended = policy.memory(), list(self._ended)
+        entries = await decider.decide(view.cluster, candidates, view.running, ended, most_s=_LEAST_TO_DECIDE_S)
+        for _ in ended:
+            self._ended.popleft()
+        self.log.entries(self.preset, policy, memory, ended, view, candidates, entries)
+        if decider is not self.admission:  # another preset was put in force meanwhile
+            return
         for entry in entries:
             self._metrics.entries.labels(entry.kind).inc()
-            self._carry_out(entry, view, waiting)
+            self._carry_out(entry, view, held)
 
-    def _carry_out(self, entry: Entry, view: View, waiting: list[Sequence]) -> None:
+    def _carry_out(self, entry: Entry, view: View, held: list[_Held]) -> None:
         instance = view.instances[entry.instance]
         if entry.kind == "suspend":
             self._spawn(self._suspend(view.sequences[entry.index], entry.reason))
             return
-        sequence = waiting[entry.index]
+        one = held[entry.index]
         if entry.kind == "resume":
-            logger.info("%s %s on %s: %s", entry.kind, sequence.id, instance.name, entry.reason)
-        self._let(sequence, instance)
+            logger.info("%s %s on %s: %s", entry.kind, one.sequence.id, instance.name, entry.reason)
+        self._let(one, instance)
 
-    def _let(self, sequence: Sequence, instance: Instance) -> None:
-        admitted = self._held.pop(sequence.id).admitted
-        sequence.destination = instance
-        if not admitted.done():
-            admitted.set_result(instance)
+    def _let(self, held: _Held, instance: Instance) -> None:
+        if self._held.get(held.sequence.id) is not held:  # it has left while the policy was asked
+            return
+        del self._held[held.sequence.id]
+        held.sequence.destination = instance
+        if not held.admitted.done():
+            held.admitted.set_result(instance)
 
-    def _open_the_doors(self) -> None:
+    async def _open_the_doors(self) -> None:
         """Let in everybody who waits, by plain dispatch; whoever finds no open instance goes on waiting."""
         for held in list(self._held.values()):
-            instance = self._place(held.sequence, held.exclude | self._unfit(held.sequence))
+            instance = await self._place(held.sequence, held.exclude | self._unfit(held.sequence))
             if instance is not None:
-                self._let(held.sequence, instance)
+                self._let(held, instance)
 
     async def _suspend(self, sequence: Sequence, reason: str) -> None:
         try:
@@ -377,20 +427,20 @@ class Controller:
 
     async def _decide_moves(self) -> str:
         view = self.viewer.view(self._sequences.values())
-        suspends = self._policy.suspends
-        if suspends:
+        rescues_any = self._policy.rescues
+        if rescues_any:
             # They run again where there is room, not where there was none.
             for sequence in (s for s in view.preempted if s.not_movable() is None):
                 self._spawn(self._suspend(sequence, "preempted"))
         lead = RescueSettings(lead_s=2.0 * self._config.period_s + view.cluster.stall_s)
         # Only where suspension is part of the preset: the others are what they are compared as.
-        rescues = rescue(view.cluster, lead, view.running) if suspends else []
+        rescues = rescue(view.cluster, lead, view.running) if rescues_any else []
         preset, decider = self.preset, self.decider
         asked, failed = await self._ask(decider, view)
         if decider is not self.decider:  # another preset was put in force meanwhile
             return "kept"
         moves = beside(asked, rescues)
-        self.log.moves(preset, view, decider.policy, lead if suspends else None, rescues, moves, failed)
+        self.log.moves(preset, view, decider.policy, lead if rescues_any else None, rescues, moves, failed)
         for one in rescues:
             sequence = view.sequences[one.request]
             self._metrics.rescues.labels("suspended" if one.target == NOWHERE else "moved").inc()
@@ -402,10 +452,11 @@ class Controller:
             self._order_move(view, move)
         return "failed" if failed else "moved" if moves or rescues else "kept"
 
-    async def _ask(self, decider: Decider, view: View) -> tuple[list[Move], str | None]:
+    async def _ask(self, decider: Decider[Rebalance, list[Move]], view: View) -> tuple[list[Move], str | None]:
         """Return the moves of the policy, and how it failed, if it did: then there are none, and rescues go on (I7)."""
         try:
-            return await decider.decide(view.cluster, max(self._config.period_s, _LEAST_TO_DECIDE_S)), None
+            most_s = max(self._config.period_s, _LEAST_TO_DECIDE_S)
+            return await decider.decide(view.cluster, most_s=most_s), None
         except DecisionError as error:
             decider.note(error)
             self._metrics.faults.labels("rebalance").inc()

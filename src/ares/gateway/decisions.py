@@ -12,12 +12,14 @@ import msgspec
 import numpy as np
 
 from ares.gateway.view import View
-from ares.policy import Cluster, Move, Rebalance
-from ares.policy.admission import Candidates, Entrance, Entry, Progress
+from ares.policy import Admission, Candidates, Cluster, Dispatch, Entry, Move, Policy, Progress, Rebalance
+from ares.policy.cluster import FloatArray
 from ares.policy.rescue import Rescue, RescueSettings
 
 logger = logging.getLogger(__name__)
 
+PLACE = "place"
+"""The kind of what dispatch decides."""
 _encode = msgspec.json.Encoder(enc_hook=lambda value: value.tolist()).encode
 
 
@@ -27,23 +29,46 @@ class DecisionLog:
     def __init__(self, file: Path | None) -> None:
         self._file = file.open("ab") if file is not None else None
 
+    def placement(
+        self,
+        preset: str,
+        policy: Dispatch,
+        memory: dict[str, float],
+        view: View,
+        tokens: int,
+        remaining: FloatArray | None,
+        chosen: int | None,
+    ) -> None:
+        """Log where dispatch has put a request, if anywhere; `memory` is the policy's before it."""
+        decided = [] if chosen is None else [{"kind": PLACE, "index": 0, "instance": chosen}]
+        self._write(
+            "dispatch",
+            preset,
+            dispatch=_named(policy),
+            memory=memory,
+            cluster=view.cluster,
+            tokens=tokens,
+            remaining=remaining,
+            decided=decided,
+        )
+
     def entries(
         self,
         preset: str,
-        entrance: Entrance,
-        credit: float,
+        policy: Admission,
+        memory: dict[str, float],
+        ended: list[int],
         view: View,
         candidates: Candidates,
         decided: list[Entry],
     ) -> None:
-        """Log a decision of the entrance; `credit` is that of the oldest before it."""
+        """Log a decision of admission: the policy's memory before it, and the outputs that had ended since the last."""
         self._write(
-            "entrance",
+            "admission",
             preset,
-            credit=credit,
-            admission=entrance.admission,
-            suspension=entrance.suspension,
-            queue=entrance.queue,
+            admission=_named(policy),
+            memory=memory,
+            ended=ended,
             cluster=view.cluster,
             running=view.running,
             candidates=candidates,
@@ -68,7 +93,7 @@ class DecisionLog:
             self._write(
                 "moves",
                 preset,
-                rebalance={"name": policy.name, "settings": _plain(policy.settings)},
+                rebalance=_named(policy),
                 lead=lead,
                 cluster=view.cluster,
                 running=view.running,
@@ -93,6 +118,11 @@ class DecisionLog:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _named(policy: Policy) -> dict[str, Any]:
+    """Return the name and the settings that a policy can be made again from."""
+    return {"name": policy.name, "settings": _plain(policy.settings)}
 
 
 def _plain(value: Any) -> Any:
@@ -128,7 +158,7 @@ def _arrays(read: dict[str, Any]) -> dict[str, Any]:
 
 # The inner loops that decide are compiled, without checks of their own: what is read must be what a gateway could log.
 # The largest count (exact in a double), setting, and number of points of a horizon.
-_MOST_TOKENS, _MOST, _MOST_POINTS = 1 << 53, 1e6, 10_000
+MOST_TOKENS, _MOST, _MOST_POINTS = 1 << 53, 1e6, 10_000
 _LARGEST_BLOCK = 1 << 16
 _LAW = ("step_base_s", "step_request_s", "step_token_s")
 _OF_INSTANCES = ("capacity_tokens", "promised_tokens", "open", "waiting_tokens", *_LAW)
@@ -204,5 +234,5 @@ def _check(made: Any, names: Iterable[str], count: int) -> None:
             continue
         if array.ndim != 1 + (name == "remaining_tokens") or len(array) != count:
             raise ValueError(f"{name} has shape {array.shape}, expected {count} entries")
-        if name in _INTEGERS and name != "rank" and count and not 0 <= array.min() <= array.max() < _MOST_TOKENS:
+        if name in _INTEGERS and name != "rank" and count and not 0 <= array.min() <= array.max() < MOST_TOKENS:
             raise ValueError(f"{name} is out of range")

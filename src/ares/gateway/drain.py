@@ -106,7 +106,7 @@ class Drainer:
     async def _move(self, sequence: Sequence, source: Instance) -> None:
         outcome = "no room elsewhere"
         try:
-            if (target := self._target(sequence)) is not None:
+            if (target := await self._target(sequence)) is not None:
                 record = await self._gateway.migrate(sequence, target, f"{source.name} drains", DRAIN, PRE_COPY)
                 outcome = record.outcome
         except NotMovableError as refusal:  # it has ended, or is under way already
@@ -116,10 +116,10 @@ class Drainer:
             self._tried[sequence.id] = time.monotonic()
             logger.info("drain of %s: %s: %s", source.name, sequence.id, outcome)
 
-    def _target(self, sequence: Sequence) -> Instance | None:
+    async def _target(self, sequence: Sequence) -> Instance | None:
         """Return where dispatch would put it, of the instances that have room for it."""
         refused: set[str] = set()
-        while (target := self._gateway.controller.elsewhere(sequence, refused)) is not None:
+        while (target := await self._gateway.controller.elsewhere(sequence, refused)) is not None:
             if self._gateway.takes(sequence, target):
                 return target
             if target.name in refused:

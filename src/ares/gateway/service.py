@@ -243,7 +243,7 @@ class Gateway:
             if len(sequence.emitted) > 1:
                 self.metrics.longest_gap.labels(objective.name).observe(sequence.longest_gap_s)
                 self.recent.longest_gap_s.add(sequence.longest_gap_s)
-            self.controller.viewer.lengths.add(len(sequence.emitted))
+            self.controller.ended(len(sequence.emitted))
             self.recorder.finished(sequence)
         finally:
             self._scores.forget(sequence)

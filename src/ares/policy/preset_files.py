@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from ares.policy.presets import Preset
-from ares.policy.rebalance import REBALANCERS
+from ares.policy.admission import ADMISSIONS
+from ares.policy.presets import Preset, check_parts
+from ares.policy.registering import REGISTRIES
 from ares.policy.settings import make_settings, parse_setting
 
-_PARTS = ("dispatch", "admission", "queue", "suspends", "rebalance")
-_DEFAULTS: dict[str, Any] = {"dispatch": "least_loaded", "admission": "open", "queue": "fcfs", "suspends": False}
-_PREFIX = "rebalance."
+# What a preset file said before each admission policy had settings of its own.
+_REPLACED = {"queue": "order", "suspends": "suspends"}
 
 
 def make_preset(data: object, defaults: Mapping[str, object]) -> Preset:
@@ -19,10 +19,10 @@ def make_preset(data: object, defaults: Mapping[str, object]) -> Preset:
     Parameters
     ----------
     data
-        {dispatch, admission, queue, suspends, rebalance: {name, settings...}}; what is left out is as in
-        `static-least-loaded`.
+        {dispatch, admission, rebalance}, each a name or {name, settings...}; what is left out is as in
+        `static-least-loaded`, but for the dispatch that goes with the admission.
     defaults
-        Settings for a policy that has them, unless the file gives others.
+        Settings for a rebalance policy that has them, unless the file gives others.
 
     Raises
     ------
@@ -30,59 +30,69 @@ def make_preset(data: object, defaults: Mapping[str, object]) -> Preset:
         A part or a setting is unknown or of another type, or parts do not go together.
     """
     if not isinstance(data, dict):
-        raise ValueError(f"a preset must be a mapping with some of {', '.join(_PARTS)}, not {str(data)[:80]!r}")
-    if unknown := [key for key in data if key not in _PARTS]:
-        raise ValueError(f"unknown part {unknown[0]!r}; known: {', '.join(_PARTS)}")
-    parts = _DEFAULTS | {key: value for key, value in data.items() if key != "rebalance"}
-    for part, default in _DEFAULTS.items():
-        if type(parts[part]) is not type(default):
-            wanted = "true or false" if default is False else "a name"
-            raise ValueError(f"{part} must be {wanted}, not {parts[part]!r}")
-    name, given = _rebalance(data.get("rebalance", "none"))
-    kind = REBALANCERS.find(name).Settings
-    try:
-        settings: Any = make_settings(kind, _fitting(kind, defaults) | given)
-    except ValueError as error:
-        raise ValueError(f"rebalance policy {name!r}: {error}") from None
-    made = Preset(parts["dispatch"], name, settings, suspends=parts["suspends"])
-    return made.altered(parts["dispatch"], parts["admission"], name, parts["queue"])
+        raise ValueError(f"a preset must be a mapping with some of {', '.join(REGISTRIES)}, not {str(data)[:80]!r}")
+    for key in data:
+        if key in _REPLACED:
+            raise ValueError(f"{key} is now a setting: give admission: {{name: forecast, {_REPLACED[key]}: ...}}")
+        if key not in REGISTRIES:
+            raise ValueError(f"unknown part {key!r}; known: {', '.join(REGISTRIES)}")
+    found: dict[str, Any] = {}
+    for part, given in data.items():
+        name, settings = _part(part, given)
+        kind = REGISTRIES[part].find(name).Settings
+        usual = _fitting(kind, defaults) if part == "rebalance" else {}
+        try:
+            found |= {part: name, f"{part}_settings": make_settings(kind, usual | settings)}
+        except ValueError as error:
+            raise ValueError(f"{part} policy {name!r}: {error}") from None
+    admission = ADMISSIONS[found.get("admission", Preset.__dataclass_fields__["admission"].default)]
+    if "dispatch" not in found and admission.holds:
+        found["dispatch"] = admission.dispatch
+    made = Preset(**found)
+    check_parts(made)
+    return made
 
 
 def with_defaults(preset: Preset, defaults: Mapping[str, object]) -> Preset:
-    """Return a preset whose policy has other defaults for the settings named, if it has them."""
-    kind = type(preset.settings)
-    return replace(preset, settings=replace(preset.settings, **_fitting(kind, defaults)))
+    """Return a preset whose rebalance policy has other defaults for the settings named, if it has them."""
+    settings = preset.rebalance_settings
+    return replace(preset, rebalance_settings=replace(settings, **_fitting(type(settings), defaults)))
 
 
 def with_settings(preset: Preset, given: Iterable[str]) -> Preset:
     """Return a preset with settings like `rebalance.theta=0.2` in force; ValueError where one is not known or wrong."""
-    found: dict[str, object] = {}
-    kind = REBALANCERS[preset.rebalance].Settings
+    found: dict[str, dict[str, object]] = {part: {} for part in REGISTRIES}
     for one in given:
         path, equals, text = one.partition("=")
-        name = path.removeprefix(_PREFIX)
-        if not equals or name == path:
-            raise ValueError(f"--set {one}: give {_PREFIX}SETTING=VALUE, such as {_PREFIX}theta=0.2")
-        if name in found:
+        part, dot, name = path.partition(".")
+        if not equals or not dot or part not in REGISTRIES:
+            parts = " or ".join(f"{known}.SETTING=VALUE" for known in REGISTRIES)
+            raise ValueError(f"--set {one}: give {parts}, such as rebalance.theta=0.2")
+        if name in found[part]:
             raise ValueError(f"--set {one}: {path} is given twice")
+        policy = getattr(preset, part)
+        kind = REGISTRIES[part][policy].Settings
         try:
-            found[name] = parse_setting(kind, name, text)
-            make_settings(kind, {name: found[name]})
+            found[part][name] = parse_setting(kind, name, text)
+            make_settings(kind, {name: found[part][name]})
         except ValueError as error:
-            raise ValueError(f"--set {one}: rebalance policy {preset.rebalance!r}: {error}") from None
-    if not found:
-        return preset
-    return replace(preset, settings=make_settings(kind, asdict(preset.settings) | found))
+            raise ValueError(f"--set {one}: {part} policy {policy!r}: {error}") from None
+    changed: dict[str, Any] = {}
+    for part, settings in found.items():
+        if settings:
+            kind = REGISTRIES[part][getattr(preset, part)].Settings
+            changed[f"{part}_settings"] = make_settings(kind, asdict(getattr(preset, f"{part}_settings")) | settings)
+    return replace(preset, **changed)
 
 
-def _rebalance(given: object) -> tuple[str, dict[str, object]]:
-    """Return the name of the policy and its settings."""
+def _part(part: str, given: object) -> tuple[str, dict[str, object]]:
+    """Return the name of a policy and its settings."""
     if isinstance(given, str):
         return given, {}
     if not isinstance(given, dict) or not isinstance(given.get("name"), str):
-        raise ValueError("rebalance must be a name, or a mapping with the name and settings")
+        raise ValueError(f"{part} must be a name, or a mapping with the name and settings")
     if not all(isinstance(key, str) for key in given):
-        raise ValueError("rebalance: the names of settings must be strings")
+        raise ValueError(f"{part}: the names of settings must be strings")
     return given["name"], {key: value for key, value in given.items() if key != "name"}
 
 

@@ -1,11 +1,13 @@
-"""Presets: a named choice of dispatch, admission, queue order and rebalance."""
+"""Presets: a named choice of dispatch, admission and rebalance, each with its settings."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ares.policy.admission import ADMISSIONS, QUEUES, AdmissionSettings, SuspendSettings
-from ares.policy.placement import DISPATCHERS
+from ares.policy.admission import ADMISSIONS, Admission, ForecastSettings, admission_policy
+from ares.policy.dispatch import DISPATCHERS, Dispatch, dispatcher
 from ares.policy.rebalance import REBALANCERS, Rebalance, rebalancer
+from ares.policy.registering import REGISTRIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,43 +16,43 @@ class Preset:
 
     Attributes
     ----------
-    dispatch
-        First placement: round_robin, least_loaded, or forecast.
-    rebalance
-        Name of a registered policy (policy/rebalance).
-    settings
-        Its settings, of its own class; by default that class's defaults.
-    admission
-        open: straight to the instance; forecast: held until the predicted peak of memory fits.
-    queue
-        fcfs, or volume: smallest predicted memory-time first, the largest gives way.
-    suspends
-        Whether a long request with time to spare gives way to one that waits; needs admission by forecast.
-    predicts
-        Whether predictions are used where there are any.
+    dispatch, admission, rebalance
+        Names of registered policies: first placement (policy/dispatch), when a request may enter decode
+        (policy/admission), and which running ones move (policy/rebalance).
+    dispatch_settings, admission_settings, rebalance_settings
+        Their settings, each of the policy's own class; by default that class's defaults.
     knows_lengths
         Whether the simulator tells it the true lengths; a preset for comparison, which no live service can have.
-    admission_settings
-        Knobs of admission and queue order.
-    suspend_settings
-        Knobs of suspension.
     """
 
-    dispatch: str
-    rebalance: str
-    settings: Any = None
+    dispatch: str = "least_loaded"
     admission: str = "open"
-    queue: str = "fcfs"
-    suspends: bool = False
-    predicts: bool = False
+    rebalance: str = "none"
+    dispatch_settings: Any = None
+    admission_settings: Any = None
+    rebalance_settings: Any = None
     knows_lengths: bool = False
-    admission_settings: AdmissionSettings = field(default_factory=AdmissionSettings)
-    suspend_settings: SuspendSettings = field(default_factory=SuspendSettings)
 
     def __post_init__(self) -> None:
-        policy = REBALANCERS.find(self.rebalance)
-        if self.settings is None:
-            object.__setattr__(self, "settings", policy.Settings())
+        for part, registry in REGISTRIES.items():
+            policy = registry.find(getattr(self, part))
+            if getattr(self, f"{part}_settings") is None:
+                object.__setattr__(self, f"{part}_settings", policy.Settings())
+
+    @property
+    def predicts(self) -> bool:
+        """Whether predictions are used where there are any."""
+        return any(
+            registry[getattr(self, part)].uses_predictions(getattr(self, f"{part}_settings"))
+            for part, registry in REGISTRIES.items()
+        )
+
+    @property
+    def needs_predictions(self) -> str | None:
+        """The part that makes no sense without predictions, with its name; None: there is none."""
+        names = ((part, getattr(self, part)) for part, registry in REGISTRIES.items()
+                 if registry[getattr(self, part)].needs_predictions)  # fmt: skip
+        return next((f"{part} {name}" for part, name in names), None)
 
     @property
     def moves(self) -> bool:
@@ -58,104 +60,119 @@ class Preset:
         return REBALANCERS[self.rebalance].moves
 
     @property
+    def holds(self) -> bool:
+        """Whether requests wait outside decode until admission lets them in."""
+        return ADMISSIONS[self.admission].holds
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether admission, or the dispatch that places requests, looks at the running requests."""
+        return self.holds or DISPATCHERS[self.dispatch].sees_requests
+
+    @property
+    def rescues(self) -> bool:
+        """Whether full instances are relieved (rescue.py)."""
+        return ADMISSIONS[self.admission].rescues(self.admission_settings)
+
+    @property
+    def preempts_largest(self) -> bool:
+        """Whether instances preempt the largest predicted memory-time, instead of the newest."""
+        return ADMISSIONS[self.admission].preempts_largest(self.admission_settings)
+
+    @property
     def cooldown_s(self) -> float:
         """Seconds during which a request that was moved is not moved again; 0 where the policy has no such setting."""
-        return float(getattr(self.settings, "cooldown_s", 0.0))
+        return float(getattr(self.rebalance_settings, "cooldown_s", 0.0))
 
-    def rebalancer(self) -> Rebalance:
-        """Make the rebalance policy, ready to decide."""
-        return rebalancer(self.rebalance, self.settings)
+    def make(self) -> tuple[Dispatch, Admission, Rebalance]:
+        """Make its policies, ready to decide; DecisionError where one cannot be."""
+        return (
+            dispatcher(self.dispatch, self.dispatch_settings),
+            admission_policy(self.admission, self.admission_settings),
+            rebalancer(self.rebalance, self.rebalance_settings),
+        )
+
+    def for_objectives(self, ttft_s: float) -> "Preset":
+        """Return this preset with the settings that hang on the objective of the first token, in seconds."""
+        changed = {}
+        for part in REGISTRIES:
+            settings = getattr(self, f"{part}_settings")
+            if hasattr(settings, "for_objectives"):
+                changed[f"{part}_settings"] = settings.for_objectives(ttft_s)
+        return replace(self, **changed)
 
     def altered(
-        self,
-        dispatch: str | None = None,
-        admission: str | None = None,
-        rebalance: str | None = None,
-        queue: str | None = None,
+        self, dispatch: str | None = None, admission: str | None = None, rebalance: str | None = None
     ) -> "Preset":
-        """Return this preset with some of its parts replaced; it uses predictions where a part needs them.
+        """Return this preset with some of its parts replaced; a part of another name has its default settings.
 
         Raises
         ------
         ValueError
             A part is not known, or two of them do not go together: one would change nothing.
         """
-        for given, known in (
-            (dispatch, tuple(DISPATCHERS)),
-            (admission, ADMISSIONS),
-            (rebalance, tuple(REBALANCERS)),
-            (queue, QUEUES),
-        ):
-            if given is not None and given in _REPLACED:
+        changed: dict[str, Any] = {}
+        for part, given in (("dispatch", dispatch), ("admission", admission), ("rebalance", rebalance)):
+            if given is None:
+                continue
+            if given in _REPLACED:
                 raise ValueError(f"policy {given!r} is now a preset: give --preset {_REPLACED[given]}")
-            if given is not None and given not in known:
-                raise ValueError(f"unknown policy {given!r}; known: {', '.join(known)}")
-        changed = replace(
-            self,
-            dispatch=dispatch or self.dispatch,
-            admission=admission or self.admission,
-            rebalance=rebalance or self.rebalance,
-            settings=self.settings if rebalance in (None, self.rebalance) else None,
-            queue=queue or self.queue,
-        )
-        _check(changed)
-        needed = (
-            "forecast" in (changed.admission, changed.dispatch)
-            or changed.queue == "volume"
-            or REBALANCERS[changed.rebalance].predicts
-        )
-        return replace(changed, predicts=needed)
+            if given not in REGISTRIES[part]:
+                raise ValueError(f"unknown policy {given!r}; known: {', '.join(REGISTRIES[part])}")
+            if given != getattr(self, part):
+                changed |= {part: given, f"{part}_settings": None}
+        made = replace(self, **changed)
+        check_parts(made)
+        return made
 
 
 # What a part was called that is now said otherwise.
 _REPLACED = {"oracle": "ares-oracle"}
 
 
-def _check(changed: Preset) -> None:
+def check_parts(made: Preset) -> None:
     """Raise ValueError where a part would change nothing beside the others, and say what fits."""
-    if changed.admission == "forecast" and changed.dispatch != "forecast":
+    admission = ADMISSIONS[made.admission]
+    if admission.holds and made.dispatch != admission.dispatch:
+        others = ", ".join(name for name, one in ADMISSIONS.items() if not one.holds)
         raise ValueError(
-            f"admission forecast needs dispatch forecast (not {changed.dispatch}): it chooses the instance itself; "
-            "admission open goes with every dispatch"
+            f"admission {made.admission} needs dispatch {admission.dispatch} (not {made.dispatch}): it chooses the "
+            f"instance itself; every dispatch goes with admission {others}"
         )
-    if changed.suspends and changed.admission != "forecast":
-        plain = ", ".join(name for name, one in PRESETS.items() if not one.suspends)
-        raise ValueError(
-            f"it suspends requests, which needs admission forecast (not {changed.admission}); "
-            f"presets that suspend none: {plain}"
-        )
+    if made.knows_lengths and not made.predicts:
+        raise ValueError("it knows the true lengths, which needs a part that uses predictions")
+    if admission.holds and admission.dispatch not in DISPATCHERS:
+        raise ValueError(f"admission {made.admission} needs dispatch {admission.dispatch}, which is not registered")
 
+
+def policies(presets: Iterable[Preset]) -> set[type]:
+    """Return the classes of the policies that presets use."""
+    return {registry[getattr(preset, part)] for preset in presets for part, registry in REGISTRIES.items()}
+
+
+_SUSPENDING = ForecastSettings(suspends=True)
 
 PRESETS: dict[str, Preset] = {
     # A plain prefill-decode router; commanded moves still work.
-    "off": Preset(dispatch="round_robin", rebalance="none"),
-    "static-rr": Preset(dispatch="round_robin", rebalance="none"),
-    "static-least-loaded": Preset(dispatch="least_loaded", rebalance="none"),
+    "off": Preset(dispatch="round_robin"),
+    "static-rr": Preset(dispatch="round_robin"),
+    "static-least-loaded": Preset(dispatch="least_loaded"),
     # The paper's rescheduler without its predictor: today's load only.
-    "ares-no-prediction": Preset(dispatch="least_loaded", rebalance="current_load"),
+    "ares-no-prediction": Preset(rebalance="current_load"),
     # The paper's system: point predictions, tokens as load, rebalancing alone.
-    "paper": Preset(dispatch="least_loaded", rebalance="paper", predicts=True),
-    # The migration rule of Llumnix, with the dispatch of the others.
-    "llumnix": Preset(dispatch="least_loaded", rebalance="llumnix"),
+    "paper": Preset(rebalance="paper"),
+    # Rules of others, with the rest as in `static-least-loaded`: what each takes and leaves out stands in its file.
+    "llumnix": Preset(rebalance="llumnix"),
+    "balanceroute": Preset(dispatch="balanceroute"),
+    "pausing": Preset(admission="pausing"),
+    "past-future": Preset(admission="past-future"),
     # Parts of ours, for the ablation.
-    "ares-admission": Preset(
-        dispatch="forecast", rebalance="none", admission="forecast", queue="volume", predicts=True
-    ),
-    "ares-suspension": Preset(
-        dispatch="forecast", rebalance="none", admission="forecast", queue="volume", suspends=True, predicts=True
-    ),
-    "ares-rebalance": Preset(dispatch="least_loaded", rebalance="ares", predicts=True),
-    "ares": Preset(
-        dispatch="forecast", rebalance="ares", admission="forecast", queue="volume", suspends=True, predicts=True
-    ),
+    "ares-admission": Preset(dispatch="forecast", admission="forecast"),
+    "ares-suspension": Preset(dispatch="forecast", admission="forecast", admission_settings=_SUSPENDING),
+    "ares-rebalance": Preset(rebalance="ares"),
+    "ares": Preset(dispatch="forecast", admission="forecast", rebalance="ares", admission_settings=_SUSPENDING),
     "ares-oracle": Preset(
-        dispatch="forecast",
-        rebalance="ares",
-        admission="forecast",
-        queue="volume",
-        suspends=True,
-        predicts=True,
-        knows_lengths=True,
+        dispatch="forecast", admission="forecast", rebalance="ares", admission_settings=_SUSPENDING, knows_lengths=True
     ),
 }
 

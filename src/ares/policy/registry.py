@@ -3,8 +3,11 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
-T = TypeVar("T")
-Policy = TypeVar("Policy", bound=type[Any])
+from ares.policy.base import DecisionError, Policy
+from ares.policy.settings import check_settings_type
+
+T = TypeVar("T", bound=Policy)
+Class = TypeVar("Class", bound=type[Any])
 
 
 class Registry(Mapping[str, type[T]], Generic[T]):
@@ -12,20 +15,23 @@ class Registry(Mapping[str, type[T]], Generic[T]):
 
     Parameters
     ----------
-    kind
-        What they are, for messages.
-    check
-        Raises ValueError or TypeError where a class cannot be one.
+    base
+        Their base class.
+    decides
+        How the method that decides is called, with its arguments: a class must define it.
+    optional
+        Whether a class may also do without, since it is never asked.
     """
 
-    def __init__(self, kind: str, check: Callable[[type], None]) -> None:
-        self._kind, self._check = kind, check
+    def __init__(self, base: type[T], decides: str, optional: Callable[[type[T]], bool] = lambda _: False) -> None:
+        self.base = base
+        self._kind, self._decides, self._optional = base.part, decides, optional
         self._known: dict[str, type[T]] = {}
 
-    def register(self, name: str) -> Callable[[Policy], Policy]:
+    def register(self, name: str) -> Callable[[Class], Class]:
         """Register the decorated class as `name`; ValueError where that is taken or is no name."""
 
-        def registered(policy: Policy) -> Policy:
+        def registered(policy: Class) -> Class:
             if not isinstance(name, str) or not name.replace("-", "_").isidentifier():
                 raise ValueError(f"{name!r} is no name for a {self._kind} policy: give letters, digits, - and _")
             if name in self._known:
@@ -37,11 +43,38 @@ class Registry(Mapping[str, type[T]], Generic[T]):
 
         return registered
 
+    def _check(self, policy: type) -> None:
+        base = self.base
+        if not issubclass(policy, base):
+            raise TypeError(f"{policy.__name__} must be a subclass of ares.policy.{base.__name__}")
+        check_settings_type(policy.Settings)
+        method = self._decides.partition("(")[0]
+        if getattr(policy, method) is getattr(base, method) and not self._optional(policy):
+            raise TypeError(f"{policy.__name__} must define {self._decides}")
+
     def find(self, name: str) -> type[T]:
         """Return the class called `name`; ValueError lists the known names."""
         if name not in self._known:
             raise ValueError(f"unknown {self._kind} {name!r}; known: {', '.join(self._known)}")
         return self._known[name]
+
+    def make(self, name: str, settings: Any = None) -> T:
+        """Make the policy called `name`, ready to decide.
+
+        Raises
+        ------
+        ValueError
+            There is none; the message lists the known names.
+        DecisionError
+            It cannot be made.
+        """
+        policy = self.find(name)
+        try:
+            policy.prepare()
+            return policy(settings)
+        except Exception as error:
+            said = f"cannot be made: {type(error).__name__}: {error}"
+            raise DecisionError(name, "raised", said, self._kind) from error
 
     def forget(self, names: Iterable[str]) -> None:
         """Take names out again: of a file that failed half way."""

@@ -5,7 +5,9 @@ import numpy as np
 from ares.policy.admission import loop
 from ares.policy.admission.state import (
     ENTER,
+    INSIDE,
     RESUME,
+    SUSPEND,
     SUSPENDED,
     WAITING,
     Horizon,
@@ -25,22 +27,31 @@ from ares.simulator.state import (
     AGE_CREDIT,
     AGE_HEAD,
     AGE_TAIL,
+    ASK_AT,
+    AT_ONCE,
     BASE_S,
     BLOCK_SIZE,
+    BY_ASKING,
+    BY_LOOP,
+    CHANGES,
+    FINISHED_COUNT,
     FIRST_AT_PREFILL,
     HELD,
     HOLD,
+    MIGRATIONS,
     NEXT_MISS_S,
     NOBODY,
     PER_REQUEST_S,
     PER_RESIDENT_S,
+    PREEMPTIONS,
     PREFILL_RESUMES,
     QUEUE_SIZE,
     SUSPENDED_COUNT,
+    SUSPENSIONS,
     State,
 )
 
-_AT_ONCE = 64  # decisions of one call of the policy's loop
+_DECISIONS = 64  # decisions of one call of the policy's loop
 
 admit = loop.admit
 insert_in_order = loop.insert_in_order
@@ -51,11 +62,30 @@ def hand_out(state: State, request: int, moment: float) -> None:
     """Dispatch a request that left prefill, or hold it for admission."""
     see(state, request, state.generated[request])
     weigh(state, request)
-    if state.scalars[HOLD] == 0.0:
+    if state.scalars[HOLD] == AT_ONCE:
         place(state, request, moment)
         return
     hold(state, request, moment)
+    if state.scalars[HOLD] == BY_ASKING:
+        state.scalars[ASK_AT] = moment
+        return
     admit_held(state, moment)
+
+
+@compiled
+def look_again(state: State, instance: int, moment: float) -> None:
+    """Let in who is outside, after the start of a step of an instance that may have made room."""
+    if state.counters[QUEUE_SIZE] + state.counters[SUSPENDED_COUNT] == 0:
+        return
+    if state.scalars[HOLD] == BY_LOOP:
+        refresh(state, instance, moment)
+        admit_held(state, moment)
+        return
+    counters = state.counters
+    changes = counters[FINISHED_COUNT] + counters[MIGRATIONS] + counters[PREEMPTIONS] + counters[SUSPENSIONS]
+    if changes != counters[CHANGES]:
+        counters[CHANGES] = changes
+        state.scalars[ASK_AT] = moment
 
 
 @compiled
@@ -75,7 +105,7 @@ def hold(state: State, request: int, moment: float) -> None:
 @compiled
 def refresh_and_admit(state: State, moment: float) -> None:
     """Forecast every instance anew and admit what fits."""
-    if state.scalars[HOLD] > 0.0 and state.counters[QUEUE_SIZE] + state.counters[SUSPENDED_COUNT] > 0:
+    if state.scalars[HOLD] == BY_LOOP and state.counters[QUEUE_SIZE] + state.counters[SUSPENDED_COUNT] > 0:
         for instance in range(len(state.time)):
             refresh(state, instance, moment)
         admit_held(state, moment)
@@ -136,7 +166,7 @@ def admit_held(state: State, moment: float) -> None:
         state.movable,
         np.empty((0, 0), np.int64),
     )
-    decided, numbers = np.empty((_AT_ONCE, 4), np.int64), np.empty((_AT_ONCE, 3))
+    decided, numbers = np.empty((_DECISIONS, 4), np.int64), np.empty((_DECISIONS, 3))
     while True:
         head, tail = state.counters[AGE_HEAD], state.counters[AGE_TAIL]
         queue = Queue(
@@ -150,7 +180,7 @@ def admit_held(state: State, moment: float) -> None:
         for index in range(made):
             _carry_out(state, decided[index, 0], decided[index, 1], decided[index, 2], moment)
         _forget_admitted(state)
-        if made + 2 <= _AT_ONCE:
+        if made + 2 <= _DECISIONS:
             return
 
 
@@ -219,6 +249,15 @@ def _carry_out(state: State, kind: int, request: int, instance: int, moment: flo
             to_prefill(state, request, moment)
     else:
         begin_suspension(state, request, moment)
+
+
+@compiled
+def carry_out_asked(state: State, kind: int, request: int, instance: int, moment: float) -> None:
+    """Carry out what a policy has decided in Python: `kind` as in policy/admission/state.py."""
+    if kind != SUSPEND:
+        state.outside[request] = INSIDE
+    _carry_out(state, kind, request, instance, moment)
+    _forget_admitted(state)
 
 
 @compiled

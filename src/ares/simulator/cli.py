@@ -30,7 +30,6 @@ from ares.simulator.options import (
     PrefillProfile,
     Presets,
     ProfileName,
-    Queue,
     Rebalance,
     Requests,
     Seed,
@@ -138,7 +137,6 @@ def simulate(
     dispatch: Dispatch = None,
     admission: Admission = None,
     rebalance: Rebalance = None,
-    queue: Queue = None,
     policies: Policies = None,
     settings: Settings = None,
     json_path: Out = None,
@@ -169,7 +167,7 @@ def simulate(
             load, rate_scale = (1.0, None) if trace in WORKLOADS else (None, 1.0)
         scenario = scenarios.Scenario(
             trace, trace_format, requests, prefill, decode, profile, prefill_profile, predictor, period,
-            admission=admission, dispatch=dispatch, rebalance=rebalance, queue=queue,
+            admission=admission, dispatch=dispatch, rebalance=rebalance,
             slo_ttft=slo_ttft, slo_tpot=slo_tpot, slo_gap=slo_gap, classes=_classes(classes), time_unit=time_unit,
             policies=tuple(policies or ()), settings=tuple(settings or ()),
         )  # fmt: skip

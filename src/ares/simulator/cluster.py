@@ -9,21 +9,24 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ares.policy import Preset, decide_moves, rebalancer
-from ares.policy.admission.forecast import knobs
+from ares.policy import ADMISSIONS, DISPATCHERS, Preset, decide_moves, rebalancer
 from ares.policy.rescue import RescueSettings, beside, rescue
 from ares.simulator.admitting import let_kv_go, refresh_and_admit, withdraw_preempted
+from ares.simulator.asking import Asking
 from ares.simulator.classes import SimulatedClass, apply, assign, names
-from ares.simulator.decisions import BY_FORECAST, LEAST_LOADED, ROUND_ROBIN, kv_shares
+from ares.simulator.decisions import kv_shares
 from ares.simulator.errors import ERROR_MODELS, ErrorModel
 from ares.simulator.failures import fail_instance
-from ares.simulator.loop import run_until
 from ares.simulator.prediction import remember
 from ares.simulator.profile import Profile, ProfileError
 from ares.simulator.state import (
+    ASK_AT,
+    AT_ONCE,
     BANDWIDTH,
     BLOCK_SIZE,
     BUDGET,
+    BY_ASKING,
+    BY_LOOP,
     DISPATCH_RULE,
     ENDED_BEFORE,
     EVENTS,
@@ -58,7 +61,6 @@ from ares.simulator.state import (
 from ares.simulator.telemetry import MoveRecord, Telemetry
 from ares.traces import Workload
 
-_DISPATCH_RULES = {"round_robin": ROUND_ROBIN, "least_loaded": LEAST_LOADED, "forecast": BY_FORECAST}
 _SAMPLES = 1500  # of KV use over a run: enough for a heat map, few enough to cost nothing
 
 
@@ -115,6 +117,8 @@ class Simulation:
         Seconds between two calls of the rebalancer.
     seed
         Of the predictor's errors.
+    ttft_s, tpot_s
+        Objectives that requests are to meet, seconds.
     gap_s
         Objective for the longest gap of a stream; infinite: only the other objectives bound it.
     classes
@@ -139,6 +143,8 @@ class Simulation:
     period_s: float = 0.5
     seed: int = 0
     failures: Sequence[tuple[float, int]] = ()
+    ttft_s: float = 20.0
+    tpot_s: float = 0.03
     gap_s: float = math.inf
     classes: Mapping[str, SimulatedClass] = field(default_factory=dict)
     first_at_prefill: bool = False
@@ -174,14 +180,15 @@ class Simulation:
         for instance, profile in enumerate(self.prefill):
             state.prefill_free[instance] = profile.kv_tokens
             state.prefill_law[instance] = profile.step.row()
-        suspension = self.preset.suspend_settings
         exact = self.preset.knows_lengths
         predicts = (self.error.predicts or exact) and self.preset.predicts
-        suspends = self.preset.suspends and predicts
-        state.ttft[:], state.tpot[:] = suspension.ttft_s, suspension.tpot_s
-        state.gap[:] = self.gap_s
+        by_volume = self.preset.preempts_largest and predicts
+        state.ttft[:], state.tpot[:], state.gap[:] = self.ttft_s, self.tpot_s, self.gap_s
         apply(self.classes, self._class_of(), state)
-        state.knobs[:] = knobs(self.preset.admission_settings, suspension if suspends else None)
+        admission = ADMISSIONS[self.preset.admission]
+        loop = admission.loop_settings(self.preset.admission_settings)
+        if loop is not None:
+            state.knobs[:] = loop
         values = {
             BLOCK_SIZE: first.block_size,
             BUDGET: first.max_num_batched_tokens,
@@ -191,12 +198,13 @@ class Simulation:
             BANDWIDTH: first.bandwidth_bytes_s,
             LATENCY_S: first.latency_s,
             STALL_S: first.stall_s,
-            DISPATCH_RULE: _DISPATCH_RULES[self.preset.dispatch],
-            HOLD: self.preset.admission == "forecast",
+            DISPATCH_RULE: DISPATCHERS[self.preset.dispatch].rule,
+            HOLD: AT_ONCE if not admission.holds else BY_ASKING if loop is None else BY_LOOP,
+            ASK_AT: np.inf,
             FIRST_AT_PREFILL: self.first_at_prefill and bool(self.prefill),
-            FIRST_COME: self.preset.queue == "fcfs" or not predicts,
+            FIRST_COME: not by_volume,
             NEXT_MISS_S: np.inf,
-            EVICT_BY_VOLUME: self.preset.queue == "volume" and predicts,
+            EVICT_BY_VOLUME: by_volume,
             SEED: self.seed,
             SIGMA_START: 0.0 if exact else self.error.start,
             SIGMA_END: 0.0 if exact else self.error.end,
@@ -220,15 +228,16 @@ class Simulation:
         work = self.workload
         decode = len(self.decode)
         given = self.first_at_prefill and bool(self.prefill)
-        policy = rebalancer(self.preset.rebalance, self.preset.settings)
+        policy = rebalancer(self.preset.rebalance, self.preset.rebalance_settings)
         acts = self.preset.moves
-        suspends = self.preset.suspends and bool(state.scalars[HAS_PREDICTION])
+        rescues_any = self.preset.rescues and bool(state.scalars[HAS_PREDICTION])
         lead = RescueSettings(lead_s=2.0 * self.period_s + self.decode[0].stall_s)
         span = max(float(work.arrival_s[-1]), 1.0)
         sampling = max(span / _SAMPLES, self.period_s if acts else 0.05)
         period = self.period_s if acts else sampling
         failures = sorted(self.failures)
         telemetry = Telemetry(self.preset, self.decode[0], state)
+        asking = Asking(self.preset, telemetry)
         samples: list[tuple[float, NDArray[np.float64], int]] = []
         moves: list[MoveRecord] = []
         decisions: list[float] = []
@@ -239,17 +248,20 @@ class Simulation:
             now += period
             while failures and failures[0][0] <= now:
                 moment, broken = failures.pop(0)
-                run_until(state, moment)
+                asking.run_until(moment)
                 fail_instance(state, broken, moment)
-            more = run_until(state, now)
+            more = asking.run_until(now)
             let_kv_go(state, now)
             refresh_and_admit(state, now)
+            asking.look(now)
             if acts:
-                if suspends:
+                if rescues_any:
                     withdraw_preempted(state, now)
                 view = telemetry.view(now)
                 before = time.perf_counter()
-                rescues = rescue(view, lead, partial(telemetry.progress, len(view.location), now)) if suspends else []
+                rescues = (
+                    rescue(view, lead, partial(telemetry.progress, len(view.location), now)) if rescues_any else []
+                )
                 ordered = beside(decide_moves(policy, view), rescues)
                 decisions.append(time.perf_counter() - before)
                 moves += telemetry.carry_out(rescues, ordered, now)

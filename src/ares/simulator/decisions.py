@@ -6,9 +6,12 @@ The rules are the functions of `ares.policy`; this file only builds their argume
 import numpy as np
 from numpy.typing import NDArray
 
-from ares.policy import dispatch, kernels
+from ares.policy import kernels
 from ares.policy.admission import loop
 from ares.policy.admission.forecast import GRID
+from ares.policy.dispatch.base import ASK, ROUND_ROBIN, SMALLEST_PEAK
+from ares.policy.dispatch.least_loaded import least_loaded_choice as _least_loaded_choice
+from ares.policy.dispatch.round_robin import round_robin_choice as _round_robin_choice
 from ares.policy.forecast import intervals
 from ares.policy.forecast import staircase as plain_staircase
 from ares.simulator.blocks import taken
@@ -18,9 +21,12 @@ from ares.simulator.law import steps_by
 from ares.simulator.prediction import WEIGHTS, see
 from ares.simulator.queues import push_back
 from ares.simulator.state import (
+    ASK_AT,
     BLOCK_SIZE,
     DISPATCH_RULE,
+    HELD,
     NOBODY,
+    QUEUE_SIZE,
     ROBIN,
     WAITING,
     State,
@@ -29,15 +35,13 @@ from ares.simulator.state import (
 STALE_S = 0.5  # telemetry of a live engine is no fresher
 # First point of the grid at or past each whole step.
 _INTERVALS = intervals(GRID.tobytes())
-# Values of DISPATCH_RULE.
-ROUND_ROBIN, LEAST_LOADED, BY_FORECAST = range(3)
 
 best_peak = loop.best_peak
 own_curve = loop.own_curve
 staircase = compiled(plain_staircase)
 forecast_rows = kernels.forecast_rows
-least_loaded_choice = compiled(dispatch.least_loaded_choice)
-round_robin_choice = compiled(dispatch.round_robin_choice)
+least_loaded_choice = compiled(_least_loaded_choice)
+round_robin_choice = compiled(_round_robin_choice)
 
 
 @compiled
@@ -87,12 +91,18 @@ def kv_shares(state: State, moment: float, shares: NDArray[np.float64]) -> None:
 
 @compiled
 def place(state: State, request: int, moment: float) -> None:
-    """Dispatch at once: the request waits at its instance from now on."""
+    """Dispatch at once: the request waits at its instance from now on, or for the policy to be asked (asking.py)."""
     rule = int(state.scalars[DISPATCH_RULE])
+    if rule == ASK:
+        state.status[request] = HELD
+        state.order[state.counters[QUEUE_SIZE]] = request
+        state.counters[QUEUE_SIZE] += 1
+        state.scalars[ASK_AT] = moment
+        return
     if rule == ROUND_ROBIN:
         chosen = round_robin_choice(state.counters[ROBIN], state.closed)
         state.counters[ROBIN] = chosen + 1
-    elif rule == BY_FORECAST:
+    elif rule == SMALLEST_PEAK:
         chosen = _by_forecast(state, request, moment)
     else:
         chosen = least_loaded(state, state.prompt[request] + state.generated[request], moment)

@@ -61,11 +61,12 @@ def _without_effect(
         yield "--prefill-profile", "--prefill 0 leaves no prefill instances"
     if "--report" not in given:
         yield "--curves", "they are for a report; give --report FOLDER"
-    if not any(plugins.from_file(policy.rebalance) for policy in policies):
-        yield "--policy", "no preset here uses a policy of that file; give --rebalance NAME or a preset file"
+    if not plugins.from_file(policies):
+        yield (
+            "--policy",
+            "no preset here uses a policy of that file; give a preset file, or its part by name",
+        )
     if all(not policy.moves for policy in policies):
         yield "--period", "no preset here rebalances; give one that does, such as ares-rebalance, or --rebalance"
     if not any(policy.predicts and not policy.knows_lengths for policy in policies):
         yield "--predictor", "no preset here uses a predictor that can err; give one that does, such as ares"
-    if not scenario.error().predicts:
-        yield "--queue", "it orders by predictions, and --predictor none gives none"

@@ -2,13 +2,15 @@
 
 import numpy as np
 
-from ares.simulator.admitting import admit_held, give_first, hand_out
+from ares.simulator.admitting import give_first, hand_out, look_again
 from ares.simulator.compiled import compiled, heap_pop, tree_first, tree_set
-from ares.simulator.decisions import enter, refresh, reroute
+from ares.simulator.decisions import enter, reroute
 from ares.simulator.instance import poke, wake
 from ares.simulator.moves import copy_done, handover_done
 from ares.simulator.prefill import pinned_tokens, start_prefill, to_prefill
 from ares.simulator.state import (
+    ASK_AT,
+    AT_ONCE,
     COPY_DONE,
     EVENTS,
     HEAP_SIZE,
@@ -18,8 +20,6 @@ from ares.simulator.state import (
     NOBODY,
     NOW,
     PULL_DONE,
-    QUEUE_SIZE,
-    SUSPENDED_COUNT,
     State,
 )
 
@@ -40,7 +40,7 @@ def finish_prefill(state: State, prefill: int, moment: float) -> None:
     state.prefill_current[prefill] = NOBODY
     state.prefill_backlog[prefill] -= state.prompt[request] + state.generated[request]
     tree_set(state.tree, len(state.time) + prefill, np.inf)
-    if state.scalars[HOLD] == 0.0 or state.place[request] != NOBODY:
+    if state.scalars[HOLD] == AT_ONCE or state.place[request] != NOBODY:
         give_first(state, request, moment)
     if state.place[request] == NOBODY:
         hand_out(state, request, moment)
@@ -76,7 +76,7 @@ def pull_done(state: State, request: int, moment: float) -> None:
 
 @compiled
 def run_until(state: State, moment: float) -> bool:
-    """Handle every event up to `moment`; return whether any event is left after it."""
+    """Handle every event up to `moment`, or to when a policy is to be asked; return whether any event is left."""
     requests = len(state.arrival)
     decode = len(state.time)
     while True:
@@ -84,6 +84,9 @@ def run_until(state: State, moment: float) -> bool:
         arrival = state.arrival[following] if following < requests else np.inf
         transfer = state.heap_keys[0] if state.counters[HEAP_SIZE] > 0 else np.inf
         now = min(arrival, transfer, state.tree[1])
+        if now > state.scalars[ASK_AT] and state.scalars[ASK_AT] <= moment:
+            state.scalars[NOW] = state.scalars[ASK_AT]
+            return True
         if now > moment or now == np.inf:
             state.scalars[NOW] = moment
             return bool(now != np.inf)
@@ -108,6 +111,5 @@ def run_until(state: State, moment: float) -> bool:
                 finish_prefill(state, leaf - decode, now)
             else:
                 wake(state, leaf, now)
-                if state.scalars[HOLD] > 0.0 and state.counters[QUEUE_SIZE] + state.counters[SUSPENDED_COUNT] > 0:
-                    refresh(state, leaf, now)
-                    admit_held(state, now)
+                if state.scalars[HOLD] != AT_ONCE:
+                    look_again(state, leaf, now)

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ares.policy import PRESETS, REBALANCERS
-from ares.policy.admission import ADMISSIONS, QUEUES
+from ares.policy import ADMISSIONS, DISPATCHERS, PRESETS, REBALANCERS
 from ares.simulator.errors import ERROR_MODELS
 from ares.simulator.profile import profile_names
 from ares.traces import FORMATS, TIME_UNITS, WORKLOADS
@@ -52,11 +51,14 @@ Classes = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--json", help="Write the result here ('-': standard output).")]
 Dispatch = Annotated[
-    str | None, typer.Option(help="Replace the preset's dispatch: round_robin, least_loaded, forecast.")
+    str | None,
+    typer.Option(help=f"Replace the preset's dispatch: {', '.join(DISPATCHERS)}, or that of --policy."),
 ]
-Admission = Annotated[str | None, typer.Option(help=f"Replace the preset's admission: {', '.join(ADMISSIONS)}.")]
+Admission = Annotated[
+    str | None,
+    typer.Option(help=f"Replace the preset's admission: {', '.join(ADMISSIONS)}, or that of --policy."),
+]
 Rebalance = Annotated[
     str | None,
     typer.Option(help=f"Replace the preset's rebalance: {', '.join(REBALANCERS)}, or that of --policy."),
 ]
-Queue = Annotated[str | None, typer.Option(help=f"Replace the preset's queue order: {', '.join(QUEUES)}.")]

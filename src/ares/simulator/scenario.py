@@ -33,7 +33,6 @@ class Scenario:
     admission: str | None = None
     dispatch: str | None = None
     rebalance: str | None = None
-    queue: str | None = None
     slo_ttft: float = 20.0
     slo_tpot: float = 0.03
     slo_gap: float = inf
@@ -64,12 +63,10 @@ class Scenario:
         """Return a preset with the parts that the scenario replaces; ValueError where they do not go together."""
         try:
             plugins.load(self.policies)  # in each process of a sweep
-            chosen = plugins.preset(name).altered(self.dispatch, self.admission, self.rebalance, self.queue)
-            chosen = with_settings(chosen, self.settings)
+            chosen = plugins.preset(name).altered(self.dispatch, self.admission, self.rebalance)
+            return with_settings(chosen, self.settings)
         except ValueError as error:
             raise ValueError(f"preset {name}: {error}" if name in PRESETS else str(error)) from None
-        objectives = replace(chosen.suspend_settings, ttft_s=self.slo_ttft, tpot_s=self.slo_tpot)
-        return replace(chosen, suspend_settings=objectives)
 
     def profiles(self) -> tuple[list[Profile], list[Profile]]:
         """Return a profile for each decode and each prefill instance."""
@@ -88,9 +85,9 @@ class Scenario:
     ) -> tuple[Simulation, float]:
         """Make a run and the load that it stands for."""
         chosen = self.policy(name)
-        if "forecast" in (chosen.admission, chosen.dispatch) and not (chosen.knows_lengths or self.error().predicts):
+        if (part := chosen.needs_predictions) and not (chosen.knows_lengths or self.error().predicts):
             raise ValueError(
-                f"preset {name} admits by forecast, which needs predictions: --predictor {self.predictor} has none; "
+                f"preset {name} has {part}, which needs predictions: --predictor {self.predictor} has none; "
                 "residual-life is what the live service uses for a model without a trained predictor"
             )
         work = self.workload(seed)
@@ -103,6 +100,7 @@ class Scenario:
         elif rate_scale is not None:
             work = work.at_rate(work.rate * rate_scale)
         simulation = Simulation(work, decode, prefill, chosen, name, self.error(), self.period_s, seed)
+        simulation.ttft_s, simulation.tpot_s = self.slo_ttft, self.slo_tpot
         simulation.gap_s, simulation.classes = self.slo_gap, dict(self.classes)
         return simulation, work.rate / capacity
 

@@ -25,16 +25,29 @@ ARRIVING, PREFILL, HELD, WAITING, INBOUND, DECODING, RECOMPUTING, HANDOVER, FINI
 FINISHED_COUNT, PREEMPTIONS, OOM_EVENTS, MIGRATIONS, MIGRATED_BYTES, MIGRATIONS_CANCELLED, NEXT_ARRIVAL, SEQUENCE = (
     range(8)
 )
-HEAP_SIZE, QUEUE_SIZE, AGE_HEAD, AGE_TAIL, ROBIN, BLOCK_ERRORS, REFUSED, EVENTS, SUSPENDED_COUNT, SUSPENSIONS = range(
-    8, 18
-)
-COUNTERS = 18
+(
+    HEAP_SIZE,
+    QUEUE_SIZE,
+    AGE_HEAD,
+    AGE_TAIL,
+    ROBIN,
+    BLOCK_ERRORS,
+    REFUSED,
+    EVENTS,
+    SUSPENDED_COUNT,
+    SUSPENSIONS,
+    CHANGES,
+) = range(8, 19)
+COUNTERS = 19
 
 # Columns of `law`, one row an instance.
 BASE_S, PER_REQUEST_S, PER_RESIDENT_S, PER_PREFILL_S, PER_PREFILL_CONTEXT_S = range(5)
 
 # Kinds of transfer on the event heap: item = request * KINDS + kind.
 PULL_DONE, COPY_DONE, HANDOVER_DONE, KINDS = range(4)
+
+# Values of HOLD: dispatch at once, hold for the policy's compiled loop, or for what the policy says in Python.
+AT_ONCE, BY_LOOP, BY_ASKING = range(3)
 
 NOBODY = -1
 
@@ -206,8 +219,9 @@ WORDS = 3
     FIRST_AT_PREFILL,
     RESIDUAL_LIFE,
     ENDED_BEFORE,
+    ASK_AT,  # when a policy is to be asked in Python (asking.py); infinite: not before something happens
     SCALARS,
-) = range(26)
+) = range(27)
 
 
 def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: int, quantiles: int = 3) -> State:

@@ -6,6 +6,7 @@ import numpy as np
 
 from ares.policy import Cluster, Move, Preset
 from ares.policy.admission import Progress
+from ares.policy.cluster import IntArray
 from ares.policy.rescue import NOWHERE, Rescue
 from ares.simulator.admitting import begin_suspension
 from ares.simulator.moves import begin_move, observe
@@ -71,7 +72,11 @@ class Telemetry:
 
     def progress(self, rows: int, now: float) -> Progress:
         """Tell how the requests of the newest view stand against their objectives."""
-        state, requests = self.state, self.requests[:rows]
+        return self.progress_of(self.requests[:rows], now)
+
+    def progress_of(self, requests: IntArray, now: float) -> Progress:
+        """Tell how requests stand against their objectives."""
+        state = self.state
         return Progress(
             generated=state.seen_generated[requests],
             age_s=now - state.arrival[requests],

@@ -108,18 +108,15 @@ def test_of_many_decisions_some_are_logged(tmp_path: Path, monkeypatch: pytest.M
 
 def test_decisions_fail_by_their_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(dispatches: int) -> list[bool]:
-        made = Mock(return_value=None)
-        made.decide.return_value = None
-        for name in ("dispatcher", "rebalancer", "rescue"):
-            monkeypatch.setattr(gateway.controller, name, lambda *_: made)
-        monkeypatch.setattr(gateway.Entrance, "decide", gateway.Entrance.decide)
+        for name in ("dispatcher", "admission_policy", "rebalancer", "rescue"):
+            monkeypatch.setattr(gateway.controller, name, lambda *_: Mock())
         gateway.install(7, 0.5)
         names = vars(gateway.controller)
         found = []
         for kind in ["dispatcher"] * dispatches + ["rebalancer"] * 20:
             try:
                 asked = names[kind]("any")
-                asked.decide() if kind == "rebalancer" else asked()
+                asked.decide() if kind == "rebalancer" else asked.choose()
                 found.append(False)
             except gateway.InjectedError:
                 found.append(True)

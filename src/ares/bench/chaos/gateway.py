@@ -21,7 +21,6 @@ from ares.bench.chaos.check import INJECTED
 from ares.config import ConfigError, GatewayConfig
 from ares.gateway import controller, server
 from ares.gateway.decisions import DecisionLog
-from ares.policy.admission import Entrance
 
 _LOOPBACK = ("127.0.0.1", "::1")
 
@@ -44,21 +43,26 @@ def throwing(decide: Callable[..., Any], draw: random.Random, share: float) -> C
 def install(seed: int, share: float) -> None:
     """Let this share of the decisions fail, from now on and in this process."""
     # One of its own for each kind: whether the third dispatch fails does not hang on how many moves came before.
-    kinds = ("dispatch", "moves", "rescue", "entrance")
+    kinds = ("dispatch", "moves", "rescue", "admission")
     draws = {kind: random.Random(f"{seed} {kind}") for kind in kinds}  # noqa: S311 - no secret
     # Where the controller looks them up: its own module.
     names = vars(controller)
-    dispatcher, rebalancer = names["dispatcher"], names["rebalancer"]
-    names["dispatcher"] = lambda name: throwing(dispatcher(name), draws["dispatch"], share)
 
-    def faulty(*policy: Any) -> Any:
-        made = rebalancer(*policy)
-        made.decide = throwing(made.decide, draws["moves"], share)
+    def faulty(make: Callable[..., Any], method: str, draw: random.Random) -> Callable[..., Any]:
+        def made(*policy: Any) -> Any:
+            one = make(*policy)
+            setattr(one, method, throwing(getattr(one, method), draw, share))
+            return one
+
         return made
 
-    names["rebalancer"] = faulty
+    for maker, method, kind in (
+        ("dispatcher", "choose", "dispatch"),
+        ("admission_policy", "decide", "admission"),
+        ("rebalancer", "decide", "moves"),
+    ):
+        names[maker] = faulty(names[maker], method, draws[kind])
     names["rescue"] = throwing(names["rescue"], draws["rescue"], share)
-    Entrance.decide = throwing(Entrance.decide, draws["entrance"], share)  # type: ignore[method-assign]
 
 
 def thin(every: int) -> None:

@@ -9,7 +9,7 @@ gives is the mean over seeds, and the interval that holds 95 % of them.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from ares.bench.live.cost_models import CostModels, Observations, like
 from ares.bench.live.observed_errors import observed_errors
 from ares.bench.live.saved import Instance, SavedRun
-from ares.policy import REBALANCERS, Preset
-from ares.policy.admission import AdmissionSettings, SuspendSettings
+from ares.policy import Preset
+from ares.policy.registering import REGISTRIES
 from ares.simulator.cluster import Outcome, Simulation
 from ares.simulator.errors import ERROR_MODELS, ErrorModel, error_model
 from ares.simulator.profile import Profile, StepLaw
@@ -84,15 +84,12 @@ def preset_in_force(settings: Mapping[str, Any]) -> Preset:
     """
     try:
         given = dict(settings["preset"])
-        kind = REBALANCERS.find(given["rebalance"]).Settings
-        own = dict(given["settings"])
-        if "cooldown_s" in own:
-            own["cooldown_s"] = settings["cooldown_s"]
-        given["settings"] = kind(**own)
-        given["admission_settings"] = AdmissionSettings(**given["admission_settings"])
-        suspension = SuspendSettings(**given["suspend_settings"])
-        given["suspend_settings"] = suspension.for_objectives(settings["slo_ttft_s"], settings["slo_tpot_s"])
-        return Preset(**given)
+        for part, registry in REGISTRIES.items():
+            own = dict(given[f"{part}_settings"])
+            if "cooldown_s" in own:
+                own["cooldown_s"] = settings["cooldown_s"]
+            given[f"{part}_settings"] = registry.find(given[part]).Settings(**own)
+        return Preset(**given).for_objectives(settings["slo_ttft_s"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"settings of the run: {error!r}: recorded by another version") from None
 
@@ -190,20 +187,21 @@ class Simulated:
             for row, law in zip(self._decode, models.steps, strict=True)
         ]
         prefill = [_profile(row, (0.0, 0.0, 0.0), base_s, models, move_s) for row in self._prefill]
-        settings, chosen = self.run.settings, self.preset
-        if settings["slo_tpot_s"] is None:
+        settings, tpot_s = self.run.settings, self.run.settings["slo_tpot_s"]
+        if tpot_s is None:
             capacity = np.array([row.capacity_tokens for row in self._decode])
-            full = float((models.steps[:, 0] + models.steps[:, 2] * capacity).max())
-            chosen = replace(chosen, suspend_settings=replace(chosen.suspend_settings, tpot_s=_RELATIVE_TPOT * full))
+            tpot_s = _RELATIVE_TPOT * float((models.steps[:, 0] + models.steps[:, 2] * capacity).max())
         return Simulation(
             work,
             decode,
             prefill,
-            chosen,
+            self.preset,
             self.run.preset,
             self.error,
             period_s=period,
             seed=seed,
+            ttft_s=settings["slo_ttft_s"],
+            tpot_s=tpot_s,
             gap_s=math.inf if settings["slo_gap_s"] is None else settings["slo_gap_s"],
             first_at_prefill=True,
             limit_tokens=self.run.limit_tokens,

@@ -1,18 +1,44 @@
-"""Admission: when a prefilled request enters decode and where, and which running request makes room for it."""
+"""Admission: when a prefilled request enters decode and where, and which running request makes room for it.
 
-from ares.policy.admission.forecast import Candidates, Entrance, Entry, Progress
-from ares.policy.admission.order import QUEUES, memory_time
-from ares.policy.admission.settings import ADMISSIONS, AdmissionSettings
+One file a policy; base.py says what one is.
+"""
+
+from ares.policy.admission import past_future, pausing  # each registers itself
+from ares.policy.admission.base import (
+    ADMISSIONS,
+    Admission,
+    Candidates,
+    Entry,
+    Progress,
+    admission_policy,
+    check_entries,
+    decide_entries,
+    register,
+)
+from ares.policy.admission.forecast import Forecast, ForecastSettings
+from ares.policy.admission.open import Open, OpenSettings
+from ares.policy.admission.order import ORDERS, memory_time
+from ares.policy.admission.settings import AdmissionSettings
 from ares.policy.admission.suspension import SuspendSettings
 
 __all__ = [
     "ADMISSIONS",
-    "QUEUES",
+    "ORDERS",
+    "Admission",
     "AdmissionSettings",
     "Candidates",
-    "Entrance",
     "Entry",
+    "Forecast",
+    "ForecastSettings",
+    "Open",
+    "OpenSettings",
     "Progress",
     "SuspendSettings",
+    "admission_policy",
+    "check_entries",
+    "decide_entries",
     "memory_time",
+    "past_future",
+    "pausing",
+    "register",
 ]

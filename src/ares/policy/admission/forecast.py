@@ -1,15 +1,16 @@
-"""Admission by forecast: which requests outside decode enter next, where, and which running request makes room.
+"""`forecast`: which requests outside decode enter next, where, and which running request makes room.
 
-One call of `Entrance.decide` for all who wait; the loop that decides is in loop.py, and the simulator calls the same.
+One call of `decide` for all who wait; the loop that decides is in loop.py, and the simulator calls the same.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
-from ares.policy.admission.order import QUEUES, memory_time
+from ares.policy.admission.base import Admission, Candidates, Entry, Progress, register
+from ares.policy.admission.order import check_order, is_by_volume, memory_time
 from ares.policy.admission.settings import AdmissionSettings
 from ares.policy.admission.state import (
     DUE,
@@ -28,9 +29,10 @@ from ares.policy.admission.state import (
     Queue,
     Requests,
 )
-from ares.policy.admission.suspension import SuspendSettings, final_slack_s
-from ares.policy.cluster import BoolArray, Cluster, FloatArray, IntArray
+from ares.policy.admission.suspension import SuspendSettings
+from ares.policy.cluster import Cluster, FloatArray, IntArray
 from ares.policy.forecast import forecast, geometric_grid, quantile_weights
+from ares.policy.settings import in_range
 
 GRID = geometric_grid(16_000, 64)
 """Steps ahead at which it forecasts: a peak between two points is underestimated by a sixth at most."""
@@ -43,144 +45,113 @@ _WHY = {
 }
 
 
+_ADMISSION, _SUSPENSION = AdmissionSettings(), SuspendSettings()
+
+
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How requests stand against their objectives; all arrays have one element a request.
+class ForecastSettings:
+    """Settings of `forecast`: of admission (settings.py), of the order (order.py), and of suspension (suspension.py).
 
     Attributes
     ----------
-    generated
-        Output tokens so far.
-    age_s, elapsed_s
-        Seconds since it arrived, and since its first token (NaN: it has none).
-    ttft_s, tpot_s, gap_s
-        The objectives: time to first token, seconds a token, longest gap in the stream (infinite: none).
-    longest_gap_s
-        Longest gap that the stream has had.
-    rank
-        Class of each: a smaller one goes before every larger one.
+    order
+        `volume` or `fcfs`: who enters first, and whom an instance preempts.
+    suspends
+        Whether a long request with time to spare gives way to one that waits. The settings below are those of
+        `SuspendSettings`, the ones above those of `AdmissionSettings`.
     """
 
-    generated: IntArray
-    age_s: FloatArray
-    elapsed_s: FloatArray
-    ttft_s: FloatArray
-    tpot_s: FloatArray
-    gap_s: FloatArray
-    longest_gap_s: FloatArray
-    rank: IntArray
+    deviations: float = _ADMISSION.deviations
+    headroom: float = _ADMISSION.headroom
+    tpot_margin: float = _ADMISSION.tpot_margin
+    age_share: float = _ADMISSION.age_share
+    order: str = "volume"
+    suspends: bool = False
+    after_s: float = _SUSPENSION.after_s
+    least_slack_s: float = _SUSPENSION.least_slack_s
+    least_gap_s: float = _SUSPENSION.least_gap_s
+    urgent_s: float = _SUSPENSION.urgent_s
+    urgent_steps: float = _SUSPENSION.urgent_steps
+    longest_s: float = _SUSPENSION.longest_s
+    longest_missed_s: float = _SUSPENSION.longest_missed_s
+    ratio: float = _SUSPENSION.ratio
+
+    def __post_init__(self) -> None:
+        check_order(self.order)
+        in_range(self, headroom=1.0, tpot_margin=1.0, age_share=1.0)
 
     @property
-    def silent(self) -> BoolArray:
-        """Whether the longest gap of the stream has missed its objective."""
-        missed: BoolArray = self.longest_gap_s > self.gap_s
-        return missed
+    def admission(self) -> AdmissionSettings:
+        """Those of admission alone."""
+        return AdmissionSettings(**_shared(self, AdmissionSettings))
 
     @property
-    def late(self) -> BoolArray:
-        """Whether the first token has missed its objective."""
-        return self.age_s - np.nan_to_num(self.elapsed_s) > self.ttft_s
+    def suspension(self) -> SuspendSettings | None:
+        """Those of suspension alone; None: nobody is suspended."""
+        return SuspendSettings(**_shared(self, SuspendSettings)) if self.suspends else None
 
-    def spare(self, remaining: FloatArray, step_s: FloatArray | float) -> tuple[FloatArray, BoolArray]:
-        """Return the seconds that running requests may stand still, and which miss their objectives even without.
-
-        Parameters
-        ----------
-        remaining
-            Quantiles of what each will still generate, shape (R, Q).
-        step_s
-            Seconds a token takes, shape (R,) or one for all.
-        """
-        known = (self.tpot_s, self.generated, np.nan_to_num(self.elapsed_s))
-        least: FloatArray = final_slack_s(*known, remaining[:, 0], step_s)  # type: ignore[arg-type,assignment]
-        most: FloatArray = final_slack_s(*known, remaining[:, -1], step_s)  # type: ignore[arg-type,assignment]
-        return np.minimum(least, self.gap_s), self.late | (most < 0.0)
+    def for_objectives(self, ttft_s: float) -> "ForecastSettings":
+        """Return the same for another objective of the first token, with which the times of suspension scale."""
+        scaled = SuspendSettings(**_shared(self, SuspendSettings)).for_objectives(ttft_s)
+        return replace(self, **_shared(scaled, ForecastSettings))
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """W requests outside decode: prefilled ones that wait, and suspended ones.
-
-    Attributes
-    ----------
-    requests
-        Identifiers, length W.
-    tokens
-        KV tokens that each brings along, shape (W,).
-    remaining_tokens
-        Quantiles of what each will still generate, at the cluster's levels, shape (W, Q).
-    rank
-        Class of each, shape (W,): a smaller one goes before every larger one.
-    waited_s
-        Seconds since it arrived, or was suspended, shape (W,).
-    suspended
-        Whether it has run before, shape (W,).
-    progress
-        How it stands against its objectives.
-    barred
-        Instances that each does not enter, shape (W, I): they have refused it, or would not restore its state. None:
-        there are none.
-    """
-
-    requests: Sequence[str]
-    tokens: IntArray
-    remaining_tokens: FloatArray
-    rank: IntArray
-    waited_s: FloatArray
-    suspended: BoolArray
-    progress: Progress
-    barred: BoolArray | None = None
+def _shared(settings: Any, kind: type) -> dict[str, Any]:
+    """Return the values of the settings that a class has too."""
+    names = {field.name for field in fields(settings)} & {field.name for field in fields(kind)}
+    return {name: getattr(settings, name) for name in names}
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One decision: a candidate enters `instance`, or the running row `index` of the cluster is suspended there."""
+@register("forecast")
+class Forecast(Admission):
+    """Admits what fits by forecast. It keeps the credit of the oldest from one call to the next, and nothing else."""
 
-    kind: Literal["enter", "resume", "suspend"]
-    index: int
-    instance: int
-    reason: str
+    Settings = ForecastSettings
+    settings: ForecastSettings
+    dispatch = "forecast"
+    predicts = True
+    needs_predictions = True
+    quick = True
+    age_credit = 0.0
 
+    @classmethod
+    def prepare(cls) -> None:
+        """Compile the loop."""
+        from ares.policy.admission import loop  # imports numba, where it is installed: only where it is needed
 
-class Entrance:
-    """Decides who enters. It keeps the credit of the oldest from one call to the next, and nothing else.
+        loop.prepare()
 
-    Parameters
-    ----------
-    admission
-        Settings of admission and order.
-    suspension
-        Settings of suspension; None: nobody is suspended.
-    queue
-        Order of the waiting: `volume` or `fcfs` (order.py).
-    """
+    @classmethod
+    def loop_settings(cls, settings: ForecastSettings) -> Knobs:
+        """Return the settings as the loop reads them."""
+        return knobs(settings.admission, settings.suspension)
 
-    def __init__(self, admission: AdmissionSettings, suspension: SuspendSettings | None, queue: str = "volume") -> None:
-        self.admission = admission
-        self.suspension = suspension
-        if queue not in QUEUES:
-            raise ValueError(f"unknown order of the waiting {queue!r}; known: {', '.join(QUEUES)}")
-        self.queue = queue
-        self.age_credit = 0.0
+    @classmethod
+    def preempts_largest(cls, settings: ForecastSettings) -> bool:
+        """Return whether the order is by memory-time."""
+        return is_by_volume(settings.order)
+
+    @classmethod
+    def rescues(cls, settings: ForecastSettings) -> bool:
+        """Return whether it suspends: only there rescue is part of what presets are compared as."""
+        return settings.suspends
+
+    def memory(self) -> dict[str, float]:
+        """Return the credit of the oldest."""
+        return {"age_credit": self.age_credit}
+
+    def remember(self, memory: Mapping[str, float]) -> None:
+        """Go on with such a credit."""
+        self.age_credit = float(memory["age_credit"])
 
     def decide(self, cluster: Cluster, candidates: Candidates, running: Progress) -> list[Entry]:
-        """Return what to do now, in this order.
-
-        Parameters
-        ----------
-        cluster
-            The decode pool; requests that are on their way to an instance are rows there.
-        candidates
-            Who is outside.
-        running
-            How the rows of the cluster stand, R elements.
-        """
+        """Return what to do now, in this order."""
         if not len(candidates.tokens) or not cluster.open.any():
             return []
         from ares.policy.admission import loop  # imports numba, where it is installed: only where it is needed
 
         # Without a cost model of steps nobody can say what a request has to spare.
-        suspension = self.suspension if cluster.step_base_s is not None else None
+        suspension = self.settings.suspension if cluster.step_base_s is not None else None
         requests = _requests(cluster, candidates, running)
         waiting = len(candidates.tokens)
         decided, numbers = np.empty((2 * waiting + 2, 4), np.int64), np.empty((2 * waiting + 2, 3))
@@ -191,7 +162,7 @@ class Entrance:
             requests,
             self._queue(candidates, suspends=suspension is not None),
             Horizon(GRID.astype(np.float64), quantile_weights(cluster.levels), cluster.block_tokens),
-            knobs(self.admission, suspension),
+            knobs(self.settings.admission, suspension),
             decided,
             numbers,
         )
@@ -206,7 +177,7 @@ class Entrance:
         held = np.flatnonzero(~candidates.suspended)
         middle = candidates.remaining_tokens[:, candidates.remaining_tokens.shape[1] // 2]
         size = memory_time(candidates.tokens.astype(np.float64), middle)
-        key = size if self.queue == "volume" else -candidates.waited_s
+        key = size if is_by_volume(self.settings.order) else -candidates.waited_s
         # A request that has missed its first token goes behind all that have not.
         missed = (candidates.waited_s > candidates.progress.ttft_s).astype(np.int64) * int(suspends)
         order = np.empty(len(held), np.int64)

@@ -11,10 +11,21 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-QUEUES = ("fcfs", "volume")
+ORDERS = ("fcfs", "volume")
 Number = TypeVar("Number", float, NDArray[np.float64])
 
 
 def memory_time(resident: Number, remaining: Number) -> Number:
     """Token-steps of KV that a request will hold until it ends: p (n + p / 2)."""
     return remaining * (resident + remaining / 2.0)
+
+
+def check_order(order: str) -> None:
+    """Raise ValueError where there is no such order."""
+    if order not in ORDERS:
+        raise ValueError(f"setting order must be one of {', '.join(ORDERS)}, not {order!r}")
+
+
+def is_by_volume(order: str) -> bool:
+    """Tell whether an order is that by memory-time."""
+    return order == "volume"

@@ -1,15 +1,12 @@
 """Settings of admission: how full an instance may become, and what the request that has waited longest is given.
 
-`open` sends a request to its instance at once and leaves the rest to vLLM. `forecast` admits it where a high quantile
-of memory, the request included, stays below the instance's capacity less a headroom for as long as it is likely to run
-(loop.py).
+A request is admitted where a high quantile of memory, itself included, stays below the instance's capacity less a
+headroom for as long as it is likely to run (loop.py).
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-
-ADMISSIONS = ("open", "forecast")
 
 
 @dataclass(frozen=True, slots=True)

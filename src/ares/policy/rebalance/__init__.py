@@ -1,9 +1,9 @@
 """Rebalance: which running requests change instance, and why. One file a policy; base.py says what one is."""
 
+from ares.policy.base import DecisionError
 from ares.policy.rebalance import ares, current_load, llumnix, none, paper  # each registers itself
 from ares.policy.rebalance.base import (
     REBALANCERS,
-    DecisionError,
     Move,
     Rebalance,
     check_moves,

@@ -1,0 +1,140 @@
+"""`past-future`: admission after the Past-Future scheduler of LightLLM (Gong et al., ASPLOS 2025, arXiv 2507.10150).
+
+From the source (the abstract, and the published code of LightLLM, `ContinuesBatchQueue`; the text of the paper could
+not be read): requests are served first come, first served. The lengths of outputs that have ended are the distribution
+of those to come. A request enters when the peak of the memory of the batch with it, over all future moments, stays
+within the memory. With the requests in order of what they have left, longest first, request i of n tokens that has r
+left ends when i requests are there: the peak is the maximum over i of i r_i + n_1 + ... + n_i.
+
+Reconstructed here: the length of an output is drawn once for a request, at a quantile that hangs on its identifier
+alone, from those of the past that are longer than what it has generated; with `draws` > 1 the largest peak of several
+drawings counts. Where no output of the past is longer, it is taken to be 1.1 times as long as now (as in the code), and
+at least `unknown_tokens` long before any has ended. Of several instances where it fits, the one with the smallest peak
+takes it. Left out: the limits of batch size and prefill tokens, which the engines keep themselves.
+"""
+
+import bisect
+import zlib
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from ares.policy.admission.base import Admission, Candidates, Entry, Progress, register
+from ares.policy.cluster import Cluster, FloatArray, IntArray
+from ares.policy.settings import in_range
+
+
+@dataclass(frozen=True, slots=True)
+class PastFutureSettings:
+    """Settings of `past-future`.
+
+    Attributes
+    ----------
+    remembered
+        Outputs of the past that make the distribution: the newest.
+    draws
+        Drawings of all lengths, of which the largest peak counts.
+    reserve
+        Share of memory that is left free.
+    unknown_tokens
+        Length of an output before any has ended.
+    """
+
+    remembered: int = 1000
+    draws: int = 1
+    reserve: float = 0.03
+    unknown_tokens: float = 2048.0
+
+    def __post_init__(self) -> None:
+        in_range(self, reserve=1.0, draws=100.0)
+        if self.draws < 1 or self.remembered < 1:
+            raise ValueError("settings draws and remembered must be at least 1")
+
+
+def future_peak(tokens: FloatArray, left: FloatArray) -> float:
+    """Return the most tokens that a batch will hold.
+
+    Parameters
+    ----------
+    tokens
+        What each request holds now, shape (N,).
+    left
+        What each will still generate, shape (N,).
+    """
+    if not len(tokens):
+        return 0.0
+    order = np.argsort(-left, kind="stable")
+    return float((left[order] * np.arange(1, len(order) + 1) + np.cumsum(tokens[order])).max())
+
+
+@register("past-future")
+class PastFuture(Admission):
+    """First come, first served, where the future peak of memory fits."""
+
+    Settings = PastFutureSettings
+    settings: PastFutureSettings
+    quick = True
+
+    def __init__(self, settings: PastFutureSettings | None = None) -> None:
+        super().__init__(settings)
+        self._lately: deque[int] = deque()
+        self._ordered: list[int] = []
+
+    def learn(self, output_tokens: int) -> None:
+        """Add an output to the past, and forget the oldest."""
+        if len(self._lately) == self.settings.remembered:
+            del self._ordered[bisect.bisect_left(self._ordered, self._lately.popleft())]
+        self._lately.append(output_tokens)
+        bisect.insort(self._ordered, output_tokens)
+
+    def left(self, request: object, generated: int, draw: int) -> float:
+        """Return the drawn number of tokens that a request will still generate."""
+        first = bisect.bisect_right(self._ordered, generated)
+        longer = len(self._ordered) - first
+        if not longer:
+            known = 0.0 if self._ordered else self.settings.unknown_tokens
+            return max(1.1 * generated, known, generated + 1.0) - generated
+        share = zlib.crc32(f"{request} {draw}".encode()) / 2**32
+        return float(self._ordered[first + int(share * longer)] - generated)
+
+    def decide(self, cluster: Cluster, candidates: Candidates, running: Progress) -> list[Entry]:
+        """Let the oldest in until one fits nowhere."""
+        count = len(cluster.instances)
+        draws = range(self.settings.draws)
+        rows = self._all_left(cluster.requests, running.generated)
+        held = [cluster.resident_tokens[cluster.location == i].astype(np.float64) for i in range(count)]
+        left = [rows[cluster.location == i] for i in range(count)]
+        promised = cluster.promised_tokens + (0 if cluster.waiting_tokens is None else cluster.waiting_tokens)
+        limit = cluster.capacity_tokens * (1.0 - self.settings.reserve) - promised
+        outside = self._all_left(candidates.requests, candidates.progress.generated)
+        entries: list[Entry] = []
+        for request in np.argsort(-candidates.waited_s, kind="stable").tolist():
+            best, best_share, best_peak = -1, np.inf, 0.0
+            for instance in np.flatnonzero(cluster.open).tolist():
+                if candidates.barred is not None and candidates.barred[request, instance]:
+                    continue
+                tokens = np.append(held[instance], candidates.tokens[request])
+                after = np.vstack([left[instance], outside[request]])
+                peak = max(future_peak(tokens, after[:, draw]) for draw in draws)
+                # A request that is alone enters whatever is expected of it: it could wait for ever.
+                fits = peak <= limit[instance] or not len(held[instance])
+                share = peak / max(limit[instance], 1.0)
+                if fits and share < best_share:
+                    best, best_share, best_peak = instance, share, peak
+            if best < 0:
+                break
+            held[best] = np.append(held[best], candidates.tokens[request])
+            left[best] = np.vstack([left[best], outside[request]])
+            kind = "resume" if candidates.suspended[request] else "enter"
+            reason = f"future peak {best_peak:.0f} of {limit[best]:.0f} tokens"
+            entries.append(Entry(kind, request, best, reason))  # type: ignore[arg-type]
+        return entries
+
+    def _all_left(self, requests: object, generated: IntArray) -> FloatArray:
+        """Return what requests have left in every drawing, shape (N, draws)."""
+        drawn = [
+            [self.left(request, int(so_far), draw) for draw in range(self.settings.draws)]
+            for request, so_far in zip(requests, generated, strict=True)  # type: ignore[call-overload]
+        ]
+        return np.array(drawn, np.float64).reshape(-1, self.settings.draws)

@@ -1,0 +1,88 @@
+"""What every policy is, whatever it decides: a name, settings, and one method that decides.
+
+Both worlds ask a policy through the functions beside its base class (dispatch/base.py, admission/base.py,
+rebalance/base.py), so that one that fails or decides nonsense is found in one place.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class NoSettings:
+    """Of a policy that has none."""
+
+
+class Policy:
+    """Base class of the three kinds of policy; one object decides for a whole run, so it may remember.
+
+    Attributes
+    ----------
+    part
+        What it decides: dispatch, admission or rebalance.
+    name
+        The name it is registered by.
+    Settings
+        Frozen dataclass of its settings, each with a default. A method `for_objectives(ttft_s)` of it returns the
+        settings for another objective of the first token, in seconds.
+    predicts
+        Whether it uses predicted lengths where there are any.
+    needs_predictions
+        Whether it makes no sense without them.
+    quick
+        Whether it is known to decide at once; others are asked in a thread of their own.
+    """
+
+    part: ClassVar[str] = ""
+    name: ClassVar[str] = ""
+    Settings: ClassVar[type] = NoSettings
+    predicts: ClassVar[bool] = False
+    needs_predictions: ClassVar[bool] = False
+    quick: ClassVar[bool] = False
+    settings: Any
+
+    def __init__(self, settings: Any = None) -> None:
+        self.settings = self.Settings() if settings is None else settings
+
+    @classmethod
+    def prepare(cls) -> None:
+        """Do what the first decision would otherwise wait for."""
+
+    @classmethod
+    def uses_predictions(cls, settings: Any) -> bool:
+        """Return whether it uses predicted lengths with these settings."""
+        return cls.predicts
+
+    def memory(self) -> dict[str, float]:
+        """Return what the next decision hangs on beside its arguments; the decision log keeps it."""
+        return {}
+
+    def remember(self, memory: Mapping[str, float]) -> None:
+        """Take what `memory` had returned: the next decision is then made again."""
+
+
+class DecisionError(ValueError):
+    """A policy failed or decided what cannot be; `kind` is one of a few words for what is wrong."""
+
+    def __init__(self, policy: str, kind: str, said: str, part: str = "rebalance") -> None:
+        super().__init__(f"{part} policy {policy!r} {said}")
+        self.kind = kind
+        self.part = part
+
+
+def raised(policy: Policy, error: Exception) -> DecisionError:
+    """Return what is to be raised from an error of a policy."""
+    return DecisionError(policy.name, "raised", f"raised {type(error).__name__}: {error}"[:300], policy.part)
+
+
+def is_index(value: object, count: int) -> bool:
+    """Tell whether a value is an index into so many."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= int(value) < count
+
+
+def is_finite(value: object) -> bool:
+    """Tell whether a value is a finite number."""
+    return isinstance(value, int | float | np.number) and bool(np.isfinite(value))

@@ -1,0 +1,96 @@
+"""What a dispatch policy is: it chooses the decode instance that a request enters first.
+
+The simulator's event loop has rules of this package built in, as machine code: a class names the one that its `choose`
+follows, and every other class is asked in Python.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from ares.policy.base import DecisionError, Policy, is_index, raised
+from ares.policy.cluster import Cluster, FloatArray
+from ares.policy.registry import Class, Registry
+
+# Values of `Dispatch.rule`: rules that the simulator has built in. ASK: none, `choose` is asked.
+ASK, ROUND_ROBIN, LEAST_LOADED, SMALLEST_PEAK = range(4)
+
+
+class Dispatch(Policy):
+    """Base class of a dispatch policy; one object chooses for request after request.
+
+    Attributes
+    ----------
+    sees_requests
+        Whether it looks at the running requests; otherwise the cluster has the load of each instance as its
+        `promised_tokens` and no rows, which costs little at every arrival.
+    rule
+        The rule in the simulator's event loop that `choose` follows, or `ASK`; a subclass with a `choose` of its own is
+        asked unless it says otherwise.
+    """
+
+    part: ClassVar[str] = "dispatch"
+    sees_requests: ClassVar[bool] = False
+    rule: ClassVar[int] = ASK
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "choose" in vars(cls):
+            for name, usual in (("rule", ASK), ("quick", False)):
+                if name not in vars(cls):
+                    setattr(cls, name, usual)
+
+    def choose(self, cluster: Cluster, tokens: int, remaining: FloatArray | None) -> int | None:
+        """Return the index of an open instance, or None where there is none.
+
+        Parameters
+        ----------
+        cluster
+            The decode pool; see `sees_requests`.
+        tokens
+            Tokens whose KV the request brings.
+        remaining
+            Quantiles of what it will generate, at the cluster's levels, shape (Q,); None: nothing is known.
+        """
+        raise NotImplementedError
+
+
+DISPATCHERS: Registry[Dispatch] = Registry(Dispatch, "choose(self, cluster, tokens, remaining)")
+
+
+def register(name: str) -> Callable[[Class], Class]:
+    """Register the decorated class as the dispatch policy `name`."""
+    return DISPATCHERS.register(name)
+
+
+def dispatcher(name: str, settings: Any = None) -> Dispatch:
+    """Make the policy called `name`, ready to choose; ValueError lists the known names, DecisionError: it cannot be."""
+    return DISPATCHERS.make(name, settings)
+
+
+def choose_instance(policy: Dispatch, cluster: Cluster, tokens: int, remaining: FloatArray | None) -> int | None:
+    """Ask a policy for an instance.
+
+    Raises
+    ------
+    DecisionError
+        It raised, or what it returned is no instance that can be entered.
+    """
+    try:
+        chosen: Any = policy.choose(cluster, tokens, remaining)
+    except Exception as error:
+        raise raised(policy, error) from error
+    count = len(cluster.instances)
+    if chosen is None:
+        if cluster.open.any():
+            raise _wrong(policy, "nowhere", "chose no instance, and some are open")
+        return None
+    if not is_index(chosen, count):
+        raise _wrong(policy, "unknown_instance", f"chose {str(chosen)[:80]}: give an index from 0 to {count - 1}")
+    index = int(chosen)
+    if not cluster.open[index]:
+        raise _wrong(policy, "closed_instance", f"chose {index}, which takes no requests now")
+    return index
+
+
+def _wrong(policy: Dispatch, kind: str, said: str) -> DecisionError:
+    return DecisionError(policy.name, kind, said, policy.part)

@@ -1,0 +1,42 @@
+"""`forecast`: the open instance whose predicted peak of memory, the request included, leaves the largest share free."""
+
+import numpy as np
+
+from ares.policy.admission.forecast import GRID
+from ares.policy.cluster import Cluster, FloatArray
+from ares.policy.dispatch.base import SMALLEST_PEAK, Dispatch, register
+from ares.policy.forecast import forecast, quantile_weights
+
+
+@register("forecast")
+class Forecast(Dispatch):
+    """The smallest predicted peak, as a share of memory."""
+
+    rule = SMALLEST_PEAK
+    quick = True
+    sees_requests = True
+    predicts = True
+    needs_predictions = True
+
+    @classmethod
+    def prepare(cls) -> None:
+        """Compile the inner loop."""
+        from ares.policy.admission import loop  # imports numba, where it is installed
+
+        loop.prepare()
+
+    def choose(self, cluster: Cluster, tokens: int, remaining: FloatArray | None) -> int | None:
+        """Return the chosen instance; a request of which nothing is known outlasts the horizon."""
+        if not cluster.open.any():
+            return None
+        from ares.policy.admission.loop import best_peak, own_curve  # imports numba, where it is installed
+
+        weights = quantile_weights(cluster.levels)
+        left = np.full(len(weights), np.inf) if remaining is None else remaining
+        mean, variance = np.zeros(len(GRID)), np.zeros(len(GRID))
+        own_curve(float(tokens), left, weights, GRID.astype(np.float64), cluster.block_tokens, mean, variance)
+        expected = forecast(cluster, GRID).held
+        if cluster.waiting_tokens is not None:
+            expected = expected + cluster.waiting_tokens[:, None]
+        closed = (~cluster.open).astype(np.int64)
+        return int(best_peak(expected, cluster.capacity_tokens.astype(np.int64), closed, mean))
