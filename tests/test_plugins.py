@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from ares import plugins
+from ares.cli.simulate import app
 from ares.config import ConfigError, live_preset, load
 from ares.policy import REBALANCERS, REGISTRIES
-from ares.simulator.cli import app
 
 HEAD = "from ares.policy import Move, Rebalance, register\n"
 POLICY = HEAD + '@register("{name}")\nclass Mine(Rebalance):\n    def decide(self, cluster):\n        {body}\n'

@@ -1,5 +1,5 @@
 """`python -m ares`: the `ares` command."""
 
-from ares.cli import main
+from ares.cli.main import main
 
 main()

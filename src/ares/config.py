@@ -26,9 +26,9 @@ from pydantic_settings import (
 
 from ares import plugins, variables
 from ares.addresses import on_loopback
-from ares.keys import ControlKey, clean
 from ares.objectives import DEFAULT_GAP_S, Gap, ServiceClass
 from ares.policy import PRESETS, Preset
+from ares.protocol.keys import ControlKey, clean
 
 logger = logging.getLogger(__name__)
 

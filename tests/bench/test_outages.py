@@ -4,14 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ares_dev import kills
+from ares_dev.soak import plots
+from ares_dev.soak.command import soak, unmet
 from rich.console import Console
 
-from ares import local
-from ares.bench import drain, kills
-from ares.bench.soak import plots
-from ares.bench.soak.command import soak, unmet
+from ares.bench import drain
 from ares.engine.defaults import free_port
-from ares.model import DEFAULT_MODEL
+from ares.local_cluster import cluster as local
+from ares.models.resolve import DEFAULT_MODEL
 
 CONSOLE = Console(quiet=True)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ares.bench.cli import app
+from ares.cli.bench import app
 
 
 def test_it_times_the_command(tmp_path: Path) -> None:

@@ -38,14 +38,14 @@ def sets(owner: type, name: str) -> bool:
 
 
 def test_every_name_can_be_imported() -> None:
-    from ares.engine import vllm_names
+    from ares.engine import vllm_api as vllm_names
 
     for name in vllm_names.__all__:
-        assert hasattr(vllm_names, name), f"{installed()} moved {name}, which ares/engine/vllm_names.py imports"
+        assert hasattr(vllm_names, name), f"{installed()} moved {name}, which ares/engine/vllm_api.py imports"
 
 
 def test_class_attributes() -> None:
-    from ares.engine.vllm_names import ATTRIBUTES
+    from ares.engine.vllm_api import ATTRIBUTES
 
     moved = [
         f"{owner.__module__}.{owner.__name__}.{name}"
@@ -57,7 +57,7 @@ def test_class_attributes() -> None:
 
 
 def test_instance_attributes() -> None:
-    from ares.engine.vllm_names import INSTANCE_ATTRIBUTES
+    from ares.engine.vllm_api import INSTANCE_ATTRIBUTES
 
     moved = [
         f"{owner.__module__}.{owner.__name__}().{name}"
@@ -69,7 +69,7 @@ def test_instance_attributes() -> None:
 
 
 def test_a_missing_attribute_would_be_found() -> None:
-    from ares.engine.vllm_names import Request
+    from ares.engine.vllm_api import Request
 
     assert sets(Request, "max_tokens")
     assert not sets(Request, "max_token")
@@ -78,9 +78,9 @@ def test_a_missing_attribute_would_be_found() -> None:
 
 def test_overridden_methods_take_the_same_arguments() -> None:
     """An argument more or less in vLLM would otherwise fail in the middle of a step."""
-    from ares.engine.scheduler import Scheduler
-    from ares.engine.vllm_names import NixlPullConnectorScheduler, NixlPullConnectorWorker
-    from ares.engine.worker import Worker
+    from ares.engine.connector.scheduler import Scheduler
+    from ares.engine.connector.worker import Worker
+    from ares.engine.vllm_api import NixlPullConnectorScheduler, NixlPullConnectorWorker
 
     for ours, stock in ((Scheduler, NixlPullConnectorScheduler), (Worker, NixlPullConnectorWorker)):
         for name, method in vars(ours).items():
@@ -94,8 +94,8 @@ def test_overridden_methods_take_the_same_arguments() -> None:
 
 
 def test_the_supported_version_is_installed() -> None:
-    from ares.engine.vllm_names import SUPPORTED_VERSION
+    from ares.engine.vllm_api import SUPPORTED_VERSION
 
     assert installed().split()[1].split("+")[0] == SUPPORTED_VERSION, (
-        f"ares/engine/vllm_names.py was read from vLLM {SUPPORTED_VERSION}; installed is {installed()}"
+        f"ares/engine/vllm_api.py was read from vLLM {SUPPORTED_VERSION}; installed is {installed()}"
     )

@@ -15,9 +15,9 @@ import msgspec
 import pytest
 import zmq
 
-from ares import wire
 from ares.engine.control import Abandoned, ControlChannel, Gone, Order
-from ares.keys import ControlKey
+from ares.protocol import messages as wire
+from ares.protocol.keys import ControlKey
 
 pytestmark = pytest.mark.timeout(20)
 T = TypeVar("T")

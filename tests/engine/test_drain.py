@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ares import wire
 from ares.engine.drain import OwnChannel
+from ares.protocol import messages as wire
 from tests.engine.test_control import Gateway, Instance
 from tests.gateway.fakes import eventually
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from ares.addresses import AddressError, check, on_loopback
-from ares.engine import instance, launcher
+from ares.engine import identity as instance
+from ares.engine import launcher
 from ares.engine.defaults import free_port
 
 HOST = "127.0.0.1"

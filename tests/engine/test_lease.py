@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from ares import wire
 from ares.engine.lease import Lease
+from ares.protocol import messages as wire
 
 
 def asked(lease: Lease, holder: str, now: float, ttl_s: float = 3.0) -> tuple[bool, str]:

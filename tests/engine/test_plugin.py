@@ -13,9 +13,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from ares import wire
-from ares.engine import instance as settings
+from ares.engine import identity as settings
 from ares.engine.plugin import InstancePlugin
+from ares.protocol import messages as wire
 from tests.engine.test_control import Gateway, Instance
 from tests.gateway.fakes import eventually
 

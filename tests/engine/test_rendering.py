@@ -14,10 +14,10 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.renderers import hf  # noqa: E402
 from vllm.renderers.chat_utils import parse_chat_messages  # noqa: E402
 
-from ares.gateway.messages import conversation, without_developer  # noqa: E402
-from ares.gateway.openai import ChatRequest  # noqa: E402
-from ares.gateway.templates import takes_parts  # noqa: E402
-from tests.gateway.test_templates import PARTS, TEXT  # noqa: E402
+from ares.gateway.openai.messages import conversation, without_developer  # noqa: E402
+from ares.gateway.openai.requests import ChatRequest  # noqa: E402
+from ares.gateway.openai.templates import takes_parts  # noqa: E402
+from tests.gateway.openai.test_templates import PARTS, TEXT  # noqa: E402
 
 CONFIG: Any = SimpleNamespace(multimodal_config=None, enable_prompt_embeds=False)
 CALL = {"type": "function", "id": "a", "function": {"name": "f", "arguments": '{"x": [1, null], "y": "é"}'}}

@@ -17,17 +17,17 @@ import uvicorn
 
 from ares.config import GatewayConfig
 from ares.engine.defaults import free_ports
-from ares.engine.simulated import report
-from ares.engine.simulated.model import SimulatedModel
-from ares.engine.simulated.serve import Server
-from ares.engine.simulated.settings import EngineSettings, Identity
-from ares.engine.simulated.transfer import Pulled, Puller, PullError
-from ares.gateway import app as application
-from ares.gateway.connection import Connection, Limits
-from ares.gateway.responses import RememberSend
+from ares.gateway.http import app as application
+from ares.gateway.http.connection import Connection, Limits
+from ares.gateway.http.responses import RememberSend
 from ares.gateway.service import Gateway
+from ares.mock_engine import report
+from ares.mock_engine.model import SimulatedModel
+from ares.mock_engine.serve import Server
+from ares.mock_engine.settings import EngineSettings, Identity
+from ares.mock_engine.transfer import Pulled, Puller, PullError
+from ares.protocol.messages import Role
 from ares.simulator.profile import Profile, StepLaw
-from ares.wire import Role
 from tests.gateway.conftest import VOCABULARY
 from tests.gateway.fakes import FIRST_ORDINARY, eventually, free_port
 

@@ -13,11 +13,11 @@ from fastapi import FastAPI
 from hypothesis import example
 from hypothesis import strategies as st
 
-from ares.engine import instance
+from ares.engine import identity as instance
 from ares.engine.plugin import InstancePlugin
-from ares.gateway.engine import EngineLostError, EngineRefusedError, Stream
-from ares.gateway.replies import Choice, Envelope
-from ares.gateway.text import Detokenizer, TextModel
+from ares.gateway.openai.replies import Choice, Envelope
+from ares.gateway.openai.text import Detokenizer, TextModel
+from ares.gateway.pool.generate import EngineLostError, EngineRefusedError, Stream
 from tests.fuzz.cases import edited, fuzz, json_texts, noise, warped
 from tests.fuzz.service import MODEL, Service
 

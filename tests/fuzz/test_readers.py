@@ -14,17 +14,17 @@ from hypothesis import example
 from hypothesis import strategies as st
 
 from ares.config import ConfigError, load
-from ares.gateway.decisions import DecisionLog
-from ares.gateway.replay import ReplayError, replay
-from ares.gateway.view import View
-from ares.keys import ControlKey, KeyFileError, read_key, read_keys
+from ares.gateway.control.snapshot import View
+from ares.gateway.records.decision_log import DecisionLog
+from ares.gateway.records.replay import ReplayError, replay
 from ares.policy import Cluster, preset
 from ares.policy.admission import Candidates, Progress
-from ares.policy.rescue import RescueSettings, rescue
+from ares.policy.oom_avoidance import RescueSettings, rescue
 from ares.predictor import prompts
 from ares.predictor.errors import PredictorError
+from ares.protocol.keys import ControlKey, KeyFileError, read_key, read_keys
 from ares.simulator.calibrate import _engine
-from ares.simulator.errors import error_model
+from ares.simulator.error_models import error_model
 from ares.simulator.profile import Profile, ProfileError, load_profile, profile_names
 from ares.simulator.recording import Recording, read_recording
 from ares.traces import FORMATS, TraceError, Workload, read_trace

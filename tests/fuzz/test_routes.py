@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from ares.gateway.openai import ChatRequest, CompletionRequest
+from ares.gateway.openai.requests import ChatRequest, CompletionRequest
 from tests.fuzz.cases import NASTY, fuzz, json_texts, noise, warped
 from tests.fuzz.service import LONGEST, MODEL, PATIENCE_S, Reply, Service
 

@@ -17,19 +17,19 @@ import zmq
 from hypothesis import example
 from hypothesis import strategies as st
 
-from ares import wire
 from ares.config import GatewayConfig
 from ares.engine.drain import OwnChannel
-from ares.gateway import app as application
-from ares.gateway import engine
-from ares.gateway.instances import Instance
-from ares.gateway.migration import Segment
-from ares.gateway.pool import Pool
-from ares.gateway.sampling import Sampling
-from ares.gateway.sequence import Sequence
+from ares.gateway.http import app as application
+from ares.gateway.openai.sampling import Sampling
+from ares.gateway.pool import generate as engine
+from ares.gateway.pool.instance import Instance
+from ares.gateway.pool.pool import Pool
 from ares.gateway.service import Gateway
+from ares.gateway.session.handover import Segment
+from ares.gateway.session.session import Sequence
 from ares.policy import PRESETS, choose_instance, decide_entries, decide_moves
-from ares.policy.rescue import RescueSettings, rescue
+from ares.policy.oom_avoidance import RescueSettings, rescue
+from ares.protocol import messages as wire
 from tests.fuzz.cases import fuzz, noise
 from tests.fuzz.service import PATIENCE_S, Service
 from tests.gateway.fakes import eventually, instances
@@ -322,7 +322,7 @@ async def test_the_process_that_serves_an_instance_listens_on(fake: Any, body: b
 async def test_an_instance_that_says_nonsense_of_itself_is_asked_again(
     fake: Any, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ares.gateway.instances._RETRY_S", 0.01)
+    monkeypatch.setattr("ares.gateway.pool.instance._RETRY_S", 0.01)
     right, fake.control_address = fake.control_address, address
     async with engine.session() as http:
         pool = Pool([fake.url], http, 0.02)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from ares.gateway import tokenizer
-from ares.gateway.sampling import Sampling
-from ares.gateway.text import TextModel
+from ares.gateway.openai import tokenizer
+from ares.gateway.openai.sampling import Sampling
+from ares.gateway.openai.text import TextModel
 from tests.gateway.fakes import FakeInstance, instances
 from tests.gateway.running import PROMPT, VOCABULARY, Bench, Run, Start, acquaint
 
@@ -33,9 +33,9 @@ async def fakes() -> AsyncIterator[list[FakeInstance]]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Notice a silent instance after tenths of a second."""
-    monkeypatch.setattr("ares.gateway.instances._SILENT_S", 0.3)
-    monkeypatch.setattr("ares.gateway.instances._SILENT_INTERVALS", 5)
-    monkeypatch.setattr("ares.gateway.instances._RETRY_S", 0.05)
+    monkeypatch.setattr("ares.gateway.pool.instance._SILENT_S", 0.3)
+    monkeypatch.setattr("ares.gateway.pool.instance._SILENT_INTERVALS", 5)
+    monkeypatch.setattr("ares.gateway.pool.instance._RETRY_S", 0.05)
 
 
 @pytest.fixture

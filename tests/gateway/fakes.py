@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from ares import wire
 from ares.engine.control import ControlChannel, Gone, Order
-from ares.keys import ControlKey
+from ares.protocol import messages as wire
+from ares.protocol.keys import ControlKey
 
 EOS = 2
 FIRST_ORDINARY = 3

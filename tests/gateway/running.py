@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from ares.gateway import engine
-from ares.gateway.engine import Delta
-from ares.gateway.entering import Entering
-from ares.gateway.instances import Instance, NoInstanceError
-from ares.gateway.migration import Migration
-from ares.gateway.pool import Pool
-from ares.gateway.sampling import Sampling
-from ares.gateway.sequence import Sequence
+from ares.gateway.openai.sampling import Sampling
+from ares.gateway.pool import generate as engine
+from ares.gateway.pool.generate import Delta
+from ares.gateway.pool.instance import Instance, NoInstanceError
+from ares.gateway.pool.pool import Pool
+from ares.gateway.session.handover import Migration
+from ares.gateway.session.placement import Entering
+from ares.gateway.session.session import Sequence
 from tests.gateway.fakes import FakeInstance, eventually, expected
 
 # Of the fakes and of the tokenizer (tests/gateway/conftest.py).

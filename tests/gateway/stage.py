@@ -13,8 +13,8 @@ import uvicorn
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 
-from ares.gateway import dashboard
-from ares.gateway.responses import EventStream, Write
+from ares.gateway.http import dashboard
+from ares.gateway.http.responses import EventStream, Write
 from tests.gateway.fakes import eventually, free_port
 
 FIELDS = (

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ares.gateway import controller
-from ares.gateway.replay import replay
+from ares.gateway.control import controller
+from ares.gateway.records.replay import replay
 from ares.policy import (
     ADMISSIONS,
     DISPATCHERS,
@@ -23,7 +23,7 @@ from ares.policy import (
     Progress,
     register,
 )
-from tests.gateway.test_controller import cluster
+from tests.gateway.control.test_controller import cluster
 from tests.gateway.test_service import Client, sample
 
 REQUESTS = 4

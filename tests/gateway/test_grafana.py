@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ares.gateway.metrics import Metrics
+from ares.gateway.records.metrics import Metrics
 
 FILE = Path(__file__).parents[2] / "grafana" / "ares.json"
 # Prometheus' own, of the scraped target; ours of the same name becomes `exported_instance`.

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from ares import wire
-from ares.gateway.view import Viewer
+from ares.gateway.control.snapshot import Viewer
 from ares.policy import dispatcher
+from ares.protocol import messages as wire
 
 pytest.importorskip("numba", reason="the gateway's extra")
 

@@ -8,12 +8,12 @@ import httpx
 import pytest
 from tokenizers import Tokenizer
 
-from ares.gateway.engine import EngineRefusedError
+from ares.gateway.pool.generate import EngineRefusedError
 from tests.gateway.fakes import FakeInstance, eventually
-from tests.gateway.test_app import Service, serving
+from tests.gateway.http.test_app import Service, serving
 
 TOLD = "The vault opens at 04:17 with Persephone's key"
-FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # as gateway/server.py has it, with tracebacks
+FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # as gateway/http/server.py has it, with tracebacks
 
 
 async def ask(service: Service) -> list[httpx.Response]:
@@ -90,7 +90,7 @@ async def test_what_fails_is_logged_without_its_prompt(
         for status in (400, 500):
             with monkeypatch.context() as patch:
                 for call in ("stream", "complete"):
-                    patch.setattr(f"ares.gateway.engine.EngineClient.{call}", quoting(status))
+                    patch.setattr(f"ares.gateway.pool.generate.EngineClient.{call}", quoting(status))
                 reply = await service.complete(prompt=TOLD)
                 assert written(byte_tokenizer.encode(TOLD).ids) in reply.text
         with monkeypatch.context() as patch:

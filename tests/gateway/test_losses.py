@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from ares.gateway.engine import Delta, EngineLostError, EngineRefusedError
-from ares.gateway.instances import NoInstanceError
-from ares.gateway.patience import Patience
-from ares.gateway.predictions import rows_by_key
-from ares.gateway.sampling import Sampling
-from ares.gateway.sequence import Sequence
+from ares.gateway.control.predictions import rows_by_key
+from ares.gateway.openai.sampling import Sampling
+from ares.gateway.pool.generate import Delta, EngineLostError, EngineRefusedError
+from ares.gateway.pool.instance import NoInstanceError
+from ares.gateway.session.pending_call import Patience
+from ares.gateway.session.session import Sequence
 from tests.gateway.fakes import eventually, instances
 from tests.gateway.running import PROMPT, VOCABULARY, Bench, Run, Start, acquaint, hold, let_go, undisturbed
 

@@ -12,14 +12,14 @@ import zmq
 import zmq.asyncio
 
 from ares.config import GatewayConfig
-from ares.gateway import engine
-from ares.gateway.engine import Delta
-from ares.gateway.instances import Instance
-from ares.gateway.migration import NotMovableError
-from ares.gateway.sampling import Sampling
-from ares.gateway.sequence import Sequence
+from ares.gateway.control.snapshot import View
+from ares.gateway.openai.sampling import Sampling
+from ares.gateway.pool import generate as engine
+from ares.gateway.pool.generate import Delta
+from ares.gateway.pool.instance import Instance
 from ares.gateway.service import COMMANDED, Gateway, TargetError
-from ares.gateway.view import View
+from ares.gateway.session.handover import NotMovableError
+from ares.gateway.session.session import Sequence
 from ares.policy import Cluster, Move
 from tests.gateway.fakes import FakeInstance, eventually, expected, instances
 from tests.gateway.running import VOCABULARY
@@ -516,8 +516,8 @@ async def test_a_gateway_that_stood_still_gives_nobody_up(
     gateway: Gateway, fakes: list[FakeInstance], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after SIGSTOP: it has not listened, and what was sent meanwhile it has yet to read."""
-    monkeypatch.setattr("ares.gateway.instances._FROZEN_S", 0.3)
-    monkeypatch.setattr("ares.gateway.patience._ALIVE_S", 0.3)
+    monkeypatch.setattr("ares.gateway.pool.instance._FROZEN_S", 0.3)
+    monkeypatch.setattr("ares.gateway.session.pending_call._ALIVE_S", 0.3)
     monkeypatch.setattr("ares.gateway.service._SUPERVISION_S", 0.05)
     for fake in fakes[1:]:
         fake.hold_at = 30

@@ -12,13 +12,13 @@ import httpx
 import pytest
 import uvicorn
 
-from ares.gateway import app as application
-from ares.gateway.responses import RememberSend
-from ares.gateway.server import Server
+from ares.gateway.http import app as application
+from ares.gateway.http.responses import RememberSend
+from ares.gateway.http.server import Server
 from ares.gateway.shutdown import Shutdown, ShuttingDownError
 from tests.gateway.fakes import FakeInstance, eventually, expected, free_port
+from tests.gateway.http.test_app import Service, failure
 from tests.gateway.running import VOCABULARY
-from tests.gateway.test_app import Service, failure
 from tests.gateway.test_service import configuration
 
 PROMPT = [10, 20, 30, 40, 50]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.gateway.fakes import FakeInstance, eventually, instances
+from tests.gateway.http.test_app import Service, failure, serving
 from tests.gateway.running import VOCABULARY
-from tests.gateway.test_app import Service, failure, serving
 
 
 async def without_decode(service: Service, fakes: list[FakeInstance]) -> None:
@@ -101,7 +101,7 @@ async def test_the_tokens_of_who_waits_count_by_the_memory_that_was_there(
 async def test_nobody_waits_for_one_that_has_never_been_ready(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ares.gateway.pool._FIRST_S", 1.0)
+    monkeypatch.setattr("ares.gateway.pool.pool._FIRST_S", 1.0)
     async with serving([FakeInstance("absent", "both", {})], model_folder) as service:
         begun = time.monotonic()
         message = failure(await service.complete(), 503)["message"]
@@ -124,7 +124,7 @@ async def test_a_gateway_that_has_just_started_hears_of_its_instances_first(
 async def test_nobody_waits_for_one_that_comes_back_as_another(
     fakes: list[FakeInstance], model_folder: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ares.gateway.pool._FIRST_S", 0.0)
+    monkeypatch.setattr("ares.gateway.pool.pool._FIRST_S", 0.0)
     async with serving(fakes, model_folder) as service:
         await without_decode(service, fakes)
         waiting = asyncio.create_task(service.complete())
@@ -159,7 +159,7 @@ async def test_a_running_request_waits_for_its_only_instance(model_folder: Path,
 async def test_the_first_to_find_an_instance_dead_waits_as_the_others(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch, preset: str
 ) -> None:
-    monkeypatch.setattr("ares.gateway.controller._BLAMED_S", 0.5)
+    monkeypatch.setattr("ares.gateway.control.controller._BLAMED_S", 0.5)
     async with (
         instances("prefill", "decode", vocabulary=VOCABULARY) as fakes,
         serving(fakes, model_folder, preset=preset) as service,

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ares.gateway.replay import ReplayError, replay
+from ares.cli.simulate import app
+from ares.gateway.records.replay import ReplayError, replay
 from ares.policy import ADMISSIONS, DISPATCHERS, REBALANCERS
-from ares.simulator.cli import app
 from ares.text_files import read_lines
+from tests.gateway.control.test_controller import cluster
 from tests.gateway.fakes import eventually
-from tests.gateway.test_controller import cluster
 from tests.gateway.test_service import Client, sample
 
 PAGE = (Path(__file__).parents[2] / "docs" / "write-a-policy.md").read_text()

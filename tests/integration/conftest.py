@@ -7,8 +7,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from ares import local
 from ares.engine.defaults import free_port, local_flags
+from ares.local_cluster import cluster as local
 from tests.integration.client import Client
 from tests.integration.tiny_model import build
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from ares_dev.chaos.command import expected_of_real
+from ares_dev.chaos.plan import Plan, Shape, make
+from ares_dev.chaos.play import play, played
 
-from ares import local
-from ares.bench.chaos.command import expected_of_real
-from ares.bench.chaos.plan import Plan, Shape, make
-from ares.bench.chaos.play import play, played
 from ares.engine.defaults import free_port
+from ares.local_cluster import cluster as local
 from tests.integration.client import Client
 
 SEED = 62
@@ -45,7 +45,7 @@ def chaotic(plan: Plan, cluster: local.Cluster, tmp_path: Path) -> Iterator[loca
         cluster.settings,
         port=free_port("127.0.0.1", cluster.ports),
         preset="ares",
-        gateway_module="ares.bench.chaos.gateway",
+        gateway_module="ares_dev.chaos.gateway",
         gateway_flags=(
             *("--fault-seed", str(plan.seed), "--fault-share", "0.2"),
             *("--decision-log", str(tmp_path / "decisions.jsonl")),

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from ares import local
+from ares.local_cluster import cluster as local
 from tests.integration.client import Client
 
 PROMPT = list(range(2000, 2200))

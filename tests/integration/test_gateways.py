@@ -8,8 +8,8 @@ from typing import Any
 
 import aiohttp
 
-from ares import local
 from ares.engine.defaults import free_port
+from ares.local_cluster import cluster as local
 from tests.integration.client import Client
 
 PROMPT, LENGTH = list(range(2000, 2200)), 1000

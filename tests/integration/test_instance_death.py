@@ -6,7 +6,7 @@ import signal
 
 import psutil
 
-from ares import local
+from ares.local_cluster import cluster as local
 from tests.integration.client import Client
 
 PROMPT = list(range(3000, 3300))

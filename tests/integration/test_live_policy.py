@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from ares import local
 from ares.config import GatewayConfig
-from ares.gateway.engine import Delta
-from ares.gateway.instances import Instance
-from ares.gateway.replay import replay
-from ares.gateway.sampling import Sampling
+from ares.gateway.openai.sampling import Sampling
+from ares.gateway.pool.generate import Delta
+from ares.gateway.pool.instance import Instance
+from ares.gateway.records.replay import replay
 from ares.gateway.service import Gateway
+from ares.local_cluster import cluster as local
 from tests.gateway.fakes import eventually
 from tests.integration.client import Client
 

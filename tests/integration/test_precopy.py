@@ -9,7 +9,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from ares import wire
+from ares.protocol import messages as wire
 from tests.integration.client import Client
 
 BLOCK = 128

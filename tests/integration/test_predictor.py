@@ -16,10 +16,11 @@ import torch
 import zmq
 import zmq.asyncio
 
-from ares import local, wire
 from ares.engine.defaults import local_flags
+from ares.local_cluster import cluster as local
 from ares.predictor import checkpoint, dataset, shards
 from ares.predictor.networks import HazardNetwork
+from ares.protocol import messages as wire
 from tests.integration.conftest import TINY_FLAGS
 
 HIDDEN = 128

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from ares import local
+from ares.local_cluster import cluster as local
 from tests.integration.client import Client, Output
 
 PROMPT = list(range(1000, 1150))

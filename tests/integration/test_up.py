@@ -12,7 +12,7 @@ import aiohttp
 import psutil
 import pytest
 
-from ares.model import DEFAULT_MODEL
+from ares.models.resolve import DEFAULT_MODEL
 from tests.integration.client import Client
 
 PORT = 8030

@@ -7,7 +7,7 @@ chaotic: the tests check that the output does not repeat and that it changes wit
 import shutil
 from pathlib import Path
 
-from ares import model
+from ares.models import resolve as model
 
 
 def build(folder: Path) -> Path:

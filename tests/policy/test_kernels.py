@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from ares.bench.decision import sample_cluster
 from ares.policy import Cluster, Move, Rebalance, forecast, rebalancer
 from ares.policy.forecast import geometric_grid, plain_forecast
+from ares.policy.oom_avoidance import RescueSettings, rescue
 from ares.policy.rebalance import REBALANCERS
 from ares.policy.rebalance import ares as balance
-from ares.policy.rescue import RescueSettings, rescue
-from tests.policy import reference_rebalance, reference_rescue
+from tests.policy import reference_oom_avoidance as reference_rescue
+from tests.policy import reference_rebalance
 from tests.policy.test_admission_forecast import progress
 
 LEVELS = {1: (0.5,), 3: (0.1, 0.5, 0.9), 5: (0.1, 0.3, 0.5, 0.7, 0.9)}
@@ -124,7 +125,7 @@ def test_without_numba_the_decisions_are_the_same() -> None:
     assert done.stdout == f"{policy.decide(sample_cluster(16, 64, np.random.default_rng(0)))}\n"
 
 
-LIGHT = "import sys, ares, ares.policy, ares.cli; print(sorted({'numba', 'llvmlite', 'torch'} & {*sys.modules}))"
+LIGHT = "import sys, ares, ares.policy, ares.cli.main; print(sorted({'numba', 'llvmlite', 'torch'} & {*sys.modules}))"
 
 
 def test_importing_the_policies_does_not_import_the_compiler() -> None:

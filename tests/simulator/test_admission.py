@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from ares.policy import Cluster, preset
 from ares.policy.admission import ORDERS, Candidates, Forecast, Progress
-from ares.simulator.admitting import admit_held
+from ares.simulator.admission import admit_held
 from ares.simulator.cluster import Simulation
 from ares.simulator.decisions import refresh
-from ares.simulator.errors import ERROR_MODELS
-from ares.simulator.law import steps_by
+from ares.simulator.error_models import ERROR_MODELS
 from ares.simulator.loop import run_until
 from ares.simulator.prediction import LEVELS, predict
 from ares.simulator.state import AGE_CREDIT, BLOCK_SIZE, HELD, NOBODY, SUSPENDED, State
+from ares.simulator.step_time import steps_by
 from tests.simulator.test_reference import small, workload
 
 pytestmark = pytest.mark.timeout(600)  # the simulator may have to be compiled first

@@ -9,7 +9,7 @@ import pytest
 from ares.policy import preset
 from ares.simulator.classes import ClassesError, SimulatedClass, assign, read_classes
 from ares.simulator.cluster import Outcome, Simulation
-from ares.simulator.errors import ERROR_MODELS
+from ares.simulator.error_models import ERROR_MODELS
 from ares.simulator.metrics import longest_gap_s, summary
 from ares.simulator.sweep import points
 from tests.simulator.test_reference import small, workload

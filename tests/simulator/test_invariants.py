@@ -11,7 +11,7 @@ from ares.policy import PRESETS, Cluster, Move, preset
 from ares.policy.forecast import forecast, geometric_grid
 from ares.simulator import cluster as cluster_module
 from ares.simulator.cluster import Simulation
-from ares.simulator.errors import ERROR_MODELS
+from ares.simulator.error_models import ERROR_MODELS
 from ares.simulator.invariants import violations
 from ares.simulator.state import PREEMPTIONS, REFUSED
 from ares.traces import Workload

@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ares.gateway.lengths import LengthHistory
+from ares.gateway.control.lengths import LengthHistory
 from ares.policy import preset
 from ares.policy.residual_life import REMEMBERED
-from ares.simulator.admitting import refresh_and_admit
+from ares.simulator.admission import refresh_and_admit
 from ares.simulator.cluster import Simulation
-from ares.simulator.errors import ERROR_MODELS
+from ares.simulator.error_models import ERROR_MODELS
 from ares.simulator.loop import run_until
 from ares.simulator.prediction import predict
 from ares.simulator.queues import note_finish

@@ -6,7 +6,7 @@ import pytest
 from ares.policy import preset
 from ares.policy.transfer import KEPT_S
 from ares.simulator.cluster import Simulation
-from ares.simulator.errors import ERROR_MODELS
+from ares.simulator.error_models import ERROR_MODELS
 from ares.simulator.invariants import violations
 from ares.simulator.profile import Profile, StepLaw
 from ares.traces import Workload

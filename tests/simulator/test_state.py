@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ares.simulator.blocks import blocks_for
-from ares.simulator.compiled import compiled
+from ares.simulator.heaps import compiled
 from ares.simulator.queues import push_back, take_first
 from ares.simulator.state import BLOCK_SIZE, State, allocate
 

@@ -10,7 +10,7 @@ from ares.policy.admission import ForecastSettings
 from ares.policy.admission.suspension import final_slack_s
 from ares.simulator import metrics
 from ares.simulator.cluster import Outcome, Simulation
-from ares.simulator.errors import ERROR_MODELS
+from ares.simulator.error_models import ERROR_MODELS
 from ares.simulator.invariants import violations
 from ares.traces import Workload
 from tests.simulator.test_reference import small

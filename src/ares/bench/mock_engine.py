@@ -15,10 +15,10 @@ from typing import Any, get_args
 import uvloop
 from tokenizers import Tokenizer
 
-from ares import wire
 from ares.bench.mock_http import END, STREAM_HEAD, Connection, Stream
 from ares.bench.mock_http import event as encode_event
 from ares.engine.control import ControlChannel
+from ares.protocol import messages as wire
 
 MOCK_VERSION = "mock (no model, ares.bench.mock_engine)"
 # What every stream says over and over; each of its tokens has text of its own.

@@ -1,7 +1,7 @@
 """`ares bench overhead`: what our connector costs while nothing moves.
 
 Three real engines with the same model on the same core, one asked at a time, in turns: no connector, stock
-NixlConnector (with the CPU fixes of `ares.engine.worker`, without which it cannot be timed on a CPU), and ours, watched
+NixlConnector (with the CPU fixes of `ares.engine.connector.worker`, without which it cannot be timed on a CPU), and ours, watched
 over its control channel as a gateway watches it.
 """
 
@@ -21,12 +21,14 @@ import zmq
 import zmq.asyncio
 from rich.console import Console
 
-from ares import local, tables, wire
 from ares.bench.environment import describe, write
 from ares.engine.defaults import local_flags
-from ares.http_client import open_direct
-from ares.model import DEFAULT_MODEL
-from ares.progress import progress_display
+from ares.local_cluster import cluster as local
+from ares.models.resolve import DEFAULT_MODEL
+from ares.protocol import messages as wire
+from ares.terminal import tables
+from ares.terminal.http_client import open_direct
+from ares.terminal.progress import progress_display
 
 _CONNECTORS = ("none", "stock", "ares")
 

@@ -15,12 +15,13 @@ import aiohttp
 import typer
 from rich.console import Console
 
-from ares import local, tables
 from ares.bench.environment import describe, write
 from ares.bench.overhead import gaps, interval, watch
 from ares.engine.defaults import local_flags
-from ares.model import DEFAULT_MODEL
-from ares.progress import progress_display
+from ares.local_cluster import cluster as local
+from ares.models.resolve import DEFAULT_MODEL
+from ares.terminal import tables
+from ares.terminal.progress import progress_display
 
 _STATES = ("off", "on")
 

@@ -20,13 +20,14 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from ares import local, tables
-from ares import model as models
 from ares.bench.environment import describe, write
-from ares.engine.simulated import model as simulated
-from ares.engine.simulated.model import SimulatedModel
-from ares.http_client import open_direct
-from ares.model import DEFAULT_MODEL
+from ares.local_cluster import cluster as local
+from ares.mock_engine import model as simulated
+from ares.mock_engine.model import SimulatedModel
+from ares.models import resolve as models
+from ares.models.resolve import DEFAULT_MODEL
+from ares.terminal import tables
+from ares.terminal.http_client import open_direct
 
 _EVENT = b"data: {"
 _END = b"0\r\n\r\n"
@@ -110,7 +111,7 @@ def command(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
     """Measure one gateway, or none, before many simulated engines: tokens a second, CPU, memory, gaps, errors."""
-    from ares.cli import signal_as_interrupt
+    from ares.cli.main import signal_as_interrupt
 
     signal_as_interrupt()
     console = Console()

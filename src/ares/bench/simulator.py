@@ -13,9 +13,9 @@ from rich.console import Console
 
 from ares.bench.environment import describe
 from ares.policy import PRESETS
-from ares.progress import progress_display
+from ares.terminal.progress import progress_display
 
-_COMMAND = "import sys; from ares.cli import main; sys.argv[0] = 'ares'; main()"
+_COMMAND = "import sys; from ares.cli.main import main; sys.argv[0] = 'ares'; main()"
 
 
 def run(arguments: list[str], cache: Path | None = None) -> dict[str, Any]:

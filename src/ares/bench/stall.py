@@ -17,11 +17,12 @@ import aiohttp
 import typer
 from rich.console import Console
 
-from ares import local, tables
 from ares.bench.environment import describe, write
 from ares.engine.defaults import DEFAULT_PULL_BYTES, local_flags
-from ares.model import DEFAULT_MODEL
-from ares.progress import progress_display
+from ares.local_cluster import cluster as local
+from ares.models.resolve import DEFAULT_MODEL
+from ares.terminal import tables
+from ares.terminal.progress import progress_display
 
 # Tokens before a move: enough for the gaps of an undisturbed stream.
 _BETWEEN = 12

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+from ares_dev.moves import play
 
-from ares import local
 from ares.bench.environment import describe
 from ares.bench.live import client
 from ares.bench.live.client import Observed
 from ares.bench.live.load import Planned
-from ares.bench.moves import play
 from ares.engine.defaults import local_flags
+from ares.local_cluster import cluster as local
 
 _POLL_S = 0.05
 # A worker that restarts is up by then, or it is a failure.

@@ -19,9 +19,9 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
-from ares import wire
 from ares.engine.lease import Lease
-from ares.keys import ControlKey
+from ares.protocol import messages as wire
+from ares.protocol.keys import ControlKey
 
 logger = logging.getLogger(__name__)
 

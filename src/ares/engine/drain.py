@@ -11,8 +11,8 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from ares import wire
-from ares.keys import ControlKey
+from ares.protocol import messages as wire
+from ares.protocol.keys import ControlKey
 
 logger = logging.getLogger(__name__)
 

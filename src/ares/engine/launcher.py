@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ares import addresses, extras, model
-from ares.engine import instance, predictor_choice
+from ares import addresses, extras
+from ares.engine import identity as instance
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES, free_port, is_cpu_build
+from ares.engine.prediction import predictor_choice
+from ares.models import resolve as model
 from ares.predictor import shards
-from ares.wire import Role
+from ares.protocol.messages import Role
 
 # The KV of a finished prefill or a cut request waits this long for its target; heartbeats extend it (vLLM's default).
 LEASE_S = 30
@@ -22,9 +24,9 @@ LEASE_S = 30
 
 # `ares` is what serves; the others are what `ares bench overhead` measures it against.
 Connector = Literal["ares", "stock", "none"]
-_RESTORING_WORKER = "ares.engine.restoring.RestoringWorker"
-_PREDICTING_WORKER = "ares.engine.predicting.PredictingWorker"
-_MODULES = {"ares": "ares.engine.connector", "stock": "ares.engine.baselines"}
+_RESTORING_WORKER = "ares.engine.connector.resume_output.RestoringWorker"
+_PREDICTING_WORKER = "ares.engine.prediction.worker.PredictingWorker"
+_MODULES = {"ares": "ares.engine.connector.connector", "stock": "ares.engine.connector.baselines"}
 
 
 class LaunchError(RuntimeError):
@@ -108,7 +110,7 @@ def serve(settings: WorkerSettings) -> None:
     # Only now: vLLM reads the environment while it is imported.
     import uvloop
 
-    from ares.engine import vllm_names as vllm
+    from ares.engine import vllm_api as vllm
 
     on_cpu = vllm.current_platform.is_cpu()
     if on_cpu:

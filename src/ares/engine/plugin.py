@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 from starlette.responses import JSONResponse
 
-from ares import wire
-from ares.engine import instance
+from ares.engine import identity as instance
 from ares.engine.drain import OwnChannel, drained_on_sigterm
+from ares.protocol import messages as wire
 
 
 class InstancePlugin:

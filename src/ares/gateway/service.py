@@ -13,30 +13,31 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from ares import model
 from ares.config import GatewayConfig
-from ares.gateway import engine, precopy
-from ares.gateway.backlog import Backlog
-from ares.gateway.body import BadRequestError
-from ares.gateway.controller import Controller
-from ares.gateway.discovery import Served
-from ares.gateway.drain import Drainer
-from ares.gateway.entering import Emit
-from ares.gateway.instances import Instance, NoInstanceError
-from ares.gateway.metrics import Metrics
-from ares.gateway.migration import Migration
-from ares.gateway.objectives import ORDINARY, Objective
-from ares.gateway.pool import Pool
-from ares.gateway.predictions import Scorekeeper, rows_by_key
-from ares.gateway.recording import Recorder
-from ares.gateway.sampling import Sampling
-from ares.gateway.sequence import Sequence
+from ares.gateway.control.backlog import Backlog
+from ares.gateway.control.controller import Controller
+from ares.gateway.control.drain import Drainer
+from ares.gateway.control.predictions import Scorekeeper, rows_by_key
+from ares.gateway.control.snapshot import taking
+from ares.gateway.openai.body import BadRequestError
+from ares.gateway.openai.sampling import Sampling
+from ares.gateway.openai.text import TextModel
+from ares.gateway.pool import generate as engine
+from ares.gateway.pool.discovery import Served
+from ares.gateway.pool.instance import Instance, NoInstanceError
+from ares.gateway.pool.pool import Pool
+from ares.gateway.records.metrics import Metrics
+from ares.gateway.records.recording import Recorder
+from ares.gateway.records.window import Recent
+from ares.gateway.session import precopy
+from ares.gateway.session.handover import Migration
+from ares.gateway.session.objectives import ORDINARY, Objective
+from ares.gateway.session.placement import Emit
+from ares.gateway.session.session import Sequence
 from ares.gateway.shutdown import Shutdown
-from ares.gateway.text import TextModel
-from ares.gateway.view import taking
-from ares.gateway.window import Recent
-from ares.keys import ControlKey
+from ares.models import resolve as model
 from ares.policy.transfer import Mode
+from ares.protocol.keys import ControlKey
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,5 @@
 """`python -m ares.simulator`: the same commands as `ares simulate`."""
 
-from ares.simulator.cli import app
+from ares.cli.simulate import app
 
 app(prog_name="ares simulate")

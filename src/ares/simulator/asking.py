@@ -17,7 +17,7 @@ from ares.policy.admission.state import ENTER, RESUME, SUSPEND
 from ares.policy.admission.state import WAITING as OUTSIDE_WAITING
 from ares.policy.cluster import IntArray
 from ares.policy.dispatch.base import ASK
-from ares.simulator.admitting import carry_out_asked
+from ares.simulator.admission import carry_out_asked
 from ares.simulator.decisions import enter, used_tokens
 from ares.simulator.loop import run_until
 from ares.simulator.state import (

@@ -7,7 +7,7 @@ fixed residue ("phase"); a histogram of phases tells what any number of steps wi
 
 import numpy as np
 
-from ares.simulator.compiled import compiled
+from ares.simulator.heaps import compiled
 from ares.simulator.state import BLOCK_SIZE, NOBODY, State
 
 

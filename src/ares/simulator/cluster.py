@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ares.policy import ADMISSIONS, DISPATCHERS, Preset, decide_moves, rebalancer
-from ares.policy.rescue import RescueSettings, beside, rescue
-from ares.simulator.admitting import let_kv_go, refresh_and_admit, withdraw_preempted
+from ares.policy.oom_avoidance import RescueSettings, beside, rescue
+from ares.simulator.admission import let_kv_go, refresh_and_admit, withdraw_preempted
 from ares.simulator.asking import Asking
 from ares.simulator.classes import SimulatedClass, apply, assign, names
 from ares.simulator.decisions import kv_shares
-from ares.simulator.errors import ERROR_MODELS, ErrorModel
+from ares.simulator.error_models import ERROR_MODELS, ErrorModel
 from ares.simulator.failures import fail_instance
 from ares.simulator.prediction import remember
 from ares.simulator.profile import Profile, ProfileError

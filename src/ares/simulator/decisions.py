@@ -15,9 +15,8 @@ from ares.policy.dispatch.round_robin import round_robin_choice as _round_robin_
 from ares.policy.forecast import intervals
 from ares.policy.forecast import staircase as plain_staircase
 from ares.simulator.blocks import taken
-from ares.simulator.compiled import compiled
+from ares.simulator.heaps import compiled
 from ares.simulator.instance import poke
-from ares.simulator.law import steps_by
 from ares.simulator.prediction import WEIGHTS, see
 from ares.simulator.queues import push_back
 from ares.simulator.state import (
@@ -31,6 +30,7 @@ from ares.simulator.state import (
     WAITING,
     State,
 )
+from ares.simulator.step_time import steps_by
 
 STALE_S = 0.5  # telemetry of a live engine is no fresher
 # First point of the grid at or past each whole step.

@@ -3,8 +3,8 @@
 import numpy as np
 
 from ares.simulator.blocks import leave_slot
-from ares.simulator.compiled import tree_set
 from ares.simulator.decisions import reroute
+from ares.simulator.heaps import tree_set
 from ares.simulator.instance import release, settle
 from ares.simulator.queues import take_first
 from ares.simulator.state import NOBODY, State

@@ -18,8 +18,7 @@ from ares.simulator.blocks import (
     taken,
     tokens_at,
 )
-from ares.simulator.compiled import compiled, tree_set
-from ares.simulator.law import steps_by, steps_time
+from ares.simulator.heaps import compiled, tree_set
 from ares.simulator.prediction import see
 from ares.simulator.preemption import preempt, serve_blocks, victim
 from ares.simulator.queues import note_finish, schedule_event, start_pull, take_first
@@ -45,6 +44,7 @@ from ares.simulator.state import (
     WATERMARK,
     State,
 )
+from ares.simulator.step_time import steps_by, steps_time
 
 
 @compiled

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ares.simulator.admitting import give_first, hand_out, look_again
-from ares.simulator.compiled import compiled, heap_pop, tree_first, tree_set
+from ares.simulator.admission import give_first, hand_out, look_again
 from ares.simulator.decisions import enter, reroute
+from ares.simulator.heaps import compiled, heap_pop, tree_first, tree_set
 from ares.simulator.instance import poke, wake
 from ares.simulator.moves import copy_done, handover_done
 from ares.simulator.prefill import pinned_tokens, start_prefill, to_prefill

@@ -4,10 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ares.simulator.blocks import blocks_for, tokens_at
-from ares.simulator.compiled import compiled
 from ares.simulator.decisions import reroute
+from ares.simulator.heaps import compiled
 from ares.simulator.instance import poke, release, replan, settle
-from ares.simulator.law import steps_time
 from ares.simulator.prediction import see
 from ares.simulator.queues import schedule_event, transfer_end
 from ares.simulator.state import (
@@ -24,6 +23,7 @@ from ares.simulator.state import (
     WATERMARK,
     State,
 )
+from ares.simulator.step_time import steps_time
 
 
 @compiled

@@ -7,7 +7,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from ares.outputs import check_writable
+from ares.terminal.output_files import check_writable
 
 mpl.use("Agg")
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ares.policy import residual_life
 from ares.policy.admission.order import memory_time as _memory_time
 from ares.policy.forecast import quantile_weights
-from ares.simulator.compiled import compiled
+from ares.simulator.heaps import compiled
 from ares.simulator.state import (
     ENDED_BEFORE,
     FINISHED_COUNT,

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ares.simulator.blocks import leave_slot
-from ares.simulator.compiled import compiled
+from ares.simulator.heaps import compiled
 from ares.simulator.queues import push_front
 from ares.simulator.state import (
     BLOCK_SIZE,

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ares.simulator.blocks import blocks_for
-from ares.simulator.compiled import compiled, tree_set
+from ares.simulator.heaps import compiled, tree_set
 from ares.simulator.state import (
     BASE_S,
     BLOCK_SIZE,

@@ -4,7 +4,7 @@ A transfer takes latency + bytes / bandwidth and holds the sender's outgoing and
 it runs; transfers over one link follow each other in the order in which they were asked for.
 """
 
-from ares.simulator.compiled import compiled, heap_push
+from ares.simulator.heaps import compiled, heap_push
 from ares.simulator.prediction import expect_anew, learn
 from ares.simulator.state import (
     BANDWIDTH,

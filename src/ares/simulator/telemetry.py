@@ -7,8 +7,8 @@ import numpy as np
 from ares.policy import Cluster, Move, Preset
 from ares.policy.admission import Progress
 from ares.policy.cluster import IntArray
-from ares.policy.rescue import NOWHERE, Rescue
-from ares.simulator.admitting import begin_suspension
+from ares.policy.oom_avoidance import NOWHERE, Rescue
+from ares.simulator.admission import begin_suspension
 from ares.simulator.moves import begin_move, observe
 from ares.simulator.prediction import LEVELS
 from ares.simulator.profile import Profile

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from ares import tables
 from ares.policy import preset
 from ares.simulator.cluster import Simulation
 from ares.simulator.loop import run_until
 from ares.simulator.profile import Profile, load_profile
 from ares.simulator.recording import FloatArray, Recording, chosen, read_recording, request_times
+from ares.terminal import tables
 
 _STATISTICS = ("mean", "p50", "p99")
 

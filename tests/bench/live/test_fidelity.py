@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 pytest.importorskip("numba", reason="needs the simulate extra")
 
-from ares.bench.cli import app
 from ares.bench.live import fidelity, saved
 from ares.bench.live.observed_errors import observed_errors
+from ares.cli.bench import app
 from tests.bench.live import played
 
 

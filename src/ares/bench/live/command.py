@@ -11,13 +11,15 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
-from ares import extras, local, tables
+from ares import extras
 from ares.bench.environment import describe, write
 from ares.bench.live import client, judge, load, saved
 from ares.engine.defaults import local_flags
-from ares.model import DEFAULT_MODEL
+from ares.local_cluster import cluster as local
+from ares.models.resolve import DEFAULT_MODEL
 from ares.objectives import DEFAULT_GAP_S, SloGap, written
-from ares.progress import progress_display
+from ares.terminal import tables
+from ares.terminal.progress import progress_display
 
 _WARM_PROMPT, _WARM_OUTPUT = 64, 32
 PRESETS = "static-rr,static-least-loaded,ares-no-prediction,ares"
@@ -104,8 +106,8 @@ def command(
     Outputs are greedy: with --dtype float32 every preset must produce the same tokens, and the result says whether it
     did; in bfloat16 near ties fall as the batch happens to be.
     """
+    from ares.cli.operator import fail
     from ares.config import live_preset
-    from ares.operator_cli import fail
 
     extras.require("numba", *(["matplotlib"] if report is not None else []))
     names = presets.split(",")

@@ -21,7 +21,7 @@ from ares.bench.live.saved import Instance, SavedRun
 from ares.policy import Preset
 from ares.policy.registering import REGISTRIES
 from ares.simulator.cluster import Outcome, Simulation
-from ares.simulator.errors import ERROR_MODELS, ErrorModel, error_model
+from ares.simulator.error_models import ERROR_MODELS, ErrorModel, error_model
 from ares.simulator.profile import Profile, StepLaw
 from ares.traces import Workload
 
@@ -35,7 +35,7 @@ BOUNDS: Mapping[str, float | None] = {"mean": 0.02, "p50": 0.05, "p99": None}
 COUNT_BOUND = 0.2
 _INTERVAL = (2.5, 97.5)
 _UNKNOWN_TPOT_S = 1.0
-# As the gateway has it (gateway/view.py): of a step at full memory, where TPOT has no objective.
+# As the gateway has it (gateway/control/snapshot.py): of a step at full memory, where TPOT has no objective.
 _RELATIVE_TPOT = 1.5
 _USUAL_SEQUENCES, _USUAL_BATCH = 256, 2048
 

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ares.bench.live.saved import SavedRun
-from ares.simulator.errors import ErrorModel
+from ares.simulator.error_models import ErrorModel
 
 # Mean of |z| of a standard normal.
 _MEAN_DEVIATION = float(np.sqrt(2.0 / np.pi))

@@ -1,0 +1,189 @@
+"""`ares bench chaos`: everything that can go wrong, mixed by a seed; status 1 where an invariant did not hold."""
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import aiohttp
+import msgspec
+import typer
+from rich.console import Console
+
+from ares.bench.environment import describe, write
+from ares.engine.defaults import local_flags
+from ares.local_cluster import cluster as local
+from ares.mock_engine import model as simulated
+from ares.models import resolve as models
+from ares.models.resolve import DEFAULT_MODEL
+from ares_dev.chaos.plan import STATEFUL, Ask, Plan, Shape, make
+from ares_dev.chaos.play import Expected, play, played
+
+_GATEWAY = "ares_dev.chaos.gateway"
+# Different prompts on real engines: each is run in peace first.
+_PROMPTS = 16
+_SHOWN = 30
+# Requests at a time up to which every decision is logged; with more, each so many times fewer.
+_LOGGED = 1000
+
+
+def expected_of_simulated(plan: Plan, written: simulated.SimulatedModel) -> Expected:
+    """Return a function that tells the tokens of a request: what simulated engines write follows from its prompt."""
+
+    def tokens(one: Ask) -> list[int]:
+        prompt = plan.token_ids(one.prompt)
+        return written.continuation(prompt, one.tokens) if one.ignore_eos else written.output(prompt, one.tokens)
+
+    return tokens
+
+
+async def expected_of_real(plan: Plan, url: str, model: str) -> Expected:
+    """Run every prompt in peace, one after the other, and return a function that tells the tokens of a request.
+
+    Raises
+    ------
+    RuntimeError
+        A request failed in peace.
+    """
+    known: dict[tuple[int, bool], list[int]] = {}
+    async with aiohttp.ClientSession() as http:
+        for prompt in range(plan.shape.prompts or 0):
+            for parameters in ({}, STATEFUL):
+                body = {
+                    "model": model,
+                    "prompt": plan.token_ids(prompt),
+                    "max_tokens": plan.shape.longest_output,
+                    "ignore_eos": True,
+                    "temperature": 0,
+                    "return_token_ids": True,
+                    **parameters,
+                }
+                async with http.post(f"{url}/v1/completions", json=body) as reply:
+                    if reply.status != 200:
+                        raise RuntimeError(f"a request failed in peace: {reply.status} {await reply.text()}")
+                    known[prompt, "seed" in parameters] = (await reply.json())["choices"][0]["token_ids"]
+    return lambda one: known[one.prompt, "seed" in one.parameters][: one.tokens]
+
+
+def command(
+    seed: Annotated[int, typer.Option(help="Decides the plan.")] = 0,
+    runs: Annotated[int, typer.Option(min=1, help="Runs, each with the next seed and a new cluster.")] = 1,
+    simulate: Annotated[
+        str | None, typer.Option(metavar="PROFILE", help="Simulate engines of this profile; real ones without.")
+    ] = None,
+    prefill: Annotated[int | None, typer.Option(min=0, help="Prefill instances; 4 simulated, 1 real.")] = None,
+    decode: Annotated[int | None, typer.Option(min=1, help="Decode instances; 60 simulated, 2 real.")] = None,
+    per_process: Annotated[int, typer.Option(min=2, help="Simulated instances that a kill ends at once.")] = 8,
+    streams: Annotated[int | None, typer.Option(min=1, help="Requests at a time; 1000 simulated, 6 real.")] = None,
+    duration: Annotated[float, typer.Option(min=1, help="Seconds of load and events.")] = 120.0,
+    speed: Annotated[float, typer.Option(min=0.01, help="How much faster than real time simulated engines are.")] = 1.0,
+    kv_tokens: Annotated[int, typer.Option(min=2048, help="KV capacity of a simulated instance.")] = 16384,
+    longest: Annotated[int, typer.Option(min=2, help="Longest output of a simulated engine, in tokens.")] = 600,
+    events: Annotated[float | None, typer.Option(min=0.001, help="Events a second; 1 simulated, 0.1 real.")] = None,
+    moves: Annotated[
+        float | None, typer.Option(min=0.001, help="Orders to move a second; 4 simulated, 1 real.")
+    ] = None,
+    faults: Annotated[float, typer.Option(min=0, max=1, help="Share of the controller's decisions that throw.")] = 0.05,
+    preset: Annotated[str, typer.Option(help="Policy preset to begin with.")] = "ares",
+    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
+    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8014,
+    plan_file: Annotated[
+        Path | None, typer.Option("--plan", help="Play this plan (shown or played before) instead of the seed's.")
+    ] = None,
+    show_plan: Annotated[bool, typer.Option("--show-plan", help="Print the plan as JSON, and do nothing.")] = False,
+    log_folder: Annotated[Path | None, typer.Option(help="Folder for the logs; by default a new one.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+) -> None:
+    """Mix load, moves, drains, kills, pauses, slow clients, a controller that throws and telemetry that lies.
+
+    A seed decides the plan. Afterwards every token of every stream, the engines' counters, the gateway's metrics and
+    the logs are checked against the invariants (docs/chaos.md).
+    """
+    from ares.cli.main import signal_as_interrupt
+
+    signal_as_interrupt()
+    on_simulated = simulate is not None
+    shape = Shape(
+        prefill=prefill if prefill is not None else 4 if on_simulated else 1,
+        decode=decode or (60 if on_simulated else 2),
+        per_process=per_process if on_simulated else 1,
+        streams=streams or (1000 if on_simulated else 6),
+        seconds=duration,
+        simulated=on_simulated,
+        longest_prompt=min(2000, kv_tokens // 4) if on_simulated else 500,
+        longest_output=min(longest, kv_tokens // 4) if on_simulated else 300,
+        events_per_s=events or (1.0 if on_simulated else 0.1),
+        moves_per_s=moves or (4.0 if on_simulated else 1.0),
+        prompts=None if on_simulated else _PROMPTS,
+    )
+    plans = [make(seed + n, shape) for n in range(runs)]
+    if plan_file is not None:
+        plans = [msgspec.json.decode(plan_file.read_bytes(), type=Plan)]
+    if show_plan:
+        typer.echo(msgspec.json.format(msgspec.json.encode(plans[0]), indent=2))
+        return
+    console = Console(stderr=True)
+    flags = ("--speed", str(speed), "--kv-tokens", str(kv_tokens)) if on_simulated else ("--dtype", "float32")
+    what = {
+        "benchmark": "chaos",
+        "engines": f"simulated: {simulate}" if on_simulated else "vLLM",
+        "model": model,
+        "shape": msgspec.to_builtins(plans[0].shape),
+        "flags": list(flags),
+        "failing_decisions": faults,
+        **describe(),
+        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    results: list[dict[str, Any]] = []
+    for plan in plans:
+        console.rule(f"seed {plan.seed}")
+        settings = local.ClusterSettings(
+            model=model,
+            prefill=plan.shape.prefill,
+            decode=plan.shape.decode,
+            port=port,
+            preset=preset,
+            log_folder=log_folder / str(plan.seed) if log_folder is not None else None,
+            simulate=simulate,
+            per_process=plan.shape.per_process if on_simulated else None,
+            vllm_flags=flags if on_simulated else tuple(local_flags(list(flags))),
+            gateway_module=_GATEWAY,
+            gateway_flags=("--fault-seed", str(plan.seed), "--fault-share", str(faults)),
+        )
+        results.append(_run(settings, plan, console))
+        # After each run: what the next one finds does not cost what is known.
+        write({**what, "runs": results}, json_file)
+    if any(result["violations"] for result in results):
+        raise typer.Exit(1)
+
+
+def _run(settings: local.ClusterSettings, plan: Plan, console: Console) -> dict[str, Any]:
+    def said(text: str) -> None:
+        console.print(text, style="dim", highlight=False, markup=False)
+
+    folder = settings.log_folder or Path(tempfile.mkdtemp(prefix="ares-chaos-"))
+    decisions = folder / "decisions.jsonl"
+    every = -(-plan.shape.streams // _LOGGED)
+    logs = ("--decision-log", str(decisions), "--log-every", str(every))
+    settings = replace(settings, gateway_flags=(*settings.gateway_flags, *logs), log_folder=folder)
+    with local.running(settings, console) as cluster:
+        result: dict[str, Any] = asyncio.run(_play(cluster, plan, decisions, said))
+    Console().print_json(data={name: value for name, value in result.items() if name != "violations"})
+    found = result["violations"]
+    for violation in found[:_SHOWN]:
+        console.print(violation, style="red", highlight=False, markup=False)
+    again = f"{folder}; again, with the same options: --plan {played(cluster, plan)}"
+    verdict = f"{len(found)} violations; logs: {again}" if found else "every invariant held"
+    console.print(f"seed {plan.seed}: {verdict}", style="bold red" if found else "bold green")
+    return result
+
+
+async def _play(cluster: local.Cluster, plan: Plan, decisions: Path, said: Callable[[str], None]) -> dict[str, Any]:
+    if cluster.settings.simulate is not None:
+        written = simulated.load(models.resolve(cluster.settings.model, weights=False))
+        return await play(cluster, plan, expected_of_simulated(plan, written), decisions, said)
+    expected = await expected_of_real(plan, cluster.url, cluster.settings.model)
+    return await play(cluster, plan, expected, decisions, said)

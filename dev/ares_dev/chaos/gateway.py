@@ -1,0 +1,115 @@
+"""`python -m ares_dev.chaos.gateway gateway ...`: a gateway whose controller throws, and that can be lied to.
+
+It is `ares gateway` with every decision of the policy replaced by one that raises now and then, and with instances
+whose telemetry is changed on command (lies.py). The product has no such switches: the chaos suite starts this in its
+place. It serves loopback only.
+"""
+
+import argparse
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+
+from ares.cli import main as cli
+from ares.config import ConfigError, GatewayConfig
+from ares.gateway.control import controller
+from ares.gateway.http import server
+from ares.gateway.records.decision_log import DecisionLog
+from ares_dev.chaos import lies
+from ares_dev.chaos.check import INJECTED
+
+_LOOPBACK = ("127.0.0.1", "::1")
+
+
+class InjectedError(RuntimeError):
+    """Thrown instead of a decision."""
+
+
+def throwing(decide: Callable[..., Any], draw: random.Random, share: float) -> Callable[..., Any]:
+    """Return `decide` with this share of its calls failing."""
+
+    def thrown(*arguments: Any, **options: Any) -> Any:
+        if draw.random() < share:
+            raise InjectedError(INJECTED)
+        return decide(*arguments, **options)
+
+    return thrown
+
+
+def install(seed: int, share: float) -> None:
+    """Let this share of the decisions fail, from now on and in this process."""
+    # One of its own for each kind: whether the third dispatch fails does not hang on how many moves came before.
+    kinds = ("dispatch", "moves", "rescue", "admission")
+    draws = {kind: random.Random(f"{seed} {kind}") for kind in kinds}  # noqa: S311 - no secret
+    # Where the controller looks them up: its own module.
+    names = vars(controller)
+
+    def faulty(make: Callable[..., Any], method: str, draw: random.Random) -> Callable[..., Any]:
+        def made(*policy: Any) -> Any:
+            one = make(*policy)
+            setattr(one, method, throwing(getattr(one, method), draw, share))
+            return one
+
+        return made
+
+    for maker, method, kind in (
+        ("dispatcher", "choose", "dispatch"),
+        ("admission_policy", "decide", "admission"),
+        ("rebalancer", "decide", "moves"),
+    ):
+        names[maker] = faulty(names[maker], method, draws[kind])
+    names["rescue"] = throwing(names["rescue"], draws["rescue"], share)
+
+
+def thin(every: int) -> None:
+    """Log every so-manieth decision only: each is written down with all that it was made from.
+
+    Those that decide something and those that do not are counted apart, so that the few are not lost among the many.
+    """
+    write = DecisionLog._write  # noqa: SLF001 - where both kinds of decisions come together
+    seen: Counter[tuple[str, bool]] = Counter()
+
+    def sometimes(self: DecisionLog, kind: str, preset: str, **record: Any) -> None:
+        sort = kind, bool(record["decided"] or record.get("rescues"))
+        seen[sort] += 1
+        if seen[sort] % every == 1 % every:
+            write(self, kind, preset, **record)
+
+    DecisionLog._write = sometimes  # type: ignore[method-assign] # noqa: SLF001 - likewise
+
+
+def main() -> None:
+    """Run the command `gateway`; three flags more say which decisions fail, and how many are logged."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--fault-seed", type=int, default=0)
+    parser.add_argument("--fault-share", type=float, default=0.05)
+    parser.add_argument("--log-every", type=int, default=1)
+    given, sys.argv[1:] = parser.parse_known_args()
+    names = vars(server)
+    serve, build = names["serve"], names["build"]
+    liar = lies.Liar()
+
+    def guarded(config: GatewayConfig) -> None:
+        if config.host not in _LOOPBACK:
+            raise ConfigError(f"a gateway that fails on purpose serves loopback only, not {config.host}")
+        serve(config)
+
+    def deceivable(config: GatewayConfig, folder: Path) -> FastAPI:
+        app: FastAPI = build(config, folder)
+        lies.add_route(app, liar)
+        return app
+
+    install(given.fault_seed, given.fault_share)
+    thin(given.log_every)
+    lies.install(liar)
+    names["serve"], names["build"] = guarded, deceivable
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Watching a run from outside: whether the gateway answers, who generates for whom, and what is left at the end."""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import msgspec
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from ares.local_cluster.cluster import Cluster
+from ares_dev.chaos.check import SPARE_FILES, Owners, Rest
+from ares_dev.chaos.observe import Observer
+
+_PROBE_S = 0.25
+# A lease of 30 s may have to end, and instances that were killed last to be heard again.
+_REST_S = 75.0
+# Idle connections to instances are kept for a minute.
+_FILES_S = 75.0
+_BUSY = ("running", "waiting", "pinned", "kv_blocks_used", "sequences")
+
+
+@dataclass(slots=True)
+class Watch:
+    """Looks at a cluster for as long as `run` runs."""
+
+    cluster: Cluster
+    http: aiohttp.ClientSession
+    owners: Owners = field(default_factory=Owners)
+    health_s: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    files: int = 0
+    requests: Counter[str] = field(default_factory=Counter)
+    # Of real engines; simulated ones are asked.
+    observers: list[Observer] = field(default_factory=list)
+
+    async def begin(self) -> None:
+        """Take note of what was before."""
+        if self.cluster.settings.simulate is None:
+            urls = [pair for part in self.cluster.workers for pair in part.instances.items()]
+            self.observers = [Observer(name, url, self.http) for name, url in urls]
+        self.files = self._open_files()
+        _, self.requests = await self._metrics()
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        await asyncio.gather(self._probe(), self._look(), *(observer.run() for observer in self.observers))
+
+    async def rest(self, sent: int, *, disturbed: bool) -> Rest:
+        """Wait until nothing is left, or for long enough, and return what is."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REST_S):
+                while await self._busy():  # noqa: ASYNC110 - nothing announces it
+                    await asyncio.sleep(_PROBE_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FILES_S):
+                while self._open_files() > self.files + SPARE_FILES:  # noqa: ASYNC110 - likewise
+                    await asyncio.sleep(_PROBE_S)
+        metrics, requests = await self._metrics()
+        simulated = self.cluster.settings.simulate is not None
+        strict = [part for part in self.cluster.parts if simulated or part.name == "gateway"]
+        counters = [one for one in await self._counters() if one is not None]
+        counted = await asyncio.gather(*(observer.counted() for observer in self.observers))
+        named = {observer.name: more for observer, more in zip(self.observers, counted, strict=True)}
+        heard = {one["name"] for one in counters}
+        return Rest(
+            counters=[one | named.get(one["name"], {}) for one in counters],
+            unheard=[name for part in self.cluster.workers for name in part.instances if name not in heard],
+            malformed=[what for observer in self.observers for what in observer.malformed],
+            status=await self._get(f"{self.cluster.url}/admin/v1/status"),
+            metrics=metrics,
+            requests=requests - self.requests,
+            health_s=self.health_s,
+            health_failures=self.failures,
+            files=(self.files, self._open_files()),
+            logs={part.name: part.log.read_text(errors="replace") for part in strict},
+            sent=sent,
+            disturbed=disturbed,
+            died=[part.name for part in self.cluster.parts if part.process.poll() is not None],
+        )
+
+    async def _probe(self) -> None:
+        while True:
+            begun = time.monotonic()
+            try:
+                async with self.http.get(
+                    f"{self.cluster.url}/health", timeout=aiohttp.ClientTimeout(total=30)
+                ) as reply:
+                    if reply.status != 200:
+                        self.failures.append(f"answered {reply.status}")
+            except (aiohttp.ClientError, OSError) as error:
+                self.failures.append(repr(error))
+            self.health_s.append(time.monotonic() - begun)
+            await asyncio.sleep(_PROBE_S)
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(4 * _PROBE_S)
+            found = [one for one in await self._counters() if one is not None]
+            self.owners.look(time.monotonic(), {one["name"]: one["generating"] for one in found})
+
+    async def _busy(self) -> bool:
+        status = await self._get(f"{self.cluster.url}/admin/v1/status")
+        rows = status["instances"]
+        if status["requests"] or any(not r["healthy"] or r["draining"] or any(r.get(n) for n in _BUSY) for r in rows):
+            return True
+        counters = await self._counters()
+        return any(one is None or any(one[name] for name in _BUSY[:-1]) for one in counters)
+
+    async def _counters(self) -> list[dict[str, Any] | None]:
+        """Return the counters of every instance; None for one that does not answer."""
+        if self.observers:
+            return [observer.counters() for observer in self.observers]
+        urls = [url for part in self.cluster.workers for url in part.instances.values()]
+
+        async def one(url: str) -> dict[str, Any] | None:
+            with contextlib.suppress(aiohttp.ClientError, OSError):
+                return await self._get(f"{url}/simulate/counters", 2.0)
+            return None
+
+        return list(await asyncio.gather(*map(one, urls)))
+
+    async def _get(self, url: str, timeout_s: float = 60.0) -> dict[str, Any]:
+        async with self.http.get(url, timeout=aiohttp.ClientTimeout(total=timeout_s)) as reply:
+            reply.raise_for_status()
+            read: dict[str, Any] = msgspec.json.decode(await reply.read())
+            return read
+
+    async def _metrics(self) -> tuple[dict[str, float], Counter[str]]:
+        async with self.http.get(f"{self.cluster.url}/metrics") as reply:
+            text = await reply.text()
+        plain: dict[str, float] = {}
+        requests: Counter[str] = Counter()
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name == "ares_requests_total":
+                    requests[sample.labels["outcome"]] += int(sample.value)
+                elif not sample.name.endswith(("_bucket", "_created")):
+                    plain[sample.name] = plain.get(sample.name, 0.0) + sample.value
+        return plain, requests
+
+    def _open_files(self) -> int:
+        return psutil.Process(self.cluster.parts[-1].process.pid).num_fds()

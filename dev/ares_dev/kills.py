@@ -1,0 +1,240 @@
+"""`ares bench kills`: workers are killed in the middle of their streams, one after the other.
+
+A steady load of greedy streams runs; a decode worker gets SIGKILL, and what each of its streams waits for its next
+token is measured at the client; then the worker is started again and the next one dies. At last a prefill worker dies,
+several times, while prompts wait at it. Every token is compared with what was written in peace.
+"""
+
+import asyncio
+import itertools
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ares.bench import steady
+from ares.bench.environment import write
+from ares.bench.live import client
+from ares.bench.live.load import Planned
+from ares.local_cluster import cluster as local
+from ares.models.resolve import DEFAULT_MODEL
+from ares.terminal import tables
+from ares.terminal.progress import progress_display
+from ares_dev.moves import blocks, random_streams
+
+# What is in flight when an instance dies is one or two tokens: a stream with this many since has resumed.
+_RESUMED = 8
+_DETECTION_POLL_S = 0.01
+# Prompts that wait at a prefill worker when it dies.
+_BURST = 4
+_BURST_PROMPT = 1500
+
+
+def resumed_after(times_s: Sequence[float], killed_at: float) -> float | None:
+    """Return the seconds from a kill to the first resumed token of a stream; None where none came.
+
+    What was in flight arrives at once, and then nothing until the stream resumes: the longest wait after the kill ends
+    with the first resumed token. A longer wait further on would only make the figure larger.
+    """
+    points = [killed_at, *(time for time in times_s if time > killed_at)]
+    if len(points) == 1:
+        return None
+    _, end = max(itertools.pairwise(points), key=lambda pair: pair[1] - pair[0])
+    return end - killed_at
+
+
+def _kill(part: local.Part) -> float:
+    """Kill a worker with all its processes; return when."""
+    os.killpg(part.process.pid, signal.SIGKILL)
+    return time.monotonic()
+
+
+async def _decode(load: steady.Load, cluster: local.Cluster, part: local.Part, least: int) -> dict[str, Any]:
+    """Kill a decode worker, wait for its streams and for itself."""
+    (name,) = part.instances
+    affected = await load.in_the_middle(name, least)
+    machine = steady.machine_load()
+    killed_at = _kill(part)
+    detecting = asyncio.create_task(
+        steady.until(load.http, load.url, name, lambda seen: not seen.get("healthy"), _DETECTION_POLL_S)
+    )
+    async with asyncio.timeout(300):
+        while any(  # noqa: ASYNC110 - nothing announces it
+            seen.name in load.running and sum(time > killed_at for time in seen.times_s) < _RESUMED for seen in affected
+        ):
+            await asyncio.sleep(0.02)
+    detected_at = await detecting
+    waits = [resumed_after(seen.times_s, killed_at) for seen in affected]
+    await asyncio.to_thread(part.process.wait)
+    rejoin_s = await steady.restarted(load.http, load.url, cluster, part)
+    return {
+        "instance": name,
+        "streams": len(affected),
+        "resumed_s": [round(wait, 4) for wait in waits if wait is not None],
+        "detected_s": round(detected_at - killed_at, 4),
+        "rejoined_s": round(rejoin_s, 2),
+        "load_average": machine,
+    }
+
+
+async def _prefill(load: steady.Load, cluster: local.Cluster, part: local.Part, burst: list[Planned]) -> dict[str, Any]:
+    """Kill a prefill worker while prompts wait at it."""
+    (name,) = part.instances
+    sent = [asyncio.create_task(load.send(each)) for each in burst]
+    async with asyncio.timeout(60):
+        while not (all(task.done() for task in sent) or await _prefilling(load)):  # noqa: ASYNC110 - likewise
+            await asyncio.sleep(0.005)
+    machine = steady.machine_load()
+    killed_at = _kill(part)
+    seen = await asyncio.gather(*sent)
+    await asyncio.to_thread(part.process.wait)
+    rejoin_s = await steady.restarted(load.http, load.url, cluster, part)
+    return {
+        "instance": name,
+        "first_token_s": [round(one.first_s - killed_at, 4) for one in seen if one.first_s > killed_at],
+        "rejoined_s": round(rejoin_s, 2),
+        "load_average": machine,
+        "tokens": {each.name: one.tokens for each, one in zip(burst, seen, strict=True)},
+    }
+
+
+async def _prefilling(load: steady.Load) -> bool:
+    read = await client.status(load.http, load.url)
+    return any(row["state"] == "prefill" and row["id"].startswith("burst") for row in read["requests"])
+
+
+def _bursts(count: int, tokens: int) -> list[list[Planned]]:
+    """Return prompts that no prefix cache has seen: a prefill takes a while."""
+    generator = random.Random(11)  # noqa: S311 - a workload, not a secret
+
+    def body() -> dict[str, Any]:
+        prompt = [generator.randrange(1000, 40000) for _ in range(_BURST_PROMPT)]
+        return {"prompt": prompt, "temperature": 0, "ignore_eos": True, "max_tokens": tokens}
+
+    return [[Planned(f"burst-{kill}-{n}", 0.0, body()) for n in range(_BURST)] for kill in range(count)]
+
+
+async def measure(
+    cluster: local.Cluster, kills: int, prefill_kills: int, streams: int, tokens: int, console: Console
+) -> dict[str, Any]:
+    """Kill decode workers, then the prefill worker, so many times each, and return the figures."""
+    url, model = cluster.url, cluster.settings.model
+    decode = [part for part in cluster.workers if part.name.startswith("decode")]
+    (prefill,) = [part for part in cluster.workers if part.name.startswith("prefill")]
+    planned = random_streams(streams, tokens)
+    bursts = _bursts(prefill_kills, max(2, tokens // 4))
+    rows: list[dict[str, Any]] = []
+    waiting: list[dict[str, Any]] = []
+    broken: list[str] = []
+    async with steady.session() as http:
+        load = steady.Load(http, url, model, planned, await steady.references(http, url, model, planned))
+        load.start(streams)
+        try:
+            with _progress(console) as progress:
+                task = progress.add_task("decode workers killed", total=kills)
+                for number in range(kills):
+                    rows.append(await _decode(load, cluster, decode[number % len(decode)], max(1, streams // 4)))
+                    progress.advance(task)
+                task = progress.add_task("prefill workers killed", total=prefill_kills)
+                for burst in bursts:
+                    waiting.append(await _prefill(load, cluster, prefill, burst))
+                    progress.advance(task)
+        except (local.ClusterError, TimeoutError) as error:
+            broken.append(str(error) or repr(error))  # what was seen until then is still told
+        await load.stop()
+        # Only now: a prompt that was prefilled before would be in the prefix cache.
+        flat = [each for burst in bursts[: len(waiting)] for each in burst]
+        peace = await steady.references(http, url, model, flat) if flat else {}
+        load.wrong += [name for row in waiting for name, seen in row.pop("tokens").items() if seen != peace[name]]
+        read = await client.status(http, url)
+    return {
+        "broken_off": broken,
+        **load.summary(),
+        "blocks_left": sum(blocks(read).values()),
+        "decode": _summary(rows, "resumed_s"),
+        "prefill": _summary(waiting, "first_token_s"),
+        "decode_kills": rows,
+        "prefill_kills": waiting,
+    }
+
+
+def _progress(console: Console) -> Progress:
+    return progress_display(console, TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+
+
+def _summary(rows: list[dict[str, Any]], what: str) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "kills": len(rows),
+        what.removesuffix("_s"): steady.spread([t for r in rows for t in r[what]]),
+    }
+    if what == "resumed_s":
+        made["detected"] = steady.spread([row["detected_s"] for row in rows])
+        made["streams_that_did_not_resume"] = sum(row["streams"] - len(row[what]) for row in rows)
+    made["rejoined"] = steady.spread([row["rejoined_s"] for row in rows])
+    return made
+
+
+def command(
+    kills: Annotated[int, typer.Option(min=1, help="Decode workers to kill.")] = 20,
+    prefill_kills: Annotated[int, typer.Option(min=0, help="Prefill workers to kill after that.")] = 4,
+    streams: Annotated[int, typer.Option(min=2, help="Streams at a time.")] = 8,
+    tokens: Annotated[int, typer.Option(min=80, help="Output tokens of a stream.")] = 400,
+    decode: Annotated[int, typer.Option(min=2, help="Decode instances, beside one prefill instance.")] = 2,
+    dtype: Annotated[str, typer.Option(help="float32 makes sums independent of the batch, so tokens must agree.")] = (
+        "float32"
+    ),
+    simulate: Annotated[str | None, typer.Option(help="Kill simulated engines of this profile instead.")] = None,
+    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
+    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+) -> None:
+    """Kill workers under load: time to the first resumed token, requests lost, tokens wrong; status 1 where any was."""
+    from ares.cli.main import signal_as_interrupt
+
+    signal_as_interrupt()
+    settings = steady.engines(model, decode, port, simulate, dtype)
+    console = Console(stderr=True)
+    before = steady.machine_load()
+    with local.running(settings, console) as cluster:
+        figures = asyncio.run(measure(cluster, kills, prefill_kills, streams, tokens, console))
+    result = {
+        **steady.described("kills", model, simulate, dtype, decode),
+        "streams_at_a_time": streams,
+        "tokens_of_a_stream": tokens,
+        "load_average": {"before": before, "after": steady.machine_load()},
+        **figures,
+    }
+    _show(figures)
+    write(result, json_file)
+    bad = ("broken_off", "requests_lost", "streams_with_other_tokens", "blocks_left")
+    if any(figures[name] for name in bad) or figures["decode"]["streams_that_did_not_resume"]:
+        raise typer.Exit(1)
+
+
+def _show(figures: dict[str, Any]) -> None:
+    table = tables.table("what", "count", "P50", "P90", "max", title="from the kill on, ms")
+    lines: list[tuple[str, Callable[[dict[str, Any]], dict[str, float]]]] = [
+        ("first resumed token", lambda f: f["decode"]["resumed"]),
+        ("noticed by the gateway", lambda f: f["decode"]["detected"]),
+        ("decode worker back, from its restart", lambda f: f["decode"]["rejoined"]),
+        ("first token of who was in prefill", lambda f: f["prefill"]["first_token"]),
+    ]
+    for name, read in lines:
+        seen = read(figures)
+        if seen["count"]:
+            table.add_row(name, *(f"{seen[key]:.0f}" for key in ("count", "p50_ms", "p90_ms", "max_ms")))
+    console = Console()
+    tables.show(table)
+    for why in figures["broken_off"]:
+        console.print(f"broken off: {why}", style="bold red", markup=False)
+    console.print(
+        f"{figures['streams']} streams, {figures['requests_lost']} lost, "
+        f"{figures['streams_with_other_tokens']} with other tokens, {figures['blocks_left']} KV blocks left"
+    )

@@ -1,0 +1,168 @@
+"""`ares bench moves`: hundreds of moves in one run, and not a token, a block or a lease lost.
+
+Greedy streams run once in peace, then again while each is moved back and forth. Their tokens must be the same; every
+instance must end with nothing running, nothing pinned and its first count of free blocks; no lease may have expired.
+"""
+
+import asyncio
+import itertools
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import aiohttp
+import typer
+from rich.console import Console
+
+from ares.bench.environment import describe, write
+from ares.bench.live import client
+from ares.bench.live.load import Planned
+from ares.engine.defaults import local_flags
+from ares.local_cluster import cluster as local
+from ares.models.resolve import DEFAULT_MODEL
+from ares.terminal.progress import progress_display
+
+# Counters of vLLM's NIXL connector that must stay at zero.
+_FAULTS = ("nixl_num_failed_transfers", "nixl_num_kv_expired_reqs", "nixl_num_failed_notifications")
+# A stream is moved again after this many tokens.
+_BETWEEN = 10
+
+
+def random_streams(count: int, tokens: int) -> list[Planned]:
+    """Return greedy completions of so many tokens, with prompts of 20 to 600."""
+    generator = random.Random(5)  # noqa: S311 - a workload, not a secret
+    return [
+        Planned(
+            f"stream-{number}",
+            0.0,
+            {
+                "prompt": [generator.randrange(1000, 40000) for _ in range(generator.randrange(20, 600))],
+                "temperature": 0,
+                "ignore_eos": True,
+                "max_tokens": tokens,
+            },
+        )
+        for number in range(count)
+    ]
+
+
+async def faults(http: aiohttp.ClientSession, urls: list[str]) -> dict[str, float]:
+    """Return the sums of vLLM's fault counters over all instances."""
+    found: Counter[str] = Counter(dict.fromkeys(_FAULTS, 0))
+    for url in urls:
+        async with http.get(f"{url}/metrics") as reply:
+            text = await reply.text()
+        for name in _FAULTS:
+            values = re.findall(rf"^vllm:{name}(?:_total)?\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
+            found[name] += sum(float(value) for value in values)  # type: ignore[assignment]
+    return dict(found)
+
+
+async def play(http: aiohttp.ClientSession, url: str, model: str, planned: list[Planned]) -> list[client.Observed]:
+    """Send all at once, and return what came."""
+    return list(await asyncio.gather(*(client.one(http, url, model, each, time.monotonic()) for each in planned)))
+
+
+async def keep_moving(
+    http: aiohttp.ClientSession,
+    url: str,
+    outcomes: Counter[str],
+    enough: asyncio.Event,
+    *,
+    modes: Sequence[str] = ("auto",),
+    between: int = _BETWEEN,
+    pause_s: float = 0.02,
+) -> None:
+    """Move every movable stream to another decode instance, each again after some tokens, in these modes in turns."""
+    moved_at: dict[str, int] = {}
+    turns = itertools.cycle(modes)
+
+    async def move(request: str, target: str) -> None:
+        order = {"request_id": request, "target": target, "mode": next(turns)}
+        async with http.post(f"{url}/admin/v1/migrations", json=order) as reply:
+            read = await reply.json()
+        outcomes[read.get("outcome") or f"refused: {read['error'].get('code')}"] += 1
+
+    while not enough.is_set():
+        read = await client.status(http, url)
+        names = [row["name"] for row in read["instances"] if row["role"] != "prefill"]
+        moved_at = {row["id"]: moved_at.get(row["id"], 0) for row in read["requests"]}
+        orders = []
+        for row in read["requests"]:
+            if row["movable"] and row["output_tokens"] >= moved_at[row["id"]] + between:
+                moved_at[row["id"]] = row["output_tokens"]
+                orders.append(move(row["id"], names[(names.index(row["instance"]) + 1) % len(names)]))
+        await asyncio.gather(*orders)
+        await asyncio.sleep(pause_s)
+
+
+async def _measure(
+    url: str, urls: list[str], model: str, streams: int, tokens: int, moves: int, console: Console
+) -> dict[str, Any]:
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=300)
+    planned = random_streams(streams, tokens)
+    outcomes: Counter[str] = Counter()
+    wrong = rounds = received = 0
+    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as http:
+        await client.quiet(http, url)
+        peace = {seen.name: seen.tokens for seen in await play(http, url, model, planned)}
+        await client.quiet(http, url)
+        before, free = await faults(http, urls), blocks(await client.status(http, url))
+        with progress_display(console) as progress:
+            task = progress.add_task("moves", total=moves)
+            while outcomes["moved"] < moves:
+                enough = asyncio.Event()
+                mover = asyncio.create_task(keep_moving(http, url, outcomes, enough))
+                again = await play(http, url, model, planned)
+                enough.set()
+                await mover
+                rounds += 1
+                received += sum(len(seen.tokens) for seen in again)
+                wrong += sum(seen.error is not None or seen.tokens != peace[seen.name] for seen in again)
+                progress.update(task, completed=outcomes["moved"])
+        await client.quiet(http, url)
+        after = await faults(http, urls)
+        left = blocks(await client.status(http, url))
+    return {
+        "rounds": rounds,
+        "streams": streams,
+        "output_tokens": received,
+        "moves": dict(outcomes),
+        "streams_with_other_tokens": wrong,
+        "blocks_left": sum(left.values()) - sum(free.values()),
+        "faults": {name: after[name] - before[name] for name in _FAULTS},
+    }
+
+
+def blocks(read: dict[str, Any]) -> dict[str, int]:
+    """Return the KV blocks in use of each instance that a status knows them of."""
+    return {row["name"]: row["kv_blocks_used"] for row in read["instances"] if "kv_blocks_used" in row}
+
+
+def command(
+    moves: Annotated[int, typer.Option(min=1, help="Moves to make.")] = 500,
+    streams: Annotated[int, typer.Option(min=1, help="Streams at a time.")] = 8,
+    tokens: Annotated[int, typer.Option(min=20, help="Output tokens of a stream.")] = 200,
+    dtype: Annotated[str, typer.Option(help="float32 makes sums independent of the batch, so tokens must agree.")] = (
+        "float32"
+    ),
+    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
+    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+) -> None:
+    """Move running streams hundreds of times on real engines, and look for anything lost; status 1 where it was."""
+    settings = local.ClusterSettings(
+        model=model, preset="off", port=port, vllm_flags=tuple(local_flags(["--dtype", dtype]))
+    )
+    console = Console(stderr=True)
+    with local.running(settings, console) as cluster:
+        urls = [url for worker in cluster.workers for url in worker.instances.values()]
+        figures = asyncio.run(_measure(cluster.url, urls, model, streams, tokens, moves, console))
+    Console().print_json(data=figures)
+    write({"benchmark": "moves", "model": model, "dtype": dtype, **describe(), **figures}, json_file)
+    if figures["streams_with_other_tokens"] or figures["blocks_left"] or any(figures["faults"].values()):
+        raise typer.Exit(1)

@@ -1,0 +1,99 @@
+"""What is watched in a soak: each process from outside, the gateway and the engines by what they say of themselves."""
+
+import asyncio
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+
+from ares.bench.live import client
+from ares.local_cluster import cluster as local
+from ares_dev.moves import faults
+
+_MB = 1 << 20
+_OF_INSTANCES = ("kv_blocks_used", "pinned", "running", "waiting")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """All figures of one moment, by `part/figure`; `resting` where no request ran."""
+
+    at_s: float
+    resting: bool
+    values: dict[str, float]
+
+
+async def take(http: aiohttp.ClientSession, cluster: local.Cluster, start: float, *, resting: bool) -> Sample:
+    """Look at everything once."""
+    at_s = time.monotonic() - start
+    values = await asyncio.to_thread(_of_processes, cluster.parts)
+    read = await client.status(http, cluster.url)
+    values["gateway/tasks"] = read["process"]["tasks"]
+    values["gateway/sequences"] = len(read["requests"])
+    for row in read["instances"]:
+        values |= {f"{row['name']}/{name}": row[name] for name in _OF_INSTANCES if name in row}
+    for instance, held in read["connectors"].items():
+        values |= {f"{instance}/{name}": count for name, count in held.items()}
+    return Sample(at_s, resting, values)
+
+
+def columns(samples: list[Sample]) -> dict[str, list[float | bool | None]]:
+    """Return samples as lists by name, `at_s` and `resting` first; None where a figure was not there."""
+    names = sorted({name for each in samples for name in each.values})
+    return {
+        "at_s": [round(each.at_s, 1) for each in samples],
+        "resting": [each.resting for each in samples],
+        **{name: [each.values.get(name) for each in samples] for name in names},
+    }
+
+
+def _of_processes(parts: list[local.Part]) -> dict[str, float]:
+    """Return memory, descriptors and threads of each part, its child processes included."""
+    values: dict[str, float] = {}
+    for part in parts:
+        leader = psutil.Process(part.process.pid)
+        found = [_of_process(leader)]
+        for child in leader.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):  # it has ended meanwhile
+                found.append(_of_process(child))
+        for name in found[0]:
+            values[f"{part.name}/{name}"] = round(sum(each[name] for each in found), 2)
+    return values
+
+
+def _of_process(process: psutil.Process) -> dict[str, float]:
+    memory = process.memory_full_info()
+    folder = Path(f"/proc/{process.pid}/fd")
+    kinds = [_kind(file) for file in folder.iterdir()]
+    return {
+        "rss_mb": memory.rss / _MB,
+        "pss_mb": memory.pss / _MB,
+        "descriptors": len(kinds),
+        "sockets": sum(kind.startswith("socket:") for kind in kinds),
+        "threads": process.num_threads(),
+    }
+
+
+def _kind(file: Path) -> str:
+    try:
+        return os.readlink(file)  # noqa: PTH115 - no file, but a word such as socket:[123]
+    except OSError:  # closed meanwhile
+        return ""
+
+
+async def mishaps(http: aiohttp.ClientSession, cluster: local.Cluster) -> dict[str, float]:
+    """Return the engines' own counters of transfers that failed and of leases that expired."""
+    urls = [url for worker in cluster.workers for url in worker.instances.values()]
+    if cluster.settings.simulate is None:
+        return await faults(http, urls)
+    counters: list[dict[str, Any]] = []
+    for url in urls:
+        async with http.get(f"{url}/simulate/counters") as reply:
+            counters.append(await reply.json())
+    names = {"kv_expired": "pins_expired", "failed_transfers": "pulls_failed"}
+    return {ours: float(sum(each[theirs] for each in counters)) for ours, theirs in names.items()}

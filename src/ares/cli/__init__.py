@@ -1,0 +1,1 @@
+"""The `ares` command, one file a group of commands."""

@@ -1,0 +1,409 @@
+"""The `ares` command."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+from rich.console import Console
+
+from ares import __version__, extras
+from ares.cli import operator as operator_cli
+from ares.cli.deferred_commands import Deferred
+from ares.cli.operator import fail
+from ares.cli.options import Policies, Settings
+from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES
+from ares.models.resolve import DEFAULT_MODEL, ModelError
+from ares.protocol.keys import CONTROL_KEY_VARIABLE, KeyFileError, read_key, read_keys, refuse_key_flag
+from ares.terminal.http_client import by_variables
+
+app = typer.Typer(
+    name="ares",
+    help="Live rebalancing of running requests for prefill-decode disaggregated serving on stock vLLM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
+# What they need is imported when one of their commands is called: it is most of ARES.
+for group, module, said in (
+    ("bench", "ares.cli.bench", "Measure ARES."),
+    (
+        "simulate",
+        "ares.cli.simulate",
+        "Replay a trace over a simulated prefill-decode cluster, with the policy code of the live service.",
+    ),
+    (
+        "predictor",
+        "ares.cli.predictor",
+        "Predict remaining output length from the model's own hidden states.",
+    ),
+):
+    app.add_typer(typer.Typer(cls=Deferred.of(module)), name=group, help=said)
+for command in (
+    operator_cli.status,
+    operator_cli.migrate,
+    operator_cli.drain,
+    operator_cli.undrain,
+    operator_cli.preset,
+    operator_cli.replay,
+):
+    app.command()(command)
+_errors = Console(stderr=True)
+_LAST_PORT = 65535
+
+Model = Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")]
+Predictor = Annotated[
+    str | None,
+    typer.Option(help="Checkpoint of `ares predictor train`, or none; by default the one that ships for the model."),
+]
+# Settings that `ares up` gives to its gateway itself.
+_SET_BY_UP = ("model", "workers", "host", "port", "preset", "shutdown_timeout_s")
+ControlKeyFile = Annotated[
+    Path | None, typer.Option(help="File with the control channel's key; or ARES_CONTROL_KEY (docs/security.md).")
+]
+Simulate = Annotated[
+    str | None, typer.Option(metavar="PROFILE", help="Simulate engines of this profile (docs/simulated-engine.md).")
+]
+
+
+def main() -> None:
+    """Run the command; what a user can mend is one line and status 2, not a traceback."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        fail(str(extras.explain(error)))
+    except (ModelError, KeyFileError, extras.MissingPackageError) as error:
+        fail(str(error))
+    except Exception as error:
+        from ares.addresses import AddressError
+        from ares.config import ConfigError
+        from ares.local_cluster.cluster import ClusterError
+        from ares.predictor.errors import PredictorError
+
+        if not isinstance(error, AddressError | ConfigError | ClusterError | PredictorError):
+            raise
+        fail(str(error))
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ares {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def ares(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that stand before any command."""
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+@app.command(context_settings=_PASS_THROUGH)
+def worker(
+    context: typer.Context,
+    role: Annotated[str, typer.Option(help="prefill, decode or both.")],
+    model: Model = DEFAULT_MODEL,
+    name: Annotated[str | None, typer.Option(help="Name of the instance; by default role and port.")] = None,
+    host: Annotated[str, typer.Option(help="Address to serve and to transfer KV on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="HTTP port.", max=_LAST_PORT, min=0)] = 8100,
+    control_port: Annotated[
+        int, typer.Option(help="Port of the control channel; 0 takes a free one.", max=_LAST_PORT, min=0)
+    ] = 0,
+    nixl_port: Annotated[
+        int, typer.Option(help="Port of NIXL's side channel; 0 takes a free one.", max=_LAST_PORT, min=0)
+    ] = 0,
+    cores: Annotated[str | None, typer.Option(help="CPU builds: cores for the model, such as 0-3.")] = None,
+    pull_within_step_bytes: Annotated[
+        int, typer.Option(min=0, help="Largest KV pull within a scheduling step (docs/migration.md); 0 turns it off.")
+    ] = DEFAULT_PULL_BYTES,
+    predictor: Predictor = None,
+    record_hidden_states: Annotated[
+        Path | None, typer.Option(help="Record requests as training data of the predictor in this folder.")
+    ] = None,
+    record_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of the requests to record.")] = 0.01,
+    drain_deadline: Annotated[
+        float, typer.Option(min=0, help="Seconds that a SIGTERM waits for requests to leave; 0 ends at once.")
+    ] = DEFAULT_DRAIN_S,
+    control_key_file: ControlKeyFile = None,
+    control_insecure: Annotated[
+        bool, typer.Option("--control-insecure", help="Take commands from any host, without a key.")
+    ] = False,
+    connector: Annotated[str, typer.Option(hidden=True, help="For measurements: ares, stock or none.")] = "ares",
+    simulate: Simulate = None,
+) -> None:
+    """Start one vLLM instance that can hand running requests over.
+
+    Every other flag goes to `vllm serve` as it is, for example --max-model-len 4096 or --tensor-parallel-size 2; with
+    --simulate, to the simulated engine (--simulate PROFILE -- --help).
+    """
+    from ares.engine.launcher import LaunchError, WorkerSettings, check_control, serve
+
+    if role not in ("prefill", "decode", "both"):
+        fail(f"unknown role {role!r}: prefill, decode or both")
+    flags = [flag for flag in context.args if flag != "--"]
+    refuse_key_flag(flags)
+    if control_key_file is not None:
+        # The processes of the instance inherit it; a variable is readable by its owner only, unlike a command line.
+        os.environ[CONTROL_KEY_VARIABLE] = read_key(control_key_file)
+    if simulate is not None:
+        try:
+            check_control(host, insecure=control_insecure)
+        except LaunchError as error:
+            fail(str(error))
+        _simulate(simulate, model, flags, (name, role, host, port, control_port), drain_deadline)
+        return
+    try:
+        serve(
+            WorkerSettings(
+                model=model,
+                role=role,  # type: ignore[arg-type] # checked above
+                name=name or f"{role}-{port}",
+                host=host,
+                port=port,
+                control_port=control_port,
+                nixl_port=nixl_port,
+                cores=cores,
+                pull_within_step_bytes=pull_within_step_bytes,
+                predictor=predictor,
+                record_folder=record_hidden_states,
+                record_fraction=record_fraction,
+                drain_deadline_s=drain_deadline,
+                control_insecure=control_insecure,
+                connector=connector,  # type: ignore[arg-type] # an unknown one fails in vLLM
+                vllm_flags=tuple(flags),
+            )
+        )
+    except LaunchError as error:
+        fail(str(error))
+
+
+def _simulate(
+    profile: str, model: str, flags: list[str], who: tuple[str | None, Any, str, int, int], drain_deadline_s: float
+) -> None:
+    import logging
+
+    from ares import addresses
+    from ares.mock_engine import model as simulated
+    from ares.mock_engine import serve, settings
+    from ares.models import resolve as models
+    from ares.simulator.profile import ProfileError
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        engine, instances = settings.parse(profile, model, flags)
+        *_, host, port, control_port = who
+        ports = {"--port": port, "--control-port": control_port}
+        addresses.check(host, {flag: range(first, first + instances) if first else () for flag, first in ports.items()})
+        found = serve.identities(*who, instances)
+        serve.serve(found, engine, models.resolve(model, weights=False, console=_errors), drain_deadline_s)
+    except (ProfileError, settings.SimulationError, simulated.VocabularyError, OSError) as error:
+        fail(str(error))
+
+
+@app.command()
+def gateway(
+    worker: Annotated[list[str] | None, typer.Option(help="Base URL of an instance; repeat for each.")] = None,
+    model: Annotated[str | None, typer.Option(help="Hugging Face id or folder of the served model.")] = None,
+    served_model_name: Annotated[
+        list[str] | None, typer.Option(help="Name that clients call it by, by default --model; repeat for more.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings; variables and flags win over it.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to serve on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to serve on.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Policy preset, or its YAML file (docs/policy.md).")] = None,
+    policy: Policies = None,
+    settings: Settings = None,
+    period_s: Annotated[float | None, typer.Option(help="Seconds between two rebalancing decisions.")] = None,
+    cooldown_s: Annotated[float | None, typer.Option(help="Seconds a moved request is left alone.")] = None,
+    slo_ttft_s: Annotated[float | None, typer.Option(help="Objective for the time to first token.")] = None,
+    slo_tpot_s: Annotated[float | None, typer.Option(help="Objective for the time of each further token.")] = None,
+    slo_gap_s: Annotated[
+        str | None,
+        typer.Option(metavar="SECONDS|none", help="Objective for the longest gap of a stream, seconds, or none; 2."),
+    ] = None,
+    decision_log: Annotated[Path | None, typer.Option(help="File for every decision, for `ares replay`.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Folder for a recording of the run, for the simulator.")] = None,
+    shutdown_timeout_s: Annotated[
+        float | None, typer.Option(help="Seconds that a SIGTERM waits for requests to finish.")
+    ] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="File with the keys of clients, one a line.")] = None,
+    admin_key_file: Annotated[Path | None, typer.Option(help="File with the key of the admin routes.")] = None,
+    control_key_file: ControlKeyFile = None,
+    worker_api_key_file: Annotated[Path | None, typer.Option(help="File with the instances' own API key.")] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file of the certificate chain; serves TLS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key.")] = None,
+) -> None:
+    """Serve OpenAI's API over running instances."""
+    from ares import config as configuration
+    from ares.gateway.http.server import serve
+
+    serve(
+        configuration.load(
+            config,
+            workers=worker,
+            model=model,
+            served_model_name=served_model_name,
+            host=host,
+            port=port,
+            preset=preset,
+            policies=policy,
+            settings=settings,
+            period_s=period_s,
+            cooldown_s=cooldown_s,
+            slo_ttft_s=slo_ttft_s,
+            slo_tpot_s=slo_tpot_s,
+            slo_gap_s=slo_gap_s,
+            decision_log=decision_log,
+            record=record,
+            shutdown_timeout_s=shutdown_timeout_s,
+            api_keys=read_keys(api_key_file) if api_key_file else None,
+            admin_key=read_key(admin_key_file) if admin_key_file else None,
+            control_key=read_key(control_key_file) if control_key_file else None,
+            worker_api_key=read_key(worker_api_key_file) if worker_api_key_file else None,
+            tls_certificate=tls_certificate,
+            tls_key=tls_key,
+        )
+    )
+
+
+@app.command(context_settings=_PASS_THROUGH)
+def up(
+    context: typer.Context,
+    model: Model = DEFAULT_MODEL,
+    prefill: Annotated[int, typer.Option(min=0, help="Prefill instances; 0 lets decode instances do both.")] = 1,
+    decode: Annotated[int, typer.Option(min=1, help="Decode instances.")] = 2,
+    host: Annotated[str, typer.Option(help="Address of the endpoint.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the endpoint.", min=1, max=_LAST_PORT)] = 8000,
+    preset: Annotated[str, typer.Option(help="Policy preset, or its YAML file (docs/policy.md).")] = "ares",
+    policy: Policies = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="File with the keys of clients, one a line.")] = None,
+    no_restart: Annotated[
+        bool, typer.Option("--no-restart", help="End with an error when a process ends, and start none again.")
+    ] = False,
+    predictor: Predictor = None,
+    log_folder: Annotated[Path | None, typer.Option(help="Folder for the logs; by default a new one.")] = None,
+    simulate: Simulate = None,
+) -> None:
+    """Start a local cluster behind one endpoint, start again what ends, and stop all of it on Ctrl-C.
+
+    Every other flag goes to each vLLM instance, for example --max-model-len 4096, or to the simulated engines.
+    """
+    from ares import plugins, variables
+    from ares.config import GatewayConfig, check_policies, live_preset
+    from ares.engine.defaults import local_flags
+    from ares.engine.prediction import predictor_choice
+    from ares.local_cluster import cluster as local
+    from ares.local_cluster.supervision import Supervisor
+    from ares.models import resolve as models
+
+    flags = [flag for flag in context.args if flag != "--"]
+    refuse_key_flag(flags)
+    try:
+        plugins.load(policy or ())
+        check_policies(policy or (), live_preset(preset), preset)
+    except ValueError as error:
+        fail(str(error))
+    for remark in variables.remarks(GatewayConfig.model_fields, overruled=_SET_BY_UP):
+        _errors.print(f"warning: {remark}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if simulate is None:
+        extras.require("vllm", "nixl")  # before a model of gigabytes is fetched
+    keys = _check_endpoint(model, host, port, api_key_file)
+    folder = models.resolve(model, weights=simulate is None, console=_errors)
+    if simulate is not None:
+        _check_simulation(simulate, model, flags)
+    elif predictor is not None:
+        # Here too, so that it is said at once and not in the logs of the instances.
+        predictor_choice.choose(predictor, model, folder)
+    settings = local.ClusterSettings(
+        model=model,
+        prefill=prefill,
+        decode=decode,
+        host=host,
+        port=port,
+        preset=preset,
+        log_folder=log_folder,
+        worker_flags=("--predictor", predictor) if predictor is not None else (),
+        vllm_flags=tuple(flags if simulate is not None else local_flags(flags)),
+        gateway_flags=(
+            *(("--api-key-file", str(api_key_file)) if api_key_file is not None else ()),
+            *(word for file in policy or () for word in ("--policy", str(Path(file).resolve()))),
+        ),
+        simulate=simulate,
+    )
+    signal_as_interrupt()
+    try:
+        with local.running(settings, _errors) as cluster:
+            _welcome(cluster, keys)
+            cluster.wait() if no_restart else Supervisor(cluster).run()
+    except KeyboardInterrupt:
+        _errors.print("stopped")
+
+
+def _check_endpoint(model: str, host: str, port: int, api_key_file: Path | None) -> bool:
+    """Check at once what the gateway would find wrong after the engines' start; return whether clients need a key."""
+    from ares import addresses
+    from ares import config as configuration
+
+    config = configuration.load(
+        workers=["http://127.0.0.1:8100"],  # not known yet
+        model=model,
+        host=host,
+        port=port,
+        api_keys=read_keys(api_key_file) if api_key_file is not None else None,
+    )
+    addresses.check(host, {"--port": [port]})
+    if (warning := config.exposure()) is not None:
+        _errors.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    return bool(config.api_keys)
+
+
+def _check_simulation(profile: str, model: str, flags: list[str]) -> None:
+    from ares.mock_engine import settings
+    from ares.simulator.profile import ProfileError
+
+    try:
+        settings.parse(profile, model, flags)
+    except (ProfileError, settings.SimulationError) as error:
+        fail(str(error))
+
+
+def signal_as_interrupt() -> None:
+    """Let SIGTERM and SIGHUP end a command the way Ctrl-C does, so that what it started is stopped."""
+    import signal
+
+    def interrupt(*_: Any) -> None:
+        # A second signal must not cut the stopping short.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+
+
+def _welcome(cluster: Any, keys: bool) -> None:
+    body = json.dumps(
+        {
+            "model": cluster.settings.model,
+            "messages": [{"role": "user", "content": "What is gravity?"}],
+            "max_tokens": 400,
+            "stream": True,
+        }
+    )
+    key = ' -H "Authorization: Bearer $KEY"' if keys else ""
+    typer.echo(f"serving {cluster.settings.model} on {cluster.url}/v1 (logs: {cluster.log_folder})\n")
+    if by_variables(cluster.url) is not None:
+        typer.echo(f"  export NO_PROXY={urlsplit(cluster.url).hostname}  # or clients ask your proxy for it")
+    typer.echo(f"  curl -N {cluster.url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'\n")
+    typer.echo("Running requests: ares status. Stop: Ctrl-C.")

@@ -1,0 +1,263 @@
+"""The operator's commands: what runs where, moves and presets on command, and decisions made again."""
+
+import http.client
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import SpinnerColumn, TextColumn
+from rich.table import Table
+
+from ares.cli import operator_tables
+from ares.protocol.keys import KeyFileError, clean, read_key
+from ares.terminal.http_client import open_url, proxy_of
+from ares.terminal.progress import progress_display
+
+_errors = Console(stderr=True)
+_KEY_VARIABLE = "ARES_ADMIN_KEY"
+
+# A URL that begins with one of them after the host is a route's, not the gateway's.
+_ROUTES = ("v1", "admin", "dashboard", "docs", "openapi.json", "health", "ready", "metrics", "version")
+_EXAMPLE = "such as http://127.0.0.1:8000"
+
+
+def fail(message: str, status: int = 2) -> NoReturn:
+    """Print an error and end."""
+    _errors.print(f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(status)
+
+
+def _address(given: str) -> str:
+    """Return the address of a gateway as paths are put behind it, or end with what is wrong with it."""
+    url = given.strip()
+    try:
+        parts = urllib.parse.urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound or any(not character.isprintable() or character.isspace() for character in url):
+        fail(f"--url (ARES_URL): {given!r} is not the address of a gateway, {_EXAMPLE}")
+    if "@" in parts.netloc:
+        fail("--url (ARES_URL): the gateway takes no user name and password; give its admin key with --key-file")
+    if parts.query or parts.fragment or parts.path.strip("/").partition("/")[0] in _ROUTES:
+        fail(f"--url (ARES_URL): give the address of the gateway alone, {parts.scheme}://{parts.netloc}, not {given!r}")
+    return url.rstrip("/")
+
+
+Url = Annotated[str, typer.Option(envvar="ARES_URL", help="Where the gateway answers.", callback=_address)]
+KeyFile = Annotated[
+    Path | None, typer.Option(help=f"File with the key of the admin routes; without one, {_KEY_VARIABLE} is read.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+def status(
+    url: Url = "http://127.0.0.1:8000",
+    key_file: KeyFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show instances, running requests and recent moves."""
+    read = _call(f"{url}/admin/v1/status", key_file)
+    if as_json:
+        typer.echo(json.dumps(read, indent=2))
+        return
+    console = operator_tables.console()
+    console.print(f"gateway: {read['gateway']}, controller: {_turns(read['controller'])}", highlight=False)
+    operator_tables.status(read, console)
+
+
+def migrate(
+    request: Annotated[str, typer.Argument(help="Id of a running request, from `ares status` or from its reply.")],
+    to: Annotated[str, typer.Option("--to", help="Name of the decode instance to move it to.")],
+    mode: Annotated[str, typer.Option(help="How its KV gets there: auto, stop_and_copy or pre_copy.")] = "auto",
+    url: Url = "http://127.0.0.1:8000",
+    key_file: KeyFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Move a running request to another decode instance."""
+    record = _call(f"{url}/admin/v1/migrations", key_file, {"request_id": request, "target": to, "mode": mode})
+    if as_json:
+        typer.echo(json.dumps(record, indent=2))
+    else:
+        operator_tables.move(record, operator_tables.console())
+    if record["outcome"] != "moved":
+        sys.exit(1)
+
+
+def drain(
+    instance: Annotated[str, typer.Argument(help="Name of the instance (see `ares status`).")],
+    deadline: Annotated[float, typer.Option(min=0, help="Seconds until what is left is broken off.")] = 60.0,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when nothing is left there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even if it is the last open one of its kind.")] = False,
+    url: Url = "http://127.0.0.1:8000",
+    key_file: KeyFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give an instance no more work, and move out what runs there."""
+    path = f"{url}/admin/v1/instances/{urllib.parse.quote(instance, safe='')}/drain"
+    record = _call(path, key_file, {"deadline_s": deadline} | ({"force": True} if force else {}))
+    if wait:
+        record["left"] = _until_empty(record["name"], deadline + _AFTER_DEADLINE_S, url, key_file)
+    if as_json:
+        typer.echo(json.dumps(record, indent=2))
+    else:
+        typer.echo(f"{instance} drains; left there: {record['left']}")
+    if wait and record["left"]:
+        sys.exit(1)
+
+
+def undrain(
+    instance: Annotated[str, typer.Argument(help="Name of the instance (see `ares status`).")],
+    url: Url = "http://127.0.0.1:8000",
+    key_file: KeyFile = None,
+) -> None:
+    """Let an instance take work again."""
+    _call(f"{url}/admin/v1/instances/{urllib.parse.quote(instance, safe='')}/undrain", key_file, {})
+    typer.echo(f"{instance} takes requests")
+
+
+def preset(
+    name: Annotated[str | None, typer.Argument(help="Preset to switch to (docs/policy.md); none: show it.")] = None,
+    url: Url = "http://127.0.0.1:8000",
+    key_file: KeyFile = None,
+) -> None:
+    """Show or switch the policy preset of a running gateway."""
+    if name is None:
+        typer.echo(_call(f"{url}/admin/v1/status", key_file)["preset"])
+    else:
+        typer.echo(_call(f"{url}/admin/v1/preset", key_file, {"preset": name}, "PUT")["preset"])
+
+
+def replay(
+    log: Annotated[Path, typer.Argument(help="Decision log of `ares gateway --decision-log`.")],
+    preset: Annotated[str | None, typer.Option(help="Decide by this preset instead of as logged.")] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="Python file that registers a policy; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the decisions of a log again: the same preset decides the same, another says what it would have done.
+
+    Ends with status 1 where the logged preset decides otherwise than logged.
+    """
+    from ares import plugins
+    from ares.gateway.records.replay import ReplayError
+    from ares.gateway.records.replay import replay as again
+
+    try:
+        plugins.load(policy or ())
+        size = log.stat().st_size
+        with progress_display(_errors, transient=True) as bar:
+            task = bar.add_task(f"replaying {log.name}", total=size)
+            result = again(log, preset, lambda read: bar.update(task, completed=read))
+    except OSError as error:
+        fail(f"{log}: cannot be read: {error.strerror}")
+    except (ReplayError, ValueError) as error:
+        fail(str(error))
+    if not result.decisions:
+        fail(f"{log}: no decisions in it; a gateway writes them with --decision-log")
+    if as_json:
+        shown = {
+            "decisions": result.decisions,
+            "same": result.same,
+            "logged": dict(result.logged),
+            "made": dict(result.made),
+            "differences": result.differences,
+        }
+        typer.echo(json.dumps(shown, indent=2))
+    else:
+        table = Table("decided", "as logged", f"by {preset}" if preset else "again")
+        for kind in sorted({*result.logged, *result.made}):
+            table.add_row(kind, str(result.logged[kind]), str(result.made[kind]))
+        console = Console()
+        console.print(table)
+        console.print(f"{result.same} of {result.decisions} decisions came out as logged")
+    if preset is None and result.same != result.decisions:
+        sys.exit(1)
+
+
+def _turns(controller: dict[str, Any]) -> str:
+    """Say who decides moves."""
+    if controller["where"] != "elsewhere":
+        return str(controller["where"])
+    who = f" ({controller['holder']})" if controller["holder"] else ""
+    return f"elsewhere{who}, for {controller['missed_periods']} periods"
+
+
+# What was broken off at the deadline is gone soon after; what is left then belongs to nobody who listens.
+_AFTER_DEADLINE_S = 15.0
+_POLL_S = 0.2
+
+
+def _until_empty(instance: str, timeout_s: float, url: str, key_file: Path | None) -> int:
+    """Wait until nothing is left on an instance, and return how much is."""
+    until = time.monotonic() + timeout_s
+    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    with progress_display(_errors, *columns, transient=True) as shown:
+        task = shown.add_task(f"{instance} drains", total=None)
+        while True:
+            rows = {row["name"]: row for row in _call(f"{url}/admin/v1/status", key_file)["instances"]}
+            row = rows.get(instance)
+            if row is None or not row["healthy"]:
+                return 0  # it has ended
+            if not row["draining"]:
+                fail(f"{instance} drains no longer", 1)
+            left: int = row["left"]
+            if not left or time.monotonic() > until:
+                return left
+            shown.update(task, description=f"{instance} drains, {left} left")
+            time.sleep(_POLL_S)
+
+
+def _key(file: Path | None) -> str | None:
+    try:
+        key = read_key(file) if file is not None else clean(os.environ.get(_KEY_VARIABLE, ""))
+    except KeyFileError as error:
+        fail(str(error))
+    if not key.isprintable() or any(ord(character) > 255 for character in key):
+        fail(f"the key in {file or _KEY_VARIABLE} has characters that no HTTP header can hold")
+    return key or None
+
+
+def _call(
+    url: str, key_file: Path | None, body: dict[str, Any] | None = None, method: str | None = None
+) -> dict[str, Any]:
+    key = _key(key_file)
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    data = json.dumps(body).encode() if body is not None else None
+    request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310 - the operator's own URL
+    try:
+        with open_url(request, timeout=60) as reply:
+            read = json.load(reply)
+        if not isinstance(read, dict):
+            raise TypeError
+        return read
+    except urllib.error.HTTPError as error:
+        try:
+            failure = json.load(error)["error"]
+            message, code = failure["message"], failure["code"]
+        except (ValueError, KeyError, TypeError):
+            _not_there(url, f"it answers {error.code} {error.reason}")
+        if error.code == 404 and code is None:  # no such route
+            _not_there(url, message)
+        fail(message, 1)
+    except (OSError, http.client.HTTPException) as error:
+        _not_there(url, getattr(error, "reason", None) or str(error) or type(error).__name__)
+    except (TypeError, ValueError):
+        _not_there(url, "what answers there is something else")
+
+
+def _not_there(url: str, why: object) -> NoReturn:
+    why = " ".join(str(why).split())
+    address = url.partition("/admin/")[0]
+    proxy = proxy_of(url)
+    through = ", asked through the proxy of the proxy variables (NO_PROXY=HOST asks it directly)" if proxy else ""
+    fail(f"no gateway at {address}{through}: {why}; start one with `ares up`, or give --url", 1)

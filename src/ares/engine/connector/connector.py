@@ -1,0 +1,27 @@
+"""The connector that vLLM loads (`kv_connector_module_path`): stock NIXL pull with our two sides in it."""
+
+from typing import Any
+
+from ares.engine.connector.scheduler import Scheduler
+from ares.engine.connector.worker import Worker
+from ares.engine.vllm_api import KVConnectorRole, NixlBaseConnector, NixlPullConnector
+
+
+class NixlConnector(NixlPullConnector):  # type: ignore[misc]
+    """Stock NIXL pull connector plus the hand-over of running requests.
+
+    It keeps the stock name on purpose: vLLM 0.32 asks for "NixlConnector" by name in a few places (context
+    parallelism and hybrid layouts), and a renamed subclass would skip them.
+    """
+
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        # Not the parent's: it would make the stock sides, and two NIXL agents for one instance.
+        NixlBaseConnector.__init__(self, vllm_config, role, kv_cache_config)
+        if role == KVConnectorRole.SCHEDULER:
+            self.connector_scheduler = Scheduler(vllm_config, self.engine_id, kv_cache_config)
+        else:
+            self.connector_worker = Worker(vllm_config, self.engine_id, kv_cache_config)
+
+    def bind_kv_cache_manager(self, kv_cache_manager: Any) -> None:
+        """Give the scheduler side the KV cache whose use it reports, and whose blocks it pins."""
+        self.connector_scheduler.kv_cache_manager = kv_cache_manager

@@ -1,0 +1,113 @@
+"""Who this instance is, as the launcher tells the processes that vLLM starts: through the environment."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from ares import addresses
+from ares.models.resolve import shape
+from ares.protocol import messages as wire
+from ares.protocol.keys import CONTROL_KEY_VARIABLE, ControlKey
+from ares.protocol.messages import Role
+
+_VARIABLE = "ARES_INSTANCE"
+
+
+class InstanceSettings(msgspec.Struct, frozen=True):
+    """What the launcher decided for one instance.
+
+    Attributes
+    ----------
+    boot
+        Differs after every restart.
+    cores
+        CPU builds: where the model runs, when one process does all the work; empty where vLLM binds it.
+    model
+        Its name, as recorded data and checkpoints know it.
+    predictor
+        File of the predictor's checkpoint; empty: none.
+    predict_every
+        Steps between two predictions of a request, and tokens between two recorded states.
+    restores
+        Whether its worker gives moved requests their output back (engine/connector/resume_output.py).
+    record_folder, record_fraction
+        Where to record hidden states, and of what share of the requests; empty: nowhere.
+    drain_deadline_s
+        How long a SIGTERM waits for what runs; 0: not at all.
+    """
+
+    name: str
+    role: Role
+    boot: str
+    control_address: str
+    cores: tuple[int, ...] = ()
+    model: str = ""
+    predictor: str = ""
+    predict_every: int = 20
+    restores: bool = False
+    record_folder: str = ""
+    record_fraction: float = 0.0
+    drain_deadline_s: float = 0.0
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether all its peers are on this host, since no other can reach it."""
+        return addresses.on_loopback(urlsplit(self.control_address).hostname or "")
+
+
+def export(settings: InstanceSettings) -> None:
+    """Make the settings known to this process and its children."""
+    os.environ[_VARIABLE] = msgspec.json.encode(settings).decode()
+
+
+def control_key() -> ControlKey | None:
+    """Return the key of the control channel; None where it has none."""
+    key = os.environ.get(CONTROL_KEY_VARIABLE)
+    return ControlKey(key) if key else None
+
+
+def control_address(host: str, port: int) -> str:
+    """Return ZeroMQ's form of an address; that of an IPv6 address has brackets."""
+    return f"tcp://{addresses.at(host, port)}"
+
+
+def current() -> InstanceSettings:
+    """Return the settings; RuntimeError outside of a process that `ares worker` started."""
+    text = os.environ.get(_VARIABLE)
+    if text is None:
+        raise RuntimeError("the ARES connector runs inside `ares worker`; start the instance with that command")
+    return msgspec.json.decode(text, type=InstanceSettings)
+
+
+def served_names(names: Iterable[str], given: str) -> list[str]:
+    """Return the names that a model is served under, for gateways to compare.
+
+    Parameters
+    ----------
+    names
+        As clients spell them.
+    given
+        What the instance was given as ``--model``. Where it is a folder and also the name, the name becomes the
+        folder's absolute path: so a gateway sees that it says nothing about another host.
+    """
+    folder = Path(given).expanduser()
+    return [str(folder.resolve()) if name == given and folder.is_dir() else name for name in names]
+
+
+def describe(settings: InstanceSettings, names: list[str], folder: Path | None) -> wire.Description:
+    """Return what an instance says of itself over HTTP.
+
+    Parameters
+    ----------
+    settings
+        What the launcher decided.
+    names
+        Those of its model (`served_names`).
+    folder
+        Where the model's configuration is, if it has one.
+    """
+    numbers = shape(folder) if folder is not None else {}
+    return wire.Description(settings.name, settings.role, settings.boot, settings.control_address, names, numbers)

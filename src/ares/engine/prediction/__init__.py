@@ -1,0 +1,1 @@
+"""Prediction inside the decode worker: hidden states, recorder, data collection."""

@@ -1,0 +1,127 @@
+"""Production traffic that labels itself: a fraction of the requests' states, written as training data.
+
+An output counts as whole where its last token is a stop token; one that a limit, a client or a move cut is censored.
+"""
+
+import hashlib
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ares.engine.prediction.hidden_states import Step, TappedRequest
+from ares.predictor.errors import PredictorError
+from ares.predictor.shards import Output, Source, half, write
+
+logger = logging.getLogger(__name__)
+
+# A shard is written when so many outputs have ended, and this often.
+_SHARD_OUTPUTS = 64
+_SHARD_S = 10.0
+
+
+class Recorder:
+    """Keeps states of running requests and writes a shard for every 64 that have ended."""
+
+    def __init__(
+        self, folder: Path, fraction: float, model: str, hidden_size: int, limit: int, every: int, stop_tokens: Any
+    ) -> None:
+        self._folder = folder
+        self._fraction = fraction
+        self._every = every
+        self._source = Source(model, hidden_size, every, limit, "live")
+        self._stop = set(stop_tokens if isinstance(stop_tokens, list) else [stop_tokens]) - {None}
+        self._running: dict[str, tuple[TappedRequest, Output]] = {}
+        self._lock = threading.Lock()
+        self._ended: list[Output] = []
+        self._off = False
+        threading.Thread(target=self._keep_writing, name="ares-recorder", daemon=True).start()
+
+    def step(self, step: Step) -> None:
+        """Look at one step."""
+        if self._off:
+            return
+        for request in step.finished:
+            self._end(request)
+        due = []
+        for n, request in enumerate(step.requests):
+            position = request.position + request.generated_before
+            if request.position >= 0 and position % self._every == 0 and self._wanted(request):
+                due.append((n, request, position))
+        if due:
+            states = half(step.states[[n for n, _, _ in due]].float().cpu().numpy())
+            for state, (_, request, position) in zip(states, due, strict=True):
+                if request.id not in self._running:
+                    prompt = list(request.prompt_tokens[: len(request.prompt_tokens) - request.generated_before])
+                    name = hashlib.sha256(np.array(prompt, np.int32).tobytes()).hexdigest()[:16]
+                    self._running[request.id] = (request, Output(request.id, name, prompt))
+                output = self._running[request.id][1]
+                # A preempted request comes by its earlier positions again.
+                if np.isfinite(state).all() and (not output.positions or output.positions[-1] < position):
+                    output.positions.append(position)
+                    output.states.append(state)
+        for request in step.requests:
+            if request.id in self._running and self._complete(request):
+                self._end(request)
+
+    def _complete(self, request: TappedRequest) -> bool:
+        """Whether its newest token is its last; the scheduler says so only in the next step, if there is one."""
+        tokens = request.output_tokens
+        limit = getattr(request.sampling, "max_tokens", None)
+        return bool(tokens) and (tokens[-1] in self._stops(request) or len(tokens) == limit)
+
+    def _stops(self, request: TappedRequest) -> set[int]:
+        given = getattr(request.sampling, "stop_token_ids", None) or ()
+        return set(given) if getattr(request.sampling, "ignore_eos", False) else self._stop | set(given)
+
+    def _wanted(self, request: TappedRequest) -> bool:
+        share = int.from_bytes(hashlib.sha256(request.id.encode()).digest()[:4], "big") / 2**32
+        return share < self._fraction and not request.ahead
+
+    def _end(self, request: TappedRequest) -> None:
+        found = self._running.pop(request.id, None)
+        if found is None:
+            return
+        output = found[1]
+        before = list(request.prompt_tokens[len(request.prompt_tokens) - request.generated_before :])
+        tokens = before + request.output_tokens
+        output.output_tokens = tokens
+        output.censored = not tokens or tokens[-1] not in self._stops(request)
+        # Nothing came after the last state of an output that was cancelled there.
+        while output.positions and output.positions[-1] >= len(tokens):
+            output.positions.pop()
+            output.states.pop()
+        with self._lock:
+            self._ended.append(output)
+            full = len(self._ended) >= _SHARD_OUTPUTS
+        if full:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what there is; what still runs is cut here."""
+        for request, _ in list(self._running.values()):
+            self._end(request)
+        self._flush()
+        self._off = True
+
+    def _keep_writing(self) -> None:
+        """Write now and then also while nothing runs: vLLM stops its engine by a kill, without a last word."""
+        while not self._off:
+            time.sleep(_SHARD_S)
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write what has ended; a disk that is full ends the recording, not the serving."""
+        with self._lock:
+            ended, self._ended = self._ended, []
+        if self._off or not ended:
+            return
+        try:
+            write(self._folder, self._source, ended)
+        except PredictorError as error:
+            logger.error("recording stops, serving goes on: %s", error)
+            self._off = True
+            self._running = {}

@@ -1,0 +1,194 @@
+"""The live worker: the tap with a predictor and a recorder behind it (`ares worker` sets `--worker-cls` to it).
+
+Serving never depends on it: whatever fails here is logged once and switched off, and requests run unpredicted (I7).
+"""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ares.engine import identity as instance
+from ares.engine.prediction.hidden_state_worker import TappedWorker
+from ares.engine.prediction.hidden_states import Step, TappedRequest
+from ares.engine.prediction.mailbox import OUTBOX, Prediction, attach
+from ares.engine.prediction.recorder import Recorder
+from ares.engine.vllm_api import PlatformWorker
+from ares.predictor import checkpoint, hazard
+from ares.predictor.runtime import Predictor
+from ares.protocol import messages as wire
+
+logger = logging.getLogger(__name__)
+
+# A new request waits for at most so many steps less one: a prediction for many costs little more than one for one.
+_NEW_EVERY = 5
+
+
+class PredictingWorker(TappedWorker):
+    """The platform's worker that predicts and records as its instance's settings say."""
+
+    _live: "LivePredictor | None" = None
+    _recorder: Recorder | None = None
+    _on = True
+
+    def load_model(self, **kwargs: Any) -> None:
+        """Load the model, then what looks at its states."""
+        super().load_model(**kwargs)
+        settings = instance.current()
+        slots = self.vllm_config.scheduler_config.max_num_seqs
+        if settings.predictor:
+            loaded = checkpoint.load(Path(settings.predictor))
+            self._live = LivePredictor(loaded, slots, str(self.device), settings.predict_every)
+        if settings.record_folder:
+            config = self.vllm_config.model_config
+            self._recorder = Recorder(
+                Path(settings.record_folder),
+                settings.record_fraction,
+                settings.model,
+                int(config.get_hidden_size()),
+                int(config.max_model_len),
+                settings.predict_every,
+                config.hf_config.eos_token_id,
+            )
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        """Run the model, tapped while it is switched on."""
+        return (
+            super().execute_model(scheduler_output)
+            if self._on
+            else PlatformWorker.execute_model(self, scheduler_output)
+        )
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """Sample, look at the step, and let the predictions leave with it."""
+        if not self._on:
+            return PlatformWorker.sample_tokens(self, grammar_output)
+        output = super().sample_tokens(grammar_output)
+        attach(output)
+        return output
+
+    def ares_predict(self, state: str) -> None:
+        """Switch tap, predictor and recorder ``on`` or ``off`` (`ares bench predictor`); what runs is forgotten."""
+        self.on_step(self.tap.restart())
+        self._on = state == "on"
+
+    def on_step(self, step: Step) -> None:
+        """Predict and record."""
+        if self._live is not None:
+            try:
+                self._live.step(step)
+            except Exception:
+                logger.exception("the predictor failed and is off; serving goes on")
+                self._live = None
+                OUTBOX.clear()
+        if self._recorder is not None:
+            try:
+                self._recorder.step(step)
+            except Exception:
+                logger.exception("the recorder failed and is off; serving goes on")
+                self._recorder = None
+
+    def shutdown(self) -> None:
+        """Write what is recorded so far."""
+        if self._recorder is not None:
+            self._recorder.close()
+        super().shutdown()
+
+
+class LivePredictor:
+    """Predicts for all running requests every `every` steps, and for new ones together, a few steps after they begin.
+
+    A request that is only prefilled here has no later step: it is predicted in its own, and whoever is new with it.
+
+    On a GPU nothing waits: the quantiles are copied to the host behind the step and read in a later one, but for those
+    of prefills.
+    """
+
+    def __init__(self, loaded: checkpoint.Checkpoint, slots: int, device: str, every: int) -> None:
+        self._predictor = Predictor(loaded, slots, device)
+        self._device = device
+        self._every = every
+        self._free = list(range(slots))
+        self._slots: dict[str, int] = {}
+        self._steps = 0
+        self._pending: tuple[Any, list[tuple[str, int]], Any] | None = None
+        # Wanted quantiles from the predictor's: between the two levels that frame each.
+        levels, wanted = torch.tensor(hazard.LEVELS), torch.tensor(wire.REMAINING_LEVELS)
+        right = torch.searchsorted(levels, wanted).clamp(1, len(levels) - 1)
+        share = (wanted - levels[right - 1]) / (levels[right] - levels[right - 1])
+        between, each = torch.zeros(len(levels), len(wanted)), torch.arange(len(wanted))
+        between[right - 1, each], between[right, each] = 1 - share, share
+        self._between = between.to(device)
+
+    def step(self, step: Step) -> None:
+        """Look at one step."""
+        if self._pending is not None:
+            self._collect()
+        for request in step.finished:
+            if (slot := self._slots.pop(request.id, None)) is not None:
+                self._free.append(slot)
+                OUTBOX.pop(request.id, None)
+        if step.states is None:
+            return
+        self._steps += 1
+        if due := self._due(step.requests):
+            self._predict(step.states, due)
+
+    def _due(self, requests: list[TappedRequest]) -> list[tuple[int, TappedRequest]]:
+        """Return whom to predict in this step, and their rows."""
+        everybody = self._steps % self._every == 0
+        if self._steps % _NEW_EVERY and not everybody and not any(r.prefill_only and r.position >= 0 for r in requests):
+            return []
+        known = () if everybody else self._slots
+        return [(n, r) for n, r in enumerate(requests) if r.position >= 0 and not r.ahead and r.id not in known]
+
+    def _predict(self, states: torch.Tensor, due: list[tuple[int, TappedRequest]]) -> None:
+        rows, slots, positions, prompts, names, fresh = [], [], [], [], [], []
+        for n, request in due:
+            slot = self._slots.get(request.id)
+            if slot is None:
+                if not self._free:
+                    continue
+                slot = self._slots[request.id] = self._free.pop()
+                fresh.append(slot)
+            rows.append(n)
+            slots.append(slot)
+            positions.append(request.position + request.generated_before)
+            prompts.append(len(request.prompt_tokens) - request.generated_before)
+            names.append((request.id, request.position))
+        if not rows:
+            return
+        if fresh:
+            self._predictor.forget(fresh)
+        index = torch.tensor([rows, slots, positions, prompts]).to(self._device, non_blocking=True)
+        wanted = self._predictor.predict(index[1], states[index[0]], index[2], index[3]) @ self._between
+        self._collect(wait=True)
+        if wanted.device.type == "cpu" or any(request.prefill_only for _, request in due):
+            self._post(wanted, names)
+            return
+        host = torch.empty(wanted.shape, dtype=wanted.dtype, pin_memory=True)
+        host.copy_(wanted, non_blocking=True)
+        event = torch.Event(device=wanted.device)
+        event.record()
+        self._pending = (host, names, event)
+
+    def _collect(self, *, wait: bool = False) -> None:
+        """Post the predictions that have reached the host; `wait` only where new ones are already due."""
+        if self._pending is None:
+            return
+        host, names, event = self._pending
+        if wait:
+            event.synchronize()
+        if wait or event.query():
+            self._pending = None
+            self._post(host, names)
+
+    def _post(self, quantiles: torch.Tensor, names: list[tuple[str, int]]) -> None:
+        for (name, output), (low, middle, high) in zip(names, quantiles.tolist(), strict=True):
+            # What is not a number must never reach a decision; the request runs unpredicted.
+            if math.isfinite(low + middle + high) and name in self._slots:
+                OUTBOX[name] = Prediction(output, (low, middle, high))
+            else:
+                OUTBOX.pop(name, None)

@@ -1,0 +1,165 @@
+"""Every vLLM name below the public surface that ARES touches, read from vLLM 0.32.0.
+
+tests/engine/test_compatibility.py checks each name and each attribute listed here, so that another version of vLLM
+fails with a clear message instead of misbehaving.
+"""
+
+from vllm import LLM, SamplingParams
+from vllm.config import VllmConfig
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole, KVConnectorWorkerMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl import base_worker
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlBaseConnector, NixlPullConnector
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_scheduler import NixlPullConnectorScheduler
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_worker import NixlPullConnectorWorker
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
+from vllm.entrypoints.launchers.api_server.entry import run_server
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+from vllm.platforms import current_platform
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
+from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
+from vllm.v1.structured_output.request import StructuredOutputRequest
+from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
+
+SUPPORTED_VERSION = "0.32.0"
+
+# What we override or read, by class; the compatibility test looks each one up.
+ATTRIBUTES: dict[type, tuple[str, ...]] = {
+    NixlPullConnectorScheduler: (
+        "on_new_request",
+        "get_num_new_matched_tokens",
+        "update_state_after_alloc",
+        "build_connector_meta",
+        "request_finished",
+        "update_connector_output",
+        "has_pending_push_work",
+        "shutdown",
+    ),
+    NixlPullConnectorWorker: (
+        "start_load_kv",
+        "get_transfer_results",
+        "_ensure_handshake",
+        "_handle_failed_transfer",
+        "_read_blocks_for_req",
+    ),
+    NixlPullConnector: (
+        "bind_kv_cache_manager",
+        "build_connector_worker_meta",
+        "get_transfer_results",
+        "start_load_kv",
+    ),
+    # What the hidden-state tap stands on (engine/prediction/hidden_states.py).
+    PlatformWorker: ("load_model", "execute_model", "sample_tokens", "shutdown"),
+    Request: ("num_tokens", "num_output_tokens", "is_finished"),
+    # What gives moved requests their output back (engine/connector/resume_output.py).
+    StructuredOutputGrammar: ("accept_tokens",),
+    InputBatch: ("add_request",),
+    VllmConfig: ("use_v2_model_runner",),
+    # What a live pre-copy pins with (engine/connector/precopy_pins.py).
+    KVCacheManager: ("get_blocks",),
+    BlockPool: ("touch", "free_blocks", "get_num_free_blocks"),
+}
+# Attributes that exist only on objects: looked up in the source of the class that sets them.
+INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
+    NixlPullConnectorScheduler: (
+        "_reqs_in_batch",
+        "_reqs_need_recv",
+        "_reqs_not_processed",
+        "side_channel_host",
+        "side_channel_port",
+        "transfer_tp_size",
+        "use_host_buffer",
+    ),
+    NixlPullConnectorWorker: (
+        "_registered_descs",
+        "_remote_agents",
+        "dst_xfer_side_handles",
+        "_handshake_futures",
+        "_reqs_to_send",
+        "_reqs_to_process",
+        "_recving_metadata",
+        "_recving_transfers",
+        "_recv_failures",
+        "_ready_requests",
+        "nixl_wrapper",
+    ),
+    SchedulerOutput: (
+        "finished_req_ids",
+        "scheduled_new_reqs",
+        "scheduled_cached_reqs",
+        "num_scheduled_tokens",
+        "scheduled_spec_decode_tokens",
+    ),
+    NewRequestData: ("req_id", "prompt_token_ids", "sampling_params", "num_computed_tokens"),
+    CachedRequestData: ("req_ids", "num_computed_tokens", "num_output_tokens"),
+    ModelRunnerOutput: ("req_ids", "sampled_token_ids"),
+    PlatformWorker: ("model_runner", "vllm_config", "device"),
+    KVCacheManager: ("block_pool",),
+    BlockPool: ("num_gpu_blocks",),
+    KVCacheBlock: ("block_id", "is_null"),
+    KVConnectorOutput: ("finished_sending", "kv_connector_stats"),
+    NixlKVConnectorStats: ("data",),
+    StructuredOutputRequest: ("grammar",),
+    InputBatch: ("generators",),
+    CachedRequestState: ("generator", "output_token_ids", "sampling_params"),
+    GPUModelRunner: ("input_batch", "requests"),
+    Request: (
+        "_output_token_ids",
+        "prompt_token_ids",
+        "sampling_params",
+        "structured_output_request",
+        "max_tokens",
+        "stop_reason",
+        "kv_transfer_params",
+        "num_output_placeholders",
+        "num_computed_tokens",
+        "num_in_flight_tokens",
+        "num_preemptions",
+        "output_token_ids",
+        "status",
+    ),
+}
+
+__all__ = [
+    "ATTRIBUTES",
+    "INSTANCE_ATTRIBUTES",
+    "LLM",
+    "SUPPORTED_VERSION",
+    "CachedRequestData",
+    "FlexibleArgumentParser",
+    "KVConnectorRole",
+    "KVConnectorWorkerMetadata",
+    "ModelRunnerOutput",
+    "NewRequestData",
+    "NixlBaseConnector",
+    "NixlConnectorMetadata",
+    "NixlPullConnector",
+    "NixlPullConnectorScheduler",
+    "NixlPullConnectorWorker",
+    "PlatformWorker",
+    "Request",
+    "RequestStatus",
+    "SamplingParams",
+    "SchedulerOutput",
+    "TopKTopPSampler",
+    "base_worker",
+    "cli_env_setup",
+    "current_platform",
+    "make_arg_parser",
+    "run_server",
+    "validate_parsed_serve_args",
+]

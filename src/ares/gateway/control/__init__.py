@@ -1,0 +1,1 @@
+"""The loops that ask the policy, and what they show it."""

@@ -1,0 +1,57 @@
+"""What instances show of themselves: how long their steps take, and how long a move stands still."""
+
+import numpy as np
+
+from ares.policy.cluster import FloatArray
+from ares.policy.cost_model import LawFit
+from ares.protocol import messages as wire
+
+
+class StepLaw:
+    """Fits base + request x running + token x resident, in seconds, to an instance's telemetry."""
+
+    def __init__(self) -> None:
+        self._fit = LawFit(3)
+        self._last: wire.Telemetry | None = None
+
+    def observe(self, load: wire.Telemetry) -> None:
+        """Take in what happened since the last telemetry; a restarted instance begins anew."""
+        last, self._last = self._last, load
+        if last is None or load.steps <= last.steps or load.busy_s <= last.busy_s:
+            return
+        # The load in between is taken as the mean of both ends; where requests came or went it is neither.
+        if last.running != load.running or not load.running:
+            return
+        resident = (_resident(last) + _resident(load)) / 2.0
+        step_s = (load.busy_s - last.busy_s) / (load.steps - last.steps)
+        self._fit.add(np.array([1.0, load.running, resident]), step_s)
+
+    @property
+    def law(self) -> FloatArray | None:
+        """The coefficients, shape (3,); None before enough steps were seen."""
+        return self._fit.law
+
+
+class TransferLaw:
+    """Fits the client-visible stall of moves, pause + token x pulled tokens, in seconds."""
+
+    def __init__(self) -> None:
+        self._fit = LawFit(2, forgetting=0.98, minimum=5)
+
+    def observe(self, pulled_tokens: int, stall_s: float) -> None:
+        """Take in a move that came off."""
+        self._fit.add(np.array([1.0, float(pulled_tokens)]), stall_s)
+
+    @property
+    def pause_s(self) -> float | None:
+        """Seconds that a move of nothing would stand still; None before enough moves were seen."""
+        return float(self._fit.law[0]) if self._fit.law is not None else None
+
+    @property
+    def tokens_s(self) -> float | None:
+        """Tokens that move in a second."""
+        return 1.0 / max(float(self._fit.law[1]), 1e-9) if self._fit.law is not None else None
+
+
+def _resident(load: wire.Telemetry) -> float:
+    return float(sum(row.resident for row in load.rows if row.state == "running"))

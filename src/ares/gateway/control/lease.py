@@ -1,0 +1,95 @@
+"""Whose turn it is to decide moves: of several gateways before one pool, one at a time.
+
+Each gateway can move its own sequences only, so the lease goes round: whoever gets it looks at the whole pool, decides,
+lets the moves end, so that the next one sees what has come of them, and gives it back. There is no store beside the
+pool: the decode instances keep the lease, each its part (engine/lease.py). A gateway holds it when no instance that it
+hears refuses, and more than half of them grant: two gateways that share an instance never decide at the same time, and
+two that share none cannot get into each other's way. A gateway alone is granted every time.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from ares.gateway.pool.pool import Pool
+
+# One that dies within its turn loses it after this long, if its connections do not break before.
+_TTL_S = 3.0
+# Moves that have not ended by then are not waited for.
+_TURN_S = 2.0
+_ANSWER_S = 0.5
+# Between two attempts, at random, so that two do not go on taking a half each.
+_PAUSE_S = (0.03, 0.12)
+
+
+class Lease:
+    """One gateway's view of it.
+
+    Parameters
+    ----------
+    pool
+        Its decode instances keep the lease.
+    name
+        Of the gateway.
+
+    Attributes
+    ----------
+    holder
+        Who was in the way when it was asked for last; empty where it was granted.
+    missed
+        Periods in a row without a turn.
+    """
+
+    def __init__(self, pool: Pool, name: str) -> None:
+        self.name = name
+        self.holder = ""
+        self.missed = 0
+        self._pool = pool
+        self._turn = 0
+        self._since: float | None = None
+        self._moves: set[asyncio.Task[Any]] = set()
+
+    async def take(self, within_s: float) -> bool:
+        """Get a turn, or go on with the one that is under way; return whether it came within this time."""
+        self._turn += 1
+        until = time.monotonic() + within_s
+        while not await self._granted():
+            self._since = None
+            await self._end()  # the parts that were granted are in somebody's way
+            pause_s = random.uniform(*_PAUSE_S)  # noqa: S311 - no secret
+            if time.monotonic() + pause_s > until:
+                self.missed += 1
+                return False
+            await asyncio.sleep(pause_s)
+        self.missed = 0
+        self._since = self._since or time.monotonic()
+        return True
+
+    async def give_back(self, moves: Iterable[asyncio.Task[Any]] = ()) -> None:
+        """End the turn when these moves have ended, unless it has been taken on meanwhile."""
+        turn, since = self._turn, self._since
+        if since is None:
+            return
+        self._moves.update(moves)
+        if self._moves:
+            await asyncio.wait(self._moves, timeout=max(0.0, since + _TURN_S - time.monotonic()))
+        if self._turn == turn:
+            self._since = None
+            self._moves.clear()
+            await self._end()
+
+    async def _granted(self) -> bool:
+        heard = [i for i in self._pool.decode() if i.healthy]
+        # Those of an earlier version grant by their silence: their gateways all decide for themselves.
+        keepers = [i for i in heard if i.hello is not None and i.hello.leases]
+        answers = await asyncio.gather(*(i.lease(self.name, _TTL_S, _ANSWER_S) for i in keepers))
+        self.holder = next((a.holder for a in answers if a is not None and not a.granted), "")
+        silent = answers.count(None)
+        return not self.holder and (2 * silent < len(heard) or not heard)
+
+    async def _end(self) -> None:
+        for instance in self._pool.decode():
+            if instance.healthy:
+                await instance.end_lease(self.name)

@@ -1,0 +1,167 @@
+"""Who may ask: clients by one of the configured keys, operators by theirs; compared in constant time."""
+
+import hashlib
+import re
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from pydantic import SecretStr
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ares.gateway.http.responses import error
+
+# What probes and `ares up` ask for. The admin routes have a key of their own, and the dashboard holds no data.
+_OPEN = frozenset(["/health", "/ready", "/version"])
+_OTHERS = ("/admin/", "/dashboard")
+_METRICS = "/metrics"
+# Where clients of other APIs put their keys.
+_OTHER_HEADERS = ("x-api-key", "api-key")
+_STREAMS = "ares.streams"
+_LOOPBACK_HOST = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]*)?", re.IGNORECASE)
+
+
+def bearer(headers: Headers) -> str:
+    """Return the key that a request brings; nothing where it brings none."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def unknown_key(headers: Headers, needed: str) -> str:
+    """Say why the key that a request brings does not do, and how to bring one; nothing of the key itself is repeated.
+
+    Parameters
+    ----------
+    needed
+        What to say where there is none.
+    """
+    how = "Authorization: Bearer KEY"
+    given = headers.get("authorization", "")
+    if bearer(headers):
+        return f"this key is not known here; {needed}"
+    if given:
+        return f"the Authorization header must read: {how}"
+    other = next((name for name in _OTHER_HEADERS if name in headers), None)
+    return f"{needed}: {how}" + (f" (instead of the header {other})" if other else "")
+
+
+def same(given: str, key: SecretStr) -> bool:
+    """Whether a given key is the right one, in a time that says nothing about either."""
+    return secrets.compare_digest(_digest(given), _digest(key.get_secret_value()))
+
+
+def foreign(headers: Headers) -> str | None:
+    """Say by what a request to loopback seems to come from a web page of elsewhere, or return None.
+
+    A browser of this machine asks whatever a page tells it to. It says so in `Origin` and `Sec-Fetch-Site`; and a page
+    whose name was made to mean loopback (DNS rebinding) has that name in `Host`.
+    """
+    hosts = headers.getlist("host")
+    if len(hosts) != 1 or not _LOOPBACK_HOST.fullmatch(hosts[0]):
+        return "Host is not a name of loopback"
+    if any(origin.partition("://")[2].lower() != hosts[0].lower() for origin in headers.getlist("origin")):
+        return "Origin is another host"
+    if any(site not in ("same-origin", "none") for site in headers.getlist("sec-fetch-site")):
+        return "Sec-Fetch-Site is another site"
+    return None
+
+
+class TooManyStreamsError(Exception):
+    """The sequences of a request are more than may run for its key now."""
+
+
+class _Streams:
+    """What one request runs for its key: at first one sequence, as long as nobody knows how many they are."""
+
+    def __init__(self, running: Counter[int], key: int, maximum: int) -> None:
+        self._running, self._key, self._maximum = running, key, maximum
+        self._taken = 0
+
+    def take(self, count: int) -> None:
+        beside = self._running[self._key] - self._taken
+        if beside + count > self._maximum:
+            wanted = f", and {count} would come" if count > 1 else ""
+            message = f"{beside} sequences of this key run already{wanted}; at most {self._maximum} may at a time"
+            raise TooManyStreamsError(message)
+        self._running[self._key] = beside + count
+        self._taken = count
+
+    def close(self) -> None:
+        self._running[self._key] -= self._taken
+
+
+def take_streams(scope: Scope, count: int) -> None:
+    """Count a request as so many sequences of its key until it ends; TooManyStreamsError where they do not fit."""
+    streams: _Streams | None = scope.get(_STREAMS)
+    if streams is not None:
+        streams.take(count)
+
+
+def too_many_streams(failure: TooManyStreamsError, retry_after_s: int) -> Response:
+    """Return the reply to those who run too much."""
+    return error(429, str(failure), code="rate_limit_exceeded", headers={"Retry-After": str(retry_after_s)})
+
+
+class ClientKeys:
+    """Refuses whoever has none of the keys, before anything of a body is read; without keys it lets everybody in.
+
+    Parameters
+    ----------
+    keys
+        The keys.
+    protect_metrics
+        Whether `/metrics` needs one too.
+    maximum_streams
+        Sequences that may run for one key at a time; None sets no limit.
+    retry_after_s
+        What to tell those who come too soon.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Iterable[SecretStr],
+        *,
+        protect_metrics: bool,
+        maximum_streams: int | None,
+        retry_after_s: Callable[[], int],
+    ) -> None:
+        self._app = app
+        self._maximum, self._retry_after_s = maximum_streams, retry_after_s
+        self._running: Counter[int] = Counter()
+        self._digests = [_digest(key.get_secret_value()) for key in keys]
+        self._open = _OPEN if protect_metrics else _OPEN | {_METRICS}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 401 (the ASGI interface)."""
+        if scope["type"] != "http" or not self._digests:
+            await self._app(scope, receive, send)
+            return
+        given = _digest(bearer(Headers(scope=scope)))
+        # Every key is looked at: the time says nothing of which one it was.
+        found = [number for number, digest in enumerate(self._digests) if secrets.compare_digest(given, digest)]
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if not found and path not in self._open and not path.startswith(_OTHERS):
+            message = unknown_key(Headers(scope=scope), "this needs an API key")
+            refusal = error(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+            await refusal(scope, receive, send)
+            return
+        if not found or self._maximum is None or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        streams = scope[_STREAMS] = _Streams(self._running, found[0], self._maximum)
+        try:
+            streams.take(1)  # who runs as many as may is refused before the body is read
+        except TooManyStreamsError as failure:
+            await too_many_streams(failure, self._retry_after_s())(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            streams.close()
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

@@ -1,0 +1,207 @@
+"""A client's connection: uvicorn's, with limits on the head, on idling, and on a reader that does not read."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import httptools
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from ares.gateway.http.refusals import NO_ROUTE, Count
+from ares.gateway.http.responses import error_body
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one connection may take.
+
+    Attributes
+    ----------
+    head_bytes
+        Of the request line and all headers.
+    idle_s
+        For a whole head, and between two parts of a body.
+    unread_s
+        For a reader that is behind to catch up.
+    """
+
+    head_bytes: int
+    idle_s: float
+    unread_s: float
+
+
+class HeadTooLargeError(Exception):
+    """The head of a request exceeds the limit."""
+
+
+class _Parser(httptools.HttpRequestParser):
+    """httptools' parser, to which `Upgrade` is a header like any other: no other protocol is spoken here.
+
+    A server may ignore the header (RFC 9110, 7.8), and every HTTP client of Java sends one. httptools takes the request
+    to end with its head and hands the rest back: here the head is read once more without the header, and then the rest.
+    """
+
+    def __init__(self, connection: "Connection") -> None:
+        self._connection = connection
+        self._begin()
+
+    def wants_upgrade(self) -> bool:
+        """Whether the request that was just read asks for another protocol (CONNECT asks for a tunnel)."""
+        return self.should_upgrade() and self.get_method() != b"CONNECT"
+
+    def feed_data(self, data: Any) -> None:
+        """Parse what came."""
+        while True:
+            try:
+                return super().feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self.wants_upgrade():
+                    raise
+                data = self._connection.head_without_upgrade() + data[upgrade.args[0] :]
+                self._begin()
+
+    def _begin(self) -> None:
+        """Start at the beginning of a request, even after one that was to be the last of its connection."""
+        super().__init__(self._connection)
+        # As uvicorn sets it for its own.
+        self.set_dangerous_leniencies(lenient_data_after_close=True)
+
+
+class Connection(HttpToolsProtocol):
+    """Costs nothing while a stream runs: a timer is set only when the reader falls behind.
+
+    uvicorn stops to take from a stream when its reader is 64 KiB behind, and the stream its engine: what is buffered
+    for a reader is bounded, and other streams do not notice. Whoever stays behind is cut off, and the engine aborts.
+    """
+
+    parser: _Parser
+
+    def __init__(self, limits: Limits, count: Count = lambda *_: None, **uvicorn: Any) -> None:
+        super().__init__(**uvicorn)
+        self.parser = _Parser(self)
+        self._limits = limits
+        self._count_refusal = count
+        self._head_bytes = self._unparsed_bytes = 0
+        self._in_body = False
+        self._idle: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
+
+    # --- asyncio calls these ---
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # noqa: D102 - asyncio's
+        super().connection_made(transport)
+        self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102 - asyncio's interface
+        for timer in (self._idle, self._unread):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:  # noqa: D102 - asyncio's interface
+        if self._idle is None:
+            self._expect()
+        self._unparsed_bytes += len(data)
+        super().data_received(data)
+        # The parser keeps a header to itself until it is whole.
+        if not self._in_body and self._unparsed_bytes > self._limits.head_bytes and not self.transport.is_closing():
+            self._head_bytes = self._unparsed_bytes
+            self.send_400_response("")
+
+    def pause_writing(self) -> None:  # noqa: D102 - asyncio's interface
+        super().pause_writing()
+        self._unread = self.loop.call_later(self._limits.unread_s, self.transport.abort)
+
+    def resume_writing(self) -> None:  # noqa: D102 - asyncio's interface
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    # --- httptools calls these ---
+
+    def on_message_begin(self) -> None:  # noqa: D102 - httptools' interface
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:  # noqa: D102 - httptools' interface
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:  # noqa: D102 - httptools' interface
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:  # noqa: D102 - httptools' interface
+        if self.parser.wants_upgrade():
+            return  # the same head comes again
+        self._in_body = True
+        super().on_headers_complete()
+        if self.scope["http_version"] < "1.1":
+            self.cycle.send = _Unchunked(self.cycle)  # type: ignore[method-assign]
+
+    def on_body(self, body: bytes) -> None:  # noqa: D102 - httptools' interface
+        self._expect()
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:  # noqa: D102 - httptools' interface
+        if self.parser.wants_upgrade():
+            return
+        self._in_body = False
+        self._unparsed_bytes = 0
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no request, or one with too large a head, in OpenAI's form, and hang up."""
+        large = self._head_bytes > self._limits.head_bytes
+        text = f"the head of the request is larger than {self._limits.head_bytes} bytes" if large else msg
+        status, phrase = (431, "Request Header Fields Too Large") if large else (400, "Bad Request")
+        self._count_refusal(NO_ROUTE, status, None if large else "malformed_http")
+        body = msgspec.json.encode(error_body(status, text))
+        head = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
+
+    def head_without_upgrade(self) -> bytes:
+        """Return the head that was read last, without the header that asks for another protocol."""
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > self._limits.head_bytes:
+            raise HeadTooLargeError
+
+    def _expect(self) -> None:
+        """Wait for the next part of a request, but not for ever."""
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = self.loop.call_later(self._limits.idle_s, self.transport.abort)
+
+
+class _Unchunked:
+    """What a client of HTTP/1.0 is sent: it knows no chunks, so the end of the connection is the end of the reply.
+
+    uvicorn chunks a reply of undeclared length unless `chunked_encoding` is set before, and then holds every part of
+    the reply against the declared length.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._send = cycle.send
+        self._undeclared = False
+
+    async def __call__(self, message: Any) -> None:
+        """Send part of a reply (the ASGI interface)."""
+        if message["type"] == "http.response.start":
+            self._undeclared = all(name.lower() != b"content-length" for name, _ in message.get("headers", []))
+            if self._undeclared:
+                self._cycle.chunked_encoding = self._cycle.keep_alive = False
+        elif self._undeclared:
+            self._cycle.expected_content_length = len(message.get("body", b""))
+        await self._send(message)

@@ -1,0 +1,126 @@
+"""`/admin/v1/events`: the status once a second, made once for all who watch, as server-sent events.
+
+An event `snapshot` is what `/admin/v1/status` returns, with the requests as columns and without the moves. An event
+`moves` brings the moves that have ended since the one before, oldest first; the first one, the last 200. Every event
+is whole: a reader that was away, or too slow, goes on with the next.
+"""
+
+import asyncio
+import heapq
+import itertools
+import logging
+from collections import deque
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Request
+
+from ares import __version__
+from ares.gateway.http.admin import allowed, snapshot
+from ares.gateway.http.responses import EventStream, Write
+from ares.gateway.http.schema import errors
+from ares.gateway.service import Gateway
+from ares.gateway.session.handover import Migration
+
+logger = logging.getLogger(__name__)
+
+_PERIOD_S = 1.0
+# Of more requests than this the largest are sent, so that an event stays below a megabyte.
+_MAXIMUM_REQUESTS = 4000
+_REMEMBERED_MOVES = 200
+
+router = APIRouter(prefix="/admin/v1", dependencies=[Depends(allowed)], responses=errors(401, 403))
+
+
+@router.get("/events", response_class=EventStream, status_code=200)
+async def events(request: Request) -> EventStream:
+    """Stream the status until the client leaves or the gateway stops."""
+    feed: Feed = request.app.state.feed
+    return EventStream(feed.follow)
+
+
+class Feed:
+    """Makes the events; it works only while somebody watches."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._viewers = 0
+        self._clock: asyncio.Task[None] | None = None
+        self._ticked = asyncio.Condition()
+        self._closed = False
+        self._number = 0
+        self._snapshot = b""
+        self._moves: deque[tuple[int, bytes]] = deque(maxlen=_REMEMBERED_MOVES)
+        self._last_move: Migration | None = None
+
+    async def follow(self, write: Write) -> None:
+        """Write events until cancelled or closed; a slow writer skips the snapshots that it was too late for."""
+        self._viewers += 1
+        if self._clock is None:
+            self._clock = asyncio.create_task(self._tick(), name="status feed")
+        seen = 0
+        try:
+            while True:
+                async with self._ticked:
+                    while not self._closed and (not self._snapshot or self._number == seen):
+                        await self._ticked.wait()
+                if self._closed:
+                    return
+                moves = b",".join(body for number, body in self._moves if number > seen)
+                seen = self._number
+                await write((_event("moves", b"[" + moves + b"]") if moves else b"") + self._snapshot)
+        finally:
+            self._viewers -= 1
+            if not self._viewers and self._clock is not None:
+                self._clock.cancel()
+                self._clock = None
+                self._snapshot = b""
+
+    async def close(self) -> None:
+        """End all streams: a gateway that stops does not wait for those who watch."""
+        async with self._ticked:
+            self._closed = True
+            self._ticked.notify_all()
+
+    async def _tick(self) -> None:
+        while True:
+            try:
+                self._look()
+            except Exception:  # costs those who watch one event, never the service (I7)
+                logger.exception("no status for those who watch")
+            async with self._ticked:
+                self._ticked.notify_all()
+            await asyncio.sleep(_PERIOD_S)
+
+    def _look(self) -> None:
+        status = snapshot(self._gateway)
+        requests: list[dict[str, Any]] = status.pop("requests")
+        total = len(requests)
+        if total > _MAXIMUM_REQUESTS:
+            requests = heapq.nlargest(_MAXIMUM_REQUESTS, requests, key=lambda r: r["resident_tokens"])
+        status |= {
+            "version": __version__,
+            "model": self._gateway.config.model,
+            "requests_total": total,
+            "requests": {name: [_short(r[name]) for r in requests] for name in (requests[0] if requests else ())},
+        }
+        self._snapshot = _event("snapshot", msgspec.json.encode(status))
+        self._number += 1
+        self._moves.extend((self._number, msgspec.json.encode(asdict(move))) for move in self._new_moves())
+
+    def _new_moves(self) -> list[Migration]:
+        """Return the moves that have ended since the last look, the oldest first."""
+        newest_first = itertools.takewhile(lambda move: move is not self._last_move, reversed(self._gateway.migrations))
+        new = list(itertools.islice(newest_first, _REMEMBERED_MOVES))[::-1]
+        if new:
+            self._last_move = new[-1]
+        return new
+
+
+def _event(name: str, body: bytes) -> bytes:
+    return b"event: " + name.encode() + b"\ndata: " + body + b"\n\n"
+
+
+def _short(value: Any) -> Any:
+    return round(value, 1) if isinstance(value, float) else value

@@ -1,0 +1,80 @@
+"""`ares gateway`: the application on uvicorn."""
+
+import gc
+import logging
+import socket
+from functools import partial
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from ares import addresses
+from ares.config import GatewayConfig
+from ares.gateway.http.app import build
+from ares.gateway.http.connection import Connection, Limits
+from ares.gateway.http.responses import RememberSend
+from ares.gateway.service import Gateway
+from ares.models import resolve as model
+
+logger = logging.getLogger(__name__)
+
+# For clients who are behind to read the ends of their streams.
+_FLUSH_S = 5
+
+
+class Server(uvicorn.Server):
+    """Goes on answering while what runs comes to its end; then ends the streams of those who watch, and itself."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take note of a signal: the first one asks for an orderly end, a second one for an end at once."""
+        self.force_exit = self.should_exit
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop serving."""
+        gateway: Gateway = self._app.state.gateway
+        await gateway.shutdown.drain(gateway.config.shutdown_timeout_s, lambda: self.force_exit)
+        await self._app.state.feed.close()
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves it out then; it waits for nobody
+            await self.lifespan.shutdown()
+
+
+def serve(config: GatewayConfig) -> None:
+    """Run a gateway until it is told to stop; AddressError where it cannot listen."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Before the model, which may have to be fetched.
+    addresses.check(config.host, {"--port": [config.port]})
+    if (warning := config.exposure()) is not None:
+        logger.warning(warning)
+    folder = model.resolve(config.model, weights=False)
+    app = build(config, folder)
+    server = Server(
+        uvicorn.Config(
+            RememberSend(app),
+            host=config.host,
+            port=config.port,
+            loop="uvloop",
+            http=partial(  # type: ignore[arg-type] # uvicorn only calls it
+                Connection,
+                Limits(config.max_head_bytes, config.idle_timeout_s, config.unread_timeout_s),
+                app.state.gateway.metrics.refuse,
+            ),
+            ws="none",
+            access_log=False,
+            log_config=None,
+            timeout_graceful_shutdown=_FLUSH_S,
+            ssl_certfile=config.tls_certificate,
+            ssl_keyfile=config.tls_key,
+        ),
+        app,
+    )
+    # What is loaded by now stays: searching it for garbage again and again would be a good part of a token's cost.
+    gc.collect()
+    gc.freeze()
+    server.run()

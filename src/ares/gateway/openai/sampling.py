@@ -1,0 +1,85 @@
+"""What to generate, and how an instance is asked for its part of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+# The field of kv_transfer_params that carries our own name of a request (engine/connector/scheduler.py reads it).
+_KEY = "ares_key"
+# And the number of output tokens that its prompt ends with (engine/prediction/hidden_states.py reads it).
+_GENERATED = "ares_generated"
+# And whether these are to be output there too (engine/connector/resume_output.py).
+_RESTORE = "ares_restore"
+# And the mark of a request that only brings KV to an instance (engine/connector/pull.py).
+_AHEAD = "ares_ahead"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """What to generate.
+
+    Attributes
+    ----------
+    parameters
+        vLLM sampling parameters, without the limits below.
+    maximum_tokens, minimum_tokens
+        Limits on the whole output, however many instances it comes from.
+    pinned
+        The parameter whose state a move would not carry exactly, or None where the sequence may move.
+    needs
+        What an instance must restore (`wire.Hello.carries`) to go on after another one; nothing where it is pinned.
+    """
+
+    parameters: dict[str, Any]
+    maximum_tokens: int
+    minimum_tokens: int = 0
+    pinned: str | None = None
+    needs: frozenset[str] = frozenset()
+
+    @property
+    def restored(self) -> bool:
+        """Whether its state is carried by giving an instance the output so far as output (engine/connector/resume_output.py)."""
+        return bool(self.needs)
+
+    def prefill(self, key: str, prompt: list[int], emitted: list[int]) -> dict[str, Any]:
+        """Return the request that computes all tokens so far and one more, and keeps the KV for a decode instance."""
+        minimum = min(1, max(0, self.minimum_tokens - len(emitted)))
+        parameters = {**self.parameters, "max_tokens": 1, "min_tokens": minimum}
+        params: dict[str, Any] = {}
+        if self.maximum_tokens - len(emitted) > 1:
+            params = {"do_remote_decode": True, "do_remote_prefill": False}
+            if self.pinned is not None:
+                # State that is not carried starts at the decode instance, first token included.
+                parameters = {"max_tokens": 1, "temperature": 0.0}
+        return _body(key, prompt + emitted, parameters, {**params, **self._output(emitted)})
+
+    def decode(
+        self, key: str, prompt: list[int], emitted: list[int], transfer: dict[str, Any] | None, priority: int = 0
+    ) -> dict[str, Any]:
+        """Return the request that goes on after `emitted`; `transfer` says where the KV is, None computes it.
+
+        Where an instance runs out of memory, it preempts the request with the largest `priority`.
+        """
+        parameters = {
+            **self.parameters,
+            "max_tokens": self.maximum_tokens - len(emitted),
+            "min_tokens": max(0, self.minimum_tokens - len(emitted)),
+        }
+        body = _body(key, prompt + emitted, parameters, {**(transfer or {}), **self._output(emitted)})
+        return {**body, "priority": priority} if priority else body
+
+    def _output(self, emitted: list[int]) -> dict[str, Any]:
+        return {_GENERATED: len(emitted), **({_RESTORE: True} if self.restored and emitted else {})}
+
+
+def bring_ahead(key: str, tokens: list[int], transfer: dict[str, Any]) -> dict[str, Any]:
+    """Return the request that brings the KV of all `tokens` but the last to an instance, and generates for nobody."""
+    return _body(key, tokens, {"max_tokens": 1, "temperature": 0.0}, {**transfer, _AHEAD: True})
+
+
+def _body(key: str, tokens: list[int], parameters: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "request_id": key,
+        "token_ids": tokens,
+        "sampling_params": {"detokenize": False, **parameters},
+        "kv_transfer_params": {**params, _KEY: key},
+    }

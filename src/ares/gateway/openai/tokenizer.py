@@ -1,0 +1,107 @@
+"""The model's tokenizer as transformers makes it, without transformers in the gateway.
+
+Which tokenizer a folder stands for is transformers' to say: its classes change what ``tokenizer.json`` says, or convert
+other formats. But it takes more memory than all the rest of a gateway, and with torch, which it imports where that is
+installed, three times as much. So a process of its own loads the tokenizer, writes down what it has become, and ends.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from ares.models.resolve import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTokenizer:
+    """A tokenizer, and what its chat template is rendered with.
+
+    Attributes
+    ----------
+    chat_template
+        Jinja source, or several by name; None where the model has none.
+    special_tokens
+        Variables of the template: ``bos_token`` and so on.
+    """
+
+    tokenizer: Tokenizer
+    chat_template: str | dict[str, str] | None
+    special_tokens: dict[str, Any]
+
+
+def load(folder: Path) -> ModelTokenizer:
+    """Load the tokenizer of a model folder.
+
+    Raises
+    ------
+    ModelError
+        transformers cannot load it, or it has no form that the tokenizers library runs.
+    """
+    command = [sys.executable, "-m", __name__, str(folder)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)  # noqa: S603 - ours
+    head, _, state = done.stdout.partition(b"\n")
+    if done.returncode or not head:
+        raise ModelError(f"{folder}: the process that loads its tokenizer ended with status {done.returncode}")
+    described = json.loads(head)
+    if "error" in described:
+        raise ModelError(f"{folder}: its tokenizer cannot be loaded: {described['error']}")
+    # One that runs Python code of its own cannot be written down: transformers then stays in this process.
+    tokenizer = Tokenizer.from_buffer(state) if state else _from_transformers(folder).backend_tokenizer
+    tokenizer.encode_special_tokens = described["encode_special_tokens"]
+    return ModelTokenizer(tokenizer, described["chat_template"], described["special_tokens"])
+
+
+def _from_transformers(folder: Path) -> Any:
+    # Without torch, transformers warns that it can load no models; none is wanted here.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(folder))
+
+
+def _written(tokenizer: Tokenizer) -> str:
+    """Return a tokenizer as text that makes the same one again; empty where there is no such text."""
+    try:
+        state = tokenizer.to_str()
+        again = Tokenizer.from_str(state)
+    except Exception:  # the library raises no class of its own
+        return ""
+    same = again.to_str() == state and again.get_vocab() == tokenizer.get_vocab()
+    return state if same else ""
+
+
+def _describe(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return what `load` reads: the head, and the tokenizer."""
+    # Tokenizers need no torch, and transformers starts in a third of the time where it finds none.
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        loaded = _from_transformers(folder)
+        if not isinstance(getattr(loaded, "backend_tokenizer", None), Tokenizer):
+            return {"error": f"{type(loaded).__name__} has no form that the tokenizers library runs"}, ""
+    except Exception as error:  # whatever a folder makes it raise
+        return {"error": f"{type(error).__name__}: {error}"}, ""
+    head = {
+        "chat_template": loaded.chat_template,
+        "special_tokens": loaded.special_tokens_map,
+        # The one setting that the text of a tokenizer leaves out.
+        "encode_special_tokens": loaded.backend_tokenizer.encode_special_tokens,
+    }
+    return head, _written(loaded.backend_tokenizer)
+
+
+def _main(folder: Path) -> None:
+    # What a library prints must not come between.
+    with os.fdopen(os.dup(1), "wb") as out:
+        os.dup2(2, 1)
+        head, state = _describe(folder)
+        out.write(json.dumps(head).encode() + b"\n" + state.encode())
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))

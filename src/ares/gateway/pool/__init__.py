@@ -1,0 +1,1 @@
+"""Instances: discovery, health, the channels to them."""

@@ -1,0 +1,160 @@
+"""Asking an instance over HTTP who it is, and whether it can be used here."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import aiohttp
+import msgspec
+
+from ares.gateway.pool.generate import whole_body
+from ares.gateway.pool.health import Health, State
+from ares.protocol import messages as wire
+
+_TIMEOUT_S = 5.0
+_MOST_DESCRIPTION = 1 << 16
+_ROUTE = "/ares/v1/instance"
+# vLLM guards this one by its key, and not ours (entrypoints/serve/middleware/authenticate.py, 0.32).
+_GUARDED = "/v1/models"
+_KEY_REFUSED = (
+    "it answers {status}; give the gateway the key of the instance's VLLM_API_KEY (--worker-api-key-file or "
+    "ARES_WORKER_API_KEY)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The model that a gateway serves: the names it goes by, and the numbers of its configuration (`model.shape`)."""
+
+    names: tuple[str, ...]
+    shape: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why an instance cannot be used: the state that it is in, and the cause."""
+
+    state: State
+    cause: str
+
+
+async def describe(http: aiohttp.ClientSession, url: str) -> wire.Description | Trouble:
+    """Ask an instance who it is.
+
+    Parameters
+    ----------
+    http
+        Brings the key of the instances.
+    url
+        Base URL of the instance, without a slash at its end.
+    """
+    timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+    try:
+        async with http.get(url + _ROUTE, timeout=timeout) as reply:
+            if reply.status != 200:
+                return _refusal(reply.status)
+            body = await whole_body(reply, _MOST_DESCRIPTION)
+            found = msgspec.json.decode(body, type=wire.Description)
+        async with http.get(url + _GUARDED, timeout=timeout) as reply:
+            if reply.status in (401, 403):
+                return _refusal(reply.status)
+    except (TimeoutError, asyncio.IncompleteReadError):
+        return Trouble(State.UNREACHABLE, f"no answer within {_TIMEOUT_S:g} s; is it still starting, or overloaded?")
+    except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError, msgspec.DecodeError, ValueError, RecursionError):
+        return Trouble(
+            State.NOT_AN_INSTANCE, f"it answers GET {_ROUTE} with something else; does another program use that port?"
+        )
+    except (aiohttp.ClientError, OSError) as error:
+        return Trouble(State.UNREACHABLE, f"{_reason(error)}; start it, or correct its --worker URL")
+    return found
+
+
+def _refusal(status: int) -> Trouble:
+    if status in (401, 403):
+        return Trouble(State.KEY_REFUSED, _KEY_REFUSED.format(status=status))
+    if status >= 500:
+        return Trouble(State.UNREACHABLE, f"it answers GET {_ROUTE} with {status}; its log, or its proxy's, says why")
+    return Trouble(
+        State.NOT_AN_INSTANCE,
+        f"it answers GET {_ROUTE} with {status}; start it with `ares worker` (a plain `vllm serve` has no ARES plugin)",
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Say in a few words what went wrong, without the address, which is known."""
+    found = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(found, OSError) and found.strerror:
+        # asyncio's own text repeats the address: "Connect call failed ('127.0.0.1', 9)".
+        return "connection refused" if isinstance(found, ConnectionRefusedError) else found.strerror
+    return str(found) or type(found).__name__
+
+
+def another_model(said: wire.Description, ours: Served) -> str | None:
+    """Say in what an instance's model differs from ours; None where nothing shows that it does.
+
+    Numbers of the two configurations must agree where both are known. Names must have one in common, where both sides
+    have one that is no folder: a folder on one host says nothing about a folder, or an id, on another.
+    """
+    for name, value in said.shape.items():
+        if ours.shape.get(name, value) != value:
+            return f"it has {name} {value}, and {ours.names[0]} has {ours.shape[name]}"
+    theirs, known = _comparable(said.models), _comparable(ours.names)
+    if not theirs or not known or theirs.keys() & known.keys():
+        return None
+    return (
+        f"{', '.join(theirs.values())} instead of {', '.join(known.values())}; if these are the same, start the "
+        f"instance with --served-model-name {next(iter(known.values()))}"
+    )
+
+
+def _comparable(names: list[str] | tuple[str, ...]) -> dict[str, str]:
+    """Return the names that are no folders, by how they are compared: a hub takes its ids in any case."""
+    return {name.casefold(): name for name in names if not name.startswith(("/", "./", "../", "~"))}
+
+
+class Discovery:
+    """What an instance says of itself over HTTP, and its state by that.
+
+    Parameters
+    ----------
+    url
+        Its base URL, without a slash at its end.
+    http
+        Brings the key of the instances.
+    served
+        The gateway's model; None takes instances of any.
+
+    Attributes
+    ----------
+    health
+        Its state.
+    """
+
+    def __init__(self, url: str, http: aiohttp.ClientSession, served: Served | None) -> None:
+        self.health = Health()
+        self._url, self._http, self._served = url, http, served
+
+    async def answers(self) -> bool:
+        """Whether an instance answers at the URL."""
+        return isinstance(await describe(self._http, self._url), wire.Description)
+
+    async def look(self, who: str) -> wire.Description | None:
+        """Return who the instance says it is; None where it cannot be used, and then `health` says why.
+
+        Parameters
+        ----------
+        who
+            How the log calls it.
+        """
+        found = await describe(self._http, self._url)
+        if isinstance(found, wire.Description):
+            cause = another_model(found, self._served) if self._served is not None else None
+            if cause is None:
+                return found
+            found = Trouble(State.OTHER_MODEL, cause)
+        if self.health.state is not State.DUPLICATE:  # else its other URL says how it is
+            lost = found.state is State.UNREACHABLE and self.health.served
+            # Of one that has served the address is right, and it may start again by itself: no advice.
+            cause = found.cause.partition(";")[0] if lost else found.cause
+            self.health.turn(who, State.LOST if lost else found.state, cause)
+        return None

@@ -1,0 +1,197 @@
+"""All the instances of a gateway."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from ares.gateway.pool.discovery import Served
+from ares.gateway.pool.health import State
+from ares.gateway.pool.instance import Instance
+from ares.protocol import messages as wire
+from ares.protocol.keys import ControlKey
+
+logger = logging.getLogger(__name__)
+
+# An instance that is there is heard of within this long after the gateway's start.
+_FIRST_S = 3.0
+# More than so many instances are not named one by one.
+_MOST_NAMED = 5
+
+
+class Pool:
+    """All instances of a gateway.
+
+    Parameters
+    ----------
+    urls
+        Where they answer; one that is given twice counts once.
+    http
+        Brings the key of the instances.
+    interval_s
+        Seconds between two reports of an instance.
+    control_key
+        What their control channels ask for.
+    gateway
+        Name of the gateway, with which its keys begin.
+    served
+        The gateway's model; None uses instances of any.
+    """
+
+    def __init__(
+        self,
+        urls: list[str],
+        http: aiohttp.ClientSession,
+        interval_s: float,
+        control_key: ControlKey | None = None,
+        gateway: str = "",
+        served: Served | None = None,
+    ) -> None:
+        self._watched = [Instance(url, http, interval_s, control_key, gateway, served) for url in _distinct(urls)]
+        self._served = served
+        # By boot: who stands for an instance, where several URLs lead to it.
+        self._holders: dict[str, Instance] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._started_at = time.monotonic()
+        self._changed = asyncio.Event()
+        for instance in self._watched:
+            instance.health.on_change = self._tell
+
+    @property
+    def instances(self) -> list[Instance]:
+        """All instances, each once."""
+        return [i for i in self._watched if not i.duplicate]
+
+    def start(self) -> None:
+        """Begin to watch every instance."""
+        self._started_at = time.monotonic()
+        self._tasks = [
+            asyncio.create_task(i.watch(self._acquaint, self._claim), name=f"watch {i.url}") for i in self._watched
+        ]
+
+    async def stop(self) -> None:
+        """Stop watching."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for instance in self._watched:
+            instance.health.close()
+
+    def prefill(self) -> Iterator[Instance]:
+        """Yield the instances that prefill."""
+        return (i for i in self.instances if i.role != "decode")
+
+    def decode(self) -> Iterator[Instance]:
+        """Yield the instances that decode."""
+        return (i for i in self.instances if i.role != "prefill")
+
+    def find(self, name: str) -> Instance | None:
+        """Return the instance called `name`."""
+        return next((i for i in self.instances if i.name == name), None)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is at least one instance to decode on."""
+        return any(i.open for i in self.decode())
+
+    def needs(self, instance: Instance) -> str | None:
+        """Say what the pool would be without, were this open instance closed; None where others do the same."""
+        others = [i for i in self.instances if i.open and i is not instance]
+        if not instance.open:
+            return None
+        if instance.role != "prefill" and all(i.role == "prefill" for i in others):
+            return "the last open instance that decodes: new requests would wait, and fail in the end"
+        if instance.role != "decode" and all(i.role == "decode" for i in others):
+            return "the last open instance that prefills: decode instances would prefill, between the tokens of others"
+        return None
+
+    def expected(self, exclude: Collection[str] = ()) -> bool:
+        """Whether an instance to decode on may become ready by itself, but for those named in `exclude`."""
+        begins = time.monotonic() - self._started_at < _FIRST_S
+        return any((i.health.may_return or begins) and i.name not in exclude for i in self.decode())
+
+    @property
+    def why_not_ready(self) -> str:
+        """Say of the instances that could decode why they do not."""
+        reasons = [f"{i.name} {reason}" for i in self.decode() if (reason := why_closed(i)) is not None]
+        more = [f"and {len(reasons) - _MOST_NAMED} more"] if len(reasons) > _MOST_NAMED else []
+        return "; ".join(reasons[:_MOST_NAMED] + more)
+
+    @property
+    def carried(self) -> frozenset[str]:
+        """State that no instance lets a request lose that comes to it."""
+        known = [frozenset(i.hello.carries) for i in self.instances if i.hello is not None]
+        return frozenset.intersection(*known) if known else frozenset()
+
+    async def change(self, most_s: float) -> None:
+        """Wait until the state of an instance changes, or for so long."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), most_s)
+
+    def _tell(self) -> None:
+        """Wake those who wait for a change."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _tell_apart(self) -> None:
+        """Give instances that call themselves the same their addresses as part of their names."""
+        for called, count in Counter(i.called for i in self.instances).items():
+            same = [i for i in self.instances if i.called == called]
+            names = [f"{called}@{urlsplit(i.url).netloc}" for i in same] if count > 1 else [called]
+            if count > 1 and names != [i.name for i in same]:
+                logger.warning("%d instances call themselves %s: %s", count, called, ", ".join(names))
+            for instance, name in zip(same, names, strict=True):
+                instance.name = name
+
+    async def _claim(self, instance: Instance, found: wire.Description) -> Instance | None:
+        """Let one URL stand for an instance in this life of it: the one that does already, while it leads there."""
+        holder = self._holders.get(found.boot)
+        if holder is not None and holder is not instance:
+            if await holder.holds(found.boot):
+                return holder
+            holder.let_go()
+        self._holders = {boot: i for boot, i in self._holders.items() if i is not instance} | {found.boot: instance}
+        if instance.duplicate or found.name != instance.called:
+            instance.health.turn(instance.url, State.UNKNOWN)
+            instance.name = instance.called = found.name
+            if self._served is not None and not found.models:
+                logger.warning(
+                    "%s (%s) does not say which model it serves (an earlier ARES?); it is used",
+                    found.name,
+                    instance.url,
+                )
+            self._tell_apart()
+        return None
+
+    async def _acquaint(self, instance: Instance) -> None:
+        """Let decode instances shake hands with whatever they may pull from, so that no request waits for it."""
+        assert instance.hello is not None  # noqa: S101 - for the type checker: called on its Hello
+        if instance.role != "prefill":
+            await instance.connect_peers([i.hello.peer for i in self.instances if i.hello and i is not instance])
+        for other in self.decode():
+            if other is not instance and other.hello is not None:
+                await other.connect_peers([instance.hello.peer])
+
+
+def why_closed(instance: Instance) -> str | None:
+    """Say why an instance takes nothing new; None where it does."""
+    if instance.open:
+        return None
+    return instance.health.why or (State.DRAINING.value.says if instance.draining else "has just been lost")
+
+
+def _distinct(urls: list[str]) -> list[str]:
+    """Leave out what is another spelling of a URL before it."""
+    found: dict[tuple[str, str | None, int | None, str], str] = {}
+    for url in urls:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+        first = found.setdefault((parts.scheme, parts.hostname, port, parts.path.rstrip("/")), url)
+        if first is not url:
+            logger.warning("--worker %s is the same as %s: it is used once", url, first)
+    return list(found.values())

@@ -1,0 +1,62 @@
+"""The gateway's subscription at an instance, and with it what the instance keeps for the gateway.
+
+An instance that has forgotten a gateway soon lets go of the KV that waits for it (`wire.ORPHAN_LEASE_S`). A gateway
+that was frozen, or cut off from it, must not have that KV pulled any more: whoever pulls freed blocks gets somebody
+else's. So KV counts as kept only where the subscription has been alive all the time.
+"""
+
+import time
+
+from ares.protocol import messages as wire
+
+_HEARTBEAT_S = wire.SUBSCRIPTION_TTL_S / 5
+# Of silence, in either direction, after which the instance may have begun to let go. The rest of the lease is for the
+# target, which speaks up 5 s after it was asked.
+_DOUBTFUL_S = 4.0
+
+
+class Subscription:
+    """What is known of it at this end.
+
+    Parameters
+    ----------
+    gateway
+        Name of the gateway.
+    interval_s
+        Seconds between two reports of the instance.
+
+    Attributes
+    ----------
+    number
+        Another one whenever the subscription may have been interrupted.
+    """
+
+    def __init__(self, gateway: str, interval_s: float) -> None:
+        self.number = 0
+        self._heartbeat = wire.encode(wire.Subscribe(interval_s, gateway))
+        self._doubtful_s = max(_DOUBTFUL_S, 2 * interval_s)
+        self._sent = self._heard = 0.0
+
+    def heartbeat(self) -> bytes | None:
+        """Return what is to be sent now, if anything."""
+        now = time.monotonic()
+        silent_s = now - self._sent
+        if silent_s <= _HEARTBEAT_S:
+            return None
+        self.number += silent_s > _DOUBTFUL_S
+        self._sent = now
+        return self._heartbeat
+
+    def begin(self) -> None:
+        """Begin anew, on another connection."""
+        self.number += 1
+        self._sent = 0.0
+
+    def heard(self, *, again: bool) -> None:
+        """Take note of a message; `again` where it says that the instance had not known us."""
+        self._heard = time.monotonic()
+        self.number += again
+
+    def unbroken(self, since: int) -> bool:
+        """Whether it has been alive since it had that number."""
+        return since == self.number and time.monotonic() - min(self._sent, self._heard) < self._doubtful_s

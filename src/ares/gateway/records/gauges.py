@@ -1,0 +1,39 @@
+"""What Prometheus is told of the instances."""
+
+from collections.abc import Iterable
+
+from ares.gateway.control.predictions import predicted
+from ares.gateway.pool.instance import Instance
+from ares.gateway.records.metrics import Metrics
+
+
+def show(metrics: Metrics, instances: Iterable[Instance]) -> None:
+    """Set the gauges of the instances; one that is not up has none but the one that says so."""
+    loads = (
+        metrics.instance_predicted,
+        metrics.instance_resident,
+        metrics.instance_kv,
+        metrics.instance_step,
+        metrics.instance_running,
+        metrics.instance_waiting,
+        metrics.instance_preemptions,
+    )
+    for gauge in (metrics.instance_up, *loads):
+        gauge.clear()  # also of names that nobody has any more
+    for i in instances:
+        metrics.instance_up.labels(i.name, i.role).set(i.healthy)
+        load, hello = i.telemetry, i.hello
+        if not i.healthy or load is None or hello is None:
+            continue
+        values = (
+            predicted(load) if load.rows else 0,
+            sum(row.resident for row in load.rows),
+            load.kv_blocks_used / hello.kv_blocks,
+            load.step_time_s,
+            load.running,
+            load.waiting,
+            load.preemptions,
+        )
+        for gauge, value in zip(loads, values, strict=True):
+            if value is not None:
+                gauge.labels(i.name).set(value)

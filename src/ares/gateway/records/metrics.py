@@ -1,0 +1,127 @@
+"""The gateway's Prometheus metrics. Labels are bounded: presets, outcomes, reasons and instance names."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from ares.gateway.http.refusals import reason
+
+_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_GAPS_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 900)
+_TOKENS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+class Metrics:
+    """All metrics of one gateway, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "ares_requests_total", "Requests that ended, by outcome", ["route", "outcome"], registry=registry
+        )
+        self.refused = Counter(
+            "ares_http_refused_total",
+            "Requests answered with an error, or whose stream ended with one",
+            ["route", "status", "reason"],
+            registry=registry,
+        )
+        self.active = Gauge("ares_active_sequences", "Sequences between prefill and end", registry=registry)
+        self.prompt_tokens = Counter("ares_prompt_tokens_total", "Prompt tokens", registry=registry)
+        self.output_tokens = Counter("ares_output_tokens_total", "Output tokens given to clients", registry=registry)
+        self.ttft = Histogram(
+            "ares_time_to_first_token_seconds", "Arrival to first token", registry=registry, buckets=_SECONDS
+        )
+        self.tpot = Histogram(
+            "ares_time_per_output_token_seconds",
+            "(end - first token) / (output tokens - 1), per sequence",
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.longest_gap = Histogram(
+            "ares_longest_gap_seconds",
+            "Longest time between two tokens, per sequence, by class of service",
+            ["service_class"],
+            registry=registry,
+            buckets=_GAPS_S,
+        )
+        self.migrations = Counter(
+            "ares_migrations_total", "Moves that ended", ["trigger", "outcome"], registry=registry
+        )
+        self.stall = Histogram(
+            "ares_migration_stall_seconds",
+            "Last token from the source to first from the target",
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.pulled = Counter(
+            "ares_migration_pulled_tokens_total", "Tokens whose KV a target pulled", registry=registry
+        )
+        self.precopied = Counter(
+            "ares_migration_precopied_tokens_total",
+            "Tokens whose KV a target pulled while the request still ran",
+            registry=registry,
+        )
+        self.pinned = Counter(
+            "ares_unmovable_requests_total",
+            "Sequences that are never moved, by the parameter whose state a move would not carry",
+            ["reason"],
+            registry=registry,
+        )
+        self.decisions = Counter(
+            "ares_rebalance_decisions_total", "Rebalancing periods, by result", ["result"], registry=registry
+        )
+        self.held = Gauge("ares_held_sequences", "Prefilled sequences that wait for admission", registry=registry)
+        self.suspended = Gauge("ares_suspended_sequences", "Sequences that gave their room up", registry=registry)
+        self.entries = Counter(
+            "ares_entrance_decisions_total", "Sequences let in, let in again, or suspended", ["kind"], registry=registry
+        )
+        self.rescues = Counter(
+            "ares_rescues_total",
+            "Sequences taken off an instance before it runs out of memory",
+            ["how"],
+            registry=registry,
+        )
+        self.faults = Counter(
+            "ares_controller_faults_total", "Faults of the controller; serving goes on", ["part"], registry=registry
+        )
+        self.implausible = Counter(
+            "ares_implausible_predictions_total",
+            "Predictions that were not finite, negative, or out of order",
+            registry=registry,
+        )
+        self.prediction_error = Histogram(
+            "ares_prediction_error_tokens",
+            "Predicted less true remaining tokens of finished sequences, by output tokens at the prediction",
+            ["position", "side"],
+            registry=registry,
+            buckets=_TOKENS,
+        )
+        self.instance_predicted = Gauge(
+            "ares_instance_predicted_remaining_tokens",
+            "Tokens that an instance's requests are expected to generate yet",
+            ["instance"],
+            registry=registry,
+        )
+        self.instance_up = Gauge(
+            "ares_instance_up", "Whether an instance is heard of", ["instance", "role"], registry=registry
+        )
+        self.instance_resident = Gauge(
+            "ares_instance_resident_tokens", "Tokens whose KV an instance holds", ["instance"], registry=registry
+        )
+        self.instance_kv = Gauge(
+            "ares_instance_kv_usage_ratio", "Share of an instance's KV blocks in use", ["instance"], registry=registry
+        )
+        self.instance_step = Gauge(
+            "ares_instance_step_time_seconds", "Moving average of the step time", ["instance"], registry=registry
+        )
+        self.instance_running = Gauge(
+            "ares_instance_running_requests", "Running requests", ["instance"], registry=registry
+        )
+        self.instance_waiting = Gauge(
+            "ares_instance_waiting_requests", "Waiting requests", ["instance"], registry=registry
+        )
+        self.instance_preemptions = Gauge(
+            "ares_instance_preemptions", "Preemptions since the instance started", ["instance"], registry=registry
+        )
+
+    def refuse(self, route: str, status: int, code: str | None) -> None:
+        """Count a request that was answered with an error of this code, if it has one."""
+        self.refused.labels(route, str(status), reason(status, code)).inc()

@@ -1,0 +1,242 @@
+"""`ares replay`: make logged decisions again, under the same preset or another."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ares import plugins
+from ares.gateway.records.decision_log import (
+    MOST_TOKENS,
+    PLACE,
+    read_candidates,
+    read_cluster,
+    read_progress,
+    read_settings,
+)
+from ares.policy import (
+    REGISTRIES,
+    Admission,
+    Candidates,
+    Cluster,
+    DecisionError,
+    Dispatch,
+    Policy,
+    Preset,
+    Rebalance,
+    choose_instance,
+    decide_entries,
+    decide_moves,
+)
+from ares.policy.cluster import FloatArray
+from ares.policy.oom_avoidance import RescueSettings, beside, rescue
+from ares.policy.settings import make_settings
+from ares.text_files import TextFileError, read_lines
+
+
+class ReplayError(ValueError):
+    """The log cannot be read; the message names the line."""
+
+
+class UnknownPolicyError(ValueError):
+    """A logged policy is not registered here."""
+
+
+# What comes of a line that is no decision, by the time that it is decided again.
+_MALFORMED = (
+    msgspec.DecodeError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclass(slots=True)
+class Replayed:
+    """What came out.
+
+    Attributes
+    ----------
+    decisions, same
+        Decisions made again, and those that came out as logged.
+    logged, made
+        Decided actions by kind, as logged and as made again.
+    differences
+        One entry for each decision that came out otherwise.
+    """
+
+    decisions: int = 0
+    same: int = 0
+    logged: Counter[str] = field(default_factory=Counter)
+    made: Counter[str] = field(default_factory=Counter)
+    differences: list[dict[str, Any]] = field(default_factory=list)
+
+
+def replay(log: Path, other: str | None, progress: Callable[[int], None] = lambda _: None) -> Replayed:
+    """Make every decision of a log again.
+
+    Parameters
+    ----------
+    log
+        Written by ``ares gateway --decision-log``.
+    other
+        A preset, or the YAML file of one, to decide by instead of what is logged.
+    progress
+        Told the number of characters read so far.
+
+    Raises
+    ------
+    ReplayError
+        The log is not one, or names a policy that is not registered here.
+    ValueError
+        There is no such preset.
+    """
+    chosen = plugins.preset(other) if other is not None else None
+    policies = _Policies(chosen)
+    result = Replayed()
+    read = 0
+    for number, line in enumerate(_lines(log), 1):
+        read += len(line) + 1
+        if not line.strip():
+            continue
+        try:
+            record = msgspec.json.decode(line)
+            logged = [_action(one) for one in (*record.get("rescues", ()), *record["decided"])]
+            made = _MAKE[record["kind"]](record, policies)
+            when = float(record["time"])
+        except (UnknownPolicyError, DecisionError) as error:
+            raise ReplayError(f"{log}:{number}: {error}") from None
+        except _MALFORMED as error:
+            raise ReplayError(f"{log}:{number}: not a logged decision: {error!r}") from error
+        result.decisions += 1
+        result.same += made == logged
+        result.logged.update(one["kind"] for one in logged)
+        result.made.update(one["kind"] for one in made)
+        if made != logged:
+            result.differences.append({"line": number, "time": when, "logged": logged, "made": made})
+        progress(read)
+    return result
+
+
+def _lines(log: Path) -> Iterator[str]:
+    try:
+        yield from read_lines(log)
+    except TextFileError as error:
+        raise ReplayError(str(error)) from None
+
+
+def _action(one: dict[str, Any]) -> dict[str, Any]:
+    """Name what was decided, without the numbers behind it."""
+    if "request" in one:
+        kind = "rescue" if "gain" not in one else "move"
+        return {"kind": kind, "request": one["request"], "instance": one["target"]}
+    if not isinstance(one["kind"], str):
+        raise TypeError("a kind must be a string")
+    return {"kind": one["kind"], "request": one["index"], "instance": one["instance"]}
+
+
+class _Policies:
+    """The policies of a log, or those of a preset instead: one object for all of its decisions, since it may remember.
+
+    Parameters
+    ----------
+    chosen
+        The preset to decide by; None: by what is logged.
+    """
+
+    def __init__(self, chosen: Preset | None) -> None:
+        self.chosen = chosen
+        self._made: dict[tuple[str, str, Any], Any] = {}
+
+    def find(self, part: str, record: dict[str, Any]) -> Any:
+        """Return the policy that decides a record; it remembers what the logged one did, where it is the same."""
+        if self.chosen is not None:
+            name, settings = getattr(self.chosen, part), getattr(self.chosen, f"{part}_settings")
+        else:
+            name, settings = _logged_policy(part, record)
+        if (part, name, settings) not in self._made:
+            self._made[part, name, settings] = REGISTRIES[part].make(name, settings)
+        policy: Policy = self._made[part, name, settings]
+        if self.chosen is None and record.get("memory"):
+            policy.remember(record["memory"])
+        return policy
+
+
+def _logged_policy(part: str, record: dict[str, Any]) -> tuple[str, Any]:
+    """Return the name and the settings of the policy that a record was decided by."""
+    name = record[part]["name"]
+    if not isinstance(name, str):
+        raise TypeError("the name of a policy must be a string")
+    if name not in REGISTRIES[part]:
+        raise UnknownPolicyError(f"decided by the {part} policy {name!r}, which is not known here: "
+                                 "give the file that registers it, --policy FILE")  # fmt: skip
+    return name, make_settings(REGISTRIES[part][name].Settings, record[part]["settings"])
+
+
+def _placement(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
+    cluster = read_cluster(record)
+    remaining = record["remaining"]
+    if remaining is not None:
+        remaining = np.array(remaining, np.float64)
+        if remaining.shape != (len(cluster.levels),):
+            raise ValueError(f"remaining has shape {remaining.shape}")
+    return _placed(policies.find("dispatch", record), cluster, [_tokens(record["tokens"])], [remaining])
+
+
+def _tokens(read: object) -> int:
+    if not isinstance(read, int) or not 0 <= read < MOST_TOKENS:
+        raise ValueError(f"tokens is {read!r}")
+    return read
+
+
+def _placed(
+    policy: Dispatch, cluster: Cluster, tokens: Iterable[int], remaining: Iterable[FloatArray | None]
+) -> list[dict[str, Any]]:
+    chosen = [choose_instance(policy, cluster, *one) for one in zip(tokens, remaining, strict=True)]
+    return [{"kind": PLACE, "request": n, "instance": place} for n, place in enumerate(chosen) if place is not None]
+
+
+def _entries(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
+    cluster = read_cluster(record)
+    candidates = read_candidates(record, cluster)
+    if policies.chosen is not None and not policies.chosen.holds:
+        return _dispatched(policies.find("dispatch", record), cluster, candidates)
+    ended = [_tokens(one) for one in record["ended"]]
+    running = read_progress(record["running"], len(cluster.requests))
+    policy: Admission = policies.find("admission", record)
+    decided = decide_entries(policy, cluster, candidates, running, ended)
+    return [{"kind": one.kind, "request": one.index, "instance": one.instance} for one in decided]
+
+
+def _dispatched(policy: Dispatch, cluster: Cluster, candidates: Candidates) -> list[dict[str, Any]]:
+    """Return what would have become of candidates that nobody held back."""
+    placed = _placed(policy, cluster, candidates.tokens.tolist(), candidates.remaining_tokens)
+    return [one | {"kind": "enter"} for one in placed]
+
+
+def _moves(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
+    cluster, chosen = read_cluster(record), policies.chosen
+    running = read_progress(record["running"], len(cluster.requests))
+    rescued = record["lead"] is not None if chosen is None else chosen.rescues
+    lead = read_settings(RescueSettings, record["lead"] or {})
+    rescues = rescue(cluster, lead, running) if rescued else []
+    policy: Rebalance = policies.find("rebalance", record)
+    # A fault, such as a late answer, need not come again.
+    failed = chosen is None and record["failed"] is not None
+    asked = [] if failed else decide_moves(policy, cluster)
+    moves = [{"kind": "move", "request": one.request, "instance": one.target} for one in beside(asked, rescues)]
+    return [{"kind": "rescue", "request": one.request, "instance": one.target} for one in rescues] + moves
+
+
+_MAKE: dict[str, Callable[[dict[str, Any], _Policies], list[dict[str, Any]]]] = {
+    "dispatch": _placement,
+    "admission": _entries,
+    "moves": _moves,
+}

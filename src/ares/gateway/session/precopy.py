@@ -1,0 +1,141 @@
+"""Live pre-copy: the full blocks of a running request go to its target while it goes on; then it moves.
+
+The source pins the blocks (`wire.Copy`) and a request that only brings KV pulls them into the target's prefix cache.
+The hand-over that follows is the ordinary one (gateway/session/session.py): it pulls what the prefix cache lacks. Should the
+blocks have been evicted meanwhile, that is everything.
+"""
+
+import asyncio
+import itertools
+import time
+from typing import Literal
+
+from ares.gateway.openai.sampling import bring_ahead
+from ares.gateway.pool.generate import EngineLostError, EngineRefusedError, Stream
+from ares.gateway.pool.instance import Instance
+from ares.gateway.session.handover import HandoverError, Migration, NotMovableError, Pin
+from ares.gateway.session.session import Sequence
+from ares.policy.transfer import PRE_COPY, STOP_AND_COPY, Link, Mode, choose_mode
+
+WantedMode = Literal["auto", "stop_and_copy", "pre_copy"]
+AUTO: WantedMode = "auto"
+_numbers = itertools.count(1)
+
+
+def resolve(wanted: WantedMode, sequence: Sequence, target: Instance) -> Mode:
+    """Return how to move `sequence` to `target`; without a prefix cache there, nothing can go ahead."""
+    if wanted == STOP_AND_COPY or target.hello is None or target.telemetry is None or not target.hello.prefix_caching:
+        return STOP_AND_COPY
+    if wanted == PRE_COPY:
+        return PRE_COPY
+    link = Link(
+        token_bytes=target.hello.token_bytes,
+        bytes_per_s=target.telemetry.pull_bytes_per_s,
+        within_step_bytes=target.hello.pull_within_step_bytes,
+        step_s=target.telemetry.step_time_s,
+        block_tokens=target.hello.block_size,
+    )
+    return choose_mode(sequence.tokens, link)
+
+
+async def move(sequence: Sequence, target: Instance, reason: str, mode: Mode, timeout_s: float) -> Migration:
+    """Move `sequence` to `target`, its full blocks first where `mode` says so, and return how it went.
+
+    Raises
+    ------
+    NotMovableError
+        It cannot be moved now; nothing was changed.
+    """
+    refusal = sequence.not_movable()
+    source = sequence.instance
+    if refusal is not None or source is None:
+        raise NotMovableError(refusal or "not_decoding")
+    if mode == STOP_AND_COPY:
+        return await sequence.migrate(target, reason)
+    record = Migration(sequence.id, source.name, target.name, reason, mode=mode)
+    began = time.monotonic()
+    ahead, failed = 0, False
+    sequence.copying = target
+    try:
+        ahead = await _copy(sequence, source, target, timeout_s)
+    except (EngineLostError, EngineRefusedError, HandoverError, TimeoutError) as error:
+        failed = True
+        if isinstance(error, EngineLostError):
+            target.mark_lost()
+    finally:
+        sequence.copying = None
+    copied_s = time.monotonic() - began
+    ended = _ended(sequence, source)
+    if failed or ended is not None:
+        # Where the copy failed alone, the request has not been touched.
+        record.outcome = ended or "not_copied"
+    else:
+        record = await sequence.migrate(target, reason)
+        record.mode = mode
+    record.precopied_tokens, record.precopy_s = ahead, copied_s
+    return record
+
+
+def _ended(sequence: Sequence, source: Instance) -> str | None:
+    """Return the outcome where there is nothing left to move: it has ended, or no longer runs at its source."""
+    match sequence.not_movable():
+        case None:
+            return None if sequence.instance is source else "not_running"
+        case "finished":
+            return "finished_first"
+        case "cancelled":
+            return "cancelled"
+        case _:
+            return "not_running"
+
+
+async def _copy(sequence: Sequence, source: Instance, target: Instance, timeout_s: float) -> int:
+    """Bring the full blocks of `sequence` to `target`; return how many tokens were pulled."""
+    key = sequence.key
+    assert key is not None  # noqa: S101 - for the type checker: it runs on an instance
+    tokens = sequence.prompt + sequence.emitted
+    pin = f"{key}/copy-{next(_numbers)}"
+    held = Pin.at(source, pin)
+    # One token more than is copied: the target must compute something, and it shall not be KV that was copied.
+    copied = await source.copy(key, pin, len(tokens) - 1, timeout_s)
+    if not copied.tokens:
+        return 0
+    if not held.kept:
+        raise HandoverError("the source may have let go of the copy")
+    async with asyncio.timeout(timeout_s):
+        try:
+            stream = await target.engine.stream(bring_ahead(pin, tokens[: copied.tokens + 1], copied.transfer))
+        except (EngineLostError, EngineRefusedError):
+            # Nobody will pull it. In every other case the target's pull or abort frees the pin, as in a hand-over.
+            await source.release(pin)
+            raise
+        try:
+            return await _arrival(target, pin, stream, timeout_s)
+        finally:
+            stream.close()
+
+
+async def _arrival(target: Instance, pin: str, stream: Stream, timeout_s: float) -> int:
+    """Wait until the KV is in the target's prefix cache; return how many tokens were pulled."""
+
+    async def drain() -> None:
+        async for _ in stream.batches():
+            pass
+
+    drained = asyncio.ensure_future(drain())
+    admission = asyncio.ensure_future(target.admitted(pin, timeout_s))
+    try:
+        await asyncio.wait((drained, admission), return_when=asyncio.FIRST_COMPLETED)
+        if not admission.done():
+            # What broke off, or has ended: then the word of the pull is on its way, or lost.
+            await drained
+        admitted = await admission
+        if admitted is None or admitted.failed:
+            # Not to be computed instead: that would cost the target what the copy should save.
+            raise HandoverError("the pull failed")
+        await drained
+        return admitted.pulled
+    finally:
+        for task in (drained, admission):
+            task.cancel()
+        await asyncio.gather(drained, admission, return_exceptions=True)

@@ -1,0 +1,1 @@
+"""`ares up`: a whole cluster on this machine."""

@@ -1,0 +1,410 @@
+"""`ares up`: a cluster on this machine, and nothing left of it afterwards."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from rich.console import Console
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from ares import addresses, extras
+from ares.engine.defaults import free_port, free_ports, given_names, gpu_shares
+from ares.protocol.messages import Role
+from ares.terminal.http_client import open_direct
+from ares.terminal.progress import progress_display
+
+START_TIMEOUT_S = 600.0
+_STOP_TIMEOUT_S = 10.0
+# The kernel takes a while to free the memory of a large engine.
+_CLEAR_TIMEOUT_S = 10.0
+_LOG_LINES = 25
+_PR_SET_PDEATHSIG = 1
+_ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+# Everything stops together: an instance that waited for its requests to move would wait for instances that stop too,
+# and so would the gateway.
+_AT_ONCE = ["--drain-deadline", "0"]
+_GATEWAY_AT_ONCE = ["--shutdown-timeout-s", "0"]
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot start; the message says which part and shows the end of its log."""
+
+
+@dataclass(slots=True)
+class Part:
+    """One process of the cluster.
+
+    Attributes
+    ----------
+    instances
+        Name and URL of each instance in it.
+    cleared
+        Whether it has ended with all that it had started, so that its process group may be somebody else's by now.
+    """
+
+    name: str
+    url: str
+    log: Path
+    command: list[str]
+    environment: dict[str, str] | None
+    process: subprocess.Popen[bytes]
+    instances: dict[str, str] = field(default_factory=dict)
+    cleared: bool = False
+
+    def ready(self) -> bool:
+        """Whether it answers."""
+        with contextlib.suppress(OSError), open_direct(f"{self.url}/health", timeout=1) as reply:
+            return bool(reply.status == 200)
+        return False
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal it with all that it has started."""
+        if not self.cleared:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, number)
+
+    def clear(self) -> None:
+        """End what is left of it where its leader has ended: an engine without one would keep its ports and memory."""
+        deadline = time.monotonic() + _CLEAR_TIMEOUT_S
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            while not self.cleared and time.monotonic() < deadline:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                time.sleep(0.02)
+        self.cleared = True
+
+    def ending(self) -> str:
+        """Say how it ended."""
+        code = self.process.returncode
+        if code >= 0:
+            return f"ended with status {code}"
+        # A real-time signal has no name.
+        name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
+        return f"was killed ({name})"
+
+    def log_end(self) -> str:
+        """Return the last lines of its log."""
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        return "\n".join(lines[-_LOG_LINES:])
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """What `ares up` was asked for."""
+
+    model: str
+    prefill: int = 1
+    decode: int = 2
+    host: str = "127.0.0.1"
+    port: int = 8000
+    preset: str = "ares"
+    log_folder: Path | None = None
+    vllm_flags: tuple[str, ...] = ()
+    worker_flags: tuple[str, ...] = ()
+    gateway_flags: tuple[str, ...] = ()
+    # Profile of simulated engines; None starts real ones.
+    simulate: str | None = None
+    # Simulated instances in a process: 1 is as real ones are; None puts all of a role into one.
+    per_process: int | None = None
+    # The module whose command `gateway` is the gateway: another one for measurements and tests.
+    gateway_module: str = "ares"
+
+
+@dataclass(slots=True)
+class Cluster:
+    """A running local cluster. Use it as a context manager: leaving it stops everything."""
+
+    settings: ClusterSettings
+    console: Console
+    log_folder: Path
+    parts: list[Part] = field(default_factory=list)
+    ports: list[int] = field(default_factory=list)
+    # Sockets bound to the instances' ports, on which nobody listens: an instance of vLLM loads for a minute before it
+    # binds its own, and others who look for a free port meanwhile, such as another cluster, must not find them.
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    @property
+    def url(self) -> str:
+        """Where the gateway answers."""
+        return self.parts[-1].url
+
+    @property
+    def workers(self) -> list[Part]:
+        """The instances."""
+        return [part for part in self.parts if part.name != "gateway"]
+
+    def start_worker(
+        self, name: str, role: Role, cores: str | None, flags: tuple[str, ...] = (), gpus: str | None = None
+    ) -> None:
+        """Start an instance on these CPU cores or GPUs; `flags` are flags of `ares worker`."""
+        extras.require("vllm", "nixl")  # said here in one sentence, not in the log of each instance
+        command = ["worker", "--model", self.settings.model, "--role", role, "--name", name, *_AT_ONCE]
+        for flag in ("--port", "--control-port", "--nixl-port"):
+            # Chosen here for all instances: they start at the same time and must not choose the same.
+            self._hold(free_port("127.0.0.1", self.ports))
+            command += [flag, str(self.ports[-1])]
+        if cores is not None:
+            command += ["--cores", cores]
+        _start(
+            self,
+            name,
+            f"http://127.0.0.1:{self.ports[-3]}",
+            [*command, *flags, *self.settings.worker_flags, "--", *self.settings.vllm_flags],
+            gpus,
+        )
+
+    def start_simulated(self, name: str, role: Role, count: int, number: int = 0) -> None:
+        """Start so many simulated instances in one process, called `name` and numbers from `number` on."""
+        # And so many control channels: processes that start at the same time must not choose the same ports.
+        first = free_ports("127.0.0.1", 2 * count, self.ports)
+        for port in range(first, first + 2 * count):
+            self._hold(port)
+        names = [f"{name}-{number + n}" for n in range(count)]
+        instances = {name: f"http://127.0.0.1:{first + n}" for n, name in enumerate(names)}
+        command = ["worker", "--simulate", str(self.settings.simulate), "--model", self.settings.model]
+        command += ["--role", role, "--name", name if count > 1 else names[0], "--port", str(first), *_AT_ONCE]
+        command += ["--control-port", str(first + count)]
+        flags = [*self.settings.worker_flags, "--", *self.settings.vllm_flags, "--instances", str(count)]
+        part = names[0] if self.settings.per_process == 1 else name
+        _start(self, part, instances[names[-1]], [*command, *flags], instances=instances)
+
+    def _hold(self, port: int) -> None:
+        self.held.enter_context(addresses.reserved("127.0.0.1", port))
+        self.ports.append(port)
+
+    def restart(self, part: Part) -> None:
+        """Start a part that has ended again, as it was started; call it on the main thread (`_die_with_parent`)."""
+        part.clear()
+        with part.log.open("ab") as sink, _uninterrupted():
+            part.process = _spawn(part.command, part.environment, sink)
+            part.cleared = False
+
+    def await_workers(self) -> None:
+        """Wait until all instances answer.
+
+        Raises
+        ------
+        ClusterError
+            One ended, or takes too long.
+        """
+        _await(self, self.workers, "engines")
+
+    def check(self) -> None:
+        """Raise ClusterError if a part has ended."""
+        for part in self.parts:
+            if part.process.poll() is not None:
+                raise ClusterError(f"{part.name} {part.ending()}; the end of {part.log}:\n{part.log_end()}")
+
+    def wait(self) -> None:
+        """Wait until a part ends."""
+        while True:
+            self.check()
+            time.sleep(0.5)
+
+    def stop(self) -> None:
+        """Stop every part, with all that it has started, and wait for it."""
+        for part in reversed(self.parts):
+            part.send(signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        for part in reversed(self.parts):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                part.process.wait(max(0.1, deadline - time.monotonic()))
+        for part in self.parts:
+            # Also where the leader has gone: vLLM's own children share its group.
+            part.send(signal.SIGKILL)
+            part.process.wait()
+        self.held.close()
+
+
+@contextlib.contextmanager
+def workers_only(settings: ClusterSettings, console: Console | None = None) -> Iterator[Cluster]:
+    """Give an empty cluster to start instances in, and stop them at the end."""
+    folder = settings.log_folder or Path(tempfile.mkdtemp(prefix="ares-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    cluster = Cluster(settings, console or Console(stderr=True), folder)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@contextlib.contextmanager
+def running(settings: ClusterSettings, console: Console | None = None) -> Iterator[Cluster]:
+    """Start a cluster, wait until it serves, and stop it at the end.
+
+    Raises
+    ------
+    ClusterError
+        A part did not start.
+    AddressError
+        The gateway cannot listen where it shall.
+    """
+    with workers_only(settings, console) as cluster:
+        with addresses.reserved(settings.host, settings.port):
+            _start_workers(cluster)
+            cluster.await_workers()
+        _start_gateway(cluster)
+        _await(cluster, cluster.parts[-1:], "gateway", _gateway_ready(cluster))
+        yield cluster
+
+
+def core_bindings(prefill: int, decode: int, cores: list[int]) -> list[str]:
+    """Return the cores of each instance, prefill first, as vLLM's binding strings.
+
+    Each decode instance gets cores of its own, since its step time is what users feel; prefill instances get what is
+    left. Where there are fewer cores than instances, these take turns on single ones: the threads of a step wait for
+    each other, and for long where others keep their cores busy.
+    """
+    own = max(1, (len(cores) - (1 if len(cores) > decode else 0)) // decode)
+    left = cores[decode * own :]
+    dealt = _deal(left or cores, prefill, max(1, len(left) // max(prefill, 1))) + _deal(cores, decode, own)
+    return [",".join(map(str, block)) for block in dealt]
+
+
+def _deal(cores: list[int], count: int, each: int) -> list[list[int]]:
+    return [[cores[(n * each + k) % len(cores)] for k in range(each)] for n in range(count)]
+
+
+def _start_workers(cluster: Cluster) -> None:
+    settings = cluster.settings
+    if settings.simulate is not None:
+        both: list[tuple[str, Role, int]] = [
+            ("prefill", "prefill", settings.prefill),
+            ("decode", "decode" if settings.prefill else "both", settings.decode),
+        ]
+        for name, role, count in both:
+            most = settings.per_process or count
+            for n, first in enumerate(range(0, count, max(most, 1))):
+                if settings.per_process in (None, 1):
+                    cluster.start_simulated(name, role, most, first)
+                else:
+                    cluster.start_simulated(f"{name}-{n}", role, min(most, count - first))
+        return
+    roles: list[tuple[str, Role]] = [(f"prefill-{n}", "prefill") for n in range(settings.prefill)]
+    roles += [(f"decode-{n}", "decode" if settings.prefill else "both") for n in range(settings.decode)]
+    bindings = core_bindings(settings.prefill, settings.decode, sorted(os.sched_getaffinity(0)))
+    for (name, role), cores, gpus in zip(roles, bindings, gpu_shares(len(roles)), strict=True):
+        cluster.start_worker(name, role, cores, gpus=gpus)
+
+
+def _start_gateway(cluster: Cluster) -> None:
+    settings = cluster.settings
+    command = ["gateway", "--model", settings.model, "--preset", settings.preset]
+    command += ["--host", settings.host, "--port", str(settings.port), *_GATEWAY_AT_ONCE]
+    for worker in cluster.workers:
+        for url in worker.instances.values():
+            command += ["--worker", url]
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - a comparison
+    for name in given_names(settings.vllm_flags):  # clients call the model as the instances do
+        command += ["--served-model-name", name]
+    command += settings.gateway_flags
+    _start(cluster, "gateway", f"http://{addresses.at(here, settings.port)}", command, module=settings.gateway_module)
+
+
+def _start(
+    cluster: Cluster,
+    name: str,
+    url: str,
+    arguments: list[str],
+    gpus: str | None = None,
+    instances: dict[str, str] | None = None,
+    module: str = "ares",
+) -> None:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus} if gpus is not None else None
+    command = [sys.executable, "-m", module, *arguments]
+    log = cluster.log_folder / f"{name}.log"
+    with log.open("wb") as sink, _uninterrupted():
+        process = _spawn(command, environment, sink)
+        cluster.parts.append(Part(name, url, log, command, environment, process, instances or {name: url}))
+
+
+def _spawn(command: list[str], environment: dict[str, str] | None, sink: BinaryIO) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - our own command
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=sink,
+        stderr=subprocess.STDOUT,
+        # A group of its own, so that one signal reaches it with all its children and Ctrl-C reaches only us. No session
+        # of its own: the kernel shares a core out between sessions (sched_autogroup_enabled), and has let the prefill
+        # engine wait for seconds behind the decode engine on its core.
+        process_group=0,
+        preexec_fn=_prepare,  # noqa: PLW1509 - two calls into the kernel
+    )
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold back what ends us: a process that has been started but is not known yet would be left running.
+
+    Blocking alone does not: the kernel gives a signal that this thread blocks to another one, of a library for example,
+    and Python then calls the handler on this thread all the same. So the handlers are put off as well.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    held: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in _ENDING}
+    put_off = {number: handler for number, handler in handlers.items() if callable(handler)}
+    try:
+        for number in put_off:
+            signal.signal(number, lambda number, _: held.append(number))
+        yield
+    finally:
+        for number, handler in put_off.items():
+            signal.signal(number, handler)
+        for taken in held:
+            signal.raise_signal(taken)  # it is blocked here still
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _prepare() -> None:
+    """Prepare the child: it does not inherit what is held back here."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    _die_with_parent()
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel for SIGTERM should the launcher be killed: nothing may outlive it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _await(cluster: Cluster, parts: list[Part], what: str, ready: Callable[[Part], bool] = Part.ready) -> None:
+    waiting = list(parts)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.fields[state]}"), TimeElapsedColumn())
+    with progress_display(cluster.console, *columns, transient=True) as progress:
+        tasks = {
+            p.name: progress.add_task(p.name, total=1, state=f"starting (pid {p.process.pid}, log: {p.log})")
+            for p in parts
+        }
+        while waiting:
+            cluster.check()
+            for part in [p for p in waiting if ready(p)]:
+                waiting.remove(part)
+                progress.update(tasks[part.name], completed=1, state="ready")
+            if time.monotonic() > deadline:
+                names = ", ".join(p.name for p in waiting)
+                raise ClusterError(
+                    f"{what} not ready after {START_TIMEOUT_S:.0f} s: {names}; the end of {waiting[0].log}:\n"
+                    f"{waiting[0].log_end()}"
+                )
+            time.sleep(0.1)
+
+
+def _gateway_ready(cluster: Cluster) -> Callable[[Part], bool]:
+    """Return a check that the gateway has heard of every instance."""
+
+    def ready(part: Part) -> bool:
+        with contextlib.suppress(OSError), open_direct(f"{part.url}/version", timeout=1) as reply:
+            body: str = reply.read().decode()
+            return all(f'"{name}"' in body for worker in cluster.workers for name in worker.instances)
+        return False
+
+    return ready

@@ -1,0 +1,194 @@
+"""Continuous batching as in vLLM v1's scheduler: who computes what in a step, and who gives way for memory.
+
+Pure state, no clock: `schedule` says what the next step computes and how long the profile's law has it take.
+"""
+
+import bisect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Literal
+
+from ares.mock_engine.request import Request
+from ares.simulator.profile import Profile
+
+Policy = Literal["fcfs", "priority"]
+
+
+@dataclass(slots=True)
+class Step:
+    """One step: what it computes, which requests get a token at its end or are new in it, and its time in seconds."""
+
+    scheduled: list[Request] = field(default_factory=list)
+    samplers: list[Request] = field(default_factory=list)
+    entered: list[Request] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Batch:
+    """The requests of one instance and its KV blocks.
+
+    Parameters
+    ----------
+    profile
+        Step law and limits.
+    blocks
+        KV capacity in blocks.
+    policy
+        `fcfs`: the newest running request gives way; `priority`: the one with the largest (priority, arrival).
+    pull
+        Called for a request that has got blocks for the KV that it pulls; `loaded` or `drop` follows.
+    """
+
+    def __init__(self, profile: Profile, blocks: int, policy: Policy, pull: Callable[[Request], None]) -> None:
+        self.size = profile.block_size
+        self.total = self.free = blocks
+        self.running: list[Request] = []
+        self.waiting: list[Request] = []
+        self.loading: set[Request] = set()
+        self.preemptions = 0
+        self._ready: list[Request] = []
+        self._law = profile.step
+        self._most_running = profile.max_num_seqs
+        self._budget = profile.max_num_batched_tokens
+        self._watermark = int(profile.watermark * blocks)
+        self._by_priority = policy == "priority"
+        # As in vLLM, priorities mean nothing without the policy.
+        self._order = attrgetter("priority", "arrival") if self._by_priority else attrgetter("arrival")
+        self._pull = pull
+
+    def blocks_for(self, tokens: int) -> int:
+        """Return the blocks that so many tokens need."""
+        return -(-tokens // self.size)
+
+    @property
+    def queued(self) -> int:
+        """How many requests wait to be scheduled, those whose KV has just come included."""
+        return len(self.waiting) + len(self._ready)
+
+    def add(self, request: Request) -> None:
+        """Queue a request."""
+        request.state = "waiting"
+        bisect.insort(self.waiting, request, key=self._order)
+
+    def loaded(self, request: Request, tokens: int) -> None:
+        """Note that the KV of so many tokens has come; 0 where the pull failed and all is computed here."""
+        self.loading.discard(request)
+        request.computed = tokens
+        request.state = "waiting"
+        # Before all others: what it needs is allocated already.
+        self._ready.append(request)
+
+    def remove(self, request: Request) -> int:
+        """Take a request out for good; return its blocks, which are the caller's to free or to pin."""
+        for place in (self.running, self.waiting, self._ready):
+            if request in place:
+                place.remove(request)
+                break
+        self.loading.discard(request)
+        request.state = "finished"
+        request.chunk = 0
+        blocks, request.blocks = request.blocks, 0
+        return blocks
+
+    def schedule(self) -> Step | None:
+        """Plan the next step; None where nothing can be computed now."""
+        step = Step()
+        budget, preempted = self._schedule_running(step)
+        if not preempted:
+            self._schedule_waiting(step, budget)
+        if not step.scheduled:
+            return None
+        self._price(step)
+        return step
+
+    def complete(self, step: Step) -> None:
+        """Count what a step has computed."""
+        for request in step.scheduled:
+            request.computed += request.chunk
+            request.chunk = 0
+
+    def _price(self, step: Step) -> None:
+        law = self._law
+        decoding = resident = 0
+        seconds = law.base_s
+        for request in step.scheduled:
+            chunk = request.chunk
+            whole = request.computed + chunk == request.length
+            if whole:
+                step.samplers.append(request)
+            if chunk == 1 and whole:
+                decoding += 1
+                resident += request.length
+            else:
+                context = request.computed + chunk / 2.0
+                seconds += law.per_prefill_token_s * chunk + law.per_prefill_context_s * chunk * context
+        step.seconds = seconds + law.per_request_s * decoding + law.per_resident_token_s * resident
+
+    def _schedule_running(self, step: Step) -> tuple[int, bool]:
+        budget = self._budget
+        index = 0
+        preempted = False
+        while index < len(self.running) and budget > 0:
+            request = self.running[index]
+            chunk = min(request.length - request.computed, budget)
+            need = self.blocks_for(request.computed + chunk) - request.blocks
+            while need > self.free:
+                preempted = True
+                victim = max(self.running, key=self._order) if self._by_priority else self.running[-1]
+                if self.running.index(victim) < index:
+                    index -= 1
+                if victim.chunk:
+                    step.scheduled.remove(victim)
+                    budget += victim.chunk
+                self._preempt(victim)
+                if victim is request:
+                    break
+            else:
+                self.free -= max(0, need)
+                request.blocks += max(0, need)
+                request.chunk = chunk
+                step.scheduled.append(request)
+                budget -= chunk
+                index += 1
+                continue
+            break
+        return budget, preempted
+
+    def _preempt(self, request: Request) -> None:
+        self.running.remove(request)
+        self.free += request.blocks
+        request.blocks = request.computed = request.chunk = 0
+        request.preemptions += 1
+        self.preemptions += 1
+        self.add(request)
+
+    def _schedule_waiting(self, step: Step, budget: int) -> None:
+        while budget > 0 and len(self.running) < self._most_running:
+            queue = self._ready or self.waiting
+            if not queue:
+                return
+            request = queue[0]
+            spare = self.free - (self._watermark if self.running or self.loading else 0)
+            # The whole sequence must fit, not its first chunk alone: vLLM's scheduler_reserve_full_isl.
+            whole = self.blocks_for(request.length) - request.blocks
+            if whole > 0 and whole > spare:
+                return
+            del queue[0]
+            if request.source is not None:
+                self.free -= whole
+                request.blocks += whole
+                request.state = "loading"
+                self.loading.add(request)
+                self._pull(request)
+                continue
+            chunk = min(request.length - request.computed, budget)
+            need = max(0, self.blocks_for(request.computed + chunk) - request.blocks)
+            self.free -= need
+            request.blocks += need
+            request.chunk = chunk
+            request.state = "running"
+            self.running.append(request)
+            step.scheduled.append(request)
+            step.entered.append(request)
+            budget -= chunk

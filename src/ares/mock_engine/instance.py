@@ -1,0 +1,376 @@
+"""One simulated instance: requests in, tokens out at the pace of the step law, cuts and pins as on a real engine.
+
+One timer an instance: it ends a step, hands out that step's tokens, and begins the next. Commands are carried out when
+a step has been scheduled, as in engine/connector/scheduler.py, or at once where nothing runs.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import time
+import uuid
+from typing import Any
+
+from ares.engine.control import Abandoned, ControlChannel, Gone
+from ares.engine.identity import control_address, control_key
+from ares.mock_engine import api, report
+from ares.mock_engine.batch import Batch, Step
+from ares.mock_engine.faults import FaultState
+from ares.mock_engine.http import Connection
+from ares.mock_engine.model import SimulatedModel, unfold
+from ares.mock_engine.pins import Pin, Pins
+from ares.mock_engine.predictor import SimulatedPredictor
+from ares.mock_engine.request import Cut, Request
+from ares.mock_engine.settings import EngineSettings, Identity
+from ares.mock_engine.transfer import Puller, PullError, transfer_s
+from ares.mock_engine.writer import Writer
+from ares.protocol import messages as wire
+
+_TAIL = 64
+# Weight of the newest step in the moving average of the step time.
+_STEP_WEIGHT = 0.1
+# A step that begins this late begins then, and the lag is counted; a shorter delay is caught up.
+_SLACK_S = 0.02
+# Of a lease: how often the wish for pinned KV is repeated while a request waits.
+_EXTENSIONS = 6
+
+
+class Instance:
+    """One instance from its start to its end.
+
+    Attributes
+    ----------
+    boot
+        Its engine id; another one after every restart.
+    requests
+        What arrived and has not ended, by our own name.
+    counters
+        What happened so far, for `/simulate/counters`.
+    """
+
+    def __init__(self, identity: Identity, settings: EngineSettings, model: SimulatedModel, puller: Puller) -> None:
+        self.identity = identity
+        self.settings = settings
+        self.model = model
+        self.boot = uuid.uuid4().hex
+        self.faults = FaultState()
+        self.predictor = SimulatedPredictor(None if identity.role == "prefill" else settings.prediction_error)
+        self.batch = Batch(settings.profile, settings.kv_blocks, settings.policy, self._pull)
+        self.pins = Pins(settings.lease_s, self._free)
+        self.requests: dict[str, Request] = {}
+        self.counters = report.Counters()
+        self.step_time_s = self.busy_s = 0.0
+        self.steps = 0
+        self._by_key: dict[str, Request] = {}
+        self._puller = puller
+        self._numbers = itertools.count(1)
+        self._loop = asyncio.get_running_loop()
+        self._writer = Writer(model, self._finish)
+        self._step: Step | None = None
+        # Set while a step runs or is about to be scheduled, so that there is never a second chain of steps.
+        self._timer: asyncio.Handle | None = None
+        self._woken = False
+        self._last_begin: float | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._channel = ControlChannel(
+            self.control_address, report.hello(self), report.Telemeter(self), notify=self._notify, key=control_key()
+        )
+        self._spawn(self._extend_leases())
+
+    @property
+    def control_address(self) -> str:
+        """Where its control channel is bound."""
+        return control_address(self.identity.host, self.identity.control_port)
+
+    @property
+    def draining(self) -> bool:
+        """Whether it tells every gateway that it takes nothing new."""
+        return self._channel.draining
+
+    def drain(self, deadline_s: float) -> None:
+        """Tell every gateway that it takes nothing new, and when what is left shall leave."""
+        self._channel.drain(True, deadline_s)
+
+    @property
+    def left(self) -> int:
+        """Requests that are still here, and KV that others have not pulled yet."""
+        return len(self.requests) + len(self.pins)
+
+    def close(self) -> None:
+        """End all at once: requests, KV, control channel."""
+        self.faults.thaw()
+        for task in self._tasks:
+            task.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        self.pins.clear()
+        self._channel.close()
+
+    # --- requests ---
+
+    def add(self, body: bytes, connection: Connection) -> None:
+        """Take a request; HttpError refuses it."""
+        request = api.read(body, self.model, self.settings.max_model_len, connection)
+        connection.work = request
+        request.arrival = next(self._numbers)
+        self.counters.arrived += 1
+        name = f"{request.id}-{request.arrival}"
+        request.name = name
+        self.requests[name] = request
+        if request.key is not None:
+            self._by_key[request.key] = request
+        if request.stream:
+            api.prepare(request)
+            connection.begin()
+        if delay := self.settings.profile.start_delay_s:
+            self._loop.call_later(delay / self.settings.speed, self._enqueue, request)
+        else:
+            self._enqueue(request)
+
+    def _enqueue(self, request: Request) -> None:
+        if request.state == "arriving":
+            self.batch.add(request)
+            self.wake()
+
+    def abort(self, request: Request) -> None:
+        """End a request whose client has gone."""
+        if request.state == "finished":
+            return
+        self.counters.aborted += 1
+        if request.source is not None and request.state != "loading":
+            # Nobody else will free what it was to pull.
+            self._spawn(self._forgo(request.source))
+        loading = request.state == "loading"
+        if loading:
+            # What is under way goes on to its end, and holds its blocks until then.
+            request.state = "finished"
+            self._forget(request)
+        else:
+            self._free(self._remove(request))
+        if request.cut is not None:
+            self._answer(request, None)
+
+    def _remove(self, request: Request) -> int:
+        self._forget(request)
+        return self.batch.remove(request)
+
+    def _forget(self, request: Request) -> None:
+        del self.requests[request.name]
+        if request.key is not None and self._by_key.get(request.key) is request:
+            del self._by_key[request.key]
+
+    def _free(self, blocks: int) -> None:
+        self.batch.free += blocks
+        self.wake()
+
+    # --- steps ---
+
+    def wake(self) -> None:
+        """Look for work soon, where none is being done."""
+        self._woken = True
+        if self._timer is None:
+            self._timer = self._loop.call_soon(self._begin)
+
+    def _begin(self, moment: float | None = None) -> None:
+        """Schedule a step; it begins at `moment`, now by default."""
+        if frozen := self.faults.frozen_s:
+            self._timer = self._loop.call_later(frozen, self._begin)
+            return
+        self._woken = False
+        now = self._loop.time()
+        if self._last_begin is not None:
+            step_s = now - self._last_begin
+            self.step_time_s += (step_s - self.step_time_s) * (_STEP_WEIGHT if self.steps else 1.0)
+            self.busy_s += step_s
+            self.steps += 1
+        step = self._step = self.batch.schedule()
+        self._last_begin = now if step is not None else None
+        self._carry_out_commands()
+        if step is None:
+            # A command may have freed what somebody waits for.
+            self._timer = self._loop.call_soon(self._begin) if self._woken else None
+            return
+        for request in step.entered:
+            self._admit(request)
+        due = (now if moment is None else moment) + step.seconds * self.faults.current.slow / self.settings.speed
+        self._timer = self._loop.call_at(due, self._end, due)
+
+    def _admit(self, request: Request, pulled: int = 0, *, failed: bool = False) -> None:
+        """Count and tell the gateway, once a request, that it has its KV."""
+        if request.admitted:
+            return
+        request.admitted = True
+        self.counters.admitted += 1
+        if not (pulled or failed):
+            request.queued_s = time.perf_counter() - request.arrived
+        if request.key is not None:
+            self._channel.post(wire.Admitted(request.key, pulled, failed, request.queued_s))
+
+    def _end(self, due: float) -> None:
+        """End a step: hand out its tokens, and begin the next."""
+        if frozen := self.faults.frozen_s:
+            self._timer = self._loop.call_later(frozen, self._end, self._loop.time() + frozen)
+            return
+        step, self._step = self._step, None
+        if step is not None:
+            self.batch.complete(step)
+            self._writer.write(step.samplers)
+            self.counters.tokens += len(step.samplers)
+        now = self._loop.time()
+        if now - due > _SLACK_S:
+            self.counters.lag_s += now - due
+            due = now
+        self._begin(due)
+
+    def _finish(self, request: Request, reason: str, stop: int | str | None) -> None:
+        pin = reason == "length" and not request.unwanted and (request.remote_decode or request.cut is not None)
+        computed = request.computed
+        blocks = self._remove(request)
+        self.counters.finished += 1
+        transfer = None
+        if pin:
+            # The newest token's KV is not computed.
+            held = Pin(request.name, request.key, computed, unfold(request.hash, request.output[-1]), blocks)
+            self.pins.hold(held)
+            if request.key is not None and (gateway := wire.owner(request.key)) in self._channel.gone:
+                self.pins.orphan(gateway)
+            transfer = self._transfer(held)
+        else:
+            self._free(blocks)
+        if request.cut is not None:
+            if pin:
+                self.counters.cut += 1
+                stop = api.MIGRATED
+            self._answer(request, transfer)
+        elif request.abandoned and reason == "length":
+            stop = api.MIGRATED
+        if request.stream:
+            tokens = request.output[len(request.output) - 1 if request.sent is None else request.sent :]
+            request.connection.end(api.last_event(request, tokens, reason, stop))
+        else:
+            request.connection.reply(api.whole(request, self.settings.model, reason, stop, transfer))
+
+    def _transfer(self, pin: Pin) -> dict[str, Any]:
+        """Return vLLM's kv_transfer_params for whoever shall pull."""
+        return {
+            "do_remote_prefill": True,
+            "do_remote_decode": False,
+            "remote_block_ids": [list(range(pin.blocks))],
+            "remote_engine_id": self.boot,
+            "remote_request_id": pin.id,
+            "remote_host": self.identity.host,
+            "remote_port": self.identity.port,
+            "tp_size": 1,
+            "remote_num_tokens": pin.tokens,
+        }
+
+    # --- pulls ---
+
+    def _pull(self, request: Request) -> None:
+        request.queued_s = time.perf_counter() - request.arrived
+        self._spawn(self._load(request))
+
+    async def _load(self, request: Request) -> None:
+        source, request.source = request.source, None
+        assert source is not None  # noqa: S101 - for the type checker: only such requests pull
+        tokens = 0
+        try:
+            pulled = await self._puller.pull(source, transfer_s(self.settings, len(request.prompt)))
+        except PullError:
+            self.counters.pulls_failed += 1
+        else:
+            self.counters.pulls += 1
+            tokens = min(pulled.tokens, len(request.prompt) - 1)
+            request.resume_from(pulled.tokens, pulled.hash)
+        if request.state == "finished":  # aborted meanwhile
+            self._free(self.batch.remove(request))
+            return
+        self._admit(request, tokens, failed=not tokens)
+        self.batch.loaded(request, tokens)
+        self.wake()
+
+    async def _forgo(self, source: dict[str, Any]) -> None:
+        try:
+            await self._puller.pull(source, 0.0, keep_none=True)
+        except PullError:
+            self.counters.pulls_failed += 1
+
+    async def _extend_leases(self) -> None:
+        """Tell the sources that what still waits here will be pulled."""
+        while True:
+            await asyncio.sleep(self.settings.lease_s / _EXTENSIONS)
+            wanted: dict[str, list[dict[str, Any]]] = {}
+            for request in list(self.requests.values()):
+                if request.source is not None:
+                    wanted.setdefault(request.source["remote_engine_id"], []).append(request.source)
+            for sources in wanted.values():
+                try:
+                    await self._puller.extend(sources[0], [source["remote_request_id"] for source in sources])
+                except PullError:
+                    continue  # it is gone; the pull will say so
+
+    def _spawn(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- commands ---
+
+    def _notify(self) -> None:
+        """Take note of a command, on the channel's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self.wake)
+
+    def _carry_out_commands(self) -> None:
+        if not self._channel.waiting:
+            return
+        for sender, command in self._channel.commands():
+            match command:
+                case wire.Cut():
+                    self._cut(sender, command)
+                case wire.Release(key=key):
+                    if not self.pins.release(key) and (request := self._by_key.get(key)) is not None:
+                        request.unwanted = True
+                case Gone(gateway=gateway):
+                    self.pins.orphan(gateway)
+                case Abandoned(gateway=gateway):
+                    self._abandon(gateway)
+                case wire.Connect():
+                    pass  # nothing to shake hands for
+
+    def _abandon(self, gateway: str) -> None:
+        """End the requests of a gateway that has not come back, each with its next token."""
+        if gateway not in self._channel.gone:
+            return
+        for key, request in self._by_key.items():
+            if wire.owner(key) == gateway and request.cut is None:
+                request.unwanted = True
+                limit = len(request.output) + 1
+                if limit < request.end:
+                    request.limit(limit)
+                    request.abandoned = True
+
+    def _cut(self, sender: bytes, command: wire.Cut) -> None:
+        request = self._by_key.get(command.key)
+        if request is None:
+            self._channel.post(wire.Handover(command.call, command.key, "unknown"), sender)
+            return
+        samples = self._step is not None and request in self._step.samplers
+        if request.cut is not None or not samples:
+            self._channel.post(wire.Handover(command.call, command.key, "not_running"), sender)
+            return
+        request.cut = Cut(sender, command.call)
+        limit = len(request.output) + 1
+        if limit < request.end:
+            request.limit(limit)
+        else:
+            # It ends by its own limit in this very step: nothing to pin, and the answer will say so.
+            request.unwanted = True
+
+    def _answer(self, request: Request, transfer: dict[str, Any] | None) -> None:
+        assert request.cut is not None  # noqa: S101 - for the type checker: only cut requests are answered
+        assert request.key is not None  # noqa: S101 - likewise: only requests with a key are cut
+        outcome: Any = "finished" if transfer is None else "pinned"
+        output = request.output
+        event = wire.Handover(request.cut.call, request.key, outcome, len(output), output[-_TAIL:], transfer or {})
+        self._channel.post(event, request.cut.sender)

@@ -1,0 +1,106 @@
+"""KV that waits to be pulled: held under a lease, freed exactly once."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ares.protocol import messages as wire
+
+
+@dataclass(slots=True, eq=False)
+class Pin:
+    """The KV of a request that ended here: `tokens` of it in `blocks`, and the model's state after them."""
+
+    id: str
+    key: str | None
+    tokens: int
+    hash: int
+    blocks: int
+    expiry: asyncio.TimerHandle | None = None
+
+
+@dataclass(slots=True)
+class PinCounts:
+    """What became of the pins: each one is counted in one of the last three."""
+
+    made: int = 0
+    pulled: int = 0
+    released: int = 0
+    expired: int = 0
+
+
+@dataclass(slots=True)
+class Pins:
+    """The pins of one instance; `free` is told the blocks of each as it ends."""
+
+    lease_s: float
+    free: Callable[[int], None]
+    counts: PinCounts = field(default_factory=PinCounts)
+    _held: dict[str, Pin] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that are pinned."""
+        return sum(pin.blocks for pin in self._held.values())
+
+    def hold(self, pin: Pin) -> None:
+        """Pin until it is pulled or released, or the lease ends."""
+        self._held[pin.id] = pin
+        self.counts.made += 1
+        self._lease(pin, self.lease_s)
+
+    def find(self, request_id: str) -> Pin | None:
+        """Return the pin of that id."""
+        return self._held.get(request_id)
+
+    def extend(self, request_ids: list[str]) -> None:
+        """Begin the lease anew: whoever shall pull is alive."""
+        for pin in (self._held[name] for name in request_ids if name in self._held):
+            self._lease(pin, self.lease_s)
+
+    def pulled(self, pin: Pin) -> None:
+        """Free what has been pulled."""
+        if self._drop(pin):
+            self.counts.pulled += 1
+
+    def release(self, key: str) -> bool:
+        """Free what nobody will pull; return whether there was such a pin."""
+        pin = next((pin for pin in self._held.values() if pin.key == key), None)
+        if pin is None or not self._drop(pin):
+            return False
+        self.counts.released += 1
+        return True
+
+    def orphan(self, gateway: str) -> None:
+        """End the leases on what is kept for a gateway soon, unless somebody who pulls extends them."""
+        soon = asyncio.get_running_loop().time() + wire.ORPHAN_LEASE_S
+        for pin in self._held.values():
+            if pin.key is not None and wire.owner(pin.key) == gateway and pin.expiry and pin.expiry.when() > soon:
+                self._lease(pin, wire.ORPHAN_LEASE_S)
+
+    def clear(self) -> None:
+        """Forget all of them with the instance."""
+        for pin in self._held.values():
+            if pin.expiry is not None:
+                pin.expiry.cancel()
+        self._held.clear()
+
+    def _lease(self, pin: Pin, duration_s: float) -> None:
+        if pin.expiry is not None:
+            pin.expiry.cancel()
+        pin.expiry = asyncio.get_running_loop().call_later(duration_s, self._expire, pin)
+
+    def _expire(self, pin: Pin) -> None:
+        if self._drop(pin):
+            self.counts.expired += 1
+
+    def _drop(self, pin: Pin) -> bool:
+        if self._held.pop(pin.id, None) is None:
+            return False
+        if pin.expiry is not None:
+            pin.expiry.cancel()
+        self.free(pin.blocks)
+        return True

@@ -1,0 +1,191 @@
+"""What a simulated instance says of itself: `Hello`, telemetry, `/version`, `/metrics`, `/simulate/counters`."""
+
+import itertools
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ares import __version__
+from ares.engine.identity import InstanceSettings, describe
+from ares.mock_engine.faults import PREDICTIONS, lied
+from ares.mock_engine.request import Request
+from ares.protocol import messages as wire
+
+if TYPE_CHECKING:
+    from ares.mock_engine.instance import Instance
+
+_FROZEN_LOOK_S = 0.05
+
+
+class Counters(msgspec.Struct):
+    """What happened since the start.
+
+    At rest `arrived` is `finished` + `aborted`; a cut request counts as finished. `admitted` counts entries into the
+    batch, `lag_s` the seconds by which this host was too slow for the simulated pace.
+    """
+
+    arrived: int = 0
+    admitted: int = 0
+    finished: int = 0
+    aborted: int = 0
+    cut: int = 0
+    pulls: int = 0
+    pulls_failed: int = 0
+    tokens: int = 0
+    lag_s: float = 0.0
+
+
+def hello(instance: "Instance") -> wire.Hello:
+    """Return what a new subscriber is told."""
+    identity, settings = instance.identity, instance.settings
+    return wire.Hello(
+        name=identity.name,
+        role=identity.role,
+        boot=instance.boot,
+        peer=wire.Peer(instance.boot, identity.host, identity.port),
+        block_size=settings.profile.block_size,
+        kv_blocks=settings.kv_blocks,
+        max_model_len=settings.max_model_len,
+        versions={"ares": __version__, "vllm": _engine(instance)},
+        leases=True,
+        max_num_seqs=settings.profile.max_num_seqs,
+        max_num_batched_tokens=settings.profile.max_num_batched_tokens,
+    )
+
+
+def description(instance: "Instance") -> wire.Description:
+    """Return the body of `/ares/v1/instance`."""
+    identity, settings = instance.identity, instance.settings
+    who = InstanceSettings(identity.name, identity.role, instance.boot, instance.control_address)
+    return describe(who, list(settings.names or (settings.model,)), settings.folder)
+
+
+def models(instance: "Instance") -> dict[str, Any]:
+    """Return the body of `/v1/models`."""
+    settings = instance.settings
+    entries = [
+        {"id": name, "object": "model", "max_model_len": settings.max_model_len}
+        for name in settings.names or (settings.model,)
+    ]
+    return {"object": "list", "data": entries}
+
+
+def version(instance: "Instance") -> dict[str, Any]:
+    """Return the body of `/version`."""
+    settings = instance.settings
+    return {
+        "version": _engine(instance),
+        "simulated": True,
+        "ares": __version__,
+        "profile": settings.profile.name,
+        "speed": settings.speed,
+        "scheduling_policy": settings.policy,
+        "predictions": instance.predictor.describe(),
+        "logprobs": "made up",
+        "outputs": f"log-normal, mean {settings.mean_output:g} tokens, sigma {settings.output_sigma:g}",
+    }
+
+
+def _engine(instance: "Instance") -> str:
+    return f"simulated (no model; profile {instance.settings.profile.name})"
+
+
+class Telemeter:
+    """Makes the telemetry. Runs on the channel's thread: copies first, and only reads."""
+
+    def __init__(self, instance: "Instance") -> None:
+        self._instance = instance
+        self._numbers = itertools.count(1)
+        self._newest: wire.Telemetry | None = None
+
+    def __call__(self) -> wire.Telemetry | None:
+        """Return the load, or what the faults have it say; None where they have it say nothing."""
+        faults = self._instance.faults
+        while faults.frozen_s:
+            time.sleep(_FROZEN_LOOK_S)
+        lie, load = faults.current.telemetry, self._measure()
+        if lie != "constant" or self._newest is None:
+            self._newest = load
+        return lied(lie, load, self._newest, self._instance.settings.kv_blocks)
+
+    def _measure(self) -> wire.Telemetry:
+        instance = self._instance
+        requests = list(instance.requests.values())
+        running = 0
+        rows = []
+        for request in requests:
+            state = request.state
+            running += state == "running"
+            if request.key is not None and state != "finished":
+                rows.append(self._row(request))
+        return wire.Telemetry(
+            sequence=next(self._numbers),
+            kv_blocks_used=instance.batch.total - instance.batch.free,
+            running=running,
+            waiting=len(requests) - running,
+            pinned=len(instance.pins),
+            step_time_s=instance.step_time_s,
+            steps=instance.steps,
+            preemptions=instance.batch.preemptions,
+            rows=rows,
+            busy_s=instance.busy_s,
+        )
+
+    def _row(self, request: Request) -> wire.Row:
+        state: wire.RequestState = request.state if request.state in ("running", "loading") else "waiting"
+        output = len(request.output)
+        # As on a real instance the first prediction comes with the first step.
+        remaining = self._remaining(request, output) if output else None
+        return wire.Row(request.key or "", 0 if state == "waiting" else request.length, output, state, remaining)
+
+    def _remaining(self, request: Request, output: int) -> tuple[float, float, float] | None:
+        instance = self._instance
+        wrong = instance.faults.current.predictions
+        if wrong is not None and instance.predictor.sigma is not None:
+            return PREDICTIONS[wrong]
+        most = request.end - output
+        true = min(most, request.natural_end - output)
+        return instance.predictor.remaining(request.prompt_hash, request.generated + output, true, most)
+
+
+def counters(instance: "Instance") -> dict[str, Any]:
+    """Return the body of `/simulate/counters`."""
+    batch, pins = instance.batch, instance.pins
+    states = [request.state for request in instance.requests.values()]
+    return {
+        "name": instance.identity.name,
+        "boot": instance.boot,
+        "generating": [r.key for r in instance.requests.values() if r.key is not None and r.state == "running"],
+        **msgspec.to_builtins(instance.counters),
+        "running": states.count("running"),
+        "waiting": states.count("waiting") + states.count("arriving"),
+        "loading": len(batch.loading),
+        "preemptions": batch.preemptions,
+        "kv_blocks_used": batch.total - batch.free,
+        "kv_blocks_pinned": pins.blocks,
+        "pinned": len(pins),
+        "pins_made": pins.counts.made,
+        "pins_pulled": pins.counts.pulled,
+        "pins_released": pins.counts.released,
+        "pins_expired": pins.counts.expired,
+    }
+
+
+def metrics(instance: "Instance") -> str:
+    """Return the body of `/metrics`: the gauges of vLLM's that matter here, and our own that say what this is."""
+    model = instance.settings.model.replace("\\", r"\\").replace('"', r"\"")
+    label = f'{{model_name="{model}",engine="0"}}'
+    batch, counts = instance.batch, instance.counters
+    running = sum(request.state == "running" for request in instance.requests.values())
+    values = [
+        ("vllm:num_requests_running", "gauge", label, running),
+        ("vllm:num_requests_waiting", "gauge", label, len(instance.requests) - running),
+        ("vllm:kv_cache_usage_perc", "gauge", label, 1 - batch.free / batch.total),
+        ("vllm:num_preemptions_total", "counter", label, batch.preemptions),
+        ("vllm:generation_tokens_total", "counter", label, counts.tokens),
+        ("ares:simulated", "gauge", f'{{profile="{instance.settings.profile.name}"}}', 1),
+        ("ares:simulated_speed", "gauge", "", instance.settings.speed),
+        ("ares:simulated_lag_seconds_total", "counter", "", counts.lag_s),
+    ]
+    return "".join(f"# TYPE {name} {kind}\n{name}{labels} {value:g}\n" for name, kind, labels, value in values)

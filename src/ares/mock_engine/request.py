@@ -1,0 +1,91 @@
+"""One request on a simulated instance."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ares.mock_engine.http import Connection
+from ares.mock_engine.model import fold
+
+State = Literal["arriving", "waiting", "loading", "running", "finished"]
+
+
+@dataclass(slots=True)
+class Cut:
+    """An order to end a request, and who gave it."""
+
+    sender: bytes
+    call: int
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A request from its arrival to its end. Lengths are in tokens.
+
+    Attributes
+    ----------
+    id, key, name
+        What its client and what its gateway call it, the key being None without a gateway; a name that is unique here.
+    prompt
+        Its prompt, the output of earlier instances included; `generated` counts that output.
+    state, hash
+        Where it is; the model's state after all its tokens.
+    end, natural_end
+        Tokens of output on this instance after which its limit, or its own end, comes.
+    check_from
+        Tokens of output from which each one is looked at for an end; 0: all of them.
+    computed, blocks, chunk
+        Tokens whose KV is here, blocks held, and tokens computed by the step that runs.
+    sent
+        Output tokens that its client has been sent, where the client is behind.
+    source
+        vLLM's kv_transfer_params of the KV that it is still to pull.
+    """
+
+    id: str
+    key: str | None
+    prompt: list[int]
+    generated: int
+    hash: int
+    prompt_hash: int
+    end: int
+    natural_end: int
+    connection: Connection
+    name: str = ""
+    stream: bool = True
+    priority: int = 0
+    arrival: int = 0
+    stop_tokens: frozenset[int] = frozenset()
+    logprobs: int | None = None
+    remote_decode: bool = False
+    source: dict[str, Any] | None = None
+    state: State = "arriving"
+    check_from: int = 0
+    output: list[int] = field(default_factory=list)
+    length: int = 0
+    computed: int = 0
+    blocks: int = 0
+    chunk: int = 0
+    sent: int | None = None
+    heads: tuple[bytes, ...] = ()
+    cut: Cut | None = None
+    unwanted: bool = False
+    abandoned: bool = False
+    preemptions: int = 0
+    arrived: float = field(default_factory=time.perf_counter)
+    queued_s: float = 0.0
+    admitted: bool = False
+
+    def __post_init__(self) -> None:
+        self.length = len(self.prompt)
+        self.check_from = 0 if self.stop_tokens or self.logprobs is not None else min(self.end, self.natural_end)
+
+    def resume_from(self, tokens: int, state: int) -> None:
+        """Go on from KV that was pulled: from the model's state after so many tokens, whatever they were."""
+        if tokens <= len(self.prompt):
+            self.hash = fold(self.prompt[tokens:], state)
+
+    def limit(self, end: int) -> None:
+        """End it after fewer tokens of output."""
+        self.end = end
+        self.check_from = min(self.check_from, end)

@@ -1,0 +1,286 @@
+"""Serves simulated instances: `ares worker --simulate PROFILE`, one process, one or many instances."""
+
+import asyncio
+import gc
+import ipaddress
+import logging
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import uvloop
+import zmq
+
+from ares import addresses
+from ares.engine.defaults import free_port
+from ares.engine.drain import before, drained_on_sigterm, until_empty
+from ares.mock_engine import report
+from ares.mock_engine.faults import Faults
+from ares.mock_engine.http import MALFORMED, Connection, Exchange, HttpError
+from ares.mock_engine.instance import Instance
+from ares.mock_engine.model import SimulatedModel, load
+from ares.mock_engine.request import Request
+from ares.mock_engine.settings import EngineSettings, Identity
+from ares.mock_engine.transfer import EXTEND_ROUTE, PULL_ROUTE, Extend, Pull, Pulled, Puller, transfer_s
+from ares.mock_engine.writer import catch_up
+from ares.protocol.messages import Role
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG = 4096
+# An instance that is told to die has answered by then.
+_LAST_WORDS_S = 0.02
+# For so long a control port may still be taken by the instance that was there before.
+_REBIND_S = 2.0
+_NOTHING = Pulled(0, 0)
+
+
+class Server:
+    """One instance behind its port: routes, and the deaths and returns that the faults command."""
+
+    def __init__(self, identity: Identity, settings: EngineSettings, model: SimulatedModel, puller: Puller) -> None:
+        self.connections: set[Connection] = set()
+        self.instance: Instance | None = None
+        self.make: Callable[[], Instance] = lambda: Instance(identity, settings, model, puller)
+        self.identity = identity
+        self._loop = asyncio.get_running_loop()
+        self._server: asyncio.Server | None = None
+        self._later: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://{addresses.at(self.identity.host, self.identity.port)}"
+
+    async def start(self) -> None:
+        """Begin to serve; OSError where a port is taken."""
+        instance = await self._made()
+        try:
+            self._server = await self._loop.create_server(
+                lambda: Connection(self), self.identity.host, self.identity.port, backlog=_BACKLOG
+            )
+        except OSError:
+            instance.close()
+            raise
+        # Not before: whoever sees it may connect.
+        self.instance = instance
+
+    async def _made(self) -> Instance:
+        """Make the instance; ZeroMQ lets a port go a little after its socket is closed."""
+        deadline = self._loop.time() + _REBIND_S
+        while True:
+            try:
+                return self.make()
+            except zmq.ZMQError as error:
+                if self._loop.time() > deadline:
+                    raise OSError(f"control port {self.identity.control_port}: {error}") from error
+            await asyncio.sleep(0.02)
+
+    def stop(self) -> None:
+        """Lose everything at once: connections, requests, KV, control channel."""
+        for task in self._later:
+            task.cancel()
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        instance, self.instance = self.instance, None
+        for connection in list(self.connections):
+            connection.work = None
+            connection.transport.abort()
+        if instance is not None:
+            instance.close()
+
+    # --- what a connection asks of its service ---
+
+    def answer(self, exchange: Exchange, connection: Connection) -> None:
+        """Answer a request."""
+        instance = self.instance
+        if instance is None:
+            connection.transport.abort()
+            return
+        frozen = instance.faults.frozen_s
+        if frozen and exchange.path != b"/simulate/faults":
+            self._loop.call_later(frozen, self._answer_late, exchange, connection)
+            return
+        self._route(instance, exchange, connection)
+
+    def _answer_late(self, exchange: Exchange, connection: Connection) -> None:
+        if connection.transport.is_closing():
+            return
+        try:
+            self.answer(exchange, connection)
+        except HttpError as error:
+            connection.refuse(error)
+
+    def _route(self, instance: Instance, exchange: Exchange, connection: Connection) -> None:
+        match exchange.method, exchange.path:
+            case b"POST", b"/inference/v1/generate":
+                if instance.faults.current.refuse:
+                    raise HttpError(503, "the simulated engine refuses new requests (/simulate/faults)")
+                instance.add(exchange.body, connection)
+            case b"GET", b"/health":
+                connection.reply({})
+            case b"GET", b"/ares/v1/ready":
+                status = ("draining", 503) if instance.draining else ("ready", 200)
+                connection.reply({"status": status[0]}, status[1])
+            case b"GET", b"/version":
+                connection.reply(report.version(instance))
+            case b"GET", b"/metrics":
+                connection.reply(report.metrics(instance))
+            case b"GET", b"/v1/models":
+                connection.reply(report.models(instance))
+            case b"GET", b"/ares/v1/instance":
+                connection.reply(report.description(instance))
+            case b"GET", b"/simulate/counters":
+                connection.reply(report.counters(instance))
+            case b"GET" | b"POST", b"/simulate/faults":
+                self._faults(instance, exchange, connection)
+            case b"POST", path if path == PULL_ROUTE.encode():
+                self._pull(instance, _read(exchange.body, Pull), connection)
+            case b"POST", path if path == EXTEND_ROUTE.encode():
+                wanted = _read(exchange.body, Extend)
+                if wanted.engine_id == instance.boot:
+                    instance.pins.extend(wanted.request_ids)
+                connection.reply(_NOTHING)
+            case method, path:
+                raise HttpError(
+                    404, f"a simulated engine has no route {method.decode()} {path.decode(errors='replace')}"
+                )
+
+    def caught_up(self, connection: Connection) -> None:
+        """Send what was held back."""
+        if isinstance(connection.work, Request):
+            catch_up(connection.work)
+
+    def disconnected(self, connection: Connection) -> None:
+        """Abort the request of a client that has gone."""
+        if self.instance is not None and isinstance(connection.work, Request):
+            self.instance.abort(connection.work)
+
+    # --- between instances ---
+
+    def _pull(self, instance: Instance, wanted: Pull, connection: Connection) -> None:
+        """Let another instance have pinned KV, after the time that the bytes take."""
+        pin = instance.pins.find(wanted.request_id) if wanted.engine_id == instance.boot else None
+        if pin is None:
+            raise HttpError(404, "no such KV is pinned here")
+        if wanted.keep_none:
+            instance.pins.pulled(pin)
+            connection.reply(_NOTHING)
+            return
+        instance.pins.extend([pin.id])
+
+        def arrived() -> None:
+            if connection.transport.is_closing() or self.instance is not instance:
+                return  # whoever pulled has died: the lease ends what is left
+            if instance.pins.find(pin.id) is not pin:
+                connection.refuse(HttpError(404, "the lease of the KV ended, or it was pulled already"))
+                return
+            instance.pins.pulled(pin)
+            connection.reply(Pulled(pin.tokens, pin.hash))
+
+        self._loop.call_later(transfer_s(instance.settings, pin.tokens), arrived)
+
+    # --- faults ---
+
+    def _faults(self, instance: Instance, exchange: Exchange, connection: Connection) -> None:
+        if not ipaddress.ip_address(connection.peer.partition("%")[0] or "0.0.0.0").is_loopback:  # noqa: S104 - an unknown peer
+            raise HttpError(403, "faults are for loopback only")
+        if exchange.method == b"GET":
+            connection.reply(instance.faults.current)
+            return
+        try:
+            asked = instance.faults.change(exchange.body)
+        except (*MALFORMED, TypeError) as error:
+            raise HttpError(400, f"1 validation error: {error}") from error
+        logger.warning("%s: faults: %s", self.identity.name, asked)
+        connection.reply(asked)
+        if asked.drop_streams:
+            for other in list(self.connections):
+                if other.work is not None:
+                    other.transport.abort()
+        if asked.die:
+            self._loop.call_later(_LAST_WORDS_S, self._die, asked)
+
+    def _die(self, asked: Faults) -> None:
+        self.stop()
+        if asked.restart_after_s is not None:
+            task = self._loop.create_task(self._return(asked.restart_after_s))
+            self._later.add(task)
+            task.add_done_callback(self._later.discard)
+
+    async def _return(self, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        try:
+            await self.start()
+        except Exception:
+            logger.exception("%s could not come back", self.identity.name)
+
+
+def _read(body: bytes, kind: type[Any]) -> Any:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except MALFORMED as error:
+        raise HttpError(400, f"1 validation error: {error}") from error
+
+
+def identities(name: str | None, role: Role, host: str, port: int, control_port: int, count: int) -> list[Identity]:
+    """Return who so many instances are: consecutive ports, numbered names; a control port of 0 is any free one."""
+    found: list[Identity] = []
+    taken: set[int] = set(range(port, port + count))
+    for n in range(count):
+        control = control_port + n if control_port else free_port(host, taken)
+        taken.add(control)
+        numbered = f"{name}-{n}" if name and count > 1 else name
+        found.append(Identity(numbered or f"{role}-{port + n}", role, host, port + n, control))
+    return found
+
+
+def serve(found: list[Identity], settings: EngineSettings, folder: Path, drain_deadline_s: float = 0.0) -> None:
+    """Serve instances until the process is told to stop; a SIGTERM drains them first, unless its deadline is 0.
+
+    Raises
+    ------
+    VocabularyError
+        The model folder has no usable tokenizer.
+    OSError
+        A port is taken.
+    """
+    model = load(folder, settings.mean_output, settings.output_sigma)
+    settings = replace(settings, folder=folder)
+    # What is loaded by now stays, and need not be searched for garbage again and again.
+    gc.collect()
+    gc.freeze()
+    uvloop.run(_serve(found, settings, model, drain_deadline_s))
+
+
+async def _serve(
+    found: list[Identity], settings: EngineSettings, model: SimulatedModel, drain_deadline_s: float
+) -> None:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ended.set)
+    # A connection a pull: one that was kept could belong to a source that has restarted since.
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as http:
+        servers = [Server(identity, settings, model, Puller(http)) for identity in found]
+        try:
+            for server in servers:
+                await server.start()
+                logger.info("%s: a simulated engine on %s", server.identity.name, server.url)
+            with drained_on_sigterm(lambda: _drain(servers, drain_deadline_s), ended.set):
+                await ended.wait()
+        finally:
+            for server in servers:
+                server.stop()
+
+
+async def _drain(servers: list[Server], deadline_s: float) -> None:
+    alive = [server.instance for server in servers if server.instance is not None]
+    for instance in alive:
+        instance.drain(before(deadline_s))
+    await until_empty(lambda: sum(instance.left for instance in alive), deadline_s)

@@ -1,0 +1,71 @@
+"""The tokens of a step: what comes next, and its way to the client."""
+
+from collections.abc import Callable
+
+from ares.mock_engine import api
+from ares.mock_engine.model import MASK, MULTIPLIER, SHIFT, SimulatedModel
+from ares.mock_engine.request import Request
+
+# Told of a request that has come to its end: why, and vLLM's stop reason.
+Finish = Callable[[Request, str, int | str | None], None]
+
+
+class Writer:
+    """Gives requests their next tokens, and streams them."""
+
+    def __init__(self, model: SimulatedModel, finish: Finish) -> None:
+        self._model = model
+        self._finish = finish
+        self._digits = [b"%d" % token for token in model.ids]
+
+    def write(self, samplers: list[Request]) -> None:
+        """Give every request its next token. What is done here for each token bounds the tokens a second."""
+        ids, digits, count = self._model.ids, self._digits, len(self._model.ids)
+        for request in samplers:
+            if request.state != "running":
+                continue  # its client left during the step
+            product = request.hash * MULTIPLIER & MASK
+            output = request.output
+            if len(output) + 1 >= request.check_from:
+                self._write_checked(request, product)
+                continue
+            index = (product >> SHIFT) % count
+            token = ids[index]
+            request.hash = (product + token + 1) & MASK
+            output.append(token)
+            request.length += 1
+            if not request.stream:
+                continue
+            if request.connection.paused:
+                if request.sent is None:
+                    request.sent = len(output) - 1
+                continue
+            text = digits[index]
+            request.connection.transport.write(request.heads[len(text)] + text + api.EVENT_TAIL)
+
+    def _write_checked(self, request: Request, product: int) -> None:
+        """Give a request a token that may be its last, or that comes with more than its id."""
+        position = len(request.output) + 1
+        stopped = position >= request.natural_end
+        token = self._model.stop if stopped else self._model.ids[(product >> SHIFT) % len(self._model.ids)]
+        request.hash = (product + token + 1) & MASK
+        request.output.append(token)
+        request.length += 1
+        if stopped:
+            self._finish(request, "stop", None)
+        elif token in request.stop_tokens:
+            self._finish(request, "stop", token)
+        elif position >= request.end:
+            self._finish(request, "length", None)
+        elif request.stream:
+            if request.connection.paused:
+                request.sent = position - 1 if request.sent is None else request.sent
+            else:
+                request.connection.transport.write(api.event(request, [token]))
+
+
+def catch_up(request: Request) -> None:
+    """Send what was held back while the client was behind, as one event; vLLM merges it too."""
+    if request.sent is not None and request.state != "finished":
+        held, request.sent = request.output[request.sent :], None
+        request.connection.transport.write(api.event(request, held))

@@ -1,0 +1,1 @@
+"""Models: from what a user names to a folder that vLLM and a tokenizer can load."""

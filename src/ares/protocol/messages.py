@@ -1,0 +1,300 @@
+"""The messages between the gateway and the instances: msgpack over one ZeroMQ socket an instance.
+
+The instance binds a ROUTER, the gateway connects a DEALER. The gateway subscribes, repeats the subscription as a
+heartbeat, and sends commands; the instance answers with its `Hello`, then sends `Telemetry` at the asked interval,
+`Admitted` for each request whose KV it pulled, `Predicted` for each that it only prefilled, and one `Handover`,
+`Copied` or `Leased` for each `Cut`, `Copy` or `Lease`. Every message is typed and checked by msgspec on arrival;
+nothing on this wire carries code. The commands are shaped so that they can move onto vLLM's generic connector call
+(RFC #51639) when it lands.
+
+Several gateways may subscribe to one instance. All keys of a gateway begin with its name and a slash (`owner`), so that
+an instance knows what nobody will come for when a gateway is gone.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+Role = Literal["prefill", "decode", "both"]
+# `copying`: no request of a client, but KV that comes ahead of one (`Copy`).
+RequestState = Literal["waiting", "loading", "running", "copying"]
+
+# A larger message than this is a mistake or an attack: telemetry of 4,096 requests is below 400 kB.
+MAX_MESSAGE_BYTES = 4 << 20
+# The levels of the quantiles in `Row.remaining`.
+REMAINING_LEVELS = (0.1, 0.5, 0.9)
+# An instance forgets a subscriber that has been silent for this long.
+SUBSCRIPTION_TTL_S = 10.0
+# For so long an instance keeps the KV of a gateway that it has forgotten: it may have been asked for before. Whoever
+# waits to pull it says so every 5 s (vLLM's kv_lease_duration / 6), and extends that.
+ORPHAN_LEASE_S = 10.0
+# A gateway that has been forgotten for this long does not come back: its requests end, for nobody would cancel them.
+ABANDONED_S = 30.0
+# Longest time for which an instance grants its part of the controller's lease.
+LONGEST_LEASE_S = 10.0
+
+# Sums and products of these over everything that fits a message stay exact in 64 bits. None of the times and rates may
+# be infinite or no number.
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+_Tokens = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+_Size = Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)]
+_Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]
+# What a gateway remembers a thousand of.
+_ShortKey = Annotated[str, msgspec.Meta(max_length=1024)]
+
+
+class Description(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Who an instance is, as it says over HTTP (`GET /ares/v1/instance`) before anybody subscribes.
+
+    `models` are the names that it serves its model under, a folder by its absolute path; `shape` holds numbers of the
+    model's configuration (`ares.models.resolve.shape`). An instance of an earlier version says neither.
+    """
+
+    name: str
+    role: Role
+    boot: str
+    control_address: str
+    models: list[str] = []
+    shape: dict[str, int] = {}
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """How to reach the NIXL side channel of an instance.
+
+    The names are vLLM's own (`kv_transfer_params`, v1/nixl/pull_scheduler.py, 0.32).
+    """
+
+    engine_id: str
+    host: str
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
+    tp_size: _Size = 1
+    dcp_size: _Size = 1
+    pp_size: _Size = 1
+
+
+class Subscribe(msgspec.Struct, frozen=True, tag="subscribe"):
+    """Send me a `Hello` (the first time) and `Telemetry` every `interval_s` seconds; repeat to stay subscribed.
+
+    `gateway` is the name that the sender's keys begin with; nothing for those who have none.
+    """
+
+    interval_s: float
+    gateway: str = ""
+
+
+class Connect(msgspec.Struct, frozen=True, tag="connect"):
+    """Do the NIXL handshake with these peers now, so that the first pull does not wait for it."""
+
+    peers: list[Peer]
+
+
+class Cut(msgspec.Struct, frozen=True, tag="cut"):
+    """End request `key` at what is emitted and in flight, keep its KV pinned, and answer with a `Handover`."""
+
+    call: _Count
+    key: str
+
+
+class Copy(msgspec.Struct, frozen=True, tag="copy"):
+    """Pin the full KV blocks of running request `key`, at most `most` tokens, and answer with a `Copied`.
+
+    The pin is released like that of a request called `pin`; request `key` goes on.
+    """
+
+    call: _Count
+    key: str
+    pin: str
+    most: _Tokens
+
+
+class Release(msgspec.Struct, frozen=True, tag="release"):
+    """Nobody will pull the KV of request `key`: free it if it is pinned, and do not pin it later."""
+
+    key: str
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """Tell every gateway that the instance takes no new work, or that it does again.
+
+    After `deadline_s` each of them breaks off what is left of its requests there; None: never.
+    """
+
+    draining: bool
+    deadline_s: _Amount | None = None
+
+
+class Lease(msgspec.Struct, frozen=True, tag="lease"):
+    """Let only gateway `holder` decide moves for `ttl_s` seconds; 0 gives that back. Answer with a `Leased`."""
+
+    call: _Count
+    holder: str
+    ttl_s: float
+
+
+Command = Subscribe | Connect | Cut | Copy | Release | Drain | Lease
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """Who the instance is. `boot` differs after every restart.
+
+    `token_bytes` is the KV of one token, `pull_within_step_bytes` the largest pull within a scheduling step,
+    `prefix_caching` whether KV that is copied ahead of a request stays here for it; `carries` names state that a
+    request does not lose by coming here: ``output`` (which of its tokens are output), ``seed``, ``structured_outputs``.
+    `leases` says whether it answers a `Lease`; one of an earlier version does not. `max_num_seqs` and
+    `max_num_batched_tokens` bound a step's batch; 0 where an earlier version does not say.
+    """
+
+    name: str
+    role: Role
+    boot: str
+    peer: Peer
+    block_size: Annotated[int, msgspec.Meta(ge=1, lt=1 << 20)]
+    kv_blocks: _Size
+    max_model_len: _Size
+    versions: dict[str, str]
+    token_bytes: _Amount = 0.0
+    pull_within_step_bytes: _Count = 0
+    prefix_caching: bool = False
+    carries: list[str] = []
+    leases: bool = False
+    max_num_seqs: _Count = 0
+    max_num_batched_tokens: _Count = 0
+
+
+class Row(msgspec.Struct, frozen=True, array_like=True):
+    """One request on an instance: `resident` tokens hold KV, `output` were generated on this instance.
+
+    `remaining` is how many more are expected, at REMAINING_LEVELS; None where nothing predicts them.
+    """
+
+    key: str
+    resident: _Tokens
+    output: _Tokens
+    state: RequestState
+    remaining: tuple[float, float, float] | None = None
+
+
+class Telemetry(msgspec.Struct, frozen=True, tag="telemetry"):
+    """The load of an instance.
+
+    `step_time_s` is a moving average over recent steps, `pull_bytes_per_s` over recent pulls of KV, 0 before the first;
+    `busy_s` is the time of all steps so far.
+    `draining`: nothing new shall come, and what can move shall leave; in `drain_left_s` what cannot shall leave too.
+    `held` counts what the connector holds beside KV blocks, for whoever looks for leaks.
+    """
+
+    sequence: _Count
+    kv_blocks_used: _Tokens
+    running: _Tokens
+    waiting: _Tokens
+    pinned: _Tokens
+    step_time_s: _Amount
+    steps: _Count
+    preemptions: _Count
+    rows: list[Row]
+    busy_s: _Amount = 0.0
+    pull_bytes_per_s: _Amount = 0.0
+    draining: bool = False
+    held: dict[str, int] = {}
+    drain_left_s: _Amount | None = None
+
+    @property
+    def left(self) -> int:
+        """Requests that are still here, and KV that others have not pulled yet."""
+        return self.running + self.waiting + self.pinned
+
+
+class Admitted(msgspec.Struct, frozen=True, tag="admitted"):
+    """Request `key` has its KV: `pulled` tokens came from the source (0 where the pull failed).
+
+    `queued_s` is the time it waited for a scheduling step with room for it.
+    """
+
+    key: _ShortKey
+    pulled: _Tokens
+    failed: bool
+    queued_s: _Amount = 0.0
+
+
+class Predicted(msgspec.Struct, frozen=True, tag="predicted"):
+    """What is expected of request `key`, which was only prefilled here: remaining tokens at REMAINING_LEVELS.
+
+    Sent before the prefill's reply. The request's own limit, which a prefill is not told, is not applied yet.
+    """
+
+    key: _ShortKey
+    remaining: tuple[float, float, float]
+
+
+class Handover(msgspec.Struct, frozen=True, tag="handover"):
+    """The answer to a `Cut`.
+
+    Attributes
+    ----------
+    outcome
+        `pinned`: the request ended here and its KV waits to be pulled; `finished`: it ended by itself or was
+        aborted first; `not_running`: nothing of it is in flight (waiting, preempted, still loading), nothing was
+        changed; `unknown`: no such request, nothing was changed.
+    output_tokens
+        Tokens the request generated on this instance in all.
+    tail
+        The last of those tokens, so that the target can start before the stream has delivered them.
+    transfer
+        vLLM's kv_transfer_params for the target, where the outcome is `pinned`.
+    """
+
+    call: _Count
+    key: str
+    outcome: Literal["pinned", "finished", "not_running", "unknown"]
+    output_tokens: _Tokens = 0
+    tail: list[_Tokens] = []
+    transfer: dict[str, Any] = {}
+
+
+class Copied(msgspec.Struct, frozen=True, tag="copied"):
+    """The answer to a `Copy`: `tokens` whose KV waits under `pin`, 0 where nothing was pinned; how to pull it."""
+
+    call: _Count
+    pin: str
+    tokens: _Tokens = 0
+    transfer: dict[str, Any] = {}
+
+
+class Leased(msgspec.Struct, frozen=True, tag="leased"):
+    """The answer to a `Lease`: whether it is granted, and who holds the lease now (nobody: an empty name)."""
+
+    call: _Count
+    holder: str
+    granted: bool
+
+
+Event = Hello | Telemetry | Admitted | Predicted | Handover | Copied | Leased
+
+
+def owner(key: str) -> str:
+    """Return the name of the gateway that a request's or a pin's key is of."""
+    return key.partition("/")[0]
+
+
+encode = msgspec.msgpack.Encoder().encode
+_decode_command: Callable[[bytes], Command] = msgspec.msgpack.Decoder(Command).decode
+_decode_event: Callable[[bytes], Event] = msgspec.msgpack.Decoder(Event).decode
+# What msgspec raises besides its own DecodeError, of text that is not UTF-8 and of maps within maps within maps.
+_MALFORMED = (UnicodeDecodeError, RecursionError)
+
+
+def decode_command(body: bytes) -> Command:
+    """Return the command of a message; msgspec.DecodeError where it is none."""
+    try:
+        return _decode_command(body)
+    except _MALFORMED as error:
+        raise msgspec.DecodeError(str(error)) from error
+
+
+def decode_event(body: bytes) -> Event:
+    """Return the event of a message; msgspec.DecodeError where it is none."""
+    try:
+        return _decode_event(body)
+    except _MALFORMED as error:
+        raise msgspec.DecodeError(str(error)) from error

@@ -1,0 +1,142 @@
+"""What the `ares` command says before it starts anything."""
+
+import contextlib
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ares import __version__
+from ares.cli import main as cli
+from ares.engine.defaults import free_ports
+from ares.local_cluster import cluster as local
+from ares.local_cluster import supervision
+from ares.models import resolve as model
+
+SIMULATED = ["worker", "--role", "decode", "--simulate", "llama-8b-rtx4090", "--model", "no/model"]
+GATEWAY = ["gateway", "--model", "no/model", "--worker", "http://127.0.0.1:9"]
+UP = ["up", "--model", "no/model"]
+
+
+@pytest.fixture(autouse=True)
+def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever comes before the model is all that happens here."""
+
+    def resolve(*_: object, **__: object) -> None:
+        raise model.ModelError("the model was asked for")
+
+    monkeypatch.setattr(model, "resolve", resolve)
+
+
+def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["ares", *arguments])
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert time.monotonic() - began < 10
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """The second of two ports, which somebody listens on."""
+    first = free_ports("127.0.0.1", 2)
+    with socket.create_server(("127.0.0.1", first + 1)):
+        yield first + 1
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        (GATEWAY, "--port"),
+        (UP, "--port"),
+        ([*UP, "--simulate", "llama-8b-rtx4090"], "--port"),
+        (SIMULATED, "--port"),
+        (SIMULATED, "--control-port"),
+        (["worker", "--role", "prefill", "--model", "no/model"], "--port"),
+        (["worker", "--role", "prefill", "--model", "no/model"], "--control-port"),
+        (["worker", "--role", "prefill", "--model", "no/model"], "--nixl-port"),
+    ],
+)
+def test_a_taken_port_is_one_line(
+    taken: int, command: list[str], flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, flag, str(taken)], monkeypatch) == 2
+    in_use = f"127.0.0.1:{taken} is in use: stop the process that listens there, or choose another {flag}"
+    assert capsys.readouterr().err == f"error: {in_use}\n"
+
+
+@pytest.mark.parametrize("flag", ["--port", "--control-port"])
+def test_so_is_one_of_several_instances(
+    taken: int, flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*SIMULATED, flag, str(taken - 1), "--", "--instances", "2"], monkeypatch) == 2
+    assert f"127.0.0.1:{taken} is in use" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [GATEWAY, SIMULATED, UP, ["worker", "--role", "decode", "--model", "no/model"]])
+@pytest.mark.parametrize("port", ["65536", "-1"])
+def test_a_port_that_is_none_is_refused(
+    command: list[str], port: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "--port", port], monkeypatch) == 2
+    assert "port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [GATEWAY, UP])
+def test_an_endpoint_open_to_the_network_without_keys_is_warned_of(
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def said(*flags: str) -> str:
+        caplog.clear()
+        assert run([*command, "--port", str(free_ports("127.0.0.1", 1)), *flags], monkeypatch) == 2
+        return " ".join([*capsys.readouterr().err.split(), *(record.getMessage() for record in caplog.records)])
+
+    warned = said("--host", "0.0.0.0")  # noqa: S104 - what it is about
+    assert "--host 0.0.0.0 without client keys" in warned
+    assert "--api-key-file" in warned
+    assert warned.count("without client keys") == 1
+    assert "without client keys" not in said("--host", "127.0.0.2")
+    keys = tmp_path / "keys"
+    keys.write_text("secret-of-a-client\n")
+    assert "client keys" not in said("--host", "0.0.0.0", "--api-key-file", str(keys))  # noqa: S104
+    monkeypatch.setenv("ARES_API_KEYS", '["secret-of-a-client"]')
+    assert "client keys" not in said("--host", "0.0.0.0")  # noqa: S104
+
+
+def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"], monkeypatch) == 0
+    assert capsys.readouterr().out == f"ares {__version__}\n"
+
+
+@pytest.mark.parametrize(("flags", "way"), [([], "supervised"), (["--no-restart"], "waited for")])
+def test_no_restart_ends_with_the_first_death(
+    flags: list[str], way: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def ends(how: str) -> Callable[..., None]:
+        def end(*_: object) -> None:
+            raise local.ClusterError(how)
+
+        return end
+
+    @contextlib.contextmanager
+    def running(settings: local.ClusterSettings, console: Console) -> Iterator[local.Cluster]:
+        part = local.Part("gateway", "http://g", tmp_path / "log", [], None, None)  # type: ignore[arg-type]
+        yield local.Cluster(settings, console, tmp_path, [part])
+
+    monkeypatch.setattr(model, "resolve", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(cli, "signal_as_interrupt", lambda: None)
+    monkeypatch.setattr(local, "running", running)
+    monkeypatch.setattr(local.Cluster, "wait", ends("waited for"))
+    monkeypatch.setattr(supervision.Supervisor, "run", ends("supervised"))
+    assert run([*UP, "--port", str(free_ports("127.0.0.1", 1)), *flags], monkeypatch) == 2
+    assert capsys.readouterr().err == f"error: {way}\n"

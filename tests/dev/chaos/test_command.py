@@ -1,0 +1,66 @@
+"""A short run on simulated engines, as a user starts it; and what the gateway that throws refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ares_dev.chaos import decisions
+
+from ares.engine.defaults import free_port
+
+
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+
+
+@pytest.mark.timeout(300)
+def test_a_short_run_on_simulated_engines(tmp_path: Path) -> None:
+    out = tmp_path / "chaos.json"
+    done = run(
+        *("ares", "bench", "chaos", "--simulate", "llama-8b-rtx4090", "--prefill", "2", "--decode", "6"),
+        *("--per-process", "2", "--streams", "24", "--duration", "12", "--events", "1.5", "--kv-tokens", "4096"),
+        *(
+            "--seed",
+            "1",
+            "--port",
+            str(free_port("127.0.0.1")),
+            "--json",
+            str(out),
+            "--log-folder",
+            str(tmp_path / "logs"),
+        ),
+    )
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(out.read_text())["runs"]
+    assert result["violations"] == []
+    assert result["endings"]["completed"] > 20
+    assert any(kind.startswith("move: ") for kind in result["done"])
+    assert result["gateway"]["ares_controller_faults_total"] > 0
+    assert any(kind.startswith("kill") for kind in result["done"])
+    assert result["decisions"] > 0
+    log = tmp_path / "logs" / "1" / "decisions.jsonl"
+    assert decisions.wrong(log)[1] == []
+    # Were another instance chosen than the log says, it would be noticed.
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    entry = next(one for one in lines if one["kind"] == "entrance" and one["decided"])
+    entry["decided"][0]["instance"] += 1
+    log.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    assert any(violation.startswith("I8") for violation in decisions.wrong(log)[1])
+
+
+def test_the_plan_can_be_shown() -> None:
+    shown = [run("ares", "bench", "chaos", "--simulate", "x", "--seed", "4", "--show-plan").stdout for _ in range(2)]
+    assert shown[0] == shown[1]
+    assert json.loads(shown[0])["seed"] == 4
+
+
+def test_a_gateway_that_throws_serves_loopback_only() -> None:
+    done = run(
+        *("ares_dev.chaos.gateway", "gateway", "--host", "192.0.2.1", "--worker", "http://127.0.0.1:1"),
+        *("--model", "some/model", "--fault-seed", "1"),
+    )
+    assert done.returncode == 2
+    assert "serves loopback only" in done.stderr

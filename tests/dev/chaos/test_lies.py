@@ -1,0 +1,141 @@
+"""What the chaos suite's gateway is told about real engines, and what it logs."""
+
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import aiohttp
+import msgspec
+import pytest
+from ares_dev.chaos import gateway, lies
+from ares_dev.chaos.observe import Observer
+
+from ares.gateway.pool.instance import Instance
+from ares.gateway.records.decision_log import DecisionLog
+from ares.protocol import messages as wire
+
+ROWS = [wire.Row("a/1/1", 300, 7, "running", (1.0, 2.0, 3.0)), wire.Row("a/2/1", 0, 0, "waiting")]
+LOAD = wire.Telemetry(5, 40, 1, 1, 2, 0.01, 100, 0, ROWS, held={"worker.leases": 2, "worker.remote_engines": 1})
+
+
+def told(liar: lies.Liar, load: wire.Event = LOAD) -> Any:
+    message = liar.told("decode-0", 128, wire.encode(load))
+    return wire.decode_event(message) if message is not None else None
+
+
+def test_nothing_is_changed_but_on_command() -> None:
+    liar = lies.Liar()
+    assert told(liar) == LOAD
+    liar.change("decode-1", b'{"telemetry":"silent"}')
+    assert told(liar) == LOAD
+
+
+@pytest.mark.parametrize(
+    ("lie", "changes"),
+    [
+        ("empty", {"kv_blocks_used": 0, "running": 0, "waiting": 0, "pinned": 0, "rows": []}),
+        ("full", {"kv_blocks_used": 128}),
+    ],
+)
+def test_lies_about_the_load(lie: str, changes: dict[str, Any]) -> None:
+    liar = lies.Liar()
+    liar.change("decode-0", b'{"telemetry":"%s"}' % lie.encode())
+    assert told(liar) == msgspec.structs.replace(LOAD, **changes)
+    liar.change("decode-0", b'{"telemetry":null,"refuse":false}')
+    assert told(liar) == LOAD
+
+
+def test_a_load_that_stands_still_is_that_of_the_beginning() -> None:
+    liar = lies.Liar()
+    later = msgspec.structs.replace(LOAD, sequence=6, running=9)
+    for first in (LOAD, msgspec.structs.replace(LOAD, running=4)):
+        liar.change("decode-0", b'{"telemetry":"constant"}')
+        assert told(liar, first) == first
+        assert told(liar, later) == msgspec.structs.replace(first, sequence=6)
+        liar.change("decode-0", b'{"telemetry":null}')
+        assert told(liar, later) == later
+
+
+def test_what_cannot_be_is_no_message() -> None:
+    liar = lies.Liar()
+    liar.change("decode-0", b'{"telemetry":"absurd"}')
+    with pytest.raises(msgspec.DecodeError):
+        told(liar)
+
+
+def test_silence_is_that_of_telemetry_only() -> None:
+    liar = lies.Liar()
+    liar.change("decode-0", b'{"telemetry":"silent"}')
+    assert told(liar) is None
+    answer = wire.Leased(1, "a", True)
+    assert told(liar, answer) == answer
+
+
+def test_predictions_of_what_runs() -> None:
+    liar = lies.Liar()
+    liar.change("decode-0", b'{"predictions":"negative"}')
+    assert [row.remaining for row in told(liar).rows] == [(-300.0, -200.0, -100.0), None]
+
+
+async def test_an_instance_hears_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Instance, "_receive", Instance._receive)
+    liar = lies.Liar()
+    lies.install(liar)
+    async with aiohttp.ClientSession() as http:
+        instance: Any = Instance("http://127.0.0.1:9", http, 0.1)
+        instance.name = "decode-0"
+        for lie, running in (("silent", None), ("empty", 0), ("absurd", 0)):
+            liar.change("decode-0", b'{"telemetry":"%s"}' % lie.encode())
+            await instance._receive(wire.encode(LOAD), None)
+            assert (instance.telemetry and instance.telemetry.running) == running
+        liar.change("decode-0", b'{"telemetry":null}')
+        await instance._receive(wire.encode(LOAD), None)
+        assert instance.telemetry == LOAD
+
+
+def test_of_many_decisions_some_are_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DecisionLog, "_write", DecisionLog._write)
+    gateway.thin(3)
+    log = DecisionLog(tmp_path / "log")
+    for n in range(60):
+        log._write("moves", "ares", n=n, rescues=[], decided=[1] if n % 20 == 19 else [])
+    log.close()
+    logged = [msgspec.json.decode(line) for line in (tmp_path / "log").read_bytes().splitlines()]
+    assert sum(not one["decided"] for one in logged) == 57 / 3
+    # The few that decide something are not left to chance.
+    assert [one["n"] for one in logged if one["decided"]] == [19]
+
+
+def test_decisions_fail_by_their_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(dispatches: int) -> list[bool]:
+        for name in ("dispatcher", "admission_policy", "rebalancer", "rescue"):
+            monkeypatch.setattr(gateway.controller, name, lambda *_: Mock())
+        gateway.install(7, 0.5)
+        names = vars(gateway.controller)
+        found = []
+        for kind in ["dispatcher"] * dispatches + ["rebalancer"] * 20:
+            try:
+                asked = names[kind]("any")
+                asked.decide() if kind == "rebalancer" else asked.choose()
+                found.append(False)
+            except gateway.InjectedError:
+                found.append(True)
+        return found[dispatches:]
+
+    assert failing(0) == failing(13)
+    assert len(set(failing(0))) == 2
+
+
+def test_what_a_real_engine_tells() -> None:
+    observer = Observer("decode-0", "http://127.0.0.1:9", None)  # type: ignore[arg-type] # it asks nobody
+    assert observer.counters() is None
+    observer.take(wire.encode(LOAD))
+    heard = observer.counters()
+    assert heard is not None
+    assert heard["generating"] == ["a/1/1"]
+    # What connects engines stays; what belongs to requests must not.
+    assert heard["worker.leases"] == 2
+    assert "worker.remote_engines" not in heard
+    observer.take(wire.encode(msgspec.structs.replace(LOAD, kv_blocks_used=-1)))
+    (malformed,) = observer.malformed
+    assert "kv_blocks_used" in malformed

@@ -1,0 +1,124 @@
+"""Restored requests: vLLM's own Request and sampler, without an engine."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm", reason="needs vLLM: the cpu or vllm extra")
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(240)]
+
+
+def request(tokens: list[int], params: dict[str, Any], **sampling: Any) -> Any:
+    from ares.engine.vllm_api import Request, SamplingParams
+
+    arguments = {"max_tokens": 10, "extra_args": {"kv_transfer_params": params}, **sampling}
+    return Request("r", tokens, SamplingParams(**arguments), None)
+
+
+def test_output_is_output_again() -> None:
+    from ares.engine.connector.resume_output import restore
+
+    restored = request([1, 2, 3, 4, 5], {"ares_generated": 2, "ares_restore": True}, min_tokens=3)
+    assert restore(restored) == 2
+    assert restored.prompt_token_ids == [1, 2, 3]
+    assert list(restored.output_token_ids) == [4, 5]
+    assert list(restored.all_token_ids) == [1, 2, 3, 4, 5]
+    assert (restored.num_output_tokens, restored.num_tokens, restored.num_prompt_tokens) == (2, 5, 5)
+    assert restored.max_tokens == 12
+    assert restored.sampling_params.min_tokens == 5
+    assert restored.sampling_params.extra_args["kv_transfer_params"]["ares_output"] == [4, 5]
+    restored.append_output_token_ids(6)
+    assert list(restored.output_token_ids) == [4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"ares_generated": 2},
+        {"ares_restore": True},
+        {"ares_generated": 0, "ares_restore": True},
+        {"ares_generated": 5, "ares_restore": True},
+        {"ares_generated": -1, "ares_restore": True},
+        {"ares_generated": "2", "ares_restore": True},
+    ],
+)
+def test_what_does_not_fit_changes_nothing(params: dict[str, Any]) -> None:
+    from ares.engine.connector.resume_output import restore
+
+    left = request([1, 2, 3, 4, 5], params)
+    assert restore(left) == 0
+    assert left.prompt_token_ids == [1, 2, 3, 4, 5]
+    assert left.num_output_tokens == 0
+    assert left.max_tokens == 10
+
+
+def test_the_grammar_goes_on_where_the_output_ends() -> None:
+    from ares.engine.connector.resume_output import restore
+
+    accepted: list[int] = []
+    restored = request([1, 2, 3], {"ares_generated": 2, "ares_restore": True})
+    restored.structured_output_request = SimpleNamespace(
+        grammar=SimpleNamespace(accept_tokens=lambda _, tokens: bool(accepted.extend(tokens)) or True)
+    )
+    assert restore(restored) == 2
+    assert accepted == [2, 3]
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 2, 1000])
+def test_a_seeded_generator_stands_where_vllms_sampler_would_be(drawn: int) -> None:
+    """The sampler itself draws for so many tokens; from there on both draw the same."""
+    import torch
+
+    from ares.engine.connector.resume_output import SeededGenerator
+    from ares.engine.vllm_api import TopKTopPSampler
+
+    sampler = TopKTopPSampler()
+    if sampler.forward != sampler.forward_cpu:
+        pytest.skip("not on a CPU")
+
+    def sample(generator: torch.Generator) -> int:
+        return int(sampler(torch.zeros(1, 64), {0: generator}, None, None)[0])
+
+    stock = torch.Generator()
+    stock.manual_seed(9)
+    output = [sample(stock) for _ in range(drawn)]
+    ours = SeededGenerator.of(SimpleNamespace(sampling_params=SimpleNamespace(seed=9), output_token_ids=output))
+    following = [sample(stock) for _ in range(5)]
+    assert [sample(ours) for _ in range(5)] == following
+    assert len(set(following)) > 1
+    ours.seek(drawn)
+    assert sample(ours) == following[0]
+    # A draw for a token that vLLM throws away is taken back.
+    ours.set_offset(ours.get_offset() - 4)
+    assert sample(ours) == following[0]
+
+
+def test_the_draw_of_a_step_that_was_for_nothing_is_taken_back() -> None:
+    """KV that a step read had not arrived: the scheduler drops what it sampled, and the runner the token."""
+    import torch
+
+    from ares.engine.connector.resume_output import RestoringWorker, SeededGenerator
+
+    def state(generator: Any, output: list[int]) -> Any:
+        return SimpleNamespace(
+            generator=generator, output_token_ids=output, sampling_params=SimpleNamespace(seed=3, extra_args=None)
+        )
+
+    def draw(generator: torch.Generator) -> int:
+        return int(torch.randint(0, 2**31, (1,), generator=generator))
+
+    dropped = state(None, [5])
+    dropped.generator = SeededGenerator.of(dropped)
+    second = draw(dropped.generator)
+    dropped.output_token_ids.append(6)
+    going_on = state(None, [7])
+    going_on.generator = SeededGenerator.of(going_on)
+    worker = RestoringWorker.__new__(RestoringWorker)
+    worker.model_runner = SimpleNamespace(requests={"a": dropped, "b": going_on, "c": state(None, [1, 2])})
+    worker._take_back(SimpleNamespace(req_ids=["a", "b", "c"], num_output_tokens=[1, 1, 0]))
+    assert draw(dropped.generator) == second
+    assert draw(going_on.generator) == second
+    # The runner takes the token away itself, and all that depends on it.
+    assert dropped.output_token_ids == [5, 6]

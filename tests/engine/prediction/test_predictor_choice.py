@@ -1,0 +1,51 @@
+"""Which checkpoint an instance runs with."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ares.engine.prediction import predictor_choice
+from ares.engine.prediction.mailbox import Prediction
+from ares.models.resolve import DEFAULT_MODEL
+from ares.predictor.errors import PredictorError
+
+pytest.importorskip("torch", reason="needs torch: the predictor, cpu or vllm extra")
+
+
+def model(folder: Path, hidden_size: int) -> Path:
+    (folder / "config.json").write_text(json.dumps({"hidden_size": hidden_size}))
+    return folder
+
+
+def test_the_default_model_has_a_checkpoint_that_ships(tmp_path: Path) -> None:
+    chosen = predictor_choice.choose(None, DEFAULT_MODEL, model(tmp_path, 576))
+    assert chosen is not None
+    assert chosen.stat().st_size < 10 << 20
+    evaluation = json.loads(chosen.with_suffix(".evaluation.json").read_text())
+    assert evaluation["models"][0]["name"] == "ours"
+
+
+@pytest.mark.parametrize(("name", "hidden_size"), [("another/model", 576), (DEFAULT_MODEL, 577)])
+def test_others_run_unpredicted(tmp_path: Path, name: str, hidden_size: int) -> None:
+    assert predictor_choice.choose(None, name, model(tmp_path, hidden_size)) is None
+
+
+def test_none_is_none(tmp_path: Path) -> None:
+    assert predictor_choice.choose("none", DEFAULT_MODEL, model(tmp_path, 576)) is None
+
+
+def test_a_given_one_must_fit(tmp_path: Path) -> None:
+    shipped = predictor_choice.choose(None, DEFAULT_MODEL, model(tmp_path, 576))
+    with pytest.raises(PredictorError, match="hidden size 576, here 64"):
+        predictor_choice.choose(str(shipped), DEFAULT_MODEL, model(tmp_path, 64))
+    with pytest.raises(PredictorError, match="not a whole checkpoint"):
+        predictor_choice.choose(str(tmp_path / "missing"), DEFAULT_MODEL, tmp_path)
+
+
+def test_the_estimate_counts_down_within_its_bounds() -> None:
+    prediction = Prediction(20, (5.0, 30.0, 500.0))
+    assert prediction.after(20, 100) == (5, 30, 100)
+    assert prediction.after(30, 90) == (1, 20, 90)
+    assert prediction.after(119, 1) == (1, 1, 1)
+    assert prediction.after(120, 0) == (1, 1, 1)

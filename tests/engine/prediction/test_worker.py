@@ -1,0 +1,121 @@
+"""When running requests are predicted, without an engine: the steps come from here."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm", reason="needs vLLM: the cpu or vllm extra")
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(240)]
+
+HIDDEN, EVERY = 8, 20
+
+
+class Bench:
+    """A live predictor, and how many rows each of its predictions had."""
+
+    def __init__(self, slots: int = 64) -> None:
+        import torch
+
+        from ares.engine.prediction import worker as predicting
+        from ares.predictor.checkpoint import Checkpoint
+        from ares.predictor.networks import HazardNetwork
+
+        torch.manual_seed(0)
+        options = {"limit": 256, "members": 1, "width": 16}
+        network = HazardNetwork(HIDDEN, **options).eval()
+        torch.nn.init.normal_(network.members[0].shift.weight, 0, 0.5)
+        center, scale = torch.zeros(HIDDEN), torch.ones(HIDDEN)
+        loaded = Checkpoint(network, "ours", options, "m", HIDDEN, "t", EVERY, 256, center, scale)
+        self.live = predicting.LivePredictor(loaded, slots, "cpu", EVERY)
+        self.outbox = predicting.OUTBOX
+        self.outbox.clear()
+        self.batches: list[int] = []
+        predict = self.live._predictor.predict
+
+        def counting(slots: Any, *rest: Any) -> Any:
+            self.batches.append(len(slots))
+            return predict(slots, *rest)
+
+        self.live._predictor.predict = counting  # type: ignore[method-assign]
+
+    def step(self, requests: list[Any], states: Any = None, finished: list[Any] | None = None) -> None:
+        import torch
+
+        from ares.engine.prediction.hidden_states import Step
+
+        for request in requests:
+            request.position += 1
+        rows = torch.ones(len(requests), HIDDEN) if states is None else states
+        self.live.step(Step(requests, rows if requests else None, finished or []))
+
+
+def request(name: str, position: int = -1, **params: Any) -> Any:
+    from ares.engine.prediction.hidden_states import TappedRequest
+
+    return TappedRequest(name, [1, 2, 3], SimpleNamespace(extra_args={"kv_transfer_params": params}), position, [])
+
+
+def test_new_requests_are_predicted_together_and_soon() -> None:
+    bench, running, predicted = Bench(), [], []
+    for n in range(EVERY - 1):
+        running.append(request(f"r{n}"))
+        bench.step(running)
+        predicted.append(len(bench.outbox))
+    # None waits for five steps, and one call brings all that are new.
+    assert all(begun - done < 5 for begun, done in enumerate(predicted, 1))
+    assert bench.batches == [5, 5, 5]
+    bench.step(running)
+    assert bench.batches == [5, 5, 5, 19]
+    assert {prediction.output for prediction in bench.outbox.values()} == set(range(1, EVERY))
+
+
+def test_a_prefill_is_predicted_in_its_own_step_and_takes_the_new_along() -> None:
+    bench = Bench()
+    decoding, prefill = request("d"), request("p", -3, do_remote_decode=True)
+    for _ in range(2):  # two parts of the prompt
+        bench.step([decoding, prefill])
+    assert not bench.outbox
+    bench.step([decoding, prefill])
+    assert bench.outbox.keys() == {"d", "p"}
+    assert bench.batches == [2]
+
+
+def test_kv_that_comes_ahead_is_not_predicted() -> None:
+    bench = Bench()
+    for _ in range(EVERY):
+        bench.step([request("a", ares_ahead=True)])
+    assert bench.batches == []
+
+
+def test_who_ends_first_is_not_predicted_and_its_slot_serves_others() -> None:
+    import torch
+
+    states = torch.randn(3, 1, HIDDEN)
+    fresh = Bench(slots=1)
+    fresh.live._steps = 4
+    fresh.step([request("other", 2)], states[2])
+    expected = fresh.outbox["other"]
+    bench = Bench(slots=1)
+    first, brief, other, waits = (request(name) for name in ("first", "brief", "other", "waits"))
+    for n in range(10):
+        bench.step([first], states[n % 2])
+    bench.step([brief], states[0], finished=[first])
+    bench.step([other], states[0], finished=[brief])
+    bench.step([other], states[0])
+    bench.step([other], states[0])
+    bench.step([other, waits], states[2].expand(2, HIDDEN))  # one more than there are slots
+    # It sees nothing of who had the slot before.
+    assert bench.outbox == {"other": expected}
+    assert bench.batches == [1, 1]
+
+
+def test_what_is_not_a_number_never_leaves() -> None:
+    import torch
+
+    bench, good, bad = Bench(), request("good"), request("bad")
+    states = torch.ones(2, HIDDEN)
+    states[1] = torch.nan
+    for _ in range(5):
+        bench.step([good, bad], states)
+    assert bench.outbox.keys() == {"good"}

@@ -1,0 +1,118 @@
+"""The live error histogram and what an instance is expected to generate."""
+
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ares.gateway.control.predictions import Scorekeeper, predicted, predicted_peak
+from ares.gateway.openai.sampling import Sampling
+from ares.gateway.pool import generate as engine
+from ares.gateway.pool.instance import Instance
+from ares.gateway.pool.pool import Pool
+from ares.gateway.records.metrics import Metrics
+from ares.gateway.records.window import Window
+from ares.protocol import messages as wire
+from tests.gateway.fakes import FakeInstance, eventually
+
+
+def row(resident: int, median: float | None, state: Any = "running") -> wire.Row:
+    return wire.Row("k", resident, 0, state, None if median is None else (1.0, median, 2 * median))
+
+
+def sequence(emitted: int) -> Any:
+    return SimpleNamespace(id="s", key="k", prompt=[0] * 10, emitted=[0] * emitted)
+
+
+def sample(metrics: Metrics, position: int, side: str, name: str = "sum") -> float | None:
+    labels = {"position": str(position), "side": side}
+    return metrics.registry.get_sample_value(f"ares_prediction_error_tokens_{name}", labels)
+
+
+def test_the_first_prediction_of_each_stage_is_judged() -> None:
+    metrics = Metrics()
+    scores = Scorekeeper(metrics, Window())
+    for output, median in ((1, 50.0), (20, 10.0), (70, 40.0), (80, 0.0)):
+        scores.look([sequence(output)], {"k": row(10 + output, median)})
+    scores.finished(sequence(100))
+    assert sample(metrics, 0, "under") == 49  # 50 expected after 1, 99 came
+    assert sample(metrics, 64, "over") == 10  # 40 expected after 70, 30 came
+    assert sample(metrics, 0, "under", "count") == sample(metrics, 64, "over", "count") == 1
+
+
+def test_what_did_not_finish_is_not_judged() -> None:
+    metrics = Metrics()
+    scores = Scorekeeper(metrics, Window())
+    scores.look([sequence(5)], {"k": row(15, 50.0)})
+    scores.forget(sequence(5))
+    scores.finished(sequence(100))
+    assert sample(metrics, 0, "under") is None
+
+
+def test_rows_without_a_usable_prediction_are_passed_over() -> None:
+    metrics = Metrics()
+    scores = Scorekeeper(metrics, Window())
+    for found in (row(15, None), row(15, float("nan")), row(15, 3.0, "waiting")):
+        scores.look([sequence(5)], {"k": found})
+    scores.finished(sequence(100))
+    assert sample(metrics, 0, "under") is None
+
+
+def test_predicted_sums_medians() -> None:
+    def load(*rows: wire.Row) -> wire.Telemetry:
+        return wire.Telemetry(1, 0, 0, 0, 0, 0.0, 0, 0, list(rows))
+
+    assert predicted(load(row(1, 5.0), row(1, 7.0), row(1, None))) == 12
+    assert predicted(load(row(1, None))) is None
+    assert predicted(load()) is None
+
+
+def load(*rows: wire.Row) -> wire.Telemetry:
+    return wire.Telemetry(1, 0, len(rows), 0, 0, 0.0, 0, 0, list(rows))
+
+
+def test_predicted_peak() -> None:
+    """Against the sum over requests, step by step."""
+    known = [(100, 50.0), (300, 5.0), (20, 200.0), (500, 0.0), (10, 50.0)]
+    stays = 70
+
+    def held(step: int) -> float:
+        return stays + sum(resident + step for resident, left in known if step <= left)
+
+    rows = [row(resident, left) for resident, left in known]
+    assert predicted_peak(load(*rows, row(stays, None))) == max(held(step) for step in range(201))
+
+
+def test_predicted_peak_of_nothing_and_of_nonsense() -> None:
+    assert predicted_peak(load()) is None
+    assert predicted_peak(load(row(100, None))) is None
+    assert predicted_peak(load(row(100, float("nan")), row(50, float("inf")))) is None
+    assert predicted_peak(load(row(100, -30.0), row(50, float("nan")))) == 150
+
+
+@pytest.fixture
+async def prefill(fakes: list[FakeInstance]) -> AsyncIterator[Instance]:
+    fakes[0].foretells = True
+    async with engine.session() as http:
+        pool = Pool([fake.url for fake in fakes], http, 0.02)
+        pool.start()
+        await eventually(lambda: all(i.healthy and i.hello for i in pool.instances), 15)
+        yield pool.instances[0]
+        await pool.stop()
+
+
+async def test_a_prefill_brings_a_prediction(prefill: Instance) -> None:
+    await prefill.engine.complete(Sampling({}, 10).prefill("key", [7] * 5, []))
+    await eventually(lambda: prefill.predicted("key") == (1, 5, 1000), 15)
+    assert prefill.predicted("another") is None
+
+
+async def test_predictions_that_nobody_asks_for_are_forgotten(
+    fakes: list[FakeInstance], prefill: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ares.gateway.pool.instance._REMEMBERED", 3)
+    for number in range(5):
+        fakes[0].post(wire.Predicted(f"key-{number}", (1.0, 2.0, 3.0)))
+    await eventually(lambda: prefill.predicted("key-4") is not None, 15)
+    assert [number for number in range(5) if prefill.predicted(f"key-{number}")] == [2, 3, 4]

@@ -1,0 +1,253 @@
+"""Limits on a connection, through a real server: heads, idling, and readers that do not read."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from ares.gateway.http.connection import Connection, Limits
+from ares.gateway.http.responses import EventStream, RememberSend, Write
+from tests.gateway.fakes import eventually, free_port
+from tests.gateway.http.test_app import _Server
+
+CHUNK = b"x" * 10_000
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
+
+
+class Endless:
+    """Streams for ever, and counts what it could write and who was cancelled."""
+
+    def __init__(self) -> None:
+        self.written: dict[bytes, int] = {}
+        self.ended: set[bytes] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        name = scope["path"].encode()
+
+        async def produce(write: Write) -> None:
+            try:
+                while True:
+                    await write(CHUNK)
+                    self.written[name] = self.written.get(name, 0) + len(CHUNK)
+                    await asyncio.sleep(0)
+            finally:
+                self.ended.add(name)
+
+        if scope["path"] == "/echo":
+            await self.echo(scope, receive, send)
+            return
+        if scope["method"] == "POST":
+            while (await receive()).get("more_body"):
+                pass
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        await EventStream(produce)(scope, receive, send)
+
+    async def echo(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stream back the method and the body, in two parts."""
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+
+        async def produce(write: Write) -> None:
+            await write(scope["method"].encode() + b" ")
+            await write(body)
+
+        await EventStream(produce)(scope, receive, send)
+
+
+Serve = Callable[..., Any]
+
+
+@contextlib.asynccontextmanager
+async def serving(**limits: Any) -> AsyncIterator[tuple[Endless, int]]:
+    app, port = Endless(), free_port()
+    chosen = Limits(**({"head_bytes": 4000, "idle_s": 30.0, "unread_s": 30.0} | limits))
+    http: Any = partial(Connection, chosen)
+    config = uvicorn.Config(RememberSend(app), port=port, http=http, lifespan="off", log_config=None)
+    config.timeout_graceful_shutdown = 1
+    server = _Server(config)
+    task = asyncio.create_task(server.serve())
+    await eventually(lambda: server.started, 20)
+    yield app, port
+    server.should_exit = True
+    await task
+
+
+async def reply(reader: asyncio.StreamReader) -> bytes:
+    """Return what comes until the server hangs up."""
+    with contextlib.suppress(ConnectionResetError):
+        return await asyncio.wait_for(reader.read(-1), 30)
+    return b""
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        GET + b"a: " + b"x" * 5000 + b"\r\n\r\n",
+        GET + b"a: " + b"x" * 5000,  # a header that never ends
+        GET + b"a: b\r\n" * 1000,
+        b"GET /" + b"x" * 5000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+)
+async def test_a_large_head_is_refused(head: bytes) -> None:
+    async with serving() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head)
+        answer = await reply(reader)
+        assert answer.startswith(b"HTTP/1.1 431 ")
+        assert "4000 bytes" in json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
+        writer.close()
+
+
+async def test_what_is_no_request_is_refused_in_the_usual_form() -> None:
+    async with serving() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"\x16\x03\x01 nonsense\r\n\r\n")
+        answer = await reply(reader)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
+        writer.close()
+
+
+async def test_one_connection_takes_many_heads_below_the_limit() -> None:
+    async with serving() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(5):
+            writer.write(
+                b"POST / HTTP/1.1\r\nHost: x\r\na: " + b"x" * 3000 + b"\r\nContent-Length: 9000\r\n\r\n" + b"y" * 9000
+            )
+            assert b" 204 " in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "beginning", [b"", b"GET / HT", GET, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf"]
+)
+async def test_whoever_does_not_go_on_is_cut_off(beginning: bytes) -> None:
+    async with serving(idle_s=0.3) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(beginning)
+        assert await reply(reader) == b""
+        writer.close()
+
+
+async def test_a_reader_that_does_not_read_is_held_back_and_cut_off_and_stalls_nobody() -> None:
+    async with serving(unread_s=1.0) as (app, port):
+        _, slow = await asyncio.open_connection("127.0.0.1", port, limit=1000)
+        slow.write(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /quick HTTP/1.1\r\nHost: x\r\n\r\n")
+        read = 0
+        async with asyncio.timeout(50):
+            while b"/slow" not in app.ended or read < 1_000_000:
+                read += len(await reader.read(1 << 16))
+        # Nothing but what the kernel's socket buffers take.
+        assert app.written[b"/slow"] < 32 << 20
+        assert b"/quick" not in app.ended
+        writer.close()
+        slow.close()
+
+
+async def test_a_slow_reader_that_reads_is_not_cut_off() -> None:
+    async with serving(unread_s=5.0, idle_s=0.5) as (app, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /steady HTTP/1.1\r\nHost: x\r\n\r\n")
+        for _ in range(20):
+            await asyncio.sleep(0.1)
+            assert await reader.read(1 << 16)
+        assert b"/steady" not in app.ended
+        writer.close()
+        await eventually(lambda: b"/steady" in app.ended, 30)
+
+
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
+WEBSOCKET = b"Upgrade: websocket\r\nSec-WebSocket-Key: AAEAAEAAAAIAAAABAAMAAA==\r\nConnection: keep-alive, Upgrade\r\n"
+WHOLE = b"Content-Length: 11\r\n\r\nhello world"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n6\r\nhello \r\n5\r\nworld\r\n0\r\n\r\n"
+
+
+async def echoes(port: int, *pieces: bytes, count: int = 1) -> list[bytes]:
+    """Send pieces on one connection, and return what is in the chunks of so many replies."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for piece in pieces:
+        writer.write(piece)
+        await writer.drain()
+        await asyncio.sleep(0.02)
+    bodies = []
+    for _ in range(count):
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        assert head.startswith(b"HTTP/1.1 200 "), head
+        body = b""
+        while size := int(await asyncio.wait_for(reader.readuntil(b"\r\n"), 10), 16):
+            body += (await reader.readexactly(size + 2))[:-2]
+        await reader.readexactly(2)
+        bodies.append(body)
+    writer.close()
+    return bodies
+
+
+@pytest.mark.parametrize("headers", [H2C, WEBSOCKET, b"Upgrade: TLS/1.3\r\nConnection: upgrade\r\n", H2C + WEBSOCKET])
+@pytest.mark.parametrize("rest", [WHOLE, CHUNKED])
+async def test_a_request_that_offers_another_protocol_keeps_its_body(headers: bytes, rest: bytes) -> None:
+    async with serving() as (_, port):
+        request = b"POST /echo HTTP/1.1\r\nHost: x\r\n" + headers + rest
+        assert await echoes(port, request) == [b"POST hello world"]
+        cut = request.index(b"\r\n\r\n") + 4
+        for at in (20, len(request) - len(rest) - 5, cut - 2, cut, cut + 4, len(request) - 1):
+            assert await echoes(port, request[:at], request[at:]) == [b"POST hello world"], at
+        after = b"GET /echo HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n"
+        wanted = [b"POST hello world", b"GET ", b"POST hello world", b"GET "]
+        assert await echoes(port, request + after + request + after, count=4) == wanted
+
+
+async def test_the_last_request_of_a_connection_may_offer_another_protocol() -> None:
+    async with serving() as (_, port):
+        request = b"POST /echo HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: close, Upgrade\r\n" + WHOLE
+        assert await echoes(port, request) == [b"POST hello world"]
+
+
+async def test_a_head_that_offers_another_protocol_is_counted_once_and_its_body_awaited() -> None:
+    head = b"POST /echo HTTP/1.1\r\nHost: x\r\n" + H2C
+    async with serving(head_bytes=4000, idle_s=0.3) as (_, port):
+        filler = b"a: " + b"x" * 3000 + b"\r\n"
+        assert await echoes(port, head + filler + WHOLE) == [b"POST hello world"]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head + filler * 2 + WHOLE)
+        assert (await reply(reader)).startswith(b"HTTP/1.1 431 ")
+        writer.close()
+        for rest in (b"Content-Length: 11\r\n\r\n", b"Content-Length: 11\r\n\r\nhello"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head + rest)
+            assert await reply(reader) == b""
+            writer.close()
+
+
+async def test_a_tunnel_is_not_opened() -> None:
+    async with serving() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"CONNECT example.com:443 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reply(reader)).startswith(b"HTTP/1.1 400 ")
+        writer.close()
+
+
+@pytest.mark.parametrize("version", [b"0.9", b"1.0"])
+@pytest.mark.parametrize("headers", [b"", b"Connection: keep-alive\r\n", H2C])
+async def test_an_older_client_is_sent_no_chunks(version: bytes, headers: bytes) -> None:
+    async with serving() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /echo HTTP/" + version + b"\r\n" + headers + WHOLE)
+        head, _, body = (await reply(reader)).partition(b"\r\n\r\n")
+        assert body == b"POST hello world"
+        assert b"transfer-encoding" not in head.lower()
+        writer.close()

@@ -1,0 +1,351 @@
+"""`ares up`, with small scripts in place of engines and gateway: what starts is stopped, and failures are named."""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from rich.console import Console
+
+from ares.addresses import AddressError
+from ares.local_cluster import cluster as local
+from ares.local_cluster.cluster import ClusterError, ClusterSettings, core_bindings, running, workers_only
+
+pytestmark = pytest.mark.timeout(30)
+
+SCRIPT = """\
+import http.server, json, os, signal, subprocess, sys, time, urllib.request
+from pathlib import Path
+
+kind, *rest = sys.argv[3:]
+given = dict(zip(rest, rest[1:]))
+name = given.get("--name", "gateway")
+folder = Path(os.environ["FAKE_FOLDER"])
+(folder / f"{name}.pid").write_text(str(os.getpid()))
+(folder / f"{name}.port").write_text(given["--port"])
+print("\\n".join(f"{name}: line {n}" for n in range(100)), flush=True)
+if os.environ.get("FAKE_DIES") == name:
+    print("out of memory: make room", flush=True)
+    sys.exit(3)
+if os.environ.get("FAKE_STUBBORN") == name:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.environ.get("FAKE_PARENT") == name:
+    child = subprocess.Popen(["sleep", "1000"])
+    (folder / f"{name}-child.pid").write_text(str(child.pid))
+if os.environ.get("FAKE_SLOW") == name:
+    time.sleep(1000)
+workers = [value for flag, value in zip(rest, rest[1:]) if flag == "--worker"]
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        names = {}
+        if self.path == "/version":
+            for worker in workers:
+                with urllib.request.urlopen(worker + "/name") as reply:
+                    names[json.load(reply)["name"]] = {}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"name": name, "instances": names}).encode())
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(given["--port"])), Handler).serve_forever()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+class Stage:
+    """Where the scripts leave their traces."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.settings = ClusterSettings(model="m", port=free_port(), log_folder=folder / "logs")
+
+    def started(self) -> dict[str, int]:
+        return {path.stem: int(path.read_text()) for path in self.folder.glob("*.pid") if path.read_text()}
+
+    def nothing_left(self) -> bool:
+        deadline = time.monotonic() + 5
+        while any(alive(pid) for pid in self.started().values()):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        for path in self.folder.glob("*.port"):
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", int(path.read_text())))
+        return True
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    script = tmp_path / "python"
+    script.write_text(f"#!{sys.executable}\n{SCRIPT}")
+    script.chmod(0o755)
+    monkeypatch.setattr(local.sys, "executable", str(script))
+    monkeypatch.setattr(local, "_STOP_TIMEOUT_S", 1.0)
+    monkeypatch.setenv("FAKE_FOLDER", str(tmp_path))
+    made = Stage(tmp_path)
+    yield made
+    for pid in made.started().values():  # where a test failed
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+# --- a cluster's life ---
+
+
+def test_it_starts_serves_and_leaves_nothing(stage: Stage) -> None:
+    with running(stage.settings, quiet()) as cluster:
+        assert [part.name for part in cluster.parts] == ["prefill-0", "decode-0", "decode-1", "gateway"]
+        assert [part.name for part in cluster.workers] == ["prefill-0", "decode-0", "decode-1"]
+        assert cluster.url == f"http://127.0.0.1:{stage.settings.port}"
+        assert all(part.ready() for part in cluster.parts)
+        cluster.check()
+        assert "decode-1: line 99" in cluster.parts[2].log_end()
+        assert len(stage.started()) == 4
+    assert stage.nothing_left()
+
+
+def test_without_prefill_instances_the_others_do_both(stage: Stage) -> None:
+    settings = ClusterSettings(
+        model="m", prefill=0, decode=1, port=stage.settings.port, log_folder=stage.folder, vllm_flags=("--seed", "1")
+    )
+    with running(settings, quiet()) as cluster:
+        arguments = cluster.parts[0].process.args
+        assert isinstance(arguments, list)
+        assert arguments[arguments.index("--role") + 1] == "both"
+        assert arguments[-3:] == ["--", "--seed", "1"]
+    assert stage.nothing_left()
+
+
+def test_parts_share_a_session_and_have_a_group_each(stage: Stage) -> None:
+    """Between sessions the kernel shares out the cores, and a signal goes to a group."""
+    with running(stage.settings, quiet()) as cluster:
+        pids = [part.process.pid for part in cluster.parts]
+        assert {os.getsid(pid) for pid in pids} == {os.getsid(0)}
+        assert [os.getpgid(pid) for pid in pids] == pids
+
+
+def test_ports_of_instances_are_held_while_they_load(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SLOW", "decode-0")  # it listens on nothing yet
+    with workers_only(stage.settings, quiet()) as cluster:
+        cluster.start_worker("decode-0", "decode", None)
+        ports = list(cluster.ports)
+        assert len(ports) == 3
+        for port in ports:
+            with socket.socket() as probe, pytest.raises(OSError, match="in use"):
+                probe.bind(("127.0.0.1", port))
+    for port in ports:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+
+
+def test_an_error_inside_stops_everything(stage: Stage) -> None:
+    with pytest.raises(KeyboardInterrupt), running(stage.settings, quiet()):
+        raise KeyboardInterrupt
+    assert len(stage.started()) == 4
+    assert stage.nothing_left()
+
+
+def test_children_of_parts_are_stopped_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_PARENT", "decode-0")
+    with running(stage.settings, quiet()):
+        assert "decode-0-child" in stage.started()
+    assert stage.nothing_left()
+
+
+def test_parts_that_do_not_want_to_stop_are_killed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_STUBBORN", "decode-0")
+    with running(stage.settings, quiet()):
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    assert stage.nothing_left()
+
+
+def test_nothing_outlives_a_launcher_that_is_killed(stage: Stage) -> None:
+    code = f"""
+        import os, sys, time
+        from pathlib import Path
+        from ares import local
+        local.sys.executable = {local.sys.executable!r}
+        settings = local.ClusterSettings(model="m", port={stage.settings.port}, log_folder=Path({str(stage.folder)!r}))
+        with local.running(settings):
+            print("serving", flush=True)
+            time.sleep(1000)
+    """
+    interpreter = (stage.folder / "python").read_text().splitlines()[0].removeprefix("#!")
+    with subprocess.Popen([interpreter, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE) as launcher:
+        assert launcher.stdout is not None
+        assert launcher.stdout.readline() == b"serving\n"
+        launcher.kill()
+    assert len(stage.started()) == 4
+    assert stage.nothing_left()
+
+
+@pytest.fixture(params=[False, True], ids=["alone", "beside a thread"])
+def thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Another thread of this process, which takes signals that the main one blocks."""
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    if request.param:
+        other.start()
+    yield
+    done.set()
+    if request.param:
+        other.join()
+
+
+@pytest.mark.usefixtures("thread")
+def test_a_signal_while_a_part_starts_does_not_leave_it_behind(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal comes between the start of the process and the note of it; the child can be signalled all the same."""
+    spawn = local._spawn
+
+    def signalled(*arguments: Any) -> Any:
+        process = spawn(*arguments)
+        if len(cluster.parts) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)  # where another thread takes it, it takes that long
+        return process
+
+    monkeypatch.setattr(local, "_spawn", signalled)
+    with workers_only(stage.settings, quiet()) as cluster:
+        cluster.start_worker("decode-0", "both", None)
+        with pytest.raises(KeyboardInterrupt):
+            cluster.start_worker("decode-1", "both", None)
+    assert [part.name for part in cluster.parts] == ["decode-0", "decode-1"]
+    for part in cluster.parts:
+        assert part.process.poll() is not None
+
+
+def test_parts_take_the_signals_that_were_held_back(stage: Stage) -> None:
+    with running(stage.settings, quiet()) as cluster:
+        for part in cluster.parts:
+            status = Path(f"/proc/{part.process.pid}/status").read_text()
+            assert re.search(r"^SigBlk:\s+0+$", status, re.MULTILINE)
+
+
+def test_a_start_that_nobody_watches_is_told_in_lines(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = quiet()
+    with running(stage.settings, console) as cluster:
+        lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        for part in cluster.parts:
+            assert f"{part.name}: starting (pid {part.process.pid}, log: {part.log})" in lines
+            assert any(re.fullmatch(rf"{part.name}: ready after \d+ s", line) for line in lines)
+
+
+@pytest.mark.parametrize("host", ["::", "::1"])
+def test_an_ipv6_endpoint_has_brackets(stage: Stage, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(local, "_start", lambda _cluster, _name, url, *_, **__: started.append(url))
+    with workers_only(dataclasses.replace(stage.settings, host=host, port=80)) as cluster:
+        local._start_gateway(cluster)
+    assert started == ["http://[::1]:80"]
+
+
+# --- failures ---
+
+
+@pytest.mark.parametrize("name", ["prefill-0", "decode-1", "gateway"])
+def test_a_part_that_dies_at_start_is_named(stage: Stage, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("FAKE_DIES", name)
+    with pytest.raises(ClusterError) as failed, running(stage.settings, quiet()):
+        pytest.fail("it must not start")
+    message = str(failed.value)
+    assert message.startswith(f"{name} ended with status 3")
+    assert str(stage.folder / "logs" / f"{name}.log") in message
+    # The end of the log, and only the end.
+    assert message.endswith("out of memory: make room")
+    assert f"{name}: line 0\n" not in message
+    assert stage.nothing_left()
+
+
+@pytest.mark.parametrize("name", ["decode-0", "gateway"])
+def test_a_part_that_never_answers_is_named(stage: Stage, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("FAKE_SLOW", name)
+    monkeypatch.setattr(local, "START_TIMEOUT_S", 2.0)
+    with pytest.raises(ClusterError, match="not ready after 2 s") as failed, running(stage.settings, quiet()):
+        pytest.fail("it must not start")
+    assert f": {name};" in str(failed.value)
+    assert f"{name}: line 99" in str(failed.value)
+    assert stage.nothing_left()
+
+
+def test_a_taken_port_is_said_at_once(stage: Stage) -> None:
+    with socket.create_server(("127.0.0.1", stage.settings.port)):
+        began = time.monotonic()
+        with pytest.raises(AddressError, match=f"127.0.0.1:{stage.settings.port}.*--port"), running(stage.settings):
+            pytest.fail("it must not start")
+        assert time.monotonic() - began < 1
+    assert stage.started() == {}
+
+
+def test_a_part_that_ends_later_ends_the_wait(stage: Stage) -> None:
+    with running(stage.settings, quiet()) as cluster:
+        cluster.parts[1].process.kill()
+        with pytest.raises(ClusterError, match=r"decode-0 was killed \(SIGKILL\)"):
+            cluster.wait()
+    assert stage.nothing_left()
+
+
+# --- cores ---
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "cores", "wanted"),
+    [
+        (1, 2, [0], ["0", "0", "0"]),
+        (1, 3, [0, 1], ["0", "0", "1", "0"]),
+        (1, 2, [0, 1], ["0", "0", "1"]),
+        (3, 2, [0, 1], ["0", "1", "0", "0", "1"]),
+        (1, 2, [0, 1, 2], ["2", "0", "1"]),
+        (1, 2, [0, 1, 2, 3], ["2,3", "0", "1"]),
+        (1, 2, [0, 1, 2, 3, 4], ["4", "0,1", "2,3"]),
+        (2, 1, [4, 6, 8], ["8", "8", "4,6"]),
+        (2, 2, [0, 1, 2, 3], ["2", "3", "0", "1"]),
+        (0, 2, [0, 1, 2], ["0", "1"]),
+        (1, 1, [3], ["3", "3"]),
+    ],
+)
+def test_core_bindings(prefill: int, decode: int, cores: list[int], wanted: list[str]) -> None:
+    assert core_bindings(prefill, decode, cores) == wanted
+
+
+def test_decode_instances_never_share_cores() -> None:
+    for prefill, decode, count in itertools.product(range(3), range(1, 5), range(1, 20)):
+        bindings = core_bindings(prefill, decode, list(range(count)))
+        assert len(bindings) == prefill + decode
+        if count < decode:
+            continue
+        mine = [core for binding in bindings[prefill:] for core in binding.split(",")]
+        assert len(mine) == len(set(mine))
+        assert len({len(binding.split(",")) for binding in bindings[prefill:]}) == 1
+        if count > decode:
+            assert all(not set(binding.split(",")) & set(mine) for binding in bindings[:prefill])
