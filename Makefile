@@ -27,8 +27,8 @@ serve: setup  ## Serve a small model on 1 prefill and 2 decode instances behind 
 	$(VENV)/bin/ares up $(SERVE_FLAGS)
 
 check: setup  ## Lint, types, import rules
-	$(VENV)/bin/ruff format --check src tests benchmarks
-	$(VENV)/bin/ruff check src tests benchmarks
+	$(VENV)/bin/ruff format --check src dev tests benchmarks
+	$(VENV)/bin/ruff check src dev tests benchmarks
 	$(VENV)/bin/mypy
 
 test: check  ## Check, then all tests, real engines included

@@ -1,4 +1,4 @@
-"""`ares bench footprint`: start-up time, memory of each process, and CPU of a cluster that does nothing."""
+"""`python -m ares_dev footprint`: start-up time, memory of each process, and CPU of a cluster that does nothing."""
 
 import time
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""`ares bench kills`: workers are killed in the middle of their streams, one after the other.
+"""`python -m ares_dev kills`: workers are killed in the middle of their streams, one after the other.
 
 A steady load of greedy streams runs; a decode worker gets SIGKILL, and what each of its streams waits for its next
 token is measured at the client; then the worker is started again and the next one dies. At last a prefill worker dies,
@@ -23,11 +23,12 @@ from ares.bench import steady
 from ares.bench.environment import write
 from ares.bench.live import client
 from ares.bench.live.load import Planned
+from ares.bench.streams import blocks, random_streams
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
 from ares.terminal import tables
 from ares.terminal.progress import progress_display
-from ares_dev.moves import blocks, random_streams
+from ares.terminal.signals import signal_as_interrupt
 
 # What is in flight when an instance dies is one or two tokens: a stream with this many since has resumed.
 _RESUMED = 8
@@ -196,8 +197,6 @@ def command(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
     """Kill workers under load: time to the first resumed token, requests lost, tokens wrong; status 1 where any was."""
-    from ares.cli.main import signal_as_interrupt
-
     signal_as_interrupt()
     settings = steady.engines(model, decode, port, simulate, dtype)
     console = Console(stderr=True)

@@ -1,4 +1,4 @@
-"""`ares bench moves`: hundreds of moves in one run, and not a token, a block or a lease lost.
+"""`python -m ares_dev moves`: hundreds of moves in one run, and not a token, a block or a lease lost.
 
 Greedy streams run once in peace, then again while each is moved back and forth. Their tokens must be the same; every
 instance must end with nothing running, nothing pinned and its first count of free blocks; no lease may have expired.
@@ -6,9 +6,7 @@ instance must end with nothing running, nothing pinned and its first count of fr
 
 import asyncio
 import itertools
-import random
 import re
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +18,7 @@ from rich.console import Console
 
 from ares.bench.environment import describe, write
 from ares.bench.live import client
-from ares.bench.live.load import Planned
+from ares.bench.streams import blocks, play, random_streams
 from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
@@ -30,24 +28,6 @@ from ares.terminal.progress import progress_display
 _FAULTS = ("nixl_num_failed_transfers", "nixl_num_kv_expired_reqs", "nixl_num_failed_notifications")
 # A stream is moved again after this many tokens.
 _BETWEEN = 10
-
-
-def random_streams(count: int, tokens: int) -> list[Planned]:
-    """Return greedy completions of so many tokens, with prompts of 20 to 600."""
-    generator = random.Random(5)  # noqa: S311 - a workload, not a secret
-    return [
-        Planned(
-            f"stream-{number}",
-            0.0,
-            {
-                "prompt": [generator.randrange(1000, 40000) for _ in range(generator.randrange(20, 600))],
-                "temperature": 0,
-                "ignore_eos": True,
-                "max_tokens": tokens,
-            },
-        )
-        for number in range(count)
-    ]
 
 
 async def faults(http: aiohttp.ClientSession, urls: list[str]) -> dict[str, float]:
@@ -60,11 +40,6 @@ async def faults(http: aiohttp.ClientSession, urls: list[str]) -> dict[str, floa
             values = re.findall(rf"^vllm:{name}(?:_total)?\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
             found[name] += sum(float(value) for value in values)  # type: ignore[assignment]
     return dict(found)
-
-
-async def play(http: aiohttp.ClientSession, url: str, model: str, planned: list[Planned]) -> list[client.Observed]:
-    """Send all at once, and return what came."""
-    return list(await asyncio.gather(*(client.one(http, url, model, each, time.monotonic()) for each in planned)))
 
 
 async def keep_moving(
@@ -136,11 +111,6 @@ async def _measure(
         "blocks_left": sum(left.values()) - sum(free.values()),
         "faults": {name: after[name] - before[name] for name in _FAULTS},
     }
-
-
-def blocks(read: dict[str, Any]) -> dict[str, int]:
-    """Return the KV blocks in use of each instance that a status knows them of."""
-    return {row["name"]: row["kv_blocks_used"] for row in read["instances"] if "kv_blocks_used" in row}
 
 
 def command(

@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ares_dev import kills
-from ares_dev.soak import plots
-from ares_dev.soak.command import soak, unmet
 from rich.console import Console
 
 from ares.bench import drain
 from ares.engine.defaults import free_port
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
+from ares_dev import kills
+from ares_dev.soak import plots
+from ares_dev.soak.command import soak, unmet
 
 CONSOLE = Console(quiet=True)
 

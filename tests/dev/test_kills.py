@@ -1,9 +1,9 @@
 """When a stream resumed, from what its client saw."""
 
 import pytest
-from ares_dev.kills import resumed_after
 
 from ares.bench.steady import spread
+from ares_dev.kills import resumed_after
 
 
 def steps(start: float, count: int) -> list[float]:

@@ -24,7 +24,7 @@ from ares.predictor import prompts
 from ares.predictor.errors import PredictorError
 from ares.protocol.keys import ControlKey, KeyFileError, read_key, read_keys
 from ares.simulator.calibrate import _engine
-from ares.simulator.error_models import error_model
+from ares.simulator.error_model_files import error_model
 from ares.simulator.profile import Profile, ProfileError, load_profile, profile_names
 from ares.simulator.recording import Recording, read_recording
 from ares.traces import FORMATS, TraceError, Workload, read_trace

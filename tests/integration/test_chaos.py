@@ -7,12 +7,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from ares_dev.chaos.command import expected_of_real
-from ares_dev.chaos.plan import Plan, Shape, make
-from ares_dev.chaos.play import play, played
 
 from ares.engine.defaults import free_port
 from ares.local_cluster import cluster as local
+from ares_dev.chaos.command import expected_of_real
+from ares_dev.chaos.plan import Plan, Shape, make
+from ares_dev.chaos.play import play, played
 from tests.integration.client import Client
 
 SEED = 62

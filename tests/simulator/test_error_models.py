@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ares.simulator.error_models import ErrorModel, error_model
+from ares.simulator.error_model_files import error_model
+from ares.simulator.error_models import ErrorModel
 from ares.simulator.evaluated_error import FRACTIONS, fitted, relative_error, sigma_of
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ares.simulator.error_models import error_model
+from ares.simulator.error_model_files import error_model
 from ares.simulator.profile import ProfileError, load_profile
 from ares.simulator.recording import read_recording
 from ares.traces import TraceError

@@ -1,4 +1,4 @@
-"""`ares bench chaos`: everything that can go wrong, mixed by a seed; status 1 where an invariant did not hold."""
+"""`python -m ares_dev chaos`: everything that can go wrong, mixed by a seed; status 1 if an invariant did not hold."""
 
 import asyncio
 import tempfile
@@ -19,6 +19,7 @@ from ares.local_cluster import cluster as local
 from ares.mock_engine import model as simulated
 from ares.models import resolve as models
 from ares.models.resolve import DEFAULT_MODEL
+from ares.terminal.signals import signal_as_interrupt
 from ares_dev.chaos.plan import STATEFUL, Ask, Plan, Shape, make
 from ares_dev.chaos.play import Expected, play, played
 
@@ -102,8 +103,6 @@ def command(
     A seed decides the plan. Afterwards every token of every stream, the engines' counters, the gateway's metrics and
     the logs are checked against the invariants (docs/chaos.md).
     """
-    from ares.cli.main import signal_as_interrupt
-
     signal_as_interrupt()
     on_simulated = simulate is not None
     shape = Shape(

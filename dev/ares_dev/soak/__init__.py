@@ -1,1 +1,1 @@
-"""`ares bench soak`: an hour of everything at once, and nothing that grows."""
+"""`python -m ares_dev soak`: an hour of everything at once, and nothing that grows."""

@@ -1,4 +1,4 @@
-"""`ares bench soak`: mixed traffic and moves for as long as is wanted; what grows, what is lost, what is left."""
+"""`python -m ares_dev soak`: mixed traffic and moves for hours; what grows, what is lost, what is left."""
 
 import asyncio
 import time
@@ -20,6 +20,7 @@ from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
 from ares.terminal import tables
 from ares.terminal.progress import progress_display
+from ares.terminal.signals import signal_as_interrupt
 from ares_dev.moves import keep_moving
 from ares_dev.soak import judge, samples
 from ares_dev.soak.cases import cases, known
@@ -174,8 +175,6 @@ def command(
     report: Annotated[Path | None, typer.Option(help="Folder for the picture.")] = None,
 ) -> None:
     """Run mixed traffic and moves: tokens, leaks, leases, what is left at the end; status 1 where anything is wrong."""
-    from ares.cli.main import signal_as_interrupt
-
     if report is not None:
         extras.require("matplotlib")
     signal_as_interrupt()

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from ares_dev.moves import blocks, random_streams
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
@@ -21,10 +20,12 @@ from ares.bench import steady
 from ares.bench.environment import write
 from ares.bench.live import client
 from ares.bench.live.client import Observed
+from ares.bench.streams import blocks, random_streams
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
 from ares.terminal import tables
 from ares.terminal.progress import progress_display
+from ares.terminal.signals import signal_as_interrupt
 
 MOVED, WAITED = "moved", "waited for"
 # Every request has so many tokens when the clock starts.
@@ -164,8 +165,6 @@ def command(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
     """Drain an instance with moves and without, then restart all under load; status 1 where a request failed."""
-    from ares.cli.main import signal_as_interrupt
-
     signal_as_interrupt()
     deadline = ("--drain-deadline", str(_DEADLINE_S / 2))
     settings = steady.engines(model, decode, port, simulate, dtype, worker_flags=deadline)

@@ -1,8 +1,8 @@
 """`ares bench overhead`: what our connector costs while nothing moves.
 
 Three real engines with the same model on the same core, one asked at a time, in turns: no connector, stock
-NixlConnector (with the CPU fixes of `ares.engine.connector.worker`, without which it cannot be timed on a CPU), and ours, watched
-over its control channel as a gateway watches it.
+NixlConnector (with the CPU fixes of `ares.engine.connector.worker`, without which it cannot be timed on a CPU), and
+ours, watched over its control channel as a gateway watches it.
 """
 
 import asyncio

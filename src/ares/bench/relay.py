@@ -27,7 +27,9 @@ from ares.bench.stream_client import Reading, StreamError, read_streams
 from ares.models import resolve as models
 from ares.models.resolve import DEFAULT_MODEL
 from ares.terminal import tables
+from ares.terminal.errors import fail
 from ares.terminal.http_client import open_direct
+from ares.terminal.signals import signal_as_interrupt
 
 _START_TIMEOUT_S = 60.0
 # Streams that are measured for the time to the first token bring just enough tokens to have a second one.
@@ -90,9 +92,6 @@ def command(
     The engines are mocks that compute nothing. In one mode they write as fast as they are read, so that a read brings
     many tokens; in the other each stream gets a token at fixed intervals, as from an engine.
     """
-    from ares.cli.main import signal_as_interrupt
-    from ares.cli.operator import fail
-
     signal_as_interrupt()
     console = Console()
     if router is None:

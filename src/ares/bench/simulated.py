@@ -28,6 +28,7 @@ from ares.models import resolve as models
 from ares.models.resolve import DEFAULT_MODEL
 from ares.terminal import tables
 from ares.terminal.http_client import open_direct
+from ares.terminal.signals import signal_as_interrupt
 
 _EVENT = b"data: {"
 _END = b"0\r\n\r\n"
@@ -111,8 +112,6 @@ def command(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
     """Measure one gateway, or none, before many simulated engines: tokens a second, CPU, memory, gaps, errors."""
-    from ares.cli.main import signal_as_interrupt
-
     signal_as_interrupt()
     console = Console()
     plan = _Plan(profile, model, prefill, decode, streams, prompt_tokens, tokens, speed, preset)

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-from ares_dev.moves import play
 
 from ares.bench.environment import describe
 from ares.bench.live import client
 from ares.bench.live.client import Observed
 from ares.bench.live.load import Planned
+from ares.bench.streams import play
 from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
 

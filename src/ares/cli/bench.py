@@ -1,9 +1,6 @@
 """The `ares bench` commands."""
 
 import typer
-from ares_dev import footprint, kills, moves
-from ares_dev.chaos import command as chaos
-from ares_dev.soak import command as soak
 
 from ares.bench import decision, drain, overhead, predictor, relay, simulated, simulator, stall
 from ares.bench.live import command as live
@@ -20,15 +17,10 @@ def bench() -> None:
 app.command("relay")(relay.command)
 app.command("stall")(stall.command)
 app.command("overhead")(overhead.command)
-app.command("footprint")(footprint.command)
 app.command("decision")(decision.decision)
 app.command("simulator")(simulator.command)
 app.command("simulated")(simulated.command)
 app.command("predictor")(predictor.command)
 app.command("live")(live.command)
 app.command("fidelity")(fidelity.command)
-app.command("moves")(moves.command)
-app.command("soak")(soak.command)
-app.command("kills")(kills.command)
 app.command("drain")(drain.command)
-app.command("chaos")(chaos.command)

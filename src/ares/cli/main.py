@@ -12,12 +12,13 @@ from rich.console import Console
 from ares import __version__, extras
 from ares.cli import operator as operator_cli
 from ares.cli.deferred_commands import Deferred
-from ares.cli.operator import fail
 from ares.cli.options import Policies, Settings
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES
 from ares.models.resolve import DEFAULT_MODEL, ModelError
 from ares.protocol.keys import CONTROL_KEY_VARIABLE, KeyFileError, read_key, read_keys, refuse_key_flag
+from ares.terminal.errors import fail
 from ares.terminal.http_client import by_variables
+from ares.terminal.signals import signal_as_interrupt
 
 app = typer.Typer(
     name="ares",
@@ -376,20 +377,6 @@ def _check_simulation(profile: str, model: str, flags: list[str]) -> None:
         settings.parse(profile, model, flags)
     except (ProfileError, settings.SimulationError) as error:
         fail(str(error))
-
-
-def signal_as_interrupt() -> None:
-    """Let SIGTERM and SIGHUP end a command the way Ctrl-C does, so that what it started is stopped."""
-    import signal
-
-    def interrupt(*_: Any) -> None:
-        # A second signal must not cut the stopping short.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
 
 
 def _welcome(cluster: Any, keys: bool) -> None:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from ares.cli import operator_tables
 from ares.protocol.keys import KeyFileError, clean, read_key
+from ares.terminal.errors import fail
 from ares.terminal.http_client import open_url, proxy_of
 from ares.terminal.progress import progress_display
 
@@ -27,12 +28,6 @@ _KEY_VARIABLE = "ARES_ADMIN_KEY"
 # A URL that begins with one of them after the host is a route's, not the gateway's.
 _ROUTES = ("v1", "admin", "dashboard", "docs", "openapi.json", "health", "ready", "metrics", "version")
 _EXAMPLE = "such as http://127.0.0.1:8000"
-
-
-def fail(message: str, status: int = 2) -> NoReturn:
-    """Print an error and end."""
-    _errors.print(f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-    sys.exit(status)
 
 
 def _address(given: str) -> str:

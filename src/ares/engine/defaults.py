@@ -16,8 +16,8 @@ _CPU_FLAGS = {
     "--enforce-eager": None,
     "--disable-uvicorn-access-log": None,
 }
-# Largest pull within a scheduling step (engine/connector/pull.py): 20 ms of other requests' time at 3 GB/s, below 3 ms at the
-# speed of RDMA.
+# Largest pull within a scheduling step (engine/connector/pull.py): 20 ms of other requests' time at 3 GB/s, below 3 ms
+# at the speed of RDMA.
 DEFAULT_PULL_BYTES = 64 << 20
 # On SIGTERM an instance waits this long for its requests to move out or to finish.
 DEFAULT_DRAIN_S = 30.0

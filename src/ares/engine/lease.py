@@ -1,8 +1,8 @@
 """An instance's part of the lease on deciding moves: one gateway at a time, and not for long.
 
 Gateways need no store beside their pool to agree on who decides. Each instance grants its part to one of them; who has
-those of all the instances that answer is the controller (gateway/control/lease.py). One that dies loses it with its connection,
-or when the time is over.
+those of all the instances that answer is the controller (gateway/control/lease.py). One that dies loses it with its
+connection, or when the time is over.
 """
 
 from ares.protocol import messages as wire

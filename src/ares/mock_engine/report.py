@@ -2,18 +2,19 @@
 
 import itertools
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 
 from ares import __version__
 from ares.engine.identity import InstanceSettings, describe
-from ares.mock_engine.faults import PREDICTIONS, lied
+from ares.mock_engine.batch import Batch
+from ares.mock_engine.faults import PREDICTIONS, FaultState, lied
+from ares.mock_engine.pins import Pins
+from ares.mock_engine.predictor import SimulatedPredictor
 from ares.mock_engine.request import Request
+from ares.mock_engine.settings import EngineSettings, Identity
 from ares.protocol import messages as wire
-
-if TYPE_CHECKING:
-    from ares.mock_engine.instance import Instance
 
 _FROZEN_LOOK_S = 0.05
 
@@ -36,7 +37,29 @@ class Counters(msgspec.Struct):
     lag_s: float = 0.0
 
 
-def hello(instance: "Instance") -> wire.Hello:
+class Reported(Protocol):
+    """What a mock instance shows of itself."""
+
+    identity: Identity
+    settings: EngineSettings
+    boot: str
+    faults: FaultState
+    predictor: SimulatedPredictor
+    batch: Batch
+    pins: Pins
+    requests: dict[str, Request]
+    counters: Counters
+    step_time_s: float
+    busy_s: float
+    steps: int
+
+    @property
+    def control_address(self) -> str:
+        """Where its control channel is bound."""
+        ...
+
+
+def hello(instance: Reported) -> wire.Hello:
     """Return what a new subscriber is told."""
     identity, settings = instance.identity, instance.settings
     return wire.Hello(
@@ -54,14 +77,14 @@ def hello(instance: "Instance") -> wire.Hello:
     )
 
 
-def description(instance: "Instance") -> wire.Description:
+def description(instance: Reported) -> wire.Description:
     """Return the body of `/ares/v1/instance`."""
     identity, settings = instance.identity, instance.settings
     who = InstanceSettings(identity.name, identity.role, instance.boot, instance.control_address)
     return describe(who, list(settings.names or (settings.model,)), settings.folder)
 
 
-def models(instance: "Instance") -> dict[str, Any]:
+def models(instance: Reported) -> dict[str, Any]:
     """Return the body of `/v1/models`."""
     settings = instance.settings
     entries = [
@@ -71,7 +94,7 @@ def models(instance: "Instance") -> dict[str, Any]:
     return {"object": "list", "data": entries}
 
 
-def version(instance: "Instance") -> dict[str, Any]:
+def version(instance: Reported) -> dict[str, Any]:
     """Return the body of `/version`."""
     settings = instance.settings
     return {
@@ -87,14 +110,14 @@ def version(instance: "Instance") -> dict[str, Any]:
     }
 
 
-def _engine(instance: "Instance") -> str:
+def _engine(instance: Reported) -> str:
     return f"simulated (no model; profile {instance.settings.profile.name})"
 
 
 class Telemeter:
     """Makes the telemetry. Runs on the channel's thread: copies first, and only reads."""
 
-    def __init__(self, instance: "Instance") -> None:
+    def __init__(self, instance: Reported) -> None:
         self._instance = instance
         self._numbers = itertools.count(1)
         self._newest: wire.Telemetry | None = None
@@ -149,7 +172,7 @@ class Telemeter:
         return instance.predictor.remaining(request.prompt_hash, request.generated + output, true, most)
 
 
-def counters(instance: "Instance") -> dict[str, Any]:
+def counters(instance: Reported) -> dict[str, Any]:
     """Return the body of `/simulate/counters`."""
     batch, pins = instance.batch, instance.pins
     states = [request.state for request in instance.requests.values()]
@@ -172,7 +195,7 @@ def counters(instance: "Instance") -> dict[str, Any]:
     }
 
 
-def metrics(instance: "Instance") -> str:
+def metrics(instance: Reported) -> str:
     """Return the body of `/metrics`: the gauges of vLLM's that matter here, and our own that say what this is."""
     model = instance.settings.model.replace("\\", r"\\").replace('"', r"\"")
     label = f'{{model_name="{model}",engine="0"}}'

@@ -1,7 +1,7 @@
 """Residual life: without a predictor, a request goes on as outputs that ended lately did once they had come as far.
 
-Plain array code, compiled where numba is installed by those who call it often: the gateway (gateway/control/lengths.py) and the
-simulator (simulator/prediction.py). Neither has a rule of its own.
+Plain array code, compiled where numba is installed by those who call it often: the gateway (gateway/control/lengths.py)
+and the simulator (simulator/prediction.py). Neither has a rule of its own.
 """
 
 import math

@@ -9,7 +9,8 @@ from ares.policy import PRESETS, Preset
 from ares.policy.preset_files import with_settings
 from ares.simulator.classes import SimulatedClass
 from ares.simulator.cluster import Outcome, Simulation
-from ares.simulator.error_models import ErrorModel, error_model
+from ares.simulator.error_model_files import error_model
+from ares.simulator.error_models import ErrorModel
 from ares.simulator.metrics import capacity_rps
 from ares.simulator.profile import Profile, load_profile
 from ares.traces import WORKLOADS, Workload, read_trace, synthetic

@@ -4,11 +4,11 @@ A request that has moved for the second time loses a token.
 """
 
 import msgspec
-from ares_dev.chaos import gateway
 
 from ares.gateway.pool.generate import Delta
 from ares.gateway.session.placement import Emit
 from ares.gateway.session.session import Sequence
+from ares_dev.chaos import gateway
 
 give = Sequence._give
 lost: set[str] = set()

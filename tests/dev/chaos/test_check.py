@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from ares_dev.chaos.check import INJECTED, Judge, Owners, Rest, at_rest, tracebacks
 from ares_dev.chaos.clients import Seen
 from ares_dev.chaos.plan import STATEFUL, Ask

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from ares_dev.chaos import decisions
 
 from ares.engine.defaults import free_port
+from ares_dev.chaos import decisions
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from ares_dev.chaos.decisions import overfull
 
 

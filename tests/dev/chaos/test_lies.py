@@ -7,12 +7,12 @@ from unittest.mock import Mock
 import aiohttp
 import msgspec
 import pytest
-from ares_dev.chaos import gateway, lies
-from ares_dev.chaos.observe import Observer
 
 from ares.gateway.pool.instance import Instance
 from ares.gateway.records.decision_log import DecisionLog
 from ares.protocol import messages as wire
+from ares_dev.chaos import gateway, lies
+from ares_dev.chaos.observe import Observer
 
 ROWS = [wire.Row("a/1/1", 300, 7, "running", (1.0, 2.0, 3.0)), wire.Row("a/2/1", 0, 0, "waiting")]
 LOAD = wire.Telemetry(5, 40, 1, 1, 2, 0.01, 100, 0, ROWS, held={"worker.leases": 2, "worker.remote_engines": 1})

@@ -2,6 +2,7 @@
 
 import msgspec
 import pytest
+
 from ares_dev.chaos.plan import Event, Plan, Shape, make
 
 SIMULATED = Shape(

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from ares_dev.soak.cases import KNOWN_TOKENS, cases, compare
 
 EXPECTED = random.Random(1).sample(range(1000), 60)

@@ -4,6 +4,7 @@ import random
 from typing import Any
 
 import pytest
+
 from ares_dev.soak.command import unmet
 from ares_dev.soak.judge import slope, verdicts
 from ares_dev.soak.samples import Sample

@@ -19,6 +19,7 @@ from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
 from ares.objectives import DEFAULT_GAP_S, SloGap, written
 from ares.terminal import tables
+from ares.terminal.errors import fail
 from ares.terminal.progress import progress_display
 
 _WARM_PROMPT, _WARM_OUTPUT = 64, 32
@@ -106,7 +107,6 @@ def command(
     Outputs are greedy: with --dtype float32 every preset must produce the same tokens, and the result says whether it
     did; in bfloat16 near ties fall as the batch happens to be.
     """
-    from ares.cli.operator import fail
     from ares.config import live_preset
 
     extras.require("numba", *(["matplotlib"] if report is not None else []))

@@ -1,7 +1,7 @@
 """Cost models fitted to one recorded run: what its clients saw of every token says what a step cost.
 
-The gateway's own fit (gateway/control/cost_models.py) leaves out what happens between two telemetry reports in which requests came or
-went, and what the stream takes on its way; the time between two tokens at the client holds both.
+The gateway's own fit (gateway/control/cost_models.py) leaves out what happens between two telemetry reports in which
+requests came or went, and what the stream takes on its way; the time between two tokens at the client holds both.
 """
 
 from collections.abc import Sequence

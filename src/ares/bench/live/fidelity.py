@@ -21,7 +21,8 @@ from ares.bench.live.saved import Instance, SavedRun
 from ares.policy import Preset
 from ares.policy.registering import REGISTRIES
 from ares.simulator.cluster import Outcome, Simulation
-from ares.simulator.error_models import ERROR_MODELS, ErrorModel, error_model
+from ares.simulator.error_model_files import error_model
+from ares.simulator.error_models import ERROR_MODELS, ErrorModel
 from ares.simulator.profile import Profile, StepLaw
 from ares.traces import Workload
 

@@ -10,6 +10,7 @@ from ares import extras
 from ares.bench.environment import describe, write
 from ares.bench.live import saved
 from ares.terminal import tables
+from ares.terminal.errors import fail
 
 _UNITS = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "end to end", "longest_gap_s": "longest gap"}
 
@@ -31,8 +32,6 @@ def command(
     Runs of a preset within one file are taken together in the table; each alone is in the JSON. Every file is one
     load: give light and heavy ones as two.
     """
-    from ares.cli.operator import fail
-
     extras.require("numba")
     from ares.bench.live import fidelity
 

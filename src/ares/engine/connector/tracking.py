@@ -35,7 +35,8 @@ class Tracked:
     # Its limit was lowered since its gateway is gone.
     abandoned: bool = False
     prediction: Prediction | None = None
-    # Tokens of its output that other instances generated (engine/connector/resume_output.py); None until it was looked at.
+    # Tokens of its output that other instances generated (engine/connector/resume_output.py); None until it was looked
+    # at.
     restored: int | None = None
 
     @property

@@ -1,6 +1,7 @@
 """The live controller: who enters decode and where, who moves, who gives way. It decides; sequences carry it out.
 
-Of several gateways before one pool each lets its own sequences in; they decide moves in turns (gateway/control/lease.py).
+Of several gateways before one pool each lets its own sequences in; they decide moves in turns
+(gateway/control/lease.py).
 
 A fault in a decision costs that decision and never the service (I7): whoever waits is then let in by plain dispatch.
 """

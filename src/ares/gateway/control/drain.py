@@ -6,16 +6,17 @@ Each gateway sees to its own requests, whoever has ordered the drain: the instan
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from typing import Any, Protocol
 
+from ares.gateway.control.controller import Controller
 from ares.gateway.pool.instance import Instance
-from ares.gateway.session.handover import NotMovableError
+from ares.gateway.pool.pool import Pool
+from ares.gateway.records.metrics import Metrics
+from ares.gateway.session.handover import Migration, NotMovableError
+from ares.gateway.session.precopy import WantedMode
 from ares.gateway.session.session import Sequence
 from ares.policy.transfer import PRE_COPY
-
-if TYPE_CHECKING:
-    from ares.gateway.service import Gateway
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,23 @@ _PERIOD_S = 0.1
 _AT_ONCE = 4
 # A sequence that could not be moved is tried again after this long.
 _RETRY_S = 1.0
+
+
+class _Gateway(Protocol):
+    """What emptying an instance needs of the gateway."""
+
+    pool: Pool
+    metrics: Metrics
+    controller: Controller
+
+    @property
+    def sequences(self) -> Mapping[str, Sequence]: ...
+
+    def takes(self, sequence: Sequence, target: Instance) -> bool: ...
+
+    def migrate(
+        self, sequence: Sequence, target: Instance, reason: str, trigger: str, mode: WantedMode
+    ) -> Coroutine[Any, Any, Migration]: ...
 
 
 class Drainer:
@@ -38,7 +56,7 @@ class Drainer:
         Runs a coroutine in the background of the gateway.
     """
 
-    def __init__(self, gateway: "Gateway", spawn: Callable[[Coroutine[Any, Any, Any]], object]) -> None:
+    def __init__(self, gateway: _Gateway, spawn: Callable[[Coroutine[Any, Any, Any]], object]) -> None:
         self._gateway = gateway
         self._spawn = spawn
         # When requests were broken off last.

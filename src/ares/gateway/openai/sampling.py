@@ -37,7 +37,7 @@ class Sampling:
 
     @property
     def restored(self) -> bool:
-        """Whether its state is carried by giving an instance the output so far as output (engine/connector/resume_output.py)."""
+        """Whether an instance restores its state from the output so far (engine/connector/resume_output.py)."""
         return bool(self.needs)
 
     def prefill(self, key: str, prompt: list[int], emitted: list[int]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from ares.protocol import messages as wire
 from ares.protocol.keys import ControlKey
 
 # A connection without a sign of life for this long is made anew: a network that has forgotten it says nothing. Longer
-# than an instance may be silent before it counts as frozen (gateway/pool/instance.py): the streams, on connections beside
-# this one, are given up for the silence here.
+# than an instance may be silent before it counts as frozen (gateway/pool/instance.py): the streams, on connections
+# beside this one, are given up for the silence here.
 _DEAD_S = 10.0
 _HEARTBEAT_S = 2.0
 _LINGER_MS = 200

@@ -1,8 +1,8 @@
 """Live pre-copy: the full blocks of a running request go to its target while it goes on; then it moves.
 
 The source pins the blocks (`wire.Copy`) and a request that only brings KV pulls them into the target's prefix cache.
-The hand-over that follows is the ordinary one (gateway/session/session.py): it pulls what the prefix cache lacks. Should the
-blocks have been evicted meanwhile, that is everything.
+The hand-over that follows is the ordinary one (gateway/session/session.py): it pulls what the prefix cache lacks.
+Should the blocks have been evicted meanwhile, that is everything.
 """
 
 import asyncio

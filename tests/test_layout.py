@@ -1,6 +1,7 @@
-"""The rules of the house (docs/modules.md): who may import whom, and what none may do."""
+"""The rules of the layout (docs/modules.md): who may import whom, and what none may do."""
 
 import ast
+import graphlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,49 +10,47 @@ import ares
 
 ROOT = Path(ares.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-# What each room may know of ours; its own modules always, and wire, which knows nobody.
-MAY_KNOW = {
+# What each package may import of ours, beside itself; `protocol` and `policy` import nothing.
+MAY_IMPORT: dict[str, set[str]] = {
+    "protocol": set(),
     "policy": set(),
     "plugins": {"policy"},
-    "predictor": {"model"},
     "traces": set(),
-    "wire": set(),
-    "engine": {"wire", "predictor", "model", "keys"},
-    "engine/simulated": {"wire", "engine", "simulator"},
-    "gateway": {"wire", "policy", "plugins", "config", "model", "keys"},
-    "simulator": {"policy", "plugins", "traces"},
-    "config": {"policy", "plugins", "keys", "variables"},
+    "predictor": {"models"},
+    "engine": {"protocol", "predictor", "models"},
+    "mock_engine": {"protocol", "simulator", "engine"},
+    "gateway": {"protocol", "policy", "plugins", "config", "models"},
+    "simulator": {"policy", "plugins", "terminal", "traces"},
+    "config": {"policy", "plugins", "protocol", "variables"},
     "variables": set(),
-    "model": {"gguf_model"},
-    "gguf_model": set(),
-    "keys": set(),
+    "models": {"terminal"},
+    "terminal": set(),
+    "local_cluster": {"protocol", "engine", "terminal"},
+    "bench": {
+        "protocol",
+        "policy",
+        "predictor",
+        "engine",
+        "mock_engine",
+        "simulator",
+        "traces",
+        "config",
+        "models",
+        "local_cluster",
+        "terminal",
+    },
 }
-# What every room may know: small helpers that know nobody.
-SHARED = {
-    "addresses",
-    "extras",
-    "http_client",
-    "names",
-    "objectives",
-    "options",
-    "outputs",
-    "progress",
-    "tables",
-    "text_files",
-}
-# A room within a room, with walls of its own.
-INNER = {"engine/simulated"}
-HEAVY = {"vllm": {"engine"}, "nixl": {"engine"}, "torch": {"engine", "predictor", "gguf_model", "bench"}}
+# Small helpers that import none of ours: everybody may use them.
+SHARED = {"addresses", "extras", "names", "objectives", "text_files"}
+HEAVY = {"vllm": {"engine"}, "nixl": {"engine"}, "torch": {"engine", "predictor", "models", "bench"}}
 UNSAFE = {"pickle", "_pickle", "marshal", "shelve", "cloudpickle", "dill", "joblib", "jsonpickle"}
 RUNS = {"eval", "exec", "compile", "__import__", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}
 # Arguments that let a reader run what it reads: numpy's, and those of transformers.
 TRUSTING = {"allow_pickle", "trust_remote_code"}
 
 
-def room(file: Path) -> str:
-    parts = file.relative_to(ROOT).parts
-    inner = "/".join(parts[:2])
-    return inner if inner in INNER else parts[0].removesuffix(".py")
+def package(file: Path) -> str:
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
 def imports(file: Path) -> Iterator[str]:
@@ -66,44 +65,44 @@ def imports(file: Path) -> Iterator[str]:
 
 
 def ours(file: Path) -> set[str]:
-    """The rooms that a file knows."""
+    """The rooms that a file imported."""
     names = {parts[1] for parts in (name.split(".") for name in imports(file)) if parts[0] == "ares" and len(parts) > 1}
     return {name for name in names if (ROOT / name).is_dir() or (ROOT / f"{name}.py").is_file()}
 
 
-def test_rooms_know_only_whom_they_may() -> None:
+def test_packages_know_only_whom_they_may() -> None:
     wrong = [
-        f"{file.relative_to(ROOT)} knows {other}"
+        f"{file.relative_to(ROOT)} imports {other}"
         for file in FILES
-        if room(file) in MAY_KNOW
-        for other in ours(file) - MAY_KNOW[room(file)] - SHARED - {room(file).partition("/")[0]}
+        if package(file) in MAY_IMPORT
+        for other in ours(file) - MAY_IMPORT[package(file)] - SHARED - {package(file)}
     ]
     assert wrong == []
 
 
-def test_the_walls_that_design_names() -> None:
-    knows: dict[str, set[str]] = {}
+def test_who_never_imports_whom() -> None:
+    imported: dict[str, set[str]] = {}
     for file in FILES:
-        knows.setdefault(room(file), set()).update(ours(file) - {room(file)})
-    assert knows["policy"] == set()
-    assert "engine" not in knows["gateway"]
-    assert "gateway" not in knows["engine"] | knows["engine/simulated"]
-    assert not {"gateway", "engine"} & knows.get("simulator", set())
+        imported.setdefault(package(file), set()).update(ours(file) - {package(file)})
+    assert imported["policy"] == set()
+    assert "engine" not in imported["gateway"]
+    assert "gateway" not in imported["engine"] | imported["mock_engine"]
+    assert not {"gateway", "engine"} & imported.get("simulator", set())
 
 
-def test_heavy_packages_stay_in_their_rooms() -> None:
+def test_heavy_packages_stay_in_their_packages() -> None:
     wrong = [
         f"{file.relative_to(ROOT)} imports {name}"
-        for file, (package, rooms) in itertools.product(FILES, HEAVY.items())
+        for file, (heavy, homes) in itertools.product(FILES, HEAVY.items())
         for name in imports(file)
-        if name.split(".")[0] == package and room(file) not in rooms
+        if name.split(".")[0] == heavy and package(file) not in homes
     ]
     assert wrong == []
 
 
 def test_policy_is_pure() -> None:
     allowed = {"ares", "numpy", "collections", "dataclasses", "typing"}
-    policy = [file for file in FILES if room(file) == "policy"]
+    policy = [file for file in FILES if package(file) == "policy"]
     packages = {(file.stem, name.split(".")[0]) for file in policy for name in imports(file)}
     # A compiler, where there is one, and where it keeps what it has compiled; without it the same decisions.
     packages -= {("compiling", name) for name in ("numba", "hashlib", "importlib", "os", "pathlib")}
@@ -114,7 +113,7 @@ def test_private_vllm_names_stand_in_one_file() -> None:
     wrong = [
         f"{file.relative_to(ROOT)} imports {name}"
         for file in FILES
-        if room(file) == "engine" and file.name != "vllm_names.py"
+        if package(file) == "engine" and file.name != "vllm_api.py"
         for name in imports(file)
         if name.startswith("vllm.")
     ]
@@ -142,3 +141,31 @@ def test_nothing_that_is_read_becomes_code() -> None:
 
 def _says(node: ast.expr, value: bool) -> bool:
     return isinstance(node, ast.Constant) and node.value is value
+
+
+def _module(file: Path, root: Path) -> str:
+    parts = (root.name, *file.relative_to(root).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Imports inside functions count too: a cycle hidden there is a cycle."""
+    modules = {_module(file, ROOT): file for file in FILES}
+    graph = {name: {other for other in imports(file) if other in modules} - {name} for name, file in modules.items()}
+    for name in graph:  # a package's own file makes its modules known; it depends on them, they not on it
+        graph[name] -= {name.rpartition(".")[0], *(parent for parent in _parents(name))}
+    assert _cycles(graph) == []
+
+
+def _parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    sorter = graphlib.TopologicalSorter(graph)
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        return [error.args[1]]
+    return []
