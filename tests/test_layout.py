@@ -10,7 +10,7 @@ import ares
 
 ROOT = Path(ares.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-# What each package may import of ours, beside itself; `protocol` and `policy` import nothing.
+# What each package may import of ours, exclude_conflicts itself; `protocol` and `policy` import nothing.
 MAY_IMPORT: dict[str, set[str]] = {
     "protocol": set(),
     "policy": set(),

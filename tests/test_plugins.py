@@ -13,7 +13,7 @@ from ares.cli.simulate import app
 from ares.config import ConfigError, live_preset, load
 from ares.policy import REBALANCERS, REGISTRIES
 
-HEAD = "from ares.policy import Move, Rebalance, register\n"
+HEAD = "from ares.policy import MigrationDecision, Rebalance, register\n"
 POLICY = HEAD + '@register("{name}")\nclass Mine(Rebalance):\n    def decide(self, cluster):\n        {body}\n'
 
 
@@ -67,7 +67,10 @@ def test_a_file_that_is_missing_or_no_python(tmp_path: Path) -> None:
     ("body", "said"),
     [
         ("raise RuntimeError('a bug')", "rebalance policy 'bad' raised RuntimeError: a bug"),
-        ("return [Move(0, 0, 99, 1.0, 'x')] if len(cluster.location) else []", "source and target must be indices"),
+        (
+            "return [MigrationDecision(0, 0, 99, 1.0, 'x')] if len(cluster.location) else []",
+            "source and target must be indices",
+        ),
     ],
 )
 def test_a_bad_policy_ends_a_simulation_with_its_name(tmp_path: Path, body: str, said: str) -> None:
@@ -138,7 +141,7 @@ def test_installed_packages_register_by_entry_points(tmp_path: Path, monkeypatch
     plugins._load_installed.cache_clear()
 
 
-OTHERS = """from ares.policy import Admission, Dispatch, Entry, register
+OTHERS = """from ares.policy import Admission, Dispatch, AdmissionDecision, register
 
 
 @register("{name}")
@@ -152,7 +155,7 @@ class Holding(Admission):
     def decide(self, cluster, candidates, running):
         {decide}
 """
-ENTER = "return [Entry('enter', n, {place}, 'x') for n in range(len(candidates.tokens))]"
+ADMIT = "return [AdmissionDecision('enter', n, {place}, 'x') for n in range(len(candidates.tokens))]"
 
 
 def others(folder: Path, choose: str = "return 0", decide: str = "return []") -> str:
@@ -193,10 +196,10 @@ def test_a_bad_dispatch_ends_a_simulation_with_its_name(tmp_path: Path, choose: 
     ("decide", "said"),
     [
         ("raise RuntimeError('a bug')", "admission policy 'both' raised RuntimeError: a bug"),
-        ("return None", "admission policy 'both' must return a list of Entry, not None"),
-        (ENTER.format(place=99), "instance must be an index from 0 to 3"),
-        (ENTER.format(place=0) + " * 2", "the request is named twice"),
-        (ENTER.format(place="float('nan')"), "instance must be an index"),
+        ("return None", "admission policy 'both' must return a list of AdmissionDecision, not None"),
+        (ADMIT.format(place=99), "instance must be an index from 0 to 3"),
+        (ADMIT.format(place=0) + " * 2", "the request is named twice"),
+        (ADMIT.format(place="float('nan')"), "instance must be an index"),
     ],
 )
 def test_a_bad_admission_ends_a_simulation_with_its_name(tmp_path: Path, decide: str, said: str) -> None:

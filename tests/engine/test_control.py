@@ -16,12 +16,12 @@ import pytest
 import zmq
 
 from ares.engine.control import Abandoned, ControlChannel, Gone, Order
-from ares.protocol import messages as wire
+from ares.protocol import messages
 from ares.protocol.keys import ControlKey
 
 pytestmark = pytest.mark.timeout(20)
 T = TypeVar("T")
-HELLO = wire.Hello("d0", "decode", "boot", wire.Peer("e", "h", 1), 16, 100, 4096, {})
+HELLO = messages.Hello("d0", "decode", "boot", messages.Peer("e", "h", 1), 16, 100, 4096, {})
 
 
 class Gateway:
@@ -33,16 +33,16 @@ class Gateway:
         secure(self._socket)
         self._socket.connect(address)
 
-    def say(self, command: wire.Command) -> None:
-        self._socket.send(wire.encode(command))
+    def say(self, command: messages.Command) -> None:
+        self._socket.send(messages.encode(command))
 
     def say_raw(self, *frames: bytes) -> None:
         self._socket.send_multipart(frames)
 
-    def hear(self, timeout_s: float = 5.0) -> wire.Event | None:
+    def hear(self, timeout_s: float = 5.0) -> messages.Event | None:
         if not self._socket.poll(int(timeout_s * 1000)):
             return None
-        return wire.decode_event(self._socket.recv())
+        return messages.decode_event(self._socket.recv())
 
     def hear_a(self, kind: type[T]) -> T:
         deadline = time.monotonic() + 5
@@ -68,11 +68,11 @@ class Instance:
         self.failing = False
         self.channel = ControlChannel(self.address, HELLO, self._snapshot, key=key)
 
-    def _snapshot(self) -> wire.Telemetry:
+    def _snapshot(self) -> messages.Telemetry:
         self.taken = next(self.snapshots)
         if self.failing:
             raise RuntimeError("the scheduler changed while it was read")
-        return wire.Telemetry(self.taken, 0, 0, 0, 0, 0.0, 0, 0, [])
+        return messages.Telemetry(self.taken, 0, 0, 0, 0, 0.0, 0, 0, [])
 
     def commands(self, count: int) -> list[Order]:
         found: list[Order] = []
@@ -96,47 +96,47 @@ def gateway(instance: Instance) -> Iterator[Gateway]:
 
 def test_a_subscriber_hears_hello_and_then_telemetry(instance: Instance, gateway: Gateway) -> None:
     assert gateway.hear(0.05) is None
-    gateway.say(wire.Subscribe(0.02))
+    gateway.say(messages.Subscribe(0.02))
     assert gateway.hear() == HELLO
     began = time.monotonic()
     heard = [gateway.hear() for _ in range(10)]
-    assert all(isinstance(event, wire.Telemetry) for event in heard)
+    assert all(isinstance(event, messages.Telemetry) for event in heard)
     assert time.monotonic() - began > 0.1
     # A heartbeat is no new subscription.
-    gateway.say(wire.Subscribe(0.02))
-    assert all(isinstance(gateway.hear(), wire.Telemetry) for _ in range(5))
+    gateway.say(messages.Subscribe(0.02))
+    assert all(isinstance(gateway.hear(), messages.Telemetry) for _ in range(5))
 
 
 @pytest.mark.parametrize("interval_s", [0.0, -1.0, float("nan"), float("inf"), 1e-9])
 def test_no_interval_hurts_the_instance(instance: Instance, gateway: Gateway, interval_s: float) -> None:
-    gateway.say(wire.Subscribe(interval_s))
+    gateway.say(messages.Subscribe(interval_s))
     assert gateway.hear() == HELLO
     before, began = instance.taken, time.monotonic()
     until(lambda: time.monotonic() - began > 0.2)
     assert instance.taken - before < 40
-    gateway.say(wire.Cut(1, "x"))
-    assert instance.commands(1) == [wire.Cut(1, "x")]
+    gateway.say(messages.Cut(1, "x"))
+    assert instance.commands(1) == [messages.Cut(1, "x")]
 
 
 def test_a_silent_subscriber_is_forgotten(
     instance: Instance, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "SUBSCRIPTION_TTL_S", 0.1)
-    gateway.say(wire.Subscribe(0.01))
-    gateway.hear_a(wire.Telemetry)
+    monkeypatch.setattr(messages, "SUBSCRIPTION_TTL_S", 0.1)
+    gateway.say(messages.Subscribe(0.01))
+    gateway.hear_a(messages.Telemetry)
     until(lambda: not instance.channel._subscribers)
     before = instance.taken
-    gateway.say(wire.Subscribe(0.01))
+    gateway.say(messages.Subscribe(0.01))
     # It hears who is there again, for it may have missed a restart.
-    assert gateway.hear_a(wire.Hello) == HELLO
+    assert gateway.hear_a(messages.Hello) == HELLO
     until(lambda: instance.taken > before)
 
 
 def test_whoever_wants_no_telemetry_is_forgotten_too(
     instance: Instance, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "SUBSCRIPTION_TTL_S", 0.1)
-    gateway.say(wire.Subscribe(float("inf")))
+    monkeypatch.setattr(messages, "SUBSCRIPTION_TTL_S", 0.1)
+    gateway.say(messages.Subscribe(float("inf")))
     assert gateway.hear() == HELLO
     until(lambda: not instance.channel._subscribers)
 
@@ -144,11 +144,11 @@ def test_whoever_wants_no_telemetry_is_forgotten_too(
 def test_a_heartbeat_keeps_a_subscription(
     instance: Instance, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "SUBSCRIPTION_TTL_S", 0.3)
+    monkeypatch.setattr(messages, "SUBSCRIPTION_TTL_S", 0.3)
     began = time.monotonic()
     while time.monotonic() - began < 0.6:
-        gateway.say(wire.Subscribe(0.05))
-        gateway.hear_a(wire.Telemetry)
+        gateway.say(messages.Subscribe(0.05))
+        gateway.hear_a(messages.Telemetry)
     assert len(instance.channel._subscribers) == 1
 
 
@@ -157,52 +157,55 @@ def test_malformed_messages_are_ignored(instance: Instance, gateway: Gateway) ->
         [b""],
         [b"\xc1\xff"],
         [b"a", b"b", b"c"],
-        [b"", wire.encode(wire.Cut(1, "x"))],
+        [b"", messages.encode(messages.Cut(1, "x"))],
         [msgspec.msgpack.encode({"type": "run"})],
-        [wire.encode(HELLO)],
+        [messages.encode(HELLO)],
     ):
         gateway.say_raw(*frames)
-    gateway.say(wire.Cut(2, "y"))
-    assert instance.commands(1) == [wire.Cut(2, "y")]
+    gateway.say(messages.Cut(2, "y"))
+    assert instance.commands(1) == [messages.Cut(2, "y")]
 
 
 def test_a_message_that_is_too_large_does_not_arrive(instance: Instance, gateway: Gateway) -> None:
     other = Gateway(instance.address)
-    other.say(wire.Subscribe(0.02))
+    other.say(messages.Subscribe(0.02))
     assert other.hear() == HELLO
-    gateway.say(wire.Subscribe(0.02))
+    gateway.say(messages.Subscribe(0.02))
     assert gateway.hear() == HELLO
-    gateway.say(wire.Release("x" * (5 << 20)))  # but for its size it would be taken
+    gateway.say(messages.Release("x" * (5 << 20)))  # but for its size it would be taken
     # Its connection is closed for it and made anew, and nobody else's is.
     until(lambda: len(instance.channel._subscribers) == 1)
-    gateway.say(wire.Release("after"))
-    other.say(wire.Release("other"))
-    assert {command.key for command in instance.commands(2) if isinstance(command, wire.Release)} == {"after", "other"}
-    assert isinstance(other.hear(), wire.Telemetry)
+    gateway.say(messages.Release("after"))
+    other.say(messages.Release("other"))
+    assert {command.key for command in instance.commands(2) if isinstance(command, messages.Release)} == {
+        "after",
+        "other",
+    }
+    assert isinstance(other.hear(), messages.Telemetry)
     # What fits is taken, nearly as large as it is.
-    gateway.say(wire.Release("x" * (4 << 20 - 1)))
+    gateway.say(messages.Release("x" * (4 << 20 - 1)))
     assert len(instance.commands(1)) == 1
     other.close()
 
 
 def test_telemetry_that_fails_does_not_end_the_channel(instance: Instance, gateway: Gateway) -> None:
     instance.failing = True
-    gateway.say(wire.Subscribe(0.02))
+    gateway.say(messages.Subscribe(0.02))
     assert gateway.hear() == HELLO
     before, began = instance.taken, time.monotonic()
     until(lambda: time.monotonic() - began > 0.3)
     # It is tried at its interval, not as fast as the processor can.
     assert 1 <= instance.taken - before <= 20
-    gateway.say(wire.Release("x"))
-    assert instance.commands(1) == [wire.Release("x")]
-    instance.channel.post(wire.Admitted("k", 3, failed=False))
-    assert gateway.hear() == wire.Admitted("k", 3, failed=False)
+    gateway.say(messages.Release("x"))
+    assert instance.commands(1) == [messages.Release("x")]
+    instance.channel.post(messages.KvReceived("k", 3, failed=False))
+    assert gateway.hear() == messages.KvReceived("k", 3, failed=False)
     instance.failing = False
-    assert isinstance(gateway.hear(), wire.Telemetry)
+    assert isinstance(gateway.hear(), messages.Telemetry)
 
 
 def test_many_commands_keep_their_order(instance: Instance, gateway: Gateway) -> None:
-    wanted: list[wire.Command] = [wire.Cut(n, f"request/{n}") for n in range(3000)]
+    wanted: list[messages.Command] = [messages.Cut(n, f"request/{n}") for n in range(3000)]
     for command in wanted:
         gateway.say(command)
     assert instance.commands(3000) == wanted
@@ -212,37 +215,37 @@ def test_many_commands_keep_their_order(instance: Instance, gateway: Gateway) ->
 def test_answers_go_to_who_asked_and_news_to_everybody(instance: Instance, gateway: Gateway) -> None:
     other = Gateway(instance.address)
     for subscriber in (gateway, other):
-        subscriber.say(wire.Subscribe(10))
+        subscriber.say(messages.Subscribe(10))
         assert subscriber.hear() == HELLO
-        subscriber.hear_a(wire.Telemetry)
-    gateway.say(wire.Cut(1, "x"))
+        subscriber.hear_a(messages.Telemetry)
+    gateway.say(messages.Cut(1, "x"))
     until(lambda: instance.channel.waiting)
     ((sender, _),) = instance.channel.commands()
-    answer = wire.Handover(1, "x", "unknown")
+    answer = messages.CutResult(1, "x", "unknown")
     instance.channel.post(answer, sender)
-    instance.channel.post(wire.Admitted("x", 0, failed=False))
+    instance.channel.post(messages.KvReceived("x", 0, failed=False))
     assert gateway.hear() == answer
-    assert gateway.hear() == other.hear() == wire.Admitted("x", 0, failed=False)
+    assert gateway.hear() == other.hear() == messages.KvReceived("x", 0, failed=False)
     other.close()
 
 
 def test_an_event_is_sent_at_once(instance: Instance, gateway: Gateway) -> None:
-    gateway.say(wire.Subscribe(10))
-    gateway.hear_a(wire.Telemetry)
+    gateway.say(messages.Subscribe(10))
+    gateway.hear_a(messages.Telemetry)
     began = time.monotonic()
-    instance.channel.post(wire.Admitted("x", 0, failed=False))
-    assert gateway.hear_a(wire.Admitted)
+    instance.channel.post(messages.KvReceived("x", 0, failed=False))
+    assert gateway.hear_a(messages.KvReceived)
     assert time.monotonic() - began < 0.3  # the thread would sleep longer
 
 
 def test_a_gateway_that_reads_nothing_holds_nobody_up(instance: Instance, gateway: Gateway) -> None:
-    gateway.say(wire.Subscribe(10))
-    gateway.hear_a(wire.Telemetry)
+    gateway.say(messages.Subscribe(10))
+    gateway.hear_a(messages.Telemetry)
     for number in range(5000):
-        instance.channel.post(wire.Handover(number, "x" * 100, "finished", tail=[1] * 64))
+        instance.channel.post(messages.CutResult(number, "x" * 100, "finished", tail=[1] * 64))
     other = Gateway(instance.address)
-    other.say(wire.Subscribe(0.02))
-    assert other.hear_a(wire.Hello) == HELLO
+    other.say(messages.Subscribe(0.02))
+    assert other.hear_a(messages.Hello) == HELLO
     other.close()
 
 
@@ -278,10 +281,10 @@ def test_close_does_not_write_to_a_file_that_its_thread_has_closed() -> None:
 def test_nothing_fails_after_close() -> None:
     instance = Instance()
     gateway = Gateway(instance.address)
-    gateway.say(wire.Subscribe(0.01))
-    gateway.hear_a(wire.Telemetry)
+    gateway.say(messages.Subscribe(0.01))
+    gateway.hear_a(messages.Telemetry)
     instance.channel.close()
-    instance.channel.post(wire.Admitted("x", 0, failed=False))
+    instance.channel.post(messages.KvReceived("x", 0, failed=False))
     instance.channel.close()
     assert instance.channel.commands() == []
     gateway.close()
@@ -295,14 +298,14 @@ def test_a_taken_address_is_an_error(instance: Instance) -> None:
 def test_a_drain_is_told_to_everybody_until_it_is_taken_back(instance: Instance) -> None:
     operator, other = Gateway(instance.address), Gateway(instance.address)
     for gateway in (operator, other):
-        gateway.say(wire.Subscribe(0.01))
-        assert not gateway.hear_a(wire.Telemetry).draining
-    operator.say(wire.Drain(True))
+        gateway.say(messages.Subscribe(0.01))
+        assert not gateway.hear_a(messages.Telemetry).draining
+    operator.say(messages.Drain(True))
     for gateway in (operator, other):
-        while not gateway.hear_a(wire.Telemetry).draining:
+        while not gateway.hear_a(messages.Telemetry).draining:
             pass
-    other.say(wire.Drain(False))
-    while operator.hear_a(wire.Telemetry).draining:
+    other.say(messages.Drain(False))
+    while operator.hear_a(messages.Telemetry).draining:
         pass
     assert not instance.channel.waiting, "it is not for the engine thread"
     for gateway in (operator, other):
@@ -312,28 +315,28 @@ def test_a_drain_is_told_to_everybody_until_it_is_taken_back(instance: Instance)
 def test_everybody_is_told_how_long_a_drain_waits(instance: Instance) -> None:
     operator, other = Gateway(instance.address), Gateway(instance.address)
     for gateway in (operator, other):
-        gateway.say(wire.Subscribe(0.01))
-        assert gateway.hear_a(wire.Telemetry).drain_left_s is None
+        gateway.say(messages.Subscribe(0.01))
+        assert gateway.hear_a(messages.Telemetry).drain_left_s is None
 
-    def told(gateway: Gateway) -> wire.Telemetry:
-        while not (load := gateway.hear_a(wire.Telemetry)).draining:
+    def told(gateway: Gateway) -> messages.Telemetry:
+        while not (load := gateway.hear_a(messages.Telemetry)).draining:
             pass
         return load
 
-    operator.say(wire.Drain(True, 0.5))
+    operator.say(messages.Drain(True, 0.5))
     first = told(other).drain_left_s
     assert first is not None
     assert 0.2 < first <= 0.5
     began = time.monotonic()
-    while other.hear_a(wire.Telemetry).drain_left_s != 0.0:
+    while other.hear_a(messages.Telemetry).drain_left_s != 0.0:
         assert time.monotonic() - began < 5
     # The newest order counts: without a deadline, for as long as it takes.
-    operator.say(wire.Drain(True))
-    while other.hear_a(wire.Telemetry).drain_left_s is not None:
+    operator.say(messages.Drain(True))
+    while other.hear_a(messages.Telemetry).drain_left_s is not None:
         assert time.monotonic() - began < 10
     assert instance.channel.draining
-    operator.say(wire.Drain(False, 5.0))
-    while (load := other.hear_a(wire.Telemetry)).draining:
+    operator.say(messages.Drain(False, 5.0))
+    while (load := other.hear_a(messages.Telemetry)).draining:
         pass
     assert load.drain_left_s is None
     for gateway in (operator, other):
@@ -345,8 +348,8 @@ def test_everybody_is_told_how_long_a_drain_waits(instance: Instance) -> None:
 
 def subscribed(instance: Instance, name: str, interval_s: float = 0.01) -> Gateway:
     made = Gateway(instance.address)
-    made.say(wire.Subscribe(interval_s, name))
-    made.hear_a(wire.Telemetry)
+    made.say(messages.Subscribe(interval_s, name))
+    made.hear_a(messages.Telemetry)
     return made
 
 
@@ -354,46 +357,46 @@ def test_the_lease_needs_no_engine(instance: Instance) -> None:
     gateways = [subscribed(instance, name, 10) for name in ("a", "b")]
     answers = []
     for call, gateway in enumerate(gateways):
-        gateway.say(wire.Lease(call, "ab"[call], 5.0))
-        answers.append(gateway.hear_a(wire.Leased))
-    assert answers == [wire.Leased(0, "a", granted=True), wire.Leased(1, "a", granted=False)]
+        gateway.say(messages.Lease(call, "ab"[call], 5.0))
+        answers.append(gateway.hear_a(messages.LeaseResult))
+    assert answers == [messages.LeaseResult(0, "a", granted=True), messages.LeaseResult(1, "a", granted=False)]
     assert not instance.channel.waiting
-    gateways[0].say(wire.Lease(2, "a", 0.0))
-    assert gateways[0].hear_a(wire.Leased) == wire.Leased(2, "", granted=True)
-    gateways[1].say(wire.Lease(3, "b", 5.0))
-    assert gateways[1].hear_a(wire.Leased).granted
+    gateways[0].say(messages.Lease(2, "a", 0.0))
+    assert gateways[0].hear_a(messages.LeaseResult) == messages.LeaseResult(2, "", granted=True)
+    gateways[1].say(messages.Lease(3, "b", 5.0))
+    assert gateways[1].hear_a(messages.LeaseResult).granted
     for gateway in gateways:
         gateway.close()
 
 
 def test_a_gateway_whose_connection_ends_is_gone_at_once(instance: Instance) -> None:
     dies, stays = subscribed(instance, "dies"), subscribed(instance, "stays")
-    dies.say(wire.Lease(1, "dies", 10.0))
-    assert dies.hear_a(wire.Leased).granted
+    dies.say(messages.Lease(1, "dies", 10.0))
+    assert dies.hear_a(messages.LeaseResult).granted
     began = time.monotonic()
     dies.close()
     assert instance.commands(1) == [Gone("dies")]
-    assert time.monotonic() - began < wire.SUBSCRIPTION_TTL_S / 2  # not by its silence
+    assert time.monotonic() - began < messages.SUBSCRIPTION_TTL_S / 2  # not by its silence
     assert "dies" in instance.channel.gone
-    stays.say(wire.Lease(2, "stays", 1.0))
-    assert stays.hear_a(wire.Leased).granted
-    stays.hear_a(wire.Telemetry)
+    stays.say(messages.Lease(2, "stays", 1.0))
+    assert stays.hear_a(messages.LeaseResult).granted
+    stays.hear_a(messages.Telemetry)
     stays.close()
 
 
 def test_a_silent_gateway_is_gone(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "SUBSCRIPTION_TTL_S", 0.1)
+    monkeypatch.setattr(messages, "SUBSCRIPTION_TTL_S", 0.1)
     gateway = subscribed(instance, "silent")
     assert instance.commands(1) == [Gone("silent")]
-    monkeypatch.setattr(wire, "SUBSCRIPTION_TTL_S", 10.0)
-    gateway.say(wire.Subscribe(0.01, "silent"))
-    gateway.hear_a(wire.Hello)
+    monkeypatch.setattr(messages, "SUBSCRIPTION_TTL_S", 10.0)
+    gateway.say(messages.Subscribe(0.01, "silent"))
+    gateway.hear_a(messages.Hello)
     until(lambda: "silent" not in instance.channel.gone)
     gateway.close()
 
 
 def test_a_gateway_that_stays_away_is_given_up_once(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "ABANDONED_S", 0.3)
+    monkeypatch.setattr(messages, "ABANDONED_S", 0.3)
     began = time.monotonic()
     subscribed(instance, "dies").close()
     assert instance.commands(1) == [Gone("dies")]
@@ -404,7 +407,7 @@ def test_a_gateway_that_stays_away_is_given_up_once(instance: Instance, monkeypa
 
 
 def test_a_gateway_that_comes_back_in_time_is_not_given_up(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "ABANDONED_S", 1.0)
+    monkeypatch.setattr(messages, "ABANDONED_S", 1.0)
     subscribed(instance, "back").close()
     assert instance.commands(1) == [Gone("back")]
     again = subscribed(instance, "back")
@@ -462,10 +465,10 @@ def test_whoever_holds_the_key_is_let_in() -> None:
     instance = Instance(KEY)
     gateway = Gateway(instance.address, KEY.connect)
     try:
-        gateway.say(wire.Subscribe(0.02))
+        gateway.say(messages.Subscribe(0.02))
         assert gateway.hear() == HELLO
-        gateway.say(wire.Release("mine"))
-        assert instance.commands(1) == [wire.Release("mine")]
+        gateway.say(messages.Release("mine"))
+        assert instance.commands(1) == [messages.Release("mine")]
         assert instance.channel.refused == 0
     finally:
         gateway.close()
@@ -480,9 +483,9 @@ def test_strangers_command_nothing_and_hear_nothing(
     instance = Instance(KEY)
     stranger = Gateway(instance.address, secure)
     try:
-        stranger.say(wire.Subscribe(0.01))
-        stranger.say(wire.Drain(True))
-        stranger.say(wire.Release("somebody's"))
+        stranger.say(messages.Subscribe(0.01))
+        stranger.say(messages.Drain(True))
+        stranger.say(messages.Release("somebody's"))
         until(lambda: instance.channel.refused > 0)
         assert stranger.hear(0.1) is None
         assert not instance.channel.draining
@@ -498,7 +501,7 @@ def test_strangers_command_nothing_and_hear_nothing(
 def test_a_gateway_with_a_key_does_not_talk_to_an_open_channel(instance: Instance) -> None:
     gateway = Gateway(instance.address, KEY.connect)
     try:
-        gateway.say(wire.Subscribe(0.01))
+        gateway.say(messages.Subscribe(0.01))
         until(lambda: instance.channel.refused > 0)
         assert instance.taken == 0
     finally:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from ares.engine.drain import OwnChannel
-from ares.protocol import messages as wire
+from ares.protocol import messages
 from tests.engine.test_control import Gateway, Instance
 from tests.gateway.fakes import eventually
 
@@ -26,8 +26,8 @@ async def own(instance: Instance) -> AsyncIterator[OwnChannel]:
 
 
 async def test_a_message_that_is_too_large_is_not_heard(instance: Instance, own: OwnChannel) -> None:
-    rows = [wire.Row("x" * (1 << 20), 1, 1, "running") for _ in range(5)]
-    large = wire.Telemetry(1 << 40, 0, 0, 0, 0, 0.0, 0, 0, rows)  # but for its size it would be taken
+    rows = [messages.Row("x" * (1 << 20), 1, 1, "running") for _ in range(5)]
+    large = messages.Telemetry(1 << 40, 0, 0, 0, 0, 0.0, 0, 0, rows)  # but for its size it would be taken
     before = instance.taken
     instance.channel.post(large)
     await eventually(lambda: own.telemetry is not None and own.telemetry.sequence > before + 2)
@@ -37,11 +37,11 @@ async def test_a_message_that_is_too_large_is_not_heard(instance: Instance, own:
 
 async def test_gateways_are_told_to_leave_before_it_ends(instance: Instance, own: OwnChannel) -> None:
     gateway = Gateway(instance.address)
-    gateway.say(wire.Subscribe(0.02))
+    gateway.say(messages.Subscribe(0.02))
     draining = asyncio.create_task(own.drain(8.0))
     try:
         await eventually(lambda: own.telemetry is not None and own.telemetry.draining)
-        while not (load := gateway.hear_a(wire.Telemetry)).draining:
+        while not (load := gateway.hear_a(messages.Telemetry)).draining:
             pass
         assert load.drain_left_s is not None
         assert 3.0 < load.drain_left_s <= 6.0

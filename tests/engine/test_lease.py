@@ -5,11 +5,11 @@ import math
 import pytest
 
 from ares.engine.lease import Lease
-from ares.protocol import messages as wire
+from ares.protocol import messages
 
 
 def asked(lease: Lease, holder: str, now: float, ttl_s: float = 3.0) -> tuple[bool, str]:
-    answer = lease.ask(wire.Lease(7, holder, ttl_s), now)
+    answer = lease.ask(messages.Lease(7, holder, ttl_s), now)
     assert answer.call == 7
     return answer.granted, answer.holder
 
@@ -43,7 +43,13 @@ def test_it_is_taken_from_who_is_gone_and_from_nobody_else() -> None:
 
 @pytest.mark.parametrize(
     ("ttl_s", "lasts_s"),
-    [(math.inf, wire.LONGEST_LEASE_S), (1e9, wire.LONGEST_LEASE_S), (math.nan, 0.0), (-1.0, 0.0), (-math.inf, 0.0)],
+    [
+        (math.inf, messages.LONGEST_LEASE_S),
+        (1e9, messages.LONGEST_LEASE_S),
+        (math.nan, 0.0),
+        (-1.0, 0.0),
+        (-math.inf, 0.0),
+    ],
 )
 def test_no_time_hurts(ttl_s: float, lasts_s: float) -> None:
     lease = Lease()

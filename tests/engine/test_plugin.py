@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from ares.engine import identity as settings
 from ares.engine.plugin import InstancePlugin
-from ares.protocol import messages as wire
+from ares.protocol import messages
 from tests.engine.test_control import Gateway, Instance
 from tests.gateway.fakes import eventually
 
@@ -99,9 +99,9 @@ async def test_it_is_ready_once_its_engine_is_heard_and_until_it_drains(
     async with served.alive():
         await served.becomes((200, "ready"))
         gateway = Gateway(instance.address)
-        gateway.say(wire.Drain(True, 60.0))
+        gateway.say(messages.Drain(True, 60.0))
         await served.becomes((503, "draining"))
-        gateway.say(wire.Drain(False))
+        gateway.say(messages.Drain(False))
         await served.becomes((200, "ready"))
         gateway.close()
 

@@ -22,12 +22,12 @@ from ares.gateway.http.connection import Connection, Limits
 from ares.gateway.http.responses import RememberSend
 from ares.gateway.service import Gateway
 from ares.mock_engine import report
-from ares.mock_engine.model import SimulatedModel
+from ares.mock_engine.model import MockModel
 from ares.mock_engine.serve import Server
 from ares.mock_engine.settings import EngineSettings, Identity
 from ares.mock_engine.transfer import Pulled, Puller, PullError
 from ares.protocol.messages import Role
-from ares.simulator.profile import Profile, StepLaw
+from ares.simulator.profile import Profile, StepTimeModel
 from tests.gateway.conftest import VOCABULARY
 from tests.gateway.fakes import FIRST_ORDINARY, eventually, free_port
 
@@ -39,7 +39,7 @@ PATIENCE_S = 60.0
 _SETTLE_S = 30.0
 _IDLE_S = 1.0
 _TRIES = 5
-_TOKENS = SimulatedModel(tuple(range(FIRST_ORDINARY, VOCABULARY)), 2, VOCABULARY, mean_output=12.0)
+_TOKENS = MockModel(tuple(range(FIRST_ORDINARY, VOCABULARY)), 2, VOCABULARY, mean_output=12.0)
 _PROFILE = Profile(
     name="fuzz",
     model="fuzz",
@@ -47,7 +47,7 @@ _PROFILE = Profile(
     kv_tokens=1 << 15,
     kv_bytes_per_token=1000,
     latency_s=0.0,
-    step=StepLaw(base_s=0.0005, per_request_s=0, per_resident_token_s=1e-9, per_prefill_token_s=0),
+    step=StepTimeModel(base_s=0.0005, per_request_s=0, per_resident_token_s=1e-9, per_prefill_token_s=0),
 )
 _BUSY = ("running", "waiting", "loading", "pinned", "kv_blocks_used")
 T = TypeVar("T")

@@ -14,12 +14,12 @@ from hypothesis import example
 from hypothesis import strategies as st
 
 from ares.config import ConfigError, load
-from ares.gateway.control.snapshot import View
+from ares.gateway.control.snapshot import ClusterSnapshot
 from ares.gateway.records.decision_log import DecisionLog
 from ares.gateway.records.replay import ReplayError, replay
 from ares.policy import Cluster, preset
 from ares.policy.admission import Candidates, Progress
-from ares.policy.oom_avoidance import RescueSettings, rescue
+from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom
 from ares.predictor import prompts
 from ares.predictor.errors import PredictorError
 from ares.protocol.keys import ControlKey, KeyFileError, read_key, read_keys
@@ -224,7 +224,7 @@ def _logged(folder: Path) -> list[Any]:
         transfer_bytes_s=1e6,
         token_bytes=1.0,
     )
-    view = View(cluster, _progress(3), [], [None] * 3, [])  # type: ignore[list-item]
+    view = ClusterSnapshot(cluster, _progress(3), [], [None] * 3, [])  # type: ignore[list-item]
     candidates = Candidates(
         requests=("d",),
         tokens=np.array([60]),
@@ -236,13 +236,13 @@ def _logged(folder: Path) -> list[Any]:
     )
     chosen = preset("ares")
     dispatch, admission, policy = chosen.make()
-    lead = RescueSettings()
+    lead = OomAvoidanceSettings()
     file = folder / "valid.jsonl"
     log = DecisionLog(file)
     decided = admission.decide(cluster, candidates, view.running)
     log.entries("ares", admission, {"age_credit": 0.0}, [300], view, candidates, decided)
     moves = policy.decide(cluster)
-    log.moves("ares", view, policy, lead, rescue(cluster, lead, view.running), moves)
+    log.moves("ares", view, policy, lead, avoid_oom(cluster, lead, view.running), moves)
     left = np.array([10.0, 20.0, 30.0])
     log.placement("ares", dispatch, {}, view, 60, left, dispatch.choose(cluster, 60, left))
     log.close()

@@ -26,36 +26,36 @@ from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import Pool
 from ares.gateway.service import Gateway
 from ares.gateway.session.handover import Segment
-from ares.gateway.session.session import Sequence
-from ares.policy import PRESETS, choose_instance, decide_entries, decide_moves
-from ares.policy.oom_avoidance import RescueSettings, rescue
-from ares.protocol import messages as wire
+from ares.gateway.session.session import Session
+from ares.policy import PRESETS, choose_instance, decide_admissions, decide_moves
+from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom
+from ares.protocol import messages
 from tests.fuzz.cases import fuzz, noise
 from tests.fuzz.service import PATIENCE_S, Service
 from tests.gateway.fakes import eventually, instances
 
-PEER = wire.Peer("e", "127.0.0.1", 5600)
+PEER = messages.Peer("e", "127.0.0.1", 5600)
 COMMANDS = [
-    wire.Subscribe(0.5),
-    wire.Connect([PEER]),
-    wire.Cut(1, "key"),
-    wire.Copy(2, "key", "pin", 100),
-    wire.Release("key"),
-    wire.Drain(False),
-    wire.Drain(True, 60.0),
-    wire.Lease(3, "gateway", 5.0),
+    messages.Subscribe(0.5),
+    messages.Connect([PEER]),
+    messages.Cut(1, "key"),
+    messages.Copy(2, "key", "pin", 100),
+    messages.Release("key"),
+    messages.Drain(False),
+    messages.Drain(True, 60.0),
+    messages.Lease(3, "gateway", 5.0),
 ]
-ROWS = [wire.Row(f"key-{n}", 40, 5, "running", (1.0, 5.0, 50.0)) for n in range(4)]
+ROWS = [messages.Row(f"key-{n}", 40, 5, "running", (1.0, 5.0, 50.0)) for n in range(4)]
 EVENTS = [
-    wire.Hello("decode-0", "decode", "boot", PEER, 16, 100, 4096, {"vllm": "0"}, 1000.0, 1, True, ["seed"]),
-    wire.Telemetry(1, 10, 4, 0, 0, 0.02, 100, 0, ROWS, 2.0, 1e9),
-    wire.Telemetry(2, 10, 4, 0, 0, 0.02, 200, 0, ROWS, 4.5, 1e9),
-    wire.Telemetry(3, 10, 4, 0, 0, 0.02, 300, 0, ROWS, 7.0, 1e9, True, {"scheduler.pins": 1}, 12.5),
-    wire.Admitted("key", 10, False, 0.1),
-    wire.Predicted("key", (1.0, 2.0, 3.0)),
-    wire.Handover(1, "key", "pinned", 3, [1, 2, 3], {"remote_num_tokens": 9}),
-    wire.Copied(2, "pin", 16, {"remote_num_tokens": 9}),
-    wire.Leased(3, "gateway", True),
+    messages.Hello("decode-0", "decode", "boot", PEER, 16, 100, 4096, {"vllm": "0"}, 1000.0, 1, True, ["seed"]),
+    messages.Telemetry(1, 10, 4, 0, 0, 0.02, 100, 0, ROWS, 2.0, 1e9),
+    messages.Telemetry(2, 10, 4, 0, 0, 0.02, 200, 0, ROWS, 4.5, 1e9),
+    messages.Telemetry(3, 10, 4, 0, 0, 0.02, 300, 0, ROWS, 7.0, 1e9, True, {"scheduler.pins": 1}, 12.5),
+    messages.KvReceived("key", 10, False, 0.1),
+    messages.Predicted("key", (1.0, 2.0, 3.0)),
+    messages.CutResult(1, "key", "pinned", 3, [1, 2, 3], {"remote_num_tokens": 9}),
+    messages.CopyResult(2, "pin", 16, {"remote_num_tokens": 9}),
+    messages.LeaseResult(3, "gateway", True),
 ]
 _HEAD = msgspec.msgpack.encode({"type": "cut", "call": 1, "key": "k"})[1:]
 # A field that nobody knows, nested without end; and text that is not UTF-8.
@@ -102,23 +102,23 @@ def _replacement(value: Any) -> st.SearchStrategy[Any]:
     return st.lists(other, max_size=4)
 
 
-def messages(*valid: Any) -> st.SearchStrategy[bytes]:
-    return noise(*map(wire.encode, valid)) | extreme(*valid) | extreme(*valid)
+def any_message(*valid: Any) -> st.SearchStrategy[bytes]:
+    return noise(*map(messages.encode, valid)) | extreme(*valid) | extreme(*valid)
 
 
-@fuzz("wire: any bytes, read as command and event", 400, body=messages(*COMMANDS, *EVENTS))
+@fuzz("wire: any bytes, read as command and event", 400, body=any_message(*COMMANDS, *EVENTS))
 @example(body=DEEP)
 @example(body=NO_TEXT)
 @example(body=DEEP_EVENT)
 @example(body=NOT_UTF8)
 def test_what_is_read_is_said_again_or_refused(body: bytes) -> None:
-    for decode in (wire.decode_command, wire.decode_event):
+    for decode in (messages.decode_command, messages.decode_event):
         try:
             message = decode(body)
         except msgspec.DecodeError as error:
             _said_why(error)
         else:
-            assert wire.encode(decode(wire.encode(message))) == wire.encode(message)
+            assert messages.encode(decode(messages.encode(message))) == messages.encode(message)
 
 
 def _said_why(error: Exception) -> None:
@@ -134,7 +134,7 @@ def dealer(service: Service) -> Iterator["zmq.Socket[bytes]"]:
         socket.setsockopt(zmq.LINGER, 0)
         socket.connect(f"tcp://127.0.0.1:{service.stray_control}")
         yield socket
-        socket.send(wire.encode(wire.Drain(draining=False)))
+        socket.send(messages.encode(messages.Drain(draining=False)))
 
 
 _calls = itertools.count(1 << 40)
@@ -143,21 +143,21 @@ _calls = itertools.count(1 << 40)
 def answers(dealer: "zmq.Socket[bytes]") -> None:
     """Check that the instance carries commands out."""
     call = next(_calls)
-    dealer.send(wire.encode(wire.Cut(call, "nobody")))
+    dealer.send(messages.encode(messages.Cut(call, "nobody")))
     while dealer.poll(int(PATIENCE_S * 1000)):
-        event = wire.decode_event(dealer.recv())
-        if isinstance(event, wire.Handover) and event.call == call:
+        event = messages.decode_event(dealer.recv())
+        if isinstance(event, messages.CutResult) and event.call == call:
             assert event.outcome == "unknown"
             return
     raise AssertionError("no answer")
 
 
-_frames = st.lists(messages(*COMMANDS), min_size=1, max_size=3)
+_frames = st.lists(any_message(*COMMANDS), min_size=1, max_size=3)
 
 
 @fuzz("wire: messages to an instance", 60, said=st.lists(_frames, min_size=1, max_size=12))
-@example(said=[[DEEP], [NO_TEXT], [b""], [b"", b""], [wire.encode(wire.Subscribe(math.inf))]])
-@example(said=[[wire.encode(wire.Subscribe(math.nan))], [wire.encode(wire.Subscribe(-1.0))]])
+@example(said=[[DEEP], [NO_TEXT], [b""], [b"", b""], [messages.encode(messages.Subscribe(math.inf))]])
+@example(said=[[messages.encode(messages.Subscribe(math.nan))], [messages.encode(messages.Subscribe(-1.0))]])
 def test_an_instance_listens_on(dealer: "zmq.Socket[bytes]", said: list[list[bytes]]) -> None:
     for frames in said:
         dealer.send_multipart(frames)
@@ -184,7 +184,7 @@ class Bench:
     async def start(self) -> None:
         await self.gateway.start()
         for number in range(4):
-            sequence = Sequence(f"r{number}", [3] * 30, Sampling({}, 1000), self.gateway.controller, 10.0)
+            sequence = Session(f"r{number}", [3] * 30, Sampling({}, 1000), self.gateway.controller, 10.0)
             stream: Any = SimpleNamespace(close=lambda: None)
             sequence._segment = Segment(self.heard[number % 3], f"key-{number}", 0, stream)
             sequence._decoding, sequence.phase = True, "decoding"
@@ -192,7 +192,7 @@ class Bench:
             self.gateway.sequences[sequence.id] = sequence
         # Enough for a law of the step time, which most decisions ask for.
         steady = [msgspec.structs.replace(EVENTS[1], steps=100 * n, busy_s=2.5 * n) for n in range(1, 30)]
-        await self.hear([(n, wire.encode(event)) for n in range(3) for event in (EVENTS[0], *steady)])
+        await self.hear([(n, messages.encode(event)) for n in range(3) for event in (EVENTS[0], *steady)])
 
     async def hear(self, said: list[tuple[int, bytes]]) -> None:
         for number, body in said:
@@ -200,10 +200,10 @@ class Bench:
 
     def decide(self) -> None:
         """Let every preset decide on what was heard, and check that it can be carried out."""
-        gateway, viewer = self.gateway, self.gateway.controller.viewer
+        gateway, snapshots = self.gateway, self.gateway.controller.snapshots
         sequences = list(gateway.sequences.values())
-        view = viewer.view(sequences[:3])
-        candidates = viewer.candidates(sequences[3:], view.cluster, [set()] * len(sequences[3:]))
+        view = snapshots.view(sequences[:3])
+        candidates = snapshots.candidates(sequences[3:], view.cluster, [set()] * len(sequences[3:]))
         count, rows = len(view.instances), len(view.sequences)
         remaining = view.cluster.remaining_tokens
         assert remaining is not None
@@ -212,8 +212,8 @@ class Bench:
         for preset in PRESETS.values():
             dispatch, admission, rebalance = preset.make()
             if admission.holds:  # what it decides can be carried out, or it raises
-                decide_entries(admission, view.cluster, candidates, view.running)
-            for one in rescue(view.cluster, RescueSettings(), view.running):
+                decide_admissions(admission, view.cluster, candidates, view.running)
+            for one in avoid_oom(view.cluster, OomAvoidanceSettings(), view.running):
                 assert 0 <= one.request < rows
                 assert -1 <= one.target < count
             decide_moves(rebalance, view.cluster)
@@ -246,16 +246,18 @@ def bench(model_folder: Path) -> Iterator[Bench]:
         runner.run(made.gateway.stop())
 
 
-_said = st.lists(st.tuples(st.integers(0, 2), messages(*EVENTS)), min_size=1, max_size=10)
-_huge = [wire.Row(f"key-{n}", 40, 5, "running", (1e308, 1e308, 1e308)) for n in range(4)]
+_said = st.lists(st.tuples(st.integers(0, 2), any_message(*EVENTS)), min_size=1, max_size=10)
+_huge = [messages.Row(f"key-{n}", 40, 5, "running", (1e308, 1e308, 1e308)) for n in range(4)]
 
 
 @fuzz("wire: messages to a gateway, and decisions on them", 60, said=_said)
 @example(said=[(0, DEEP_EVENT), (1, NOT_UTF8)])
 @example(
-    said=[(n, wire.encode(e)) for n in range(3) for e in (EVENTS[0], msgspec.structs.replace(EVENTS[1], rows=_huge))]
+    said=[
+        (n, messages.encode(e)) for n in range(3) for e in (EVENTS[0], msgspec.structs.replace(EVENTS[1], rows=_huge))
+    ]
 )
-@example(said=[(0, wire.encode(msgspec.structs.replace(EVENTS[0], kv_blocks=0))), (0, wire.encode(EVENTS[1]))])
+@example(said=[(0, messages.encode(msgspec.structs.replace(EVENTS[0], kv_blocks=0))), (0, messages.encode(EVENTS[1]))])
 def test_a_gateway_decides_on_whatever_it_hears(bench: Bench, said: list[tuple[int, bytes]]) -> None:
     bench.runner.run(bench.hear(said))
     bench.decide()
@@ -268,7 +270,7 @@ async def fake() -> AsyncIterator[Any]:
         yield started[0]
 
 
-@pytest.mark.parametrize("body", [DEEP_EVENT, NOT_UTF8, b"", b"\xc1", wire.encode(COMMANDS[0])], ids=range(5))
+@pytest.mark.parametrize("body", [DEEP_EVENT, NOT_UTF8, b"", b"\xc1", messages.encode(COMMANDS[0])], ids=range(5))
 async def test_a_gateway_listens_on(fake: Any, body: bytes) -> None:
     async with engine.session() as http:
         pool = Pool([fake.url], http, 0.02)
@@ -276,7 +278,7 @@ async def test_a_gateway_listens_on(fake: Any, body: bytes) -> None:
         (heard,) = pool.instances
         await eventually(lambda: heard.healthy)
         fake._channel._outgoing.append((None, body))
-        fake.post(wire.Predicted("after it", (1.0, 2.0, 3.0)))
+        fake.post(messages.Predicted("after it", (1.0, 2.0, 3.0)))
         await eventually(lambda: heard.predicted("after it") is not None)
         await pool.stop()
 
@@ -291,17 +293,17 @@ async def test_a_message_that_is_too_large_is_not_heard_and_costs_a_connection(f
         assert hello is not None
         # But for its size it would be taken.
         large = msgspec.structs.replace(hello, versions={"vllm": "x" * (5 << 20)})
-        fake._channel._outgoing.append((None, wire.encode(large)))
+        fake._channel._outgoing.append((None, messages.encode(large)))
 
         def heard_again() -> bool:
-            fake.post(wire.Predicted("after it", (1.0, 2.0, 3.0)))
+            fake.post(messages.Predicted("after it", (1.0, 2.0, 3.0)))
             return heard.predicted("after it") is not None and heard.healthy
 
         await eventually(heard_again)
         assert heard.hello == hello
         # What nearly has that size is taken.
         fits = msgspec.structs.replace(hello, versions={"vllm": "x" * ((4 << 20) - 4096)})
-        fake._channel._outgoing.append((None, wire.encode(fits)))
+        fake._channel._outgoing.append((None, messages.encode(fits)))
         await eventually(lambda: heard.hello == fits)
         await pool.stop()
 

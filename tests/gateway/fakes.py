@@ -14,7 +14,7 @@ import msgspec
 from aiohttp import web
 
 from ares.engine.control import ControlChannel, Gone, Order
-from ares.protocol import messages as wire
+from ares.protocol import messages
 from ares.protocol.keys import ControlKey
 
 EOS = 2
@@ -109,7 +109,7 @@ class Work:
     finish_reason: str | None = None
     stop_reason: str | None = None
     transfer: dict[str, Any] | None = None
-    cut: tuple[bytes, wire.Cut] | None = None
+    cut: tuple[bytes, messages.Cut] | None = None
     unwanted: bool = False
     reset: bool = False
 
@@ -124,7 +124,7 @@ class FakeInstance:
     def __init__(
         self,
         name: str,
-        role: wire.Role,
+        role: messages.Role,
         cluster: dict[str, "FakeInstance"],
         *,
         step_s: float = 0.002,
@@ -172,7 +172,7 @@ class FakeInstance:
         """What was freed because its gateway is gone; a real instance waits a little for those who pull already."""
         self.pulled: list[str] = []
         self.aborted: list[str] = []
-        self.peers: list[wire.Peer] = []
+        self.peers: list[messages.Peer] = []
         self.mistakes: list[str] = []
         """What a real engine would answer with wrong tokens; the fixtures check that there is none."""
         self.pinned: dict[str, list[int]] = {}
@@ -201,8 +201,8 @@ class FakeInstance:
         self.boot = uuid.uuid4().hex
         self.cluster[self.boot] = self
         self.control_address = f"tcp://127.0.0.1:{free_port()}"
-        peer = wire.Peer(engine_id=self.boot, host="127.0.0.1", port=1)
-        hello = wire.Hello(
+        peer = messages.Peer(engine_id=self.boot, host="127.0.0.1", port=1)
+        hello = messages.Hello(
             self.name,
             self.role,
             self.boot,
@@ -267,7 +267,7 @@ class FakeInstance:
     # --- HTTP ---
 
     async def _describe(self, _: web.Request) -> web.Response:
-        told = wire.Description(
+        told = messages.Description(
             self.name, self.role, self.boot, self.control_address, list(self.models), dict(self.shape)
         )
         return web.json_response(msgspec.to_builtins(told))
@@ -353,13 +353,13 @@ class FakeInstance:
             self.pulled.append(work.key)
         if self._channel is not None:
             failed = bool(params.get("do_remote_prefill")) and not pulled
-            self._channel.post(wire.Admitted(work.key, pulled, failed))
+            self._channel.post(messages.KvReceived(work.key, pulled, failed))
             if params.get("do_remote_decode") and self.foretells:
-                self._channel.post(wire.Predicted(work.key, (1.0, float(len(tokens)), 1000.0)))
+                self._channel.post(messages.Predicted(work.key, (1.0, float(len(tokens)), 1000.0)))
         self.running[work.key] = work
         return work
 
-    def post(self, event: wire.Event) -> None:
+    def post(self, event: messages.Event) -> None:
         """Tell every gateway something."""
         assert self._channel is not None
         self._channel.post(event)
@@ -472,31 +472,31 @@ class FakeInstance:
 
     def _carry_out(self, sender: bytes, command: Order) -> None:
         match command:
-            case wire.Cut(key=key):
+            case messages.Cut(key=key):
                 self.cuts.append(key)
                 self._cut(sender, command)
-            case wire.Copy(key=key):
+            case messages.Copy(key=key):
                 self.copies.append(key)
                 self._copy(sender, command)
-            case wire.Release(key=key):
+            case messages.Release(key=key):
                 self.released.append(key)
                 if self.pinned.pop(key, None) is not None:
                     self.freed.append(key)
                 elif key in self.running:
                     self.running[key].unwanted = True
-            case wire.Connect(peers=peers):
+            case messages.Connect(peers=peers):
                 self.peers += peers
             case Gone(gateway=gateway):
-                for key in [key for key in self.pinned if wire.owner(key) == gateway]:
+                for key in [key for key in self.pinned if messages.owner(key) == gateway]:
                     del self.pinned[key]
                     self.orphans.append(key)
 
-    def _cut(self, sender: bytes, command: wire.Cut) -> None:
+    def _cut(self, sender: bytes, command: messages.Cut) -> None:
         work = self.running.get(command.key)
         if work is None:
-            self._post(wire.Handover(command.call, command.key, "unknown"), sender)
+            self._post(messages.CutResult(command.call, command.key, "unknown"), sender)
         elif self.faults.not_running or work.cut is not None or command.key in self.preempted:
-            self._post(wire.Handover(command.call, command.key, "not_running"), sender)
+            self._post(messages.CutResult(command.call, command.key, "not_running"), sender)
         else:
             work.cut = (sender, command)
             limit = len(work.output) + 1
@@ -505,14 +505,14 @@ class FakeInstance:
             else:
                 work.unwanted = True
 
-    def _copy(self, sender: bytes, command: wire.Copy) -> None:
+    def _copy(self, sender: bytes, command: messages.Copy) -> None:
         work = self.running.get(command.key)
         count = min(len(work.tokens) - 1, command.most) // BLOCK * BLOCK if work is not None else 0
         if work is None or not count:
-            self._post(wire.Copied(command.call, command.pin), sender)
+            self._post(messages.CopyResult(command.call, command.pin), sender)
             return
         self.pinned[command.pin] = work.tokens[:count]
-        self._post(wire.Copied(command.call, command.pin, count, self._transfer(command.pin)), sender)
+        self._post(messages.CopyResult(command.call, command.pin, count, self._transfer(command.pin)), sender)
 
     def _transfer(self, pin: str) -> dict[str, Any]:
         return {
@@ -527,7 +527,7 @@ class FakeInstance:
         assert work.cut is not None
         sender, command = work.cut
         output = work.output
-        event = wire.Handover(
+        event = messages.CutResult(
             command.call,
             work.key,
             outcome,
@@ -537,7 +537,7 @@ class FakeInstance:
         )
         self._post(event, sender)
 
-    def _post(self, event: wire.Event, receiver: bytes) -> None:
+    def _post(self, event: messages.Event, receiver: bytes) -> None:
         async def later() -> None:
             await asyncio.sleep(self.faults.handover_after_s)
             if self._channel is not None:
@@ -550,9 +550,9 @@ class FakeInstance:
         elif self._channel is not None:
             self._channel.post(event, receiver)
 
-    def _snapshot(self) -> wire.Telemetry:
+    def _snapshot(self) -> messages.Telemetry:
         rows = [
-            wire.Row(
+            messages.Row(
                 work.key,
                 0 if work.key in self.preempted else len(work.tokens),
                 len(work.tokens) - work.prompt_tokens,
@@ -562,7 +562,7 @@ class FakeInstance:
             for work in list(self.running.values())
         ]
         held = sum(row.resident for row in rows) + sum(map(len, list(self.pinned.values())))
-        return wire.Telemetry(
+        return messages.Telemetry(
             sequence=next(self._sequence),
             kv_blocks_used=-(-held // BLOCK),
             running=len(rows),
@@ -587,7 +587,7 @@ class FakeInstance:
 
 
 @contextlib.asynccontextmanager
-async def instances(*roles: wire.Role, **settings: Any) -> Any:
+async def instances(*roles: messages.Role, **settings: Any) -> Any:
     """Start one fake a role, named after role and number, all in one cluster."""
     cluster: dict[str, FakeInstance] = {}
     fakes: list[FakeInstance] = []

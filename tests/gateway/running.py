@@ -11,9 +11,9 @@ from ares.gateway.pool import generate as engine
 from ares.gateway.pool.generate import Delta
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.pool import Pool
-from ares.gateway.session.handover import Migration
+from ares.gateway.session.handover import MigrationRecord
 from ares.gateway.session.placement import Entering
-from ares.gateway.session.session import Sequence
+from ares.gateway.session.session import Session
 from tests.gateway.fakes import FakeInstance, eventually, expected
 
 # Of the fakes and of the tokenizer (tests/gateway/conftest.py).
@@ -56,7 +56,7 @@ class Run:
     """A sequence that runs, and what it gave out."""
 
     def __init__(self, bench: Bench, sampling: Sampling, prompt: list[int], timeout_s: float) -> None:
-        self.sequence = Sequence("request", prompt, sampling, bench, timeout_s)
+        self.sequence = Session("request", prompt, sampling, bench, timeout_s)
         self.bench = bench
         self.tokens: list[int] = []
         self.deltas: list[Delta] = []
@@ -76,7 +76,7 @@ class Run:
         async with asyncio.timeout(5), self._changed:
             await self._changed.wait_for(lambda: len(self.tokens) >= count)
 
-    async def move(self, target: str) -> Migration:
+    async def move(self, target: str) -> MigrationRecord:
         """Move; a source that outruns the order, on a busy machine, is held back before it is finished."""
         source = self.where if self.sequence.instance is not None else None
         if source is not None and source.hold_at is None:

@@ -16,10 +16,10 @@ from ares.policy import (
     ADMISSIONS,
     DISPATCHERS,
     Admission,
+    AdmissionDecision,
     Candidates,
     Cluster,
     Dispatch,
-    Entry,
     Progress,
     register,
 )
@@ -48,9 +48,9 @@ def own() -> Iterator[None]:
     ADMISSIONS.forget(["own-admission"])
 
 
-def enter(cluster: Cluster, candidates: Candidates, instance: Any = None, times: int = 1) -> list[Entry]:
+def enter(cluster: Cluster, candidates: Candidates, instance: Any = None, times: int = 1) -> list[AdmissionDecision]:
     place = int(cluster.open.argmax()) if instance is None else instance
-    return [Entry("enter", n, place, "it is there") for n in range(len(candidates.tokens))] * times
+    return [AdmissionDecision("enter", n, place, "it is there") for n in range(len(candidates.tokens))] * times
 
 
 def closed(cluster: Cluster) -> int:
@@ -73,10 +73,10 @@ ENTRIES: dict[str, Callable[..., Any]] = {
     "unknown_instance": lambda view, outside, _: enter(view, outside, 99),
     "closed_instance": lambda view, outside, _: enter(view, outside, closed(view)),
     "repeated": lambda view, outside, _: enter(view, outside, times=2),
-    "unknown_request": lambda *_: [Entry("enter", 99, 0, "x")],
-    "unknown_kind": lambda *_: [Entry("leave", 0, 0, "x")],  # type: ignore[arg-type]
-    "wrong_kind": lambda *_: [Entry("resume", 0, 1, "x")],
-    "reason": lambda *_: [Entry("enter", 0, 1, "")],
+    "unknown_request": lambda *_: [AdmissionDecision("enter", 99, 0, "x")],
+    "unknown_kind": lambda *_: [AdmissionDecision("leave", 0, 0, "x")],  # type: ignore[arg-type]
+    "wrong_kind": lambda *_: [AdmissionDecision("resume", 0, 1, "x")],
+    "reason": lambda *_: [AdmissionDecision("enter", 0, 1, "")],
 }
 
 
@@ -112,8 +112,8 @@ async def test_bad_dispatch(
 
 
 @pytest.mark.parametrize(("decide", "kind"), [(does, kind) for kind, does in ENTRIES.items()] + [
-    (lambda *_: [Entry("enter", float("nan"), 0, "x")], "unknown_request"),  # type: ignore[arg-type]
-    (lambda *_: [Entry("suspend", 99, 0, "x")], "unknown_request")])  # fmt: skip
+    (lambda *_: [AdmissionDecision("enter", float("nan"), 0, "x")], "unknown_request"),  # type: ignore[arg-type]
+    (lambda *_: [AdmissionDecision("suspend", 99, 0, "x")], "unknown_request")])  # fmt: skip
 async def test_bad_admission(
     model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, decide: Callable[..., Any], kind: str,
     monkeypatch: pytest.MonkeyPatch,

@@ -10,8 +10,8 @@ from ares.gateway.control.predictions import rows_by_key
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import NoInstanceError
-from ares.gateway.session.pending_call import Patience
-from ares.gateway.session.session import Sequence
+from ares.gateway.session.pending_call import PendingCall
+from ares.gateway.session.session import Session
 from tests.gateway.fakes import eventually, instances
 from tests.gateway.running import PROMPT, VOCABULARY, Bench, Run, Start, acquaint, hold, let_go, undisturbed
 
@@ -212,7 +212,7 @@ async def test_a_source_that_breaks_off_with_more_than_a_handover_repeats(bench:
         tokens.extend(token for delta in batch for token in delta.token_ids or [])
         return False
 
-    sequence = Sequence("slow", PROMPT, Sampling({}, 250), bench, 2.0)
+    sequence = Session("slow", PROMPT, Sampling({}, 250), bench, 2.0)
     task = asyncio.create_task(sequence.run(slow))
     await source.until(lambda: any(len(work.output) > 120 for work in source.running.values()))
     move = asyncio.create_task(sequence.migrate(bench.instance("decode-1"), "test"))
@@ -402,7 +402,7 @@ async def test_telemetry_that_says_loading_costs_no_stream_that_runs(bench: Benc
 
 
 async def test_silent_telemetry_alone_is_no_reason_to_stop_waiting() -> None:
-    patience, instance = Patience(), SimpleNamespace(frozen=True)
+    patience, instance = PendingCall(), SimpleNamespace(frozen=True)
     answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def work() -> int:
@@ -483,7 +483,7 @@ async def test_a_client_that_does_not_read_is_not_taken_for_a_silent_instance(be
         await gate.wait()
         return False
 
-    sequence = Sequence("unread", PROMPT, Sampling({}, 300), bench, 0.1)
+    sequence = Session("unread", PROMPT, Sampling({}, 300), bench, 0.1)
     task = asyncio.create_task(sequence.run(unread))
     fake = bench.fakes["decode-0"]
     await fake.until(lambda: bool(bench.fakes["prefill-0"].asked))

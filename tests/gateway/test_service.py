@@ -12,15 +12,15 @@ import zmq
 import zmq.asyncio
 
 from ares.config import GatewayConfig
-from ares.gateway.control.snapshot import View
+from ares.gateway.control.snapshot import ClusterSnapshot
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool import generate as engine
 from ares.gateway.pool.generate import Delta
 from ares.gateway.pool.instance import Instance
 from ares.gateway.service import COMMANDED, Gateway, TargetError
 from ares.gateway.session.handover import NotMovableError
-from ares.gateway.session.session import Sequence
-from ares.policy import Cluster, Move
+from ares.gateway.session.session import Session
+from ares.policy import Cluster, MigrationDecision
 from tests.gateway.fakes import FakeInstance, eventually, expected, instances
 from tests.gateway.running import VOCABULARY
 
@@ -62,7 +62,7 @@ class Client:
         self.tokens += [token for delta in batch for token in delta.token_ids or []]
         return False
 
-    async def reached(self, count: int) -> Sequence:
+    async def reached(self, count: int) -> Session:
         await eventually(lambda: len(self.tokens) >= count or self.task.done())
         return self._gateway.sequences[self._name]
 
@@ -79,11 +79,11 @@ def find(gateway: Gateway, name: str) -> Instance:
     return found
 
 
-def view(gateway: Gateway, exclude: set[str] = frozenset()) -> View:  # type: ignore[assignment]
-    return gateway.controller.viewer.view(gateway.sequences.values(), exclude)
+def view(gateway: Gateway, exclude: set[str] = frozenset()) -> ClusterSnapshot:  # type: ignore[assignment]
+    return gateway.controller.snapshots.view(gateway.sequences.values(), exclude)
 
 
-def other(gateway: Gateway, sequence: Sequence) -> Instance:
+def other(gateway: Gateway, sequence: Session) -> Instance:
     return next(i for i in gateway.pool.decode() if i is not sequence.instance)
 
 
@@ -272,7 +272,7 @@ async def test_a_hanging_target_is_recorded(gateway: Gateway, fakes: list[FakeIn
 async def test_a_controller_that_throws_does_not_stop_serving(fakes: list[FakeInstance], model_folder: Path) -> None:
     gateway = Gateway(configuration(fakes, preset="ares-no-prediction", period_s=0.01), model_folder)
 
-    def broken(cluster: Cluster) -> list[Move]:
+    def broken(cluster: Cluster) -> list[MigrationDecision]:
         raise RuntimeError("a bug in the policy")
 
     await started(gateway)
@@ -290,11 +290,11 @@ async def test_a_policy_that_orders_nonsense_costs_nothing(fakes: list[FakeInsta
     fakes[2].faults.refuse = 503
     turn = 0
 
-    def insists(cluster: Cluster) -> list[Move]:
+    def insists(cluster: Cluster) -> list[MigrationDecision]:
         nonlocal turn
         turn += 1
         return [
-            Move(request=n, source=int(at), target=turn % 3, gain=1.0, reason="x")
+            MigrationDecision(request=n, source=int(at), target=turn % 3, gain=1.0, reason="x")
             for n, at in enumerate(cluster.location)
         ]
 

@@ -65,7 +65,7 @@ async def test_held_and_suspended_requests_lose_nothing(
         await client.complete(prompt(50 + n, SHORT), 1)
     async with controlled(cluster, tiny_model, **settings) as gateway:
         for _ in range(50):
-            gateway.controller.viewer.lengths.add(1800)
+            gateway.controller.snapshots.lengths.add(1800)
         alone, other = gateway.pool.decode()
         other.draining = True  # two instances would not keep pace with each other
         # A token may take 5 s, so each has time to spare from its first tokens on.

@@ -9,7 +9,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from ares.protocol import messages as wire
+from ares.protocol import messages
 from tests.integration.client import Client
 
 BLOCK = 128
@@ -160,7 +160,7 @@ async def test_a_pin_that_nobody_pulls_is_freed_by_its_release_or_its_lease(clie
         assert released.tokens == 512
         assert left.tokens >= 640
         assert await source.pinned() == 2
-        await source.say(wire.Release("released"))
+        await source.say(messages.Release("released"))
         await source.until_pinned(1, 10)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -190,31 +190,31 @@ class Control:
     async def open(cls, client: Client, url: str) -> "Control":
         async with client.http.get(f"{url}/ares/v1/instance") as reply:
             control = cls((await reply.json())["control_address"])
-        await control.say(wire.Subscribe(0.05))
+        await control.say(messages.Subscribe(0.05))
         return control
 
-    async def say(self, command: wire.Command) -> None:
-        await self._socket.send(wire.encode(command))
+    async def say(self, command: messages.Command) -> None:
+        await self._socket.send(messages.encode(command))
 
     async def hear(self, kind: type) -> object:
         async with asyncio.timeout(30):
             while True:
-                event = wire.decode_event(await self._socket.recv())
+                event = messages.decode_event(await self._socket.recv())
                 if isinstance(event, kind):
                     return event
 
-    async def telemetry(self) -> wire.Telemetry:
+    async def telemetry(self) -> messages.Telemetry:
         # The second is certainly newer than the call; a subscription lasts 10 s.
-        await self.say(wire.Subscribe(0.05))
-        await self.hear(wire.Telemetry)
-        event = await self.hear(wire.Telemetry)
-        assert isinstance(event, wire.Telemetry)
+        await self.say(messages.Subscribe(0.05))
+        await self.hear(messages.Telemetry)
+        event = await self.hear(messages.Telemetry)
+        assert isinstance(event, messages.Telemetry)
         return event
 
-    async def copy(self, key: str, pin: str, most: int) -> wire.Copied:
-        await self.say(wire.Copy(next(self._calls), key, pin, most))
-        event = await self.hear(wire.Copied)
-        assert isinstance(event, wire.Copied)
+    async def copy(self, key: str, pin: str, most: int) -> messages.CopyResult:
+        await self.say(messages.Copy(next(self._calls), key, pin, most))
+        event = await self.hear(messages.CopyResult)
+        assert isinstance(event, messages.CopyResult)
         assert event.pin == pin
         return event
 

@@ -20,7 +20,7 @@ from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
 from ares.predictor import checkpoint, dataset, shards
 from ares.predictor.networks import HazardNetwork
-from ares.protocol import messages as wire
+from ares.protocol import messages
 from tests.integration.conftest import TINY_FLAGS
 
 HIDDEN = 128
@@ -104,31 +104,31 @@ async def complete(url: str, model: str, prompt: str, tokens: int, **transfer: A
         return found
 
 
-async def events(url: str) -> AsyncIterator[wire.Event]:
+async def events(url: str) -> AsyncIterator[messages.Event]:
     """Yield what an instance tells a gateway."""
     async with aiohttp.ClientSession() as http, http.get(f"{url}/ares/v1/instance") as reply:
         address = (await reply.json())["control_address"]
     socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 0)
     socket.connect(address)
-    await socket.send(wire.encode(wire.Subscribe(0.02)))
+    await socket.send(messages.encode(messages.Subscribe(0.02)))
     try:
         while True:
-            yield wire.decode_event(await socket.recv())
+            yield messages.decode_event(await socket.recv())
     finally:
         socket.close()
 
 
-async def telemetry(url: str, rows: list[wire.Row]) -> None:
+async def telemetry(url: str, rows: list[messages.Row]) -> None:
     async for event in events(url):
-        if isinstance(event, wire.Telemetry):
+        if isinstance(event, messages.Telemetry):
             rows += event.rows
 
 
 async def test_greedy_output_is_the_same_with_the_predictor(
     cluster: local.Cluster, predicting: tuple[local.Part, Path], tiny_model: Path
 ) -> None:
-    rows: list[wire.Row] = []
+    rows: list[messages.Row] = []
     watcher = asyncio.create_task(telemetry(predicting[0].url, rows))
     prompts = [f"Number {n}: a story" for n in range(4)]
     plain = cluster.workers[-1].url
@@ -155,9 +155,9 @@ async def test_a_prefill_is_predicted_before_it_ends(predicting: tuple[local.Par
 
     async def listen() -> None:
         async for event in events(url):
-            if isinstance(event, wire.Hello):
+            if isinstance(event, messages.Hello):
                 listening.set()
-            elif isinstance(event, wire.Predicted):
+            elif isinstance(event, messages.Predicted):
                 told[event.key] = event.remaining
                 if len(told) == 2:
                     return

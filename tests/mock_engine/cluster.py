@@ -14,18 +14,18 @@ from ares.gateway.pool import instance as gateway
 from ares.gateway.pool.generate import Delta
 from ares.gateway.pool.pool import Pool
 from ares.gateway.session.placement import Entering
-from ares.gateway.session.session import Sequence
+from ares.gateway.session.session import Session
 from ares.mock_engine import report
 from ares.mock_engine.instance import Instance
-from ares.mock_engine.model import SimulatedModel
+from ares.mock_engine.model import MockModel
 from ares.mock_engine.serve import Server, identities
 from ares.mock_engine.settings import EngineSettings
 from ares.mock_engine.transfer import Puller
 from ares.protocol.messages import Role
-from ares.simulator.profile import Profile, StepLaw
+from ares.simulator.profile import Profile, StepTimeModel
 
 STOP = 2
-MODEL = SimulatedModel(ids=tuple(range(100, 300)), stop=STOP, vocabulary=1000)
+MODEL = MockModel(ids=tuple(range(100, 300)), stop=STOP, vocabulary=1000)
 PROMPT = list(range(3, 43))
 # Fast steps, and transfers that take their time.
 PROFILE = Profile(
@@ -35,7 +35,7 @@ PROFILE = Profile(
     kv_tokens=1 << 20,
     kv_bytes_per_token=1000,
     max_num_batched_tokens=512,
-    step=StepLaw(base_s=0.003, per_request_s=0, per_resident_token_s=0, per_prefill_token_s=0),
+    step=StepTimeModel(base_s=0.003, per_request_s=0, per_resident_token_s=0, per_prefill_token_s=0),
 )
 
 
@@ -60,7 +60,7 @@ class Run:
     def __init__(self, cluster: "Cluster", sampling: Sampling, prompt: list[int]) -> None:
         self.tokens: list[int] = []
         self.reasons: list[str] = []
-        self.sequence = Sequence("request", prompt, sampling, cluster, 10.0)
+        self.sequence = Session("request", prompt, sampling, cluster, 10.0)
         self._cluster = cluster
         self.task = asyncio.create_task(self.sequence.run(self._emit))
 
@@ -135,7 +135,7 @@ class Cluster:
 
 
 @contextlib.asynccontextmanager
-async def serving(behaviour: EngineSettings, *roles: Role, model: SimulatedModel = MODEL) -> AsyncIterator[Cluster]:
+async def serving(behaviour: EngineSettings, *roles: Role, model: MockModel = MODEL) -> AsyncIterator[Cluster]:
     """Serve one instance a role, named after role and number, with a pool that knows all of them."""
     http = engine.session()
     pulling = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True))

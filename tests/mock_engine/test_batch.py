@@ -8,10 +8,10 @@ import pytest
 from ares.mock_engine.batch import Batch, Policy, Step
 from ares.mock_engine.http import Connection
 from ares.mock_engine.request import Request
-from ares.simulator.profile import StepLaw
+from ares.simulator.profile import StepTimeModel
 from tests.mock_engine.cluster import PROFILE
 
-LAW = StepLaw(
+LAW = StepTimeModel(
     base_s=1.0, per_request_s=0.1, per_resident_token_s=0.001, per_prefill_token_s=0.01, per_prefill_context_s=1e-5
 )
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ares.gateway.pool.generate import Delta, EngineRefusedError, Stream
-from ares.protocol import messages as wire
+from ares.protocol import messages
 from tests.mock_engine.cluster import MODEL, PROMPT, Cluster, eventually, serving, settings
 
 pytestmark = pytest.mark.timeout(120)
@@ -44,7 +44,7 @@ async def generated(cluster: Cluster, count: int, name: str = "decode-0") -> Non
     await eventually(lambda: cluster.counters(name)["tokens"] >= count)
 
 
-async def cut(cluster: Cluster, key: str, name: str = "decode-0") -> wire.Handover:
+async def cut(cluster: Cluster, key: str, name: str = "decode-0") -> messages.CutResult:
     return await cluster.known(name).cut(key, TIMEOUT_S)
 
 
@@ -211,7 +211,7 @@ async def test_telemetry_means_what_it_means_on_a_real_instance() -> None:
         await generated(cluster, 1)
         waiting = await start(cluster, "waits")
 
-        def load() -> wire.Telemetry:
+        def load() -> messages.Telemetry:
             found = cluster.known("decode-0").telemetry
             assert found is not None
             return found

@@ -8,7 +8,7 @@ from ares.policy.admission.forecast import GRID
 from ares.policy.admission.loop import choose_instance
 from ares.policy.cluster import FloatArray, IntArray
 from ares.policy.forecast import own_curve, plain_forecast, quantile_weights
-from ares.policy.oom_avoidance import NOWHERE, Rescue, RescueSettings
+from ares.policy.oom_avoidance import NO_TARGET, OomAction, OomAvoidanceSettings
 from ares.policy.oom_avoidance_loops import FURTHEST
 
 
@@ -25,7 +25,7 @@ def lead_steps(cluster: Cluster, lead_s: float) -> IntArray:
     return steps
 
 
-def rescue(cluster: Cluster, settings: RescueSettings, running: Progress) -> list[Rescue]:
+def avoid_oom(cluster: Cluster, settings: OomAvoidanceSettings, running: Progress) -> list[OomAction]:
     """Return the rescues of one period, at most one an instance, the direst first.
 
     Parameters
@@ -54,7 +54,7 @@ def rescue(cluster: Cluster, settings: RescueSettings, running: Progress) -> lis
     capacity = cluster.capacity_tokens.astype(np.int64)
     weights = quantile_weights(cluster.levels)
     spare: FloatArray | None = None
-    rescues: list[Rescue] = []
+    rescues: list[OomAction] = []
     for source in sources:
         enough = _enough(cluster, source, int(steps[source]), float(overflow[source]))
         if not len(enough):
@@ -79,7 +79,7 @@ def rescue(cluster: Cluster, settings: RescueSettings, running: Progress) -> lis
             spare = _spare_s(cluster, running) if spare is None else spare
             row = int(enough[_most(spare[enough], cluster, enough)])
             reason = f"{lack} in {steps[source]} steps; what fits nowhere else can stand still for {spare[row]:.1f} s"
-        rescues.append(Rescue(row, source, target if target >= 0 else NOWHERE, reason))
+        rescues.append(OomAction(row, source, target if target >= 0 else NO_TARGET, reason))
     return rescues
 
 

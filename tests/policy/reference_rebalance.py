@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ares.policy import Cluster, Move
+from ares.policy import Cluster, MigrationDecision
 from ares.policy.forecast import FloatArray, Forecast, geometric_grid, plain_forecast, quantile_weights
 from ares.policy.rebalance.ares import AresSettings, _coarse, horizon_weights
 from ares.policy.rebalance.pairs import TRIES
@@ -60,7 +60,7 @@ def _worth_the_transfer(
     return ~short
 
 
-def decide(cluster: Cluster, settings: AresSettings) -> list[Move]:
+def decide(cluster: Cluster, settings: AresSettings) -> list[MigrationDecision]:
     """Decide the moves of one period."""
     if len(cluster.location) == 0 or int(cluster.open.sum()) < 2:
         return []
@@ -105,7 +105,7 @@ class _Round:
         self.load = _dot(time, beta)
         self.mean = float(np.cumsum(self.load[cluster.open])[-1]) / int(cluster.open.sum())
 
-    def decide(self) -> list[Move]:
+    def decide(self) -> list[MigrationDecision]:
         """Return the moves, best first."""
         settings, cluster = self.settings, self.cluster
         pressure = _dot(self.excess, self.beta) / np.maximum(self.limit, 1.0)
@@ -164,10 +164,10 @@ class _Round:
         targets: np.ndarray,
         gain: np.ndarray,
         budget: int,
-    ) -> list[Move]:
+    ) -> list[MigrationDecision]:
         starts = np.flatnonzero(np.diff(which, prepend=-1))
         best = np.maximum.reduceat(gain, starts, axis=0)
-        moves: list[Move] = []
+        moves: list[MigrationDecision] = []
         tries = TRIES
         while len(moves) < budget and tries > 0:
             group, column = divmod(int(np.argmax(best)), best.shape[1])
@@ -190,7 +190,7 @@ class _Round:
             best[sources[which[starts]] == target, :] = -np.inf
         return moves
 
-    def _close_look(self, row: int, source: int, target: int) -> Move | None:
+    def _close_look(self, row: int, source: int, target: int) -> MigrationDecision | None:
         settings, law, ahead = self.settings, self.law, self.ahead
         alive, tokens = (curve[0] for curve in _curves(self.cluster, np.array([row]), self.steps))
         variance = tokens * (self.cluster.resident_tokens[row] + self.steps - tokens)
@@ -222,10 +222,10 @@ class _Round:
             f"{cause}: source {before[0]:.4g} to {after[0]:.4g} {unit}, target {before[1]:.4g} to {after[1]:.4g}, "
             f"mean {self.mean * factor:.4g}; target peak {peak:.0f} of {self.limit[target]:.0f} tokens"
         )
-        return Move(request=row, source=source, target=target, gain=gain, reason=reason)
+        return MigrationDecision(request=row, source=source, target=target, gain=gain, reason=reason)
 
 
-def decide_as_paper(cluster: Cluster, settings: PaperSettings) -> list[Move]:
+def decide_as_paper(cluster: Cluster, settings: PaperSettings) -> list[MigrationDecision]:
     """Decide by the same rule on the middle quantile alone, with tokens as load."""
     middle, remaining = len(cluster.levels) // 2, cluster.remaining_tokens
     left = None if remaining is None else remaining[:, middle : middle + 1]

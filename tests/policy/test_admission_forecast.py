@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ares.policy import AdmissionSettings, Cluster, SuspendSettings
-from ares.policy.admission import Candidates, Entry, Forecast, ForecastSettings, Progress
+from ares.policy.admission import AdmissionDecision, Candidates, Forecast, ForecastSettings, Progress
 
 SUSPENSION = SuspendSettings(
     ttft_s=2.0, after_s=0.5, least_slack_s=5.0, least_gap_s=5.0, urgent_s=2.0, longest_s=100.0, longest_missed_s=50.0
@@ -79,12 +79,12 @@ def decide(
     stand: Progress | None = None,
     admission: AdmissionSettings = EXACTLY,
     suspension: SuspendSettings | None = SUSPENSION,
-) -> list[Entry]:
+) -> list[AdmissionDecision]:
     entrance = forecasting(admission, suspension)
     return entrance.decide(cluster, candidates, stand or progress(len(cluster.location)))
 
 
-def names(entries: list[Entry]) -> list[tuple[str, int, int]]:
+def names(entries: list[AdmissionDecision]) -> list[tuple[str, int, int]]:
     return [(entry.kind, entry.index, entry.instance) for entry in entries]
 
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from ares.policy.cost_model import LawFit
+from ares.policy.cost_model import OnlineLeastSquares
 
 
 def test_it_finds_the_law_through_noise() -> None:
-    random, fit = np.random.default_rng(1), LawFit(3)
+    random, fit = np.random.default_rng(1), OnlineLeastSquares(3)
     for _ in range(2000):
         batch = float(random.integers(1, 64))
         tokens = batch * float(random.uniform(50, 900))
@@ -20,14 +20,14 @@ def test_it_finds_the_law_through_noise() -> None:
 
 
 def test_it_follows_a_change() -> None:
-    fit = LawFit(1, forgetting=0.9, minimum=1)
+    fit = OnlineLeastSquares(1, forgetting=0.9, minimum=1)
     for value in [1.0] * 100 + [2.0] * 100:
         fit.add(np.array([1.0]), value)
     assert fit.law == pytest.approx([2.0], rel=0.01)
 
 
 def test_nothing_is_negative_and_what_is_never_seen_is_zero() -> None:
-    fit = LawFit(3, minimum=5)
+    fit = OnlineLeastSquares(3, minimum=5)
     for batch in range(1, 30):  # falls with the batch: no law of ours does
         fit.add(np.array([1.0, float(batch), 0.0]), 1.0 / batch)
     law = fit.law
@@ -37,7 +37,7 @@ def test_nothing_is_negative_and_what_is_never_seen_is_zero() -> None:
 
 
 def test_too_little_and_nonsense_give_no_law() -> None:
-    fit = LawFit(2, minimum=3)
+    fit = OnlineLeastSquares(2, minimum=3)
     fit.add(np.array([1.0, 2.0]), 1.0)
     for x, y in ((np.nan, 1.0), (1.0, np.inf), (1.0, 0.0), (1.0, -1.0)):
         fit.add(np.array([1.0, x]), y)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ares.policy import Cluster, DecisionError, Move, Rebalance, decide_moves
+from ares.policy import Cluster, DecisionError, MigrationDecision, Rebalance, decide_moves
 from tests.policy.test_rebalance import cluster
 
 VIEW = replace(
@@ -13,16 +13,16 @@ VIEW = replace(
     open=np.array([True, True, False]),
     movable=np.array([True, True, False]),
 )
-GOOD = Move(request=0, source=0, target=1, gain=1.0, reason="x")
+GOOD = MigrationDecision(request=0, source=0, target=1, gain=1.0, reason="x")
 
 
 class Given(Rebalance):
     name = "given"
 
-    def decide(self, cluster: Cluster) -> list[Move]:
+    def decide(self, cluster: Cluster) -> list[MigrationDecision]:
         if isinstance(self.settings, Exception):
             raise self.settings
-        moves: list[Move] = self.settings
+        moves: list[MigrationDecision] = self.settings
         return moves
 
 

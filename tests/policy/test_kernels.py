@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ares.bench.decision import sample_cluster
-from ares.policy import Cluster, Move, Rebalance, forecast, rebalancer
+from ares.policy import Cluster, MigrationDecision, Rebalance, forecast, rebalancer
 from ares.policy.forecast import geometric_grid, plain_forecast
-from ares.policy.oom_avoidance import RescueSettings, rescue
+from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom
 from ares.policy.rebalance import REBALANCERS
 from ares.policy.rebalance import ares as balance
 from tests.policy import reference_oom_avoidance as reference_rescue
@@ -56,7 +56,7 @@ def clusters(draw: st.DrawFn) -> Cluster:
     )
 
 
-def plain(cluster: Cluster, policy: Rebalance) -> list[Move]:
+def plain(cluster: Cluster, policy: Rebalance) -> list[MigrationDecision]:
     """Decide without compiled code."""
     by_rule = {"ares": reference_rebalance.decide, "paper": reference_rebalance.decide_as_paper}
     return by_rule[policy.name](cluster, policy.settings)
@@ -90,8 +90,8 @@ def test_the_rescues_are_the_same(cluster: Cluster, lead_s: float, horizon: int,
     placed = random.random(len(cluster.location)) < 0.1
     cluster = replace(cluster, capacity_tokens=full.astype(np.int64), placed=placed, movable=cluster.movable & ~placed)
     stand = progress(len(placed), generated=random.integers(0, 900, len(placed)), elapsed_s=random.random(len(placed)))
-    knobs = RescueSettings(lead_s=lead_s, horizon=horizon)
-    assert rescue(cluster, knobs, lambda: stand) == reference_rescue.rescue(cluster, knobs, stand)
+    knobs = OomAvoidanceSettings(lead_s=lead_s, horizon=horizon)
+    assert avoid_oom(cluster, knobs, lambda: stand) == reference_rescue.rescue(cluster, knobs, stand)
 
 
 @pytest.mark.parametrize("name", ["ares", "paper"])

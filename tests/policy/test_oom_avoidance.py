@@ -1,20 +1,20 @@
-"""Rescue: who leaves an instance before its memory ends, and where to."""
+"""OomAction: who leaves an instance before its memory ends, and where to."""
 
 from dataclasses import replace
 
 import numpy as np
 
 from ares.policy import Cluster
-from ares.policy.oom_avoidance import NOWHERE, Rescue, RescueSettings, rescue
+from ares.policy.oom_avoidance import NO_TARGET, OomAction, OomAvoidanceSettings, avoid_oom
 from tests.policy.test_admission_forecast import progress, running
 
 # A step takes 20 ms with full memory: 50 steps to come.
-AHEAD = RescueSettings(lead_s=1.0, deviations=0.0, headroom=0.0)
+AHEAD = OomAvoidanceSettings(lead_s=1.0, deviations=0.0, headroom=0.0)
 
 
-def rescued(cluster: Cluster, settings: RescueSettings = AHEAD) -> list[Rescue]:
+def rescued(cluster: Cluster, settings: OomAvoidanceSettings = AHEAD) -> list[OomAction]:
     """All requests stand alike."""
-    return rescue(cluster, settings, progress(len(cluster.location)))
+    return avoid_oom(cluster, settings, progress(len(cluster.location)))
 
 
 def test_nobody_moves_while_there_is_room() -> None:
@@ -41,7 +41,7 @@ def test_one_that_ends_before_is_left_alone() -> None:
 def test_where_nothing_fits_it_is_suspended() -> None:
     cluster = running([(0, 500, 900), (0, 490, 900), (1, 900, 900)], instances=2)
     (one,) = rescued(cluster)
-    assert one.target == NOWHERE
+    assert one.target == NO_TARGET
     assert "can stand still" in one.reason
 
 
@@ -61,24 +61,24 @@ def test_one_that_an_operator_has_placed_leaves_where_memory_ends() -> None:
 
 def test_two_in_need_do_not_take_each_others() -> None:
     cluster = running([(0, 500, 900), (0, 490, 900), (1, 500, 900), (1, 490, 900)], instances=2)
-    assert [one.target for one in rescued(cluster)] == [NOWHERE, NOWHERE]
+    assert [one.target for one in rescued(cluster)] == [NO_TARGET, NO_TARGET]
     third = running([(0, 500, 900), (0, 400, 900), (1, 500, 900), (1, 400, 900), (2, 10, 9)], instances=3)
-    assert sorted(one.target for one in rescued(third, replace(AHEAD, lead_s=2.0))) == [NOWHERE, 2]
+    assert sorted(one.target for one in rescued(third, replace(AHEAD, lead_s=2.0))) == [NO_TARGET, 2]
 
 
 def test_where_nothing_fits_the_one_with_time_to_spare_stands_still() -> None:
     cluster = running([(0, 500, 900), (0, 490, 900), (1, 900, 900)], instances=2)
     # 500 tokens in 5 s at 100 ms a token have saved 45 s, 40 tokens in 3.5 s half a second.
     stand = progress(3, generated=[500, 40, 10], elapsed_s=[5.0, 3.5, 1.0])
-    (one,) = rescue(cluster, AHEAD, stand)
-    assert (one.request, one.target) == (0, NOWHERE)
+    (one,) = avoid_oom(cluster, AHEAD, stand)
+    assert (one.request, one.target) == (0, NO_TARGET)
     late = progress(3, generated=[500, 40, 10], elapsed_s=[5.0, 3.5, 1.0], age_s=[5.0, 6.5, 1.0])
-    assert rescue(cluster, AHEAD, late)[0].request == 1
+    assert avoid_oom(cluster, AHEAD, late)[0].request == 1
 
 
 def test_of_those_whose_gap_would_be_missed_the_largest_stands_still_unless_one_is_missed_already() -> None:
     cluster = running([(0, 480, 900), (0, 510, 900), (1, 900, 900)], instances=2)
     brief = progress(3, generated=[500, 500, 10], elapsed_s=[5.0, 5.0, 1.0], gap_s=[2.0, 2.0, 2.0])
-    (one,) = rescue(cluster, AHEAD, brief)
-    assert (one.request, one.target) == (1, NOWHERE)
-    assert rescue(cluster, AHEAD, replace(brief, longest_gap_s=np.array([3.0, 0.0, 0.0])))[0].request == 0
+    (one,) = avoid_oom(cluster, AHEAD, brief)
+    assert (one.request, one.target) == (1, NO_TARGET)
+    assert avoid_oom(cluster, AHEAD, replace(brief, longest_gap_s=np.array([3.0, 0.0, 0.0])))[0].request == 0

@@ -5,7 +5,7 @@ from dataclasses import asdict, fields, replace
 import numpy as np
 import pytest
 
-from ares.policy import PRESETS, REBALANCERS, Cluster, Move, preset, rebalancer
+from ares.policy import PRESETS, REBALANCERS, Cluster, MigrationDecision, preset, rebalancer
 from ares.policy.forecast import forecast, geometric_grid
 from ares.policy.rebalance.ares import AresSettings, horizon_weights
 
@@ -35,7 +35,7 @@ def cluster(
 KNOBS = AresSettings(theta=0.01, minimum_gain=1e-9, moves_per_round=1, amortise=0.0)
 
 
-def decide(name: str, view: Cluster, **settings: float) -> list[Move]:
+def decide(name: str, view: Cluster, **settings: float) -> list[MigrationDecision]:
     """Decide by a policy, with those of the settings that it has."""
     kind = REBALANCERS[name].Settings
     known = {one: value for one, value in settings.items() if one in {field.name for field in fields(kind)}}

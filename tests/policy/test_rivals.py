@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ares.policy import Candidates, Cluster, admission_policy, decide_entries, dispatcher
+from ares.policy import Candidates, Cluster, admission_policy, decide_admissions, dispatcher
 from ares.policy.admission.past_future import PastFuture, PastFutureSettings, future_peak
 from ares.policy.admission.pausing import PausingSettings
 from ares.policy.dispatch.balanceroute import BalanceRouteSettings, score
@@ -84,7 +84,7 @@ def test_lengths_are_drawn_from_longer_outputs_of_the_past() -> None:
 
 def entries(policy: Any, view: Cluster, outside: Candidates, generated: list[int] | None = None) -> list[Any]:
     stand = progress(len(view.location), **({"generated": generated} if generated is not None else {}))
-    return [(one.kind, one.index, one.instance) for one in decide_entries(policy, view, outside, stand)]
+    return [(one.kind, one.index, one.instance) for one in decide_admissions(policy, view, outside, stand)]
 
 
 def test_past_future_is_first_come_first_served_up_to_the_peak() -> None:

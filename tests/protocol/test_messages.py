@@ -3,40 +3,40 @@
 import msgspec
 import pytest
 
-from ares.protocol import messages as wire
+from ares.protocol import messages
 
-PEER = wire.Peer(engine_id="e", host="h", port=1, tp_size=2)
-COMMANDS: list[wire.Command] = [
-    wire.Subscribe(0.1),
-    wire.Connect([PEER]),
-    wire.Cut(7, "nonce/2"),
-    wire.Release("nonce/2"),
-    wire.Drain(True),
-    wire.Drain(True, 60.0),
-    wire.Lease(7, "gateway", 3.0),
+PEER = messages.Peer(engine_id="e", host="h", port=1, tp_size=2)
+COMMANDS: list[messages.Command] = [
+    messages.Subscribe(0.1),
+    messages.Connect([PEER]),
+    messages.Cut(7, "nonce/2"),
+    messages.Release("nonce/2"),
+    messages.Drain(True),
+    messages.Drain(True, 60.0),
+    messages.Lease(7, "gateway", 3.0),
 ]
-EVENTS: list[wire.Event] = [
-    wire.Hello("d0", "decode", "boot", PEER, 16, 100, 4096, {"vllm": "0"}),
-    wire.Telemetry(1, 2, 3, 4, 5, 0.01, 6, 7, [wire.Row("nonce/2", 10, 3, "running")]),
-    wire.Admitted("nonce/2", 10, failed=False),
-    wire.Predicted("nonce/2", (1.0, 20.5, 300.0)),
-    wire.Handover(7, "nonce/2", "pinned", 3, [1, 2, 3], {"remote_block_ids": [[1, 2]], "remote_num_tokens": 9}),
-    wire.Leased(7, "gateway", granted=False),
+EVENTS: list[messages.Event] = [
+    messages.Hello("d0", "decode", "boot", PEER, 16, 100, 4096, {"vllm": "0"}),
+    messages.Telemetry(1, 2, 3, 4, 5, 0.01, 6, 7, [messages.Row("nonce/2", 10, 3, "running")]),
+    messages.KvReceived("nonce/2", 10, failed=False),
+    messages.Predicted("nonce/2", (1.0, 20.5, 300.0)),
+    messages.CutResult(7, "nonce/2", "pinned", 3, [1, 2, 3], {"remote_block_ids": [[1, 2]], "remote_num_tokens": 9}),
+    messages.LeaseResult(7, "gateway", granted=False),
 ]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: type(c).__name__)
-def test_commands_arrive_as_they_were_sent(command: wire.Command) -> None:
-    assert wire.decode_command(wire.encode(command)) == command
+def test_commands_arrive_as_they_were_sent(command: messages.Command) -> None:
+    assert messages.decode_command(messages.encode(command)) == command
     with pytest.raises(msgspec.ValidationError):
-        wire.decode_event(wire.encode(command))
+        messages.decode_event(messages.encode(command))
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda e: type(e).__name__)
-def test_events_arrive_as_they_were_sent(event: wire.Event) -> None:
-    assert wire.decode_event(wire.encode(event)) == event
+def test_events_arrive_as_they_were_sent(event: messages.Event) -> None:
+    assert messages.decode_event(messages.encode(event)) == event
     with pytest.raises(msgspec.ValidationError):
-        wire.decode_command(wire.encode(event))
+        messages.decode_command(messages.encode(event))
 
 
 @pytest.mark.parametrize(
@@ -49,27 +49,27 @@ def test_events_arrive_as_they_were_sent(event: wire.Event) -> None:
         {"busy_s": float("inf")},
         {"drain_left_s": float("nan")},
         {"drain_left_s": -0.1},
-        {"rows": [wire.Row("nonce/2", (1 << 63) + 1, 3, "running")]},
-        {"rows": [wire.Row("nonce/2", 10, -3, "running")]},
+        {"rows": [messages.Row("nonce/2", (1 << 63) + 1, 3, "running")]},
+        {"rows": [messages.Row("nonce/2", 10, -3, "running")]},
     ],
 )
 def test_loads_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
-    body = wire.encode(msgspec.structs.replace(EVENTS[1], **wrong))
+    body = messages.encode(msgspec.structs.replace(EVENTS[1], **wrong))
     with pytest.raises(msgspec.ValidationError):
-        wire.decode_event(body)
+        messages.decode_event(body)
 
 
 @pytest.mark.parametrize("deadline_s", [-1.0, float("nan"), float("inf"), "soon"])
 def test_a_deadline_that_cannot_be_is_refused(deadline_s: object) -> None:
     body = msgspec.msgpack.encode({"type": "drain", "draining": True, "deadline_s": deadline_s})
     with pytest.raises(msgspec.ValidationError):
-        wire.decode_command(body)
+        messages.decode_command(body)
 
 
 def test_a_prediction_that_cannot_be_does_not_cost_the_load() -> None:
-    row = wire.Row("nonce/2", 10, 3, "running", (float("nan"), -1.0, float("inf")))
-    load = wire.decode_event(wire.encode(msgspec.structs.replace(EVENTS[1], rows=[row])))
-    assert isinstance(load, wire.Telemetry)
+    row = messages.Row("nonce/2", 10, 3, "running", (float("nan"), -1.0, float("inf")))
+    load = messages.decode_event(messages.encode(msgspec.structs.replace(EVENTS[1], rows=[row])))
+    assert isinstance(load, messages.Telemetry)
     assert load.rows[0].resident == 10
 
 
@@ -83,46 +83,46 @@ def test_a_prediction_that_cannot_be_does_not_cost_the_load() -> None:
         msgspec.msgpack.encode({"type": "cut", "call": "seven", "key": "x"}),
         msgspec.msgpack.encode({"type": "cut", "call": 7}),
         msgspec.msgpack.encode(["cut", 7, "x"]),
-        wire.encode(wire.Cut(7, "x"))[:-1],
-        wire.encode(wire.Cut(7, "x")) + b"\x00",
+        messages.encode(messages.Cut(7, "x"))[:-1],
+        messages.encode(messages.Cut(7, "x")) + b"\x00",
     ],
 )
 def test_malformed_messages_are_refused(body: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
-        wire.decode_command(body)
+        messages.decode_command(body)
     with pytest.raises(msgspec.DecodeError):
-        wire.decode_event(body)
+        messages.decode_event(body)
 
 
 def test_a_newer_side_may_say_more() -> None:
     """Fields that this side does not know are skipped, so that instances and gateways can be updated one by one."""
     body = msgspec.msgpack.encode({"type": "cut", "call": 7, "key": "x", "deadline_s": 1.0})
-    assert wire.decode_command(body) == wire.Cut(7, "x")
+    assert messages.decode_command(body) == messages.Cut(7, "x")
 
 
 def test_an_older_side_may_say_less() -> None:
     """A gateway that has no name and sets no deadline, an instance that knows no leases."""
     body = msgspec.msgpack.encode({"type": "subscribe", "interval_s": 0.1})
-    assert wire.decode_command(body) == wire.Subscribe(0.1, gateway="")
-    assert wire.decode_command(msgspec.msgpack.encode({"type": "drain", "draining": True})) == wire.Drain(True)
+    assert messages.decode_command(body) == messages.Subscribe(0.1, gateway="")
+    assert messages.decode_command(msgspec.msgpack.encode({"type": "drain", "draining": True})) == messages.Drain(True)
     hello = msgspec.to_builtins(EVENTS[0])
     del hello["leases"]
-    read = wire.decode_event(msgspec.msgpack.encode(hello))
-    assert isinstance(read, wire.Hello)
+    read = messages.decode_event(msgspec.msgpack.encode(hello))
+    assert isinstance(read, messages.Hello)
     assert not read.leases
 
 
 @pytest.mark.parametrize("key", ["gateway/nonce/2", "gateway/nonce/2/copy-1", "gateway/", "gateway"])
 def test_a_key_names_its_gateway(key: str) -> None:
-    assert wire.owner(key) == "gateway"
+    assert messages.owner(key) == "gateway"
 
 
 def test_telemetry_of_many_requests_fits_a_message() -> None:
-    rows = [wire.Row(f"{number:08x}/{number:010x}/2", 32768, 4096, "running") for number in range(4096)]
-    assert len(wire.encode(wire.Telemetry(1, 1, 1, 1, 1, 0.1, 1, 1, rows))) < wire.MAX_MESSAGE_BYTES / 10
+    rows = [messages.Row(f"{number:08x}/{number:010x}/2", 32768, 4096, "running") for number in range(4096)]
+    assert len(messages.encode(messages.Telemetry(1, 1, 1, 1, 1, 0.1, 1, 1, rows))) < messages.MAX_MESSAGE_BYTES / 10
 
 
 def test_answers_do_not_share_their_defaults() -> None:
-    first, second = wire.Handover(1, "a", "unknown"), wire.Handover(2, "b", "unknown")
+    first, second = messages.CutResult(1, "a", "unknown"), messages.CutResult(2, "b", "unknown")
     first.tail.append(1)
     assert second.tail == []

@@ -128,9 +128,9 @@ class Reference:
 
             instance = self.decode[min(range(len(self.decode)), key=share)]
         instance.waiting.append(request)
-        self.poke(time, instance)
+        self.request_step(time, instance)
 
-    def poke(self, time: float, instance: Instance) -> None:
+    def request_step(self, time: float, instance: Instance) -> None:
         if not instance.busy:
             instance.busy = True
             self.at(time, 2, self.boundary, (instance, False))
@@ -142,7 +142,7 @@ class Reference:
         prefill.free += self.pinned(request)
         instance.inbound -= 1
         instance.ready.append(request)
-        self.poke(time, instance)
+        self.request_step(time, instance)
         self.start_prefill(time, prefill)
 
     def boundary(self, time: float, pair: tuple[Instance, bool]) -> None:

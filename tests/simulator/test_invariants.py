@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ares.policy import PRESETS, Cluster, Move, preset
+from ares.policy import PRESETS, Cluster, MigrationDecision, preset
 from ares.policy.forecast import forecast, geometric_grid
 from ares.simulator import cluster as cluster_module
 from ares.simulator.cluster import Simulation
@@ -83,7 +83,7 @@ def test_targets_hold_on_the_forecast_that_decided(name: str, monkeypatch: pytes
     _, _, policy = preset(name).make()
     decide, knobs = policy.decide, policy.settings
 
-    def watched(view: Cluster) -> list[Move]:
+    def watched(view: Cluster) -> list[MigrationDecision]:
         nonlocal checked
         moves = decide(view)
         grid = geometric_grid(knobs.horizon, knobs.points)

@@ -8,11 +8,11 @@ from ares.policy.transfer import KEPT_S
 from ares.simulator.cluster import Simulation
 from ares.simulator.error_models import ERROR_MODELS
 from ares.simulator.invariants import violations
-from ares.simulator.profile import Profile, StepLaw
+from ares.simulator.profile import Profile, StepTimeModel
 from ares.traces import Workload
 from tests.simulator.reference import Reference
 
-LAW = StepLaw(
+LAW = StepTimeModel(
     base_s=0.014, per_request_s=2e-5, per_resident_token_s=6.5e-6, per_prefill_token_s=1e-4, per_prefill_context_s=1e-8
 )
 

@@ -12,7 +12,7 @@ import pytest
 from ares.local_cluster import cluster as local
 from ares.terminal.http_client import ProxyError, open_direct, open_url, proxy_of
 
-NOWHERE = "http://127.0.0.1:9"
+NO_TARGET = "http://127.0.0.1:9"
 VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
@@ -51,7 +51,7 @@ def read(url: str) -> str:
 
 @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"])
 def test_loopback_is_asked_directly(name: str, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(name, NOWHERE)
+    monkeypatch.setenv(name, NO_TARGET)
     assert read(f"{server}/here") == "/here"
     with open_direct(f"{server}/here", timeout=5) as reply:
         assert reply.read() == b"/here"
@@ -66,7 +66,7 @@ def test_another_host_is_asked_by_the_proxy(name: str, server: str, monkeypatch:
 
 
 def test_our_own_process_is_asked_directly_wherever_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", NOWHERE)
+    monkeypatch.setenv("http_proxy", NO_TARGET)
     with pytest.raises(urllib.error.URLError, match=r"Name or service|resolution|not known"):
         open_direct("http://gateway.invalid:8000/health", timeout=5)
 

@@ -31,7 +31,7 @@ _SHOWN = 30
 _LOGGED = 1000
 
 
-def expected_of_simulated(plan: Plan, written: simulated.SimulatedModel) -> Expected:
+def expected_of_simulated(plan: Plan, written: simulated.MockModel) -> Expected:
     """Return a function that tells the tokens of a request: what simulated engines write follows from its prompt."""
 
     def tokens(one: Ask) -> list[int]:

@@ -26,7 +26,7 @@ _REFUSALS = (404, 409, 503)
 _UNDONE: dict[str, Any] = {"predictions": None, "telemetry": None, "refuse": False, "slow": 1.0, "freeze_s": 0.0}
 
 
-class Doer:
+class EventRunner:
     """Carries out the events of a plan on a cluster.
 
     Attributes

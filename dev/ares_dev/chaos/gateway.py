@@ -92,7 +92,7 @@ def main() -> None:
     given, sys.argv[1:] = parser.parse_known_args()
     names = vars(server)
     serve, build = names["serve"], names["build"]
-    liar = lies.Liar()
+    liar = lies.TelemetryFaultInjector()
 
     def guarded(config: GatewayConfig) -> None:
         if config.host not in _LOOPBACK:

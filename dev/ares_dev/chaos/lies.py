@@ -13,15 +13,15 @@ from fastapi.responses import JSONResponse
 
 from ares.gateway.pool.instance import Instance
 from ares.mock_engine.faults import PREDICTIONS, FaultState, lied
-from ares.protocol import messages as wire
+from ares.protocol import messages
 
 
-class Liar:
+class TelemetryFaultInjector:
     """Knows the lies about each instance, by its name."""
 
     def __init__(self) -> None:
         self._faults: dict[str, FaultState] = {}
-        self._newest: dict[str, wire.Telemetry] = {}
+        self._newest: dict[str, messages.Telemetry] = {}
 
     def change(self, name: str, body: bytes) -> None:
         """Take the fields of a JSON body (`Faults`); msgspec.DecodeError where they are wrong."""
@@ -33,18 +33,18 @@ class Liar:
         if faults is None or (faults.telemetry is None and faults.predictions is None):
             self._newest.pop(name, None)
             return message
-        load = wire.decode_event(message)
-        if not isinstance(load, wire.Telemetry):
+        load = messages.decode_event(message)
+        if not isinstance(load, messages.Telemetry):
             return message
         if faults.predictions is not None:
             wrong = PREDICTIONS[faults.predictions]
             rows = [msgspec.structs.replace(row, remaining=wrong) if row.output else row for row in load.rows]
             load = msgspec.structs.replace(load, rows=rows)
         told = lied(faults.telemetry, load, self._newest.setdefault(name, load), kv_blocks)
-        return wire.encode(told) if told is not None else None
+        return messages.encode(told) if told is not None else None
 
 
-def install(liar: Liar) -> None:
+def install(liar: TelemetryFaultInjector) -> None:
     """Let the instances that a gateway hears be lied about, from now on and in this process."""
     receive = Instance._receive  # noqa: SLF001 - where every message of an instance comes in
 
@@ -56,7 +56,7 @@ def install(liar: Liar) -> None:
     Instance._receive = deceived  # type: ignore[method-assign] # noqa: SLF001 - likewise
 
 
-def add_route(app: FastAPI, liar: Liar) -> None:
+def add_route(app: FastAPI, liar: TelemetryFaultInjector) -> None:
     """Take lies as simulated engines do, with the name of the instance."""
 
     @app.post("/simulate/faults/{name}")

@@ -11,11 +11,11 @@ import zmq
 from prometheus_client.parser import text_string_to_metric_families
 
 from ares.gateway.pool.channel import connected
-from ares.protocol import messages as wire
+from ares.protocol import messages
 
 _INTERVAL_S = 0.2
 # Twice within the time after which an instance forgets who asks.
-_HEARTBEAT_S = wire.SUBSCRIPTION_TTL_S / 5
+_HEARTBEAT_S = messages.SUBSCRIPTION_TTL_S / 5
 # Older news are not of now: it stands still, or is gone.
 _SILENT_S = 2.0
 # What a connector holds of requests and pins (`Telemetry.held`); connections between engines stay.
@@ -45,7 +45,7 @@ class Observer:
     url: str
     http: aiohttp.ClientSession
     malformed: list[str] = field(default_factory=list)
-    _load: wire.Telemetry | None = None
+    _load: messages.Telemetry | None = None
     _heard: float = 0.0
 
     async def run(self) -> None:
@@ -59,7 +59,7 @@ class Observer:
                 if time.monotonic() - asked > _HEARTBEAT_S:
                     asked = time.monotonic()
                     with contextlib.suppress(zmq.Again):
-                        await socket.send(wire.encode(wire.Subscribe(_INTERVAL_S)), zmq.NOBLOCK)
+                        await socket.send(messages.encode(messages.Subscribe(_INTERVAL_S)), zmq.NOBLOCK)
                 if await socket.poll(int(1000 * _INTERVAL_S)):
                     self.take(await socket.recv())
         finally:
@@ -68,11 +68,11 @@ class Observer:
     def take(self, message: bytes) -> None:
         """Take a message."""
         try:
-            event = wire.decode_event(message)
+            event = messages.decode_event(message)
         except msgspec.DecodeError as error:
             self.malformed.append(f"{self.name}: {error}")
             return
-        if isinstance(event, wire.Telemetry):
+        if isinstance(event, messages.Telemetry):
             self._load, self._heard = event, time.monotonic()
 
     def counters(self) -> dict[str, Any] | None:

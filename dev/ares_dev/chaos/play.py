@@ -17,7 +17,7 @@ from ares_dev.chaos import decisions
 from ares_dev.chaos.check import Judge, at_rest
 from ares_dev.chaos.clients import ask
 from ares_dev.chaos.clock import Clock
-from ares_dev.chaos.events import Doer
+from ares_dev.chaos.events import EventRunner
 from ares_dev.chaos.plan import Ask, Plan
 from ares_dev.chaos.watch import Watch
 
@@ -119,7 +119,7 @@ async def play(
         await watch.begin()
         watching = asyncio.create_task(watch.run())
         clock = Clock()
-        doer = Doer(cluster, plan, http, clock)
+        doer = EventRunner(cluster, plan, http, clock)
         load = _Load(plan, cluster, expected, clock)
         start = time.monotonic()
         try:

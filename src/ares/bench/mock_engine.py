@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from ares.bench.mock_http import END, STREAM_HEAD, Connection, Stream
 from ares.bench.mock_http import event as encode_event
 from ares.engine.control import ControlChannel
-from ares.protocol import messages as wire
+from ares.protocol import messages
 
 MOCK_VERSION = "mock (no model, ares.bench.mock_engine)"
 # What every stream says over and over; each of its tokens has text of its own.
@@ -43,7 +43,7 @@ class MockEngine:
         Where its control channel binds.
     """
 
-    def __init__(self, role: wire.Role, tokenizer: Tokenizer, model: str, control_address: str) -> None:
+    def __init__(self, role: messages.Role, tokenizer: Tokenizer, model: str, control_address: str) -> None:
         self.role = role
         self.model = model
         self.interval_s = 0.0
@@ -53,16 +53,16 @@ class MockEngine:
         self.texts: list[str] = [tokenizer.decode([token]) for token in self.ids]
         self._streams: dict[Stream, Connection] = {}
         self._ticking = False
-        peer = wire.Peer(f"mock-{role}", "127.0.0.1", 1)
-        hello = wire.Hello(
+        peer = messages.Peer(f"mock-{role}", "127.0.0.1", 1)
+        hello = messages.Hello(
             f"mock-{role}", role, self.boot, peer, _BLOCK_TOKENS, _KV_BLOCKS, _MAXIMUM_TOKENS, {"vllm": MOCK_VERSION}
         )
         self._control = ControlChannel(control_address, hello, self._telemetry)
 
-    def _telemetry(self) -> wire.Telemetry:
-        rows = [wire.Row(s.key, s.prompt + s.written, s.written, "running") for s in list(self._streams)]
+    def _telemetry(self) -> messages.Telemetry:
+        rows = [messages.Row(s.key, s.prompt + s.written, s.written, "running") for s in list(self._streams)]
         used = sum(-(-row.resident // _BLOCK_TOKENS) for row in rows)
-        return wire.Telemetry(0, used, len(rows), 0, 0, self.interval_s, 0, 0, rows)
+        return messages.Telemetry(0, used, len(rows), 0, 0, self.interval_s, 0, 0, rows)
 
     def start(self, stream: Stream, connection: Connection) -> None:
         """Begin to write a stream."""
@@ -223,7 +223,7 @@ def _usage(prompt: int, completion: int) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-async def _serve(role: wire.Role, port: int, folder: Path, model: str) -> None:
+async def _serve(role: messages.Role, port: int, folder: Path, model: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         control_address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
@@ -236,7 +236,7 @@ async def _serve(role: wire.Role, port: int, folder: Path, model: str) -> None:
 def main() -> None:
     """Serve one mock instance."""
     parser = argparse.ArgumentParser(description="A mock of a vLLM instance.")
-    parser.add_argument("--role", choices=get_args(wire.Role), required=True)
+    parser.add_argument("--role", choices=get_args(messages.Role), required=True)
     parser.add_argument("--port", type=int, required=True, help="HTTP port")
     parser.add_argument("--folder", type=Path, required=True, help="model folder: its tokenizer.json is read")
     parser.add_argument("--model", required=True, help="name in the replies")

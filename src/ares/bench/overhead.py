@@ -25,7 +25,7 @@ from ares.bench.environment import describe, write
 from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
-from ares.protocol import messages as wire
+from ares.protocol import messages
 from ares.terminal import tables
 from ares.terminal.http_client import open_direct
 from ares.terminal.progress import progress_display
@@ -71,7 +71,7 @@ async def watch(url: str) -> None:
     socket.connect(address)
     try:
         while True:
-            await socket.send(wire.encode(wire.Subscribe(0.1)))
+            await socket.send(messages.encode(messages.Subscribe(0.1)))
             for _ in range(20):
                 await socket.recv()
     finally:

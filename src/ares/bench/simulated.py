@@ -23,7 +23,7 @@ from rich.table import Table
 from ares.bench.environment import describe, write
 from ares.local_cluster import cluster as local
 from ares.mock_engine import model as simulated
-from ares.mock_engine.model import SimulatedModel
+from ares.mock_engine.model import MockModel
 from ares.models import resolve as models
 from ares.models.resolve import DEFAULT_MODEL
 from ares.terminal import tables
@@ -144,7 +144,7 @@ def command(
     write(msgspec.to_builtins(result), json_file)
 
 
-def _measure(plan: _Plan, cluster: local.Cluster, written: SimulatedModel, *, through_gateway: bool) -> dict[str, Any]:
+def _measure(plan: _Plan, cluster: local.Cluster, written: MockModel, *, through_gateway: bool) -> dict[str, Any]:
     prompts = [
         [written.ids[(n * 7 + k) % len(written.ids)] for k in range(plan.prompt_tokens)] for n in range(plan.streams)
     ]

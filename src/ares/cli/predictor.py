@@ -119,7 +119,7 @@ def collect(
     model: Model = DEFAULT_MODEL,
     limit_prompts: Annotated[int | None, typer.Option(min=1, help="Take this many prompts, after shuffling.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Outputs for each prompt.")] = 1,
-    every: Annotated[int, typer.Option(min=1, help="Tap a state after every so many tokens.")] = 20,
+    every: Annotated[int, typer.Option(min=1, help="HiddenStateHook a state after every so many tokens.")] = 20,
     limit: Annotated[int, typer.Option(min=1, help="Most tokens of one output.")] = 1024,
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature.")] = 0.7,
     top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Nucleus of the sampling.")] = 1.0,

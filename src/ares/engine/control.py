@@ -20,7 +20,7 @@ from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
 from ares.engine.lease import Lease
-from ares.protocol import messages as wire
+from ares.protocol import messages
 from ares.protocol.keys import ControlKey
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Abandoned:
     gateway: str
 
 
-Order = wire.Command | Gone | Abandoned
+Order = messages.Command | Gone | Abandoned
 
 
 class _Subscriber:
@@ -98,12 +98,12 @@ class ControlChannel:
     def __init__(
         self,
         address: str,
-        hello: wire.Hello,
-        snapshot: Callable[[], wire.Telemetry | None],
+        hello: messages.Hello,
+        snapshot: Callable[[], messages.Telemetry | None],
         notify: Callable[[], None] = lambda: None,
         key: ControlKey | None = None,
     ) -> None:
-        self._hello = wire.encode(hello)
+        self._hello = messages.encode(hello)
         self._snapshot = snapshot
         self._notify = notify
         self._commands: deque[tuple[bytes, Order]] = deque()
@@ -126,7 +126,7 @@ class ControlChannel:
         self._refusals = self._socket.get_monitor_socket(_REFUSALS)
         self._refusals.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE_BYTES)
         self._socket.setsockopt(zmq.IPV6, "[" in address)
         # An error for who is not there any more, where it would say nothing.
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -151,11 +151,11 @@ class ControlChannel:
             taken.append(self._commands.popleft())
         return taken
 
-    def post(self, event: wire.Event, receiver: bytes | None = None) -> None:
+    def post(self, event: messages.Event, receiver: bytes | None = None) -> None:
         """Send an event to one gateway, or to every subscriber. Any thread."""
         if self._stopping:
             return
-        self._outgoing.append((receiver, wire.encode(event)))
+        self._outgoing.append((receiver, messages.encode(event)))
         os.eventfd_write(self._wake, 1)
 
     def drain(self, draining: bool, deadline_s: float | None = None) -> None:
@@ -222,21 +222,21 @@ class ControlChannel:
                 return
             try:
                 sender, body = frames
-                command = wire.decode_command(body)
+                command = messages.decode_command(body)
             except (ValueError, msgspec.DecodeError) as error:
                 logger.warning("dropped a malformed command: %s", error)
                 continue
-            if isinstance(command, wire.Subscribe):
+            if isinstance(command, messages.Subscribe):
                 self._subscribe(sender, command)
-            elif isinstance(command, wire.Drain):
+            elif isinstance(command, messages.Drain):
                 self.drain(command.draining, command.deadline_s)
-            elif isinstance(command, wire.Lease):
-                self._outgoing.append((sender, wire.encode(self._lease.ask(command, time.monotonic()))))
+            elif isinstance(command, messages.Lease):
+                self._outgoing.append((sender, messages.encode(self._lease.ask(command, time.monotonic()))))
             else:
                 self._commands.append((sender, command))
                 self._notify()
 
-    def _subscribe(self, sender: bytes, command: wire.Subscribe) -> None:
+    def _subscribe(self, sender: bytes, command: messages.Subscribe) -> None:
         now = time.monotonic()
         subscriber = self._subscribers.get(sender)
         if subscriber is None:
@@ -245,9 +245,9 @@ class ControlChannel:
         subscriber.gateway = command.gateway
         self.gone.pop(command.gateway, None)
         # This order also for NaN; and whoever asks for nothing is forgotten with the others.
-        subscriber.interval = min(max(_SHORTEST_INTERVAL_S, command.interval_s), wire.SUBSCRIPTION_TTL_S)
+        subscriber.interval = min(max(_SHORTEST_INTERVAL_S, command.interval_s), messages.SUBSCRIPTION_TTL_S)
         subscriber.due = min(subscriber.due, now + subscriber.interval)
-        subscriber.expires = now + wire.SUBSCRIPTION_TTL_S
+        subscriber.expires = now + messages.SUBSCRIPTION_TTL_S
 
     def _send_due(self, now: float) -> None:
         while self._outgoing:
@@ -265,12 +265,12 @@ class ControlChannel:
             load = self._snapshot()
             if load is None:
                 return
-            body = wire.encode(self._with_drain(load, now) if self.draining else load)
+            body = messages.encode(self._with_drain(load, now) if self.draining else load)
             for identity in ticking:
                 if identity in self._subscribers:
                     self._send(identity, body)
 
-    def _with_drain(self, load: wire.Telemetry, now: float) -> wire.Telemetry:
+    def _with_drain(self, load: messages.Telemetry, now: float) -> messages.Telemetry:
         deadline = self._drain_deadline
         left_s = max(0.0, deadline - now) if deadline is not None else None
         return msgspec.structs.replace(load, draining=True, drain_left_s=left_s)
@@ -295,7 +295,7 @@ class ControlChannel:
         gateway = self._subscribers.pop(identity).gateway
         if not gateway or any(other.gateway == gateway for other in self._subscribers.values()):
             return
-        self.gone[gateway] = time.monotonic() + wire.ABANDONED_S
+        self.gone[gateway] = time.monotonic() + messages.ABANDONED_S
         if len(self.gone) > _MOST_GONE:
             del self.gone[next(iter(self.gone))]
         self._lease.end(gateway)

@@ -11,7 +11,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from ares.protocol import messages as wire
+from ares.protocol import messages
 from ares.protocol.keys import ControlKey
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class OwnChannel:
     """
 
     def __init__(self, address: str, key: ControlKey | None) -> None:
-        self.telemetry: wire.Telemetry | None = None
+        self.telemetry: messages.Telemetry | None = None
         self._address, self._key = address, key
         self._socket: zmq.asyncio.Socket | None = None
 
@@ -47,7 +47,7 @@ class OwnChannel:
         loop = asyncio.get_running_loop()
         socket = self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+        socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE_BYTES)
         socket.setsockopt(zmq.IPV6, "[" in self._address)
         if self._key is not None:
             self._key.connect(socket)
@@ -55,11 +55,11 @@ class OwnChannel:
         subscribed = float("-inf")
         try:
             while True:
-                if loop.time() - subscribed > wire.SUBSCRIPTION_TTL_S / 5:
+                if loop.time() - subscribed > messages.SUBSCRIPTION_TTL_S / 5:
                     subscribed = loop.time()
                     if not int(socket.get(zmq.EVENTS)) & zmq.POLLOUT:
                         return  # there is none any more, and none to come
-                    await socket.send(wire.encode(wire.Subscribe(_INTERVAL_S)))
+                    await socket.send(messages.encode(messages.Subscribe(_INTERVAL_S)))
                 if await socket.poll(1000):
                     self._hear(await socket.recv())
         finally:
@@ -68,17 +68,17 @@ class OwnChannel:
 
     def _hear(self, body: bytes) -> None:
         try:
-            event = wire.decode_event(body)
+            event = messages.decode_event(body)
         except msgspec.DecodeError as error:
             logger.warning("dropped a malformed message: %s", error)
             return
-        if isinstance(event, wire.Telemetry):
+        if isinstance(event, messages.Telemetry):
             self.telemetry = event
 
     async def drain(self, deadline_s: float) -> None:
         """Let every gateway know, and return when nothing is left, or at the deadline."""
         if self._socket is not None:
-            await self._socket.send(wire.encode(wire.Drain(True, before(deadline_s))))
+            await self._socket.send(messages.encode(messages.Drain(True, before(deadline_s))))
         await until_empty(self._left, deadline_s)
 
     def _left(self) -> int | None:

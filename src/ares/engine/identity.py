@@ -9,7 +9,7 @@ import msgspec
 
 from ares import addresses
 from ares.models.resolve import shape
-from ares.protocol import messages as wire
+from ares.protocol import messages
 from ares.protocol.keys import CONTROL_KEY_VARIABLE, ControlKey
 from ares.protocol.messages import Role
 
@@ -97,7 +97,7 @@ def served_names(names: Iterable[str], given: str) -> list[str]:
     return [str(folder.resolve()) if name == given and folder.is_dir() else name for name in names]
 
 
-def describe(settings: InstanceSettings, names: list[str], folder: Path | None) -> wire.Description:
+def describe(settings: InstanceSettings, names: list[str], folder: Path | None) -> messages.Description:
     """Return what an instance says of itself over HTTP.
 
     Parameters
@@ -110,4 +110,4 @@ def describe(settings: InstanceSettings, names: list[str], folder: Path | None) 
         Where the model's configuration is, if it has one.
     """
     numbers = shape(folder) if folder is not None else {}
-    return wire.Description(settings.name, settings.role, settings.boot, settings.control_address, names, numbers)
+    return messages.Description(settings.name, settings.role, settings.boot, settings.control_address, names, numbers)

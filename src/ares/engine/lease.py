@@ -5,7 +5,7 @@ those of all the instances that answer is the controller (gateway/control/lease.
 connection, or when the time is over.
 """
 
-from ares.protocol import messages as wire
+from ares.protocol import messages
 
 
 class Lease:
@@ -15,15 +15,15 @@ class Lease:
         self._holder = ""
         self._until = 0.0
 
-    def ask(self, wanted: wire.Lease, now: float) -> wire.Leased:
+    def ask(self, wanted: messages.Lease, now: float) -> messages.LeaseResult:
         """Grant the lease, extend it, take it back, or refuse it."""
         if now >= self._until:
             self._holder = ""
         granted = wanted.holder != "" and self._holder in ("", wanted.holder)
         if granted:
-            ttl_s = min(wire.LONGEST_LEASE_S, max(0.0, wanted.ttl_s))  # this order: 0 for NaN
+            ttl_s = min(messages.LONGEST_LEASE_S, max(0.0, wanted.ttl_s))  # this order: 0 for NaN
             self._holder, self._until = (wanted.holder, now + ttl_s) if ttl_s else ("", 0.0)
-        return wire.Leased(wanted.call, self._holder, granted)
+        return messages.LeaseResult(wanted.call, self._holder, granted)
 
     def end(self, holder: str) -> None:
         """Take it from a holder who is gone."""

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 
 from ares.engine import identity as instance
 from ares.engine.drain import OwnChannel, drained_on_sigterm
-from ares.protocol import messages as wire
+from ares.protocol import messages
 
 
 class InstancePlugin:
@@ -22,14 +22,14 @@ class InstancePlugin:
     required_tasks = ("generate",)
 
     def __init__(self) -> None:
-        self._description: wire.Description | None = None
+        self._description: messages.Description | None = None
 
     def attach_router(self, app: Any) -> None:
         """Register the routes on vLLM's FastAPI app."""
         settings = instance.current()
         channel = OwnChannel(settings.control_address, instance.control_key())
         # The model is known when vLLM calls `init_state`, before it serves.
-        self._description = wire.Description(settings.name, settings.role, settings.boot, settings.control_address)
+        self._description = messages.Description(settings.name, settings.role, settings.boot, settings.control_address)
 
         @app.get("/ares/v1/instance")  # type: ignore[untyped-decorator]
         async def describe() -> Any:

@@ -17,7 +17,7 @@ from ares.config import GatewayConfig
 from ares.gateway.control.backlog import Backlog
 from ares.gateway.control.controller import Controller
 from ares.gateway.control.drain import Drainer
-from ares.gateway.control.predictions import Scorekeeper, rows_by_key
+from ares.gateway.control.predictions import PredictionScores, rows_by_key
 from ares.gateway.control.snapshot import taking
 from ares.gateway.openai.body import BadRequestError
 from ares.gateway.openai.sampling import Sampling
@@ -30,10 +30,10 @@ from ares.gateway.records.metrics import Metrics
 from ares.gateway.records.recording import Recorder
 from ares.gateway.records.window import Recent
 from ares.gateway.session import precopy
-from ares.gateway.session.handover import Migration
+from ares.gateway.session.handover import MigrationRecord
 from ares.gateway.session.objectives import ORDINARY, Objective
 from ares.gateway.session.placement import Emit
-from ares.gateway.session.session import Sequence
+from ares.gateway.session.session import Session
 from ares.gateway.shutdown import Shutdown
 from ares.models import resolve as model
 from ares.policy.transfer import Mode
@@ -79,15 +79,15 @@ class Gateway:
         self.text = TextModel(folder)
         self.metrics = Metrics()
         self.recent = Recent()
-        self._scores = Scorekeeper(self.metrics, self.recent.prediction_error_tokens)
-        self.migrations: deque[Migration] = deque(maxlen=_RECENT_MIGRATIONS)
-        self.sequences: dict[str, Sequence] = {}
+        self._scores = PredictionScores(self.metrics, self.recent.prediction_error_tokens)
+        self.migrations: deque[MigrationRecord] = deque(maxlen=_RECENT_MIGRATIONS)
+        self.sequences: dict[str, Session] = {}
         self.sampling_defaults = _sampling_defaults(folder)
         self.pool: Pool
         self.controller: Controller
         self.drainer = Drainer(self, self._spawn)
         self.recorder = Recorder(config.record)
-        self.backlog = Backlog(lambda sequence: self.controller.viewer.remaining(sequence, None)[1])
+        self.backlog = Backlog(lambda sequence: self.controller.snapshots.remaining(sequence, None)[1])
         self.shutdown = Shutdown()
         self._capacity_tokens = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -215,14 +215,14 @@ class Gateway:
     ) -> None:
         """Run one sequence under a free variant of `name`.
 
-        See `Sequence.run` for what it raises; ShuttingDownError where the gateway ends before it.
+        See `Session.run` for what it raises; ShuttingDownError where the gateway ends before it.
         """
         free, copy = name, 1
         while free in self.sequences:
             copy += 1
             free = f"{name}#{copy}"
         note = self.backlog.note
-        sequence = Sequence(
+        sequence = Session(
             free,
             prompt,
             sampling,
@@ -255,7 +255,7 @@ class Gateway:
 
     # --- moves ---
 
-    def check_target(self, sequence: Sequence, target: Instance) -> None:
+    def check_target(self, sequence: Session, target: Instance) -> None:
         """Check that `target` can take the sequence now.
 
         Raises
@@ -279,7 +279,7 @@ class Gateway:
         if needed > target.free_blocks - promised:
             raise TargetError(f"{target.name} is full: {needed} KV blocks wanted, {target.free_blocks} free", 409)
 
-    def takes(self, sequence: Sequence, target: Instance) -> bool:
+    def takes(self, sequence: Session, target: Instance) -> bool:
         """Whether `target` can take the sequence now."""
         try:
             self.check_target(sequence, target)
@@ -288,8 +288,8 @@ class Gateway:
         return True
 
     async def migrate(
-        self, sequence: Sequence, target: Instance, reason: str, trigger: str, mode: precopy.WantedMode = precopy.AUTO
-    ) -> Migration:
+        self, sequence: Session, target: Instance, reason: str, trigger: str, mode: precopy.WantedMode = precopy.AUTO
+    ) -> MigrationRecord:
         """Move a sequence; a caller that is cancelled leaves the move to its end.
 
         Raises
@@ -301,7 +301,9 @@ class Gateway:
         how = precopy.resolve(mode, sequence, target)
         return await asyncio.shield(self._spawn(self._migrate(sequence, target, reason, trigger, how)))
 
-    async def _migrate(self, sequence: Sequence, target: Instance, reason: str, trigger: str, mode: Mode) -> Migration:
+    async def _migrate(
+        self, sequence: Session, target: Instance, reason: str, trigger: str, mode: Mode
+    ) -> MigrationRecord:
         commanded, rests_until = trigger == COMMANDED, sequence.rests_until
         if commanded:
             sequence.rests_until = math.inf  # it rests from its arrival on, which is before this move is over
@@ -317,7 +319,7 @@ class Gateway:
         if record.stall_s is not None:
             self.metrics.stall.observe(record.stall_s)
             if record.pulled_tokens:
-                self.controller.viewer.transfer.observe(record.pulled_tokens, record.stall_s)
+                self.controller.snapshots.transfer.observe(record.pulled_tokens, record.stall_s)
         self.metrics.pulled.inc(record.pulled_tokens or 0)
         self.metrics.precopied.inc(record.precopied_tokens)
         return record
@@ -334,7 +336,7 @@ class Gateway:
                 logger.warning("stood still for %.1f s", late)
                 since = {what: at + late for what, at in since.items()}
                 for instance in self.pool.instances:
-                    instance.excuse(late)
+                    instance.extend_deadline(late)
             try:
                 since = self._look_after(since)
             except Exception:  # costs this look, never the service (I7)

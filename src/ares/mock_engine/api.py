@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 
 from ares.mock_engine.http import MALFORMED, Connection, HttpError, chunk
-from ares.mock_engine.model import SimulatedModel, fold
+from ares.mock_engine.model import MockModel, fold
 from ares.mock_engine.request import Request
 
 KEY = "ares_key"
@@ -48,7 +48,7 @@ _decode = msgspec.json.Decoder(_Generate).decode
 _encode = msgspec.json.encode
 
 
-def read(body: bytes, model: SimulatedModel, maximum: int, connection: Connection) -> Request:
+def read(body: bytes, model: MockModel, maximum: int, connection: Connection) -> Request:
     """Make a request of a body.
 
     Parameters

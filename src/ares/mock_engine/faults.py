@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from ares.protocol import messages as wire
+from ares.protocol import messages
 
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
 
@@ -51,7 +51,7 @@ ABSURD = {
     "step_time_s": float("nan"),
     "steps": -(1 << 62),
     "busy_s": float("inf"),
-    "rows": [wire.Row("nobody", (1 << 63) + 1, -3, "running", (1e308, 1e308, 1e308))],
+    "rows": [messages.Row("nobody", (1 << 63) + 1, -3, "running", (1e308, 1e308, 1e308))],
 }
 PREDICTIONS: dict[str, tuple[float, float, float]] = {
     "nan": (float("nan"), float("nan"), float("nan")),
@@ -60,7 +60,9 @@ PREDICTIONS: dict[str, tuple[float, float, float]] = {
 }
 
 
-def lied(lie: str | None, load: wire.Telemetry, before: wire.Telemetry | None, kv_blocks: int) -> wire.Telemetry | None:
+def lied(
+    lie: str | None, load: messages.Telemetry, before: messages.Telemetry | None, kv_blocks: int
+) -> messages.Telemetry | None:
     """Return what is reported instead of a load, by `Faults.telemetry`; None for nothing.
 
     Parameters

@@ -17,14 +17,14 @@ from ares.mock_engine import api, report
 from ares.mock_engine.batch import Batch, Step
 from ares.mock_engine.faults import FaultState
 from ares.mock_engine.http import Connection
-from ares.mock_engine.model import SimulatedModel, unfold
+from ares.mock_engine.model import MockModel, unfold
 from ares.mock_engine.pins import Pin, Pins
-from ares.mock_engine.predictor import SimulatedPredictor
+from ares.mock_engine.predictor import MockPredictor
 from ares.mock_engine.request import Cut, Request
 from ares.mock_engine.settings import EngineSettings, Identity
 from ares.mock_engine.transfer import Puller, PullError, transfer_s
 from ares.mock_engine.writer import Writer
-from ares.protocol import messages as wire
+from ares.protocol import messages
 
 _TAIL = 64
 # Weight of the newest step in the moving average of the step time.
@@ -48,13 +48,13 @@ class Instance:
         What happened so far, for `/simulate/counters`.
     """
 
-    def __init__(self, identity: Identity, settings: EngineSettings, model: SimulatedModel, puller: Puller) -> None:
+    def __init__(self, identity: Identity, settings: EngineSettings, model: MockModel, puller: Puller) -> None:
         self.identity = identity
         self.settings = settings
         self.model = model
         self.boot = uuid.uuid4().hex
         self.faults = FaultState()
-        self.predictor = SimulatedPredictor(None if identity.role == "prefill" else settings.prediction_error)
+        self.predictor = MockPredictor(None if identity.role == "prefill" else settings.prediction_error)
         self.batch = Batch(settings.profile, settings.kv_blocks, settings.policy, self._pull)
         self.pins = Pins(settings.lease_s, self._free)
         self.requests: dict[str, Request] = {}
@@ -204,7 +204,7 @@ class Instance:
         if not (pulled or failed):
             request.queued_s = time.perf_counter() - request.arrived
         if request.key is not None:
-            self._channel.post(wire.Admitted(request.key, pulled, failed, request.queued_s))
+            self._channel.post(messages.KvReceived(request.key, pulled, failed, request.queued_s))
 
     def _end(self, due: float) -> None:
         """End a step: hand out its tokens, and begin the next."""
@@ -232,7 +232,7 @@ class Instance:
             # The newest token's KV is not computed.
             held = Pin(request.name, request.key, computed, unfold(request.hash, request.output[-1]), blocks)
             self.pins.hold(held)
-            if request.key is not None and (gateway := wire.owner(request.key)) in self._channel.gone:
+            if request.key is not None and (gateway := messages.owner(request.key)) in self._channel.gone:
                 self.pins.orphan(gateway)
             transfer = self._transfer(held)
         else:
@@ -326,16 +326,16 @@ class Instance:
             return
         for sender, command in self._channel.commands():
             match command:
-                case wire.Cut():
+                case messages.Cut():
                     self._cut(sender, command)
-                case wire.Release(key=key):
+                case messages.Release(key=key):
                     if not self.pins.release(key) and (request := self._by_key.get(key)) is not None:
                         request.unwanted = True
                 case Gone(gateway=gateway):
                     self.pins.orphan(gateway)
                 case Abandoned(gateway=gateway):
                     self._abandon(gateway)
-                case wire.Connect():
+                case messages.Connect():
                     pass  # nothing to shake hands for
 
     def _abandon(self, gateway: str) -> None:
@@ -343,21 +343,21 @@ class Instance:
         if gateway not in self._channel.gone:
             return
         for key, request in self._by_key.items():
-            if wire.owner(key) == gateway and request.cut is None:
+            if messages.owner(key) == gateway and request.cut is None:
                 request.unwanted = True
                 limit = len(request.output) + 1
                 if limit < request.end:
                     request.limit(limit)
                     request.abandoned = True
 
-    def _cut(self, sender: bytes, command: wire.Cut) -> None:
+    def _cut(self, sender: bytes, command: messages.Cut) -> None:
         request = self._by_key.get(command.key)
         if request is None:
-            self._channel.post(wire.Handover(command.call, command.key, "unknown"), sender)
+            self._channel.post(messages.CutResult(command.call, command.key, "unknown"), sender)
             return
         samples = self._step is not None and request in self._step.samplers
         if request.cut is not None or not samples:
-            self._channel.post(wire.Handover(command.call, command.key, "not_running"), sender)
+            self._channel.post(messages.CutResult(command.call, command.key, "not_running"), sender)
             return
         request.cut = Cut(sender, command.call)
         limit = len(request.output) + 1
@@ -372,5 +372,5 @@ class Instance:
         assert request.key is not None  # noqa: S101 - likewise: only requests with a key are cut
         outcome: Any = "finished" if transfer is None else "pinned"
         output = request.output
-        event = wire.Handover(request.cut.call, request.key, outcome, len(output), output[-_TAIL:], transfer or {})
+        event = messages.CutResult(request.cut.call, request.key, outcome, len(output), output[-_TAIL:], transfer or {})
         self._channel.post(event, request.cut.sender)

@@ -51,7 +51,7 @@ def normal(state: int, draw: int = 0) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class SimulatedModel:
+class MockModel:
     """What stands for a model.
 
     Attributes
@@ -99,7 +99,7 @@ class SimulatedModel:
         return max(1, round(math.exp(min(location + sigma * normal(prompt_state), 30.0))))
 
 
-def load(folder: Path, mean_output: float = 400.0, output_sigma: float = 1.0) -> SimulatedModel:
+def load(folder: Path, mean_output: float = 400.0, output_sigma: float = 1.0) -> MockModel:
     """Read what is needed of a model folder: its tokenizer and its stop token.
 
     Raises
@@ -116,7 +116,7 @@ def load(folder: Path, mean_output: float = 400.0, output_sigma: float = 1.0) ->
     ids = tuple(n for n, text in enumerate(texts) if (word := text.strip(" ")).isascii() and word.isalpha())
     if not ids:
         raise VocabularyError(f"{folder / 'tokenizer.json'} has no token that is a plain word")
-    return SimulatedModel(ids, _stop_token(folder, tokenizer), vocabulary, mean_output, output_sigma)
+    return MockModel(ids, _stop_token(folder, tokenizer), vocabulary, mean_output, output_sigma)
 
 
 def _stop_token(folder: Path, tokenizer: Tokenizer) -> int:

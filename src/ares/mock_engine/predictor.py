@@ -12,7 +12,7 @@ _Z90 = 1.2815515655446004
 _EPOCH = 512  # generated tokens between two independent draws of the error
 
 
-class SimulatedPredictor:
+class MockPredictor:
     """Predicts remaining lengths; a `sigma` of None predicts nothing, one of 0 is exact.
 
     `sigma` is the standard deviation of the logarithm of the predicted median over the truth.
@@ -29,7 +29,7 @@ class SimulatedPredictor:
         return f"simulated: the true remaining length, log-normal error of sigma {self.sigma:g}"
 
     def remaining(self, prompt_hash: int, generated: int, true: int, most: int) -> tuple[float, float, float] | None:
-        """Return quantiles of the tokens to come at wire.REMAINING_LEVELS.
+        """Return quantiles of the tokens to come at messages.REMAINING_LEVELS.
 
         Parameters
         ----------

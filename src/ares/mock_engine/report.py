@@ -11,10 +11,10 @@ from ares.engine.identity import InstanceSettings, describe
 from ares.mock_engine.batch import Batch
 from ares.mock_engine.faults import PREDICTIONS, FaultState, lied
 from ares.mock_engine.pins import Pins
-from ares.mock_engine.predictor import SimulatedPredictor
+from ares.mock_engine.predictor import MockPredictor
 from ares.mock_engine.request import Request
 from ares.mock_engine.settings import EngineSettings, Identity
-from ares.protocol import messages as wire
+from ares.protocol import messages
 
 _FROZEN_LOOK_S = 0.05
 
@@ -44,7 +44,7 @@ class Reported(Protocol):
     settings: EngineSettings
     boot: str
     faults: FaultState
-    predictor: SimulatedPredictor
+    predictor: MockPredictor
     batch: Batch
     pins: Pins
     requests: dict[str, Request]
@@ -59,14 +59,14 @@ class Reported(Protocol):
         ...
 
 
-def hello(instance: Reported) -> wire.Hello:
+def hello(instance: Reported) -> messages.Hello:
     """Return what a new subscriber is told."""
     identity, settings = instance.identity, instance.settings
-    return wire.Hello(
+    return messages.Hello(
         name=identity.name,
         role=identity.role,
         boot=instance.boot,
-        peer=wire.Peer(instance.boot, identity.host, identity.port),
+        peer=messages.Peer(instance.boot, identity.host, identity.port),
         block_size=settings.profile.block_size,
         kv_blocks=settings.kv_blocks,
         max_model_len=settings.max_model_len,
@@ -77,7 +77,7 @@ def hello(instance: Reported) -> wire.Hello:
     )
 
 
-def description(instance: Reported) -> wire.Description:
+def description(instance: Reported) -> messages.Description:
     """Return the body of `/ares/v1/instance`."""
     identity, settings = instance.identity, instance.settings
     who = InstanceSettings(identity.name, identity.role, instance.boot, instance.control_address)
@@ -120,9 +120,9 @@ class Telemeter:
     def __init__(self, instance: Reported) -> None:
         self._instance = instance
         self._numbers = itertools.count(1)
-        self._newest: wire.Telemetry | None = None
+        self._newest: messages.Telemetry | None = None
 
-    def __call__(self) -> wire.Telemetry | None:
+    def __call__(self) -> messages.Telemetry | None:
         """Return the load, or what the faults have it say; None where they have it say nothing."""
         faults = self._instance.faults
         while faults.frozen_s:
@@ -132,7 +132,7 @@ class Telemeter:
             self._newest = load
         return lied(lie, load, self._newest, self._instance.settings.kv_blocks)
 
-    def _measure(self) -> wire.Telemetry:
+    def _measure(self) -> messages.Telemetry:
         instance = self._instance
         requests = list(instance.requests.values())
         running = 0
@@ -142,7 +142,7 @@ class Telemeter:
             running += state == "running"
             if request.key is not None and state != "finished":
                 rows.append(self._row(request))
-        return wire.Telemetry(
+        return messages.Telemetry(
             sequence=next(self._numbers),
             kv_blocks_used=instance.batch.total - instance.batch.free,
             running=running,
@@ -155,12 +155,12 @@ class Telemeter:
             busy_s=instance.busy_s,
         )
 
-    def _row(self, request: Request) -> wire.Row:
-        state: wire.RequestState = request.state if request.state in ("running", "loading") else "waiting"
+    def _row(self, request: Request) -> messages.Row:
+        state: messages.RequestState = request.state if request.state in ("running", "loading") else "waiting"
         output = len(request.output)
         # As on a real instance the first prediction comes with the first step.
         remaining = self._remaining(request, output) if output else None
-        return wire.Row(request.key or "", 0 if state == "waiting" else request.length, output, state, remaining)
+        return messages.Row(request.key or "", 0 if state == "waiting" else request.length, output, state, remaining)
 
     def _remaining(self, request: Request, output: int) -> tuple[float, float, float] | None:
         instance = self._instance

@@ -22,7 +22,7 @@ from ares.mock_engine import report
 from ares.mock_engine.faults import Faults
 from ares.mock_engine.http import MALFORMED, Connection, Exchange, HttpError
 from ares.mock_engine.instance import Instance
-from ares.mock_engine.model import SimulatedModel, load
+from ares.mock_engine.model import MockModel, load
 from ares.mock_engine.request import Request
 from ares.mock_engine.settings import EngineSettings, Identity
 from ares.mock_engine.transfer import EXTEND_ROUTE, PULL_ROUTE, Extend, Pull, Pulled, Puller, transfer_s
@@ -42,7 +42,7 @@ _NOTHING = Pulled(0, 0)
 class Server:
     """One instance behind its port: routes, and the deaths and returns that the faults command."""
 
-    def __init__(self, identity: Identity, settings: EngineSettings, model: SimulatedModel, puller: Puller) -> None:
+    def __init__(self, identity: Identity, settings: EngineSettings, model: MockModel, puller: Puller) -> None:
         self.connections: set[Connection] = set()
         self.instance: Instance | None = None
         self.make: Callable[[], Instance] = lambda: Instance(identity, settings, model, puller)
@@ -258,9 +258,7 @@ def serve(found: list[Identity], settings: EngineSettings, folder: Path, drain_d
     uvloop.run(_serve(found, settings, model, drain_deadline_s))
 
 
-async def _serve(
-    found: list[Identity], settings: EngineSettings, model: SimulatedModel, drain_deadline_s: float
-) -> None:
+async def _serve(found: list[Identity], settings: EngineSettings, model: MockModel, drain_deadline_s: float) -> None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ares.mock_engine import api
-from ares.mock_engine.model import MASK, MULTIPLIER, SHIFT, SimulatedModel
+from ares.mock_engine.model import MASK, MULTIPLIER, SHIFT, MockModel
 from ares.mock_engine.request import Request
 
 # Told of a request that has come to its end: why, and vLLM's stop reason.
@@ -13,7 +13,7 @@ Finish = Callable[[Request, str, int | str | None], None]
 class Writer:
     """Gives requests their next tokens, and streams them."""
 
-    def __init__(self, model: SimulatedModel, finish: Finish) -> None:
+    def __init__(self, model: MockModel, finish: Finish) -> None:
         self._model = model
         self._finish = finish
         self._digits = [b"%d" % token for token in model.ids]

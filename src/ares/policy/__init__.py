@@ -6,20 +6,20 @@ The live controller and the simulator run this code unchanged.
 from ares.policy.admission import (
     ADMISSIONS,
     Admission,
+    AdmissionDecision,
     AdmissionSettings,
     Candidates,
-    Entry,
     Progress,
     SuspendSettings,
     admission_policy,
-    decide_entries,
+    decide_admissions,
 )
 from ares.policy.base import DecisionError, Policy
 from ares.policy.cluster import Cluster
 from ares.policy.dispatch import DISPATCHERS, Dispatch, choose_instance, dispatcher
 from ares.policy.forecast import Forecast, forecast
 from ares.policy.presets import PRESETS, Preset, preset
-from ares.policy.rebalance import REBALANCERS, Move, Rebalance, decide_moves, rebalancer
+from ares.policy.rebalance import REBALANCERS, MigrationDecision, Rebalance, decide_moves, rebalancer
 from ares.policy.registering import REGISTRIES, register
 
 __all__ = [
@@ -29,14 +29,14 @@ __all__ = [
     "REBALANCERS",
     "REGISTRIES",
     "Admission",
+    "AdmissionDecision",
     "AdmissionSettings",
     "Candidates",
     "Cluster",
     "DecisionError",
     "Dispatch",
-    "Entry",
     "Forecast",
-    "Move",
+    "MigrationDecision",
     "Policy",
     "Preset",
     "Progress",
@@ -44,7 +44,7 @@ __all__ = [
     "SuspendSettings",
     "admission_policy",
     "choose_instance",
-    "decide_entries",
+    "decide_admissions",
     "decide_moves",
     "dispatcher",
     "forecast",

@@ -7,7 +7,7 @@ from ares.policy.cluster import FloatArray
 _RIDGE = 1e-4  # of each feature's own mean square: settles what the observations do not tell apart
 
 
-class LawFit:
+class OnlineLeastSquares:
     """Fits y = x . c with c >= 0 by least squares.
 
     Relative errors count: an observation weighs 1 / y^2, so that fast steps are matched as well as slow ones.

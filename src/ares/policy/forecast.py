@@ -132,11 +132,11 @@ def _changes(levels: tuple[float, ...]) -> FloatArray:
     """By how much S (1 - S) falls where each quantile taken as an atom ends, shape (Q,)."""
     weights = quantile_weights(levels)
     changes = np.empty(len(weights))
-    staircase(weights, changes)
+    survival_steps(weights, changes)
     return changes
 
 
-def staircase(weights: FloatArray, changes: FloatArray) -> None:
+def survival_steps(weights: FloatArray, changes: FloatArray) -> None:
     """Write by how much S (1 - S) falls where each atom ends, shape (Q,); the simulator compiles this as it stands."""
     survival = 1.0
     for atom in range(len(weights)):

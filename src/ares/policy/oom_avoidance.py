@@ -1,4 +1,4 @@
-"""Rescue: an instance that is about to run out of memory gives a request away before it must preempt one.
+"""OomAction: an instance that is about to run out of memory gives a request away before it must preempt one.
 
 The rebalancer spreads load and lets a few periods pass where a move gains little. Memory does not wait: when the
 expected tokens of an instance exceed its capacity within the time that a move takes, the cheapest request that prevents
@@ -16,13 +16,13 @@ from ares.policy.admission import Progress, memory_time
 from ares.policy.admission.forecast import GRID
 from ares.policy.cluster import Cluster, FloatArray, IntArray
 from ares.policy.forecast import forecast, prepare_forecast, quantile_weights
-from ares.policy.rebalance.base import Move
+from ares.policy.rebalance.base import MigrationDecision
 
-NOWHERE = -1
+NO_TARGET = -1
 
 
 @dataclass(frozen=True, slots=True)
-class RescueSettings:
+class OomAvoidanceSettings:
     """The knobs of rescue.
 
     Attributes
@@ -44,8 +44,8 @@ class RescueSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Rescue:
-    """Row `request` leaves `source` for `target`, or is suspended where that is `NOWHERE`."""
+class OomAction:
+    """Row `request` leaves `source` for `target`, or is suspended where that is `NO_TARGET`."""
 
     request: int
     source: int
@@ -80,7 +80,9 @@ def lead_steps(cluster: Cluster, lead_s: float) -> IntArray:
     return steps
 
 
-def rescue(cluster: Cluster, settings: RescueSettings, running: Progress | Callable[[], Progress]) -> list[Rescue]:
+def avoid_oom(
+    cluster: Cluster, settings: OomAvoidanceSettings, running: Progress | Callable[[], Progress]
+) -> list[OomAction]:
     """Return the rescues of one period, at most one an instance, the direst first.
 
     Parameters
@@ -136,12 +138,12 @@ def _overflow(cluster: Cluster, steps: IntArray) -> FloatArray:
 
 def _relieve(
     cluster: Cluster,
-    settings: RescueSettings,
+    settings: OomAvoidanceSettings,
     running: Progress | Callable[[], Progress],
     sources: IntArray,
     steps: IntArray,
     overflow: FloatArray,
-) -> list[Rescue]:
+) -> list[OomAction]:
     """Choose who leaves each source, in this order, and where to, and say why."""
     from ares.policy.oom_avoidance_loops import choose_targets, find_leavers
 
@@ -179,21 +181,21 @@ def _relieve(
         targets,
     )
     spare: FloatArray | None = None
-    rescues: list[Rescue] = []
+    rescues: list[OomAction] = []
     for place, row, target in zip(helped.tolist(), leaves.tolist(), targets.tolist(), strict=True):
         source = int(sources[place])
         lacks = f"{cluster.instances[source]} lacks {overflow[source]:.0f} of {cluster.capacity_tokens[source]} tokens"
         lack = f"{lacks} in {steps[source]} steps"
         if target >= 0:
             tokens = int(cluster.resident_tokens[row])
-            rescues.append(Rescue(row, source, target, f"{lack}; {tokens} tokens fit {cluster.instances[target]}"))
+            rescues.append(OomAction(row, source, target, f"{lack}; {tokens} tokens fit {cluster.instances[target]}"))
             continue
         if spare is None:
             spare = _spare_s(cluster, running if isinstance(running, Progress) else running())
         enough = leavers[bounds[place, 0] : bounds[place, 1]]
         idle = int(enough[_most(spare[enough], cluster, enough)])
         reason = f"{lack}; what fits nowhere else can stand still for {spare[idle]:.1f} s"
-        rescues.append(Rescue(idle, source, NOWHERE, reason))
+        rescues.append(OomAction(idle, source, NO_TARGET, reason))
     return rescues
 
 
@@ -205,7 +207,7 @@ def prepare() -> None:
     relief.prepare()
 
 
-def beside(moves: list[Move], rescues: list[Rescue]) -> list[Move]:
+def exclude_conflicts(moves: list[MigrationDecision], rescues: list[OomAction]) -> list[MigrationDecision]:
     """Return the moves of a rebalancer that touch no request and no instance of a rescue."""
     ends = {one.source for one in rescues} | {one.target for one in rescues}
     return [move for move in moves if move.source not in ends and move.target not in ends]

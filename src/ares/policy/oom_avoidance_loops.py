@@ -148,7 +148,7 @@ def choose_targets(
     furthest
         Steps ahead, at most, for which a request must fit.
     deviations, headroom
-        As in `RescueSettings`.
+        As in `OomAvoidanceSettings`.
     targets
         The result, shape (L,).
     """

@@ -2,10 +2,10 @@
 
 The instance binds a ROUTER, the gateway connects a DEALER. The gateway subscribes, repeats the subscription as a
 heartbeat, and sends commands; the instance answers with its `Hello`, then sends `Telemetry` at the asked interval,
-`Admitted` for each request whose KV it pulled, `Predicted` for each that it only prefilled, and one `Handover`,
-`Copied` or `Leased` for each `Cut`, `Copy` or `Lease`. Every message is typed and checked by msgspec on arrival;
-nothing on this wire carries code. The commands are shaped so that they can move onto vLLM's generic connector call
-(RFC #51639) when it lands.
+`KvReceived` for each request whose KV it pulled, `Predicted` for each that it only prefilled, and one `CutResult`,
+`CopyResult` or `LeaseResult` for each `Cut`, `Copy` or `Lease`. Every message is typed and checked by msgspec on
+arrival; nothing on this wire carries code. The commands are shaped so that they can move onto vLLM's generic connector
+call (RFC #51639) when it lands.
 
 Several gateways may subscribe to one instance. All keys of a gateway begin with its name and a slash (`owner`), so that
 an instance knows what nobody will come for when a gateway is gone.
@@ -90,14 +90,14 @@ class Connect(msgspec.Struct, frozen=True, tag="connect"):
 
 
 class Cut(msgspec.Struct, frozen=True, tag="cut"):
-    """End request `key` at what is emitted and in flight, keep its KV pinned, and answer with a `Handover`."""
+    """End request `key` at what is emitted and in flight, keep its KV pinned, and answer with a `CutResult`."""
 
     call: _Count
     key: str
 
 
 class Copy(msgspec.Struct, frozen=True, tag="copy"):
-    """Pin the full KV blocks of running request `key`, at most `most` tokens, and answer with a `Copied`.
+    """Pin the full KV blocks of running request `key`, at most `most` tokens, and answer with a `CopyResult`.
 
     The pin is released like that of a request called `pin`; request `key` goes on.
     """
@@ -125,7 +125,7 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
 
 
 class Lease(msgspec.Struct, frozen=True, tag="lease"):
-    """Let only gateway `holder` decide moves for `ttl_s` seconds; 0 gives that back. Answer with a `Leased`."""
+    """Let only gateway `holder` decide moves for `ttl_s` seconds; 0 gives that back. Answer with a `LeaseResult`."""
 
     call: _Count
     holder: str
@@ -205,7 +205,7 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry"):
         return self.running + self.waiting + self.pinned
 
 
-class Admitted(msgspec.Struct, frozen=True, tag="admitted"):
+class KvReceived(msgspec.Struct, frozen=True, tag="admitted"):
     """Request `key` has its KV: `pulled` tokens came from the source (0 where the pull failed).
 
     `queued_s` is the time it waited for a scheduling step with room for it.
@@ -227,7 +227,7 @@ class Predicted(msgspec.Struct, frozen=True, tag="predicted"):
     remaining: tuple[float, float, float]
 
 
-class Handover(msgspec.Struct, frozen=True, tag="handover"):
+class CutResult(msgspec.Struct, frozen=True, tag="handover"):
     """The answer to a `Cut`.
 
     Attributes
@@ -252,7 +252,7 @@ class Handover(msgspec.Struct, frozen=True, tag="handover"):
     transfer: dict[str, Any] = {}
 
 
-class Copied(msgspec.Struct, frozen=True, tag="copied"):
+class CopyResult(msgspec.Struct, frozen=True, tag="copied"):
     """The answer to a `Copy`: `tokens` whose KV waits under `pin`, 0 where nothing was pinned; how to pull it."""
 
     call: _Count
@@ -261,7 +261,7 @@ class Copied(msgspec.Struct, frozen=True, tag="copied"):
     transfer: dict[str, Any] = {}
 
 
-class Leased(msgspec.Struct, frozen=True, tag="leased"):
+class LeaseResult(msgspec.Struct, frozen=True, tag="leased"):
     """The answer to a `Lease`: whether it is granted, and who holds the lease now (nobody: an empty name)."""
 
     call: _Count
@@ -269,7 +269,7 @@ class Leased(msgspec.Struct, frozen=True, tag="leased"):
     granted: bool
 
 
-Event = Hello | Telemetry | Admitted | Predicted | Handover | Copied | Leased
+Event = Hello | Telemetry | KvReceived | Predicted | CutResult | CopyResult | LeaseResult
 
 
 def owner(key: str) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 
 from ares.policy.admission import loop
 from ares.policy.admission.state import (
-    ENTER,
+    ADMIT,
     INSIDE,
     RESUME,
     SUSPEND,
@@ -19,7 +19,7 @@ from ares.policy.admission.state import (
 from ares.policy.transfer import KEPT_S
 from ares.simulator.decisions import STALE_S, enter, place, refresh, rows_at
 from ares.simulator.heaps import compiled
-from ares.simulator.instance import note_suspended, poke
+from ares.simulator.instance import note_suspended, request_step
 from ares.simulator.prediction import WEIGHTS, see, weigh
 from ares.simulator.prefill import pinned_tokens, start_prefill, to_prefill
 from ares.simulator.queues import take_out
@@ -233,10 +233,10 @@ def _forget_admitted(state: State) -> None:
 
 @compiled
 def _carry_out(state: State, kind: int, request: int, instance: int, moment: float) -> None:
-    if kind == ENTER and len(state.prefill_free) > 0 and state.prefill_place[request] == NOBODY:  # its KV is gone
+    if kind == ADMIT and len(state.prefill_free) > 0 and state.prefill_place[request] == NOBODY:  # its KV is gone
         state.place[request] = instance
         to_prefill(state, request, moment)
-    elif kind == ENTER:
+    elif kind == ADMIT:
         give_first(state, request, moment)
         enter(state, request, instance, moment)
     elif kind == RESUME:
@@ -270,7 +270,7 @@ def begin_suspension(state: State, request: int, moment: float) -> None:
     state.movable[request] = 0
     state.leaving_list[instance, state.leaving_count[instance]] = request
     state.leaving_count[instance] += 1
-    poke(state, instance, moment)
+    request_step(state, instance, moment)
 
 
 @compiled

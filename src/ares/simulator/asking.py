@@ -9,11 +9,11 @@ from ares.policy import (
     Preset,
     admission_policy,
     choose_instance,
-    decide_entries,
+    decide_admissions,
     dispatcher,
 )
-from ares.policy.admission import Candidates, Entry
-from ares.policy.admission.state import ENTER, RESUME, SUSPEND
+from ares.policy.admission import AdmissionDecision, Candidates
+from ares.policy.admission.state import ADMIT, RESUME, SUSPEND
 from ares.policy.admission.state import WAITING as OUTSIDE_WAITING
 from ares.policy.cluster import IntArray
 from ares.policy.dispatch.base import ASK
@@ -34,7 +34,7 @@ from ares.simulator.state import (
 )
 from ares.simulator.telemetry import Telemetry
 
-_KINDS = {"enter": ENTER, "resume": RESUME, "suspend": SUSPEND}
+_KINDS = {"enter": ADMIT, "resume": RESUME, "suspend": SUSPEND}
 
 
 class Asking:
@@ -112,7 +112,7 @@ class Asking:
         outside = self._outside()
         rows = self._telemetry.requests[: len(cluster.location)].copy()
         candidates = self._candidates(outside, moment)
-        for entry in decide_entries(policy, cluster, candidates, running, self._newly_ended()):
+        for entry in decide_admissions(policy, cluster, candidates, running, self._newly_ended()):
             carry_out_asked(self._state, *_numbers(entry, rows, outside), moment)
 
     def _outside(self) -> IntArray:
@@ -146,7 +146,7 @@ class Asking:
         return lengths
 
 
-def _numbers(entry: Entry, rows: IntArray, outside: IntArray) -> tuple[int, int, int]:
+def _numbers(entry: AdmissionDecision, rows: IntArray, outside: IntArray) -> tuple[int, int, int]:
     """Return the kind, the request and the instance of an entry."""
     index = int(entry.index)
     request = rows[index] if entry.kind == "suspend" else outside[index]

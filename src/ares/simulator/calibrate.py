@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize
 
-from ares.simulator.profile import Hardware, Profile, ProfileError, StepLaw
+from ares.simulator.profile import Hardware, Profile, ProfileError, StepTimeModel
 from ares.simulator.recording import FloatArray, Recording, chosen, read_recording, request_times
 from ares.simulator.validate import replay, statistic
 
@@ -147,7 +147,7 @@ def scaled(
     compute = source.flops / target.flops
     reading = profile.weight_bytes / source.memory_bytes_s
     overhead = max(profile.step.base_s - reading, 0.0)
-    law = StepLaw(
+    law = StepTimeModel(
         base_s=overhead + weights / target.memory_bytes_s,
         per_request_s=profile.step.per_request_s,
         per_resident_token_s=profile.step.per_resident_token_s * memory * kv_bytes / profile.kv_bytes_per_token,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ares.policy import ADMISSIONS, DISPATCHERS, Preset, decide_moves, rebalancer
-from ares.policy.oom_avoidance import RescueSettings, beside, rescue
+from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom, exclude_conflicts
 from ares.simulator.admission import let_kv_go, refresh_and_admit, withdraw_preempted
 from ares.simulator.asking import Asking
 from ares.simulator.classes import SimulatedClass, apply, assign, names
@@ -231,7 +231,7 @@ class Simulation:
         policy = rebalancer(self.preset.rebalance, self.preset.rebalance_settings)
         acts = self.preset.moves
         rescues_any = self.preset.rescues and bool(state.scalars[HAS_PREDICTION])
-        lead = RescueSettings(lead_s=2.0 * self.period_s + self.decode[0].stall_s)
+        lead = OomAvoidanceSettings(lead_s=2.0 * self.period_s + self.decode[0].stall_s)
         span = max(float(work.arrival_s[-1]), 1.0)
         sampling = max(span / _SAMPLES, self.period_s if acts else 0.05)
         period = self.period_s if acts else sampling
@@ -260,9 +260,9 @@ class Simulation:
                 view = telemetry.view(now)
                 before = time.perf_counter()
                 rescues = (
-                    rescue(view, lead, partial(telemetry.progress, len(view.location), now)) if rescues_any else []
+                    avoid_oom(view, lead, partial(telemetry.progress, len(view.location), now)) if rescues_any else []
                 )
-                ordered = beside(decide_moves(policy, view), rescues)
+                ordered = exclude_conflicts(decide_moves(policy, view), rescues)
                 decisions.append(time.perf_counter() - before)
                 moves += telemetry.carry_out(rescues, ordered, now)
             if now >= next_sample:

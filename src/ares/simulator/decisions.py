@@ -13,10 +13,10 @@ from ares.policy.dispatch.base import ASK, ROUND_ROBIN, SMALLEST_PEAK
 from ares.policy.dispatch.least_loaded import least_loaded_choice as _least_loaded_choice
 from ares.policy.dispatch.round_robin import round_robin_choice as _round_robin_choice
 from ares.policy.forecast import intervals
-from ares.policy.forecast import staircase as plain_staircase
+from ares.policy.forecast import survival_steps as plain_staircase
 from ares.simulator.blocks import taken
 from ares.simulator.heaps import compiled
-from ares.simulator.instance import poke
+from ares.simulator.instance import request_step
 from ares.simulator.prediction import WEIGHTS, see
 from ares.simulator.queues import push_back
 from ares.simulator.state import (
@@ -38,7 +38,7 @@ _INTERVALS = intervals(GRID.tobytes())
 
 best_peak = loop.best_peak
 own_curve = loop.own_curve
-staircase = compiled(plain_staircase)
+survival_steps = compiled(plain_staircase)
 forecast_rows = kernels.forecast_rows
 least_loaded_choice = compiled(_least_loaded_choice)
 round_robin_choice = compiled(_round_robin_choice)
@@ -129,10 +129,12 @@ def enter(state: State, request: int, instance: int, moment: float) -> None:
     """Put a request into the waiting queue of an instance."""
     state.place[request] = instance
     state.status[request] = WAITING
-    blocked = state.head[instance] != NOBODY  # whoever waits already will be asked first, and needs no second poke
+    blocked = (
+        state.head[instance] != NOBODY
+    )  # whoever waits already will be asked first, and needs no second request_step
     push_back(state, instance, request)
     if not blocked or state.planned[instance] == 0:
-        poke(state, instance, moment)
+        request_step(state, instance, moment)
 
 
 @compiled
@@ -177,7 +179,7 @@ def refresh(state: State, instance: int, moment: float) -> None:
         row = _add(state, request, row, resident, remaining)
         request = state.follow[request]
     changes = np.empty(len(WEIGHTS))
-    staircase(WEIGHTS, changes)
+    survival_steps(WEIGHTS, changes)
     here = slice(instance, instance + 1)
     promised = np.zeros(1, np.int64)  # to moves that are on their way here
     promised[0] = state.promised[instance] * int(state.scalars[BLOCK_SIZE])

@@ -5,7 +5,7 @@ import numpy as np
 from ares.simulator.blocks import leave_slot
 from ares.simulator.decisions import reroute
 from ares.simulator.heaps import tree_set
-from ares.simulator.instance import release, settle
+from ares.simulator.instance import advance_to, release
 from ares.simulator.queues import take_first
 from ares.simulator.state import NOBODY, State
 
@@ -22,7 +22,7 @@ def fail_instance(state: State, instance: int, moment: float) -> None:
     """
     if not any(not closed for index, closed in enumerate(state.closed) if index != instance):
         raise ValueError(f"failure of decode instance {instance}: no other instance is left")
-    settle(state, instance, moment)
+    advance_to(state, instance, moment)
     state.closed[instance] = 1
     lost: list[int] = []
     while state.batch[instance] > 0:

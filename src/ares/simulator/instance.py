@@ -48,7 +48,7 @@ from ares.simulator.step_time import steps_by, steps_time
 
 
 @compiled
-def settle(state: State, instance: int, moment: float) -> None:
+def advance_to(state: State, instance: int, moment: float) -> None:
     """Bring an instance to the step that runs at `moment`; no boundary that needs a decision is crossed."""
     done = min(steps_by(state, instance, moment), state.planned[instance] - 1)
     if done <= 0:
@@ -69,13 +69,13 @@ def replan(state: State, instance: int) -> None:
 
 
 @compiled
-def poke(state: State, instance: int, moment: float) -> None:
+def request_step(state: State, instance: int, moment: float) -> None:
     """Make an instance look around at the next start of a step."""
     if state.planned[instance] == 0:
         state.time[instance] = moment
         tree_set(state.tree, instance, moment)
     elif state.planned[instance] > 1:
-        settle(state, instance, moment)
+        advance_to(state, instance, moment)
         state.planned[instance] = 1
         tree_set(state.tree, instance, state.time[instance] + steps_time(state, instance, 1))
 
@@ -87,14 +87,14 @@ def release(state: State, request: int, moment: float) -> None:
     if target == NOBODY:
         state.counters[BLOCK_ERRORS] += 1
         return
-    settle(state, target, moment)
+    advance_to(state, target, moment)
     state.free[target] += state.reserved[request]
     state.promised[target] -= state.reserved[request]
     state.reserved[request] = 0
     state.target[request] = NOBODY
     state.inbound_count[target] -= 1
     state.counters[MIGRATIONS_CANCELLED] += 1
-    poke(state, target, moment)
+    request_step(state, target, moment)
 
 
 @compiled
@@ -205,7 +205,7 @@ def _join_ready(state: State, instance: int) -> int:
         request = state.ready_list[instance, index]
         finish = state.step[instance] + state.output[request] - state.generated[request]
         need = blocks_for(state, tokens_at(state, request, finish, state.step[instance]) - 1)
-        # A move reserved blocks for an estimate of the length at its end: settle the difference.
+        # A move reserved blocks for an estimate of the length at its end: advance_to the difference.
         state.free[instance] += state.blocks[request] - need
         state.blocks[request] = 0
         state.status[request] = DECODING

@@ -5,7 +5,7 @@ import numpy as np
 from ares.simulator.admission import give_first, hand_out, look_again
 from ares.simulator.decisions import enter, reroute
 from ares.simulator.heaps import compiled, heap_pop, tree_first, tree_set
-from ares.simulator.instance import poke, wake
+from ares.simulator.instance import request_step, wake
 from ares.simulator.moves import copy_done, handover_done
 from ares.simulator.prefill import pinned_tokens, start_prefill, to_prefill
 from ares.simulator.state import (
@@ -70,7 +70,7 @@ def pull_done(state: State, request: int, moment: float) -> None:
     state.prefill_free[prefill] += pinned_tokens(state, request)
     state.ready_list[instance, state.ready_count[instance]] = request
     state.ready_count[instance] += 1
-    poke(state, instance, moment)
+    request_step(state, instance, moment)
     start_prefill(state, prefill, moment)
 
 

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from ares.simulator.blocks import blocks_for, tokens_at
 from ares.simulator.decisions import reroute
 from ares.simulator.heaps import compiled
-from ares.simulator.instance import poke, release, replan, settle
+from ares.simulator.instance import advance_to, release, replan, request_step
 from ares.simulator.prediction import see
 from ares.simulator.queues import schedule_event, transfer_end
 from ares.simulator.state import (
@@ -34,8 +34,8 @@ def begin_move(state: State, request: int, target: int, moment: float) -> bool:
     if state.status[request] != DECODING or engaged or source == target:
         return False
     occupied = state.batch[target] + state.prefilling[target] + state.inbound_count[target] + state.ready_count[target]
-    settle(state, source, moment)
-    settle(state, target, moment)
+    advance_to(state, source, moment)
+    advance_to(state, target, moment)
     tokens = tokens_at(state, request, state.slot_finish[source, state.slot[request]], state.step[source])
     end = transfer_end(state, state.egress_free[source], state.ingress_free[target], tokens, moment)
     step = max(steps_time(state, source, 1), 1e-4)
@@ -67,7 +67,7 @@ def copy_done(state: State, request: int, moment: float) -> None:
         source = state.place[request]
         state.leaving_list[source, state.leaving_count[source]] = request
         state.leaving_count[source] += 1
-        poke(state, source, moment)
+        request_step(state, source, moment)
     else:
         release(state, request, moment)
 
@@ -92,7 +92,7 @@ def handover_done(state: State, request: int, moment: float) -> None:
     state.ready_count[target] += 1
     state.moved[request] += 1
     state.counters[MIGRATIONS] += 1
-    poke(state, target, moment)
+    request_step(state, target, moment)
 
 
 @compiled
@@ -114,7 +114,7 @@ def observe(
     """
     rows = 0
     for instance in range(len(state.time)):
-        settle(state, instance, moment)
+        advance_to(state, instance, moment)
         step = state.step[instance]
         for at in range(state.batch[instance]):
             request = state.slot_request[instance, at]

@@ -18,7 +18,7 @@ _MOST = 1 << 53
 _CONFIG = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class StepLaw(BaseModel):
+class StepTimeModel(BaseModel):
     """Seconds of one engine step: base + the sum of the rest, each times its count."""
 
     model_config = _CONFIG
@@ -71,7 +71,7 @@ class Profile(BaseModel):
     max_num_batched_tokens: int = Field(default=2048, gt=0, lt=_MOST)
     watermark: float = Field(default=0.0, ge=0, lt=1)
     """Share of the blocks that admission leaves free while anything runs."""
-    step: StepLaw
+    step: StepTimeModel
     start_delay_s: float = Field(default=0.0, ge=0)
     """From a request's arrival to its place in the engine's queue."""
     bandwidth_bytes_s: float = Field(default=1.25e10, gt=0)

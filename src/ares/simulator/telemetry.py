@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ares.policy import Cluster, Move, Preset
+from ares.policy import Cluster, MigrationDecision, Preset
 from ares.policy.admission import Progress
 from ares.policy.cluster import IntArray
-from ares.policy.oom_avoidance import NOWHERE, Rescue
+from ares.policy.oom_avoidance import NO_TARGET, OomAction
 from ares.simulator.admission import begin_suspension
 from ares.simulator.moves import begin_move, observe
 from ares.simulator.prediction import LEVELS
@@ -88,13 +88,13 @@ class Telemetry:
             rank=state.rank[requests],
         )
 
-    def carry_out(self, rescues: list[Rescue], ordered: list[Move], now: float) -> list[MoveRecord]:
+    def carry_out(self, rescues: list[OomAction], ordered: list[MigrationDecision], now: float) -> list[MoveRecord]:
         """Begin the moves that their targets have room for, and suspend what fits nowhere."""
         begun: list[MoveRecord] = []
-        both: list[Rescue | Move] = [*rescues, *ordered]
+        both: list[OomAction | MigrationDecision] = [*rescues, *ordered]
         for one in both:
             request = int(self.requests[one.request])
-            if one.target == NOWHERE:
+            if one.target == NO_TARGET:
                 begin_suspension(self.state, request, now)
             elif begin_move(self.state, request, one.target, now):
                 begun.append(MoveRecord(now, request, one.source, one.target, one.reason))

@@ -7,14 +7,14 @@ import msgspec
 
 from ares.gateway.pool.generate import Delta
 from ares.gateway.session.placement import Emit
-from ares.gateway.session.session import Sequence
+from ares.gateway.session.session import Session
 from ares_dev.chaos import gateway
 
-give = Sequence._give
+give = Session._give
 lost: set[str] = set()
 
 
-async def losing(self: Sequence, batch: list[Delta], emit: Emit) -> bool:
+async def losing(self: Session, batch: list[Delta], emit: Emit) -> bool:
     async def lossy(batch: list[Delta]) -> bool:
         first, *others = batch
         return await emit([msgspec.structs.replace(first, token_ids=(first.token_ids or [])[1:]), *others])
@@ -25,7 +25,7 @@ async def losing(self: Sequence, batch: list[Delta], emit: Emit) -> bool:
     return await give(self, batch, lossy)
 
 
-Sequence._give = losing
+Session._give = losing
 
 if __name__ == "__main__":
     gateway.main()

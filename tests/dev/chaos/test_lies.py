@@ -10,21 +10,21 @@ import pytest
 
 from ares.gateway.pool.instance import Instance
 from ares.gateway.records.decision_log import DecisionLog
-from ares.protocol import messages as wire
+from ares.protocol import messages
 from ares_dev.chaos import gateway, lies
 from ares_dev.chaos.observe import Observer
 
-ROWS = [wire.Row("a/1/1", 300, 7, "running", (1.0, 2.0, 3.0)), wire.Row("a/2/1", 0, 0, "waiting")]
-LOAD = wire.Telemetry(5, 40, 1, 1, 2, 0.01, 100, 0, ROWS, held={"worker.leases": 2, "worker.remote_engines": 1})
+ROWS = [messages.Row("a/1/1", 300, 7, "running", (1.0, 2.0, 3.0)), messages.Row("a/2/1", 0, 0, "waiting")]
+LOAD = messages.Telemetry(5, 40, 1, 1, 2, 0.01, 100, 0, ROWS, held={"worker.leases": 2, "worker.remote_engines": 1})
 
 
-def told(liar: lies.Liar, load: wire.Event = LOAD) -> Any:
-    message = liar.told("decode-0", 128, wire.encode(load))
-    return wire.decode_event(message) if message is not None else None
+def told(liar: lies.TelemetryFaultInjector, load: messages.Event = LOAD) -> Any:
+    message = liar.told("decode-0", 128, messages.encode(load))
+    return messages.decode_event(message) if message is not None else None
 
 
 def test_nothing_is_changed_but_on_command() -> None:
-    liar = lies.Liar()
+    liar = lies.TelemetryFaultInjector()
     assert told(liar) == LOAD
     liar.change("decode-1", b'{"telemetry":"silent"}')
     assert told(liar) == LOAD
@@ -38,7 +38,7 @@ def test_nothing_is_changed_but_on_command() -> None:
     ],
 )
 def test_lies_about_the_load(lie: str, changes: dict[str, Any]) -> None:
-    liar = lies.Liar()
+    liar = lies.TelemetryFaultInjector()
     liar.change("decode-0", b'{"telemetry":"%s"}' % lie.encode())
     assert told(liar) == msgspec.structs.replace(LOAD, **changes)
     liar.change("decode-0", b'{"telemetry":null,"refuse":false}')
@@ -46,7 +46,7 @@ def test_lies_about_the_load(lie: str, changes: dict[str, Any]) -> None:
 
 
 def test_a_load_that_stands_still_is_that_of_the_beginning() -> None:
-    liar = lies.Liar()
+    liar = lies.TelemetryFaultInjector()
     later = msgspec.structs.replace(LOAD, sequence=6, running=9)
     for first in (LOAD, msgspec.structs.replace(LOAD, running=4)):
         liar.change("decode-0", b'{"telemetry":"constant"}')
@@ -57,39 +57,39 @@ def test_a_load_that_stands_still_is_that_of_the_beginning() -> None:
 
 
 def test_what_cannot_be_is_no_message() -> None:
-    liar = lies.Liar()
+    liar = lies.TelemetryFaultInjector()
     liar.change("decode-0", b'{"telemetry":"absurd"}')
     with pytest.raises(msgspec.DecodeError):
         told(liar)
 
 
 def test_silence_is_that_of_telemetry_only() -> None:
-    liar = lies.Liar()
+    liar = lies.TelemetryFaultInjector()
     liar.change("decode-0", b'{"telemetry":"silent"}')
     assert told(liar) is None
-    answer = wire.Leased(1, "a", True)
+    answer = messages.LeaseResult(1, "a", True)
     assert told(liar, answer) == answer
 
 
 def test_predictions_of_what_runs() -> None:
-    liar = lies.Liar()
+    liar = lies.TelemetryFaultInjector()
     liar.change("decode-0", b'{"predictions":"negative"}')
     assert [row.remaining for row in told(liar).rows] == [(-300.0, -200.0, -100.0), None]
 
 
 async def test_an_instance_hears_lies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Instance, "_receive", Instance._receive)
-    liar = lies.Liar()
+    liar = lies.TelemetryFaultInjector()
     lies.install(liar)
     async with aiohttp.ClientSession() as http:
         instance: Any = Instance("http://127.0.0.1:9", http, 0.1)
         instance.name = "decode-0"
         for lie, running in (("silent", None), ("empty", 0), ("absurd", 0)):
             liar.change("decode-0", b'{"telemetry":"%s"}' % lie.encode())
-            await instance._receive(wire.encode(LOAD), None)
+            await instance._receive(messages.encode(LOAD), None)
             assert (instance.telemetry and instance.telemetry.running) == running
         liar.change("decode-0", b'{"telemetry":null}')
-        await instance._receive(wire.encode(LOAD), None)
+        await instance._receive(messages.encode(LOAD), None)
         assert instance.telemetry == LOAD
 
 
@@ -129,13 +129,13 @@ def test_decisions_fail_by_their_own_number(monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_a_real_engine_tells() -> None:
     observer = Observer("decode-0", "http://127.0.0.1:9", None)  # type: ignore[arg-type] # it asks nobody
     assert observer.counters() is None
-    observer.take(wire.encode(LOAD))
+    observer.take(messages.encode(LOAD))
     heard = observer.counters()
     assert heard is not None
     assert heard["generating"] == ["a/1/1"]
     # What connects engines stays; what belongs to requests must not.
     assert heard["worker.leases"] == 2
     assert "worker.remote_engines" not in heard
-    observer.take(wire.encode(msgspec.structs.replace(LOAD, kv_blocks_used=-1)))
+    observer.take(messages.encode(msgspec.structs.replace(LOAD, kv_blocks_used=-1)))
     (malformed,) = observer.malformed
     assert "kv_blocks_used" in malformed

@@ -10,9 +10,9 @@ pytestmark = [pytest.mark.engines, pytest.mark.timeout(240)]
 
 
 def begun(prompt: list[int], computed: int, scheduled: int, params: dict[str, Any]) -> Any:
-    from ares.engine.prediction.hidden_states import Tap
+    from ares.engine.prediction.hidden_states import HiddenStateHook
 
-    tap = Tap(SimpleNamespace(compute_logits=lambda states: states))
+    tap = HiddenStateHook(SimpleNamespace(compute_logits=lambda states: states))
     new = SimpleNamespace(
         req_id="r",
         prompt_token_ids=prompt,

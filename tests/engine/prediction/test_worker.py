@@ -51,9 +51,9 @@ class Bench:
 
 
 def request(name: str, position: int = -1, **params: Any) -> Any:
-    from ares.engine.prediction.hidden_states import TappedRequest
+    from ares.engine.prediction.hidden_states import HookedRequest
 
-    return TappedRequest(name, [1, 2, 3], SimpleNamespace(extra_args={"kv_transfer_params": params}), position, [])
+    return HookedRequest(name, [1, 2, 3], SimpleNamespace(extra_args={"kv_transfer_params": params}), position, [])
 
 
 def test_new_requests_are_predicted_together_and_soon() -> None:

@@ -18,7 +18,7 @@ from ares.gateway.records.replay import ReplayError, replay
 from ares.gateway.service import COMMANDED, Gateway
 from ares.gateway.session.objectives import Objective
 from ares.policy import Cluster, forecast
-from ares.policy.admission import Candidates, Entry, Progress
+from ares.policy.admission import AdmissionDecision, Candidates, Progress
 from tests.gateway.fakes import Work, eventually, instances
 from tests.gateway.running import VOCABULARY
 from tests.gateway.test_service import Client, configuration, sample, started
@@ -51,7 +51,7 @@ async def cluster(folder: Path, *, kv_blocks: int = 40, **settings: Any) -> Asyn
 def teach(gateway: Gateway, tokens: int) -> None:
     """Let the gateway believe that outputs have so many tokens."""
     for _ in range(100):
-        gateway.controller.viewer.lengths.add(tokens)
+        gateway.controller.snapshots.lengths.add(tokens)
 
 
 async def test_a_request_waits_until_it_fits_and_misses_nothing(model_folder: Path) -> None:
@@ -222,8 +222,8 @@ async def test_a_static_preset_leaves_the_preempted_to_the_engine(model_folder: 
         await eventually(lambda: len(client.tokens) == 30, 20)
         full = next(fake for fake in fakes[1:] if fake.running)
         full.preempted |= set(full.running)
-        await eventually(lambda: bool(gateway.controller.viewer.view(gateway.sequences.values()).preempted))
-        view = gateway.controller.viewer.view(gateway.sequences.values())
+        await eventually(lambda: bool(gateway.controller.snapshots.view(gateway.sequences.values()).preempted))
+        view = gateway.controller.snapshots.view(gateway.sequences.values())
         assert view.cluster.resident_tokens.tolist() == [view.sequences[0].tokens]  # it takes them before all others
         full.preempted.clear()
         for fake in fakes[1:]:
@@ -250,7 +250,7 @@ async def test_memory_is_forecast_in_blocks(model_folder: Path) -> None:
 
 
 def held_now(gateway: Gateway) -> float:
-    cluster = gateway.controller.viewer.view(gateway.sequences.values()).cluster
+    cluster = gateway.controller.snapshots.view(gateway.sequences.values()).cluster
     return float(forecast(cluster, np.zeros(1, np.int64)).held.sum())
 
 
@@ -292,7 +292,7 @@ async def test_a_commanded_move_is_not_undone_for_a_while(model_folder: Path, tm
         gateway.controller.use_preset("ares-no-prediction")
         periods = sum_of(gateway, "kept", "moved")
         await eventually(lambda: sum_of(gateway, "kept", "moved") >= periods + 10, 30)
-        view = gateway.controller.viewer.view(gateway.sequences.values())
+        view = gateway.controller.snapshots.view(gateway.sequences.values())
         if rest_s:
             assert sequence.instance is target
             assert view.cluster.placed.tolist() == [name == "ours" for name in view.cluster.requests]
@@ -346,7 +346,7 @@ async def test_who_is_held_does_not_enter_where_its_state_would_be_lost(model_fo
 async def test_an_entrance_that_throws_lets_everybody_in(model_folder: Path) -> None:
     async with cluster(model_folder) as (gateway, _):
 
-        def broken(cluster: Cluster, candidates: Candidates, running: Progress) -> list[Entry]:
+        def broken(cluster: Cluster, candidates: Candidates, running: Progress) -> list[AdmissionDecision]:
             raise RuntimeError("a bug in the policy")
 
         gateway.controller.admission.policy.decide = broken  # type: ignore[method-assign]
@@ -402,7 +402,7 @@ async def test_huge_predictions_end_at_the_limit(model_folder: Path) -> None:
         client = Client(gateway, 100, prompt=[5] * 20)
         sequence = await client.reached(10)
         await eventually(lambda: sequence.predicted is not None or bool(gateway.pool))
-        seen = gateway.controller.viewer.view(gateway.sequences.values()).cluster.remaining_tokens
+        seen = gateway.controller.snapshots.view(gateway.sequences.values()).cluster.remaining_tokens
         assert seen is not None
         assert (seen <= 100).all()
         for fake in fakes[1:]:

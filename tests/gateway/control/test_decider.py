@@ -12,7 +12,7 @@ import pytest
 
 from ares.gateway.control.decider import Decider
 from ares.gateway.records.replay import replay
-from ares.policy import Cluster, DecisionError, Move, Rebalance, decide_moves
+from ares.policy import Cluster, DecisionError, MigrationDecision, Rebalance, decide_moves
 from tests.gateway.control.test_controller import cluster
 from tests.gateway.fakes import eventually
 from tests.gateway.test_service import Client, sample
@@ -26,7 +26,7 @@ class Waits(Rebalance):
     def __init__(self) -> None:
         self.asked, self.go = 0, threading.Event()
 
-    def decide(self, cluster: Cluster) -> list[Move]:
+    def decide(self, cluster: Cluster) -> list[MigrationDecision]:
         self.asked += 1
         self.go.wait(20)
         return []
@@ -53,7 +53,7 @@ async def test_a_policy_that_takes_too_long_is_asked_again_only_when_it_has_answ
 class Answers(Rebalance):
     name = "answers"
 
-    def decide(self, cluster: Cluster) -> list[Move]:
+    def decide(self, cluster: Cluster) -> list[MigrationDecision]:
         return []
 
 
@@ -73,17 +73,17 @@ def test_each_kind_of_fault_is_said_once(caplog: pytest.LogCaptureFixture) -> No
     assert decider.faults == {"gain": 3, "late": 1}
 
 
-def twice(view: Cluster) -> list[Move]:
+def twice(view: Cluster) -> list[MigrationDecision]:
     row = int(view.movable.argmax())
     source = int(view.location[row])
-    return [Move(row, source, 1 - source, 1.0, "x")] * 2
+    return [MigrationDecision(row, source, 1 - source, 1.0, "x")] * 2
 
 
 def nothing(view: Cluster) -> Any:
     return None
 
 
-def stays(view: Cluster) -> list[Move]:
+def stays(view: Cluster) -> list[MigrationDecision]:
     move = twice(view)[0]
     return [replace(move, target=move.source)]
 

@@ -17,8 +17,8 @@ from ares.config import GatewayConfig
 from ares.engine.control import ControlChannel
 from ares.gateway.pool.generate import EngineLostError
 from ares.gateway.service import Gateway
-from ares.gateway.session.session import Sequence
-from ares.protocol import messages as wire
+from ares.gateway.session.session import Session
+from ares.protocol import messages
 from tests.gateway import fakes as stand_ins
 from tests.gateway.fakes import FakeInstance, instances
 from tests.gateway.http.test_app import serving
@@ -44,7 +44,7 @@ def patient(fakes: list[FakeInstance]) -> GatewayConfig:
     return configuration(fakes, handover_timeout_s=10)
 
 
-def on(gateway: Gateway, name: str) -> list[Sequence]:
+def on(gateway: Gateway, name: str) -> list[Session]:
     return [s for s in gateway.sequences.values() if s.instance is not None and s.instance.name == name]
 
 
@@ -263,7 +263,7 @@ async def test_a_restarted_instance_is_closed_until_its_server_answers(
     await fakes[1].die()
     asked = 0
 
-    def snapshot() -> wire.Telemetry:
+    def snapshot() -> messages.Telemetry:
         nonlocal asked
         asked += 1
         return load
@@ -303,7 +303,7 @@ async def test_a_restarted_instance_is_closed_until_its_server_answers(
     ],
 )
 async def test_the_last_open_instance_of_its_kind_is_drained_by_force_only(
-    model_folder: Path, roles: tuple[wire.Role, ...], name: str, why: str | None
+    model_folder: Path, roles: tuple[messages.Role, ...], name: str, why: str | None
 ) -> None:
     async with instances(*roles, vocabulary=VOCABULARY) as made, serving(made, model_folder) as service:
         await eventually(lambda: all(i.open for i in service.gateway.pool.instances))

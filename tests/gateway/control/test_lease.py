@@ -11,7 +11,7 @@ import pytest
 
 from ares.gateway.records.replay import replay
 from ares.gateway.service import Gateway
-from ares.protocol import messages as wire
+from ares.protocol import messages
 from tests.gateway.fakes import FakeInstance, eventually, expected, instances
 from tests.gateway.running import VOCABULARY
 from tests.gateway.test_service import Client, configuration, find, sample, started, view
@@ -246,7 +246,7 @@ async def test_requests_of_others_are_rows_that_cannot_be_moved(
         seen = view(gateway)
         cluster = seen.cluster
         assert cluster.requests[0] == "ours"
-        assert {wire.owner(str(key)) for key in cluster.requests[1:]} == {other.name}
+        assert {messages.owner(str(key)) for key in cluster.requests[1:]} == {other.name}
         assert cluster.movable.tolist() == [True, False, False]
         await eventually(lambda: view(gateway).cluster.resident_tokens.tolist() == [40, 40, 40])
         assert cluster.block_tokens == 16
@@ -256,7 +256,7 @@ async def test_requests_of_others_are_rows_that_cannot_be_moved(
             assert len(getattr(seen.running, name)) == 3
         assert np.isfinite(seen.running.tpot_s).all()
         # At an arrival nobody looks at rows.
-        loads = gateway.controller.viewer.loads
+        loads = gateway.controller.snapshots.loads
         await eventually(lambda: loads(gateway.sequences.values()).cluster.load_tokens().sum() == 120)
         assert loads(gateway.sequences.values()).cluster.requests == ()
         await eventually(lambda: decided(gateway) >= 2)

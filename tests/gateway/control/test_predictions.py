@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-from ares.gateway.control.predictions import Scorekeeper, predicted, predicted_peak
+from ares.gateway.control.predictions import PredictionScores, predicted, predicted_peak
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool import generate as engine
 from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import Pool
 from ares.gateway.records.metrics import Metrics
 from ares.gateway.records.window import Window
-from ares.protocol import messages as wire
+from ares.protocol import messages
 from tests.gateway.fakes import FakeInstance, eventually
 
 
-def row(resident: int, median: float | None, state: Any = "running") -> wire.Row:
-    return wire.Row("k", resident, 0, state, None if median is None else (1.0, median, 2 * median))
+def row(resident: int, median: float | None, state: Any = "running") -> messages.Row:
+    return messages.Row("k", resident, 0, state, None if median is None else (1.0, median, 2 * median))
 
 
 def sequence(emitted: int) -> Any:
@@ -32,7 +32,7 @@ def sample(metrics: Metrics, position: int, side: str, name: str = "sum") -> flo
 
 def test_the_first_prediction_of_each_stage_is_judged() -> None:
     metrics = Metrics()
-    scores = Scorekeeper(metrics, Window())
+    scores = PredictionScores(metrics, Window())
     for output, median in ((1, 50.0), (20, 10.0), (70, 40.0), (80, 0.0)):
         scores.look([sequence(output)], {"k": row(10 + output, median)})
     scores.finished(sequence(100))
@@ -43,7 +43,7 @@ def test_the_first_prediction_of_each_stage_is_judged() -> None:
 
 def test_what_did_not_finish_is_not_judged() -> None:
     metrics = Metrics()
-    scores = Scorekeeper(metrics, Window())
+    scores = PredictionScores(metrics, Window())
     scores.look([sequence(5)], {"k": row(15, 50.0)})
     scores.forget(sequence(5))
     scores.finished(sequence(100))
@@ -52,7 +52,7 @@ def test_what_did_not_finish_is_not_judged() -> None:
 
 def test_rows_without_a_usable_prediction_are_passed_over() -> None:
     metrics = Metrics()
-    scores = Scorekeeper(metrics, Window())
+    scores = PredictionScores(metrics, Window())
     for found in (row(15, None), row(15, float("nan")), row(15, 3.0, "waiting")):
         scores.look([sequence(5)], {"k": found})
     scores.finished(sequence(100))
@@ -60,16 +60,16 @@ def test_rows_without_a_usable_prediction_are_passed_over() -> None:
 
 
 def test_predicted_sums_medians() -> None:
-    def load(*rows: wire.Row) -> wire.Telemetry:
-        return wire.Telemetry(1, 0, 0, 0, 0, 0.0, 0, 0, list(rows))
+    def load(*rows: messages.Row) -> messages.Telemetry:
+        return messages.Telemetry(1, 0, 0, 0, 0, 0.0, 0, 0, list(rows))
 
     assert predicted(load(row(1, 5.0), row(1, 7.0), row(1, None))) == 12
     assert predicted(load(row(1, None))) is None
     assert predicted(load()) is None
 
 
-def load(*rows: wire.Row) -> wire.Telemetry:
-    return wire.Telemetry(1, 0, len(rows), 0, 0, 0.0, 0, 0, list(rows))
+def load(*rows: messages.Row) -> messages.Telemetry:
+    return messages.Telemetry(1, 0, len(rows), 0, 0, 0.0, 0, 0, list(rows))
 
 
 def test_predicted_peak() -> None:
@@ -113,6 +113,6 @@ async def test_predictions_that_nobody_asks_for_are_forgotten(
 ) -> None:
     monkeypatch.setattr("ares.gateway.pool.instance._REMEMBERED", 3)
     for number in range(5):
-        fakes[0].post(wire.Predicted(f"key-{number}", (1.0, 2.0, 3.0)))
+        fakes[0].post(messages.Predicted(f"key-{number}", (1.0, 2.0, 3.0)))
     await eventually(lambda: prefill.predicted("key-4") is not None, 15)
     assert [number for number in range(5) if prefill.predicted(f"key-{number}")] == [2, 3, 4]

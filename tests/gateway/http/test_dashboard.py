@@ -17,7 +17,7 @@ from ares.gateway.http import dashboard
 from ares.gateway.http import events as feed
 from ares.gateway.http.responses import RememberSend
 from ares.gateway.http.server import Server
-from ares.gateway.session.handover import Migration
+from ares.gateway.session.handover import MigrationRecord
 from tests.gateway.fakes import FakeInstance, eventually, free_port, instances
 from tests.gateway.http.test_app import Service, failure, serving
 from tests.gateway.running import VOCABULARY
@@ -67,8 +67,8 @@ async def until(events: AsyncIterator[tuple[str, Any]], wanted: Any) -> Any:
     raise AssertionError("the feed ended")
 
 
-def move(number: int) -> Migration:
-    return Migration(f"r{number}", "decode-0", "decode-1", "test", outcome="moved", started_at=float(number))
+def move(number: int) -> MigrationRecord:
+    return MigrationRecord(f"r{number}", "decode-0", "decode-1", "test", outcome="moved", started_at=float(number))
 
 
 async def test_the_page_and_its_parts(service: Service) -> None:

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from ares.gateway.pool.discovery import Served, another_model
-from ares.protocol import messages as wire
+from ares.protocol import messages
 from tests.gateway.fakes import FakeInstance, eventually, free_port, instances
 from tests.gateway.http.test_app import MODEL, serving
 from tests.gateway.running import VOCABULARY
@@ -18,8 +18,8 @@ from tests.gateway.running import VOCABULARY
 KEY, OTHER_KEY = "k" * 32, "o" * 32
 
 
-def said(*names: str, **shape: int) -> wire.Description:
-    return wire.Description("d0", "decode", "boot", "tcp://127.0.0.1:1", list(names), shape)
+def said(*names: str, **shape: int) -> messages.Description:
+    return messages.Description("d0", "decode", "boot", "tcp://127.0.0.1:1", list(names), shape)
 
 
 SHAPE = {"vocab_size": 49152, "hidden_size": 576, "num_hidden_layers": 30}
@@ -46,7 +46,7 @@ SHAPE = {"vocab_size": 49152, "hidden_size": 576, "num_hidden_layers": 30}
         (said(), Served(("org/model",), SHAPE), None),
     ],
 )
-def test_another_model(theirs: wire.Description, ours: Served, wrong: str | None) -> None:
+def test_another_model(theirs: messages.Description, ours: Served, wrong: str | None) -> None:
     found = another_model(theirs, ours)
     assert (found is None) == (wrong is None), found
     assert wrong is None or wrong in str(found)

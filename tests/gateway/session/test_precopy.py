@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from ares.gateway.service import COMMANDED, Gateway
-from ares.gateway.session.handover import Migration, NotMovableError
+from ares.gateway.session.handover import MigrationRecord, NotMovableError
 from ares.gateway.session.precopy import WantedMode
-from ares.gateway.session.session import Sequence
+from ares.gateway.session.session import Session
 from tests.gateway.fakes import FakeInstance, eventually, instances
 from tests.gateway.running import VOCABULARY
 from tests.gateway.test_service import Client, configuration, find, sample, started
@@ -40,16 +40,16 @@ class Copying:
         self.client = Client(gateway, maximum, prompt=PROMPT)
         self.maximum = maximum
 
-    async def running(self) -> Sequence:
+    async def running(self) -> Session:
         sequence = await self.client.reached(5)
         find(self.gateway, "decode-1").draining = False
         return sequence
 
-    async def move(self, sequence: Sequence, mode: WantedMode = "pre_copy") -> Migration:
+    async def move(self, sequence: Session, mode: WantedMode = "pre_copy") -> MigrationRecord:
         target = find(self.gateway, "decode-1")
         return await asyncio.wait_for(self.gateway.migrate(sequence, target, "test", COMMANDED, mode), 10)
 
-    async def begun(self, sequence: Sequence) -> "asyncio.Task[Migration]":
+    async def begun(self, sequence: Session) -> "asyncio.Task[MigrationRecord]":
         """Order the move; the copy has begun, and ends when the target is no longer silent."""
         self.target.faults.silent_stream = True
         move = asyncio.create_task(self.move(sequence))

@@ -8,7 +8,7 @@ from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import Delta, EngineLostError
 from ares.gateway.session import handover as migration
 from ares.gateway.session.handover import NotMovableError
-from ares.gateway.session.session import Sequence
+from ares.gateway.session.session import Session
 from tests.gateway.fakes import EOS, eventually
 from tests.gateway.running import PROMPT, Bench, Run, Start, hold, undisturbed
 
@@ -138,7 +138,7 @@ async def test_a_client_that_reads_slowly_loses_nothing_in_a_move(
         return False
 
     slow_tokens: list[int] = []
-    slow_run = Sequence("slow", PROMPT, Sampling({}, 300), bench, 5.0)
+    slow_run = Session("slow", PROMPT, Sampling({}, 300), bench, 5.0)
     task = asyncio.create_task(slow_run.run(slow))
     fake = bench.fakes["decode-0"]
     await fake.until(lambda: any(len(work.output) > 120 for work in fake.running.values()))

@@ -23,7 +23,7 @@ from ares.policy.registering import REGISTRIES
 from ares.simulator.cluster import Outcome, Simulation
 from ares.simulator.error_model_files import error_model
 from ares.simulator.error_models import ERROR_MODELS, ErrorModel
-from ares.simulator.profile import Profile, StepLaw
+from ares.simulator.profile import Profile, StepTimeModel
 from ares.traces import Workload
 
 FloatArray = NDArray[np.float64]
@@ -120,7 +120,7 @@ def _profile(row: Instance, law: Sequence[float], base_s: float, models: CostMod
         block_size=row.block_size,
         max_num_seqs=row.max_num_seqs or _USUAL_SEQUENCES,
         max_num_batched_tokens=row.max_num_batched_tokens or _USUAL_BATCH,
-        step=StepLaw(
+        step=StepTimeModel(
             base_s=base_s,
             per_request_s=law[1],
             per_resident_token_s=law[2],

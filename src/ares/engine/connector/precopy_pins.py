@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ares.engine.vllm_api import RequestStatus
-from ares.protocol import messages as wire
+from ares.protocol import messages
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ class Copies:
 
     def ids_of(self, gateway: str) -> list[str]:
         """Return the ids of the leases on everything that is pinned for a gateway."""
-        return [pinned.request_id for pinned in self._held.values() if wire.owner(pinned.pin) == gateway]
+        return [pinned.request_id for pinned in self._held.values() if messages.owner(pinned.pin) == gateway]
 
     def free(self, manager: Any, ended: set[str]) -> None:
         """Free the pins whose lease is among `ended`, and take these out: vLLM knows no request of that id."""

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 # The field of kv_transfer_params that asks for it.
 RESTORE = "ares_restore"
-# What a restored request carries exactly, as in `wire.Hello.carries`.
+# What a restored request carries exactly, as in `messages.Hello.carries`.
 _OUTPUT, _SEED, _GRAMMAR = "output", "seed", "structured_outputs"
 
 

@@ -26,7 +26,7 @@ from ares.engine.vllm_api import (
     Request,
     RequestStatus,
 )
-from ares.protocol import messages as wire
+from ares.protocol import messages
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +69,11 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         self.kv_cache_manager: Any = None
         settings = instance.current()
         parallel = vllm_config.parallel_config
-        hello = wire.Hello(
+        hello = messages.Hello(
             name=settings.name,
             role=settings.role,
             boot=settings.boot,
-            peer=wire.Peer(
+            peer=messages.Peer(
                 engine_id=self.engine_id,
                 host=self.side_channel_host,
                 port=self.side_channel_port,
@@ -183,13 +183,13 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             if (tracked := self._tracked.get(request_id)) is not None:
                 tracked.prediction = prediction
             elif (key := self._prefilled.get(request_id)) is not None:
-                self._channel.post(wire.Predicted(key, prediction.remaining))
+                self._channel.post(messages.Predicted(key, prediction.remaining))
 
     def _admitted(self, tracked: Tracked, *, failed: bool) -> None:
         tracked.admitted = True
         if tracked.key is not None:
             pulled = 0 if failed else tracked.pulled
-            self._channel.post(wire.Admitted(tracked.key, pulled, failed, tracked.queued_s))
+            self._channel.post(messages.KvReceived(tracked.key, pulled, failed, tracked.queued_s))
 
     def request_finished(self, request: Request, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
         """Pin the KV of a request that was cut; let every other end go vLLM's way."""
@@ -227,7 +227,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
 
     def _note_pin(self, key: str, request_id: str) -> None:
         """Take note of a new pin: should its gateway be gone already, nobody may come for it."""
-        if wire.owner(key) in self._channel.gone:
+        if messages.owner(key) in self._channel.gone:
             self._orders.orphaned.add(request_id)
 
     def _answer(self, tracked: Tracked, transfer: dict[str, Any] | None) -> None:
@@ -235,7 +235,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         assert tracked.key is not None  # noqa: S101 - likewise: only requests with a key are cut
         output = tracked.request.output_token_ids
         self._channel.post(
-            wire.Handover(
+            messages.CutResult(
                 call=tracked.cut.call,
                 key=tracked.key,
                 outcome="finished" if transfer is None else "pinned",
@@ -272,22 +272,22 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
 
     def _carry_out(self, sender: bytes, command: Order, scheduled: dict[str, int]) -> None:
         match command:
-            case wire.Cut():
+            case messages.Cut():
                 self._cut(sender, command, scheduled)
-            case wire.Copy():
+            case messages.Copy():
                 self._copy(sender, command)
-            case wire.Release(key=key):
+            case messages.Release(key=key):
                 self._orders.release.update(self._copies.ids(key))
                 if (request_id := self._pinned_by_key.get(key)) is not None:
                     self._orders.release.add(request_id)
                 elif (tracked := self._by_key.get(key)) is not None:
                     tracked.unwanted = True
-            case wire.Connect(peers=peers):
+            case messages.Connect(peers=peers):
                 self._orders.connect.extend(p for p in peers if p.engine_id != self.engine_id)
             case Gone(gateway=gateway):
                 self._orders.orphaned.update(self._copies.ids_of(gateway))
                 kept = self._pinned_by_key.items()
-                self._orders.orphaned.update(request_id for key, request_id in kept if wire.owner(key) == gateway)
+                self._orders.orphaned.update(request_id for key, request_id in kept if messages.owner(key) == gateway)
             case Abandoned(gateway=gateway):
                 self._abandon(gateway, scheduled)
 
@@ -296,7 +296,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         if gateway not in self._channel.gone:
             return
         for key, tracked in self._by_key.items():
-            if wire.owner(key) != gateway or tracked.cut is not None:
+            if messages.owner(key) != gateway or tracked.cut is not None:
                 continue
             request = tracked.request
             tracked.unwanted = True
@@ -304,17 +304,17 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             if limit < request.max_tokens:
                 request.max_tokens = limit
                 tracked.abandoned = True
-            logger.warning("%s ends: its gateway has been gone for %g s", key, wire.ABANDONED_S)
+            logger.warning("%s ends: its gateway has been gone for %g s", key, messages.ABANDONED_S)
 
-    def _cut(self, sender: bytes, command: wire.Cut, scheduled: dict[str, int]) -> None:
+    def _cut(self, sender: bytes, command: messages.Cut, scheduled: dict[str, int]) -> None:
         tracked = self._by_key.get(command.key)
         if tracked is None:
-            self._channel.post(wire.Handover(command.call, command.key, "unknown"), sender)
+            self._channel.post(messages.CutResult(command.call, command.key, "unknown"), sender)
             return
         request = tracked.request
         limit = _in_flight(request, scheduled)
         if limit == request.num_output_tokens or tracked.cut is not None:
-            self._channel.post(wire.Handover(command.call, command.key, "not_running"), sender)
+            self._channel.post(messages.CutResult(command.call, command.key, "not_running"), sender)
             return
         tracked.cut = Cut(sender, command.call)
         if limit < request.max_tokens:
@@ -323,10 +323,10 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             # It ends by its own limit in this very step: nothing to pin, and the answer will say so.
             tracked.unwanted = True
 
-    def _copy(self, sender: bytes, command: wire.Copy) -> None:
+    def _copy(self, sender: bytes, command: messages.Copy) -> None:
         tracked = self._by_key.get(command.key)
         if tracked is None or tracked.request.status != RequestStatus.RUNNING or not self._pulls.plain:
-            self._channel.post(wire.Copied(command.call, command.pin), sender)
+            self._channel.post(messages.CopyResult(command.call, command.pin), sender)
             return
         pinned = self._copies.pin(self.kv_cache_manager, tracked.request, command.pin, command.most)
         transfer = None
@@ -336,7 +336,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             _, transfer = super().request_finished(pinned, (pinned.block_ids,))
             self._note_pin(command.pin, pinned.request_id)
         tokens = pinned.num_computed_tokens if pinned is not None else 0
-        self._channel.post(wire.Copied(command.call, command.pin, tokens, transfer or {}), sender)
+        self._channel.post(messages.CopyResult(command.call, command.pin, tokens, transfer or {}), sender)
 
     def has_pending_push_work(self) -> bool:
         """Keep an engine that is awake turning until commands are carried out and nothing is being copied from it."""
@@ -344,13 +344,13 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
 
     # --- telemetry ---
 
-    def snapshot(self) -> wire.Telemetry:
+    def snapshot(self) -> messages.Telemetry:
         """Read the load. Runs on the channel's thread: copies first, and never writes to vLLM's objects."""
         rows = []
         running = waiting = preempted = 0
         for tracked in list(self._tracked.values()):
             request = tracked.request
-            state: wire.RequestState
+            state: messages.RequestState
             if tracked.ahead:
                 state = "copying"
             elif request.status == RequestStatus.RUNNING:
@@ -362,11 +362,11 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             preempted += request.num_preemptions
             if tracked.key is not None:
                 resident = request.num_tokens if state in {"loading", "running"} else 0
-                rows.append(wire.Row(tracked.key, resident, tracked.output, state, tracked.remaining()))
+                rows.append(messages.Row(tracked.key, resident, tracked.output, state, tracked.remaining()))
         self._sequence += 1
         pool = self.kv_cache_manager.block_pool if self.kv_cache_manager is not None else None
         used = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks() if pool is not None else 0
-        return wire.Telemetry(
+        return messages.Telemetry(
             sequence=self._sequence,
             kv_blocks_used=used,
             running=running,

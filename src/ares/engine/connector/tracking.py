@@ -7,7 +7,7 @@ from typing import Any
 from ares.engine.connector.pull import AHEAD
 from ares.engine.prediction.mailbox import Prediction
 from ares.engine.vllm_api import NixlConnectorMetadata
-from ares.protocol import messages as wire
+from ares.protocol import messages
 
 
 @dataclass(slots=True)
@@ -84,7 +84,7 @@ class ConnectorMetadata(NixlConnectorMetadata):  # type: ignore[misc]
 
     release: frozenset[str] = frozenset()
     orphaned: frozenset[str] = frozenset()
-    connect: tuple[wire.Peer, ...] = ()
+    connect: tuple[messages.Peer, ...] = ()
     pull_now: frozenset[str] = frozenset()
 
 
@@ -94,7 +94,7 @@ class Orders:
 
     release: set[str] = field(default_factory=set)
     orphaned: set[str] = field(default_factory=set)
-    connect: list[wire.Peer] = field(default_factory=list)
+    connect: list[messages.Peer] = field(default_factory=list)
     pull_now: set[str] = field(default_factory=set)
 
     def __bool__(self) -> bool:

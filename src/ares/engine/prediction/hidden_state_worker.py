@@ -6,19 +6,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ares.engine.connector.resume_output import RestoringWorker
-from ares.engine.prediction.hidden_states import Step, Tap
+from ares.engine.prediction.hidden_states import HiddenStateHook, Step
 from ares.predictor.shards import half
 
 
-class TappedWorker(RestoringWorker):
+class HiddenStateWorker(RestoringWorker):
     """The platform's worker that sees every step's hidden states."""
 
-    tap: Tap
+    tap: HiddenStateHook
 
     def load_model(self, **kwargs: Any) -> None:
         """Load the model, then tap it."""
         super().load_model(**kwargs)
-        self.tap = Tap(self.model_runner.get_model())
+        self.tap = HiddenStateHook(self.model_runner.get_model())
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Run the model; a step that samples nothing ends here."""
@@ -40,7 +40,7 @@ class TappedWorker(RestoringWorker):
         raise NotImplementedError
 
 
-class CollectingWorker(TappedWorker):
+class CollectingWorker(HiddenStateWorker):
     """Keeps the states of every k-th token until they are asked for (`collective_rpc`)."""
 
     _every = 0

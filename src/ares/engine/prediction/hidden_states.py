@@ -19,7 +19,7 @@ OUTPUT = "ares_output"
 
 
 @dataclass(slots=True)
-class TappedRequest:
+class HookedRequest:
     """A request as the worker sees it.
 
     Attributes
@@ -61,9 +61,9 @@ class TappedRequest:
 class Step:
     """What one step of the engine gave: `states` is [rows, hidden size] on the device, one row a request."""
 
-    requests: list[TappedRequest]
+    requests: list[HookedRequest]
     states: Any
-    finished: list[TappedRequest]
+    finished: list[HookedRequest]
 
 
 def unwrapped(output: Any) -> tuple[Any, bool]:
@@ -75,12 +75,12 @@ def unwrapped(output: Any) -> tuple[Any, bool]:
     return inner or output, inner is None
 
 
-class Tap:
+class HiddenStateHook:
     """Follows one worker's requests. Call `begin` before a forward pass and `end` after its tokens are sampled."""
 
     def __init__(self, model: Any) -> None:
-        self._requests: dict[str, TappedRequest] = {}
-        self._finished: list[TappedRequest] = []
+        self._requests: dict[str, HookedRequest] = {}
+        self._finished: list[HookedRequest] = []
         self._armed = False
         self._rows: Any = None
         self._compute_logits = model.compute_logits
@@ -100,7 +100,7 @@ class Tap:
             if (request := self._requests.pop(request_id, None)) is not None:
                 self._finished.append(request)
         for new in scheduled.scheduled_new_reqs:
-            self._requests[new.req_id] = TappedRequest(
+            self._requests[new.req_id] = HookedRequest(
                 new.req_id, new.prompt_token_ids or (), new.sampling_params, -1, []
             )
             self._place(new.req_id, new.num_computed_tokens, scheduled)

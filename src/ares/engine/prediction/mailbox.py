@@ -13,7 +13,7 @@ from ares.engine.vllm_api import KVConnectorWorkerMetadata
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What is expected of a request after `output` tokens on this instance: quantiles at wire.REMAINING_LEVELS."""
+    """What is expected of a request after `output` tokens on this instance: quantiles at messages.REMAINING_LEVELS."""
 
     output: int
     remaining: tuple[float, float, float]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ares.engine.prediction.hidden_states import Step, TappedRequest
+from ares.engine.prediction.hidden_states import HookedRequest, Step
 from ares.predictor.errors import PredictorError
 from ares.predictor.shards import Output, Source, half, write
 
@@ -34,7 +34,7 @@ class Recorder:
         self._every = every
         self._source = Source(model, hidden_size, every, limit, "live")
         self._stop = set(stop_tokens if isinstance(stop_tokens, list) else [stop_tokens]) - {None}
-        self._running: dict[str, tuple[TappedRequest, Output]] = {}
+        self._running: dict[str, tuple[HookedRequest, Output]] = {}
         self._lock = threading.Lock()
         self._ended: list[Output] = []
         self._off = False
@@ -67,21 +67,21 @@ class Recorder:
             if request.id in self._running and self._complete(request):
                 self._end(request)
 
-    def _complete(self, request: TappedRequest) -> bool:
+    def _complete(self, request: HookedRequest) -> bool:
         """Whether its newest token is its last; the scheduler says so only in the next step, if there is one."""
         tokens = request.output_tokens
         limit = getattr(request.sampling, "max_tokens", None)
         return bool(tokens) and (tokens[-1] in self._stops(request) or len(tokens) == limit)
 
-    def _stops(self, request: TappedRequest) -> set[int]:
+    def _stops(self, request: HookedRequest) -> set[int]:
         given = getattr(request.sampling, "stop_token_ids", None) or ()
         return set(given) if getattr(request.sampling, "ignore_eos", False) else self._stop | set(given)
 
-    def _wanted(self, request: TappedRequest) -> bool:
+    def _wanted(self, request: HookedRequest) -> bool:
         share = int.from_bytes(hashlib.sha256(request.id.encode()).digest()[:4], "big") / 2**32
         return share < self._fraction and not request.ahead
 
-    def _end(self, request: TappedRequest) -> None:
+    def _end(self, request: HookedRequest) -> None:
         found = self._running.pop(request.id, None)
         if found is None:
             return

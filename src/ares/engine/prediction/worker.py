@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from ares.engine import identity as instance
-from ares.engine.prediction.hidden_state_worker import TappedWorker
-from ares.engine.prediction.hidden_states import Step, TappedRequest
+from ares.engine.prediction.hidden_state_worker import HiddenStateWorker
+from ares.engine.prediction.hidden_states import HookedRequest, Step
 from ares.engine.prediction.mailbox import OUTBOX, Prediction, attach
 from ares.engine.prediction.recorder import Recorder
 from ares.engine.vllm_api import PlatformWorker
 from ares.predictor import checkpoint, hazard
 from ares.predictor.runtime import Predictor
-from ares.protocol import messages as wire
+from ares.protocol import messages
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _NEW_EVERY = 5
 
 
-class PredictingWorker(TappedWorker):
+class PredictingWorker(HiddenStateWorker):
     """The platform's worker that predicts and records as its instance's settings say."""
 
     _live: "LivePredictor | None" = None
@@ -115,7 +115,7 @@ class LivePredictor:
         self._steps = 0
         self._pending: tuple[Any, list[tuple[str, int]], Any] | None = None
         # Wanted quantiles from the predictor's: between the two levels that frame each.
-        levels, wanted = torch.tensor(hazard.LEVELS), torch.tensor(wire.REMAINING_LEVELS)
+        levels, wanted = torch.tensor(hazard.LEVELS), torch.tensor(messages.REMAINING_LEVELS)
         right = torch.searchsorted(levels, wanted).clamp(1, len(levels) - 1)
         share = (wanted - levels[right - 1]) / (levels[right] - levels[right - 1])
         between, each = torch.zeros(len(levels), len(wanted)), torch.arange(len(wanted))
@@ -136,7 +136,7 @@ class LivePredictor:
         if due := self._due(step.requests):
             self._predict(step.states, due)
 
-    def _due(self, requests: list[TappedRequest]) -> list[tuple[int, TappedRequest]]:
+    def _due(self, requests: list[HookedRequest]) -> list[tuple[int, HookedRequest]]:
         """Return whom to predict in this step, and their rows."""
         everybody = self._steps % self._every == 0
         if self._steps % _NEW_EVERY and not everybody and not any(r.prefill_only and r.position >= 0 for r in requests):
@@ -144,7 +144,7 @@ class LivePredictor:
         known = () if everybody else self._slots
         return [(n, r) for n, r in enumerate(requests) if r.position >= 0 and not r.ahead and r.id not in known]
 
-    def _predict(self, states: torch.Tensor, due: list[tuple[int, TappedRequest]]) -> None:
+    def _predict(self, states: torch.Tensor, due: list[tuple[int, HookedRequest]]) -> None:
         rows, slots, positions, prompts, names, fresh = [], [], [], [], [], []
         for n, request in due:
             slot = self._slots.get(request.id)

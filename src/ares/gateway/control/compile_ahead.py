@@ -43,11 +43,11 @@ def _mark() -> Path | None:
 
 
 if __name__ == "__main__":
-    from ares.policy import oom_avoidance as rescue
+    from ares.policy import oom_avoidance
     from ares.policy.admission import loop
     from ares.policy.rebalance import ares as rebalance
 
     rebalance.prepare()
     loop.prepare()
-    rescue.prepare()
+    oom_avoidance.prepare()
     lengths.prepare()

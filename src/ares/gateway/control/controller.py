@@ -21,29 +21,29 @@ from ares.gateway.control import lengths
 from ares.gateway.control.compile_ahead import compile_ahead
 from ares.gateway.control.decider import Decider
 from ares.gateway.control.lease import Lease
-from ares.gateway.control.snapshot import View, Viewer, taking
+from ares.gateway.control.snapshot import ClusterSnapshot, SnapshotBuilder, taking
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.pool import Pool
 from ares.gateway.records.decision_log import DecisionLog
 from ares.gateway.records.metrics import Metrics
 from ares.gateway.session.handover import NotMovableError
 from ares.gateway.session.placement import Entering
-from ares.gateway.session.session import Sequence
+from ares.gateway.session.session import Session
 from ares.policy import (
     PRESETS,
     DecisionError,
-    Move,
+    MigrationDecision,
     Preset,
     Rebalance,
     admission_policy,
     choose_instance,
-    decide_entries,
+    decide_admissions,
     decide_moves,
     dispatcher,
     rebalancer,
 )
-from ares.policy.admission import Entry, memory_time
-from ares.policy.oom_avoidance import NOWHERE, RescueSettings, beside, rescue
+from ares.policy.admission import AdmissionDecision, memory_time
+from ares.policy.oom_avoidance import NO_TARGET, OomAvoidanceSettings, avoid_oom, exclude_conflicts
 from ares.policy.oom_avoidance import prepare as prepare_rescue
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ _LARGEST_PRIORITY = 1 << 40
 class _Held:
     """One that waits for admission; instances in `exclude` it does not enter."""
 
-    sequence: Sequence
+    sequence: Session
     admitted: asyncio.Future[Instance]
     exclude: set[str]
 
@@ -79,7 +79,7 @@ class NoRoomError(NoInstanceError):
     code = "waited_too_long"
 
 
-MoveOrder = Callable[[Sequence, Instance, str, str], Coroutine[Any, Any, Any]]
+MoveOrder = Callable[[Session, Instance, str, str], Coroutine[Any, Any, Any]]
 
 
 def prepare(chosen: Preset) -> None:
@@ -121,13 +121,13 @@ class Controller:
         self,
         config: GatewayConfig,
         pool: Pool,
-        sequences: Mapping[str, Sequence],
+        sequences: Mapping[str, Session],
         metrics: Metrics,
         move: MoveOrder,
         spawn: Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"],
         name: str,
     ) -> None:
-        self.viewer = Viewer(pool, metrics, name)
+        self.snapshots = SnapshotBuilder(pool, metrics, name)
         self.lease = Lease(pool, name)
         self.log = DecisionLog(config.decision_log)
         self._config, self._pool, self._sequences, self._metrics = config, pool, sequences, metrics
@@ -164,11 +164,11 @@ class Controller:
         if _looks_ahead(chosen):
             compile_ahead()
             lengths.prepare()
-            self.viewer.lengths.compile()
+            self.snapshots.lengths.compile()
         self.dispatch = Decider(dispatcher(chosen.dispatch, chosen.dispatch_settings), choose_instance)
-        self.admission = Decider(admission_policy(chosen.admission, chosen.admission_settings), decide_entries)
+        self.admission = Decider(admission_policy(chosen.admission, chosen.admission_settings), decide_admissions)
         self.decider = Decider(rebalancer(chosen.rebalance, chosen.rebalance_settings), decide_moves)
-        self.viewer.cooldown_s = self._config.cooldown(chosen)
+        self.snapshots.cooldown_s = self._config.cooldown(chosen)
         self._changed.set()
 
     @property
@@ -178,7 +178,7 @@ class Controller:
         return {
             "preset": asdict(self._policy),
             "period_s": config.period_s,
-            "cooldown_s": self.viewer.cooldown_s,
+            "cooldown_s": self.snapshots.cooldown_s,
             "slo_ttft_s": config.slo_ttft_s,
             "slo_tpot_s": config.slo_tpot_s,
             "slo_gap_s": config.slo_gap_s,
@@ -223,7 +223,7 @@ class Controller:
         NoInstanceError
             No instance is open, or there was no room for too long.
         """
-        assert isinstance(sequence, Sequence)  # noqa: S101 - for the type checker: there are no others
+        assert isinstance(sequence, Session)  # noqa: S101 - for the type checker: there are no others
         unfit = self._unfit(sequence)
         # Where others have just failed it, it is better told soon than late.
         most_s = _BLAMED_S if exclude or not self._pool.expected(unfit) else self._config.maximum_wait_s
@@ -235,7 +235,7 @@ class Controller:
                 await self._soon(lambda: self._any(exclude), most_s)
             instance = await self._admitted(sequence, exclude)
         if self._policy.preempts_largest:
-            middle = self.viewer.remaining(sequence, None)[1]
+            middle = self.snapshots.remaining(sequence, None)[1]
             sequence.priority = min(int(memory_time(float(sequence.tokens), middle)), _LARGEST_PRIORITY)
         else:
             sequence.priority = 0
@@ -254,23 +254,27 @@ class Controller:
             await self._pool.change(_LOOK_S)
         return instance
 
-    async def elsewhere(self, sequence: Sequence, exclude: set[str]) -> Instance | None:
+    async def elsewhere(self, sequence: Session, exclude: set[str]) -> Instance | None:
         """Return where dispatch would put a running sequence now, but for the instances named."""
         return await self._place(sequence, exclude)
 
-    def _unfit(self, sequence: Sequence) -> set[str]:
+    def _unfit(self, sequence: Session) -> set[str]:
         """Return the names of instances that would not restore a sequence's state: they joined after it had begun."""
         return {i.name for i in self._pool.decode() if i.lacks(sequence.sampling.needs)}
 
-    async def _place(self, sequence: Sequence, exclude: set[str]) -> Instance | None:
+    async def _place(self, sequence: Session, exclude: set[str]) -> Instance | None:
         """Ask dispatch; where it fails, the instance with the fewest requests takes the sequence (I7)."""
         decider, policy = self.dispatch, self.dispatch.policy
         # One after the other: each is to see where the one before it goes.
         async with self._placing:
             others = (s for s in self._sequences.values() if s is not sequence)
             try:
-                view = self.viewer.view(others, exclude) if policy.sees_requests else self.viewer.loads(others, exclude)
-                remaining = np.array(self.viewer.remaining(sequence, None)) if policy.predicts else None
+                view = (
+                    self.snapshots.view(others, exclude)
+                    if policy.sees_requests
+                    else self.snapshots.loads(others, exclude)
+                )
+                remaining = np.array(self.snapshots.remaining(sequence, None)) if policy.predicts else None
                 memory = policy.memory()
                 index = await decider.decide(view.cluster, sequence.tokens, remaining, most_s=_LEAST_TO_DECIDE_S)
             except Exception as error:
@@ -292,7 +296,7 @@ class Controller:
         used = Counter(id(s.instance or s.destination) for s in self._sequences.values())
         return min(taking(list(self._pool.decode()), exclude), key=lambda i: used[id(i)], default=None)
 
-    async def _admitted(self, sequence: Sequence, exclude: set[str]) -> Instance:
+    async def _admitted(self, sequence: Session, exclude: set[str]) -> Instance:
         """Wait for admission to let the sequence in."""
         future: asyncio.Future[Instance] = asyncio.get_running_loop().create_future()
         self._held[sequence.id] = _Held(sequence, future, exclude)
@@ -311,7 +315,7 @@ class Controller:
 
     def ended(self, output_tokens: int) -> None:
         """Note the length of an output that has come to its end, for the policies that learn from it."""
-        self.viewer.lengths.add(output_tokens)
+        self.snapshots.lengths.add(output_tokens)
         self._ended.append(output_tokens)
 
     # --- admission ---
@@ -353,8 +357,8 @@ class Controller:
             return
         held = [one for one in self._held.values() if not one.admitted.done()]
         excludes = [one.exclude | self._unfit(one.sequence) for one in held]
-        view = self.viewer.view(s for s in self._sequences.values() if s.id not in self._held)
-        candidates = self.viewer.candidates([one.sequence for one in held], view.cluster, excludes)
+        view = self.snapshots.view(s for s in self._sequences.values() if s.id not in self._held)
+        candidates = self.snapshots.candidates([one.sequence for one in held], view.cluster, excludes)
         memory, ended = policy.memory(), list(self._ended)
         entries = await decider.decide(view.cluster, candidates, view.running, ended, most_s=_LEAST_TO_DECIDE_S)
         for _ in ended:
@@ -366,7 +370,7 @@ class Controller:
             self._metrics.entries.labels(entry.kind).inc()
             self._carry_out(entry, view, held)
 
-    def _carry_out(self, entry: Entry, view: View, held: list[_Held]) -> None:
+    def _carry_out(self, entry: AdmissionDecision, view: ClusterSnapshot, held: list[_Held]) -> None:
         instance = view.instances[entry.instance]
         if entry.kind == "suspend":
             self._spawn(self._suspend(view.sequences[entry.index], entry.reason))
@@ -391,7 +395,7 @@ class Controller:
             if instance is not None:
                 self._let(held, instance)
 
-    async def _suspend(self, sequence: Sequence, reason: str) -> None:
+    async def _suspend(self, sequence: Session, reason: str) -> None:
         try:
             outcome = await sequence.suspend()
         except NotMovableError as refusal:  # the policy saw an older state
@@ -427,25 +431,25 @@ class Controller:
             self._spawn(self.lease.give_back(self._ordered))
 
     async def _decide_moves(self) -> str:
-        view = self.viewer.view(self._sequences.values())
+        view = self.snapshots.view(self._sequences.values())
         rescues_any = self._policy.rescues
         if rescues_any:
             # They run again where there is room, not where there was none.
             for sequence in (s for s in view.preempted if s.not_movable() is None):
                 self._spawn(self._suspend(sequence, "preempted"))
-        lead = RescueSettings(lead_s=2.0 * self._config.period_s + view.cluster.stall_s)
+        lead = OomAvoidanceSettings(lead_s=2.0 * self._config.period_s + view.cluster.stall_s)
         # Only where suspension is part of the preset: the others are what they are compared as.
-        rescues = rescue(view.cluster, lead, view.running) if rescues_any else []
+        rescues = avoid_oom(view.cluster, lead, view.running) if rescues_any else []
         preset, decider = self.preset, self.decider
         asked, failed = await self._ask(decider, view)
         if decider is not self.decider:  # another preset was put in force meanwhile
             return "kept"
-        moves = beside(asked, rescues)
+        moves = exclude_conflicts(asked, rescues)
         self.log.moves(preset, view, decider.policy, lead if rescues_any else None, rescues, moves, failed)
         for one in rescues:
             sequence = view.sequences[one.request]
-            self._metrics.rescues.labels("suspended" if one.target == NOWHERE else "moved").inc()
-            if one.target == NOWHERE:
+            self._metrics.rescues.labels("suspended" if one.target == NO_TARGET else "moved").inc()
+            if one.target == NO_TARGET:
                 self._ordered.append(self._spawn(self._suspend(sequence, f"rescue: {one.reason}")))
             else:
                 self._order(sequence, view.instances[one.target], f"rescue: {one.reason}", "rescue")
@@ -453,7 +457,9 @@ class Controller:
             self._order_move(view, move)
         return "failed" if failed else "moved" if moves or rescues else "kept"
 
-    async def _ask(self, decider: Decider[Rebalance, list[Move]], view: View) -> tuple[list[Move], str | None]:
+    async def _ask(
+        self, decider: Decider[Rebalance, list[MigrationDecision]], view: ClusterSnapshot
+    ) -> tuple[list[MigrationDecision], str | None]:
         """Return the moves of the policy, and how it failed, if it did: then there are none, and rescues go on (I7)."""
         try:
             most_s = max(self._config.period_s, _LEAST_TO_DECIDE_S)
@@ -463,15 +469,15 @@ class Controller:
             self._metrics.faults.labels("rebalance").inc()
             return [], error.kind
 
-    def _order_move(self, view: View, move: Move) -> None:
+    def _order_move(self, view: ClusterSnapshot, move: MigrationDecision) -> None:
         sequence, target = view.sequences[move.request], view.instances[move.target]
         self._order(sequence, target, f"{self.preset}: {move.reason}", self.preset)
 
-    def _order(self, sequence: Sequence, target: Instance, reason: str, trigger: str) -> None:
+    def _order(self, sequence: Session, target: Instance, reason: str, trigger: str) -> None:
         logger.info("move %s to %s: %s", sequence.id, target.name, reason)
         self._ordered.append(self._spawn(self._attempt(sequence, target, reason, trigger)))
 
-    async def _attempt(self, sequence: Sequence, target: Instance, reason: str, trigger: str) -> None:
+    async def _attempt(self, sequence: Session, target: Instance, reason: str, trigger: str) -> None:
         try:
             await self._move(sequence, target, reason, trigger)
         except Exception as error:  # the policy saw an older state, or the move met a fault: the request goes on

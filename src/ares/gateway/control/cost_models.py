@@ -3,18 +3,18 @@
 import numpy as np
 
 from ares.policy.cluster import FloatArray
-from ares.policy.cost_model import LawFit
-from ares.protocol import messages as wire
+from ares.policy.cost_model import OnlineLeastSquares
+from ares.protocol import messages
 
 
-class StepLaw:
+class StepTimeModel:
     """Fits base + request x running + token x resident, in seconds, to an instance's telemetry."""
 
     def __init__(self) -> None:
-        self._fit = LawFit(3)
-        self._last: wire.Telemetry | None = None
+        self._fit = OnlineLeastSquares(3)
+        self._last: messages.Telemetry | None = None
 
-    def observe(self, load: wire.Telemetry) -> None:
+    def observe(self, load: messages.Telemetry) -> None:
         """Take in what happened since the last telemetry; a restarted instance begins anew."""
         last, self._last = self._last, load
         if last is None or load.steps <= last.steps or load.busy_s <= last.busy_s:
@@ -32,11 +32,11 @@ class StepLaw:
         return self._fit.law
 
 
-class TransferLaw:
+class TransferModel:
     """Fits the client-visible stall of moves, pause + token x pulled tokens, in seconds."""
 
     def __init__(self) -> None:
-        self._fit = LawFit(2, forgetting=0.98, minimum=5)
+        self._fit = OnlineLeastSquares(2, forgetting=0.98, minimum=5)
 
     def observe(self, pulled_tokens: int, stall_s: float) -> None:
         """Take in a move that came off."""
@@ -53,5 +53,5 @@ class TransferLaw:
         return 1.0 / max(float(self._fit.law[1]), 1e-9) if self._fit.law is not None else None
 
 
-def _resident(load: wire.Telemetry) -> float:
+def _resident(load: messages.Telemetry) -> float:
     return float(sum(row.resident for row in load.rows if row.state == "running"))

@@ -13,9 +13,9 @@ from ares.gateway.control.controller import Controller
 from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import Pool
 from ares.gateway.records.metrics import Metrics
-from ares.gateway.session.handover import Migration, NotMovableError
+from ares.gateway.session.handover import MigrationRecord, NotMovableError
 from ares.gateway.session.precopy import WantedMode
-from ares.gateway.session.session import Sequence
+from ares.gateway.session.session import Session
 from ares.policy.transfer import PRE_COPY
 
 logger = logging.getLogger(__name__)
@@ -36,13 +36,13 @@ class _Gateway(Protocol):
     controller: Controller
 
     @property
-    def sequences(self) -> Mapping[str, Sequence]: ...
+    def sequences(self) -> Mapping[str, Session]: ...
 
-    def takes(self, sequence: Sequence, target: Instance) -> bool: ...
+    def takes(self, sequence: Session, target: Instance) -> bool: ...
 
     def migrate(
-        self, sequence: Sequence, target: Instance, reason: str, trigger: str, mode: WantedMode
-    ) -> Coroutine[Any, Any, Migration]: ...
+        self, sequence: Session, target: Instance, reason: str, trigger: str, mode: WantedMode
+    ) -> Coroutine[Any, Any, MigrationRecord]: ...
 
 
 class Drainer:
@@ -93,7 +93,7 @@ class Drainer:
                 else:
                     self._broken_off.pop(instance, None)
 
-    def _on(self, instance: Instance) -> Iterator[Sequence]:
+    def _on(self, instance: Instance) -> Iterator[Session]:
         return (s for s in self._gateway.sequences.values() if s.works_on(instance))
 
     def _empty(self, instance: Instance) -> None:
@@ -121,7 +121,7 @@ class Drainer:
             logger.info("%s leaves %s at the deadline", sequence.id, instance.name)
             sequence.leave(instance)
 
-    async def _move(self, sequence: Sequence, source: Instance) -> None:
+    async def _move(self, sequence: Session, source: Instance) -> None:
         outcome = "no room elsewhere"
         try:
             if (target := await self._target(sequence)) is not None:
@@ -134,7 +134,7 @@ class Drainer:
             self._tried[sequence.id] = time.monotonic()
             logger.info("drain of %s: %s: %s", source.name, sequence.id, outcome)
 
-    async def _target(self, sequence: Sequence) -> Instance | None:
+    async def _target(self, sequence: Session) -> Instance | None:
         """Return where dispatch would put it, of the instances that have room for it."""
         refused: set[str] = set()
         while (target := await self._gateway.controller.elsewhere(sequence, refused)) is not None:

@@ -33,7 +33,7 @@ class LengthHistory:
         self._ended += 1
 
     def remaining(self, generated: int) -> tuple[float, float, float]:
-        """Return quantiles of the tokens that follow `generated` ones, at `wire.REMAINING_LEVELS`."""
+        """Return quantiles of the tokens that follow `generated` ones, at `messages.REMAINING_LEVELS`."""
         quantiles = np.empty(len(REMAINING_LEVELS))
         self._expect(self._sorted, self._ended, generated, REMAINING_LEVELS, quantiles)
         low, middle, high = quantiles.tolist()

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from ares.gateway.pool.instance import Instance
 from ares.gateway.records.metrics import Metrics
 from ares.gateway.records.window import Window
-from ares.gateway.session.session import Sequence
-from ares.protocol import messages as wire
+from ares.gateway.session.session import Session
+from ares.protocol import messages
 
 # Where predictions are judged: the first one at or after so many output tokens.
 POSITIONS = (0, 64, 256, 1024, 4096)
@@ -23,7 +23,7 @@ def plausible(quantiles: tuple[float, float, float]) -> bool:
     )
 
 
-def predicted(load: wire.Telemetry) -> float | None:
+def predicted(load: messages.Telemetry) -> float | None:
     """Return the tokens that an instance's requests are expected to generate yet: the sum of their medians.
 
     None where it predicts nothing, or nothing finite.
@@ -32,7 +32,7 @@ def predicted(load: wire.Telemetry) -> float | None:
     return _finite(sum(medians)) if medians else None
 
 
-def predicted_peak(load: wire.Telemetry) -> float | None:
+def predicted_peak(load: messages.Telemetry) -> float | None:
     """Return the most tokens that an instance will hold at once if nothing joins it and the medians come true.
 
     A request of n tokens that has p left holds n + k in k steps while k < p, and none after; one without a prediction
@@ -55,12 +55,12 @@ def _finite(tokens: float) -> float | None:
     return tokens if math.isfinite(tokens) else None
 
 
-def rows_by_key(instances: Iterable[Instance]) -> dict[str, wire.Row]:
+def rows_by_key(instances: Iterable[Instance]) -> dict[str, messages.Row]:
     """Return the newest row of every request of every instance."""
     return {row.key: row for i in instances if i.telemetry is not None for row in i.telemetry.rows}
 
 
-class Scorekeeper:
+class PredictionScores:
     """Remembers what was predicted of each running sequence, and adds the errors to the metrics when it has ended."""
 
     def __init__(self, metrics: Metrics, recent: Window) -> None:
@@ -69,7 +69,7 @@ class Scorekeeper:
         # By sequence: for each of POSITIONS, the output tokens at the prediction and its median.
         self._seen: dict[str, dict[int, tuple[int, float]]] = {}
 
-    def look(self, sequences: Iterable[Sequence], rows: Mapping[str, wire.Row]) -> None:
+    def look(self, sequences: Iterable[Session], rows: Mapping[str, messages.Row]) -> None:
         """Take note of the newest predictions."""
         for sequence in sequences:
             row = rows.get(sequence.key or "")
@@ -79,7 +79,7 @@ class Scorekeeper:
             position = max(p for p in POSITIONS if p <= output)
             self._seen.setdefault(sequence.id, {}).setdefault(position, (output, row.remaining[1]))
 
-    def finished(self, sequence: Sequence) -> None:
+    def finished(self, sequence: Session) -> None:
         """Judge what was predicted of an output that came to its own end."""
         for position, (output, median) in self._seen.pop(sequence.id, {}).items():
             error = median - (len(sequence.emitted) - output)
@@ -87,6 +87,6 @@ class Scorekeeper:
             self._metrics.prediction_error.labels(str(position), side).observe(abs(error))
             self._recent.add(error)
 
-    def forget(self, sequence: Sequence) -> None:
+    def forget(self, sequence: Session) -> None:
         """Drop a sequence that was cancelled or failed."""
         self._seen.pop(sequence.id, None)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ares.gateway.control.cost_models import TransferLaw
+from ares.gateway.control.cost_models import TransferModel
 from ares.gateway.control.lengths import LengthHistory
 from ares.gateway.control.predictions import plausible
 from ares.gateway.pool.instance import Instance
@@ -14,11 +14,11 @@ from ares.gateway.pool.pool import Pool
 from ares.gateway.records.metrics import Metrics
 from ares.gateway.session.objectives import ORDINARY
 from ares.gateway.session.placement import Entering
-from ares.gateway.session.session import Sequence
+from ares.gateway.session.session import Session
 from ares.policy import Cluster
 from ares.policy.admission import Candidates, Progress
 from ares.policy.cluster import BoolArray
-from ares.protocol import messages as wire
+from ares.protocol import messages
 
 Quantiles = tuple[float, float, float]
 _NOWHERE = -1
@@ -30,7 +30,7 @@ _UNKNOWN_STALL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class ClusterSnapshot:
     """One moment: the policy's cluster, and what its indices stand for.
 
     Rows behind those of `sequences` are requests of other gateways, which nobody can move from here.
@@ -39,12 +39,12 @@ class View:
     cluster: Cluster
     running: Progress
     instances: list[Instance]
-    sequences: list[Sequence]
-    preempted: list[Sequence]
+    sequences: list[Session]
+    preempted: list[Session]
     """Those whose KV an instance has thrown away: they wait in its own queue."""
 
 
-class Viewer:
+class SnapshotBuilder:
     """Makes views.
 
     Parameters
@@ -58,7 +58,7 @@ class Viewer:
     """
 
     def __init__(self, pool: Pool, metrics: Metrics, gateway: str) -> None:
-        self.transfer = TransferLaw()
+        self.transfer = TransferModel()
         self.lengths = LengthHistory()
         self._pool = pool
         self._metrics = metrics
@@ -66,18 +66,18 @@ class Viewer:
         self.cooldown_s = 0.0
         self._gateway = gateway
 
-    def view(self, sequences: Iterable[Sequence], exclude: Collection[str] = ()) -> View:
+    def view(self, sequences: Iterable[Session], exclude: Collection[str] = ()) -> ClusterSnapshot:
         """Return the decode pool now; instances named in `exclude` are shown closed."""
         now = time.monotonic()
         instances = list(self._pool.decode())
         block = max((i.hello.block_size for i in instances if i.hello is not None), default=1)
         index = {id(i): n for n, i in enumerate(instances)}
-        rows: list[dict[str, wire.Row]] = [
+        rows: list[dict[str, messages.Row]] = [
             {r.key: r for r in i.telemetry.rows} if i.telemetry else {} for i in instances
         ]
         promised = np.zeros(len(instances), dtype=np.int64)
-        shown: list[Sequence] = []
-        preempted: list[Sequence] = []
+        shown: list[Session] = []
+        preempted: list[Session] = []
         carried = self._pool.carried
         location, resident, movable, placed, remaining = [], [], [], [], []
         for sequence in sequences:
@@ -99,10 +99,10 @@ class Viewer:
             movable.append(able and not rests)
             placed.append(able and rests)
             remaining.append(self.remaining(sequence, row))
-        others: list[wire.Row] = []
+        others: list[messages.Row] = []
         for n, left in enumerate(rows):
             for row in left.values():
-                if wire.owner(row.key) == self._gateway:  # one of ours that is prefilled there, or was there before
+                if messages.owner(row.key) == self._gateway:  # one of ours that is prefilled there, or was there before
                     promised[n] += in_blocks(row.resident, block)
                 elif row.resident > 0:
                     others.append(row)
@@ -124,8 +124,8 @@ class Viewer:
             location=np.array(location, dtype=np.int64),
             resident_tokens=np.array(resident, dtype=np.int64),
             movable=np.array(movable, dtype=np.bool_),
-            remaining_tokens=np.array(remaining, dtype=np.float64).reshape(-1, len(wire.REMAINING_LEVELS)),
-            levels=wire.REMAINING_LEVELS,
+            remaining_tokens=np.array(remaining, dtype=np.float64).reshape(-1, len(messages.REMAINING_LEVELS)),
+            levels=messages.REMAINING_LEVELS,
             step_base_s=law[:, 0].copy() if law is not None else None,
             step_request_s=law[:, 1].copy() if law is not None else None,
             step_token_s=law[:, 2].copy() if law is not None else None,
@@ -136,9 +136,9 @@ class Viewer:
             stall_s=_UNKNOWN_STALL_S if self.transfer.pause_s is None else self.transfer.pause_s,
         )
         running = self._progress(shown, cluster, now, others)
-        return View(cluster, running, instances, shown, preempted)
+        return ClusterSnapshot(cluster, running, instances, shown, preempted)
 
-    def loads(self, sequences: Iterable[Sequence], exclude: Collection[str] = ()) -> View:
+    def loads(self, sequences: Iterable[Session], exclude: Collection[str] = ()) -> ClusterSnapshot:
         """Return the decode pool without its requests: what dispatch asks at every arrival must not look at them all.
 
         The load of an instance is that of our own sequences in whole KV blocks, for these are what runs out, or what it
@@ -165,9 +165,9 @@ class Viewer:
             resident_tokens=none,
             movable=none.astype(np.bool_),
         )
-        return View(cluster, self._progress([], cluster, 0.0), instances, [], [])
+        return ClusterSnapshot(cluster, self._progress([], cluster, 0.0), instances, [], [])
 
-    def candidates(self, shown: list[Sequence], cluster: Cluster, excludes: list[set[str]]) -> Candidates:
+    def candidates(self, shown: list[Session], cluster: Cluster, excludes: list[set[str]]) -> Candidates:
         """Return sequences outside decode as the policy sees them, and where each does not go, by name."""
         now = time.monotonic()
         return Candidates(
@@ -181,7 +181,7 @@ class Viewer:
             barred=np.array([[i in names for i in cluster.instances] for names in excludes]) if any(excludes) else None,
         )
 
-    def remaining(self, sequence: Entering, row: wire.Row | None) -> Quantiles:
+    def remaining(self, sequence: Entering, row: messages.Row | None) -> Quantiles:
         """Return quantiles of what a sequence will still generate: predicted, or as outputs went lately."""
         limit = float(max(1, sequence.sampling.maximum_tokens - len(sequence.emitted)))
         predicted = row.remaining if row is not None else None
@@ -197,14 +197,14 @@ class Viewer:
         low, middle, high = (min(max(q, 1.0), limit) for q in self.lengths.remaining(len(sequence.emitted)))
         return low, middle, high
 
-    def _foreseen(self, row: wire.Row) -> Quantiles:
+    def _foreseen(self, row: messages.Row) -> Quantiles:
         """Return quantiles of what a request of another gateway will still generate."""
         if row.remaining is not None and plausible(row.remaining):
             return row.remaining
         return self.lengths.remaining(row.output)
 
     def _progress(
-        self, sequences: list[Sequence], cluster: Cluster, now: float, others: Collection[wire.Row] = ()
+        self, sequences: list[Session], cluster: Cluster, now: float, others: Collection[messages.Row] = ()
     ) -> Progress:
         """Tell how sequences stand, and behind them the requests of other gateways, which nobody suspends from here."""
         usual = _UNKNOWN_TPOT_S

@@ -20,9 +20,9 @@ from ares.gateway.pool.pool import why_closed
 from ares.gateway.service import COMMANDED, Gateway, TargetError
 from ares.gateway.session.handover import NotMovableError
 from ares.gateway.session.precopy import AUTO, WantedMode
-from ares.gateway.session.session import Sequence
+from ares.gateway.session.session import Session
 from ares.names import matching
-from ares.protocol import messages as wire
+from ares.protocol import messages
 
 # Ids that an error names.
 _SHOWN = 8
@@ -177,7 +177,7 @@ async def switch(body: PresetRequest, request: Request) -> dict[str, Any]:
     return {"preset": gateway.controller.preset}
 
 
-def _find_sequence(gateway: Gateway, given: str) -> Sequence:
+def _find_sequence(gateway: Gateway, given: str) -> Session:
     ids = meant(given, gateway.sequences)
     if not ids:
         raise AdminError(404, f"no running request {given!r}", "request_not_found")
@@ -233,7 +233,7 @@ def _instance(instance: Instance, sequences: int, left: int | None) -> dict[str,
     return row
 
 
-def _request(sequence: Sequence, row: wire.Row | None) -> dict[str, Any]:
+def _request(sequence: Session, row: messages.Row | None) -> dict[str, Any]:
     why = sequence.not_movable()
     said = row.remaining if row is not None else None
     low, middle, high = said if said is not None and plausible(said) else (None, None, None)

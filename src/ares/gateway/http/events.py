@@ -21,7 +21,7 @@ from ares.gateway.http.admin import allowed, snapshot
 from ares.gateway.http.responses import EventStream, Write
 from ares.gateway.http.schema import errors
 from ares.gateway.service import Gateway
-from ares.gateway.session.handover import Migration
+from ares.gateway.session.handover import MigrationRecord
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Feed:
         self._number = 0
         self._snapshot = b""
         self._moves: deque[tuple[int, bytes]] = deque(maxlen=_REMEMBERED_MOVES)
-        self._last_move: Migration | None = None
+        self._last_move: MigrationRecord | None = None
 
     async def follow(self, write: Write) -> None:
         """Write events until cancelled or closed; a slow writer skips the snapshots that it was too late for."""
@@ -109,7 +109,7 @@ class Feed:
         self._number += 1
         self._moves.extend((self._number, msgspec.json.encode(asdict(move))) for move in self._new_moves())
 
-    def _new_moves(self) -> list[Migration]:
+    def _new_moves(self) -> list[MigrationRecord]:
         """Return the moves that have ended since the last look, the oldest first."""
         newest_first = itertools.takewhile(lambda move: move is not self._last_move, reversed(self._gateway.migrations))
         new = list(itertools.islice(newest_first, _REMEMBERED_MOVES))[::-1]

@@ -25,8 +25,8 @@ _CARRIED = {
     "ignore_eos",
     "logprobs",
 }
-# Parameters with state, and what an instance must restore (`wire.Hello.carries`) for it to survive a move. Where one of
-# the instances does not, such requests stay where they are.
+# Parameters with state, and what an instance must restore (`messages.Hello.carries`) for it to survive a move. Where
+# one of the instances does not, such requests stay where they are.
 _STATEFUL = {
     "seed": "seed",
     "frequency_penalty": "output",

@@ -26,7 +26,7 @@ class Sampling:
     pinned
         The parameter whose state a move would not carry exactly, or None where the sequence may move.
     needs
-        What an instance must restore (`wire.Hello.carries`) to go on after another one; nothing where it is pinned.
+        What an instance must restore (`messages.Hello.carries`) to go on after another one; nothing where it is pinned.
     """
 
     parameters: dict[str, Any]

@@ -4,7 +4,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
-from ares.protocol import messages as wire
+from ares.protocol import messages
 from ares.protocol.keys import ControlKey
 
 # A connection without a sign of life for this long is made anew: a network that has forgotten it says nothing. Longer
@@ -41,7 +41,7 @@ def watched(address: str, key: ControlKey | None) -> tuple[zmq.asyncio.Socket, "
     socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
     # What was released last should still get there.
     socket.setsockopt(zmq.LINGER, _LINGER_MS)
-    socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+    socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE_BYTES)
     socket.setsockopt(zmq.IPV6, "[" in address)
     socket.setsockopt(zmq.HEARTBEAT_IVL, int(_HEARTBEAT_S * 1000))
     for limit in (zmq.HEARTBEAT_TIMEOUT, zmq.CONNECT_TIMEOUT, zmq.HANDSHAKE_IVL):

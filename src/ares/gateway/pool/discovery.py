@@ -9,7 +9,7 @@ import msgspec
 
 from ares.gateway.pool.generate import whole_body
 from ares.gateway.pool.health import Health, State
-from ares.protocol import messages as wire
+from ares.protocol import messages
 
 _TIMEOUT_S = 5.0
 _MOST_DESCRIPTION = 1 << 16
@@ -38,7 +38,7 @@ class Trouble:
     cause: str
 
 
-async def describe(http: aiohttp.ClientSession, url: str) -> wire.Description | Trouble:
+async def describe(http: aiohttp.ClientSession, url: str) -> messages.Description | Trouble:
     """Ask an instance who it is.
 
     Parameters
@@ -54,7 +54,7 @@ async def describe(http: aiohttp.ClientSession, url: str) -> wire.Description | 
             if reply.status != 200:
                 return _refusal(reply.status)
             body = await whole_body(reply, _MOST_DESCRIPTION)
-            found = msgspec.json.decode(body, type=wire.Description)
+            found = msgspec.json.decode(body, type=messages.Description)
         async with http.get(url + _GUARDED, timeout=timeout) as reply:
             if reply.status in (401, 403):
                 return _refusal(reply.status)
@@ -89,7 +89,7 @@ def _reason(error: Exception) -> str:
     return str(found) or type(found).__name__
 
 
-def another_model(said: wire.Description, ours: Served) -> str | None:
+def another_model(said: messages.Description, ours: Served) -> str | None:
     """Say in what an instance's model differs from ours; None where nothing shows that it does.
 
     Numbers of the two configurations must agree where both are known. Names must have one in common, where both sides
@@ -136,9 +136,9 @@ class Discovery:
 
     async def answers(self) -> bool:
         """Whether an instance answers at the URL."""
-        return isinstance(await describe(self._http, self._url), wire.Description)
+        return isinstance(await describe(self._http, self._url), messages.Description)
 
-    async def look(self, who: str) -> wire.Description | None:
+    async def look(self, who: str) -> messages.Description | None:
         """Return who the instance says it is; None where it cannot be used, and then `health` says why.
 
         Parameters
@@ -147,7 +147,7 @@ class Discovery:
             How the log calls it.
         """
         found = await describe(self._http, self._url)
-        if isinstance(found, wire.Description):
+        if isinstance(found, messages.Description):
             cause = another_model(found, self._served) if self._served is not None else None
             if cause is None:
                 return found

@@ -13,13 +13,13 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from ares.gateway.control.cost_models import StepLaw
+from ares.gateway.control.cost_models import StepTimeModel
 from ares.gateway.pool.channel import watched
 from ares.gateway.pool.discovery import Discovery, Served
 from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefusedError
 from ares.gateway.pool.health import State
 from ares.gateway.pool.subscription import Subscription
-from ares.protocol import messages as wire
+from ares.protocol import messages
 from ares.protocol.keys import ControlKey
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class NoInstanceError(Exception):
 
 
 OnHello = Callable[["Instance"], Coroutine[Any, Any, None]]
-Claim = Callable[["Instance", wire.Description], Coroutine[Any, Any, "Instance | None"]]
+Claim = Callable[["Instance", messages.Description], Coroutine[Any, Any, "Instance | None"]]
 
 
 class Instance:
@@ -80,11 +80,11 @@ class Instance:
     ) -> None:
         self.url = url.rstrip("/")
         self.name = self.called = self.url
-        self.role: wire.Role = "both"
+        self.role: messages.Role = "both"
         self.engine = EngineClient(http, self.url)
-        self.hello: wire.Hello | None = None
-        self.telemetry: wire.Telemetry | None = None
-        self.steps = StepLaw()
+        self.hello: messages.Hello | None = None
+        self.telemetry: messages.Telemetry | None = None
+        self.steps = StepTimeModel()
         self.draining = False
         self.drain_deadline: float | None = None
         self.subscription = Subscription(gateway, interval_s)
@@ -99,8 +99,8 @@ class Instance:
         self._malformed = 0
         self._calls = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Any]] = {}
-        self._admissions: dict[str, asyncio.Future[wire.Admitted]] = {}
-        self._admitted: dict[str, wire.Admitted] = {}
+        self._admissions: dict[str, asyncio.Future[messages.KvReceived]] = {}
+        self._admitted: dict[str, messages.KvReceived] = {}
         self._predicted: dict[str, tuple[float, float, float]] = {}
         self._socket: zmq.asyncio.Socket | None = None
 
@@ -124,7 +124,7 @@ class Instance:
         """Whether nothing has come from it for so long that what runs on it is better resumed elsewhere."""
         return self.telemetry is not None and time.monotonic() - self._last_message > _FROZEN_S
 
-    def excuse(self, seconds: float) -> None:
+    def extend_deadline(self, seconds: float) -> None:
         """Do not count so many seconds of silence: nobody listened."""
         self._last_message = min(self._last_message + seconds, time.monotonic())
 
@@ -171,14 +171,14 @@ class Instance:
         """Leave the instance to another of its URLs."""
         self._following = ""
 
-    def blame(self, error: Exception) -> None:
+    def record_failure(self, error: Exception) -> None:
         """Take note of a failed request; raise what any other instance would answer too."""
         if isinstance(error, EngineLostError):
             self.mark_lost()
         elif isinstance(error, EngineRefusedError) and error.status < 500:
             raise error
 
-    async def cut(self, key: str, timeout_s: float) -> wire.Handover:
+    async def cut(self, key: str, timeout_s: float) -> messages.CutResult:
         """Ask the instance to end request `key` and keep its KV.
 
         Raises
@@ -187,10 +187,10 @@ class Instance:
             No answer in time; whether the request was cut is then unknown.
         """
         call = next(self._calls)
-        answer: wire.Handover = await self._ask(call, wire.Cut(call, key), timeout_s)
+        answer: messages.CutResult = await self._ask(call, messages.Cut(call, key), timeout_s)
         return answer
 
-    async def copy(self, key: str, pin: str, most: int, timeout_s: float) -> wire.Copied:
+    async def copy(self, key: str, pin: str, most: int, timeout_s: float) -> messages.CopyResult:
         """Ask the instance to pin the full KV blocks of running request `key`, at most `most` tokens, under `pin`.
 
         Raises
@@ -199,23 +199,23 @@ class Instance:
             No answer in time; what is pinned after all is released when the instance says so.
         """
         call = next(self._calls)
-        answer: wire.Copied = await self._ask(call, wire.Copy(call, key, pin, most), timeout_s)
+        answer: messages.CopyResult = await self._ask(call, messages.Copy(call, key, pin, most), timeout_s)
         return answer
 
-    async def lease(self, holder: str, ttl_s: float, timeout_s: float) -> wire.Leased | None:
+    async def lease(self, holder: str, ttl_s: float, timeout_s: float) -> messages.LeaseResult | None:
         """Ask for its part of the controller's lease for so long; None where it does not answer in time."""
         call = next(self._calls)
         try:
-            answer: wire.Leased = await self._ask(call, wire.Lease(call, holder, ttl_s), timeout_s)
+            answer: messages.LeaseResult = await self._ask(call, messages.Lease(call, holder, ttl_s), timeout_s)
         except TimeoutError:
             return None
         return answer
 
     async def end_lease(self, holder: str) -> None:
         """Give its part of the lease back; nobody waits for the answer."""
-        await self._send(wire.Lease(next(self._calls), holder, 0.0))
+        await self._send(messages.Lease(next(self._calls), holder, 0.0))
 
-    async def _ask(self, call: int, command: wire.Command, timeout_s: float) -> Any:
+    async def _ask(self, call: int, command: messages.Command, timeout_s: float) -> Any:
         future = self._answers[call] = asyncio.get_running_loop().create_future()
         try:
             await self._send(command)
@@ -225,23 +225,23 @@ class Instance:
 
     async def release(self, key: str) -> None:
         """Tell the instance that nobody will pull the KV of request `key`."""
-        await self._send(wire.Release(key))
+        await self._send(messages.Release(key))
 
     async def drain(self, deadline_s: float) -> None:
         """Close the instance, and let it tell every gateway, and when what is left shall leave."""
         self.draining, self.drain_deadline = True, time.monotonic() + deadline_s
-        await self._send(wire.Drain(True, deadline_s))
+        await self._send(messages.Drain(True, deadline_s))
 
     async def undrain(self) -> None:
         """Open it again."""
         self.draining, self.drain_deadline = False, None
-        await self._send(wire.Drain(False))
+        await self._send(messages.Drain(False))
 
-    async def connect_peers(self, peers: list[wire.Peer]) -> None:
+    async def connect_peers(self, peers: list[messages.Peer]) -> None:
         """Ask the instance to shake hands with peers before they are needed."""
-        await self._send(wire.Connect(peers))
+        await self._send(messages.Connect(peers))
 
-    async def admitted(self, key: str, timeout_s: float) -> wire.Admitted | None:
+    async def admitted(self, key: str, timeout_s: float) -> messages.KvReceived | None:
         """Return what request `key` pulled, once the instance has said so; None where it does not in time."""
         if (known := self._admitted.pop(key, None)) is not None:
             return known
@@ -254,15 +254,15 @@ class Instance:
             del self._admissions[key]
 
     def predicted(self, key: str) -> tuple[float, float, float] | None:
-        """Return the remaining tokens of request `key`, which this instance prefilled, at wire.REMAINING_LEVELS.
+        """Return the remaining tokens of request `key`, which this instance prefilled, at messages.REMAINING_LEVELS.
 
         It comes before the prefill's reply; None where the instance does not predict. The request's own limit is not
         applied yet.
         """
         return self._predicted.get(key)
 
-    async def _send(self, command: wire.Command) -> None:
-        await self._send_bytes(wire.encode(command))
+    async def _send(self, command: messages.Command) -> None:
+        await self._send_bytes(messages.encode(command))
 
     async def _send_bytes(self, body: bytes) -> None:
         if self._socket is not None:
@@ -296,13 +296,13 @@ class Instance:
     def _who(self) -> str:
         return f"{self.name} ({self.url})" if self.name != self.url else self.url
 
-    async def _describe(self) -> wire.Description | None:
+    async def _describe(self) -> messages.Description | None:
         """Return who it says it is; None where it cannot be used, and then `health` says why."""
         if (found := await self._discovery.look(self._who)) is not None:
             self.role = found.role
         return found
 
-    async def _follow(self, description: wire.Description, on_hello: OnHello) -> None:
+    async def _follow(self, description: messages.Description, on_hello: OnHello) -> None:
         """Subscribe and read until the instance is silent for good, which ends in a new look at its URL."""
         socket, handshake = watched(description.control_address, self._control_key)
         self._socket = socket
@@ -335,7 +335,7 @@ class Instance:
             handshake.close()
             socket.close()
 
-    async def _restarted(self, description: wire.Description) -> bool:
+    async def _restarted(self, description: messages.Description) -> bool:
         """Look why nothing is heard; return whether it has restarted."""
         found = await self._describe()
         if found is None:
@@ -353,17 +353,17 @@ class Instance:
     async def _receive(self, body: bytes, on_hello: OnHello) -> None:
         self._last_message = time.monotonic()
         try:
-            event = wire.decode_event(body)
+            event = messages.decode_event(body)
         except msgspec.DecodeError as error:
             self._malformed += 1
             if self._malformed.bit_count() == 1:  # ever less often
                 logger.warning("%s: dropped %d malformed messages: %s", self.name, self._malformed, error)
             return
-        if isinstance(event, wire.Telemetry | wire.Hello):  # an answer to a `Lease` says nothing of its load
+        if isinstance(event, messages.Telemetry | messages.Hello):  # an answer to a `Lease` says nothing of its load
             self._heard = self._last_message
-        self.subscription.heard(again=isinstance(event, wire.Hello))
+        self.subscription.heard(again=isinstance(event, messages.Hello))
         match event:
-            case wire.Telemetry():
+            case messages.Telemetry():
                 # What was on its way when the instance was told to drain still says the contrary.
                 if self.telemetry is None or event.draining != self.telemetry.draining:
                     self.draining = event.draining
@@ -373,27 +373,27 @@ class Instance:
                     self.drain_deadline = self._last_message + event.drain_left_s
                 self.telemetry = event
                 self.steps.observe(event)
-            case wire.Handover() | wire.Copied() | wire.Leased():
+            case messages.CutResult() | messages.CopyResult() | messages.LeaseResult():
                 asked = self._answers.get(event.call)
                 if asked is not None and not asked.done():
                     asked.set_result(event)
                 # Nobody waits any more: the KV must not stay pinned until its lease ends.
-                elif isinstance(event, wire.Handover) and event.outcome == "pinned":
+                elif isinstance(event, messages.CutResult) and event.outcome == "pinned":
                     await self.release(event.key)
-                elif isinstance(event, wire.Copied) and event.tokens:
+                elif isinstance(event, messages.CopyResult) and event.tokens:
                     await self.release(event.pin)
-            case wire.Admitted(key=key):
+            case messages.KvReceived(key=key):
                 admission = self._admissions.get(key)
                 if admission is None:
                     # It may come before anybody asks; most are never asked for.
                     _remember(self._admitted, key, event)
                 elif not admission.done():
                     admission.set_result(event)
-            case wire.Predicted(key=key, remaining=remaining):
+            case messages.Predicted(key=key, remaining=remaining):
                 _remember(self._predicted, key, remaining)
-            case wire.Hello():
+            case messages.Hello():
                 self.hello = event
-                self.steps = StepLaw()
+                self.steps = StepTimeModel()
                 await on_hello(self)
 
 

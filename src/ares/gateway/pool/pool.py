@@ -13,7 +13,7 @@ import aiohttp
 from ares.gateway.pool.discovery import Served
 from ares.gateway.pool.health import State
 from ares.gateway.pool.instance import Instance
-from ares.protocol import messages as wire
+from ares.protocol import messages
 from ares.protocol.keys import ControlKey
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class Pool:
             for instance, name in zip(same, names, strict=True):
                 instance.name = name
 
-    async def _claim(self, instance: Instance, found: wire.Description) -> Instance | None:
+    async def _claim(self, instance: Instance, found: messages.Description) -> Instance | None:
         """Let one URL stand for an instance in this life of it: the one that does already, while it leads there."""
         holder = self._holders.get(found.boot)
         if holder is not None and holder is not instance:

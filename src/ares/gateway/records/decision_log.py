@@ -11,10 +11,20 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from ares.gateway.control.snapshot import View
-from ares.policy import Admission, Candidates, Cluster, Dispatch, Entry, Move, Policy, Progress, Rebalance
+from ares.gateway.control.snapshot import ClusterSnapshot
+from ares.policy import (
+    Admission,
+    AdmissionDecision,
+    Candidates,
+    Cluster,
+    Dispatch,
+    MigrationDecision,
+    Policy,
+    Progress,
+    Rebalance,
+)
 from ares.policy.cluster import FloatArray
-from ares.policy.oom_avoidance import Rescue, RescueSettings
+from ares.policy.oom_avoidance import OomAction, OomAvoidanceSettings
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +44,7 @@ class DecisionLog:
         preset: str,
         policy: Dispatch,
         memory: dict[str, float],
-        view: View,
+        view: ClusterSnapshot,
         tokens: int,
         remaining: FloatArray | None,
         chosen: int | None,
@@ -58,9 +68,9 @@ class DecisionLog:
         policy: Admission,
         memory: dict[str, float],
         ended: list[int],
-        view: View,
+        view: ClusterSnapshot,
         candidates: Candidates,
-        decided: list[Entry],
+        decided: list[AdmissionDecision],
     ) -> None:
         """Log a decision of admission: the policy's memory before it, and the outputs that had ended since the last."""
         self._write(
@@ -78,11 +88,11 @@ class DecisionLog:
     def moves(
         self,
         preset: str,
-        view: View,
+        view: ClusterSnapshot,
         policy: Rebalance,
-        lead: RescueSettings | None,
-        rescues: list[Rescue],
-        decided: list[Move],
+        lead: OomAvoidanceSettings | None,
+        rescues: list[OomAction],
+        decided: list[MigrationDecision],
         failed: str | None = None,
     ) -> None:
         """Log the moves of a period; a period without anything to decide is left out.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ares.gateway.pool.instance import Instance
-from ares.gateway.session.session import Sequence
+from ares.gateway.session.session import Session
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Recorder:
         }
         self._try(lambda folder: (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n"))
 
-    def finished(self, sequence: Sequence) -> None:
+    def finished(self, sequence: Session) -> None:
         """Add a sequence that came to its end."""
         if self._file is None:
             return

@@ -29,11 +29,11 @@ from ares.policy import (
     Preset,
     Rebalance,
     choose_instance,
-    decide_entries,
+    decide_admissions,
     decide_moves,
 )
 from ares.policy.cluster import FloatArray
-from ares.policy.oom_avoidance import RescueSettings, beside, rescue
+from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom, exclude_conflicts
 from ares.policy.settings import make_settings
 from ares.text_files import TextFileError, read_lines
 
@@ -211,7 +211,7 @@ def _entries(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]
     ended = [_tokens(one) for one in record["ended"]]
     running = read_progress(record["running"], len(cluster.requests))
     policy: Admission = policies.find("admission", record)
-    decided = decide_entries(policy, cluster, candidates, running, ended)
+    decided = decide_admissions(policy, cluster, candidates, running, ended)
     return [{"kind": one.kind, "request": one.index, "instance": one.instance} for one in decided]
 
 
@@ -225,13 +225,15 @@ def _moves(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
     cluster, chosen = read_cluster(record), policies.chosen
     running = read_progress(record["running"], len(cluster.requests))
     rescued = record["lead"] is not None if chosen is None else chosen.rescues
-    lead = read_settings(RescueSettings, record["lead"] or {})
-    rescues = rescue(cluster, lead, running) if rescued else []
+    lead = read_settings(OomAvoidanceSettings, record["lead"] or {})
+    rescues = avoid_oom(cluster, lead, running) if rescued else []
     policy: Rebalance = policies.find("rebalance", record)
     # A fault, such as a late answer, need not come again.
     failed = chosen is None and record["failed"] is not None
     asked = [] if failed else decide_moves(policy, cluster)
-    moves = [{"kind": "move", "request": one.request, "instance": one.target} for one in beside(asked, rescues)]
+    moves = [
+        {"kind": "move", "request": one.request, "instance": one.target} for one in exclude_conflicts(asked, rescues)
+    ]
     return [{"kind": "rescue", "request": one.request, "instance": one.target} for one in rescues] + moves
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from ares.gateway.pool.generate import EngineLostError, Stream
 from ares.gateway.pool.instance import Instance
 from ares.policy.transfer import KEPT_S, STOP_AND_COPY, Mode
-from ares.protocol import messages as wire
+from ares.protocol import messages
 
 
 class NotMovableError(Exception):
@@ -27,7 +27,7 @@ class UntakenError(EngineLostError):
 
 
 @dataclass(slots=True)
-class Migration:
+class MigrationRecord:
     """How a move went.
 
     Attributes
@@ -105,21 +105,21 @@ class Segment:
     pin: Pin | None = None
 
 
-class Move:
+class Handover:
     """A hand-over under way: first the source's `Handover` becomes known, then the target's `Segment`."""
 
-    def __init__(self, source: Segment, target: Instance, record: Migration) -> None:
+    def __init__(self, source: Segment, target: Instance, record: MigrationRecord) -> None:
         self.source = source
         self.target = target
         self.record = record
-        self.handover: asyncio.Future[wire.Handover] = asyncio.get_running_loop().create_future()
+        self.handover: asyncio.Future[messages.CutResult] = asyncio.get_running_loop().create_future()
         self.arrival: asyncio.Future[Segment] = asyncio.get_running_loop().create_future()
         # Everything that the source generated has been relayed.
         self.relayed = asyncio.Event()
         self.settled = asyncio.Event()
 
     @property
-    def cut(self) -> wire.Handover | None:
+    def cut(self) -> messages.CutResult | None:
         """The source's hand-over, once it is known."""
         known = self.handover.done() and self.handover.exception() is None
         return self.handover.result() if known else None
@@ -145,7 +145,7 @@ class Move:
             self.arrival.set_exception(error)
             self.arrival.exception()  # it may never be asked for
 
-    def settle(self, outcome: str) -> Migration:
+    def settle(self, outcome: str) -> MigrationRecord:
         """End the move, once; whoever still waits for a part of it is told."""
         if not self.settled.is_set():
             self.record.outcome = outcome

@@ -14,7 +14,7 @@ T = TypeVar("T")
 _ALIVE_S = 5.0
 
 
-class Patience:
+class PendingCall:
     """What a sequence waits for at an instance: one answer at a time."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Patience:
 
     def give_up_if_frozen(self) -> None:
         """Stop waiting for an instance that has frozen."""
-        if self._instance is not None and is_dead(self._instance, self._since):
+        if self._instance is not None and is_unresponsive(self._instance, self._since):
             self.give_up(self._instance)
 
     @property
@@ -58,7 +58,7 @@ class Patience:
             self._answer.cancel()
 
 
-def is_dead(instance: Instance, since: float) -> bool:
+def is_unresponsive(instance: Instance, since: float) -> bool:
     """Whether to give an instance up of which nothing has been seen since then, on the clock of `time.monotonic`.
 
     That its telemetry has stopped is not enough: it may serve all the same (I7).

@@ -10,9 +10,9 @@ from typing import Any, Literal, Protocol
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import Instance, NoInstanceError
-from ares.gateway.session.handover import Move, Pin, Segment
+from ares.gateway.session.handover import Handover, Pin, Segment
 from ares.gateway.session.objectives import Objective
-from ares.gateway.session.pending_call import Patience, is_dead
+from ares.gateway.session.pending_call import PendingCall, is_unresponsive
 from ares.protocol.messages import Row
 
 # Given new tokens; returns whether the output is complete (a stop string was found).
@@ -82,12 +82,12 @@ class Entering:
     # The one that it was told to leave: that it breaks off is no loss.
     _left: Segment | None = None
     _last_token_at: float = 0.0
-    _move: Move | None = None
+    _move: Handover | None = None
     # The KV that waits for this sequence, until somebody else has it.
     _holder: Pin | None = None
     _pausing: bool = False
     _withdrawn: bool = False
-    _patience: Patience = field(default_factory=Patience)
+    _pending: PendingCall = field(default_factory=PendingCall)
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
     @property
@@ -122,7 +122,7 @@ class Entering:
             The newest row of every request of every instance, by key.
         """
         segment = self._segment
-        instance = segment.instance if segment is not None else self._patience.instance
+        instance = segment.instance if segment is not None else self._pending.instance
         if instance is None or not instance.healthy:
             return None
         key = segment.key if segment is not None else self._newest_key
@@ -136,22 +136,22 @@ class Entering:
 
     def supervise(self, overdue_s: float) -> None:
         """Stop waiting for an instance that has frozen, or for what has been overdue for so long."""
-        self._patience.give_up_if_frozen()
+        self._pending.give_up_if_frozen()
         segment, longest = self._segment, 2 * self.handover_timeout_s
         # Telemetry may be old or wrong: whoever gets tokens waits for nothing.
         stuck = overdue_s > longest and time.monotonic() - self._last_token_at > longest
-        if segment is not None and (stuck or is_dead(segment.instance, self._last_token_at)):
+        if segment is not None and (stuck or is_unresponsive(segment.instance, self._last_token_at)):
             segment.stream.close()
-        elif segment is None and stuck and (asked := self._patience.instance) is not None:
-            self._patience.give_up(asked)
+        elif segment is None and stuck and (asked := self._pending.instance) is not None:
+            self._pending.give_up(asked)
 
     def works_on(self, instance: Instance) -> bool:
         """Whether an instance does something for it."""
-        return self.instance is instance or self._patience.instance is instance
+        return self.instance is instance or self._pending.instance is instance
 
     def leave(self, instance: Instance) -> None:
         """Break off what it does on an instance: it goes on elsewhere from its tokens, or fails where it cannot."""
-        self._patience.give_up(instance)
+        self._pending.give_up(instance)
         if self._segment is not None and self._segment.instance is instance:
             self._left = self._segment
             self._left.stream.close()
@@ -173,12 +173,12 @@ class Entering:
                 self._holder = Pin.at(instance, key)
             work = instance.engine.complete(self.sampling.prefill(key, self.prompt, self.emitted))
             try:
-                delta, transfer = await self._patience.answer(instance, work)
+                delta, transfer = await self._pending.answer(instance, work)
                 if delta.finish_reason == "abort":  # as an engine answers that is about to end
                     raise EngineLostError("the prefill instance aborted the request")
             except (EngineLostError, EngineRefusedError) as error:
                 self._free_holder()
-                instance.blame(error)
+                instance.record_failure(error)
                 continue
             self._holder = self._holder and self._holder.now()
             if (said := instance.predicted(key)) is not None:
@@ -217,9 +217,9 @@ class Entering:
             prefer = None
             self._turn("entering")
             try:
-                segment = await self._patience.answer(instance, self._open(instance, self.emitted, transfer))
+                segment = await self._pending.answer(instance, self._open(instance, self.emitted, transfer))
             except (EngineLostError, EngineRefusedError) as error:
-                instance.blame(error)
+                instance.record_failure(error)
                 lost = error
                 tried.add(instance.name)
                 asked.add(instance.name)

@@ -1,8 +1,8 @@
 """Live pre-copy: the full blocks of a running request go to its target while it goes on; then it moves.
 
-The source pins the blocks (`wire.Copy`) and a request that only brings KV pulls them into the target's prefix cache.
-The hand-over that follows is the ordinary one (gateway/session/session.py): it pulls what the prefix cache lacks.
-Should the blocks have been evicted meanwhile, that is everything.
+The source pins the blocks (`messages.Copy`) and a request that only brings KV pulls them into the target's prefix
+cache. The hand-over that follows is the ordinary one (gateway/session/session.py): it pulls what the prefix cache
+lacks. Should the blocks have been evicted meanwhile, that is everything.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ from typing import Literal
 from ares.gateway.openai.sampling import bring_ahead
 from ares.gateway.pool.generate import EngineLostError, EngineRefusedError, Stream
 from ares.gateway.pool.instance import Instance
-from ares.gateway.session.handover import HandoverError, Migration, NotMovableError, Pin
-from ares.gateway.session.session import Sequence
+from ares.gateway.session.handover import HandoverError, MigrationRecord, NotMovableError, Pin
+from ares.gateway.session.session import Session
 from ares.policy.transfer import PRE_COPY, STOP_AND_COPY, Link, Mode, choose_mode
 
 WantedMode = Literal["auto", "stop_and_copy", "pre_copy"]
@@ -22,7 +22,7 @@ AUTO: WantedMode = "auto"
 _numbers = itertools.count(1)
 
 
-def resolve(wanted: WantedMode, sequence: Sequence, target: Instance) -> Mode:
+def resolve(wanted: WantedMode, sequence: Session, target: Instance) -> Mode:
     """Return how to move `sequence` to `target`; without a prefix cache there, nothing can go ahead."""
     if wanted == STOP_AND_COPY or target.hello is None or target.telemetry is None or not target.hello.prefix_caching:
         return STOP_AND_COPY
@@ -38,7 +38,7 @@ def resolve(wanted: WantedMode, sequence: Sequence, target: Instance) -> Mode:
     return choose_mode(sequence.tokens, link)
 
 
-async def move(sequence: Sequence, target: Instance, reason: str, mode: Mode, timeout_s: float) -> Migration:
+async def move(sequence: Session, target: Instance, reason: str, mode: Mode, timeout_s: float) -> MigrationRecord:
     """Move `sequence` to `target`, its full blocks first where `mode` says so, and return how it went.
 
     Raises
@@ -52,7 +52,7 @@ async def move(sequence: Sequence, target: Instance, reason: str, mode: Mode, ti
         raise NotMovableError(refusal or "not_decoding")
     if mode == STOP_AND_COPY:
         return await sequence.migrate(target, reason)
-    record = Migration(sequence.id, source.name, target.name, reason, mode=mode)
+    record = MigrationRecord(sequence.id, source.name, target.name, reason, mode=mode)
     began = time.monotonic()
     ahead, failed = 0, False
     sequence.copying = target
@@ -76,7 +76,7 @@ async def move(sequence: Sequence, target: Instance, reason: str, mode: Mode, ti
     return record
 
 
-def _ended(sequence: Sequence, source: Instance) -> str | None:
+def _ended(sequence: Session, source: Instance) -> str | None:
     """Return the outcome where there is nothing left to move: it has ended, or no longer runs at its source."""
     match sequence.not_movable():
         case None:
@@ -89,7 +89,7 @@ def _ended(sequence: Sequence, source: Instance) -> str | None:
             return "not_running"
 
 
-async def _copy(sequence: Sequence, source: Instance, target: Instance, timeout_s: float) -> int:
+async def _copy(sequence: Session, source: Instance, target: Instance, timeout_s: float) -> int:
     """Bring the full blocks of `sequence` to `target`; return how many tokens were pulled."""
     key = sequence.key
     assert key is not None  # noqa: S101 - for the type checker: it runs on an instance

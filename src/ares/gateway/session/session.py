@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 from ares.gateway.pool.generate import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import Instance
-from ares.gateway.session.handover import HandoverError, Migration, Move, NotMovableError, Pin, Segment, UntakenError
+from ares.gateway.session.handover import (
+    Handover,
+    HandoverError,
+    MigrationRecord,
+    NotMovableError,
+    Pin,
+    Segment,
+    UntakenError,
+)
 from ares.gateway.session.placement import Emit, Entering
 from ares.policy.transfer import KEPT_S
 
@@ -16,7 +24,7 @@ _MIGRATED = "migrated"
 
 
 @dataclass(slots=True)
-class Sequence(Entering):
+class Session(Entering):
     """A sequence and where it runs. `run` drives it; `migrate` and `suspend` may be called by other tasks meanwhile."""
 
     # --- what others may ask ---
@@ -147,8 +155,8 @@ class Sequence(Entering):
 
     # --- moves ---
 
-    async def migrate(self, target: Instance, reason: str) -> Migration:
-        """Move to `target` and return how it went; the stream of tokens just goes on.
+    async def migrate(self, target: Instance, reason: str) -> MigrationRecord:
+        """Handover to `target` and return how it went; the stream of tokens just goes on.
 
         Raises
         ------
@@ -159,8 +167,8 @@ class Sequence(Entering):
         source = self._segment
         if refusal is not None or source is None:
             raise NotMovableError(refusal or "not_decoding")
-        record = Migration(request_id=self.id, source=source.instance.name, target=target.name, reason=reason)
-        move = self._move = Move(source, target, record)
+        record = MigrationRecord(request_id=self.id, source=source.instance.name, target=target.name, reason=reason)
+        move = self._move = Handover(source, target, record)
         ordered = time.monotonic()
         try:
             cut = await source.instance.cut(source.key, self.handover_timeout_s)
@@ -283,13 +291,13 @@ class Sequence(Entering):
         self._segment = None
         return await (self._enter(None, prefer) if prefer is not None else self._resume(emit))
 
-    def _arrived(self, move: Move) -> None:
+    def _arrived(self, move: Handover) -> None:
         self.moved_at = time.monotonic()
         move.record.stall_s = self.moved_at - self._last_token_at
         self.moves += 1
         self._settle(move, "moved")
 
-    def _settle(self, move: Move, outcome: str) -> Migration:
+    def _settle(self, move: Handover, outcome: str) -> MigrationRecord:
         if self._move is move:
             self._move = None
         return move.settle(outcome)

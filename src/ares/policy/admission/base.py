@@ -107,7 +107,7 @@ class Candidates:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class AdmissionDecision:
     """One decision: a candidate enters `instance`, or the running row `index` of the cluster is suspended there."""
 
     kind: Literal["enter", "resume", "suspend"]
@@ -163,7 +163,7 @@ class Admission(Policy):
     def learn(self, output_tokens: int) -> None:
         """Take note of a request that has ended, with the length of its output."""
 
-    def decide(self, cluster: Cluster, candidates: Candidates, running: Progress) -> list[Entry]:
+    def decide(self, cluster: Cluster, candidates: Candidates, running: Progress) -> list[AdmissionDecision]:
         """Return what to do now, in this order; whoever is not named stays where it is.
 
         Parameters
@@ -193,13 +193,13 @@ def admission_policy(name: str, settings: Any = None) -> Admission:
     return ADMISSIONS.make(name, settings)
 
 
-def decide_entries(
+def decide_admissions(
     policy: Admission,
     cluster: Cluster,
     candidates: Candidates,
     running: Progress,
     ended: Sequence[int] = (),
-) -> list[Entry]:
+) -> list[AdmissionDecision]:
     """Ask a policy for its entries.
 
     Parameters
@@ -222,14 +222,14 @@ def decide_entries(
         entries = policy.decide(cluster, candidates, running)
     except Exception as error:
         raise raised(policy, error) from error
-    check_entries(policy.name, entries, cluster, candidates)
+    check_admissions(policy.name, entries, cluster, candidates)
     return entries
 
 
-def check_entries(policy: str, entries: object, cluster: Cluster, candidates: Candidates) -> None:
+def check_admissions(policy: str, entries: object, cluster: Cluster, candidates: Candidates) -> None:
     """Raise DecisionError where what a policy returned is no list of entries that can be carried out."""
-    if not isinstance(entries, list) or not all(isinstance(entry, Entry) for entry in entries):
-        said = f"must return a list of Entry, not {str(entries)[:80]}"
+    if not isinstance(entries, list) or not all(isinstance(entry, AdmissionDecision) for entry in entries):
+        said = f"must return a list of AdmissionDecision, not {str(entries)[:80]}"
         raise DecisionError(policy, "not_entries", said, Admission.part)
     seen: set[tuple[bool, int]] = set()
     for entry in entries:
@@ -239,7 +239,7 @@ def check_entries(policy: str, entries: object, cluster: Cluster, candidates: Ca
 
 
 def _wrong(
-    entry: Entry, cluster: Cluster, candidates: Candidates, seen: set[tuple[bool, int]]
+    entry: AdmissionDecision, cluster: Cluster, candidates: Candidates, seen: set[tuple[bool, int]]
 ) -> tuple[str, str] | None:
     """Return in a word and in full why an entry cannot be carried out."""
     if entry.kind not in ("enter", "resume", "suspend"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ares.policy.admission.base import Admission, Candidates, Entry, Progress, register
+from ares.policy.admission.base import Admission, AdmissionDecision, Candidates, Progress, register
 from ares.policy.admission.order import check_order, is_by_volume, memory_time
 from ares.policy.admission.settings import AdmissionSettings
 from ares.policy.admission.state import (
@@ -144,7 +144,7 @@ class Forecast(Admission):
         """Go on with such a credit."""
         self.age_credit = float(memory["age_credit"])
 
-    def decide(self, cluster: Cluster, candidates: Candidates, running: Progress) -> list[Entry]:
+    def decide(self, cluster: Cluster, candidates: Candidates, running: Progress) -> list[AdmissionDecision]:
         """Return what to do now, in this order."""
         if not len(candidates.tokens) or not cluster.open.any():
             return []
@@ -270,12 +270,12 @@ def _instances(cluster: Cluster, first_row: int) -> Instances:
 
 def _entry(
     candidates: Candidates, kind: int, request: int, instance: int, why: int, tokens: float, said: float, limit: float
-) -> Entry:
+) -> AdmissionDecision:
     """Put a decision of the loop into words."""
     if kind == SUSPEND:
         spare = f"can stand still for {said:.1f} s" if np.isfinite(said) else "misses its objective anyway"
         spare = "misses its gap by it" if said == -np.inf else spare
         reason = f"{spare}; {tokens:.0f} tokens make room for {candidates.requests[why]}"
-        return Entry("suspend", request - len(candidates.tokens), instance, reason)
+        return AdmissionDecision("suspend", request - len(candidates.tokens), instance, reason)
     reason = f"{_WHY[why]}; {tokens:.0f} tokens, expected peak {said:.0f} of {limit:.0f}"
-    return Entry("resume" if kind == RESUME else "enter", request, instance, reason)
+    return AdmissionDecision("resume" if kind == RESUME else "enter", request, instance, reason)

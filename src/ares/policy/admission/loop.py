@@ -13,8 +13,8 @@ from ares.policy.admission import suspension
 from ares.policy.admission.order import memory_time as _memory_time
 from ares.policy.admission.settings import tokens_within as _tokens_within
 from ares.policy.admission.state import (
+    ADMIT,
     DUE,
-    ENTER,
     F8,
     FITS,
     I8,
@@ -120,7 +120,7 @@ def admit(
         if place < len(queue.order):
             request, oldest = queue.order[place], queue.by_age[age]
             size = _size(requests, oldest)
-            if credit >= size and _enters(here, ENTER, oldest, OLDEST, count):
+            if credit >= size and _enters(here, ADMIT, oldest, OLDEST, count):
                 count += 1
                 credit -= size
                 continue
@@ -160,7 +160,7 @@ def _is_late(here: Round, request: int) -> bool:
 @inlined
 def _admit_next(here: Round, request: int, count: int) -> int:
     """Let a waiting request in where it fits, or another makes room for it; return the number of decisions."""
-    if _enters(here, ENTER, request, FITS, count):
+    if _enters(here, ADMIT, request, FITS, count):
         return 1
     waited = here.now - here.requests.waits_since_s[request]
     if not here.knobs.suspends > 0.0 or _is_late(here, request) or waited < here.knobs.after_s:
@@ -169,7 +169,7 @@ def _admit_next(here: Round, request: int, count: int) -> int:
     if instance == NOBODY:
         return 0
     _curve(here, request, here.mean, here.variance)
-    _enter(here, ENTER, request, instance, ROOM_MADE, count + 1)
+    _enter(here, ADMIT, request, instance, ROOM_MADE, count + 1)
     return 2
 
 

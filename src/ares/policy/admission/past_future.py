@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ares.policy.admission.base import Admission, Candidates, Entry, Progress, register
+from ares.policy.admission.base import Admission, AdmissionDecision, Candidates, Progress, register
 from ares.policy.cluster import Cluster, FloatArray, IntArray
 from ares.policy.settings import in_range
 
@@ -98,7 +98,7 @@ class PastFuture(Admission):
         share = zlib.crc32(f"{request} {draw}".encode()) / 2**32
         return float(self._ordered[first + int(share * longer)] - generated)
 
-    def decide(self, cluster: Cluster, candidates: Candidates, running: Progress) -> list[Entry]:
+    def decide(self, cluster: Cluster, candidates: Candidates, running: Progress) -> list[AdmissionDecision]:
         """Let the oldest in until one fits nowhere."""
         count = len(cluster.instances)
         draws = range(self.settings.draws)
@@ -108,7 +108,7 @@ class PastFuture(Admission):
         promised = cluster.promised_tokens + (0 if cluster.waiting_tokens is None else cluster.waiting_tokens)
         limit = cluster.capacity_tokens * (1.0 - self.settings.reserve) - promised
         outside = self._all_left(candidates.requests, candidates.progress.generated)
-        entries: list[Entry] = []
+        entries: list[AdmissionDecision] = []
         for request in np.argsort(-candidates.waited_s, kind="stable").tolist():
             best, best_share, best_peak = -1, np.inf, 0.0
             for instance in np.flatnonzero(cluster.open).tolist():
@@ -128,7 +128,7 @@ class PastFuture(Admission):
             left[best] = np.vstack([left[best], outside[request]])
             kind = "resume" if candidates.suspended[request] else "enter"
             reason = f"future peak {best_peak:.0f} of {limit[best]:.0f} tokens"
-            entries.append(Entry(kind, request, best, reason))  # type: ignore[arg-type]
+            entries.append(AdmissionDecision(kind, request, best, reason))  # type: ignore[arg-type]
         return entries
 
     def _all_left(self, requests: object, generated: IntArray) -> FloatArray:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ares.policy.admission.base import Admission, Candidates, Entry, Progress, register
+from ares.policy.admission.base import Admission, AdmissionDecision, Candidates, Progress, register
 from ares.policy.cluster import Cluster, IntArray
 from ares.policy.settings import in_range
 
@@ -85,7 +85,7 @@ class Pausing(Admission):
         super().__init__(settings)
         self._home: dict[object, str] = {}
 
-    def decide(self, cluster: Cluster, candidates: Candidates, running: Progress) -> list[Entry]:
+    def decide(self, cluster: Cluster, candidates: Candidates, running: Progress) -> list[AdmissionDecision]:
         """Return what differs between the plan and what runs."""
         cards = self._cards(cluster, candidates)
         opened = [cards[i] for i in np.flatnonzero(cluster.open)]
@@ -99,18 +99,18 @@ class Pausing(Admission):
             changed = _exchange(least, opened, 1) | _exchange(most, opened, -1)
             if not changed and not _drop(most, opened, cluster):
                 break
-        out: list[Entry] = []
-        back: list[Entry] = []
+        out: list[AdmissionDecision] = []
+        back: list[AdmissionDecision] = []
         for instance, card in enumerate(cards):
             name = cluster.instances[instance]
             for one in (one for one in card.waiting if one.ran):
                 reason = f"paused: {card.load} tokens are left here, {_mean(opened):.0f} in the mean"
-                out.append(Entry("suspend", one.index, instance, reason))
+                out.append(AdmissionDecision("suspend", one.index, instance, reason))
                 self._home[cluster.requests[one.index]] = name
             for one in (one for one in card.running if not one.ran):
                 kind = "resume" if candidates.suspended[one.index] else "enter"
                 reason = f"{card.load} tokens here with it, {_mean(opened):.0f} in the mean"
-                back.append(Entry(kind, one.index, instance, reason))  # type: ignore[arg-type]
+                back.append(AdmissionDecision(kind, one.index, instance, reason))  # type: ignore[arg-type]
         return out + back
 
     def _cards(self, cluster: Cluster, candidates: Candidates) -> list[_Card]:

@@ -15,7 +15,7 @@ I8 = NDArray[np.int64]
 INSIDE, WAITING, SUSPENDED = range(3)
 
 # Kinds of decision, the first column of `decided`.
-ENTER, RESUME, SUSPEND = range(3)
+ADMIT, RESUME, SUSPEND = range(3)
 
 # Why a request enters, the fourth column of `decided`; for one that is suspended: the request it makes room for.
 FITS, OLDEST, ROOM_MADE, DUE, RUNS_AGAIN = range(5)

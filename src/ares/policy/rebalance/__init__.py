@@ -4,7 +4,7 @@ from ares.policy.base import DecisionError
 from ares.policy.rebalance import ares, current_load, llumnix, none, paper  # each registers itself
 from ares.policy.rebalance.base import (
     REBALANCERS,
-    Move,
+    MigrationDecision,
     Rebalance,
     check_moves,
     decide_moves,
@@ -15,7 +15,7 @@ from ares.policy.rebalance.base import (
 __all__ = [
     "REBALANCERS",
     "DecisionError",
-    "Move",
+    "MigrationDecision",
     "Rebalance",
     "ares",
     "check_moves",

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ares.policy.cluster import Cluster
 from ares.policy.forecast import FloatArray, forecast, geometric_grid, prepare_forecast, quantile_weights
-from ares.policy.rebalance.base import Move, Rebalance, register
+from ares.policy.rebalance.base import MigrationDecision, Rebalance, register
 from ares.policy.settings import in_range
 
 IntArray = NDArray[np.int64]
@@ -109,7 +109,7 @@ def _coarse(horizon: int, points: int, decay: float) -> tuple[IntArray, FloatArr
     return middle, np.add.reduceat(beta, chosen)
 
 
-def decide(cluster: Cluster, settings: AresSettings) -> list[Move]:
+def decide(cluster: Cluster, settings: AresSettings) -> list[MigrationDecision]:
     """Decide the moves of one period; see the module's docstring for the rule."""
     if len(cluster.location) == 0 or int(cluster.open.sum()) < 2:
         return []
@@ -174,7 +174,7 @@ def _cost_model(cluster: Cluster) -> tuple[FloatArray, FloatArray, FloatArray, b
     )
 
 
-def _move(pair: list[int], found: list[float], limit: float, known: bool) -> Move:
+def _move(pair: list[int], found: list[float], limit: float, known: bool) -> MigrationDecision:
     """Make the move that `choose_moves` has found, with its cause and the loads before and after."""
     row, source, target = pair
     gain, peak, leaves, enters, given, taken, mean, beyond = found
@@ -185,7 +185,7 @@ def _move(pair: list[int], found: list[float], limit: float, known: bool) -> Mov
         f"target {taken * factor:.4g} to {(taken + enters) * factor:.4g}, "
         f"mean {mean * factor:.4g}; target peak {peak:.0f} of {limit:.0f} tokens"
     )
-    return Move(request=row, source=source, target=target, gain=gain, reason=reason)
+    return MigrationDecision(request=row, source=source, target=target, gain=gain, reason=reason)
 
 
 def prepare() -> None:
@@ -209,6 +209,6 @@ class Ares(Rebalance):
         """Compile the inner loops."""
         prepare()
 
-    def decide(self, cluster: Cluster) -> list[Move]:
+    def decide(self, cluster: Cluster) -> list[MigrationDecision]:
         """Return the moves of one period."""
         return decide(cluster, self.settings)

@@ -13,7 +13,7 @@ from ares.policy.registry import Class, Registry
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class MigrationDecision:
     """One decided move: indices into the cluster it was decided on, and the numbers behind it."""
 
     request: int
@@ -38,7 +38,7 @@ class Rebalance(Policy):
     part: ClassVar[str] = "rebalance"
     moves: ClassVar[bool] = True
 
-    def decide(self, cluster: Cluster) -> list[Move]:
+    def decide(self, cluster: Cluster) -> list[MigrationDecision]:
         """Return the moves to make now, best first; no request twice."""
         raise NotImplementedError
 
@@ -56,7 +56,7 @@ def rebalancer(name: str, settings: Any = None) -> Rebalance:
     return REBALANCERS.make(name, settings)
 
 
-def decide_moves(policy: Rebalance, cluster: Cluster) -> list[Move]:
+def decide_moves(policy: Rebalance, cluster: Cluster) -> list[MigrationDecision]:
     """Ask a policy for its moves.
 
     Raises
@@ -74,8 +74,8 @@ def decide_moves(policy: Rebalance, cluster: Cluster) -> list[Move]:
 
 def check_moves(policy: str, moves: object, cluster: Cluster) -> None:
     """Raise DecisionError where what a policy returned is no list of moves that can be made."""
-    if not isinstance(moves, list) or not all(isinstance(move, Move) for move in moves):
-        raise DecisionError(policy, "not_moves", f"must return a list of Move, not {str(moves)[:80]}")
+    if not isinstance(moves, list) or not all(isinstance(move, MigrationDecision) for move in moves):
+        raise DecisionError(policy, "not_moves", f"must return a list of MigrationDecision, not {str(moves)[:80]}")
     seen: set[int] = set()
     for move in moves:
         if wrong := _wrong(move, cluster, seen):
@@ -83,7 +83,7 @@ def check_moves(policy: str, moves: object, cluster: Cluster) -> None:
         seen.add(int(move.request))
 
 
-def _wrong(move: Move, cluster: Cluster, seen: set[int]) -> tuple[str, str] | None:
+def _wrong(move: MigrationDecision, cluster: Cluster, seen: set[int]) -> tuple[str, str] | None:
     """Return in a word and in full why a move cannot be made."""
     rows, count = len(cluster.location), len(cluster.instances)
     if not is_index(move.request, rows):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ares.policy.cluster import Cluster
-from ares.policy.rebalance.base import Move, Rebalance, register
+from ares.policy.rebalance.base import MigrationDecision, Rebalance, register
 from ares.policy.settings import in_range
 
 
@@ -49,10 +49,10 @@ class CurrentLoad(Rebalance):
     Settings = CurrentLoadSettings
     settings: CurrentLoadSettings
 
-    def decide(self, cluster: Cluster) -> list[Move]:
+    def decide(self, cluster: Cluster) -> list[MigrationDecision]:
         """Return the moves of one period."""
         settings = self.settings
-        moves: list[Move] = []
+        moves: list[MigrationDecision] = []
         load = cluster.load_tokens().astype(np.float64)
         if not cluster.open.any() or not len(cluster.requests):
             return moves
@@ -83,7 +83,7 @@ class CurrentLoad(Rebalance):
             source = int(cluster.location[request])
             moved = size[request]
             moves.append(
-                Move(
+                MigrationDecision(
                     request=request,
                     source=source,
                     target=target,

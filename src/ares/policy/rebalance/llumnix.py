@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ares.policy.cluster import Cluster
-from ares.policy.rebalance.base import Move, Rebalance, register
+from ares.policy.rebalance.base import MigrationDecision, Rebalance, register
 from ares.policy.settings import in_range
 
 
@@ -47,7 +47,7 @@ class Llumnix(Rebalance):
     Settings = LlumnixSettings
     settings: LlumnixSettings
 
-    def decide(self, cluster: Cluster) -> list[Move]:
+    def decide(self, cluster: Cluster) -> list[MigrationDecision]:
         """Return a move for each pair, that of the least freeness first."""
         threshold = self.settings.threshold_steps
         used = cluster.load_tokens() + (0 if cluster.waiting_tokens is None else cluster.waiting_tokens)
@@ -57,7 +57,7 @@ class Llumnix(Rebalance):
         order = np.argsort(freeness, kind="stable")
         sources = [int(i) for i in order if cluster.open[i] and freeness[i] < threshold]
         targets = [int(i) for i in order[::-1] if cluster.open[i] and freeness[i] > threshold]
-        moves: list[Move] = []
+        moves: list[MigrationDecision] = []
         for source, target in zip(sources, targets, strict=False):
             rows = np.flatnonzero(cluster.movable & (cluster.location == source))
             if not len(rows):
@@ -67,5 +67,5 @@ class Llumnix(Rebalance):
             if after <= threshold:
                 continue
             reason = f"freeness {freeness[source]:.0f} steps here; {freeness[target]:.0f} there, {after:.0f} after"
-            moves.append(Move(row, source, target, float(freeness[target] - freeness[source]), reason))
+            moves.append(MigrationDecision(row, source, target, float(freeness[target] - freeness[source]), reason))
         return moves

@@ -1,7 +1,7 @@
 """No rebalancing."""
 
 from ares.policy.cluster import Cluster
-from ares.policy.rebalance.base import Move, Rebalance, register
+from ares.policy.rebalance.base import MigrationDecision, Rebalance, register
 
 
 @register("none")
@@ -10,6 +10,6 @@ class NoMoves(Rebalance):
 
     moves = False
 
-    def decide(self, cluster: Cluster) -> list[Move]:
+    def decide(self, cluster: Cluster) -> list[MigrationDecision]:
         """Return no moves."""
         return []

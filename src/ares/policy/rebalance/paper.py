@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 from ares.policy.cluster import Cluster
 from ares.policy.rebalance import ares
-from ares.policy.rebalance.base import Move, Rebalance, register
+from ares.policy.rebalance.base import MigrationDecision, Rebalance, register
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Paper(Rebalance):
         """Compile the inner loops."""
         ares.prepare()
 
-    def decide(self, cluster: Cluster) -> list[Move]:
+    def decide(self, cluster: Cluster) -> list[MigrationDecision]:
         """Return the moves of one period."""
         middle = len(cluster.levels) // 2
         remaining = cluster.remaining_tokens
