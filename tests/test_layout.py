@@ -3,10 +3,12 @@
 import ast
 import graphlib
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import ares
+from ares_dev import module_tables
 
 ROOT = Path(ares.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -169,3 +171,16 @@ def _cycles(graph: dict[str, set[str]]) -> list[list[str]]:
     except graphlib.CycleError as error:
         return [error.args[1]]
     return []
+
+
+def test_the_page_of_modules_is_up_to_date() -> None:
+    page = (ROOT.parents[1] / "docs" / "modules.md").read_text()
+    assert module_tables.filled(page) == page, "run python -m ares_dev modules"
+
+
+def test_the_ways_through_the_code_name_modules_that_exist() -> None:
+    page = (ROOT.parents[1] / "docs" / "modules.md").read_text()
+    ways = page.partition("## Three ways")[2].partition("## Every module")[0]
+    named = re.findall(r"`([a-z_]+(?:/[a-z_]+)+\.py)`", ways)
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).is_file()] == []

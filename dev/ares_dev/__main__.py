@@ -2,7 +2,7 @@
 
 import typer
 
-from ares_dev import footprint, kills, moves
+from ares_dev import footprint, kills, module_tables, moves
 from ares_dev.chaos import command as chaos
 from ares_dev.soak import command as soak
 
@@ -17,6 +17,7 @@ app.command("soak")(soak.command)
 app.command("kills")(kills.command)
 app.command("moves")(moves.command)
 app.command("footprint")(footprint.command)
+app.command("modules")(module_tables.command)
 
 if __name__ == "__main__":
     app()
