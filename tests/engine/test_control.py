@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from ares.engine.control import Abandoned, ControlChannel, Gone, Order
-from ares.protocol import messages
+from ares.protocol import messages, rpc
 from ares.protocol.keys import ControlKey
 
 pytestmark = pytest.mark.timeout(20)
@@ -34,7 +34,7 @@ class Gateway:
         self._socket.connect(address)
 
     def say(self, command: messages.Command) -> None:
-        self._socket.send(messages.encode(command))
+        self._socket.send(rpc.encode(command))
 
     def say_raw(self, *frames: bytes) -> None:
         self._socket.send_multipart(frames)
@@ -42,7 +42,7 @@ class Gateway:
     def hear(self, timeout_s: float = 5.0) -> messages.Event | None:
         if not self._socket.poll(int(timeout_s * 1000)):
             return None
-        return messages.decode_event(self._socket.recv())
+        return rpc.decode_event(self._socket.recv())
 
     def hear_a(self, kind: type[T]) -> T:
         deadline = time.monotonic() + 5
@@ -121,7 +121,7 @@ def test_no_interval_hurts_the_instance(instance: Instance, gateway: Gateway, in
 def test_a_silent_subscriber_is_forgotten(
     instance: Instance, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(messages, "SUBSCRIPTION_TTL_S", 0.1)
+    monkeypatch.setattr(rpc, "SUBSCRIPTION_TTL_S", 0.1)
     gateway.say(messages.Subscribe(0.01))
     gateway.hear_a(messages.Telemetry)
     until(lambda: not instance.channel._subscribers)
@@ -135,7 +135,7 @@ def test_a_silent_subscriber_is_forgotten(
 def test_whoever_wants_no_telemetry_is_forgotten_too(
     instance: Instance, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(messages, "SUBSCRIPTION_TTL_S", 0.1)
+    monkeypatch.setattr(rpc, "SUBSCRIPTION_TTL_S", 0.1)
     gateway.say(messages.Subscribe(float("inf")))
     assert gateway.hear() == HELLO
     until(lambda: not instance.channel._subscribers)
@@ -144,7 +144,7 @@ def test_whoever_wants_no_telemetry_is_forgotten_too(
 def test_a_heartbeat_keeps_a_subscription(
     instance: Instance, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(messages, "SUBSCRIPTION_TTL_S", 0.3)
+    monkeypatch.setattr(rpc, "SUBSCRIPTION_TTL_S", 0.3)
     began = time.monotonic()
     while time.monotonic() - began < 0.6:
         gateway.say(messages.Subscribe(0.05))
@@ -157,9 +157,9 @@ def test_malformed_messages_are_ignored(instance: Instance, gateway: Gateway) ->
         [b""],
         [b"\xc1\xff"],
         [b"a", b"b", b"c"],
-        [b"", messages.encode(messages.Cut(1, "x"))],
+        [b"", rpc.encode(messages.Cut(1, "x"))],
         [msgspec.msgpack.encode({"type": "run"})],
-        [messages.encode(HELLO)],
+        [rpc.encode(HELLO)],
     ):
         gateway.say_raw(*frames)
     gateway.say(messages.Cut(2, "y"))
@@ -376,7 +376,7 @@ def test_a_gateway_whose_connection_ends_is_gone_at_once(instance: Instance) -> 
     began = time.monotonic()
     dies.close()
     assert instance.commands(1) == [Gone("dies")]
-    assert time.monotonic() - began < messages.SUBSCRIPTION_TTL_S / 2  # not by its silence
+    assert time.monotonic() - began < rpc.SUBSCRIPTION_TTL_S / 2  # not by its silence
     assert "dies" in instance.channel.gone
     stays.say(messages.Lease(2, "stays", 1.0))
     assert stays.hear_a(messages.LeaseResult).granted
@@ -385,10 +385,10 @@ def test_a_gateway_whose_connection_ends_is_gone_at_once(instance: Instance) -> 
 
 
 def test_a_silent_gateway_is_gone(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "SUBSCRIPTION_TTL_S", 0.1)
+    monkeypatch.setattr(rpc, "SUBSCRIPTION_TTL_S", 0.1)
     gateway = subscribed(instance, "silent")
     assert instance.commands(1) == [Gone("silent")]
-    monkeypatch.setattr(messages, "SUBSCRIPTION_TTL_S", 10.0)
+    monkeypatch.setattr(rpc, "SUBSCRIPTION_TTL_S", 10.0)
     gateway.say(messages.Subscribe(0.01, "silent"))
     gateway.hear_a(messages.Hello)
     until(lambda: "silent" not in instance.channel.gone)
@@ -396,7 +396,7 @@ def test_a_silent_gateway_is_gone(instance: Instance, monkeypatch: pytest.Monkey
 
 
 def test_a_gateway_that_stays_away_is_given_up_once(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "ABANDONED_S", 0.3)
+    monkeypatch.setattr(rpc, "GATEWAY_EXPIRY_S", 0.3)
     began = time.monotonic()
     subscribed(instance, "dies").close()
     assert instance.commands(1) == [Gone("dies")]
@@ -407,7 +407,7 @@ def test_a_gateway_that_stays_away_is_given_up_once(instance: Instance, monkeypa
 
 
 def test_a_gateway_that_comes_back_in_time_is_not_given_up(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "ABANDONED_S", 1.0)
+    monkeypatch.setattr(rpc, "GATEWAY_EXPIRY_S", 1.0)
     subscribed(instance, "back").close()
     assert instance.commands(1) == [Gone("back")]
     again = subscribed(instance, "back")

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ares.engine.lease import Lease
-from ares.protocol import messages
+from ares.protocol import messages, rpc
 
 
 def asked(lease: Lease, holder: str, now: float, ttl_s: float = 3.0) -> tuple[bool, str]:
@@ -44,8 +44,8 @@ def test_it_is_taken_from_who_is_gone_and_from_nobody_else() -> None:
 @pytest.mark.parametrize(
     ("ttl_s", "lasts_s"),
     [
-        (math.inf, messages.LONGEST_LEASE_S),
-        (1e9, messages.LONGEST_LEASE_S),
+        (math.inf, rpc.LONGEST_LEASE_S),
+        (1e9, rpc.LONGEST_LEASE_S),
         (math.nan, 0.0),
         (-1.0, 0.0),
         (-math.inf, 0.0),

@@ -20,7 +20,7 @@ from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
 from ares.engine.lease import Lease
-from ares.protocol import messages
+from ares.protocol import messages, rpc
 from ares.protocol.keys import ControlKey
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class ControlChannel:
         notify: Callable[[], None] = lambda: None,
         key: ControlKey | None = None,
     ) -> None:
-        self._hello = messages.encode(hello)
+        self._hello = rpc.encode(hello)
         self._snapshot = snapshot
         self._notify = notify
         self._commands: deque[tuple[bytes, Order]] = deque()
@@ -126,7 +126,7 @@ class ControlChannel:
         self._refusals = self._socket.get_monitor_socket(_REFUSALS)
         self._refusals.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE_BYTES)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, rpc.MAX_MESSAGE_BYTES)
         self._socket.setsockopt(zmq.IPV6, "[" in address)
         # An error for who is not there any more, where it would say nothing.
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -155,7 +155,7 @@ class ControlChannel:
         """Send an event to one gateway, or to every subscriber. Any thread."""
         if self._stopping:
             return
-        self._outgoing.append((receiver, messages.encode(event)))
+        self._outgoing.append((receiver, rpc.encode(event)))
         os.eventfd_write(self._wake, 1)
 
     def drain(self, draining: bool, deadline_s: float | None = None) -> None:
@@ -222,7 +222,7 @@ class ControlChannel:
                 return
             try:
                 sender, body = frames
-                command = messages.decode_command(body)
+                command = rpc.decode_command(body)
             except (ValueError, msgspec.DecodeError) as error:
                 logger.warning("dropped a malformed command: %s", error)
                 continue
@@ -231,7 +231,7 @@ class ControlChannel:
             elif isinstance(command, messages.Drain):
                 self.drain(command.draining, command.deadline_s)
             elif isinstance(command, messages.Lease):
-                self._outgoing.append((sender, messages.encode(self._lease.ask(command, time.monotonic()))))
+                self._outgoing.append((sender, rpc.encode(self._lease.ask(command, time.monotonic()))))
             else:
                 self._commands.append((sender, command))
                 self._notify()
@@ -245,9 +245,9 @@ class ControlChannel:
         subscriber.gateway = command.gateway
         self.gone.pop(command.gateway, None)
         # This order also for NaN; and whoever asks for nothing is forgotten with the others.
-        subscriber.interval = min(max(_SHORTEST_INTERVAL_S, command.interval_s), messages.SUBSCRIPTION_TTL_S)
+        subscriber.interval = min(max(_SHORTEST_INTERVAL_S, command.interval_s), rpc.SUBSCRIPTION_TTL_S)
         subscriber.due = min(subscriber.due, now + subscriber.interval)
-        subscriber.expires = now + messages.SUBSCRIPTION_TTL_S
+        subscriber.expires = now + rpc.SUBSCRIPTION_TTL_S
 
     def _send_due(self, now: float) -> None:
         while self._outgoing:
@@ -265,7 +265,7 @@ class ControlChannel:
             load = self._snapshot()
             if load is None:
                 return
-            body = messages.encode(self._with_drain(load, now) if self.draining else load)
+            body = rpc.encode(self._with_drain(load, now) if self.draining else load)
             for identity in ticking:
                 if identity in self._subscribers:
                     self._send(identity, body)
@@ -295,7 +295,7 @@ class ControlChannel:
         gateway = self._subscribers.pop(identity).gateway
         if not gateway or any(other.gateway == gateway for other in self._subscribers.values()):
             return
-        self.gone[gateway] = time.monotonic() + messages.ABANDONED_S
+        self.gone[gateway] = time.monotonic() + rpc.GATEWAY_EXPIRY_S
         if len(self.gone) > _MOST_GONE:
             del self.gone[next(iter(self.gone))]
         self._lease.end(gateway)

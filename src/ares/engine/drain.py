@@ -11,7 +11,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from ares.protocol import messages
+from ares.protocol import messages, rpc
 from ares.protocol.keys import ControlKey
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class OwnChannel:
         loop = asyncio.get_running_loop()
         socket = self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE_BYTES)
+        socket.setsockopt(zmq.MAXMSGSIZE, rpc.MAX_MESSAGE_BYTES)
         socket.setsockopt(zmq.IPV6, "[" in self._address)
         if self._key is not None:
             self._key.connect(socket)
@@ -55,11 +55,11 @@ class OwnChannel:
         subscribed = float("-inf")
         try:
             while True:
-                if loop.time() - subscribed > messages.SUBSCRIPTION_TTL_S / 5:
+                if loop.time() - subscribed > rpc.SUBSCRIPTION_TTL_S / 5:
                     subscribed = loop.time()
                     if not int(socket.get(zmq.EVENTS)) & zmq.POLLOUT:
                         return  # there is none any more, and none to come
-                    await socket.send(messages.encode(messages.Subscribe(_INTERVAL_S)))
+                    await socket.send(rpc.encode(messages.Subscribe(_INTERVAL_S)))
                 if await socket.poll(1000):
                     self._hear(await socket.recv())
         finally:
@@ -68,7 +68,7 @@ class OwnChannel:
 
     def _hear(self, body: bytes) -> None:
         try:
-            event = messages.decode_event(body)
+            event = rpc.decode_event(body)
         except msgspec.DecodeError as error:
             logger.warning("dropped a malformed message: %s", error)
             return
@@ -78,7 +78,7 @@ class OwnChannel:
     async def drain(self, deadline_s: float) -> None:
         """Let every gateway know, and return when nothing is left, or at the deadline."""
         if self._socket is not None:
-            await self._socket.send(messages.encode(messages.Drain(True, before(deadline_s))))
+            await self._socket.send(rpc.encode(messages.Drain(True, before(deadline_s))))
         await until_empty(self._left, deadline_s)
 
     def _left(self) -> int | None:

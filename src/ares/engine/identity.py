@@ -10,10 +10,9 @@ import msgspec
 from ares import addresses
 from ares.models.resolve import shape
 from ares.protocol import messages
-from ares.protocol.keys import CONTROL_KEY_VARIABLE, ControlKey
+from ares.protocol.fields import CONTROL_KEY_VARIABLE, INSTANCE_VARIABLE
+from ares.protocol.keys import ControlKey
 from ares.protocol.messages import Role
-
-_VARIABLE = "ARES_INSTANCE"
 
 
 class InstanceSettings(msgspec.Struct, frozen=True):
@@ -60,7 +59,7 @@ class InstanceSettings(msgspec.Struct, frozen=True):
 
 def export(settings: InstanceSettings) -> None:
     """Make the settings known to this process and its children."""
-    os.environ[_VARIABLE] = msgspec.json.encode(settings).decode()
+    os.environ[INSTANCE_VARIABLE] = msgspec.json.encode(settings).decode()
 
 
 def control_key() -> ControlKey | None:
@@ -76,7 +75,7 @@ def control_address(host: str, port: int) -> str:
 
 def current() -> InstanceSettings:
     """Return the settings; RuntimeError outside of a process that `ares worker` started."""
-    text = os.environ.get(_VARIABLE)
+    text = os.environ.get(INSTANCE_VARIABLE)
     if text is None:
         raise RuntimeError("the ARES connector runs inside `ares worker`; start the instance with that command")
     return msgspec.json.decode(text, type=InstanceSettings)

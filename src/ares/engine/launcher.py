@@ -16,6 +16,7 @@ from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES, free_port,
 from ares.engine.prediction import predictor_choice
 from ares.models import resolve as model
 from ares.predictor import shards
+from ares.protocol.fields import CONTROL_KEY_VARIABLE, PULL_WITHIN_STEP_BYTES
 from ares.protocol.messages import Role
 
 # The KV of a finished prefill or a cut request waits this long for its target; heartbeats extend it (vLLM's default).
@@ -144,7 +145,8 @@ def check_control(host: str, *, insecure: bool) -> None:
         raise LaunchError(f"--host {host}: {error}") from error
     raise LaunchError(
         f"the control channel on {host} would take commands from anybody who reaches it: give all instances and "
-        "gateways one key (--control-key-file or ARES_CONTROL_KEY), or insist: --control-insecure (docs/security.md)"
+        f"gateways one key (--control-key-file or {CONTROL_KEY_VARIABLE}), or insist: --control-insecure "
+        "(docs/security.md)"
     )
 
 
@@ -161,7 +163,7 @@ def _vllm_arguments(settings: WorkerSettings, folder: str, on_cpu: bool) -> list
         "kv_load_failure_policy": "recompute",
         "kv_connector_extra_config": {
             "kv_lease_duration": LEASE_S,
-            "ares_pull_within_step_bytes": settings.pull_within_step_bytes,
+            PULL_WITHIN_STEP_BYTES: settings.pull_within_step_bytes,
         },
     }
     if on_cpu:

@@ -5,7 +5,7 @@ those of all the instances that answer is the controller (gateway/control/lease.
 connection, or when the time is over.
 """
 
-from ares.protocol import messages
+from ares.protocol import messages, rpc
 
 
 class Lease:
@@ -21,7 +21,7 @@ class Lease:
             self._holder = ""
         granted = wanted.holder != "" and self._holder in ("", wanted.holder)
         if granted:
-            ttl_s = min(messages.LONGEST_LEASE_S, max(0.0, wanted.ttl_s))  # this order: 0 for NaN
+            ttl_s = min(rpc.LONGEST_LEASE_S, max(0.0, wanted.ttl_s))  # this order: 0 for NaN
             self._holder, self._until = (wanted.holder, now + ttl_s) if ttl_s else ("", 0.0)
         return messages.LeaseResult(wanted.call, self._holder, granted)
 

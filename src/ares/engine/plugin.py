@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 from ares.engine import identity as instance
 from ares.engine.drain import OwnChannel, drained_on_sigterm
 from ares.protocol import messages
+from ares.protocol.fields import INSTANCE_ROUTE, READY_ROUTE, Readiness
 
 
 class InstancePlugin:
@@ -31,17 +32,17 @@ class InstancePlugin:
         # The model is known when vLLM calls `init_state`, before it serves.
         self._description = messages.Description(settings.name, settings.role, settings.boot, settings.control_address)
 
-        @app.get("/ares/v1/instance")  # type: ignore[untyped-decorator]
+        @app.get(INSTANCE_ROUTE)  # type: ignore[untyped-decorator]
         async def describe() -> Any:
             return msgspec.to_builtins(self._description)
 
-        @app.get("/ares/v1/ready")  # type: ignore[untyped-decorator]
+        @app.get(READY_ROUTE)  # type: ignore[untyped-decorator]
         async def ready() -> JSONResponse:
             """Say whether new requests shall come; `/health` says whether the process is well."""
             load = channel.telemetry
             if load is None or load.draining:
-                return JSONResponse({"status": "starting" if load is None else "draining"}, 503)
-            return JSONResponse({"status": "ready"})
+                return JSONResponse({"status": Readiness.STARTING if load is None else Readiness.DRAINING}, 503)
+            return JSONResponse({"status": Readiness.READY})
 
         app.router.lifespan_context = _with_drain(app.router.lifespan_context, channel, settings.drain_deadline_s)
 

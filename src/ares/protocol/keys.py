@@ -11,7 +11,6 @@ from zmq.utils import z85
 
 # 32 random bytes in hexadecimal have 64 characters; what can be guessed protects nothing.
 MINIMUM_CHARACTERS = 32
-CONTROL_KEY_VARIABLE = "ARES_CONTROL_KEY"
 
 
 class KeyFileError(ValueError):

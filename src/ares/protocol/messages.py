@@ -1,38 +1,25 @@
-"""The messages between the gateway and the instances: msgpack over one ZeroMQ socket an instance.
+"""The messages between gateways and instances, each typed and checked on arrival; nothing in one carries code.
 
-The instance binds a ROUTER, the gateway connects a DEALER. The gateway subscribes, repeats the subscription as a
-heartbeat, and sends commands; the instance answers with its `Hello`, then sends `Telemetry` at the asked interval,
-`KvReceived` for each request whose KV it pulled, `Predicted` for each that it only prefilled, and one `CutResult`,
-`CopyResult` or `LeaseResult` for each `Cut`, `Copy` or `Lease`. Every message is typed and checked by msgspec on
-arrival; nothing on this wire carries code. The commands are shaped so that they can move onto vLLM's generic connector
-call (RFC #51639) when it lands.
+The gateway subscribes and sends commands. The instance answers the first `Subscribe` with its `Hello`, then sends
+`Telemetry` at the interval that was asked for, `KvReceived` for each request whose KV it pulled, `Predicted` for each
+request that it only prefilled, and one `CutResult`, `CopyResult` or `LeaseResult` for each `Cut`, `Copy` or `Lease`.
+How messages travel is in `protocol/rpc.py`. The commands can move to vLLM's generic connector call (RFC #51639) when it
+lands.
 
 Several gateways may subscribe to one instance. All keys of a gateway begin with its name and a slash (`owner`), so that
-an instance knows what nobody will come for when a gateway is gone.
+an instance knows which requests and which pinned KV belong to a gateway that has gone.
 """
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-Role = Literal["prefill", "decode", "both"]
-# `copying`: no request of a client, but KV that comes ahead of one (`Copy`).
-RequestState = Literal["waiting", "loading", "running", "copying"]
+from ares.protocol.fields import CutOutcome, RequestState
 
-# A larger message than this is a mistake or an attack: telemetry of 4,096 requests is below 400 kB.
-MAX_MESSAGE_BYTES = 4 << 20
+Role = Literal["prefill", "decode", "both"]
+
 # The levels of the quantiles in `Row.remaining`.
 REMAINING_LEVELS = (0.1, 0.5, 0.9)
-# An instance forgets a subscriber that has been silent for this long.
-SUBSCRIPTION_TTL_S = 10.0
-# For so long an instance keeps the KV of a gateway that it has forgotten: it may have been asked for before. Whoever
-# waits to pull it says so every 5 s (vLLM's kv_lease_duration / 6), and extends that.
-ORPHAN_LEASE_S = 10.0
-# A gateway that has been forgotten for this long does not come back: its requests end, for nobody would cancel them.
-ABANDONED_S = 30.0
-# Longest time for which an instance grants its part of the controller's lease.
-LONGEST_LEASE_S = 10.0
 
 # Sums and products of these over everything that fits a message stay exact in 64 bits. None of the times and rates may
 # be infinite or no number.
@@ -246,7 +233,7 @@ class CutResult(msgspec.Struct, frozen=True, tag="handover"):
 
     call: _Count
     key: str
-    outcome: Literal["pinned", "finished", "not_running", "unknown"]
+    outcome: CutOutcome
     output_tokens: _Tokens = 0
     tail: list[_Tokens] = []
     transfer: dict[str, Any] = {}
@@ -275,26 +262,3 @@ Event = Hello | Telemetry | KvReceived | Predicted | CutResult | CopyResult | Le
 def owner(key: str) -> str:
     """Return the name of the gateway that a request's or a pin's key is of."""
     return key.partition("/")[0]
-
-
-encode = msgspec.msgpack.Encoder().encode
-_decode_command: Callable[[bytes], Command] = msgspec.msgpack.Decoder(Command).decode
-_decode_event: Callable[[bytes], Event] = msgspec.msgpack.Decoder(Event).decode
-# What msgspec raises besides its own DecodeError, of text that is not UTF-8 and of maps within maps within maps.
-_MALFORMED = (UnicodeDecodeError, RecursionError)
-
-
-def decode_command(body: bytes) -> Command:
-    """Return the command of a message; msgspec.DecodeError where it is none."""
-    try:
-        return _decode_command(body)
-    except _MALFORMED as error:
-        raise msgspec.DecodeError(str(error)) from error
-
-
-def decode_event(body: bytes) -> Event:
-    """Return the event of a message; msgspec.DecodeError where it is none."""
-    try:
-        return _decode_event(body)
-    except _MALFORMED as error:
-        raise msgspec.DecodeError(str(error)) from error

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ares.engine.vllm_api import RequestStatus
-from ares.protocol import messages
+from ares.protocol import fields, messages
 
 
 @dataclass(slots=True)
@@ -22,7 +22,7 @@ class PinnedCopy:
     blocks: list[Any]
     num_computed_tokens: int
     status: RequestStatus = RequestStatus.FINISHED_LENGTH_CAPPED
-    kv_transfer_params: dict[str, Any] = field(default_factory=lambda: {"do_remote_decode": True})
+    kv_transfer_params: dict[str, Any] = field(default_factory=lambda: {fields.DO_REMOTE_DECODE: True})
 
     @property
     def block_ids(self) -> list[int]:

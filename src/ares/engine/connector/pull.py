@@ -10,9 +10,8 @@ from typing import Any
 
 from ares.engine.defaults import DEFAULT_PULL_BYTES
 from ares.engine.vllm_api import current_platform
+from ares.protocol import fields
 
-# Of a request that only brings KV here (engine/connector/scheduler.py): nobody waits for it, and no step should.
-AHEAD = "ares_ahead"
 # A smaller pull tells the latency of a transfer, not its speed.
 _TELLING_BYTES = 1 << 20
 # Weight of the newest pull in the moving average of their speed.
@@ -39,7 +38,7 @@ class PullPolicy:
 
     def __init__(self, vllm_config: Any, kv_cache_config: Any, scheduler: Any) -> None:
         extra = vllm_config.kv_transfer_config.kv_connector_extra_config
-        self.limit_bytes = int(extra.get("ares_pull_within_step_bytes", DEFAULT_PULL_BYTES))
+        self.limit_bytes = int(extra.get(fields.PULL_WITHIN_STEP_BYTES, DEFAULT_PULL_BYTES))
         self._host = scheduler.side_channel_host
         self._tp_size = scheduler.transfer_tp_size
         # Conversions after a pull (host buffers, other layouts) are left to the asynchronous path.
@@ -57,19 +56,19 @@ class PullPolicy:
     def within_step(self, params: dict[str, Any], tokens: int) -> bool:
         """Whether a request with these kv_transfer_params pulls so many tokens within the step that admits it."""
         # Without a GPU only shared memory is one-sided; over TCP the peer would have to answer between its steps.
-        one_sided = current_platform.device_type != "cpu" or params.get("remote_host") == self._host
+        one_sided = current_platform.device_type != "cpu" or params.get(fields.REMOTE_HOST) == self._host
         return (
             self.plain
             and one_sided
-            and not params.get(AHEAD)
-            and params.get("remote_engine_id") in self._proven
-            and params.get("tp_size") == self._tp_size
+            and not params.get(fields.PRECOPY)
+            and params.get(fields.REMOTE_ENGINE_ID) in self._proven
+            and params.get(fields.TP_SIZE) == self._tp_size
             and tokens * self.token_bytes <= self.limit_bytes
         )
 
     def learn(self, params: dict[str, Any] | None, *, failed: bool) -> None:
         """Remember how a pull from a peer went."""
-        peer = params.get("remote_engine_id") if params else None
+        peer = params.get(fields.REMOTE_ENGINE_ID) if params else None
         if peer is None:
             return
         if failed:

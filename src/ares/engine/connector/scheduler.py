@@ -26,13 +26,11 @@ from ares.engine.vllm_api import (
     Request,
     RequestStatus,
 )
-from ares.protocol import messages
+from ares.protocol import fields, messages, rpc
+from ares.protocol.fields import RequestState
 
 logger = logging.getLogger(__name__)
 
-# The field of kv_transfer_params that carries our own name of a request: vLLM decorates request ids.
-KEY = "ares_key"
-MIGRATED = "migrated"
 # Tokens a Handover repeats: more than can be in flight between the engine and the gateway in one step.
 _TAIL = 64
 # Weight of the newest step in the moving average of the step time.
@@ -103,7 +101,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         """Track the request under the key that the gateway gave it."""
         super().on_new_request(request)
         params = request.kv_transfer_params
-        tracked = Tracked(request, params.get(KEY) if params else None)
+        tracked = Tracked(request, params.get(fields.KEY) if params else None)
         self._tracked[request.request_id] = tracked
         if tracked.key is not None:
             self._by_key[tracked.key] = tracked
@@ -116,9 +114,9 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         """
         count, load_async = super().get_num_new_matched_tokens(request, num_computed_tokens)
         params = request.kv_transfer_params
-        if not count or not params or not params.get("do_remote_prefill"):
+        if not count or not params or not params.get(fields.DO_REMOTE_PREFILL):
             return count, load_async
-        count = max(0, min(count, (params.get("remote_num_tokens") or 0) - num_computed_tokens))
+        count = max(0, min(count, (params.get(fields.REMOTE_NUM_TOKENS) or 0) - num_computed_tokens))
         tracked = self._tracked[request.request_id]
         tracked.local = num_computed_tokens
         if not self._pulls.within_step(params, count):
@@ -130,7 +128,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         """Start the pull into the blocks that the scheduler has just given the request."""
         tracked = self._tracked[request.request_id]
         params = request.kv_transfer_params
-        wanted = bool(params and params.get("do_remote_prefill"))
+        wanted = bool(params and params.get(fields.DO_REMOTE_PREFILL))
         tracked.queued_s = time.perf_counter() - tracked.arrived
         if wanted and num_external_tokens and self._pulls.within_step(params, num_external_tokens):
             # The stock code pulls into blocks without a hash, but in this case the scheduler has hashed the full ones.
@@ -138,7 +136,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             last = -(-(tracked.local + num_external_tokens) // self.block_size)
             into = [block.block_id for block in blocks.blocks[0][first:last]]
             self._reqs_need_recv[request.request_id] = (request, (into,), (first,), True)
-            params["do_remote_prefill"] = False
+            params[fields.DO_REMOTE_PREFILL] = False
             params["_remote_blocks_processed"] = True
             self._pulling[request.request_id] = into
             self._orders.pull_now.add(request.request_id)
@@ -202,19 +200,19 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         capped = request.status == RequestStatus.FINISHED_LENGTH_CAPPED
         ended = capped or request.status == RequestStatus.FINISHED_STOPPED
         pin = capped and not tracked.unwanted
-        if capped and params.get("do_remote_decode"):
+        if capped and params.get(fields.DO_REMOTE_DECODE):
             self._prefilled[request.request_id] = tracked.key
         if tracked.cut is not None and pin:
-            params["do_remote_decode"] = True
+            params[fields.DO_REMOTE_DECODE] = True
             # The workers honour a lease only for requests that they were told of.
             self._reqs_in_batch.add(request.request_id)
-            request.stop_reason = MIGRATED
+            request.stop_reason = fields.MIGRATED
         elif tracked.abandoned and capped:
             # Should somebody read it after all: this is not where the output ends.
-            request.stop_reason = MIGRATED
-        elif params.get("do_remote_decode") and ended and not pin:
+            request.stop_reason = fields.MIGRATED
+        elif params.get(fields.DO_REMOTE_DECODE) and ended and not pin:
             # A prefill that ended for good (its first token was a stop token), or that nobody waits for.
-            params["do_remote_decode"] = False
+            params[fields.DO_REMOTE_DECODE] = False
             self._reqs_not_processed.add(request.request_id)
         pinned, transfer = super().request_finished(request, block_ids)
         if pinned:
@@ -238,7 +236,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             messages.CutResult(
                 call=tracked.cut.call,
                 key=tracked.key,
-                outcome="finished" if transfer is None else "pinned",
+                outcome=fields.CutOutcome.FINISHED if transfer is None else fields.CutOutcome.PINNED,
                 output_tokens=tracked.output,
                 tail=list(output[-_TAIL:]),
                 transfer=transfer or {},
@@ -304,17 +302,17 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             if limit < request.max_tokens:
                 request.max_tokens = limit
                 tracked.abandoned = True
-            logger.warning("%s ends: its gateway has been gone for %g s", key, messages.ABANDONED_S)
+            logger.warning("%s ends: its gateway has been gone for %g s", key, rpc.GATEWAY_EXPIRY_S)
 
     def _cut(self, sender: bytes, command: messages.Cut, scheduled: dict[str, int]) -> None:
         tracked = self._by_key.get(command.key)
         if tracked is None:
-            self._channel.post(messages.CutResult(command.call, command.key, "unknown"), sender)
+            self._channel.post(messages.CutResult(command.call, command.key, fields.CutOutcome.UNKNOWN), sender)
             return
         request = tracked.request
         limit = _in_flight(request, scheduled)
         if limit == request.num_output_tokens or tracked.cut is not None:
-            self._channel.post(messages.CutResult(command.call, command.key, "not_running"), sender)
+            self._channel.post(messages.CutResult(command.call, command.key, fields.CutOutcome.NOT_RUNNING), sender)
             return
         tracked.cut = Cut(sender, command.call)
         if limit < request.max_tokens:
@@ -350,18 +348,18 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         running = waiting = preempted = 0
         for tracked in list(self._tracked.values()):
             request = tracked.request
-            state: messages.RequestState
+            state: RequestState
             if tracked.ahead:
-                state = "copying"
+                state = RequestState.COPYING
             elif request.status == RequestStatus.RUNNING:
-                running, state = running + 1, "running"
+                running, state = running + 1, RequestState.RUNNING
             elif request.status == RequestStatus.WAITING_FOR_REMOTE_KVS:
-                waiting, state = waiting + 1, "loading"
+                waiting, state = waiting + 1, RequestState.LOADING
             else:
-                waiting, state = waiting + 1, "waiting"
+                waiting, state = waiting + 1, RequestState.WAITING
             preempted += request.num_preemptions
             if tracked.key is not None:
-                resident = request.num_tokens if state in {"loading", "running"} else 0
+                resident = request.num_tokens if state in {RequestState.LOADING, RequestState.RUNNING} else 0
                 rows.append(messages.Row(tracked.key, resident, tracked.output, state, tracked.remaining()))
         self._sequence += 1
         pool = self.kv_cache_manager.block_pool if self.kv_cache_manager is not None else None

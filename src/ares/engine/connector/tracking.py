@@ -4,10 +4,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from ares.engine.connector.pull import AHEAD
 from ares.engine.prediction.mailbox import Prediction
 from ares.engine.vllm_api import NixlConnectorMetadata
-from ares.protocol import messages
+from ares.protocol import fields, messages
 
 
 @dataclass(slots=True)
@@ -47,7 +46,7 @@ class Tracked:
     @property
     def ahead(self) -> bool:
         """Whether it only brings KV here."""
-        return bool((self.request.kv_transfer_params or {}).get(AHEAD))
+        return bool((self.request.kv_transfer_params or {}).get(fields.PRECOPY))
 
     def remaining(self) -> tuple[float, float, float] | None:
         """Return what is predicted for now."""

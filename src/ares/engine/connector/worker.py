@@ -10,7 +10,7 @@ from ares.engine import identity as instance
 from ares.engine.connector import resources
 from ares.engine.connector.tracking import ConnectorMetadata
 from ares.engine.vllm_api import NixlPullConnectorWorker, base_worker, current_platform
-from ares.protocol import messages
+from ares.protocol import rpc
 
 # How long a pull may hold up its step before it counts as failed.
 _PATIENCE_S = 1.0
@@ -91,7 +91,7 @@ class Worker(HostWorker):
             if self._reqs_to_send.pop(request_id, None) is not None:
                 self._released.add(request_id)
         # Not freed at once: a target may be about to pull. It extends the lease, as any target does while it waits.
-        soon = time.perf_counter() + messages.ORPHAN_LEASE_S
+        soon = time.perf_counter() + rpc.ORPHAN_LEASE_S
         for request_id in metadata.orphaned & self._reqs_to_send.keys():
             self._reqs_to_send[request_id] = min(self._reqs_to_send[request_id], soon)
 

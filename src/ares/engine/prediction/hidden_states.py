@@ -10,12 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ares.engine.connector.pull import AHEAD
-
-# The field of kv_transfer_params with the number of output tokens that a prompt ends with.
-GENERATED = "ares_generated"
-# And the one with these tokens, where they are output again (engine/connector/resume_output.py).
-OUTPUT = "ares_output"
+from ares.protocol import fields
 
 
 @dataclass(slots=True)
@@ -48,13 +43,13 @@ class HookedRequest:
     def __post_init__(self) -> None:
         # Read once: every step looks at every request.
         extra = getattr(self.sampling, "extra_args", None) or {}
-        said = extra.get("kv_transfer_params") or {}
-        if output := said.get(OUTPUT):
+        said = extra.get(fields.KV_TRANSFER_PARAMS) or {}
+        if output := said.get(fields.RESUMED_TOKENS):
             self.prompt_tokens = [*self.prompt_tokens, *output]
-        count = said.get(GENERATED, 0)
+        count = said.get(fields.GENERATED_TOKENS, 0)
         self.generated_before = count if isinstance(count, int) and 0 <= count < len(self.prompt_tokens) else 0
-        self.prefill_only = bool(said.get("do_remote_decode"))
-        self.ahead = bool(said.get(AHEAD))
+        self.prefill_only = bool(said.get(fields.DO_REMOTE_DECODE))
+        self.ahead = bool(said.get(fields.PRECOPY))
 
 
 @dataclass(frozen=True, slots=True)
