@@ -15,13 +15,19 @@ import msgspec
 import pytest
 import zmq
 
-from ares.engine.control import Abandoned, ControlChannel, Gone, Order
+from ares.engine.control import ControlChannel, EngineCommand, GatewayDisconnected, GatewayExpired
 from ares.protocol import messages, rpc
 from ares.protocol.keys import ControlKey
 
 pytestmark = pytest.mark.timeout(20)
 T = TypeVar("T")
 HELLO = messages.Hello("d0", "decode", "boot", messages.Peer("e", "h", 1), 16, 100, 4096, {})
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
 class Gateway:
@@ -60,9 +66,7 @@ class Instance:
     """A channel and what it reads."""
 
     def __init__(self, key: ControlKey | None = None) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+        self.address = free_address()
         self.snapshots = itertools.count(1)
         self.taken = 0
         self.failing = False
@@ -74,8 +78,8 @@ class Instance:
             raise RuntimeError("the scheduler changed while it was read")
         return messages.Telemetry(self.taken, 0, 0, 0, 0, 0.0, 0, 0, [])
 
-    def commands(self, count: int) -> list[Order]:
-        found: list[Order] = []
+    def commands(self, count: int) -> list[EngineCommand]:
+        found: list[EngineCommand] = []
         until(lambda: bool(found.extend(command for _, command in self.channel.commands()) or len(found) >= count))
         return found
 
@@ -375,9 +379,9 @@ def test_a_gateway_whose_connection_ends_is_gone_at_once(instance: Instance) -> 
     assert dies.hear_a(messages.LeaseResult).granted
     began = time.monotonic()
     dies.close()
-    assert instance.commands(1) == [Gone("dies")]
+    assert instance.commands(1) == [GatewayDisconnected("dies")]
     assert time.monotonic() - began < rpc.SUBSCRIPTION_TTL_S / 2  # not by its silence
-    assert "dies" in instance.channel.gone
+    assert "dies" in instance.channel.disconnected
     stays.say(messages.Lease(2, "stays", 1.0))
     assert stays.hear_a(messages.LeaseResult).granted
     stays.hear_a(messages.Telemetry)
@@ -387,11 +391,11 @@ def test_a_gateway_whose_connection_ends_is_gone_at_once(instance: Instance) -> 
 def test_a_silent_gateway_is_gone(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc, "SUBSCRIPTION_TTL_S", 0.1)
     gateway = subscribed(instance, "silent")
-    assert instance.commands(1) == [Gone("silent")]
+    assert instance.commands(1) == [GatewayDisconnected("silent")]
     monkeypatch.setattr(rpc, "SUBSCRIPTION_TTL_S", 10.0)
     gateway.say(messages.Subscribe(0.01, "silent"))
     gateway.hear_a(messages.Hello)
-    until(lambda: "silent" not in instance.channel.gone)
+    until(lambda: "silent" not in instance.channel.disconnected)
     gateway.close()
 
 
@@ -399,8 +403,8 @@ def test_a_gateway_that_stays_away_is_given_up_once(instance: Instance, monkeypa
     monkeypatch.setattr(rpc, "GATEWAY_EXPIRY_S", 0.3)
     began = time.monotonic()
     subscribed(instance, "dies").close()
-    assert instance.commands(1) == [Gone("dies")]
-    assert instance.commands(1) == [Abandoned("dies")]
+    assert instance.commands(1) == [GatewayDisconnected("dies")]
+    assert instance.commands(1) == [GatewayExpired("dies")]
     assert time.monotonic() - began > 0.3
     time.sleep(1.2)  # twice the longest sleep of the thread
     assert not instance.channel.waiting
@@ -409,28 +413,28 @@ def test_a_gateway_that_stays_away_is_given_up_once(instance: Instance, monkeypa
 def test_a_gateway_that_comes_back_in_time_is_not_given_up(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc, "GATEWAY_EXPIRY_S", 1.0)
     subscribed(instance, "back").close()
-    assert instance.commands(1) == [Gone("back")]
+    assert instance.commands(1) == [GatewayDisconnected("back")]
     again = subscribed(instance, "back")
     time.sleep(1.7)
     assert not instance.channel.waiting
     again.close()
-    assert instance.commands(2) == [Gone("back"), Abandoned("back")]
+    assert instance.commands(2) == [GatewayDisconnected("back"), GatewayExpired("back")]
 
 
 def test_a_gateway_with_another_connection_is_not_gone(instance: Instance) -> None:
     old, new = subscribed(instance, "one"), subscribed(instance, "one")
     old.close()
     until(lambda: len(instance.channel._subscribers) == 1)
-    assert instance.channel.gone == {}
+    assert instance.channel.disconnected == {}
     assert not instance.channel.waiting
     new.close()
-    assert instance.commands(1) == [Gone("one")]
+    assert instance.commands(1) == [GatewayDisconnected("one")]
 
 
 def test_a_subscriber_without_a_name_is_just_forgotten(instance: Instance) -> None:
     subscribed(instance, "").close()
     until(lambda: not instance.channel._subscribers)
-    assert instance.channel.gone == {}
+    assert instance.channel.disconnected == {}
     assert not instance.channel.waiting
 
 
@@ -440,8 +444,8 @@ def test_those_who_have_gone_are_not_remembered_without_end(
     monkeypatch.setattr("ares.engine.control._MOST_GONE", 2)
     for name in ("a", "b", "c"):
         subscribed(instance, name).close()
-        assert instance.commands(1) == [Gone(name)]
-    assert list(instance.channel.gone) == ["b", "c"]
+        assert instance.commands(1) == [GatewayDisconnected(name)]
+    assert list(instance.channel.disconnected) == ["b", "c"]
 
 
 KEY = ControlKey("k" * 32)

@@ -18,7 +18,7 @@ from hypothesis import example
 from hypothesis import strategies as st
 
 from ares.config import GatewayConfig
-from ares.engine.drain import OwnChannel
+from ares.engine.drain import OwnControlChannel
 from ares.gateway.http import app as application
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool import generate as engine
@@ -308,7 +308,7 @@ async def test_a_message_that_is_too_large_is_not_heard_and_costs_a_connection(f
 
 @pytest.mark.parametrize("body", [DEEP_EVENT, NOT_UTF8, b""], ids=range(3))
 async def test_the_process_that_serves_an_instance_listens_on(fake: Any, body: bytes) -> None:
-    own = OwnChannel(fake.control_address, None)
+    own = OwnControlChannel(fake.control_address, None)
     following = asyncio.create_task(own.follow())
     await eventually(lambda: own.telemetry is not None)
     before = own.telemetry

@@ -17,9 +17,9 @@ from ares.protocol.fields import INSTANCE_ROUTE, RequestState
 _INTERVAL_S = 0.2
 # Older news are not of now: it stands still, or is gone.
 _SILENT_S = 2.0
-# What a connector holds of requests and pins (`Telemetry.held`); connections between engines stay.
+# What a connector holds of requests and pins (`Telemetry.resources`); connections between engines stay.
 _HELD = (
-    *("scheduler.requests", "scheduler.keys", "scheduler.pins", "scheduler.copies", "scheduler.pulls_to_start"),
+    *("scheduler.requests", "scheduler.keys", "scheduler.pins", "scheduler.precopy_pins", "scheduler.pulls_to_start"),
     *("worker.pulls_under_way", "worker.leases", "worker.requests_of_leases"),
 )
 # vLLM's counters (v1/nixl/stats.py, 0.32), and what simulated engines call the like.
@@ -87,7 +87,7 @@ class Observer:
             "pinned": load.pinned,
             "kv_blocks_used": load.kv_blocks_used,
             "preemptions": load.preemptions,
-            **{name: load.held[name] for name in _HELD if name in load.held},
+            **{name: load.resources[name] for name in _HELD if name in load.resources},
         }
 
     async def counted(self) -> dict[str, int]:

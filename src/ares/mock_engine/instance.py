@@ -11,7 +11,7 @@ import time
 import uuid
 from typing import Any
 
-from ares.engine.control import Abandoned, ControlChannel, Gone
+from ares.engine.control import ControlChannel, GatewayDisconnected, GatewayExpired
 from ares.engine.identity import control_address, control_key
 from ares.mock_engine import api, report
 from ares.mock_engine.batch import Batch, Step
@@ -232,7 +232,7 @@ class Instance:
             # The newest token's KV is not computed.
             held = Pin(request.name, request.key, computed, unfold(request.hash, request.output[-1]), blocks)
             self.pins.hold(held)
-            if request.key is not None and (gateway := messages.owner(request.key)) in self._channel.gone:
+            if request.key is not None and (gateway := messages.owner(request.key)) in self._channel.disconnected:
                 self.pins.orphan(gateway)
             transfer = self._transfer(held)
         else:
@@ -331,16 +331,16 @@ class Instance:
                 case messages.Release(key=key):
                     if not self.pins.release(key) and (request := self._by_key.get(key)) is not None:
                         request.unwanted = True
-                case Gone(gateway=gateway):
+                case GatewayDisconnected(gateway=gateway):
                     self.pins.orphan(gateway)
-                case Abandoned(gateway=gateway):
+                case GatewayExpired(gateway=gateway):
                     self._abandon(gateway)
                 case messages.Connect():
                     pass  # nothing to shake hands for
 
     def _abandon(self, gateway: str) -> None:
         """End the requests of a gateway that has not come back, each with its next token."""
-        if gateway not in self._channel.gone:
+        if gateway not in self._channel.disconnected:
             return
         for key, request in self._by_key.items():
             if messages.owner(key) == gateway and request.cut is None:

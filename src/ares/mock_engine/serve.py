@@ -17,7 +17,7 @@ import zmq
 
 from ares import addresses
 from ares.engine.defaults import free_port
-from ares.engine.drain import before, drained_on_sigterm, until_empty
+from ares.engine.drain import drained_on_sigterm, gateway_deadline, wait_until_empty
 from ares.mock_engine import report, transfer
 from ares.mock_engine.faults import Faults
 from ares.mock_engine.http import MALFORMED, Connection, Exchange, HttpError
@@ -279,5 +279,5 @@ async def _serve(found: list[Identity], settings: EngineSettings, model: MockMod
 async def _drain(servers: list[Server], deadline_s: float) -> None:
     alive = [server.instance for server in servers if server.instance is not None]
     for instance in alive:
-        instance.drain(before(deadline_s))
-    await until_empty(lambda: sum(instance.left for instance in alive), deadline_s)
+        instance.drain(gateway_deadline(deadline_s))
+    await wait_until_empty(lambda: sum(instance.left for instance in alive), deadline_s)

@@ -122,7 +122,7 @@ def train(
         options=options,
         model=source.model,
         hidden_size=source.hidden_size,
-        tap=source.tap,
+        hook_point=source.hook_point,
         every=source.every,
         limit=source.limit,
         center=center,

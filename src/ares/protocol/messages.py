@@ -32,10 +32,11 @@ _ShortKey = Annotated[str, msgspec.Meta(max_length=1024)]
 
 
 class Description(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Who an instance is, as it says over HTTP (`GET /ares/v1/instance`) before anybody subscribes.
+    """An instance's reply to `GET /ares/v1/instance`, which a gateway reads before it subscribes.
 
-    `models` are the names that it serves its model under, a folder by its absolute path; `shape` holds numbers of the
-    model's configuration (`ares.models.resolve.shape`). An instance of an earlier version says neither.
+    `boot` differs after every restart. `models` are the names that it serves its model under, a folder by its absolute
+    path; `shape` holds numbers of the model's configuration (`ares.models.resolve.shape`). An instance of an earlier
+    version sends neither.
     """
 
     name: str
@@ -61,9 +62,9 @@ class Peer(msgspec.Struct, frozen=True):
 
 
 class Subscribe(msgspec.Struct, frozen=True, tag="subscribe"):
-    """Send me a `Hello` (the first time) and `Telemetry` every `interval_s` seconds; repeat to stay subscribed.
+    """Ask for a `Hello` (the first time) and for `Telemetry` every `interval_s` seconds; repeated to stay subscribed.
 
-    `gateway` is the name that the sender's keys begin with; nothing for those who have none.
+    `gateway` is the name that the sender's keys begin with; empty for a sender without one.
     """
 
     interval_s: float
@@ -96,15 +97,15 @@ class Copy(msgspec.Struct, frozen=True, tag="copy"):
 
 
 class Release(msgspec.Struct, frozen=True, tag="release"):
-    """Nobody will pull the KV of request `key`: free it if it is pinned, and do not pin it later."""
+    """Free the KV of request `key` if it is pinned, and do not pin it later: no instance will pull it."""
 
     key: str
 
 
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
-    """Tell every gateway that the instance takes no new work, or that it does again.
+    """Report to every gateway that the instance takes no new work, or that it does again.
 
-    After `deadline_s` each of them breaks off what is left of its requests there; None: never.
+    After `deadline_s` each gateway ends its streams that are left there, and resumes them elsewhere; None: never.
     """
 
     draining: bool
@@ -112,7 +113,7 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
 
 
 class Lease(msgspec.Struct, frozen=True, tag="lease"):
-    """Let only gateway `holder` decide moves for `ttl_s` seconds; 0 gives that back. Answer with a `LeaseResult`."""
+    """Let only gateway `holder` decide migrations for `ttl_s` seconds, 0 to end that; answer with a `LeaseResult`."""
 
     call: _Count
     holder: str
@@ -123,13 +124,13 @@ Command = Subscribe | Connect | Cut | Copy | Release | Drain | Lease
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """Who the instance is. `boot` differs after every restart.
+    """The identity and the limits of an instance. `boot` differs after every restart.
 
     `token_bytes` is the KV of one token, `pull_within_step_bytes` the largest pull within a scheduling step,
-    `prefix_caching` whether KV that is copied ahead of a request stays here for it; `carries` names state that a
-    request does not lose by coming here: ``output`` (which of its tokens are output), ``seed``, ``structured_outputs``.
-    `leases` says whether it answers a `Lease`; one of an earlier version does not. `max_num_seqs` and
-    `max_num_batched_tokens` bound a step's batch; 0 where an earlier version does not say.
+    `prefix_caching` whether KV that is copied ahead of a request is kept for it; `carries` names the state that a
+    request keeps when it resumes here (`fields.CARRIES_OUTPUT` and the like). `leases` is whether it answers a `Lease`.
+    `max_num_seqs` and `max_num_batched_tokens` bound a step's batch. An instance of an earlier version sends neither of
+    the last three.
     """
 
     name: str
@@ -150,9 +151,9 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):
-    """One request on an instance: `resident` tokens hold KV, `output` were generated on this instance.
+    """One request on an instance: `resident` of its tokens have KV there, `output` of them were generated there.
 
-    `remaining` is how many more are expected, at REMAINING_LEVELS; None where nothing predicts them.
+    `remaining` are quantiles of the tokens still to come, at REMAINING_LEVELS; None without a prediction.
     """
 
     key: str
@@ -162,13 +163,13 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     remaining: tuple[float, float, float] | None = None
 
 
-class Telemetry(msgspec.Struct, frozen=True, tag="telemetry"):
+class Telemetry(msgspec.Struct, frozen=True, tag="telemetry", rename={"resources": "held"}):
     """The load of an instance.
 
     `step_time_s` is a moving average over recent steps, `pull_bytes_per_s` over recent pulls of KV, 0 before the first;
     `busy_s` is the time of all steps so far.
-    `draining`: nothing new shall come, and what can move shall leave; in `drain_left_s` what cannot shall leave too.
-    `held` counts what the connector holds beside KV blocks, for whoever looks for leaks.
+    `draining`: the instance takes no new requests, and those that can migrate are to leave; after `drain_left_s` the
+    others are to leave too. `resources` counts the connector's objects apart from KV blocks, to find leaks.
     """
 
     sequence: _Count
@@ -183,19 +184,19 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry"):
     busy_s: _Amount = 0.0
     pull_bytes_per_s: _Amount = 0.0
     draining: bool = False
-    held: dict[str, int] = {}
+    resources: dict[str, int] = {}
     drain_left_s: _Amount | None = None
 
     @property
     def left(self) -> int:
-        """Requests that are still here, and KV that others have not pulled yet."""
+        """Requests that are still on the instance, and pins that are not pulled yet."""
         return self.running + self.waiting + self.pinned
 
 
 class KvReceived(msgspec.Struct, frozen=True, tag="admitted"):
-    """Request `key` has its KV: `pulled` tokens came from the source (0 where the pull failed).
+    """Request `key` has its KV: that of `pulled` tokens came from the source (0 where the pull failed).
 
-    `queued_s` is the time it waited for a scheduling step with room for it.
+    `queued_s` is the time that it waited for a scheduling step with room for it.
     """
 
     key: _ShortKey
@@ -205,9 +206,9 @@ class KvReceived(msgspec.Struct, frozen=True, tag="admitted"):
 
 
 class Predicted(msgspec.Struct, frozen=True, tag="predicted"):
-    """What is expected of request `key`, which was only prefilled here: remaining tokens at REMAINING_LEVELS.
+    """The prediction for request `key`, which is only prefilled here: remaining tokens at REMAINING_LEVELS.
 
-    Sent before the prefill's reply. The request's own limit, which a prefill is not told, is not applied yet.
+    Sent before the prefill's reply. The request's own limit is not applied yet: a prefill does not know it.
     """
 
     key: _ShortKey
@@ -220,15 +221,13 @@ class CutResult(msgspec.Struct, frozen=True, tag="handover"):
     Attributes
     ----------
     outcome
-        `pinned`: the request ended here and its KV waits to be pulled; `finished`: it ended by itself or was
-        aborted first; `not_running`: nothing of it is in flight (waiting, preempted, still loading), nothing was
-        changed; `unknown`: no such request, nothing was changed.
+        What became of it.
     output_tokens
-        Tokens the request generated on this instance in all.
+        How many tokens the request generated on this instance.
     tail
         The last of those tokens, so that the target can start before the stream has delivered them.
     transfer
-        vLLM's kv_transfer_params for the target, where the outcome is `pinned`.
+        vLLM's kv_transfer_params for the target, where the outcome is `PINNED`.
     """
 
     call: _Count
@@ -240,7 +239,7 @@ class CutResult(msgspec.Struct, frozen=True, tag="handover"):
 
 
 class CopyResult(msgspec.Struct, frozen=True, tag="copied"):
-    """The answer to a `Copy`: `tokens` whose KV waits under `pin`, 0 where nothing was pinned; how to pull it."""
+    """The answer to a `Copy`: how many `tokens` are pinned as `pin`, and vLLM's kv_transfer_params for them."""
 
     call: _Count
     pin: str
@@ -249,7 +248,7 @@ class CopyResult(msgspec.Struct, frozen=True, tag="copied"):
 
 
 class LeaseResult(msgspec.Struct, frozen=True, tag="leased"):
-    """The answer to a `Lease`: whether it is granted, and who holds the lease now (nobody: an empty name)."""
+    """The answer to a `Lease`: whether it is granted, and the lease's holder now, empty for none."""
 
     call: _Count
     holder: str
@@ -260,5 +259,5 @@ Event = Hello | Telemetry | KvReceived | Predicted | CutResult | CopyResult | Le
 
 
 def owner(key: str) -> str:
-    """Return the name of the gateway that a request's or a pin's key is of."""
+    """Return the name of the gateway that made a request's or a pin's key."""
     return key.partition("/")[0]

@@ -23,7 +23,7 @@ SUBSCRIPTION_HEARTBEAT_S = SUBSCRIPTION_TTL_S / 5
 # An instance keeps the KV that is pinned for a gateway that it has forgotten for this long: a target may already have
 # been asked to pull it. A target that waits extends the lease every 5 s (vLLM's kv_lease_duration / 6).
 ORPHAN_LEASE_S = 10.0
-# After this long without a forgotten gateway the instance ends that gateway's requests: nobody would cancel them.
+# An instance ends the requests of a gateway that it forgot this long ago: no client can cancel them any more.
 GATEWAY_EXPIRY_S = 30.0
 # The longest time for which an instance grants its part of the controller's lease.
 LONGEST_LEASE_S = 10.0

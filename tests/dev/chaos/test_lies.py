@@ -15,7 +15,9 @@ from ares_dev.chaos import gateway, lies
 from ares_dev.chaos.observe import Observer
 
 ROWS = [messages.Row("a/1/1", 300, 7, "running", (1.0, 2.0, 3.0)), messages.Row("a/2/1", 0, 0, "waiting")]
-LOAD = messages.Telemetry(5, 40, 1, 1, 2, 0.01, 100, 0, ROWS, held={"worker.leases": 2, "worker.remote_engines": 1})
+LOAD = messages.Telemetry(
+    5, 40, 1, 1, 2, 0.01, 100, 0, ROWS, resources={"worker.leases": 2, "worker.remote_engines": 1}
+)
 
 
 def told(liar: lies.TelemetryFaultInjector, load: messages.Event = LOAD) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ares.engine.prediction import predictor_choice
-from ares.engine.prediction.mailbox import Prediction
+from ares.engine.prediction.metadata import Prediction
 from ares.models.resolve import DEFAULT_MODEL
 from ares.predictor.errors import PredictorError
 

@@ -1,11 +1,11 @@
-"""Which predictor an instance runs with: the one it was given, the one that ships for its model, or none."""
+"""Which predictor an instance loads: the given one, the one that ships for its model, or none."""
 
 import json
 import logging
 from pathlib import Path
 
 from ares.predictor.errors import PredictorError
-from ares.predictor.shards import TAP
+from ares.predictor.shards import HOOK_POINT
 
 logger = logging.getLogger(__name__)
 
@@ -37,17 +37,17 @@ def choose(given: str | None, model: str, folder: Path) -> Path | None:
     if given is not None:
         loaded = checkpoint.load(Path(given))
         try:
-            loaded.check(model, hidden_size, TAP)
+            loaded.check(model, hidden_size, HOOK_POINT)
         except PredictorError as error:
             raise PredictorError(f"{given}: {error}; use another --predictor, or none") from error
         return Path(given)
     for path in sorted(_SHIPPED.glob("*.safetensors")):
         try:
-            checkpoint.load(path).check(model, hidden_size, TAP)
+            checkpoint.load(path).check(model, hidden_size, HOOK_POINT)
         except PredictorError:
             continue
         return path
-    logger.warning("no predictor ships for %s: requests run unpredicted (ares predictor --help)", model)
+    logger.warning("no predictor ships for %s: requests get no predictions (ares predictor --help)", model)
     return None
 
 
