@@ -24,15 +24,15 @@ def test_it_is_granted_to_one_at_a_time() -> None:
     assert asked(lease, "a", 105.1) == (False, "b")
 
 
-def test_who_gives_it_back_makes_room() -> None:
+def test_a_lease_that_is_given_back_is_free() -> None:
     lease = ControllerLease()
     asked(lease, "a", 0.0)
-    assert asked(lease, "b", 1.0, ttl_s=0.0) == (False, "a")  # it was never b's to give
+    assert asked(lease, "b", 1.0, ttl_s=0.0) == (False, "a")  # b does not hold it
     assert asked(lease, "a", 1.0, ttl_s=0.0) == (True, "")
     assert asked(lease, "b", 1.0) == (True, "b")
 
 
-def test_it_is_taken_from_who_is_gone_and_from_nobody_else() -> None:
+def test_only_the_holder_that_disconnects_loses_it() -> None:
     lease = ControllerLease()
     asked(lease, "a", 0.0)
     lease.release("b")
@@ -51,7 +51,7 @@ def test_it_is_taken_from_who_is_gone_and_from_nobody_else() -> None:
         (-math.inf, 0.0),
     ],
 )
-def test_no_time_hurts(ttl_s: float, lasts_s: float) -> None:
+def test_an_unreasonable_duration_is_limited(ttl_s: float, lasts_s: float) -> None:
     lease = ControllerLease()
     asked(lease, "a", 0.0, ttl_s)
     if lasts_s:
@@ -59,7 +59,7 @@ def test_no_time_hurts(ttl_s: float, lasts_s: float) -> None:
     assert asked(lease, "b", lasts_s)[0]
 
 
-def test_nobody_is_no_holder() -> None:
+def test_an_empty_name_is_no_holder() -> None:
     lease = ControllerLease()
     assert asked(lease, "", 0.0) == (False, "")
     assert asked(lease, "a", 0.0) == (True, "a")

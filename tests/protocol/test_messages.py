@@ -1,4 +1,4 @@
-"""The messages between gateway and instances: what is sent is what arrives, and nothing else is taken."""
+"""The messages between gateway and instances: they arrive as they were sent, and anything else is refused."""
 
 import msgspec
 import pytest
@@ -53,20 +53,20 @@ def test_events_arrive_as_they_were_sent(event: messages.Event) -> None:
         {"rows": [messages.Row("nonce/2", 10, -3, "running")]},
     ],
 )
-def test_loads_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
+def test_impossible_telemetry_is_refused(wrong: dict[str, object]) -> None:
     body = rpc.encode(msgspec.structs.replace(EVENTS[1], **wrong))
     with pytest.raises(msgspec.ValidationError):
         rpc.decode_event(body)
 
 
 @pytest.mark.parametrize("deadline_s", [-1.0, float("nan"), float("inf"), "soon"])
-def test_a_deadline_that_cannot_be_is_refused(deadline_s: object) -> None:
+def test_an_impossible_deadline_is_refused(deadline_s: object) -> None:
     body = msgspec.msgpack.encode({"type": "drain", "draining": True, "deadline_s": deadline_s})
     with pytest.raises(msgspec.ValidationError):
         rpc.decode_command(body)
 
 
-def test_a_prediction_that_cannot_be_does_not_cost_the_load() -> None:
+def test_an_impossible_prediction_does_not_cost_the_telemetry() -> None:
     row = messages.Row("nonce/2", 10, 3, "running", (float("nan"), -1.0, float("inf")))
     load = rpc.decode_event(rpc.encode(msgspec.structs.replace(EVENTS[1], rows=[row])))
     assert isinstance(load, messages.Telemetry)
@@ -94,13 +94,13 @@ def test_malformed_messages_are_refused(body: bytes) -> None:
         rpc.decode_event(body)
 
 
-def test_a_newer_side_may_say_more() -> None:
+def test_unknown_fields_of_a_newer_version_are_skipped() -> None:
     """Fields that this side does not know are skipped, so that instances and gateways can be updated one by one."""
     body = msgspec.msgpack.encode({"type": "cut", "call": 7, "key": "x", "deadline_s": 1.0})
     assert rpc.decode_command(body) == messages.Cut(7, "x")
 
 
-def test_an_older_side_may_say_less() -> None:
+def test_missing_fields_of_an_older_version_have_defaults() -> None:
     """A gateway that has no name and sets no deadline, an instance that knows no leases."""
     body = msgspec.msgpack.encode({"type": "subscribe", "interval_s": 0.1})
     assert rpc.decode_command(body) == messages.Subscribe(0.1, gateway="")

@@ -30,7 +30,7 @@ def policy() -> Any:
     return PullPolicy(config, cache, side)
 
 
-def test_speed_is_learned_from_pulls_that_tell_it() -> None:
+def test_the_speed_is_an_average_over_large_pulls() -> None:
     pulls = policy()
     assert pulls.token_bytes == 10
     pulls.record_speed(None, within_step=False)
@@ -47,7 +47,7 @@ def test_speed_is_learned_from_pulls_that_tell_it() -> None:
     assert pulls.bytes_per_s == pytest.approx(500 * MEGABYTE, rel=0.01)
 
 
-def test_kv_that_goes_ahead_holds_no_step_up() -> None:
+def test_a_precopy_is_never_pulled_within_a_step() -> None:
     pulls = policy()
     params = {"remote_engine_id": "peer", "remote_host": "h", "tp_size": 1}
     assert not pulls.within_step(params, 100)

@@ -16,7 +16,7 @@ def request(tokens: list[int], params: dict[str, Any], **sampling: Any) -> Any:
     return Request("r", tokens, SamplingParams(**arguments), None)
 
 
-def test_output_is_output_again() -> None:
+def test_the_end_of_the_prompt_becomes_output() -> None:
     from ares.engine.connector.resume_output import resume_output
 
     resumed = request([1, 2, 3, 4, 5], {"ares_generated": 2, "ares_restore": True}, min_tokens=3)
@@ -44,7 +44,7 @@ def test_output_is_output_again() -> None:
         {"ares_generated": "2", "ares_restore": True},
     ],
 )
-def test_what_does_not_fit_changes_nothing(params: dict[str, Any]) -> None:
+def test_parameters_that_do_not_fit_change_nothing(params: dict[str, Any]) -> None:
     from ares.engine.connector.resume_output import resume_output
 
     left = request([1, 2, 3, 4, 5], params)
@@ -54,7 +54,7 @@ def test_what_does_not_fit_changes_nothing(params: dict[str, Any]) -> None:
     assert left.max_tokens == 10
 
 
-def test_the_grammar_goes_on_where_the_output_ends() -> None:
+def test_the_grammar_continues_at_the_end_of_the_output() -> None:
     from ares.engine.connector.resume_output import resume_output
 
     accepted: list[int] = []
@@ -67,8 +67,8 @@ def test_the_grammar_goes_on_where_the_output_ends() -> None:
 
 
 @pytest.mark.parametrize("drawn", [0, 1, 2, 1000])
-def test_a_seeded_generator_stands_where_vllms_sampler_would_be(drawn: int) -> None:
-    """The sampler itself draws for so many tokens; from there on both draw the same."""
+def test_a_seeded_generator_has_the_position_of_vllms_sampler(drawn: int) -> None:
+    """After the sampler has drawn for so many tokens, both draw the same."""
     import torch
 
     from ares.engine.connector.resume_output import SeededGenerator
@@ -90,7 +90,7 @@ def test_a_seeded_generator_stands_where_vllms_sampler_would_be(drawn: int) -> N
     assert len(set(following)) > 1
     ours.seek(drawn)
     assert sample(ours) == following[0]
-    # A draw for a token that vLLM throws away is taken back.
+    # The draw for a token that vLLM discards is rewound.
     ours.set_offset(ours.get_offset() - 4)
     assert sample(ours) == following[0]
 

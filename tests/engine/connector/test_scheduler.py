@@ -105,8 +105,8 @@ class Engine:
 
     def connect(self, name: str) -> Gateway:
         gateway = Gateway(self.address)
-        gateway.say(messages.Subscribe(0.01, name))
-        gateway.hear_a(messages.Hello)
+        gateway.send(messages.Subscribe(0.01, name))
+        gateway.receive_a(messages.Hello)
         return gateway
 
 
@@ -187,16 +187,16 @@ def test_a_prefill_of_a_gateway_that_stays_away_is_not_pinned(engine: Engine) ->
 def test_a_cut_request_is_pinned_until_its_release(engine: Engine) -> None:
     request = engine.add("gateway/1", 10)
     gateway = engine.connect("gateway")
-    gateway.say(messages.Cut(7, "gateway/1"))
+    gateway.send(messages.Cut(7, "gateway/1"))
     engine.command("gateway/1")
     pinned, transfer = engine.finish(request, 4)
     assert pinned
     assert request.stop_reason == "migrated"
-    answer = gateway.hear_a(messages.CutResult)
+    answer = gateway.receive_a(messages.CutResult)
     assert (answer.call, answer.outcome, answer.output_tokens, answer.tail[-2:]) == (7, "pinned", 11, [9, 4])
     assert answer.transfer["remote_num_tokens"] == transfer["remote_num_tokens"] == len(PROMPT) + 10
     assert engine.side.snapshot().pinned == 1
-    gateway.say(messages.Release("gateway/1"))
+    gateway.send(messages.Release("gateway/1"))
     assert engine.command().release == {request.request_id}
     gateway.close()
 

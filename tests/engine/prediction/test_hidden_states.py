@@ -38,7 +38,7 @@ def begun(prompt: list[int], computed: int, scheduled: int, params: dict[str, An
 
 
 def test_a_resumed_request_looks_like_one_with_its_output_in_the_prompt() -> None:
-    """Predictor and recorder count by the whole output; how vLLM keeps it is nothing to them."""
+    """Predictor and recorder count by the whole output; they do not depend on how vLLM keeps it."""
     plain = begun([1, 2, 3, 4, 5], 4, 1, {"ares_generated": 2})
     resumed = begun([1, 2, 3], 4, 1, {"ares_generated": 2, "ares_restore": True, "ares_output": [4, 5]})
     for request in (plain, resumed):
@@ -49,5 +49,5 @@ def test_a_resumed_request_looks_like_one_with_its_output_in_the_prompt() -> Non
         assert not request.is_precopy
 
 
-def test_kv_that_comes_ahead_is_nobodys_request() -> None:
+def test_a_precopy_is_recognised() -> None:
     assert begun([1, 2, 3], 2, 1, {"ares_ahead": True}).is_precopy

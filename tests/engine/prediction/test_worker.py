@@ -72,7 +72,7 @@ def test_new_requests_are_predicted_together_and_soon() -> None:
     assert {prediction.output_tokens for prediction in bench.pending.values()} == set(range(1, EVERY))
 
 
-def test_a_prefill_is_predicted_in_its_own_step_and_takes_the_new_along() -> None:
+def test_a_prefill_is_predicted_in_its_own_step_with_all_new_requests() -> None:
     bench = Bench()
     decoding, prefill = request("d"), request("p", -3, do_remote_decode=True)
     for _ in range(2):  # two parts of the prompt
@@ -83,14 +83,14 @@ def test_a_prefill_is_predicted_in_its_own_step_and_takes_the_new_along() -> Non
     assert bench.batches == [2]
 
 
-def test_kv_that_comes_ahead_is_not_predicted() -> None:
+def test_a_precopy_is_not_predicted() -> None:
     bench = Bench()
     for _ in range(EVERY):
         bench.step([request("a", ares_ahead=True)])
     assert bench.batches == []
 
 
-def test_who_ends_first_is_not_predicted_and_its_slot_serves_others() -> None:
+def test_a_request_that_ends_first_is_not_predicted_and_frees_its_slot() -> None:
     import torch
 
     states = torch.randn(3, 1, HIDDEN)
@@ -109,12 +109,12 @@ def test_who_ends_first_is_not_predicted_and_its_slot_serves_others() -> None:
     bench.step([other], states[0])
     bench.step([other], states[0])
     bench.step([other, waits], states[2].expand(2, HIDDEN))  # one more than there are slots
-    # It sees nothing of who had the slot before.
+    # Nothing of the request that had the slot before is left in it.
     assert bench.pending == {"other": expected}
     assert bench.batches == [1, 1]
 
 
-def test_what_is_not_a_number_never_leaves() -> None:
+def test_a_prediction_that_is_not_finite_is_dropped() -> None:
     import torch
 
     bench, good, bad = Bench(), request("good"), request("bad")
