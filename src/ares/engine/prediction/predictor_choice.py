@@ -4,13 +4,14 @@ import json
 import logging
 from pathlib import Path
 
+from ares import predictor
 from ares.predictor.errors import PredictorError
 from ares.predictor.shards import HOOK_POINT
 
 logger = logging.getLogger(__name__)
 
 NONE = "none"
-_SHIPPED = Path(__file__).parent.parent / "predictor" / "checkpoints"
+_SHIPPED = Path(predictor.__file__).parent / "checkpoints"
 
 
 def choose(given: str | None, model: str, folder: Path) -> Path | None:
