@@ -38,6 +38,7 @@ def configuration() -> tuple[Any, Any]:
         speculative_config=None,
         structured_outputs_config=SimpleNamespace(reasoning_parser=""),
         use_v2_model_runner=False,
+        num_prefill_lookahead_tokens=1,
     )
     group = SimpleNamespace(kv_cache_spec=SimpleNamespace(prefix_replay_tokens=0))
     cache = SimpleNamespace(
@@ -89,6 +90,7 @@ class Engine:
         """Give a request a token; return what vLLM is told at its end (pinned, transfer), None where it goes on."""
         from vllm.v1.core.sched.utils import check_stop
 
+        request.num_computed_tokens = request.num_tokens  # the newest token's KV comes with the next step
         request.append_output_token_ids(token)
         return self.side.request_finished(request, ([1, 2],)) if check_stop(request, 4096) else None
 

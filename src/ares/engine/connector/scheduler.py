@@ -378,7 +378,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             rows=rows,
             busy_s=self._load.busy_s,
             pull_bytes_per_s=self._pulls.bytes_per_s,
-            held=resources.count(),
+            resources=resources.count(),
         )
 
     def _count_resources(self) -> dict[str, int]:
