@@ -35,8 +35,8 @@ def quarter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the gateway wait for a quarter of what serves, in the same order."""
     monkeypatch.setattr("ares.gateway.pool.instance._FROZEN_S", 1.5)
     monkeypatch.setattr("ares.gateway.session.pending_call._ALIVE_S", 1.2)
-    monkeypatch.setattr("ares.gateway.pool.channel._DEAD_S", 2.5)
-    monkeypatch.setattr("ares.gateway.pool.channel._HEARTBEAT_S", 0.5)
+    monkeypatch.setattr(rpc, "CONNECTION_TIMEOUT_S", 2.5)
+    monkeypatch.setattr(rpc, "CONNECTION_HEARTBEAT_S", 0.5)
 
 
 def busy(counters: dict[str, Any]) -> bool:
