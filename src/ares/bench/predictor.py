@@ -1,8 +1,8 @@
 """`ares bench predictor`: what the predictor costs a running engine.
 
-One real engine, watched over its control channel as a gateway watches it. Between two runs of the same streams its
-hidden-state hook and predictor are switched through vLLM's development endpoint: same process, memory and caches on
-both sides. TPOT is the mean over all tokens: a prediction comes with every 20th step, and a median would never see it.
+One real engine, watched over its control channel as a gateway watches it. Between two runs of the same streams its tap
+and predictor are switched, through vLLM's development endpoint: the same process, memory and caches on both sides. TPOT
+is the mean over all tokens: a prediction comes with every 20th step, and a median would never see it.
 """
 
 import asyncio

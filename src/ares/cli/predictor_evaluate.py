@@ -58,7 +58,7 @@ class Comparison:
         source = self._pairs.source
         for path, one in zip(checkpoints.values(), loaded.values(), strict=True):
             try:
-                one.check(source.model, source.hidden_size, source.hook_point)
+                one.check(source.model, source.hidden_size, source.tap)
             except PredictorError as error:
                 raise PredictorError(f"{path}: {error}") from error
         self._test = self._pairs.only(self._pairs.split("test"))

@@ -10,7 +10,6 @@ import torch
 
 from ares.predictor.errors import PredictorError
 from ares.predictor.networks import HazardNetwork, PaperNetwork
-from ares.predictor.shards import HOOK_POINT_KEY
 
 FORMAT = "1"
 ARCHITECTURES = ("ours", "paper")
@@ -37,19 +36,15 @@ class Checkpoint:
     options: dict[str, Any]
     model: str
     hidden_size: int
-    hook_point: str
+    tap: str
     every: int
     limit: int
     center: torch.Tensor
     scale: torch.Tensor
 
-    def check(self, model: str, hidden_size: int, hook_point: str) -> None:
+    def check(self, model: str, hidden_size: int, tap: str) -> None:
         """Raise PredictorError where it does not fit, saying all that differs."""
-        pairs = {
-            "model": (self.model, model),
-            "hidden size": (self.hidden_size, hidden_size),
-            "hook point": (self.hook_point, hook_point),
-        }
+        pairs = {"model": (self.model, model), "hidden size": (self.hidden_size, hidden_size), "tap": (self.tap, tap)}
         wrong = [f"{name} {ours}, here {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
         if wrong:
             raise PredictorError(f"the predictor was trained for {'; '.join(wrong)}")
@@ -71,9 +66,10 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     tensors = {f"network.{name}": t.contiguous() for name, t in checkpoint.network.state_dict().items()}
     tensors = {n: t.half() if t.dim() == 2 else t for n, t in tensors.items()}
     tensors |= {"center": checkpoint.center, "scale": checkpoint.scale}
-    fields = {name: str(getattr(checkpoint, name)) for name in ("arch", "model", "hidden_size", "every", "limit")}
+    fields = {
+        name: str(getattr(checkpoint, name)) for name in ("arch", "model", "hidden_size", "tap", "every", "limit")
+    }
     described = fields | {
-        HOOK_POINT_KEY: checkpoint.hook_point,
         "format": FORMAT,
         "options": json.dumps(checkpoint.options),
         "ares": metadata.version("ares"),
@@ -128,7 +124,7 @@ def load(path: Path) -> Checkpoint:
             options=options,
             model=described["model"],
             hidden_size=hidden_size,
-            hook_point=described[HOOK_POINT_KEY],
+            tap=described["tap"],
             every=every,
             limit=limit,
             center=tensors["center"].float(),

@@ -29,7 +29,7 @@ class Judged:
 def of_checkpoint(name: str, checkpoint: Checkpoint, pairs: Pairs) -> Judged:
     """Predict with a checkpoint; PredictorError where it was not made for these states."""
     source = pairs.source
-    checkpoint.check(source.model, source.hidden_size, source.hook_point)
+    checkpoint.check(source.model, source.hidden_size, source.tap)
     data = Data.of(pairs, checkpoint.center, checkpoint.scale)
     return Judged(name, parameters(checkpoint.network), predict(checkpoint.network, data))
 

@@ -2,7 +2,7 @@
 
 One safetensors file a shard (``part-*.safetensors``), each complete in itself: it is written beside its place and then
 renamed, so that a file with that name is whole. A shard holds outputs (one row a generation) and pairs (one row a
-hidden state):
+tapped state):
 
 ==================  =======  ===========  ==========================================================================
 tensor              type     shape        meaning
@@ -18,9 +18,8 @@ tensor              type     shape        meaning
 ``output_tokens``   int32    their sum    token ids of all outputs, likewise
 ==================  =======  ===========  ==========================================================================
 
-The metadata (strings) holds ``format``, ``model``, ``hidden_size``, ``tap`` (which hidden state: `HOOK_POINT`),
-``every``, ``limit`` and ``sampling``, and ``requests`` and ``prompts``: JSON lists with the id of each output and of
-its prompt.
+The metadata (strings) holds ``format``, ``model``, ``hidden_size``, ``tap``, ``every``, ``limit`` and ``sampling``, and
+``requests`` and ``prompts``: JSON lists with the id of each output and of its prompt.
 """
 
 import json
@@ -37,10 +36,8 @@ from numpy.typing import NDArray
 from ares.predictor.errors import PredictorError
 
 FORMAT = "1"
-# Which hidden state: after the final norm, of the last token, where the LM head reads it.
-HOOK_POINT = "final-norm/last-token"
-# What files call it; the format of files stays as it is.
-HOOK_POINT_KEY = "tap"
+# Which state is tapped: after the final norm, of the last token, where the LM head reads it.
+TAP = "final-norm/last-token"
 _HALF_MAX = float(np.finfo(np.float16).max)
 _TYPES: dict[str, type[np.generic]] = {
     "states": np.float16,
@@ -64,7 +61,7 @@ class Source:
     every: int
     limit: int
     sampling: str
-    hook_point: str = HOOK_POINT
+    tap: str = TAP
 
     def metadata(self) -> dict[str, str]:
         """Return the fields as safetensors' metadata, which holds strings."""
@@ -72,7 +69,7 @@ class Source:
             "format": FORMAT,
             "model": self.model,
             "hidden_size": str(self.hidden_size),
-            HOOK_POINT_KEY: self.hook_point,
+            "tap": self.tap,
             "every": str(self.every),
             "limit": str(self.limit),
             "sampling": self.sampling,
@@ -87,13 +84,13 @@ class Source:
             every=int(metadata["every"]),
             limit=int(metadata["limit"]),
             sampling=metadata["sampling"],
-            hook_point=metadata[HOOK_POINT_KEY],
+            tap=metadata["tap"],
         )
 
 
 @dataclass(slots=True)
 class Output:
-    """One generation with its hidden states, as it is being recorded.
+    """One generation with its tapped states, as it is being recorded.
 
     Attributes
     ----------

@@ -122,7 +122,7 @@ def train(
         options=options,
         model=source.model,
         hidden_size=source.hidden_size,
-        hook_point=source.hook_point,
+        tap=source.tap,
         every=source.every,
         limit=source.limit,
         center=center,
