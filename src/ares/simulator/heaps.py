@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-import ares.simulator.numba_state  # noqa: F401 - tells numba what a State is
+import ares.simulator.numba_state  # noqa: F401 - registers State with numba
 from ares.policy.compiling import compiled
 
 __all__ = ["compiled", "heap_pop", "heap_push", "tree_first", "tree_set"]
