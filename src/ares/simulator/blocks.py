@@ -15,7 +15,7 @@ from ares.simulator.state import NONE, State
 def blocks_for(state: State, tokens: int) -> int:
     """Return the blocks that `tokens` tokens need."""
     size = state.parameters.block_size
-    return (tokens + size - 1) // size
+    return int((tokens + size - 1) // size)
 
 
 @compiled

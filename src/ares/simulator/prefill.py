@@ -17,7 +17,7 @@ from ares.simulator.state import (
 @compiled
 def pinned_tokens(state: State, request: int) -> int:
     """Return the tokens of the KV blocks that a prefilled request occupies until it has been pulled."""
-    return blocks_for(state, state.prompt[request] + state.generated[request]) * state.parameters.block_size
+    return int(blocks_for(state, state.prompt[request] + state.generated[request]) * state.parameters.block_size)
 
 
 @compiled
