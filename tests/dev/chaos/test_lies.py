@@ -100,7 +100,7 @@ def test_of_many_decisions_some_are_logged(tmp_path: Path, monkeypatch: pytest.M
     gateway.thin(3)
     log = DecisionLog(tmp_path / "log")
     for n in range(60):
-        log._write("moves", "ares", n=n, rescues=[], decided=[1] if n % 20 == 19 else [])
+        log._write("moves", "ares", n=n, oom_actions=[], decided=[1] if n % 20 == 19 else [])
     log.close()
     logged = [msgspec.json.decode(line) for line in (tmp_path / "log").read_bytes().splitlines()]
     assert sum(not one["decided"] for one in logged) == 57 / 3
@@ -110,7 +110,7 @@ def test_of_many_decisions_some_are_logged(tmp_path: Path, monkeypatch: pytest.M
 
 def test_decisions_fail_by_their_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(dispatches: int) -> list[bool]:
-        for name in ("dispatcher", "admission_policy", "rebalancer", "rescue"):
+        for name in ("dispatcher", "admission_policy", "rebalancer", "avoid_oom"):
             monkeypatch.setattr(gateway.controller, name, lambda *_: Mock())
         gateway.install(7, 0.5)
         names = vars(gateway.controller)

@@ -30,7 +30,7 @@ class StepTimeModel:
     @property
     def law(self) -> FloatArray | None:
         """The coefficients, shape (3,); None before enough steps were seen."""
-        return self._fit.law
+        return self._fit.coefficients
 
 
 class TransferModel:
@@ -46,12 +46,12 @@ class TransferModel:
     @property
     def pause_s(self) -> float | None:
         """Seconds that a move of nothing would stand still; None before enough moves were seen."""
-        return float(self._fit.law[0]) if self._fit.law is not None else None
+        return float(self._fit.coefficients[0]) if self._fit.coefficients is not None else None
 
     @property
     def tokens_s(self) -> float | None:
         """Tokens that move in a second."""
-        return 1.0 / max(float(self._fit.law[1]), 1e-9) if self._fit.law is not None else None
+        return 1.0 / max(float(self._fit.coefficients[1]), 1e-9) if self._fit.coefficients is not None else None
 
 
 def _resident(load: messages.Telemetry) -> float:

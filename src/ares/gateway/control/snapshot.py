@@ -179,7 +179,9 @@ class SnapshotBuilder:
             waited_s=np.array([now - (s.waiting_since if s.phase == "suspended" else s.arrived_at) for s in shown]),
             suspended=np.array([s.phase == "suspended" for s in shown], dtype=np.bool_),
             progress=self._progress(shown, cluster, now),
-            barred=np.array([[i in names for i in cluster.instances] for names in excludes]) if any(excludes) else None,
+            excluded=np.array([[i in names for i in cluster.instances] for names in excludes])
+            if any(excludes)
+            else None,
         )
 
     def remaining(self, sequence: Entering, row: messages.Row | None) -> Quantiles:
