@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gateway": {"protocol", "policy", "plugins", "config", "models"},
     "simulator": {"policy", "plugins", "terminal", "traces"},
     "config": {"policy", "plugins", "protocol", "variables"},
-    "variables": set(),
+    "variables": {"protocol"},
     "models": {"terminal"},
     "terminal": set(),
     "local_cluster": {"protocol", "engine", "terminal"},

@@ -5,6 +5,7 @@ import numpy as np
 from ares.policy.cluster import FloatArray
 from ares.policy.cost_model import OnlineLeastSquares
 from ares.protocol import messages
+from ares.protocol.fields import RequestState
 
 
 class StepTimeModel:
@@ -54,4 +55,4 @@ class TransferModel:
 
 
 def _resident(load: messages.Telemetry) -> float:
-    return float(sum(row.resident for row in load.rows if row.state == "running"))
+    return float(sum(row.resident for row in load.rows if row.state == RequestState.RUNNING))
