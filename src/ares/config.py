@@ -260,8 +260,8 @@ def load(file: Path | None = None, **flags: Any) -> GatewayConfig:
     if file is not None and not file.is_file():
         raise ConfigError(f"{file}: no such file")
     wanted = {name: value for name, value in flags.items() if value is not None}
-    for remark in variables.remarks(GatewayConfig.model_fields, wanted):
-        logger.warning("%s", remark)
+    for warning in variables.warnings(GatewayConfig.model_fields, wanted):
+        logger.warning("%s", warning)
     try:
         return Resolved(**wanted)
     except ValidationError as error:

@@ -31,7 +31,7 @@ def given() -> dict[str, str]:
     return {name.upper(): value for name, value in os.environ.items() if name.upper().startswith(PREFIX)}
 
 
-def remarks(settings: Collection[str], flags: Collection[str] = (), overruled: Collection[str] = ()) -> Iterator[str]:
+def warnings(settings: Collection[str], flags: Collection[str] = (), overruled: Collection[str] = ()) -> Iterator[str]:
     """Say of every variable that has no effect why.
 
     Parameters

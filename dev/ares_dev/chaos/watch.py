@@ -1,4 +1,4 @@
-"""Watching a run from outside: whether the gateway answers, who generates for whom, and what is left at the end."""
+"""Watching a run from outside: the gateway's health, which instance generates for a request, the state at the end."""
 
 import asyncio
 import contextlib
@@ -13,12 +13,12 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from ares.local_cluster.cluster import Cluster
-from ares_dev.chaos.check import SPARE_FILES, Owners, Rest
+from ares_dev.chaos.invariants import EXTRA_FILES, FinalState, OwnershipChecker
 from ares_dev.chaos.observe import Observer
 
 _PROBE_S = 0.25
-# A lease of 30 s may have to end, and instances that were killed last to be heard again.
-_REST_S = 75.0
+# A lease of 30 s may have to expire, and instances that were killed last must report again.
+_IDLE_TIMEOUT_S = 75.0
 # Idle connections to instances are kept for a minute.
 _FILES_S = 75.0
 _BUSY = ("running", "waiting", "pinned", "kv_blocks_used", "sequences")
@@ -26,20 +26,20 @@ _BUSY = ("running", "waiting", "pinned", "kv_blocks_used", "sequences")
 
 @dataclass(slots=True)
 class Watch:
-    """Looks at a cluster for as long as `run` runs."""
+    """Watches a cluster for as long as `run` runs."""
 
     cluster: Cluster
     http: aiohttp.ClientSession
-    owners: Owners = field(default_factory=Owners)
+    ownership: OwnershipChecker = field(default_factory=OwnershipChecker)
     health_s: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     files: int = 0
     requests: Counter[str] = field(default_factory=Counter)
-    # Of real engines; simulated ones are asked.
+    # Of real engines; mock engines have a route for their counters.
     observers: list[Observer] = field(default_factory=list)
 
     async def begin(self) -> None:
-        """Take note of what was before."""
+        """Record open files and counters before the run."""
         if self.cluster.settings.simulate is None:
             urls = [pair for part in self.cluster.workers for pair in part.instances.items()]
             self.observers = [Observer(name, url, self.http) for name, url in urls]
@@ -48,17 +48,17 @@ class Watch:
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        await asyncio.gather(self._probe(), self._look(), *(observer.run() for observer in self.observers))
+        await asyncio.gather(self._probe(), self._check_ownership(), *(observer.run() for observer in self.observers))
 
-    async def rest(self, sent: int, *, disturbed: bool) -> Rest:
-        """Wait until nothing is left, or for long enough, and return what is."""
+    async def final_state(self, sent: int, *, disturbed: bool) -> FinalState:
+        """Wait until nothing is left, or for long enough, and return what is left."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_REST_S):
+            async with asyncio.timeout(_IDLE_TIMEOUT_S):
                 while await self._busy():  # noqa: ASYNC110 - nothing announces it
                     await asyncio.sleep(_PROBE_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FILES_S):
-                while self._open_files() > self.files + SPARE_FILES:  # noqa: ASYNC110 - likewise
+                while self._open_files() > self.files + EXTRA_FILES:  # noqa: ASYNC110 - likewise
                     await asyncio.sleep(_PROBE_S)
         metrics, requests = await self._metrics()
         simulated = self.cluster.settings.simulate is not None
@@ -66,10 +66,10 @@ class Watch:
         counters = [one for one in await self._counters() if one is not None]
         counted = await asyncio.gather(*(observer.counted() for observer in self.observers))
         named = {observer.name: more for observer, more in zip(self.observers, counted, strict=True)}
-        heard = {one["name"] for one in counters}
-        return Rest(
+        reporting = {one["name"] for one in counters}
+        return FinalState(
             counters=[one | named.get(one["name"], {}) for one in counters],
-            unheard=[name for part in self.cluster.workers for name in part.instances if name not in heard],
+            silent=[name for part in self.cluster.workers for name in part.instances if name not in reporting],
             malformed=[what for observer in self.observers for what in observer.malformed],
             status=await self._get(f"{self.cluster.url}/admin/v1/status"),
             metrics=metrics,
@@ -97,11 +97,11 @@ class Watch:
             self.health_s.append(time.monotonic() - begun)
             await asyncio.sleep(_PROBE_S)
 
-    async def _look(self) -> None:
+    async def _check_ownership(self) -> None:
         while True:
             await asyncio.sleep(4 * _PROBE_S)
             found = [one for one in await self._counters() if one is not None]
-            self.owners.look(time.monotonic(), {one["name"]: one["generating"] for one in found})
+            self.ownership.check(time.monotonic(), {one["name"]: one["generating"] for one in found})
 
     async def _busy(self) -> bool:
         status = await self._get(f"{self.cluster.url}/admin/v1/status")

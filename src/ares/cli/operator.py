@@ -18,7 +18,7 @@ from rich.table import Table
 
 from ares.cli import operator_tables
 from ares.protocol.keys import KeyFileError, clean, read_key
-from ares.terminal.errors import fail
+from ares.terminal.errors import exit_with_error
 from ares.terminal.http_client import open_url, proxy_of
 from ares.terminal.progress import progress_display
 
@@ -39,11 +39,15 @@ def _address(given: str) -> str:
     except ValueError:
         sound = False
     if not sound or any(not character.isprintable() or character.isspace() for character in url):
-        fail(f"--url (ARES_URL): {given!r} is not the address of a gateway, {_EXAMPLE}")
+        exit_with_error(f"--url (ARES_URL): {given!r} is not the address of a gateway, {_EXAMPLE}")
     if "@" in parts.netloc:
-        fail("--url (ARES_URL): the gateway takes no user name and password; give its admin key with --key-file")
+        exit_with_error(
+            "--url (ARES_URL): the gateway takes no user name and password; give its admin key with --key-file"
+        )
     if parts.query or parts.fragment or parts.path.strip("/").partition("/")[0] in _ROUTES:
-        fail(f"--url (ARES_URL): give the address of the gateway alone, {parts.scheme}://{parts.netloc}, not {given!r}")
+        exit_with_error(
+            f"--url (ARES_URL): give the address of the gateway alone, {parts.scheme}://{parts.netloc}, not {given!r}"
+        )
     return url.rstrip("/")
 
 
@@ -154,11 +158,11 @@ def replay(
             task = bar.add_task(f"replaying {log.name}", total=size)
             result = again(log, preset, lambda read: bar.update(task, completed=read))
     except OSError as error:
-        fail(f"{log}: cannot be read: {error.strerror}")
+        exit_with_error(f"{log}: cannot be read: {error.strerror}")
     except (ReplayError, ValueError) as error:
-        fail(str(error))
+        exit_with_error(str(error))
     if not result.decisions:
-        fail(f"{log}: no decisions in it; a gateway writes them with --decision-log")
+        exit_with_error(f"{log}: no decisions in it; a gateway writes them with --decision-log")
     if as_json:
         shown = {
             "decisions": result.decisions,
@@ -204,7 +208,7 @@ def _until_empty(instance: str, timeout_s: float, url: str, key_file: Path | Non
             if row is None or not row["healthy"]:
                 return 0  # it has ended
             if not row["draining"]:
-                fail(f"{instance} drains no longer", 1)
+                exit_with_error(f"{instance} drains no longer", 1)
             left: int = row["left"]
             if not left or time.monotonic() > until:
                 return left
@@ -216,9 +220,9 @@ def _key(file: Path | None) -> str | None:
     try:
         key = read_key(file) if file is not None else clean(os.environ.get(_KEY_VARIABLE, ""))
     except KeyFileError as error:
-        fail(str(error))
+        exit_with_error(str(error))
     if not key.isprintable() or any(ord(character) > 255 for character in key):
-        fail(f"the key in {file or _KEY_VARIABLE} has characters that no HTTP header can hold")
+        exit_with_error(f"the key in {file or _KEY_VARIABLE} has characters that no HTTP header can hold")
     return key or None
 
 
@@ -243,7 +247,7 @@ def _call(
             _not_there(url, f"it answers {error.code} {error.reason}")
         if error.code == 404 and code is None:  # no such route
             _not_there(url, message)
-        fail(message, 1)
+        exit_with_error(message, 1)
     except (OSError, http.client.HTTPException) as error:
         _not_there(url, getattr(error, "reason", None) or str(error) or type(error).__name__)
     except (TypeError, ValueError):
@@ -255,4 +259,4 @@ def _not_there(url: str, why: object) -> NoReturn:
     address = url.partition("/admin/")[0]
     proxy = proxy_of(url)
     through = ", asked through the proxy of the proxy variables (NO_PROXY=HOST asks it directly)" if proxy else ""
-    fail(f"no gateway at {address}{through}: {why}; start one with `ares up`, or give --url", 1)
+    exit_with_error(f"no gateway at {address}{through}: {why}; start one with `ares up`, or give --url", 1)

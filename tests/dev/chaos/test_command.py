@@ -36,19 +36,19 @@ def test_a_short_run_on_simulated_engines(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (result,) = json.loads(out.read_text())["runs"]
     assert result["violations"] == []
-    assert result["endings"]["completed"] > 20
+    assert result["outcomes"]["completed"] > 20
     assert any(kind.startswith("move: ") for kind in result["done"])
     assert result["gateway"]["ares_controller_faults_total"] > 0
     assert any(kind.startswith("kill") for kind in result["done"])
     assert result["decisions"] > 0
     log = tmp_path / "logs" / "1" / "decisions.jsonl"
-    assert decisions.wrong(log)[1] == []
+    assert decisions.check_decisions(log)[1] == []
     # Were another instance chosen than the log says, it would be noticed.
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     entry = next(one for one in lines if one["kind"] == "entrance" and one["decided"])
     entry["decided"][0]["instance"] += 1
     log.write_text("".join(json.dumps(one) + "\n" for one in lines))
-    assert any(violation.startswith("I8") for violation in decisions.wrong(log)[1])
+    assert any(violation.startswith("I8") for violation in decisions.check_decisions(log)[1])
 
 
 def test_the_plan_can_be_shown() -> None:

@@ -16,7 +16,7 @@ COMMAND = """
 from ares import cli
 from ares_dev.chaos import command
 
-command._GATEWAY = "tests.dev.chaos.planted"
+command._GATEWAY = "tests.dev.chaos.faulty_gateway"
 cli.main()
 """
 
@@ -38,7 +38,7 @@ def run(tmp_path: Path, name: str, *more: str) -> tuple[dict[str, Any], Path]:
     )
     assert done.returncode == 1, done.stderr
     (result,) = json.loads(out.read_text())["runs"]
-    played = logs / "5" / "played-5.json"
+    played = logs / "5" / "executed-5.json"
     assert str(played) in "".join(done.stderr.split())
     return result, played
 
