@@ -51,18 +51,20 @@ def resumed_after(times_s: Sequence[float], killed_at: float) -> float | None:
     return end - killed_at
 
 
-def _kill(part: local.Part) -> float:
+def _kill(process: local.ManagedProcess) -> float:
     """Kill a worker with all its processes; return when."""
-    os.killpg(part.process.pid, signal.SIGKILL)
+    os.killpg(process.popen.pid, signal.SIGKILL)
     return time.monotonic()
 
 
-async def _kill_decode(load: steady.Load, cluster: local.Cluster, part: local.Part, least: int) -> dict[str, Any]:
+async def _kill_decode(
+    load: steady.Load, cluster: local.Cluster, process: local.ManagedProcess, least: int
+) -> dict[str, Any]:
     """Kill a decode worker, and wait until its streams have resumed and it is back."""
-    (name,) = part.instances
+    (name,) = process.instances
     affected = await load.streams_under_way(name, least)
     machine = steady.machine_load()
-    killed_at = _kill(part)
+    killed_at = _kill(process)
     detecting = asyncio.create_task(
         steady.wait_for(load.http, load.url, name, lambda seen: not seen.get("healthy"), _DETECTION_POLL_S)
     )
@@ -73,8 +75,8 @@ async def _kill_decode(load: steady.Load, cluster: local.Cluster, part: local.Pa
             await asyncio.sleep(0.02)
     detected_at = await detecting
     waits = [resumed_after(seen.times_s, killed_at) for seen in affected]
-    await asyncio.to_thread(part.process.wait)
-    rejoin_s = await steady.restart_worker(load.http, load.url, cluster, part)
+    await asyncio.to_thread(process.popen.wait)
+    rejoin_s = await steady.restart_worker(load.http, load.url, cluster, process)
     return {
         "instance": name,
         "streams": len(affected),
@@ -86,19 +88,19 @@ async def _kill_decode(load: steady.Load, cluster: local.Cluster, part: local.Pa
 
 
 async def _kill_prefill(
-    load: steady.Load, cluster: local.Cluster, part: local.Part, burst: list[Planned]
+    load: steady.Load, cluster: local.Cluster, process: local.ManagedProcess, burst: list[Planned]
 ) -> dict[str, Any]:
     """Kill a prefill worker while prompts wait at it."""
-    (name,) = part.instances
+    (name,) = process.instances
     sent = [asyncio.create_task(load.send(each)) for each in burst]
     async with asyncio.timeout(60):
         while not (all(task.done() for task in sent) or await _prefilling(load)):  # noqa: ASYNC110 - likewise
             await asyncio.sleep(0.005)
     machine = steady.machine_load()
-    killed_at = _kill(part)
+    killed_at = _kill(process)
     seen = await asyncio.gather(*sent)
-    await asyncio.to_thread(part.process.wait)
-    rejoin_s = await steady.restart_worker(load.http, load.url, cluster, part)
+    await asyncio.to_thread(process.popen.wait)
+    rejoin_s = await steady.restart_worker(load.http, load.url, cluster, process)
     return {
         "instance": name,
         "first_token_s": [round(one.first_s - killed_at, 4) for one in seen if one.first_s > killed_at],
@@ -128,8 +130,8 @@ async def measure(
 ) -> dict[str, Any]:
     """Kill decode workers, then the prefill worker, so many times each, and return the figures."""
     url, model = cluster.url, cluster.settings.model
-    decode = [part for part in cluster.workers if part.name.startswith("decode")]
-    (prefill,) = [part for part in cluster.workers if part.name.startswith("prefill")]
+    decode = [process for process in cluster.workers if process.name.startswith("decode")]
+    (prefill,) = [process for process in cluster.workers if process.name.startswith("prefill")]
     planned = random_streams(streams, tokens)
     bursts = _bursts(prefill_kills, max(2, tokens // 4))
     rows: list[dict[str, Any]] = []

@@ -34,8 +34,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Cluster]
 
 async def test_soak(cluster: local.Cluster, tmp_path: Path) -> None:
     figures, samples = await soak(cluster, seconds=4.0, users=8, interval_s=0.3, lull_s=1.0, console=CONSOLE)
-    # A part's share of the pages that it has in common with others (PSS) grows where any of these ends, as processes of
-    # this machine do all the time; over hours that is little, over seconds it is all there is. Its RSS does not.
+    # A process's share of the pages that it has in common with others (PSS) grows where any of these ends, as processes
+    # of this machine do all the time; over hours that is little, over seconds it is all there is. Its RSS does not.
     assert [what for what in violations(figures) if "/pss_mb grows" not in what] == []
     assert figures["moves"]["moved"] > 0
     assert figures["outputs"]["right"] > 5

@@ -53,9 +53,9 @@ def chaotic(plan: Plan, cluster: local.Cluster, tmp_path: Path) -> Iterator[loca
     )
     beside = local.Cluster(settings, cluster.console, tmp_path, cluster.workers)
     local._start_gateway(beside)
-    own = local.Cluster(settings, cluster.console, tmp_path, beside.parts[-1:])
+    own = local.Cluster(settings, cluster.console, tmp_path, beside.processes[-1:])
     try:
-        local._await(beside, own.parts, "gateway", local._gateway_ready(beside))
+        local._await(beside, own.processes, "gateway", local._gateway_ready(beside))
         yield beside
     finally:
         own.stop()

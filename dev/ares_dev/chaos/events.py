@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from ares.local_cluster.cluster import Cluster, Part
+from ares.local_cluster.cluster import Cluster, ManagedProcess
 from ares_dev.chaos.clock import Clock
 from ares_dev.chaos.plan import Event, Plan
 
@@ -47,7 +47,7 @@ class EventRunner:
         self._plan = plan
         self._http = http
         self._clock = clock
-        self._parts: dict[str, Part] = {part.name: part for part in cluster.workers}
+        self._workers: dict[str, ManagedProcess] = {managed.name: managed for managed in cluster.workers}
         # Processes that are not available: an event finds one only where something took longer than planned.
         self._unavailable: set[str] = set()
         self._paused: set[str] = set()
@@ -75,7 +75,7 @@ class EventRunner:
     def resume_paused(self) -> None:
         """Let stopped processes go on, whatever else fails."""
         for name in self._paused:
-            self._parts[name].send(signal.SIGCONT)
+            self._workers[name].send(signal.SIGCONT)
 
     # --- the gateway's own routes ---
 
@@ -128,41 +128,41 @@ class EventRunner:
     async def _kill(self, event: Event) -> None:
         if not self._claim(event, "kill"):
             return
-        part = self._parts[event.target]
-        part.send(signal.SIGKILL)
-        await asyncio.to_thread(part.process.wait)
+        managed = self._workers[event.target]
+        managed.send(signal.SIGKILL)
+        await asyncio.to_thread(managed.popen.wait)
         await asyncio.sleep(event.seconds)
-        self._cluster.restart(part)
+        self._cluster.restart(managed)
         with self._clock.stopped() if self._available("decode") < _FOR_A_MOVE else contextlib.nullcontext():
-            await self._await_return(part)
+            await self._await_return(managed)
         self._unavailable.discard(event.target)
 
     async def _pause(self, event: Event) -> None:
         if not self._claim(event, "pause"):
             return
-        part = self._parts[event.target]
+        managed = self._workers[event.target]
         self._paused.add(event.target)
-        part.send(signal.SIGSTOP)
+        managed.send(signal.SIGSTOP)
         await asyncio.sleep(event.seconds)
-        part.send(signal.SIGCONT)
+        managed.send(signal.SIGCONT)
         self._paused.discard(event.target)
-        await self._await_return(part)
+        await self._await_return(managed)
         self._unavailable.discard(event.target)
 
-    async def _await_return(self, part: Part) -> None:
+    async def _await_return(self, managed: ManagedProcess) -> None:
         """Wait until all instances of a process answer, and the gateway calls them healthy."""
         deadline = time.monotonic() + _RETURN_S
         while time.monotonic() < deadline:
             await asyncio.sleep(_LOOK_S)
-            if part.process.poll() is not None:
-                self.errors.append(f"{part.name} ended with status {part.process.poll()} by itself")
+            if managed.popen.poll() is not None:
+                self.errors.append(f"{managed.name} ended with status {managed.popen.poll()} by itself")
                 return
-            if not await self._answers(f"{part.url}/health"):
+            if not await self._answers(f"{managed.url}/health"):
                 continue
             _, status = await self._admin("GET", "status")
-            if all(row["healthy"] for row in status.get("instances", ()) if row["name"] in part.instances):
+            if all(row["healthy"] for row in status.get("instances", ()) if row["name"] in managed.instances):
                 return
-        self.errors.append(f"{part.name} did not come back within {_RETURN_S:g} s")
+        self.errors.append(f"{managed.name} did not come back within {_RETURN_S:g} s")
 
     async def _answers(self, url: str) -> bool:
         try:
@@ -177,7 +177,7 @@ class EventRunner:
 
     def _process(self, event: Event) -> str:
         """Return the name of the process of an event: its target, or that of its target instance."""
-        return event.target if event.target in self._parts else event.target.rsplit("-", 1)[0]
+        return event.target if event.target in self._workers else event.target.rsplit("-", 1)[0]
 
     def _claim(self, event: Event, kind: str) -> bool:
         """Whether enough other processes are available; if so, that of the event is not, until it is released."""
@@ -205,7 +205,7 @@ class EventRunner:
             return
         # Faults of a real engine are injected into the gateway, which changes its telemetry (gateway.py).
         simulated = self._plan.shape.simulated
-        url = self._parts[process].instances[event.target] if simulated else self._cluster.url
+        url = self._workers[process].instances[event.target] if simulated else self._cluster.url
         await self._inject(event, f"{url}/simulate/faults{'' if simulated else f'/{event.target}'}")
         if not event.harmless:
             self._unavailable.discard(process)

@@ -41,7 +41,7 @@ class Watch:
     async def begin(self) -> None:
         """Record open files and counters before the run."""
         if self.cluster.settings.simulate is None:
-            urls = [pair for part in self.cluster.workers for pair in part.instances.items()]
+            urls = [pair for process in self.cluster.workers for pair in process.instances.items()]
             self.observers = [Observer(name, url, self.http) for name, url in urls]
         self.files = self._open_files()
         _, self.requests = await self._metrics()
@@ -62,14 +62,14 @@ class Watch:
                     await asyncio.sleep(_PROBE_S)
         metrics, requests = await self._metrics()
         simulated = self.cluster.settings.simulate is not None
-        strict = [part for part in self.cluster.parts if simulated or part.name == "gateway"]
+        strict = [process for process in self.cluster.processes if simulated or process.name == "gateway"]
         counters = [one for one in await self._counters() if one is not None]
         counted = await asyncio.gather(*(observer.counted() for observer in self.observers))
         named = {observer.name: more for observer, more in zip(self.observers, counted, strict=True)}
         reporting = {one["name"] for one in counters}
         return FinalState(
             counters=[one | named.get(one["name"], {}) for one in counters],
-            silent=[name for part in self.cluster.workers for name in part.instances if name not in reporting],
+            silent=[name for process in self.cluster.workers for name in process.instances if name not in reporting],
             malformed=[what for observer in self.observers for what in observer.malformed],
             status=await self._get(f"{self.cluster.url}/admin/v1/status"),
             metrics=metrics,
@@ -77,10 +77,10 @@ class Watch:
             health_s=self.health_s,
             health_failures=self.failures,
             files=(self.files, self._open_files()),
-            logs={part.name: part.log.read_text(errors="replace") for part in strict},
+            logs={process.name: process.log.read_text(errors="replace") for process in strict},
             sent=sent,
             disturbed=disturbed,
-            died=[part.name for part in self.cluster.parts if part.process.poll() is not None],
+            died=[process.name for process in self.cluster.processes if process.popen.poll() is not None],
         )
 
     async def _probe(self) -> None:
@@ -115,7 +115,7 @@ class Watch:
         """Return the counters of every instance; None for one that does not answer."""
         if self.observers:
             return [observer.counters() for observer in self.observers]
-        urls = [url for part in self.cluster.workers for url in part.instances.values()]
+        urls = [url for process in self.cluster.workers for url in process.instances.values()]
 
         async def one(url: str) -> dict[str, Any] | None:
             with contextlib.suppress(aiohttp.ClientError, OSError):
@@ -144,4 +144,4 @@ class Watch:
         return plain, requests
 
     def _open_files(self) -> int:
-        return psutil.Process(self.cluster.parts[-1].process.pid).num_fds()
+        return psutil.Process(self.cluster.processes[-1].popen.pid).num_fds()

@@ -31,7 +31,7 @@ class Sample:
 async def take_sample(http: aiohttp.ClientSession, cluster: local.Cluster, start: float, *, idle: bool) -> Sample:
     """Take a sample of everything."""
     at_s = time.monotonic() - start
-    values = await asyncio.to_thread(_of_processes, cluster.parts)
+    values = await asyncio.to_thread(_of_processes, cluster.processes)
     read = await client.gateway_status(http, cluster.url)
     values["gateway/tasks"] = read["process"]["tasks"]
     values["gateway/sequences"] = len(read["requests"])
@@ -52,17 +52,17 @@ def columns(samples: list[Sample]) -> dict[str, list[float | bool | None]]:
     }
 
 
-def _of_processes(parts: list[local.Part]) -> dict[str, float]:
-    """Return memory, descriptors and threads of each part, its child processes included."""
+def _of_processes(processes: list[local.ManagedProcess]) -> dict[str, float]:
+    """Return memory, descriptors and threads of each managed, its child processes included."""
     values: dict[str, float] = {}
-    for part in parts:
-        leader = psutil.Process(part.process.pid)
+    for managed in processes:
+        leader = psutil.Process(managed.popen.pid)
         found = [_of_process(leader)]
         for child in leader.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):  # it has ended meanwhile
                 found.append(_of_process(child))
         for name in found[0]:
-            values[f"{part.name}/{name}"] = round(sum(each[name] for each in found), 2)
+            values[f"{managed.name}/{name}"] = round(sum(each[name] for each in found), 2)
     return values
 
 

@@ -88,15 +88,15 @@ def _seen(load: steady.Load, name: str) -> Observed:
     return next(seen for seen in load.running.values() if seen.name.rpartition(".")[0] == name)
 
 
-async def _restart(load: steady.Load, cluster: local.Cluster, part: local.Part) -> dict[str, Any]:
+async def _restart(load: steady.Load, cluster: local.Cluster, process: local.ManagedProcess) -> dict[str, Any]:
     """Stop a worker while requests run on it, and start it again."""
-    (name,) = part.instances
+    (name,) = process.instances
     await load.streams_under_way(name, 1)
     there, began = await _on(load, name), time.monotonic()
-    part.process.send_signal(signal.SIGTERM)
-    await asyncio.to_thread(part.process.wait, _DEADLINE_S)
+    process.popen.send_signal(signal.SIGTERM)
+    await asyncio.to_thread(process.popen.wait, _DEADLINE_S)
     ended = time.monotonic()
-    rejoin_s = await steady.restart_worker(load.http, load.url, cluster, part)
+    rejoin_s = await steady.restart_worker(load.http, load.url, cluster, process)
     return {
         "instance": name,
         "requests_there": there,
@@ -110,8 +110,8 @@ async def measure(
 ) -> dict[str, Any]:
     """Drain one decode instance in both ways, then restart all of them under load, and return the figures."""
     url, model = cluster.url, cluster.settings.model
-    parts = [part for part in cluster.workers if part.name.startswith("decode")]
-    names = [name for part in parts for name in part.instances]
+    processes = [process for process in cluster.workers if process.name.startswith("decode")]
+    names = [name for process in processes for name in process.instances]
     planned = random_streams(running, tokens)
     async with sse.session() as http:
         expected = await steady.baseline_outputs(http, url, model, planned)
@@ -125,12 +125,12 @@ async def measure(
                 for way in (MOVED, WAITED) if number % 2 == 0 else (WAITED, MOVED):
                     turns.append(await _turn(load, way, names[0], names[1:]))
                     progress.advance(task)
-            task = progress.add_task("workers restarted in turn", total=len(parts))
+            task = progress.add_task("workers restarted in turn", total=len(processes))
             rolling = steady.Load(http, url, model, planned, expected)
             rolling.start(streams)
             restarts = []
-            for part in parts:
-                restarts.append(await _restart(rolling, cluster, part))
+            for process in processes:
+                restarts.append(await _restart(rolling, cluster, process))
                 progress.advance(task)
             await rolling.stop()
         await client.wait_until_idle(http, url)

@@ -125,7 +125,7 @@ def command(
         for name in _CONNECTORS:
             cluster.start_worker(name, "both", str(cores[-1]), ("--connector", name, "--predictor", "none"))
         cluster.await_workers()
-        urls = {part.name: part.url for part in cluster.workers}
+        urls = {process.name: process.url for process in cluster.workers}
         rows = asyncio.run(_measure(urls, model, batch or [1, 8], rounds, tokens))
     columns = ("none ms", "stock ms", "ares ms", "ares / stock", "ares / none")
     table = tables.table("batch", *columns, title="TPOT while nothing moves")

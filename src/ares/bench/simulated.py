@@ -105,10 +105,10 @@ def _measure(plan: _Plan, cluster: local.Cluster, written: MockModel, *, through
     if through_gateway:
         ports = [_port(cluster.url)]
     else:
-        decoding = [part for part in cluster.workers if part.name != "prefill"]
-        ports = [_port(url) for part in decoding for url in part.instances.values()]
+        decoding = [managed for managed in cluster.workers if managed.name != "prefill"]
+        ports = [_port(url) for managed in decoding for url in managed.instances.values()]
     requests = [_request(plan, prompt, through_gateway=through_gateway) for prompt in prompts]
-    parts = {part.name: psutil.Process(part.process.pid) for part in cluster.parts}
+    parts = {managed.name: psutil.Process(managed.popen.pid) for managed in cluster.processes}
     parts["client"] = psutil.Process()
     before = {name: sum(process.cpu_times()[:2]) for name, process in parts.items()}
     psutil.cpu_percent()
@@ -174,8 +174,8 @@ def _port(url: str) -> int:
 
 
 def _counters(cluster: local.Cluster) -> Iterator[dict[str, Any]]:
-    for part in cluster.workers:
-        for url in part.instances.values():
+    for managed in cluster.workers:
+        for url in managed.instances.values():
             with open_direct(f"{url}/simulate/counters", timeout=10) as reply:
                 yield msgspec.json.decode(reply.read())
 
@@ -218,6 +218,6 @@ def _table(plan: _Plan, runs: dict[str, dict[str, Any]]) -> Table:
             str(run["wrong_or_broken_streams"]),
             f"{first.get('p50')} / {first.get('p99')}",
             f"{gap.get('p50')} / {gap.get('p99')}",
-            ", ".join(f"{part} {percent:.0f}" for part, percent in run["cpu_percent_of_one_core"].items()),
+            ", ".join(f"{managed} {percent:.0f}" for managed, percent in run["cpu_percent_of_one_core"].items()),
         )
     return table

@@ -182,7 +182,9 @@ async def wait_for(
     return time.monotonic()
 
 
-async def restart_worker(http: aiohttp.ClientSession, url: str, cluster: local.Cluster, part: local.Part) -> float:
+async def restart_worker(
+    http: aiohttp.ClientSession, url: str, cluster: local.Cluster, process: local.ManagedProcess
+) -> float:
     """Start a worker again that has ended; return the seconds until it takes requests.
 
     Raises
@@ -192,13 +194,15 @@ async def restart_worker(http: aiohttp.ClientSession, url: str, cluster: local.C
     """
     began = time.monotonic()
     # On the main thread: the kernel ends a child when the thread that started it ends.
-    cluster.restart(part)
-    while not await asyncio.to_thread(part.ready):
+    cluster.restart(process)
+    while not await asyncio.to_thread(process.ready):
         cluster.check()
         if time.monotonic() - began > _REJOIN_S:
-            raise local.ClusterError(f"{part.name} did not come back; the end of {part.log}:\n{part.log_end()}")
+            raise local.ClusterError(
+                f"{process.name} did not come back; the end of {process.log}:\n{process.log_end()}"
+            )
         await asyncio.sleep(_POLL_S)
-    (name,) = part.instances
+    (name,) = process.instances
     await wait_for(http, url, name, lambda seen: bool(seen.get("healthy")) and not seen["draining"])
     return time.monotonic() - began
 
