@@ -79,7 +79,7 @@ def make_checkpoint(path: Path, model: str) -> None:
     network = HazardNetwork(HIDDEN, **options)
     torch.nn.init.normal_(network.members[0].shift.weight, 0, 0.2)
     center, scale = torch.zeros(HIDDEN), torch.ones(HIDDEN)
-    parts = (network, "ours", options, model, HIDDEN, shards.TAP, 20, 256, center, scale)
+    parts = (network, "ours", options, model, HIDDEN, shards.HIDDEN_STATE, 20, 256, center, scale)
     checkpoint.save(path, checkpoint.Checkpoint(*parts))
 
 

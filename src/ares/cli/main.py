@@ -18,7 +18,7 @@ from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES
 from ares.models.resolve import DEFAULT_MODEL
 from ares.protocol.keys import CONTROL_KEY_VARIABLE, read_key, read_keys, refuse_key_flag
 from ares.terminal.errors import exit_with_error
-from ares.terminal.http_client import by_variables
+from ares.terminal.http_client import proxy_by_variables
 from ares.terminal.signals import signal_as_interrupt
 
 app = typer.Typer(
@@ -379,7 +379,7 @@ def _welcome(cluster: Any, keys: bool) -> None:
     )
     key = ' -H "Authorization: Bearer $KEY"' if keys else ""
     typer.echo(f"serving {cluster.settings.model} on {cluster.url}/v1 (logs: {cluster.log_folder})\n")
-    if by_variables(cluster.url) is not None:
+    if proxy_by_variables(cluster.url) is not None:
         typer.echo(f"  export NO_PROXY={urlsplit(cluster.url).hostname}  # or clients ask your proxy for it")
     typer.echo(f"  curl -N {cluster.url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'\n")
     typer.echo("Running requests: ares status. Stop: Ctrl-C.")

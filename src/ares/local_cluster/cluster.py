@@ -305,7 +305,13 @@ def _start_gateway(cluster: Cluster) -> None:
     for name in given_names(settings.vllm_flags):  # clients call the model as the instances do
         command += ["--served-model-name", name]
     command += settings.gateway_flags
-    _start(cluster, "gateway", f"http://{addresses.at(here, settings.port)}", command, module=settings.gateway_module)
+    _start(
+        cluster,
+        "gateway",
+        f"http://{addresses.with_port(here, settings.port)}",
+        command,
+        module=settings.gateway_module,
+    )
 
 
 def _start(

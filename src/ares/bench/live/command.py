@@ -17,7 +17,7 @@ from ares.bench.live import client, load, saved, summary
 from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
-from ares.objectives import DEFAULT_GAP_S, SloGap, written
+from ares.objectives import DEFAULT_GAP_S, SloGap, json_gap
 from ares.terminal import tables
 from ares.terminal.errors import exit_with_error
 from ares.terminal.progress import progress_display
@@ -132,7 +132,7 @@ def command(
             one_load = load.from_prompts(prompts or [], requests, rate, limit, each, _note if each == seed else _ignore)
         loads.append(load.renamed(one_load, f"{each - seed + 1}-"))
     engine_flags = ["--kv-tokens", str(kv_tokens)] if kv_tokens is not None else []
-    gap = "none" if written(slo_gap) is None else str(slo_gap)
+    gap = "none" if json_gap(slo_gap) is None else str(slo_gap)
     settings = local.ClusterSettings(
         model=model,
         prefill=prefill,
@@ -165,7 +165,7 @@ def command(
         "kv_tokens": [row.get("capacity_tokens") for row in instances if row["role"] != "prefill"],
         "requests": requests,
         "rate": statistics.fmean((len(one) - 1) / (one[-1].at_s - one[0].at_s) for one in loads),
-        "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot, "gap_s": written(slo_gap)},
+        "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot, "gap_s": json_gap(slo_gap)},
         **describe(),
         "rounds": [{"runs": list(one.values())} for one in figures],
         "ratios": [summary.ratios(figures, name, base) for name in names if name not in bases for base in bases],
