@@ -24,7 +24,7 @@ def test_percentiles() -> None:
     assert latency_summary([]) == {"count": 0}
     assert latency_summary([n / 1000 for n in range(1, 101)]) == {
         "count": 100,
-        "p50_ms": 51.0,
-        "p90_ms": 91.0,
+        "p50_ms": 50.5,
+        "p90_ms": 90.1,
         "max_ms": 100.0,
     }

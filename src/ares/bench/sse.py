@@ -159,7 +159,7 @@ class RawReply(asyncio.Protocol):
     @property
     def status(self) -> int:
         """HTTP status; 0 before it has come."""
-        code = self.data[0][9:12] if self.data else b""
+        code = b"".join(self.data[:12])[9:12]
         return int(code) if code.isdigit() else 0
 
     @property

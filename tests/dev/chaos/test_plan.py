@@ -27,8 +27,8 @@ def test_a_seed_makes_one_plan(shape: Shape) -> None:
     plan = make_plan(5, shape)
     assert plan == make_plan(5, shape)
     assert plan != make_plan(6, shape)
-    assert [plan.request(3, turn) for turn in range(20)] == [make_plan(5, shape).ask(3, turn) for turn in range(20)]
-    assert plan.request(3, 0) != make_plan(6, shape).ask(3, 0)
+    assert [plan.request(3, turn) for turn in range(20)] == [make_plan(5, shape).request(3, turn) for turn in range(20)]
+    assert plan.request(3, 0) != make_plan(6, shape).request(3, 0)
     assert plan.token_ids(7) != make_plan(6, shape).token_ids(7)
 
 
@@ -99,4 +99,4 @@ def test_requests_differ() -> None:
     assert all(1 <= one.tokens <= 400 and 2 <= one.prompt_tokens <= 500 for one in asked)
     assert len({one.prompt for one in asked}) == len(asked)
     assert len(plan.token_ids(asked[0].prompt)) == asked[0].prompt_tokens
-    assert len({make_plan(2, REAL).ask(slot, 0).prompt for slot in range(40)}) <= 8
+    assert len({make_plan(2, REAL).request(slot, 0).prompt for slot in range(40)}) <= 8
