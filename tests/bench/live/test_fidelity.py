@@ -1,6 +1,7 @@
 """The simulator asked about recorded runs."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ pytest.importorskip("numba", reason="needs the simulate extra")
 from ares.bench.live import fidelity, saved
 from ares.bench.live.observed_errors import observed_errors
 from ares.cli.bench import app
+from ares.policy import preset
 from tests.bench.live import recorded_run
 
 
@@ -54,10 +56,12 @@ def test_a_percentile_is_held_against_the_interval_over_seeds() -> None:
 
 def test_the_settings_are_those_of_the_gateway() -> None:
     run = recorded_run.run(20)
-    settings = run.settings | {"slo_ttft_s": 5.0, "slo_tpot_s": 0.3}
+    assert fidelity.preset_in_force(run.settings).rebalance == "none"
+    settings = run.settings | {"preset": asdict(preset("ares")), "slo_ttft_s": 5.0, "cooldown_s": 4.5}
     chosen = fidelity.preset_in_force(settings)
-    assert chosen.rebalance == "none"
-    assert (chosen.suspend_settings.ttft_s, chosen.suspend_settings.tpot_s) == (5.0, 0.3)
+    assert chosen.admission_settings == preset("ares").for_objectives(5.0).admission_settings
+    assert chosen.admission_settings != preset("ares").admission_settings
+    assert chosen.rebalance_settings.cooldown_s == 4.5
     with pytest.raises(ValueError, match="recorded by another version"):
         fidelity.preset_in_force(settings | {"preset": settings["preset"] | {"colour": "red"}})
 
@@ -66,12 +70,12 @@ def predicting(run: saved.SavedRun, sigma: float) -> saved.SavedRun:
     generator = np.random.default_rng(1)
     lengths = {one.name: len(one.ticks) for one in run.requests}
 
-    def seen(name: str, sight: saved.RequestView) -> saved.RequestView:
-        left = lengths[name] - sight.output_tokens
-        return msgspec.structs.replace(sight, remaining=left * float(np.exp(sigma * generator.standard_normal())))
+    def seen(name: str, view: saved.RequestView) -> saved.RequestView:
+        left = lengths[name] - view.output_tokens
+        return msgspec.structs.replace(view, remaining=left * float(np.exp(sigma * generator.standard_normal())))
 
     samples = [
-        msgspec.structs.replace(one, where={name: seen(name, sight) for name, sight in one.where.items()})
+        msgspec.structs.replace(one, where={name: seen(name, view) for name, view in one.where.items()})
         for one in run.samples
     ]
     return msgspec.structs.replace(run, samples=samples)
