@@ -175,14 +175,14 @@ def test_an_error_inside_stops_everything(stage: Stage) -> None:
     assert stage.nothing_left()
 
 
-def test_children_of_parts_are_stopped_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_children_of_processes_are_stopped_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_PARENT", "decode-0")
     with running(stage.settings, quiet()):
         assert "decode-0-child" in stage.started()
     assert stage.nothing_left()
 
 
-def test_parts_that_do_not_want_to_stop_are_killed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_ignore_sigterm_are_killed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_STUBBORN", "decode-0")
     with running(stage.settings, quiet()):
         began = time.monotonic()
@@ -194,7 +194,7 @@ def test_nothing_outlives_a_launcher_that_is_killed(stage: Stage) -> None:
     code = f"""
         import os, sys, time
         from pathlib import Path
-        from ares import local
+        from ares.local_cluster import cluster as local
         local.sys.executable = {local.sys.executable!r}
         settings = local.ClusterSettings(model="m", port={stage.settings.port}, log_folder=Path({str(stage.folder)!r}))
         with local.running(settings):

@@ -364,8 +364,8 @@ def _uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in replaced.items():
             signal.signal(number, handler)
-        for number in deferred:
-            signal.raise_signal(number)  # it is blocked here still
+        for taken in deferred:
+            signal.raise_signal(taken)  # it is blocked here still
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

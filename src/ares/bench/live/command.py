@@ -3,6 +3,7 @@
 import asyncio
 import random
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,9 +57,7 @@ async def _measure(
             runs = []
             for name in order:
                 task = progress.add_task(f"round {number + 1}, {name}", total=len(planned))
-                runs.append(
-                    await client.run_preset(url, model, name, planned, lambda task=task: progress.advance(task))
-                )  # type: ignore[misc]
+                runs.append(await client.run_preset(url, model, name, planned, partial(progress.advance, task)))
             every.append(runs)
     return every, instances, warm
 
