@@ -76,5 +76,5 @@ def test_a_reserved_port_is_free_afterwards() -> None:
 
 
 def test_an_ipv6_address_has_brackets() -> None:
-    assert addresses.at("::1", 80) == "[::1]:80"
-    assert addresses.at("a.b", 80) == "a.b:80"
+    assert addresses.with_port("::1", 80) == "[::1]:80"
+    assert addresses.with_port("a.b", 80) == "a.b:80"

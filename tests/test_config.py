@@ -115,10 +115,10 @@ def test_a_variable_beside_a_flag_is_not_looked_at(monkeypatch: pytest.MonkeyPat
 def test_what_a_command_sets_itself_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARES_PORT", "9000")
     monkeypatch.setenv("ARES_HOST", "0.0.0.0")  # noqa: S104 - a text
-    (remark,) = variables.remarks(GatewayConfig.model_fields, overruled=["port"])
-    assert remark.startswith("ARES_PORT has no effect")
+    (warning,) = variables.warnings(GatewayConfig.model_fields, overruled=["port"])
+    assert warning.startswith("ARES_PORT has no effect")
     monkeypatch.setenv("ARES_PORT", "tcp://10.96.0.12:8000")  # a Service called ares: nobody meant us
-    assert list(variables.remarks(GatewayConfig.model_fields, overruled=["port"])) == []
+    assert list(variables.warnings(GatewayConfig.model_fields, overruled=["port"])) == []
 
 
 def test_a_wrong_flag_is_not_blamed_on_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:

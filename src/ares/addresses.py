@@ -1,4 +1,4 @@
-"""Addresses to listen on: whether they are free, in one sentence where not, and who can reach them."""
+"""Addresses to listen on: whether they are free and can be reached from other hosts."""
 
 import contextlib
 import errno
@@ -36,7 +36,7 @@ def check(host: str, wanted: Mapping[str, Sequence[int]]) -> None:
 
 @contextlib.contextmanager
 def reserved(host: str, port: int, flag: str = "--port") -> Iterator[socket.socket]:
-    """Hold a port that will be listened on later; AddressError where it cannot be."""
+    """Reserve a port that will be listened on later; AddressError where that fails."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with _explained(host, port, flag):
@@ -50,8 +50,8 @@ def on_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(address[0]).is_loopback for *_, address in found)
 
 
-def at(host: str, port: int) -> str:
-    """Return an address as URLs have it; that of an IPv6 host has brackets."""
+def with_port(host: str, port: int) -> str:
+    """Return an address as in URLs, with brackets around an IPv6 address."""
     return f"{f'[{host}]' if ':' in host else host}:{port}"
 
 
@@ -70,9 +70,11 @@ def _explained(host: str, port: int, flag: str) -> Iterator[None]:
 def _reason(host: str, port: int, flag: str, error: OSError) -> str:
     match error:
         case OSError(errno=errno.EADDRINUSE):
-            return f"{at(host, port)} is in use: stop the process that listens there, or choose another {flag}"
+            return f"{with_port(host, port)} is in use: stop the process that listens there, or choose another {flag}"
         case OSError(errno=errno.EACCES):
-            return f"no permission to listen on {at(host, port)}: choose a {flag} from 1024 up"
+            return f"no permission to listen on {with_port(host, port)}: choose a {flag} from 1024 up"
         case _:
             # Also where the name is unknown (socket.gaierror).
-            return f"cannot listen on {at(host, port)} ({error.strerror}): give --host an address of this machine"
+            return (
+                f"cannot listen on {with_port(host, port)} ({error.strerror}): give --host an address of this machine"
+            )

@@ -37,7 +37,7 @@ class ConfigError(ValueError):
     """The configuration is wrong; the message names the setting."""
 
 
-# Requests move within fractions of a second live, so that they need not rest for as long as the policies' own default.
+# Live moves take fractions of a second, so that the cooldown is shorter than the default of the policies.
 _LIVE_COOLDOWN_S = 3.0
 
 
@@ -61,11 +61,11 @@ def check_policies(files: Collection[Path | str], chosen: Preset, name: str) -> 
     if files and not plugins.from_file([chosen]):
         raise ValueError(f"{name} uses no policy of --policy: give a preset file that names one")
     if plugins.from_file([chosen]):
-        chosen.make()  # what is wrong with it is said now
+        chosen.make()  # raises what is wrong with it
 
 
 class GatewayConfig(BaseSettings):
-    """Everything a gateway can be told."""
+    """The settings of a gateway."""
 
     model_config = SettingsConfigDict(env_prefix=variables.PREFIX, extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -84,11 +84,11 @@ class GatewayConfig(BaseSettings):
     settings: list[str] = Field(default_factory=list, examples=[["rebalance.theta=0.2"]])
     """Settings of the preset's policies that replace its own."""
     slo_ttft_s: float = Field(default=20.0, gt=0)
-    """Objective for the time to first token: who waits longer goes behind all who can still be in time."""
+    """Objective for the time to first token: a request that waits longer comes after all that can still meet theirs."""
     slo_tpot_s: float | None = Field(default=None, gt=0)
     """Objective for the time of each further token; by default one and a half times a step at full memory."""
     slo_gap_s: Gap = DEFAULT_GAP_S
-    """Objective for the longest gap of a stream; "none": it may stand still for as long as the others allow."""
+    """Objective for the longest gap of a stream; "none": a suspension may last as long as the others allow."""
     classes: dict[str, ServiceClass] = Field(default_factory=dict, examples=[{"chat": {"ttft_s": 2, "rank": -1}}])
     """Classes of service by name; a request names its own in the header `x-ares-class`."""
     maximum_waiting: int = Field(default=2048, gt=0)
@@ -106,7 +106,7 @@ class GatewayConfig(BaseSettings):
     telemetry_interval_s: float = Field(default=0.1, gt=0)
     """Seconds between two reports of an instance."""
     cooldown_s: float | None = Field(default=None, ge=0)
-    """A request that has moved is left alone by the policy for this long; by default its own `cooldown_s`, or 3 s."""
+    """The policy does not move a request again for this long; by default its own `cooldown_s`, or 3 s."""
     commanded_cooldown_s: float = Field(default=60.0, ge=0)
     """And one that was moved by command (`ares migrate`) for this long, unless it must leave its instance."""
     handover_timeout_s: float = Field(default=10.0, gt=0, le=20)
@@ -130,7 +130,7 @@ class GatewayConfig(BaseSettings):
     admin_key: SecretStr | None = None
     """Key for the admin routes; without one they answer to loopback only."""
     api_keys: list[SecretStr] = Field(default_factory=list, examples=[["KEY", "ANOTHER KEY"]])
-    """Keys of clients, any of which will do; without one everybody is let in."""
+    """Keys of clients, any of which will do; without one nobody needs a key."""
     protect_metrics: bool = False
     """Whether `/metrics` needs a client's key too."""
     control_key: SecretStr | None = None
@@ -181,13 +181,13 @@ class GatewayConfig(BaseSettings):
         return self
 
     def cooldown(self, chosen: Preset) -> float:
-        """Return for how many seconds a request that has moved is left alone under a preset."""
+        """Return for how many seconds a request that has moved does not move again under a preset."""
         if self.cooldown_s is not None:
             return self.cooldown_s
-        return chosen.cooldown_s if chosen.moves else _LIVE_COOLDOWN_S  # who was suspended rests, too
+        return chosen.cooldown_s if chosen.moves else _LIVE_COOLDOWN_S  # for suspended requests, too
 
     def exposure(self) -> str | None:
-        """Say who can send requests, where other hosts reach the gateway and it asks for no key; else None.
+        """Return a warning where other hosts can send requests without a key; else None.
 
         Raises
         ------
@@ -224,7 +224,7 @@ class GatewayConfig(BaseSettings):
 def _cleaned(key: SecretStr) -> SecretStr:
     text = clean(key.get_secret_value())
     if not text:
-        raise ValueError("an empty key lets everybody in")
+        raise ValueError("an empty key admits everybody")
     return SecretStr(text)
 
 
@@ -260,13 +260,13 @@ def load(file: Path | None = None, **flags: Any) -> GatewayConfig:
     if file is not None and not file.is_file():
         raise ConfigError(f"{file}: no such file")
     wanted = {name: value for name, value in flags.items() if value is not None}
-    for remark in variables.remarks(GatewayConfig.model_fields, wanted):
-        logger.warning("%s", remark)
+    for warning in variables.warnings(GatewayConfig.model_fields, wanted):
+        logger.warning("%s", warning)
     try:
         return Resolved(**wanted)
     except ValidationError as error:
         # Not `from error`: pydantic's own text shows what was given, which may be a key.
-        raise ConfigError(_said(error.errors()[0], file, wanted)) from None
+        raise ConfigError(_message(error.errors()[0], file, wanted)) from None
     except SettingsError as error:  # of a variable, which the cause names
         raise ConfigError(str(error.__cause__ or error)) from None
     except yaml.YAMLError as error:
@@ -276,8 +276,8 @@ def load(file: Path | None = None, **flags: Any) -> GatewayConfig:
         raise ConfigError(f"{file}: should be lines such as `port: 8000` ({error})") from error
 
 
-def _said(error: ErrorDetails, file: Path | None, flags: Collection[str]) -> str:
-    """Say what is wrong with which setting, and where it was given."""
+def _message(error: ErrorDetails, file: Path | None, flags: Collection[str]) -> str:
+    """Return which setting is wrong, why, and where it was given."""
     name = ".".join(map(str, error["loc"]))
     setting = str(error["loc"][0]) if name else ""
     variable = variables.variable(setting)

@@ -1,13 +1,14 @@
-"""Optional packages: one sentence with the command that installs what is missing, instead of a traceback."""
+"""Optional packages: an error with the command that installs what is missing, instead of a traceback."""
 
 import importlib.util
 
-# The extra of pyproject.toml that brings a package, where a command does not name another one.
+# The extra of pyproject.toml that installs a package, unless a command names another one.
 EXTRAS = {
     "gguf": "cpu",
     "matplotlib": "simulate",
     "nixl": "cpu",
     "numba": "simulate",
+    "psutil": "bench",
     "safetensors": "predictor",
     "scipy": "simulate",
     "torch": "predictor",
@@ -27,7 +28,7 @@ def require(*packages: str, install: str | None = None) -> None:
     packages
         Names to import, from `EXTRAS`.
     install
-        The command that brings them all; by default that of the extra of the first one that is missing.
+        The command that installs them all; by default that of the extra of the first one that is missing.
 
     Raises
     ------
@@ -40,7 +41,7 @@ def require(*packages: str, install: str | None = None) -> None:
 
 
 def explain(error: ModuleNotFoundError) -> MissingPackageError:
-    """Turn a failed import of an optional package into its sentence; any other error is raised again."""
+    """Turn a failed import of an optional package into an error that names its extra; raise any other again."""
     package = (error.name or "").partition(".")[0]
     if package not in EXTRAS:
         raise error

@@ -1,15 +1,15 @@
-"""Long names in few columns, in a form that the gateway takes back: `1f0c9a..` or `decode-0..:8100`."""
+"""Short forms of long names, which the gateway accepts for the names: `1f0c9a..` or `decode-0..:8100`."""
 
 from collections import Counter
 from collections.abc import Collection
 
 _DOTS = ".."
-# What is shorter is more likely a typing error than meant.
+# A shorter form is more likely a typing error.
 _FEWEST = 4
 
 
 def matching(given: str, names: Collection[str]) -> list[str]:
-    """Return the names that `given` means: itself, or all that begin and end as it does around two dots."""
+    """Return the names that `given` stands for: itself, or all that begin and end like it around two dots."""
     if given in names:
         return [given]
     head, dots, tail = given.rpartition(_DOTS)
@@ -20,7 +20,7 @@ def matching(given: str, names: Collection[str]) -> list[str]:
 
 
 def shortened(names: Collection[str], limit: int) -> dict[str, str]:
-    """Return for each name a form that means no other one, of at most `limit` characters where that is possible."""
+    """Return an unambiguous form of each name, of at most `limit` characters where possible."""
     shown = {name: name for name in names}
     left = {name for name in shown if len(name) > limit}
     size = limit
@@ -33,14 +33,14 @@ def shortened(names: Collection[str], limit: int) -> dict[str, str]:
 
 
 def _cut(left: set[str], head: int, tail: int, shown: dict[str, str]) -> set[str]:
-    """Shorten those of `left` that no other name shares so much of beginning and end with; return them."""
+    """Shorten those of `left` whose beginning and end of these lengths are unique; return them."""
     counts = Counter(_ends(name, head, tail) for name in shown if len(name) >= head + tail)
     done = set()
     for name in left:
         if counts[_ends(name, head, tail)] == 1:
             first, last = _ends(name, head, tail)
             form = first.rstrip(".") + _DOTS + last.lstrip(".")
-            # Where a name has dots of its own at the cut, the form may mean more.
+            # With dots in the name at the cut, the form may stand for several names.
             if (len(form) == head + tail + len(_DOTS) and _DOTS not in name) or matching(form, shown) == [name]:
                 shown[name] = form
                 done.add(name)

@@ -1,4 +1,4 @@
-"""Objectives as users write them: classes of service, and the longest gap of a stream in seconds, or `none`."""
+"""Objectives in the form of the configuration: classes of service, and the longest gap in seconds, or `none`."""
 
 import math
 from typing import Annotated, Literal
@@ -24,12 +24,12 @@ def seconds_or_none(given: object) -> float | Literal["none"]:
 
 def seconds(given: object) -> float:
     """Return the seconds, infinite for "none"; ValueError where it is neither."""
-    said = math.inf if given == math.inf else seconds_or_none(given)
-    return math.inf if said == "none" else said
+    value = math.inf if given == math.inf else seconds_or_none(given)
+    return math.inf if value == "none" else value
 
 
-def written(gap_s: float) -> float | None:
-    """Return the objective as JSON holds it: None where there is none."""
+def json_gap(gap_s: float) -> float | None:
+    """Return the objective for JSON: None where there is none."""
     return gap_s if math.isfinite(gap_s) else None
 
 

@@ -1,6 +1,6 @@
-"""What users bring: files and installed packages that register policies, and files of presets.
+"""Plug-ins of users: files and installed packages that register policies, and files of presets.
 
-A policy is code, and loading its file runs it: it is loaded only where whoever starts the process names it, or where a
+A policy is code, and loading its file runs it: it is loaded only if it is named when the process is started, or if a
 package is installed that has entry points in the group `ares.policies`. A preset is data.
 """
 
@@ -38,7 +38,7 @@ def load(files: Iterable[Path | str]) -> None:
 
 
 def from_file(presets: Iterable[Preset]) -> bool:
-    """Tell whether any of these presets uses a policy that a file has registered."""
+    """Return whether any of these presets uses a policy that a file has registered."""
     return any(policy.__module__.startswith(_MODULES) for policy in policies(presets))
 
 
@@ -48,8 +48,8 @@ def _load_installed() -> None:
         _load(f"policy {entry.name} ({entry.value}) of an installed package", entry.load)
 
 
-def _load(said: str, run: Callable[[], object]) -> None:
-    """Run what registers policies, and take back what it has registered where it fails."""
+def _load(name: str, run: Callable[[], object]) -> None:
+    """Run code that registers policies; where it fails, remove what it has registered."""
     before = {part: set(registry) for part, registry in REGISTRIES.items()}
     try:
         run()
@@ -57,13 +57,13 @@ def _load(said: str, run: Callable[[], object]) -> None:
         for part, registry in REGISTRIES.items():
             registry.forget(set(registry) - before[part])
         text = " ".join(str(error).split())
-        raise ValueError(f"{said}: cannot be loaded: {type(error).__name__}: {text}") from error
+        raise ValueError(f"{name}: cannot be loaded: {type(error).__name__}: {text}") from error
     if all(set(registry) == before[part] for part, registry in REGISTRIES.items()):
-        raise ValueError(f'{said}: registers no policy: decorate a class with @register("name")')
+        raise ValueError(f'{name}: registers no policy: decorate a class with @register("name")')
 
 
 def _run(path: Path) -> None:
-    """Import a file as a module of a name of its own."""
+    """Import a file as a module under a unique name."""
     name = f"{_MODULES}{path.stem}_{len(_loaded)}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

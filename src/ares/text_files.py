@@ -1,9 +1,8 @@
-r"""Text that users give, from a file or a pipe: traces, prompts, recordings, profiles, logs.
+r"""Text files of users, or pipes: traces, prompts, recordings, profiles, logs.
 
-All of it is read by one rule: UTF-8, with or without a byte order mark; lines end at ``\n`` or ``\r\n`` and nowhere
-else, since U+2028, U+0085 and form feeds are part of a text; gzip, bzip2 and xz are recognised by their first bytes
-and read as what is in them. Each file is opened once, so that a pipe can be given. What is not such text is refused by
-a message that names it.
+All are read in the same way: UTF-8, with or without a byte order mark; lines end at ``\n`` or ``\r\n`` and nowhere
+else, since U+2028, U+0085 and form feeds are part of a text; gzip, bzip2 and xz are recognised by their first bytes and
+unpacked. Each file is opened once, so that a pipe can be given. Anything else is refused by a message that names it.
 """
 
 import bz2
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-# What is known from a file's first bytes: how it is opened, or what it is and what to do about it.
+# By the first bytes of a file: how it is opened, or what it is and what to do about it.
 _COMPRESSED: dict[re.Pattern[bytes], Callable[[IO[bytes]], Any]] = {
     re.compile(rb"\x1f\x8b"): lambda file: gzip.GzipFile(fileobj=file),
     re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"): bz2.BZ2File,

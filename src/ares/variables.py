@@ -1,4 +1,4 @@
-"""`ARES_*` variables: a source of settings whose errors name the variable, and which of them nobody reads."""
+"""`ARES_*` variables: a source of settings whose errors name the variable, and warnings about unused ones."""
 
 import difflib
 import json
@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource
 from ares.protocol.fields import INSTANCE_VARIABLE
 
 PREFIX = "ARES_"
-# Those that are no settings of a gateway: other commands and our tests read them.
+# Not settings of a gateway: other commands and our tests read these.
 _OTHERS = frozenset(
     ["ARES_CACHE", "ARES_CHAOS_PLAN", "ARES_FUZZ_JSON", "ARES_FUZZ_TIMES", INSTANCE_VARIABLE, "ARES_URL"]
 )
@@ -35,8 +35,8 @@ def given() -> dict[str, str]:
     return {name.upper(): value for name, value in os.environ.items() if name.upper().startswith(PREFIX)}
 
 
-def remarks(settings: Collection[str], flags: Collection[str] = (), overruled: Collection[str] = ()) -> Iterator[str]:
-    """Say of every variable that has no effect why.
+def warnings(settings: Collection[str], flags: Collection[str] = (), overruled: Collection[str] = ()) -> Iterator[str]:
+    """Yield a warning with the reason for every variable without an effect.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def remarks(settings: Collection[str], flags: Collection[str] = (), overruled: C
         elif name in known:
             if _names_a_service(name, value) and name not in map(variable, flags):
                 yield (
-                    f"{name} is {value}, which Kubernetes sets beside a Service called `ares`: it is not used; rename "
+                    f"{name} is {value}, which Kubernetes sets for a Service called `ares`: it is not used; rename "
                     "the Service, set enableServiceLinks: false, or give the setting by a flag"
                 )
         elif name not in _OTHERS and not _SERVICE_NAME.fullmatch(name) and not _names_a_service(name, value):
@@ -66,9 +66,9 @@ def remarks(settings: Collection[str], flags: Collection[str] = (), overruled: C
 
 
 class Variables(EnvSettingsSource):
-    """The variables as pydantic-settings reads them; lists also with commas, and nothing that Kubernetes sets.
+    """The variables as pydantic-settings reads them; lists also with commas, and without those of Kubernetes.
 
-    `flags` are the settings that flags give: their variables are not looked at.
+    `flags` are the settings given by flags: their variables are ignored.
     """
 
     def __init__(self, settings: type[BaseSettings], flags: Collection[str]) -> None:

@@ -12,7 +12,7 @@ from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
 from ares_dev import kills
 from ares_dev.soak import plots
-from ares_dev.soak.command import soak, unmet
+from ares_dev.soak.command import soak, violations
 
 CONSOLE = Console(quiet=True)
 
@@ -34,12 +34,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Cluster]
 
 async def test_soak(cluster: local.Cluster, tmp_path: Path) -> None:
     figures, samples = await soak(cluster, seconds=4.0, users=8, interval_s=0.3, lull_s=1.0, console=CONSOLE)
-    # A part's share of the pages that it has in common with others (PSS) grows where any of these ends, as processes of
-    # this machine do all the time; over hours that is little, over seconds it is all there is. Its RSS does not.
-    assert [what for what in unmet(figures) if "/pss_mb grows" not in what] == []
+    # A process's share of the pages that it has in common with others (PSS) grows where any of these ends, as processes
+    # of this machine do all the time; over hours that is little, over seconds it is all there is. Its RSS does not.
+    assert [what for what in violations(figures) if "/pss_mb grows" not in what] == []
     assert figures["moves"]["moved"] > 0
     assert figures["outputs"]["right"] > 5
-    assert sum(sample.resting for sample in samples) >= 3
+    assert sum(sample.idle for sample in samples) >= 3
     watched = {row["series"] for row in figures["series"]}
     assert {"gateway/rss_mb", "gateway/tasks", "prefill-0/descriptors", "decode-1/kv_blocks_used"} <= watched
     plots.draw(samples, tmp_path / "soak.svg")

@@ -130,8 +130,8 @@ def test_no_restart_ends_with_the_first_death(
 
     @contextlib.contextmanager
     def running(settings: local.ClusterSettings, console: Console) -> Iterator[local.Cluster]:
-        part = local.Part("gateway", "http://g", tmp_path / "log", [], None, None)  # type: ignore[arg-type]
-        yield local.Cluster(settings, console, tmp_path, [part])
+        process = local.ManagedProcess("gateway", "http://g", tmp_path / "log", [], None, None)  # type: ignore[arg-type]
+        yield local.Cluster(settings, console, tmp_path, [process])
 
     monkeypatch.setattr(model, "resolve", lambda *_, **__: tmp_path)
     monkeypatch.setattr(cli, "signal_as_interrupt", lambda: None)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ares.bench.steady import spread
+from ares.bench.steady import latency_summary
 from ares_dev.kills import resumed_after
 
 
@@ -21,5 +21,10 @@ def test_a_stream_that_never_resumed() -> None:
 
 
 def test_percentiles() -> None:
-    assert spread([]) == {"count": 0}
-    assert spread([n / 1000 for n in range(1, 101)]) == {"count": 100, "p50_ms": 51.0, "p90_ms": 91.0, "max_ms": 100.0}
+    assert latency_summary([]) == {"count": 0}
+    assert latency_summary([n / 1000 for n in range(1, 101)]) == {
+        "count": 100,
+        "p50_ms": 50.5,
+        "p90_ms": 90.1,
+        "max_ms": 100.0,
+    }

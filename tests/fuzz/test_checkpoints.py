@@ -57,11 +57,11 @@ def _trained(folder: Path, arch: str) -> bytes:
     options = {"limit": 100, "members": 2, "width": 4} if arch == "ours" else {}
     network = HazardNetwork(HIDDEN, **options) if arch == "ours" else PaperNetwork(HIDDEN)
     made = checkpoint.Checkpoint(
-        network, arch, options, "m", HIDDEN, shards.TAP, 2, 100, torch.zeros(HIDDEN), torch.ones(HIDDEN)
+        network, arch, options, "m", HIDDEN, shards.HIDDEN_STATE, 2, 100, torch.zeros(HIDDEN), torch.ones(HIDDEN)
     )
     file = folder / f"{arch}.safetensors"
     checkpoint.save(file, made)
-    checkpoint.load(file).check("m", HIDDEN, shards.TAP)
+    checkpoint.load(file).check("m", HIDDEN, shards.HIDDEN_STATE)
     return file.read_bytes()
 
 

@@ -12,8 +12,8 @@ import pytest
 SCRIPT = """
 import asyncio, json, sys
 import psutil
-from ares import cli
-from ares.gateway import server
+from ares.cli import main as cli
+from ares.gateway.http import server
 
 def run(self):
     async def idle():

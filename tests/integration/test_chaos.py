@@ -11,8 +11,8 @@ import pytest
 from ares.engine.defaults import free_port
 from ares.local_cluster import cluster as local
 from ares_dev.chaos.command import expected_of_real
-from ares_dev.chaos.plan import Plan, Shape, make
-from ares_dev.chaos.play import play, played
+from ares_dev.chaos.plan import Plan, Shape, make_plan
+from ares_dev.chaos.run import executed_plan_file, run_plan
 from tests.integration.client import Client
 
 SEED = 62
@@ -35,7 +35,7 @@ SHAPE = Shape(
 def plan() -> Plan:
     """Return the plan of the seed, or the one that is to be played again."""
     again = os.environ.get("ARES_CHAOS_PLAN")
-    return msgspec.json.decode(Path(again).read_bytes(), type=Plan) if again else make(SEED, SHAPE)
+    return msgspec.json.decode(Path(again).read_bytes(), type=Plan) if again else make_plan(SEED, SHAPE)
 
 
 @pytest.fixture
@@ -53,9 +53,9 @@ def chaotic(plan: Plan, cluster: local.Cluster, tmp_path: Path) -> Iterator[loca
     )
     beside = local.Cluster(settings, cluster.console, tmp_path, cluster.workers)
     local._start_gateway(beside)
-    own = local.Cluster(settings, cluster.console, tmp_path, beside.parts[-1:])
+    own = local.Cluster(settings, cluster.console, tmp_path, beside.processes[-1:])
     try:
-        local._await(beside, own.parts, "gateway", local._gateway_ready(beside))
+        local._await(beside, own.processes, "gateway", local._gateway_ready(beside))
         yield beside
     finally:
         own.stop()
@@ -64,10 +64,10 @@ def chaotic(plan: Plan, cluster: local.Cluster, tmp_path: Path) -> Iterator[loca
 @pytest.mark.timeout(600)
 async def test_every_invariant_holds(plan: Plan, client: Client, chaotic: local.Cluster) -> None:
     expected = await expected_of_real(plan, client.url, client.model)
-    result = await play(chaotic, plan, expected, chaotic.log_folder / "decisions.jsonl")
-    assert result["violations"] == [], f"again: ARES_CHAOS_PLAN={played(chaotic, plan)}"
+    result = await run_plan(chaotic, plan, expected, chaotic.log_folder / "decisions.jsonl")
+    assert result["violations"] == [], f"again: ARES_CHAOS_PLAN={executed_plan_file(chaotic, plan)}"
     done = result["done"]
-    assert result["endings"]["completed"] > 10
+    assert result["outcomes"]["completed"] > 10
     assert done["kill"] >= 1
     assert done["move: moved"] >= 5
     assert any(kind.startswith('fault {"telemetry"') for kind in done), "no telemetry lied"

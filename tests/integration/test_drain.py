@@ -13,10 +13,10 @@ PROMPT = list(range(2000, 2200))
 LENGTH = 400
 
 
-def again(part: local.Part) -> subprocess.Popen[bytes]:
-    """Start a part as it was started."""
-    with part.log.open("ab") as sink:
-        return subprocess.Popen(part.process.args, stdout=sink, stderr=sink, process_group=0)
+def again(process: local.ManagedProcess) -> subprocess.Popen[bytes]:
+    """Start a process as it was started."""
+    with process.log.open("ab") as sink:
+        return subprocess.Popen(process.popen.args, stdout=sink, stderr=sink, process_group=0)
 
 
 async def decodes_on(client: Client, name: str) -> bool:
@@ -46,15 +46,15 @@ async def test_decode_instances_restart_in_turn_without_one_failure(client: Clie
 
     loads = [asyncio.create_task(load(number)) for number in range(4)]
     try:
-        for part in [part for part in cluster.workers if part.name.startswith("decode")]:
-            while not await decodes_on(client, part.name):  # noqa: ASYNC110 - nothing announces it
+        for process in [process for process in cluster.workers if process.name.startswith("decode")]:
+            while not await decodes_on(client, process.name):  # noqa: ASYNC110 - nothing announces it
                 await asyncio.sleep(0.02)
-            part.process.send_signal(signal.SIGTERM)
+            process.popen.send_signal(signal.SIGTERM)
             # Whatever status vLLM's teardown ends with: what counts is that nothing was lost.
-            await asyncio.to_thread(part.process.wait, 120)
-            part.process = again(part)
-            while not (found := await row(part.name)).get("healthy") or found["draining"]:
-                assert part.process.poll() is None, part.log_end()
+            await asyncio.to_thread(process.popen.wait, 120)
+            process.popen = again(process)
+            while not (found := await row(process.name)).get("healthy") or found["draining"]:
+                assert process.popen.poll() is None, process.log_end()
                 await asyncio.sleep(0.1)
         stopping.set()
         await asyncio.gather(*loads)

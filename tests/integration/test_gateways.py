@@ -34,7 +34,7 @@ async def test_a_killed_gateway_leaves_nothing_behind(client: Client, cluster: l
         command += ["--worker", worker.url]
     beside = local.Cluster(cluster.settings, cluster.console, tmp_path)
     local._start(beside, "beside", f"http://127.0.0.1:{port}", command)
-    victim = Client(client.http, beside.parts[0].url, client.model)
+    victim = Client(client.http, beside.processes[0].url, client.model)
 
     async def ready() -> bool:
         beside.check()
@@ -65,7 +65,7 @@ async def test_a_killed_gateway_leaves_nothing_behind(client: Client, cluster: l
             for row in (await eventually(in_the_middle))[:3]
         ]
         await asyncio.sleep(0.02)
-        beside.parts[0].process.kill()
+        beside.processes[0].popen.kill()
         await eventually(nothing_pinned, SOON_S)
         await asyncio.gather(*moves, *(task for _, task in streams), return_exceptions=True)
         output = await task

@@ -15,8 +15,8 @@ LENGTH = 2000
 
 def processes(cluster: local.Cluster, name: str) -> list[int]:
     """Process ids of an instance, its engine first."""
-    part = next(part for part in cluster.parts if part.name == name)
-    return [child.pid for child in psutil.Process(part.process.pid).children(recursive=True)] + [part.process.pid]
+    process = next(process for process in cluster.processes if process.name == name)
+    return [child.pid for child in psutil.Process(process.popen.pid).children(recursive=True)] + [process.popen.pid]
 
 
 async def gather_on(client: Client, names: list[str], target: str) -> None:

@@ -79,12 +79,14 @@ def make_checkpoint(path: Path, model: str) -> None:
     network = HazardNetwork(HIDDEN, **options)
     torch.nn.init.normal_(network.members[0].shift.weight, 0, 0.2)
     center, scale = torch.zeros(HIDDEN), torch.ones(HIDDEN)
-    parts = (network, "ours", options, model, HIDDEN, shards.TAP, 20, 256, center, scale)
+    parts = (network, "ours", options, model, HIDDEN, shards.HIDDEN_STATE, 20, 256, center, scale)
     checkpoint.save(path, checkpoint.Checkpoint(*parts))
 
 
 @pytest.fixture(scope="module")
-def predicting(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[local.Part, Path]]:
+def predicting(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[local.ManagedProcess, Path]]:
     """Run an instance with a predictor that also records everything."""
     folder = tmp_path_factory.mktemp("predicting")
     make_checkpoint(folder / "p.safetensors", str(tiny_model))
@@ -126,7 +128,7 @@ async def telemetry(url: str, rows: list[messages.Row]) -> None:
 
 
 async def test_greedy_output_is_the_same_with_the_predictor(
-    cluster: local.Cluster, predicting: tuple[local.Part, Path], tiny_model: Path
+    cluster: local.Cluster, predicting: tuple[local.ManagedProcess, Path], tiny_model: Path
 ) -> None:
     rows: list[messages.Row] = []
     watcher = asyncio.create_task(telemetry(predicting[0].url, rows))
@@ -148,7 +150,9 @@ async def test_greedy_output_is_the_same_with_the_predictor(
         assert math.isfinite(high)
 
 
-async def test_a_prefill_is_predicted_before_it_ends(predicting: tuple[local.Part, Path], tiny_model: Path) -> None:
+async def test_a_prefill_is_predicted_before_it_ends(
+    predicting: tuple[local.ManagedProcess, Path], tiny_model: Path
+) -> None:
     """The engine sleeps after a prefill: what is not told with its own step is never told."""
     url, model = predicting[0].url, str(tiny_model)
     told: dict[str, tuple[float, float, float]] = {}
@@ -177,7 +181,7 @@ async def test_a_prefill_is_predicted_before_it_ends(predicting: tuple[local.Par
     assert all(0 < low <= middle <= high and high > 1 for low, middle, high in told.values())
 
 
-async def test_live_states_equal_offline_ones(predicting: tuple[local.Part, Path], tiny_model: Path) -> None:
+async def test_live_states_equal_offline_ones(predicting: tuple[local.ManagedProcess, Path], tiny_model: Path) -> None:
     """What the worker records of live requests is what transformers computes; it is written soon."""
     folder = predicting[1]
     await asyncio.gather(*(complete(predicting[0].url, str(tiny_model), f"Live {n}", 65) for n in range(3)))

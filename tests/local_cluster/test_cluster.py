@@ -124,12 +124,12 @@ def quiet() -> Console:
 
 def test_it_starts_serves_and_leaves_nothing(stage: Stage) -> None:
     with running(stage.settings, quiet()) as cluster:
-        assert [part.name for part in cluster.parts] == ["prefill-0", "decode-0", "decode-1", "gateway"]
-        assert [part.name for part in cluster.workers] == ["prefill-0", "decode-0", "decode-1"]
+        assert [process.name for process in cluster.processes] == ["prefill-0", "decode-0", "decode-1", "gateway"]
+        assert [process.name for process in cluster.workers] == ["prefill-0", "decode-0", "decode-1"]
         assert cluster.url == f"http://127.0.0.1:{stage.settings.port}"
-        assert all(part.ready() for part in cluster.parts)
+        assert all(process.ready() for process in cluster.processes)
         cluster.check()
-        assert "decode-1: line 99" in cluster.parts[2].log_end()
+        assert "decode-1: line 99" in cluster.processes[2].log_end()
         assert len(stage.started()) == 4
     assert stage.nothing_left()
 
@@ -139,7 +139,7 @@ def test_without_prefill_instances_the_others_do_both(stage: Stage) -> None:
         model="m", prefill=0, decode=1, port=stage.settings.port, log_folder=stage.folder, vllm_flags=("--seed", "1")
     )
     with running(settings, quiet()) as cluster:
-        arguments = cluster.parts[0].process.args
+        arguments = cluster.processes[0].popen.args
         assert isinstance(arguments, list)
         assert arguments[arguments.index("--role") + 1] == "both"
         assert arguments[-3:] == ["--", "--seed", "1"]
@@ -149,7 +149,7 @@ def test_without_prefill_instances_the_others_do_both(stage: Stage) -> None:
 def test_parts_share_a_session_and_have_a_group_each(stage: Stage) -> None:
     """Between sessions the kernel shares out the cores, and a signal goes to a group."""
     with running(stage.settings, quiet()) as cluster:
-        pids = [part.process.pid for part in cluster.parts]
+        pids = [process.popen.pid for process in cluster.processes]
         assert {os.getsid(pid) for pid in pids} == {os.getsid(0)}
         assert [os.getpgid(pid) for pid in pids] == pids
 
@@ -175,14 +175,14 @@ def test_an_error_inside_stops_everything(stage: Stage) -> None:
     assert stage.nothing_left()
 
 
-def test_children_of_parts_are_stopped_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_children_of_processes_are_stopped_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_PARENT", "decode-0")
     with running(stage.settings, quiet()):
         assert "decode-0-child" in stage.started()
     assert stage.nothing_left()
 
 
-def test_parts_that_do_not_want_to_stop_are_killed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_ignore_sigterm_are_killed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_STUBBORN", "decode-0")
     with running(stage.settings, quiet()):
         began = time.monotonic()
@@ -194,7 +194,7 @@ def test_nothing_outlives_a_launcher_that_is_killed(stage: Stage) -> None:
     code = f"""
         import os, sys, time
         from pathlib import Path
-        from ares import local
+        from ares.local_cluster import cluster as local
         local.sys.executable = {local.sys.executable!r}
         settings = local.ClusterSettings(model="m", port={stage.settings.port}, log_folder=Path({str(stage.folder)!r}))
         with local.running(settings):
@@ -230,7 +230,7 @@ def test_a_signal_while_a_part_starts_does_not_leave_it_behind(stage: Stage, mon
 
     def signalled(*arguments: Any) -> Any:
         process = spawn(*arguments)
-        if len(cluster.parts) == 1:
+        if len(cluster.processes) == 1:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)  # where another thread takes it, it takes that long
         return process
@@ -240,15 +240,15 @@ def test_a_signal_while_a_part_starts_does_not_leave_it_behind(stage: Stage, mon
         cluster.start_worker("decode-0", "both", None)
         with pytest.raises(KeyboardInterrupt):
             cluster.start_worker("decode-1", "both", None)
-    assert [part.name for part in cluster.parts] == ["decode-0", "decode-1"]
-    for part in cluster.parts:
-        assert part.process.poll() is not None
+    assert [process.name for process in cluster.processes] == ["decode-0", "decode-1"]
+    for process in cluster.processes:
+        assert process.popen.poll() is not None
 
 
 def test_parts_take_the_signals_that_were_held_back(stage: Stage) -> None:
     with running(stage.settings, quiet()) as cluster:
-        for part in cluster.parts:
-            status = Path(f"/proc/{part.process.pid}/status").read_text()
+        for process in cluster.processes:
+            status = Path(f"/proc/{process.popen.pid}/status").read_text()
             assert re.search(r"^SigBlk:\s+0+$", status, re.MULTILINE)
 
 
@@ -256,9 +256,9 @@ def test_a_start_that_nobody_watches_is_told_in_lines(stage: Stage, monkeypatch:
     console = quiet()
     with running(stage.settings, console) as cluster:
         lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-        for part in cluster.parts:
-            assert f"{part.name}: starting (pid {part.process.pid}, log: {part.log})" in lines
-            assert any(re.fullmatch(rf"{part.name}: ready after \d+ s", line) for line in lines)
+        for process in cluster.processes:
+            assert f"{process.name}: starting (pid {process.popen.pid}, log: {process.log})" in lines
+            assert any(re.fullmatch(rf"{process.name}: ready after \d+ s", line) for line in lines)
 
 
 @pytest.mark.parametrize("host", ["::", "::1"])
@@ -309,7 +309,7 @@ def test_a_taken_port_is_said_at_once(stage: Stage) -> None:
 
 def test_a_part_that_ends_later_ends_the_wait(stage: Stage) -> None:
     with running(stage.settings, quiet()) as cluster:
-        cluster.parts[1].process.kill()
+        cluster.processes[1].popen.kill()
         with pytest.raises(ClusterError, match=r"decode-0 was killed \(SIGKILL\)"):
             cluster.wait()
     assert stage.nothing_left()

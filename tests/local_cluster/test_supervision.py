@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from ares.local_cluster import cluster as local
-from ares.local_cluster.cluster import Cluster, ClusterError, Part, running
+from ares.local_cluster.cluster import Cluster, ClusterError, ManagedProcess, running
 from ares.local_cluster.restarts import RestartPolicy
 from ares.local_cluster.supervision import Supervisor
 from tests.local_cluster.test_cluster import Stage, alive, quiet, stage  # noqa: F401 - a fixture
@@ -32,36 +32,36 @@ def until(supervisor: Supervisor, reached: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
     while not reached():
         assert time.monotonic() < deadline
-        supervisor.look()
+        supervisor.check()
         time.sleep(0.02)
 
 
-def kill(part: Part) -> int:
+def kill(process: ManagedProcess) -> int:
     """Kill its leader only, as somebody with a pid does."""
-    part.process.kill()
-    part.process.wait()
-    return part.process.pid
+    process.popen.kill()
+    process.popen.wait()
+    return process.popen.pid
 
 
 @pytest.mark.parametrize("name", ["prefill-0", "decode-1"])
 def test_a_worker_that_dies_is_started_again(stage: Stage, name: str) -> None:  # noqa: F811
     with running(stage.settings, quiet()) as cluster:
-        others = [part.process.pid for part in cluster.parts if part.name != name]
-        part = next(part for part in cluster.parts if part.name == name)
+        others = [process.popen.pid for process in cluster.processes if process.name != name]
+        process = next(process for process in cluster.processes if process.name == name)
         supervisor = Supervisor(cluster, AT_ONCE)
-        supervisor.look()
+        supervisor.check()
         assert lines(cluster) == []
-        before, url = kill(part), part.url
+        before, url = kill(process), process.url
         until(supervisor, lambda: len(lines(cluster)) >= 3)
-        assert part.ready()
-        assert part.url == url
-        assert part.process.pid != before
-        assert [p.process.pid for p in cluster.parts if p.name != name] == others
+        assert process.ready()
+        assert process.url == url
+        assert process.popen.pid != before
+        assert [p.popen.pid for p in cluster.processes if p.name != name] == others
         first, *rest = lines(cluster)
-        assert first == f"{name} was killed (SIGKILL); it is started again in 0 s (log: {part.log})"
+        assert first == f"{name} was killed (SIGKILL); it is started again in 0 s (log: {process.log})"
         assert rest == [f"{name} starts again (try 1 of 2)", f"{name} is ready again after 0 s"]
         # Both lives are in the log.
-        assert part.log.read_text().count(f"{name}: line 99") == 2
+        assert process.log.read_text().count(f"{name}: line 99") == 2
     assert stage.nothing_left()
 
 
@@ -76,12 +76,12 @@ def test_what_it_had_started_is_gone_before_it_starts_again(
         restart = Cluster.restart
         seen: list[bool] = []
 
-        def watched(self: Cluster, part: Part) -> None:
+        def watched(self: Cluster, process: ManagedProcess) -> None:
             seen.append(alive(child))
-            restart(self, part)
+            restart(self, process)
 
         monkeypatch.setattr(Cluster, "restart", watched)
-        kill(cluster.parts[1])
+        kill(cluster.processes[1])
         assert alive(child)
         until(Supervisor(cluster, AT_ONCE), lambda: len(lines(cluster)) >= 3)
         assert seen == [False]
@@ -90,10 +90,10 @@ def test_what_it_had_started_is_gone_before_it_starts_again(
 
 def test_the_gateway_too(stage: Stage) -> None:  # noqa: F811
     with running(stage.settings, quiet()) as cluster:
-        kill(cluster.parts[-1])
+        kill(cluster.processes[-1])
         until(Supervisor(cluster, AT_ONCE), lambda: len(lines(cluster)) >= 3)
         assert lines(cluster)[0].startswith("gateway was killed (SIGKILL), and its streams are lost; it is started")
-        assert cluster.parts[-1].ready()
+        assert cluster.processes[-1].ready()
     assert stage.nothing_left()
 
 
@@ -102,7 +102,7 @@ def test_a_worker_that_dies_again_and_again_is_given_up_and_the_rest_serves_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with running(stage.settings, quiet()) as cluster:
-        _, first, second, _ = cluster.parts
+        _, first, second, _ = cluster.processes
         supervisor = Supervisor(cluster, AT_ONCE)
         monkeypatch.setenv("FAKE_DIES", "decode-0")
         kill(first)
@@ -116,7 +116,7 @@ def test_a_worker_that_dies_again_and_again_is_given_up_and_the_rest_serves_on(
         )
         assert told[-1] == "out of memory: make room"
         for _ in range(3):
-            supervisor.look()
+            supervisor.check()
         assert lines(cluster) == told
         assert second.ready()
         # With the last one that decodes goes the service, whatever else lives.
@@ -130,7 +130,7 @@ def test_a_worker_that_dies_again_and_again_is_given_up_and_the_rest_serves_on(
 def test_nothing_is_served_without_a_gateway(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     with running(stage.settings, quiet()) as cluster:
         monkeypatch.setenv("FAKE_DIES", "gateway")
-        kill(cluster.parts[-1])
+        kill(cluster.processes[-1])
         with pytest.raises(ClusterError, match="without gateway"):
             until(Supervisor(cluster, AT_ONCE), lambda: False)
     assert stage.nothing_left()
@@ -140,17 +140,17 @@ def test_prefill_workers_can_all_go(stage: Stage, monkeypatch: pytest.MonkeyPatc
     """Decode workers prefill where nobody else does."""
     with running(stage.settings, quiet()) as cluster:
         monkeypatch.setenv("FAKE_DIES", "prefill-0")
-        kill(cluster.parts[0])
+        kill(cluster.processes[0])
         supervisor = Supervisor(cluster, AT_ONCE)
         until(supervisor, lambda: "given up" in "".join(lines(cluster)))
-        supervisor.look()
+        supervisor.check()
 
 
 def test_a_worker_that_never_answers_again_is_killed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     with running(stage.settings, quiet()) as cluster:
         monkeypatch.setattr(local, "START_TIMEOUT_S", 0.5)
         monkeypatch.setenv("FAKE_SLOW", "decode-0")
-        kill(cluster.parts[1])
+        kill(cluster.processes[1])
         until(Supervisor(cluster, AT_ONCE), lambda: "given up" in "".join(lines(cluster)))
         assert lines(cluster).count("decode-0 is not ready after 1 s and is killed") == 2
     assert stage.nothing_left()
@@ -165,10 +165,10 @@ def test_ctrl_c_while_a_worker_is_away_leaves_nothing(
     policy = AT_ONCE if when == "starting" else RestartPolicy()
     with running(stage.settings, quiet()) as cluster:
         monkeypatch.setenv("FAKE_SLOW", "decode-0")
-        before = kill(cluster.parts[1])
+        before = kill(cluster.processes[1])
         supervisor = Supervisor(cluster, policy)
         until(supervisor, lambda: len(lines(cluster)) >= (2 if when == "starting" else 1))
-        assert (cluster.parts[1].process.pid != before) == (when == "starting")
+        assert (cluster.processes[1].popen.pid != before) == (when == "starting")
         interrupting = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
         interrupting.start()
         with pytest.raises(KeyboardInterrupt):
@@ -181,9 +181,9 @@ def test_the_group_of_a_part_that_has_ended_is_left_alone(stage: Stage, monkeypa
     """Its number may be somebody else's by the time that the cluster stops."""
     signalled: list[int] = []
     with running(dataclasses.replace(stage.settings, decode=1), quiet()) as cluster:
-        dead = kill(cluster.parts[1])
+        dead = kill(cluster.processes[1])
         supervisor = Supervisor(cluster, RestartPolicy(first_delay_s=1000))
-        supervisor.look()
+        supervisor.check()
         killpg = os.killpg
         monkeypatch.setattr(os, "killpg", lambda pid, number: (signalled.append(pid), killpg(pid, number)))
     assert signalled
@@ -194,26 +194,26 @@ def test_delays_are_those_of_the_policy(stage: Stage) -> None:  # noqa: F811
     now = [0.0]
     with running(stage.settings, quiet()) as cluster:
         supervisor = Supervisor(cluster, RestartPolicy(first_delay_s=100, longest_delay_s=100), clock=lambda: now[0])
-        dead = kill(cluster.parts[1])
+        dead = kill(cluster.processes[1])
         for now[0] in (1.0, 50.0, 100.9):
-            supervisor.look()
-            assert cluster.parts[1].process.pid == dead
+            supervisor.check()
+            assert cluster.processes[1].popen.pid == dead
         now[0] = 101.0
-        supervisor.look()
-        assert cluster.parts[1].process.pid != dead
+        supervisor.check()
+        assert cluster.processes[1].popen.pid != dead
         assert lines(cluster)[0].startswith("decode-0 was killed (SIGKILL); it is started again in 100 s")
 
 
 def test_run_looks_again_and_again(stage: Stage) -> None:  # noqa: F811
     with running(stage.settings, quiet()) as cluster:
-        threading.Timer(0.3, cluster.parts[-1].process.kill).start()
+        threading.Timer(0.3, cluster.processes[-1].popen.kill).start()
         with pytest.raises(ClusterError, match="without gateway"):
             Supervisor(cluster, RestartPolicy(limit=0)).run()
 
 
 def test_a_signal_without_a_name(stage: Stage) -> None:  # noqa: F811
     with running(stage.settings, quiet()) as cluster:
-        os.kill(cluster.parts[1].process.pid, signal.SIGRTMIN + 3)
+        os.kill(cluster.processes[1].popen.pid, signal.SIGRTMIN + 3)
         until(Supervisor(cluster, AT_ONCE), lambda: len(lines(cluster)) >= 3)
         assert lines(cluster)[0].startswith(f"decode-0 was killed (signal {signal.SIGRTMIN + 3}); it is started again")
 
@@ -225,9 +225,9 @@ def test_a_start_that_fails_counts(stage: Stage, monkeypatch: pytest.MonkeyPatch
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     with running(stage.settings, quiet()) as cluster:
-        kill(cluster.parts[1])
+        kill(cluster.processes[1])
         supervisor = Supervisor(cluster, AT_ONCE)
-        supervisor.look()
+        supervisor.check()
         monkeypatch.setattr(local, "_spawn", spawn)
         monkeypatch.setattr(os, "killpg", lambda *_: pytest.fail("its number may be somebody else's"))
         until(supervisor, lambda: "given up" in "".join(lines(cluster)))

@@ -37,13 +37,13 @@ async def eventually(condition: Callable[[], Awaitable[Any]], timeout_s: float =
 class Gateway(Client):
     """A gateway of its own process, and a client of it."""
 
-    def __init__(self, http: aiohttp.ClientSession, url: str, model: str, part: local.Part) -> None:
+    def __init__(self, http: aiohttp.ClientSession, url: str, model: str, process: local.ManagedProcess) -> None:
         super().__init__(http, url, model)
-        self.part = part
+        self.process = process
 
     async def started(self) -> bool:
         """Whether it hears all three instances, and has had a turn."""
-        assert self.part.process.poll() is None, self.part.log_end()
+        assert self.process.popen.poll() is None, self.process.log_end()
         with contextlib.suppress(aiohttp.ClientError):
             healthy = sum(row["healthy"] for row in (await self.status())["instances"])
             return healthy == 3 and await self.turns() > 0
@@ -68,7 +68,7 @@ class Pool:
     def __init__(self, cluster: local.Cluster, http: aiohttp.ClientSession) -> None:
         self.cluster = cluster
         self.http = http
-        self.instances = [url for part in cluster.parts for url in part.instances.values()]
+        self.instances = [url for process in cluster.processes for url in process.instances.values()]
 
     def gateway(self, name: str) -> Gateway:
         """Start a gateway before the pool."""
@@ -80,7 +80,7 @@ class Pool:
         for instance in self.instances:
             command += ["--worker", instance]
         local._start(self.cluster, name, url, command)
-        return Gateway(self.http, url, model, self.cluster.parts[-1])
+        return Gateway(self.http, url, model, self.cluster.processes[-1])
 
     async def prefill(self, key: str) -> None:
         """Have a prompt computed and pinned, as a gateway does with a request that it then holds."""
@@ -151,7 +151,7 @@ async def test_one_is_killed_and_the_other_is_told_to_end(pool: Pool, model_fold
 
     moves = [asyncio.create_task(move(row)) for row in await eventually(movable)]
     await asyncio.sleep(0.01)
-    victim.part.process.kill()
+    victim.process.popen.kill()
     await asyncio.gather(*moves, *(task for _, task in streams[0]), return_exceptions=True)
     assert sum(output.done for output, _ in streams[0]) < REQUESTS
 
@@ -174,7 +174,7 @@ async def test_one_is_killed_and_the_other_is_told_to_end(pool: Pool, model_fold
     _, short = survivor.stream("short", PROMPT, 30)
     long, cut_off = survivor.stream("long", PROMPT, 1500)
     await long.reach(3)
-    survivor.part.process.send_signal(signal.SIGTERM)
+    survivor.process.popen.send_signal(signal.SIGTERM)
     await eventually(survivor.refuses)
     async with pool.http.post(f"{survivor.url}/v1/completions", json=survivor.body(PROMPT, 5)) as reply:
         assert reply.status == 503
@@ -185,5 +185,5 @@ async def test_one_is_killed_and_the_other_is_told_to_end(pool: Pool, model_fold
     assert ended.error is not None
     assert "before the output was complete" in ended.error["message"]
     assert ended.token_ids == model.continuation(PROMPT, 1500)[: len(ended.token_ids)]
-    assert await asyncio.to_thread(survivor.part.process.wait, 60) in (0, -signal.SIGTERM)
+    assert await asyncio.to_thread(survivor.process.popen.wait, 60) in (0, -signal.SIGTERM)
     await pool.at_rest()

@@ -92,9 +92,9 @@ def test_a_stream_outlives_its_worker_which_comes_back(model_folder: Path, tmp_p
             running = [r for r in status("requests").values() if r["output_tokens"] > 10]
         (dying,) = [part for part in cluster.workers if part.name == running[0]["instance"]]
         boot = call(f"{dying.url}/ares/v1/instance")["boot"]
-        os.kill(dying.process.pid, signal.SIGKILL)
+        os.kill(dying.popen.pid, signal.SIGKILL)
         while "ready again" not in cluster.console.file.getvalue():  # type: ignore[attr-defined]
-            supervisor.look()
+            supervisor.check()
             time.sleep(0.05)
         assert call(f"{dying.url}/ares/v1/instance")["boot"] != boot
         while not status("instances")[dying.name]["healthy"]:

@@ -97,9 +97,9 @@ def test_what_is_not_read_is_said(tmp_path: Path) -> None:
     ]
     texts, notes = read(tmp_path, "p.jsonl", rows)
     assert texts == ["First.", "Hello", "Translate:\n\na", "Translate:\n\nc"]
-    unread = "`output` (1), messages of the system (1), what the user says later (1)"
+    unread = "`output` (1), messages of the system (1), later messages of the user (1)"
     assert [note.replace(f"{tmp_path}/", "") for note in notes] == [
-        f"p.jsonl: not read: {unread}, conversations in which no user says anything (2)",
+        f"p.jsonl: not read: {unread}, conversations without a message of a user (2)",
         "1 of 5 prompts are the same as one before them, and count once",
     ]
 

@@ -55,8 +55,8 @@ def test_loopback_is_asked_directly(name: str, server: str, monkeypatch: pytest.
     assert read(f"{server}/here") == "/here"
     with open_direct(f"{server}/here", timeout=5) as reply:
         assert reply.read() == b"/here"
-    part = local.Part("gateway", server, None, [], None, None)  # type: ignore[arg-type] # only its URL is read
-    assert part.ready()
+    process = local.ManagedProcess("gateway", server, None, [], None, None)  # type: ignore[arg-type] # only its URL is read
+    assert process.ready()
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"])

@@ -1,1 +1,1 @@
-"""Chaos: load, moves, drains, kills, pauses and lies, planned by a seed; afterwards the invariants are checked."""
+"""Chaos: load, moves, drains, kills, pauses and telemetry faults by a seed, and then a check of the invariants."""

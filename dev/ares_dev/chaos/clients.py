@@ -1,165 +1,152 @@
-"""Clients: they ask, read fast or slowly or not to the end, and keep what came to be judged afterwards."""
+"""Clients: they read fast, slowly or not to the end, and keep what came, to be checked afterwards."""
 
 import asyncio
 import socket
 import time
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import msgspec
 
-from ares_dev.chaos.plan import Ask, Plan
+from ares.bench import sse
+from ares_dev.chaos.plan import Plan, RequestPlan
 
-_EVENT = b"data: {"
-# The last event, whatever shares its chunk, and the last chunk.
-_ENDING = b"data: [DONE]\n\n\r\n0\r\n\r\n"
-# What the kernel takes for a slow client.
+# What the kernel buffers for a slow client.
 _SMALL_BUFFER = 4096
 
-Ending = Literal["completed", "left", "failed", "broken", "hung"]
+Outcome = Literal["completed", "left", "failed", "broken", "hung"]
 
 
 @dataclass(slots=True)
-class Seen:
+class RequestResult:
     """What became of one request.
 
     Attributes
     ----------
-    ending
-        `completed`; `left`: its client went away; `failed`: with an error, `error`; `broken`: without a word;
-        `hung`: nothing came any more.
+    outcome
+        `completed`; `left`: its client went away; `failed`: with an error, `error`; `broken`: the connection ended
+        without an error; `hung`: nothing came any more.
     status
         Of HTTP; 0 where there was no reply.
     tokens, counted
         The tokens, and how many of them the usage counts.
     """
 
-    ask: Ask
-    ending: Ending
+    plan: RequestPlan
+    outcome: Outcome
     status: int = 0
     tokens: list[int] = field(default_factory=list)
     counted: int | None = None
     error: str | None = None
 
 
-class _Reader(asyncio.Protocol):
-    """Keeps what one reply brings, for next to no CPU."""
+class _ClientReply(sse.RawReply):
+    """A reply as its client reads it: at once, with pauses, or until the client leaves."""
 
-    def __init__(self, ask: Ask) -> None:
-        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.data: list[bytes] = []
-        self.heard = time.monotonic()
+    def __init__(self, plan: RequestPlan) -> None:
+        super().__init__()
         self.left = False
-        self._ask = ask
+        self._plan = plan
         self._events = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-        if self._ask.client == "leaves" and not self._ask.events:
-            self._timer = asyncio.get_running_loop().call_later(self._ask.seconds, self.leave)
+        super().connection_made(transport)
+        if self._plan.client == "leaves" and not self._plan.events:
+            self._timer = asyncio.get_running_loop().call_later(self._plan.seconds, self.leave)
 
     def data_received(self, data: bytes) -> None:
-        self.data.append(data)
-        self.heard = time.monotonic()
-        match self._ask.client:
+        super().data_received(data)
+        match self._plan.client:
             case "leaves":
-                self._events += data.count(_EVENT)
-                if self._ask.events and self._events >= self._ask.events:
+                self._events += data.count(sse.EVENT)
+                if self._plan.events and self._events >= self._plan.events:
                     self.leave()
             case "slow":
                 self.transport.pause_reading()
-                self._timer = asyncio.get_running_loop().call_later(self._ask.seconds, self.transport.resume_reading)
+                self._timer = asyncio.get_running_loop().call_later(self._plan.seconds, self.transport.resume_reading)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if not self.finished.done():
-            self.finished.set_result(None)
+        super().connection_lost(exc)
 
     def leave(self) -> None:
         self.left = True
         self.transport.abort()
 
 
-async def ask(plan: Plan, one: Ask, port: int, model: str, patience_s: float) -> Seen:
+async def send(plan: Plan, request: RequestPlan, port: int, model: str, silence_s: float) -> RequestResult:
     """Send a request to the gateway, and read its reply as its client does.
 
     Parameters
     ----------
-    patience_s
-        A reply that is silent for longer has hung.
+    silence_s
+        A reply that brings nothing for longer has hung.
     """
-    loop = asyncio.get_running_loop()
     connection = socket.socket()
     connection.setblocking(False)
-    if one.client == "slow":
+    if request.client == "slow":
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SMALL_BUFFER)
+    loop = asyncio.get_running_loop()
     try:
         await loop.sock_connect(connection, ("127.0.0.1", port))
-        transport, reader = await loop.create_connection(lambda: _Reader(one), sock=connection)
+        transport, reply = await loop.create_connection(lambda: _ClientReply(request), sock=connection)
     except OSError as failure:
         connection.close()
-        return Seen(one, "broken", error=repr(failure))
-    transport.write(_request(plan, one, model))
+        return RequestResult(request, "broken", error=repr(failure))
+    reply.send(sse.request_bytes("/v1/completions", _body(plan, request, model), request.name))
     try:
-        while not reader.finished.done():
-            silent = time.monotonic() - reader.heard
-            if silent > patience_s:
-                return Seen(one, "hung", *_read(b"".join(reader.data), one))
-            await asyncio.wait((reader.finished,), timeout=patience_s - silent + 0.1)
+        while not reply.finished.done():
+            silent = time.perf_counter() - reply.last_heard
+            if silent > silence_s:
+                return _result(reply, request, hung=True)
+            await asyncio.wait((reply.finished,), timeout=silence_s - silent + 0.1)
     finally:
         transport.abort()
-    reply = b"".join(reader.data)
-    status, tokens, counted, error = _read(reply, one)
-    if reader.left:
-        return Seen(one, "left", status, tokens, counted, error)
-    if error is not None:
-        return Seen(one, "failed", status, tokens, counted, error)
-    whole = counted is not None and (one.client == "whole" or reply.endswith(_ENDING))
-    return Seen(one, "completed" if whole else "broken", status, tokens, counted)
+    return _result(reply, request)
 
 
-def _request(plan: Plan, one: Ask, model: str) -> bytes:
-    streamed = one.client != "whole"
-    body: dict[str, Any] = {
+def _body(plan: Plan, request: RequestPlan, model: str) -> dict[str, Any]:
+    streamed = request.client != "whole"
+    return {
         "model": model,
-        "prompt": plan.token_ids(one.prompt),
-        "max_tokens": one.tokens,
-        "ignore_eos": one.ignore_eos,
+        "prompt": plan.token_ids(request.prompt),
+        "max_tokens": request.tokens,
+        "ignore_eos": request.ignore_eos,
         "temperature": 0,
         "return_token_ids": True,
         "stream": streamed,
         **({"stream_options": {"include_usage": True}} if streamed else {}),
-        **one.parameters,
+        **request.parameters,
     }
-    data = msgspec.json.encode(body)
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\n"
-        f"X-Request-Id: {one.name}\r\nContent-Length: {len(data)}\r\n\r\n"
-    )
-    return head.encode() + data
 
 
-def _read(reply: bytes, one: Ask) -> tuple[int, list[int], int | None, str | None]:
-    """Return status, tokens, how many of them the usage counts, and the error, as far as they came."""
-    head, _, body = reply.partition(b"\r\n\r\n")
-    status = int(head[9:12]) if head[9:12].isdigit() else 0
-    tokens: list[int] = []
-    counted: int | None = None
-    error: str | None = None
-    streamed = one.client != "whole" and status == 200
-    for line in body.split(b"\n") if streamed else [b"data: " + body]:
-        if not line.startswith(_EVENT):
-            continue
-        try:
-            event = msgspec.json.decode(line[6:])
-        except msgspec.DecodeError:
-            break  # its client left in the middle of it
-        if "error" in event:
-            error = str(event["error"].get("message"))
-        for choice in event.get("choices", ()):
-            tokens += choice.get("token_ids") or []
-        if event.get("usage"):
-            counted = event["usage"]["completion_tokens"]
-    return status, tokens, counted, error
+def _result(reply: _ClientReply, request: RequestPlan, *, hung: bool = False) -> RequestResult:
+    """Read what came, and say how the request ended."""
+    result = RequestResult(request, "hung", reply.status)
+    for chunk in _chunks(reply, request):
+        result.tokens += chunk.tokens
+        if chunk.error is not None:
+            result.error = str(chunk.error.get("message"))
+        if chunk.usage is not None:
+            result.counted = chunk.usage.completion_tokens
+    if hung:
+        return result
+    if reply.left:
+        result.outcome = "left"
+    elif result.error is not None:
+        result.outcome = "failed"
+    else:
+        ended = request.client == "whole" or reply.complete
+        result.outcome = "completed" if ended and result.counted is not None else "broken"
+    return result
+
+
+def _chunks(reply: _ClientReply, request: RequestPlan) -> list[sse.Chunk]:
+    if request.client != "whole" and reply.status == 200:
+        return list(reply.chunks())
+    try:
+        return [sse.decode(reply.body())]
+    except msgspec.DecodeError:
+        return []  # its client left in the middle of it

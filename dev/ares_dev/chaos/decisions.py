@@ -1,4 +1,4 @@
-"""What the controller decided in a run: made again from its log (I8), and never more than fits (I6)."""
+"""The controller's decisions of a run: made again from their log (I8), and never over a target's memory (I6)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from ares.gateway.records.replay import replay
 _SHOWN = 5
 
 
-def wrong(log: Path) -> tuple[int, list[str]]:
+def check_decisions(log: Path) -> tuple[int, list[str]]:
     """Return how many decisions a log has, and what is wrong with them."""
     again = replay(log, None)
     found = [f"I8: {one['logged']} was decided, and now {one['made']}" for one in again.differences[:_SHOWN]]
@@ -26,7 +26,7 @@ def wrong(log: Path) -> tuple[int, list[str]]:
 
 
 def overfull(record: dict[str, Any]) -> Iterator[str]:
-    """Yield the moves of a decision that bring an instance over its memory, those decided before them counted."""
+    """Yield the moves of a decision that take an instance over its memory, those decided before them counted."""
     cluster = read_cluster(record)
     held = np.bincount(cluster.location, cluster.resident_tokens, len(cluster.instances)) + cluster.promised_tokens
     for move in (*record["oom_actions"], *record["decided"]):

@@ -1,8 +1,8 @@
-"""`python -m ares_dev.chaos.gateway gateway ...`: a gateway whose controller throws, and that can be lied to.
+"""`python -m ares_dev.chaos.gateway gateway ...`: a gateway with injected failures of decisions and telemetry.
 
 It is `ares gateway` with every decision of the policy replaced by one that raises now and then, and with instances
-whose telemetry is changed on command (lies.py). The product has no such switches: the chaos suite starts this in its
-place. It serves loopback only.
+whose telemetry is changed on command (telemetry_faults.py). The package has no such switches: the chaos suite starts
+this instead. It serves loopback only.
 """
 
 import argparse
@@ -20,31 +20,31 @@ from ares.config import ConfigError, GatewayConfig
 from ares.gateway.control import controller
 from ares.gateway.http import server
 from ares.gateway.records.decision_log import DecisionLog
-from ares_dev.chaos import lies
-from ares_dev.chaos.check import INJECTED
+from ares_dev.chaos import telemetry_faults
+from ares_dev.chaos.invariants import INJECTED
 
 _LOOPBACK = ("127.0.0.1", "::1")
 
 
 class InjectedError(RuntimeError):
-    """Thrown instead of a decision."""
+    """Raised instead of a decision."""
 
 
-def throwing(decide: Callable[..., Any], draw: random.Random, share: float) -> Callable[..., Any]:
+def failing(decide: Callable[..., Any], draw: random.Random, share: float) -> Callable[..., Any]:
     """Return `decide` with this share of its calls failing."""
 
-    def thrown(*arguments: Any, **options: Any) -> Any:
+    def raising(*arguments: Any, **options: Any) -> Any:
         if draw.random() < share:
             raise InjectedError(INJECTED)
         return decide(*arguments, **options)
 
-    return thrown
+    return raising
 
 
 def install(seed: int, share: float) -> None:
     """Let this share of the decisions fail, from now on and in this process."""
-    # One of its own for each kind: whether the third dispatch fails does not hang on how many moves came before.
-    kinds = ("dispatch", "moves", "avoid_oom", "admission")
+    # A generator for each kind: whether the third dispatch fails does not depend on how many moves came before.
+    kinds = ("dispatch", "moves", "oom_avoidance", "admission")
     draws = {kind: random.Random(f"{seed} {kind}") for kind in kinds}  # noqa: S311 - no secret
     # Where the controller looks them up: its own module.
     names = vars(controller)
@@ -52,7 +52,7 @@ def install(seed: int, share: float) -> None:
     def faulty(make: Callable[..., Any], method: str, draw: random.Random) -> Callable[..., Any]:
         def made(*policy: Any) -> Any:
             one = make(*policy)
-            setattr(one, method, throwing(getattr(one, method), draw, share))
+            setattr(one, method, failing(getattr(one, method), draw, share))
             return one
 
         return made
@@ -63,24 +63,24 @@ def install(seed: int, share: float) -> None:
         ("rebalancer", "decide", "moves"),
     ):
         names[maker] = faulty(names[maker], method, draws[kind])
-    names["avoid_oom"] = throwing(names["avoid_oom"], draws["avoid_oom"], share)
+    names["avoid_oom"] = failing(names["avoid_oom"], draws["oom_avoidance"], share)
 
 
-def thin(every: int) -> None:
-    """Log every so-manieth decision only: each is written down with all that it was made from.
+def log_one_of(every: int) -> None:
+    """Log one decision of every so many only: each is logged with all of its inputs.
 
-    Those that decide something and those that do not are counted apart, so that the few are not lost among the many.
+    Those that decide something and those that do not are counted separately, so that the few are not lost.
     """
     write = DecisionLog._write  # noqa: SLF001 - where both kinds of decisions come together
     seen: Counter[tuple[str, bool]] = Counter()
 
-    def sometimes(self: DecisionLog, kind: str, preset: str, **record: Any) -> None:
+    def write_some(self: DecisionLog, kind: str, preset: str, **record: Any) -> None:
         sort = kind, bool(record["decided"] or record.get("oom_actions"))
         seen[sort] += 1
         if seen[sort] % every == 1 % every:
             write(self, kind, preset, **record)
 
-    DecisionLog._write = sometimes  # type: ignore[method-assign] # noqa: SLF001 - likewise
+    DecisionLog._write = write_some  # type: ignore[method-assign] # noqa: SLF001 - likewise
 
 
 def main() -> None:
@@ -92,22 +92,22 @@ def main() -> None:
     given, sys.argv[1:] = parser.parse_known_args()
     names = vars(server)
     serve, build = names["serve"], names["build"]
-    liar = lies.TelemetryFaultInjector()
+    injector = telemetry_faults.TelemetryFaultInjector()
 
-    def guarded(config: GatewayConfig) -> None:
+    def serve_on_loopback(config: GatewayConfig) -> None:
         if config.host not in _LOOPBACK:
             raise ConfigError(f"a gateway that fails on purpose serves loopback only, not {config.host}")
         serve(config)
 
-    def deceivable(config: GatewayConfig, folder: Path) -> FastAPI:
+    def build_with_faults(config: GatewayConfig, folder: Path) -> FastAPI:
         app: FastAPI = build(config, folder)
-        lies.add_route(app, liar)
+        telemetry_faults.add_route(app, injector)
         return app
 
     install(given.fault_seed, given.fault_share)
-    thin(given.log_every)
-    lies.install(liar)
-    names["serve"], names["build"] = guarded, deceivable
+    log_one_of(given.log_every)
+    telemetry_faults.install(injector)
+    names["serve"], names["build"] = serve_on_loopback, build_with_faults
     cli.main()
 
 

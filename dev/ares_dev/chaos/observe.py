@@ -1,4 +1,4 @@
-"""What real engines say of themselves, heard beside the gateway: what it is told may be changed on the way to it."""
+"""Telemetry of real engines, read directly: what the gateway gets of it may be changed by injected faults."""
 
 import contextlib
 import time
@@ -15,14 +15,14 @@ from ares.protocol import messages, rpc
 from ares.protocol.fields import INSTANCE_ROUTE, RequestState
 
 _INTERVAL_S = 0.2
-# Older news are not of now: it stands still, or is gone.
+# Older telemetry is out of date: the instance is stopped, or gone.
 _SILENT_S = 2.0
-# What a connector holds of requests and pins (`Telemetry.resources`); connections between engines stay.
-_HELD = (
+# What a connector keeps of requests and pins (`Telemetry.resources`); connections between engines stay.
+_RESOURCES = (
     *("scheduler.requests", "scheduler.keys", "scheduler.pins", "scheduler.precopy_pins", "scheduler.pulls_to_start"),
     *("worker.pulls_under_way", "worker.leases", "worker.requests_of_leases"),
 )
-# vLLM's counters (v1/nixl/stats.py, 0.32), and what simulated engines call the like.
+# vLLM's counters (v1/nixl/stats.py, 0.32), and the names of mock engines.
 _COUNTED = {
     "vllm:nixl_num_kv_expired_reqs_total": "pins_expired",
     "vllm:nixl_num_notifications_after_expiry_total": "pins_pulled_late",
@@ -32,12 +32,12 @@ _COUNTED = {
 
 @dataclass(slots=True)
 class Observer:
-    """Follows the telemetry of one instance for as long as `run` runs.
+    """Reads the telemetry of one instance for as long as `run` runs.
 
     Attributes
     ----------
     malformed
-        Why messages were none: numbers that no instance can have, such as fewer KV blocks in use than none.
+        Why messages are wrong: numbers that no instance can have, such as a negative count of KV blocks.
     """
 
     name: str
@@ -45,18 +45,18 @@ class Observer:
     http: aiohttp.ClientSession
     malformed: list[str] = field(default_factory=list)
     _load: messages.Telemetry | None = None
-    _heard: float = 0.0
+    _read_at: float = 0.0
 
     async def run(self) -> None:
-        """Follow until cancelled; across restarts the address stays."""
+        """Read until cancelled; the address stays the same across restarts."""
         async with self.http.get(f"{self.url}{INSTANCE_ROUTE}") as reply:
             address = (await reply.json())["control_address"]
         socket = connected(address, None)
-        asked = 0.0
+        subscribed = 0.0
         try:
             while True:
-                if time.monotonic() - asked > rpc.SUBSCRIPTION_HEARTBEAT_S:
-                    asked = time.monotonic()
+                if time.monotonic() - subscribed > rpc.SUBSCRIPTION_HEARTBEAT_S:
+                    subscribed = time.monotonic()
                     with contextlib.suppress(zmq.Again):
                         await socket.send(rpc.encode(messages.Subscribe(_INTERVAL_S)), zmq.NOBLOCK)
                 if await socket.poll(int(1000 * _INTERVAL_S)):
@@ -72,12 +72,12 @@ class Observer:
             self.malformed.append(f"{self.name}: {error}")
             return
         if isinstance(event, messages.Telemetry):
-            self._load, self._heard = event, time.monotonic()
+            self._load, self._read_at = event, time.monotonic()
 
     def counters(self) -> dict[str, Any] | None:
-        """Return what simulated engines answer to `/simulate/counters`, as far as real ones tell; None where silent."""
+        """Return the counters of `/simulate/counters`, as far as real engines have them; None where one is silent."""
         load = self._load
-        if load is None or time.monotonic() - self._heard > _SILENT_S:
+        if load is None or time.monotonic() - self._read_at > _SILENT_S:
             return None
         return {
             "name": self.name,
@@ -87,11 +87,11 @@ class Observer:
             "pinned": load.pinned,
             "kv_blocks_used": load.kv_blocks_used,
             "preemptions": load.preemptions,
-            **{name: load.resources[name] for name in _HELD if name in load.resources},
+            **{name: load.resources[name] for name in _RESOURCES if name in load.resources},
         }
 
     async def counted(self) -> dict[str, int]:
-        """Return what became of pins and pulls, by vLLM's own counters."""
+        """Return vLLM's own counters of pins and pulls."""
         async with self.http.get(f"{self.url}/metrics") as reply:
             families = list(text_string_to_metric_families(await reply.text()))
         found = [sample for family in families for sample in family.samples]

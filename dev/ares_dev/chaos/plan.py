@@ -1,7 +1,7 @@
-"""What will happen, as data: a function of the seed and of the cluster's shape, and of nothing else.
+"""The plan of a run, as data: a function of the seed and of the cluster's shape, and of nothing else.
 
-Only the plan is determined. How it meets the cluster depends on real time: which request a move finds running, which
-line of code a kill interrupts. What was met is kept in a plan of its own, the played one: `Event.orders`, `Plan.sent`.
+Only the plan is determined. Its effect depends on real time: which request a move finds running, which line of code a
+kill interrupts. What was really done is kept in the executed plan: `Event.orders`, `Plan.sent`.
 """
 
 import math
@@ -16,7 +16,7 @@ Client = Literal["plain", "whole", "slow", "leaves"]
 PRESETS = ("ares", "ares-no-prediction", "paper", "ares-suspension", "ares-rebalance", "static-least-loaded", "off")
 # Ordinary token ids of the vocabularies that are served.
 _IDS = range(1000, 40000)
-# A slow reader of more would keep the end of a run waiting.
+# A slow reader of more would delay the end of a run.
 _LONGEST_SLOW = 600
 # Parameters of requests that need more than their tokens to be resumed.
 STATEFUL: dict[str, Any] = {"seed": 4, "temperature": 1.0, "presence_penalty": 0.5}
@@ -25,13 +25,13 @@ _DECK = (
     *("kill decode", "kill decode", "kill prefill", "pause decode", "pause decode", "pause prefill"),
     *("drain", "drain", "preset", "preset"),
 )
-_LIES = (
+_TELEMETRY_FAULTS = (
     *('{"predictions":"nan"}', '{"predictions":"negative"}', '{"predictions":"huge"}'),
     *('{"telemetry":"constant"}', '{"telemetry":"empty"}', '{"telemetry":"full"}'),
     *('{"telemetry":"absurd"}', '{"telemetry":"silent"}', '{"telemetry":"silent"}'),
 )
-_SIMULATED_DECK = ('{"refuse":true}', '{"drop_streams":true}', '{"slow":8}', "freeze", "die")
-# What the cluster gets over by itself, so that it may befall many instances at a time.
+_MOCK_DECK = ('{"refuse":true}', '{"drop_streams":true}', '{"slow":8}', "freeze", "die")
+# The cluster recovers from these by itself, so that they may hit many instances at a time.
 _HARMLESS = ("predictions", "constant", "empty", "full", "slow")
 
 
@@ -51,9 +51,9 @@ class Shape(msgspec.Struct, frozen=True):
     longest_prompt, longest_output
         In tokens.
     prompts
-        Different prompts in all; None makes each request's its own.
+        Number of different prompts; None: every request has its own.
     events_per_s, moves_per_s
-        Events that befall the cluster; orders to move, each of some requests.
+        Events a second; orders to move a second, each of some requests.
     """
 
     prefill: int
@@ -97,11 +97,11 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     what
         The preset, the mode of a move, or the body of `/simulate/faults`.
     draw
-        Seeds what can only be chosen when it is due: the requests of a move and their targets.
+        Seed of what can only be chosen when it is due: the requests of a move and their targets.
     count
         Requests of a move.
     orders
-        Requests of a move with their targets, once it was carried out: carried out again, it draws nothing.
+        Requests of a move with their targets, once it was executed; executed again, it draws nothing.
     """
 
     at_s: float
@@ -115,11 +115,11 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def harmless(self) -> bool:
-        """Whether the cluster takes any number of such events at a time."""
+        """Whether any number of such events may happen at a time."""
         return self.kind in ("move", "preset") or any(word in self.what for word in _HARMLESS)
 
 
-class Ask(msgspec.Struct, frozen=True):
+class RequestPlan(msgspec.Struct, frozen=True):
     """One request and its client.
 
     Attributes
@@ -129,12 +129,12 @@ class Ask(msgspec.Struct, frozen=True):
     prompt, prompt_tokens
         Which prompt, and its length.
     tokens
-        Limit on the output; a simulated engine may end it before, unless `ignore_eos`.
+        Limit on the output; a mock engine may end it earlier, unless `ignore_eos`.
     parameters
         More of the body.
     client
-        `plain` and `whole` read what comes; `slow` takes little at a time, and stands still for `seconds` after each
-        bit; `leaves` goes away after `events` events of its stream, or after `seconds`.
+        `plain` and `whole` read at once; `slow` reads little at a time, and pauses for `seconds` after each read;
+        `leaves` goes away after `events` events of its stream, or after `seconds`.
     wait_s
         Before it is sent.
     """
@@ -152,12 +152,12 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The whole of it. The requests are too many to list: `ask` makes each from the seed.
+    """Events, and the seed of the requests, which are too many to list: `request` makes each.
 
     Attributes
     ----------
     sent
-        When each request was sent, from the start and by its name, in a plan that was played; no others are then.
+        When each request was sent, from the start and by its name, in an executed plan; then only these are sent.
     """
 
     seed: int
@@ -170,8 +170,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
         """The sampling parameters that requests bring, the most frequent ones first."""
         return {}, STATEFUL, {"logprobs": 5}
 
-    def ask(self, slot: int, turn: int) -> Ask:
-        """Return the request that a slot sends as its so-manieth."""
+    def request(self, slot: int, turn: int) -> RequestPlan:
+        """Return the request that a slot sends at its turn."""
         draw = random.Random(f"{self.seed} {slot} {turn}")  # noqa: S311 - a workload, not a secret
         shape = self.shape
         number = slot * 100_000 + turn if shape.prompts is None else draw.randrange(shape.prompts)
@@ -182,7 +182,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
             # Enough for the buffers between here and the engine to fill.
             tokens, parameters = min(shape.longest_output, _LONGEST_SLOW), self.kinds[-1]
         early = draw.random() < 0.3
-        return Ask(
+        return RequestPlan(
             name=f"chaos-{slot}-{turn}",
             prompt=number,
             prompt_tokens=self.prompt_tokens(number),
@@ -192,7 +192,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
             client=client,
             events=0 if early else _log_uniform(draw, 1, tokens),
             seconds=round(draw.uniform(0.0, 1.0) if client == "leaves" else draw.uniform(0.05, 0.5), 3),
-            # All at once would be a different test: they come over the first seconds.
+            # Not all at once: they are spread over the first seconds.
             wait_s=round(draw.uniform(0.0, min(5.0, shape.seconds / 4)) if turn == 0 else draw.expovariate(10.0), 3),
         )
 
@@ -206,10 +206,12 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
         return draw.choices(_IDS, k=self.prompt_tokens(prompt))
 
 
-def make(seed: int, shape: Shape) -> Plan:
+def make_plan(seed: int, shape: Shape) -> Plan:
     """Draw a plan."""
     draw = random.Random(f"{seed} events")  # noqa: S311 - likewise
-    return Plan(seed, shape, sorted([*_moves(draw, shape), *_blows(draw, shape)], key=lambda event: event.at_s))
+    return Plan(
+        seed, shape, sorted([*_moves(draw, shape), *_cluster_events(draw, shape)], key=lambda event: event.at_s)
+    )
 
 
 def _moves(draw: random.Random, shape: Shape) -> list[Event]:
@@ -222,25 +224,25 @@ def _moves(draw: random.Random, shape: Shape) -> list[Event]:
     return found
 
 
-def _blows(draw: random.Random, shape: Shape) -> list[Event]:
-    """Draw what befalls processes and instances, never most of the decode processes at a time."""
+def _cluster_events(draw: random.Random, shape: Shape) -> list[Event]:
+    """Draw the events of processes and instances, never for more than half of the decode processes at a time."""
     found: list[Event] = []
     until: dict[str, float] = {}
     deck: list[str] = []
     at = min(2.0, shape.seconds / 10)
     while (at := at + draw.expovariate(shape.events_per_s)) < shape.seconds - 0.5:
         if not deck:
-            deck = [*_DECK, *_LIES, *(_SIMULATED_DECK if shape.simulated else ())]
+            deck = [*_DECK, *_TELEMETRY_FAULTS, *(_MOCK_DECK if shape.simulated else ())]
             draw.shuffle(deck)
             if not found and not shape.simulated:
-                # A real engine takes long to come back, and others must be well meanwhile: once is done early, in a
-                # short run too, and just before that, one is not heard.
+                # A real engine takes long to restart, and others must be available meanwhile: one kill comes early,
+                # in a short run too, and just before it one instance is silent.
                 deck += ["kill decode", draw.choice(('{"telemetry":"silent"}', '{"telemetry":"absurd"}'))]
         until = {name: end for name, end in until.items() if end > at}
-        aside: list[str] = []
+        postponed: list[str] = []
         while deck:
             card = deck.pop()
-            event = _blow(draw, shape, at, card)
+            event = _event_of(draw, shape, at, card)
             if event is None:
                 continue
             process = event.target if event.kind in ("kill", "pause") else event.target.rsplit("-", 1)[0]
@@ -254,13 +256,13 @@ def _blows(draw: random.Random, shape: Shape) -> list[Event]:
                 until[process] = at + event.seconds + (2.0 if event.kind == "kill" else 1.0)
                 found.append(event)
                 break
-            aside.append(card)
-        # What too few are well for comes as soon as it can.
-        deck += reversed(aside)
+            postponed.append(card)
+        # An event for which too few are available comes as soon as it can.
+        deck += reversed(postponed)
     return found
 
 
-def _blow(draw: random.Random, shape: Shape, at: float, card: str) -> Event | None:
+def _event_of(draw: random.Random, shape: Shape, at: float, card: str) -> Event | None:
     """Turn a card into an event; None where the cluster is too small for it."""
     at = round(at, 3)
     role = "prefill" if card.endswith("prefill") else "decode"
@@ -274,7 +276,7 @@ def _blow(draw: random.Random, shape: Shape, at: float, card: str) -> Event | No
         case "kill":
             return Event(at, "kill", process, round(draw.uniform(0.0, 3.0), 3))
         case "pause":
-            # A moment as often as long enough to be given up.
+            # As often for a moment as for so long that the instance is given up.
             seconds = math.exp(draw.uniform(math.log(0.1), math.log(longest)))
             return Event(at, "pause", process, round(seconds, 3))
         case "drain":

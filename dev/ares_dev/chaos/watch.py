@@ -1,4 +1,4 @@
-"""Watching a run from outside: whether the gateway answers, who generates for whom, and what is left at the end."""
+"""Watching a run from outside: the gateway's health, which instance generates for a request, the state at the end."""
 
 import asyncio
 import contextlib
@@ -14,12 +14,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ares.local_cluster.cluster import Cluster
 from ares.protocol.fields import COUNTERS_ROUTE
-from ares_dev.chaos.check import SPARE_FILES, Owners, Rest
+from ares_dev.chaos.invariants import EXTRA_FILES, FinalState, OwnershipChecker
 from ares_dev.chaos.observe import Observer
 
 _PROBE_S = 0.25
-# A lease of 30 s may have to end, and instances that were killed last to be heard again.
-_REST_S = 75.0
+# A lease of 30 s may have to expire, and instances that were killed last must report again.
+_IDLE_TIMEOUT_S = 75.0
 # Idle connections to instances are kept for a minute.
 _FILES_S = 75.0
 _BUSY = ("running", "waiting", "pinned", "kv_blocks_used", "sequences")
@@ -27,50 +27,50 @@ _BUSY = ("running", "waiting", "pinned", "kv_blocks_used", "sequences")
 
 @dataclass(slots=True)
 class Watch:
-    """Looks at a cluster for as long as `run` runs."""
+    """Watches a cluster for as long as `run` runs."""
 
     cluster: Cluster
     http: aiohttp.ClientSession
-    owners: Owners = field(default_factory=Owners)
+    ownership: OwnershipChecker = field(default_factory=OwnershipChecker)
     health_s: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     files: int = 0
     requests: Counter[str] = field(default_factory=Counter)
-    # Of real engines; simulated ones are asked.
+    # Of real engines; mock engines have a route for their counters.
     observers: list[Observer] = field(default_factory=list)
 
     async def begin(self) -> None:
-        """Take note of what was before."""
+        """Record open files and counters before the run."""
         if self.cluster.settings.simulate is None:
-            urls = [pair for part in self.cluster.workers for pair in part.instances.items()]
+            urls = [pair for process in self.cluster.workers for pair in process.instances.items()]
             self.observers = [Observer(name, url, self.http) for name, url in urls]
         self.files = self._open_files()
         _, self.requests = await self._metrics()
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        await asyncio.gather(self._probe(), self._look(), *(observer.run() for observer in self.observers))
+        await asyncio.gather(self._probe(), self._check_ownership(), *(observer.run() for observer in self.observers))
 
-    async def rest(self, sent: int, *, disturbed: bool) -> Rest:
-        """Wait until nothing is left, or for long enough, and return what is."""
+    async def final_state(self, sent: int, *, disturbed: bool) -> FinalState:
+        """Wait until nothing is left, or for long enough, and return what is left."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_REST_S):
+            async with asyncio.timeout(_IDLE_TIMEOUT_S):
                 while await self._busy():  # noqa: ASYNC110 - nothing announces it
                     await asyncio.sleep(_PROBE_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FILES_S):
-                while self._open_files() > self.files + SPARE_FILES:  # noqa: ASYNC110 - likewise
+                while self._open_files() > self.files + EXTRA_FILES:  # noqa: ASYNC110 - likewise
                     await asyncio.sleep(_PROBE_S)
         metrics, requests = await self._metrics()
         simulated = self.cluster.settings.simulate is not None
-        strict = [part for part in self.cluster.parts if simulated or part.name == "gateway"]
+        strict = [process for process in self.cluster.processes if simulated or process.name == "gateway"]
         counters = [one for one in await self._counters() if one is not None]
         counted = await asyncio.gather(*(observer.counted() for observer in self.observers))
         named = {observer.name: more for observer, more in zip(self.observers, counted, strict=True)}
-        heard = {one["name"] for one in counters}
-        return Rest(
+        reporting = {one["name"] for one in counters}
+        return FinalState(
             counters=[one | named.get(one["name"], {}) for one in counters],
-            unheard=[name for part in self.cluster.workers for name in part.instances if name not in heard],
+            silent=[name for process in self.cluster.workers for name in process.instances if name not in reporting],
             malformed=[what for observer in self.observers for what in observer.malformed],
             status=await self._get(f"{self.cluster.url}/admin/v1/status"),
             metrics=metrics,
@@ -78,10 +78,10 @@ class Watch:
             health_s=self.health_s,
             health_failures=self.failures,
             files=(self.files, self._open_files()),
-            logs={part.name: part.log.read_text(errors="replace") for part in strict},
+            logs={process.name: process.log.read_text(errors="replace") for process in strict},
             sent=sent,
             disturbed=disturbed,
-            died=[part.name for part in self.cluster.parts if part.process.poll() is not None],
+            died=[process.name for process in self.cluster.processes if process.popen.poll() is not None],
         )
 
     async def _probe(self) -> None:
@@ -98,11 +98,11 @@ class Watch:
             self.health_s.append(time.monotonic() - begun)
             await asyncio.sleep(_PROBE_S)
 
-    async def _look(self) -> None:
+    async def _check_ownership(self) -> None:
         while True:
             await asyncio.sleep(4 * _PROBE_S)
             found = [one for one in await self._counters() if one is not None]
-            self.owners.look(time.monotonic(), {one["name"]: one["generating"] for one in found})
+            self.ownership.check(time.monotonic(), {one["name"]: one["generating"] for one in found})
 
     async def _busy(self) -> bool:
         status = await self._get(f"{self.cluster.url}/admin/v1/status")
@@ -116,7 +116,7 @@ class Watch:
         """Return the counters of every instance; None for one that does not answer."""
         if self.observers:
             return [observer.counters() for observer in self.observers]
-        urls = [url for part in self.cluster.workers for url in part.instances.values()]
+        urls = [url for process in self.cluster.workers for url in process.instances.values()]
 
         async def one(url: str) -> dict[str, Any] | None:
             with contextlib.suppress(aiohttp.ClientError, OSError):
@@ -145,4 +145,4 @@ class Watch:
         return plain, requests
 
     def _open_files(self) -> int:
-        return psutil.Process(self.cluster.parts[-1].process.pid).num_fds()
+        return psutil.Process(self.cluster.processes[-1].popen.pid).num_fds()

@@ -1,4 +1,4 @@
-"""Requests whose every token is known: what they write in peace is what they must write while everything moves."""
+"""Requests whose every token is known: their outputs without moves are what they must be while everything moves."""
 
 import asyncio
 import random
@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import aiohttp
-import msgspec
+
+from ares.bench import sse
+from ares.bench.live.load import random_prompt
 
 # Longest output that is known; requests ask for as many tokens or fewer.
 KNOWN_TOKENS = 160
-# Tokens that are looked at behind a difference, to tell what it is.
-_TELLING = 6
+# Tokens that are compared after a difference, to find its kind.
+_COMPARED = 6
 
 Verdict = Literal["right", "short", "lost", "doubled", "other"]
 Outputs = dict[int, list[int]]
@@ -21,30 +23,6 @@ _TEXTS = (
     "Tell me how bread is made.",
     "Explain to a child why the sky is blue, and why it is red in the evening. Take your time, and give examples.",
 )
-
-
-class Choice(msgspec.Struct):
-    """A part of a reply."""
-
-    index: int = 0
-    token_ids: list[int] | None = None
-
-
-class Usage(msgspec.Struct):
-    """What a reply says of its length."""
-
-    completion_tokens: int = 0
-
-
-class Reply(msgspec.Struct):
-    """A whole reply, or a chunk of a stream."""
-
-    choices: list[Choice] = []
-    usage: Usage | None = None
-    error: dict[str, Any] | None = None
-
-
-decode = msgspec.json.Decoder(Reply).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +37,7 @@ class Case:
         """Where it is sent."""
         return "chat/completions" if "messages" in self.body else "completions"
 
-    def asked(self, model: str, tokens: int, *, stream: bool) -> dict[str, Any]:
+    def body_for(self, model: str, tokens: int, *, stream: bool) -> dict[str, Any]:
         """Return the whole body."""
         options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
         fixed = {"model": model, "max_tokens": tokens, "ignore_eos": True, "return_token_ids": True}
@@ -71,7 +49,7 @@ def cases(seed: int = 3) -> list[Case]:
     generator = random.Random(seed)  # noqa: S311 - a workload, not a secret
 
     def prompt(tokens: int) -> dict[str, Any]:
-        return {"prompt": [generator.randrange(1000, 40000) for _ in range(tokens)]}
+        return {"prompt": random_prompt(generator, tokens)}
 
     greedy = {"temperature": 0}
     sampled = {"temperature": 1.0, "top_p": 0.95}
@@ -93,38 +71,38 @@ def cases(seed: int = 3) -> list[Case]:
     return [Case(name, body) for name, body in made.items()]
 
 
-async def whole(http: aiohttp.ClientSession, url: str, model: str, case: Case, tokens: int) -> Outputs:
+async def request_whole(http: aiohttp.ClientSession, url: str, model: str, case: Case, tokens: int) -> Outputs:
     """Return a whole reply; RuntimeError where it is an error."""
-    async with http.post(f"{url}/v1/{case.route}", json=case.asked(model, tokens, stream=False)) as answer:
-        reply = decode(await answer.read())
+    async with http.post(f"{url}/v1/{case.route}", json=case.body_for(model, tokens, stream=False)) as answer:
+        reply = sse.decode(await answer.read())
     if reply.error is not None or not reply.choices:
         raise RuntimeError(f"{case.name}: {reply.error}")
     return {choice.index: choice.token_ids or [] for choice in reply.choices}
 
 
-async def known(http: aiohttp.ClientSession, url: str, model: str, of: list[Case]) -> dict[str, Outputs]:
-    """Return what each case writes."""
-    outputs = await asyncio.gather(*(whole(http, url, model, case, KNOWN_TOKENS) for case in of))
+async def reference_outputs(http: aiohttp.ClientSession, url: str, model: str, of: list[Case]) -> dict[str, Outputs]:
+    """Return the output of each case."""
+    outputs = await asyncio.gather(*(request_whole(http, url, model, case, KNOWN_TOKENS) for case in of))
     return {case.name: output for case, output in zip(of, outputs, strict=True)}
 
 
 def compare(got: list[int], expected: list[int]) -> Verdict:
     """Say what became of an output: `right`, or the kind of its first difference.
 
-    `short`: it ended too early; `lost`: it goes on one or more tokens further; `doubled`: it repeats some; `other`:
-    tokens that do not stand there at all.
+    `short`: it ended too early; `lost`: one or more tokens are missing; `doubled`: some are repeated; `other`: tokens
+    that are nowhere near in the expected output.
     """
     for n, token in enumerate(got[: len(expected)]):
         if token != expected[n]:
-            return _difference(got[n : n + _TELLING], expected, n)
+            return _difference(got[n : n + _COMPARED], expected, n)
     if len(got) < len(expected):
         return "short"
     return "right" if len(got) == len(expected) else "doubled"
 
 
 def _difference(rest: list[int], expected: list[int], at: int) -> Verdict:
-    """Look for where in the expected output the differing piece stands: after its place, or before."""
-    for away in range(1, _TELLING + 1):
+    """Look for the differing tokens in the expected output: after their place, or before."""
+    for away in range(1, _COMPARED + 1):
         if rest == expected[at + away : at + away + len(rest)]:
             return "lost"
         start = at - away

@@ -1,4 +1,4 @@
-"""The picture of a soak: what each part held, over time; dots where no request ran."""
+"""The picture of a soak: each figure of each process over time; dots where no request ran."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from ares_dev.soak.judge import series
+from ares_dev.soak.growth import series
 from ares_dev.soak.samples import Sample
 
 mpl.use("Agg")
@@ -23,9 +23,9 @@ def draw(samples: list[Sample], file: Path) -> None:
     for axes, figure in zip(panels.flat, _SHOWN, strict=True):
         parts = [name for name in names if name.rpartition("/")[2] == figure]
         for colour, name in zip(_COLOURS, parts, strict=False):
-            times, values = series(samples, name, resting=False)
+            times, values = series(samples, name, idle=False)
             axes.plot([t / 60 for t in times], values, color=colour, lw=1, label=name.rpartition("/")[0])
-            times, values = series(samples, name, resting=True)
+            times, values = series(samples, name, idle=True)
             axes.plot([t / 60 for t in times], values, ".", color=colour)
         axes.set_title(figure.replace("_", " "), fontsize=9)
         axes.set_ylim(bottom=0)

@@ -1,4 +1,4 @@
-"""What is watched in a soak: each process from outside, the gateway and the engines by what they say of themselves."""
+"""Samples of a soak: each process from outside, the gateway and the engines by their status and counters."""
 
 import asyncio
 import contextlib
@@ -22,48 +22,48 @@ _OF_INSTANCES = ("kv_blocks_used", "pinned", "running", "waiting")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """All figures of one moment, by `part/figure`; `resting` where no request ran."""
+    """All figures of one moment, by `part/figure`; `idle` where no request ran."""
 
     at_s: float
-    resting: bool
+    idle: bool
     values: dict[str, float]
 
 
-async def take(http: aiohttp.ClientSession, cluster: local.Cluster, start: float, *, resting: bool) -> Sample:
-    """Look at everything once."""
+async def take_sample(http: aiohttp.ClientSession, cluster: local.Cluster, start: float, *, idle: bool) -> Sample:
+    """Take a sample of everything."""
     at_s = time.monotonic() - start
-    values = await asyncio.to_thread(_of_processes, cluster.parts)
-    read = await client.status(http, cluster.url)
+    values = await asyncio.to_thread(_of_processes, cluster.processes)
+    read = await client.gateway_status(http, cluster.url)
     values["gateway/tasks"] = read["process"]["tasks"]
     values["gateway/sequences"] = len(read["requests"])
     for row in read["instances"]:
         values |= {f"{row['name']}/{name}": row[name] for name in _OF_INSTANCES if name in row}
     for instance, held in read["connectors"].items():
         values |= {f"{instance}/{name}": count for name, count in held.items()}
-    return Sample(at_s, resting, values)
+    return Sample(at_s, idle, values)
 
 
 def columns(samples: list[Sample]) -> dict[str, list[float | bool | None]]:
-    """Return samples as lists by name, `at_s` and `resting` first; None where a figure was not there."""
+    """Return samples as lists by name, `at_s` and `idle` first; None where a figure was not there."""
     names = sorted({name for each in samples for name in each.values})
     return {
         "at_s": [round(each.at_s, 1) for each in samples],
-        "resting": [each.resting for each in samples],
+        "idle": [each.idle for each in samples],
         **{name: [each.values.get(name) for each in samples] for name in names},
     }
 
 
-def _of_processes(parts: list[local.Part]) -> dict[str, float]:
-    """Return memory, descriptors and threads of each part, its child processes included."""
+def _of_processes(processes: list[local.ManagedProcess]) -> dict[str, float]:
+    """Return memory, descriptors and threads of each managed, its child processes included."""
     values: dict[str, float] = {}
-    for part in parts:
-        leader = psutil.Process(part.process.pid)
+    for managed in processes:
+        leader = psutil.Process(managed.popen.pid)
         found = [_of_process(leader)]
         for child in leader.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):  # it has ended meanwhile
                 found.append(_of_process(child))
         for name in found[0]:
-            values[f"{part.name}/{name}"] = round(sum(each[name] for each in found), 2)
+            values[f"{managed.name}/{name}"] = round(sum(each[name] for each in found), 2)
     return values
 
 
@@ -87,7 +87,7 @@ def _kind(file: Path) -> str:
         return ""
 
 
-async def mishaps(http: aiohttp.ClientSession, cluster: local.Cluster) -> dict[str, float]:
+async def engine_faults(http: aiohttp.ClientSession, cluster: local.Cluster) -> dict[str, float]:
     """Return the engines' own counters of transfers that failed and of leases that expired."""
     urls = [url for worker in cluster.workers for url in worker.instances.values()]
     if cluster.settings.simulate is None:

@@ -1,4 +1,4 @@
-"""Mixed traffic: users who stream, wait, leave, err, and look at metrics and dashboard, until they are told to stop."""
+"""Mixed traffic: users who stream, wait, leave, send bad requests, and read metrics and dashboard, until stopped."""
 
 import asyncio
 import contextlib
@@ -12,8 +12,9 @@ from typing import Any
 
 import aiohttp
 
-from ares.protocol.fields import REQUEST_ID_HEADER
-from ares_dev.soak.cases import KNOWN_TOKENS, Case, Outputs, compare, decode, whole
+from ares.bench import sse
+from ares.bench.live.load import random_prompt
+from ares_dev.soak.cases import KNOWN_TOKENS, Case, Outputs, compare, request_whole
 
 _LONGEST_PAUSE_S = 0.5
 _FEED_S = 4.0
@@ -42,8 +43,8 @@ _PAGES = (
 
 
 @dataclass(slots=True)
-class Tally:
-    """What happened so far; it does not grow."""
+class TrafficCounts:
+    """What happened so far, in bounded memory."""
 
     done: Counter[str] = field(default_factory=Counter)
     outputs: Counter[str] = field(default_factory=Counter)
@@ -54,7 +55,7 @@ class Tally:
     differences: deque[str] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
 
     def check(self, what: str, got: Outputs, expected: Outputs, tokens: int, *, whole: bool) -> None:
-        """Compare outputs with the first tokens of what is known; of who left, only what came."""
+        """Compare outputs with the first tokens of the known ones; where the client left, only what came."""
         for index in range(len(expected)):
             ids = got.get(index, [])
             verdict = compare(ids, expected[index][: tokens if whole else len(ids)])
@@ -70,7 +71,7 @@ class Tally:
 
 
 class Traffic:
-    """Users before one gateway.
+    """Users of one gateway.
 
     Parameters
     ----------
@@ -81,7 +82,7 @@ class Traffic:
     def __init__(
         self, http: aiohttp.ClientSession, url: str, model: str, cases: list[Case], expected: dict[str, Outputs]
     ) -> None:
-        self.tally = Tally()
+        self.counts = TrafficCounts()
         self._http = http
         self._url = url
         self._model = model
@@ -104,28 +105,28 @@ class Traffic:
         }
 
     def start(self, users: int) -> None:
-        """Let so many users come."""
+        """Start so many users."""
         self._open.set()
         self._users = [asyncio.create_task(self._user(number)) for number in range(users)]
 
     async def pause(self) -> None:
-        """Let everybody finish, and nobody begin."""
+        """Let all users finish their requests, and start none."""
         self._open.clear()
         while self._active:
             self._idle.clear()
             await self._idle.wait()
 
     def resume(self) -> None:
-        """Go on."""
+        """Let the users send again."""
         self._open.set()
 
     async def stop(self) -> None:
-        """Let everybody finish and go."""
+        """Let all users finish their requests, and end them."""
         await self.pause()
         await self.leave()
 
     async def leave(self) -> None:
-        """Let everybody go at once."""
+        """End all users at once."""
         for user in self._users:
             user.cancel()
         await asyncio.gather(*self._users, return_exceptions=True)
@@ -139,9 +140,9 @@ class Traffic:
             (kind,) = generator.choices(names, weights)
             try:
                 await self._kinds[kind][1](generator)
-                self.tally.done[kind] += 1
-            except Exception as error:  # whatever it is, it should not have been, and the user goes on
-                self.tally.fail(kind, repr(error)[:300])
+                self.counts.done[kind] += 1
+            except Exception as error:  # any failure counts, and the user goes on
+                self.counts.fail(kind, repr(error)[:300])
             finally:
                 self._active -= 1
                 self._idle.set()
@@ -150,51 +151,41 @@ class Traffic:
     def _pick(self, generator: random.Random) -> tuple[Case, int]:
         return generator.choice(self._cases), generator.randint(1, KNOWN_TOKENS)
 
-    def _ask(self, case: Case, tokens: int) -> Any:
-        headers = {REQUEST_ID_HEADER: f"{case.name}.{next(self._numbers)}"}
-        body = case.asked(self._model, tokens, stream=True)
-        return self._http.post(f"{self._url}/v1/{case.route}", json=body, headers=headers)
-
     async def _read(self, case: Case, tokens: int, most: int | None = None) -> tuple[Outputs, int | None]:
-        """Read a stream, or its first `most` tokens; return the tokens by choice, and what it says is their number."""
+        """Read a stream, or its first `most` tokens; return the tokens by choice, and their number by the usage."""
         got: Outputs = {}
-        said = None
-        async with self._ask(case, tokens) as reply:
-            if reply.status != 200:
-                raise RuntimeError(f"{case.name}: {reply.status} {(await reply.text())[:200]}")
-            async for line in reply.content:
-                if not line.startswith(b"data: {"):
-                    continue
-                chunk = decode(line[6:])
-                if chunk.error is not None:
-                    raise RuntimeError(f"{case.name}: {chunk.error}")
-                said = chunk.usage.completion_tokens if chunk.usage is not None else said
+        counted = None
+        body = case.body_for(self._model, tokens, stream=True)
+        name = f"{case.name}.{next(self._numbers)}"
+        async with sse.open_stream(self._http, f"{self._url}/v1/{case.route}", body, name) as chunks:
+            async for chunk in chunks:
+                counted = chunk.usage.completion_tokens if chunk.usage is not None else counted
                 for choice in chunk.choices:
                     got.setdefault(choice.index, []).extend(choice.token_ids or [])
                 if most is not None and sum(map(len, got.values())) >= most:
                     break
-        self.tally.tokens += sum(map(len, got.values()))
-        return got, said
+        self.counts.tokens += sum(map(len, got.values()))
+        return got, counted
 
     # --- what users do ---
 
     async def _stream(self, generator: random.Random) -> None:
         case, tokens = self._pick(generator)
-        got, said = await self._read(case, tokens)
-        self.tally.check(f"stream of {case.name}", got, self._expected[case.name], tokens, whole=True)
-        if said != (came := sum(map(len, got.values()))):
-            self.tally.fail("stream", f"{case.name}: {came} tokens came and the usage says {said}")
+        got, counted = await self._read(case, tokens)
+        self.counts.check(f"stream of {case.name}", got, self._expected[case.name], tokens, whole=True)
+        if counted != (came := sum(map(len, got.values()))):
+            self.counts.fail("stream", f"{case.name}: {came} tokens came and the usage says {counted}")
 
     async def _whole(self, generator: random.Random) -> None:
         case, tokens = self._pick(generator)
-        got = await whole(self._http, self._url, self._model, case, tokens)
-        self.tally.tokens += sum(map(len, got.values()))
-        self.tally.check(f"reply to {case.name}", got, self._expected[case.name], tokens, whole=True)
+        got = await request_whole(self._http, self._url, self._model, case, tokens)
+        self.counts.tokens += sum(map(len, got.values()))
+        self.counts.check(f"reply to {case.name}", got, self._expected[case.name], tokens, whole=True)
 
     async def _leave(self, generator: random.Random) -> None:
         case, tokens = self._pick(generator)
         got, _ = await self._read(case, tokens, most=generator.randint(1, tokens))
-        self.tally.check(f"left stream of {case.name}", got, self._expected[case.name], tokens, whole=False)
+        self.counts.check(f"left stream of {case.name}", got, self._expected[case.name], tokens, whole=False)
 
     async def _leave_at_once(self, generator: random.Random) -> None:
         with contextlib.suppress(TimeoutError):
@@ -202,12 +193,12 @@ class Traffic:
                 await self._read(*self._pick(generator))
 
     async def _sampled(self, generator: random.Random) -> None:
-        """Send a prompt that nobody has sent before; of its output only the length is known."""
+        """Send a new prompt; of its output only the length is known."""
         tokens = generator.randint(1, KNOWN_TOKENS)
-        prompt = [generator.randrange(1000, 40000) for _ in range(generator.choice((10, 100, 400, 900)))]
-        got, said = await self._read(Case("sampled", {"prompt": prompt, "temperature": 0.9}), tokens)
-        if not len(got.get(0, [])) == said == tokens:
-            self.tally.fail("sampled", f"{tokens} tokens wanted, {len(got.get(0, []))} came, the usage says {said}")
+        prompt = random_prompt(generator, generator.choice((10, 100, 400, 900)))
+        got, counted = await self._read(Case("sampled", {"prompt": prompt, "temperature": 0.9}), tokens)
+        if not len(got.get(0, [])) == counted == tokens:
+            self.counts.fail("sampled", f"{tokens} tokens wanted, {len(got.get(0, []))} came, the usage says {counted}")
 
     async def _bad(self, generator: random.Random) -> None:
         route, body = generator.choice(_BAD)
@@ -216,13 +207,13 @@ class Traffic:
         async with self._http.post(f"{self._url}/v1/{route}", headers=headers, **sent) as reply:
             read = await reply.json()
         if not 400 <= reply.status < 500 or not read["error"]["message"]:
-            self.tally.fail("bad request", f"{route} {str(body)[:40]}: {reply.status} {str(read)[:200]}")
+            self.counts.fail("bad request", f"{route} {str(body)[:40]}: {reply.status} {str(read)[:200]}")
 
     async def _page(self, generator: random.Random) -> None:
         async with self._http.get(f"{self._url}{generator.choice(_PAGES)}") as reply:
             await reply.read()
             if reply.status != 200:
-                self.tally.fail("page", f"{reply.url.path}: {reply.status}")
+                self.counts.fail("page", f"{reply.url.path}: {reply.status}")
 
     async def _feed(self, generator: random.Random) -> None:
         """Watch the feed for a while, as the dashboard does."""

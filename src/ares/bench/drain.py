@@ -1,8 +1,8 @@
-"""`ares bench drain`: how long an instance takes to empty when its requests move, and when they are waited for.
+"""`ares bench drain`: how long an instance takes to empty by moving its requests, and by waiting for them.
 
 The same requests run on one decode instance, at the same point of their outputs: in one turn it is drained, and they
-move; in the other nothing is done, and they finish where they are, which is what a drain without moves waits for. Then
-every decode worker is told to end and started again, in turn and under load: no request may fail.
+move; in the other they finish where they are, as in a drain without moves. Then every decode worker is stopped with
+SIGTERM and started again, in turn and under load: no request may fail.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
-from ares.bench import steady
+from ares.bench import sse, steady
 from ares.bench.environment import write
 from ares.bench.live import client
 from ares.bench.live.client import Observed
-from ares.bench.streams import blocks, random_streams
+from ares.bench.streams import kv_blocks_used, random_streams
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
 from ares.terminal import tables
@@ -44,16 +44,16 @@ async def _drained(load: steady.Load, name: str) -> None:
 
 async def _open(load: steady.Load, name: str) -> None:
     await _post(load, f"{name}/undrain")
-    await steady.until(load.http, load.url, name, lambda seen: bool(seen.get("healthy")) and not seen["draining"])
+    await steady.wait_for(load.http, load.url, name, lambda seen: bool(seen.get("healthy")) and not seen["draining"])
 
 
 async def _on(load: steady.Load, name: str) -> int:
-    read = await client.status(load.http, load.url)
+    read = await client.gateway_status(load.http, load.url)
     return sum(row["instance"] == name for row in read["requests"])
 
 
 async def _turn(load: steady.Load, way: str, source: str, others: list[str]) -> dict[str, Any]:
-    """Run all requests on `source`, and measure how long it takes to be rid of them."""
+    """Run all requests on `source`, and measure how long it takes to empty."""
     for other in others:  # so that all of them come to the source
         await _drained(load, other)
     sent = [asyncio.create_task(load.send(each)) for each in load.planned]
@@ -68,13 +68,13 @@ async def _turn(load: steady.Load, way: str, source: str, others: list[str]) -> 
     began = time.monotonic()
     if way == MOVED:
         await _drained(load, source)
-        ended = await steady.until(load.http, load.url, source, lambda seen: seen.get("left") == 0)
+        ended = await steady.wait_for(load.http, load.url, source, lambda seen: seen.get("left") == 0)
     else:
-        ended = await steady.until(load.http, load.url, source, lambda seen: seen.get("running") == 0)
+        ended = await steady.wait_for(load.http, load.url, source, lambda seen: seen.get("running") == 0)
     await asyncio.gather(*sent)
     if way == MOVED:
         await _open(load, source)
-    await client.quiet(load.http, load.url)
+    await client.wait_until_idle(load.http, load.url)
     return {
         "way": way,
         "requests_there": there,
@@ -88,15 +88,15 @@ def _seen(load: steady.Load, name: str) -> Observed:
     return next(seen for seen in load.running.values() if seen.name.rpartition(".")[0] == name)
 
 
-async def _restart(load: steady.Load, cluster: local.Cluster, part: local.Part) -> dict[str, Any]:
-    """Tell a worker to end while requests run on it, and start it again."""
-    (name,) = part.instances
-    await load.in_the_middle(name, 1)
+async def _restart(load: steady.Load, cluster: local.Cluster, process: local.ManagedProcess) -> dict[str, Any]:
+    """Stop a worker while requests run on it, and start it again."""
+    (name,) = process.instances
+    await load.streams_under_way(name, 1)
     there, began = await _on(load, name), time.monotonic()
-    part.process.send_signal(signal.SIGTERM)
-    await asyncio.to_thread(part.process.wait, _DEADLINE_S)
+    process.popen.send_signal(signal.SIGTERM)
+    await asyncio.to_thread(process.popen.wait, _DEADLINE_S)
     ended = time.monotonic()
-    rejoin_s = await steady.restarted(load.http, load.url, cluster, part)
+    rejoin_s = await steady.restart_worker(load.http, load.url, cluster, process)
     return {
         "instance": name,
         "requests_there": there,
@@ -110,38 +110,38 @@ async def measure(
 ) -> dict[str, Any]:
     """Drain one decode instance in both ways, then restart all of them under load, and return the figures."""
     url, model = cluster.url, cluster.settings.model
-    parts = [part for part in cluster.workers if part.name.startswith("decode")]
-    names = [name for part in parts for name in part.instances]
+    processes = [process for process in cluster.workers if process.name.startswith("decode")]
+    names = [name for process in processes for name in process.instances]
     planned = random_streams(running, tokens)
-    async with steady.session() as http:
-        expected = await steady.references(http, url, model, planned)
+    async with sse.session() as http:
+        expected = await steady.baseline_outputs(http, url, model, planned)
         load = steady.Load(http, url, model, planned, expected)
         turns: list[dict[str, Any]] = []
         columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
         with progress_display(console, *columns) as progress:
             task = progress.add_task("drains", total=2 * repeats)
             for number in range(repeats):
-                # A B, B A, ...: what drifts with time weighs on both alike.
+                # A B, B A, ...: a drift over time hits both alike.
                 for way in (MOVED, WAITED) if number % 2 == 0 else (WAITED, MOVED):
                     turns.append(await _turn(load, way, names[0], names[1:]))
                     progress.advance(task)
-            task = progress.add_task("workers restarted in turn", total=len(parts))
+            task = progress.add_task("workers restarted in turn", total=len(processes))
             rolling = steady.Load(http, url, model, planned, expected)
             rolling.start(streams)
             restarts = []
-            for part in parts:
-                restarts.append(await _restart(rolling, cluster, part))
+            for process in processes:
+                restarts.append(await _restart(rolling, cluster, process))
                 progress.advance(task)
             await rolling.stop()
-        await client.quiet(http, url)
-        read = await client.status(http, url)
+        await client.wait_until_idle(http, url)
+        read = await client.gateway_status(http, url)
     return {
         "seconds": {way: [turn["seconds"] for turn in turns if turn["way"] == way] for way in (MOVED, WAITED)},
         "turns": turns,
         "drains": load.summary(),
         "rolling_restart": {**rolling.summary(), "workers": restarts},
         "moves": dict(_outcomes(read)),
-        "blocks_left": sum(blocks(read).values()),
+        "blocks_left": sum(kv_blocks_used(read).values()),
     }
 
 
@@ -155,11 +155,11 @@ def command(
     tokens: Annotated[int, typer.Option(min=80, help="Output tokens of each.")] = 400,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of each way.")] = 3,
     streams: Annotated[int, typer.Option(min=2, help="Streams at a time in the rolling restart.")] = 8,
-    decode: Annotated[int, typer.Option(min=2, help="Decode instances, beside one prefill instance.")] = 2,
+    decode: Annotated[int, typer.Option(min=2, help="Decode instances, with one prefill instance.")] = 2,
     dtype: Annotated[str, typer.Option(help="float32 makes sums independent of the batch, so tokens must agree.")] = (
         "float32"
     ),
-    simulate: Annotated[str | None, typer.Option(help="Drain simulated engines of this profile instead.")] = None,
+    simulate: Annotated[str | None, typer.Option(help="Use mock engines of this profile.")] = None,
     model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
     port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
@@ -167,12 +167,12 @@ def command(
     """Drain an instance with moves and without, then restart all under load; status 1 where a request failed."""
     signal_as_interrupt()
     deadline = ("--drain-deadline", str(_DEADLINE_S / 2))
-    settings = steady.engines(model, decode, port, simulate, dtype, worker_flags=deadline)
+    settings = steady.cluster_settings(model, decode, port, simulate, dtype, worker_flags=deadline)
     console = Console(stderr=True)
     with local.running(settings, console) as cluster:
         figures = asyncio.run(measure(cluster, running, tokens, repeats, streams, console))
     result = {
-        **steady.described("drain", model, simulate, dtype, decode),
+        **steady.result_header("drain", model, simulate, dtype, decode),
         "running": running,
         "tokens_of_a_request": tokens,
         **figures,

@@ -1,13 +1,12 @@
-"""What a result must say of where it comes from, and how it is written."""
+"""Where a result comes from (versions, commit, machine), and how it is written."""
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 _PACKAGES = (
     "ares",
@@ -37,8 +36,8 @@ def describe() -> dict[str, Any]:
         "commit": _commit(),
         "machine": {
             "cpu": _cpu(),
-            "cores": psutil.cpu_count(),
-            "memory_gb": round(psutil.virtual_memory().total / 2**30),
+            "cores": os.cpu_count(),
+            "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
             "python": platform.python_version(),
         },
     }

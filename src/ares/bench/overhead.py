@@ -21,7 +21,10 @@ import zmq
 import zmq.asyncio
 from rich.console import Console
 
+from ares.bench import sse
 from ares.bench.environment import describe, write
+from ares.bench.percentiles import median_interval
+from ares.bench.streams import greedy_body
 from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
@@ -38,20 +41,15 @@ async def gaps(http: aiohttp.ClientSession, url: str, model: str, batch: int, to
     generator = random.Random(batch)  # noqa: S311 - a workload, not a secret
 
     async def one() -> list[float]:
-        prompt = [generator.randrange(1000, 40000) for _ in range(64)]
         body = {
             "model": model,
-            "prompt": prompt,
-            "max_tokens": tokens,
-            "temperature": 0,
-            "ignore_eos": True,
+            **greedy_body(generator, 64, tokens),
             "stream": True,
             "return_token_ids": True,
             "kv_transfer_params": {fields.KEY: f"overhead-{time.monotonic_ns()}"},
         }
-        async with http.post(f"{url}/v1/completions", json=body) as reply:
-            reply.raise_for_status()
-            times = [time.monotonic() async for line in reply.content if line.startswith(b"data: {")]
+        async with sse.open_stream(http, f"{url}/v1/completions", body) as chunks:
+            times = [time.monotonic() async for _ in chunks]
         # The first gaps still hold the other streams' prefills.
         return [b - a for a, b in itertools.pairwise(times[batch:])]
 
@@ -108,14 +106,8 @@ async def _measure(
 
 
 def interval(values: list[float]) -> dict[str, float]:
-    """Return the median with a 95 % bootstrap interval."""
-    generator = random.Random(0)  # noqa: S311 - resampling
-    medians = sorted(statistics.median(generator.choices(values, k=len(values))) for _ in range(2000))
-    return {
-        "median": round(statistics.median(values), 4),
-        "low": round(medians[50], 4),
-        "high": round(medians[1949], 4),
-    }
+    """Return the median with a 95 % bootstrap interval, rounded."""
+    return {name: round(value, 4) for name, value in median_interval(values).items()}
 
 
 def command(
@@ -133,7 +125,7 @@ def command(
         for name in _CONNECTORS:
             cluster.start_worker(name, "both", str(cores[-1]), ("--connector", name, "--predictor", "none"))
         cluster.await_workers()
-        urls = {part.name: part.url for part in cluster.workers}
+        urls = {process.name: process.url for process in cluster.workers}
         rows = asyncio.run(_measure(urls, model, batch or [1, 8], rounds, tokens))
     columns = ("none ms", "stock ms", "ares ms", "ares / stock", "ares / none")
     table = tables.table("batch", *columns, title="TPOT while nothing moves")

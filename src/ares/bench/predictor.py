@@ -1,8 +1,9 @@
 """`ares bench predictor`: what the predictor costs a running engine.
 
-One real engine, watched over its control channel as a gateway watches it. Between two runs of the same streams its tap
-and predictor are switched, through vLLM's development endpoint: the same process, memory and caches on both sides. TPOT
-is the mean over all tokens: a prediction comes with every 20th step, and a median would never see it.
+One real engine, watched over its control channel as a gateway watches it. Between two runs of the same streams its
+hidden-state hook and predictor are switched on or off, through vLLM's development endpoint: the same process, memory
+and caches on both sides. TPOT is the mean over all tokens: a prediction comes with every 20th step, and a median would
+never see it.
 """
 
 import asyncio
@@ -36,7 +37,7 @@ async def _measure(url: str, model: str, batches: list[int], rounds: int, tokens
                 for batch in batches:
                     runs: dict[str, list[float]] = {state: [] for state in _STATES}
                     for number in range(rounds + 1):
-                        # Who goes first changes: a machine that slows down must not count against one of them.
+                        # The order changes: a machine that slows down must not count against one of them.
                         for state in _STATES if number % 2 else _STATES[::-1]:
                             await _switch(http, url, state)
                             value = statistics.fmean(await gaps(http, url, model, batch, tokens))

@@ -1,4 +1,8 @@
-"""`ares bench relay`: what the gateway costs, beside PyPI's vllm-router on the same mock engines in the same run."""
+"""`ares bench relay`: the gateway's CPU time a token, next to PyPI's vllm-router on the same mock engines.
+
+The mock engines (bench/mock_engine.py) compute nothing. Streams are read without being decoded, so that the
+client takes as little of the machine as it can.
+"""
 
 import contextlib
 import importlib.metadata
@@ -13,25 +17,31 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
-import psutil
 import typer
 import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from ares import extras
+from ares.bench import sse
 from ares.bench.environment import describe, write
-from ares.bench.stream_client import Reading, StreamError, read_streams
+from ares.bench.percentiles import percentiles
 from ares.models import resolve as models
 from ares.models.resolve import DEFAULT_MODEL
 from ares.terminal import tables
-from ares.terminal.errors import fail
+from ares.terminal.errors import exit_with_error
 from ares.terminal.http_client import open_direct
 from ares.terminal.signals import signal_as_interrupt
 
+if TYPE_CHECKING:
+    import psutil
+
 _START_TIMEOUT_S = 60.0
+# Longest that a stream takes beyond a second a token.
+_GRACE_S = 60.0
 # Streams that are measured for the time to the first token bring just enough tokens to have a second one.
 _FIRST_TOKENS = 4
 _MODES = {"as_fast_as_read": "as fast as read", "paced": "paced"}
@@ -59,7 +69,7 @@ class _System:
 
     name: str
     port: int
-    process: psutil.Process
+    process: "psutil.Process"
     cpu_s: dict[str, list[float]] = field(default_factory=lambda: {mode: [] for mode in _MODES})
     chunks_per_read: dict[str, list[float]] = field(default_factory=lambda: {mode: [] for mode in _MODES})
     first_token_s: list[float] = field(default_factory=list)
@@ -92,6 +102,7 @@ def command(
     The engines are mocks that compute nothing. In one mode they write as fast as they are read, so that a read brings
     many tokens; in the other each stream gets a token at fixed intervals, as from an engine.
     """
+    extras.require("psutil")
     signal_as_interrupt()
     console = Console()
     if router is None:
@@ -99,8 +110,8 @@ def command(
     plan = _Plan(model, streams, {"as_fast_as_read": tokens, "paced": paced_tokens}, interval_ms, repeats, first_tokens)
     try:
         systems = _run(plan, router, console)
-    except (BenchError, StreamError) as error:
-        fail(str(error), 1)
+    except (BenchError, sse.StreamError) as error:
+        exit_with_error(str(error), 1)
     described = describe()
     described["versions"] |= _versions(router)
     result = {
@@ -126,7 +137,7 @@ def _run(plan: _Plan, router: Path | None, console: Console) -> dict[str, Any]:
         if router is not None:
             systems += [stack.enter_context(_router(router, ports, mode, logs)) for mode in ("prefill-decode", "plain")]
         for system in systems:  # a first run of everything, to be forgotten
-            uvloop.run(read_streams(system.port, plan.model, plan.streams, 50))
+            uvloop.run(_read_streams(system.port, plan.model, plan.streams, 50))
         direct = mocks["decode"]
         for n in range(plan.repeats):
             console.print(f"repeat {n + 1} of {plan.repeats}", style="dim")
@@ -137,18 +148,61 @@ def _run(plan: _Plan, router: Path | None, console: Console) -> dict[str, Any]:
             _pace(direct, 0.0)
             for _ in range(plan.first_tokens):
                 for system in (direct, *systems):
-                    (reading,) = uvloop.run(read_streams(system.port, plan.model, 1, _FIRST_TOKENS))
-                    system.first_token_s.append(reading.first_token_s)
+                    (reply,) = uvloop.run(_read_streams(system.port, plan.model, 1, _FIRST_TOKENS))
+                    system.first_token_s.append(_first_token_s(reply))
         return {system.name: _figures(system, direct) for system in systems}
 
 
 def _measure(system: _System, mode: str, model: str, streams: int, tokens: int) -> None:
     before = system.cpu()
-    readings: list[Reading] = uvloop.run(read_streams(system.port, model, streams, tokens))
+    replies = uvloop.run(_read_streams(system.port, model, streams, tokens))
     spent = system.cpu() - before
     system.cpu_s[mode].append(spent / (streams * tokens) * 100_000)
-    system.chunks_per_read[mode].append(sum(r.events for r in readings) / sum(r.reads for r in readings))
+    events = streams * (tokens + _OTHER_EVENTS)
+    system.chunks_per_read[mode].append(events / sum(len(reply.data) for reply in replies))
     system.observe_memory()
+
+
+# The event with the role, and `[DONE]`.
+_OTHER_EVENTS = 2
+
+
+async def _read_streams(port: int, model: str, streams: int, tokens: int) -> list[sse.RawReply]:
+    """Read so many chat streams of so many tokens at once, and check that every token arrived.
+
+    Raises
+    ------
+    sse.StreamError
+        A stream broke, or its events are not one a token, one for the role and `[DONE]`.
+    """
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": "What is gravity?"}],
+        "max_tokens": tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    request = sse.request_bytes("/v1/chat/completions", body)
+    replies = await sse.read_at_once([request] * streams, [port], _GRACE_S + tokens)
+    for reply in replies:
+        if not reply.complete:
+            begin = b"".join(reply.data)[:500]
+            raise sse.StreamError(f"the stream broke ({reply.finished.result()!r}); it began with {begin!r}")
+        events = sum(count for _, count in reply.events_of_reads())
+        if events != tokens + _OTHER_EVENTS:
+            raise sse.StreamError(f"{events} events arrived instead of {tokens + _OTHER_EVENTS}")
+    return replies
+
+
+def _first_token_s(reply: sse.RawReply) -> float:
+    """Return the seconds from the request to the read with the second event: the first holds the role alone."""
+    events = 0
+    for moment, count in reply.events_of_reads():
+        events += count
+        if events > 1:
+            return moment - reply.started
+    raise sse.StreamError("the stream has no token")
 
 
 # --- processes ---
@@ -184,8 +238,8 @@ def _router(router: Path, ports: dict[str, int], mode: str, logs: Path) -> Itera
     yield from _served(f"vllm-router {mode}", command, port, logs, "/health", [])
 
 
-def _served(name: str, command: list[str], port: int, logs: Path, route: str, words: list[str]) -> Iterator[_System]:
-    """Run a server, and hand it out once `route` answers with all of the words."""
+def _served(name: str, command: list[str], port: int, logs: Path, route: str, expected: list[str]) -> Iterator[_System]:
+    """Run a server, and yield it once the answer of `route` holds all of `expected`."""
     log = logs / f"{name.replace(' ', '-')}.log"
     with log.open("wb") as sink:
         process = subprocess.Popen(  # noqa: S603 - our own command
@@ -201,11 +255,13 @@ def _served(name: str, command: list[str], port: int, logs: Path, route: str, wo
         while True:
             with contextlib.suppress(OSError):
                 answer = _get(port, route)
-                if all(word in answer for word in words):
+                if all(text in answer for text in expected):
                     break
             if process.poll() is not None or time.monotonic() > deadline:
                 raise BenchError(f"{name} does not serve; the end of its log:\n{log.read_text()[-2000:]}")
             time.sleep(0.1)
+        import psutil
+
         yield _System(name, port, psutil.Process(process.pid))
     finally:
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -235,7 +291,7 @@ def _free_port() -> int:
 
 def _figures(system: _System, direct: _System) -> dict[str, Any]:
     base = statistics.median(direct.first_token_s)
-    added = sorted((seconds - base) * 1000 for seconds in system.first_token_s)
+    added = percentiles([(seconds - base) * 1000 for seconds in system.first_token_s], 50, 95)
     modes = {
         mode: {
             "cpu_s_per_100k_chunks": {
@@ -246,10 +302,7 @@ def _figures(system: _System, direct: _System) -> dict[str, Any]:
         }
         for mode, runs in system.cpu_s.items()
     }
-    first = {
-        "median": round(statistics.median(added), 3),
-        "p95": round(added[int(0.95 * (len(added) - 1))], 3),
-    }
+    first = {name: round(value, 3) for name, value in added.items()}
     return {**modes, "added_ttft_ms": first, "rss_mb": round(system.rss_mb, 1)}
 
 
@@ -275,5 +328,5 @@ def _table(systems: dict[str, Any]) -> Table:
             for mode in _MODES
         ]
         added = figures["added_ttft_ms"]
-        table.add_row(name, *cells, f"{added['median']:.2f}", f"{added['p95']:.2f}", f"{figures['rss_mb']:.0f}")
+        table.add_row(name, *cells, f"{added['p50']:.2f}", f"{added['p95']:.2f}", f"{figures['rss_mb']:.0f}")
     return table

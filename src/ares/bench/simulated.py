@@ -1,26 +1,25 @@
-"""`ares bench simulated`: many concurrent streams through one gateway over simulated engines.
+"""`ares bench simulated`: many concurrent streams through one gateway over mock engines.
 
-Every token of every stream is checked afterwards: what simulated engines write is a function of the prompt.
+Every token of every stream is checked afterwards: the output of a mock engine is a function of the prompt.
 """
 
-import asyncio
 import itertools
-import statistics
 import time
-from array import array
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import msgspec
-import psutil
 import typer
 import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from ares import extras
+from ares.bench import sse
 from ares.bench.environment import describe, write
+from ares.bench.percentiles import milliseconds
 from ares.local_cluster import cluster as local
 from ares.mock_engine import model as simulated
 from ares.mock_engine.model import MockModel
@@ -31,11 +30,9 @@ from ares.terminal import tables
 from ares.terminal.http_client import open_direct
 from ares.terminal.signals import signal_as_interrupt
 
-_EVENT = b"data: {"
-_END = b"0\r\n\r\n"
 # Longest run, beyond what the tokens take.
-_PATIENCE_S = 120.0
-_REST_S = 30.0
+_GRACE_S = 120.0
+_IDLE_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,52 +50,6 @@ class _Plan:
     preset: str
 
 
-class _Reader(asyncio.Protocol):
-    """Keeps what one stream brings and when, for next to no CPU; it is read and checked afterwards."""
-
-    def __init__(self, request: bytes, go: "asyncio.Future[None]") -> None:
-        self.finished: asyncio.Future[None] = go.get_loop().create_future()
-        self.data: list[bytes] = []
-        self.times = array("d")
-        self.started = 0.0
-        self._request = request
-        go.add_done_callback(self._send)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def _send(self, _: "asyncio.Future[None]") -> None:
-        self.started = time.perf_counter()
-        self._transport.write(self._request)
-
-    def data_received(self, data: bytes) -> None:
-        self.data.append(data)
-        self.times.append(time.perf_counter())
-        if data.endswith(_END):
-            self._transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.finished.done():
-            self.finished.set_result(None)
-
-    def arrivals(self) -> tuple[list[float], list[int]]:
-        """Return when events came, and how many each time."""
-        counts = [data.count(_EVENT) for data in self.data]
-        found = [(moment, count) for moment, count in zip(self.times, counts, strict=True) if count]
-        return [moment for moment, _ in found], [count for _, count in found]
-
-    def tokens(self) -> list[int]:
-        """Return the tokens; what is no stream of tokens is an empty list."""
-        found: list[int] = []
-        for line in b"".join(self.data).split(b"\n"):
-            if line.startswith(_EVENT):
-                choices = msgspec.json.decode(line[len(_EVENT) - 1 :]).get("choices")
-                if not choices:  # an error
-                    return []
-                found += choices[0].get("token_ids") or []
-        return found
-
-
 def command(
     streams: Annotated[int, typer.Option(min=1, help="Concurrent streams.")] = 1000,
     prefill: Annotated[int, typer.Option(min=0, help="Prefill instances.")] = 4,
@@ -112,7 +63,8 @@ def command(
     port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8013,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
-    """Measure one gateway, or none, before many simulated engines: tokens a second, CPU, memory, gaps, errors."""
+    """Measure one gateway, or none, in front of many mock engines: tokens a second, CPU, memory, gaps, errors."""
+    extras.require("psutil")
     signal_as_interrupt()
     console = Console()
     plan = _Plan(profile, model, prefill, decode, streams, prompt_tokens, tokens, speed, preset)
@@ -146,42 +98,44 @@ def command(
 
 
 def _measure(plan: _Plan, cluster: local.Cluster, written: MockModel, *, through_gateway: bool) -> dict[str, Any]:
+    import psutil
+
     prompts = [
         [written.ids[(n * 7 + k) % len(written.ids)] for k in range(plan.prompt_tokens)] for n in range(plan.streams)
     ]
     if through_gateway:
         ports = [_port(cluster.url)]
     else:
-        decoding = [part for part in cluster.workers if part.name != "prefill"]
-        ports = [_port(url) for part in decoding for url in part.instances.values()]
+        decoding = [managed for managed in cluster.workers if managed.name != "prefill"]
+        ports = [_port(url) for managed in decoding for url in managed.instances.values()]
     requests = [_request(plan, prompt, through_gateway=through_gateway) for prompt in prompts]
-    parts = {part.name: psutil.Process(part.process.pid) for part in cluster.parts}
+    parts = {managed.name: psutil.Process(managed.popen.pid) for managed in cluster.processes}
     parts["client"] = psutil.Process()
     before = {name: sum(process.cpu_times()[:2]) for name, process in parts.items()}
     psutil.cpu_percent()
     lag_before = sum(c["lag_s"] for c in _counters(cluster))
     began = time.perf_counter()
-    readers: list[_Reader] = uvloop.run(_read(requests, ports, plan))
+    replies = uvloop.run(sse.read_at_once(requests, ports, _GRACE_S + plan.tokens))
     elapsed = time.perf_counter() - began
     spent = {name: sum(process.cpu_times()[:2]) - before[name] for name, process in parts.items()}
     machine = psutil.cpu_percent()
-    arrivals = [reader.arrivals() for reader in readers]
-    outputs = [reader.tokens() for reader in readers]
+    arrivals = [_arrivals(reply) for reply in replies]
+    outputs = [_tokens(reply) for reply in replies]
     wrong = sum(
         output != written.continuation(prompt, plan.tokens) for prompt, output in zip(prompts, outputs, strict=True)
     )
     total = sum(map(len, outputs))
     gaps = [b - a for times, _ in arrivals for a, b in itertools.pairwise(times)]
-    first = [times[0] - reader.started for reader, (times, _) in zip(readers, arrivals, strict=True) if times]
+    first = [times[0] - reply.started for reply, (times, _) in zip(replies, arrivals, strict=True) if times]
     return {
-        "streams": len(readers),
+        "streams": len(replies),
         "wrong_or_broken_streams": wrong,
         "tokens": total,
         "seconds": round(elapsed, 2),
         "tokens_per_s": round(total / elapsed),
         "tokens_per_s_while_all_ran": _steady(arrivals),
-        "first_token_ms": _percentiles(first),
-        "gap_ms": _percentiles(gaps),
+        "first_token_ms": milliseconds(first, 50, 99, 100, digits=2),
+        "gap_ms": milliseconds(gaps, 50, 99, 100, digits=2),
         "cpu_percent_of_one_core": {name: round(100 * used / elapsed, 1) for name, used in spent.items()},
         "cpu_us_per_token": {name: round(1e6 * used / max(1, total), 2) for name, used in spent.items()},
         "memory_mb": {name: round(process.memory_info().rss / 2**20) for name, process in parts.items()},
@@ -191,19 +145,17 @@ def _measure(plan: _Plan, cluster: local.Cluster, written: MockModel, *, through
     }
 
 
-async def _read(requests: list[bytes], ports: list[int], plan: _Plan) -> list[_Reader]:
-    loop = asyncio.get_running_loop()
-    go: asyncio.Future[None] = loop.create_future()
-    readers: list[_Reader] = []
-    for n, request in enumerate(requests):
-        reader = _Reader(request, go)
-        await loop.create_connection(lambda reader=reader: reader, "127.0.0.1", ports[n % len(ports)])  # type: ignore[misc]
-        readers.append(reader)
-    # All are connected before the first one asks.
-    go.set_result(None)
-    async with asyncio.timeout(_PATIENCE_S + plan.tokens):
-        await asyncio.gather(*(reader.finished for reader in readers))
-    return readers
+def _tokens(reply: sse.RawReply) -> list[int]:
+    """Return the tokens of a stream; none where an event holds no choice, as an error does."""
+    chunks = list(reply.chunks())
+    return [token for chunk in chunks for token in chunk.tokens] if all(chunk.choices for chunk in chunks) else []
+
+
+def _arrivals(reply: sse.RawReply) -> tuple[list[float], list[int]]:
+    """Return when events with tokens came, and how many each time."""
+    counts = [data.count(sse.EVENT) for data in reply.data]
+    found = [(moment, count) for moment, count in zip(reply.times, counts, strict=True) if count]
+    return [moment for moment, _ in found], [count for _, count in found]
 
 
 def _request(plan: _Plan, prompt: list[int], *, through_gateway: bool) -> bytes:
@@ -215,9 +167,7 @@ def _request(plan: _Plan, prompt: list[int], *, through_gateway: bool) -> bytes:
     else:
         path = GENERATE_ROUTE
         body = {"token_ids": prompt, "sampling_params": sampling}
-    data = msgspec.json.encode({**body, "stream": True})
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
-    return f"{head}\r\n\r\n".encode() + data
+    return sse.request_bytes(path, {**body, "stream": True})
 
 
 def _port(url: str) -> int:
@@ -225,15 +175,15 @@ def _port(url: str) -> int:
 
 
 def _counters(cluster: local.Cluster) -> Iterator[dict[str, Any]]:
-    for part in cluster.workers:
-        for url in part.instances.values():
+    for managed in cluster.workers:
+        for url in managed.instances.values():
             with open_direct(f"{url}{COUNTERS_ROUTE}", timeout=10) as reply:
                 yield msgspec.json.decode(reply.read())
 
 
 def _left_behind(cluster: local.Cluster) -> int:
     """Return the KV blocks, pins and requests that the engines still have a while after the last stream has ended."""
-    deadline = time.monotonic() + _REST_S
+    deadline = time.monotonic() + _IDLE_TIMEOUT_S
     while True:
         left = sum(c["kv_blocks_used"] + c["pinned"] + c["running"] + c["waiting"] for c in _counters(cluster))
         if not left or time.monotonic() > deadline:
@@ -256,13 +206,6 @@ def _steady(arrivals: list[tuple[list[float], list[int]]]) -> int | None:
     return round(events / (end - begin))
 
 
-def _percentiles(seconds: list[float]) -> dict[str, float]:
-    if len(seconds) < 2:
-        return {}
-    cuts = statistics.quantiles(seconds, n=100)
-    return {"p50": round(1000 * cuts[49], 2), "p99": round(1000 * cuts[98], 2), "max": round(1000 * max(seconds), 1)}
-
-
 def _table(plan: _Plan, runs: dict[str, dict[str, Any]]) -> Table:
     title = f"{plan.streams} streams of {plan.tokens} tokens on {plan.prefill + plan.decode} instances"
     columns = ("tokens/s", "all running", "wrong", "TTFT p50/p99 ms", "gap p50/p99 ms", "CPU % of a core")
@@ -276,6 +219,6 @@ def _table(plan: _Plan, runs: dict[str, dict[str, Any]]) -> Table:
             str(run["wrong_or_broken_streams"]),
             f"{first.get('p50')} / {first.get('p99')}",
             f"{gap.get('p50')} / {gap.get('p99')}",
-            ", ".join(f"{part} {percent:.0f}" for part, percent in run["cpu_percent_of_one_core"].items()),
+            ", ".join(f"{managed} {percent:.0f}" for managed, percent in run["cpu_percent_of_one_core"].items()),
         )
     return table

@@ -46,7 +46,7 @@ def run(arguments: list[str], cache: Path | None = None) -> dict[str, Any]:
         _, status, usage = os.wait4(process, 0)
         wall = time.perf_counter() - begin
         if status != 0:
-            raise typer.Exit(2)  # the command has said why
+            raise typer.Exit(2)  # the command has printed the reason
         result = json.loads(out.read_text(encoding="utf-8"))["runs"][0]
     return {
         "preset": result["preset"],

@@ -1,7 +1,7 @@
 """`ares bench stall`: how long a client waits for its next token when its request moves.
 
-Real engines, moves by command. The stall is what the client sees: the longest wait between two tokens while the move is
-under way, next to the median wait between tokens of the same stream when nothing moves.
+Real engines, moves by command. The stall is measured at the client: the longest wait between two tokens while the move
+is under way, next to the median wait between tokens of the same stream when nothing moves.
 """
 
 import asyncio
@@ -17,11 +17,14 @@ import aiohttp
 import typer
 from rich.console import Console
 
+from ares.bench import sse
 from ares.bench.environment import describe, write
+from ares.bench.live.client import gateway_status
+from ares.bench.percentiles import milliseconds, percentiles
+from ares.bench.streams import greedy_body
 from ares.engine.defaults import DEFAULT_PULL_BYTES, local_flags
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
-from ares.protocol.fields import REQUEST_ID_HEADER
 from ares.terminal import tables
 from ares.terminal.progress import progress_display
 
@@ -30,8 +33,6 @@ _BETWEEN = 12
 # Of moves by command (docs/migration.md).
 _MODES = ("stop_and_copy", "pre_copy", "auto")
 _ATTEMPTS = 5
-# One chunk for every token, also for those that have no text yet.
-_TOKEN_IDS = {"return_token_ids": True}
 
 
 class NotMovedError(RuntimeError):
@@ -56,37 +57,26 @@ class _Watched:
             waiter.cancel()
 
 
-def _body(model: str, context: int, generator: random.Random, **more: Any) -> dict[str, Any]:
-    prompt = [generator.randrange(1000, 40000) for _ in range(context)]
-    return {
-        "model": model,
-        "prompt": prompt,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        **_TOKEN_IDS,
-        **more,
-    }
+def _body(model: str, context: int, generator: random.Random, tokens: int) -> dict[str, Any]:
+    # With token ids there is one chunk for every token, also for those that have no text yet.
+    return {"model": model, **greedy_body(generator, context, tokens), "stream": True, "return_token_ids": True}
 
 
 async def _follow(http: aiohttp.ClientSession, url: str, body: dict[str, Any], name: str, watched: _Watched) -> None:
-    async with http.post(f"{url}/v1/completions", json=body, headers={REQUEST_ID_HEADER: name}) as reply:
-        reply.raise_for_status()
-        async for line in reply.content:
-            if line.startswith(b"data: {"):
-                watched.times.append(time.monotonic())
-                watched.changed.set()
+    async with sse.open_stream(http, f"{url}/v1/completions", body, name) as chunks:
+        async for _ in chunks:
+            watched.times.append(time.monotonic())
+            watched.changed.set()
 
 
 async def _fill(http: aiohttp.ClientSession, url: str, model: str, generator: random.Random, number: int) -> None:
     """Keep one stream running, until cancelled."""
     while True:
-        await _follow(http, url, _body(model, 200, generator, max_tokens=3500), f"background-{number}", _Watched())
+        await _follow(http, url, _body(model, 200, generator, 3500), f"background-{number}", _Watched())
 
 
 async def _instance_of(http: aiohttp.ClientSession, url: str, name: str) -> str | None:
-    async with http.get(f"{url}/admin/v1/status") as reply:
-        rows = (await reply.json())["requests"]
+    rows = (await gateway_status(http, url))["requests"]
     return next((row["instance"] for row in rows if row["id"] == name), None)
 
 
@@ -135,7 +125,7 @@ async def _case(
             for attempt in range(_ATTEMPTS):
                 name = f"stall-{mode}-{context}-{number}-{time.monotonic_ns()}"
                 # A new prompt for each move: no prefix cache has anything of it.
-                body = _body(model, context, generator, max_tokens=8 * _BETWEEN)
+                body = _body(model, context, generator, 8 * _BETWEEN)
                 try:
                     stall, quiet, record = await _move(http, url, body, name, mode)
                     break
@@ -161,7 +151,7 @@ def _row(
         "moves": len(stalls),
         "gap_ms": _summary(gaps),
         "stall_ms": _summary(stalls),
-        "stall_in_gaps": {"median": statistics.median(stalls) / gap, "p95": _quantile(stalls, 0.95) / gap},
+        "stall_in_gaps": percentiles([stall / gap for stall in stalls], 50, 95),
         "gateway_stall_ms": _summary([r["stall_s"] for r in records]),
         "cut_ms": _summary([r["cut_s"] for r in records]),
         "accept_ms": _summary([r["accept_s"] for r in records]),
@@ -172,21 +162,15 @@ def _row(
     }
 
 
-def _quantile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
-
-
 def _summary(seconds: list[float]) -> dict[str, float]:
-    return {"median": round(1000 * statistics.median(seconds), 2), "p95": round(1000 * _quantile(seconds, 0.95), 2)}
+    return milliseconds(seconds, 50, 95, digits=2)
 
 
 async def _measure(
     url: str, model: str, contexts: list[int], moves: int, modes: list[str], background: int
 ) -> list[dict[str, Any]]:
     results = []
-    async with aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(total=None, sock_read=120), connector=aiohttp.TCPConnector(limit=0)
-    ) as http:
+    async with sse.session(silence_s=120.0) as http:
         with progress_display(Console(stderr=True)) as progress:
             task = progress.add_task("moves", total=2 * len(contexts) * len(modes) * moves)
             for load, streams in (("idle", 0), ("busy", 2 * background)):
@@ -216,7 +200,7 @@ def command(
     ] = None,
     moves: Annotated[int, typer.Option(min=1, help="Moves for each length, mode and load.")] = 24,
     background: Annotated[int, typer.Option(min=1, help="Other streams on each instance when busy.")] = 4,
-    pull_within_step_bytes: Annotated[int, typer.Option(help="As for `ares worker`; 0 pulls beside steps.")] = (
+    pull_within_step_bytes: Annotated[int, typer.Option(help="As for `ares worker`; 0 pulls between steps.")] = (
         DEFAULT_PULL_BYTES
     ),
     port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
@@ -251,10 +235,10 @@ def command(
             row["load"],
             str(row["context_tokens"]),
             row["mode"],
-            f"{row['gap_ms']['median']:.1f}",
-            f"{row['stall_ms']['median']:.1f}",
+            f"{row['gap_ms']['p50']:.1f}",
+            f"{row['stall_ms']['p50']:.1f}",
             f"{row['stall_ms']['p95']:.1f}",
-            f"{row['stall_in_gaps']['median']:.2f}",
+            f"{row['stall_in_gaps']['p50']:.2f}",
             f"{row['stall_in_gaps']['p95']:.2f}",
         )
     tables.show(table)

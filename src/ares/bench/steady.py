@@ -1,4 +1,4 @@
-"""A steady load of streams whose every token is known, for measurements of what a cluster survives."""
+"""A steady load of streams whose every token is known, for measurements under kills, drains and restarts."""
 
 import asyncio
 import itertools
@@ -14,25 +14,20 @@ from ares.bench.environment import describe
 from ares.bench.live import client
 from ares.bench.live.client import Observed
 from ares.bench.live.load import Planned
-from ares.bench.streams import play
+from ares.bench.percentiles import milliseconds
+from ares.bench.streams import send_all
 from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
 
 _POLL_S = 0.05
 # A worker that restarts is up by then, or it is a failure.
 _REJOIN_S = 300.0
-# A stream is in its middle with so many tokens behind it and so many ahead.
-_BEHIND, _AHEAD = 8, 40
+# A stream is under way with at least so many tokens generated, and so many to come.
+_GENERATED, _TO_COME = 8, 40
 
 
 class NotComparableError(RuntimeError):
-    """The cluster does not do what the measurement stands on; the message says what."""
-
-
-def session() -> aiohttp.ClientSession:
-    """Make an HTTP client for any number of long streams."""
-    timeout = aiohttp.ClientTimeout(total=None, sock_read=300)
-    return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+    """The cluster does not do what the measurement assumes; the message says what."""
 
 
 def machine_load() -> list[float]:
@@ -40,19 +35,21 @@ def machine_load() -> list[float]:
     return [round(value, 2) for value in os.getloadavg()]
 
 
-async def references(http: aiohttp.ClientSession, url: str, model: str, planned: list[Planned]) -> dict[str, list[int]]:
-    """Return the tokens of each request, written in peace.
+async def baseline_outputs(
+    http: aiohttp.ClientSession, url: str, model: str, planned: list[Planned]
+) -> dict[str, list[int]]:
+    """Return the tokens of each request in a run in which nothing is done to the cluster.
 
     Raises
     ------
     NotComparableError
         One failed: there is nothing to compare with.
     """
-    await client.quiet(http, url)
-    seen = await play(http, url, model, planned)
+    await client.wait_until_idle(http, url)
+    seen = await send_all(http, url, model, planned)
     if failed := [f"{each.name}: {each.error}" for each in seen if each.error is not None]:
         raise NotComparableError(f"requests failed before anything was done to the cluster: {failed[0]}")
-    await client.quiet(http, url)
+    await client.wait_until_idle(http, url)
     return {each.name: each.tokens for each in seen}
 
 
@@ -67,7 +64,7 @@ class Load:
     ended, tokens
         How many ended, and their tokens.
     failed, wrong
-        What went wrong with a stream: an error, or other tokens than in peace.
+        What went wrong with a stream: an error, or other tokens than in the baseline.
     """
 
     http: aiohttp.ClientSession
@@ -99,7 +96,7 @@ class Load:
         name = f"{each.name}.{next(self._numbers)}"
         seen = self.running[name] = Observed(name, 0.0)
         try:
-            await client.one(self.http, self.url, self.model, Planned(name, 0.0, each.body), 0.0, seen)
+            await client.send_request(self.http, self.url, self.model, Planned(name, 0.0, each.body), 0.0, seen)
         finally:
             del self.running[name]
         self.ended += 1
@@ -110,14 +107,14 @@ class Load:
             self.wrong.append(name)
         return seen
 
-    async def in_the_middle(self, instance: str, least: int) -> list[Observed]:
-        """Wait until so many streams are in their middle on an instance, and return them."""
+    async def streams_under_way(self, instance: str, least: int) -> list[Observed]:
+        """Wait until so many streams are under way on an instance, and return them."""
         async with asyncio.timeout(_REJOIN_S):
             while True:
-                read = await client.status(self.http, self.url)
+                read = await client.gateway_status(self.http, self.url)
                 names = [row["id"] for row in read["requests"] if row["instance"] == instance and row["movable"]]
                 found = [self.running[name] for name in names if name in self.running]
-                found = [seen for seen in found if _BEHIND <= len(seen.tokens) <= self._length(seen) - _AHEAD]
+                found = [seen for seen in found if _GENERATED <= len(seen.tokens) <= self._length(seen) - _TO_COME]
                 if len(found) >= least:
                     return found
                 await asyncio.sleep(_POLL_S)
@@ -142,7 +139,7 @@ class Load:
         return len(self.expected.get(seen.name.rpartition(".")[0], ()))
 
 
-def engines(
+def cluster_settings(
     model: str,
     decode: int,
     port: int,
@@ -151,7 +148,7 @@ def engines(
     preset: str = "off",
     worker_flags: tuple[str, ...] = (),
 ) -> local.ClusterSettings:
-    """Return one prefill and so many decode instances, each in a process of its own: real ones, or simulated."""
+    """Return one prefill and so many decode instances, each in a process of its own: real ones, or mock engines."""
     return local.ClusterSettings(
         model=model,
         decode=decode,
@@ -164,28 +161,30 @@ def engines(
     )
 
 
-def described(name: str, model: str, simulate: str | None, dtype: str, decode: int) -> dict[str, Any]:
-    """Return what a result says of itself before its figures."""
-    kind = f"simulated: {simulate}" if simulate else f"vLLM, {dtype}"
+def result_header(name: str, model: str, simulate: str | None, dtype: str, decode: int) -> dict[str, Any]:
+    """Return the fields that every result begins with."""
+    kind = f"mock: {simulate}" if simulate else f"vLLM, {dtype}"
     return {"benchmark": name, "model": model, "engines": kind, "decode_instances": decode, **describe()}
 
 
-async def row(http: aiohttp.ClientSession, url: str, name: str) -> dict[str, Any]:
-    """Return an instance's row of the status; an empty one while the gateway does not know it by name."""
-    return next((row for row in (await client.status(http, url))["instances"] if row["name"] == name), {})
+async def instance_row(http: aiohttp.ClientSession, url: str, name: str) -> dict[str, Any]:
+    """Return an instance's row of the status; an empty one while the gateway does not list it."""
+    return next((row for row in (await client.gateway_status(http, url))["instances"] if row["name"] == name), {})
 
 
-async def until(
+async def wait_for(
     http: aiohttp.ClientSession, url: str, name: str, wanted: Callable[[dict[str, Any]], bool], poll_s: float = _POLL_S
 ) -> float:
-    """Wait for something that an instance's row shows; return when it was seen, on the clock of `time.monotonic`."""
+    """Wait until an instance's row shows something; return when it did, on the clock of `time.monotonic`."""
     async with asyncio.timeout(_REJOIN_S):
-        while not wanted(await row(http, url, name)):  # noqa: ASYNC110 - nothing announces it
+        while not wanted(await instance_row(http, url, name)):  # noqa: ASYNC110 - nothing announces it
             await asyncio.sleep(poll_s)
     return time.monotonic()
 
 
-async def restarted(http: aiohttp.ClientSession, url: str, cluster: local.Cluster, part: local.Part) -> float:
+async def restart_worker(
+    http: aiohttp.ClientSession, url: str, cluster: local.Cluster, process: local.ManagedProcess
+) -> float:
     """Start a worker again that has ended; return the seconds until it takes requests.
 
     Raises
@@ -195,24 +194,19 @@ async def restarted(http: aiohttp.ClientSession, url: str, cluster: local.Cluste
     """
     began = time.monotonic()
     # On the main thread: the kernel ends a child when the thread that started it ends.
-    cluster.restart(part)
-    while not await asyncio.to_thread(part.ready):
+    cluster.restart(process)
+    while not await asyncio.to_thread(process.ready):
         cluster.check()
         if time.monotonic() - began > _REJOIN_S:
-            raise local.ClusterError(f"{part.name} did not come back; the end of {part.log}:\n{part.log_end()}")
+            raise local.ClusterError(
+                f"{process.name} did not come back; the end of {process.log}:\n{process.log_end()}"
+            )
         await asyncio.sleep(_POLL_S)
-    (name,) = part.instances
-    await until(http, url, name, lambda seen: bool(seen.get("healthy")) and not seen["draining"])
+    (name,) = process.instances
+    await wait_for(http, url, name, lambda seen: bool(seen.get("healthy")) and not seen["draining"])
     return time.monotonic() - began
 
 
-def spread(seconds: list[float]) -> dict[str, float]:
+def latency_summary(seconds: list[float]) -> dict[str, float]:
     """Return count, P50, P90 and maximum, in milliseconds."""
-    ordered = sorted(seconds)
-    if not ordered:
-        return {"count": 0}
-
-    def at(share: float) -> float:
-        return round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1)
-
-    return {"count": len(ordered), "p50_ms": at(0.5), "p90_ms": at(0.9), "max_ms": round(1000 * ordered[-1], 1)}
+    return {"count": len(seconds)} | {f"{name}_ms": v for name, v in milliseconds(seconds, 50, 90, 100).items()}

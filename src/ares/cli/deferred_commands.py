@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 
 class Deferred(TyperGroup):
-    """A group that stands for the `app` of a module; it knows its own name and help without it."""
+    """A group that stands for the `app` of a module, with a name and a help that need no import of it."""
 
     module: str
 
@@ -21,13 +21,13 @@ class Deferred(TyperGroup):
 
     @cached_property
     def _group(self) -> TyperGroup:
-        # Below another, as everywhere: a group takes how it looks from that, and has no options of its own for a shell.
+        # As a sub-command of another app: a group takes its style from that, and has no options for shell completion.
         above = typer.Typer(add_completion=False)
         above.add_typer(importlib.import_module(self.module).app, name=self.name)
         return cast(TyperGroup, typer.main.get_group(above).commands[str(self.name)])
 
     def make_context(self, *arguments: Any, **settings: Any) -> Any:
-        """Read the command line as the group itself does: all that follows is then the group's."""
+        """Parse the command line with the group itself."""
         return self._group.make_context(*arguments, **settings)
 
     def list_commands(self, ctx: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a user gave on the command line of `ares simulate`: options that would change nothing are refused by name."""
+"""The options given to `ares simulate`: those without an effect are refused by name."""
 
 import math
 from collections.abc import Collection, Iterable, Iterator
@@ -22,7 +22,7 @@ def given_flags(context: typer.Context) -> set[str]:
 
 
 def refuse_before_command(given: Collection[str], command: str) -> None:
-    """Refuse options that stand before a sub-command, which has its own; ValueError names them."""
+    """Refuse options before a sub-command, which has its own; ValueError names them."""
     if given:
         flags = ", ".join(sorted(given))
         raise ValueError(f"{flags} before {command} changes nothing: give it after, ares simulate {command} OPTIONS")
@@ -36,14 +36,14 @@ def refuse_not_finite(**values: float | None) -> None:
 
 
 def refuse_repeated(flag: str, values: Iterable[object]) -> None:
-    """Refuse a value that is given twice: its runs would be the same, and count twice."""
+    """Refuse a value that is given twice: its runs would be the same and count twice."""
     every = list(values)
     if twice := [value for n, value in enumerate(every) if value in every[:n]]:
         raise ValueError(f"{flag}: {twice[0]} is given twice")
 
 
 def refuse_without_effect(given: Collection[str], scenario: "Scenario", policies: Collection[Preset]) -> None:
-    """Refuse options that change nothing beside the others; ValueError says which and why."""
+    """Refuse options that change nothing given the others; ValueError says which and why."""
     for flag, why in _without_effect(given, scenario, policies):
         if flag in given:
             raise ValueError(f"{flag} changes nothing: {why}")

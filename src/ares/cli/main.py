@@ -12,13 +12,14 @@ from rich.console import Console
 from ares import __version__, extras
 from ares.cli import operator as operator_cli
 from ares.cli.deferred_commands import Deferred
+from ares.cli.errors import run_app
 from ares.cli.options import Policies, Settings
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES
-from ares.models.resolve import DEFAULT_MODEL, ModelError
+from ares.models.resolve import DEFAULT_MODEL
 from ares.protocol.fields import CONTROL_KEY_VARIABLE
-from ares.protocol.keys import KeyFileError, read_key, read_keys, refuse_key_flag
-from ares.terminal.errors import fail
-from ares.terminal.http_client import by_variables
+from ares.protocol.keys import read_key, read_keys, refuse_key_flag
+from ares.terminal.errors import exit_with_error
+from ares.terminal.http_client import proxy_by_variables
 from ares.terminal.signals import signal_as_interrupt
 
 app = typer.Typer(
@@ -29,8 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
-# What they need is imported when one of their commands is called: it is most of ARES.
-for group, module, said in (
+# Their modules are imported when one of their commands is called: together they import most of ARES.
+for group, module, text in (
     ("bench", "ares.cli.bench", "Measure ARES."),
     (
         "simulate",
@@ -43,7 +44,7 @@ for group, module, said in (
         "Predict remaining output length from the model's own hidden states.",
     ),
 ):
-    app.add_typer(typer.Typer(cls=Deferred.of(module)), name=group, help=said)
+    app.add_typer(typer.Typer(cls=Deferred.of(module)), name=group, help=text)
 for command in (
     operator_cli.status,
     operator_cli.migrate,
@@ -67,27 +68,13 @@ ControlKeyFile = Annotated[
     Path | None, typer.Option(help="File with the control channel's key; or ARES_CONTROL_KEY (docs/security.md).")
 ]
 Simulate = Annotated[
-    str | None, typer.Option(metavar="PROFILE", help="Simulate engines of this profile (docs/simulated-engine.md).")
+    str | None, typer.Option(metavar="PROFILE", help="Use mock engines of this profile (docs/simulated-engine.md).")
 ]
 
 
 def main() -> None:
-    """Run the command; what a user can mend is one line and status 2, not a traceback."""
-    try:
-        app()
-    except ModuleNotFoundError as error:
-        fail(str(extras.explain(error)))
-    except (ModelError, KeyFileError, extras.MissingPackageError) as error:
-        fail(str(error))
-    except Exception as error:
-        from ares.addresses import AddressError
-        from ares.config import ConfigError
-        from ares.local_cluster.cluster import ClusterError
-        from ares.predictor.errors import PredictorError
-
-        if not isinstance(error, AddressError | ConfigError | ClusterError | PredictorError):
-            raise
-        fail(str(error))
+    """Run the command."""
+    run_app(app)
 
 
 def _print_version(asked: bool) -> None:
@@ -102,7 +89,7 @@ def ares(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Take the options that stand before any command."""
+    """Take the options before any command."""
 
 
 @app.command()
@@ -144,15 +131,15 @@ def worker(
     connector: Annotated[str, typer.Option(hidden=True, help="For measurements: ares, stock or none.")] = "ares",
     simulate: Simulate = None,
 ) -> None:
-    """Start one vLLM instance that can hand running requests over.
+    """Start one vLLM instance that can hand over running requests.
 
     Every other flag goes to `vllm serve` as it is, for example --max-model-len 4096 or --tensor-parallel-size 2; with
-    --simulate, to the simulated engine (--simulate PROFILE -- --help).
+    --simulate, to the mock engine (--simulate PROFILE -- --help).
     """
     from ares.engine.launcher import LaunchError, WorkerSettings, check_control, serve
 
     if role not in ("prefill", "decode", "both"):
-        fail(f"unknown role {role!r}: prefill, decode or both")
+        exit_with_error(f"unknown role {role!r}: prefill, decode or both")
     flags = [flag for flag in context.args if flag != "--"]
     refuse_key_flag(flags)
     if control_key_file is not None:
@@ -162,8 +149,8 @@ def worker(
         try:
             check_control(host, insecure=control_insecure)
         except LaunchError as error:
-            fail(str(error))
-        _simulate(simulate, model, flags, (name, role, host, port, control_port), drain_deadline)
+            exit_with_error(str(error))
+        _serve_mock(simulate, model, flags, (name, role, host, port, control_port), drain_deadline)
         return
     try:
         serve(
@@ -187,16 +174,16 @@ def worker(
             )
         )
     except LaunchError as error:
-        fail(str(error))
+        exit_with_error(str(error))
 
 
-def _simulate(
-    profile: str, model: str, flags: list[str], who: tuple[str | None, Any, str, int, int], drain_deadline_s: float
+def _serve_mock(
+    profile: str, model: str, flags: list[str], identity: tuple[str | None, Any, str, int, int], drain_deadline_s: float
 ) -> None:
     import logging
 
     from ares import addresses
-    from ares.mock_engine import model as simulated
+    from ares.mock_engine import model as mock_model
     from ares.mock_engine import serve, settings
     from ares.models import resolve as models
     from ares.simulator.profile import ProfileError
@@ -204,13 +191,13 @@ def _simulate(
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         engine, instances = settings.parse(profile, model, flags)
-        *_, host, port, control_port = who
+        *_, host, port, control_port = identity
         ports = {"--port": port, "--control-port": control_port}
         addresses.check(host, {flag: range(first, first + instances) if first else () for flag, first in ports.items()})
-        found = serve.identities(*who, instances)
+        found = serve.identities(*identity, instances)
         serve.serve(found, engine, models.resolve(model, weights=False, console=_errors), drain_deadline_s)
-    except (ProfileError, settings.SimulationError, simulated.VocabularyError, OSError) as error:
-        fail(str(error))
+    except (ProfileError, settings.SimulationError, mock_model.VocabularyError, OSError) as error:
+        exit_with_error(str(error))
 
 
 @app.command()
@@ -218,7 +205,7 @@ def gateway(
     worker: Annotated[list[str] | None, typer.Option(help="Base URL of an instance; repeat for each.")] = None,
     model: Annotated[str | None, typer.Option(help="Hugging Face id or folder of the served model.")] = None,
     served_model_name: Annotated[
-        list[str] | None, typer.Option(help="Name that clients call it by, by default --model; repeat for more.")
+        list[str] | None, typer.Option(help="Name of the model in the API, by default --model; repeat for more.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; variables and flags win over it.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to serve on.")] = None,
@@ -227,7 +214,9 @@ def gateway(
     policy: Policies = None,
     settings: Settings = None,
     period_s: Annotated[float | None, typer.Option(help="Seconds between two rebalancing decisions.")] = None,
-    cooldown_s: Annotated[float | None, typer.Option(help="Seconds a moved request is left alone.")] = None,
+    cooldown_s: Annotated[
+        float | None, typer.Option(help="Seconds for which a request that has moved does not move again.")
+    ] = None,
     slo_ttft_s: Annotated[float | None, typer.Option(help="Objective for the time to first token.")] = None,
     slo_tpot_s: Annotated[float | None, typer.Option(help="Objective for the time of each further token.")] = None,
     slo_gap_s: Annotated[
@@ -291,15 +280,15 @@ def up(
     policy: Policies = None,
     api_key_file: Annotated[Path | None, typer.Option(help="File with the keys of clients, one a line.")] = None,
     no_restart: Annotated[
-        bool, typer.Option("--no-restart", help="End with an error when a process ends, and start none again.")
+        bool, typer.Option("--no-restart", help="End with an error when a process ends, instead of restarting it.")
     ] = False,
     predictor: Predictor = None,
     log_folder: Annotated[Path | None, typer.Option(help="Folder for the logs; by default a new one.")] = None,
     simulate: Simulate = None,
 ) -> None:
-    """Start a local cluster behind one endpoint, start again what ends, and stop all of it on Ctrl-C.
+    """Start a local cluster behind one endpoint, restart processes that end, and stop everything on Ctrl-C.
 
-    Every other flag goes to each vLLM instance, for example --max-model-len 4096, or to the simulated engines.
+    Every other flag goes to each vLLM instance, for example --max-model-len 4096, or to the mock engines.
     """
     from ares import plugins, variables
     from ares.config import GatewayConfig, check_policies, live_preset
@@ -315,17 +304,17 @@ def up(
         plugins.load(policy or ())
         check_policies(policy or (), live_preset(preset), preset)
     except ValueError as error:
-        fail(str(error))
-    for remark in variables.remarks(GatewayConfig.model_fields, overruled=_SET_BY_UP):
-        _errors.print(f"warning: {remark}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        exit_with_error(str(error))
+    for warning in variables.warnings(GatewayConfig.model_fields, overruled=_SET_BY_UP):
+        _errors.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if simulate is None:
         extras.require("vllm", "nixl")  # before a model of gigabytes is fetched
     keys = _check_endpoint(model, host, port, api_key_file)
     folder = models.resolve(model, weights=simulate is None, console=_errors)
     if simulate is not None:
-        _check_simulation(simulate, model, flags)
+        _check_mock_flags(simulate, model, flags)
     elif predictor is not None:
-        # Here too, so that it is said at once and not in the logs of the instances.
+        # Here too, so that an error is shown at once and not in the logs of the instances.
         predictor_choice.choose(predictor, model, folder)
     settings = local.ClusterSettings(
         model=model,
@@ -353,7 +342,7 @@ def up(
 
 
 def _check_endpoint(model: str, host: str, port: int, api_key_file: Path | None) -> bool:
-    """Check at once what the gateway would find wrong after the engines' start; return whether clients need a key."""
+    """Check the gateway's settings before the engines start; return whether clients need a key."""
     from ares import addresses
     from ares import config as configuration
 
@@ -370,14 +359,14 @@ def _check_endpoint(model: str, host: str, port: int, api_key_file: Path | None)
     return bool(config.api_keys)
 
 
-def _check_simulation(profile: str, model: str, flags: list[str]) -> None:
+def _check_mock_flags(profile: str, model: str, flags: list[str]) -> None:
     from ares.mock_engine import settings
     from ares.simulator.profile import ProfileError
 
     try:
         settings.parse(profile, model, flags)
     except (ProfileError, settings.SimulationError) as error:
-        fail(str(error))
+        exit_with_error(str(error))
 
 
 def _welcome(cluster: Any, keys: bool) -> None:
@@ -391,7 +380,7 @@ def _welcome(cluster: Any, keys: bool) -> None:
     )
     key = ' -H "Authorization: Bearer $KEY"' if keys else ""
     typer.echo(f"serving {cluster.settings.model} on {cluster.url}/v1 (logs: {cluster.log_folder})\n")
-    if by_variables(cluster.url) is not None:
+    if proxy_by_variables(cluster.url) is not None:
         typer.echo(f"  export NO_PROXY={urlsplit(cluster.url).hostname}  # or clients ask your proxy for it")
     typer.echo(f"  curl -N {cluster.url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'\n")
     typer.echo("Running requests: ares status. Stop: Ctrl-C.")

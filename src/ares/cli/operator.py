@@ -1,4 +1,4 @@
-"""The operator's commands: what runs where, moves and presets on command, and decisions made again."""
+"""The operator's commands: `ares status`, `migrate`, `drain`, `undrain`, `preset` and `replay`."""
 
 import http.client
 import json
@@ -18,20 +18,20 @@ from rich.table import Table
 
 from ares.cli import operator_tables
 from ares.protocol.keys import KeyFileError, clean, read_key
-from ares.terminal.errors import fail
+from ares.terminal.errors import exit_with_error
 from ares.terminal.http_client import open_url, proxy_of
 from ares.terminal.progress import progress_display
 
 _errors = Console(stderr=True)
 _KEY_VARIABLE = "ARES_ADMIN_KEY"
 
-# A URL that begins with one of them after the host is a route's, not the gateway's.
+# A URL with one of these after the host is that of a route, not of the gateway.
 _ROUTES = ("v1", "admin", "dashboard", "docs", "openapi.json", "health", "ready", "metrics", "version")
 _EXAMPLE = "such as http://127.0.0.1:8000"
 
 
 def _address(given: str) -> str:
-    """Return the address of a gateway as paths are put behind it, or end with what is wrong with it."""
+    """Return the address of a gateway without a trailing slash, or exit with an error."""
     url = given.strip()
     try:
         parts = urllib.parse.urlsplit(url)
@@ -39,11 +39,15 @@ def _address(given: str) -> str:
     except ValueError:
         sound = False
     if not sound or any(not character.isprintable() or character.isspace() for character in url):
-        fail(f"--url (ARES_URL): {given!r} is not the address of a gateway, {_EXAMPLE}")
+        exit_with_error(f"--url (ARES_URL): {given!r} is not the address of a gateway, {_EXAMPLE}")
     if "@" in parts.netloc:
-        fail("--url (ARES_URL): the gateway takes no user name and password; give its admin key with --key-file")
+        exit_with_error(
+            "--url (ARES_URL): the gateway takes no user name and password; give its admin key with --key-file"
+        )
     if parts.query or parts.fragment or parts.path.strip("/").partition("/")[0] in _ROUTES:
-        fail(f"--url (ARES_URL): give the address of the gateway alone, {parts.scheme}://{parts.netloc}, not {given!r}")
+        exit_with_error(
+            f"--url (ARES_URL): give the address of the gateway alone, {parts.scheme}://{parts.netloc}, not {given!r}"
+        )
     return url.rstrip("/")
 
 
@@ -65,7 +69,7 @@ def status(
         typer.echo(json.dumps(read, indent=2))
         return
     console = operator_tables.console()
-    console.print(f"gateway: {read['gateway']}, controller: {_turns(read['controller'])}", highlight=False)
+    console.print(f"gateway: {read['gateway']}, controller: {_controller_place(read['controller'])}", highlight=False)
     operator_tables.status(read, console)
 
 
@@ -89,14 +93,14 @@ def migrate(
 
 def drain(
     instance: Annotated[str, typer.Argument(help="Name of the instance (see `ares status`).")],
-    deadline: Annotated[float, typer.Option(min=0, help="Seconds until what is left is broken off.")] = 60.0,
+    deadline: Annotated[float, typer.Option(min=0, help="Seconds until the remaining requests are aborted.")] = 60.0,
     wait: Annotated[bool, typer.Option("--wait", help="Return when nothing is left there.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Even if it is the last open one of its kind.")] = False,
     url: Url = "http://127.0.0.1:8000",
     key_file: KeyFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give an instance no more work, and move out what runs there."""
+    """Give an instance no more work, and move its running requests away."""
     path = f"{url}/admin/v1/instances/{urllib.parse.quote(instance, safe='')}/drain"
     record = _call(path, key_file, {"deadline_s": deadline} | ({"force": True} if force else {}))
     if wait:
@@ -139,9 +143,9 @@ def replay(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the decisions of a log again: the same preset decides the same, another says what it would have done.
+    """Make the decisions of a log again, by the logged preset or by another one.
 
-    Ends with status 1 where the logged preset decides otherwise than logged.
+    Exits with status 1 if the logged preset decides differently from the log.
     """
     from ares import plugins
     from ares.gateway.records.replay import ReplayError
@@ -154,11 +158,11 @@ def replay(
             task = bar.add_task(f"replaying {log.name}", total=size)
             result = again(log, preset, lambda read: bar.update(task, completed=read))
     except OSError as error:
-        fail(f"{log}: cannot be read: {error.strerror}")
+        exit_with_error(f"{log}: cannot be read: {error.strerror}")
     except (ReplayError, ValueError) as error:
-        fail(str(error))
+        exit_with_error(str(error))
     if not result.decisions:
-        fail(f"{log}: no decisions in it; a gateway writes them with --decision-log")
+        exit_with_error(f"{log}: no decisions in it; a gateway writes them with --decision-log")
     if as_json:
         shown = {
             "decisions": result.decisions,
@@ -174,26 +178,26 @@ def replay(
             table.add_row(kind, str(result.logged[kind]), str(result.made[kind]))
         console = Console()
         console.print(table)
-        console.print(f"{result.same} of {result.decisions} decisions came out as logged")
+        console.print(f"{result.same} of {result.decisions} decisions are the same as logged")
     if preset is None and result.same != result.decisions:
         sys.exit(1)
 
 
-def _turns(controller: dict[str, Any]) -> str:
-    """Say who decides moves."""
+def _controller_place(controller: dict[str, Any]) -> str:
+    """Return which gateway decides moves."""
     if controller["where"] != "elsewhere":
         return str(controller["where"])
-    who = f" ({controller['holder']})" if controller["holder"] else ""
-    return f"elsewhere{who}, for {controller['missed_periods']} periods"
+    holder = f" ({controller['holder']})" if controller["holder"] else ""
+    return f"elsewhere{holder}, for {controller['missed_periods']} periods"
 
 
-# What was broken off at the deadline is gone soon after; what is left then belongs to nobody who listens.
+# Requests that are aborted at the deadline are gone soon after.
 _AFTER_DEADLINE_S = 15.0
 _POLL_S = 0.2
 
 
 def _until_empty(instance: str, timeout_s: float, url: str, key_file: Path | None) -> int:
-    """Wait until nothing is left on an instance, and return how much is."""
+    """Wait until nothing is left on an instance, and return how many requests are."""
     until = time.monotonic() + timeout_s
     columns = (SpinnerColumn(), TextColumn("{task.description}"))
     with progress_display(_errors, *columns, transient=True) as shown:
@@ -204,7 +208,7 @@ def _until_empty(instance: str, timeout_s: float, url: str, key_file: Path | Non
             if row is None or not row["healthy"]:
                 return 0  # it has ended
             if not row["draining"]:
-                fail(f"{instance} drains no longer", 1)
+                exit_with_error(f"{instance} no longer drains", 1)
             left: int = row["left"]
             if not left or time.monotonic() > until:
                 return left
@@ -216,9 +220,9 @@ def _key(file: Path | None) -> str | None:
     try:
         key = read_key(file) if file is not None else clean(os.environ.get(_KEY_VARIABLE, ""))
     except KeyFileError as error:
-        fail(str(error))
+        exit_with_error(str(error))
     if not key.isprintable() or any(ord(character) > 255 for character in key):
-        fail(f"the key in {file or _KEY_VARIABLE} has characters that no HTTP header can hold")
+        exit_with_error(f"the key in {file or _KEY_VARIABLE} has characters that no HTTP header can hold")
     return key or None
 
 
@@ -240,19 +244,19 @@ def _call(
             failure = json.load(error)["error"]
             message, code = failure["message"], failure["code"]
         except (ValueError, KeyError, TypeError):
-            _not_there(url, f"it answers {error.code} {error.reason}")
+            _no_gateway(url, f"it answers {error.code} {error.reason}")
         if error.code == 404 and code is None:  # no such route
-            _not_there(url, message)
-        fail(message, 1)
+            _no_gateway(url, message)
+        exit_with_error(message, 1)
     except (OSError, http.client.HTTPException) as error:
-        _not_there(url, getattr(error, "reason", None) or str(error) or type(error).__name__)
+        _no_gateway(url, getattr(error, "reason", None) or str(error) or type(error).__name__)
     except (TypeError, ValueError):
-        _not_there(url, "what answers there is something else")
+        _no_gateway(url, "what answers there is something else")
 
 
-def _not_there(url: str, why: object) -> NoReturn:
+def _no_gateway(url: str, why: object) -> NoReturn:
     why = " ".join(str(why).split())
     address = url.partition("/admin/")[0]
     proxy = proxy_of(url)
     through = ", asked through the proxy of the proxy variables (NO_PROXY=HOST asks it directly)" if proxy else ""
-    fail(f"no gateway at {address}{through}: {why}; start one with `ares up`, or give --url", 1)
+    exit_with_error(f"no gateway at {address}{through}: {why}; start one with `ares up`, or give --url", 1)

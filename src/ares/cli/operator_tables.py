@@ -1,4 +1,4 @@
-"""What `ares status` and `ares migrate` print: tables that fit the terminal, and whole lines for whoever reads a pipe.
+"""The tables of `ares status` and `ares migrate`: they fit the terminal, and have whole lines in a pipe.
 
 Where names are too long, they are shown in a short form that `ares migrate` and `ares drain` take; `--json` has all.
 """
@@ -25,7 +25,7 @@ _UNLIMITED = 10_000
 # How many characters a name may have, where whole names do not fit.
 _LIMITS = (32, 24, 20, 16, 12)
 _GAP = "  "
-# What a table puts around its only column.
+# Width of the border of a table with one column.
 _EDGES = 2
 
 
@@ -145,7 +145,7 @@ def _cell(value: Any) -> str:
 def _table(title: str, columns: dict[str, Read], rows: list[Row], names: _Names) -> Table:
     table = _empty(title)
     for number, name in enumerate(columns if rows else ("none",)):
-        # Names and reasons come first and last, and may be folded; what stands between them is short.
+        # Names and reasons come first and last, and may be folded; the columns between are short.
         table.add_column(name, overflow="fold", no_wrap=0 < number < len(columns) - 1)
     for row in rows:
         table.add_row(*(Text(_cell(read(row, names))) for read in columns.values()))
@@ -172,7 +172,7 @@ def _with_reasons_below(title: str, rows: list[Row], names: _Names, width: int) 
     table.add_column(line(columns), overflow="fold")
     for row, record in zip(cells, rows, strict=True):
         reason = Padding(Text(_cell(record["reason"])), (0, 0, 0, len(_GAP)))
-        # Constrained: a reason is broken where the table ends, and makes no name shorter.
+        # Constrained: a reason is wrapped at the width of the table, and shortens no name.
         table.add_row(Group(Text(line(row)), Constrain(reason, width - _EDGES)))
     return table
 

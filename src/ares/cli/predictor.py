@@ -1,4 +1,4 @@
-"""`ares predictor`: from prompts to a predictor of remaining output length."""
+"""The `ares predictor` commands: from prompts to a predictor of remaining output length."""
 
 import importlib.util
 import json
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Predict remaining output length from the model's own hidden states.", no_args_is_help=True)
 _errors = Console(stderr=True)
 
-# Outputs in one shard: large enough to be read quickly, small enough that little is lost when a run is cut short.
+# Outputs in one shard: enough for quick reading, few enough that an interrupted run loses little.
 _SHARD_OUTPUTS = 64
 
 Model = Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")]
 Data = Annotated[Path, typer.Option(help="Data folder that `ares predictor collect` wrote.")]
 Batch = Annotated[int, typer.Option(min=1, help="Requests that run at a time.")]
 Minutes = Annotated[float | None, typer.Option(min=0.1, help="Begin no more outputs after this long.")]
-Seed = Annotated[int, typer.Option(min=0, help="Everything that is drawn follows from it.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
 
 
 @app.callback()
@@ -45,7 +45,7 @@ def _note(text: str) -> None:
 
 
 def _check(*outputs: Path | None) -> None:
-    """Refuse files that could not be written when the work is done; PredictorError."""
+    """Raise PredictorError for output files that cannot be written, before the work begins."""
     for path in outputs:
         try:
             if path is not None:
@@ -78,7 +78,7 @@ def followed(
     data: Data,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the table here.")] = None,
 ) -> None:
-    """Say which kinds of structured prompts the model follows."""
+    """Show which kinds of structured prompts the model follows."""
     from transformers import AutoTokenizer
 
     from ares.bench.environment import describe
@@ -119,7 +119,7 @@ def collect(
     model: Model = DEFAULT_MODEL,
     limit_prompts: Annotated[int | None, typer.Option(min=1, help="Take this many prompts, after shuffling.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Outputs for each prompt.")] = 1,
-    every: Annotated[int, typer.Option(min=1, help="HiddenStateHook a state after every so many tokens.")] = 20,
+    every: Annotated[int, typer.Option(min=1, help="Record a hidden state after every so many tokens.")] = 20,
     limit: Annotated[int, typer.Option(min=1, help="Most tokens of one output.")] = 1024,
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature.")] = 0.7,
     top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Nucleus of the sampling.")] = 1.0,
@@ -142,7 +142,7 @@ def collect(
     known = {prompt.id for prompt in chosen}
     if shards.files(out):
         sampling = shards.sampling(temperature, top_p)
-        # The hidden size is the engine's to say, below.
+        # The hidden size is known from the engine, below.
         shards.same_source(out, replace(shards.source(out), model=model, every=every, limit=limit, sampling=sampling))
         for shard in shards.read_all(out):
             done |= set(shard.requests)
@@ -155,7 +155,7 @@ def collect(
         return
     shards.writable(out)
     folder = models.resolve(model, console=_errors)
-    # Another seed for what is continued: the engine would draw the numbers of the first part again.
+    # Another seed for the rest: with the same one the engine would draw the random numbers of the first part again.
     settings = GenerationSettings(model, folder, temperature, top_p, limit, batch, every, seed + len(done))
     generator = Generator(settings)
     source = shards.Source(model, generator.hidden_size, every, limit, settings.sampling)
@@ -307,15 +307,15 @@ def train(
 @app.command()
 def evaluate(
     data: Data,
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint to judge.")],
-    paper: Annotated[Path | None, typer.Option(help="Checkpoint of --arch paper to put beside it.")] = None,
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint to evaluate.")],
+    paper: Annotated[Path | None, typer.Option(help="Checkpoint of --arch paper to compare with.")] = None,
     baselines: Annotated[str, typer.Option(help="all, none, or names with commas between.")] = "all",
     noise_floor: Annotated[Path | None, typer.Option(help="What `ares predictor noise-floor` wrote.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     report: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Judge a checkpoint on the test prompts, beside the baselines and the noise floor."""
+    """Evaluate a checkpoint on the test prompts, with the baselines and the noise floor."""
     extras.require(
         "torch", "scipy", *(["matplotlib"] if report is not None else []), install=extras.command("predictor")
     )
@@ -369,7 +369,7 @@ def time_again(
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint of ours.")],
     paper: Annotated[Path | None, typer.Option(help="Checkpoint of --arch paper.")] = None,
 ) -> None:
-    """Measure microseconds of a prediction again, on a quiet machine, and put them into an evaluation."""
+    """Measure the microseconds of a prediction again, on an idle machine, and update them in an evaluation."""
     extras.require("torch")
 
     from ares.predictor import auxiliary, timing

@@ -1,4 +1,4 @@
-"""What `ares predictor evaluate` does: fit the baselines, judge, draw."""
+"""The work of `ares predictor evaluate`: fit the baselines, evaluate, draw."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from ares.models import resolve as models
 from ares.predictor import auxiliary, baselines, checkpoint, dataset, evaluation, floor, plots, timing
 from ares.predictor.dataset import Pairs
 from ares.predictor.errors import PredictorError
-from ares.predictor.evaluation import Judged
+from ares.predictor.evaluation import Evaluated
 from ares.predictor.training import settings_of
 
 AUXILIARY = ("auxiliary", "auxiliary-l1")
@@ -23,23 +23,22 @@ def chosen_baselines(text: str) -> list[str]:
     names = list(dict.fromkeys(name.strip() for name in text.split(",")))
     if unknown := [name for name in names if name not in baselines.NAMES]:
         raise PredictorError(f"unknown baseline {', '.join(unknown)}: {', '.join(baselines.NAMES)}, or all, or none")
-    if wanting := [name for name in names if name in AUXILIARY and auxiliary.missing()]:
-        raise PredictorError(f"--baselines {', '.join(wanting)}: {auxiliary.missing()}; or leave it out")
+    if not_installed := [name for name in names if name in AUXILIARY and auxiliary.missing()]:
+        raise PredictorError(f"--baselines {', '.join(not_installed)}: {auxiliary.missing()}; or leave it out")
     return names
 
 
 class Comparison:
-    """Models judged on the test split of one data folder; the first checkpoint is ours.
+    """Models evaluated on the test split of one data folder; the first checkpoint is ours.
 
-    Everything that can be wrong with what is given is looked at while it is made: before any baseline is fitted, and
-    before the data is read where that is possible.
+    All input is checked by the constructor: before any baseline is fitted, and before the data is read where possible.
 
     Parameters
     ----------
     folder
         The data.
     checkpoints
-        Those to judge, by name.
+        Those to evaluate, by name.
     noise_floor
         What `ares predictor noise-floor` wrote.
 
@@ -58,7 +57,7 @@ class Comparison:
         source = self._pairs.source
         for path, one in zip(checkpoints.values(), loaded.values(), strict=True):
             try:
-                one.check(source.model, source.hidden_size, source.tap)
+                one.check(source.model, source.hidden_size, source.hidden_state)
             except PredictorError as error:
                 raise PredictorError(f"{path}: {error}") from error
         self._test = self._pairs.only(self._pairs.split("test"))
@@ -70,10 +69,10 @@ class Comparison:
         self._skipped: dict[str, str] = {}
         self._prompt_only: baselines.PromptOnly | None = None
         self._read: tuple[Pairs, Any, int] | None = None
-        self._judged: list[Judged] = []
+        self._evaluated: list[Evaluated] = []
         self._micros: dict[str, dict[str, float]] = {}
         for name, one in loaded.items():
-            self._judged.append(evaluation.of_checkpoint(name, one, self._test))
+            self._evaluated.append(evaluation.of_checkpoint(name, one, self._test))
             self._micros[name] = timing.of_checkpoint(one)
 
     def obstacles(self, names: Sequence[str]) -> dict[str, str]:
@@ -106,7 +105,7 @@ class Comparison:
         self._skipped[name] = why
 
     def add_baseline(self, name: str) -> None:
-        """Fit a baseline and judge it."""
+        """Fit a baseline and evaluate it."""
         fitted: baselines.Baseline
         match name:
             case "global-median":
@@ -122,7 +121,7 @@ class Comparison:
             case _:
                 fitted = self._auxiliary("paper" if name == "auxiliary-l1" else "ours")
         room = self._test.room[:, None].astype(float)
-        self._judged.append(Judged(name, fitted.parameters, np.minimum(fitted.quantiles(self._test), room)))
+        self._evaluated.append(Evaluated(name, fitted.parameters, np.minimum(fitted.quantiles(self._test), room)))
 
     def _auxiliary(self, arch: str) -> baselines.Auxiliary:
         self._read = self._read or self._embed()
@@ -139,8 +138,8 @@ class Comparison:
         return read, embedded, encoder.parameters
 
     def report(self) -> dict[str, Any]:
-        """Return everything that was measured, and what was not."""
-        result = evaluation.report(self._judged, self._test, self._prefixes)
+        """Return all results, and the baselines that were left out."""
+        result = evaluation.report(self._evaluated, self._test, self._prefixes)
         result["skipped"] = [{"baseline": name, "reason": why} for name, why in self._skipped.items()]
         result["history_restarted"] = evaluation.restarted(self._first, self._test)
         for model in result["models"]:
@@ -149,7 +148,7 @@ class Comparison:
         return result
 
     def describe(self) -> dict[str, Any]:
-        """Return what the data is, and what was trained."""
+        """Return the origin and the size of the data."""
         source = self._pairs.source
         return {
             "model": source.model,
@@ -165,4 +164,4 @@ class Comparison:
 
     def draw(self, folder: Path, report: dict[str, Any]) -> None:
         """Write the pictures."""
-        plots.draw(folder, self._judged, self._test, report)
+        plots.draw(folder, self._evaluated, self._test, report)

@@ -35,7 +35,7 @@ from ares.cli.simulate_options import (
     TimeUnit,
     Trace,
 )
-from ares.objectives import DEFAULT_GAP_S, SloGap, written
+from ares.objectives import DEFAULT_GAP_S, SloGap, json_gap
 from ares.terminal import tables
 from ares.terminal.output_files import check_folder, check_writable
 from ares.terminal.progress import progress_display
@@ -56,7 +56,7 @@ DEFAULT_PRESETS = ["static-rr", "static-least-loaded", "ares"]
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn what a user can cause into one line on standard error and exit status 2."""
+    """Turn errors that a user can correct into one line on standard error and exit status 2."""
     try:
         yield
     except ValidationError as error:
@@ -65,8 +65,8 @@ def user_errors() -> Iterator[None]:
         typer.echo(f"ares simulate: --{option}: {first['msg']}", err=True)
         raise typer.Exit(2) from None
     except (ModuleNotFoundError, extras.MissingPackageError, ValueError, OSError) as error:
-        said = extras.explain(error) if isinstance(error, ModuleNotFoundError) else error
-        typer.echo(f"ares simulate: {said}", err=True)
+        message = extras.explain(error) if isinstance(error, ModuleNotFoundError) else error
+        typer.echo(f"ares simulate: {message}", err=True)
         raise typer.Exit(2) from None
 
 
@@ -104,7 +104,7 @@ def show(runs: list[dict[str, Any]]) -> None:
 
 
 def _cells(run: dict[str, Any]) -> list[str]:
-    """Return what is shown of a run, or of the requests of one class."""
+    """Return the figures of a run, or of the requests of one class."""
     return [
         *(f"{run['ttft_s'][name]:.{digits}g}" for name, digits in (("p50", 3), ("p99", 4))),
         *(f"{run['tpot_s'][name] * 1e3:.1f}" for name in ("p50", "p99")),
@@ -186,7 +186,7 @@ def simulate(
                 runs.append(metrics.summary(outcome, actual, slo_ttft, slo_tpot))
         result = {
             "runs": runs,
-            "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot, "gap_s": written(slo_gap)},
+            "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot, "gap_s": json_gap(slo_gap)},
             "scenario": scenarios.described(scenario, seed),
             "provenance": metrics.provenance(),
         }
@@ -210,7 +210,7 @@ def check(given: set[str], scenario: "Scenario", names: list[str]) -> None:
 
 
 def read(scenario: "Scenario", *, warn_of_rate: bool) -> "Scenario":
-    """Read the trace file, if there is one, and say what is strange about it."""
+    """Read the trace file, if there is one, and print notes about it."""
     scenario = scenario.read()
     work = scenario.recorded
     if work is not None:
@@ -229,7 +229,7 @@ def _classes(path: Path | None) -> "tuple[tuple[str, SimulatedClass], ...]":
 
 
 def _prepare_outputs(json_path: Path | None, report: Path | None, curves: Path | None) -> dict[str, Any] | None:
-    """Refuse what cannot be written or drawn when the runs are done; return the sweep for the report's curves."""
+    """Raise OSError for outputs that cannot be written, before the runs; return the sweep for the report's curves."""
     if json_path is not None and str(json_path) != "-":
         check_writable(json_path)
     if report is not None:
@@ -299,7 +299,7 @@ def sweep(
         result: dict[str, Any] = {
             "points": sweeps.points(runs),
             "runs": runs,
-            "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot, "gap_s": written(slo_gap)},
+            "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot, "gap_s": json_gap(slo_gap)},
             "scenario": scenarios.described(scenario, None) | {"seeds": seeds},
             "provenance": metrics.provenance(),
         }
@@ -344,7 +344,7 @@ def calibrate(
     memory_bytes_s: Annotated[float, typer.Option(help="Its published bandwidth, summed over an instance.")] = 0.0,
     flops: Annotated[float, typer.Option(help="Its published dense compute, summed over an instance.")] = 0.0,
 ) -> None:
-    """Fit an engine's laws to a recording of a real vLLM run."""
+    """Fit an engine's step time and transfer models to a recording of a real vLLM run."""
     from ares.simulator.profile import Hardware
 
     with user_errors(), progress_bar() as bar:
@@ -373,7 +373,7 @@ def calibrate(
 @app.command()
 def validate(
     recording: Annotated[Path, typer.Option(help="Directory with requests.jsonl and meta.json of a real vLLM run.")],
-    profile: Annotated[str, typer.Option(help="The profile to judge: a name or a JSON file.")],
+    profile: Annotated[str, typer.Option(help="The profile to validate: a name or a JSON file.")],
     part: Annotated[str, typer.Option(help="Requests to compare: all, first or second half, even or odd.")] = "all",
     json_path: Out = None,
 ) -> None:

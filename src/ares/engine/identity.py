@@ -70,7 +70,7 @@ def control_key() -> ControlKey | None:
 
 def control_address(host: str, port: int) -> str:
     """Return ZeroMQ's form of an address; that of an IPv6 address has brackets."""
-    return f"tcp://{addresses.at(host, port)}"
+    return f"tcp://{addresses.with_port(host, port)}"
 
 
 def current() -> InstanceSettings:

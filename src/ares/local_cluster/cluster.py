@@ -1,4 +1,4 @@
-"""`ares up`: a cluster on this machine, and nothing left of it afterwards."""
+"""`ares up`: a cluster on this machine, with nothing left of it afterwards."""
 
 import contextlib
 import ctypes
@@ -29,18 +29,17 @@ _CLEAR_TIMEOUT_S = 10.0
 _LOG_LINES = 25
 _PR_SET_PDEATHSIG = 1
 _ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-# Everything stops together: an instance that waited for its requests to move would wait for instances that stop too,
-# and so would the gateway.
+# Everything stops together: an instance must not wait for its requests to move to instances that stop, too.
 _AT_ONCE = ["--drain-deadline", "0"]
 _GATEWAY_AT_ONCE = ["--shutdown-timeout-s", "0"]
 
 
 class ClusterError(RuntimeError):
-    """The cluster cannot start; the message says which part and shows the end of its log."""
+    """The cluster cannot start; the message says which process and shows the end of its log."""
 
 
 @dataclass(slots=True)
-class Part:
+class ManagedProcess:
     """One process of the cluster.
 
     Attributes
@@ -48,7 +47,7 @@ class Part:
     instances
         Name and URL of each instance in it.
     cleared
-        Whether it has ended with all that it had started, so that its process group may be somebody else's by now.
+        Whether it has ended with all of its children; its process group may belong to others by now.
     """
 
     name: str
@@ -56,7 +55,7 @@ class Part:
     log: Path
     command: list[str]
     environment: dict[str, str] | None
-    process: subprocess.Popen[bytes]
+    popen: subprocess.Popen[bytes]
     instances: dict[str, str] = field(default_factory=dict)
     cleared: bool = False
 
@@ -67,23 +66,23 @@ class Part:
         return False
 
     def send(self, number: signal.Signals) -> None:
-        """Signal it with all that it has started."""
+        """Send a signal to it and all of its children."""
         if not self.cleared:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, number)
+                os.killpg(self.popen.pid, number)
 
     def clear(self) -> None:
-        """End what is left of it where its leader has ended: an engine without one would keep its ports and memory."""
+        """Kill its remaining children when it has ended itself: an engine core would keep its ports and memory."""
         deadline = time.monotonic() + _CLEAR_TIMEOUT_S
         with contextlib.suppress(ProcessLookupError, PermissionError):
             while not self.cleared and time.monotonic() < deadline:
-                os.killpg(self.process.pid, signal.SIGKILL)
+                os.killpg(self.popen.pid, signal.SIGKILL)
                 time.sleep(0.02)
         self.cleared = True
 
     def ending(self) -> str:
-        """Say how it ended."""
-        code = self.process.returncode
+        """Return how it ended, as the end of a sentence."""
+        code = self.popen.returncode
         if code >= 0:
             return f"ended with status {code}"
         # A real-time signal has no name.
@@ -98,7 +97,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
-    """What `ares up` was asked for."""
+    """What a local cluster consists of."""
 
     model: str
     prefill: int = 1
@@ -110,9 +109,9 @@ class ClusterSettings:
     vllm_flags: tuple[str, ...] = ()
     worker_flags: tuple[str, ...] = ()
     gateway_flags: tuple[str, ...] = ()
-    # Profile of simulated engines; None starts real ones.
+    # Profile of mock engines; None starts real ones.
     simulate: str | None = None
-    # Simulated instances in a process: 1 is as real ones are; None puts all of a role into one.
+    # Mock instances in a process: 1 as for real ones; None puts all of a role into one.
     per_process: int | None = None
     # The module whose command `gateway` is the gateway: another one for measurements and tests.
     gateway_module: str = "ares"
@@ -125,31 +124,31 @@ class Cluster:
     settings: ClusterSettings
     console: Console
     log_folder: Path
-    parts: list[Part] = field(default_factory=list)
+    processes: list[ManagedProcess] = field(default_factory=list)
     ports: list[int] = field(default_factory=list)
-    # Sockets bound to the instances' ports, on which nobody listens: an instance of vLLM loads for a minute before it
-    # binds its own, and others who look for a free port meanwhile, such as another cluster, must not find them.
-    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    # Sockets bound to the instances' ports without listening: an instance of vLLM loads for a minute before it binds
+    # its ports, and other processes that look for free ports meanwhile, such as another cluster, must not find them.
+    reserved_ports: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @property
     def url(self) -> str:
         """Where the gateway answers."""
-        return self.parts[-1].url
+        return self.processes[-1].url
 
     @property
-    def workers(self) -> list[Part]:
+    def workers(self) -> list[ManagedProcess]:
         """The instances."""
-        return [part for part in self.parts if part.name != "gateway"]
+        return [process for process in self.processes if process.name != "gateway"]
 
     def start_worker(
         self, name: str, role: Role, cores: str | None, flags: tuple[str, ...] = (), gpus: str | None = None
     ) -> None:
         """Start an instance on these CPU cores or GPUs; `flags` are flags of `ares worker`."""
-        extras.require("vllm", "nixl")  # said here in one sentence, not in the log of each instance
+        extras.require("vllm", "nixl")  # one error here, not one in the log of each instance
         command = ["worker", "--model", self.settings.model, "--role", role, "--name", name, *_AT_ONCE]
         for flag in ("--port", "--control-port", "--nixl-port"):
             # Chosen here for all instances: they start at the same time and must not choose the same.
-            self._hold(free_port("127.0.0.1", self.ports))
+            self._reserve(free_port("127.0.0.1", self.ports))
             command += [flag, str(self.ports[-1])]
         if cores is not None:
             command += ["--cores", cores]
@@ -161,31 +160,31 @@ class Cluster:
             gpus,
         )
 
-    def start_simulated(self, name: str, role: Role, count: int, number: int = 0) -> None:
-        """Start so many simulated instances in one process, called `name` and numbers from `number` on."""
+    def start_mock(self, name: str, role: Role, count: int, number: int = 0) -> None:
+        """Start so many mock instances in one process, called `name` with numbers from `number` on."""
         # And so many control channels: processes that start at the same time must not choose the same ports.
         first = free_ports("127.0.0.1", 2 * count, self.ports)
         for port in range(first, first + 2 * count):
-            self._hold(port)
+            self._reserve(port)
         names = [f"{name}-{number + n}" for n in range(count)]
         instances = {name: f"http://127.0.0.1:{first + n}" for n, name in enumerate(names)}
         command = ["worker", "--simulate", str(self.settings.simulate), "--model", self.settings.model]
         command += ["--role", role, "--name", name if count > 1 else names[0], "--port", str(first), *_AT_ONCE]
         command += ["--control-port", str(first + count)]
         flags = [*self.settings.worker_flags, "--", *self.settings.vllm_flags, "--instances", str(count)]
-        part = names[0] if self.settings.per_process == 1 else name
-        _start(self, part, instances[names[-1]], [*command, *flags], instances=instances)
+        process_name = names[0] if self.settings.per_process == 1 else name
+        _start(self, process_name, instances[names[-1]], [*command, *flags], instances=instances)
 
-    def _hold(self, port: int) -> None:
-        self.held.enter_context(addresses.reserved("127.0.0.1", port))
+    def _reserve(self, port: int) -> None:
+        self.reserved_ports.enter_context(addresses.reserved("127.0.0.1", port))
         self.ports.append(port)
 
-    def restart(self, part: Part) -> None:
-        """Start a part that has ended again, as it was started; call it on the main thread (`_die_with_parent`)."""
-        part.clear()
-        with part.log.open("ab") as sink, _uninterrupted():
-            part.process = _spawn(part.command, part.environment, sink)
-            part.cleared = False
+    def restart(self, process: ManagedProcess) -> None:
+        """Start a process that has ended again, as it was started; call it on the main thread (`_die_with_parent`)."""
+        process.clear()
+        with process.log.open("ab") as sink, _uninterrupted():
+            process.popen = _spawn(process.command, process.environment, sink)
+            process.cleared = False
 
     def await_workers(self) -> None:
         """Wait until all instances answer.
@@ -198,35 +197,35 @@ class Cluster:
         _await(self, self.workers, "engines")
 
     def check(self) -> None:
-        """Raise ClusterError if a part has ended."""
-        for part in self.parts:
-            if part.process.poll() is not None:
-                raise ClusterError(f"{part.name} {part.ending()}; the end of {part.log}:\n{part.log_end()}")
+        """Raise ClusterError if a process has ended."""
+        for process in self.processes:
+            if process.popen.poll() is not None:
+                raise ClusterError(f"{process.name} {process.ending()}; the end of {process.log}:\n{process.log_end()}")
 
     def wait(self) -> None:
-        """Wait until a part ends."""
+        """Wait until a process ends."""
         while True:
             self.check()
             time.sleep(0.5)
 
     def stop(self) -> None:
-        """Stop every part, with all that it has started, and wait for it."""
-        for part in reversed(self.parts):
-            part.send(signal.SIGTERM)
+        """Stop every process with its children, and wait for it."""
+        for process in reversed(self.processes):
+            process.send(signal.SIGTERM)
         deadline = time.monotonic() + _STOP_TIMEOUT_S
-        for part in reversed(self.parts):
+        for process in reversed(self.processes):
             with contextlib.suppress(subprocess.TimeoutExpired):
-                part.process.wait(max(0.1, deadline - time.monotonic()))
-        for part in self.parts:
+                process.popen.wait(max(0.1, deadline - time.monotonic()))
+        for process in self.processes:
             # Also where the leader has gone: vLLM's own children share its group.
-            part.send(signal.SIGKILL)
-            part.process.wait()
-        self.held.close()
+            process.send(signal.SIGKILL)
+            process.popen.wait()
+        self.reserved_ports.close()
 
 
 @contextlib.contextmanager
 def workers_only(settings: ClusterSettings, console: Console | None = None) -> Iterator[Cluster]:
-    """Give an empty cluster to start instances in, and stop them at the end."""
+    """Yield an empty cluster to start instances in, and stop them at the end."""
     folder = settings.log_folder or Path(tempfile.mkdtemp(prefix="ares-"))
     folder.mkdir(parents=True, exist_ok=True)
     cluster = Cluster(settings, console or Console(stderr=True), folder)
@@ -243,25 +242,25 @@ def running(settings: ClusterSettings, console: Console | None = None) -> Iterat
     Raises
     ------
     ClusterError
-        A part did not start.
+        A process did not start.
     AddressError
-        The gateway cannot listen where it shall.
+        The gateway cannot listen on its address.
     """
     with workers_only(settings, console) as cluster:
         with addresses.reserved(settings.host, settings.port):
             _start_workers(cluster)
             cluster.await_workers()
         _start_gateway(cluster)
-        _await(cluster, cluster.parts[-1:], "gateway", _gateway_ready(cluster))
+        _await(cluster, cluster.processes[-1:], "gateway", _gateway_ready(cluster))
         yield cluster
 
 
 def core_bindings(prefill: int, decode: int, cores: list[int]) -> list[str]:
     """Return the cores of each instance, prefill first, as vLLM's binding strings.
 
-    Each decode instance gets cores of its own, since its step time is what users feel; prefill instances get what is
-    left. Where there are fewer cores than instances, these take turns on single ones: the threads of a step wait for
-    each other, and for long where others keep their cores busy.
+    Each decode instance gets cores of its own, since users notice its step time; prefill instances get the others.
+    Where there are fewer cores than instances, each instance gets a single one, which several may share: the threads of
+    a step wait for each other, and long where others keep their cores busy.
     """
     own = max(1, (len(cores) - (1 if len(cores) > decode else 0)) // decode)
     left = cores[decode * own :]
@@ -284,9 +283,9 @@ def _start_workers(cluster: Cluster) -> None:
             most = settings.per_process or count
             for n, first in enumerate(range(0, count, max(most, 1))):
                 if settings.per_process in (None, 1):
-                    cluster.start_simulated(name, role, most, first)
+                    cluster.start_mock(name, role, most, first)
                 else:
-                    cluster.start_simulated(f"{name}-{n}", role, min(most, count - first))
+                    cluster.start_mock(f"{name}-{n}", role, min(most, count - first))
         return
     roles: list[tuple[str, Role]] = [(f"prefill-{n}", "prefill") for n in range(settings.prefill)]
     roles += [(f"decode-{n}", "decode" if settings.prefill else "both") for n in range(settings.decode)]
@@ -306,7 +305,13 @@ def _start_gateway(cluster: Cluster) -> None:
     for name in given_names(settings.vllm_flags):  # clients call the model as the instances do
         command += ["--served-model-name", name]
     command += settings.gateway_flags
-    _start(cluster, "gateway", f"http://{addresses.at(here, settings.port)}", command, module=settings.gateway_module)
+    _start(
+        cluster,
+        "gateway",
+        f"http://{addresses.with_port(here, settings.port)}",
+        command,
+        module=settings.gateway_module,
+    )
 
 
 def _start(
@@ -322,8 +327,8 @@ def _start(
     command = [sys.executable, "-m", module, *arguments]
     log = cluster.log_folder / f"{name}.log"
     with log.open("wb") as sink, _uninterrupted():
-        process = _spawn(command, environment, sink)
-        cluster.parts.append(Part(name, url, log, command, environment, process, instances or {name: url}))
+        popen = _spawn(command, environment, sink)
+        cluster.processes.append(ManagedProcess(name, url, log, command, environment, popen, instances or {name: url}))
 
 
 def _spawn(command: list[str], environment: dict[str, str] | None, sink: BinaryIO) -> subprocess.Popen[bytes]:
@@ -343,52 +348,57 @@ def _spawn(command: list[str], environment: dict[str, str] | None, sink: BinaryI
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold back what ends us: a process that has been started but is not known yet would be left running.
+    """Defer signals that end us: a process that has been started but is not registered yet would be left running.
 
-    Blocking alone does not: the kernel gives a signal that this thread blocks to another one, of a library for example,
-    and Python then calls the handler on this thread all the same. So the handlers are put off as well.
+    Blocking alone is not enough: the kernel delivers a signal that this thread blocks to another one, of a library for
+    example, and Python then still calls the handler on this thread. So the handlers are replaced as well.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-    held: list[int] = []
+    deferred: list[int] = []
     handlers = {number: signal.getsignal(number) for number in _ENDING}
-    put_off = {number: handler for number, handler in handlers.items() if callable(handler)}
+    replaced = {number: handler for number, handler in handlers.items() if callable(handler)}
     try:
-        for number in put_off:
-            signal.signal(number, lambda number, _: held.append(number))
+        for number in replaced:
+            signal.signal(number, lambda number, _: deferred.append(number))
         yield
     finally:
-        for number, handler in put_off.items():
+        for number, handler in replaced.items():
             signal.signal(number, handler)
-        for taken in held:
+        for taken in deferred:
             signal.raise_signal(taken)  # it is blocked here still
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _prepare() -> None:
-    """Prepare the child: it does not inherit what is held back here."""
+    """Prepare the child: it does not inherit the blocked signals."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     _die_with_parent()
 
 
 def _die_with_parent() -> None:
-    """Ask the kernel for SIGTERM should the launcher be killed: nothing may outlive it."""
+    """Ask the kernel for a SIGTERM if the launcher is killed: nothing may outlive it."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _await(cluster: Cluster, parts: list[Part], what: str, ready: Callable[[Part], bool] = Part.ready) -> None:
-    waiting = list(parts)
+def _await(
+    cluster: Cluster,
+    processes: list[ManagedProcess],
+    what: str,
+    ready: Callable[[ManagedProcess], bool] = ManagedProcess.ready,
+) -> None:
+    waiting = list(processes)
     deadline = time.monotonic() + START_TIMEOUT_S
     columns = (SpinnerColumn(), TextColumn("{task.description}: {task.fields[state]}"), TimeElapsedColumn())
     with progress_display(cluster.console, *columns, transient=True) as progress:
         tasks = {
-            p.name: progress.add_task(p.name, total=1, state=f"starting (pid {p.process.pid}, log: {p.log})")
-            for p in parts
+            p.name: progress.add_task(p.name, total=1, state=f"starting (pid {p.popen.pid}, log: {p.log})")
+            for p in processes
         }
         while waiting:
             cluster.check()
-            for part in [p for p in waiting if ready(p)]:
-                waiting.remove(part)
-                progress.update(tasks[part.name], completed=1, state="ready")
+            for process in [p for p in waiting if ready(p)]:
+                waiting.remove(process)
+                progress.update(tasks[process.name], completed=1, state="ready")
             if time.monotonic() > deadline:
                 names = ", ".join(p.name for p in waiting)
                 raise ClusterError(
@@ -398,11 +408,11 @@ def _await(cluster: Cluster, parts: list[Part], what: str, ready: Callable[[Part
             time.sleep(0.1)
 
 
-def _gateway_ready(cluster: Cluster) -> Callable[[Part], bool]:
-    """Return a check that the gateway has heard of every instance."""
+def _gateway_ready(cluster: Cluster) -> Callable[[ManagedProcess], bool]:
+    """Return a check that the gateway knows every instance."""
 
-    def ready(part: Part) -> bool:
-        with contextlib.suppress(OSError), open_direct(f"{part.url}/version", timeout=1) as reply:
+    def ready(process: ManagedProcess) -> bool:
+        with contextlib.suppress(OSError), open_direct(f"{process.url}/version", timeout=1) as reply:
             body: str = reply.read().decode()
             return all(f'"{name}"' in body for worker in cluster.workers for name in worker.instances)
         return False

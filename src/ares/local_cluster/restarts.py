@@ -1,11 +1,11 @@
-"""When a process that has ended is started again, and when it is given up. No process and no clock here."""
+"""When a process that has ended is restarted, and when it is given up: a state machine without processes or clocks."""
 
 from dataclasses import dataclass
 from enum import Enum, auto
 
 
 class State(Enum):
-    """What a process does."""
+    """State of a process."""
 
     STARTING = auto()
     """It runs and does not answer yet."""
@@ -20,23 +20,23 @@ class Event(Enum):
 
     ANSWERED = auto()
     ENDED = auto()
-    ENDED_ONCE_TOO_OFTEN = auto()
+    ENDED_TOO_OFTEN = auto()
     STARTED = auto()
 
 
 _NEXT = {
     (State.STARTING, Event.ANSWERED): State.READY,
     (State.STARTING, Event.ENDED): State.WAITING,
-    (State.STARTING, Event.ENDED_ONCE_TOO_OFTEN): State.GIVEN_UP,
+    (State.STARTING, Event.ENDED_TOO_OFTEN): State.GIVEN_UP,
     (State.READY, Event.ENDED): State.WAITING,
-    (State.READY, Event.ENDED_ONCE_TOO_OFTEN): State.GIVEN_UP,
+    (State.READY, Event.ENDED_TOO_OFTEN): State.GIVEN_UP,
     (State.WAITING, Event.STARTED): State.STARTING,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """How often, and after how long.
+    """How often a process is restarted, and after how long.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class RestartPolicy:
     limit
         Restarts in a row; a process that ends once more is given up.
     steady_s
-        A process that has been ready for so long begins a new row when it ends.
+        A process that has been ready for so long is counted anew when it ends.
     """
 
     first_delay_s: float = 1.0
@@ -55,14 +55,14 @@ class RestartPolicy:
 
 
 class Restarts:
-    """The life of one process that is ready at `now`; all times are seconds on one clock.
+    """The restarts of one process, which is ready at `now`; all times are seconds on one clock.
 
     Attributes
     ----------
     state
-        What it does.
+        Its state.
     since
-        When that began.
+        Since when.
     in_row
         How often it has ended in a row, with less than `steady_s` of service between.
     """
@@ -80,22 +80,22 @@ class Restarts:
         return min(doubled, self.policy.longest_delay_s)
 
     def ended(self, now: float) -> None:
-        """Take note that it has ended."""
+        """Record that it has ended."""
         steady = self.state is State.READY and now - self.since >= self.policy.steady_s
         self.in_row = 1 if steady else self.in_row + 1
-        self._turn(Event.ENDED if self.in_row <= self.policy.limit else Event.ENDED_ONCE_TOO_OFTEN, now)
+        self._apply(Event.ENDED if self.in_row <= self.policy.limit else Event.ENDED_TOO_OFTEN, now)
 
     def due(self, now: float) -> bool:
-        """Whether it is to be started now."""
+        """Whether it is due to be started."""
         return self.state is State.WAITING and now - self.since >= self.delay_s
 
     def started(self, now: float) -> None:
-        """Take note that it was started again."""
-        self._turn(Event.STARTED, now)
+        """Record that it was started again."""
+        self._apply(Event.STARTED, now)
 
     def answered(self, now: float) -> None:
-        """Take note that it answers again."""
-        self._turn(Event.ANSWERED, now)
+        """Record that it answers again."""
+        self._apply(Event.ANSWERED, now)
 
-    def _turn(self, event: Event, now: float) -> None:
+    def _apply(self, event: Event, now: float) -> None:
         self.state, self.since = _NEXT[self.state, event], now

@@ -55,7 +55,7 @@ class Server:
     @property
     def url(self) -> str:
         """Where it answers."""
-        return f"http://{addresses.at(self.identity.host, self.identity.port)}"
+        return f"http://{addresses.with_port(self.identity.host, self.identity.port)}"
 
     async def start(self) -> None:
         """Begin to serve; OSError where a port is taken."""

@@ -77,7 +77,7 @@ class Puller:
 
     async def _post(self, source: dict[str, Any], route: str, body: msgspec.Struct, expected_s: float = 0.0) -> Pulled:
         host, port = source[fields.REMOTE_HOST], source[fields.REMOTE_PORT]
-        url = f"http://{addresses.at(host, port)}{route}"
+        url = f"http://{addresses.with_port(host, port)}{route}"
         limit = aiohttp.ClientTimeout(total=None, sock_connect=_PATIENCE_S / 2, sock_read=_PATIENCE_S + expected_s)
         try:
             async with self._http.post(url, data=msgspec.json.encode(body), timeout=limit) as reply:

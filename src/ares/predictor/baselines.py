@@ -1,4 +1,4 @@
-"""What the predictor is measured against, fitted on the same training prompts.
+"""Baselines of the predictor, fitted on the same training prompts.
 
 Every one of them gives quantiles at `hazard.LEVELS` for pairs; the caller bounds them by what the limit allows.
 """
@@ -59,7 +59,7 @@ class MaxTokens:
 
 
 class ResidualLife:
-    """How much longer do outputs go on that have come as far as this one? No model at all.
+    """Remaining lengths of training outputs that were at least as long as this one; no model at all.
 
     The Kaplan-Meier curve of the training outputs' lengths, censored ones counted as such, conditioned on the tokens
     so far.
@@ -100,13 +100,13 @@ class PromptOnly:
         self.parameters = sum(p.numel() for p in self._checkpoint.network.parameters())
 
     def conditional(self) -> "PromptOnly":
-        """Return the same, renewed by the one thing that is free: the output has not ended yet."""
+        """Return the same, conditioned on the output not having ended yet."""
         other = copy.copy(self)
         other._conditional = True  # noqa: SLF001 - its own class
         return other
 
     def quantiles(self, pairs: Pairs) -> Array:
-        """Return what the first state of each pair's output says, less the tokens since."""
+        """Return the prediction from the first state of each pair's output, minus the tokens since."""
         data = Data.of(self._first, self._checkpoint.center, self._checkpoint.scale)
         of_output = dict(zip(self._first.output.tolist(), predict(self._checkpoint.network, data), strict=True))
         total = np.stack([of_output[n] for n in pairs.output.tolist()])

@@ -1,4 +1,4 @@
-"""Calibration: quantiles at levels that cover as often as they say, fitted on the validation prompts.
+"""Calibration: quantile levels with the coverage that they name, fitted on the validation prompts.
 
 Where F is the predicted distribution, F(y) of calibrated forecasts is uniform. The level that is to cover a share q is
 therefore the q-quantile of F(y) over validation pairs (isotonic recalibration, Kuleshov et al. 2018). Only the levels

@@ -1,4 +1,4 @@
-"""The checkpoint: one safetensors file that says what it fits."""
+"""The checkpoint: one safetensors file with the network and the model that it belongs to."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ares.predictor.networks import HazardNetwork, PaperNetwork
 
 FORMAT = "1"
 ARCHITECTURES = ("ours", "paper")
-# Far above what training makes; a network of more takes long to build whatever its tensors are.
+# Far above the sizes of training; a larger network takes long to build whatever its tensors are.
 _LARGEST = {"members": 256, "bins": 4096}
 
 
@@ -26,7 +26,7 @@ class Checkpoint:
     arch
         ``ours`` or ``paper``.
     options
-        What its constructor was given beside the hidden size.
+        Arguments of its constructor besides the hidden size.
     center, scale
         [d] mean and spread of the training set's states.
     """
@@ -36,15 +36,19 @@ class Checkpoint:
     options: dict[str, Any]
     model: str
     hidden_size: int
-    tap: str
+    hidden_state: str
     every: int
     limit: int
     center: torch.Tensor
     scale: torch.Tensor
 
-    def check(self, model: str, hidden_size: int, tap: str) -> None:
-        """Raise PredictorError where it does not fit, saying all that differs."""
-        pairs = {"model": (self.model, model), "hidden size": (self.hidden_size, hidden_size), "tap": (self.tap, tap)}
+    def check(self, model: str, hidden_size: int, hidden_state: str) -> None:
+        """Raise PredictorError with every difference where it does not fit."""
+        pairs = {
+            "model": (self.model, model),
+            "hidden size": (self.hidden_size, hidden_size),
+            "hidden state": (self.hidden_state, hidden_state),
+        }
         wrong = [f"{name} {ours}, here {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
         if wrong:
             raise PredictorError(f"the predictor was trained for {'; '.join(wrong)}")
@@ -66,11 +70,10 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     tensors = {f"network.{name}": t.contiguous() for name, t in checkpoint.network.state_dict().items()}
     tensors = {n: t.half() if t.dim() == 2 else t for n, t in tensors.items()}
     tensors |= {"center": checkpoint.center, "scale": checkpoint.scale}
-    fields = {
-        name: str(getattr(checkpoint, name)) for name in ("arch", "model", "hidden_size", "tap", "every", "limit")
-    }
+    fields = {name: str(getattr(checkpoint, name)) for name in ("arch", "model", "hidden_size", "every", "limit")}
     described = fields | {
         "format": FORMAT,
+        "tap": checkpoint.hidden_state,
         "options": json.dumps(checkpoint.options),
         "ares": metadata.version("ares"),
     }
@@ -108,7 +111,7 @@ def load(path: Path) -> Checkpoint:
         hidden_size = int(described["hidden_size"])
         options = json.loads(described["options"])
         _check(hidden_size, options, tensors)
-        # On no device: whatever sizes the file claims cost nothing before its tensors turn out to have them.
+        # On no device: sizes that a file only claims cost no memory before its tensors are checked against them.
         with torch.device("meta"):
             network = build(described["arch"], hidden_size, options)
         states = {n.removeprefix("network."): t.float() for n, t in tensors.items() if n.startswith("network.")}
@@ -124,7 +127,7 @@ def load(path: Path) -> Checkpoint:
             options=options,
             model=described["model"],
             hidden_size=hidden_size,
-            tap=described["tap"],
+            hidden_state=described["tap"],
             every=every,
             limit=limit,
             center=tensors["center"].float(),

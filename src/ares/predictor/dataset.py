@@ -28,7 +28,7 @@ def split_of(prompt: str) -> int:
 
 
 def too_few_prompts(prompts: Iterable[str]) -> str | None:
-    """Say what is missing where prompts (their ids) are too few to train on; None where they are enough."""
+    """Return what is missing where prompts (their ids) are too few to train on; None where they are enough."""
     every = set(prompts)
     counts = Counter(SPLITS[split_of(prompt)] for prompt in every)
     if min(counts["train"], counts["validation"]) >= _FEWEST:
@@ -42,7 +42,7 @@ def too_few_prompts(prompts: Iterable[str]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """What the predictors are trained and judged on.
+    """The data that predictors are trained and evaluated on.
 
     Attributes
     ----------
@@ -86,7 +86,7 @@ class Pairs:
         return Pairs(**kept, **rest)
 
     def moved(self, seed: int = 0, share: float = 1.0) -> NDArray[np.bool_]:
-        """Return the mask of the pairs behind a move, if a share of the outputs is moved once, anywhere.
+        """Return the mask of the pairs after a move, if a share of the outputs is moved once, anywhere.
 
         A request's history begins anew on another instance: `only` these pairs is what its predictor sees there.
         """

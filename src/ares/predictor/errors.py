@@ -1,5 +1,5 @@
-"""What a user can mend."""
+"""Errors that a user can correct."""
 
 
 class PredictorError(Exception):
-    """The command cannot go on; the message says why and, where it can, what to do."""
+    """The command cannot continue; the message gives the reason and, where possible, what to do."""

@@ -1,4 +1,4 @@
-"""Every predictor on the same test prompts, beside each other and beside the floor."""
+"""The comparison of predictors and the noise floor on the same test prompts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from ares.predictor.training import Data, predict
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Evaluated:
     """One model's predictions for the test pairs: [pairs, levels], bounded by what the limit allows."""
 
     name: str
@@ -26,16 +26,16 @@ class Judged:
     quantiles: Array
 
 
-def of_checkpoint(name: str, checkpoint: Checkpoint, pairs: Pairs) -> Judged:
+def of_checkpoint(name: str, checkpoint: Checkpoint, pairs: Pairs) -> Evaluated:
     """Predict with a checkpoint; PredictorError where it was not made for these states."""
     source = pairs.source
-    checkpoint.check(source.model, source.hidden_size, source.tap)
+    checkpoint.check(source.model, source.hidden_size, source.hidden_state)
     data = Data.of(pairs, checkpoint.center, checkpoint.scale)
-    return Judged(name, parameters(checkpoint.network), predict(checkpoint.network, data))
+    return Evaluated(name, parameters(checkpoint.network), predict(checkpoint.network, data))
 
 
 def restarted(checkpoint: Checkpoint, pairs: Pairs, seed: int = 0) -> dict[str, Any]:
-    """Return what a move costs: a request's history begins anew on its new instance.
+    """Return the cost of a move: the history of a request begins anew on its new instance.
 
     Every output is moved once; the errors are those of the pairs behind.
     """
@@ -55,12 +55,12 @@ def restarted(checkpoint: Checkpoint, pairs: Pairs, seed: int = 0) -> dict[str, 
     }
 
 
-def report(judged: Sequence[Judged], test: Pairs, prefixes: Sequence[Prefix] = ()) -> dict[str, Any]:
-    """Compare models; the first is ours, and what the others are compared with.
+def report(evaluated: Sequence[Evaluated], test: Pairs, prefixes: Sequence[Prefix] = ()) -> dict[str, Any]:
+    """Compare models with the first one, which is ours.
 
     Parameters
     ----------
-    judged
+    evaluated
         Predictions for `test`, in its order.
     prefixes
         Continuations drawn at some of the test pairs, if any were drawn.
@@ -78,14 +78,14 @@ def report(judged: Sequence[Judged], test: Pairs, prefixes: Sequence[Prefix] = (
     decile = np.searchsorted(np.quantile(length, np.arange(0.1, 0.95, 0.1)), length, side="right")
     at_fraction = metrics.rows_by_position(test.output, test.position.astype(float), remaining)
     models = []
-    for model in judged:
+    for model in evaluated:
         entry: dict[str, Any] = {"name": model.name, "parameters": model.parameters}
         entry |= metrics.summary(model.quantiles, remaining, room, everything)
         entry["by_position"] = {
             f"{round(100 * part)}%": _some(model.quantiles, remaining, room, prompts, rows)
             for part, rows in at_fraction.items()
         }
-        # In hindsight: nobody knows it beforehand, but it says what an error consists of.
+        # In hindsight: it is not known beforehand, but shows where the error comes from.
         entry["by_end"] = {
             name: _some(model.quantiles, remaining, room, prompts, np.flatnonzero(test.censored == cut))
             for name, cut in (("ended", False), ("cut", True))
@@ -105,10 +105,10 @@ def report(judged: Sequence[Judged], test: Pairs, prefixes: Sequence[Prefix] = (
             "mean_remaining": round(float(remaining.mean()), 2),
         },
         "models": models,
-        "differences": [_difference(model, judged[0], remaining, everything) for model in judged[1:]],
+        "differences": [_difference(model, evaluated[0], remaining, everything) for model in evaluated[1:]],
     }
     if prefixes:
-        result |= _against_floor(judged, test, prefixes)
+        result |= _against_floor(evaluated, test, prefixes)
     return result
 
 
@@ -120,7 +120,7 @@ def _some(
     return {"pairs": len(rows)} | {name: whole[name] for name in names}
 
 
-def _difference(model: Judged, ours: Judged, remaining: Array, bootstrap: metrics.Bootstrap) -> dict[str, Any]:
+def _difference(model: Evaluated, ours: Evaluated, remaining: Array, bootstrap: metrics.Bootstrap) -> dict[str, Any]:
     mae = [metrics.absolute_error(m.quantiles, remaining) for m in (model, ours)]
     crps = [2 * metrics.pinball(m.quantiles, remaining) for m in (model, ours)]
     below = bootstrap.means(mae[0] - mae[1], mae[0])
@@ -149,11 +149,11 @@ def rows_of(prefixes: Sequence[Prefix], test: Pairs) -> NDArray[np.int64]:
     return np.array([where[p.request, p.position] for p in prefixes], np.int64)
 
 
-def _against_floor(judged: Sequence[Judged], test: Pairs, prefixes: Sequence[Prefix]) -> dict[str, Any]:
+def _against_floor(evaluated: Sequence[Evaluated], test: Pairs, prefixes: Sequence[Prefix]) -> dict[str, Any]:
     rows = rows_of(prefixes, test)
     _, prompts = np.unique(np.array(test.prompts)[test.output[rows]], return_inverse=True)
-    errors: Mapping[str, Mapping[str, Array]] = {m.name: floor.errors(m.quantiles[rows], prefixes) for m in judged}
-    own = errors[judged[0].name]
+    errors: Mapping[str, Mapping[str, Array]] = {m.name: floor.errors(m.quantiles[rows], prefixes) for m in evaluated}
+    own = errors[evaluated[0].name]
     return {
         "noise_floor": floor.summary(prefixes, prompts)
         | {
@@ -163,6 +163,6 @@ def _against_floor(judged: Sequence[Judged], test: Pairs, prefixes: Sequence[Pre
             }
         },
         "reducible_error_removed": {
-            model.name: floor.reducible(own, errors[model.name], prefixes, prompts) for model in judged[1:]
+            model.name: floor.reducible(own, errors[model.name], prefixes, prompts) for model in evaluated[1:]
         },
     }

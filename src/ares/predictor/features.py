@@ -1,4 +1,4 @@
-"""What the network sees of a request: its newest state, its history, its position.
+"""The features of a request: its newest state, its history, its position.
 
 Training walks through recorded outputs with the same code that the decode worker runs, so that both see the same.
 """
@@ -35,7 +35,7 @@ class History:
         self._ring[slots] = 0
 
     def update(self, slots: torch.Tensor, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take new states in.
+        """Add new states.
 
         Parameters
         ----------
@@ -76,7 +76,7 @@ def scalars(position: torch.Tensor, prompt_length: torch.Tensor, similarity: tor
 
 
 def standardised(states: torch.Tensor, center: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Return states as float32 with the training set's mean and spread taken out, bounded against freak values."""
+    """Return states as float32, normalised by the training set's mean and spread, and clipped."""
     return ((states.float() - center) / scale).clamp(-8, 8)
 
 

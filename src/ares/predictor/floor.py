@@ -1,4 +1,4 @@
-"""The noise floor: how far sampled lengths spread when the model goes on from the same prefix again and again.
+"""The noise floor: the spread of sampled lengths when the model continues the same prefix many times.
 
 From one prefix, with n continuations y_1 ... y_n, the least expected absolute error of any predictor is that of the
 distribution's median, E|Y - m|. The sample's own median gives too little of it (it has seen every y), the median of
@@ -40,7 +40,7 @@ class Prefix:
 
 
 def choose(pairs: Pairs, count: int, seed: int = 0, known: Sequence[Prefix] = ()) -> NDArray[np.int64]:
-    """Return pairs of the test set, drawn as they stand there: their mean errors are those of the whole set.
+    """Return pairs of the test set, drawn at random: their mean errors are those of the whole set.
 
     Those that are `known` already count, and are not drawn again.
     """

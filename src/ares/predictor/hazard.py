@@ -1,8 +1,8 @@
 """A distribution over remaining tokens as discrete hazards: the chance to end in each bin, once it is reached.
 
 Bins are the remaining tokens [edge k, edge k+1), as wide as one token at first and growing geometrically. A censored
-output says only that it outlived its bins, and that is what its likelihood counts. Within a bin every length is as
-likely as another; behind the last edge the hazard per token stays what it was in the last bin.
+output is only known to have outlived its bins, and its likelihood is the probability of that. Within a bin every length
+is as likely as another; behind the last edge the hazard per token stays what it was in the last bin.
 """
 
 import torch

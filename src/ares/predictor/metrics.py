@@ -1,4 +1,4 @@
-"""How good a prediction is. Predictions are quantiles at `hazard.LEVELS`; the median is the point estimate."""
+"""Metrics of predictions: quantiles at `hazard.LEVELS`, whose median is the point estimate."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def at_level(quantiles: Array, level: float) -> Array:
 
 
 def bounded(quantiles: Array, room: Array) -> Array:
-    """Return quantiles that respect what the limit still allows."""
+    """Return quantiles bounded by the tokens that the limit still allows."""
     return np.minimum(quantiles, room[:, None])
 
 
@@ -44,7 +44,7 @@ def covered(quantiles: Array, remaining: Array, level: float) -> Array:
 
 
 def covered_fairly(quantiles: Array, remaining: Array, room: Array, level: float) -> Array:
-    """Return `covered` where a share of the distribution may stand on one number, the limit.
+    """Return `covered` where a part of the distribution may be on one number, the limit.
 
     A request that reaches its limit with a chance of 30 % has its 90th percentile there, and "at or below" is then true
     in 100 % of the cases, not 90: no calibrated forecast could have it otherwise. So an output that is cut counts as

@@ -33,7 +33,7 @@ class Network(Protocol):
 
 
 class HazardMember(nn.Module):  # type: ignore[misc] # torch is not type-checked here
-    """Hazards from the position alone (a residual-life curve), shifted by what the states add."""
+    """Hazards from the position alone (a residual-life curve), shifted by a term of the states."""
 
     def __init__(self, hidden_size: int, bins: int, width: int) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class FusedHazardNetwork(nn.Module):  # type: ignore[misc] # likewise
             self.register_buffer(name, tensor.detach().clone())
 
     def quantiles(self, states: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
-        """Return what the network does."""
+        """Return the quantiles of the network."""
         linear, gelu = torch.nn.functional.linear, torch.nn.functional.gelu
         inner = gelu(linear(torch.cat([states, scalars], 1), self.first, self.first_bias))
         inner = gelu(linear(inner, self.middle, self.middle_bias))

@@ -9,11 +9,11 @@ import numpy as np
 from ares.predictor import metrics
 from ares.predictor.dataset import Pairs
 from ares.predictor.errors import PredictorError
-from ares.predictor.evaluation import Judged
+from ares.predictor.evaluation import Evaluated
 from ares.predictor.hazard import LEVELS
 
 
-def draw(folder: Path, judged: Sequence[Judged], test: Pairs, report: dict[str, Any]) -> list[Path]:
+def draw(folder: Path, evaluated: Sequence[Evaluated], test: Pairs, report: dict[str, Any]) -> list[Path]:
     """Write the pictures into a folder and return them; PredictorError without matplotlib."""
     try:
         import matplotlib as mpl
@@ -37,18 +37,18 @@ def draw(folder: Path, judged: Sequence[Judged], test: Pairs, report: dict[str, 
     written = [_save(figure, folder / "error-by-position.png")]
 
     figure, axes = plt.subplots(figsize=(5, 5))
-    median = metrics.at_level(judged[0].quantiles, 0.5)
+    median = metrics.at_level(evaluated[0].quantiles, 0.5)
     top = float(remaining.max())
     axes.plot([0, top], [0, top], color="0.6", linewidth=1)
     axes.scatter(remaining, median, s=4, alpha=0.25, linewidths=0)
-    axes.set(xlabel="true remaining tokens", ylabel=f"median predicted by {judged[0].name}")
+    axes.set(xlabel="true remaining tokens", ylabel=f"median predicted by {evaluated[0].name}")
     written.append(_save(figure, folder / "predicted-against-true.png"))
 
     figure, axes = plt.subplots(figsize=(5, 5))
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
     wanted = np.array(LEVELS[1:-1])
     room = test.room.astype(float)
-    for model in judged:
+    for model in evaluated:
         seen = [metrics.covered_fairly(model.quantiles, remaining, room, level).mean() for level in wanted]
         axes.plot(wanted, seen, marker=".", label=model.name)
     axes.set(xlabel="predicted level", ylabel="share of outputs at or below it")

@@ -6,7 +6,7 @@ fields of an object                          the prompt
 ``prompt``, ``text``                         the text (HumanEval and others)
 ``question``, ``instruction``                the text, and behind an empty line that of ``input`` or ``context``, if
                                              there is any (GSM8K, Alpaca, Dolly)
-``messages``, ``conversations``,             what the user says first: texts, ``{"role", "content"}`` or ``{"from",
+``messages``, ``conversations``,             the first message of the user: texts, ``{"role", "content"}`` or ``{"from",
 ``conversation``, ``turns``                  "value"}`` (OpenAI, ShareGPT, LMSYS, MT-bench)
 ===========================================  =========================================================================
 
@@ -27,7 +27,7 @@ from ares.predictor.errors import PredictorError
 from ares.text_files import TextFileError, read_lines
 
 _TEXTS = ("prompt", "question", "instruction", "text")
-# What goes behind the text of a field, where it is there.
+# A second field that is appended to the text of a field, where it is present.
 _BEHIND = {"question": ("context",), "instruction": ("input", "context")}
 _CHATS = ("messages", "conversations", "conversation", "turns")
 _USERS = ("user", "human")
@@ -40,19 +40,19 @@ _EXPECTED = f"expected a text in {', '.join(_TEXTS)}, or a conversation in {', '
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt. `id` depends on the text alone, so that a prompt that stands in two files is one prompt."""
+    """One prompt. `id` depends on the text alone, so that a prompt in two files is one prompt."""
 
     id: str
     text: str
 
     @classmethod
     def of(cls, text: str) -> "Prompt":
-        """Name a text."""
+        """Return the prompt of a text."""
         return cls(hashlib.sha256(text.encode()).hexdigest()[:16], text)
 
 
 def read(files: Iterable[Path], seed: int = 0, note: Callable[[str], None] = lambda _: None) -> list[Prompt]:
-    """Read files and shuffle what they hold, so that the first n prompts are a fair sample of all.
+    """Read files and shuffle their prompts, so that the first n prompts are a fair sample of all.
 
     Parameters
     ----------
@@ -126,13 +126,13 @@ def _of_objects(file: Path, lines: list[str], note: Callable[[str], None]) -> li
         if isinstance(value, list):
             text = _first_of_user(value, where)
             unread["messages of the system"] += "system" in _speakers(value)
-            unread["what the user says later"] += sum(speaker in _USERS for speaker in _speakers(value)) > 1
+            unread["later messages of the user"] += sum(speaker in _USERS for speaker in _speakers(value)) > 1
         else:
             text = "\n\n".join(row[name] for name in taken)
         if text.strip():
             texts.append(_encodable(text, where))
         else:
-            unread["conversations in which no user says anything"] += 1
+            unread["conversations without a message of a user"] += 1
         unread.update(f"`{name}`" for name, other in row.items() if name not in taken and _holds_text(other))
     if +unread:
         note(f"{file}: not read: {', '.join(f'{what} ({count})' for what, count in (+unread).items())}")
@@ -140,7 +140,7 @@ def _of_objects(file: Path, lines: list[str], note: Callable[[str], None]) -> li
 
 
 def _objects(file: Path, lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield where each object stands and the object: one a line, or all in one array."""
+    """Yield the place of each object and the object: one a line, or all in one array."""
     rows = ((f"{file}:{number}", line) for number, line in enumerate(lines, 1) if line.strip())
     if next((line for line in lines if line.strip()), "").lstrip().startswith("["):
         every = _json("\n".join(lines), str(file))
@@ -165,7 +165,7 @@ def _holds_text(value: Any) -> bool:
 
 
 def _fields(row: dict[str, Any], where: str) -> list[str]:
-    """Return the fields that the prompt is from: a conversation, or a text with what goes behind it."""
+    """Return the fields that the prompt is from: a conversation, or a text with its second field."""
     empty = next((name for name in _CHATS if row.get(name) == []), None)
     name = next((name for name in (*_TEXTS, *_CHATS) if _holds(row.get(name))), empty)
     if name is None:
@@ -188,18 +188,18 @@ def _holds(value: Any) -> bool:
 
 
 def _first_of_user(turns: list[Any], where: str) -> str:
-    """Return what the user of a conversation says first; empty where none says anything."""
+    """Return the first message of the user of a conversation; empty where there is none."""
     speaker: Any
-    said: Any
+    content: Any
     for turn in turns:
         if isinstance(turn, str):
-            speaker, said = "user", turn
+            speaker, content = "user", turn
         elif isinstance(turn, dict):
-            speaker, said = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+            speaker, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         else:
             raise PredictorError(f"{where}: no prompt: a turn is neither a text nor an object")
         if speaker in _USERS:
-            text = _joined(said, where)
+            text = _joined(content, where)
             if text.strip():
                 return text
     return ""
@@ -209,9 +209,9 @@ def _speakers(turns: list[Any]) -> list[Any]:
     return [turn.get("role", turn.get("from")) if isinstance(turn, dict) else "user" for turn in turns]
 
 
-def _joined(said: Any, where: str) -> str:
+def _joined(content: Any, where: str) -> str:
     """Return a message's content: a text, or a list of parts that are texts."""
-    parts = [{"text": said or ""}] if said is None or isinstance(said, str) else said
+    parts = [{"text": content or ""}] if content is None or isinstance(content, str) else content
     texts = [part.get("text") if isinstance(part, dict) else None for part in parts] if isinstance(parts, list) else []
     if not texts or not all(isinstance(text, str) for text in texts):
         raise PredictorError(f"{where}: no prompt: a message holds something other than text")

@@ -1,8 +1,8 @@
 """The data folder: what `collect` and a recording worker write, and training reads.
 
-One safetensors file a shard (``part-*.safetensors``), each complete in itself: it is written beside its place and then
-renamed, so that a file with that name is whole. A shard holds outputs (one row a generation) and pairs (one row a
-tapped state):
+One safetensors file a shard (``part-*.safetensors``), each complete in itself: it is written under another name and
+then renamed, so that a file with that name is whole. A shard holds outputs (one row a generation) and pairs (one row a
+recorded hidden state):
 
 ==================  =======  ===========  ==========================================================================
 tensor              type     shape        meaning
@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 from ares.predictor.errors import PredictorError
 
 FORMAT = "1"
-# Which state is tapped: after the final norm, of the last token, where the LM head reads it.
-TAP = "final-norm/last-token"
+# Which hidden state is recorded: after the final norm, of the last token, as the LM head reads it. Files call it `tap`.
+HIDDEN_STATE = "final-norm/last-token"
 _HALF_MAX = float(np.finfo(np.float16).max)
 _TYPES: dict[str, type[np.generic]] = {
     "states": np.float16,
@@ -54,14 +54,14 @@ _TYPES: dict[str, type[np.generic]] = {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What the states of a data folder are states of; all its shards agree in it."""
+    """Where the states of a data folder come from; the same for all of its shards."""
 
     model: str
     hidden_size: int
     every: int
     limit: int
     sampling: str
-    tap: str = TAP
+    hidden_state: str = HIDDEN_STATE
 
     def metadata(self) -> dict[str, str]:
         """Return the fields as safetensors' metadata, which holds strings."""
@@ -69,7 +69,7 @@ class Source:
             "format": FORMAT,
             "model": self.model,
             "hidden_size": str(self.hidden_size),
-            "tap": self.tap,
+            "tap": self.hidden_state,
             "every": str(self.every),
             "limit": str(self.limit),
             "sampling": self.sampling,
@@ -84,13 +84,13 @@ class Source:
             every=int(metadata["every"]),
             limit=int(metadata["limit"]),
             sampling=metadata["sampling"],
-            tap=metadata["tap"],
+            hidden_state=metadata["tap"],
         )
 
 
 @dataclass(slots=True)
 class Output:
-    """One generation with its tapped states, as it is being recorded.
+    """One generation with its hidden states, as it is being recorded.
 
     Attributes
     ----------
@@ -118,7 +118,7 @@ class Shard:
 
 
 def sampling(temperature: float, top_p: float) -> str:
-    """Say how tokens are chosen, in words that two data folders can be compared by."""
+    """Return how tokens are sampled, as a text by which data folders are compared."""
     return f"temperature {temperature:g}, top_p {top_p:g}"
 
 
@@ -238,7 +238,7 @@ def _check(source: Source, requests: list[str], prompts: list[str], tensors: dic
 
 
 def read_all(folder: Path) -> Iterator[Shard]:
-    """Read every shard of a folder; they must agree on what they are states of.
+    """Read every shard of a folder; they must have the same source.
 
     Raises
     ------
@@ -263,12 +263,12 @@ def _difference(one: Source, other: Source) -> str:
 
 
 def source(folder: Path) -> Source:
-    """Return what the states of a folder are states of; PredictorError where there is no shard."""
+    """Return the source of a folder; PredictorError where there is no shard."""
     return next(read_all(folder)).source
 
 
 def same_source(folder: Path, wanted: Source) -> None:
-    """Raise PredictorError where a folder holds states of something else."""
+    """Raise PredictorError where a folder has another source."""
     there = source(folder)
     if there != wanted:
         raise PredictorError(f"{folder} cannot be continued: {_difference(wanted, there)} there")

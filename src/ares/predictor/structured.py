@@ -47,7 +47,7 @@ _NAMES = _words("Anna Ben Clara David Emma Frank Grace Henry Iris Jack Kate Leo 
 _CITIES = _words("London Paris Rome Berlin Madrid Oslo Vienna Cairo Tokyo Lima Boston Delhi")
 
 
-# Most sentences of a text: of longer ones a small model loses its place.
+# Most sentences of a text: a small model does not copy longer ones reliably.
 _SENTENCES = 10
 
 
@@ -68,7 +68,7 @@ Kind = Callable[[random.Random], Question]
 
 
 def _sentence(generator: random.Random) -> str:
-    # All begin alike: a small model leaves out a first sentence that begins in another way.
+    # All begin alike: a small model skips a first sentence that begins differently.
     pick = generator.choice
     match generator.randrange(3):
         case 0:
@@ -112,7 +112,7 @@ def _dashed(lines: Sequence[str]) -> str:
 
 
 def _copying(instruction: str, one: Callable[[random.Random], str], most: int, between: str = "\n") -> Kind:
-    """Return a kind that asks for the text as it stands."""
+    """Return a kind that asks for the unchanged text."""
 
     def make(generator: random.Random) -> Question:
         text = between.join(_lines(generator, one, most))
@@ -299,7 +299,7 @@ FOLLOWED = (
 
 
 def generate(count: int, kinds: Sequence[str] = FOLLOWED, seed: int = 0) -> list[Task]:
-    """Return so many different tasks, the kinds in turn; fewer where there are not so many.
+    """Return so many different tasks, of every kind in turn; fewer where there are no more.
 
     Raises
     ------

@@ -14,7 +14,7 @@ BATCHES = (1, 64, 256)
 
 
 def of_checkpoint(loaded: Checkpoint) -> dict[str, float]:
-    """Return microseconds of one prediction for each batch, everything that the worker does for it included."""
+    """Return microseconds of one prediction for each batch, with all of the worker's work for it."""
     result = {}
     for batch in BATCHES:
         predictor = Predictor(loaded, batch)

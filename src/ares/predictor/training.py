@@ -122,7 +122,7 @@ def train(
         options=options,
         model=source.model,
         hidden_size=source.hidden_size,
-        tap=source.tap,
+        hidden_state=source.hidden_state,
         every=source.every,
         limit=source.limit,
         center=center,
@@ -177,7 +177,7 @@ def _fit(
         }
         curve.append(entry)
         on_epoch(entry)
-        # The paper's network is one number and is judged as one.
+        # The paper's network predicts one number: its score is the error of that.
         score = entry["validation_mae" if isinstance(network, PaperNetwork) else "validation_crps"]
         if score < best:
             best, best_state, waited = score, copy.deepcopy(network.state_dict()), 0
@@ -204,7 +204,7 @@ def _calibrate(network: HazardNetwork, data: Data) -> None:
 
 
 def predict(network: Any, data: Data, batch: int = 4096) -> metrics.Array:
-    """Return [pairs, levels] bounded by what the limit allows."""
+    """Return [pairs, levels], bounded by the tokens that the limit allows."""
     with torch.no_grad():
         parts = [
             network.quantiles(data.states[rows], data.scalars[rows]).numpy().astype(float)

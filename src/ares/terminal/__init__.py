@@ -1,1 +1,1 @@
-"""What commands share at the terminal: progress, tables, output files, signals, errors, requests to a gateway."""
+"""Shared by all commands at the terminal: progress, tables, output files, signals, errors, requests to a gateway."""

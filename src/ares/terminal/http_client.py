@@ -1,4 +1,4 @@
-"""HTTP requests of our commands: this machine is asked directly, another one as the proxy variables say."""
+"""HTTP requests of commands: directly to this machine, through the proxy of the proxy variables to others."""
 
 import functools
 import http.client
@@ -12,7 +12,7 @@ class ProxyError(OSError):
 
 
 def open_direct(url: str, timeout: float, body: bytes | None = None) -> http.client.HTTPResponse:
-    """Open the URL of a process that we have started ourselves: no proxy knows it.
+    """Open the URL of a process that we have started ourselves, without a proxy.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def open_direct(url: str, timeout: float, body: bytes | None = None) -> http.cli
 
 
 def open_url(request: urllib.request.Request, timeout: float) -> http.client.HTTPResponse:
-    """Open a URL, by `proxy_of` it.
+    """Open a URL, through its proxy by `proxy_of`.
 
     Raises
     ------
@@ -47,11 +47,11 @@ def open_url(request: urllib.request.Request, timeout: float) -> http.client.HTT
 
 def proxy_of(url: str) -> str | None:
     """Return the proxy of a URL: none for loopback, else by http_proxy, https_proxy, all_proxy and no_proxy."""
-    return None if _is_loopback(urlsplit(url).hostname or "") else by_variables(url)
+    return None if _is_loopback(urlsplit(url).hostname or "") else proxy_by_variables(url)
 
 
-def by_variables(url: str) -> str | None:
-    """Return the proxy that the variables name for a URL, which most clients take for loopback as well."""
+def proxy_by_variables(url: str) -> str | None:
+    """Return the proxy that the variables name for a URL; most clients use it for loopback as well."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if urllib.request.proxy_bypass(f"{host}:{parts.port}" if parts.port is not None else host):

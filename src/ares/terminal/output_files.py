@@ -1,4 +1,4 @@
-"""Files that a command writes when its work is done: whether they can be written is looked at before it begins."""
+"""Output files of a command: whether they can be written is checked before the work begins."""
 
 from pathlib import Path
 

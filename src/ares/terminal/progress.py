@@ -22,22 +22,22 @@ def progress_display(console: Console, *columns: str | ProgressColumn, transient
 
 
 class PlainProgress(Progress):
-    """Progress as lines; `every_s` is the time between two that name what is not done."""
+    """Progress as lines; every `every_s` seconds one names the tasks that are not done."""
 
     def __init__(self, console: Console, every_s: float = _EVERY_S) -> None:
         super().__init__(console=console, disable=True)
         self._every_s = every_s
-        self._said: set[TaskID] = set()
+        self._printed: set[TaskID] = set()
         self._stopped = threading.Event()
         self._reminder = threading.Thread(target=self._remind, daemon=True)
         self._began = self.get_time()
 
     def start(self) -> None:
-        """Begin to remind of what is not done."""
+        """Start the lines about tasks that are not done."""
         self._reminder.start()
 
     def stop(self) -> None:
-        """Say no more."""
+        """Stop printing."""
         self._stopped.set()
 
     def add_task(self, description: str, *args: Any, **kwargs: Any) -> TaskID:
@@ -57,8 +57,8 @@ class PlainProgress(Progress):
 
     def _done(self, task_id: TaskID) -> None:
         task = self._tasks[task_id]
-        if task.finished and task_id not in self._said:
-            self._said.add(task_id)
+        if task.finished and task_id not in self._printed:
+            self._printed.add(task_id)
             self._print(f"{task.description}: {task.fields.get('state', 'done')} after {task.finished_time:.0f} s")
 
     def _remind(self) -> None:

@@ -1,4 +1,4 @@
-"""Signals that end a command: all of them as Ctrl-C does."""
+"""Signals that end a command, all in the same way as Ctrl-C."""
 
 import signal
 from typing import Any

@@ -1,4 +1,4 @@
-"""Tables on standard output whose names stay whole: a row whose name is cut off says nothing."""
+"""Tables on standard output whose first column is never cut."""
 
 import os
 

@@ -38,7 +38,7 @@ def test_presets_on_simulated_engines(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
-    assert result["engines"] == "simulated: llama-8b-rtx4090"
+    assert result["engines"] == "mock: llama-8b-rtx4090"
     by_preset = {run["preset"]: run for run in result["rounds"][0]["runs"]}
     assert set(by_preset) == {"static-rr", "ares"}
     assert all(run["failed"] == 0 and run["output_tokens_per_s"] > 0 for run in by_preset.values())

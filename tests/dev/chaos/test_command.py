@@ -1,4 +1,4 @@
-"""A short run on simulated engines, as a user starts it; and what the gateway that throws refuses."""
+"""A short run on mock engines, as a developer starts it; and the addresses that the failing gateway refuses."""
 
 import json
 import subprocess
@@ -17,10 +17,10 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.timeout(300)
-def test_a_short_run_on_simulated_engines(tmp_path: Path) -> None:
+def test_a_short_run_on_mock_engines(tmp_path: Path) -> None:
     out = tmp_path / "chaos.json"
     done = run(
-        *("ares", "bench", "chaos", "--simulate", "llama-8b-rtx4090", "--prefill", "2", "--decode", "6"),
+        *("ares_dev", "chaos", "--simulate", "llama-8b-rtx4090", "--prefill", "2", "--decode", "6"),
         *("--per-process", "2", "--streams", "24", "--duration", "12", "--events", "1.5", "--kv-tokens", "4096"),
         *(
             "--seed",
@@ -36,28 +36,28 @@ def test_a_short_run_on_simulated_engines(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (result,) = json.loads(out.read_text())["runs"]
     assert result["violations"] == []
-    assert result["endings"]["completed"] > 20
+    assert result["outcomes"]["completed"] > 20
     assert any(kind.startswith("move: ") for kind in result["done"])
     assert result["gateway"]["ares_controller_faults_total"] > 0
     assert any(kind.startswith("kill") for kind in result["done"])
     assert result["decisions"] > 0
     log = tmp_path / "logs" / "1" / "decisions.jsonl"
-    assert decisions.wrong(log)[1] == []
-    # Were another instance chosen than the log says, it would be noticed.
+    assert decisions.check_decisions(log)[1] == []
+    # A choice of another instance than the logged one would be found.
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    entry = next(one for one in lines if one["kind"] == "entrance" and one["decided"])
+    entry = next(one for one in lines if one["kind"] == "admission" and one["decided"])
     entry["decided"][0]["instance"] += 1
     log.write_text("".join(json.dumps(one) + "\n" for one in lines))
-    assert any(violation.startswith("I8") for violation in decisions.wrong(log)[1])
+    assert any(violation.startswith("I8") for violation in decisions.check_decisions(log)[1])
 
 
-def test_the_plan_can_be_shown() -> None:
-    shown = [run("ares", "bench", "chaos", "--simulate", "x", "--seed", "4", "--show-plan").stdout for _ in range(2)]
+def test_the_plan_can_be_printed() -> None:
+    shown = [run("ares_dev", "chaos", "--simulate", "x", "--seed", "4", "--show-plan").stdout for _ in range(2)]
     assert shown[0] == shown[1]
     assert json.loads(shown[0])["seed"] == 4
 
 
-def test_a_gateway_that_throws_serves_loopback_only() -> None:
+def test_a_failing_gateway_serves_loopback_only() -> None:
     done = run(
         *("ares_dev.chaos.gateway", "gateway", "--host", "192.0.2.1", "--worker", "http://127.0.0.1:1"),
         *("--model", "some/model", "--fault-seed", "1"),

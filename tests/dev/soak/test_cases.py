@@ -35,7 +35,7 @@ def test_a_lost_token_near_the_end_is_a_difference() -> None:
 
 def test_cases_are_the_same_in_every_run_and_of_every_kind() -> None:
     assert cases() == cases()
-    bodies = [case.asked("m", KNOWN_TOKENS, stream=True) for case in cases()]
+    bodies = [case.body_for("m", KNOWN_TOKENS, stream=True) for case in cases()]
     assert {case.route for case in cases()} == {"completions", "chat/completions"}
     assert any(body.get("n") == 2 for body in bodies)
     assert any("seed" in body for body in bodies)

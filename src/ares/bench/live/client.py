@@ -1,4 +1,4 @@
-"""An open-loop client: sends each request at its moment, whatever became of the others, and watches the cluster."""
+"""An open-loop client: sends each request at its planned time, however the others go, and samples the cluster."""
 
 import asyncio
 import contextlib
@@ -10,30 +10,14 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from ares.bench import sse
 from ares.bench.live.load import Planned
-from ares.protocol.fields import REQUEST_ID_HEADER
 
 # Longest silence of a stream before it counts as failed.
 _SILENCE_S = 300.0
 _SAMPLE_S = 0.25
-
-
-class _Choice(msgspec.Struct):
-    token_ids: list[int] | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    error: dict[str, Any] | None = None
-
-
-# What is kept of an instance: its sizes, and the law that the gateway has fitted.
-_DESCRIBES = (
+# What is kept of an instance: its sizes, and the step time model that the gateway has fitted.
+_INSTANCE_FIELDS = (
     "name",
     "role",
     "capacity_tokens",
@@ -43,9 +27,6 @@ _DESCRIBES = (
     "max_num_batched_tokens",
     "step_law",
 )
-
-
-_decode = msgspec.json.Decoder(_Chunk).decode
 
 
 @dataclass(slots=True)
@@ -75,7 +56,7 @@ class Observed:
 
 @dataclass(slots=True)
 class Run:
-    """One preset's turn: what clients saw, and what the cluster said of itself."""
+    """One run under a preset: what clients saw, and what the gateway's status showed."""
 
     preset: str
     requests: list[Observed]
@@ -83,7 +64,6 @@ class Run:
     preemptions: int
     migrations: list[dict[str, Any]]
     suspensions: int
-    laws: dict[str, list[float]]
     span_s: float
     started_at: float = 0.0
     """On the gateway's wall clock."""
@@ -93,7 +73,7 @@ class Run:
     """What the gateway decided with."""
 
 
-async def one(
+async def send_request(
     http: aiohttp.ClientSession, url: str, model: str, planned: Planned, start: float, seen: Observed | None = None
 ) -> Observed:
     """Send a request `planned.at_s` seconds after `start`, and return what came; `seen` fills meanwhile."""
@@ -108,13 +88,11 @@ async def one(
         **planned.body,
     }
     try:
-        async with http.post(f"{url}/v1/{route}", json=body, headers={REQUEST_ID_HEADER: planned.name}) as reply:
-            if reply.status != 200:
-                seen.error = f"{reply.status}: {(await reply.text())[:200]}"
-                return seen
-            async for line in reply.content:
-                if line.startswith(b"data: {"):
-                    _take(seen, _decode(line[6:]), time.monotonic() - start)
+        async with sse.open_stream(http, f"{url}/v1/{route}", body, planned.name) as chunks:
+            async for chunk in chunks:
+                _record(seen, chunk, time.monotonic() - start)
+    except sse.StreamError as error:
+        seen.error = str(error)
     except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError) as error:
         seen.error = repr(error)
     if not seen.tokens and seen.error is None:
@@ -122,12 +100,10 @@ async def one(
     return seen
 
 
-def _take(seen: Observed, chunk: _Chunk, now: float) -> None:
-    if chunk.error is not None:
-        seen.error = str(chunk.error.get("message"))
+def _record(seen: Observed, chunk: sse.Chunk, now: float) -> None:
     if chunk.usage is not None:
         seen.prompt_tokens = chunk.usage.prompt_tokens
-    tokens = [token for choice in chunk.choices for token in choice.token_ids or []]
+    tokens = chunk.tokens
     if not tokens:
         return
     if seen.tokens:
@@ -139,7 +115,7 @@ def _take(seen: Observed, chunk: _Chunk, now: float) -> None:
     seen.times_s += [now] * len(tokens)
 
 
-async def status(http: aiohttp.ClientSession, url: str) -> dict[str, Any]:
+async def gateway_status(http: aiohttp.ClientSession, url: str) -> dict[str, Any]:
     """Return the gateway's status."""
     async with http.get(f"{url}/admin/v1/status") as reply:
         reply.raise_for_status()
@@ -150,7 +126,7 @@ async def status(http: aiohttp.ClientSession, url: str) -> dict[str, Any]:
 async def _sample(http: aiohttp.ClientSession, url: str, samples: list[dict[str, Any]], start: float) -> None:
     while True:
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-            read = await status(http, url)
+            read = await gateway_status(http, url)
             decode = [row for row in read["instances"] if row["role"] != "prefill" and "resident_tokens" in row]
             samples.append(
                 {
@@ -173,32 +149,30 @@ def _preemptions(read: dict[str, Any]) -> int:
     return sum(row.get("preemptions", 0) for row in read["instances"])
 
 
-async def quiet(http: aiohttp.ClientSession, url: str) -> None:
+async def wait_until_idle(http: aiohttp.ClientSession, url: str) -> None:
     """Wait until nothing runs and nothing is pinned anywhere."""
     async with asyncio.timeout(_SILENCE_S):
         while True:
-            read = await status(http, url)
+            read = await gateway_status(http, url)
             busy = [row for row in read["instances"] if row.get("running") or row.get("waiting") or row.get("pinned")]
             if not busy and not read["requests"]:
                 return
             await asyncio.sleep(0.2)
 
 
-async def run(url: str, model: str, preset: str, planned: list[Planned], done: Callable[[], None]) -> Run:
-    """Switch to a preset, play the load, and wait until the cluster is quiet again."""
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=None, sock_read=_SILENCE_S)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
-        await quiet(http, url)
+async def run_preset(url: str, model: str, preset: str, planned: list[Planned], done: Callable[[], None]) -> Run:
+    """Switch to a preset, send the load, and wait until the cluster is idle again."""
+    async with sse.session(_SILENCE_S) as http:
+        await wait_until_idle(http, url)
         async with http.put(f"{url}/admin/v1/preset", json={"preset": preset}) as reply:
             reply.raise_for_status()
-        before = await status(http, url)
-        wall, asked = before["now"], time.monotonic()
+        before = await gateway_status(http, url)
+        wall, read_at = before["now"], time.monotonic()
         samples: list[dict[str, Any]] = []
         start = time.monotonic() + 0.5
 
         async def send(each: Planned) -> Observed:
-            seen = await one(http, url, model, each, start)
+            seen = await send_request(http, url, model, each, start)
             done()
             return seen
 
@@ -208,8 +182,8 @@ async def run(url: str, model: str, preset: str, planned: list[Planned], done: C
         finally:
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)
-        await quiet(http, url)
-        after = await status(http, url)
+        await wait_until_idle(http, url)
+        after = await gateway_status(http, url)
     return Run(
         preset=preset,
         requests=list(requests),
@@ -217,9 +191,8 @@ async def run(url: str, model: str, preset: str, planned: list[Planned], done: C
         preemptions=_preemptions(after) - _preemptions(before),
         migrations=[record for record in after["migrations"] if record["started_at"] > before["now"]],
         suspensions=after["suspensions"] - before["suspensions"],
-        laws={row["name"]: row["step_law"] for row in after["instances"] if row.get("step_law")},
         span_s=max(each.at_s for each in planned),
-        started_at=wall + start - asked,
-        instances=[{key: row.get(key) for key in _DESCRIBES} for row in after["instances"]],
+        started_at=wall + start - read_at,
+        instances=[{key: row.get(key) for key in _INSTANCE_FIELDS} for row in after["instances"]],
         settings=after["settings"],
     )

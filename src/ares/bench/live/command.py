@@ -3,6 +3,7 @@
 import asyncio
 import random
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,13 +14,13 @@ from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from ares import extras
 from ares.bench.environment import describe, write
-from ares.bench.live import client, judge, load, saved
+from ares.bench.live import client, load, saved, summary
 from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
-from ares.objectives import DEFAULT_GAP_S, SloGap, written
+from ares.objectives import DEFAULT_GAP_S, SloGap, json_gap
 from ares.terminal import tables
-from ares.terminal.errors import fail
+from ares.terminal.errors import exit_with_error
 from ares.terminal.progress import progress_display
 
 _WARM_PROMPT, _WARM_OUTPUT = 64, 32
@@ -27,11 +28,11 @@ PRESETS = "static-rr,static-least-loaded,ares-no-prediction,ares"
 
 
 async def _warm_up(url: str, model: str, decode: int) -> list[int]:
-    """Let every engine work once, for its first request takes longer; return the lengths of the outputs."""
+    """Send every engine some requests, for the first ones take longer; return the lengths of the outputs."""
     generator = random.Random(5)  # noqa: S311 - a workload, not a secret
 
     async def complete(http: aiohttp.ClientSession) -> int:
-        prompt = [generator.randrange(1000, 40000) for _ in range(_WARM_PROMPT)]  # nothing that a prefix cache has seen
+        prompt = load.random_prompt(generator, _WARM_PROMPT)
         body = {"model": model, "prompt": prompt, "max_tokens": _WARM_OUTPUT, "ignore_eos": True, "temperature": 0}
         async with http.post(f"{url}/v1/completions", json=body) as reply:
             reply.raise_for_status()
@@ -45,18 +46,18 @@ async def _measure(
     url: str, model: str, presets: list[str], rounds: list[list[load.Planned]], console: Console
 ) -> tuple[list[list[client.Run]], list[dict[str, Any]], list[int]]:
     async with aiohttp.ClientSession() as http:
-        instances = (await client.status(http, url))["instances"]
+        instances = (await client.gateway_status(http, url))["instances"]
     warm = await _warm_up(url, model, sum(row["role"] != "prefill" for row in instances))
     every: list[list[client.Run]] = []
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with progress_display(console, *columns) as progress:
         for number, planned in enumerate(rounds):
-            # A B, B A, ...: what drifts with time weighs on all alike.
+            # A B, B A, ...: a drift over time hits all presets alike.
             order = presets if number % 2 == 0 else presets[::-1]
             runs = []
             for name in order:
                 task = progress.add_task(f"round {number + 1}, {name}", total=len(planned))
-                runs.append(await client.run(url, model, name, planned, lambda task=task: progress.advance(task)))  # type: ignore[misc]
+                runs.append(await client.run_preset(url, model, name, planned, partial(progress.advance, task)))
             every.append(runs)
     return every, instances, warm
 
@@ -67,7 +68,7 @@ def command(
         typer.Option(help="Presets to compare, comma separated; the static ones are what others are compared with."),
     ] = (PRESETS),
     prompts: Annotated[list[Path] | None, typer.Option(help="Prompt files (JSONL or text) for real engines.")] = None,
-    simulate: Annotated[str | None, typer.Option(help="Run on simulated engines of this profile instead.")] = None,
+    simulate: Annotated[str | None, typer.Option(help="Use mock engines of this profile.")] = None,
     workload: Annotated[str, typer.Option(help="With --simulate: a synthetic workload or a trace file.")] = "chat",
     load_factor: Annotated[float, typer.Option("--load", help="With --simulate: load, 1 is capacity.")] = 1.0,
     requests: Annotated[int, typer.Option(min=2, help="Requests of a run.")] = 60,
@@ -88,7 +89,7 @@ def command(
     slo_gap: SloGap = DEFAULT_GAP_S,
     seed: Annotated[int, typer.Option(help="Of arrivals and of the order of prompts.")] = 0,
     dtype: Annotated[
-        str, typer.Option(help="Of the real engines: in float32 no token depends on who else is in the batch.")
+        str, typer.Option(help="Of the real engines: in float32 no token depends on the rest of the batch.")
     ] = "auto",
     model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
     port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
@@ -102,10 +103,10 @@ def command(
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
 ) -> None:
-    """Compare presets on real engines: the same prompts and arrivals, in turns, and the simulator's word on them.
+    """Compare presets on real engines: the same prompts and arrivals, in turns, and simulated against measured figures.
 
-    Outputs are greedy: with --dtype float32 every preset must produce the same tokens, and the result says whether it
-    did; in bfloat16 near ties fall as the batch happens to be.
+    Outputs are greedy: with --dtype float32 every preset must produce the same tokens, and the result lists the
+    requests for which it did not; in bfloat16 near ties depend on the batch.
     """
     from ares.config import live_preset
 
@@ -115,9 +116,9 @@ def command(
         for name in names:
             live_preset(name)
     except ValueError as error:
-        fail(str(error))
+        exit_with_error(str(error))
     if simulate is None and not prompts:
-        fail("give --prompts FILE for real engines, or --simulate PROFILE")
+        exit_with_error("give --prompts FILE for real engines, or --simulate PROFILE")
     loads: list[list[load.Planned]] = []  # another one for each round
     for each in range(seed, seed + rounds):
         if simulate is not None:
@@ -125,12 +126,12 @@ def command(
                 size = (prefill, decode)
                 one_load = _simulated_load(simulate, workload, load_factor, requests, size, kv_tokens, each)
             except ValueError as error:
-                fail(str(error))
+                exit_with_error(str(error))
         else:
-            one_load = load.from_prompts(prompts or [], requests, rate, limit, each, _note if each == seed else _quiet)
+            one_load = load.from_prompts(prompts or [], requests, rate, limit, each, _note if each == seed else _ignore)
         loads.append(load.renamed(one_load, f"{each - seed + 1}-"))
     engine_flags = ["--kv-tokens", str(kv_tokens)] if kv_tokens is not None else []
-    gap = "none" if written(slo_gap) is None else str(slo_gap)
+    gap = "none" if json_gap(slo_gap) is None else str(slo_gap)
     settings = local.ClusterSettings(
         model=model,
         prefill=prefill,
@@ -148,33 +149,33 @@ def command(
     console = Console(stderr=True)
     with local.running(settings, console) as cluster:
         every, instances, warm = asyncio.run(_measure(cluster.url, model, names, loads, console))
-    from ares.bench.live import fidelity, fidelity_command  # the simulator takes its time to load
+    from ares.bench.live import fidelity, fidelity_command  # importing the simulator takes a while
 
-    runs, slo = [run for one in every for run in one], judge.Objectives(slo_ttft, slo_tpot, slo_gap)
-    figures = [{run.preset: judge.summary(run, slo) for run in one} for one in every]
+    runs, slo = [run for one in every for run in one], summary.Objectives(slo_ttft, slo_tpot, slo_gap)
+    figures = [{run.preset: summary.summarize(run, slo) for run in one} for one in every]
     bases = [name for name in names if name.startswith("static") or name == "off"] or names[:1]
     result = {
         "benchmark": "live",
         "model": model,
-        "engines": f"simulated: {simulate}" if simulate else "vLLM",
+        "engines": f"mock: {simulate}" if simulate else "vLLM",
         "dtype": dtype,
         "prefill": prefill,
         "decode": decode,
         "kv_tokens": [row.get("capacity_tokens") for row in instances if row["role"] != "prefill"],
         "requests": requests,
         "rate": statistics.fmean((len(one) - 1) / (one[-1].at_s - one[0].at_s) for one in loads),
-        "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot, "gap_s": written(slo_gap)},
+        "slo": {"ttft_s": slo_ttft, "tpot_s": slo_tpot, "gap_s": json_gap(slo_gap)},
         **describe(),
         "rounds": [{"runs": list(one.values())} for one in figures],
-        "ratios": [judge.ratios(figures, name, base) for name in names if name not in bases for base in bases],
-        "requests_with_differing_tokens": judge.differing(runs),
+        "ratios": [summary.ratios(figures, name, base) for name in names if name not in bases for base in bases],
+        "requests_with_differing_tokens": summary.differing(runs),
     }
     kept = saved.in_order(runs, warm, limit if simulate is None else None)
     if runs_file is not None:
         about = {key: result[key] for key in ("model", "engines", "dtype", "versions", "commit", "machine", "rate")}
         saved.write_runs(saved.SavedRuns(saved.FORMAT, about, kept), runs_file)
     try:
-        result["simulator"] = fidelity.compared(kept, predictor)
+        result["simulator"] = fidelity.compare(kept, predictor)
     except ValueError as error:
         result["simulator"] = {"refused": str(error)}
     _show(names, figures, result)
@@ -191,8 +192,8 @@ def _note(text: str) -> None:
     typer.echo(f"note: {text}", err=True)
 
 
-def _quiet(_text: str) -> None:
-    """Say nothing: it has been said."""
+def _ignore(_text: str) -> None:
+    """Show no note: the first round has shown it."""
 
 
 def _simulated_load(

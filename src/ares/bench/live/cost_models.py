@@ -1,7 +1,7 @@
-"""Cost models fitted to one recorded run: what its clients saw of every token says what a step cost.
+"""Cost models fitted to one recorded run, from the times at which its clients got every token.
 
-The gateway's own fit (gateway/control/cost_models.py) leaves out what happens between two telemetry reports in which
-requests came or went, and what the stream takes on its way; the time between two tokens at the client holds both.
+The gateway's own fit (gateway/control/cost_models.py) leaves out steps between two telemetry reports in which requests
+came or went, and the way of the stream; the time between two tokens at the client includes both.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from ares.bench.live.spread import Spread
 
 FloatArray = NDArray[np.float64]
 
-# Tokens whose times are averaged into one observation: jitter of single ones is no property of a step.
+# Tokens whose times are averaged into one observation, against the jitter of single ones.
 _WINDOW = 16
 # A pause so many times as long as the usual one is a stop (preemption, recomputation, a move), not a step.
 _STOP = 6.0
-# Prefills and hand-overs that took more than this many times a quick one waited for memory, too. Under heavy load most
-# wait, so that a quick one is the quartile, not the median.
+# Prefills and hand-overs that took more than this many times a quick one also waited for memory. Under heavy load most
+# wait, so that a quick one is at the first quartile, not at the median.
 _UNUSUAL, _QUICK = 3.0, 25
 # Observations without which nothing is fitted.
 _LEAST_WINDOWS, _LEAST_REQUESTS = 10, 8
@@ -29,12 +29,12 @@ _STEPS_OF_A_STOP, _STEPS_WHERE_IDLE = 1.5, 1.0
 
 
 class FitError(ValueError):
-    """A run that holds too little to fit cost models to."""
+    """A run with too few observations to fit cost models to."""
 
 
 @dataclass(frozen=True, slots=True)
 class CostModels:
-    """What was fitted to a run; seconds.
+    """The fitted models of a run, in seconds.
 
     Attributes
     ----------
@@ -43,9 +43,9 @@ class CostModels:
     prefill_base_s, prefill_token_s
         From the arrival of a prompt at an idle prefill instance to its first token at the client.
     prefill_spread_s
-        What that law leaves unexplained, an entry for each request that it was fitted to.
+        Residuals of that model, one for each request that it was fitted to.
     hand_over_s
-        From the first token until the request may join a step of its decode instance, steps of others left out.
+        From the first token until the request may join a step of its decode instance, without the steps of others.
     move_s
         From the last token at the source until it may join a step at the target; None where nothing moved.
     """
@@ -60,7 +60,7 @@ class CostModels:
 
 @dataclass(frozen=True, slots=True)
 class _Windows:
-    """Observations of steps, shape (W,): of which request and instance, features (W, 3) and mean seconds."""
+    """Observations of steps, shape (W,): request, instance, features (W, 3) and mean seconds."""
 
     request: NDArray[np.int64]
     instance: NDArray[np.int64]
@@ -80,7 +80,7 @@ class _Tokens:
 
 
 class Observations:
-    """A run in the form that fits want; `fit` may be called for any resampling of its requests.
+    """The observations of a run; `fit` may be called for any resampling of its requests.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class Observations:
     Raises
     ------
     FitError
-        It holds too little.
+        There are too few of them.
     """
 
     def __init__(self, run: SavedRun) -> None:
@@ -109,9 +109,11 @@ class Observations:
         self._features = _features(tokens, self._going, len(self.names))
         self._windows = _windows(tokens, self._going, self._features)
         if len(self._windows.seconds) < _LEAST_WINDOWS:
-            raise FitError(f"{run.preset}: {len(self._windows.seconds)} windows of steps are too few to fit a law to")
+            raise FitError(
+                f"{run.preset}: {len(self._windows.seconds)} windows of steps are too few to fit a step time model to"
+            )
         self._prompts, self._services = self._prefill_times()
-        self._worked = _unhindered(self._prompts, self._services)
+        self._unqueued = _without_waiting(self._prompts, self._services)
         self._hand_overs, self._busy = self._hand_over_times()
         self._stalls = np.array([move.stall_s for move in run.moves if move.outcome == "moved" and move.stall_s])
 
@@ -121,13 +123,15 @@ class Observations:
         count = len(self.times)
         weight = np.bincount(chosen, minlength=count).astype(float) if chosen is not None else np.ones(count)
         each = weight[windows.request]
-        everywhere = _law(windows.features, windows.seconds, each)
+        everywhere = _fit_nonnegative(windows.features, windows.seconds, each)
         steps = np.empty((len(self.names), 3))
         for instance in range(len(steps)):
             here = (windows.instance == instance) & (each > 0)
             enough = here.sum() >= _LEAST_WINDOWS
-            steps[instance] = _law(windows.features[here], windows.seconds[here], each[here]) if enough else everywhere
-        kept = self._worked
+            steps[instance] = (
+                _fit_nonnegative(windows.features[here], windows.seconds[here], each[here]) if enough else everywhere
+            )
+        kept = self._unqueued
         base, token, spread = _line(self._prompts[kept], self._services[kept], weight[kept])
         step = float(np.average(windows.seconds, weights=each))
         late = self._hand_overs - np.where(self._busy, _STEPS_OF_A_STOP, _STEPS_WHERE_IDLE) * step
@@ -142,12 +146,12 @@ class Observations:
         )
 
     def resampled(self, generator: np.random.Generator) -> CostModels:
-        """Fit to as many requests, drawn with replacement: how far the run itself leaves the models open."""
+        """Fit to as many requests, drawn with replacement: the uncertainty of the models from one run."""
         count = len(self.times)
         return self.fit(generator.integers(0, count, count))
 
     def spread(self, models: CostModels) -> Spread:
-        """Return what the models leave unexplained of the streams."""
+        """Return the residuals of the streams."""
         tokens, going = self._tokens, self._going
         rows = []
         for number, times in enumerate(self.times):
@@ -176,8 +180,8 @@ class Observations:
         if not rows:
             none = np.zeros(0)
             return _Tokens(none.astype(np.int64), none.astype(np.int64), none, none, none)
-        stream, instance, at, pause, held = (np.concatenate(column) for column in zip(*rows, strict=True))
-        return _Tokens(stream, instance, at, pause, held.astype(float))
+        stream, instance, at, pause, resident = (np.concatenate(column) for column in zip(*rows, strict=True))
+        return _Tokens(stream, instance, at, pause, resident.astype(float))
 
     def _hand_over_times(self) -> tuple[FloatArray, NDArray[np.bool_]]:
         """Return seconds from the first to the second token, and whether the instance was running others then."""
@@ -185,8 +189,8 @@ class Observations:
         for number, times in enumerate(self.times):
             if len(times) > 1:
                 place = self._where(self.run.requests[number].name, times[1:2])[0]
-                beside = self._going & (tokens.instance == place) & (tokens.request != number)
-                running = beside & (tokens.at > times[0]) & (tokens.at - tokens.pause <= times[0])
+                others = self._going & (tokens.instance == place) & (tokens.request != number)
+                running = others & (tokens.at > times[0]) & (tokens.at - tokens.pause <= times[0])
                 seconds.append(times[1] - times[0])
                 busy.append(bool(running.any()))
         return np.array(seconds), np.array(busy)
@@ -206,16 +210,16 @@ class Observations:
         return found
 
     def _prefill_times(self) -> tuple[FloatArray, FloatArray]:
-        """Return prompt tokens, and seconds to the first token; NaN where it was held, or others were before it.
+        """Return prompt tokens, and seconds to the first token; NaN where it waited for admission or behind others.
 
-        Prompts that wait are computed together in one step, which says nothing of a single one.
+        Prompts that wait are computed together in one step, which does not show the time of a single one.
         """
-        held = {name for sample in self.run.samples for name, seen in sample.where.items() if seen.state == "held"}
+        waited = {name for sample in self.run.samples for name, seen in sample.where.items() if seen.state == "held"}
         free = np.zeros(self.prefills)
         prompts, services = np.empty(len(self.times)), np.full(len(self.times), np.nan)
         for number, (request, times) in enumerate(zip(self.run.requests, self.times, strict=True)):
             prompts[number] = request.prompt_tokens
-            if request.name in held:
+            if request.name in waited:
                 continue
             first, earliest = float(times[0]), int(np.argmin(free))
             if free[earliest] <= request.at_s:
@@ -233,8 +237,8 @@ def _features(tokens: _Tokens, going: NDArray[np.bool_], instances: int) -> Floa
     return features
 
 
-def _unhindered(prompts: FloatArray, seconds: FloatArray) -> NDArray[np.int64]:
-    """Return the prefills that waited for nothing: those within a few times of a quick one of their length.
+def _without_waiting(prompts: FloatArray, seconds: FloatArray) -> NDArray[np.int64]:
+    """Return the prefills that did not wait: those within a few times of a quick one of their length.
 
     A quick one is found by regression of the quartile, base + slope x tokens, neither negative.
     """
@@ -254,13 +258,13 @@ def _unhindered(prompts: FloatArray, seconds: FloatArray) -> NDArray[np.int64]:
 
 
 def _ordinary(seconds: FloatArray) -> float:
-    """Return up to where nothing else than the work itself was waited for."""
+    """Return the longest time that is still taken as work without waiting."""
     known = seconds[np.isfinite(seconds)]
     return _UNUSUAL * float(np.percentile(known, _QUICK)) if len(known) else 0.0
 
 
 def _windows(tokens: _Tokens, going: NDArray[np.bool_], features: FloatArray) -> _Windows:
-    """Average the pauses of each stream over some tokens, with what its instance ran meanwhile."""
+    """Average the pauses of each stream over some tokens, with the load of its instance meanwhile."""
     rows = []
     for request in np.unique(tokens.request[going]):
         own = np.flatnonzero(going & (tokens.request == request))
@@ -291,29 +295,29 @@ def _load(tokens: _Tokens, here: NDArray[np.bool_]) -> FloatArray:
     return found
 
 
-def _law(features: FloatArray, seconds: FloatArray, weight: FloatArray) -> FloatArray:
-    """Fit a law of non-negative coefficients by least squares; with a base its errors have a mean of zero."""
+def _fit_nonnegative(features: FloatArray, seconds: FloatArray, weight: FloatArray) -> FloatArray:
+    """Fit non-negative coefficients by least squares; with a base, the errors have a mean of zero."""
     from scipy.optimize import nnls
 
     scale = np.maximum(features.mean(axis=0), 1e-9)
     root = np.sqrt(weight)[:, None]
-    law, _ = nnls(features / scale * root, seconds * root[:, 0])
-    law = law / scale
-    law[0] = max(law[0], 1e-6)
-    return np.asarray(law, float)
+    coefficients, _ = nnls(features / scale * root, seconds * root[:, 0])
+    coefficients = coefficients / scale
+    coefficients[0] = max(coefficients[0], 1e-6)
+    return np.asarray(coefficients, float)
 
 
 def _line(tokens: FloatArray, seconds: FloatArray, weight: FloatArray) -> tuple[float, float, FloatArray]:
-    """Fit base + slope x tokens, neither negative; return both and what is left of each."""
+    """Fit base + slope x tokens, neither negative; return both and the residuals."""
     if len(tokens) < _LEAST_REQUESTS // 2:
         raise FitError("too few requests whose first token did not wait for decode: prefill cannot be fitted")
-    law = _law(np.stack([np.ones_like(tokens), tokens, np.zeros_like(tokens)], 1), seconds, weight)
-    left = np.repeat(seconds - law[0] - law[1] * tokens, weight.astype(int))
-    return float(law[0]), float(law[1]), left
+    coefficients = _fit_nonnegative(np.stack([np.ones_like(tokens), tokens, np.zeros_like(tokens)], 1), seconds, weight)
+    left = np.repeat(seconds - coefficients[0] - coefficients[1] * tokens, weight.astype(int))
+    return float(coefficients[0]), float(coefficients[1]), left
 
 
-def like(models: CostModels, others: Sequence[CostModels]) -> CostModels:
-    """Return the models with the pause of a move from other runs, where none moved in this one."""
+def with_move_time(models: CostModels, others: Sequence[CostModels]) -> CostModels:
+    """Return the models with the time of a move from other runs, where nothing moved in this one."""
     known = [one.move_s for one in others if one.move_s is not None]
     if models.move_s is not None or not known:
         return models

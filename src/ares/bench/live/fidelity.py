@@ -1,9 +1,9 @@
-"""The simulator asked what recorded runs would be, from their arrivals, lengths and fitted cost models.
+"""Recorded runs, simulated from their arrivals, lengths and fitted cost models, and compared figure by figure.
 
-Each run is simulated with the settings that its gateway decided with. A seed draws all chance there is: errors of
-predictions, how far the run leaves its cost models open (its requests, resampled), what these leave unexplained of
-first tokens and of streams (its own residuals, resampled), and the phase of the rebalancer's period. What the simulator
-gives is the mean over seeds, and the interval that holds 95 % of them.
+Each run is simulated with the settings that its gateway decided with. A seed draws everything random: errors of
+predictions, the uncertainty of the cost models (the requests of the run, resampled), their residuals of first tokens
+and of streams (resampled), and the phase of the rebalancer's period. The result of the simulator is the mean over
+seeds, and the interval that holds 95 % of them.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ares.bench.live.cost_models import CostModels, Observations, like
+from ares.bench.live.cost_models import CostModels, Observations, with_move_time
 from ares.bench.live.observed_errors import observed_errors
 from ares.bench.live.saved import Instance, SavedRun
 from ares.policy import Preset
@@ -31,26 +31,26 @@ FloatArray = NDArray[np.float64]
 SEEDS = 20
 TIMES = ("ttft_s", "tpot_s", "e2e_s", "longest_gap_s")
 COUNTS = ("moves", "suspensions", "preemptions")
-# How far off each figure may be: a share of what was measured, or the interval where there is none.
+# Largest relative error of each figure; None: the measured one must lie in the interval over seeds.
 BOUNDS: Mapping[str, float | None] = {"mean": 0.02, "p50": 0.05, "p99": None}
 COUNT_BOUND = 0.2
 _INTERVAL = (2.5, 97.5)
 _UNKNOWN_TPOT_S = 1.0
-# As the gateway has it (gateway/control/snapshot.py): of a step at full memory, where TPOT has no objective.
+# As in the gateway (gateway/control/snapshot.py): times a step at full memory, where TPOT has no objective.
 _RELATIVE_TPOT = 1.5
 _USUAL_SEQUENCES, _USUAL_BATCH = 256, 2048
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What is compared: seconds of each request, by name, shape (R,); and counts of events, by name."""
+    """The compared figures: seconds of each request, by name, shape (R,); and counts of events, by name."""
 
     times: dict[str, FloatArray]
     counts: dict[str, int]
 
 
 def measured(run: SavedRun) -> Figures:
-    """Return what the clients of a run saw."""
+    """Return the figures that the clients of a run saw."""
     every = [np.array(request.times_s) for request in run.requests]
     at = np.array([request.at_s for request in run.requests])
     first, last = (np.array([times[end] for times in every]) for end in (0, -1))
@@ -96,12 +96,12 @@ def preset_in_force(settings: Mapping[str, Any]) -> Preset:
 
 
 def predictor_of(run: SavedRun, given: str | None) -> ErrorModel:
-    """Return the predictor that a run had: residual life, or one that erred as its engines' predictions did.
+    """Return the predictor of a run: residual life, or an error model fitted to its engines' predictions.
 
     Raises
     ------
     ValueError
-        `given`, which replaces what the predictions of the run say, cannot be read, or would replace nothing.
+        `given`, which replaces the fitted error model, cannot be read, or there were no predictions.
     """
     if not run.predicted:
         if given is not None:
@@ -110,7 +110,7 @@ def predictor_of(run: SavedRun, given: str | None) -> ErrorModel:
     return observed_errors(run) if given is None else error_model(given)
 
 
-def _profile(row: Instance, law: Sequence[float], base_s: float, models: CostModels, move_s: float) -> Profile:
+def _profile(row: Instance, step: Sequence[float], base_s: float, models: CostModels, move_s: float) -> Profile:
     return Profile(
         name=row.name,
         model="recorded",
@@ -122,11 +122,11 @@ def _profile(row: Instance, law: Sequence[float], base_s: float, models: CostMod
         max_num_batched_tokens=row.max_num_batched_tokens or _USUAL_BATCH,
         step=StepTimeModel(
             base_s=base_s,
-            per_request_s=law[1],
-            per_resident_token_s=law[2],
+            per_request_s=step[1],
+            per_resident_token_s=step[2],
             per_prefill_token_s=models.prefill_token_s,
         ),
-        bandwidth_bytes_s=1e12,  # what a transfer takes is in its latency, whatever its size
+        bandwidth_bytes_s=1e12,  # the whole time of a transfer is in its latency, whatever its size
         latency_s=models.hand_over_s,
         stall_s=move_s,
     )
@@ -140,9 +140,9 @@ class Simulated:
     run
         The run.
     predictor
-        Instead of what the run's own predictions show (`predictor_of`).
+        Error model instead of the fitted one (`predictor_of`).
     others
-        Cost models of runs over the same engines: they tell what a move costs where this run has none.
+        Cost models of runs over the same engines: they give the time of a move where this run has none.
 
     Raises
     ------
@@ -171,7 +171,9 @@ class Simulated:
     def once(self, seed: int) -> Figures:
         """Simulate the run; seed 0 has the models as they were fitted, the others draw theirs."""
         generator = np.random.default_rng(seed)
-        models = like(self.models if seed == 0 else self.seen.resampled(generator), [self.models, *self._others])
+        models = with_move_time(
+            self.models if seed == 0 else self.seen.resampled(generator), [self.models, *self._others]
+        )
         late, base_s = _lateness(models, generator, len(self._work))
         period = float(self.run.settings["period_s"])
         phase = float(generator.uniform(0.0, period))
@@ -184,8 +186,8 @@ class Simulated:
     def _simulation(self, work: Workload, models: CostModels, base_s: float, period: float, seed: int) -> Simulation:
         move_s = models.hand_over_s if models.move_s is None else models.move_s
         decode = [
-            _profile(row, law, float(law[0]), models, move_s)
-            for row, law in zip(self._decode, models.steps, strict=True)
+            _profile(row, step, float(step[0]), models, move_s)
+            for row, step in zip(self._decode, models.steps, strict=True)
         ]
         prefill = [_profile(row, (0.0, 0.0, 0.0), base_s, models, move_s) for row in self._prefill]
         settings, tpot_s = self.run.settings, self.run.settings["slo_tpot_s"]
@@ -232,9 +234,9 @@ class Simulated:
 
 
 def _lateness(models: CostModels, generator: np.random.Generator, count: int) -> tuple[FloatArray, float]:
-    """Draw what the prefill law does not explain, as time before it: none is negative, and the base gives it up.
+    """Draw residuals of the prefill model as time before the prefill: none is negative, and the base is reduced.
 
-    Where the base has not so much to give, less is drawn: means stay what they were.
+    Where the base is too small for that, smaller ones are drawn, so that the mean does not change.
     """
     earliest = max(-float(models.prefill_spread_s.min()), 1e-9)
     share = min(1.0, models.prefill_base_s / (2.0 * earliest))
@@ -249,8 +251,8 @@ _STATISTICS: dict[str, Callable[[FloatArray], float]] = {
 }
 
 
-def verdicts(real: Sequence[Figures], made: Sequence[Sequence[Figures]]) -> dict[str, Any]:
-    """Compare runs, taken together, with what the simulator made of them.
+def compare_figures(real: Sequence[Figures], made: Sequence[Sequence[Figures]]) -> dict[str, Any]:
+    """Compare runs, taken together, with their simulations.
 
     Parameters
     ----------
@@ -299,16 +301,16 @@ def _entry(real: float, seeds: list[float], bound: float | None) -> dict[str, An
     }
 
 
-def compared(runs: Sequence[SavedRun], predictor: str | None, seeds: int = SEEDS) -> dict[str, Any]:
-    """Simulate runs over the same engines; judge each alone, and those of a preset together.
+def compare(runs: Sequence[SavedRun], predictor: str | None, seeds: int = SEEDS) -> dict[str, Any]:
+    """Simulate runs over the same engines; compare each alone, and those of a preset together.
 
     Parameters
     ----------
     runs
         The runs.
     predictor
-        Where the engines predicted: an error model, or a file of one or of an evaluation, instead of one that is
-        fitted to what they predicted in the run.
+        Where the engines predicted: an error model, or a file of one or of an evaluation, instead of the one that is
+        fitted to the predictions of the run.
     seeds
         How often each is simulated.
 
@@ -328,21 +330,23 @@ def compared(runs: Sequence[SavedRun], predictor: str | None, seeds: int = SEEDS
             {
                 "preset": run.preset,
                 "requests": len(run.requests),
-                "cost_models": _said(simulated),
-                "figures": verdicts([real], [[one] for one in made]),
+                "cost_models": _described(simulated),
+                "figures": compare_figures([real], [[one] for one in made]),
             }
         )
     presets = []
     for name, pairs in together.items():
         every = [[made[seed] for _, made in pairs] for seed in range(seeds)]
-        presets.append({"preset": name, "runs": len(pairs), "figures": verdicts([real for real, _ in pairs], every)})
+        presets.append(
+            {"preset": name, "runs": len(pairs), "figures": compare_figures([real for real, _ in pairs], every)}
+        )
     return {"seeds": seeds, "presets": presets, "runs": entries}
 
 
-def _said(simulated: Simulated) -> dict[str, Any]:
+def _described(simulated: Simulated) -> dict[str, Any]:
     models = simulated.models
     return {
-        "steps_s": {name: law.tolist() for name, law in zip(simulated.seen.names, models.steps, strict=True)},
+        "steps_s": {name: step.tolist() for name, step in zip(simulated.seen.names, models.steps, strict=True)},
         "steps_by_gateway_s": {row.name: row.step_law for row in simulated.run.instances if row.role != "prefill"},
         "prefill_s": {
             "base": models.prefill_base_s,

@@ -1,4 +1,4 @@
-"""`ares bench fidelity`: how true the simulator is to runs that `ares bench live --runs` has written."""
+"""`ares bench fidelity`: the simulator against runs that `ares bench live --runs` has written."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from ares import extras
 from ares.bench.environment import describe, write
 from ares.bench.live import saved
 from ares.terminal import tables
-from ares.terminal.errors import fail
+from ares.terminal.errors import exit_with_error
 
 _UNITS = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "end to end", "longest_gap_s": "longest gap"}
 
@@ -20,14 +20,14 @@ def command(
     predictor: Annotated[
         str | None,
         typer.Option(
-            help="Error model, as of `ares simulate --predictor`, where the engines predicted; by default it is fitted "
-            "to what they predicted in the run."
+            help="Error model, as of `ares simulate --predictor`, where the engines predicted; by default one is "
+            "fitted to the predictions of the run."
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=2, help="How often each run is simulated.")] = 20,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
-    """Simulate recorded runs from their arrivals, lengths and fitted cost models; say how far each figure is off.
+    """Simulate recorded runs from their arrivals, lengths and fitted cost models; show the error of each figure.
 
     Runs of a preset within one file are taken together in the table; each alone is in the JSON. Every file is one
     load: give light and heavy ones as two.
@@ -39,9 +39,9 @@ def command(
     for file in files:
         try:
             read = saved.read_runs(file)
-            result = fidelity.compared(read.runs, predictor, seeds)
+            result = fidelity.compare(read.runs, predictor, seeds)
         except ValueError as error:
-            fail(str(error) if str(file) in str(error) else f"{file}: {error}")
+            exit_with_error(str(error) if str(file) in str(error) else f"{file}: {error}")
         tables.show(f"{file.name}: {len(read.runs)} runs, {seeds} seeds")
         show(result)
         loads.append({"file": file.name, "about": read.about, **result})
@@ -49,9 +49,9 @@ def command(
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print what `fidelity.compared` returned, or why the runs could not be simulated."""
+    """Print what `fidelity.compare` returned, or why the runs could not be simulated."""
     if "refused" in result:
-        tables.show(f"the simulator was not asked: {result['refused']}")
+        tables.show(f"not simulated: {result['refused']}")
         return
     tables.show(*(_table(entry) for entry in result["presets"]))
 

@@ -1,4 +1,4 @@
-"""What is asked of the cluster: the same requests at the same moments for every preset."""
+"""The load of `ares bench live`: the same requests at the same moments for every preset."""
 
 import random
 from collections.abc import Callable
@@ -25,12 +25,17 @@ class Planned:
     body: dict[str, Any]
 
 
+def random_prompt(generator: random.Random, tokens: int) -> list[int]:
+    """Return a prompt of ordinary token ids that no prefix cache has seen."""
+    return [generator.randrange(_IDS.start, _IDS.stop) for _ in range(tokens)]
+
+
 def from_prompts(
     files: list[Path], count: int, rate: float, limit: int, seed: int, note: Callable[[str], None]
 ) -> list[Planned]:
     """Return chats with real prompts, greedy so that every run writes the same; arrivals are Poisson.
 
-    `note` is told what of the files is not read.
+    `note` is called with what is left out of the files.
 
     Raises
     ------
@@ -48,7 +53,7 @@ def from_prompts(
 
 
 def from_workload(work: Workload, seed: int) -> list[Planned]:
-    """Return a workload's requests for simulated engines, which are told the true lengths; their gateway is not."""
+    """Return a workload's requests for mock engines, which get the true lengths; their gateway does not."""
     generator = np.random.default_rng(seed)
     limit = int(work.output_tokens.max())  # the same for all: the gateway learns no length from it
     planned = []
@@ -63,5 +68,5 @@ def from_workload(work: Workload, seed: int) -> list[Planned]:
 
 
 def renamed(planned: list[Planned], prefix: str) -> list[Planned]:
-    """Return the same requests under other names, so that those of two rounds are told apart."""
+    """Return the same requests under other names, so that those of two rounds differ."""
     return [replace(each, name=prefix + each.name) for each in planned]

@@ -1,4 +1,4 @@
-"""An error model from the predictions that the engines made in a run, now that the lengths are known."""
+"""An error model fitted to the predictions that the engines made in a run, against the final lengths."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Runs of `ares bench live` on disk: all that the simulator needs to be asked about them again, without engines."""
+"""Runs of `ares bench live` on disk, with all that the simulator needs to simulate them."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ from ares.bench.live.client import Run
 from ares.text_files import TextFileError, read_text
 
 FORMAT = 1
-"""Changes where an older file can no longer be read."""
+"""Version of the file format."""
 _TICK_S = 1e-4
-# Outputs that a gateway remembers (policy/residual_life.py).
+# Lengths of outputs that a gateway keeps (policy/residual_life.py).
 _REMEMBERED = 2000
 
 
@@ -48,7 +48,7 @@ class Move(msgspec.Struct, frozen=True):
 
 
 class Instance(msgspec.Struct, frozen=True):
-    """An instance's sizes; 0 where its engine does not say. `step_law` is what the gateway had fitted at the end."""
+    """An instance's sizes; 0 where its engine does not report them. `step_law`: the step time model of the gateway."""
 
     name: str
     role: str
@@ -60,10 +60,10 @@ class Instance(msgspec.Struct, frozen=True):
     step_law: list[float] | None = None
 
 
-class Sight(msgspec.Struct, frozen=True, array_like=True):
+class RequestView(msgspec.Struct, frozen=True, array_like=True):
     """A request at one moment, as the gateway's status showed it.
 
-    `instance` is None outside of decode; `remaining` is the median of what the engines predict, None where they do not.
+    `instance` is None outside of decode; `remaining` is the predicted median, None where the engine does not predict.
     """
 
     instance: str | None
@@ -73,14 +73,14 @@ class Sight(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """The requests that were there at one moment."""
+    """The requests of the cluster at one moment."""
 
     at_s: float
-    where: dict[str, Sight]
+    where: dict[str, RequestView]
 
 
 class SavedRun(msgspec.Struct, frozen=True):
-    """One preset's turn.
+    """A run under one preset.
 
     Attributes
     ----------
@@ -89,7 +89,7 @@ class SavedRun(msgspec.Struct, frozen=True):
     failed
         Requests that did not come to their end, and are not among `requests`.
     limit_tokens
-        The longest output that requests were allowed; None where it was not the same for all.
+        The limit on the output of every request; None where it was not the same for all.
     ended_before
         Lengths of outputs that this gateway had seen end before the run, the newest last.
     """
@@ -120,8 +120,8 @@ class SavedRuns(msgspec.Struct, frozen=True):
     runs: list[SavedRun]
 
 
-def saved(run: Run, limit_tokens: int | None, ended_before: list[int]) -> SavedRun:
-    """Return what is kept of a run."""
+def to_saved(run: Run, limit_tokens: int | None, ended_before: list[int]) -> SavedRun:
+    """Return a run in the form of the file."""
     came = sorted((seen for seen in run.requests if seen.error is None), key=lambda seen: seen.at_s)
     requests = []
     for seen in came:
@@ -143,7 +143,7 @@ def saved(run: Run, limit_tokens: int | None, ended_before: list[int]) -> SavedR
         requests=requests,
         moves=moves,
         samples=[
-            Sample(sample["at_s"], {name: Sight(*row) for name, row in sample["where"].items()})
+            Sample(sample["at_s"], {name: RequestView(*row) for name, row in sample["where"].items()})
             for sample in run.samples
         ],
         instances=[
@@ -159,20 +159,20 @@ def saved(run: Run, limit_tokens: int | None, ended_before: list[int]) -> SavedR
 
 
 def in_order(runs: list[Run], before: list[int], limit_tokens: int | None) -> list[SavedRun]:
-    """Return what is kept of runs of one gateway in the order in which they ran.
+    """Return runs of one gateway, in the order in which they ran, in the form of the file.
 
     `before` holds the lengths of outputs that had ended before the first.
     """
     kept, ended = [], list(before)
     for run in runs:
-        kept.append(saved(run, limit_tokens, list(ended)))
+        kept.append(to_saved(run, limit_tokens, list(ended)))
         came = sorted((seen for seen in run.requests if seen.error is None), key=lambda seen: seen.last_s)
         ended = (ended + [len(seen.tokens) for seen in came])[-_REMEMBERED:]
     return kept
 
 
 def write_runs(runs: SavedRuns, file: Path) -> None:
-    """Write runs; without line breaks, for most of a file are times."""
+    """Write runs, without line breaks: most of a file are times."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(msgspec.json.encode(runs) + b"\n")
 

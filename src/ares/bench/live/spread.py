@@ -1,8 +1,8 @@
-"""What cost models leave unexplained of a run's streams, to be drawn again: steps on a shared machine have jitter.
+"""Residuals of a run's streams against its cost models, to be drawn again: steps on a shared machine have jitter.
 
-The simulator's steps take what a law says. Three things that a client sees are not in it: that a whole stream was a
-little slower or faster than the law (its neighbours on the machine), the longest of its ordinary pauses, and that
-hand-overs differ. All three are taken from streams of about the same length, since they average out over long ones.
+The simulator's steps take the time of a model. Three things that a client sees are not in it: a whole stream that is a
+little slower or faster than the model (its neighbours on the machine), the longest of its ordinary pauses, and the
+variation of hand-overs. All three are taken from streams of about the same length: they average out over long ones.
 """
 
 from dataclasses import dataclass
@@ -25,13 +25,12 @@ class Spread:
     tokens
         Its output tokens.
     factor
-        Mean pause between its tokens, stops left out, over what the law says for the batches that it was in.
+        Mean pause between its tokens, stops left out, over the time of the model for the batches that it was in.
     pause_s
         The longest of these pauses.
     hand_over_s
-        How much longer than the models say a hand-over from prefill took, shape (H,), whatever the length. It takes
-        less in the mean where KV is pulled within the step that takes the request in: the simulator pulls it in the
-        one before.
+        How much longer than its model a hand-over from prefill took, shape (H,), whatever the length. The mean is
+        negative where KV is pulled within the step that admits the request: the simulator pulls it in the one before.
     usual_s
         Up to here, a stop is a hand-over.
     """
@@ -49,12 +48,12 @@ class Spread:
         decode_s: FloatArray,
         stop_s: FloatArray,
     ) -> tuple[FloatArray, FloatArray]:
-        """Draw what simulated streams would have shown.
+        """Add drawn residuals to simulated streams.
 
         Parameters
         ----------
         generator
-            The chance.
+            Source of the draws.
         tokens
             Output tokens of each stream, shape (R,).
         decode_s
@@ -65,7 +64,7 @@ class Spread:
         Returns
         -------
         tuple
-            Both with their spread; of the second the longest ordinary pause, where it is longer.
+            Both times with residuals; the second is at least the longest ordinary pause.
         """
         count = len(tokens)
         several = tokens > 1
@@ -77,7 +76,7 @@ class Spread:
         drawn = around + generator.integers(-half, half + 1, count)
         drawn = np.clip(drawn, 0, len(self.tokens) - 1)
         stop = np.where(stop_s <= self.usual_s, stop_s + late, stop_s)
-        # A stop is no step, and not slower for it.
+        # A stop is not a step, and is not scaled.
         steps = np.maximum(decode_s - stop_s, 0.0)
         decode = np.where(several, np.maximum(stop_s + late, 0.0) + steps * self.factor[drawn], decode_s)
         return decode, np.where(several, np.maximum(stop, self.pause_s[drawn]), stop_s)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ares import predictor
 from ares.predictor.errors import PredictorError
-from ares.predictor.shards import TAP
+from ares.predictor.shards import HIDDEN_STATE
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +38,13 @@ def choose(given: str | None, model: str, folder: Path) -> Path | None:
     if given is not None:
         loaded = checkpoint.load(Path(given))
         try:
-            loaded.check(model, hidden_size, TAP)
+            loaded.check(model, hidden_size, HIDDEN_STATE)
         except PredictorError as error:
             raise PredictorError(f"{given}: {error}; use another --predictor, or none") from error
         return Path(given)
     for path in sorted(_SHIPPED.glob("*.safetensors")):
         try:
-            checkpoint.load(path).check(model, hidden_size, TAP)
+            checkpoint.load(path).check(model, hidden_size, HIDDEN_STATE)
         except PredictorError:
             continue
         return path

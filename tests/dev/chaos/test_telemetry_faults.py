@@ -11,7 +11,7 @@ import pytest
 from ares.gateway.pool.instance import Instance
 from ares.gateway.records.decision_log import DecisionLog
 from ares.protocol import messages, rpc
-from ares_dev.chaos import gateway, lies
+from ares_dev.chaos import gateway, telemetry_faults
 from ares_dev.chaos.observe import Observer
 
 ROWS = [messages.Row("a/1/1", 300, 7, "running", (1.0, 2.0, 3.0)), messages.Row("a/2/1", 0, 0, "waiting")]
@@ -20,16 +20,16 @@ LOAD = messages.Telemetry(
 )
 
 
-def told(liar: lies.TelemetryFaultInjector, load: messages.Event = LOAD) -> Any:
-    message = liar.told("decode-0", 128, rpc.encode(load))
+def altered(injector: telemetry_faults.TelemetryFaultInjector, load: messages.Event = LOAD) -> Any:
+    message = injector.altered("decode-0", 128, rpc.encode(load))
     return rpc.decode_event(message) if message is not None else None
 
 
 def test_nothing_is_changed_but_on_command() -> None:
-    liar = lies.TelemetryFaultInjector()
-    assert told(liar) == LOAD
-    liar.change("decode-1", b'{"telemetry":"silent"}')
-    assert told(liar) == LOAD
+    injector = telemetry_faults.TelemetryFaultInjector()
+    assert altered(injector) == LOAD
+    injector.change("decode-1", b'{"telemetry":"silent"}')
+    assert altered(injector) == LOAD
 
 
 @pytest.mark.parametrize(
@@ -40,64 +40,64 @@ def test_nothing_is_changed_but_on_command() -> None:
     ],
 )
 def test_lies_about_the_load(lie: str, changes: dict[str, Any]) -> None:
-    liar = lies.TelemetryFaultInjector()
-    liar.change("decode-0", b'{"telemetry":"%s"}' % lie.encode())
-    assert told(liar) == msgspec.structs.replace(LOAD, **changes)
-    liar.change("decode-0", b'{"telemetry":null,"refuse":false}')
-    assert told(liar) == LOAD
+    injector = telemetry_faults.TelemetryFaultInjector()
+    injector.change("decode-0", b'{"telemetry":"%s"}' % lie.encode())
+    assert altered(injector) == msgspec.structs.replace(LOAD, **changes)
+    injector.change("decode-0", b'{"telemetry":null,"refuse":false}')
+    assert altered(injector) == LOAD
 
 
 def test_a_load_that_stands_still_is_that_of_the_beginning() -> None:
-    liar = lies.TelemetryFaultInjector()
+    injector = telemetry_faults.TelemetryFaultInjector()
     later = msgspec.structs.replace(LOAD, sequence=6, running=9)
     for first in (LOAD, msgspec.structs.replace(LOAD, running=4)):
-        liar.change("decode-0", b'{"telemetry":"constant"}')
-        assert told(liar, first) == first
-        assert told(liar, later) == msgspec.structs.replace(first, sequence=6)
-        liar.change("decode-0", b'{"telemetry":null}')
-        assert told(liar, later) == later
+        injector.change("decode-0", b'{"telemetry":"constant"}')
+        assert altered(injector, first) == first
+        assert altered(injector, later) == msgspec.structs.replace(first, sequence=6)
+        injector.change("decode-0", b'{"telemetry":null}')
+        assert altered(injector, later) == later
 
 
 def test_what_cannot_be_is_no_message() -> None:
-    liar = lies.TelemetryFaultInjector()
-    liar.change("decode-0", b'{"telemetry":"absurd"}')
+    injector = telemetry_faults.TelemetryFaultInjector()
+    injector.change("decode-0", b'{"telemetry":"absurd"}')
     with pytest.raises(msgspec.DecodeError):
-        told(liar)
+        altered(injector)
 
 
 def test_silence_is_that_of_telemetry_only() -> None:
-    liar = lies.TelemetryFaultInjector()
-    liar.change("decode-0", b'{"telemetry":"silent"}')
-    assert told(liar) is None
+    injector = telemetry_faults.TelemetryFaultInjector()
+    injector.change("decode-0", b'{"telemetry":"silent"}')
+    assert altered(injector) is None
     answer = messages.LeaseResult(1, "a", True)
-    assert told(liar, answer) == answer
+    assert altered(injector, answer) == answer
 
 
 def test_predictions_of_what_runs() -> None:
-    liar = lies.TelemetryFaultInjector()
-    liar.change("decode-0", b'{"predictions":"negative"}')
-    assert [row.remaining for row in told(liar).rows] == [(-300.0, -200.0, -100.0), None]
+    injector = telemetry_faults.TelemetryFaultInjector()
+    injector.change("decode-0", b'{"predictions":"negative"}')
+    assert [row.remaining for row in altered(injector).rows] == [(-300.0, -200.0, -100.0), None]
 
 
 async def test_an_instance_hears_lies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Instance, "_receive", Instance._receive)
-    liar = lies.TelemetryFaultInjector()
-    lies.install(liar)
+    injector = telemetry_faults.TelemetryFaultInjector()
+    telemetry_faults.install(injector)
     async with aiohttp.ClientSession() as http:
         instance: Any = Instance("http://127.0.0.1:9", http, 0.1)
         instance.name = "decode-0"
         for lie, running in (("silent", None), ("empty", 0), ("absurd", 0)):
-            liar.change("decode-0", b'{"telemetry":"%s"}' % lie.encode())
+            injector.change("decode-0", b'{"telemetry":"%s"}' % lie.encode())
             await instance._receive(rpc.encode(LOAD), None)
             assert (instance.telemetry and instance.telemetry.running) == running
-        liar.change("decode-0", b'{"telemetry":null}')
+        injector.change("decode-0", b'{"telemetry":null}')
         await instance._receive(rpc.encode(LOAD), None)
         assert instance.telemetry == LOAD
 
 
 def test_of_many_decisions_some_are_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DecisionLog, "_write", DecisionLog._write)
-    gateway.thin(3)
+    gateway.log_one_of(3)
     log = DecisionLog(tmp_path / "log")
     for n in range(60):
         log._write("moves", "ares", n=n, oom_actions=[], decided=[1] if n % 20 == 19 else [])

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from ares.bench.live.saved import Instance, Request, Sample, SavedRun, Sight
+from ares.bench.live.saved import Instance, Request, RequestView, Sample, SavedRun
 from ares.policy import preset
 
 BASE_S, REQUEST_S, TOKEN_S = 0.02, 0.002, 1e-5
@@ -38,7 +38,7 @@ def decode(streams: list[Stream]) -> None:
         running = [each for each in running if len(each.times) < each.output]
 
 
-def played(requests: int = 80, rate: float = 3.0, seed: int = 0) -> SavedRun:
+def run(requests: int = 80, rate: float = 3.0, seed: int = 0) -> SavedRun:
     """Return a run of `static-rr` on one prefill and two decode instances."""
     generator = np.random.default_rng(seed)
     at, free, streams = 0.0, 0.0, []
@@ -52,7 +52,7 @@ def played(requests: int = 80, rate: float = 3.0, seed: int = 0) -> SavedRun:
     samples = []
     for moment in np.arange(0.0, max(each.times[-1] for each in streams), 0.25).tolist():
         where = {
-            each.name: Sight(f"decode-{number % 2}", "decoding", sum(t <= moment for t in each.times))
+            each.name: RequestView(f"decode-{number % 2}", "decoding", sum(t <= moment for t in each.times))
             for number, each in enumerate(streams)
             if each.times[0] <= moment < each.times[-1]
         }

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ares.bench.live import judge
+from ares.bench.live import summary
 from ares.bench.live.client import Observed, Run
 
 
@@ -20,7 +20,6 @@ def run(preset: str, requests: list[Observed], **changes: Any) -> Run:
         "preemptions": 3,
         "migrations": [{"outcome": "moved", "stall_s": 0.2}, {"outcome": "finished_first", "stall_s": None}],
         "suspensions": 1,
-        "laws": {},
         "span_s": 10.0,
     }
     return Run(preset, requests, **(usual | changes))
@@ -33,7 +32,7 @@ def test_a_summary_counts_what_failed_as_missed() -> None:
         seen("late", 3.0, 9.0, 10.0, [1] * 11),  # TTFT 6
         seen("failed", 4.0, 0.0, 0.0, [], "503"),
     ]
-    figures = judge.summary(run("x", requests), judge.Objectives(1.0, 0.2, math.inf))
+    figures = summary.summarize(run("x", requests), summary.Objectives(1.0, 0.2, math.inf))
     assert figures["failed"] == 1
     assert figures["slo_share"] == 0.25
     assert figures["goodput_rps"] == pytest.approx(0.1)
@@ -46,25 +45,25 @@ def test_a_summary_counts_what_failed_as_missed() -> None:
 def test_a_stream_that_stood_still_for_too_long_misses_its_objective() -> None:
     quick = seen("quick", 1.0, 1.5, 2.5, [1] * 11)
     requests = [quick, replace(quick, longest_gap_s=2.5)]
-    figures = judge.summary(run("x", requests), judge.Objectives(1.0, 0.2, 2.0))
+    figures = summary.summarize(run("x", requests), summary.Objectives(1.0, 0.2, 2.0))
     assert (figures["slo_share"], figures["goodput_rps"]) == (0.5, pytest.approx(0.1))
-    assert judge.summary(run("x", requests), judge.Objectives(1.0, 0.2, math.inf))["slo_share"] == 1.0
+    assert summary.summarize(run("x", requests), summary.Objectives(1.0, 0.2, math.inf))["slo_share"] == 1.0
 
 
 def test_a_run_where_everything_failed_has_a_summary() -> None:
     failed = run("x", [seen("a", 0.0, 0.0, 0.0, [], "503")], samples=[], migrations=[])
-    figures = judge.summary(failed, judge.Objectives(1.0, 1.0, 1.0))
+    figures = summary.summarize(failed, summary.Objectives(1.0, 1.0, 1.0))
     assert figures["slo_share"] == 0.0
     assert figures["tpot_s"] == {}
 
 
 def test_presets_are_compared_within_a_round() -> None:
-    rounds, slo = [], judge.Objectives(99.0, 99.0, 99.0)
+    rounds, slo = [], summary.Objectives(99.0, 99.0, 99.0)
     for scale in (1.0, 3.0, 10.0):  # the machine is slower each time, for both
-        a = judge.summary(run("a", [seen("r", 0.0, 1.0 * scale, 2.0 * scale, [1] * 11)]), slo)
-        b = judge.summary(run("b", [seen("r", 0.0, 0.5 * scale, 0.75 * scale, [1] * 11)]), slo)
+        a = summary.summarize(run("a", [seen("r", 0.0, 1.0 * scale, 2.0 * scale, [1] * 11)]), slo)
+        b = summary.summarize(run("b", [seen("r", 0.0, 0.5 * scale, 0.75 * scale, [1] * 11)]), slo)
         rounds.append({"a": a, "b": b})
-    ratios = judge.ratios(rounds, "b", "a")
+    ratios = summary.ratios(rounds, "b", "a")
     assert ratios["ttft_p50"]["rounds"] == pytest.approx([0.5] * 3)
     assert ratios["tpot_p99"]["median"] == ratios["tpot_p99"]["low"] == pytest.approx(0.25)
 
@@ -72,6 +71,6 @@ def test_presets_are_compared_within_a_round() -> None:
 def test_tokens_that_differ_are_named() -> None:
     one = run("a", [seen("same", 0, 1, 2, [1, 2]), seen("other", 0, 1, 2, [1, 2])])
     two = run("b", [seen("same", 0, 1, 2, [1, 2]), seen("other", 0, 1, 2, [1, 3]), seen("new", 0, 1, 2, [4])])
-    assert judge.differing([one, two]) == ["other"]
+    assert summary.differing([one, two]) == ["other"]
     broken = run("c", [seen("same", 0, 1, 2, [1], "broke")])
-    assert judge.differing([one, broken]) == []
+    assert summary.differing([one, broken]) == []

@@ -7,29 +7,36 @@ from typing import Any
 import msgspec
 import pytest
 
-from ares_dev.chaos.check import INJECTED, Judge, Owners, Rest, at_rest, tracebacks
-from ares_dev.chaos.clients import Seen
-from ares_dev.chaos.plan import STATEFUL, Ask
+from ares_dev.chaos.clients import RequestResult
+from ares_dev.chaos.invariants import (
+    INJECTED,
+    FinalState,
+    OwnershipChecker,
+    RequestChecker,
+    check_final_state,
+    tracebacks,
+)
+from ares_dev.chaos.plan import STATEFUL, RequestPlan
 
 TOKENS = list(range(500, 600))
-ASK = Ask("chaos-0-0", 0, 10, 100, True, {}, "plain", 0, 0.0, 0.0)
+REQUEST = RequestPlan("chaos-0-0", 0, 10, 100, True, {}, "plain", 0, 0.0, 0.0)
 
 
-def judged(seen: Seen, expected: list[int] = TOKENS) -> list[str]:
-    judge = Judge()
-    judge.take(seen, expected)
-    assert sum(judge.endings.values()) == 1
-    return judge.violations
+def judged(seen: RequestResult, expected: list[int] = TOKENS) -> list[str]:
+    checker = RequestChecker()
+    checker.check(seen, expected)
+    assert sum(checker.outcomes.values()) == 1
+    return checker.violations
 
 
-def completed(tokens: list[int], counted: int | None = None) -> Seen:
-    return Seen(ASK, "completed", 200, tokens, len(tokens) if counted is None else counted)
+def completed(tokens: list[int], counted: int | None = None) -> RequestResult:
+    return RequestResult(REQUEST, "completed", 200, tokens, len(tokens) if counted is None else counted)
 
 
 def test_a_whole_output_is_right() -> None:
     assert judged(completed(TOKENS)) == []
-    assert judged(Seen(ASK, "left", 200, TOKENS[:7])) == []
-    assert judged(Seen(ASK, "left")) == []
+    assert judged(RequestResult(REQUEST, "left", 200, TOKENS[:7])) == []
+    assert judged(RequestResult(REQUEST, "left")) == []
 
 
 @pytest.mark.parametrize(
@@ -52,7 +59,7 @@ def test_wrong_tokens(tokens: list[int], said: str) -> None:
 
 def test_tokens_are_checked_however_a_stream_ends() -> None:
     for ending in ("left", "failed", "hung"):
-        assert any("1 lost" in said for said in judged(Seen(ASK, ending, 200, TOKENS[:5] + TOKENS[6:20])))  # type: ignore[arg-type]
+        assert any("1 lost" in said for said in judged(RequestResult(REQUEST, ending, 200, TOKENS[:5] + TOKENS[6:20])))  # type: ignore[arg-type]
 
 
 def test_a_wrong_usage() -> None:
@@ -61,14 +68,14 @@ def test_a_wrong_usage() -> None:
 
 @pytest.mark.parametrize("ending", ["broken", "hung"])
 def test_an_end_without_a_word(ending: Any) -> None:
-    assert judged(Seen(ASK, ending, 200, TOKENS[:7])) != []
+    assert judged(RequestResult(REQUEST, ending, 200, TOKENS[:7])) != []
 
 
 @pytest.mark.parametrize(
     ("error", "parameters", "excused"),
     [
         ("the stream broke; seed cannot be resumed exactly", STATEFUL, True),
-        # What can be resumed has no such excuse.
+        # What can be resumed has no such reason.
         ("the stream broke; seed cannot be resumed exactly", {}, False),
         ("lost 4 times, the last time: the stream broke", {}, True),
         ("3 instances in turn did not take it, the last one: no connection", {}, True),
@@ -78,29 +85,29 @@ def test_an_end_without_a_word(ending: Any) -> None:
     ],
 )
 def test_errors_need_an_excuse(error: str, parameters: dict[str, Any], *, excused: bool) -> None:
-    ask = msgspec.structs.replace(ASK, parameters=parameters)
-    assert (judged(Seen(ask, "failed", 200, TOKENS[:7], None, error)) == []) is excused
+    ask = msgspec.structs.replace(REQUEST, parameters=parameters)
+    assert (judged(RequestResult(ask, "failed", 200, TOKENS[:7], None, error)) == []) is excused
 
 
 def test_other_requests_of_the_same_gateway_may_run_elsewhere() -> None:
-    owners = Owners()
+    ownership = OwnershipChecker()
     for second in range(20):
-        owners.look(float(second), {"decode-0": ["gateway/a/1"], "decode-1": ["gateway/b/1"]})
-    assert owners.violations == []
+        ownership.check(float(second), {"decode-0": ["gateway/a/1"], "decode-1": ["gateway/b/1"]})
+    assert ownership.violations == []
 
 
 def test_two_owners_for_long() -> None:
-    owners = Owners()
+    ownership = OwnershipChecker()
     for second in range(5):  # an instance that was given up may not have noticed yet
-        owners.look(float(second), {"decode-0": ["gateway/a/1", "gateway/b/1"], "decode-1": ["gateway/a/2"]})
-    owners.look(5.0, {"decode-0": ["gateway/b/1"], "decode-1": ["gateway/a/2"]})
+        ownership.check(float(second), {"decode-0": ["gateway/a/1", "gateway/b/1"], "decode-1": ["gateway/a/2"]})
+    ownership.check(5.0, {"decode-0": ["gateway/b/1"], "decode-1": ["gateway/a/2"]})
     for second in range(6, 12):
-        owners.look(float(second), {"decode-0": ["gateway/a/1"], "decode-1": ["gateway/a/2"]})
-    assert owners.violations == []
+        ownership.check(float(second), {"decode-0": ["gateway/a/1"], "decode-1": ["gateway/a/2"]})
+    assert ownership.violations == []
     for second in range(12, 20):
-        owners.look(float(second), {"decode-0": ["gateway/a/1"], "decode-1": ["gateway/a/2"]})
-    assert len(owners.violations) == 1
-    assert "gateway/a is generated by decode-0, decode-1" in owners.violations[0]
+        ownership.check(float(second), {"decode-0": ["gateway/a/1"], "decode-1": ["gateway/a/2"]})
+    assert len(ownership.violations) == 1
+    assert "gateway/a is generated by decode-0, decode-1" in ownership.violations[0]
 
 
 ENGINE = {
@@ -123,9 +130,9 @@ REAL = {
     "pulls_failed": 3,
 }
 ROW = {"name": "decode-0-0", "healthy": True, "draining": False, "running": 0, "pinned": 0, "sequences": 0}
-REST = Rest(
+FINAL = FinalState(
     counters=[ENGINE],
-    unheard=[],
+    silent=[],
     malformed=[],
     status={"requests": [], "instances": [ROW]},
     metrics={"ares_active_sequences": 0.0},
@@ -138,12 +145,12 @@ REST = Rest(
     disturbed=False,
     died=[],
 )
-JUDGE = Judge(endings=Counter(completed=8, left=1))
+CHECKED = RequestChecker(outcomes=Counter(completed=8, left=1))
 
 
 def test_a_cluster_at_rest() -> None:
-    assert at_rest(REST, JUDGE) == []
-    assert at_rest(replace(REST, counters=[REAL]), JUDGE) == []
+    assert check_final_state(FINAL, CHECKED) == []
+    assert check_final_state(replace(FINAL, counters=[REAL]), CHECKED) == []
 
 
 @pytest.mark.parametrize(
@@ -153,15 +160,15 @@ def test_a_cluster_at_rest() -> None:
         ({"counters": [ENGINE | {"pinned": 1}]}, "'pinned': 1"),
         ({"counters": [ENGINE | {"finished": 3}]}, "5 arrived, 3 finished"),
         ({"counters": [ENGINE | {"pins_released": 2}]}, "3 pins made, 4 ended"),
-        ({"counters": [ENGINE | {"pins_pulled": 1, "pins_expired": 1}]}, "leases ended, and nobody had died"),
+        ({"counters": [ENGINE | {"pins_pulled": 1, "pins_expired": 1}]}, "leases expired, and no process had died"),
         ({"counters": [REAL | {"worker.leases": 1}]}, "still has {'worker.leases': 1}"),
-        ({"counters": [REAL | {"pins_expired": 1}]}, "1 leases ended"),
+        ({"counters": [REAL | {"pins_expired": 1}]}, "1 leases expired"),
         ({"counters": [REAL | {"pins_pulled_late": 1}]}, "1 pins were pulled after they had ended"),
-        ({"unheard": ["decode-1"]}, "decode-1 does not tell"),
+        ({"silent": ["decode-1"]}, "decode-1 does not report"),
         ({"malformed": ["decode-1: kv_blocks_used"]}, "decode-1: kv_blocks_used"),
         ({"status": {"requests": [{}], "instances": []}}, "still has 1 requests"),
         ({"status": {"requests": [], "instances": [ROW | {"pinned": 1}]}}, "'pinned': 1"),
-        ({"status": {"requests": [], "instances": [ROW | {"healthy": False}]}}, "not heard of"),
+        ({"status": {"requests": [], "instances": [ROW | {"healthy": False}]}}, "not healthy"),
         ({"status": {"requests": [], "instances": [ROW | {"draining": True}]}}, "draining"),
         ({"metrics": {"ares_held_sequences": 2.0}}, "ares_held_sequences is 2"),
         ({"requests": Counter(completed=7, cancelled=1)}, "counts 7 completed, its clients 8 to 9"),
@@ -178,13 +185,13 @@ def test_a_cluster_at_rest() -> None:
     ],
 )
 def test_what_is_left(change: dict[str, Any], said: str) -> None:
-    violations = at_rest(replace(REST, **change), JUDGE)
+    violations = check_final_state(replace(FINAL, **change), CHECKED)
     assert any(said in violation for violation in violations), violations
 
 
 def test_leases_of_the_dead_end() -> None:
     ended = ENGINE | {"pins_pulled": 1, "pins_expired": 1}
-    assert at_rest(replace(REST, counters=[ended], disturbed=True), JUDGE) == []
+    assert check_final_state(replace(FINAL, counters=[ended], disturbed=True), CHECKED) == []
 
 
 def test_tracebacks_by_their_last_line() -> None:
@@ -214,7 +221,7 @@ KeyError: 'second'
         "KeyError: 'second'",
         "(EngineCore pid=7) ERROR RuntimeError: third",
     ]
-    assert at_rest(replace(REST, logs={"gateway": log[: log.index("12:01")]}), JUDGE) == []
+    assert check_final_state(replace(FINAL, logs={"gateway": log[: log.index("12:01")]}), CHECKED) == []
 
 
 def test_what_is_thrown_while_another_is_handled_hides_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Whether what was watched stays flat."""
+"""Whether memory, descriptors, tasks and counters grow over a soak."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,29 +12,29 @@ _POINTS = 400
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class GrowthLimit:
     """How much a figure may grow in the judged half of a run: `absolute`, or a share of its median if that is more.
 
-    `resting`: only samples count at which no request ran; with requests it follows their number.
+    `idle`: only samples without running requests count, for a figure that follows their number.
     """
 
     absolute: float
     share: float = 0.0
-    resting: bool = True
+    idle: bool = True
 
 
-# Allocators give back and take again: below this, memory says nothing. Of a gateway, 8 MB in a second half of
+# Allocators return and take memory all the time: less than this means nothing. At a gateway, 8 MB in a second half of
 # 15 minutes are a few kilobytes for each of its requests.
-_MEMORY = Bound(8.0, 0.01, resting=False)
+_MEMORY = GrowthLimit(8.0, 0.01, idle=False)
 # Kept-alive connections between gateway and prefill instance come and go by the minute.
-_CONNECTIONS = Bound(8.0)
-# asyncio and thread pools start what they need when they first need it, up to a limit.
-_THREADS = Bound(2.0)
-# Whoever looks is served by some.
-_TASKS = Bound(3.0)
-# Everything else is counted one by one, and is back where it was when nothing runs.
-_EXACT = Bound(0.0)
-BOUNDS = {
+_CONNECTIONS = GrowthLimit(8.0)
+# asyncio and thread pools start threads when they first need them, up to a limit.
+_THREADS = GrowthLimit(2.0)
+# The requests that take a sample run in some of them.
+_TASKS = GrowthLimit(3.0)
+# Everything else is counted exactly, and returns to its value when nothing runs.
+_EXACT = GrowthLimit(0.0)
+LIMITS = {
     "rss_mb": _MEMORY,
     "pss_mb": _MEMORY,
     "descriptors": _CONNECTIONS,
@@ -50,7 +50,7 @@ def slope(times: Any, values: Any) -> float:
     Parameters
     ----------
     times, values
-        At least two points; of more than 400, every so manieth is taken.
+        At least two points; of more than 400, a regular subset is used.
     """
     step = -(-len(times) // _POINTS)
     t, v = np.asarray(times, float)[::step], np.asarray(values, float)[::step]
@@ -58,35 +58,35 @@ def slope(times: Any, values: Any) -> float:
     return float(np.median((v[second] - v[first]) / (t[second] - t[first])))
 
 
-def series(samples: list[Sample], name: str, *, resting: bool) -> tuple[list[float], list[float]]:
+def series(samples: list[Sample], name: str, *, idle: bool) -> tuple[list[float], list[float]]:
     """Return times and values of a figure."""
-    kept = [each for each in samples if name in each.values and (each.resting or not resting)]
+    kept = [each for each in samples if name in each.values and (each.idle or not idle)]
     return [each.at_s for each in kept], [each.values[name] for each in kept]
 
 
-def verdicts(samples: list[Sample], since_s: float) -> list[dict[str, Any]]:
-    """Judge every figure by its samples from `since_s` on.
+def judge_growth(samples: list[Sample], since_s: float) -> list[dict[str, Any]]:
+    """Judge the growth of every figure by its samples from `since_s` on.
 
     Returns
     -------
-    One row a figure: median, growth over the judged samples by the slope, the bound, and whether it is `flat`; None
+    One row a figure: median, growth over the judged samples by the slope, the limit, and whether it is `flat`; None
     where fewer than three samples can be judged.
     """
     late = [each for each in samples if each.at_s >= since_s]
     rows: list[dict[str, Any]] = []
     for name in sorted({name for each in late for name in each.values}):
-        bound = BOUNDS.get(name.rpartition("/")[2], _EXACT)
-        times, values = series(late, name, resting=bound.resting)
-        row: dict[str, Any] = {"series": name, "samples": len(values), "only_at_rest": bound.resting, "flat": None}
+        limit = LIMITS.get(name.rpartition("/")[2], _EXACT)
+        times, values = series(late, name, idle=limit.idle)
+        row: dict[str, Any] = {"series": name, "samples": len(values), "only_when_idle": limit.idle, "flat": None}
         if len(values) >= 3:
             per_s = slope(times, values)
             middle = float(np.median(values))
-            growth, most = per_s * (times[-1] - times[0]), max(bound.absolute, bound.share * middle)
+            growth, most = per_s * (times[-1] - times[0]), max(limit.absolute, limit.share * middle)
             row |= {
                 "median": round(middle, 2),
                 "growth": round(growth, 3),
                 "growth_per_hour": round(3600 * per_s, 3),
-                "bound": round(most, 2),
+                "limit": round(most, 2),
                 "flat": growth <= most,
             }
         rows.append(row)

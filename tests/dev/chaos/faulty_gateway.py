@@ -1,4 +1,4 @@
-"""`python -m tests.dev.chaos.planted gateway ...`: the chaos suite's gateway with a fault that it is to find.
+"""`python -m tests.dev.chaos.faulty_gateway gateway ...`: the chaos suite's gateway with a fault that it is to find.
 
 A request that has moved for the second time loses a token.
 """

@@ -1,4 +1,4 @@
-"""A run: clients, events and watchers at the same time, then the verdict."""
+"""A run of a plan: clients, events and watchers at the same time, then the checks."""
 
 import asyncio
 import contextlib
@@ -12,20 +12,21 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from ares.bench.percentiles import milliseconds
 from ares.local_cluster.cluster import Cluster
 from ares_dev.chaos import decisions
-from ares_dev.chaos.check import Judge, at_rest
-from ares_dev.chaos.clients import ask
+from ares_dev.chaos.clients import send
 from ares_dev.chaos.clock import Clock
 from ares_dev.chaos.events import EventRunner
-from ares_dev.chaos.plan import Ask, Plan
+from ares_dev.chaos.invariants import RequestChecker, check_final_state
+from ares_dev.chaos.plan import Plan, RequestPlan
 from ares_dev.chaos.watch import Watch
 
 # A stream that brings nothing for so long has hung; a reply that comes whole comes at the end of its generation.
-_PATIENCE_S = 90.0
-_WHOLE_S = 600.0
-# Metrics that tell what the run met.
-_TOLD = (
+_SILENCE_S = 90.0
+_WHOLE_REPLY_S = 600.0
+# Metrics of the gateway that go into the result.
+_METRICS = (
     "ares_controller_faults_total",
     "ares_implausible_predictions_total",
     "ares_output_tokens_total",
@@ -37,7 +38,7 @@ _COUNTED = (
     "pins_pulled_late",
 )
 
-Expected = Callable[[Ask], list[int]]
+Expected = Callable[[RequestPlan], list[int]]
 
 
 @dataclass(slots=True)
@@ -48,7 +49,7 @@ class _Load:
     cluster: Cluster
     expected: Expected
     clock: Clock
-    judge: Judge = field(default_factory=Judge)
+    checker: RequestChecker = field(default_factory=RequestChecker)
     sent: int = 0
     at_once: int = 0
     samples: list[int] = field(default_factory=list)
@@ -68,7 +69,7 @@ class _Load:
         port = int(self.cluster.url.rpartition(":")[2])
         turn = 0
         while True:
-            one = self.plan.ask(slot, turn)
+            one = self.plan.request(slot, turn)
             if not self.plan.sent:
                 await asyncio.sleep(one.wait_s)
             elif one.name in self.plan.sent:
@@ -83,11 +84,11 @@ class _Load:
             self.sent += 1
             self.at_once += 1
             try:
-                patience_s = _WHOLE_S if one.client == "whole" else _PATIENCE_S
-                seen = await ask(self.plan, one, port, self.cluster.settings.model, patience_s)
+                silence_s = _WHOLE_REPLY_S if one.client == "whole" else _SILENCE_S
+                seen = await send(self.plan, one, port, self.cluster.settings.model, silence_s)
             finally:
                 self.at_once -= 1
-            self.judge.take(seen, self.expected(one))
+            self.checker.check(seen, self.expected(one))
 
     async def _sample(self) -> None:
         while self.clock.now() < self.plan.shape.seconds:
@@ -95,13 +96,13 @@ class _Load:
             self.samples.append(self.at_once)
 
 
-async def play(
-    cluster: Cluster, plan: Plan, expected: Expected, log: Path, said: Callable[[str], None] = lambda _: None
+async def run_plan(
+    cluster: Cluster, plan: Plan, expected: Expected, log: Path, report: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
-    """Carry out a plan on a running cluster, and return what happened; `violations` lists what must not have.
+    """Execute a plan on a running cluster, and return what happened; `violations` lists the broken invariants.
 
-    The plan as it was played, with real moments, is left in the cluster's log folder (`played`). Call it on the main
-    thread: it starts processes again.
+    The plan as it was executed, with real times, is written to `executed_plan_file`. Call it on the main thread: it
+    restarts processes.
 
     Parameters
     ----------
@@ -109,73 +110,64 @@ async def play(
         Returns the tokens that a request has in an undisturbed run.
     log
         The gateway's decision log.
-    said
-        Told what is done.
+    report
+        Called with a line for each event.
     """
-    # Not kept: a connection that the server has just closed for idling is no fault of its.
+    # No connection is kept: one that the server has just closed as idle would look like a failure.
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=120)) as http:
         watch = Watch(cluster, http)
         await watch.begin()
         watching = asyncio.create_task(watch.run())
         clock = Clock()
-        doer = EventRunner(cluster, plan, http, clock)
+        runner = EventRunner(cluster, plan, http, clock)
         load = _Load(plan, cluster, expected, clock)
         start = time.monotonic()
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(doer.run(said))
+                group.create_task(runner.run(report))
                 group.create_task(load.run())
         finally:
-            doer.make_well()
-            again = msgspec.structs.replace(plan, events=doer.played, sent=load.moments)
-            played(cluster, plan).write_bytes(msgspec.json.encode(again))
-        said(f"{time.monotonic() - start:7.1f} s  all have ended; waiting for rest")
-        disturbed = any(kind.startswith(("kill", "pause", "fault die", "fault freeze")) for kind in doer.done)
-        rest = await watch.rest(load.sent, disturbed=disturbed)
+            runner.resume_paused()
+            again = msgspec.structs.replace(plan, events=runner.executed, sent=load.moments)
+            executed_plan_file(cluster, plan).write_bytes(msgspec.json.encode(again))
+        report(f"{time.monotonic() - start:7.1f} s  all requests have ended; waiting until the cluster is idle")
+        disturbed = any(kind.startswith(("kill", "pause", "fault die", "fault freeze")) for kind in runner.done)
+        final = await watch.final_state(load.sent, disturbed=disturbed)
         watching.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watching
-    judge = load.judge
-    violations = [*judge.violations, *watch.owners.violations, *at_rest(rest, judge)]
-    violations += [f"I7: {complaint}" for complaint in doer.complaints]
-    decided, wrong = decisions.wrong(log)
+    checker = load.checker
+    violations = [*checker.violations, *watch.ownership.violations, *check_final_state(final, checker)]
+    violations += [f"I7: {error}" for error in runner.errors]
+    decided, wrong = decisions.check_decisions(log)
     violations += wrong
     steady = load.samples[len(load.samples) // 4 :] or [0]
     return {
         "seed": plan.seed,
         "seconds": round(time.monotonic() - start, 1),
         "requests": load.sent,
-        "tokens": judge.tokens,
+        "tokens": checker.tokens,
         "streams_at_once": {"median": statistics.median(steady), "most": max(load.samples, default=0)},
-        "endings": dict(sorted(judge.endings.items())),
-        "done": dict(sorted(doer.done.items())),
+        "outcomes": dict(sorted(checker.outcomes.items())),
+        "done": dict(sorted(runner.done.items())),
         "decisions": decided,
         "gateway": {
-            "health_ms": _milliseconds(rest.health_s),
-            "open_files": {"before": rest.files[0], "after": rest.files[1]},
-            "requests": dict(sorted(rest.requests.items())),
-            **{name: rest.metrics[name] for name in _TOLD if name in rest.metrics},
+            "health_ms": milliseconds(final.health_s, 50, 99, 100),
+            "open_files": {"before": final.files[0], "after": final.files[1]},
+            "requests": dict(sorted(final.requests.items())),
+            **{name: final.metrics[name] for name in _METRICS if name in final.metrics},
         },
-        # Of instances that were killed, what they counted before is lost.
+        # The counters of a killed instance begin anew.
         "engines": {
-            name: sum(one[name] for one in rest.counters)
+            name: sum(one[name] for one in final.counters)
             for name in _COUNTED
-            if rest.counters and name in rest.counters[0]
+            if final.counters and name in final.counters[0]
         },
         "violations": violations,
     }
 
 
-def played(cluster: Cluster, plan: Plan) -> Path:
-    """Return where the plan as it was played is written."""
-    return cluster.log_folder / f"played-{plan.seed}.json"
-
-
-def _milliseconds(seconds: list[float]) -> dict[str, float]:
-    if len(seconds) < 2:
-        return {}
-    cuts = statistics.quantiles(seconds, n=100)
-    return {
-        name: round(1000 * value, 1) for name, value in (("p50", cuts[49]), ("p99", cuts[98]), ("max", max(seconds)))
-    }
+def executed_plan_file(cluster: Cluster, plan: Plan) -> Path:
+    """Return the file for the plan as it was executed."""
+    return cluster.log_folder / f"executed-{plan.seed}.json"

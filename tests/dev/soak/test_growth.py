@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from ares_dev.soak.command import unmet
-from ares_dev.soak.judge import slope, verdicts
+from ares_dev.soak.command import violations
+from ares_dev.soak.growth import judge_growth, slope
 from ares_dev.soak.samples import Sample
 
 TIMES = [5.0 * n for n in range(361)]
@@ -21,7 +21,7 @@ def soaked(**series: Any) -> list[Sample]:
 
 
 def judged(**series: Any) -> dict[str, Any]:
-    (row,) = verdicts(soaked(**series), TIMES[-1] / 2)
+    (row,) = judge_growth(soaked(**series), TIMES[-1] / 2)
     return row
 
 
@@ -65,7 +65,7 @@ def test_what_is_counted_one_by_one_is_judged_at_rest() -> None:
 
 def test_too_few_samples_are_no_verdict() -> None:
     samples = soaked(tasks=lambda n: n)[-19:]
-    (row,) = verdicts(samples, 0.0)
+    (row,) = judge_growth(samples, 0.0)
     assert (row["flat"], row["samples"]) == (None, 2)
 
 
@@ -74,24 +74,24 @@ def test_what_was_promised_and_not_kept_is_said() -> None:
         "broken_off": [],
         "outputs": {"right": 10},
         "failed": 0,
-        "mishaps": {"nixl_num_kv_expired_reqs": 0.0, "nixl_num_failed_transfers": 2.0},
+        "engine_faults": {"nixl_num_kv_expired_reqs": 0.0, "nixl_num_failed_transfers": 2.0},
         "left_at_the_end": {},
         "series": [{"series": "gateway/rss_mb", "flat": None}, {"series": "gateway/tasks", "flat": True}],
     }
-    assert unmet(good) == []
+    assert violations(good) == []
     bad = {
         "broken_off": ["decode-0 ended"],
         "outputs": {"right": 10, "lost": 1},
         "failed": 2,
-        "mishaps": {"nixl_num_kv_expired_reqs": 3.0},
+        "engine_faults": {"nixl_num_kv_expired_reqs": 3.0},
         "left_at_the_end": {"decode-0/pinned": 1},
-        "series": [{"series": "gateway/rss_mb", "flat": False, "growth": 20.0, "bound": 8.0}],
+        "series": [{"series": "gateway/rss_mb", "flat": False, "growth": 20.0, "limit": 8.0}],
     }
-    assert unmet(bad) == [
+    assert violations(bad) == [
         "broken off: decode-0 ended",
         "1 outputs lost",
         "2 requests failed",
         "3 leases expired",
         "left at the end: decode-0/pinned = 1",
-        "gateway/rss_mb grows: 20, bound 8",
+        "gateway/rss_mb grows: 20, limit 8",
     ]

@@ -1,6 +1,5 @@
-"""What a run is judged by, and presets against each other, round by round."""
+"""The figures of a run, and the ratios of two presets, round by round."""
 
-import random
 import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ares.bench.live.client import Observed, Run
+from ares.bench.percentiles import median_interval, percentiles
 
 
 class Objectives(NamedTuple):
@@ -22,7 +22,7 @@ class Objectives(NamedTuple):
         return seen.ttft_s <= self.ttft_s and seen.tpot_s <= self.tpot_s and seen.longest_gap_s <= self.gap_s
 
 
-def summary(run: Run, slo: Objectives) -> dict[str, Any]:
+def summarize(run: Run, slo: Objectives) -> dict[str, Any]:
     """Return the figures of one run; failed requests miss every objective and are in no percentile."""
     came = [seen for seen in run.requests if seen.error is None]
     tpot = [seen.tpot_s for seen in came if len(seen.tokens) > 1]
@@ -55,10 +55,7 @@ def summary(run: Run, slo: Objectives) -> dict[str, Any]:
 
 
 def _percentiles(values: list[float]) -> dict[str, float]:
-    if not values:
-        return {}
-    points = {name: float(np.percentile(values, q)) for name, q in (("p50", 50), ("p90", 90), ("p99", 99))}
-    return {**points, "mean": statistics.fmean(values)}
+    return {**percentiles(values, 50, 90, 99), "mean": statistics.fmean(values)} if values else {}
 
 
 _MEASURES: dict[str, Callable[[dict[str, Any]], float]] = {
@@ -79,14 +76,7 @@ def ratios(rounds: list[dict[str, dict[str, Any]]], preset: str, baseline: str) 
         pairs = [(read(one[preset]), read(one[baseline])) for one in rounds]
         each = [a / b for a, b in pairs if b > 0]
         if each:
-            generator = random.Random(0)  # noqa: S311 - resampling
-            medians = sorted(statistics.median(generator.choices(each, k=len(each))) for _ in range(2000))
-            result[name] = {
-                "median": statistics.median(each),
-                "low": medians[50],
-                "high": medians[1949],
-                "rounds": each,
-            }
+            result[name] = median_interval(each) | {"rounds": each}
     return result
 
 

@@ -1,7 +1,7 @@
-"""Telemetry that lies about real engines: in the gateway's process, what comes from an instance is changed.
+"""Telemetry faults of real engines: in the gateway's process, messages of an instance are changed on command.
 
-The lies are those of simulated engines (mock_engine/faults.py). Messages are changed before they are checked, so
-that what no instance can be meets the same checks. Predictions are lied about whether the engine makes any or not.
+The faults are those of mock engines (mock_engine/faults.py). Messages are changed before they are checked, so that
+impossible values meet the same checks. Predictions are replaced whether the engine makes any or not.
 """
 
 from collections.abc import Callable, Coroutine
@@ -18,7 +18,7 @@ from ares.protocol.fields import FAULTS_ROUTE
 
 
 class TelemetryFaultInjector:
-    """Knows the lies about each instance, by its name."""
+    """The faults of each instance, by its name, and the messages as they change them."""
 
     def __init__(self) -> None:
         self._faults: dict[str, FaultState] = {}
@@ -28,8 +28,8 @@ class TelemetryFaultInjector:
         """Take the fields of a JSON body (`Faults`); msgspec.DecodeError where they are wrong."""
         self._faults.setdefault(name, FaultState()).change(body)
 
-    def told(self, name: str, kv_blocks: int, message: bytes) -> bytes | None:
-        """Return what the gateway is told instead of a message; None for nothing."""
+    def altered(self, name: str, kv_blocks: int, message: bytes) -> bytes | None:
+        """Return the message as its faults change it; None where the gateway gets none."""
         faults = self._faults[name].current if name in self._faults else None
         if faults is None or (faults.telemetry is None and faults.predictions is None):
             self._newest.pop(name, None)
@@ -41,29 +41,31 @@ class TelemetryFaultInjector:
             wrong = PREDICTIONS[faults.predictions]
             rows = [msgspec.structs.replace(row, remaining=wrong) if row.output else row for row in load.rows]
             load = msgspec.structs.replace(load, rows=rows)
-        told = lied(faults.telemetry, load, self._newest.setdefault(name, load), kv_blocks)
-        return rpc.encode(told) if told is not None else None
+        changed = lied(faults.telemetry, load, self._newest.setdefault(name, load), kv_blocks)
+        return rpc.encode(changed) if changed is not None else None
 
 
-def install(liar: TelemetryFaultInjector) -> None:
-    """Let the instances that a gateway hears be lied about, from now on and in this process."""
+def install(injector: TelemetryFaultInjector) -> None:
+    """Change the messages that the gateway of this process gets from instances, from now on."""
     receive = Instance._receive  # noqa: SLF001 - where every message of an instance comes in
 
-    async def deceived(self: Instance, body: bytes, on_hello: Callable[[Instance], Coroutine[Any, Any, None]]) -> None:
-        told = liar.told(self.name, self.hello.kv_blocks if self.hello is not None else 0, body)
-        if told is not None:
-            await receive(self, told, on_hello)
+    async def receive_altered(
+        self: Instance, body: bytes, on_hello: Callable[[Instance], Coroutine[Any, Any, None]]
+    ) -> None:
+        changed = injector.altered(self.name, self.hello.kv_blocks if self.hello is not None else 0, body)
+        if changed is not None:
+            await receive(self, changed, on_hello)
 
-    Instance._receive = deceived  # type: ignore[method-assign] # noqa: SLF001 - likewise
+    Instance._receive = receive_altered  # type: ignore[method-assign] # noqa: SLF001 - likewise
 
 
-def add_route(app: FastAPI, liar: TelemetryFaultInjector) -> None:
-    """Take lies as simulated engines do, with the name of the instance."""
+def add_route(app: FastAPI, injector: TelemetryFaultInjector) -> None:
+    """Add the route of mock engines that takes faults, with the name of the instance."""
 
     @app.post(f"{FAULTS_ROUTE}/{{name}}")
     async def change(name: str, request: Request) -> JSONResponse:
         try:
-            liar.change(name, await request.body())
+            injector.change(name, await request.body())
         except msgspec.DecodeError as error:
             return JSONResponse({"error": str(error)}, 400)
         return JSONResponse({})

@@ -1,0 +1,215 @@
+"""Reading streamed replies (server-sent events): the one client of all benchmarks.
+
+`open_stream` decodes each event as it comes. `RawReply` only keeps what comes and when, for next to no CPU, so that
+thousands of streams can be read beside the gateway that is measured; what it kept is decoded afterwards.
+"""
+
+import asyncio
+import contextlib
+import time
+from array import array
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, cast
+
+import aiohttp
+import msgspec
+
+EVENT = b"data: {"
+_END_OF_EVENT = b"\n\n"
+# The end of an event, of its HTTP chunk, and the last chunk. A head may end like the last chunk alone.
+_END_OF_STREAM = b"\n\n\r\n0\r\n\r\n"
+_DONE = b"data: [DONE]" + _END_OF_STREAM
+
+
+class StreamError(RuntimeError):
+    """A stream broke, was refused, or holds an error; the message says which."""
+
+
+class Choice(msgspec.Struct):
+    """One choice of a reply, or what an event adds to it."""
+
+    index: int = 0
+    token_ids: list[int] | None = None
+
+
+class Usage(msgspec.Struct):
+    """The tokens that a reply counts."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Chunk(msgspec.Struct):
+    """One event of a stream, or a whole reply."""
+
+    choices: list[Choice] = []
+    usage: Usage | None = None
+    error: dict[str, Any] | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens of all choices."""
+        return [token for choice in self.choices for token in choice.token_ids or []]
+
+
+decode = msgspec.json.Decoder(Chunk).decode
+
+
+def session(silence_s: float = 300.0, *, keep_connections: bool = True) -> aiohttp.ClientSession:
+    """Make an HTTP client for any number of long streams; one that is silent for `silence_s` seconds fails."""
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=silence_s)
+    connector = aiohttp.TCPConnector(limit=0, force_close=not keep_connections)
+    return aiohttp.ClientSession(timeout=timeout, connector=connector)
+
+
+@contextlib.asynccontextmanager
+async def open_stream(
+    http: aiohttp.ClientSession, url: str, body: dict[str, Any], request_id: str | None = None
+) -> AsyncIterator[AsyncIterator[Chunk]]:
+    """Send a request for a stream and give its events as they come; leaving the context early closes the connection.
+
+    Parameters
+    ----------
+    url
+        The whole URL of the route.
+    body
+        The request, with `stream`.
+    request_id
+        Sent as `x-request-id`.
+
+    Raises
+    ------
+    StreamError
+        The reply has another status than 200, or an event is an error.
+    """
+    headers = {"x-request-id": request_id} if request_id is not None else None
+    async with http.post(url, json=body, headers=headers) as reply:
+        if reply.status != 200:
+            raise StreamError(f"{reply.status}: {(await reply.text())[:200]}")
+        yield _chunks(reply)
+
+
+async def _chunks(reply: aiohttp.ClientResponse) -> AsyncIterator[Chunk]:
+    async for line in reply.content:
+        if line.startswith(EVENT):
+            chunk = decode(line[6:])
+            if chunk.error is not None:
+                raise StreamError(str(chunk.error.get("message")))
+            yield chunk
+
+
+def request_bytes(path: str, body: dict[str, Any], request_id: str | None = None) -> bytes:
+    """Return a POST request as it is written to a connection, which the server closes after its reply."""
+    data = msgspec.json.encode(body)
+    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json", "Connection: close"]
+    if request_id is not None:
+        lines.append(f"X-Request-Id: {request_id}")
+    return "\r\n".join([*lines, f"Content-Length: {len(data)}", "", ""]).encode() + data
+
+
+class RawReply(asyncio.Protocol):
+    """A connection that keeps what one reply brings and when.
+
+    Attributes
+    ----------
+    finished
+        Done when the connection is closed; its result is why, if it broke.
+    data, times
+        What each read brought, and when (`time.perf_counter`).
+    started
+        When the request was sent.
+    """
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.finished: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        self.data: list[bytes] = []
+        self.times = array("d")
+        self.started = time.perf_counter()
+        self._tail = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self.transport = cast(asyncio.Transport, transport)
+
+    def send(self, request: bytes) -> None:
+        """Send the request."""
+        self.started = time.perf_counter()
+        self.transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        """Keep what came; close where a stream has ended and its server keeps the connection."""
+        self.data.append(data)
+        self.times.append(time.perf_counter())
+        self._tail = (self._tail + data[-len(_END_OF_STREAM) :])[-len(_END_OF_STREAM) :]
+        if self._tail == _END_OF_STREAM:
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Be finished."""
+        if not self.finished.done():
+            self.finished.set_result(exc)
+
+    @property
+    def last_heard(self) -> float:
+        """When something came last, or the request was sent."""
+        return self.times[-1] if self.times else self.started
+
+    @property
+    def status(self) -> int:
+        """HTTP status; 0 before it has come."""
+        code = b"".join(self.data[:12])[9:12]
+        return int(code) if code.isdigit() else 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether a stream came to its end."""
+        return b"".join(self.data[-len(_DONE) :]).endswith(_DONE)
+
+    def body(self) -> bytes:
+        """Return what came after the headers, with the framing of HTTP chunks."""
+        return b"".join(self.data).partition(b"\r\n\r\n")[2]
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Decode the events of a stream, up to one that was cut off."""
+        return read_chunks(self.body())
+
+    def events_of_reads(self) -> Iterator[tuple[float, int]]:
+        """Yield when each read came, and how many events ended in it, `[DONE]` included."""
+        tail = b""
+        for moment, data in zip(self.times, self.data, strict=True):
+            yield moment, (tail + data).count(_END_OF_EVENT)
+            tail = data[-1:]
+
+
+def read_chunks(body: bytes) -> Iterator[Chunk]:
+    """Decode the events of a stream's body, up to one that was cut off."""
+    for line in body.split(b"\n"):
+        if line.startswith(EVENT):
+            try:
+                yield decode(line[6:])
+            except msgspec.DecodeError:
+                return
+
+
+async def read_at_once(requests: Sequence[bytes], ports: Sequence[int], limit_s: float) -> list[RawReply]:
+    """Send all requests at the same moment, to the ports of this machine in turns, and read every reply to its end.
+
+    All are connected before the first is sent, so that connecting is in no timing.
+
+    Raises
+    ------
+    TimeoutError
+        One took longer than `limit_s` seconds.
+    """
+    loop = asyncio.get_running_loop()
+    replies: list[RawReply] = []
+    for number in range(len(requests)):
+        _, reply = await loop.create_connection(RawReply, "127.0.0.1", ports[number % len(ports)])
+        replies.append(reply)
+    for reply, request in zip(replies, requests, strict=True):
+        reply.send(request)
+    async with asyncio.timeout(limit_s):
+        await asyncio.gather(*(reply.finished for reply in replies))
+    return replies

@@ -1,0 +1,27 @@
+"""Errors that a user can correct end a command with one line and status 2, not a traceback."""
+
+import typer
+
+from ares import extras
+from ares.models.resolve import ModelError
+from ares.protocol.keys import KeyFileError
+from ares.terminal.errors import exit_with_error
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run the command of a command line."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        exit_with_error(str(extras.explain(error)))
+    except (ModelError, KeyFileError, extras.MissingPackageError) as error:
+        exit_with_error(str(error))
+    except Exception as error:
+        from ares.addresses import AddressError
+        from ares.config import ConfigError
+        from ares.local_cluster.cluster import ClusterError
+        from ares.predictor.errors import PredictorError
+
+        if not isinstance(error, AddressError | ConfigError | ClusterError | PredictorError):
+            raise
+        exit_with_error(str(error))
