@@ -210,7 +210,9 @@ class Observations:
 
         Prompts that wait are computed together in one step, which says nothing of a single one.
         """
-        held = {name for sample in self.run.samples for name, seen in sample.where.items() if seen.state == "held"}
+        # Runs that were saved by version 0.1 call it "held".
+        waited = {"waiting", "held"}
+        held = {name for sample in self.run.samples for name, seen in sample.where.items() if seen.state in waited}
         free = np.zeros(self.prefills)
         prompts, services = np.empty(len(self.times)), np.full(len(self.times), np.nan)
         for number, (request, times) in enumerate(zip(self.run.requests, self.times, strict=True)):
