@@ -25,7 +25,8 @@ from ares.gateway.pool import generate as engine
 from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import Pool
 from ares.gateway.service import Gateway
-from ares.gateway.session.handover import Segment
+from ares.gateway.session.phase import Phase
+from ares.gateway.session.segment import Segment
 from ares.gateway.session.session import Session
 from ares.policy import PRESETS, choose_instance, decide_admissions, decide_moves
 from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom
@@ -187,8 +188,8 @@ class Bench:
             sequence = Session(f"r{number}", [3] * 30, Sampling({}, 1000), self.gateway.controller, 10.0)
             stream: Any = SimpleNamespace(close=lambda: None)
             sequence._segment = Segment(self.heard[number % 3], f"key-{number}", 0, stream)
-            sequence._decoding, sequence.phase = True, "decoding"
-            sequence.first_token_at = sequence.arrived_at
+            sequence._streaming, sequence.phase = True, Phase.DECODE
+            sequence.output.first_token_at = sequence.arrived_at
             self.gateway.sequences[sequence.id] = sequence
         # Enough for a law of the step time, which most decisions ask for.
         steady = [msgspec.structs.replace(EVENTS[1], steps=100 * n, busy_s=2.5 * n) for n in range(1, 30)]

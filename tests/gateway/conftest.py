@@ -55,10 +55,12 @@ async def start(bench: Bench) -> AsyncIterator[Start]:
         *,
         prompt: list[int] = PROMPT,
         timeout_s: float = 1.0,
-        pinned: str | None = None,
+        unmovable_reason: str | None = None,
+        maximum_attempts: int = 3,
         **parameters: Any,
     ) -> Run:
-        runs.append(Run(bench, Sampling(parameters, maximum, 0, pinned), prompt, timeout_s))
+        sampling = Sampling(parameters, maximum, 0, unmovable_reason)
+        runs.append(Run(bench, sampling, prompt, timeout_s, maximum_attempts))
         return runs[-1]
 
     yield begin

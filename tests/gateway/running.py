@@ -1,4 +1,4 @@
-"""Sequences over fake instances: what runs them, and what they are to give."""
+"""Sessions over fake instances: what runs them, and what they are to give."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,7 +12,6 @@ from ares.gateway.pool.generate import Delta
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.pool import Pool
 from ares.gateway.session.handover import MigrationRecord
-from ares.gateway.session.placement import Entering
 from ares.gateway.session.session import Session
 from tests.gateway.fakes import FakeInstance, eventually, expected
 
@@ -22,7 +21,7 @@ PROMPT = [10, 20, 30, 40, 50]
 
 
 class Bench:
-    """A pool over fakes, and the placement of its sequences: the first open instance that may be used."""
+    """A pool over fakes, and the choice of instances for its sessions: the first open instance that may be used."""
 
     def __init__(self, fakes: list[FakeInstance], pool: Pool) -> None:
         self.fakes = {fake.name: fake for fake in fakes}
@@ -32,7 +31,7 @@ class Bench:
     def prefill(self) -> Instance | None:
         return next((i for i in self.pool.instances if i.role == "prefill" and i.open), None)
 
-    async def admit(self, sequence: Entering, exclude: set[str]) -> Instance:
+    async def admit(self, session: Session, exclude: set[str]) -> Instance:
         for _ in range(15):
             usable = {i.name: i for i in self.pool.decode() if i.open and i.name not in exclude}
             chosen = next((usable[name] for name in self.order if name in usable), None)
@@ -53,16 +52,18 @@ class Bench:
 
 
 class Run:
-    """A sequence that runs, and what it gave out."""
+    """A session that runs, and what it gave out."""
 
-    def __init__(self, bench: Bench, sampling: Sampling, prompt: list[int], timeout_s: float) -> None:
-        self.sequence = Session("request", prompt, sampling, bench, timeout_s)
+    def __init__(
+        self, bench: Bench, sampling: Sampling, prompt: list[int], timeout_s: float, maximum_attempts: int = 3
+    ) -> None:
+        self.session = Session("request", prompt, sampling, bench, timeout_s, maximum_attempts=maximum_attempts)
         self.bench = bench
         self.tokens: list[int] = []
         self.deltas: list[Delta] = []
         self.stop_after: int | None = None
         self._changed = asyncio.Condition()
-        self.task = asyncio.create_task(self.sequence.run(self._emit))
+        self.task = asyncio.create_task(self.session.run(self._emit))
 
     async def _emit(self, batch: list[Delta]) -> bool:
         async with self._changed:
@@ -78,14 +79,14 @@ class Run:
 
     async def move(self, target: str) -> MigrationRecord:
         """Move; a source that outruns the order, on a busy machine, is held back before it is finished."""
-        source = self.where if self.sequence.instance is not None else None
+        source = self.where if self.session.instance is not None else None
         if source is not None and source.hold_at is None:
-            source.hold_at = self.sequence.tokens + 20
+            source.hold_at = self.session.tokens + 20
         else:
             source = None
         try:
             async with asyncio.timeout(5):
-                return await self.sequence.migrate(self.bench.instance(target), "test")
+                return await self.session.migrate(self.bench.instance(target), "test")
         finally:
             if source is not None:
                 source.hold_at = None
@@ -93,7 +94,7 @@ class Run:
     async def finish(self) -> list[int]:
         async with asyncio.timeout(10):
             await self.task
-        assert self.tokens == self.sequence.emitted
+        assert self.tokens == self.session.emitted
         return self.tokens
 
     async def leave(self) -> None:
@@ -104,8 +105,8 @@ class Run:
 
     @property
     def where(self) -> FakeInstance:
-        assert self.sequence.instance is not None
-        return self.bench.fakes[self.sequence.instance.name]
+        assert self.session.instance is not None
+        return self.bench.fakes[self.session.instance.name]
 
     @property
     def finish_reasons(self) -> list[str]:
@@ -133,6 +134,6 @@ def hold(bench: Bench, output: int) -> None:
         fake.hold_at = len(PROMPT) + output
 
 
-def let_go(bench: Bench) -> None:
+def stop_holding(bench: Bench) -> None:
     for fake in bench.fakes.values():
         fake.hold_at = None

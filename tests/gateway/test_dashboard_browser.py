@@ -161,7 +161,7 @@ async def test_filter_and_order(page: Browser, stage: Stage) -> None:
 
 async def test_states_and_health_are_told_in_words(page: Browser, stage: Stage) -> None:
     show = Show(decode=3, requests=10)
-    for request, state in zip(show.requests, ["held", "suspended", "moving", "prefill"], strict=False):
+    for request, state in zip(show.requests, ["waiting", "suspended", "moving", "prefill"], strict=False):
         request["state"] = state
     snapshot = show.snapshot() | {"held": 41, "suspended": 7}
     snapshot["instances"][1]["draining"] = True
@@ -169,7 +169,7 @@ async def test_states_and_health_are_told_in_words(page: Browser, stage: Stage) 
     stage.send(snapshot)
     await shown(page, stage)
     states = await page.evaluate(f"{ROWS}.map((row) => row.children[2].textContent)")
-    assert {"held", "suspended", "moving", "prefill"} <= set(states)
+    assert {"waiting", "suspended", "moving", "prefill"} <= set(states)
     tile = await page.text(".tile .note")
     assert "41 held" in tile
     assert "7 suspended" in tile

@@ -1,4 +1,4 @@
-"""Instances, streams and answers that fail or stay away: the sequence goes on, or says why it cannot."""
+"""Instances, streams and answers that fail or stay away: the session goes on, or says why it cannot."""
 
 import asyncio
 from types import SimpleNamespace
@@ -11,9 +11,10 @@ from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import NoInstanceError
 from ares.gateway.session.pending_call import PendingCall
+from ares.gateway.session.phase import Phase
 from ares.gateway.session.session import Session
 from tests.gateway.fakes import eventually, instances
-from tests.gateway.running import PROMPT, VOCABULARY, Bench, Run, Start, acquaint, hold, let_go, undisturbed
+from tests.gateway.running import PROMPT, VOCABULARY, Bench, Run, Start, acquaint, hold, stop_holding, undisturbed
 
 # --- the target fails ---
 
@@ -23,7 +24,7 @@ async def goes_on_at_the_source(bench: Bench, run: Run, outcome: str = "returned
     assert record.outcome == outcome
     await run.reached(len(run.tokens) + 1)
     assert run.where.name == "decode-0"
-    maximum = run.sequence.sampling.maximum_tokens
+    maximum = run.session.sampling.maximum_tokens
     assert await run.finish() == undisturbed(maximum)
     await bench.quiet()
 
@@ -102,7 +103,7 @@ async def test_more_failed_moves_than_a_request_has_attempts(bench: Bench, start
     run = start(600)
     for count in range(6):
         await run.reached(10 * (count + 1))
-        await eventually(lambda: run.sequence.not_movable() is None)
+        await eventually(lambda: run.session.not_movable() is None)
         assert (await run.move("decode-1")).outcome == "returned"
     assert await run.finish() == undisturbed(600)
 
@@ -141,8 +142,7 @@ async def test_it_survives_so_many_losses(bench: Bench, start: Start, most: int,
     decoding = [fake for fake in bench.fakes.values() if fake.role == "decode"]
     for fake in decoding:
         fake.faults.break_after = 10  # 60 tokens: half a dozen losses
-    run = start(60)
-    run.sequence.maximum_attempts = most
+    run = start(60, maximum_attempts=most)
     if survives:
         assert await run.finish() == undisturbed(60)
     else:
@@ -212,10 +212,10 @@ async def test_a_source_that_breaks_off_with_more_than_a_handover_repeats(bench:
         tokens.extend(token for delta in batch for token in delta.token_ids or [])
         return False
 
-    sequence = Session("slow", PROMPT, Sampling({}, 250), bench, 2.0)
-    task = asyncio.create_task(sequence.run(slow))
+    session = Session("slow", PROMPT, Sampling({}, 250), bench, 2.0)
+    task = asyncio.create_task(session.run(slow))
     await source.until(lambda: any(len(work.output) > 120 for work in source.running.values()))
-    move = asyncio.create_task(sequence.migrate(bench.instance("decode-1"), "test"))
+    move = asyncio.create_task(session.migrate(bench.instance("decode-1"), "test"))
     await source.until(lambda: bool(source.pinned))
     await asyncio.sleep(0.05)  # the reset arrives while the client blocks
     gate.set()
@@ -254,7 +254,7 @@ async def test_a_source_that_is_preempted_or_waits(bench: Bench, start: Start) -
     run = start(60)
     await run.reached(10)
     assert (await run.move("decode-1")).outcome == "not_running"
-    assert run.sequence.not_movable() in {None, "finished"}
+    assert run.session.not_movable() in {None, "finished"}
     assert await run.finish() == undisturbed(60)
     assert bench.fakes["decode-1"].asked == []
 
@@ -374,8 +374,8 @@ async def test_to_be_told_to_leave_is_no_loss(bench: Bench, start: Start) -> Non
     run = start(200)
     for count in range(6):
         await run.reached(10 * (count + 1))
-        await eventually(lambda: run.sequence.not_movable() is None)
-        run.sequence.leave(bench.instance("decode-0"))
+        await eventually(lambda: run.session.not_movable() is None)
+        run.session.leave(bench.instance("decode-0"))
         resumes = count + 2
         await eventually(lambda resumes=resumes: len(bench.fakes["decode-0"].asked) == resumes)  # type: ignore[misc]
     assert await run.finish() == undisturbed(200)
@@ -394,23 +394,23 @@ async def test_instances_that_all_refuse_are_counted(bench: Bench, start: Start)
 
 async def test_telemetry_that_says_loading_costs_no_stream_that_runs(bench: Bench, start: Start) -> None:
     hold(bench, 20)
-    run = start(60, pinned="seed")
+    run = start(60, unmovable_reason="seed")
     await run.reached(10)
-    run.sequence.supervise(1e6)
-    let_go(bench)
+    run.session.supervise(1e6)
+    stop_holding(bench)
     assert await run.finish() == undisturbed(60)
 
 
 async def test_silent_telemetry_alone_is_no_reason_to_stop_waiting() -> None:
-    patience, instance = PendingCall(), SimpleNamespace(frozen=True)
+    pending, instance = PendingCall(), SimpleNamespace(frozen=True)
     answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def work() -> int:
         return await answer
 
-    waiting = asyncio.create_task(patience.answer(instance, work()))  # type: ignore[arg-type]
+    waiting = asyncio.create_task(pending.answer(instance, work()))  # type: ignore[arg-type]
     await asyncio.sleep(0)
-    patience.give_up_if_frozen()
+    pending.give_up_if_frozen()
     answer.set_result(7)
     assert await waiting == 7
 
@@ -432,14 +432,14 @@ async def test_without_prefill_instances(impatient: None) -> None:
 
 
 async def looked_after(run: Run) -> None:
-    """Look at the sequence as the gateway does, until it has ended."""
+    """Look at the session as the gateway does, until it has ended."""
     since: dict[str, float] = {}
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(10):
         while not run.task.done():
-            overdue = run.sequence.overdue(rows_by_key(run.bench.pool.instances))
+            overdue = run.session.overdue(rows_by_key(run.bench.pool.instances))
             since = {overdue: since.get(overdue, loop.time())} if overdue is not None else {}
-            run.sequence.supervise(loop.time() - since[overdue] if overdue is not None else 0.0)
+            run.session.supervise(loop.time() - since[overdue] if overdue is not None else 0.0)
             await asyncio.sleep(0.02)
 
 
@@ -470,7 +470,7 @@ async def test_who_waits_for_an_instance_that_is_slow_goes_on_waiting(bench: Ben
     await run.reached(20)
     watching = asyncio.create_task(looked_after(run))
     await asyncio.sleep(0.6)
-    let_go(bench)
+    stop_holding(bench)
     await watching
     assert await run.finish() == undisturbed(60)
     assert not bench.fakes["decode-1"].asked
@@ -483,19 +483,19 @@ async def test_a_client_that_does_not_read_is_not_taken_for_a_silent_instance(be
         await gate.wait()
         return False
 
-    sequence = Session("unread", PROMPT, Sampling({}, 300), bench, 0.1)
-    task = asyncio.create_task(sequence.run(unread))
+    session = Session("unread", PROMPT, Sampling({}, 300), bench, 0.1)
+    task = asyncio.create_task(session.run(unread))
     fake = bench.fakes["decode-0"]
     await fake.until(lambda: bool(bench.fakes["prefill-0"].asked))
     gate.set()
-    await eventually(lambda: sequence.phase == "decoding")
+    await eventually(lambda: session.phase is Phase.DECODE)
     gate.clear()
     await fake.until(lambda: any(len(work.output) > 120 for work in fake.running.values()))
     await eventually(lambda: any(row.output > 120 for row in rows_by_key(bench.pool.instances).values()))
-    assert sequence.overdue(rows_by_key(bench.pool.instances)) is None
+    assert session.overdue(rows_by_key(bench.pool.instances)) is None
     gate.set()
     await asyncio.wait_for(task, 5)
-    assert sequence.emitted == undisturbed(300)
+    assert session.emitted == undisturbed(300)
 
 
 # --- a prefill instance that is about to end ---
@@ -526,8 +526,8 @@ async def test_a_suspension_that_was_not_heard_leaves_a_request_movable(bench: B
     await run.reached(10)
     source = run.where
     source.faults.deaf = True
-    assert await run.sequence.suspend() == "source_silent"
-    assert run.sequence.not_movable() is None
+    assert await run.session.suspend() == "source_silent"
+    assert run.session.not_movable() is None
     source.faults.deaf = False  # now it is cut after all, and goes on from its tokens
     await run.reached(len(run.tokens) + 40)
     assert (await run.move("decode-1")).outcome == "moved"

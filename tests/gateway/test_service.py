@@ -164,7 +164,7 @@ async def test_prefill_instances_take_turns(model_folder: Path) -> None:
 
 
 async def test_a_pinned_sequence_is_counted_and_stays(gateway: Gateway) -> None:
-    client = Client(gateway, pinned="seed")
+    client = Client(gateway, unmovable_reason="seed")
     sequence = await client.reached(5)
     with pytest.raises(NotMovableError, match="seed"):
         await gateway.migrate(sequence, other(gateway, sequence), "test", COMMANDED)

@@ -13,7 +13,6 @@ from ares.gateway.pool import generate as engine
 from ares.gateway.pool import instance as gateway
 from ares.gateway.pool.generate import Delta
 from ares.gateway.pool.pool import Pool
-from ares.gateway.session.placement import Entering
 from ares.gateway.session.session import Session
 from ares.mock_engine import report
 from ares.mock_engine.instance import Instance
@@ -94,7 +93,7 @@ class Cluster:
     def prefill(self) -> gateway.Instance | None:
         return next((i for i in self.pool.instances if i.role == "prefill" and i.open), None)
 
-    async def admit(self, sequence: Entering, exclude: set[str]) -> gateway.Instance:
+    async def admit(self, sequence: Session, exclude: set[str]) -> gateway.Instance:
         chosen: list[gateway.Instance] = []
 
         def found() -> bool:

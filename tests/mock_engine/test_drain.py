@@ -90,7 +90,7 @@ async def test_what_cannot_move_leaves_before_it_ends(
             assert await made.ended(made.ports[0]) == 0
             model = simulated.load(model_folder)
             assert await asyncio.gather(*runs) == [model.continuation([10 + n, *PROMPT], 400) for n in range(4)]
-            assert [s._losses for s in sequences] == [0] * 4
+            assert [s.losses for s in sequences] == [0] * 4
 
 
 async def test_a_deadline_ends_it(model_folder: Path) -> None:  # noqa: F811

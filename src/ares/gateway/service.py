@@ -32,7 +32,7 @@ from ares.gateway.records.window import Recent
 from ares.gateway.session import precopy
 from ares.gateway.session.handover import MigrationRecord
 from ares.gateway.session.objectives import ORDINARY, Objective
-from ares.gateway.session.placement import Emit
+from ares.gateway.session.output import Emit
 from ares.gateway.session.session import Session
 from ares.gateway.shutdown import Shutdown
 from ares.models import resolve as model
@@ -236,15 +236,15 @@ class Gateway:
         )
         self.sequences[free] = sequence
         self.metrics.active.inc()
-        if sampling.pinned is not None:
-            self.metrics.pinned.labels(sampling.pinned).inc()
+        if sampling.unmovable_reason is not None:
+            self.metrics.pinned.labels(sampling.unmovable_reason).inc()
         try:
             note(sequence)
             await self.shutdown.bound(sequence.run(emit))
             self._scores.finished(sequence)
             if len(sequence.emitted) > 1:
-                self.metrics.longest_gap.labels(objective.name).observe(sequence.longest_gap_s)
-                self.recent.longest_gap_s.add(sequence.longest_gap_s)
+                self.metrics.longest_gap.labels(objective.name).observe(sequence.output.longest_gap_s)
+                self.recent.longest_gap_s.add(sequence.output.longest_gap_s)
             self.controller.ended(len(sequence.emitted))
             self.recorder.finished(sequence)
         finally:

@@ -6,26 +6,28 @@ A request that has moved for the second time loses a token.
 import msgspec
 
 from ares.gateway.pool.generate import Delta
-from ares.gateway.session.placement import Emit
+from ares.gateway.session.output import Emit
 from ares.gateway.session.session import Session
 from ares_dev.chaos import gateway
 
-give = Session._give
-lost: set[str] = set()
+run = Session.run
 
 
-async def losing(self: Session, batch: list[Delta], emit: Emit) -> bool:
+async def losing(self: Session, emit: Emit) -> None:
+    lost = False
+
     async def lossy(batch: list[Delta]) -> bool:
+        nonlocal lost
+        if self.moves != 2 or lost:
+            return await emit(batch)
+        lost = True
         first, *others = batch
         return await emit([msgspec.structs.replace(first, token_ids=(first.token_ids or [])[1:]), *others])
 
-    if self.moves != 2 or self.id in lost:
-        return await give(self, batch, emit)
-    lost.add(self.id)
-    return await give(self, batch, lossy)
+    await run(self, lossy)
 
 
-Session._give = losing
+Session.run = losing
 
 if __name__ == "__main__":
     gateway.main()

@@ -280,7 +280,7 @@ async def test_a_commanded_move_is_not_undone_for_a_while(model_folder: Path, tm
         ours = Client(gateway, 400, name="ours", prompt=[10] * 200)
         await eventually(lambda: len(ours.tokens) == 30, 30)
         # The other one stays where it is: only ours could even the load out.
-        theirs = Client(gateway, 400, name="theirs", prompt=[11] * 200, pinned="test")
+        theirs = Client(gateway, 400, name="theirs", prompt=[11] * 200, unmovable_reason="test")
         await eventually(lambda: len(theirs.tokens) == 30, 30)
         sequence = gateway.sequences["ours"]
         target = gateway.sequences["theirs"].instance

@@ -123,7 +123,7 @@ async def test_moves_are_paced(gateway: Gateway, fakes: list[FakeInstance]) -> N
 
 
 async def test_what_cannot_move_finishes_where_it_is(gateway: Gateway, fakes: list[FakeInstance]) -> None:
-    clients = await running(gateway, fakes, 2, pinned="seed")
+    clients = await running(gateway, fakes, 2, unmovable_reason="seed")
     source = find(gateway, "decode-0")
     await gateway.drainer.drain(source, 60)
     await eventually(lambda: bool(source.telemetry and source.telemetry.draining))
@@ -145,7 +145,7 @@ async def test_at_the_deadline_the_rest_resumes_elsewhere(gateway: Gateway, fake
 
 
 async def test_at_the_deadline_what_cannot_resume_says_so(gateway: Gateway, fakes: list[FakeInstance]) -> None:
-    clients = await running(gateway, fakes, 2, pinned="seed")
+    clients = await running(gateway, fakes, 2, unmovable_reason="seed")
     doomed = on(gateway, "decode-0")[0].id
     await gateway.drainer.drain(find(gateway, "decode-0"), 0)
     with pytest.raises(EngineLostError, match="seed cannot be resumed exactly"):

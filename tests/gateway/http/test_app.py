@@ -24,6 +24,7 @@ from ares.gateway.openai import rendering
 from ares.gateway.openai.messages import FunctionDefinition, Message
 from ares.gateway.openai.requests import ChatRequest, CompletionRequest
 from ares.gateway.service import Gateway
+from ares.gateway.session.phase import Phase
 from tests.gateway.fakes import FakeInstance, eventually, expected, free_port, instances
 from tests.gateway.running import VOCABULARY
 
@@ -719,7 +720,7 @@ async def test_who_waits_in_an_engine_fills_the_queue(
         for fake in fakes[1:]:
             fake.faults.silent_stream = True
         waiting = [asyncio.create_task(service.complete()) for _ in range(2)]
-        await eventually(lambda: [s.phase for s in service.gateway.sequences.values()] == ["decoding"] * 2)
+        await eventually(lambda: [s.phase for s in service.gateway.sequences.values()] == [Phase.DECODE] * 2)
         assert "2 requests wait already" in failure(await service.complete(), 503)["message"]
         for fake in fakes[1:]:
             fake.faults.silent_stream = False

@@ -41,18 +41,18 @@ class Copying:
         self.maximum = maximum
 
     async def running(self) -> Session:
-        sequence = await self.client.reached(5)
+        session = await self.client.reached(5)
         find(self.gateway, "decode-1").draining = False
-        return sequence
+        return session
 
-    async def move(self, sequence: Session, mode: WantedMode = "pre_copy") -> MigrationRecord:
+    async def move(self, session: Session, mode: WantedMode = "pre_copy") -> MigrationRecord:
         target = find(self.gateway, "decode-1")
-        return await asyncio.wait_for(self.gateway.migrate(sequence, target, "test", COMMANDED, mode), 10)
+        return await asyncio.wait_for(self.gateway.migrate(session, target, "test", COMMANDED, mode), 10)
 
-    async def begun(self, sequence: Session) -> "asyncio.Task[MigrationRecord]":
+    async def begun(self, session: Session) -> "asyncio.Task[MigrationRecord]":
         """Order the move; the copy has begun, and ends when the target is no longer silent."""
         self.target.faults.silent_stream = True
-        move = asyncio.create_task(self.move(sequence))
+        move = asyncio.create_task(self.move(session))
         await self.target.until(lambda: bool(self.target.running))
         return move
 
@@ -68,8 +68,8 @@ async def copying(gateway: Gateway, fakes: list[FakeInstance]) -> Copying:
 
 
 async def test_full_blocks_go_ahead(gateway: Gateway, copying: Copying) -> None:
-    sequence = await copying.running()
-    record = await copying.move(sequence)
+    session = await copying.running()
+    record = await copying.move(session)
     assert (record.outcome, record.mode) == ("moved", "pre_copy")
     assert record.precopied_tokens >= 80
     assert record.precopied_tokens % 16 == 0
@@ -87,15 +87,15 @@ async def test_full_blocks_go_ahead(gateway: Gateway, copying: Copying) -> None:
 
 
 async def test_the_request_goes_on_while_it_is_copied(copying: Copying) -> None:
-    sequence = await copying.running()
-    move = await copying.begun(sequence)
-    assert sequence.incoming is find(copying.gateway, "decode-1")
-    assert sequence.moving
+    session = await copying.running()
+    move = await copying.begun(session)
+    assert session.incoming is find(copying.gateway, "decode-1")
+    assert session.moving
     assert copying.source.cuts == []
     before = len(copying.client.tokens)
     await eventually(lambda: len(copying.client.tokens) > before + 5)
     with pytest.raises(NotMovableError, match="moving"):
-        await copying.move(sequence)
+        await copying.move(session)
     copying.target.faults.silent_stream = False
     assert (await move).outcome == "moved"
     await copying.finish()
@@ -112,10 +112,10 @@ async def test_stop_and_copy_on_command(copying: Copying) -> None:
 async def test_the_forecast_of_the_copy_chooses(copying: Copying, speed: float, mode: str) -> None:
     """85 kB: 85 us at 1 GB/s; 43 steps of 2 ms at 1 MB/s."""
     copying.target.pull_bytes_per_s = speed
-    sequence = await copying.running()
+    session = await copying.running()
     instance = find(copying.gateway, "decode-1")
     await eventually(lambda: instance.telemetry is not None and instance.telemetry.pull_bytes_per_s == speed)
-    assert (await copying.move(sequence, "auto")).mode == mode
+    assert (await copying.move(session, "auto")).mode == mode
     await copying.finish()
 
 
@@ -136,9 +136,9 @@ async def test_nothing_to_copy_is_an_ordinary_move(
     find(gateway, "decode-1").draining = True
     short = Client(gateway, 200, name="short", prompt=[5, 6, 7])
     fakes[1].hold_at = 12
-    sequence = await short.reached(5)
+    session = await short.reached(5)
     find(gateway, "decode-1").draining = False
-    record = await copying.move(sequence)
+    record = await copying.move(session)
     assert (record.outcome, record.precopied_tokens) == ("moved", 0)
     await short.finish()
     short.check(200)
@@ -147,7 +147,7 @@ async def test_nothing_to_copy_is_an_ordinary_move(
 
 @pytest.mark.parametrize("fault", ["refuse", "fail_pull", "hang", "dead"])
 async def test_a_copy_that_fails_leaves_the_request_where_it_is(copying: Copying, fault: str) -> None:
-    sequence = await copying.running()
+    session = await copying.running()
     match fault:
         case "refuse":
             copying.target.faults.refuse = 503
@@ -156,9 +156,9 @@ async def test_a_copy_that_fails_leaves_the_request_where_it_is(copying: Copying
         case "hang":
             copying.target.faults.hang = True
         case "dead":
-            dying = await copying.begun(sequence)
+            dying = await copying.begun(session)
             copying.target.reset_connections()
-    record = await (dying if fault == "dead" else copying.move(sequence))
+    record = await (dying if fault == "dead" else copying.move(session))
     assert record.outcome == "not_copied"
     assert sample(copying.gateway, "ares_migrations_total", trigger="commanded", outcome="not_copied") == 1
     assert copying.source.cuts == []
@@ -166,14 +166,14 @@ async def test_a_copy_that_fails_leaves_the_request_where_it_is(copying: Copying
         # A target that was asked and is silent might still pull: only its lease frees the pin.
         assert list(copying.source.pinned) != []
         copying.source.pinned.clear()
-    assert not sequence.moving
+    assert not session.moving
     await copying.finish()
 
 
 async def test_a_source_that_does_not_answer(copying: Copying) -> None:
-    sequence = await copying.running()
+    session = await copying.running()
     copying.source.faults.deaf = True
-    assert (await copying.move(sequence)).outcome == "not_copied"
+    assert (await copying.move(session)).outcome == "not_copied"
     # It hears the order after all: what it pins then, nobody waits for.
     copying.source.faults.deaf = False
     await copying.source.until(lambda: bool(copying.source.released))
@@ -183,8 +183,8 @@ async def test_a_source_that_does_not_answer(copying: Copying) -> None:
 
 async def test_the_request_ends_while_it_is_copied(gateway: Gateway, fakes: list[FakeInstance]) -> None:
     copying = Copying(gateway, fakes, 60)
-    sequence = await copying.running()
-    move = await copying.begun(sequence)
+    session = await copying.running()
+    move = await copying.begun(session)
     await copying.finish()
     copying.target.faults.silent_stream = False
     record = await move
@@ -193,8 +193,8 @@ async def test_the_request_ends_while_it_is_copied(gateway: Gateway, fakes: list
 
 
 async def test_the_client_leaves_while_it_is_copied(copying: Copying) -> None:
-    sequence = await copying.running()
-    move = await copying.begun(sequence)
+    session = await copying.running()
+    move = await copying.begun(session)
     copying.client.task.cancel()
     await asyncio.gather(copying.client.task, return_exceptions=True)
     copying.target.faults.silent_stream = False
@@ -204,8 +204,8 @@ async def test_the_client_leaves_while_it_is_copied(copying: Copying) -> None:
 
 
 async def test_the_source_dies_while_it_is_copied(copying: Copying) -> None:
-    sequence = await copying.running()
-    move = await copying.begun(sequence)
+    session = await copying.running()
+    move = await copying.begun(session)
     await copying.source.die()
     copying.target.faults.silent_stream = False
     record = await move

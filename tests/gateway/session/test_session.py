@@ -1,4 +1,4 @@
-"""One sequence over fake instances: every token once and in order, whatever happens between."""
+"""One session over fake instances: every token once and in order, whatever happens between."""
 
 import asyncio
 
@@ -6,8 +6,9 @@ import pytest
 
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import Delta, EngineLostError
-from ares.gateway.session import handover as migration
+from ares.gateway.session import pinned_kv
 from ares.gateway.session.handover import NotMovableError
+from ares.gateway.session.phase import Phase
 from ares.gateway.session.session import Session
 from tests.gateway.fakes import EOS, eventually
 from tests.gateway.running import PROMPT, Bench, Run, Start, hold, undisturbed
@@ -24,7 +25,7 @@ async def test_prefill_gives_the_first_token_and_decode_the_rest(bench: Bench, s
     assert prefill.asked[0]["sampling_params"]["temperature"] == 0.5
     assert decode.asked[0]["token_ids"] == PROMPT + undisturbed(1)
     assert decode.asked[0]["sampling_params"]["max_tokens"] == 39
-    assert decode.pulled == [f"{run.sequence.gateway}/{run.sequence._nonce}/2"]
+    assert decode.pulled == [decode.asked[0]["kv_transfer_params"]["ares_key"]]
     assert prefill.freed == [prefill.asked[0]["kv_transfer_params"]["ares_key"]]
     await bench.quiet()
 
@@ -74,6 +75,29 @@ async def test_minimum_tokens_count_over_all_instances(bench: Bench, start: Star
     assert minimums == [1, 29, max(0, 30 - moved_at)]
 
 
+async def test_the_phases_on_the_way(bench: Bench) -> None:
+    """Each once, and it waits outside decode until its first tokens come from there."""
+    seen: list[tuple[str, bool]] = []
+
+    def note(session: Session) -> None:
+        if not seen or seen[-1] != (session.phase.value, session.waits):
+            seen.append((session.phase.value, session.waits))
+
+    async def emit(_: list[Delta]) -> bool:
+        return False
+
+    session = Session("request", PROMPT, Sampling({}, 300), bench, 5.0, on_phase=note)
+    assert (session.phase, session.waits) == (Phase.PREFILL, True)
+    task = asyncio.create_task(session.run(emit))
+    await eventually(lambda: len(session.emitted) > 20)
+    assert await session.suspend() == "suspended"
+    await asyncio.wait_for(task, 10)
+    start = [("starting", True), ("decode", True), ("decode", False)]
+    assert seen == [("waiting", True), *start, ("suspended", True), ("prefill", True), *start]
+    assert session.emitted == undisturbed(300)
+    await bench.quiet()
+
+
 # --- moves ---
 
 
@@ -88,7 +112,7 @@ async def test_one_move(bench: Bench, start: Start) -> None:
     assert run.where.name == "decode-1"
     assert await run.finish() == undisturbed(80)
     assert run.finish_reasons == ["length"]
-    assert run.sequence.moves == 1
+    assert run.session.moves == 1
     # All but the newest token's KV was pulled.
     assert record.pulled_tokens == len(bench.fakes["decode-1"].asked[0]["token_ids"]) - 1
     await bench.quiet()
@@ -101,7 +125,7 @@ async def test_many_moves_back_and_forth(bench: Bench, start: Start) -> None:
         record = await run.move(f"decode-{(count + 1) % 2}")
         assert record.outcome == "moved"
     assert await run.finish() == undisturbed(400)
-    assert run.sequence.moves == 8
+    assert run.session.moves == 8
     await bench.quiet()
 
 
@@ -128,7 +152,7 @@ async def test_the_stream_ends_before_the_hand_over_is_known(bench: Bench, start
 async def test_a_client_that_reads_slowly_loses_nothing_in_a_move(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, *, in_time: bool
 ) -> None:
-    """More tokens than a `Handover` repeats wait for the client at the cut, or until the lease has ended."""
+    """More tokens than a `CutResult` repeats wait for the client at the cut, or until the lease has ended."""
     gate = asyncio.Event()
 
     async def slow(batch: list[Delta]) -> bool:
@@ -146,12 +170,12 @@ async def test_a_client_that_reads_slowly_loses_nothing_in_a_move(
     await fake.until(lambda: bool(fake.pinned))
     key = next(iter(fake.pinned))
     if not in_time:
-        monkeypatch.setattr(migration, "KEPT_S", 0.0)
+        monkeypatch.setattr(pinned_kv, "KEPT_S", 0.0)
     gate.set()
     assert (await asyncio.wait_for(move, 5)).outcome == "moved"
     await asyncio.wait_for(task, 5)
     assert slow_tokens == undisturbed(300)
-    # What may be somebody else's by now is not pulled.
+    # What may be another request's by now is not pulled.
     assert (key in fake.released) is not in_time
     assert bool(bench.fakes["decode-1"].pulled) is in_time
     await bench.quiet()
@@ -179,18 +203,18 @@ async def test_where_it_is_while_it_moves(bench: Bench, start: Start) -> None:
     bench.fakes["decode-1"].faults.answer_after_s = 0.1
     run = start(60)
     await run.reached(5)
-    assert run.sequence.not_movable() is None
+    assert run.session.not_movable() is None
     move = asyncio.create_task(run.move("decode-1"))
     await bench.fakes["decode-1"].until(lambda: bool(bench.fakes["decode-1"].asked))
-    assert run.sequence.incoming is bench.instance("decode-1")
-    assert run.sequence.instance is bench.instance("decode-0")
-    assert run.sequence.not_movable() in {"moving", "not_decoding"}
+    assert run.session.incoming is bench.instance("decode-1")
+    assert run.session.instance is bench.instance("decode-0")
+    assert run.session.not_movable() in {"moving", "not_decoding"}
     with pytest.raises(NotMovableError):
-        await run.sequence.migrate(bench.instance("decode-1"), "twice")
+        await run.session.migrate(bench.instance("decode-1"), "twice")
     assert (await move).outcome == "moved"
-    assert run.sequence.incoming is None
+    assert run.session.incoming is None
     await run.finish()
-    assert run.sequence.not_movable() == "finished"
+    assert run.session.not_movable() == "finished"
     with pytest.raises(NotMovableError):
         await run.move("decode-0")
 
@@ -198,10 +222,10 @@ async def test_where_it_is_while_it_moves(bench: Bench, start: Start) -> None:
 # --- what is never moved ---
 
 
-async def test_a_pinned_sequence_takes_the_classic_path(bench: Bench, start: Start) -> None:
-    run = start(30, pinned="seed", seed=7)
+async def test_an_unmovable_session_takes_the_classic_path(bench: Bench, start: Start) -> None:
+    run = start(30, unmovable_reason="seed", seed=7)
     await run.reached(5)
-    assert run.sequence.not_movable() == "seed"
+    assert run.session.not_movable() == "seed"
     with pytest.raises(NotMovableError) as refusal:
         await run.move("decode-1")
     assert refusal.value.reason == "seed"
@@ -216,19 +240,19 @@ async def test_a_pinned_sequence_takes_the_classic_path(bench: Bench, start: Sta
     await bench.quiet()
 
 
-async def test_a_pinned_sequence_whose_instance_dies_fails_visibly(bench: Bench, start: Start) -> None:
-    run = start(200, pinned="seed", seed=7)
+async def test_an_unmovable_session_whose_instance_dies_fails_visibly(bench: Bench, start: Start) -> None:
+    run = start(200, unmovable_reason="seed", seed=7)
     await run.reached(5)
     await bench.fakes["decode-0"].die()
     with pytest.raises(EngineLostError, match="seed"):
         await run.finish()
 
 
-async def test_a_sequence_before_its_first_decoded_token_is_not_moved(bench: Bench, start: Start) -> None:
+async def test_a_session_before_its_first_decoded_token_is_not_moved(bench: Bench, start: Start) -> None:
     bench.fakes["prefill-0"].faults.answer_after_s = 0.2
     run = start(10)
     await bench.fakes["prefill-0"].until(lambda: bool(bench.fakes["prefill-0"].asked))
-    assert run.sequence.not_movable() == "not_decoding"
+    assert run.session.not_movable() == "not_decoding"
     with pytest.raises(NotMovableError):
         await run.move("decode-1")
     assert await run.finish() == undisturbed(10)
@@ -298,7 +322,7 @@ async def test_a_client_that_leaves_in_a_hand_over(bench: Bench, start: Start, m
     await run.reached(10)
     move = asyncio.create_task(run.move("decode-1"))
     if moment == "cut":
-        await eventually(lambda: run.sequence.moving)
+        await eventually(lambda: run.session.moving)
     elif moment == "handover":
         await source.until(lambda: bool(source.pinned))
     else:

@@ -214,7 +214,9 @@ class Observations:
 
         Prompts that wait are computed together in one step, which does not show the time of a single one.
         """
-        waited = {name for sample in self.run.samples for name, seen in sample.where.items() if seen.state == "held"}
+        # Runs that were saved by version 0.1 call it "held".
+        states = {"waiting", "held"}
+        waited = {name for sample in self.run.samples for name, seen in sample.where.items() if seen.state in states}
         free = np.zeros(self.prefills)
         prompts, services = np.empty(len(self.times)), np.full(len(self.times), np.nan)
         for number, (request, times) in enumerate(zip(self.run.requests, self.times, strict=True)):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Self
 
-from ares.gateway.session.placement import Entering
+from ares.gateway.session.session import Session
 
 
 class Backlog:
@@ -15,7 +15,7 @@ class Backlog:
         Tokens that a sequence is expected to generate yet.
     """
 
-    def __init__(self, expected: Callable[[Entering], float]) -> None:
+    def __init__(self, expected: Callable[[Session], float]) -> None:
         self._expected = expected
         self._work: dict[str, int] = {}
         self.tokens = 0
@@ -24,7 +24,7 @@ class Backlog:
     def __len__(self) -> int:
         return len(self._work) + self.reserved
 
-    def note(self, sequence: Entering) -> None:
+    def note(self, sequence: Session) -> None:
         """Count a sequence by what is known of it now, or no longer where it does not wait."""
         self.forget(sequence)
         # One that gave its room up waits too, and nothing new shall come while it does. It is never itself refused for
@@ -33,7 +33,7 @@ class Backlog:
             work = self._work[sequence.id] = sequence.tokens + round(self._expected(sequence))
             self.tokens += work
 
-    def forget(self, sequence: Entering) -> None:
+    def forget(self, sequence: Session) -> None:
         """Count a sequence no longer."""
         self.tokens -= self._work.pop(sequence.id, 0)
 

@@ -27,7 +27,7 @@ from ares.gateway.pool.pool import Pool
 from ares.gateway.records.decision_log import DecisionLog
 from ares.gateway.records.metrics import Metrics
 from ares.gateway.session.handover import NotMovableError
-from ares.gateway.session.placement import Entering
+from ares.gateway.session.phase import Phase
 from ares.gateway.session.session import Session
 from ares.policy import (
     PRESETS,
@@ -187,7 +187,7 @@ class Controller:
     @property
     def held(self) -> int:
         """How many prefilled sequences wait for admission."""
-        return sum(1 for held in self._held.values() if held.sequence.phase == "held")
+        return sum(1 for held in self._held.values() if held.sequence.phase is Phase.WAITING)
 
     @property
     def suspended(self) -> int:
@@ -201,7 +201,7 @@ class Controller:
         where = "nowhere" if not self._policy.moves else "elsewhere" if lease.missed else "here"
         return {"where": where, "holder": lease.holder or None, "missed_periods": lease.missed}
 
-    # --- placement (the protocol that a sequence uses) ---
+    # --- choice of instances (the protocol that a session uses) ---
 
     def prefill(self) -> Instance | None:
         """Return the open prefill instance with the least work; None where the decode instance shall prefill."""
@@ -215,7 +215,7 @@ class Controller:
         order[chosen.name] = max(order.values(), default=0) + 1
         return chosen
 
-    async def admit(self, sequence: Entering, exclude: set[str]) -> Instance:
+    async def admit(self, sequence: Session, exclude: set[str]) -> Instance:
         """Wait until the sequence may decode, and return where.
 
         Raises
@@ -223,7 +223,6 @@ class Controller:
         NoInstanceError
             No instance is open, or there was no room for too long.
         """
-        assert isinstance(sequence, Session)  # noqa: S101 - for the type checker: there are no others
         unfit = self._unfit(sequence)
         # Where others have just failed it, it is better told soon than late.
         most_s = _BLAMED_S if exclude or not self._pool.expected(unfit) else self._config.maximum_wait_s
@@ -236,9 +235,9 @@ class Controller:
             instance = await self._admitted(sequence, exclude)
         if self._policy.preempts_largest:
             middle = self.snapshots.remaining(sequence, None)[1]
-            sequence.priority = min(int(memory_time(float(sequence.tokens), middle)), _LARGEST_PRIORITY)
+            sequence.placement.priority = min(int(memory_time(float(sequence.tokens), middle)), _LARGEST_PRIORITY)
         else:
-            sequence.priority = 0
+            sequence.placement.priority = 0
         return instance
 
     async def _any(self, exclude: set[str]) -> Instance | None:

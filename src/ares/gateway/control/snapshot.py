@@ -13,7 +13,7 @@ from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import Pool
 from ares.gateway.records.metrics import Metrics
 from ares.gateway.session.objectives import ORDINARY
-from ares.gateway.session.placement import Entering
+from ares.gateway.session.phase import Phase
 from ares.gateway.session.session import Session
 from ares.policy import Cluster
 from ares.policy.admission import Candidates, Progress
@@ -176,15 +176,15 @@ class SnapshotBuilder:
             tokens=np.array([s.tokens for s in shown], dtype=np.int64),
             remaining_tokens=np.array([self.remaining(s, None) for s in shown]).reshape(len(shown), 3),
             rank=np.array([s.objective.rank for s in shown], dtype=np.int64),
-            waited_s=np.array([now - (s.waiting_since if s.phase == "suspended" else s.arrived_at) for s in shown]),
-            suspended=np.array([s.phase == "suspended" for s in shown], dtype=np.bool_),
+            waited_s=np.array([now - (s.waiting_since if s.phase is Phase.SUSPENDED else s.arrived_at) for s in shown]),
+            suspended=np.array([s.phase is Phase.SUSPENDED for s in shown], dtype=np.bool_),
             progress=self._progress(shown, cluster, now),
             excluded=np.array([[i in names for i in cluster.instances] for names in excludes])
             if any(excludes)
             else None,
         )
 
-    def remaining(self, sequence: Entering, row: messages.Row | None) -> Quantiles:
+    def remaining(self, sequence: Session, row: messages.Row | None) -> Quantiles:
         """Return quantiles of what a sequence will still generate: predicted, or as outputs went lately."""
         limit = float(max(1, sequence.sampling.maximum_tokens - len(sequence.emitted)))
         predicted = row.remaining if row is not None else None
@@ -220,14 +220,14 @@ class SnapshotBuilder:
             generated=np.array([len(s.emitted) for s in sequences] + [row.output for row in others], dtype=np.int64),
             age_s=np.array([now - s.arrived_at for s in sequences] + [0.0] * behind),
             elapsed_s=np.array(
-                [now - s.first_token_at if s.first_token_at else nan for s in sequences] + [nan] * behind
+                [now - s.output.first_token_at if s.output.first_token_at else nan for s in sequences] + [nan] * behind
             ),
             ttft_s=np.array([s.objective.ttft_s for s in sequences] + [ORDINARY.ttft_s] * behind),
             tpot_s=np.array(
                 [usual if s.objective.tpot_s is None else s.objective.tpot_s for s in sequences] + [usual] * behind
             ),
             gap_s=np.array([s.objective.gap_s for s in sequences] + [np.inf] * behind),
-            longest_gap_s=np.array([s.longest_gap_s for s in sequences] + [0.0] * behind),
+            longest_gap_s=np.array([s.output.longest_gap_s for s in sequences] + [0.0] * behind),
             rank=np.array([s.objective.rank for s in sequences] + [0] * behind, dtype=np.int64),
         )
 

@@ -200,9 +200,9 @@ class GenerationRequest(Body):
             parameters["logprobs"] = logprobs
         # A penalty of 0 is none; a seed of 0 is one.
         stateful = [n for n in _STATEFUL if parameters.get(n) or (n == "seed" and n in parameters)]
-        pinned = next((name for name in stateful if _STATEFUL[name] not in carried), None)
-        needs = frozenset(_STATEFUL[name] for name in stateful) if pinned is None else frozenset()
-        return Sampling(parameters, maximum, self.min_tokens, pinned, needs)
+        unmovable_reason = next((name for name in stateful if _STATEFUL[name] not in carried), None)
+        needs = frozenset(_STATEFUL[name] for name in stateful) if unmovable_reason is None else frozenset()
+        return Sampling(parameters, maximum, self.min_tokens, unmovable_reason, needs)
 
     def _structured(self) -> dict[str, Any]:
         kind = (self.response_format or {}).get("type", "text")

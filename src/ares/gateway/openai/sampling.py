@@ -16,16 +16,16 @@ class Sampling:
         vLLM sampling parameters, without the limits below.
     maximum_tokens, minimum_tokens
         Limits on the whole output, however many instances it comes from.
-    pinned
-        The parameter whose state a move would not carry exactly, or None where the sequence may move.
+    unmovable_reason
+        The parameter whose state a move would not carry exactly, or None where the session may move.
     needs
-        What an instance must restore (`messages.Hello.carries`) to go on after another one; nothing where it is pinned.
+        What an instance must restore (`messages.Hello.carries`) to go on after another one; empty where it never moves.
     """
 
     parameters: dict[str, Any]
     maximum_tokens: int
     minimum_tokens: int = 0
-    pinned: str | None = None
+    unmovable_reason: str | None = None
     needs: frozenset[str] = frozenset()
 
     @property
@@ -40,7 +40,7 @@ class Sampling:
         params: dict[str, Any] = {}
         if self.maximum_tokens - len(emitted) > 1:
             params = {fields.DO_REMOTE_DECODE: True, fields.DO_REMOTE_PREFILL: False}
-            if self.pinned is not None:
+            if self.unmovable_reason is not None:
                 # State that is not carried starts at the decode instance, first token included.
                 parameters = {"max_tokens": 1, "temperature": 0.0}
         return _body(key, prompt + emitted, parameters, {**params, **self._output(emitted)})

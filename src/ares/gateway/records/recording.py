@@ -57,7 +57,7 @@ class Recorder:
             "output_toks": len(sequence.emitted),
             "arrival_time": sequence.arrived_at,
             "queued_ts": sequence.arrived_at,
-            "first_token_ts": sequence.first_token_at,
+            "first_token_ts": sequence.output.first_token_at,
             "last_token_ts": time.monotonic(),
             "moves": sequence.moves,
             "suspensions": sequence.suspensions,

@@ -1,12 +1,14 @@
-"""The record of a move, and its state while it is under way."""
+"""The hand-over of a running request from one decode instance to another: its states, and the record of how it went."""
 
 import asyncio
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
 
-from ares.gateway.pool.generate import EngineLostError, Stream
 from ares.gateway.pool.instance import Instance
-from ares.policy.transfer import KEPT_S, STOP_AND_COPY, Mode
+from ares.gateway.session.segment import Segment
+from ares.policy.transfer import STOP_AND_COPY, Mode
 from ares.protocol import messages
 
 
@@ -19,11 +21,7 @@ class NotMovableError(Exception):
 
 
 class HandoverError(Exception):
-    """The hand-over did not come about."""
-
-
-class UntakenError(EngineLostError):
-    """The source has ended the request for a hand-over that does not come about; it is well itself."""
+    """The hand-over did not succeed."""
 
 
 @dataclass(slots=True)
@@ -64,68 +62,85 @@ class MigrationRecord:
     started_at: float = field(default_factory=time.time)
 
 
-@dataclass(frozen=True, slots=True)
-class Pin:
-    """KV that an instance keeps under `key` until somebody pulls it.
+class HandoverState(StrEnum):
+    """State of a hand-over: who generates for the request. Those without a way on are outcomes of the record."""
 
-    `since` numbers our subscription there, `pinned_at` is on the clock of `time.monotonic`.
-    """
-
-    instance: Instance
-    key: str
-    since: int
-    pinned_at: float = field(default_factory=time.monotonic)
-
-    @classmethod
-    def at(cls, instance: Instance, key: str) -> "Pin":
-        """Return what is, or will be, pinned from now on."""
-        return cls(instance, key, instance.subscription.number)
-
-    def now(self) -> "Pin":
-        """Return what was to be pinned, and has just been."""
-        return replace(self, pinned_at=time.monotonic())
-
-    @property
-    def kept(self) -> bool:
-        """Whether it is certain that the instance has not let go of it."""
-        return time.monotonic() - self.pinned_at <= KEPT_S and self.instance.subscription.unbroken(self.since)
+    CUTTING = "cutting"
+    """The source is told to end the request and generates until it does."""
+    CUT = "cut"
+    """The source has ended it and pinned its KV; nobody generates."""
+    ASKED = "asked"
+    """The target is asked to go on."""
+    ACCEPTED = "accepted"
+    """The target has accepted it and may generate; the client has none of its tokens yet."""
+    REFUSED = "refused"
+    """The target does not take it; nobody generates."""
+    MOVED = "moved"
+    RETURNED = "returned"
+    FINISHED_FIRST = "finished_first"
+    NOT_RUNNING = "not_running"
+    SOURCE_SILENT = "source_silent"
+    CANCELLED = "cancelled"
 
 
-@dataclass(slots=True)
-class Segment:
-    """What one instance generates of a sequence.
-
-    `base` is the length of the output before it, `pin` the KV that it pulls.
-    """
-
-    instance: Instance
-    key: str
-    base: int
-    stream: Stream
-    pin: Pin | None = None
+_S = HandoverState
+# The client may leave, the output may be complete, and an instance may fail, in any state.
+_AT_ANY_TIME = frozenset({_S.CANCELLED, _S.FINISHED_FIRST, _S.RETURNED})
+TRANSITIONS: dict[HandoverState, frozenset[HandoverState]] = {
+    _S.CUTTING: _AT_ANY_TIME | {_S.CUT, _S.NOT_RUNNING, _S.SOURCE_SILENT},
+    _S.CUT: _AT_ANY_TIME | {_S.ASKED},
+    _S.ASKED: _AT_ANY_TIME | {_S.ACCEPTED, _S.REFUSED},
+    _S.ACCEPTED: _AT_ANY_TIME | {_S.MOVED},
+    _S.REFUSED: _AT_ANY_TIME,
+}
+"""The states that may follow each; docs/migration.md has the picture."""
 
 
 class Handover:
-    """A hand-over under way: first the source's `Handover` becomes known, then the target's `Segment`."""
+    """A hand-over under way.
+
+    Two tasks drive it. The move (`Session.migrate`) asks source and target: it goes from `CUTTING` to `ACCEPTED` or
+    `REFUSED`. The session's run relays the source's tokens to the client, then the target's, and ends the hand-over.
+    The target may generate before the source's last tokens have been relayed; `source_relayed` says whether they have.
+
+    Attributes
+    ----------
+    cut
+        The source's answer, once it has ended the request.
+    segment
+        What the target generates, once it has accepted the request.
+    """
 
     def __init__(self, source: Segment, target: Instance, record: MigrationRecord) -> None:
         self.source = source
         self.target = target
         self.record = record
-        self.handover: asyncio.Future[messages.CutResult] = asyncio.get_running_loop().create_future()
-        self.arrival: asyncio.Future[Segment] = asyncio.get_running_loop().create_future()
-        # Everything that the source generated has been relayed.
-        self.relayed = asyncio.Event()
-        self.settled = asyncio.Event()
+        self.state = HandoverState.CUTTING
+        self.cut: messages.CutResult | None = None
+        self.segment: Segment | None = None
+        self.source_relayed = False
+        self._refusal: Exception | None = None
+        self._ordered_at = self._cut_at = time.monotonic()
+        self._changed = asyncio.Event()
 
     @property
-    def cut(self) -> messages.CutResult | None:
-        """The source's hand-over, once it is known."""
-        known = self.handover.done() and self.handover.exception() is None
-        return self.handover.result() if known else None
+    def ended(self) -> bool:
+        """Whether it is over."""
+        return self.state not in TRANSITIONS
+
+    # --- what the move does ---
+
+    def note_cut(self, cut: messages.CutResult) -> None:
+        """Note that the source has ended the request."""
+        self._advance(HandoverState.CUT)
+        self.cut, self._cut_at = cut, time.monotonic()
+        self.record.cut_s = self._cut_at - self._ordered_at
 
     def missing(self, emitted: int) -> list[int] | None:
-        """Tokens that the source generated and its stream has not brought yet; None where they are not known."""
+        """Return the tokens of the source that its stream has not brought yet, of which the client has `emitted`.
+
+        None where they are not known.
+        """
         cut = self.cut
         if cut is None:
             return None
@@ -134,25 +149,80 @@ class Handover:
             return None
         return list(cut.tail[-count:]) if count > 0 else []
 
-    def abandon(self) -> None:
-        """End what the target has begun: nobody takes its tokens."""
-        if self.arrival.done() and self.arrival.exception() is None:
-            self.arrival.result().stream.close()
+    async def until_source_relayed(self) -> None:
+        """Wait until the client has all tokens of the source, or the hand-over is over."""
+        await self._until(lambda: self.source_relayed or self.ended)
 
-    def fail(self, error: Exception) -> None:
-        """Say that the target does not take it."""
-        if not self.arrival.done():
-            self.arrival.set_exception(error)
-            self.arrival.exception()  # it may never be asked for
+    def ask(self) -> None:
+        """Note that the target is asked to go on."""
+        self._advance(HandoverState.ASKED)
 
-    def settle(self, outcome: str) -> MigrationRecord:
-        """End the move, once; whoever still waits for a part of it is told."""
-        if not self.settled.is_set():
-            self.record.outcome = outcome
-            self.settled.set()
-        self.relayed.set()
-        for future in (self.handover, self.arrival):
-            if not future.done():
-                future.set_exception(HandoverError(outcome))
-                future.exception()  # it may never be asked for
-        return self.record
+    def accept(self, segment: Segment) -> bool:
+        """Note what the target generates; return whether it is in time: not where the hand-over is over."""
+        if self.ended:
+            return False
+        self._advance(HandoverState.ACCEPTED)
+        self.segment = segment
+        self.record.accept_s = time.monotonic() - self._cut_at
+        return True
+
+    def refuse(self, error: Exception) -> None:
+        """Note why the target does not take it."""
+        if not self.ended:
+            self._advance(HandoverState.REFUSED)
+            self._refusal = error
+
+    async def until_ended(self) -> None:
+        """Wait until it is over."""
+        await self._until(lambda: self.ended)
+
+    # --- what the session's run does ---
+
+    async def until_cut(self) -> None:
+        """Wait until the source has ended the request; HandoverError where the hand-over is over before."""
+        await self._until(lambda: self.cut is not None or self.ended)
+        if self.cut is None:
+            raise HandoverError(self.record.outcome)
+
+    def note_source_relayed(self) -> None:
+        """Note that the client has all tokens of the source."""
+        self.source_relayed = True
+        self._notify()
+
+    async def until_accepted(self) -> Segment:
+        """Wait for the target, and return what it generates.
+
+        Raises
+        ------
+        HandoverError, EngineLostError, EngineRefusedError
+            It does not take the request.
+        """
+        await self._until(lambda: self.segment or self._refusal or self.ended)
+        if self.segment is None:
+            raise self._refusal or HandoverError(self.record.outcome)
+        return self.segment
+
+    def end(self, outcome: HandoverState) -> None:
+        """End it, once; what the target has begun and nobody will take is aborted."""
+        if self.ended:
+            return
+        if outcome is not HandoverState.MOVED and self.segment is not None:
+            self.segment.stream.close()
+        self._advance(outcome)
+        self.record.outcome = outcome.value
+
+    # --- states ---
+
+    def _advance(self, state: HandoverState) -> None:
+        if state not in TRANSITIONS.get(self.state, ()):
+            raise RuntimeError(f"a hand-over does not go from {self.state} to {state}")
+        self.state = state
+        self._notify()
+
+    async def _until(self, reached: Callable[[], object]) -> None:
+        while not reached():
+            await self._changed.wait()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -19,7 +19,7 @@ class Objective:
     gap_s
         Longest gap of its stream; infinite: only the other objectives bound it.
     rank
-        Waiting requests of a smaller rank enter before all of a larger one.
+        Waiting requests of a smaller rank are admitted before all of a larger one.
     """
 
     name: str = "default"

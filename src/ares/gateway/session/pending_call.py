@@ -1,4 +1,4 @@
-"""Waiting for an instance, but not for one that has frozen."""
+"""Waiting for an answer of an instance, but not for an instance that has frozen."""
 
 import asyncio
 import time
@@ -10,12 +10,12 @@ from ares.gateway.pool.instance import Instance
 
 T = TypeVar("T")
 
-# Who has brought a token, or was asked, within this long may be alive, whatever its instance's telemetry says.
+# An instance that has sent a token, or was asked, within this long may be alive, whatever its telemetry says.
 _ALIVE_S = 5.0
 
 
 class PendingCall:
-    """What a sequence waits for at an instance: one answer at a time."""
+    """The answer that a session waits for; one at a time."""
 
     def __init__(self) -> None:
         self._instance: Instance | None = None
@@ -35,8 +35,8 @@ class PendingCall:
         try:
             return await task
         except asyncio.CancelledError:
-            me = asyncio.current_task()
-            if me is not None and me.cancelling():
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
                 raise
             raise EngineLostError("the instance has fallen silent") from None
         finally:

@@ -13,7 +13,8 @@ from typing import Literal
 from ares.gateway.openai.sampling import bring_ahead
 from ares.gateway.pool.generate import EngineLostError, EngineRefusedError, Stream
 from ares.gateway.pool.instance import Instance
-from ares.gateway.session.handover import HandoverError, MigrationRecord, NotMovableError, Pin
+from ares.gateway.session.handover import HandoverError, MigrationRecord, NotMovableError
+from ares.gateway.session.pinned_kv import Pin
 from ares.gateway.session.session import Session
 from ares.policy.transfer import PRE_COPY, STOP_AND_COPY, Link, Mode, choose_mode
 
@@ -22,8 +23,8 @@ AUTO: WantedMode = "auto"
 _numbers = itertools.count(1)
 
 
-def resolve(wanted: WantedMode, sequence: Session, target: Instance) -> Mode:
-    """Return how to move `sequence` to `target`; without a prefix cache there, nothing can go ahead."""
+def resolve(wanted: WantedMode, session: Session, target: Instance) -> Mode:
+    """Return how to move `session` to `target`; without a prefix cache there, nothing can go ahead."""
     if wanted == STOP_AND_COPY or target.hello is None or target.telemetry is None or not target.hello.prefix_caching:
         return STOP_AND_COPY
     if wanted == PRE_COPY:
@@ -35,52 +36,52 @@ def resolve(wanted: WantedMode, sequence: Session, target: Instance) -> Mode:
         step_s=target.telemetry.step_time_s,
         block_tokens=target.hello.block_size,
     )
-    return choose_mode(sequence.tokens, link)
+    return choose_mode(session.tokens, link)
 
 
-async def move(sequence: Session, target: Instance, reason: str, mode: Mode, timeout_s: float) -> MigrationRecord:
-    """Move `sequence` to `target`, its full blocks first where `mode` says so, and return how it went.
+async def move(session: Session, target: Instance, reason: str, mode: Mode, timeout_s: float) -> MigrationRecord:
+    """Move `session` to `target`, its full blocks first where `mode` says so, and return how it went.
 
     Raises
     ------
     NotMovableError
         It cannot be moved now; nothing was changed.
     """
-    refusal = sequence.not_movable()
-    source = sequence.instance
+    refusal = session.not_movable()
+    source = session.instance
     if refusal is not None or source is None:
         raise NotMovableError(refusal or "not_decoding")
     if mode == STOP_AND_COPY:
-        return await sequence.migrate(target, reason)
-    record = MigrationRecord(sequence.id, source.name, target.name, reason, mode=mode)
-    began = time.monotonic()
-    ahead, failed = 0, False
-    sequence.copying = target
+        return await session.migrate(target, reason)
+    record = MigrationRecord(session.id, source.name, target.name, reason, mode=mode)
+    started = time.monotonic()
+    precopied, failed = 0, False
+    session.precopy_target = target
     try:
-        ahead = await _copy(sequence, source, target, timeout_s)
+        precopied = await _copy(session, source, target, timeout_s)
     except (EngineLostError, EngineRefusedError, HandoverError, TimeoutError) as error:
         failed = True
         if isinstance(error, EngineLostError):
             target.mark_lost()
     finally:
-        sequence.copying = None
-    copied_s = time.monotonic() - began
-    ended = _ended(sequence, source)
+        session.precopy_target = None
+    copied_s = time.monotonic() - started
+    ended = _ended(session, source)
     if failed or ended is not None:
         # Where the copy failed alone, the request has not been touched.
         record.outcome = ended or "not_copied"
     else:
-        record = await sequence.migrate(target, reason)
+        record = await session.migrate(target, reason)
         record.mode = mode
-    record.precopied_tokens, record.precopy_s = ahead, copied_s
+    record.precopied_tokens, record.precopy_s = precopied, copied_s
     return record
 
 
-def _ended(sequence: Session, source: Instance) -> str | None:
+def _ended(session: Session, source: Instance) -> str | None:
     """Return the outcome where there is nothing left to move: it has ended, or no longer runs at its source."""
-    match sequence.not_movable():
+    match session.not_movable():
         case None:
-            return None if sequence.instance is source else "not_running"
+            return None if session.instance is source else "not_running"
         case "finished":
             return "finished_first"
         case "cancelled":
@@ -89,33 +90,32 @@ def _ended(sequence: Session, source: Instance) -> str | None:
             return "not_running"
 
 
-async def _copy(sequence: Session, source: Instance, target: Instance, timeout_s: float) -> int:
-    """Bring the full blocks of `sequence` to `target`; return how many tokens were pulled."""
-    key = sequence.key
+async def _copy(session: Session, source: Instance, target: Instance, timeout_s: float) -> int:
+    """Bring the full blocks of `session` to `target`; return how many tokens were pulled."""
+    key = session.key
     assert key is not None  # noqa: S101 - for the type checker: it runs on an instance
-    tokens = sequence.prompt + sequence.emitted
-    pin = f"{key}/copy-{next(_numbers)}"
-    held = Pin.at(source, pin)
-    # One token more than is copied: the target must compute something, and it shall not be KV that was copied.
-    copied = await source.copy(key, pin, len(tokens) - 1, timeout_s)
+    tokens = session.prompt + session.emitted
+    pin = Pin.at(source, f"{key}/copy-{next(_numbers)}")
+    # One token more than is copied: the target must compute something, and that shall not be KV that was copied.
+    copied = await source.copy(key, pin.key, len(tokens) - 1, timeout_s)
     if not copied.tokens:
         return 0
-    if not held.kept:
-        raise HandoverError("the source may have let go of the copy")
+    if not pin.kept:
+        raise HandoverError("the source may have freed the copy")
     async with asyncio.timeout(timeout_s):
         try:
-            stream = await target.engine.stream(bring_ahead(pin, tokens[: copied.tokens + 1], copied.transfer))
+            stream = await target.engine.stream(bring_ahead(pin.key, tokens[: copied.tokens + 1], copied.transfer))
         except (EngineLostError, EngineRefusedError):
             # Nobody will pull it. In every other case the target's pull or abort frees the pin, as in a hand-over.
-            await source.release(pin)
+            await source.release(pin.key)
             raise
         try:
-            return await _arrival(target, pin, stream, timeout_s)
+            return await _pulled(target, pin.key, stream, timeout_s)
         finally:
             stream.close()
 
 
-async def _arrival(target: Instance, pin: str, stream: Stream, timeout_s: float) -> int:
+async def _pulled(target: Instance, key: str, stream: Stream, timeout_s: float) -> int:
     """Wait until the KV is in the target's prefix cache; return how many tokens were pulled."""
 
     async def drain() -> None:
@@ -123,19 +123,19 @@ async def _arrival(target: Instance, pin: str, stream: Stream, timeout_s: float)
             pass
 
     drained = asyncio.ensure_future(drain())
-    admission = asyncio.ensure_future(target.admitted(pin, timeout_s))
+    received = asyncio.ensure_future(target.admitted(key, timeout_s))
     try:
-        await asyncio.wait((drained, admission), return_when=asyncio.FIRST_COMPLETED)
-        if not admission.done():
-            # What broke off, or has ended: then the word of the pull is on its way, or lost.
+        await asyncio.wait((drained, received), return_when=asyncio.FIRST_COMPLETED)
+        if not received.done():
+            # The stream has ended or broken off: the message that says what was pulled is on its way, or lost.
             await drained
-        admitted = await admission
-        if admitted is None or admitted.failed:
-            # Not to be computed instead: that would cost the target what the copy should save.
+        kv = await received
+        if kv is None or kv.failed:
+            # Not to be computed instead: that would cost the target the work that the copy should save.
             raise HandoverError("the pull failed")
         await drained
-        return admitted.pulled
+        return kv.pulled
     finally:
-        for task in (drained, admission):
+        for task in (drained, received):
             task.cancel()
-        await asyncio.gather(drained, admission, return_exceptions=True)
+        await asyncio.gather(drained, received, return_exceptions=True)

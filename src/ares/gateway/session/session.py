@@ -1,60 +1,238 @@
-"""One generated sequence: prefill, decode, every move and suspension between, as one unbroken run of tokens."""
+"""One generated output: prefill, decode, every move and suspension between, as one unbroken run of tokens."""
 
 import asyncio
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
+from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import Instance
-from ares.gateway.session.handover import (
-    Handover,
-    HandoverError,
-    MigrationRecord,
-    NotMovableError,
-    Pin,
-    Segment,
-    UntakenError,
-)
-from ares.gateway.session.placement import Emit, Entering
+from ares.gateway.session.handover import Handover, HandoverError, HandoverState, MigrationRecord, NotMovableError
+from ares.gateway.session.objectives import ORDINARY, Objective
+from ares.gateway.session.output import Emit, Output
+from ares.gateway.session.pending_call import is_unresponsive
+from ares.gateway.session.phase import Phase
+from ares.gateway.session.placement import Placement
+from ares.gateway.session.segment import Segment
 from ares.policy.transfer import KEPT_S
-from ares.protocol.fields import MIGRATED, CutOutcome
+from ares.protocol.fields import MIGRATED, CutOutcome, RequestState
+from ares.protocol.messages import Row
 
-# How long a `Handover` may trail the end of the stream that it explains, or an `Admitted` the first token.
+# How long a `CutResult` may trail the end of the stream that it explains, or a `KvReceived` the first token.
 _LAG_S = 1.0
 
 
-@dataclass(slots=True)
-class Session(Entering):
-    """A sequence and where it runs. `run` drives it; `migrate` and `suspend` may be called by other tasks meanwhile."""
+class CutWithoutHandoverError(EngineLostError):
+    """The source has ended the request for a hand-over that does not come about; the source itself is well."""
+
+
+class InstanceSelector(Protocol):
+    """Chooses instances for sessions."""
+
+    def prefill(self) -> Instance | None:
+        """Return the instance to prefill on; None where the decode instance shall do it."""
+        ...
+
+    async def admit(self, session: "Session", exclude: set[str]) -> Instance:
+        """Wait until the session may decode and return where; NoInstanceError where that does not come about."""
+        ...
+
+
+class Session:
+    """One choice of a request, from its arrival to its last token.
+
+    `run` drives it; other tasks may call `migrate` and `suspend` meanwhile.
+
+    Parameters
+    ----------
+    id, prompt, sampling, objective
+        What is generated. The id is that of the request in the gateway.
+    selector
+        Chooses its instances.
+    handover_timeout_s
+        Longest hand-over, and longest answer of a source to a cut.
+    on_phase
+        Called whenever `phase` has changed, and when the first tokens come from where it decodes.
+    gateway
+        Name of its gateway, with which all its keys begin.
+    maximum_attempts
+        Bounds the instances that are tried for one step, and the losses of its instance, before the client gets an
+        error.
+
+    Attributes
+    ----------
+    phase
+        Where it is on its way.
+    destination
+        Where it was admitted to, until it runs there.
+    output
+        What its client has been given.
+    placement
+        How it gets onto instances; has the KV that is pinned for it and the answer that it waits for.
+    arrived_at, waiting_since, moved_at
+        When it arrived, last began to wait for admission, and last moved: times of `time.monotonic`, 0 for what has not
+        happened.
+    rests_until
+        Until then it stays where an operator has moved it, unless it must leave.
+    moves, suspensions, losses
+        How often it was moved, was suspended, and lost its instance.
+    precopy_target
+        Where its KV goes ahead of a hand-over (gateway/session/precopy.py).
+    predicted
+        The newest prediction of what it will still generate, and how many tokens it had then.
+    """
+
+    def __init__(
+        self,
+        id: str,  # noqa: A002 - a request's, as everywhere
+        prompt: list[int],
+        sampling: Sampling,
+        selector: InstanceSelector,
+        handover_timeout_s: float,
+        objective: Objective = ORDINARY,
+        *,
+        on_phase: Callable[["Session"], None] = lambda _: None,
+        gateway: str = "nobody",
+        maximum_attempts: int = 3,
+    ) -> None:
+        self.id = id
+        self.prompt = prompt
+        self.sampling = sampling
+        self.objective = objective
+        self.handover_timeout_s = handover_timeout_s
+        self.maximum_attempts = maximum_attempts
+        self.phase = Phase.PREFILL
+        self.destination: Instance | None = None
+        self.output = Output()
+        self.placement = Placement(
+            prompt=prompt,
+            sampling=sampling,
+            output=self.output,
+            choose_prefill=selector.prefill,
+            gateway=gateway,
+            maximum_attempts=maximum_attempts,
+        )
+        self.arrived_at = time.monotonic()
+        self.waiting_since = self.moved_at = self.rests_until = 0.0
+        self.moves = self.suspensions = self.losses = 0
+        self.precopy_target: Instance | None = None
+        self.predicted: tuple[tuple[float, float, float], int] | None = None
+        self._selector = selector
+        self._on_phase = on_phase
+        self._segment: Segment | None = None
+        # Tokens of the segment have come and it has not ended.
+        self._streaming = False
+        self._handover: Handover | None = None
+        # A cut for a suspension is under way; it was not running, and its stream has been closed instead.
+        self._suspending = self._withdrawn = False
+        # What it was told to leave: that this breaks off is no loss.
+        self._leaving: Segment | None = None
+        self._closed = False
 
     # --- what others may ask ---
 
     @property
+    def instance(self) -> Instance | None:
+        """Where it runs now."""
+        return self._segment.instance if self._segment else None
+
+    @property
+    def key(self) -> str | None:
+        """Its name on that instance."""
+        return self._segment.key if self._segment else None
+
+    @property
+    def emitted(self) -> list[int]:
+        """Output tokens so far."""
+        return self.output.tokens
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and output tokens so far."""
+        return len(self.prompt) + len(self.output.tokens)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits outside decode: also where an instance has accepted it, and its own queue is long."""
+        return self.phase is not Phase.DECODE or not (self._streaming or self._handover)
+
+    @property
     def moving(self) -> bool:
-        """Whether a hand-over is under way."""
-        return self._move is not None or self.copying is not None
+        """Whether a hand-over, or a copy ahead of one, is under way."""
+        return self._handover is not None or self.precopy_target is not None
 
     @property
     def incoming(self) -> Instance | None:
         """The instance that a hand-over is bringing it to."""
-        return self._move.target if self._move and self._segment is self._move.source else self.copying
+        handover = self._handover
+        return handover.target if handover and self._segment is handover.source else self.precopy_target
 
     def not_movable(self) -> str | None:
         """Say why it cannot be moved now, or return None."""
-        if self.sampling.pinned is not None:
-            return self.sampling.pinned
-        if self._finished or self._closed:
-            return "finished" if self._finished else "cancelled"
-        if not self._decoding:
+        if self.sampling.unmovable_reason is not None:
+            return self.sampling.unmovable_reason
+        if self.output.finished or self._closed:
+            return "finished" if self.output.finished else "cancelled"
+        if not self._streaming:
             return "not_decoding"
-        if self._pausing:
+        if self._suspending:
             return "suspending"
         return "moving" if self.moving else None
+
+    def works_on(self, instance: Instance) -> bool:
+        """Whether an instance does something for it."""
+        return self.instance is instance or self.placement.pending_call.instance is instance
+
+    # --- supervision ---
+
+    def overdue(self, rows: Mapping[str, Row]) -> str | None:
+        """Return what should have come by what instances report, in words that stay the same until it does; or None.
+
+        That is KV that a pull brings, tokens that the instance has generated, or any answer of one that has nothing
+        of the session (any more): a network may lose a connection silently.
+
+        Parameters
+        ----------
+        rows
+            The newest row of every request of every instance, by key.
+        """
+        segment = self._segment
+        instance = segment.instance if segment is not None else self.placement.pending_call.instance
+        if instance is None or not instance.healthy:
+            return None
+        key = segment.key if segment is not None else self.placement.newest_key
+        row = rows.get(key)
+        if row is not None and row.state == RequestState.LOADING:
+            return f"KV of {key}"
+        if segment is not None and not segment.stream.starved:  # the client does not read
+            return None
+        received = len(self.emitted) - segment.base if segment is not None else 0
+        return f"token {received} of {key}" if row is None or row.output > received else None
+
+    def supervise(self, overdue_s: float) -> None:
+        """Stop waiting for an instance that has frozen, or for what has been overdue for so long."""
+        pending = self.placement.pending_call
+        pending.give_up_if_frozen()
+        segment, longest, last_token_at = self._segment, 2 * self.handover_timeout_s, self.output.last_token_at
+        # Telemetry may be old or wrong: a session that gets tokens waits for nothing.
+        stuck = overdue_s > longest and time.monotonic() - last_token_at > longest
+        if segment is not None and (stuck or is_unresponsive(segment.instance, last_token_at)):
+            segment.stream.close()
+        elif segment is None and stuck and (asked := pending.instance) is not None:
+            pending.give_up(asked)
+
+    def leave(self, instance: Instance) -> None:
+        """Break off what it does on an instance: it goes on elsewhere from its tokens, or fails where it cannot."""
+        self.placement.pending_call.give_up(instance)
+        if self._segment is not None and self._segment.instance is instance:
+            self._leaving = self._segment
+            self._leaving.stream.close()
 
     # --- the run ---
 
     async def run(self, emit: Emit) -> None:
-        """Generate the whole sequence, giving every token to `emit` exactly once and in order.
+        """Generate the whole output, giving every token to `emit` exactly once and in order.
 
         Raises
         ------
@@ -72,242 +250,306 @@ class Session(Entering):
                 try:
                     if await self._relay(segment, emit):
                         return
-                    pausing = self._pausing
-                    following = None if pausing else await self._hand_over(segment)
+                    suspended = self._suspending
+                    following = None if suspended else await self._follow_handover(segment)
                 except EngineLostError as error:
-                    pausing = self._withdrawn
-                    following = None if pausing else await self._recover(segment, error, emit)
-                segment = await self._resume(emit) if pausing else following
+                    suspended = self._withdrawn
+                    following = None if suspended else await self._recover(segment, error, emit)
+                segment = await self._resume(emit) if suspended else following
         finally:
             self._close()
 
     async def _start(self, emit: Emit) -> Segment | None:
-        """Prefill, wait to be admitted, and enter decode; None where the first token is the last.
+        """Prefill, wait for admission, and start decode; None where the first token is the last.
 
-        The first token is given once the sequence may decode: after it the stream goes on without a stop.
+        The first token is given once the session may decode: after it the stream goes on without a stop.
         """
         first, transfer = await self._prefill()
         if first is not None and first.finish_reason is not None:
-            await self._give([first], emit)
+            await self.output.deliver([first], emit)
             return None
         try:
             async with asyncio.timeout(KEPT_S):
-                where = await self._admission(set())
+                instance = await self._admit(set())
         except TimeoutError:
-            # The instance lets go of the KV soon. Nothing of it has been given out: it is prefilled again when there
-            # is room.
-            self._free_holder()
-            where = await self._admission(set())
-            self._turn("prefill")
+            # The instance's lease on the KV ends soon. Nothing of it has been given out: it is prefilled again when
+            # there is room.
+            self.placement.pinned_kv.free()
+            instance = await self._admit(set())
+            self._enter(Phase.PREFILL)
             first, transfer = await self._prefill()
-        if first is not None and await self._give([first], emit):
+        if first is not None and await self.output.deliver([first], emit):
             return None
-        return await self._enter(transfer, where)
+        return await self._start_decode(instance, transfer)
 
     async def _resume(self, emit: Emit) -> Segment | None:
-        """Wait to be admitted, prefill what there is so far, and enter; None where the next token is the last."""
-        self._segment, self._pausing, self._withdrawn = None, False, False
-        self._turn("suspended")
-        self._free_holder()
-        where = await self._admission(set())
+        """Wait for admission, prefill what there is so far, and start; None where the next token is the last."""
+        self._segment, self._suspending, self._withdrawn = None, False, False
+        self._enter(Phase.SUSPENDED)
+        self.placement.pinned_kv.free()
+        instance = await self._admit(set())
         first, transfer = await self._prefill()
-        if first is not None and await self._give([first], emit):
+        if first is not None and await self.output.deliver([first], emit):
             return None
-        return await self._enter(transfer, where)
+        return await self._start_decode(instance, transfer)
+
+    async def _prefill(self) -> tuple[Delta | None, dict[str, Any] | None]:
+        """Compute the tokens so far and the next one; return it and what the decode instance needs to pull the KV."""
+        first, transfer, predicted = await self.placement.prefill()
+        if predicted is not None:
+            self.predicted = (predicted, self.tokens)
+        return first, transfer
+
+    async def _admit(self, exclude: set[str]) -> Instance:
+        """Wait until it may decode, and return where: on no instance of these names."""
+        resumes = self.phase is Phase.SUSPENDED
+        if not resumes:
+            self._enter(Phase.WAITING)
+        self.waiting_since = time.monotonic()
+        self.destination = await self._selector.admit(self, exclude)
+        self._enter(Phase.PREFILL if resumes else Phase.STARTING)
+        return self.destination
+
+    async def _start_decode(self, instance: Instance, transfer: dict[str, Any] | None) -> Segment:
+        """Start, or go on from the tokens so far, on this decode instance or on another one."""
+        self._enter(Phase.STARTING)
+        segment = await self.placement.start_decode(instance, transfer, self._admit)
+        self.destination = None
+        self._enter(Phase.DECODE)
+        return segment
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase = phase
+        self._on_phase(self)
 
     async def _relay(self, segment: Segment, emit: Emit) -> bool:
         """Give out what the stream brings; return whether the output is finished, or cut for a hand-over."""
-        arriving = self._move
+        arriving = self._handover
         try:
             async with asyncio.timeout(self.handover_timeout_s if arriving else None) as limit:
                 async for batch in segment.stream.batches():
                     if arriving is not None:
                         # The first tokens after a hand-over: it has worked.
                         limit.reschedule(None)
-                        self._arrived(arriving)
+                        self._complete_handover(arriving)
                         arriving = None
-                    if not self._decoding:
-                        self._decoding = True
-                        self.on_phase(self)
+                    if not self._streaming:
+                        self._streaming = True
+                        self._on_phase(self)
                     last = batch[-1]
                     if last.finish_reason == "abort":
                         raise EngineLostError("the instance aborted the request")
                     cut = last.stop_reason == MIGRATED
                     if cut:
                         last.finish_reason = last.stop_reason = None
-                    if await self._give(batch, emit):
+                    if await self.output.deliver(batch, emit):
                         return True
                     if cut:
                         return False
         except TimeoutError:
             raise EngineLostError("no token after the hand-over in time") from None
         except EngineRefusedError as error:
-            if not self._decoding:
+            if not self._streaming:
                 # vLLM checks some parameters only after it has accepted the stream: nothing of it ran, or pulled.
-                self._holder = segment.pin
+                self.placement.pinned_kv.put_back(segment.pin)
             if error.status < 500:
                 raise
             raise EngineLostError(str(error)) from error
         finally:
-            self._decoding = False
+            self._streaming = False
             segment.stream.close()
         raise EngineLostError("the stream ended before the output did")
 
-    # --- moves ---
-
-    async def migrate(self, target: Instance, reason: str) -> MigrationRecord:
-        """Handover to `target` and return how it went; the stream of tokens just goes on.
-
-        Raises
-        ------
-        NotMovableError
-            It cannot be moved now; nothing was changed.
-        """
-        refusal = self.not_movable()
-        source = self._segment
-        if refusal is not None or source is None:
-            raise NotMovableError(refusal or "not_decoding")
-        record = MigrationRecord(request_id=self.id, source=source.instance.name, target=target.name, reason=reason)
-        move = self._move = Handover(source, target, record)
-        ordered = time.monotonic()
+    async def _follow_handover(self, source: Segment) -> Segment:
+        """Return the segment that continues one which was cut."""
+        handover = self._handover
         try:
-            cut = await source.instance.cut(source.key, self.handover_timeout_s)
-        except TimeoutError:
-            # If the cut happens after all, the stream ends early and the sequence resumes from its tokens.
-            return self._settle(move, "source_silent")
-        if cut.outcome != CutOutcome.PINNED:
-            return self._settle(move, "not_running" if cut.outcome == CutOutcome.NOT_RUNNING else "finished_first")
-        if self._move is not move:  # the client left, or the source died
-            await source.instance.release(source.key)
-            return record
-        known = time.monotonic()
-        record.cut_s = known - ordered
-        self._holder = Pin.at(source.instance, source.key)
-        move.handover.set_result(cut)
-        if move.missing(len(self.emitted)) is None:
-            await move.relayed.wait()
-        if move.settled.is_set():
-            return record
-        key = self._next_key()
-        try:
-            async with asyncio.timeout(self.handover_timeout_s):
-                tokens = self.emitted + (move.missing(len(self.emitted)) or [])
-                segment = await self._open(target, tokens, cut.transfer, key)
-        except (EngineLostError, EngineRefusedError, TimeoutError) as error:
-            if not isinstance(error, EngineRefusedError):
-                target.mark_lost()
-            move.fail(error)
-        else:
-            if move.arrival.done():  # too late: nobody waits for it any more
-                segment.stream.close()
-            else:
-                record.accept_s = time.monotonic() - known
-                move.arrival.set_result(segment)
-        await move.settled.wait()
-        if record.outcome == "moved":
-            admitted = await target.admitted(key, _LAG_S)
-            if admitted is not None:
-                record.pulled_tokens, record.queued_s = admitted.pulled, admitted.queued_s
-        return record
-
-    async def suspend(self) -> str:
-        """Stop generating and let the KV go until `placement` admits it again; return how that went, in one word.
-
-        One that its instance has preempted is taken out of the queue there.
-
-        Raises
-        ------
-        NotMovableError
-            It cannot be cut now; nothing was changed.
-        """
-        refusal, source = self.not_movable(), self._segment
-        if refusal is not None or source is None:
-            raise NotMovableError(refusal or "not_decoding")
-        self._pausing = True
-        try:
-            cut = await source.instance.cut(source.key, self.handover_timeout_s)
-        except TimeoutError:
-            if self._segment is source:  # should it be cut after all, it goes on from its tokens
-                self._pausing = False
-            return "source_silent"
-        if cut.outcome == CutOutcome.NOT_RUNNING and self._segment is source and self._move is None:
-            self._withdrawn = True
-            self.suspensions += 1
-            source.stream.close()
-            return "withdrawn"
-        if cut.outcome != CutOutcome.PINNED:
-            self._pausing = False
-            return cut.outcome
-        self.suspensions += 1
-        # Nobody will pull it: where it resumes, its tokens are prefilled again.
-        await source.instance.release(source.key)
-        return "suspended"
-
-    async def _hand_over(self, source: Segment) -> Segment:
-        """Return the segment that the hand-over leads to."""
-        move = self._move
-        try:
-            if move is None:
+            if handover is None:
                 raise HandoverError("nobody waits for it")
-            await asyncio.wait_for(asyncio.shield(move.handover), _LAG_S)
+            async with asyncio.timeout(_LAG_S):
+                await handover.until_cut()
         except (HandoverError, TimeoutError) as error:
             # Cut and pinned, but how to pull it is not known in time.
-            self._holder = Pin.at(source.instance, source.key)
-            raise UntakenError(f"the request was cut and nobody took it over: {error}") from error
-        move.relayed.set()
+            self.placement.pinned_kv.add(source.instance, source.key)
+            raise CutWithoutHandoverError(f"the request was cut and nobody took it over: {error}") from error
+        handover.note_source_relayed()
         try:
-            return await asyncio.wait_for(asyncio.shield(move.arrival), self.handover_timeout_s)
+            async with asyncio.timeout(self.handover_timeout_s):
+                return await handover.until_accepted()
         except (HandoverError, EngineLostError, EngineRefusedError, TimeoutError) as error:
             raise EngineLostError(f"the target did not take it: {error}") from error
 
     async def _recover(self, lost: Segment, error: EngineLostError, emit: Emit) -> Segment | None:
-        """Go on from the tokens after a loss: at a hand-over's target, at its source, or anywhere; None at the end."""
-        move, source = self._move, lost.instance
-        self._pausing = False
-        if move is not None:
-            source = move.source.instance
-            missing = move.missing(len(self.emitted))
-            carried = not missing or self.sampling.parameters.get("logprobs") is None
-            if lost is move.source and not move.relayed.is_set() and missing is not None and carried:
-                # The source broke off after the cut: what it had generated is not generated again.
-                if missing and await self._give([Delta(token_ids=missing)], emit):
+        """Go on from the tokens after a loss; None at the end.
+
+        There are three ways on: where a hand-over was under way and the source broke off after the cut, at its target;
+        where the instance still takes work, there; or anywhere, as after a suspension.
+        """
+        handover, source = self._handover, lost.instance
+        self._suspending = False
+        if handover is not None:
+            source = handover.source.instance
+            missing = self._missing_at_target(handover, lost)
+            if missing is not None:
+                # What the source had generated is not generated again.
+                if missing and await self.output.deliver([Delta(token_ids=missing)], emit):
                     return None
                 try:
-                    return await self._hand_over(lost)
+                    return await self._follow_handover(lost)
                 except EngineLostError as second:
                     error = second
-            move.abandon()
-            self._settle(move, "returned")
-        elif lost is not self._left and not isinstance(error, UntakenError):
+            self._end_handover(handover, HandoverState.RETURNED)
+        elif lost is not self._leaving and not isinstance(error, CutWithoutHandoverError):
             lost.instance.mark_lost()
-            self._losses += 1
-        self._free_holder()
-        # The source still has the full blocks of this sequence in its prefix cache.
-        prefer = source if source.open and not source.lacks(self.sampling.needs) else None
-        if self.sampling.pinned is not None and self.emitted:
-            raise EngineLostError(f"{error}; {self.sampling.pinned} cannot be resumed exactly") from error
-        if self._losses > self.maximum_attempts:
-            raise EngineLostError(f"lost {self._losses} times, the last time: {error}") from error
+            self.losses += 1
+        self.placement.pinned_kv.free()
+        self._check_resumable(error)
         self._segment = None
-        return await (self._enter(None, prefer) if prefer is not None else self._resume(emit))
+        # The source still has the full blocks of this session in its prefix cache.
+        if source.open and not source.lacks(self.sampling.needs):
+            return await self._start_decode(source, None)
+        return await self._resume(emit)
 
-    def _arrived(self, move: Handover) -> None:
-        self.moved_at = time.monotonic()
-        move.record.stall_s = self.moved_at - self._last_token_at
-        self.moves += 1
-        self._settle(move, "moved")
+    def _missing_at_target(self, handover: Handover, lost: Segment) -> list[int] | None:
+        """Return tokens of a source that broke off after the cut, for the client to get from the source's answer.
 
-    def _settle(self, move: Handover, outcome: str) -> MigrationRecord:
-        if self._move is move:
-            self._move = None
-        return move.settle(outcome)
+        None where it is not the source that was lost, or not all that it generated is known.
+        """
+        if lost is not handover.source or handover.source_relayed:
+            return None
+        missing = handover.missing(len(self.emitted))
+        # The answer has no log probabilities.
+        return None if missing and self.sampling.parameters.get("logprobs") is not None else missing
+
+    def _check_resumable(self, error: EngineLostError) -> None:
+        """Raise EngineLostError where the output cannot go on exactly, or was lost too often."""
+        reason = self.sampling.unmovable_reason
+        if reason is not None and self.emitted:
+            raise EngineLostError(f"{error}; {reason} cannot be resumed exactly") from error
+        if self.losses > self.maximum_attempts:
+            raise EngineLostError(f"lost {self.losses} times, the last time: {error}") from error
 
     def _close(self) -> None:
         """Stop generating everywhere and leave nothing pinned."""
         self._closed = True
         if self._segment is not None:
             self._segment.stream.close()
-        if (move := self._move) is not None:
-            move.abandon()
-            self._settle(move, "finished_first" if self._finished else "cancelled")
-        self._free_holder()
+        if (handover := self._handover) is not None:
+            outcome = HandoverState.FINISHED_FIRST if self.output.finished else HandoverState.CANCELLED
+            self._end_handover(handover, outcome)
+        self.placement.pinned_kv.close()
+
+    # --- moves and suspensions ---
+
+    async def migrate(self, target: Instance, reason: str) -> MigrationRecord:
+        """Move to `target` and return how it went; the stream of tokens just goes on.
+
+        Raises
+        ------
+        NotMovableError
+            It cannot be moved now; nothing was changed.
+        """
+        source = self._movable_segment()
+        record = MigrationRecord(request_id=self.id, source=source.instance.name, target=target.name, reason=reason)
+        handover = self._handover = Handover(source, target, record)
+        transfer = await self._cut_source(handover)
+        if transfer is None:
+            return record
+        if handover.missing(len(self.emitted)) is None:
+            await handover.until_source_relayed()
+        if handover.ended:
+            return record
+        key = self.placement.next_key()
+        await self._start_target(handover, transfer, key)
+        await handover.until_ended()
+        if handover.state is HandoverState.MOVED:
+            received = await target.admitted(key, _LAG_S)
+            if received is not None:
+                record.pulled_tokens, record.queued_s = received.pulled, received.queued_s
+        return record
+
+    async def suspend(self) -> str:
+        """Stop generating and give the KV up until it is admitted again; return how that went, in one word.
+
+        A request that its instance has preempted is taken out of the queue there.
+
+        Raises
+        ------
+        NotMovableError
+            It cannot be cut now; nothing was changed.
+        """
+        source = self._movable_segment()
+        self._suspending = True
+        try:
+            cut = await source.instance.cut(source.key, self.handover_timeout_s)
+        except TimeoutError:
+            if self._segment is source:  # should it be cut after all, it goes on from its tokens
+                self._suspending = False
+            return "source_silent"
+        if cut.outcome == CutOutcome.NOT_RUNNING and self._segment is source and self._handover is None:
+            self._withdrawn = True
+            self.suspensions += 1
+            source.stream.close()
+            return "withdrawn"
+        if cut.outcome != CutOutcome.PINNED:
+            self._suspending = False
+            return cut.outcome
+        self.suspensions += 1
+        # Nobody will pull it: where it resumes, its tokens are prefilled again.
+        await source.instance.release(source.key)
+        return "suspended"
+
+    def _movable_segment(self) -> Segment:
+        """Return what generates it now; NotMovableError where it cannot be moved."""
+        refusal, segment = self.not_movable(), self._segment
+        if refusal is not None or segment is None:
+            raise NotMovableError(refusal or "not_decoding")
+        return segment
+
+    async def _cut_source(self, handover: Handover) -> dict[str, Any] | None:
+        """Let the source end the request and pin its KV; return how to pull it, None where the hand-over is over."""
+        source = handover.source
+        try:
+            cut = await source.instance.cut(source.key, self.handover_timeout_s)
+        except TimeoutError:
+            # If the cut happens after all, the stream ends early and the session resumes from its tokens.
+            self._end_handover(handover, HandoverState.SOURCE_SILENT)
+            return None
+        if cut.outcome != CutOutcome.PINNED:
+            not_running = cut.outcome == CutOutcome.NOT_RUNNING
+            self._end_handover(handover, HandoverState.NOT_RUNNING if not_running else HandoverState.FINISHED_FIRST)
+            return None
+        if handover.ended:  # the client left, or the source died
+            await source.instance.release(source.key)
+            return None
+        self.placement.pinned_kv.add(source.instance, source.key)
+        handover.note_cut(cut)
+        return cut.transfer
+
+    async def _start_target(self, handover: Handover, transfer: dict[str, Any], key: str) -> None:
+        """Ask the target to go on under `key`."""
+        target = handover.target
+        handover.ask()
+        try:
+            async with asyncio.timeout(self.handover_timeout_s):
+                tokens = self.emitted + (handover.missing(len(self.emitted)) or [])
+                segment = await self.placement.open(target, tokens, transfer, key)
+        except (EngineLostError, EngineRefusedError, TimeoutError) as error:
+            if not isinstance(error, EngineRefusedError):
+                target.mark_lost()
+            handover.refuse(error)
+            return
+        if not handover.accept(segment):
+            segment.stream.close()
+
+    def _complete_handover(self, handover: Handover) -> None:
+        """Note that the first tokens have come from the target."""
+        self.moved_at = time.monotonic()
+        handover.record.stall_s = self.moved_at - self.output.last_token_at
+        self.moves += 1
+        self._end_handover(handover, HandoverState.MOVED)
+
+    def _end_handover(self, handover: Handover, outcome: HandoverState) -> None:
+        if self._handover is handover:
+            self._handover = None
+        handover.end(outcome)

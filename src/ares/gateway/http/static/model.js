@@ -66,7 +66,7 @@ export function stateOf(requests, i) {
   const told = requests.state?.[i];
   if (told) return told;
   if (requests.reason[i] === "moving") return "moving";
-  return requests.instance[i] === null || requests.reason[i] === "not_decoding" ? "prefill" : "decoding";
+  return requests.instance[i] === null || requests.reason[i] === "not_decoding" ? "prefill" : "decode";
 }
 
 /** Tokens that the full width of a bar stands for: all that any request has, and what 19 of 20 may end with. */
@@ -134,7 +134,7 @@ export function summary(snapshot) {
   return {
     running: sum(decode.map((one) => one.running)),
     waiting: sum(decode.map((one) => one.waiting)),
-    held: snapshot.held ?? states.held ?? 0,
+    held: snapshot.held ?? states.waiting ?? 0,
     suspended: snapshot.suspended ?? states.suspended ?? 0,
     moving: states.moving ?? 0,
     prefill: states.prefill ?? 0,

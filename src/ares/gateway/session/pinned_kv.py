@@ -1,0 +1,95 @@
+"""KV that an instance keeps for a session until it is pulled: made, kept, and freed exactly once (I5)."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ares.gateway.pool.instance import Instance
+from ares.policy.transfer import KEPT_S
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """KV that an instance keeps under `key` until it is pulled.
+
+    Attributes
+    ----------
+    since
+        Number of our subscription there when it was pinned.
+    pinned_at
+        Time of `time.monotonic`.
+    """
+
+    instance: Instance
+    key: str
+    since: int
+    pinned_at: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def at(cls, instance: Instance, key: str) -> "Pin":
+        """Return a pin that begins now, or as soon as the instance has computed the KV."""
+        return cls(instance, key, instance.subscription.number)
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is certain that the instance still has it."""
+        return time.monotonic() - self.pinned_at <= KEPT_S and self.instance.subscription.unbroken(self.since)
+
+
+class PinnedKV:
+    """The pin that waits for a session, if there is one.
+
+    It ends in one of three ways: the instance is told to free it, the request that pulls it frees it (from the moment
+    at which that request is sent, also where it is aborted), or its lease ends.
+    """
+
+    def __init__(self) -> None:
+        self._pin: Pin | None = None
+        self._closed = False
+        self._releases: set[asyncio.Task[Any]] = set()
+
+    @property
+    def kept(self) -> bool:
+        """Whether there is a pin, and it is certain that the instance still has it."""
+        return self._pin is not None and self._pin.kept
+
+    def add(self, instance: Instance, key: str) -> None:
+        """Take note of KV that is pinned, or will be; nobody pulls an older one any more."""
+        if self._pin is not None and self._pin.key != key:
+            self.free()
+        self._pin = Pin.at(instance, key)
+
+    def confirm(self) -> None:
+        """Take note that what was to be pinned has just been."""
+        if self._pin is not None:
+            self._pin = replace(self._pin, pinned_at=time.monotonic())
+
+    def take(self) -> Pin | None:
+        """Leave the pin to a request that is about to pull it."""
+        pin, self._pin = self._pin, None
+        return pin
+
+    def put_back(self, pin: Pin | None) -> None:
+        """Keep a pin again whose request did not start."""
+        if pin is None:
+            return
+        if self._closed or self._pin is not None:
+            self._release(pin)
+        else:
+            self._pin = pin
+
+    def free(self) -> None:
+        """Tell the instance that nobody will pull it."""
+        if (pin := self.take()) is not None:
+            self._release(pin)
+
+    def close(self) -> None:
+        """Free it; what is put back from now on is freed at once."""
+        self._closed = True
+        self.free()
+
+    def _release(self, pin: Pin) -> None:
+        task = asyncio.ensure_future(pin.instance.release(pin.key))
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)

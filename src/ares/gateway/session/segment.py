@@ -1,0 +1,28 @@
+"""The part of an output that one instance generates."""
+
+from dataclasses import dataclass
+
+from ares.gateway.pool.generate import Stream
+from ares.gateway.pool.instance import Instance
+from ares.gateway.session.pinned_kv import Pin
+
+
+@dataclass(slots=True)
+class Segment:
+    """What one instance generates of a session.
+
+    Attributes
+    ----------
+    key
+        Name of the request on that instance.
+    base
+        Output tokens of the session before this segment.
+    pin
+        The KV that it pulls.
+    """
+
+    instance: Instance
+    key: str
+    base: int
+    stream: Stream
+    pin: Pin | None = None
