@@ -13,6 +13,7 @@ import aiohttp
 import msgspec
 
 from ares.local_cluster.cluster import Cluster, ManagedProcess
+from ares.protocol.fields import FAULTS_ROUTE
 from ares_dev.chaos.clock import Clock
 from ares_dev.chaos.plan import Event, Plan
 
@@ -206,7 +207,7 @@ class EventRunner:
         # Faults of a real engine are injected into the gateway, which changes its telemetry (gateway.py).
         simulated = self._plan.shape.simulated
         url = self._workers[process].instances[event.target] if simulated else self._cluster.url
-        await self._inject(event, f"{url}/simulate/faults{'' if simulated else f'/{event.target}'}")
+        await self._inject(event, f"{url}{FAULTS_ROUTE}{'' if simulated else f'/{event.target}'}")
         if not event.harmless:
             self._unavailable.discard(process)
 
@@ -225,7 +226,7 @@ class EventRunner:
             timeout = aiohttp.ClientTimeout(total=20)
             async with self._http.post(url, data=body, timeout=timeout) as reply:
                 if reply.status != 200:
-                    self.errors.append(f"/simulate/faults answered {reply.status}: {await reply.text()}")
+                    self.errors.append(f"{FAULTS_ROUTE} answered {reply.status}: {await reply.text()}")
                 return True
         except (aiohttp.ClientError, OSError):
             return False

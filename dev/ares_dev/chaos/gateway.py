@@ -75,7 +75,7 @@ def log_one_of(every: int) -> None:
     seen: Counter[tuple[str, bool]] = Counter()
 
     def write_some(self: DecisionLog, kind: str, preset: str, **record: Any) -> None:
-        sort = kind, bool(record["decided"] or record.get("rescues"))
+        sort = kind, bool(record["decided"] or record.get("oom_actions"))
         seen[sort] += 1
         if seen[sort] % every == 1 % every:
             write(self, kind, preset, **record)

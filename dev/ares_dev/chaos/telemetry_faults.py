@@ -13,7 +13,8 @@ from fastapi.responses import JSONResponse
 
 from ares.gateway.pool.instance import Instance
 from ares.mock_engine.faults import PREDICTIONS, FaultState, lied
-from ares.protocol import messages
+from ares.protocol import messages, rpc
+from ares.protocol.fields import FAULTS_ROUTE
 
 
 class TelemetryFaultInjector:
@@ -33,7 +34,7 @@ class TelemetryFaultInjector:
         if faults is None or (faults.telemetry is None and faults.predictions is None):
             self._newest.pop(name, None)
             return message
-        load = messages.decode_event(message)
+        load = rpc.decode_event(message)
         if not isinstance(load, messages.Telemetry):
             return message
         if faults.predictions is not None:
@@ -41,7 +42,7 @@ class TelemetryFaultInjector:
             rows = [msgspec.structs.replace(row, remaining=wrong) if row.output else row for row in load.rows]
             load = msgspec.structs.replace(load, rows=rows)
         changed = lied(faults.telemetry, load, self._newest.setdefault(name, load), kv_blocks)
-        return messages.encode(changed) if changed is not None else None
+        return rpc.encode(changed) if changed is not None else None
 
 
 def install(injector: TelemetryFaultInjector) -> None:
@@ -61,7 +62,7 @@ def install(injector: TelemetryFaultInjector) -> None:
 def add_route(app: FastAPI, injector: TelemetryFaultInjector) -> None:
     """Add the route of mock engines that takes faults, with the name of the instance."""
 
-    @app.post("/simulate/faults/{name}")
+    @app.post(f"{FAULTS_ROUTE}/{{name}}")
     async def change(name: str, request: Request) -> JSONResponse:
         try:
             injector.change(name, await request.body())

@@ -16,7 +16,8 @@ from ares.cli.errors import run_app
 from ares.cli.options import Policies, Settings
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES
 from ares.models.resolve import DEFAULT_MODEL
-from ares.protocol.keys import CONTROL_KEY_VARIABLE, read_key, read_keys, refuse_key_flag
+from ares.protocol.fields import CONTROL_KEY_VARIABLE
+from ares.protocol.keys import read_key, read_keys, refuse_key_flag
 from ares.terminal.errors import exit_with_error
 from ares.terminal.http_client import proxy_by_variables
 from ares.terminal.signals import signal_as_interrupt

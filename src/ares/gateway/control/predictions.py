@@ -9,6 +9,7 @@ from ares.gateway.records.metrics import Metrics
 from ares.gateway.records.window import Window
 from ares.gateway.session.session import Session
 from ares.protocol import messages
+from ares.protocol.fields import RequestState
 
 # Where predictions are judged: the first one at or after so many output tokens.
 POSITIONS = (0, 64, 256, 1024, 4096)
@@ -73,7 +74,12 @@ class PredictionScores:
         """Take note of the newest predictions."""
         for sequence in sequences:
             row = rows.get(sequence.key or "")
-            if row is None or row.remaining is None or row.state != "running" or not math.isfinite(row.remaining[1]):
+            if (
+                row is None
+                or row.remaining is None
+                or row.state != RequestState.RUNNING
+                or not math.isfinite(row.remaining[1])
+            ):
                 continue
             output = max(0, row.resident - len(sequence.prompt))
             position = max(p for p in POSITIONS if p <= output)

@@ -19,6 +19,7 @@ from ares.policy import Cluster
 from ares.policy.admission import Candidates, Progress
 from ares.policy.cluster import BoolArray
 from ares.protocol import messages
+from ares.protocol.fields import RequestState
 
 Quantiles = tuple[float, float, float]
 _NOWHERE = -1
@@ -91,7 +92,7 @@ class SnapshotBuilder:
             location.append(where)
             # What waits there, preempted or not, takes its memory before anything that comes later.
             resident.append(row.resident if row is not None and row.resident else sequence.tokens)
-            if row is not None and row.state == "waiting" and row.output:
+            if row is not None and row.state == RequestState.WAITING and row.output:
                 preempted.append(sequence)
             cool = not sequence.moved_at or now - sequence.moved_at > self.cooldown_s
             able = cool and sequence.sampling.needs <= carried and sequence.not_movable() is None
@@ -178,7 +179,9 @@ class SnapshotBuilder:
             waited_s=np.array([now - (s.waiting_since if s.phase == "suspended" else s.arrived_at) for s in shown]),
             suspended=np.array([s.phase == "suspended" for s in shown], dtype=np.bool_),
             progress=self._progress(shown, cluster, now),
-            barred=np.array([[i in names for i in cluster.instances] for names in excludes]) if any(excludes) else None,
+            excluded=np.array([[i in names for i in cluster.instances] for names in excludes])
+            if any(excludes)
+            else None,
         )
 
     def remaining(self, sequence: Entering, row: messages.Row | None) -> Quantiles:

@@ -11,6 +11,7 @@ from ares.gateway.openai import unsupported
 from ares.gateway.openai.body import BadRequestError, Body, Listed
 from ares.gateway.openai.messages import Message, Tool
 from ares.gateway.openai.sampling import Sampling
+from ares.protocol.fields import CARRIES_OUTPUT, CARRIES_SEED, CARRIES_STRUCTURED_OUTPUTS
 
 # Sampling parameters of which vLLM keeps no state, or only what prompt + output restore: a move carries them exactly.
 _CARRIED = {
@@ -28,12 +29,12 @@ _CARRIED = {
 # Parameters with state, and what an instance must restore (`messages.Hello.carries`) for it to survive a move. Where
 # one of the instances does not, such requests stay where they are.
 _STATEFUL = {
-    "seed": "seed",
-    "frequency_penalty": "output",
-    "presence_penalty": "output",
-    "bad_words": "output",
-    "repetition_detection": "output",
-    "structured_outputs": "structured_outputs",
+    "seed": CARRIES_SEED,
+    "frequency_penalty": CARRIES_OUTPUT,
+    "presence_penalty": CARRIES_OUTPUT,
+    "bad_words": CARRIES_OUTPUT,
+    "repetition_detection": CARRIES_OUTPUT,
+    "structured_outputs": CARRIES_STRUCTURED_OUTPUTS,
 }
 # What a client's variables of a chat template must not replace. A template itself is a program: one without end would
 # hold everybody up.

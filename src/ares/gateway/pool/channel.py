@@ -4,17 +4,12 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
-from ares.protocol import messages
+from ares.protocol import rpc
+from ares.protocol.fields import CONTROL_KEY_VARIABLE
 from ares.protocol.keys import ControlKey
 
-# A connection without a sign of life for this long is made anew: a network that has forgotten it says nothing. Longer
-# than an instance may be silent before it counts as frozen (gateway/pool/instance.py): the streams, on connections
-# beside this one, are given up for the silence here.
-_DEAD_S = 10.0
-_HEARTBEAT_S = 2.0
 _LINGER_MS = 200
-_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-_GIVE_KEY = "(--control-key-file or ARES_CONTROL_KEY, the same for all)"
+_GIVE_KEY = f"(--control-key-file or {CONTROL_KEY_VARIABLE}, the same for all)"
 
 
 def connected(address: str, key: ControlKey | None) -> zmq.asyncio.Socket:
@@ -40,12 +35,8 @@ def watched(address: str, key: ControlKey | None) -> tuple[zmq.asyncio.Socket, "
     """
     socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
     # What was released last should still get there.
-    socket.setsockopt(zmq.LINGER, _LINGER_MS)
-    socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE_BYTES)
-    socket.setsockopt(zmq.IPV6, "[" in address)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, int(_HEARTBEAT_S * 1000))
-    for limit in (zmq.HEARTBEAT_TIMEOUT, zmq.CONNECT_TIMEOUT, zmq.HANDSHAKE_IVL):
-        socket.setsockopt(limit, int(_DEAD_S * 1000))
+    rpc.configure(socket, address, linger_ms=_LINGER_MS)
+    rpc.keep_alive(socket)
     if key is not None:
         key.connect(socket)
     handshake = Handshake(socket)  # before the first attempt
@@ -63,7 +54,7 @@ class Handshake:
 
     def __init__(self, socket: zmq.asyncio.Socket) -> None:
         self._socket = socket
-        events = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | _REFUSED
+        events = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | rpc.HANDSHAKE_REFUSED
         # Read now and then, and never waited for.
         self._monitor: zmq.Socket[bytes] = zmq.Socket.shadow(socket.get_monitor_socket(events).underlying)
 
@@ -82,7 +73,7 @@ class Handshake:
             return "is open, and nothing comes; see the instance's own log"
         if not seen & zmq.EVENT_CONNECTED:
             return "cannot be reached; open that port to the gateway, or start the instance with another --host"
-        if not seen & _REFUSED:
+        if not seen & rpc.HANDSHAKE_REFUSED:
             return "takes connections and does not answer; does another program use that port?"
         if not has_key:
             return f"asks for a control key and this gateway has none; give it the instance's {_GIVE_KEY}"

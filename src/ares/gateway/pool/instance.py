@@ -19,7 +19,8 @@ from ares.gateway.pool.discovery import Discovery, Served
 from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefusedError
 from ares.gateway.pool.health import State
 from ares.gateway.pool.subscription import Subscription
-from ares.protocol import messages
+from ares.protocol import messages, rpc
+from ares.protocol.fields import CutOutcome
 from ares.protocol.keys import ControlKey
 
 logger = logging.getLogger(__name__)
@@ -262,7 +263,7 @@ class Instance:
         return self._predicted.get(key)
 
     async def _send(self, command: messages.Command) -> None:
-        await self._send_bytes(messages.encode(command))
+        await self._send_bytes(rpc.encode(command))
 
     async def _send_bytes(self, body: bytes) -> None:
         if self._socket is not None:
@@ -320,8 +321,8 @@ class Instance:
                         cause = handshake.failure(has_key=self._control_key is not None)
                         self.health.turn(self._who, State.NO_TELEMETRY, f"{description.control_address} {cause}")
                         return
-                    if not int(socket.get(zmq.EVENTS)) & zmq.POLLOUT:
-                        return  # ZeroMQ has given the connection up, as it does after a message that is too large
+                    if not rpc.has_connection(socket):
+                        return  # given up, after a message that was too large
                     continue
                 await self._receive(await socket.recv(), on_hello)
                 if self.hello is not None and self.hello.boot != description.boot:
@@ -353,7 +354,7 @@ class Instance:
     async def _receive(self, body: bytes, on_hello: OnHello) -> None:
         self._last_message = time.monotonic()
         try:
-            event = messages.decode_event(body)
+            event = rpc.decode_event(body)
         except msgspec.DecodeError as error:
             self._malformed += 1
             if self._malformed.bit_count() == 1:  # ever less often
@@ -378,7 +379,7 @@ class Instance:
                 if asked is not None and not asked.done():
                     asked.set_result(event)
                 # Nobody waits any more: the KV must not stay pinned until its lease ends.
-                elif isinstance(event, messages.CutResult) and event.outcome == "pinned":
+                elif isinstance(event, messages.CutResult) and event.outcome == CutOutcome.PINNED:
                     await self.release(event.key)
                 elif isinstance(event, messages.CopyResult) and event.tokens:
                     await self.release(event.pin)

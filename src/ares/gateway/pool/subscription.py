@@ -1,15 +1,14 @@
 """The gateway's subscription at an instance, and with it what the instance keeps for the gateway.
 
-An instance that has forgotten a gateway soon lets go of the KV that waits for it (`messages.ORPHAN_LEASE_S`). A gateway
+An instance that has forgotten a gateway soon lets go of the KV that waits for it (`rpc.ORPHAN_LEASE_S`). A gateway
 that was frozen, or cut off from it, must not have that KV pulled any more: whoever pulls freed blocks gets somebody
 else's. So KV counts as kept only where the subscription has been alive all the time.
 """
 
 import time
 
-from ares.protocol import messages
+from ares.protocol import messages, rpc
 
-_HEARTBEAT_S = messages.SUBSCRIPTION_TTL_S / 5
 # Of silence, in either direction, after which the instance may have begun to let go. The rest of the lease is for the
 # target, which speaks up 5 s after it was asked.
 _DOUBTFUL_S = 4.0
@@ -33,7 +32,7 @@ class Subscription:
 
     def __init__(self, gateway: str, interval_s: float) -> None:
         self.number = 0
-        self._heartbeat = messages.encode(messages.Subscribe(interval_s, gateway))
+        self._heartbeat = rpc.encode(messages.Subscribe(interval_s, gateway))
         self._doubtful_s = max(_DOUBTFUL_S, 2 * interval_s)
         self._sent = self._heard = 0.0
 
@@ -41,7 +40,7 @@ class Subscription:
         """Return what is to be sent now, if anything."""
         now = time.monotonic()
         silent_s = now - self._sent
-        if silent_s <= _HEARTBEAT_S:
+        if silent_s <= rpc.SUBSCRIPTION_HEARTBEAT_S:
             return None
         self.number += silent_s > _DOUBTFUL_S
         self._sent = now

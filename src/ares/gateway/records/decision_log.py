@@ -90,24 +90,24 @@ class DecisionLog:
         preset: str,
         view: ClusterSnapshot,
         policy: Rebalance,
-        lead: OomAvoidanceSettings | None,
-        rescues: list[OomAction],
+        oom_avoidance: OomAvoidanceSettings | None,
+        oom_actions: list[OomAction],
         decided: list[MigrationDecision],
         failed: str | None = None,
     ) -> None:
         """Log the moves of a period; a period without anything to decide is left out.
 
-        Without `lead`, nobody asked whether a request must be rescued; `failed` is the kind of the policy's fault.
+        `oom_avoidance` is None where out-of-memory avoidance was off; `failed` is the kind of the policy's fault.
         """
         if len(view.sequences):
             self._write(
                 "moves",
                 preset,
                 rebalance=_named(policy),
-                lead=lead,
+                oom_avoidance=oom_avoidance,
                 cluster=view.cluster,
                 running=view.running,
-                rescues=rescues,
+                oom_actions=oom_actions,
                 failed=failed,
                 decided=decided,
             )
@@ -148,7 +148,7 @@ def _plain(value: Any) -> Any:
 
 _INTEGERS = {"capacity_tokens", "promised_tokens", "location", "resident_tokens", "waiting_tokens"}
 _INTEGERS |= {"generated", "tokens", "rank"}
-_BOOLEANS = {"open", "movable", "placed", "suspended", "barred"}
+_BOOLEANS = {"open", "movable", "placed", "suspended", "excluded"}
 _PLAIN = {"instances", "requests", "levels", "transfer_bytes_s", "token_bytes", "block_tokens", "stall_s"}
 
 
@@ -220,8 +220,8 @@ def read_candidates(record: dict[str, Any], cluster: Cluster) -> Candidates:
     made = Candidates(progress=progress, **_arrays(read))
     made = replace(made, remaining_tokens=made.remaining_tokens.reshape(-1, len(cluster.levels)))
     _check(made, ("tokens", "remaining_tokens", "rank", "waited_s", "suspended"), count)
-    if made.barred is not None and made.barred.shape != (count, len(cluster.instances)):
-        raise ValueError(f"barred has shape {made.barred.shape}")
+    if made.excluded is not None and made.excluded.shape != (count, len(cluster.instances)):
+        raise ValueError(f"excluded has shape {made.excluded.shape}")
     return made
 
 

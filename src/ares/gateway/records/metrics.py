@@ -73,8 +73,8 @@ class Metrics:
         self.entries = Counter(
             "ares_entrance_decisions_total", "Sequences let in, let in again, or suspended", ["kind"], registry=registry
         )
-        self.rescues = Counter(
-            "ares_rescues_total",
+        self.oom_actions = Counter(
+            "ares_oom_actions_total",
             "Sequences taken off an instance before it runs out of memory",
             ["how"],
             registry=registry,
