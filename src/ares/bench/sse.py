@@ -14,6 +14,8 @@ from typing import Any, cast
 import aiohttp
 import msgspec
 
+from ares.protocol.fields import REQUEST_ID_HEADER
+
 EVENT = b"data: {"
 _END_OF_EVENT = b"\n\n"
 # The end of an event, of its HTTP chunk, and the last chunk. A head may end like the last chunk alone.
@@ -82,7 +84,7 @@ async def open_stream(
     StreamError
         The reply has another status than 200, or an event is an error.
     """
-    headers = {"x-request-id": request_id} if request_id is not None else None
+    headers = {REQUEST_ID_HEADER: request_id} if request_id is not None else None
     async with http.post(url, json=body, headers=headers) as reply:
         if reply.status != 200:
             raise StreamError(f"{reply.status}: {(await reply.text())[:200]}")
