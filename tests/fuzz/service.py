@@ -216,7 +216,9 @@ class Service:
         )
         task = asyncio.create_task(server.serve())
         await eventually(lambda: server.started, PATIENCE_S)
-        await eventually(lambda: all(i.healthy and i.hello for i in self.gateway.pool.instances), PATIENCE_S)
+        await eventually(
+            lambda: all(i.health.healthy and i.state.hello for i in self.gateway.pool.instances), PATIENCE_S
+        )
         self._started.set()
         await self._ended.wait()
         server.should_exit = True

@@ -219,7 +219,9 @@ class Bench:
             decide_moves(rebalance, view.cluster)
             for known in (None, remaining[:1].ravel() if rows else None):
                 choose_instance(dispatch, view.cluster, 30, known)
-        gateway._scores.look(sequences, {row.key: row for i in self.heard if i.telemetry for row in i.telemetry.rows})
+        gateway._scores.look(
+            sequences, {row.key: row for i in self.heard if i.state.telemetry for row in i.state.telemetry.rows}
+        )
 
     async def show(self) -> None:
         """Check that everybody who looks is answered."""
@@ -276,10 +278,10 @@ async def test_a_gateway_listens_on(fake: Any, body: bytes) -> None:
         pool = Pool([fake.url], http, 0.02)
         pool.start()
         (heard,) = pool.instances
-        await eventually(lambda: heard.healthy)
+        await eventually(lambda: heard.health.healthy)
         fake._channel._outgoing.append((None, body))
         fake.post(messages.Predicted("after it", (1.0, 2.0, 3.0)))
-        await eventually(lambda: heard.predicted("after it") is not None)
+        await eventually(lambda: heard.control.predicted("after it") is not None)
         await pool.stop()
 
 
@@ -288,8 +290,8 @@ async def test_a_message_that_is_too_large_is_not_heard_and_costs_a_connection(f
         pool = Pool([fake.url], http, 0.02)
         pool.start()
         (heard,) = pool.instances
-        await eventually(lambda: heard.healthy)
-        hello = heard.hello
+        await eventually(lambda: heard.health.healthy)
+        hello = heard.state.hello
         assert hello is not None
         # But for its size it would be taken.
         large = msgspec.structs.replace(hello, versions={"vllm": "x" * (5 << 20)})
@@ -297,14 +299,14 @@ async def test_a_message_that_is_too_large_is_not_heard_and_costs_a_connection(f
 
         def heard_again() -> bool:
             fake.post(messages.Predicted("after it", (1.0, 2.0, 3.0)))
-            return heard.predicted("after it") is not None and heard.healthy
+            return heard.control.predicted("after it") is not None and heard.health.healthy
 
         await eventually(heard_again)
-        assert heard.hello == hello
+        assert heard.state.hello == hello
         # What nearly has that size is taken.
         fits = msgspec.structs.replace(hello, versions={"vllm": "x" * ((4 << 20) - 4096)})
         fake._channel._outgoing.append((None, messages.encode(fits)))
-        await eventually(lambda: heard.hello == fits)
+        await eventually(lambda: heard.state.hello == fits)
         await pool.stop()
 
 
@@ -312,11 +314,11 @@ async def test_a_message_that_is_too_large_is_not_heard_and_costs_a_connection(f
 async def test_the_process_that_serves_an_instance_listens_on(fake: Any, body: bytes) -> None:
     own = OwnChannel(fake.control_address, None)
     following = asyncio.create_task(own.follow())
-    await eventually(lambda: own.telemetry is not None)
-    before = own.telemetry
+    await eventually(lambda: own.state.telemetry is not None)
+    before = own.state.telemetry
     assert before is not None
     fake._channel._outgoing.append((None, body))
-    await eventually(lambda: own.telemetry is not None and own.telemetry.sequence > before.sequence + 1)
+    await eventually(lambda: own.state.telemetry is not None and own.state.telemetry.sequence > before.sequence + 1)
     following.cancel()
 
 
@@ -332,5 +334,5 @@ async def test_an_instance_that_says_nonsense_of_itself_is_asked_again(
         (heard,) = pool.instances
         await eventually(lambda: heard.name == fake.name)
         fake.control_address = right
-        await eventually(lambda: heard.healthy)
+        await eventually(lambda: heard.health.healthy)
         await pool.stop()

@@ -407,7 +407,7 @@ async def test_over_a_real_gateway(page: Browser, model_folder: Path) -> None:
         instances("prefill", "decode", "decode", vocabulary=VOCABULARY) as fakes,
         serving(fakes, model_folder) as service,
     ):
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         for fake in fakes[1:]:
             fake.hold_at = 60
         await page.open(f"http://127.0.0.1:{service.port}/dashboard")

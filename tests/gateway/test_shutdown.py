@@ -101,7 +101,7 @@ async def serving(fakes: list[FakeInstance], folder: Path, **settings: Any) -> A
     await eventually(lambda: server.started)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         service = Service(app.state.gateway, client, fakes, port)
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances))
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances))
         yield server, service
     server.should_exit = server.force_exit = True
     await asyncio.wait_for(task, 20)

@@ -13,7 +13,7 @@ from tests.gateway.running import VOCABULARY
 
 async def without_decode(service: Service, fakes: list[FakeInstance]) -> None:
     """Let the decode instances die, one way or the other."""
-    await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+    await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
     for fake in fakes[1:]:
         await fake.die()
     await eventually(lambda: not service.gateway.pool.ready, 15)
@@ -88,7 +88,7 @@ async def test_the_tokens_of_who_waits_count_by_the_memory_that_was_there(
     fakes: list[FakeInstance], model_folder: Path, impatient: None
 ) -> None:
     async with serving(fakes, model_folder) as service:
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         limit = service.gateway.maximum_waiting_tokens
         await without_decode(service, fakes)
         assert service.gateway.maximum_waiting_tokens == limit
@@ -142,7 +142,7 @@ async def test_a_running_request_waits_for_its_only_instance(model_folder: Path,
         instances("prefill", "decode", vocabulary=VOCABULARY) as fakes,
         serving(fakes, model_folder, preset=preset) as service,
     ):
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         fakes[1].hold_at = 12
         running = asyncio.create_task(service.complete(stream=True))
         await eventually(lambda: any(len(s.emitted) > 5 for s in service.gateway.sequences.values()), 15)
@@ -164,7 +164,7 @@ async def test_the_first_to_find_an_instance_dead_waits_as_the_others(
         instances("prefill", "decode", vocabulary=VOCABULARY) as fakes,
         serving(fakes, model_folder, preset=preset) as service,
     ):
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         await fakes[1].die()
         assert service.gateway.pool.ready, "nobody has noticed yet"
         first = asyncio.create_task(service.complete())

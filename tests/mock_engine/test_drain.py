@@ -35,12 +35,12 @@ async def test_a_pool_restarts_under_load_without_one_failure(model_folder: Path
             clients = [asyncio.create_task(client(number)) for number in range(12)]
             for port in made.ports:
                 instance = gateway.pool.find(f"w{port}")
-                before = instance.hello.boot
+                before = instance.state.hello.boot
                 await eventually(lambda i=instance: any(s.instance is i for s in gateway.sequences.values()))
                 made.processes[port].send_signal(signal.SIGTERM)
                 assert await made.ended(port) == 0
                 made.start(port)
-                await eventually(lambda i=instance, b=before: i.open and i.hello and i.hello.boot != b, 120)
+                await eventually(lambda i=instance, b=before: i.open and i.state.hello and i.state.hello.boot != b, 120)
             stopping.set()
             await asyncio.gather(*clients)
             assert done > 12
@@ -60,7 +60,7 @@ async def test_it_is_not_ready_but_well_until_its_deadline(model_folder: Path) -
             await eventually(lambda: any(len(s.emitted) > 5 for s in gateway.sequences.values()))
             made.processes[port].send_signal(signal.SIGTERM)
             instance = gateway.pool.instances[0]
-            await eventually(lambda: instance.draining)
+            await eventually(lambda: instance.state.draining)
             assert (await http.get("/ares/v1/ready")).status_code == 503
             assert (await http.get("/health")).status_code == 200
             assert not running.done()

@@ -33,7 +33,7 @@ def prompt(number: int) -> list[int]:
 
 def quarter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the gateway wait for a quarter of what serves, in the same order."""
-    monkeypatch.setattr("ares.gateway.pool.instance._FROZEN_S", 1.5)
+    monkeypatch.setattr("ares.gateway.pool.health._FROZEN_S", 1.5)
     monkeypatch.setattr("ares.gateway.session.pending_call._ALIVE_S", 1.2)
     monkeypatch.setattr("ares.gateway.pool.channel._DEAD_S", 2.5)
     monkeypatch.setattr("ares.gateway.pool.channel._HEARTBEAT_S", 0.5)
@@ -221,9 +221,9 @@ async def test_what_runs_for_a_gateway_behind_a_cut_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It resumed these requests elsewhere, and cannot say so: nobody but the instance itself can end them (I2)."""
-    monkeypatch.setattr("ares.gateway.pool.instance._FROZEN_S", 1.0)
+    monkeypatch.setattr("ares.gateway.pool.health._FROZEN_S", 1.0)
     monkeypatch.setattr("ares.gateway.session.pending_call._ALIVE_S", 0.8)
-    monkeypatch.setattr("ares.gateway.pool.instance._SILENT_S", 0.8)
+    monkeypatch.setattr("ares.gateway.pool.health._SILENT_S", 0.8)
     monkeypatch.setattr(messages, "SUBSCRIPTION_TTL_S", 2.5)  # more than between two heartbeats
     monkeypatch.setattr(messages, "ABANDONED_S", 1.5)
     async with linked(2, links=1) as (servers, links):

@@ -49,7 +49,7 @@ def install(liar: TelemetryFaultInjector) -> None:
     receive = Instance._receive  # noqa: SLF001 - where every message of an instance comes in
 
     async def deceived(self: Instance, body: bytes, on_hello: Callable[[Instance], Coroutine[Any, Any, None]]) -> None:
-        told = liar.told(self.name, self.hello.kv_blocks if self.hello is not None else 0, body)
+        told = liar.told(self.name, self.state.hello.kv_blocks if self.state.hello is not None else 0, body)
         if told is not None:
             await receive(self, told, on_hello)
 

@@ -135,7 +135,7 @@ class Gateway:
     @property
     def maximum_model_tokens(self) -> int | None:
         """Longest sequence that every known instance takes; None before any is known."""
-        return min((i.hello.max_model_len for i in self.pool.instances if i.hello), default=None)
+        return min((i.state.hello.max_model_len for i in self.pool.instances if i.state.hello), default=None)
 
     @property
     def waiting(self) -> int:
@@ -148,7 +148,7 @@ class Gateway:
 
         While all are away, the limit is the one before.
         """
-        capacity = sum(i.capacity_tokens for i in self.pool.decode())
+        capacity = sum(i.state.capacity_tokens for i in self.pool.decode())
         self._capacity_tokens = capacity or self._capacity_tokens
         return self.config.maximum_waiting_tokens or _FILLINGS * self._capacity_tokens or math.inf
 
@@ -268,16 +268,16 @@ class Gateway:
             raise TargetError(f"the request runs on {target.name} already", 409)
         if target.role == "prefill":
             raise TargetError(f"{target.name} does not decode", 409)
-        if not target.open or target.hello is None:
+        if not target.open or target.state.hello is None:
             raise TargetError(f"{target.name} is not taking requests", 503)
-        if lacking := target.lacks(sequence.sampling.needs):
+        if lacking := target.state.lacks(sequence.sampling.needs):
             raise TargetError(f"{target.name} does not restore {', '.join(sorted(lacking))} of the request", 409)
-        size = target.hello.block_size
+        size = target.state.hello.block_size
         # One block more than the tokens need: the next one is written at once.
         needed = -(-(sequence.tokens + 1) // size) + 1
         promised = sum(-(-(s.tokens + 1) // size) for s in self.sequences.values() if s.incoming is target)
-        if needed > target.free_blocks - promised:
-            raise TargetError(f"{target.name} is full: {needed} KV blocks wanted, {target.free_blocks} free", 409)
+        if needed > target.state.free_blocks - promised:
+            raise TargetError(f"{target.name} is full: {needed} KV blocks wanted, {target.state.free_blocks} free", 409)
 
     def takes(self, sequence: Session, target: Instance) -> bool:
         """Whether `target` can take the sequence now."""
@@ -336,7 +336,7 @@ class Gateway:
                 logger.warning("stood still for %.1f s", late)
                 since = {what: at + late for what, at in since.items()}
                 for instance in self.pool.instances:
-                    instance.extend_deadline(late)
+                    instance.health.extend_deadline(late)
             try:
                 since = self._look_after(since)
             except Exception:  # costs this look, never the service (I7)

@@ -141,7 +141,7 @@ async def test_a_long_request_gives_way_and_loses_no_token(model_folder: Path) -
         teach(gateway, 500)
         long = [Client(gateway, 500, name=f"long-{n}", prompt=[10 + n] * 100) for n in range(2)]
         await eventually(lambda: all(len(client.tokens) > 100 for client in long), 20)
-        await eventually(lambda: all(i.steps.law is not None for i in gateway.pool.decode()))
+        await eventually(lambda: all(i.state.step_time.law is not None for i in gateway.pool.decode()))
         for fake in fakes[1:]:
             fake.hold_at = 300  # they stay, and hold the memory
         short = Client(gateway, 60, name="short", prompt=[3] * 300)
@@ -182,12 +182,12 @@ async def test_before_memory_ends_a_request_is_moved(model_folder: Path) -> None
     async with cluster(model_folder, preset="off") as (gateway, fakes):
         crowded = next(i for i in gateway.pool.decode())
         spare = next(i for i in gateway.pool.decode() if i is not crowded)
-        spare.draining = True
+        spare.state.draining = True
         for fake in fakes[1:]:
             fake.hold_at = 290
         clients = [Client(gateway, 400, name=f"r{n}", prompt=[10 + n] * 50) for n in range(2)]
         await eventually(lambda: all(len(client.tokens) == 240 for client in clients), 20)
-        spare.draining = False
+        spare.state.draining = False
         gateway.controller.use_preset("ares")
         await eventually(lambda: sample(gateway, "ares_rescues_total", how="moved") >= 1)
         for fake in fakes[1:]:
@@ -325,7 +325,7 @@ async def test_who_is_held_does_not_enter_where_its_state_would_be_lost(model_fo
         fit.carries = ("seed",)
         await fit.die()
         await fit.start()
-        await eventually(lambda: any(i.hello and i.hello.carries for i in gateway.pool.instances))
+        await eventually(lambda: any(i.state.hello and i.state.hello.carries for i in gateway.pool.instances))
         fit.hold_at = 100
         first = Client(gateway, 400, name="first", prompt=[10] * 50, needs=frozenset({"seed"}))
         await eventually(lambda: bool(fit.running))
@@ -415,8 +415,8 @@ async def test_serving_goes_on_without_telemetry(model_folder: Path, impatient: 
     async with cluster(model_folder) as (gateway, fakes):
         for fake in fakes:
             fake._channel._snapshot = lambda: 1 / 0
-        await eventually(lambda: not any(i.healthy for i in gateway.pool.instances), 20)
-        await eventually(lambda: any(i.reachable for i in gateway.pool.decode()), 20)
+        await eventually(lambda: not any(i.health.healthy for i in gateway.pool.instances), 20)
+        await eventually(lambda: any(i.health.reachable for i in gateway.pool.decode()), 20)
         client = Client(gateway)
         await client.finish()
         client.check()

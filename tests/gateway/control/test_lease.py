@@ -155,11 +155,11 @@ async def test_parts_that_were_granted_are_given_back_by_who_did_not_get_all(
     fakes: list[FakeInstance], model_folder: Path
 ) -> None:
     async with gateways(fakes, model_folder, preset="off") as (first, second):
-        held = await find(first, "decode-0").lease(first.name, 5.0, 5.0)
+        held = await find(first, "decode-0").control.lease(first.name, 5.0, 5.0)
         assert held is not None
         assert held.granted
         assert not await second.controller.lease.take(0.0)
-        asked = await find(first, "decode-1").lease(first.name, 5.0, 5.0)
+        asked = await find(first, "decode-1").control.lease(first.name, 5.0, 5.0)
         assert asked is not None
         assert asked.granted
 
@@ -275,14 +275,14 @@ async def test_gateways_even_out_a_pool_together(fakes: list[FakeInstance], mode
     fakes[1].hold_at = fakes[2].hold_at = 60
     async with gateways(fakes, model_folder, cooldown_s=0.2) as made:
         for gateway in made:
-            find(gateway, "decode-1").draining = True
+            find(gateway, "decode-1").state.draining = True
         clients = [Client(made[n < 7], 600, name=f"r{n}", prompt=[10 + n] * 30) for n in range(8)]
         await eventually(lambda: all(len(client.tokens) == 30 for client in clients))
         assert (len(fakes[1].running), len(fakes[2].running)) == (8, 0)
         for fake in fakes[1:]:
             fake.step_s, fake.hold_at = 0.01, None
         for gateway in made:
-            find(gateway, "decode-1").draining = False
+            find(gateway, "decode-1").state.draining = False
         await eventually(lambda: (len(fakes[1].running), len(fakes[2].running)) == (4, 4))
         assert sample(made[1], "ares_migrations_total", trigger=PRESET, outcome="moved") >= 1
         for fake in fakes[1:]:
@@ -314,7 +314,7 @@ async def test_what_a_dead_gateway_had_pinned_is_let_go_and_nothing_else(
         await dies.pool.stop()
         await eventually(lambda: fakes[0].orphans == [pins[dies]])
         assert set(fakes[0].pinned) == {pins[stays]}
-        await find(stays, "prefill-0").release(pins[stays])
+        await find(stays, "prefill-0").control.release(pins[stays])
         for fake in fakes[1:]:
             fake.hold_at = None
         await client.finish()

@@ -97,22 +97,22 @@ async def prefill(fakes: list[FakeInstance]) -> AsyncIterator[Instance]:
     async with engine.session() as http:
         pool = Pool([fake.url for fake in fakes], http, 0.02)
         pool.start()
-        await eventually(lambda: all(i.healthy and i.hello for i in pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in pool.instances), 15)
         yield pool.instances[0]
         await pool.stop()
 
 
 async def test_a_prefill_brings_a_prediction(prefill: Instance) -> None:
     await prefill.engine.complete(Sampling({}, 10).prefill("key", [7] * 5, []))
-    await eventually(lambda: prefill.predicted("key") == (1, 5, 1000), 15)
-    assert prefill.predicted("another") is None
+    await eventually(lambda: prefill.control.predicted("key") == (1, 5, 1000), 15)
+    assert prefill.control.predicted("another") is None
 
 
 async def test_predictions_that_nobody_asks_for_are_forgotten(
     fakes: list[FakeInstance], prefill: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ares.gateway.pool.instance._REMEMBERED", 3)
+    monkeypatch.setattr("ares.gateway.pool.control_client._REMEMBERED", 3)
     for number in range(5):
         fakes[0].post(messages.Predicted(f"key-{number}", (1.0, 2.0, 3.0)))
-    await eventually(lambda: prefill.predicted("key-4") is not None, 15)
-    assert [number for number in range(5) if prefill.predicted(f"key-{number}")] == [2, 3, 4]
+    await eventually(lambda: prefill.control.predicted("key-4") is not None, 15)
+    assert [number for number in range(5) if prefill.control.predicted(f"key-{number}")] == [2, 3, 4]

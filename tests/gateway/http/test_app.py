@@ -92,7 +92,7 @@ async def serving(fakes: list[FakeInstance], folder: Path, **settings: Any) -> A
 @pytest.fixture
 async def service(fakes: list[FakeInstance], model_folder: Path, impatient: None) -> AsyncIterator[Service]:
     async with serving(fakes, model_folder) as made:
-        await eventually(lambda: all(i.healthy and i.hello for i in made.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in made.gateway.pool.instances), 15)
         yield made
 
 
@@ -103,7 +103,7 @@ async def shared(model_folder: Path) -> AsyncIterator[Service]:
         instances("prefill", "decode", "decode", vocabulary=VOCABULARY) as fakes,
         serving(fakes, model_folder) as made,
     ):
-        await eventually(lambda: all(i.healthy and i.hello for i in made.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in made.gateway.pool.instances), 15)
         yield made
 
 
@@ -627,7 +627,7 @@ async def test_an_unexpected_failure_is_an_openai_error(service: Service, monkey
 async def test_a_class_is_named_in_a_header_and_must_exist(fakes: list[FakeInstance], model_folder: Path) -> None:
     classes = {"batch": {"ttft_s": 60, "rank": 1, "gap_s": "none"}}
     async with serving(fakes, model_folder, classes=classes, slo_ttft_s=2.0) as service:
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         body = {"prompt": PROMPT, "max_tokens": 5, "priority": 3}
         reply = await service.client.post("/v1/completions", json=body, headers={"x-ares-class": "batch"})
         assert reply.status_code == 200
@@ -643,7 +643,7 @@ async def test_a_class_is_named_in_a_header_and_must_exist(fakes: list[FakeInsta
 
 async def test_a_full_queue_is_refused_with_when_to_try_again(fakes: list[FakeInstance], model_folder: Path) -> None:
     async with serving(fakes, model_folder, maximum_waiting=2) as service:
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         fakes[0].faults.answer_after_s = 1.0
         waiting = [asyncio.create_task(service.complete()) for _ in range(2)]
         await eventually(lambda: service.gateway.waiting == 2)
@@ -659,7 +659,7 @@ async def test_what_is_being_tokenised_fills_the_queue(
     fakes: list[FakeInstance], model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(fakes, model_folder, maximum_waiting=2) as service:
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         text, go = service.gateway.text, threading.Event()
         encode = text.encode
 
@@ -692,7 +692,7 @@ async def test_who_comes_at_once_does_not_slip_in(
     )
     gateway: Gateway = app.state.gateway
     async with app.router.lifespan_context(app):
-        await eventually(lambda: all(i.healthy and i.hello for i in gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in gateway.pool.instances), 15)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             body = {"prompt": [10] * 100, "max_tokens": 1, "stream": True}
             # Turn by turn they do the same: all have asked before the first is noted.
@@ -715,7 +715,7 @@ async def test_who_waits_in_an_engine_fills_the_queue(
     fakes: list[FakeInstance], model_folder: Path, preset: str
 ) -> None:
     async with serving(fakes, model_folder, maximum_waiting=2, preset=preset) as service:
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         for fake in fakes[1:]:
             fake.faults.silent_stream = True
         waiting = [asyncio.create_task(service.complete()) for _ in range(2)]
@@ -738,7 +738,7 @@ async def test_a_queue_is_full_by_the_tokens_that_it_will_take_too(
     fakes: list[FakeInstance], model_folder: Path
 ) -> None:
     async with serving(fakes, model_folder, maximum_waiting_tokens=1000) as service:
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         fakes[0].faults.hang = True
         # 400 tokens each: 300 of the prompt, and a limit of 100 that lies below what outputs usually have.
         waiting = [asyncio.create_task(service.complete(prompt=[10] * 300, max_tokens=100)) for _ in range(3)]
@@ -757,7 +757,7 @@ async def test_a_queue_is_full_by_the_tokens_that_it_will_take_too(
 
 
 async def test_a_queue_is_as_long_as_the_memory_of_the_pool_is_large(shared: Service) -> None:
-    held = sum(i.capacity_tokens for i in shared.gateway.pool.decode())
+    held = sum(i.state.capacity_tokens for i in shared.gateway.pool.decode())
     assert held == 2 * 1000 * 16
     assert shared.gateway.maximum_waiting_tokens == 16 * held
 
@@ -988,7 +988,7 @@ async def test_without_a_key_no_foreign_page_commands(shared: Service, headers: 
         "/admin/v1/instances/decode-0/drain", headers=headers | {"Content-Type": "text/plain"}
     )
     assert failure(drain, 403)["type"] == "permission_error"
-    assert not any(i.draining for i in shared.gateway.pool.instances)
+    assert not any(i.state.draining for i in shared.gateway.pool.instances)
     for path in ("/admin/v1/status", "/admin/v1/events"):
         failure(await shared.client.get(path, headers=headers), 403)
 

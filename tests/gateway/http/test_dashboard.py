@@ -36,7 +36,7 @@ async def service(model_folder: Path) -> AsyncIterator[Service]:
         instances("prefill", "decode", "decode", vocabulary=VOCABULARY) as fakes,
         serving(fakes, model_folder) as made,
     ):
-        await eventually(lambda: all(i.healthy and i.hello for i in made.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in made.gateway.pool.instances), 15)
         yield made
 
 

@@ -260,7 +260,7 @@ class Controller:
 
     def _unfit(self, sequence: Session) -> set[str]:
         """Return the names of instances that would not restore a sequence's state: they joined after it had begun."""
-        return {i.name for i in self._pool.decode() if i.lacks(sequence.sampling.needs)}
+        return {i.name for i in self._pool.decode() if i.state.lacks(sequence.sampling.needs)}
 
     async def _place(self, sequence: Session, exclude: set[str]) -> Instance | None:
         """Ask dispatch; where it fails, the instance with the fewest requests takes the sequence (I7)."""
@@ -485,5 +485,5 @@ class Controller:
 
 
 def _queue(instance: Instance) -> int:
-    load = instance.telemetry
+    load = instance.state.telemetry
     return load.running + load.waiting if load else 0

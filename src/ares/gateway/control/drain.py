@@ -77,14 +77,14 @@ class Drainer:
     def left(self, instance: Instance) -> int:
         """Return how many requests are still there, those of other gateways and KV that waits to be pulled included."""
         ours = sum(1 for _ in self._on(instance))
-        return max(ours, instance.telemetry.left if instance.telemetry is not None else 0)
+        return max(ours, instance.state.telemetry.left if instance.state.telemetry is not None else 0)
 
     async def run(self) -> None:
         """Empty what drains, until cancelled."""
         while True:
             await asyncio.sleep(_PERIOD_S)
             for instance in self._gateway.pool.instances:
-                if instance.draining:
+                if instance.state.draining:
                     try:
                         self._empty(instance)
                     except Exception:  # costs this look, never the service (I7)
@@ -98,7 +98,7 @@ class Drainer:
 
     def _empty(self, instance: Instance) -> None:
         now = time.monotonic()
-        if instance.drain_deadline is not None and now > instance.drain_deadline:
+        if instance.state.drain_deadline is not None and now > instance.state.drain_deadline:
             self._break_off(instance, now)
             return
         room = _AT_ONCE - sum(1 for source in self._moving.values() if source is instance)

@@ -81,15 +81,15 @@ class Lease:
             await self._end()
 
     async def _granted(self) -> bool:
-        heard = [i for i in self._pool.decode() if i.healthy]
+        heard = [i for i in self._pool.decode() if i.health.healthy]
         # Those of an earlier version grant by their silence: their gateways all decide for themselves.
-        keepers = [i for i in heard if i.hello is not None and i.hello.leases]
-        answers = await asyncio.gather(*(i.lease(self.name, _TTL_S, _ANSWER_S) for i in keepers))
+        keepers = [i for i in heard if i.state.hello is not None and i.state.hello.leases]
+        answers = await asyncio.gather(*(i.control.lease(self.name, _TTL_S, _ANSWER_S) for i in keepers))
         self.holder = next((a.holder for a in answers if a is not None and not a.granted), "")
         silent = answers.count(None)
         return not self.holder and (2 * silent < len(heard) or not heard)
 
     async def _end(self) -> None:
         for instance in self._pool.decode():
-            if instance.healthy:
-                await instance.end_lease(self.name)
+            if instance.health.healthy:
+                await instance.control.end_lease(self.name)

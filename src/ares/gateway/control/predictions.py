@@ -57,7 +57,7 @@ def _finite(tokens: float) -> float | None:
 
 def rows_by_key(instances: Iterable[Instance]) -> dict[str, messages.Row]:
     """Return the newest row of every request of every instance."""
-    return {row.key: row for i in instances if i.telemetry is not None for row in i.telemetry.rows}
+    return {row.key: row for i in instances if i.state.telemetry is not None for row in i.state.telemetry.rows}
 
 
 class PredictionScores:

@@ -70,10 +70,10 @@ class SnapshotBuilder:
         """Return the decode pool now; instances named in `exclude` are shown closed."""
         now = time.monotonic()
         instances = list(self._pool.decode())
-        block = max((i.hello.block_size for i in instances if i.hello is not None), default=1)
+        block = max((i.state.hello.block_size for i in instances if i.state.hello is not None), default=1)
         index = {id(i): n for n, i in enumerate(instances)}
         rows: list[dict[str, messages.Row]] = [
-            {r.key: r for r in i.telemetry.rows} if i.telemetry else {} for i in instances
+            {r.key: r for r in i.state.telemetry.rows} if i.state.telemetry else {} for i in instances
         ]
         promised = np.zeros(len(instances), dtype=np.int64)
         shown: list[Session] = []
@@ -111,13 +111,13 @@ class SnapshotBuilder:
         movable += [False] * len(others)
         placed += [False] * len(others)
         remaining += [self._foreseen(row) for row in others]
-        laws = [i.steps.law for i in instances]
+        laws = [i.state.step_time.law for i in instances]
         known = [law for law in laws if law is not None]
         # An instance that has not worked yet is taken to be like the others.
         law = np.array([one if one is not None else np.mean(known, axis=0) for one in laws]) if known else None
         cluster = Cluster(
             instances=tuple(i.name for i in instances),
-            capacity_tokens=np.array([i.capacity_tokens for i in instances], dtype=np.int64),
+            capacity_tokens=np.array([i.state.capacity_tokens for i in instances], dtype=np.int64),
             promised_tokens=promised,
             open=_open(instances, exclude),
             requests=(*(s.id for s in shown), *(row.key for row in others)),
@@ -145,19 +145,20 @@ class SnapshotBuilder:
         reports where others use it too.
         """
         instances = list(self._pool.decode())
-        block = max((i.hello.block_size for i in instances if i.hello is not None), default=1)
+        block = max((i.state.hello.block_size for i in instances if i.state.hello is not None), default=1)
         tokens = dict.fromkeys(map(id, instances), 0)
         for sequence in sequences:
             where = id(sequence.instance or sequence.destination)
             if where in tokens:
                 tokens[where] += in_blocks(sequence.tokens, block)
         reported = [
-            sum(in_blocks(row.resident, block) for row in i.telemetry.rows) if i.telemetry else 0 for i in instances
+            sum(in_blocks(row.resident, block) for row in i.state.telemetry.rows) if i.state.telemetry else 0
+            for i in instances
         ]
         none = np.zeros(0, dtype=np.int64)
         cluster = Cluster(
             instances=tuple(i.name for i in instances),
-            capacity_tokens=np.array([i.capacity_tokens for i in instances], dtype=np.int64),
+            capacity_tokens=np.array([i.state.capacity_tokens for i in instances], dtype=np.int64),
             promised_tokens=np.maximum(np.array(list(tokens.values()), dtype=np.int64), reported),
             open=_open(instances, exclude),
             requests=(),
@@ -239,8 +240,8 @@ def taking(instances: list[Instance], exclude: Collection[str]) -> list[Instance
 
     Where nobody's telemetry comes, whoever answers at all is better than nobody (I7).
     """
-    usable = [i for i in instances if not i.draining and i.name not in exclude]
-    return [i for i in usable if i.open] or [i for i in usable if i.reachable]
+    usable = [i for i in instances if not i.state.draining and i.name not in exclude]
+    return [i for i in usable if i.open] or [i for i in usable if i.health.reachable]
 
 
 def _open(instances: list[Instance], exclude: Collection[str]) -> BoolArray:

@@ -99,7 +99,7 @@ async def status(request: Request) -> dict[str, Any]:
     return snapshot(gateway) | {
         "migrations": [asdict(record) for record in gateway.migrations],
         "process": {"tasks": len(asyncio.all_tasks())},
-        "connectors": {i.name: i.telemetry.held for i in gateway.pool.instances if i.telemetry},
+        "connectors": {i.name: i.state.telemetry.held for i in gateway.pool.instances if i.state.telemetry},
     }
 
 
@@ -119,7 +119,7 @@ def snapshot(gateway: Gateway) -> dict[str, Any]:
         "waiting_tokens": gateway.backlog.tokens,
         "suspended": gateway.controller.suspended,
         "instances": [
-            _instance(i, sequences[id(i)], gateway.drainer.left(i) if i.draining else None)
+            _instance(i, sequences[id(i)], gateway.drainer.left(i) if i.state.draining else None)
             for i in gateway.pool.instances
         ],
         "requests": [_request(s, rows.get(s.key or "")) for s in list(gateway.sequences.values())],
@@ -199,13 +199,13 @@ def _find(gateway: Gateway, given: str) -> Instance:
 
 
 def _instance(instance: Instance, sequences: int, left: int | None) -> dict[str, Any]:
-    load, hello = instance.telemetry, instance.hello
+    load, hello = instance.state.telemetry, instance.state.hello
     row: dict[str, Any] = {
         "name": instance.name,
         "role": instance.role,
         "url": instance.url,
-        "healthy": instance.healthy,
-        "draining": instance.draining,
+        "healthy": instance.health.healthy,
+        "draining": instance.state.draining,
         "why": why_closed(instance),
         "left": left,
     }
@@ -216,7 +216,7 @@ def _instance(instance: Instance, sequences: int, left: int | None) -> dict[str,
             "resident_tokens": sum(r.resident for r in load.rows),
             "predicted_remaining_tokens": predicted(load),
             "predicted_peak_tokens": predicted_peak(load),
-            "capacity_tokens": instance.capacity_tokens,
+            "capacity_tokens": instance.state.capacity_tokens,
             "kv_blocks_used": load.kv_blocks_used,
             "kv_blocks": hello.kv_blocks,
             "pinned": load.pinned,
@@ -226,7 +226,7 @@ def _instance(instance: Instance, sequences: int, left: int | None) -> dict[str,
             "block_size": hello.block_size,
             "max_num_seqs": hello.max_num_seqs,
             "max_num_batched_tokens": hello.max_num_batched_tokens,
-            "step_law": law.tolist() if (law := instance.steps.law) is not None else None,
+            "step_law": law.tolist() if (law := instance.state.step_time.law) is not None else None,
             "preemptions": load.preemptions,
             "sequences": sequences,
         }

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from ares.gateway.pool.discovery import Served
-from ares.gateway.pool.health import State
+from ares.gateway.pool.health import Status
 from ares.gateway.pool.instance import Instance
 from ares.protocol import messages
 from ares.protocol.keys import ControlKey
@@ -125,7 +125,7 @@ class Pool:
     @property
     def carried(self) -> frozenset[str]:
         """State that no instance lets a request lose that comes to it."""
-        known = [frozenset(i.hello.carries) for i in self.instances if i.hello is not None]
+        known = [frozenset(i.state.hello.carries) for i in self.instances if i.state.hello is not None]
         return frozenset.intersection(*known) if known else frozenset()
 
     async def change(self, most_s: float) -> None:
@@ -140,8 +140,8 @@ class Pool:
 
     def _tell_apart(self) -> None:
         """Give instances that call themselves the same their addresses as part of their names."""
-        for called, count in Counter(i.called for i in self.instances).items():
-            same = [i for i in self.instances if i.called == called]
+        for called, count in Counter(i.own_name for i in self.instances).items():
+            same = [i for i in self.instances if i.own_name == called]
             names = [f"{called}@{urlsplit(i.url).netloc}" for i in same] if count > 1 else [called]
             if count > 1 and names != [i.name for i in same]:
                 logger.warning("%d instances call themselves %s: %s", count, called, ", ".join(names))
@@ -152,13 +152,13 @@ class Pool:
         """Let one URL stand for an instance in this life of it: the one that does already, while it leads there."""
         holder = self._holders.get(found.boot)
         if holder is not None and holder is not instance:
-            if await holder.holds(found.boot):
+            if await holder.leads_to(found.boot):
                 return holder
-            holder.let_go()
+            holder.release_to_other_url()
         self._holders = {boot: i for boot, i in self._holders.items() if i is not instance} | {found.boot: instance}
-        if instance.duplicate or found.name != instance.called:
-            instance.health.turn(instance.url, State.UNKNOWN)
-            instance.name = instance.called = found.name
+        if instance.duplicate or found.name != instance.own_name:
+            instance.health.turn(instance.url, Status.UNKNOWN)
+            instance.name = instance.own_name = found.name
             if self._served is not None and not found.models:
                 logger.warning(
                     "%s (%s) does not say which model it serves (an earlier ARES?); it is used",
@@ -170,19 +170,21 @@ class Pool:
 
     async def _acquaint(self, instance: Instance) -> None:
         """Let decode instances shake hands with whatever they may pull from, so that no request waits for it."""
-        assert instance.hello is not None  # noqa: S101 - for the type checker: called on its Hello
+        assert instance.state.hello is not None  # noqa: S101 - for the type checker: called on its Hello
         if instance.role != "prefill":
-            await instance.connect_peers([i.hello.peer for i in self.instances if i.hello and i is not instance])
+            await instance.control.connect_peers(
+                [i.state.hello.peer for i in self.instances if i.state.hello and i is not instance]
+            )
         for other in self.decode():
-            if other is not instance and other.hello is not None:
-                await other.connect_peers([instance.hello.peer])
+            if other is not instance and other.state.hello is not None:
+                await other.control.connect_peers([instance.state.hello.peer])
 
 
 def why_closed(instance: Instance) -> str | None:
     """Say why an instance takes nothing new; None where it does."""
     if instance.open:
         return None
-    return instance.health.why or (State.DRAINING.value.says if instance.draining else "has just been lost")
+    return instance.health.why or (Status.DRAINING.value.text if instance.state.draining else "has just been lost")
 
 
 def _distinct(urls: list[str]) -> list[str]:

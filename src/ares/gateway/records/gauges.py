@@ -21,9 +21,9 @@ def show(metrics: Metrics, instances: Iterable[Instance]) -> None:
     for gauge in (metrics.instance_up, *loads):
         gauge.clear()  # also of names that nobody has any more
     for i in instances:
-        metrics.instance_up.labels(i.name, i.role).set(i.healthy)
-        load, hello = i.telemetry, i.hello
-        if not i.healthy or load is None or hello is None:
+        metrics.instance_up.labels(i.name, i.role).set(i.health.healthy)
+        load, hello = i.state.telemetry, i.state.hello
+        if not i.health.healthy or load is None or hello is None:
             continue
         values = (
             predicted(load) if load.rows else 0,

@@ -33,7 +33,7 @@ class Recorder:
 
     def describe(self, model: str, preset: str, instances: list[Instance]) -> None:
         """Write what the requests ran on."""
-        decode = [i for i in instances if i.role != "prefill" and i.hello is not None]
+        decode = [i for i in instances if i.role != "prefill" and i.state.hello is not None]
         if self._folder is None or not decode or decode[0].hello is None:
             return
         hello = decode[0].hello

@@ -123,7 +123,7 @@ class Entering:
         """
         segment = self._segment
         instance = segment.instance if segment is not None else self._pending.instance
-        if instance is None or not instance.healthy:
+        if instance is None or not instance.health.healthy:
             return None
         key = segment.key if segment is not None else self._newest_key
         row = rows.get(key)
@@ -166,7 +166,7 @@ class Entering:
         alone = self.sampling.maximum_tokens - len(self.emitted) == 1
         for _ in range(self.maximum_attempts):
             instance = self.placement.prefill()
-            if instance is None or (self.emitted and instance.lacks(self.sampling.needs)):
+            if instance is None or (self.emitted and instance.state.lacks(self.sampling.needs)):
                 break
             key = self._next_key()
             if not alone:
@@ -181,7 +181,7 @@ class Entering:
                 instance.record_failure(error)
                 continue
             self._holder = self._holder and self._holder.now()
-            if (said := instance.predicted(key)) is not None:
+            if (said := instance.control.predicted(key)) is not None:
                 self.predicted = (said, self.tokens)
             if self.sampling.pinned is not None and not alone:
                 return None, transfer
@@ -280,6 +280,6 @@ class Entering:
     def _free_holder(self) -> None:
         if self._holder is not None:
             pin, self._holder = self._holder, None
-            task = asyncio.ensure_future(pin.instance.release(pin.key))
+            task = asyncio.ensure_future(pin.instance.control.release(pin.key))
             self._background.add(task)
             task.add_done_callback(self._background.discard)

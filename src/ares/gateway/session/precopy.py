@@ -24,16 +24,21 @@ _numbers = itertools.count(1)
 
 def resolve(wanted: WantedMode, sequence: Session, target: Instance) -> Mode:
     """Return how to move `sequence` to `target`; without a prefix cache there, nothing can go ahead."""
-    if wanted == STOP_AND_COPY or target.hello is None or target.telemetry is None or not target.hello.prefix_caching:
+    if (
+        wanted == STOP_AND_COPY
+        or target.state.hello is None
+        or target.state.telemetry is None
+        or not target.state.hello.prefix_caching
+    ):
         return STOP_AND_COPY
     if wanted == PRE_COPY:
         return PRE_COPY
     link = Link(
-        token_bytes=target.hello.token_bytes,
-        bytes_per_s=target.telemetry.pull_bytes_per_s,
-        within_step_bytes=target.hello.pull_within_step_bytes,
-        step_s=target.telemetry.step_time_s,
-        block_tokens=target.hello.block_size,
+        token_bytes=target.state.hello.token_bytes,
+        bytes_per_s=target.state.telemetry.pull_bytes_per_s,
+        within_step_bytes=target.state.hello.pull_within_step_bytes,
+        step_s=target.state.telemetry.step_time_s,
+        block_tokens=target.state.hello.block_size,
     )
     return choose_mode(sequence.tokens, link)
 
@@ -61,7 +66,7 @@ async def move(sequence: Session, target: Instance, reason: str, mode: Mode, tim
     except (EngineLostError, EngineRefusedError, HandoverError, TimeoutError) as error:
         failed = True
         if isinstance(error, EngineLostError):
-            target.mark_lost()
+            target.health.connection_failed()
     finally:
         sequence.copying = None
     copied_s = time.monotonic() - began
@@ -97,7 +102,7 @@ async def _copy(sequence: Session, source: Instance, target: Instance, timeout_s
     pin = f"{key}/copy-{next(_numbers)}"
     held = Pin.at(source, pin)
     # One token more than is copied: the target must compute something, and it shall not be KV that was copied.
-    copied = await source.copy(key, pin, len(tokens) - 1, timeout_s)
+    copied = await source.control.copy(key, pin, len(tokens) - 1, timeout_s)
     if not copied.tokens:
         return 0
     if not held.kept:
@@ -107,7 +112,7 @@ async def _copy(sequence: Session, source: Instance, target: Instance, timeout_s
             stream = await target.engine.stream(bring_ahead(pin, tokens[: copied.tokens + 1], copied.transfer))
         except (EngineLostError, EngineRefusedError):
             # Nobody will pull it. In every other case the target's pull or abort frees the pin, as in a hand-over.
-            await source.release(pin)
+            await source.control.release(pin)
             raise
         try:
             return await _arrival(target, pin, stream, timeout_s)
@@ -123,7 +128,7 @@ async def _arrival(target: Instance, pin: str, stream: Stream, timeout_s: float)
             pass
 
     drained = asyncio.ensure_future(drain())
-    admission = asyncio.ensure_future(target.admitted(pin, timeout_s))
+    admission = asyncio.ensure_future(target.control.kv_received(pin, timeout_s))
     try:
         await asyncio.wait((drained, admission), return_when=asyncio.FIRST_COMPLETED)
         if not admission.done():

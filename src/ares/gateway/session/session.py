@@ -171,14 +171,14 @@ class Session(Entering):
         move = self._move = Handover(source, target, record)
         ordered = time.monotonic()
         try:
-            cut = await source.instance.cut(source.key, self.handover_timeout_s)
+            cut = await source.instance.control.cut(source.key, self.handover_timeout_s)
         except TimeoutError:
             # If the cut happens after all, the stream ends early and the sequence resumes from its tokens.
             return self._settle(move, "source_silent")
         if cut.outcome != "pinned":
             return self._settle(move, "not_running" if cut.outcome == "not_running" else "finished_first")
         if self._move is not move:  # the client left, or the source died
-            await source.instance.release(source.key)
+            await source.instance.control.release(source.key)
             return record
         known = time.monotonic()
         record.cut_s = known - ordered
@@ -195,7 +195,7 @@ class Session(Entering):
                 segment = await self._open(target, tokens, cut.transfer, key)
         except (EngineLostError, EngineRefusedError, TimeoutError) as error:
             if not isinstance(error, EngineRefusedError):
-                target.mark_lost()
+                target.health.connection_failed()
             move.fail(error)
         else:
             if move.arrival.done():  # too late: nobody waits for it any more
@@ -205,7 +205,7 @@ class Session(Entering):
                 move.arrival.set_result(segment)
         await move.settled.wait()
         if record.outcome == "moved":
-            admitted = await target.admitted(key, _LAG_S)
+            admitted = await target.control.kv_received(key, _LAG_S)
             if admitted is not None:
                 record.pulled_tokens, record.queued_s = admitted.pulled, admitted.queued_s
         return record
@@ -225,7 +225,7 @@ class Session(Entering):
             raise NotMovableError(refusal or "not_decoding")
         self._pausing = True
         try:
-            cut = await source.instance.cut(source.key, self.handover_timeout_s)
+            cut = await source.instance.control.cut(source.key, self.handover_timeout_s)
         except TimeoutError:
             if self._segment is source:  # should it be cut after all, it goes on from its tokens
                 self._pausing = False
@@ -240,7 +240,7 @@ class Session(Entering):
             return cut.outcome
         self.suspensions += 1
         # Nobody will pull it: where it resumes, its tokens are prefilled again.
-        await source.instance.release(source.key)
+        await source.instance.control.release(source.key)
         return "suspended"
 
     async def _hand_over(self, source: Segment) -> Segment:
@@ -279,11 +279,11 @@ class Session(Entering):
             move.abandon()
             self._settle(move, "returned")
         elif lost is not self._left and not isinstance(error, UntakenError):
-            lost.instance.mark_lost()
+            lost.instance.health.connection_failed()
             self._losses += 1
         self._free_holder()
         # The source still has the full blocks of this sequence in its prefix cache.
-        prefer = source if source.open and not source.lacks(self.sampling.needs) else None
+        prefer = source if source.open and not source.state.lacks(self.sampling.needs) else None
         if self.sampling.pinned is not None and self.emitted:
             raise EngineLostError(f"{error}; {self.sampling.pinned} cannot be resumed exactly") from error
         if self._losses > self.maximum_attempts:
