@@ -26,7 +26,7 @@ LOAD = {
 }
 REQUEST = {
     "id": "chatcmpl-0123456789abcdef",
-    "state": "decoding",
+    "state": "decode",
     "instance": "decode-0",
     "output_tokens": 512,
     "remaining_p50": 120.25,

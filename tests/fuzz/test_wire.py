@@ -187,24 +187,24 @@ class Bench:
             sequence = Session(f"r{number}", [3] * 30, Sampling({}, 1000), self.gateway.controller, 10.0)
             stream: Any = SimpleNamespace(close=lambda: None)
             sequence._segment = Segment(self.heard[number % 3], f"key-{number}", 0, stream)
-            sequence._decoding, sequence.phase = True, "decoding"
+            sequence._decoding, sequence.phase = True, "decode"
             sequence.first_token_at = sequence.arrived_at
-            self.gateway.sequences[sequence.id] = sequence
+            self.gateway.sessions[sequence.id] = sequence
         # Enough for a law of the step time, which most decisions ask for.
         steady = [msgspec.structs.replace(EVENTS[1], steps=100 * n, busy_s=2.5 * n) for n in range(1, 30)]
         await self.hear([(n, messages.encode(event)) for n in range(3) for event in (EVENTS[0], *steady)])
 
     async def hear(self, said: list[tuple[int, bytes]]) -> None:
         for number, body in said:
-            await self.heard[number]._receive(body, self.gateway.pool._acquaint)
+            await self.heard[number]._receive(body, self.gateway.pool._connect_peers)
 
     def decide(self) -> None:
         """Let every preset decide on what was heard, and check that it can be carried out."""
         gateway, snapshots = self.gateway, self.gateway.controller.snapshots
-        sequences = list(gateway.sequences.values())
-        view = snapshots.view(sequences[:3])
+        sequences = list(gateway.sessions.values())
+        view = snapshots.build(sequences[:3])
         candidates = snapshots.candidates(sequences[3:], view.cluster, [set()] * len(sequences[3:]))
-        count, rows = len(view.instances), len(view.sequences)
+        count, rows = len(view.instances), len(view.sessions)
         remaining = view.cluster.remaining_tokens
         assert remaining is not None
         assert np.isfinite(remaining).all()
@@ -219,7 +219,7 @@ class Bench:
             decide_moves(rebalance, view.cluster)
             for known in (None, remaining[:1].ravel() if rows else None):
                 choose_instance(dispatch, view.cluster, 30, known)
-        gateway._scores.look(
+        gateway._scores.record(
             sequences, {row.key: row for i in self.heard if i.state.telemetry for row in i.state.telemetry.rows}
         )
 
@@ -244,7 +244,7 @@ def bench(model_folder: Path) -> Iterator[Bench]:
         made = Bench(model_folder, runner)
         runner.run(made.start())
         yield made
-        made.gateway.sequences.clear()
+        made.gateway.sessions.clear()
         runner.run(made.gateway.stop())
 
 

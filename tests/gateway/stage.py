@@ -59,10 +59,10 @@ class Show:
             "output_tokens": done,
             "moves": 0,
             "movable": True,
-            "state": self._random.choices(["decoding", "prefill", "held", "suspended"], [30, 1, 1, 1])[0],
+            "state": self._random.choices(["decode", "prefill", "waiting", "suspended"], [30, 1, 1, 1])[0],
             "total": total,
         }
-        if request["state"] in {"prefill", "held"}:
+        if request["state"] in {"prefill", "waiting"}:
             request |= {"instance": None, "output_tokens": 0, "movable": False, "reason": "not_decoding"}
         return self._predict(request)
 
@@ -77,15 +77,15 @@ class Show:
         """Let a second go by."""
         self.time += 1
         for number, request in enumerate(self.requests):
-            request["output_tokens"] += tokens if request["state"] in {"decoding", "moving"} else 0
-            if request["state"] != "decoding" and self._random.random() < 0.2:
-                request |= {"state": "decoding", "reason": None, "movable": True}
+            request["output_tokens"] += tokens if request["state"] in {"decode", "moving"} else 0
+            if request["state"] != "decode" and self._random.random() < 0.2:
+                request |= {"state": "decode", "reason": None, "movable": True}
                 request["instance"] = request["instance"] or self._random.choice(self._names)
             ended = request["output_tokens"] >= request["total"]
             self.requests[number] = self._request() if ended else self._predict(request)
         self.moves = []
         if self._random.random() < 0.4:
-            chosen = self._random.choice([r for r in self.requests if r["state"] == "decoding"])
+            chosen = self._random.choice([r for r in self.requests if r["state"] == "decode"])
             self.moves = [self.move(chosen)]
 
     def move(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -114,10 +114,10 @@ class Show:
         here = [r for r in self.requests if r["instance"] == name and r["state"] != "suspended"]
         resident = sum(r["resident_tokens"] for r in here)
         left = sorted(((r["remaining_p50"], r["resident_tokens"]) for r in here), reverse=True)
-        held, peak = 0, 0.0
+        allocated, peak = 0, 0.0
         for count, (rest, tokens) in enumerate(left, 1):
-            held += tokens
-            peak = max(peak, held + count * rest)
+            allocated += tokens
+            peak = max(peak, allocated + count * rest)
         return {
             "name": name,
             "role": "decode",
@@ -135,7 +135,7 @@ class Show:
             "pinned": 0,
             "step_time_s": 0.018 + 4e-8 * resident,
             "preemptions": self._preemptions.get(name, 0),
-            "sequences": len(here),
+            "sessions": len(here),
         }
 
     def snapshot(self) -> dict[str, Any]:

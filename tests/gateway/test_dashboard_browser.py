@@ -161,17 +161,17 @@ async def test_filter_and_order(page: Browser, stage: Stage) -> None:
 
 async def test_states_and_health_are_told_in_words(page: Browser, stage: Stage) -> None:
     show = Show(decode=3, requests=10)
-    for request, state in zip(show.requests, ["held", "suspended", "moving", "prefill"], strict=False):
+    for request, state in zip(show.requests, ["waiting", "suspended", "moving", "prefill"], strict=False):
         request["state"] = state
-    snapshot = show.snapshot() | {"held": 41, "suspended": 7}
+    snapshot = show.snapshot() | {"waiting": 41, "suspended": 7}
     snapshot["instances"][1]["draining"] = True
     snapshot["instances"][2] = {"name": "decode-1", "role": "decode", "url": "http://x:1", "healthy": False}
     stage.send(snapshot)
     await shown(page, stage)
     states = await page.evaluate(f"{ROWS}.map((row) => row.children[2].textContent)")
-    assert {"held", "suspended", "moving", "prefill"} <= set(states)
+    assert {"waiting", "suspended", "moving", "prefill"} <= set(states)
     tile = await page.text(".tile .note")
-    assert "41 held" in tile
+    assert "41 waiting" in tile
     assert "7 suspended" in tile
     labels = await page.evaluate("[...document.querySelectorAll('#instances button')].map((b) => b.ariaLabel)")
     assert [label.split(":")[0].split(", ")[1] for label in labels] == ["healthy", "draining", "lost", "healthy"]
@@ -416,7 +416,7 @@ async def test_over_a_real_gateway(page: Browser, model_folder: Path) -> None:
         headers = {"x-request-id": evil}
         request = asyncio.create_task(service.client.post("/v1/completions", json=body, headers=headers))
         await page.until(f"{ROWS}.some((row) => row.children[0].textContent === {json.dumps(evil)})")
-        sequence = service.gateway.sequences[evil]
+        sequence = service.gateway.sessions[evil]
         await eventually(lambda: sequence.not_movable() is None, 20)
         source = sequence.instance
         target = next(i for i in service.gateway.pool.decode() if i is not source)

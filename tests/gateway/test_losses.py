@@ -394,7 +394,7 @@ async def test_instances_that_all_refuse_are_counted(bench: Bench, start: Start)
 
 async def test_telemetry_that_says_loading_costs_no_stream_that_runs(bench: Bench, start: Start) -> None:
     hold(bench, 20)
-    run = start(60, pinned="seed")
+    run = start(60, unmovable_reason="seed")
     await run.reached(10)
     run.sequence.supervise(1e6)
     let_go(bench)
@@ -402,7 +402,7 @@ async def test_telemetry_that_says_loading_costs_no_stream_that_runs(bench: Benc
 
 
 async def test_silent_telemetry_alone_is_no_reason_to_stop_waiting() -> None:
-    patience, instance = PendingCall(), SimpleNamespace(frozen=True)
+    patience, instance = PendingCall(), SimpleNamespace(health=SimpleNamespace(frozen=True))
     answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def work() -> int:
@@ -488,7 +488,7 @@ async def test_a_client_that_does_not_read_is_not_taken_for_a_silent_instance(be
     fake = bench.fakes["decode-0"]
     await fake.until(lambda: bool(bench.fakes["prefill-0"].asked))
     gate.set()
-    await eventually(lambda: sequence.phase == "decoding")
+    await eventually(lambda: sequence.phase == "decode")
     gate.clear()
     await fake.until(lambda: any(len(work.output) > 120 for work in fake.running.values()))
     await eventually(lambda: any(row.output > 120 for row in rows_by_key(bench.pool.instances).values()))

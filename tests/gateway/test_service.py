@@ -64,7 +64,7 @@ class Client:
 
     async def reached(self, count: int) -> Session:
         await eventually(lambda: len(self.tokens) >= count or self.task.done())
-        return self._gateway.sequences[self._name]
+        return self._gateway.sessions[self._name]
 
     async def finish(self) -> None:
         await asyncio.wait_for(self.task, 10)
@@ -80,7 +80,7 @@ def find(gateway: Gateway, name: str) -> Instance:
 
 
 def view(gateway: Gateway, exclude: set[str] = frozenset()) -> ClusterSnapshot:  # type: ignore[assignment]
-    return gateway.controller.snapshots.view(gateway.sequences.values(), exclude)
+    return gateway.controller.snapshots.build(gateway.sessions.values(), exclude)
 
 
 def other(gateway: Gateway, sequence: Session) -> Instance:
@@ -97,12 +97,12 @@ def sample(gateway: Gateway, name: str, **labels: str) -> float:
 async def test_a_sequence_is_known_while_it_runs(gateway: Gateway) -> None:
     client = Client(gateway)
     await client.reached(5)
-    assert list(gateway.sequences) == ["request"]
-    assert sample(gateway, "ares_active_sequences") == 1
+    assert list(gateway.sessions) == ["request"]
+    assert sample(gateway, "ares_active_requests") == 1
     await client.finish()
     client.check()
-    assert gateway.sequences == {}
-    assert sample(gateway, "ares_active_sequences") == 0
+    assert gateway.sessions == {}
+    assert sample(gateway, "ares_active_requests") == 0
 
 
 async def test_a_failed_sequence_is_forgotten(gateway: Gateway, fakes: list[FakeInstance]) -> None:
@@ -110,13 +110,13 @@ async def test_a_failed_sequence_is_forgotten(gateway: Gateway, fakes: list[Fake
         fake.faults.refuse = 400
     with pytest.raises(engine.EngineRefusedError):
         await Client(gateway).finish()
-    assert gateway.sequences == {}
+    assert gateway.sessions == {}
 
 
 async def test_two_sequences_of_one_name(gateway: Gateway) -> None:
     clients = [Client(gateway), Client(gateway)]
     await clients[0].reached(5)
-    assert set(gateway.sequences) == {"request", "request#2"}
+    assert set(gateway.sessions) == {"request", "request#2"}
     for client in clients:
         await client.finish()
         client.check()
@@ -126,7 +126,7 @@ async def test_many_sequences_with_moves_keep_apart(gateway: Gateway, fakes: lis
     clients = [Client(gateway, 300, name=f"r{n}", prompt=[3 + n, 5, 7]) for n in range(8)]
     for client, name in zip(clients, [f"r{n}" for n in range(8)], strict=True):
         sequence = await client.reached(10)
-        assert sequence is gateway.sequences[name]
+        assert sequence is gateway.sessions[name]
         record = await gateway.migrate(sequence, other(gateway, sequence), "test", COMMANDED)
         assert record.outcome == "moved"
     for client in clients:
@@ -146,7 +146,7 @@ async def test_round_robin_over_decode_instances(gateway: Gateway) -> None:
     places = []
     for n, client in enumerate(clients):
         await client.reached(3)
-        instance = gateway.sequences[f"r{n}"].instance
+        instance = gateway.sessions[f"r{n}"].instance
         assert instance is not None
         places.append(instance.name)
     assert sorted(places) == ["decode-0", "decode-0", "decode-1", "decode-1"]
@@ -164,7 +164,7 @@ async def test_prefill_instances_take_turns(model_folder: Path) -> None:
 
 
 async def test_a_pinned_sequence_is_counted_and_stays(gateway: Gateway) -> None:
-    client = Client(gateway, pinned="seed")
+    client = Client(gateway, unmovable_reason="seed")
     sequence = await client.reached(5)
     with pytest.raises(NotMovableError, match="seed"):
         await gateway.migrate(sequence, other(gateway, sequence), "test", COMMANDED)

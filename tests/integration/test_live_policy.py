@@ -73,15 +73,15 @@ async def test_held_and_suspended_requests_lose_nothing(
 
         def full() -> bool:
             """Whether a short one does not fit, and the law is known by which others may wait."""
-            held = sum(s.tokens for s in gateway.sequences.values() if s.instance is alone)
-            return held > CAPACITY - SHORT and alone.state.step_time.law is not None
+            held = sum(s.tokens for s in gateway.sessions.values() if s.instance is alone)
+            return held > CAPACITY - SHORT and alone.state.step_time.coefficients is not None
 
         await eventually(full, 240)
         short = [Taker(gateway, f"short-{n}", prompt(50 + n, SHORT), 30) for n in range(3)]
         async with asyncio.timeout(240):
             await asyncio.gather(*(taker.task for taker in (*long, *short)))
         assert gateway.controller.suspensions > 0
-        assert gateway.controller.held == gateway.controller.suspended == 0
+        assert gateway.controller.waiting == gateway.controller.suspended == 0
     for taker in (*short, *long):
         reply = await client.complete(taker.prompt, taker.count)
         assert taker.tokens == reply["choices"][0]["token_ids"]

@@ -45,7 +45,7 @@ def busy(counters: dict[str, Any]) -> bool:
 
 def hosted(gateway: Gateway, name: str) -> list[str]:
     """The requests that an instance is in the middle of."""
-    return [s.id for s in gateway.sequences.values() if s.instance and s.instance.name == name and len(s.emitted) > 10]
+    return [s.id for s in gateway.sessions.values() if s.instance and s.instance.name == name and len(s.emitted) > 10]
 
 
 async def test_a_stopped_instance_is_done_without_and_comes_back(model_folder: Path) -> None:  # noqa: F811

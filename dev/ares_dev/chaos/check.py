@@ -173,7 +173,7 @@ def at_rest(rest: Rest, judge: Judge) -> list[str]:
 
 def _engines(rest: Rest) -> Iterator[str]:
     for row in rest.status.get("instances", ()):
-        left = {name: row[name] for name in (*_HELD, "sequences") if row.get(name)}
+        left = {name: row[name] for name in (*_HELD, "sessions") if row.get(name)}
         if left:
             yield f"I5: {row['name']} still has {left}"
         if not row["healthy"] or row["draining"]:
@@ -200,7 +200,7 @@ def _engines(rest: Rest) -> Iterator[str]:
 def _gateway(rest: Rest, judge: Judge) -> Iterator[str]:
     if rest.status.get("requests"):
         yield f"I1: the gateway still has {len(rest.status['requests'])} requests"
-    for name in ("ares_active_sequences", "ares_held_sequences", "ares_suspended_sequences"):
+    for name in ("ares_active_requests", "ares_waiting_requests", "ares_suspended_requests"):
         if rest.metrics.get(name):
             yield f"I1: {name} is {rest.metrics[name]:g} at rest"
     # Of whoever left, the gateway may have seen the request end first, or never begin.

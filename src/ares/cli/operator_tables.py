@@ -86,7 +86,7 @@ def _memory(row: Row, _: _Names) -> str | None:
 
 
 def _where(row: Row, names: _Names) -> str:
-    return names.instances[row["instance"]] if row["state"] == "decoding" else str(row["state"])
+    return names.instances[row["instance"]] if row["state"] == "decode" else str(row["state"])
 
 
 def _to_come(row: Row, _: _Names) -> str | None:

@@ -52,7 +52,7 @@ def played(requests: int = 80, rate: float = 3.0, seed: int = 0) -> SavedRun:
     samples = []
     for moment in np.arange(0.0, max(each.times[-1] for each in streams), 0.25).tolist():
         where = {
-            each.name: Sight(f"decode-{number % 2}", "decoding", sum(t <= moment for t in each.times))
+            each.name: Sight(f"decode-{number % 2}", "decode", sum(t <= moment for t in each.times))
             for number, each in enumerate(streams)
             if each.times[0] <= moment < each.times[-1]
         }

@@ -122,13 +122,13 @@ REAL = {
     "pins_pulled_late": 0,
     "pulls_failed": 3,
 }
-ROW = {"name": "decode-0-0", "healthy": True, "draining": False, "running": 0, "pinned": 0, "sequences": 0}
+ROW = {"name": "decode-0-0", "healthy": True, "draining": False, "running": 0, "pinned": 0, "sessions": 0}
 REST = Rest(
     counters=[ENGINE],
     unheard=[],
     malformed=[],
     status={"requests": [], "instances": [ROW]},
-    metrics={"ares_active_sequences": 0.0},
+    metrics={"ares_active_requests": 0.0},
     requests=Counter(completed=8, cancelled=1),
     health_s=[0.01, 0.2],
     health_failures=[],
@@ -163,7 +163,7 @@ def test_a_cluster_at_rest() -> None:
         ({"status": {"requests": [], "instances": [ROW | {"pinned": 1}]}}, "'pinned': 1"),
         ({"status": {"requests": [], "instances": [ROW | {"healthy": False}]}}, "not heard of"),
         ({"status": {"requests": [], "instances": [ROW | {"draining": True}]}}, "draining"),
-        ({"metrics": {"ares_held_sequences": 2.0}}, "ares_held_sequences is 2"),
+        ({"metrics": {"ares_waiting_requests": 2.0}}, "ares_waiting_requests is 2"),
         ({"requests": Counter(completed=7, cancelled=1)}, "counts 7 completed, its clients 8 to 9"),
         ({"requests": Counter(completed=8, failed=2)}, "counts 2 failed, its clients 0 to 1"),
         ({"requests": Counter(completed=8, cancelled=2)}, "the gateway counts 10"),

@@ -7,7 +7,7 @@ from ares.gateway.control.backlog import Backlog
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.session.placement import Entering, Phase, Placement
 
-PHASES: tuple[Phase, ...] = ("prefill", "held", "entering", "decoding", "suspended")
+PHASES: tuple[Phase, ...] = ("prefill", "waiting", "starting", "decode", "suspended")
 
 
 def test_the_sums_are_those_of_the_sequences_that_wait() -> None:
@@ -28,9 +28,9 @@ def test_the_sums_are_those_of_the_sequences_that_wait() -> None:
             counted.pop(one.id, None)
         else:
             one.phase, one._decoding = dice.choice(PHASES), dice.random() < 0.5
-            backlog.note(one)
+            backlog.update(one)
             counted.pop(one.id, None)
-            if one.phase != "decoding" or not one._decoding:
+            if one.phase != "decode" or not one._decoding:
                 # By what was known when its phase was told; what comes later changes nothing.
                 counted[one.id] = one.tokens + round(left[one.id])
         assert (len(backlog), backlog.tokens) == (len(counted), sum(counted.values()))

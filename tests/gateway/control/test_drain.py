@@ -45,7 +45,7 @@ def patient(fakes: list[FakeInstance]) -> GatewayConfig:
 
 
 def on(gateway: Gateway, name: str) -> list[Session]:
-    return [s for s in gateway.sequences.values() if s.instance is not None and s.instance.name == name]
+    return [s for s in gateway.sessions.values() if s.instance is not None and s.instance.name == name]
 
 
 async def running(
@@ -116,14 +116,14 @@ async def test_moves_are_paced(gateway: Gateway, fakes: list[FakeInstance]) -> N
     await fakes[1].until(lambda: len(fakes[1].copies) == 4)
     await asyncio.sleep(0.3)
     assert len(fakes[1].copies) == 4
-    moving = [s.id for s in gateway.sequences.values() if s.moving]
+    moving = [s.id for s in gateway.sessions.values() if s.moving]
     assert len(moving) == 4
     fakes[1].faults.lose_handover = False
     await finished(fakes, clients)
 
 
 async def test_what_cannot_move_finishes_where_it_is(gateway: Gateway, fakes: list[FakeInstance]) -> None:
-    clients = await running(gateway, fakes, 2, pinned="seed")
+    clients = await running(gateway, fakes, 2, unmovable_reason="seed")
     source = find(gateway, "decode-0")
     await gateway.drainer.drain(source, 60)
     await eventually(lambda: bool(source.state.telemetry and source.state.telemetry.draining))
@@ -145,7 +145,7 @@ async def test_at_the_deadline_the_rest_resumes_elsewhere(gateway: Gateway, fake
 
 
 async def test_at_the_deadline_what_cannot_resume_says_so(gateway: Gateway, fakes: list[FakeInstance]) -> None:
-    clients = await running(gateway, fakes, 2, pinned="seed")
+    clients = await running(gateway, fakes, 2, unmovable_reason="seed")
     doomed = on(gateway, "decode-0")[0].id
     await gateway.drainer.drain(find(gateway, "decode-0"), 0)
     with pytest.raises(EngineLostError, match="seed cannot be resumed exactly"):

@@ -46,7 +46,7 @@ async def test_a_gateway_alone_has_every_turn(fakes: list[FakeInstance], model_f
     async with gateways(fakes, model_folder, 1) as (gateway,):
         await eventually(lambda: decided(gateway) >= 10)
         assert elsewhere(gateway) == 0
-        assert gateway.controller.turns == {"where": "here", "holder": None, "missed_periods": 0}
+        assert gateway.controller.lease_status == {"where": "here", "holder": None, "missed_periods": 0}
 
 
 async def test_each_has_its_turns_and_never_two_at_a_time(
@@ -201,7 +201,7 @@ async def test_a_gateway_that_gets_no_turn_counts_it_and_serves_on(
         first.controller.use_preset("off")  # it does not go on
         keeper = asyncio.create_task(_keep(first))
         await eventually(lambda: elsewhere(second) >= 3)
-        turns = second.controller.turns
+        turns = second.controller.lease_status
         assert (turns["where"], turns["holder"]) == ("elsewhere", first.name)
         assert turns["missed_periods"] >= 1
         client = Client(second, 60)
@@ -211,8 +211,8 @@ async def test_a_gateway_that_gets_no_turn_counts_it_and_serves_on(
         await asyncio.gather(keeper, return_exceptions=True)
         await first.controller.lease.give_back()
         before = decided(second)
-        await eventually(lambda: decided(second) > before and second.controller.turns["where"] == "here")
-        assert second.controller.turns["missed_periods"] == 0
+        await eventually(lambda: decided(second) > before and second.controller.lease_status["where"] == "here")
+        assert second.controller.lease_status["missed_periods"] == 0
 
 
 async def _keep(gateway: Gateway) -> None:
@@ -251,14 +251,14 @@ async def test_requests_of_others_are_rows_that_cannot_be_moved(
         await eventually(lambda: view(gateway).cluster.resident_tokens.tolist() == [40, 40, 40])
         assert cluster.block_tokens == 16
         assert cluster.promised_tokens.tolist() == [0, 0]
-        assert [s.id for s in seen.sequences] == ["ours"]
+        assert [s.id for s in seen.sessions] == ["ours"]
         for name in ("generated", "age_s", "elapsed_s", "late", "ttft_s", "tpot_s", "gap_s", "longest_gap_s", "rank"):
             assert len(getattr(seen.running, name)) == 3
         assert np.isfinite(seen.running.tpot_s).all()
         # At an arrival nobody looks at rows.
-        loads = gateway.controller.snapshots.loads
-        await eventually(lambda: loads(gateway.sequences.values()).cluster.load_tokens().sum() == 120)
-        assert loads(gateway.sequences.values()).cluster.requests == ()
+        loads = gateway.controller.snapshots.build_loads
+        await eventually(lambda: loads(gateway.sessions.values()).cluster.load_tokens().sum() == 120)
+        assert loads(gateway.sessions.values()).cluster.requests == ()
         await eventually(lambda: decided(gateway) >= 2)
         for fake in fakes[1:]:
             fake.hold_at = None

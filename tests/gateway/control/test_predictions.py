@@ -34,7 +34,7 @@ def test_the_first_prediction_of_each_stage_is_judged() -> None:
     metrics = Metrics()
     scores = PredictionScores(metrics, Window())
     for output, median in ((1, 50.0), (20, 10.0), (70, 40.0), (80, 0.0)):
-        scores.look([sequence(output)], {"k": row(10 + output, median)})
+        scores.record([sequence(output)], {"k": row(10 + output, median)})
     scores.finished(sequence(100))
     assert sample(metrics, 0, "under") == 49  # 50 expected after 1, 99 came
     assert sample(metrics, 64, "over") == 10  # 40 expected after 70, 30 came
@@ -44,7 +44,7 @@ def test_the_first_prediction_of_each_stage_is_judged() -> None:
 def test_what_did_not_finish_is_not_judged() -> None:
     metrics = Metrics()
     scores = PredictionScores(metrics, Window())
-    scores.look([sequence(5)], {"k": row(15, 50.0)})
+    scores.record([sequence(5)], {"k": row(15, 50.0)})
     scores.forget(sequence(5))
     scores.finished(sequence(100))
     assert sample(metrics, 0, "under") is None
@@ -54,7 +54,7 @@ def test_rows_without_a_usable_prediction_are_passed_over() -> None:
     metrics = Metrics()
     scores = PredictionScores(metrics, Window())
     for found in (row(15, None), row(15, float("nan")), row(15, 3.0, "waiting")):
-        scores.look([sequence(5)], {"k": found})
+        scores.record([sequence(5)], {"k": found})
     scores.finished(sequence(100))
     assert sample(metrics, 0, "under") is None
 

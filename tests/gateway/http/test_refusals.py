@@ -85,11 +85,11 @@ async def test_what_cannot_be_served(
         await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         fakes[0].faults.hang = True
         waiting = asyncio.create_task(service.complete())
-        await eventually(lambda: service.gateway.waiting == 1, 15)
+        await eventually(lambda: len(service.gateway.backlog) == 1, 15)
         full = await service.complete()
         assert (full.status_code, full.json()["error"]["code"]) == (503, "queue_full")
         waiting.cancel()
-        await eventually(lambda: service.gateway.waiting == 0, 15)
+        await eventually(lambda: len(service.gateway.backlog) == 0, 15)
         fakes[0].faults.hang = False
         for fake in fakes:
             fake.faults.refuse = 500

@@ -91,13 +91,13 @@ def test_a_bad_field_is_named(field: str, value: object) -> None:
     ],
 )
 def test_what_keeps_a_request_where_it_is(parameters: dict[str, Any], pinned: str | None) -> None:
-    assert sampling(**parameters).pinned == pinned
+    assert sampling(**parameters).unmovable_reason == pinned
 
 
 def test_state_that_every_instance_restores_keeps_nothing_anywhere() -> None:
     def made(carried: set[str], **fields: Any) -> tuple[str | None, bool]:
         found = chat(**fields).sampling(10, 100, {}, carried)
-        return found.pinned, found.restored
+        return found.unmovable_reason, found.restored
 
     everything = {"output", "seed", "structured_outputs"}
     assert made(everything) == (None, False)

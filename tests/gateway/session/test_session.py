@@ -199,7 +199,7 @@ async def test_where_it_is_while_it_moves(bench: Bench, start: Start) -> None:
 
 
 async def test_a_pinned_sequence_takes_the_classic_path(bench: Bench, start: Start) -> None:
-    run = start(30, pinned="seed", seed=7)
+    run = start(30, unmovable_reason="seed", seed=7)
     await run.reached(5)
     assert run.sequence.not_movable() == "seed"
     with pytest.raises(NotMovableError) as refusal:
@@ -217,7 +217,7 @@ async def test_a_pinned_sequence_takes_the_classic_path(bench: Bench, start: Sta
 
 
 async def test_a_pinned_sequence_whose_instance_dies_fails_visibly(bench: Bench, start: Start) -> None:
-    run = start(200, pinned="seed", seed=7)
+    run = start(200, unmovable_reason="seed", seed=7)
     await run.reached(5)
     await bench.fakes["decode-0"].die()
     with pytest.raises(EngineLostError, match="seed"):

@@ -40,7 +40,7 @@ _DESCRIBES = (
     "block_size",
     "max_num_seqs",
     "max_num_batched_tokens",
-    "step_law",
+    "step_time_coefficients",
 )
 
 
@@ -156,7 +156,7 @@ async def _sample(http: aiohttp.ClientSession, url: str, samples: list[dict[str,
                     "at_s": round(time.monotonic() - start, 3),
                     "kv": [row["kv_blocks_used"] / row["kv_blocks"] for row in decode],
                     "running": [row["running"] for row in decode],
-                    "held": read["held"],
+                    "waiting": read["waiting"],
                     "suspended": read["suspended"],
                     # Where each request is, how far it has come, and what the engines predict of it.
                     "where": {
@@ -216,7 +216,11 @@ async def run(url: str, model: str, preset: str, planned: list[Planned], done: C
         preemptions=_preemptions(after) - _preemptions(before),
         migrations=[record for record in after["migrations"] if record["started_at"] > before["now"]],
         suspensions=after["suspensions"] - before["suspensions"],
-        laws={row["name"]: row["step_law"] for row in after["instances"] if row.get("step_law")},
+        laws={
+            row["name"]: row["step_time_coefficients"]
+            for row in after["instances"]
+            if row.get("step_time_coefficients")
+        },
         span_s=max(each.at_s for each in planned),
         started_at=wall + start - asked,
         instances=[{key: row.get(key) for key in _DESCRIBES} for row in after["instances"]],

@@ -210,7 +210,7 @@ class Observations:
 
         Prompts that wait are computed together in one step, which says nothing of a single one.
         """
-        held = {name for sample in self.run.samples for name, seen in sample.where.items() if seen.state == "held"}
+        held = {name for sample in self.run.samples for name, seen in sample.where.items() if seen.state == "waiting"}
         free = np.zeros(self.prefills)
         prompts, services = np.empty(len(self.times)), np.full(len(self.times), np.nan)
         for number, (request, times) in enumerate(zip(self.run.requests, self.times, strict=True)):

@@ -17,8 +17,8 @@ from ares.gateway.http import api_docs as reference
 from ares.gateway.http import events as feed
 from ares.gateway.http.access import ClientKeys
 from ares.gateway.http.body_limit import BodyLimit
-from ares.gateway.http.refusals import Refusals
-from ares.gateway.http.responses import Endings, error
+from ares.gateway.http.refusals import RefusalCounter
+from ares.gateway.http.responses import RequestCleanup, error
 from ares.gateway.http.schema import ErrorReply
 from ares.gateway.pool.instance import NoInstanceError
 from ares.gateway.records import gauges
@@ -65,8 +65,8 @@ def build(config: GatewayConfig, folder: Path) -> FastAPI:
         maximum_streams=config.maximum_streams_per_key,
         retry_after_s=lambda: gateway.retry_after_s,
     )
-    app.add_middleware(Endings)
-    app.add_middleware(Refusals, count=gateway.metrics.refuse, routes=lambda: app.routes)
+    app.add_middleware(RequestCleanup)
+    app.add_middleware(RefusalCounter, count=gateway.metrics.refuse, routes=lambda: app.routes)
     return app
 
 

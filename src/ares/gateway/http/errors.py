@@ -1,4 +1,4 @@
-"""Exceptions of requests as replies: OpenAI's error form, with the status and the field that are to blame."""
+"""Exceptions as replies: OpenAI's error form, with the status, and the field where one is wrong."""
 
 from typing import Any
 
@@ -92,7 +92,7 @@ async def _generation(request: Request, failure: Exception) -> JSONResponse:
 
 
 def _not_json(request: Request) -> str | None:
-    """Return why a body is not read, from what its headers say it is; None where they say JSON."""
+    """Return why a body is not read, by its headers; None where they declare JSON."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         return f"Content-Encoding {encoding} is not taken: send the body as it is"
@@ -103,7 +103,7 @@ def _not_json(request: Request) -> str | None:
 
 
 def _unreadable(cause: BaseException) -> str:
-    """Say why a body could not be read, where that is more than a mistake in its JSON."""
+    """Return why a body could not be read, where that is more than a mistake in its JSON."""
     match cause:
         case UnicodeDecodeError():
             return "it is not UTF-8"
@@ -115,13 +115,13 @@ def _unreadable(cause: BaseException) -> str:
 
 
 def _wanted(name: str) -> str | None:
-    """Say what a field takes that takes several types; pydantic's own message names the first alone."""
+    """Return the types of a field that takes several; pydantic's own message names only the first."""
     field = name.rpartition(".")[2]
     return f"should be {_SEVERAL_TYPES[field]}" if field in _SEVERAL_TYPES else None
 
 
 def _path(location: tuple[Any, ...], body: Any, *, missing: bool) -> str:
-    """Return the path of a mistake in the client's own words; pydantic's also names the types that it tried."""
+    """Return the path of a mistake in the client's body; pydantic's own also has the types that it tried."""
     path: list[str] = []
     *tried, last = location or ("",)
     for part in tried if missing else location:

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says beside the bodies of requests: replies, errors, headers. Not used in serving."""
+"""The OpenAPI document of replies, errors and headers. Not used in serving."""
 
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ class _Choice(BaseModel):
 
 
 class Message(BaseModel):
-    """What the model says."""
+    """The model's message."""
 
     role: Literal["assistant"]
     content: str
@@ -98,7 +98,7 @@ _HEADERS = [
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return what a route's documentation says of the errors that it may answer with."""
+    """Return the documentation of the errors that a route may answer with."""
     described: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorReply, "description": "Any other error."}}
     for status in statuses:
         described[status] = {"model": ErrorReply, "description": _MEANINGS[status]}

@@ -1,4 +1,4 @@
-"""What to generate, and how an instance is asked for its part of it."""
+"""What to generate, and the requests that ask an instance for its part of it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,9 +7,9 @@ from typing import Any
 _KEY = "ares_key"
 # And the number of output tokens that its prompt ends with (engine/prediction/hidden_states.py reads it).
 _GENERATED = "ares_generated"
-# And whether these are to be output there too (engine/connector/resume_output.py).
+# And whether these count as output there too (engine/connector/resume_output.py).
 _RESTORE = "ares_restore"
-# And the mark of a request that only brings KV to an instance (engine/connector/pull.py).
+# And the mark of a request that only copies KV to an instance (engine/connector/pull.py).
 _AHEAD = "ares_ahead"
 
 
@@ -23,16 +23,17 @@ class Sampling:
         vLLM sampling parameters, without the limits below.
     maximum_tokens, minimum_tokens
         Limits on the whole output, however many instances it comes from.
-    pinned
-        The parameter whose state a move would not carry exactly, or None where the sequence may move.
+    unmovable_reason
+        The parameter whose state a move would not carry exactly, or None where the session may move.
     needs
-        What an instance must restore (`messages.Hello.carries`) to go on after another one; nothing where it is pinned.
+        What an instance must restore (`messages.Hello.carries`) to go on after another one; empty where the
+        session cannot move.
     """
 
     parameters: dict[str, Any]
     maximum_tokens: int
     minimum_tokens: int = 0
-    pinned: str | None = None
+    unmovable_reason: str | None = None
     needs: frozenset[str] = frozenset()
 
     @property
@@ -47,7 +48,7 @@ class Sampling:
         params: dict[str, Any] = {}
         if self.maximum_tokens - len(emitted) > 1:
             params = {"do_remote_decode": True, "do_remote_prefill": False}
-            if self.pinned is not None:
+            if self.unmovable_reason is not None:
                 # State that is not carried starts at the decode instance, first token included.
                 parameters = {"max_tokens": 1, "temperature": 0.0}
         return _body(key, prompt + emitted, parameters, {**params, **self._output(emitted)})
@@ -72,7 +73,7 @@ class Sampling:
 
 
 def bring_ahead(key: str, tokens: list[int], transfer: dict[str, Any]) -> dict[str, Any]:
-    """Return the request that brings the KV of all `tokens` but the last to an instance, and generates for nobody."""
+    """Return the request that copies the KV of all `tokens` but the last to an instance; its output is not used."""
     return _body(key, tokens, {"max_tokens": 1, "temperature": 0.0}, {**transfer, _AHEAD: True})
 
 

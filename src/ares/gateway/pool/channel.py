@@ -7,9 +7,9 @@ from zmq.utils.monitor import recv_monitor_message
 from ares.protocol import messages
 from ares.protocol.keys import ControlKey
 
-# A connection without a sign of life for this long is made anew: a network that has forgotten it says nothing. Longer
-# than an instance may be silent before it counts as frozen (gateway/pool/instance.py): the streams, on connections
-# beside this one, are given up for the silence here.
+# A connection that has been silent for this long is replaced: a network that has lost it sends no error. Longer than an
+# instance may be silent before it counts as frozen (gateway/pool/health.py): its streams, which use other connections,
+# are given up for the silence of this one.
 _DEAD_S = 10.0
 _HEARTBEAT_S = 2.0
 _LINGER_MS = 200
@@ -23,7 +23,7 @@ def connected(address: str, key: ControlKey | None) -> zmq.asyncio.Socket:
     Raises
     ------
     zmq.ZMQError
-        That is no address.
+        The address is not valid.
     """
     socket, handshake = watched(address, key)
     handshake.close()
@@ -31,15 +31,15 @@ def connected(address: str, key: ControlKey | None) -> zmq.asyncio.Socket:
 
 
 def watched(address: str, key: ControlKey | None) -> tuple[zmq.asyncio.Socket, "Handshake"]:
-    """Return such a socket, and how far its connection has come.
+    """Return such a socket, and the progress of its connection.
 
     Raises
     ------
     zmq.ZMQError
-        That is no address.
+        The address is not valid.
     """
     socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
-    # What was released last should still get there.
+    # The last releases should still arrive.
     socket.setsockopt(zmq.LINGER, _LINGER_MS)
     socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE_BYTES)
     socket.setsockopt(zmq.IPV6, "[" in address)
@@ -59,7 +59,7 @@ def watched(address: str, key: ControlKey | None) -> tuple[zmq.asyncio.Socket, "
 
 
 class Handshake:
-    """How far the connection of a socket has come, for when nothing is heard."""
+    """How far the connection of a socket has come, to explain why nothing is heard."""
 
     def __init__(self, socket: zmq.asyncio.Socket) -> None:
         self._socket = socket
@@ -68,7 +68,7 @@ class Handshake:
         self._monitor: zmq.Socket[bytes] = zmq.Socket.shadow(socket.get_monitor_socket(events).underlying)
 
     def failure(self, *, has_key: bool) -> str:
-        """Say why nothing is heard, and what to do.
+        """Return why nothing is heard, and what to do.
 
         Parameters
         ----------
@@ -86,10 +86,10 @@ class Handshake:
             return "takes connections and does not answer; does another program use that port?"
         if not has_key:
             return f"asks for a control key and this gateway has none; give it the instance's {_GIVE_KEY}"
-        # Which end notices first that only one of them has a key is left to chance.
+        # Which end notices first that only one of them has a key is a matter of chance.
         return f"has another control key than this gateway, or none; give both the same {_GIVE_KEY}"
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop watching the connection."""
         self._socket.disable_monitor()
         self._monitor.close(0)

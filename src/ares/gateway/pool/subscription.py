@@ -1,8 +1,8 @@
-"""The gateway's subscription at an instance, and with it what the instance keeps for the gateway.
+"""The gateway's subscription at an instance; the instance keeps KV for the gateway only while it lasts.
 
-An instance that has forgotten a gateway soon lets go of the KV that waits for it (`messages.ORPHAN_LEASE_S`). A gateway
-that was frozen, or cut off from it, must not have that KV pulled any more: whoever pulls freed blocks gets somebody
-else's. So KV counts as kept only where the subscription has been alive all the time.
+An instance that has forgotten a gateway soon frees the KV that is pinned for it (`messages.ORPHAN_LEASE_S`). A gateway
+that was frozen, or cut off from it, must not have that KV pulled any more: freed blocks hold the KV of other requests.
+So KV counts as kept only where the subscription has been alive all the time.
 """
 
 import time
@@ -10,13 +10,13 @@ import time
 from ares.protocol import messages
 
 _HEARTBEAT_S = messages.SUBSCRIPTION_TTL_S / 5
-# Of silence, in either direction, after which the instance may have begun to let go. The rest of the lease is for the
-# target, which speaks up 5 s after it was asked.
+# Silence, in either direction, after which the instance may have begun to free KV. The rest of the lease is for the
+# target, whose first heartbeat comes 5 s after its request.
 _DOUBTFUL_S = 4.0
 
 
 class Subscription:
-    """What is known of it at this end.
+    """The gateway's end of the subscription.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class Subscription:
     Attributes
     ----------
     number
-        Another one whenever the subscription may have been interrupted.
+        Increases whenever the subscription may have been interrupted.
     """
 
     def __init__(self, gateway: str, interval_s: float) -> None:
@@ -48,15 +48,15 @@ class Subscription:
         return self._heartbeat
 
     def begin(self) -> None:
-        """Begin anew, on another connection."""
+        """Start over, on another connection."""
         self.number += 1
         self._sent = 0.0
 
     def heard(self, *, again: bool) -> None:
-        """Take note of a message; `again` where it says that the instance had not known us."""
+        """Note a message; `again`: the instance had forgotten this gateway, or never known it."""
         self._heard = time.monotonic()
         self.number += again
 
     def unbroken(self, since: int) -> bool:
-        """Whether it has been alive since it had that number."""
+        """Whether it has been alive since `number` had that value."""
         return since == self.number and time.monotonic() - min(self._sent, self._heard) < self._doubtful_s

@@ -1,4 +1,4 @@
-"""The decision log: JSON lines, each a decision with everything that it was made from, so that it can be made again."""
+"""The decision log: JSON lines, each a decision with all of its inputs, so that it can be replayed."""
 
 import itertools
 import logging
@@ -44,31 +44,31 @@ class DecisionLog:
         preset: str,
         policy: Dispatch,
         memory: dict[str, float],
-        view: ClusterSnapshot,
+        snapshot: ClusterSnapshot,
         tokens: int,
         remaining: FloatArray | None,
         chosen: int | None,
     ) -> None:
-        """Log where dispatch has put a request, if anywhere; `memory` is the policy's before it."""
+        """Log where dispatch has placed a request, if anywhere; `memory` is the policy's before it."""
         decided = [] if chosen is None else [{"kind": PLACE, "index": 0, "instance": chosen}]
         self._write(
             "dispatch",
             preset,
             dispatch=_named(policy),
             memory=memory,
-            cluster=view.cluster,
+            cluster=snapshot.cluster,
             tokens=tokens,
             remaining=remaining,
             decided=decided,
         )
 
-    def entries(
+    def admissions(
         self,
         preset: str,
         policy: Admission,
         memory: dict[str, float],
         ended: list[int],
-        view: ClusterSnapshot,
+        snapshot: ClusterSnapshot,
         candidates: Candidates,
         decided: list[AdmissionDecision],
     ) -> None:
@@ -79,8 +79,8 @@ class DecisionLog:
             admission=_named(policy),
             memory=memory,
             ended=ended,
-            cluster=view.cluster,
-            running=view.running,
+            cluster=snapshot.cluster,
+            running=snapshot.running,
             candidates=candidates,
             decided=decided,
         )
@@ -88,7 +88,7 @@ class DecisionLog:
     def moves(
         self,
         preset: str,
-        view: ClusterSnapshot,
+        snapshot: ClusterSnapshot,
         policy: Rebalance,
         lead: OomAvoidanceSettings | None,
         rescues: list[OomAction],
@@ -99,14 +99,14 @@ class DecisionLog:
 
         Without `lead`, nobody asked whether a request must be rescued; `failed` is the kind of the policy's fault.
         """
-        if len(view.sequences):
+        if len(snapshot.sessions):
             self._write(
                 "moves",
                 preset,
                 rebalance=_named(policy),
                 lead=lead,
-                cluster=view.cluster,
-                running=view.running,
+                cluster=snapshot.cluster,
+                running=snapshot.running,
                 rescues=rescues,
                 failed=failed,
                 decided=decided,
@@ -166,7 +166,7 @@ def _arrays(read: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-# The inner loops that decide are compiled, without checks of their own: what is read must be what a gateway could log.
+# The compiled loops of the policies do not check their inputs: only what a gateway could have logged may reach them.
 # The largest count (exact in a double), setting, and number of points of a horizon.
 MOST_TOKENS, _MOST, _MOST_POINTS = 1 << 53, 1e6, 10_000
 _LARGEST_BLOCK = 1 << 16

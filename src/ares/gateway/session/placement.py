@@ -18,7 +18,7 @@ from ares.protocol.messages import Row
 # Given new tokens; returns whether the output is complete (a stop string was found).
 Emit = Callable[[list[Delta]], Awaitable[bool]]
 
-Phase = Literal["prefill", "held", "entering", "decoding", "suspended"]
+Phase = Literal["prefill", "waiting", "starting", "decode", "suspended"]
 
 
 class Placement(Protocol):
@@ -108,7 +108,7 @@ class Entering:
     @property
     def waits(self) -> bool:
         """Whether it waits outside decode: also where an instance has accepted it, and its own queue is long."""
-        return self.phase != "decoding" or not (self._decoding or self._move)
+        return self.phase != "decode" or not (self._decoding or self._move)
 
     def overdue(self, rows: Mapping[str, Row]) -> str | None:
         """Return what should have come by what instances report, in words that stay the same until it does; or None.
@@ -183,7 +183,7 @@ class Entering:
             self._holder = self._holder and self._holder.now()
             if (said := instance.control.predicted(key)) is not None:
                 self.predicted = (said, self.tokens)
-            if self.sampling.pinned is not None and not alone:
+            if self.sampling.unmovable_reason is not None and not alone:
                 return None, transfer
             if delta.finish_reason == "length" and not alone:
                 delta.finish_reason = None
@@ -194,10 +194,10 @@ class Entering:
         """Wait for the place to decode."""
         resumes = self.phase == "suspended"
         if not resumes:
-            self._turn("held")
+            self._turn("waiting")
         self.waiting_since = time.monotonic()
         self.destination = await self.placement.admit(self, exclude)
-        self._turn("prefill" if resumes else "entering")
+        self._turn("prefill" if resumes else "starting")
         return self.destination
 
     async def _enter(self, transfer: dict[str, Any] | None, prefer: Instance | None = None) -> Segment:
@@ -215,7 +215,7 @@ class Entering:
                 tried.clear()  # there is no other one, and what was lost may come back
                 continue
             prefer = None
-            self._turn("entering")
+            self._turn("starting")
             try:
                 segment = await self._pending.answer(instance, self._open(instance, self.emitted, transfer))
             except (EngineLostError, EngineRefusedError) as error:
@@ -225,7 +225,7 @@ class Entering:
                 asked.add(instance.name)
             else:
                 self.destination = None
-                self._turn("decoding")
+                self._turn("decode")
                 return segment
         raise EngineLostError(f"{len(asked)} instances in turn did not take it, the last one: {lost}") from lost
 

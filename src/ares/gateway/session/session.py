@@ -41,8 +41,8 @@ class Session(Entering):
 
     def not_movable(self) -> str | None:
         """Say why it cannot be moved now, or return None."""
-        if self.sampling.pinned is not None:
-            return self.sampling.pinned
+        if self.sampling.unmovable_reason is not None:
+            return self.sampling.unmovable_reason
         if self._finished or self._closed:
             return "finished" if self._finished else "cancelled"
         if not self._decoding:
@@ -284,8 +284,8 @@ class Session(Entering):
         self._free_holder()
         # The source still has the full blocks of this sequence in its prefix cache.
         prefer = source if source.open and not source.state.lacks(self.sampling.needs) else None
-        if self.sampling.pinned is not None and self.emitted:
-            raise EngineLostError(f"{error}; {self.sampling.pinned} cannot be resumed exactly") from error
+        if self.sampling.unmovable_reason is not None and self.emitted:
+            raise EngineLostError(f"{error}; {self.sampling.unmovable_reason} cannot be resumed exactly") from error
         if self._losses > self.maximum_attempts:
             raise EngineLostError(f"lost {self._losses} times, the last time: {error}") from error
         self._segment = None
