@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ares.gateway.control.snapshot import SnapshotBuilder
-from ares.policy import dispatcher
+from ares.policy import choose_instance, dispatcher
 from ares.protocol import messages
 
 pytest.importorskip("numba", reason="the gateway's extra")
@@ -28,7 +28,7 @@ def test_the_load_of_an_instance_is_its_blocks() -> None:
     sequences: Any = own
     view = SnapshotBuilder(pool, SimpleNamespace(), "g").build_loads(sequences)  # type: ignore[arg-type]
     assert view.cluster.promised_tokens.tolist() == [3 * 256, 2 * 256]
-    assert dispatcher("least_loaded")(view.cluster, 100) == 1
+    assert choose_instance(dispatcher("least_loaded"), view.cluster, 100, None) == 1
 
 
 def test_what_others_have_there_counts_in_blocks_too() -> None:

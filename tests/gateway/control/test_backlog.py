@@ -24,7 +24,7 @@ def test_the_sums_are_those_of_the_sequences_that_wait() -> None:
         left[one.id] = dice.uniform(1, 100)
         one.emitted.append(1)
         if dice.random() < 0.1:
-            backlog.forget(one)
+            backlog.remove(one)
             counted.pop(one.id, None)
         else:
             one.phase, one._decoding = dice.choice(PHASES), dice.random() < 0.5

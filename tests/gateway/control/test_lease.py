@@ -175,9 +175,9 @@ async def test_half_of_the_instances_are_not_enough_and_more_are(model_folder: P
         async def unanswered(*_: Any) -> None:
             return None
 
-        silent[0].lease = unanswered
+        silent[0].control.lease = unanswered
         assert await lease.take(0.0)
-        silent[1].lease = unanswered
+        silent[1].control.lease = unanswered
         assert not await lease.take(0.0)
         assert gateway.controller.lease.holder == ""
 

@@ -48,7 +48,7 @@ class Move(msgspec.Struct, frozen=True):
 
 
 class Instance(msgspec.Struct, frozen=True):
-    """An instance's sizes; 0 where its engine does not say. `step_time_coefficients` are the gateway's fit at the end."""
+    """An instance's sizes; 0 where its engine does not say. `step_time_coefficients`: fitted by the gateway."""
 
     name: str
     role: str

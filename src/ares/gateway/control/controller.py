@@ -226,7 +226,7 @@ class Controller:
         assert isinstance(session, Session)  # noqa: S101 - for the type checker: there are no others
         unable = self._cannot_restore(session)
         # Where other instances have just failed it, an early error is better than a long wait.
-        most_s = _RECOVERY_S if exclude or not self._pool.expected(unable) else self._config.maximum_wait_s
+        most_s = _RECOVERY_S if exclude or not self._pool.may_become_ready(unable) else self._config.maximum_wait_s
         exclude = exclude | unable
         if not self._policy.holds:
             instance = await self._retry(lambda: self._place(session, exclude), most_s)

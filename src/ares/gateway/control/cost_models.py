@@ -15,7 +15,7 @@ class StepTimeModel:
         self._last: messages.Telemetry | None = None
 
     def observe(self, load: messages.Telemetry) -> None:
-        """Fit the steps since the last telemetry; a restarted instance begins anew."""
+        """Fit the steps since the last telemetry; a restarted instance starts over."""
         last, self._last = self._last, load
         if last is None or load.steps <= last.steps or load.busy_s <= last.busy_s:
             return

@@ -1,7 +1,7 @@
 """Emptying instances that drain: what can move is moved, a few at a time; at the deadline the rest is aborted there.
 
-Each gateway moves its own requests, also where another one has ordered the drain: the instance tells every gateway,
-deadline included.
+Each gateway moves its own requests, also where another one has ordered the drain: the instance reports it to every
+gateway, deadline included.
 """
 
 import asyncio

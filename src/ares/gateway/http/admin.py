@@ -148,7 +148,7 @@ async def drain(name: str, request: Request, body: DrainRequest | None = None) -
     gateway: Gateway = request.app.state.gateway
     instance, body = _find(gateway, name), body or DrainRequest()
     if not body.force and (why := gateway.pool.lost_without(instance)) is not None:
-        message = f'{name} is {why}; drain it all the same with --force (in the API, "force": true)'
+        message = f'{name} is {why}; drain it nevertheless with --force (in the API, "force": true)'
         raise AdminError(409, message, "last_instance")
     deadline_s = body.deadline_s
     await gateway.drainer.drain(instance, deadline_s)

@@ -210,7 +210,7 @@ async def _maximum_model_tokens(gateway: Gateway, request: Request) -> int:
     """Return the longest sequence that the instances take, once there are any; 499 where the client leaves before."""
     while not gateway.serving or (maximum := gateway.maximum_model_tokens) is None:
         if not await until_disconnect(gateway.shutdown.run(gateway.wait_until_serving()), request.receive):
-            raise HTTPException(499)  # nobody reads this
+            raise HTTPException(499)  # it is not read
     return maximum
 
 
@@ -264,7 +264,7 @@ async def _whole(reply: _Reply, request: Request, headers: dict[str, str]) -> Re
     outcome = "cancelled"
     try:
         if not await until_disconnect(reply.all(take), receive):
-            return Response(status_code=499)  # the client is gone; nobody reads this
+            return Response(status_code=499)  # the client has left; it is not read
         outcome = "completed"
     except Exception:
         outcome = "failed"

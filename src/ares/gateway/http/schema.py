@@ -86,7 +86,7 @@ _MEANINGS = {
     413: "The body is too large.",
     429: "Too many sequences of this key run already, or would; `Retry-After` says when to come again.",
     502: "The instance failed the request.",
-    503: "No instance is there to take it; `Retry-After` says when to come again.",
+    503: "No instance can take it; `Retry-After` says when to come again.",
 }
 # The schema of one event, as OpenAPI before 3.2 has it.
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}

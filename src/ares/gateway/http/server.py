@@ -41,7 +41,7 @@ class Server(uvicorn.Server):
         await gateway.shutdown.drain(gateway.config.shutdown_timeout_s, lambda: self.force_exit)
         await self._app.state.feed.close()
         await super().shutdown(sockets)
-        if self.force_exit:  # uvicorn leaves it out then; it waits for nobody
+        if self.force_exit:  # uvicorn leaves it out then; it does not wait
             await self.lifespan.shutdown()
 
 

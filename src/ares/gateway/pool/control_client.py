@@ -10,7 +10,7 @@ import zmq.asyncio
 
 from ares.protocol import messages
 
-# Answers and predictions that nobody has asked for yet; older ones are forgotten.
+# So many reports that have not been asked for yet are kept.
 _REMEMBERED = 1024
 
 
@@ -73,11 +73,11 @@ class ControlClient:
         await self._send(messages.Lease(next(self._call_numbers), holder, 0.0))
 
     async def release(self, key: str) -> None:
-        """Tell the instance that nobody will pull the KV of request `key`."""
+        """Tell the instance that the KV of request `key` will not be pulled."""
         await self._send(messages.Release(key))
 
     async def drain(self, deadline_s: float) -> None:
-        """Tell the instance to drain; whatever still runs after `deadline_s` leaves it."""
+        """Tell the instance to drain; requests that still run after `deadline_s` leave it."""
         await self._send(messages.Drain(True, deadline_s))
 
     async def undrain(self) -> None:

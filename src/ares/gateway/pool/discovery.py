@@ -135,7 +135,7 @@ class Discovery:
         return isinstance(await describe(self._http, self._url), messages.Description)
 
     async def look(self, name: str) -> messages.Description | None:
-        """Return the instance's description; None where it cannot be used, and then its health tells why.
+        """Return the instance's description; None where it cannot be used, and then its health has the cause.
 
         Parameters
         ----------

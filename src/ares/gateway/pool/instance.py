@@ -51,15 +51,15 @@ class Instance:
     own_name
         The name by which it describes itself.
     engine
-        Asks it to generate.
+        Sends it requests.
     control
-        Commands it.
+        Sends it commands.
     health
         Whether it can be used.
     state
         Its size and load.
     subscription
-        Ours there.
+        The gateway's, at the instance.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Instance:
             raise error
 
     async def drain(self, deadline_s: float) -> None:
-        """Close it; it tells every gateway so. Requests that are still there after `deadline_s` leave it."""
+        """Close it; it reports that to every gateway. Requests that are still there after `deadline_s` leave it."""
         self.state.drain(deadline_s)
         await self.control.drain(deadline_s)
 
@@ -136,8 +136,8 @@ class Instance:
     async def watch(self, on_hello: OnHello, claim: Claim) -> None:
         """Find the instance and follow it until cancelled.
 
-        `claim` returns another one that stands for the same instance, if there is one, and names this one if there is
-        none; `on_hello` is awaited whenever the instance (re)appears.
+        `claim` returns another `Instance` that is used for the same one, or else names this one; `on_hello` is awaited
+        whenever the instance (re)appears.
         """
         while True:
             description = await self._describe()

@@ -131,7 +131,7 @@ class DecisionLog:
 
 
 def _named(policy: Policy) -> dict[str, Any]:
-    """Return the name and the settings that a policy can be made again from."""
+    """Return the name and the settings of a policy, enough to make it again."""
     return {"name": policy.name, "settings": _plain(policy.settings)}
 
 

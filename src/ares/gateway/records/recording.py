@@ -1,4 +1,4 @@
-"""A recording of the run: who arrived when, and when each first and last token came. `ares simulate` can replay it."""
+"""A recording of the run: arrival, first and last token of each session. `ares simulate` can replay it."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Writes `requests.jsonl`, a line for each finished session, and `meta.json` beside it.
+    """Writes `requests.jsonl`, a line for each finished session, and `meta.json`.
 
     Times are seconds of `time.monotonic`. A disk that fails ends the recording, not the service.
 
@@ -34,9 +34,9 @@ class Recorder:
     def describe(self, model: str, preset: str, instances: list[Instance]) -> None:
         """Write the cluster that the requests ran on."""
         decode = [i for i in instances if i.role != "prefill" and i.state.hello is not None]
-        if self._folder is None or not decode or decode[0].hello is None:
+        if self._folder is None or not decode or decode[0].state.hello is None:
             return
-        hello = decode[0].hello
+        hello = decode[0].state.hello
         meta: dict[str, Any] = {
             "model": model,
             "preset": preset,
