@@ -257,7 +257,9 @@ async def test_requests_of_others_are_rows_that_cannot_be_moved(
         assert np.isfinite(seen.running.tpot_s).all()
         # At an arrival nobody looks at rows.
         loads = gateway.controller.snapshots.build_loads
-        await eventually(lambda: loads(gateway.sessions.values()).cluster.load_tokens().sum() == 120)
+        await eventually(
+            lambda: loads(gateway.sessions.values()).cluster.load_tokens().sum() == 3 * 48
+        )  # whole blocks of 40 tokens and the next
         assert loads(gateway.sessions.values()).cluster.requests == ()
         await eventually(lambda: decided(gateway) >= 2)
         for fake in fakes[1:]:
