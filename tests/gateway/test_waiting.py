@@ -159,7 +159,7 @@ async def test_a_running_request_waits_for_its_only_instance(model_folder: Path,
 async def test_the_first_to_find_an_instance_dead_waits_as_the_others(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch, preset: str
 ) -> None:
-    monkeypatch.setattr("ares.gateway.control.controller._BLAMED_S", 0.5)
+    monkeypatch.setattr("ares.gateway.control.controller._RECOVERY_S", 0.5)
     async with (
         instances("prefill", "decode", vocabulary=VOCABULARY) as fakes,
         serving(fakes, model_folder, preset=preset) as service,
