@@ -275,7 +275,7 @@ async def test_the_key_is_asked_for_kept_in_the_tab_and_sent_in_a_header(page: B
         await page.type(attempt)
         await page.press("Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
         if attempt == "wrong":
-            await page.until("document.querySelector('#key-note').textContent.includes('does not take')")
+            await page.until("document.querySelector('#key-note').textContent.includes('refuses')")
     await page.until(SHOWN)
     assert stage.given == [None, "Bearer wrong", "Bearer s3cret"]
     assert not [url for url in page.requested if "s3cret" in url]
