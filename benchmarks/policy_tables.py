@@ -64,7 +64,7 @@ def sweep(found: Any) -> str:
 
 
 def rivals(found: Any) -> str:
-    """Every load of a sweep, for the rules of others and ours."""
+    """Every load of a sweep, for published rules and ours."""
     if not any(p["preset"] in RIVALS for p in found["points"]):
         return ""
     presets = (*RIVALS, "ares")
@@ -125,7 +125,7 @@ def short(name: str) -> Callable[[Any], str]:
 
 
 def parts(found: Any) -> str:
-    """Show what each part does, and how the error of predictions weighs."""
+    """Show what each part does, and the effect of the error of predictions."""
     rows = [_ablation(preset, found["points"], preset) for preset in PARTS]
     for error in ("exact", "noise-30", "noise-60", "noise-100", "residual-life"):
         points = result(f"ablation-error-{error}")["points"]
@@ -139,7 +139,6 @@ def _ablation(name: str, points: list[Any], preset: str) -> list[str]:
     return [name, met, " / ".join(tpots(points, x, (preset,))[0] for x in at)]
 
 
-STATIC = ("static-rr", "static-least-loaded")
 GAPS = ("2", "30", "60", "120", "300", "none")
 
 
@@ -171,7 +170,7 @@ _OF_GAPS: tuple[tuple[Callable[[Any], float], int], ...] = (
 
 
 def frontier() -> None:
-    """Draw what streams are promised against what that leaves of first tokens and goodput."""
+    """Draw the bound on gaps against the goodput and the TTFT that it leaves."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -192,7 +191,7 @@ def frontier() -> None:
 
 
 def scale(_: Any) -> str:
-    """Show one size a row."""
+    """Show one cluster size per row."""
     rows = []
     for size in (8, 32, 64, 128, 256):
         runs = {r["preset"]: r for r in result(f"scale-{size}")["runs"]}

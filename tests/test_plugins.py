@@ -155,7 +155,7 @@ class Holding(Admission):
     def decide(self, cluster, candidates, running):
         {decide}
 """
-ADMIT = "return [AdmissionDecision('enter', n, {place}, 'x') for n in range(len(candidates.tokens))]"
+ADMIT = "return [AdmissionDecision('admit', n, {place}, 'x') for n in range(len(candidates.tokens))]"
 
 
 def others(folder: Path, choose: str = "return 0", decide: str = "return []") -> str:

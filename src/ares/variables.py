@@ -11,9 +11,13 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
+from ares.protocol.fields import INSTANCE_VARIABLE
+
 PREFIX = "ARES_"
 # Those that are no settings of a gateway: other commands and our tests read them.
-_OTHERS = frozenset(["ARES_CACHE", "ARES_CHAOS_PLAN", "ARES_FUZZ_JSON", "ARES_FUZZ_TIMES", "ARES_INSTANCE", "ARES_URL"])
+_OTHERS = frozenset(
+    ["ARES_CACHE", "ARES_CHAOS_PLAN", "ARES_FUZZ_JSON", "ARES_FUZZ_TIMES", INSTANCE_VARIABLE, "ARES_URL"]
+)
 # Kubernetes gives every pod the addresses of the Services of its namespace, in variables that begin with their names.
 _SERVICE_NAME = re.compile(
     r"ARES_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_ADDR|_PORT|_PROTO)?)"

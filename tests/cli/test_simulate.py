@@ -94,7 +94,7 @@ def test_without_a_predictor_and_with_an_evaluated_one(predictor: str) -> None:
         (["--trace", "paper", "--predictor", "nope"], "nope: no such error model"),
         (
             ["--preset", "ares", "--set", "admission.order=nope"],
-            "order must be one of fcfs, volume, not 'nope'",
+            "order must be one of fcfs, shortest_memory_time, not 'nope'",
         ),
         (["--trace", "paper", "--load", "1", "--rate-scale", "1"], "--load and --rate-scale"),
         (["--trace", "paper", "--seed", "-1"], "--seed"),

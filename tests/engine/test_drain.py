@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ares.engine.drain import OwnChannel
+from ares.engine.drain import OwnControlChannel
 from ares.protocol import messages
 from tests.engine.test_control import Gateway, Instance
 from tests.gateway.fakes import eventually
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.fixture
-async def own(instance: Instance) -> AsyncIterator[OwnChannel]:
-    made = OwnChannel(instance.address, None)
+async def own(instance: Instance) -> AsyncIterator[OwnControlChannel]:
+    made = OwnControlChannel(instance.address, None)
     following = asyncio.create_task(made.follow())
     await eventually(lambda: made.telemetry is not None)
     yield made
@@ -25,9 +25,9 @@ async def own(instance: Instance) -> AsyncIterator[OwnChannel]:
         await following
 
 
-async def test_a_message_that_is_too_large_is_not_heard(instance: Instance, own: OwnChannel) -> None:
+async def test_a_message_that_is_too_large_is_dropped(instance: Instance, own: OwnControlChannel) -> None:
     rows = [messages.Row("x" * (1 << 20), 1, 1, "running") for _ in range(5)]
-    large = messages.Telemetry(1 << 40, 0, 0, 0, 0, 0.0, 0, 0, rows)  # but for its size it would be taken
+    large = messages.Telemetry(1 << 40, 0, 0, 0, 0, 0.0, 0, 0, rows)  # only its size is wrong
     before = instance.taken
     instance.channel.post(large)
     await eventually(lambda: own.telemetry is not None and own.telemetry.sequence > before + 2)
@@ -35,13 +35,13 @@ async def test_a_message_that_is_too_large_is_not_heard(instance: Instance, own:
     assert own.telemetry.sequence < 1 << 40
 
 
-async def test_gateways_are_told_to_leave_before_it_ends(instance: Instance, own: OwnChannel) -> None:
+async def test_gateways_leave_before_the_instance_ends(instance: Instance, own: OwnControlChannel) -> None:
     gateway = Gateway(instance.address)
-    gateway.say(messages.Subscribe(0.02))
+    gateway.send(messages.Subscribe(0.02))
     draining = asyncio.create_task(own.drain(8.0))
     try:
         await eventually(lambda: own.telemetry is not None and own.telemetry.draining)
-        while not (load := gateway.hear_a(messages.Telemetry)).draining:
+        while not (load := gateway.receive_a(messages.Telemetry)).draining:
             pass
         assert load.drain_left_s is not None
         assert 3.0 < load.drain_left_s <= 6.0

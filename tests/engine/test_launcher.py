@@ -16,14 +16,14 @@ WORKER: dict[str, Any] = {"model": "no/model", "role": "decode", "name": "decode
 
 
 @pytest.mark.parametrize("flag", ["port", "control_port", "nixl_port"])
-def test_a_taken_port_is_said_at_once(flag: str) -> None:
+def test_a_taken_port_is_refused_at_once(flag: str) -> None:
     """vLLM would wait for ever for a side channel that cannot be bound, and share an HTTP port."""
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1]
         settings = launcher.WorkerSettings(**{"port": 0, flag: port}, **WORKER)
-        said = f"{HOST}:{port} is in use: .* choose another --{flag.replace('_', '-')}"
+        message = f"{HOST}:{port} is in use: .* choose another --{flag.replace('_', '-')}"
         began = time.monotonic()
-        with pytest.raises(AddressError, match=said):
+        with pytest.raises(AddressError, match=message):
             launcher.serve(settings)
         assert time.monotonic() - began < 1
 
@@ -49,7 +49,7 @@ def test_any_other_host_needs_one(host: str, monkeypatch: pytest.MonkeyPatch) ->
         launcher.check_control(host, insecure=False)
 
 
-def test_a_name_that_leads_out_as_well_is_not_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_with_another_address_too_is_not_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     both = [(socket.AF_INET, 1, 6, "", ("127.0.0.1", 0)), (socket.AF_INET6, 1, 6, "", ("2001:db8::1", 0, 0, 0))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: both)
     assert not on_loopback("both")

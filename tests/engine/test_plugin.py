@@ -50,7 +50,7 @@ class Served:
                 await asyncio.sleep(0.01)
 
 
-async def test_who_it_is(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_description(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
     async with Served(instance, monkeypatch).alive() as http:
         assert (await http.get("/ares/v1/instance")).json() == {
             "name": "decode-0",
@@ -77,8 +77,8 @@ async def test_which_model_it_serves(
     (folder / "config.json").write_text('{"hidden_size": 576, "vocab_size": 49152, "model_type": "llama"}')
     monkeypatch.chdir(tmp_path)
     served_app = Served(instance, monkeypatch)
-    who = settings.InstanceSettings("decode-0", "decode", "boot", instance.address, model="model")
-    settings.export(who)
+    identity = settings.InstanceSettings("decode-0", "decode", "boot", instance.address, model="model")
+    settings.export(identity)
     plugin = InstancePlugin()
     app = FastAPI()
     plugin.attach_router(app)
@@ -86,12 +86,12 @@ async def test_which_model_it_serves(
     args = SimpleNamespace(served_model_name=served, model=str(folder))
     await plugin.init_state(None, app.state, args)
     served_app.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://instance")
-    told = (await served_app.http.get("/ares/v1/instance")).json()
-    assert told["models"] == [name.format(folder=folder) for name in names]
-    assert told["shape"] == {"hidden_size": 576, "vocab_size": 49152}
+    described = (await served_app.http.get("/ares/v1/instance")).json()
+    assert described["models"] == [name.format(folder=folder) for name in names]
+    assert described["shape"] == {"hidden_size": 576, "vocab_size": 49152}
 
 
-async def test_it_is_ready_once_its_engine_is_heard_and_until_it_drains(
+async def test_it_is_ready_from_the_first_telemetry_until_it_drains(
     instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = Served(instance, monkeypatch)
@@ -99,21 +99,21 @@ async def test_it_is_ready_once_its_engine_is_heard_and_until_it_drains(
     async with served.alive():
         await served.becomes((200, "ready"))
         gateway = Gateway(instance.address)
-        gateway.say(messages.Drain(True, 60.0))
+        gateway.send(messages.Drain(True, 60.0))
         await served.becomes((503, "draining"))
-        gateway.say(messages.Drain(False))
+        gateway.send(messages.Drain(False))
         await served.becomes((200, "ready"))
         gateway.close()
 
 
 @pytest.mark.engines
-async def test_draining_it_is_well_all_the_same(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM's own route beside ours: whoever restarts what is not well must leave an instance that drains alone."""
+async def test_a_draining_instance_is_healthy(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's own health route next to ours: a supervisor must not restart an instance because it drains."""
     pytest.importorskip("vllm", reason="needs vLLM: the cpu or vllm extra")
     from vllm.entrypoints.serve.instrumentator.health import router
 
     async def check_health() -> None:
-        """Be well."""
+        """Be healthy."""
 
     served = Served(instance, monkeypatch)
     served.app.include_router(router)
@@ -133,7 +133,7 @@ async def test_a_sigterm_drains_it_and_then_ends_it(instance: Instance, monkeypa
             await served.becomes((200, "ready"))
             os.kill(os.getpid(), signal.SIGTERM)
             await served.becomes((503, "draining"))
-            assert not ended.is_set(), "a gateway may not have heard yet"
+            assert not ended.is_set(), "a gateway may not know of the drain yet"
             await eventually(ended.is_set)
     finally:
         signal.signal(signal.SIGINT, before)

@@ -236,13 +236,13 @@ def _logged(folder: Path) -> list[Any]:
     )
     chosen = preset("ares")
     dispatch, admission, policy = chosen.make()
-    lead = OomAvoidanceSettings()
+    oom_avoidance = OomAvoidanceSettings()
     file = folder / "valid.jsonl"
     log = DecisionLog(file)
     decided = admission.decide(cluster, candidates, view.running)
     log.admissions("ares", admission, {"age_credit": 0.0}, [300], view, candidates, decided)
     moves = policy.decide(cluster)
-    log.moves("ares", view, policy, lead, avoid_oom(cluster, lead, view.running), moves)
+    log.moves("ares", view, policy, oom_avoidance, avoid_oom(cluster, oom_avoidance, view.running), moves)
     left = np.array([10.0, 20.0, 30.0])
     log.placement("ares", dispatch, {}, view, 60, left, dispatch.choose(cluster, 60, left))
     log.close()
@@ -295,12 +295,12 @@ def _with(record: Any, path: str, value: Any) -> Any:
         (1, "rebalance.settings.points", 10**9),
         (1, "rebalance.settings.horizon", 1e12),
         (1, "rebalance.settings.theta", "much"),
-        (1, "lead.lead_s", 1e12),
+        (1, "oom_avoidance.lookahead_s", 1e12),
         (1, "time", "noon"),
         (0, "running.generated", [1]),
         (0, "candidates.tokens", [1, 2]),
         (0, "candidates.remaining_tokens", [[1.0]]),
-        (0, "decided", [{"kind": ["enter"], "index": 0, "instance": 0}]),
+        (0, "decided", [{"kind": ["admit"], "index": 0, "instance": 0}]),
         (0, "memory.age_credit", "much"),
         (0, "ended", [-1]),
         (0, "ended", "many"),

@@ -18,7 +18,7 @@ from hypothesis import example
 from hypothesis import strategies as st
 
 from ares.config import GatewayConfig
-from ares.engine.drain import OwnChannel
+from ares.engine.drain import OwnControlChannel
 from ares.gateway.http import app as application
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool import generate as engine
@@ -29,7 +29,7 @@ from ares.gateway.session.handover import Segment
 from ares.gateway.session.session import Session
 from ares.policy import PRESETS, choose_instance, decide_admissions, decide_moves
 from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom
-from ares.protocol import messages
+from ares.protocol import messages, rpc
 from tests.fuzz.cases import fuzz, noise
 from tests.fuzz.service import PATIENCE_S, Service
 from tests.gateway.fakes import eventually, instances
@@ -103,7 +103,7 @@ def _replacement(value: Any) -> st.SearchStrategy[Any]:
 
 
 def any_message(*valid: Any) -> st.SearchStrategy[bytes]:
-    return noise(*map(messages.encode, valid)) | extreme(*valid) | extreme(*valid)
+    return noise(*map(rpc.encode, valid)) | extreme(*valid) | extreme(*valid)
 
 
 @fuzz("wire: any bytes, read as command and event", 400, body=any_message(*COMMANDS, *EVENTS))
@@ -112,13 +112,13 @@ def any_message(*valid: Any) -> st.SearchStrategy[bytes]:
 @example(body=DEEP_EVENT)
 @example(body=NOT_UTF8)
 def test_what_is_read_is_said_again_or_refused(body: bytes) -> None:
-    for decode in (messages.decode_command, messages.decode_event):
+    for decode in (rpc.decode_command, rpc.decode_event):
         try:
             message = decode(body)
         except msgspec.DecodeError as error:
             _said_why(error)
         else:
-            assert messages.encode(decode(messages.encode(message))) == messages.encode(message)
+            assert rpc.encode(decode(rpc.encode(message))) == rpc.encode(message)
 
 
 def _said_why(error: Exception) -> None:
@@ -134,7 +134,7 @@ def dealer(service: Service) -> Iterator["zmq.Socket[bytes]"]:
         socket.setsockopt(zmq.LINGER, 0)
         socket.connect(f"tcp://127.0.0.1:{service.stray_control}")
         yield socket
-        socket.send(messages.encode(messages.Drain(draining=False)))
+        socket.send(rpc.encode(messages.Drain(draining=False)))
 
 
 _calls = itertools.count(1 << 40)
@@ -143,9 +143,9 @@ _calls = itertools.count(1 << 40)
 def answers(dealer: "zmq.Socket[bytes]") -> None:
     """Check that the instance carries commands out."""
     call = next(_calls)
-    dealer.send(messages.encode(messages.Cut(call, "nobody")))
+    dealer.send(rpc.encode(messages.Cut(call, "nobody")))
     while dealer.poll(int(PATIENCE_S * 1000)):
-        event = messages.decode_event(dealer.recv())
+        event = rpc.decode_event(dealer.recv())
         if isinstance(event, messages.CutResult) and event.call == call:
             assert event.outcome == "unknown"
             return
@@ -156,8 +156,8 @@ _frames = st.lists(any_message(*COMMANDS), min_size=1, max_size=3)
 
 
 @fuzz("wire: messages to an instance", 60, said=st.lists(_frames, min_size=1, max_size=12))
-@example(said=[[DEEP], [NO_TEXT], [b""], [b"", b""], [messages.encode(messages.Subscribe(math.inf))]])
-@example(said=[[messages.encode(messages.Subscribe(math.nan))], [messages.encode(messages.Subscribe(-1.0))]])
+@example(said=[[DEEP], [NO_TEXT], [b""], [b"", b""], [rpc.encode(messages.Subscribe(math.inf))]])
+@example(said=[[rpc.encode(messages.Subscribe(math.nan))], [rpc.encode(messages.Subscribe(-1.0))]])
 def test_an_instance_listens_on(dealer: "zmq.Socket[bytes]", said: list[list[bytes]]) -> None:
     for frames in said:
         dealer.send_multipart(frames)
@@ -192,7 +192,7 @@ class Bench:
             self.gateway.sessions[sequence.id] = sequence
         # Enough for a law of the step time, which most decisions ask for.
         steady = [msgspec.structs.replace(EVENTS[1], steps=100 * n, busy_s=2.5 * n) for n in range(1, 30)]
-        await self.hear([(n, messages.encode(event)) for n in range(3) for event in (EVENTS[0], *steady)])
+        await self.hear([(n, rpc.encode(event)) for n in range(3) for event in (EVENTS[0], *steady)])
 
     async def hear(self, said: list[tuple[int, bytes]]) -> None:
         for number, body in said:
@@ -255,11 +255,9 @@ _huge = [messages.Row(f"key-{n}", 40, 5, "running", (1e308, 1e308, 1e308)) for n
 @fuzz("wire: messages to a gateway, and decisions on them", 60, said=_said)
 @example(said=[(0, DEEP_EVENT), (1, NOT_UTF8)])
 @example(
-    said=[
-        (n, messages.encode(e)) for n in range(3) for e in (EVENTS[0], msgspec.structs.replace(EVENTS[1], rows=_huge))
-    ]
+    said=[(n, rpc.encode(e)) for n in range(3) for e in (EVENTS[0], msgspec.structs.replace(EVENTS[1], rows=_huge))]
 )
-@example(said=[(0, messages.encode(msgspec.structs.replace(EVENTS[0], kv_blocks=0))), (0, messages.encode(EVENTS[1]))])
+@example(said=[(0, rpc.encode(msgspec.structs.replace(EVENTS[0], kv_blocks=0))), (0, rpc.encode(EVENTS[1]))])
 def test_a_gateway_decides_on_whatever_it_hears(bench: Bench, said: list[tuple[int, bytes]]) -> None:
     bench.runner.run(bench.hear(said))
     bench.decide()
@@ -272,7 +270,7 @@ async def fake() -> AsyncIterator[Any]:
         yield started[0]
 
 
-@pytest.mark.parametrize("body", [DEEP_EVENT, NOT_UTF8, b"", b"\xc1", messages.encode(COMMANDS[0])], ids=range(5))
+@pytest.mark.parametrize("body", [DEEP_EVENT, NOT_UTF8, b"", b"\xc1", rpc.encode(COMMANDS[0])], ids=range(5))
 async def test_a_gateway_listens_on(fake: Any, body: bytes) -> None:
     async with engine.session() as http:
         pool = Pool([fake.url], http, 0.02)
@@ -295,7 +293,7 @@ async def test_a_message_that_is_too_large_is_not_heard_and_costs_a_connection(f
         assert hello is not None
         # But for its size it would be taken.
         large = msgspec.structs.replace(hello, versions={"vllm": "x" * (5 << 20)})
-        fake._channel._outgoing.append((None, messages.encode(large)))
+        fake._channel._outgoing.append((None, rpc.encode(large)))
 
         def heard_again() -> bool:
             fake.post(messages.Predicted("after it", (1.0, 2.0, 3.0)))
@@ -305,14 +303,14 @@ async def test_a_message_that_is_too_large_is_not_heard_and_costs_a_connection(f
         assert heard.state.hello == hello
         # What nearly has that size is taken.
         fits = msgspec.structs.replace(hello, versions={"vllm": "x" * ((4 << 20) - 4096)})
-        fake._channel._outgoing.append((None, messages.encode(fits)))
+        fake._channel._outgoing.append((None, rpc.encode(fits)))
         await eventually(lambda: heard.state.hello == fits)
         await pool.stop()
 
 
 @pytest.mark.parametrize("body", [DEEP_EVENT, NOT_UTF8, b""], ids=range(3))
 async def test_the_process_that_serves_an_instance_listens_on(fake: Any, body: bytes) -> None:
-    own = OwnChannel(fake.control_address, None)
+    own = OwnControlChannel(fake.control_address, None)
     following = asyncio.create_task(own.follow())
     await eventually(lambda: own.state.telemetry is not None)
     before = own.state.telemetry

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from ares.engine.control import ControlChannel, Gone, Order
+from ares.engine.control import ControlChannel, EngineCommand, GatewayDisconnected
 from ares.protocol import messages
 from ares.protocol.keys import ControlKey
 
@@ -470,7 +470,7 @@ class FakeInstance:
 
     # --- the control channel ---
 
-    def _carry_out(self, sender: bytes, command: Order) -> None:
+    def _carry_out(self, sender: bytes, command: EngineCommand) -> None:
         match command:
             case messages.Cut(key=key):
                 self.cuts.append(key)
@@ -486,7 +486,7 @@ class FakeInstance:
                     self.running[key].unwanted = True
             case messages.Connect(peers=peers):
                 self.peers += peers
-            case Gone(gateway=gateway):
+            case GatewayDisconnected(gateway=gateway):
                 for key in [key for key in self.pinned if messages.owner(key) == gateway]:
                     del self.pinned[key]
                     self.orphans.append(key)

@@ -50,7 +50,7 @@ def own() -> Iterator[None]:
 
 def enter(cluster: Cluster, candidates: Candidates, instance: Any = None, times: int = 1) -> list[AdmissionDecision]:
     place = int(cluster.open.argmax()) if instance is None else instance
-    return [AdmissionDecision("enter", n, place, "it is there") for n in range(len(candidates.tokens))] * times
+    return [AdmissionDecision("admit", n, place, "it is there") for n in range(len(candidates.tokens))] * times
 
 
 def closed(cluster: Cluster) -> int:
@@ -65,18 +65,18 @@ DISPATCHES: dict[str, Callable[..., Any]] = {
     "raised": raises,
     "unknown_instance": lambda *_: 99,
     "closed_instance": lambda view, *_: closed(view),
-    "nowhere": lambda *_: None,
+    "no_instance": lambda *_: None,
 }
 ENTRIES: dict[str, Callable[..., Any]] = {
     "raised": raises,
-    "not_entries": lambda *_: None,
+    "not_decisions": lambda *_: None,
     "unknown_instance": lambda view, outside, _: enter(view, outside, 99),
     "closed_instance": lambda view, outside, _: enter(view, outside, closed(view)),
     "repeated": lambda view, outside, _: enter(view, outside, times=2),
-    "unknown_request": lambda *_: [AdmissionDecision("enter", 99, 0, "x")],
+    "unknown_request": lambda *_: [AdmissionDecision("admit", 99, 0, "x")],
     "unknown_kind": lambda *_: [AdmissionDecision("leave", 0, 0, "x")],  # type: ignore[arg-type]
     "wrong_kind": lambda *_: [AdmissionDecision("resume", 0, 1, "x")],
-    "reason": lambda *_: [AdmissionDecision("enter", 0, 1, "")],
+    "reason": lambda *_: [AdmissionDecision("admit", 0, 1, "")],
 }
 
 
@@ -112,7 +112,7 @@ async def test_bad_dispatch(
 
 
 @pytest.mark.parametrize(("decide", "kind"), [(does, kind) for kind, does in ENTRIES.items()] + [
-    (lambda *_: [AdmissionDecision("enter", float("nan"), 0, "x")], "unknown_request"),  # type: ignore[arg-type]
+    (lambda *_: [AdmissionDecision("admit", float("nan"), 0, "x")], "unknown_request"),  # type: ignore[arg-type]
     (lambda *_: [AdmissionDecision("suspend", 99, 0, "x")], "unknown_request")])  # fmt: skip
 async def test_bad_admission(
     model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, decide: Callable[..., Any], kind: str,
@@ -148,5 +148,5 @@ async def test_good_ones_decide_and_are_made_again(model_folder: Path, tmp_path:
     assert faults == 0
     again = replay(log, None)
     assert again.decisions == again.same >= 1
-    assert again.made[{"dispatch": "place", "admission": "enter"}[part]] == REQUESTS
+    assert again.made[{"dispatch": "place", "admission": "admit"}[part]] == REQUESTS
     assert replay(log, "static-least-loaded").decisions == again.decisions

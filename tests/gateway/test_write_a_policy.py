@@ -140,4 +140,4 @@ async def test_dispatch_and_admission_in_a_gateway(others: None, model_folder: P
             assert sample(gateway, "ares_controller_faults_total", part=part) == 0
     again = replay(Path("log"), None)
     assert again.decisions == again.same > 0
-    assert again.made["place"] + again.made["enter"] == 4
+    assert again.made["place"] + again.made["admit"] == 4

@@ -9,7 +9,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from ares.protocol import messages
+from ares.protocol import messages, rpc
 from tests.integration.client import Client
 
 BLOCK = 128
@@ -194,12 +194,12 @@ class Control:
         return control
 
     async def say(self, command: messages.Command) -> None:
-        await self._socket.send(messages.encode(command))
+        await self._socket.send(rpc.encode(command))
 
     async def hear(self, kind: type) -> object:
         async with asyncio.timeout(30):
             while True:
-                event = messages.decode_event(await self._socket.recv())
+                event = rpc.decode_event(await self._socket.recv())
                 if isinstance(event, kind):
                     return event
 

@@ -1,4 +1,4 @@
-"""The tap, the predictor and the recorder on a real engine."""
+"""The hidden-state hook, the predictor and the recorder on a real engine."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
 from ares.predictor import checkpoint, dataset, shards
 from ares.predictor.networks import HazardNetwork
-from ares.protocol import messages
+from ares.protocol import messages, rpc
 from tests.integration.conftest import TINY_FLAGS
 
 HIDDEN = 128
@@ -111,10 +111,10 @@ async def events(url: str) -> AsyncIterator[messages.Event]:
     socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 0)
     socket.connect(address)
-    await socket.send(messages.encode(messages.Subscribe(0.02)))
+    await socket.send(rpc.encode(messages.Subscribe(0.02)))
     try:
         while True:
-            yield messages.decode_event(await socket.recv())
+            yield rpc.decode_event(await socket.recv())
     finally:
         socket.close()
 

@@ -5,14 +5,14 @@ import asyncio
 import pytest
 
 from ares.mock_engine.pins import Pin, Pins
-from ares.protocol import messages
+from ares.protocol import rpc
 from tests.mock_engine.cluster import eventually
 
 
 async def test_what_is_kept_for_a_gateway_that_has_gone_ends_soon_but_for_who_pulls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(messages, "ORPHAN_LEASE_S", 0.05)
+    monkeypatch.setattr(rpc, "ORPHAN_LEASE_S", 0.05)
     freed: list[int] = []
     pins = Pins(600.0, freed.append)
     for blocks, key in enumerate(("dead/1/1", "dead/2/1", "alive/1/1", None)):
@@ -27,7 +27,7 @@ async def test_what_is_kept_for_a_gateway_that_has_gone_ends_soon_but_for_who_pu
 
 
 async def test_a_lease_that_ends_sooner_is_not_made_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "ORPHAN_LEASE_S", 600.0)
+    monkeypatch.setattr(rpc, "ORPHAN_LEASE_S", 600.0)
     freed: list[int] = []
     pins = Pins(0.05, freed.append)
     pins.hold(Pin("request", "dead/1/1", 10, 0, 7))

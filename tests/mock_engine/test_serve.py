@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from ares.cli.main import app
 from ares.engine.defaults import free_ports
-from ares.engine.drain import OwnChannel
+from ares.engine.drain import OwnControlChannel
 from ares.gateway.pool import generate as engine
 from ares.gateway.pool.pool import Pool
 from ares.mock_engine.serve import Server, identities
@@ -324,7 +324,7 @@ async def test_it_serves_on_an_ipv6_address() -> None:
         server = Server(found[0], settings(), MODEL, Puller(pulling))
         await server.start()
         assert server.instance is not None
-        own = OwnChannel(server.instance.control_address, None)
+        own = OwnControlChannel(server.instance.control_address, None)
         following = asyncio.create_task(own.follow())
         pool = Pool([server.url], http, 0.02)
         pool.start()

@@ -19,7 +19,7 @@ from ares.mock_engine import model as simulated
 from ares.mock_engine import report
 from ares.mock_engine.serve import Server, identities
 from ares.mock_engine.transfer import Puller
-from ares.protocol import messages
+from ares.protocol import rpc
 from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures
 from tests.mock_engine.cluster import MODEL, eventually, settings
 from tests.mock_engine.processes import gateway_over, generate, workers
@@ -35,8 +35,8 @@ def quarter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the gateway wait for a quarter of what serves, in the same order."""
     monkeypatch.setattr("ares.gateway.pool.health._FROZEN_S", 1.5)
     monkeypatch.setattr("ares.gateway.session.pending_call._ALIVE_S", 1.2)
-    monkeypatch.setattr("ares.gateway.pool.channel._DEAD_S", 2.5)
-    monkeypatch.setattr("ares.gateway.pool.channel._HEARTBEAT_S", 0.5)
+    monkeypatch.setattr(rpc, "CONNECTION_TIMEOUT_S", 2.5)
+    monkeypatch.setattr(rpc, "CONNECTION_HEARTBEAT_S", 0.5)
 
 
 def busy(counters: dict[str, Any]) -> bool:
@@ -224,8 +224,8 @@ async def test_what_runs_for_a_gateway_behind_a_cut_ends(
     monkeypatch.setattr("ares.gateway.pool.health._FROZEN_S", 1.0)
     monkeypatch.setattr("ares.gateway.session.pending_call._ALIVE_S", 0.8)
     monkeypatch.setattr("ares.gateway.pool.health._SILENT_S", 0.8)
-    monkeypatch.setattr(messages, "SUBSCRIPTION_TTL_S", 2.5)  # more than between two heartbeats
-    monkeypatch.setattr(messages, "ABANDONED_S", 1.5)
+    monkeypatch.setattr(rpc, "SUBSCRIPTION_TTL_S", 2.5)  # more than between two heartbeats
+    monkeypatch.setattr(rpc, "GATEWAY_EXPIRY_S", 1.5)
     async with linked(2, links=1) as (servers, links):
         gateway = Gateway(
             GatewayConfig(model="some/model", workers=[links[0].url, servers[1].url], preset="off"), model_folder
@@ -255,7 +255,7 @@ async def test_what_runs_for_a_gateway_that_is_only_forgotten_goes_on(
     model_folder: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(messages, "SUBSCRIPTION_TTL_S", 0.5)  # less than between two heartbeats
+    monkeypatch.setattr(rpc, "SUBSCRIPTION_TTL_S", 0.5)  # less than between two heartbeats
     async with linked(1, links=0) as (servers, _):
         gateway = Gateway(GatewayConfig(model="some/model", workers=[servers[0].url], preset="off"), model_folder)
         await gateway.start()
@@ -264,8 +264,8 @@ async def test_what_runs_for_a_gateway_that_is_only_forgotten_goes_on(
         try:
             await eventually(lambda: gateway.pool.instances[0].open)
             run = asyncio.create_task(generate(gateway, "stays", prompt(0), 1500))
-            await eventually(lambda: gateway.name in instance._channel.gone)
-            await eventually(lambda: gateway.name not in instance._channel.gone)
+            await eventually(lambda: gateway.name in instance._channel.disconnected)
+            await eventually(lambda: gateway.name not in instance._channel.disconnected)
             assert not run.done()
             assert await run == MODEL.continuation(prompt(0), 1500)
             assert report.counters(instance)["arrived"] == 1
@@ -278,7 +278,7 @@ async def test_whoever_reads_a_stream_that_was_ended_goes_on_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The way of the commands is cut, that of the tokens is not: an output must not look complete that is not."""
-    monkeypatch.setattr(messages, "ABANDONED_S", 0.5)
+    monkeypatch.setattr(rpc, "GATEWAY_EXPIRY_S", 0.5)
     async with linked(2, links=0) as (servers, _):
         gateway = Gateway(
             GatewayConfig(model="some/model", workers=[server.url for server in servers], preset="off"), model_folder
@@ -292,7 +292,7 @@ async def test_whoever_reads_a_stream_that_was_ended_goes_on_elsewhere(
             assert instance is not None
             await eventually(lambda: bool(hosted(gateway, cut.name)))
             # The instance is as if it had not heard the gateway for long.
-            instance._channel.gone[gateway.name] = 0.0
+            instance._channel.disconnected[gateway.name] = 0.0
             assert await asyncio.gather(*runs) == [MODEL.continuation(prompt(n), 1500) for n in range(4)]
             counters = [report.counters(server.instance) for server in servers if server.instance is not None]
             assert sum(c["arrived"] for c in counters) > 4

@@ -1,4 +1,4 @@
-"""The rule of rescue written with whole arrays: what its compiled loops (relief.py) must decide."""
+"""Out-of-memory avoidance written with whole arrays: what its compiled loops (oom_avoidance_loops.py) must decide."""
 
 import numpy as np
 
@@ -12,49 +12,49 @@ from ares.policy.oom_avoidance import NO_TARGET, OomAction, OomAvoidanceSettings
 from ares.policy.oom_avoidance_loops import FURTHEST
 
 
-def lead_steps(cluster: Cluster, lead_s: float) -> IntArray:
-    """Return how many steps each instance makes in so many seconds, shape (I,); 50 a second where no law is known.
+def lookahead_steps(cluster: Cluster, lookahead_s: float) -> IntArray:
+    """Return how many steps each instance makes in `lookahead_s` seconds, at most `FURTHEST`, shape (I,).
 
-    Never more than a million.
+    50 a second where the step time is unknown.
     """
     if cluster.step_base_s is None or cluster.step_request_s is None or cluster.step_token_s is None:
-        return np.full(len(cluster.instances), int(min(np.ceil(lead_s * 50.0), FURTHEST)))
+        return np.full(len(cluster.instances), int(min(np.ceil(lookahead_s * 50.0), FURTHEST)))
     batch = np.bincount(cluster.location, minlength=len(cluster.instances))
     step_s = cluster.step_base_s + cluster.step_request_s * batch + cluster.step_token_s * cluster.load_tokens()
-    steps: IntArray = np.minimum(np.ceil(lead_s / np.maximum(step_s, 1e-4)), FURTHEST).astype(np.int64)
+    steps: IntArray = np.minimum(np.ceil(lookahead_s / np.maximum(step_s, 1e-4)), FURTHEST).astype(np.int64)
     return steps
 
 
 def avoid_oom(cluster: Cluster, settings: OomAvoidanceSettings, running: Progress) -> list[OomAction]:
-    """Return the rescues of one period, at most one an instance, the direst first.
+    """Return the actions of one period, at most one per instance, the one that lacks most tokens first.
 
     Parameters
     ----------
     cluster
         The decode pool.
     settings
-        The knobs.
+        What must fit, and for how long.
     running
-        How its requests stand, R elements.
+        Progress of its requests, R elements.
     """
     if not len(cluster.location):
         return []
-    steps = lead_steps(cluster, settings.lead_s)
+    steps = lookahead_steps(cluster, settings.lookahead_s)
     # Most of the time there is room everywhere, which a few points of the horizon tell.
     soon = np.unique(np.concatenate([np.zeros(1, np.int64), steps]))
-    held = plain_forecast(cluster, soon).held[np.arange(len(steps)), np.searchsorted(soon, steps)]
-    overflow = held - cluster.capacity_tokens
+    allocated = plain_forecast(cluster, soon).allocated[np.arange(len(steps)), np.searchsorted(soon, steps)]
+    overflow = allocated - cluster.capacity_tokens
     if not (overflow > 0.0).any():
         return []
     ahead = plain_forecast(cluster, GRID)
-    expected, variance = ahead.held.copy(), ahead.variance.copy()
+    expected, variance = ahead.allocated.copy(), ahead.variance.copy()
     sources = [int(s) for s in np.argsort(-overflow, kind="stable") if overflow[s] > 0.0]
     closed = (~cluster.open).astype(np.int64)
     closed[sources] = 1
     capacity = cluster.capacity_tokens.astype(np.int64)
     weights = quantile_weights(cluster.levels)
-    spare: FloatArray | None = None
-    rescues: list[OomAction] = []
+    slack: FloatArray | None = None
+    oom_actions: list[OomAction] = []
     for source in sources:
         enough = _enough(cluster, source, int(steps[source]), float(overflow[source]))
         if not len(enough):
@@ -76,24 +76,25 @@ def avoid_oom(cluster: Cluster, settings: OomAvoidanceSettings, running: Progres
             variance[target] += spread
             reason = f"{lack} in {steps[source]} steps; {resident:.0f} tokens fit {cluster.instances[target]}"
         else:
-            spare = _spare_s(cluster, running) if spare is None else spare
-            row = int(enough[_most(spare[enough], cluster, enough)])
-            reason = f"{lack} in {steps[source]} steps; what fits nowhere else can stand still for {spare[row]:.1f} s"
-        rescues.append(OomAction(row, source, target if target >= 0 else NO_TARGET, reason))
-    return rescues
+            slack = _slack_s(cluster, running) if slack is None else slack
+            row = int(enough[_index_of_most_slack(slack[enough], cluster, enough)])
+            idle = f"no request fits elsewhere; this one can be suspended for {slack[row]:.1f} s"
+            reason = f"{lack} in {steps[source]} steps; {idle}"
+        oom_actions.append(OomAction(row, source, target if target >= 0 else NO_TARGET, reason))
+    return oom_actions
 
 
 def _enough(cluster: Cluster, source: int, steps: int, overflow: float) -> IntArray:
-    """Return the movable requests of which one is enough, the smallest first; where none is, the largest there is.
+    """Return the movable requests that each make enough room, the smallest first; where none does, the largest.
 
-    One that is likely to end by itself before is not worth its move.
+    One that is likely to end before then is not worth its move.
     """
-    able = cluster.movable if cluster.placed is None else cluster.movable | cluster.placed
-    able = able & (cluster.location == source)
+    movable = cluster.movable if cluster.placed is None else cluster.movable | cluster.placed
+    movable = movable & (cluster.location == source)
     if cluster.remaining_tokens is not None:
         middle = cluster.remaining_tokens[:, len(cluster.levels) // 2]
-        able = able & ~(middle <= steps)
-    rows = np.flatnonzero(able)
+        movable = movable & ~(middle <= steps)
+    rows = np.flatnonzero(movable)
     if not len(rows) or np.count_nonzero(cluster.location == source) < 2:
         return rows[:0]
     relief = cluster.resident_tokens[rows] + steps
@@ -104,19 +105,21 @@ def _enough(cluster: Cluster, source: int, steps: int, overflow: float) -> IntAr
     return rows[[np.argmax(relief)]]
 
 
-def _spare_s(cluster: Cluster, running: Progress) -> FloatArray:
-    """Return the seconds that each request may stand still, shape (R,): one that misses its objective anyway, any."""
+def _slack_s(cluster: Cluster, running: Progress) -> FloatArray:
+    """Return the seconds for which each request may be suspended, shape (R,); infinite where its gap is missed."""
     if cluster.step_base_s is None or cluster.step_token_s is None or cluster.remaining_tokens is None:
         return np.zeros(len(cluster.location))
     full = cluster.step_base_s + cluster.step_token_s * cluster.capacity_tokens
-    least, dead = running.spare(cluster.remaining_tokens, full[cluster.location])
-    return np.where(running.silent, np.inf, np.where(dead, running.gap_s, least))
+    least, slo_infeasible = running.slack(cluster.remaining_tokens, full[cluster.location])
+    return np.where(running.gap_missed, np.inf, np.where(slo_infeasible, running.gap_s, least))
 
 
-def _most(spare: FloatArray, cluster: Cluster, rows: IntArray) -> int:
-    """Return the index of the most time to spare; of several whose gap bounds it, of the one that makes most room."""
-    best = [index for index in range(len(rows)) if spare[index] == spare.max()]
-    if cluster.remaining_tokens is None or np.isinf(spare.max()):
+def _index_of_most_slack(slack: FloatArray, cluster: Cluster, rows: IntArray) -> int:
+    """Return the index of the most slack; of equals, bounded by their gap, of the one with the largest memory-time."""
+    if np.isnan(slack.max()):  # of one without a prediction
+        return 0
+    best = [index for index in range(len(rows)) if slack[index] == slack.max()]
+    if cluster.remaining_tokens is None or np.isinf(slack.max()):
         return best[0]
     middle = cluster.remaining_tokens[rows, len(cluster.levels) // 2]
     sizes = memory_time(cluster.resident_tokens[rows].astype(np.float64), middle)

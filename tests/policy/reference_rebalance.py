@@ -15,8 +15,8 @@ IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class _Law:
-    """Step law of every instance, shape (I,); plain tokens where none is known."""
+class _StepModel:
+    """Step-time model of every instance, shape (I,); resident tokens where it is unknown."""
 
     base: FloatArray
     request: FloatArray
@@ -24,15 +24,15 @@ class _Law:
     known: bool
 
     @classmethod
-    def of(cls, cluster: Cluster) -> "_Law":
+    def of(cls, cluster: Cluster) -> "_StepModel":
         if cluster.step_base_s is None or cluster.step_request_s is None or cluster.step_token_s is None:
             count = len(cluster.instances)
             return cls(np.zeros(count), np.zeros(count), np.ones(count), known=False)
         return cls(cluster.step_base_s, cluster.step_request_s, cluster.step_token_s, known=True)
 
 
-def _atoms(cluster: Cluster) -> tuple[FloatArray, FloatArray]:
-    """Return the atoms of what is left of each row, shape (R, Q), and their weights, shape (Q,)."""
+def _quantiles(cluster: Cluster) -> tuple[FloatArray, FloatArray]:
+    """Return the quantiles of what is left of each row, shape (R, Q), and their weights, shape (Q,)."""
     if cluster.remaining_tokens is None:
         return np.full((len(cluster.location), 1), np.inf), quantile_weights((0.5,))
     return np.ascontiguousarray(cluster.remaining_tokens), quantile_weights(cluster.levels)
@@ -41,9 +41,9 @@ def _atoms(cluster: Cluster) -> tuple[FloatArray, FloatArray]:
 def _curves(cluster: Cluster, rows: IntArray, steps: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Probability to run and expected tokens of some rows, shape (C, K) each."""
     alive = np.zeros((len(rows), len(steps)))
-    remaining, weights = _atoms(cluster)
-    for atom, weight in enumerate(weights):
-        alive += weight * ~(remaining[rows, atom, None] <= steps)  # NaN outlasts every step
+    remaining, weights = _quantiles(cluster)
+    for quantile, weight in enumerate(weights):
+        alive += weight * ~(remaining[rows, quantile, None] <= steps)  # NaN outlasts every step
     return alive, alive * (cluster.resident_tokens[rows].astype(np.float64)[:, None] + steps)
 
 
@@ -66,16 +66,22 @@ def decide(cluster: Cluster, settings: AresSettings) -> list[MigrationDecision]:
         return []
     grid = geometric_grid(settings.horizon, settings.points)
     beta = horizon_weights(settings.horizon, settings.points, settings.decay)
-    law = _Law.of(cluster)
+    step_model = _StepModel.of(cluster)
     ahead = plain_forecast(cluster, grid)
     limit = cluster.capacity_tokens.astype(np.float64) * (1.0 - settings.reserve)
-    time, excess = _loads(ahead, law, limit, settings.deviations)
-    return _Round(cluster, settings, law, ahead, limit, time, excess, beta).decide()
+    time, excess = _loads(ahead, step_model, limit, settings.deviations)
+    return _Round(cluster, settings, step_model, ahead, limit, time, excess, beta).decide()
 
 
-def _loads(ahead: Forecast, law: _Law, limit: FloatArray, deviations: float) -> tuple[FloatArray, FloatArray]:
+def _loads(
+    ahead: Forecast, step_model: _StepModel, limit: FloatArray, deviations: float
+) -> tuple[FloatArray, FloatArray]:
     """Step time ahead, and memory's high quantile beyond the limit, shape (I, K) each."""
-    time = law.request[:, None] * ahead.count + law.base[:, None] + law.token[:, None] * ahead.expected
+    time = (
+        step_model.request[:, None] * ahead.count
+        + step_model.base[:, None]
+        + step_model.token[:, None] * ahead.expected
+    )
     return time, np.maximum(ahead.high(deviations) - limit[:, None], 0.0)
 
 
@@ -92,14 +98,14 @@ class _Round:
         self,
         cluster: Cluster,
         settings: AresSettings,
-        law: _Law,
+        step_model: _StepModel,
         ahead: Forecast,
         limit: FloatArray,
         time: FloatArray,
         excess: FloatArray,
         beta: FloatArray,
     ) -> None:
-        self.cluster, self.settings, self.law, self.ahead, self.beta = cluster, settings, law, ahead, beta
+        self.cluster, self.settings, self.step_model, self.ahead, self.beta = cluster, settings, step_model, ahead, beta
         self.limit, self.time, self.excess = limit, time, excess
         self.steps = ahead.grid.astype(np.float64)
         self.load = _dot(time, beta)
@@ -132,7 +138,7 @@ class _Round:
         position[sources] = np.arange(len(sources))
         which = position[self.cluster.location]
         rows = np.flatnonzero((which >= 0) & self.cluster.movable)
-        step_s = self.load[self.cluster.location[rows]] if self.law.known else np.full(len(rows), 0.02)
+        step_s = self.load[self.cluster.location[rows]] if self.step_model.known else np.full(len(rows), 0.02)
         rows = rows[_worth_the_transfer(self.cluster, rows, step_s, self.settings)]
         group = which[rows]
         order = np.argsort(group, kind="stable")
@@ -140,14 +146,16 @@ class _Round:
 
     def _coarse_gain(self, rows: IntArray, source: IntArray, targets: IntArray) -> FloatArray:
         """Score every pair on a few points of the horizon, shape (C, T)."""
-        settings, law = self.settings, self.law
+        settings, step_model = self.settings, self.step_model
         points, beta = _coarse(settings.horizon, settings.points, settings.decay)
         alive, tokens = _curves(self.cluster, rows, self.steps[points])
-        own = law.request[source][:, None] * alive + law.token[source][:, None] * tokens
+        own = step_model.request[source][:, None] * alive + step_model.token[source][:, None] * tokens
         time = self.time[:, points]
         relief = _dot((2.0 * time.take(source, axis=0) - own) * own, beta)
         # Shape (C, T, P).
-        more = law.request[targets][:, None] * alive[:, None] + law.token[targets][:, None] * tokens[:, None]
+        more = (
+            step_model.request[targets][:, None] * alive[:, None] + step_model.token[targets][:, None] * tokens[:, None]
+        )
         burden = _dot((2.0 * time[targets] + more) * more, beta)
         excess = self.excess[:, points].take(source, axis=0)
         left = np.maximum(excess - tokens, 0.0)
@@ -177,7 +185,7 @@ class _Round:
             end = int(starts[group + 1]) if group + 1 < len(starts) else len(rows)
             index = start + int(np.argmax(gain[start:end, column]))
             source, target = int(sources[which[index]]), int(targets[column])
-            move = self._close_look(int(rows[index]), source, target)
+            move = self._exact_gain(int(rows[index]), source, target)
             if move is None:
                 tries -= 1
                 gain[index, column] = -np.inf
@@ -190,20 +198,22 @@ class _Round:
             best[sources[which[starts]] == target, :] = -np.inf
         return moves
 
-    def _close_look(self, row: int, source: int, target: int) -> MigrationDecision | None:
-        settings, law, ahead = self.settings, self.law, self.ahead
+    def _exact_gain(self, row: int, source: int, target: int) -> MigrationDecision | None:
+        settings, step_model, ahead = self.settings, self.step_model, self.ahead
         alive, tokens = (curve[0] for curve in _curves(self.cluster, np.array([row]), self.steps))
         variance = tokens * (self.cluster.resident_tokens[row] + self.steps - tokens)
         spread = np.sqrt(ahead.variance[target] + variance)
-        held = self.cluster.resident_tokens[row] + self.steps
+        allocated = self.cluster.resident_tokens[row] + self.steps
         if (block := self.cluster.block_tokens) > 1:
-            held = np.ceil((held + 1.0) / block) * block
-        peak = float((ahead.held[target] + alive * held + settings.deviations * spread).max())
+            allocated = np.ceil((allocated + 1.0) / block) * block
+        peak = float((ahead.allocated[target] + alive * allocated + settings.deviations * spread).max())
         if peak > self.limit[target]:
             return None
-        leaves = law.request[source] * alive + law.token[source] * tokens
-        enters = law.request[target] * alive + law.token[target] * tokens
-        change = (2.0 * self.time[source] - leaves) * leaves - (2.0 * self.time[target] + enters) * enters
+        source_less = step_model.request[source] * alive + step_model.token[source] * tokens
+        target_more = step_model.request[target] * alive + step_model.token[target] * tokens
+        change = (2.0 * self.time[source] - source_less) * source_less - (
+            2.0 * self.time[target] + target_more
+        ) * target_more
         excess = self.excess[source]
         left = np.maximum(excess - tokens, 0.0)
         gain = float(_dot(change, self.beta)) / self.mean**2
@@ -211,11 +221,11 @@ class _Round:
         gain += settings.memory_weight * memory
         if gain <= settings.minimum_gain:
             return None
-        unit, factor = ("ms", 1e3) if law.known else ("tokens", 1.0)
+        unit, factor = ("ms", 1e3) if step_model.known else ("tokens", 1.0)
         before = (self.load[source] * factor, self.load[target] * factor)
         after = (
-            (self.load[source] - _dot(leaves, self.beta)) * factor,
-            (self.load[target] + _dot(enters, self.beta)) * factor,
+            (self.load[source] - _dot(source_less, self.beta)) * factor,
+            (self.load[target] + _dot(target_more, self.beta)) * factor,
         )
         cause = "memory" if excess.any() else "load"
         reason = (

@@ -1,4 +1,4 @@
-"""The entrance: order, room, suspension, resumption, and the share of the oldest."""
+"""Admission by forecast: order, room, suspension, resumption, and the share of the oldest."""
 
 from dataclasses import asdict, replace
 from typing import Any
@@ -16,7 +16,9 @@ SUSPENSION = SuspendSettings(
 EXACTLY = AdmissionSettings(deviations=0.0, headroom=0.0)
 
 
-def forecasting(admission: AdmissionSettings, suspension: SuspendSettings | None, order: str = "volume") -> Forecast:
+def forecasting(
+    admission: AdmissionSettings, suspension: SuspendSettings | None, order: str = "shortest_memory_time"
+) -> Forecast:
     """The policy with the settings of its two halves."""
     given = asdict(admission) | asdict(suspension or SuspendSettings())
     known = {name: value for name, value in given.items() if name not in ("ttft_s", "tpot_s")}
@@ -80,8 +82,8 @@ def decide(
     admission: AdmissionSettings = EXACTLY,
     suspension: SuspendSettings | None = SUSPENSION,
 ) -> list[AdmissionDecision]:
-    entrance = forecasting(admission, suspension)
-    return entrance.decide(cluster, candidates, stand or progress(len(cluster.location)))
+    policy = forecasting(admission, suspension)
+    return policy.decide(cluster, candidates, stand or progress(len(cluster.location)))
 
 
 def names(entries: list[AdmissionDecision]) -> list[tuple[str, int, int]]:
@@ -92,7 +94,7 @@ def test_the_smallest_memory_time_first_until_the_next_does_not_fit() -> None:
     cluster = running([(0, 100, 50)])
     entries = decide(cluster, waiting([300, 100, 500], [300, 100, 400]))
     # 100 and 300 peak at 100 + 200 + 400 or less, and 500 more would not fit.
-    assert names(entries) == [("enter", 1, 0), ("enter", 0, 0)]
+    assert names(entries) == [("admit", 1, 0), ("admit", 0, 0)]
     assert "expected peak" in entries[0].reason
 
 
@@ -104,7 +106,7 @@ def test_a_class_goes_before_a_smaller_request() -> None:
 
 
 def test_an_empty_instance_takes_what_never_fits() -> None:
-    assert names(decide(running([]), waiting([5000], [5000]))) == [("enter", 0, 0)]
+    assert names(decide(running([]), waiting([5000], [5000]))) == [("admit", 0, 0)]
 
 
 def test_nobody_enters_a_closed_instance() -> None:
@@ -113,34 +115,34 @@ def test_nobody_enters_a_closed_instance() -> None:
     assert decide(replace(cluster, open=np.array([False, False])), waiting([2], [2])) == []
 
 
-def test_one_that_is_barred_goes_elsewhere_or_lets_the_others_pass() -> None:
-    candidates = waiting([200, 300], [100, 100], barred=np.array([[False, True], [False, False]]))
+def test_one_that_is_excluded_goes_elsewhere_or_lets_the_others_pass() -> None:
+    candidates = waiting([200, 300], [100, 100], excluded=np.array([[False, True], [False, False]]))
     full = running([(0, 900, 500)], instances=2)
-    assert names(decide(full, candidates, suspension=None)) == [("enter", 1, 1)]
+    assert names(decide(full, candidates, suspension=None)) == [("admit", 1, 1)]
     emptier = running([(1, 100, 50)], instances=2)
-    assert names(decide(emptier, candidates, suspension=None))[0] == ("enter", 0, 0)
+    assert names(decide(emptier, candidates, suspension=None))[0] == ("admit", 0, 0)
 
 
-def test_room_is_not_made_where_the_candidate_is_barred() -> None:
+def test_room_is_not_made_where_the_candidate_is_excluded() -> None:
     cluster = running([(0, 900, 400), (1, 900, 400)], instances=2)
     stand = progress(2, generated=[100, 100], elapsed_s=[1.0, 2.0])
     assert names(decide(cluster, waiting([200], [50], [0.6]), stand))[0] == ("suspend", 0, 0)
-    barred = np.array([[True, False]])
-    assert names(decide(cluster, waiting([200], [50], [0.6], barred=barred), stand))[0] == ("suspend", 1, 1)
+    excluded = np.array([[True, False]])
+    assert names(decide(cluster, waiting([200], [50], [0.6], excluded=excluded), stand))[0] == ("suspend", 1, 1)
 
 
-def test_after_a_while_the_one_with_time_to_spare_gives_way() -> None:
+def test_after_a_while_the_one_with_most_slack_is_suspended() -> None:
     cluster = running([(0, 450, 400), (0, 450, 300)])
     # 100 tokens in a second at 100 ms a token: 9 s ahead, and 80 ms more with each token to come.
     stand = progress(2, generated=[100, 100], elapsed_s=[1.0, 8.0])
     assert decide(cluster, waiting([200], [50], waited=[0.2]), stand) == []
     entries = decide(cluster, waiting([200], [50], waited=[0.6]), stand)
-    assert names(entries) == [("suspend", 0, 0), ("enter", 0, 0)]
+    assert names(entries) == [("suspend", 0, 0), ("admit", 0, 0)]
     assert "make room for new-0" in entries[0].reason
     assert decide(cluster, waiting([200], [50], waited=[0.6]), stand, suspension=None) == []
 
 
-def test_nobody_gives_way_to_one_that_is_late_anyway_or_larger() -> None:
+def test_nobody_is_suspended_for_one_that_has_missed_its_ttft_or_is_larger() -> None:
     cluster = running([(0, 900, 400)])
     stand = progress(1, generated=[100], elapsed_s=[1.0])
     assert decide(cluster, waiting([200], [50], waited=[2.5]), stand) == []
@@ -149,7 +151,7 @@ def test_nobody_gives_way_to_one_that_is_late_anyway_or_larger() -> None:
     assert decide(fixed, waiting([200], [50], waited=[0.6]), stand) == []
 
 
-def test_one_that_misses_its_objective_anyway_gives_way_first() -> None:
+def test_an_slo_infeasible_one_is_suspended_first() -> None:
     cluster = running([(0, 450, 400), (0, 450, 300)])
     stand = progress(2, generated=[100, 100], elapsed_s=[1.0, 500.0])
     assert names(decide(cluster, waiting([200], [50], waited=[0.6]), stand))[0] == ("suspend", 1, 0)
@@ -158,16 +160,16 @@ def test_one_that_misses_its_objective_anyway_gives_way_first() -> None:
 def test_a_suspended_one_resumes_before_the_others_when_its_time_is_up() -> None:
     cluster = running([(0, 300, 900)])
     both = waiting([100, 300], [50, 600], waited=[0.1, 10.0], suspended=np.array([False, True]))
-    # 100 tokens in 9 s of 10, and 50 more to come at 20 ms instead of 100: time to spare.
+    # 100 tokens in 9 s of 10, and 50 more to come at 20 ms instead of 100: slack.
     patient = replace(both, progress=progress(2, generated=[0, 100], elapsed_s=[0.0, 9.0]))
-    assert names(decide(cluster, patient)) == [("enter", 0, 0)]
+    assert names(decide(cluster, patient)) == [("admit", 0, 0)]
     hasty = replace(both, progress=progress(2, generated=[0, 100], elapsed_s=[0.0, 57.0]))
     assert names(decide(cluster, hasty))[0] == ("resume", 1, 0)
     forgotten = replace(patient, waited_s=np.array([0.1, 101.0]))
     assert names(decide(cluster, forgotten))[0] == ("resume", 1, 0)
 
 
-def test_whose_gap_allows_a_pause_gives_way_before_one_whose_does_not() -> None:
+def test_one_whose_gap_allows_a_suspension_goes_before_one_whose_does_not() -> None:
     cluster = running([(0, 450, 400), (0, 450, 300)])
     stand = progress(2, generated=[100, 100], elapsed_s=[1.0, 500.0])
     candidates = waiting([200], [50], waited=[0.6])
@@ -175,7 +177,7 @@ def test_whose_gap_allows_a_pause_gives_way_before_one_whose_does_not() -> None:
     assert names(decide(cluster, candidates, replace(stand, gap_s=np.array([6.0, 4.0]))))[0] == ("suspend", 0, 0)
 
 
-def test_where_every_gap_would_be_missed_the_largest_gives_way_and_from_then_on_always() -> None:
+def test_where_every_gap_would_be_missed_the_largest_is_suspended_and_from_then_on_always() -> None:
     cluster = running([(0, 450, 300), (0, 450, 400)])
     candidates = waiting([200], [50], waited=[0.6])
     brief = progress(2, generated=[100, 100], elapsed_s=[1.0, 1.0], gap_s=[2.0, 2.0])
@@ -188,7 +190,7 @@ def test_where_every_gap_would_be_missed_the_largest_gives_way_and_from_then_on_
         0,
         0,
     )
-    # Without an objective for gaps, nobody with too little to spare is suspended.
+    # Without an objective for gaps, nobody with too little slack is suspended.
     hasty = replace(brief, elapsed_s=np.array([30.0, 38.0]), age_s=np.array([30.0, 38.0]))
     assert decide(cluster, candidates, replace(hasty, gap_s=np.full(2, np.inf))) == []
 
@@ -197,14 +199,14 @@ def test_an_objective_for_gaps_below_what_a_pause_takes_is_kept_by_none_however_
     cluster = running([(0, 450, 300), (0, 450, 400)])
     candidates = waiting([200], [50], waited=[0.6])
     brief = progress(2, generated=[100, 100], elapsed_s=[1.0, 1.0], gap_s=[6.0, 6.0])
-    assert "can stand still" in decide(cluster, candidates, brief)[0].reason
-    entrance = forecasting(EXACTLY, replace(SUSPENSION, least_gap_s=7.0))
-    given_up = entrance.decide(cluster, candidates, brief)[0]
-    assert (given_up.index, given_up.reason.split(";")[0]) == (1, "misses its gap by it")
+    assert "can be suspended" in decide(cluster, candidates, brief)[0].reason
+    policy = forecasting(EXACTLY, replace(SUSPENSION, least_gap_s=7.0))
+    given_up = policy.decide(cluster, candidates, brief)[0]
+    assert (given_up.index, given_up.reason.split(";")[0]) == (1, "misses its gap objective by it")
     assert SUSPENSION.for_objectives(0.2).least_gap_s == SUSPENSION.least_gap_s
 
 
-def test_who_comes_takes_the_gap_of_nobody_of_a_higher_class() -> None:
+def test_no_request_misses_its_gap_for_one_of_a_lower_class() -> None:
     cluster = running([(0, 450, 300), (0, 450, 400)])
     brief = progress(2, generated=[100, 100], elapsed_s=[1.0, 1.0], gap_s=[2.0, 2.0], rank=[1, 0])
     candidates = waiting([200], [50], waited=[0.6])
@@ -223,7 +225,7 @@ def test_a_suspended_one_that_has_missed_its_gap_waits_for_room_but_not_for_ever
     cluster = running([(0, 300, 900)])
     missed = progress(2, generated=[0, 100], elapsed_s=[0.0, 9.0], gap_s=[2.0, 2.0])
     both = waiting([100, 300], [50, 600], waited=[0.1, 10.0], suspended=np.array([False, True]), progress=missed)
-    assert names(decide(cluster, both)) == [("enter", 0, 0)]
+    assert names(decide(cluster, both)) == [("admit", 0, 0)]
     forgotten = replace(both, waited_s=np.array([0.1, SUSPENSION.longest_missed_s + 1.0]))
     assert names(decide(cluster, forgotten))[0] == ("resume", 1, 0)
 
@@ -232,7 +234,7 @@ def test_a_suspended_one_resumes_before_its_longest_gap_whatever_else_it_misses(
     cluster = running([(0, 300, 900)])
     both = waiting([100, 300], [50, 600], waited=[0.1, 10.0], suspended=np.array([False, True]))
     hopeless = progress(2, generated=[0, 100], elapsed_s=[0.0, 500.0])
-    assert names(decide(cluster, replace(both, progress=hopeless))) == [("enter", 0, 0)]
+    assert names(decide(cluster, replace(both, progress=hopeless))) == [("admit", 0, 0)]
     bound = replace(hopeless, gap_s=np.array([np.inf, 11.0]))
     assert names(decide(cluster, replace(both, progress=bound)))[0] == ("resume", 1, 0)
 
@@ -241,17 +243,17 @@ def test_first_come_first_served_is_honoured() -> None:
     cluster = running([(0, 100, 50)])
     candidates = waiting([300, 100], [300, 100], waited=[0.3, 0.2])
     assert [e.index for e in decide(cluster, candidates)] == [1, 0]
-    entrance = forecasting(EXACTLY, SUSPENSION, "fcfs")
-    assert [e.index for e in entrance.decide(cluster, candidates, progress(1))] == [0, 1]
+    policy = forecasting(EXACTLY, SUSPENSION, "fcfs")
+    assert [e.index for e in policy.decide(cluster, candidates, progress(1))] == [0, 1]
 
 
 def test_the_oldest_gets_its_share() -> None:
-    entrance = forecasting(replace(EXACTLY, age_share=1.0), None)
+    policy = forecasting(replace(EXACTLY, age_share=1.0), None)
     order = []
     for turn in range(40):
         cluster = running([(0, 550, 100)])  # room for either, and not for both
         candidates = waiting([250, 100], [150, 50], waited=[10.0 + turn, 0.1])
-        entries = entrance.decide(cluster, candidates, progress(1))
+        entries = policy.decide(cluster, candidates, progress(1))
         order += [entry.index for entry in entries]
         if 0 in order:
             break
@@ -259,7 +261,7 @@ def test_the_oldest_gets_its_share() -> None:
     assert order == [1] * 8 + [0]
 
 
-def test_without_a_law_nobody_is_suspended() -> None:
+def test_without_a_step_time_model_nobody_is_suspended() -> None:
     cluster = replace(running([(0, 900, 400)]), step_base_s=None, step_request_s=None, step_token_s=None)
     stand = progress(1, generated=[100], elapsed_s=[1.0])
     assert decide(cluster, waiting([200], [50], waited=[0.6]), stand) == []

@@ -46,7 +46,7 @@ def test_memory_is_taken_in_whole_blocks(rows: list[tuple[int, int]], block: int
         expected[where] += -(-(resident + grid + 1) // block) * block if resident else grid
     for got in (forecast(cluster, grid), plain_forecast(cluster, grid)):
         crowded = np.array([all(r for w, r in rows if w == n) for n in range(4)])  # rows without KV count as alive
-        np.testing.assert_allclose(got.held[crowded], expected[crowded], rtol=1e-12)
+        np.testing.assert_allclose(got.allocated[crowded], expected[crowded], rtol=1e-12)
 
 
 @given(rows_strategy, st.sampled_from([(0, 64), (50, 8), (4000, 64), (8000, 16)]))
@@ -78,7 +78,7 @@ def test_own_curve_is_the_forecast_of_one_row(block: int) -> None:
     mean, variance = np.zeros(len(grid)), np.zeros(len(grid))
     own_curve(777.0, remaining[0], quantile_weights(cluster.levels), grid.astype(float), block, mean, variance)
     got = forecast(cluster, grid)
-    np.testing.assert_allclose(got.held[0], mean, atol=1e-6)
+    np.testing.assert_allclose(got.allocated[0], mean, atol=1e-6)
     np.testing.assert_allclose(got.variance[0], variance, rtol=1e-9 if block == 1 else 0.04, atol=1e-3)
 
 
@@ -99,17 +99,17 @@ def test_the_grid_increases_from_now_to_the_horizon(horizon: int, points: int) -
 
 
 def test_the_high_quantile_covers_the_truth() -> None:
-    """Independent lengths drawn from the atoms stay below expectation + 1.645 deviations about 95 % of the time."""
+    """Independent lengths drawn from the quantiles stay below expectation + 1.645 deviations about 95 % of the time."""
     random = np.random.default_rng(0)
     grid = geometric_grid(1000, 12)
-    atoms = np.sort(random.integers(1, 2000, (60, 3)), axis=1).astype(float)
+    quantiles = np.sort(random.integers(1, 2000, (60, 3)), axis=1).astype(float)
     resident = random.integers(100, 3000, 60)
-    cluster = make(1, [0] * 60, resident.tolist(), atoms)
+    cluster = make(1, [0] * 60, resident.tolist(), quantiles)
     high = forecast(cluster, grid).high(1.645)[0]
     weights = quantile_weights(cluster.levels)
     inside = 0
     for _ in range(2000):
-        length = atoms[np.arange(60), random.choice(3, 60, p=weights)]
+        length = quantiles[np.arange(60), random.choice(3, 60, p=weights)]
         tokens = ((length[:, None] > grid) * (resident[:, None] + grid)).sum(axis=0)
         inside += int(tokens[-2] <= high[-2])
     assert 0.92 < inside / 2000 < 0.98

@@ -15,8 +15,7 @@ from ares.policy.forecast import geometric_grid, plain_forecast
 from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom
 from ares.policy.rebalance import REBALANCERS
 from ares.policy.rebalance import ares as balance
-from tests.policy import reference_oom_avoidance as reference_rescue
-from tests.policy import reference_rebalance
+from tests.policy import reference_oom_avoidance, reference_rebalance
 from tests.policy.test_admission_forecast import progress
 
 LEVELS = {1: (0.5,), 3: (0.1, 0.5, 0.9), 5: (0.1, 0.3, 0.5, 0.7, 0.9)}
@@ -26,18 +25,18 @@ LEVELS = {1: (0.5,), 3: (0.1, 0.5, 0.9), 5: (0.1, 0.3, 0.5, 0.7, 0.9)}
 def clusters(draw: st.DrawFn) -> Cluster:
     """Rows in any order, with or without predictions, on instances that differ, are closed, or hold promises."""
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
-    instances, rows, atoms = draw(st.integers(2, 9)), draw(st.integers(0, 80)), draw(st.sampled_from([0, 1, 3, 5]))
+    instances, rows, quantiles = draw(st.integers(2, 9)), draw(st.integers(0, 80)), draw(st.sampled_from([0, 1, 3, 5]))
     remaining = None
-    if atoms:
-        remaining = np.sort(np.exp(random.uniform(-1, 10, (rows, atoms))), axis=1)
+    if quantiles:
+        remaining = np.sort(np.exp(random.uniform(-1, 10, (rows, quantiles))), axis=1)
         if draw(st.booleans()):
             remaining = remaining.round()
         remaining[random.random(rows) < 0.1] = np.nan
         remaining[random.random(rows) < 0.05] = np.inf
         remaining[random.random(rows) < 0.05] = -3.0
     skewed = np.minimum(random.integers(0, instances, rows), random.integers(0, instances, rows))
-    law = draw(st.sampled_from(["none", "equal", "unequal"]))
-    spread = random.uniform(0.5, 2.0, (3, instances)) if law == "unequal" else np.ones((3, instances))
+    cost = draw(st.sampled_from(["none", "equal", "unequal"]))
+    spread = random.uniform(0.5, 2.0, (3, instances)) if cost == "unequal" else np.ones((3, instances))
     return Cluster(
         instances=tuple(f"d{index}" for index in range(instances)),
         capacity_tokens=random.integers(50_000, draw(st.sampled_from([100_000, 1_000_000])), instances),
@@ -48,10 +47,10 @@ def clusters(draw: st.DrawFn) -> Cluster:
         resident_tokens=random.integers(1, 30_000, rows),
         movable=random.random(rows) < 0.8,
         remaining_tokens=remaining,
-        levels=LEVELS[atoms or 3],
-        step_base_s=None if law == "none" else 0.01 * spread[0],
-        step_request_s=None if law == "none" else 2e-5 * spread[1],
-        step_token_s=None if law == "none" else 1e-7 * spread[2],
+        levels=LEVELS[quantiles or 3],
+        step_base_s=None if cost == "none" else 0.01 * spread[0],
+        step_request_s=None if cost == "none" else 2e-5 * spread[1],
+        step_token_s=None if cost == "none" else 1e-7 * spread[2],
         block_tokens=draw(st.sampled_from([1, 16, 128])),
     )
 
@@ -68,7 +67,7 @@ def test_the_forecast_has_the_same_bits(cluster: Cluster, shape: tuple[int, int]
     grid = geometric_grid(*shape)
     got, expected = forecast(cluster, grid), plain_forecast(cluster, grid)
     np.testing.assert_array_equal(got.expected, expected.expected)
-    np.testing.assert_array_equal(got.held, expected.held)
+    np.testing.assert_array_equal(got.allocated, expected.allocated)
     np.testing.assert_array_equal(got.variance, expected.variance)
     np.testing.assert_array_equal(got.count, expected.count)
 
@@ -83,15 +82,15 @@ def test_the_moves_are_the_same(cluster: Cluster, name: str, theta: float, budge
 
 @settings(max_examples=200)
 @given(clusters(), st.sampled_from([0.5, 1.0, 4.0]), st.sampled_from([0, 1, 250]), st.integers(0, 2**32))
-def test_the_rescues_are_the_same(cluster: Cluster, lead_s: float, horizon: int, seed: int) -> None:
+def test_out_of_memory_avoidance_is_the_same(cluster: Cluster, lookahead_s: float, horizon: int, seed: int) -> None:
     random = np.random.default_rng(seed)
-    held = forecast(cluster, np.zeros(1, np.int64)).held[:, 0]
-    full = held * random.uniform(0.9, 1.5, len(held)) + random.integers(1, 500, len(held))
+    allocated = forecast(cluster, np.zeros(1, np.int64)).allocated[:, 0]
+    full = allocated * random.uniform(0.9, 1.5, len(allocated)) + random.integers(1, 500, len(allocated))
     placed = random.random(len(cluster.location)) < 0.1
     cluster = replace(cluster, capacity_tokens=full.astype(np.int64), placed=placed, movable=cluster.movable & ~placed)
     stand = progress(len(placed), generated=random.integers(0, 900, len(placed)), elapsed_s=random.random(len(placed)))
-    knobs = OomAvoidanceSettings(lead_s=lead_s, horizon=horizon)
-    assert avoid_oom(cluster, knobs, lambda: stand) == reference_rescue.rescue(cluster, knobs, stand)
+    knobs = OomAvoidanceSettings(lookahead_s=lookahead_s, horizon=horizon)
+    assert avoid_oom(cluster, knobs, lambda: stand) == reference_oom_avoidance.avoid_oom(cluster, knobs, stand)
 
 
 @pytest.mark.parametrize("name", ["ares", "paper"])

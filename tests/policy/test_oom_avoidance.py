@@ -1,4 +1,4 @@
-"""OomAction: who leaves an instance before its memory ends, and where to."""
+"""Out-of-memory avoidance: which request leaves an instance before its memory is full, and where to."""
 
 from dataclasses import replace
 
@@ -9,22 +9,22 @@ from ares.policy.oom_avoidance import NO_TARGET, OomAction, OomAvoidanceSettings
 from tests.policy.test_admission_forecast import progress, running
 
 # A step takes 20 ms with full memory: 50 steps to come.
-AHEAD = OomAvoidanceSettings(lead_s=1.0, deviations=0.0, headroom=0.0)
+AHEAD = OomAvoidanceSettings(lookahead_s=1.0, deviations=0.0, headroom=0.0)
 
 
-def rescued(cluster: Cluster, settings: OomAvoidanceSettings = AHEAD) -> list[OomAction]:
+def decide(cluster: Cluster, settings: OomAvoidanceSettings = AHEAD) -> list[OomAction]:
     """All requests stand alike."""
     return avoid_oom(cluster, settings, progress(len(cluster.location)))
 
 
 def test_nobody_moves_while_there_is_room() -> None:
-    assert rescued(running([(0, 400, 900), (0, 400, 900)], instances=2)) == []
-    assert rescued(running([])) == []
+    assert decide(running([(0, 400, 900), (0, 400, 900)], instances=2)) == []
+    assert decide(running([])) == []
 
 
 def test_the_smallest_that_is_enough_goes_where_it_fits() -> None:
     cluster = running([(0, 500, 900), (0, 300, 900), (0, 190, 900), (1, 100, 50)], instances=2)
-    (one,) = rescued(cluster)
+    (one,) = decide(cluster)
     # 990 tokens and three more a step: short of 150 or so after 50 steps, which the smallest brings.
     assert (one.request, one.source, one.target) == (2, 0, 1)
     assert "decode-0 lacks" in one.reason
@@ -32,41 +32,41 @@ def test_the_smallest_that_is_enough_goes_where_it_fits() -> None:
 
 def test_one_that_ends_before_is_left_alone() -> None:
     rows = [(0, 500, 900.0), (0, 300, 900.0), (0, 190, 10.0), (1, 100, 50.0)]
-    assert rescued(running(rows, instances=2)) == []
+    assert decide(running(rows, instances=2)) == []
     rows[0] = (0, 680, 900.0)
-    (one,) = rescued(running(rows, instances=2))
+    (one,) = decide(running(rows, instances=2))
     assert one.request == 1
 
 
 def test_where_nothing_fits_it_is_suspended() -> None:
     cluster = running([(0, 500, 900), (0, 490, 900), (1, 900, 900)], instances=2)
-    (one,) = rescued(cluster)
+    (one,) = decide(cluster)
     assert one.target == NO_TARGET
-    assert "can stand still" in one.reason
+    assert "can be suspended" in one.reason
 
 
 def test_a_request_alone_and_one_that_cannot_move_stay() -> None:
-    assert rescued(running([(0, 990, 900)], instances=2)) == []
+    assert decide(running([(0, 990, 900)], instances=2)) == []
     cluster = running([(0, 500, 900), (0, 490, 900)], instances=2)
-    assert rescued(replace(cluster, movable=np.zeros(2, np.bool_))) == []
+    assert decide(replace(cluster, movable=np.zeros(2, np.bool_))) == []
 
 
 def test_one_that_an_operator_has_placed_leaves_where_memory_ends() -> None:
     cluster = running([(0, 500, 900), (0, 300, 900), (0, 190, 900), (1, 100, 50)], instances=2)
     placed = np.array([False, False, True, False])
     rests = replace(cluster, movable=cluster.movable & ~placed, placed=placed)
-    assert rescued(rests) == rescued(cluster)
-    assert [one.request for one in rescued(replace(rests, placed=None))] == [1]
+    assert decide(rests) == decide(cluster)
+    assert [one.request for one in decide(replace(rests, placed=None))] == [1]
 
 
 def test_two_in_need_do_not_take_each_others() -> None:
     cluster = running([(0, 500, 900), (0, 490, 900), (1, 500, 900), (1, 490, 900)], instances=2)
-    assert [one.target for one in rescued(cluster)] == [NO_TARGET, NO_TARGET]
+    assert [one.target for one in decide(cluster)] == [NO_TARGET, NO_TARGET]
     third = running([(0, 500, 900), (0, 400, 900), (1, 500, 900), (1, 400, 900), (2, 10, 9)], instances=3)
-    assert sorted(one.target for one in rescued(third, replace(AHEAD, lead_s=2.0))) == [NO_TARGET, 2]
+    assert sorted(one.target for one in decide(third, replace(AHEAD, lookahead_s=2.0))) == [NO_TARGET, 2]
 
 
-def test_where_nothing_fits_the_one_with_time_to_spare_stands_still() -> None:
+def test_where_nothing_fits_the_one_with_most_slack_is_suspended() -> None:
     cluster = running([(0, 500, 900), (0, 490, 900), (1, 900, 900)], instances=2)
     # 500 tokens in 5 s at 100 ms a token have saved 45 s, 40 tokens in 3.5 s half a second.
     stand = progress(3, generated=[500, 40, 10], elapsed_s=[5.0, 3.5, 1.0])
@@ -76,7 +76,7 @@ def test_where_nothing_fits_the_one_with_time_to_spare_stands_still() -> None:
     assert avoid_oom(cluster, AHEAD, late)[0].request == 1
 
 
-def test_of_those_whose_gap_would_be_missed_the_largest_stands_still_unless_one_is_missed_already() -> None:
+def test_of_those_whose_gap_would_be_missed_the_largest_is_suspended_unless_one_is_missed_already() -> None:
     cluster = running([(0, 480, 900), (0, 510, 900), (1, 900, 900)], instances=2)
     brief = progress(3, generated=[500, 500, 10], elapsed_s=[5.0, 5.0, 1.0], gap_s=[2.0, 2.0, 2.0])
     (one,) = avoid_oom(cluster, AHEAD, brief)

@@ -34,22 +34,22 @@ def test_only_the_newest_that_went_on_for_longer_count(
     form: Callable[[Any], Callable[..., Any]], lengths: list[int], places: int, generated: int
 ) -> None:
     remember, expect = form(residual_life.remember), form(residual_life.expect)
-    lately, ordered, got = np.zeros(places, np.int64), np.zeros(places, np.int64), np.empty(3)
+    recent, sorted_lengths, got = np.zeros(places, np.int64), np.zeros(places, np.int64), np.empty(3)
     for ended, tokens in enumerate(lengths):
-        remember(lately, ordered, ended, tokens)
+        remember(recent, sorted_lengths, ended, tokens)
         newest = lengths[max(0, ended + 1 - places) : ended + 1]
-        assert ordered[: len(newest)].tolist() == sorted(newest)
-    expect(ordered, len(lengths), generated, LEVELS, got)
+        assert sorted_lengths[: len(newest)].tolist() == sorted(newest)
+    expect(sorted_lengths, len(lengths), generated, LEVELS, got)
     assert got.tolist() == by_counting(lengths[-places:], generated)
 
 
 def test_the_prior_holds_until_sixteen_went_on_for_longer() -> None:
-    lately, ordered, got = np.zeros(50, np.int64), np.zeros(50, np.int64), np.empty(3)
+    recent, sorted_lengths, got = np.zeros(50, np.int64), np.zeros(50, np.int64), np.empty(3)
     for ended in range(16):
-        residual_life.expect(ordered, ended, 100, LEVELS, got)
+        residual_life.expect(sorted_lengths, ended, 100, LEVELS, got)
         assert got[1] == 256.0 * math.log(2.0)
-        residual_life.remember(lately, ordered, ended, 101 + ended)
-    residual_life.expect(ordered, 16, 100, LEVELS, got)
+        residual_life.remember(recent, sorted_lengths, ended, 101 + ended)
+    residual_life.expect(sorted_lengths, 16, 100, LEVELS, got)
     assert got.tolist() == [2.0, 8.0, 14.0]
-    residual_life.expect(ordered, 16, 4000, LEVELS, got)
+    residual_life.expect(sorted_lengths, 16, 4000, LEVELS, got)
     assert got[1] == pytest.approx(4000 * math.log(2.0)), "who has outlasted all goes on for as long again"

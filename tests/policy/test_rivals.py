@@ -60,8 +60,8 @@ def test_of_equal_scores_the_smallest_load_takes_it() -> None:
 @given(rows=st.lists(st.tuples(st.integers(1, 50), st.integers(0, 30)), min_size=1, max_size=6))
 def test_the_peak_is_the_largest_of_all_future_moments(rows: list[tuple[int, int]]) -> None:
     tokens, left = (np.array(column, np.float64) for column in zip(*rows, strict=True))
-    held = [sum(n + k for n, p in rows if p >= k) for k in range(31)]
-    assert future_peak(tokens, left) == max(held)
+    memory = [sum(n + k for n, p in rows if p >= k) for k in range(31)]
+    assert future_peak(tokens, left) == max(memory)
 
 
 def past(*lengths: int, **settings: Any) -> PastFuture:
@@ -93,13 +93,13 @@ def test_past_future_is_first_come_first_served_up_to_the_peak() -> None:
     view = running([(0, 500, 1.0), (1, 800, 1.0)], instances=2)
     policy = past(100, 100)
     outside = waiting([300, 10, 10], [1.0] * 3, [3.0, 2.0, 1.0])
-    assert entries(policy, view, outside, [40, 0])[0] == ("enter", 0, 0)
+    assert entries(policy, view, outside, [40, 0])[0] == ("admit", 0, 0)
     # With 450 tokens the peak is 1070: it fits nowhere, and who came later waits behind it.
     assert entries(policy, view, waiting([450, 10], [1.0] * 2, [3.0, 2.0]), [40, 0]) == []
-    assert entries(policy, view, waiting([450, 10], [1.0] * 2, [2.0, 3.0]), [40, 0]) == [("enter", 1, 0)]
+    assert entries(policy, view, waiting([450, 10], [1.0] * 2, [2.0, 3.0]), [40, 0]) == [("admit", 1, 0)]
     assert entries(past(100, reserve=0.1), view, waiting([300], [1.0]), [40, 0]) == []
     # What is too large for any instance enters an empty one: it could wait for ever.
-    assert entries(policy, running([], instances=2), waiting([950], [1.0])) == [("enter", 0, 0)]
+    assert entries(policy, running([], instances=2), waiting([950], [1.0])) == [("admit", 0, 0)]
 
 
 # --- pausing ---
@@ -108,7 +108,7 @@ def test_past_future_is_first_come_first_served_up_to_the_peak() -> None:
 def test_pausing_lets_in_what_fits_where_it_is_assigned() -> None:
     view = running([(0, 600, 1.0), (1, 500, 1.0)], instances=2)
     policy = admission_policy("pausing")
-    assert entries(policy, view, waiting([100], [1.0])) == [("enter", 0, 1)]
+    assert entries(policy, view, waiting([100], [1.0])) == [("admit", 0, 1)]
     # 550 tokens fit nowhere; who came later to the same instance waits behind.
     assert entries(policy, view, waiting([550, 450], [1.0] * 2, [2.0, 1.0])) == []
 
@@ -138,4 +138,4 @@ def test_pausing_exchanges_before_it_drops() -> None:
     policy = admission_policy("pausing", PausingSettings(threshold=0.05))
     policy._home = {"new-0": "decode-0"}  # type: ignore[attr-defined]
     full = replace(view, capacity_tokens=np.array([950, 1000]))
-    assert entries(policy, full, waiting([100], [1.0])) == [("suspend", 0, 0), ("enter", 0, 0)]
+    assert entries(policy, full, waiting([100], [1.0])) == [("suspend", 0, 0), ("admit", 0, 0)]

@@ -1,9 +1,9 @@
-"""The messages between gateway and instances: what is sent is what arrives, and nothing else is taken."""
+"""The messages between gateway and instances: they arrive as they were sent, and anything else is refused."""
 
 import msgspec
 import pytest
 
-from ares.protocol import messages
+from ares.protocol import messages, rpc
 
 PEER = messages.Peer(engine_id="e", host="h", port=1, tp_size=2)
 COMMANDS: list[messages.Command] = [
@@ -27,16 +27,16 @@ EVENTS: list[messages.Event] = [
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: type(c).__name__)
 def test_commands_arrive_as_they_were_sent(command: messages.Command) -> None:
-    assert messages.decode_command(messages.encode(command)) == command
+    assert rpc.decode_command(rpc.encode(command)) == command
     with pytest.raises(msgspec.ValidationError):
-        messages.decode_event(messages.encode(command))
+        rpc.decode_event(rpc.encode(command))
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda e: type(e).__name__)
 def test_events_arrive_as_they_were_sent(event: messages.Event) -> None:
-    assert messages.decode_event(messages.encode(event)) == event
+    assert rpc.decode_event(rpc.encode(event)) == event
     with pytest.raises(msgspec.ValidationError):
-        messages.decode_command(messages.encode(event))
+        rpc.decode_command(rpc.encode(event))
 
 
 @pytest.mark.parametrize(
@@ -53,22 +53,22 @@ def test_events_arrive_as_they_were_sent(event: messages.Event) -> None:
         {"rows": [messages.Row("nonce/2", 10, -3, "running")]},
     ],
 )
-def test_loads_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
-    body = messages.encode(msgspec.structs.replace(EVENTS[1], **wrong))
+def test_impossible_telemetry_is_refused(wrong: dict[str, object]) -> None:
+    body = rpc.encode(msgspec.structs.replace(EVENTS[1], **wrong))
     with pytest.raises(msgspec.ValidationError):
-        messages.decode_event(body)
+        rpc.decode_event(body)
 
 
 @pytest.mark.parametrize("deadline_s", [-1.0, float("nan"), float("inf"), "soon"])
-def test_a_deadline_that_cannot_be_is_refused(deadline_s: object) -> None:
+def test_an_impossible_deadline_is_refused(deadline_s: object) -> None:
     body = msgspec.msgpack.encode({"type": "drain", "draining": True, "deadline_s": deadline_s})
     with pytest.raises(msgspec.ValidationError):
-        messages.decode_command(body)
+        rpc.decode_command(body)
 
 
-def test_a_prediction_that_cannot_be_does_not_cost_the_load() -> None:
+def test_an_impossible_prediction_does_not_cost_the_telemetry() -> None:
     row = messages.Row("nonce/2", 10, 3, "running", (float("nan"), -1.0, float("inf")))
-    load = messages.decode_event(messages.encode(msgspec.structs.replace(EVENTS[1], rows=[row])))
+    load = rpc.decode_event(rpc.encode(msgspec.structs.replace(EVENTS[1], rows=[row])))
     assert isinstance(load, messages.Telemetry)
     assert load.rows[0].resident == 10
 
@@ -83,31 +83,31 @@ def test_a_prediction_that_cannot_be_does_not_cost_the_load() -> None:
         msgspec.msgpack.encode({"type": "cut", "call": "seven", "key": "x"}),
         msgspec.msgpack.encode({"type": "cut", "call": 7}),
         msgspec.msgpack.encode(["cut", 7, "x"]),
-        messages.encode(messages.Cut(7, "x"))[:-1],
-        messages.encode(messages.Cut(7, "x")) + b"\x00",
+        rpc.encode(messages.Cut(7, "x"))[:-1],
+        rpc.encode(messages.Cut(7, "x")) + b"\x00",
     ],
 )
 def test_malformed_messages_are_refused(body: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
-        messages.decode_command(body)
+        rpc.decode_command(body)
     with pytest.raises(msgspec.DecodeError):
-        messages.decode_event(body)
+        rpc.decode_event(body)
 
 
-def test_a_newer_side_may_say_more() -> None:
+def test_unknown_fields_of_a_newer_version_are_skipped() -> None:
     """Fields that this side does not know are skipped, so that instances and gateways can be updated one by one."""
     body = msgspec.msgpack.encode({"type": "cut", "call": 7, "key": "x", "deadline_s": 1.0})
-    assert messages.decode_command(body) == messages.Cut(7, "x")
+    assert rpc.decode_command(body) == messages.Cut(7, "x")
 
 
-def test_an_older_side_may_say_less() -> None:
+def test_missing_fields_of_an_older_version_have_defaults() -> None:
     """A gateway that has no name and sets no deadline, an instance that knows no leases."""
     body = msgspec.msgpack.encode({"type": "subscribe", "interval_s": 0.1})
-    assert messages.decode_command(body) == messages.Subscribe(0.1, gateway="")
-    assert messages.decode_command(msgspec.msgpack.encode({"type": "drain", "draining": True})) == messages.Drain(True)
+    assert rpc.decode_command(body) == messages.Subscribe(0.1, gateway="")
+    assert rpc.decode_command(msgspec.msgpack.encode({"type": "drain", "draining": True})) == messages.Drain(True)
     hello = msgspec.to_builtins(EVENTS[0])
     del hello["leases"]
-    read = messages.decode_event(msgspec.msgpack.encode(hello))
+    read = rpc.decode_event(msgspec.msgpack.encode(hello))
     assert isinstance(read, messages.Hello)
     assert not read.leases
 
@@ -119,7 +119,7 @@ def test_a_key_names_its_gateway(key: str) -> None:
 
 def test_telemetry_of_many_requests_fits_a_message() -> None:
     rows = [messages.Row(f"{number:08x}/{number:010x}/2", 32768, 4096, "running") for number in range(4096)]
-    assert len(messages.encode(messages.Telemetry(1, 1, 1, 1, 1, 0.1, 1, 1, rows))) < messages.MAX_MESSAGE_BYTES / 10
+    assert len(rpc.encode(messages.Telemetry(1, 1, 1, 1, 1, 0.1, 1, 1, rows))) < rpc.MAX_MESSAGE_BYTES / 10
 
 
 def test_answers_do_not_share_their_defaults() -> None:

@@ -148,36 +148,56 @@ class Reference:
     def boundary(self, time: float, pair: tuple[Instance, bool]) -> None:
         instance, after_step = pair
         if after_step:
-            self.steps += 1
-            for request in list(instance.order):
-                if request in instance.prompts and request.computed < request.prompt + request.generated:
-                    continue
-                request.generated += 1
-                if request.first_token is None:
-                    request.first_token = time
-                if request in instance.prompts:
-                    instance.prompts.remove(request)
-                    instance.running.append(request)
-                if request.generated == request.output:
-                    request.finish = time
-                    instance.running.remove(request)
-                    instance.order.remove(request)
-                    instance.free += request.blocks
+            self.end_step(time, instance)
         for request in instance.ready:
             instance.running.append(request)
             instance.order.append(request)
         instance.ready = []
-        oom = False
-        # Every decoding request needs its block; the newest gives way until all fit.
+        preempts = self.take_blocks(instance)
+        budget = instance.profile.max_num_batched_tokens - len(instance.running)
+        budget, prompt_time = self.continue_prompts(instance, budget)
+        if not preempts:
+            prompt_time += self.admit(time, instance, budget)
+        instance.busy = bool(instance.order)
+        if instance.busy:
+            step = instance.profile.step
+            resident = sum(r.prompt + r.generated for r in instance.running)
+            taken = step.base_s + step.per_request_s * len(instance.running) + step.per_resident_token_s * resident
+            self.at(time + taken + prompt_time, 2, self.boundary, (instance, True))
+
+    def end_step(self, time: float, instance: Instance) -> None:
+        """Count the token of every request that decoded or whose prompt is complete; end those that are done."""
+        self.steps += 1
+        for request in list(instance.order):
+            if request in instance.prompts and request.computed < request.prompt + request.generated:
+                continue
+            request.generated += 1
+            if request.first_token is None:
+                request.first_token = time
+            if request in instance.prompts:
+                instance.prompts.remove(request)
+                instance.running.append(request)
+            if request.generated == request.output:
+                request.finish = time
+                instance.running.remove(request)
+                instance.order.remove(request)
+                instance.free += request.blocks
+
+    def take_blocks(self, instance: Instance) -> bool:
+        """Give every decoding request its block, preempting the newest until all fit; return whether it did."""
+        preempts = False
         while sum(self.blocks(r.prompt + r.generated) - r.blocks for r in instance.running) > instance.free:
-            oom = True
+            preempts = True
             self.preempt(instance)
         for request in instance.running:
             need = self.blocks(request.prompt + request.generated) - request.blocks
             instance.free -= need
             request.blocks += need
-        budget = instance.profile.max_num_batched_tokens - len(instance.running)
-        prompt_time = 0.0
+        return preempts
+
+    def continue_prompts(self, instance: Instance, budget: int) -> tuple[int, float]:
+        """Compute the next chunk of each prompt in progress; return the token budget left and the seconds taken."""
+        seconds = 0.0
         for request in list(instance.prompts):
             if request not in instance.prompts or budget <= 0:
                 continue
@@ -187,27 +207,23 @@ class Reference:
                 self.preempt(instance)
             if request in instance.prompts:
                 budget -= chunk
-                prompt_time += self.compute(instance, request, chunk, need)
-        while instance.waiting and not oom:
+                seconds += self.compute(instance, request, chunk, need)
+        return budget, seconds
+
+    def admit(self, time: float, instance: Instance, budget: int) -> float:
+        """Admit the waiting in order while slots, blocks and budget last; return the seconds of their first chunks."""
+        seconds = 0.0
+        while instance.waiting:
             request = instance.waiting[0]
             occupied = len(instance.order) + instance.inbound
             if occupied >= instance.profile.max_num_seqs:
                 break
-            spare = instance.free - (self.watermark if occupied else 0)
             tokens = request.prompt + request.generated
-            if self.blocks(tokens) > spare:
+            if self.blocks(tokens) > instance.free - (self.watermark if occupied else 0):
                 break
             if request.remote is not None:
-                need = self.blocks(tokens - 1)
                 instance.waiting.pop(0)
-                instance.free -= need
-                request.blocks = need
-                prefill = request.remote
-                start = max(time, prefill.egress, instance.ingress)
-                end = start + tokens * instance.profile.kv_bytes_per_token / instance.profile.bandwidth_bytes_s
-                prefill.egress = instance.ingress = end
-                instance.inbound += 1
-                self.at(end + instance.profile.latency_s, 1, self.arrived, (instance, request))
+                self.pull(time, instance, request, request.remote)
                 continue
             chunk = min(tokens, budget)
             if chunk <= 0:
@@ -216,13 +232,18 @@ class Reference:
             instance.prompts.append(request)
             instance.order.append(request)
             budget -= chunk
-            prompt_time += self.compute(instance, request, chunk, self.blocks(chunk))
-        instance.busy = bool(instance.order)
-        if instance.busy:
-            step = instance.profile.step
-            resident = sum(r.prompt + r.generated for r in instance.running)
-            taken = step.base_s + step.per_request_s * len(instance.running) + step.per_resident_token_s * resident
-            self.at(time + taken + prompt_time, 2, self.boundary, (instance, True))
+            seconds += self.compute(instance, request, chunk, self.blocks(chunk))
+        return seconds
+
+    def pull(self, time: float, instance: Instance, request: Request, prefill: Prefill) -> None:
+        tokens = request.prompt + request.generated
+        request.blocks = self.blocks(tokens - 1)
+        instance.free -= request.blocks
+        start = max(time, prefill.egress, instance.ingress)
+        end = start + tokens * instance.profile.kv_bytes_per_token / instance.profile.bandwidth_bytes_s
+        prefill.egress = instance.ingress = end
+        instance.inbound += 1
+        self.at(end + instance.profile.latency_s, 1, self.arrived, (instance, request))
 
     def compute(self, instance: Instance, request: Request, chunk: int, need: int) -> float:
         step = instance.profile.step

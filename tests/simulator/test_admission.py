@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from ares.policy import Cluster, preset
 from ares.policy.admission import ORDERS, Candidates, Forecast, Progress
-from ares.simulator.admission import admit_held
+from ares.simulator.admission import admit_waiting
 from ares.simulator.cluster import Simulation
 from ares.simulator.decisions import refresh
 from ares.simulator.error_models import ERROR_MODELS
 from ares.simulator.loop import run_until
 from ares.simulator.prediction import LEVELS, predict
-from ares.simulator.state import AGE_CREDIT, BLOCK_SIZE, HELD, NOBODY, SUSPENDED, State
+from ares.simulator.state import NONE, SUSPENDED, WAITING_FOR_ADMISSION, State
 from ares.simulator.step_time import steps_by
 from tests.simulator.test_reference import small, workload
 
@@ -45,12 +45,12 @@ class Seen:
                 *state.arriving_list[instance, : state.arriving_count[instance]],
             ]
             waiting = state.head[instance]
-            while waiting != NOBODY:
+            while waiting != NONE:
                 coming.append(waiting)
-                waiting = state.follow[waiting]
+                waiting = state.next_request[waiting]
             self.rows += [(instance, int(request), int(state.generated[request]), False) for request in coming]
-        held = np.flatnonzero(state.status == HELD)
-        self.outside = [*held.tolist(), *np.flatnonzero(state.status == SUSPENDED).tolist()]
+        waiting = np.flatnonzero(state.status == WAITING_FOR_ADMISSION)
+        self.outside = [*waiting.tolist(), *np.flatnonzero(state.status == SUSPENDED).tolist()]
 
     def remaining(self, requests: list[int], generated: list[int]) -> np.ndarray:
         quantiles = np.empty((len(requests), len(LEVELS)))
@@ -81,8 +81,8 @@ class Seen:
         ]
         return Cluster(
             instances=tuple(f"i{n}" for n in range(len(state.time))),
-            capacity_tokens=state.total_blocks * int(state.scalars[BLOCK_SIZE]),
-            promised_tokens=state.promised * int(state.scalars[BLOCK_SIZE]),
+            capacity_tokens=state.total_blocks * state.parameters.block_size,
+            promised_tokens=state.promised * state.parameters.block_size,
             open=state.closed == 0,
             requests=tuple(map(str, requests)),
             location=np.array(where, np.int64),
@@ -90,10 +90,10 @@ class Seen:
             movable=np.array(free, np.bool_),
             remaining_tokens=self.remaining(requests, generated),
             levels=LEVELS,
-            step_base_s=state.law[:, 0].copy(),
-            step_request_s=state.law[:, 1].copy(),
-            step_token_s=state.law[:, 2].copy(),
-            block_tokens=int(state.scalars[BLOCK_SIZE]),
+            step_base_s=state.step_model[:, 0].copy(),
+            step_request_s=state.step_model[:, 1].copy(),
+            step_token_s=state.step_model[:, 2].copy(),
+            block_tokens=int(state.parameters.block_size),
         )
 
     def candidates(self) -> Candidates:
@@ -105,14 +105,14 @@ class Seen:
             tokens=state.prompt[requests] + state.generated[requests],
             remaining_tokens=self.remaining(requests, generated),
             rank=state.rank[requests],
-            waited_s=self.moment - state.waits_since[requests],
+            waited_s=self.moment - state.waiting_since[requests],
             suspended=suspended,
             progress=self.progress(requests, generated),
         )
 
-    def decided(self, entrance: Forecast) -> set[Decision]:
+    def decided(self, policy: Forecast) -> set[Decision]:
         running = self.progress([row[1] for row in self.rows], [row[2] for row in self.rows])
-        entries = entrance.decide(self.cluster(), self.candidates(), running)
+        entries = policy.decide(self.cluster(), self.candidates(), running)
         names = {True: [row[1] for row in self.rows], False: self.outside}
         return {(e.kind, names[e.kind == "suspend"][e.index], e.instance) for e in entries}
 
@@ -121,13 +121,13 @@ def decided(state: State, moment: float) -> set[Decision]:
     """What the event loop decides."""
     before = state.status.copy()
     leaving = state.moving == 2
-    admit_held(state, moment)
+    admit_waiting(state, moment)
     found: set[Decision] = set()
     for request in np.flatnonzero(before != state.status).tolist():
-        kind = {HELD: "enter", SUSPENDED: "resume"}[int(before[request])]
-        found.add((kind, request, int(state.place[request])))
+        kind = {WAITING_FOR_ADMISSION: "admit", SUSPENDED: "resume"}[int(before[request])]
+        found.add((kind, request, int(state.decode_instance[request])))
     for request in np.flatnonzero((state.moving == 2) & ~leaving).tolist():
-        found.add(("suspend", request, int(state.place[request])))
+        found.add(("suspend", request, int(state.decode_instance[request])))
     return found
 
 
@@ -139,7 +139,7 @@ def decided(state: State, moment: float) -> set[Decision]:
 @given(seed=st.integers(0, 2**16), classes=st.booleans())
 def test_decides_as_the_live_gateway(seed: int, error: str, queue: str, *, classes: bool) -> None:
     chosen = preset("ares-suspension")
-    # A full step takes 27 ms: who has run for a while has time to spare.
+    # A full step takes 27 ms: a request that has run for a while has slack.
     knobs = {"after_s": 0.2, "least_slack_s": 1.0, "urgent_s": 0.5, "least_gap_s": 1.0, "order": queue}
     chosen = replace(chosen, admission_settings=replace(chosen.admission_settings, **knobs))
     work = workload(seed, 400, 12.0, longest=900)
@@ -158,13 +158,13 @@ def test_decides_as_the_live_gateway(seed: int, error: str, queue: str, *, class
         run_until(state, moment)
         for instance in range(len(state.time)):
             refresh(state, instance, moment)
-        entrance = Forecast(chosen.admission_settings)
-        entrance.age_credit = state.scalars[AGE_CREDIT]
-        expected = Seen(state, moment).decided(entrance)
+        policy = Forecast(chosen.admission_settings)
+        policy.age_credit = state.current.age_credit
+        expected = Seen(state, moment).decided(policy)
         copied = copy.deepcopy(state)
         assert decided(copied, moment) == expected, moment
-        assert copied.scalars[AGE_CREDIT] == entrance.age_credit
+        assert copied.current.age_credit == policy.age_credit
         kinds.update(kind for kind, _, _ in expected)
-    assert kinds["enter"]
-    if (seed, queue, classes) == (0, "volume", False):  # the one example that must have met everything
-        assert kinds.keys() >= {"enter", "suspend", "resume"}
+    assert kinds["admit"]
+    if (seed, queue, classes) == (0, "shortest_memory_time", False):  # the one example that must have met everything
+        assert kinds.keys() >= {"admit", "suspend", "resume"}

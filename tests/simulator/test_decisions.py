@@ -8,7 +8,6 @@ from ares.policy.dispatch.least_loaded import least_loaded_choice
 from ares.simulator.cluster import Simulation
 from ares.simulator.decisions import least_loaded, used_tokens
 from ares.simulator.loop import run_until
-from ares.simulator.state import BLOCK_SIZE
 from tests.simulator.test_reference import small, workload
 
 
@@ -18,7 +17,7 @@ def test_least_loaded_equals_the_rule_over_every_load(seed: int, rate: float) ->
     work = workload(seed, 200, rate)
     sizes = [1600, 1616, 1632, 1600, 1584, 1616]
     state = Simulation(work, [small(size) for size in sizes], [small(4000)], preset("static-rr"), "rr").build()
-    capacity = state.total_blocks * int(state.scalars[BLOCK_SIZE])
+    capacity = state.total_blocks * state.parameters.block_size
     chosen = set()
     for moment in np.random.default_rng(seed).uniform(0, 200 / rate * 2, 150).cumsum() / 75:
         run_until(state, moment)

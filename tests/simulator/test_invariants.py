@@ -13,7 +13,6 @@ from ares.simulator import cluster as cluster_module
 from ares.simulator.cluster import Simulation
 from ares.simulator.error_models import ERROR_MODELS
 from ares.simulator.invariants import violations
-from ares.simulator.state import PREEMPTIONS, REFUSED
 from ares.traces import Workload
 from tests.simulator.test_reference import small
 
@@ -71,9 +70,9 @@ def test_moves_happen_and_are_counted() -> None:
     assert violations(outcome, 4000) == []
     assert outcome.migrations > 1
     assert outcome.migrations == int(outcome.moved.sum())
-    assert int(outcome.state.counters[PREEMPTIONS]) == int(outcome.preempted.sum())
+    assert int(outcome.state.current.preemptions) == int(outcome.preempted.sum())
     assert len(outcome.moves) >= outcome.migrations
-    assert int(outcome.state.counters[REFUSED]) >= 0
+    assert int(outcome.state.current.migrations_refused) >= 0
 
 
 @pytest.mark.parametrize("name", ["ares-rebalance", "paper"])

@@ -14,29 +14,17 @@ from ares.simulator.error_models import ERROR_MODELS
 from ares.simulator.loop import run_until
 from ares.simulator.prediction import predict
 from ares.simulator.queues import note_finish
-from ares.simulator.state import (
-    FINISHED,
-    FINISHED_COUNT,
-    HAS_PREDICTION,
-    HELD,
-    LONGEST,
-    QUEUE_SIZE,
-    RESIDUAL_LIFE,
-    SIGMA_END,
-    SIGMA_START,
-    SIGMA_TOKENS,
-    State,
-    allocate,
-)
+from ares.simulator.state import FINISHED, WAITING_FOR_ADMISSION, State, allocate
 from tests.simulator.test_reference import small, workload
 
 
 def make() -> State:
     state = allocate(3, 1, 0, 1, 16)
     state.output[:] = 9000
-    for column, value in ((HAS_PREDICTION, 1), (SIGMA_START, 0.9), (SIGMA_END, 0.1), (SIGMA_TOKENS, 3500)):
-        state.scalars[column] = value
-    state.scalars[LONGEST] = 9000
+    parameters = state.parameters
+    parameters.has_predictions = 1
+    parameters.sigma_start, parameters.sigma_end, parameters.sigma_tokens = 0.9, 0.1, 3500.0
+    state.parameters.longest_output = 9000
     return state
 
 
@@ -56,8 +44,8 @@ def ended(lengths: list[int], longest: int) -> State:
     """Make a state in which outputs of these lengths have ended, and a further request runs."""
     state = allocate(len(lengths) + 1, 1, 0, 1, 16)
     state.output[:] = [*lengths, longest]
-    for column, value in ((HAS_PREDICTION, 1), (RESIDUAL_LIFE, 1), (LONGEST, longest)):
-        state.scalars[column] = value
+    state.parameters.has_predictions = state.parameters.residual_life = 1
+    state.parameters.longest_output = longest
     for request in range(len(lengths)):
         note_finish(state, request, float(request))
     return state
@@ -119,25 +107,25 @@ def test_residual_life_never_looks_ahead() -> None:
     """Outputs that have not ended yet may be of any length: nothing that was expected before changes."""
     first = until(30.0, "residual-life")
     running = (first.status != FINISHED).astype(np.int64)
-    assert 40 < int(first.counters[FINISHED_COUNT]) < 110
+    assert 40 < int(first.current.finished) < 110
     second = until(30.0, "residual-life", 37 * running)
     np.testing.assert_array_equal(first.status, second.status)
-    np.testing.assert_array_equal(first.seen_tokens, second.seen_tokens)
-    np.testing.assert_array_equal(first.seen_remaining, second.seen_remaining)
-    assert len(np.unique(first.seen_remaining[running == 1], axis=0)) > 7
+    np.testing.assert_array_equal(first.observed_tokens, second.observed_tokens)
+    np.testing.assert_array_equal(first.observed_remaining, second.observed_remaining)
+    assert len(np.unique(first.observed_remaining[running == 1], axis=0)) > 7
     true = until(30.0, "exact"), until(30.0, "exact", 37 * running)
-    assert (true[0].seen_remaining != true[1].seen_remaining).any(), "a predictor does look ahead"
+    assert (true[0].observed_remaining != true[1].observed_remaining).any(), "a predictor does look ahead"
 
 
 def test_who_waits_is_expected_to_go_on_as_the_newest_outputs_did() -> None:
     """A gateway asks its history at every decision, not when a request arrives."""
     state, quantiles = until(30.0, "residual-life"), np.empty(3)
-    waiting = state.order[: state.counters[QUEUE_SIZE]]
+    waiting = state.order[: state.current.queue_size]
     assert len(waiting) > 10
-    assert (state.status[waiting] == HELD).all()
+    assert (state.status[waiting] == WAITING_FOR_ADMISSION).all()
     predict(state, int(waiting[0]), 0, quantiles)
-    np.testing.assert_array_equal(state.seen_remaining[waiting], np.tile(quantiles, (len(waiting), 1)))
-    punctual = waiting[state.missed[waiting] == 0]
+    np.testing.assert_array_equal(state.observed_remaining[waiting], np.tile(quantiles, (len(waiting), 1)))
+    punctual = waiting[state.ttft_missed[waiting] == 0]
     assert (np.diff(state.prompt[punctual]) >= 0).all(), "the same is expected of all: the shortest prompt is first"
 
 

@@ -12,7 +12,7 @@ from ares.simulator.profile import Profile, StepTimeModel
 from ares.traces import Workload
 from tests.simulator.reference import Reference
 
-LAW = StepTimeModel(
+STEP_TIME = StepTimeModel(
     base_s=0.014, per_request_s=2e-5, per_resident_token_s=6.5e-6, per_prefill_token_s=1e-4, per_prefill_context_s=1e-8
 )
 
@@ -26,7 +26,7 @@ def small(kv_tokens: int = 1600, **changes: object) -> Profile:
         "kv_bytes_per_token": 50_000,
         "max_num_seqs": 12,
         "max_num_batched_tokens": 256,
-        "step": LAW,
+        "step": STEP_TIME,
         "bandwidth_bytes_s": 1e9,
     }
     return Profile.model_validate(fields | changes)
@@ -77,7 +77,7 @@ def test_decode_reads_the_first_token_that_prefill_has_given() -> None:
     assert (from_prefill.first_token_s < from_decode.first_token_s).all()
     np.testing.assert_array_equal(from_prefill.finish_s, from_decode.finish_s)
     # One prompt after the other, whatever decode does.
-    assert (np.diff(np.sort(from_prefill.first_token_s)) > LAW.base_s).all()
+    assert (np.diff(np.sort(from_prefill.first_token_s)) > STEP_TIME.base_s).all()
     # The client waits for decode between the first token and the second.
     waits = from_decode.first_token_s - from_prefill.first_token_s
     assert (from_prefill.longest_gap_s >= waits - 1e-9).all()
@@ -102,7 +102,7 @@ def test_an_output_of_one_token_ends_with_its_prefill() -> None:
     work = Workload("single", np.array([0.0, 5.0]), np.array([10, 10]), np.array([1, 3]))
     outcome = Simulation(work, [small()], [small()], preset("static-rr"), first_at_prefill=True).run()
     assert outcome.finish_s[0] == outcome.first_token_s[0]
-    assert outcome.finish_s[1] > outcome.first_token_s[1] + 2 * LAW.base_s
+    assert outcome.finish_s[1] > outcome.first_token_s[1] + 2 * STEP_TIME.base_s
 
 
 def test_without_prefill_instances_the_first_token_comes_from_decode() -> None:

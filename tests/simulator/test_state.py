@@ -1,4 +1,4 @@
-"""What compiled code is told of the arrays of a state."""
+"""Compiled code reads and writes the arrays and records of a state."""
 
 import copy
 import pickle
@@ -9,7 +9,7 @@ import pytest
 from ares.simulator.blocks import blocks_for
 from ares.simulator.heaps import compiled
 from ares.simulator.queues import push_back, take_first
-from ares.simulator.state import BLOCK_SIZE, State, allocate
+from ares.simulator.state import State, allocate
 
 
 @compiled
@@ -18,12 +18,17 @@ def _mark(state: State) -> int:
     state.output[2] = 7
     state.phase[1, 3] += 4
     state.expected[1] += 0.5
+    state.current.finished += 2
+    state.current.age_credit = state.parameters.sigma_end + state.knobs.ratio
     return state.slot_request.shape[0] * 1000 + state.slot_request.shape[1] * 10 + len(state.prefill_free)
 
 
 def test_compiled_code_writes_into_the_arrays_of_the_state() -> None:
     state = allocate(5, 3, 2, 4, 16)
+    state.parameters.sigma_end, state.knobs.ratio = 0.25, 1.5
     assert _mark(state) == 3042
+    assert (state.current.finished, state.current.age_credit) == (2, 1.75)
+    assert sum(state.current) == 3.75, "no other field"
     assert state.output.tolist() == [0, 0, 7, 0, 0]
     assert state.phase[1, 3] == state.phase.sum() == 4
     assert state.expected.sum() == 0.5 * state.expected.shape[1]
@@ -31,7 +36,7 @@ def test_compiled_code_writes_into_the_arrays_of_the_state() -> None:
 
 def test_copies_have_arrays_of_their_own() -> None:
     state = allocate(5, 3, 2, 4, 16)
-    state.scalars[BLOCK_SIZE] = 16
+    state.parameters.block_size = 16
     state.prompt[:] = 10
     for other in (copy.deepcopy(state), pickle.loads(pickle.dumps(state))):  # noqa: S301 - our own bytes
         assert other.address != state.address

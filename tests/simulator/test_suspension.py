@@ -1,4 +1,4 @@
-"""Suspension: long requests with time to spare make room for short ones, and still meet their objective."""
+"""Suspension: long requests with slack make room for short ones, and still meet their objective."""
 
 from dataclasses import replace
 
@@ -80,7 +80,7 @@ def test_nobody_is_suspended_for_one_that_is_about_as_large() -> None:
 
 
 @pytest.mark.parametrize(
-    ("generated", "elapsed", "remaining", "spare"),
+    ("generated", "elapsed", "remaining", "slack"),
     [
         (0, 0.0, 30_000, 270.0),  # 9 ms a token saved on 30,000 tokens
         (10_000, 210.0, 0, 90.0),
@@ -88,5 +88,5 @@ def test_nobody_is_suspended_for_one_that_is_about_as_large() -> None:
         (10_000, 400.0, 20_000, 80.0),  # what it lost, it can make up for
     ],
 )
-def test_slack(generated: float, elapsed: float, remaining: float, spare: float) -> None:
-    assert final_slack_s(0.03, generated, elapsed, remaining, 0.021) == pytest.approx(spare)
+def test_slack(generated: float, elapsed: float, remaining: float, slack: float) -> None:
+    assert final_slack_s(0.03, generated, elapsed, remaining, 0.021) == pytest.approx(slack)

@@ -29,7 +29,7 @@ def overfull(record: dict[str, Any]) -> Iterator[str]:
     """Yield the moves of a decision that bring an instance over its memory, those decided before them counted."""
     cluster = read_cluster(record)
     held = np.bincount(cluster.location, cluster.resident_tokens, len(cluster.instances)) + cluster.promised_tokens
-    for move in (*record["rescues"], *record["decided"]):
+    for move in (*record["oom_actions"], *record["decided"]):
         target, tokens = move["target"], int(cluster.resident_tokens[move["request"]])
         if target < 0:  # suspended
             continue

@@ -13,6 +13,7 @@ import aiohttp
 import msgspec
 
 from ares.local_cluster.cluster import Cluster, Part
+from ares.protocol.fields import FAULTS_ROUTE
 from ares_dev.chaos.clock import Clock
 from ares_dev.chaos.plan import Event, Plan
 
@@ -206,7 +207,7 @@ class EventRunner:
         # A real engine does not lie: the gateway changes what it hears of it (gateway.py).
         simulated = self._plan.shape.simulated
         url = self._parts[process].instances[event.target] if simulated else self._cluster.url
-        await self._lie(event, f"{url}/simulate/faults{'' if simulated else f'/{event.target}'}")
+        await self._lie(event, f"{url}{FAULTS_ROUTE}{'' if simulated else f'/{event.target}'}")
         if not event.harmless:
             self._ill.discard(process)
 
@@ -225,7 +226,7 @@ class EventRunner:
             timeout = aiohttp.ClientTimeout(total=20)
             async with self._http.post(url, data=body, timeout=timeout) as reply:
                 if reply.status != 200:
-                    self.complaints.append(f"/simulate/faults answered {reply.status}: {await reply.text()}")
+                    self.complaints.append(f"{FAULTS_ROUTE} answered {reply.status}: {await reply.text()}")
                 return True
         except (aiohttp.ClientError, OSError):
             return False

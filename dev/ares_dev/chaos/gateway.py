@@ -44,7 +44,7 @@ def throwing(decide: Callable[..., Any], draw: random.Random, share: float) -> C
 def install(seed: int, share: float) -> None:
     """Let this share of the decisions fail, from now on and in this process."""
     # One of its own for each kind: whether the third dispatch fails does not hang on how many moves came before.
-    kinds = ("dispatch", "moves", "rescue", "admission")
+    kinds = ("dispatch", "moves", "avoid_oom", "admission")
     draws = {kind: random.Random(f"{seed} {kind}") for kind in kinds}  # noqa: S311 - no secret
     # Where the controller looks them up: its own module.
     names = vars(controller)
@@ -63,7 +63,7 @@ def install(seed: int, share: float) -> None:
         ("rebalancer", "decide", "moves"),
     ):
         names[maker] = faulty(names[maker], method, draws[kind])
-    names["rescue"] = throwing(names["rescue"], draws["rescue"], share)
+    names["avoid_oom"] = throwing(names["avoid_oom"], draws["avoid_oom"], share)
 
 
 def thin(every: int) -> None:
@@ -75,7 +75,7 @@ def thin(every: int) -> None:
     seen: Counter[tuple[str, bool]] = Counter()
 
     def sometimes(self: DecisionLog, kind: str, preset: str, **record: Any) -> None:
-        sort = kind, bool(record["decided"] or record.get("rescues"))
+        sort = kind, bool(record["decided"] or record.get("oom_actions"))
         seen[sort] += 1
         if seen[sort] % every == 1 % every:
             write(self, kind, preset, **record)

@@ -13,7 +13,8 @@ from fastapi.responses import JSONResponse
 
 from ares.gateway.pool.instance import Instance
 from ares.mock_engine.faults import PREDICTIONS, FaultState, lied
-from ares.protocol import messages
+from ares.protocol import messages, rpc
+from ares.protocol.fields import FAULTS_ROUTE
 
 
 class TelemetryFaultInjector:
@@ -33,7 +34,7 @@ class TelemetryFaultInjector:
         if faults is None or (faults.telemetry is None and faults.predictions is None):
             self._newest.pop(name, None)
             return message
-        load = messages.decode_event(message)
+        load = rpc.decode_event(message)
         if not isinstance(load, messages.Telemetry):
             return message
         if faults.predictions is not None:
@@ -41,7 +42,7 @@ class TelemetryFaultInjector:
             rows = [msgspec.structs.replace(row, remaining=wrong) if row.output else row for row in load.rows]
             load = msgspec.structs.replace(load, rows=rows)
         told = lied(faults.telemetry, load, self._newest.setdefault(name, load), kv_blocks)
-        return messages.encode(told) if told is not None else None
+        return rpc.encode(told) if told is not None else None
 
 
 def install(liar: TelemetryFaultInjector) -> None:
@@ -59,7 +60,7 @@ def install(liar: TelemetryFaultInjector) -> None:
 def add_route(app: FastAPI, liar: TelemetryFaultInjector) -> None:
     """Take lies as simulated engines do, with the name of the instance."""
 
-    @app.post("/simulate/faults/{name}")
+    @app.post(f"{FAULTS_ROUTE}/{{name}}")
     async def change(name: str, request: Request) -> JSONResponse:
         try:
             liar.change(name, await request.body())

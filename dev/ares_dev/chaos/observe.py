@@ -11,16 +11,15 @@ import zmq
 from prometheus_client.parser import text_string_to_metric_families
 
 from ares.gateway.pool.channel import connected
-from ares.protocol import messages
+from ares.protocol import messages, rpc
+from ares.protocol.fields import INSTANCE_ROUTE, RequestState
 
 _INTERVAL_S = 0.2
-# Twice within the time after which an instance forgets who asks.
-_HEARTBEAT_S = messages.SUBSCRIPTION_TTL_S / 5
 # Older news are not of now: it stands still, or is gone.
 _SILENT_S = 2.0
-# What a connector holds of requests and pins (`Telemetry.held`); connections between engines stay.
+# What a connector holds of requests and pins (`Telemetry.resources`); connections between engines stay.
 _HELD = (
-    *("scheduler.requests", "scheduler.keys", "scheduler.pins", "scheduler.copies", "scheduler.pulls_to_start"),
+    *("scheduler.requests", "scheduler.keys", "scheduler.pins", "scheduler.precopy_pins", "scheduler.pulls_to_start"),
     *("worker.pulls_under_way", "worker.leases", "worker.requests_of_leases"),
 )
 # vLLM's counters (v1/nixl/stats.py, 0.32), and what simulated engines call the like.
@@ -50,16 +49,16 @@ class Observer:
 
     async def run(self) -> None:
         """Follow until cancelled; across restarts the address stays."""
-        async with self.http.get(f"{self.url}/ares/v1/instance") as reply:
+        async with self.http.get(f"{self.url}{INSTANCE_ROUTE}") as reply:
             address = (await reply.json())["control_address"]
         socket = connected(address, None)
         asked = 0.0
         try:
             while True:
-                if time.monotonic() - asked > _HEARTBEAT_S:
+                if time.monotonic() - asked > rpc.SUBSCRIPTION_HEARTBEAT_S:
                     asked = time.monotonic()
                     with contextlib.suppress(zmq.Again):
-                        await socket.send(messages.encode(messages.Subscribe(_INTERVAL_S)), zmq.NOBLOCK)
+                        await socket.send(rpc.encode(messages.Subscribe(_INTERVAL_S)), zmq.NOBLOCK)
                 if await socket.poll(int(1000 * _INTERVAL_S)):
                     self.take(await socket.recv())
         finally:
@@ -68,7 +67,7 @@ class Observer:
     def take(self, message: bytes) -> None:
         """Take a message."""
         try:
-            event = messages.decode_event(message)
+            event = rpc.decode_event(message)
         except msgspec.DecodeError as error:
             self.malformed.append(f"{self.name}: {error}")
             return
@@ -82,13 +81,13 @@ class Observer:
             return None
         return {
             "name": self.name,
-            "generating": [row.key for row in load.rows if row.state == "running"],
+            "generating": [row.key for row in load.rows if row.state == RequestState.RUNNING],
             "running": load.running,
             "waiting": load.waiting,
             "pinned": load.pinned,
             "kv_blocks_used": load.kv_blocks_used,
             "preemptions": load.preemptions,
-            **{name: load.held[name] for name in _HELD if name in load.held},
+            **{name: load.resources[name] for name in _HELD if name in load.resources},
         }
 
     async def counted(self) -> dict[str, int]:

@@ -13,6 +13,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from ares.local_cluster.cluster import Cluster
+from ares.protocol.fields import COUNTERS_ROUTE
 from ares_dev.chaos.check import SPARE_FILES, Owners, Rest
 from ares_dev.chaos.observe import Observer
 
@@ -119,7 +120,7 @@ class Watch:
 
         async def one(url: str) -> dict[str, Any] | None:
             with contextlib.suppress(aiohttp.ClientError, OSError):
-                return await self._get(f"{url}/simulate/counters", 2.0)
+                return await self._get(f"{url}{COUNTERS_ROUTE}", 2.0)
             return None
 
         return list(await asyncio.gather(*map(one, urls)))

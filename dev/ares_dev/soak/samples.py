@@ -13,6 +13,7 @@ import psutil
 
 from ares.bench.live import client
 from ares.local_cluster import cluster as local
+from ares.protocol.fields import COUNTERS_ROUTE
 from ares_dev.moves import faults
 
 _MB = 1 << 20
@@ -93,7 +94,7 @@ async def mishaps(http: aiohttp.ClientSession, cluster: local.Cluster) -> dict[s
         return await faults(http, urls)
     counters: list[dict[str, Any]] = []
     for url in urls:
-        async with http.get(f"{url}/simulate/counters") as reply:
+        async with http.get(f"{url}{COUNTERS_ROUTE}") as reply:
             counters.append(await reply.json())
     names = {"kv_expired": "pins_expired", "failed_transfers": "pulls_failed"}
     return {ours: float(sum(each[theirs] for each in counters)) for ours, theirs in names.items()}

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 
+from ares.protocol.fields import REQUEST_ID_HEADER
 from ares_dev.soak.cases import KNOWN_TOKENS, Case, Outputs, compare, decode, whole
 
 _LONGEST_PAUSE_S = 0.5
@@ -150,7 +151,7 @@ class Traffic:
         return generator.choice(self._cases), generator.randint(1, KNOWN_TOKENS)
 
     def _ask(self, case: Case, tokens: int) -> Any:
-        headers = {"x-request-id": f"{case.name}.{next(self._numbers)}"}
+        headers = {REQUEST_ID_HEADER: f"{case.name}.{next(self._numbers)}"}
         body = case.asked(self._model, tokens, stream=True)
         return self._http.post(f"{self._url}/v1/{case.route}", json=body, headers=headers)
 

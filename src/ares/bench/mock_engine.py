@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from ares.bench.mock_http import END, STREAM_HEAD, Connection, Stream
 from ares.bench.mock_http import event as encode_event
 from ares.engine.control import ControlChannel
-from ares.protocol import messages
+from ares.protocol import fields, messages
 
 MOCK_VERSION = "mock (no model, ares.bench.mock_engine)"
 # What every stream says over and over; each of its tokens has text of its own.
@@ -60,7 +60,10 @@ class MockEngine:
         self._control = ControlChannel(control_address, hello, self._telemetry)
 
     def _telemetry(self) -> messages.Telemetry:
-        rows = [messages.Row(s.key, s.prompt + s.written, s.written, "running") for s in list(self._streams)]
+        rows = [
+            messages.Row(s.key, s.prompt + s.written, s.written, fields.RequestState.RUNNING)
+            for s in list(self._streams)
+        ]
         used = sum(-(-row.resident // _BLOCK_TOKENS) for row in rows)
         return messages.Telemetry(0, used, len(rows), 0, 0, self.interval_s, 0, 0, rows)
 
@@ -118,21 +121,21 @@ class MockEngine:
             "control_address": self.control_address,
             "models": [self.model],
         }
-        match path:
-            case b"/inference/v1/generate":
+        match path.decode(errors="replace"):
+            case fields.GENERATE_ROUTE:
                 self.generate(body, connection)
-            case b"/v1/chat/completions" | b"/v1/completions":
+            case "/v1/chat/completions" | "/v1/completions":
                 self.complete(body, connection, chat=path == b"/v1/chat/completions")
-            case b"/mock/pace":
+            case "/mock/pace":
                 self.interval_s = body["interval_s"]
                 connection.reply({})
-            case b"/health":
+            case "/health":
                 connection.reply({})
-            case b"/version":
+            case "/version":
                 connection.reply({"version": MOCK_VERSION, "mock": True})
-            case b"/v1/models":
+            case fields.MODELS_ROUTE:
                 connection.reply({"object": "list", "data": [{"id": self.model, "object": "model"}]})
-            case b"/ares/v1/instance":
+            case fields.INSTANCE_ROUTE:
                 connection.reply(described)
             case _:
                 connection.reply({"error": {"message": "a mock engine has no such route"}}, b"404 Not Found")
@@ -165,13 +168,13 @@ class MockEngine:
                 "model": self.model,
                 "created": int(time.time()),
                 "usage": _usage(prompt, count),
-                "kv_transfer_params": self._transfer(body, key),
+                fields.KV_TRANSFER_PARAMS: self._transfer(body, key),
                 "output_mode": "tokens",
                 "choices": [choice(tokens, "length")],
             }
             connection.reply(reply)
             return
-        name = str((body.get("kv_transfer_params") or {}).get("ares_key", key))
+        name = str((body.get(fields.KV_TRANSFER_PARAMS) or {}).get(fields.KEY, key))
         tail = event([self.ids[0]], "length") + END
         connection.begin(Stream(name, prompt, STREAM_HEAD, [event([i]) for i in self.ids], count - 1, tail))
 
@@ -192,7 +195,7 @@ class MockEngine:
         if not body.get("stream"):
             text = "".join(self.texts[n % len(self.texts)] for n in range(count))
             reply = whole(choice(text, "length", "message"), "chat.completion" if chat else "text_completion")
-            connection.reply({**reply, "usage": _usage(1, count), "kv_transfer_params": self._transfer(body, key)})
+            connection.reply({**reply, "usage": _usage(1, count), fields.KV_TRANSFER_PARAMS: self._transfer(body, key)})
             return
         kind = "chat.completion.chunk" if chat else "text_completion"
         head = STREAM_HEAD
@@ -205,17 +208,17 @@ class MockEngine:
 
     def _transfer(self, body: dict[str, Any], key: str) -> dict[str, Any] | None:
         """Return what vLLM's NIXL connector tells whoever shall pull the KV."""
-        if not (body.get("kv_transfer_params") or {}).get("do_remote_decode"):
+        if not (body.get(fields.KV_TRANSFER_PARAMS) or {}).get(fields.DO_REMOTE_DECODE):
             return None
         return {
-            "do_remote_prefill": True,
-            "do_remote_decode": False,
-            "remote_block_ids": [[0]],
-            "remote_engine_id": f"mock-{self.role}",
-            "remote_request_id": key,
-            "remote_host": "127.0.0.1",
-            "remote_port": 1,
-            "tp_size": 1,
+            fields.DO_REMOTE_PREFILL: True,
+            fields.DO_REMOTE_DECODE: False,
+            fields.REMOTE_BLOCK_IDS: [[0]],
+            fields.REMOTE_ENGINE_ID: f"mock-{self.role}",
+            fields.REMOTE_REQUEST_ID: key,
+            fields.REMOTE_HOST: "127.0.0.1",
+            fields.REMOTE_PORT: 1,
+            fields.TP_SIZE: 1,
         }
 
 

@@ -25,7 +25,7 @@ from ares.bench.environment import describe, write
 from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
-from ares.protocol import messages
+from ares.protocol import fields, messages, rpc
 from ares.terminal import tables
 from ares.terminal.http_client import open_direct
 from ares.terminal.progress import progress_display
@@ -47,7 +47,7 @@ async def gaps(http: aiohttp.ClientSession, url: str, model: str, batch: int, to
             "ignore_eos": True,
             "stream": True,
             "return_token_ids": True,
-            "kv_transfer_params": {"ares_key": f"overhead-{time.monotonic_ns()}"},
+            "kv_transfer_params": {fields.KEY: f"overhead-{time.monotonic_ns()}"},
         }
         async with http.post(f"{url}/v1/completions", json=body) as reply:
             reply.raise_for_status()
@@ -65,13 +65,13 @@ async def tpot(http: aiohttp.ClientSession, url: str, model: str, batch: int, to
 
 async def watch(url: str) -> None:
     """Subscribe to an instance's telemetry, as a gateway does."""
-    with open_direct(f"{url}/ares/v1/instance", timeout=5) as reply:
+    with open_direct(f"{url}{fields.INSTANCE_ROUTE}", timeout=5) as reply:
         address = json.load(reply)["control_address"]
     socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
     socket.connect(address)
     try:
         while True:
-            await socket.send(messages.encode(messages.Subscribe(0.1)))
+            await socket.send(rpc.encode(messages.Subscribe(0.1)))
             for _ in range(20):
                 await socket.recv()
     finally:

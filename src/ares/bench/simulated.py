@@ -26,6 +26,7 @@ from ares.mock_engine import model as simulated
 from ares.mock_engine.model import MockModel
 from ares.models import resolve as models
 from ares.models.resolve import DEFAULT_MODEL
+from ares.protocol.fields import COUNTERS_ROUTE, GENERATE_ROUTE
 from ares.terminal import tables
 from ares.terminal.http_client import open_direct
 from ares.terminal.signals import signal_as_interrupt
@@ -212,7 +213,7 @@ def _request(plan: _Plan, prompt: list[int], *, through_gateway: bool) -> bytes:
         path = "/v1/completions"
         body = {"model": plan.model, "prompt": prompt, "return_token_ids": True, **sampling}
     else:
-        path = "/inference/v1/generate"
+        path = GENERATE_ROUTE
         body = {"token_ids": prompt, "sampling_params": sampling}
     data = msgspec.json.encode({**body, "stream": True})
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
@@ -226,7 +227,7 @@ def _port(url: str) -> int:
 def _counters(cluster: local.Cluster) -> Iterator[dict[str, Any]]:
     for part in cluster.workers:
         for url in part.instances.values():
-            with open_direct(f"{url}/simulate/counters", timeout=10) as reply:
+            with open_direct(f"{url}{COUNTERS_ROUTE}", timeout=10) as reply:
                 yield msgspec.json.decode(reply.read())
 
 

@@ -21,6 +21,7 @@ from ares.bench.environment import describe, write
 from ares.engine.defaults import DEFAULT_PULL_BYTES, local_flags
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
+from ares.protocol.fields import REQUEST_ID_HEADER
 from ares.terminal import tables
 from ares.terminal.progress import progress_display
 
@@ -69,7 +70,7 @@ def _body(model: str, context: int, generator: random.Random, **more: Any) -> di
 
 
 async def _follow(http: aiohttp.ClientSession, url: str, body: dict[str, Any], name: str, watched: _Watched) -> None:
-    async with http.post(f"{url}/v1/completions", json=body, headers={"x-request-id": name}) as reply:
+    async with http.post(f"{url}/v1/completions", json=body, headers={REQUEST_ID_HEADER: name}) as reply:
         reply.raise_for_status()
         async for line in reply.content:
             if line.startswith(b"data: {"):

@@ -15,7 +15,8 @@ from ares.cli.deferred_commands import Deferred
 from ares.cli.options import Policies, Settings
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES
 from ares.models.resolve import DEFAULT_MODEL, ModelError
-from ares.protocol.keys import CONTROL_KEY_VARIABLE, KeyFileError, read_key, read_keys, refuse_key_flag
+from ares.protocol.fields import CONTROL_KEY_VARIABLE
+from ares.protocol.keys import KeyFileError, read_key, read_keys, refuse_key_flag
 from ares.terminal.errors import fail
 from ares.terminal.http_client import by_variables
 from ares.terminal.signals import signal_as_interrupt

@@ -19,44 +19,42 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
-from ares.engine.lease import Lease
-from ares.protocol import messages
+from ares.engine.lease import ControllerLease
+from ares.protocol import messages, rpc
 from ares.protocol.keys import ControlKey
 
 logger = logging.getLogger(__name__)
 
-# How long the thread sleeps when nothing happens; bounds the time to stop.
+# The longest that the thread sleeps; bounds the time to stop.
 _IDLE_S = 0.5
 _SHORTEST_INTERVAL_S = 0.01
-# Gateways whose end is remembered.
-_MOST_GONE = 256
-
-
-_REFUSALS = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+# How many disconnected gateways are remembered.
+_MAX_DISCONNECTED = 256
 
 
 def _authenticator(context: "zmq.Context[zmq.Socket[bytes]]", key: ControlKey) -> ThreadAuthenticator:
-    made = ThreadAuthenticator(context)
-    made.start()
-    made.configure_curve_callback("*", key)
-    return made
+    authenticator = ThreadAuthenticator(context)
+    authenticator.start()
+    authenticator.configure_curve_callback("*", key)
+    return authenticator
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
-    """A gateway has closed its connection, or been silent for too long: nobody may come for what is kept for it."""
+class GatewayDisconnected:
+    """A gateway closed its connection, or was silent for too long: KV that is pinned for it may stay unpulled."""
 
     gateway: str
 
 
 @dataclass(frozen=True, slots=True)
-class Abandoned:
-    """A gateway has been gone for so long that nobody takes the output of its requests."""
+class GatewayExpired:
+    """A gateway has been disconnected for so long that its requests are to end: nobody reads their output."""
 
     gateway: str
 
 
-Order = messages.Command | Gone | Abandoned
+# What the engine thread has to carry out.
+EngineCommand = messages.Command | GatewayDisconnected | GatewayExpired
 
 
 class _Subscriber:
@@ -77,22 +75,22 @@ class ControlChannel:
     address
         ZeroMQ address to bind, such as ``tcp://127.0.0.1:5600``.
     hello
-        What a new subscriber is told first.
+        The first message to a new subscriber.
     snapshot
         Called on the channel's thread for each telemetry message; must only read. None sends nothing.
     notify
         Called on the channel's thread when a command waits; for engines that would sleep meanwhile.
     key
-        What a gateway must hold; None lets everybody in.
+        The key that a gateway must hold; None accepts every connection.
 
     Attributes
     ----------
     refused
-        Connections that were not let in.
+        How many connections were refused.
     draining
-        Whether the telemetry says so: by command, or by the instance itself.
-    gone
-        Names of the gateways that have gone and not come back, and when (`time.monotonic`) their requests are to end.
+        Whether the telemetry reports a drain, which a command or the instance itself has begun.
+    disconnected
+        Names of the gateways that have not connected again, and when (`time.monotonic`) their requests are to end.
     """
 
     def __init__(
@@ -103,16 +101,16 @@ class ControlChannel:
         notify: Callable[[], None] = lambda: None,
         key: ControlKey | None = None,
     ) -> None:
-        self._hello = messages.encode(hello)
+        self._hello = rpc.encode(hello)
         self._snapshot = snapshot
         self._notify = notify
-        self._commands: deque[tuple[bytes, Order]] = deque()
+        self._commands: deque[tuple[bytes, EngineCommand]] = deque()
         self._outgoing: deque[tuple[bytes | None, bytes]] = deque()
         self._subscribers: dict[bytes, _Subscriber] = {}
         self.draining = False
         self._drain_deadline: float | None = None
-        self.gone: dict[str, float] = {}
-        self._lease = Lease()
+        self.disconnected: dict[str, float] = {}
+        self._lease = ControllerLease()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
         self.refused = 0
@@ -123,12 +121,10 @@ class ControlChannel:
         self._socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         if key is not None:
             key.serve(self._socket)
-        self._refusals = self._socket.get_monitor_socket(_REFUSALS)
+        self._refusals = self._socket.get_monitor_socket(rpc.HANDSHAKE_REFUSED)
         self._refusals.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE_BYTES)
-        self._socket.setsockopt(zmq.IPV6, "[" in address)
-        # An error for who is not there any more, where it would say nothing.
+        rpc.configure(self._socket, address)
+        # An error when the receiver has gone, where ROUTER would drop the message silently.
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         try:
             self._socket.bind(address)
@@ -144,22 +140,22 @@ class ControlChannel:
         """Whether commands wait for the engine thread."""
         return bool(self._commands)
 
-    def commands(self) -> list[tuple[bytes, Order]]:
+    def commands(self) -> list[tuple[bytes, EngineCommand]]:
         """Take the waiting commands with their senders. Engine thread only."""
-        taken = []
+        commands = []
         while self._commands:
-            taken.append(self._commands.popleft())
-        return taken
+            commands.append(self._commands.popleft())
+        return commands
 
     def post(self, event: messages.Event, receiver: bytes | None = None) -> None:
         """Send an event to one gateway, or to every subscriber. Any thread."""
         if self._stopping:
             return
-        self._outgoing.append((receiver, messages.encode(event)))
+        self._outgoing.append((receiver, rpc.encode(event)))
         os.eventfd_write(self._wake, 1)
 
     def drain(self, draining: bool, deadline_s: float | None = None) -> None:
-        """Let the telemetry say whether it drains, and how long until what is left shall leave. Any thread."""
+        """Report in the telemetry whether the instance drains, and how soon the rest is to leave. Any thread."""
         known = draining and deadline_s is not None
         self._drain_deadline = time.monotonic() + (deadline_s or 0.0) if known else None
         self.draining = draining
@@ -192,7 +188,7 @@ class ControlChannel:
                 else:
                     self._receive()
             try:
-                self._abandon(time.monotonic())
+                self._expire_gateways(time.monotonic())
                 self._send_due(time.monotonic())
             except Exception:  # telemetry must never end the channel: the next tick tries again
                 logger.exception("telemetry failed")
@@ -208,7 +204,7 @@ class ControlChannel:
             self._own_context.destroy(linger=0)
 
     def _refuse(self) -> None:
-        """Count somebody who does not hold the key, and say so ever less often."""
+        """Count a connection without the right key; log it ever less often."""
         recv_monitor_message(self._refusals, zmq.NOBLOCK)
         self.refused += 1
         if self.refused.bit_count() == 1:
@@ -221,9 +217,8 @@ class ControlChannel:
             except zmq.Again:
                 return
             try:
-                sender, body = frames
-                command = messages.decode_command(body)
-            except (ValueError, msgspec.DecodeError) as error:
+                sender, command = rpc.read_command(frames)
+            except msgspec.DecodeError as error:
                 logger.warning("dropped a malformed command: %s", error)
                 continue
             if isinstance(command, messages.Subscribe):
@@ -231,7 +226,7 @@ class ControlChannel:
             elif isinstance(command, messages.Drain):
                 self.drain(command.draining, command.deadline_s)
             elif isinstance(command, messages.Lease):
-                self._outgoing.append((sender, messages.encode(self._lease.ask(command, time.monotonic()))))
+                self._outgoing.append((sender, rpc.encode(self._lease.request(command, time.monotonic()))))
             else:
                 self._commands.append((sender, command))
                 self._notify()
@@ -243,30 +238,30 @@ class ControlChannel:
             subscriber = self._subscribers[sender] = _Subscriber()
             self._outgoing.append((sender, self._hello))
         subscriber.gateway = command.gateway
-        self.gone.pop(command.gateway, None)
-        # This order also for NaN; and whoever asks for nothing is forgotten with the others.
-        subscriber.interval = min(max(_SHORTEST_INTERVAL_S, command.interval_s), messages.SUBSCRIPTION_TTL_S)
+        self.disconnected.pop(command.gateway, None)
+        # In this order NaN gives the shortest; an infinite interval must not outlast the subscription.
+        subscriber.interval = min(max(_SHORTEST_INTERVAL_S, command.interval_s), rpc.SUBSCRIPTION_TTL_S)
         subscriber.due = min(subscriber.due, now + subscriber.interval)
-        subscriber.expires = now + messages.SUBSCRIPTION_TTL_S
+        subscriber.expires = now + rpc.SUBSCRIPTION_TTL_S
 
     def _send_due(self, now: float) -> None:
         while self._outgoing:
             receiver, body = self._outgoing.popleft()
             for target in (receiver,) if receiver is not None else tuple(self._subscribers):
                 self._send(target, body)
-        ticking = [identity for identity, s in self._subscribers.items() if s.due <= now]
-        for identity in ticking:
+        due = [identity for identity, subscriber in self._subscribers.items() if subscriber.due <= now]
+        for identity in due:
             subscriber = self._subscribers[identity]
             subscriber.due = now + subscriber.interval
             if subscriber.expires < now:
                 self._forget(identity)
-        # After the next ticks are set: a snapshot that fails is tried again then, not at once and without end.
-        if ticking:
+        # After the next due times are set: a snapshot that fails is tried again then, not at once and without end.
+        if due:
             load = self._snapshot()
             if load is None:
                 return
-            body = messages.encode(self._with_drain(load, now) if self.draining else load)
-            for identity in ticking:
+            body = rpc.encode(self._with_drain(load, now) if self.draining else load)
+            for identity in due:
                 if identity in self._subscribers:
                     self._send(identity, body)
 
@@ -279,25 +274,25 @@ class ControlChannel:
         try:
             self._socket.send_multipart((identity, body), zmq.NOBLOCK)
         except zmq.ZMQError as error:
-            # Else it reads slower than it asked, and loses telemetry, not us.
+            # Otherwise it reads more slowly than it asked for: it loses telemetry, and stays subscribed.
             if error.errno == zmq.EHOSTUNREACH and identity in self._subscribers:
                 self._forget(identity)
 
-    def _abandon(self, now: float) -> None:
-        """Let the requests end of every gateway that had time enough to come back."""
-        for gateway in [gateway for gateway, due in self.gone.items() if due <= now]:
-            self.gone[gateway] = math.inf
-            self._commands.append((b"", Abandoned(gateway)))
+    def _expire_gateways(self, now: float) -> None:
+        """Order the end of the requests of every gateway that has been disconnected for too long."""
+        for gateway in [gateway for gateway, due in self.disconnected.items() if due <= now]:
+            self.disconnected[gateway] = math.inf
+            self._commands.append((b"", GatewayExpired(gateway)))
             self._notify()
 
     def _forget(self, identity: bytes) -> None:
-        """Drop a subscriber; the engine thread is told of a gateway that has no other connection."""
+        """Drop a subscriber; where its gateway has no other connection, tell the engine thread."""
         gateway = self._subscribers.pop(identity).gateway
         if not gateway or any(other.gateway == gateway for other in self._subscribers.values()):
             return
-        self.gone[gateway] = time.monotonic() + messages.ABANDONED_S
-        if len(self.gone) > _MOST_GONE:
-            del self.gone[next(iter(self.gone))]
-        self._lease.end(gateway)
-        self._commands.append((identity, Gone(gateway)))
+        self.disconnected[gateway] = time.monotonic() + rpc.GATEWAY_EXPIRY_S
+        if len(self.disconnected) > _MAX_DISCONNECTED:
+            del self.disconnected[next(iter(self.disconnected))]
+        self._lease.release(gateway)
+        self._commands.append((identity, GatewayDisconnected(gateway)))
         self._notify()

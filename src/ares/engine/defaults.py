@@ -21,7 +21,7 @@ _CPU_FLAGS = {
 DEFAULT_PULL_BYTES = 64 << 20
 # On SIGTERM an instance waits this long for its requests to move out or to finish.
 DEFAULT_DRAIN_S = 30.0
-# Below the range from which the kernel gives ports to outgoing connections: nobody takes one between choice and use.
+# Below the range from which the kernel gives ports to outgoing connections, which could take a port before it is used.
 _PORTS = range(20000, 32768)
 _GPUS = Path("/proc/driver/nvidia/gpus")
 
@@ -67,7 +67,7 @@ def gpu_shares(instances: int) -> list[str | None]:
 
 
 def free_port(host: str, exclude: Container[int] = ()) -> int:
-    """Return a TCP port of `host` that nobody listens on; OSError where there is none."""
+    """Return a TCP port of `host` that no process listens on; OSError where there is none."""
     for port in random.sample(_PORTS, len(_PORTS)):
         if port in exclude:
             continue

@@ -11,25 +11,25 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from ares.protocol import messages
+from ares.protocol import messages, rpc
 from ares.protocol.keys import ControlKey
 
 logger = logging.getLogger(__name__)
 
 _INTERVAL_S = 0.2
-# Nothing must have been left for this long: a gateway may have sent a request before it heard.
-_QUIET_S = 1.0
-# So long before an instance ends, requests that are still on it are broken off: they leave it, instead of losing it.
-_LEAD_S = 2 * _QUIET_S
+# The instance must have been empty for this long: a gateway may have sent a request before it knew of the drain.
+_EMPTY_S = 1.0
+# Gateways move the requests that are left this long before the instance ends, so that none is lost with it.
+_MARGIN_S = 2 * _EMPTY_S
 
 
-class OwnChannel:
+class OwnControlChannel:
     """The instance's control channel, seen from the process that serves its HTTP.
 
     Attributes
     ----------
     telemetry
-        The newest; None before the first.
+        The newest telemetry; None before the first.
     """
 
     def __init__(self, address: str, key: ControlKey | None) -> None:
@@ -40,35 +40,33 @@ class OwnChannel:
     async def follow(self) -> None:
         """Keep the telemetry up to date, until cancelled."""
         while True:
-            await self._listen()
+            await self._receive_telemetry()
 
-    async def _listen(self) -> None:
-        """Hear telemetry until ZeroMQ gives the connection up, as it does after a message that is too large."""
+    async def _receive_telemetry(self) -> None:
+        """Receive telemetry until ZeroMQ gives the connection up, as it does after a message that is too large."""
         loop = asyncio.get_running_loop()
         socket = self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE_BYTES)
-        socket.setsockopt(zmq.IPV6, "[" in self._address)
+        rpc.configure(socket, self._address)
         if self._key is not None:
             self._key.connect(socket)
         socket.connect(self._address)
         subscribed = float("-inf")
         try:
             while True:
-                if loop.time() - subscribed > messages.SUBSCRIPTION_TTL_S / 5:
+                if loop.time() - subscribed > rpc.SUBSCRIPTION_HEARTBEAT_S:
                     subscribed = loop.time()
-                    if not int(socket.get(zmq.EVENTS)) & zmq.POLLOUT:
-                        return  # there is none any more, and none to come
-                    await socket.send(messages.encode(messages.Subscribe(_INTERVAL_S)))
+                    if not rpc.has_connection(socket):
+                        return
+                    await socket.send(rpc.encode(messages.Subscribe(_INTERVAL_S)))
                 if await socket.poll(1000):
-                    self._hear(await socket.recv())
+                    self._take(await socket.recv())
         finally:
             self._socket = None
             socket.close()
 
-    def _hear(self, body: bytes) -> None:
+    def _take(self, body: bytes) -> None:
         try:
-            event = messages.decode_event(body)
+            event = rpc.decode_event(body)
         except msgspec.DecodeError as error:
             logger.warning("dropped a malformed message: %s", error)
             return
@@ -76,28 +74,28 @@ class OwnChannel:
             self.telemetry = event
 
     async def drain(self, deadline_s: float) -> None:
-        """Let every gateway know, and return when nothing is left, or at the deadline."""
+        """Tell every gateway to drain the instance; return when it is empty, or at the deadline."""
         if self._socket is not None:
-            await self._socket.send(messages.encode(messages.Drain(True, before(deadline_s))))
-        await until_empty(self._left, deadline_s)
+            await self._socket.send(rpc.encode(messages.Drain(True, gateway_deadline(deadline_s))))
+        await wait_until_empty(self._left, deadline_s)
 
     def _left(self) -> int | None:
         load = self.telemetry
         return load.left if load is not None and load.draining else None
 
 
-def before(deadline_s: float) -> float:
-    """Return after how long gateways shall break off what is left on an instance that ends at its deadline."""
-    return deadline_s - min(_LEAD_S, deadline_s / 4)
+def gateway_deadline(deadline_s: float) -> float:
+    """Return after how many seconds gateways move what is left on an instance that ends after `deadline_s`."""
+    return deadline_s - min(_MARGIN_S, deadline_s / 4)
 
 
-async def until_empty(left: Callable[[], int | None], deadline_s: float) -> None:
-    """Return when nothing has been left for a moment, or at the deadline.
+async def wait_until_empty(left: Callable[[], int | None], deadline_s: float) -> None:
+    """Return when the instance has been empty for a moment, or at the deadline.
 
     Parameters
     ----------
     left
-        How much is left; None while unknown.
+        Returns how many requests and pins are left; None while unknown.
     """
     loop = asyncio.get_running_loop()
     deadline, empty_since = loop.time() + deadline_s, None
@@ -106,7 +104,7 @@ async def until_empty(left: Callable[[], int | None], deadline_s: float) -> None
             empty_since = None
         elif empty_since is None:
             empty_since = now
-        elif now - empty_since > _QUIET_S:
+        elif now - empty_since > _EMPTY_S:
             logger.info("drained")
             return
         await asyncio.sleep(_INTERVAL_S / 2)
@@ -119,7 +117,7 @@ def drained_on_sigterm(drain: Callable[[], Coroutine[Any, Any, None]], end: Call
     loop = asyncio.get_running_loop()
     draining: asyncio.Task[None] | None = None
 
-    def told() -> None:
+    def on_sigterm() -> None:
         nonlocal draining
         if draining is None:
             logger.info("SIGTERM: draining; a second one ends at once")
@@ -128,7 +126,7 @@ def drained_on_sigterm(drain: Callable[[], Coroutine[Any, Any, None]], end: Call
         else:
             draining.cancel()
 
-    loop.add_signal_handler(signal.SIGTERM, told)
+    loop.add_signal_handler(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:

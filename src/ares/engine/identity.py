@@ -1,4 +1,4 @@
-"""Who this instance is, as the launcher tells the processes that vLLM starts: through the environment."""
+"""The identity and settings of an instance, which the launcher hands to vLLM's processes in the environment."""
 
 import os
 from collections.abc import Iterable
@@ -10,10 +10,9 @@ import msgspec
 from ares import addresses
 from ares.models.resolve import shape
 from ares.protocol import messages
-from ares.protocol.keys import CONTROL_KEY_VARIABLE, ControlKey
+from ares.protocol.fields import CONTROL_KEY_VARIABLE, INSTANCE_VARIABLE
+from ares.protocol.keys import ControlKey
 from ares.protocol.messages import Role
-
-_VARIABLE = "ARES_INSTANCE"
 
 
 class InstanceSettings(msgspec.Struct, frozen=True):
@@ -24,19 +23,19 @@ class InstanceSettings(msgspec.Struct, frozen=True):
     boot
         Differs after every restart.
     cores
-        CPU builds: where the model runs, when one process does all the work; empty where vLLM binds it.
+        On a CPU build with one process: the cores that the model runs on; empty where vLLM binds its threads itself.
     model
         Its name, as recorded data and checkpoints know it.
     predictor
         File of the predictor's checkpoint; empty: none.
     predict_every
         Steps between two predictions of a request, and tokens between two recorded states.
-    restores
-        Whether its worker gives moved requests their output back (engine/connector/resume_output.py).
+    resumes_output
+        Whether its workers resume the output of migrated requests (engine/connector/resume_output.py).
     record_folder, record_fraction
-        Where to record hidden states, and of what share of the requests; empty: nowhere.
+        Where to record hidden states (empty: nowhere), and for which share of the requests.
     drain_deadline_s
-        How long a SIGTERM waits for what runs; 0: not at all.
+        How long an instance drains after a SIGTERM; 0: not at all.
     """
 
     name: str
@@ -47,20 +46,20 @@ class InstanceSettings(msgspec.Struct, frozen=True):
     model: str = ""
     predictor: str = ""
     predict_every: int = 20
-    restores: bool = False
+    resumes_output: bool = False
     record_folder: str = ""
     record_fraction: float = 0.0
     drain_deadline_s: float = 0.0
 
     @property
     def on_loopback(self) -> bool:
-        """Whether all its peers are on this host, since no other can reach it."""
+        """Whether no other host can reach it, so that all its peers are on this one."""
         return addresses.on_loopback(urlsplit(self.control_address).hostname or "")
 
 
 def export(settings: InstanceSettings) -> None:
     """Make the settings known to this process and its children."""
-    os.environ[_VARIABLE] = msgspec.json.encode(settings).decode()
+    os.environ[INSTANCE_VARIABLE] = msgspec.json.encode(settings).decode()
 
 
 def control_key() -> ControlKey | None:
@@ -76,7 +75,7 @@ def control_address(host: str, port: int) -> str:
 
 def current() -> InstanceSettings:
     """Return the settings; RuntimeError outside of a process that `ares worker` started."""
-    text = os.environ.get(_VARIABLE)
+    text = os.environ.get(INSTANCE_VARIABLE)
     if text is None:
         raise RuntimeError("the ARES connector runs inside `ares worker`; start the instance with that command")
     return msgspec.json.decode(text, type=InstanceSettings)
@@ -91,14 +90,14 @@ def served_names(names: Iterable[str], given: str) -> list[str]:
         As clients spell them.
     given
         What the instance was given as ``--model``. Where it is a folder and also the name, the name becomes the
-        folder's absolute path: so a gateway sees that it says nothing about another host.
+        folder's absolute path, so that a gateway does not compare it with names on another host.
     """
     folder = Path(given).expanduser()
     return [str(folder.resolve()) if name == given and folder.is_dir() else name for name in names]
 
 
 def describe(settings: InstanceSettings, names: list[str], folder: Path | None) -> messages.Description:
-    """Return what an instance says of itself over HTTP.
+    """Return an instance's description for its HTTP route.
 
     Parameters
     ----------

@@ -16,15 +16,16 @@ from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES, free_port,
 from ares.engine.prediction import predictor_choice
 from ares.models import resolve as model
 from ares.predictor import shards
+from ares.protocol.fields import CONTROL_KEY_VARIABLE, PULL_WITHIN_STEP_BYTES
 from ares.protocol.messages import Role
 
-# The KV of a finished prefill or a cut request waits this long for its target; heartbeats extend it (vLLM's default).
+# How long the KV of a finished prefill or a cut request stays pinned; a target's heartbeats extend it (vLLM's default).
 LEASE_S = 30
 
 
-# `ares` is what serves; the others are what `ares bench overhead` measures it against.
+# `ares` is for serving; `ares bench overhead` compares it with the others.
 Connector = Literal["ares", "stock", "none"]
-_RESTORING_WORKER = "ares.engine.connector.resume_output.RestoringWorker"
+_RESUME_OUTPUT_WORKER = "ares.engine.connector.resume_output.ResumeOutputWorker"
 _PREDICTING_WORKER = "ares.engine.prediction.worker.PredictingWorker"
 _MODULES = {"ares": "ares.engine.connector.connector", "stock": "ares.engine.connector.baselines"}
 
@@ -35,7 +36,7 @@ class LaunchError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """What `ares worker` was asked for. A port of 0 means any free one.
+    """The options of `ares worker`. A port of 0 means any free one.
 
     `predictor` is a checkpoint, ``none``, or None for the one that ships for the model, if any.
     """
@@ -67,7 +68,8 @@ def serve(settings: WorkerSettings) -> None:
         It cannot start.
     """
     check_control(settings.host, insecure=settings.control_insecure or settings.connector != "ares")
-    # At once, and because vLLM waits for ever for a NIXL side channel whose port is taken, and shares its HTTP port.
+    # Before anything is loaded; and vLLM waits for ever for a NIXL side channel whose port is taken, and shares a taken
+    # HTTP port.
     ports = {"--port": settings.port, "--control-port": settings.control_port, "--nixl-port": settings.nixl_port}
     addresses.check(settings.host, {flag: [port] for flag, port in ports.items()})
     extras.require("vllm", "nixl")  # before a model of gigabytes is fetched
@@ -85,10 +87,10 @@ def serve(settings: WorkerSettings) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["OMP_NUM_THREADS"] = str(len(cores))
     predictor = _predictor(settings, folder)
-    restores = settings.connector == "ares" and not _has_flag(settings, "--worker-cls")
+    resumes_output = settings.connector == "ares" and not _has_flag(settings, "--worker-cls")
     predicts = predictor is not None or settings.record_folder is not None
-    if restores or predicts:
-        worker = _PREDICTING_WORKER if predicts else _RESTORING_WORKER
+    if resumes_output or predicts:
+        worker = _PREDICTING_WORKER if predicts else _RESUME_OUTPUT_WORKER
         settings = replace(settings, vllm_flags=(*settings.vllm_flags, "--worker-cls", worker))
     instance.export(
         instance.InstanceSettings(
@@ -98,11 +100,11 @@ def serve(settings: WorkerSettings) -> None:
             control_address=instance.control_address(settings.host, control_port),
             cores=cores,
             model=settings.model,
-            restores=restores,
+            resumes_output=resumes_output,
             predictor=str(predictor.resolve()) if predictor is not None else "",
             record_folder=str(settings.record_folder.resolve()) if settings.record_folder is not None else "",
             record_fraction=settings.record_fraction,
-            # Without our connector nobody can be told.
+            # Without our connector there is no channel to tell gateways of a drain.
             drain_deadline_s=settings.drain_deadline_s if settings.connector == "ares" else 0.0,
         )
     )
@@ -126,7 +128,7 @@ def serve(settings: WorkerSettings) -> None:
 
 
 def check_control(host: str, *, insecure: bool) -> None:
-    """Check that strangers cannot command the instance.
+    """Check that no other host can send commands to the instance without a key.
 
     Raises
     ------
@@ -144,7 +146,8 @@ def check_control(host: str, *, insecure: bool) -> None:
         raise LaunchError(f"--host {host}: {error}") from error
     raise LaunchError(
         f"the control channel on {host} would take commands from anybody who reaches it: give all instances and "
-        "gateways one key (--control-key-file or ARES_CONTROL_KEY), or insist: --control-insecure (docs/security.md)"
+        f"gateways one key (--control-key-file or {CONTROL_KEY_VARIABLE}), or insist: --control-insecure "
+        "(docs/security.md)"
     )
 
 
@@ -161,7 +164,7 @@ def _vllm_arguments(settings: WorkerSettings, folder: str, on_cpu: bool) -> list
         "kv_load_failure_policy": "recompute",
         "kv_connector_extra_config": {
             "kv_lease_duration": LEASE_S,
-            "ares_pull_within_step_bytes": settings.pull_within_step_bytes,
+            PULL_WITHIN_STEP_BYTES: settings.pull_within_step_bytes,
         },
     }
     if on_cpu:
@@ -170,7 +173,7 @@ def _vllm_arguments(settings: WorkerSettings, folder: str, on_cpu: bool) -> list
     if settings.connector != "none":
         arguments += ["--kv-transfer-config", json.dumps(transfer)]
     if settings.role != "prefill" and not any(flag.split("=")[0] == "--scheduling-policy" for flag in flags):
-        # Out of memory, the request with the largest predicted volume gives way, not the newest one.
+        # Out of memory, vLLM then preempts the request with the largest predicted memory-time, not the newest one.
         arguments += ["--scheduling-policy", "priority"]
     if not any(flag.split("=")[0] == "--served-model-name" for flag in flags):
         arguments += ["--served-model-name", settings.model]

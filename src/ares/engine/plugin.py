@@ -11,12 +11,13 @@ import msgspec
 from starlette.responses import JSONResponse
 
 from ares.engine import identity as instance
-from ares.engine.drain import OwnChannel, drained_on_sigterm
+from ares.engine.drain import OwnControlChannel, drained_on_sigterm
 from ares.protocol import messages
+from ares.protocol.fields import INSTANCE_ROUTE, READY_ROUTE, Readiness
 
 
 class InstancePlugin:
-    """Tells a gateway, which knows only an URL, where the control channel of this instance is, and drains it."""
+    """Describes this instance to gateways, which know only its URL, reports readiness, and drains it on SIGTERM."""
 
     name = "ares"
     required_tasks = ("generate",)
@@ -27,33 +28,33 @@ class InstancePlugin:
     def attach_router(self, app: Any) -> None:
         """Register the routes on vLLM's FastAPI app."""
         settings = instance.current()
-        channel = OwnChannel(settings.control_address, instance.control_key())
+        channel = OwnControlChannel(settings.control_address, instance.control_key())
         # The model is known when vLLM calls `init_state`, before it serves.
         self._description = messages.Description(settings.name, settings.role, settings.boot, settings.control_address)
 
-        @app.get("/ares/v1/instance")  # type: ignore[untyped-decorator]
+        @app.get(INSTANCE_ROUTE)  # type: ignore[untyped-decorator]
         async def describe() -> Any:
             return msgspec.to_builtins(self._description)
 
-        @app.get("/ares/v1/ready")  # type: ignore[untyped-decorator]
+        @app.get(READY_ROUTE)  # type: ignore[untyped-decorator]
         async def ready() -> JSONResponse:
-            """Say whether new requests shall come; `/health` says whether the process is well."""
+            """Return whether the instance takes new requests; `/health` is about the process."""
             load = channel.telemetry
             if load is None or load.draining:
-                return JSONResponse({"status": "starting" if load is None else "draining"}, 503)
-            return JSONResponse({"status": "ready"})
+                return JSONResponse({"status": Readiness.STARTING if load is None else Readiness.DRAINING}, 503)
+            return JSONResponse({"status": Readiness.READY})
 
         app.router.lifespan_context = _with_drain(app.router.lifespan_context, channel, settings.drain_deadline_s)
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        """Note what the model is called; vLLM's own names where none is given (launchers/api_server/app_state.py)."""
+        """Record the names of the model; vLLM's default where none is given (launchers/api_server/app_state.py)."""
         settings = instance.current()
         names = instance.served_names(args.served_model_name or [args.model], settings.model)
         self._description = instance.describe(settings, names, Path(args.model))
 
 
-def _with_drain(lifespan: Any, channel: OwnChannel, deadline_s: float) -> Any:
-    """Extend the application's life by a drain at its end.
+def _with_drain(lifespan: Any, channel: OwnControlChannel, deadline_s: float) -> Any:
+    """Drain the instance at the end of the application's lifespan.
 
     vLLM's launcher installs its signal handlers before the application starts (entrypoints/launchers/launcher.py:
     serve_http), so ours takes the place of its SIGTERM's, and its SIGINT's is still there to end by.

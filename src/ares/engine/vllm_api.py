@@ -37,7 +37,7 @@ else:
 
 SUPPORTED_VERSION = "0.32.0"
 
-# What we override or read, by class; the compatibility test looks each one up.
+# The attributes that we override or read, by class; the compatibility test looks each one up.
 ATTRIBUTES: dict[type, tuple[str, ...]] = {
     NixlPullConnectorScheduler: (
         "on_new_request",
@@ -62,14 +62,14 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "get_transfer_results",
         "start_load_kv",
     ),
-    # What the hidden-state tap stands on (engine/prediction/hidden_states.py).
+    # For the hidden-state hook (engine/prediction/hidden_states.py).
     PlatformWorker: ("load_model", "execute_model", "sample_tokens", "shutdown"),
     Request: ("num_tokens", "num_output_tokens", "is_finished"),
-    # What gives moved requests their output back (engine/connector/resume_output.py).
+    # For resuming output (engine/connector/resume_output.py).
     StructuredOutputGrammar: ("accept_tokens",),
     InputBatch: ("add_request",),
     VllmConfig: ("use_v2_model_runner",),
-    # What a live pre-copy pins with (engine/connector/precopy_pins.py).
+    # For the pins of a pre-copy (engine/connector/precopy_pins.py).
     KVCacheManager: ("get_blocks",),
     BlockPool: ("touch", "free_blocks", "get_num_free_blocks"),
 }

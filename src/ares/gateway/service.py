@@ -37,6 +37,7 @@ from ares.gateway.session.session import Session
 from ares.gateway.shutdown import Shutdown
 from ares.models import resolve as model
 from ares.policy.transfer import Mode
+from ares.protocol.fields import CLASS_HEADER
 from ares.protocol.keys import ControlKey
 
 logger = logging.getLogger(__name__)
@@ -198,7 +199,7 @@ class Gateway:
         chosen = config.classes.get(name)
         if chosen is None:
             known = ", ".join(sorted(config.classes)) or "none"
-            raise BadRequestError(f"x-ares-class: no class {name!r}; configured: {known}", "x-ares-class")
+            raise BadRequestError(f"{CLASS_HEADER}: no class {name!r}; configured: {known}", CLASS_HEADER)
         ttft_s, tpot_s = chosen.ttft_s or config.slo_ttft_s, chosen.tpot_s or config.slo_tpot_s
         gap_s = gap_s if chosen.gap_s is None else chosen.gap_s
         return Objective(name, ttft_s, tpot_s, math.inf if gap_s == "none" else gap_s, chosen.rank + priority)

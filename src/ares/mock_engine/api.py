@@ -9,12 +9,8 @@ import msgspec
 from ares.mock_engine.http import MALFORMED, Connection, HttpError, chunk
 from ares.mock_engine.model import MockModel, fold
 from ares.mock_engine.request import Request
+from ares.protocol import fields
 
-KEY = "ares_key"
-GENERATED = "ares_generated"
-# In sampling_params.extra_args: the true length of the whole output, for replaying a trace.
-OUTPUT_TOKENS = "ares_simulated_output_tokens"
-MIGRATED = "migrated"
 _DONE = chunk(b"data: [DONE]\n\n")
 _LOGPROB = -1.0
 
@@ -82,11 +78,11 @@ def read(body: bytes, model: MockModel, maximum: int, connection: Connection) ->
     key, generated, source = _transfer(params, len(tokens))
     prompt_hash = fold(tokens[: len(tokens) - generated])
     ended = fold(tokens[len(tokens) - generated :], prompt_hash)
-    whole = (sampling.extra_args or {}).get(OUTPUT_TOKENS)
+    whole = (sampling.extra_args or {}).get(fields.MOCK_OUTPUT_TOKENS)
     if whole is None:
         whole = model.output_tokens(prompt_hash)
     elif not isinstance(whole, int) or isinstance(whole, bool) or whole < 1:
-        raise HttpError(400, f"{OUTPUT_TOKENS} must be a positive integer, got {whole!r}", "extra_args")
+        raise HttpError(400, f"{fields.MOCK_OUTPUT_TOKENS} must be a positive integer, got {whole!r}", "extra_args")
     natural = limit + 1 if sampling.ignore_eos else max(1, sampling.min_tokens, whole - generated)
     return Request(
         id=asked.request_id or uuid.uuid4().hex,
@@ -102,24 +98,31 @@ def read(body: bytes, model: MockModel, maximum: int, connection: Connection) ->
         priority=asked.priority,
         stop_tokens=frozenset(sampling.stop_token_ids or ()),
         logprobs=sampling.logprobs,
-        remote_decode=params.get("do_remote_decode") is True,
+        remote_decode=params.get(fields.DO_REMOTE_DECODE) is True,
         source=source,
     )
 
 
 def _transfer(params: dict[str, Any], tokens: int) -> tuple[str | None, int, dict[str, Any] | None]:
     """Return the gateway's key, the output tokens that the prompt ends with, and the KV to pull, if any."""
-    key, generated = params.get(KEY), params.get(GENERATED, 0)
+    key, generated = params.get(fields.KEY), params.get(fields.GENERATED_TOKENS, 0)
     if key is not None and not isinstance(key, str):
-        raise HttpError(400, f"{KEY} must be a string", "kv_transfer_params")
+        raise HttpError(400, f"{fields.KEY} must be a string", fields.KV_TRANSFER_PARAMS)
     if not isinstance(generated, int) or not 0 <= generated < tokens:
-        raise HttpError(400, f"{GENERATED} must be a number below that of the tokens", "kv_transfer_params")
-    if params.get("do_remote_prefill") is not True:
+        raise HttpError(
+            400, f"{fields.GENERATED_TOKENS} must be a number below that of the tokens", fields.KV_TRANSFER_PARAMS
+        )
+    if params.get(fields.DO_REMOTE_PREFILL) is not True:
         return key, generated, None
-    kinds = {"remote_engine_id": str, "remote_request_id": str, "remote_host": str, "remote_port": int}
+    kinds = {
+        fields.REMOTE_ENGINE_ID: str,
+        fields.REMOTE_REQUEST_ID: str,
+        fields.REMOTE_HOST: str,
+        fields.REMOTE_PORT: int,
+    }
     for name, kind in kinds.items():
         if not isinstance(params.get(name), kind):
-            raise HttpError(400, f"do_remote_prefill needs {name}", "kv_transfer_params")
+            raise HttpError(400, f"{fields.DO_REMOTE_PREFILL} needs {name}", fields.KV_TRANSFER_PARAMS)
     return key, generated, {name: params[name] for name in kinds}
 
 
@@ -169,7 +172,7 @@ def whole(
         "model": model,
         "created": int(time.time()),
         "usage": {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output},
-        "kv_transfer_params": transfer,
+        fields.KV_TRANSFER_PARAMS: transfer,
         "output_mode": "tokens",
         "choices": [_choice(request, request.output, finish, stop)],
     }

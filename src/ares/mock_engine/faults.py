@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from ares.protocol import messages
+from ares.protocol.fields import RequestState
 
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
 
@@ -51,7 +52,7 @@ ABSURD = {
     "step_time_s": float("nan"),
     "steps": -(1 << 62),
     "busy_s": float("inf"),
-    "rows": [messages.Row("nobody", (1 << 63) + 1, -3, "running", (1e308, 1e308, 1e308))],
+    "rows": [messages.Row("nobody", (1 << 63) + 1, -3, RequestState.RUNNING, (1e308, 1e308, 1e308))],
 }
 PREDICTIONS: dict[str, tuple[float, float, float]] = {
     "nan": (float("nan"), float("nan"), float("nan")),

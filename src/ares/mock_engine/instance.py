@@ -11,7 +11,7 @@ import time
 import uuid
 from typing import Any
 
-from ares.engine.control import Abandoned, ControlChannel, Gone
+from ares.engine.control import ControlChannel, GatewayDisconnected, GatewayExpired
 from ares.engine.identity import control_address, control_key
 from ares.mock_engine import api, report
 from ares.mock_engine.batch import Batch, Step
@@ -24,7 +24,7 @@ from ares.mock_engine.request import Cut, Request
 from ares.mock_engine.settings import EngineSettings, Identity
 from ares.mock_engine.transfer import Puller, PullError, transfer_s
 from ares.mock_engine.writer import Writer
-from ares.protocol import messages
+from ares.protocol import fields, messages
 
 _TAIL = 64
 # Weight of the newest step in the moving average of the step time.
@@ -232,7 +232,7 @@ class Instance:
             # The newest token's KV is not computed.
             held = Pin(request.name, request.key, computed, unfold(request.hash, request.output[-1]), blocks)
             self.pins.hold(held)
-            if request.key is not None and (gateway := messages.owner(request.key)) in self._channel.gone:
+            if request.key is not None and (gateway := messages.owner(request.key)) in self._channel.disconnected:
                 self.pins.orphan(gateway)
             transfer = self._transfer(held)
         else:
@@ -240,10 +240,10 @@ class Instance:
         if request.cut is not None:
             if pin:
                 self.counters.cut += 1
-                stop = api.MIGRATED
+                stop = fields.MIGRATED
             self._answer(request, transfer)
         elif request.abandoned and reason == "length":
-            stop = api.MIGRATED
+            stop = fields.MIGRATED
         if request.stream:
             tokens = request.output[len(request.output) - 1 if request.sent is None else request.sent :]
             request.connection.end(api.last_event(request, tokens, reason, stop))
@@ -253,15 +253,15 @@ class Instance:
     def _transfer(self, pin: Pin) -> dict[str, Any]:
         """Return vLLM's kv_transfer_params for whoever shall pull."""
         return {
-            "do_remote_prefill": True,
-            "do_remote_decode": False,
-            "remote_block_ids": [list(range(pin.blocks))],
-            "remote_engine_id": self.boot,
-            "remote_request_id": pin.id,
-            "remote_host": self.identity.host,
-            "remote_port": self.identity.port,
-            "tp_size": 1,
-            "remote_num_tokens": pin.tokens,
+            fields.DO_REMOTE_PREFILL: True,
+            fields.DO_REMOTE_DECODE: False,
+            fields.REMOTE_BLOCK_IDS: [list(range(pin.blocks))],
+            fields.REMOTE_ENGINE_ID: self.boot,
+            fields.REMOTE_REQUEST_ID: pin.id,
+            fields.REMOTE_HOST: self.identity.host,
+            fields.REMOTE_PORT: self.identity.port,
+            fields.TP_SIZE: 1,
+            fields.REMOTE_NUM_TOKENS: pin.tokens,
         }
 
     # --- pulls ---
@@ -302,10 +302,10 @@ class Instance:
             wanted: dict[str, list[dict[str, Any]]] = {}
             for request in list(self.requests.values()):
                 if request.source is not None:
-                    wanted.setdefault(request.source["remote_engine_id"], []).append(request.source)
+                    wanted.setdefault(request.source[fields.REMOTE_ENGINE_ID], []).append(request.source)
             for sources in wanted.values():
                 try:
-                    await self._puller.extend(sources[0], [source["remote_request_id"] for source in sources])
+                    await self._puller.extend(sources[0], [source[fields.REMOTE_REQUEST_ID] for source in sources])
                 except PullError:
                     continue  # it is gone; the pull will say so
 
@@ -331,16 +331,16 @@ class Instance:
                 case messages.Release(key=key):
                     if not self.pins.release(key) and (request := self._by_key.get(key)) is not None:
                         request.unwanted = True
-                case Gone(gateway=gateway):
+                case GatewayDisconnected(gateway=gateway):
                     self.pins.orphan(gateway)
-                case Abandoned(gateway=gateway):
+                case GatewayExpired(gateway=gateway):
                     self._abandon(gateway)
                 case messages.Connect():
                     pass  # nothing to shake hands for
 
     def _abandon(self, gateway: str) -> None:
         """End the requests of a gateway that has not come back, each with its next token."""
-        if gateway not in self._channel.gone:
+        if gateway not in self._channel.disconnected:
             return
         for key, request in self._by_key.items():
             if messages.owner(key) == gateway and request.cut is None:
@@ -353,11 +353,11 @@ class Instance:
     def _cut(self, sender: bytes, command: messages.Cut) -> None:
         request = self._by_key.get(command.key)
         if request is None:
-            self._channel.post(messages.CutResult(command.call, command.key, "unknown"), sender)
+            self._channel.post(messages.CutResult(command.call, command.key, fields.CutOutcome.UNKNOWN), sender)
             return
         samples = self._step is not None and request in self._step.samplers
         if request.cut is not None or not samples:
-            self._channel.post(messages.CutResult(command.call, command.key, "not_running"), sender)
+            self._channel.post(messages.CutResult(command.call, command.key, fields.CutOutcome.NOT_RUNNING), sender)
             return
         request.cut = Cut(sender, command.call)
         limit = len(request.output) + 1
@@ -370,7 +370,7 @@ class Instance:
     def _answer(self, request: Request, transfer: dict[str, Any] | None) -> None:
         assert request.cut is not None  # noqa: S101 - for the type checker: only cut requests are answered
         assert request.key is not None  # noqa: S101 - likewise: only requests with a key are cut
-        outcome: Any = "finished" if transfer is None else "pinned"
+        outcome = fields.CutOutcome.FINISHED if transfer is None else fields.CutOutcome.PINNED
         output = request.output
         event = messages.CutResult(request.cut.call, request.key, outcome, len(output), output[-_TAIL:], transfer or {})
         self._channel.post(event, request.cut.sender)

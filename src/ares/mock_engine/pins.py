@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ares.protocol import messages
+from ares.protocol import messages, rpc
 
 
 @dataclass(slots=True, eq=False)
@@ -76,10 +76,10 @@ class Pins:
 
     def orphan(self, gateway: str) -> None:
         """End the leases on what is kept for a gateway soon, unless somebody who pulls extends them."""
-        soon = asyncio.get_running_loop().time() + messages.ORPHAN_LEASE_S
+        soon = asyncio.get_running_loop().time() + rpc.ORPHAN_LEASE_S
         for pin in self._held.values():
             if pin.key is not None and messages.owner(pin.key) == gateway and pin.expiry and pin.expiry.when() > soon:
-                self._lease(pin, messages.ORPHAN_LEASE_S)
+                self._lease(pin, rpc.ORPHAN_LEASE_S)
 
     def clear(self) -> None:
         """Forget all of them with the instance."""

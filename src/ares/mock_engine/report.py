@@ -15,6 +15,7 @@ from ares.mock_engine.predictor import MockPredictor
 from ares.mock_engine.request import Request
 from ares.mock_engine.settings import EngineSettings, Identity
 from ares.protocol import messages
+from ares.protocol.fields import RequestState
 
 _FROZEN_LOOK_S = 0.05
 
@@ -156,11 +157,13 @@ class Telemeter:
         )
 
     def _row(self, request: Request) -> messages.Row:
-        state: messages.RequestState = request.state if request.state in ("running", "loading") else "waiting"
+        state = RequestState(request.state if request.state in ("running", "loading") else "waiting")
         output = len(request.output)
         # As on a real instance the first prediction comes with the first step.
         remaining = self._remaining(request, output) if output else None
-        return messages.Row(request.key or "", 0 if state == "waiting" else request.length, output, state, remaining)
+        return messages.Row(
+            request.key or "", 0 if state is RequestState.WAITING else request.length, output, state, remaining
+        )
 
     def _remaining(self, request: Request, output: int) -> tuple[float, float, float] | None:
         instance = self._instance

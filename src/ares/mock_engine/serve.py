@@ -17,16 +17,17 @@ import zmq
 
 from ares import addresses
 from ares.engine.defaults import free_port
-from ares.engine.drain import before, drained_on_sigterm, until_empty
-from ares.mock_engine import report
+from ares.engine.drain import drained_on_sigterm, gateway_deadline, wait_until_empty
+from ares.mock_engine import report, transfer
 from ares.mock_engine.faults import Faults
 from ares.mock_engine.http import MALFORMED, Connection, Exchange, HttpError
 from ares.mock_engine.instance import Instance
 from ares.mock_engine.model import MockModel, load
 from ares.mock_engine.request import Request
 from ares.mock_engine.settings import EngineSettings, Identity
-from ares.mock_engine.transfer import EXTEND_ROUTE, PULL_ROUTE, Extend, Pull, Pulled, Puller, transfer_s
+from ares.mock_engine.transfer import Extend, Pull, Pulled, Puller, transfer_s
 from ares.mock_engine.writer import catch_up
+from ares.protocol import fields
 from ares.protocol.messages import Role
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Server:
             connection.transport.abort()
             return
         frozen = instance.faults.frozen_s
-        if frozen and exchange.path != b"/simulate/faults":
+        if frozen and exchange.path != fields.FAULTS_ROUTE.encode():
             self._loop.call_later(frozen, self._answer_late, exchange, connection)
             return
         self._route(instance, exchange, connection)
@@ -117,39 +118,37 @@ class Server:
             connection.refuse(error)
 
     def _route(self, instance: Instance, exchange: Exchange, connection: Connection) -> None:
-        match exchange.method, exchange.path:
-            case b"POST", b"/inference/v1/generate":
+        match exchange.method, exchange.path.decode(errors="replace"):
+            case b"POST", fields.GENERATE_ROUTE:
                 if instance.faults.current.refuse:
-                    raise HttpError(503, "the simulated engine refuses new requests (/simulate/faults)")
+                    raise HttpError(503, f"the simulated engine refuses new requests ({fields.FAULTS_ROUTE})")
                 instance.add(exchange.body, connection)
-            case b"GET", b"/health":
+            case b"GET", "/health":
                 connection.reply({})
-            case b"GET", b"/ares/v1/ready":
-                status = ("draining", 503) if instance.draining else ("ready", 200)
+            case b"GET", fields.READY_ROUTE:
+                status = (fields.Readiness.DRAINING, 503) if instance.draining else (fields.Readiness.READY, 200)
                 connection.reply({"status": status[0]}, status[1])
-            case b"GET", b"/version":
+            case b"GET", "/version":
                 connection.reply(report.version(instance))
-            case b"GET", b"/metrics":
+            case b"GET", "/metrics":
                 connection.reply(report.metrics(instance))
-            case b"GET", b"/v1/models":
+            case b"GET", fields.MODELS_ROUTE:
                 connection.reply(report.models(instance))
-            case b"GET", b"/ares/v1/instance":
+            case b"GET", fields.INSTANCE_ROUTE:
                 connection.reply(report.description(instance))
-            case b"GET", b"/simulate/counters":
+            case b"GET", fields.COUNTERS_ROUTE:
                 connection.reply(report.counters(instance))
-            case b"GET" | b"POST", b"/simulate/faults":
+            case b"GET" | b"POST", fields.FAULTS_ROUTE:
                 self._faults(instance, exchange, connection)
-            case b"POST", path if path == PULL_ROUTE.encode():
+            case b"POST", transfer.PULL_ROUTE:
                 self._pull(instance, _read(exchange.body, Pull), connection)
-            case b"POST", path if path == EXTEND_ROUTE.encode():
+            case b"POST", transfer.EXTEND_ROUTE:
                 wanted = _read(exchange.body, Extend)
                 if wanted.engine_id == instance.boot:
                     instance.pins.extend(wanted.request_ids)
                 connection.reply(_NOTHING)
             case method, path:
-                raise HttpError(
-                    404, f"a simulated engine has no route {method.decode()} {path.decode(errors='replace')}"
-                )
+                raise HttpError(404, f"a simulated engine has no route {method.decode()} {path}")
 
     def caught_up(self, connection: Connection) -> None:
         """Send what was held back."""
@@ -280,5 +279,5 @@ async def _serve(found: list[Identity], settings: EngineSettings, model: MockMod
 async def _drain(servers: list[Server], deadline_s: float) -> None:
     alive = [server.instance for server in servers if server.instance is not None]
     for instance in alive:
-        instance.drain(before(deadline_s))
-    await until_empty(lambda: sum(instance.left for instance in alive), deadline_s)
+        instance.drain(gateway_deadline(deadline_s))
+    await wait_until_empty(lambda: sum(instance.left for instance in alive), deadline_s)

@@ -13,6 +13,7 @@ import msgspec
 
 from ares import addresses
 from ares.mock_engine.settings import EngineSettings
+from ares.protocol import fields
 
 PULL_ROUTE = "/simulate/pull"
 EXTEND_ROUTE = "/simulate/extend"
@@ -67,15 +68,15 @@ class Puller:
         PullError
             The source is gone, silent, or does not hold it.
         """
-        body = Pull(source["remote_engine_id"], source["remote_request_id"], keep_none)
+        body = Pull(source[fields.REMOTE_ENGINE_ID], source[fields.REMOTE_REQUEST_ID], keep_none)
         return await self._post(source, PULL_ROUTE, body, expected_s)
 
     async def extend(self, source: dict[str, Any], request_ids: list[str]) -> None:
         """Tell a source that its pins are still wanted; PullError as in `pull`."""
-        await self._post(source, EXTEND_ROUTE, Extend(source["remote_engine_id"], request_ids))
+        await self._post(source, EXTEND_ROUTE, Extend(source[fields.REMOTE_ENGINE_ID], request_ids))
 
     async def _post(self, source: dict[str, Any], route: str, body: msgspec.Struct, expected_s: float = 0.0) -> Pulled:
-        host, port = source["remote_host"], source["remote_port"]
+        host, port = source[fields.REMOTE_HOST], source[fields.REMOTE_PORT]
         url = f"http://{addresses.at(host, port)}{route}"
         limit = aiohttp.ClientTimeout(total=None, sock_connect=_PATIENCE_S / 2, sock_read=_PATIENCE_S + expected_s)
         try:

@@ -1,7 +1,7 @@
 """What every policy is, whatever it decides: a name, settings, and one method that decides.
 
-Both worlds ask a policy through the functions beside its base class (dispatch/base.py, admission/base.py,
-rebalance/base.py), so that one that fails or decides nonsense is found in one place.
+The gateway and the simulator call a policy through the functions next to its base class (dispatch/base.py,
+admission/base.py, rebalance/base.py), so that failures and invalid decisions are detected in one place.
 """
 
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class NoSettings:
-    """Of a policy that has none."""
+    """Settings of a policy that has none."""
 
 
 class Policy:
-    """Base class of the three kinds of policy; one object decides for a whole run, so it may remember.
+    """Base class of the three kinds of policy; one object decides for a whole run, so it may keep state.
 
     Attributes
     ----------
@@ -31,9 +31,9 @@ class Policy:
     predicts
         Whether it uses predicted lengths where there are any.
     needs_predictions
-        Whether it makes no sense without them.
+        Whether it cannot work without them.
     quick
-        Whether it is known to decide at once; others are asked in a thread of their own.
+        Whether it is known to decide at once; others are called in a thread of their own.
     """
 
     part: ClassVar[str] = ""
@@ -57,32 +57,32 @@ class Policy:
         return cls.predicts
 
     def memory(self) -> dict[str, float]:
-        """Return what the next decision hangs on beside its arguments; the decision log keeps it."""
+        """Return the state that the next decision depends on besides its arguments; the decision log keeps it."""
         return {}
 
     def remember(self, memory: Mapping[str, float]) -> None:
-        """Take what `memory` had returned: the next decision is then made again."""
+        """Restore what `memory` had returned, to repeat the next decision."""
 
 
 class DecisionError(ValueError):
-    """A policy failed or decided what cannot be; `kind` is one of a few words for what is wrong."""
+    """A policy failed or made an invalid decision; `kind` names the fault."""
 
-    def __init__(self, policy: str, kind: str, said: str, part: str = "rebalance") -> None:
-        super().__init__(f"{part} policy {policy!r} {said}")
+    def __init__(self, policy: str, kind: str, message: str, part: str = "rebalance") -> None:
+        super().__init__(f"{part} policy {policy!r} {message}")
         self.kind = kind
         self.part = part
 
 
 def raised(policy: Policy, error: Exception) -> DecisionError:
-    """Return what is to be raised from an error of a policy."""
+    """Return the DecisionError for an exception that a policy raised."""
     return DecisionError(policy.name, "raised", f"raised {type(error).__name__}: {error}"[:300], policy.part)
 
 
 def is_index(value: object, count: int) -> bool:
-    """Tell whether a value is an index into so many."""
+    """Return whether a value is an index below `count`."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= int(value) < count
 
 
 def is_finite(value: object) -> bool:
-    """Tell whether a value is a finite number."""
+    """Return whether a value is a finite number."""
     return isinstance(value, int | float | np.number) and bool(np.isfinite(value))

@@ -40,21 +40,21 @@ class Cluster:
     levels
         The levels of those quantiles, length Q; (0.5,) for point predictions.
     step_base_s, step_request_s, step_token_s
-        Law of a decode step: base + request x running requests + token x resident tokens, seconds, shape (I,) each.
-        None: instances are alike, and only tokens are compared.
+        Step-time model: base + request x running requests + token x resident tokens, seconds, shape (I,) each. None:
+        unknown, and only tokens are compared.
     transfer_bytes_s
         Bytes per second at which KV moves between instances.
     token_bytes
         KV bytes of one token.
     stall_s
-        Time in seconds for which a move stops a stream, beside the transfer.
+        Seconds for which a move stops a stream, besides the transfer.
     waiting_tokens
-        Tokens of the requests that wait at each instance, shape (I,); None: nobody waits.
+        Tokens of the requests that wait at each instance, shape (I,); None: no request waits.
     block_tokens
-        Tokens of a KV block, in whole ones of which memory is taken; 1 counts single tokens.
+        Tokens of a KV block; memory is allocated in whole blocks. 1 counts single tokens.
     placed
         Whether a request could be moved, but stays where an operator has just moved it unless memory runs out there
-        (rescue.py), shape (R,); such a row is not `movable`. None: no request does.
+        (oom_avoidance.py), shape (R,); such a row is not `movable`. None: there is no such request.
     """
 
     instances: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Compile the inner loops of policies where numba is installed; without it they run as the Python that they are."""
+"""Compile the inner loops of policies where numba is installed; without it they run as plain Python."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ def cache_directory() -> str:
     root = Path(ares.__file__).parent
     for source in sorted([*root.glob("policy/**/*.py"), *root.glob("simulator/*.py")]):
         text = source.read_bytes()
-        if b"compiled" in text or source.stem in ("state", "pointer"):
+        if b"compiled" in text or b"numba" in text or source.stem == "state":
             digest.update(text)
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return str(base / "ares" / f"numba-{digest.hexdigest()[:16]}")
@@ -34,7 +34,7 @@ def cache_directory() -> str:
 
 @lru_cache(maxsize=1)
 def compiles() -> bool:
-    """Whether numba is there; it is not imported, which takes half a second."""
+    """Return whether numba is installed, without importing it, which takes half a second."""
     return find_spec("numba") is not None
 
 
@@ -70,7 +70,7 @@ def compiled(function: Function) -> Function:
 def inlined(function: Function) -> Function:
     """Compile a function into each that calls it, in the same file.
 
-    Numba hands over a tuple of arrays word by word, and compiling functions that pass many to each other takes four
+    Numba passes a tuple of arrays field by field, and compiling functions that pass many to each other takes four
     times as long as compiling one that contains them all.
     """
     try:

@@ -1,7 +1,7 @@
 """The forecast: how many tokens each instance will hold, k steps ahead.
 
 A running request of n resident tokens that has p steps left holds n + k tokens in k steps while k < p, and none after.
-p is not known; a predictor gives quantiles of it, taken here as equally informative atoms with weights. With S(k) the
+p is not known; a predictor gives quantiles of it, each standing for the probability nearest to its level. With S(k) the
 probability that p > k, the request holds S(k) (n + k) tokens in expectation, with variance S(k) (1 - S(k)) (n + k)^2.
 Requests end independently of each other, so the expectations and the variances of an instance's requests add up, and
 expectation + z standard deviations is a high quantile of its memory (a sum of many terms is close to normal).
@@ -9,8 +9,8 @@ expectation + z standard deviations is a high quantile of its memory (a sum of m
 A request without a prediction is taken to outlast the horizon.
 
 Memory is taken in whole blocks of b tokens: a request holds b ceil((n + k + 1) / b), the token to be computed included.
-What the last blocks hold in vain is counted exactly, by how many requests begin a block at which step (a histogram of
-n + 1 modulo b), times the share of the requests that still run.
+The unused part of the last blocks is counted exactly, from how many requests begin a block at which step (a histogram
+of n + 1 modulo b), times the share of the requests that still run.
 """
 
 import math
@@ -42,7 +42,7 @@ def geometric_grid(horizon: int, points: int) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=8)
 def quantile_weights(levels: tuple[float, ...]) -> FloatArray:
-    """Weights of quantiles taken as atoms: each stands for the probability that is nearest to its level, shape (Q,)."""
+    """Return the weight of each quantile, shape (Q,): the probability nearest to its level."""
     edges = [0.0, *((a + b) / 2.0 for a, b in pairwise(levels)), 1.0]
     return np.diff(np.asarray(edges))
 
@@ -57,8 +57,8 @@ class Forecast:
         Steps ahead, shape (K,).
     expected
         Expected resident tokens, promised ones included, shape (I, K): what a step attends to.
-    held
-        The same in whole blocks, shape (I, K): what takes memory.
+    allocated
+        The same in whole blocks, shape (I, K): what occupies memory.
     variance
         Their variance, shape (I, K).
     count
@@ -67,20 +67,20 @@ class Forecast:
 
     grid: NDArray[np.int64]
     expected: FloatArray
-    held: FloatArray
+    allocated: FloatArray
     variance: FloatArray
     count: FloatArray
 
     def high(self, deviations: float) -> FloatArray:
         """Return a high quantile of memory: expectation + deviations x standard deviation, in tokens, shape (I, K)."""
         spread: FloatArray = np.sqrt(np.maximum(self.variance, 0.0))
-        return self.held + deviations * spread
+        return self.allocated + deviations * spread
 
 
 def forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
     """Forecast the load of every instance.
 
-    Each atom of each row falls into the interval of the grid in which it ends. Sums of 1, n and n^2 by (instance,
+    Each quantile of each row falls into one interval of the grid. Sums of 1, n and n^2 by (instance,
     interval) are enough: a cumulative sum from the far end gives every point of the horizon, so the cost is one pass
     over the rows and does not grow with the grid. That pass is compiled where numba is installed (kernels.py).
 
@@ -106,12 +106,12 @@ def forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
         np.ascontiguousarray(remaining, np.float64),
         np.ascontiguousarray(cluster.promised_tokens, np.int64),
         quantile_weights(levels),
-        _changes(levels),
+        _variance_steps(levels),
         intervals(grid.tobytes()),
         grid.astype(np.float64),
         cluster.block_tokens,
         made.expected,
-        made.held,
+        made.allocated,
         made.variance,
         made.count,
     )
@@ -128,20 +128,20 @@ def prepare_forecast() -> None:
 
 
 @lru_cache(maxsize=8)
-def _changes(levels: tuple[float, ...]) -> FloatArray:
-    """By how much S (1 - S) falls where each quantile taken as an atom ends, shape (Q,)."""
+def _variance_steps(levels: tuple[float, ...]) -> FloatArray:
+    """Return by how much S (1 - S) falls at each quantile, shape (Q,)."""
     weights = quantile_weights(levels)
     changes = np.empty(len(weights))
-    survival_steps(weights, changes)
+    survival_variance_steps(weights, changes)
     return changes
 
 
-def survival_steps(weights: FloatArray, changes: FloatArray) -> None:
-    """Write by how much S (1 - S) falls where each atom ends, shape (Q,); the simulator compiles this as it stands."""
+def survival_variance_steps(weights: FloatArray, changes: FloatArray) -> None:
+    """Write by how much S (1 - S) falls at each quantile, shape (Q,); the simulator compiles this function."""
     survival = 1.0
-    for atom in range(len(weights)):
-        after = survival - weights[atom]
-        changes[atom] = survival * (1.0 - survival) - after * (1.0 - after)
+    for quantile in range(len(weights)):
+        after = survival - weights[quantile]
+        changes[quantile] = survival * (1.0 - survival) - after * (1.0 - after)
         survival = after
 
 
@@ -154,7 +154,7 @@ def plain_forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
     remaining, levels = cluster.remaining_tokens, cluster.levels
     if remaining is None:
         remaining, levels = np.full((len(resident), 1), np.inf), (0.5,)
-    weights, changes = quantile_weights(levels), _changes(levels)
+    weights, changes = quantile_weights(levels), _variance_steps(levels)
     base = cluster.location * width
     # Two sums in one pass: resident tokens in the high bits of a double, the count of rows in the low ones.
     packed = resident * _PACK + 1.0
@@ -175,8 +175,8 @@ def plain_forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
     steps = grid.astype(np.float64)
     count, linear = np.zeros((instances, points)), np.zeros((instances, points))
     spread0, spread1, spread2 = np.zeros_like(count), np.zeros_like(count), np.zeros_like(count)
-    for atom, (weight, change) in enumerate(zip(weights, changes, strict=True)):
-        both = tails(packed, keys[atom])
+    for quantile, (weight, change) in enumerate(zip(weights, changes, strict=True)):
+        both = tails(packed, keys[quantile])
         tokens = np.floor(both * (1.0 / _PACK))
         rows = both - tokens * _PACK
         count += weight * rows
@@ -184,20 +184,20 @@ def plain_forecast(cluster: Cluster, grid: NDArray[np.int64]) -> Forecast:
         if abs(change) > 1e-12:
             spread0 += change * rows
             spread1 += change * tokens
-            spread2 += change * tails(square, keys[atom])
+            spread2 += change * tails(square, keys[quantile])
     linear += steps * count
     linear += cluster.promised_tokens[:, None]
-    held = linear + _block_rest(cluster, grid, count) if cluster.block_tokens > 1 else linear
+    allocated = linear + _unused_tokens(cluster, grid, count) if cluster.block_tokens > 1 else linear
     variance = spread2 + steps * (2.0 * spread1 + steps * spread0)
-    return Forecast(grid, linear, held, np.maximum(variance, 0.0), count)
+    return Forecast(grid, linear, allocated, np.maximum(variance, 0.0), count)
 
 
-def _block_rest(cluster: Cluster, grid: NDArray[np.int64], count: FloatArray) -> FloatArray:
+def _unused_tokens(cluster: Cluster, grid: NDArray[np.int64], count: FloatArray) -> FloatArray:
     """Return the tokens by which the blocks of an instance's requests exceed their tokens, shape (I, K)."""
     size = cluster.block_tokens
     holds = cluster.resident_tokens > 0
     rows = np.bincount(cluster.location[holds], minlength=len(cluster.instances))[:, None]
-    # By how many tokens each row's last block exceeds what is in it, and in the step to come, at every grid point.
+    # Unused tokens of each row's last block, the next token included, at every grid point.
     after = (cluster.resident_tokens[holds, None] + 1 + grid) % size
     rest = 1 + (size - after) % size
     total = np.zeros((len(cluster.instances), len(grid)), np.int64)
@@ -227,15 +227,15 @@ def own_curve(
 ) -> None:
     """Add one request's expectation and variance over the grid to two arrays, shape (K,), in place.
 
-    Plain loops over a few points, which admission compiles as they stand; `block` as in `Cluster.block_tokens`.
+    Plain loops over a few points, which admission compiles; `block` as in `Cluster.block_tokens`.
     """
     for point in range(len(grid)):
         alive = 0.0
-        for atom in range(len(weights)):
-            if not remaining[atom] <= grid[point]:  # NaN outlasts every step
-                alive += weights[atom]
+        for quantile in range(len(weights)):
+            if not remaining[quantile] <= grid[point]:  # NaN outlasts every step
+                alive += weights[quantile]
         tokens = resident + grid[point]
-        if block > 1:  # what the next token needs is taken before it is computed
+        if block > 1:  # the block of the next token is allocated before the step
             tokens = math.ceil((tokens + 1.0) / block) * float(block)
         mean[point] += alive * tokens
         variance[point] += alive * (1.0 - alive) * tokens * tokens

@@ -27,7 +27,7 @@ def forecast_rows(
     steps: F8,
     block: int,
     expected: F8,
-    held: F8,
+    allocated: F8,
     variance: F8,
     count: F8,
 ) -> None:
@@ -42,39 +42,39 @@ def forecast_rows(
     promised
         Tokens promised to each instance, shape (I,).
     weights, changes
-        Probability of each atom, and by how much S (1 - S) changes where it ends, shape (Q,).
+        Probability of each quantile, and by how much S (1 - S) falls there, shape (Q,).
     table
         First grid point at or past each whole step, one past the last where there is none.
     steps
         The grid, shape (K,).
     block
         Tokens of a KV block; 1 counts single tokens.
-    expected, held, variance, count
-        Results, shape (I, K): `held` is `expected` in whole blocks.
+    expected, allocated, variance, count
+        Results, shape (I, K): `allocated` is `expected` in whole blocks.
     """
     points = len(steps)
     order = _by_instance(location)
-    # Sums of 1, n and n^2 by (atom, grid point at which it ends), and room to add up those of one atom.
+    # Sums of 1, n and n^2 by (quantile, first grid point past it), and room to add up those of one quantile.
     cells = np.empty((len(weights), points + 1, 3))
     sums = np.empty((6, points))
-    # Rows by their tokens in the step to come, modulo the block, and how far each grid point is from a block's end.
-    begins, rests, cuts = np.empty(block), np.empty(block + 1), np.empty(points, np.int64)
+    # Rows by their tokens in the next step, modulo the block, and how far each grid point is from a block's end.
+    offsets, unused, to_block_end = np.empty(block), np.empty(block + 1), np.empty(points, np.int64)
     for point in range(points):
-        cuts[point] = block - int(steps[point]) % block
+        to_block_end[point] = block - int(steps[point]) % block
     place = 0
     for instance in range(len(promised)):
         place = _sum_rows(
-            instance, place, location, order, resident, remaining, table, steps[points - 1] + 1.0, cells, begins
+            instance, place, location, order, resident, remaining, table, steps[points - 1] + 1.0, cells, offsets
         )
         mean, total = expected[instance], count[instance]
         _over_the_horizon(
             cells, weights, changes, steps, float(promised[instance]), sums, mean, total, variance[instance]
         )
-        held[instance] = mean
+        allocated[instance] = mean
         if block > 1:
-            rows = max(_rests(begins, rests), 1.0)
+            rows = max(_sum_unused(offsets, unused), 1.0)
             for point in range(points):
-                held[instance, point] += rests[cuts[point]] * (total[point] / rows)
+                allocated[instance, point] += unused[to_block_end[point]] * (total[point] / rows)
 
 
 @compiled
@@ -97,13 +97,13 @@ def _sum_rows(
     table: I2,
     beyond: float,
     cells: F8,
-    begins: F8,
+    offsets: F8,
 ) -> int:
     """Sum the rows of an instance into its cells; return the place of the next instance's first row."""
-    block = len(begins)
+    block = len(offsets)
     mask = block - 1 if block & (block - 1) == 0 else 0  # the residue of a power of two needs no division
     cells[:] = 0.0
-    begins[:] = 0.0
+    offsets[:] = 0.0
     while place < len(location):
         row = order[place] if len(order) > 0 else place
         if location[row] != instance:
@@ -113,15 +113,15 @@ def _sum_rows(
         square = tokens * tokens
         if tokens > 0.0:
             after = resident[row] + 1
-            begins[after & mask if mask > 0 else after % block] += 1.0
-        for atom in range(cells.shape[0]):
-            end = remaining[row, atom]
+            offsets[after & mask if mask > 0 else after % block] += 1.0
+        for quantile in range(cells.shape[0]):
+            end = remaining[row, quantile]
             if not end < beyond:  # NaN too
                 end = beyond
             point = table[max(int(end + 0.999999), 0)]
-            cells[atom, point, 0] += 1.0
-            cells[atom, point, 1] += tokens
-            cells[atom, point, 2] += square
+            cells[quantile, point, 0] += 1.0
+            cells[quantile, point, 1] += tokens
+            cells[quantile, point, 2] += square
     return place
 
 
@@ -129,19 +129,19 @@ def _sum_rows(
 def _over_the_horizon(
     cells: F8, weights: F8, changes: F8, steps: F8, promised: float, sums: F8, mean: F8, total: F8, variance: F8
 ) -> None:
-    """Add up the cells of all atoms that still run at each point; `mean`, `total` and `variance` have shape (K,)."""
+    """Add up the cells of all quantiles past each point; `mean`, `total` and `variance` have shape (K,)."""
     points = len(steps)
     mean[:] = 0.0
     total[:] = 0.0
     sums[3:] = 0.0
-    for atom in range(len(weights)):
+    for quantile in range(len(weights)):
         rows, linear, squares = 0.0, 0.0, 0.0
         for point in range(points - 1, -1, -1):
-            rows += cells[atom, point + 1, 0]
-            linear += cells[atom, point + 1, 1]
-            squares += cells[atom, point + 1, 2]
+            rows += cells[quantile, point + 1, 0]
+            linear += cells[quantile, point + 1, 1]
+            squares += cells[quantile, point + 1, 2]
             sums[0, point], sums[1, point], sums[2, point] = rows, linear, squares
-        weight, change = weights[atom], changes[atom]
+        weight, change = weights[quantile], changes[quantile]
         for point in range(points):
             total[point] += weight * sums[0, point]
             mean[point] += weight * sums[1, point]
@@ -157,24 +157,24 @@ def _over_the_horizon(
 
 
 @inlined
-def _rests(begins: F8, rests: F8) -> float:
-    """Write what the last blocks of all rows hold in vain, by how far a point is from a block's end; return the rows.
+def _sum_unused(offsets: F8, unused: F8) -> float:
+    """Write the unused tokens of all rows' last blocks, by how far a point is from a block's end; return the rows.
 
     A row of residue r has its last block filled up by cut - r tokens more, or by as many and a block.
     """
-    block = len(begins)
+    block = len(offsets)
     every, summed = 0.0, 0.0
     for residue in range(block):
-        every += begins[residue]
-        summed += residue * begins[residue]
+        every += offsets[residue]
+        summed += residue * offsets[residue]
     fewer, sum_fewer = 0.0, 0.0
     for cut in range(1, block + 1):
-        fewer += begins[cut - 1]
-        sum_fewer += (cut - 1) * begins[cut - 1]
-        rests[cut] = every + fewer * cut - sum_fewer
+        fewer += offsets[cut - 1]
+        sum_fewer += (cut - 1) * offsets[cut - 1]
+        unused[cut] = every + fewer * cut - sum_fewer
         if cut == block:
-            rests[cut] -= begins[0] * block
+            unused[cut] -= offsets[0] * block
         else:
-            later, sum_later = every - fewer - begins[cut], summed - sum_fewer - cut * begins[cut]
-            rests[cut] += later * (cut + block) - sum_later
+            later, sum_later = every - fewer - offsets[cut], summed - sum_fewer - cut * offsets[cut]
+            unused[cut] += later * (cut + block) - sum_later
     return every

@@ -1,10 +1,10 @@
-"""OomAction: an instance that is about to run out of memory gives a request away before it must preempt one.
+"""Out-of-memory avoidance: a request leaves an instance that is about to run out of memory, before one is preempted.
 
-The rebalancer spreads load and lets a few periods pass where a move gains little. Memory does not wait: when the
-expected tokens of an instance exceed its capacity within the time that a move takes, the cheapest request that prevents
-it is moved where it fits. Where it fits nowhere, the one with the most time to spare is suspended and resumes where
-there is room, which costs a prefill as a preemption does, but not on the full instance, and not of the request that
-vLLM would have picked.
+The rebalancer spreads load, and may wait a few periods where a move gains little. Memory cannot wait: when the expected
+tokens of an instance exceed its capacity within the time that a move takes, the smallest request whose leaving prevents
+that is moved to where it fits. Where it fits nowhere, the request with the most slack is suspended, and resumes where
+there is room. That costs a prefill, as a preemption does, but not on the full instance, and not of the request that
+vLLM would have preempted.
 """
 
 from collections.abc import Callable
@@ -23,21 +23,21 @@ NO_TARGET = -1
 
 @dataclass(frozen=True, slots=True)
 class OomAvoidanceSettings:
-    """The knobs of rescue.
+    """How far ahead memory must suffice, and what a target must have room for.
 
     Attributes
     ----------
-    lead_s
+    lookahead_s
         Seconds ahead at which memory must still suffice: a decision period and a move.
     deviations
         Standard deviations above the expectation that must fit at the target.
     headroom
         Share of a target's KV that must stay free.
     horizon
-        Steps ahead, at most, for which the request must fit the target: a move buys time, and is better than a pause.
+        Steps ahead, at most, for which the request must fit the target: a move for a while beats a suspension.
     """
 
-    lead_s: float = 2.0
+    lookahead_s: float = 2.0
     deviations: float = 1.0
     headroom: float = 0.02
     horizon: int = 250
@@ -53,17 +53,17 @@ class OomAction:
     reason: str
 
 
-def lead_steps(cluster: Cluster, lead_s: float) -> IntArray:
-    """Return how many steps each instance makes in so many seconds, shape (I,); 50 a second where no law is known.
+def lookahead_steps(cluster: Cluster, lookahead_s: float) -> IntArray:
+    """Return how many steps each instance makes in `lookahead_s` seconds, at most `FURTHEST`, shape (I,).
 
-    Never more than a million.
+    50 a second where the step time is unknown.
     """
     from ares.policy.oom_avoidance_loops import FURTHEST
-    from ares.policy.oom_avoidance_loops import lead_steps as write  # imports numba: only where it is needed
+    from ares.policy.oom_avoidance_loops import lookahead_steps as write  # imports numba: only where it is needed
 
     steps = np.empty(len(cluster.instances), np.int64)
     if cluster.step_base_s is None or cluster.step_request_s is None or cluster.step_token_s is None:
-        steps[:] = int(min(np.ceil(lead_s * 50.0), FURTHEST))
+        steps[:] = int(min(np.ceil(lookahead_s * 50.0), FURTHEST))
         return steps
     write(
         np.ascontiguousarray(cluster.location, np.int64),
@@ -74,7 +74,7 @@ def lead_steps(cluster: Cluster, lead_s: float) -> IntArray:
             np.ascontiguousarray(cluster.step_request_s, np.float64),
             np.ascontiguousarray(cluster.step_token_s, np.float64),
         ),
-        lead_s,
+        lookahead_s,
         steps,
     )
     return steps
@@ -83,25 +83,27 @@ def lead_steps(cluster: Cluster, lead_s: float) -> IntArray:
 def avoid_oom(
     cluster: Cluster, settings: OomAvoidanceSettings, running: Progress | Callable[[], Progress]
 ) -> list[OomAction]:
-    """Return the rescues of one period, at most one an instance, the direst first.
+    """Return the actions of one period, at most one per instance, the one that lacks most tokens first.
 
     Parameters
     ----------
     cluster
         The decode pool.
     settings
-        The knobs.
+        What must fit, and for how long.
     running
-        How its requests stand, R elements, or what tells it: it is asked only where one must be suspended.
+        Progress of its requests, R elements, or a function that returns it, called only where one must be suspended.
     """
     if not len(cluster.location):
         return []
-    steps = lead_steps(cluster, settings.lead_s)
+    steps = lookahead_steps(cluster, settings.lookahead_s)
     overflow = _overflow(cluster, steps)
     sources = np.flatnonzero(overflow > 0.0)
     if not len(sources):
         return []
-    return _relieve(cluster, settings, running, sources[np.argsort(-overflow[sources], kind="stable")], steps, overflow)
+    return _choose_actions(
+        cluster, settings, running, sources[np.argsort(-overflow[sources], kind="stable")], steps, overflow
+    )
 
 
 def _overflow(cluster: Cluster, steps: IntArray) -> FloatArray:
@@ -131,12 +133,12 @@ def _overflow(cluster: Cluster, steps: IntArray) -> FloatArray:
             resident_tokens=cluster.resident_tokens[rows],
             remaining_tokens=None if cluster.remaining_tokens is None else cluster.remaining_tokens[rows],
         )
-        held = forecast(part, soon).held[np.arange(len(near)), np.searchsorted(soon, steps[near])]
-        overflow[near] = held - cluster.capacity_tokens[near]
+        allocated = forecast(part, soon).allocated[np.arange(len(near)), np.searchsorted(soon, steps[near])]
+        overflow[near] = allocated - cluster.capacity_tokens[near]
     return overflow
 
 
-def _relieve(
+def _choose_actions(
     cluster: Cluster,
     settings: OomAvoidanceSettings,
     running: Progress | Callable[[], Progress],
@@ -144,35 +146,35 @@ def _relieve(
     steps: IntArray,
     overflow: FloatArray,
 ) -> list[OomAction]:
-    """Choose who leaves each source, in this order, and where to, and say why."""
-    from ares.policy.oom_avoidance_loops import choose_targets, find_leavers
+    """Choose which request leaves each source, in this order, and where to, each with its reason."""
+    from ares.policy.oom_avoidance_loops import choose_targets, find_candidates
 
-    able = cluster.movable if cluster.placed is None else cluster.movable | cluster.placed
+    movable = cluster.movable if cluster.placed is None else cluster.movable | cluster.placed
     remaining = cluster.remaining_tokens
     if remaining is None:
         remaining = np.full((len(cluster.location), len(cluster.levels)), np.inf)
     running_rows = (
         np.ascontiguousarray(cluster.location, np.int64),
         np.ascontiguousarray(cluster.resident_tokens, np.int64),
-        np.ascontiguousarray(able, np.bool_),
+        np.ascontiguousarray(movable, np.bool_),
         np.ascontiguousarray(remaining, np.float64),
     )
     bounds = np.empty((len(sources), 2), np.int64)
-    leavers = find_leavers(running_rows, sources, steps, overflow, bounds)
-    helped = np.flatnonzero(bounds[:, 0] < bounds[:, 1])
-    if not len(helped):
+    candidates = find_candidates(running_rows, sources, steps, overflow, bounds)
+    relieved = np.flatnonzero(bounds[:, 0] < bounds[:, 1])
+    if not len(relieved):
         return []
     grid = GRID[: max(1, int(np.searchsorted(GRID, settings.horizon, side="left")))]
     ahead = forecast(cluster, grid)
     closed = (~cluster.open).astype(np.int64)
     closed[sources] = 1
-    leaves, targets = leavers[bounds[helped, 0]], np.empty(len(helped), np.int64)
+    leaves, targets = candidates[bounds[relieved, 0]], np.empty(len(relieved), np.int64)
     choose_targets(
         running_rows,
         leaves,
         np.ascontiguousarray(cluster.capacity_tokens, np.int64),
         closed,
-        (ahead.held, ahead.variance),
+        (ahead.allocated, ahead.variance),
         (grid.astype(np.float64), quantile_weights(cluster.levels)),
         cluster.block_tokens,
         settings.horizon,
@@ -180,52 +182,54 @@ def _relieve(
         settings.headroom,
         targets,
     )
-    spare: FloatArray | None = None
-    rescues: list[OomAction] = []
-    for place, row, target in zip(helped.tolist(), leaves.tolist(), targets.tolist(), strict=True):
+    slack: FloatArray | None = None
+    oom_actions: list[OomAction] = []
+    for place, row, target in zip(relieved.tolist(), leaves.tolist(), targets.tolist(), strict=True):
         source = int(sources[place])
         lacks = f"{cluster.instances[source]} lacks {overflow[source]:.0f} of {cluster.capacity_tokens[source]} tokens"
         lack = f"{lacks} in {steps[source]} steps"
         if target >= 0:
             tokens = int(cluster.resident_tokens[row])
-            rescues.append(OomAction(row, source, target, f"{lack}; {tokens} tokens fit {cluster.instances[target]}"))
+            oom_actions.append(
+                OomAction(row, source, target, f"{lack}; {tokens} tokens fit {cluster.instances[target]}")
+            )
             continue
-        if spare is None:
-            spare = _spare_s(cluster, running if isinstance(running, Progress) else running())
-        enough = leavers[bounds[place, 0] : bounds[place, 1]]
-        idle = int(enough[_most(spare[enough], cluster, enough)])
-        reason = f"{lack}; what fits nowhere else can stand still for {spare[idle]:.1f} s"
-        rescues.append(OomAction(idle, source, NO_TARGET, reason))
-    return rescues
+        if slack is None:
+            slack = _slack_s(cluster, running if isinstance(running, Progress) else running())
+        enough = candidates[bounds[place, 0] : bounds[place, 1]]
+        suspended = int(enough[_index_of_most_slack(slack[enough], cluster, enough)])
+        reason = f"{lack}; no request fits elsewhere; this one can be suspended for {slack[suspended]:.1f} s"
+        oom_actions.append(OomAction(suspended, source, NO_TARGET, reason))
+    return oom_actions
 
 
 def prepare() -> None:
-    """Compile the inner loops, for seconds, or take them from the cache."""
-    from ares.policy import oom_avoidance_loops as relief  # imports numba: only where it is needed
+    """Compile the inner loops, which takes seconds, or load them from the cache."""
+    from ares.policy import oom_avoidance_loops as loops  # imports numba: only where it is needed
 
     prepare_forecast()
-    relief.prepare()
+    loops.prepare()
 
 
-def exclude_conflicts(moves: list[MigrationDecision], rescues: list[OomAction]) -> list[MigrationDecision]:
-    """Return the moves of a rebalancer that touch no request and no instance of a rescue."""
-    ends = {one.source for one in rescues} | {one.target for one in rescues}
+def exclude_conflicts(moves: list[MigrationDecision], oom_actions: list[OomAction]) -> list[MigrationDecision]:
+    """Return the moves of a rebalancer that touch no instance of an out-of-memory action."""
+    ends = {one.source for one in oom_actions} | {one.target for one in oom_actions}
     return [move for move in moves if move.source not in ends and move.target not in ends]
 
 
-def _spare_s(cluster: Cluster, running: Progress) -> FloatArray:
-    """Return the seconds that each request may stand still, shape (R,): one that misses its objective anyway, any."""
+def _slack_s(cluster: Cluster, running: Progress) -> FloatArray:
+    """Return the seconds for which each request may be suspended, shape (R,); infinite where its gap is missed."""
     if cluster.step_base_s is None or cluster.step_token_s is None or cluster.remaining_tokens is None:
         return np.zeros(len(cluster.location))
     full = cluster.step_base_s + cluster.step_token_s * cluster.capacity_tokens
-    least, dead = running.spare(cluster.remaining_tokens, full[cluster.location])
-    return np.where(running.silent, np.inf, np.where(dead, running.gap_s, least))
+    least, slo_infeasible = running.slack(cluster.remaining_tokens, full[cluster.location])
+    return np.where(running.gap_missed, np.inf, np.where(slo_infeasible, running.gap_s, least))
 
 
-def _most(spare: FloatArray, cluster: Cluster, rows: IntArray) -> int:
-    """Return the index of the most time to spare; of several whose gap bounds it, of the one that makes most room."""
-    best = spare == spare.max()
-    if cluster.remaining_tokens is None or not np.isfinite(spare.max()):
+def _index_of_most_slack(slack: FloatArray, cluster: Cluster, rows: IntArray) -> int:
+    """Return the index of the most slack; of equals, bounded by their gap, of the one with the largest memory-time."""
+    best = slack == slack.max()
+    if cluster.remaining_tokens is None or not np.isfinite(slack.max()):
         return int(np.argmax(best))
     middle = cluster.remaining_tokens[rows, len(cluster.levels) // 2]
     return int(np.argmax(np.where(best, memory_time(cluster.resident_tokens[rows].astype(np.float64), middle), -1.0)))

@@ -1,4 +1,4 @@
-"""The inner loop of rescue (rescue.py): which request leaves each instance that runs out of memory, and where to.
+"""The inner loop of oom_avoidance.py: which request leaving each instance that runs out of memory, and where to.
 
 Plain loops over arrays, compiled where numba is installed. Importing this module imports numba.
 """
@@ -20,19 +20,19 @@ FURTHEST = 1 << 20
 
 
 class Rows(NamedTuple):
-    """The running requests: instance, resident tokens and whether each may leave, shape (R,), quantiles, (R, Q)."""
+    """Running requests: instance, resident tokens, whether each may leave, shape (R,); quantiles, shape (R, Q)."""
 
     location: I8
     resident: I8
-    able: B1
+    movable: B1
     remaining: F8
 
 
 @compiled
-def lead_steps(
-    location: I8, resident: I8, promised: I8, cost_model: tuple[F8, F8, F8], lead_s: float, steps: I8
+def lookahead_steps(
+    location: I8, resident: I8, promised: I8, cost_model: tuple[F8, F8, F8], lookahead_s: float, steps: I8
 ) -> None:
-    """Write how many steps each instance makes in so many seconds, never more than a million, shape (I,).
+    """Write how many steps each instance makes in `lookahead_s` seconds, at most `FURTHEST`, shape (I,).
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def lead_steps(
     base, request, token = cost_model
     for instance in range(len(steps)):
         step_s = base[instance] + request[instance] * batch[instance] + token[instance] * tokens[instance]
-        steps[instance] = int(min(np.ceil(lead_s / max(step_s, 1e-4)), FURTHEST))
+        steps[instance] = int(min(np.ceil(lookahead_s / max(step_s, 1e-4)), FURTHEST))
 
 
 @compiled
@@ -89,11 +89,11 @@ def near_limit(
 
 
 @compiled
-def find_leavers(rows: tuple[I8, I8, B1, F8], sources: I8, steps: I8, overflow: F8, bounds: I8) -> I8:
-    """Return the requests of which one is enough to help a source, those of a source the smallest first.
+def find_candidates(rows: tuple[I8, I8, B1, F8], sources: I8, steps: I8, overflow: F8, bounds: I8) -> I8:
+    """Return the requests of which each alone makes enough room at its source, sorted by size per source.
 
-    Where none is enough, the largest there is. One that is likely to end by itself before is not worth its move, and
-    one that is alone stays.
+    Where none is enough, the largest one. A request that is likely to end before then is not worth its move, and one
+    that is alone stays.
 
     Parameters
     ----------
@@ -102,23 +102,23 @@ def find_leavers(rows: tuple[I8, I8, B1, F8], sources: I8, steps: I8, overflow: 
     sources
         Instances that run out of memory, shape (S,).
     steps, overflow
-        Steps ahead, and the tokens that are lacking then, shape (I,).
+        Steps ahead, and the tokens that the instance lacks then, shape (I,).
     bounds
-        The result, shape (S, 2): where those of a source begin and end.
+        The result, shape (S, 2): start and end of each source's candidates.
     """
     here = Rows(*rows)
-    leavers, starts = _leavers(here, sources, steps)
+    candidates, starts = _collect_candidates(here, sources, steps)
     for place in range(len(sources)):
         source, start = sources[place], starts[place]
         bounds[place, 0] = start
-        bounds[place, 1] = _enough(here, leavers, start, starts[place + 1], steps[source], overflow[source])
-    return leavers
+        bounds[place, 1] = _sort_sufficient(here, candidates, start, starts[place + 1], steps[source], overflow[source])
+    return candidates
 
 
 @compiled
 def choose_targets(
     rows: tuple[I8, I8, B1, F8],
-    leaves: I8,
+    leaving: I8,
     capacity: I8,
     closed: I8,
     curves: tuple[F8, F8],
@@ -135,12 +135,13 @@ def choose_targets(
     ----------
     rows
         The fields of `Rows`.
-    leaves
+    leaving
         Requests, in the order in which they are placed, shape (L,).
     capacity, closed
-        KV tokens of each instance, and 1 where nothing enters, shape (I,).
+        KV tokens of each instance, and 1 for instances that take no requests, shape (I,).
     curves
-        Forecast of the tokens of each instance and its variance, shape (I, K) each; what enters is added.
+        Forecast of the tokens of each instance and its variance, shape (I, K) each; updated with each
+        request that enters.
     horizon
         Steps ahead of those curves, shape (K,), and the probability of each quantile, shape (Q,).
     block
@@ -156,8 +157,8 @@ def choose_targets(
     expected, variance = curves
     grid, weights = horizon
     mean, spread = np.empty(len(grid)), np.empty(len(grid))
-    for index in range(len(leaves)):
-        row = leaves[index]
+    for index in range(len(leaving)):
+        row = leaving[index]
         mean[:], spread[:] = 0.0, 0.0
         own_curve(float(here.resident[row]), here.remaining[row], weights, grid, block, mean, spread)
         until = np.fmin(here.remaining[row, len(weights) - 1], furthest)  # NaN, one without a prediction, goes on
@@ -172,60 +173,60 @@ def choose_targets(
 
 
 @inlined
-def _leavers(here: Rows, sources: I8, steps: I8) -> tuple[I8, I8]:
+def _collect_candidates(here: Rows, sources: I8, steps: I8) -> tuple[I8, I8]:
     """Return the requests that may leave each source, in the order of the sources, and where those of each begin."""
     middle = here.remaining.shape[1] // 2
     position = np.full(len(steps), -1)
     position[sources] = np.arange(len(sources))
     batch, count = np.zeros(len(sources), np.int64), np.zeros(len(sources), np.int64)
     found = np.empty(len(here.location), np.int64)
-    every = 0
+    total = 0
     for row in range(len(here.location)):
         place = position[here.location[row]]
         if place >= 0:
             batch[place] += 1
-            if here.able[row] and not here.remaining[row, middle] <= steps[here.location[row]]:
-                found[every] = row
-                every += 1
+            if here.movable[row] and not here.remaining[row, middle] <= steps[here.location[row]]:
+                found[total] = row
+                total += 1
                 count[place] += 1
     starts = np.zeros(len(sources) + 1, np.int64)
     for place in range(len(sources)):
         starts[place + 1] = starts[place] + (count[place] if batch[place] > 1 else 0)
-    leavers, following = np.empty(starts[len(sources)], np.int64), starts.copy()
-    for row in found[:every]:
+    candidates, following = np.empty(starts[len(sources)], np.int64), starts.copy()
+    for row in found[:total]:
         place = position[here.location[row]]
         if batch[place] > 1:
-            leavers[following[place]] = row
+            candidates[following[place]] = row
             following[place] += 1
-    return leavers, starts
+    return candidates, starts
 
 
 @inlined
-def _enough(here: Rows, leavers: I8, start: int, end: int, steps: int, overflow: float) -> int:
-    """Put first, among those from `start` to `end`, the requests of which one is enough; return their end."""
-    most, kept = start, start
+def _sort_sufficient(here: Rows, candidates: I8, start: int, end: int, steps: int, overflow: float) -> int:
+    """Move the requests that each make enough room to the front of `start` to `end`, sorted; return their end."""
+    largest, kept = start, start
     for place in range(start, end):
-        row = leavers[place]
-        if here.resident[row] > here.resident[leavers[most]]:
-            most = place
+        row = candidates[place]
+        if here.resident[row] > here.resident[candidates[largest]]:
+            largest = place
         if here.resident[row] + steps >= overflow:
             at = kept
-            while at > start and here.resident[leavers[at - 1]] > here.resident[row]:
-                leavers[at] = leavers[at - 1]
+            while at > start and here.resident[candidates[at - 1]] > here.resident[row]:
+                candidates[at] = candidates[at - 1]
                 at -= 1
-            leavers[at] = row
+            candidates[at] = row
             kept += 1
     if kept == start and end > start:
-        leavers[start] = leavers[most]
+        candidates[start] = candidates[largest]
         return start + 1
     return kept
 
 
 def prepare() -> None:
-    """Compile now what the first decision would otherwise wait for: some seconds, or nothing from the cache."""
-    none, nobody, empty = np.zeros(0), np.zeros(0, np.int64), np.zeros((0, 1))
-    lead_steps(nobody, nobody, nobody, (none, none, none), 1.0, nobody)
-    near_limit(nobody, nobody, nobody, nobody, nobody, 1, nobody)
-    rows = (nobody, nobody, np.zeros(0, np.bool_), empty)
-    find_leavers(rows, nobody, nobody, none, np.zeros((0, 2), np.int64))
-    choose_targets(rows, nobody, nobody, nobody, (empty, empty), (none, np.ones(1)), 1, 1, 1.0, 0.0, nobody)
+    """Compile what the first decision would otherwise wait for: some seconds, or load it from the cache."""
+    none, no_rows, empty = np.zeros(0), np.zeros(0, np.int64), np.zeros((0, 1))
+    lookahead_steps(no_rows, no_rows, no_rows, (none, none, none), 1.0, no_rows)
+    near_limit(no_rows, no_rows, no_rows, no_rows, no_rows, 1, no_rows)
+    rows = (no_rows, no_rows, np.zeros(0, np.bool_), empty)
+    find_candidates(rows, no_rows, no_rows, none, np.zeros((0, 2), np.int64))
+    choose_targets(rows, no_rows, no_rows, no_rows, (empty, empty), (none, np.ones(1)), 1, 1, 1.0, 0.0, no_rows)

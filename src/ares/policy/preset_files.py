@@ -1,4 +1,4 @@
-"""Presets as data: what the YAML file of a preset holds, and single settings given beside one. No I/O here."""
+"""Presets as data: what the YAML file of a preset holds, and single settings that change one. No I/O here."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, replace
@@ -9,7 +9,7 @@ from ares.policy.presets import Preset, check_parts
 from ares.policy.registering import REGISTRIES
 from ares.policy.settings import make_settings, parse_setting
 
-# What a preset file said before each admission policy had settings of its own.
+# Keys of preset files from before each admission policy had its own settings.
 _REPLACED = {"queue": "order", "suspends": "suspends"}
 
 
@@ -20,7 +20,7 @@ def make_preset(data: object, defaults: Mapping[str, object]) -> Preset:
     ----------
     data
         {dispatch, admission, rebalance}, each a name or {name, settings...}; what is left out is as in
-        `static-least-loaded`, but for the dispatch that goes with the admission.
+        `static-least-loaded`, except for the dispatch that goes with the admission.
     defaults
         Settings for a rebalance policy that has them, unless the file gives others.
 
@@ -60,7 +60,7 @@ def with_defaults(preset: Preset, defaults: Mapping[str, object]) -> Preset:
 
 
 def with_settings(preset: Preset, given: Iterable[str]) -> Preset:
-    """Return a preset with settings like `rebalance.theta=0.2` in force; ValueError where one is not known or wrong."""
+    """Return a preset with settings such as `rebalance.theta=0.2` replaced; ValueError where one is wrong."""
     found: dict[str, dict[str, object]] = {part: {} for part in REGISTRIES}
     for one in given:
         path, equals, text = one.partition("=")

@@ -22,7 +22,7 @@ class Preset:
     dispatch_settings, admission_settings, rebalance_settings
         Their settings, each of the policy's own class; by default that class's defaults.
     knows_lengths
-        Whether the simulator tells it the true lengths; a preset for comparison, which no live service can have.
+        Whether the simulator gives it the true lengths; for comparison only, since no live service can know them.
     """
 
     dispatch: str = "least_loaded"
@@ -49,7 +49,7 @@ class Preset:
 
     @property
     def needs_predictions(self) -> str | None:
-        """The part that makes no sense without predictions, with its name; None: there is none."""
+        """The part that cannot work without predictions, with its name; None: there is none."""
         names = ((part, getattr(self, part)) for part, registry in REGISTRIES.items()
                  if registry[getattr(self, part)].needs_predictions)  # fmt: skip
         return next((f"{part} {name}" for part, name in names), None)
@@ -61,7 +61,7 @@ class Preset:
 
     @property
     def holds(self) -> bool:
-        """Whether requests wait outside decode until admission lets them in."""
+        """Whether requests wait outside decode until they are admitted."""
         return ADMISSIONS[self.admission].holds
 
     @property
@@ -70,9 +70,9 @@ class Preset:
         return self.holds or DISPATCHERS[self.dispatch].sees_requests
 
     @property
-    def rescues(self) -> bool:
-        """Whether full instances are relieved (rescue.py)."""
-        return ADMISSIONS[self.admission].rescues(self.admission_settings)
+    def avoids_oom(self) -> bool:
+        """Whether requests leave an instance before it runs out of memory (oom_avoidance.py)."""
+        return ADMISSIONS[self.admission].avoids_oom(self.admission_settings)
 
     @property
     def preempts_largest(self) -> bool:
@@ -93,7 +93,7 @@ class Preset:
         )
 
     def for_objectives(self, ttft_s: float) -> "Preset":
-        """Return this preset with the settings that hang on the objective of the first token, in seconds."""
+        """Return this preset with the settings that depend on the objective of the first token, in seconds."""
         changed = {}
         for part in REGISTRIES:
             settings = getattr(self, f"{part}_settings")
@@ -126,12 +126,12 @@ class Preset:
         return made
 
 
-# What a part was called that is now said otherwise.
+# Former names of parts that are presets now.
 _REPLACED = {"oracle": "ares-oracle"}
 
 
 def check_parts(made: Preset) -> None:
-    """Raise ValueError where a part would change nothing beside the others, and say what fits."""
+    """Raise ValueError, with the combinations that work, where a part has no effect with the others."""
     admission = ADMISSIONS[made.admission]
     if admission.holds and made.dispatch != admission.dispatch:
         others = ", ".join(name for name, one in ADMISSIONS.items() if not one.holds)
@@ -161,7 +161,7 @@ PRESETS: dict[str, Preset] = {
     "ares-no-prediction": Preset(rebalance="current_load"),
     # The paper's system: point predictions, tokens as load, rebalancing alone.
     "paper": Preset(rebalance="paper"),
-    # Rules of others, with the rest as in `static-least-loaded`: what each takes and leaves out stands in its file.
+    # Published rules, with the rest as in `static-least-loaded`; each file says what is taken and what is left out.
     "llumnix": Preset(rebalance="llumnix"),
     "balanceroute": Preset(dispatch="balanceroute"),
     "pausing": Preset(admission="pausing"),

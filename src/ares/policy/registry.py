@@ -18,9 +18,9 @@ class Registry(Mapping[str, type[T]], Generic[T]):
     base
         Their base class.
     decides
-        How the method that decides is called, with its arguments: a class must define it.
+        Signature of the method that decides; a class must define it.
     optional
-        Whether a class may also do without, since it is never asked.
+        Whether a class need not define it, because it is never called.
     """
 
     def __init__(self, base: type[T], decides: str, optional: Callable[[type[T]], bool] = lambda _: False) -> None:
@@ -73,11 +73,11 @@ class Registry(Mapping[str, type[T]], Generic[T]):
             policy.prepare()
             return policy(settings)
         except Exception as error:
-            said = f"cannot be made: {type(error).__name__}: {error}"
-            raise DecisionError(name, "raised", said, self._kind) from error
+            message = f"cannot be made: {type(error).__name__}: {error}"
+            raise DecisionError(name, "raised", message, self._kind) from error
 
     def forget(self, names: Iterable[str]) -> None:
-        """Take names out again: of a file that failed half way."""
+        """Remove names that a file registered before it failed."""
         for name in names:
             del self._known[name]
 

@@ -1,4 +1,4 @@
-"""Residual life: without a predictor, a request goes on as outputs that ended lately did once they had come as far.
+"""Residual life: without a predictor, a request goes on as recent outputs did that had come as far.
 
 Plain array code, compiled where numba is installed by those who call it often: the gateway (gateway/control/lengths.py)
 and the simulator (simulator/prediction.py). Neither has a rule of its own.
@@ -13,43 +13,43 @@ F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
 
 REMEMBERED = 2000
-"""Outputs that are remembered: the newest."""
-# Fewer outputs that went on for longer say too little about a request that has come as far.
+"""How many of the newest outputs are kept."""
+# Fewer outputs that went on for longer are too few to estimate from.
 _ENOUGH = 16
 # Until then, a request is expected to go on about as long as it has, and this long at least.
 _PRIOR_TOKENS = 256.0
 
 
-def remember(lately: I8, ordered: I8, ended: int, tokens: int) -> None:
-    """Note the length of an output that has ended, and forget the oldest where there is no place left.
+def remember(recent: I8, sorted_lengths: I8, ended: int, tokens: int) -> None:
+    """Add the length of an output that has ended, in place of the oldest where there is no room left.
 
     Parameters
     ----------
-    lately, ordered
-        Lengths of the newest outputs in the order in which they ended (a ring), and sorted; both of shape (N,).
+    recent, sorted_lengths
+        Lengths of the newest outputs in the order in which they ended (a ring), and sorted, shape (N,) each.
     ended
         How many outputs had ended before this one.
     tokens
         The length of this one.
     """
-    held = min(ended, len(lately))
-    place = ended % len(lately)
-    if held == len(lately):
-        held -= 1
-        oldest = np.searchsorted(ordered, lately[place])
-        ordered[oldest:held] = ordered[oldest + 1 : held + 1]
-    at = np.searchsorted(ordered[:held], tokens, side="right")
-    ordered[at + 1 : held + 1] = ordered[at:held]
-    ordered[at] = tokens
-    lately[place] = tokens
+    known = min(ended, len(recent))
+    place = ended % len(recent)
+    if known == len(recent):
+        known -= 1
+        oldest = np.searchsorted(sorted_lengths, recent[place])
+        sorted_lengths[oldest:known] = sorted_lengths[oldest + 1 : known + 1]
+    at = np.searchsorted(sorted_lengths[:known], tokens, side="right")
+    sorted_lengths[at + 1 : known + 1] = sorted_lengths[at:known]
+    sorted_lengths[at] = tokens
+    recent[place] = tokens
 
 
-def expect(ordered: I8, ended: int, generated: int, levels: tuple[float, ...], quantiles: F8) -> None:
+def expect(sorted_lengths: I8, ended: int, generated: int, levels: tuple[float, ...], quantiles: F8) -> None:
     """Write quantiles of the tokens that follow `generated` ones.
 
     Parameters
     ----------
-    ordered
+    sorted_lengths
         Sorted lengths, as `remember` keeps them, shape (N,).
     ended
         How many outputs have ended.
@@ -60,11 +60,11 @@ def expect(ordered: I8, ended: int, generated: int, levels: tuple[float, ...], q
     quantiles
         The result, tokens, shape (Q,).
     """
-    held = ordered[: min(ended, len(ordered))]
-    first = np.searchsorted(held, generated, side="right")
-    longer = len(held) - first
+    known = sorted_lengths[: min(ended, len(sorted_lengths))]
+    first = np.searchsorted(known, generated, side="right")
+    longer = len(known) - first
     for index in range(len(levels)):
         if longer < _ENOUGH:
             quantiles[index] = -max(_PRIOR_TOKENS, float(generated)) * math.log1p(-levels[index])
         else:
-            quantiles[index] = float(held[first + int(levels[index] * (longer - 1))] - generated)
+            quantiles[index] = float(known[first + int(levels[index] * (longer - 1))] - generated)

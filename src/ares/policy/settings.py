@@ -28,7 +28,7 @@ def make_settings(kind: type[Settings], given: Mapping[str, object]) -> Settings
         wanted = _type(hints, name)
         allowed = (int, float) if wanted is float else (wanted,)
         if type(value) not in allowed or (isinstance(value, float) and not math.isfinite(value)):
-            raise ValueError(f"setting {name} must be {_said(wanted)}, not {value!r}")
+            raise ValueError(f"setting {name} must be {_describe(wanted)}, not {value!r}")
     return kind(**{name: hints[name](value) for name, value in given.items()})
 
 
@@ -38,7 +38,7 @@ def parse_setting(kind: type, name: str, text: str) -> object:
     try:
         return _FLAGS[text.lower()] if wanted is bool else wanted(text)
     except (ValueError, LookupError):
-        raise ValueError(f"setting {name} must be {_said(wanted)}, not {text!r}") from None
+        raise ValueError(f"setting {name} must be {_describe(wanted)}, not {text!r}") from None
 
 
 def in_range(settings: Any, **most: float) -> None:
@@ -55,5 +55,5 @@ def _type(hints: Mapping[str, type], name: str) -> type:
     return hints[name]
 
 
-def _said(wanted: type) -> str:
+def _describe(wanted: type) -> str:
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[wanted]

@@ -2,7 +2,7 @@
 
 Live pre-copy (Clark et al., "Live Migration of Virtual Machines", NSDI 2005; for KV caches, Llumnix, OSDI 2024) moves
 what is complete while the request goes on. It costs the source a pin and the target one row in one step, so it must buy
-more than what nobody would notice: half a gap between two tokens.
+more than what a client would not notice: half a gap between two tokens.
 """
 
 import math
@@ -12,10 +12,10 @@ from typing import Literal
 Mode = Literal["stop_and_copy", "pre_copy"]
 STOP_AND_COPY: Mode = "stop_and_copy"
 PRE_COPY: Mode = "pre_copy"
-# An instance keeps KV for 30 s (vLLM's kv_lease_duration), and whoever pulls it later reads what is somebody else's by
-# then: KV that has waited for longer than this is computed again.
+# An instance keeps KV for 30 s (vLLM's kv_lease_duration), and a later pull could read blocks that
+# belong to another request by then: KV that has waited for longer than this is computed again.
 KEPT_S = 20.0
-# Steps of the source between the snapshot of its full blocks and the cut, beside those of the copy itself.
+# Steps of the source between the snapshot of its full blocks and the cut, besides those of the copy itself.
 _STEPS_AROUND = 3
 # What going ahead must save.
 _WORTH_STEPS = 0.5
@@ -32,7 +32,7 @@ class Link:
     bytes_per_s
         Speed of a pull; 0 where none was measured.
     within_step_bytes
-        Largest pull that the target makes within a scheduling step; a larger one goes beside its steps.
+        Largest pull that the target makes within a scheduling step; a larger one runs concurrently with its steps.
     step_s
         Step time of the target.
     block_tokens
@@ -49,7 +49,7 @@ class Link:
 def copy_stall_s(tokens: float, link: Link) -> float:
     """Return by how many seconds the copy of `tokens` puts the first token at the target off.
 
-    A pull within the step delays it by its own time. A pull beside the steps is noticed when a step ends, so that the
+    A pull within the step delays it by its own time. A concurrent pull is noticed when a step ends, so that the
     token waits for whole steps.
     """
     size = tokens * link.token_bytes

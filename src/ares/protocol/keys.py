@@ -1,4 +1,4 @@
-"""Shared keys: from files or variables, never from a command line; and the control channel that one protects."""
+"""Shared keys, from files or variables and never from a command line, and the protection of the control channel."""
 
 import hashlib
 import secrets
@@ -9,9 +9,8 @@ import zmq
 import zmq.asyncio
 from zmq.utils import z85
 
-# 32 random bytes in hexadecimal have 64 characters; what can be guessed protects nothing.
+# 32 random bytes in hexadecimal have 64 characters; a key that can be guessed protects nothing.
 MINIMUM_CHARACTERS = 32
-CONTROL_KEY_VARIABLE = "ARES_CONTROL_KEY"
 
 
 class KeyFileError(ValueError):
@@ -72,8 +71,8 @@ def refuse_key_flag(flags: Iterable[str]) -> None:
 class ControlKey:
     """The key that all gateways and instances of a cluster share, as CURVE key pair (RFC 26/CurveZMQ).
 
-    Both ends hold the same pair: a gateway is sure of its instance, the instance lets in nobody else
-    (`zmq.auth` asks `callback`), and what they say is encrypted and cannot be said again.
+    Both ends hold the same pair: each authenticates the other (`zmq.auth` asks `callback` at the instance), and their
+    messages are encrypted and cannot be replayed.
 
     Raises
     ------
@@ -91,13 +90,13 @@ class ControlKey:
         self._public = zmq.curve_public(self._secret)
 
     def serve(self, socket: "zmq.Socket[bytes]") -> None:
-        """Let only those connect who hold the key; the context of the socket needs an authenticator that asks us."""
+        """Accept only connections with the key; the socket's context needs an authenticator with our `callback`."""
         socket.curve_secretkey = self._secret
         socket.curve_publickey = self._public
         socket.curve_server = True
 
     def connect(self, socket: "zmq.Socket[bytes] | zmq.asyncio.Socket") -> None:
-        """Show the key to the other end, and talk to nobody who does not hold it."""
+        """Authenticate with the key, and accept only an instance that holds it too."""
         socket.curve_secretkey = self._secret
         socket.curve_publickey = socket.curve_serverkey = self._public
 

@@ -1,38 +1,25 @@
-"""The messages between the gateway and the instances: msgpack over one ZeroMQ socket an instance.
+"""The messages between gateways and instances, each typed and checked on arrival; nothing in one carries code.
 
-The instance binds a ROUTER, the gateway connects a DEALER. The gateway subscribes, repeats the subscription as a
-heartbeat, and sends commands; the instance answers with its `Hello`, then sends `Telemetry` at the asked interval,
-`KvReceived` for each request whose KV it pulled, `Predicted` for each that it only prefilled, and one `CutResult`,
-`CopyResult` or `LeaseResult` for each `Cut`, `Copy` or `Lease`. Every message is typed and checked by msgspec on
-arrival; nothing on this wire carries code. The commands are shaped so that they can move onto vLLM's generic connector
-call (RFC #51639) when it lands.
+The gateway subscribes and sends commands. The instance answers the first `Subscribe` with its `Hello`, then sends
+`Telemetry` at the interval that was asked for, `KvReceived` for each request whose KV it pulled, `Predicted` for each
+request that it only prefilled, and one `CutResult`, `CopyResult` or `LeaseResult` for each `Cut`, `Copy` or `Lease`.
+How messages travel is in `protocol/rpc.py`. The commands can move to vLLM's generic connector call (RFC #51639) when it
+lands.
 
 Several gateways may subscribe to one instance. All keys of a gateway begin with its name and a slash (`owner`), so that
-an instance knows what nobody will come for when a gateway is gone.
+an instance knows which requests and which pinned KV belong to a gateway that has gone.
 """
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-Role = Literal["prefill", "decode", "both"]
-# `copying`: no request of a client, but KV that comes ahead of one (`Copy`).
-RequestState = Literal["waiting", "loading", "running", "copying"]
+from ares.protocol.fields import CutOutcome, RequestState
 
-# A larger message than this is a mistake or an attack: telemetry of 4,096 requests is below 400 kB.
-MAX_MESSAGE_BYTES = 4 << 20
+Role = Literal["prefill", "decode", "both"]
+
 # The levels of the quantiles in `Row.remaining`.
 REMAINING_LEVELS = (0.1, 0.5, 0.9)
-# An instance forgets a subscriber that has been silent for this long.
-SUBSCRIPTION_TTL_S = 10.0
-# For so long an instance keeps the KV of a gateway that it has forgotten: it may have been asked for before. Whoever
-# waits to pull it says so every 5 s (vLLM's kv_lease_duration / 6), and extends that.
-ORPHAN_LEASE_S = 10.0
-# A gateway that has been forgotten for this long does not come back: its requests end, for nobody would cancel them.
-ABANDONED_S = 30.0
-# Longest time for which an instance grants its part of the controller's lease.
-LONGEST_LEASE_S = 10.0
 
 # Sums and products of these over everything that fits a message stay exact in 64 bits. None of the times and rates may
 # be infinite or no number.
@@ -45,10 +32,11 @@ _ShortKey = Annotated[str, msgspec.Meta(max_length=1024)]
 
 
 class Description(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Who an instance is, as it says over HTTP (`GET /ares/v1/instance`) before anybody subscribes.
+    """An instance's reply to `GET /ares/v1/instance`, which a gateway reads before it subscribes.
 
-    `models` are the names that it serves its model under, a folder by its absolute path; `shape` holds numbers of the
-    model's configuration (`ares.models.resolve.shape`). An instance of an earlier version says neither.
+    `boot` differs after every restart. `models` are the names that it serves its model under, a folder by its absolute
+    path; `shape` holds numbers of the model's configuration (`ares.models.resolve.shape`). An instance of an earlier
+    version sends neither.
     """
 
     name: str
@@ -74,9 +62,9 @@ class Peer(msgspec.Struct, frozen=True):
 
 
 class Subscribe(msgspec.Struct, frozen=True, tag="subscribe"):
-    """Send me a `Hello` (the first time) and `Telemetry` every `interval_s` seconds; repeat to stay subscribed.
+    """Ask for a `Hello` (the first time) and for `Telemetry` every `interval_s` seconds; repeated to stay subscribed.
 
-    `gateway` is the name that the sender's keys begin with; nothing for those who have none.
+    `gateway` is the name that the sender's keys begin with; empty for a sender without one.
     """
 
     interval_s: float
@@ -109,15 +97,15 @@ class Copy(msgspec.Struct, frozen=True, tag="copy"):
 
 
 class Release(msgspec.Struct, frozen=True, tag="release"):
-    """Nobody will pull the KV of request `key`: free it if it is pinned, and do not pin it later."""
+    """Free the KV of request `key` if it is pinned, and do not pin it later: no instance will pull it."""
 
     key: str
 
 
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
-    """Tell every gateway that the instance takes no new work, or that it does again.
+    """Report to every gateway that the instance takes no new work, or that it does again.
 
-    After `deadline_s` each of them breaks off what is left of its requests there; None: never.
+    After `deadline_s` each gateway ends its streams that are left there, and resumes them elsewhere; None: never.
     """
 
     draining: bool
@@ -125,7 +113,7 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
 
 
 class Lease(msgspec.Struct, frozen=True, tag="lease"):
-    """Let only gateway `holder` decide moves for `ttl_s` seconds; 0 gives that back. Answer with a `LeaseResult`."""
+    """Let only gateway `holder` decide migrations for `ttl_s` seconds, 0 to end that; answer with a `LeaseResult`."""
 
     call: _Count
     holder: str
@@ -136,13 +124,13 @@ Command = Subscribe | Connect | Cut | Copy | Release | Drain | Lease
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """Who the instance is. `boot` differs after every restart.
+    """The identity and the limits of an instance. `boot` differs after every restart.
 
     `token_bytes` is the KV of one token, `pull_within_step_bytes` the largest pull within a scheduling step,
-    `prefix_caching` whether KV that is copied ahead of a request stays here for it; `carries` names state that a
-    request does not lose by coming here: ``output`` (which of its tokens are output), ``seed``, ``structured_outputs``.
-    `leases` says whether it answers a `Lease`; one of an earlier version does not. `max_num_seqs` and
-    `max_num_batched_tokens` bound a step's batch; 0 where an earlier version does not say.
+    `prefix_caching` whether KV that is copied ahead of a request is kept for it; `carries` names the state that a
+    request keeps when it resumes here (`fields.CARRIES_OUTPUT` and the like). `leases` is whether it answers a `Lease`.
+    `max_num_seqs` and `max_num_batched_tokens` bound a step's batch. An instance of an earlier version sends neither of
+    the last three.
     """
 
     name: str
@@ -163,9 +151,9 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):
-    """One request on an instance: `resident` tokens hold KV, `output` were generated on this instance.
+    """One request on an instance: `resident` of its tokens have KV there, `output` of them were generated there.
 
-    `remaining` is how many more are expected, at REMAINING_LEVELS; None where nothing predicts them.
+    `remaining` are quantiles of the tokens still to come, at REMAINING_LEVELS; None without a prediction.
     """
 
     key: str
@@ -175,13 +163,13 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     remaining: tuple[float, float, float] | None = None
 
 
-class Telemetry(msgspec.Struct, frozen=True, tag="telemetry"):
+class Telemetry(msgspec.Struct, frozen=True, tag="telemetry", rename={"resources": "held"}):
     """The load of an instance.
 
     `step_time_s` is a moving average over recent steps, `pull_bytes_per_s` over recent pulls of KV, 0 before the first;
     `busy_s` is the time of all steps so far.
-    `draining`: nothing new shall come, and what can move shall leave; in `drain_left_s` what cannot shall leave too.
-    `held` counts what the connector holds beside KV blocks, for whoever looks for leaks.
+    `draining`: the instance takes no new requests, and those that can migrate are to leave; after `drain_left_s` the
+    others are to leave too. `resources` counts the connector's objects apart from KV blocks, to find leaks.
     """
 
     sequence: _Count
@@ -196,19 +184,19 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry"):
     busy_s: _Amount = 0.0
     pull_bytes_per_s: _Amount = 0.0
     draining: bool = False
-    held: dict[str, int] = {}
+    resources: dict[str, int] = {}
     drain_left_s: _Amount | None = None
 
     @property
     def left(self) -> int:
-        """Requests that are still here, and KV that others have not pulled yet."""
+        """Requests that are still on the instance, and pins that are not pulled yet."""
         return self.running + self.waiting + self.pinned
 
 
 class KvReceived(msgspec.Struct, frozen=True, tag="admitted"):
-    """Request `key` has its KV: `pulled` tokens came from the source (0 where the pull failed).
+    """Request `key` has its KV: that of `pulled` tokens came from the source (0 where the pull failed).
 
-    `queued_s` is the time it waited for a scheduling step with room for it.
+    `queued_s` is the time that it waited for a scheduling step with room for it.
     """
 
     key: _ShortKey
@@ -218,9 +206,9 @@ class KvReceived(msgspec.Struct, frozen=True, tag="admitted"):
 
 
 class Predicted(msgspec.Struct, frozen=True, tag="predicted"):
-    """What is expected of request `key`, which was only prefilled here: remaining tokens at REMAINING_LEVELS.
+    """The prediction for request `key`, which is only prefilled here: remaining tokens at REMAINING_LEVELS.
 
-    Sent before the prefill's reply. The request's own limit, which a prefill is not told, is not applied yet.
+    Sent before the prefill's reply. The request's own limit is not applied yet: a prefill does not know it.
     """
 
     key: _ShortKey
@@ -233,27 +221,25 @@ class CutResult(msgspec.Struct, frozen=True, tag="handover"):
     Attributes
     ----------
     outcome
-        `pinned`: the request ended here and its KV waits to be pulled; `finished`: it ended by itself or was
-        aborted first; `not_running`: nothing of it is in flight (waiting, preempted, still loading), nothing was
-        changed; `unknown`: no such request, nothing was changed.
+        What became of it.
     output_tokens
-        Tokens the request generated on this instance in all.
+        How many tokens the request generated on this instance.
     tail
         The last of those tokens, so that the target can start before the stream has delivered them.
     transfer
-        vLLM's kv_transfer_params for the target, where the outcome is `pinned`.
+        vLLM's kv_transfer_params for the target, where the outcome is `PINNED`.
     """
 
     call: _Count
     key: str
-    outcome: Literal["pinned", "finished", "not_running", "unknown"]
+    outcome: CutOutcome
     output_tokens: _Tokens = 0
     tail: list[_Tokens] = []
     transfer: dict[str, Any] = {}
 
 
 class CopyResult(msgspec.Struct, frozen=True, tag="copied"):
-    """The answer to a `Copy`: `tokens` whose KV waits under `pin`, 0 where nothing was pinned; how to pull it."""
+    """The answer to a `Copy`: how many `tokens` are pinned as `pin`, and vLLM's kv_transfer_params for them."""
 
     call: _Count
     pin: str
@@ -262,7 +248,7 @@ class CopyResult(msgspec.Struct, frozen=True, tag="copied"):
 
 
 class LeaseResult(msgspec.Struct, frozen=True, tag="leased"):
-    """The answer to a `Lease`: whether it is granted, and who holds the lease now (nobody: an empty name)."""
+    """The answer to a `Lease`: whether it is granted, and the lease's holder now, empty for none."""
 
     call: _Count
     holder: str
@@ -273,28 +259,5 @@ Event = Hello | Telemetry | KvReceived | Predicted | CutResult | CopyResult | Le
 
 
 def owner(key: str) -> str:
-    """Return the name of the gateway that a request's or a pin's key is of."""
+    """Return the name of the gateway that made a request's or a pin's key."""
     return key.partition("/")[0]
-
-
-encode = msgspec.msgpack.Encoder().encode
-_decode_command: Callable[[bytes], Command] = msgspec.msgpack.Decoder(Command).decode
-_decode_event: Callable[[bytes], Event] = msgspec.msgpack.Decoder(Event).decode
-# What msgspec raises besides its own DecodeError, of text that is not UTF-8 and of maps within maps within maps.
-_MALFORMED = (UnicodeDecodeError, RecursionError)
-
-
-def decode_command(body: bytes) -> Command:
-    """Return the command of a message; msgspec.DecodeError where it is none."""
-    try:
-        return _decode_command(body)
-    except _MALFORMED as error:
-        raise msgspec.DecodeError(str(error)) from error
-
-
-def decode_event(body: bytes) -> Event:
-    """Return the event of a message; msgspec.DecodeError where it is none."""
-    try:
-        return _decode_event(body)
-    except _MALFORMED as error:
-        raise msgspec.DecodeError(str(error)) from error

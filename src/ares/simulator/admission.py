@@ -1,53 +1,36 @@
-"""Admission inside the event loop: the policy's own loop over the arrays of the state, and what follows from it."""
+"""Admission inside the event loop: the policy's own loop over the arrays of the state, and what it causes."""
 
 import numpy as np
 
 from ares.policy.admission import loop
 from ares.policy.admission.state import (
     ADMIT,
-    INSIDE,
+    ADMITTED,
     RESUME,
     SUSPEND,
     SUSPENDED,
     WAITING,
     Horizon,
     Instances,
-    Knobs,
     Queue,
     Requests,
 )
 from ares.policy.transfer import KEPT_S
-from ares.simulator.decisions import STALE_S, enter, place, refresh, rows_at
+from ares.simulator.decisions import STALE_S, dispatch, enqueue, refresh, rows_at
 from ares.simulator.heaps import compiled
 from ares.simulator.instance import note_suspended, request_step
-from ares.simulator.prediction import WEIGHTS, see, weigh
+from ares.simulator.prediction import WEIGHTS, note_progress, set_queue_keys
 from ares.simulator.prefill import pinned_tokens, start_prefill, to_prefill
-from ares.simulator.queues import take_out
+from ares.simulator.queues import remove
 from ares.simulator.state import (
-    AGE_CREDIT,
-    AGE_HEAD,
-    AGE_TAIL,
-    ASK_AT,
-    AT_ONCE,
     BASE_S,
-    BLOCK_SIZE,
-    BY_ASKING,
-    BY_LOOP,
-    CHANGES,
-    FINISHED_COUNT,
-    FIRST_AT_PREFILL,
-    HELD,
-    HOLD,
-    MIGRATIONS,
-    NEXT_MISS_S,
-    NOBODY,
+    BY_COMPILED_LOOP,
+    BY_PYTHON_POLICY,
+    IMMEDIATE,
+    NONE,
     PER_REQUEST_S,
     PER_RESIDENT_S,
-    PREEMPTIONS,
-    PREFILL_RESUMES,
-    QUEUE_SIZE,
-    SUSPENDED_COUNT,
-    SUSPENSIONS,
+    WAITING_FOR_ADMISSION,
     State,
 )
 
@@ -58,214 +41,202 @@ insert_in_order = loop.insert_in_order
 
 
 @compiled
-def hand_out(state: State, request: int, moment: float) -> None:
-    """Dispatch a request that left prefill, or hold it for admission."""
-    see(state, request, state.generated[request])
-    weigh(state, request)
-    if state.scalars[HOLD] == AT_ONCE:
-        place(state, request, moment)
+def dispatch_or_wait(state: State, request: int, moment: float) -> None:
+    """Dispatch a request that left prefill, or queue it for admission."""
+    note_progress(state, request, state.generated[request])
+    set_queue_keys(state, request)
+    if state.parameters.admission_mode == IMMEDIATE:
+        dispatch(state, request, moment)
         return
-    hold(state, request, moment)
-    if state.scalars[HOLD] == BY_ASKING:
-        state.scalars[ASK_AT] = moment
+    wait_for_admission(state, request, moment)
+    if state.parameters.admission_mode == BY_PYTHON_POLICY:
+        state.current.call_policy_at_s = moment
         return
-    admit_held(state, moment)
+    admit_waiting(state, moment)
 
 
 @compiled
-def look_again(state: State, instance: int, moment: float) -> None:
-    """Let in who is outside, after the start of a step of an instance that may have made room."""
-    if state.counters[QUEUE_SIZE] + state.counters[SUSPENDED_COUNT] == 0:
+def admit_after_step(state: State, instance: int, moment: float) -> None:
+    """Admit requests after the start of a step of an instance that may have made room."""
+    if state.current.queue_size + state.current.suspended_count == 0:
         return
-    if state.scalars[HOLD] == BY_LOOP:
+    if state.parameters.admission_mode == BY_COMPILED_LOOP:
         refresh(state, instance, moment)
-        admit_held(state, moment)
+        admit_waiting(state, moment)
         return
-    counters = state.counters
-    changes = counters[FINISHED_COUNT] + counters[MIGRATIONS] + counters[PREEMPTIONS] + counters[SUSPENSIONS]
-    if changes != counters[CHANGES]:
-        counters[CHANGES] = changes
-        state.scalars[ASK_AT] = moment
+    current = state.current
+    changes = current.finished + current.migrations + current.preemptions + current.suspensions
+    if changes != current.changes_seen:
+        current.changes_seen = changes
+        state.current.call_policy_at_s = moment
 
 
 @compiled
-def hold(state: State, request: int, moment: float) -> None:
+def wait_for_admission(state: State, request: int, moment: float) -> None:
     """Queue a request for admission; its KV stays at its prefill instance."""
     state.kv_since[request] = moment
-    state.status[request] = HELD
-    state.outside[request] = WAITING
-    state.waits_since[request] = state.arrival[request]
-    insert_in_order(state.order, state.counters[QUEUE_SIZE], request, state.rank, state.missed, state.queue_key)
-    state.counters[QUEUE_SIZE] += 1
-    state.by_age[state.counters[AGE_TAIL]] = request
-    state.counters[AGE_TAIL] += 1
-    state.scalars[NEXT_MISS_S] = min(state.scalars[NEXT_MISS_S], state.arrival[request] + state.ttft[request])
+    state.status[request] = WAITING_FOR_ADMISSION
+    state.admission_state[request] = WAITING
+    state.waiting_since[request] = state.arrival[request]
+    insert_in_order(state.order, state.current.queue_size, request, state.rank, state.ttft_missed, state.queue_key)
+    state.current.queue_size += 1
+    state.by_age[state.current.by_age_end] = request
+    state.current.by_age_end += 1
+    state.current.next_ttft_miss_s = min(state.current.next_ttft_miss_s, state.arrival[request] + state.ttft[request])
 
 
 @compiled
 def refresh_and_admit(state: State, moment: float) -> None:
     """Forecast every instance anew and admit what fits."""
-    if state.scalars[HOLD] == BY_LOOP and state.counters[QUEUE_SIZE] + state.counters[SUSPENDED_COUNT] > 0:
+    if (
+        state.parameters.admission_mode == BY_COMPILED_LOOP
+        and state.current.queue_size + state.current.suspended_count > 0
+    ):
         for instance in range(len(state.time)):
             refresh(state, instance, moment)
-        admit_held(state, moment)
+        admit_waiting(state, moment)
 
 
 @compiled
-def admit_held(state: State, moment: float) -> None:
-    """Let requests into decode until the next one fits nowhere."""
+def admit_waiting(state: State, moment: float) -> None:
+    """Admit requests to decode until the next one fits nowhere."""
     for instance in range(len(state.time)):
         if moment - state.forecast_time[instance] > STALE_S:
             refresh(state, instance, moment)
-    knobs = Knobs(
-        state.knobs[0],
-        state.knobs[1],
-        state.knobs[2],
-        state.knobs[3],
-        state.knobs[4],
-        state.knobs[5],
-        state.knobs[6],
-        state.knobs[7],
-        state.knobs[8],
-        state.knobs[9],
-        state.knobs[10],
-        state.knobs[11],
-        state.knobs[12],
-    )
-    if knobs.suspends > 0.0:
-        _note_missed(state, moment)
-    horizon = Horizon(state.grid, WEIGHTS, int(state.scalars[BLOCK_SIZE]))
+    if state.knobs.suspends > 0.0:
+        _move_missed_back(state, moment)
+    horizon = Horizon(state.grid, WEIGHTS, state.parameters.block_size)
     load = np.empty(len(state.time), np.int64)
     for instance in range(len(load)):
         load[instance] = rows_at(state, instance)
     instances = Instances(
         state.expected,
         state.variance,
-        state.total_blocks * int(state.scalars[BLOCK_SIZE]),
+        state.total_blocks * state.parameters.block_size,
         state.closed,
         load,
-        state.law[:, BASE_S].copy(),
-        state.law[:, PER_REQUEST_S].copy(),
-        state.law[:, PER_RESIDENT_S].copy(),
+        state.step_model[:, BASE_S].copy(),
+        state.step_model[:, PER_REQUEST_S].copy(),
+        state.step_model[:, PER_RESIDENT_S].copy(),
         state.row_request,
         state.row_count,
     )
     requests = Requests(
-        state.seen_tokens,
-        state.seen_remaining,
-        state.seen_generated,
+        state.observed_tokens,
+        state.observed_remaining,
+        state.observed_generated,
         state.arrival,
         state.first_token,
-        state.waits_since,
+        state.waiting_since,
         state.ttft,
         state.tpot,
         state.gap,
         state.longest_gap,
         state.rank,
-        state.outside,
+        state.admission_state,
         state.movable,
         np.empty((0, 0), np.int64),
     )
     decided, numbers = np.empty((_DECISIONS, 4), np.int64), np.empty((_DECISIONS, 3))
     while True:
-        head, tail = state.counters[AGE_HEAD], state.counters[AGE_TAIL]
+        head, tail = state.current.by_age_start, state.current.by_age_end
         queue = Queue(
-            state.order[: state.counters[QUEUE_SIZE]],
+            state.order[: state.current.queue_size],
             state.by_age[head:tail],
-            state.suspended_list[: state.counters[SUSPENDED_COUNT]],
+            state.suspended_list[: state.current.suspended_count],
         )
-        made, state.scalars[AGE_CREDIT] = admit(
-            moment, state.scalars[AGE_CREDIT], instances, requests, queue, horizon, knobs, decided, numbers
+        made, state.current.age_credit = admit(
+            moment, state.current.age_credit, instances, requests, queue, horizon, state.knobs, decided, numbers
         )
         for index in range(made):
             _carry_out(state, decided[index, 0], decided[index, 1], decided[index, 2], moment)
-        _forget_admitted(state)
+        _remove_admitted(state)
         if made + 2 <= _DECISIONS:
             return
 
 
 @compiled
-def _note_missed(state: State, moment: float) -> None:
-    """Put waiting requests that have just missed their first token behind all that have not."""
-    if moment < state.scalars[NEXT_MISS_S]:
+def _move_missed_back(state: State, moment: float) -> None:
+    """Move waiting requests that have just missed their TTFT behind all that have not."""
+    if moment < state.current.next_ttft_miss_s:
         return
     following = np.inf
-    for at in range(state.counters[AGE_HEAD], state.counters[AGE_TAIL]):
+    for at in range(state.current.by_age_start, state.current.by_age_end):
         request = state.by_age[at]
-        if state.outside[request] != WAITING or state.missed[request] != 0:
+        if state.admission_state[request] != WAITING or state.ttft_missed[request] != 0:
             continue
         if not moment - state.arrival[request] > state.ttft[request]:
             following = min(following, state.arrival[request] + state.ttft[request])
             continue
-        size = state.counters[QUEUE_SIZE]
+        size = state.current.queue_size
         place = 0
         while state.order[place] != request:
             place += 1
         for index in range(place + 1, size):
             state.order[index - 1] = state.order[index]
-        state.missed[request] = 1
-        insert_in_order(state.order, size - 1, request, state.rank, state.missed, state.queue_key)
-    state.scalars[NEXT_MISS_S] = following
+        state.ttft_missed[request] = 1
+        insert_in_order(state.order, size - 1, request, state.rank, state.ttft_missed, state.queue_key)
+    state.current.next_ttft_miss_s = following
 
 
 @compiled
-def _forget_admitted(state: State) -> None:
-    """Take out of the queue what has been admitted."""
+def _remove_admitted(state: State) -> None:
+    """Remove admitted requests from the queue."""
     kept = 0
-    for index in range(state.counters[QUEUE_SIZE]):
+    for index in range(state.current.queue_size):
         request = state.order[index]
-        if state.outside[request] == WAITING:
+        if state.admission_state[request] == WAITING:
             state.order[kept] = request
             kept += 1
-    state.counters[QUEUE_SIZE] = kept
-    head, tail = state.counters[AGE_HEAD], state.counters[AGE_TAIL]
-    while head < tail and state.outside[state.by_age[head]] != WAITING:
+    state.current.queue_size = kept
+    head, tail = state.current.by_age_start, state.current.by_age_end
+    while head < tail and state.admission_state[state.by_age[head]] != WAITING:
         head += 1
-    state.counters[AGE_HEAD] = head
+    state.current.by_age_start = head
     kept = 0
-    for index in range(state.counters[SUSPENDED_COUNT]):
+    for index in range(state.current.suspended_count):
         request = state.suspended_list[index]
-        if state.outside[request] == SUSPENDED:
+        if state.admission_state[request] == SUSPENDED:
             state.suspended_list[kept] = request
             kept += 1
-    state.counters[SUSPENDED_COUNT] = kept
+    state.current.suspended_count = kept
 
 
 @compiled
 def _carry_out(state: State, kind: int, request: int, instance: int, moment: float) -> None:
-    if kind == ADMIT and len(state.prefill_free) > 0 and state.prefill_place[request] == NOBODY:  # its KV is gone
-        state.place[request] = instance
+    if kind == ADMIT and len(state.prefill_free) > 0 and state.prefill_instance[request] == NONE:  # its KV is gone
+        state.decode_instance[request] = instance
         to_prefill(state, request, moment)
     elif kind == ADMIT:
-        give_first(state, request, moment)
-        enter(state, request, instance, moment)
+        deliver_first_token(state, request, moment)
+        enqueue(state, request, instance, moment)
     elif kind == RESUME:
         state.computed[request] = 0
-        if state.scalars[PREFILL_RESUMES] == 0.0:
-            enter(state, request, instance, moment)
+        if not state.parameters.prefill_resumes:
+            enqueue(state, request, instance, moment)
         else:
-            # On a prefill instance, where one is large enough: a decode instance would hold up its whole batch.
-            state.place[request] = instance
+            # On a prefill instance, where one is large enough: a decode instance would delay its whole batch.
+            state.decode_instance[request] = instance
             to_prefill(state, request, moment)
     else:
         begin_suspension(state, request, moment)
 
 
 @compiled
-def carry_out_asked(state: State, kind: int, request: int, instance: int, moment: float) -> None:
-    """Carry out what a policy has decided in Python: `kind` as in policy/admission/state.py."""
+def carry_out_decision(state: State, kind: int, request: int, instance: int, moment: float) -> None:
+    """Carry out a decision of a policy in Python: `kind` as in policy/admission/state.py."""
     if kind != SUSPEND:
-        state.outside[request] = INSIDE
+        state.admission_state[request] = ADMITTED
     _carry_out(state, kind, request, instance, moment)
-    _forget_admitted(state)
+    _remove_admitted(state)
 
 
 @compiled
 def begin_suspension(state: State, request: int, moment: float) -> None:
-    """Cut a request at the next step of its instance, to let its KV go (instance.py)."""
-    instance = state.place[request]
-    if state.slot[request] == NOBODY or state.moving[request] != 0 or state.target[request] != NOBODY:
-        return  # it has ended, or left, since it was seen
+    """Stop a request at the next step of its instance, which frees its KV (instance.py)."""
+    instance = state.decode_instance[request]
+    if state.slot[request] == NONE or state.moving[request] != 0 or state.target[request] != NONE:
+        return  # it has ended, or left, since it was observed
     state.moving[request] = 2
     state.movable[request] = 0
     state.leaving_list[instance, state.leaving_count[instance]] = request
@@ -274,38 +245,38 @@ def begin_suspension(state: State, request: int, moment: float) -> None:
 
 
 @compiled
-def withdraw_preempted(state: State, moment: float) -> None:
-    """Suspend what instances have preempted: it runs again where there is room, not where there was none."""
+def suspend_preempted(state: State, moment: float) -> None:
+    """Suspend what instances have preempted: it resumes where there is room."""
     for instance in range(len(state.time)):
         request = state.head[instance]
-        while request != NOBODY:
-            following = state.follow[request]
-            if state.preempted[request] > 0 and state.prefill_place[request] == NOBODY:
-                take_out(state, instance, request)
+        while request != NONE:
+            following = state.next_request[request]
+            if state.preempted[request] > 0 and state.prefill_instance[request] == NONE:
+                remove(state, instance, request)
                 note_suspended(state, request, moment)
             request = following
 
 
 @compiled
-def let_kv_go(state: State, moment: float) -> None:
-    """Free the KV of requests that have waited for admission for so long that no instance will keep it.
+def free_expired_kv(state: State, moment: float) -> None:
+    """Free the KV of requests that have waited for admission for longer than an instance keeps it.
 
-    As the gateway of ARES does: they wait on, and are prefilled again once they are admitted.
+    As the gateway of ARES does: they keep waiting, and are prefilled again once they are admitted.
     """
-    if state.scalars[HOLD] == 0.0:
+    if state.parameters.admission_mode == IMMEDIATE:
         return
-    for index in range(state.counters[QUEUE_SIZE]):
+    for index in range(state.current.queue_size):
         request = state.order[index]
-        prefill = state.prefill_place[request]
-        if prefill != NOBODY and moment - state.kv_since[request] >= KEPT_S:
+        prefill = state.prefill_instance[request]
+        if prefill != NONE and moment - state.kv_since[request] >= KEPT_S:
             state.prefill_free[prefill] += pinned_tokens(state, request)
-            state.prefill_place[request] = NOBODY
+            state.prefill_instance[request] = NONE
             start_prefill(state, prefill, moment)
 
 
 @compiled
-def give_first(state: State, request: int, moment: float) -> None:
-    """Give the token of the prefill to the client, where that is how it is done and it has none yet."""
-    if state.scalars[FIRST_AT_PREFILL] > 0.0 and np.isnan(state.first_token[request]):
+def deliver_first_token(state: State, request: int, moment: float) -> None:
+    """Deliver the prefill's token to the client, where it comes from prefill and the client has none yet."""
+    if state.parameters.first_at_prefill and np.isnan(state.first_token[request]):
         state.first_token[request] = moment
-        state.silent_since[request] = moment  # until decode brings the next one
+        state.paused_since[request] = moment  # until decode brings the next one

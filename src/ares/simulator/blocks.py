@@ -8,20 +8,20 @@ fixed residue ("phase"); a histogram of phases tells what any number of steps wi
 import numpy as np
 
 from ares.simulator.heaps import compiled
-from ares.simulator.state import BLOCK_SIZE, NOBODY, State
+from ares.simulator.state import NONE, State
 
 
 @compiled
 def blocks_for(state: State, tokens: int) -> int:
     """Return the blocks that `tokens` tokens need."""
-    size = int(state.scalars[BLOCK_SIZE])
-    return (tokens + size - 1) // size
+    size = state.parameters.block_size
+    return int((tokens + size - 1) // size)
 
 
 @compiled
 def phase_of(state: State, request: int, finish: int) -> int:
     """Return the residue of the steps at which a decoding request takes a new block."""
-    return int((1 - state.prompt[request] - state.output[request] + finish) % int(state.scalars[BLOCK_SIZE]))
+    return int((1 - state.prompt[request] - state.output[request] + finish) % state.parameters.block_size)
 
 
 @compiled
@@ -33,7 +33,7 @@ def tokens_at(state: State, request: int, finish: int, step: int) -> int:
 @compiled
 def taken(state: State, instance: int, steps: int) -> int:
     """Return the blocks taken at the starts of the next `steps` steps, the one that runs now not counted."""
-    size = int(state.scalars[BLOCK_SIZE])
+    size = state.parameters.block_size
     total = (steps // size) * state.batch[instance]
     step = state.step[instance]
     for ahead in range(1, steps % size + 1):
@@ -44,7 +44,7 @@ def taken(state: State, instance: int, steps: int) -> int:
 @compiled
 def steps_until_full(state: State, instance: int) -> int:
     """Return after how many steps the blocks run out: the start of that step cannot be served."""
-    size = int(state.scalars[BLOCK_SIZE])
+    size = state.parameters.block_size
     batch = state.batch[instance]
     free = max(state.free[instance], 0)
     cycles = free // batch
@@ -71,10 +71,10 @@ def enter_slot(state: State, instance: int, request: int, finish: int) -> None:
 
 @compiled
 def note_token(state: State, request: int, moment: float) -> None:
-    """Note that the stream of a request goes on, and for how long it stood still."""
-    if not np.isnan(state.silent_since[request]):
-        state.longest_gap[request] = max(state.longest_gap[request], moment - state.silent_since[request])
-        state.silent_since[request] = np.nan
+    """Record that the stream of a request goes on, and how long its gap was."""
+    if not np.isnan(state.paused_since[request]):
+        state.longest_gap[request] = max(state.longest_gap[request], moment - state.paused_since[request])
+        state.paused_since[request] = np.nan
 
 
 @compiled
@@ -90,9 +90,9 @@ def leave_slot(state: State, instance: int, at: int) -> int:
     state.phase[instance, phase_of(state, request, finish)] -= 1
     state.free[instance] += blocks_for(state, tokens - 1)
     state.generated[request] = state.output[request] - (finish - step)
-    state.slot[request] = NOBODY
-    if np.isnan(state.silent_since[request]):
-        state.silent_since[request] = state.time[instance]
+    state.slot[request] = NONE
+    if np.isnan(state.paused_since[request]):
+        state.paused_since[request] = state.time[instance]
     if at != last:
         moved = state.slot_request[instance, last]
         state.slot_request[instance, at] = moved

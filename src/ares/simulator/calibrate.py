@@ -1,8 +1,8 @@
-"""Fit an engine's laws to a recording, and scale them to other hardware.
+"""Fit an engine's step-time model to a recording, and scale it to other hardware.
 
-A recording holds times of requests, not of steps, so the laws are found by replaying it: the step law's coefficients
-are varied (Nelder-Mead on their logarithms, from several starts) until the replay's TTFT, TPOT and end-to-end times
-match those recorded.
+A recording holds times of requests, not of steps, so the model is found by replaying it: its coefficients are varied
+(Nelder-Mead on their logarithms, from several starts) until the replay's TTFT, TPOT and end-to-end times match those
+recorded.
 """
 
 from collections.abc import Callable
@@ -94,8 +94,8 @@ def calibrate(
     done = 0
 
     def profile_of(logs: FloatArray) -> Profile:
-        law = dict(zip(_COEFFICIENTS, np.exp(logs).tolist(), strict=True))
-        return Profile.model_validate(known | {"step": law})
+        step = dict(zip(_COEFFICIENTS, np.exp(logs).tolist(), strict=True))
+        return Profile.model_validate(known | {"step": step})
 
     def loss(logs: FloatArray) -> float:
         nonlocal done
@@ -113,9 +113,9 @@ def calibrate(
     best = min((search(np.log(np.asarray(start)), 0.5) for start in _STARTS), key=lambda found: float(found.fun))
     for spread in (0.2, 0.05):
         best = min(best, search(best.x, spread), key=lambda found: float(found.fun))
-    law = {key: float(f"{value:.5g}") for key, value in zip(_COEFFICIENTS, np.exp(best.x), strict=True)}
+    step = {key: float(f"{value:.5g}") for key, value in zip(_COEFFICIENTS, np.exp(best.x), strict=True)}
     known["source"] += f", {part} of {len(recording.workload)} requests, mismatch {best.fun:.4f}"
-    return Profile.model_validate(known | {"step": law}), float(best.fun)
+    return Profile.model_validate(known | {"step": step}), float(best.fun)
 
 
 def scaled(
@@ -147,7 +147,7 @@ def scaled(
     compute = source.flops / target.flops
     reading = profile.weight_bytes / source.memory_bytes_s
     overhead = max(profile.step.base_s - reading, 0.0)
-    law = StepTimeModel(
+    step = StepTimeModel(
         base_s=overhead + weights / target.memory_bytes_s,
         per_request_s=profile.step.per_request_s,
         per_resident_token_s=profile.step.per_resident_token_s * memory * kv_bytes / profile.kv_bytes_per_token,
@@ -159,7 +159,7 @@ def scaled(
             "name": name,
             "model": model or profile.model,
             "source": f"scaled from {profile.name} ({source.name}) to {target.name} by published figures",
-            "step": law,
+            "step": step,
             "weight_bytes": weights,
             "kv_bytes_per_token": kv_bytes,
             "kv_tokens": kv_tokens or profile.kv_tokens,

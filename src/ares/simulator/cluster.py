@@ -1,4 +1,4 @@
-"""A simulated cluster under one preset: builds the state, calls the policy every period, collects the outcome."""
+"""A simulated cluster under one preset: build the state, call the policy every period, collect the outcome."""
 
 import math
 import time
@@ -11,53 +11,15 @@ from numpy.typing import NDArray
 
 from ares.policy import ADMISSIONS, DISPATCHERS, Preset, decide_moves, rebalancer
 from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom, exclude_conflicts
-from ares.simulator.admission import let_kv_go, refresh_and_admit, withdraw_preempted
-from ares.simulator.asking import Asking
+from ares.simulator.admission import free_expired_kv, refresh_and_admit, suspend_preempted
 from ares.simulator.classes import SimulatedClass, apply, assign, names
 from ares.simulator.decisions import kv_shares
 from ares.simulator.error_models import ERROR_MODELS, ErrorModel
 from ares.simulator.failures import fail_instance
 from ares.simulator.prediction import remember
 from ares.simulator.profile import Profile, ProfileError
-from ares.simulator.state import (
-    ASK_AT,
-    AT_ONCE,
-    BANDWIDTH,
-    BLOCK_SIZE,
-    BUDGET,
-    BY_ASKING,
-    BY_LOOP,
-    DISPATCH_RULE,
-    ENDED_BEFORE,
-    EVENTS,
-    EVICT_BY_VOLUME,
-    FINISHED_COUNT,
-    FIRST_AT_PREFILL,
-    FIRST_COME,
-    HAS_PREDICTION,
-    HOLD,
-    KV_BYTES,
-    LATENCY_S,
-    LONGEST,
-    MAX_BATCH,
-    MIGRATED_BYTES,
-    MIGRATIONS,
-    NEXT_MISS_S,
-    OOM_EVENTS,
-    PREEMPTIONS,
-    PREFILL_RESUMES,
-    QUEUE_SIZE,
-    RESIDUAL_LIFE,
-    SEED,
-    SIGMA_END,
-    SIGMA_START,
-    SIGMA_TOKENS,
-    STALL_S,
-    SUSPENSIONS,
-    WATERMARK,
-    State,
-    allocate,
-)
+from ares.simulator.python_policies import PythonPolicies
+from ares.simulator.state import BY_COMPILED_LOOP, BY_PYTHON_POLICY, IMMEDIATE, PARAMETERS, State, allocate
 from ares.simulator.telemetry import MoveRecord, Telemetry
 from ares.traces import Workload
 
@@ -66,7 +28,7 @@ _SAMPLES = 1500  # of KV use over a run: enough for a heat map, few enough to co
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run left behind; arrays over requests have shape (R,)."""
+    """The result of a run; arrays over requests have shape (R,)."""
 
     preset: str
     workload: Workload
@@ -76,7 +38,7 @@ class Outcome:
     class_of: NDArray[np.int64]
     """Index of each request's class."""
     longest_gap_s: NDArray[np.float64]
-    """Longest time that each stream stood still: preempted, suspended, moved, or because its instance was lost."""
+    """Longest interruption of each stream: preempted, suspended, moved, or because its instance was lost."""
     finish_s: NDArray[np.float64]
     preempted: NDArray[np.int64]
     moved: NDArray[np.int64]
@@ -89,7 +51,7 @@ class Outcome:
     kv_use: NDArray[np.float64]
     """Share of KV in use at each sample, shape (T, D)."""
     queued: NDArray[np.int64]
-    """Requests held by the gateway at each sample, shape (T,)."""
+    """Requests that wait for admission at each sample, shape (T,)."""
     moves: list[MoveRecord]
     events: int
     simulated_s: float
@@ -161,119 +123,119 @@ class Simulation:
         longest = int((work.prompt_tokens + work.output_tokens).max())
         if longest > smallest:
             raise ProfileError(f"kv_tokens: an instance holds {smallest} tokens, one request needs {longest}")
-        given = int(self.first_at_prefill and bool(self.prefill))
+        from_prefill = int(self.first_at_prefill and bool(self.prefill))
         room = min((p.kv_tokens // first.block_size * first.block_size for p in self.prefill), default=0)
-        if self.prefill and int(work.prompt_tokens.max()) + given > room:
+        if self.prefill and int(work.prompt_tokens.max()) + from_prefill > room:
             raise ProfileError(f"kv_tokens: a prefill instance is smaller than a prompt of {work.prompt_tokens.max()}")
         slots = max(profile.max_num_seqs for profile in self.decode)
         state = allocate(len(work), len(self.decode), len(self.prefill), slots, first.block_size)
         state.arrival[:] = work.arrival_s + first.start_delay_s
         # The token that the client has from the prefill is one that decode reads, not one that it generates.
-        state.prompt[:] = work.prompt_tokens + given
-        state.output[:] = np.maximum(work.output_tokens - given, 1)
+        state.prompt[:] = work.prompt_tokens + from_prefill
+        state.output[:] = np.maximum(work.output_tokens - from_prefill, 1)
         for count, tokens in enumerate(self.ended_before):
-            remember(state.ended_lately, state.ended_sorted, count, max(tokens - given, 1))
+            remember(state.recent_outputs, state.sorted_outputs, count, max(tokens - from_prefill, 1))
         for instance, profile in enumerate(self.decode):
             state.total_blocks[instance] = profile.kv_tokens // profile.block_size
-            state.law[instance] = profile.step.row()
+            state.step_model[instance] = profile.step.row()
         state.free[:] = state.total_blocks
         for instance, profile in enumerate(self.prefill):
             state.prefill_free[instance] = profile.kv_tokens
-            state.prefill_law[instance] = profile.step.row()
+            state.prefill_step_model[instance] = profile.step.row()
         exact = self.preset.knows_lengths
         predicts = (self.error.predicts or exact) and self.preset.predicts
-        by_volume = self.preset.preempts_largest and predicts
+        preempts_largest = self.preset.preempts_largest and predicts
         state.ttft[:], state.tpot[:], state.gap[:] = self.ttft_s, self.tpot_s, self.gap_s
         apply(self.classes, self._class_of(), state)
         admission = ADMISSIONS[self.preset.admission]
         loop = admission.loop_settings(self.preset.admission_settings)
         if loop is not None:
-            state.knobs[:] = loop
-        values = {
-            BLOCK_SIZE: first.block_size,
-            BUDGET: first.max_num_batched_tokens,
-            MAX_BATCH: slots,
-            WATERMARK: int(first.watermark * state.total_blocks.min()),
-            KV_BYTES: first.kv_bytes_per_token,
-            BANDWIDTH: first.bandwidth_bytes_s,
-            LATENCY_S: first.latency_s,
-            STALL_S: first.stall_s,
-            DISPATCH_RULE: DISPATCHERS[self.preset.dispatch].rule,
-            HOLD: AT_ONCE if not admission.holds else BY_ASKING if loop is None else BY_LOOP,
-            ASK_AT: np.inf,
-            FIRST_AT_PREFILL: self.first_at_prefill and bool(self.prefill),
-            FIRST_COME: not by_volume,
-            NEXT_MISS_S: np.inf,
-            EVICT_BY_VOLUME: by_volume,
-            SEED: self.seed,
-            SIGMA_START: 0.0 if exact else self.error.start,
-            SIGMA_END: 0.0 if exact else self.error.end,
-            SIGMA_TOKENS: self.error.tokens_at(float(work.output_tokens.mean())),
-            HAS_PREDICTION: predicts,
-            RESIDUAL_LIFE: self.error.residual_life and predicts and not exact,
-            LONGEST: self.limit_tokens or int(work.output_tokens.max()),
-            ENDED_BEFORE: len(self.ended_before),
-            PREFILL_RESUMES: room >= longest,
+            state.knobs_array[0] = tuple(loop)
+        mode = IMMEDIATE if not admission.holds else BY_PYTHON_POLICY if loop is None else BY_COMPILED_LOOP
+        parameters = {
+            "block_size": first.block_size,
+            "token_budget": first.max_num_batched_tokens,
+            "max_batch": slots,
+            "watermark_blocks": int(first.watermark * state.total_blocks.min()),
+            "kv_bytes_per_token": first.kv_bytes_per_token,
+            "bandwidth_bytes_s": first.bandwidth_bytes_s,
+            "latency_s": first.latency_s,
+            "stall_s": first.stall_s,
+            "dispatch_rule": DISPATCHERS[self.preset.dispatch].rule,
+            "admission_mode": mode,
+            "preempts_largest": preempts_largest,
+            "first_come_first_served": not preempts_largest,
+            "seed": self.seed,
+            "sigma_start": 0.0 if exact else self.error.start,
+            "sigma_end": 0.0 if exact else self.error.end,
+            "sigma_tokens": self.error.tokens_at(float(work.output_tokens.mean())),
+            "has_predictions": predicts,
+            "residual_life": self.error.residual_life and predicts and not exact,
+            "longest_output": self.limit_tokens or int(work.output_tokens.max()),
+            "ended_before": len(self.ended_before),
+            "prefill_resumes": room >= longest,
+            "first_at_prefill": bool(from_prefill),
         }
-        for column, value in values.items():
-            state.scalars[column] = float(value)
+        state.parameters_array[0] = tuple(parameters[name] for name in PARAMETERS.names or ())
+        state.current.next_ttft_miss_s = state.current.call_policy_at_s = np.inf
         return state
 
     def _class_of(self) -> NDArray[np.int64]:
         return assign(self.classes, len(self.workload), self.seed)
 
     def run(self, progress: Callable[[float], None] | None = None) -> Outcome:
-        """Run to the last completion; `progress` is told the share of requests that are done."""
+        """Run to the last completion; `progress` is called with the share of requests that are done."""
         state = self.build()
         work = self.workload
         decode = len(self.decode)
-        given = self.first_at_prefill and bool(self.prefill)
+        from_prefill = self.first_at_prefill and bool(self.prefill)
         policy = rebalancer(self.preset.rebalance, self.preset.rebalance_settings)
-        acts = self.preset.moves
-        rescues_any = self.preset.rescues and bool(state.scalars[HAS_PREDICTION])
-        lead = OomAvoidanceSettings(lead_s=2.0 * self.period_s + self.decode[0].stall_s)
+        moves_requests = self.preset.moves
+        avoids_oom = self.preset.avoids_oom and bool(state.parameters.has_predictions)
+        oom_settings = OomAvoidanceSettings(lookahead_s=2.0 * self.period_s + self.decode[0].stall_s)
         span = max(float(work.arrival_s[-1]), 1.0)
-        sampling = max(span / _SAMPLES, self.period_s if acts else 0.05)
-        period = self.period_s if acts else sampling
+        sampling = max(span / _SAMPLES, self.period_s if moves_requests else 0.05)
+        period = self.period_s if moves_requests else sampling
         failures = sorted(self.failures)
         telemetry = Telemetry(self.preset, self.decode[0], state)
-        asking = Asking(self.preset, telemetry)
+        python_policies = PythonPolicies(self.preset, telemetry)
         samples: list[tuple[float, NDArray[np.float64], int]] = []
         moves: list[MoveRecord] = []
         decisions: list[float] = []
         now = next_sample = 0.0
         begin = time.perf_counter()
         more = True
-        while more or state.counters[FINISHED_COUNT] < len(work):
+        while more or state.current.finished < len(work):
             now += period
             while failures and failures[0][0] <= now:
                 moment, broken = failures.pop(0)
-                asking.run_until(moment)
+                python_policies.run_until(moment)
                 fail_instance(state, broken, moment)
-            more = asking.run_until(now)
-            let_kv_go(state, now)
+            more = python_policies.run_until(now)
+            free_expired_kv(state, now)
             refresh_and_admit(state, now)
-            asking.look(now)
-            if acts:
-                if rescues_any:
-                    withdraw_preempted(state, now)
+            python_policies.decide_periodically(now)
+            if moves_requests:
+                if avoids_oom:
+                    suspend_preempted(state, now)
                 view = telemetry.view(now)
                 before = time.perf_counter()
-                rescues = (
-                    avoid_oom(view, lead, partial(telemetry.progress, len(view.location), now)) if rescues_any else []
-                )
-                ordered = exclude_conflicts(decide_moves(policy, view), rescues)
+                oom_actions = []
+                if avoids_oom:
+                    progress_now = partial(telemetry.progress, len(view.location), now)
+                    oom_actions = avoid_oom(view, oom_settings, progress_now)
+                ordered = exclude_conflicts(decide_moves(policy, view), oom_actions)
                 decisions.append(time.perf_counter() - before)
-                moves += telemetry.carry_out(rescues, ordered, now)
+                moves += telemetry.carry_out(oom_actions, ordered, now)
             if now >= next_sample:
                 shares = np.empty(decode)
                 kv_shares(state, now, shares)
-                samples.append((now, shares, int(state.counters[QUEUE_SIZE])))
+                samples.append((now, shares, int(state.current.queue_size)))
                 next_sample = now + sampling
                 if progress is not None:
-                    progress(int(state.counters[FINISHED_COUNT]) / len(work))
-            if not more and state.counters[FINISHED_COUNT] < len(work) and not state.tree[1] < np.inf:
-                raise RuntimeError(f"stuck at {now:g} s: {state.counters[FINISHED_COUNT]} of {len(work)} requests done")
+                    progress(int(state.current.finished) / len(work))
+            if not more and state.current.finished < len(work) and not state.tree[1] < np.inf:
+                raise RuntimeError(f"stuck at {now:g} s: {state.current.finished} of {len(work)} requests done")
         wall = time.perf_counter() - begin
         return Outcome(
             preset=self.preset_name,
@@ -283,19 +245,19 @@ class Simulation:
             class_of=self._class_of(),
             longest_gap_s=state.longest_gap,
             # Nothing is left to decode of an output that the prefill has ended.
-            finish_s=np.where(given & (work.output_tokens == 1), state.first_token, state.finish),
+            finish_s=np.where(from_prefill & (work.output_tokens == 1), state.first_token, state.finish),
             preempted=state.preempted,
             moved=state.moved,
-            preemptions=int(state.counters[PREEMPTIONS]),
-            oom_events=int(state.counters[OOM_EVENTS]),
-            migrations=int(state.counters[MIGRATIONS]),
-            suspensions=int(state.counters[SUSPENSIONS]),
-            migrated_bytes=int(state.counters[MIGRATED_BYTES]),
+            preemptions=int(state.current.preemptions),
+            oom_events=int(state.current.oom_events),
+            migrations=int(state.current.migrations),
+            suspensions=int(state.current.suspensions),
+            migrated_bytes=int(state.current.migrated_bytes),
             sample_s=np.array([moment for moment, _, _ in samples]),
             kv_use=np.array([use for _, use, _ in samples]),
             queued=np.array([queued for _, _, queued in samples], np.int64),
             moves=moves,
-            events=int(state.counters[EVENTS]),
+            events=int(state.current.events),
             simulated_s=float(np.max(state.finish)),
             wall_s=wall,
             decision_s=np.asarray(decisions),

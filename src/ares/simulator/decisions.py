@@ -9,25 +9,20 @@ from numpy.typing import NDArray
 from ares.policy import kernels
 from ares.policy.admission import loop
 from ares.policy.admission.forecast import GRID
-from ares.policy.dispatch.base import ASK, ROUND_ROBIN, SMALLEST_PEAK
+from ares.policy.dispatch.base import CALL_CHOOSE, ROUND_ROBIN, SMALLEST_PEAK
 from ares.policy.dispatch.least_loaded import least_loaded_choice as _least_loaded_choice
 from ares.policy.dispatch.round_robin import round_robin_choice as _round_robin_choice
 from ares.policy.forecast import intervals
-from ares.policy.forecast import survival_steps as plain_staircase
+from ares.policy.forecast import survival_variance_steps as _survival_variance_steps
 from ares.simulator.blocks import taken
 from ares.simulator.heaps import compiled
 from ares.simulator.instance import request_step
-from ares.simulator.prediction import WEIGHTS, see
+from ares.simulator.prediction import WEIGHTS, note_progress
 from ares.simulator.queues import push_back
 from ares.simulator.state import (
-    ASK_AT,
-    BLOCK_SIZE,
-    DISPATCH_RULE,
-    HELD,
-    NOBODY,
-    QUEUE_SIZE,
-    ROBIN,
+    NONE,
     WAITING,
+    WAITING_FOR_ADMISSION,
     State,
 )
 from ares.simulator.step_time import steps_by
@@ -38,7 +33,7 @@ _INTERVALS = intervals(GRID.tobytes())
 
 best_peak = loop.best_peak
 own_curve = loop.own_curve
-survival_steps = compiled(plain_staircase)
+survival_variance_steps = compiled(_survival_variance_steps)
 forecast_rows = kernels.forecast_rows
 least_loaded_choice = compiled(_least_loaded_choice)
 round_robin_choice = compiled(_round_robin_choice)
@@ -46,11 +41,11 @@ round_robin_choice = compiled(_round_robin_choice)
 
 @compiled
 def used_tokens(state: State, instance: int, moment: float) -> int:
-    """Return the KV tokens of an instance in use, reserved, or asked for by its own waiting requests."""
+    """Return the KV tokens of an instance in use, reserved, or needed by its own waiting requests."""
     free = state.free[instance]
     if state.planned[instance] > 1:
         free -= taken(state, instance, min(steps_by(state, instance, moment), state.planned[instance] - 1))
-    used = (state.total_blocks[instance] - free) * int(state.scalars[BLOCK_SIZE])
+    used = (state.total_blocks[instance] - free) * state.parameters.block_size
     return int(used + state.waiting_tokens[instance])
 
 
@@ -59,10 +54,10 @@ def least_loaded(state: State, tokens: int, moment: float) -> int:
     """Return the policy's choice of the least loaded instance, without counting the load of every one.
 
     What an instance uses only grows between its events, so its use at its last event is a lower bound that costs a
-    subtraction. One that is worse by that bound than the best bound's instance truly is cannot be chosen, whatever it
-    truly is; the others are counted.
+    subtraction. An instance whose bound exceeds the true use of the one with the lowest bound cannot be chosen; the
+    others are counted.
     """
-    size = int(state.scalars[BLOCK_SIZE])
+    size = state.parameters.block_size
     decode = len(state.time)
     load, capacity = np.empty(decode, np.int64), np.empty(decode, np.int64)
     for instance in range(decode):
@@ -90,34 +85,34 @@ def kv_shares(state: State, moment: float, shares: NDArray[np.float64]) -> None:
 
 
 @compiled
-def place(state: State, request: int, moment: float) -> None:
-    """Dispatch at once: the request waits at its instance from now on, or for the policy to be asked (asking.py)."""
-    rule = int(state.scalars[DISPATCH_RULE])
-    if rule == ASK:
-        state.status[request] = HELD
-        state.order[state.counters[QUEUE_SIZE]] = request
-        state.counters[QUEUE_SIZE] += 1
-        state.scalars[ASK_AT] = moment
+def dispatch(state: State, request: int, moment: float) -> None:
+    """Dispatch at once to an instance's waiting queue, or wait for the policy to be called (python_policies.py)."""
+    rule = state.parameters.dispatch_rule
+    if rule == CALL_CHOOSE:
+        state.status[request] = WAITING_FOR_ADMISSION
+        state.order[state.current.queue_size] = request
+        state.current.queue_size += 1
+        state.current.call_policy_at_s = moment
         return
     if rule == ROUND_ROBIN:
-        chosen = round_robin_choice(state.counters[ROBIN], state.closed)
-        state.counters[ROBIN] = chosen + 1
+        chosen = round_robin_choice(state.current.round_robin_cursor, state.closed)
+        state.current.round_robin_cursor = chosen + 1
     elif rule == SMALLEST_PEAK:
-        chosen = _by_forecast(state, request, moment)
+        chosen = _smallest_peak(state, request, moment)
     else:
         chosen = least_loaded(state, state.prompt[request] + state.generated[request], moment)
-    enter(state, request, chosen, moment)
+    enqueue(state, request, chosen, moment)
 
 
 @compiled
-def _by_forecast(state: State, request: int, moment: float) -> int:
-    """Return where the predicted peak leaves the largest share free, and count the request there."""
+def _smallest_peak(state: State, request: int, moment: float) -> int:
+    """Return the instance whose predicted peak leaves the largest share free, and add the request to its forecast."""
     for instance in range(len(state.time)):
         if moment - state.forecast_time[instance] > STALE_S:
             refresh(state, instance, moment)
     mean, variance = np.zeros(len(state.grid)), np.zeros(len(state.grid))
-    size, tokens = int(state.scalars[BLOCK_SIZE]), float(state.prompt[request] + state.generated[request])
-    own_curve(tokens, state.seen_remaining[request], WEIGHTS, state.grid, size, mean, variance)
+    size, tokens = state.parameters.block_size, float(state.prompt[request] + state.generated[request])
+    own_curve(tokens, state.observed_remaining[request], WEIGHTS, state.grid, size, mean, variance)
     chosen = best_peak(state.expected, state.total_blocks * size, state.closed, mean)
     state.expected[chosen] += mean
     state.variance[chosen] += variance
@@ -125,27 +120,25 @@ def _by_forecast(state: State, request: int, moment: float) -> int:
 
 
 @compiled
-def enter(state: State, request: int, instance: int, moment: float) -> None:
+def enqueue(state: State, request: int, instance: int, moment: float) -> None:
     """Put a request into the waiting queue of an instance."""
-    state.place[request] = instance
+    state.decode_instance[request] = instance
     state.status[request] = WAITING
-    blocked = (
-        state.head[instance] != NOBODY
-    )  # whoever waits already will be asked first, and needs no second request_step
+    blocked = state.head[instance] != NONE  # by a request that waits already, whose turn comes first
     push_back(state, instance, request)
     if not blocked or state.planned[instance] == 0:
         request_step(state, instance, moment)
 
 
 @compiled
-def reroute(state: State, request: int, moment: float) -> None:
-    """Send a request that lost its instance to the least loaded of the others."""
-    enter(state, request, least_loaded(state, state.prompt[request], moment), moment)
+def dispatch_again(state: State, request: int, moment: float) -> None:
+    """Dispatch a request that lost its instance to the least loaded of the others."""
+    enqueue(state, request, least_loaded(state, state.prompt[request], moment), moment)
 
 
 @compiled
 def rows_at(state: State, instance: int) -> int:
-    """Return how many requests run at an instance, come to it or wait there."""
+    """Return how many requests run at an instance, are on their way to it or wait there."""
     coming = state.prefilling[instance] + state.ready_count[instance] + state.arriving_count[instance]
     return int(state.batch[instance] + coming + state.waiting_count[instance])
 
@@ -160,12 +153,12 @@ def refresh(state: State, instance: int, moment: float) -> None:
     step = state.step[instance] + done
     for at in range(batch):
         request = state.slot_request[instance, at]
-        see(state, request, state.output[request] - (state.slot_finish[instance, at] - step))
-        free = state.moving[request] == 0 and state.target[request] == NOBODY
+        note_progress(state, request, state.output[request] - (state.slot_finish[instance, at] - step))
+        free = state.moving[request] == 0 and state.target[request] == NONE
         state.movable[request] = free and not np.isnan(state.first_token[request])
         state.row_request[instance, at] = request
-        remaining[at] = state.seen_remaining[request]
-        resident[at] = state.seen_tokens[request]
+        remaining[at] = state.observed_remaining[request]
+        resident[at] = state.observed_tokens[request]
     state.row_count[instance] = batch
     row = batch
     for index in range(state.prefilling[instance]):
@@ -175,14 +168,14 @@ def refresh(state: State, instance: int, moment: float) -> None:
     for index in range(state.arriving_count[instance]):
         row = _add(state, state.arriving_list[instance, index], row, resident, remaining)
     request = state.head[instance]
-    while request != NOBODY:
+    while request != NONE:
         row = _add(state, request, row, resident, remaining)
-        request = state.follow[request]
+        request = state.next_request[request]
     changes = np.empty(len(WEIGHTS))
-    survival_steps(WEIGHTS, changes)
+    survival_variance_steps(WEIGHTS, changes)
     here = slice(instance, instance + 1)
     promised = np.zeros(1, np.int64)  # to moves that are on their way here
-    promised[0] = state.promised[instance] * int(state.scalars[BLOCK_SIZE])
+    promised[0] = state.promised[instance] * state.parameters.block_size
     plain, count = np.empty((1, len(state.grid))), np.empty((1, len(state.grid)))
     forecast_rows(
         np.zeros(rows, np.int64),
@@ -193,7 +186,7 @@ def refresh(state: State, instance: int, moment: float) -> None:
         changes,
         _INTERVALS,
         state.grid,
-        int(state.scalars[BLOCK_SIZE]),
+        state.parameters.block_size,
         plain,
         state.expected[here],
         state.variance[here],
@@ -203,7 +196,7 @@ def refresh(state: State, instance: int, moment: float) -> None:
 
 @compiled
 def _add(state: State, request: int, row: int, resident: NDArray[np.int64], remaining: NDArray[np.float64]) -> int:
-    see(state, request, state.generated[request])
-    remaining[row] = state.seen_remaining[request]
-    resident[row] = state.seen_tokens[request]
+    note_progress(state, request, state.generated[request])
+    remaining[row] = state.observed_remaining[request]
+    resident[row] = state.observed_tokens[request]
     return row + 1

@@ -18,7 +18,7 @@ class ErrorModel:
     predicts
         False: rows carry no prediction at all.
     residual_life
-        Nothing is predicted, and every request is expected to go on as outputs did that ended lately.
+        Nothing is predicted, and every request is expected to go on as recent outputs did.
     mean_output
         Mean output length of the evaluation that `tokens` was measured in; None: `tokens` holds for every workload.
     """

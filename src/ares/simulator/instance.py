@@ -1,13 +1,13 @@
 """One decode instance: vLLM's continuous batching between two events.
 
-At the start of a step the instance drops what is done, takes in what has arrived, gives every decoding request the
-block that it needs (the newest gives way when none is left, to be recomputed, as vLLM v1 does), continues prompts in
-chunks, and admits the waiting in order. Between such steps nothing changes but lengths, so time is jumped over.
+At the start of a step the instance removes what is done, adds what has arrived, gives every decoding request the
+block that it needs (where none is left the newest is preempted, to be recomputed, as in vLLM v1), continues prompts in
+chunks, and admits the waiting in order. Between such steps nothing changes but lengths, so time advances in one jump.
 """
 
 import numpy as np
 
-from ares.policy.admission.state import SUSPENDED as OUTSIDE_SUSPENDED
+from ares.policy.admission.state import SUSPENDED as ADMISSION_SUSPENDED
 from ares.simulator.blocks import (
     blocks_for,
     enter_slot,
@@ -19,29 +19,18 @@ from ares.simulator.blocks import (
     tokens_at,
 )
 from ares.simulator.heaps import compiled, tree_set
-from ares.simulator.prediction import see
-from ares.simulator.preemption import preempt, serve_blocks, victim
+from ares.simulator.prediction import note_progress
+from ares.simulator.preemption import choose_victim, preempt, serve_blocks
 from ares.simulator.queues import note_finish, schedule_event, start_pull, take_first
 from ares.simulator.state import (
-    BLOCK_ERRORS,
-    BLOCK_SIZE,
-    BUDGET,
     DECODING,
     HANDOVER,
     HANDOVER_DONE,
-    MAX_BATCH,
-    MIGRATIONS_CANCELLED,
-    NOBODY,
-    OOM_EVENTS,
+    NONE,
     PER_PREFILL_CONTEXT_S,
     PER_PREFILL_S,
     RECOMPUTING,
-    SEQUENCE,
-    STALL_S,
     SUSPENDED,
-    SUSPENDED_COUNT,
-    SUSPENSIONS,
-    WATERMARK,
     State,
 )
 from ares.simulator.step_time import steps_by, steps_time
@@ -62,7 +51,7 @@ def advance_to(state: State, instance: int, moment: float) -> None:
 
 @compiled
 def replan(state: State, instance: int) -> None:
-    """After the free blocks of a settled instance changed: shorten its plan if they now run out earlier."""
+    """Shorten the plan of an instance, brought to now by `advance_to`, whose free blocks may now run out earlier."""
     if state.planned[instance] > 1:
         state.planned[instance] = min(state.planned[instance], steps_until_full(state, instance))
         tree_set(state.tree, instance, state.time[instance] + steps_time(state, instance, state.planned[instance]))
@@ -70,7 +59,7 @@ def replan(state: State, instance: int) -> None:
 
 @compiled
 def request_step(state: State, instance: int, moment: float) -> None:
-    """Make an instance look around at the next start of a step."""
+    """Let an instance schedule at the next start of a step: at once if it is idle."""
     if state.planned[instance] == 0:
         state.time[instance] = moment
         tree_set(state.tree, instance, moment)
@@ -82,23 +71,23 @@ def request_step(state: State, instance: int, moment: float) -> None:
 
 @compiled
 def release(state: State, request: int, moment: float) -> None:
-    """Give back what a cancelled move had reserved, exactly once."""
+    """Free what a cancelled move had reserved, exactly once."""
     target = state.target[request]
-    if target == NOBODY:
-        state.counters[BLOCK_ERRORS] += 1
+    if target == NONE:
+        state.current.block_errors += 1
         return
     advance_to(state, target, moment)
     state.free[target] += state.reserved[request]
     state.promised[target] -= state.reserved[request]
     state.reserved[request] = 0
-    state.target[request] = NOBODY
+    state.target[request] = NONE
     state.inbound_count[target] -= 1
-    state.counters[MIGRATIONS_CANCELLED] += 1
+    state.current.migrations_cancelled += 1
     request_step(state, target, moment)
 
 
 @compiled
-def wake(state: State, instance: int, moment: float) -> None:
+def start_step(state: State, instance: int, moment: float) -> None:
     """Run the start of the next step: everything that vLLM's scheduler does between two forward passes."""
     planned = state.planned[instance]
     if planned > 0:
@@ -108,15 +97,15 @@ def wake(state: State, instance: int, moment: float) -> None:
     state.time[instance] = moment
     state.planned[instance] = 0
     _finish_done(state, instance, moment)
-    _cut_leaving(state, instance, moment)
+    _release_leaving(state, instance, moment)
     _promote_prefilled(state, instance, moment)
     joined = _join_ready(state, instance) > 0
     oom = serve_blocks(state, instance)
-    budget = int(state.scalars[BUDGET]) - state.batch[instance]
+    budget = state.parameters.token_budget - state.batch[instance]
     budget, prompt_time = _continue_prompts(state, instance, budget)
     if not oom:
         prompt_time += _admit(state, instance, moment, budget)
-    retry = oom and state.head[instance] != NOBODY  # a step that preempts admits nobody; the next one may
+    retry = oom and state.head[instance] != NONE  # a step that preempts admits no request; the next one may
     _plan(state, instance, moment, joined, prompt_time, retry)
 
 
@@ -132,11 +121,11 @@ def _finish_done(state: State, instance: int, moment: float) -> None:
 
 
 @compiled
-def _cut_leaving(state: State, instance: int, moment: float) -> None:
+def _release_leaving(state: State, instance: int, moment: float) -> None:
     """Hand over the requests whose KV copy is complete."""
     for index in range(state.leaving_count[instance]):
         request = state.leaving_list[instance, index]
-        if state.target[request] == NOBODY:  # to be suspended, not moved
+        if state.target[request] == NONE:  # to be suspended, not moved
             if state.status[request] == DECODING and state.moving[request] == 2:
                 _suspend(state, instance, request, moment)
             continue
@@ -144,7 +133,7 @@ def _cut_leaving(state: State, instance: int, moment: float) -> None:
             state.moving[request] = 0
             leave_slot(state, instance, state.slot[request])
             state.status[request] = HANDOVER
-            schedule_event(state, moment + state.scalars[STALL_S], request, HANDOVER_DONE)
+            schedule_event(state, moment + state.parameters.stall_s, request, HANDOVER_DONE)
         else:
             release(state, request, moment)
     state.leaving_count[instance] = 0
@@ -160,19 +149,19 @@ def _suspend(state: State, instance: int, request: int, moment: float) -> None:
 @compiled
 def note_suspended(state: State, request: int, moment: float) -> None:
     """Record that a request was made to leave its instance, without its KV, and waits to be admitted again."""
-    state.counters[SUSPENSIONS] += 1
+    state.current.suspensions += 1
     state.status[request] = SUSPENDED
-    state.place[request] = NOBODY
-    state.outside[request] = OUTSIDE_SUSPENDED
-    state.waits_since[request] = moment
-    see(state, request, state.generated[request])
-    state.suspended_list[state.counters[SUSPENDED_COUNT]] = request
-    state.counters[SUSPENDED_COUNT] += 1
+    state.decode_instance[request] = NONE
+    state.admission_state[request] = ADMISSION_SUSPENDED
+    state.waiting_since[request] = moment
+    note_progress(state, request, state.generated[request])
+    state.suspended_list[state.current.suspended_count] = request
+    state.current.suspended_count += 1
 
 
 @compiled
 def _promote_prefilled(state: State, instance: int, moment: float) -> None:
-    """Let prompts whose last chunk ran, and so produced a token, go on decoding."""
+    """Start decoding prompts whose last chunk has run, which produced a token."""
     kept = 0
     for index in range(state.prefilling[instance]):
         request = state.prefilling_list[instance, index]
@@ -199,18 +188,18 @@ def _promote_prefilled(state: State, instance: int, moment: float) -> None:
 
 @compiled
 def _join_ready(state: State, instance: int) -> int:
-    """Take in the requests whose KV has arrived; return how many."""
+    """Add the requests whose KV has arrived to the batch; return how many."""
     count = state.ready_count[instance]
     for index in range(count):
         request = state.ready_list[instance, index]
         finish = state.step[instance] + state.output[request] - state.generated[request]
         need = blocks_for(state, tokens_at(state, request, finish, state.step[instance]) - 1)
-        # A move reserved blocks for an estimate of the length at its end: advance_to the difference.
+        # A move reserved blocks for an estimate of the length at its end: correct the difference.
         state.free[instance] += state.blocks[request] - need
         state.blocks[request] = 0
         state.status[request] = DECODING
-        state.sequence[request] = state.counters[SEQUENCE]
-        state.counters[SEQUENCE] += 1
+        state.sequence[request] = state.current.next_sequence
+        state.current.next_sequence += 1
         enter_slot(state, instance, request, finish)
     state.ready_count[instance] = 0
     return int(count)
@@ -218,14 +207,14 @@ def _join_ready(state: State, instance: int) -> int:
 
 @compiled
 def _chunk_time(state: State, instance: int, start: int, chunk: int) -> float:
-    law = state.law[instance]
-    return float(law[PER_PREFILL_S] * chunk + law[PER_PREFILL_CONTEXT_S] * chunk * (start + chunk / 2.0))
+    model = state.step_model[instance]
+    return float(model[PER_PREFILL_S] * chunk + model[PER_PREFILL_CONTEXT_S] * chunk * (start + chunk / 2.0))
 
 
 @compiled
 def _continue_prompts(state: State, instance: int, budget: int) -> tuple[int, float]:
     """Compute the next chunk of each prompt in progress; return the budget left and the time of the chunks."""
-    size = int(state.scalars[BLOCK_SIZE])
+    size = state.parameters.block_size
     time = 0.0
     index = 0
     while index < state.prefilling[instance] and budget > 0:
@@ -235,8 +224,8 @@ def _continue_prompts(state: State, instance: int, budget: int) -> tuple[int, fl
         need = blocks_for(state, start + chunk) - state.blocks[request]
         fits = True
         while need > state.free[instance]:
-            chosen = victim(state, instance)
-            state.counters[OOM_EVENTS] += 1
+            chosen = choose_victim(state, instance)
+            state.current.oom_events += 1
             if chosen < state.batch[instance]:
                 other = state.slot_request[instance, chosen]
                 if phase_of(state, other, state.slot_finish[instance, chosen]) == state.step[instance] % size:
@@ -262,18 +251,18 @@ def _continue_prompts(state: State, instance: int, budget: int) -> tuple[int, fl
 def _admit(state: State, instance: int, moment: float, budget: int) -> float:
     """Admit the waiting in order while slots, blocks and the token budget last; return the time of new chunks."""
     time = 0.0
-    while state.head[instance] != NOBODY:
+    while state.head[instance] != NONE:
         running = state.batch[instance] + state.prefilling[instance]
         arriving = state.inbound_count[instance] + state.ready_count[instance]
-        if running + arriving >= int(state.scalars[MAX_BATCH]):
+        if running + arriving >= state.parameters.max_batch:
             break
         request = state.head[instance]
-        spare = state.free[instance] - (int(state.scalars[WATERMARK]) if running + arriving > 0 else 0)
+        available = state.free[instance] - (state.parameters.watermark_blocks if running + arriving > 0 else 0)
         tokens = state.prompt[request] + state.generated[request]
         # The whole sequence must fit, not its first chunk alone: vLLM's scheduler_reserve_full_isl, on by default.
-        if blocks_for(state, tokens) > spare:
+        if blocks_for(state, tokens) > available:
             break
-        if state.prefill_place[request] != NOBODY:
+        if state.prefill_instance[request] != NONE:
             need = blocks_for(state, tokens - 1)
             take_first(state, instance)
             state.free[instance] -= need
@@ -290,8 +279,8 @@ def _admit(state: State, instance: int, moment: float, budget: int) -> float:
         state.blocks[request] = need
         state.status[request] = RECOMPUTING
         state.computed[request] = chunk
-        state.sequence[request] = state.counters[SEQUENCE]
-        state.counters[SEQUENCE] += 1
+        state.sequence[request] = state.current.next_sequence
+        state.current.next_sequence += 1
         state.prefilling_list[instance, state.prefilling[instance]] = request
         state.prefilling[instance] += 1
         budget -= chunk
@@ -317,7 +306,7 @@ def _plan(state: State, instance: int, moment: float, joined: bool, prompt_time:
     state.planned[instance] = steps
     one = moment + steps_time(state, instance, 1) + prompt_time
     tree_set(state.tree, instance, one if steps == 1 else moment + steps_time(state, instance, steps))
-    if joined:  # a preemption may have moved who joined to any slot
+    if joined:  # a preemption may have moved a joined request to any slot
         for at in range(batch):
             request = state.slot_request[instance, at]
             if np.isnan(state.first_token[request]):

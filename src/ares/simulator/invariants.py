@@ -1,13 +1,13 @@
-"""Checks of the numbered invariants on a finished run (see the design page for their wording)."""
+"""Checks of the numbered invariants on a finished run (worded in the design pages)."""
 
 import numpy as np
 
 from ares.simulator.cluster import Outcome
-from ares.simulator.state import BLOCK_ERRORS, FINISHED, NOBODY, SUSPENDED_COUNT
+from ares.simulator.state import FINISHED, NONE
 
 
 def violations(outcome: Outcome, prefill_tokens: int) -> list[str]:
-    """Return what a run broke, one line each; empty where all holds.
+    """Return the violations of a run, one line each; empty where there are none.
 
     Parameters
     ----------
@@ -27,15 +27,18 @@ def violations(outcome: Outcome, prefill_tokens: int) -> list[str]:
     check(bool(np.isfinite(state.finish).all()), "I1: a request has no end")
     check(bool((state.first_token > work.arrival_s).all()), "I1: a first token before its request")
     check(bool((state.finish >= state.first_token).all()), "I1: an end before the first token")
-    check(int(state.batch.sum() + state.prefilling.sum() + state.ready_count.sum()) == 0, "I2: an instance still owns")
-    check(int(state.counters[SUSPENDED_COUNT]) == 0, "I1: a request is still suspended")
-    check(bool((state.head == NOBODY).all()), "I1: a request still waits")
+    check(
+        int(state.batch.sum() + state.prefilling.sum() + state.ready_count.sum()) == 0,
+        "I2: a request still runs",
+    )
+    check(int(state.current.suspended_count) == 0, "I1: a request is still suspended")
+    check(bool((state.head == NONE).all()), "I1: a request still waits")
     check(int(np.abs(state.phase).sum()) == 0, "I5: the histogram of phases is not empty")
     check(bool((state.resident == 0).all()), f"I5: resident tokens are left: {state.resident}")
     check(bool((state.free == state.total_blocks).all()), f"I5: blocks lost or freed twice: {state.free}")
     check(bool((state.prefill_free == prefill_tokens).all()), "I5: prefill still pins KV, or freed it twice")
     check(int(state.reserved.sum()) == 0, "I5: a reservation was never freed")
     check(bool((state.promised == 0).all()), f"I5: reservations do not add up: {state.promised}")
-    check(int(state.counters[BLOCK_ERRORS]) == 0, "I5: a reservation was freed twice")
+    check(int(state.current.block_errors) == 0, "I5: a reservation was freed twice")
     check(bool((state.inbound_count == 0).all()), "I5: a transfer never ended")
     return found

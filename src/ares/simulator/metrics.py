@@ -1,4 +1,4 @@
-"""What a run is judged by: TTFT, TPOT, goodput, throughput, imbalance; and what load means."""
+"""Metrics of a run: TTFT, TPOT, goodput, throughput, imbalance; and the definition of load."""
 
 import platform
 import subprocess
@@ -25,15 +25,15 @@ def capacity_rps(work: Workload, decode: Sequence[Profile], prefill: Sequence[Pr
     its KV in use (or every slot, if those run out first) runs b = min(C o / v, slots) requests at once, each of which
     takes o steps. No static or dynamic policy can pass this rate for long; load 1.0 is this rate.
     """
-    output, volume = float(work.output_tokens.mean()), float(work.memory_time.mean())
-    resident = volume / output
+    output, memory_time = float(work.output_tokens.mean()), float(work.memory_time.mean())
+    resident = memory_time / output
     rate = 0.0
     for profile in decode:
         batch = min(profile.kv_tokens / resident, profile.max_num_seqs)
-        law = profile.step
-        step = law.base_s + law.per_request_s * batch + law.per_resident_token_s * batch * resident
+        model = profile.step
+        step = model.base_s + model.per_request_s * batch + model.per_resident_token_s * batch * resident
         if not prefill:  # the instance computes the prompts too
-            step += batch / output * law.per_prefill_token_s * float(work.prompt_tokens.mean())
+            step += batch / output * model.per_prefill_token_s * float(work.prompt_tokens.mean())
         rate += batch / (output * step)
     if prefill:
         prompt = work.prompt_tokens.astype(np.float64)
@@ -57,8 +57,8 @@ def slo_share_bound(work: Workload, load: float) -> float:
     """
     if load <= 1.0:
         return 1.0
-    volumes = np.cumsum(np.sort(work.memory_time))
-    return float(np.searchsorted(volumes, volumes[-1] / load, side="right") / len(work))
+    memory_times = np.cumsum(np.sort(work.memory_time))
+    return float(np.searchsorted(memory_times, memory_times[-1] / load, side="right") / len(work))
 
 
 def ttft_s(outcome: Outcome) -> FloatArray:

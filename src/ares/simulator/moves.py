@@ -1,26 +1,18 @@
-"""Migration: reserve at the target, copy while the source goes on, hand over, join. And what undoes each."""
+"""Migration: reserve at the target, copy while the source goes on, hand over, join; and how each is cancelled."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ares.simulator.blocks import blocks_for, tokens_at
-from ares.simulator.decisions import reroute
+from ares.simulator.decisions import dispatch_again
 from ares.simulator.heaps import compiled
 from ares.simulator.instance import advance_to, release, replan, request_step
-from ares.simulator.prediction import see
+from ares.simulator.prediction import note_progress
 from ares.simulator.queues import schedule_event, transfer_end
 from ares.simulator.state import (
     COPY_DONE,
     DECODING,
-    KV_BYTES,
-    LATENCY_S,
-    MAX_BATCH,
-    MIGRATED_BYTES,
-    MIGRATIONS,
-    NOBODY,
-    REFUSED,
-    STALL_S,
-    WATERMARK,
+    NONE,
     State,
 )
 from ares.simulator.step_time import steps_time
@@ -29,9 +21,9 @@ from ares.simulator.step_time import steps_time
 @compiled
 def begin_move(state: State, request: int, target: int, moment: float) -> bool:
     """Reserve blocks at the target and start the copy; False where the target cannot promise the room (I6)."""
-    source = state.place[request]
-    engaged = state.target[request] != NOBODY or state.moving[request] != 0
-    if state.status[request] != DECODING or engaged or source == target:
+    source = state.decode_instance[request]
+    busy = state.target[request] != NONE or state.moving[request] != 0
+    if state.status[request] != DECODING or busy or source == target:
         return False
     occupied = state.batch[target] + state.prefilling[target] + state.inbound_count[target] + state.ready_count[target]
     advance_to(state, source, moment)
@@ -39,11 +31,11 @@ def begin_move(state: State, request: int, target: int, moment: float) -> bool:
     tokens = tokens_at(state, request, state.slot_finish[source, state.slot[request]], state.step[source])
     end = transfer_end(state, state.egress_free[source], state.ingress_free[target], tokens, moment)
     step = max(steps_time(state, source, 1), 1e-4)
-    growth = int((end + state.scalars[LATENCY_S] + state.scalars[STALL_S] - moment) / step) + 4
+    growth = int((end + state.parameters.latency_s + state.parameters.stall_s - moment) / step) + 4
     need = blocks_for(state, tokens + growth)
-    refused = need > state.free[target] - int(state.scalars[WATERMARK])
-    if refused or state.closed[target] != 0 or occupied >= int(state.scalars[MAX_BATCH]):
-        state.counters[REFUSED] += 1
+    refused = need > state.free[target] - state.parameters.watermark_blocks
+    if refused or state.closed[target] != 0 or occupied >= state.parameters.max_batch:
+        state.current.migrations_refused += 1
         return False
     state.free[target] -= need
     replan(state, target)
@@ -55,16 +47,16 @@ def begin_move(state: State, request: int, target: int, moment: float) -> bool:
     state.last_move[request] = moment
     state.egress_free[source] = end
     state.ingress_free[target] = end
-    state.counters[MIGRATED_BYTES] += int(tokens * state.scalars[KV_BYTES])
-    schedule_event(state, end + state.scalars[LATENCY_S], request, COPY_DONE)
+    state.current.migrated_bytes += int(tokens * state.parameters.kv_bytes_per_token)
+    schedule_event(state, end + state.parameters.latency_s, request, COPY_DONE)
     return True
 
 
 @compiled
-def copy_done(state: State, request: int, moment: float) -> None:
-    """Cut the request at the source's next step, or free the reservation where it is gone meanwhile (I5)."""
+def finish_copy(state: State, request: int, moment: float) -> None:
+    """Stop the request at the source's next step, or free the reservation where it is gone meanwhile (I5)."""
     if state.moving[request] == 1 and state.status[request] == DECODING:
-        source = state.place[request]
+        source = state.decode_instance[request]
         state.leaving_list[source, state.leaving_count[source]] = request
         state.leaving_count[source] += 1
         request_step(state, source, moment)
@@ -73,11 +65,11 @@ def copy_done(state: State, request: int, moment: float) -> None:
 
 
 @compiled
-def handover_done(state: State, request: int, moment: float) -> None:
+def finish_handover(state: State, request: int, moment: float) -> None:
     """Let the target own the request from its next step on."""
     target = state.target[request]
-    state.place[request] = target
-    state.target[request] = NOBODY
+    state.decode_instance[request] = target
+    state.target[request] = NONE
     blocks = state.reserved[request]
     state.reserved[request] = 0
     state.promised[target] -= blocks
@@ -85,18 +77,18 @@ def handover_done(state: State, request: int, moment: float) -> None:
     if state.closed[target] != 0:  # failed meanwhile: resume elsewhere from the tokens
         state.free[target] += blocks
         state.computed[request] = 0
-        reroute(state, request, moment)
+        dispatch_again(state, request, moment)
         return
     state.blocks[request] = blocks
     state.ready_list[target, state.ready_count[target]] = request
     state.ready_count[target] += 1
     state.moved[request] += 1
-    state.counters[MIGRATIONS] += 1
+    state.current.migrations += 1
     request_step(state, target, moment)
 
 
 @compiled
-def observe(
+def write_rows(
     state: State,
     moment: float,
     cooldown: float,
@@ -109,7 +101,7 @@ def observe(
 ) -> int:
     """Write one row for each request at a decode instance, as telemetry would; return the number of rows.
 
-    First those that decode, then those that come there or wait there, which cannot be moved. `remaining` has one column
+    First those that decode, then those on their way or waiting there, which cannot be moved. `remaining` has one column
     for each quantile, or the truth in all of them for the oracle.
     """
     rows = 0
@@ -119,8 +111,8 @@ def observe(
         for at in range(state.batch[instance]):
             request = state.slot_request[instance, at]
             left = state.slot_finish[instance, at] - step
-            see(state, request, state.output[request] - left)
-            free = state.target[request] == NOBODY and state.moving[request] == 0
+            note_progress(state, request, state.output[request] - left)
+            free = state.target[request] == NONE and state.moving[request] == 0
             movable[rows] = free and moment - state.last_move[request] >= cooldown
             rows = _row(state, request, instance, rows, requests, location, resident, remaining, oracle)
     for instance in range(len(state.time)):
@@ -135,9 +127,9 @@ def observe(
             request = state.arriving_list[instance, index]
             rows = _row(state, request, instance, rows, requests, location, resident, remaining, oracle)
         request = state.head[instance]
-        while request != NOBODY:
+        while request != NONE:
             rows = _row(state, request, instance, rows, requests, location, resident, remaining, oracle)
-            request = state.follow[request]
+            request = state.next_request[request]
         movable[decoding:rows] = False
     return rows
 
@@ -157,10 +149,10 @@ def _row(
     requests[row] = request
     location[row] = instance
     if state.status[request] != DECODING:
-        see(state, request, state.generated[request])
-    resident[row] = state.seen_tokens[request]
+        note_progress(state, request, state.generated[request])
+    resident[row] = state.observed_tokens[request]
     if oracle:
-        remaining[row, :] = state.output[request] - state.seen_generated[request]
+        remaining[row, :] = state.output[request] - state.observed_generated[request]
     else:
-        remaining[row] = state.seen_remaining[request]
+        remaining[row] = state.observed_remaining[request]
     return row + 1

@@ -10,25 +10,13 @@ from ares.policy.admission.order import memory_time as _memory_time
 from ares.policy.forecast import quantile_weights
 from ares.simulator.heaps import compiled
 from ares.simulator.state import (
-    ENDED_BEFORE,
-    FINISHED_COUNT,
-    FIRST_COME,
-    HAS_PREDICTION,
-    LONGEST,
-    QUEUE_SIZE,
-    RESIDUAL_LIFE,
-    SEED,
-    SIGMA_END,
-    SIGMA_START,
-    SIGMA_TOKENS,
-    SUSPENDED_COUNT,
     State,
 )
 
 LEVELS = (0.1, 0.5, 0.9)
 """Levels of the quantiles that the simulated predictor gives."""
 WEIGHTS = quantile_weights(LEVELS)
-"""And the probability that each stands for."""
+"""The probability that each quantile stands for."""
 
 memory_time = compiled(_memory_time)
 expect = compiled(residual_life.expect)
@@ -60,7 +48,7 @@ def _normal(seed: int, request: int, epoch: int) -> float:
 @compiled
 def _ended(state: State) -> int:
     """Return how many outputs have ended, those before the run included."""
-    return int(state.scalars[ENDED_BEFORE] + state.counters[FINISHED_COUNT])
+    return int(state.parameters.ended_before + state.current.finished)
 
 
 @compiled
@@ -71,22 +59,22 @@ def predict(state: State, request: int, generated: int, quantiles: NDArray[np.fl
     512 tokens; sigma changes exponentially with the tokens generated so far. Residual life looks at no truth, but at
     the outputs that have ended.
     """
-    if state.scalars[HAS_PREDICTION] == 0.0:
+    if not state.parameters.has_predictions:
         quantiles[:] = np.nan
         return
-    most = state.scalars[LONGEST] - generated  # max_tokens is known to every gateway
-    if state.scalars[RESIDUAL_LIFE] > 0.0:
-        expect(state.ended_sorted, _ended(state), generated, LEVELS, quantiles)
+    most = state.parameters.longest_output - generated  # max_tokens is known to every gateway
+    if state.parameters.residual_life:
+        expect(state.sorted_outputs, _ended(state), generated, LEVELS, quantiles)
         for index in range(len(quantiles)):
             quantiles[index] = min(max(quantiles[index], 1.0), most)
         return
     true = float(state.output[request] - generated)
-    start, end = state.scalars[SIGMA_START], state.scalars[SIGMA_END]
+    start, end = state.parameters.sigma_start, state.parameters.sigma_end
     if start <= 0.0 and end <= 0.0:
         quantiles[:] = true
         return
-    sigma = end + (start - end) * math.exp(-generated / state.scalars[SIGMA_TOKENS])
-    seed = int(state.scalars[SEED])
+    sigma = end + (start - end) * math.exp(-generated / state.parameters.sigma_tokens)
+    seed = state.parameters.seed
     epoch = 1 + generated // _EPOCH
     if state.error_epoch[request] != epoch:
         if state.error_epoch[request] == 0:
@@ -100,40 +88,40 @@ def predict(state: State, request: int, generated: int, quantiles: NDArray[np.fl
 
 
 @compiled
-def see(state: State, request: int, generated: int) -> None:
-    """Note what telemetry says of a request that has generated so many tokens."""
-    state.seen_tokens[request] = state.prompt[request] + generated
-    state.seen_generated[request] = generated
-    predict(state, request, generated, state.seen_remaining[request])
+def note_progress(state: State, request: int, generated: int) -> None:
+    """Record what telemetry reports of a request that has generated `generated` tokens."""
+    state.observed_tokens[request] = state.prompt[request] + generated
+    state.observed_generated[request] = generated
+    predict(state, request, generated, state.observed_remaining[request])
 
 
 @compiled
-def weigh(state: State, request: int) -> None:
-    """Set who goes first and who is preempted first, from what is expected of a request that waits for decode."""
-    if state.scalars[HAS_PREDICTION] > 0.0:
-        key = memory_time(float(state.seen_tokens[request]), state.seen_remaining[request, 1])
-        state.eviction_key[request] = key
+def set_queue_keys(state: State, request: int) -> None:
+    """Set a request's keys for admission order and preemption, from its predicted length."""
+    if state.parameters.has_predictions:
+        key = memory_time(float(state.observed_tokens[request]), state.observed_remaining[request, 1])
+        state.preemption_key[request] = key
         state.queue_key[request] = key
-    if state.scalars[FIRST_COME] > 0.0:
+    if state.parameters.first_come_first_served:
         state.queue_key[request] = state.arrival[request]
 
 
 @compiled
-def learn(state: State, request: int) -> None:
-    """Take the length of an output that ends now into the history, before it is counted as finished."""
-    if state.scalars[RESIDUAL_LIFE] > 0.0:
-        remember(state.ended_lately, state.ended_sorted, _ended(state), state.output[request])
+def record_length(state: State, request: int) -> None:
+    """Add the length of an output that ends now to the history, before it is counted as finished."""
+    if state.parameters.residual_life:
+        remember(state.recent_outputs, state.sorted_outputs, _ended(state), state.output[request])
 
 
 @compiled
-def expect_anew(state: State) -> None:
-    """Look again at those outside decode, as a gateway does when an output has ended.
+def refresh_expectations(state: State) -> None:
+    """Update the expected lengths of requests outside decode, as a gateway does when an output has ended.
 
-    None of those that wait has generated anything, so the same is expected of all, and their order stays.
+    None of the waiting ones has generated anything, so the expectation is the same for all, and their order stays.
     """
-    if state.scalars[RESIDUAL_LIFE] > 0.0:
-        for index in range(state.counters[QUEUE_SIZE]):
-            see(state, state.order[index], state.generated[state.order[index]])
-            weigh(state, state.order[index])
-        for index in range(state.counters[SUSPENDED_COUNT]):
-            see(state, state.suspended_list[index], state.generated[state.suspended_list[index]])
+    if state.parameters.residual_life:
+        for index in range(state.current.queue_size):
+            note_progress(state, state.order[index], state.generated[state.order[index]])
+            set_queue_keys(state, state.order[index])
+        for index in range(state.current.suspended_count):
+            note_progress(state, state.suspended_list[index], state.generated[state.suspended_list[index]])

@@ -1,4 +1,4 @@
-"""Running out of blocks: who gives way, and what that frees."""
+"""Running out of blocks: which request is preempted, and what that frees."""
 
 import numpy as np
 
@@ -6,26 +6,22 @@ from ares.simulator.blocks import leave_slot
 from ares.simulator.heaps import compiled
 from ares.simulator.queues import push_front
 from ares.simulator.state import (
-    BLOCK_SIZE,
-    EVICT_BY_VOLUME,
-    NOBODY,
-    OOM_EVENTS,
-    PREEMPTIONS,
+    NONE,
     WAITING,
     State,
 )
 
 
 @compiled
-def victim(state: State, instance: int) -> int:
-    """Return who gives way: the newest, or the largest eviction key. Slots first, prompts from `batch` on."""
+def choose_victim(state: State, instance: int) -> int:
+    """Return which is preempted: the newest, or the largest preemption key; slots first, prompts from `batch` on."""
     batch = state.batch[instance]
-    chosen = NOBODY
+    chosen = NONE
     best = -np.inf
-    by_volume = state.scalars[EVICT_BY_VOLUME] > 0.0
+    preempts_largest = state.parameters.preempts_largest
     for at in range(batch + state.prefilling[instance]):
         request = state.slot_request[instance, at] if at < batch else state.prefilling_list[instance, at - batch]
-        key = state.eviction_key[request] if by_volume else float(state.sequence[request])
+        key = state.preemption_key[request] if preempts_largest else float(state.sequence[request])
         if key > best:
             best = key
             chosen = at
@@ -49,7 +45,7 @@ def preempt(state: State, instance: int, at: int) -> int:
     state.blocks[request] = 0
     state.computed[request] = 0
     state.preempted[request] += 1
-    state.counters[PREEMPTIONS] += 1
+    state.current.preemptions += 1
     state.status[request] = WAITING
     push_front(state, instance, request)
     return int(request)
@@ -58,15 +54,15 @@ def preempt(state: State, instance: int, at: int) -> int:
 @compiled
 def serve_blocks(state: State, instance: int) -> bool:
     """Give each decoding request the block that this step needs, preempting while there are too few."""
-    residue = state.step[instance] % int(state.scalars[BLOCK_SIZE])
+    residue = state.step[instance] % state.parameters.block_size
     oom = False
     while state.phase[instance, residue] > state.free[instance]:
-        chosen = victim(state, instance)
-        if chosen == NOBODY:
+        chosen = choose_victim(state, instance)
+        if chosen == NONE:
             break
         oom = True
         preempt(state, instance, chosen)
     if oom:
-        state.counters[OOM_EVENTS] += 1
+        state.current.oom_events += 1
     state.free[instance] -= state.phase[instance, residue]
     return oom

@@ -77,7 +77,7 @@ class Profile(BaseModel):
     bandwidth_bytes_s: float = Field(default=1.25e10, gt=0)
     """KV transfer between two instances."""
     latency_s: float = Field(default=0.005, ge=0)
-    """Of each transfer, beside its bytes."""
+    """Of each transfer, besides its bytes."""
     stall_s: float = Field(default=0.05, ge=0)
     """Pause of a migrated request between its last token at the source and its first step at the target."""
     weight_bytes: float = Field(default=0.0, ge=0)

@@ -1,21 +1,16 @@
 """Waiting queues and the links that KV travels on.
 
 A transfer takes latency + bytes / bandwidth and holds the sender's outgoing and the receiver's incoming link while
-it runs; transfers over one link follow each other in the order in which they were asked for.
+it runs; transfers over one link follow each other in the order in which they were requested.
 """
 
 from ares.simulator.heaps import compiled, heap_push
-from ares.simulator.prediction import expect_anew, learn
+from ares.simulator.prediction import record_length, refresh_expectations
 from ares.simulator.state import (
-    BANDWIDTH,
     FINISHED,
-    FINISHED_COUNT,
-    HEAP_SIZE,
     INBOUND,
     KINDS,
-    KV_BYTES,
-    LATENCY_S,
-    NOBODY,
+    NONE,
     PULL_DONE,
     State,
 )
@@ -24,18 +19,18 @@ from ares.simulator.state import (
 @compiled
 def schedule_event(state: State, moment: float, request: int, kind: int) -> None:
     """Put an event of a request on the heap."""
-    size = state.counters[HEAP_SIZE]
-    state.counters[HEAP_SIZE] = heap_push(state.heap_keys, state.heap_items, size, moment, request * KINDS + kind)
+    size = state.current.heap_size
+    state.current.heap_size = heap_push(state.heap_keys, state.heap_items, size, moment, request * KINDS + kind)
 
 
 @compiled
 def push_back(state: State, instance: int, request: int) -> None:
     """Queue a request behind the waiting of an instance."""
-    state.follow[request] = NOBODY
-    if state.head[instance] == NOBODY:
+    state.next_request[request] = NONE
+    if state.head[instance] == NONE:
         state.head[instance] = request
     else:
-        state.follow[state.tail[instance]] = request
+        state.next_request[state.tail[instance]] = request
     state.tail[instance] = request
     state.waiting_count[instance] += 1
     state.waiting_tokens[instance] += state.prompt[request] + state.generated[request]
@@ -44,8 +39,8 @@ def push_back(state: State, instance: int, request: int) -> None:
 @compiled
 def push_front(state: State, instance: int, request: int) -> None:
     """Queue a preempted request before the waiting of an instance."""
-    state.follow[request] = state.head[instance]
-    if state.head[instance] == NOBODY:
+    state.next_request[request] = state.head[instance]
+    if state.head[instance] == NONE:
         state.tail[instance] = request
     state.head[instance] = request
     state.waiting_count[instance] += 1
@@ -54,30 +49,30 @@ def push_front(state: State, instance: int, request: int) -> None:
 
 @compiled
 def take_first(state: State, instance: int) -> int:
-    """Take the first of the waiting."""
+    """Remove and return the first of the waiting."""
     request = state.head[instance]
-    state.head[instance] = state.follow[request]
-    if state.head[instance] == NOBODY:
-        state.tail[instance] = NOBODY
-    state.follow[request] = NOBODY
+    state.head[instance] = state.next_request[request]
+    if state.head[instance] == NONE:
+        state.tail[instance] = NONE
+    state.next_request[request] = NONE
     state.waiting_count[instance] -= 1
     state.waiting_tokens[instance] -= state.prompt[request] + state.generated[request]
     return int(request)
 
 
 @compiled
-def take_out(state: State, instance: int, request: int) -> None:
-    """Take one of the waiting out, wherever it stands."""
-    before, at = NOBODY, state.head[instance]
+def remove(state: State, instance: int, request: int) -> None:
+    """Remove one of the waiting, wherever it is in the queue."""
+    before, at = NONE, state.head[instance]
     while at != request:
-        before, at = at, state.follow[at]
-    if before == NOBODY:
+        before, at = at, state.next_request[at]
+    if before == NONE:
         take_first(state, instance)
         return
-    state.follow[before] = state.follow[request]
+    state.next_request[before] = state.next_request[request]
     if state.tail[instance] == request:
         state.tail[instance] = before
-    state.follow[request] = NOBODY
+    state.next_request[request] = NONE
     state.waiting_count[instance] -= 1
     state.waiting_tokens[instance] -= state.prompt[request] + state.generated[request]
 
@@ -86,13 +81,13 @@ def take_out(state: State, instance: int, request: int) -> None:
 def transfer_end(state: State, sender_free: float, receiver_free: float, tokens: int, moment: float) -> float:
     """Return when a transfer of the KV of `tokens` tokens leaves both links."""
     start = max(moment, sender_free, receiver_free)
-    return float(start + tokens * state.scalars[KV_BYTES] / state.scalars[BANDWIDTH])
+    return float(start + tokens * state.parameters.kv_bytes_per_token / state.parameters.bandwidth_bytes_s)
 
 
 @compiled
 def start_pull(state: State, instance: int, request: int, moment: float) -> None:
     """Pull the KV of a prefilled request; its blocks are taken."""
-    prefill = state.prefill_place[request]
+    prefill = state.prefill_instance[request]
     tokens = state.prompt[request] + state.generated[request]
     sender_free = state.prefill_egress_free[prefill]
     end = transfer_end(state, sender_free, state.ingress_free[instance], tokens, moment)
@@ -102,7 +97,7 @@ def start_pull(state: State, instance: int, request: int, moment: float) -> None
     state.inbound_count[instance] += 1
     state.arriving_list[instance, state.arriving_count[instance]] = request
     state.arriving_count[instance] += 1
-    schedule_event(state, end + state.scalars[LATENCY_S], request, PULL_DONE)
+    schedule_event(state, end + state.parameters.latency_s, request, PULL_DONE)
 
 
 @compiled
@@ -111,6 +106,6 @@ def note_finish(state: State, request: int, moment: float) -> None:
     state.status[request] = FINISHED
     state.finish[request] = moment
     state.moving[request] = 0
-    learn(state, request)
-    state.counters[FINISHED_COUNT] += 1
-    expect_anew(state)
+    record_length(state, request)
+    state.current.finished += 1
+    refresh_expectations(state)

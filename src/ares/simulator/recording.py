@@ -1,4 +1,4 @@
-"""Recordings of real vLLM runs: who arrived when, and when each first and last token came."""
+"""Recordings of real vLLM runs: arrivals, and the times of each first and last token."""
 
 import json
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Recording:
 
 
 def chosen(count: int, part: str) -> NDArray[np.bool_]:
-    """Tell which requests belong to a part."""
+    """Return which requests belong to a part."""
     index = np.arange(count)
     parts: dict[str, NDArray[np.bool_]] = {
         "all": index >= 0,

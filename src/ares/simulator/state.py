@@ -1,7 +1,7 @@
 """The whole state of a simulated cluster as flat arrays, and what one array means.
 
 R requests, D decode instances, P prefill instances, B slots a decode instance, Q quantiles. Compiled functions take a
-State as one pointer (pointer.py); nothing else holds state, so a run is a function of its inputs and seed.
+State as one pointer (numba_state.py); nothing else holds state, so a run is a function of its inputs and seed.
 """
 
 from collections.abc import Iterator
@@ -19,37 +19,81 @@ F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
 
 # Status of a request.
-ARRIVING, PREFILL, HELD, WAITING, INBOUND, DECODING, RECOMPUTING, HANDOVER, FINISHED, SUSPENDED = range(10)
-
-# Counters.
-FINISHED_COUNT, PREEMPTIONS, OOM_EVENTS, MIGRATIONS, MIGRATED_BYTES, MIGRATIONS_CANCELLED, NEXT_ARRIVAL, SEQUENCE = (
-    range(8)
+ARRIVING, PREFILL, WAITING_FOR_ADMISSION, WAITING, INBOUND, DECODING, RECOMPUTING, HANDOVER, FINISHED, SUSPENDED = (
+    range(10)
 )
-(
-    HEAP_SIZE,
-    QUEUE_SIZE,
-    AGE_HEAD,
-    AGE_TAIL,
-    ROBIN,
-    BLOCK_ERRORS,
-    REFUSED,
-    EVENTS,
-    SUSPENDED_COUNT,
-    SUSPENSIONS,
-    CHANGES,
-) = range(8, 19)
-COUNTERS = 19
 
-# Columns of `law`, one row an instance.
+# Columns of `step_model`, one row per instance.
 BASE_S, PER_REQUEST_S, PER_RESIDENT_S, PER_PREFILL_S, PER_PREFILL_CONTEXT_S = range(5)
 
 # Kinds of transfer on the event heap: item = request * KINDS + kind.
 PULL_DONE, COPY_DONE, HANDOVER_DONE, KINDS = range(4)
 
-# Values of HOLD: dispatch at once, hold for the policy's compiled loop, or for what the policy says in Python.
-AT_ONCE, BY_LOOP, BY_ASKING = range(3)
+# Values of `admission_mode`: dispatch at once, wait for the policy's compiled loop, or for a policy called in Python.
+IMMEDIATE, BY_COMPILED_LOOP, BY_PYTHON_POLICY = range(3)
 
-NOBODY = -1
+NONE = -1
+
+
+# What every event reads and nothing changes, one record (build in cluster.py); flags are 0 or 1.
+PARAMETERS = np.dtype(
+    [
+        ("block_size", np.int64),
+        ("token_budget", np.int64),  # of one step: max_num_batched_tokens
+        ("max_batch", np.int64),
+        ("watermark_blocks", np.int64),
+        ("kv_bytes_per_token", np.int64),
+        ("bandwidth_bytes_s", np.float64),
+        ("latency_s", np.float64),
+        ("stall_s", np.float64),
+        ("dispatch_rule", np.int64),  # as in policy/dispatch/base.py
+        ("admission_mode", np.int64),
+        ("preempts_largest", np.int64),
+        ("first_come_first_served", np.int64),
+        ("seed", np.int64),  # of the errors of predictions
+        ("sigma_start", np.float64),
+        ("sigma_end", np.float64),
+        ("sigma_tokens", np.float64),
+        ("has_predictions", np.int64),
+        ("residual_life", np.int64),
+        ("longest_output", np.int64),
+        ("ended_before", np.int64),  # outputs that had ended when the run began
+        ("prefill_resumes", np.int64),  # suspended requests resume on a prefill instance
+        ("first_at_prefill", np.int64),  # the client gets the first token from prefill
+    ],
+    align=True,
+)
+# What changes and belongs to no request or instance, one record.
+CURRENT = np.dtype(
+    [
+        ("now_s", np.float64),
+        ("events", np.int64),
+        ("finished", np.int64),
+        ("preemptions", np.int64),
+        ("oom_events", np.int64),
+        ("migrations", np.int64),
+        ("migrated_bytes", np.int64),
+        ("migrations_cancelled", np.int64),
+        ("migrations_refused", np.int64),
+        ("suspensions", np.int64),
+        ("block_errors", np.int64),
+        ("next_arrival", np.int64),
+        ("next_sequence", np.int64),
+        ("heap_size", np.int64),
+        ("queue_size", np.int64),
+        ("by_age_start", np.int64),
+        ("by_age_end", np.int64),
+        ("suspended_count", np.int64),
+        ("round_robin_cursor", np.int64),
+        ("changes_seen", np.int64),  # events that may have made room, up to the last call of the policy
+        ("age_credit", np.float64),
+        ("next_ttft_miss_s", np.float64),  # when the next waiting request misses its TTFT, at the earliest
+        ("call_policy_at_s", np.float64),  # when a policy in Python is to be called (python_policies.py), or infinite
+    ],
+    align=True,
+)
+
+KNOBS = np.dtype([(name, np.float64) for name in Knobs._fields], align=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,48 +105,48 @@ class State:
     prompt: I8
     output: I8
     status: I8
-    place: I8  # decode instance, NOBODY before dispatch
-    prefill_place: I8
+    decode_instance: I8  # NONE before dispatch
+    prefill_instance: I8
     generated: I8  # as of the last time the request left a decode slot
     computed: I8  # tokens computed so far while (re)computing a prompt on a decode instance
     slot: I8  # index into the slots of its instance while DECODING
     first_token: F8
     finish: F8
     blocks: I8  # KV blocks held while not in a slot (INBOUND, RECOMPUTING)
-    follow: I8  # next request in a linked list (waiting or prefill queue)
+    next_request: I8  # next request in a linked list (waiting or prefill queue)
     preempted: I8
     moved: I8
-    target: I8  # target of a move whose copy is in flight, NOBODY otherwise
-    moving: I8  # 1 while that copy is still wanted: neither preempted nor done since; 2 while it is to be suspended
+    target: I8  # target of a move whose copy is in flight, NONE otherwise
+    moving: I8  # 1 while that copy is still of use: neither preempted nor done since; 2 while it is to be suspended
     reserved: I8  # blocks reserved at `target`
     sequence: I8  # order of entering the running batch; the newest is preempted first
     last_move: F8
     suspended_list: I8
-    waits_since: F8  # arrival, or suspension
-    eviction_key: F8  # who is preempted first when blocks run out: the largest
-    queue_key: F8  # who is admitted first: the smallest
+    waiting_since: F8  # arrival, or suspension
+    preemption_key: F8  # the request with the largest is preempted first, where not the newest is
+    queue_key: F8  # the request with the smallest is admitted first
     rank: I8  # of its class: a smaller one is admitted before every larger one
-    missed: I8  # 1 once it has missed its first token while it waited
+    ttft_missed: I8  # 1 once it has missed its TTFT while it waited
     ttft: F8  # objectives, seconds
     tpot: F8
     gap: F8
 
-    # requests as admission saw them last: what the telemetry of a live engine would say, shape (R,) and (R, Q)
-    outside: I8  # as in policy/admission/state.py
+    # requests as admission saw them last: what a live engine's telemetry reports, shape (R,) and (R, Q)
+    admission_state: I8  # as in policy/admission/state.py
     movable: I8  # 1 where it may be suspended
-    seen_tokens: I8
-    seen_generated: I8
-    seen_remaining: F8
-    silent_since: F8  # when it left its slot, NaN while it decodes
+    observed_tokens: I8
+    observed_generated: I8
+    observed_remaining: F8
+    paused_since: F8  # when it left its slot, NaN while it decodes
     kv_since: F8  # when its prefill ended
-    longest_gap: F8  # seconds that its stream stood still at most
+    longest_gap: F8  # longest time between two tokens of its stream, seconds
     error_own: F8  # the part of a prediction's error that stays for life, once drawn
     error_fresh: F8  # and the part drawn anew in each epoch
     error_epoch: I8  # of `error_fresh`; 0: nothing drawn yet
 
     # outputs that have ended, as policy/residual_life.py keeps them, shape (REMEMBERED,)
-    ended_lately: I8
-    ended_sorted: I8
+    recent_outputs: I8
+    sorted_outputs: I8
 
     # decode instances, shape (D,)
     time: F8  # start of the step that runs now
@@ -123,13 +167,13 @@ class State:
     ready_count: I8
     ingress_free: F8  # when the link into the instance is free again
     egress_free: F8
-    law: F8  # (D, 5)
+    step_model: F8  # (D, 5)
 
     # decode slots, shape (D, B)
     slot_request: I8
     slot_finish: I8  # step index at whose start the request is done
     prefilling_list: I8
-    ready_list: I8  # requests whose KV has arrived and who join at the next step
+    ready_list: I8  # requests whose KV has arrived and that join at the next step
     arriving_list: I8  # requests whose KV is being pulled from prefill
     leaving_list: I8
     arriving_count: I8  # (D,)
@@ -151,19 +195,20 @@ class State:
     prefill_backlog: I8  # tokens queued and running
     prefill_free: I8  # tokens of KV
     prefill_egress_free: F8
-    prefill_law: F8  # (P, 5)
+    prefill_step_model: F8  # (P, 5)
 
     # events
     tree: F8  # tournament over D + P next times
     heap_keys: F8
     heap_items: I8
-    order: I8  # held requests in the order in which they are admitted (R,)
-    by_age: I8  # and in the order in which they came (R,)
-    counters: I8
-    scalars: F8  # see cluster.py
-    knobs: F8  # settings of admission, as policy/admission/state.py lists them
+    order: I8  # waiting requests in the order in which they are admitted (R,)
+    by_age: I8  # and in the order in which they arrived (R,)
+    # records, shape (1,) each; read by the properties of the same names without `_array`
+    current_array: NDArray[np.void]
+    parameters_array: NDArray[np.void]
+    knobs_array: NDArray[np.void]
 
-    # what compiled code reads instead of this object: WORDS words an array, its address and lengths
+    # what compiled code reads instead of this object: WORDS words per array, its address and lengths
     table: I8 = field(init=False)
     address: int = field(init=False)
 
@@ -171,12 +216,28 @@ class State:
         """Write the table; ValueError where an array is not 64-bit and C-contiguous."""
         table = np.zeros((len(NAMES), WORDS), np.int64)
         for row, (name, array) in zip(table, self.arrays(), strict=True):
-            if array.itemsize != 8 or not array.flags.c_contiguous or not array.flags.writeable:
+            wide = array.itemsize == 8 or array.dtype.names is not None
+            if not (wide and array.flags.c_contiguous and array.flags.writeable):
                 raise ValueError(f"{name}: must be a C-contiguous, writeable array of 64-bit numbers")
             row[0] = array.ctypes.data
             row[1 : 1 + array.ndim] = array.shape
         object.__setattr__(self, "table", table)
         object.__setattr__(self, "address", table.ctypes.data)
+
+    @property
+    def parameters(self) -> Any:
+        """The record of PARAMETERS."""
+        return self.parameters_array[0]
+
+    @property
+    def current(self) -> Any:
+        """The record of CURRENT."""
+        return self.current_array[0]
+
+    @property
+    def knobs(self) -> Any:
+        """Settings of admission, as `Knobs` in policy/admission/state.py."""
+        return self.knobs_array[0]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle by the arrays: addresses mean nothing elsewhere."""
@@ -188,40 +249,9 @@ class State:
             yield name, getattr(self, name)
 
 
+RECORDS = {"parameters": PARAMETERS, "current": CURRENT, "knobs": KNOBS}
 NAMES = tuple(entry.name for entry in fields(State) if entry.init)
 WORDS = 3
-
-
-# Columns of `scalars`.
-(
-    BLOCK_SIZE,
-    BUDGET,
-    MAX_BATCH,
-    WATERMARK,
-    KV_BYTES,
-    BANDWIDTH,
-    LATENCY_S,
-    STALL_S,
-    DISPATCH_RULE,
-    HOLD,
-    EVICT_BY_VOLUME,
-    FIRST_COME,
-    SEED,
-    SIGMA_START,
-    SIGMA_END,
-    SIGMA_TOKENS,
-    HAS_PREDICTION,
-    AGE_CREDIT,
-    NEXT_MISS_S,
-    NOW,
-    LONGEST,
-    PREFILL_RESUMES,
-    FIRST_AT_PREFILL,
-    RESIDUAL_LIFE,
-    ENDED_BEFORE,
-    ASK_AT,  # when a policy is to be asked in Python (asking.py); infinite: not before something happens
-    SCALARS,
-) = range(27)
 
 
 def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: int, quantiles: int = 3) -> State:
@@ -241,44 +271,44 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         prompt=ints(requests),
         output=ints(requests),
         status=ints(requests),
-        place=ints(requests, value=NOBODY),
-        prefill_place=ints(requests, value=NOBODY),
+        decode_instance=ints(requests, value=NONE),
+        prefill_instance=ints(requests, value=NONE),
         generated=ints(requests),
         computed=ints(requests),
-        slot=ints(requests, value=NOBODY),
+        slot=ints(requests, value=NONE),
         first_token=floats(requests, value=np.nan),
         finish=floats(requests, value=np.nan),
         blocks=ints(requests),
-        follow=ints(requests, value=NOBODY),
+        next_request=ints(requests, value=NONE),
         preempted=ints(requests),
         moved=ints(requests),
-        target=ints(requests, value=NOBODY),
+        target=ints(requests, value=NONE),
         moving=ints(requests),
         reserved=ints(requests),
         sequence=ints(requests),
         last_move=floats(requests, value=-np.inf),
         suspended_list=ints(requests),
-        waits_since=floats(requests),
-        eviction_key=floats(requests),
+        waiting_since=floats(requests),
+        preemption_key=floats(requests),
         queue_key=floats(requests),
         rank=ints(requests),
-        missed=ints(requests),
+        ttft_missed=ints(requests),
         ttft=floats(requests, value=np.inf),
         tpot=floats(requests, value=np.inf),
         gap=floats(requests, value=np.inf),
-        outside=ints(requests),
+        admission_state=ints(requests),
         movable=ints(requests),
-        seen_tokens=ints(requests),
-        seen_generated=ints(requests),
-        seen_remaining=floats(requests, quantiles),
-        silent_since=floats(requests, value=np.nan),
+        observed_tokens=ints(requests),
+        observed_generated=ints(requests),
+        observed_remaining=floats(requests, quantiles),
+        paused_since=floats(requests, value=np.nan),
         kv_since=floats(requests),
         longest_gap=floats(requests),
         error_own=floats(requests),
         error_fresh=floats(requests),
         error_epoch=ints(requests),
-        ended_lately=ints(REMEMBERED),
-        ended_sorted=ints(REMEMBERED),
+        recent_outputs=ints(REMEMBERED),
+        sorted_outputs=ints(REMEMBERED),
         time=floats(decode),
         step=ints(decode),
         planned=ints(decode),
@@ -287,8 +317,8 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         free=ints(decode),
         total_blocks=ints(decode),
         closed=ints(decode),
-        head=ints(decode, value=NOBODY),
-        tail=ints(decode, value=NOBODY),
+        head=ints(decode, value=NONE),
+        tail=ints(decode, value=NONE),
         waiting_count=ints(decode),
         waiting_tokens=ints(decode),
         inbound_count=ints(decode),
@@ -297,35 +327,35 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         ready_count=ints(decode),
         ingress_free=floats(decode),
         egress_free=floats(decode),
-        law=floats(decode, 5),
-        slot_request=ints(decode, slots, value=NOBODY),
+        step_model=floats(decode, 5),
+        slot_request=ints(decode, slots, value=NONE),
         slot_finish=ints(decode, slots),
-        prefilling_list=ints(decode, slots, value=NOBODY),
-        ready_list=ints(decode, slots, value=NOBODY),
-        leaving_list=ints(decode, slots, value=NOBODY),
+        prefilling_list=ints(decode, slots, value=NONE),
+        ready_list=ints(decode, slots, value=NONE),
+        leaving_list=ints(decode, slots, value=NONE),
         leaving_count=ints(decode),
-        arriving_list=ints(decode, slots, value=NOBODY),
+        arriving_list=ints(decode, slots, value=NONE),
         arriving_count=ints(decode),
         phase=ints(decode, block_size),
         expected=floats(decode, len(GRID)),
         variance=floats(decode, len(GRID)),
-        row_request=ints(decode, slots, value=NOBODY),
+        row_request=ints(decode, slots, value=NONE),
         row_count=ints(decode),
         grid=GRID.astype(np.float64),
         forecast_time=floats(decode, value=-np.inf),
-        prefill_head=ints(prefill, value=NOBODY),
-        prefill_tail=ints(prefill, value=NOBODY),
-        prefill_current=ints(prefill, value=NOBODY),
+        prefill_head=ints(prefill, value=NONE),
+        prefill_tail=ints(prefill, value=NONE),
+        prefill_current=ints(prefill, value=NONE),
         prefill_backlog=ints(prefill),
         prefill_free=ints(prefill),
         prefill_egress_free=floats(prefill),
-        prefill_law=floats(prefill, 5),
+        prefill_step_model=floats(prefill, 5),
         tree=floats(2 * leaves, value=np.inf),
         heap_keys=floats(requests + 1),
         heap_items=ints(requests + 1),
         order=ints(requests + 1),
         by_age=ints(requests + 1),
-        counters=ints(COUNTERS),
-        scalars=floats(SCALARS),
-        knobs=floats(len(Knobs._fields)),
+        current_array=np.zeros(1, CURRENT).view(np.recarray),
+        parameters_array=np.zeros(1, PARAMETERS).view(np.recarray),
+        knobs_array=np.zeros(1, KNOBS).view(np.recarray),
     )

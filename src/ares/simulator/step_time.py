@@ -1,4 +1,4 @@
-"""How long a decode step takes, and how far an instance gets in a time: closed forms, so nobody loops over tokens.
+"""How long a decode step takes, and how far an instance gets in a time: in closed form, without a loop over tokens.
 
 A step over b requests attending to N tokens takes base + per_request b + per_resident_token N. With the batch
 unchanged N grows by b a step, so k steps take k (base + per_request b + per_resident N) + per_resident b k (k - 1) / 2.
@@ -13,10 +13,10 @@ from ares.simulator.state import BASE_S, PER_REQUEST_S, PER_RESIDENT_S, State
 @compiled
 def steps_time(state: State, instance: int, steps: int) -> float:
     """Return the seconds that the next `steps` pure decode steps of an instance take."""
-    law = state.law[instance]
+    model = state.step_model[instance]
     batch = state.batch[instance]
-    first = law[BASE_S] + law[PER_REQUEST_S] * batch + law[PER_RESIDENT_S] * state.resident[instance]
-    return float(steps * first + law[PER_RESIDENT_S] * batch * (steps * (steps - 1) / 2.0))
+    first = model[BASE_S] + model[PER_REQUEST_S] * batch + model[PER_RESIDENT_S] * state.resident[instance]
+    return float(steps * first + model[PER_RESIDENT_S] * batch * (steps * (steps - 1) / 2.0))
 
 
 @compiled
@@ -34,10 +34,10 @@ def steps_by(state: State, instance: int, moment: float) -> int:
         ):
             done = 1
         return int(done)
-    law = state.law[instance]
+    model = state.step_model[instance]
     batch = state.batch[instance]
-    first = law[BASE_S] + law[PER_REQUEST_S] * batch + law[PER_RESIDENT_S] * state.resident[instance]
-    curve = law[PER_RESIDENT_S] * batch / 2.0
+    first = model[BASE_S] + model[PER_REQUEST_S] * batch + model[PER_RESIDENT_S] * state.resident[instance]
+    curve = model[PER_RESIDENT_S] * batch / 2.0
     # elapsed = first k + curve k (k - 1)
     linear = first - curve
     guess = (

@@ -50,7 +50,7 @@ class Format:
         """The columns that every record must have."""
         return self.arrival, self.prompt, self.output
 
-    def told(self, found: Iterable[str]) -> bool:
+    def matches(self, found: Iterable[str]) -> bool:
         """Whether a trace with these columns is of this format rather than of another with the same three."""
         return not self.told_by or not {key(name) for name in self.told_by}.isdisjoint(map(key, found))
 
@@ -109,7 +109,7 @@ def read_trace(path: Path, trace_format: str | None = None, time_unit: str | Non
     per_second = TIME_UNITS[time_unit or chosen.unit or "s"]
     rows: list[tuple[float, float, float]] = []
     seen: Counter[str] = Counter()
-    seen["bailian"] += name == "mooncake" and time_unit is None and FORMATS["bailian"].told(opened.columns)
+    seen["bailian"] += name == "mooncake" and time_unit is None and FORMATS["bailian"].matches(opened.columns)
     for number, record in opened.rows:
         where = f"{path}:{number}"
         if missing := [column for column in chosen.columns if record.get(key(column)) is None]:
@@ -142,7 +142,7 @@ def rate_warning(work: Workload) -> str | None:
 
 
 def _guess(path: Path, opened: Records) -> str:
-    possible = {name: known for name, known in FORMATS.items() if known.told(opened.columns)}
+    possible = {name: known for name, known in FORMATS.items() if known.matches(opened.columns)}
     name = min(possible, key=lambda one: len(possible[one].missing(opened.columns)))
     missing = possible[name].missing(opened.columns)
     if len(missing) == 1:
@@ -165,7 +165,7 @@ def _row(record: Record, chosen: Format, per_second: float, where: str) -> tuple
     if not all(map(math.isfinite, (arrival, prompt, output))) or prompt < 0 or output < 0:
         raise TraceError(f"{where}: negative or infinite value: {prompt:g} and {output:g} tokens at {arrival:g} s")
     if abs(arrival) > _LATEST_S or max(prompt, output) > _MOST_TOKENS:
-        raise TraceError(f"{where}: beyond all measure: {prompt:g} and {output:g} tokens at {arrival:g} s")
+        raise TraceError(f"{where}: too large: {prompt:g} and {output:g} tokens at {arrival:g} s")
     if prompt % 1 or output % 1:
         raise TraceError(f"{where}: not whole numbers of tokens: {prompt:g} and {output:g}")
     return arrival, prompt, output
@@ -178,7 +178,7 @@ def _number(value: Any) -> float:
 
 
 def _date(text: str) -> float:
-    """Seconds of an Azure time stamp: seven digits after the point, a zone or none."""
+    """Return the seconds of an Azure time stamp: seven digits after the point, a zone or none."""
     text = text.strip()
     head, dot, tail = text.partition(".")
     digits = len(tail) - len(tail.lstrip("0123456789"))
@@ -188,11 +188,11 @@ def _date(text: str) -> float:
 
 
 def _notes(path: Path, seen: Counter[str]) -> tuple[str, ...]:
-    said = {
+    texts = {
         "bailian": "chat_id and parent_chat_id are fields of Bailian's traces, whose times are seconds; its times are "
         "read as milliseconds (--format bailian, or --time-unit ms to be sure)",
         "without output": f"left out {seen['without output']} requests that generate nothing",
         "without prompt": f"{seen['without prompt']} empty prompts count as one token",
         "out of order": f"{seen['out of order']} requests arrive before the one above them; sorted by time",
     }
-    return tuple(f"{path.name}: {text}" for what, text in said.items() if seen[what])
+    return tuple(f"{path.name}: {text}" for what, text in texts.items() if seen[what])

@@ -21,7 +21,7 @@ class Workload:
     output_tokens
         Output length, at least 1.
     notes
-        What a reader of the file should tell the user, a sentence each.
+        Remarks about the file for the user, a sentence each.
     """
 
     name: str
@@ -54,9 +54,9 @@ class Workload:
         return Workload(self.name, self.arrival_s * factor, self.prompt_tokens, self.output_tokens)
 
     def repeated(self, count: int) -> "Workload":
-        """Return the first `count` requests of this workload played again and again, gap by gap."""
+        """Return `count` requests: this workload repeated as often as needed."""
         rounds = -(-count // len(self))
         lap = float(self.arrival_s[-1]) + (1.0 / self.rate if np.isfinite(self.rate) else 0.0)
-        arrival = np.concatenate([self.arrival_s + lap * turn for turn in range(rounds)])[:count]
+        arrival = np.concatenate([self.arrival_s + lap * repetition for repetition in range(rounds)])[:count]
         prompt, output = (np.tile(x, rounds)[:count] for x in (self.prompt_tokens, self.output_tokens))
         return Workload(self.name, arrival, prompt, output)

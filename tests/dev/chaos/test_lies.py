@@ -10,17 +10,19 @@ import pytest
 
 from ares.gateway.pool.instance import Instance
 from ares.gateway.records.decision_log import DecisionLog
-from ares.protocol import messages
+from ares.protocol import messages, rpc
 from ares_dev.chaos import gateway, lies
 from ares_dev.chaos.observe import Observer
 
 ROWS = [messages.Row("a/1/1", 300, 7, "running", (1.0, 2.0, 3.0)), messages.Row("a/2/1", 0, 0, "waiting")]
-LOAD = messages.Telemetry(5, 40, 1, 1, 2, 0.01, 100, 0, ROWS, held={"worker.leases": 2, "worker.remote_engines": 1})
+LOAD = messages.Telemetry(
+    5, 40, 1, 1, 2, 0.01, 100, 0, ROWS, resources={"worker.leases": 2, "worker.remote_engines": 1}
+)
 
 
 def told(liar: lies.TelemetryFaultInjector, load: messages.Event = LOAD) -> Any:
-    message = liar.told("decode-0", 128, messages.encode(load))
-    return messages.decode_event(message) if message is not None else None
+    message = liar.told("decode-0", 128, rpc.encode(load))
+    return rpc.decode_event(message) if message is not None else None
 
 
 def test_nothing_is_changed_but_on_command() -> None:
@@ -86,10 +88,10 @@ async def test_an_instance_hears_lies(monkeypatch: pytest.MonkeyPatch) -> None:
         instance.name = "decode-0"
         for lie, running in (("silent", None), ("empty", 0), ("absurd", 0)):
             liar.change("decode-0", b'{"telemetry":"%s"}' % lie.encode())
-            await instance._receive(messages.encode(LOAD), None)
+            await instance._receive(rpc.encode(LOAD), None)
             assert (instance.state.telemetry and instance.state.telemetry.running) == running
         liar.change("decode-0", b'{"telemetry":null}')
-        await instance._receive(messages.encode(LOAD), None)
+        await instance._receive(rpc.encode(LOAD), None)
         assert instance.state.telemetry == LOAD
 
 
@@ -98,7 +100,7 @@ def test_of_many_decisions_some_are_logged(tmp_path: Path, monkeypatch: pytest.M
     gateway.thin(3)
     log = DecisionLog(tmp_path / "log")
     for n in range(60):
-        log._write("moves", "ares", n=n, rescues=[], decided=[1] if n % 20 == 19 else [])
+        log._write("moves", "ares", n=n, oom_actions=[], decided=[1] if n % 20 == 19 else [])
     log.close()
     logged = [msgspec.json.decode(line) for line in (tmp_path / "log").read_bytes().splitlines()]
     assert sum(not one["decided"] for one in logged) == 57 / 3
@@ -108,7 +110,7 @@ def test_of_many_decisions_some_are_logged(tmp_path: Path, monkeypatch: pytest.M
 
 def test_decisions_fail_by_their_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(dispatches: int) -> list[bool]:
-        for name in ("dispatcher", "admission_policy", "rebalancer", "rescue"):
+        for name in ("dispatcher", "admission_policy", "rebalancer", "avoid_oom"):
             monkeypatch.setattr(gateway.controller, name, lambda *_: Mock())
         gateway.install(7, 0.5)
         names = vars(gateway.controller)
@@ -129,13 +131,13 @@ def test_decisions_fail_by_their_own_number(monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_a_real_engine_tells() -> None:
     observer = Observer("decode-0", "http://127.0.0.1:9", None)  # type: ignore[arg-type] # it asks nobody
     assert observer.counters() is None
-    observer.take(messages.encode(LOAD))
+    observer.take(rpc.encode(LOAD))
     heard = observer.counters()
     assert heard is not None
     assert heard["generating"] == ["a/1/1"]
     # What connects engines stays; what belongs to requests must not.
     assert heard["worker.leases"] == 2
     assert "worker.remote_engines" not in heard
-    observer.take(messages.encode(msgspec.structs.replace(LOAD, kv_blocks_used=-1)))
+    observer.take(rpc.encode(msgspec.structs.replace(LOAD, kv_blocks_used=-1)))
     (malformed,) = observer.malformed
     assert "kv_blocks_used" in malformed

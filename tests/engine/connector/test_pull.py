@@ -1,4 +1,4 @@
-"""The measured speed of pulls."""
+"""Which pulls are done within a step, and the measured speed of pulls."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -30,28 +30,28 @@ def policy() -> Any:
     return PullPolicy(config, cache, side)
 
 
-def test_speed_is_learned_from_pulls_that_tell_it() -> None:
+def test_the_speed_is_an_average_over_large_pulls() -> None:
     pulls = policy()
     assert pulls.token_bytes == 10
-    pulls.measure(None, within_step=False)
-    pulls.measure(stats((0.001, 1000), (0.0, MEGABYTE)), within_step=True)
+    pulls.record_speed(None, within_step=False)
+    pulls.record_speed(stats((0.001, 1000), (0.0, MEGABYTE)), within_step=True)
     assert pulls.bytes_per_s == 0
-    pulls.measure(stats((0.1, 10 * MEGABYTE)), within_step=False)
+    pulls.record_speed(stats((0.1, 10 * MEGABYTE)), within_step=False)
     assert pulls.bytes_per_s == pytest.approx(100 * MEGABYTE)
     # Timed within a step it is exact, and what is timed until a step ends counts no more.
-    pulls.measure(stats((0.01, 10 * MEGABYTE)), within_step=True)
-    pulls.measure(stats((10.0, 10 * MEGABYTE)), within_step=False)
+    pulls.record_speed(stats((0.01, 10 * MEGABYTE)), within_step=True)
+    pulls.record_speed(stats((10.0, 10 * MEGABYTE)), within_step=False)
     assert pulls.bytes_per_s == pytest.approx(1000 * MEGABYTE)
     for _ in range(50):
-        pulls.measure(stats((0.02, 10 * MEGABYTE)), within_step=True)
+        pulls.record_speed(stats((0.02, 10 * MEGABYTE)), within_step=True)
     assert pulls.bytes_per_s == pytest.approx(500 * MEGABYTE, rel=0.01)
 
 
-def test_kv_that_goes_ahead_holds_no_step_up() -> None:
+def test_a_precopy_is_never_pulled_within_a_step() -> None:
     pulls = policy()
     params = {"remote_engine_id": "peer", "remote_host": "h", "tp_size": 1}
     assert not pulls.within_step(params, 100)
-    pulls.learn(params, failed=False)
+    pulls.record(params, failed=False)
     assert pulls.within_step(params, 100)
     assert not pulls.within_step({**params, "ares_ahead": True}, 100)
     assert not pulls.within_step(params, 10_000_000)

@@ -1,4 +1,4 @@
-"""Restored requests: vLLM's own Request and sampler, without an engine."""
+"""Resumed output: vLLM's own Request and sampler, without an engine."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -16,20 +16,20 @@ def request(tokens: list[int], params: dict[str, Any], **sampling: Any) -> Any:
     return Request("r", tokens, SamplingParams(**arguments), None)
 
 
-def test_output_is_output_again() -> None:
-    from ares.engine.connector.resume_output import restore
+def test_the_end_of_the_prompt_becomes_output() -> None:
+    from ares.engine.connector.resume_output import resume_output
 
-    restored = request([1, 2, 3, 4, 5], {"ares_generated": 2, "ares_restore": True}, min_tokens=3)
-    assert restore(restored) == 2
-    assert restored.prompt_token_ids == [1, 2, 3]
-    assert list(restored.output_token_ids) == [4, 5]
-    assert list(restored.all_token_ids) == [1, 2, 3, 4, 5]
-    assert (restored.num_output_tokens, restored.num_tokens, restored.num_prompt_tokens) == (2, 5, 5)
-    assert restored.max_tokens == 12
-    assert restored.sampling_params.min_tokens == 5
-    assert restored.sampling_params.extra_args["kv_transfer_params"]["ares_output"] == [4, 5]
-    restored.append_output_token_ids(6)
-    assert list(restored.output_token_ids) == [4, 5, 6]
+    resumed = request([1, 2, 3, 4, 5], {"ares_generated": 2, "ares_restore": True}, min_tokens=3)
+    assert resume_output(resumed) == 2
+    assert resumed.prompt_token_ids == [1, 2, 3]
+    assert list(resumed.output_token_ids) == [4, 5]
+    assert list(resumed.all_token_ids) == [1, 2, 3, 4, 5]
+    assert (resumed.num_output_tokens, resumed.num_tokens, resumed.num_prompt_tokens) == (2, 5, 5)
+    assert resumed.max_tokens == 12
+    assert resumed.sampling_params.min_tokens == 5
+    assert resumed.sampling_params.extra_args["kv_transfer_params"]["ares_output"] == [4, 5]
+    resumed.append_output_token_ids(6)
+    assert list(resumed.output_token_ids) == [4, 5, 6]
 
 
 @pytest.mark.parametrize(
@@ -44,31 +44,31 @@ def test_output_is_output_again() -> None:
         {"ares_generated": "2", "ares_restore": True},
     ],
 )
-def test_what_does_not_fit_changes_nothing(params: dict[str, Any]) -> None:
-    from ares.engine.connector.resume_output import restore
+def test_parameters_that_do_not_fit_change_nothing(params: dict[str, Any]) -> None:
+    from ares.engine.connector.resume_output import resume_output
 
     left = request([1, 2, 3, 4, 5], params)
-    assert restore(left) == 0
+    assert resume_output(left) == 0
     assert left.prompt_token_ids == [1, 2, 3, 4, 5]
     assert left.num_output_tokens == 0
     assert left.max_tokens == 10
 
 
-def test_the_grammar_goes_on_where_the_output_ends() -> None:
-    from ares.engine.connector.resume_output import restore
+def test_the_grammar_continues_at_the_end_of_the_output() -> None:
+    from ares.engine.connector.resume_output import resume_output
 
     accepted: list[int] = []
-    restored = request([1, 2, 3], {"ares_generated": 2, "ares_restore": True})
-    restored.structured_output_request = SimpleNamespace(
+    resumed = request([1, 2, 3], {"ares_generated": 2, "ares_restore": True})
+    resumed.structured_output_request = SimpleNamespace(
         grammar=SimpleNamespace(accept_tokens=lambda _, tokens: bool(accepted.extend(tokens)) or True)
     )
-    assert restore(restored) == 2
+    assert resume_output(resumed) == 2
     assert accepted == [2, 3]
 
 
 @pytest.mark.parametrize("drawn", [0, 1, 2, 1000])
-def test_a_seeded_generator_stands_where_vllms_sampler_would_be(drawn: int) -> None:
-    """The sampler itself draws for so many tokens; from there on both draw the same."""
+def test_a_seeded_generator_has_the_position_of_vllms_sampler(drawn: int) -> None:
+    """After the sampler has drawn for so many tokens, both draw the same."""
     import torch
 
     from ares.engine.connector.resume_output import SeededGenerator
@@ -90,16 +90,17 @@ def test_a_seeded_generator_stands_where_vllms_sampler_would_be(drawn: int) -> N
     assert len(set(following)) > 1
     ours.seek(drawn)
     assert sample(ours) == following[0]
-    # A draw for a token that vLLM throws away is taken back.
+    # The draw for a token that vLLM discards is rewound.
     ours.set_offset(ours.get_offset() - 4)
     assert sample(ours) == following[0]
 
 
-def test_the_draw_of_a_step_that_was_for_nothing_is_taken_back() -> None:
-    """KV that a step read had not arrived: the scheduler drops what it sampled, and the runner the token."""
+def test_the_draw_of_a_discarded_token_is_rewound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """KV that a step read had not arrived: the scheduler drops the sampled token, and the runner too."""
     import torch
 
-    from ares.engine.connector.resume_output import RestoringWorker, SeededGenerator
+    from ares.engine.connector.resume_output import ResumeOutputWorker, SeededGenerator
+    from ares.engine.vllm_api import PlatformWorker
 
     def state(generator: Any, output: list[int]) -> Any:
         return SimpleNamespace(
@@ -115,10 +116,47 @@ def test_the_draw_of_a_step_that_was_for_nothing_is_taken_back() -> None:
     dropped.output_token_ids.append(6)
     going_on = state(None, [7])
     going_on.generator = SeededGenerator.of(going_on)
-    worker = RestoringWorker.__new__(RestoringWorker)
-    worker.model_runner = SimpleNamespace(requests={"a": dropped, "b": going_on, "c": state(None, [1, 2])})
-    worker._take_back(SimpleNamespace(req_ids=["a", "b", "c"], num_output_tokens=[1, 1, 0]))
+    monkeypatch.setattr(PlatformWorker, "execute_model", lambda *_: "output")
+    worker = ResumeOutputWorker.__new__(ResumeOutputWorker)
+    worker.vllm_config = SimpleNamespace(use_v2_model_runner=False)
+    added: list[Any] = []
+    worker.model_runner = SimpleNamespace(
+        requests={"a": dropped, "b": going_on, "c": state(None, [1, 2])},
+        input_batch=SimpleNamespace(add_request=added.append, generators={0: dropped.generator}),
+    )
+    cached = SimpleNamespace(req_ids=["a", "b", "c"], num_output_tokens=[1, 1, 0])
+    assert worker.execute_model(SimpleNamespace(scheduled_cached_reqs=cached)) == "output"
     assert draw(dropped.generator) == second
     assert draw(going_on.generator) == second
     # The runner takes the token away itself, and all that depends on it.
     assert dropped.output_token_ids == [5, 6]
+
+
+def test_a_new_request_gets_its_output_and_a_generator_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The V1 runner takes every new request to have no output."""
+    import torch
+
+    from ares.engine.connector.resume_output import ResumeOutputWorker
+    from ares.engine.vllm_api import PlatformWorker
+
+    monkeypatch.setattr(PlatformWorker, "execute_model", lambda *_: None)
+    added: list[Any] = []
+    batch = SimpleNamespace(add_request=added.append, generators={})
+    worker = ResumeOutputWorker.__new__(ResumeOutputWorker)
+    worker.vllm_config = SimpleNamespace(use_v2_model_runner=False)
+    worker.model_runner = SimpleNamespace(requests={}, input_batch=batch)
+    for _ in range(2):  # the second step must not wrap the batch again
+        worker.execute_model(SimpleNamespace(scheduled_cached_reqs=None))
+
+    def state(params: dict[str, Any], generator: Any) -> Any:
+        sampling = SimpleNamespace(seed=3, extra_args={"kv_transfer_params": params})
+        return SimpleNamespace(generator=generator, output_token_ids=[], sampling_params=sampling)
+
+    resumed = state({"ares_output": [4, 5]}, torch.Generator().manual_seed(3))
+    batch.add_request(resumed)
+    batch.add_request(plain := state({}, None))
+    assert added == [resumed, plain]
+    assert (resumed.output_token_ids, plain.output_token_ids) == ([4, 5], [])
+    stock = torch.Generator().manual_seed(3)
+    drawn = torch.randint(0, 2**31, (3,), generator=stock)
+    assert torch.randint(0, 2**31, (1,), generator=resumed.generator) == drawn[2]

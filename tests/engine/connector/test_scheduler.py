@@ -1,134 +1,218 @@
-"""The scheduler side without an engine: vLLM's own requests and stop check, and the orders of a channel."""
+"""The scheduler side without an engine: vLLM's own requests and stop check, and gateways on the control channel."""
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from ares.engine import identity
+from ares.protocol import messages, rpc
+from tests.engine.test_control import Gateway, free_address, until
 
 pytest.importorskip("vllm", reason="needs vLLM: the cpu or vllm extra")
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(240)]
 
 PROMPT = [5, 6, 7]
 EOS = 2
+BLOCK = 16
 
 
-class Channel:
-    """What the control channel has for the engine thread, and what it is told."""
+def configuration() -> tuple[Any, Any]:
+    """What the scheduler side reads of vLLM's configuration and KV cache: one GPU, one kind of cache."""
+    from vllm.config import KVTransferConfig
 
-    def __init__(self) -> None:
-        self.gone: dict[str, float] = {}
-        self.posted: list[Any] = []
-
-    def post(self, event: Any, _: bytes | None = None) -> None:
-        self.posted.append(event)
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(
+            tensor_parallel_size=1,
+            decode_context_parallel_size=1,
+            pipeline_parallel_size=1,
+            data_parallel_index=0,
+        ),
+        cache_config=SimpleNamespace(block_size=BLOCK, enable_prefix_caching=True),
+        kv_transfer_config=KVTransferConfig(kv_connector="NixlConnector", kv_role="kv_both"),
+        scheduler_config=SimpleNamespace(
+            disable_hybrid_kv_cache_manager=True, async_scheduling=False, max_num_seqs=8, max_num_batched_tokens=512
+        ),
+        model_config=SimpleNamespace(max_model_len=4096),
+        speculative_config=None,
+        structured_outputs_config=SimpleNamespace(reasoning_parser=""),
+        use_v2_model_runner=False,
+        num_prefill_lookahead_tokens=1,
+    )
+    group = SimpleNamespace(kv_cache_spec=SimpleNamespace(prefix_replay_tokens=0))
+    cache = SimpleNamespace(
+        kv_cache_groups=[group],
+        transfer_groups=[group],
+        has_mamba_layers=False,
+        kv_cache_tensors=[SimpleNamespace(size=100 * BLOCK * 10)],
+        num_blocks=100,
+        select_transfer_block_ids=lambda block_ids: block_ids,
+    )
+    return config, cache
 
 
 class Engine:
-    """A scheduler side and the steps of vLLM's scheduler that it sees."""
+    """A scheduler side as vLLM makes it, and the steps of vLLM's scheduler that it sees."""
 
     def __init__(self) -> None:
         from ares.engine.connector.scheduler import Scheduler
-        from ares.engine.connector.tracking import Load, Orders
 
-        side = self.side = Scheduler.__new__(Scheduler)
-        side._tracked, side._by_key, side._pinned, side._pinned_by_key, side._prefilled = {}, {}, {}, {}, {}
-        side._load, side._orders, side._channel = Load(), Orders(), Channel()
-        side._copies = SimpleNamespace(ids_of=lambda _: [])
-        # Of the stock scheduler, what the end of a request touches.
-        side._stop_heartbeat = lambda _: None
-        side._reqs_not_processed, side._reqs_in_batch, side._reqs_need_recv = set(), set(), {}
-        side.is_bidirectional_kv_xfer_enabled = False
+        self.address = free_address()
+        identity.export(identity.InstanceSettings("decode-0", "decode", "boot", self.address))
+        config, cache = configuration()
+        self.side = Scheduler(config, "engine", cache)
 
     def add(self, key: str, output: int, **params: Any) -> Any:
         """Add a request that has generated so many tokens."""
-        from ares.engine.connector.tracking import Tracked
         from ares.engine.vllm_api import Request, SamplingParams
 
         arguments = {"max_tokens": 50, "extra_args": {"kv_transfer_params": {"ares_key": key, **params}}}
         request = Request(key, PROMPT, SamplingParams(**arguments), None)
+        self.side.on_new_request(request)
         request.append_output_token_ids([9] * output)
         request.num_computed_tokens = request.num_tokens - 1
-        self.side._tracked[key] = self.side._by_key[key] = Tracked(request, key)
         return request
 
-    def carry_out(self, order: Any, *scheduled: str) -> None:
-        self.side._carry_out(b"gateway", order, dict.fromkeys(scheduled, 1))
+    def step(self, *scheduled: str) -> Any:
+        """Schedule a step with one token for each of these requests; return the metadata for the workers."""
+        tokens = dict.fromkeys(scheduled, 1)
+        return self.side.build_connector_meta(
+            SimpleNamespace(num_scheduled_tokens=tokens, total_num_scheduled_tokens=len(tokens))
+        )
 
-    def goes_on(self, request: Any, token: int = 9) -> bool:
-        """Give a request a token; whether it goes on."""
+    def command(self, *scheduled: str) -> Any:
+        """Schedule a step as soon as a command waits for it."""
+        until(self.side.has_pending_push_work)
+        return self.step(*scheduled)
+
+    def finish(self, request: Any, token: int = 9) -> Any:
+        """Give a request a token; return what vLLM is told at its end (pinned, transfer), None where it goes on."""
         from vllm.v1.core.sched.utils import check_stop
 
+        request.num_computed_tokens = request.num_tokens  # the newest token's KV comes with the next step
         request.append_output_token_ids(token)
-        if not check_stop(request, 4096):
-            return True
-        assert self.side.request_finished(request, ([1, 2],)) == (False, None)
-        return False
+        return self.side.request_finished(request, ([1, 2],)) if check_stop(request, 4096) else None
+
+    def goes_on(self, request: Any, token: int = 9) -> bool:
+        """Give a request a token; whether it goes on. One that ends must not be pinned."""
+        ended = self.finish(request, token)
+        assert ended in (None, (False, None))
+        return ended is None
+
+    def visit(self, name: str) -> None:
+        """Let a gateway connect and close its connection again."""
+        gateway = self.connect(name)
+        gateway.close()
+
+    def connect(self, name: str) -> Gateway:
+        gateway = Gateway(self.address)
+        gateway.send(messages.Subscribe(0.01, name))
+        gateway.receive_a(messages.Hello)
+        return gateway
 
 
 @pytest.fixture
-def engine() -> Engine:
-    return Engine()
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    monkeypatch.setenv("ARES_INSTANCE", "")
+    monkeypatch.delenv("ARES_CONTROL_KEY", raising=False)
+    monkeypatch.setattr(rpc, "GATEWAY_EXPIRY_S", 0.2)
+    made = Engine()
+    yield made
+    made.side.shutdown()
+
+
+def expire(engine: Engine, name: str, *scheduled: str) -> None:
+    """Let a gateway connect, disconnect and stay away, in steps with these requests."""
+    engine.visit(name)
+    engine.command(*scheduled)
+    engine.command(*scheduled)
 
 
 def test_requests_of_a_gateway_that_stays_away_end(engine: Engine) -> None:
-    from ares.engine.control import Abandoned, Gone
-
-    engine.side._channel.gone["dead"] = 0.0
     running, waiting, other = engine.add("dead/1", 10), engine.add("dead/2", 10), engine.add("alive/1", 10)
-    engine.carry_out(Gone("dead"), "dead/1", "alive/1")
+    engine.visit("dead")
+    engine.command("dead/1", "alive/1")  # it has disconnected
     assert [r.max_tokens for r in (running, waiting, other)] == [50, 50, 50]
-    engine.carry_out(Abandoned("dead"), "dead/1", "alive/1")
+    engine.command("dead/1", "alive/1")  # and stays away
     assert not engine.goes_on(running)
-    # What does not run, for example since it was preempted, ends when it does: it has to get a token for that.
+    # A request that does not run, for example since it was preempted, ends with its next token.
     assert not engine.goes_on(waiting)
     assert engine.goes_on(other)
-    # Nothing is pinned. And should its stream be read all the same, it does not look like the end of the output.
-    assert (engine.side._pinned, engine.side._channel.posted) == ({}, [])
+    load = engine.side.snapshot()
+    assert load.pinned == 0
+    assert [row.key for row in load.rows] == ["alive/1"]
+    # If its stream is read all the same, it does not look like the end of the output.
     assert running.stop_reason == waiting.stop_reason == "migrated"
-    assert list(engine.side._by_key) == ["alive/1"]
 
 
 def test_tokens_in_flight_are_not_taken_back(engine: Engine) -> None:
-    from ares.engine.control import Abandoned
-
-    engine.side._channel.gone["dead"] = 0.0
     request = engine.add("dead/1", 10)
     request.num_output_placeholders = 1
     request.num_computed_tokens = request.num_tokens
-    engine.carry_out(Abandoned("dead"), "dead/1")
+    expire(engine, "dead", "dead/1")
     assert engine.goes_on(request)
     assert not engine.goes_on(request)
 
 
 def test_a_gateway_that_is_back_keeps_its_requests(engine: Engine) -> None:
-    from ares.engine.control import Abandoned
-
     request = engine.add("back/1", 10)
-    engine.carry_out(Abandoned("back"), "back/1")
+    engine.visit("back")
+    engine.command("back/1")
+    until(engine.side.has_pending_push_work)  # it has expired, and connects again before the next step
+    back = engine.connect("back")
+    engine.step("back/1")
     assert engine.goes_on(request)
     assert request.max_tokens == 50
+    back.close()
 
 
 def test_an_output_that_ends_by_itself_says_so(engine: Engine) -> None:
-    from ares.engine.control import Abandoned
-
-    engine.side._channel.gone["dead"] = 0.0
     request = engine.add("dead/1", 10)
     request.sampling_params.update_from_generation_config({}, EOS)
     last = engine.add("dead/2", 49)
-    engine.carry_out(Abandoned("dead"), "dead/1", "dead/2")
+    expire(engine, "dead", "dead/1", "dead/2")
     assert not engine.goes_on(request, EOS)
     assert not engine.goes_on(last)
     assert request.stop_reason is last.stop_reason is None
 
 
-def test_a_prefill_that_nobody_waits_for_is_not_pinned(engine: Engine) -> None:
-    from ares.engine.control import Abandoned
-
-    engine.side._channel.gone["dead"] = 0.0
+def test_a_prefill_of_a_gateway_that_stays_away_is_not_pinned(engine: Engine) -> None:
     prefill = engine.add("dead/1", 0, do_remote_decode=True, do_remote_prefill=False)
     prefill.max_tokens = 1
-    engine.carry_out(Abandoned("dead"), "dead/1")
+    expire(engine, "dead", "dead/1")
     assert not engine.goes_on(prefill)
-    assert engine.side._pinned == {}
-    assert engine.side._reqs_not_processed == {"dead/1"}
+    assert engine.side.snapshot().pinned == 0
+    assert engine.step().reqs_not_processed == {"dead/1"}
+
+
+def test_a_cut_request_is_pinned_until_its_release(engine: Engine) -> None:
+    request = engine.add("gateway/1", 10)
+    gateway = engine.connect("gateway")
+    gateway.send(messages.Cut(7, "gateway/1"))
+    engine.command("gateway/1")
+    pinned, transfer = engine.finish(request, 4)
+    assert pinned
+    assert request.stop_reason == "migrated"
+    answer = gateway.receive_a(messages.CutResult)
+    assert (answer.call, answer.outcome, answer.output_tokens, answer.tail[-2:]) == (7, "pinned", 11, [9, 4])
+    assert answer.transfer["remote_num_tokens"] == transfer["remote_num_tokens"] == len(PROMPT) + 10
+    assert engine.side.snapshot().pinned == 1
+    gateway.send(messages.Release("gateway/1"))
+    assert engine.command().release == {request.request_id}
+    gateway.close()
+
+
+def test_the_pins_of_a_gateway_that_disconnects_are_orphaned(engine: Engine) -> None:
+    prefill = engine.add("dead/1", 0, do_remote_decode=True)
+    prefill.max_tokens = 1
+    gateway = engine.connect("dead")
+    engine.step("dead/1")
+    assert engine.finish(prefill)[0]
+    gateway.close()
+    assert engine.command().orphaned == {prefill.request_id}
+    # Likewise a request that ends after that.
+    late = engine.add("dead/2", 0, do_remote_decode=True)
+    late.max_tokens = 1
+    assert engine.finish(late)[0]
+    assert engine.step().orphaned == {late.request_id}

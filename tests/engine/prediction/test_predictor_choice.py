@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ares.engine.prediction import predictor_choice
-from ares.engine.prediction.mailbox import Prediction
+from ares.engine.prediction.metadata import Prediction
 from ares.models.resolve import DEFAULT_MODEL
 from ares.predictor.errors import PredictorError
 
@@ -27,15 +27,15 @@ def test_the_default_model_has_a_checkpoint_that_ships(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "hidden_size"), [("another/model", 576), (DEFAULT_MODEL, 577)])
-def test_others_run_unpredicted(tmp_path: Path, name: str, hidden_size: int) -> None:
+def test_another_model_gets_no_predictor(tmp_path: Path, name: str, hidden_size: int) -> None:
     assert predictor_choice.choose(None, name, model(tmp_path, hidden_size)) is None
 
 
-def test_none_is_none(tmp_path: Path) -> None:
+def test_none_loads_no_predictor(tmp_path: Path) -> None:
     assert predictor_choice.choose("none", DEFAULT_MODEL, model(tmp_path, 576)) is None
 
 
-def test_a_given_one_must_fit(tmp_path: Path) -> None:
+def test_a_given_checkpoint_must_fit(tmp_path: Path) -> None:
     shipped = predictor_choice.choose(None, DEFAULT_MODEL, model(tmp_path, 576))
     with pytest.raises(PredictorError, match="hidden size 576, here 64"):
         predictor_choice.choose(str(shipped), DEFAULT_MODEL, model(tmp_path, 64))

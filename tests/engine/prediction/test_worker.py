@@ -27,17 +27,19 @@ class Bench:
         torch.nn.init.normal_(network.members[0].shift.weight, 0, 0.5)
         center, scale = torch.zeros(HIDDEN), torch.ones(HIDDEN)
         loaded = Checkpoint(network, "ours", options, "m", HIDDEN, "t", EVERY, 256, center, scale)
-        self.live = predicting.LivePredictor(loaded, slots, "cpu", EVERY)
-        self.outbox = predicting.OUTBOX
-        self.outbox.clear()
         self.batches: list[int] = []
-        predict = self.live._predictor.predict
+        test = self
 
-        def counting(slots: Any, *rest: Any) -> Any:
-            self.batches.append(len(slots))
-            return predict(slots, *rest)
+        class CountingPredictor(predicting.Predictor):
+            def predict(self, slots: Any, *rest: Any) -> Any:
+                test.batches.append(len(slots))
+                return super().predict(slots, *rest)
 
-        self.live._predictor.predict = counting  # type: ignore[method-assign]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(predicting, "Predictor", CountingPredictor)
+            self.live = predicting.LivePredictor(loaded, slots, "cpu", EVERY)
+        self.pending = predicting.PENDING
+        self.pending.clear()
 
     def step(self, requests: list[Any], states: Any = None, finished: list[Any] | None = None) -> None:
         import torch
@@ -61,41 +63,43 @@ def test_new_requests_are_predicted_together_and_soon() -> None:
     for n in range(EVERY - 1):
         running.append(request(f"r{n}"))
         bench.step(running)
-        predicted.append(len(bench.outbox))
+        predicted.append(len(bench.pending))
     # None waits for five steps, and one call brings all that are new.
     assert all(begun - done < 5 for begun, done in enumerate(predicted, 1))
     assert bench.batches == [5, 5, 5]
     bench.step(running)
     assert bench.batches == [5, 5, 5, 19]
-    assert {prediction.output for prediction in bench.outbox.values()} == set(range(1, EVERY))
+    assert {prediction.output_tokens for prediction in bench.pending.values()} == set(range(1, EVERY))
 
 
-def test_a_prefill_is_predicted_in_its_own_step_and_takes_the_new_along() -> None:
+def test_a_prefill_is_predicted_in_its_own_step_with_all_new_requests() -> None:
     bench = Bench()
     decoding, prefill = request("d"), request("p", -3, do_remote_decode=True)
     for _ in range(2):  # two parts of the prompt
         bench.step([decoding, prefill])
-    assert not bench.outbox
+    assert not bench.pending
     bench.step([decoding, prefill])
-    assert bench.outbox.keys() == {"d", "p"}
+    assert bench.pending.keys() == {"d", "p"}
     assert bench.batches == [2]
 
 
-def test_kv_that_comes_ahead_is_not_predicted() -> None:
+def test_a_precopy_is_not_predicted() -> None:
     bench = Bench()
     for _ in range(EVERY):
         bench.step([request("a", ares_ahead=True)])
     assert bench.batches == []
 
 
-def test_who_ends_first_is_not_predicted_and_its_slot_serves_others() -> None:
+def test_a_request_that_ends_first_is_not_predicted_and_frees_its_slot() -> None:
     import torch
 
     states = torch.randn(3, 1, HIDDEN)
     fresh = Bench(slots=1)
-    fresh.live._steps = 4
-    fresh.step([request("other", 2)], states[2])
-    expected = fresh.outbox["other"]
+    other = request("other", -2)
+    for _ in range(4):  # it is predicted in the fifth step, when it has generated three tokens
+        fresh.step([other], states[0])
+    fresh.step([other], states[2])
+    expected = fresh.pending["other"]
     bench = Bench(slots=1)
     first, brief, other, waits = (request(name) for name in ("first", "brief", "other", "waits"))
     for n in range(10):
@@ -105,12 +109,12 @@ def test_who_ends_first_is_not_predicted_and_its_slot_serves_others() -> None:
     bench.step([other], states[0])
     bench.step([other], states[0])
     bench.step([other, waits], states[2].expand(2, HIDDEN))  # one more than there are slots
-    # It sees nothing of who had the slot before.
-    assert bench.outbox == {"other": expected}
+    # Nothing of the request that had the slot before is left in it.
+    assert bench.pending == {"other": expected}
     assert bench.batches == [1, 1]
 
 
-def test_what_is_not_a_number_never_leaves() -> None:
+def test_a_prediction_that_is_not_finite_is_dropped() -> None:
     import torch
 
     bench, good, bad = Bench(), request("good"), request("bad")
@@ -118,4 +122,4 @@ def test_what_is_not_a_number_never_leaves() -> None:
     states[1] = torch.nan
     for _ in range(5):
         bench.step([good, bad], states)
-    assert bench.outbox.keys() == {"good"}
+    assert bench.pending.keys() == {"good"}

@@ -189,13 +189,13 @@ async def test_before_memory_ends_a_request_is_moved(model_folder: Path) -> None
         await eventually(lambda: all(len(client.tokens) == 240 for client in clients), 20)
         spare.state.draining = False
         gateway.controller.use_preset("ares")
-        await eventually(lambda: sample(gateway, "ares_rescues_total", how="moved") >= 1)
+        await eventually(lambda: sample(gateway, "ares_oom_actions_total", how="moved") >= 1)
         for fake in fakes[1:]:
             fake.hold_at = None
         for client in clients:
             await client.finish()
             client.check(400)
-        assert any(record.reason.startswith("rescue: ") for record in gateway.migrations)
+        assert any(record.reason.startswith("out-of-memory avoidance: ") for record in gateway.migrations)
 
 
 async def test_what_is_preempted_runs_again_where_there_is_room(model_folder: Path) -> None:
@@ -452,12 +452,12 @@ async def test_the_log_decides_again(model_folder: Path, tmp_path: Path) -> None
     again = replay(log, None)
     assert again.decisions > 5
     assert again.differences == []
-    assert again.logged["enter"] == 6
+    assert again.logged["admit"] == 6
     packed = tmp_path / "decisions.jsonl.gz"
     packed.write_bytes(gzip.compress(b"\xef\xbb\xbf" + log.read_bytes()))
     assert replay(packed, None) == again
     other = replay(log, "static-rr")
-    assert other.made["move"] == other.made["rescue"] == 0
+    assert other.made["move"] == other.made["avoid_oom"] == 0
     with pytest.raises(ValueError, match="unknown preset"):
         replay(log, "fast")
     kinds = {json.loads(line)["kind"] for line in log.read_text().splitlines()}

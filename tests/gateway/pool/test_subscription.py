@@ -3,7 +3,7 @@
 import pytest
 
 from ares.gateway.pool.subscription import Subscription
-from ares.protocol import messages
+from ares.protocol import messages, rpc
 
 
 class Clock:
@@ -22,7 +22,7 @@ def subscription(clock: Clock) -> Subscription:
     """One that has been answered."""
     made = Subscription("gateway", 0.1)
     made.begin()
-    assert made.heartbeat() == messages.encode(messages.Subscribe(0.1, "gateway"))
+    assert made.heartbeat() == rpc.encode(messages.Subscribe(0.1, "gateway"))
     made.heard(again=True)
     return made
 
@@ -44,7 +44,7 @@ def test_it_lasts_while_both_speak(subscription: Subscription, clock: Clock) -> 
 
 def test_heartbeats_are_five_a_lifetime(subscription: Subscription, clock: Clock) -> None:
     assert subscription.heartbeat() is None
-    clock.now += messages.SUBSCRIPTION_TTL_S / 5 + 0.01
+    clock.now += rpc.SUBSCRIPTION_TTL_S / 5 + 0.01
     assert subscription.heartbeat() is not None
     assert subscription.heartbeat() is None
 

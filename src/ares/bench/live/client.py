@@ -11,6 +11,7 @@ import aiohttp
 import msgspec
 
 from ares.bench.live.load import Planned
+from ares.protocol.fields import REQUEST_ID_HEADER
 
 # Longest silence of a stream before it counts as failed.
 _SILENCE_S = 300.0
@@ -107,7 +108,7 @@ async def one(
         **planned.body,
     }
     try:
-        async with http.post(f"{url}/v1/{route}", json=body, headers={"x-request-id": planned.name}) as reply:
+        async with http.post(f"{url}/v1/{route}", json=body, headers={REQUEST_ID_HEADER: planned.name}) as reply:
             if reply.status != 200:
                 seen.error = f"{reply.status}: {(await reply.text())[:200]}"
                 return seen

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ares.predictor import prompts
+from ares.protocol.fields import MOCK_OUTPUT_TOKENS
 from ares.traces import Workload
 
 # Ordinary token ids of the default model's vocabulary.
@@ -55,7 +56,7 @@ def from_workload(work: Workload, seed: int) -> list[Planned]:
         body = {
             "prompt": generator.integers(_IDS.start, _IDS.stop, int(work.prompt_tokens[number])).tolist(),
             "max_tokens": limit,
-            "vllm_xargs": {"ares_simulated_output_tokens": int(work.output_tokens[number])},
+            "vllm_xargs": {MOCK_OUTPUT_TOKENS: int(work.output_tokens[number])},
         }
         planned.append(Planned(f"r{number}", float(work.arrival_s[number]), body))
     return planned

@@ -7,7 +7,7 @@ from ares.engine.vllm_api import KVConnectorRole, NixlBaseConnector, NixlPullCon
 
 
 class NixlConnector(NixlPullConnector):  # type: ignore[misc]
-    """Stock NIXL pull connector; on a host without a GPU it has our two fixes, without which it cannot be timed."""
+    """Stock NIXL pull connector; on a host without a GPU with our two fixes, without which timings mean nothing."""
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
         NixlBaseConnector.__init__(self, vllm_config, role, kv_cache_config)

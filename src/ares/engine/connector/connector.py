@@ -1,4 +1,4 @@
-"""The connector that vLLM loads (`kv_connector_module_path`): stock NIXL pull with our two sides in it."""
+"""The connector that vLLM loads (`kv_connector_module_path`): stock NIXL pull with our two sides."""
 
 from typing import Any
 

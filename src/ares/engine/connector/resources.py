@@ -1,7 +1,7 @@
-"""What the connector's two sides hold beside KV blocks, counted for whoever looks for leaks.
+"""Objects that the connector's two sides hold apart from KV blocks, counted so that tests and operators can find leaks.
 
-They know each other where they live in one process: with one worker, as on CPUs. Otherwise only the scheduler's side is
-counted.
+The two sides see each other's counts where they live in one process: with one worker, as on CPUs. Otherwise only the
+scheduler's side is counted.
 """
 
 from collections.abc import Callable
@@ -10,10 +10,10 @@ _counters: dict[str, Callable[[], dict[str, int]]] = {}
 
 
 def register(side: str, count: Callable[[], dict[str, int]]) -> None:
-    """Let `count` say what a side holds in this process; it is called on another thread, and must only read."""
+    """Register the counts of a side in this process; `count` is called on another thread and must only read."""
     _counters[side] = count
 
 
 def count() -> dict[str, int]:
-    """Return how many of what are held, by side and name."""
-    return {f"{side}.{what}": number for side, read in _counters.items() for what, number in read().items()}
+    """Return how many objects there are, by ``side.kind``."""
+    return {f"{side}.{kind}": number for side, read in _counters.items() for kind, number in read().items()}

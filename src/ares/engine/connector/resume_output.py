@@ -1,9 +1,10 @@
-"""Requests that other instances began: their output so far becomes output again, as if it had been generated here.
+"""Resume the output of requests that other instances began, as if it had been generated here.
 
-A request that goes on after a move arrives with prompt and output in one. What vLLM derives from the output alone, the
-penalties, bad words, repetition detection, `min_tokens`, a grammar's and a seeded generator's position, would start
-anew. vLLM itself resumes requests with output, after a preemption; a restored request has the same form. The
-scheduler's part is `restore`; the V1 runner's is `RestoringWorker`, since it takes every new request to have no output.
+A request that resumes after a migration arrives with its output at the end of its prompt. What vLLM derives from the
+output alone would start anew: penalties, bad words, repetition detection, `min_tokens`, the position in a grammar and
+the position of a seeded generator. vLLM itself resumes requests with output after a preemption, and a request that is
+resumed here gets the same form. The scheduler's part is `resume_output`; the V1 runner's part is `ResumeOutputWorker`,
+since that runner takes every new request to have no output.
 """
 
 import logging
@@ -12,40 +13,35 @@ from typing import Any
 
 import torch
 
-from ares.engine.prediction.hidden_states import GENERATED, OUTPUT
 from ares.engine.vllm_api import PlatformWorker, current_platform
+from ares.protocol import fields
 
 logger = logging.getLogger(__name__)
 
-# The field of kv_transfer_params that asks for it.
-RESTORE = "ares_restore"
-# What a restored request carries exactly, as in `messages.Hello.carries`.
-_OUTPUT, _SEED, _GRAMMAR = "output", "seed", "structured_outputs"
 
+def carried_state(vllm_config: Any, *, by_worker: bool) -> list[str]:
+    """Return which state of a request instances of this configuration resume (`messages.Hello.carries`).
 
-def carried(vllm_config: Any, *, by_worker: bool) -> list[str]:
-    """Return what instances of this configuration restore; `by_worker`: their workers are `RestoringWorker`.
-
-    Only what was run: the V1 runner without asynchronous scheduling and speculative decoding; seeds on a CPU, where a
-    draw is one number.
+    Only what has been tested: the V1 runner without asynchronous scheduling and speculative decoding; seeds on a CPU,
+    where a draw is one number. `by_worker` says whether the workers are `ResumeOutputWorker`.
     """
     asynchronous = bool(vllm_config.scheduler_config.async_scheduling)
     if not by_worker or vllm_config.use_v2_model_runner or vllm_config.speculative_config is not None or asynchronous:
         return []
-    found = [_OUTPUT]
+    state = [fields.CARRIES_OUTPUT]
     if not vllm_config.structured_outputs_config.reasoning_parser:
-        # With one, the grammar begins only where the reasoning ends.
-        found.append(_GRAMMAR)
+        # With a reasoning parser, the grammar begins only where the reasoning ends.
+        state.append(fields.CARRIES_STRUCTURED_OUTPUTS)
     if current_platform.is_cpu():
-        found.append(_SEED)
-    return found
+        state.append(fields.CARRIES_SEED)
+    return state
 
 
-def restore(request: Any) -> int:
-    """Turn the end of the prompt of vLLM's Request back into output, if its sender asks for that.
+def resume_output(request: Any) -> int:
+    """Turn the end of the prompt of vLLM's Request back into output, if the request asks for it.
 
     To be called once, after vLLM has counted the prompt's tokens (`prefill_stats`) and before it sends the request to
-    the workers. `num_prompt_tokens` stays what it was: the scheduler uses it for what is prefilled.
+    the workers. `num_prompt_tokens` stays as it was: the scheduler uses it for the tokens to prefill.
 
     Returns
     -------
@@ -53,99 +49,101 @@ def restore(request: Any) -> int:
         The number of tokens.
     """
     params = request.kv_transfer_params or {}
-    count = params.get(GENERATED, 0)
+    count = params.get(fields.GENERATED_TOKENS, 0)
     prompt = request.prompt_token_ids
-    if not params.get(RESTORE) or not isinstance(count, int) or not prompt or not 0 < count < len(prompt):
+    if not params.get(fields.RESUME_OUTPUT) or not isinstance(count, int) or not prompt or not 0 < count < len(prompt):
         return 0
     output = prompt[-count:]
     request.prompt_token_ids = prompt[:-count]
     request._output_token_ids.extend(output)  # noqa: SLF001 - the public view of it is read-only
-    # The limits that came with it are those of the rest.
+    # Its limits are for the tokens that are still to come.
     request.max_tokens += count
     if request.sampling_params.min_tokens:
         request.sampling_params.min_tokens += count
     if request.structured_output_request is not None:
         grammar = request.structured_output_request.grammar
         if not grammar.accept_tokens(request.request_id, output):
-            logger.error("the grammar of %s rejects what was generated by it elsewhere", request.request_id)
-    # On its way to the workers within the sampling parameters.
-    params[OUTPUT] = output
+            logger.error(
+                "the grammar of %s rejects the output that another instance generated under it", request.request_id
+            )
+    # Travels to the workers within the sampling parameters.
+    params[fields.RESUMED_TOKENS] = output
     return int(count)
 
 
 class SeededGenerator(torch.Generator):  # type: ignore[misc]
     """The generator of a seeded request on a CPU; its position is the number of the request's output tokens.
 
-    vLLM's sampler draws one number a token (v1/sample/ops/topk_topp_sampler.py:forward_cpu). It draws also for rows
-    whose token is discarded, and takes these back through `set_offset`, which torch does not offer on a CPU.
+    vLLM's sampler draws one number for each token (v1/sample/ops/topk_topp_sampler.py:forward_cpu). It also draws for
+    rows whose token is discarded, and rewinds those draws through `set_offset`, which torch does not offer on a CPU.
     """
 
-    _start: int
+    _seed: int
     _output: list[int]
 
     @classmethod
     def of(cls, state: Any) -> "SeededGenerator":
-        """Return the generator of vLLM's CachedRequestState, where its output ends."""
+        """Return the generator of vLLM's CachedRequestState, at the end of its output."""
         generator = cls(device="cpu")
-        generator._start, generator._output = state.sampling_params.seed, state.output_token_ids
+        generator._seed, generator._output = state.sampling_params.seed, state.output_token_ids
         generator.seek(len(state.output_token_ids))
         return generator
 
     def seek(self, count: int) -> None:
-        """Go to where so many tokens are drawn."""
-        self.manual_seed(self._start)
+        """Go to the position after so many tokens."""
+        self.manual_seed(self._seed)
         if count:
             torch.randint(0, 2**31, (count,), generator=self, dtype=torch.long)
 
     def get_offset(self) -> int:
-        """Return a number that vLLM subtracts from."""
+        """Return a base for vLLM's arithmetic, whose result `set_offset` does not use."""
         return 0
 
     def set_offset(self, _: int) -> None:
-        """Take back the draw of a discarded token."""
+        """Rewind to the end of the output: vLLM has discarded a token."""
         self.seek(len(self._output))
 
 
-class RestoringWorker(PlatformWorker):  # type: ignore[misc]
-    """The platform's worker that gives restored requests their output."""
+class ResumeOutputWorker(PlatformWorker):  # type: ignore[misc]
+    """The platform's worker that gives resumed requests their output."""
 
     _batch: Any = None
 
     def execute_model(self, scheduler_output: Any) -> Any:
-        """See to the requests of this step, then run the model."""
+        """Prepare the resumed requests of this step, then run the model."""
         if not self.vllm_config.use_v2_model_runner:
             batch = self.model_runner.input_batch
-            if batch is not self._batch:  # the runner makes another one when it knows its KV cache
+            if batch is not self._batch:  # the runner makes another one once it knows its KV cache
                 self._batch = batch
-                batch.add_request = _completing(batch.add_request)
+                batch.add_request = _with_output(batch.add_request)
             if batch.generators:
-                self._take_back(scheduler_output.scheduled_cached_reqs)
+                self._rewind(scheduler_output.scheduled_cached_reqs)
         return super().execute_model(scheduler_output)
 
-    def _take_back(self, cached: Any) -> None:
-        """Take back the draws of steps that were for nothing, since KV that they read had not arrived."""
+    def _rewind(self, cached: Any) -> None:
+        """Rewind the draws of steps whose tokens were discarded, since KV that they read had not arrived."""
         for request_id, count in zip(cached.req_ids, cached.num_output_tokens, strict=True):
             state = self.model_runner.requests[request_id]
             if isinstance(state.generator, SeededGenerator) and count < len(state.output_token_ids):
                 state.generator.seek(count)
 
 
-def _completing(add_request: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def complete_and_add(state: Any) -> Any:
-        _complete(state)
+def _with_output(add_request: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def resume_and_add(state: Any) -> Any:
+        _resume(state)
         return add_request(state)
 
-    return complete_and_add
+    return resume_and_add
 
 
-def _complete(state: Any) -> None:
-    """Give vLLM's CachedRequestState the output that other instances generated, and its generator their draws."""
+def _resume(state: Any) -> None:
+    """Give vLLM's CachedRequestState the output of other instances, and its generator the position after it."""
     if state.sampling_params is None:
         return
     extra = state.sampling_params.extra_args or {}
-    params = extra.get("kv_transfer_params") or {}
+    params = extra.get(fields.KV_TRANSFER_PARAMS) or {}
     if not state.output_token_ids:
-        state.output_token_ids.extend(params.get(OUTPUT) or ())
+        state.output_token_ids.extend(params.get(fields.RESUMED_TOKENS) or ())
     seeded = state.generator is not None and state.generator.device.type == "cpu"
     if seeded and not isinstance(state.generator, SeededGenerator):
         state.generator = SeededGenerator.of(state)

@@ -1,4 +1,4 @@
-"""The connector's scheduler side: cuts running requests, pins and releases their KV, reads the load.
+"""The connector's scheduler side: cuts running requests, pins and releases their KV, reports the load.
 
 A migration needs no patch. A running request ends by vLLM's own stop check when its `max_tokens` is lowered to what is
 emitted and in flight (v1/core/sched/utils.py:check_stop); it then finishes like a prefill in a prefill-decode pair:
@@ -13,12 +13,12 @@ from typing import Any
 from ares import __version__
 from ares.engine import identity as instance
 from ares.engine.connector import resources
-from ares.engine.connector.precopy_pins import Copies
+from ares.engine.connector.precopy_pins import PrecopyPins
 from ares.engine.connector.pull import PullPolicy
-from ares.engine.connector.resume_output import carried, restore
-from ares.engine.connector.tracking import Cut, Load, Orders, Tracked
-from ares.engine.control import Abandoned, ControlChannel, Gone, Order
-from ares.engine.prediction.mailbox import Prediction, PredictionMetadata
+from ares.engine.connector.resume_output import carried_state, resume_output
+from ares.engine.connector.tracking import LoadCounters, PendingCut, TrackedRequest, WorkerCommands
+from ares.engine.control import ControlChannel, EngineCommand, GatewayDisconnected, GatewayExpired
+from ares.engine.prediction.metadata import Prediction, PredictionMetadata
 from ares.engine.vllm_api import (
     SUPPORTED_VERSION,
     NixlConnectorMetadata,
@@ -26,21 +26,19 @@ from ares.engine.vllm_api import (
     Request,
     RequestStatus,
 )
-from ares.protocol import messages
+from ares.protocol import fields, messages, rpc
+from ares.protocol.fields import RequestState
 
 logger = logging.getLogger(__name__)
 
-# The field of kv_transfer_params that carries our own name of a request: vLLM decorates request ids.
-KEY = "ares_key"
-MIGRATED = "migrated"
-# Tokens a Handover repeats: more than can be in flight between the engine and the gateway in one step.
-_TAIL = 64
+# Output tokens that a `CutResult` repeats: more than can be in flight between the engine and the gateway in one step.
+_TAIL_TOKENS = 64
 # Weight of the newest step in the moving average of the step time.
 _STEP_WEIGHT = 0.1
 
 
 def _in_flight(request: Request, scheduled: dict[str, int]) -> int:
-    """Return the output tokens that a request has once all steps have ended, the one that begins included."""
+    """Return how many output tokens a request has after all steps so far, the one that begins included."""
     step = scheduled.get(request.request_id, 0)
     # A prompt that is still being computed in chunks yields no token in this step.
     samples = step > 0 and request.num_computed_tokens + step >= request.num_tokens
@@ -52,19 +50,19 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, engine_id: str, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, engine_id, kv_cache_config)
-        self._tracked: dict[str, Tracked] = {}
-        self._by_key: dict[str, Tracked] = {}
-        # Finished here, KV pinned until it is pulled, released or the lease ends: vLLM's id to our key and back.
+        self._tracked: dict[str, TrackedRequest] = {}
+        self._by_key: dict[str, TrackedRequest] = {}
+        # Finished here, with KV pinned until it is pulled, released or its lease ends: vLLM's id to our key, and back.
         self._pinned: dict[str, str] = {}
         self._pinned_by_key: dict[str, str] = {}
-        # Prefills that ended in this step: vLLM's id to our key, until the step's predictions are looked at.
+        # Prefills that ended in this step: vLLM's id to our key, until the step's predictions are posted.
         self._prefilled: dict[str, str] = {}
-        self._load = Load()
-        self._orders = Orders()
+        self._load = LoadCounters()
+        self._worker_commands = WorkerCommands()
         # Requests that pull within the current step, and the blocks that they pull into.
         self._pulling: dict[str, list[int]] = {}
         self._pulls = PullPolicy(vllm_config, kv_cache_config, self)
-        self._copies = Copies(self.block_size)
+        self._precopy_pins = PrecopyPins(self.block_size)
         self._sequence = 0
         self.kv_cache_manager: Any = None
         settings = instance.current()
@@ -88,14 +86,14 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             versions={"ares": __version__, "vllm": SUPPORTED_VERSION},
             token_bytes=self._pulls.token_bytes,
             pull_within_step_bytes=self._pulls.limit_bytes,
-            carries=carried(vllm_config, by_worker=settings.restores),
-            prefix_caching=self._pulls.plain and bool(vllm_config.cache_config.enable_prefix_caching),
+            carries=carried_state(vllm_config, by_worker=settings.resumes_output),
+            prefix_caching=self._pulls.uniform_cache and bool(vllm_config.cache_config.enable_prefix_caching),
             leases=True,
             max_num_seqs=vllm_config.scheduler_config.max_num_seqs,
             max_num_batched_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
         )
         self._channel = ControlChannel(settings.control_address, hello, self.snapshot, key=instance.control_key())
-        resources.register("scheduler", self._held)
+        resources.register("scheduler", self._count_resources)
 
     # --- a request's way through the scheduler ---
 
@@ -103,96 +101,96 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         """Track the request under the key that the gateway gave it."""
         super().on_new_request(request)
         params = request.kv_transfer_params
-        tracked = Tracked(request, params.get(KEY) if params else None)
+        tracked = TrackedRequest(request, params.get(fields.KEY) if params else None)
         self._tracked[request.request_id] = tracked
         if tracked.key is not None:
             self._by_key[tracked.key] = tracked
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
-        """Pull what the source holds, which is less than the prompt.
+        """Pull the KV that the source holds, which is less than the prompt.
 
-        The prompt of a moved request ends with a token whose KV the source has not computed: asking for the whole
-        prompt, as the stock connector does, would ask for a block that does not exist at a block boundary.
+        The prompt of a migrated request ends with a token whose KV the source has not computed. Asking for the whole
+        prompt, as the stock connector does, would at a block boundary ask for a block that does not exist.
         """
         count, load_async = super().get_num_new_matched_tokens(request, num_computed_tokens)
         params = request.kv_transfer_params
-        if not count or not params or not params.get("do_remote_prefill"):
+        if not count or not params or not params.get(fields.DO_REMOTE_PREFILL):
             return count, load_async
-        count = max(0, min(count, (params.get("remote_num_tokens") or 0) - num_computed_tokens))
+        count = max(0, min(count, (params.get(fields.REMOTE_NUM_TOKENS) or 0) - num_computed_tokens))
         tracked = self._tracked[request.request_id]
-        tracked.local = num_computed_tokens
+        tracked.local_tokens = num_computed_tokens
         if not self._pulls.within_step(params, count):
             return count, count > 0
-        # The step itself computes at least the last token.
+        # The step itself has to compute at least the last token.
         return max(0, min(count, request.num_tokens - 1 - num_computed_tokens)), False
 
     def update_state_after_alloc(self, request: Request, blocks: Any, num_external_tokens: int) -> None:
         """Start the pull into the blocks that the scheduler has just given the request."""
         tracked = self._tracked[request.request_id]
         params = request.kv_transfer_params
-        wanted = bool(params and params.get("do_remote_prefill"))
+        wanted = bool(params and params.get(fields.DO_REMOTE_PREFILL))
         tracked.queued_s = time.perf_counter() - tracked.arrived
         if wanted and num_external_tokens and self._pulls.within_step(params, num_external_tokens):
-            # The stock code pulls into blocks without a hash, but in this case the scheduler has hashed the full ones.
-            first = tracked.local // self.block_size
-            last = -(-(tracked.local + num_external_tokens) // self.block_size)
+            # The stock code pulls into blocks without a hash, but here the scheduler has hashed the full ones already.
+            first = tracked.local_tokens // self.block_size
+            last = -(-(tracked.local_tokens + num_external_tokens) // self.block_size)
             into = [block.block_id for block in blocks.blocks[0][first:last]]
             self._reqs_need_recv[request.request_id] = (request, (into,), (first,), True)
-            params["do_remote_prefill"] = False
+            params[fields.DO_REMOTE_PREFILL] = False
             params["_remote_blocks_processed"] = True
             self._pulling[request.request_id] = into
-            self._orders.pull_now.add(request.request_id)
+            self._worker_commands.pull_now.add(request.request_id)
         else:
             super().update_state_after_alloc(request, blocks, num_external_tokens)
-        if tracked.restored is None:
-            tracked.restored = restore(request)
-        tracked.pulled = num_external_tokens
-        if request.request_id in self._pulling or not (num_external_tokens or tracked.admitted):
-            # What is pulled within the step is here when the step begins; should it fail, a second message says so.
-            self._admitted(tracked, failed=False)
+        if tracked.resumed_tokens is None:
+            tracked.resumed_tokens = resume_output(request)
+        tracked.pulled_tokens = num_external_tokens
+        if request.request_id in self._pulling or not (num_external_tokens or tracked.kv_received):
+            # KV that is pulled within the step is here when the step begins; if that fails, a second message follows.
+            self._report_kv_received(tracked, failed=False)
 
     def update_connector_output(self, connector_output: Any) -> None:
-        """Tell the gateway which pulls ended, and forget pins that were freed."""
+        """Report which pulls ended, and forget pins that were freed."""
         super().update_connector_output(connector_output)
         if isinstance(meta := connector_output.kv_connector_worker_meta, PredictionMetadata):
-            self._predicted(meta.predictions)
+            self._record_predictions(meta.predictions)
         self._prefilled = {}
         failed = connector_output.failed_recving or ()
         for request_id in connector_output.finished_recving or ():
             tracked = self._tracked.get(request_id)
             if tracked is not None:
-                self._admitted(tracked, failed=request_id in failed)
-                self._pulls.learn(tracked.request.kv_transfer_params, failed=request_id in failed)
+                self._report_kv_received(tracked, failed=request_id in failed)
+                self._pulls.record(tracked.request.kv_transfer_params, failed=request_id in failed)
         invalid = connector_output.invalid_block_ids or set()
         for request_id, into in self._pulling.items():
             tracked = self._tracked.get(request_id)
             if tracked is not None and not invalid.isdisjoint(into):
-                self._admitted(tracked, failed=True)
-                self._pulls.learn(tracked.request.kv_transfer_params, failed=True)
-        self._pulls.measure(connector_output.kv_connector_stats, within_step=bool(self._pulling))
+                self._report_kv_received(tracked, failed=True)
+                self._pulls.record(tracked.request.kv_transfer_params, failed=True)
+        self._pulls.record_speed(connector_output.kv_connector_stats, within_step=bool(self._pulling))
         self._pulling = {}
-        if self._copies and connector_output.finished_sending:
-            self._copies.free(self.kv_cache_manager, connector_output.finished_sending)
+        if self._precopy_pins and connector_output.finished_sending:
+            self._precopy_pins.free(self.kv_cache_manager, connector_output.finished_sending)
         for request_id in connector_output.finished_sending or ():
             key = self._pinned.pop(request_id, None)
             if key is not None:
                 self._pinned_by_key.pop(key, None)
 
-    def _predicted(self, predictions: dict[str, Prediction]) -> None:
+    def _record_predictions(self, predictions: dict[str, Prediction]) -> None:
         for request_id, prediction in predictions.items():
             if (tracked := self._tracked.get(request_id)) is not None:
                 tracked.prediction = prediction
             elif (key := self._prefilled.get(request_id)) is not None:
                 self._channel.post(messages.Predicted(key, prediction.remaining))
 
-    def _admitted(self, tracked: Tracked, *, failed: bool) -> None:
-        tracked.admitted = True
+    def _report_kv_received(self, tracked: TrackedRequest, *, failed: bool) -> None:
+        tracked.kv_received = True
         if tracked.key is not None:
-            pulled = 0 if failed else tracked.pulled
+            pulled = 0 if failed else tracked.pulled_tokens
             self._channel.post(messages.KvReceived(tracked.key, pulled, failed, tracked.queued_s))
 
     def request_finished(self, request: Request, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
-        """Pin the KV of a request that was cut; let every other end go vLLM's way."""
+        """Pin the KV of a request that was cut; leave every other end to vLLM."""
         tracked = self._tracked.pop(request.request_id, None)
         if tracked is None or tracked.key is None:
             return super().request_finished(request, block_ids)  # type: ignore[no-any-return]
@@ -201,36 +199,36 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         params = request.kv_transfer_params
         capped = request.status == RequestStatus.FINISHED_LENGTH_CAPPED
         ended = capped or request.status == RequestStatus.FINISHED_STOPPED
-        pin = capped and not tracked.unwanted
-        if capped and params.get("do_remote_decode"):
+        pin = capped and not tracked.release_kv
+        if capped and params.get(fields.DO_REMOTE_DECODE):
             self._prefilled[request.request_id] = tracked.key
         if tracked.cut is not None and pin:
-            params["do_remote_decode"] = True
-            # The workers honour a lease only for requests that they were told of.
+            params[fields.DO_REMOTE_DECODE] = True
+            # The workers keep a lease only for requests that have been in their batch.
             self._reqs_in_batch.add(request.request_id)
-            request.stop_reason = MIGRATED
-        elif tracked.abandoned and capped:
-            # Should somebody read it after all: this is not where the output ends.
-            request.stop_reason = MIGRATED
-        elif params.get("do_remote_decode") and ended and not pin:
-            # A prefill that ended for good (its first token was a stop token), or that nobody waits for.
-            params["do_remote_decode"] = False
+            request.stop_reason = fields.MIGRATED
+        elif tracked.gateway_expired and capped:
+            # If the stream is read after all: this is not where the output ends.
+            request.stop_reason = fields.MIGRATED
+        elif params.get(fields.DO_REMOTE_DECODE) and ended and not pin:
+            # A prefill that ended for good (its first token was a stop token), or whose KV no instance will pull.
+            params[fields.DO_REMOTE_DECODE] = False
             self._reqs_not_processed.add(request.request_id)
         pinned, transfer = super().request_finished(request, block_ids)
         if pinned:
             self._pinned[request.request_id] = tracked.key
             self._pinned_by_key[tracked.key] = request.request_id
-            self._note_pin(tracked.key, request.request_id)
+            self._shorten_orphaned_lease(tracked.key, request.request_id)
         if tracked.cut is not None:
             self._answer(tracked, transfer if pin else None)
         return pinned, transfer
 
-    def _note_pin(self, key: str, request_id: str) -> None:
-        """Take note of a new pin: should its gateway be gone already, nobody may come for it."""
-        if messages.owner(key) in self._channel.gone:
-            self._orders.orphaned.add(request_id)
+    def _shorten_orphaned_lease(self, key: str, request_id: str) -> None:
+        """Shorten the lease of a new pin whose gateway has disconnected already."""
+        if messages.owner(key) in self._channel.disconnected:
+            self._worker_commands.orphaned.add(request_id)
 
-    def _answer(self, tracked: Tracked, transfer: dict[str, Any] | None) -> None:
+    def _answer(self, tracked: TrackedRequest, transfer: dict[str, Any] | None) -> None:
         assert tracked.cut is not None  # noqa: S101 - for the type checker: only cut requests are answered
         assert tracked.key is not None  # noqa: S101 - likewise: only requests with a key are cut
         output = tracked.request.output_token_ids
@@ -238,9 +236,9 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             messages.CutResult(
                 call=tracked.cut.call,
                 key=tracked.key,
-                outcome="finished" if transfer is None else "pinned",
-                output_tokens=tracked.output,
-                tail=list(output[-_TAIL:]),
+                outcome=fields.CutOutcome.FINISHED if transfer is None else fields.CutOutcome.PINNED,
+                output_tokens=tracked.output_tokens,
+                tail=list(output[-_TAIL_TOKENS:]),
                 transfer=transfer or {},
             ),
             tracked.cut.sender,
@@ -249,7 +247,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
     # --- commands ---
 
     def build_connector_meta(self, scheduler_output: Any) -> NixlConnectorMetadata:
-        """Carry out the waiting commands, then build vLLM's metadata with our orders in it.
+        """Carry out the waiting commands, then build vLLM's metadata with our commands to the workers in it.
 
         Called at the end of every scheduling, before the scheduler counts the scheduled tokens as computed.
         """
@@ -265,104 +263,106 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             for sender, command in self._channel.commands():
                 self._carry_out(sender, command, scheduler_output.num_scheduled_tokens)
         meta = super().build_connector_meta(scheduler_output)
-        if not self._orders:
+        if not self._worker_commands:
             return meta
-        orders, self._orders = self._orders, Orders()
-        return orders.added_to(meta)
+        commands, self._worker_commands = self._worker_commands, WorkerCommands()
+        return commands.added_to(meta)
 
-    def _carry_out(self, sender: bytes, command: Order, scheduled: dict[str, int]) -> None:
+    def _carry_out(self, sender: bytes, command: EngineCommand, scheduled: dict[str, int]) -> None:
         match command:
             case messages.Cut():
                 self._cut(sender, command, scheduled)
             case messages.Copy():
                 self._copy(sender, command)
             case messages.Release(key=key):
-                self._orders.release.update(self._copies.ids(key))
+                self._worker_commands.release.update(self._precopy_pins.ids(key))
                 if (request_id := self._pinned_by_key.get(key)) is not None:
-                    self._orders.release.add(request_id)
+                    self._worker_commands.release.add(request_id)
                 elif (tracked := self._by_key.get(key)) is not None:
-                    tracked.unwanted = True
+                    tracked.release_kv = True
             case messages.Connect(peers=peers):
-                self._orders.connect.extend(p for p in peers if p.engine_id != self.engine_id)
-            case Gone(gateway=gateway):
-                self._orders.orphaned.update(self._copies.ids_of(gateway))
+                self._worker_commands.connect.extend(p for p in peers if p.engine_id != self.engine_id)
+            case GatewayDisconnected(gateway=gateway):
+                self._worker_commands.orphaned.update(self._precopy_pins.ids_of(gateway))
                 kept = self._pinned_by_key.items()
-                self._orders.orphaned.update(request_id for key, request_id in kept if messages.owner(key) == gateway)
-            case Abandoned(gateway=gateway):
-                self._abandon(gateway, scheduled)
+                self._worker_commands.orphaned.update(
+                    request_id for key, request_id in kept if messages.owner(key) == gateway
+                )
+            case GatewayExpired(gateway=gateway):
+                self._end_requests(gateway, scheduled)
 
-    def _abandon(self, gateway: str, scheduled: dict[str, int]) -> None:
-        """End the requests of a gateway that has not come back; what does not run ends with its next token."""
-        if gateway not in self._channel.gone:
+    def _end_requests(self, gateway: str, scheduled: dict[str, int]) -> None:
+        """End the requests of a gateway that did not connect again; one that does not run ends with its next token."""
+        if gateway not in self._channel.disconnected:
             return
         for key, tracked in self._by_key.items():
             if messages.owner(key) != gateway or tracked.cut is not None:
                 continue
             request = tracked.request
-            tracked.unwanted = True
+            tracked.release_kv = True
             limit = max(_in_flight(request, scheduled), request.num_output_tokens + 1)
             if limit < request.max_tokens:
                 request.max_tokens = limit
-                tracked.abandoned = True
-            logger.warning("%s ends: its gateway has been gone for %g s", key, messages.ABANDONED_S)
+                tracked.gateway_expired = True
+            logger.warning("%s ends: its gateway has been disconnected for %g s", key, rpc.GATEWAY_EXPIRY_S)
 
     def _cut(self, sender: bytes, command: messages.Cut, scheduled: dict[str, int]) -> None:
         tracked = self._by_key.get(command.key)
         if tracked is None:
-            self._channel.post(messages.CutResult(command.call, command.key, "unknown"), sender)
+            self._channel.post(messages.CutResult(command.call, command.key, fields.CutOutcome.UNKNOWN), sender)
             return
         request = tracked.request
         limit = _in_flight(request, scheduled)
         if limit == request.num_output_tokens or tracked.cut is not None:
-            self._channel.post(messages.CutResult(command.call, command.key, "not_running"), sender)
+            self._channel.post(messages.CutResult(command.call, command.key, fields.CutOutcome.NOT_RUNNING), sender)
             return
-        tracked.cut = Cut(sender, command.call)
+        tracked.cut = PendingCut(sender, command.call)
         if limit < request.max_tokens:
             request.max_tokens = limit
         else:
-            # It ends by its own limit in this very step: nothing to pin, and the answer will say so.
-            tracked.unwanted = True
+            # It ends by its own limit in this step: there is nothing to pin, and the answer will be `FINISHED`.
+            tracked.release_kv = True
 
     def _copy(self, sender: bytes, command: messages.Copy) -> None:
         tracked = self._by_key.get(command.key)
-        if tracked is None or tracked.request.status != RequestStatus.RUNNING or not self._pulls.plain:
+        if tracked is None or tracked.request.status != RequestStatus.RUNNING or not self._pulls.uniform_cache:
             self._channel.post(messages.CopyResult(command.call, command.pin), sender)
             return
-        pinned = self._copies.pin(self.kv_cache_manager, tracked.request, command.pin, command.most)
+        pinned = self._precopy_pins.pin(self.kv_cache_manager, tracked.request, command.pin, command.most)
         transfer = None
         if pinned is not None:
-            # To the stock connector, a prefill of these tokens that has just ended.
+            # The stock connector takes it for a prefill of these tokens that has just ended.
             self._reqs_in_batch.add(pinned.request_id)
             _, transfer = super().request_finished(pinned, (pinned.block_ids,))
-            self._note_pin(command.pin, pinned.request_id)
+            self._shorten_orphaned_lease(command.pin, pinned.request_id)
         tokens = pinned.num_computed_tokens if pinned is not None else 0
         self._channel.post(messages.CopyResult(command.call, command.pin, tokens, transfer or {}), sender)
 
     def has_pending_push_work(self) -> bool:
-        """Keep an engine that is awake turning until commands are carried out and nothing is being copied from it."""
-        return self._channel.waiting or bool(self._copies) or bool(super().has_pending_push_work())
+        """Keep the engine loop running until commands are carried out and nothing is being copied from it."""
+        return self._channel.waiting or bool(self._precopy_pins) or bool(super().has_pending_push_work())
 
     # --- telemetry ---
 
     def snapshot(self) -> messages.Telemetry:
-        """Read the load. Runs on the channel's thread: copies first, and never writes to vLLM's objects."""
+        """Return the load. Runs on the channel's thread: copies first, and never writes to vLLM's objects."""
         rows = []
         running = waiting = preempted = 0
         for tracked in list(self._tracked.values()):
             request = tracked.request
-            state: messages.RequestState
-            if tracked.ahead:
-                state = "copying"
+            state: RequestState
+            if tracked.is_precopy:
+                state = RequestState.COPYING
             elif request.status == RequestStatus.RUNNING:
-                running, state = running + 1, "running"
+                running, state = running + 1, RequestState.RUNNING
             elif request.status == RequestStatus.WAITING_FOR_REMOTE_KVS:
-                waiting, state = waiting + 1, "loading"
+                waiting, state = waiting + 1, RequestState.LOADING
             else:
-                waiting, state = waiting + 1, "waiting"
+                waiting, state = waiting + 1, RequestState.WAITING
             preempted += request.num_preemptions
             if tracked.key is not None:
-                resident = request.num_tokens if state in {"loading", "running"} else 0
-                rows.append(messages.Row(tracked.key, resident, tracked.output, state, tracked.remaining()))
+                resident = request.num_tokens if state in {RequestState.LOADING, RequestState.RUNNING} else 0
+                rows.append(messages.Row(tracked.key, resident, tracked.output_tokens, state, tracked.remaining()))
         self._sequence += 1
         pool = self.kv_cache_manager.block_pool if self.kv_cache_manager is not None else None
         used = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks() if pool is not None else 0
@@ -371,22 +371,22 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             kv_blocks_used=used,
             running=running,
             waiting=waiting,
-            pinned=len(self._pinned) + len(self._copies),
+            pinned=len(self._pinned) + len(self._precopy_pins),
             step_time_s=self._load.step_time_s,
             steps=self._load.steps,
             preemptions=self._load.preemptions + preempted,
             rows=rows,
             busy_s=self._load.busy_s,
             pull_bytes_per_s=self._pulls.bytes_per_s,
-            held=resources.count(),
+            resources=resources.count(),
         )
 
-    def _held(self) -> dict[str, int]:
+    def _count_resources(self) -> dict[str, int]:
         return {
             "requests": len(self._tracked),
             "keys": len(self._by_key),
             "pins": len(self._pinned),
-            "copies": len(self._copies),
+            "precopy_pins": len(self._precopy_pins),
             "pulls_to_start": len(self._reqs_need_recv),
         }
 

@@ -1,63 +1,85 @@
-"""What the connector's scheduler side remembers from step to step."""
+"""The state that the connector's scheduler side keeps from step to step."""
 
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from ares.engine.connector.pull import AHEAD
-from ares.engine.prediction.mailbox import Prediction
+from ares.engine.prediction.metadata import Prediction
 from ares.engine.vllm_api import NixlConnectorMetadata
-from ares.protocol import messages
+from ares.protocol import fields, messages
 
 
 @dataclass(slots=True)
-class Cut:
-    """Who asked for a cut, and in which call."""
+class PendingCut:
+    """A `messages.Cut` that is not answered yet: its sender and its call number."""
 
     sender: bytes
     call: int
 
 
 @dataclass(slots=True)
-class Tracked:
-    """A request between `on_new_request` and its end. `key` is None for requests that did not come from a gateway."""
+class TrackedRequest:
+    """A request between `on_new_request` and its end.
+
+    Attributes
+    ----------
+    request
+        vLLM's Request.
+    key
+        The gateway's name of it; None for a request that did not come from a gateway.
+    arrived
+        When it arrived (`time.perf_counter`).
+    queued_s
+        How long it waited until it was scheduled.
+    local_tokens, pulled_tokens
+        Tokens whose KV was in this instance's prefix cache, and tokens whose KV is pulled.
+    kv_received
+        Whether the gateway has been told that its KV is here.
+    cut
+        The cut that it is to answer when it ends.
+    release_kv
+        Whether its KV is not to be pinned when it ends, since no instance will pull it.
+    gateway_expired
+        Whether its limit was lowered because its gateway did not connect again.
+    prediction
+        The newest one.
+    resumed_tokens
+        Tokens of its output that other instances generated (engine/connector/resume_output.py); None until it is
+        scheduled for the first time.
+    """
 
     request: Any
     key: str | None
     arrived: float = field(default_factory=time.perf_counter)
     queued_s: float = 0.0
-    local: int = 0
-    pulled: int = 0
-    admitted: bool = False
-    cut: Cut | None = None
-    # Nobody wants its KV any more: do not pin it when it ends.
-    unwanted: bool = False
-    # Its limit was lowered since its gateway is gone.
-    abandoned: bool = False
+    local_tokens: int = 0
+    pulled_tokens: int = 0
+    kv_received: bool = False
+    cut: PendingCut | None = None
+    release_kv: bool = False
+    gateway_expired: bool = False
     prediction: Prediction | None = None
-    # Tokens of its output that other instances generated (engine/connector/resume_output.py); None until it was looked
-    # at.
-    restored: int | None = None
+    resumed_tokens: int | None = None
 
     @property
-    def output(self) -> int:
-        """Tokens generated on this instance."""
-        return int(self.request.num_output_tokens) - (self.restored or 0)
+    def output_tokens(self) -> int:
+        """How many tokens were generated on this instance."""
+        return int(self.request.num_output_tokens) - (self.resumed_tokens or 0)
 
     @property
-    def ahead(self) -> bool:
-        """Whether it only brings KV here."""
-        return bool((self.request.kv_transfer_params or {}).get(AHEAD))
+    def is_precopy(self) -> bool:
+        """Whether it has no client and only copies KV to this instance."""
+        return bool((self.request.kv_transfer_params or {}).get(fields.PRECOPY))
 
     def remaining(self) -> tuple[float, float, float] | None:
-        """Return what is predicted for now."""
-        if self.prediction is None or self.ahead:
+        """Return the newest prediction, counted down to the tokens generated since; None without one."""
+        if self.prediction is None or self.is_precopy:
             return None
-        return self.prediction.after(self.output, self.request.max_tokens - self.request.num_output_tokens)
+        return self.prediction.after(self.output_tokens, self.request.max_tokens - self.request.num_output_tokens)
 
 
 @dataclass(slots=True)
-class Load:
+class LoadCounters:
     """Counters that the engine thread keeps for the telemetry."""
 
     step_time_s: float = 0.0
@@ -68,16 +90,17 @@ class Load:
 
 
 class ConnectorMetadata(NixlConnectorMetadata):  # type: ignore[misc]
-    """vLLM's metadata for one step with our orders to the workers.
+    """vLLM's metadata for one step with our commands to the workers.
 
     Attributes
     ----------
     release
-        vLLM's ids of finished requests whose pinned blocks nobody will pull.
+        vLLM's ids of finished requests whose pinned blocks no instance will pull.
     orphaned
-        Those whose gateway is gone: nobody but a target that pulls already wants their blocks.
+        vLLM's ids of finished requests whose gateway has disconnected: their lease is shortened, and only a target that
+        pulls already extends it.
     connect
-        Peers to shake hands with.
+        Peers to do the NIXL handshake with.
     pull_now
         vLLM's ids of requests whose KV must be here before this step's forward pass.
     """
@@ -89,8 +112,8 @@ class ConnectorMetadata(NixlConnectorMetadata):  # type: ignore[misc]
 
 
 @dataclass(slots=True)
-class Orders:
-    """What the next step's metadata tells the workers."""
+class WorkerCommands:
+    """Commands that wait for the next step's metadata (`ConnectorMetadata` describes them)."""
 
     release: set[str] = field(default_factory=set)
     orphaned: set[str] = field(default_factory=set)
@@ -101,7 +124,7 @@ class Orders:
         return bool(self.release or self.orphaned or self.connect or self.pull_now)
 
     def added_to(self, meta: NixlConnectorMetadata) -> ConnectorMetadata:
-        """Return vLLM's metadata with these orders in it."""
+        """Return vLLM's metadata with these commands in it."""
         full = ConnectorMetadata()
         full.__dict__.update(meta.__dict__)
         full.release = frozenset(self.release)

@@ -10,33 +10,33 @@ from ares.engine import identity as instance
 from ares.engine.connector import resources
 from ares.engine.connector.tracking import ConnectorMetadata
 from ares.engine.vllm_api import NixlPullConnectorWorker, base_worker, current_platform
-from ares.protocol import messages
+from ares.protocol import rpc
 
-# How long a pull may hold up its step before it counts as failed.
-_PATIENCE_S = 1.0
+# How long a pull within a step may take before it counts as failed.
+_PULL_TIMEOUT_S = 1.0
 
 
 class HostWorker(NixlPullConnectorWorker):  # type: ignore[misc]
-    """vLLM's pull worker with what it takes to run well on a host without a GPU, and nothing else."""
+    """vLLM's pull worker with two fixes for hosts without a GPU, and nothing else."""
 
     def __init__(self, vllm_config: Any, engine_id: str, kv_cache_config: Any) -> None:
         if current_platform.device_type != "cpu":
             super().__init__(vllm_config, engine_id, kv_cache_config)
             return
-        # On a CPU host vLLM 0.32 does two things that make every timing worthless (v1/nixl/base_worker.py): it moves
+        # On a CPU host vLLM 0.32 does two things that spoil every timing (v1/nixl/base_worker.py): it moves
         # the thread that runs the model to the last core, over the binding that OpenMP was given, and it starts
         # NIXL's progress thread, which spins on a core of its own even when the engine is idle.
         affinity = os.sched_getaffinity(0)
         stock = base_worker.nixl_agent_config
-        alone = instance.current().on_loopback
-        settings: dict[str, Any] = {"backends": []} if alone else {}
+        on_loopback = instance.current().on_loopback
+        settings: dict[str, Any] = {"backends": []} if on_loopback else {}
         base_worker.nixl_agent_config = functools.partial(stock, enable_prog_thread=False, **settings)
         try:
             super().__init__(vllm_config, engine_id, kv_cache_config)
         finally:
             base_worker.nixl_agent_config = stock
             os.sched_setaffinity(0, affinity)
-        if alone:
+        if on_loopback:
             # UCX guards its endpoints against dead peers by default, for which it sends messages through TCP also
             # within a host; after a notification, TCP completes a read only when the peer polls, and an engine polls
             # between steps, an idle one never. Without the guard it takes shared memory, needs no peer for a read, and
@@ -56,16 +56,16 @@ def bind_threads() -> None:
 
 
 class Worker(HostWorker):
-    """A worker that also carries out the orders of `ConnectorMetadata`."""
+    """A worker that also carries out the commands of `ConnectorMetadata`."""
 
     def __init__(self, vllm_config: Any, engine_id: str, kv_cache_config: Any) -> None:
         self._released: set[str] = set()
         # Results of polling within a step, reported with those of its end.
-        self._early: list[Any] = []
+        self._results_within_step: list[Any] = []
         super().__init__(vllm_config, engine_id, kv_cache_config)
-        resources.register("worker", self._held)
+        resources.register("worker", self._count_resources)
 
-    def _held(self) -> dict[str, int]:
+    def _count_resources(self) -> dict[str, int]:
         return {
             "memory_registrations": len(self._registered_descs),
             "remote_engines": len(self._remote_agents),
@@ -77,35 +77,35 @@ class Worker(HostWorker):
         }
 
     def start_load_kv(self, metadata: Any) -> None:
-        """Start the pulls of this step, then carry out our orders."""
+        """Start the pulls of this step, then carry out our commands."""
         super().start_load_kv(metadata)
         if not isinstance(metadata, ConnectorMetadata):
             return
         if metadata.pull_now:
-            self._finish(metadata.pull_now)
+            self._wait_for_pulls(metadata.pull_now)
         for peer in metadata.connect:
             self._ensure_handshake(peer.engine_id, peer.host, peer.port, peer.tp_size, peer.dcp_size, peer.pp_size)
         for request_id in metadata.release:
             self._reqs_to_process.discard(request_id)
-            # Absent: it was pulled or its lease ended meanwhile, and it is freed already.
+            # Where it is absent, it was pulled or its lease ended meanwhile, and it has been freed.
             if self._reqs_to_send.pop(request_id, None) is not None:
                 self._released.add(request_id)
-        # Not freed at once: a target may be about to pull. It extends the lease, as any target does while it waits.
-        soon = time.perf_counter() + messages.ORPHAN_LEASE_S
+        # Not freed at once: a target may be about to pull, and extends the lease as any target does while it waits.
+        soon = time.perf_counter() + rpc.ORPHAN_LEASE_S
         for request_id in metadata.orphaned & self._reqs_to_send.keys():
             self._reqs_to_send[request_id] = min(self._reqs_to_send[request_id], soon)
 
-    def _finish(self, request_ids: frozenset[str]) -> None:
-        """Wait for these pulls: the forward pass that follows reads what they bring.
+    def _wait_for_pulls(self, request_ids: frozenset[str]) -> None:
+        """Wait for these pulls: the forward pass that follows reads their KV.
 
         They are not reported as received, since the scheduler runs them already; blocks that failed to load are (by
         `get_block_ids_with_load_errors`), and the scheduler computes them again.
         """
-        patience = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + _PULL_TIMEOUT_S
         while not request_ids.isdisjoint(self._recving_metadata):
-            if time.monotonic() > patience:
-                # What NIXL lets go of now has failed; what it does not is still being written, and must be waited for.
-                patience += _PATIENCE_S
+            if time.monotonic() > deadline:
+                # A transfer that NIXL releases now has failed; one that it does not is still written, and is awaited.
+                deadline += _PULL_TIMEOUT_S
                 for request_id in request_ids & self._recving_transfers.keys():
                     self._recving_transfers[request_id] = [
                         handle
@@ -115,7 +115,7 @@ class Worker(HostWorker):
             results = super().get_transfer_results()
             results.finished_recving -= request_ids
             results.failed_recving -= request_ids
-            self._early.append(results)
+            self._results_within_step.append(results)
             while not self._ready_requests.empty():
                 self._read_blocks_for_req(*self._ready_requests.get_nowait())
 
@@ -124,9 +124,9 @@ class Worker(HostWorker):
         results = super().get_transfer_results()
         results.finished_sending |= self._released
         self._released = set()
-        for early in self._early:
-            results.finished_sending |= early.finished_sending
-            results.finished_recving |= early.finished_recving
-            results.failed_recving |= early.failed_recving
-        self._early = []
+        for within_step in self._results_within_step:
+            results.finished_sending |= within_step.finished_sending
+            results.finished_recving |= within_step.finished_recving
+            results.failed_recving |= within_step.failed_recving
+        self._results_within_step = []
         return results

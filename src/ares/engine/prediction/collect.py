@@ -1,4 +1,4 @@
-"""Generation with real vLLM, in batches and in this process, with the states of every k-th token.
+"""Generation with vLLM, in batches and in this process, with the hidden states of every k-th token.
 
 Used by `ares predictor collect` (whole outputs) and `ares predictor noise-floor` (continuations of prefixes).
 """
@@ -25,9 +25,9 @@ class GenerationSettings:
     Attributes
     ----------
     every
-        Keep a state after every so many tokens; 0 keeps none.
+        Tokens between two states that are kept; 0 keeps none.
     limit
-        Most tokens of one output; what reaches it without a stop token is censored.
+        Most tokens of one output; an output that reaches it without a stop token is censored.
     """
 
     model: str
@@ -41,7 +41,7 @@ class GenerationSettings:
 
     @property
     def sampling(self) -> str:
-        """How tokens are chosen, as data folders say it."""
+        """The sampling as data folders name it."""
         return sampling(self.temperature, self.top_p)
 
 
@@ -84,7 +84,7 @@ class Generator:
         return [int(t) for t in ids]
 
     def has_room(self, output: Output) -> bool:
-        """Whether a prompt leaves room for a token in the model's context; `run` passes over one that does not."""
+        """Whether a prompt leaves room for a token in the model's context; `run` skips one that does not."""
         return len(output.prompt_tokens) < self._room
 
     def run(
@@ -97,7 +97,7 @@ class Generator:
         limits
             Most tokens of each output, where they differ.
         until
-            When (`time.monotonic`) to begin no more outputs. What runs then is still completed: to drop it would
+            When (`time.monotonic`) to stop beginning outputs. Those that run then are completed: dropping them would
             leave out the long ones.
         """
         from ares.engine.vllm_api import SamplingParams

@@ -1,36 +1,37 @@
-"""The tap: the last token's final hidden state of every request, read as the model runs, without a patch.
+"""The hidden-state hook: the final hidden state of every request's last token, read as the model runs.
 
-The states are what vLLM gives `compute_logits`: one row a request, its last position, after the final norm. That call
-is outside of CUDA graphs, and its rows are in the order of `ModelRunnerOutput.req_ids`. Which token a row belongs to
-comes from the scheduler's own output. All of this is the same in vLLM's two model runners; only the V1 runner was run
-(the V2 runner needs Triton, so that a CPU build never has it).
+The states are the argument of the model's `compute_logits`: one row a request, for its last position, after the final
+norm. That call is outside of CUDA graphs, and its rows are in the order of `ModelRunnerOutput.req_ids`. The token of
+each row follows from the scheduler's output. All of this is the same in vLLM's two model runners; only the V1
+runner has been tested (the V2 runner needs Triton, which a CPU build never has).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ares.engine.connector.pull import AHEAD
-
-# The field of kv_transfer_params with the number of output tokens that a prompt ends with.
-GENERATED = "ares_generated"
-# And the one with these tokens, where they are output again (engine/connector/resume_output.py).
-OUTPUT = "ares_output"
+from ares.protocol import fields
 
 
 @dataclass(slots=True)
 class HookedRequest:
-    """A request as the worker sees it.
+    """A request as the worker knows it.
 
     Attributes
     ----------
     prompt_tokens
-        Token ids of what the instance was given; the outputs of earlier instances are in it.
+        Token ids of its prompt on this instance, with the output of earlier instances at the end.
     position
-        Tokens it has generated before the newest row; negative while its prompt is computed.
+        How many tokens it had generated before the newest row; negative while its prompt is computed.
     output_tokens
-        What it generated on this instance; stays empty where the runner keeps tokens on the device (asynchronous
+        Tokens generated on this instance; stays empty where the runner keeps tokens on the device (asynchronous
         scheduling).
+    generated_before
+        How many tokens at the end of the prompt earlier instances generated, by the gateway's count.
+    prefill_only
+        Whether another instance decodes it, so that its first token is its last one here.
+    is_precopy
+        Whether it has no client and only copies KV to this instance.
     """
 
     id: str
@@ -39,27 +40,24 @@ class HookedRequest:
     position: int
     output_tokens: list[int]
     generated_before: int = field(init=False)
-    """Tokens at the end of the prompt that earlier instances generated, as the gateway says."""
     prefill_only: bool = field(init=False)
-    """Whether another instance decodes it: its first token is its last here."""
-    ahead: bool = field(init=False)
-    """Whether it is no client's request, and only brings KV here ahead of one."""
+    is_precopy: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        # Read once: every step looks at every request.
+        # Read once, since every step goes through all requests.
         extra = getattr(self.sampling, "extra_args", None) or {}
-        said = extra.get("kv_transfer_params") or {}
-        if output := said.get(OUTPUT):
+        params = extra.get(fields.KV_TRANSFER_PARAMS) or {}
+        if output := params.get(fields.RESUMED_TOKENS):
             self.prompt_tokens = [*self.prompt_tokens, *output]
-        count = said.get(GENERATED, 0)
+        count = params.get(fields.GENERATED_TOKENS, 0)
         self.generated_before = count if isinstance(count, int) and 0 <= count < len(self.prompt_tokens) else 0
-        self.prefill_only = bool(said.get("do_remote_decode"))
-        self.ahead = bool(said.get(AHEAD))
+        self.prefill_only = bool(params.get(fields.DO_REMOTE_DECODE))
+        self.is_precopy = bool(params.get(fields.PRECOPY))
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step of the engine gave: `states` is [rows, hidden size] on the device, one row a request."""
+    """The result of one engine step: `states` is [requests, hidden size] on the device, in the order of `requests`."""
 
     requests: list[HookedRequest]
     states: Any
@@ -69,14 +67,14 @@ class Step:
 def unwrapped(output: Any) -> tuple[Any, bool]:
     """Return vLLM's ModelRunnerOutput, and whether its tokens are on the host.
 
-    Asynchronous scheduling wraps it in an object of either runner's own, and its tokens come later.
+    With asynchronous scheduling each runner wraps it in a class of its own, and the tokens arrive later.
     """
     inner = getattr(output, "_model_runner_output", None) or getattr(output, "model_runner_output", None)
     return inner or output, inner is None
 
 
 class HiddenStateHook:
-    """Follows one worker's requests. Call `begin` before a forward pass and `end` after its tokens are sampled."""
+    """Follows the requests of one worker. Call `begin` before a forward pass, and `end` after sampling."""
 
     def __init__(self, model: Any) -> None:
         self._requests: dict[str, HookedRequest] = {}
@@ -84,17 +82,17 @@ class HiddenStateHook:
         self._armed = False
         self._rows: Any = None
         self._compute_logits = model.compute_logits
-        model.compute_logits = self._compute_logits_tapped
+        model.compute_logits = self._hooked_compute_logits
 
-    def _compute_logits_tapped(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-        # Only the first call of a step: a second one computes the log probabilities of prompts; warm-ups are no steps.
+    def _hooked_compute_logits(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        # Only the first call in a step: a second one computes prompt log probabilities, and warm-up runs are no steps.
         if self._armed:
             self._armed = False
             self._rows = hidden_states
         return self._compute_logits(hidden_states, *args, **kwargs)
 
     def begin(self, scheduled: Any) -> None:
-        """Take note of what vLLM's SchedulerOutput says of the step to come."""
+        """Update the requests from vLLM's SchedulerOutput for the step that begins."""
         self._rows = None
         for request_id in scheduled.finished_req_ids:
             if (request := self._requests.pop(request_id, None)) is not None:
@@ -103,10 +101,10 @@ class HiddenStateHook:
             self._requests[new.req_id] = HookedRequest(
                 new.req_id, new.prompt_token_ids or (), new.sampling_params, -1, []
             )
-            self._place(new.req_id, new.num_computed_tokens, scheduled)
+            self._set_position(new.req_id, new.num_computed_tokens, scheduled)
         cached = scheduled.scheduled_cached_reqs
         for request_id, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
-            self._place(request_id, computed, scheduled)
+            self._set_position(request_id, computed, scheduled)
         self._armed = bool(scheduled.num_scheduled_tokens) and not scheduled.scheduled_spec_decode_tokens
 
     def restart(self) -> Step:
@@ -115,13 +113,13 @@ class HiddenStateHook:
         self._requests, self._finished = {}, []
         return Step([], None, finished)
 
-    def _place(self, request_id: str, computed: int, scheduled: Any) -> None:
+    def _set_position(self, request_id: str, computed: int, scheduled: Any) -> None:
         if (request := self._requests.get(request_id)) is not None:
             tokens = computed + scheduled.num_scheduled_tokens[request_id]
             request.position = tokens - len(request.prompt_tokens)
 
     def end(self, output: Any) -> Step | None:
-        """Pair the rows with requests; None where this step has none (another rank, a draft, nothing to do)."""
+        """Pair the rows with requests; None where the step has none (another rank, a draft model, no work)."""
         rows, self._rows, self._armed = self._rows, None, False
         finished, self._finished = self._finished, []
         inner, on_host = unwrapped(output)

@@ -1,16 +1,17 @@
-"""Which predictor an instance runs with: the one it was given, the one that ships for its model, or none."""
+"""Which predictor an instance loads: the given one, the one that ships for its model, or none."""
 
 import json
 import logging
 from pathlib import Path
 
+from ares import predictor
 from ares.predictor.errors import PredictorError
 from ares.predictor.shards import TAP
 
 logger = logging.getLogger(__name__)
 
 NONE = "none"
-_SHIPPED = Path(__file__).parent.parent / "predictor" / "checkpoints"
+_SHIPPED = Path(predictor.__file__).parent / "checkpoints"
 
 
 def choose(given: str | None, model: str, folder: Path) -> Path | None:
@@ -47,7 +48,7 @@ def choose(given: str | None, model: str, folder: Path) -> Path | None:
         except PredictorError:
             continue
         return path
-    logger.warning("no predictor ships for %s: requests run unpredicted (ares predictor --help)", model)
+    logger.warning("no predictor ships for %s: requests get no predictions (ares predictor --help)", model)
     return None
 
 

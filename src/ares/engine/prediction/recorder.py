@@ -1,6 +1,7 @@
-"""Production traffic that labels itself: a fraction of the requests' states, written as training data.
+"""Records hidden states of live requests as training data: their own outputs are the labels.
 
-An output counts as whole where its last token is a stop token; one that a limit, a client or a move cut is censored.
+An output is complete where its last token is a stop token; one that ended by a limit, a cancellation or a migration is
+censored.
 """
 
 import hashlib
@@ -18,13 +19,13 @@ from ares.predictor.shards import Output, Source, half, write
 
 logger = logging.getLogger(__name__)
 
-# A shard is written when so many outputs have ended, and this often.
+# A shard is written when this many outputs have ended, and at this interval.
 _SHARD_OUTPUTS = 64
 _SHARD_S = 10.0
 
 
 class Recorder:
-    """Keeps states of running requests and writes a shard for every 64 that have ended."""
+    """Keeps the states of a fraction of the running requests, and writes those that have ended in shards."""
 
     def __init__(
         self, folder: Path, fraction: float, model: str, hidden_size: int, limit: int, every: int, stop_tokens: Any
@@ -33,7 +34,7 @@ class Recorder:
         self._fraction = fraction
         self._every = every
         self._source = Source(model, hidden_size, every, limit, "live")
-        self._stop = set(stop_tokens if isinstance(stop_tokens, list) else [stop_tokens]) - {None}
+        self._stop_tokens = set(stop_tokens if isinstance(stop_tokens, list) else [stop_tokens]) - {None}
         self._running: dict[str, tuple[HookedRequest, Output]] = {}
         self._lock = threading.Lock()
         self._ended: list[Output] = []
@@ -41,7 +42,7 @@ class Recorder:
         threading.Thread(target=self._keep_writing, name="ares-recorder", daemon=True).start()
 
     def step(self, step: Step) -> None:
-        """Look at one step."""
+        """Process one step."""
         if self._off:
             return
         for request in step.finished:
@@ -49,7 +50,7 @@ class Recorder:
         due = []
         for n, request in enumerate(step.requests):
             position = request.position + request.generated_before
-            if request.position >= 0 and position % self._every == 0 and self._wanted(request):
+            if request.position >= 0 and position % self._every == 0 and self._is_recorded(request):
                 due.append((n, request, position))
         if due:
             states = half(step.states[[n for n, _, _ in due]].float().cpu().numpy())
@@ -59,27 +60,27 @@ class Recorder:
                     name = hashlib.sha256(np.array(prompt, np.int32).tobytes()).hexdigest()[:16]
                     self._running[request.id] = (request, Output(request.id, name, prompt))
                 output = self._running[request.id][1]
-                # A preempted request comes by its earlier positions again.
+                # A request that was preempted passes its earlier positions again.
                 if np.isfinite(state).all() and (not output.positions or output.positions[-1] < position):
                     output.positions.append(position)
                     output.states.append(state)
         for request in step.requests:
-            if request.id in self._running and self._complete(request):
+            if request.id in self._running and self._has_ended(request):
                 self._end(request)
 
-    def _complete(self, request: HookedRequest) -> bool:
-        """Whether its newest token is its last; the scheduler says so only in the next step, if there is one."""
+    def _has_ended(self, request: HookedRequest) -> bool:
+        """Whether its newest token is its last; the scheduler reports that only in the next step, if there is one."""
         tokens = request.output_tokens
         limit = getattr(request.sampling, "max_tokens", None)
-        return bool(tokens) and (tokens[-1] in self._stops(request) or len(tokens) == limit)
+        return bool(tokens) and (tokens[-1] in self._stop_tokens_of(request) or len(tokens) == limit)
 
-    def _stops(self, request: HookedRequest) -> set[int]:
+    def _stop_tokens_of(self, request: HookedRequest) -> set[int]:
         given = getattr(request.sampling, "stop_token_ids", None) or ()
-        return set(given) if getattr(request.sampling, "ignore_eos", False) else self._stop | set(given)
+        return set(given) if getattr(request.sampling, "ignore_eos", False) else self._stop_tokens | set(given)
 
-    def _wanted(self, request: HookedRequest) -> bool:
+    def _is_recorded(self, request: HookedRequest) -> bool:
         share = int.from_bytes(hashlib.sha256(request.id.encode()).digest()[:4], "big") / 2**32
-        return share < self._fraction and not request.ahead
+        return share < self._fraction and not request.is_precopy
 
     def _end(self, request: HookedRequest) -> None:
         found = self._running.pop(request.id, None)
@@ -89,8 +90,8 @@ class Recorder:
         before = list(request.prompt_tokens[len(request.prompt_tokens) - request.generated_before :])
         tokens = before + request.output_tokens
         output.output_tokens = tokens
-        output.censored = not tokens or tokens[-1] not in self._stops(request)
-        # Nothing came after the last state of an output that was cancelled there.
+        output.censored = not tokens or tokens[-1] not in self._stop_tokens_of(request)
+        # A cancelled output may end at a state that no token followed.
         while output.positions and output.positions[-1] >= len(tokens):
             output.positions.pop()
             output.states.pop()
@@ -101,20 +102,20 @@ class Recorder:
             self._flush()
 
     def close(self) -> None:
-        """Write what there is; what still runs is cut here."""
+        """Write all that is recorded; outputs that still run are censored here."""
         for request, _ in list(self._running.values()):
             self._end(request)
         self._flush()
         self._off = True
 
     def _keep_writing(self) -> None:
-        """Write now and then also while nothing runs: vLLM stops its engine by a kill, without a last word."""
+        """Write at an interval, also while nothing runs: vLLM kills its engine process without notice."""
         while not self._off:
             time.sleep(_SHARD_S)
             self._flush()
 
     def _flush(self) -> None:
-        """Write what has ended; a disk that is full ends the recording, not the serving."""
+        """Write the outputs that have ended; an error such as a full disk ends the recording, not the serving."""
         with self._lock:
             ended, self._ended = self._ended, []
         if self._off or not ended:

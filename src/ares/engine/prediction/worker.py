@@ -1,6 +1,6 @@
-"""The live worker: the tap with a predictor and a recorder behind it (`ares worker` sets `--worker-cls` to it).
+"""The worker that predicts and records from hidden states (`ares worker` sets `--worker-cls` to it).
 
-Serving never depends on it: whatever fails here is logged once and switched off, and requests run unpredicted (I7).
+Serving never depends on it: a predictor or recorder that fails is logged once and switched off (I7).
 """
 
 import logging
@@ -13,7 +13,7 @@ import torch
 from ares.engine import identity as instance
 from ares.engine.prediction.hidden_state_worker import HiddenStateWorker
 from ares.engine.prediction.hidden_states import HookedRequest, Step
-from ares.engine.prediction.mailbox import OUTBOX, Prediction, attach
+from ares.engine.prediction.metadata import PENDING, Prediction, attach_pending
 from ares.engine.prediction.recorder import Recorder
 from ares.engine.vllm_api import PlatformWorker
 from ares.predictor import checkpoint, hazard
@@ -22,19 +22,19 @@ from ares.protocol import messages
 
 logger = logging.getLogger(__name__)
 
-# A new request waits for at most so many steps less one: a prediction for many costs little more than one for one.
+# New requests are predicted together every so many steps: a prediction for many costs little more than for one.
 _NEW_EVERY = 5
 
 
 class PredictingWorker(HiddenStateWorker):
-    """The platform's worker that predicts and records as its instance's settings say."""
+    """The platform's worker that predicts and records by its instance's settings."""
 
     _live: "LivePredictor | None" = None
     _recorder: Recorder | None = None
     _on = True
 
     def load_model(self, **kwargs: Any) -> None:
-        """Load the model, then what looks at its states."""
+        """Load the model, the predictor and the recorder."""
         super().load_model(**kwargs)
         settings = instance.current()
         slots = self.vllm_config.scheduler_config.max_num_seqs
@@ -54,7 +54,7 @@ class PredictingWorker(HiddenStateWorker):
             )
 
     def execute_model(self, scheduler_output: Any) -> Any:
-        """Run the model, tapped while it is switched on."""
+        """Run the model; its hidden states are read while prediction is switched on."""
         return (
             super().execute_model(scheduler_output)
             if self._on
@@ -62,16 +62,16 @@ class PredictingWorker(HiddenStateWorker):
         )
 
     def sample_tokens(self, grammar_output: Any) -> Any:
-        """Sample, look at the step, and let the predictions leave with it."""
+        """Sample, process the hidden states, and attach the predictions to the output."""
         if not self._on:
             return PlatformWorker.sample_tokens(self, grammar_output)
         output = super().sample_tokens(grammar_output)
-        attach(output)
+        attach_pending(output)
         return output
 
     def ares_predict(self, state: str) -> None:
-        """Switch tap, predictor and recorder ``on`` or ``off`` (`ares bench predictor`); what runs is forgotten."""
-        self.on_step(self.tap.restart())
+        """Switch all of this ``on`` or ``off`` (`ares bench predictor`); the running requests are forgotten."""
+        self.on_step(self.hook.restart())
         self._on = state == "on"
 
     def on_step(self, step: Step) -> None:
@@ -82,7 +82,7 @@ class PredictingWorker(HiddenStateWorker):
             except Exception:
                 logger.exception("the predictor failed and is off; serving goes on")
                 self._live = None
-                OUTBOX.clear()
+                PENDING.clear()
         if self._recorder is not None:
             try:
                 self._recorder.step(step)
@@ -91,19 +91,19 @@ class PredictingWorker(HiddenStateWorker):
                 self._recorder = None
 
     def shutdown(self) -> None:
-        """Write what is recorded so far."""
+        """Write what the recorder still holds."""
         if self._recorder is not None:
             self._recorder.close()
         super().shutdown()
 
 
 class LivePredictor:
-    """Predicts for all running requests every `every` steps, and for new ones together, a few steps after they begin.
+    """Predicts all running requests every `every` steps, and new requests together within their first few steps.
 
-    A request that is only prefilled here has no later step: it is predicted in its own, and whoever is new with it.
+    A request that is only prefilled here has no later step: it is predicted in that step, with all other new requests.
 
-    On a GPU nothing waits: the quantiles are copied to the host behind the step and read in a later one, but for those
-    of prefills.
+    On a GPU no step waits for a prediction, except for one with a prefill: the quantiles are copied to the host after
+    the step and read in a later one.
     """
 
     def __init__(self, loaded: checkpoint.Checkpoint, slots: int, device: str, every: int) -> None:
@@ -114,7 +114,7 @@ class LivePredictor:
         self._slots: dict[str, int] = {}
         self._steps = 0
         self._pending: tuple[Any, list[tuple[str, int]], Any] | None = None
-        # Wanted quantiles from the predictor's: between the two levels that frame each.
+        # Interpolates the quantiles at REMAINING_LEVELS between the two nearest levels of the predictor.
         levels, wanted = torch.tensor(hazard.LEVELS), torch.tensor(messages.REMAINING_LEVELS)
         right = torch.searchsorted(levels, wanted).clamp(1, len(levels) - 1)
         share = (wanted - levels[right - 1]) / (levels[right] - levels[right - 1])
@@ -123,13 +123,13 @@ class LivePredictor:
         self._between = between.to(device)
 
     def step(self, step: Step) -> None:
-        """Look at one step."""
+        """Process one step."""
         if self._pending is not None:
             self._collect()
         for request in step.finished:
             if (slot := self._slots.pop(request.id, None)) is not None:
                 self._free.append(slot)
-                OUTBOX.pop(request.id, None)
+                PENDING.pop(request.id, None)
         if step.states is None:
             return
         self._steps += 1
@@ -137,12 +137,12 @@ class LivePredictor:
             self._predict(step.states, due)
 
     def _due(self, requests: list[HookedRequest]) -> list[tuple[int, HookedRequest]]:
-        """Return whom to predict in this step, and their rows."""
-        everybody = self._steps % self._every == 0
-        if self._steps % _NEW_EVERY and not everybody and not any(r.prefill_only and r.position >= 0 for r in requests):
+        """Return the requests to predict in this step, each with its row."""
+        everyone = self._steps % self._every == 0
+        if self._steps % _NEW_EVERY and not everyone and not any(r.prefill_only and r.position >= 0 for r in requests):
             return []
-        known = () if everybody else self._slots
-        return [(n, r) for n, r in enumerate(requests) if r.position >= 0 and not r.ahead and r.id not in known]
+        known = () if everyone else self._slots
+        return [(n, r) for n, r in enumerate(requests) if r.position >= 0 and not r.is_precopy and r.id not in known]
 
     def _predict(self, states: torch.Tensor, due: list[tuple[int, HookedRequest]]) -> None:
         rows, slots, positions, prompts, names, fresh = [], [], [], [], [], []
@@ -175,7 +175,7 @@ class LivePredictor:
         self._pending = (host, names, event)
 
     def _collect(self, *, wait: bool = False) -> None:
-        """Post the predictions that have reached the host; `wait` only where new ones are already due."""
+        """Post the predictions that have reached the host; `wait` for them where the next ones are due already."""
         if self._pending is None:
             return
         host, names, event = self._pending
@@ -187,8 +187,8 @@ class LivePredictor:
 
     def _post(self, quantiles: torch.Tensor, names: list[tuple[str, int]]) -> None:
         for (name, output), (low, middle, high) in zip(names, quantiles.tolist(), strict=True):
-            # What is not a number must never reach a decision; the request runs unpredicted.
+            # A value that is not finite must never reach a decision: the request then has no prediction.
             if math.isfinite(low + middle + high) and name in self._slots:
-                OUTBOX[name] = Prediction(output, (low, middle, high))
+                PENDING[name] = Prediction(output, (low, middle, high))
             else:
-                OUTBOX.pop(name, None)
+                PENDING.pop(name, None)

@@ -44,7 +44,7 @@ from ares.policy import (
 )
 from ares.policy.admission import AdmissionDecision, memory_time
 from ares.policy.oom_avoidance import NO_TARGET, OomAvoidanceSettings, avoid_oom, exclude_conflicts
-from ares.policy.oom_avoidance import prepare as prepare_rescue
+from ares.policy.oom_avoidance import prepare as prepare_oom_avoidance
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +91,8 @@ def prepare(chosen: Preset) -> None:
         compile_ahead()
         lengths.prepare()
     chosen.make()
-    if chosen.rescues:
-        prepare_rescue()
+    if chosen.avoids_oom:
+        prepare_oom_avoidance()
 
 
 def _looks_ahead(chosen: Preset) -> bool:
@@ -432,35 +432,35 @@ class Controller:
 
     async def _decide_moves(self) -> str:
         view = self.snapshots.build(self._sessions.values())
-        rescues_any = self._policy.rescues
-        if rescues_any:
+        avoids_oom = self._policy.avoids_oom
+        if avoids_oom:
             # They run again where there is room, not where there was none.
             for session in (s for s in view.preempted if s.not_movable() is None):
                 self._spawn(self._suspend(session, "preempted"))
-        lead = OomAvoidanceSettings(lead_s=2.0 * self._config.period_s + view.cluster.stall_s)
+        oom_avoidance = OomAvoidanceSettings(lookahead_s=2.0 * self._config.period_s + view.cluster.stall_s)
         # Only where suspension is part of the preset: the others are what they are compared as.
-        rescues = avoid_oom(view.cluster, lead, view.running) if rescues_any else []
+        oom_actions = avoid_oom(view.cluster, oom_avoidance, view.running) if avoids_oom else []
         preset, decider = self.preset, self.decider
         asked, failed = await self._ask(decider, view)
-        if decider is not self.decider:  # the preset was switched meanwhile
+        if decider is not self.decider:  # another preset was put in force meanwhile
             return "kept"
-        moves = exclude_conflicts(asked, rescues)
-        self.log.moves(preset, view, decider.policy, lead if rescues_any else None, rescues, moves, failed)
-        for one in rescues:
+        moves = exclude_conflicts(asked, oom_actions)
+        self.log.moves(preset, view, decider.policy, oom_avoidance if avoids_oom else None, oom_actions, moves, failed)
+        for one in oom_actions:
             session = view.sessions[one.request]
-            self._metrics.rescues.labels("suspended" if one.target == NO_TARGET else "moved").inc()
+            self._metrics.oom_actions.labels("suspended" if one.target == NO_TARGET else "moved").inc()
             if one.target == NO_TARGET:
-                self._ordered.append(self._spawn(self._suspend(session, f"rescue: {one.reason}")))
+                self._ordered.append(self._spawn(self._suspend(session, f"out-of-memory avoidance: {one.reason}")))
             else:
-                self._order(session, view.instances[one.target], f"rescue: {one.reason}", "rescue")
+                self._order(session, view.instances[one.target], f"out-of-memory avoidance: {one.reason}", "avoid_oom")
         for move in moves:
             self._order_move(view, move)
-        return "failed" if failed else "moved" if moves or rescues else "kept"
+        return "failed" if failed else "moved" if moves or oom_actions else "kept"
 
     async def _ask(
         self, decider: Decider[Rebalance, list[MigrationDecision]], view: ClusterSnapshot
     ) -> tuple[list[MigrationDecision], str | None]:
-        """Return the moves of the policy, and how it failed, if it did: then there are none, and rescues go on (I7)."""
+        """Return the moves of the policy, and how it failed, if it did; out-of-memory avoidance goes on then (I7)."""
         try:
             most_s = max(self._config.period_s, _LEAST_TO_DECIDE_S)
             return await decider.decide(view.cluster, most_s=most_s), None

@@ -5,6 +5,7 @@ import numpy as np
 from ares.policy.cluster import FloatArray
 from ares.policy.cost_model import OnlineLeastSquares
 from ares.protocol import messages
+from ares.protocol.fields import RequestState
 
 
 class StepTimeModel:
@@ -29,7 +30,7 @@ class StepTimeModel:
     @property
     def coefficients(self) -> FloatArray | None:
         """Base, per request and per token, shape (3,); None before enough steps were seen."""
-        return self._fit.law
+        return self._fit.coefficients
 
 
 class TransferModel:
@@ -45,13 +46,13 @@ class TransferModel:
     @property
     def pause_s(self) -> float | None:
         """Seconds that a move of no tokens would stall a stream; None before enough moves were seen."""
-        return float(self._fit.law[0]) if self._fit.law is not None else None
+        return float(self._fit.coefficients[0]) if self._fit.coefficients is not None else None
 
     @property
     def tokens_per_s(self) -> float | None:
         """Tokens pulled per second; None before enough moves were seen."""
-        return 1.0 / max(float(self._fit.law[1]), 1e-9) if self._fit.law is not None else None
+        return 1.0 / max(float(self._fit.coefficients[1]), 1e-9) if self._fit.coefficients is not None else None
 
 
 def _resident(load: messages.Telemetry) -> float:
-    return float(sum(row.resident for row in load.rows if row.state == "running"))
+    return float(sum(row.resident for row in load.rows if row.state == RequestState.RUNNING))

@@ -184,7 +184,9 @@ class SnapshotBuilder:
             waited_s=np.array([now - (s.waiting_since if s.phase == "suspended" else s.arrived_at) for s in sessions]),
             suspended=np.array([s.phase == "suspended" for s in sessions], dtype=np.bool_),
             progress=self._progress(sessions, cluster, now),
-            barred=np.array([[i in names for i in cluster.instances] for names in excludes]) if any(excludes) else None,
+            excluded=np.array([[i in names for i in cluster.instances] for names in excludes])
+            if any(excludes)
+            else None,
         )
 
     def remaining(self, session: Entering, row: messages.Row | None) -> Quantiles:

@@ -99,7 +99,7 @@ async def status(request: Request) -> dict[str, Any]:
     return snapshot(gateway) | {
         "migrations": [asdict(record) for record in gateway.migrations],
         "process": {"tasks": len(asyncio.all_tasks())},
-        "connectors": {i.name: i.state.telemetry.held for i in gateway.pool.instances if i.state.telemetry},
+        "connectors": {i.name: i.state.telemetry.resources for i in gateway.pool.instances if i.state.telemetry},
     }
 
 

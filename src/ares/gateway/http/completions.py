@@ -29,6 +29,7 @@ from ares.gateway.pool.instance import NoInstanceError
 from ares.gateway.service import Gateway
 from ares.gateway.session.objectives import Objective
 from ares.gateway.shutdown import ShuttingDownError
+from ares.protocol.fields import CLASS_HEADER, REQUEST_ID_HEADER
 
 logger = logging.getLogger(__name__)
 router = APIRouter()
@@ -131,7 +132,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
 async def _serve(body: GenerationRequest, request: Request, *, chat: bool) -> Response:
     gateway: Gateway = request.app.state.gateway
     reply = await _plan(gateway, body, request, chat=chat)
-    headers = {"x-request-id": reply.request_id}
+    headers = {REQUEST_ID_HEADER: reply.request_id}
     if body.stream:
         with_usage = body.stream_options is not None and body.stream_options.include_usage
 
@@ -154,9 +155,9 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
     if count > gateway.config.maximum_waiting:
         message = f"prompts and n make {count} sequences; at most {gateway.config.maximum_waiting} may wait here"
         raise BadRequestError(message, "n")
-    objective = gateway.objective(request.headers.get("x-ares-class"), body.priority)
+    objective = gateway.objective(request.headers.get(CLASS_HEADER), body.priority)
     take_streams(request.scope, count)
-    given = request.headers.get("x-request-id") or body.request_id or ""
+    given = request.headers.get(REQUEST_ID_HEADER) or body.request_id or ""
     request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
     envelope = Envelope(f"{'chatcmpl' if chat else 'cmpl'}-{request_id}", gateway.names[0], chat)
     reservation = cleanup(request.scope).enter_context(BacklogReservation(gateway.backlog, count))

@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from ares.protocol.fields import CLASS_HEADER, REQUEST_ID_HEADER
+
 
 class ErrorDetail(BaseModel):
     """What went wrong; `param` names the field, `code` is for programs."""
@@ -92,8 +94,8 @@ _MEANINGS = {
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
 _STREAM = {"text/event-stream": {"schema": _EVENT}}
 _HEADERS = [
-    ("x-request-id", "Names the request, if it has 1 to 128 printable ASCII characters; the reply repeats it."),
-    ("x-ares-class", "Class of service, one of the configured ones."),
+    (REQUEST_ID_HEADER, "Names the request, if it has 1 to 128 printable ASCII characters; the reply repeats it."),
+    (CLASS_HEADER, "Class of service, one of the configured ones."),
 ]
 
 

@@ -11,6 +11,7 @@ from ares.gateway.openai import unsupported
 from ares.gateway.openai.body import BadRequestError, Body, Listed
 from ares.gateway.openai.messages import Message, Tool
 from ares.gateway.openai.sampling import Sampling
+from ares.protocol.fields import CARRIES_OUTPUT, CARRIES_SEED, CARRIES_STRUCTURED_OUTPUTS
 
 # Sampling parameters for which vLLM keeps no state, or only state that prompt + output restore: a move carries them
 # exactly.
@@ -29,12 +30,12 @@ _CARRIED = {
 # Parameters with state, and what an instance must restore (`messages.Hello.carries`) for it to survive a move. Where
 # one of the instances does not, such requests are not moved.
 _STATEFUL = {
-    "seed": "seed",
-    "frequency_penalty": "output",
-    "presence_penalty": "output",
-    "bad_words": "output",
-    "repetition_detection": "output",
-    "structured_outputs": "structured_outputs",
+    "seed": CARRIES_SEED,
+    "frequency_penalty": CARRIES_OUTPUT,
+    "presence_penalty": CARRIES_OUTPUT,
+    "bad_words": CARRIES_OUTPUT,
+    "repetition_detection": CARRIES_OUTPUT,
+    "structured_outputs": CARRIES_STRUCTURED_OUTPUTS,
 }
 # Variables of a chat template that a client must not set. Nor may it give a template: an endless one would block all.
 _OWN_VARIABLES = {"chat_template", "conversation", "messages", "tokenize", "tools"}

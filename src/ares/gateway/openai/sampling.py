@@ -1,16 +1,9 @@
-"""What to generate, and the requests that ask an instance for its part of it."""
+"""What to generate, and how an instance is asked for its part of it."""
 
 from dataclasses import dataclass
 from typing import Any
 
-# The field of kv_transfer_params that carries our own name of a request (engine/connector/scheduler.py reads it).
-_KEY = "ares_key"
-# And the number of output tokens that its prompt ends with (engine/prediction/hidden_states.py reads it).
-_GENERATED = "ares_generated"
-# And whether these count as output there too (engine/connector/resume_output.py).
-_RESTORE = "ares_restore"
-# And the mark of a request that only copies KV to an instance (engine/connector/pull.py).
-_AHEAD = "ares_ahead"
+from ares.protocol import fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +17,9 @@ class Sampling:
     maximum_tokens, minimum_tokens
         Limits on the whole output, however many instances it comes from.
     unmovable_reason
-        The parameter whose state a move would not carry exactly, or None where the session may move.
+        The parameter whose state a move would not carry exactly, or None where the sequence may move.
     needs
-        What an instance must restore (`messages.Hello.carries`) to go on after another one; empty where the
-        session cannot move.
+        What an instance must restore (`messages.Hello.carries`) to go on after another one; nothing where it is pinned.
     """
 
     parameters: dict[str, Any]
@@ -47,7 +39,7 @@ class Sampling:
         parameters = {**self.parameters, "max_tokens": 1, "min_tokens": minimum}
         params: dict[str, Any] = {}
         if self.maximum_tokens - len(emitted) > 1:
-            params = {"do_remote_decode": True, "do_remote_prefill": False}
+            params = {fields.DO_REMOTE_DECODE: True, fields.DO_REMOTE_PREFILL: False}
             if self.unmovable_reason is not None:
                 # State that is not carried starts at the decode instance, first token included.
                 parameters = {"max_tokens": 1, "temperature": 0.0}
@@ -69,12 +61,15 @@ class Sampling:
         return {**body, "priority": priority} if priority else body
 
     def _output(self, emitted: list[int]) -> dict[str, Any]:
-        return {_GENERATED: len(emitted), **({_RESTORE: True} if self.restored and emitted else {})}
+        return {
+            fields.GENERATED_TOKENS: len(emitted),
+            **({fields.RESUME_OUTPUT: True} if self.restored and emitted else {}),
+        }
 
 
 def bring_ahead(key: str, tokens: list[int], transfer: dict[str, Any]) -> dict[str, Any]:
-    """Return the request that copies the KV of all `tokens` but the last to an instance; its output is not used."""
-    return _body(key, tokens, {"max_tokens": 1, "temperature": 0.0}, {**transfer, _AHEAD: True})
+    """Return the request that brings the KV of all `tokens` but the last to an instance, and generates for nobody."""
+    return _body(key, tokens, {"max_tokens": 1, "temperature": 0.0}, {**transfer, fields.PRECOPY: True})
 
 
 def _body(key: str, tokens: list[int], parameters: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
@@ -82,5 +77,5 @@ def _body(key: str, tokens: list[int], parameters: dict[str, Any], params: dict[
         "request_id": key,
         "token_ids": tokens,
         "sampling_params": {"detokenize": False, **parameters},
-        "kv_transfer_params": {**params, _KEY: key},
+        fields.KV_TRANSFER_PARAMS: {**params, fields.KEY: key},
     }

@@ -4,17 +4,12 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
-from ares.protocol import messages
+from ares.protocol import rpc
+from ares.protocol.fields import CONTROL_KEY_VARIABLE
 from ares.protocol.keys import ControlKey
 
-# A connection that has been silent for this long is replaced: a network that has lost it sends no error. Longer than an
-# instance may be silent before it counts as frozen (gateway/pool/health.py): its streams, which use other connections,
-# are given up for the silence of this one.
-_DEAD_S = 10.0
-_HEARTBEAT_S = 2.0
 _LINGER_MS = 200
-_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-_GIVE_KEY = "(--control-key-file or ARES_CONTROL_KEY, the same for all)"
+_GIVE_KEY = f"(--control-key-file or {CONTROL_KEY_VARIABLE}, the same for all)"
 
 
 def connected(address: str, key: ControlKey | None) -> zmq.asyncio.Socket:
@@ -23,7 +18,7 @@ def connected(address: str, key: ControlKey | None) -> zmq.asyncio.Socket:
     Raises
     ------
     zmq.ZMQError
-        The address is not valid.
+        That is no address.
     """
     socket, handshake = watched(address, key)
     handshake.close()
@@ -31,21 +26,17 @@ def connected(address: str, key: ControlKey | None) -> zmq.asyncio.Socket:
 
 
 def watched(address: str, key: ControlKey | None) -> tuple[zmq.asyncio.Socket, "Handshake"]:
-    """Return such a socket, and the progress of its connection.
+    """Return such a socket, and how far its connection has come.
 
     Raises
     ------
     zmq.ZMQError
-        The address is not valid.
+        That is no address.
     """
     socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
-    # The last releases should still arrive.
-    socket.setsockopt(zmq.LINGER, _LINGER_MS)
-    socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE_BYTES)
-    socket.setsockopt(zmq.IPV6, "[" in address)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, int(_HEARTBEAT_S * 1000))
-    for limit in (zmq.HEARTBEAT_TIMEOUT, zmq.CONNECT_TIMEOUT, zmq.HANDSHAKE_IVL):
-        socket.setsockopt(limit, int(_DEAD_S * 1000))
+    # What was released last should still get there.
+    rpc.configure(socket, address, linger_ms=_LINGER_MS)
+    rpc.keep_alive(socket)
     if key is not None:
         key.connect(socket)
     handshake = Handshake(socket)  # before the first attempt
@@ -59,16 +50,16 @@ def watched(address: str, key: ControlKey | None) -> tuple[zmq.asyncio.Socket, "
 
 
 class Handshake:
-    """How far the connection of a socket has come, to explain why nothing is heard."""
+    """How far the connection of a socket has come, for when nothing is heard."""
 
     def __init__(self, socket: zmq.asyncio.Socket) -> None:
         self._socket = socket
-        events = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | _REFUSED
+        events = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | rpc.HANDSHAKE_REFUSED
         # Read now and then, and never waited for.
         self._monitor: zmq.Socket[bytes] = zmq.Socket.shadow(socket.get_monitor_socket(events).underlying)
 
     def failure(self, *, has_key: bool) -> str:
-        """Return why nothing is heard, and what to do.
+        """Say why nothing is heard, and what to do.
 
         Parameters
         ----------
@@ -82,14 +73,14 @@ class Handshake:
             return "is open, and nothing comes; see the instance's own log"
         if not seen & zmq.EVENT_CONNECTED:
             return "cannot be reached; open that port to the gateway, or start the instance with another --host"
-        if not seen & _REFUSED:
+        if not seen & rpc.HANDSHAKE_REFUSED:
             return "takes connections and does not answer; does another program use that port?"
         if not has_key:
             return f"asks for a control key and this gateway has none; give it the instance's {_GIVE_KEY}"
-        # Which end notices first that only one of them has a key is a matter of chance.
+        # Which end notices first that only one of them has a key is left to chance.
         return f"has another control key than this gateway, or none; give both the same {_GIVE_KEY}"
 
     def close(self) -> None:
-        """Stop watching the connection."""
+        """Look no more."""
         self._socket.disable_monitor()
         self._monitor.close(0)

@@ -8,7 +8,8 @@ from typing import Any
 import zmq
 import zmq.asyncio
 
-from ares.protocol import messages
+from ares.protocol import messages, rpc
+from ares.protocol.fields import CutOutcome
 
 # So many reports that have not been asked for yet are kept.
 _REMEMBERED = 1024
@@ -122,7 +123,7 @@ class ControlClient:
         waiting = self._calls.get(result.call)
         if waiting is not None and not waiting.done():
             waiting.set_result(result)
-        elif isinstance(result, messages.CutResult) and result.outcome == "pinned":
+        elif isinstance(result, messages.CutResult) and result.outcome == CutOutcome.PINNED:
             await self.release(result.key)
         elif isinstance(result, messages.CopyResult) and result.tokens:
             await self.release(result.pin)
@@ -149,7 +150,7 @@ class ControlClient:
             del self._calls[call]
 
     async def _send(self, command: messages.Command) -> None:
-        await self.send(messages.encode(command))
+        await self.send(rpc.encode(command))
 
 
 def _remember(known: dict[str, Any], key: str, value: Any) -> None:

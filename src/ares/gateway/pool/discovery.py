@@ -10,12 +10,12 @@ import msgspec
 from ares.gateway.pool.generate import whole_body
 from ares.gateway.pool.health import Health, Status
 from ares.protocol import messages
+from ares.protocol.fields import INSTANCE_ROUTE, MODELS_ROUTE
 
 _TIMEOUT_S = 5.0
 _MOST_DESCRIPTION = 1 << 16
-_ROUTE = "/ares/v1/instance"
 # vLLM guards this one by its key, and not ours (entrypoints/serve/middleware/authenticate.py, 0.32).
-_GUARDED = "/v1/models"
+_GUARDED = MODELS_ROUTE
 _KEY_REFUSED = (
     "it answers {status}; give the gateway the key of the instance's VLLM_API_KEY (--worker-api-key-file or "
     "ARES_WORKER_API_KEY)"
@@ -50,7 +50,7 @@ async def describe(http: aiohttp.ClientSession, url: str) -> messages.Descriptio
     """
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
     try:
-        async with http.get(url + _ROUTE, timeout=timeout) as reply:
+        async with http.get(url + INSTANCE_ROUTE, timeout=timeout) as reply:
             if reply.status != 200:
                 return _refusal(reply.status)
             body = await whole_body(reply, _MOST_DESCRIPTION)
@@ -62,7 +62,8 @@ async def describe(http: aiohttp.ClientSession, url: str) -> messages.Descriptio
         return Unusable(Status.UNREACHABLE, f"no answer within {_TIMEOUT_S:g} s; is it still starting, or overloaded?")
     except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError, msgspec.DecodeError, ValueError, RecursionError):
         return Unusable(
-            Status.NOT_AN_INSTANCE, f"it answers GET {_ROUTE} with something else; does another program use that port?"
+            Status.NOT_AN_INSTANCE,
+            f"it answers GET {INSTANCE_ROUTE} with something else; does another program use that port?",
         )
     except (aiohttp.ClientError, OSError) as error:
         return Unusable(Status.UNREACHABLE, f"{_reason(error)}; start it, or correct its --worker URL")
@@ -73,10 +74,13 @@ def _refusal(status: int) -> Unusable:
     if status in (401, 403):
         return Unusable(Status.KEY_REFUSED, _KEY_REFUSED.format(status=status))
     if status >= 500:
-        return Unusable(Status.UNREACHABLE, f"it answers GET {_ROUTE} with {status}; its log, or its proxy's, says why")
+        return Unusable(
+            Status.UNREACHABLE, f"it answers GET {INSTANCE_ROUTE} with {status}; its log, or its proxy's, says why"
+        )
     return Unusable(
         Status.NOT_AN_INSTANCE,
-        f"it answers GET {_ROUTE} with {status}; start it with `ares worker` (a plain `vllm serve` has no ARES plugin)",
+        f"it answers GET {INSTANCE_ROUTE} with {status}; start it with `ares worker` "
+        "(a plain `vllm serve` has no ARES plugin)",
     )
 
 

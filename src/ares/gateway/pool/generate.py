@@ -9,6 +9,8 @@ import aiohttp
 import httptools
 import msgspec
 
+from ares.protocol.fields import GENERATE_ROUTE
+
 # A prefill of a long prompt behind others may take long; a decode stream may be silent while it waits for KV.
 _CONNECT_TIMEOUT_S = 5.0
 # Bytes; a stream with more unread ones pauses its engine.
@@ -241,7 +243,7 @@ class EngineClient:
 
     def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
         self._http = http
-        self._generate = f"{url}/inference/v1/generate"
+        self._generate = url + GENERATE_ROUTE
         parts = urllib.parse.urlsplit(self._generate)
         self._tls = parts.scheme == "https" or None
         self._host = parts.hostname or ""

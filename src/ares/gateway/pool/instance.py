@@ -17,7 +17,7 @@ from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefu
 from ares.gateway.pool.health import Health, Status
 from ares.gateway.pool.state import InstanceState
 from ares.gateway.pool.subscription import Subscription
-from ares.protocol import messages
+from ares.protocol import messages, rpc
 from ares.protocol.keys import ControlKey
 
 logger = logging.getLogger(__name__)
@@ -186,8 +186,8 @@ class Instance:
                         cause = handshake.failure(has_key=self._control_key is not None)
                         self._turn(Status.NO_TELEMETRY, f"{description.control_address} {cause}")
                         return
-                    if not int(socket.get(zmq.EVENTS)) & zmq.POLLOUT:
-                        return  # ZeroMQ has given the connection up, as it does after a message that is too large
+                    if not rpc.has_connection(socket):
+                        return  # given up, after a message that was too large
                     continue
                 await self._receive(await socket.recv(), on_hello)
                 if self.state.hello is not None and self.state.hello.boot != description.boot:
@@ -222,7 +222,7 @@ class Instance:
     async def _receive(self, body: bytes, on_hello: OnHello) -> None:
         self.health.received()
         try:
-            event = messages.decode_event(body)
+            event = rpc.decode_event(body)
         except msgspec.DecodeError as error:
             self._malformed += 1
             if self._malformed.bit_count() == 1:  # ever less often

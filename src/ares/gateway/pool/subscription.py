@@ -1,22 +1,21 @@
-"""The gateway's subscription at an instance; the instance keeps KV for the gateway only while it lasts.
+"""The gateway's subscription at an instance, and with it what the instance keeps for the gateway.
 
-An instance that has forgotten a gateway soon frees the KV that is pinned for it (`messages.ORPHAN_LEASE_S`). A gateway
-that was frozen, or cut off from it, must not have that KV pulled any more: freed blocks hold the KV of other requests.
-So KV counts as kept only where the subscription has been alive all the time.
+An instance that has forgotten a gateway soon lets go of the KV that waits for it (`rpc.ORPHAN_LEASE_S`). A gateway
+that was frozen, or cut off from it, must not have that KV pulled any more: whoever pulls freed blocks gets somebody
+else's. So KV counts as kept only where the subscription has been alive all the time.
 """
 
 import time
 
-from ares.protocol import messages
+from ares.protocol import messages, rpc
 
-_HEARTBEAT_S = messages.SUBSCRIPTION_TTL_S / 5
-# Silence, in either direction, after which the instance may have begun to free KV. The rest of the lease is for the
-# target, whose first heartbeat comes 5 s after its request.
+# Of silence, in either direction, after which the instance may have begun to let go. The rest of the lease is for the
+# target, which speaks up 5 s after it was asked.
 _DOUBTFUL_S = 4.0
 
 
 class Subscription:
-    """The gateway's end of the subscription.
+    """What is known of it at this end.
 
     Parameters
     ----------
@@ -28,12 +27,12 @@ class Subscription:
     Attributes
     ----------
     number
-        Increases whenever the subscription may have been interrupted.
+        Another one whenever the subscription may have been interrupted.
     """
 
     def __init__(self, gateway: str, interval_s: float) -> None:
         self.number = 0
-        self._heartbeat = messages.encode(messages.Subscribe(interval_s, gateway))
+        self._heartbeat = rpc.encode(messages.Subscribe(interval_s, gateway))
         self._doubtful_s = max(_DOUBTFUL_S, 2 * interval_s)
         self._sent = self._heard = 0.0
 
@@ -41,22 +40,22 @@ class Subscription:
         """Return what is to be sent now, if anything."""
         now = time.monotonic()
         silent_s = now - self._sent
-        if silent_s <= _HEARTBEAT_S:
+        if silent_s <= rpc.SUBSCRIPTION_HEARTBEAT_S:
             return None
         self.number += silent_s > _DOUBTFUL_S
         self._sent = now
         return self._heartbeat
 
     def begin(self) -> None:
-        """Start over, on another connection."""
+        """Begin anew, on another connection."""
         self.number += 1
         self._sent = 0.0
 
     def heard(self, *, again: bool) -> None:
-        """Note a message; `again`: the instance had forgotten this gateway, or never known it."""
+        """Take note of a message; `again` where it says that the instance had not known us."""
         self._heard = time.monotonic()
         self.number += again
 
     def unbroken(self, since: int) -> bool:
-        """Whether it has been alive since `number` had that value."""
+        """Whether it has been alive since it had that number."""
         return since == self.number and time.monotonic() - min(self._sent, self._heard) < self._doubtful_s

@@ -1,4 +1,4 @@
-"""The decision log: JSON lines, each a decision with all of its inputs, so that it can be replayed."""
+"""The decision log: JSON lines, each a decision with everything that it was made from, so that it can be made again."""
 
 import itertools
 import logging
@@ -44,19 +44,19 @@ class DecisionLog:
         preset: str,
         policy: Dispatch,
         memory: dict[str, float],
-        snapshot: ClusterSnapshot,
+        view: ClusterSnapshot,
         tokens: int,
         remaining: FloatArray | None,
         chosen: int | None,
     ) -> None:
-        """Log where dispatch has placed a request, if anywhere; `memory` is the policy's before it."""
+        """Log where dispatch has put a request, if anywhere; `memory` is the policy's before it."""
         decided = [] if chosen is None else [{"kind": PLACE, "index": 0, "instance": chosen}]
         self._write(
             "dispatch",
             preset,
             dispatch=_named(policy),
             memory=memory,
-            cluster=snapshot.cluster,
+            cluster=view.cluster,
             tokens=tokens,
             remaining=remaining,
             decided=decided,
@@ -68,7 +68,7 @@ class DecisionLog:
         policy: Admission,
         memory: dict[str, float],
         ended: list[int],
-        snapshot: ClusterSnapshot,
+        view: ClusterSnapshot,
         candidates: Candidates,
         decided: list[AdmissionDecision],
     ) -> None:
@@ -79,8 +79,8 @@ class DecisionLog:
             admission=_named(policy),
             memory=memory,
             ended=ended,
-            cluster=snapshot.cluster,
-            running=snapshot.running,
+            cluster=view.cluster,
+            running=view.running,
             candidates=candidates,
             decided=decided,
         )
@@ -88,26 +88,26 @@ class DecisionLog:
     def moves(
         self,
         preset: str,
-        snapshot: ClusterSnapshot,
+        view: ClusterSnapshot,
         policy: Rebalance,
-        lead: OomAvoidanceSettings | None,
-        rescues: list[OomAction],
+        oom_avoidance: OomAvoidanceSettings | None,
+        oom_actions: list[OomAction],
         decided: list[MigrationDecision],
         failed: str | None = None,
     ) -> None:
         """Log the moves of a period; a period without anything to decide is left out.
 
-        Without `lead`, nobody asked whether a request must be rescued; `failed` is the kind of the policy's fault.
+        `oom_avoidance` is None where out-of-memory avoidance was off; `failed` is the kind of the policy's fault.
         """
-        if len(snapshot.sessions):
+        if len(view.sessions):
             self._write(
                 "moves",
                 preset,
                 rebalance=_named(policy),
-                lead=lead,
-                cluster=snapshot.cluster,
-                running=snapshot.running,
-                rescues=rescues,
+                oom_avoidance=oom_avoidance,
+                cluster=view.cluster,
+                running=view.running,
+                oom_actions=oom_actions,
                 failed=failed,
                 decided=decided,
             )
@@ -131,7 +131,7 @@ class DecisionLog:
 
 
 def _named(policy: Policy) -> dict[str, Any]:
-    """Return the name and the settings of a policy, enough to make it again."""
+    """Return the name and the settings that a policy can be made again from."""
     return {"name": policy.name, "settings": _plain(policy.settings)}
 
 
@@ -148,7 +148,7 @@ def _plain(value: Any) -> Any:
 
 _INTEGERS = {"capacity_tokens", "promised_tokens", "location", "resident_tokens", "waiting_tokens"}
 _INTEGERS |= {"generated", "tokens", "rank"}
-_BOOLEANS = {"open", "movable", "placed", "suspended", "barred"}
+_BOOLEANS = {"open", "movable", "placed", "suspended", "excluded"}
 _PLAIN = {"instances", "requests", "levels", "transfer_bytes_s", "token_bytes", "block_tokens", "stall_s"}
 
 
@@ -166,7 +166,7 @@ def _arrays(read: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-# The compiled loops of the policies do not check their inputs: only what a gateway could have logged may reach them.
+# The inner loops that decide are compiled, without checks of their own: what is read must be what a gateway could log.
 # The largest count (exact in a double), setting, and number of points of a horizon.
 MOST_TOKENS, _MOST, _MOST_POINTS = 1 << 53, 1e6, 10_000
 _LARGEST_BLOCK = 1 << 16
@@ -220,8 +220,8 @@ def read_candidates(record: dict[str, Any], cluster: Cluster) -> Candidates:
     made = Candidates(progress=progress, **_arrays(read))
     made = replace(made, remaining_tokens=made.remaining_tokens.reshape(-1, len(cluster.levels)))
     _check(made, ("tokens", "remaining_tokens", "rank", "waited_s", "suspended"), count)
-    if made.barred is not None and made.barred.shape != (count, len(cluster.instances)):
-        raise ValueError(f"barred has shape {made.barred.shape}")
+    if made.excluded is not None and made.excluded.shape != (count, len(cluster.instances)):
+        raise ValueError(f"excluded has shape {made.excluded.shape}")
     return made
 
 

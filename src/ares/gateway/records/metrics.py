@@ -73,8 +73,8 @@ class Metrics:
         self.admissions = Counter(
             "ares_admission_decisions_total", "Requests admitted, resumed or suspended", ["kind"], registry=registry
         )
-        self.rescues = Counter(
-            "ares_rescues_total",
+        self.oom_actions = Counter(
+            "ares_oom_actions_total",
             "Requests taken off an instance before it runs out of memory",
             ["how"],
             registry=registry,

@@ -108,7 +108,7 @@ def replay(log: Path, other: str | None, progress: Callable[[int], None] = lambd
             continue
         try:
             record = msgspec.json.decode(line)
-            logged = [_action(one) for one in (*record.get("rescues", ()), *record["decided"])]
+            logged = [_action(one) for one in (*record.get("oom_actions", ()), *record["decided"])]
             made = _MAKE[record["kind"]](record, policies)
             when = float(record["time"])
         except (UnknownPolicyError, DecisionError) as error:
@@ -135,7 +135,7 @@ def _lines(log: Path) -> Iterator[str]:
 def _action(one: dict[str, Any]) -> dict[str, Any]:
     """Return the action of a decision, without its reason and gain."""
     if "request" in one:
-        kind = "rescue" if "gain" not in one else "move"
+        kind = "avoid_oom" if "gain" not in one else "move"
         return {"kind": kind, "request": one["request"], "instance": one["target"]}
     if not isinstance(one["kind"], str):
         raise TypeError("a kind must be a string")
@@ -218,23 +218,24 @@ def _admissions(record: dict[str, Any], policies: _Policies) -> list[dict[str, A
 def _dispatched(policy: Dispatch, cluster: Cluster, candidates: Candidates) -> list[dict[str, Any]]:
     """Return where dispatch would have placed the candidates at once."""
     placed = _placed(policy, cluster, candidates.tokens.tolist(), candidates.remaining_tokens)
-    return [one | {"kind": "enter"} for one in placed]
+    return [one | {"kind": "admit"} for one in placed]
 
 
 def _moves(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
     cluster, chosen = read_cluster(record), policies.chosen
     running = read_progress(record["running"], len(cluster.requests))
-    rescued = record["lead"] is not None if chosen is None else chosen.rescues
-    lead = read_settings(OomAvoidanceSettings, record["lead"] or {})
-    rescues = avoid_oom(cluster, lead, running) if rescued else []
+    avoids = record["oom_avoidance"] is not None if chosen is None else chosen.avoids_oom
+    oom_avoidance = read_settings(OomAvoidanceSettings, record["oom_avoidance"] or {})
+    oom_actions = avoid_oom(cluster, oom_avoidance, running) if avoids else []
     policy: Rebalance = policies.find("rebalance", record)
     # A fault, such as a late answer, need not come again.
     failed = chosen is None and record["failed"] is not None
     asked = [] if failed else decide_moves(policy, cluster)
     moves = [
-        {"kind": "move", "request": one.request, "instance": one.target} for one in exclude_conflicts(asked, rescues)
+        {"kind": "move", "request": one.request, "instance": one.target}
+        for one in exclude_conflicts(asked, oom_actions)
     ]
-    return [{"kind": "rescue", "request": one.request, "instance": one.target} for one in rescues] + moves
+    return [{"kind": "avoid_oom", "request": one.request, "instance": one.target} for one in oom_actions] + moves
 
 
 _MAKE: dict[str, Callable[[dict[str, Any], _Policies], list[dict[str, Any]]]] = {

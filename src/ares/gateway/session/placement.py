@@ -13,6 +13,7 @@ from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.session.handover import Handover, Pin, Segment
 from ares.gateway.session.objectives import Objective
 from ares.gateway.session.pending_call import PendingCall, is_unresponsive
+from ares.protocol.fields import RequestState
 from ares.protocol.messages import Row
 
 # Given new tokens; returns whether the output is complete (a stop string was found).
@@ -127,7 +128,7 @@ class Entering:
             return None
         key = segment.key if segment is not None else self._newest_key
         row = rows.get(key)
-        if row is not None and row.state == "loading":
+        if row is not None and row.state == RequestState.LOADING:
             return f"KV of {key}"
         if segment is not None and not segment.stream.starved:  # the client does not read
             return None

@@ -17,10 +17,10 @@ from ares.gateway.session.handover import (
 )
 from ares.gateway.session.placement import Emit, Entering
 from ares.policy.transfer import KEPT_S
+from ares.protocol.fields import MIGRATED, CutOutcome
 
 # How long a `Handover` may trail the end of the stream that it explains, or an `Admitted` the first token.
 _LAG_S = 1.0
-_MIGRATED = "migrated"
 
 
 @dataclass(slots=True)
@@ -132,7 +132,7 @@ class Session(Entering):
                     last = batch[-1]
                     if last.finish_reason == "abort":
                         raise EngineLostError("the instance aborted the request")
-                    cut = last.stop_reason == _MIGRATED
+                    cut = last.stop_reason == MIGRATED
                     if cut:
                         last.finish_reason = last.stop_reason = None
                     if await self._give(batch, emit):
@@ -175,8 +175,8 @@ class Session(Entering):
         except TimeoutError:
             # If the cut happens after all, the stream ends early and the sequence resumes from its tokens.
             return self._settle(move, "source_silent")
-        if cut.outcome != "pinned":
-            return self._settle(move, "not_running" if cut.outcome == "not_running" else "finished_first")
+        if cut.outcome != CutOutcome.PINNED:
+            return self._settle(move, "not_running" if cut.outcome == CutOutcome.NOT_RUNNING else "finished_first")
         if self._move is not move:  # the client left, or the source died
             await source.instance.control.release(source.key)
             return record
@@ -230,12 +230,12 @@ class Session(Entering):
             if self._segment is source:  # should it be cut after all, it goes on from its tokens
                 self._pausing = False
             return "source_silent"
-        if cut.outcome == "not_running" and self._segment is source and self._move is None:
+        if cut.outcome == CutOutcome.NOT_RUNNING and self._segment is source and self._move is None:
             self._withdrawn = True
             self.suspensions += 1
             source.stream.close()
             return "withdrawn"
-        if cut.outcome != "pinned":
+        if cut.outcome != CutOutcome.PINNED:
             self._pausing = False
             return cut.outcome
         self.suspensions += 1

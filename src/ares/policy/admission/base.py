@@ -1,7 +1,7 @@
-"""What an admission policy is: it lets requests into decode, chooses where, and may suspend running ones.
+"""What an admission policy is: it admits requests to decode, chooses where, and may suspend running ones.
 
-The simulator's event loop calls the loop of forecast.py (loop.py) as machine code: a class that decides by it gives
-its settings by `loop_settings`, and every other class is asked in Python.
+The simulator's event loop calls the compiled loop of forecast.py (loop.py): a class whose `decide` is that loop returns
+its settings from `loop_settings`; every other class is called in Python.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from ares.policy.registry import Class, Registry
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How requests stand against their objectives; all arrays have one element a request.
+    """Where requests stand against their objectives; all arrays have one element per request.
 
     Attributes
     ----------
@@ -28,11 +28,11 @@ class Progress:
     age_s, elapsed_s
         Seconds since it arrived, and since its first token (NaN: it has none).
     ttft_s, tpot_s, gap_s
-        The objectives: time to first token, seconds a token, longest gap in the stream (infinite: none).
+        The objectives: time to first token, seconds per token, longest gap in the stream (infinite: none).
     longest_gap_s
-        Longest gap that the stream has had.
+        Longest gap in the stream so far.
     rank
-        Class of each: a smaller one goes before every larger one.
+        Rank of each request's class: a smaller one goes before every larger one.
     """
 
     generated: IntArray
@@ -45,30 +45,32 @@ class Progress:
     rank: IntArray
 
     @property
-    def silent(self) -> BoolArray:
+    def gap_missed(self) -> BoolArray:
         """Whether the longest gap of the stream has missed its objective."""
         missed: BoolArray = self.longest_gap_s > self.gap_s
         return missed
 
     @property
-    def late(self) -> BoolArray:
+    def ttft_missed(self) -> BoolArray:
         """Whether the first token has missed its objective."""
         return self.age_s - np.nan_to_num(self.elapsed_s) > self.ttft_s
 
-    def spare(self, remaining: FloatArray, step_s: FloatArray | float) -> tuple[FloatArray, BoolArray]:
-        """Return the seconds that running requests may stand still, and which miss their objectives even without.
+    def slack(self, remaining: FloatArray, step_s: FloatArray | float) -> tuple[FloatArray, BoolArray]:
+        """Return for how many seconds each running request may be suspended, and which ones are SLO-infeasible.
+
+        A request is SLO-infeasible when it misses its objectives whatever is done.
 
         Parameters
         ----------
         remaining
             Quantiles of what each will still generate, shape (R, Q).
         step_s
-            Seconds a token takes, shape (R,) or one for all.
+            Seconds per token, shape (R,) or one for all.
         """
         known = (self.tpot_s, self.generated, np.nan_to_num(self.elapsed_s))
         least: FloatArray = final_slack_s(*known, remaining[:, 0], step_s)  # type: ignore[arg-type,assignment]
         most: FloatArray = final_slack_s(*known, remaining[:, -1], step_s)  # type: ignore[arg-type,assignment]
-        return np.minimum(least, self.gap_s), self.late | (most < 0.0)
+        return np.minimum(least, self.gap_s), self.ttft_missed | (most < 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +82,20 @@ class Candidates:
     requests
         Identifiers, length W.
     tokens
-        KV tokens that each brings along, shape (W,).
+        KV tokens of each, shape (W,).
     remaining_tokens
         Quantiles of what each will still generate, at the cluster's levels, shape (W, Q).
     rank
-        Class of each, shape (W,): a smaller one goes before every larger one.
+        Rank of each request's class, shape (W,): a smaller one goes before every larger one.
     waited_s
         Seconds since it arrived, or was suspended, shape (W,).
     suspended
         Whether it has run before, shape (W,).
     progress
         How it stands against its objectives.
-    barred
-        Instances that each does not enter, shape (W, I): they have refused it, or would not restore its state. None:
-        there are none.
+    excluded
+        Instances that may not take each request, shape (W, I): they have refused it, or cannot restore its state. None:
+        no instance is excluded.
     """
 
     requests: Sequence[str]
@@ -103,14 +105,14 @@ class Candidates:
     waited_s: FloatArray
     suspended: BoolArray
     progress: Progress
-    barred: BoolArray | None = None
+    excluded: BoolArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionDecision:
-    """One decision: a candidate enters `instance`, or the running row `index` of the cluster is suspended there."""
+    """One decision: candidate `index` is admitted to `instance`, or row `index` of the cluster is suspended there."""
 
-    kind: Literal["enter", "resume", "suspend"]
+    kind: Literal["admit", "resume", "suspend"]
     index: int
     instance: int
     reason: str
@@ -119,17 +121,17 @@ class AdmissionDecision:
 class Admission(Policy):
     """Base class of an admission policy; one object decides for the whole run, so it may remember.
 
-    It is asked when something has changed: one has come, ended or left, and now and then in any case.
+    It is called when a request has arrived, ended or left, and periodically in any case.
 
     Attributes
     ----------
     holds
-        Whether requests wait outside decode until they are let in; otherwise dispatch places them at once, and the
-        policy is never asked.
+        Whether requests wait outside decode until they are admitted; otherwise dispatch places them at once, and the
+        policy is never called.
     dispatch
-        Of one that holds, the dispatch that goes with it: it places requests where the policy itself has failed.
+        Where `holds`: the dispatch that goes with it, which places requests when the policy itself has failed.
     watches
-        Whether it is also asked while nobody is outside, since it suspends for other reasons than a request that waits.
+        Whether it is also called while no request waits, because it suspends for other reasons too.
     """
 
     part: ClassVar[str] = "admission"
@@ -140,14 +142,14 @@ class Admission(Policy):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "decide" in vars(cls):
-            # What is said of an inherited `decide` does not hold for another one.
+            # These describe the inherited `decide`, not an overriding one.
             for name, usual in (("loop_settings", vars(Admission)["loop_settings"]), ("quick", False)):
                 if name not in vars(cls):
                     setattr(cls, name, usual)
 
     @classmethod
     def loop_settings(cls, settings: Any) -> Knobs | None:
-        """Return the settings of the loop (loop.py) that `decide` calls; None: it calls none, or not it alone."""
+        """Return the settings of the loop (loop.py) that `decide` consists of; None: it is not that loop."""
         return None
 
     @classmethod
@@ -156,24 +158,27 @@ class Admission(Policy):
         return False
 
     @classmethod
-    def rescues(cls, settings: Any) -> bool:
-        """Return whether full instances are relieved (rescue.py), and what they have preempted is suspended."""
+    def avoids_oom(cls, settings: Any) -> bool:
+        """Return whether requests leave an instance before it runs out of memory (oom_avoidance.py).
+
+        What instances have preempted is then suspended.
+        """
         return False
 
     def learn(self, output_tokens: int) -> None:
-        """Take note of a request that has ended, with the length of its output."""
+        """Record the output length of a request that has ended."""
 
     def decide(self, cluster: Cluster, candidates: Candidates, running: Progress) -> list[AdmissionDecision]:
-        """Return what to do now, in this order; whoever is not named stays where it is.
+        """Return what to do now, in this order; a request that is not named stays where it is.
 
         Parameters
         ----------
         cluster
             The decode pool; requests that are on their way to an instance are rows there.
         candidates
-            Who is outside.
+            The requests outside decode.
         running
-            How the rows of the cluster stand, R elements.
+            Progress of the rows of the cluster, R elements.
         """
         raise NotImplementedError
 
@@ -200,7 +205,7 @@ def decide_admissions(
     running: Progress,
     ended: Sequence[int] = (),
 ) -> list[AdmissionDecision]:
-    """Ask a policy for its entries.
+    """Call a policy for its decisions.
 
     Parameters
     ----------
@@ -209,62 +214,62 @@ def decide_admissions(
     cluster, candidates, running
         As its `decide` takes them.
     ended
-        Lengths of the outputs that have ended since it was asked last, in that order.
+        Lengths of the outputs that have ended since its last call, in that order.
 
     Raises
     ------
     DecisionError
-        It raised, or what it returned is no list of entries that can be carried out.
+        It raised, or what it returned is no list of decisions that can be carried out.
     """
     try:
         for tokens in ended:
             policy.learn(tokens)
-        entries = policy.decide(cluster, candidates, running)
+        decisions = policy.decide(cluster, candidates, running)
     except Exception as error:
         raise raised(policy, error) from error
-    check_admissions(policy.name, entries, cluster, candidates)
-    return entries
+    check_admissions(policy.name, decisions, cluster, candidates)
+    return decisions
 
 
-def check_admissions(policy: str, entries: object, cluster: Cluster, candidates: Candidates) -> None:
-    """Raise DecisionError where what a policy returned is no list of entries that can be carried out."""
-    if not isinstance(entries, list) or not all(isinstance(entry, AdmissionDecision) for entry in entries):
-        said = f"must return a list of AdmissionDecision, not {str(entries)[:80]}"
-        raise DecisionError(policy, "not_entries", said, Admission.part)
+def check_admissions(policy: str, decisions: object, cluster: Cluster, candidates: Candidates) -> None:
+    """Raise DecisionError where what a policy returned is no list of decisions that can be carried out."""
+    if not isinstance(decisions, list) or not all(isinstance(decision, AdmissionDecision) for decision in decisions):
+        message = f"must return a list of AdmissionDecision, not {str(decisions)[:80]}"
+        raise DecisionError(policy, "not_decisions", message, Admission.part)
     seen: set[tuple[bool, int]] = set()
-    for entry in entries:
-        if wrong := _wrong(entry, cluster, candidates, seen):
-            raise DecisionError(policy, wrong[0], f"decided {entry}: {wrong[1]}"[:300], Admission.part)
-        seen.add((entry.kind == "suspend", int(entry.index)))
+    for decision in decisions:
+        if wrong := _wrong(decision, cluster, candidates, seen):
+            raise DecisionError(policy, wrong[0], f"decided {decision}: {wrong[1]}"[:300], Admission.part)
+        seen.add((decision.kind == "suspend", int(decision.index)))
 
 
 def _wrong(
-    entry: AdmissionDecision, cluster: Cluster, candidates: Candidates, seen: set[tuple[bool, int]]
+    decision: AdmissionDecision, cluster: Cluster, candidates: Candidates, seen: set[tuple[bool, int]]
 ) -> tuple[str, str] | None:
-    """Return in a word and in full why an entry cannot be carried out."""
-    if entry.kind not in ("enter", "resume", "suspend"):
-        return "unknown_kind", "kind must be enter, resume or suspend"
-    out = entry.kind == "suspend"
+    """Return the kind of fault and a sentence where a decision cannot be carried out, else None."""
+    if decision.kind not in ("admit", "resume", "suspend"):
+        return "unknown_kind", "kind must be admit, resume or suspend"
+    out = decision.kind == "suspend"
     rows, count = len(cluster.location) if out else len(candidates.tokens), len(cluster.instances)
-    if not is_index(entry.index, rows):
+    if not is_index(decision.index, rows):
         return "unknown_request", f"index must be from 0 to {rows - 1}"
-    if not is_index(entry.instance, count):
+    if not is_index(decision.instance, count):
         return "unknown_instance", f"instance must be an index from 0 to {count - 1}"
     checks = [
-        ("repeated", (out, int(entry.index)) in seen, "the request is named twice"),
-        ("reason", not isinstance(entry.reason, str) or not entry.reason, "it must say its reason"),
+        ("repeated", (out, int(decision.index)) in seen, "the request is named twice"),
+        ("reason", not isinstance(decision.reason, str) or not decision.reason, "it needs a reason"),
     ]
     if out:
         checks += [
-            ("wrong_source", cluster.location[entry.index] != entry.instance, "the request is not there"),
-            ("not_movable", not cluster.movable[entry.index], "the request cannot be suspended now"),
+            ("wrong_source", cluster.location[decision.index] != decision.instance, "the request is not there"),
+            ("not_movable", not cluster.movable[decision.index], "the request cannot be suspended now"),
         ]
     else:
-        kind = "resume" if candidates.suspended[entry.index] else "enter"
-        barred = candidates.barred is not None and candidates.barred[entry.index, entry.instance]
+        kind = "resume" if candidates.suspended[decision.index] else "admit"
+        excluded = candidates.excluded is not None and candidates.excluded[decision.index, decision.instance]
         checks += [
-            ("wrong_kind", entry.kind != kind, f"the request is to {kind}"),
-            ("closed_instance", not cluster.open[entry.instance], "the instance takes no requests now"),
-            ("barred_instance", bool(barred), "the request does not enter that instance"),
+            ("wrong_kind", decision.kind != kind, f"the request can only {kind}"),
+            ("closed_instance", not cluster.open[decision.instance], "the instance takes no requests now"),
+            ("excluded_instance", bool(excluded), "the request is excluded from that instance"),
         ]
-    return next(((kind, said) for kind, wrong, said in checks if wrong), None)
+    return next(((kind, message) for kind, wrong, message in checks if wrong), None)

@@ -1,6 +1,6 @@
-"""`forecast`: which requests outside decode enter next, where, and which running request makes room.
+"""`forecast`: which requests are admitted to decode next, where, and which running request is suspended for them.
 
-One call of `decide` for all who wait; the loop that decides is in loop.py, and the simulator calls the same.
+One call of `decide` covers all waiting requests; the loop that decides is in loop.py, and the simulator calls the same.
 """
 
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from ares.policy.admission.base import Admission, AdmissionDecision, Candidates, Progress, register
-from ares.policy.admission.order import check_order, is_by_volume, memory_time
+from ares.policy.admission.order import check_order, is_by_memory_time, memory_time
 from ares.policy.admission.settings import AdmissionSettings
 from ares.policy.admission.state import (
+    ADMITTED,
     DUE,
     FITS,
-    INSIDE,
     OLDEST,
     RESUME,
     ROOM_MADE,
@@ -35,13 +35,13 @@ from ares.policy.forecast import forecast, geometric_grid, quantile_weights
 from ares.policy.settings import in_range
 
 GRID = geometric_grid(16_000, 64)
-"""Steps ahead at which it forecasts: a peak between two points is underestimated by a sixth at most."""
+"""Steps ahead at which it forecasts; a peak between two points is underestimated by a sixth at most."""
 _WHY = {
     FITS: "fits",
     OLDEST: "has waited longest",
     ROOM_MADE: "another is suspended for it",
-    DUE: "must run again",
-    RUNS_AGAIN: "runs again",
+    DUE: "must resume now",
+    RUNS_AGAIN: "resumes",
 }
 
 
@@ -55,9 +55,9 @@ class ForecastSettings:
     Attributes
     ----------
     order
-        `volume` or `fcfs`: who enters first, and whom an instance preempts.
+        `shortest_memory_time` or `fcfs`: which request is admitted first, and which one an instance preempts.
     suspends
-        Whether a long request with time to spare gives way to one that waits. The settings below are those of
+        Whether a long request with slack is suspended for one that waits. The settings below are those of
         `SuspendSettings`, the ones above those of `AdmissionSettings`.
     """
 
@@ -65,7 +65,7 @@ class ForecastSettings:
     headroom: float = _ADMISSION.headroom
     tpot_margin: float = _ADMISSION.tpot_margin
     age_share: float = _ADMISSION.age_share
-    order: str = "volume"
+    order: str = "shortest_memory_time"
     suspends: bool = False
     after_s: float = _SUSPENSION.after_s
     least_slack_s: float = _SUSPENSION.least_slack_s
@@ -87,11 +87,11 @@ class ForecastSettings:
 
     @property
     def suspension(self) -> SuspendSettings | None:
-        """Those of suspension alone; None: nobody is suspended."""
+        """Those of suspension alone; None: no request is suspended."""
         return SuspendSettings(**_shared(self, SuspendSettings)) if self.suspends else None
 
     def for_objectives(self, ttft_s: float) -> "ForecastSettings":
-        """Return the same for another objective of the first token, with which the times of suspension scale."""
+        """Return the settings for another TTFT objective, with which the times of suspension scale."""
         scaled = SuspendSettings(**_shared(self, SuspendSettings)).for_objectives(ttft_s)
         return replace(self, **_shared(scaled, ForecastSettings))
 
@@ -104,7 +104,7 @@ def _shared(settings: Any, kind: type) -> dict[str, Any]:
 
 @register("forecast")
 class Forecast(Admission):
-    """Admits what fits by forecast. It keeps the credit of the oldest from one call to the next, and nothing else."""
+    """Admits what fits by forecast; its only memory is the credit of the oldest request."""
 
     Settings = ForecastSettings
     settings: ForecastSettings
@@ -129,11 +129,11 @@ class Forecast(Admission):
     @classmethod
     def preempts_largest(cls, settings: ForecastSettings) -> bool:
         """Return whether the order is by memory-time."""
-        return is_by_volume(settings.order)
+        return is_by_memory_time(settings.order)
 
     @classmethod
-    def rescues(cls, settings: ForecastSettings) -> bool:
-        """Return whether it suspends: only there rescue is part of what presets are compared as."""
+    def avoids_oom(cls, settings: ForecastSettings) -> bool:
+        """Return whether it suspends: only then out-of-memory avoidance is part of the preset."""
         return settings.suspends
 
     def memory(self) -> dict[str, float]:
@@ -150,7 +150,7 @@ class Forecast(Admission):
             return []
         from ares.policy.admission import loop  # imports numba, where it is installed: only where it is needed
 
-        # Without a cost model of steps nobody can say what a request has to spare.
+        # Without a step-time model the slack is unknown.
         suspension = self.settings.suspension if cluster.step_base_s is not None else None
         requests = _requests(cluster, candidates, running)
         waiting = len(candidates.tokens)
@@ -167,23 +167,23 @@ class Forecast(Admission):
             numbers,
         )
         return [
-            _entry(candidates, *one, *said)
-            for one, said in zip(decided[:count].tolist(), numbers[:count].tolist(), strict=True)
+            _decision(candidates, *one, *values)
+            for one, values in zip(decided[:count].tolist(), numbers[:count].tolist(), strict=True)
         ]
 
     def _queue(self, candidates: Candidates, *, suspends: bool) -> Queue:
         from ares.policy.admission import loop
 
-        held = np.flatnonzero(~candidates.suspended)
+        waiting = np.flatnonzero(~candidates.suspended)
         middle = candidates.remaining_tokens[:, candidates.remaining_tokens.shape[1] // 2]
         size = memory_time(candidates.tokens.astype(np.float64), middle)
-        key = size if is_by_volume(self.settings.order) else -candidates.waited_s
-        # A request that has missed its first token goes behind all that have not.
-        missed = (candidates.waited_s > candidates.progress.ttft_s).astype(np.int64) * int(suspends)
-        order = np.empty(len(held), np.int64)
-        for length, request in enumerate(held.tolist()):
-            loop.insert_in_order(order, length, request, candidates.rank, missed, key)
-        by_age = held[np.argsort(-candidates.waited_s[held], kind="stable")]
+        key = size if is_by_memory_time(self.settings.order) else -candidates.waited_s
+        # A request that has missed its TTFT goes behind all that have not.
+        ttft_missed = (candidates.waited_s > candidates.progress.ttft_s).astype(np.int64) * int(suspends)
+        order = np.empty(len(waiting), np.int64)
+        for length, request in enumerate(waiting.tolist()):
+            loop.insert_in_order(order, length, request, candidates.rank, ttft_missed, key)
+        by_age = waiting[np.argsort(-candidates.waited_s[waiting], kind="stable")]
         return Queue(order, by_age, np.flatnonzero(candidates.suspended))
 
 
@@ -208,17 +208,17 @@ def knobs(admission: AdmissionSettings, suspension: SuspendSettings | None) -> K
 
 
 def _requests(cluster: Cluster, candidates: Candidates, running: Progress) -> Requests:
-    """Return the candidates and behind them the rows of the cluster, on a clock that stands at 0."""
+    """Return the candidates followed by the rows of the cluster; times are relative to now."""
     waiting, rows = len(candidates.tokens), len(cluster.location)
     stand = candidates.progress
     remaining = cluster.remaining_tokens
     if remaining is None:
         remaining = np.full((rows, len(cluster.levels)), np.nan)
-    outside = np.where(candidates.suspended, SUSPENDED, WAITING)
-    barred = candidates.barred
+    state = np.where(candidates.suspended, SUSPENDED, WAITING)
     excluded = np.zeros((0, 0), np.int64)
-    if barred is not None:
-        excluded = np.concatenate([barred, np.zeros((rows, barred.shape[1]), np.bool_)]).astype(np.int64)
+    if candidates.excluded is not None:
+        none = np.zeros((rows, candidates.excluded.shape[1]), np.bool_)
+        excluded = np.concatenate([candidates.excluded, none]).astype(np.int64)
 
     def both(first: IntArray | FloatArray, second: IntArray | FloatArray) -> FloatArray:
         return np.concatenate([first, second]).astype(np.float64)
@@ -229,13 +229,13 @@ def _requests(cluster: Cluster, candidates: Candidates, running: Progress) -> Re
         generated=np.concatenate([stand.generated, running.generated]).astype(np.int64),
         arrived_s=-both(stand.age_s, running.age_s),
         first_token_s=-both(stand.elapsed_s, running.elapsed_s),
-        waits_since_s=-both(candidates.waited_s, np.zeros(rows)),
+        waiting_since_s=-both(candidates.waited_s, np.zeros(rows)),
         ttft_s=both(stand.ttft_s, running.ttft_s),
         tpot_s=both(stand.tpot_s, running.tpot_s),
         gap_s=both(stand.gap_s, running.gap_s),
         longest_gap_s=both(stand.longest_gap_s, running.longest_gap_s),
         rank=np.concatenate([candidates.rank, running.rank]).astype(np.int64),
-        outside=np.concatenate([outside, np.full(rows, INSIDE)]).astype(np.int64),
+        admission_state=np.concatenate([state, np.full(rows, ADMITTED)]).astype(np.int64),
         movable=np.concatenate([np.zeros(waiting, np.int64), cluster.movable.astype(np.int64)]),
         excluded=excluded,
     )
@@ -255,7 +255,7 @@ def _instances(cluster: Cluster, first_row: int) -> Instances:
         return nothing if values is None else np.ascontiguousarray(values, np.float64)
 
     return Instances(
-        expected=ahead.held.copy(),
+        expected=ahead.allocated.copy(),
         variance=ahead.variance.copy(),
         memory=cluster.capacity_tokens.astype(np.int64),
         closed=(~cluster.open).astype(np.int64),
@@ -268,14 +268,14 @@ def _instances(cluster: Cluster, first_row: int) -> Instances:
     )
 
 
-def _entry(
-    candidates: Candidates, kind: int, request: int, instance: int, why: int, tokens: float, said: float, limit: float
+def _decision(
+    candidates: Candidates, kind: int, request: int, instance: int, why: int, tokens: float, value: float, limit: float
 ) -> AdmissionDecision:
-    """Put a decision of the loop into words."""
+    """Return a decision of the loop with its reason; `value` is the slack of a suspended request, else the peak."""
     if kind == SUSPEND:
-        spare = f"can stand still for {said:.1f} s" if np.isfinite(said) else "misses its objective anyway"
-        spare = "misses its gap by it" if said == -np.inf else spare
-        reason = f"{spare}; {tokens:.0f} tokens make room for {candidates.requests[why]}"
+        cost = f"can be suspended for {value:.1f} s" if np.isfinite(value) else "misses its objectives anyway"
+        cost = "misses its gap objective by it" if value == -np.inf else cost
+        reason = f"{cost}; {tokens:.0f} tokens make room for {candidates.requests[why]}"
         return AdmissionDecision("suspend", request - len(candidates.tokens), instance, reason)
-    reason = f"{_WHY[why]}; {tokens:.0f} tokens, expected peak {said:.0f} of {limit:.0f}"
-    return AdmissionDecision("resume" if kind == RESUME else "enter", request, instance, reason)
+    reason = f"{_WHY[why]}; {tokens:.0f} tokens, expected peak {value:.0f} of {limit:.0f}"
+    return AdmissionDecision("resume" if kind == RESUME else "admit", request, instance, reason)

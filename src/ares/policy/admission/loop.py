@@ -1,8 +1,8 @@
-"""The inner loop of admission by forecast: who of those outside decode enters now, where, and who makes room.
+"""The inner loop of admission by forecast: which requests enter decode now, where, and which are suspended.
 
-Plain loops over arrays (state.py), compiled where numba is installed. The gateway calls `admit` once for all who wait
-(forecast.py), the simulator at every event that may have made room; neither has a rule of its own. Importing this
-module imports numba.
+Plain loops over arrays (state.py), compiled where numba is installed. The gateway calls `admit` once for all waiting
+requests (forecast.py), the simulator at every event that may have made room; neither has a rule of its own. Importing
+this module imports numba.
 """
 
 from typing import NamedTuple
@@ -14,11 +14,11 @@ from ares.policy.admission.order import memory_time as _memory_time
 from ares.policy.admission.settings import tokens_within as _tokens_within
 from ares.policy.admission.state import (
     ADMIT,
+    ADMITTED,
     DUE,
     F8,
     FITS,
     I8,
-    INSIDE,
     OLDEST,
     RESUME,
     ROOM_MADE,
@@ -35,10 +35,10 @@ from ares.policy.admission.state import (
 from ares.policy.compiling import compiled, inlined
 from ares.policy.forecast import own_curve as _own_curve
 
-NOBODY = -1
-# Who is suspended for another, the last first: one that misses only its gap by it; one that misses others already; one
-# with time to spare; one that misses its objectives anyway, its gap included or not bounded.
-_GIVEN_UP, _LATE, _PATIENT, _FREE = range(4)
+NONE = -1
+# Which request is suspended for another, the last tier first: one that only misses its gap objective by it; one that is
+# SLO-infeasible and misses its gap too; one with slack; one that is SLO-infeasible and has no gap to lose.
+_LOSES_GAP, _INFEASIBLE_LOSES_GAP, _HAS_SLACK, _INFEASIBLE = range(4)
 
 memory_time = compiled(_memory_time)
 tokens_within = compiled(_tokens_within)
@@ -47,7 +47,7 @@ final_slack_s = compiled(suspension.final_slack_s)
 
 
 class Round(NamedTuple):
-    """One call of `admit`: what it was given, and what its functions share.
+    """The arguments of one call of `admit`, and what its functions share.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class Round(NamedTuple):
     limit
         Tokens that each instance can hold, and decode in the time that a step may take, shape (I,).
     mean, variance
-        The curve of the request that is looked at, shape (K,).
+        Forecast of the request under consideration, shape (K,).
     """
 
     now: float
@@ -84,9 +84,9 @@ def admit(
     decided: I8,
     numbers: F8,
 ) -> tuple[int, float]:
-    """Let requests into decode until the next one fits nowhere.
+    """Admit requests to decode until the next one fits nowhere.
 
-    In this order: suspended ones that must run again; the oldest, when its share of the admitted memory-time has grown
+    In this order: suspended ones that must resume now; the oldest, once its share of the admitted memory-time has grown
     to its size; the waiting, in their order; suspended ones that can wait.
 
     Parameters
@@ -96,9 +96,9 @@ def admit(
     credit
         Memory-time that the oldest may claim.
     decided, numbers
-        Results, shape (D, 4): kind, request, instance, why; and (D, 3): tokens, peak of the forecast, limit. Where one
-        is suspended, second stands how long it can stand still (NaN: it misses its objectives anyway; -inf: it misses
-        its gap by that).
+        Results, shape (D, 4): kind, request, instance, why; and (D, 3): tokens, peak of the forecast, limit. For a
+        suspension the second number is the slack in seconds (NaN: SLO-infeasible; -inf: it misses its gap objective
+        by it).
 
     Returns
     -------
@@ -111,20 +111,20 @@ def admit(
     )
     count, place, age = 0, 0, 0
     while count + 2 <= len(decided):
-        due, spare = _next_to_resume(here, queue)
-        must = due != NOBODY and knobs.suspends > 0.0 and spare < knobs.urgent_s
-        if must and _enters(here, RESUME, due, DUE, count):
+        due, slack = _next_to_resume(here, queue)
+        must = due != NONE and knobs.suspends > 0.0 and slack < knobs.urgent_s
+        if must and _try_admit(here, RESUME, due, DUE, count):
             count += 1
             continue
         place, age = _first_waiting(requests, queue.order, place), _first_waiting(requests, queue.by_age, age)
         if place < len(queue.order):
             request, oldest = queue.order[place], queue.by_age[age]
             size = _size(requests, oldest)
-            if credit >= size and _enters(here, ADMIT, oldest, OLDEST, count):
+            if credit >= size and _try_admit(here, ADMIT, oldest, OLDEST, count):
                 count += 1
                 credit -= size
                 continue
-            # Where the oldest does not fit, it waits on; a request that is small enough does not wait with it.
+            # Where the oldest does not fit, it keeps waiting; a request that is small enough does not wait for it.
             made = _admit_next(here, request, count)
             if made > 0:
                 count += made
@@ -134,9 +134,9 @@ def admit(
             if len(requests.excluded) > 0 and requests.excluded[request].any():
                 place += 1  # the next one may go where this one may not
                 continue
-            if not _is_late(here, request):
+            if not _ttft_missed(here, request):
                 break
-        if due == NOBODY or not _enters(here, RESUME, due, RUNS_AGAIN, count):
+        if due == NONE or not _try_admit(here, RESUME, due, RUNS_AGAIN, count):
             break
         count += 1
     return count, credit
@@ -144,45 +144,45 @@ def admit(
 
 @inlined
 def _first_waiting(requests: Requests, ids: I8, place: int) -> int:
-    """Return the first place from `place` on whose request still waits."""
-    while place < len(ids) and requests.outside[ids[place]] != WAITING:
+    """Return the first index from `place` on whose request still waits."""
+    while place < len(ids) and requests.admission_state[ids[place]] != WAITING:
         place += 1
     return place
 
 
 @inlined
-def _is_late(here: Round, request: int) -> bool:
-    """Whether a waiting request has missed its first token; only where suspension could have helped it."""
-    waited = here.now - here.requests.waits_since_s[request]
+def _ttft_missed(here: Round, request: int) -> bool:
+    """Whether a waiting request has missed its TTFT; always false where nothing is suspended."""
+    waited = here.now - here.requests.waiting_since_s[request]
     return here.knobs.suspends > 0.0 and waited > here.requests.ttft_s[request]
 
 
 @inlined
 def _admit_next(here: Round, request: int, count: int) -> int:
-    """Let a waiting request in where it fits, or another makes room for it; return the number of decisions."""
-    if _enters(here, ADMIT, request, FITS, count):
+    """Admit a waiting request where it fits, or suspend another for it; return the number of decisions."""
+    if _try_admit(here, ADMIT, request, FITS, count):
         return 1
-    waited = here.now - here.requests.waits_since_s[request]
-    if not here.knobs.suspends > 0.0 or _is_late(here, request) or waited < here.knobs.after_s:
+    waited = here.now - here.requests.waiting_since_s[request]
+    if not here.knobs.suspends > 0.0 or _ttft_missed(here, request) or waited < here.knobs.after_s:
         return 0
     instance = _make_room(here, request, here.mean.max(), count)
-    if instance == NOBODY:
+    if instance == NONE:
         return 0
     _curve(here, request, here.mean, here.variance)
-    _enter(here, ADMIT, request, instance, ROOM_MADE, count + 1)
+    _record_admission(here, ADMIT, request, instance, ROOM_MADE, count + 1)
     return 2
 
 
 @compiled
-def insert_in_order(order: I8, length: int, request: int, rank: I8, missed: I8, key: F8) -> None:
+def insert_in_order(order: I8, length: int, request: int, rank: I8, ttft_missed: I8, key: F8) -> None:
     """Insert a request into the first `length` entries of `order`; there must be room for one more.
 
-    By rank, then those that have not missed their first token, then by key (memory-time, or arrival), then by index.
+    Sorted by rank, then whether TTFT is missed, then key (memory-time, or arrival), then index.
     """
     low, high = 0, length
     while low < high:
         middle = (low + high) // 2
-        if _goes_before(request, order[middle], rank, missed, key):
+        if _goes_before(request, order[middle], rank, ttft_missed, key):
             high = middle
         else:
             low = middle + 1
@@ -192,11 +192,11 @@ def insert_in_order(order: I8, length: int, request: int, rank: I8, missed: I8, 
 
 
 @compiled
-def _goes_before(first: int, second: int, rank: I8, missed: I8, key: F8) -> bool:
+def _goes_before(first: int, second: int, rank: I8, ttft_missed: I8, key: F8) -> bool:
     if rank[first] != rank[second]:
         return bool(rank[first] < rank[second])
-    if missed[first] != missed[second]:
-        return bool(missed[first] < missed[second])
+    if ttft_missed[first] != ttft_missed[second]:
+        return bool(ttft_missed[first] < ttft_missed[second])
     if key[first] != key[second]:
         return bool(key[first] < key[second])
     return first < second
@@ -204,11 +204,11 @@ def _goes_before(first: int, second: int, rank: I8, missed: I8, key: F8) -> bool
 
 @compiled
 def best_peak(expected: F8, memory: I8, closed: I8, mean: F8) -> int:
-    """Return the open instance whose expected peak, with `mean` added, leaves the largest share free; or NOBODY.
+    """Return the open instance whose expected peak, with `mean` added, leaves the largest share free; or NONE.
 
     All have the shapes that `choose_instance` gives.
     """
-    best, best_share = NOBODY, np.inf
+    best, best_share = NONE, np.inf
     for instance in range(len(memory)):
         if closed[instance] != 0:
             continue
@@ -220,9 +220,9 @@ def best_peak(expected: F8, memory: I8, closed: I8, mean: F8) -> int:
 
 @inlined
 def _limits(requests: Requests, queue: Queue, instances: Instances, knobs: Knobs) -> tuple[I8, float]:
-    """Return the tokens that each instance can hold, and decode in the time that a step may take, shape (I,).
+    """Return how many tokens each instance can hold and decode within the longest allowed step, shape (I,).
 
-    And the seconds of a step with full memory, or what a step may take where that is less.
+    And the seconds of a step with full memory, or the longest allowed step where that is shorter.
     """
     limit = instances.memory.copy()
     if not knobs.suspends > 0.0:
@@ -239,7 +239,7 @@ def _limits(requests: Requests, queue: Queue, instances: Instances, knobs: Knobs
         full += base + token * instances.memory[instance]
         batch = instances.load[instance] + 1
         tokens = tokens_within(budget, base, instances.step_request_s[instance], token, batch)
-        if 0.0 < tokens < limit[instance]:  # none at all: the objective is out of reach, and memory decides
+        if 0.0 < tokens < limit[instance]:  # zero: the objective is out of reach, and memory decides
             limit[instance] = int(tokens)
     return limit, min(full / len(limit), budget)
 
@@ -262,12 +262,12 @@ def _curve(here: Round, request: int, mean: F8, variance: F8) -> None:
 
 
 @inlined
-def _enters(here: Round, kind: int, request: int, why: int, count: int) -> bool:
-    """Let a request in where it fits; its own curve is left in `here.mean` and `here.variance`.
+def _try_admit(here: Round, kind: int, request: int, why: int, count: int) -> bool:
+    """Admit a request where it fits; its own forecast is left in `here.mean` and `here.variance`.
 
     It fits where a high quantile of memory, the request included, stays below the limit less a headroom for as long as
     the request is likely to run; of several instances, where the predicted peak leaves the largest share free. One that
-    must run again needs room for its next steps only: it has time to be suspended again, and none to wait.
+    must resume now needs room for its next steps only: it can be suspended again, but cannot wait.
     """
     instances, requests, knobs, steps = here.instances, here.requests, here.knobs, here.horizon.steps
     _curve(here, request, here.mean, here.variance)
@@ -292,18 +292,18 @@ def _enters(here: Round, kind: int, request: int, why: int, count: int) -> bool:
         deviations,
         knobs.headroom,
     )
-    if instance == NOBODY:
+    if instance == NONE:
         return False
-    _enter(here, kind, request, instance, why, count)
+    _record_admission(here, kind, request, instance, why, count)
     return True
 
 
 @inlined
-def _enter(here: Round, kind: int, request: int, instance: int, why: int, count: int) -> None:
-    """Add a request, whose curve is at hand, to the forecast of its instance, and write the decision."""
+def _record_admission(here: Round, kind: int, request: int, instance: int, why: int, count: int) -> None:
+    """Add a request's forecast, in `here.mean` and `here.variance`, to its instance, and write the decision."""
     here.instances.expected[instance] += here.mean
     here.instances.variance[instance] += here.variance
-    here.requests.outside[request] = INSIDE
+    here.requests.admission_state[request] = ADMITTED
     _write(here, count, kind, request, instance, why)
     here.numbers[count, 1] = here.instances.expected[instance].max()
     here.numbers[count, 2] = here.limit[instance]
@@ -328,16 +328,16 @@ def choose_instance(
     deviations: float,
     headroom: float,
 ) -> int:
-    """Choose the instance that a request may enter, or NOBODY where its predicted peak fits nowhere.
+    """Choose the instance that a request may enter; NONE where its predicted peak fits nowhere.
 
     Parameters
     ----------
     expected, variance
         Forecast of every instance over the horizon, shape (I, K), tokens and tokens squared.
     limit, closed
-        Tokens that each can hold, and 1 for instances that take nothing, shape (I,).
+        Tokens that each can hold, and 1 for instances that take no requests, shape (I,).
     own_mean, own_variance
-        The request's own curve, shape (K,).
+        The request's own forecast, shape (K,).
     points
         How many points of the horizon to check.
     deviations
@@ -345,14 +345,14 @@ def choose_instance(
     headroom
         Share of the limit that stays free.
     """
-    best, best_share, tight = NOBODY, 1.0 - headroom, 0
+    best, best_share, tight = NONE, 1.0 - headroom, 0
     for instance in range(len(limit)):
         if closed[instance] != 0:
             continue
         if expected[instance, 0] <= 0.0:
             return instance  # an empty instance takes any request: waiting could not make more room
         most = best_share * limit[instance]
-        # Most instances are full, and at about the same point: it is looked at first.
+        # Most instances are full, and at about the same point: it is checked first.
         spread = np.sqrt(max(variance[instance, tight] + own_variance[tight], 0.0))
         if expected[instance, tight] + own_mean[tight] + deviations * spread > most:
             continue
@@ -369,10 +369,10 @@ def choose_instance(
 
 
 @inlined
-def _spare_s(here: Round, request: int) -> tuple[bool, float]:
-    """Return whether a request misses its objectives even without a pause, and for how long it may stand still.
+def _slack_s(here: Round, request: int) -> tuple[bool, float]:
+    """Return whether a request is SLO-infeasible, and for how many seconds it may be suspended.
 
-    No longer than its stream may be silent, whatever else it misses; one that has missed its gap, for any time.
+    The gap objective bounds them, whatever else it misses; a request that has missed its gap has no bound.
     """
     requests, now = here.requests, here.now
     first, remaining = requests.first_token_s[request], requests.remaining[request]
@@ -380,61 +380,62 @@ def _spare_s(here: Round, request: int) -> tuple[bool, float]:
     elapsed, tpot = now - began, requests.tpot_s[request]
     generated = float(requests.generated[request])
     most = final_slack_s(tpot, generated, elapsed, remaining[len(remaining) - 1], here.step_s)
-    spare = final_slack_s(tpot, generated, elapsed, remaining[0], here.step_s)
-    missed = began - requests.arrived_s[request] > requests.ttft_s[request] or most < 0.0
+    slack = final_slack_s(tpot, generated, elapsed, remaining[0], here.step_s)
+    infeasible = began - requests.arrived_s[request] > requests.ttft_s[request] or most < 0.0
     gap = requests.gap_s[request]
     if _misses_gap(here, request):
         return True, np.inf
-    if requests.outside[request] == SUSPENDED:
-        gap -= now - requests.waits_since_s[request]
-    return missed, gap if missed else min(spare, gap)
+    if requests.admission_state[request] == SUSPENDED:
+        gap -= now - requests.waiting_since_s[request]
+    return infeasible, gap if infeasible else min(slack, gap)
 
 
 @inlined
 def _misses_gap(here: Round, request: int) -> bool:
-    """Whether the stream of a request has been silent for longer than its objective, or is about to be.
+    """Whether the longest gap in the stream of a request has missed its objective, or is about to.
 
-    A suspension is longer than an objective below `least_gap_s`: who is suspended with one has missed it.
+    A suspension takes at least `least_gap_s`, so a suspended request with a shorter objective has missed it.
     """
     requests = here.requests
     longest = requests.longest_gap_s[request]
-    if requests.outside[request] == SUSPENDED:
-        longest = max(longest, here.now - requests.waits_since_s[request], here.knobs.least_gap_s)
+    if requests.admission_state[request] == SUSPENDED:
+        longest = max(longest, here.now - requests.waiting_since_s[request], here.knobs.least_gap_s)
     return bool(longest > requests.gap_s[request])
 
 
 @inlined
 def _next_to_resume(here: Round, queue: Queue) -> tuple[int, float]:
-    """Return the suspended request with the least to spare, and its seconds; NOBODY where there is none.
+    """Return the suspended request with the least slack, and that slack in seconds; NONE where there is none.
 
-    Those that miss their objectives anyway come last, the oldest first, and only the longest gap makes them urgent. One
-    that has been suspended for too long has nothing to spare.
+    SLO-infeasible ones come last, the oldest first, and only their longest gap makes them urgent. One that has been
+    suspended for too long has no slack.
     """
     requests, knobs = here.requests, here.knobs
-    best, best_missed, best_key, best_spare = NOBODY, True, np.inf, np.inf
+    best, best_infeasible, best_key, best_slack = NONE, True, np.inf, np.inf
     for request in queue.suspended:
-        if requests.outside[request] != SUSPENDED:
+        if requests.admission_state[request] != SUSPENDED:
             continue
-        missed, spare = False, np.inf
+        infeasible, slack = False, np.inf
         if knobs.suspends > 0.0:
-            missed, spare = _spare_s(here, request)
+            infeasible, slack = _slack_s(here, request)
             longest = knobs.longest_missed_s if _misses_gap(here, request) else knobs.longest_s
-            if here.now - requests.waits_since_s[request] > longest:
-                missed, spare = False, 0.0
-            missed = missed and not spare < knobs.urgent_s
-        key = requests.waits_since_s[request] if missed else spare
-        sooner = (missed, key) < (best_missed, best_key)
-        if best == NOBODY or sooner or ((missed, key) == (best_missed, best_key) and request < best):
-            best, best_missed, best_key, best_spare = request, missed, key, spare
-    return best, best_spare
+            if here.now - requests.waiting_since_s[request] > longest:
+                infeasible, slack = False, 0.0
+            infeasible = infeasible and not slack < knobs.urgent_s
+        key = requests.waiting_since_s[request] if infeasible else slack
+        sooner = (infeasible, key) < (best_infeasible, best_key)
+        if best == NONE or sooner or ((infeasible, key) == (best_infeasible, best_key) and request < best):
+            best, best_infeasible, best_key, best_slack = request, infeasible, key, slack
+    return best, best_slack
 
 
 @inlined
 def _make_room(here: Round, candidate: int, need: float, count: int) -> int:
-    """Suspend the running request that can spare it most for a candidate; return its instance, or NOBODY.
+    """Suspend the running request that loses least by it for a candidate; return its instance, or NONE.
 
-    The largest of those that miss their objectives anyway, a missed gap included; else the one with the most time to
-    spare; else, where gaps have objectives, the largest: one misses its own, and is the first to give way from then on.
+    The largest of the SLO-infeasible ones that have missed their gap or have no objective for it; else the one with the
+    most slack; else, where gaps have objectives, the largest: it misses its own, and is the first to be suspended from
+    then on.
 
     Parameters
     ----------
@@ -443,7 +444,7 @@ def _make_room(here: Round, candidate: int, need: float, count: int) -> int:
     """
     instances, requests, knobs = here.instances, here.requests, here.knobs
     smallest = knobs.ratio * _size(requests, candidate)
-    best, best_instance, best_key, best_spare = NOBODY, NOBODY, (NOBODY, 0, -np.inf), 0.0
+    best, best_instance, best_key, best_slack = NONE, NONE, (-1, 0, -np.inf), 0.0
     for instance in range(len(instances.memory)):
         excluded = len(requests.excluded) > 0 and requests.excluded[candidate, instance] != 0
         if excluded or instances.closed[instance] != 0:
@@ -454,22 +455,22 @@ def _make_room(here: Round, candidate: int, need: float, count: int) -> int:
             size = _size(requests, request)
             if requests.movable[request] == 0 or free + requests.tokens[request] < need or not size >= smallest:
                 continue
-            missed, spare = _spare_s(here, request)
-            tier = _FREE if missed else _PATIENT
-            if not spare >= knobs.least_slack_s or (requests.gap_s[request] < knobs.least_gap_s and spare < np.inf):
-                # It misses its gap, as who waits would its first token: the largest, so that few do.
+            infeasible, slack = _slack_s(here, request)
+            tier = _INFEASIBLE if infeasible else _HAS_SLACK
+            if not slack >= knobs.least_slack_s or (requests.gap_s[request] < knobs.least_gap_s and slack < np.inf):
+                # It misses its gap, as the candidate would miss its TTFT: the largest, so that few do.
                 if not np.isfinite(requests.gap_s[request]) or requests.rank[request] < requests.rank[candidate]:
                     continue
-                tier = _LATE if missed else _GIVEN_UP
-            key = (tier, requests.rank[request] if tier < _PATIENT else 0, spare if tier == _PATIENT else size)
+                tier = _INFEASIBLE_LOSES_GAP if infeasible else _LOSES_GAP
+            key = (tier, requests.rank[request] if tier < _HAS_SLACK else 0, slack if tier == _HAS_SLACK else size)
             if key > best_key:
                 best, best_instance, best_key = request, instance, key
-                best_spare = np.nan if missed else -np.inf if tier == _GIVEN_UP else spare
-    if best == NOBODY:
-        return NOBODY
+                best_slack = np.nan if infeasible else -np.inf if tier == _LOSES_GAP else slack
+    if best == NONE:
+        return NONE
     requests.movable[best] = 0
     _write(here, count, SUSPEND, best, best_instance, candidate)
-    here.numbers[count, 1] = best_spare
+    here.numbers[count, 1] = best_slack
     _curve(here, best, here.mean, here.variance)
     for point in range(len(here.mean)):
         expected, variance = instances.expected[best_instance, point], instances.variance[best_instance, point]
@@ -479,7 +480,7 @@ def _make_room(here: Round, candidate: int, need: float, count: int) -> int:
 
 
 def prepare() -> None:
-    """Compile now what the first decision would otherwise wait for: some ten seconds, or nothing from the cache."""
+    """Compile what the first decision would otherwise wait for: some ten seconds, or load it from the cache."""
     none, empty, matrix, ids = np.zeros(0), np.zeros(0, np.int64), np.zeros((0, 1)), np.zeros((0, 1), np.int64)
     instances = Instances(matrix, matrix, empty, empty, empty, none, none, none, ids, empty)
     times = (none, none, none, none, none, none, none)

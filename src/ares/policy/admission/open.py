@@ -1,9 +1,9 @@
-"""`open`: every request goes to its instance at once, where dispatch puts it, and the rest is left to vLLM."""
+"""`open`: every request goes at once to the instance that dispatch chooses; vLLM does the rest."""
 
 from dataclasses import dataclass
 
 from ares.policy.admission.base import Admission, register
-from ares.policy.admission.order import check_order, is_by_volume
+from ares.policy.admission.order import check_order, is_by_memory_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +13,7 @@ class OpenSettings:
     Attributes
     ----------
     order
-        `volume` or `fcfs` (order.py): whom an instance preempts. Nobody waits outside for an order.
+        `shortest_memory_time` or `fcfs` (order.py): which request an instance preempts; none waits outside decode.
     """
 
     order: str = "fcfs"
@@ -24,7 +24,7 @@ class OpenSettings:
 
 @register("open")
 class Open(Admission):
-    """Holds nobody back."""
+    """Admits every request at once."""
 
     Settings = OpenSettings
     settings: OpenSettings
@@ -33,9 +33,9 @@ class Open(Admission):
     @classmethod
     def uses_predictions(cls, settings: OpenSettings) -> bool:
         """Return whether instances preempt by predicted memory-time."""
-        return is_by_volume(settings.order)
+        return is_by_memory_time(settings.order)
 
     @classmethod
     def preempts_largest(cls, settings: OpenSettings) -> bool:
         """Return whether instances preempt by predicted memory-time."""
-        return is_by_volume(settings.order)
+        return is_by_memory_time(settings.order)

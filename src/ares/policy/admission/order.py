@@ -1,9 +1,9 @@
-"""The order in which waiting requests enter decode, and who is preempted when memory runs out.
+"""The order in which waiting requests enter decode, and which one is preempted when memory runs out.
 
-`fcfs` is vLLM's order: first come first served, and the newest running request is preempted. `volume` lets in the
-request with the smallest predicted memory-time first, and preempts the largest. Under both a class of smaller rank goes
-first, and a request that has missed its first token goes behind those that have not. Starvation is bounded by a second
-lane: a fixed share of the admitted memory-time goes to the request that has waited longest.
+`fcfs` is vLLM's order: first come first served, and the newest running request is preempted. `shortest_memory_time`
+admits the request with the smallest predicted memory-time first, and preempts the largest. Under both a class of
+smaller rank goes first, and a request that has missed its TTFT goes behind those that have not. Starvation is bounded:
+a fixed share of the admitted memory-time goes to the request that has waited longest.
 """
 
 from typing import TypeVar
@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-ORDERS = ("fcfs", "volume")
+ORDERS = ("fcfs", "shortest_memory_time")
 Number = TypeVar("Number", float, NDArray[np.float64])
 
 
@@ -26,6 +26,6 @@ def check_order(order: str) -> None:
         raise ValueError(f"setting order must be one of {', '.join(ORDERS)}, not {order!r}")
 
 
-def is_by_volume(order: str) -> bool:
-    """Tell whether an order is that by memory-time."""
-    return order == "volume"
+def is_by_memory_time(order: str) -> bool:
+    """Return whether an order is by memory-time."""
+    return order == "shortest_memory_time"

@@ -38,7 +38,7 @@ class PastFutureSettings:
     reserve
         Share of memory that is left free.
     unknown_tokens
-        Length of an output before any has ended.
+        Assumed length of an output before any has ended.
     """
 
     remembered: int = 1000
@@ -99,37 +99,37 @@ class PastFuture(Admission):
         return float(self._ordered[first + int(share * longer)] - generated)
 
     def decide(self, cluster: Cluster, candidates: Candidates, running: Progress) -> list[AdmissionDecision]:
-        """Let the oldest in until one fits nowhere."""
+        """Admit the oldest until one fits nowhere."""
         count = len(cluster.instances)
         draws = range(self.settings.draws)
         rows = self._all_left(cluster.requests, running.generated)
-        held = [cluster.resident_tokens[cluster.location == i].astype(np.float64) for i in range(count)]
+        resident = [cluster.resident_tokens[cluster.location == i].astype(np.float64) for i in range(count)]
         left = [rows[cluster.location == i] for i in range(count)]
         promised = cluster.promised_tokens + (0 if cluster.waiting_tokens is None else cluster.waiting_tokens)
         limit = cluster.capacity_tokens * (1.0 - self.settings.reserve) - promised
         outside = self._all_left(candidates.requests, candidates.progress.generated)
-        entries: list[AdmissionDecision] = []
+        decisions: list[AdmissionDecision] = []
         for request in np.argsort(-candidates.waited_s, kind="stable").tolist():
             best, best_share, best_peak = -1, np.inf, 0.0
             for instance in np.flatnonzero(cluster.open).tolist():
-                if candidates.barred is not None and candidates.barred[request, instance]:
+                if candidates.excluded is not None and candidates.excluded[request, instance]:
                     continue
-                tokens = np.append(held[instance], candidates.tokens[request])
+                tokens = np.append(resident[instance], candidates.tokens[request])
                 after = np.vstack([left[instance], outside[request]])
                 peak = max(future_peak(tokens, after[:, draw]) for draw in draws)
-                # A request that is alone enters whatever is expected of it: it could wait for ever.
-                fits = peak <= limit[instance] or not len(held[instance])
+                # A request alone on an instance always fits: it could wait for ever.
+                fits = peak <= limit[instance] or not len(resident[instance])
                 share = peak / max(limit[instance], 1.0)
                 if fits and share < best_share:
                     best, best_share, best_peak = instance, share, peak
             if best < 0:
                 break
-            held[best] = np.append(held[best], candidates.tokens[request])
+            resident[best] = np.append(resident[best], candidates.tokens[request])
             left[best] = np.vstack([left[best], outside[request]])
-            kind = "resume" if candidates.suspended[request] else "enter"
+            kind = "resume" if candidates.suspended[request] else "admit"
             reason = f"future peak {best_peak:.0f} of {limit[best]:.0f} tokens"
-            entries.append(AdmissionDecision(kind, request, best, reason))  # type: ignore[arg-type]
-        return entries
+            decisions.append(AdmissionDecision(kind, request, best, reason))  # type: ignore[arg-type]
+        return decisions
 
     def _all_left(self, requests: object, generated: IntArray) -> FloatArray:
         """Return what requests have left in every drawing, shape (N, draws)."""

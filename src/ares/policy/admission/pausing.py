@@ -49,12 +49,12 @@ class _Request:
     index: int
     tokens: int
     ran: bool
-    able: bool
+    movable: bool
 
 
 @dataclass(slots=True)
-class _Card:
-    """One instance in the plan."""
+class _InstancePlan:
+    """What is to run and to wait at one instance."""
 
     load: int
     room: int
@@ -86,14 +86,14 @@ class Pausing(Admission):
         self._home: dict[object, str] = {}
 
     def decide(self, cluster: Cluster, candidates: Candidates, running: Progress) -> list[AdmissionDecision]:
-        """Return what differs between the plan and what runs."""
-        cards = self._cards(cluster, candidates)
-        opened = [cards[i] for i in np.flatnonzero(cluster.open)]
-        for card in opened:
-            while card.waiting and (not card.running or card.load + card.waiting[0].tokens <= card.room):
-                card.start(card.waiting[0])
+        """Return the decisions that turn what runs into the plan."""
+        plans = self._plans(cluster, candidates)
+        opened = [plans[i] for i in np.flatnonzero(cluster.open)]
+        for plan in opened:
+            while plan.waiting and (not plan.running or plan.load + plan.waiting[0].tokens <= plan.room):
+                plan.start(plan.waiting[0])
         for _ in range(self.settings.rounds):
-            if not opened or _bubble(opened) <= self.settings.threshold:
+            if not opened or _excess_share(opened) <= self.settings.threshold:
                 break
             least, most = min(opened, key=lambda c: c.load), max(opened, key=lambda c: c.load)
             changed = _exchange(least, opened, 1) | _exchange(most, opened, -1)
@@ -101,30 +101,30 @@ class Pausing(Admission):
                 break
         out: list[AdmissionDecision] = []
         back: list[AdmissionDecision] = []
-        for instance, card in enumerate(cards):
+        for instance, plan in enumerate(plans):
             name = cluster.instances[instance]
-            for one in (one for one in card.waiting if one.ran):
-                reason = f"paused: {card.load} tokens are left here, {_mean(opened):.0f} in the mean"
+            for one in (one for one in plan.waiting if one.ran):
+                reason = f"paused: {plan.load} tokens are left here, {_mean(opened):.0f} in the mean"
                 out.append(AdmissionDecision("suspend", one.index, instance, reason))
                 self._home[cluster.requests[one.index]] = name
-            for one in (one for one in card.running if not one.ran):
-                kind = "resume" if candidates.suspended[one.index] else "enter"
-                reason = f"{card.load} tokens here with it, {_mean(opened):.0f} in the mean"
+            for one in (one for one in plan.running if not one.ran):
+                kind = "resume" if candidates.suspended[one.index] else "admit"
+                reason = f"{plan.load} tokens here with it, {_mean(opened):.0f} in the mean"
                 back.append(AdmissionDecision(kind, one.index, instance, reason))  # type: ignore[arg-type]
         return out + back
 
-    def _cards(self, cluster: Cluster, candidates: Candidates) -> list[_Card]:
-        """Return what runs and what waits at each instance; whoever waits is assigned to one."""
-        cards = [_Card(int(load), int(room)) for load, room in zip(
+    def _plans(self, cluster: Cluster, candidates: Candidates) -> list[_InstancePlan]:
+        """Return what runs and what waits at each instance; each waiting request is assigned to one."""
+        plans = [_InstancePlan(int(load), int(room)) for load, room in zip(
             cluster.load_tokens(), cluster.capacity_tokens, strict=True)]  # fmt: skip
         for row, (where, tokens) in enumerate(zip(cluster.location, cluster.resident_tokens, strict=True)):
-            cards[where].running.append(_Request(row, int(tokens), True, bool(cluster.movable[row])))
+            plans[where].running.append(_Request(row, int(tokens), True, bool(cluster.movable[row])))
         places = {name: n for n, name in enumerate(cluster.instances)}
         expected = cluster.load_tokens()
         homes: dict[object, str] = {}
         for index in np.argsort(-candidates.waited_s, kind="stable").tolist():
             tokens = int(candidates.tokens[index])
-            allowed = cluster.open if candidates.barred is None else cluster.open & ~candidates.barred[index]
+            allowed = cluster.open if candidates.excluded is None else cluster.open & ~candidates.excluded[index]
             request = candidates.requests[index]
             home = places.get(self._home.get(request, ""), -1)
             if home < 0 or not allowed[home]:
@@ -132,10 +132,10 @@ class Pausing(Admission):
             if home >= 0:
                 homes[request] = cluster.instances[home]
                 expected[home] += tokens
-                cards[home].waiting.append(_Request(index, tokens, False, True))
-        running = set(cluster.requests)  # one that is being paused runs until its instance has let it go
+                plans[home].waiting.append(_Request(index, tokens, False, True))
+        running = set(cluster.requests)  # a request that is being paused runs until its instance has released it
         self._home = {request: home for request, home in self._home.items() if request in running} | homes
-        return cards
+        return plans
 
 
 def _least_loaded(load: IntArray, capacity: IntArray, allowed: object) -> int:
@@ -144,48 +144,48 @@ def _least_loaded(load: IntArray, capacity: IntArray, allowed: object) -> int:
     return best if np.isfinite(share[best]) else -1
 
 
-def _mean(cards: list[_Card]) -> float:
-    return sum(card.load for card in cards) / max(len(cards), 1)
+def _mean(plans: list[_InstancePlan]) -> float:
+    return sum(plan.load for plan in plans) / max(len(plans), 1)
 
 
-def _bubble(cards: list[_Card]) -> float:
+def _excess_share(plans: list[_InstancePlan]) -> float:
     """Return by how much the largest load exceeds the mean, as a share of the largest."""
-    most = max(card.load for card in cards)
-    return (most - _mean(cards)) / most if most > 0 else 0.0
+    most = max(plan.load for plan in plans)
+    return (most - _mean(plans)) / most if most > 0 else 0.0
 
 
-def _exchange(card: _Card, cards: list[_Card], sign: int) -> bool:
+def _exchange(plan: _InstancePlan, plans: list[_InstancePlan], sign: int) -> bool:
     """Exchange a running request for a larger (sign 1) or smaller (-1) one, if that brings the mean nearer."""
-    mean, count = _mean(cards), len(cards)
+    mean, count = _mean(plans), len(plans)
     best: tuple[_Request, _Request] | None = None
-    nearest = abs(card.load - mean)
-    for runs in (one for one in card.running if one.able):
-        for waits in card.waiting:
+    nearest = abs(plan.load - mean)
+    for runs in (one for one in plan.running if one.movable):
+        for waits in plan.waiting:
             more = waits.tokens - runs.tokens
-            distance = abs(card.load + more - (mean + more / count))
-            if more * sign > 0 and distance < nearest and card.load + more <= card.room:
+            distance = abs(plan.load + more - (mean + more / count))
+            if more * sign > 0 and distance < nearest and plan.load + more <= plan.room:
                 nearest, best = distance, (runs, waits)
     if best is None:
         return False
-    card.stop(best[0])
-    card.start(best[1])
+    plan.stop(best[0])
+    plan.start(best[1])
     return True
 
 
-def _drop(card: _Card, cards: list[_Card], cluster: Cluster) -> bool:
+def _drop(plan: _InstancePlan, plans: list[_InstancePlan], cluster: Cluster) -> bool:
     """Pause the request without which the cluster computes most tokens a second, if that is more than with it."""
-    total = sum(len(one.running) for one in cards)
+    total = sum(len(one.running) for one in plans)
     if total <= 1 or cluster.step_base_s is None or cluster.step_token_s is None:
         return False
     base, token = float(cluster.step_base_s.mean()), float(cluster.step_token_s.mean())
-    second = max((one.load for one in cards if one is not card), default=0)
+    second = max((one.load for one in plans if one is not plan), default=0)
     best: _Request | None = None
-    rate = total / (base + token * card.load)
-    for one in (one for one in card.running if one.able):
-        without = (total - 1) / (base + token * max(card.load - one.tokens, second))
+    rate = total / (base + token * plan.load)
+    for one in (one for one in plan.running if one.movable):
+        without = (total - 1) / (base + token * max(plan.load - one.tokens, second))
         if without > rate:
             rate, best = without, one
     if best is None:
         return False
-    card.stop(best)
+    plan.stop(best)
     return True

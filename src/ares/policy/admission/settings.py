@@ -1,4 +1,4 @@
-"""Settings of admission: how full an instance may become, and what the request that has waited longest is given.
+"""Settings of admission: how full an instance may become, and the share of the request that has waited longest.
 
 A request is admitted where a high quantile of memory, itself included, stays below the instance's capacity less a
 headroom for as long as it is likely to run (loop.py).
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class AdmissionSettings:
-    """The knobs of admission and of the order of the waiting.
+    """How much an instance admits, and the share of the oldest waiting request.
 
     Attributes
     ----------
@@ -22,7 +22,7 @@ class AdmissionSettings:
     tpot_margin
         Where TPOT has an objective, an instance is also full when a step takes the objective less this share.
     age_share
-        Share of the admitted memory-time that goes to whoever has waited longest: the bound on starvation.
+        Share of the admitted memory-time that goes to the request that has waited longest: the bound on starvation.
     """
 
     deviations: float = 1.0
@@ -33,5 +33,5 @@ class AdmissionSettings:
 
 def tokens_within(step_s: float, base_s: float, per_request_s: float, per_token_s: float, batch: int) -> float:
     """Return the resident tokens with which a step of a batch takes `step_s`; infinite where no token costs time."""
-    spare = step_s - base_s - per_request_s * batch
-    return spare / per_token_s if per_token_s > 0.0 else np.inf
+    left_s = step_s - base_s - per_request_s * batch
+    return left_s / per_token_s if per_token_s > 0.0 else np.inf

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
 
-# Values of `Requests.outside`.
-INSIDE, WAITING, SUSPENDED = range(3)
+# Values of `Requests.admission_state`.
+ADMITTED, WAITING, SUSPENDED = range(3)
 
 # Kinds of decision, the first column of `decided`.
 ADMIT, RESUME, SUSPEND = range(3)
 
-# Why a request enters, the fourth column of `decided`; for one that is suspended: the request it makes room for.
+# Why a request is admitted or resumes, the fourth column of `decided`; for a suspension: the request it makes room for.
 FITS, OLDEST, ROOM_MADE, DUE, RUNS_AGAIN = range(5)
 
 
@@ -27,27 +27,27 @@ class Requests(NamedTuple):
     Attributes
     ----------
     tokens
-        KV tokens, held or to be brought along, shape (N,).
+        KV tokens, shape (N,).
     remaining
         Quantiles of the tokens that each will still generate, shape (N, Q).
     generated
         Output tokens so far, shape (N,).
     arrived_s, first_token_s
-        When it arrived, and got its first token (NaN: has none), shape (N,).
-    waits_since_s
-        When its wait began: its arrival, or its suspension, shape (N,).
+        Arrival, and first token (NaN: none yet), shape (N,).
+    waiting_since_s
+        Since when it waits: its arrival, or its suspension, shape (N,).
     ttft_s, tpot_s, gap_s
-        Objectives: time to first token, seconds a token, longest gap in its stream (infinite: none), shape (N,).
+        Objectives: time to first token, seconds per token, longest gap in its stream (infinite: none), shape (N,).
     longest_gap_s
-        Longest gap that its stream has had, shape (N,).
+        Longest gap in its stream so far, shape (N,).
     rank
-        Class of each: a smaller one goes before every larger one, shape (N,).
-    outside
-        `INSIDE`, `WAITING` (prefilled, and not admitted yet) or `SUSPENDED`, shape (N,); written.
+        Rank of its class: a smaller one goes before every larger one, shape (N,).
+    admission_state
+        `ADMITTED`, `WAITING` (prefilled, and not admitted yet) or `SUSPENDED`, shape (N,); written.
     movable
         1 where a running request may be suspended, shape (N,); written.
     excluded
-        1 for instances that a request does not enter, shape (N, I), or (0, 0) where there are none.
+        1 for instances that may not take a request, shape (N, I), or (0, 0) where none is excluded.
     """
 
     tokens: I8
@@ -55,13 +55,13 @@ class Requests(NamedTuple):
     generated: I8
     arrived_s: F8
     first_token_s: F8
-    waits_since_s: F8
+    waiting_since_s: F8
     ttft_s: F8
     tpot_s: F8
     gap_s: F8
     longest_gap_s: F8
     rank: I8
-    outside: I8
+    admission_state: I8
     movable: I8
     excluded: I8
 
@@ -72,15 +72,15 @@ class Instances(NamedTuple):
     Attributes
     ----------
     expected, variance
-        Forecast of the KV tokens and its variance, shape (I, K); written as requests enter and leave.
+        Forecast of the KV tokens and its variance, shape (I, K); updated as requests enter and leave.
     memory
         KV capacity in tokens, shape (I,).
     closed
-        1 where nothing enters, shape (I,).
+        1 for instances that take no requests, shape (I,).
     load
-        Requests that run there, come there or wait there, shape (I,).
+        Requests that run, are on their way or wait there, shape (I,).
     step_base_s, step_request_s, step_token_s
-        Cost model of a step, shape (I,).
+        Step-time model, shape (I,) each.
     row_request, row_count
         The running requests of each instance, shape (I, S), and how many they are, shape (I,).
     """

@@ -1,9 +1,9 @@
-"""Suspension: a long request gives its room to one that would miss its first token, and resumes in time.
+"""Suspension: a long request makes room for one that would miss its TTFT, and resumes in time.
 
-A request that decodes faster than its TPOT objective saves time: at 21 ms a token against 30 ms, a request of 30,000
-tokens may stand still for four minutes and still meet it. That is room for the requests that have just come. To suspend
-is to cut a request and let its KV go; to resume is to prefill its tokens again, on a prefill instance, and to hand it
-over like a new one.
+A request that decodes faster than its TPOT objective gains slack: at 21 ms a token against 30 ms, a request of 30,000
+tokens may be suspended for four minutes and still meet it. That is room for new requests. To suspend is to stop a
+request and free its KV; to resume is to prefill its tokens again, on a prefill instance, and to hand it over like a new
+one.
 """
 
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class SuspendSettings:
-    """When a running request gives way to a waiting one.
+    """When a running request is suspended for a waiting one.
 
     Attributes
     ----------
@@ -20,20 +20,20 @@ class SuspendSettings:
     after_s
         How long a request waits before another is suspended for it.
     least_slack_s
-        Seconds that a request must have to spare to be suspended.
+        Slack in seconds that a request needs to be suspended.
     least_gap_s
-        Shortest objective for the longest gap that a pause can keep: a cut, a wait, a prefill and a transfer take time,
-        whatever the other objectives are. None below `least_slack_s` is kept, either.
+        Shortest gap objective that a suspension can meet: stopping, waiting, prefill and transfer take time. Objectives
+        below `least_slack_s` are not met either.
     urgent_s
-        A suspended request with less to spare resumes before all others.
+        A suspended request with less slack resumes before all others.
     urgent_steps
         Steps ahead for which there must be room for it then.
     longest_s
         A suspended request resumes before all others after this time, whatever its objective: the bound on starvation.
     longest_missed_s
-        The same for one whose gap has an objective, and has missed it.
+        The same for one that has missed its gap objective.
     ratio
-        Memory-time of the suspended over that of the one it makes room for, at least.
+        Least ratio of the memory-time of the suspended request to that of the one it makes room for.
     """
 
     ttft_s: float = 20.0
@@ -48,7 +48,7 @@ class SuspendSettings:
     ratio: float = 1.3
 
     def for_objectives(self, ttft_s: float, tpot_s: float | None = None) -> "SuspendSettings":
-        """Return the same for other objectives: its times were tuned at this first token, and scale with it."""
+        """Return the settings for other objectives: the times were tuned for `ttft_s`, and scale with it."""
         scale = ttft_s / self.ttft_s
         return replace(
             self,
@@ -61,7 +61,7 @@ class SuspendSettings:
 
 
 def final_slack_s(tpot_s: float, generated: float, elapsed_s: float, remaining: float, step_s: float) -> float:
-    """Return the seconds that a request may stand still and still meet its TPOT objective at its end.
+    """Return for how many seconds a request may be suspended and still meet its TPOT objective at its end.
 
     Parameters
     ----------

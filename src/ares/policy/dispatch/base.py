@@ -1,7 +1,7 @@
 """What a dispatch policy is: it chooses the decode instance that a request enters first.
 
-The simulator's event loop has rules of this package built in, as machine code: a class names the one that its `choose`
-follows, and every other class is asked in Python.
+The simulator's event loop has some rules of this package built in, compiled: a class names the one that its `choose`
+follows; every other class is called in Python.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from ares.policy.base import DecisionError, Policy, is_index, raised
 from ares.policy.cluster import Cluster, FloatArray
 from ares.policy.registry import Class, Registry
 
-# Values of `Dispatch.rule`: rules that the simulator has built in. ASK: none, `choose` is asked.
-ASK, ROUND_ROBIN, LEAST_LOADED, SMALLEST_PEAK = range(4)
+# Values of `Dispatch.rule`: rules that the simulator has built in. CALL_CHOOSE: none, `choose` is called.
+CALL_CHOOSE, ROUND_ROBIN, LEAST_LOADED, SMALLEST_PEAK = range(4)
 
 
 class Dispatch(Policy):
@@ -24,18 +24,18 @@ class Dispatch(Policy):
         Whether it looks at the running requests; otherwise the cluster has the load of each instance as its
         `promised_tokens` and no rows, which costs little at every arrival.
     rule
-        The rule in the simulator's event loop that `choose` follows, or `ASK`; a subclass with a `choose` of its own is
-        asked unless it says otherwise.
+        The rule in the simulator's event loop that `choose` follows, or `CALL_CHOOSE`; a
+        subclass with a `choose` of its own is called unless it names a rule too.
     """
 
     part: ClassVar[str] = "dispatch"
     sees_requests: ClassVar[bool] = False
-    rule: ClassVar[int] = ASK
+    rule: ClassVar[int] = CALL_CHOOSE
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "choose" in vars(cls):
-            for name, usual in (("rule", ASK), ("quick", False)):
+            for name, usual in (("rule", CALL_CHOOSE), ("quick", False)):
                 if name not in vars(cls):
                     setattr(cls, name, usual)
 
@@ -47,9 +47,9 @@ class Dispatch(Policy):
         cluster
             The decode pool; see `sees_requests`.
         tokens
-            Tokens whose KV the request brings.
+            Tokens of the request's KV.
         remaining
-            Quantiles of what it will generate, at the cluster's levels, shape (Q,); None: nothing is known.
+            Quantiles of what it will generate, at the cluster's levels, shape (Q,); None: unknown.
         """
         raise NotImplementedError
 
@@ -68,12 +68,12 @@ def dispatcher(name: str, settings: Any = None) -> Dispatch:
 
 
 def choose_instance(policy: Dispatch, cluster: Cluster, tokens: int, remaining: FloatArray | None) -> int | None:
-    """Ask a policy for an instance.
+    """Call a policy for an instance.
 
     Raises
     ------
     DecisionError
-        It raised, or what it returned is no instance that can be entered.
+        It raised, or what it returned is not an open instance.
     """
     try:
         chosen: Any = policy.choose(cluster, tokens, remaining)
@@ -82,7 +82,7 @@ def choose_instance(policy: Dispatch, cluster: Cluster, tokens: int, remaining: 
     count = len(cluster.instances)
     if chosen is None:
         if cluster.open.any():
-            raise _wrong(policy, "nowhere", "chose no instance, and some are open")
+            raise _wrong(policy, "no_instance", "chose no instance, and some are open")
         return None
     if not is_index(chosen, count):
         raise _wrong(policy, "unknown_instance", f"chose {str(chosen)[:80]}: give an index from 0 to {count - 1}")
@@ -92,5 +92,5 @@ def choose_instance(policy: Dispatch, cluster: Cluster, tokens: int, remaining: 
     return index
 
 
-def _wrong(policy: Dispatch, kind: str, said: str) -> DecisionError:
-    return DecisionError(policy.name, kind, said, policy.part)
+def _wrong(policy: Dispatch, kind: str, message: str) -> DecisionError:
+    return DecisionError(policy.name, kind, message, policy.part)

@@ -26,7 +26,7 @@ class Forecast(Dispatch):
         loop.prepare()
 
     def choose(self, cluster: Cluster, tokens: int, remaining: FloatArray | None) -> int | None:
-        """Return the chosen instance; a request of which nothing is known outlasts the horizon."""
+        """Return the chosen instance; a request without a prediction outlasts the horizon."""
         if not cluster.open.any():
             return None
         from ares.policy.admission.loop import best_peak, own_curve  # imports numba, where it is installed
@@ -35,7 +35,7 @@ class Forecast(Dispatch):
         left = np.full(len(weights), np.inf) if remaining is None else remaining
         mean, variance = np.zeros(len(GRID)), np.zeros(len(GRID))
         own_curve(float(tokens), left, weights, GRID.astype(np.float64), cluster.block_tokens, mean, variance)
-        expected = forecast(cluster, GRID).held
+        expected = forecast(cluster, GRID).allocated
         if cluster.waiting_tokens is not None:
             expected = expected + cluster.waiting_tokens[:, None]
         closed = (~cluster.open).astype(np.int64)

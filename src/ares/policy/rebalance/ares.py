@@ -1,7 +1,7 @@
 """`ares`: rebalancing on the forecast.
 
 The load of an instance k steps ahead is the time of its decode step then: base + request x running + token x resident
-(plain resident tokens where no law is known). The objective is the sum over instances and horizon of beta_k load^2,
+(resident tokens where the step time is unknown). The objective is the sum over instances and horizon of beta_k load^2,
 which for equal instances is their variance, plus a penalty on memory: the square of what a high quantile of resident
 tokens exceeds the capacity by. Moving request r from s to d, with own load a_s(k) and a_d(k), changes the first term by
 
@@ -29,7 +29,7 @@ from ares.policy.settings import in_range
 IntArray = NDArray[np.int64]
 
 _COARSE = 8  # points of the horizon on which all pairs are scored; the best ones are scored again on every point
-_STEP_S = 0.02  # of a step, where no cost model is known
+_STEP_S = 0.02  # of a step, where no step-time model is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class AresSettings:
     reserve
         Share of a target's KV that a move never fills, left for the growth of what runs there.
     moves_per_round
-        Most moves one decision may order; one for every 32 instances where that is more. No instance gives twice,
-        takes twice, or does both in a round.
+        Most moves one decision may order; one for every 32 instances where that is more. An instance gives or takes at
+        most one request in a round, never both.
     cooldown_s
         Seconds during which a request that was moved is not moved again.
     horizon, points
@@ -137,7 +137,7 @@ def decide(cluster: Cluster, settings: AresSettings) -> list[MigrationDecision]:
             request,
             token,
         ),
-        (ahead.expected, ahead.held, ahead.variance, ahead.count),
+        (ahead.expected, ahead.allocated, ahead.variance, ahead.count),
         (ahead.grid.astype(np.float64), horizon_weights(*shape), *_coarse(*shape), quantile_weights(levels)),
         (
             settings.theta,
@@ -162,7 +162,7 @@ def decide(cluster: Cluster, settings: AresSettings) -> list[MigrationDecision]:
 
 
 def _cost_model(cluster: Cluster) -> tuple[FloatArray, FloatArray, FloatArray, bool]:
-    """Return the cost model of a step, shape (I,) each, and whether it is known; else it counts resident tokens."""
+    """Return the step-time model, shape (I,) each, and whether it is known; if not, it counts resident tokens."""
     if cluster.step_base_s is None or cluster.step_request_s is None or cluster.step_token_s is None:
         count = len(cluster.instances)
         return np.zeros(count), np.zeros(count), np.ones(count), False
@@ -177,19 +177,19 @@ def _cost_model(cluster: Cluster) -> tuple[FloatArray, FloatArray, FloatArray, b
 def _move(pair: list[int], found: list[float], limit: float, known: bool) -> MigrationDecision:
     """Make the move that `choose_moves` has found, with its cause and the loads before and after."""
     row, source, target = pair
-    gain, peak, leaves, enters, given, taken, mean, beyond = found
+    gain, peak, source_less, target_more, source_load, target_load, mean, excess = found
     unit, factor = ("ms", 1e3) if known else ("tokens", 1.0)
-    cause = "memory" if beyond > 0.0 else "load"
+    cause = "memory" if excess > 0.0 else "load"
     reason = (
-        f"{cause}: source {given * factor:.4g} to {(given - leaves) * factor:.4g} {unit}, "
-        f"target {taken * factor:.4g} to {(taken + enters) * factor:.4g}, "
+        f"{cause}: source {source_load * factor:.4g} to {(source_load - source_less) * factor:.4g} {unit}, "
+        f"target {target_load * factor:.4g} to {(target_load + target_more) * factor:.4g}, "
         f"mean {mean * factor:.4g}; target peak {peak:.0f} of {limit:.0f} tokens"
     )
     return MigrationDecision(request=row, source=source, target=target, gain=gain, reason=reason)
 
 
 def prepare() -> None:
-    """Compile the inner loops, for seconds, or take them from the cache."""
+    """Compile the inner loops, which takes seconds, or load them from the cache."""
     from ares.policy.rebalance import pairs
 
     prepare_forecast()

@@ -1,6 +1,7 @@
 """What a rebalance policy is: it looks at the cluster and orders moves, each with its reason.
 
-Both worlds ask it through `decide_moves`, so that a policy that fails or orders nonsense is found in one place.
+The gateway and the simulator call it through `decide_moves`, so that failures and invalid moves are detected in one
+place.
 """
 
 from collections.abc import Callable
@@ -26,13 +27,13 @@ class MigrationDecision:
 class Rebalance(Policy):
     """Base class of a rebalance policy; one object decides period after period.
 
-    A setting `cooldown_s` is the time in seconds for which a request that has moved is not movable; without one there
-    is no such time.
+    A setting `cooldown_s` is the time in seconds for which a request that has moved is not movable; by default it is
+    movable at once.
 
     Attributes
     ----------
     moves
-        Whether it ever moves anything; if not, it is never asked.
+        Whether it ever moves anything; if not, it is never called.
     """
 
     part: ClassVar[str] = "rebalance"
@@ -57,7 +58,7 @@ def rebalancer(name: str, settings: Any = None) -> Rebalance:
 
 
 def decide_moves(policy: Rebalance, cluster: Cluster) -> list[MigrationDecision]:
-    """Ask a policy for its moves.
+    """Call a policy for its moves.
 
     Raises
     ------
@@ -84,7 +85,7 @@ def check_moves(policy: str, moves: object, cluster: Cluster) -> None:
 
 
 def _wrong(move: MigrationDecision, cluster: Cluster, seen: set[int]) -> tuple[str, str] | None:
-    """Return in a word and in full why a move cannot be made."""
+    """Return the kind of fault and a sentence where a move cannot be made, else None."""
     rows, count = len(cluster.location), len(cluster.instances)
     if not is_index(move.request, rows):
         return "unknown_request", f"request must be an index from 0 to {rows - 1}"
@@ -97,6 +98,6 @@ def _wrong(move: MigrationDecision, cluster: Cluster, seen: set[int]) -> tuple[s
         ("not_movable", not cluster.movable[move.request], "the request is not movable now"),
         ("closed_target", not cluster.open[move.target], "the target takes no requests now"),
         ("gain", not is_finite(move.gain), "gain must be a finite number"),
-        ("reason", not isinstance(move.reason, str) or not move.reason, "it must say its reason"),
+        ("reason", not isinstance(move.reason, str) or not move.reason, "it needs a reason"),
     )
-    return next(((kind, said) for kind, wrong, said in checks if wrong), None)
+    return next(((kind, message) for kind, wrong, message in checks if wrong), None)

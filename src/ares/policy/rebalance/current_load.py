@@ -27,7 +27,7 @@ class CurrentLoadSettings:
     reserve
         Share of a target's KV that a move never fills, left for the growth of what runs there.
     moves_per_round
-        Most moves one decision may order. No instance does both, gives and takes, in a round.
+        Most moves one decision may order. No instance gives and takes in the same round.
     cooldown_s
         Seconds during which a request that was moved is not moved again.
     """

@@ -1,4 +1,4 @@
-"""The inner loops of `ares` (ares.py): who gives, who takes, and the pairs of request and target that gain most.
+"""The inner loops of `ares` (ares.py): sources, targets, and the pairs of request and target that gain most.
 
 Plain loops over arrays, compiled where numba is installed. Importing this module imports numba.
 """
@@ -14,9 +14,9 @@ F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
 B1 = NDArray[np.bool_]
 
-NOBODY = -1
+NONE = -1
 TRIES = 32
-"""Pairs looked at closely in one decision, beside those that become moves."""
+"""Pairs evaluated exactly in one decision, besides those that become moves."""
 
 
 class Rows(NamedTuple):
@@ -42,7 +42,7 @@ class Ahead(NamedTuple):
     """The forecast, shape (I, K), as in `ares.policy.forecast.Forecast`; `running` is its `count`."""
 
     expected: F8
-    held: F8
+    allocated: F8
     variance: F8
     running: F8
 
@@ -75,11 +75,11 @@ class Knobs(NamedTuple):
     theta, minimum_gain, deviations, memory_weight, sources, targets
         As there.
     block
-        Tokens of a KV block, in whole ones of which the target's memory is taken.
+        Tokens of a KV block; the target's memory is allocated in whole blocks.
     step_s
         Seconds of a step; 0: the load of an instance is in seconds.
-    pause_s, token_s
-        Seconds that a request must be expected to run on: so many, and so many for each of its tokens.
+    constant_s, token_s
+        Seconds that a request must be expected to go on running: a constant, and a part per resident token.
     """
 
     theta: float
@@ -90,12 +90,12 @@ class Knobs(NamedTuple):
     targets: int
     block: int
     step_s: float
-    pause_s: float
+    constant_s: float
     token_s: float
 
 
 class Round(NamedTuple):
-    """One decision: what it was given, and the load of every instance and its memory beyond the limit, shape (I,)."""
+    """The arguments of one decision, and the load of every instance and its memory beyond the limit, shape (I,)."""
 
     rows: Rows
     pool: Pool
@@ -140,7 +140,7 @@ def choose_moves(
     if len(candidates) == 0:
         return 0
     gain = _coarse_gain(here, candidates, targets)
-    return _take_pairs(here, candidates, starts, sources, targets, gain, pairs, numbers)
+    return _choose_pairs(here, candidates, starts, sources, targets, gain, pairs, numbers)
 
 
 @inlined
@@ -156,7 +156,7 @@ def _loads(pool: Pool, ahead: Ahead, horizon: Horizon, deviations: float, load: 
         for point in range(points):
             alone = request * ahead.running[instance, point] + base
             step[point] = (alone + token * ahead.expected[instance, point]) * horizon.beta[point]
-            high = np.sqrt(ahead.variance[instance, point]) * deviations + ahead.held[instance, point]
+            high = np.sqrt(ahead.variance[instance, point]) * deviations + ahead.allocated[instance, point]
             excess[point] = max(high - most, 0.0) * horizon.beta[point]
         seconds, beyond = 0.0, 0.0
         for point in range(points):
@@ -180,7 +180,7 @@ def _step_s(here: Round, instance: int, point: int) -> float:
 @inlined
 def _excess(here: Round, instance: int, point: int) -> float:
     """Return by how many tokens a high quantile of an instance's memory exceeds its limit at a point."""
-    high = np.sqrt(here.ahead.variance[instance, point]) * here.knobs.deviations + here.ahead.held[instance, point]
+    high = np.sqrt(here.ahead.variance[instance, point]) * here.knobs.deviations + here.ahead.allocated[instance, point]
     return float(max(high - here.pool.limit[instance], 0.0))
 
 
@@ -224,20 +224,20 @@ def _targets(here: Round, most: int) -> I8:
 
 @inlined
 def _candidates(here: Round, sources: I8) -> tuple[I8, I8]:
-    """Return the rows of the sources that may move and run long after it, source by source; and where each begins."""
+    """Return the movable rows of the sources that go on for long enough, by source, and where each source begins."""
     rows, knobs = here.rows, here.knobs
     middle = rows.remaining.shape[1] // 2
-    position = np.full(len(here.load), NOBODY)
+    position = np.full(len(here.load), NONE)
     position[sources] = np.arange(len(sources))
     found, starts = np.empty(len(rows.location), np.int64), np.zeros(len(sources) + 1, np.int64)
     count = 0
     for row in range(len(rows.location)):
         group = position[rows.location[row]]
-        if group == NOBODY or not rows.movable[row]:
+        if group == NONE or not rows.movable[row]:
             continue
         step_s = knobs.step_s if knobs.step_s > 0.0 else here.load[rows.location[row]]
         # NaN, one without a prediction, runs on.
-        if rows.remaining[row, middle] * step_s <= knobs.pause_s + knobs.token_s * rows.resident[row]:
+        if rows.remaining[row, middle] * step_s <= knobs.constant_s + knobs.token_s * rows.resident[row]:
             continue
         found[count] = row
         count += 1
@@ -256,9 +256,9 @@ def _candidates(here: Round, sources: I8) -> tuple[I8, I8]:
 def _alive(here: Round, row: int, step: float) -> float:
     """Return the probability that a request still runs in so many steps."""
     alive = 0.0
-    for atom in range(len(here.horizon.weights)):
-        if not here.rows.remaining[row, atom] <= step:  # NaN outlasts every step
-            alive += here.horizon.weights[atom]
+    for quantile in range(len(here.horizon.weights)):
+        if not here.rows.remaining[row, quantile] <= step:  # NaN outlasts every step
+            alive += here.horizon.weights[quantile]
     return alive
 
 
@@ -301,13 +301,13 @@ def _coarse_gain(here: Round, candidates: I8, targets: I8) -> F8:
 
 
 @inlined
-def _take_pairs(
+def _choose_pairs(
     here: Round, candidates: I8, starts: I8, sources: I8, targets: I8, gain: F8, pairs: I8, numbers: F8
 ) -> int:
-    """Take pairs greedily, best first, each looked at on every point of the horizon; return how many.
+    """Choose pairs greedily, best first, each evaluated on every point of the horizon; return how many.
 
-    One move leaves a source and one enters a target, and what received does not give, nor the other way round. A pair
-    that gains too little, or takes the target beyond its limit, costs one of the tries. `gain` is overwritten.
+    One move leaves a source and one enters a target, and no instance does both. A pair that gains too little, or takes
+    the target beyond its limit, costs one of the tries. `gain` is overwritten.
     """
     best = np.full((len(sources), len(targets)), -np.inf)
     for group in range(len(sources)):
@@ -324,14 +324,19 @@ def _take_pairs(
             if gain[candidate, column] > gain[index, column]:
                 index = candidate
         row, source, target = candidates[index], sources[group], targets[column]
-        score, peak, leaves, enters = _close_look(here, row, source, target)
+        score, peak, source_less, target_more = _exact_gain(here, row, source, target)
         if peak > here.pool.limit[target] or score <= here.knobs.minimum_gain:
             tries -= 1
             gain[index, column] = -np.inf
             best[group, column] = _most(gain, column, starts[group], starts[group + 1])
             continue
         pairs[taken, 0], pairs[taken, 1], pairs[taken, 2] = row, source, target
-        numbers[taken, 0], numbers[taken, 1], numbers[taken, 2], numbers[taken, 3] = score, peak, leaves, enters
+        numbers[taken, 0], numbers[taken, 1], numbers[taken, 2], numbers[taken, 3] = (
+            score,
+            peak,
+            source_less,
+            target_more,
+        )
         numbers[taken, 4], numbers[taken, 5], numbers[taken, 6] = here.load[source], here.load[target], here.mean
         numbers[taken, 7] = here.pressure[source]
         taken += 1
@@ -352,20 +357,20 @@ def _most(gain: F8, column: int, start: int, end: int) -> float:
 
 
 @inlined
-def _close_look(here: Round, row: int, source: int, target: int) -> tuple[float, float, float, float]:
+def _exact_gain(here: Round, row: int, source: int, target: int) -> tuple[float, float, float, float]:
     """Return the gain of a move over the whole horizon and the peak of the target's memory.
 
     And by how much the load of the source falls and that of the target rises.
     """
     rows, pool, ahead, horizon, knobs = here.rows, here.pool, here.ahead, here.horizon, here.knobs
-    change, memory, peak, leaves, enters = 0.0, 0.0, -np.inf, 0.0, 0.0
+    change, memory, peak, source_less, target_more = 0.0, 0.0, -np.inf, 0.0, 0.0
     for point in range(len(horizon.steps)):
         beta, alive = horizon.beta[point], _alive(here, row, horizon.steps[point])
         reach = float(rows.resident[row]) + horizon.steps[point]
         tokens = alive * reach
         spread = np.sqrt(ahead.variance[target, point] + tokens * (reach - tokens))
         own = np.ceil((reach + 1.0) / knobs.block) * knobs.block if knobs.block > 1 else reach
-        peak = max(peak, ahead.held[target, point] + alive * own + knobs.deviations * spread)
+        peak = max(peak, ahead.allocated[target, point] + alive * own + knobs.deviations * spread)
         less = pool.request[source] * alive + pool.token[source] * tokens
         more = pool.request[target] * alive + pool.token[target] * tokens
         relief = (2.0 * _step_s(here, source, point) - less) * less - (2.0 * _step_s(here, target, point) + more) * more
@@ -373,19 +378,19 @@ def _close_look(here: Round, row: int, source: int, target: int) -> tuple[float,
         rest = max(beyond - tokens, 0.0)
         change += relief * beta
         memory += (beyond * beyond - rest * rest) * beta
-        leaves += less * beta
-        enters += more * beta
+        source_less += less * beta
+        target_more += more * beta
     score = change / (here.mean * here.mean) + knobs.memory_weight * (memory / max(pool.limit[source], 1.0) ** 2)
-    return score, peak, leaves, enters
+    return score, peak, source_less, target_more
 
 
 def prepare() -> None:
-    """Compile now what the first decision would otherwise wait for: some seconds, or nothing from the cache."""
+    """Compile what the first decision would otherwise wait for: some seconds, or load it from the cache."""
     keep_memory()
-    none, nobody, empty = np.zeros(0), np.zeros(0, np.int64), np.zeros((0, 1))
+    none, no_rows, empty = np.zeros(0), np.zeros(0, np.int64), np.zeros((0, 1))
     closed, one, point = np.zeros(0, np.bool_), np.ones(1), np.zeros(1, np.int64)
     choose_moves(
-        (nobody, nobody, closed, empty),
+        (no_rows, no_rows, closed, empty),
         (closed, none, none, none, none),
         (empty, empty, empty, empty),
         (one, one, point, one, one),

@@ -1,0 +1,58 @@
+"""Predictions on their way from the worker to the scheduler, which reports them.
+
+The worker collects them in `PENDING` and attaches them to the output of the same step (vLLM's
+KVConnectorWorkerMetadata): a request that is only prefilled here has no later step.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ares.engine.prediction.hidden_states import unwrapped
+from ares.engine.vllm_api import KVConnectorWorkerMetadata
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A prediction for a request.
+
+    Attributes
+    ----------
+    output_tokens
+        How many tokens the request had generated on this instance.
+    remaining
+        Quantiles of the tokens still to come, at `messages.REMAINING_LEVELS`.
+    """
+
+    output_tokens: int
+    remaining: tuple[float, float, float]
+
+    def after(self, output_tokens: int, limit: int) -> tuple[float, float, float]:
+        """Return the quantiles when the request has generated `output_tokens`, each from 1 to `limit` tokens."""
+        since = output_tokens - self.output_tokens
+        low, middle, high = (max(1.0, min(value - since, float(limit))) for value in self.remaining)
+        return low, middle, high
+
+
+@dataclass
+class PredictionMetadata(KVConnectorWorkerMetadata):  # type: ignore[misc]
+    """New predictions of a step, by vLLM's request id."""
+
+    predictions: dict[str, Prediction] = field(default_factory=dict)
+
+    def aggregate(self, other: "KVConnectorWorkerMetadata") -> "KVConnectorWorkerMetadata":
+        """Return either: all ranks of a tensor-parallel group compute the same."""
+        return self if self.predictions else other
+
+
+# By vLLM's request id.
+PENDING: dict[str, Prediction] = {}
+
+
+def attach_pending(output: Any) -> None:
+    """Move the pending predictions into a step's output; where this rank has none, they wait for the next step."""
+    if not PENDING:
+        return
+    carrier = getattr(unwrapped(output)[0], "kv_connector_output", None)
+    if carrier is not None:
+        carrier.kv_connector_worker_meta = PredictionMetadata(dict(PENDING))
+        PENDING.clear()

@@ -1,0 +1,99 @@
+"""Names that both sides of a process boundary spell: fields, reasons, states, routes, headers, variables.
+
+Gateways and instances of different versions work together, so that a value here never changes, whatever its name.
+"""
+
+from enum import StrEnum
+
+# --- kv_transfer_params of a request, ours (vLLM passes on what it does not know) ---
+
+KV_TRANSFER_PARAMS = "kv_transfer_params"
+# The gateway's name of the request: vLLM appends a part of its own to request ids.
+KEY = "ares_key"
+# How many tokens at the end of the prompt are output of other instances.
+GENERATED_TOKENS = "ares_generated"
+# Whether these tokens become output on this instance too (engine/connector/resume_output.py).
+RESUME_OUTPUT = "ares_restore"
+# These tokens, on their way from the engine's scheduler to its workers.
+RESUMED_TOKENS = "ares_output"
+# Marks a request without a client: it only copies KV to an instance, ahead of the request itself.
+PRECOPY = "ares_ahead"
+
+# --- and vLLM's own (v1/nixl/pull_scheduler.py, 0.32) ---
+
+DO_REMOTE_DECODE = "do_remote_decode"
+DO_REMOTE_PREFILL = "do_remote_prefill"
+REMOTE_BLOCK_IDS = "remote_block_ids"
+REMOTE_ENGINE_ID = "remote_engine_id"
+REMOTE_HOST = "remote_host"
+REMOTE_NUM_TOKENS = "remote_num_tokens"
+REMOTE_PORT = "remote_port"
+REMOTE_REQUEST_ID = "remote_request_id"
+TP_SIZE = "tp_size"
+
+# --- other parts of a request and its reply ---
+
+# In sampling_params.extra_args (a client's vllm_xargs), for a mock engine: the length of the whole output.
+MOCK_OUTPUT_TOKENS = "ares_simulated_output_tokens"
+# The stop reason of a request that ended on one instance to go on on another.
+MIGRATED = "migrated"
+# What a request keeps when it resumes on another instance (`messages.Hello.carries`): which tokens are output, the
+# position of a seeded generator, the position in a grammar.
+CARRIES_OUTPUT = "output"
+CARRIES_SEED = "seed"
+CARRIES_STRUCTURED_OUTPUTS = "structured_outputs"
+
+
+class RequestState(StrEnum):
+    """What a request on an instance does (`messages.Row.state`)."""
+
+    WAITING = "waiting"
+    # Its KV is being pulled.
+    LOADING = "loading"
+    RUNNING = "running"
+    # No request of a client: KV that is copied ahead of one (`PRECOPY`).
+    COPYING = "copying"
+
+
+class CutOutcome(StrEnum):
+    """What became of a `messages.Cut`."""
+
+    # The request ended here, and its KV waits to be pulled.
+    PINNED = "pinned"
+    # It ended by itself, or was aborted, first.
+    FINISHED = "finished"
+    # Nothing of it is in flight (it waits, is preempted, or its KV is loading); nothing was changed.
+    NOT_RUNNING = "not_running"
+    # There is no such request; nothing was changed.
+    UNKNOWN = "unknown"
+
+
+class Readiness(StrEnum):
+    """The status in a reply of `READY_ROUTE`."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+# --- HTTP of an instance: ours, vLLM's, the mock engine's ---
+
+INSTANCE_ROUTE = "/ares/v1/instance"
+READY_ROUTE = "/ares/v1/ready"
+GENERATE_ROUTE = "/inference/v1/generate"
+MODELS_ROUTE = "/v1/models"
+COUNTERS_ROUTE = "/simulate/counters"
+FAULTS_ROUTE = "/simulate/faults"
+
+# --- HTTP of the gateway ---
+
+REQUEST_ID_HEADER = "x-request-id"
+CLASS_HEADER = "x-ares-class"
+
+# --- environment variables and other settings that one of our processes hands to another ---
+
+CONTROL_KEY_VARIABLE = "ARES_CONTROL_KEY"
+# `ares worker` to the processes of vLLM: the instance's settings as JSON (engine/identity.py).
+INSTANCE_VARIABLE = "ARES_INSTANCE"
+# In vLLM's kv_connector_extra_config: the largest pull within a scheduling step.
+PULL_WITHIN_STEP_BYTES = "ares_pull_within_step_bytes"
