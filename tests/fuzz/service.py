@@ -19,7 +19,7 @@ from ares.config import GatewayConfig
 from ares.engine.defaults import free_ports
 from ares.gateway.http import app as application
 from ares.gateway.http.connection import Connection, Limits
-from ares.gateway.http.responses import RememberSend
+from ares.gateway.http.responses import DirectSend
 from ares.gateway.service import Gateway
 from ares.mock_engine import report
 from ares.mock_engine.model import MockModel
@@ -211,12 +211,14 @@ class Service:
         http: Any = partial(Connection, limits)
         server = _Server(
             uvicorn.Config(
-                RememberSend(app), port=self.port, http=http, ws="none", log_config=None, timeout_graceful_shutdown=1
+                DirectSend(app), port=self.port, http=http, ws="none", log_config=None, timeout_graceful_shutdown=1
             )
         )
         task = asyncio.create_task(server.serve())
         await eventually(lambda: server.started, PATIENCE_S)
-        await eventually(lambda: all(i.healthy and i.hello for i in self.gateway.pool.instances), PATIENCE_S)
+        await eventually(
+            lambda: all(i.health.healthy and i.state.hello for i in self.gateway.pool.instances), PATIENCE_S
+        )
         self._started.set()
         await self._ended.wait()
         server.should_exit = True
@@ -304,7 +306,7 @@ class Service:
             ended = counters["pins_pulled"] + counters["pins_released"] + counters["pins_expired"]
             assert counters["pins_made"] == ended, counters
         gateway = self.gateway
-        return not (gateway.sequences or gateway.controller.held or gateway.controller.suspended)
+        return not (gateway.sessions or gateway.controller.waiting or gateway.controller.suspended)
 
 
 def _sockets() -> int:

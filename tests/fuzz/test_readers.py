@@ -240,7 +240,7 @@ def _logged(folder: Path) -> list[Any]:
     file = folder / "valid.jsonl"
     log = DecisionLog(file)
     decided = admission.decide(cluster, candidates, view.running)
-    log.entries("ares", admission, {"age_credit": 0.0}, [300], view, candidates, decided)
+    log.admissions("ares", admission, {"age_credit": 0.0}, [300], view, candidates, decided)
     moves = policy.decide(cluster)
     log.moves("ares", view, policy, oom_avoidance, avoid_oom(cluster, oom_avoidance, view.running), moves)
     left = np.array([10.0, 20.0, 30.0])

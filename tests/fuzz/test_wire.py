@@ -190,22 +190,22 @@ class Bench:
             sequence._segment = Segment(self.heard[number % 3], f"key-{number}", 0, stream)
             sequence._streaming, sequence.phase = True, Phase.DECODE
             sequence.output.first_token_at = sequence.arrived_at
-            self.gateway.sequences[sequence.id] = sequence
+            self.gateway.sessions[sequence.id] = sequence
         # Enough for a law of the step time, which most decisions ask for.
         steady = [msgspec.structs.replace(EVENTS[1], steps=100 * n, busy_s=2.5 * n) for n in range(1, 30)]
         await self.hear([(n, rpc.encode(event)) for n in range(3) for event in (EVENTS[0], *steady)])
 
     async def hear(self, said: list[tuple[int, bytes]]) -> None:
         for number, body in said:
-            await self.heard[number]._receive(body, self.gateway.pool._acquaint)
+            await self.heard[number]._receive(body, self.gateway.pool._connect_peers)
 
     def decide(self) -> None:
         """Let every preset decide on what was heard, and check that it can be carried out."""
         gateway, snapshots = self.gateway, self.gateway.controller.snapshots
-        sequences = list(gateway.sequences.values())
-        view = snapshots.view(sequences[:3])
+        sequences = list(gateway.sessions.values())
+        view = snapshots.build(sequences[:3])
         candidates = snapshots.candidates(sequences[3:], view.cluster, [set()] * len(sequences[3:]))
-        count, rows = len(view.instances), len(view.sequences)
+        count, rows = len(view.instances), len(view.sessions)
         remaining = view.cluster.remaining_tokens
         assert remaining is not None
         assert np.isfinite(remaining).all()
@@ -220,7 +220,9 @@ class Bench:
             decide_moves(rebalance, view.cluster)
             for known in (None, remaining[:1].ravel() if rows else None):
                 choose_instance(dispatch, view.cluster, 30, known)
-        gateway._scores.look(sequences, {row.key: row for i in self.heard if i.telemetry for row in i.telemetry.rows})
+        gateway._scores.record(
+            sequences, {row.key: row for i in self.heard if i.state.telemetry for row in i.state.telemetry.rows}
+        )
 
     async def show(self) -> None:
         """Check that everybody who looks is answered."""
@@ -243,7 +245,7 @@ def bench(model_folder: Path) -> Iterator[Bench]:
         made = Bench(model_folder, runner)
         runner.run(made.start())
         yield made
-        made.gateway.sequences.clear()
+        made.gateway.sessions.clear()
         runner.run(made.gateway.stop())
 
 
@@ -275,10 +277,10 @@ async def test_a_gateway_listens_on(fake: Any, body: bytes) -> None:
         pool = Pool([fake.url], http, 0.02)
         pool.start()
         (heard,) = pool.instances
-        await eventually(lambda: heard.healthy)
+        await eventually(lambda: heard.health.healthy)
         fake._channel._outgoing.append((None, body))
         fake.post(messages.Predicted("after it", (1.0, 2.0, 3.0)))
-        await eventually(lambda: heard.predicted("after it") is not None)
+        await eventually(lambda: heard.control.predicted("after it") is not None)
         await pool.stop()
 
 
@@ -287,8 +289,8 @@ async def test_a_message_that_is_too_large_is_not_heard_and_costs_a_connection(f
         pool = Pool([fake.url], http, 0.02)
         pool.start()
         (heard,) = pool.instances
-        await eventually(lambda: heard.healthy)
-        hello = heard.hello
+        await eventually(lambda: heard.health.healthy)
+        hello = heard.state.hello
         assert hello is not None
         # But for its size it would be taken.
         large = msgspec.structs.replace(hello, versions={"vllm": "x" * (5 << 20)})
@@ -296,14 +298,14 @@ async def test_a_message_that_is_too_large_is_not_heard_and_costs_a_connection(f
 
         def heard_again() -> bool:
             fake.post(messages.Predicted("after it", (1.0, 2.0, 3.0)))
-            return heard.predicted("after it") is not None and heard.healthy
+            return heard.control.predicted("after it") is not None and heard.health.healthy
 
         await eventually(heard_again)
-        assert heard.hello == hello
+        assert heard.state.hello == hello
         # What nearly has that size is taken.
         fits = msgspec.structs.replace(hello, versions={"vllm": "x" * ((4 << 20) - 4096)})
         fake._channel._outgoing.append((None, rpc.encode(fits)))
-        await eventually(lambda: heard.hello == fits)
+        await eventually(lambda: heard.state.hello == fits)
         await pool.stop()
 
 
@@ -311,11 +313,11 @@ async def test_a_message_that_is_too_large_is_not_heard_and_costs_a_connection(f
 async def test_the_process_that_serves_an_instance_listens_on(fake: Any, body: bytes) -> None:
     own = OwnControlChannel(fake.control_address, None)
     following = asyncio.create_task(own.follow())
-    await eventually(lambda: own.telemetry is not None)
-    before = own.telemetry
+    await eventually(lambda: own.state.telemetry is not None)
+    before = own.state.telemetry
     assert before is not None
     fake._channel._outgoing.append((None, body))
-    await eventually(lambda: own.telemetry is not None and own.telemetry.sequence > before.sequence + 1)
+    await eventually(lambda: own.state.telemetry is not None and own.state.telemetry.sequence > before.sequence + 1)
     following.cancel()
 
 
@@ -331,5 +333,5 @@ async def test_an_instance_that_says_nonsense_of_itself_is_asked_again(
         (heard,) = pool.instances
         await eventually(lambda: heard.name == fake.name)
         fake.control_address = right
-        await eventually(lambda: heard.healthy)
+        await eventually(lambda: heard.health.healthy)
         await pool.stop()

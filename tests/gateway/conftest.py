@@ -33,8 +33,8 @@ async def fakes() -> AsyncIterator[list[FakeInstance]]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Notice a silent instance after tenths of a second."""
-    monkeypatch.setattr("ares.gateway.pool.instance._SILENT_S", 0.3)
-    monkeypatch.setattr("ares.gateway.pool.instance._SILENT_INTERVALS", 5)
+    monkeypatch.setattr("ares.gateway.pool.health._SILENT_S", 0.3)
+    monkeypatch.setattr("ares.gateway.pool.health._SILENT_INTERVALS", 5)
     monkeypatch.setattr("ares.gateway.pool.instance._RETRY_S", 0.05)
 
 

@@ -120,7 +120,7 @@ async def acquaint(fakes: list[FakeInstance]) -> tuple[Pool, Any]:
     http = engine.session()
     pool = Pool([fake.url for fake in fakes], http, 0.02)
     pool.start()
-    await eventually(lambda: all(i.healthy and i.hello for i in pool.instances), 15)
+    await eventually(lambda: all(i.health.healthy and i.state.hello for i in pool.instances), 15)
     return pool, http
 
 

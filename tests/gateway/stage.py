@@ -114,10 +114,10 @@ class Show:
         here = [r for r in self.requests if r["instance"] == name and r["state"] != "suspended"]
         resident = sum(r["resident_tokens"] for r in here)
         left = sorted(((r["remaining_p50"], r["resident_tokens"]) for r in here), reverse=True)
-        held, peak = 0, 0.0
+        allocated, peak = 0, 0.0
         for count, (rest, tokens) in enumerate(left, 1):
-            held += tokens
-            peak = max(peak, held + count * rest)
+            allocated += tokens
+            peak = max(peak, allocated + count * rest)
         return {
             "name": name,
             "role": "decode",
@@ -135,7 +135,7 @@ class Show:
             "pinned": 0,
             "step_time_s": 0.018 + 4e-8 * resident,
             "preemptions": self._preemptions.get(name, 0),
-            "sequences": len(here),
+            "sessions": len(here),
         }
 
     def snapshot(self) -> dict[str, Any]:

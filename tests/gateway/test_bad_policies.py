@@ -83,7 +83,7 @@ ENTRIES: dict[str, Callable[..., Any]] = {
 async def serve(folder: Path, preset: Path, **settings: Any) -> Any:
     """Serve a few requests, with the first decode instance closed to new ones; return the gateway."""
     async with cluster(folder, kv_blocks=200, preset=str(preset), **settings) as (gateway, _):
-        gateway.pool.instances[1].draining = True
+        gateway.pool.instances[1].state.draining = True
         clients = [Client(gateway, 60, name=f"r{n}", prompt=[10 + n] * 20) for n in range(REQUESTS)]
         for client in clients:
             await client.finish()

@@ -163,7 +163,7 @@ async def test_states_and_health_are_told_in_words(page: Browser, stage: Stage) 
     show = Show(decode=3, requests=10)
     for request, state in zip(show.requests, ["waiting", "suspended", "moving", "prefill"], strict=False):
         request["state"] = state
-    snapshot = show.snapshot() | {"held": 41, "suspended": 7}
+    snapshot = show.snapshot() | {"waiting": 41, "suspended": 7}
     snapshot["instances"][1]["draining"] = True
     snapshot["instances"][2] = {"name": "decode-1", "role": "decode", "url": "http://x:1", "healthy": False}
     stage.send(snapshot)
@@ -171,7 +171,7 @@ async def test_states_and_health_are_told_in_words(page: Browser, stage: Stage) 
     states = await page.evaluate(f"{ROWS}.map((row) => row.children[2].textContent)")
     assert {"waiting", "suspended", "moving", "prefill"} <= set(states)
     tile = await page.text(".tile .note")
-    assert "41 held" in tile
+    assert "41 waiting" in tile
     assert "7 suspended" in tile
     labels = await page.evaluate("[...document.querySelectorAll('#instances button')].map((b) => b.ariaLabel)")
     assert [label.split(":")[0].split(", ")[1] for label in labels] == ["healthy", "draining", "lost", "healthy"]
@@ -275,7 +275,7 @@ async def test_the_key_is_asked_for_kept_in_the_tab_and_sent_in_a_header(page: B
         await page.type(attempt)
         await page.press("Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
         if attempt == "wrong":
-            await page.until("document.querySelector('#key-note').textContent.includes('does not take')")
+            await page.until("document.querySelector('#key-note').textContent.includes('refuses')")
     await page.until(SHOWN)
     assert stage.given == [None, "Bearer wrong", "Bearer s3cret"]
     assert not [url for url in page.requested if "s3cret" in url]
@@ -407,7 +407,7 @@ async def test_over_a_real_gateway(page: Browser, model_folder: Path) -> None:
         instances("prefill", "decode", "decode", vocabulary=VOCABULARY) as fakes,
         serving(fakes, model_folder) as service,
     ):
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         for fake in fakes[1:]:
             fake.hold_at = 60
         await page.open(f"http://127.0.0.1:{service.port}/dashboard")
@@ -416,7 +416,7 @@ async def test_over_a_real_gateway(page: Browser, model_folder: Path) -> None:
         headers = {"x-request-id": evil}
         request = asyncio.create_task(service.client.post("/v1/completions", json=body, headers=headers))
         await page.until(f"{ROWS}.some((row) => row.children[0].textContent === {json.dumps(evil)})")
-        sequence = service.gateway.sequences[evil]
+        sequence = service.gateway.sessions[evil]
         await eventually(lambda: sequence.not_movable() is None, 20)
         source = sequence.instance
         target = next(i for i in service.gateway.pool.decode() if i is not source)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ares.gateway.control.snapshot import SnapshotBuilder
-from ares.policy import dispatcher
+from ares.policy import choose_instance, dispatcher
 from ares.protocol import messages
 
 pytest.importorskip("numba", reason="the gateway's extra")
@@ -15,9 +15,8 @@ pytest.importorskip("numba", reason="the gateway's extra")
 def instance(name: str, rows: list[messages.Row]) -> Any:
     hello = messages.Hello(name, "decode", "boot", messages.Peer("e", "h", 1), 128, 10, 2048, {})
     load = messages.Telemetry(1, 0, len(rows), 0, 0, 0.05, 9, 0, rows)
-    return SimpleNamespace(
-        name=name, hello=hello, telemetry=load, capacity_tokens=1280, draining=False, open=True, reachable=True
-    )
+    state = SimpleNamespace(hello=hello, telemetry=load, capacity_tokens=1280, draining=False)
+    return SimpleNamespace(name=name, state=state, open=True)
 
 
 def test_the_load_of_an_instance_is_its_blocks() -> None:
@@ -27,13 +26,13 @@ def test_the_load_of_an_instance_is_its_blocks() -> None:
     own = [SimpleNamespace(instance=short, destination=None, tokens=130) for _ in range(3)]
     own += [SimpleNamespace(instance=None, destination=long, tokens=250) for _ in range(2)]
     sequences: Any = own
-    view = SnapshotBuilder(pool, SimpleNamespace(), "g").loads(sequences)  # type: ignore[arg-type]
+    view = SnapshotBuilder(pool, SimpleNamespace(), "g").build_loads(sequences)  # type: ignore[arg-type]
     assert view.cluster.promised_tokens.tolist() == [3 * 256, 2 * 256]
-    assert dispatcher("least_loaded")(view.cluster, 100) == 1
+    assert choose_instance(dispatcher("least_loaded"), view.cluster, 100, None) == 1
 
 
 def test_what_others_have_there_counts_in_blocks_too() -> None:
     theirs = [messages.Row("other/1", 130, 5, "running"), messages.Row("other/2", 1, 0, "running")]
     pool: Any = SimpleNamespace(decode=lambda: [instance("shared", theirs)])
-    view = SnapshotBuilder(pool, SimpleNamespace(), "g").loads([])  # type: ignore[arg-type]
+    view = SnapshotBuilder(pool, SimpleNamespace(), "g").build_loads([])  # type: ignore[arg-type]
     assert view.cluster.promised_tokens.tolist() == [256 + 128]

@@ -53,7 +53,7 @@ async def test_what_is_served_is_not_logged(
 ) -> None:
     caplog.set_level(logging.INFO)
     async with serving(fakes, model_folder, preset="ares") as service:
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         replies = await ask(service)
         assert [reply.status_code for reply in replies] == [200] * 6
         output = replies[0].json()["choices"][0]["token_ids"]
@@ -84,7 +84,7 @@ async def test_what_fails_is_logged_without_its_prompt(
         raise RuntimeError("a fault of ours")
 
     async with serving(fakes, model_folder) as service:
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         output = (await service.complete(prompt=TOLD)).json()["choices"][0]["token_ids"]
         # An engine may quote what it was asked; that is for its client.
         for status in (400, 500):

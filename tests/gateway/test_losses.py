@@ -297,7 +297,7 @@ async def test_a_cut_without_a_taker_does_not_blame_the_instance(bench: Bench, s
     source.faults.deaf = True
     assert (await run.move("decode-1")).outcome == "source_silent"
     await bench.fakes["decode-1"].die()
-    await eventually(lambda: not bench.instance("decode-1").healthy)
+    await eventually(lambda: not bench.instance("decode-1").health.healthy)
     source.faults.deaf = False
     assert await run.finish() == undisturbed(200)
 
@@ -379,7 +379,7 @@ async def test_to_be_told_to_leave_is_no_loss(bench: Bench, start: Start) -> Non
         resumes = count + 2
         await eventually(lambda resumes=resumes: len(bench.fakes["decode-0"].asked) == resumes)  # type: ignore[misc]
     assert await run.finish() == undisturbed(200)
-    assert bench.instance("decode-0").healthy
+    assert bench.instance("decode-0").health.healthy
     await bench.quiet()
 
 

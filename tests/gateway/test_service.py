@@ -35,7 +35,7 @@ def configuration(fakes: list[FakeInstance], **settings: Any) -> GatewayConfig:
 
 async def started(gateway: Gateway) -> Gateway:
     await gateway.start()
-    await eventually(lambda: all(i.healthy and i.hello for i in gateway.pool.instances), 15)
+    await eventually(lambda: all(i.health.healthy and i.state.hello for i in gateway.pool.instances), 15)
     return gateway
 
 
@@ -64,7 +64,7 @@ class Client:
 
     async def reached(self, count: int) -> Session:
         await eventually(lambda: len(self.tokens) >= count or self.task.done())
-        return self._gateway.sequences[self._name]
+        return self._gateway.sessions[self._name]
 
     async def finish(self) -> None:
         await asyncio.wait_for(self.task, 10)
@@ -80,7 +80,7 @@ def find(gateway: Gateway, name: str) -> Instance:
 
 
 def view(gateway: Gateway, exclude: set[str] = frozenset()) -> ClusterSnapshot:  # type: ignore[assignment]
-    return gateway.controller.snapshots.view(gateway.sequences.values(), exclude)
+    return gateway.controller.snapshots.build(gateway.sessions.values(), exclude)
 
 
 def other(gateway: Gateway, sequence: Session) -> Instance:
@@ -97,12 +97,12 @@ def sample(gateway: Gateway, name: str, **labels: str) -> float:
 async def test_a_sequence_is_known_while_it_runs(gateway: Gateway) -> None:
     client = Client(gateway)
     await client.reached(5)
-    assert list(gateway.sequences) == ["request"]
-    assert sample(gateway, "ares_active_sequences") == 1
+    assert list(gateway.sessions) == ["request"]
+    assert sample(gateway, "ares_active_requests") == 1
     await client.finish()
     client.check()
-    assert gateway.sequences == {}
-    assert sample(gateway, "ares_active_sequences") == 0
+    assert gateway.sessions == {}
+    assert sample(gateway, "ares_active_requests") == 0
 
 
 async def test_a_failed_sequence_is_forgotten(gateway: Gateway, fakes: list[FakeInstance]) -> None:
@@ -110,13 +110,13 @@ async def test_a_failed_sequence_is_forgotten(gateway: Gateway, fakes: list[Fake
         fake.faults.refuse = 400
     with pytest.raises(engine.EngineRefusedError):
         await Client(gateway).finish()
-    assert gateway.sequences == {}
+    assert gateway.sessions == {}
 
 
 async def test_two_sequences_of_one_name(gateway: Gateway) -> None:
     clients = [Client(gateway), Client(gateway)]
     await clients[0].reached(5)
-    assert set(gateway.sequences) == {"request", "request#2"}
+    assert set(gateway.sessions) == {"request", "request#2"}
     for client in clients:
         await client.finish()
         client.check()
@@ -126,7 +126,7 @@ async def test_many_sequences_with_moves_keep_apart(gateway: Gateway, fakes: lis
     clients = [Client(gateway, 300, name=f"r{n}", prompt=[3 + n, 5, 7]) for n in range(8)]
     for client, name in zip(clients, [f"r{n}" for n in range(8)], strict=True):
         sequence = await client.reached(10)
-        assert sequence is gateway.sequences[name]
+        assert sequence is gateway.sessions[name]
         record = await gateway.migrate(sequence, other(gateway, sequence), "test", COMMANDED)
         assert record.outcome == "moved"
     for client in clients:
@@ -146,7 +146,7 @@ async def test_round_robin_over_decode_instances(gateway: Gateway) -> None:
     places = []
     for n, client in enumerate(clients):
         await client.reached(3)
-        instance = gateway.sequences[f"r{n}"].instance
+        instance = gateway.sessions[f"r{n}"].instance
         assert instance is not None
         places.append(instance.name)
     assert sorted(places) == ["decode-0", "decode-0", "decode-1", "decode-1"]
@@ -188,13 +188,13 @@ async def test_targets_that_cannot_take_it(gateway: Gateway, fakes: list[FakeIns
         await gateway.migrate(sequence, find(gateway, "prefill-0"), "test", COMMANDED)
     assert prefill.value.status == 409
     target = other(gateway, sequence)
-    target.draining = True
+    target.state.draining = True
     with pytest.raises(TargetError, match="not taking") as draining:
         await gateway.migrate(sequence, target, "test", COMMANDED)
     assert draining.value.status == 503
-    target.draining = False
+    target.state.draining = False
     await next(fake for fake in fakes if fake.name == target.name).die()
-    await eventually(lambda: not target.healthy)
+    await eventually(lambda: not target.health.healthy)
     with pytest.raises(TargetError, match="not taking"):
         await gateway.migrate(sequence, target, "test", COMMANDED)
     assert len(gateway.migrations) == 0
@@ -208,7 +208,7 @@ async def test_a_full_target(gateway: Gateway, fakes: list[FakeInstance]) -> Non
     target = other(gateway, sequence)
     fake = next(fake for fake in fakes if fake.name == target.name)
     fake.pinned["elsewhere"] = [0] * 16 * (fake.kv_blocks - 3)
-    await eventually(lambda: target.free_blocks == 3)
+    await eventually(lambda: target.state.free_blocks == 3)
     with pytest.raises(TargetError, match="full") as full:
         await gateway.migrate(sequence, target, "test", COMMANDED)
     assert full.value.status == 409
@@ -220,14 +220,14 @@ async def test_room_is_not_promised_twice(gateway: Gateway, fakes: list[FakeInst
     """Moves that are on their way to a target count before its telemetry shows them."""
     source, target = find(gateway, "decode-0"), find(gateway, "decode-1")
     fakes[1].hold_at = 50
-    target.draining = True
+    target.state.draining = True
     clients = [Client(gateway, 100, name=f"r{n}", prompt=[9 + n] * 40) for n in range(2)]
     sequences = [await client.reached(10) for client in clients]
     assert [sequence.instance for sequence in sequences] == [source, source]
-    target.draining = False
+    target.state.draining = False
     fakes[2].faults.answer_after_s = 0.3
     fakes[2].pinned["elsewhere"] = [0] * 16 * (fakes[2].kv_blocks - 8)  # 50 tokens need 4 blocks and one more
-    await eventually(lambda: target.free_blocks == 8)
+    await eventually(lambda: target.state.free_blocks == 8)
     first = asyncio.create_task(gateway.migrate(sequences[0], target, "test", COMMANDED))
     await eventually(lambda: sequences[0].incoming is target)
     assert view(gateway).cluster.promised_tokens.tolist() == [0, 64]  # 50 tokens in blocks of 16
@@ -311,11 +311,11 @@ async def test_a_policy_that_orders_nonsense_costs_nothing(fakes: list[FakeInsta
 async def test_the_policy_evens_out_the_load(fakes: list[FakeInstance], model_folder: Path) -> None:
     settings = {"preset": "ares-no-prediction", "period_s": 0.05, "cooldown_s": 60}
     gateway = await started(Gateway(configuration(fakes, **settings), model_folder))
-    find(gateway, "decode-1").draining = True
+    find(gateway, "decode-1").state.draining = True
     clients = [Client(gateway, 500, name=f"r{n}", prompt=[9 + n] * 50) for n in range(4)]
     for client in clients:
         await client.reached(5)
-    find(gateway, "decode-1").draining = False
+    find(gateway, "decode-1").state.draining = False
     await eventually(lambda: sum(record.outcome == "moved" for record in gateway.migrations) >= 2)
     for client in clients:
         await client.finish()
@@ -366,13 +366,15 @@ async def test_the_view_of_the_policy(gateway: Gateway, fakes: list[FakeInstance
 
 async def test_a_restart_is_noticed(gateway: Gateway, fakes: list[FakeInstance]) -> None:
     instance = find(gateway, "decode-0")
-    assert instance.hello is not None
-    first = instance.hello.boot
+    assert instance.state.hello is not None
+    first = instance.state.hello.boot
     await fakes[1].die()
-    await eventually(lambda: not instance.healthy)
+    await eventually(lambda: not instance.health.healthy)
     assert gateway.pool.ready  # the other one
     await fakes[1].start()
-    await eventually(lambda: instance.healthy and instance.hello is not None and instance.hello.boot != first)
+    await eventually(
+        lambda: instance.health.healthy and instance.state.hello is not None and instance.state.hello.boot != first
+    )
     # Everybody who may pull from it, or it from them, is introduced again.
     await eventually(lambda: fakes[1].boot in {peer.engine_id for peer in fakes[2].peers})
     await eventually(lambda: {fakes[0].boot, fakes[2].boot} <= {peer.engine_id for peer in fakes[1].peers})
@@ -400,7 +402,7 @@ async def test_an_instance_that_joins_without_what_a_request_needs_never_gets_it
             lacking.carries = ()
             await lacking.start()
             joined = find(gateway, lacking.name)
-            await eventually(lambda: joined.open and joined.hello is not None and not joined.hello.carries)
+            await eventually(lambda: joined.open and joined.state.hello is not None and not joined.state.hello.carries)
             with pytest.raises(TargetError, match="decode-1 does not restore seed") as refusal:
                 await gateway.migrate(sequence, joined, "test", COMMANDED)
             assert refusal.value.status == 409
@@ -426,7 +428,7 @@ async def test_a_restart_under_running_sequences(gateway: Gateway, fakes: list[F
     for client in clients:
         await client.finish()
         client.check(300)
-    await eventually(lambda: find(gateway, "decode-0").healthy)
+    await eventually(lambda: find(gateway, "decode-0").health.healthy)
 
 
 async def test_an_instance_that_appears_later(model_folder: Path, impatient: None) -> None:
@@ -477,9 +479,9 @@ async def test_commands_to_a_lost_instance_do_not_block() -> None:
         try:
             async with asyncio.timeout(2):
                 for _ in range(5):
-                    await instance.release("key")
+                    await instance.control.release("key")
                 with pytest.raises(TimeoutError):
-                    await instance.cut("key", 0.05)
+                    await instance.control.cut("key", 0.05)
         finally:
             socket.close()
 
@@ -516,7 +518,7 @@ async def test_a_gateway_that_stood_still_gives_nobody_up(
     gateway: Gateway, fakes: list[FakeInstance], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after SIGSTOP: it has not listened, and what was sent meanwhile it has yet to read."""
-    monkeypatch.setattr("ares.gateway.pool.instance._FROZEN_S", 0.3)
+    monkeypatch.setattr("ares.gateway.pool.health._FROZEN_S", 0.3)
     monkeypatch.setattr("ares.gateway.session.pending_call._ALIVE_S", 0.3)
     monkeypatch.setattr("ares.gateway.service._SUPERVISION_S", 0.05)
     for fake in fakes[1:]:

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from ares.gateway.http import app as application
-from ares.gateway.http.responses import RememberSend
+from ares.gateway.http.responses import DirectSend
 from ares.gateway.http.server import Server
 from ares.gateway.shutdown import Shutdown, ShuttingDownError
 from tests.gateway.fakes import FakeInstance, eventually, expected, free_port
@@ -35,7 +35,7 @@ async def test_what_ends_in_time_is_left_alone() -> None:
         done.append(True)
 
     shutdown.check()
-    running = asyncio.create_task(shutdown.bound(work()))
+    running = asyncio.create_task(shutdown.run(work()))
     await asyncio.sleep(0)
     draining = asyncio.create_task(shutdown.drain(60.0, lambda: False))
     await eventually(lambda: shutdown.begun)
@@ -58,7 +58,7 @@ async def test_what_does_not_is_ended_and_told_why(at_once: bool) -> None:
         finally:
             cleaned.append(True)
 
-    running = [asyncio.create_task(shutdown.bound(work())) for _ in range(3)]
+    running = [asyncio.create_task(shutdown.run(work())) for _ in range(3)]
     await asyncio.sleep(0)
     await asyncio.wait_for(shutdown.drain(600.0 if at_once else 0.05, lambda: at_once), 10)
     assert cleaned == [True] * 3
@@ -67,7 +67,7 @@ async def test_what_does_not_is_ended_and_told_why(at_once: bool) -> None:
             await task
     # And what slipped in meanwhile.
     with pytest.raises(ShuttingDownError):
-        await shutdown.bound(work())
+        await shutdown.run(work())
 
 
 async def test_a_timeout_of_the_work_itself_stays_what_it_is() -> None:
@@ -75,12 +75,12 @@ async def test_a_timeout_of_the_work_itself_stays_what_it_is() -> None:
         raise TimeoutError("its own")
 
     with pytest.raises(TimeoutError, match="its own"):
-        await Shutdown().bound(work())
+        await Shutdown().run(work())
 
 
 async def test_a_client_that_leaves_cancels_its_work() -> None:
     shutdown = Shutdown()
-    running = asyncio.create_task(shutdown.bound(asyncio.Event().wait()))  # type: ignore[arg-type]
+    running = asyncio.create_task(shutdown.run(asyncio.Event().wait()))  # type: ignore[arg-type]
     await asyncio.sleep(0)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -96,12 +96,12 @@ async def serving(fakes: list[FakeInstance], folder: Path, **settings: Any) -> A
     """Run the server of `ares gateway`; signals come by `handle_exit`."""
     app = application.build(configuration(fakes, **settings), folder)
     port = free_port()
-    server = Server(uvicorn.Config(RememberSend(app), port=port, log_config=None, timeout_graceful_shutdown=5), app)
+    server = Server(uvicorn.Config(DirectSend(app), port=port, log_config=None, timeout_graceful_shutdown=5), app)
     task = asyncio.create_task(server._serve())
     await eventually(lambda: server.started)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         service = Service(app.state.gateway, client, fakes, port)
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances))
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances))
         yield server, service
     server.should_exit = server.force_exit = True
     await asyncio.wait_for(task, 20)
@@ -170,7 +170,7 @@ async def test_held_requests_are_told_too(fakes: list[FakeInstance], model_folde
     async with serving(fakes, model_folder, preset="ares", shutdown_timeout_s=0.1) as (server, service):
         service.gateway.controller.admission.policy.decide = lambda *_: []  # type: ignore[method-assign]
         waiting = asyncio.create_task(service.complete())
-        await eventually(lambda: service.gateway.controller.held == 1 and len(fakes[0].pinned) == 1)
+        await eventually(lambda: service.gateway.controller.waiting == 1 and len(fakes[0].pinned) == 1)
         server.handle_exit(signal.SIGTERM, None)
         assert "before the output was complete" in failure(await waiting, 503)["message"]
         await service.quiet()

@@ -13,7 +13,7 @@ from tests.gateway.running import VOCABULARY
 
 async def without_decode(service: Service, fakes: list[FakeInstance]) -> None:
     """Let the decode instances die, one way or the other."""
-    await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+    await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
     for fake in fakes[1:]:
         await fake.die()
     await eventually(lambda: not service.gateway.pool.ready, 15)
@@ -30,7 +30,7 @@ async def test_requests_wait_for_an_instance_that_restarts(
             for ask in (service.complete, service.chat)
             for stream in (False, True)
         ]
-        await eventually(lambda: service.gateway.waiting == 4, 15)
+        await eventually(lambda: len(service.gateway.backlog) == 4, 15)
         await asyncio.sleep(1.0)
         assert not any(reply.done() for reply in replies)
         assert "decode-0 is lost" in failure(await service.client.get("/ready"), 503)["message"]
@@ -39,7 +39,7 @@ async def test_requests_wait_for_an_instance_that_restarts(
         failure(await service.complete(prompt=""), 400)
         await fakes[1].start()
         assert [(await reply).status_code for reply in replies] == [200] * 4
-        assert (service.gateway.waiting, service.gateway.backlog.tokens) == (0, 0)
+        assert (len(service.gateway.backlog), service.gateway.backlog.tokens) == (0, 0)
 
 
 async def test_requests_wait_while_one_drains_and_the_other_is_silent(
@@ -51,7 +51,7 @@ async def test_requests_wait_while_one_drains_and_the_other_is_silent(
         await fakes[2].die()
         await eventually(lambda: not service.gateway.pool.ready, 15)
         waiting = asyncio.create_task(service.complete())
-        await eventually(lambda: service.gateway.waiting == 1, 15)
+        await eventually(lambda: len(service.gateway.backlog) == 1, 15)
         await service.client.post("/admin/v1/instances/decode-0/undrain")
         assert (await waiting).status_code == 200
 
@@ -67,7 +67,7 @@ async def test_not_for_longer_than_they_may(fakes: list[FakeInstance], model_fol
             assert error["code"] == "no_instance_ready"
             assert int(reply.headers["retry-after"]) >= 1
             assert 0.9 < time.monotonic() - begun < 8.0
-        assert service.gateway.waiting == 0
+        assert len(service.gateway.backlog) == 0
 
 
 async def test_who_waits_fills_the_queue_and_leaves_it(
@@ -76,10 +76,10 @@ async def test_who_waits_fills_the_queue_and_leaves_it(
     async with serving(fakes, model_folder, maximum_waiting=2, maximum_wait_s=30.0) as service:
         await without_decode(service, fakes)
         waiting = [asyncio.create_task(service.complete()) for _ in range(2)]
-        await eventually(lambda: service.gateway.waiting == 2, 15)
+        await eventually(lambda: len(service.gateway.backlog) == 2, 15)
         assert "2 requests wait already" in failure(await service.complete(), 503)["message"]
         waiting[0].cancel()  # as a client leaves
-        await eventually(lambda: service.gateway.waiting == 1, 15)
+        await eventually(lambda: len(service.gateway.backlog) == 1, 15)
         await fakes[1].start()
         assert (await waiting[1]).status_code == 200
 
@@ -88,7 +88,7 @@ async def test_the_tokens_of_who_waits_count_by_the_memory_that_was_there(
     fakes: list[FakeInstance], model_folder: Path, impatient: None
 ) -> None:
     async with serving(fakes, model_folder) as service:
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         limit = service.gateway.maximum_waiting_tokens
         await without_decode(service, fakes)
         assert service.gateway.maximum_waiting_tokens == limit
@@ -128,7 +128,7 @@ async def test_nobody_waits_for_one_that_comes_back_as_another(
     async with serving(fakes, model_folder) as service:
         await without_decode(service, fakes)
         waiting = asyncio.create_task(service.complete())
-        await eventually(lambda: service.gateway.waiting == 1, 15)
+        await eventually(lambda: len(service.gateway.backlog) == 1, 15)
         for fake in fakes[1:]:
             fake.models = ["other-model"]
             await fake.start()
@@ -142,10 +142,10 @@ async def test_a_running_request_waits_for_its_only_instance(model_folder: Path,
         instances("prefill", "decode", vocabulary=VOCABULARY) as fakes,
         serving(fakes, model_folder, preset=preset) as service,
     ):
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         fakes[1].hold_at = 12
         running = asyncio.create_task(service.complete(stream=True))
-        await eventually(lambda: any(len(s.emitted) > 5 for s in service.gateway.sequences.values()), 15)
+        await eventually(lambda: any(len(s.emitted) > 5 for s in service.gateway.sessions.values()), 15)
         await fakes[1].die()
         await asyncio.sleep(1.2)  # longer than one that was only blamed needs
         fakes[1].hold_at = None
@@ -159,12 +159,12 @@ async def test_a_running_request_waits_for_its_only_instance(model_folder: Path,
 async def test_the_first_to_find_an_instance_dead_waits_as_the_others(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch, preset: str
 ) -> None:
-    monkeypatch.setattr("ares.gateway.control.controller._BLAMED_S", 0.5)
+    monkeypatch.setattr("ares.gateway.control.controller._RECOVERY_S", 0.5)
     async with (
         instances("prefill", "decode", vocabulary=VOCABULARY) as fakes,
         serving(fakes, model_folder, preset=preset) as service,
     ):
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         await fakes[1].die()
         assert service.gateway.pool.ready, "nobody has noticed yet"
         first = asyncio.create_task(service.complete())

@@ -62,11 +62,11 @@ def test_in_a_sweep_of_several_processes(example: list[str]) -> None:
 async def test_in_a_gateway_it_moves_and_its_decisions_are_made_again(example: list[str], model_folder: Path) -> None:
     settings = {"policies": ["halve_the_gap.py"], "preset": "halve_the_gap.yaml", "decision_log": Path("log")}
     async with cluster(model_folder, kv_blocks=200, settings=["rebalance.least_gap=0.01"], **settings) as (gateway, _):
-        gateway.pool.instances[-1].draining = True
+        gateway.pool.instances[-1].state.draining = True
         clients = [Client(gateway, 500, name=f"r{n}", prompt=[10 + n] * 50) for n in range(4)]
         for client in clients:
             await client.reached(5)
-        gateway.pool.instances[-1].draining = False
+        gateway.pool.instances[-1].state.draining = False
         await eventually(lambda: any(record.outcome == "moved" for record in gateway.migrations), 30)
         for client in clients:
             await client.finish()

@@ -121,7 +121,7 @@ class Client:
                 (i["name"], key, i[key])
                 for i in status["instances"]
                 if i["healthy"]
-                for key in ("running", "waiting", "pinned", "kv_blocks_used", "sequences")
+                for key in ("running", "waiting", "pinned", "kv_blocks_used", "sessions")
                 if i[key]
             ]
             if not busy and not status["requests"]:

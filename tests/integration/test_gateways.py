@@ -45,7 +45,7 @@ async def test_a_killed_gateway_leaves_nothing_behind(client: Client, cluster: l
     async def in_the_middle() -> list[dict[str, Any]]:
         status = await victim.status()
         movable = [row for row in status["requests"] if row["movable"]]
-        return movable if status["held"] and await pinned() else []
+        return movable if status["waiting"] and await pinned() else []
 
     async def pinned() -> int:
         return int(next(row["pinned"] for row in (await client.status())["instances"] if row["name"] == "prefill-0"))

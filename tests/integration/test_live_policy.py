@@ -30,7 +30,7 @@ async def controlled(cluster: local.Cluster, folder: Path, **settings: object) -
     config = GatewayConfig(model=str(folder), workers=urls, preset="ares", period_s=0.2, **settings)  # type: ignore[arg-type]
     gateway = Gateway(config, folder)
     await gateway.start()
-    await eventually(lambda: all(i.healthy and i.hello for i in gateway.pool.instances), 60)
+    await eventually(lambda: all(i.health.healthy and i.state.hello for i in gateway.pool.instances), 60)
     try:
         yield gateway
     finally:
@@ -67,21 +67,21 @@ async def test_held_and_suspended_requests_lose_nothing(
         for _ in range(50):
             gateway.controller.snapshots.lengths.add(1800)
         alone, other = gateway.pool.decode()
-        other.draining = True  # two instances would not keep pace with each other
+        other.state.draining = True  # two instances would not keep pace with each other
         # A token may take 5 s, so each has time to spare from its first tokens on.
         long = [Taker(gateway, f"long-{n}", prompt(n, LONG), 1800) for n in range(3)]
 
         def full() -> bool:
             """Whether a short one does not fit, and the law is known by which others may wait."""
-            held = sum(s.tokens for s in gateway.sequences.values() if s.instance is alone)
-            return held > CAPACITY - SHORT and alone.steps.law is not None
+            held = sum(s.tokens for s in gateway.sessions.values() if s.instance is alone)
+            return held > CAPACITY - SHORT and alone.state.step_time.coefficients is not None
 
         await eventually(full, 240)
         short = [Taker(gateway, f"short-{n}", prompt(50 + n, SHORT), 30) for n in range(3)]
         async with asyncio.timeout(240):
             await asyncio.gather(*(taker.task for taker in (*long, *short)))
         assert gateway.controller.suspensions > 0
-        assert gateway.controller.held == gateway.controller.suspended == 0
+        assert gateway.controller.waiting == gateway.controller.suspended == 0
     for taker in (*short, *long):
         reply = await client.complete(taker.prompt, taker.count)
         assert taker.tokens == reply["choices"][0]["token_ids"]

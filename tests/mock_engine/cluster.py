@@ -149,7 +149,7 @@ async def serving(behaviour: EngineSettings, *roles: Role, model: MockModel = MO
         for server in servers:
             await server.start()
         pool.start()
-        await eventually(lambda: all(i.healthy and i.hello for i in pool.instances))
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in pool.instances))
         yield Cluster(servers, pool)
     finally:
         await pool.stop()

@@ -35,12 +35,12 @@ async def test_a_pool_restarts_under_load_without_one_failure(model_folder: Path
             clients = [asyncio.create_task(client(number)) for number in range(12)]
             for port in made.ports:
                 instance = gateway.pool.find(f"w{port}")
-                before = instance.hello.boot
-                await eventually(lambda i=instance: any(s.instance is i for s in gateway.sequences.values()))
+                before = instance.state.hello.boot
+                await eventually(lambda i=instance: any(s.instance is i for s in gateway.sessions.values()))
                 made.processes[port].send_signal(signal.SIGTERM)
                 assert await made.ended(port) == 0
                 made.start(port)
-                await eventually(lambda i=instance, b=before: i.open and i.hello and i.hello.boot != b, 120)
+                await eventually(lambda i=instance, b=before: i.open and i.state.hello and i.state.hello.boot != b, 120)
             stopping.set()
             await asyncio.gather(*clients)
             assert done > 12
@@ -57,10 +57,10 @@ async def test_it_is_not_ready_but_well_until_its_deadline(model_folder: Path) -
             assert (await http.get("/ares/v1/ready")).status_code == 200
             # There is nowhere to go: the request stays.
             running = asyncio.create_task(generate(gateway, "stays", PROMPT, 10_000))
-            await eventually(lambda: any(len(s.emitted) > 5 for s in gateway.sequences.values()))
+            await eventually(lambda: any(len(s.emitted) > 5 for s in gateway.sessions.values()))
             made.processes[port].send_signal(signal.SIGTERM)
             instance = gateway.pool.instances[0]
-            await eventually(lambda: instance.draining)
+            await eventually(lambda: instance.state.draining)
             assert (await http.get("/ares/v1/ready")).status_code == 503
             assert (await http.get("/health")).status_code == 200
             assert not running.done()
@@ -82,8 +82,8 @@ async def test_what_cannot_move_leaves_before_it_ends(
         async with gateway_over(made, model_folder) as gateway:
             runs = [asyncio.create_task(generate(gateway, str(n), [10 + n, *PROMPT], 400)) for n in range(4)]
             leaving = gateway.pool.find(f"w{made.ports[0]}")
-            await eventually(lambda: any(s.instance is leaving and s.emitted for s in gateway.sequences.values()))
-            sequences = list(gateway.sequences.values())
+            await eventually(lambda: any(s.instance is leaving and s.emitted for s in gateway.sessions.values()))
+            sequences = list(gateway.sessions.values())
             made.processes[made.ports[0]].send_signal(signal.SIGTERM)
             await eventually(lambda: not any(s.instance is leaving for s in sequences))
             assert made.processes[made.ports[0]].poll() is None
@@ -98,7 +98,7 @@ async def test_a_deadline_ends_it(model_folder: Path) -> None:  # noqa: F811
         port = made.ports[0]
         async with gateway_over(made, model_folder) as gateway:
             running = asyncio.create_task(generate(gateway, "stays", PROMPT, 10_000))
-            await eventually(lambda: any(len(s.emitted) > 5 for s in gateway.sequences.values()))
+            await eventually(lambda: any(len(s.emitted) > 5 for s in gateway.sessions.values()))
             made.processes[port].send_signal(signal.SIGTERM)
             assert await made.ended(port) == 0
             running.cancel()

@@ -45,7 +45,7 @@ async def generated(cluster: Cluster, count: int, name: str = "decode-0") -> Non
 
 
 async def cut(cluster: Cluster, key: str, name: str = "decode-0") -> messages.CutResult:
-    return await cluster.known(name).cut(key, TIMEOUT_S)
+    return await cluster.known(name).control.cut(key, TIMEOUT_S)
 
 
 async def test_a_cut_ends_the_request_and_pins_what_is_computed(pair: Cluster) -> None:
@@ -62,7 +62,7 @@ async def test_a_cut_ends_the_request_and_pins_what_is_computed(pair: Cluster) -
     assert handover.transfer["remote_num_tokens"] == len(PROMPT) + len(tokens) - 1
     counters = pair.counters("decode-0")
     assert (counters["pinned"], counters["kv_blocks_used"]) == (1, -(-(len(PROMPT) + len(tokens) - 1) // 16))
-    await pair.known("decode-0").release("a")
+    await pair.known("decode-0").control.release("a")
     await pair.at_rest()
     assert pair.counters("decode-0")["pins_released"] == 1
 
@@ -125,7 +125,7 @@ async def test_a_client_that_leaves_during_a_cut_is_answered(pair: Cluster) -> N
 async def test_a_release_before_the_end_keeps_it_from_being_pinned(pair: Cluster) -> None:
     stream = await start(pair, "a", 60, transfer={"do_remote_decode": True})
     await generated(pair, 5)
-    await pair.known("decode-0").release("a")
+    await pair.known("decode-0").control.release("a")
     await whole(stream)
     await pair.at_rest()
     assert pair.counters("decode-0")["pins_made"] == 0
@@ -145,12 +145,12 @@ async def test_a_lease_that_ends_frees_the_pin_once_and_the_pull_fails() -> None
         first, transfer = await prefilled(cluster, "a")
         await cluster.at_rest()
         assert cluster.counters("decode-0")["pins_expired"] == 1
-        await cluster.known("decode-0").release("a")
+        await cluster.known("decode-0").control.release("a")
         params = {**transfer, "ares_generated": 1}
         stream = await start(cluster, "b", 20, "decode-1", transfer=params, token_ids=PROMPT + first)
         tokens, _ = await whole(stream)
         assert first + tokens == MODEL.continuation(PROMPT, 21)
-        admitted = await cluster.known("decode-1").admitted("b", TIMEOUT_S)
+        admitted = await cluster.known("decode-1").control.kv_received("b", TIMEOUT_S)
         assert admitted is not None
         assert (admitted.pulled, admitted.failed) == (0, True)
         await cluster.at_rest()
@@ -167,7 +167,7 @@ async def test_a_request_that_waits_keeps_the_lease_of_what_it_will_pull() -> No
         await asyncio.sleep(1.5)  # two leases and a half
         busy.close()
         assert first + (await whole(stream))[0] == MODEL.continuation(PROMPT, 21)
-        admitted = await cluster.known("decode-1").admitted("b", TIMEOUT_S)
+        admitted = await cluster.known("decode-1").control.kv_received("b", TIMEOUT_S)
         assert admitted is not None
         assert (admitted.pulled, admitted.failed) == (len(PROMPT), False)
         assert admitted.queued_s > 1.0
@@ -212,7 +212,7 @@ async def test_telemetry_means_what_it_means_on_a_real_instance() -> None:
         waiting = await start(cluster, "waits")
 
         def load() -> messages.Telemetry:
-            found = cluster.known("decode-0").telemetry
+            found = cluster.known("decode-0").state.telemetry
             assert found is not None
             return found
 
@@ -244,7 +244,7 @@ async def test_predictions_err_as_told_and_keep_their_error_when_a_request_moves
             seen: list[float] = []
 
             def look(name: str = name, seen: list[float] = seen) -> bool:
-                load = cluster.known(name).telemetry
+                load = cluster.known(name).state.telemetry
                 rows = [row for row in load.rows if row.remaining and row.output > 5] if load else []
                 seen += [row.remaining[1] / (600 - (row.resident - len(PROMPT))) for row in rows if row.remaining]
                 return bool(seen)

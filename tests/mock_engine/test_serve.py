@@ -85,7 +85,7 @@ async def test_it_says_that_it_is_simulated(client: Client) -> None:
     version = (await client.http.get("/version")).json()
     assert version["simulated"] is True
     assert "simulated" in version["version"]
-    hello = client.cluster.known("decode-0").hello
+    hello = client.cluster.known("decode-0").state.hello
     assert hello is not None
     assert "simulated" in hello.versions["vllm"]
     metrics = (await client.http.get("/metrics")).text
@@ -196,12 +196,12 @@ async def test_a_freeze_stops_everything_and_passes(client: Client) -> None:
     await eventually(lambda: client.cluster.counters("decode-0")["tokens"] > 5)
     await client.faults(freeze_s=1.0)
     await asyncio.sleep(0.2)
-    numbers = [instance.telemetry.sequence if instance.telemetry else 0]
+    numbers = [instance.state.telemetry.sequence if instance.state.telemetry else 0]
     tokens = client.cluster.counters("decode-0")["tokens"]
     began = time.monotonic()
     assert (await client.http.get("/health")).status_code == 200
     assert time.monotonic() - began > 0.5
-    numbers.append(instance.telemetry.sequence if instance.telemetry else 0)
+    numbers.append(instance.state.telemetry.sequence if instance.state.telemetry else 0)
     assert numbers[1] - numbers[0] <= 2
     assert client.cluster.counters("decode-0")["tokens"] - tokens < 20
     assert streamed((await task).text) == MODEL.continuation(PROMPT, 300)
@@ -214,7 +214,7 @@ async def test_predictions_can_be_nonsense(client: Client, lie: str, tokens: str
     instance = client.cluster.known("decode-0")
 
     def predicted() -> list[str]:
-        rows = instance.telemetry.rows if instance.telemetry else []
+        rows = instance.state.telemetry.rows if instance.state.telemetry else []
         return [str(row.remaining[1]) for row in rows if row.remaining]
 
     await eventually(lambda: predicted() == [tokens])
@@ -225,21 +225,21 @@ async def test_predictions_can_be_nonsense(client: Client, lie: str, tokens: str
 async def test_telemetry_can_lie(client: Client) -> None:
     instance = client.cluster.known("decode-0")
     task = asyncio.create_task(client.http.post(GENERATE, json=body(5000, kv_transfer_params={"ares_key": "a"})))
-    await eventually(lambda: bool(instance.telemetry and instance.telemetry.rows))
+    await eventually(lambda: bool(instance.state.telemetry and instance.state.telemetry.rows))
     await client.faults(telemetry="empty")
-    await eventually(lambda: bool(instance.telemetry and not instance.telemetry.rows))
+    await eventually(lambda: bool(instance.state.telemetry and not instance.state.telemetry.rows))
     await client.faults(telemetry="full")
     full = settings().kv_blocks
-    await eventually(lambda: bool(instance.telemetry and instance.telemetry.kv_blocks_used == full))
+    await eventually(lambda: bool(instance.state.telemetry and instance.state.telemetry.kv_blocks_used == full))
     await client.faults(telemetry="constant")
     task.cancel()
     await client.cluster.at_rest()
-    sequence = instance.telemetry.sequence if instance.telemetry else 0
-    await eventually(lambda: bool(instance.telemetry and instance.telemetry.sequence > sequence + 3))
-    assert instance.telemetry is not None
-    assert instance.telemetry.rows
+    sequence = instance.state.telemetry.sequence if instance.state.telemetry else 0
+    await eventually(lambda: bool(instance.state.telemetry and instance.state.telemetry.sequence > sequence + 3))
+    assert instance.state.telemetry is not None
+    assert instance.state.telemetry.rows
     await client.faults(telemetry=None)
-    await eventually(lambda: bool(instance.telemetry and not instance.telemetry.rows))
+    await eventually(lambda: bool(instance.state.telemetry and not instance.state.telemetry.rows))
 
 
 async def test_an_instance_dies_on_command_and_comes_back(client: Client) -> None:
@@ -254,7 +254,7 @@ async def test_an_instance_dies_on_command_and_comes_back(client: Client) -> Non
     assert (await client.counters())["arrived"] == 0
     assert (await client.http.post(GENERATE, json=body(3))).status_code == 200
     known = client.cluster.known("decode-0")
-    await eventually(lambda: bool(known.hello and known.hello.boot != boot))
+    await eventually(lambda: bool(known.state.hello and known.state.hello.boot != boot))
 
 
 def test_flags_are_resolved_against_the_profile() -> None:
@@ -329,7 +329,7 @@ async def test_it_serves_on_an_ipv6_address() -> None:
         pool = Pool([server.url], http, 0.02)
         pool.start()
         try:
-            await eventually(lambda: pool.instances[0].open and own.telemetry is not None)
+            await eventually(lambda: pool.instances[0].open and own.state.telemetry is not None)
             delta, _ = await pool.instances[0].engine.complete(body(5))
             assert delta.token_ids == MODEL.continuation(PROMPT, 5)
         finally:

@@ -33,7 +33,7 @@ def prompt(number: int) -> list[int]:
 
 def quarter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the gateway wait for a quarter of what serves, in the same order."""
-    monkeypatch.setattr("ares.gateway.pool.instance._FROZEN_S", 1.5)
+    monkeypatch.setattr("ares.gateway.pool.health._FROZEN_S", 1.5)
     monkeypatch.setattr("ares.gateway.session.pending_call._ALIVE_S", 1.2)
     monkeypatch.setattr(rpc, "CONNECTION_TIMEOUT_S", 2.5)
     monkeypatch.setattr(rpc, "CONNECTION_HEARTBEAT_S", 0.5)
@@ -45,7 +45,7 @@ def busy(counters: dict[str, Any]) -> bool:
 
 def hosted(gateway: Gateway, name: str) -> list[str]:
     """The requests that an instance is in the middle of."""
-    return [s.id for s in gateway.sequences.values() if s.instance and s.instance.name == name and len(s.emitted) > 10]
+    return [s.id for s in gateway.sessions.values() if s.instance and s.instance.name == name and len(s.emitted) > 10]
 
 
 async def test_a_stopped_instance_is_done_without_and_comes_back(model_folder: Path) -> None:  # noqa: F811
@@ -221,9 +221,9 @@ async def test_what_runs_for_a_gateway_behind_a_cut_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It resumed these requests elsewhere, and cannot say so: nobody but the instance itself can end them (I2)."""
-    monkeypatch.setattr("ares.gateway.pool.instance._FROZEN_S", 1.0)
+    monkeypatch.setattr("ares.gateway.pool.health._FROZEN_S", 1.0)
     monkeypatch.setattr("ares.gateway.session.pending_call._ALIVE_S", 0.8)
-    monkeypatch.setattr("ares.gateway.pool.instance._SILENT_S", 0.8)
+    monkeypatch.setattr("ares.gateway.pool.health._SILENT_S", 0.8)
     monkeypatch.setattr(rpc, "SUBSCRIPTION_TTL_S", 2.5)  # more than between two heartbeats
     monkeypatch.setattr(rpc, "GATEWAY_EXPIRY_S", 1.5)
     async with linked(2, links=1) as (servers, links):

@@ -173,7 +173,7 @@ def check_final_state(final: FinalState, checker: RequestChecker) -> list[str]:
 
 def _engines(final: FinalState) -> Iterator[str]:
     for row in final.status.get("instances", ()):
-        left = {name: row[name] for name in (*_RESOURCES, "sequences") if row.get(name)}
+        left = {name: row[name] for name in (*_RESOURCES, "sessions") if row.get(name)}
         if left:
             yield f"I5: {row['name']} still has {left}"
         if not row["healthy"] or row["draining"]:
@@ -200,7 +200,7 @@ def _engines(final: FinalState) -> Iterator[str]:
 def _gateway(final: FinalState, checker: RequestChecker) -> Iterator[str]:
     if final.status.get("requests"):
         yield f"I1: the gateway still has {len(final.status['requests'])} requests"
-    for name in ("ares_active_sequences", "ares_held_sequences", "ares_suspended_sequences"):
+    for name in ("ares_active_requests", "ares_waiting_requests", "ares_suspended_requests"):
         if final.metrics.get(name):
             yield f"I1: {name} is {final.metrics[name]:g} at the end"
     # Where a client left, the gateway may have seen the request end first, or never begin.

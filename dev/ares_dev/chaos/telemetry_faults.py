@@ -52,7 +52,7 @@ def install(injector: TelemetryFaultInjector) -> None:
     async def receive_altered(
         self: Instance, body: bytes, on_hello: Callable[[Instance], Coroutine[Any, Any, None]]
     ) -> None:
-        changed = injector.altered(self.name, self.hello.kv_blocks if self.hello is not None else 0, body)
+        changed = injector.altered(self.name, self.state.hello.kv_blocks if self.state.hello is not None else 0, body)
         if changed is not None:
             await receive(self, changed, on_hello)
 

@@ -22,7 +22,7 @@ _PROBE_S = 0.25
 _IDLE_TIMEOUT_S = 75.0
 # Idle connections to instances are kept for a minute.
 _FILES_S = 75.0
-_BUSY = ("running", "waiting", "pinned", "kv_blocks_used", "sequences")
+_BUSY = ("running", "waiting", "pinned", "kv_blocks_used", "sessions")
 
 
 @dataclass(slots=True)

@@ -33,7 +33,7 @@ _BETWEEN = 16
 _PAUSE_S = 0.5
 # Blocks and pins are free by then, also those of a lease that must expire (30 s).
 _SETTLED_S = 45.0
-_LEFT = ("kv_blocks_used", "pinned", "running", "waiting", "sequences")
+_LEFT = ("kv_blocks_used", "pinned", "running", "waiting", "sessions")
 _NOT_COUNTED = (
     "Registered memory, remote engines, handshakes, pulls and leases are counted where the engine's one worker runs in "
     "the scheduler's process (CPUs); what NIXL and UCX allocate behind them shows in the memory only."

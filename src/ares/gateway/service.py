@@ -1,4 +1,4 @@
-"""The gateway's state: instances, running sequences, recent moves; and the choices that need all three."""
+"""The gateway's state: instances, running sessions, recent moves; and the decisions that need all three."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ from ares.gateway.control.backlog import Backlog
 from ares.gateway.control.controller import Controller
 from ares.gateway.control.drain import Drainer
 from ares.gateway.control.predictions import PredictionScores, rows_by_key
-from ares.gateway.control.snapshot import taking
+from ares.gateway.control.snapshot import accepting
 from ares.gateway.openai.body import BadRequestError
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.openai.text import TextModel
@@ -46,18 +46,18 @@ T = TypeVar("T")
 
 _RECENT_MIGRATIONS = 1000
 _SUPERVISION_S = 1.0
-# Those who wait for an instance look as often as this, and whenever one changes its state.
-_LOOK_S = 0.5
+# Requests that wait for an instance check this often, and whenever the status of one changes.
+_CHECK_S = 0.5
 _LONGEST_RETRY_S = 120
-# As often as this may the waiting fill the memory of the decode pool, where the configuration does not say.
-_FILLINGS = 16
+# Default limit of the tokens outside decode, in multiples of the decode pool's KV capacity.
+_BACKLOG_CAPACITIES = 16
 COMMANDED = "commanded"
 # Sampling defaults that vLLM takes from the model's generation_config.json (config/model.py, 0.32).
 _DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 class QueueFullError(NoInstanceError):
-    """As much waits as may."""
+    """As many requests or tokens wait outside decode as may."""
 
     code = "queue_full"
 
@@ -82,13 +82,13 @@ class Gateway:
         self.recent = Recent()
         self._scores = PredictionScores(self.metrics, self.recent.prediction_error_tokens)
         self.migrations: deque[MigrationRecord] = deque(maxlen=_RECENT_MIGRATIONS)
-        self.sequences: dict[str, Session] = {}
+        self.sessions: dict[str, Session] = {}
         self.sampling_defaults = _sampling_defaults(folder)
         self.pool: Pool
         self.controller: Controller
         self.drainer = Drainer(self, self._spawn)
         self.recorder = Recorder(config.record)
-        self.backlog = Backlog(lambda sequence: self.controller.snapshots.remaining(sequence, None)[1])
+        self.backlog = Backlog(lambda session: self.controller.snapshots.remaining(session, None)[1])
         self.shutdown = Shutdown()
         self._capacity_tokens = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -100,11 +100,11 @@ class Gateway:
         key = ControlKey(config.control_key.get_secret_value()) if config.control_key else None
         self.pool = Pool(config.workers, self._http, config.telemetry_interval_s, key, self.name, self._served())
         self.controller = Controller(
-            config, self.pool, self.sequences, self.metrics, self.migrate, self._spawn, self.name
+            config, self.pool, self.sessions, self.metrics, self.migrate, self._spawn, self.name
         )
         logger.info("this gateway is called %s", self.name)
         self.pool.start()
-        self._spawn(self.controller.let_in())
+        self._spawn(self.controller.admit_waiting())
         self._spawn(self.controller.rebalance())
         self._spawn(self._supervise())
         self._spawn(self.drainer.run())
@@ -127,38 +127,33 @@ class Gateway:
         return self.config.served_model_name or [self.config.model]
 
     def _served(self) -> Served:
-        """Return what an instance must serve: the model by one of its names, or the one that it was loaded by."""
+        """Return the model that an instance must serve, under one of its names or the name that it was loaded by."""
         model_name = Path(self.config.model).expanduser()
-        # However it was given, a folder is a place on this host.
+        # However it was spelled, a folder is a place on this host.
         given = str(model_name.resolve()) if model_name.is_dir() else self.config.model
         return Served((*self.config.served_model_name, given), model.shape(self._folder))
 
     @property
     def maximum_model_tokens(self) -> int | None:
-        """Longest sequence that every known instance takes; None before any is known."""
-        return min((i.hello.max_model_len for i in self.pool.instances if i.hello), default=None)
-
-    @property
-    def waiting(self) -> int:
-        """How many sequences wait outside decode, in the queues of instances too."""
-        return len(self.backlog)
+        """Longest session that every known instance takes; None before any is known."""
+        return min((i.state.hello.max_model_len for i in self.pool.instances if i.state.hello), default=None)
 
     @property
     def maximum_waiting_tokens(self) -> float:
-        """Tokens that the waiting may bring and be expected to generate; infinite before any instance is known.
+        """Limit of the tokens outside decode, present and expected; infinite before any instance is known.
 
-        While all are away, the limit is the one before.
+        While no instance is known any more, the limit stays.
         """
-        capacity = sum(i.capacity_tokens for i in self.pool.decode())
+        capacity = sum(i.state.capacity_tokens for i in self.pool.decode())
         self._capacity_tokens = capacity or self._capacity_tokens
-        return self.config.maximum_waiting_tokens or _FILLINGS * self._capacity_tokens or math.inf
+        return self.config.maximum_waiting_tokens or _BACKLOG_CAPACITIES * self._capacity_tokens or math.inf
 
     @property
     def serving(self) -> bool:
         """Whether there is an instance to decode on."""
-        return bool(taking(list(self.pool.decode()), ())) and self.maximum_model_tokens is not None
+        return bool(accepting(list(self.pool.decode()), ())) and self.maximum_model_tokens is not None
 
-    async def until_serving(self) -> None:
+    async def wait_until_serving(self) -> None:
         """Wait until there is an instance to decode on.
 
         Raises
@@ -169,30 +164,30 @@ class Gateway:
         until = time.monotonic() + self.config.maximum_wait_s
         while not self.serving:
             left_s = until - time.monotonic()
-            if left_s <= 0 or not self.pool.expected():
+            if left_s <= 0 or not self.pool.may_become_ready():
                 waited = f", for {self.config.maximum_wait_s:g} s" if left_s <= 0 else ""
                 raise NoInstanceError(f"no decode instance is ready{waited}; GET /ready says why")
-            await self.pool.change(min(left_s, _LOOK_S))
+            await self.pool.wait_for_change(min(left_s, _CHECK_S))
 
     def check_queue(self) -> None:
-        """Raise QueueFullError where as much waits as may."""
-        if self.waiting >= self.config.maximum_waiting:
-            raise QueueFullError(f"{self.waiting} requests wait already")
-        self.check_work()
+        """Raise QueueFullError where as many requests or tokens wait as may."""
+        if len(self.backlog) >= self.config.maximum_waiting:
+            raise QueueFullError(f"{len(self.backlog)} requests wait already")
+        self.check_backlog_tokens()
 
-    def check_work(self) -> None:
-        """Raise QueueFullError where what waits has as many tokens as it may."""
+    def check_backlog_tokens(self) -> None:
+        """Raise QueueFullError where the waiting requests have as many tokens as they may."""
         if self.backlog.tokens >= self.maximum_waiting_tokens:
-            raise QueueFullError(f"{self.waiting} requests of {self.backlog.tokens} tokens wait already")
+            raise QueueFullError(f"{len(self.backlog)} requests of {self.backlog.tokens} tokens wait already")
 
     @property
     def retry_after_s(self) -> int:
-        """Whole seconds after which somebody who was refused may come again: the median wait for a first token."""
+        """Whole seconds after which a refused client may try again: the median wait for a first token."""
         waits = self.recent.ttft_s.values()
-        return min(max(1, math.ceil(statistics.median(waits))), _LONGEST_RETRY_S) if waits and self.waiting else 1
+        return min(max(1, math.ceil(statistics.median(waits))), _LONGEST_RETRY_S) if waits and len(self.backlog) else 1
 
     def objective(self, name: str | None, priority: int) -> Objective:
-        """Return what a request of a class is to achieve; BadRequestError where there is no such class.
+        """Return the objective of a request of a class; BadRequestError where there is no such class.
 
         `priority` is the request's own, as vLLM has it: smaller goes first.
         """
@@ -209,151 +204,151 @@ class Gateway:
         gap_s = gap_s if chosen.gap_s is None else chosen.gap_s
         return Objective(name, ttft_s, tpot_s, math.inf if gap_s == "none" else gap_s, chosen.rank + priority)
 
-    # --- sequences ---
+    # --- sessions ---
 
     async def generate(
         self, name: str, prompt: list[int], sampling: Sampling, emit: Emit, objective: Objective = ORDINARY
     ) -> None:
-        """Run one sequence under a free variant of `name`.
+        """Run one session under a free variant of `name`.
 
         See `Session.run` for what it raises; ShuttingDownError where the gateway ends before it.
         """
         free, copy = name, 1
-        while free in self.sequences:
+        while free in self.sessions:
             copy += 1
             free = f"{name}#{copy}"
-        note = self.backlog.note
-        sequence = Session(
+        update = self.backlog.update
+        session = Session(
             free,
             prompt,
             sampling,
             self.controller,
             self.config.handover_timeout_s,
             objective,
-            on_phase=note,
+            on_phase=update,
             gateway=self.name,
             maximum_attempts=self.config.maximum_attempts,
         )
-        self.sequences[free] = sequence
+        self.sessions[free] = session
         self.metrics.active.inc()
         if sampling.unmovable_reason is not None:
-            self.metrics.pinned.labels(sampling.unmovable_reason).inc()
+            self.metrics.unmovable.labels(sampling.unmovable_reason).inc()
         try:
-            note(sequence)
-            await self.shutdown.bound(sequence.run(emit))
-            self._scores.finished(sequence)
-            if len(sequence.emitted) > 1:
-                self.metrics.longest_gap.labels(objective.name).observe(sequence.output.longest_gap_s)
-                self.recent.longest_gap_s.add(sequence.output.longest_gap_s)
-            self.controller.ended(len(sequence.emitted))
-            self.recorder.finished(sequence)
+            update(session)
+            await self.shutdown.run(session.run(emit))
+            self._scores.finished(session)
+            if len(session.emitted) > 1:
+                self.metrics.longest_gap.labels(objective.name).observe(session.output.longest_gap_s)
+                self.recent.longest_gap_s.add(session.output.longest_gap_s)
+            self.controller.ended(len(session.emitted))
+            self.recorder.finished(session)
         finally:
-            self._scores.forget(sequence)
-            self.backlog.forget(sequence)
-            del self.sequences[free]
+            self._scores.forget(session)
+            self.backlog.remove(session)
+            del self.sessions[free]
             self.controller.changed()
             self.metrics.active.dec()
 
     # --- moves ---
 
-    def check_target(self, sequence: Session, target: Instance) -> None:
-        """Check that `target` can take the sequence now.
+    def check_target(self, session: Session, target: Instance) -> None:
+        """Check that `target` can take the session now.
 
         Raises
         ------
         TargetError
-            It is where the sequence runs, does not decode, is not heard of, has no room, or joined after the sequence
-            had begun and does not restore its state.
+            It is where the session runs, does not decode, is not heard, has no room, or joined after the session had
+            begun and does not restore its state.
         """
-        if target is sequence.instance:
+        if target is session.instance:
             raise TargetError(f"the request runs on {target.name} already", 409)
         if target.role == "prefill":
             raise TargetError(f"{target.name} does not decode", 409)
-        if not target.open or target.hello is None:
+        if not target.open or target.state.hello is None:
             raise TargetError(f"{target.name} is not taking requests", 503)
-        if lacking := target.lacks(sequence.sampling.needs):
+        if lacking := target.state.lacks(session.sampling.needs):
             raise TargetError(f"{target.name} does not restore {', '.join(sorted(lacking))} of the request", 409)
-        size = target.hello.block_size
+        size = target.state.hello.block_size
         # One block more than the tokens need: the next one is written at once.
-        needed = -(-(sequence.tokens + 1) // size) + 1
-        promised = sum(-(-(s.tokens + 1) // size) for s in self.sequences.values() if s.incoming is target)
-        if needed > target.free_blocks - promised:
-            raise TargetError(f"{target.name} is full: {needed} KV blocks wanted, {target.free_blocks} free", 409)
+        needed = -(-(session.tokens + 1) // size) + 1
+        reserved = sum(-(-(s.tokens + 1) // size) for s in self.sessions.values() if s.incoming is target)
+        if needed > target.state.free_blocks - reserved:
+            raise TargetError(f"{target.name} is full: {needed} KV blocks wanted, {target.state.free_blocks} free", 409)
 
-    def takes(self, sequence: Session, target: Instance) -> bool:
-        """Whether `target` can take the sequence now."""
+    def takes(self, session: Session, target: Instance) -> bool:
+        """Whether `target` can take the session now."""
         try:
-            self.check_target(sequence, target)
+            self.check_target(session, target)
         except TargetError:
             return False
         return True
 
     async def migrate(
-        self, sequence: Session, target: Instance, reason: str, trigger: str, mode: precopy.WantedMode = precopy.AUTO
+        self, session: Session, target: Instance, reason: str, trigger: str, mode: precopy.WantedMode = precopy.AUTO
     ) -> MigrationRecord:
-        """Move a sequence; a caller that is cancelled leaves the move to its end.
+        """Move a session; a caller that is cancelled leaves the move to its end.
 
         Raises
         ------
         TargetError, NotMovableError
             Nothing was changed.
         """
-        self.check_target(sequence, target)
-        how = precopy.resolve(mode, sequence, target)
-        return await asyncio.shield(self._spawn(self._migrate(sequence, target, reason, trigger, how)))
+        self.check_target(session, target)
+        how = precopy.resolve(mode, session, target)
+        return await asyncio.shield(self._spawn(self._migrate(session, target, reason, trigger, how)))
 
     async def _migrate(
-        self, sequence: Session, target: Instance, reason: str, trigger: str, mode: Mode
+        self, session: Session, target: Instance, reason: str, trigger: str, mode: Mode
     ) -> MigrationRecord:
-        commanded, rests_until = trigger == COMMANDED, sequence.rests_until
+        commanded, rests_until = trigger == COMMANDED, session.rests_until
         if commanded:
-            sequence.rests_until = math.inf  # it rests from its arrival on, which is before this move is over
+            session.rests_until = math.inf  # it rests from its arrival on, which is before this coroutine resumes
         try:
-            record = await precopy.move(sequence, target, reason, mode, self.config.handover_timeout_s)
+            record = await precopy.move(session, target, reason, mode, self.config.handover_timeout_s)
             if record.outcome == "moved":
-                rests_until = sequence.moved_at + self.config.commanded_cooldown_s
+                rests_until = session.moved_at + self.config.commanded_cooldown_s
         finally:
             if commanded:
-                sequence.rests_until = rests_until
+                session.rests_until = rests_until
         self.migrations.append(record)
         self.metrics.migrations.labels(trigger, record.outcome).inc()
         if record.stall_s is not None:
             self.metrics.stall.observe(record.stall_s)
             if record.pulled_tokens:
-                self.controller.snapshots.transfer.observe(record.pulled_tokens, record.stall_s)
+                self.controller.snapshots.transfer_time.observe(record.pulled_tokens, record.stall_s)
         self.metrics.pulled.inc(record.pulled_tokens or 0)
         self.metrics.precopied.inc(record.precopied_tokens)
         return record
 
     async def _supervise(self) -> None:
-        """Let sequences give up on instances that have frozen and on what does not come."""
+        """Let sessions give up on frozen instances and overdue answers."""
         since: dict[str, float] = {}
         while True:
             slept = time.monotonic()
             await asyncio.sleep(_SUPERVISION_S)
             late = time.monotonic() - slept - _SUPERVISION_S
             if late > _SUPERVISION_S:
-                # The gateway itself stood still: nobody was silent meanwhile, it has only not listened.
-                logger.warning("stood still for %.1f s", late)
+                # The gateway itself did not run: instances were not silent meanwhile, they were not heard.
+                logger.warning("the gateway did not run for %.1f s", late)
                 since = {what: at + late for what, at in since.items()}
                 for instance in self.pool.instances:
-                    instance.extend_deadline(late)
+                    instance.health.extend_deadline(late)
             try:
-                since = self._look_after(since)
-            except Exception:  # costs this look, never the service (I7)
-                logger.exception("cannot look after the sequences")
+                since = self._supervise_once(since)
+            except Exception:  # this round is lost, never the service (I7)
+                logger.exception("cannot supervise the sessions")
                 self.metrics.faults.labels("supervision").inc()
 
-    def _look_after(self, since: dict[str, float]) -> dict[str, float]:
-        """Look once; `since` and what is returned tell since when what is overdue has been so."""
+    def _supervise_once(self, since: dict[str, float]) -> dict[str, float]:
+        """Supervise every session once; `since` and the result map overdue answers to when they became overdue."""
         now, seen = time.monotonic(), dict[str, float]()
         rows = rows_by_key(self.pool.instances)
-        for sequence in self.sequences.values():
-            overdue = sequence.overdue(rows)
+        for session in self.sessions.values():
+            overdue = session.overdue(rows)
             if overdue is not None:
                 seen[overdue] = since.get(overdue, now)
-            sequence.supervise(now - seen[overdue] if overdue is not None else 0.0)
-        self._scores.look(self.sequences.values(), rows)
+            session.supervise(now - seen[overdue] if overdue is not None else 0.0)
+        self._scores.record(self.sessions.values(), rows)
         return seen
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":

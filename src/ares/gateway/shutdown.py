@@ -1,4 +1,4 @@
-"""The orderly end of a gateway: nothing new, what runs goes on until a deadline, and the rest ends with a word why."""
+"""Graceful shutdown of a gateway: no new requests; running ones go on until a deadline, then end with an error."""
 
 import asyncio
 import logging
@@ -7,24 +7,24 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-_LOOK_S = 0.05
-# What was ended has said so to its client, and let go of its engines, by then.
-_LAST_WORDS_S = 1.0
+_CHECK_S = 0.05
+# By then, sessions that were ended have sent their errors and left their engines.
+_ERRORS_S = 1.0
 
 
 class ShuttingDownError(Exception):
-    """The gateway is about to end: it takes nothing new, or finishes nothing more."""
+    """The gateway shuts down: it takes no new requests, or ends those that still run."""
 
     code = "shutting_down"
 
 
 class Shutdown:
-    """What runs, and how it comes to its end.
+    """The running sessions, and how they end.
 
     Attributes
     ----------
     begun
-        Whether nothing new is taken.
+        Whether new requests are refused.
     """
 
     def __init__(self) -> None:
@@ -33,12 +33,12 @@ class Shutdown:
         self._running: set[asyncio.Timeout] = set()
 
     def check(self) -> None:
-        """Raise ShuttingDownError where nothing new is taken."""
+        """Raise ShuttingDownError where new requests are refused."""
         if self.begun:
             raise ShuttingDownError("the gateway is shutting down and takes no new requests")
 
-    async def bound(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` to its end; ShuttingDownError where the deadline comes before."""
+    async def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work`; ShuttingDownError where it does not end before the deadline."""
         limit = asyncio.timeout(0.0 if self._over else None)
         try:
             async with limit:
@@ -51,29 +51,29 @@ class Shutdown:
         finally:
             self._running.discard(limit)
 
-    async def drain(self, deadline_s: float, at_once: Callable[[], bool]) -> None:
-        """Take nothing new, and return when nothing runs any more; what still does at the deadline is ended.
+    async def drain(self, deadline_s: float, force: Callable[[], bool]) -> None:
+        """Refuse new requests, and return when nothing runs any more; sessions still running at the deadline are ended.
 
         Parameters
         ----------
         deadline_s
             Seconds from now.
-        at_once
-            Whether the deadline has come, whatever the time is.
+        force
+            Whether to end everything now.
         """
         self.begun = True
-        logger.info("shutting down; %d sequences run, and have %g s", len(self._running), deadline_s)
-        await self._look(deadline_s, at_once)
+        logger.info("shutting down; %d sessions run, and have %g s", len(self._running), deadline_s)
+        await self._wait(deadline_s, force)
         self._over = True
         if self._running:
-            logger.warning("%d sequences are ended before they are complete", len(self._running))
+            logger.warning("%d sessions are ended before they are complete", len(self._running))
             for limit in self._running:
                 limit.reschedule(0.0)
-            await self._look(_LAST_WORDS_S, lambda: False)
+            await self._wait(_ERRORS_S, lambda: False)
 
-    async def _look(self, most_s: float, enough: Callable[[], bool]) -> None:
-        """Return when nothing runs any more, or after this time, or when it is enough."""
+    async def _wait(self, most_s: float, stop: Callable[[], bool]) -> None:
+        """Return when nothing runs any more, after this time, or when `stop` returns True."""
         loop = asyncio.get_running_loop()
         until = loop.time() + most_s
-        while self._running and loop.time() < until and not enough():  # noqa: ASYNC110 - a signal sets no event
-            await asyncio.sleep(_LOOK_S)
+        while self._running and loop.time() < until and not stop():  # noqa: ASYNC110 - a signal sets no event
+            await asyncio.sleep(_CHECK_S)

@@ -16,7 +16,7 @@ def seen(name: str, at: float, first: float, last: float, tokens: list[int], err
 
 def run(preset: str, requests: list[Observed], **changes: Any) -> Run:
     usual: dict[str, Any] = {
-        "samples": [{"at_s": 1.0, "kv": [0.5, 0.1], "running": [1, 1], "held": 0, "suspended": 0}],
+        "samples": [{"at_s": 1.0, "kv": [0.5, 0.1], "running": [1, 1], "waiting": 0, "suspended": 0}],
         "preemptions": 3,
         "migrations": [{"outcome": "moved", "stall_s": 0.2}, {"outcome": "finished_first", "stall_s": None}],
         "suspensions": 1,

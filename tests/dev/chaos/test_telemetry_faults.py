@@ -89,10 +89,10 @@ async def test_an_instance_hears_lies(monkeypatch: pytest.MonkeyPatch) -> None:
         for lie, running in (("silent", None), ("empty", 0), ("absurd", 0)):
             injector.change("decode-0", b'{"telemetry":"%s"}' % lie.encode())
             await instance._receive(rpc.encode(LOAD), None)
-            assert (instance.telemetry and instance.telemetry.running) == running
+            assert (instance.state.telemetry and instance.state.telemetry.running) == running
         injector.change("decode-0", b'{"telemetry":null}')
         await instance._receive(rpc.encode(LOAD), None)
-        assert instance.telemetry == LOAD
+        assert instance.state.telemetry == LOAD
 
 
 def test_of_many_decisions_some_are_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ares.gateway.control.backlog import Backlog
+from ares.gateway.session.placement import Phase
+
+PHASES: tuple[Phase, ...] = ("prefill", "waiting", "starting", "decode", "suspended")
 
 
 @dataclass
@@ -28,11 +31,13 @@ def test_the_sums_are_those_of_the_sessions_that_wait() -> None:
         one.tokens += 1
         counted.pop(one.id, None)
         if dice.random() < 0.1:
-            backlog.forget(one)
+            backlog.remove(one)
+            counted.pop(one.id, None)
         else:
-            one.waits = dice.random() < 0.9
-            backlog.note(one)
-            if one.waits:
-                # By what was known when it was noted; what comes later changes nothing.
+            one.phase, one._decoding = dice.choice(PHASES), dice.random() < 0.5
+            backlog.update(one)
+            counted.pop(one.id, None)
+            if one.phase != "decode" or not one._decoding:
+                # By what was known when its phase was told; what comes later changes nothing.
                 counted[one.id] = one.tokens + round(left[one.id])
         assert (len(backlog), backlog.tokens) == (len(counted), sum(counted.values()))

@@ -61,7 +61,7 @@ async def test_a_request_waits_until_it_fits_and_misses_nothing(model_folder: Pa
             fake.hold_at = 100
         clients = [Client(gateway, 400, name=f"r{n}", prompt=[10 + n] * 50) for n in range(3)]
         # 640 tokens hold one request of 450, and not two.
-        await eventually(lambda: gateway.controller.held == 1 and [len(f.running) for f in fakes[1:]] == [1, 1], 30)
+        await eventually(lambda: gateway.controller.waiting == 1 and [len(f.running) for f in fakes[1:]] == [1, 1], 30)
         waiting = next(client for client in clients if not client.tokens)
         for fake in fakes[1:]:
             fake.hold_at = None
@@ -69,8 +69,8 @@ async def test_a_request_waits_until_it_fits_and_misses_nothing(model_folder: Pa
             await client.finish()
             client.check(400)
         assert waiting.tokens
-        assert gateway.controller.held == 0
-        assert sample(gateway, "ares_entrance_decisions_total", kind="admit") == 3
+        assert gateway.controller.waiting == 0
+        assert sample(gateway, "ares_admission_decisions_total", kind="enter") == 3
 
 
 async def test_whoever_was_refused_waits_for_room_like_everybody(model_folder: Path) -> None:
@@ -84,7 +84,7 @@ async def test_whoever_was_refused_waits_for_room_like_everybody(model_folder: P
         refusing.faults.refuse = 503
         second = Client(gateway, 400, name="second", prompt=[11] * 50)
         # 640 tokens hold one request of 450, and not two: it is not sent after the first one.
-        await eventually(lambda: gateway.controller.held == 1)
+        await eventually(lambda: gateway.controller.waiting == 1)
         await asyncio.sleep(0.3)
         assert len(full.running) == 1
         assert len(second.tokens) == 1  # of its prefill
@@ -126,7 +126,7 @@ async def test_the_smallest_goes_first_unless_a_class_goes_before(model_folder: 
             return asyncio.create_task(work)
 
         waiting = [enter("large", 90, 0), enter("small", 20, 0), enter("background", 10, 1)]
-        await eventually(lambda: gateway.controller.held == 3, 30)
+        await eventually(lambda: gateway.controller.waiting == 3, 30)
         for fake in fakes[1:]:
             fake.hold_at = None
         for client in running:
@@ -141,19 +141,19 @@ async def test_a_long_request_gives_way_and_loses_no_token(model_folder: Path) -
         teach(gateway, 500)
         long = [Client(gateway, 500, name=f"long-{n}", prompt=[10 + n] * 100) for n in range(2)]
         await eventually(lambda: all(len(client.tokens) > 100 for client in long), 20)
-        await eventually(lambda: all(i.steps.law is not None for i in gateway.pool.decode()))
+        await eventually(lambda: all(i.state.step_time.coefficients is not None for i in gateway.pool.decode()))
         for fake in fakes[1:]:
             fake.hold_at = 300  # they stay, and hold the memory
         short = Client(gateway, 60, name="short", prompt=[3] * 300)
         await eventually(lambda: gateway.controller.suspended > 0 or short.task.done(), 20)
-        assert gateway.waiting >= gateway.controller.suspended
+        assert len(gateway.backlog) >= gateway.controller.suspended
         for fake in fakes[1:]:
             fake.hold_at = None
         for client, maximum in ((short, 60), (long[0], 500), (long[1], 500)):
             await client.finish()
             client.check(maximum)
-        assert sample(gateway, "ares_entrance_decisions_total", kind="suspend") >= 1
-        assert sample(gateway, "ares_entrance_decisions_total", kind="resume") >= 1
+        assert sample(gateway, "ares_admission_decisions_total", kind="suspend") >= 1
+        assert sample(gateway, "ares_admission_decisions_total", kind="resume") >= 1
 
 
 async def test_who_waits_long_still_fills_the_queue(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ async def test_who_waits_long_still_fills_the_queue(model_folder: Path, monkeypa
         clients = [Client(gateway, 400, name=f"r{n}", prompt=[10 + n] * 50) for n in range(4)]
         # Two decode; the others let their KV go, and wait as before: without a token, or a gap behind one.
         await eventually(lambda: len(fakes[0].released) == 2, 30)
-        assert (gateway.waiting, gateway.controller.held, gateway.controller.suspended) == (2, 2, 0)
+        assert (len(gateway.backlog), gateway.controller.waiting, gateway.controller.suspended) == (2, 2, 0)
         assert sorted(len(client.tokens) for client in clients)[:2] == [0, 0]
         assert gateway.backlog.tokens >= 2 * 400
         with pytest.raises(NoInstanceError, match="2 requests wait already"):
@@ -175,19 +175,19 @@ async def test_who_waits_long_still_fills_the_queue(model_folder: Path, monkeypa
         for client in clients:
             await client.finish()
             client.check(400)
-        assert (gateway.waiting, gateway.backlog.tokens) == (0, 0)
+        assert (len(gateway.backlog), gateway.backlog.tokens) == (0, 0)
 
 
 async def test_before_memory_ends_a_request_is_moved(model_folder: Path) -> None:
     async with cluster(model_folder, preset="off") as (gateway, fakes):
         crowded = next(i for i in gateway.pool.decode())
         spare = next(i for i in gateway.pool.decode() if i is not crowded)
-        spare.draining = True
+        spare.state.draining = True
         for fake in fakes[1:]:
             fake.hold_at = 290
         clients = [Client(gateway, 400, name=f"r{n}", prompt=[10 + n] * 50) for n in range(2)]
         await eventually(lambda: all(len(client.tokens) == 240 for client in clients), 20)
-        spare.draining = False
+        spare.state.draining = False
         gateway.controller.use_preset("ares")
         await eventually(lambda: sample(gateway, "ares_oom_actions_total", how="moved") >= 1)
         for fake in fakes[1:]:
@@ -222,9 +222,9 @@ async def test_a_static_preset_leaves_the_preempted_to_the_engine(model_folder: 
         await eventually(lambda: len(client.tokens) == 30, 20)
         full = next(fake for fake in fakes[1:] if fake.running)
         full.preempted |= set(full.running)
-        await eventually(lambda: bool(gateway.controller.snapshots.view(gateway.sequences.values()).preempted))
-        view = gateway.controller.snapshots.view(gateway.sequences.values())
-        assert view.cluster.resident_tokens.tolist() == [view.sequences[0].tokens]  # it takes them before all others
+        await eventually(lambda: bool(gateway.controller.snapshots.build(gateway.sessions.values()).preempted))
+        view = gateway.controller.snapshots.build(gateway.sessions.values())
+        assert view.cluster.resident_tokens.tolist() == [view.sessions[0].tokens]  # it takes them before all others
         full.preempted.clear()
         for fake in fakes[1:]:
             fake.hold_at = None
@@ -250,8 +250,8 @@ async def test_memory_is_forecast_in_blocks(model_folder: Path) -> None:
 
 
 def held_now(gateway: Gateway) -> float:
-    cluster = gateway.controller.snapshots.view(gateway.sequences.values()).cluster
-    return float(forecast(cluster, np.zeros(1, np.int64)).allocated.sum())
+    cluster = gateway.controller.snapshots.build(gateway.sessions.values()).cluster
+    return float(forecast(cluster, np.zeros(1, np.int64)).held.sum())
 
 
 async def test_what_does_not_fit_anywhere_is_refused_in_time(model_folder: Path) -> None:
@@ -282,8 +282,8 @@ async def test_a_commanded_move_is_not_undone_for_a_while(model_folder: Path, tm
         # The other one stays where it is: only ours could even the load out.
         theirs = Client(gateway, 400, name="theirs", prompt=[11] * 200, unmovable_reason="test")
         await eventually(lambda: len(theirs.tokens) == 30, 30)
-        sequence = gateway.sequences["ours"]
-        target = gateway.sequences["theirs"].instance
+        sequence = gateway.sessions["ours"]
+        target = gateway.sessions["theirs"].instance
         assert sequence.instance is not target
         for fake in fakes[1:]:
             fake.hold_at = 260
@@ -292,7 +292,7 @@ async def test_a_commanded_move_is_not_undone_for_a_while(model_folder: Path, tm
         gateway.controller.use_preset("ares-no-prediction")
         periods = sum_of(gateway, "kept", "moved")
         await eventually(lambda: sum_of(gateway, "kept", "moved") >= periods + 10, 30)
-        view = gateway.controller.snapshots.view(gateway.sequences.values())
+        view = gateway.controller.snapshots.build(gateway.sessions.values())
         if rest_s:
             assert sequence.instance is target
             assert view.cluster.placed.tolist() == [name == "ours" for name in view.cluster.requests]
@@ -325,17 +325,17 @@ async def test_who_is_held_does_not_enter_where_its_state_would_be_lost(model_fo
         fit.carries = ("seed",)
         await fit.die()
         await fit.start()
-        await eventually(lambda: any(i.hello and i.hello.carries for i in gateway.pool.instances))
+        await eventually(lambda: any(i.state.hello and i.state.hello.carries for i in gateway.pool.instances))
         fit.hold_at = 100
         first = Client(gateway, 400, name="first", prompt=[10] * 50, needs=frozenset({"seed"}))
         await eventually(lambda: bool(fit.running))
         # There is room elsewhere, for others.
         second = Client(gateway, 400, name="second", prompt=[11] * 50, needs=frozenset({"seed"}))
-        await eventually(lambda: gateway.controller.held == 1)
+        await eventually(lambda: gateway.controller.waiting == 1)
         other = Client(gateway, 60, name="other", prompt=[12] * 50)
         await other.finish()
         other.check(60)
-        assert gateway.controller.held == 1
+        assert gateway.controller.waiting == 1
         fit.hold_at = None
         for client in (first, second):
             await client.finish()
@@ -402,7 +402,7 @@ async def test_huge_predictions_end_at_the_limit(model_folder: Path) -> None:
         client = Client(gateway, 100, prompt=[5] * 20)
         sequence = await client.reached(10)
         await eventually(lambda: sequence.predicted is not None or bool(gateway.pool))
-        seen = gateway.controller.snapshots.view(gateway.sequences.values()).cluster.remaining_tokens
+        seen = gateway.controller.snapshots.build(gateway.sessions.values()).cluster.remaining_tokens
         assert seen is not None
         assert (seen <= 100).all()
         for fake in fakes[1:]:
@@ -415,8 +415,8 @@ async def test_serving_goes_on_without_telemetry(model_folder: Path, impatient: 
     async with cluster(model_folder) as (gateway, fakes):
         for fake in fakes:
             fake._channel._snapshot = lambda: 1 / 0
-        await eventually(lambda: not any(i.healthy for i in gateway.pool.instances), 20)
-        await eventually(lambda: any(i.reachable for i in gateway.pool.decode()), 20)
+        await eventually(lambda: not any(i.health.healthy for i in gateway.pool.instances), 20)
+        await eventually(lambda: any(i.health.reachable for i in gateway.pool.decode()), 20)
         client = Client(gateway)
         await client.finish()
         client.check()
@@ -431,9 +431,9 @@ async def test_switching_to_open_admission_lets_those_in_who_wait(model_folder: 
         for fake in fakes[1:]:
             fake.hold_at = 60
         clients = [Client(gateway, 500, name=f"r{n}", prompt=[10 + n] * 50) for n in range(3)]
-        await eventually(lambda: gateway.controller.held == 1, 30)
+        await eventually(lambda: gateway.controller.waiting == 1, 30)
         gateway.controller.use_preset("static-rr")
-        await eventually(lambda: gateway.controller.held == 0, 30)
+        await eventually(lambda: gateway.controller.waiting == 0, 30)
         for fake in fakes[1:]:
             fake.hold_at = None
         for client in clients:

@@ -68,7 +68,7 @@ def test_each_kind_of_fault_is_said_once(caplog: pytest.LogCaptureFixture) -> No
     decider = Decider(Waits(), decide_moves)
     with caplog.at_level(logging.ERROR):
         for kind in ("gain", "late", "gain", "gain"):
-            decider.note(DecisionError("waits", kind, f"is wrong: {kind}"))
+            decider.record_fault(DecisionError("waits", kind, f"is wrong: {kind}"))
     assert [record.message.split(";")[0][-4:] for record in caplog.records] == ["gain", "late"]
     assert decider.faults == {"gain": 3, "late": 1}
 

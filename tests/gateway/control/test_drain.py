@@ -45,7 +45,7 @@ def patient(fakes: list[FakeInstance]) -> GatewayConfig:
 
 
 def on(gateway: Gateway, name: str) -> list[Session]:
-    return [s for s in gateway.sequences.values() if s.instance is not None and s.instance.name == name]
+    return [s for s in gateway.sessions.values() if s.instance is not None and s.instance.name == name]
 
 
 async def running(
@@ -116,7 +116,7 @@ async def test_moves_are_paced(gateway: Gateway, fakes: list[FakeInstance]) -> N
     await fakes[1].until(lambda: len(fakes[1].copies) == 4)
     await asyncio.sleep(0.3)
     assert len(fakes[1].copies) == 4
-    moving = [s.id for s in gateway.sequences.values() if s.moving]
+    moving = [s.id for s in gateway.sessions.values() if s.moving]
     assert len(moving) == 4
     fakes[1].faults.lose_handover = False
     await finished(fakes, clients)
@@ -126,7 +126,7 @@ async def test_what_cannot_move_finishes_where_it_is(gateway: Gateway, fakes: li
     clients = await running(gateway, fakes, 2, unmovable_reason="seed")
     source = find(gateway, "decode-0")
     await gateway.drainer.drain(source, 60)
-    await eventually(lambda: bool(source.telemetry and source.telemetry.draining))
+    await eventually(lambda: bool(source.state.telemetry and source.state.telemetry.draining))
     assert gateway.drainer.left(source) == 1
     assert len(on(gateway, "decode-0")) == 1
     await finished(fakes, clients)
@@ -160,9 +160,9 @@ async def test_a_full_target_is_left_alone(model_folder: Path) -> None:
         await fakes[2].start()
         gateway = await started(Gateway(patient(fakes), model_folder))
         try:
-            find(gateway, "decode-1").draining = find(gateway, "decode-2").draining = True
+            find(gateway, "decode-1").state.draining = find(gateway, "decode-2").state.draining = True
             clients = await running(gateway, fakes, 3)
-            find(gateway, "decode-1").draining = find(gateway, "decode-2").draining = False
+            find(gateway, "decode-1").state.draining = find(gateway, "decode-2").state.draining = False
             for fake in fakes[1:]:
                 fake.hold_at = 60
             await gateway.drainer.drain(find(gateway, "decode-0"), 60)
@@ -178,10 +178,10 @@ async def test_every_gateway_hears_of_it(gateway: Gateway, fakes: list[FakeInsta
         clients = await running(other, fakes, 4)
         fakes[1].hold_at = fakes[2].hold_at = 60
         await gateway.drainer.drain(find(gateway, "decode-0"), 60)
-        await eventually(lambda: find(other, "decode-0").draining and not on(other, "decode-0"))
+        await eventually(lambda: find(other, "decode-0").state.draining and not on(other, "decode-0"))
         await finished(fakes, clients)
         await other.drainer.undrain(find(other, "decode-0"))
-        await eventually(lambda: not find(gateway, "decode-0").draining)
+        await eventually(lambda: not find(gateway, "decode-0").state.draining)
         assert find(gateway, "decode-0").open
     finally:
         await other.stop()
@@ -201,8 +201,8 @@ async def test_every_gateway_keeps_the_deadline(
         await finished(fakes, clients)
         # What drains again without end has no deadline left from before.
         await other.drainer.undrain(find(other, "decode-0"))
-        await eventually(lambda: not find(gateway, "decode-0").draining)
-        assert find(gateway, "decode-0").drain_deadline is None
+        await eventually(lambda: not find(gateway, "decode-0").state.draining)
+        assert find(gateway, "decode-0").state.drain_deadline is None
     finally:
         await other.stop()
 
@@ -217,12 +217,12 @@ async def test_who_opens_an_instance_again_ends_the_deadline_for_all(
         there = len(on(other, "decode-0"))
         source = find(other, "decode-0")
         await gateway.drainer.drain(find(gateway, "decode-0"), 2)
-        await eventually(lambda: source.drain_deadline is not None)
-        await eventually(lambda: bool((load := find(gateway, "decode-0").telemetry) and load.draining))
+        await eventually(lambda: source.state.drain_deadline is not None)
+        await eventually(lambda: bool((load := find(gateway, "decode-0").state.telemetry) and load.draining))
         await other.drainer.undrain(source)
-        await eventually(lambda: not find(gateway, "decode-0").draining)
+        await eventually(lambda: not find(gateway, "decode-0").state.draining)
         await asyncio.sleep(2.5)
-        assert source.drain_deadline is None
+        assert source.state.drain_deadline is None
         assert len(on(other, "decode-0")) == there > 0
         await finished(fakes, clients)
     finally:
@@ -236,7 +236,7 @@ async def test_the_newest_deadline_holds(gateway: Gateway, fakes: list[FakeInsta
         fakes[1].faults.not_running = True
         fakes[2].hold_at = 60
         await gateway.drainer.drain(find(gateway, "decode-0"), 600)
-        await eventually(lambda: find(other, "decode-0").drain_deadline is not None)
+        await eventually(lambda: find(other, "decode-0").state.drain_deadline is not None)
         await other.drainer.drain(find(other, "decode-0"), 0.3)
         await eventually(lambda: len(on(gateway, "decode-1")) == 4)
         await finished(fakes, clients)
@@ -246,9 +246,9 @@ async def test_the_newest_deadline_holds(gateway: Gateway, fakes: list[FakeInsta
 
 async def test_a_drained_instance_that_restarts_takes_work(gateway: Gateway, fakes: list[FakeInstance]) -> None:
     await gateway.drainer.drain(find(gateway, "decode-0"), 60)
-    await eventually(lambda: bool((load := find(gateway, "decode-0").telemetry) and load.draining))
+    await eventually(lambda: bool((load := find(gateway, "decode-0").state.telemetry) and load.draining))
     await fakes[1].die()
-    await eventually(lambda: not find(gateway, "decode-0").healthy)
+    await eventually(lambda: not find(gateway, "decode-0").health.healthy)
     await fakes[1].start()
     await eventually(lambda: find(gateway, "decode-0").open)
 
@@ -257,7 +257,7 @@ async def test_a_restarted_instance_is_closed_until_its_server_answers(
     gateway: Gateway, fakes: list[FakeInstance]
 ) -> None:
     instance = find(gateway, "decode-0")
-    hello, load = instance.hello, instance.telemetry
+    hello, load = instance.state.hello, instance.state.telemetry
     assert hello is not None
     assert load is not None
     await fakes[1].die()
@@ -336,7 +336,7 @@ async def test_by_force(fakes: list[FakeInstance], model_folder: Path) -> None:
 
 async def test_by_command(fakes: list[FakeInstance], model_folder: Path) -> None:
     async with serving(fakes, model_folder) as service:
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances))
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances))
         url = ["--url", f"http://127.0.0.1:{service.port}"]
 
         async def command(*arguments: str) -> Any:
@@ -365,4 +365,4 @@ async def test_a_wrong_deadline_is_refused(body: Any, fakes: list[FakeInstance],
         reply = await service.client.post("/admin/v1/instances/decode-0/drain", json=body)
         assert reply.status_code == 400
         assert reply.json()["error"]["type"] == "invalid_request_error"
-        assert not find(service.gateway, "decode-0").draining
+        assert not find(service.gateway, "decode-0").state.draining

@@ -46,7 +46,7 @@ async def test_a_gateway_alone_has_every_turn(fakes: list[FakeInstance], model_f
     async with gateways(fakes, model_folder, 1) as (gateway,):
         await eventually(lambda: decided(gateway) >= 10)
         assert elsewhere(gateway) == 0
-        assert gateway.controller.turns == {"where": "here", "holder": None, "missed_periods": 0}
+        assert gateway.controller.lease_status == {"where": "here", "holder": None, "missed_periods": 0}
 
 
 async def test_each_has_its_turns_and_never_two_at_a_time(
@@ -155,11 +155,11 @@ async def test_parts_that_were_granted_are_given_back_by_who_did_not_get_all(
     fakes: list[FakeInstance], model_folder: Path
 ) -> None:
     async with gateways(fakes, model_folder, preset="off") as (first, second):
-        held = await find(first, "decode-0").lease(first.name, 5.0, 5.0)
+        held = await find(first, "decode-0").control.lease(first.name, 5.0, 5.0)
         assert held is not None
         assert held.granted
         assert not await second.controller.lease.take(0.0)
-        asked = await find(first, "decode-1").lease(first.name, 5.0, 5.0)
+        asked = await find(first, "decode-1").control.lease(first.name, 5.0, 5.0)
         assert asked is not None
         assert asked.granted
 
@@ -175,9 +175,9 @@ async def test_half_of_the_instances_are_not_enough_and_more_are(model_folder: P
         async def unanswered(*_: Any) -> None:
             return None
 
-        silent[0].lease = unanswered
+        silent[0].control.lease = unanswered
         assert await lease.take(0.0)
-        silent[1].lease = unanswered
+        silent[1].control.lease = unanswered
         assert not await lease.take(0.0)
         assert gateway.controller.lease.holder == ""
 
@@ -201,7 +201,7 @@ async def test_a_gateway_that_gets_no_turn_counts_it_and_serves_on(
         first.controller.use_preset("off")  # it does not go on
         keeper = asyncio.create_task(_keep(first))
         await eventually(lambda: elsewhere(second) >= 3)
-        turns = second.controller.turns
+        turns = second.controller.lease_status
         assert (turns["where"], turns["holder"]) == ("elsewhere", first.name)
         assert turns["missed_periods"] >= 1
         client = Client(second, 60)
@@ -211,8 +211,8 @@ async def test_a_gateway_that_gets_no_turn_counts_it_and_serves_on(
         await asyncio.gather(keeper, return_exceptions=True)
         await first.controller.lease.give_back()
         before = decided(second)
-        await eventually(lambda: decided(second) > before and second.controller.turns["where"] == "here")
-        assert second.controller.turns["missed_periods"] == 0
+        await eventually(lambda: decided(second) > before and second.controller.lease_status["where"] == "here")
+        assert second.controller.lease_status["missed_periods"] == 0
 
 
 async def _keep(gateway: Gateway) -> None:
@@ -251,14 +251,16 @@ async def test_requests_of_others_are_rows_that_cannot_be_moved(
         await eventually(lambda: view(gateway).cluster.resident_tokens.tolist() == [40, 40, 40])
         assert cluster.block_tokens == 16
         assert cluster.promised_tokens.tolist() == [0, 0]
-        assert [s.id for s in seen.sequences] == ["ours"]
+        assert [s.id for s in seen.sessions] == ["ours"]
         for name in ("generated", "age_s", "elapsed_s", "late", "ttft_s", "tpot_s", "gap_s", "longest_gap_s", "rank"):
             assert len(getattr(seen.running, name)) == 3
         assert np.isfinite(seen.running.tpot_s).all()
         # At an arrival nobody looks at rows.
-        loads = gateway.controller.snapshots.loads
-        await eventually(lambda: loads(gateway.sequences.values()).cluster.load_tokens().sum() == 120)
-        assert loads(gateway.sequences.values()).cluster.requests == ()
+        loads = gateway.controller.snapshots.build_loads
+        await eventually(
+            lambda: loads(gateway.sessions.values()).cluster.load_tokens().sum() == 3 * 48
+        )  # whole blocks of 40 tokens and the next
+        assert loads(gateway.sessions.values()).cluster.requests == ()
         await eventually(lambda: decided(gateway) >= 2)
         for fake in fakes[1:]:
             fake.hold_at = None
@@ -275,14 +277,14 @@ async def test_gateways_even_out_a_pool_together(fakes: list[FakeInstance], mode
     fakes[1].hold_at = fakes[2].hold_at = 60
     async with gateways(fakes, model_folder, cooldown_s=0.2) as made:
         for gateway in made:
-            find(gateway, "decode-1").draining = True
+            find(gateway, "decode-1").state.draining = True
         clients = [Client(made[n < 7], 600, name=f"r{n}", prompt=[10 + n] * 30) for n in range(8)]
         await eventually(lambda: all(len(client.tokens) == 30 for client in clients))
         assert (len(fakes[1].running), len(fakes[2].running)) == (8, 0)
         for fake in fakes[1:]:
             fake.step_s, fake.hold_at = 0.01, None
         for gateway in made:
-            find(gateway, "decode-1").draining = False
+            find(gateway, "decode-1").state.draining = False
         await eventually(lambda: (len(fakes[1].running), len(fakes[2].running)) == (4, 4))
         assert sample(made[1], "ares_migrations_total", trigger=PRESET, outcome="moved") >= 1
         for fake in fakes[1:]:
@@ -314,7 +316,7 @@ async def test_what_a_dead_gateway_had_pinned_is_let_go_and_nothing_else(
         await dies.pool.stop()
         await eventually(lambda: fakes[0].orphans == [pins[dies]])
         assert set(fakes[0].pinned) == {pins[stays]}
-        await find(stays, "prefill-0").release(pins[stays])
+        await find(stays, "prefill-0").control.release(pins[stays])
         for fake in fakes[1:]:
             fake.hold_at = None
         await client.finish()

@@ -34,7 +34,7 @@ def test_the_first_prediction_of_each_stage_is_judged() -> None:
     metrics = Metrics()
     scores = PredictionScores(metrics, Window())
     for output, median in ((1, 50.0), (20, 10.0), (70, 40.0), (80, 0.0)):
-        scores.look([sequence(output)], {"k": row(10 + output, median)})
+        scores.record([sequence(output)], {"k": row(10 + output, median)})
     scores.finished(sequence(100))
     assert sample(metrics, 0, "under") == 49  # 50 expected after 1, 99 came
     assert sample(metrics, 64, "over") == 10  # 40 expected after 70, 30 came
@@ -44,7 +44,7 @@ def test_the_first_prediction_of_each_stage_is_judged() -> None:
 def test_what_did_not_finish_is_not_judged() -> None:
     metrics = Metrics()
     scores = PredictionScores(metrics, Window())
-    scores.look([sequence(5)], {"k": row(15, 50.0)})
+    scores.record([sequence(5)], {"k": row(15, 50.0)})
     scores.forget(sequence(5))
     scores.finished(sequence(100))
     assert sample(metrics, 0, "under") is None
@@ -54,7 +54,7 @@ def test_rows_without_a_usable_prediction_are_passed_over() -> None:
     metrics = Metrics()
     scores = PredictionScores(metrics, Window())
     for found in (row(15, None), row(15, float("nan")), row(15, 3.0, "waiting")):
-        scores.look([sequence(5)], {"k": found})
+        scores.record([sequence(5)], {"k": found})
     scores.finished(sequence(100))
     assert sample(metrics, 0, "under") is None
 
@@ -97,22 +97,22 @@ async def prefill(fakes: list[FakeInstance]) -> AsyncIterator[Instance]:
     async with engine.session() as http:
         pool = Pool([fake.url for fake in fakes], http, 0.02)
         pool.start()
-        await eventually(lambda: all(i.healthy and i.hello for i in pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in pool.instances), 15)
         yield pool.instances[0]
         await pool.stop()
 
 
 async def test_a_prefill_brings_a_prediction(prefill: Instance) -> None:
     await prefill.engine.complete(Sampling({}, 10).prefill("key", [7] * 5, []))
-    await eventually(lambda: prefill.predicted("key") == (1, 5, 1000), 15)
-    assert prefill.predicted("another") is None
+    await eventually(lambda: prefill.control.predicted("key") == (1, 5, 1000), 15)
+    assert prefill.control.predicted("another") is None
 
 
 async def test_predictions_that_nobody_asks_for_are_forgotten(
     fakes: list[FakeInstance], prefill: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ares.gateway.pool.instance._REMEMBERED", 3)
+    monkeypatch.setattr("ares.gateway.pool.control_client._REMEMBERED", 3)
     for number in range(5):
         fakes[0].post(messages.Predicted(f"key-{number}", (1.0, 2.0, 3.0)))
-    await eventually(lambda: prefill.predicted("key-4") is not None, 15)
-    assert [number for number in range(5) if prefill.predicted(f"key-{number}")] == [2, 3, 4]
+    await eventually(lambda: prefill.control.predicted("key-4") is not None, 15)
+    assert [number for number in range(5) if prefill.control.predicted(f"key-{number}")] == [2, 3, 4]

@@ -197,14 +197,14 @@ async def test_one_key_runs_only_so_many_requests(fakes: list[FakeInstance], mod
         await eventually(lambda: service.gateway.pool.ready, 15)
         service.client.headers = httpx.Headers(bearer(KEYS[0]))
         running = [asyncio.create_task(service.complete()) for _ in range(2)]
-        await eventually(lambda: len(service.gateway.sequences) == 2, 15)
+        await eventually(lambda: len(service.gateway.sessions) == 2, 15)
         refused = await service.complete()
         assert refused.status_code == 429
         assert refused.json()["error"]["type"] == "rate_limit_error"
         assert int(refused.headers["retry-after"]) >= 1
         service.client.headers = httpx.Headers(bearer(KEYS[1]))
         other = asyncio.create_task(service.complete())
-        await eventually(lambda: len(service.gateway.sequences) == 3, 15)
+        await eventually(lambda: len(service.gateway.sessions) == 3, 15)
         fakes[1].hold_at = fakes[2].hold_at = None
         for task in (*running, other):
             assert (await task).status_code == 200
@@ -218,20 +218,20 @@ async def test_one_key_runs_only_so_many_sequences(fakes: list[FakeInstance], mo
         await eventually(lambda: service.gateway.pool.ready, 15)
         service.client.headers = httpx.Headers(bearer(KEYS[0]))
         running = [asyncio.create_task(service.complete(prompt=[PROMPT, PROMPT]))]
-        await eventually(lambda: len(service.gateway.sequences) == 2, 15)
+        await eventually(lambda: len(service.gateway.sessions) == 2, 15)
         for body in ({"n": 3}, {"prompt": [PROMPT] * 3}, {"n": 64, "prompt": [PROMPT] * 8, "stream": True}):
             refused = await service.complete(**body)
             assert refused.status_code == 429, refused.text
             assert refused.json()["error"]["type"] == "rate_limit_error"
             assert "2 sequences of this key run already" in refused.json()["error"]["message"]
             assert int(refused.headers["retry-after"]) >= 1
-        assert len(service.gateway.sequences) == 2
+        assert len(service.gateway.sessions) == 2
         running.append(asyncio.create_task(service.complete(n=2, stream=True)))
-        await eventually(lambda: len(service.gateway.sequences) == 4, 15)
+        await eventually(lambda: len(service.gateway.sessions) == 4, 15)
         assert (await service.complete()).status_code == 429
         service.client.headers = httpx.Headers(bearer(KEYS[1]))
         running.append(asyncio.create_task(service.complete(n=4)))
-        await eventually(lambda: len(service.gateway.sequences) == 8, 15)
+        await eventually(lambda: len(service.gateway.sessions) == 8, 15)
         fakes[1].hold_at = fakes[2].hold_at = None
         assert [(await task).status_code for task in running] == [200] * 3
         for key in KEYS:  # nothing stays counted, of what was refused neither
@@ -255,7 +255,7 @@ async def test_retry_after_follows_the_queue(fakes: list[FakeInstance], model_fo
     async with serving(fakes, model_folder, maximum_waiting=1) as service:
         await eventually(lambda: service.gateway.pool.ready, 15)
         waiting = asyncio.create_task(service.complete())
-        await eventually(lambda: service.gateway.waiting == 1, 15)
+        await eventually(lambda: len(service.gateway.backlog) == 1, 15)
         for ttft_s in (3.2, 7.4, 100.0):
             service.gateway.recent.ttft_s.add(ttft_s)
         refused = await service.complete()

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from ares import __version__
 from ares.config import GatewayConfig
 from ares.gateway.http import app as application
-from ares.gateway.http.responses import RememberSend
+from ares.gateway.http.responses import DirectSend
 from ares.gateway.openai import rendering
 from ares.gateway.openai.messages import FunctionDefinition, Message
 from ares.gateway.openai.requests import ChatRequest, CompletionRequest
@@ -74,7 +74,7 @@ async def serving(fakes: list[FakeInstance], folder: Path, **settings: Any) -> A
     port = free_port()
     server = _Server(
         uvicorn.Config(
-            RememberSend(app),
+            DirectSend(app),
             host="127.0.0.1",
             port=port,
             http="httptools",
@@ -93,7 +93,7 @@ async def serving(fakes: list[FakeInstance], folder: Path, **settings: Any) -> A
 @pytest.fixture
 async def service(fakes: list[FakeInstance], model_folder: Path, impatient: None) -> AsyncIterator[Service]:
     async with serving(fakes, model_folder) as made:
-        await eventually(lambda: all(i.healthy and i.hello for i in made.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in made.gateway.pool.instances), 15)
         yield made
 
 
@@ -104,7 +104,7 @@ async def shared(model_folder: Path) -> AsyncIterator[Service]:
         instances("prefill", "decode", "decode", vocabulary=VOCABULARY) as fakes,
         serving(fakes, model_folder) as made,
     ):
-        await eventually(lambda: all(i.healthy and i.hello for i in made.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in made.gateway.pool.instances), 15)
         yield made
 
 
@@ -628,7 +628,7 @@ async def test_an_unexpected_failure_is_an_openai_error(service: Service, monkey
 async def test_a_class_is_named_in_a_header_and_must_exist(fakes: list[FakeInstance], model_folder: Path) -> None:
     classes = {"batch": {"ttft_s": 60, "rank": 1, "gap_s": "none"}}
     async with serving(fakes, model_folder, classes=classes, slo_ttft_s=2.0) as service:
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         body = {"prompt": PROMPT, "max_tokens": 5, "priority": 3}
         reply = await service.client.post("/v1/completions", json=body, headers={"x-ares-class": "batch"})
         assert reply.status_code == 200
@@ -644,10 +644,10 @@ async def test_a_class_is_named_in_a_header_and_must_exist(fakes: list[FakeInsta
 
 async def test_a_full_queue_is_refused_with_when_to_try_again(fakes: list[FakeInstance], model_folder: Path) -> None:
     async with serving(fakes, model_folder, maximum_waiting=2) as service:
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         fakes[0].faults.answer_after_s = 1.0
         waiting = [asyncio.create_task(service.complete()) for _ in range(2)]
-        await eventually(lambda: service.gateway.waiting == 2)
+        await eventually(lambda: len(service.gateway.backlog) == 2)
         reply = await service.complete()
         assert "2 requests wait already" in failure(reply, 503)["message"]
         assert reply.headers["retry-after"] == "1"
@@ -660,7 +660,7 @@ async def test_what_is_being_tokenised_fills_the_queue(
     fakes: list[FakeInstance], model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(fakes, model_folder, maximum_waiting=2) as service:
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         text, go = service.gateway.text, threading.Event()
         encode = text.encode
 
@@ -672,12 +672,12 @@ async def test_what_is_being_tokenised_fills_the_queue(
         # Both bodies are large; the first prompt has more tokens than the model takes.
         stop = ["b" * 30_000]
         coming = [asyncio.create_task(service.complete(prompt=p, stop=stop)) for p in ("a" * 30_000, "a")]
-        await eventually(lambda: service.gateway.waiting == 2)
+        await eventually(lambda: len(service.gateway.backlog) == 2)
         more = await asyncio.gather(*(service.complete(prompt="a", stop=stop) for _ in range(10)))
         assert {failure(reply, 503)["message"] for reply in more} == {"2 requests wait already"}
         go.set()
         assert [(await one).status_code for one in coming] == [400, 200]
-        assert (service.gateway.waiting, service.gateway.backlog.tokens) == (0, 0)
+        assert (len(service.gateway.backlog), service.gateway.backlog.tokens) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -693,7 +693,7 @@ async def test_who_comes_at_once_does_not_slip_in(
     )
     gateway: Gateway = app.state.gateway
     async with app.router.lifespan_context(app):
-        await eventually(lambda: all(i.healthy and i.hello for i in gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in gateway.pool.instances), 15)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             body = {"prompt": [10] * 100, "max_tokens": 1, "stream": True}
             # Turn by turn they do the same: all have asked before the first is noted.
@@ -701,14 +701,14 @@ async def test_who_comes_at_once_does_not_slip_in(
             done, _ = await asyncio.wait(tasks, timeout=3)
             refused, waiting, begun = (
                 [task.result().status_code for task in done],
-                gateway.waiting,
-                [*gateway.sequences],
+                len(gateway.backlog),
+                [*gateway.sessions],
             )
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         assert (refused, waiting, len(begun)) == ([503] * (20 - taken), taken, taken)
-        assert (gateway.waiting, gateway.backlog.tokens) == (0, 0)
+        assert (len(gateway.backlog), gateway.backlog.tokens) == (0, 0)
 
 
 @pytest.mark.parametrize("preset", ["off", "ares-rebalance"])
@@ -716,34 +716,34 @@ async def test_who_waits_in_an_engine_fills_the_queue(
     fakes: list[FakeInstance], model_folder: Path, preset: str
 ) -> None:
     async with serving(fakes, model_folder, maximum_waiting=2, preset=preset) as service:
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         for fake in fakes[1:]:
             fake.faults.silent_stream = True
         waiting = [asyncio.create_task(service.complete()) for _ in range(2)]
-        await eventually(lambda: [s.phase for s in service.gateway.sequences.values()] == [Phase.DECODE] * 2)
+        await eventually(lambda: [s.phase for s in service.gateway.sessions.values()] == [Phase.DECODE] * 2)
         assert "2 requests wait already" in failure(await service.complete(), 503)["message"]
         for fake in fakes[1:]:
             fake.faults.silent_stream = False
             fake.hold_at = 10
         # Now they have tokens: there is room in the queue.
-        await eventually(lambda: service.gateway.waiting == 0)
+        await eventually(lambda: len(service.gateway.backlog) == 0)
         more = asyncio.create_task(service.complete())
-        await eventually(lambda: len(service.gateway.sequences) == 3)
+        await eventually(lambda: len(service.gateway.sessions) == 3)
         for fake in fakes[1:]:
             fake.hold_at = None
         assert [(await one).status_code for one in (*waiting, more)] == [200] * 3
-        assert (service.gateway.waiting, service.gateway.backlog.tokens) == (0, 0)
+        assert (len(service.gateway.backlog), service.gateway.backlog.tokens) == (0, 0)
 
 
 async def test_a_queue_is_full_by_the_tokens_that_it_will_take_too(
     fakes: list[FakeInstance], model_folder: Path
 ) -> None:
     async with serving(fakes, model_folder, maximum_waiting_tokens=1000) as service:
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         fakes[0].faults.hang = True
         # 400 tokens each: 300 of the prompt, and a limit of 100 that lies below what outputs usually have.
         waiting = [asyncio.create_task(service.complete(prompt=[10] * 300, max_tokens=100)) for _ in range(3)]
-        await eventually(lambda: service.gateway.waiting == 3)
+        await eventually(lambda: len(service.gateway.backlog) == 3)
         assert service.gateway.backlog.tokens == 1200
         reply = await service.complete()
         assert "3 requests of 1200 tokens wait already" in failure(reply, 503)["message"]
@@ -751,14 +751,14 @@ async def test_a_queue_is_full_by_the_tokens_that_it_will_take_too(
         for one in waiting:
             one.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-        await eventually(lambda: service.gateway.waiting == 0)
+        await eventually(lambda: len(service.gateway.backlog) == 0)
         fakes[0].faults.hang = False
         assert (await service.complete()).status_code == 200
         assert service.gateway.backlog.tokens == 0
 
 
 async def test_a_queue_is_as_long_as_the_memory_of_the_pool_is_large(shared: Service) -> None:
-    held = sum(i.capacity_tokens for i in shared.gateway.pool.decode())
+    held = sum(i.state.capacity_tokens for i in shared.gateway.pool.decode())
     assert held == 2 * 1000 * 16
     assert shared.gateway.maximum_waiting_tokens == 16 * held
 
@@ -807,13 +807,13 @@ async def test_malformed_request_ids_are_replaced(shared: Service, given: str) -
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_leaves_ends_the_generation(service: Service, stream: bool) -> None:
     task = asyncio.create_task(service.complete(max_tokens=4000, stream=stream))
-    await eventually(lambda: any(s.emitted for s in service.gateway.sequences.values()))
+    await eventually(lambda: any(s.emitted for s in service.gateway.sessions.values()))
     await eventually(lambda: any(fake.running for fake in service.fakes[1:]))
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
     await service.quiet()
-    await eventually(lambda: not service.gateway.sequences)
+    await eventually(lambda: not service.gateway.sessions)
     assert sum(len(fake.aborted) for fake in service.fakes) == 1
     await eventually(lambda: sample(service, "ares_requests_total", route="completions", outcome="cancelled") == 1)
 
@@ -840,7 +840,7 @@ async def test_a_client_that_leaves_with_several_choices(service: Service) -> No
     with contextlib.suppress(asyncio.CancelledError):
         await task
     await service.quiet()
-    await eventually(lambda: not service.gateway.sequences)
+    await eventually(lambda: not service.gateway.sessions)
 
 
 # --- the operator's routes ---
@@ -854,8 +854,8 @@ async def running(service: Service, maximum: int = 400) -> "asyncio.Task[httpx.R
             headers={"x-request-id": "mine"},
         )
     )
-    await eventually(lambda: "mine" in service.gateway.sequences)
-    await eventually(lambda: service.gateway.sequences["mine"].not_movable() is None)
+    await eventually(lambda: "mine" in service.gateway.sessions)
+    await eventually(lambda: service.gateway.sessions["mine"].not_movable() is None)
     return task
 
 
@@ -865,7 +865,7 @@ async def test_status_and_a_commanded_move(service: Service) -> None:
     assert [row["name"] for row in status["instances"]] == ["prefill-0", "decode-0", "decode-1"]
     assert all(row["healthy"] for row in status["instances"])
     assert status["process"]["tasks"] > 5
-    assert (status["held"], status["suspended"], status["waiting"]) == (0, 0, 0)
+    assert (status["waiting"], status["suspended"], status["backlog"]) == (0, 0, 0)
     assert set(status["connectors"]) == {"prefill-0", "decode-0", "decode-1"}
     row = status["requests"][0]
     assert (row["id"], row["movable"], row["moves"]) == ("mine", True, 0)
@@ -893,15 +893,15 @@ async def test_a_move_by_the_id_that_the_client_got(service: Service) -> None:
 
     async with streaming(1) as given:
         own = given.removeprefix("cmpl-")
-        await eventually(lambda: own in service.gateway.sequences)
-        await eventually(lambda: service.gateway.sequences[own].not_movable() is None)
-        here = service.gateway.sequences[own].instance
+        await eventually(lambda: own in service.gateway.sessions)
+        await eventually(lambda: service.gateway.sessions[own].not_movable() is None)
+        here = service.gateway.sessions[own].instance
         target = next(name for name in ("decode-0", "decode-1") if here is not None and name != here.name)
         body = {"request_id": given, "target": f"{target[:6]}..{target[-1]}"}
         reply = await service.client.post("/admin/v1/migrations", json=body)
         assert (reply.status_code, reply.json()["request_id"], reply.json()["target"]) == (200, own, target)
     async with streaming(2) as given:
-        await eventually(lambda: len(service.gateway.sequences) == 2)
+        await eventually(lambda: len(service.gateway.sessions) == 2)
         body = {"request_id": given, "target": "decode-0"}
         error = failure(await service.client.post("/admin/v1/migrations", json=body), 409)
         assert error["code"] == "request_ambiguous"
@@ -916,7 +916,7 @@ async def test_moves_that_cannot_be(service: Service) -> None:
         return await service.client.post("/admin/v1/migrations", json=body)
 
     task = await running(service)
-    here = service.gateway.sequences["mine"].instance
+    here = service.gateway.sessions["mine"].instance
     assert here is not None
     error = failure(await move(request_id="other", target="decode-1"), 404)
     assert error["code"] == "request_not_found"
@@ -936,7 +936,7 @@ async def test_moves_that_cannot_be(service: Service) -> None:
 async def test_a_pinned_request_is_not_moved_on_command(service: Service) -> None:
     request = {"prompt": PROMPT, "max_tokens": 300, "seed": 1}
     task = asyncio.create_task(service.client.post("/v1/completions", json=request, headers={"x-request-id": "mine"}))
-    await eventually(lambda: "mine" in service.gateway.sequences and service.gateway.sequences["mine"].emitted != [])
+    await eventually(lambda: "mine" in service.gateway.sessions and service.gateway.sessions["mine"].emitted != [])
     for target in ("decode-0", "decode-1"):
         reply = await service.client.post("/admin/v1/migrations", json={"request_id": "mine", "target": target})
         failure(reply, 409)
@@ -989,7 +989,7 @@ async def test_without_a_key_no_foreign_page_commands(shared: Service, headers: 
         "/admin/v1/instances/decode-0/drain", headers=headers | {"Content-Type": "text/plain"}
     )
     assert failure(drain, 403)["type"] == "permission_error"
-    assert not any(i.draining for i in shared.gateway.pool.instances)
+    assert not any(i.state.draining for i in shared.gateway.pool.instances)
     for path in ("/admin/v1/status", "/admin/v1/events"):
         failure(await shared.client.get(path, headers=headers), 403)
 
@@ -1027,7 +1027,7 @@ async def test_metrics_names(shared: Service) -> None:
     names = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
     assert {
         "ares_requests_total",
-        "ares_active_sequences",
+        "ares_active_requests",
         "ares_prompt_tokens_total",
         "ares_output_tokens_total",
         "ares_time_to_first_token_seconds",

@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from ares.gateway.http.connection import Connection, Limits
-from ares.gateway.http.responses import EventStream, RememberSend, Write
+from ares.gateway.http.responses import DirectSend, EventStream, Write
 from tests.gateway.fakes import eventually, free_port
 from tests.gateway.http.test_app import _Server
 
@@ -74,7 +74,7 @@ async def serving(**limits: Any) -> AsyncIterator[tuple[Endless, int]]:
     app, port = Endless(), free_port()
     chosen = Limits(**({"head_bytes": 4000, "idle_s": 30.0, "unread_s": 30.0} | limits))
     http: Any = partial(Connection, chosen)
-    config = uvicorn.Config(RememberSend(app), port=port, http=http, lifespan="off", log_config=None)
+    config = uvicorn.Config(DirectSend(app), port=port, http=http, lifespan="off", log_config=None)
     config.timeout_graceful_shutdown = 1
     server = _Server(config)
     task = asyncio.create_task(server.serve())

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from ares.gateway.http import dashboard
 from ares.gateway.http import events as feed
-from ares.gateway.http.responses import RememberSend
+from ares.gateway.http.responses import DirectSend
 from ares.gateway.http.server import Server
 from ares.gateway.session.handover import MigrationRecord
 from tests.gateway.fakes import FakeInstance, eventually, free_port, instances
@@ -36,7 +36,7 @@ async def service(model_folder: Path) -> AsyncIterator[Service]:
         instances("prefill", "decode", "decode", vocabulary=VOCABULARY) as fakes,
         serving(fakes, model_folder) as made,
     ):
-        await eventually(lambda: all(i.healthy and i.hello for i in made.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in made.gateway.pool.instances), 15)
         yield made
 
 
@@ -203,9 +203,7 @@ async def test_a_gateway_that_stops_does_not_wait_for_those_who_watch(service: S
     app.state.feed = feed.Feed(service.gateway)
     app.include_router(feed.router)
     port = free_port()
-    config = uvicorn.Config(
-        RememberSend(app), port=port, log_config=None, lifespan="off", timeout_graceful_shutdown=300
-    )
+    config = uvicorn.Config(DirectSend(app), port=port, log_config=None, lifespan="off", timeout_graceful_shutdown=300)
     server = Server(config, app)
     task = asyncio.create_task(server._serve())
     await eventually(lambda: server.started)

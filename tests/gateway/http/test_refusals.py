@@ -31,7 +31,7 @@ def counted(service: Service) -> dict[tuple[str, str, str], float]:
 async def service(fakes: list[FakeInstance], model_folder: Path) -> AsyncIterator[Service]:
     settings = {"api_keys": [KEY], "admin_key": ADMIN, "maximum_streams_per_key": 2, "max_body_bytes": 5000}
     async with serving(fakes, model_folder, **settings) as made:
-        await eventually(lambda: all(i.healthy and i.hello for i in made.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in made.gateway.pool.instances), 15)
         yield made
 
 
@@ -82,14 +82,14 @@ async def test_what_cannot_be_served(
     fakes: list[FakeInstance], model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(fakes, model_folder, maximum_waiting=1) as service:
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         fakes[0].faults.hang = True
         waiting = asyncio.create_task(service.complete())
-        await eventually(lambda: service.gateway.waiting == 1, 15)
+        await eventually(lambda: len(service.gateway.backlog) == 1, 15)
         full = await service.complete()
         assert (full.status_code, full.json()["error"]["code"]) == (503, "queue_full")
         waiting.cancel()
-        await eventually(lambda: service.gateway.waiting == 0, 15)
+        await eventually(lambda: len(service.gateway.backlog) == 0, 15)
         fakes[0].faults.hang = False
         for fake in fakes:
             fake.faults.refuse = 500
@@ -149,7 +149,7 @@ async def test_the_gauges_of_an_instance_that_is_down_go(
     fakes[1].predicts = lambda _: (5.0, 10.0, 20.0)
     fakes[1].hold_at = fakes[2].hold_at = 15
     async with serving(fakes, model_folder) as service:
-        await eventually(lambda: all(i.healthy and i.hello for i in service.gateway.pool.instances), 15)
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
 
         async def shown(name: str) -> set[str]:
             lines = (await service.client.get("/metrics")).text.splitlines()
@@ -160,7 +160,7 @@ async def test_the_gauges_of_an_instance_that_is_down_go(
         await asyncio.sleep(0.1)
         assert len(await shown("decode-0")) == 8
         await fakes[1].die()
-        await eventually(lambda: not service.gateway.pool.find("decode-0").healthy, 15)  # type: ignore[union-attr]
+        await eventually(lambda: not service.gateway.pool.find("decode-0").health.healthy, 15)  # type: ignore[union-attr]
         assert await shown("decode-0") == {"ares_instance_up"}
         assert 'ares_instance_up{instance="decode-0",role="decode"} 0.0' in (await service.client.get("/metrics")).text
         # Not under the name that it had before it said its own either.
@@ -170,5 +170,5 @@ async def test_the_gauges_of_an_instance_that_is_down_go(
         fakes[1].hold_at = fakes[2].hold_at = None
         for one in running:
             assert (await one).status_code == 200
-        await eventually(lambda: service.gateway.pool.find("decode-0").healthy, 15)  # type: ignore[union-attr]
+        await eventually(lambda: service.gateway.pool.find("decode-0").health.healthy, 15)  # type: ignore[union-attr]
         assert len(await shown("decode-0")) == 8

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ares.gateway.http.request_ids import meant
+from ares.gateway.http.request_ids import resolve
 
 HEX = "3f1c9a0b7d2e4c5f8a9b0c1d2e3f4a5b"
 OTHER = "3f1c9a0b00000000000000000000000a"
@@ -42,4 +42,4 @@ RUNNING = [HEX, f"{OTHER}-0", f"{OTHER}-1", "gravity", "tides-0", "tides-1", "wa
     ],
 )
 def test_what_is_meant(given: str, ids: list[str]) -> None:
-    assert meant(given, RUNNING) == ids
+    assert resolve(given, RUNNING) == ids

@@ -177,7 +177,7 @@ async def test_a_control_key_that_is_missing_or_wrong(
         async with serving(fakes, model_folder, **settings) as service:
             await eventually(lambda: "control channel" in " ".join(lines()), 15)
             (line,) = (line for line in lines() if "control channel" in line)
-            assert line.startswith(f"both-0 ({fakes[0].url}) says nothing on its control channel: ")
+            assert line.startswith(f"both-0 ({fakes[0].url}) sends nothing on its control channel: ")
             assert f"{fakes[0].control_address} {cause}" in line
             assert "--control-key-file" in line
             assert cause in (await service.client.get("/ready")).json()["error"]["message"]

@@ -130,7 +130,7 @@ async def test_an_engine_without_its_http_server_gets_nothing_and_is_told(
                 for _ in range(20):
                     assert not half.open
                     await asyncio.sleep(0.05)
-            assert half.telemetry is not None
+            assert half.state.telemetry is not None
             assert sum("is lost: connection refused" in line for line in caplog.messages) == 1
 
 

@@ -34,7 +34,7 @@ class Copying:
     def __init__(self, gateway: Gateway, fakes: list[FakeInstance], maximum: int) -> None:
         self.gateway = gateway
         self.source, self.target = fakes[1], fakes[2]
-        find(gateway, "decode-1").draining = True
+        find(gateway, "decode-1").state.draining = True
         # However slow the machine, it still runs when the move is ordered.
         self.source.hold_at = len(PROMPT) + maximum - 50
         self.client = Client(gateway, maximum, prompt=PROMPT)
@@ -42,7 +42,7 @@ class Copying:
 
     async def running(self) -> Session:
         session = await self.client.reached(5)
-        find(self.gateway, "decode-1").draining = False
+        find(self.gateway, "decode-1").state.draining = False
         return session
 
     async def move(self, session: Session, mode: WantedMode = "pre_copy") -> MigrationRecord:
@@ -114,7 +114,9 @@ async def test_the_forecast_of_the_copy_chooses(copying: Copying, speed: float, 
     copying.target.pull_bytes_per_s = speed
     session = await copying.running()
     instance = find(copying.gateway, "decode-1")
-    await eventually(lambda: instance.telemetry is not None and instance.telemetry.pull_bytes_per_s == speed)
+    await eventually(
+        lambda: instance.state.telemetry is not None and instance.state.telemetry.pull_bytes_per_s == speed
+    )
     assert (await copying.move(session, "auto")).mode == mode
     await copying.finish()
 
@@ -133,11 +135,11 @@ async def test_a_target_without_prefix_cache_gets_all_at_once(model_folder: Path
 async def test_nothing_to_copy_is_an_ordinary_move(
     gateway: Gateway, copying: Copying, fakes: list[FakeInstance]
 ) -> None:
-    find(gateway, "decode-1").draining = True
+    find(gateway, "decode-1").state.draining = True
     short = Client(gateway, 200, name="short", prompt=[5, 6, 7])
     fakes[1].hold_at = 12
     session = await short.reached(5)
-    find(gateway, "decode-1").draining = False
+    find(gateway, "decode-1").state.draining = False
     record = await copying.move(session)
     assert (record.outcome, record.precopied_tokens) == ("moved", 0)
     await short.finish()

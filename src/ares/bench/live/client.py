@@ -25,7 +25,7 @@ _INSTANCE_FIELDS = (
     "block_size",
     "max_num_seqs",
     "max_num_batched_tokens",
-    "step_law",
+    "step_time_coefficients",
 )
 
 
@@ -133,7 +133,7 @@ async def _sample(http: aiohttp.ClientSession, url: str, samples: list[dict[str,
                     "at_s": round(time.monotonic() - start, 3),
                     "kv": [row["kv_blocks_used"] / row["kv_blocks"] for row in decode],
                     "running": [row["running"] for row in decode],
-                    "held": read["held"],
+                    "waiting": read["waiting"],
                     "suspended": read["suspended"],
                     # Where each request is, how far it has come, and what the engines predict of it.
                     "where": {

@@ -347,7 +347,9 @@ def _described(simulated: Simulated) -> dict[str, Any]:
     models = simulated.models
     return {
         "steps_s": {name: step.tolist() for name, step in zip(simulated.seen.names, models.steps, strict=True)},
-        "steps_by_gateway_s": {row.name: row.step_law for row in simulated.run.instances if row.role != "prefill"},
+        "steps_by_gateway_s": {
+            row.name: row.step_time_coefficients for row in simulated.run.instances if row.role != "prefill"
+        },
         "prefill_s": {
             "base": models.prefill_base_s,
             "token": models.prefill_token_s,

@@ -48,7 +48,7 @@ class Move(msgspec.Struct, frozen=True):
 
 
 class Instance(msgspec.Struct, frozen=True):
-    """An instance's sizes; 0 where its engine does not report them. `step_law`: the step time model of the gateway."""
+    """An instance's sizes; 0 where its engine does not report them. `step_time_coefficients`: fitted by the gateway."""
 
     name: str
     role: str
@@ -57,7 +57,7 @@ class Instance(msgspec.Struct, frozen=True):
     block_size: int = 0
     max_num_seqs: int = 0
     max_num_batched_tokens: int = 0
-    step_law: list[float] | None = None
+    step_time_coefficients: list[float] | None = None
 
 
 class RequestView(msgspec.Struct, frozen=True, array_like=True):

@@ -49,7 +49,7 @@ def summarize(run: Run, slo: Objectives) -> dict[str, Any]:
         "over_time": {
             "at_s": [sample["at_s"] for sample in run.samples],
             "kv": [[round(share, 3) for share in sample["kv"]] for sample in run.samples],
-            "held": [sample["held"] for sample in run.samples],
+            "waiting": [sample["waiting"] for sample in run.samples],
         },
     }
 

@@ -1,4 +1,4 @@
-"""What waits outside decode, as running sums: every arrival asks, and must not look at all who wait."""
+"""The requests that wait outside decode, as running sums: every arrival is checked against them."""
 
 from collections.abc import Callable
 from typing import Self
@@ -7,12 +7,12 @@ from ares.gateway.session.session import Session
 
 
 class Backlog:
-    """The sequences that wait, and the tokens that they bring and are expected to generate.
+    """The sessions that wait, and the tokens that they have and are expected to generate.
 
     Parameters
     ----------
     expected
-        Tokens that a sequence is expected to generate yet.
+        Returns the tokens that a session is expected to generate yet.
     """
 
     def __init__(self, expected: Callable[[Session], float]) -> None:
@@ -24,24 +24,24 @@ class Backlog:
     def __len__(self) -> int:
         return len(self._work) + self.reserved
 
-    def note(self, sequence: Session) -> None:
-        """Count a sequence by what is known of it now, or no longer where it does not wait."""
-        self.forget(sequence)
-        # One that gave its room up waits too, and nothing new shall come while it does. It is never itself refused for
-        # that: only arrivals ask.
-        if sequence.waits:
-            work = self._work[sequence.id] = sequence.tokens + round(self._expected(sequence))
+    def update(self, session: Session) -> None:
+        """Count a session with its present tokens if it waits, else not any more."""
+        self.remove(session)
+        # Suspended sessions count too: nothing new shall come while they wait. They are never refused themselves: only
+        # arrivals are checked.
+        if session.waits:
+            work = self._work[session.id] = session.tokens + round(self._expected(session))
             self.tokens += work
 
-    def forget(self, sequence: Session) -> None:
-        """Count a sequence no longer."""
-        self.tokens -= self._work.pop(sequence.id, 0)
+    def remove(self, session: Session) -> None:
+        """Count a session no longer."""
+        self.tokens -= self._work.pop(session.id, 0)
 
 
-class Places:
-    """Places in a backlog for the sequences of a request that is not as far yet: it may be tokenised for long.
+class BacklogReservation:
+    """Room in a backlog for the sessions of a request that is still tokenised, which may take long.
 
-    Leaving the context gives back what nobody has taken.
+    Leaving the context gives back what has not been used.
     """
 
     def __init__(self, backlog: Backlog, count: int) -> None:
@@ -49,12 +49,12 @@ class Places:
         self._count = self._tokens = 0
         self._change(count, 0)
 
-    def bring(self, tokens: int) -> None:
-        """Count the prompts too, now that their length is known."""
+    def add_tokens(self, tokens: int) -> None:
+        """Reserve the tokens of the prompts too, now that their length is known."""
         self._change(0, tokens)
 
-    def take(self, tokens: int) -> None:
-        """Make way for a sequence with a prompt of so many tokens, which is noted next."""
+    def use(self, tokens: int) -> None:
+        """Give back the part of one session with so many prompt tokens, which is added to the backlog next."""
         self._change(-1, -tokens)
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Compile what policies decide with in a process of its own: a compiler leaves 200 MB in the process that it ran in.
+"""Compile the policies in a process of its own: a compiler leaves 200 MB in the process that it ran in.
 
 The gateway then takes the code from numba's cache (policy/compiling.py).
 """
@@ -26,12 +26,12 @@ def compile_ahead() -> None:
         command = [sys.executable, "-m", __name__]
         if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode == 0:  # noqa: S603 - ours
             done.touch()
-    except OSError:  # no place for a cache: whoever needs the code compiles it
+    except OSError:  # no place for a cache: the code is compiled when it is needed
         return
 
 
 def _mark() -> Path | None:
-    """Return the file that says that the cache is filled: for these sources, this numba and this processor."""
+    """Return the file that marks the cache as filled, for this numba and this processor."""
     try:
         version = importlib.metadata.version("numba")
     except importlib.metadata.PackageNotFoundError:

@@ -1,9 +1,9 @@
-"""The live controller: who enters decode and where, who moves, who gives way. It decides; sequences carry it out.
+"""The live controller: which requests are admitted to decode and where, which move, which are suspended.
 
-Of several gateways before one pool each lets its own sequences in; they decide moves in turns
-(gateway/control/lease.py).
+It decides; the sessions carry its decisions out. Of several gateways before one pool, each admits its own sessions, and
+they take turns to decide moves (gateway/control/lease.py).
 
-A fault in a decision costs that decision and never the service (I7): whoever waits is then let in by plain dispatch.
+A fault in a decision costs that decision and never the service (I7): waiting requests are then admitted by dispatch.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from ares.gateway.control import lengths
 from ares.gateway.control.compile_ahead import compile_ahead
 from ares.gateway.control.decider import Decider
 from ares.gateway.control.lease import Lease
-from ares.gateway.control.snapshot import ClusterSnapshot, SnapshotBuilder, taking
+from ares.gateway.control.snapshot import ClusterSnapshot, SnapshotBuilder, accepting
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.pool import Pool
 from ares.gateway.records.decision_log import DecisionLog
@@ -48,33 +48,33 @@ from ares.policy.oom_avoidance import prepare as prepare_oom_avoidance
 
 logger = logging.getLogger(__name__)
 
-# One that was blamed for a broken stream is heard again within so long, if it is alive.
-_BLAMED_S = 3.0
+# An instance whose stream broke reports again within so long, if it is alive.
+_RECOVERY_S = 3.0
 _LOOK_S = 0.2
 # Admission is decided when something has changed, but not all the time, and now and then in any case.
 _SHORTEST_S, _LONGEST_S = 0.002, 0.25
-# A policy may take a period to decide its moves, and in any case so long: the processor may be busy with others. For
-# dispatch and admission, requests wait.
+# The least time that a policy may take, for a processor that is busy. Deciding moves it may take a period, if that is
+# longer; for dispatch and admission requests wait.
 _LEAST_TO_DECIDE_S = 0.5
-# Outputs that have ended, of which an admission policy that has not been asked for long is told.
+# Lengths of ended outputs that are kept for an admission policy that has not been called for long.
 _ENDED = 2000
-# And it takes at most this share of a core.
+# Admission takes at most this share of a core.
 _SHARE = 0.1
 # vLLM's priority is a signed 64-bit number in a JSON body; far below what a double holds exactly.
 _LARGEST_PRIORITY = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
-    """One that waits for admission; instances in `exclude` it does not enter."""
+class _Waiting:
+    """A session that waits for admission, to any instance but those in `exclude`."""
 
-    sequence: Session
+    session: Session
     admitted: asyncio.Future[Instance]
     exclude: set[str]
 
 
 class NoRoomError(NoInstanceError):
-    """The instances are there, and there was no room on them for too long."""
+    """The instances had no room for too long."""
 
     code = "waited_too_long"
 
@@ -83,9 +83,9 @@ MoveOrder = Callable[[Session, Instance, str, str], Coroutine[Any, Any, Any]]
 
 
 def prepare(chosen: Preset) -> None:
-    """Compile what a preset decides with.
+    """Compile the policies of a preset.
 
-    It takes some ten seconds where nothing is in the cache of compiled code: call it in a thread while streams run.
+    It takes some ten seconds without a cache of compiled code: call it in a thread while streams run.
     """
     if _looks_ahead(chosen):
         compile_ahead()
@@ -96,21 +96,21 @@ def prepare(chosen: Preset) -> None:
 
 
 def _looks_ahead(chosen: Preset) -> bool:
-    """Whether what is left of every running request is asked for all the time."""
+    """Whether the remaining tokens of every running request are needed all the time."""
     return chosen.moves or chosen.looks_ahead
 
 
 class Controller:
-    """Chooses instances for sequences, now and later.
+    """Chooses instances for sessions, now and later.
 
     Parameters
     ----------
     config
         The gateway's.
-    pool, sequences, metrics
+    pool, sessions, metrics
         The gateway's, shared.
     move
-        Carries out a move of a sequence to an instance, for a reason and a trigger; runs by itself.
+        Moves a session to an instance, for a reason and a trigger.
     spawn
         Runs a coroutine in the background of the gateway.
     name
@@ -121,7 +121,7 @@ class Controller:
         self,
         config: GatewayConfig,
         pool: Pool,
-        sequences: Mapping[str, Session],
+        sessions: Mapping[str, Session],
         metrics: Metrics,
         move: MoveOrder,
         spawn: Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"],
@@ -130,15 +130,15 @@ class Controller:
         self.snapshots = SnapshotBuilder(pool, metrics, name)
         self.lease = Lease(pool, name)
         self.log = DecisionLog(config.decision_log)
-        self._config, self._pool, self._sequences, self._metrics = config, pool, sequences, metrics
+        self._config, self._pool, self._sessions, self._metrics = config, pool, sessions, metrics
         self._move, self._spawn = move, spawn
-        self._held: dict[str, _Held] = {}
+        self._waiting: dict[str, _Waiting] = {}
         self._changed = asyncio.Event()
         self._prefills: dict[str, int] = {}
-        # What the newest decision has set going.
+        # The moves and suspensions of the newest decision.
         self._ordered: list[asyncio.Task[Any]] = []
         self._placing = asyncio.Lock()
-        # Lengths of the outputs that have ended since admission was asked last.
+        # Lengths of the outputs that have ended since the last decision of admission.
         self._ended: deque[int] = deque(maxlen=_ENDED)
         self.suspensions = 0
         self.use_preset(config.preset)
@@ -148,7 +148,7 @@ class Controller:
     def find(self, name: str) -> Preset:
         """Return the preset that the gateway was started with, or another by its name; ValueError where there is none.
 
-        Files are for those who start a gateway, not for those who command it.
+        Files can be given at the start of a gateway, and not by a command.
         """
         if name == self._config.preset:
             return live_preset(name, self._config.settings)
@@ -157,7 +157,7 @@ class Controller:
         return live_preset(name)
 
     def use_preset(self, name: str) -> None:
-        """Switch the policy, for those who wait too; ValueError where there is no such preset."""
+        """Switch the policies, also for sessions that wait already; ValueError where there is no such preset."""
         self._policy: Preset = self.find(name)
         self.preset = name
         chosen = self._policy.for_objectives(self._config.slo_ttft_s)
@@ -173,7 +173,7 @@ class Controller:
 
     @property
     def in_force(self) -> dict[str, Any]:
-        """The preset with all its settings, and the gateway's own that decide with it; seconds, None for no bound."""
+        """The preset with all its settings, and the gateway's settings that matter for decisions; None for no bound."""
         config = self._config
         return {
             "preset": asdict(self._policy),
@@ -185,18 +185,18 @@ class Controller:
         }
 
     @property
-    def held(self) -> int:
-        """How many prefilled sequences wait for admission."""
-        return sum(1 for held in self._held.values() if held.sequence.phase is Phase.WAITING)
+    def waiting(self) -> int:
+        """How many prefilled sessions wait for admission."""
+        return sum(1 for one in self._waiting.values() if one.session.phase is Phase.WAITING)
 
     @property
     def suspended(self) -> int:
-        """How many sequences have given their room up and wait for it again."""
-        return len(self._held) - self.held
+        """How many suspended sessions wait to be resumed."""
+        return len(self._waiting) - self.waiting
 
     @property
-    def turns(self) -> dict[str, Any]:
-        """Tell where moves are decided: `here` (in turns, where there are other gateways), `elsewhere` or `nowhere`."""
+    def lease_status(self) -> dict[str, Any]:
+        """Where moves are decided: `here` (in turns, if there are other gateways), `elsewhere` or `nowhere`."""
         lease = self.lease
         where = "nowhere" if not self._policy.moves else "elsewhere" if lease.missed else "here"
         return {"where": where, "holder": lease.holder or None, "missed_periods": lease.missed}
@@ -211,94 +211,94 @@ class Controller:
             return None
         order = self._prefills
         chosen = min(candidates, key=lambda i: (_queue(i), order.get(i.name, 0)))
-        # Of equally busy ones, the one that was chosen longest ago.
+        # Of equally busy instances, the one that was chosen longest ago.
         order[chosen.name] = max(order.values(), default=0) + 1
         return chosen
 
-    async def admit(self, sequence: Session, exclude: set[str]) -> Instance:
-        """Wait until the sequence may decode, and return where.
+    async def admit(self, session: Session, exclude: set[str]) -> Instance:
+        """Wait until the session may decode, and return where.
 
         Raises
         ------
         NoInstanceError
             No instance is open, or there was no room for too long.
         """
-        unfit = self._unfit(sequence)
-        # Where others have just failed it, it is better told soon than late.
-        most_s = _BLAMED_S if exclude or not self._pool.expected(unfit) else self._config.maximum_wait_s
-        exclude = exclude | unfit
+        unable = self._cannot_restore(session)
+        # Where other instances have just failed it, an early error is better than a long wait.
+        most_s = _RECOVERY_S if exclude or not self._pool.may_become_ready(unable) else self._config.maximum_wait_s
+        exclude = exclude | unable
         if not self._policy.holds:
-            instance = await self._soon(lambda: self._place(sequence, exclude), most_s)
+            instance = await self._retry(lambda: self._place(session, exclude), most_s)
         else:
             if exclude:
-                await self._soon(lambda: self._any(exclude), most_s)
-            instance = await self._admitted(sequence, exclude)
+                await self._retry(lambda: self._any_accepting(exclude), most_s)
+            instance = await self._wait_for_admission(session, exclude)
         if self._policy.preempts_largest:
-            middle = self.snapshots.remaining(sequence, None)[1]
-            sequence.placement.priority = min(int(memory_time(float(sequence.tokens), middle)), _LARGEST_PRIORITY)
+            middle = self.snapshots.remaining(session, None)[1]
+            session.placement.priority = min(int(memory_time(float(session.tokens), middle)), _LARGEST_PRIORITY)
         else:
-            sequence.placement.priority = 0
+            session.placement.priority = 0
         return instance
 
-    async def _any(self, exclude: set[str]) -> Instance | None:
+    async def _any_accepting(self, exclude: set[str]) -> Instance | None:
         """Return some instance that takes work, if there is one."""
-        return next(iter(taking(list(self._pool.decode()), exclude)), None)
+        return next(iter(accepting(list(self._pool.decode()), exclude)), None)
 
-    async def _soon(self, find: Callable[[], Awaitable[Instance | None]], most_s: float) -> Instance:
-        """Find an instance, within so many seconds."""
+    async def _retry(self, find: Callable[[], Awaitable[Instance | None]], most_s: float) -> Instance:
+        """Call `find` until it returns an instance; NoInstanceError where it has not after so many seconds."""
         until = time.monotonic() + most_s
         while (instance := await find()) is None:
             if time.monotonic() > until:
                 raise NoInstanceError("no decode instance is ready")
-            await self._pool.change(_LOOK_S)
+            await self._pool.wait_for_change(_LOOK_S)
         return instance
 
-    async def elsewhere(self, sequence: Session, exclude: set[str]) -> Instance | None:
-        """Return where dispatch would put a running sequence now, but for the instances named."""
-        return await self._place(sequence, exclude)
+    async def elsewhere(self, session: Session, exclude: set[str]) -> Instance | None:
+        """Return where dispatch would place a running session now, except on the instances named."""
+        return await self._place(session, exclude)
 
-    def _unfit(self, sequence: Session) -> set[str]:
-        """Return the names of instances that would not restore a sequence's state: they joined after it had begun."""
-        return {i.name for i in self._pool.decode() if i.lacks(sequence.sampling.needs)}
+    def _cannot_restore(self, session: Session) -> set[str]:
+        """Return the names of instances that do not restore this session's state: they joined after it had begun."""
+        return {i.name for i in self._pool.decode() if i.state.lacks(session.sampling.needs)}
 
-    async def _place(self, sequence: Session, exclude: set[str]) -> Instance | None:
-        """Ask dispatch; where it fails, the instance with the fewest requests takes the sequence (I7)."""
+    async def _place(self, session: Session, exclude: set[str]) -> Instance | None:
+        """Return where dispatch places a session; where dispatch fails, the instance with the fewest sessions (I7)."""
         decider, policy = self.dispatch, self.dispatch.policy
-        # One after the other: each is to see where the one before it goes.
+        # One after the other: each decision needs the one before it.
         async with self._placing:
-            others = (s for s in self._sequences.values() if s is not sequence)
+            others = (s for s in self._sessions.values() if s is not session)
             try:
                 view = (
-                    self.snapshots.view(others, exclude)
+                    self.snapshots.build(others, exclude)
                     if policy.sees_requests
-                    else self.snapshots.loads(others, exclude)
+                    else self.snapshots.build_loads(others, exclude)
                 )
-                remaining = np.array(self.snapshots.remaining(sequence, None)) if policy.predicts else None
+                remaining = np.array(self.snapshots.remaining(session, None)) if policy.predicts else None
                 memory = policy.memory()
-                index = await decider.decide(view.cluster, sequence.tokens, remaining, most_s=_LEAST_TO_DECIDE_S)
+                index = await decider.decide(view.cluster, session.tokens, remaining, most_s=_LEAST_TO_DECIDE_S)
             except Exception as error:
                 self._failed(decider, error)
                 return self._fewest(exclude)
-        self.log.placement(self.preset, policy, memory, view, sequence.tokens, remaining, index)
+        self.log.placement(self.preset, policy, memory, view, session.tokens, remaining, index)
         return view.instances[index] if index is not None else None
 
     def _failed(self, decider: Decider[Any, Any], error: Exception) -> None:
-        """Count a fault of dispatch or admission: of the policy, or of what was made for it."""
+        """Count a fault of dispatch or admission: of the policy, or in making its arguments."""
         if isinstance(error, DecisionError):
-            decider.note(error)
+            decider.record_fault(error)
         else:
             logger.error("%s failed", decider.policy.part, exc_info=error)
         self._metrics.faults.labels(decider.policy.part).inc()
 
     def _fewest(self, exclude: set[str]) -> Instance | None:
-        """Return the instance with the fewest of our sequences: a choice that needs neither policy nor telemetry."""
-        used = Counter(id(s.instance or s.destination) for s in self._sequences.values())
-        return min(taking(list(self._pool.decode()), exclude), key=lambda i: used[id(i)], default=None)
+        """Return the instance with the fewest of our sessions: a choice that needs neither policy nor telemetry."""
+        used = Counter(id(s.instance or s.destination) for s in self._sessions.values())
+        return min(accepting(list(self._pool.decode()), exclude), key=lambda i: used[id(i)], default=None)
 
-    async def _admitted(self, sequence: Session, exclude: set[str]) -> Instance:
-        """Wait for admission to let the sequence in."""
+    async def _wait_for_admission(self, session: Session, exclude: set[str]) -> Instance:
+        """Wait until the admission policy admits the session."""
         future: asyncio.Future[Instance] = asyncio.get_running_loop().create_future()
-        self._held[sequence.id] = _Held(sequence, future, exclude)
+        self._waiting[session.id] = _Waiting(session, future, exclude)
         self._changed.set()
         try:
             async with asyncio.timeout(self._config.maximum_wait_s):
@@ -306,21 +306,21 @@ class Controller:
         except TimeoutError:
             raise NoRoomError(f"no room for {self._config.maximum_wait_s:g} s") from None
         finally:
-            self._held.pop(sequence.id, None)
+            self._waiting.pop(session.id, None)
 
     def changed(self) -> None:
-        """Say that a sequence has ended or left: there may be room."""
+        """Note that a session has ended or left an instance: there may be room."""
         self._changed.set()
 
     def ended(self, output_tokens: int) -> None:
-        """Note the length of an output that has come to its end, for the policies that learn from it."""
+        """Note the length of a complete output, for the policies that learn from it."""
         self.snapshots.lengths.add(output_tokens)
         self._ended.append(output_tokens)
 
     # --- admission ---
 
-    async def let_in(self) -> None:
-        """Let sequences into decode, until cancelled."""
+    async def admit_waiting(self) -> None:
+        """Admit waiting sessions to decode, until cancelled."""
         while True:
             try:
                 async with asyncio.timeout(_LONGEST_S if self._to_decide else None):
@@ -329,78 +329,78 @@ class Controller:
                 pass
             self._changed.clear()
             pause = 0.0
-            if self._to_decide:  # whoever comes next does not wait for a decision about nobody
+            if self._to_decide:  # otherwise the next arrival need not wait for the pause after a decision
                 begun = time.perf_counter()
                 try:
-                    await self._decide_entries()
+                    await self._decide_admissions()
                 except Exception as error:
                     self._failed(self.admission, error)
-                    await self._open_the_doors()
+                    await self._admit_by_dispatch()
                     pause = _SHORTEST_S
                 else:
                     took = time.perf_counter() - begun
                     pause = max(_SHORTEST_S, took / _SHARE - took)
-            self._metrics.held.set(self.held)
+            self._metrics.waiting.set(self.waiting)
             self._metrics.suspended.set(self.suspended)
             await asyncio.sleep(pause)
 
     @property
     def _to_decide(self) -> bool:
         """Whether admission has anything to decide."""
-        return bool(self._held) or (self.admission.policy.watches and bool(self._sequences))
+        return bool(self._waiting) or (self.admission.policy.watches and bool(self._sessions))
 
-    async def _decide_entries(self) -> None:
+    async def _decide_admissions(self) -> None:
         decider, policy = self.admission, self.admission.policy
         if not policy.holds:
-            await self._open_the_doors()
+            await self._admit_by_dispatch()
             return
-        held = [one for one in self._held.values() if not one.admitted.done()]
-        excludes = [one.exclude | self._unfit(one.sequence) for one in held]
-        view = self.snapshots.view(s for s in self._sequences.values() if s.id not in self._held)
-        candidates = self.snapshots.candidates([one.sequence for one in held], view.cluster, excludes)
+        waiting = [one for one in self._waiting.values() if not one.admitted.done()]
+        excludes = [one.exclude | self._cannot_restore(one.session) for one in waiting]
+        view = self.snapshots.build(s for s in self._sessions.values() if s.id not in self._waiting)
+        candidates = self.snapshots.candidates([one.session for one in waiting], view.cluster, excludes)
         memory, ended = policy.memory(), list(self._ended)
-        entries = await decider.decide(view.cluster, candidates, view.running, ended, most_s=_LEAST_TO_DECIDE_S)
+        decisions = await decider.decide(view.cluster, candidates, view.running, ended, most_s=_LEAST_TO_DECIDE_S)
         for _ in ended:
             self._ended.popleft()
-        self.log.entries(self.preset, policy, memory, ended, view, candidates, entries)
-        if decider is not self.admission:  # another preset was put in force meanwhile
+        self.log.admissions(self.preset, policy, memory, ended, view, candidates, decisions)
+        if decider is not self.admission:  # the preset was switched meanwhile
             return
-        for entry in entries:
-            self._metrics.entries.labels(entry.kind).inc()
-            self._carry_out(entry, view, held)
+        for decision in decisions:
+            self._metrics.admissions.labels(decision.kind).inc()
+            self._carry_out(decision, view, waiting)
 
-    def _carry_out(self, entry: AdmissionDecision, view: ClusterSnapshot, held: list[_Held]) -> None:
-        instance = view.instances[entry.instance]
-        if entry.kind == "suspend":
-            self._spawn(self._suspend(view.sequences[entry.index], entry.reason))
+    def _carry_out(self, decision: AdmissionDecision, view: ClusterSnapshot, waiting: list[_Waiting]) -> None:
+        instance = view.instances[decision.instance]
+        if decision.kind == "suspend":
+            self._spawn(self._suspend(view.sessions[decision.index], decision.reason))
             return
-        one = held[entry.index]
-        if entry.kind == "resume":
-            logger.info("%s %s on %s: %s", entry.kind, one.sequence.id, instance.name, entry.reason)
-        self._let(one, instance)
+        one = waiting[decision.index]
+        if decision.kind == "resume":
+            logger.info("%s %s on %s: %s", decision.kind, one.session.id, instance.name, decision.reason)
+        self._admit(one, instance)
 
-    def _let(self, held: _Held, instance: Instance) -> None:
-        if self._held.get(held.sequence.id) is not held:  # it has left while the policy was asked
+    def _admit(self, one: _Waiting, instance: Instance) -> None:
+        if self._waiting.get(one.session.id) is not one:  # it has left while the policy decided
             return
-        del self._held[held.sequence.id]
-        held.sequence.destination = instance
-        if not held.admitted.done():
-            held.admitted.set_result(instance)
+        del self._waiting[one.session.id]
+        one.session.destination = instance
+        if not one.admitted.done():
+            one.admitted.set_result(instance)
 
-    async def _open_the_doors(self) -> None:
-        """Let in everybody who waits, by plain dispatch; whoever finds no open instance goes on waiting."""
-        for held in list(self._held.values()):
-            instance = await self._place(held.sequence, held.exclude | self._unfit(held.sequence))
+    async def _admit_by_dispatch(self) -> None:
+        """Admit every waiting session where dispatch places it; a session without an open instance goes on waiting."""
+        for one in list(self._waiting.values()):
+            instance = await self._place(one.session, one.exclude | self._cannot_restore(one.session))
             if instance is not None:
-                self._let(held, instance)
+                self._admit(one, instance)
 
-    async def _suspend(self, sequence: Session, reason: str) -> None:
+    async def _suspend(self, session: Session, reason: str) -> None:
         try:
-            outcome = await sequence.suspend()
+            outcome = await session.suspend()
         except NotMovableError as refusal:  # the policy saw an older state
             outcome = refusal.reason
         self.suspensions += outcome in ("suspended", "withdrawn")
-        logger.info("suspend %s (%s): %s", sequence.id, outcome, reason)
+        logger.info("suspend %s (%s): %s", session.id, outcome, reason)
         self._changed.set()
 
     # --- moves ---
@@ -420,7 +420,7 @@ class Controller:
             self._metrics.decisions.labels(result).inc()
 
     async def _take_turn(self) -> str:
-        """Decide once it is this gateway's turn, and return what came of it."""
+        """Decide once it is this gateway's turn, and return the result."""
         if not await self.lease.take(self._config.period_s):
             return "elsewhere"
         self._ordered = []
@@ -430,12 +430,12 @@ class Controller:
             self._spawn(self.lease.give_back(self._ordered))
 
     async def _decide_moves(self) -> str:
-        view = self.snapshots.view(self._sequences.values())
+        view = self.snapshots.build(self._sessions.values())
         avoids_oom = self._policy.avoids_oom
         if avoids_oom:
             # They run again where there is room, not where there was none.
-            for sequence in (s for s in view.preempted if s.not_movable() is None):
-                self._spawn(self._suspend(sequence, "preempted"))
+            for session in (s for s in view.preempted if s.not_movable() is None):
+                self._spawn(self._suspend(session, "preempted"))
         oom_avoidance = OomAvoidanceSettings(lookahead_s=2.0 * self._config.period_s + view.cluster.stall_s)
         # Only where suspension is part of the preset: the others are what they are compared as.
         oom_actions = avoid_oom(view.cluster, oom_avoidance, view.running) if avoids_oom else []
@@ -446,12 +446,12 @@ class Controller:
         moves = exclude_conflicts(asked, oom_actions)
         self.log.moves(preset, view, decider.policy, oom_avoidance if avoids_oom else None, oom_actions, moves, failed)
         for one in oom_actions:
-            sequence = view.sequences[one.request]
+            session = view.sessions[one.request]
             self._metrics.oom_actions.labels("suspended" if one.target == NO_TARGET else "moved").inc()
             if one.target == NO_TARGET:
-                self._ordered.append(self._spawn(self._suspend(sequence, f"out-of-memory avoidance: {one.reason}")))
+                self._ordered.append(self._spawn(self._suspend(session, f"out-of-memory avoidance: {one.reason}")))
             else:
-                self._order(sequence, view.instances[one.target], f"out-of-memory avoidance: {one.reason}", "avoid_oom")
+                self._order(session, view.instances[one.target], f"out-of-memory avoidance: {one.reason}", "avoid_oom")
         for move in moves:
             self._order_move(view, move)
         return "failed" if failed else "moved" if moves or oom_actions else "kept"
@@ -464,25 +464,25 @@ class Controller:
             most_s = max(self._config.period_s, _LEAST_TO_DECIDE_S)
             return await decider.decide(view.cluster, most_s=most_s), None
         except DecisionError as error:
-            decider.note(error)
+            decider.record_fault(error)
             self._metrics.faults.labels("rebalance").inc()
             return [], error.kind
 
     def _order_move(self, view: ClusterSnapshot, move: MigrationDecision) -> None:
-        sequence, target = view.sequences[move.request], view.instances[move.target]
-        self._order(sequence, target, f"{self.preset}: {move.reason}", self.preset)
+        session, target = view.sessions[move.request], view.instances[move.target]
+        self._order(session, target, f"{self.preset}: {move.reason}", self.preset)
 
-    def _order(self, sequence: Session, target: Instance, reason: str, trigger: str) -> None:
-        logger.info("move %s to %s: %s", sequence.id, target.name, reason)
-        self._ordered.append(self._spawn(self._attempt(sequence, target, reason, trigger)))
+    def _order(self, session: Session, target: Instance, reason: str, trigger: str) -> None:
+        logger.info("move %s to %s: %s", session.id, target.name, reason)
+        self._ordered.append(self._spawn(self._attempt(session, target, reason, trigger)))
 
-    async def _attempt(self, sequence: Session, target: Instance, reason: str, trigger: str) -> None:
+    async def _attempt(self, session: Session, target: Instance, reason: str, trigger: str) -> None:
         try:
-            await self._move(sequence, target, reason, trigger)
+            await self._move(session, target, reason, trigger)
         except Exception as error:  # the policy saw an older state, or the move met a fault: the request goes on
-            logger.info("did not move %s: %s", sequence.id, error)
+            logger.info("did not move %s: %s", session.id, error)
 
 
 def _queue(instance: Instance) -> int:
-    load = instance.telemetry
+    load = instance.state.telemetry
     return load.running + load.waiting if load else 0

@@ -1,4 +1,4 @@
-"""What instances show of themselves: how long their steps take, and how long a move stands still."""
+"""Cost models fitted online: the step time of an instance, and the stall of a move."""
 
 import numpy as np
 
@@ -16,11 +16,11 @@ class StepTimeModel:
         self._last: messages.Telemetry | None = None
 
     def observe(self, load: messages.Telemetry) -> None:
-        """Take in what happened since the last telemetry; a restarted instance begins anew."""
+        """Fit the steps since the last telemetry; a restarted instance starts over."""
         last, self._last = self._last, load
         if last is None or load.steps <= last.steps or load.busy_s <= last.busy_s:
             return
-        # The load in between is taken as the mean of both ends; where requests came or went it is neither.
+        # The load in between is the mean of both ends; where requests came or went, it is unknown.
         if last.running != load.running or not load.running:
             return
         resident = (_resident(last) + _resident(load)) / 2.0
@@ -28,8 +28,8 @@ class StepTimeModel:
         self._fit.add(np.array([1.0, load.running, resident]), step_s)
 
     @property
-    def law(self) -> FloatArray | None:
-        """The coefficients, shape (3,); None before enough steps were seen."""
+    def coefficients(self) -> FloatArray | None:
+        """Base, per request and per token, shape (3,); None before enough steps were seen."""
         return self._fit.coefficients
 
 
@@ -40,17 +40,17 @@ class TransferModel:
         self._fit = OnlineLeastSquares(2, forgetting=0.98, minimum=5)
 
     def observe(self, pulled_tokens: int, stall_s: float) -> None:
-        """Take in a move that came off."""
+        """Fit a move that succeeded."""
         self._fit.add(np.array([1.0, float(pulled_tokens)]), stall_s)
 
     @property
     def pause_s(self) -> float | None:
-        """Seconds that a move of nothing would stand still; None before enough moves were seen."""
+        """Seconds that a move of no tokens would stall a stream; None before enough moves were seen."""
         return float(self._fit.coefficients[0]) if self._fit.coefficients is not None else None
 
     @property
-    def tokens_s(self) -> float | None:
-        """Tokens that move in a second."""
+    def tokens_per_s(self) -> float | None:
+        """Tokens pulled per second; None before enough moves were seen."""
         return 1.0 / max(float(self._fit.coefficients[1]), 1e-9) if self._fit.coefficients is not None else None
 
 

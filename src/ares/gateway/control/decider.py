@@ -1,4 +1,4 @@
-"""Asking policies: one that takes too long is asked in a thread of its own, so that it holds no stream up (I7)."""
+"""Calling policies: a slow one runs in a thread of its own, so that no stream waits for it (I7)."""
 
 import asyncio
 import contextlib
@@ -17,14 +17,14 @@ Answer = TypeVar("Answer")
 
 
 class Decider(Generic[P, Answer]):
-    """Asks one policy; it is asked nothing new while it has not answered.
+    """Calls one policy; it is not called again while it has not answered.
 
     Parameters
     ----------
     policy
         The policy.
     ask
-        Asks it; DecisionError where it failed or answered what cannot be.
+        Calls it; DecisionError where it failed or its answer is not valid.
     """
 
     def __init__(self, policy: P, ask: Callable[..., Answer]) -> None:
@@ -35,23 +35,23 @@ class Decider(Generic[P, Answer]):
         self._answered = threading.Event()  # the thread itself ends a little later
         self._answered.set()
 
-    async def decide(self, *given: Any, most_s: float) -> Answer:
+    async def decide(self, *arguments: Any, most_s: float) -> Answer:
         """Return what the policy decides.
 
         Raises
         ------
         DecisionError
-            The policy failed, decided what cannot be, or took longer than `most_s` seconds; then its late answer is
+            The policy failed, its answer is not valid, or it took longer than `most_s` seconds; a late answer is
             dropped.
         """
         if self.policy.quick:
-            return self._ask(self.policy, *given)
+            return self._ask(self.policy, *arguments)
         if not self._answered.is_set():
             raise self._late("has not answered yet", most_s)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Answer] = loop.create_future()
 
-        def settle(decided: Any, error: Exception | None) -> None:
+        def deliver(decided: Any, error: Exception | None) -> None:
             if answer.done():
                 return
             if error is not None:
@@ -62,12 +62,12 @@ class Decider(Generic[P, Answer]):
         def work() -> None:
             decided, failed = None, None
             try:
-                decided = self._ask(self.policy, *given)
+                decided = self._ask(self.policy, *arguments)
             except Exception as error:
                 failed = error
             self._answered.set()
             with contextlib.suppress(RuntimeError):  # the gateway has stopped
-                loop.call_soon_threadsafe(settle, decided, failed)
+                loop.call_soon_threadsafe(deliver, decided, failed)
 
         self._answered.clear()
         self._thread = threading.Thread(target=work, name=f"{self.policy.part} policy", daemon=True)
@@ -78,13 +78,13 @@ class Decider(Generic[P, Answer]):
         except TimeoutError:
             raise self._late(f"took longer than {most_s:g} s", most_s) from None
 
-    def _late(self, said: str, most_s: float) -> DecisionError:
-        said = f"{said}: it must decide within {most_s:g} s"
-        return DecisionError(self.policy.name, "late", said, self.policy.part)
+    def _late(self, message: str, most_s: float) -> DecisionError:
+        message = f"{message}: it must decide within {most_s:g} s"
+        return DecisionError(self.policy.name, "late", message, self.policy.part)
 
-    def note(self, error: DecisionError) -> None:
-        """Count a fault, and say it in the log the first time that its kind is met."""
+    def record_fault(self, error: DecisionError) -> None:
+        """Count a fault, and log the first one of each kind."""
         self.faults[error.kind] += 1
         if self.faults[error.kind] == 1:
-            logger.error("%s; serving goes on without its decisions, and this kind is not said again", error,
+            logger.error("%s; serving goes on without its decisions, and this kind is not logged again", error,
                          exc_info=error.__cause__)  # fmt: skip

@@ -1,6 +1,7 @@
-"""Emptying instances that drain: what can move is moved, a few at a time; at the deadline the rest is broken off.
+"""Emptying instances that drain: what can move is moved, a few at a time; at the deadline the rest is aborted there.
 
-Each gateway sees to its own requests, whoever has ordered the drain: the instance tells all of them, deadline included.
+Each gateway moves its own requests, also where another one has ordered the drain: the instance reports it to every
+gateway, deadline included.
 """
 
 import asyncio
@@ -24,34 +25,34 @@ DRAIN = "drain"
 _PERIOD_S = 0.1
 # Moves off one instance at a time: all at once would stall each other and flood the targets.
 _AT_ONCE = 4
-# A sequence that could not be moved is tried again after this long.
+# A session that could not be moved is tried again after this long.
 _RETRY_S = 1.0
 
 
 class _Gateway(Protocol):
-    """What emptying an instance needs of the gateway."""
+    """The part of the gateway that is needed to empty an instance."""
 
     pool: Pool
     metrics: Metrics
     controller: Controller
 
     @property
-    def sequences(self) -> Mapping[str, Session]: ...
+    def sessions(self) -> Mapping[str, Session]: ...
 
-    def takes(self, sequence: Session, target: Instance) -> bool: ...
+    def takes(self, session: Session, target: Instance) -> bool: ...
 
     def migrate(
-        self, sequence: Session, target: Instance, reason: str, trigger: str, mode: WantedMode
+        self, session: Session, target: Instance, reason: str, trigger: str, mode: WantedMode
     ) -> Coroutine[Any, Any, MigrationRecord]: ...
 
 
 class Drainer:
-    """Looks after the instances that drain, whoever has ordered it.
+    """Empties the instances that drain.
 
     Parameters
     ----------
     gateway
-        Knows the instances and the sequences, and moves them.
+        Knows the instances and the sessions, and moves them.
     spawn
         Runs a coroutine in the background of the gateway.
     """
@@ -59,9 +60,9 @@ class Drainer:
     def __init__(self, gateway: _Gateway, spawn: Callable[[Coroutine[Any, Any, Any]], object]) -> None:
         self._gateway = gateway
         self._spawn = spawn
-        # When requests were broken off last.
-        self._broken_off: dict[Instance, float] = {}
-        # By the sequence's id: where it is moved from, and when a move was tried last.
+        # When requests were last told to leave.
+        self._evicted_at: dict[Instance, float] = {}
+        # By the session's id: where it is moved from, and when a move was tried last.
         self._moving: dict[str, Instance] = {}
         self._tried: dict[str, float] = {}
 
@@ -77,68 +78,68 @@ class Drainer:
     def left(self, instance: Instance) -> int:
         """Return how many requests are still there, those of other gateways and KV that waits to be pulled included."""
         ours = sum(1 for _ in self._on(instance))
-        return max(ours, instance.telemetry.left if instance.telemetry is not None else 0)
+        return max(ours, instance.state.telemetry.left if instance.state.telemetry is not None else 0)
 
     async def run(self) -> None:
-        """Empty what drains, until cancelled."""
+        """Empty the instances that drain, until cancelled."""
         while True:
             await asyncio.sleep(_PERIOD_S)
             for instance in self._gateway.pool.instances:
-                if instance.draining:
+                if instance.state.draining:
                     try:
                         self._empty(instance)
-                    except Exception:  # costs this look, never the service (I7)
+                    except Exception:  # this attempt is lost, never the service (I7)
                         logger.exception("cannot empty %s", instance.name)
                         self._gateway.metrics.faults.labels(DRAIN).inc()
                 else:
-                    self._broken_off.pop(instance, None)
+                    self._evicted_at.pop(instance, None)
 
     def _on(self, instance: Instance) -> Iterator[Session]:
-        return (s for s in self._gateway.sequences.values() if s.works_on(instance))
+        return (s for s in self._gateway.sessions.values() if s.works_on(instance))
 
     def _empty(self, instance: Instance) -> None:
         now = time.monotonic()
-        if instance.drain_deadline is not None and now > instance.drain_deadline:
-            self._break_off(instance, now)
+        if instance.state.drain_deadline is not None and now > instance.state.drain_deadline:
+            self._evict(instance, now)
             return
         room = _AT_ONCE - sum(1 for source in self._moving.values() if source is instance)
         self._tried = {name: at for name, at in self._tried.items() if now - at < _RETRY_S}
-        for sequence in self._on(instance):
+        for session in self._on(instance):
             if room <= 0:
                 return
-            known = sequence.id in self._moving or sequence.id in self._tried
-            if not known and sequence.not_movable() is None:
+            known = session.id in self._moving or session.id in self._tried
+            if not known and session.not_movable() is None:
                 room -= 1
-                self._moving[sequence.id] = instance
-                self._spawn(self._move(sequence, instance))
+                self._moving[session.id] = instance
+                self._spawn(self._move(session, instance))
 
-    def _break_off(self, instance: Instance, now: float) -> None:
-        """Let our requests leave, and now and then who has come since."""
-        if now - self._broken_off.get(instance, float("-inf")) < _RETRY_S:
+    def _evict(self, instance: Instance, now: float) -> None:
+        """Let our requests leave, and again and again those that have come since."""
+        if now - self._evicted_at.get(instance, float("-inf")) < _RETRY_S:
             return
-        self._broken_off[instance] = now
-        for sequence in self._on(instance):
-            logger.info("%s leaves %s at the deadline", sequence.id, instance.name)
-            sequence.leave(instance)
+        self._evicted_at[instance] = now
+        for session in self._on(instance):
+            logger.info("%s leaves %s at the deadline", session.id, instance.name)
+            session.leave(instance)
 
-    async def _move(self, sequence: Session, source: Instance) -> None:
+    async def _move(self, session: Session, source: Instance) -> None:
         outcome = "no room elsewhere"
         try:
-            if (target := await self._target(sequence)) is not None:
-                record = await self._gateway.migrate(sequence, target, f"{source.name} drains", DRAIN, PRE_COPY)
+            if (target := await self._target(session)) is not None:
+                record = await self._gateway.migrate(session, target, f"{source.name} drains", DRAIN, PRE_COPY)
                 outcome = record.outcome
         except NotMovableError as refusal:  # it has ended, or is under way already
             outcome = refusal.reason
         finally:
-            del self._moving[sequence.id]
-            self._tried[sequence.id] = time.monotonic()
-            logger.info("drain of %s: %s: %s", source.name, sequence.id, outcome)
+            del self._moving[session.id]
+            self._tried[session.id] = time.monotonic()
+            logger.info("drain of %s: %s: %s", source.name, session.id, outcome)
 
-    async def _target(self, sequence: Session) -> Instance | None:
-        """Return where dispatch would put it, of the instances that have room for it."""
+    async def _target(self, session: Session) -> Instance | None:
+        """Return where dispatch would place it, of the instances that have room for it."""
         refused: set[str] = set()
-        while (target := await self._gateway.controller.elsewhere(sequence, refused)) is not None:
-            if self._gateway.takes(sequence, target):
+        while (target := await self._gateway.controller.elsewhere(session, refused)) is not None:
+            if self._gateway.takes(session, target):
                 return target
             if target.name in refused:
                 return None

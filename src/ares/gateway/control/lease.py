@@ -1,10 +1,10 @@
-"""Whose turn it is to decide moves: of several gateways before one pool, one at a time.
+"""The lease on deciding moves: of several gateways before one pool, one at a time has it.
 
-Each gateway can move its own sequences only, so the lease goes round: whoever gets it looks at the whole pool, decides,
-lets the moves end, so that the next one sees what has come of them, and gives it back. There is no store beside the
-pool: the decode instances keep the lease, each its part (engine/lease.py). A gateway holds it when no instance that it
-hears refuses, and more than half of them grant: two gateways that share an instance never decide at the same time, and
-two that share none cannot get into each other's way. A gateway alone is granted every time.
+Each gateway can move its own sessions only, so the gateways take turns: the one with the lease looks at the whole pool,
+decides, waits until its moves have ended, so that the next one sees their results, and gives the lease back. No other
+store is needed: the decode instances keep the lease, each its part (engine/lease.py). A gateway has it when no instance
+that it hears refuses, and more than half of them grant: two gateways that share an instance never decide at the same
+time, and two that share none cannot interfere. A gateway that is alone is granted it every time.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Any
 
 from ares.gateway.pool.pool import Pool
 
-# One that dies within its turn loses it after this long, if its connections do not break before.
+# A gateway that dies within its turn loses the lease after this long, if its connections do not break before.
 _TTL_S = 3.0
 # Moves that have not ended by then are not waited for.
 _TURN_S = 2.0
@@ -32,12 +32,12 @@ class Lease:
     pool
         Its decode instances keep the lease.
     name
-        Of the gateway.
+        The gateway's.
 
     Attributes
     ----------
     holder
-        Who was in the way when it was asked for last; empty where it was granted.
+        The gateway that had it at the last attempt; empty where it was granted.
     missed
         Periods in a row without a turn.
     """
@@ -52,12 +52,12 @@ class Lease:
         self._moves: set[asyncio.Task[Any]] = set()
 
     async def take(self, within_s: float) -> bool:
-        """Get a turn, or go on with the one that is under way; return whether it came within this time."""
+        """Take the lease, or extend it; return whether it was granted within this time."""
         self._turn += 1
         until = time.monotonic() + within_s
         while not await self._granted():
             self._since = None
-            await self._end()  # the parts that were granted are in somebody's way
+            await self._end()  # the parts that were granted would block others
             pause_s = random.uniform(*_PAUSE_S)  # noqa: S311 - no secret
             if time.monotonic() + pause_s > until:
                 self.missed += 1
@@ -68,7 +68,7 @@ class Lease:
         return True
 
     async def give_back(self, moves: Iterable[asyncio.Task[Any]] = ()) -> None:
-        """End the turn when these moves have ended, unless it has been taken on meanwhile."""
+        """Give the lease back when these moves have ended, unless it has been extended meanwhile."""
         turn, since = self._turn, self._since
         if since is None:
             return
@@ -81,15 +81,15 @@ class Lease:
             await self._end()
 
     async def _granted(self) -> bool:
-        heard = [i for i in self._pool.decode() if i.healthy]
-        # Those of an earlier version grant by their silence: their gateways all decide for themselves.
-        keepers = [i for i in heard if i.hello is not None and i.hello.leases]
-        answers = await asyncio.gather(*(i.lease(self.name, _TTL_S, _ANSWER_S) for i in keepers))
+        heard = [i for i in self._pool.decode() if i.health.healthy]
+        # Instances of an earlier version count as granting: their gateways all decide for themselves.
+        keepers = [i for i in heard if i.state.hello is not None and i.state.hello.leases]
+        answers = await asyncio.gather(*(i.control.lease(self.name, _TTL_S, _ANSWER_S) for i in keepers))
         self.holder = next((a.holder for a in answers if a is not None and not a.granted), "")
         silent = answers.count(None)
         return not self.holder and (2 * silent < len(heard) or not heard)
 
     async def _end(self) -> None:
         for instance in self._pool.decode():
-            if instance.healthy:
-                await instance.end_lease(self.name)
+            if instance.health.healthy:
+                await instance.control.end_lease(self.name)

@@ -1,4 +1,4 @@
-"""What a gateway knows of output lengths without a predictor: how long the outputs were that ended lately."""
+"""Remaining output lengths without a predictor, estimated from the lengths of recent outputs."""
 
 from collections.abc import Callable
 from functools import cache
@@ -14,22 +14,22 @@ Expect = Callable[[residual_life.I8, int, int, tuple[float, ...], residual_life.
 
 
 class LengthHistory:
-    """The outputs that ended lately, and what they say of those that still run (policy/residual_life.py)."""
+    """Lengths of recent outputs, and the remaining lengths estimated from them (policy/residual_life.py)."""
 
     def __init__(self) -> None:
         self._remember: Remember = residual_life.remember
         self._expect: Expect = residual_life.expect
-        self._lately = np.zeros(residual_life.REMEMBERED, np.int64)
+        self._recent = np.zeros(residual_life.REMEMBERED, np.int64)
         self._sorted = np.zeros(residual_life.REMEMBERED, np.int64)
         self._ended = 0
 
     def compile(self) -> None:
-        """Be fast enough to be asked about every request again and again; `prepare` first where streams run."""
+        """Use compiled code from now on, fast enough for all running requests; where streams run, `prepare` first."""
         self._remember, self._expect = prepare()
 
     def add(self, tokens: int) -> None:
-        """Remember an output that came to its own end."""
-        self._remember(self._lately, self._sorted, self._ended, tokens)
+        """Add the length of a complete output."""
+        self._remember(self._recent, self._sorted, self._ended, tokens)
         self._ended += 1
 
     def remaining(self, generated: int) -> tuple[float, float, float]:
@@ -42,9 +42,9 @@ class LengthHistory:
 
 @cache
 def prepare() -> tuple[Remember, Expect]:
-    """Compile the rule where numba is installed."""
+    """Compile the estimate where numba is installed."""
     remember, expect = compiled(residual_life.remember), compiled(residual_life.expect)
-    lately, ordered = np.zeros(1, np.int64), np.zeros(1, np.int64)
-    remember(lately, ordered, 0, 0)
+    recent, ordered = np.zeros(1, np.int64), np.zeros(1, np.int64)
+    remember(recent, ordered, 0, 0)
     expect(ordered, 1, 0, REMAINING_LEVELS, np.empty(len(REMAINING_LEVELS)))
     return remember, expect

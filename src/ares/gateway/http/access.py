@@ -1,4 +1,4 @@
-"""Who may ask: clients by one of the configured keys, operators by theirs; compared in constant time."""
+"""Access: clients by one of the configured keys, operators by their own; compared in constant time."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ares.gateway.http.responses import error
 
-# What probes and `ares up` ask for. The admin routes have a key of their own, and the dashboard holds no data.
+# Routes of probes and `ares up`. The admin routes have a key of their own, and the dashboard holds no data.
 _OPEN = frozenset(["/health", "/ready", "/version"])
 _OTHERS = ("/admin/", "/dashboard")
 _METRICS = "/metrics"
@@ -24,18 +24,18 @@ _LOOPBACK_HOST = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]*)?
 
 
 def bearer(headers: Headers) -> str:
-    """Return the key that a request brings; nothing where it brings none."""
+    """Return the key of a request; empty where it has none."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def unknown_key(headers: Headers, needed: str) -> str:
-    """Say why the key that a request brings does not do, and how to bring one; nothing of the key itself is repeated.
+    """Return why the key of a request is refused, and how to send one; the key itself is not repeated.
 
     Parameters
     ----------
     needed
-        What to say where there is none.
+        The message where there is no key.
     """
     how = "Authorization: Bearer KEY"
     given = headers.get("authorization", "")
@@ -47,16 +47,16 @@ def unknown_key(headers: Headers, needed: str) -> str:
     return f"{needed}: {how}" + (f" (instead of the header {other})" if other else "")
 
 
-def same(given: str, key: SecretStr) -> bool:
-    """Whether a given key is the right one, in a time that says nothing about either."""
+def matches(given: str, key: SecretStr) -> bool:
+    """Whether a given key is the right one; the time that it takes reveals nothing about either."""
     return secrets.compare_digest(_digest(given), _digest(key.get_secret_value()))
 
 
-def foreign(headers: Headers) -> str | None:
-    """Say by what a request to loopback seems to come from a web page of elsewhere, or return None.
+def foreign_origin(headers: Headers) -> str | None:
+    """Return why a request to loopback seems to come from a foreign web page; None where it does not.
 
-    A browser of this machine asks whatever a page tells it to. It says so in `Origin` and `Sec-Fetch-Site`; and a page
-    whose name was made to mean loopback (DNS rebinding) has that name in `Host`.
+    A browser on this machine sends requests for any page. It names the page in `Origin` and `Sec-Fetch-Site`; a page
+    whose name was made to resolve to loopback (DNS rebinding) has that name in `Host`.
     """
     hosts = headers.getlist("host")
     if len(hosts) != 1 or not _LOOPBACK_HOST.fullmatch(hosts[0]):
@@ -69,23 +69,23 @@ def foreign(headers: Headers) -> str | None:
 
 
 class TooManyStreamsError(Exception):
-    """The sequences of a request are more than may run for its key now."""
+    """The request has more sessions than may run for its key now."""
 
 
 class _Streams:
-    """What one request runs for its key: at first one sequence, as long as nobody knows how many they are."""
+    """The sessions of one request, counted for its key: one until their number is known."""
 
     def __init__(self, running: Counter[int], key: int, maximum: int) -> None:
         self._running, self._key, self._maximum = running, key, maximum
         self._taken = 0
 
     def take(self, count: int) -> None:
-        beside = self._running[self._key] - self._taken
-        if beside + count > self._maximum:
+        others = self._running[self._key] - self._taken
+        if others + count > self._maximum:
             wanted = f", and {count} would come" if count > 1 else ""
-            message = f"{beside} sequences of this key run already{wanted}; at most {self._maximum} may at a time"
+            message = f"{others} sessions of this key run already{wanted}; at most {self._maximum} may at a time"
             raise TooManyStreamsError(message)
-        self._running[self._key] = beside + count
+        self._running[self._key] = others + count
         self._taken = count
 
     def close(self) -> None:
@@ -93,19 +93,19 @@ class _Streams:
 
 
 def take_streams(scope: Scope, count: int) -> None:
-    """Count a request as so many sequences of its key until it ends; TooManyStreamsError where they do not fit."""
+    """Count a request as so many sessions of its key until it ends; TooManyStreamsError where they do not fit."""
     streams: _Streams | None = scope.get(_STREAMS)
     if streams is not None:
         streams.take(count)
 
 
 def too_many_streams(failure: TooManyStreamsError, retry_after_s: int) -> Response:
-    """Return the reply to those who run too much."""
+    """Return the reply for `TooManyStreamsError`."""
     return error(429, str(failure), code="rate_limit_exceeded", headers={"Retry-After": str(retry_after_s)})
 
 
 class ClientKeys:
-    """Refuses whoever has none of the keys, before anything of a body is read; without keys it lets everybody in.
+    """Refuses requests without one of the keys, before any of their body is read; without keys it refuses none.
 
     Parameters
     ----------
@@ -114,9 +114,9 @@ class ClientKeys:
     protect_metrics
         Whether `/metrics` needs one too.
     maximum_streams
-        Sequences that may run for one key at a time; None sets no limit.
+        Sessions that may run for one key at a time; None sets no limit.
     retry_after_s
-        What to tell those who come too soon.
+        Returns the `Retry-After` of refused requests.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class ClientKeys:
             await self._app(scope, receive, send)
             return
         given = _digest(bearer(Headers(scope=scope)))
-        # Every key is looked at: the time says nothing of which one it was.
+        # All keys are compared: the time does not reveal which one it was.
         found = [number for number, digest in enumerate(self._digests) if secrets.compare_digest(given, digest)]
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if not found and path not in self._open and not path.startswith(_OTHERS):
@@ -153,7 +153,7 @@ class ClientKeys:
             return
         streams = scope[_STREAMS] = _Streams(self._running, found[0], self._maximum)
         try:
-            streams.take(1)  # who runs as many as may is refused before the body is read
+            streams.take(1)  # where as many run as may, it is refused before the body is read
         except TooManyStreamsError as failure:
             await too_many_streams(failure, self._retry_after_s())(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""The operator's routes: what runs where, and moves on command."""
+"""The operator's routes: status, moves, drains, preset."""
 
 import asyncio
 import ipaddress
@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ares.gateway.control.controller import prepare
 from ares.gateway.control.predictions import plausible, predicted, predicted_peak, rows_by_key
-from ares.gateway.http.access import bearer, foreign, same, unknown_key
-from ares.gateway.http.request_ids import meant
+from ares.gateway.http.access import bearer, foreign_origin, matches, unknown_key
+from ares.gateway.http.request_ids import resolve
 from ares.gateway.http.schema import errors
 from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import why_closed
@@ -24,7 +24,7 @@ from ares.gateway.session.session import Session
 from ares.names import matching
 from ares.protocol import messages
 
-# Ids that an error names.
+# At most so many ids are named in an error.
 _SHOWN = 8
 
 
@@ -56,7 +56,7 @@ class DrainRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     deadline_s: float = Field(default=60.0, ge=0, le=86400)
-    """After this long, what is left is broken off and goes on elsewhere from its tokens."""
+    """After this long, requests that are left are aborted there and resume elsewhere from their tokens."""
     force: bool = False
     """Whether to drain the last open instance of its kind too."""
 
@@ -71,11 +71,11 @@ class PresetRequest(BaseModel):
 
 
 async def allowed(request: Request) -> None:
-    """Let in whoever has the key; without a configured key, whoever comes from this machine and is no foreign page."""
+    """Accept requests with the key; without a configured key, requests of this machine that no foreign page sent."""
     gateway: Gateway = request.app.state.gateway
     key = gateway.config.admin_key
     if key is not None:
-        if not same(bearer(request.headers), key):
+        if not matches(bearer(request.headers), key):
             raise AdminError(401, unknown_key(request.headers, "the admin routes need their key"), "invalid_api_key")
         return
     host = request.client.host if request.client else ""
@@ -85,7 +85,7 @@ async def allowed(request: Request) -> None:
         local = False
     if not local:
         raise AdminError(403, "without a configured admin key, the admin routes answer to loopback only")
-    if (why := foreign(request.headers)) is not None:
+    if (why := foreign_origin(request.headers)) is not None:
         raise AdminError(403, f"without a configured admin key, the admin routes answer to this machine only: {why}")
 
 
@@ -94,47 +94,47 @@ router = APIRouter(prefix="/admin/v1", dependencies=[Depends(allowed)], response
 
 @router.get("/status")
 async def status(request: Request) -> dict[str, Any]:
-    """Return instances, running requests and recent moves, the newest move last, and what connectors hold."""
+    """Return instances, running requests and recent moves, the newest move last, and the connectors' resources."""
     gateway: Gateway = request.app.state.gateway
     return snapshot(gateway) | {
         "migrations": [asdict(record) for record in gateway.migrations],
         "process": {"tasks": len(asyncio.all_tasks())},
-        "connectors": {i.name: i.telemetry.resources for i in gateway.pool.instances if i.telemetry},
+        "connectors": {i.name: i.state.telemetry.resources for i in gateway.pool.instances if i.state.telemetry},
     }
 
 
 def snapshot(gateway: Gateway) -> dict[str, Any]:
-    """Return instances, running requests, and what was measured lately."""
+    """Return instances, running requests, and recent measurements."""
     rows = rows_by_key(gateway.pool.instances)
-    sequences = Counter(id(s.instance) for s in gateway.sequences.values())
+    sessions = Counter(id(s.instance) for s in gateway.sessions.values())
     return {
         "now": time.time(),
         "preset": gateway.controller.preset,
         "settings": gateway.controller.in_force,
         "gateway": gateway.name,
-        "controller": gateway.controller.turns,
+        "controller": gateway.controller.lease_status,
         "suspensions": gateway.controller.suspensions,
-        "held": gateway.controller.held,
-        "waiting": gateway.waiting,
-        "waiting_tokens": gateway.backlog.tokens,
+        "waiting": gateway.controller.waiting,
+        "backlog": len(gateway.backlog),
+        "backlog_tokens": gateway.backlog.tokens,
         "suspended": gateway.controller.suspended,
         "instances": [
-            _instance(i, sequences[id(i)], gateway.drainer.left(i) if i.draining else None)
+            _instance(i, sessions[id(i)], gateway.drainer.left(i) if i.state.draining else None)
             for i in gateway.pool.instances
         ],
-        "requests": [_request(s, rows.get(s.key or "")) for s in list(gateway.sequences.values())],
+        "requests": [_request(s, rows.get(s.key or "")) for s in list(gateway.sessions.values())],
         "recent": gateway.recent.summary(),
     }
 
 
 @router.post("/migrations", responses=errors(400, 404, 409, 503))
 async def migrate(body: MigrationRequest, request: Request) -> dict[str, Any]:
-    """Move a running request; answers when it runs at its target, or with why it does not."""
+    """Move a running request; answers when it runs at its target, or with the reason why it does not."""
     gateway: Gateway = request.app.state.gateway
-    sequence = _find_sequence(gateway, body.request_id)
+    session = _find_session(gateway, body.request_id)
     target = _find(gateway, body.target)
     try:
-        record = await gateway.migrate(sequence, target, COMMANDED, COMMANDED, body.mode)
+        record = await gateway.migrate(session, target, COMMANDED, COMMANDED, body.mode)
     except NotMovableError as refusal:
         raise AdminError(409, str(refusal), refusal.reason) from refusal
     except TargetError as refusal:
@@ -147,8 +147,8 @@ async def drain(name: str, request: Request, body: DrainRequest | None = None) -
     """Close an instance and move out what can be moved; answers at once, the status shows how many are left."""
     gateway: Gateway = request.app.state.gateway
     instance, body = _find(gateway, name), body or DrainRequest()
-    if not body.force and (why := gateway.pool.needs(instance)) is not None:
-        message = f'{name} is {why}; drain it all the same with --force (in the API, "force": true)'
+    if not body.force and (why := gateway.pool.lost_without(instance)) is not None:
+        message = f'{name} is {why}; drain it nevertheless with --force (in the API, "force": true)'
         raise AdminError(409, message, "last_instance")
     deadline_s = body.deadline_s
     await gateway.drainer.drain(instance, deadline_s)
@@ -166,10 +166,10 @@ async def undrain(name: str, request: Request) -> dict[str, Any]:
 
 @router.put("/preset", responses=errors(400))
 async def switch(body: PresetRequest, request: Request) -> dict[str, Any]:
-    """Switch the policy, for those who wait too."""
+    """Switch the policies, also for requests that wait already."""
     gateway: Gateway = request.app.state.gateway
     try:
-        # Compiles what it needs, if nobody has before: streams go on meanwhile.
+        # It may have to be compiled: streams go on meanwhile.
         await asyncio.to_thread(prepare, gateway.controller.find(body.preset))
         gateway.controller.use_preset(body.preset)
     except ValueError as error:
@@ -177,14 +177,14 @@ async def switch(body: PresetRequest, request: Request) -> dict[str, Any]:
     return {"preset": gateway.controller.preset}
 
 
-def _find_sequence(gateway: Gateway, given: str) -> Session:
-    ids = meant(given, gateway.sequences)
+def _find_session(gateway: Gateway, given: str) -> Session:
+    ids = resolve(given, gateway.sessions)
     if not ids:
         raise AdminError(404, f"no running request {given!r}", "request_not_found")
     if len(ids) > 1:
         shown = ", ".join(ids[:_SHOWN]) + (", ..." if len(ids) > _SHOWN else "")
         raise AdminError(409, f"{given!r} may be any of {len(ids)} requests: {shown}", "request_ambiguous")
-    return gateway.sequences[ids[0]]
+    return gateway.sessions[ids[0]]
 
 
 def _find(gateway: Gateway, given: str) -> Instance:
@@ -198,14 +198,14 @@ def _find(gateway: Gateway, given: str) -> Instance:
     return instance
 
 
-def _instance(instance: Instance, sequences: int, left: int | None) -> dict[str, Any]:
-    load, hello = instance.telemetry, instance.hello
+def _instance(instance: Instance, sessions: int, left: int | None) -> dict[str, Any]:
+    load, hello = instance.state.telemetry, instance.state.hello
     row: dict[str, Any] = {
         "name": instance.name,
         "role": instance.role,
         "url": instance.url,
-        "healthy": instance.healthy,
-        "draining": instance.draining,
+        "healthy": instance.health.healthy,
+        "draining": instance.state.draining,
         "why": why_closed(instance),
         "left": left,
     }
@@ -216,7 +216,7 @@ def _instance(instance: Instance, sequences: int, left: int | None) -> dict[str,
             "resident_tokens": sum(r.resident for r in load.rows),
             "predicted_remaining_tokens": predicted(load),
             "predicted_peak_tokens": predicted_peak(load),
-            "capacity_tokens": instance.capacity_tokens,
+            "capacity_tokens": instance.state.capacity_tokens,
             "kv_blocks_used": load.kv_blocks_used,
             "kv_blocks": hello.kv_blocks,
             "pinned": load.pinned,
@@ -226,28 +226,31 @@ def _instance(instance: Instance, sequences: int, left: int | None) -> dict[str,
             "block_size": hello.block_size,
             "max_num_seqs": hello.max_num_seqs,
             "max_num_batched_tokens": hello.max_num_batched_tokens,
-            "step_law": law.tolist() if (law := instance.steps.law) is not None else None,
+            "step_time_coefficients": None
+            if (fitted := instance.state.step_time.coefficients) is None
+            else fitted.tolist(),
             "preemptions": load.preemptions,
-            "sequences": sequences,
+            "sessions": sessions,
         }
     return row
 
 
-def _request(sequence: Session, row: messages.Row | None) -> dict[str, Any]:
-    why = sequence.not_movable()
-    said = row.remaining if row is not None else None
-    low, middle, high = said if said is not None and plausible(said) else (None, None, None)
+def _request(session: Session, row: messages.Row | None) -> dict[str, Any]:
+    why = session.not_movable()
+    predicted = row.remaining if row is not None else None
+    usable = predicted is not None and plausible(predicted)
+    low, middle, high = predicted if predicted is not None and usable else (None, None, None)
     return {
-        "id": sequence.id,
-        "state": "moving" if sequence.moving else sequence.phase,
-        "instance": sequence.instance.name if sequence.instance else None,
-        "resident_tokens": sequence.tokens,
-        "prompt_tokens": len(sequence.prompt),
-        "output_tokens": len(sequence.emitted),
+        "id": session.id,
+        "state": "moving" if session.moving else session.phase,
+        "instance": session.instance.name if session.instance else None,
+        "resident_tokens": session.tokens,
+        "prompt_tokens": len(session.prompt),
+        "output_tokens": len(session.emitted),
         "remaining_p10": low,
         "remaining_p50": middle,
         "remaining_p90": high,
-        "moves": sequence.moves,
+        "moves": session.moves,
         "movable": why is None,
         "reason": why,
     }

@@ -1,4 +1,4 @@
-"""A client's connection: uvicorn's, with limits on the head, on idling, and on a reader that does not read."""
+"""A client's connection: uvicorn's, with limits on the head, on idling, and on slow readers."""
 
 import asyncio
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Limits:
     idle_s
         For a whole head, and between two parts of a body.
     unread_s
-        For a reader that is behind to catch up.
+        For a slow reader to catch up.
     """
 
     head_bytes: int
@@ -71,8 +71,8 @@ class _Parser(httptools.HttpRequestParser):
 class Connection(HttpToolsProtocol):
     """Costs nothing while a stream runs: a timer is set only when the reader falls behind.
 
-    uvicorn stops to take from a stream when its reader is 64 KiB behind, and the stream its engine: what is buffered
-    for a reader is bounded, and other streams do not notice. Whoever stays behind is cut off, and the engine aborts.
+    uvicorn pauses a stream when its reader is 64 KiB behind, and the stream pauses its engine: a reader's buffer is
+    bounded, and other streams are not affected. A reader that stays behind is disconnected, and the engine aborts.
     """
 
     parser: _Parser
@@ -91,7 +91,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # noqa: D102 - asyncio's
         super().connection_made(transport)
-        self._expect()
+        self._restart_idle_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102 - asyncio's interface
         for timer in (self._idle, self._unread):
@@ -101,10 +101,10 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:  # noqa: D102 - asyncio's interface
         if self._idle is None:
-            self._expect()
+            self._restart_idle_timer()
         self._unparsed_bytes += len(data)
         super().data_received(data)
-        # The parser keeps a header to itself until it is whole.
+        # The parser reports a header only when it is complete.
         if not self._in_body and self._unparsed_bytes > self._limits.head_bytes and not self.transport.is_closing():
             self._head_bytes = self._unparsed_bytes
             self.send_400_response("")
@@ -142,7 +142,7 @@ class Connection(HttpToolsProtocol):
             self.cycle.send = _Unchunked(self.cycle)  # type: ignore[method-assign]
 
     def on_body(self, body: bytes) -> None:  # noqa: D102 - httptools' interface
-        self._expect()
+        self._restart_idle_timer()
         super().on_body(body)
 
     def on_message_complete(self) -> None:  # noqa: D102 - httptools' interface
@@ -156,7 +156,7 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no request, or one with too large a head, in OpenAI's form, and hang up."""
+        """Answer a malformed request, or one with too large a head, in OpenAI's form, and close the connection."""
         large = self._head_bytes > self._limits.head_bytes
         text = f"the head of the request is larger than {self._limits.head_bytes} bytes" if large else msg
         status, phrase = (431, "Request Header Fields Too Large") if large else (400, "Bad Request")
@@ -177,15 +177,15 @@ class Connection(HttpToolsProtocol):
         if self._head_bytes > self._limits.head_bytes:
             raise HeadTooLargeError
 
-    def _expect(self) -> None:
-        """Wait for the next part of a request, but not for ever."""
+    def _restart_idle_timer(self) -> None:
+        """Wait for the next part of a request, for `idle_s` at most."""
         if self._idle is not None:
             self._idle.cancel()
         self._idle = self.loop.call_later(self._limits.idle_s, self.transport.abort)
 
 
 class _Unchunked:
-    """What a client of HTTP/1.0 is sent: it knows no chunks, so the end of the connection is the end of the reply.
+    """Sends replies to a client of HTTP/1.0: without chunks, the end of the connection is the end of the reply.
 
     uvicorn chunks a reply of undeclared length unless `chunked_encoding` is set before, and then holds every part of
     the reply against the declared length.

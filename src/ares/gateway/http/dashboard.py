@@ -1,4 +1,4 @@
-"""`/dashboard`: the operator's page. It holds no data; what it shows comes from `/admin/v1/events`."""
+"""`/dashboard`: the operator's page. It holds no data; all that it shows comes from `/admin/v1/events`."""
 
 from importlib import resources
 

@@ -1,8 +1,8 @@
-"""`/admin/v1/events`: the status once a second, made once for all who watch, as server-sent events.
+"""`/admin/v1/events`: the status once a second, made once for all viewers, as server-sent events.
 
 An event `snapshot` is what `/admin/v1/status` returns, with the requests as columns and without the moves. An event
-`moves` brings the moves that have ended since the one before, oldest first; the first one, the last 200. Every event
-is whole: a reader that was away, or too slow, goes on with the next.
+`moves` has the moves that have ended since the one before, oldest first; the first one, the last 200. Every event is
+self-contained: a reader that was away, or too slow, goes on with the next.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ async def events(request: Request) -> EventStream:
 
 
 class Feed:
-    """Makes the events; it works only while somebody watches."""
+    """Makes the events; it runs only while there are viewers."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -55,7 +55,7 @@ class Feed:
         self._last_move: MigrationRecord | None = None
 
     async def follow(self, write: Write) -> None:
-        """Write events until cancelled or closed; a slow writer skips the snapshots that it was too late for."""
+        """Write events until cancelled or closed; a slow writer skips snapshots."""
         self._viewers += 1
         if self._clock is None:
             self._clock = asyncio.create_task(self._tick(), name="status feed")
@@ -78,7 +78,7 @@ class Feed:
                 self._snapshot = b""
 
     async def close(self) -> None:
-        """End all streams: a gateway that stops does not wait for those who watch."""
+        """End all streams: a gateway that stops does not wait for viewers."""
         async with self._ticked:
             self._closed = True
             self._ticked.notify_all()
@@ -86,14 +86,14 @@ class Feed:
     async def _tick(self) -> None:
         while True:
             try:
-                self._look()
-            except Exception:  # costs those who watch one event, never the service (I7)
-                logger.exception("no status for those who watch")
+                self._make()
+            except Exception:  # viewers miss one event; serving goes on (I7)
+                logger.exception("no status for the viewers")
             async with self._ticked:
                 self._ticked.notify_all()
             await asyncio.sleep(_PERIOD_S)
 
-    def _look(self) -> None:
+    def _make(self) -> None:
         status = snapshot(self._gateway)
         requests: list[dict[str, Any]] = status.pop("requests")
         total = len(requests)
@@ -110,7 +110,7 @@ class Feed:
         self._moves.extend((self._number, msgspec.json.encode(asdict(move))) for move in self._new_moves())
 
     def _new_moves(self) -> list[MigrationRecord]:
-        """Return the moves that have ended since the last look, the oldest first."""
+        """Return the moves that have ended since the last event, the oldest first."""
         newest_first = itertools.takewhile(lambda move: move is not self._last_move, reversed(self._gateway.migrations))
         new = list(itertools.islice(newest_first, _REMEMBERED_MOVES))[::-1]
         if new:

@@ -41,7 +41,7 @@ _CODES = frozenset(
         "malformed_http",
     ]
 )
-# The client has left: nobody was refused.
+# The client has left: no request was refused.
 _CLIENT_LEFT = 499
 
 Count = Callable[[str, int, str | None], None]
@@ -52,13 +52,13 @@ def reason(status: int, code: str | None) -> str:
     return code if code in _CODES else _BY_STATUS.get(status, "server_error" if status >= 500 else "invalid_request")
 
 
-class Refusals:
-    """The layer that counts, outside of those that refuse.
+class RefusalCounter:
+    """Layer that counts refused requests, around the layers that refuse them.
 
     Parameters
     ----------
     count
-        Given the route, the status and the error's code.
+        Called with the route, the status and the error's code.
     routes
         Returns the application's routes.
     """

@@ -12,11 +12,11 @@ _OWN = re.compile(r"[0-9a-f]{32}")
 _BEGINNING = re.compile(r"[0-9a-f]{8,32}")
 
 
-def meant(given: str, running: Collection[str]) -> list[str]:
-    """Return the ids of the running sequences that `given` means; several where it is ambiguous.
+def resolve(given: str, running: Collection[str]) -> list[str]:
+    """Return the ids of the running sessions that `given` means; several where it is ambiguous.
 
-    It may be the id of a sequence, a short form of one with two dots, the id of a request with several choices, or what
-    stands as `id` in a reply. Other ids that only begin alike are not meant: the request itself may just have ended.
+    It may be the id of a session, a short form of one with two dots, the id of a request with several choices, or what
+    stands as `id` in a reply. Other ids with the same beginning do not match: the request itself may just have ended.
     """
     own = _OF_REPLY.sub("", given, count=1) if _OF_REPLY.match(given) else given
     for name in (given, own):

@@ -1,4 +1,4 @@
-"""How replies leave: OpenAI's error form, and a stream that notices when its client is gone."""
+"""Replies: OpenAI's error form, and streams that stop when their client disconnects."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 Write = Callable[[bytes], Awaitable[None]]
 
 _SERVER_SEND = "ares.send"
-_ENDING = "ares.ending"
+_CLEANUP = "ares.cleanup"
 _CODE = "ares.error_code"
 _KINDS = {
     400: "invalid_request_error",
@@ -49,7 +49,7 @@ def error(
 
 
 class _ErrorReply(JSONResponse):
-    """Leaves the code of the error where `error_code` finds it."""
+    """Stores the code of the error in the scope, for `error_code`."""
 
     code: str | None = None
 
@@ -65,10 +65,10 @@ def error_code(scope: Scope) -> str | None:
     return code
 
 
-class RememberSend:
-    """The outermost layer of the application: lets an EventStream write to the server past the layers between.
+class DirectSend:
+    """Outermost layer of the application: an EventStream writes directly to the server, past the layers between.
 
-    Each of them wraps `send` in a coroutine of its own, and looks at nothing but the start of a reply.
+    Each of them wraps `send` in a coroutine of its own, and reads nothing but the start of a reply.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -80,28 +80,28 @@ class RememberSend:
         await self._app(scope, receive, send)
 
 
-class Endings:
-    """Does what a request leaves to be done when it has ended: answered, refused, failed or left, streams too."""
+class RequestCleanup:
+    """Layer that runs the clean-up of a request when it has ended: answered, refused, failed or left, streams too."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on (the ASGI interface)."""
-        with contextlib.ExitStack() as scope[_ENDING]:
+        with contextlib.ExitStack() as scope[_CLEANUP]:
             await self._app(scope, receive, send)
 
 
-def ending(scope: Scope) -> contextlib.ExitStack:
-    """Return what is done when the request has ended, to add to."""
-    found: contextlib.ExitStack = scope[_ENDING]
+def cleanup(scope: Scope) -> contextlib.ExitStack:
+    """Return the exit stack that is closed when the request has ended."""
+    found: contextlib.ExitStack = scope[_CLEANUP]
     return found
 
 
 class EventStream(Response):
     """A reply of server-sent events, written by a coroutine that is cancelled when the client disconnects.
 
-    Starlette's own StreamingResponse takes an iterator, and a task group a chunk; this one lets the writer hand whole
+    Starlette's own StreamingResponse takes an iterator, and needs a task group for it; here the coroutine writes whole
     batches to the server.
     """
 

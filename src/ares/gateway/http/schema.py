@@ -1,4 +1,4 @@
-"""What the OpenAPI document says beside the bodies of requests: replies, errors, headers. Not used in serving."""
+"""The OpenAPI document of replies, errors and headers. Not used in serving."""
 
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ class _Choice(BaseModel):
 
 
 class Message(BaseModel):
-    """What the model says."""
+    """The model's message."""
 
     role: Literal["assistant"]
     content: str
@@ -86,9 +86,9 @@ _MEANINGS = {
     404: "There is no such model, request or instance.",
     409: "It cannot be done now.",
     413: "The body is too large.",
-    429: "Too many sequences of this key run already, or would; `Retry-After` says when to come again.",
+    429: "Too many sessions of this key run already, or would; `Retry-After` says when to come again.",
     502: "The instance failed the request.",
-    503: "No instance is there to take it; `Retry-After` says when to come again.",
+    503: "No instance can take it; `Retry-After` says when to come again.",
 }
 # The schema of one event, as OpenAPI before 3.2 has it.
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
@@ -100,7 +100,7 @@ _HEADERS = [
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return what a route's documentation says of the errors that it may answer with."""
+    """Return the documentation of the errors that a route may answer with."""
     described: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorReply, "description": "Any other error."}}
     for status in statuses:
         described[status] = {"model": ErrorReply, "description": _MEANINGS[status]}

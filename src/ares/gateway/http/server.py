@@ -13,25 +13,25 @@ from ares import addresses
 from ares.config import GatewayConfig
 from ares.gateway.http.app import build
 from ares.gateway.http.connection import Connection, Limits
-from ares.gateway.http.responses import RememberSend
+from ares.gateway.http.responses import DirectSend
 from ares.gateway.service import Gateway
 from ares.models import resolve as model
 
 logger = logging.getLogger(__name__)
 
-# For clients who are behind to read the ends of their streams.
+# For slow clients to read the ends of their streams.
 _FLUSH_S = 5
 
 
 class Server(uvicorn.Server):
-    """Goes on answering while what runs comes to its end; then ends the streams of those who watch, and itself."""
+    """On shutdown, goes on answering while requests run; then ends the status feeds, and itself."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
         self._app = app
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take note of a signal: the first one asks for an orderly end, a second one for an end at once."""
+        """Take a signal: the first one asks for a graceful shutdown, a second one for an end at once."""
         self.force_exit = self.should_exit
         super().handle_exit(sig, frame)
 
@@ -41,7 +41,7 @@ class Server(uvicorn.Server):
         await gateway.shutdown.drain(gateway.config.shutdown_timeout_s, lambda: self.force_exit)
         await self._app.state.feed.close()
         await super().shutdown(sockets)
-        if self.force_exit:  # uvicorn leaves it out then; it waits for nobody
+        if self.force_exit:  # uvicorn leaves it out then; it does not wait
             await self.lifespan.shutdown()
 
 
@@ -56,7 +56,7 @@ def serve(config: GatewayConfig) -> None:
     app = build(config, folder)
     server = Server(
         uvicorn.Config(
-            RememberSend(app),
+            DirectSend(app),
             host=config.host,
             port=config.port,
             loop="uvloop",
@@ -74,7 +74,7 @@ def serve(config: GatewayConfig) -> None:
         ),
         app,
     )
-    # What is loaded by now stays: searching it for garbage again and again would be a good part of a token's cost.
+    # Objects loaded by now stay: searching them for garbage again and again would be a good part of a token's cost.
     gc.collect()
     gc.freeze()
     server.run()

@@ -1,4 +1,4 @@
-"""Bodies of requests: null fields, long lists, and how a mistake is told."""
+"""Bodies of requests: null fields, long lists, errors."""
 
 from typing import Annotated, Any, TypeVar
 
@@ -27,7 +27,7 @@ class BadRequestError(ValueError):
 
 
 def _nullable(schema: dict[str, Any]) -> None:
-    """Let the schema of a body say that every optional field may be null."""
+    """Make every optional field nullable in the schema of a body."""
     fields: dict[str, Any] = schema["properties"]
     for name in fields.keys() - schema.get("required", []):
         if {"type": "null"} not in fields[name].get("anyOf", []):

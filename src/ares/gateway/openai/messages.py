@@ -1,4 +1,4 @@
-"""The messages of a chat and its tools: what is accepted, and what a chat template gets of them.
+"""The messages and tools of a chat: which are accepted, and how a chat template gets them.
 
 As vLLM 0.32 does it (renderers/chat_utils.py, renderers/hf.py): the same messages make the same prompt.
 """

@@ -15,17 +15,17 @@ from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-# Arguments of `apply_chat_template` that say what becomes of the text: no template gets them.
+# Arguments of `apply_chat_template` for the use of the text: no template gets them.
 _NOT_VARIABLES = (
     *("padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
     "tokenizer_kwargs",
 )
-# Stands at the end of the message to continue, and is cut off with all that the template puts behind it.
+# Marks the end of the message to continue; it is cut off, with all that the template puts after it.
 _HERE = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
 class _Generation(Extension):
-    """The block ``{% generation %}``, which marks what the model has said: here it is just its text."""
+    """The block ``{% generation %}``, which marks the model's messages: here it is just its text."""
 
     tags = {"generation"}  # noqa: RUF012 - as the base class has it
 
@@ -101,7 +101,7 @@ def render(
     ValueError, TypeError
         These do not go together.
     Exception
-        Whatever the template raises: `jinja2.TemplateSyntaxError` where it is none.
+        Any that the template raises: `jinja2.TemplateSyntaxError` where it is none.
     """
     if not messages:
         raise ValueError("there are no messages")

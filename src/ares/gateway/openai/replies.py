@@ -57,9 +57,9 @@ class Choice:
     token_ids
         Give the token ids too.
     tokens_as_ids
-        Call tokens by their ids in log probabilities.
+        Name tokens by their ids in log probabilities.
     counted_prompt
-        Tokens of the prompt, where every chunk tells the usage so far.
+        Tokens of the prompt, where every chunk has the usage so far.
 
     Attributes
     ----------
@@ -87,7 +87,7 @@ class Choice:
         self._token_ids = token_ids
         self._tokens_as_ids = tokens_as_ids
         self._counted_prompt = counted_prompt
-        # A chunk that tells nothing but text differs from the others in that text only.
+        # Chunks with nothing but text differ only in that text.
         self._plain = not token_ids and counted_prompt is None
         self._parts: list[str] = []
         self._all_logprobs: list[PositionLogprobs] = []

@@ -1,4 +1,4 @@
-"""OpenAI's requests: what is accepted, and what it means for the engine."""
+"""OpenAI's requests: which are accepted, and their sampling for the engine."""
 
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
@@ -13,7 +13,8 @@ from ares.gateway.openai.messages import Message, Tool
 from ares.gateway.openai.sampling import Sampling
 from ares.protocol.fields import CARRIES_OUTPUT, CARRIES_SEED, CARRIES_STRUCTURED_OUTPUTS
 
-# Sampling parameters of which vLLM keeps no state, or only what prompt + output restore: a move carries them exactly.
+# Sampling parameters for which vLLM keeps no state, or only state that prompt + output restore: a move carries them
+# exactly.
 _CARRIED = {
     "temperature",
     "top_p",
@@ -27,7 +28,7 @@ _CARRIED = {
     "logprobs",
 }
 # Parameters with state, and what an instance must restore (`messages.Hello.carries`) for it to survive a move. Where
-# one of the instances does not, such requests stay where they are.
+# one of the instances does not, such requests are not moved.
 _STATEFUL = {
     "seed": CARRIES_SEED,
     "frequency_penalty": CARRIES_OUTPUT,
@@ -36,15 +37,14 @@ _STATEFUL = {
     "repetition_detection": CARRIES_OUTPUT,
     "structured_outputs": CARRIES_STRUCTURED_OUTPUTS,
 }
-# What a client's variables of a chat template must not replace. A template itself is a program: one without end would
-# hold everybody up.
+# Variables of a chat template that a client must not set. Nor may it give a template: an endless one would block all.
 _OWN_VARIABLES = {"chat_template", "conversation", "messages", "tokenize", "tools"}
 # vLLM takes them as numbers of 32 bits.
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 _MAXIMUM_CHOICES = 128
-# All are looked for at every token.
+# All of them are searched for at every token.
 _MAXIMUM_STOPS = 128
-# A body of megabytes can have millions of mistakes, and to list them all would hold everybody up.
+# A body of megabytes can have millions of mistakes; listing them all would delay every stream.
 _MAXIMUM_MISTAKES = 100
 
 
@@ -106,7 +106,7 @@ class GenerationRequest(Body):
             raise
 
     def check_text(self) -> None:
-        """Refuse what JSON can spell and no engine can be sent: half a surrogate pair, nesting without end."""
+        """Refuse text that no engine can be sent: half a surrogate pair, endless nesting."""
         for name, value in self:
             try:
                 msgspec.json.encode({name: value}, enc_hook=lambda options: options.model_dump())
@@ -116,7 +116,7 @@ class GenerationRequest(Body):
                 raise BadRequestError(f"{name}: nested too deeply", name) from error
 
     def check_options(self) -> None:
-        """Refuse options that would have no effect, and those that an engine refuses in words of its own."""
+        """Refuse options that would have no effect, and those that engines would refuse."""
         extra = self.model_extra or {}
         unsupported.refuse(extra)
         if extra.get("spaces_between_special_tokens") is False and not self.skip_special_tokens:
@@ -129,7 +129,7 @@ class GenerationRequest(Body):
             raise BadRequestError("stream_options needs stream to be true", "stream_options")
 
     def usage_in_chunks(self) -> bool:
-        """Whether every chunk of the stream tells the usage so far."""
+        """Whether every chunk of the stream has the usage so far."""
         options = self.stream_options
         return options is not None and options.include_usage and options.continuous_usage_stats
 
@@ -147,20 +147,20 @@ class GenerationRequest(Body):
         prompt_tokens: int,
         maximum_model_tokens: int,
         defaults: dict[str, Any],
-        carried: Collection[str] = (),
+        restored: Collection[str] = (),
     ) -> Sampling:
-        """Resolve the sampling of one sequence.
+        """Return the sampling of one session.
 
         Parameters
         ----------
         prompt_tokens
             Length of the prompt.
         maximum_model_tokens
-            Longest sequence that the instances take.
+            Longest session that the instances take.
         defaults
             Sampling defaults of the model (its generation_config.json).
-        carried
-            What all instances restore of a request that comes to them.
+        restored
+            The parts of a moved request's state that all instances restore.
 
         Raises
         ------
@@ -200,7 +200,7 @@ class GenerationRequest(Body):
             parameters["logprobs"] = logprobs
         # A penalty of 0 is none; a seed of 0 is one.
         stateful = [n for n in _STATEFUL if parameters.get(n) or (n == "seed" and n in parameters)]
-        unmovable_reason = next((name for name in stateful if _STATEFUL[name] not in carried), None)
+        unmovable_reason = next((name for name in stateful if _STATEFUL[name] not in restored), None)
         needs = frozenset(_STATEFUL[name] for name in stateful) if unmovable_reason is None else frozenset()
         return Sampling(parameters, maximum, self.min_tokens, unmovable_reason, needs)
 

@@ -42,7 +42,7 @@ class TextModel:
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Tokenise text; `special` adds what the model expects at the start of a prompt."""
-        # A batch, of one: `encode` keeps Python's lock, and in a thread too it would hold everybody up.
+        # A batch of one: `encode` keeps Python's global lock, and would block all streams even from a thread.
         return list(self.tokenizer.encode_batch_fast([text], add_special_tokens=special)[0].ids)
 
     def render_chat(
@@ -172,7 +172,7 @@ class Detokenizer:
         return self._give(len(self._text) - self._held)
 
     def finish(self) -> str:
-        """Return the text that was held back for a stop string that never came."""
+        """Return the text that was held back for a stop string that did not come."""
         return self._give(len(self._text))
 
     def _step(self, token: int) -> str:

@@ -1,8 +1,8 @@
 """The model's tokenizer as transformers makes it, without transformers in the gateway.
 
-Which tokenizer a folder stands for is transformers' to say: its classes change what ``tokenizer.json`` says, or convert
-other formats. But it takes more memory than all the rest of a gateway, and with torch, which it imports where that is
-installed, three times as much. So a process of its own loads the tokenizer, writes down what it has become, and ends.
+Only transformers knows which tokenizer a folder has: its classes change the one of ``tokenizer.json``, or convert other
+formats. But it takes more memory than all the rest of a gateway, and with torch, which it imports where that is
+installed, three times as much. So a process of its own loads the tokenizer, writes it out, and ends.
 """
 
 import json
@@ -20,7 +20,7 @@ from ares.models.resolve import ModelError
 
 @dataclass(frozen=True, slots=True)
 class ModelTokenizer:
-    """A tokenizer, and what its chat template is rendered with.
+    """A tokenizer, and its chat template with its variables.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ def load(folder: Path) -> ModelTokenizer:
     described = json.loads(head)
     if "error" in described:
         raise ModelError(f"{folder}: its tokenizer cannot be loaded: {described['error']}")
-    # One that runs Python code of its own cannot be written down: transformers then stays in this process.
+    # A tokenizer with Python code of its own cannot be written out: transformers then stays in this process.
     tokenizer = Tokenizer.from_buffer(state) if state else _from_transformers(folder).backend_tokenizer
     tokenizer.encode_special_tokens = described["encode_special_tokens"]
     return ModelTokenizer(tokenizer, described["chat_template"], described["special_tokens"])
@@ -84,7 +84,7 @@ def _describe(folder: Path) -> tuple[dict[str, Any], str]:
         loaded = _from_transformers(folder)
         if not isinstance(getattr(loaded, "backend_tokenizer", None), Tokenizer):
             return {"error": f"{type(loaded).__name__} has no form that the tokenizers library runs"}, ""
-    except Exception as error:  # whatever a folder makes it raise
+    except Exception as error:  # a folder can make it raise anything
         return {"error": f"{type(error).__name__}: {error}"}, ""
     head = {
         "chat_template": loaded.chat_template,
@@ -96,7 +96,7 @@ def _describe(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def _main(folder: Path) -> None:
-    # What a library prints must not come between.
+    # Output that a library prints must not get in between.
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)
         head, state = _describe(folder)

@@ -8,9 +8,9 @@ from typing import Any
 
 from ares.gateway.openai.body import BadRequestError
 
-# What earlier versions of vLLM called `structured_outputs`: an output without its structure would pass for one with it.
+# `structured_outputs` of earlier versions of vLLM: an output without the structure would be taken for one with it.
 _GUIDED = ("guided_choice", "guided_grammar", "guided_json", "guided_regex", "structural_tag")
-# With the values that ask for nothing.
+# With the values that have no effect anyway.
 _FIELDS: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "cache_salt": (),
@@ -50,7 +50,7 @@ _INSTEAD = {
 
 
 def refuse(fields: dict[str, Any]) -> None:
-    """Refuse fields that ask for what is not offered.
+    """Refuse fields that are not offered.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Asking an instance over HTTP who it is, and whether it can be used here."""
+"""Asking an instance over HTTP for its description, and whether it can be used here."""
 
 import asyncio
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import aiohttp
 import msgspec
 
 from ares.gateway.pool.generate import whole_body
-from ares.gateway.pool.health import Health, State
+from ares.gateway.pool.health import Health, Status
 from ares.protocol import messages
 from ares.protocol.fields import INSTANCE_ROUTE, MODELS_ROUTE
 
@@ -31,20 +31,20 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
-    """Why an instance cannot be used: the state that it is in, and the cause."""
+class Unusable:
+    """Why an instance cannot be used: its status, and the cause."""
 
-    state: State
+    status: Status
     cause: str
 
 
-async def describe(http: aiohttp.ClientSession, url: str) -> messages.Description | Trouble:
-    """Ask an instance who it is.
+async def describe(http: aiohttp.ClientSession, url: str) -> messages.Description | Unusable:
+    """Ask an instance for its description.
 
     Parameters
     ----------
     http
-        Brings the key of the instances.
+        Sends the key of the instances.
     url
         Base URL of the instance, without a slash at its end.
     """
@@ -59,33 +59,33 @@ async def describe(http: aiohttp.ClientSession, url: str) -> messages.Descriptio
             if reply.status in (401, 403):
                 return _refusal(reply.status)
     except (TimeoutError, asyncio.IncompleteReadError):
-        return Trouble(State.UNREACHABLE, f"no answer within {_TIMEOUT_S:g} s; is it still starting, or overloaded?")
+        return Unusable(Status.UNREACHABLE, f"no answer within {_TIMEOUT_S:g} s; is it still starting, or overloaded?")
     except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError, msgspec.DecodeError, ValueError, RecursionError):
-        return Trouble(
-            State.NOT_AN_INSTANCE,
+        return Unusable(
+            Status.NOT_AN_INSTANCE,
             f"it answers GET {INSTANCE_ROUTE} with something else; does another program use that port?",
         )
     except (aiohttp.ClientError, OSError) as error:
-        return Trouble(State.UNREACHABLE, f"{_reason(error)}; start it, or correct its --worker URL")
+        return Unusable(Status.UNREACHABLE, f"{_reason(error)}; start it, or correct its --worker URL")
     return found
 
 
-def _refusal(status: int) -> Trouble:
+def _refusal(status: int) -> Unusable:
     if status in (401, 403):
-        return Trouble(State.KEY_REFUSED, _KEY_REFUSED.format(status=status))
+        return Unusable(Status.KEY_REFUSED, _KEY_REFUSED.format(status=status))
     if status >= 500:
-        return Trouble(
-            State.UNREACHABLE, f"it answers GET {INSTANCE_ROUTE} with {status}; its log, or its proxy's, says why"
+        return Unusable(
+            Status.UNREACHABLE, f"it answers GET {INSTANCE_ROUTE} with {status}; its log, or its proxy's, says why"
         )
-    return Trouble(
-        State.NOT_AN_INSTANCE,
-        f"it answers GET {INSTANCE_ROUTE} with {status}; start it with `ares worker` (a plain `vllm serve` has no ARES "
-        "plugin)",
+    return Unusable(
+        Status.NOT_AN_INSTANCE,
+        f"it answers GET {INSTANCE_ROUTE} with {status}; start it with `ares worker` "
+        "(a plain `vllm serve` has no ARES plugin)",
     )
 
 
 def _reason(error: Exception) -> str:
-    """Say in a few words what went wrong, without the address, which is known."""
+    """Return in a few words what went wrong, without the address, which is known."""
     found = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(found, OSError) and found.strerror:
         # asyncio's own text repeats the address: "Connect call failed ('127.0.0.1', 9)".
@@ -93,16 +93,16 @@ def _reason(error: Exception) -> str:
     return str(found) or type(found).__name__
 
 
-def another_model(said: messages.Description, ours: Served) -> str | None:
-    """Say in what an instance's model differs from ours; None where nothing shows that it does.
+def another_model(found: messages.Description, ours: Served) -> str | None:
+    """Return how an instance's model differs from ours; None where nothing shows a difference.
 
     Numbers of the two configurations must agree where both are known. Names must have one in common, where both sides
-    have one that is no folder: a folder on one host says nothing about a folder, or an id, on another.
+    have one that is no folder: a folder on one host cannot be compared with a folder, or an id, on another.
     """
-    for name, value in said.shape.items():
+    for name, value in found.shape.items():
         if ours.shape.get(name, value) != value:
             return f"it has {name} {value}, and {ours.names[0]} has {ours.shape[name]}"
-    theirs, known = _comparable(said.models), _comparable(ours.names)
+    theirs, known = _comparable(found.models), _comparable(ours.names)
     if not theirs or not known or theirs.keys() & known.keys():
         return None
     return (
@@ -112,53 +112,49 @@ def another_model(said: messages.Description, ours: Served) -> str | None:
 
 
 def _comparable(names: list[str] | tuple[str, ...]) -> dict[str, str]:
-    """Return the names that are no folders, by how they are compared: a hub takes its ids in any case."""
+    """Return the names that are no folders, by their lower-case form: hubs ignore the case of ids."""
     return {name.casefold(): name for name in names if not name.startswith(("/", "./", "../", "~"))}
 
 
 class Discovery:
-    """What an instance says of itself over HTTP, and its state by that.
+    """An instance's description over HTTP, and its status by that.
 
     Parameters
     ----------
     url
         Its base URL, without a slash at its end.
     http
-        Brings the key of the instances.
+        Sends the key of the instances.
     served
         The gateway's model; None takes instances of any.
-
-    Attributes
-    ----------
     health
-        Its state.
+        The instance's, whose status is set where it cannot be used.
     """
 
-    def __init__(self, url: str, http: aiohttp.ClientSession, served: Served | None) -> None:
-        self.health = Health()
-        self._url, self._http, self._served = url, http, served
+    def __init__(self, url: str, http: aiohttp.ClientSession, served: Served | None, health: Health) -> None:
+        self._url, self._http, self._served, self._health = url, http, served, health
 
     async def answers(self) -> bool:
         """Whether an instance answers at the URL."""
         return isinstance(await describe(self._http, self._url), messages.Description)
 
-    async def look(self, who: str) -> messages.Description | None:
-        """Return who the instance says it is; None where it cannot be used, and then `health` says why.
+    async def look(self, name: str) -> messages.Description | None:
+        """Return the instance's description; None where it cannot be used, and then its health has the cause.
 
         Parameters
         ----------
-        who
-            How the log calls it.
+        name
+            What the log calls it.
         """
         found = await describe(self._http, self._url)
         if isinstance(found, messages.Description):
             cause = another_model(found, self._served) if self._served is not None else None
             if cause is None:
                 return found
-            found = Trouble(State.OTHER_MODEL, cause)
-        if self.health.state is not State.DUPLICATE:  # else its other URL says how it is
-            lost = found.state is State.UNREACHABLE and self.health.served
-            # Of one that has served the address is right, and it may start again by itself: no advice.
+            found = Unusable(Status.OTHER_MODEL, cause)
+        if self._health.status is not Status.DUPLICATE:  # else the status of its other URL counts
+            lost = found.status is Status.UNREACHABLE and self._health.served
+            # If it has served, the address is right, and it may start again by itself: no advice.
             cause = found.cause.partition(";")[0] if lost else found.cause
-            self.health.turn(who, State.LOST if lost else found.state, cause)
+            self._health.turn(name, Status.LOST if lost else found.status, cause)
         return None

@@ -13,9 +13,9 @@ from ares.protocol.fields import GENERATE_ROUTE
 
 # A prefill of a long prompt behind others may take long; a decode stream may be silent while it waits for KV.
 _CONNECT_TIMEOUT_S = 5.0
-# A stream that is not read holds its engine back from here on.
+# Bytes; a stream with more unread ones pauses its engine.
 _MOST_UNREAD = 1 << 18
-# More than this is no reply of an engine that is well; nothing may grow without end in the gateway.
+# No healthy engine sends a larger reply; nothing may grow without limit in the gateway.
 _MOST_REPLY = 4 << 20
 # An engine merges what its reader has left waiting: thousands of tokens of 1.6 kB, with 20 log probabilities each.
 _MOST_EVENT = 16 << 20
@@ -74,8 +74,8 @@ class _Reply(msgspec.Struct):
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _decode_reply = msgspec.json.Decoder(_Reply).decode
 _encode = msgspec.json.Encoder().encode
-# What comes of bytes that no engine sends: no JSON, no UTF-8, an error whose code is no number, nesting without end.
-_NONSENSE = (msgspec.DecodeError, TypeError, ValueError, RecursionError)
+# Errors of bytes that no engine sends: no JSON, no UTF-8, an error whose code is no number, endless nesting.
+_MALFORMED = (msgspec.DecodeError, TypeError, ValueError, RecursionError)
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -103,8 +103,8 @@ def session(api_key: str | None = None) -> aiohttp.ClientSession:
 class Stream(asyncio.Protocol):
     """An open generation on an instance, on a connection of its own. Close it to abort the generation.
 
-    In serving, a read brings one token: what a general client does for each read would cost more than all the rest
-    that is done for the token. Parsing HTTP is left to httptools, its callbacks are the public methods below.
+    In serving, a read brings one token, and the overhead of a general HTTP client for each read would exceed all other
+    work for the token. httptools parses HTTP; its callbacks are the public methods below.
     """
 
     def __init__(self) -> None:
@@ -119,11 +119,11 @@ class Stream(asyncio.Protocol):
 
     @property
     def starved(self) -> bool:
-        """Whether its reader waits for something to arrive."""
+        """Whether its reader waits for data."""
         return self._arrival is not None and not self._arrival.done()
 
     async def batches(self) -> AsyncIterator[list[Delta]]:
-        """Yield what each read brought, parsed once.
+        """Yield the new tokens of each read.
 
         Raises
         ------
@@ -150,7 +150,7 @@ class Stream(asyncio.Protocol):
                     batch += chunk.choices
                 if batch:
                     yield batch
-        except _NONSENSE as error:
+        except _MALFORMED as error:
             raise EngineLostError(f"the stream broke: {error!r}") from error
 
     async def text(self) -> str:
@@ -172,7 +172,7 @@ class Stream(asyncio.Protocol):
         self._transport.close()
 
     async def _read(self) -> bytes:
-        """Return what has arrived, or wait for it; nothing at the end."""
+        """Return the data that has arrived, or wait for some; empty at the end."""
         while not self._received:
             if self._complete:
                 return b""
@@ -198,7 +198,7 @@ class Stream(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what a read brought."""
+        """Parse new data."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -207,7 +207,7 @@ class Stream(asyncio.Protocol):
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Remember why the stream broke, if it had not ended."""
+        """Record why the stream broke, if it had not ended."""
         self._lose(exc or ConnectionResetError("the connection was closed"))
         self._wake()
 
@@ -220,13 +220,13 @@ class Stream(asyncio.Protocol):
     # --- httptools calls these ---
 
     def on_headers_complete(self) -> None:
-        """Tell the status."""
+        """Set the status."""
         status = self._parser.get_status_code()
         if status >= 200 and not self.status.done():
             self.status.set_result(status)
 
     def on_body(self, body: bytes) -> None:
-        """Keep a piece of the body, and hold the engine back when nobody reads."""
+        """Keep a piece of the body, and pause the engine when too much is unread."""
         self._received.append(body)
         before = self._unread
         self._unread += len(body)
@@ -278,7 +278,7 @@ class EngineClient:
         try:
             reply = _decode_reply(await whole_body(response, _MOST_REPLY))
             return reply.choices[0], reply.kv_transfer_params
-        except (aiohttp.ClientError, OSError, IndexError, *_NONSENSE) as error:
+        except (aiohttp.ClientError, OSError, IndexError, *_MALFORMED) as error:
             raise EngineLostError(f"the reply broke: {error!r}") from error
         finally:
             response.release()
@@ -304,5 +304,5 @@ def _message(text: str) -> str:
     try:
         error = msgspec.json.decode(text)["error"]
         return str(error["message"] if isinstance(error, dict) else error)
-    except (KeyError, *_NONSENSE):
+    except (KeyError, *_MALFORMED):
         return text[:500]

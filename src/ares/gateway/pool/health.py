@@ -1,26 +1,26 @@
-"""The state of an instance as the gateway sees it: a table of states, and one line in the log for each change."""
+"""The health of an instance as the gateway sees it: when it was heard, and its status in a table of states."""
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-logger = logging.getLogger("ares.gateway.pool.instance")
+from ares.gateway.pool.health_log import HealthLog
 
-# An instance that goes up and down all the time gets this many lines, and then one in so many seconds.
-_LINES = 10
-_SECONDS_A_LINE = 60.0
+# An instance is lost after so many telemetry intervals of silence, and so long: a large prefill holds its interpreter.
+_SILENT_INTERVALS = 20
+_SILENT_S = 3.0
+_FROZEN_S = 6.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Meaning:
-    """What a state means.
+    """What a status means.
 
     Attributes
     ----------
-    says
+    text
         How its line in the log begins.
     returns
         Whether the instance may become ready without a change by the operator.
@@ -28,13 +28,13 @@ class _Meaning:
         Of its line in the log; 0: it has none.
     """
 
-    says: str
+    text: str
     returns: bool = True
     level: int = logging.WARNING
 
 
-class State(Enum):
-    """Where an instance stands. Only one that is `READY` gets new work."""
+class Status(Enum):
+    """What is known of an instance. Only one that is `READY` gets new work."""
 
     UNKNOWN = _Meaning("has not been heard yet", level=0)
     UNREACHABLE = _Meaning("cannot be reached")
@@ -42,96 +42,149 @@ class State(Enum):
     KEY_REFUSED = _Meaning("refuses this gateway's key", returns=False)
     OTHER_MODEL = _Meaning("is not used: it serves another model", returns=False)
     DUPLICATE = _Meaning("is not used: it was given twice", returns=False)
-    NO_TELEMETRY = _Meaning("says nothing on its control channel")
+    NO_TELEMETRY = _Meaning("sends nothing on its control channel")
     READY = _Meaning("is ready", level=logging.INFO)
     DRAINING = _Meaning("drains and takes nothing new", level=logging.INFO)
     LOST = _Meaning("is lost")
 
 
 class Health:
-    """The newest state of one instance.
+    """Whether one instance can be used, and why not.
+
+    Parameters
+    ----------
+    interval_s
+        Seconds between two reports of the instance.
 
     Attributes
     ----------
-    state
-        The newest state.
+    status
+        The newest status.
     why
-        What it is and what to do about it, for logs and the status; empty while it is ready.
+        What it is and what to do about it, for logs and the operator; empty while it is ready.
     served
         Whether it has ever been ready.
+    suspect
+        Whether a connection to it has failed since it last answered over HTTP.
     on_change
-        Called when the state has changed.
+        Called when the status has changed.
     """
 
-    def __init__(self) -> None:
-        self.state = State.UNKNOWN
-        self.why = State.UNKNOWN.value.says
+    def __init__(self, interval_s: float = 0.0) -> None:
+        self.status = Status.UNKNOWN
+        self.why = Status.UNKNOWN.value.text
         self.served = False
+        self.suspect = False
         self.on_change: Callable[[], None] = lambda: None
-        self._who = ""
-        self._line = ""
-        self._lines = float(_LINES)
-        self._counted_at = time.monotonic()
-        self._left_out = 0
-        self._later: asyncio.TimerHandle | None = None
+        self._log = HealthLog()
+        self._interval_s = interval_s
+        # Whether telemetry has come over the present connection.
+        self._reports = False
+        # The newest telemetry or greeting, the newest message of any kind, the newest answer over HTTP.
+        self._report_at = self._message_at = self._answer_at = 0.0
+
+    # --- what is heard ---
+
+    def connected(self) -> None:
+        """Note a new connection, over which nothing has come yet."""
+        self._reports = self.suspect = False
+        self._report_at = time.monotonic()
+
+    def disconnected(self) -> None:
+        """Note that the connection is given up."""
+        self._reports = False
+
+    def received(self) -> None:
+        """Note a message."""
+        self._message_at = time.monotonic()
+
+    def reported(self, *, load: bool) -> float:
+        """Note that the newest message is a report of its load, or its greeting; return when it came."""
+        self._report_at = self._message_at
+        self._reports = self._reports or load
+        return self._message_at
+
+    def answered(self) -> None:
+        """Note that it has answered over HTTP."""
+        self.suspect = False
+        self._answer_at = time.monotonic()
+
+    def connection_failed(self) -> None:
+        """Take it as lost until it answers over HTTP and is heard again: a connection to it failed.
+
+        An engine whose HTTP server has died may go on sending telemetry.
+        """
+        self._report_at = 0.0
+        self.suspect = True
+
+    def extend_deadline(self, seconds: float) -> None:
+        """Do not count so many seconds of silence: the gateway itself was not listening."""
+        self._message_at = min(self._message_at + seconds, time.monotonic())
+
+    @property
+    def reports(self) -> bool:
+        """Whether its telemetry has come over the present connection."""
+        return self._reports
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it has reported lately, and no connection to it has failed since it last answered over HTTP."""
+        return self._reports and time.monotonic() - self._report_at < self._longest_silence_s and not self.suspect
+
+    @property
+    def reachable(self) -> bool:
+        """Whether it answers, even if its telemetry has stopped: serving does not depend on that (I7)."""
+        return self.healthy or time.monotonic() - self._answer_at < _SILENT_S
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing has come from it for so long that its requests are better resumed elsewhere."""
+        return self._reports and time.monotonic() - self._message_at > _FROZEN_S
+
+    @property
+    def never_reported(self) -> bool:
+        """Whether the present connection has brought no telemetry for too long."""
+        return not self._reports and time.monotonic() - self._report_at > _SILENT_S
+
+    @property
+    def only_answers(self) -> bool:
+        """Whether it answered over HTTP long after its last message on the control channel."""
+        return self._answer_at - self._message_at > self._longest_silence_s
+
+    @property
+    def _longest_silence_s(self) -> float:
+        return max(_SILENT_S, _SILENT_INTERVALS * self._interval_s)
+
+    # --- its status ---
 
     @property
     def may_return(self) -> bool:
         """Whether it has been ready, and may be again without a change by the operator."""
-        return self.served and self.state.value.returns
+        return self.served and self.status.value.returns
 
-    def turn(self, who: str, state: State, cause: str = "") -> None:
-        """Take note of a state; a change is logged.
+    def turn(self, name: str, status: Status, cause: str = "") -> None:
+        """Set the status; a change is logged.
 
         Parameters
         ----------
-        who
-            How the log calls the instance.
-        state
-            The state.
+        name
+            What the log calls the instance.
+        status
+            The new status.
         cause
-            What it came from, and what to do.
+            Why, and what to do.
         """
-        line = f"{state.value.says}: {cause}" if cause else state.value.says
-        changed = state is not self.state
-        self.state, self.why = state, "" if state is State.READY else line
+        line = f"{status.value.text}: {cause}" if cause else status.value.text
+        changed = status is not self.status
+        self.status, self.why = status, "" if status is Status.READY else line
         if not changed:
             return
-        again = state is State.READY and self.served
-        self.served = self.served or state is State.READY
+        again = status is Status.READY and self.served
+        self.served = self.served or status is Status.READY
         self.on_change()
-        if not state.value.level:
-            return
-        self._who, self._line = who, f"{line} again" if again else line
-        if self._later is not None:
-            self._left_out += 1
-        else:
-            self._log()
+        if status.value.level:
+            self._log.write(status.value.level, f"{name} {line} again" if again else f"{name} {line}")
 
     def close(self) -> None:
         """Log nothing more."""
-        if self._later is not None:
-            self._later.cancel()
-            self._later = None
-
-    def _log(self) -> None:
-        """Write the newest line now, or where there were too many of late, later."""
-        now = time.monotonic()
-        self._lines = min(self._lines + (now - self._counted_at) / _SECONDS_A_LINE, float(_LINES))
-        self._counted_at = now
-        if self._lines < 1.0:
-            self._left_out += 1
-            delay_s = (1.0 - self._lines) * _SECONDS_A_LINE
-            self._later = asyncio.get_running_loop().call_later(delay_s, self._log_later)
-            return
-        self._lines -= 1.0
-        more = f" ({self._left_out} changes were not logged)" if self._left_out else ""
-        self._left_out = 0
-        logger.log(self.state.value.level or logging.INFO, "%s %s%s", self._who, self._line, more)
-
-    def _log_later(self) -> None:
-        self._later = None
-        self._left_out -= 1  # the newest is logged now
-        self._lines = max(self._lines, 1.0)
-        self._counted_at = time.monotonic()
-        self._log()
+        self._log.close()

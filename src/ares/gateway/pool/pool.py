@@ -11,14 +11,14 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from ares.gateway.pool.discovery import Served
-from ares.gateway.pool.health import State
+from ares.gateway.pool.health import Status
 from ares.gateway.pool.instance import Instance
 from ares.protocol import messages
 from ares.protocol.keys import ControlKey
 
 logger = logging.getLogger(__name__)
 
-# An instance that is there is heard of within this long after the gateway's start.
+# An instance that runs is heard within this long after the gateway's start.
 _FIRST_S = 3.0
 # More than so many instances are not named one by one.
 _MOST_NAMED = 5
@@ -32,11 +32,11 @@ class Pool:
     urls
         Where they answer; one that is given twice counts once.
     http
-        Brings the key of the instances.
+        Sends the key of the instances.
     interval_s
         Seconds between two reports of an instance.
     control_key
-        What their control channels ask for.
+        The key of their control channels.
     gateway
         Name of the gateway, with which its keys begin.
     served
@@ -54,13 +54,13 @@ class Pool:
     ) -> None:
         self._watched = [Instance(url, http, interval_s, control_key, gateway, served) for url in _distinct(urls)]
         self._served = served
-        # By boot: who stands for an instance, where several URLs lead to it.
-        self._holders: dict[str, Instance] = {}
+        # By boot id: the URL that is used, where several lead to the same instance.
+        self._by_boot: dict[str, Instance] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._started_at = time.monotonic()
         self._changed = asyncio.Event()
         for instance in self._watched:
-            instance.health.on_change = self._tell
+            instance.health.on_change = self._notify
 
     @property
     def instances(self) -> list[Instance]:
@@ -71,7 +71,7 @@ class Pool:
         """Begin to watch every instance."""
         self._started_at = time.monotonic()
         self._tasks = [
-            asyncio.create_task(i.watch(self._acquaint, self._claim), name=f"watch {i.url}") for i in self._watched
+            asyncio.create_task(i.watch(self._connect_peers, self._claim), name=f"watch {i.url}") for i in self._watched
         ]
 
     async def stop(self) -> None:
@@ -99,8 +99,8 @@ class Pool:
         """Whether there is at least one instance to decode on."""
         return any(i.open for i in self.decode())
 
-    def needs(self, instance: Instance) -> str | None:
-        """Say what the pool would be without, were this open instance closed; None where others do the same."""
+    def lost_without(self, instance: Instance) -> str | None:
+        """Return what the pool could no longer do if this open instance were closed; None where others can."""
         others = [i for i in self.instances if i.open and i is not instance]
         if not instance.open:
             return None
@@ -110,79 +110,81 @@ class Pool:
             return "the last open instance that prefills: decode instances would prefill, between the tokens of others"
         return None
 
-    def expected(self, exclude: Collection[str] = ()) -> bool:
-        """Whether an instance to decode on may become ready by itself, but for those named in `exclude`."""
-        begins = time.monotonic() - self._started_at < _FIRST_S
-        return any((i.health.may_return or begins) and i.name not in exclude for i in self.decode())
+    def may_become_ready(self, exclude: Collection[str] = ()) -> bool:
+        """Whether an instance to decode on, not named in `exclude`, may become ready by itself."""
+        starting = time.monotonic() - self._started_at < _FIRST_S
+        return any((i.health.may_return or starting) and i.name not in exclude for i in self.decode())
 
     @property
     def why_not_ready(self) -> str:
-        """Say of the instances that could decode why they do not."""
+        """Why the instances that could decode do not."""
         reasons = [f"{i.name} {reason}" for i in self.decode() if (reason := why_closed(i)) is not None]
         more = [f"and {len(reasons) - _MOST_NAMED} more"] if len(reasons) > _MOST_NAMED else []
         return "; ".join(reasons[:_MOST_NAMED] + more)
 
     @property
-    def carried(self) -> frozenset[str]:
-        """State that no instance lets a request lose that comes to it."""
-        known = [frozenset(i.hello.carries) for i in self.instances if i.hello is not None]
+    def restored_by_all(self) -> frozenset[str]:
+        """The parts of a moved request's state that every instance restores."""
+        known = [frozenset(i.state.hello.carries) for i in self.instances if i.state.hello is not None]
         return frozenset.intersection(*known) if known else frozenset()
 
-    async def change(self, most_s: float) -> None:
-        """Wait until the state of an instance changes, or for so long."""
+    async def wait_for_change(self, most_s: float) -> None:
+        """Wait until the status of an instance changes, or for so long."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), most_s)
 
-    def _tell(self) -> None:
-        """Wake those who wait for a change."""
+    def _notify(self) -> None:
+        """Wake every `wait_for_change`."""
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _tell_apart(self) -> None:
-        """Give instances that call themselves the same their addresses as part of their names."""
-        for called, count in Counter(i.called for i in self.instances).items():
-            same = [i for i in self.instances if i.called == called]
-            names = [f"{called}@{urlsplit(i.url).netloc}" for i in same] if count > 1 else [called]
+    def _make_names_distinct(self) -> None:
+        """Append the addresses to the names of instances that describe themselves by the same name."""
+        for own_name, count in Counter(i.own_name for i in self.instances).items():
+            same = [i for i in self.instances if i.own_name == own_name]
+            names = [f"{own_name}@{urlsplit(i.url).netloc}" for i in same] if count > 1 else [own_name]
             if count > 1 and names != [i.name for i in same]:
-                logger.warning("%d instances call themselves %s: %s", count, called, ", ".join(names))
+                logger.warning("%d instances call themselves %s: %s", count, own_name, ", ".join(names))
             for instance, name in zip(same, names, strict=True):
                 instance.name = name
 
     async def _claim(self, instance: Instance, found: messages.Description) -> Instance | None:
-        """Let one URL stand for an instance in this life of it: the one that does already, while it leads there."""
-        holder = self._holders.get(found.boot)
-        if holder is not None and holder is not instance:
-            if await holder.holds(found.boot):
-                return holder
-            holder.let_go()
-        self._holders = {boot: i for boot, i in self._holders.items() if i is not instance} | {found.boot: instance}
-        if instance.duplicate or found.name != instance.called:
-            instance.health.turn(instance.url, State.UNKNOWN)
-            instance.name = instance.called = found.name
+        """Return another URL that is used for the same instance, as long as it leads there; None: this one is used."""
+        used = self._by_boot.get(found.boot)
+        if used is not None and used is not instance:
+            if await used.leads_to(found.boot):
+                return used
+            used.release_to_other_url()
+        self._by_boot = {boot: i for boot, i in self._by_boot.items() if i is not instance} | {found.boot: instance}
+        if instance.duplicate or found.name != instance.own_name:
+            instance.health.turn(instance.url, Status.UNKNOWN)
+            instance.name = instance.own_name = found.name
             if self._served is not None and not found.models:
                 logger.warning(
                     "%s (%s) does not say which model it serves (an earlier ARES?); it is used",
                     found.name,
                     instance.url,
                 )
-            self._tell_apart()
+            self._make_names_distinct()
         return None
 
-    async def _acquaint(self, instance: Instance) -> None:
-        """Let decode instances shake hands with whatever they may pull from, so that no request waits for it."""
-        assert instance.hello is not None  # noqa: S101 - for the type checker: called on its Hello
+    async def _connect_peers(self, instance: Instance) -> None:
+        """Let decode instances shake hands with all that they may pull from, so that no request waits for it."""
+        assert instance.state.hello is not None  # noqa: S101 - for the type checker: called on its Hello
         if instance.role != "prefill":
-            await instance.connect_peers([i.hello.peer for i in self.instances if i.hello and i is not instance])
+            await instance.control.connect_peers(
+                [i.state.hello.peer for i in self.instances if i.state.hello and i is not instance]
+            )
         for other in self.decode():
-            if other is not instance and other.hello is not None:
-                await other.connect_peers([instance.hello.peer])
+            if other is not instance and other.state.hello is not None:
+                await other.control.connect_peers([instance.state.hello.peer])
 
 
 def why_closed(instance: Instance) -> str | None:
-    """Say why an instance takes nothing new; None where it does."""
+    """Return why an instance takes no new requests; None where it does."""
     if instance.open:
         return None
-    return instance.health.why or (State.DRAINING.value.says if instance.draining else "has just been lost")
+    return instance.health.why or (Status.DRAINING.value.text if instance.state.draining else "has just been lost")
 
 
 def _distinct(urls: list[str]) -> list[str]:

@@ -1,1 +1,1 @@
-"""What is kept of a run: metrics, decision log, recordings."""
+"""Records of a run: metrics, decision log, recordings."""

@@ -62,7 +62,7 @@ class DecisionLog:
             decided=decided,
         )
 
-    def entries(
+    def admissions(
         self,
         preset: str,
         policy: Admission,
@@ -99,7 +99,7 @@ class DecisionLog:
 
         `oom_avoidance` is None where out-of-memory avoidance was off; `failed` is the kind of the policy's fault.
         """
-        if len(view.sequences):
+        if len(view.sessions):
             self._write(
                 "moves",
                 preset,

@@ -1,4 +1,4 @@
-"""What Prometheus is told of the instances."""
+"""Prometheus gauges of the instances."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from ares.gateway.records.metrics import Metrics
 
 
 def show(metrics: Metrics, instances: Iterable[Instance]) -> None:
-    """Set the gauges of the instances; one that is not up has none but the one that says so."""
+    """Set the gauges of the instances; for one that is not up, only `ares_instance_up`."""
     loads = (
         metrics.instance_predicted,
         metrics.instance_resident,
@@ -19,11 +19,11 @@ def show(metrics: Metrics, instances: Iterable[Instance]) -> None:
         metrics.instance_preemptions,
     )
     for gauge in (metrics.instance_up, *loads):
-        gauge.clear()  # also of names that nobody has any more
+        gauge.clear()  # also for instances that have got other names
     for i in instances:
-        metrics.instance_up.labels(i.name, i.role).set(i.healthy)
-        load, hello = i.telemetry, i.hello
-        if not i.healthy or load is None or hello is None:
+        metrics.instance_up.labels(i.name, i.role).set(i.health.healthy)
+        load, hello = i.state.telemetry, i.state.hello
+        if not i.health.healthy or load is None or hello is None:
             continue
         values = (
             predicted(load) if load.rows else 0,

@@ -23,7 +23,7 @@ class Metrics:
             ["route", "status", "reason"],
             registry=registry,
         )
-        self.active = Gauge("ares_active_sequences", "Sequences between prefill and end", registry=registry)
+        self.active = Gauge("ares_active_requests", "Requests between prefill and end", registry=registry)
         self.prompt_tokens = Counter("ares_prompt_tokens_total", "Prompt tokens", registry=registry)
         self.output_tokens = Counter("ares_output_tokens_total", "Output tokens given to clients", registry=registry)
         self.ttft = Histogram(
@@ -31,13 +31,13 @@ class Metrics:
         )
         self.tpot = Histogram(
             "ares_time_per_output_token_seconds",
-            "(end - first token) / (output tokens - 1), per sequence",
+            "(end - first token) / (output tokens - 1), per choice",
             registry=registry,
             buckets=_SECONDS,
         )
         self.longest_gap = Histogram(
             "ares_longest_gap_seconds",
-            "Longest time between two tokens, per sequence, by class of service",
+            "Longest time between two tokens, per choice, by class of service",
             ["service_class"],
             registry=registry,
             buckets=_GAPS_S,
@@ -59,23 +59,23 @@ class Metrics:
             "Tokens whose KV a target pulled while the request still ran",
             registry=registry,
         )
-        self.pinned = Counter(
+        self.unmovable = Counter(
             "ares_unmovable_requests_total",
-            "Sequences that are never moved, by the parameter whose state a move would not carry",
+            "Requests that are never moved, by the parameter whose state a move would not carry",
             ["reason"],
             registry=registry,
         )
         self.decisions = Counter(
             "ares_rebalance_decisions_total", "Rebalancing periods, by result", ["result"], registry=registry
         )
-        self.held = Gauge("ares_held_sequences", "Prefilled sequences that wait for admission", registry=registry)
-        self.suspended = Gauge("ares_suspended_sequences", "Sequences that gave their room up", registry=registry)
-        self.entries = Counter(
-            "ares_entrance_decisions_total", "Sequences let in, let in again, or suspended", ["kind"], registry=registry
+        self.waiting = Gauge("ares_waiting_requests", "Prefilled requests that wait for admission", registry=registry)
+        self.suspended = Gauge("ares_suspended_requests", "Suspended requests", registry=registry)
+        self.admissions = Counter(
+            "ares_admission_decisions_total", "Requests admitted, resumed or suspended", ["kind"], registry=registry
         )
         self.oom_actions = Counter(
             "ares_oom_actions_total",
-            "Sequences taken off an instance before it runs out of memory",
+            "Requests taken off an instance before it runs out of memory",
             ["how"],
             registry=registry,
         )
@@ -89,19 +89,19 @@ class Metrics:
         )
         self.prediction_error = Histogram(
             "ares_prediction_error_tokens",
-            "Predicted less true remaining tokens of finished sequences, by output tokens at the prediction",
+            "Predicted less true remaining tokens of finished requests, by output tokens at the prediction",
             ["position", "side"],
             registry=registry,
             buckets=_TOKENS,
         )
         self.instance_predicted = Gauge(
             "ares_instance_predicted_remaining_tokens",
-            "Tokens that an instance's requests are expected to generate yet",
+            "Tokens that an instance's requests are still expected to generate",
             ["instance"],
             registry=registry,
         )
         self.instance_up = Gauge(
-            "ares_instance_up", "Whether an instance is heard of", ["instance", "role"], registry=registry
+            "ares_instance_up", "Whether an instance is healthy", ["instance", "role"], registry=registry
         )
         self.instance_resident = Gauge(
             "ares_instance_resident_tokens", "Tokens whose KV an instance holds", ["instance"], registry=registry

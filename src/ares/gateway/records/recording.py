@@ -1,4 +1,4 @@
-"""A recording of the run: who arrived when, and when each first and last token came. `ares simulate` can replay it."""
+"""A recording of the run: arrival, first and last token of each session. `ares simulate` can replay it."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Writes `requests.jsonl`, a line for each finished sequence, and `meta.json` beside it.
+    """Writes `requests.jsonl`, a line for each finished session, and `meta.json`.
 
     Times are seconds of `time.monotonic`. A disk that fails ends the recording, not the service.
 
@@ -32,11 +32,11 @@ class Recorder:
             self._file = (folder / "requests.jsonl").open("a", buffering=1)
 
     def describe(self, model: str, preset: str, instances: list[Instance]) -> None:
-        """Write what the requests ran on."""
-        decode = [i for i in instances if i.role != "prefill" and i.hello is not None]
-        if self._folder is None or not decode or decode[0].hello is None:
+        """Write the cluster that the requests ran on."""
+        decode = [i for i in instances if i.role != "prefill" and i.state.hello is not None]
+        if self._folder is None or not decode or decode[0].state.hello is None:
             return
-        hello = decode[0].hello
+        hello = decode[0].state.hello
         meta: dict[str, Any] = {
             "model": model,
             "preset": preset,
@@ -47,20 +47,20 @@ class Recorder:
         }
         self._try(lambda folder: (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n"))
 
-    def finished(self, sequence: Session) -> None:
-        """Add a sequence that came to its end."""
+    def finished(self, session: Session) -> None:
+        """Add a finished session."""
         if self._file is None:
             return
         line = {
-            "request_id": sequence.id,
-            "input_toks": len(sequence.prompt),
-            "output_toks": len(sequence.emitted),
-            "arrival_time": sequence.arrived_at,
-            "queued_ts": sequence.arrived_at,
-            "first_token_ts": sequence.output.first_token_at,
+            "request_id": session.id,
+            "input_toks": len(session.prompt),
+            "output_toks": len(session.emitted),
+            "arrival_time": session.arrived_at,
+            "queued_ts": session.arrived_at,
+            "first_token_ts": session.output.first_token_at,
             "last_token_ts": time.monotonic(),
-            "moves": sequence.moves,
-            "suspensions": sequence.suspensions,
+            "moves": session.moves,
+            "suspensions": session.suspensions,
         }
         file, text = self._file, json.dumps(line) + "\n"
         self._try(lambda _: file.write(text))
@@ -72,7 +72,7 @@ class Recorder:
             self._file = None
 
     def _try(self, write: Callable[[Path], object]) -> None:
-        assert self._folder is not None  # noqa: S101 - for the type checker: nothing is written without
+        assert self._folder is not None  # noqa: S101 - for the type checker
         try:
             write(self._folder)
         except OSError:

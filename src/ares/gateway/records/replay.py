@@ -46,7 +46,7 @@ class UnknownPolicyError(ValueError):
     """A logged policy is not registered here."""
 
 
-# What comes of a line that is no decision, by the time that it is decided again.
+# Errors of lines that are no decisions.
 _MALFORMED = (
     msgspec.DecodeError,
     ArithmeticError,
@@ -60,16 +60,16 @@ _MALFORMED = (
 
 @dataclass(slots=True)
 class Replayed:
-    """What came out.
+    """The results of a replay.
 
     Attributes
     ----------
     decisions, same
-        Decisions made again, and those that came out as logged.
+        Decisions replayed, and those with the logged result.
     logged, made
-        Decided actions by kind, as logged and as made again.
+        Actions by kind, as logged and as replayed.
     differences
-        One entry for each decision that came out otherwise.
+        One entry for each decision with another result.
     """
 
     decisions: int = 0
@@ -80,16 +80,16 @@ class Replayed:
 
 
 def replay(log: Path, other: str | None, progress: Callable[[int], None] = lambda _: None) -> Replayed:
-    """Make every decision of a log again.
+    """Replay every decision of a log.
 
     Parameters
     ----------
     log
         Written by ``ares gateway --decision-log``.
     other
-        A preset, or the YAML file of one, to decide by instead of what is logged.
+        A preset, or the YAML file of one, to decide by instead of the logged policies.
     progress
-        Told the number of characters read so far.
+        Called with the number of characters read so far.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def _lines(log: Path) -> Iterator[str]:
 
 
 def _action(one: dict[str, Any]) -> dict[str, Any]:
-    """Name what was decided, without the numbers behind it."""
+    """Return the action of a decision, without its reason and gain."""
     if "request" in one:
         kind = "avoid_oom" if "gain" not in one else "move"
         return {"kind": kind, "request": one["request"], "instance": one["target"]}
@@ -143,7 +143,7 @@ def _action(one: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Policies:
-    """The policies of a log, or those of a preset instead: one object for all of its decisions, since it may remember.
+    """The policies of a log, or of a preset instead: each one object for all decisions, since it may have memory.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ class _Policies:
         self._made: dict[tuple[str, str, Any], Any] = {}
 
     def find(self, part: str, record: dict[str, Any]) -> Any:
-        """Return the policy that decides a record; it remembers what the logged one did, where it is the same."""
+        """Return the policy that decides a record; with the logged memory, where it is the logged policy."""
         if self.chosen is not None:
             name, settings = getattr(self.chosen, part), getattr(self.chosen, f"{part}_settings")
         else:
@@ -203,7 +203,7 @@ def _placed(
     return [{"kind": PLACE, "request": n, "instance": place} for n, place in enumerate(chosen) if place is not None]
 
 
-def _entries(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
+def _admissions(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
     cluster = read_cluster(record)
     candidates = read_candidates(record, cluster)
     if policies.chosen is not None and not policies.chosen.holds:
@@ -216,7 +216,7 @@ def _entries(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]
 
 
 def _dispatched(policy: Dispatch, cluster: Cluster, candidates: Candidates) -> list[dict[str, Any]]:
-    """Return what would have become of candidates that nobody held back."""
+    """Return where dispatch would have placed the candidates at once."""
     placed = _placed(policy, cluster, candidates.tokens.tolist(), candidates.remaining_tokens)
     return [one | {"kind": "admit"} for one in placed]
 
@@ -240,6 +240,6 @@ def _moves(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
 
 _MAKE: dict[str, Callable[[dict[str, Any], _Policies], list[dict[str, Any]]]] = {
     "dispatch": _placement,
-    "admission": _entries,
+    "admission": _admissions,
     "moves": _moves,
 }

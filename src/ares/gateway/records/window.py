@@ -1,4 +1,4 @@
-"""What was measured lately: sliding windows over finished sequences, bounded in time and in number."""
+"""Recent measurements: sliding windows over finished sessions, bounded in time and in number."""
 
 import time
 from collections import deque
@@ -26,7 +26,7 @@ class Window:
         self._values: deque[tuple[float, float]] = deque(maxlen=limit)
 
     def add(self, value: float) -> None:
-        """Take in a value measured now."""
+        """Add a value measured now."""
         self._values.append((self._clock(), value))
 
     def values(self) -> list[float]:
@@ -43,13 +43,13 @@ class Recent:
     Attributes
     ----------
     ttft_s
-        Arrival to first token, of sequences whose first token came in the window.
+        Arrival to first token, of sessions whose first token came in the window.
     tpot_s
-        (end - first token) / (output tokens - 1), of sequences that ended in it.
+        (end - first token) / (output tokens - 1), of sessions that ended in it.
     longest_gap_s
-        Longest time between two tokens, of sequences that ended in it.
+        Longest time between two tokens, of sessions that ended in it.
     prediction_error_tokens
-        Predicted less true remaining tokens, of sequences that ended in it; one value a judged position.
+        Predicted less true remaining tokens, of sessions that ended in it; one value a position.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Recent:
         self.prediction_error_tokens = Window()
 
     def summary(self) -> dict[str, Any]:
-        """Return percentiles of the times, and size and sign of the prediction error; None where nothing came."""
+        """Return percentiles of the times, and size and sign of the prediction error; None without values."""
         return {
             "window_s": WINDOW_S,
             "ttft_s": _percentiles(self.ttft_s),

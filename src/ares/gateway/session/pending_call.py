@@ -63,4 +63,4 @@ def is_unresponsive(instance: Instance, since: float) -> bool:
 
     That its telemetry has stopped is not enough: it may serve all the same (I7).
     """
-    return instance.frozen and time.monotonic() - since > _ALIVE_S
+    return instance.health.frozen and time.monotonic() - since > _ALIVE_S

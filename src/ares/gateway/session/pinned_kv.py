@@ -90,6 +90,6 @@ class PinnedKV:
         self.free()
 
     def _release(self, pin: Pin) -> None:
-        task = asyncio.ensure_future(pin.instance.release(pin.key))
+        task = asyncio.ensure_future(pin.instance.control.release(pin.key))
         self._releases.add(task)
         task.add_done_callback(self._releases.discard)

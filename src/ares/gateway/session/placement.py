@@ -86,7 +86,7 @@ class Placement:
         last = sampling.maximum_tokens - len(emitted) == 1
         for _ in range(self.maximum_attempts):
             instance = self.choose_prefill()
-            if instance is None or (emitted and instance.lacks(sampling.needs)):
+            if instance is None or (emitted and instance.state.lacks(sampling.needs)):
                 break
             key = self.next_key()
             if not last:
@@ -101,7 +101,7 @@ class Placement:
                 instance.record_failure(error)
                 continue
             self.pinned_kv.confirm()
-            predicted = instance.predicted(key)
+            predicted = instance.control.predicted(key)
             if sampling.unmovable_reason is not None and not last:
                 return Prefilled(None, transfer, predicted)
             if delta.finish_reason == "length" and not last:

@@ -25,16 +25,21 @@ _numbers = itertools.count(1)
 
 def resolve(wanted: WantedMode, session: Session, target: Instance) -> Mode:
     """Return how to move `session` to `target`; without a prefix cache there, nothing can go ahead."""
-    if wanted == STOP_AND_COPY or target.hello is None or target.telemetry is None or not target.hello.prefix_caching:
+    if (
+        wanted == STOP_AND_COPY
+        or target.state.hello is None
+        or target.state.telemetry is None
+        or not target.state.hello.prefix_caching
+    ):
         return STOP_AND_COPY
     if wanted == PRE_COPY:
         return PRE_COPY
     link = Link(
-        token_bytes=target.hello.token_bytes,
-        bytes_per_s=target.telemetry.pull_bytes_per_s,
-        within_step_bytes=target.hello.pull_within_step_bytes,
-        step_s=target.telemetry.step_time_s,
-        block_tokens=target.hello.block_size,
+        token_bytes=target.state.hello.token_bytes,
+        bytes_per_s=target.state.telemetry.pull_bytes_per_s,
+        within_step_bytes=target.state.hello.pull_within_step_bytes,
+        step_s=target.state.telemetry.step_time_s,
+        block_tokens=target.state.hello.block_size,
     )
     return choose_mode(session.tokens, link)
 
@@ -62,7 +67,7 @@ async def move(session: Session, target: Instance, reason: str, mode: Mode, time
     except (EngineLostError, EngineRefusedError, HandoverError, TimeoutError) as error:
         failed = True
         if isinstance(error, EngineLostError):
-            target.mark_lost()
+            target.health.connection_failed()
     finally:
         session.precopy_target = None
     copied_s = time.monotonic() - started
@@ -97,7 +102,7 @@ async def _copy(session: Session, source: Instance, target: Instance, timeout_s:
     tokens = session.prompt + session.emitted
     pin = Pin.at(source, f"{key}/copy-{next(_numbers)}")
     # One token more than is copied: the target must compute something, and that shall not be KV that was copied.
-    copied = await source.copy(key, pin.key, len(tokens) - 1, timeout_s)
+    copied = await source.control.copy(key, pin.key, len(tokens) - 1, timeout_s)
     if not copied.tokens:
         return 0
     if not pin.kept:
@@ -107,7 +112,7 @@ async def _copy(session: Session, source: Instance, target: Instance, timeout_s:
             stream = await target.engine.stream(bring_ahead(pin.key, tokens[: copied.tokens + 1], copied.transfer))
         except (EngineLostError, EngineRefusedError):
             # Nobody will pull it. In every other case the target's pull or abort frees the pin, as in a hand-over.
-            await source.release(pin.key)
+            await source.control.release(pin.key)
             raise
         try:
             return await _pulled(target, pin.key, stream, timeout_s)
@@ -123,7 +128,7 @@ async def _pulled(target: Instance, key: str, stream: Stream, timeout_s: float) 
             pass
 
     drained = asyncio.ensure_future(drain())
-    received = asyncio.ensure_future(target.admitted(key, timeout_s))
+    received = asyncio.ensure_future(target.control.kv_received(key, timeout_s))
     try:
         await asyncio.wait((drained, received), return_when=asyncio.FIRST_COMPLETED)
         if not received.done():

@@ -199,7 +199,7 @@ class Session:
         """
         segment = self._segment
         instance = segment.instance if segment is not None else self.placement.pending_call.instance
-        if instance is None or not instance.healthy:
+        if instance is None or not instance.health.healthy:
             return None
         key = segment.key if segment is not None else self.placement.newest_key
         row = rows.get(key)
@@ -400,13 +400,13 @@ class Session:
                     error = second
             self._end_handover(handover, HandoverState.RETURNED)
         elif lost is not self._leaving and not isinstance(error, CutWithoutHandoverError):
-            lost.instance.mark_lost()
+            lost.instance.health.connection_failed()
             self.losses += 1
         self.placement.pinned_kv.free()
         self._check_resumable(error)
         self._segment = None
         # The source still has the full blocks of this session in its prefix cache.
-        if source.open and not source.lacks(self.sampling.needs):
+        if source.open and not source.state.lacks(self.sampling.needs):
             return await self._start_decode(source, None)
         return await self._resume(emit)
 
@@ -463,7 +463,7 @@ class Session:
         await self._start_target(handover, transfer, key)
         await handover.until_ended()
         if handover.state is HandoverState.MOVED:
-            received = await target.admitted(key, _LAG_S)
+            received = await target.control.kv_received(key, _LAG_S)
             if received is not None:
                 record.pulled_tokens, record.queued_s = received.pulled, received.queued_s
         return record
@@ -481,7 +481,7 @@ class Session:
         source = self._movable_segment()
         self._suspending = True
         try:
-            cut = await source.instance.cut(source.key, self.handover_timeout_s)
+            cut = await source.instance.control.cut(source.key, self.handover_timeout_s)
         except TimeoutError:
             if self._segment is source:  # should it be cut after all, it goes on from its tokens
                 self._suspending = False
@@ -496,7 +496,7 @@ class Session:
             return cut.outcome
         self.suspensions += 1
         # Nobody will pull it: where it resumes, its tokens are prefilled again.
-        await source.instance.release(source.key)
+        await source.instance.control.release(source.key)
         return "suspended"
 
     def _movable_segment(self) -> Segment:
@@ -510,7 +510,7 @@ class Session:
         """Let the source end the request and pin its KV; return how to pull it, None where the hand-over is over."""
         source = handover.source
         try:
-            cut = await source.instance.cut(source.key, self.handover_timeout_s)
+            cut = await source.instance.control.cut(source.key, self.handover_timeout_s)
         except TimeoutError:
             # If the cut happens after all, the stream ends early and the session resumes from its tokens.
             self._end_handover(handover, HandoverState.SOURCE_SILENT)
@@ -520,7 +520,7 @@ class Session:
             self._end_handover(handover, HandoverState.NOT_RUNNING if not_running else HandoverState.FINISHED_FIRST)
             return None
         if handover.ended:  # the client left, or the source died
-            await source.instance.release(source.key)
+            await source.instance.control.release(source.key)
             return None
         self.placement.pinned_kv.add(source.instance, source.key)
         handover.note_cut(cut)
@@ -536,7 +536,7 @@ class Session:
                 segment = await self.placement.open(target, tokens, transfer, key)
         except (EngineLostError, EngineRefusedError, TimeoutError) as error:
             if not isinstance(error, EngineRefusedError):
-                target.mark_lost()
+                target.health.connection_failed()
             handover.refuse(error)
             return
         if not handover.accept(segment):

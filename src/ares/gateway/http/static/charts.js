@@ -35,7 +35,7 @@ export class Charts {
     this.range = 300;
     this.cursor = null;
     this.charts = charts.map((chart) => new Chart(host, chart, this));
-    // Sizes are noted when they change: to ask for one while drawing would lay the page out again.
+    // Sizes are recorded when they change: reading one while drawing would lay the page out again.
     const observer = new ResizeObserver((entries) => {
       for (const { target, contentRect } of entries) this.charts.find(({ canvas }) => canvas === target).size = contentRect;
       this.draw();

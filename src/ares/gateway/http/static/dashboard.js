@@ -1,4 +1,4 @@
-// The page: takes events in, and draws them. Whatever comes from outside becomes text, never markup.
+// The page: takes events in, and draws them. Data from outside becomes text, never markup.
 
 import { Charts } from "./charts.js";
 import { follow, key } from "./feed.js";
@@ -24,17 +24,17 @@ const make = (tag, className, ...children) => {
 
 const NAMES = [
   "ttft_p50", "ttft_p90", "ttft_p99", "tpot_p50", "tpot_p90", "tpot_p99", "gap_p50", "gap_p90", "gap_p99", "kv_max", "kv_mean", "kv_min", "kv_peak",
-  "running", "waiting", "held", "suspended", "error_mean", "error_p90", "new_moves", "new_preemptions",
+  "running", "queued", "waiting", "suspended", "error_mean", "error_p90", "new_moves", "new_preemptions",
 ];
 const history = new History(NAMES, CAPACITY);
 const moves = []; // the newest first
 let snapshot = null;
 let now = null; // its summary
-let heard = -Infinity; // by performance.now
+let receivedAt = -Infinity; // by performance.now
 const seen = { moves: 0, preemptions: 0 }; // since the page was opened
 const counted = { moves: 0 }; // of them, before the newest sample
 let paused = false;
-let asked = false;
+let frameRequested = false;
 
 // --- what comes in ---
 
@@ -53,15 +53,15 @@ function take(event, data) {
   const before = now;
   snapshot = data;
   now = summary(data);
-  heard = performance.now();
+  receivedAt = performance.now();
   // An instance that restarts counts from zero again.
   const preempted = before ? Math.max(0, now.preemptions - before.preemptions) : 0;
   seen.preemptions += preempted;
   history.push(data.now, { ...now, new_moves: seen.moves - counted.moves, new_preemptions: preempted });
   counted.moves = seen.moves;
-  if (!paused && !asked) requestAnimationFrame(draw);
-  asked ||= !paused;
-  tell();
+  if (!paused && !frameRequested) requestAnimationFrame(draw);
+  frameRequested ||= !paused;
+  showConnection();
 }
 
 // --- tiles ---
@@ -80,12 +80,12 @@ const tile = (title, hint) => {
 };
 
 const tiles = {
-  running: tile("Running", "Requests that decode now"),
+  running: tile("Running", "Requests that decode now; below, those that prefill, wait for admission, wait in the queue of an instance, or are suspended"),
   kv: tile("KV in use", "Share of all decode instances' KV blocks in use"),
   peak: tile("KV, fullest", "The fullest decode instance, now and at its predicted peak"),
   ttft: tile("TTFT", "Arrival to first token, of the last minute"),
-  tpot: tile("TPOT", "Time per output token, of the sequences that ended in the last minute"),
-  gap: tile("Longest gap", "Longest time between two tokens, of the sequences that ended in the last minute"),
+  tpot: tile("TPOT", "Time per output token, of the requests that ended in the last minute"),
+  gap: tile("Longest gap", "Longest time between two tokens, of the requests that ended in the last minute"),
   rate: tile("Decode rate", "Running requests over step time, summed over the instances"),
   moves: tile("Moves", "Moves since this page was opened, and under way"),
   preemptions: tile("Preemptions", "Since this page was opened, and since the instances started"),
@@ -94,9 +94,9 @@ const tiles = {
 
 function drawTiles() {
   const { ttft_s: ttft, tpot_s: tpot, longest_gap_s: gap, prediction_error_tokens: error } = snapshot.recent;
-  const queue = [["waiting", now.waiting], ["prefill", now.prefill], ["held", now.held], ["suspended", now.suspended]];
-  const told = queue.filter(([, value]) => value).map(([name, value]) => `${count(value)} ${name}`);
-  tiles.running(count(now.running), told.join(" · ") || "none waiting");
+  const outside = [["prefill", now.prefill], ["waiting", now.waiting], ["queued", now.queued], ["suspended", now.suspended]];
+  const parts = outside.filter(([, value]) => value).map(([name, value]) => `${count(value)} ${name}`);
+  tiles.running(count(now.running), parts.join(" · ") || "none waiting");
   tiles.kv(percent(now.kv_mean), `of ${count(decode().reduce((all, one) => all + (one.capacity_tokens ?? 0), 0))} tokens`);
   const peak = Number.isNaN(now.kv_peak) ? "no prediction" : `predicted peak ${percent(now.kv_peak)}`;
   tiles.peak(percent(now.kv_max), peak, now.kv_peak > 1);
@@ -106,7 +106,7 @@ function drawTiles() {
   tiles.rate(count(now.tokens_per_s), "tokens/s");
   tiles.moves(count(seen.moves), `${count(now.moving)} under way`);
   tiles.preemptions(count(seen.preemptions), `${count(now.preemptions)} in all`, seen.preemptions > 0);
-  const bias = error.bias === null ? "none ended" : `${error.bias > 0 ? "+" : ""}${count(error.bias)} bias · ${count(error.count)} judged`;
+  const bias = error.bias === null ? "none ended" : `${error.bias > 0 ? "+" : ""}${count(error.bias)} bias · ${count(error.count)} scored`;
   tiles.error(count(error.mean_absolute), bias);
 }
 
@@ -171,7 +171,7 @@ function drawInstances() {
     of.bar.title = one.kv_blocks
       ? `${one.kv_blocks_used} of ${one.kv_blocks} blocks, ${one.resident_tokens} of ${one.capacity_tokens} tokens; ` +
         `predicted peak ${one.predicted_peak_tokens == null ? "unknown" : Math.round(one.predicted_peak_tokens)}; ${one.pinned} pinned`
-      : (one.why ?? "not heard of");
+      : (one.why ?? "not heard");
     set(of.cells.kv, percent(used));
     set(of.cells.peak, state === "lost" ? "lost" : state === "draining" ? "drains" : percent(peak));
     of.cells.peak.classList.toggle("alarm", peak > 1 || state !== "healthy");
@@ -266,8 +266,8 @@ const charts = new Charts($("charts"), history, [
     format: count,
     series: [
       { name: "running", label: "run", color: "blue" },
-      { name: "waiting", label: "wait", color: "red", dash: [2, 2] },
-      { name: "held", label: "held", color: "orange", dash: [5, 3] },
+      { name: "waiting", label: "wait", color: "orange", dash: [5, 3] },
+      { name: "queued", label: "queue", color: "red", dash: [2, 2] },
       { name: "suspended", label: "susp", color: "purple", dash: [8, 3] },
     ],
   },
@@ -293,7 +293,7 @@ const charts = new Charts($("charts"), history, [
 // --- drawing ---
 
 function draw() {
-  asked = false;
+  frameRequested = false;
   if (!snapshot || document.hidden) return;
   document.querySelector("main").hidden = false;
   set($("model"), snapshot.model);
@@ -306,28 +306,28 @@ function draw() {
   drawRequests();
 }
 
-let trouble = "";
+let problem = "";
 
-function tell() {
-  const age = (performance.now() - heard) / 1000;
+function showConnection() {
+  const age = (performance.now() - receivedAt) / 1000;
   const stale = age > LATE_S;
   const state = !snapshot ? "connecting" : stale ? "stale" : paused ? "paused" : "live";
   document.body.dataset.state = state;
   $("connection").dataset.state = state;
   set($("connection"), state === "stale" ? `stale, ${Math.floor(age)} s` : state);
   const asks = !$("key").hidden;
-  $("banner").hidden = asks || !(stale && (snapshot || trouble));
-  const when = snapshot ? `No data since ${clock(snapshot.now)}: what is below is old. ` : "";
-  if (!$("banner").hidden) set($("banner"), `${when}${trouble ? `${trouble}. Trying again.` : "Waiting for the gateway."}`);
+  $("banner").hidden = asks || !(stale && (snapshot || problem));
+  const when = snapshot ? `No data since ${clock(snapshot.now)}: the page shows old data. ` : "";
+  if (!$("banner").hidden) set($("banner"), `${when}${problem ? `${problem}. Trying again.` : "Waiting for the gateway."}`);
 }
-setInterval(tell, 500);
+setInterval(showConnection, 500);
 
 // --- controls ---
 
 function askKey(refused) {
   $("key").hidden = false;
   $("forget").hidden = true;
-  if (refused) set($("key-note"), "The gateway does not take that key.");
+  if (refused) set($("key-note"), "The gateway refuses that key.");
   $("key-input").focus();
   return new Promise((resolve) => {
     $("key").onsubmit = (event) => {
@@ -344,7 +344,7 @@ function pause() {
   paused = !paused;
   $("pause").setAttribute("aria-pressed", paused);
   set($("pause"), paused ? "Resume" : "Pause");
-  tell();
+  showConnection();
   if (!paused) draw();
 }
 
@@ -384,12 +384,12 @@ document.addEventListener("keydown", (event) => {
 follow({
   event: take,
   connected: () => {
-    trouble = "";
+    problem = "";
     $("forget").hidden = key.get() === null;
   },
   lost: (why) => {
-    trouble = why;
-    tell();
+    problem = why;
+    showConnection();
   },
   key: askKey,
 });

@@ -1,4 +1,4 @@
-// The connection to the gateway: it comes back by itself, and says how it stands.
+// The connection to the gateway: it reconnects by itself, and reports its state.
 
 import { EventParser, backoff } from "./model.js";
 
@@ -34,7 +34,7 @@ export async function follow(page) {
       });
       why = "the gateway ended the stream";
     } catch (error) {
-      why = error.name === "AbortError" ? "nothing came for 10 s" : error.message;
+      why = error.name === "AbortError" ? "no data for 10 s" : error.message;
     }
     const pause = backoff(attempt, Math.random());
     page.lost(why, pause);
@@ -45,7 +45,7 @@ export async function follow(page) {
 async function open() {
   const controller = new AbortController();
   let timer = setTimeout(() => controller.abort(), SILENT_MS);
-  const heard = () => {
+  const received = () => {
     clearTimeout(timer);
     timer = setTimeout(() => controller.abort(), SILENT_MS);
   };
@@ -53,21 +53,21 @@ async function open() {
   const headers = given === null ? {} : { Authorization: `Bearer ${given}` };
   try {
     const response = await fetch(EVENTS, { headers, cache: "no-store", signal: controller.signal });
-    return { response, heard, end: () => clearTimeout(timer) };
+    return { response, received, end: () => clearTimeout(timer) };
   } catch (error) {
     clearTimeout(timer);
     throw error;
   }
 }
 
-async function read({ response, heard, end }, take) {
+async function read({ response, received, end }, take) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   const parser = new EventParser();
   try {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
-      heard();
+      received();
       for (const { event, data } of parser.push(value)) take(event, data);
     }
   } finally {

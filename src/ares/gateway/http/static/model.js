@@ -1,4 +1,4 @@
-// What the dashboard knows, without a page: events out of a stream, histories of bounded size, orders and texts.
+// The dashboard's data, without a page: events out of a stream, histories of bounded size, orders and texts.
 
 /** Server-sent events out of chunks of text; throws where an event grows beyond reason. */
 export class EventParser {
@@ -63,13 +63,13 @@ export class History {
 
 /** State of a request; derived where the gateway does not name it. */
 export function stateOf(requests, i) {
-  const told = requests.state?.[i];
-  if (told) return told;
+  const named = requests.state?.[i];
+  if (named) return named;
   if (requests.reason[i] === "moving") return "moving";
   return requests.instance[i] === null || requests.reason[i] === "not_decoding" ? "prefill" : "decode";
 }
 
-/** Tokens that the full width of a bar stands for: all that any request has, and what 19 of 20 may end with. */
+/** Tokens at the full width of a bar: the most of any request now, and the predicted end (P90) of 19 of 20. */
 export function scaleOf(requests, shown) {
   const ends = Float64Array.from(shown, (i) => requests.resident_tokens[i] + Math.max(requests.remaining_p90[i] ?? 0, 0));
   ends.sort();
@@ -120,7 +120,7 @@ export function health(instance) {
 
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 
-/** The cluster in numbers: what the tiles show and the charts remember. */
+/** The cluster in numbers, for the tiles and the charts. */
 export function summary(snapshot) {
   const decode = snapshot.instances.filter((one) => one.role !== "prefill" && one.kv_blocks);
   const used = decode.map((one) => kv(one).used);
@@ -133,8 +133,8 @@ export function summary(snapshot) {
   const { ttft_s: ttft, tpot_s: tpot, longest_gap_s: gap, prediction_error_tokens: error } = snapshot.recent;
   return {
     running: sum(decode.map((one) => one.running)),
-    waiting: sum(decode.map((one) => one.waiting)),
-    held: snapshot.held ?? states.waiting ?? 0,
+    queued: sum(decode.map((one) => one.waiting)),
+    waiting: snapshot.waiting ?? states.waiting ?? 0,
     suspended: snapshot.suspended ?? states.suspended ?? 0,
     moving: states.moving ?? 0,
     prefill: states.prefill ?? 0,
@@ -165,7 +165,7 @@ export function backoff(attempt, chance) {
 
 const missing = (value) => value === null || value === undefined || Number.isNaN(value);
 
-/** A count in at most five characters; the exact one belongs into a title. */
+/** A count in at most five characters; the exact one belongs in a title. */
 export function count(value) {
   if (missing(value)) return "–";
   const size = Math.abs(value);

@@ -3,7 +3,7 @@
 import { count, scaleOf, select, stateOf } from "./model.js";
 
 const HEIGHT = 22; // CSS pixels, as in the style sheet
-const SPARE = 4;
+const EXTRA_ROWS = 4; // above and below the visible ones
 
 const part = (className) => {
   const element = document.createElement("span");
@@ -54,10 +54,10 @@ class Row {
     whisker.hidden = !known;
     whisker.style.left = share(resident + (low ?? 0));
     whisker.style.width = share((high ?? 0) - (low ?? 0));
-    const told = known ? `, ${middle} to go (P10 ${low}, P90 ${high})` : ", nothing predicted";
+    const prediction = known ? `, ${middle} to go (P10 ${low}, P90 ${high})` : ", no prediction";
     const stays = requests.reason[i] && requests.reason[i] !== "moving" ? `; not movable: ${requests.reason[i]}` : "";
     element.title = `${requests.id[i]}\n${state} on ${instance}\n${prompt} prompt + ${resident - prompt} output tokens` +
-      `${told}\n${requests.moves[i]} moves${stays}`;
+      `${prediction}\n${requests.moves[i]} moves${stays}`;
   }
 }
 
@@ -75,16 +75,16 @@ export class RequestList {
     this.spacer = spacer;
     this.order = "largest";
     this.filter = "";
-    let asked = false;
+    let requested = false;
     const draw = () => {
-      asked = false;
+      requested = false;
       this.#draw();
     };
     const ask = () => {
-      if (!asked) requestAnimationFrame(draw);
-      asked = true;
+      if (!requested) requestAnimationFrame(draw);
+      requested = true;
     };
-    // Noted when they change: to ask for them while drawing would lay the page out again.
+    // Recorded when they change: reading them while drawing would lay the page out again.
     host.addEventListener("scroll", () => {
       this.#top = host.scrollTop;
       ask();
@@ -95,7 +95,7 @@ export class RequestList {
     }).observe(host);
   }
 
-  /** Show these requests (columns); return how many of them match, and the tokens that the full width stands for. */
+  /** Show these requests (columns); return how many of them match, and the tokens at the full width. */
   show(requests = this.#requests) {
     this.#requests = requests;
     this.#shown = requests.id ? select(requests, this.order, this.filter) : [];
@@ -109,8 +109,8 @@ export class RequestList {
     const height = `${shown.length * HEIGHT}px`;
     if (this.spacer.style.height !== height) this.spacer.style.height = height;
     this.host.setAttribute("aria-rowcount", shown.length);
-    const first = Math.max(0, Math.floor(this.#top / HEIGHT) - SPARE);
-    const wanted = Math.ceil(this.#height / HEIGHT) + 2 * SPARE;
+    const first = Math.max(0, Math.floor(this.#top / HEIGHT) - EXTRA_ROWS);
+    const wanted = Math.ceil(this.#height / HEIGHT) + 2 * EXTRA_ROWS;
     const visible = Math.max(0, Math.min(shown.length - first, wanted));
     while (this.#rows.length < visible) {
       const row = new Row();

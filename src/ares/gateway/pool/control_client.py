@@ -1,0 +1,160 @@
+"""Commands to an instance over its control channel, and the answers that belong to them."""
+
+import asyncio
+import contextlib
+import itertools
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from ares.protocol import messages, rpc
+from ares.protocol.fields import CutOutcome
+
+# So many reports that have not been asked for yet are kept.
+_REMEMBERED = 1024
+
+
+class ControlClient:
+    """Sends commands to one instance; without a connection they are dropped, and calls time out."""
+
+    def __init__(self) -> None:
+        self._socket: zmq.asyncio.Socket | None = None
+        self._call_numbers = itertools.count(1)
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._awaited_pulls: dict[str, asyncio.Future[messages.KvReceived]] = {}
+        self._finished_pulls: dict[str, messages.KvReceived] = {}
+        self._predictions: dict[str, tuple[float, float, float]] = {}
+
+    def attach(self, socket: zmq.asyncio.Socket) -> None:
+        """Send over this connection from now on."""
+        self._socket = socket
+
+    def detach(self) -> None:
+        """Send nothing any more."""
+        self._socket = None
+
+    # --- commands ---
+
+    async def cut(self, key: str, timeout_s: float) -> messages.CutResult:
+        """Ask the instance to end request `key` and keep its KV.
+
+        Raises
+        ------
+        TimeoutError
+            No answer in time; whether the request was cut is then unknown.
+        """
+        call = next(self._call_numbers)
+        answer: messages.CutResult = await self._call(call, messages.Cut(call, key), timeout_s)
+        return answer
+
+    async def copy(self, key: str, pin: str, most: int, timeout_s: float) -> messages.CopyResult:
+        """Ask the instance to pin the full KV blocks of running request `key`, at most `most` tokens, under `pin`.
+
+        Raises
+        ------
+        TimeoutError
+            No answer in time; blocks that are pinned nevertheless are released when the answer comes.
+        """
+        call = next(self._call_numbers)
+        answer: messages.CopyResult = await self._call(call, messages.Copy(call, key, pin, most), timeout_s)
+        return answer
+
+    async def lease(self, holder: str, ttl_s: float, timeout_s: float) -> messages.LeaseResult | None:
+        """Ask for the instance's part of the controller's lease, for `ttl_s`; None without an answer in time."""
+        call = next(self._call_numbers)
+        try:
+            answer: messages.LeaseResult = await self._call(call, messages.Lease(call, holder, ttl_s), timeout_s)
+        except TimeoutError:
+            return None
+        return answer
+
+    async def end_lease(self, holder: str) -> None:
+        """Give the instance's part of the lease back, without waiting for its answer."""
+        await self._send(messages.Lease(next(self._call_numbers), holder, 0.0))
+
+    async def release(self, key: str) -> None:
+        """Tell the instance that the KV of request `key` will not be pulled."""
+        await self._send(messages.Release(key))
+
+    async def drain(self, deadline_s: float) -> None:
+        """Tell the instance to drain; requests that still run after `deadline_s` leave it."""
+        await self._send(messages.Drain(True, deadline_s))
+
+    async def undrain(self) -> None:
+        """Tell the instance to take new requests again."""
+        await self._send(messages.Drain(False))
+
+    async def connect_peers(self, peers: list[messages.Peer]) -> None:
+        """Ask the instance to shake hands with peers before a request needs it."""
+        await self._send(messages.Connect(peers))
+
+    async def send(self, body: bytes) -> None:
+        """Send an encoded command, if there is a connection."""
+        if self._socket is not None:
+            # The queue to a peer that has been gone for long is full: never wait for room in it.
+            with contextlib.suppress(zmq.Again):
+                await self._socket.send(body, zmq.NOBLOCK)
+
+    # --- answers ---
+
+    async def kv_received(self, key: str, timeout_s: float) -> messages.KvReceived | None:
+        """Wait until the instance reports that the KV of request `key` has arrived; None where it does not in time."""
+        if (known := self._finished_pulls.pop(key, None)) is not None:
+            return known
+        future = self._awaited_pulls[key] = asyncio.get_running_loop().create_future()
+        try:
+            return await asyncio.wait_for(future, timeout_s)
+        except TimeoutError:
+            return None
+        finally:
+            del self._awaited_pulls[key]
+
+    def predicted(self, key: str) -> tuple[float, float, float] | None:
+        """Return the remaining tokens of request `key`, which this instance prefilled, at messages.REMAINING_LEVELS.
+
+        It comes before the prefill's reply; None where the instance does not predict. The request's own limit is not
+        applied yet.
+        """
+        return self._predictions.get(key)
+
+    async def on_result(self, result: messages.CutResult | messages.CopyResult | messages.LeaseResult) -> None:
+        """Take the answer to a call; KV pinned for a call that has timed out is released, not kept until its lease."""
+        waiting = self._calls.get(result.call)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(result)
+        elif isinstance(result, messages.CutResult) and result.outcome == CutOutcome.PINNED:
+            await self.release(result.key)
+        elif isinstance(result, messages.CopyResult) and result.tokens:
+            await self.release(result.pin)
+
+    async def on_kv_received(self, event: messages.KvReceived) -> None:
+        """Take the report that KV has arrived."""
+        waiting = self._awaited_pulls.get(event.key)
+        if waiting is None:
+            # It may come before it is asked for; most are never asked for.
+            _remember(self._finished_pulls, event.key, event)
+        elif not waiting.done():
+            waiting.set_result(event)
+
+    async def on_predicted(self, event: messages.Predicted) -> None:
+        """Take the prediction of a request that the instance prefills."""
+        _remember(self._predictions, event.key, event.remaining)
+
+    async def _call(self, call: int, command: messages.Command, timeout_s: float) -> Any:
+        future = self._calls[call] = asyncio.get_running_loop().create_future()
+        try:
+            await self._send(command)
+            return await asyncio.wait_for(future, timeout_s)
+        finally:
+            del self._calls[call]
+
+    async def _send(self, command: messages.Command) -> None:
+        await self.send(rpc.encode(command))
+
+
+def _remember(known: dict[str, Any], key: str, value: Any) -> None:
+    """Keep the newest."""
+    known[key] = value
+    if len(known) > _REMEMBERED:
+        del known[next(iter(known))]

@@ -1,0 +1,58 @@
+"""One line in the log for each change of an instance's status, and fewer for one that changes all the time."""
+
+import asyncio
+import logging
+import time
+
+logger = logging.getLogger("ares.gateway.pool.instance")
+
+# An instance that goes up and down all the time gets this many lines, and then one in so many seconds.
+_LINES = 10
+_SECONDS_A_LINE = 60.0
+
+
+class HealthLog:
+    """The log lines of one instance: a token bucket, which writes the newest line when it may again."""
+
+    def __init__(self) -> None:
+        self._level = logging.INFO
+        self._line = ""
+        self._allowance = float(_LINES)
+        self._refilled_at = time.monotonic()
+        self._omitted = 0
+        self._later: asyncio.TimerHandle | None = None
+
+    def write(self, level: int, line: str) -> None:
+        """Log a line now, or later where there were too many lately; a newer one replaces one that waits."""
+        self._level, self._line = level, line
+        if self._later is not None:
+            self._omitted += 1
+        else:
+            self._log()
+
+    def close(self) -> None:
+        """Log nothing more."""
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+
+    def _log(self) -> None:
+        now = time.monotonic()
+        self._allowance = min(self._allowance + (now - self._refilled_at) / _SECONDS_A_LINE, float(_LINES))
+        self._refilled_at = now
+        if self._allowance < 1.0:
+            self._omitted += 1
+            delay_s = (1.0 - self._allowance) * _SECONDS_A_LINE
+            self._later = asyncio.get_running_loop().call_later(delay_s, self._log_later)
+            return
+        self._allowance -= 1.0
+        more = f" ({self._omitted} changes were not logged)" if self._omitted else ""
+        self._omitted = 0
+        logger.log(self._level, "%s%s", self._line, more)
+
+    def _log_later(self) -> None:
+        self._later = None
+        self._omitted -= 1  # the newest is logged now
+        self._allowance = max(self._allowance, 1.0)
+        self._refilled_at = time.monotonic()
+        self._log()

@@ -1,0 +1,75 @@
+"""What an instance reports of itself: size, load, whether it drains."""
+
+import time
+from collections.abc import Set
+
+from ares.gateway.control.cost_models import StepTimeModel
+from ares.protocol import messages
+
+
+class InstanceState:
+    """The newest reports of one instance, and what follows from them.
+
+    Attributes
+    ----------
+    hello, telemetry
+        Its newest messages; None before the first, and while it is not connected.
+    step_time
+        Its steps' duration by load, fitted to the telemetry since its start.
+    draining
+        Whether it is emptied: as it reports, or as a command of ours wants that has not reached it yet.
+    drain_deadline
+        When requests that are still there must leave (`time.monotonic`); None where there is no deadline.
+    """
+
+    def __init__(self) -> None:
+        self.hello: messages.Hello | None = None
+        self.telemetry: messages.Telemetry | None = None
+        self.step_time = StepTimeModel()
+        self.draining = False
+        self.drain_deadline: float | None = None
+
+    def start(self, hello: messages.Hello) -> None:
+        """Take the first message of an instance that has started, or has not known this gateway."""
+        self.hello = hello
+        self.step_time = StepTimeModel()
+
+    def update(self, telemetry: messages.Telemetry, now: float) -> None:
+        """Take a report of its load, received at `now` (`time.monotonic`)."""
+        # A report that was sent before a drain command arrived still says the contrary.
+        if self.telemetry is None or telemetry.draining != self.telemetry.draining:
+            self.draining = telemetry.draining
+        if not self.draining:
+            self.drain_deadline = None
+        elif telemetry.drain_left_s is not None:
+            self.drain_deadline = now + telemetry.drain_left_s
+        self.telemetry = telemetry
+        self.step_time.observe(telemetry)
+
+    def drain(self, deadline_s: float) -> None:
+        """Count it as draining from now on, before it reports so itself."""
+        self.draining, self.drain_deadline = True, time.monotonic() + deadline_s
+
+    def undrain(self) -> None:
+        """Count it as open again."""
+        self.draining, self.drain_deadline = False, None
+
+    def clear(self) -> None:
+        """Forget the messages of an instance that is not connected any more."""
+        self.hello = self.telemetry = None
+
+    @property
+    def capacity_tokens(self) -> int:
+        """KV capacity in tokens; 0 while unknown."""
+        return self.hello.kv_blocks * self.hello.block_size if self.hello else 0
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks that the newest telemetry shows free; 0 while unknown."""
+        if self.hello is None or self.telemetry is None:
+            return 0
+        return self.hello.kv_blocks - self.telemetry.kv_blocks_used
+
+    def lacks(self, needs: Set[str]) -> Set[str]:
+        """Return which of these parts of a moved request's state it does not restore; empty while that is unknown."""
+        return needs - set(self.hello.carries) if needs and self.hello is not None else frozenset()
