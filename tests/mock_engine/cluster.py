@@ -1,4 +1,4 @@
-"""Simulated instances in this process, gateway's ends of their channels, and sequences over them."""
+"""Mock instances in this process, gateway's ends of their channels, and sequences over them."""
 
 import asyncio
 import contextlib

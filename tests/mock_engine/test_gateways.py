@@ -1,4 +1,4 @@
-"""Two gateways before one pool, all processes of their own, over simulated engines: one is killed, one told to end."""
+"""Two gateways before one pool, all processes of their own, over mock engines: one is killed, one told to end."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ares.engine.defaults import free_port
 from ares.local_cluster import cluster as local
-from ares.mock_engine import model as simulated
+from ares.mock_engine import model as mock_model
 from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures
 from tests.integration.client import Client
 
@@ -128,7 +128,7 @@ def prompt(gateway: int, number: int) -> list[int]:
 
 
 async def test_one_is_killed_and_the_other_is_told_to_end(pool: Pool, model_folder: Path) -> None:  # noqa: F811
-    model = simulated.load(model_folder)
+    model = mock_model.load(model_folder)
     gateways = victim, survivor = pool.gateway("gateway-a"), pool.gateway("gateway-b")
     for gateway in gateways:
         # Its policy is compiled first, which on a busy machine takes minutes; one that ends instead is noticed at once.

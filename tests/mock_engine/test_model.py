@@ -1,4 +1,4 @@
-"""The simulated model: what anybody can compute, and what no slip survives."""
+"""The mock model: what anybody can compute, and what no slip survives."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Sequences of the gateway over simulated instances: token for token, whatever moves, dies or is full."""
+"""Sequences of the gateway over mock instances: token for token, whatever moves, dies or is full."""
 
 import asyncio
 import contextlib

@@ -24,7 +24,7 @@ from ares.engine.drain import OwnChannel
 from ares.gateway.pool import generate as engine
 from ares.gateway.pool.pool import Pool
 from ares.mock_engine.serve import Server, identities
-from ares.mock_engine.settings import SimulationError, parse
+from ares.mock_engine.settings import FlagError, parse
 from ares.mock_engine.transfer import Puller
 from tests.mock_engine.cluster import MODEL, PROMPT, Cluster, eventually, serving, settings
 from tests.mock_engine.test_model import tokenizer_folder
@@ -81,15 +81,15 @@ def streamed(text: str) -> list[int]:
     return [token for event in events[:-1] for token in json.loads(event)["choices"][0]["token_ids"]]
 
 
-async def test_it_says_that_it_is_simulated(client: Client) -> None:
+async def test_it_names_itself_a_mock(client: Client) -> None:
     version = (await client.http.get("/version")).json()
-    assert version["simulated"] is True
-    assert "simulated" in version["version"]
+    assert version["mock"] is True
+    assert version["version"].startswith("mock (no model")
     hello = client.cluster.known("decode-0").hello
     assert hello is not None
-    assert "simulated" in hello.versions["vllm"]
+    assert hello.versions["vllm"].startswith("mock (no model")
     metrics = (await client.http.get("/metrics")).text
-    assert 'ares:simulated{profile="test"} 1' in metrics
+    assert 'ares:mock_engine{profile="test"} 1' in metrics
     assert 'vllm:num_requests_running{model_name="some/model",engine="0"} 0' in metrics
 
 
@@ -278,7 +278,7 @@ def test_flags_are_resolved_against_the_profile() -> None:
     ],
 )
 def test_flags_that_cannot_be_used_are_named(flags: list[str]) -> None:
-    with pytest.raises(SimulationError, match=flags[0]):
+    with pytest.raises(FlagError, match=flags[0]):
         parse("llama-8b-rtx4090", "some/model", flags)
 
 

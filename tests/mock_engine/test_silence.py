@@ -15,7 +15,7 @@ import pytest
 from ares.config import GatewayConfig
 from ares.engine.defaults import free_ports
 from ares.gateway.service import Gateway
-from ares.mock_engine import model as simulated
+from ares.mock_engine import model as mock_model
 from ares.mock_engine import report
 from ares.mock_engine.serve import Server, identities
 from ares.mock_engine.transfer import Puller
@@ -49,7 +49,7 @@ def hosted(gateway: Gateway, name: str) -> list[str]:
 
 
 async def test_a_stopped_instance_is_done_without_and_comes_back(model_folder: Path) -> None:  # noqa: F811
-    model = simulated.load(model_folder)
+    model = mock_model.load(model_folder)
     with workers(model_folder, 2) as made:
         async with httpx.AsyncClient(timeout=60) as http, gateway_over(made, model_folder) as gateway:
             port = made.ports[0]
@@ -82,7 +82,7 @@ async def test_a_stopped_prefill_instance_is_done_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     quarter(monkeypatch)
-    model = simulated.load(model_folder)
+    model = mock_model.load(model_folder)
     with workers(model_folder, 3, prefill=1) as made:
         async with gateway_over(made, model_folder) as gateway:
             assert await generate(gateway, "before", prompt(0), 20) == model.continuation(prompt(0), 20)

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from ares.gateway.pool.instance import Instance
-from ares.mock_engine.faults import PREDICTIONS, FaultState, lied
+from ares.mock_engine.faults import PREDICTIONS, FaultState, faulty_telemetry
 from ares.protocol import messages
 
 
@@ -40,7 +40,7 @@ class TelemetryFaultInjector:
             wrong = PREDICTIONS[faults.predictions]
             rows = [msgspec.structs.replace(row, remaining=wrong) if row.output else row for row in load.rows]
             load = msgspec.structs.replace(load, rows=rows)
-        told = lied(faults.telemetry, load, self._newest.setdefault(name, load), kv_blocks)
+        told = faulty_telemetry(faults.telemetry, load, self._newest.setdefault(name, load), kv_blocks)
         return messages.encode(told) if told is not None else None
 
 

@@ -66,7 +66,7 @@ ControlKeyFile = Annotated[
     Path | None, typer.Option(help="File with the control channel's key; or ARES_CONTROL_KEY (docs/security.md).")
 ]
 Simulate = Annotated[
-    str | None, typer.Option(metavar="PROFILE", help="Simulate engines of this profile (docs/simulated-engine.md).")
+    str | None, typer.Option(metavar="PROFILE", help="Simulate engines of this profile (docs/mock-engine.md).")
 ]
 
 
@@ -146,7 +146,7 @@ def worker(
     """Start one vLLM instance that can hand running requests over.
 
     Every other flag goes to `vllm serve` as it is, for example --max-model-len 4096 or --tensor-parallel-size 2; with
-    --simulate, to the simulated engine (--simulate PROFILE -- --help).
+    --simulate, to the mock engine (--simulate PROFILE -- --help).
     """
     from ares.engine.launcher import LaunchError, WorkerSettings, check_control, serve
 
@@ -195,7 +195,7 @@ def _simulate(
     import logging
 
     from ares import addresses
-    from ares.mock_engine import model as simulated
+    from ares.mock_engine import model as mock_model
     from ares.mock_engine import serve, settings
     from ares.models import resolve as models
     from ares.simulator.profile import ProfileError
@@ -208,7 +208,7 @@ def _simulate(
         addresses.check(host, {flag: range(first, first + instances) if first else () for flag, first in ports.items()})
         found = serve.identities(*who, instances)
         serve.serve(found, engine, models.resolve(model, weights=False, console=_errors), drain_deadline_s)
-    except (ProfileError, settings.SimulationError, simulated.VocabularyError, OSError) as error:
+    except (ProfileError, settings.FlagError, mock_model.VocabularyError, OSError) as error:
         fail(str(error))
 
 
@@ -298,7 +298,7 @@ def up(
 ) -> None:
     """Start a local cluster behind one endpoint, start again what ends, and stop all of it on Ctrl-C.
 
-    Every other flag goes to each vLLM instance, for example --max-model-len 4096, or to the simulated engines.
+    Every other flag goes to each vLLM instance, for example --max-model-len 4096, or to the mock engines.
     """
     from ares import plugins, variables
     from ares.config import GatewayConfig, check_policies, live_preset
@@ -375,7 +375,7 @@ def _check_simulation(profile: str, model: str, flags: list[str]) -> None:
 
     try:
         settings.parse(profile, model, flags)
-    except (ProfileError, settings.SimulationError) as error:
+    except (ProfileError, settings.FlagError) as error:
         fail(str(error))
 
 

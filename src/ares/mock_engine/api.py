@@ -13,7 +13,7 @@ from ares.mock_engine.request import Request
 KEY = "ares_key"
 GENERATED = "ares_generated"
 # In sampling_params.extra_args: the true length of the whole output, for replaying a trace.
-OUTPUT_TOKENS = "ares_simulated_output_tokens"
+OUTPUT_TOKENS = "ares_mock_output_tokens"
 MIGRATED = "migrated"
 _DONE = chunk(b"data: [DONE]\n\n")
 _LOGPROB = -1.0
@@ -71,7 +71,7 @@ def read(body: bytes, model: MockModel, maximum: int, connection: Connection) ->
     if not -(2**63) <= asked.priority < 2**63:
         raise HttpError(400, "priority must fit in 64 bits", "priority")
     if sampling.n != 1:
-        raise HttpError(400, "the simulated engine generates one output a request: n must be 1", "n")
+        raise HttpError(400, "the mock engine generates one output a request: n must be 1", "n")
     room = maximum - len(tokens)
     if room < 1:
         message = f"This model's maximum context length is {maximum} tokens. However, your request has {len(tokens)}"

@@ -55,7 +55,7 @@ def from_workload(work: Workload, seed: int) -> list[Planned]:
         body = {
             "prompt": generator.integers(_IDS.start, _IDS.stop, int(work.prompt_tokens[number])).tolist(),
             "max_tokens": limit,
-            "vllm_xargs": {"ares_simulated_output_tokens": int(work.output_tokens[number])},
+            "vllm_xargs": {"ares_mock_output_tokens": int(work.output_tokens[number])},
         }
         planned.append(Planned(f"r{number}", float(work.arrival_s[number]), body))
     return planned
