@@ -1,4 +1,4 @@
-"""KV that waits to be pulled, when the gateway that it waits for has gone."""
+"""Pinned KV whose gateway is gone."""
 
 import asyncio
 

@@ -50,7 +50,7 @@ class Client:
         return counters
 
     async def raw(self, request: bytes) -> bytes:
-        """Send bytes and return all that comes until the server hangs up, or for a while."""
+        """Send bytes and return all that comes until the server closes the connection, or for a while."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(request)
         reply = b""
@@ -149,7 +149,7 @@ async def test_what_is_no_http_is_refused_and_hung_up_on(client: Client, sent: b
 
 
 async def test_a_reader_that_is_behind_gets_every_token_once(client: Client) -> None:
-    """The event loop says when a reader is behind and when it has caught up; kernels differ in how much they hold."""
+    """The event loop signals when a client reads too slowly, and when it reads again; kernels buffer unlike amounts."""
     requests = client.cluster.instance("decode-0").requests
     task = asyncio.create_task(client.http.post(GENERATE, json=body(300, stream=True)))
     await eventually(lambda: client.cluster.counters("decode-0")["tokens"] > 20)
@@ -207,9 +207,9 @@ async def test_a_freeze_stops_everything_and_passes(client: Client) -> None:
     assert streamed((await task).text) == MODEL.continuation(PROMPT, 300)
 
 
-@pytest.mark.parametrize(("lie", "tokens"), [("nan", "nan"), ("negative", "-200.0"), ("huge", "1e+300")])
-async def test_predictions_can_be_nonsense(client: Client, lie: str, tokens: str) -> None:
-    await client.faults(predictions=lie)
+@pytest.mark.parametrize(("fault", "tokens"), [("nan", "nan"), ("negative", "-200.0"), ("huge", "1e+300")])
+async def test_predictions_can_be_nonsense(client: Client, fault: str, tokens: str) -> None:
+    await client.faults(predictions=fault)
     task = asyncio.create_task(client.http.post(GENERATE, json=body(5000, kv_transfer_params={"ares_key": "a"})))
     instance = client.cluster.known("decode-0")
 

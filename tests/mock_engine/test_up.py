@@ -141,9 +141,9 @@ class Up:
         for line in self.process.stderr:
             self.lines.append(line.strip())
 
-    def wait_for(self, said: str) -> None:
+    def wait_for(self, text: str) -> None:
         deadline = time.monotonic() + 60
-        while not any(said in line for line in list(self.lines)):
+        while not any(text in line for line in list(self.lines)):
             assert time.monotonic() < deadline, self.lines
             time.sleep(0.02)
 

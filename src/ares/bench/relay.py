@@ -157,7 +157,7 @@ def _measure(system: _System, mode: str, model: str, streams: int, tokens: int) 
 @contextlib.contextmanager
 def _mock(role: str, folder: Path, model: str, logs: Path) -> Iterator[_System]:
     port = _free_port()
-    command = [sys.executable, "-m", "ares.bench.mock_engine", "--role", role, "--port", str(port)]
+    command = [sys.executable, "-m", "ares.mock_engine.free_running", "--role", role, "--port", str(port)]
     command += ["--folder", str(folder), "--model", model]
     yield from _served(f"mock {role}", command, port, logs, "/version", ["mock"])
 
@@ -221,7 +221,7 @@ def _get(port: int, route: str, body: bytes | None = None) -> str:
 
 
 def _pace(mock: _System, interval_s: float) -> None:
-    _get(mock.port, "/mock/pace", msgspec.json.encode({"interval_s": interval_s}))
+    _get(mock.port, "/simulate/pace", msgspec.json.encode({"interval_s": interval_s}))
 
 
 def _free_port() -> int:

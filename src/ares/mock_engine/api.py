@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from ares.mock_engine.http import MALFORMED, Connection, HttpError, chunk
+from ares.mock_engine.http import MALFORMED, Connection, HttpError, chunk, server_sent_event
 from ares.mock_engine.model import MockModel, fold
 from ares.mock_engine.request import Request
 
@@ -15,7 +15,8 @@ GENERATED = "ares_generated"
 # In sampling_params.extra_args: the true length of the whole output, for replaying a trace.
 OUTPUT_TOKENS = "ares_mock_output_tokens"
 MIGRATED = "migrated"
-_DONE = chunk(b"data: [DONE]\n\n")
+# Ends a stream.
+DONE = chunk(b"data: [DONE]\n\n")
 _LOGPROB = -1.0
 
 _Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
@@ -23,7 +24,7 @@ _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 
 
 class _Sampling(msgspec.Struct):
-    """The sampling parameters that make a difference here; the rest is accepted and changes nothing."""
+    """The sampling parameters with an effect here; the others are accepted and change nothing."""
 
     max_tokens: Annotated[int, msgspec.Meta(ge=1, lt=1 << 53)] | None = None
     min_tokens: _Count = 0
@@ -59,7 +60,7 @@ def read(body: bytes, model: MockModel, maximum: int, connection: Connection) ->
     Raises
     ------
     HttpError
-        The body is not what vLLM would take; the message says why.
+        vLLM would refuse the body; the message says why.
     """
     try:
         asked = _decode(body)
@@ -151,12 +152,12 @@ def event(request: Request, tokens: list[int], finish: str | None = None, stop: 
     """Return an event of a stream in an HTTP chunk of its own."""
     choice = _choice(request, tokens, finish, stop)
     body = {"request_id": request.id, "usage": None, "output_mode": "tokens", "choices": [choice]}
-    return chunk(b"data: " + _encode(body) + b"\n\n")
+    return server_sent_event(body)
 
 
 def last_event(request: Request, tokens: list[int], finish: str, stop: int | str | None) -> bytes:
-    """Return the event that ends a stream, and the mark behind it."""
-    return event(request, tokens, finish, stop) + _DONE
+    """Return the event that ends a stream, and `[DONE]`."""
+    return event(request, tokens, finish, stop) + DONE
 
 
 def whole(

@@ -29,7 +29,7 @@ class Faults(msgspec.Struct, forbid_unknown_fields=True):
     slow
         Factor on the time of every step.
     die, restart_after_s
-        Now: lose all connections, requests and KV at once (SIGKILL, seen from outside), and come back so much later
+        Now: lose all connections, requests and KV at once (SIGKILL, seen from outside), and restart so much later
         with a new boot id; never, where no time is given.
     """
 

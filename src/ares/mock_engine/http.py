@@ -36,6 +36,11 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
+def server_sent_event(body: Any) -> bytes:
+    """Return a server-sent event in an HTTP chunk of its own, as uvicorn writes what vLLM yields."""
+    return chunk(b"data: " + msgspec.json.encode(body) + b"\n\n")
+
+
 class HttpRequest(msgspec.Struct):
     """A request as it was received; `authorization` is the value of that header."""
 
@@ -47,6 +52,7 @@ class HttpRequest(msgspec.Struct):
 
 
 _Handler = TypeVar("_Handler")
+_Body = TypeVar("_Body")
 
 
 def handler(routes: Mapping[tuple[bytes, bytes], _Handler], request: HttpRequest) -> _Handler:
@@ -56,6 +62,14 @@ def handler(routes: Mapping[tuple[bytes, bytes], _Handler], request: HttpRequest
         method, path = request.method.decode(), request.path.decode(errors="replace")
         raise HttpError(404, f"a mock engine has no route {method} {path}")
     return found
+
+
+def decode(body: bytes, kind: type[_Body]) -> _Body:
+    """Return a JSON body as a type; HttpError 400 where it is not of that type."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except MALFORMED as error:
+        raise HttpError(400, f"1 validation error: {error}") from error
 
 
 class Service(Protocol):

@@ -329,7 +329,7 @@ class Instance:
                     pass  # a pull here needs no handshake
 
     def _abandon(self, gateway: str) -> None:
-        """End the requests of a gateway that has not come back, each with its next token."""
+        """End the requests of a gateway that has not reconnected, each with its next token."""
         if gateway not in self._channel.gone:
             return
         for key, request in self._by_key.items():

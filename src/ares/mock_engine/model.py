@@ -134,4 +134,4 @@ def _stop_token(folder: Path, tokenizer: Tokenizer) -> int:
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str) and (named := tokenizer.token_to_id(token)) is not None:
             return int(named)
-    raise VocabularyError(f"{folder} does not say which token stops an output (eos_token_id)")
+    raise VocabularyError(f"{folder} names no token that stops an output (eos_token_id)")

@@ -1,7 +1,7 @@
 """KV that waits to be pulled: pinned under a lease, freed exactly once."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ares.protocol import messages
@@ -40,6 +40,9 @@ class Pins:
 
     def __len__(self) -> int:
         return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Pin]:
+        return iter(list(self._by_id.values()))  # a copy: the channel's thread counts them while the loop changes them
 
     @property
     def blocks(self) -> int:

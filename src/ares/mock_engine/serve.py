@@ -8,10 +8,9 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import aiohttp
-import msgspec
 import uvloop
 import zmq
 
@@ -20,7 +19,7 @@ from ares.engine.defaults import free_port
 from ares.engine.drain import before, drained_on_sigterm, until_empty
 from ares.mock_engine import report
 from ares.mock_engine.faults import Faults
-from ares.mock_engine.http import MALFORMED, Connection, HttpError, HttpRequest, handler
+from ares.mock_engine.http import MALFORMED, Connection, HttpError, HttpRequest, decode, handler
 from ares.mock_engine.instance import Instance
 from ares.mock_engine.model import MockModel, load
 from ares.mock_engine.request import Request
@@ -37,7 +36,6 @@ _REPLY_S = 0.02
 # A control port may still be taken for so long by the instance that had it before.
 _REBIND_S = 2.0
 _NO_KV = Pulled(0, 0)
-_Body = TypeVar("_Body")
 # Answers a request to an instance.
 Handler = Callable[[Instance, HttpRequest, Connection], None]
 
@@ -155,7 +153,7 @@ class Server:
 
     def _pull(self, instance: Instance, request: HttpRequest, connection: Connection) -> None:
         """Answer another instance's pull once its bytes would have arrived."""
-        wanted = _read(request.body, Pull)
+        wanted = decode(request.body, Pull)
         pin = instance.pins.find(wanted.request_id) if wanted.engine_id == instance.boot else None
         if pin is None:
             raise HttpError(404, "no such KV is pinned here")
@@ -226,17 +224,10 @@ def _ready(instance: Instance, request: HttpRequest, connection: Connection) -> 
 
 
 def _extend(instance: Instance, request: HttpRequest, connection: Connection) -> None:
-    wanted = _read(request.body, Extend)
+    wanted = decode(request.body, Extend)
     if wanted.engine_id == instance.boot:
         instance.pins.extend(wanted.request_ids)
     connection.reply(_NO_KV)
-
-
-def _read(body: bytes, kind: type[_Body]) -> _Body:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except MALFORMED as error:
-        raise HttpError(400, f"1 validation error: {error}") from error
 
 
 def identities(name: str | None, role: Role, host: str, port: int, control_port: int, count: int) -> list[Identity]:
