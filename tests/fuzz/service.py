@@ -1,4 +1,4 @@
-"""A gateway over simulated engines, served by a thread of its own: what is sent to it comes from another."""
+"""A gateway over mock engines, served by a thread of its own: what is sent to it comes from another."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Bytes on the HTTP ports: of the gateway, and of simulated engines, which read HTTP by themselves."""
+"""Bytes on the HTTP ports: of the gateway, and of mock engines, which read HTTP by themselves."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ GENERATE = {
         "ignore_eos": True,
         "logprobs": 1,
         "stop_token_ids": [7],
-        "extra_args": {"ares_simulated_output_tokens": 3},
+        "extra_args": {"ares_mock_output_tokens": 3},
     },
     "kv_transfer_params": {"ares_key": "key", "ares_generated": 1, "do_remote_decode": False},
 }
@@ -49,7 +49,7 @@ PULLING = {
         "remote_port": 1,
     },
 }
-PULL, EXTEND = {"engine_id": "x", "request_id": "y", "keep_none": True}, {"engine_id": "x", "request_ids": ["y"]}
+PULL, EXTEND = {"engine_id": "x", "request_id": "y", "discard": True}, {"engine_id": "x", "request_ids": ["y"]}
 
 
 def request(method: str, path: str, body: str = "") -> bytes:
@@ -97,7 +97,7 @@ def test_bytes_to_the_gateway(service: Service, data: bytes) -> None:
     check(service.raw(data))
 
 
-@fuzz("http: bytes to a simulated engine", 60, data=noise(*TO_ENGINE))
+@fuzz("http: bytes to a mock engine", 60, data=noise(*TO_ENGINE))
 @example(data=UPGRADE)
 @example(data=request("GET", "/health") * 40)
 def test_bytes_to_a_simulated_engine(service: Service, data: bytes) -> None:
@@ -111,7 +111,7 @@ _seeds = {
 }
 
 
-@fuzz("http: warped bodies to a simulated engine", 120, path=st.sampled_from(sorted(_seeds)), data=st.data())
+@fuzz("http: warped bodies to a mock engine", 120, path=st.sampled_from(sorted(_seeds)), data=st.data())
 @example(path="/simulate/extend", data=None)
 def test_warped_bodies_to_a_simulated_engine(service: Service, path: str, data: st.DataObject | None) -> None:
     body = data.draw(warped(*_seeds[path])) if data is not None else '"\udcff"'
@@ -123,7 +123,7 @@ def test_warped_bodies_to_a_simulated_engine(service: Service, path: str, data: 
         assert error["code"] == reply.status
 
 
-@fuzz("http: faults of a simulated engine", 30, value=json_texts, name=st.sampled_from(["refuse", "slow", "x", "die"]))
+@fuzz("http: faults of a mock engine", 30, value=json_texts, name=st.sampled_from(["refuse", "slow", "x", "die"]))
 def test_faults_are_taken_or_refused(service: Service, value: str, name: str) -> None:
     if (name, value) == ("die", "true"):
         return

@@ -1,4 +1,8 @@
-"""A stand-in for a vLLM instance: its HTTP API and control channel, a deterministic model, and faults on demand."""
+"""A mock instance that tests steer: parts of `ares.mock_engine`, stepped as a test says, with faults at every point.
+
+HTTP, requests, replies, tokens and pins are those of the mock engine. Only what a test needs to steer is written here:
+the step loop, which can stop at a token, and the answers to commands, which can come late, wrong or not at all.
+"""
 
 import asyncio
 import contextlib
@@ -6,43 +10,42 @@ import itertools
 import json
 import socket
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-
-import msgspec
-from aiohttp import web
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from ares.engine.control import ControlChannel, EngineCommand, GatewayDisconnected
-from ares.protocol import messages
+from ares.mock_engine import api
+from ares.mock_engine.http import Connection, HttpError, HttpRequest, handler, server_sent_event
+from ares.mock_engine.model import MockModel, fold, unfold
+from ares.mock_engine.pins import Pin, Pins
+from ares.mock_engine.request import Cut, Request
+from ares.mock_engine.settings import Identity
+from ares.mock_engine.transfer import kv_transfer_params
+from ares.protocol import fields, messages
 from ares.protocol.keys import ControlKey
 
 EOS = 2
 FIRST_ORDINARY = 3
-KEY = "ares_key"
-MIGRATED = "migrated"
 BLOCK = 16
 _IDLE_S = 0.002
 _TAIL = 64
+# No lease ends within a test.
+_LEASE_S = 3600.0
 
 
-def next_token(tokens: list[int], vocabulary: int) -> int:
-    """The model: depends on every token before, so a lost, doubled or swapped token changes all that follow."""
-    state = 17
-    for token in tokens:
-        state = (state * 31 + token + 7) % 1_000_003
-    return FIRST_ORDINARY + state % (vocabulary - FIRST_ORDINARY)
+def mock_model(vocabulary: int) -> MockModel:
+    """The model of the fakes: writes every token but the special ones."""
+    return MockModel(tuple(range(FIRST_ORDINARY, vocabulary)), EOS, vocabulary)
 
 
 def expected(prompt: list[int], count: int, *, vocabulary: int = 256, eos_at: int | None = None) -> list[int]:
     """What one undisturbed instance generates."""
-    tokens = list(prompt)
-    while len(tokens) - len(prompt) < count:
-        if len(tokens) == eos_at:
-            tokens.append(EOS)
-            break
-        tokens.append(next_token(tokens, vocabulary))
-    return tokens[len(prompt) :]
+    model = mock_model(vocabulary)
+    before_eos = count if eos_at is None or eos_at < len(prompt) else eos_at - len(prompt)
+    if before_eos >= count:
+        return model.continuation(prompt, count)
+    return [*model.continuation(prompt, before_eos), EOS]
 
 
 async def eventually(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
@@ -79,9 +82,9 @@ class Faults:
     tail_after_s: float = 0.0
     """Deliver the end of a cut request's stream this late (then break it, if that is asked too)."""
     handover_after_s: float = 0.0
-    """Send a `Handover` this late."""
+    """Answer a `Cut` or a `Copy` this late."""
     lose_handover: bool = False
-    """Never send a `Handover`."""
+    """Never answer a `Cut` or a `Copy`."""
     not_running: bool = False
     """Answer every `Cut` with `not_running`."""
     deaf: bool = False
@@ -92,30 +95,6 @@ class Faults:
     """End a stream with this error after its first token."""
     abort: bool = False
     """End every running request as aborted, at its next step."""
-
-
-@dataclass(slots=True)
-class Work:
-    """One request on the fake."""
-
-    key: str
-    tokens: list[int]
-    prompt_tokens: int
-    maximum: int
-    parameters: dict[str, Any]
-    params: dict[str, Any]
-    lines: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
-    finished: asyncio.Event = field(default_factory=asyncio.Event)
-    finish_reason: str | None = None
-    stop_reason: str | None = None
-    transfer: dict[str, Any] | None = None
-    cut: tuple[bytes, messages.Cut] | None = None
-    unwanted: bool = False
-    reset: bool = False
-
-    @property
-    def output(self) -> list[int]:
-        return self.tokens[self.prompt_tokens :]
 
 
 class FakeInstance:
@@ -139,8 +118,9 @@ class FakeInstance:
         self.role = role
         self.cluster = cluster
         self.step_s = step_s
-        self.vocabulary = vocabulary
+        self.model = mock_model(vocabulary)
         self.eos_at = eos_at
+        """Tokens of prompt and output after which the stop token comes."""
         self.kv_blocks = kv_blocks
         self.max_model_len = max_model_len
         self.prefix_caching = prefix_caching
@@ -157,7 +137,7 @@ class FakeInstance:
         self.api_key: str | None = None
         """What generations, and `/v1/models`, must bring."""
         self.models: list[str] = []
-        """Names of its model, as it says them; none as of an earlier version."""
+        """Names of its model, as it describes itself; none as of an earlier version."""
         self.shape: dict[str, int] = {}
         self.hold_at: int | None = None
         """Generate no further than this many tokens of prompt and output."""
@@ -175,20 +155,28 @@ class FakeInstance:
         self.peers: list[messages.Peer] = []
         self.mistakes: list[str] = []
         """What a real engine would answer with wrong tokens; the fixtures check that there is none."""
-        self.pinned: dict[str, list[int]] = {}
-        self.running: dict[str, Work] = {}
-        self.changed = asyncio.Condition()
-        self.predicts: Callable[[Work], tuple[float, float, float]] | None = None
+        self.pins = Pins(_LEASE_S, lambda _: None)
+        self.running: dict[str, Request] = {}
+        self.predicts: Callable[[Request], tuple[float, float, float]] | None = None
         """Quantiles of what a request still generates, for the telemetry."""
         self.foretells = False
         """Let a first prediction leave with each prefill: as many tokens as the prompt has."""
         self.steps = 0
+        self.connections: set[Connection] = set()
+        self._muted: set[Request] = set()
+        self._ignoring_eos: set[Request] = set()
+        self._changed = asyncio.Event()
         self._sequence = itertools.count(1)
-        self._open: dict[int, web.Request] = {}
         self._task: asyncio.Task[None] | None = None
         self._later: set[asyncio.Task[None]] = set()
-        self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
         self._channel: ControlChannel | None = None
+        self._routes = {
+            (b"POST", b"/inference/v1/generate"): self._generate,
+            (b"GET", b"/ares/v1/instance"): self._describe,
+            (b"GET", b"/v1/models"): self._list,
+            (b"GET", b"/health"): self._health,
+        }
 
     @property
     def url(self) -> str:
@@ -219,157 +207,155 @@ class FakeInstance:
         )
         key = ControlKey(self.control_key) if self.control_key is not None else None
         self._channel = ControlChannel(self.control_address, hello, self._snapshot, key=key)
-        app = web.Application(client_max_size=1 << 26)
-        app.router.add_post("/inference/v1/generate", self._generate)
-        app.router.add_get("/ares/v1/instance", self._describe)
-        app.router.add_get("/v1/models", self._list)
-        app.router.add_get("/health", self._health)
-        # handler_cancellation: a client that leaves is an abort, as in vLLM.
-        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+        self._server = await asyncio.get_running_loop().create_server(lambda: Connection(self), "127.0.0.1", self.port)
         self._task = asyncio.create_task(self._engine(), name=f"engine {self.name}")
         return self
 
     async def die(self) -> None:
         """Lose everything at once: connections, KV, control channel."""
-        if self._runner is None or self._task is None or self._channel is None:
+        if self._server is None or self._task is None or self._channel is None:
             return
+        self._server.close()
         for task in (self._task, *self._later):
             task.cancel()
         await asyncio.gather(self._task, *self._later, return_exceptions=True)
-        self.reset_connections()
         self._channel.close()
-        await self._runner.cleanup()
-        self._runner = self._task = self._channel = None
+        for connection in list(self.connections):
+            connection.work = None
+            connection.transport.abort()
+        self._server = self._task = self._channel = None
         self.running.clear()
-        self.pinned.clear()
+        self.pins.clear()
         self.cluster.pop(self.boot, None)
+        await asyncio.sleep(0)
 
     def reset_connections(self) -> None:
         """Break every open generation's connection."""
-        for request in list(self._open.values()):
-            if request.transport is not None:
-                request.transport.abort()
+        for connection in list(self.connections):
+            if connection.work is not None:
+                connection.transport.abort()
 
     # --- what tests wait for ---
 
     async def until(self, condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
         """Wait until something is true of this instance."""
-        async with asyncio.timeout(timeout_s), self.changed:
-            await self.changed.wait_for(condition)
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                await self._changed.wait()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    @property
+    def pinned(self) -> list[str]:
+        """Names of the pins: the key of a request, or what a `Copy` named."""
+        return [pin.id for pin in self.pins]
 
     @property
     def quiet(self) -> bool:
         """Whether nothing generates and nothing is pinned."""
         return not self.running and not self.pinned
 
-    # --- HTTP ---
-
-    async def _describe(self, _: web.Request) -> web.Response:
-        told = messages.Description(
-            self.name, self.role, self.boot, self.control_address, list(self.models), dict(self.shape)
-        )
-        return web.json_response(msgspec.to_builtins(told))
-
-    async def _list(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": []}, status=200 if self._lets_in(request) else 401)
-
-    def _lets_in(self, request: web.Request) -> bool:
-        return self.api_key is None or request.headers.get("Authorization") == f"Bearer {self.api_key}"
-
-    async def _health(self, _: web.Request) -> web.Response:
-        return web.Response()
-
-    async def _generate(self, request: web.Request) -> web.StreamResponse:
-        if not self._lets_in(request):
-            return web.json_response({"error": "Unauthorized"}, status=401)
-        self._open[id(request)] = request
-        try:
-            return await self._serve(request, await request.json())
-        finally:
-            self._open.pop(id(request), None)
-
-    async def _serve(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        self.asked.append(body)
-        await self._tell()
-        if self.faults.hang:
-            await asyncio.Event().wait()
-        if self.faults.answer_after_s:
-            await asyncio.sleep(self.faults.answer_after_s)
-        if self.faults.refuse is not None:
-            text = json.dumps({"error": {"message": f"{self.name} refuses", "code": self.faults.refuse}})
-            return web.Response(status=self.faults.refuse, text=text, content_type="application/json")
-        if body["sampling_params"]["max_tokens"] < 1 or not body["token_ids"]:
-            return web.json_response({"error": {"message": "max_tokens must be at least 1"}}, status=400)
-        work = self._admit(body)
-        try:
-            if body.get("stream"):
-                return await self._stream(request, work)
-            await work.finished.wait()
-        except (asyncio.CancelledError, ConnectionResetError):
-            await self._abort(work)
-            raise
-        choice = {
-            "index": 0,
-            "token_ids": work.output,
-            "logprobs": self._logprobs(work, work.output),
-            "finish_reason": work.finish_reason,
-        }
-        return web.json_response({"request_id": work.key, "choices": [choice], "kv_transfer_params": work.transfer})
-
-    async def _stream(self, request: web.Request, work: Work) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        for count in itertools.count():
-            line = await work.lines.get()
-            if self.faults.mute_after is not None and count >= self.faults.mute_after:
-                await asyncio.Event().wait()
-            if line is None:
-                break
-            await response.write(line)
-        if work.reset:
-            if request.transport is not None:
-                request.transport.abort()
-            await asyncio.sleep(1)  # the handler is cancelled by the lost connection
-        await response.write(b"data: [DONE]\n\n")
-        return response
-
-    def _admit(self, body: dict[str, Any]) -> Work:
-        params, tokens = dict(body.get("kv_transfer_params") or {}), list(body["token_ids"])
-        sampling = body["sampling_params"]
-        work = Work(params.get(KEY, uuid.uuid4().hex), tokens, len(tokens), sampling["max_tokens"], sampling, params)
-        pulled = 0
-        if params.get("do_remote_prefill"):
-            source = self.cluster.get(params["remote_engine_id"])
-            held = source.pinned.pop(params["remote_request_id"], None) if source is not None else None
-            if source is not None and held is not None:
-                source.freed.append(params["remote_request_id"])
-                source._schedule(source._tell())
-                if not self.faults.fail_pull:
-                    if tokens[: len(held)] != held:
-                        self.mistakes.append(f"{work.key} pulled the KV of other tokens")
-                    pulled = len(held)
-            self.pulled.append(work.key)
-        if self._channel is not None:
-            failed = bool(params.get("do_remote_prefill")) and not pulled
-            self._channel.post(messages.KvReceived(work.key, pulled, failed))
-            if params.get("do_remote_decode") and self.foretells:
-                self._channel.post(messages.Predicted(work.key, (1.0, float(len(tokens)), 1000.0)))
-        self.running[work.key] = work
-        return work
+    def pin(self, name: str, tokens: list[int]) -> Pin:
+        """Keep the KV of tokens until it is pulled or released."""
+        pin = Pin(name, name, len(tokens), fold(tokens), -(-len(tokens) // BLOCK))
+        self.pins.add(pin)
+        return pin
 
     def post(self, event: messages.Event) -> None:
-        """Tell every gateway something."""
+        """Send something to every gateway."""
         assert self._channel is not None
         self._channel.post(event)
 
-    async def _abort(self, work: Work) -> None:
-        if self.running.pop(work.key, None) is not None:
-            self.aborted.append(work.key)
+    # --- what a connection asks of its service ---
+
+    def answer(self, request: HttpRequest, connection: Connection) -> None:
+        handler(self._routes, request)(request, connection)
+
+    def caught_up(self, connection: Connection) -> None:
+        """Streams here are written whether they are read or not."""
+
+    def disconnected(self, connection: Connection) -> None:
+        work = connection.work
+        if isinstance(work, Request) and self.running.pop(str(work.key), None) is not None:
+            self.aborted.append(str(work.key))
             if work.cut is not None:
                 self._answer(work, "finished")
-            await self._tell()
+            self._tell()
+
+    def _describe(self, _: HttpRequest, connection: Connection) -> None:
+        models, shape = list(self.models), dict(self.shape)
+        connection.reply(messages.Description(self.name, self.role, self.boot, self.control_address, models, shape))
+
+    def _list(self, request: HttpRequest, connection: Connection) -> None:
+        self._authorize(request)
+        connection.reply({"object": "list", "data": []})
+
+    def _health(self, _: HttpRequest, connection: Connection) -> None:
+        connection.reply({})
+
+    def _authorize(self, request: HttpRequest) -> None:
+        if self.api_key is not None and request.authorization != f"Bearer {self.api_key}".encode():
+            raise HttpError(401, "Unauthorized")
+
+    def _generate(self, request: HttpRequest, connection: Connection) -> None:
+        self._authorize(request)
+        connection.work = request
+        self.asked.append(json.loads(request.body))
+        self._tell()
+        if self.faults.hang:
+            return
+        if self.faults.answer_after_s:
+            self._schedule(self._begin_late(request.body, connection))
+        else:
+            self.begin(request.body, connection)
+
+    async def _begin_late(self, body: bytes, connection: Connection) -> None:
+        await asyncio.sleep(self.faults.answer_after_s)
+        if not connection.transport.is_closing():
+            try:
+                self.begin(body, connection)
+            except HttpError as error:
+                connection.refuse(error)
+
+    def begin(self, body: bytes, connection: Connection) -> Request:
+        """Take a generation; HttpError refuses it."""
+        if self.faults.refuse is not None:
+            raise HttpError(self.faults.refuse, f"{self.name} refuses")
+        request = api.read(body, self.model, self.max_model_len, connection)
+        connection.work = request
+        request.key = key = request.key or request.id
+        if json.loads(body)["sampling_params"].get("ignore_eos"):
+            self._ignoring_eos.add(request)
+        if request.stream:
+            connection.begin()
+        pulls, pulled = request.source is not None, self._pull(request)
+        if self._channel is not None:
+            self._channel.post(messages.KvReceived(key, pulled, pulls and not pulled))
+            if request.remote_decode and self.foretells:
+                self._channel.post(messages.Predicted(key, (1.0, float(request.length), 1000.0)))
+        self.running[key] = request
+        self._tell()
+        return request
+
+    def _pull(self, request: Request) -> int:
+        """Take the KV that a request names from its source; return the tokens of it, 0 where all is recomputed."""
+        if request.source is None:
+            return 0
+        self.pulled.append(str(request.key))
+        source = self.cluster.get(request.source["remote_engine_id"])
+        pin = source.pins.find(request.source["remote_request_id"]) if source is not None else None
+        if source is None or pin is None:
+            return 0
+        source.pins.pulled(pin)
+        source.freed.append(pin.id)
+        source._tell()
+        if self.faults.fail_pull:
+            return 0
+        if fold(request.prompt[: pin.tokens]) != pin.hash:
+            self.mistakes.append(f"{request.key} pulled the KV of other tokens")
+        return pin.tokens
 
     # --- the engine ---
 
@@ -381,92 +367,86 @@ class FakeInstance:
                     self._carry_out(sender, command)
             if not self.faults.silent_stream:
                 self.steps += bool(self.running)
-                for work in list(self.running.values()):
-                    self._step(work)
-            await self._tell()
+                for request in list(self.running.values()):
+                    self._step(request)
+            self._tell()
 
-    def _samples(self, work: Work) -> bool:
-        held = self.hold_at is not None and len(work.tokens) >= self.hold_at
-        return not held and work.key not in self.preempted
+    def _samples(self, request: Request) -> bool:
+        held = self.hold_at is not None and request.length >= self.hold_at
+        return not held and request.key not in self.preempted
 
-    def _step(self, work: Work) -> None:
+    def _step(self, request: Request) -> None:
+        """Give a request its next token, where nothing holds it back."""
         if self.faults.abort:
-            self._finish(work, "abort", [])
+            self._finish(request, "abort", [])
             return
-        if not self._samples(work) and work.cut is None:
+        if not self._samples(request) and request.cut is None:
             return
-        if len(work.tokens) == self.eos_at and not work.parameters.get("ignore_eos"):
-            token = EOS
+        stops = request.length == self.eos_at and request not in self._ignoring_eos
+        token = EOS if stops else self.model.next_token(request.hash)
+        request.hash = fold([token], request.hash)
+        request.output.append(token)
+        request.length += 1
+        if stops:
+            self._finish(request, "stop", [token])
+        elif len(request.output) >= request.end:
+            self._finish(request, "length", [token])
+        elif self.faults.break_after is not None and len(request.output) >= self.faults.break_after:
+            del self.running[str(request.key)]
+            request.connection.transport.abort()
         else:
-            token = next_token(work.tokens, self.vocabulary)
-        work.tokens.append(token)
-        if token == EOS:
-            self._finish(work, "stop", [token])
-        elif len(work.output) >= work.maximum:
-            self._finish(work, "length", [token])
-        elif self.faults.break_after is not None and len(work.output) >= self.faults.break_after:
-            self.running.pop(work.key)
-            work.reset = True
-            work.lines.put_nowait(None)
-        else:
-            work.lines.put_nowait(self._chunk(work, [token]))
+            self._send(request, api.event(request, [token]))
             if self.faults.error_in_stream is not None:
-                self.running.pop(work.key)
-                error = {"error": {"message": "the engine failed", "code": self.faults.error_in_stream}}
-                work.lines.put_nowait(b"data: " + msgspec.json.encode(error) + b"\n\n")
-                work.lines.put_nowait(None)
+                del self.running[str(request.key)]
+                error = {"message": "the engine failed", "code": self.faults.error_in_stream}
+                self._send(request, server_sent_event({"error": error}))
+                request.connection.end(api.DONE)
 
-    def _finish(self, work: Work, reason: str, last: list[int]) -> None:
-        self.running.pop(work.key)
-        work.finish_reason = reason
-        pin = reason == "length" and not work.unwanted
-        if pin and (work.cut is not None or work.params.get("do_remote_decode")):
-            # The newest token's KV is not computed yet.
-            self.pinned[work.key] = work.tokens[:-1] if work.cut is not None else work.tokens[: work.prompt_tokens]
-            work.transfer = self._transfer(work.key)
-        tail = [self._chunk(work, last)]
-        if work.cut is not None:
-            if work.transfer is not None:
-                work.stop_reason = MIGRATED
-                tail = [self._chunk(work, last)]
-            self._answer(work, "pinned" if work.transfer is not None else "finished")
-            if self.faults.break_at_cut:
-                tail, work.reset = [], True
-        self._schedule(self._deliver(work, tail))
+    def _send(self, request: Request, data: bytes) -> bool:
+        """Write a part of a stream, unless that is lost; return whether it was written."""
+        if self.faults.mute_after is not None and len(request.output) > self.faults.mute_after:
+            self._muted.add(request)
+        if request in self._muted or not request.stream:
+            return False
+        request.connection.transport.write(data)
+        return True
 
-    async def _deliver(self, work: Work, tail: list[bytes]) -> None:
-        if work.cut is not None and self.faults.tail_after_s:
-            await asyncio.sleep(self.faults.tail_after_s)
-        for line in tail:
-            work.lines.put_nowait(line)
-        work.lines.put_nowait(None)
-        work.finished.set()
+    def _finish(self, request: Request, reason: str, last: list[int]) -> None:
+        key, cut = str(request.key), request.cut
+        del self.running[key]
+        transfer, stop = None, None
+        if reason == "length" and not request.unwanted and (cut is not None or request.remote_decode):
+            if cut is not None:
+                # The newest token's KV is not computed yet.
+                hash_, tokens = unfold(request.hash, request.output[-1]), request.length - 1
+                pin = Pin(key, key, tokens, hash_, -(-tokens // BLOCK))
+                self.pins.add(pin)
+                stop = fields.MIGRATED
+            else:
+                pin = self.pin(key, request.prompt)
+            transfer = self._transfer(pin)
+        if cut is not None:
+            self._answer(request, "pinned" if transfer is not None else "finished", transfer)
+        if cut is not None and self.faults.tail_after_s:
+            self._schedule(self._end_late(request, last, reason, stop, transfer))
+        else:
+            self._end(request, last, reason, stop, transfer)
 
-    def _logprobs(self, work: Work, tokens: list[int]) -> dict[str, Any] | None:
-        asked = work.parameters.get("logprobs")
-        if asked is None:
-            return None
-        candidates = [{"token_id": FIRST_ORDINARY + n, "logprob": -1.0 - n} for n in range(asked)]
-        return {
-            "content": [
-                {
-                    "token_id": token,
-                    "logprob": -0.5,
-                    "top_logprobs": [{"token_id": token, "logprob": -0.5}, *candidates],
-                }
-                for token in tokens
-            ]
-        }
+    async def _end_late(self, request: Request, *ending: Any) -> None:
+        await asyncio.sleep(self.faults.tail_after_s)
+        if not request.connection.transport.is_closing():
+            self._end(request, *ending)
 
-    def _chunk(self, work: Work, tokens: list[int]) -> bytes:
-        choice = {
-            "index": 0,
-            "token_ids": tokens,
-            "logprobs": self._logprobs(work, tokens),
-            "finish_reason": work.finish_reason,
-            "stop_reason": work.stop_reason,
-        }
-        return b"data: " + msgspec.json.encode({"request_id": work.key, "choices": [choice]}) + b"\n\n"
+    def _end(
+        self, request: Request, last: list[int], reason: str, stop: str | None, transfer: dict[str, Any] | None
+    ) -> None:
+        connection = request.connection
+        if request.cut is not None and self.faults.break_at_cut:
+            connection.transport.abort()
+        elif not request.stream:
+            connection.reply(api.whole(request, "some/model", reason, stop, transfer))
+        elif self._send(request, api.event(request, last, reason, stop)):
+            connection.end(api.DONE)
 
     # --- the control channel ---
 
@@ -480,7 +460,7 @@ class FakeInstance:
                 self._copy(sender, command)
             case messages.Release(key=key):
                 self.released.append(key)
-                if self.pinned.pop(key, None) is not None:
+                if self.pins.release(key):
                     self.freed.append(key)
                 elif key in self.running:
                     self.running[key].unwanted = True
@@ -488,54 +468,50 @@ class FakeInstance:
                 self.peers += peers
             case GatewayDisconnected(gateway=gateway):
                 for key in [key for key in self.pinned if messages.owner(key) == gateway]:
-                    del self.pinned[key]
+                    self.pins.release(key)
                     self.orphans.append(key)
 
     def _cut(self, sender: bytes, command: messages.Cut) -> None:
-        work = self.running.get(command.key)
-        if work is None:
+        request = self.running.get(command.key)
+        if request is None:
             self._post(messages.CutResult(command.call, command.key, "unknown"), sender)
-        elif self.faults.not_running or work.cut is not None or command.key in self.preempted:
+        elif self.faults.not_running or request.cut is not None or command.key in self.preempted:
             self._post(messages.CutResult(command.call, command.key, "not_running"), sender)
         else:
-            work.cut = (sender, command)
-            limit = len(work.output) + 1
-            if limit < work.maximum:
-                work.maximum = limit
+            request.cut = Cut(sender, command.call)
+            limit = len(request.output) + 1
+            if limit < request.end:
+                request.limit(limit)
             else:
-                work.unwanted = True
+                request.unwanted = True
 
     def _copy(self, sender: bytes, command: messages.Copy) -> None:
-        work = self.running.get(command.key)
-        count = min(len(work.tokens) - 1, command.most) // BLOCK * BLOCK if work is not None else 0
-        if work is None or not count:
+        request = self.running.get(command.key)
+        count = min(request.length - 1, command.most) // BLOCK * BLOCK if request is not None else 0
+        if request is None or not count:
             self._post(messages.CopyResult(command.call, command.pin), sender)
             return
-        self.pinned[command.pin] = work.tokens[:count]
-        self._post(messages.CopyResult(command.call, command.pin, count, self._transfer(command.pin)), sender)
+        pin = self.pin(command.pin, (request.prompt + request.output)[:count])
+        self._post(messages.CopyResult(command.call, command.pin, count, self._transfer(pin)), sender)
 
-    def _transfer(self, pin: str) -> dict[str, Any]:
-        return {
-            "do_remote_prefill": True,
-            "do_remote_decode": False,
-            "remote_engine_id": self.boot,
-            "remote_request_id": pin,
-            "remote_num_tokens": len(self.pinned[pin]),
-        }
+    def _transfer(self, pin: Pin) -> dict[str, Any]:
+        return kv_transfer_params(Identity(self.name, self.role, "127.0.0.1", self.port, 1), self.boot, pin)
 
-    def _answer(self, work: Work, outcome: str) -> None:
-        assert work.cut is not None
-        sender, command = work.cut
-        output = work.output
-        event = messages.CutResult(
-            command.call,
-            work.key,
+    def _answer(
+        self, request: Request, outcome: Literal["pinned", "finished"], transfer: dict[str, Any] | None = None
+    ) -> None:
+        """Answer the `Cut` of a request."""
+        assert request.cut is not None
+        output, key = request.output, str(request.key)
+        result = messages.CutResult(
+            request.cut.call,
+            key,
             outcome,
             len(output),
             output[-_TAIL:],
-            work.transfer or {},  # type: ignore[arg-type]
+            transfer or {},  # type: ignore[arg-type]
         )
-        self._post(event, sender)
+        self._post(result, request.cut.sender)
 
     def _post(self, event: messages.Event, receiver: bytes) -> None:
         async def later() -> None:
@@ -551,23 +527,24 @@ class FakeInstance:
             self._channel.post(event, receiver)
 
     def _snapshot(self) -> messages.Telemetry:
+        requests = list(self.running.items())
         rows = [
             messages.Row(
-                work.key,
-                0 if work.key in self.preempted else len(work.tokens),
-                len(work.tokens) - work.prompt_tokens,
-                "waiting" if work.key in self.preempted else "running",
-                self.predicts(work) if self.predicts is not None else None,
+                key,
+                0 if key in self.preempted else request.length,
+                len(request.output),
+                "waiting" if key in self.preempted else "running",
+                self.predicts(request) if self.predicts is not None else None,
             )
-            for work in list(self.running.values())
+            for key, request in requests
         ]
-        held = sum(row.resident for row in rows) + sum(map(len, list(self.pinned.values())))
+        resident = sum(row.resident for row in rows)
         return messages.Telemetry(
             sequence=next(self._sequence),
-            kv_blocks_used=-(-held // BLOCK),
+            kv_blocks_used=-(-resident // BLOCK) + sum(pin.blocks for pin in self.pins),
             running=len(rows),
             waiting=0,
-            pinned=len(self.pinned),
+            pinned=len(self.pins),
             step_time_s=self.step_s,
             steps=self.steps,
             preemptions=0,
@@ -576,12 +553,8 @@ class FakeInstance:
             pull_bytes_per_s=self.pull_bytes_per_s,
         )
 
-    async def _tell(self) -> None:
-        async with self.changed:
-            self.changed.notify_all()
-
-    def _schedule(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
+    def _schedule(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._later.add(task)
         task.add_done_callback(self._later.discard)
 

@@ -1,6 +1,7 @@
 """The gateway's state over fake instances: placement, moves on command and by policy, instances that come and go."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from ares.gateway.pool.instance import Instance
 from ares.gateway.service import COMMANDED, Gateway, TargetError
 from ares.gateway.session.handover import NotMovableError
 from ares.gateway.session.session import Session
+from ares.mock_engine.http import Connection
 from ares.policy import Cluster, MigrationDecision
 from tests.gateway.fakes import FakeInstance, eventually, expected, instances
 from tests.gateway.running import VOCABULARY
@@ -207,12 +209,12 @@ async def test_a_full_target(gateway: Gateway, fakes: list[FakeInstance]) -> Non
     sequence = await client.reached(5)
     target = other(gateway, sequence)
     fake = next(fake for fake in fakes if fake.name == target.name)
-    fake.pinned["elsewhere"] = [0] * 16 * (fake.kv_blocks - 3)
+    fake.pin("elsewhere", [0] * 16 * (fake.kv_blocks - 3))
     await eventually(lambda: target.state.free_blocks == 3)
     with pytest.raises(TargetError, match="full") as full:
         await gateway.migrate(sequence, target, "test", COMMANDED)
     assert full.value.status == 409
-    del fake.pinned["elsewhere"]
+    fake.pins.release("elsewhere")
     await client.finish()
 
 
@@ -226,7 +228,7 @@ async def test_room_is_not_promised_twice(gateway: Gateway, fakes: list[FakeInst
     assert [sequence.instance for sequence in sequences] == [source, source]
     target.state.draining = False
     fakes[2].faults.answer_after_s = 0.3
-    fakes[2].pinned["elsewhere"] = [0] * 16 * (fakes[2].kv_blocks - 8)  # 50 tokens need 4 blocks and one more
+    fakes[2].pin("elsewhere", [0] * 16 * (fakes[2].kv_blocks - 8))  # 50 tokens need 4 blocks and one more
     await eventually(lambda: target.state.free_blocks == 8)
     first = asyncio.create_task(gateway.migrate(sequences[0], target, "test", COMMANDED))
     await eventually(lambda: sequences[0].incoming is target)
@@ -235,7 +237,7 @@ async def test_room_is_not_promised_twice(gateway: Gateway, fakes: list[FakeInst
         await gateway.migrate(sequences[1], target, "test", COMMANDED)
     assert (await first).outcome == "moved"
     fakes[1].hold_at = None
-    del fakes[2].pinned["elsewhere"]
+    fakes[2].pins.release("elsewhere")
     for client in clients:
         await client.finish()
         client.check(100)
@@ -340,7 +342,8 @@ async def test_the_view_of_the_policy(gateway: Gateway, fakes: list[FakeInstance
         fake.hold_at = len(PROMPT) + 10
     client = Client(gateway)
     sequence = await client.reached(10)
-    stranger = fakes[1]._admit({"token_ids": [7] * 30, "sampling_params": {"max_tokens": 50}})
+    body = json.dumps({"token_ids": [7] * 30, "sampling_params": {"max_tokens": 50}}).encode()
+    stranger = fakes[1].begin(body, Connection(fakes[1]))
     where = ["decode-0", "decode-1"].index(sequence.instance.name if sequence.instance else "")
     await eventually(lambda: len(view(gateway).cluster.requests) == 2)
     seen = view(gateway, {"decode-1"})
@@ -355,7 +358,7 @@ async def test_the_view_of_the_policy(gateway: Gateway, fakes: list[FakeInstance
     assert cluster.promised_tokens.tolist() == [0, 0]
     sequence.moved_at = asyncio.get_running_loop().time()
     assert not np.any(view(gateway).cluster.movable)  # cooling down
-    fakes[1].running.pop(stranger.key)
+    fakes[1].running.pop(str(stranger.key))
     for fake in fakes:
         fake.hold_at = None
     await client.finish()

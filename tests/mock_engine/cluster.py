@@ -1,4 +1,4 @@
-"""Simulated instances in this process, gateway's ends of their channels, and sequences over them."""
+"""Mock instances in this process, a pool of the gateway that watches them, and sessions over them."""
 
 import asyncio
 import contextlib
@@ -54,14 +54,14 @@ def settings(kv_tokens: int = 1 << 16, **changes: Any) -> EngineSettings:
 
 
 class Run:
-    """A sequence that runs, and what it gave out."""
+    """A session that runs, and its output."""
 
     def __init__(self, cluster: "Cluster", sampling: Sampling, prompt: list[int]) -> None:
         self.tokens: list[int] = []
         self.reasons: list[str] = []
-        self.sequence = Session("request", prompt, sampling, cluster, 10.0)
+        self.session = Session("request", prompt, sampling, cluster, 10.0)
         self._cluster = cluster
-        self.task = asyncio.create_task(self.sequence.run(self._emit))
+        self.task = asyncio.create_task(self.session.run(self._emit))
 
     async def _emit(self, batch: list[Delta]) -> bool:
         for delta in batch:
@@ -75,7 +75,7 @@ class Run:
 
     async def move(self, target: str) -> str:
         """Move to `target` and return the outcome."""
-        return (await self.sequence.migrate(self._cluster.known(target), "test")).outcome
+        return (await self.session.migrate(self._cluster.known(target), "test")).outcome
 
     async def finish(self) -> list[int]:
         await asyncio.wait_for(self.task, 60)
@@ -83,7 +83,7 @@ class Run:
 
 
 class Cluster:
-    """The servers, the pool that watches them, and the placement of sequences: by `order`."""
+    """The servers, the pool that watches them, and the placement of sessions: by `order`."""
 
     def __init__(self, servers: list[Server], pool: Pool) -> None:
         self.servers = {server.identity.name: server for server in servers}
@@ -93,7 +93,7 @@ class Cluster:
     def prefill(self) -> gateway.Instance | None:
         return next((i for i in self.pool.instances if i.role == "prefill" and i.open), None)
 
-    async def admit(self, sequence: Session, exclude: set[str]) -> gateway.Instance:
+    async def admit(self, session: Session, exclude: set[str]) -> gateway.Instance:
         chosen: list[gateway.Instance] = []
 
         def found() -> bool:

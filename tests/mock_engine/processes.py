@@ -1,4 +1,4 @@
-"""Simulated instances as processes of their own, and a gateway over them."""
+"""Mock instances as processes of their own, and a gateway over them."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from tests.mock_engine.cluster import eventually
 
 
 class Workers:
-    """Processes of one simulated instance each; where some prefill, the others decode."""
+    """Processes of one mock instance each; where some prefill, the others decode."""
 
     def __init__(self, folder: Path, count: int, *flags: str, prefill: int = 0) -> None:
         self.folder = folder

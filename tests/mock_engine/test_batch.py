@@ -1,4 +1,4 @@
-"""Continuous batching: the law, the order, the memory. No clock."""
+"""Continuous batching: step time, order, memory. No clock."""
 
 import random
 from typing import Any, cast
@@ -55,7 +55,7 @@ class Bench:
         return step
 
     def check(self) -> None:
-        """No block is lost, and whoever is computed holds exactly what it needs."""
+        """No block is lost, and what is computed has exactly the blocks that it needs."""
         batch = self.batch
         everybody = [*batch.running, *batch.waiting, *batch.loading, *batch._ready]
         assert batch.free + sum(request.blocks for request in everybody) == batch.total

@@ -1,4 +1,4 @@
-"""vLLM's own benchmark client, unmodified, against a simulated cluster."""
+"""vLLM's own benchmark client, unmodified, against a cluster of mock engines."""
 
 import io
 import json

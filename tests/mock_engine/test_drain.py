@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ares.mock_engine import model as simulated
+from ares.mock_engine import model as mock_model
 from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures
 from tests.mock_engine.cluster import eventually
 from tests.mock_engine.processes import gateway_over, generate, workers
@@ -17,7 +17,7 @@ PROMPT = list(range(10, 60))
 
 
 async def test_a_pool_restarts_under_load_without_one_failure(model_folder: Path) -> None:  # noqa: F811
-    model = simulated.load(model_folder)
+    model = mock_model.load(model_folder)
     with workers(model_folder, 3) as made:
         async with gateway_over(made, model_folder) as gateway:
             stopping = asyncio.Event()
@@ -88,7 +88,7 @@ async def test_what_cannot_move_leaves_before_it_ends(
             await eventually(lambda: not any(s.instance is leaving for s in sequences))
             assert made.processes[made.ports[0]].poll() is None
             assert await made.ended(made.ports[0]) == 0
-            model = simulated.load(model_folder)
+            model = mock_model.load(model_folder)
             assert await asyncio.gather(*runs) == [model.continuation([10 + n, *PROMPT], 400) for n in range(4)]
             assert [s.losses for s in sequences] == [0] * 4
 

@@ -1,4 +1,4 @@
-"""Two gateways before one pool, all processes of their own, over simulated engines: one is killed, one told to end."""
+"""Two gateways before one pool, all processes of their own, over mock engines: one is killed, one is terminated."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ares.engine.defaults import free_port
 from ares.local_cluster import cluster as local
-from ares.mock_engine import model as simulated
+from ares.mock_engine import model as mock_model
 from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures
 from tests.integration.client import Client
 
@@ -27,7 +27,7 @@ PROMPT = list(range(10, 60))
 
 
 async def eventually(condition: Callable[[], Awaitable[Any]], timeout_s: float = 90) -> Any:
-    """Wait until something is true that has to be asked for, and return it."""
+    """Poll until a value is there, and return it."""
     async with asyncio.timeout(timeout_s):
         while not (found := await condition()):  # noqa: ASYNC110 - nothing announces it
             await asyncio.sleep(0.05)
@@ -57,7 +57,7 @@ class Gateway(Client):
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(wanted))
 
     async def refuses(self) -> bool:
-        """Whether it says that it is not ready."""
+        """Whether it answers that it is not ready."""
         async with self.http.get(f"{self.url}/ready") as reply:
             return reply.status == 503
 
@@ -83,7 +83,7 @@ class Pool:
         return Gateway(self.http, url, model, self.cluster.processes[-1])
 
     async def prefill(self, key: str) -> None:
-        """Have a prompt computed and pinned, as a gateway does with a request that it then holds."""
+        """Have a prompt computed and pinned, as a gateway does for a request that then waits for admission."""
         params = {"ares_key": key, "do_remote_decode": True, "do_remote_prefill": False}
         body = {"token_ids": PROMPT, "sampling_params": {"max_tokens": 1}, "kv_transfer_params": params}
         async with self.http.post(f"{self.instances[0]}/inference/v1/generate", json=body) as reply:
@@ -97,7 +97,7 @@ class Pool:
         return found
 
     async def at_rest(self) -> list[dict[str, Any]]:
-        """Wait until nothing runs, waits or is pinned, and check that all has come to its end, and pins once (I5)."""
+        """Wait until nothing runs, waits or is pinned, and check that every request ended, and every pin once (I5)."""
 
         async def idle() -> list[dict[str, Any]]:
             counters = await self.counters()
@@ -128,7 +128,7 @@ def prompt(gateway: int, number: int) -> list[int]:
 
 
 async def test_one_is_killed_and_the_other_is_told_to_end(pool: Pool, model_folder: Path) -> None:  # noqa: F811
-    model = simulated.load(model_folder)
+    model = mock_model.load(model_folder)
     gateways = victim, survivor = pool.gateway("gateway-a"), pool.gateway("gateway-b")
     for gateway in gateways:
         # Its policy is compiled first, which on a busy machine takes minutes; one that ends instead is noticed at once.
@@ -139,9 +139,9 @@ async def test_one_is_killed_and_the_other_is_told_to_end(pool: Pool, model_fold
     ]
     await asyncio.gather(*(output.reach(20) for output, _ in streams[1][:3]))
 
-    # One is killed while its streams run, and are handed over, and KV waits for requests of it that are held.
+    # One is killed while its streams run and are handed over, and KV is pinned for its requests that wait.
     name = (await victim.status())["gateway"]
-    await asyncio.gather(*(pool.prefill(f"{name}/held/{n}") for n in range(3)))
+    await asyncio.gather(*(pool.prefill(f"{name}/waiting/{n}") for n in range(3)))
 
     async def movable() -> list[dict[str, Any]]:
         return [row for row in (await victim.status())["requests"] if row["movable"]]
@@ -170,7 +170,7 @@ async def test_one_is_killed_and_the_other_is_told_to_end(pool: Pool, model_fold
 
     await eventually(decides)
 
-    # It is told to end: what can finish in time does, the rest is told why, and nothing new is taken.
+    # SIGTERM: what can finish in time does, the rest gets an error that says why, and new requests are refused.
     _, short = survivor.stream("short", PROMPT, 30)
     long, cut_off = survivor.stream("long", PROMPT, 1500)
     await long.reach(3)

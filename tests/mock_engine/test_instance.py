@@ -206,7 +206,7 @@ async def test_kv_of_other_tokens_gives_other_tokens(pair: Cluster) -> None:
 
 async def test_telemetry_means_what_it_means_on_a_real_instance() -> None:
     async with serving(settings(max_num_seqs=1), "decode") as cluster:
-        length = {"ares_simulated_output_tokens": 3000}
+        length = {"ares_mock_output_tokens": 3000}
         running = await start(cluster, "runs", sampling={"ignore_eos": False, "extra_args": length})
         await generated(cluster, 1)
         waiting = await start(cluster, "waits")
@@ -238,7 +238,7 @@ async def test_telemetry_means_what_it_means_on_a_real_instance() -> None:
 
 async def test_predictions_err_as_told_and_keep_their_error_when_a_request_moves() -> None:
     async with serving(settings(prediction_error=0.5), "decode", "decode") as cluster:
-        run = cluster.run(10000, ignore_eos=False, extra_args={"ares_simulated_output_tokens": 600})
+        run = cluster.run(10000, ignore_eos=False, extra_args={"ares_mock_output_tokens": 600})
         medians = []
         for name in ("decode-0", "decode-1"):
             seen: list[float] = []
@@ -269,7 +269,7 @@ async def test_min_tokens_stop_tokens_and_log_probabilities() -> None:
         assert last.logprobs is not None
         assert last.logprobs.content is not None
         assert [position.token_id for position in last.logprobs.content] == [stop]
-        length = {"ares_simulated_output_tokens": 3}
+        length = {"ares_mock_output_tokens": 3}
         tokens, last = await whole(
             await start(cluster, "b", sampling={"ignore_eos": False, "extra_args": length, "min_tokens": 7})
         )
@@ -288,7 +288,7 @@ async def test_min_tokens_stop_tokens_and_log_probabilities() -> None:
         ({"sampling_params": {"max_tokens": 0}}, "max_tokens"),
         ({"sampling_params": {"max_tokens": 2, "min_tokens": 3}}, "min_tokens"),
         ({"sampling_params": {"n": 2}}, "n must be 1"),
-        ({"sampling_params": {"extra_args": {"ares_simulated_output_tokens": -1}}}, "positive integer"),
+        ({"sampling_params": {"extra_args": {"ares_mock_output_tokens": -1}}}, "positive integer"),
         ({"sampling_params": 7}, "sampling_params"),
         ({"priority": 1 << 70}, "priority"),
         ({"kv_transfer_params": {"do_remote_prefill": True}}, "remote_engine_id"),

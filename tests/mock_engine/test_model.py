@@ -1,4 +1,4 @@
-"""The simulated model: what anybody can compute, and what no slip survives."""
+"""The mock model: reproducible by anyone, and every slip changes all tokens after it."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Sequences of the gateway over simulated instances: token for token, whatever moves, dies or is full."""
+"""Sessions of the gateway over mock instances: exact tokens, whatever moves, dies or is full."""
 
 import asyncio
 import contextlib
@@ -56,7 +56,7 @@ async def test_an_instance_that_dies_loses_its_streams_and_comes_back_with_anoth
         boot = cluster.instance("decode-0").boot
         cluster.servers["decode-0"].stop()
         await run.reached(60)
-        assert run.sequence.instance is cluster.known("decode-1")
+        assert run.session.instance is cluster.known("decode-1")
         await cluster.servers["decode-0"].start()
         assert cluster.instance("decode-0").boot != boot
         assert await run.finish() == MODEL.continuation(PROMPT, 400)

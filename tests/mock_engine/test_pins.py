@@ -1,4 +1,4 @@
-"""KV that waits to be pulled, when the gateway that it waits for has gone."""
+"""Pinned KV whose gateway is gone."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ async def test_what_is_kept_for_a_gateway_that_has_gone_ends_soon_but_for_who_pu
     freed: list[int] = []
     pins = Pins(600.0, freed.append)
     for blocks, key in enumerate(("dead/1/1", "dead/2/1", "alive/1/1", None)):
-        pins.hold(Pin(f"request-{blocks}", key, 10, 0, blocks))
+        pins.add(Pin(f"request-{blocks}", key, 10, 0, blocks))
     pins.orphan("dead")
     pins.extend(["request-1"])  # its target speaks up
     await eventually(lambda: freed == [0])
@@ -30,6 +30,6 @@ async def test_a_lease_that_ends_sooner_is_not_made_longer(monkeypatch: pytest.M
     monkeypatch.setattr(rpc, "ORPHAN_LEASE_S", 600.0)
     freed: list[int] = []
     pins = Pins(0.05, freed.append)
-    pins.hold(Pin("request", "dead/1/1", 10, 0, 7))
+    pins.add(Pin("request", "dead/1/1", 10, 0, 7))
     pins.orphan("dead")
     await eventually(lambda: freed == [7])

@@ -24,7 +24,7 @@ from ares.engine.drain import OwnControlChannel
 from ares.gateway.pool import generate as engine
 from ares.gateway.pool.pool import Pool
 from ares.mock_engine.serve import Server, identities
-from ares.mock_engine.settings import SimulationError, parse
+from ares.mock_engine.settings import FlagError, parse
 from ares.mock_engine.transfer import Puller
 from tests.mock_engine.cluster import MODEL, PROMPT, Cluster, eventually, serving, settings
 from tests.mock_engine.test_model import tokenizer_folder
@@ -50,7 +50,7 @@ class Client:
         return counters
 
     async def raw(self, request: bytes) -> bytes:
-        """Send bytes and return all that comes until the server hangs up, or for a while."""
+        """Send bytes and return all that comes until the server closes the connection, or for a while."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(request)
         reply = b""
@@ -81,15 +81,15 @@ def streamed(text: str) -> list[int]:
     return [token for event in events[:-1] for token in json.loads(event)["choices"][0]["token_ids"]]
 
 
-async def test_it_says_that_it_is_simulated(client: Client) -> None:
+async def test_it_names_itself_a_mock(client: Client) -> None:
     version = (await client.http.get("/version")).json()
-    assert version["simulated"] is True
-    assert "simulated" in version["version"]
+    assert version["mock"] is True
+    assert version["version"].startswith("mock (no model")
     hello = client.cluster.known("decode-0").state.hello
     assert hello is not None
-    assert "simulated" in hello.versions["vllm"]
+    assert hello.versions["vllm"].startswith("mock (no model")
     metrics = (await client.http.get("/metrics")).text
-    assert 'ares:simulated{profile="test"} 1' in metrics
+    assert 'ares:mock_engine{profile="test"} 1' in metrics
     assert 'vllm:num_requests_running{model_name="some/model",engine="0"} 0' in metrics
 
 
@@ -149,7 +149,7 @@ async def test_what_is_no_http_is_refused_and_hung_up_on(client: Client, sent: b
 
 
 async def test_a_reader_that_is_behind_gets_every_token_once(client: Client) -> None:
-    """The event loop says when a reader is behind and when it has caught up; kernels differ in how much they hold."""
+    """The event loop signals when a client reads too slowly, and when it reads again; kernels buffer unlike amounts."""
     requests = client.cluster.instance("decode-0").requests
     task = asyncio.create_task(client.http.post(GENERATE, json=body(300, stream=True)))
     await eventually(lambda: client.cluster.counters("decode-0")["tokens"] > 20)
@@ -207,9 +207,9 @@ async def test_a_freeze_stops_everything_and_passes(client: Client) -> None:
     assert streamed((await task).text) == MODEL.continuation(PROMPT, 300)
 
 
-@pytest.mark.parametrize(("lie", "tokens"), [("nan", "nan"), ("negative", "-200.0"), ("huge", "1e+300")])
-async def test_predictions_can_be_nonsense(client: Client, lie: str, tokens: str) -> None:
-    await client.faults(predictions=lie)
+@pytest.mark.parametrize(("fault", "tokens"), [("nan", "nan"), ("negative", "-200.0"), ("huge", "1e+300")])
+async def test_predictions_can_be_nonsense(client: Client, fault: str, tokens: str) -> None:
+    await client.faults(predictions=fault)
     task = asyncio.create_task(client.http.post(GENERATE, json=body(5000, kv_transfer_params={"ares_key": "a"})))
     instance = client.cluster.known("decode-0")
 
@@ -278,7 +278,7 @@ def test_flags_are_resolved_against_the_profile() -> None:
     ],
 )
 def test_flags_that_cannot_be_used_are_named(flags: list[str]) -> None:
-    with pytest.raises(SimulationError, match=flags[0]):
+    with pytest.raises(FlagError, match=flags[0]):
         parse("llama-8b-rtx4090", "some/model", flags)
 
 
@@ -329,7 +329,7 @@ async def test_it_serves_on_an_ipv6_address() -> None:
         pool = Pool([server.url], http, 0.02)
         pool.start()
         try:
-            await eventually(lambda: pool.instances[0].open and own.state.telemetry is not None)
+            await eventually(lambda: pool.instances[0].open and own.telemetry is not None)
             delta, _ = await pool.instances[0].engine.complete(body(5))
             assert delta.token_ids == MODEL.continuation(PROMPT, 5)
         finally:

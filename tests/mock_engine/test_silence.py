@@ -1,4 +1,4 @@
-"""Instances that fall silent without a word: stopped processes, and connections that carry nothing any more."""
+"""Instances that stop answering: stopped processes, and connections that carry nothing any more."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ import pytest
 from ares.config import GatewayConfig
 from ares.engine.defaults import free_ports
 from ares.gateway.service import Gateway
-from ares.mock_engine import model as simulated
+from ares.mock_engine import model as mock_model
 from ares.mock_engine import report
 from ares.mock_engine.serve import Server, identities
 from ares.mock_engine.transfer import Puller
@@ -49,7 +49,7 @@ def hosted(gateway: Gateway, name: str) -> list[str]:
 
 
 async def test_a_stopped_instance_is_done_without_and_comes_back(model_folder: Path) -> None:  # noqa: F811
-    model = simulated.load(model_folder)
+    model = mock_model.load(model_folder)
     with workers(model_folder, 2) as made:
         async with httpx.AsyncClient(timeout=60) as http, gateway_over(made, model_folder) as gateway:
             port = made.ports[0]
@@ -67,7 +67,7 @@ async def test_a_stopped_instance_is_done_without_and_comes_back(model_folder: P
             finally:
                 os.kill(made.processes[port].pid, signal.SIGCONT)
             assert outputs == [model.continuation(prompt(n), 200) for n in range(6)]
-            # It comes back, has let go of what others have finished meanwhile, and takes new work.
+            # It continues, has dropped the requests that others finished meanwhile, and takes new ones.
             await eventually(lambda: stopped.open)
             async with asyncio.timeout(60):
                 while busy(left := await counters()):  # noqa: ASYNC110 - nothing announces it
@@ -82,14 +82,14 @@ async def test_a_stopped_prefill_instance_is_done_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     quarter(monkeypatch)
-    model = simulated.load(model_folder)
+    model = mock_model.load(model_folder)
     with workers(model_folder, 3, prefill=1) as made:
         async with gateway_over(made, model_folder) as gateway:
             assert await generate(gateway, "before", prompt(0), 20) == model.continuation(prompt(0), 20)
             stopped = made.processes[made.ports[0]]
             os.kill(stopped.pid, signal.SIGSTOP)
             try:
-                # Its telemetry is silent too; what was sent to it is given up, and decode instances prefill.
+                # Its telemetry is silent too; what was sent to it is abandoned, and decode instances prefill.
                 outputs = await asyncio.gather(*(generate(gateway, str(n), prompt(n), 40) for n in range(4)))
             finally:
                 os.kill(stopped.pid, signal.SIGCONT)
@@ -127,7 +127,7 @@ class Link:
             self._listeners.append(await asyncio.start_server(connected, "127.0.0.1", here))
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flows: asyncio.Event) -> None:
-        # What the instance says of its control channel must lead through here too; both ports have five digits.
+        # The address of the control channel in its description must lead through here too; both ports have five digits.
         theirs, ours = (f"tcp://127.0.0.1:{n}".encode() for n in (self._identity.control_port, self._control_port))
         with contextlib.suppress(OSError):
             while True:
@@ -143,7 +143,7 @@ class Link:
         self._flows.clear()
 
     def heal(self) -> None:
-        """Let everything that was held up arrive."""
+        """Let everything that was delayed arrive."""
         self._flows.set()
 
     def forget(self) -> None:
@@ -220,7 +220,7 @@ async def test_what_runs_for_a_gateway_behind_a_cut_ends(
     model_folder: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It resumed these requests elsewhere, and cannot say so: nobody but the instance itself can end them (I2)."""
+    """It resumed these requests elsewhere, and cannot send that: only the instance itself can end them (I2)."""
     monkeypatch.setattr("ares.gateway.pool.health._FROZEN_S", 1.0)
     monkeypatch.setattr("ares.gateway.session.pending_call._ALIVE_S", 0.8)
     monkeypatch.setattr("ares.gateway.pool.health._SILENT_S", 0.8)
@@ -231,15 +231,15 @@ async def test_what_runs_for_a_gateway_behind_a_cut_ends(
             GatewayConfig(model="some/model", workers=[links[0].url, servers[1].url], preset="off"), model_folder
         )
         await gateway.start()
-        behind, beside = (server.instance for server in servers)
+        behind, other = (server.instance for server in servers)
         assert behind is not None
-        assert beside is not None
+        assert other is not None
         try:
             await eventually(lambda: all(i.open for i in gateway.pool.instances))
             runs = [asyncio.create_task(generate(gateway, str(n), prompt(n), 4000)) for n in range(4)]
             await eventually(lambda: bool(hosted(gateway, behind.identity.name)))
             links[0].fall_silent()
-            await eventually(lambda: len(hosted(gateway, beside.identity.name)) == 4, 60)
+            await eventually(lambda: len(hosted(gateway, other.identity.name)) == 4, 60)
             assert report.counters(behind)["running"] > 0
             await eventually(lambda: not report.counters(behind)["running"], 60)
             counters = report.counters(behind)

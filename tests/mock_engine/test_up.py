@@ -19,7 +19,7 @@ from rich.console import Console
 from ares.engine.defaults import free_port
 from ares.local_cluster import cluster as local
 from ares.local_cluster.supervision import Supervisor
-from ares.mock_engine import model as simulated
+from ares.mock_engine import model as mock_model
 from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.timeout(240)
@@ -35,7 +35,7 @@ def call(url: str, body: dict[str, Any] | None = None) -> Any:
         return json.load(reply)
 
 
-def test_a_request_moves_through_a_simulated_cluster(model_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_request_moves_through_a_mock_cluster(model_folder: Path, tmp_path: Path) -> None:  # noqa: F811
     settings = local.ClusterSettings(
         model=str(model_folder),
         prefill=1,
@@ -60,7 +60,7 @@ def test_a_request_moves_through_a_simulated_cluster(model_folder: Path, tmp_pat
             assert call(f"{cluster.url}/admin/v1/migrations", move)["outcome"] == "moved"
         client.join()
         counters = [call(f"{url}/simulate/counters") for part in cluster.workers for url in part.instances.values()]
-    assert replies[0]["choices"][0]["token_ids"] == simulated.load(model_folder).continuation(PROMPT, TOKENS)
+    assert replies[0]["choices"][0]["token_ids"] == mock_model.load(model_folder).continuation(PROMPT, TOKENS)
     assert sum(c["cut"] for c in counters) == 2
     assert sum(c["pulls"] for c in counters) == 3
     assert not any(c["kv_blocks_used"] or c["pinned"] for c in counters)
@@ -110,7 +110,7 @@ def test_a_stream_outlives_its_worker_which_comes_back(model_folder: Path, tmp_p
             assert call(f"{cluster.url}/admin/v1/migrations", order)["outcome"] == "moved"
         later.join()
         counters = call(f"{dying.url}/simulate/counters")
-    expected = simulated.load(model_folder).continuation(PROMPT, SHORTER)
+    expected = mock_model.load(model_folder).continuation(PROMPT, SHORTER)
     assert [reply["choices"][0]["token_ids"] for reply in replies] == [expected, expected]
     assert counters["arrived"] > 0
 
@@ -141,9 +141,9 @@ class Up:
         for line in self.process.stderr:
             self.lines.append(line.strip())
 
-    def wait_for(self, said: str) -> None:
+    def wait_for(self, text: str) -> None:
         deadline = time.monotonic() + 60
-        while not any(said in line for line in list(self.lines)):
+        while not any(text in line for line in list(self.lines)):
             assert time.monotonic() < deadline, self.lines
             time.sleep(0.02)
 

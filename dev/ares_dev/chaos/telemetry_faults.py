@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from ares.gateway.pool.instance import Instance
-from ares.mock_engine.faults import PREDICTIONS, FaultState, lied
+from ares.mock_engine.faults import PREDICTIONS, FaultState, faulty_telemetry
 from ares.protocol import messages, rpc
 from ares.protocol.fields import FAULTS_ROUTE
 
@@ -41,7 +41,7 @@ class TelemetryFaultInjector:
             wrong = PREDICTIONS[faults.predictions]
             rows = [msgspec.structs.replace(row, remaining=wrong) if row.output else row for row in load.rows]
             load = msgspec.structs.replace(load, rows=rows)
-        changed = lied(faults.telemetry, load, self._newest.setdefault(name, load), kv_blocks)
+        changed = faulty_telemetry(faults.telemetry, load, self._newest.setdefault(name, load), kv_blocks)
         return rpc.encode(changed) if changed is not None else None
 
 

@@ -1,6 +1,6 @@
 """`ares bench relay`: the gateway's CPU time a token, next to PyPI's vllm-router on the same mock engines.
 
-The mock engines (bench/mock_engine.py) compute nothing. Streams are read without being decoded, so that the
+The mock engines (mock_engine/free_running.py) compute nothing. Streams are read without being decoded, so that the
 client takes as little of the machine as it can.
 """
 
@@ -211,7 +211,7 @@ def _first_token_s(reply: sse.RawReply) -> float:
 @contextlib.contextmanager
 def _mock(role: str, folder: Path, model: str, logs: Path) -> Iterator[_System]:
     port = _free_port()
-    command = [sys.executable, "-m", "ares.bench.mock_engine", "--role", role, "--port", str(port)]
+    command = [sys.executable, "-m", "ares.mock_engine.free_running", "--role", role, "--port", str(port)]
     command += ["--folder", str(folder), "--model", model]
     yield from _served(f"mock {role}", command, port, logs, "/version", ["mock"])
 
@@ -277,7 +277,7 @@ def _get(port: int, route: str, body: bytes | None = None) -> str:
 
 
 def _pace(mock: _System, interval_s: float) -> None:
-    _get(mock.port, "/mock/pace", msgspec.json.encode({"interval_s": interval_s}))
+    _get(mock.port, "/simulate/pace", msgspec.json.encode({"interval_s": interval_s}))
 
 
 def _free_port() -> int:

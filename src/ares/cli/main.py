@@ -68,7 +68,7 @@ ControlKeyFile = Annotated[
     Path | None, typer.Option(help="File with the control channel's key; or ARES_CONTROL_KEY (docs/security.md).")
 ]
 Simulate = Annotated[
-    str | None, typer.Option(metavar="PROFILE", help="Use mock engines of this profile (docs/simulated-engine.md).")
+    str | None, typer.Option(metavar="PROFILE", help="Use mock engines of this profile (docs/mock-engine.md).")
 ]
 
 
@@ -196,7 +196,7 @@ def _serve_mock(
         addresses.check(host, {flag: range(first, first + instances) if first else () for flag, first in ports.items()})
         found = serve.identities(*identity, instances)
         serve.serve(found, engine, models.resolve(model, weights=False, console=_errors), drain_deadline_s)
-    except (ProfileError, settings.SimulationError, mock_model.VocabularyError, OSError) as error:
+    except (ProfileError, settings.FlagError, mock_model.VocabularyError, OSError) as error:
         exit_with_error(str(error))
 
 
@@ -365,7 +365,7 @@ def _check_mock_flags(profile: str, model: str, flags: list[str]) -> None:
 
     try:
         settings.parse(profile, model, flags)
-    except (ProfileError, settings.SimulationError) as error:
+    except (ProfileError, settings.FlagError) as error:
         exit_with_error(str(error))
 
 

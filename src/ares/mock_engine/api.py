@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 import msgspec
 
-from ares.mock_engine.http import MALFORMED, Connection, HttpError, chunk
+from ares.mock_engine.http import MALFORMED, Connection, HttpError, chunk, server_sent_event
 from ares.mock_engine.model import MockModel, fold
 from ares.mock_engine.request import Request
 from ares.protocol import fields
 
-_DONE = chunk(b"data: [DONE]\n\n")
+# Ends a stream.
+DONE = chunk(b"data: [DONE]\n\n")
 _LOGPROB = -1.0
 
 _Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
@@ -19,7 +20,7 @@ _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 
 
 class _Sampling(msgspec.Struct):
-    """The sampling parameters that make a difference here; the rest is accepted and changes nothing."""
+    """The sampling parameters with an effect here; the others are accepted and change nothing."""
 
     max_tokens: Annotated[int, msgspec.Meta(ge=1, lt=1 << 53)] | None = None
     min_tokens: _Count = 0
@@ -55,7 +56,7 @@ def read(body: bytes, model: MockModel, maximum: int, connection: Connection) ->
     Raises
     ------
     HttpError
-        The body is not what vLLM would take; the message says why.
+        vLLM would refuse the body; the message says why.
     """
     try:
         asked = _decode(body)
@@ -67,7 +68,7 @@ def read(body: bytes, model: MockModel, maximum: int, connection: Connection) ->
     if not -(2**63) <= asked.priority < 2**63:
         raise HttpError(400, "priority must fit in 64 bits", "priority")
     if sampling.n != 1:
-        raise HttpError(400, "the simulated engine generates one output a request: n must be 1", "n")
+        raise HttpError(400, "the mock engine generates one output a request: n must be 1", "n")
     room = maximum - len(tokens)
     if room < 1:
         message = f"This model's maximum context length is {maximum} tokens. However, your request has {len(tokens)}"
@@ -154,12 +155,12 @@ def event(request: Request, tokens: list[int], finish: str | None = None, stop: 
     """Return an event of a stream in an HTTP chunk of its own."""
     choice = _choice(request, tokens, finish, stop)
     body = {"request_id": request.id, "usage": None, "output_mode": "tokens", "choices": [choice]}
-    return chunk(b"data: " + _encode(body) + b"\n\n")
+    return server_sent_event(body)
 
 
 def last_event(request: Request, tokens: list[int], finish: str, stop: int | str | None) -> bytes:
-    """Return the event that ends a stream, and the mark behind it."""
-    return event(request, tokens, finish, stop) + _DONE
+    """Return the event that ends a stream, and `[DONE]`."""
+    return event(request, tokens, finish, stop) + DONE
 
 
 def whole(

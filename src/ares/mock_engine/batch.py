@@ -1,6 +1,6 @@
-"""Continuous batching as in vLLM v1's scheduler: who computes what in a step, and who gives way for memory.
+"""Continuous batching as in vLLM v1's scheduler: what a step computes, and which request is preempted.
 
-Pure state, no clock: `schedule` says what the next step computes and how long the profile's law has it take.
+Pure state, no clock: `schedule` returns what the next step computes, and its seconds by the profile's step-time model.
 """
 
 import bisect
@@ -17,11 +17,11 @@ Policy = Literal["fcfs", "priority"]
 
 @dataclass(slots=True)
 class Step:
-    """One step: what it computes, which requests get a token at its end or are new in it, and its time in seconds."""
+    """One step: the requests it computes, those that get a token at its end, those that begin in it, its seconds."""
 
     scheduled: list[Request] = field(default_factory=list)
     samplers: list[Request] = field(default_factory=list)
-    entered: list[Request] = field(default_factory=list)
+    admitted: list[Request] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -31,13 +31,13 @@ class Batch:
     Parameters
     ----------
     profile
-        Step law and limits.
+        Step-time model and limits.
     blocks
         KV capacity in blocks.
     policy
-        `fcfs`: the newest running request gives way; `priority`: the one with the largest (priority, arrival).
+        `fcfs`: the newest running request is preempted; `priority`: the one with the largest (priority, arrival).
     pull
-        Called for a request that has got blocks for the KV that it pulls; `loaded` or `drop` follows.
+        Called once a request has blocks for the KV that it pulls; `loaded` or `remove` follows.
     """
 
     def __init__(self, profile: Profile, blocks: int, policy: Policy, pull: Callable[[Request], None]) -> None:
@@ -48,8 +48,8 @@ class Batch:
         self.loading: set[Request] = set()
         self.preemptions = 0
         self._ready: list[Request] = []
-        self._law = profile.step
-        self._most_running = profile.max_num_seqs
+        self._step_time = profile.step
+        self._max_running = profile.max_num_seqs
         self._budget = profile.max_num_batched_tokens
         self._watermark = int(profile.watermark * blocks)
         self._by_priority = policy == "priority"
@@ -58,12 +58,12 @@ class Batch:
         self._pull = pull
 
     def blocks_for(self, tokens: int) -> int:
-        """Return the blocks that so many tokens need."""
+        """Return the number of blocks for so many tokens."""
         return -(-tokens // self.size)
 
     @property
     def queued(self) -> int:
-        """How many requests wait to be scheduled, those whose KV has just come included."""
+        """Number of requests that wait to be scheduled, those whose KV has just arrived included."""
         return len(self.waiting) + len(self._ready)
 
     def add(self, request: Request) -> None:
@@ -72,7 +72,7 @@ class Batch:
         bisect.insort(self.waiting, request, key=self._order)
 
     def loaded(self, request: Request, tokens: int) -> None:
-        """Note that the KV of so many tokens has come; 0 where the pull failed and all is computed here."""
+        """Record that the KV of so many tokens has arrived; 0 where the pull failed and all is computed here."""
         self.loading.discard(request)
         request.computed = tokens
         request.state = "waiting"
@@ -80,7 +80,7 @@ class Batch:
         self._ready.append(request)
 
     def remove(self, request: Request) -> int:
-        """Take a request out for good; return its blocks, which are the caller's to free or to pin."""
+        """Take a request out for good; return its blocks, which the caller frees or pins."""
         for place in (self.running, self.waiting, self._ready):
             if request in place:
                 place.remove(request)
@@ -109,9 +109,9 @@ class Batch:
             request.chunk = 0
 
     def _price(self, step: Step) -> None:
-        law = self._law
+        model = self._step_time
         decoding = resident = 0
-        seconds = law.base_s
+        seconds = model.base_s
         for request in step.scheduled:
             chunk = request.chunk
             whole = request.computed + chunk == request.length
@@ -122,8 +122,8 @@ class Batch:
                 resident += request.length
             else:
                 context = request.computed + chunk / 2.0
-                seconds += law.per_prefill_token_s * chunk + law.per_prefill_context_s * chunk * context
-        step.seconds = seconds + law.per_request_s * decoding + law.per_resident_token_s * resident
+                seconds += model.per_prefill_token_s * chunk + model.per_prefill_context_s * chunk * context
+        step.seconds = seconds + model.per_request_s * decoding + model.per_resident_token_s * resident
 
     def _schedule_running(self, step: Step) -> tuple[int, bool]:
         budget = self._budget
@@ -164,15 +164,15 @@ class Batch:
         self.add(request)
 
     def _schedule_waiting(self, step: Step, budget: int) -> None:
-        while budget > 0 and len(self.running) < self._most_running:
+        while budget > 0 and len(self.running) < self._max_running:
             queue = self._ready or self.waiting
             if not queue:
                 return
             request = queue[0]
-            spare = self.free - (self._watermark if self.running or self.loading else 0)
+            available = self.free - (self._watermark if self.running or self.loading else 0)
             # The whole sequence must fit, not its first chunk alone: vLLM's scheduler_reserve_full_isl.
             whole = self.blocks_for(request.length) - request.blocks
-            if whole > 0 and whole > spare:
+            if whole > 0 and whole > available:
                 return
             del queue[0]
             if request.source is not None:
@@ -190,5 +190,5 @@ class Batch:
             request.state = "running"
             self.running.append(request)
             step.scheduled.append(request)
-            step.entered.append(request)
+            step.admitted.append(request)
             budget -= chunk

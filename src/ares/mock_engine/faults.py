@@ -1,4 +1,4 @@
-"""Faults on command, for chaos tests: `POST /simulate/faults` with any of these fields; loopback only."""
+"""Faults on request, for chaos tests: `POST /simulate/faults` with any of these fields; loopback only."""
 
 import time
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ _Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
 
 
 class Faults(msgspec.Struct, forbid_unknown_fields=True):
-    """What goes wrong. A field that is not given stays as it is.
+    """The faults of an instance. A field that is not given stays as it is.
 
     Attributes
     ----------
@@ -25,12 +25,12 @@ class Faults(msgspec.Struct, forbid_unknown_fields=True):
     predictions
         What is predicted instead: not a number, negative, or huge.
     telemetry
-        What is reported instead: for ever the newest message, nothing running and all free, nothing free, numbers that
-        cannot be, or nothing at all.
+        What is reported instead: the newest message again and again (`constant`), nothing running and all blocks free
+        (`empty`), no block free (`full`), impossible numbers (`absurd`), or nothing at all (`silent`).
     slow
         Factor on the time of every step.
     die, restart_after_s
-        Now: lose all connections, requests and KV at once (SIGKILL, seen from outside), and come back so much later
+        Now: lose all connections, requests and KV at once (SIGKILL, seen from outside), and restart so much later
         with a new boot id; never, where no time is given.
     """
 
@@ -44,8 +44,8 @@ class Faults(msgspec.Struct, forbid_unknown_fields=True):
     restart_after_s: _Seconds | None = None
 
 
-# What no instance can be: the fields of its telemetry.
-ABSURD = {
+# Impossible values of the telemetry's fields.
+_ABSURD = {
     "kv_blocks_used": -5,
     "running": 1 << 62,
     "waiting": -1,
@@ -61,34 +61,38 @@ PREDICTIONS: dict[str, tuple[float, float, float]] = {
 }
 
 
-def lied(
-    lie: str | None, load: messages.Telemetry, before: messages.Telemetry | None, kv_blocks: int
+def faulty_telemetry(
+    fault: str | None, telemetry: messages.Telemetry, previous: messages.Telemetry | None, kv_blocks: int
 ) -> messages.Telemetry | None:
-    """Return what is reported instead of a load, by `Faults.telemetry`; None for nothing.
+    """Return the message that is sent in place of the true one; None where nothing is sent.
 
     Parameters
     ----------
-    before
-        The newest load that was not a repetition.
+    fault
+        As `Faults.telemetry`.
+    telemetry
+        The true message.
+    previous
+        The newest message that was not a repetition.
     kv_blocks
-        Of the instance.
+        KV capacity of the instance.
     """
-    match lie:
+    match fault:
         case "silent":
             return None
         case "constant":
-            return msgspec.structs.replace(before or load, sequence=load.sequence)
+            return msgspec.structs.replace(previous or telemetry, sequence=telemetry.sequence)
         case "empty":
-            return msgspec.structs.replace(load, kv_blocks_used=0, running=0, waiting=0, pinned=0, rows=[])
+            return msgspec.structs.replace(telemetry, kv_blocks_used=0, running=0, waiting=0, pinned=0, rows=[])
         case "full":
-            return msgspec.structs.replace(load, kv_blocks_used=kv_blocks)
+            return msgspec.structs.replace(telemetry, kv_blocks_used=kv_blocks)
         case "absurd":
-            return msgspec.structs.replace(load, **ABSURD)
-    return load
+            return msgspec.structs.replace(telemetry, **_ABSURD)
+    return telemetry
 
 
 class FaultState:
-    """The faults of one instance; read by its loop and by its control thread."""
+    """The faults of one instance; its event loop and its control thread read them."""
 
     def __init__(self) -> None:
         self.current = Faults()
@@ -108,7 +112,7 @@ class FaultState:
 
     @property
     def frozen_s(self) -> float:
-        """For how much longer nothing happens."""
+        """Seconds that a freeze still lasts."""
         return max(0.0, self._frozen_until - time.monotonic())
 
     def thaw(self) -> None:

@@ -1,16 +1,17 @@
-"""HTTP for simulated engines: what a gateway and `curl` send, and streams that cost next to nothing to write."""
+"""HTTP/1.1 server of the mock engines: the requests of a gateway and of `curl`, and streams that are cheap to write."""
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import httptools
 import msgspec
 
-_MOST_HEAD_BYTES = 1 << 16
-_MOST_BODY_BYTES = 32 << 20
-_MOST_PIPELINED = 16
+_MAX_HEAD_BYTES = 1 << 16
+_MAX_BODY_BYTES = 32 << 20
+_MAX_PIPELINED = 16
 _STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
     b"transfer-encoding: chunked\r\n\r\n"
@@ -35,13 +36,40 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-class Exchange(msgspec.Struct):
-    """A request as it came."""
+def server_sent_event(body: Any) -> bytes:
+    """Return a server-sent event in an HTTP chunk of its own, as uvicorn writes what vLLM yields."""
+    return chunk(b"data: " + msgspec.json.encode(body) + b"\n\n")
+
+
+class HttpRequest(msgspec.Struct):
+    """A request as it was received; `authorization` is the value of that header."""
 
     method: bytes
     path: bytes
     body: bytes
     keep_alive: bool
+    authorization: bytes = b""
+
+
+_Handler = TypeVar("_Handler")
+_Body = TypeVar("_Body")
+
+
+def handler(routes: Mapping[tuple[bytes, bytes], _Handler], request: HttpRequest) -> _Handler:
+    """Return the handler of a request's method and path; HttpError 404 where there is none."""
+    found = routes.get((request.method, request.path))
+    if found is None:
+        method, path = request.method.decode(), request.path.decode(errors="replace")
+        raise HttpError(404, f"a mock engine has no route {method} {path}")
+    return found
+
+
+def decode(body: bytes, kind: type[_Body]) -> _Body:
+    """Return a JSON body as a type; HttpError 400 where it is not of that type."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except MALFORMED as error:
+        raise HttpError(400, f"1 validation error: {error}") from error
 
 
 class Service(Protocol):
@@ -49,14 +77,14 @@ class Service(Protocol):
 
     connections: set["Connection"]
 
-    def answer(self, exchange: Exchange, connection: "Connection") -> None:
+    def answer(self, request: HttpRequest, connection: "Connection") -> None:
         """Answer a request, now or later, by `reply` or by `begin` and `end`; HttpError refuses it."""
 
     def caught_up(self, connection: "Connection") -> None:
-        """Go on with a stream whose reader was behind."""
+        """Go on with a stream whose client reads again."""
 
     def disconnected(self, connection: "Connection") -> None:
-        """Forget the request that the connection waits for."""
+        """Abort the request whose client has gone."""
 
 
 class Connection(asyncio.Protocol):
@@ -65,9 +93,9 @@ class Connection(asyncio.Protocol):
     Attributes
     ----------
     work
-        What its service is doing for it.
+        What its service does for the current request.
     paused
-        Whether its reader is behind.
+        Whether its client reads too slowly, so that nothing more should be written.
     """
 
     transport: asyncio.Transport
@@ -78,8 +106,8 @@ class Connection(asyncio.Protocol):
         self._service = service
         self._parser = httptools.HttpRequestParser(self)
         self._reset()
-        self._waiting: list[Exchange] = []
-        self._current: Exchange | None = None
+        self._waiting: list[HttpRequest] = []
+        self._current: HttpRequest | None = None
         self._broken = False
 
     @property
@@ -100,7 +128,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
-            if not self._in_body and self._head_bytes > _MOST_HEAD_BYTES:
+            if not self._in_body and self._head_bytes > _MAX_HEAD_BYTES:
                 raise HttpError(431, "the head of the request is too large")
         except httptools.HttpParserUpgrade:
             self._refuse(HttpError(400, "this server upgrades no connection"))
@@ -129,30 +157,38 @@ class Connection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:  # noqa: D102 - httptools' interface
         self._url += url
-        if len(self._url) > _MOST_HEAD_BYTES:
+        if len(self._url) > _MAX_HEAD_BYTES:
             raise HttpError(414, "the address is too long")
+
+    def on_header(self, name: bytes, value: bytes) -> None:  # noqa: D102 - httptools' interface
+        if name.lower() == b"authorization":
+            self._authorization = value
 
     def on_headers_complete(self) -> None:  # noqa: D102 - httptools' interface
         self._in_body = True
 
     def on_body(self, body: bytes) -> None:  # noqa: D102 - httptools' interface
         self._size += len(body)
-        if self._size > _MOST_BODY_BYTES:
-            raise HttpError(413, f"the body is larger than {_MOST_BODY_BYTES} bytes")
+        if self._size > _MAX_BODY_BYTES:
+            raise HttpError(413, f"the body is larger than {_MAX_BODY_BYTES} bytes")
         self._body.append(body)
 
     def on_message_complete(self) -> None:  # noqa: D102 - httptools' interface
         if self._broken:
             return
         path = self._url.partition(b"?")[0]
-        exchange = Exchange(
-            self._parser.get_method(), path, b"".join(self._body), bool(self._parser.should_keep_alive())
+        request = HttpRequest(
+            self._parser.get_method(),
+            path,
+            b"".join(self._body),
+            bool(self._parser.should_keep_alive()),
+            self._authorization,
         )
         self._reset()
         if self._current is None:
-            self._answer(exchange)
-        elif len(self._waiting) < _MOST_PIPELINED:
-            self._waiting.append(exchange)
+            self._answer(request)
+        elif len(self._waiting) < _MAX_PIPELINED:
+            self._waiting.append(request)
         else:
             self.transport.abort()
 
@@ -184,15 +220,15 @@ class Connection(asyncio.Protocol):
         self.transport.write(data + _LAST_CHUNK)
         self._next()
 
-    def _answer(self, exchange: Exchange) -> None:
-        self._current = exchange
+    def _answer(self, request: HttpRequest) -> None:
+        self._current = request
         try:
-            self._service.answer(exchange, self)
+            self._service.answer(request, self)
         except HttpError as error:
             self.refuse(error)
         except Exception:  # the step that ended the request before this one must go on
             logger.exception("a request failed")
-            self.refuse(HttpError(500, "the simulated engine failed; its log says why"))
+            self.refuse(HttpError(500, "the mock engine failed; its log says why"))
 
     def _next(self) -> None:
         """Go on with the next request of the connection."""
@@ -206,7 +242,7 @@ class Connection(asyncio.Protocol):
             self._answer(self._waiting.pop(0))
 
     def _refuse(self, error: HttpError) -> None:
-        """Answer what is no request of ours at all, and hang up."""
+        """Answer bytes that are no valid request, and close the connection."""
         self._broken = True
         if self._current is None:
             self.refuse(error)
@@ -214,7 +250,7 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
 
     def _reset(self) -> None:
-        self._url = b""
+        self._url = self._authorization = b""
         self._body: list[bytes] = []
         self._size = self._head_bytes = 0
         self._in_body = False

@@ -1,6 +1,6 @@
-"""One simulated instance: requests in, tokens out at the pace of the step law, cuts and pins as on a real engine.
+"""One mock instance: requests in, tokens out at the pace of the step-time model, cuts and pins as on a real engine.
 
-One timer an instance: it ends a step, hands out that step's tokens, and begins the next. Commands are carried out when
+One timer per instance ends a step, writes that step's tokens, and begins the next. Commands are carried out when
 a step has been scheduled, as in engine/connector/scheduler.py, or at once where nothing runs.
 """
 
@@ -22,7 +22,7 @@ from ares.mock_engine.pins import Pin, Pins
 from ares.mock_engine.predictor import MockPredictor
 from ares.mock_engine.request import Cut, Request
 from ares.mock_engine.settings import EngineSettings, Identity
-from ares.mock_engine.transfer import Puller, PullError, transfer_s
+from ares.mock_engine.transfer import Puller, PullError, kv_transfer_params, transfer_s
 from ares.mock_engine.writer import Writer
 from ares.protocol import fields, messages
 
@@ -31,7 +31,7 @@ _TAIL = 64
 _STEP_WEIGHT = 0.1
 # A step that begins this late begins then, and the lag is counted; a shorter delay is caught up.
 _SLACK_S = 0.02
-# Of a lease: how often the wish for pinned KV is repeated while a request waits.
+# How many times per lease a waiting request renews the lease of the KV that it will pull.
 _EXTENSIONS = 6
 
 
@@ -43,9 +43,9 @@ class Instance:
     boot
         Its engine id; another one after every restart.
     requests
-        What arrived and has not ended, by our own name.
+        Requests that arrived and have not ended, by `Request.name`.
     counters
-        What happened so far, for `/simulate/counters`.
+        Counts since the start, for `/simulate/counters`.
     """
 
     def __init__(self, identity: Identity, settings: EngineSettings, model: MockModel, puller: Puller) -> None:
@@ -73,7 +73,11 @@ class Instance:
         self._last_begin: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._channel = ControlChannel(
-            self.control_address, report.hello(self), report.Telemeter(self), notify=self._notify, key=control_key()
+            self.control_address,
+            report.hello(self),
+            report.TelemetrySource(self),
+            notify=self._notify,
+            key=control_key(),
         )
         self._spawn(self._extend_leases())
 
@@ -84,16 +88,16 @@ class Instance:
 
     @property
     def draining(self) -> bool:
-        """Whether it tells every gateway that it takes nothing new."""
+        """Whether it tells every gateway that it takes no new requests."""
         return self._channel.draining
 
     def drain(self, deadline_s: float) -> None:
-        """Tell every gateway that it takes nothing new, and when what is left shall leave."""
+        """Tell every gateway that it takes no new requests, and by when the running ones have to leave."""
         self._channel.drain(True, deadline_s)
 
     @property
     def left(self) -> int:
-        """Requests that are still here, and KV that others have not pulled yet."""
+        """Number of requests that have not ended, and of pins that have not been pulled."""
         return len(self.requests) + len(self.pins)
 
     def close(self) -> None:
@@ -138,11 +142,11 @@ class Instance:
             return
         self.counters.aborted += 1
         if request.source is not None and request.state != "loading":
-            # Nobody else will free what it was to pull.
-            self._spawn(self._forgo(request.source))
+            # No other instance will free the KV that it was to pull.
+            self._spawn(self._discard(request.source))
         loading = request.state == "loading"
         if loading:
-            # What is under way goes on to its end, and holds its blocks until then.
+            # A running transfer goes on to its end, and its blocks stay allocated until then.
             request.state = "finished"
             self._forget(request)
         else:
@@ -166,7 +170,7 @@ class Instance:
     # --- steps ---
 
     def wake(self) -> None:
-        """Look for work soon, where none is being done."""
+        """Schedule a step soon, unless one is running."""
         self._woken = True
         if self._timer is None:
             self._timer = self._loop.call_soon(self._begin)
@@ -187,16 +191,16 @@ class Instance:
         self._last_begin = now if step is not None else None
         self._carry_out_commands()
         if step is None:
-            # A command may have freed what somebody waits for.
+            # A command may have freed blocks that a request waits for.
             self._timer = self._loop.call_soon(self._begin) if self._woken else None
             return
-        for request in step.entered:
+        for request in step.admitted:
             self._admit(request)
         due = (now if moment is None else moment) + step.seconds * self.faults.current.slow / self.settings.speed
         self._timer = self._loop.call_at(due, self._end, due)
 
     def _admit(self, request: Request, pulled: int = 0, *, failed: bool = False) -> None:
-        """Count and tell the gateway, once a request, that it has its KV."""
+        """Count a request and tell its gateway, once, that it has its KV."""
         if request.admitted:
             return
         request.admitted = True
@@ -207,7 +211,7 @@ class Instance:
             self._channel.post(messages.KvReceived(request.key, pulled, failed, request.queued_s))
 
     def _end(self, due: float) -> None:
-        """End a step: hand out its tokens, and begin the next."""
+        """End a step: write its tokens, and begin the next."""
         if frozen := self.faults.frozen_s:
             self._timer = self._loop.call_later(frozen, self._end, self._loop.time() + frozen)
             return
@@ -230,11 +234,11 @@ class Instance:
         transfer = None
         if pin:
             # The newest token's KV is not computed.
-            held = Pin(request.name, request.key, computed, unfold(request.hash, request.output[-1]), blocks)
-            self.pins.hold(held)
+            pinned = Pin(request.name, request.key, computed, unfold(request.hash, request.output[-1]), blocks)
+            self.pins.add(pinned)
             if request.key is not None and (gateway := messages.owner(request.key)) in self._channel.disconnected:
                 self.pins.orphan(gateway)
-            transfer = self._transfer(held)
+            transfer = kv_transfer_params(self.identity, self.boot, pinned)
         else:
             self._free(blocks)
         if request.cut is not None:
@@ -249,20 +253,6 @@ class Instance:
             request.connection.end(api.last_event(request, tokens, reason, stop))
         else:
             request.connection.reply(api.whole(request, self.settings.model, reason, stop, transfer))
-
-    def _transfer(self, pin: Pin) -> dict[str, Any]:
-        """Return vLLM's kv_transfer_params for whoever shall pull."""
-        return {
-            fields.DO_REMOTE_PREFILL: True,
-            fields.DO_REMOTE_DECODE: False,
-            fields.REMOTE_BLOCK_IDS: [list(range(pin.blocks))],
-            fields.REMOTE_ENGINE_ID: self.boot,
-            fields.REMOTE_REQUEST_ID: pin.id,
-            fields.REMOTE_HOST: self.identity.host,
-            fields.REMOTE_PORT: self.identity.port,
-            fields.TP_SIZE: 1,
-            fields.REMOTE_NUM_TOKENS: pin.tokens,
-        }
 
     # --- pulls ---
 
@@ -289,14 +279,14 @@ class Instance:
         self.batch.loaded(request, tokens)
         self.wake()
 
-    async def _forgo(self, source: dict[str, Any]) -> None:
+    async def _discard(self, source: dict[str, Any]) -> None:
         try:
-            await self._puller.pull(source, 0.0, keep_none=True)
+            await self._puller.pull(source, 0.0, discard=True)
         except PullError:
             self.counters.pulls_failed += 1
 
     async def _extend_leases(self) -> None:
-        """Tell the sources that what still waits here will be pulled."""
+        """Renew the leases of the KV that waiting requests will pull."""
         while True:
             await asyncio.sleep(self.settings.lease_s / _EXTENSIONS)
             wanted: dict[str, list[dict[str, Any]]] = {}
@@ -307,7 +297,7 @@ class Instance:
                 try:
                     await self._puller.extend(sources[0], [source[fields.REMOTE_REQUEST_ID] for source in sources])
                 except PullError:
-                    continue  # it is gone; the pull will say so
+                    continue  # it is gone, and the pull will fail
 
     def _spawn(self, work: Any) -> None:
         task = self._loop.create_task(work)
@@ -317,7 +307,7 @@ class Instance:
     # --- commands ---
 
     def _notify(self) -> None:
-        """Take note of a command, on the channel's thread."""
+        """Wake the loop for a command; runs on the channel's thread."""
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self.wake)
 
@@ -336,10 +326,10 @@ class Instance:
                 case GatewayExpired(gateway=gateway):
                     self._abandon(gateway)
                 case messages.Connect():
-                    pass  # nothing to shake hands for
+                    pass  # a pull here needs no handshake
 
     def _abandon(self, gateway: str) -> None:
-        """End the requests of a gateway that has not come back, each with its next token."""
+        """End the requests of a gateway that has not reconnected, each with its next token."""
         if gateway not in self._channel.disconnected:
             return
         for key, request in self._by_key.items():

@@ -1,4 +1,4 @@
-"""The simulated model: each token is a function of all tokens before it, so anybody can check an output.
+"""The mock model: each token is a function of all tokens before it, so any output can be checked.
 
 A lost, doubled or swapped token changes every token after it, however often the request moved or was resumed.
 """
@@ -22,7 +22,7 @@ _SEED = 0x9E3779B97F4A7C15
 
 
 class VocabularyError(ValueError):
-    """The model folder does not tell which tokens are plain text, or which one stops; the message names it."""
+    """The model folder has no plain-text tokens or no stop token; the message names it."""
 
 
 def fold(tokens: Iterable[int], state: int = _SEED) -> int:
@@ -52,7 +52,7 @@ def normal(state: int, draw: int = 0) -> float:
 
 @dataclass(frozen=True, slots=True)
 class MockModel:
-    """What stands for a model.
+    """The next token, and the length of an output, as functions of the tokens before.
 
     Attributes
     ----------
@@ -134,4 +134,4 @@ def _stop_token(folder: Path, tokenizer: Tokenizer) -> int:
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str) and (named := tokenizer.token_to_id(token)) is not None:
             return int(named)
-    raise VocabularyError(f"{folder} does not say which token stops an output (eos_token_id)")
+    raise VocabularyError(f"{folder} names no token that stops an output (eos_token_id)")

@@ -1,7 +1,7 @@
-"""KV that waits to be pulled: held under a lease, freed exactly once."""
+"""KV that waits to be pulled: pinned under a lease, freed exactly once."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ares.protocol import messages, rpc
@@ -21,7 +21,7 @@ class Pin:
 
 @dataclass(slots=True)
 class PinCounts:
-    """What became of the pins: each one is counted in one of the last three."""
+    """How many pins were made, and how each ended."""
 
     made: int = 0
     pulled: int = 0
@@ -31,62 +31,65 @@ class PinCounts:
 
 @dataclass(slots=True)
 class Pins:
-    """The pins of one instance; `free` is told the blocks of each as it ends."""
+    """The pins of one instance; `free` is called with the blocks of each as it ends."""
 
     lease_s: float
     free: Callable[[int], None]
     counts: PinCounts = field(default_factory=PinCounts)
-    _held: dict[str, Pin] = field(default_factory=dict)
+    _by_id: dict[str, Pin] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Pin]:
+        return iter(list(self._by_id.values()))  # a copy: the channel's thread counts them while the loop changes them
 
     @property
     def blocks(self) -> int:
         """Blocks that are pinned."""
-        return sum(pin.blocks for pin in self._held.values())
+        return sum(pin.blocks for pin in self._by_id.values())
 
-    def hold(self, pin: Pin) -> None:
-        """Pin until it is pulled or released, or the lease ends."""
-        self._held[pin.id] = pin
+    def add(self, pin: Pin) -> None:
+        """Keep KV until it is pulled or released, or the lease ends."""
+        self._by_id[pin.id] = pin
         self.counts.made += 1
         self._lease(pin, self.lease_s)
 
     def find(self, request_id: str) -> Pin | None:
         """Return the pin of that id."""
-        return self._held.get(request_id)
+        return self._by_id.get(request_id)
 
     def extend(self, request_ids: list[str]) -> None:
-        """Begin the lease anew: whoever shall pull is alive."""
-        for pin in (self._held[name] for name in request_ids if name in self._held):
+        """Renew leases: the instance that will pull is alive."""
+        for pin in (self._by_id[name] for name in request_ids if name in self._by_id):
             self._lease(pin, self.lease_s)
 
     def pulled(self, pin: Pin) -> None:
-        """Free what has been pulled."""
+        """Free KV that has been pulled."""
         if self._drop(pin):
             self.counts.pulled += 1
 
     def release(self, key: str) -> bool:
-        """Free what nobody will pull; return whether there was such a pin."""
-        pin = next((pin for pin in self._held.values() if pin.key == key), None)
+        """Free the KV of a request that will not be pulled; return whether there was such a pin."""
+        pin = next((pin for pin in self._by_id.values() if pin.key == key), None)
         if pin is None or not self._drop(pin):
             return False
         self.counts.released += 1
         return True
 
     def orphan(self, gateway: str) -> None:
-        """End the leases on what is kept for a gateway soon, unless somebody who pulls extends them."""
+        """Shorten the leases of a gateway that is gone; an instance that still waits to pull renews them."""
         soon = asyncio.get_running_loop().time() + rpc.ORPHAN_LEASE_S
-        for pin in self._held.values():
+        for pin in self._by_id.values():
             if pin.key is not None and messages.owner(pin.key) == gateway and pin.expiry and pin.expiry.when() > soon:
                 self._lease(pin, rpc.ORPHAN_LEASE_S)
 
     def clear(self) -> None:
-        """Forget all of them with the instance."""
-        for pin in self._held.values():
+        """Drop all pins as the instance ends."""
+        for pin in self._by_id.values():
             if pin.expiry is not None:
                 pin.expiry.cancel()
-        self._held.clear()
+        self._by_id.clear()
 
     def _lease(self, pin: Pin, duration_s: float) -> None:
         if pin.expiry is not None:
@@ -98,7 +101,7 @@ class Pins:
             self.counts.expired += 1
 
     def _drop(self, pin: Pin) -> bool:
-        if self._held.pop(pin.id, None) is None:
+        if self._by_id.pop(pin.id, None) is None:
             return False
         if pin.expiry is not None:
             pin.expiry.cancel()

@@ -1,4 +1,4 @@
-"""The simulated predictor: the true remaining length with the error of the simulator's models.
+"""The mock predictor: the true remaining length with the error of the simulator's models.
 
 The formula of simulator/prediction.py with a constant sigma; drawn by the hash of the request's own prompt, so that an
 error stays with a request when it moves.
@@ -23,12 +23,12 @@ class MockPredictor:
         self._factors: dict[tuple[int, int], float] = {}
 
     def describe(self) -> str:
-        """Return what `/version` says of it."""
+        """Return its description for `/version`."""
         if self.sigma is None:
             return "none"
-        return f"simulated: the true remaining length, log-normal error of sigma {self.sigma:g}"
+        return f"mock: the true remaining length, log-normal error of sigma {self.sigma:g}"
 
-    def remaining(self, prompt_hash: int, generated: int, true: int, most: int) -> tuple[float, float, float] | None:
+    def remaining(self, prompt_hash: int, generated: int, true: int, limit: int) -> tuple[float, float, float] | None:
         """Return quantiles of the tokens to come at messages.REMAINING_LEVELS.
 
         Parameters
@@ -37,8 +37,8 @@ class MockPredictor:
             Identifies the request wherever it runs.
         generated
             Tokens of output so far, on all instances.
-        true, most
-            Tokens to come in truth, and at most.
+        true, limit
+            The true number of tokens to come, and the largest possible one.
         """
         if self.sigma is None:
             return None
@@ -47,7 +47,7 @@ class MockPredictor:
             return exact, exact, exact
         median = true * self._factor(prompt_hash, 1 + generated // _EPOCH)
         spread = math.exp(_Z90 * self.sigma)
-        low, middle, high = (max(1.0, min(value, float(most))) for value in (median / spread, median, median * spread))
+        low, middle, high = (max(1.0, min(value, float(limit))) for value in (median / spread, median, median * spread))
         return low, middle, high
 
     def _factor(self, prompt_hash: int, epoch: int) -> float:

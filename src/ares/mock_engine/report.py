@@ -1,4 +1,4 @@
-"""What a simulated instance says of itself: `Hello`, telemetry, `/version`, `/metrics`, `/simulate/counters`."""
+"""Reports of a mock instance: `Hello`, telemetry, `/version`, `/metrics`, `/simulate/counters`."""
 
 import itertools
 import time
@@ -9,7 +9,7 @@ import msgspec
 from ares import __version__
 from ares.engine.identity import InstanceSettings, describe
 from ares.mock_engine.batch import Batch
-from ares.mock_engine.faults import PREDICTIONS, FaultState, lied
+from ares.mock_engine.faults import PREDICTIONS, FaultState, faulty_telemetry
 from ares.mock_engine.pins import Pins
 from ares.mock_engine.predictor import MockPredictor
 from ares.mock_engine.request import Request
@@ -17,14 +17,14 @@ from ares.mock_engine.settings import EngineSettings, Identity
 from ares.protocol import messages
 from ares.protocol.fields import RequestState
 
-_FROZEN_LOOK_S = 0.05
+_FROZEN_POLL_S = 0.05
 
 
 class Counters(msgspec.Struct):
-    """What happened since the start.
+    """Counts since the start.
 
-    At rest `arrived` is `finished` + `aborted`; a cut request counts as finished. `admitted` counts entries into the
-    batch, `lag_s` the seconds by which this host was too slow for the simulated pace.
+    Once nothing runs, `arrived` is `finished` + `aborted`; a cut request counts as finished. `admitted` counts requests
+    that were scheduled for the first time, `lag_s` the seconds by which this host was too slow for the profile's pace.
     """
 
     arrived: int = 0
@@ -38,12 +38,22 @@ class Counters(msgspec.Struct):
     lag_s: float = 0.0
 
 
-class Reported(Protocol):
-    """What a mock instance shows of itself."""
+class Described(Protocol):
+    """What every mock instance is: its settings, and where it serves."""
 
     identity: Identity
     settings: EngineSettings
     boot: str
+
+    @property
+    def control_address(self) -> str:
+        """Where its control channel is bound."""
+        ...
+
+
+class Reported(Described, Protocol):
+    """The state of a mock instance that reports read."""
+
     faults: FaultState
     predictor: MockPredictor
     batch: Batch
@@ -54,14 +64,9 @@ class Reported(Protocol):
     busy_s: float
     steps: int
 
-    @property
-    def control_address(self) -> str:
-        """Where its control channel is bound."""
-        ...
 
-
-def hello(instance: Reported) -> messages.Hello:
-    """Return what a new subscriber is told."""
+def hello(instance: Described) -> messages.Hello:
+    """Return the message to a new subscriber."""
     identity, settings = instance.identity, instance.settings
     return messages.Hello(
         name=identity.name,
@@ -71,21 +76,21 @@ def hello(instance: Reported) -> messages.Hello:
         block_size=settings.profile.block_size,
         kv_blocks=settings.kv_blocks,
         max_model_len=settings.max_model_len,
-        versions={"ares": __version__, "vllm": _engine(instance)},
+        versions={"ares": __version__, "vllm": engine_version(instance)},
         leases=True,
         max_num_seqs=settings.profile.max_num_seqs,
         max_num_batched_tokens=settings.profile.max_num_batched_tokens,
     )
 
 
-def description(instance: Reported) -> messages.Description:
+def description(instance: Described) -> messages.Description:
     """Return the body of `/ares/v1/instance`."""
     identity, settings = instance.identity, instance.settings
-    who = InstanceSettings(identity.name, identity.role, instance.boot, instance.control_address)
-    return describe(who, list(settings.names or (settings.model,)), settings.folder)
+    launched = InstanceSettings(identity.name, identity.role, instance.boot, instance.control_address)
+    return describe(launched, list(settings.names or (settings.model,)), settings.folder)
 
 
-def models(instance: Reported) -> dict[str, Any]:
+def models(instance: Described) -> dict[str, Any]:
     """Return the body of `/v1/models`."""
     settings = instance.settings
     entries = [
@@ -99,8 +104,8 @@ def version(instance: Reported) -> dict[str, Any]:
     """Return the body of `/version`."""
     settings = instance.settings
     return {
-        "version": _engine(instance),
-        "simulated": True,
+        "version": engine_version(instance),
+        "mock": True,
         "ares": __version__,
         "profile": settings.profile.name,
         "speed": settings.speed,
@@ -111,12 +116,13 @@ def version(instance: Reported) -> dict[str, Any]:
     }
 
 
-def _engine(instance: Reported) -> str:
-    return f"simulated (no model; profile {instance.settings.profile.name})"
+def engine_version(instance: Described) -> str:
+    """Return what stands for vLLM's version."""
+    return f"mock (no model; profile {instance.settings.profile.name})"
 
 
-class Telemeter:
-    """Makes the telemetry. Runs on the channel's thread: copies first, and only reads."""
+class TelemetrySource:
+    """Makes the telemetry, on the channel's thread: it copies what it iterates over, and only reads."""
 
     def __init__(self, instance: Reported) -> None:
         self._instance = instance
@@ -124,14 +130,14 @@ class Telemeter:
         self._newest: messages.Telemetry | None = None
 
     def __call__(self) -> messages.Telemetry | None:
-        """Return the load, or what the faults have it say; None where they have it say nothing."""
+        """Return the telemetry, changed by the telemetry fault if one is set; None where nothing is sent."""
         faults = self._instance.faults
         while faults.frozen_s:
-            time.sleep(_FROZEN_LOOK_S)
-        lie, load = faults.current.telemetry, self._measure()
-        if lie != "constant" or self._newest is None:
-            self._newest = load
-        return lied(lie, load, self._newest, self._instance.settings.kv_blocks)
+            time.sleep(_FROZEN_POLL_S)
+        fault, telemetry = faults.current.telemetry, self._measure()
+        if fault != "constant" or self._newest is None:
+            self._newest = telemetry
+        return faulty_telemetry(fault, telemetry, self._newest, self._instance.settings.kv_blocks)
 
     def _measure(self) -> messages.Telemetry:
         instance = self._instance
@@ -167,12 +173,12 @@ class Telemeter:
 
     def _remaining(self, request: Request, output: int) -> tuple[float, float, float] | None:
         instance = self._instance
-        wrong = instance.faults.current.predictions
-        if wrong is not None and instance.predictor.sigma is not None:
-            return PREDICTIONS[wrong]
-        most = request.end - output
-        true = min(most, request.natural_end - output)
-        return instance.predictor.remaining(request.prompt_hash, request.generated + output, true, most)
+        fault = instance.faults.current.predictions
+        if fault is not None and instance.predictor.sigma is not None:
+            return PREDICTIONS[fault]
+        limit = request.end - output
+        true = min(limit, request.natural_end - output)
+        return instance.predictor.remaining(request.prompt_hash, request.generated + output, true, limit)
 
 
 def counters(instance: Reported) -> dict[str, Any]:
@@ -199,7 +205,7 @@ def counters(instance: Reported) -> dict[str, Any]:
 
 
 def metrics(instance: Reported) -> str:
-    """Return the body of `/metrics`: the gauges of vLLM's that matter here, and our own that say what this is."""
+    """Return the body of `/metrics`: the gauges of vLLM's that matter here, and our own that name the mock engine."""
     model = instance.settings.model.replace("\\", r"\\").replace('"', r"\"")
     label = f'{{model_name="{model}",engine="0"}}'
     batch, counts = instance.batch, instance.counters
@@ -210,8 +216,8 @@ def metrics(instance: Reported) -> str:
         ("vllm:kv_cache_usage_perc", "gauge", label, 1 - batch.free / batch.total),
         ("vllm:num_preemptions_total", "counter", label, batch.preemptions),
         ("vllm:generation_tokens_total", "counter", label, counts.tokens),
-        ("ares:simulated", "gauge", f'{{profile="{instance.settings.profile.name}"}}', 1),
-        ("ares:simulated_speed", "gauge", "", instance.settings.speed),
-        ("ares:simulated_lag_seconds_total", "counter", "", counts.lag_s),
+        ("ares:mock_engine", "gauge", f'{{profile="{instance.settings.profile.name}"}}', 1),
+        ("ares:mock_engine_speed", "gauge", "", instance.settings.speed),
+        ("ares:mock_engine_lag_seconds_total", "counter", "", counts.lag_s),
     ]
     return "".join(f"# TYPE {name} {kind}\n{name}{labels} {value:g}\n" for name, kind, labels, value in values)

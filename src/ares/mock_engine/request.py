@@ -1,4 +1,4 @@
-"""One request on a simulated instance."""
+"""One request on a mock instance."""
 
 import time
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ State = Literal["arriving", "waiting", "loading", "running", "finished"]
 
 @dataclass(slots=True)
 class Cut:
-    """An order to end a request, and who gave it."""
+    """A `Cut` that is being carried out: its sender and call number."""
 
     sender: bytes
     call: int
@@ -25,21 +25,25 @@ class Request:
     Attributes
     ----------
     id, key, name
-        What its client and what its gateway call it, the key being None without a gateway; a name that is unique here.
+        The client's id; the gateway's key, None without a gateway; a name that is unique on this instance.
     prompt
         Its prompt, the output of earlier instances included; `generated` counts that output.
     state, hash
-        Where it is; the model's state after all its tokens.
+        Its state; the model's state after all its tokens.
     end, natural_end
         Tokens of output on this instance after which its limit, or its own end, comes.
     check_from
-        Tokens of output from which each one is looked at for an end; 0: all of them.
+        Number of output tokens from which on each token may be the last and is checked; 0: all of them.
     computed, blocks, chunk
-        Tokens whose KV is here, blocks held, and tokens computed by the step that runs.
+        Tokens whose KV is here, blocks allocated, and tokens that the running step computes.
     sent
-        Output tokens that its client has been sent, where the client is behind.
+        Output tokens sent so far, while the client reads too slowly; None otherwise.
     source
-        vLLM's kv_transfer_params of the KV that it is still to pull.
+        vLLM's kv_transfer_params of the KV that it has still to pull.
+    unwanted
+        Whether its KV is not to be pinned at the end.
+    abandoned
+        Whether its gateway is gone, so that it ends with its next token.
     """
 
     id: str
@@ -81,7 +85,7 @@ class Request:
         self.check_from = 0 if self.stop_tokens or self.logprobs is not None else min(self.end, self.natural_end)
 
     def resume_from(self, tokens: int, state: int) -> None:
-        """Go on from KV that was pulled: from the model's state after so many tokens, whatever they were."""
+        """Continue from pulled KV: from the model's state after that many tokens."""
         if tokens <= len(self.prompt):
             self.hash = fold(self.prompt[tokens:], state)
 

@@ -1,4 +1,4 @@
-"""Serves simulated instances: `ares worker --simulate PROFILE`, one process, one or many instances."""
+"""Serves mock instances: `ares worker --simulate PROFILE`, one process, one or many instances."""
 
 import asyncio
 import gc
@@ -11,21 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import msgspec
 import uvloop
 import zmq
 
 from ares import addresses
 from ares.engine.defaults import free_port
 from ares.engine.drain import drained_on_sigterm, gateway_deadline, wait_until_empty
-from ares.mock_engine import report, transfer
+from ares.mock_engine import report
 from ares.mock_engine.faults import Faults
-from ares.mock_engine.http import MALFORMED, Connection, Exchange, HttpError
+from ares.mock_engine.http import MALFORMED, Connection, HttpError, HttpRequest, decode, handler
 from ares.mock_engine.instance import Instance
 from ares.mock_engine.model import MockModel, load
 from ares.mock_engine.request import Request
 from ares.mock_engine.settings import EngineSettings, Identity
-from ares.mock_engine.transfer import Extend, Pull, Pulled, Puller, transfer_s
+from ares.mock_engine.transfer import EXTEND_ROUTE, PULL_ROUTE, Extend, Pull, Pulled, Puller, transfer_s
 from ares.mock_engine.writer import catch_up
 from ares.protocol import fields
 from ares.protocol.messages import Role
@@ -33,15 +32,17 @@ from ares.protocol.messages import Role
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 4096
-# An instance that is told to die has answered by then.
-_LAST_WORDS_S = 0.02
-# For so long a control port may still be taken by the instance that was there before.
+# Time for the answer to a `die` fault to leave before the connections close.
+_REPLY_S = 0.02
+# A control port may still be taken for so long by the instance that had it before.
 _REBIND_S = 2.0
-_NOTHING = Pulled(0, 0)
+_NO_KV = Pulled(0, 0)
+# Answers a request to an instance.
+Handler = Callable[[Instance, HttpRequest, Connection], None]
 
 
 class Server:
-    """One instance behind its port: routes, and the deaths and returns that the faults command."""
+    """One instance behind its port: routes, and its crashes and restarts by fault."""
 
     def __init__(self, identity: Identity, settings: EngineSettings, model: MockModel, puller: Puller) -> None:
         self.connections: set[Connection] = set()
@@ -50,7 +51,8 @@ class Server:
         self.identity = identity
         self._loop = asyncio.get_running_loop()
         self._server: asyncio.Server | None = None
-        self._later: set[asyncio.Task[None]] = set()
+        self._restarts: set[asyncio.Task[None]] = set()
+        self._routes = self._table()
 
     @property
     def url(self) -> str:
@@ -67,7 +69,7 @@ class Server:
         except OSError:
             instance.close()
             raise
-        # Not before: whoever sees it may connect.
+        # Only now: a caller that sees the instance may connect.
         self.instance = instance
 
     async def _made(self) -> Instance:
@@ -82,8 +84,8 @@ class Server:
             await asyncio.sleep(0.02)
 
     def stop(self) -> None:
-        """Lose everything at once: connections, requests, KV, control channel."""
-        for task in self._later:
+        """Close everything at once: connections, requests, KV, control channel."""
+        for task in self._restarts:
             task.cancel()
         if self._server is not None:
             self._server.close()
@@ -97,61 +99,49 @@ class Server:
 
     # --- what a connection asks of its service ---
 
-    def answer(self, exchange: Exchange, connection: Connection) -> None:
+    def answer(self, request: HttpRequest, connection: Connection) -> None:
         """Answer a request."""
         instance = self.instance
         if instance is None:
             connection.transport.abort()
             return
         frozen = instance.faults.frozen_s
-        if frozen and exchange.path != fields.FAULTS_ROUTE.encode():
-            self._loop.call_later(frozen, self._answer_late, exchange, connection)
+        if frozen and request.path != fields.FAULTS_ROUTE.encode():
+            self._loop.call_later(frozen, self._answer_late, request, connection)
             return
-        self._route(instance, exchange, connection)
+        handler(self._routes, request)(instance, request, connection)
 
-    def _answer_late(self, exchange: Exchange, connection: Connection) -> None:
+    def _answer_late(self, request: HttpRequest, connection: Connection) -> None:
         if connection.transport.is_closing():
             return
         try:
-            self.answer(exchange, connection)
+            self.answer(request, connection)
         except HttpError as error:
             connection.refuse(error)
 
-    def _route(self, instance: Instance, exchange: Exchange, connection: Connection) -> None:
-        match exchange.method, exchange.path.decode(errors="replace"):
-            case b"POST", fields.GENERATE_ROUTE:
-                if instance.faults.current.refuse:
-                    raise HttpError(503, f"the simulated engine refuses new requests ({fields.FAULTS_ROUTE})")
-                instance.add(exchange.body, connection)
-            case b"GET", "/health":
-                connection.reply({})
-            case b"GET", fields.READY_ROUTE:
-                status = (fields.Readiness.DRAINING, 503) if instance.draining else (fields.Readiness.READY, 200)
-                connection.reply({"status": status[0]}, status[1])
-            case b"GET", "/version":
-                connection.reply(report.version(instance))
-            case b"GET", "/metrics":
-                connection.reply(report.metrics(instance))
-            case b"GET", fields.MODELS_ROUTE:
-                connection.reply(report.models(instance))
-            case b"GET", fields.INSTANCE_ROUTE:
-                connection.reply(report.description(instance))
-            case b"GET", fields.COUNTERS_ROUTE:
-                connection.reply(report.counters(instance))
-            case b"GET" | b"POST", fields.FAULTS_ROUTE:
-                self._faults(instance, exchange, connection)
-            case b"POST", transfer.PULL_ROUTE:
-                self._pull(instance, _read(exchange.body, Pull), connection)
-            case b"POST", transfer.EXTEND_ROUTE:
-                wanted = _read(exchange.body, Extend)
-                if wanted.engine_id == instance.boot:
-                    instance.pins.extend(wanted.request_ids)
-                connection.reply(_NOTHING)
-            case method, path:
-                raise HttpError(404, f"a simulated engine has no route {method.decode()} {path}")
+    def _table(self) -> dict[tuple[bytes, bytes], Handler]:
+        """Return what answers each method and path."""
+
+        def reply(make: Callable[[Instance], Any]) -> Handler:
+            return lambda instance, request, connection: connection.reply(make(instance))
+
+        return {
+            (b"POST", fields.GENERATE_ROUTE.encode()): _generate,
+            (b"GET", b"/health"): reply(lambda instance: {}),
+            (b"GET", fields.READY_ROUTE.encode()): _ready,
+            (b"GET", b"/version"): reply(report.version),
+            (b"GET", b"/metrics"): reply(report.metrics),
+            (b"GET", fields.MODELS_ROUTE.encode()): reply(report.models),
+            (b"GET", fields.INSTANCE_ROUTE.encode()): reply(report.description),
+            (b"GET", fields.COUNTERS_ROUTE.encode()): reply(report.counters),
+            (b"GET", fields.FAULTS_ROUTE.encode()): self._faults,
+            (b"POST", fields.FAULTS_ROUTE.encode()): self._faults,
+            (b"POST", PULL_ROUTE.encode()): self._pull,
+            (b"POST", EXTEND_ROUTE.encode()): _extend,
+        }
 
     def caught_up(self, connection: Connection) -> None:
-        """Send what was held back."""
+        """Send the tokens that were delayed."""
         if isinstance(connection.work, Request):
             catch_up(connection.work)
 
@@ -162,20 +152,21 @@ class Server:
 
     # --- between instances ---
 
-    def _pull(self, instance: Instance, wanted: Pull, connection: Connection) -> None:
-        """Let another instance have pinned KV, after the time that the bytes take."""
+    def _pull(self, instance: Instance, request: HttpRequest, connection: Connection) -> None:
+        """Answer another instance's pull once its bytes would have arrived."""
+        wanted = decode(request.body, Pull)
         pin = instance.pins.find(wanted.request_id) if wanted.engine_id == instance.boot else None
         if pin is None:
             raise HttpError(404, "no such KV is pinned here")
-        if wanted.keep_none:
+        if wanted.discard:
             instance.pins.pulled(pin)
-            connection.reply(_NOTHING)
+            connection.reply(_NO_KV)
             return
         instance.pins.extend([pin.id])
 
         def arrived() -> None:
             if connection.transport.is_closing() or self.instance is not instance:
-                return  # whoever pulled has died: the lease ends what is left
+                return  # the puller is gone: the lease ends the pin
             if instance.pins.find(pin.id) is not pin:
                 connection.refuse(HttpError(404, "the lease of the KV ended, or it was pulled already"))
                 return
@@ -186,14 +177,14 @@ class Server:
 
     # --- faults ---
 
-    def _faults(self, instance: Instance, exchange: Exchange, connection: Connection) -> None:
+    def _faults(self, instance: Instance, request: HttpRequest, connection: Connection) -> None:
         if not ipaddress.ip_address(connection.peer.partition("%")[0] or "0.0.0.0").is_loopback:  # noqa: S104 - an unknown peer
             raise HttpError(403, "faults are for loopback only")
-        if exchange.method == b"GET":
+        if request.method == b"GET":
             connection.reply(instance.faults.current)
             return
         try:
-            asked = instance.faults.change(exchange.body)
+            asked = instance.faults.change(request.body)
         except (*MALFORMED, TypeError) as error:
             raise HttpError(400, f"1 validation error: {error}") from error
         logger.warning("%s: faults: %s", self.identity.name, asked)
@@ -203,32 +194,45 @@ class Server:
                 if other.work is not None:
                     other.transport.abort()
         if asked.die:
-            self._loop.call_later(_LAST_WORDS_S, self._die, asked)
+            self._loop.call_later(_REPLY_S, self._crash, asked)
 
-    def _die(self, asked: Faults) -> None:
+    def _crash(self, asked: Faults) -> None:
         self.stop()
         if asked.restart_after_s is not None:
-            task = self._loop.create_task(self._return(asked.restart_after_s))
-            self._later.add(task)
-            task.add_done_callback(self._later.discard)
+            task = self._loop.create_task(self._restart(asked.restart_after_s))
+            self._restarts.add(task)
+            task.add_done_callback(self._restarts.discard)
 
-    async def _return(self, after_s: float) -> None:
+    async def _restart(self, after_s: float) -> None:
         await asyncio.sleep(after_s)
         try:
             await self.start()
         except Exception:
-            logger.exception("%s could not come back", self.identity.name)
+            logger.exception("%s could not restart", self.identity.name)
 
 
-def _read(body: bytes, kind: type[Any]) -> Any:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except MALFORMED as error:
-        raise HttpError(400, f"1 validation error: {error}") from error
+def _generate(instance: Instance, request: HttpRequest, connection: Connection) -> None:
+    if instance.faults.current.refuse:
+        raise HttpError(503, "the mock engine refuses new requests (/simulate/faults)")
+    instance.add(request.body, connection)
+
+
+def _ready(instance: Instance, request: HttpRequest, connection: Connection) -> None:
+    if instance.draining:
+        connection.reply({"status": "draining"}, 503)
+    else:
+        connection.reply({"status": "ready"})
+
+
+def _extend(instance: Instance, request: HttpRequest, connection: Connection) -> None:
+    wanted = decode(request.body, Extend)
+    if wanted.engine_id == instance.boot:
+        instance.pins.extend(wanted.request_ids)
+    connection.reply(_NO_KV)
 
 
 def identities(name: str | None, role: Role, host: str, port: int, control_port: int, count: int) -> list[Identity]:
-    """Return who so many instances are: consecutive ports, numbered names; a control port of 0 is any free one."""
+    """Return `count` identities: consecutive ports, numbered names; a control port of 0 is any free one."""
     found: list[Identity] = []
     taken: set[int] = set(range(port, port + count))
     for n in range(count):
@@ -251,7 +255,7 @@ def serve(found: list[Identity], settings: EngineSettings, folder: Path, drain_d
     """
     model = load(folder, settings.mean_output, settings.output_sigma)
     settings = replace(settings, folder=folder)
-    # What is loaded by now stays, and need not be searched for garbage again and again.
+    # What is loaded by now lives to the end: keep it out of every garbage collection.
     gc.collect()
     gc.freeze()
     uvloop.run(_serve(found, settings, model, drain_deadline_s))
@@ -268,7 +272,7 @@ async def _serve(found: list[Identity], settings: EngineSettings, model: MockMod
         try:
             for server in servers:
                 await server.start()
-                logger.info("%s: a simulated engine on %s", server.identity.name, server.url)
+                logger.info("%s: a mock engine on %s", server.identity.name, server.url)
             with drained_on_sigterm(lambda: _drain(servers, drain_deadline_s), ended.set):
                 await ended.wait()
         finally:

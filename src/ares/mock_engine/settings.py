@@ -1,4 +1,4 @@
-"""What a simulated engine can be told: `ares worker --simulate PROFILE`, with these flags where vLLM's would stand."""
+"""Settings of a mock engine: `ares worker --simulate PROFILE` takes these flags in place of vLLM's."""
 
 import argparse
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ from ares.mock_engine.batch import Policy
 from ares.protocol.messages import Role
 from ares.simulator.profile import Profile, load_profile
 
-# Longest sequence where neither the flag nor the KV capacity sets less.
+# Longest sequence unless the flag or the KV capacity sets less.
 _MAX_MODEL_LEN = 32768
 
 
-class SimulationError(ValueError):
+class FlagError(ValueError):
     """A flag that cannot be used; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How simulated engines behave.
+    """How mock engines behave.
 
     Attributes
     ----------
     profile
-        Step law, memory and bandwidth.
+        Step-time model, memory and bandwidth.
     model
         Name in the replies.
     kv_blocks
@@ -35,17 +35,17 @@ class EngineSettings:
     speed
         How much faster than real time steps and transfers are.
     policy
-        Who waits and who gives way.
+        Scheduling policy: which request waits and which is preempted.
     prediction_error
-        Sigma of the simulated predictor; None predicts nothing.
+        Sigma of the mock predictor; None predicts nothing.
     mean_output, output_sigma
         The outputs' own lengths: mean in tokens, and standard deviation of their logarithm.
     lease_s
         For how long KV is pinned, in real time.
     names
-        What the model is called; by default `model` alone.
+        Names of the model; by default `model` alone.
     folder
-        Where its configuration is; None: it has none.
+        The model's folder, with its configuration; None without one.
     """
 
     profile: Profile
@@ -64,7 +64,7 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who an instance is and where it serves."""
+    """Name, role and addresses of an instance."""
 
     name: str
     role: Role
@@ -75,7 +75,7 @@ class Identity:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise SimulationError(f"{message} (the flags of a simulated engine: ares worker --simulate PROFILE -- --help)")
+        raise FlagError(f"{message} (the flags of a mock engine: ares worker --simulate PROFILE -- --help)")
 
 
 def parse(profile: str, model: str, flags: list[str]) -> tuple[EngineSettings, int]:
@@ -83,7 +83,7 @@ def parse(profile: str, model: str, flags: list[str]) -> tuple[EngineSettings, i
 
     Raises
     ------
-    SimulationError, ProfileError
+    FlagError, ProfileError
         A flag or the profile cannot be used.
     """
     given = _parser().parse_args(flags)
@@ -93,17 +93,17 @@ def parse(profile: str, model: str, flags: list[str]) -> tuple[EngineSettings, i
     }
     loaded = loaded.model_copy(update=changes)
     blocks = (given.kv_tokens or loaded.kv_tokens) // loaded.block_size
-    most = min(given.max_model_len or _MAX_MODEL_LEN, blocks * loaded.block_size)
-    if most < 2:
-        raise SimulationError(f"--kv-tokens {given.kv_tokens}: less than one block of {loaded.block_size}")
-    if given.max_model_len and given.max_model_len > most:
-        raise SimulationError(f"--max-model-len {given.max_model_len} is above the KV capacity of {most} tokens")
+    longest = min(given.max_model_len or _MAX_MODEL_LEN, blocks * loaded.block_size)
+    if longest < 2:
+        raise FlagError(f"--kv-tokens {given.kv_tokens}: less than one block of {loaded.block_size}")
+    if given.max_model_len and given.max_model_len > longest:
+        raise FlagError(f"--max-model-len {given.max_model_len} is above the KV capacity of {longest} tokens")
     names = given.served_model_name or [model]
     settings = EngineSettings(
         profile=loaded,
         model=names[0],
         kv_blocks=blocks,
-        max_model_len=most,
+        max_model_len=longest,
         speed=given.speed,
         policy=cast(Policy, given.scheduling_policy),
         prediction_error=given.prediction_error,
@@ -127,7 +127,7 @@ def _parser() -> _Parser:
     add("--scheduling-policy", choices=("fcfs", "priority"), default="priority", help="as vLLM's")
     add("--mean-output", type=_positive, default=400.0, help="mean of the outputs' own lengths, in tokens")
     add("--output-sigma", type=_sigma, default=1.0, help="standard deviation of their logarithm")
-    add("--prediction-error", type=_error, default=0.0, help="sigma of the simulated predictor, 0 exact; or none")
+    add("--prediction-error", type=_error, default=0.0, help="sigma of the mock predictor, 0 exact; or none")
     add("--lease", type=_positive, default=30.0, help="seconds for which KV stays pinned")
     add("--served-model-name", nargs="+", help="names of the model, the first in the replies; by default --model")
     return parser

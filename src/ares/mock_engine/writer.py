@@ -1,4 +1,4 @@
-"""The tokens of a step: what comes next, and its way to the client."""
+"""Writes the tokens of a step: computes each next token and streams it to its client."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from ares.mock_engine import api
 from ares.mock_engine.model import MASK, MULTIPLIER, SHIFT, MockModel
 from ares.mock_engine.request import Request
 
-# Told of a request that has come to its end: why, and vLLM's stop reason.
+# Called with a request that ends, its finish reason and vLLM's stop reason.
 Finish = Callable[[Request, str, int | str | None], None]
 
 
@@ -19,7 +19,7 @@ class Writer:
         self._digits = [b"%d" % token for token in model.ids]
 
     def write(self, samplers: list[Request]) -> None:
-        """Give every request its next token. What is done here for each token bounds the tokens a second."""
+        """Give every request its next token. The work per token here bounds the tokens a second."""
         ids, digits, count = self._model.ids, self._digits, len(self._model.ids)
         for request in samplers:
             if request.state != "running":
@@ -44,7 +44,7 @@ class Writer:
             request.connection.transport.write(request.heads[len(text)] + text + api.EVENT_TAIL)
 
     def _write_checked(self, request: Request, product: int) -> None:
-        """Give a request a token that may be its last, or that comes with more than its id."""
+        """Give a request a token that may be its last, or that carries more than its id."""
         position = len(request.output) + 1
         stopped = position >= request.natural_end
         token = self._model.stop if stopped else self._model.ids[(product >> SHIFT) % len(self._model.ids)]
@@ -65,7 +65,7 @@ class Writer:
 
 
 def catch_up(request: Request) -> None:
-    """Send what was held back while the client was behind, as one event; vLLM merges it too."""
+    """Send the tokens that were delayed while the client read too slowly, as one event; vLLM merges them too."""
     if request.sent is not None and request.state != "finished":
-        held, request.sent = request.output[request.sent :], None
-        request.connection.transport.write(api.event(request, held))
+        delayed, request.sent = request.output[request.sent :], None
+        request.connection.transport.write(api.event(request, delayed))

@@ -34,7 +34,7 @@ TP_SIZE = "tp_size"
 # --- other parts of a request and its reply ---
 
 # In sampling_params.extra_args (a client's vllm_xargs), for a mock engine: the length of the whole output.
-MOCK_OUTPUT_TOKENS = "ares_simulated_output_tokens"
+MOCK_OUTPUT_TOKENS = "ares_mock_output_tokens"
 # The stop reason of a request that ended on one instance to go on on another.
 MIGRATED = "migrated"
 # What a request keeps when it resumes on another instance (`messages.Hello.carries`): which tokens are output, the

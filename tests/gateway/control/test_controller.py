@@ -17,16 +17,17 @@ from ares.gateway.pool.instance import NoInstanceError
 from ares.gateway.records.replay import ReplayError, replay
 from ares.gateway.service import COMMANDED, Gateway
 from ares.gateway.session.objectives import Objective
+from ares.mock_engine.request import Request
 from ares.policy import Cluster, forecast
 from ares.policy.admission import AdmissionDecision, Candidates, Progress
-from tests.gateway.fakes import Work, eventually, instances
+from tests.gateway.fakes import eventually, instances
 from tests.gateway.running import VOCABULARY
 from tests.gateway.test_service import Client, configuration, sample, started
 
 
-def exactly(work: Work) -> tuple[float, float, float]:
+def exactly(request: Request) -> tuple[float, float, float]:
     """A predictor that knows: every request here runs to its limit."""
-    left = float(work.maximum - len(work.output))
+    left = float(request.end - len(request.output))
     return left, left, left
 
 

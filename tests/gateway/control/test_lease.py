@@ -229,7 +229,7 @@ async def test_requests_of_others_are_rows_that_cannot_be_moved(
 ) -> None:
     for fake in fakes[1:]:
         fake.hold_at = 40
-        fake.predicts = lambda work: (1.0, float(work.maximum - len(work.output)), 500.0)
+        fake.predicts = lambda request: (1.0, float(request.end - len(request.output)), 500.0)
     log = tmp_path / "decisions.jsonl"
     settings = {"preset": "ares", "decision_log": log}
     async with (

@@ -166,8 +166,8 @@ async def test_a_copy_that_fails_leaves_the_request_where_it_is(copying: Copying
     assert copying.source.cuts == []
     if fault == "hang":
         # A target that was asked and is silent might still pull: only its lease frees the pin.
-        assert list(copying.source.pinned) != []
-        copying.source.pinned.clear()
+        assert copying.source.pinned != []
+        copying.source.pins.clear()
     assert not session.moving
     await copying.finish()
 
