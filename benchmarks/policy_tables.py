@@ -75,7 +75,7 @@ def rivals(found: Any) -> str:
         gaps = [f"{of(found['points'], load, p)['longest_gap_s']['p99']:.0f}" for p in presets]
         rows.append([f"{load:g}", cell(met), cell(slow), " / ".join(first), " / ".join(gaps)])
     names = " / ".join(f"`{name}`" for name in RIVALS)
-    head = f"load|both SLOs met, %: {names} / **`ares`**|P99 TPOT, ms|P99 TTFT, s|longest gap of a stream, P99, s"
+    head = f"load|SLOs met, %: {names} / **`ares`**|P99 TPOT, ms|P99 TTFT, s|longest gap of a stream, P99, s"
     return table(head, rows)
 
 
