@@ -83,7 +83,7 @@ class _Streams:
         others = self._running[self._key] - self._taken
         if others + count > self._maximum:
             wanted = f", and {count} would come" if count > 1 else ""
-            message = f"{others} sessions of this key run already{wanted}; at most {self._maximum} may at a time"
+            message = f"{others} sequences of this key run already{wanted}; at most {self._maximum} may at a time"
             raise TooManyStreamsError(message)
         self._running[self._key] = others + count
         self._taken = count

@@ -153,7 +153,7 @@ async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, 
     gateway.check_queue()
     count = body.n * (len(body.prompts()) if isinstance(body, CompletionRequest) else 1)
     if count > gateway.config.maximum_waiting:
-        message = f"prompts and n make {count} sessions; at most {gateway.config.maximum_waiting} may wait here"
+        message = f"prompts and n make {count} sequences; at most {gateway.config.maximum_waiting} may wait here"
         raise BadRequestError(message, "n")
     objective = gateway.objective(request.headers.get(CLASS_HEADER), body.priority)
     take_streams(request.scope, count)

@@ -86,7 +86,7 @@ _MEANINGS = {
     404: "There is no such model, request or instance.",
     409: "It cannot be done now.",
     413: "The body is too large.",
-    429: "Too many sessions of this key run already, or would; `Retry-After` says when to come again.",
+    429: "Too many sequences of this key run already, or would; `Retry-After` says when to come again.",
     502: "The instance failed the request.",
     503: "No instance can take it; `Retry-After` says when to come again.",
 }
