@@ -114,8 +114,8 @@ async def test_failed_moves_leave_no_trace_in_the_target(bench: Bench, start: St
     await run.reached(10)
     assert (await run.move("decode-1")).outcome == "returned"
     await run.finish()
-    assert bench.instance("decode-1")._admissions == {}
-    assert bench.instance("decode-0")._answers == {}
+    assert bench.instance("decode-1").control.waiting_for == 0
+    assert bench.instance("decode-0").control.waiting_for == 0
 
 
 # --- the source fails ---
@@ -402,7 +402,7 @@ async def test_telemetry_that_says_loading_costs_no_stream_that_runs(bench: Benc
 
 
 async def test_silent_telemetry_alone_is_no_reason_to_stop_waiting() -> None:
-    pending, instance = PendingCall(), SimpleNamespace(frozen=True)
+    pending, instance = PendingCall(), SimpleNamespace(health=SimpleNamespace(frozen=True))
     answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def work() -> int:

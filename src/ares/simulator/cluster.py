@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ares.policy import ADMISSIONS, DISPATCHERS, Preset, decide_moves, rebalancer
 from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom, exclude_conflicts
+from ares.policy.transfer import KEPT_S
 from ares.simulator.admission import free_expired_kv, refresh_and_admit, suspend_preempted
 from ares.simulator.classes import SimulatedClass, apply, assign, names
 from ares.simulator.decisions import kv_shares
@@ -202,7 +203,7 @@ class Simulation:
         samples: list[tuple[float, NDArray[np.float64], int]] = []
         moves: list[MoveRecord] = []
         decisions: list[float] = []
-        now = next_sample = 0.0
+        now = next_sample = idle_s = 0.0
         begin = time.perf_counter()
         more = True
         while more or state.current.finished < len(work):
@@ -234,7 +235,9 @@ class Simulation:
                 next_sample = now + sampling
                 if progress is not None:
                     progress(int(state.current.finished) / len(work))
-            if not more and state.current.finished < len(work) and not state.tree[1] < np.inf:
+            # Without an event, KV that waits for admission is still freed in time, and makes room in prefill.
+            idle_s = 0.0 if more or state.tree[1] < np.inf else idle_s + period
+            if state.current.finished < len(work) and idle_s > KEPT_S + period:
                 raise RuntimeError(f"stuck at {now:g} s: {state.current.finished} of {len(work)} requests done")
         wall = time.perf_counter() - begin
         return Outcome(

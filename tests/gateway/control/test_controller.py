@@ -71,7 +71,7 @@ async def test_a_request_waits_until_it_fits_and_misses_nothing(model_folder: Pa
             client.check(400)
         assert waiting.tokens
         assert gateway.controller.waiting == 0
-        assert sample(gateway, "ares_admission_decisions_total", kind="enter") == 3
+        assert sample(gateway, "ares_admission_decisions_total", kind="admit") == 3
 
 
 async def test_whoever_was_refused_waits_for_room_like_everybody(model_folder: Path) -> None:
@@ -252,7 +252,7 @@ async def test_memory_is_forecast_in_blocks(model_folder: Path) -> None:
 
 def held_now(gateway: Gateway) -> float:
     cluster = gateway.controller.snapshots.build(gateway.sessions.values()).cluster
-    return float(forecast(cluster, np.zeros(1, np.int64)).held.sum())
+    return float(forecast(cluster, np.zeros(1, np.int64)).allocated.sum())
 
 
 async def test_what_does_not_fit_anywhere_is_refused_in_time(model_folder: Path) -> None:

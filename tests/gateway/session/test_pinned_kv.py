@@ -14,6 +14,7 @@ class Instance:
     def __init__(self) -> None:
         self.released: list[str] = []
         self.broken = False
+        self.control = self
         self.subscription = SimpleNamespace(number=1, unbroken=lambda since: not self.broken)
 
     async def release(self, key: str) -> None:

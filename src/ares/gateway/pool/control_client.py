@@ -34,6 +34,11 @@ class ControlClient:
         """Send nothing any more."""
         self._socket = None
 
+    @property
+    def waiting_for(self) -> int:
+        """How many answers and finished pulls are waited for."""
+        return len(self._calls) + len(self._awaited_pulls)
+
     # --- commands ---
 
     async def cut(self, key: str, timeout_s: float) -> messages.CutResult:
