@@ -232,7 +232,7 @@ class Bench:
                 reply = await client.get(path)
                 assert reply.status_code == 200, (path, reply.text)
         json.loads(reply.text, parse_constant=_refuse)
-        self.app.state.feed._look()
+        self.app.state.feed._make()
 
 
 def _refuse(constant: str) -> None:
@@ -313,11 +313,11 @@ async def test_a_message_that_is_too_large_is_not_heard_and_costs_a_connection(f
 async def test_the_process_that_serves_an_instance_listens_on(fake: Any, body: bytes) -> None:
     own = OwnControlChannel(fake.control_address, None)
     following = asyncio.create_task(own.follow())
-    await eventually(lambda: own.state.telemetry is not None)
-    before = own.state.telemetry
+    await eventually(lambda: own.telemetry is not None)
+    before = own.telemetry
     assert before is not None
     fake._channel._outgoing.append((None, body))
-    await eventually(lambda: own.state.telemetry is not None and own.state.telemetry.sequence > before.sequence + 1)
+    await eventually(lambda: own.telemetry is not None and own.telemetry.sequence > before.sequence + 1)
     following.cancel()
 
 

@@ -252,7 +252,17 @@ async def test_requests_of_others_are_rows_that_cannot_be_moved(
         assert cluster.block_tokens == 16
         assert cluster.promised_tokens.tolist() == [0, 0]
         assert [s.id for s in seen.sessions] == ["ours"]
-        for name in ("generated", "age_s", "elapsed_s", "ttft_missed", "ttft_s", "tpot_s", "gap_s", "longest_gap_s", "rank"):
+        for name in (
+            "generated",
+            "age_s",
+            "elapsed_s",
+            "ttft_missed",
+            "ttft_s",
+            "tpot_s",
+            "gap_s",
+            "longest_gap_s",
+            "rank",
+        ):
             assert len(getattr(seen.running, name)) == 3
         assert np.isfinite(seen.running.tpot_s).all()
         # At an arrival nobody looks at rows.
