@@ -1,0 +1,33 @@
+"""Links between the pages of the documentation, and from the README."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
+
+
+def anchors(page: str) -> set[str]:
+    """The anchors of a page as GitHub makes them of its headings, and those that it writes itself."""
+    headings = re.findall(r"^#+ (.*)$", page, re.MULTILINE)
+    made = {re.sub(r"[^\w\- ]", "", re.sub(r"[`*]", "", heading.lower())).replace(" ", "-") for heading in headings}
+    return made | set(re.findall(r'<a id="([^"]+)"', page))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    broken = []
+    for target, anchor in LINK.findall(page.read_text()):
+        if target.startswith(("http://", "https://")):
+            continue
+        file = page.parent / target if target else page
+        if not file.exists() or (anchor and file.suffix == ".md" and anchor not in anchors(file.read_text())):
+            broken.append(f"{target}#{anchor}")
+    assert broken == []
+
+
+def test_headings_become_anchors() -> None:
+    assert anchors("# The `ares` preset, in *short*\n## A/B\n") == {"the-ares-preset-in-short", "ab"}
