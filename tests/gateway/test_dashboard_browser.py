@@ -11,7 +11,7 @@ import pytest
 
 from tests.gateway.browser import Browser, NoBrowserError, browser
 from tests.gateway.fakes import eventually, instances
-from tests.gateway.http.test_app import serving
+from tests.gateway.http.service import serving
 from tests.gateway.running import VOCABULARY
 from tests.gateway.stage import Show, Stage
 

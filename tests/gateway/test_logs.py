@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from ares.gateway.pool.generate import EngineRefusedError
 from tests.gateway.fakes import FakeInstance, eventually
-from tests.gateway.http.test_app import Service, serving
+from tests.gateway.http.service import Service, serving
 
 TOLD = "The vault opens at 04:17 with Persephone's key"
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # as gateway/http/server.py has it, with tracebacks

@@ -17,7 +17,7 @@ from ares.gateway.http.responses import DirectSend
 from ares.gateway.http.server import Server
 from ares.gateway.shutdown import Shutdown, ShuttingDownError
 from tests.gateway.fakes import FakeInstance, eventually, expected, free_port
-from tests.gateway.http.test_app import Service, failure
+from tests.gateway.http.service import Service, failure
 from tests.gateway.running import VOCABULARY
 from tests.gateway.test_service import configuration
 

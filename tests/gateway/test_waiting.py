@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.gateway.fakes import FakeInstance, eventually, instances
-from tests.gateway.http.test_app import Service, failure, serving
+from tests.gateway.http.service import Service, failure, serving
 from tests.gateway.running import VOCABULARY
 
 

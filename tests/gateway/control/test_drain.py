@@ -21,7 +21,7 @@ from ares.gateway.session.session import Session
 from ares.protocol import messages
 from tests.gateway import fakes as stand_ins
 from tests.gateway.fakes import FakeInstance, instances
-from tests.gateway.http.test_app import serving
+from tests.gateway.http.service import serving
 from tests.gateway.running import VOCABULARY
 from tests.gateway.test_service import Client, configuration, find, sample, started
 

@@ -20,7 +20,7 @@ from ares.config import ConfigError, load
 from ares.engine.defaults import free_ports
 from ares.protocol.keys import ControlKey
 from tests.gateway.fakes import FakeInstance, eventually
-from tests.gateway.http.test_app import PROMPT, Service, serving
+from tests.gateway.http.service import PROMPT, Service, serving
 
 KEYS = ["alice-" + "a" * 32, "bob-" + "b" * 32]
 ADMIN = "admin-" + "c" * 32

@@ -10,7 +10,7 @@ import pytest
 from ares.gateway.http.api_docs import render
 from tests.gateway.browser import Browser, NoBrowserError, browser
 from tests.gateway.fakes import FakeInstance
-from tests.gateway.http.test_app import Service, serving
+from tests.gateway.http.service import Service, serving
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from ares.gateway.http.connection import Connection, Limits
 from ares.gateway.http.responses import DirectSend, EventStream, Write
 from tests.gateway.fakes import eventually, free_port
-from tests.gateway.http.test_app import _Server
+from tests.gateway.http.service import Server
 
 CHUNK = b"x" * 10_000
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
@@ -76,7 +76,7 @@ async def serving(**limits: Any) -> AsyncIterator[tuple[Endless, int]]:
     http: Any = partial(Connection, chosen)
     config = uvicorn.Config(DirectSend(app), port=port, http=http, lifespan="off", log_config=None)
     config.timeout_graceful_shutdown = 1
-    server = _Server(config)
+    server = Server(config)
     task = asyncio.create_task(server.serve())
     await eventually(lambda: server.started, 20)
     yield app, port

@@ -19,7 +19,7 @@ from ares.gateway.http.responses import DirectSend
 from ares.gateway.http.server import Server
 from ares.gateway.session.handover import MigrationRecord
 from tests.gateway.fakes import FakeInstance, eventually, free_port, instances
-from tests.gateway.http.test_app import Service, failure, serving
+from tests.gateway.http.service import Service, failure, serving
 from tests.gateway.running import VOCABULARY
 
 FILES = {name: body.decode() for name, body in dashboard._FILES.items()}

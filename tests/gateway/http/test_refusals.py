@@ -12,7 +12,7 @@ import uvicorn
 from ares.gateway.http.connection import Connection, Limits
 from ares.gateway.http.refusals import reason
 from tests.gateway.fakes import FakeInstance, eventually, free_port
-from tests.gateway.http.test_app import MODEL, PROMPT, Service, _Server, serving
+from tests.gateway.http.service import MODEL, PROMPT, Server, Service, serving
 
 KEY, ADMIN = "alice-" + "a" * 32, "admin-" + "b" * 32
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -116,7 +116,7 @@ async def test_what_is_no_request() -> None:
     counts: list[tuple[str, int, str | None]] = []
     port = free_port()
     http = partial(Connection, Limits(1000, 30.0, 30.0), lambda *what: counts.append(what))
-    server = _Server(uvicorn.Config(_nothing, port=port, http=http, lifespan="off", log_config=None))  # type: ignore[arg-type]
+    server = Server(uvicorn.Config(_nothing, port=port, http=http, lifespan="off", log_config=None))  # type: ignore[arg-type]
     task = asyncio.create_task(server.serve())
     await eventually(lambda: server.started, 20)
     try:

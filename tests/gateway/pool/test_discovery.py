@@ -12,7 +12,7 @@ from aiohttp import web
 from ares.gateway.pool.discovery import Served, another_model
 from ares.protocol import messages
 from tests.gateway.fakes import FakeInstance, eventually, free_port, instances
-from tests.gateway.http.test_app import MODEL, serving
+from tests.gateway.http.service import MODEL, serving
 from tests.gateway.running import VOCABULARY
 
 KEY, OTHER_KEY = "k" * 32, "o" * 32

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.gateway.fakes import eventually, free_port, instances
-from tests.gateway.http.test_app import serving
+from tests.gateway.http.service import serving
 from tests.gateway.running import VOCABULARY
 
 
