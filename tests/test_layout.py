@@ -67,7 +67,7 @@ def imports(file: Path) -> Iterator[str]:
 
 
 def ours(file: Path) -> set[str]:
-    """The rooms that a file imported."""
+    """The packages and modules of ours that a file imports."""
     names = {parts[1] for parts in (name.split(".") for name in imports(file)) if parts[0] == "ares" and len(parts) > 1}
     return {name for name in names if (ROOT / name).is_dir() or (ROOT / f"{name}.py").is_file()}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ares import addresses, extras
-from ares.engine import identity as instance
+from ares.engine import identity
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES, free_port, is_cpu_build
 from ares.engine.prediction import predictor_choice
 from ares.models import resolve as model
@@ -92,12 +92,12 @@ def serve(settings: WorkerSettings) -> None:
     if resumes_output or predicts:
         worker = _PREDICTING_WORKER if predicts else _RESUME_OUTPUT_WORKER
         settings = replace(settings, vllm_flags=(*settings.vllm_flags, "--worker-cls", worker))
-    instance.export(
-        instance.InstanceSettings(
+    identity.export(
+        identity.InstanceSettings(
             name=settings.name,
             role=settings.role,
             boot=uuid.uuid4().hex,
-            control_address=instance.control_address(settings.host, control_port),
+            control_address=identity.control_address(settings.host, control_port),
             cores=cores,
             model=settings.model,
             resumes_output=resumes_output,
@@ -137,7 +137,7 @@ def check_control(host: str, *, insecure: bool) -> None:
     KeyFileError
         The key cannot be used.
     """
-    if instance.control_key() is not None or insecure:
+    if identity.control_key() is not None or insecure:
         return
     try:
         if addresses.on_loopback(host):

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from starlette.responses import JSONResponse
 
-from ares.engine import identity as instance
+from ares.engine import identity
 from ares.engine.drain import OwnControlChannel, drained_on_sigterm
 from ares.protocol import messages
 from ares.protocol.fields import INSTANCE_ROUTE, READY_ROUTE, Readiness
@@ -27,8 +27,8 @@ class InstancePlugin:
 
     def attach_router(self, app: Any) -> None:
         """Register the routes on vLLM's FastAPI app."""
-        settings = instance.current()
-        channel = OwnControlChannel(settings.control_address, instance.control_key())
+        settings = identity.current()
+        channel = OwnControlChannel(settings.control_address, identity.control_key())
         # The model is known when vLLM calls `init_state`, before it serves.
         self._description = messages.Description(settings.name, settings.role, settings.boot, settings.control_address)
 
@@ -48,9 +48,9 @@ class InstancePlugin:
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Record the names of the model; vLLM's default where none is given (launchers/api_server/app_state.py)."""
-        settings = instance.current()
-        names = instance.served_names(args.served_model_name or [args.model], settings.model)
-        self._description = instance.describe(settings, names, Path(args.model))
+        settings = identity.current()
+        names = identity.served_names(args.served_model_name or [args.model], settings.model)
+        self._description = identity.describe(settings, names, Path(args.model))
 
 
 def _with_drain(lifespan: Any, channel: OwnControlChannel, deadline_s: float) -> Any:

@@ -22,8 +22,8 @@ from ares.gateway.control.snapshot import accepting
 from ares.gateway.openai.body import BadRequestError
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.openai.text import TextModel
-from ares.gateway.pool import generate as engine
 from ares.gateway.pool.discovery import Served
+from ares.gateway.pool.generate import session as http_client
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.pool import Pool
 from ares.gateway.records.metrics import Metrics
@@ -96,7 +96,7 @@ class Gateway:
     async def start(self) -> None:
         """Connect to the instances and start to rebalance."""
         config = self.config
-        self._http = engine.session(config.worker_api_key.get_secret_value() if config.worker_api_key else None)
+        self._http = http_client(config.worker_api_key.get_secret_value() if config.worker_api_key else None)
         key = ControlKey(config.control_key.get_secret_value()) if config.control_key else None
         self.pool = Pool(config.workers, self._http, config.telemetry_interval_s, key, self.name, self._served())
         self.controller = Controller(

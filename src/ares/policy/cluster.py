@@ -22,7 +22,8 @@ class Cluster:
     capacity_tokens
         KV capacity of each instance in tokens, shape (I,).
     promised_tokens
-        Tokens promised to moves that are still in flight towards an instance, shape (I,).
+        Tokens of each instance that no request below stands for, shape (I,): above all those promised to moves that
+        are in flight towards it. Where dispatch gets a cluster without requests, the whole load.
     open
         Whether an instance takes requests (healthy and not draining), shape (I,).
     requests

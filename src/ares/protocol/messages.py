@@ -8,6 +8,9 @@ lands.
 
 Several gateways may subscribe to one instance. All keys of a gateway begin with its name and a slash (`owner`), so that
 an instance knows which requests and which pinned KV belong to a gateway that has gone.
+
+Some tags are earlier names of their messages (`admitted`, `handover`). They stay, so that gateways and instances of
+different versions understand each other.
 """
 
 from typing import Annotated, Any, Literal

@@ -8,13 +8,13 @@ from ares.policy.admission.state import (
     ADMITTED,
     RESUME,
     SUSPEND,
-    SUSPENDED,
-    WAITING,
     Horizon,
     Instances,
     Queue,
     Requests,
 )
+from ares.policy.admission.state import SUSPENDED as ADMISSION_SUSPENDED
+from ares.policy.admission.state import WAITING as ADMISSION_WAITING
 from ares.policy.transfer import KEPT_S
 from ares.simulator.decisions import STALE_S, dispatch, enqueue, refresh, rows_at
 from ares.simulator.heaps import compiled
@@ -76,7 +76,7 @@ def wait_for_admission(state: State, request: int, moment: float) -> None:
     """Queue a request for admission; its KV stays at its prefill instance."""
     state.kv_since[request] = moment
     state.status[request] = WAITING_FOR_ADMISSION
-    state.admission_state[request] = WAITING
+    state.admission_state[request] = ADMISSION_WAITING
     state.waiting_since[request] = state.arrival[request]
     insert_in_order(state.order, state.current.queue_size, request, state.rank, state.ttft_missed, state.queue_key)
     state.current.queue_size += 1
@@ -163,7 +163,7 @@ def _move_missed_back(state: State, moment: float) -> None:
     following = np.inf
     for at in range(state.current.by_age_start, state.current.by_age_end):
         request = state.by_age[at]
-        if state.admission_state[request] != WAITING or state.ttft_missed[request] != 0:
+        if state.admission_state[request] != ADMISSION_WAITING or state.ttft_missed[request] != 0:
             continue
         if not moment - state.arrival[request] > state.ttft[request]:
             following = min(following, state.arrival[request] + state.ttft[request])
@@ -185,18 +185,18 @@ def _remove_admitted(state: State) -> None:
     kept = 0
     for index in range(state.current.queue_size):
         request = state.order[index]
-        if state.admission_state[request] == WAITING:
+        if state.admission_state[request] == ADMISSION_WAITING:
             state.order[kept] = request
             kept += 1
     state.current.queue_size = kept
     head, tail = state.current.by_age_start, state.current.by_age_end
-    while head < tail and state.admission_state[state.by_age[head]] != WAITING:
+    while head < tail and state.admission_state[state.by_age[head]] != ADMISSION_WAITING:
         head += 1
     state.current.by_age_start = head
     kept = 0
     for index in range(state.current.suspended_count):
         request = state.suspended_list[index]
-        if state.admission_state[request] == SUSPENDED:
+        if state.admission_state[request] == ADMISSION_SUSPENDED:
             state.suspended_list[kept] = request
             kept += 1
     state.current.suspended_count = kept
@@ -204,6 +204,7 @@ def _remove_admitted(state: State) -> None:
 
 @compiled
 def _carry_out(state: State, kind: int, request: int, instance: int, moment: float) -> None:
+    """Carry out one decision, whoever has made it: `kind` as in policy/admission/state.py."""
     if kind == ADMIT and len(state.prefill_free) > 0 and state.prefill_instance[request] == NONE:  # its KV is gone
         state.decode_instance[request] = instance
         to_prefill(state, request, moment)

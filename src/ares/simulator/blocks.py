@@ -1,4 +1,4 @@
-"""KV blocks in closed form.
+"""KV blocks in closed form: how many an instance takes in any number of steps, without a loop over them.
 
 A request that attends to n tokens holds ceil(n / block size) blocks, and takes a new one at every step where
 n - 1 is a multiple of the block size. Requests grow by one token a step, so each takes its blocks at steps of one

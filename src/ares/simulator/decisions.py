@@ -1,4 +1,4 @@
-"""The policy inside the event loop: placement, and the forecast of each instance.
+"""The policy inside the event loop: dispatch, and the forecast of each instance.
 
 The rules are the functions of `ares.policy`; this file only builds their arguments.
 """

@@ -104,7 +104,7 @@ def start_step(state: State, instance: int, moment: float) -> None:
     budget = state.parameters.token_budget - state.batch[instance]
     budget, prompt_time = _continue_prompts(state, instance, budget)
     if not oom:
-        prompt_time += _admit(state, instance, moment, budget)
+        prompt_time += _start_waiting(state, instance, moment, budget)
     retry = oom and state.head[instance] != NONE  # a step that preempts admits no request; the next one may
     _plan(state, instance, moment, joined, prompt_time, retry)
 
@@ -248,8 +248,11 @@ def _continue_prompts(state: State, instance: int, budget: int) -> tuple[int, fl
 
 
 @compiled
-def _admit(state: State, instance: int, moment: float, budget: int) -> float:
-    """Admit the waiting in order while slots, blocks and the token budget last; return the time of new chunks."""
+def _start_waiting(state: State, instance: int, moment: float, budget: int) -> float:
+    """Let waiting requests enter in order while slots, blocks and token budget last; return the time of new chunks.
+
+    As vLLM's scheduler does: the KV of a prefilled request is pulled, another one's prompt is computed here.
+    """
     time = 0.0
     while state.head[instance] != NONE:
         running = state.batch[instance] + state.prefilling[instance]

@@ -1,4 +1,4 @@
-"""Checks of the numbered invariants on a finished run (worded in the design pages)."""
+"""Checks of the numbered invariants on a finished run (docs/chaos.md lists them)."""
 
 import numpy as np
 

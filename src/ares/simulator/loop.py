@@ -1,4 +1,4 @@
-"""The event loop: arrivals, prefill, transfers and the next decision of every instance, in order of time."""
+"""The event loop: arrivals, ends of prefills and of transfers, and starts of decode steps, in order of time."""
 
 import numpy as np
 

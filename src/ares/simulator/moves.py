@@ -1,4 +1,7 @@
-"""Migration: reserve at the target, copy while the source goes on, hand over, join; and how each is cancelled."""
+"""Migration: reserve at the target, copy while the source goes on, hand over, join; and how each is cancelled.
+
+`write_rows` fills the rows from which the policy decides moves (telemetry.py).
+"""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -30,8 +30,9 @@ _KINDS = {"admit": ADMIT, "resume": RESUME, "suspend": SUSPEND}
 
 
 class PythonPolicies:
-    """Calls the dispatch or admission policy of a preset, where the event loop has no compiled rule for it.
+    """Runs the event loop, and calls the dispatch or admission policy of a preset where the loop has no rule for it.
 
+    Where the loop has a compiled rule for both, no policy is called here.
     A policy that fails, or makes an invalid decision, ends the run with a DecisionError.
     """
 

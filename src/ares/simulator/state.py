@@ -117,7 +117,7 @@ class State:
     preempted: I8
     moved: I8
     target: I8  # target of a move whose copy is in flight, NONE otherwise
-    moving: I8  # 1 while that copy is still of use: neither preempted nor done since; 2 while it is to be suspended
+    moving: I8  # 1 while that copy is of use (not preempted or done since), 2 while it is to be suspended, else 0
     reserved: I8  # blocks reserved at `target`
     sequence: I8  # order of entering the running batch; the newest is preempted first
     last_move: F8
@@ -157,7 +157,7 @@ class State:
     free: I8  # free blocks after what the step that runs now has taken
     total_blocks: I8
     closed: I8  # 1 = takes no new requests
-    head: I8  # waiting queue
+    head: I8  # first and last of its own waiting queue, linked by `next_request`
     tail: I8
     waiting_count: I8
     waiting_tokens: I8
@@ -198,10 +198,10 @@ class State:
     prefill_step_model: F8  # (P, 5)
 
     # events
-    tree: F8  # tournament over D + P next times
+    tree: F8  # tournament tree of the next event of D + P instances; entry 1, its root, is the earliest
     heap_keys: F8
     heap_items: I8
-    order: I8  # waiting requests in the order in which they are admitted (R,)
+    order: I8  # requests that wait for admission, in the order in which they are admitted (R,)
     by_age: I8  # and in the order in which they arrived (R,)
     # records, shape (1,) each; read by the properties of the same names without `_array`
     current_array: NDArray[np.void]

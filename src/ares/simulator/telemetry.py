@@ -27,7 +27,7 @@ class MoveRecord:
 
 
 class Telemetry:
-    """Turns the state into the policy's view, and the policy's moves into migrations."""
+    """Turns the state into the policy's view, a `Cluster`, and the policy's moves into migrations."""
 
     def __init__(self, preset: Preset, profile: Profile, state: State) -> None:
         decode = len(state.time)

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from ares import __version__
-from ares.engine import identity as instance
+from ares.engine import identity
 from ares.engine.connector import resources
 from ares.engine.connector.precopy_pins import PrecopyPins
 from ares.engine.connector.pull import PullPolicy
@@ -65,7 +65,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         self._precopy_pins = PrecopyPins(self.block_size)
         self._sequence = 0
         self.kv_cache_manager: Any = None
-        settings = instance.current()
+        settings = identity.current()
         parallel = vllm_config.parallel_config
         hello = messages.Hello(
             name=settings.name,
@@ -92,7 +92,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             max_num_seqs=vllm_config.scheduler_config.max_num_seqs,
             max_num_batched_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
         )
-        self._channel = ControlChannel(settings.control_address, hello, self.snapshot, key=instance.control_key())
+        self._channel = ControlChannel(settings.control_address, hello, self.snapshot, key=identity.control_key())
         resources.register("scheduler", self._count_resources)
 
     # --- a request's way through the scheduler ---
@@ -339,7 +339,10 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         self._channel.post(messages.CopyResult(command.call, command.pin, tokens, transfer or {}), sender)
 
     def has_pending_push_work(self) -> bool:
-        """Keep the engine loop running until commands are carried out and nothing is being copied from it."""
+        """Keep the engine loop running until commands are carried out and nothing is being copied from it.
+
+        vLLM has this hook for connectors that push KV; the name is its own.
+        """
         return self._channel.waiting or bool(self._precopy_pins) or bool(super().has_pending_push_work())
 
     # --- telemetry ---

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ares.engine import identity as instance
+from ares.engine import identity
 from ares.engine.connector import resources
 from ares.engine.connector.tracking import ConnectorMetadata
 from ares.engine.vllm_api import NixlPullConnectorWorker, base_worker, current_platform
@@ -28,7 +28,7 @@ class HostWorker(NixlPullConnectorWorker):  # type: ignore[misc]
         # NIXL's progress thread, which spins on a core of its own even when the engine is idle.
         affinity = os.sched_getaffinity(0)
         stock = base_worker.nixl_agent_config
-        on_loopback = instance.current().on_loopback
+        on_loopback = identity.current().on_loopback
         settings: dict[str, Any] = {"backends": []} if on_loopback else {}
         base_worker.nixl_agent_config = functools.partial(stock, enable_prog_thread=False, **settings)
         try:
@@ -50,7 +50,7 @@ def bind_threads() -> None:
 
     vLLM does it for OpenMP only where it starts a process for each worker (utils/ompmultiprocessing.py).
     """
-    if cores := instance.current().cores:
+    if cores := identity.current().cores:
         for thread in Path("/proc/self/task").iterdir():
             os.sched_setaffinity(int(thread.name), cores)
 

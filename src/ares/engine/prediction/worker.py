@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ares.engine import identity as instance
+from ares.engine import identity
 from ares.engine.prediction.hidden_state_worker import HiddenStateWorker
 from ares.engine.prediction.hidden_states import HookedRequest, Step
 from ares.engine.prediction.metadata import PENDING, Prediction, attach_pending
@@ -36,7 +36,7 @@ class PredictingWorker(HiddenStateWorker):
     def load_model(self, **kwargs: Any) -> None:
         """Load the model, the predictor and the recorder."""
         super().load_model(**kwargs)
-        settings = instance.current()
+        settings = identity.current()
         slots = self.vllm_config.scheduler_config.max_num_seqs
         if settings.predictor:
             loaded = checkpoint.load(Path(settings.predictor))

@@ -50,16 +50,18 @@ logger = logging.getLogger(__name__)
 
 # An instance whose stream broke reports again within so long, if it is alive.
 _RECOVERY_S = 3.0
-_LOOK_S = 0.2
-# Admission is decided when something has changed, but not all the time, and now and then in any case.
+# Between two looks for an open instance, where no status changes meanwhile.
+_RETRY_S = 0.2
+# Least and longest pause between two decisions of admission: it is decided when something has changed, and after the
+# longest pause in any case.
 _SHORTEST_S, _LONGEST_S = 0.002, 0.25
 # The least time that a policy may take, for a processor that is busy. Deciding moves it may take a period, if that is
 # longer; for dispatch and admission requests wait.
 _LEAST_TO_DECIDE_S = 0.5
 # Lengths of ended outputs that are kept for an admission policy that has not been called for long.
-_ENDED = 2000
+_MAXIMUM_ENDED = 2000
 # Admission takes at most this share of a core.
-_SHARE = 0.1
+_LARGEST_SHARE = 0.1
 # vLLM's priority is a signed 64-bit number in a JSON body; far below what a double holds exactly.
 _LARGEST_PRIORITY = 1 << 40
 
@@ -139,7 +141,7 @@ class Controller:
         self._ordered: list[asyncio.Task[Any]] = []
         self._placing = asyncio.Lock()
         # Lengths of the outputs that have ended since the last decision of admission.
-        self._ended: deque[int] = deque(maxlen=_ENDED)
+        self._ended: deque[int] = deque(maxlen=_MAXIMUM_ENDED)
         self.suspensions = 0
         self.use_preset(config.preset)
 
@@ -250,7 +252,7 @@ class Controller:
         while (instance := await find()) is None:
             if time.monotonic() > until:
                 raise NoInstanceError("no decode instance is ready")
-            await self._pool.wait_for_change(_LOOK_S)
+            await self._pool.wait_for_change(_RETRY_S)
         return instance
 
     async def elsewhere(self, session: Session, exclude: set[str]) -> Instance | None:
@@ -339,7 +341,7 @@ class Controller:
                     pause = _SHORTEST_S
                 else:
                     took = time.perf_counter() - begun
-                    pause = max(_SHORTEST_S, took / _SHARE - took)
+                    pause = max(_SHORTEST_S, took / _LARGEST_SHARE - took)
             self._metrics.waiting.set(self.waiting)
             self._metrics.suspended.set(self.suspended)
             await asyncio.sleep(pause)
@@ -370,6 +372,7 @@ class Controller:
             self._carry_out(decision, view, waiting)
 
     def _carry_out(self, decision: AdmissionDecision, view: ClusterSnapshot, waiting: list[_Waiting]) -> None:
+        """Carry out one decision of admission; its indices are those of `view` and `waiting`."""
         instance = view.instances[decision.instance]
         if decision.kind == "suspend":
             self._spawn(self._suspend(view.sessions[decision.index], decision.reason))
@@ -420,7 +423,13 @@ class Controller:
             self._metrics.decisions.labels(result).inc()
 
     async def _take_turn(self) -> str:
-        """Decide once it is this gateway's turn, and return the result."""
+        """Decide moves if the lease is granted within a period.
+
+        Returns
+        -------
+        The result as the metric counts it: `elsewhere` (another gateway has the lease), `moved` (moves or
+        suspensions were ordered), `kept` (none was) or `failed`.
+        """
         if not await self.lease.take(self._config.period_s):
             return "elsewhere"
         self._ordered = []
@@ -430,6 +439,7 @@ class Controller:
             self._spawn(self.lease.give_back(self._ordered))
 
     async def _decide_moves(self) -> str:
+        """Ask out-of-memory avoidance, then the rebalance policy, and order what they decide; return the result."""
         view = self.snapshots.build(self._sessions.values())
         avoids_oom = self._policy.avoids_oom
         if avoids_oom:

@@ -12,9 +12,7 @@ from starlette.responses import Response
 
 from ares import __version__
 from ares.config import GatewayConfig
-from ares.gateway.http import admin, completions, dashboard, errors
-from ares.gateway.http import api_docs as reference
-from ares.gateway.http import events as feed
+from ares.gateway.http import admin, api_docs, completions, dashboard, errors, events
 from ares.gateway.http.access import ClientKeys
 from ares.gateway.http.body_limit import BodyLimit
 from ares.gateway.http.refusals import RefusalCounter
@@ -51,10 +49,10 @@ def build(config: GatewayConfig, folder: Path) -> FastAPI:
     app.state.gateway = gateway
     app.include_router(completions.router)
     app.include_router(admin.router)
-    app.state.feed = feed.Feed(gateway)
-    app.include_router(feed.router)
+    app.state.feed = events.Feed(gateway)
+    app.include_router(events.router)
     app.include_router(dashboard.router)
-    reference.register(app)
+    api_docs.register(app)
     _observability(app, gateway)
     errors.register(app)
     app.add_middleware(BodyLimit, limit=config.max_body_bytes)

@@ -95,7 +95,7 @@ class _Reply:
             metrics.tpot.observe(tpot)
             recent.tpot_s.add(tpot)
 
-    async def all(self, take: Callable[[_Job, list[Delta]], Awaitable[None]]) -> None:
+    async def generate_all(self, take: Callable[[_Job, list[Delta]], Awaitable[None]]) -> None:
         """Run all jobs side by side; the first failure cancels the others."""
         if len(self.jobs) == 1:
             await self.generate(self.jobs[0], take)
@@ -130,6 +130,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
 
 
 async def _serve(body: GenerationRequest, request: Request, *, chat: bool) -> Response:
+    """Answer a request of either route: check and tokenise it, then generate, streamed or as a whole."""
     gateway: Gateway = request.app.state.gateway
     reply = await _plan(gateway, body, request, chat=chat)
     headers = {REQUEST_ID_HEADER: reply.request_id}
@@ -144,6 +145,7 @@ async def _serve(body: GenerationRequest, request: Request, *, chat: bool) -> Re
 
 
 async def _plan(gateway: Gateway, body: GenerationRequest, request: Request, *, chat: bool) -> _Reply:
+    """Check and tokenise a request; return its reply with a job for each choice, of which nothing is generated yet."""
     arrived = time.monotonic()
     gateway.shutdown.check()
     body.check_text()
@@ -216,6 +218,7 @@ async def _maximum_model_tokens(gateway: Gateway, request: Request) -> int:
 
 
 def _tokenise(gateway: Gateway, body: GenerationRequest) -> list[list[int]]:
+    """Return the token ids of each prompt of a request; a chat has one."""
     if isinstance(body, ChatRequest):
         tools = body.tools if body.tool_choice != "none" else None
         ids = gateway.text.render_chat(
@@ -236,13 +239,15 @@ def _tokenise(gateway: Gateway, body: GenerationRequest) -> list[list[int]]:
 
 
 async def _stream(reply: _Reply, write: Write, *, with_usage: bool) -> None:
+    """Generate a reply and write it as a stream of chunks; a failure is its last event."""
+
     async def take(job: _Job, batch: list[Delta]) -> None:
         await write(job.choice.stream(batch))
 
     outcome = "cancelled"
     try:
         await write(b"".join(job.choice.opening(job.echo) for job in reply.jobs))
-        await reply.all(take)
+        await reply.generate_all(take)
         outcome = "completed"
         ending = event(reply.envelope.body([], chunk=True, usage=reply.usage())) if with_usage else b""
         await write(ending + DONE)
@@ -256,6 +261,8 @@ async def _stream(reply: _Reply, write: Write, *, with_usage: bool) -> None:
 
 
 async def _whole(reply: _Reply, request: Request, headers: dict[str, str]) -> Response:
+    """Generate a reply to its end, and return it as one body."""
+
     async def take(job: _Job, batch: list[Delta]) -> None:
         job.choice.collect(batch)
 
@@ -264,7 +271,7 @@ async def _whole(reply: _Reply, request: Request, headers: dict[str, str]) -> Re
 
     outcome = "cancelled"
     try:
-        if not await until_disconnect(reply.all(take), receive):
+        if not await until_disconnect(reply.generate_all(take), receive):
             return Response(status_code=499)  # the client has left; it is not read
         outcome = "completed"
     except Exception:

@@ -27,7 +27,7 @@ class Subscription:
     Attributes
     ----------
     number
-        Another one whenever the subscription may have been interrupted.
+        Changes whenever the subscription may have been interrupted.
     """
 
     def __init__(self, gateway: str, interval_s: float) -> None:

@@ -170,8 +170,8 @@ def _arrays(read: dict[str, Any]) -> dict[str, Any]:
 # The largest count (exact in a double), setting, and number of points of a horizon.
 MOST_TOKENS, _MOST, _MOST_POINTS = 1 << 53, 1e6, 10_000
 _LARGEST_BLOCK = 1 << 16
-_LAW = ("step_base_s", "step_request_s", "step_token_s")
-_OF_INSTANCES = ("capacity_tokens", "promised_tokens", "open", "waiting_tokens", *_LAW)
+_STEP_TIME_MODEL = ("step_base_s", "step_request_s", "step_token_s")
+_OF_INSTANCES = ("capacity_tokens", "promised_tokens", "open", "waiting_tokens", *_STEP_TIME_MODEL)
 _OF_REQUESTS = ("location", "resident_tokens", "movable", "placed")
 Settings = TypeVar("Settings")
 
@@ -197,7 +197,7 @@ def read_cluster(record: dict[str, Any]) -> Cluster:
     _check(made, (*_OF_REQUESTS, "remaining_tokens"), len(made.requests))
     if len(made.location) and made.location.max() >= len(made.instances):
         raise ValueError("a request runs on no instance")
-    for name in _LAW:
+    for name in _STEP_TIME_MODEL:
         law = getattr(made, name)
         if law is not None and not ((law >= 0) & (law <= _MOST)).all():
             raise ValueError(f"{name} is out of range")

@@ -24,7 +24,7 @@ _numbers = itertools.count(1)
 
 
 def resolve(wanted: WantedMode, session: Session, target: Instance) -> Mode:
-    """Return how to move `session` to `target`; without a prefix cache there, nothing can go ahead."""
+    """Return how to move `session` to `target`: as wanted or forecast; no pre-copy without a prefix cache."""
     if (
         wanted == STOP_AND_COPY
         or target.state.hello is None

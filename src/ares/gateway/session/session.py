@@ -124,9 +124,11 @@ class Session:
         # Tokens of the segment have come and it has not ended.
         self._streaming = False
         self._handover: Handover | None = None
-        # A cut for a suspension is under way; it was not running, and its stream has been closed instead.
-        self._suspending = self._withdrawn = False
-        # What it was told to leave: that this breaks off is no loss.
+        # A suspension is under way.
+        self._suspending = False
+        # A suspension found nothing to cut, since the instance did not run it, and has closed its stream instead.
+        self._withdrawn = False
+        # The segment that `leave` has broken off: its end does not count as a loss.
         self._leaving: Segment | None = None
         self._closed = False
 
@@ -323,7 +325,12 @@ class Session:
         self._on_phase(self)
 
     async def _relay(self, segment: Segment, emit: Emit) -> bool:
-        """Give out what the stream brings; return whether the output is finished, or cut for a hand-over."""
+        """Deliver the tokens of a segment's stream.
+
+        Returns
+        -------
+        True where the output is complete, False where the segment was cut, for a hand-over or a suspension.
+        """
         arriving = self._handover
         try:
             async with asyncio.timeout(self.handover_timeout_s if arriving else None) as limit:
