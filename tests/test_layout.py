@@ -184,3 +184,8 @@ def test_the_ways_through_the_code_name_modules_that_exist() -> None:
     named = re.findall(r"`([a-z_]+(?:/[a-z_]+)+\.py)`", ways)
     assert len(named) > 20
     assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_every_folder_of_modules_says_what_it_is() -> None:
+    folders = {file.parent for file in FILES}
+    assert [str(folder) for folder in folders if not (folder / "__init__.py").is_file()] == []

@@ -49,7 +49,7 @@ def filled(page: str) -> str:
 
 
 def _is_package(folder: Path) -> bool:
-    return (folder / "__init__.py").is_file() and any(file.name != "__init__.py" for file in folder.rglob("*.py"))
+    return folder.is_dir() and any(file.name != "__init__.py" for file in folder.rglob("*.py"))
 
 
 def command(page: Annotated[Path, typer.Argument(help="The page to fill.")] = Path("docs/modules.md")) -> None:

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from jinja2 import Environment
 from starlette.responses import HTMLResponse
 
-_PAGES = resources.files("ares.gateway").joinpath("pages")
+_PAGES = resources.files("ares.gateway.http").joinpath("pages")
 _STYLE = _PAGES.joinpath("reference.css").read_text()
 _HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _HEADERS = {
