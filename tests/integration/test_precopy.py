@@ -116,7 +116,7 @@ async def test_what_was_copied_and_evicted_is_pulled_again(client: Client) -> No
     urls = {i["name"]: i["url"] for i in (await client.status())["instances"]}
     with await Control.open(client, urls[row["instance"]]) as source:
         key = await source.key_of(client, 1024)
-        copied = await source.control.copy(key, "by-hand", 1024)
+        copied = await source.copy(key, "by-hand", 1024)
         assert copied.tokens == 1024
         body = {
             "request_id": "by-hand",
@@ -153,10 +153,10 @@ async def test_a_pin_that_nobody_pulls_is_freed_by_its_release_or_its_lease(clie
     url = next(i["url"] for i in (await client.status())["instances"] if i["name"] == row["instance"])
     with await Control.open(client, url) as source:
         key = await source.key_of(client, 700)
-        assert (await source.control.copy("nobody/1", "none", 700)).tokens == 0
-        assert (await source.control.copy(key, "none", 100)).tokens == 0
-        released = await source.control.copy(key, "released", 512)
-        left = await source.control.copy(key, "left", 10_000)
+        assert (await source.copy("nobody/1", "none", 700)).tokens == 0
+        assert (await source.copy(key, "none", 100)).tokens == 0
+        released = await source.copy(key, "released", 512)
+        left = await source.copy(key, "left", 10_000)
         assert released.tokens == 512
         assert left.tokens >= 640
         assert await source.pinned() == 2
