@@ -47,8 +47,8 @@ def test_presets_on_simulated_engines(tmp_path: Path) -> None:
     assert result["requests_with_differing_tokens"] == []
     assert result["ratios"][0]["preset"] == "ares"
     assert (report / "live.svg").stat().st_size > 1000
-    # Engines that keep to a law are predicted: their clients' pauses tell it, and the gateway its settings. Where others
-    # compile on the same cores meanwhile, mock engines fall behind their law.
+    # Engines that keep to a law are predicted: their clients' pauses tell it, and the gateway its settings. Where other
+    # processes compile on the same cores meanwhile, mock engines fall behind their law.
     said = {entry["preset"]: entry["figures"] for entry in result["simulator"]["presets"]}
     for name in ("static-rr", "ares"):
         assert said[name]["tpot_s"]["mean"]["error"] == pytest.approx(0.0, abs=0.25)
