@@ -1,4 +1,4 @@
-"""A model from the Hugging Face hub, or from the cache of the hub's own client."""
+"""A model from the Hugging Face hub, or from the cache of the hub's client."""
 
 import fnmatch
 import json
