@@ -12,7 +12,6 @@ import random
 import signal
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +22,7 @@ from ares.bench import sse, steady
 from ares.bench.environment import write
 from ares.bench.live import client
 from ares.bench.live.load import Planned
+from ares.bench.options import DecodeInstances, Dtype, JsonFile, Model, Port, Simulate
 from ares.bench.streams import greedy_body, kv_blocks_used, random_streams
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
@@ -190,14 +190,12 @@ def command(
     prefill_kills: Annotated[int, typer.Option(min=0, help="Prefill workers to kill after that.")] = 4,
     streams: Annotated[int, typer.Option(min=2, help="Streams at a time.")] = 8,
     tokens: Annotated[int, typer.Option(min=80, help="Output tokens of a stream.")] = 400,
-    decode: Annotated[int, typer.Option(min=2, help="Decode instances, with one prefill instance.")] = 2,
-    dtype: Annotated[str, typer.Option(help="float32 makes sums independent of the batch, so tokens must agree.")] = (
-        "float32"
-    ),
-    simulate: Annotated[str | None, typer.Option(help="Use mock engines of this profile.")] = None,
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    decode: DecodeInstances = 2,
+    dtype: Dtype = "float32",
+    simulate: Simulate = None,
+    model: Model = DEFAULT_MODEL,
+    port: Port = 8010,
+    json_file: JsonFile = None,
 ) -> None:
     """Kill workers under load: time to the first resumed token, requests lost, tokens wrong; status 1 where any was."""
     signal_as_interrupt()

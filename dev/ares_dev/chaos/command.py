@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from ares.bench.environment import describe, write
+from ares.bench.options import JsonFile, Model, Port
 from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
 from ares.mock_engine import model as mock_model
@@ -95,14 +96,14 @@ def command(
     ] = None,
     faults: Annotated[float, typer.Option(min=0, max=1, help="Share of the controller's decisions that raise.")] = 0.05,
     preset: Annotated[str, typer.Option(help="Policy preset to begin with.")] = "ares",
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8014,
+    model: Model = DEFAULT_MODEL,
+    port: Port = 8014,
     plan_file: Annotated[
         Path | None, typer.Option("--plan", help="Run this plan (printed or executed before) instead of the seed's.")
     ] = None,
     show_plan: Annotated[bool, typer.Option("--show-plan", help="Print the plan as JSON, and do nothing.")] = False,
     log_folder: Annotated[Path | None, typer.Option(help="Folder for the logs; by default a new one.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Mix load, moves, drains, kills, pauses, slow clients, a controller that raises, and telemetry faults.
 

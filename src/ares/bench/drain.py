@@ -9,7 +9,6 @@ import asyncio
 import signal
 import statistics
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +19,7 @@ from ares.bench import sse, steady
 from ares.bench.environment import write
 from ares.bench.live import client
 from ares.bench.live.client import Observed
+from ares.bench.options import DecodeInstances, Dtype, JsonFile, Model, Port, Simulate
 from ares.bench.streams import kv_blocks_used, random_streams
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
@@ -155,14 +155,12 @@ def command(
     tokens: Annotated[int, typer.Option(min=80, help="Output tokens of each.")] = 400,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of each way.")] = 3,
     streams: Annotated[int, typer.Option(min=2, help="Streams at a time in the rolling restart.")] = 8,
-    decode: Annotated[int, typer.Option(min=2, help="Decode instances, with one prefill instance.")] = 2,
-    dtype: Annotated[str, typer.Option(help="float32 makes sums independent of the batch, so tokens must agree.")] = (
-        "float32"
-    ),
-    simulate: Annotated[str | None, typer.Option(help="Use mock engines of this profile.")] = None,
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    decode: DecodeInstances = 2,
+    dtype: Dtype = "float32",
+    simulate: Simulate = None,
+    model: Model = DEFAULT_MODEL,
+    port: Port = 8010,
+    json_file: JsonFile = None,
 ) -> None:
     """Drain an instance with moves and without, then restart all under load; status 1 where a request failed."""
     signal_as_interrupt()

@@ -12,7 +12,6 @@ import os
 import random
 import statistics
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import aiohttp
@@ -23,6 +22,7 @@ from rich.console import Console
 
 from ares.bench import sse
 from ares.bench.environment import describe, write
+from ares.bench.options import JsonFile, Model
 from ares.bench.percentiles import median_interval
 from ares.bench.streams import greedy_body
 from ares.engine.defaults import local_flags
@@ -111,11 +111,11 @@ def interval(values: list[float]) -> dict[str, float]:
 
 
 def command(
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
     batch: Annotated[list[int] | None, typer.Option(help="Streams at a time; repeat for several.")] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Measured rounds for each batch.")] = 10,
     tokens: Annotated[int, typer.Option(min=20, help="Output tokens of a stream.")] = 100,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Compare TPOT without a connector, with stock NixlConnector and with ours, nothing moving."""
     console = Console(stderr=True)

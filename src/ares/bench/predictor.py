@@ -9,7 +9,6 @@ never see it.
 import asyncio
 import os
 import statistics
-from pathlib import Path
 from typing import Annotated, Any
 
 import aiohttp
@@ -17,6 +16,7 @@ import typer
 from rich.console import Console
 
 from ares.bench.environment import describe, write
+from ares.bench.options import JsonFile, Model
 from ares.bench.overhead import gaps, interval, watch
 from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
@@ -64,13 +64,13 @@ async def _switch(http: aiohttp.ClientSession, url: str, state: str) -> None:
 
 
 def command(
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
     predictor: Annotated[str | None, typer.Option(help="Checkpoint; by default the one that ships.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Streams at a time; repeat for several.")] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Measured rounds for each batch.")] = 30,
     tokens: Annotated[int, typer.Option(min=20, help="Output tokens of a stream.")] = 100,
     core: Annotated[int | None, typer.Option(help="CPU core of the engine; by default the last one.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Compare TPOT with the predictor and without."""
     console = Console(stderr=True)

@@ -28,6 +28,7 @@ from rich.table import Table
 from ares import extras
 from ares.bench import sse
 from ares.bench.environment import describe, write
+from ares.bench.options import JsonFile
 from ares.bench.percentiles import percentiles
 from ares.models import resolve as models
 from ares.models.resolve import DEFAULT_MODEL
@@ -95,7 +96,7 @@ def command(
     first_tokens: Annotated[int, typer.Option(min=1, help="Single streams a run, for the time to first token.")] = 40,
     router: Annotated[Path | None, typer.Option(help="PyPI's vllm-router executable, to measure beside ours.")] = None,
     model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model to imitate.")] = DEFAULT_MODEL,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Measure the gateway's CPU time per token chunk and the time that it adds to the first token.
 

@@ -10,7 +10,6 @@ import random
 import statistics
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 import aiohttp
@@ -20,6 +19,7 @@ from rich.console import Console
 from ares.bench import sse
 from ares.bench.environment import describe, write
 from ares.bench.live.client import gateway_status
+from ares.bench.options import JsonFile, Model, Port
 from ares.bench.percentiles import milliseconds, percentiles
 from ares.bench.streams import greedy_body
 from ares.engine.defaults import DEFAULT_PULL_BYTES, local_flags
@@ -193,7 +193,7 @@ async def _measure(
 
 
 def command(
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
     context: Annotated[list[int] | None, typer.Option(help="Context lengths; repeat for several.")] = None,
     mode: Annotated[
         list[str] | None, typer.Option(help="stop_and_copy, pre_copy or auto; repeat for several, by default both.")
@@ -203,8 +203,8 @@ def command(
     pull_within_step_bytes: Annotated[int, typer.Option(help="As for `ares worker`; 0 pulls between steps.")] = (
         DEFAULT_PULL_BYTES
     ),
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    port: Port = 8010,
+    json_file: JsonFile = None,
 ) -> None:
     """Measure the client-visible stall of a move on real engines, over context length, target idle and busy."""
     modes = mode or ["stop_and_copy", "pre_copy"]

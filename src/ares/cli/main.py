@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from ares import __version__, extras
+from ares.bench.options import Model
 from ares.cli import operator as operator_cli
 from ares.cli.deferred_commands import Deferred
 from ares.cli.errors import run_app
@@ -57,7 +58,6 @@ for command in (
 _errors = Console(stderr=True)
 _LAST_PORT = 65535
 
-Model = Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")]
 Predictor = Annotated[
     str | None,
     typer.Option(help="Checkpoint of `ares predictor train`, or none; by default the one that ships for the model."),

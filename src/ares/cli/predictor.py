@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from ares import extras
+from ares.bench.options import JsonFile, Model
 from ares.models.resolve import DEFAULT_MODEL
 from ares.predictor.errors import PredictorError
 from ares.terminal import tables
@@ -28,8 +29,9 @@ _errors = Console(stderr=True)
 # Outputs in one shard: enough for quick reading, few enough that an interrupted run loses little.
 _SHARD_OUTPUTS = 64
 
-Model = Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")]
 Data = Annotated[Path, typer.Option(help="Data folder that `ares predictor collect` wrote.")]
+Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature.")]
+TopP = Annotated[float, typer.Option(min=0.01, max=1, help="Top-p of the sampling.")]
 Batch = Annotated[int, typer.Option(min=1, help="Requests that run at a time.")]
 Minutes = Annotated[float | None, typer.Option(min=0.1, help="Begin no more outputs after this long.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
@@ -42,6 +44,11 @@ def predictor() -> None:
 
 def _note(text: str) -> None:
     _errors.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _deadline(minutes: float | None) -> float:
+    """Return when (`time.monotonic`) no more outputs are begun."""
+    return math.inf if minutes is None else time.monotonic() + 60 * minutes
 
 
 def _check(*outputs: Path | None) -> None:
@@ -121,8 +128,8 @@ def collect(
     samples: Annotated[int, typer.Option(min=1, help="Outputs for each prompt.")] = 1,
     every: Annotated[int, typer.Option(min=1, help="Record a hidden state after every so many tokens.")] = 20,
     limit: Annotated[int, typer.Option(min=1, help="Most tokens of one output.")] = 1024,
-    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature.")] = 0.7,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Nucleus of the sampling.")] = 1.0,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 1.0,
     batch: Batch = 64,
     minutes: Minutes = None,
     seed: Seed = 0,
@@ -135,7 +142,7 @@ def collect(
     from ares.predictor import dataset, shards
     from ares.predictor import prompts as prompt_files
 
-    until = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    until = _deadline(minutes)
     chosen = prompt_files.read(prompts, seed, _note)[:limit_prompts]
     names = [(prompt, f"{prompt.id}.{sample}") for sample in range(samples) for prompt in chosen]
     done: set[str] = set()
@@ -195,13 +202,16 @@ def noise_floor(
     ],
     prefixes: Annotated[int, typer.Option(min=2, help="Prefixes of test outputs.")] = 48,
     continuations: Annotated[int, typer.Option(min=2, help="Continuations of each prefix.")] = 16,
-    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; that of the data.")] = 0.7,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Nucleus of the sampling; that of the data.")] = 1.0,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 1.0,
     batch: Batch = 64,
     minutes: Minutes = None,
     seed: Seed = 0,
 ) -> None:
-    """Go on from the same prefix many times: the least error that any predictor could have."""
+    """Sample many continuations of the same prefix: the least error that any predictor can have.
+
+    The sampling must be that of the data.
+    """
     extras.require("vllm")
 
     import numpy as np
@@ -211,7 +221,7 @@ def noise_floor(
     from ares.models import resolve as models
     from ares.predictor import dataset, floor, shards
 
-    until = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    until = _deadline(minutes)
     _check(json_file)
     pairs = dataset.load(data)
     source = pairs.source
@@ -311,7 +321,7 @@ def evaluate(
     paper: Annotated[Path | None, typer.Option(help="Checkpoint of --arch paper to compare with.")] = None,
     baselines: Annotated[str, typer.Option(help="all, none, or names with commas between.")] = "all",
     noise_floor: Annotated[Path | None, typer.Option(help="What `ares predictor noise-floor` wrote.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    json_file: JsonFile = None,
     report: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
     seed: Seed = 0,
 ) -> None:

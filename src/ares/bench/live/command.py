@@ -15,6 +15,7 @@ from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from ares import extras
 from ares.bench.environment import describe, write
 from ares.bench.live import client, load, saved, summary
+from ares.bench.options import JsonFile, Model, Port, Simulate
 from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
@@ -68,7 +69,7 @@ def command(
         typer.Option(help="Presets to compare, comma separated; the static ones are what others are compared with."),
     ] = (PRESETS),
     prompts: Annotated[list[Path] | None, typer.Option(help="Prompt files (JSONL or text) for real engines.")] = None,
-    simulate: Annotated[str | None, typer.Option(help="Use mock engines of this profile.")] = None,
+    simulate: Simulate = None,
     workload: Annotated[str, typer.Option(help="With --simulate: a synthetic workload or a trace file.")] = "chat",
     load_factor: Annotated[float, typer.Option("--load", help="With --simulate: load, 1 is capacity.")] = 1.0,
     requests: Annotated[int, typer.Option(min=2, help="Requests of a run.")] = 60,
@@ -91,13 +92,13 @@ def command(
     dtype: Annotated[
         str, typer.Option(help="Of the real engines: in float32 no token depends on the rest of the batch.")
     ] = "auto",
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
+    model: Model = DEFAULT_MODEL,
+    port: Port = 8010,
     predictor: Annotated[
         str | None,
         typer.Option(help="Error model for the simulator, as of `ares bench fidelity`."),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    json_file: JsonFile = None,
     runs_file: Annotated[
         Path | None, typer.Option("--runs", help="Write the runs here, for `ares bench fidelity`.")
     ] = None,

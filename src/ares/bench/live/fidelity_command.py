@@ -9,6 +9,7 @@ from rich.table import Table
 from ares import extras
 from ares.bench.environment import describe, write
 from ares.bench.live import saved
+from ares.bench.options import JsonFile
 from ares.terminal import tables
 from ares.terminal.errors import exit_with_error
 
@@ -25,7 +26,7 @@ def command(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=2, help="How often each run is simulated.")] = 20,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Simulate recorded runs from their arrivals, lengths and fitted cost models; show the error of each figure.
 
