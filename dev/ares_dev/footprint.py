@@ -27,7 +27,7 @@ def _cpu_seconds(processes: list[psutil.Process]) -> float:
 
 
 def _memory(managed: local.ManagedProcess) -> dict[str, Any]:
-    """Return a managed's memory in MB: PSS of each process and of all, RSS of all (shared pages count for each)."""
+    """Return the memory of a part in MB: PSS of each process and of all, RSS of all (shared pages count for each)."""
     infos = {f"{n}: {process.name()}": process.memory_full_info() for n, process in enumerate(_processes(managed))}
     return {
         "memory_pss_mb": {name: round(info.pss / 2**20) for name, info in infos.items()},
@@ -37,7 +37,7 @@ def _memory(managed: local.ManagedProcess) -> dict[str, Any]:
 
 
 def measure(settings: local.ClusterSettings, seconds: float) -> dict[str, Any]:
-    """Start a cluster, measure it while idle for so many seconds, and stop it."""
+    """Start a cluster, measure it while idle for `seconds`, and stop it."""
     start = time.monotonic()
     with local.running(settings) as cluster:
         ready_s = time.monotonic() - start

@@ -1,7 +1,7 @@
 """`python -m ares_dev kills`: workers are killed in the middle of their streams, one after the other.
 
 A steady load of greedy streams runs; a decode worker gets SIGKILL, and what each of its streams waits for its next
-token is measured at the client; then the worker is started again and the next one dies. Finally a prefill worker is
+token is measured at the client; then the worker is restarted and the next one dies. Finally a prefill worker is
 killed, several times, while prompts wait at it. Every token is compared with those of a baseline run without kills.
 """
 
@@ -128,7 +128,7 @@ def _bursts(count: int, tokens: int) -> list[list[Planned]]:
 async def measure(
     cluster: local.Cluster, kills: int, prefill_kills: int, streams: int, tokens: int, console: Console
 ) -> dict[str, Any]:
-    """Kill decode workers, then the prefill worker, so many times each, and return the figures."""
+    """Kill decode workers `kills` times, then the prefill worker `prefill_kills` times, and return the figures."""
     url, model = cluster.url, cluster.settings.model
     decode = [process for process in cluster.workers if process.name.startswith("decode")]
     (prefill,) = [process for process in cluster.workers if process.name.startswith("prefill")]
@@ -188,7 +188,7 @@ def _summary(rows: list[dict[str, Any]], what: str) -> dict[str, Any]:
 def command(
     kills: Annotated[int, typer.Option(min=1, help="Decode workers to kill.")] = 20,
     prefill_kills: Annotated[int, typer.Option(min=0, help="Prefill workers to kill after that.")] = 4,
-    streams: Annotated[int, typer.Option(min=2, help="Streams at a time.")] = 8,
+    streams: Annotated[int, typer.Option(min=2, help="Concurrent streams.")] = 8,
     tokens: Annotated[int, typer.Option(min=80, help="Output tokens of a stream.")] = 400,
     decode: DecodeInstances = 2,
     dtype: Dtype = "float32",

@@ -116,7 +116,7 @@ async def _measure(
 
 def command(
     moves: Annotated[int, typer.Option(min=1, help="Moves to make.")] = 500,
-    streams: Annotated[int, typer.Option(min=1, help="Streams at a time.")] = 8,
+    streams: Annotated[int, typer.Option(min=1, help="Concurrent streams.")] = 8,
     tokens: Annotated[int, typer.Option(min=20, help="Output tokens of a stream.")] = 200,
     dtype: Dtype = "float32",
     model: Model = DEFAULT_MODEL,

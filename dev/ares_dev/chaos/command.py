@@ -71,7 +71,7 @@ async def expected_of_real(plan: Plan, url: str, model: str) -> Expected:
 
 
 def command(
-    seed: Annotated[int, typer.Option(help="Decides the plan.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed that decides the plan.")] = 0,
     runs: Annotated[int, typer.Option(min=1, help="Runs, each with the next seed and a new cluster.")] = 1,
     simulate: Annotated[
         str | None, typer.Option(metavar="PROFILE", help="Use mock engines of this profile; without, real ones.")
@@ -82,7 +82,7 @@ def command(
         int, typer.Option(min=2, help="Mock instances in a process, which a kill ends together.")
     ] = 8,
     streams: Annotated[
-        int | None, typer.Option(min=1, help="Requests at a time; 1000 on mock engines, 6 on real ones.")
+        int | None, typer.Option(min=1, help="Concurrent requests; 1000 on mock engines, 6 on real ones.")
     ] = None,
     duration: Annotated[float, typer.Option(min=1, help="Seconds of load and events.")] = 120.0,
     speed: Annotated[float, typer.Option(min=0.01, help="How much faster than real time mock engines are.")] = 1.0,
@@ -92,7 +92,7 @@ def command(
         float | None, typer.Option(min=0.001, help="Events a second; 1 on mock engines, 0.1 on real ones.")
     ] = None,
     moves: Annotated[
-        float | None, typer.Option(min=0.001, help="Orders to move a second; 4 on mock engines, 1 on real ones.")
+        float | None, typer.Option(min=0.001, help="Commanded moves a second; 4 on mock engines, 1 on real ones.")
     ] = None,
     faults: Annotated[float, typer.Option(min=0, max=1, help="Share of the controller's decisions that raise.")] = 0.05,
     preset: Annotated[str, typer.Option(help="Policy preset to begin with.")] = "ares",

@@ -2,7 +2,7 @@
 
 I1 every request ends: whole, left by its client, or with an error that says why. I2 one instance generates for a
 request at a time. I3 each token comes once and in order, and the usage counts it once. I4 the tokens are those of an
-undisturbed run. I5 nothing stays allocated or pinned, and every pin ended once. I7 the gateway goes on serving,
+undisturbed run. I5 nothing stays allocated or pinned, and every pin ended once. I7 the gateway keeps serving,
 whatever fails. Checks are pure; each violation begins with the invariant's number. (I6, I8: decisions.py.)
 """
 

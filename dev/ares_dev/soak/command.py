@@ -153,8 +153,8 @@ def violations(figures: dict[str, Any]) -> list[str]:
 
 
 def command(
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long.")] = 30.0,
-    users: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long to run.")] = 30.0,
+    users: Annotated[int, typer.Option(min=1, help="Concurrent requests.")] = 8,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two samples of every process.")] = 5.0,
     lull: Annotated[
         float, typer.Option(min=1, help="Seconds between two pauses of all users, for a sample of the idle cluster.")

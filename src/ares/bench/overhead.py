@@ -1,8 +1,8 @@
 """`ares bench overhead`: what our connector costs while nothing moves.
 
-Three real engines with the same model on the same core, one asked at a time, in turns: no connector, stock
-NixlConnector (with the CPU fixes of `ares.engine.connector.worker`, without which it cannot be timed on a CPU), and
-ours, watched over its control channel as a gateway watches it.
+Three real engines with the same model on the same core, measured in turns: without a connector, with stock
+NixlConnector (with the CPU fixes of `ares.engine.connector.worker`, without which timings on a CPU mean nothing), and
+with ours, which sends telemetry as it does to a gateway.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ async def gaps(http: aiohttp.ClientSession, url: str, model: str, batch: int, to
         }
         async with sse.open_stream(http, f"{url}/v1/completions", body) as chunks:
             times = [time.monotonic() async for _ in chunks]
-        # The first gaps still hold the other streams' prefills.
+        # The first gaps still contain the other streams' prefills.
         return [b - a for a, b in itertools.pairwise(times[batch:])]
 
     return list(itertools.chain.from_iterable(await asyncio.gather(*(one() for _ in range(batch)))))
@@ -112,12 +112,12 @@ def interval(values: list[float]) -> dict[str, float]:
 
 def command(
     model: Model = DEFAULT_MODEL,
-    batch: Annotated[list[int] | None, typer.Option(help="Streams at a time; repeat for several.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Concurrent streams; repeat for several.")] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Measured rounds for each batch.")] = 10,
     tokens: Annotated[int, typer.Option(min=20, help="Output tokens of a stream.")] = 100,
     json_file: JsonFile = None,
 ) -> None:
-    """Compare TPOT without a connector, with stock NixlConnector and with ours, nothing moving."""
+    """Compare TPOT without a connector, with stock NixlConnector and with ours, while nothing moves."""
     console = Console(stderr=True)
     cores = sorted(os.sched_getaffinity(0))
     settings = local.ClusterSettings(model=model, vllm_flags=tuple(local_flags([])))

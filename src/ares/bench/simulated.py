@@ -30,7 +30,7 @@ from ares.terminal import tables
 from ares.terminal.http_client import open_direct
 from ares.terminal.signals import signal_as_interrupt
 
-# Longest run, beyond what the tokens take.
+# Time limit of a run, in addition to the time that its tokens take.
 _GRACE_S = 120.0
 _IDLE_TIMEOUT_S = 30.0
 

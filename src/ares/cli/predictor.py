@@ -32,8 +32,8 @@ _SHARD_OUTPUTS = 64
 Data = Annotated[Path, typer.Option(help="Data folder that `ares predictor collect` wrote.")]
 Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature.")]
 TopP = Annotated[float, typer.Option(min=0.01, max=1, help="Top-p of the sampling.")]
-Batch = Annotated[int, typer.Option(min=1, help="Requests that run at a time.")]
-Minutes = Annotated[float | None, typer.Option(min=0.1, help="Begin no more outputs after this long.")]
+Batch = Annotated[int, typer.Option(min=1, help="Concurrent requests.")]
+Minutes = Annotated[float | None, typer.Option(min=0.1, help="Start no more outputs after this many minutes.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
 
 
@@ -47,7 +47,7 @@ def _note(text: str) -> None:
 
 
 def _deadline(minutes: float | None) -> float:
-    """Return when (`time.monotonic`) no more outputs are begun."""
+    """Return the time (`time.monotonic`) after which no more outputs are started."""
     return math.inf if minutes is None else time.monotonic() + 60 * minutes
 
 
@@ -68,7 +68,7 @@ def structured(
     kind: Annotated[list[str] | None, typer.Option(help="Kind of prompts; repeat for several.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Write prompts whose answer's length is knowable."""
+    """Write prompts whose answers have a known length."""
     from ares.predictor import structured as tasks
 
     _check(out)
@@ -81,7 +81,7 @@ def structured(
 
 @app.command()
 def followed(
-    prompts: Annotated[Path, typer.Option(help="What `ares predictor structured` wrote.")],
+    prompts: Annotated[Path, typer.Option(help="File that `ares predictor structured` wrote.")],
     data: Data,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the table here.")] = None,
 ) -> None:
@@ -122,12 +122,12 @@ def followed(
 @app.command()
 def collect(
     prompts: Annotated[list[Path], typer.Option(help="Prompt file: JSONL or one prompt a line; repeat for several.")],
-    out: Annotated[Path, typer.Option(help="Data folder; a folder that was begun is continued.")],
+    out: Annotated[Path, typer.Option(help="Data folder; an incomplete one is continued.")],
     model: Model = DEFAULT_MODEL,
     limit_prompts: Annotated[int | None, typer.Option(min=1, help="Take this many prompts, after shuffling.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Outputs for each prompt.")] = 1,
-    every: Annotated[int, typer.Option(min=1, help="Record a hidden state after every so many tokens.")] = 20,
-    limit: Annotated[int, typer.Option(min=1, help="Most tokens of one output.")] = 1024,
+    every: Annotated[int, typer.Option(min=1, help="Tokens between two recorded hidden states.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum tokens of an output.")] = 1024,
     temperature: Temperature = 0.7,
     top_p: TopP = 1.0,
     batch: Batch = 64,
@@ -198,7 +198,7 @@ def noise_floor(
     data: Data,
     json_file: Annotated[
         Path,
-        typer.Option("--json", help="Write the continuations and the floor here; a file that is there is continued."),
+        typer.Option("--json", help="Write the continuations and the floor here; an existing file is continued."),
     ],
     prefixes: Annotated[int, typer.Option(min=2, help="Prefixes of test outputs.")] = 48,
     continuations: Annotated[int, typer.Option(min=2, help="Continuations of each prefix.")] = 16,
@@ -272,17 +272,19 @@ def noise_floor(
 @app.command()
 def train(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Checkpoint to write; a JSON of the same name says how it came about.")],
+    out: Annotated[
+        Path, typer.Option(help="Checkpoint to write; a JSON file of the same name describes its training.")
+    ],
     arch: Annotated[str, typer.Option(help="ours or paper.")] = "ours",
     seed: Seed = 0,
-    epochs: Annotated[int, typer.Option(min=1, help="Most epochs.")] = 100,
-    patience: Annotated[int, typer.Option(min=1, help="Epochs without progress before it stops.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="Maximum epochs.")] = 100,
+    patience: Annotated[int, typer.Option(min=1, help="Epochs without improvement before training stops.")] = 10,
     rate: Annotated[float | None, typer.Option(min=1e-6, help="Learning rate.")] = None,
     members: Annotated[
         int | None, typer.Option(min=1, help="Networks whose distributions are averaged (ours); 4 by default.")
     ] = None,
 ) -> None:
-    """Train on 70 % of the prompts and stop by another 15 %; 80 prompts or more."""
+    """Train on 70 % of the prompts, with early stopping on another 15 %; 80 prompts or more are needed."""
     extras.require("torch")
 
     from ares.bench.environment import describe
@@ -319,8 +321,8 @@ def evaluate(
     data: Data,
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint to evaluate.")],
     paper: Annotated[Path | None, typer.Option(help="Checkpoint of --arch paper to compare with.")] = None,
-    baselines: Annotated[str, typer.Option(help="all, none, or names with commas between.")] = "all",
-    noise_floor: Annotated[Path | None, typer.Option(help="What `ares predictor noise-floor` wrote.")] = None,
+    baselines: Annotated[str, typer.Option(help="all, none, or names separated by commas.")] = "all",
+    noise_floor: Annotated[Path | None, typer.Option(help="File that `ares predictor noise-floor` wrote.")] = None,
     json_file: JsonFile = None,
     report: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
     seed: Seed = 0,
@@ -359,7 +361,7 @@ def evaluate(
 
 
 def _need(*packages: str) -> None:
-    """Refuse to begin without a package that is needed in the end; PredictorError."""
+    """Raise PredictorError if a package that is needed later is missing."""
     if absent := [package for package in packages if importlib.util.find_spec(package) is None]:
         raise PredictorError(f"it needs {', '.join(absent)}: pip install '.[predictor]' in ARES's checkout")
 
@@ -374,7 +376,7 @@ def _check_folder(folder: Path) -> None:
 @app.command("time")
 def time_again(
     json_file: Annotated[
-        Path, typer.Option("--json", help="What `ares predictor evaluate` wrote; its times are renewed.")
+        Path, typer.Option("--json", help="Result of `ares predictor evaluate`, whose times are updated.")
     ],
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint of ours.")],
     paper: Annotated[Path | None, typer.Option(help="Checkpoint of --arch paper.")] = None,

@@ -48,7 +48,7 @@ class GatewayDisconnected:
 
 @dataclass(frozen=True, slots=True)
 class GatewayExpired:
-    """A gateway has been disconnected for so long that its requests are to end: nobody reads their output."""
+    """A gateway has been disconnected for so long that its requests are to end: no client reads their output."""
 
     gateway: str
 
@@ -155,7 +155,7 @@ class ControlChannel:
         os.eventfd_write(self._wake, 1)
 
     def drain(self, draining: bool, deadline_s: float | None = None) -> None:
-        """Report in the telemetry whether the instance drains, and how soon the rest is to leave. Any thread."""
+        """Report in the telemetry whether the instance drains, and when the rest must leave. Any thread."""
         known = draining and deadline_s is not None
         self._drain_deadline = time.monotonic() + (deadline_s or 0.0) if known else None
         self.draining = draining
@@ -167,7 +167,7 @@ class ControlChannel:
         self._stopping = True
         os.eventfd_write(self._wake, 1)
         self._thread.join(timeout=2 * _IDLE_S)
-        # Not by the thread: it may end before the write, and the number may then be another file's.
+        # Not by the thread: it may end before the write, and the descriptor may then belong to another file.
         if not self._thread.is_alive():
             os.close(self._wake)
 
@@ -204,7 +204,7 @@ class ControlChannel:
             self._own_context.destroy(linger=0)
 
     def _refuse(self) -> None:
-        """Count a connection without the right key; log it ever less often."""
+        """Count a connection without the right key; log it less and less often."""
         recv_monitor_message(self._refusals, zmq.NOBLOCK)
         self.refused += 1
         if self.refused.bit_count() == 1:

@@ -77,7 +77,7 @@ class Puller:
         self._http = http
 
     async def pull(self, source: dict[str, Any], expected_s: float, *, discard: bool = False) -> Pulled:
-        """Pull the KV that vLLM's kv_transfer_params name, which should take so many seconds.
+        """Pull the KV that vLLM's kv_transfer_params name, which should take `expected_s`.
 
         Raises
         ------

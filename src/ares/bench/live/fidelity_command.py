@@ -30,8 +30,8 @@ def command(
 ) -> None:
     """Simulate recorded runs from their arrivals, lengths and fitted cost models; show the error of each figure.
 
-    Runs of a preset within one file are taken together in the table; each alone is in the JSON. Every file is one
-    load: give light and heavy ones as two.
+    The table takes the runs of a preset in one file together; the JSON also has each run. Give runs under different
+    loads in separate files.
     """
     extras.require("numba")
     from ares.bench.live import fidelity

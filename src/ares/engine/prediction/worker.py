@@ -80,14 +80,14 @@ class PredictingWorker(HiddenStateWorker):
             try:
                 self._live.step(step)
             except Exception:
-                logger.exception("the predictor failed and is off; serving goes on")
+                logger.exception("the predictor failed and is off; serving continues")
                 self._live = None
                 PENDING.clear()
         if self._recorder is not None:
             try:
                 self._recorder.step(step)
             except Exception:
-                logger.exception("the recorder failed and is off; serving goes on")
+                logger.exception("the recorder failed and is off; serving continues")
                 self._recorder = None
 
     def shutdown(self) -> None:
