@@ -113,14 +113,14 @@ _INSTANCES: dict[str, Read] = {
     "running": _field("running"),
     "waiting": _field("waiting"),
     "KV": _memory,
-    "remaining": _field("predicted_remaining_tokens"),
+    "to come": _field("predicted_remaining_tokens"),
     "preempted": _field("preemptions"),
 }
 _REQUESTS: dict[str, Read] = {
     "request": lambda row, names: names.requests[row["id"]],
     "where": _where,
     "output": _field("output_tokens"),
-    "remaining (P90)": _remaining,
+    "to come (P90)": _remaining,
     "moves": _field("moves"),
     "not movable": _field("reason"),
 }
