@@ -89,7 +89,8 @@ async def serve(folder: Path, preset: Path, **settings: Any) -> Any:
             await client.finish()
             client.check(60)
         part = "dispatch" if "dispatch" in preset.stem else "admission"
-        return getattr(gateway.controller, part), sample(gateway, "ares_controller_faults_total", part=part)
+        decider = getattr(gateway.controller, f"{part}_decider")
+        return decider, sample(gateway, "ares_controller_faults_total", part=part)
 
 
 def preset(folder: Path, part: str) -> Path:

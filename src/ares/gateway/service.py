@@ -98,7 +98,7 @@ class Gateway:
         self.controller: Controller
         self.drainer = Drainer(self, self._spawn, tuning)
         self.recorder = Recorder(config.record)
-        self.backlog = Backlog(lambda session: self.controller.snapshots.remaining(session, None)[1])
+        self.backlog = Backlog(lambda session: self.controller.snapshots.median_remaining(session))  # noqa: PLW0108 - made by `start`
         self.shutdown = Shutdown()
         self._capacity_tokens = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -303,7 +303,10 @@ class Gateway:
     async def migrate(
         self, session: Session, target: Instance, reason: str, trigger: str, mode: precopy.WantedMode = precopy.AUTO
     ) -> MigrationRecord:
-        """Move a session; a caller that is cancelled leaves the move to its end.
+        """Migrate a session, if it can be now; the migration goes on when its caller is cancelled.
+
+        Three layers: this one checks the target and chooses the mode, `precopy.migrate` copies the full blocks ahead
+        where that is the mode, and `Session.hand_over` moves the running request.
 
         Raises
         ------
@@ -311,22 +314,22 @@ class Gateway:
             Nothing was changed.
         """
         self.check_target(session, target)
-        how = precopy.resolve(mode, session, target)
-        return await asyncio.shield(self._spawn(self._migrate(session, target, reason, trigger, how)))
+        mode_used = precopy.choose(mode, session, target)
+        return await asyncio.shield(self._spawn(self._migrate_and_record(session, target, reason, trigger, mode_used)))
 
-    async def _migrate(
+    async def _migrate_and_record(
         self, session: Session, target: Instance, reason: str, trigger: str, mode: Mode
     ) -> MigrationRecord:
-        commanded, rests_until = trigger == COMMANDED, session.rests_until
+        commanded, commanded_until = trigger == COMMANDED, session.commanded_until
         if commanded:
-            session.rests_until = math.inf  # it rests from its arrival on, which is before this coroutine resumes
+            session.commanded_until = math.inf  # from its arrival on, which is before this coroutine resumes
         try:
-            record = await precopy.move(session, target, reason, mode, self.config.handover_timeout_s)
+            record = await precopy.migrate(session, target, reason, mode, self.config.handover_timeout_s)
             if record.outcome == "moved":
-                rests_until = session.moved_at + self.config.commanded_cooldown_s
+                commanded_until = session.moved_at + self.config.commanded_cooldown_s
         finally:
             if commanded:
-                session.rests_until = rests_until
+                session.commanded_until = commanded_until
         self.migrations.append(record)
         self.metrics.migrations.labels(trigger, record.outcome).inc()
         if record.stall_s is not None:

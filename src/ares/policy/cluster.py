@@ -53,7 +53,7 @@ class Cluster:
         Tokens of the requests that wait at each instance, shape (I,); None: no request waits.
     block_tokens
         Tokens of a KV block; memory is allocated in whole blocks. 1 counts single tokens.
-    placed
+    commanded
         Whether a request could be moved, but stays where an operator has just moved it unless memory runs out there
         (oom_avoidance.py), shape (R,); such a row is not `movable`. None: there is no such request.
     """
@@ -75,7 +75,7 @@ class Cluster:
     token_bytes: float = 57344.0
     waiting_tokens: IntArray | None = None
     block_tokens: int = 1
-    placed: BoolArray | None = None
+    commanded: BoolArray | None = None
     stall_s: float = 0.1
 
     def load_tokens(self) -> IntArray:

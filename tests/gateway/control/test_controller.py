@@ -297,10 +297,10 @@ async def test_a_commanded_move_is_not_undone_for_a_while(model_folder: Path, tm
         view = gateway.controller.snapshots.build(gateway.sessions.values())
         if rest_s:
             assert sequence.instance is target
-            assert view.cluster.placed.tolist() == [name == "ours" for name in view.cluster.requests]
+            assert view.cluster.commanded.tolist() == [name == "ours" for name in view.cluster.requests]
         else:
             await eventually(lambda: len(gateway.migrations) > 1, 30)
-            assert view.cluster.placed is None
+            assert view.cluster.commanded is None
         assert not view.cluster.movable.any() or not rest_s
         for fake in fakes[1:]:
             fake.hold_at = None
@@ -309,8 +309,11 @@ async def test_a_commanded_move_is_not_undone_for_a_while(model_folder: Path, tm
             client.check(400)
     result = replay(tmp_path / "log", None)
     assert result.decisions == result.same > 0
-    logged = [json.loads(line)["cluster"]["placed"] for line in (tmp_path / "log").read_text().splitlines()]
+    logged = [json.loads(line)["cluster"]["commanded"] for line in (tmp_path / "log").read_text().splitlines()]
     assert any(logged) == bool(rest_s)
+    old = tmp_path / "old"
+    old.write_text((tmp_path / "log").read_text().replace('"commanded":', '"placed":'))
+    assert replay(old, None).same == result.same
 
 
 def sum_of(gateway: Gateway, *results: str) -> float:
@@ -351,7 +354,7 @@ async def test_an_entrance_that_throws_lets_everybody_in(model_folder: Path) -> 
         def broken(cluster: Cluster, candidates: Candidates, running: Progress) -> list[AdmissionDecision]:
             raise RuntimeError("a bug in the policy")
 
-        gateway.controller.admission.policy.decide = broken  # type: ignore[method-assign]
+        gateway.controller.admission_decider.policy.decide = broken  # type: ignore[method-assign]
         client = Client(gateway)
         await client.finish()
         client.check()
@@ -365,8 +368,8 @@ async def test_a_dispatch_that_throws_costs_no_request(model_folder: Path) -> No
             raise RuntimeError("a bug in the policy")
 
         # The door that is opened when the entrance fails is dispatch too.
-        gateway.controller.admission.policy.decide = broken  # type: ignore[method-assign]
-        gateway.controller.dispatch.policy.choose = broken  # type: ignore[method-assign]
+        gateway.controller.admission_decider.policy.decide = broken  # type: ignore[method-assign]
+        gateway.controller.dispatch_decider.policy.choose = broken  # type: ignore[method-assign]
         for fake in fakes[1:]:
             fake.hold_at = 30
         clients = [Client(gateway, 100, name=f"r{n}", prompt=[10 + n] * 20) for n in range(4)]

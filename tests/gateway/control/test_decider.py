@@ -97,8 +97,8 @@ async def test_nonsense_is_counted_and_serving_goes_on(
             fake.hold_at = 40
         client = Client(gateway, 100)
         await client.reached(5)
-        gateway.controller.decider.policy.decide = orders
-        await eventually(lambda: gateway.controller.decider.faults[kind] >= 3)
+        gateway.controller.rebalance_decider.policy.decide = orders
+        await eventually(lambda: gateway.controller.rebalance_decider.faults[kind] >= 3)
         for fake in fakes[1:]:
             fake.hold_at = None
         await client.finish()

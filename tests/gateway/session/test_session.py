@@ -166,7 +166,7 @@ async def test_a_client_that_reads_slowly_loses_nothing_in_a_move(bench: Bench, 
     task = asyncio.create_task(slow_run.run(slow))
     fake = bench.fakes["decode-0"]
     await fake.until(lambda: any(len(work.output) > 120 for work in fake.running.values()))
-    move = asyncio.create_task(slow_run.migrate(bench.instance("decode-1"), "test"))
+    move = asyncio.create_task(slow_run.hand_over(bench.instance("decode-1"), "test"))
     await fake.until(lambda: bool(fake.pinned))
     key = next(iter(fake.pinned))
     if not in_time:
@@ -210,7 +210,7 @@ async def test_where_it_is_while_it_moves(bench: Bench, start: Start) -> None:
     assert run.session.instance is bench.instance("decode-0")
     assert run.session.not_movable() in {"moving", "not_decoding"}
     with pytest.raises(NotMovableError):
-        await run.session.migrate(bench.instance("decode-1"), "twice")
+        await run.session.hand_over(bench.instance("decode-1"), "twice")
     assert (await move).outcome == "moved"
     assert run.session.incoming is None
     await run.finish()

@@ -68,7 +68,7 @@ class NoRoomError(NoInstanceError):
     code = "waited_too_long"
 
 
-MoveOrder = Callable[[Session, Instance, str, str], Coroutine[Any, Any, Any]]
+Migrate = Callable[[Session, Instance, str, str], Coroutine[Any, Any, Any]]
 
 
 def prepare(chosen: Preset) -> None:
@@ -98,8 +98,8 @@ class Controller:
         The gateway's.
     pool, sessions, metrics
         The gateway's, shared.
-    move
-        Moves a session to an instance, for a reason and a trigger.
+    migrate
+        Migrates a session to an instance, for a reason and a trigger.
     spawn
         Runs a coroutine in the background of the gateway.
     name, tuning
@@ -112,7 +112,7 @@ class Controller:
         pool: Pool,
         sessions: Mapping[str, Session],
         metrics: Metrics,
-        move: MoveOrder,
+        migrate: Migrate,
         spawn: Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"],
         name: str,
         tuning: Tuning = DEFAULT,
@@ -122,7 +122,7 @@ class Controller:
         self.log = DecisionLog(config.decision_log)
         self._tuning = tuning
         self._config, self._pool, self._sessions, self._metrics = config, pool, sessions, metrics
-        self._move, self._spawn = move, spawn
+        self._migrate, self._spawn = migrate, spawn
         self._waiting: dict[str, _Waiting] = {}
         self._changed = asyncio.Event()
         self._prefills: dict[str, int] = {}
@@ -156,9 +156,11 @@ class Controller:
             compile_ahead()
             lengths.prepare()
             self.snapshots.lengths.compile()
-        self.dispatch = Decider(dispatcher(chosen.dispatch, chosen.dispatch_settings), choose_instance)
-        self.admission = Decider(admission_policy(chosen.admission, chosen.admission_settings), decide_admissions)
-        self.decider = Decider(rebalancer(chosen.rebalance, chosen.rebalance_settings), decide_moves)
+        self.dispatch_decider = Decider(dispatcher(chosen.dispatch, chosen.dispatch_settings), choose_instance)
+        self.admission_decider = Decider(
+            admission_policy(chosen.admission, chosen.admission_settings), decide_admissions
+        )
+        self.rebalance_decider = Decider(rebalancer(chosen.rebalance, chosen.rebalance_settings), decide_moves)
         self.snapshots.cooldown_s = self._config.cooldown(chosen)
         self._changed.set()
 
@@ -194,7 +196,7 @@ class Controller:
 
     # --- choice of instances (the protocol that a session uses) ---
 
-    def prefill(self) -> Instance | None:
+    def choose_prefill(self) -> Instance | None:
         """Return the open prefill instance with the least work; None where the decode instance shall prefill."""
         candidates = [i for i in self._pool.prefill() if i.open]
         # In a pool without separate prefill instances, moving the KV of every prompt would gain nothing.
@@ -226,8 +228,8 @@ class Controller:
                 await self._retry(lambda: self._any_accepting(exclude), most_s)
             instance = await self._wait_for_admission(session, exclude)
         if self._policy.preempts_largest:
-            middle = self.snapshots.remaining(session, None)[1]
-            session.placement.priority = min(int(memory_time(float(session.tokens), middle)), _LARGEST_PRIORITY)
+            median = self.snapshots.median_remaining(session)
+            session.placement.priority = min(int(memory_time(float(session.tokens), median)), _LARGEST_PRIORITY)
         else:
             session.placement.priority = 0
         return instance
@@ -245,7 +247,7 @@ class Controller:
             await self._pool.wait_for_change(self._tuning.dispatch_retry_s)
         return instance
 
-    async def elsewhere(self, session: Session, exclude: set[str]) -> Instance | None:
+    async def choose_decode(self, session: Session, exclude: set[str]) -> Instance | None:
         """Return where dispatch would place a running session now, except on the instances named."""
         return await self._place(session, exclude)
 
@@ -255,7 +257,7 @@ class Controller:
 
     async def _place(self, session: Session, exclude: set[str]) -> Instance | None:
         """Return where dispatch places a session; where dispatch fails, the instance with the fewest sessions (I7)."""
-        decider, policy = self.dispatch, self.dispatch.policy
+        decider, policy = self.dispatch_decider, self.dispatch_decider.policy
         # One after the other: each decision needs the one before it.
         async with self._placing:
             others = (s for s in self._sessions.values() if s is not session)
@@ -326,7 +328,7 @@ class Controller:
                 try:
                     await self._decide_admissions()
                 except Exception as error:
-                    self._failed(self.admission, error)
+                    self._failed(self.admission_decider, error)
                     await self._admit_by_dispatch()
                     pause = self._tuning.admission_shortest_s
                 else:
@@ -339,10 +341,10 @@ class Controller:
     @property
     def _to_decide(self) -> bool:
         """Whether admission has anything to decide."""
-        return bool(self._waiting) or (self.admission.policy.watches and bool(self._sessions))
+        return bool(self._waiting) or (self.admission_decider.policy.watches and bool(self._sessions))
 
     async def _decide_admissions(self) -> None:
-        decider, policy = self.admission, self.admission.policy
+        decider, policy = self.admission_decider, self.admission_decider.policy
         if not policy.holds:
             await self._admit_by_dispatch()
             return
@@ -355,7 +357,7 @@ class Controller:
         for _ in ended:
             self._ended.popleft()
         self.log.admissions(self.preset, policy, memory, ended, view, candidates, decisions)
-        if decider is not self.admission:  # the preset was switched meanwhile
+        if decider is not self.admission_decider:  # the preset was switched meanwhile
             return
         for decision in decisions:
             self._metrics.admissions.labels(decision.kind).inc()
@@ -439,9 +441,9 @@ class Controller:
         oom_avoidance = OomAvoidanceSettings(lookahead_s=2.0 * self._config.period_s + view.cluster.stall_s)
         # Only where suspension is part of the preset: the others are what they are compared as.
         oom_actions = avoid_oom(view.cluster, oom_avoidance, view.running) if avoids_oom else []
-        preset, decider = self.preset, self.decider
+        preset, decider = self.preset, self.rebalance_decider
         asked, failed = await self._ask(decider, view)
-        if decider is not self.decider:  # another preset was put in force meanwhile
+        if decider is not self.rebalance_decider:  # another preset was put in force meanwhile
             return "kept"
         moves = exclude_conflicts(asked, oom_actions)
         self.log.moves(preset, view, decider.policy, oom_avoidance if avoids_oom else None, oom_actions, moves, failed)
@@ -453,7 +455,7 @@ class Controller:
             else:
                 self._order(session, view.instances[one.target], f"out-of-memory avoidance: {one.reason}", "avoid_oom")
         for move in moves:
-            self._order_move(view, move)
+            self._order_decided(view, move)
         return "failed" if failed else "moved" if moves or oom_actions else "kept"
 
     async def _ask(
@@ -468,17 +470,17 @@ class Controller:
             self._metrics.faults.labels("rebalance").inc()
             return [], error.kind
 
-    def _order_move(self, view: ClusterSnapshot, move: MigrationDecision) -> None:
+    def _order_decided(self, view: ClusterSnapshot, move: MigrationDecision) -> None:
         session, target = view.sessions[move.request], view.instances[move.target]
         self._order(session, target, f"{self.preset}: {move.reason}", self.preset)
 
     def _order(self, session: Session, target: Instance, reason: str, trigger: str) -> None:
         logger.info("move %s to %s: %s", session.id, target.name, reason)
-        self._ordered.append(self._spawn(self._attempt(session, target, reason, trigger)))
+        self._ordered.append(self._spawn(self._try_to_migrate(session, target, reason, trigger)))
 
-    async def _attempt(self, session: Session, target: Instance, reason: str, trigger: str) -> None:
+    async def _try_to_migrate(self, session: Session, target: Instance, reason: str, trigger: str) -> None:
         try:
-            await self._move(session, target, reason, trigger)
+            await self._migrate(session, target, reason, trigger)
         except Exception as error:  # the policy saw an older state, or the move met a fault: the request goes on
             logger.info("did not move %s: %s", session.id, error)
 

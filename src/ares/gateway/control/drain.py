@@ -115,7 +115,7 @@ class Drainer:
             if not known and session.not_movable() is None:
                 room -= 1
                 self._moving[session.id] = instance
-                self._spawn(self._move(session, instance))
+                self._spawn(self._try_to_migrate(session, instance))
 
     def _evict(self, instance: Instance, now: float) -> None:
         """Let our requests leave, and again and again those that have come since."""
@@ -126,7 +126,7 @@ class Drainer:
             logger.info("%s leaves %s at the deadline", session.id, instance.name)
             session.leave(instance)
 
-    async def _move(self, session: Session, source: Instance) -> None:
+    async def _try_to_migrate(self, session: Session, source: Instance) -> None:
         outcome = "no room elsewhere"
         try:
             if (target := await self._target(session)) is not None:
@@ -142,7 +142,7 @@ class Drainer:
     async def _target(self, session: Session) -> Instance | None:
         """Return where dispatch would place it, of the instances that have room for it."""
         refused: set[str] = set()
-        while (target := await self._gateway.controller.elsewhere(session, refused)) is not None:
+        while (target := await self._gateway.controller.choose_decode(session, refused)) is not None:
             if self._gateway.takes(session, target):
                 return target
             if target.name in refused:

@@ -104,7 +104,10 @@ class Metrics:
             "ares_instance_up", "Whether an instance is healthy", ["instance", "role"], registry=registry
         )
         self.instance_resident = Gauge(
-            "ares_instance_resident_tokens", "Tokens whose KV an instance holds", ["instance"], registry=registry
+            "ares_instance_resident_tokens",
+            "Tokens of an instance's requests that have KV",
+            ["instance"],
+            registry=registry,
         )
         self.instance_kv = Gauge(
             "ares_instance_kv_usage_ratio", "Share of an instance's KV blocks in use", ["instance"], registry=registry

@@ -91,7 +91,7 @@ class Placement:
             key = self.next_key()
             if not last:
                 self.pinned_kv.add(instance, key)
-            work = instance.engine.complete(sampling.prefill(key, self.prompt, emitted))
+            work = instance.engine.complete(sampling.prefill_request(key, self.prompt, emitted))
             try:
                 delta, transfer = await self.pending_call.answer(instance, work)
                 if delta.finish_reason == "abort":  # as an engine answers that is about to end
@@ -150,7 +150,7 @@ class Placement:
             # read may hold a session up for long.
             self.pinned_kv.free()
             transfer = None
-        body = self.sampling.decode(key, self.prompt, emitted, transfer, self.priority)
+        body = self.sampling.decode_request(key, self.prompt, emitted, transfer, self.priority)
         # From here on the pulling instance frees the pin, also when the request is aborted.
         pin = self.pinned_kv.take() if transfer is not None else None
         try:

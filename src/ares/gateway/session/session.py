@@ -28,7 +28,7 @@ class CutWithoutHandoverError(EngineLostError):
 class InstanceSelector(Protocol):
     """Chooses instances for sessions."""
 
-    def prefill(self) -> Instance | None:
+    def choose_prefill(self) -> Instance | None:
         """Return the instance to prefill on; None where the decode instance shall do it."""
         ...
 
@@ -40,7 +40,7 @@ class InstanceSelector(Protocol):
 class Session:
     """One choice of a request, from its arrival to its last token.
 
-    `run` drives it; other tasks may call `migrate` and `suspend` meanwhile.
+    `run` drives it; other tasks may call `hand_over` and `suspend` meanwhile.
 
     Parameters
     ----------
@@ -73,8 +73,8 @@ class Session:
     arrived_at, waiting_since, moved_at
         When it arrived, last began to wait for admission, and last moved: times of `time.monotonic`, 0 for what has not
         happened.
-    rests_until
-        Until then it stays where an operator has moved it, unless it must leave.
+    commanded_until
+        Until then it stays where an operator has moved it, unless memory runs out there.
     moves, suspensions, losses
         How often it was moved, was suspended, and lost its instance.
     precopy_target
@@ -111,14 +111,14 @@ class Session:
             prompt=prompt,
             sampling=sampling,
             output=self.output,
-            choose_prefill=selector.prefill,
+            choose_prefill=selector.choose_prefill,
             gateway=gateway,
             maximum_attempts=maximum_attempts,
             pinned_kv=PinnedKV(tuning.pinned_kv_kept_s),
             pending_call=PendingCall(tuning.alive_s),
         )
         self.arrived_at = time.monotonic()
-        self.waiting_since = self.moved_at = self.rests_until = 0.0
+        self.waiting_since = self.moved_at = self.commanded_until = 0.0
         self.moves = self.suspensions = self.losses = 0
         self.precopy_target: Instance | None = None
         self.predicted: tuple[tuple[float, float, float], int] | None = None
@@ -452,8 +452,8 @@ class Session:
 
     # --- moves and suspensions ---
 
-    async def migrate(self, target: Instance, reason: str) -> MigrationRecord:
-        """Move to `target` and return how it went; the stream of tokens just goes on.
+    async def hand_over(self, target: Instance, reason: str) -> MigrationRecord:
+        """Continue on `target`, and return how that went; the stream of tokens is not interrupted.
 
         Raises
         ------
