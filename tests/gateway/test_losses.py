@@ -114,7 +114,7 @@ async def test_more_failed_moves_than_a_request_has_attempts(bench: Bench, start
     run = start(600)
     for count in range(6):
         await run.reached(10 * (count + 1))
-        await eventually(lambda: run.session.not_movable() is None)
+        await eventually(lambda: run.session.unmovable_reason() is None)
         assert (await run.move("decode-1")).outcome == "returned"
     assert await run.finish() == undisturbed(600)
 
@@ -265,7 +265,7 @@ async def test_a_source_that_is_preempted_or_waits(bench: Bench, start: Start) -
     run = start(60)
     await run.reached(10)
     assert (await run.move("decode-1")).outcome == "not_running"
-    assert run.session.not_movable() in {None, "finished"}
+    assert run.session.unmovable_reason() in {None, "finished"}
     assert await run.finish() == undisturbed(60)
     assert bench.fakes["decode-1"].asked == []
 
@@ -385,7 +385,7 @@ async def test_to_be_told_to_leave_is_no_loss(bench: Bench, start: Start) -> Non
     run = start(200)
     for count in range(6):
         await run.reached(10 * (count + 1))
-        await eventually(lambda: run.session.not_movable() is None)
+        await eventually(lambda: run.session.unmovable_reason() is None)
         run.session.leave(bench.instance("decode-0"))
         resumes = count + 2
         await eventually(lambda resumes=resumes: len(bench.fakes["decode-0"].asked) == resumes)  # type: ignore[misc]
@@ -398,7 +398,7 @@ async def test_instances_that_all_refuse_are_counted(bench: Bench, start: Start)
     for name in bench.order:
         bench.fakes[name].faults.refuse = 503
     run = start(60)
-    with pytest.raises(EngineLostError, match="2 instances in turn did not take it, the last one: decode-1 refuses"):
+    with pytest.raises(EngineLostError, match="2 instances in turn did not take the request, the last one: decode-1"):
         await run.finish()
     await bench.quiet()
 
@@ -538,7 +538,7 @@ async def test_a_suspension_that_was_not_heard_leaves_a_request_movable(bench: B
     source = run.where
     source.faults.deaf = True
     assert await run.session.suspend() == "source_silent"
-    assert run.session.not_movable() is None
+    assert run.session.unmovable_reason() is None
     source.faults.deaf = False  # now it is cut after all, and goes on from its tokens
     await run.reached(len(run.tokens) + 40)
     assert (await run.move("decode-1")).outcome == "moved"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ares.gateway.control.predictions import PredictionScores, predicted, predicted_peak
+from ares.gateway.control.predictions import PredictionScores, predicted_peak, predicted_remaining
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import http_client
 from ares.gateway.pool.instance import Instance
@@ -64,9 +64,9 @@ def test_predicted_sums_medians() -> None:
     def load(*rows: messages.Row) -> messages.Telemetry:
         return messages.Telemetry(1, 0, 0, 0, 0, 0.0, 0, 0, list(rows))
 
-    assert predicted(load(row(1, 5.0), row(1, 7.0), row(1, None))) == 12
-    assert predicted(load(row(1, None))) is None
-    assert predicted(load()) is None
+    assert predicted_remaining(load(row(1, 5.0), row(1, 7.0), row(1, None))) == 12
+    assert predicted_remaining(load(row(1, None))) is None
+    assert predicted_remaining(load()) is None
 
 
 def load(*rows: messages.Row) -> messages.Telemetry:

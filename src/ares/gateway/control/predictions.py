@@ -23,7 +23,7 @@ def plausible(quantiles: tuple[float, float, float]) -> bool:
     )
 
 
-def predicted(load: messages.Telemetry) -> float | None:
+def predicted_remaining(load: messages.Telemetry) -> float | None:
     """Return the tokens that an instance's requests are expected to generate yet: the sum of their medians.
 
     None where it predicts nothing, or nothing finite.

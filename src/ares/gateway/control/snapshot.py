@@ -99,7 +99,7 @@ class SnapshotBuilder:
             if row is not None and row.state == "waiting" and row.output:
                 preempted.append(session)
             cooled = not session.moved_at or now - session.moved_at > self.cooldown_s
-            can_move = cooled and session.sampling.needs <= restored and session.not_movable() is None
+            can_move = cooled and session.sampling.needs <= restored and session.unmovable_reason() is None
             stays = now < session.commanded_until
             movable.append(can_move and not stays)
             commanded.append(can_move and stays)
@@ -221,10 +221,10 @@ class SnapshotBuilder:
         self, sessions: list[Session], cluster: Cluster, now: float, others: Collection[messages.Row] = ()
     ) -> Progress:
         """Return the progress of sessions, followed by requests of other gateways, never suspended from here."""
-        usual = _UNKNOWN_TPOT_S
+        default_tpot_s = _UNKNOWN_TPOT_S
         if cluster.step_base_s is not None and cluster.step_token_s is not None:
             full = cluster.step_base_s + cluster.step_token_s * cluster.capacity_tokens
-            usual = _RELATIVE_TPOT * float(full.max())
+            default_tpot_s = _RELATIVE_TPOT * float(full.max())
         other_count = len(others)
         nan = float("nan")
         return Progress(
@@ -236,7 +236,8 @@ class SnapshotBuilder:
             ),
             ttft_s=np.array([s.objective.ttft_s for s in sessions] + [ORDINARY.ttft_s] * other_count),
             tpot_s=np.array(
-                [usual if s.objective.tpot_s is None else s.objective.tpot_s for s in sessions] + [usual] * other_count
+                [default_tpot_s if s.objective.tpot_s is None else s.objective.tpot_s for s in sessions]
+                + [default_tpot_s] * other_count
             ),
             gap_s=np.array([s.objective.gap_s for s in sessions] + [np.inf] * other_count),
             longest_gap_s=np.array([s.output.longest_gap_s for s in sessions] + [0.0] * other_count),

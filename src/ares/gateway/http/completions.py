@@ -215,7 +215,7 @@ async def _maximum_model_tokens(gateway: Gateway, request: Request) -> int:
     """Return the longest session that the instances take, once there are any; 499 where the client leaves before."""
     while not gateway.serving or (maximum := gateway.maximum_model_tokens) is None:
         if not await until_disconnect(gateway.shutdown.run(gateway.wait_until_serving()), request.receive):
-            raise HTTPException(499)  # it is not read
+            raise HTTPException(499)  # the client has left
     return maximum
 
 

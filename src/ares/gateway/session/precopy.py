@@ -1,8 +1,8 @@
-"""Live pre-copy: the full blocks of a running request go to its target while it goes on; then it moves.
+"""Live pre-copy: the full blocks of a running request go to its target while it still runs; then it is handed over.
 
-The source pins the blocks (`messages.Copy`) and a request that only brings KV pulls them into the target's prefix
-cache. The hand-over that follows is the ordinary one (gateway/session/session.py): it pulls what the prefix cache
-lacks. Should the blocks have been evicted meanwhile, that is everything.
+The source pins the blocks (`messages.Copy`), and a request that is only there to pull KV brings them into the target's
+prefix cache. The hand-over that follows is the ordinary one (gateway/session/session.py): it pulls what the prefix
+cache lacks. Should the blocks have been evicted meanwhile, that is everything.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ AUTO: WantedMode = "auto"
 _numbers = itertools.count(1)
 
 
-def choose(wanted: WantedMode, session: Session, target: Instance) -> Mode:
-    """Return how to move `session` to `target`: as wanted or forecast; no pre-copy without a prefix cache."""
+def resolve_mode(wanted: WantedMode, session: Session, target: Instance) -> Mode:
+    """Return the mode of a migration, wanted or forecast; without a prefix cache at the target, no pre-copy."""
     if (
         wanted == STOP_AND_COPY
         or target.state.hello is None
@@ -52,7 +52,7 @@ async def migrate(session: Session, target: Instance, reason: str, mode: Mode, t
     NotMovableError
         It cannot be moved now; nothing was changed.
     """
-    refusal = session.not_movable()
+    refusal = session.unmovable_reason()
     source = session.instance
     if refusal is not None or source is None:
         raise NotMovableError(refusal or "not_decoding")
@@ -84,7 +84,7 @@ async def migrate(session: Session, target: Instance, reason: str, mode: Mode, t
 
 def _ended(session: Session, source: Instance) -> str | None:
     """Return the outcome where there is nothing left to move: it has ended, or no longer runs at its source."""
-    match session.not_movable():
+    match session.unmovable_reason():
         case None:
             return None if session.instance is source else "not_running"
         case "finished":
@@ -111,7 +111,7 @@ async def _copy(session: Session, source: Instance, target: Instance, timeout_s:
         try:
             stream = await target.engine.stream(precopy_request(pin.key, tokens[: copied.tokens + 1], copied.transfer))
         except (EngineLostError, EngineRefusedError):
-            # Nobody will pull it. In every other case the target's pull or abort frees the pin, as in a hand-over.
+            # No pull has begun. In every other case the target's pull or abort frees the pin, as in a hand-over.
             await source.control.release(pin.key)
             raise
         try:
