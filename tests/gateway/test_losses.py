@@ -14,7 +14,18 @@ from ares.gateway.session.pending_call import PendingCall
 from ares.gateway.session.phase import Phase
 from ares.gateway.session.session import Session
 from tests.gateway.fakes import eventually, instances
-from tests.gateway.running import PROMPT, VOCABULARY, Bench, Run, Start, acquaint, hold, stop_holding, undisturbed
+from tests.gateway.running import (
+    IMPATIENT,
+    PROMPT,
+    VOCABULARY,
+    Bench,
+    Run,
+    Start,
+    acquaint,
+    hold,
+    stop_holding,
+    undisturbed,
+)
 
 # --- the target fails ---
 
@@ -415,9 +426,9 @@ async def test_silent_telemetry_alone_is_no_reason_to_stop_waiting() -> None:
     assert await waiting == 7
 
 
-async def test_without_prefill_instances(impatient: None) -> None:
+async def test_without_prefill_instances() -> None:
     async with instances("both", "both", vocabulary=VOCABULARY) as fakes:
-        pool, http = await acquaint(fakes)
+        pool, http = await acquaint(fakes, IMPATIENT)
         bench = Bench(fakes, pool)
         run = Run(bench, Sampling({}, 60), PROMPT, 1.0)
         await run.reached(10)
