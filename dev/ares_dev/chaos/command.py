@@ -28,7 +28,7 @@ _GATEWAY = "ares_dev.chaos.gateway"
 # Different prompts on real engines: each has a baseline run first.
 _PROMPTS = 16
 _SHOWN = 30
-# Requests at a time up to which every decision is logged; with more, each so many times fewer.
+# Concurrent requests up to which every decision is logged; with k times as many, every k-th is.
 _LOGGED = 1000
 
 

@@ -192,7 +192,7 @@ def _engines(final: FinalState) -> Iterator[str]:
                 yield f"I5: {one['name']}: {one['pins_made']} pins made, {ended} ended"
         if one["pins_expired"] and not final.disturbed:
             yield f"I5: {one['name']}: {one['pins_expired']} leases expired, and no process had died"
-        # A process that was stopped may go on by pulling for a request that was given up meanwhile.
+        # A process that was paused may continue with a pull for a request that was given up meanwhile.
         if one.get("pins_pulled_late") and not final.disturbed:
             yield f"I5: {one['name']}: {one['pins_pulled_late']} pins were pulled after they had ended"
 

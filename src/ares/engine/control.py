@@ -114,7 +114,7 @@ class ControlChannel:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
         self.refused = 0
-        # With a key, a context of its own: a context asks one authenticator for all its sockets.
+        # With a key, a separate context: a context asks one authenticator for all its sockets.
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance() if key is None else zmq.Context()
         self._authenticator = _authenticator(context, key) if key is not None else None
         self._own_context = context if key is not None else None
@@ -124,7 +124,7 @@ class ControlChannel:
         self._refusals = self._socket.get_monitor_socket(rpc.HANDSHAKE_REFUSED)
         self._refusals.setsockopt(zmq.LINGER, 0)
         rpc.configure(self._socket, address)
-        # An error when the receiver has gone, where ROUTER would drop the message silently.
+        # An error when the receiver has disconnected, where ROUTER would drop the message silently.
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         try:
             self._socket.bind(address)

@@ -80,7 +80,7 @@ class PreparedStream:
         self.batch = b"".join(self.events) * _REPETITIONS
 
     def take(self, limit: int) -> bytes:
-        """Return the next events, at most so many and at most one batch."""
+        """Return the next events, at most this many and at most one batch."""
         size = len(self.events)
         count = min(limit, self.count - self.written, size * _REPETITIONS)
         begin, self.written = self.written, self.written + count

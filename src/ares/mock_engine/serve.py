@@ -146,7 +146,7 @@ class Server:
             catch_up(connection.work)
 
     def disconnected(self, connection: Connection) -> None:
-        """Abort the request of a client that has gone."""
+        """Abort the request of a client that has disconnected."""
         if self.instance is not None and isinstance(connection.work, Request):
             self.instance.abort(connection.work)
 

@@ -22,7 +22,7 @@ from ares.protocol import messages
 
 logger = logging.getLogger(__name__)
 
-# New requests are predicted together every so many steps: a prediction for many costs little more than for one.
+# Steps between predictions of new requests, all together: one for many costs little more than one for one.
 _NEW_EVERY = 5
 
 
