@@ -339,8 +339,8 @@ def _spawn(command: list[str], environment: dict[str, str] | None, sink: BinaryI
         stdin=subprocess.DEVNULL,
         stdout=sink,
         stderr=subprocess.STDOUT,
-        # A separate process group, so that one signal reaches it with all its children and Ctrl-C reaches only us. Not a
-        # separate session: the kernel divides a core between sessions (sched_autogroup_enabled), and has let the
+        # A separate process group, so that one signal reaches it with all its children and Ctrl-C reaches only us. Not
+        # a separate session: the kernel divides a core between sessions (sched_autogroup_enabled), and has let the
         # prefill engine wait for seconds behind the decode engine on its core.
         process_group=0,
         preexec_fn=_prepare,  # noqa: PLW1509 - two calls into the kernel
