@@ -106,7 +106,7 @@ async def test_an_instance_whose_server_fails_is_not_taken_for_another_program(
     await web.TCPSite(runner, "127.0.0.1", int(url.rpartition(":")[2])).start()
     async with serving([], model_folder, tuning=IMPATIENT, workers=[url]):
         await eventually(lambda: bool(lines()), 15)
-        assert "cannot be reached: it answers GET /ares/v1/instance with 502; its log" in lines()[0]
+        assert "cannot be reached: it answers GET /ares/v1/instance with 502; see its log" in lines()[0]
     await runner.cleanup()
 
 
