@@ -303,7 +303,7 @@ class Gateway:
     async def migrate(
         self, session: Session, target: Instance, reason: str, trigger: str, mode: precopy.WantedMode = precopy.AUTO
     ) -> MigrationRecord:
-        """Migrate a session, if it can be now; the migration goes on when its caller is cancelled.
+        """Migrate a session, if it can be now; the migration continues when its caller is cancelled.
 
         Three layers: this one checks the target and chooses the mode, `precopy.migrate` copies the full blocks ahead
         where that is the mode, and `Session.hand_over` moves the running request.
@@ -349,7 +349,7 @@ class Gateway:
             await asyncio.sleep(period_s)
             late = time.monotonic() - slept - period_s
             if late > period_s:
-                # The gateway itself did not run: what instances sent meanwhile has yet to be read.
+                # The gateway itself did not run: what instances sent meanwhile is not read yet.
                 logger.warning("the event loop of the gateway did not run for %.1f s", late)
                 since = {what: at + late for what, at in since.items()}
                 for instance in self.pool.instances:

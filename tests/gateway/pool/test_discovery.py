@@ -154,7 +154,7 @@ async def test_one_that_does_not_say_its_model_is_used_with_a_warning(
         await fakes[1].die()
         await fakes[1].start()
         await eventually(lambda: "decode-0" in " ".join(lines()[-1:]) and "again" in lines()[-1], 15)
-        warned = [line for line in lines() if "does not say which model it serves" in line]
+        warned = [line for line in lines() if "does not report which model it serves" in line]
         assert sorted(line.split(" ")[0] for line in warned) == ["decode-0", "decode-1", "prefill-0"]
 
 

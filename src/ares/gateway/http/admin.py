@@ -29,7 +29,7 @@ _SHOWN = 8
 
 
 class AdminError(Exception):
-    """The command cannot be carried out; `status` is the HTTP status that says so."""
+    """The command cannot be carried out; `status` is the HTTP status of the reply."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
@@ -169,7 +169,7 @@ async def switch(body: PresetRequest, request: Request) -> dict[str, Any]:
     """Switch the policies, also for requests that wait already."""
     gateway: Gateway = request.app.state.gateway
     try:
-        # It may have to be compiled: streams go on meanwhile.
+        # It may have to be compiled, which must not stop the streams.
         await asyncio.to_thread(prepare, gateway.controller.find_preset(body.preset))
         gateway.controller.use_preset(body.preset)
     except ValueError as error:

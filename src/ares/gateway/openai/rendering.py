@@ -94,7 +94,7 @@ def render(
     messages, tools, documents, add_generation_prompt, variables
         What the template gets.
     continue_final_message
-        End the text with the final message's own, for the model to go on with.
+        End the text with that of the final message, for the model to continue.
 
     Raises
     ------

@@ -134,7 +134,7 @@ class Detokenizer:
         self._minimum_tokens = minimum_tokens
         self._longest = max(map(len, stop), default=0)
         self._held = 0 if include_stop else max(self._longest - 1, 0)
-        # With stop strings: text not given out yet, behind as much given text as a match could still reach into.
+        # With stop strings: the text that is not given out, after as much given text as a match could still include.
         self._text = ""
         self._given = 0
         self._checked = 0

@@ -229,7 +229,7 @@ class Instance:
                 logger.warning("%s: dropped %d malformed messages: %s", self.name, self._malformed, error)
             return
         greeting = isinstance(event, messages.Hello)
-        self.subscription.heard(again=greeting)
+        self.subscription.received(greeting=greeting)
         await self._handlers[type(event)](event)
         if greeting:
             await on_hello(self)

@@ -166,7 +166,7 @@ class Pool:
             instance.name = instance.own_name = found.name
             if self._served is not None and not found.models:
                 logger.warning(
-                    "%s (%s) does not say which model it serves (an earlier ARES?); it is used",
+                    "%s (%s) does not report which model it serves (an earlier ARES?); it is used",
                     found.name,
                     instance.url,
                 )

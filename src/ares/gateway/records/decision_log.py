@@ -120,7 +120,7 @@ class DecisionLog:
             self._file.write(_encode({"kind": kind, "time": time.time(), "preset": preset, **plain}) + b"\n")
             self._file.flush()
         except OSError:
-            logger.exception("the decision log ends here; serving goes on")
+            logger.exception("the decision log ends here; serving continues")
             self.close()
 
     def close(self) -> None:

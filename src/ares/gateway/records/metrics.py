@@ -54,11 +54,13 @@ class Metrics:
             buckets=_SECONDS,
         )
         self.pulled = Counter(
-            "ares_migration_pulled_tokens_total", "Tokens whose KV the targets of migrations pulled", registry=registry
+            "ares_migration_pulled_tokens_total",
+            "Tokens whose KV the targets of migrations pulled at the hand-over",
+            registry=registry,
         )
         self.precopied = Counter(
             "ares_migration_precopied_tokens_total",
-            "Of these, tokens pulled ahead, while the request still ran at its source",
+            "Tokens whose KV the targets of migrations pulled ahead, while the request ran at its source",
             registry=registry,
         )
         self.unmovable = Counter(
@@ -84,7 +86,7 @@ class Metrics:
             registry=registry,
         )
         self.faults = Counter(
-            "ares_controller_faults_total", "Faults of the controller; serving goes on", ["part"], registry=registry
+            "ares_controller_faults_total", "Faults of the controller; serving continues", ["part"], registry=registry
         )
         self.implausible = Counter(
             "ares_implausible_predictions_total",
@@ -100,7 +102,7 @@ class Metrics:
         )
         self.instance_predicted = Gauge(
             "ares_instance_predicted_remaining_tokens",
-            "Tokens that an instance's requests are predicted to generate yet, by their medians",
+            "Tokens that an instance's requests will still generate, by the medians of their predictions",
             ["instance"],
             registry=registry,
         )
