@@ -463,7 +463,7 @@ class Controller:
     async def _ask(
         self, decider: Decider[Rebalance, list[MigrationDecision]], view: ClusterSnapshot
     ) -> tuple[list[MigrationDecision], str | None]:
-        """Return the moves of the policy, and how it failed, if it did: out-of-memory avoidance acts all the same (I7)."""
+        """Return the moves of the policy, and how it failed, if it did: out-of-memory avoidance acts even then (I7)."""
         try:
             timeout_s = max(self._config.period_s, self._tuning.decision_s)
             return await decider.decide(view.cluster, timeout_s=timeout_s), None

@@ -25,7 +25,7 @@ from ares.names import matching
 from ares.protocol import messages
 
 # At most so many ids are named in an error.
-_SHOWN = 8
+_MAXIMUM_IDS_NAMED = 8
 
 
 class AdminError(Exception):
@@ -182,7 +182,7 @@ def _find_session(gateway: Gateway, given: str) -> Session:
     if not ids:
         raise AdminError(404, f"no running request {given!r}", "request_not_found")
     if len(ids) > 1:
-        shown = ", ".join(ids[:_SHOWN]) + (", ..." if len(ids) > _SHOWN else "")
+        shown = ", ".join(ids[:_MAXIMUM_IDS_NAMED]) + (", ..." if len(ids) > _MAXIMUM_IDS_NAMED else "")
         raise AdminError(409, f"{given!r} may be any of {len(ids)} requests: {shown}", "request_ambiguous")
     return gateway.sessions[ids[0]]
 

@@ -19,7 +19,7 @@ class Sampling:
     unmovable_reason
         The parameter whose state a move would not carry exactly, or None where the session may move.
     needs
-        What an instance must restore (`messages.Hello.carries`) to continue after another one; empty where it never moves.
+        What an instance must restore (`messages.Hello.carries`) to continue after another; empty where it never moves.
     """
 
     parameters: dict[str, Any]

@@ -20,7 +20,7 @@ from ares.protocol.keys import ControlKey
 logger = logging.getLogger(__name__)
 
 # More than so many instances are not named one by one.
-_MOST_NAMED = 5
+_MAXIMUM_INSTANCES_NAMED = 5
 
 
 class Pool:
@@ -124,8 +124,10 @@ class Pool:
     def why_not_ready(self) -> str:
         """Why the instances that could decode do not."""
         reasons = [f"{i.name} {reason}" for i in self.decode() if (reason := why_closed(i)) is not None]
-        more = [f"and {len(reasons) - _MOST_NAMED} more"] if len(reasons) > _MOST_NAMED else []
-        return "; ".join(reasons[:_MOST_NAMED] + more)
+        more = (
+            [f"and {len(reasons) - _MAXIMUM_INSTANCES_NAMED} more"] if len(reasons) > _MAXIMUM_INSTANCES_NAMED else []
+        )
+        return "; ".join(reasons[:_MAXIMUM_INSTANCES_NAMED] + more)
 
     @property
     def restored_by_all(self) -> frozenset[str]:
