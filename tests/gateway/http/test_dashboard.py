@@ -178,7 +178,8 @@ async def test_a_fault_costs_an_event_and_not_the_feed(service: Service, monkeyp
 async def test_the_feed_is_bounded(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     many = [{"id": str(n), "resident_tokens": n, "remaining_p50": n / 3} for n in range(5)]
     monkeypatch.setattr(feed, "snapshot", lambda _: {"requests": many})
-    async with serving([], model_folder, Tuning(feed_requests=2)) as service, watching(service) as events:
+    urls = ["http://127.0.0.1:9"]
+    async with serving([], model_folder, Tuning(feed_requests=2), workers=urls) as service, watching(service) as events:
         shown = await until(events, lambda name, _: name == "snapshot")
     assert shown["requests"] == {"id": ["4", "3"], "resident_tokens": [4, 3], "remaining_p50": [1.3, 1.0]}
     assert shown["requests_total"] == 5
