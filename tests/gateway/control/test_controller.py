@@ -296,10 +296,10 @@ async def test_a_commanded_move_is_not_undone_for_a_while(model_folder: Path, tm
         view = gateway.controller.snapshots.build(gateway.sessions.values())
         if rest_s:
             assert sequence.instance is target
-            assert view.cluster.placed.tolist() == [name == "ours" for name in view.cluster.requests]
+            assert view.cluster.movable_on_oom.tolist() == [name == "ours" for name in view.cluster.requests]
         else:
             await eventually(lambda: len(gateway.migrations) > 1, 30)
-            assert view.cluster.placed is None
+            assert view.cluster.movable_on_oom is None
         assert not view.cluster.movable.any() or not rest_s
         for fake in fakes[1:]:
             fake.hold_at = None
@@ -308,7 +308,7 @@ async def test_a_commanded_move_is_not_undone_for_a_while(model_folder: Path, tm
             client.check(400)
     result = replay(tmp_path / "log", None)
     assert result.decisions == result.same > 0
-    logged = [json.loads(line)["cluster"]["placed"] for line in (tmp_path / "log").read_text().splitlines()]
+    logged = [json.loads(line)["cluster"]["movable_on_oom"] for line in (tmp_path / "log").read_text().splitlines()]
     assert any(logged) == bool(rest_s)
 
 

@@ -137,7 +137,7 @@ class SnapshotBuilder:
             transfer_bytes_s=self.transfer_time.tokens_per_s or 1e6,
             token_bytes=1.0,  # transfers are counted in tokens
             block_tokens=block,
-            placed=np.array(placed, dtype=np.bool_) if any(placed) else None,
+            movable_on_oom=np.array(placed, dtype=np.bool_) if any(placed) else None,
             stall_s=_UNKNOWN_STALL_S if self.transfer_time.pause_s is None else self.transfer_time.pause_s,
         )
         running = self._progress(shown, cluster, now, others)
