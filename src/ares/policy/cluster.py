@@ -54,10 +54,10 @@ class Cluster:
         Seconds for which a move stops a stream, besides the transfer.
     block_tokens
         Tokens of a KV block; memory is allocated in whole blocks. 1 counts single tokens.
-    movable_on_oom
+    commanded
         Whether a request may be moved only where its instance would otherwise run out of memory (oom_avoidance.py),
-        because an operator has just moved it there, shape (R,); such a row is not `movable`. None: there is no such
-        request.
+        because an operator's command has just moved it there, shape (R,); such a row is not `movable`. None: there is
+        no such request.
     """
 
     instances: tuple[str, ...]
@@ -76,7 +76,7 @@ class Cluster:
     transfer_bytes_s: float = 1e10
     token_bytes: float = 57344.0
     block_tokens: int = 1
-    movable_on_oom: BoolArray | None = None
+    commanded: BoolArray | None = None
     stall_s: float = 0.1
 
     def load_tokens(self) -> IntArray:

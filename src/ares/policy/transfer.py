@@ -12,9 +12,6 @@ from typing import Literal
 Mode = Literal["stop_and_copy", "pre_copy"]
 STOP_AND_COPY: Mode = "stop_and_copy"
 PRE_COPY: Mode = "pre_copy"
-# Seconds for which pinned KV may wait for its pull; after that it is computed again. An instance keeps it for 30 s
-# (vLLM's kv_lease_duration), and a later pull could read blocks that belong to another request by then.
-KEPT_S = 20.0
 # Steps of the source between the snapshot of its full blocks and the cut, besides those of the copy itself.
 _STEPS_AROUND = 3
 # Steps of the target that a pre-copy must save.
