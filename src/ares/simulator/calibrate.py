@@ -85,7 +85,7 @@ def calibrate(
     name
         Of the profile.
     progress
-        Called with the share of the work that is done.
+        Called with the share of the work that is done, 0 to 1.
     evaluations
         Replays in the search from each starting point; one takes a few milliseconds.
 
