@@ -67,7 +67,7 @@ def install(seed: int, share: float) -> None:
 
 
 def log_one_of(every: int) -> None:
-    """Log one decision of every so many only: each is logged with all of its inputs.
+    """Log only one decision out of several: each is logged with all of its inputs.
 
     Those that decide something and those that do not are counted separately, so that the few are not lost.
     """

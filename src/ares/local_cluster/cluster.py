@@ -162,8 +162,8 @@ class Cluster:
         )
 
     def start_mock(self, name: str, role: Role, count: int, number: int = 0) -> None:
-        """Start so many mock instances in one process, called `name` with numbers from `number` on."""
-        # And so many control channels: processes that start at the same time must not choose the same ports.
+        """Start `count` mock instances in one process, called `name` with numbers from `number` on."""
+        # HTTP and control ports of all: processes that start at the same time must not choose the same ones.
         first = free_ports("127.0.0.1", 2 * count, self.ports)
         for port in range(first, first + 2 * count):
             self._reserve(port)
@@ -218,7 +218,7 @@ class Cluster:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.popen.wait(max(0.1, deadline - time.monotonic()))
         for process in self.processes:
-            # Also where the leader has gone: vLLM's own children share its group.
+            # Also where the leader has ended: vLLM's own children share its group.
             process.send(signal.SIGKILL)
             process.popen.wait()
         self.reserved_ports.close()
@@ -259,7 +259,7 @@ def running(settings: ClusterSettings, console: Console | None = None) -> Iterat
 def core_bindings(prefill: int, decode: int, cores: list[int]) -> list[str]:
     """Return the cores of each instance, prefill first, as vLLM's binding strings.
 
-    Each decode instance gets cores of its own, since users notice its step time; prefill instances get the others.
+    Each decode instance gets its own cores, since users notice its step time; prefill instances get the others.
     Where there are fewer cores than instances, each instance gets a single one, which several may share: the threads of
     a step wait for each other, and long where others keep their cores busy.
     """
@@ -339,9 +339,9 @@ def _spawn(command: list[str], environment: dict[str, str] | None, sink: BinaryI
         stdin=subprocess.DEVNULL,
         stdout=sink,
         stderr=subprocess.STDOUT,
-        # A group of its own, so that one signal reaches it with all its children and Ctrl-C reaches only us. No session
-        # of its own: the kernel shares a core out between sessions (sched_autogroup_enabled), and has let the prefill
-        # engine wait for seconds behind the decode engine on its core.
+        # A separate process group, so that one signal reaches it with all its children and Ctrl-C reaches only us. Not a
+        # separate session: the kernel divides a core between sessions (sched_autogroup_enabled), and has let the
+        # prefill engine wait for seconds behind the decode engine on its core.
         process_group=0,
         preexec_fn=_prepare,  # noqa: PLW1509 - two calls into the kernel
     )

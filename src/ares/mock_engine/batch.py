@@ -58,7 +58,7 @@ class Batch:
         self._pull = pull
 
     def blocks_for(self, tokens: int) -> int:
-        """Return the number of blocks for so many tokens."""
+        """Return the number of blocks for this many tokens."""
         return -(-tokens // self.size)
 
     @property
@@ -72,7 +72,7 @@ class Batch:
         bisect.insort(self.waiting, request, key=self._order)
 
     def loaded(self, request: Request, tokens: int) -> None:
-        """Record that the KV of so many tokens has arrived; 0 where the pull failed and all is computed here."""
+        """Record that the KV of this many tokens has arrived; 0 where the pull failed and all is computed here."""
         self.loading.discard(request)
         request.computed = tokens
         request.state = "waiting"

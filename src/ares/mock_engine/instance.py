@@ -137,7 +137,7 @@ class Instance:
             self.wake()
 
     def abort(self, request: Request) -> None:
-        """End a request whose client has gone."""
+        """End the request of a client that has disconnected."""
         if request.state == "finished":
             return
         self.counters.aborted += 1
@@ -146,7 +146,7 @@ class Instance:
             self._spawn(self._discard(request.source))
         loading = request.state == "loading"
         if loading:
-            # A running transfer goes on to its end, and its blocks stay allocated until then.
+            # A running transfer continues to its end, and its blocks stay allocated until then.
             request.state = "finished"
             self._forget(request)
         else:

@@ -18,7 +18,7 @@ class KeyFileError(ValueError):
 
 
 def clean(key: str) -> str:
-    """Return a key without the white space around it, and without the mark that Windows editors put before a text.
+    """Return a key without the white space around it, and without the byte order mark that Windows editors write.
 
     Neither can be part of a key in an HTTP header; the newline of a Kubernetes Secret that was made with `echo` is one.
     """
