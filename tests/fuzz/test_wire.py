@@ -197,7 +197,7 @@ class Bench:
 
     async def hear(self, said: list[tuple[int, bytes]]) -> None:
         for number, body in said:
-            await self.heard[number]._receive(body, self.gateway.pool._connect_peers)
+            await self.heard[number].receive(body, self.gateway.pool.connect_peers)
 
     def decide(self) -> None:
         """Let every preset decide on what was heard, and check that it can be carried out."""
@@ -220,7 +220,7 @@ class Bench:
             decide_moves(rebalance, view.cluster)
             for known in (None, remaining[:1].ravel() if rows else None):
                 choose_instance(dispatch, view.cluster, 30, known)
-        gateway._scores.record(
+        gateway.scores.record(
             sequences, {row.key: row for i in self.heard if i.state.telemetry for row in i.state.telemetry.rows}
         )
 
@@ -278,7 +278,7 @@ async def test_a_gateway_listens_on(fake: Any, body: bytes) -> None:
         pool.start()
         (heard,) = pool.instances
         await eventually(lambda: heard.health.healthy)
-        fake._channel._outgoing.append((None, body))
+        fake.engine.channel.send(body)
         fake.post(messages.Predicted("after it", (1.0, 2.0, 3.0)))
         await eventually(lambda: heard.control.predicted("after it") is not None)
         await pool.stop()
@@ -294,7 +294,7 @@ async def test_a_message_that_is_too_large_is_not_heard_and_costs_a_connection(f
         assert hello is not None
         # But for its size it would be taken.
         large = msgspec.structs.replace(hello, versions={"vllm": "x" * (5 << 20)})
-        fake._channel._outgoing.append((None, rpc.encode(large)))
+        fake.engine.channel.send(rpc.encode(large))
 
         def heard_again() -> bool:
             fake.post(messages.Predicted("after it", (1.0, 2.0, 3.0)))
@@ -304,7 +304,7 @@ async def test_a_message_that_is_too_large_is_not_heard_and_costs_a_connection(f
         assert heard.state.hello == hello
         # What nearly has that size is taken.
         fits = msgspec.structs.replace(hello, versions={"vllm": "x" * ((4 << 20) - 4096)})
-        fake._channel._outgoing.append((None, rpc.encode(fits)))
+        fake.engine.channel.send(rpc.encode(fits))
         await eventually(lambda: heard.state.hello == fits)
         await pool.stop()
 
@@ -316,7 +316,7 @@ async def test_the_process_that_serves_an_instance_listens_on(fake: Any, body: b
     await eventually(lambda: own.telemetry is not None)
     before = own.telemetry
     assert before is not None
-    fake._channel._outgoing.append((None, body))
+    fake.engine.channel.send(body)
     await eventually(lambda: own.telemetry is not None and own.telemetry.sequence > before.sequence + 1)
     following.cancel()
 

@@ -435,9 +435,8 @@ async def test_a_restart_under_running_sequences(gateway: Gateway, fakes: list[F
 
 
 async def test_an_instance_that_appears_later(model_folder: Path, impatient: None) -> None:
-    cluster: dict[str, FakeInstance] = {}
-    first = await FakeInstance("first", "both", cluster, vocabulary=VOCABULARY).start()
-    late = FakeInstance("late", "both", cluster, vocabulary=VOCABULARY)
+    first = await FakeInstance("first", "both", vocabulary=VOCABULARY).start()
+    late = FakeInstance("late", "both", vocabulary=VOCABULARY)
     gateway = Gateway(configuration([first, late]), model_folder)
     await gateway.start()
     await eventually(lambda: gateway.pool.ready)
@@ -450,7 +449,7 @@ async def test_an_instance_that_appears_later(model_folder: Path, impatient: Non
 
 
 async def test_nobody_there(model_folder: Path, impatient: None) -> None:
-    gateway = Gateway(configuration([FakeInstance("absent", "both", {})]), model_folder)
+    gateway = Gateway(configuration([FakeInstance("absent", "both")]), model_folder)
     await gateway.start()
     assert gateway.pool.ready is False
     assert gateway.maximum_model_tokens is None
@@ -458,10 +457,9 @@ async def test_nobody_there(model_folder: Path, impatient: None) -> None:
 
 
 async def test_the_shortest_context_counts(model_folder: Path) -> None:
-    cluster: dict[str, FakeInstance] = {}
     fakes = [
-        await FakeInstance("long", "both", cluster, max_model_len=4096).start(),
-        await FakeInstance("short", "both", cluster, max_model_len=512).start(),
+        await FakeInstance("long", "both", max_model_len=4096).start(),
+        await FakeInstance("short", "both", max_model_len=512).start(),
     ]
     gateway = await started(Gateway(configuration(fakes), model_folder))
     assert gateway.maximum_model_tokens == 512
@@ -478,7 +476,7 @@ async def test_commands_to_a_lost_instance_do_not_block() -> None:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDHWM, 1)
         socket.connect("tcp://127.0.0.1:1")
-        instance._socket = socket
+        instance.control.attach(socket)
         try:
             async with asyncio.timeout(2):
                 for _ in range(5):

@@ -97,7 +97,7 @@ async def serving(fakes: list[FakeInstance], folder: Path, **settings: Any) -> A
     app = application.build(configuration(fakes, **settings), folder)
     port = free_port()
     server = Server(uvicorn.Config(DirectSend(app), port=port, log_config=None, timeout_graceful_shutdown=5), app)
-    task = asyncio.create_task(server._serve())
+    task = asyncio.create_task(server.serve())
     await eventually(lambda: server.started)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         service = Service(app.state.gateway, client, fakes, port)

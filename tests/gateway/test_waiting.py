@@ -102,7 +102,7 @@ async def test_nobody_waits_for_one_that_has_never_been_ready(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ares.gateway.pool.pool._FIRST_S", 1.0)
-    async with serving([FakeInstance("absent", "both", {})], model_folder) as service:
+    async with serving([FakeInstance("absent", "both")], model_folder) as service:
         begun = time.monotonic()
         message = failure(await service.complete(), 503)["message"]
         assert message == "no decode instance is ready; GET /ready says why"

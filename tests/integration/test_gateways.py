@@ -33,7 +33,7 @@ async def test_a_killed_gateway_leaves_nothing_behind(client: Client, cluster: l
     for worker in cluster.workers:
         command += ["--worker", worker.url]
     beside = local.Cluster(cluster.settings, cluster.console, tmp_path)
-    local._start(beside, "beside", f"http://127.0.0.1:{port}", command)
+    beside.start("beside", f"http://127.0.0.1:{port}", command)
     victim = Client(client.http, beside.processes[0].url, client.model)
 
     async def ready() -> bool:

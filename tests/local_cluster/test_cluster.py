@@ -266,7 +266,7 @@ def test_an_ipv6_endpoint_has_brackets(stage: Stage, host: str, monkeypatch: pyt
     started: list[str] = []
     monkeypatch.setattr(local, "_start", lambda _cluster, _name, url, *_, **__: started.append(url))
     with workers_only(dataclasses.replace(stage.settings, host=host, port=80)) as cluster:
-        local._start_gateway(cluster)
+        cluster.start_gateway()
     assert started == ["http://[::1]:80"]
 
 

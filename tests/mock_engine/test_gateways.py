@@ -79,7 +79,7 @@ class Pool:
         command += ["--shutdown-timeout-s", str(DEADLINE_S)]
         for instance in self.instances:
             command += ["--worker", instance]
-        local._start(self.cluster, name, url, command)
+        self.cluster.start(name, url, command)
         return Gateway(self.http, url, model, self.cluster.processes[-1])
 
     async def prefill(self, key: str) -> None:
@@ -118,7 +118,7 @@ async def pool(model_folder: Path, tmp_path: Path) -> AsyncIterator[Pool]:  # no
     settings = local.ClusterSettings(folder, log_folder=tmp_path, simulate=profile, vllm_flags=flags)
     http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=120))
     with local.workers_only(settings, Console(file=io.StringIO())) as cluster:
-        local._start_workers(cluster)
+        cluster.start_workers()
         async with http:
             yield Pool(cluster, http)
 

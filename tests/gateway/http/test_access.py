@@ -114,7 +114,7 @@ async def test_keys_are_compared_in_constant_time(service: Service, monkeypatch:
     control = ControlKey(CONTROL)
     # Nothing else decides: whatever it says, and every key is looked at, whichever is the right one.
     assert await statuses(KEYS[0], ADMIN) == [401, 401]
-    assert not control.callback("", control._public)
+    assert not control.callback("", control.public)
     assert len(compared) == 2 * len(KEYS) + 1 + 1
     right = True
     assert await statuses("wrong", "wrong") == [200, 200]

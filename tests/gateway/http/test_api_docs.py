@@ -15,7 +15,7 @@ from tests.gateway.http.service import Service, serving
 
 @pytest.fixture(scope="module")
 async def service(model_folder: Path) -> AsyncIterator[Service]:
-    async with serving([FakeInstance("absent", "both", {})], model_folder) as made:
+    async with serving([FakeInstance("absent", "both")], model_folder) as made:
         yield made
 
 

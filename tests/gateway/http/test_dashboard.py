@@ -22,7 +22,7 @@ from tests.gateway.fakes import FakeInstance, eventually, free_port, instances
 from tests.gateway.http.service import Service, failure, serving
 from tests.gateway.running import VOCABULARY
 
-FILES = {name: body.decode() for name, body in dashboard._FILES.items()}
+FILES = {name: body.decode() for name, body in STATIC.iterdir()}
 
 
 @pytest.fixture(autouse=True)
@@ -205,7 +205,7 @@ async def test_a_gateway_that_stops_does_not_wait_for_those_who_watch(service: S
     port = free_port()
     config = uvicorn.Config(DirectSend(app), port=port, log_config=None, lifespan="off", timeout_graceful_shutdown=300)
     server = Server(config, app)
-    task = asyncio.create_task(server._serve())
+    task = asyncio.create_task(server.serve())
     await eventually(lambda: server.started)
     async with (
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,

@@ -98,7 +98,7 @@ async def test_what_cannot_be_served(
         assert "error" in (await service.complete(stream=True)).text
         for fake in fakes:
             fake.faults.refuse = None
-        monkeypatch.setattr(service.gateway.controller, "_place", lambda *_: 1 / 0)
+        monkeypatch.setattr(service.gateway, "generate", lambda *_, **__: 1 / 0)
         assert (await service.complete()).status_code == 500
         service.gateway.shutdown.begun = True
         assert (await service.complete()).json()["error"]["code"] == "shutting_down"

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from ares.gateway.pool import generate as engine
+from ares.gateway.pool.discovery import Unusable, describe
 from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefusedError
-from ares.gateway.pool.instance import Instance
+from ares.gateway.pool.health import Status
 
 PIECE = b"x" * (1 << 16)
 BODY: dict[str, Any] = {"token_ids": [1]}
@@ -131,9 +132,10 @@ async def test_an_error_keeps_its_words() -> None:
 
 async def test_a_description_without_end(endless: Endless) -> None:
     async with engine.session() as http:
-        instance = Instance(f"http://127.0.0.1:{endless.port}", http, 1.0)
         async with asyncio.timeout(4):  # its time limit would end it after 5 s
-            assert await instance._describe() is None
+            found = await describe(http, f"http://127.0.0.1:{endless.port}")
+            assert isinstance(found, Unusable)
+            assert found.status is Status.NOT_AN_INSTANCE
             while not endless.ended:  # noqa: ASYNC110 - nothing announces it
                 await asyncio.sleep(0.01)
     assert endless.sent < 32 << 20
