@@ -11,7 +11,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from ares.gateway.openai import tokenizer
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.openai.text import TextModel
+from ares.gateway.service import Gateway
 from tests.gateway.fakes import FakeInstance, instances
+from tests.gateway.gateways import configuration, started
 from tests.gateway.running import PROMPT, VOCABULARY, Bench, Run, Start, acquaint
 
 
@@ -36,6 +38,14 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ares.gateway.pool.health._SILENT_S", 0.3)
     monkeypatch.setattr("ares.gateway.pool.health._SILENT_INTERVALS", 5)
     monkeypatch.setattr("ares.gateway.pool.instance._RETRY_S", 0.05)
+
+
+@pytest.fixture
+async def gateway(fakes: list[FakeInstance], model_folder: Path, impatient: None) -> AsyncIterator[Gateway]:
+    """A gateway over the fakes that notices silence soon, and decides nothing by itself."""
+    made = await started(Gateway(configuration(fakes), model_folder))
+    yield made
+    await made.stop()
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from ares.gateway.http.responses import DirectSend
 from ares.gateway.http.server import Server
 from ares.gateway.shutdown import Shutdown, ShuttingDownError
 from tests.gateway.fakes import FakeInstance, eventually, expected, free_port
+from tests.gateway.gateways import configuration
 from tests.gateway.http.service import Service, failure
 from tests.gateway.running import VOCABULARY
-from tests.gateway.test_service import configuration
 
 PROMPT = [10, 20, 30, 40, 50]
 
@@ -97,6 +97,7 @@ async def serving(fakes: list[FakeInstance], folder: Path, **settings: Any) -> A
     app = application.build(configuration(fakes, **settings), folder)
     port = free_port()
     server = Server(uvicorn.Config(DirectSend(app), port=port, log_config=None, timeout_graceful_shutdown=5), app)
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     task = asyncio.create_task(server.serve())
     await eventually(lambda: server.started)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:

@@ -13,9 +13,8 @@ from ares.cli.simulate import app
 from ares.gateway.records.replay import ReplayError, replay
 from ares.policy import ADMISSIONS, DISPATCHERS, REBALANCERS
 from ares.text_files import read_lines
-from tests.gateway.control.test_controller import cluster
 from tests.gateway.fakes import eventually
-from tests.gateway.test_service import Client, sample
+from tests.gateway.gateways import Client, cluster, sample
 
 PAGE = (Path(__file__).parents[2] / "docs" / "write-a-policy.md").read_text()
 

@@ -3,10 +3,12 @@
 import asyncio
 import signal
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
 
+from ares.gateway.control.controller import Controller
 from ares.mock_engine import model as mock_model
 from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures
 from tests.mock_engine.cluster import eventually

@@ -190,7 +190,7 @@ class Cluster:
         instances: dict[str, str] | None = None,
         module: str = "ares",
     ) -> None:
-        """Start one process, ``python -m MODULE ARGUMENTS``, that answers at `url`; its instances are itself by default."""
+        """Start one process, ``python -m MODULE ARGUMENTS``, that answers at `url`; by default it is one instance."""
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus} if gpus is not None else None
         command = [sys.executable, "-m", module, *arguments]
         log = self.log_folder / f"{name}.log"

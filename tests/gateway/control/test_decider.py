@@ -14,9 +14,8 @@ import pytest
 from ares.gateway.control.decider import Decider
 from ares.gateway.records.replay import replay
 from ares.policy import Cluster, DecisionError, MigrationDecision, Rebalance, decide_moves
-from tests.gateway.control.test_controller import cluster
 from tests.gateway.fakes import eventually
-from tests.gateway.test_service import Client, sample
+from tests.gateway.gateways import Client, cluster, sample
 
 VIEW: Any = None
 

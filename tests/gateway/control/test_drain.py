@@ -21,9 +21,9 @@ from ares.gateway.session.session import Session
 from ares.protocol import messages
 from tests.gateway import fakes as stand_ins
 from tests.gateway.fakes import FakeInstance, instances
+from tests.gateway.gateways import Client, configuration, find, sample, started
 from tests.gateway.http.service import serving
 from tests.gateway.running import VOCABULARY
-from tests.gateway.test_service import Client, configuration, find, sample, started
 
 pytestmark = pytest.mark.timeout(240)
 PATIENCE_S = 60.0

@@ -13,8 +13,8 @@ from ares.gateway.records.replay import replay
 from ares.gateway.service import Gateway
 from ares.protocol import messages
 from tests.gateway.fakes import FakeInstance, eventually, expected, instances
+from tests.gateway.gateways import Client, configuration, find, sample, started, view
 from tests.gateway.running import VOCABULARY
-from tests.gateway.test_service import Client, configuration, find, sample, started, view
 
 PRESET = "ares-no-prediction"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ares.gateway.http.api_docs import render
-from tests.gateway.browser import Browser, NoBrowserError, browser
 from tests.gateway.fakes import FakeInstance
+from tests.gateway.http.dashboard.browser import Browser, NoBrowserError, browser
 from tests.gateway.http.service import Service, serving
 
 

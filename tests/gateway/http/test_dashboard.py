@@ -22,7 +22,7 @@ from tests.gateway.fakes import FakeInstance, eventually, free_port, instances
 from tests.gateway.http.service import Service, failure, serving
 from tests.gateway.running import VOCABULARY
 
-FILES = {name: body.decode() for name, body in STATIC.iterdir()}
+FILES = {path.name: path.read_text() for path in (Path(dashboard.__file__).parent / "static").iterdir()}
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +90,11 @@ def test_every_module_that_is_imported_ships() -> None:
     imported = {name for text in FILES.values() for name in re.findall(r'from "\./([^"]+)"', text)}
     assert imported
     assert imported <= set(FILES)
-    assert set(FILES) == {path.name for path in (Path(dashboard.__file__).parent / "static").iterdir()}
+
+
+async def test_every_file_is_served_as_it_is(service: Service) -> None:
+    for name, text in FILES.items():
+        assert (await service.client.get(f"/dashboard/{name}")).text == text
 
 
 def test_nothing_foreign_and_nothing_that_makes_markup_of_text() -> None:
@@ -205,6 +209,7 @@ async def test_a_gateway_that_stops_does_not_wait_for_those_who_watch(service: S
     port = free_port()
     config = uvicorn.Config(DirectSend(app), port=port, log_config=None, lifespan="off", timeout_graceful_shutdown=300)
     server = Server(config, app)
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     task = asyncio.create_task(server.serve())
     await eventually(lambda: server.started)
     async with (

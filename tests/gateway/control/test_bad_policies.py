@@ -1,6 +1,6 @@
 """A dispatch or admission policy that fails, decides nonsense or takes too long costs its decisions and nothing else.
 
-Of rebalance policies, test_deciding.py says the same.
+Of rebalance policies, test_decider.py says the same.
 """
 
 import threading
@@ -23,8 +23,7 @@ from ares.policy import (
     Progress,
     register,
 )
-from tests.gateway.control.test_controller import cluster
-from tests.gateway.test_service import Client, sample
+from tests.gateway.gateways import Client, cluster, sample
 
 REQUESTS = 4
 

@@ -1,15 +1,23 @@
-"""The load by which a request is dispatched."""
+"""What policies see of a gateway's cluster, and the load by which a request is dispatched."""
 
+import asyncio
+import json
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
+import numpy as np
 
 from ares.gateway.control.snapshot import SnapshotBuilder
+from ares.gateway.service import Gateway
+from ares.mock_engine.http import Connection
 from ares.policy import choose_instance, dispatcher
 from ares.protocol import messages
-
-pytest.importorskip("numba", reason="the gateway's extra")
+from tests.gateway.fakes import FakeInstance, eventually
+from tests.gateway.gateways import (
+    PROMPT,
+    Client,
+    view,
+)
 
 
 def instance(name: str, rows: list[messages.Row]) -> Any:
@@ -36,3 +44,30 @@ def test_what_others_have_there_counts_in_blocks_too() -> None:
     pool: Any = SimpleNamespace(decode=lambda: [instance("shared", theirs)])
     view = SnapshotBuilder(pool, SimpleNamespace(), "g").build_loads([])  # type: ignore[arg-type]
     assert view.cluster.promised_tokens.tolist() == [256 + 128]
+
+
+async def test_the_view_of_the_policy(gateway: Gateway, fakes: list[FakeInstance]) -> None:
+    for fake in fakes:
+        fake.hold_at = len(PROMPT) + 10
+    client = Client(gateway)
+    sequence = await client.reached(10)
+    body = json.dumps({"token_ids": [7] * 30, "sampling_params": {"max_tokens": 50}}).encode()
+    stranger = fakes[1].begin(body, Connection(fakes[1]))
+    where = ["decode-0", "decode-1"].index(sequence.instance.name if sequence.instance else "")
+    await eventually(lambda: len(view(gateway).cluster.requests) == 2)
+    seen = view(gateway, {"decode-1"})
+    cluster, found = seen.cluster, seen.instances
+    assert [i.name for i in found] == list(cluster.instances) == ["decode-0", "decode-1"]
+    assert cluster.capacity_tokens.tolist() == [16000] * 2
+    assert cluster.open.tolist() == [True, False]
+    assert cluster.requests == ("request", stranger.key)
+    assert cluster.location.tolist() == [where, 0]
+    assert cluster.resident_tokens.tolist() == [15, 30]
+    assert cluster.movable.tolist() == [True, False]
+    assert cluster.promised_tokens.tolist() == [0, 0]
+    sequence.moved_at = asyncio.get_running_loop().time()
+    assert not np.any(view(gateway).cluster.movable)  # cooling down
+    fakes[1].running.pop(str(stranger.key))
+    for fake in fakes:
+        fake.hold_at = None
+    await client.finish()
