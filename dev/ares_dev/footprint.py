@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import psutil
@@ -14,6 +13,7 @@ from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL, resolve
 from ares.terminal import tables
+from ares_dev import options
 
 
 def _processes(managed: local.ManagedProcess) -> list[psutil.Process]:
@@ -65,7 +65,7 @@ def measure(settings: local.ClusterSettings, seconds: float) -> dict[str, Any]:
 
 
 def command(
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
+    model: options.Model = DEFAULT_MODEL,
     decode: Annotated[int, typer.Option(min=1, help="Decode instances, with one prefill instance.")] = 2,
     preset: Annotated[
         list[str] | None, typer.Option(help="Policy preset of the gateway, ares by default; repeat for a cluster each.")
@@ -75,8 +75,8 @@ def command(
         typer.Option(metavar="PROFILE", help="Use mock engines of this profile, which start within seconds."),
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, help="How long to watch the idle cluster.")] = 30.0,
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8011,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    port: options.Port = 8011,
+    json_file: options.JsonFile = None,
 ) -> None:
     """Measure start-up time, memory and idle CPU of a cluster before its first request."""
     if simulate is None:

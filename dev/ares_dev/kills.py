@@ -12,7 +12,6 @@ import random
 import signal
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -29,6 +28,7 @@ from ares.models.resolve import DEFAULT_MODEL
 from ares.terminal import tables
 from ares.terminal.progress import progress_display
 from ares.terminal.signals import signal_as_interrupt
+from ares_dev import options
 
 # One or two tokens are in flight when an instance dies: a stream with this many since then has resumed.
 _RESUMED = 8
@@ -190,14 +190,12 @@ def command(
     prefill_kills: Annotated[int, typer.Option(min=0, help="Prefill workers to kill after that.")] = 4,
     streams: Annotated[int, typer.Option(min=2, help="Streams at a time.")] = 8,
     tokens: Annotated[int, typer.Option(min=80, help="Output tokens of a stream.")] = 400,
-    decode: Annotated[int, typer.Option(min=2, help="Decode instances, with one prefill instance.")] = 2,
-    dtype: Annotated[str, typer.Option(help="float32 makes sums independent of the batch, so tokens must agree.")] = (
-        "float32"
-    ),
-    simulate: Annotated[str | None, typer.Option(help="Use mock engines of this profile.")] = None,
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    decode: options.DecodeInstances = 2,
+    dtype: options.Dtype = "float32",
+    simulate: options.Simulate = None,
+    model: options.Model = DEFAULT_MODEL,
+    port: options.Port = 8010,
+    json_file: options.JsonFile = None,
 ) -> None:
     """Kill workers under load: time to the first resumed token, requests lost, tokens wrong; status 1 where any was."""
     signal_as_interrupt()

@@ -10,7 +10,6 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import aiohttp
@@ -25,6 +24,7 @@ from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
 from ares.terminal.progress import progress_display
+from ares_dev import options
 
 # Counters of vLLM's NIXL connector that must stay at zero.
 _FAULTS = ("nixl_num_failed_transfers", "nixl_num_kv_expired_reqs", "nixl_num_failed_notifications")
@@ -118,12 +118,10 @@ def command(
     moves: Annotated[int, typer.Option(min=1, help="Moves to make.")] = 500,
     streams: Annotated[int, typer.Option(min=1, help="Streams at a time.")] = 8,
     tokens: Annotated[int, typer.Option(min=20, help="Output tokens of a stream.")] = 200,
-    dtype: Annotated[str, typer.Option(help="float32 makes sums independent of the batch, so tokens must agree.")] = (
-        "float32"
-    ),
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    dtype: options.Dtype = "float32",
+    model: options.Model = DEFAULT_MODEL,
+    port: options.Port = 8010,
+    json_file: options.JsonFile = None,
 ) -> None:
     """Move running streams hundreds of times on real engines, and look for anything lost; status 1 if anything is."""
     settings = local.ClusterSettings(

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -26,8 +25,7 @@ from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import Pool
 from ares.gateway.service import Gateway
 from ares.gateway.session.phase import Phase
-from ares.gateway.session.segment import Segment
-from ares.gateway.session.session import Session
+from ares.gateway.session.session import InstanceSelector, Session
 from ares.policy import PRESETS, choose_instance, decide_admissions, decide_moves
 from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom
 from ares.protocol import messages, rpc
@@ -168,6 +166,35 @@ def test_an_instance_listens_on(dealer: "zmq.Socket[bytes]", said: list[list[byt
 # --- a gateway ---
 
 
+class Decoding(Session):
+    """A session that decodes where nothing answers, under a key that messages name."""
+
+    def __init__(self, selector: InstanceSelector, number: int, instance: Instance) -> None:
+        super().__init__(f"r{number}", [3] * 30, Sampling({}, 1000), selector, 10.0)
+        self._where, self._name = instance, f"key-{number}"
+        self.phase = Phase.DECODE
+        self.output.first_token_at = self.arrived_at
+
+    @property
+    def instance(self) -> Instance:
+        """Where it decodes."""
+        return self._where
+
+    @property
+    def key(self) -> str:
+        """Its name on that instance."""
+        return self._name
+
+    @property
+    def waits(self) -> bool:
+        """It does not wait outside decode."""
+        return False
+
+    def not_movable(self) -> str | None:
+        """Return nothing: it can be moved, but where it goes ahead of a hand-over."""
+        return "moving" if self.moving else None
+
+
 class Bench:
     """A gateway whose instances are not there, but are heard; on a loop that runs while something is asked of it."""
 
@@ -185,11 +212,7 @@ class Bench:
     async def start(self) -> None:
         await self.gateway.start()
         for number in range(4):
-            sequence = Session(f"r{number}", [3] * 30, Sampling({}, 1000), self.gateway.controller, 10.0)
-            stream: Any = SimpleNamespace(close=lambda: None)
-            sequence._segment = Segment(self.heard[number % 3], f"key-{number}", 0, stream)
-            sequence._streaming, sequence.phase = True, Phase.DECODE
-            sequence.output.first_token_at = sequence.arrived_at
+            sequence = Decoding(self.gateway.controller, number, self.heard[number % 3])
             self.gateway.sessions[sequence.id] = sequence
         # Enough for a law of the step time, which most decisions ask for.
         steady = [msgspec.structs.replace(EVENTS[1], steps=100 * n, busy_s=2.5 * n) for n in range(1, 30)]

@@ -124,6 +124,15 @@ async def acquaint(fakes: list[FakeInstance]) -> tuple[Pool, Any]:
     return pool, http
 
 
+async def move_once(bench: Bench, start: Start, maximum: int, *outcomes: str, **options: Any) -> None:
+    """Move a request once: whatever comes of it, every token comes once, and nothing is left behind."""
+    run = start(maximum, **options)
+    await run.reached(10)
+    assert (await run.move("decode-1")).outcome in outcomes
+    assert await run.finish() == undisturbed(maximum)
+    await bench.quiet()
+
+
 def undisturbed(count: int, prompt: list[int] = PROMPT, eos_at: int | None = None) -> list[int]:
     return expected(prompt, count, vocabulary=VOCABULARY, eos_at=eos_at)
 

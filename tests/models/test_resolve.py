@@ -193,7 +193,7 @@ def test_neither_folder_nor_id(name: str, tmp_path: Path, monkeypatch: pytest.Mo
 def test_cache_folder(environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert module._cache_folder() == Path(expected)
+    assert module.cache_folder() == Path(expected)
 
 
 def test_cached_model_is_returned_at_once_without_heavy_imports(tmp_path: Path) -> None:

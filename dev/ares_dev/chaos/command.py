@@ -20,6 +20,7 @@ from ares.mock_engine import model as mock_model
 from ares.models import resolve as models
 from ares.models.resolve import DEFAULT_MODEL
 from ares.terminal.signals import signal_as_interrupt
+from ares_dev import options
 from ares_dev.chaos.plan import STATEFUL, Plan, RequestPlan, Shape, make_plan
 from ares_dev.chaos.run import Expected, executed_plan_file, run_plan
 
@@ -95,14 +96,14 @@ def command(
     ] = None,
     faults: Annotated[float, typer.Option(min=0, max=1, help="Share of the controller's decisions that raise.")] = 0.05,
     preset: Annotated[str, typer.Option(help="Policy preset to begin with.")] = "ares",
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8014,
+    model: options.Model = DEFAULT_MODEL,
+    port: options.Port = 8014,
     plan_file: Annotated[
         Path | None, typer.Option("--plan", help="Run this plan (printed or executed before) instead of the seed's.")
     ] = None,
     show_plan: Annotated[bool, typer.Option("--show-plan", help="Print the plan as JSON, and do nothing.")] = False,
     log_folder: Annotated[Path | None, typer.Option(help="Folder for the logs; by default a new one.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    json_file: options.JsonFile = None,
 ) -> None:
     """Mix load, moves, drains, kills, pauses, slow clients, a controller that raises, and telemetry faults.
 

@@ -21,6 +21,7 @@ from ares.models.resolve import DEFAULT_MODEL
 from ares.terminal import tables
 from ares.terminal.progress import progress_display
 from ares.terminal.signals import signal_as_interrupt
+from ares_dev import options
 from ares_dev.moves import keep_moving
 from ares_dev.soak import growth, samples
 from ares_dev.soak.cases import cases, reference_outputs
@@ -158,15 +159,13 @@ def command(
     lull: Annotated[
         float, typer.Option(min=1, help="Seconds between two pauses of all users, for a sample of the idle cluster.")
     ] = 90.0,
-    decode: Annotated[int, typer.Option(min=2, help="Decode instances, with one prefill instance.")] = 2,
+    decode: options.DecodeInstances = 2,
     preset: Annotated[str, typer.Option(help="Policy preset, in addition to the moves by command.")] = ("ares"),
-    dtype: Annotated[str, typer.Option(help="float32 makes sums independent of the batch, so tokens must agree.")] = (
-        "float32"
-    ),
-    simulate: Annotated[str | None, typer.Option(help="Use mock engines of this profile.")] = None,
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    dtype: options.Dtype = "float32",
+    simulate: options.Simulate = None,
+    model: options.Model = DEFAULT_MODEL,
+    port: options.Port = 8010,
+    json_file: options.JsonFile = None,
     report: Annotated[Path | None, typer.Option(help="Folder for the picture.")] = None,
 ) -> None:
     """Run mixed traffic and moves; check tokens, leaks and leases, and what is left; status 1 if anything is wrong."""

@@ -88,7 +88,7 @@ def resolve(model: str, *, weights: bool = True, cache: Path | None = None, cons
         return given
     if not _HUB_ID.fullmatch(model):
         raise ModelError(f"{model!r} is neither a folder nor a Hugging Face id like {DEFAULT_MODEL}. Check it.")
-    name, cache = model.replace("/", "--"), cache or _cache_folder()
+    name, cache = model.replace("/", "--"), cache or cache_folder()
     folder = cache / "models" / name
     if _is_complete(folder):
         return folder
@@ -145,7 +145,7 @@ def verify(path: Path) -> None:
             raise ModelError(f"{path / name} is missing or damaged. Delete the folder {path} and start again.")
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     if own := os.environ.get("ARES_CACHE"):
         return Path(own).expanduser()
     if shared := os.environ.get("XDG_CACHE_HOME"):

@@ -25,7 +25,7 @@ _STARTS = (
 _EVALUATIONS = 400  # of each start; a replay takes a few milliseconds
 
 
-def _engine(recording: Recording, kv_tokens: int | None, name: str) -> dict[str, Any]:
+def recorded_engine(recording: Recording, kv_tokens: int | None, name: str) -> dict[str, Any]:
     """Read what the recorder wrote about the engine: sizes that are known and need no fit."""
     meta = recording.meta
     work = recording.workload
@@ -90,7 +90,7 @@ def calibrate(
     """
     recording = read_recording(directory)
     mask = chosen(len(recording.workload), part)
-    known = _engine(recording, kv_tokens, name)
+    known = recorded_engine(recording, kv_tokens, name)
     done = 0
 
     def profile_of(logs: FloatArray) -> Profile:

@@ -9,7 +9,7 @@ from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.session.session import Session
 from tests.gateway.fakes import eventually
-from tests.gateway.running import PROMPT, Bench, Start, hold, undisturbed
+from tests.gateway.running import PROMPT, Bench, Start, hold, move_once, undisturbed
 
 
 async def test_a_source_that_dies_while_it_decodes(bench: Bench, start: Start) -> None:
@@ -133,11 +133,7 @@ async def test_a_stop_string_in_the_tail_of_a_source_that_breaks_off(bench: Benc
 async def test_a_source_and_a_target_that_both_fail(bench: Bench, start: Start) -> None:
     bench.fakes["decode-0"].faults.break_at_cut = True
     bench.fakes["decode-1"].faults.refuse = 500
-    run = start(100)
-    await run.reached(10)
-    assert (await run.move("decode-1")).outcome == "returned"
-    assert await run.finish() == undisturbed(100)
-    await bench.quiet()
+    await move_once(bench, start, 100, "returned")
 
 
 async def test_a_source_that_is_preempted_or_waits(bench: Bench, start: Start) -> None:
@@ -152,21 +148,12 @@ async def test_a_source_that_is_preempted_or_waits(bench: Bench, start: Start) -
 
 async def test_a_lost_handover(bench: Bench, start: Start) -> None:
     bench.fakes["decode-0"].faults.lose_handover = True
-    run = start(100, timeout_s=0.3)
-    await run.reached(10)
-    record = await run.move("decode-1")
-    assert record.outcome in {"source_silent", "returned"}
-    assert await run.finish() == undisturbed(100)
-    await bench.quiet()
+    await move_once(bench, start, 100, "source_silent", "returned", timeout_s=0.3)
 
 
 async def test_a_handover_after_the_timeout(bench: Bench, start: Start) -> None:
     bench.fakes["decode-0"].faults.handover_after_s = 0.5
-    run = start(100, timeout_s=0.2)
-    await run.reached(10)
-    assert (await run.move("decode-1")).outcome == "source_silent"
-    assert await run.finish() == undisturbed(100)
-    await bench.quiet()
+    await move_once(bench, start, 100, "source_silent", timeout_s=0.2)
 
 
 async def test_a_source_that_does_not_hear_the_cut(bench: Bench, start: Start) -> None:

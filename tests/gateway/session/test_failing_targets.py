@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from tests.gateway.fakes import eventually
-from tests.gateway.running import Bench, Run, Start, undisturbed
+from tests.gateway.running import Bench, Run, Start, move_once, undisturbed
 
 
 async def goes_on_at_the_source(bench: Bench, run: Run, outcome: str = "returned") -> None:
@@ -78,12 +78,7 @@ async def test_a_target_that_dies_before_its_first_token(bench: Bench, start: St
 
 async def test_a_target_that_fails_the_request_in_its_stream(bench: Bench, start: Start) -> None:
     bench.fakes["decode-1"].faults.error_in_stream = 500
-    run = start(100)
-    await run.reached(10)
-    record = await run.move("decode-1")
-    assert record.outcome in {"moved", "returned"}  # the error may come with the first token
-    assert await run.finish() == undisturbed(100)
-    await bench.quiet()
+    await move_once(bench, start, 100, "moved", "returned")  # the error may come with the first token
 
 
 async def test_more_failed_moves_than_a_request_has_attempts(bench: Bench, start: Start) -> None:

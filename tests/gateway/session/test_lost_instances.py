@@ -63,11 +63,22 @@ async def test_all_decode_instances_die(bench: Bench, start: Start) -> None:
         await run.finish()
 
 
-async def test_an_output_that_is_lost_again_and_again_says_so(bench: Bench, start: Start) -> None:
+@pytest.mark.parametrize(
+    ("faults", "message"),
+    [
+        ({"break_after": 2}, "lost 4 times, the last time: the stream broke"),
+        ({"refuse": 503}, "2 instances in turn did not take it, the last one: decode-1 refuses"),
+    ],
+    ids=["lost again and again", "refused by all"],
+)
+async def test_what_every_instance_fails_says_how_often_and_why(
+    bench: Bench, start: Start, faults: dict[str, int], message: str
+) -> None:
     for name in bench.order:
-        bench.fakes[name].faults.break_after = 2
+        for fault, value in faults.items():
+            setattr(bench.fakes[name].faults, fault, value)
     run = start(60)
-    with pytest.raises(EngineLostError, match="lost 4 times, the last time: the stream broke"):
+    with pytest.raises(EngineLostError, match=message):
         await run.finish()
     assert run.tokens == undisturbed(60)[: len(run.tokens)]
     await bench.quiet()
@@ -84,15 +95,6 @@ async def test_to_be_told_to_leave_is_no_loss(bench: Bench, start: Start) -> Non
         await eventually(lambda resumes=resumes: len(bench.fakes["decode-0"].asked) == resumes)  # type: ignore[misc]
     assert await run.finish() == undisturbed(200)
     assert bench.instance("decode-0").health.healthy
-    await bench.quiet()
-
-
-async def test_instances_that_all_refuse_are_counted(bench: Bench, start: Start) -> None:
-    for name in bench.order:
-        bench.fakes[name].faults.refuse = 503
-    run = start(60)
-    with pytest.raises(EngineLostError, match="2 instances in turn did not take it, the last one: decode-1 refuses"):
-        await run.finish()
     await bench.quiet()
 
 

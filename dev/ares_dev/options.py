@@ -1,0 +1,13 @@
+"""Options that several commands of developers share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")]
+Port = Annotated[int, typer.Option(help="Port of the endpoint.")]
+DecodeInstances = Annotated[int, typer.Option(min=2, help="Decode instances, with one prefill instance.")]
+Dtype = Annotated[str, typer.Option(help="float32 makes sums independent of the batch, so tokens must agree.")]
+Simulate = Annotated[str | None, typer.Option(help="Use mock engines of this profile.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result here.")]
