@@ -146,6 +146,7 @@ def verify(path: Path) -> None:
 
 
 def cache_folder() -> Path:
+    """Return the folder that fetched models are kept in: of `ARES_CACHE`, or where the desktop's convention has it."""
     if own := os.environ.get("ARES_CACHE"):
         return Path(own).expanduser()
     if shared := os.environ.get("XDG_CACHE_HOME"):

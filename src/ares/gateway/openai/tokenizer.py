@@ -58,6 +58,7 @@ def load(folder: Path) -> ModelTokenizer:
 
 
 def from_transformers(folder: Path) -> Any:
+    """Load the tokenizer of a model folder with transformers, in this process."""
     # Without torch, transformers warns that it can load no models; none is wanted here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
