@@ -13,6 +13,7 @@ from ares.gateway.pool.generate import Delta
 from ares.gateway.pool.instance import Instance
 from ares.gateway.service import Gateway
 from ares.gateway.session.session import Session
+from ares.gateway.tuning import DEFAULT, Tuning
 from ares.mock_engine.request import Request
 from tests.gateway.fakes import FakeInstance, eventually, expected, instances
 from tests.gateway.running import VOCABULARY
@@ -84,7 +85,9 @@ def exactly(request: Request) -> tuple[float, float, float]:
 
 
 @contextlib.asynccontextmanager
-async def cluster(folder: Path, *, kv_blocks: int = 40, **settings: Any) -> AsyncIterator[tuple[Gateway, Any]]:
+async def cluster(
+    folder: Path, *, kv_blocks: int = 40, tuning: Tuning = DEFAULT, **settings: Any
+) -> AsyncIterator[tuple[Gateway, Any]]:
     """One prefill and two decode instances of so many blocks of 16 tokens, under the preset `ares`."""
     async with instances("prefill", "decode", "decode", vocabulary=VOCABULARY) as fakes:
         for fake in fakes[1:]:
@@ -93,7 +96,7 @@ async def cluster(folder: Path, *, kv_blocks: int = 40, **settings: Any) -> Asyn
         for fake in fakes:
             await fake.die()
             await fake.start()
-        gateway = Gateway(configuration(fakes, **({"preset": "ares", "period_s": 0.05} | settings)), folder)
+        gateway = Gateway(configuration(fakes, **({"preset": "ares", "period_s": 0.05} | settings)), folder, tuning)
         await started(gateway)
         yield gateway, fakes
         for fake in fakes:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ares.gateway.pool import generate as engine
+from ares.gateway.pool.generate import EngineRefusedError
 from ares.gateway.service import COMMANDED, Gateway, TargetError
 from ares.gateway.session.handover import NotMovableError
 from tests.gateway.fakes import FakeInstance, eventually, instances
@@ -19,7 +19,7 @@ from tests.gateway.gateways import (
     started,
     view,
 )
-from tests.gateway.running import VOCABULARY
+from tests.gateway.running import IMPATIENT, VOCABULARY
 
 
 async def test_a_sequence_is_known_while_it_runs(gateway: Gateway) -> None:
@@ -36,7 +36,7 @@ async def test_a_sequence_is_known_while_it_runs(gateway: Gateway) -> None:
 async def test_a_failed_sequence_is_forgotten(gateway: Gateway, fakes: list[FakeInstance]) -> None:
     for fake in fakes:
         fake.faults.refuse = 400
-    with pytest.raises(engine.EngineRefusedError):
+    with pytest.raises(EngineRefusedError):
         await Client(gateway).finish()
     assert gateway.sessions == {}
 
@@ -212,10 +212,8 @@ async def test_an_unknown_preset(gateway: Gateway) -> None:
     assert gateway.sampling_defaults == {"top_p": 0.9}
 
 
-async def test_the_attempts_of_a_request_are_configured(
-    fakes: list[FakeInstance], model_folder: Path, impatient: None
-) -> None:
-    gateway = await started(Gateway(configuration(fakes, maximum_attempts=7), model_folder))
+async def test_the_attempts_of_a_request_are_configured(fakes: list[FakeInstance], model_folder: Path) -> None:
+    gateway = await started(Gateway(configuration(fakes, maximum_attempts=7), model_folder, IMPATIENT))
     client = Client(gateway)
     assert (await client.reached(5)).maximum_attempts == 7
     await client.finish()

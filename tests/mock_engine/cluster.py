@@ -9,9 +9,8 @@ import aiohttp
 
 from ares.engine.defaults import free_ports
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool import generate as engine
 from ares.gateway.pool import instance as gateway
-from ares.gateway.pool.generate import Delta
+from ares.gateway.pool.generate import Delta, http_client
 from ares.gateway.pool.pool import Pool
 from ares.gateway.session.session import Session
 from ares.mock_engine import report
@@ -136,7 +135,7 @@ class Cluster:
 @contextlib.asynccontextmanager
 async def serving(behaviour: EngineSettings, *roles: Role, model: MockModel = MODEL) -> AsyncIterator[Cluster]:
     """Serve one instance a role, named after role and number, with a pool that knows all of them."""
-    http = engine.session()
+    http = http_client()
     pulling = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True))
     found = []
     for role in dict.fromkeys(roles):

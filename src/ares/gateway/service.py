@@ -23,7 +23,7 @@ from ares.gateway.openai.body import BadRequestError
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.openai.text import TextModel
 from ares.gateway.pool.discovery import Served
-from ares.gateway.pool.generate import session as http_client
+from ares.gateway.pool.generate import http_client
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.pool import Pool
 from ares.gateway.records.metrics import Metrics
@@ -35,6 +35,7 @@ from ares.gateway.session.objectives import ORDINARY, Objective
 from ares.gateway.session.output import Emit
 from ares.gateway.session.session import Session
 from ares.gateway.shutdown import Shutdown
+from ares.gateway.tuning import DEFAULT, Tuning
 from ares.models import resolve as model
 from ares.policy.transfer import Mode
 from ares.protocol.fields import CLASS_HEADER
@@ -44,13 +45,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_RECENT_MIGRATIONS = 1000
-_SUPERVISION_S = 1.0
-# Requests that wait for an instance check this often, and whenever the status of one changes.
-_CHECK_S = 0.5
-_LONGEST_RETRY_S = 120
-# Default limit of the tokens outside decode, in multiples of the decode pool's KV capacity.
-_BACKLOG_CAPACITIES = 16
 COMMANDED = "commanded"
 # Sampling defaults that vLLM takes from the model's generation_config.json (config/model.py, 0.32).
 _DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -71,22 +65,38 @@ class TargetError(Exception):
 
 
 class Gateway:
-    """One gateway. `start` and `stop` bracket its life; another life has another `name`."""
+    """One gateway, from `start` to `stop`.
 
-    def __init__(self, config: GatewayConfig, folder: Path) -> None:
+    Parameters
+    ----------
+    config
+        The resolved configuration.
+    folder
+        Folder of the served model, for its tokenizer.
+    tuning
+        Times and limits that are no settings.
+
+    Attributes
+    ----------
+    name
+        Its name at the instances, another one each time a gateway starts: all keys of its requests begin with it.
+    """
+
+    def __init__(self, config: GatewayConfig, folder: Path, tuning: Tuning = DEFAULT) -> None:
         self.config = config
+        self.tuning = tuning
         self._folder = folder
         self.name = uuid.uuid4().hex[:8]
         self.text = TextModel(folder)
         self.metrics = Metrics()
         self.recent = Recent()
         self.scores = PredictionScores(self.metrics, self.recent.prediction_error_tokens)
-        self.migrations: deque[MigrationRecord] = deque(maxlen=_RECENT_MIGRATIONS)
+        self.migrations: deque[MigrationRecord] = deque(maxlen=tuning.kept_migrations)
         self.sessions: dict[str, Session] = {}
         self.sampling_defaults = _sampling_defaults(folder)
         self.pool: Pool
         self.controller: Controller
-        self.drainer = Drainer(self, self._spawn)
+        self.drainer = Drainer(self, self._spawn, tuning)
         self.recorder = Recorder(config.record)
         self.backlog = Backlog(lambda session: self.controller.snapshots.remaining(session, None)[1])
         self.shutdown = Shutdown()
@@ -96,11 +106,15 @@ class Gateway:
     async def start(self) -> None:
         """Connect to the instances and start to rebalance."""
         config = self.config
-        self.http = http_client(config.worker_api_key.get_secret_value() if config.worker_api_key else None)
+        self.http = http_client(
+            config.worker_api_key.get_secret_value() if config.worker_api_key else None, self.tuning
+        )
         key = ControlKey(config.control_key.get_secret_value()) if config.control_key else None
-        self.pool = Pool(config.workers, self.http, config.telemetry_interval_s, key, self.name, self._served())
+        self.pool = Pool(
+            config.workers, self.http, config.telemetry_interval_s, key, self.name, self._served(), self.tuning
+        )
         self.controller = Controller(
-            config, self.pool, self.sessions, self.metrics, self.migrate, self._spawn, self.name
+            config, self.pool, self.sessions, self.metrics, self.migrate, self._spawn, self.name, self.tuning
         )
         logger.info("this gateway is called %s", self.name)
         self.pool.start()
@@ -146,7 +160,7 @@ class Gateway:
         """
         capacity = sum(i.state.capacity_tokens for i in self.pool.decode())
         self._capacity_tokens = capacity or self._capacity_tokens
-        return self.config.maximum_waiting_tokens or _BACKLOG_CAPACITIES * self._capacity_tokens or math.inf
+        return self.config.maximum_waiting_tokens or self.tuning.backlog_capacities * self._capacity_tokens or math.inf
 
     @property
     def serving(self) -> bool:
@@ -167,7 +181,7 @@ class Gateway:
             if left_s <= 0 or not self.pool.may_become_ready():
                 waited = f", for {self.config.maximum_wait_s:g} s" if left_s <= 0 else ""
                 raise NoInstanceError(f"no decode instance is ready{waited}; GET /ready says why")
-            await self.pool.wait_for_change(min(left_s, _CHECK_S))
+            await self.pool.wait_for_change(min(left_s, self.tuning.serving_check_s))
 
     def check_queue(self) -> None:
         """Raise QueueFullError where as many requests or tokens wait as may."""
@@ -184,7 +198,9 @@ class Gateway:
     def retry_after_s(self) -> int:
         """Whole seconds after which a refused client may try again: the median wait for a first token."""
         waits = self.recent.ttft_s.values()
-        return min(max(1, math.ceil(statistics.median(waits))), _LONGEST_RETRY_S) if waits and len(self.backlog) else 1
+        if not waits or not len(self.backlog):
+            return 1
+        return min(max(1, math.ceil(statistics.median(waits))), self.tuning.retry_after_s)
 
     def objective(self, name: str | None, priority: int) -> Objective:
         """Return the objective of a request of a class; BadRequestError where there is no such class.
@@ -228,6 +244,7 @@ class Gateway:
             on_phase=update,
             gateway=self.name,
             maximum_attempts=self.config.maximum_attempts,
+            tuning=self.tuning,
         )
         self.sessions[free] = session
         self.metrics.active.inc()
@@ -323,11 +340,12 @@ class Gateway:
     async def _supervise(self) -> None:
         """Let sessions give up on frozen instances and overdue answers."""
         since: dict[str, float] = {}
+        period_s = self.tuning.supervision_s
         while True:
             slept = time.monotonic()
-            await asyncio.sleep(_SUPERVISION_S)
-            late = time.monotonic() - slept - _SUPERVISION_S
-            if late > _SUPERVISION_S:
+            await asyncio.sleep(period_s)
+            late = time.monotonic() - slept - period_s
+            if late > period_s:
                 # The gateway itself did not run: instances were not silent meanwhile, they were not heard.
                 logger.warning("the gateway did not run for %.1f s", late)
                 since = {what: at + late for what, at in since.items()}

@@ -9,6 +9,7 @@ import pytest
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.instance import NoInstanceError
 from ares.gateway.session.objectives import Objective
+from ares.gateway.tuning import Tuning
 from ares.policy import Cluster
 from ares.policy.admission import AdmissionDecision, Candidates, Progress
 from tests.gateway.fakes import eventually
@@ -21,6 +22,7 @@ from tests.gateway.gateways import (
     stop_holding,
     teach,
 )
+from tests.gateway.running import IMPATIENT
 
 
 async def test_a_request_waits_until_it_fits_and_misses_nothing(model_folder: Path) -> None:
@@ -57,9 +59,8 @@ async def test_whoever_was_refused_waits_for_room_like_everybody(model_folder: P
         await finish([large, second], 400)
 
 
-async def test_nobody_waits_for_a_decision_about_nobody(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ares.gateway.control.controller._SHORTEST_S", 30.0)
-    async with cluster(model_folder) as (gateway, _):
+async def test_nobody_waits_for_a_decision_about_nobody(model_folder: Path) -> None:
+    async with cluster(model_folder, tuning=Tuning(admission_shortest_s=30.0)) as (gateway, _):
         for _ in range(3):  # as after the ends of others
             gateway.controller.changed()
             await asyncio.sleep(0.02)
@@ -113,9 +114,8 @@ async def test_a_long_request_gives_way_and_loses_no_token(model_folder: Path) -
         assert sample(gateway, "ares_admission_decisions_total", kind="resume") >= 1
 
 
-async def test_who_waits_long_still_fills_the_queue(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ares.gateway.session.session.KEPT_S", 0.1)
-    async with cluster(model_folder, maximum_waiting=2) as (gateway, fakes):
+async def test_who_waits_long_still_fills_the_queue(model_folder: Path) -> None:
+    async with cluster(model_folder, tuning=Tuning(pinned_kv_kept_s=0.1), maximum_waiting=2) as (gateway, fakes):
         teach(gateway, 400)
         hold(fakes, 100)
         clients = [Client(gateway, 400, name=f"r{n}", prompt=[10 + n] * 50) for n in range(4)]
@@ -144,8 +144,8 @@ async def test_what_does_not_fit_anywhere_is_refused_in_time(model_folder: Path)
         await finish(running, 500)
 
 
-async def test_who_is_held_does_not_enter_where_its_state_would_be_lost(model_folder: Path, impatient: None) -> None:
-    async with cluster(model_folder) as (gateway, fakes):
+async def test_who_is_held_does_not_enter_where_its_state_would_be_lost(model_folder: Path) -> None:
+    async with cluster(model_folder, tuning=IMPATIENT) as (gateway, fakes):
         teach(gateway, 400)
         lacking, fit = fakes[1:]
         fit.carries = ("seed",)

@@ -15,6 +15,7 @@ from tests.gateway.gateways import (
     sample,
     stop_holding,
 )
+from tests.gateway.running import IMPATIENT
 
 
 async def test_a_dispatch_that_throws_costs_no_request(model_folder: Path) -> None:
@@ -65,8 +66,8 @@ async def test_huge_predictions_end_at_the_limit(model_folder: Path) -> None:
         client.check(100)
 
 
-async def test_serving_goes_on_without_telemetry(model_folder: Path, impatient: None) -> None:
-    async with cluster(model_folder) as (gateway, fakes):
+async def test_serving_goes_on_without_telemetry(model_folder: Path) -> None:
+    async with cluster(model_folder, tuning=IMPATIENT) as (gateway, fakes):
         for fake in fakes:
             fake.engine.faults.change(b'{"telemetry": "silent"}')
         await eventually(lambda: not any(i.health.healthy for i in gateway.pool.instances), 20)

@@ -6,13 +6,13 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from ares.gateway.pool import generate as engine
+from ares.gateway.pool.generate import http_client
 from ares.gateway.pool.instance import Instance
 
 
 async def test_commands_to_a_lost_instance_do_not_block() -> None:
     """ZeroMQ queues for a peer that is gone; when the queue is full, a gateway must not wait for it."""
-    async with engine.session() as http:
+    async with http_client() as http:
         instance = Instance("http://127.0.0.1:1", http, 0.1)
         socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)

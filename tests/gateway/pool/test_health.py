@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ares.gateway.pool import health_log
 from ares.gateway.pool.health import Health, Status
+from ares.gateway.tuning import Tuning
 
 Lines = Callable[[], list[str]]
 
@@ -37,9 +37,8 @@ async def test_a_change_is_logged_once_with_its_cause(lines: Lines) -> None:
     ]
 
 
-async def test_one_that_comes_and_goes_does_not_flood_the_log(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health_log, "_SECONDS_A_LINE", 0.3)
-    one = Health()
+async def test_one_that_comes_and_goes_does_not_flood_the_log(lines: Lines) -> None:
+    one = Health(tuning=Tuning(health_log_line_s=0.3))
     for _ in range(500):
         one.turn("d0", Status.READY)
         one.turn("d0", Status.LOST, "connection refused")
@@ -51,9 +50,8 @@ async def test_one_that_comes_and_goes_does_not_flood_the_log(lines: Lines, monk
     one.close()
 
 
-async def test_nothing_is_logged_of_one_that_is_closed(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health_log, "_SECONDS_A_LINE", 0.05)
-    one = Health()
+async def test_nothing_is_logged_of_one_that_is_closed(lines: Lines) -> None:
+    one = Health(tuning=Tuning(health_log_line_s=0.05))
     for _ in range(20):
         one.turn("d0", Status.READY)
         one.turn("d0", Status.LOST)

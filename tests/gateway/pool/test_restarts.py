@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from tests.gateway.gateways import (
     stop_holding,
     view,
 )
-from tests.gateway.running import VOCABULARY
+from tests.gateway.running import IMPATIENT, VOCABULARY
 
 
 async def test_a_restart_is_noticed(gateway: Gateway, fakes: list[FakeInstance]) -> None:
@@ -45,11 +46,11 @@ async def test_a_restart_is_noticed(gateway: Gateway, fakes: list[FakeInstance])
 
 @pytest.mark.parametrize("preset", ["off", "ares"])
 async def test_an_instance_that_joins_without_what_a_request_needs_never_gets_it(
-    preset: str, model_folder: Path, impatient: None
+    preset: str, model_folder: Path
 ) -> None:
     async with instances("prefill", "decode", "decode", "decode", vocabulary=VOCABULARY, carries=("seed",)) as fakes:
         _, home, lacking, fit = fakes
-        gateway = await started(Gateway(configuration(fakes, preset=preset), model_folder))
+        gateway = await started(Gateway(configuration(fakes, preset=preset), model_folder, IMPATIENT))
         try:
             home.hold_at = fit.hold_at = 50
             client = Client(gateway, needs=frozenset({"seed"}))
@@ -87,10 +88,10 @@ async def test_a_restart_under_running_sequences(gateway: Gateway, fakes: list[F
     await eventually(lambda: find(gateway, "decode-0").health.healthy)
 
 
-async def test_an_instance_that_appears_later(model_folder: Path, impatient: None) -> None:
+async def test_an_instance_that_appears_later(model_folder: Path) -> None:
     first = await FakeInstance("first", "both", vocabulary=VOCABULARY).start()
     late = FakeInstance("late", "both", vocabulary=VOCABULARY)
-    gateway = Gateway(configuration([first, late]), model_folder)
+    gateway = Gateway(configuration([first, late]), model_folder, IMPATIENT)
     await gateway.start()
     await eventually(lambda: gateway.pool.ready)
     assert [i.name for i in gateway.pool.instances] == ["first", late.url]
@@ -101,26 +102,22 @@ async def test_an_instance_that_appears_later(model_folder: Path, impatient: Non
     await late.die()
 
 
-async def test_nobody_there(model_folder: Path, impatient: None) -> None:
-    gateway = Gateway(configuration([FakeInstance("absent", "both")]), model_folder)
+async def test_nobody_there(model_folder: Path) -> None:
+    gateway = Gateway(configuration([FakeInstance("absent", "both")]), model_folder, IMPATIENT)
     await gateway.start()
     assert gateway.pool.ready is False
     assert gateway.maximum_model_tokens is None
     await gateway.stop()
 
 
-async def test_a_gateway_that_stood_still_gives_nobody_up(
-    gateway: Gateway, fakes: list[FakeInstance], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_gateway_that_stood_still_gives_nobody_up(fakes: list[FakeInstance], model_folder: Path) -> None:
     """As after SIGSTOP: it has not listened, and what was sent meanwhile it has yet to read."""
-    monkeypatch.setattr("ares.gateway.pool.health._FROZEN_S", 0.3)
-    monkeypatch.setattr("ares.gateway.session.pending_call._ALIVE_S", 0.3)
-    monkeypatch.setattr("ares.gateway.service._SUPERVISION_S", 0.05)
+    tuning = replace(IMPATIENT, frozen_s=0.3, alive_s=0.3, supervision_s=0.05)
+    gateway = await started(Gateway(configuration(fakes), model_folder, tuning))
     hold(fakes, 30)
     client = Client(gateway, 200)
     sequence = await client.reached(20)
     running = sequence.key
-    await asyncio.sleep(1.2)  # the supervision has its new period
     time.sleep(1.0)  # noqa: ASYNC251 - this is what the test is about
     await asyncio.sleep(0.2)
     stop_holding(fakes)
@@ -128,6 +125,7 @@ async def test_a_gateway_that_stood_still_gives_nobody_up(
     assert sequence.key == running
     await client.finish()
     client.check(200)
+    await gateway.stop()
 
 
 async def test_instances_that_call_themselves_the_same_are_told_apart(

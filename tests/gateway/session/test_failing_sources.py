@@ -9,7 +9,14 @@ from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.session.session import Session
 from tests.gateway.fakes import eventually
-from tests.gateway.running import PROMPT, Bench, Start, hold, move_once, undisturbed
+from tests.gateway.running import (
+    PROMPT,
+    Bench,
+    Start,
+    hold,
+    move_once,
+    undisturbed,
+)
 
 
 async def test_a_source_that_dies_while_it_decodes(bench: Bench, start: Start) -> None:

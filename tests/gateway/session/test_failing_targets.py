@@ -5,7 +5,13 @@ import asyncio
 import pytest
 
 from tests.gateway.fakes import eventually
-from tests.gateway.running import Bench, Run, Start, move_once, undisturbed
+from tests.gateway.running import (
+    Bench,
+    Run,
+    Start,
+    move_once,
+    undisturbed,
+)
 
 
 async def goes_on_at_the_source(bench: Bench, run: Run, outcome: str = "returned") -> None:

@@ -6,7 +6,16 @@ from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import NoInstanceError
 from tests.gateway.fakes import eventually, instances
-from tests.gateway.running import PROMPT, VOCABULARY, Bench, Run, Start, acquaint, undisturbed
+from tests.gateway.running import (
+    IMPATIENT,
+    PROMPT,
+    VOCABULARY,
+    Bench,
+    Run,
+    Start,
+    acquaint,
+    undisturbed,
+)
 
 
 async def test_a_prefill_instance_that_dies_is_done_without(bench: Bench, start: Start) -> None:
@@ -98,9 +107,9 @@ async def test_to_be_told_to_leave_is_no_loss(bench: Bench, start: Start) -> Non
     await bench.quiet()
 
 
-async def test_without_prefill_instances(impatient: None) -> None:
+async def test_without_prefill_instances() -> None:
     async with instances("both", "both", vocabulary=VOCABULARY) as fakes:
-        pool, http = await acquaint(fakes)
+        pool, http = await acquaint(fakes, IMPATIENT)
         bench = Bench(fakes, pool)
         run = Run(bench, Sampling({}, 60), PROMPT, 1.0)
         await run.reached(10)

@@ -6,10 +6,10 @@ import pytest
 
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import Delta, EngineLostError
-from ares.gateway.session import pinned_kv
 from ares.gateway.session.handover import NotMovableError
 from ares.gateway.session.phase import Phase
 from ares.gateway.session.session import Session
+from ares.gateway.tuning import Tuning
 from tests.gateway.fakes import EOS, eventually
 from tests.gateway.running import PROMPT, Bench, Run, Start, hold, move_once, undisturbed
 
@@ -141,9 +141,7 @@ async def test_the_stream_ends_before_the_hand_over_is_known(bench: Bench, start
 
 
 @pytest.mark.parametrize("in_time", [True, False])
-async def test_a_client_that_reads_slowly_loses_nothing_in_a_move(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, in_time: bool
-) -> None:
+async def test_a_client_that_reads_slowly_loses_nothing_in_a_move(bench: Bench, *, in_time: bool) -> None:
     """More tokens than a `CutResult` repeats wait for the client at the cut, or until the lease has ended."""
     gate = asyncio.Event()
 
@@ -154,7 +152,9 @@ async def test_a_client_that_reads_slowly_loses_nothing_in_a_move(
         return False
 
     slow_tokens: list[int] = []
-    slow_run = Session("slow", PROMPT, Sampling({}, 300), bench, 5.0)
+    slow_run = Session(
+        "slow", PROMPT, Sampling({}, 300), bench, 5.0, tuning=Tuning(pinned_kv_kept_s=20.0 if in_time else 0.5)
+    )
     task = asyncio.create_task(slow_run.run(slow))
     fake = bench.fakes["decode-0"]
     await fake.until(lambda: any(len(work.output) > 120 for work in fake.running.values()))
@@ -162,7 +162,7 @@ async def test_a_client_that_reads_slowly_loses_nothing_in_a_move(
     await fake.until(lambda: bool(fake.pinned))
     key = next(iter(fake.pinned))
     if not in_time:
-        monkeypatch.setattr(pinned_kv, "KEPT_S", 0.0)
+        await asyncio.sleep(0.6)
     gate.set()
     assert (await asyncio.wait_for(move, 5)).outcome == "moved"
     await asyncio.wait_for(task, 5)

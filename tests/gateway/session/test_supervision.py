@@ -12,7 +12,15 @@ from ares.gateway.session.pending_call import PendingCall
 from ares.gateway.session.phase import Phase
 from ares.gateway.session.session import Session
 from tests.gateway.fakes import eventually
-from tests.gateway.running import PROMPT, Bench, Run, Start, hold, stop_holding, undisturbed
+from tests.gateway.running import (
+    PROMPT,
+    Bench,
+    Run,
+    Start,
+    hold,
+    stop_holding,
+    undisturbed,
+)
 
 
 async def test_telemetry_that_says_loading_costs_no_stream_that_runs(bench: Bench, start: Start) -> None:

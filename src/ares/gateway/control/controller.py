@@ -29,6 +29,7 @@ from ares.gateway.records.metrics import Metrics
 from ares.gateway.session.handover import NotMovableError
 from ares.gateway.session.phase import Phase
 from ares.gateway.session.session import Session
+from ares.gateway.tuning import DEFAULT, Tuning
 from ares.policy import (
     PRESETS,
     DecisionError,
@@ -48,20 +49,6 @@ from ares.policy.oom_avoidance import prepare as prepare_oom_avoidance
 
 logger = logging.getLogger(__name__)
 
-# An instance whose stream broke reports again within so long, if it is alive.
-_RECOVERY_S = 3.0
-# Between two looks for an open instance, where no status changes meanwhile.
-_RETRY_S = 0.2
-# Least and longest pause between two decisions of admission: it is decided when something has changed, and after the
-# longest pause in any case.
-_SHORTEST_S, _LONGEST_S = 0.002, 0.25
-# The least time that a policy may take, for a processor that is busy. Deciding moves it may take a period, if that is
-# longer; for dispatch and admission requests wait.
-_LEAST_TO_DECIDE_S = 0.5
-# Lengths of ended outputs that are kept for an admission policy that has not been called for long.
-_MAXIMUM_ENDED = 2000
-# Admission takes at most this share of a core.
-_LARGEST_SHARE = 0.1
 # vLLM's priority is a signed 64-bit number in a JSON body; far below what a double holds exactly.
 _LARGEST_PRIORITY = 1 << 40
 
@@ -115,7 +102,7 @@ class Controller:
         Moves a session to an instance, for a reason and a trigger.
     spawn
         Runs a coroutine in the background of the gateway.
-    name
+    name, tuning
         The gateway's.
     """
 
@@ -128,10 +115,12 @@ class Controller:
         move: MoveOrder,
         spawn: Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"],
         name: str,
+        tuning: Tuning = DEFAULT,
     ) -> None:
         self.snapshots = SnapshotBuilder(pool, metrics, name)
-        self.lease = Lease(pool, name)
+        self.lease = Lease(pool, name, tuning)
         self.log = DecisionLog(config.decision_log)
+        self._tuning = tuning
         self._config, self._pool, self._sessions, self._metrics = config, pool, sessions, metrics
         self._move, self._spawn = move, spawn
         self._waiting: dict[str, _Waiting] = {}
@@ -141,7 +130,7 @@ class Controller:
         self._ordered: list[asyncio.Task[Any]] = []
         self._placing = asyncio.Lock()
         # Lengths of the outputs that have ended since the last decision of admission.
-        self._ended: deque[int] = deque(maxlen=_MAXIMUM_ENDED)
+        self._ended: deque[int] = deque(maxlen=tuning.kept_lengths)
         self.suspensions = 0
         self.use_preset(config.preset)
 
@@ -227,7 +216,8 @@ class Controller:
         """
         unable = self._cannot_restore(session)
         # Where other instances have just failed it, an early error is better than a long wait.
-        most_s = _RECOVERY_S if exclude or not self._pool.may_become_ready(unable) else self._config.maximum_wait_s
+        recovers = not exclude and self._pool.may_become_ready(unable)
+        most_s = self._config.maximum_wait_s if recovers else self._tuning.recovery_s
         exclude = exclude | unable
         if not self._policy.holds:
             instance = await self._retry(lambda: self._place(session, exclude), most_s)
@@ -252,7 +242,7 @@ class Controller:
         while (instance := await find()) is None:
             if time.monotonic() > until:
                 raise NoInstanceError("no decode instance is ready")
-            await self._pool.wait_for_change(_RETRY_S)
+            await self._pool.wait_for_change(self._tuning.dispatch_retry_s)
         return instance
 
     async def elsewhere(self, session: Session, exclude: set[str]) -> Instance | None:
@@ -277,7 +267,7 @@ class Controller:
                 )
                 remaining = np.array(self.snapshots.remaining(session, None)) if policy.predicts else None
                 memory = policy.memory()
-                index = await decider.decide(view.cluster, session.tokens, remaining, most_s=_LEAST_TO_DECIDE_S)
+                index = await decider.decide(view.cluster, session.tokens, remaining, most_s=self._tuning.decision_s)
             except Exception as error:
                 self._failed(decider, error)
                 return self._fewest(exclude)
@@ -325,7 +315,7 @@ class Controller:
         """Admit waiting sessions to decode, until cancelled."""
         while True:
             try:
-                async with asyncio.timeout(_LONGEST_S if self._to_decide else None):
+                async with asyncio.timeout(self._tuning.admission_longest_s if self._to_decide else None):
                     await self._changed.wait()
             except TimeoutError:
                 pass
@@ -338,10 +328,10 @@ class Controller:
                 except Exception as error:
                     self._failed(self.admission, error)
                     await self._admit_by_dispatch()
-                    pause = _SHORTEST_S
+                    pause = self._tuning.admission_shortest_s
                 else:
                     took = time.perf_counter() - begun
-                    pause = max(_SHORTEST_S, took / _LARGEST_SHARE - took)
+                    pause = max(self._tuning.admission_shortest_s, took / self._tuning.admission_share - took)
             self._metrics.waiting.set(self.waiting)
             self._metrics.suspended.set(self.suspended)
             await asyncio.sleep(pause)
@@ -361,7 +351,7 @@ class Controller:
         view = self.snapshots.build(s for s in self._sessions.values() if s.id not in self._waiting)
         candidates = self.snapshots.candidates([one.session for one in waiting], view.cluster, excludes)
         memory, ended = policy.memory(), list(self._ended)
-        decisions = await decider.decide(view.cluster, candidates, view.running, ended, most_s=_LEAST_TO_DECIDE_S)
+        decisions = await decider.decide(view.cluster, candidates, view.running, ended, most_s=self._tuning.decision_s)
         for _ in ended:
             self._ended.popleft()
         self.log.admissions(self.preset, policy, memory, ended, view, candidates, decisions)
@@ -471,7 +461,7 @@ class Controller:
     ) -> tuple[list[MigrationDecision], str | None]:
         """Return the moves of the policy, and how it failed, if it did; out-of-memory avoidance goes on then (I7)."""
         try:
-            most_s = max(self._config.period_s, _LEAST_TO_DECIDE_S)
+            most_s = max(self._config.period_s, self._tuning.decision_s)
             return await decider.decide(view.cluster, most_s=most_s), None
         except DecisionError as error:
             decider.record_fault(error)

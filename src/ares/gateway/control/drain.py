@@ -17,16 +17,12 @@ from ares.gateway.records.metrics import Metrics
 from ares.gateway.session.handover import MigrationRecord, NotMovableError
 from ares.gateway.session.precopy import WantedMode
 from ares.gateway.session.session import Session
+from ares.gateway.tuning import DEFAULT, Tuning
 from ares.policy.transfer import PRE_COPY
 
 logger = logging.getLogger(__name__)
 
 DRAIN = "drain"
-_PERIOD_S = 0.1
-# Moves off one instance at a time: all at once would stall each other and flood the targets.
-_AT_ONCE = 4
-# A session that could not be moved is tried again after this long.
-_RETRY_S = 1.0
 
 
 class _Gateway(Protocol):
@@ -55,10 +51,18 @@ class Drainer:
         Knows the instances and the sessions, and moves them.
     spawn
         Runs a coroutine in the background of the gateway.
+    tuning
+        The gateway's times and limits.
     """
 
-    def __init__(self, gateway: _Gateway, spawn: Callable[[Coroutine[Any, Any, Any]], object]) -> None:
+    def __init__(
+        self,
+        gateway: _Gateway,
+        spawn: Callable[[Coroutine[Any, Any, Any]], object],
+        tuning: Tuning = DEFAULT,
+    ) -> None:
         self._gateway = gateway
+        self._tuning = tuning
         self._spawn = spawn
         # When requests were last told to leave.
         self._evicted_at: dict[Instance, float] = {}
@@ -83,7 +87,7 @@ class Drainer:
     async def run(self) -> None:
         """Empty the instances that drain, until cancelled."""
         while True:
-            await asyncio.sleep(_PERIOD_S)
+            await asyncio.sleep(self._tuning.drain_period_s)
             for instance in self._gateway.pool.instances:
                 if instance.state.draining:
                     try:
@@ -102,8 +106,8 @@ class Drainer:
         if instance.state.drain_deadline is not None and now > instance.state.drain_deadline:
             self._evict(instance, now)
             return
-        room = _AT_ONCE - sum(1 for source in self._moving.values() if source is instance)
-        self._tried = {name: at for name, at in self._tried.items() if now - at < _RETRY_S}
+        room = self._tuning.drain_moves - sum(1 for source in self._moving.values() if source is instance)
+        self._tried = {name: at for name, at in self._tried.items() if now - at < self._tuning.drain_retry_s}
         for session in self._on(instance):
             if room <= 0:
                 return
@@ -115,7 +119,7 @@ class Drainer:
 
     def _evict(self, instance: Instance, now: float) -> None:
         """Let our requests leave, and again and again those that have come since."""
-        if now - self._evicted_at.get(instance, float("-inf")) < _RETRY_S:
+        if now - self._evicted_at.get(instance, float("-inf")) < self._tuning.drain_retry_s:
             return
         self._evicted_at[instance] = now
         for session in self._on(instance):

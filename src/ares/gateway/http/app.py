@@ -22,9 +22,10 @@ from ares.gateway.pool.instance import NoInstanceError
 from ares.gateway.records import gauges
 from ares.gateway.service import Gateway
 from ares.gateway.shutdown import ShuttingDownError
+from ares.gateway.tuning import DEFAULT, Tuning
 
 
-def build(config: GatewayConfig, folder: Path) -> FastAPI:
+def build(config: GatewayConfig, folder: Path, tuning: Tuning = DEFAULT) -> FastAPI:
     """Make the application of one gateway; it connects to its instances when it starts.
 
     Parameters
@@ -33,8 +34,10 @@ def build(config: GatewayConfig, folder: Path) -> FastAPI:
         The resolved configuration.
     folder
         Folder of the served model, for its tokenizer.
+    tuning
+        Times and limits that are no settings.
     """
-    gateway = Gateway(config, folder)
+    gateway = Gateway(config, folder, tuning)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -17,14 +17,12 @@ from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefu
 from ares.gateway.pool.health import Health, Status
 from ares.gateway.pool.state import InstanceState
 from ares.gateway.pool.subscription import Subscription
+from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol import messages, rpc
 from ares.protocol.keys import ControlKey
 
 logger = logging.getLogger(__name__)
 
-_RETRY_S = 0.5
-# How often a second URL of an instance is looked at: whether the first one still leads there.
-_DUPLICATE_RETRY_S = 2.0
 _RESTARTED = "it has restarted"
 
 
@@ -72,13 +70,14 @@ class Instance:
         control_key: ControlKey | None = None,
         gateway: str = "",
         served: Served | None = None,
+        tuning: Tuning = DEFAULT,
     ) -> None:
         self.url = url.rstrip("/")
         self.name = self.own_name = self.url
         self.role: messages.Role = "both"
-        self.engine = EngineClient(http, self.url)
-        self.control = ControlClient()
-        self.health = Health(interval_s)
+        self.engine = EngineClient(http, self.url, tuning)
+        self.control = ControlClient(tuning.kept_reports)
+        self.health = Health(interval_s, tuning)
         self.state = InstanceState()
         self.subscription = Subscription(gateway, interval_s)
         self.intercept: Callable[[Instance, bytes], bytes | None] = lambda _, body: body
@@ -86,6 +85,7 @@ class Instance:
         # Boot id of the instance that is followed; empty while it is only looked for.
         self._following = ""
         self._control_key = control_key
+        self._tuning = tuning
         self._malformed = 0
         self._handlers: dict[type, Callable[[Any], Awaitable[None]]] = {
             messages.Hello: self._on_hello,
@@ -145,18 +145,18 @@ class Instance:
         while True:
             description = await self._describe()
             if description is None:
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(self._tuning.reconnect_s)
                 continue
             if (other := await claim(self, description)) is not None:
                 cause = f"{other.name} at {other.url} is the same instance; leave one of the two --worker out"
                 self._turn(Status.DUPLICATE, cause)
-                await asyncio.sleep(_DUPLICATE_RETRY_S)
+                await asyncio.sleep(self._tuning.duplicate_check_s)
                 continue
             try:
                 await self._follow(description, on_hello)
             except zmq.ZMQError as error:
                 self._turn(Status.NO_TELEMETRY, f"{description.control_address}: {error}")
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(self._tuning.reconnect_s)
 
     @property
     def _log_name(self) -> str:
@@ -184,7 +184,7 @@ class Instance:
                     await self.control.send(heartbeat)
                 if self._following != description.boot:
                     return
-                if not await socket.poll(_RETRY_S * 1000):
+                if not await socket.poll(self._tuning.reconnect_s * 1000):
                     if self.health.never_reported:
                         cause = handshake.failure(has_key=self._control_key is not None)
                         self._turn(Status.NO_TELEMETRY, f"{description.control_address} {cause}")
@@ -210,7 +210,7 @@ class Instance:
         """Find out why nothing is heard; return whether it has restarted."""
         found = await self._describe()
         if found is None:
-            await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(self._tuning.reconnect_s)
             return False
         if found.boot != description.boot:
             self._turn(Status.LOST, _RESTARTED)

@@ -13,13 +13,12 @@ import aiohttp
 from ares.gateway.pool.discovery import Served
 from ares.gateway.pool.health import Status
 from ares.gateway.pool.instance import Instance
+from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol import messages
 from ares.protocol.keys import ControlKey
 
 logger = logging.getLogger(__name__)
 
-# An instance that runs is heard within this long after the gateway's start.
-_FIRST_S = 3.0
 # More than so many instances are not named one by one.
 _MOST_NAMED = 5
 
@@ -41,6 +40,8 @@ class Pool:
         Name of the gateway, with which its keys begin.
     served
         The gateway's model; None uses instances of any.
+    tuning
+        The gateway's times and limits.
     """
 
     def __init__(
@@ -51,8 +52,12 @@ class Pool:
         control_key: ControlKey | None = None,
         gateway: str = "",
         served: Served | None = None,
+        tuning: Tuning = DEFAULT,
     ) -> None:
-        self._watched = [Instance(url, http, interval_s, control_key, gateway, served) for url in _distinct(urls)]
+        self._watched = [
+            Instance(url, http, interval_s, control_key, gateway, served, tuning) for url in _distinct(urls)
+        ]
+        self._tuning = tuning
         self._served = served
         # By boot id: the URL that is used, where several lead to the same instance.
         self._by_boot: dict[str, Instance] = {}
@@ -112,7 +117,7 @@ class Pool:
 
     def may_become_ready(self, exclude: Collection[str] = ()) -> bool:
         """Whether an instance to decode on, not named in `exclude`, may become ready by itself."""
-        starting = time.monotonic() - self._started_at < _FIRST_S
+        starting = time.monotonic() - self._started_at < self._tuning.first_report_s
         return any((i.health.may_return or starting) and i.name not in exclude for i in self.decode())
 
     @property

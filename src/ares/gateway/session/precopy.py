@@ -100,7 +100,7 @@ async def _copy(session: Session, source: Instance, target: Instance, timeout_s:
     key = session.key
     assert key is not None  # noqa: S101 - for the type checker: it runs on an instance
     tokens = session.prompt + session.emitted
-    pin = Pin.at(source, f"{key}/copy-{next(_numbers)}")
+    pin = Pin.at(source, f"{key}/copy-{next(_numbers)}", session.tuning.pinned_kv_kept_s)
     # One token more than is copied: the target must compute something, and that shall not be KV that was copied.
     copied = await source.control.copy(key, pin.key, len(tokens) - 1, timeout_s)
     if not copied.tokens:

@@ -11,16 +11,14 @@ from ares.gateway.pool.instance import Instance
 from ares.gateway.session.handover import Handover, HandoverError, HandoverState, MigrationRecord, NotMovableError
 from ares.gateway.session.objectives import ORDINARY, Objective
 from ares.gateway.session.output import Emit, Output
-from ares.gateway.session.pending_call import is_unresponsive
+from ares.gateway.session.pending_call import PendingCall, is_unresponsive
 from ares.gateway.session.phase import Phase
+from ares.gateway.session.pinned_kv import PinnedKV
 from ares.gateway.session.placement import Placement
 from ares.gateway.session.segment import Segment
-from ares.policy.transfer import KEPT_S
+from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol.fields import MIGRATED, CutOutcome, RequestState
 from ares.protocol.messages import Row
-
-# How long a `CutResult` may trail the end of the stream that it explains, or a `KvReceived` the first token.
-_LAG_S = 1.0
 
 
 class CutWithoutHandoverError(EngineLostError):
@@ -59,6 +57,8 @@ class Session:
     maximum_attempts
         Bounds the instances that are tried for one step, and the losses of its instance, before the client gets an
         error.
+    tuning
+        The gateway's times and limits.
 
     Attributes
     ----------
@@ -95,8 +95,10 @@ class Session:
         on_phase: Callable[["Session"], None] = lambda _: None,
         gateway: str = "nobody",
         maximum_attempts: int = 3,
+        tuning: Tuning = DEFAULT,
     ) -> None:
         self.id = id
+        self.tuning = tuning
         self.prompt = prompt
         self.sampling = sampling
         self.objective = objective
@@ -112,6 +114,8 @@ class Session:
             choose_prefill=selector.prefill,
             gateway=gateway,
             maximum_attempts=maximum_attempts,
+            pinned_kv=PinnedKV(tuning.pinned_kv_kept_s),
+            pending_call=PendingCall(tuning.alive_s),
         )
         self.arrived_at = time.monotonic()
         self.waiting_since = self.moved_at = self.rests_until = 0.0
@@ -219,7 +223,7 @@ class Session:
         segment, longest, last_token_at = self._segment, 2 * self.handover_timeout_s, self.output.last_token_at
         # Telemetry may be old or wrong: a session that gets tokens waits for nothing.
         stuck = overdue_s > longest and time.monotonic() - last_token_at > longest
-        if segment is not None and (stuck or is_unresponsive(segment.instance, last_token_at)):
+        if segment is not None and (stuck or is_unresponsive(segment.instance, last_token_at, self.tuning.alive_s)):
             segment.stream.close()
         elif segment is None and stuck and (asked := pending.instance) is not None:
             pending.give_up(asked)
@@ -271,7 +275,7 @@ class Session:
             await self.output.deliver([first], emit)
             return None
         try:
-            async with asyncio.timeout(KEPT_S):
+            async with asyncio.timeout(self.tuning.pinned_kv_kept_s):
                 instance = await self._admit(set())
         except TimeoutError:
             # The instance's lease on the KV ends soon. Nothing of it has been given out: it is prefilled again when
@@ -373,7 +377,7 @@ class Session:
         try:
             if handover is None:
                 raise HandoverError("nobody waits for it")
-            async with asyncio.timeout(_LAG_S):
+            async with asyncio.timeout(self.tuning.report_lag_s):
                 await handover.until_cut()
         except (HandoverError, TimeoutError) as error:
             # Cut and pinned, but how to pull it is not known in time.
@@ -470,7 +474,7 @@ class Session:
         await self._start_target(handover, transfer, key)
         await handover.until_ended()
         if handover.state is HandoverState.MOVED:
-            received = await target.control.kv_received(key, _LAG_S)
+            received = await target.control.kv_received(key, self.tuning.report_lag_s)
             if received is not None:
                 record.pulled_tokens, record.queued_s = received.pulled, received.queued_s
         return record
