@@ -189,6 +189,4 @@ async def test_switching_to_open_admission_lets_those_in_who_wait(model_folder: 
         gateway.controller.use_preset("static-rr")
         await eventually(lambda: gateway.controller.waiting == 0, 30)
         stop_holding(fakes)
-        for client in clients:
-            await client.finish()
-            client.check(500)
+        await finish(clients, 500)

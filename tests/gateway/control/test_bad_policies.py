@@ -23,7 +23,7 @@ from ares.policy import (
     Progress,
     register,
 )
-from tests.gateway.gateways import Client, cluster, sample
+from tests.gateway.gateways import Client, cluster, finish, sample
 
 REQUESTS = 4
 
@@ -84,9 +84,7 @@ async def serve(folder: Path, preset: Path, **settings: Any) -> Any:
     async with cluster(folder, kv_blocks=200, preset=str(preset), **settings) as (gateway, _):
         gateway.pool.instances[1].state.draining = True
         clients = [Client(gateway, 60, name=f"r{n}", prompt=[10 + n] * 20) for n in range(REQUESTS)]
-        for client in clients:
-            await client.finish()
-            client.check(60)
+        await finish(clients)
         part = "dispatch" if "dispatch" in preset.stem else "admission"
         return getattr(gateway.controller, part), sample(gateway, "ares_controller_faults_total", part=part)
 

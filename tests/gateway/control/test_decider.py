@@ -15,7 +15,7 @@ from ares.gateway.control.decider import Decider
 from ares.gateway.records.replay import replay
 from ares.policy import Cluster, DecisionError, MigrationDecision, Rebalance, decide_moves
 from tests.gateway.fakes import eventually
-from tests.gateway.gateways import Client, cluster, sample
+from tests.gateway.gateways import Client, cluster, hold, sample, stop_holding
 
 VIEW: Any = None
 
@@ -99,14 +99,12 @@ async def test_nonsense_is_counted_and_serving_goes_on(
     model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, orders: Callable[[Cluster], Any], kind: str
 ) -> None:
     async with cluster(model_folder, preset="ares-no-prediction", decision_log=tmp_path / "log") as (gateway, fakes):
-        for fake in fakes[1:]:
-            fake.hold_at = 40
+        hold(fakes, 40)
         client = Client(gateway, 100)
         await client.reached(5)
         gateway.controller.decider.policy.decide = orders
         await eventually(lambda: gateway.controller.decider.faults[kind] >= 3)
-        for fake in fakes[1:]:
-            fake.hold_at = None
+        stop_holding(fakes)
         await client.finish()
         client.check(100)
         assert sample(gateway, "ares_controller_faults_total", part="rebalance") >= 3

@@ -13,6 +13,7 @@ from ares.gateway.http import app as application
 from ares.gateway.service import Gateway
 from ares.gateway.session.phase import Phase
 from tests.gateway.fakes import FakeInstance, eventually
+from tests.gateway.gateways import stop_holding
 from tests.gateway.http.service import MODEL, PROMPT, Service, failure, serving
 
 
@@ -120,8 +121,7 @@ async def test_who_waits_in_an_engine_fills_the_queue(
         await eventually(lambda: len(service.gateway.backlog) == 0)
         more = asyncio.create_task(service.complete())
         await eventually(lambda: len(service.gateway.sessions) == 3)
-        for fake in fakes[1:]:
-            fake.hold_at = None
+        stop_holding(fakes)
         assert [(await one).status_code for one in (*waiting, more)] == [200] * 3
         assert (len(service.gateway.backlog), service.gateway.backlog.tokens) == (0, 0)
 

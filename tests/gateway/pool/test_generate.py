@@ -38,6 +38,20 @@ class Endless:
         writer.close()
 
 
+@contextlib.asynccontextmanager
+async def answering(status: int, length: int, body: bytes) -> AsyncIterator[EngineClient]:
+    """A client of a server that answers every request so, with a length that may not be that of the body."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n" % (status, length) + body)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server, http_client() as http:
+        yield EngineClient(http, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+
+
 @pytest.fixture
 async def endless() -> AsyncIterator[Endless]:
     made = Endless()
@@ -78,14 +92,8 @@ async def test_a_large_event_is_still_read() -> None:
     event = b'data: {"choices":[{"token_ids":%s}]}\n\n' % str(tokens).encode()
     assert len(event) > DEFAULT.reply_bytes
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(event) + event)
-        await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server, http_client() as http:
-        stream = await EngineClient(http, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}").stream(BODY)
+    async with answering(200, len(event), event) as client:
+        stream = await client.stream(BODY)
         assert [delta.token_ids async for batch in stream.batches() for delta in batch] == [tokens]
 
 
@@ -101,14 +109,7 @@ async def test_a_reply_without_end(endless: Endless, status: int) -> None:
 
 
 async def test_an_error_that_breaks_off_is_a_loss() -> None:
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 400 X\r\ncontent-length: 100\r\n\r\nhalf")
-        await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server, http_client() as http:
-        client = EngineClient(http, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    async with answering(400, 100, b"half") as client:
         for ask in (client.complete, client.stream):
             with pytest.raises(EngineLostError):
                 await ask(BODY)
@@ -116,15 +117,7 @@ async def test_an_error_that_breaks_off_is_a_loss() -> None:
 
 async def test_an_error_keeps_its_words() -> None:
     text = b'{"error": {"message": "no such model"}}'
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 404 X\r\ncontent-length: %d\r\n\r\n" % len(text) + text)
-        await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server, http_client() as http:
-        client = EngineClient(http, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    async with answering(404, len(text), text) as client:
         for ask in (client.complete, client.stream):
             with pytest.raises(EngineRefusedError, match=r"^no such model$"):
                 await ask(BODY)

@@ -13,7 +13,6 @@ from tests.gateway.running import (
     PROMPT,
     Bench,
     Start,
-    hold,
     move_once,
     undisturbed,
 )
@@ -120,20 +119,6 @@ async def test_a_source_that_breaks_off_with_more_than_a_handover_repeats(bench:
     assert (await asyncio.wait_for(move, 5)).outcome in {"moved", "returned"}
     await asyncio.wait_for(task, 5)
     assert tokens == undisturbed(250)
-    await bench.quiet()
-
-
-async def test_a_stop_string_in_the_tail_of_a_source_that_breaks_off(bench: Bench, start: Start) -> None:
-    """The token that completes the output is known from the hand-over only."""
-    hold(bench, 10)
-    bench.fakes["decode-0"].faults.break_at_cut = True
-    bench.fakes["decode-0"].faults.tail_after_s = 0.1
-    run = start(60)
-    run.stop_after = 11
-    await run.reached(10)
-    bench.fakes["decode-1"].hold_at = None
-    assert (await run.move("decode-1")).outcome == "finished_first"
-    assert await run.finish() == undisturbed(11)
     await bench.quiet()
 
 

@@ -290,9 +290,11 @@ async def test_end_of_sequence_as_the_first_token_of_the_target(bench: Bench, st
     await bench.quiet()
 
 
-async def test_a_stop_string_in_the_tail_of_the_source(bench: Bench, start: Start) -> None:
-    """The target runs already when the gateway finds that the output is complete."""
+@pytest.mark.parametrize("breaks_off", [False, True])
+async def test_a_stop_string_in_the_tail_of_the_source(bench: Bench, start: Start, breaks_off: bool) -> None:
+    """The target runs already when the gateway finds that the output is complete, perhaps by the hand-over alone."""
     hold(bench, 10)
+    bench.fakes["decode-0"].faults.break_at_cut = breaks_off
     bench.fakes["decode-0"].faults.tail_after_s = 0.1
     run = start(60)
     run.stop_after = 11
