@@ -13,9 +13,8 @@ from ares.gateway.records.replay import replay
 from ares.gateway.service import Gateway
 from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol import messages
-from tests.gateway.gateways import finish, hold, stop_holding
 from tests.gateway.fakes import FakeInstance, eventually, expected, instances
-from tests.gateway.gateways import Client, configuration, find, sample, started, view
+from tests.gateway.gateways import Client, configuration, find, finish, hold, sample, started, stop_holding, view
 from tests.gateway.running import VOCABULARY
 
 PRESET = "ares-no-prediction"
@@ -228,6 +227,7 @@ async def test_requests_of_others_are_rows_that_cannot_be_moved(
     fakes: list[FakeInstance], model_folder: Path, tmp_path: Path
 ) -> None:
     hold(fakes, 40)
+    for fake in fakes[1:]:
         fake.predicts = lambda request: (1.0, float(request.end - len(request.output)), 500.0)
     log = tmp_path / "decisions.jsonl"
     settings = {"preset": "ares", "decision_log": log}
