@@ -29,7 +29,8 @@ from ares.mock_engine.transfer import Pulled, Puller, PullError
 from ares.protocol.messages import Role
 from ares.simulator.profile import Profile, StepTimeModel
 from tests.gateway.conftest import VOCABULARY
-from tests.gateway.fakes import FIRST_ORDINARY, eventually, free_port
+from tests.gateway.fakes import FIRST_ORDINARY, free_port
+from tests.waiting import eventually
 
 MODEL = "some/model"
 LONGEST = 96

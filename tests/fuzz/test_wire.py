@@ -32,7 +32,8 @@ from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom
 from ares.protocol import messages, rpc
 from tests.fuzz.cases import fuzz, noise
 from tests.fuzz.service import PATIENCE_S, Service
-from tests.gateway.fakes import eventually, instances
+from tests.gateway.fakes import instances
+from tests.waiting import eventually
 
 PEER = messages.Peer("e", "127.0.0.1", 5600)
 COMMANDS = [

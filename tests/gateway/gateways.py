@@ -15,8 +15,9 @@ from ares.gateway.service import Gateway
 from ares.gateway.session.session import Session
 from ares.gateway.tuning import DEFAULT, Tuning
 from ares.mock_engine.request import Request
-from tests.gateway.fakes import FakeInstance, eventually, expected, instances
+from tests.gateway.fakes import FakeInstance, expected, instances
 from tests.gateway.running import VOCABULARY
+from tests.waiting import eventually
 
 PROMPT = [10, 20, 30, 40, 50]
 

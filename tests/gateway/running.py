@@ -13,7 +13,8 @@ from ares.gateway.pool.pool import Pool
 from ares.gateway.session.handover import MigrationRecord
 from ares.gateway.session.session import Session
 from ares.gateway.tuning import DEFAULT, Tuning
-from tests.gateway.fakes import FakeInstance, eventually, expected
+from tests.gateway.fakes import FakeInstance, expected
+from tests.waiting import eventually
 
 # Of the fakes and of the tokenizer (tests/gateway/conftest.py).
 VOCABULARY = 259

@@ -8,7 +8,7 @@ import pytest
 from ares.gateway.pool.generate import EngineRefusedError
 from ares.gateway.service import COMMANDED, Gateway, TargetError
 from ares.gateway.session.handover import NotMovableError
-from tests.gateway.fakes import FakeInstance, eventually, instances
+from tests.gateway.fakes import FakeInstance, instances
 from tests.gateway.gateways import (
     Client,
     configuration,
@@ -20,6 +20,7 @@ from tests.gateway.gateways import (
     view,
 )
 from tests.gateway.running import IMPATIENT, VOCABULARY
+from tests.waiting import eventually
 
 
 async def test_a_sequence_is_known_while_it_runs(gateway: Gateway) -> None:

@@ -16,10 +16,11 @@ from ares.gateway.http import app as application
 from ares.gateway.http.responses import DirectSend
 from ares.gateway.http.server import Server
 from ares.gateway.shutdown import Shutdown, ShuttingDownError
-from tests.gateway.fakes import FakeInstance, eventually, expected, free_port
+from tests.gateway.fakes import FakeInstance, expected, free_port
 from tests.gateway.gateways import configuration, hold, stop_holding
 from tests.gateway.http.service import Service, failure
 from tests.gateway.running import VOCABULARY
+from tests.waiting import eventually
 
 PROMPT = [10, 20, 30, 40, 50]
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from ares.gateway.tuning import Tuning
-from tests.gateway.fakes import FakeInstance, eventually, instances
+from tests.gateway.fakes import FakeInstance, instances
 from tests.gateway.http.service import Service, failure, serving
 from tests.gateway.running import IMPATIENT, VOCABULARY
+from tests.waiting import eventually
 
 
 async def without_decode(service: Service, fakes: list[FakeInstance]) -> None:

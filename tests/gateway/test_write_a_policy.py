@@ -13,8 +13,8 @@ from ares.cli.simulate import app
 from ares.gateway.records.replay import ReplayError, replay
 from ares.policy import ADMISSIONS, DISPATCHERS, REBALANCERS
 from ares.text_files import read_lines
-from tests.gateway.fakes import eventually
 from tests.gateway.gateways import Client, cluster, finish, hold, sample, stop_holding
+from tests.waiting import eventually
 
 PAGE = (Path(__file__).parents[2] / "docs" / "write-a-policy.md").read_text()
 

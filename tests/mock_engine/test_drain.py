@@ -11,8 +11,8 @@ import pytest
 from ares.gateway.control.controller import Controller
 from ares.mock_engine import model as mock_model
 from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures
-from tests.mock_engine.cluster import eventually
 from tests.mock_engine.processes import gateway_over, generate, workers
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(300)
 PROMPT = list(range(10, 60))

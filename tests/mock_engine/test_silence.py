@@ -22,8 +22,9 @@ from ares.mock_engine.serve import Server, identities
 from ares.mock_engine.transfer import Puller
 from ares.protocol import rpc
 from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures
-from tests.mock_engine.cluster import MODEL, eventually, settings
+from tests.mock_engine.cluster import MODEL, settings
 from tests.mock_engine.processes import gateway_over, generate, workers
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(240)
 

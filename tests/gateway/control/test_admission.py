@@ -12,7 +12,6 @@ from ares.gateway.session.objectives import Objective
 from ares.gateway.tuning import Tuning
 from ares.policy import Cluster
 from ares.policy.admission import AdmissionDecision, Candidates, Progress
-from tests.gateway.fakes import eventually
 from tests.gateway.gateways import (
     Client,
     cluster,
@@ -23,6 +22,7 @@ from tests.gateway.gateways import (
     teach,
 )
 from tests.gateway.running import IMPATIENT
+from tests.waiting import eventually
 
 
 async def test_a_request_waits_until_it_fits_and_misses_nothing(model_folder: Path) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.fakes import eventually
 from tests.gateway.gateways import (
     Client,
     cluster,
@@ -16,6 +15,7 @@ from tests.gateway.gateways import (
     stop_holding,
 )
 from tests.gateway.running import IMPATIENT
+from tests.waiting import eventually
 
 
 async def test_a_dispatch_that_throws_costs_no_request(model_folder: Path) -> None:

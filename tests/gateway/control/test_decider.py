@@ -14,8 +14,8 @@ import pytest
 from ares.gateway.control.decider import Decider
 from ares.gateway.records.replay import replay
 from ares.policy import Cluster, DecisionError, MigrationDecision, Rebalance, decide_moves
-from tests.gateway.fakes import eventually
 from tests.gateway.gateways import Client, cluster, hold, sample, stop_holding
+from tests.waiting import eventually
 
 VIEW: Any = None
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import functools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ares.gateway.pool.generate import EngineLostError
 from ares.gateway.service import Gateway
 from ares.gateway.session.session import Session
 from ares.protocol import messages
-from tests.gateway import fakes as stand_ins
+from tests import waiting
 from tests.gateway.fakes import FakeInstance, instances
 from tests.gateway.gateways import Client, configuration, find, hold, sample, started, stop_holding
 from tests.gateway.http.service import serving
@@ -29,8 +30,7 @@ pytestmark = pytest.mark.timeout(240)
 PATIENCE_S = 60.0
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    await stand_ins.eventually(condition, PATIENCE_S)
+eventually = functools.partial(waiting.eventually, timeout_s=PATIENCE_S)
 
 
 @pytest.fixture

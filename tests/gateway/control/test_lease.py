@@ -13,9 +13,10 @@ from ares.gateway.records.replay import replay
 from ares.gateway.service import Gateway
 from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol import messages
-from tests.gateway.fakes import FakeInstance, eventually, expected, instances
+from tests.gateway.fakes import FakeInstance, expected, instances
 from tests.gateway.gateways import Client, configuration, find, finish, hold, sample, started, stop_holding, view
 from tests.gateway.running import VOCABULARY
+from tests.waiting import eventually
 
 PRESET = "ares-no-prediction"
 

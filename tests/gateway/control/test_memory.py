@@ -6,7 +6,6 @@ import numpy as np
 
 from ares.gateway.service import Gateway
 from ares.policy import forecast
-from tests.gateway.fakes import eventually
 from tests.gateway.gateways import (
     Client,
     cluster,
@@ -15,6 +14,7 @@ from tests.gateway.gateways import (
     sample,
     stop_holding,
 )
+from tests.waiting import eventually
 
 
 async def test_before_memory_ends_a_request_is_moved(model_folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from ares.gateway.records.replay import replay
 from ares.gateway.service import COMMANDED, Gateway
 from ares.policy import Cluster, MigrationDecision
-from tests.gateway.fakes import FakeInstance, eventually
+from tests.gateway.fakes import FakeInstance
 from tests.gateway.gateways import (
     Client,
     cluster,
@@ -20,6 +20,7 @@ from tests.gateway.gateways import (
     started,
     stop_holding,
 )
+from tests.waiting import eventually
 
 
 async def test_a_controller_that_throws_does_not_stop_serving(fakes: list[FakeInstance], model_folder: Path) -> None:

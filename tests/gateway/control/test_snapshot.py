@@ -12,12 +12,13 @@ from ares.gateway.service import Gateway
 from ares.mock_engine.http import Connection
 from ares.policy import choose_instance, dispatcher
 from ares.protocol import messages
-from tests.gateway.fakes import FakeInstance, eventually
+from tests.gateway.fakes import FakeInstance
 from tests.gateway.gateways import (
     PROMPT,
     Client,
     view,
 )
+from tests.waiting import eventually
 
 
 def instance(name: str, rows: list[messages.Row]) -> Any:

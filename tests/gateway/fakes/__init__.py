@@ -2,6 +2,5 @@
 
 from tests.gateway.fakes.instance import FakeInstance, free_port, instances
 from tests.gateway.fakes.tokens import EOS, FIRST_ORDINARY, expected
-from tests.gateway.fakes.waiting import eventually
 
-__all__ = ["EOS", "FIRST_ORDINARY", "FakeInstance", "eventually", "expected", "free_port", "instances"]
+__all__ = ["EOS", "FIRST_ORDINARY", "FakeInstance", "expected", "free_port", "instances"]

@@ -3,12 +3,12 @@
 import asyncio
 import contextlib
 import json
-import socket
 from collections.abc import Callable
 from typing import Any
 
 import aiohttp
 
+from ares.engine import defaults
 from ares.mock_engine.http import Connection, HttpError, HttpRequest
 from ares.mock_engine.model import fold
 from ares.mock_engine.pins import Pin, Pins
@@ -21,7 +21,7 @@ from tests.gateway.fakes.control import BLOCK
 from tests.gateway.fakes.engine import SteeredInstance, SteeredPuller, settings
 from tests.gateway.fakes.faults import Faults
 from tests.gateway.fakes.tokens import mock_model
-from tests.gateway.fakes.waiting import eventually
+from tests.waiting import eventually
 
 _GENERATE = fields.GENERATE_ROUTE.encode()
 _INSTANCE = fields.INSTANCE_ROUTE.encode()
@@ -30,9 +30,8 @@ _IDLE_S = 0.002
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of this machine that no process listens on."""
+    return defaults.free_port("127.0.0.1")
 
 
 class FakeInstance:

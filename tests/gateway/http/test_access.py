@@ -20,9 +20,10 @@ from ares.cli.main import app
 from ares.config import ConfigError, load
 from ares.engine.defaults import free_ports
 from ares.protocol.keys import ControlKey
-from tests.gateway.fakes import FakeInstance, eventually
+from tests.gateway.fakes import FakeInstance
 from tests.gateway.gateways import hold, stop_holding
 from tests.gateway.http.service import PROMPT, Service, serving
+from tests.waiting import eventually
 
 KEYS = ["alice-" + "a" * 32, "bob-" + "b" * 32]
 ADMIN = "admin-" + "c" * 32

@@ -11,7 +11,7 @@ import pytest
 from jinja2 import TemplateSyntaxError
 
 from ares.gateway.openai import rendering
-from tests.gateway.fakes import FakeInstance, eventually
+from tests.gateway.fakes import FakeInstance
 from tests.gateway.http.service import (
     MODEL,
     PROMPT,
@@ -24,6 +24,7 @@ from tests.gateway.http.service import (
     tool_call_message,
 )
 from tests.gateway.running import IMPATIENT
+from tests.waiting import eventually
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"[1, 2", b"\xff\xfe", b"nonsense"])

@@ -19,9 +19,10 @@ from ares.gateway.http.responses import DirectSend
 from ares.gateway.http.server import Server
 from ares.gateway.session.handover import MigrationRecord
 from ares.gateway.tuning import Tuning
-from tests.gateway.fakes import FakeInstance, eventually, free_port, instances
+from tests.gateway.fakes import FakeInstance, free_port, instances
 from tests.gateway.http.service import Service, failure, serving
 from tests.gateway.running import VOCABULARY
+from tests.waiting import eventually
 
 FILES = {path.name: path.read_text() for path in (Path(dashboard.__file__).parent / "static").iterdir()}
 

@@ -12,9 +12,10 @@ from ares.config import GatewayConfig
 from ares.gateway.http import app as application
 from ares.gateway.service import Gateway
 from ares.gateway.session.phase import Phase
-from tests.gateway.fakes import FakeInstance, eventually
+from tests.gateway.fakes import FakeInstance
 from tests.gateway.gateways import stop_holding
 from tests.gateway.http.service import MODEL, PROMPT, Service, failure, serving
+from tests.waiting import eventually
 
 
 async def test_a_class_is_named_in_a_header_and_must_exist(fakes: list[FakeInstance], model_folder: Path) -> None:

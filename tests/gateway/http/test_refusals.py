@@ -11,9 +11,10 @@ import uvicorn
 
 from ares.gateway.http.connection import Connection, Limits
 from ares.gateway.http.refusals import reason
-from tests.gateway.fakes import FakeInstance, eventually, free_port
+from tests.gateway.fakes import FakeInstance, free_port
 from tests.gateway.http.service import MODEL, PROMPT, Server, Service, serving
 from tests.gateway.running import IMPATIENT
+from tests.waiting import eventually
 
 KEY, ADMIN = "alice-" + "a" * 32, "admin-" + "b" * 32
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ares.gateway.service import COMMANDED, Gateway, TargetError
-from tests.gateway.fakes import FakeInstance, eventually, instances
+from tests.gateway.fakes import FakeInstance, instances
 from tests.gateway.gateways import (
     Client,
     configuration,
@@ -21,6 +21,7 @@ from tests.gateway.gateways import (
     view,
 )
 from tests.gateway.running import IMPATIENT, VOCABULARY
+from tests.waiting import eventually
 
 
 async def test_a_restart_is_noticed(gateway: Gateway, fakes: list[FakeInstance]) -> None:

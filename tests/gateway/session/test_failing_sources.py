@@ -8,7 +8,6 @@ import pytest
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.session.session import Session
-from tests.gateway.fakes import eventually
 from tests.gateway.running import (
     PROMPT,
     Bench,
@@ -16,6 +15,7 @@ from tests.gateway.running import (
     move_once,
     undisturbed,
 )
+from tests.waiting import eventually
 
 
 async def test_a_source_that_dies_while_it_decodes(bench: Bench, start: Start) -> None:

@@ -4,7 +4,6 @@ import asyncio
 
 import pytest
 
-from tests.gateway.fakes import eventually
 from tests.gateway.running import (
     Bench,
     Run,
@@ -12,6 +11,7 @@ from tests.gateway.running import (
     move_once,
     undisturbed,
 )
+from tests.waiting import eventually
 
 
 async def goes_on_at_the_source(bench: Bench, run: Run, outcome: str = "returned") -> None:

@@ -5,7 +5,7 @@ import pytest
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import NoInstanceError
-from tests.gateway.fakes import eventually, instances
+from tests.gateway.fakes import instances
 from tests.gateway.running import (
     IMPATIENT,
     PROMPT,
@@ -16,6 +16,7 @@ from tests.gateway.running import (
     acquaint,
     undisturbed,
 )
+from tests.waiting import eventually
 
 
 async def test_a_prefill_instance_that_dies_is_done_without(bench: Bench, start: Start) -> None:

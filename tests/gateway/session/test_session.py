@@ -10,8 +10,9 @@ from ares.gateway.session.handover import NotMovableError
 from ares.gateway.session.phase import Phase
 from ares.gateway.session.session import Session
 from ares.gateway.tuning import Tuning
-from tests.gateway.fakes import EOS, eventually
+from tests.gateway.fakes import EOS
 from tests.gateway.running import PROMPT, Bench, Run, Start, hold, move_once, undisturbed
+from tests.waiting import eventually
 
 # --- without moves ---
 

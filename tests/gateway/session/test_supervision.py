@@ -11,7 +11,6 @@ from ares.gateway.pool.generate import Delta
 from ares.gateway.session.pending_call import PendingCall
 from ares.gateway.session.phase import Phase
 from ares.gateway.session.session import Session
-from tests.gateway.fakes import eventually
 from tests.gateway.running import (
     PROMPT,
     Bench,
@@ -21,6 +20,7 @@ from tests.gateway.running import (
     stop_holding,
     undisturbed,
 )
+from tests.waiting import eventually
 
 
 async def test_telemetry_that_says_loading_costs_no_stream_that_runs(bench: Bench, start: Start) -> None:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway.fakes import eventually, instances
+from tests.gateway.fakes import instances
 from tests.gateway.gateways import hold, stop_holding
 from tests.gateway.http.dashboard.browser import Browser
 from tests.gateway.http.dashboard.stage import Show, Stage
 from tests.gateway.http.dashboard.viewing import ROWS, SHOWN, shown
 from tests.gateway.http.service import serving
 from tests.gateway.running import VOCABULARY
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(180)
 
