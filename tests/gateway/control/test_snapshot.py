@@ -1,7 +1,6 @@
 """What policies see of a gateway's cluster, and the load by which a request is dispatched."""
 
 import asyncio
-import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,13 +8,13 @@ import numpy as np
 
 from ares.gateway.control.snapshot import SnapshotBuilder
 from ares.gateway.service import Gateway
-from ares.mock_engine.http import Connection
 from ares.policy import choose_instance, dispatcher
 from ares.protocol import messages
 from tests.gateway.fakes import FakeInstance
 from tests.gateway.gateways import (
     PROMPT,
     Client,
+    find,
     view,
 )
 from tests.waiting import eventually
@@ -52,8 +51,10 @@ async def test_the_view_of_the_policy(gateway: Gateway, fakes: list[FakeInstance
         fake.hold_at = len(PROMPT) + 10
     client = Client(gateway)
     sequence = await client.reached(10)
-    body = json.dumps({"token_ids": [7] * 30, "sampling_params": {"max_tokens": 50}}).encode()
-    stranger = fakes[1].begin(body, Connection(fakes[1]))
+    stranger = "another-gateway/1/1"
+    sampling, params = {"max_tokens": 50}, {"ares_key": stranger}
+    body = {"token_ids": [7] * 30, "sampling_params": sampling, "kv_transfer_params": params}
+    stream = await find(gateway, "decode-0").engine.stream(body)
     where = ["decode-0", "decode-1"].index(sequence.instance.name if sequence.instance else "")
     await eventually(lambda: len(view(gateway).cluster.requests) == 2)
     seen = view(gateway, {"decode-1"})
@@ -61,14 +62,14 @@ async def test_the_view_of_the_policy(gateway: Gateway, fakes: list[FakeInstance
     assert [i.name for i in found] == list(cluster.instances) == ["decode-0", "decode-1"]
     assert cluster.capacity_tokens.tolist() == [16000] * 2
     assert cluster.open.tolist() == [True, False]
-    assert cluster.requests == ("request", stranger.key)
+    assert cluster.requests == ("request", stranger)
     assert cluster.location.tolist() == [where, 0]
     assert cluster.resident_tokens.tolist() == [15, 30]
     assert cluster.movable.tolist() == [True, False]
     assert cluster.promised_tokens.tolist() == [0, 0]
     sequence.moved_at = asyncio.get_running_loop().time()
     assert not np.any(view(gateway).cluster.movable)  # cooling down
-    fakes[1].running.pop(str(stranger.key))
+    stream.close()
     for fake in fakes:
         fake.hold_at = None
     await client.finish()
