@@ -31,7 +31,7 @@ class Bench:
         self.pool = pool
         self.order = [fake.name for fake in fakes if fake.role != "prefill"]
 
-    def prefill(self) -> Instance | None:
+    def choose_prefill(self) -> Instance | None:
         return next((i for i in self.pool.instances if i.role == "prefill" and i.open), None)
 
     async def admit(self, session: Session, exclude: set[str]) -> Instance:
@@ -89,7 +89,7 @@ class Run:
             source = None
         try:
             async with asyncio.timeout(5):
-                return await self.session.migrate(self.bench.instance(target), "test")
+                return await self.session.hand_over(self.bench.instance(target), "test")
         finally:
             if source is not None:
                 source.hold_at = None

@@ -66,7 +66,7 @@ async def test_not_for_longer_than_they_may(fakes: list[FakeInstance], model_fol
             begun = time.monotonic()
             reply = await service.complete(stream=stream)
             error = failure(reply, 503)
-            assert error["message"] == "no decode instance is ready, for 1 s; GET /ready says why"
+            assert error["message"] == "no decode instance is ready, for 1 s; GET /ready shows why"
             assert error["code"] == "no_instance_ready"
             assert int(reply.headers["retry-after"]) >= 1
             assert 0.9 < time.monotonic() - begun < 8.0
@@ -103,7 +103,7 @@ async def test_nobody_waits_for_one_that_has_never_been_ready(model_folder: Path
     async with serving([FakeInstance("absent", "both")], model_folder, Tuning(first_report_s=1.0)) as service:
         begun = time.monotonic()
         message = failure(await service.complete(), 503)["message"]
-        assert message == "no decode instance is ready; GET /ready says why"
+        assert message == "no decode instance is ready; GET /ready shows why"
         assert time.monotonic() - begun < 8.0
         # After the first seconds of the gateway, not at all.
         await asyncio.sleep(max(0.0, begun + 1.5 - time.monotonic()))
@@ -127,7 +127,7 @@ async def test_nobody_waits_for_one_that_comes_back_as_another(fakes: list[FakeI
         for fake in fakes[1:]:
             fake.models = ["other-model"]
             await fake.start()
-        assert "GET /ready says why" in failure(await waiting, 503)["message"]
+        assert "GET /ready shows why" in failure(await waiting, 503)["message"]
         assert "other-model" in failure(await service.client.get("/ready"), 503)["message"]
 
 

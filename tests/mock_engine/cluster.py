@@ -68,7 +68,7 @@ class Run:
 
     async def move(self, target: str) -> str:
         """Move to `target` and return the outcome."""
-        return (await self.session.migrate(self._cluster.known(target), "test")).outcome
+        return (await self.session.hand_over(self._cluster.known(target), "test")).outcome
 
     async def finish(self) -> list[int]:
         await asyncio.wait_for(self.task, 60)
@@ -83,7 +83,7 @@ class Cluster:
         self.pool = pool
         self.order = [name for name, server in self.servers.items() if server.identity.role != "prefill"]
 
-    def prefill(self) -> gateway.Instance | None:
+    def choose_prefill(self) -> gateway.Instance | None:
         return next((i for i in self.pool.instances if i.role == "prefill" and i.open), None)
 
     async def admit(self, session: Session, exclude: set[str]) -> gateway.Instance:

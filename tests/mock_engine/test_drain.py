@@ -79,7 +79,7 @@ async def test_what_cannot_move_leaves_before_it_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """So that it is no loss of an instance, which a request survives a few times only."""
-    monkeypatch.setattr(Controller, "elsewhere", AsyncMock(return_value=None))
+    monkeypatch.setattr(Controller, "choose_decode", AsyncMock(return_value=None))
     with workers(model_folder, 2, "--drain-deadline", "4") as made:
         async with gateway_over(made, model_folder) as gateway:
             runs = [asyncio.create_task(generate(gateway, str(n), [10 + n, *PROMPT], 400)) for n in range(4)]

@@ -173,7 +173,7 @@ async def test_an_entrance_that_throws_lets_everybody_in(model_folder: Path) -> 
         def broken(cluster: Cluster, candidates: Candidates, running: Progress) -> list[AdmissionDecision]:
             raise RuntimeError("a bug in the policy")
 
-        gateway.controller.admission.policy.decide = broken  # type: ignore[method-assign]
+        gateway.controller.admission_decider.policy.decide = broken  # type: ignore[method-assign]
         client = Client(gateway)
         await client.finish()
         client.check()

@@ -86,7 +86,8 @@ async def serve(folder: Path, preset: Path, **settings: Any) -> Any:
         clients = [Client(gateway, 60, name=f"r{n}", prompt=[10 + n] * 20) for n in range(REQUESTS)]
         await finish(clients)
         part = "dispatch" if "dispatch" in preset.stem else "admission"
-        return getattr(gateway.controller, part), sample(gateway, "ares_controller_faults_total", part=part)
+        decider = getattr(gateway.controller, f"{part}_decider")
+        return decider, sample(gateway, "ares_controller_faults_total", part=part)
 
 
 def preset(folder: Path, part: str) -> Path:

@@ -25,8 +25,8 @@ async def test_a_dispatch_that_throws_costs_no_request(model_folder: Path) -> No
             raise RuntimeError("a bug in the policy")
 
         # The door that is opened when the entrance fails is dispatch too.
-        gateway.controller.admission.policy.decide = broken  # type: ignore[method-assign]
-        gateway.controller.dispatch.policy.choose = broken  # type: ignore[method-assign]
+        gateway.controller.admission_decider.policy.decide = broken  # type: ignore[method-assign]
+        gateway.controller.dispatch_decider.policy.choose = broken  # type: ignore[method-assign]
         hold(fakes, 30)
         clients = [Client(gateway, 100, name=f"r{n}", prompt=[10 + n] * 20) for n in range(4)]
         for client in clients:

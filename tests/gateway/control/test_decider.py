@@ -37,9 +37,9 @@ async def test_a_policy_that_takes_too_long_is_asked_again_only_when_it_has_answ
     decider = Decider(policy, decide_moves)
     begun = time.monotonic()
     with pytest.raises(DecisionError, match=r"'waits' took longer than 0\.05 s"):
-        await decider.decide(VIEW, most_s=0.05)
+        await decider.decide(VIEW, timeout_s=0.05)
     with pytest.raises(DecisionError, match="has not answered yet") as caught:
-        await decider.decide(VIEW, most_s=20)
+        await decider.decide(VIEW, timeout_s=20)
     assert time.monotonic() - begun < 10
     assert caught.value.kind == "late"
     assert policy.asked == 1
@@ -48,7 +48,7 @@ async def test_a_policy_that_takes_too_long_is_asked_again_only_when_it_has_answ
     async def until_it_answers() -> list[MigrationDecision]:
         while True:
             try:
-                return await decider.decide(VIEW, most_s=20)
+                return await decider.decide(VIEW, timeout_s=20)
             except DecisionError:
                 await asyncio.sleep(0.002)
 
@@ -67,7 +67,7 @@ async def test_one_question_after_the_other_is_answered() -> None:
     """A thread that has answered may not have ended yet: that is not late."""
     decider = Decider(Answers(), decide_moves)
     for _ in range(200):
-        assert await decider.decide(VIEW, most_s=20) == []
+        assert await decider.decide(VIEW, timeout_s=20) == []
 
 
 def test_each_kind_of_fault_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -102,8 +102,8 @@ async def test_nonsense_is_counted_and_serving_goes_on(
         hold(fakes, 40)
         client = Client(gateway, 100)
         await client.reached(5)
-        gateway.controller.decider.policy.decide = orders
-        await eventually(lambda: gateway.controller.decider.faults[kind] >= 3)
+        gateway.controller.rebalance_decider.policy.decide = orders
+        await eventually(lambda: gateway.controller.rebalance_decider.faults[kind] >= 3)
         stop_holding(fakes)
         await client.finish()
         client.check(100)

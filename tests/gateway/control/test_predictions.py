@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ares.gateway.control.predictions import PredictionScores, predicted, predicted_peak
+from ares.gateway.control.predictions import PredictionScores, predicted_peak, predicted_remaining
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import http_client
 from ares.gateway.pool.instance import Instance
@@ -65,9 +65,9 @@ def test_predicted_sums_medians() -> None:
     def load(*rows: messages.Row) -> messages.Telemetry:
         return messages.Telemetry(1, 0, 0, 0, 0, 0.0, 0, 0, list(rows))
 
-    assert predicted(load(row(1, 5.0), row(1, 7.0), row(1, None))) == 12
-    assert predicted(load(row(1, None))) is None
-    assert predicted(load()) is None
+    assert predicted_remaining(load(row(1, 5.0), row(1, 7.0), row(1, None))) == 12
+    assert predicted_remaining(load(row(1, None))) is None
+    assert predicted_remaining(load()) is None
 
 
 def load(*rows: messages.Row) -> messages.Telemetry:
@@ -105,7 +105,7 @@ async def prefill(fakes: list[FakeInstance]) -> AsyncIterator[Instance]:
 
 
 async def test_a_prefill_brings_a_prediction(prefill: Instance) -> None:
-    await prefill.engine.complete(Sampling({}, 10).prefill("key", [7] * 5, []))
+    await prefill.engine.complete(Sampling({}, 10).prefill_request("key", [7] * 5, []))
     await eventually(lambda: prefill.control.predicted("key") == (1, 5, 1000), 15)
     assert prefill.control.predicted("another") is None
 

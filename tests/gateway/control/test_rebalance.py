@@ -30,7 +30,7 @@ async def test_a_controller_that_throws_does_not_stop_serving(fakes: list[FakeIn
         raise RuntimeError("a bug in the policy")
 
     await started(gateway)
-    gateway.controller.decider.policy.decide = broken
+    gateway.controller.rebalance_decider.policy.decide = broken
     client = Client(gateway)
     await client.finish()
     client.check()
@@ -53,7 +53,7 @@ async def test_a_policy_that_orders_nonsense_costs_nothing(fakes: list[FakeInsta
         ]
 
     await started(gateway)
-    gateway.controller.decider.policy.decide = insists
+    gateway.controller.rebalance_decider.policy.decide = insists
     clients = [Client(gateway, 300, name=f"r{n}") for n in range(2)]
     await finish(clients, 300)
     assert turn > 5
@@ -107,17 +107,20 @@ async def test_a_commanded_move_is_not_undone_for_a_while(model_folder: Path, tm
         view = gateway.controller.snapshots.build(gateway.sessions.values())
         if rest_s:
             assert sequence.instance is target
-            assert view.cluster.placed.tolist() == [name == "ours" for name in view.cluster.requests]
+            assert view.cluster.commanded.tolist() == [name == "ours" for name in view.cluster.requests]
         else:
             await eventually(lambda: len(gateway.migrations) > 1, 30)
-            assert view.cluster.placed is None
+            assert view.cluster.commanded is None
         assert not view.cluster.movable.any() or not rest_s
         stop_holding(fakes)
         await finish([ours, theirs], 400)
     result = replay(tmp_path / "log", None)
     assert result.decisions == result.same > 0
-    logged = [json.loads(line)["cluster"]["placed"] for line in (tmp_path / "log").read_text().splitlines()]
+    logged = [json.loads(line)["cluster"]["commanded"] for line in (tmp_path / "log").read_text().splitlines()]
     assert any(logged) == bool(rest_s)
+    old = tmp_path / "old"
+    old.write_text((tmp_path / "log").read_text().replace('"commanded":', '"placed":'))
+    assert replay(old, None).same == result.same
 
 
 def sum_of(gateway: Gateway, *results: str) -> float:

@@ -112,7 +112,7 @@ async def test_a_source_that_breaks_off_with_more_than_a_handover_repeats(bench:
     session = Session("slow", PROMPT, Sampling({}, 250), bench, 2.0)
     task = asyncio.create_task(session.run(slow))
     await source.until(lambda: any(len(work.output) > 120 for work in source.running.values()))
-    move = asyncio.create_task(session.migrate(bench.instance("decode-1"), "test"))
+    move = asyncio.create_task(session.hand_over(bench.instance("decode-1"), "test"))
     await source.until(lambda: bool(source.pinned))
     await asyncio.sleep(0.05)  # the reset arrives while the client blocks
     gate.set()
@@ -133,7 +133,7 @@ async def test_a_source_that_is_preempted_or_waits(bench: Bench, start: Start) -
     run = start(60)
     await run.reached(10)
     assert (await run.move("decode-1")).outcome == "not_running"
-    assert run.session.not_movable() in {None, "finished"}
+    assert run.session.unmovable_reason() in {None, "finished"}
     assert await run.finish() == undisturbed(60)
     assert bench.fakes["decode-1"].asked == []
 

@@ -93,7 +93,7 @@ async def test_more_failed_moves_than_a_request_has_attempts(bench: Bench, start
     run = start(600)
     for count in range(6):
         await run.reached(10 * (count + 1))
-        await eventually(lambda: run.session.not_movable() is None)
+        await eventually(lambda: run.session.unmovable_reason() is None)
         assert (await run.move("decode-1")).outcome == "returned"
     assert await run.finish() == undisturbed(600)
 

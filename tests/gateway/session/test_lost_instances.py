@@ -77,7 +77,7 @@ async def test_all_decode_instances_die(bench: Bench, start: Start) -> None:
     ("faults", "message"),
     [
         ({"break_after": 2}, "lost 4 times, the last time: the stream broke"),
-        ({"refuse": 503}, "2 instances in turn did not take it, the last one: decode-1 refuses"),
+        ({"refuse": 503}, "2 instances in turn did not take the request, the last one: decode-1"),
     ],
     ids=["lost again and again", "refused by all"],
 )
@@ -99,7 +99,7 @@ async def test_to_be_told_to_leave_is_no_loss(bench: Bench, start: Start) -> Non
     run = start(200)
     for count in range(6):
         await run.reached(10 * (count + 1))
-        await eventually(lambda: run.session.not_movable() is None)
+        await eventually(lambda: run.session.unmovable_reason() is None)
         run.session.leave(bench.instance("decode-0"))
         resumes = count + 2
         await eventually(lambda resumes=resumes: len(bench.fakes["decode-0"].asked) == resumes)  # type: ignore[misc]
@@ -147,7 +147,7 @@ async def test_a_suspension_that_was_not_heard_leaves_a_request_movable(bench: B
     source = run.where
     source.faults.deaf = True
     assert await run.session.suspend() == "source_silent"
-    assert run.session.not_movable() is None
+    assert run.session.unmovable_reason() is None
     source.faults.deaf = False  # now it is cut after all, and goes on from its tokens
     await run.reached(len(run.tokens) + 40)
     assert (await run.move("decode-1")).outcome == "moved"

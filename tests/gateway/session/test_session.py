@@ -159,7 +159,7 @@ async def test_a_client_that_reads_slowly_loses_nothing_in_a_move(bench: Bench, 
     task = asyncio.create_task(slow_run.run(slow))
     fake = bench.fakes["decode-0"]
     await fake.until(lambda: any(len(work.output) > 120 for work in fake.running.values()))
-    move = asyncio.create_task(slow_run.migrate(bench.instance("decode-1"), "test"))
+    move = asyncio.create_task(slow_run.hand_over(bench.instance("decode-1"), "test"))
     await fake.until(lambda: bool(fake.pinned))
     key = next(iter(fake.pinned))
     if not in_time:
@@ -196,18 +196,18 @@ async def test_where_it_is_while_it_moves(bench: Bench, start: Start) -> None:
     bench.fakes["decode-1"].faults.answer_after_s = 0.1
     run = start(60)
     await run.reached(5)
-    assert run.session.not_movable() is None
+    assert run.session.unmovable_reason() is None
     move = asyncio.create_task(run.move("decode-1"))
     await bench.fakes["decode-1"].until(lambda: bool(bench.fakes["decode-1"].asked))
     assert run.session.incoming is bench.instance("decode-1")
     assert run.session.instance is bench.instance("decode-0")
-    assert run.session.not_movable() in {"moving", "not_decoding"}
+    assert run.session.unmovable_reason() in {"moving", "not_decoding"}
     with pytest.raises(NotMovableError):
-        await run.session.migrate(bench.instance("decode-1"), "twice")
+        await run.session.hand_over(bench.instance("decode-1"), "twice")
     assert (await move).outcome == "moved"
     assert run.session.incoming is None
     await run.finish()
-    assert run.session.not_movable() == "finished"
+    assert run.session.unmovable_reason() == "finished"
     with pytest.raises(NotMovableError):
         await run.move("decode-0")
 
@@ -218,7 +218,7 @@ async def test_where_it_is_while_it_moves(bench: Bench, start: Start) -> None:
 async def test_an_unmovable_session_takes_the_classic_path(bench: Bench, start: Start) -> None:
     run = start(30, unmovable_reason="seed", seed=7)
     await run.reached(5)
-    assert run.session.not_movable() == "seed"
+    assert run.session.unmovable_reason() == "seed"
     with pytest.raises(NotMovableError) as refusal:
         await run.move("decode-1")
     assert refusal.value.reason == "seed"
@@ -245,7 +245,7 @@ async def test_a_session_before_its_first_decoded_token_is_not_moved(bench: Benc
     bench.fakes["prefill-0"].faults.answer_after_s = 0.2
     run = start(10)
     await bench.fakes["prefill-0"].until(lambda: bool(bench.fakes["prefill-0"].asked))
-    assert run.session.not_movable() == "not_decoding"
+    assert run.session.unmovable_reason() == "not_decoding"
     with pytest.raises(NotMovableError):
         await run.move("decode-1")
     assert await run.finish() == undisturbed(10)

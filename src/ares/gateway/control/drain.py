@@ -1,4 +1,4 @@
-"""Emptying instances that drain: what can move is moved, a few at a time; at the deadline the rest is aborted there.
+"""Draining instances: requests that can move are moved, a few at a time; at the deadline the others are aborted there.
 
 Each gateway moves its own requests, also where another one has ordered the drain: the instance reports it to every
 gateway, deadline included.
@@ -64,7 +64,7 @@ class Drainer:
         self._gateway = gateway
         self._tuning = tuning
         self._spawn = spawn
-        # When requests were last told to leave.
+        # When requests were last aborted there.
         self._evicted_at: dict[Instance, float] = {}
         # By the session's id: where it is moved from, and when a move was tried last.
         self._moving: dict[str, Instance] = {}
@@ -92,7 +92,7 @@ class Drainer:
                 if instance.state.draining:
                     try:
                         self._empty(instance)
-                    except Exception:  # this attempt is lost, never the service (I7)
+                    except Exception:  # only this attempt fails, not the service (I7)
                         logger.exception("cannot empty %s", instance.name)
                         self._gateway.metrics.faults.labels(DRAIN).inc()
                 else:
@@ -112,13 +112,13 @@ class Drainer:
             if room <= 0:
                 return
             known = session.id in self._moving or session.id in self._tried
-            if not known and session.not_movable() is None:
+            if not known and session.unmovable_reason() is None:
                 room -= 1
                 self._moving[session.id] = instance
-                self._spawn(self._move(session, instance))
+                self._spawn(self._try_to_migrate(session, instance))
 
     def _evict(self, instance: Instance, now: float) -> None:
-        """Let our requests leave, and again and again those that have come since."""
+        """Abort our requests there, and again those that have come since."""
         if now - self._evicted_at.get(instance, float("-inf")) < self._tuning.drain_retry_s:
             return
         self._evicted_at[instance] = now
@@ -126,7 +126,7 @@ class Drainer:
             logger.info("%s leaves %s at the deadline", session.id, instance.name)
             session.leave(instance)
 
-    async def _move(self, session: Session, source: Instance) -> None:
+    async def _try_to_migrate(self, session: Session, source: Instance) -> None:
         outcome = "no room elsewhere"
         try:
             if (target := await self._target(session)) is not None:
@@ -140,9 +140,9 @@ class Drainer:
             logger.info("drain of %s: %s: %s", source.name, session.id, outcome)
 
     async def _target(self, session: Session) -> Instance | None:
-        """Return where dispatch would place it, of the instances that have room for it."""
+        """Return the instance that dispatch chooses, of those that have room for it; None where none has."""
         refused: set[str] = set()
-        while (target := await self._gateway.controller.elsewhere(session, refused)) is not None:
+        while (target := await self._gateway.controller.choose_decode(session, refused)) is not None:
             if self._gateway.takes(session, target):
                 return target
             if target.name in refused:

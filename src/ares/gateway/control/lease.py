@@ -1,4 +1,4 @@
-"""The lease on deciding moves: of several gateways before one pool, one at a time has it.
+"""The lease on deciding moves: of several gateways in front of one pool, one at a time has it.
 
 Each gateway can move its own sessions only, so the gateways take turns: the one with the lease looks at the whole pool,
 decides, waits until its moves have ended, so that the next one sees their results, and gives the lease back. No other
@@ -16,12 +16,12 @@ from typing import Any
 from ares.gateway.pool.pool import Pool
 from ares.gateway.tuning import DEFAULT, Tuning
 
-# Between two attempts, at random, so that two do not go on taking a half each.
-_PAUSE_S = (0.03, 0.12)
+# Between two attempts, at random, so that two gateways do not keep taking half of the instances each.
+_RETRY_PAUSE_S = (0.03, 0.12)
 
 
 class Lease:
-    """One gateway's view of it.
+    """The lease, as one gateway sees it.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class Lease:
         while not await self._granted():
             self._since = None
             await self._end()  # the parts that were granted would block others
-            pause_s = random.uniform(*_PAUSE_S)  # noqa: S311 - no secret
+            pause_s = random.uniform(*_RETRY_PAUSE_S)  # noqa: S311 - no secret
             if time.monotonic() + pause_s > until:
                 self.missed += 1
                 return False

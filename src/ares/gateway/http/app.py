@@ -85,12 +85,12 @@ def _observability(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """Say that the gateway is alive."""
+        """Answer that the gateway is alive."""
         return {"status": "ok"}
 
     @app.get("/ready", responses={503: {"model": ErrorReply, "description": "No decode instance is ready."}})
     async def ready() -> JSONResponse:
-        """Say whether new requests are taken, and there is an instance to serve them on."""
+        """Answer whether the gateway takes new requests and has an instance to decode them on."""
         if gateway.shutdown.begun:
             return error(503, "the gateway is shutting down", code=ShuttingDownError.code)
         if gateway.pool.ready:
@@ -108,5 +108,5 @@ def _observability(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Return Prometheus metrics."""
-        gauges.show(gateway.metrics, gateway.pool.instances)
+        gauges.update(gateway.metrics, gateway.pool.instances)
         return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -2,7 +2,7 @@
 
 An event `snapshot` is what `/admin/v1/status` returns, with the requests as columns and without the moves. An event
 `moves` has the moves that have ended since the one before, oldest first; the first one, the last 200. Every event is
-self-contained: a reader that was away, or too slow, goes on with the next.
+complete in itself: a reader that was away, or too slow, continues with the next.
 """
 
 import asyncio

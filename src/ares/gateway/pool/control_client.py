@@ -84,7 +84,7 @@ class ControlClient:
         await self._send(messages.Lease(next(self._call_numbers), holder, 0.0))
 
     async def release(self, key: str) -> None:
-        """Tell the instance that the KV of request `key` will not be pulled."""
+        """Let the instance free the KV of request `key`: it will not be pulled."""
         await self._send(messages.Release(key))
 
     async def drain(self, deadline_s: float) -> None:
@@ -96,7 +96,7 @@ class ControlClient:
         await self._send(messages.Drain(False))
 
     async def connect_peers(self, peers: list[messages.Peer]) -> None:
-        """Ask the instance to shake hands with peers before a request needs it."""
+        """Let the instance do the NIXL handshake with peers before a request needs it."""
         await self._send(messages.Connect(peers))
 
     async def send(self, body: bytes) -> None:
@@ -142,7 +142,7 @@ class ControlClient:
         """Take the report that KV has arrived."""
         waiting = self._awaited_pulls.get(event.key)
         if waiting is None:
-            # It may come before it is asked for; most are never asked for.
+            # It may come before `kv_received` is called; for most requests it never is.
             self._keep(self._finished_pulls, event.key, event)
         elif not waiting.done():
             waiting.set_result(event)

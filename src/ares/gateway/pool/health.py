@@ -1,4 +1,4 @@
-"""The health of an instance as the gateway sees it: when it was heard, and its status in a table of states."""
+"""The health of an instance as the gateway sees it: when it last reported, and its status in a table of states."""
 
 import logging
 import time
@@ -32,7 +32,7 @@ class _Meaning:
 class Status(Enum):
     """What is known of an instance. Only one that is `READY` gets new work."""
 
-    UNKNOWN = _Meaning("has not been heard yet", level=0)
+    UNKNOWN = _Meaning("has not reported yet", level=0)
     UNREACHABLE = _Meaning("cannot be reached")
     NOT_AN_INSTANCE = _Meaning("is not an ARES instance", returns=False)
     KEY_REFUSED = _Meaning("refuses this gateway's key", returns=False)
@@ -82,7 +82,7 @@ class Health:
         # The newest telemetry or greeting, the newest message of any kind, the newest answer over HTTP.
         self._report_at = self._message_at = self._answer_at = 0.0
 
-    # --- what is heard ---
+    # --- what comes from it ---
 
     def connected(self) -> None:
         """Note a new connection, over which nothing has come yet."""
@@ -161,7 +161,7 @@ class Health:
         """Whether it has been ready, and may be again without a change by the operator."""
         return self.served and self.status.value.returns
 
-    def turn(self, name: str, status: Status, cause: str = "") -> None:
+    def set_status(self, name: str, status: Status, cause: str = "") -> None:
         """Set the status; a change is logged.
 
         Parameters

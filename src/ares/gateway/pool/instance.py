@@ -108,7 +108,7 @@ class Instance:
         return self.health.status is Status.DUPLICATE
 
     async def leads_to(self, boot: str) -> bool:
-        """Whether this URL leads to the instance with that boot id, which is heard."""
+        """Whether this URL leads to the instance with that boot id, and it reports."""
         health = self.health
         health.suspect = health.suspect and self._following == boot and not await self._discovery.answers()
         return self._following == boot and not health.suspect and not health.frozen
@@ -149,21 +149,21 @@ class Instance:
                 continue
             if (other := await claim(self, description)) is not None:
                 cause = f"{other.name} at {other.url} is the same instance; leave one of the two --worker out"
-                self._turn(Status.DUPLICATE, cause)
+                self._set_status(Status.DUPLICATE, cause)
                 await asyncio.sleep(self._tuning.duplicate_check_s)
                 continue
             try:
                 await self._follow(description, on_hello)
             except zmq.ZMQError as error:
-                self._turn(Status.NO_TELEMETRY, f"{description.control_address}: {error}")
+                self._set_status(Status.NO_TELEMETRY, f"{description.control_address}: {error}")
                 await asyncio.sleep(self._tuning.reconnect_s)
 
     @property
     def _log_name(self) -> str:
         return f"{self.name} ({self.url})" if self.name != self.url else self.url
 
-    def _turn(self, status: Status, cause: str = "") -> None:
-        self.health.turn(self._log_name, status, cause)
+    def _set_status(self, status: Status, cause: str = "") -> None:
+        self.health.set_status(self._log_name, status, cause)
 
     async def _describe(self) -> messages.Description | None:
         """Return its description of itself; None where it cannot be used, and then `health` knows why."""
@@ -172,7 +172,7 @@ class Instance:
         return found
 
     async def _follow(self, description: messages.Description, on_hello: OnHello) -> None:
-        """Subscribe and read until the instance is silent for good, which ends in a new look at its URL."""
+        """Subscribe and read until the connection is given up; then the URL is looked at anew."""
         socket, handshake = watched(description.control_address, self._control_key)
         self.control.attach(socket)
         self._following = description.boot
@@ -187,17 +187,17 @@ class Instance:
                 if not await socket.poll(self._tuning.reconnect_s * 1000):
                     if self.health.never_reported:
                         cause = handshake.failure(has_key=self._control_key is not None)
-                        self._turn(Status.NO_TELEMETRY, f"{description.control_address} {cause}")
+                        self._set_status(Status.NO_TELEMETRY, f"{description.control_address} {cause}")
                         return
                     if not rpc.has_connection(socket):
                         return  # given up, after a message that was too large
                     continue
                 await self.receive(await socket.recv(), on_hello)
                 if self.state.hello is not None and self.state.hello.boot != description.boot:
-                    self._turn(Status.LOST, _RESTARTED)
+                    self._set_status(Status.LOST, _RESTARTED)
                     return  # on the same ports: its HTTP server comes up after its control channel
                 if self.health.healthy:
-                    self._turn(Status.DRAINING if self.state.draining else Status.READY)
+                    self._set_status(Status.DRAINING if self.state.draining else Status.READY)
         finally:
             self.control.detach()
             self.state.clear()
@@ -207,17 +207,17 @@ class Instance:
             socket.close()
 
     async def _restarted(self, description: messages.Description) -> bool:
-        """Find out why nothing is heard; return whether it has restarted."""
+        """Find out why it does not report; return whether it has restarted."""
         found = await self._describe()
         if found is None:
             await asyncio.sleep(self._tuning.reconnect_s)
             return False
         if found.boot != description.boot:
-            self._turn(Status.LOST, _RESTARTED)
+            self._set_status(Status.LOST, _RESTARTED)
             return True
         self.health.answered()
         if self.health.only_answers:
-            self._turn(Status.LOST, "it answers over HTTP, but not over its control channel")
+            self._set_status(Status.LOST, "it answers over HTTP, but not over its control channel")
         return False
 
     # --- its messages ---
@@ -232,7 +232,7 @@ class Instance:
             event = rpc.decode_event(changed)
         except msgspec.DecodeError as error:
             self._malformed += 1
-            if self._malformed.bit_count() == 1:  # ever less often
+            if self._malformed.bit_count() == 1:  # 1, 2, 4, 8 ... of them
                 logger.warning("%s: dropped %d malformed messages: %s", self.name, self._malformed, error)
             return
         greeting = isinstance(event, messages.Hello)

@@ -155,7 +155,7 @@ def _plain(value: Any) -> Any:
 
 _INTEGERS = {"capacity_tokens", "promised_tokens", "location", "resident_tokens"}
 _INTEGERS |= {"generated", "tokens", "rank"}
-_BOOLEANS = {"open", "movable", "placed", "suspended", "excluded"}
+_BOOLEANS = {"open", "movable", "commanded", "suspended", "excluded"}
 _PLAIN = {"instances", "requests", "levels", "transfer_bytes_s", "token_bytes", "block_tokens", "stall_s"}
 
 
@@ -179,14 +179,16 @@ MOST_TOKENS, _MOST, _MOST_POINTS = 1 << 53, 1e6, 10_000
 _LARGEST_BLOCK = 1 << 16
 _STEP_TIME_MODEL = ("step_base_s", "step_request_s", "step_token_s")
 _OF_INSTANCES = ("capacity_tokens", "promised_tokens", "open", *_STEP_TIME_MODEL)
-_OF_REQUESTS = ("location", "resident_tokens", "movable", "placed")
+_OF_REQUESTS = ("location", "resident_tokens", "movable", "commanded")
 Settings = TypeVar("Settings")
 
 
 def read_cluster(record: dict[str, Any]) -> Cluster:
     """Return the cluster of a logged decision; ValueError or TypeError where it cannot be one."""
     read = dict(record["cluster"])
-    read.pop("waiting_tokens", None)  # of logs from before every waiting request was a row; it never held anything
+    if "placed" in read:  # its name in logs of version 0.1
+        read["commanded"] = read.pop("placed")
+    read.pop("waiting_tokens", None)  # of logs from before every waiting request was a row; it was never set
     made = Cluster(**_arrays(read))
     if not isinstance(made.instances, tuple) or not isinstance(made.requests, tuple):
         raise TypeError("instances and requests must be lists")

@@ -1,4 +1,4 @@
-"""Waiting for an answer of an instance, but not for an instance that has frozen."""
+"""Waiting for the answer of an instance, for as long as it is not frozen."""
 
 import asyncio
 import time
@@ -43,7 +43,7 @@ class PendingCall:
             current = asyncio.current_task()
             if current is not None and current.cancelling():
                 raise
-            raise EngineLostError("the instance has fallen silent") from None
+            raise EngineLostError("the instance does not respond") from None
         finally:
             self._instance = self._answer = None
 

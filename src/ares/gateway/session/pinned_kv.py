@@ -43,8 +43,8 @@ class Pin:
 class PinnedKV:
     """The pin that waits for a session, if there is one.
 
-    It ends in one of three ways: the instance is told to free it, the request that pulls it frees it (from the moment
-    at which that request is sent, also where it is aborted), or its lease ends.
+    It ends in one of three ways: a command to the instance frees it; the request that pulls it does, from the moment at
+    which that request is sent, also where it is aborted; or its lease ends.
 
     Parameters
     ----------
@@ -64,23 +64,23 @@ class PinnedKV:
         return self._pin is not None and self._pin.kept
 
     def add(self, instance: Instance, key: str) -> None:
-        """Take note of KV that is pinned, or will be; nobody pulls an older one any more."""
+        """Note KV that is pinned, or will be; an older pin is freed."""
         if self._pin is not None and self._pin.key != key:
             self.free()
         self._pin = Pin.at(instance, key, self._kept_s)
 
     def confirm(self) -> None:
-        """Take note that what was to be pinned has just been."""
+        """Note that the KV has been pinned just now."""
         if self._pin is not None:
             self._pin = replace(self._pin, pinned_at=time.monotonic())
 
     def take(self) -> Pin | None:
-        """Leave the pin to a request that is about to pull it."""
+        """Give the pin to a request that is about to pull it; that request frees it."""
         pin, self._pin = self._pin, None
         return pin
 
     def put_back(self, pin: Pin | None) -> None:
-        """Keep a pin again whose request did not start."""
+        """Take a pin back whose request did not start."""
         if pin is None:
             return
         if self._closed or self._pin is not None:
@@ -89,7 +89,7 @@ class PinnedKV:
             self._pin = pin
 
     def free(self) -> None:
-        """Tell the instance that nobody will pull it."""
+        """Let the instance free it: it will not be pulled."""
         if (pin := self.take()) is not None:
             self._release(pin)
 
