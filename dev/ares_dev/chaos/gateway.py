@@ -6,10 +6,11 @@ this instead. It serves loopback only.
 """
 
 import argparse
+import contextlib
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,18 @@ def main() -> None:
 
     def build_with_faults(config: GatewayConfig, folder: Path) -> FastAPI:
         app: FastAPI = build(config, folder)
-        gateway: Gateway = app.state.gateway
         telemetry_faults.add_route(app, injector)
-        telemetry_faults.install(injector, gateway.pool)
-        log_one_of(gateway.controller.log, given.log_every)
+        lifespan = app.router.lifespan_context
+
+        @contextlib.asynccontextmanager
+        async def with_faults(app: FastAPI) -> AsyncIterator[Any]:
+            async with lifespan(app) as state:  # only a gateway that has started has a pool and a log
+                gateway: Gateway = app.state.gateway
+                telemetry_faults.install(injector, gateway.pool)
+                log_one_of(gateway.controller.log, given.log_every)
+                yield state
+
+        app.router.lifespan_context = with_faults
         return app
 
     install(given.fault_seed, given.fault_share)
