@@ -90,7 +90,7 @@ class Gateway:
         self.text = TextModel(folder)
         self.metrics = Metrics()
         self.recent = Recent()
-        self._scores = PredictionScores(self.metrics, self.recent.prediction_error_tokens)
+        self.scores = PredictionScores(self.metrics, self.recent.prediction_error_tokens)
         self.migrations: deque[MigrationRecord] = deque(maxlen=tuning.kept_migrations)
         self.sessions: dict[str, Session] = {}
         self.sampling_defaults = _sampling_defaults(folder)
@@ -106,12 +106,12 @@ class Gateway:
     async def start(self) -> None:
         """Connect to the instances and start to rebalance."""
         config = self.config
-        self._http = http_client(
+        self.http = http_client(
             config.worker_api_key.get_secret_value() if config.worker_api_key else None, self.tuning
         )
         key = ControlKey(config.control_key.get_secret_value()) if config.control_key else None
         self.pool = Pool(
-            config.workers, self._http, config.telemetry_interval_s, key, self.name, self._served(), self.tuning
+            config.workers, self.http, config.telemetry_interval_s, key, self.name, self._served(), self.tuning
         )
         self.controller = Controller(
             config, self.pool, self.sessions, self.metrics, self.migrate, self._spawn, self.name, self.tuning
@@ -131,7 +131,7 @@ class Gateway:
         await self.controller.lease.give_back()
         self.recorder.describe(self.config.model, self.controller.preset, self.pool.instances)
         await self.pool.stop()
-        await self._http.close()
+        await self.http.close()
         self.controller.log.close()
         self.recorder.close()
 
@@ -253,14 +253,14 @@ class Gateway:
         try:
             update(session)
             await self.shutdown.run(session.run(emit))
-            self._scores.finished(session)
+            self.scores.finished(session)
             if len(session.emitted) > 1:
                 self.metrics.longest_gap.labels(objective.name).observe(session.output.longest_gap_s)
                 self.recent.longest_gap_s.add(session.output.longest_gap_s)
             self.controller.ended(len(session.emitted))
             self.recorder.finished(session)
         finally:
-            self._scores.forget(session)
+            self.scores.forget(session)
             self.backlog.remove(session)
             del self.sessions[session_id]
             self.controller.changed()
@@ -369,7 +369,7 @@ class Gateway:
             if overdue is not None:
                 seen[overdue] = since.get(overdue, now)
             session.supervise(now - seen[overdue] if overdue is not None else 0.0)
-        self._scores.record(self.sessions.values(), rows)
+        self.scores.record(self.sessions.values(), rows)
         return seen
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":

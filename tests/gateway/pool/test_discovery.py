@@ -11,9 +11,10 @@ from aiohttp import web
 
 from ares.gateway.pool.discovery import Served, another_model
 from ares.protocol import messages
-from tests.gateway.fakes import FakeInstance, eventually, free_port, instances
+from tests.gateway.fakes import FakeInstance, free_port, instances
 from tests.gateway.http.service import MODEL, serving
 from tests.gateway.running import IMPATIENT, VOCABULARY
+from tests.waiting import eventually
 
 KEY, OTHER_KEY = "k" * 32, "o" * 32
 

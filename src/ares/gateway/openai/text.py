@@ -38,7 +38,7 @@ class TextModel:
     def __init__(self, folder: Path) -> None:
         loaded = tokenizer.load(folder)
         self.tokenizer: Tokenizer = loaded.tokenizer
-        self._chat_template, self._special_tokens = loaded.chat_template, loaded.special_tokens
+        self.chat_template, self._special_tokens = loaded.chat_template, loaded.special_tokens
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Tokenise text; `special` adds what the model expects at the start of a prompt."""
@@ -88,7 +88,7 @@ class TextModel:
 
     def _template(self, *, tools: bool) -> str:
         """Return the template of a chat with or without tools, as transformers chooses it."""
-        template = self._chat_template
+        template = self.chat_template
         if isinstance(template, dict):
             template = (tools and template.get("tool_use")) or template.get("default")
         if template is None:

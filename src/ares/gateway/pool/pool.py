@@ -76,7 +76,7 @@ class Pool:
         """Begin to watch every instance."""
         self._started_at = time.monotonic()
         self._tasks = [
-            asyncio.create_task(i.watch(self._connect_peers, self._claim), name=f"watch {i.url}") for i in self._watched
+            asyncio.create_task(i.watch(self.connect_peers, self._claim), name=f"watch {i.url}") for i in self._watched
         ]
 
     async def stop(self) -> None:
@@ -175,7 +175,7 @@ class Pool:
             self._make_names_distinct()
         return None
 
-    async def _connect_peers(self, instance: Instance) -> None:
+    async def connect_peers(self, instance: Instance) -> None:
         """Let decode instances do the NIXL handshake with all that they may pull from, before a request needs it."""
         assert instance.state.hello is not None  # noqa: S101 - for the type checker: called on its Hello
         if instance.role != "prefill":

@@ -3,7 +3,7 @@
 import itertools
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,9 +34,16 @@ _encode = msgspec.json.Encoder(enc_hook=lambda value: value.tolist()).encode
 
 
 class DecisionLog:
-    """Appends decisions to a file; without one it does nothing. A disk that fails ends the log, not the service."""
+    """Appends decisions to a file; without one it does nothing. A disk that fails ends the log, not the service.
+
+    Attributes
+    ----------
+    keeps
+        Whether to log a decision, by its kind and whether anything was decided: all of them by default.
+    """
 
     def __init__(self, file: Path | None) -> None:
+        self.keeps: Callable[[str, bool], bool] = lambda kind, decides: True
         self._file = file.open("ab") if file is not None else None
 
     def placement(
@@ -113,7 +120,7 @@ class DecisionLog:
             )
 
     def _write(self, kind: str, preset: str, **record: Any) -> None:
-        if self._file is None:
+        if self._file is None or not self.keeps(kind, bool(record["decided"] or record.get("oom_actions"))):
             return
         try:
             plain = {name: _plain(value) for name, value in record.items()}
