@@ -50,10 +50,10 @@ def chaotic(plan: Plan, cluster: local.Cluster, tmp_path: Path) -> Iterator[loca
         ),
     )
     beside = local.Cluster(settings, cluster.console, tmp_path, cluster.workers)
-    local._start_gateway(beside)
+    beside.start_gateway()
     own = local.Cluster(settings, cluster.console, tmp_path, beside.processes[-1:])
     try:
-        local._await(beside, own.processes, "gateway", local._gateway_ready(beside))
+        beside.await_gateway()
         yield beside
     finally:
         own.stop()

@@ -149,9 +149,13 @@ class ControlChannel:
 
     def post(self, event: messages.Event, receiver: bytes | None = None) -> None:
         """Send an event to one gateway, or to every subscriber. Any thread."""
+        self.send(rpc.encode(event), receiver)
+
+    def send(self, body: bytes, receiver: bytes | None = None) -> None:
+        """Send an encoded event, as `post`. Any thread."""
         if self._stopping:
             return
-        self._outgoing.append((receiver, rpc.encode(event)))
+        self._outgoing.append((receiver, body))
         os.eventfd_write(self._wake, 1)
 
     def drain(self, draining: bool, deadline_s: float | None = None) -> None:

@@ -141,6 +141,64 @@ class Cluster:
         """The instances."""
         return [process for process in self.processes if process.name != "gateway"]
 
+    def start_workers(self) -> None:
+        """Start the instances of the settings."""
+        settings = self.settings
+        if settings.simulate is not None:
+            both: list[tuple[str, Role, int]] = [
+                ("prefill", "prefill", settings.prefill),
+                ("decode", "decode" if settings.prefill else "both", settings.decode),
+            ]
+            for name, role, count in both:
+                most = settings.per_process or count
+                for n, first in enumerate(range(0, count, max(most, 1))):
+                    if settings.per_process in (None, 1):
+                        self.start_mock(name, role, most, first)
+                    else:
+                        self.start_mock(f"{name}-{n}", role, min(most, count - first))
+            return
+        roles: list[tuple[str, Role]] = [(f"prefill-{n}", "prefill") for n in range(settings.prefill)]
+        roles += [(f"decode-{n}", "decode" if settings.prefill else "both") for n in range(settings.decode)]
+        bindings = core_bindings(settings.prefill, settings.decode, sorted(os.sched_getaffinity(0)))
+        for (name, role), cores, gpus in zip(roles, bindings, gpu_shares(len(roles)), strict=True):
+            self.start_worker(name, role, cores, gpus=gpus)
+
+    def start_gateway(self) -> None:
+        """Start the gateway of the settings, before the instances that have been started."""
+        settings = self.settings
+        command = ["gateway", "--model", settings.model, "--preset", settings.preset]
+        command += ["--host", settings.host, "--port", str(settings.port), *_GATEWAY_AT_ONCE]
+        for worker in self.workers:
+            for url in worker.instances.values():
+                command += ["--worker", url]
+        here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - a comparison
+        for name in given_names(settings.vllm_flags):  # clients call the model as the instances do
+            command += ["--served-model-name", name]
+        command += settings.gateway_flags
+        self.start(
+            "gateway",
+            f"http://{addresses.with_port(here, settings.port)}",
+            command,
+            module=settings.gateway_module,
+        )
+
+    def start(
+        self,
+        name: str,
+        url: str,
+        arguments: list[str],
+        gpus: str | None = None,
+        instances: dict[str, str] | None = None,
+        module: str = "ares",
+    ) -> None:
+        """Start one process, ``python -m MODULE ARGUMENTS``, that answers at `url`; by default it is one instance."""
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus} if gpus is not None else None
+        command = [sys.executable, "-m", module, *arguments]
+        log = self.log_folder / f"{name}.log"
+        with log.open("wb") as sink, _uninterrupted():
+            popen = _spawn(command, environment, sink)
+            self.processes.append(ManagedProcess(name, url, log, command, environment, popen, instances or {name: url}))
+
     def start_worker(
         self, name: str, role: Role, cores: str | None, flags: tuple[str, ...] = (), gpus: str | None = None
     ) -> None:
@@ -153,8 +211,7 @@ class Cluster:
             command += [flag, str(self.ports[-1])]
         if cores is not None:
             command += ["--cores", cores]
-        _start(
-            self,
+        self.start(
             name,
             f"http://127.0.0.1:{self.ports[-3]}",
             [*command, *flags, *self.settings.worker_flags, "--", *self.settings.vllm_flags],
@@ -174,7 +231,7 @@ class Cluster:
         command += ["--control-port", str(first + count)]
         flags = [*self.settings.worker_flags, "--", *self.settings.vllm_flags, "--instances", str(count)]
         process_name = names[0] if self.settings.per_process == 1 else name
-        _start(self, process_name, instances[names[-1]], [*command, *flags], instances=instances)
+        self.start(process_name, instances[names[-1]], [*command, *flags], instances=instances)
 
     def _reserve(self, port: int) -> None:
         self.reserved_ports.enter_context(addresses.reserved("127.0.0.1", port))
@@ -196,6 +253,10 @@ class Cluster:
             One ended, or takes too long.
         """
         _await(self, self.workers, "engines")
+
+    def await_gateway(self) -> None:
+        """Wait until the gateway, the process that was started last, knows every instance; ClusterError as above."""
+        _await(self, self.processes[-1:], "gateway", _gateway_ready(self))
 
     def check(self) -> None:
         """Raise ClusterError if a process has ended."""
@@ -249,10 +310,10 @@ def running(settings: ClusterSettings, console: Console | None = None) -> Iterat
     """
     with workers_only(settings, console) as cluster:
         with addresses.reserved(settings.host, settings.port):
-            _start_workers(cluster)
+            cluster.start_workers()
             cluster.await_workers()
-        _start_gateway(cluster)
-        _await(cluster, cluster.processes[-1:], "gateway", _gateway_ready(cluster))
+        cluster.start_gateway()
+        cluster.await_gateway()
         yield cluster
 
 
@@ -271,65 +332,6 @@ def core_bindings(prefill: int, decode: int, cores: list[int]) -> list[str]:
 
 def _deal(cores: list[int], count: int, each: int) -> list[list[int]]:
     return [[cores[(n * each + k) % len(cores)] for k in range(each)] for n in range(count)]
-
-
-def _start_workers(cluster: Cluster) -> None:
-    settings = cluster.settings
-    if settings.simulate is not None:
-        both: list[tuple[str, Role, int]] = [
-            ("prefill", "prefill", settings.prefill),
-            ("decode", "decode" if settings.prefill else "both", settings.decode),
-        ]
-        for name, role, count in both:
-            most = settings.per_process or count
-            for n, first in enumerate(range(0, count, max(most, 1))):
-                if settings.per_process in (None, 1):
-                    cluster.start_mock(name, role, most, first)
-                else:
-                    cluster.start_mock(f"{name}-{n}", role, min(most, count - first))
-        return
-    roles: list[tuple[str, Role]] = [(f"prefill-{n}", "prefill") for n in range(settings.prefill)]
-    roles += [(f"decode-{n}", "decode" if settings.prefill else "both") for n in range(settings.decode)]
-    bindings = core_bindings(settings.prefill, settings.decode, sorted(os.sched_getaffinity(0)))
-    for (name, role), cores, gpus in zip(roles, bindings, gpu_shares(len(roles)), strict=True):
-        cluster.start_worker(name, role, cores, gpus=gpus)
-
-
-def _start_gateway(cluster: Cluster) -> None:
-    settings = cluster.settings
-    command = ["gateway", "--model", settings.model, "--preset", settings.preset]
-    command += ["--host", settings.host, "--port", str(settings.port), *_GATEWAY_AT_ONCE]
-    for worker in cluster.workers:
-        for url in worker.instances.values():
-            command += ["--worker", url]
-    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - a comparison
-    for name in given_names(settings.vllm_flags):  # clients call the model as the instances do
-        command += ["--served-model-name", name]
-    command += settings.gateway_flags
-    _start(
-        cluster,
-        "gateway",
-        f"http://{addresses.with_port(here, settings.port)}",
-        command,
-        module=settings.gateway_module,
-    )
-
-
-def _start(
-    cluster: Cluster,
-    name: str,
-    url: str,
-    arguments: list[str],
-    gpus: str | None = None,
-    instances: dict[str, str] | None = None,
-    module: str = "ares",
-) -> None:
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus} if gpus is not None else None
-    command = [sys.executable, "-m", module, *arguments]
-    log = cluster.log_folder / f"{name}.log"
-    with log.open("wb") as sink, _uninterrupted():
-        popen = _spawn(command, environment, sink)
-        cluster.processes.append(ManagedProcess(name, url, log, command, environment, popen, instances or {name: url}))
 
 
 def _spawn(command: list[str], environment: dict[str, str] | None, sink: BinaryIO) -> subprocess.Popen[bytes]:

@@ -64,13 +64,17 @@ class Server:
         instance = await self._made()
         try:
             self._server = await self._loop.create_server(
-                lambda: Connection(self), self.identity.host, self.identity.port, backlog=_BACKLOG
+                self.connect, self.identity.host, self.identity.port, backlog=_BACKLOG
             )
         except OSError:
             instance.close()
             raise
         # Only now: a caller that sees the instance may connect.
         self.instance = instance
+
+    def connect(self) -> Connection:
+        """Return what serves a new connection; a subclass may serve it otherwise."""
+        return Connection(self)
 
     async def _made(self) -> Instance:
         """Make the instance; ZeroMQ lets a port go a little after its socket is closed."""
