@@ -36,7 +36,7 @@ class Bench:
 
     async def admit(self, session: Session, exclude: set[str]) -> Instance:
         for _ in range(15):
-            usable = {i.name: i for i in self.pool.decode() if i.open and i.name not in exclude}
+            usable = {i.name: i for i in self.pool.decode_instances if i.open and i.name not in exclude}
             chosen = next((usable[name] for name in self.order if name in usable), None)
             if chosen is not None:
                 return chosen

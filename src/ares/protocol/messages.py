@@ -218,7 +218,7 @@ class Predicted(msgspec.Struct, frozen=True, tag="predicted"):
     remaining: tuple[float, float, float]
 
 
-class CutResult(msgspec.Struct, frozen=True, tag="handover"):
+class CutResult(msgspec.Struct, frozen=True, tag="handover", rename={"kv_transfer_params": "transfer"}):
     """The answer to a `Cut`.
 
     Attributes
@@ -229,8 +229,8 @@ class CutResult(msgspec.Struct, frozen=True, tag="handover"):
         How many tokens the request generated on this instance.
     tail
         The last of those tokens, so that the target can start before the stream has delivered them.
-    transfer
-        vLLM's kv_transfer_params for the target, where the outcome is `PINNED`.
+    kv_transfer_params
+        vLLM's, for the target, where the outcome is `PINNED`.
     """
 
     call: _Count
@@ -238,16 +238,16 @@ class CutResult(msgspec.Struct, frozen=True, tag="handover"):
     outcome: CutOutcome
     output_tokens: _Tokens = 0
     tail: list[_Tokens] = []
-    transfer: dict[str, Any] = {}
+    kv_transfer_params: dict[str, Any] = {}
 
 
-class CopyResult(msgspec.Struct, frozen=True, tag="copied"):
+class CopyResult(msgspec.Struct, frozen=True, tag="copied", rename={"kv_transfer_params": "transfer"}):
     """The answer to a `Copy`: how many `tokens` are pinned as `pin`, and vLLM's kv_transfer_params for them."""
 
     call: _Count
     pin: str
     tokens: _Tokens = 0
-    transfer: dict[str, Any] = {}
+    kv_transfer_params: dict[str, Any] = {}
 
 
 class LeaseResult(msgspec.Struct, frozen=True, tag="leased"):

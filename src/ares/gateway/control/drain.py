@@ -76,7 +76,7 @@ class Drainer:
         await instance.drain(deadline_s)
 
     async def undrain(self, instance: Instance) -> None:
-        """Let an instance take work again."""
+        """Put a drained instance back into service."""
         await instance.undrain()
 
     def left(self, instance: Instance) -> int:

@@ -74,7 +74,7 @@ class SnapshotBuilder:
     def build(self, sessions: Iterable[Session], exclude: Collection[str] = ()) -> ClusterSnapshot:
         """Return the decode pool now, with instances named in `exclude` closed."""
         now = time.monotonic()
-        instances = list(self._pool.decode())
+        instances = self._pool.decode_instances
         block = max((i.state.hello.block_size for i in instances if i.state.hello is not None), default=1)
         index = {id(i): n for n, i in enumerate(instances)}
         rows: list[dict[str, messages.Row]] = [
@@ -149,7 +149,7 @@ class SnapshotBuilder:
         The load of an instance is that of our own sessions in whole KV blocks, which are what runs out; or what it
         reports, where that is more because other gateways use it too.
         """
-        instances = list(self._pool.decode())
+        instances = self._pool.decode_instances
         block = max((i.state.hello.block_size for i in instances if i.state.hello is not None), default=1)
         tokens = dict.fromkeys(map(id, instances), 0)
         for session in sessions:

@@ -157,7 +157,7 @@ async def drain(name: str, request: Request, body: DrainRequest | None = None) -
 
 @router.post("/instances/{name:path}/undrain", responses=errors(404, 409))
 async def undrain(name: str, request: Request) -> dict[str, Any]:
-    """Let an instance take work again."""
+    """Put a drained instance back into service."""
     gateway: Gateway = request.app.state.gateway
     instance = _find(gateway, name)
     await gateway.drainer.undrain(instance)
