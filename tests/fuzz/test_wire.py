@@ -192,7 +192,7 @@ class Decoding(Session):
         """It does not wait outside decode."""
         return False
 
-    def unmovable_reason(self) -> str | None:
+    def unmovable_now(self) -> str | None:
         """Return nothing: it can be moved, but where it goes ahead of a hand-over."""
         return "moving" if self.moving else None
 

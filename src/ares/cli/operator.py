@@ -152,18 +152,17 @@ def replay(
     Exits with status 1 if the logged preset decides differently from the log.
     """
     from ares import plugins
-    from ares.gateway.records.replay import ReplayError
-    from ares.gateway.records.replay import replay as again
+    from ares.gateway.records import replay as decision_replay
 
     try:
         plugins.load(policy or ())
         size = log.stat().st_size
         with progress_display(_errors, transient=True) as bar:
             task = bar.add_task(f"replaying {log.name}", total=size)
-            result = again(log, preset, lambda read: bar.update(task, completed=read))
+            result = decision_replay.replay(log, preset, lambda read: bar.update(task, completed=read))
     except OSError as error:
         exit_with_error(f"{log}: cannot be read: {error.strerror}")
-    except (ReplayError, ValueError) as error:
+    except (decision_replay.ReplayError, ValueError) as error:
         exit_with_error(str(error))
     if not result.decisions:
         exit_with_error(f"{log}: no decisions in it; a gateway writes them with --decision-log")

@@ -14,7 +14,7 @@ from ares import addresses, extras
 from ares.engine import identity
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES, free_port, is_cpu_build
 from ares.engine.prediction import predictor_choice
-from ares.models import resolve as model
+from ares.models import resolve as models
 from ares.predictor import shards
 from ares.protocol.fields import CONTROL_KEY_VARIABLE, PULL_WITHIN_STEP_BYTES
 from ares.protocol.messages import Role
@@ -73,7 +73,7 @@ def serve(settings: WorkerSettings) -> None:
     ports = {"--port": settings.port, "--control-port": settings.control_port, "--nixl-port": settings.nixl_port}
     addresses.check(settings.host, {flag: [port] for flag, port in ports.items()})
     extras.require("vllm", "nixl")  # before a model of gigabytes is fetched
-    folder = model.resolve(settings.model)
+    folder = models.resolve(settings.model)
     control_port = settings.control_port or free_port(settings.host)
     os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = settings.host
     os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(settings.nixl_port or free_port(settings.host))

@@ -36,7 +36,7 @@ from ares.gateway.session.output import Emit
 from ares.gateway.session.session import Session
 from ares.gateway.shutdown import Shutdown
 from ares.gateway.tuning import DEFAULT, Tuning
-from ares.models import resolve as model
+from ares.models import resolve as models
 from ares.policy.transfer import Mode
 from ares.protocol.fields import CLASS_HEADER
 from ares.protocol.keys import ControlKey
@@ -145,7 +145,7 @@ class Gateway:
         model_name = Path(self.config.model).expanduser()
         # A folder by its absolute path, however it was given.
         given = str(model_name.resolve()) if model_name.is_dir() else self.config.model
-        return Served((*self.config.served_model_name, given), model.shape(self._folder))
+        return Served((*self.config.served_model_name, given), models.shape(self._folder))
 
     @property
     def maximum_model_tokens(self) -> int | None:

@@ -169,6 +169,8 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
 class Telemetry(msgspec.Struct, frozen=True, tag="telemetry", rename={"resources": "held"}):
     """The load of an instance.
 
+    `running` and `waiting` are requests; `pinned` are requests that have ended here, and copies, whose KV waits to be
+    pulled.
     `step_time_s` is a moving average over recent steps, `pull_bytes_per_s` over recent pulls of KV, 0 before the first;
     `busy_s` is the time of all steps so far.
     `draining`: the instance takes no new requests, and those that can migrate are to leave; after `drain_left_s` the

@@ -440,7 +440,7 @@ class Controller:
         avoids_oom = self._policy.avoids_oom
         if avoids_oom:
             # They resume on an instance that has room, not on the one that had none.
-            for session in (s for s in snapshot.preempted if s.unmovable_reason() is None):
+            for session in (s for s in snapshot.preempted if s.unmovable_now() is None):
                 self._spawn(self._suspend(session, "preempted"))
         oom_avoidance = OomAvoidanceSettings(lookahead_s=2.0 * self._config.period_s + snapshot.cluster.stall_s)
         # Only where suspension is part of the preset: the presets for comparison must not get it as well.

@@ -99,7 +99,7 @@ class SnapshotBuilder:
             if row is not None and row.state == "waiting" and row.output:
                 preempted.append(session)
             cooled = not session.moved_at or now - session.moved_at > self.cooldown_s
-            can_move = cooled and session.sampling.needs <= restored and session.unmovable_reason() is None
+            can_move = cooled and session.sampling.needs <= restored and session.unmovable_now() is None
             stays = now < session.commanded_until
             movable.append(can_move and not stays)
             commanded.append(can_move and stays)

@@ -236,7 +236,7 @@ def _instance(instance: Instance, sessions: int, left: int | None) -> dict[str, 
 
 
 def _request(session: Session, row: messages.Row | None) -> dict[str, Any]:
-    why = session.unmovable_reason()
+    why = session.unmovable_now()
     predicted = row.remaining if row is not None else None
     usable = predicted is not None and plausible(predicted)
     low, middle, high = predicted if predicted is not None and usable else (None, None, None)

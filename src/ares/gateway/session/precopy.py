@@ -52,7 +52,7 @@ async def migrate(session: Session, target: Instance, reason: str, mode: Mode, t
     NotMovableError
         It cannot be moved now; nothing was changed.
     """
-    refusal = session.unmovable_reason()
+    refusal = session.unmovable_now()
     source = session.instance
     if refusal is not None or source is None:
         raise NotMovableError(refusal or "not_decoding")
@@ -84,7 +84,7 @@ async def migrate(session: Session, target: Instance, reason: str, mode: Mode, t
 
 def _ended(session: Session, source: Instance) -> str | None:
     """Return the outcome where there is nothing left to move: it has ended, or no longer runs at its source."""
-    match session.unmovable_reason():
+    match session.unmovable_now():
         case None:
             return None if session.instance is source else "not_running"
         case "finished":

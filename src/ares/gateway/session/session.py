@@ -174,7 +174,7 @@ class Session:
         handover = self._handover
         return handover.target if handover and self._segment is handover.source else self.precopy_target
 
-    def unmovable_reason(self) -> str | None:
+    def unmovable_now(self) -> str | None:
         """Return why it cannot be moved now, in one word; None where it can."""
         if self.sampling.unmovable_reason is not None:
             return self.sampling.unmovable_reason
@@ -512,7 +512,7 @@ class Session:
 
     def _movable_segment(self) -> Segment:
         """Return what generates it now; NotMovableError where it cannot be moved."""
-        refusal, segment = self.unmovable_reason(), self._segment
+        refusal, segment = self.unmovable_now(), self._segment
         if refusal is not None or segment is None:
             raise NotMovableError(refusal or "not_decoding")
         return segment
