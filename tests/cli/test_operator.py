@@ -47,6 +47,7 @@ MOVE = {
 }
 STATUS: dict[str, Any] = {
     "gateway": "ab12cd34",
+    "preset": "ares",
     "controller": {"where": "here", "holder": "ab12cd34", "missed_periods": 0},
     "instances": [
         {"name": "decode-0", **INSTANCE, **LOAD},
