@@ -73,7 +73,7 @@ class Instance:
         self._last_begin: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._channel = ControlChannel(
-            self.control_address,
+            control_address(identity.host, identity.control_port),
             report.hello(self),
             report.TelemetrySource(self),
             notify=self._notify,
@@ -83,8 +83,8 @@ class Instance:
 
     @property
     def control_address(self) -> str:
-        """Where its control channel is bound."""
-        return control_address(self.identity.host, self.identity.control_port)
+        """Where gateways reach its control channel."""
+        return control_address(self.identity.published_host, self.identity.control_port)
 
     @property
     def draining(self) -> bool:
