@@ -313,7 +313,7 @@ def up(
     refuse_key_flag(flags)
     if any(flag.split("=")[0] == "--advertise-host" for flag in flags):
         exit_with_error(
-            "--advertise-host is of `ares worker`: the instances of `ares up` are on loopback, for its own gateway; for "
+            "--advertise-host is of `ares worker`: the instances of `ares up` are on loopback, for its own gateway; on "
             "several hosts start each instance with `ares worker`, and `ares gateway` before them"
         )
     try:

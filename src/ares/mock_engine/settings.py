@@ -64,7 +64,7 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Name, role and addresses of an instance: `host` is listened on; `advertise_host`, by default `host`, published."""
+    """Name, role and addresses of an instance: `host` is listened on, `advertise_host` (or else `host`) published."""
 
     name: str
     role: Role
