@@ -1,0 +1,193 @@
+"""Two hosts, each with its own address, and a network between them that fails: no stream hangs, no token is wrong.
+
+Every test compares with what the same prompt gave unmoved, before; afterwards nothing runs and no block is held.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.integration import namespaces, two_hosts
+from tests.integration.client import Client, Output
+from tests.integration.conftest import TINY_FLAGS
+from tests.integration.test_instance_death import gather_on
+from tests.integration.test_precopy import fresh_prompt, pulled_by
+
+LENGTH = 500
+INSTANCES = ("prefill-0", "decode-0", "decode-1")
+# A silent instance is given up after 6 s (gateway/pool/health.py); then the request is prefilled again. The rest is for
+# a machine that does other work.
+RESUMED_S = 20.0
+# An order of a move ends by itself: two times the longest hand-over, 10 s, and what the stream itself takes.
+MOVE_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def hosts(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[two_hosts.Cluster]:
+    if (reason := namespaces.why_not()) is not None:
+        pytest.skip(reason)
+    with two_hosts.running(tiny_model, tmp_path_factory.mktemp("two-hosts"), *TINY_FLAGS) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def client(hosts: two_hosts.Cluster) -> AsyncIterator[Client]:
+    """Talk to the gateway on its host; afterwards nothing must be left."""
+    timeout = aiohttp.ClientTimeout(total=120)
+    async with aiohttp.ClientSession(connector=hosts.connector(), timeout=timeout) as http:
+        client = Client(http, hosts.url, str(hosts.model))
+        yield client
+        await client.quiet()
+
+
+class Streams:
+    """Some streams, what each must become, and when its newest token came."""
+
+    def __init__(self, client: Client, name: str, count: int) -> None:
+        self.client = client
+        self.names = [f"{name}-{n}" for n in range(count)]
+        self.prompts = [fresh_prompt(200 + 100 * n) for n in range(count)]
+        self.expected: list[list[int]] = []
+        self.outputs: list[Output] = []
+        self.tasks: list[asyncio.Task[Output]] = []
+
+    async def start(self) -> "Streams":
+        """Ask for every output unmoved, then start the streams; return when each has some tokens."""
+        whole = [self.client.complete(prompt, LENGTH) for prompt in self.prompts]
+        self.expected = [reply["choices"][0]["token_ids"] for reply in await asyncio.gather(*whole)]
+        for name, prompt in zip(self.names, self.prompts, strict=True):
+            output, task = self.client.stream(name, prompt, LENGTH)
+            self.outputs.append(output)
+            self.tasks.append(task)
+        for output in self.outputs:
+            await output.reach(10)
+        return self
+
+    async def resumed(self, within_s: float = RESUMED_S) -> float:
+        """Wait until every stream has brought another token, and return after how long."""
+        began, counts = time.monotonic(), [len(output.token_ids) for output in self.outputs]
+        async with asyncio.timeout(within_s):
+            for output, count in zip(self.outputs, counts, strict=True):
+                await output.reach(min(count + 20, LENGTH))
+        return time.monotonic() - began
+
+    async def check(self) -> None:
+        """Wait for the ends: every token is that of the unmoved request."""
+        for output, task, expected in zip(self.outputs, self.tasks, self.expected, strict=True):
+            await task
+            assert output.error is None
+            assert output.token_ids == expected
+
+
+async def expired(client: Client) -> list[float]:
+    return [await client.engine_metric(name, "vllm:nixl_num_kv_expired_reqs_total") for name in INSTANCES]
+
+
+async def until_healthy(client: Client, name: str, wanted: bool, within_s: float = RESUMED_S) -> None:
+    async with asyncio.timeout(within_s):
+        while next(i for i in (await client.status())["instances"] if i["name"] == name)["healthy"] is not wanted:  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.1)
+
+
+async def test_each_host_publishes_its_own_address(client: Client, hosts: two_hosts.Cluster) -> None:
+    one, two = hosts.network.addresses["one"], hosts.network.addresses["two"]
+    for url, address in ((f"http://{one}:8100", one), (f"http://{one}:8101", one), (f"http://{two}:8100", two)):
+        async with client.http.get(f"{url}/ares/v1/instance") as reply:
+            assert f"tcp://{address}:" in (await reply.json())["control_address"]
+
+
+@pytest.mark.parametrize("mode", ["stop_and_copy", "pre_copy"])
+async def test_requests_move_between_the_hosts(client: Client, mode: str) -> None:
+    before = await expired(client)
+    streams = await Streams(client, f"moved-{mode}", 3).start()
+    pulled = [await pulled_by(client, name) for name in INSTANCES[1:]]
+    await gather_on(client, streams.names, "decode-1")
+    moved = 0
+    for target in ("decode-0", "decode-1", "decode-0"):
+        for name in streams.names:
+            if (await client.row(name) or {}).get("movable"):
+                code, record = await client.migrate(name, target, mode)
+                moved += code == 200 and record["outcome"] == "moved"
+    await streams.check()
+    assert moved >= 3
+    assert sum([await pulled_by(client, name) for name in INSTANCES[1:]]) > sum(pulled)
+    assert await expired(client) == before
+
+
+async def test_streams_of_a_host_that_is_cut_off_resume_on_the_other(client: Client, hosts: two_hosts.Cluster) -> None:
+    streams = await Streams(client, "cut", 3).start()
+    await gather_on(client, streams.names, "decode-1")
+    with hosts.network.cut("two"):
+        await streams.resumed()
+        await until_healthy(client, "decode-1", False)
+        await streams.check()
+    await until_healthy(client, "decode-1", True)
+    # Healed, it serves again: moves both ways.
+    again = await Streams(client, "healed", 2).start()
+    await gather_on(client, again.names, "decode-1")
+    await gather_on(client, again.names, "decode-0")
+    await again.check()
+
+
+@pytest.mark.parametrize("mode", ["stop_and_copy", "pre_copy"])
+async def test_a_move_across_a_broken_link_ends_and_the_stream_goes_on(
+    client: Client, hosts: two_hosts.Cluster, mode: str
+) -> None:
+    """The gateway reaches both hosts, which do not reach each other."""
+    streams = await Streams(client, f"torn-{mode}", 2).start()
+    await gather_on(client, streams.names, "decode-1")
+    with hosts.network.closed_between("one", "two"):
+        async with asyncio.timeout(MOVE_S):
+            orders = await asyncio.gather(*(client.migrate(name, "decode-0", mode) for name in streams.names))
+        await streams.resumed()
+        await streams.check()
+    assert all(code in (200, 409) for code, _ in orders), orders
+
+
+async def test_a_request_whose_prefill_cannot_be_pulled_is_served(client: Client, hosts: two_hosts.Cluster) -> None:
+    prompts = [fresh_prompt(300) for _ in range(4)]
+    with hosts.network.closed_between("one", "two"):
+        async with asyncio.timeout(60):
+            replies = await asyncio.gather(*(client.complete(prompt, 30) for prompt in prompts))
+    for prompt, reply in zip(prompts, replies, strict=True):
+        assert reply["choices"][0]["token_ids"] == (await client.complete(prompt, 30))["choices"][0]["token_ids"]
+
+
+async def test_a_slow_and_lossy_link_costs_time_only(client: Client, hosts: two_hosts.Cluster) -> None:
+    before = await expired(client)
+    with hosts.network.impaired("two", 0.02, 0.02):
+        streams = await Streams(client, "lossy", 3).start()
+        await gather_on(client, streams.names, "decode-1")
+        await gather_on(client, streams.names[:2], "decode-0")
+        await streams.check()
+    assert await expired(client) == before
+
+
+async def test_a_drain_empties_a_host(client: Client) -> None:
+    before = await expired(client)
+    streams = await Streams(client, "drained", 3).start()
+    await gather_on(client, streams.names, "decode-1")
+    async with client.http.post(f"{client.url}/admin/v1/instances/decode-1/drain", json={"deadline_s": 30}) as reply:
+        assert reply.status == 200, await reply.text()
+    async with asyncio.timeout(30):
+        while any(r["instance"] == "decode-1" for r in (await client.status())["requests"]):
+            await asyncio.sleep(0.05)
+    assert not all(task.done() for task in streams.tasks)
+    await streams.check()
+    async with client.http.post(f"{client.url}/admin/v1/instances/decode-1/undrain") as reply:
+        assert reply.status == 200, await reply.text()
+    assert await expired(client) == before
+
+
+async def test_streams_of_a_killed_instance_resume_on_the_other_host(client: Client, hosts: two_hosts.Cluster) -> None:
+    """The last one: it does not come back."""
+    streams = await Streams(client, "killed", 3).start()
+    await gather_on(client, streams.names, "decode-1")
+    hosts.kill("decode-1")
+    await streams.resumed()
+    await streams.check()
+    await until_healthy(client, "decode-1", False)
