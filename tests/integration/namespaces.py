@@ -165,7 +165,7 @@ def _within(namespace: Path, make: Any) -> Any:
                 if libc.setns(file.fileno(), _CLONE_NEWNET):
                     raise OSError(ctypes.get_errno(), "setns")
             made = [make()]
-        except BaseException as error:  # noqa: BLE001 - raised by the caller
+        except BaseException as error:
             failed.append(error)
 
     thread = threading.Thread(target=run)

@@ -17,6 +17,8 @@ from tests.integration.conftest import TINY_FLAGS
 from tests.integration.test_instance_death import gather_on
 from tests.integration.test_precopy import fresh_prompt, pulled_by
 
+pytestmark = pytest.mark.timeout(900)  # engines start within the first one
+
 LENGTH = 500
 INSTANCES = ("prefill-0", "decode-0", "decode-1")
 # A silent instance is given up after 6 s (gateway/pool/health.py); then the request is prefilled again. The rest is for
@@ -174,7 +176,7 @@ async def test_a_drain_empties_a_host(client: Client) -> None:
     async with client.http.post(f"{client.url}/admin/v1/instances/decode-1/drain", json={"deadline_s": 30}) as reply:
         assert reply.status == 200, await reply.text()
     async with asyncio.timeout(30):
-        while any(r["instance"] == "decode-1" for r in (await client.status())["requests"]):
+        while any(r["instance"] == "decode-1" for r in (await client.status())["requests"]):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     assert not all(task.done() for task in streams.tasks)
     await streams.check()

@@ -20,7 +20,7 @@ KEY = "a key of the control channels, for this test only"
 _PORTS = ("--port", "8100", "--control-port", "8200", "--nixl-port", "8300")
 _SECOND_PORTS = ("--port", "8101", "--control-port", "8201", "--nixl-port", "8301")
 EVERY = "0.0.0.0"  # noqa: S104 - what it is about
-_START_S = 150.0
+_START_S = 400.0
 
 
 @dataclass

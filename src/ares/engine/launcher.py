@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ares import addresses, extras, published_address
-from ares.engine import identity
+from ares.engine import identity, parallel
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES, free_port, is_cpu_build
 from ares.engine.prediction import predictor_choice
 from ares.models import resolve as model
@@ -125,6 +125,8 @@ def serve(settings: WorkerSettings) -> None:
     vllm.cli_env_setup()
     parser = vllm.make_arg_parser(vllm.FlexibleArgumentParser(prog="ares worker"))
     args = parser.parse_args(_vllm_arguments(settings, str(folder), on_cpu))
+    if (reason := parallel.unsupported(args)) is not None:
+        raise LaunchError(reason)
     vllm.validate_parsed_serve_args(args)
     try:
         uvloop.run(vllm.run_server(args))

@@ -10,7 +10,7 @@ import pytest
 from ares.engine import identity
 from ares.engine.defaults import free_port
 from ares.protocol import messages
-from tests.engine.connector.test_scheduler import configuration
+from tests.engine.connector.test_scheduler import Engine, configuration
 from tests.engine.test_control import Gateway
 
 pytest.importorskip("vllm", reason="needs vLLM: the cpu or vllm extra")
@@ -45,6 +45,22 @@ def test_the_control_channel_answers_everywhere_and_publishes_one_address(side: 
         gateway.send(messages.Subscribe(0.01, "gateway"))
         assert gateway.receive_a(messages.Hello).peer.host == PUBLISHED
         gateway.close()
+
+
+@pytest.mark.parametrize(("published", "steps"), [("127.0.0.1", False), ("192.0.2.1", True)])
+def test_an_idle_source_answers_pulls_over_tcp(published: str, steps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a host without a GPU, where nothing but its steps polls NIXL; shared memory needs no answer."""
+    monkeypatch.setenv("ARES_INSTANCE", "")
+    monkeypatch.delenv("ARES_CONTROL_KEY", raising=False)
+    engine = Engine(published)
+    try:
+        prefill = engine.add("gateway/1", 0, do_remote_decode=True)
+        prefill.max_tokens = 1
+        pinned, _ = engine.finish(prefill)
+        assert pinned
+        assert engine.side.has_pending_push_work() == steps
+    finally:
+        engine.side.shutdown()
 
 
 def test_the_side_channel_answers_everywhere_and_publishes_one_address(side: Any) -> None:

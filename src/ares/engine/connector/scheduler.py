@@ -63,8 +63,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         # Requests that pull within the current step, and the blocks that they pull into.
         self._pulling: dict[str, list[int]] = {}
         settings = identity.current()
-        one_sided = current_platform.device_type != "cpu" or settings.on_loopback
-        self._pulls = PullPolicy(vllm_config, kv_cache_config, self, one_sided=one_sided)
+        self._one_sided = current_platform.device_type != "cpu" or settings.on_loopback
+        self._pulls = PullPolicy(vllm_config, kv_cache_config, self, one_sided=self._one_sided)
         self._precopy_pins = PrecopyPins(self.block_size)
         self._sequence = 0
         self.kv_cache_manager: Any = None
@@ -353,9 +353,12 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
     def has_pending_push_work(self) -> bool:
         """Keep the engine loop running until commands are carried out and nothing is being copied from it.
 
+        Without a GPU, a pull over TCP needs steps of its source, in which that polls NIXL (engine/connector/worker.py).
         vLLM has this hook for connectors that push KV; the name is its own.
         """
-        return self._channel.waiting or bool(self._precopy_pins) or bool(super().has_pending_push_work())
+        if self._channel.waiting or self._precopy_pins or (self._pinned and not self._one_sided):
+            return True
+        return bool(super().has_pending_push_work())
 
     # --- telemetry ---
 
