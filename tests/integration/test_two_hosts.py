@@ -4,7 +4,6 @@ Every test compares with what the same prompt gave unmoved, before; afterwards n
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,18 +11,15 @@ import aiohttp
 import pytest
 
 from tests.integration import namespaces, two_hosts
-from tests.integration.client import Client, Output
+from tests.integration.client import Client
 from tests.integration.conftest import TINY_FLAGS
+from tests.integration.streams import Streams, until_healthy
 from tests.integration.test_instance_death import gather_on
 from tests.integration.test_precopy import fresh_prompt, pulled_by
 
-pytestmark = pytest.mark.timeout(900)  # engines start within the first one
+pytestmark = pytest.mark.timeout(1200)  # engines start within the first one
 
-LENGTH = 500
 INSTANCES = ("prefill-0", "decode-0", "decode-1")
-# A silent instance is given up after 6 s (gateway/pool/health.py); then the request is prefilled again. The rest is for
-# a machine that does other work.
-RESUMED_S = 20.0
 # An order of a move ends by itself: two times the longest hand-over, 10 s, and what the stream itself takes.
 MOVE_S = 30.0
 
@@ -46,53 +42,8 @@ async def client(hosts: two_hosts.Cluster) -> AsyncIterator[Client]:
         await client.quiet()
 
 
-class Streams:
-    """Some streams, what each must become, and when its newest token came."""
-
-    def __init__(self, client: Client, name: str, count: int) -> None:
-        self.client = client
-        self.names = [f"{name}-{n}" for n in range(count)]
-        self.prompts = [fresh_prompt(200 + 100 * n) for n in range(count)]
-        self.expected: list[list[int]] = []
-        self.outputs: list[Output] = []
-        self.tasks: list[asyncio.Task[Output]] = []
-
-    async def start(self) -> "Streams":
-        """Ask for every output unmoved, then start the streams; return when each has some tokens."""
-        whole = [self.client.complete(prompt, LENGTH) for prompt in self.prompts]
-        self.expected = [reply["choices"][0]["token_ids"] for reply in await asyncio.gather(*whole)]
-        for name, prompt in zip(self.names, self.prompts, strict=True):
-            output, task = self.client.stream(name, prompt, LENGTH)
-            self.outputs.append(output)
-            self.tasks.append(task)
-        for output in self.outputs:
-            await output.reach(10)
-        return self
-
-    async def resumed(self, within_s: float = RESUMED_S) -> float:
-        """Wait until every stream has brought another token, and return after how long."""
-        began, counts = time.monotonic(), [len(output.token_ids) for output in self.outputs]
-        async with asyncio.timeout(within_s):
-            for output, count in zip(self.outputs, counts, strict=True):
-                await output.reach(min(count + 20, LENGTH))
-        return time.monotonic() - began
-
-    async def check(self) -> None:
-        """Wait for the ends: every token is that of the unmoved request."""
-        for output, task, expected in zip(self.outputs, self.tasks, self.expected, strict=True):
-            await task
-            assert output.error is None
-            assert output.token_ids == expected
-
-
 async def expired(client: Client) -> list[float]:
     return [await client.engine_metric(name, "vllm:nixl_num_kv_expired_reqs_total") for name in INSTANCES]
-
-
-async def until_healthy(client: Client, name: str, wanted: bool, within_s: float = RESUMED_S) -> None:
-    async with asyncio.timeout(within_s):
-        while next(i for i in (await client.status())["instances"] if i["name"] == name)["healthy"] is not wanted:  # noqa: ASYNC110 - nothing announces it
-            await asyncio.sleep(0.1)
 
 
 async def test_each_host_publishes_its_own_address(client: Client, hosts: two_hosts.Cluster) -> None:

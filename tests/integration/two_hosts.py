@@ -17,10 +17,8 @@ from ares.engine.defaults import local_flags
 from tests.integration.namespaces import Network
 
 KEY = "a key of the control channels, for this test only"
-_PORTS = ("--port", "8100", "--control-port", "8200", "--nixl-port", "8300")
-_SECOND_PORTS = ("--port", "8101", "--control-port", "8201", "--nixl-port", "8301")
 EVERY = "0.0.0.0"  # noqa: S104 - what it is about
-_START_S = 400.0
+_START_S = 600.0
 
 
 @dataclass
@@ -50,59 +48,29 @@ class Cluster:
                 process_group=0,
             )
 
-    def start_all(self, *vllm_flags: str) -> None:
-        """Start every process."""
-        worker = ("worker", "--model", str(self.model), "--drain-deadline", "0")
-        flags = ("--", *local_flags(list(vllm_flags)))
-        cores = sorted(os.sched_getaffinity(0))
-        first, last = ("--cores", str(cores[0])), ("--cores", str(cores[-1]))
+    def start_all(self, profile: str | None, flags: tuple[str, ...]) -> None:
+        """Start every process: real engines with these flags of vLLM, or mock engines of a profile."""
         one, two = self.network.addresses["one"], self.network.addresses["two"]
-        # Listening on every address: the first two find out which one to publish, the third is given it.
-        everywhere = ("--host", EVERY)
-        self.start(
-            "prefill-0",
-            "one",
-            *worker,
-            "--role",
-            "prefill",
-            "--name",
-            "prefill-0",
-            *first,
-            *everywhere,
-            *_PORTS,
-            *flags,
-        )
-        self.start(
-            "decode-0",
-            "one",
-            *worker,
-            "--role",
-            "decode",
-            "--name",
-            "decode-0",
-            *first,
-            *everywhere,
-            *_SECOND_PORTS,
-            *flags,
-        )
-        self.start(
-            "decode-1",
-            "two",
-            *worker,
-            "--role",
-            "decode",
-            "--name",
-            "decode-1",
-            *last,
-            *everywhere,
-            "--advertise-host",
-            two,
-            *_PORTS,
-            *flags,
-        )
+        cores = sorted(os.sched_getaffinity(0))
+        # All listen on every address. The first two find out which one to publish, the third is given it.
+        self.start_worker("prefill-0", "one", 8100, profile, flags, cores[0])
+        self.start_worker("decode-0", "one", 8101, profile, flags, cores[0])
+        self.start_worker("decode-1", "two", 8100, profile, flags, cores[-1], "--advertise-host", two)
         urls = [f"http://{one}:8100", f"http://{one}:8101", f"http://{two}:8100"]
         workers = [word for url in urls for word in ("--worker", url)]
         self.start("gateway", "gateway", "gateway", "--model", str(self.model), "--preset", "off", *workers)
+
+    def start_worker(
+        self, name: str, host: str, port: int, profile: str | None, flags: tuple[str, ...], core: int, *more: str
+    ) -> None:
+        """Start an instance on ports that follow from that of its HTTP server."""
+        words = ["worker", "--model", str(self.model), "--role", name.partition("-")[0], "--name", name, *more]
+        words += ["--host", EVERY, "--port", str(port), "--control-port", str(port + 100), "--drain-deadline", "0"]
+        if profile is None:
+            words += ["--nixl-port", str(port + 200), "--cores", str(core), "--", *local_flags(list(flags))]
+        else:
+            words += ["--simulate", profile, "--", *flags]
+        self.start(name, host, *words)
 
     def await_ready(self) -> None:
         """Wait until the gateway uses all instances."""
@@ -143,12 +111,12 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def running(model: Path, logs: Path, *vllm_flags: str) -> Iterator[Cluster]:
-    """Run the cluster; nothing of it is left afterwards."""
+def running(model: Path, logs: Path, *flags: str, profile: str | None = None) -> Iterator[Cluster]:
+    """Run the cluster, of mock engines where a profile is given; nothing of it is left afterwards."""
     with Network("one", "two", "gateway") as network:
         cluster = Cluster(network, model, logs)
         try:
-            cluster.start_all(*vllm_flags)
+            cluster.start_all(profile, flags)
             cluster.await_ready()
             yield cluster
         finally:
