@@ -17,8 +17,8 @@ _seeds = itertools.count(7000)
 class Streams:
     """Some streams, what each must become, and when its newest token came."""
 
-    def __init__(self, client: Client, name: str, count: int, vocabulary: int = 49000) -> None:
-        self.client = client
+    def __init__(self, client: Client, name: str, count: int, vocabulary: int = 49000, length: int = LENGTH) -> None:
+        self.client, self.length = client, length
         self.names = [f"{name}-{n}" for n in range(count)]
         self.prompts = [_prompt(200 + 100 * n, vocabulary) for n in range(count)]
         self.expected: list[list[int]] = []
@@ -27,10 +27,10 @@ class Streams:
 
     async def start(self) -> "Streams":
         """Ask for every output unmoved, then start the streams; return when each has some tokens."""
-        whole = [self.client.complete(prompt, LENGTH) for prompt in self.prompts]
+        whole = [self.client.complete(prompt, self.length) for prompt in self.prompts]
         self.expected = [reply["choices"][0]["token_ids"] for reply in await asyncio.gather(*whole)]
         for name, prompt in zip(self.names, self.prompts, strict=True):
-            output, task = self.client.stream(name, prompt, LENGTH)
+            output, task = self.client.stream(name, prompt, self.length)
             self.outputs.append(output)
             self.tasks.append(task)
         for output in self.outputs:
@@ -50,7 +50,7 @@ class Streams:
         began, counts = time.monotonic(), [len(output.token_ids) for output in self.outputs]
         async with asyncio.timeout(within_s):
             for output, count in zip(self.outputs, counts, strict=True):
-                await output.reach(min(count + 20, LENGTH))
+                await output.reach(min(count + 20, self.length))
         return time.monotonic() - began
 
     async def check(self) -> None:
