@@ -6,9 +6,10 @@ import pytest
 
 from ares.gateway.pool import published
 from ares.protocol import messages
-from tests.gateway.fakes import eventually, instances
+from tests.gateway.fakes import instances
 from tests.gateway.http.service import serving
-from tests.gateway.running import VOCABULARY
+from tests.gateway.running import IMPATIENT, VOCABULARY
+from tests.waiting import eventually
 
 
 def described(host: str) -> messages.Description:
@@ -47,10 +48,10 @@ async def test_loopback_is_not_published_by_another_host(host: str, url: str, wr
     assert (await published.on_another_host(described(host), url) is not None) == wrong
 
 
-async def test_an_instance_that_publishes_every_address_is_not_used(impatient: None, model_folder: Path) -> None:
+async def test_an_instance_that_publishes_every_address_is_not_used(model_folder: Path) -> None:
     async with instances("both", "both", vocabulary=VOCABULARY) as fakes:
         fakes[0].control_address = "tcp://0.0.0.0:5600"
-        async with serving(fakes, model_folder) as service:
+        async with serving(fakes, model_folder, tuning=IMPATIENT) as service:
             pool = service.gateway.pool
             await eventually(lambda: [i.open for i in pool.instances] == [False, True], 15)
             await eventually(lambda: "--advertise-host" in pool.instances[0].health.why, 15)
@@ -58,13 +59,13 @@ async def test_an_instance_that_publishes_every_address_is_not_used(impatient: N
 
 
 @pytest.mark.parametrize("first", [0, 1])
-async def test_loopback_is_not_used_among_other_hosts(impatient: None, model_folder: Path, first: int) -> None:
+async def test_loopback_is_not_used_among_other_hosts(model_folder: Path, first: int) -> None:
     """Whichever of the two appears first: others would connect to themselves to pull from it."""
     async with instances("both", "both", vocabulary=VOCABULARY) as fakes:
         elsewhere, later = fakes[0], fakes[1 - first]
         elsewhere.control_address = "tcp://192.0.2.1:5600"
         await later.die()
-        async with serving(fakes, model_folder) as service:
+        async with serving(fakes, model_folder, tuning=IMPATIENT) as service:
             mine = service.gateway.pool.instances[1]
             if first == 1:
                 await eventually(lambda: mine.open, 15)

@@ -23,7 +23,7 @@ class NixlConnector(NixlPullConnector):  # type: ignore[misc]
         # Where vLLM was given them by another way than the arguments of `ares worker`, which refuses them earlier.
         if (reason := parallel.unsupported(vllm_config.parallel_config)) is not None:
             raise ValueError(reason)
-        # Not the parent's: it would make the stock sides, and two NIXL agents for one instance.
+        # Not the parent's: it would make the stock sides too, and so two NIXL agents for one instance.
         NixlBaseConnector.__init__(self, vllm_config, role, kv_cache_config)
         if role == KVConnectorRole.SCHEDULER:
             self.connector_scheduler = Scheduler(vllm_config, self.engine_id, kv_cache_config)

@@ -61,7 +61,7 @@ class PullPolicy:
         self.bytes_per_s = 0.0
 
     def within_step(self, params: dict[str, Any], tokens: int) -> bool:
-        """Whether a request with these kv_transfer_params pulls so many tokens within the step that admits it."""
+        """Whether a request with these kv_transfer_params pulls this many tokens within the step that admits it."""
         return (
             self.uniform_cache
             and self._one_sided

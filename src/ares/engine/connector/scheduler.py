@@ -354,7 +354,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         """Keep the engine loop running until commands are carried out and nothing is being copied from it.
 
         Without a GPU, a pull over TCP needs steps of its source, in which that polls NIXL (engine/connector/worker.py).
-        vLLM has this hook for connectors that push KV; the name is its own.
+        vLLM has this hook for connectors that push KV; the name is vLLM's.
         """
         if self._channel.waiting or self._precopy_pins or (self._pinned and not self._one_sided):
             return True
