@@ -4,8 +4,11 @@ import asyncio
 import random
 from collections import Counter
 
+import pytest
+
 from tests.integration.client import Client
 
+pytestmark = pytest.mark.gpu_defaults
 # Around block boundaries (128 tokens), far from them, and over several blocks.
 LENGTHS = (1, 100, 126, 127, 128, 129, 255, 256, 300, 600)
 STREAMS = 10

@@ -12,6 +12,7 @@ import zmq.asyncio
 from ares.protocol import messages, rpc
 from tests.integration.client import Client
 
+pytestmark = pytest.mark.gpu_defaults
 BLOCK = 128
 INSTANCES = ("decode-0", "decode-1")
 _fresh = itertools.count(100)

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from ares.local_cluster import cluster as local
 from tests.integration.client import Client, Output
 
+pytestmark = pytest.mark.gpu_defaults
 PROMPT = list(range(1000, 1150))
 LENGTH = 250
 # A busy machine may be too slow for two moves within one output.
