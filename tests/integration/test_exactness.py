@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from tests.integration.client import Client
+from tests.integration.tiny_model import VOCABULARY
 
 pytestmark = pytest.mark.gpu_defaults
 # Around block boundaries (128 tokens), far from them, and over several blocks.
@@ -17,7 +18,7 @@ TOKENS = 800
 
 def prompts(seed: int = 5) -> list[list[int]]:
     generator = random.Random(seed)
-    return [[generator.randrange(3, 49000) for _ in range(length)] for length in LENGTHS[:STREAMS]]
+    return [[generator.randrange(3, VOCABULARY) for _ in range(length)] for length in LENGTHS[:STREAMS]]
 
 
 async def test_the_model_notices_every_token_of_its_context(client: Client) -> None:
