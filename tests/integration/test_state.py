@@ -21,7 +21,7 @@ LENGTH = 250
 _ATTEMPTS = 15
 CARRIED: dict[str, dict[str, Any]] = {
     "repetition": {"repetition_penalty": 1.3},
-    "minimum": {"min_tokens": 250, "ignore_eos": False},
+    "minimum": {"min_tokens": 50, "ignore_eos": False},
     "bias": {"logit_bias": {"500": 5.0}},
     "allowed": {"allowed_token_ids": list(range(3, 500))},
     "top-k": {"top_k": 1, "temperature": 0.7},
@@ -38,7 +38,7 @@ CARRIED: dict[str, dict[str, Any]] = {
     "seed-zero": {"seed": 0, "temperature": 0.8, "top_k": 500, "top_p": 0.95, "min_p": 0.001},
     "seed-penalties": {"seed": 11, "temperature": 1.5, "frequency_penalty": 1.0, "presence_penalty": 0.5},
     "minimum-penalty": {
-        "min_tokens": 200,
+        "min_tokens": 40,
         "ignore_eos": False,
         "presence_penalty": 0.5,
         "logit_bias": {"2": 100.0},

@@ -9,7 +9,7 @@ import aiohttp
 import httptools
 import msgspec
 
-from ares.protocol.fields import GENERATE_ROUTE
+from ares.protocol.fields import GENERATE_ROUTE, REPETITION, REPETITION_DETECTED
 
 # A prefill of a long prompt behind others may take long; a decode stream may be silent while it waits for KV.
 _CONNECT_TIMEOUT_S = 5.0
@@ -59,6 +59,11 @@ class Delta(msgspec.Struct):
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     logprobs: Logprobs | None = None
+
+    def name_repetition(self) -> None:
+        """Set the finish reason of an output that repeats itself, which an instance ends by the limit of a cut."""
+        if self.stop_reason == REPETITION_DETECTED:
+            self.finish_reason = REPETITION
 
 
 class _Chunk(msgspec.Struct):
