@@ -76,11 +76,12 @@ def cluster(
 
 
 @pytest.fixture
-async def client(cluster: local.Cluster) -> AsyncIterator[Client]:
+async def client(cluster: local.Cluster, request: pytest.FixtureRequest) -> AsyncIterator[Client]:
     """Talk to the cluster; afterwards everything must be back to zero."""
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=120)) as http:
-        client = Client(http, cluster.url, cluster.settings.model)
+        slow = row_of(request.node) == GPU_DEFAULTS
+        client = Client(http, cluster.url, cluster.settings.model, slow=slow)
         yield client
         await client.quiet()
         await asyncio.sleep(0)

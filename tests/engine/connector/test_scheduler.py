@@ -204,9 +204,7 @@ def test_a_cut_request_is_pinned_until_its_release(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(("token", "minimum", "outcome"), [(9, 11, "finished"), (4, 11, "pinned"), (9, 12, "pinned")])
-def test_a_cut_at_the_token_that_completes_a_repetition(
-    engine: Engine, token: int, minimum: int, outcome: str
-) -> None:
+def test_a_cut_at_the_token_that_completes_a_repetition(engine: Engine, token: int, minimum: int, outcome: str) -> None:
     """vLLM looks at the limit first, and does not look for repetitions below `min_tokens`."""
     from vllm.sampling_params import RepetitionDetectionParams
 

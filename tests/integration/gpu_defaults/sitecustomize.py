@@ -10,8 +10,9 @@ three things of vLLM 0.32.0 and one of Triton, each right after the module that 
   vllm/config/vllm.py has chosen it: on, unless `--no-async-scheduling` is given. The stock method switches it off.
 - `apply_top_k_top_p` (vllm/v1/sample/ops/topk_topp_sampler.py) is its PyTorch version, which CPUs use anyway where
   there is no Triton: the Triton kernel does not run in the interpreter.
-- `create_masked_store` of the interpreter (triton/runtime/interpreter.py) takes a mask of integers. It refuses one with
-  an error that ends the engine, and the kernel that applies a grammar (vllm/v1/worker/gpu/structured_outputs.py) has one.
+- `create_masked_store` of the interpreter (triton/runtime/interpreter.py, 3.9.0) takes a mask of integers, which the
+  kernel that applies a grammar has (vllm/v1/worker/gpu/structured_outputs.py). The stock method raises an error, which
+  ends the engine; compiled kernels know no such difference.
 
 Everything else is vLLM's own code: its scheduler, its V2 runner (vllm/v1/worker/cpu/model_runner.py is a subclass of
 the GPU's) and its sampling kernels, interpreted. `VLLM_USE_V2_MODEL_RUNNER=0` takes the V1 runner back.
