@@ -10,8 +10,9 @@ from ares.gateway.session.handover import NotMovableError
 from ares.gateway.session.phase import Phase
 from ares.gateway.session.session import Session
 from ares.gateway.tuning import Tuning
-from tests.gateway.fakes import EOS, eventually
-from tests.gateway.running import PROMPT, Bench, Run, Start, hold, undisturbed
+from tests.gateway.fakes import EOS
+from tests.gateway.running import PROMPT, Bench, Run, Start, hold, move_once, undisturbed
+from tests.waiting import eventually
 
 # --- without moves ---
 
@@ -132,20 +133,12 @@ async def test_many_moves_back_and_forth(bench: Bench, start: Start) -> None:
 async def test_the_target_starts_before_the_stream_has_brought_the_tail(bench: Bench, start: Start) -> None:
     """The usual case on real engines: the hand-over overtakes the stream."""
     bench.fakes["decode-0"].faults.tail_after_s = 0.1
-    run = start(80)
-    await run.reached(10)
-    assert (await run.move("decode-1")).outcome == "moved"
-    assert await run.finish() == undisturbed(80)
-    await bench.quiet()
+    await move_once(bench, start, 80, "moved")
 
 
 async def test_the_stream_ends_before_the_hand_over_is_known(bench: Bench, start: Start) -> None:
     bench.fakes["decode-0"].faults.handover_after_s = 0.1
-    run = start(80)
-    await run.reached(10)
-    assert (await run.move("decode-1")).outcome == "moved"
-    assert await run.finish() == undisturbed(80)
-    await bench.quiet()
+    await move_once(bench, start, 80, "moved")
 
 
 @pytest.mark.parametrize("in_time", [True, False])
@@ -320,9 +313,11 @@ async def test_end_of_sequence_as_the_first_token_of_the_target(bench: Bench, st
     await bench.quiet()
 
 
-async def test_a_stop_string_in_the_tail_of_the_source(bench: Bench, start: Start) -> None:
-    """The target runs already when the gateway finds that the output is complete."""
+@pytest.mark.parametrize("breaks_off", [False, True])
+async def test_a_stop_string_in_the_tail_of_the_source(bench: Bench, start: Start, breaks_off: bool) -> None:
+    """The target runs already when the gateway finds that the output is complete, perhaps by the hand-over alone."""
     hold(bench, 10)
+    bench.fakes["decode-0"].faults.break_at_cut = breaks_off
     bench.fakes["decode-0"].faults.tail_after_s = 0.1
     run = start(60)
     run.stop_after = 11
