@@ -80,7 +80,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         self._sequence = 0
         self.kv_cache_manager: Any = None
         # vLLM has one address for both: it listens on this one, and publishes it in kv_transfer_params.
-        self._listen_host, self.side_channel_host = self.side_channel_host, settings.published_host
+        self._listen_host: str = self.side_channel_host
+        self.side_channel_host: str = settings.published_host
         parallel = vllm_config.parallel_config
         hello = messages.Hello(
             name=settings.name,
