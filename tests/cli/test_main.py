@@ -140,3 +140,44 @@ def test_no_restart_ends_with_the_first_death(
     monkeypatch.setattr(supervision.Supervisor, "run", ends("supervised"))
     assert run([*UP, "--port", str(free_ports("127.0.0.1", 1)), *flags], monkeypatch) == 2
     assert capsys.readouterr().err == f"error: {way}\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--prefill-args", "-x 'y"], "No closing quotation"),
+        (["--decode-args", "64"], "expected flags of vLLM"),
+        (["--decode-args", "--served-model-name=m"], "is for all instances"),
+        (["--prefill", "0", "--prefill-args", "--max-num-seqs 8"], "--prefill-args has no effect with --prefill 0"),
+        (["--decode-args", "--api-key k"], "--api-key would show the key"),
+        (["--device-ids", "0"], "CUDA_VISIBLE_DEVICES"),
+        (["--decode-args", "--device_ids=1"], "CUDA_VISIBLE_DEVICES"),
+        (["--share-gpus", "--simulate", "llama-8b-rtx4090"], "--share-gpus has no effect with --simulate"),
+    ],
+)
+def test_flags_of_instances_that_cannot_work_are_refused(
+    flags: list[str], part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*UP, *flags], monkeypatch) == 2
+    assert part in capsys.readouterr().err
+
+
+def test_flags_by_role_and_the_start_timeout_reach_the_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: list[local.ClusterSettings] = []
+
+    @contextlib.contextmanager
+    def running(settings: local.ClusterSettings, _: Console) -> Iterator[local.Cluster]:
+        given.append(settings)
+        raise local.ClusterError("enough")
+        yield
+
+    monkeypatch.setattr(model, "resolve", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(cli, "signal_as_interrupt", lambda: None)
+    monkeypatch.setattr(local, "running", running)
+    flags = ["--prefill-args", "--max-num-seqs 8", "--decode-args=--max-num-seqs 64 --seed 1", "--start-timeout", "7"]
+    assert run([*UP, "--port", str(free_ports("127.0.0.1", 1)), *flags], monkeypatch) == 2
+    (settings,) = given
+    assert settings.flags("prefill")[-2:] == ("--max-num-seqs", "8")
+    assert settings.flags("decode")[-4:] == ("--max-num-seqs", "64", "--seed", "1")
+    assert settings.start_timeout_s == 7
+    assert settings.decode == 2

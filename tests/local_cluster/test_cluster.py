@@ -290,8 +290,11 @@ def test_a_part_that_dies_at_start_is_named(stage: Stage, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("name", ["decode-0", "gateway"])
 def test_a_part_that_never_answers_is_named(stage: Stage, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("FAKE_SLOW", name)
-    monkeypatch.setattr(local, "START_TIMEOUT_S", 2.0)
-    with pytest.raises(ClusterError, match="not ready after 2 s") as failed, running(stage.settings, quiet()):
+    settings = dataclasses.replace(stage.settings, start_timeout_s=2.0)
+    with (
+        pytest.raises(ClusterError, match=r"not ready after 2 s \(--start-timeout\)") as failed,
+        running(settings, quiet()),
+    ):
         pytest.fail("it must not start")
     assert f": {name};" in str(failed.value)
     assert f"{name}: line 99" in str(failed.value)

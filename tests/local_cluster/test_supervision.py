@@ -148,7 +148,7 @@ def test_prefill_workers_can_all_go(stage: Stage, monkeypatch: pytest.MonkeyPatc
 
 def test_a_worker_that_never_answers_again_is_killed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     with running(stage.settings, quiet()) as cluster:
-        monkeypatch.setattr(local, "START_TIMEOUT_S", 0.5)
+        cluster.settings = dataclasses.replace(stage.settings, start_timeout_s=0.5)
         monkeypatch.setenv("FAKE_SLOW", "decode-0")
         kill(cluster.processes[1])
         until(Supervisor(cluster, AT_ONCE), lambda: "given up" in "".join(lines(cluster)))

@@ -20,8 +20,9 @@ def run_app(app: typer.Typer) -> None:
         from ares.addresses import AddressError
         from ares.config import ConfigError
         from ares.local_cluster.cluster import ClusterError
+        from ares.local_cluster.gpus import GpuError
         from ares.predictor.errors import PredictorError
 
-        if not isinstance(error, AddressError | ConfigError | ClusterError | PredictorError):
+        if not isinstance(error, AddressError | ConfigError | ClusterError | GpuError | PredictorError):
             raise
         exit_with_error(str(error))

