@@ -12,10 +12,12 @@ from rich.console import Console
 
 from ares import __version__
 from ares.cli import main as cli
+from ares.engine import vllm_version
 from ares.engine.defaults import free_ports
 from ares.local_cluster import cluster as local
 from ares.local_cluster import supervision
 from ares.models import resolve as model
+from ares.protocol.fields import ALLOW_UNSUPPORTED_VLLM_VARIABLE
 
 SIMULATED = ["worker", "--role", "decode", "--simulate", "llama-8b-rtx4090", "--model", "no/model"]
 GATEWAY = ["gateway", "--model", "no/model", "--worker", "http://127.0.0.1:9"]
@@ -181,3 +183,19 @@ def test_flags_by_role_and_the_start_timeout_reach_the_cluster(monkeypatch: pyte
     assert settings.flags("decode")[-4:] == ("--max-num-seqs", "64", "--seed", "1")
     assert settings.start_timeout_s == 7
     assert settings.decode == 2
+
+
+@pytest.mark.parametrize("command", [UP, ["worker", "--role", "decode", "--model", "no/model"]])
+def test_a_vllm_that_is_not_supported_is_refused_before_the_model_is_fetched(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(vllm_version, "installed", lambda: "0.31.0")
+    monkeypatch.setenv(ALLOW_UNSUPPORTED_VLLM_VARIABLE, "")
+    monkeypatch.delenv(ALLOW_UNSUPPORTED_VLLM_VARIABLE)
+    free = ["--port", str(free_ports("127.0.0.1", 1))]
+    assert run([*command, *free], monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: vLLM 0.31.0 is installed, and ARES supports 0.32 and 0.33")
+    assert said.count("\n") == 1
+    assert run([*command, *free, "--allow-unsupported-vllm"], monkeypatch) == 2
+    assert "the model was asked for" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import typer
 from rich.console import Console
 
-from ares import __version__, extras
+from ares import __version__
 from ares.cli import operator as operator_cli
 from ares.cli.deferred_commands import Deferred
 from ares.cli.errors import run_app
@@ -68,6 +68,9 @@ Predictor = Annotated[
 _SET_BY_UP = ("model", "workers", "host", "port", "preset", "shutdown_timeout_s")
 ControlKeyFile = Annotated[
     Path | None, typer.Option(help="File with the control channel's key; or ARES_CONTROL_KEY (docs/security.md).")
+]
+AllowUnsupportedVllm = Annotated[
+    bool, typer.Option("--allow-unsupported-vllm", help="Try a version of vLLM that ARES does not support.")
 ]
 Simulate = Annotated[
     str | None, typer.Option(metavar="PROFILE", help="Use mock engines of this profile (docs/mock-engine.md).")
@@ -130,6 +133,7 @@ def worker(
     control_insecure: Annotated[
         bool, typer.Option("--control-insecure", help="Take commands from any host, without a key.")
     ] = False,
+    allow_unsupported_vllm: AllowUnsupportedVllm = False,
     connector: Annotated[str, typer.Option(hidden=True, help="For measurements: ares, stock or none.")] = "ares",
     simulate: Simulate = None,
 ) -> None:
@@ -171,6 +175,7 @@ def worker(
                 record_fraction=record_fraction,
                 drain_deadline_s=drain_deadline,
                 control_insecure=control_insecure,
+                allow_unsupported_vllm=allow_unsupported_vllm,
                 connector=connector,  # type: ignore[arg-type] # an unknown one fails in vLLM
                 vllm_flags=tuple(flags),
             )
@@ -298,6 +303,7 @@ def up(
     ] = False,
     predictor: Predictor = None,
     log_folder: Annotated[Path | None, typer.Option(help="Folder for the logs; by default a new one.")] = None,
+    allow_unsupported_vllm: AllowUnsupportedVllm = False,
     simulate: Simulate = None,
 ) -> None:
     """Start a local cluster behind one endpoint, restart processes that end, and stop everything on Ctrl-C.
@@ -307,6 +313,7 @@ def up(
     """
     from ares import plugins, variables
     from ares.config import GatewayConfig, check_policies, live_preset
+    from ares.engine import vllm_version
     from ares.engine.defaults import local_flags
     from ares.engine.prediction import predictor_choice
     from ares.local_cluster import cluster as local
@@ -348,7 +355,7 @@ def up(
         share_gpus=share_gpus,
     )
     if simulate is None:
-        extras.require("vllm", "nixl")  # before a model of gigabytes is fetched
+        vllm_version.require(allow_unsupported=allow_unsupported_vllm)  # before a model of gigabytes is fetched
     keys = _check_endpoint(model, host, port, api_key_file)
     settings = local.with_gpus(settings, os.environ, _errors)  # before a model of gigabytes is fetched, too
     folder = models.resolve(model, weights=simulate is None, console=_errors)

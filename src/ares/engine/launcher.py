@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ares import addresses, extras
-from ares.engine import identity
+from ares import addresses
+from ares.engine import identity, vllm_version
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES, free_port, is_cpu_build
 from ares.engine.prediction import predictor_choice
 from ares.models import resolve as model
@@ -56,6 +56,7 @@ class WorkerSettings:
     record_fraction: float = 0.01
     drain_deadline_s: float = DEFAULT_DRAIN_S
     control_insecure: bool = False
+    allow_unsupported_vllm: bool = False
     vllm_flags: tuple[str, ...] = ()
 
 
@@ -64,7 +65,7 @@ def serve(settings: WorkerSettings) -> None:
 
     Raises
     ------
-    LaunchError, AddressError
+    LaunchError, AddressError, MissingPackageError, UnsupportedVllmError
         It cannot start.
     """
     check_control(settings.host, insecure=settings.control_insecure or settings.connector != "ares")
@@ -72,7 +73,7 @@ def serve(settings: WorkerSettings) -> None:
     # HTTP port.
     ports = {"--port": settings.port, "--control-port": settings.control_port, "--nixl-port": settings.nixl_port}
     addresses.check(settings.host, {flag: [port] for flag, port in ports.items()})
-    extras.require("vllm", "nixl")  # before a model of gigabytes is fetched
+    vllm_version.require(allow_unsupported=settings.allow_unsupported_vllm)  # before a model of gigabytes is fetched
     folder = model.resolve(settings.model)
     control_port = settings.control_port or free_port(settings.host)
     os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = settings.host
@@ -112,7 +113,10 @@ def serve(settings: WorkerSettings) -> None:
     # Only now: vLLM reads the environment while it is imported.
     import uvloop
 
-    from ares.engine import vllm_api as vllm
+    try:
+        from ares.engine import vllm_api as vllm
+    except ImportError as error:
+        raise LaunchError(f"vLLM {vllm_version.installed()} lacks a name that ARES uses: {error}") from error
 
     on_cpu = vllm.current_platform.is_cpu()
     if on_cpu:

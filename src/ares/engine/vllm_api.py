@@ -1,8 +1,13 @@
-"""Every vLLM name below the public surface that ARES touches, read from vLLM 0.32.0.
+"""Every vLLM name below the public surface that ARES touches, read from vLLM 0.32.0 and 0.33.0.
 
-tests/engine/test_compatibility.py checks each name and each attribute listed here, so that another version of vLLM
-fails with a clear message instead of misbehaving.
+tests/engine/test_compatibility.py checks each name and each attribute listed here, in the installed vLLM and in the
+published one of the other supported release, so that another version fails with a clear message instead of misbehaving.
 """
+
+# ruff: noqa: E402 - a version without some of these names is refused first
+from ares.engine import vllm_version
+
+vllm_version.check()
 
 from vllm import LLM, SamplingParams
 from vllm.config import VllmConfig
@@ -14,8 +19,6 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_scheduler import Nix
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_worker import NixlPullConnectorWorker
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
 from vllm.entrypoints.launchers.api_server.entry import run_server
-from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.core.block_pool import BlockPool
@@ -30,12 +33,18 @@ from vllm.v1.structured_output.request import StructuredOutputRequest
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+RELEASE = vllm_version.release(vllm_version.installed())
+if RELEASE >= (0, 33):
+    from vllm.entrypoints.common.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.common.startup import cli_env_setup
+else:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
 else:
     from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
-
-SUPPORTED_VERSION = "0.32.0"
 
 # The attributes that we override or read, by class; the compatibility test looks each one up.
 ATTRIBUTES: dict[type, tuple[str, ...]] = {
@@ -138,7 +147,7 @@ __all__ = [
     "ATTRIBUTES",
     "INSTANCE_ATTRIBUTES",
     "LLM",
-    "SUPPORTED_VERSION",
+    "RELEASE",
     "CachedRequestData",
     "FlexibleArgumentParser",
     "KVConnectorRole",

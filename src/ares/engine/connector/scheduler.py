@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from ares import __version__
-from ares.engine import identity
+from ares.engine import identity, vllm_version
 from ares.engine.connector import resources
 from ares.engine.connector.precopy_pins import PrecopyPins
 from ares.engine.connector.pull import PullPolicy
@@ -20,7 +20,6 @@ from ares.engine.connector.tracking import LoadCounters, PendingCut, TrackedRequ
 from ares.engine.control import ControlChannel, EngineCommand, GatewayDisconnected, GatewayExpired
 from ares.engine.prediction.metadata import Prediction, PredictionMetadata
 from ares.engine.vllm_api import (
-    SUPPORTED_VERSION,
     NixlConnectorMetadata,
     NixlPullConnectorScheduler,
     Request,
@@ -83,7 +82,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             # Block 0 is vLLM's null block and holds nothing.
             kv_blocks=kv_cache_config.num_blocks - 1,
             max_model_len=vllm_config.model_config.max_model_len,
-            versions={"ares": __version__, "vllm": SUPPORTED_VERSION},
+            versions={"ares": __version__, "vllm": vllm_version.installed()},
             token_bytes=self._pulls.token_bytes,
             pull_within_step_bytes=self._pulls.limit_bytes,
             carries=carried_state(vllm_config, by_worker=settings.resumes_output),
