@@ -313,7 +313,7 @@ def up(
     """
     from ares import plugins, variables
     from ares.config import GatewayConfig, check_policies, live_preset
-    from ares.engine import vllm_version
+    from ares.engine import transfer_flags, vllm_version
     from ares.engine.defaults import local_flags
     from ares.engine.prediction import predictor_choice
     from ares.local_cluster import cluster as local
@@ -325,6 +325,8 @@ def up(
     decode_flags = _role_flags("--decode-args", decode_args)
     refuse_key_flag([*flags, *prefill_flags, *decode_flags])
     _check_gpu_flags(prefill, prefill_flags, [*flags, *prefill_flags, *decode_flags])
+    if simulate is None:
+        transfer_flags.check([*flags, *prefill_flags, *decode_flags])
     if share_gpus and simulate is not None:
         exit_with_error("--share-gpus has no effect with --simulate: mock engines use no GPU")
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ares import addresses
-from ares.engine import identity, vllm_version
+from ares.engine import identity, transfer_flags, vllm_version
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES, free_port, is_cpu_build
 from ares.engine.prediction import predictor_choice
 from ares.models import resolve as model
@@ -65,7 +65,7 @@ def serve(settings: WorkerSettings) -> None:
 
     Raises
     ------
-    LaunchError, AddressError, MissingPackageError, UnsupportedVllmError
+    LaunchError, AddressError, MissingPackageError, TransferFlagError, UnsupportedVllmError
         It cannot start.
     """
     check_control(settings.host, insecure=settings.control_insecure or settings.connector != "ares")
@@ -73,6 +73,7 @@ def serve(settings: WorkerSettings) -> None:
     # HTTP port.
     ports = {"--port": settings.port, "--control-port": settings.control_port, "--nixl-port": settings.nixl_port}
     addresses.check(settings.host, {flag: [port] for flag, port in ports.items()})
+    transfer_flags.check(settings.vllm_flags)
     vllm_version.require(allow_unsupported=settings.allow_unsupported_vllm)  # before a model of gigabytes is fetched
     folder = model.resolve(settings.model)
     control_port = settings.control_port or free_port(settings.host)
@@ -123,6 +124,7 @@ def serve(settings: WorkerSettings) -> None:
         os.environ.setdefault("UCX_TLS", "tcp,shm,self")
     vllm.cli_env_setup()
     parser = vllm.make_arg_parser(vllm.FlexibleArgumentParser(prog="ares worker"))
+    transfer_flags.check_parsed(parser.parse_args(["--model", str(folder), *settings.vllm_flags]))
     args = parser.parse_args(_vllm_arguments(settings, str(folder), on_cpu))
     vllm.validate_parsed_serve_args(args)
     try:
@@ -157,8 +159,6 @@ def check_control(host: str, *, insecure: bool) -> None:
 
 def _vllm_arguments(settings: WorkerSettings, folder: str, on_cpu: bool) -> list[str]:
     flags = list(settings.vllm_flags)
-    if any(flag.split("=")[0] == "--kv-transfer-config" for flag in flags):
-        raise LaunchError("ares worker sets --kv-transfer-config itself; leave it out")
     transfer: dict[str, Any] = {
         "kv_connector": "NixlConnector",
         "kv_connector_module_path": _MODULES.get(settings.connector),
