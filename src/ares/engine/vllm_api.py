@@ -25,6 +25,15 @@ from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
+from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
+    CircularBufferSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    MambaSpec,
+    SlidingWindowSpec,
+    UniformTypeKVCacheSpecs,
+)
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
@@ -78,6 +87,8 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
     StructuredOutputGrammar: ("accept_tokens",),
     InputBatch: ("add_request",),
     VllmConfig: ("use_v2_model_runner",),
+    # For the forecast of blocks over groups (engine/connector/kv_groups.py).
+    UniformTypeKVCacheSpecs: ("first_spec",),
     # For the pins of a pre-copy (engine/connector/precopy_pins.py).
     KVCacheManager: ("get_blocks",),
     BlockPool: ("touch", "free_blocks", "get_num_free_blocks"),
@@ -123,6 +134,12 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
     KVConnectorOutput: ("finished_sending", "kv_connector_stats"),
     NixlKVConnectorStats: ("data",),
     StructuredOutputRequest: ("grammar",),
+    KVCacheConfig: ("num_blocks", "kv_cache_groups", "kv_cache_tensors"),
+    KVCacheGroupSpec: ("kv_cache_spec", "host_resident"),
+    SlidingWindowSpec: ("block_size", "sliding_window", "extra_retained_tokens"),
+    ChunkedLocalAttentionSpec: ("block_size", "attention_chunk_size"),
+    CircularBufferSpec: ("block_size",),
+    MambaSpec: ("block_size", "mamba_cache_mode", "num_speculative_blocks", "num_prefill_checkpoint_blocks"),
     InputBatch: ("generators",),
     CachedRequestState: ("generator", "output_token_ids", "sampling_params"),
     GPUModelRunner: ("input_batch", "requests"),
@@ -149,9 +166,12 @@ __all__ = [
     "LLM",
     "RELEASE",
     "CachedRequestData",
+    "ChunkedLocalAttentionSpec",
+    "CircularBufferSpec",
     "FlexibleArgumentParser",
     "KVConnectorRole",
     "KVConnectorWorkerMetadata",
+    "MambaSpec",
     "ModelRunnerOutput",
     "NewRequestData",
     "NixlBaseConnector",
@@ -164,7 +184,9 @@ __all__ = [
     "RequestStatus",
     "SamplingParams",
     "SchedulerOutput",
+    "SlidingWindowSpec",
     "TopKTopPSampler",
+    "UniformTypeKVCacheSpecs",
     "base_worker",
     "cli_env_setup",
     "current_platform",

@@ -13,6 +13,7 @@ from typing import Any
 from ares import __version__
 from ares.engine import identity, vllm_version
 from ares.engine.connector import resources
+from ares.engine.connector.kv_groups import kv_groups
 from ares.engine.connector.precopy_pins import PrecopyPins
 from ares.engine.connector.pull import PullPolicy
 from ares.engine.connector.resume_output import carried_state, resume_output
@@ -90,6 +91,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             leases=True,
             max_num_seqs=vllm_config.scheduler_config.max_num_seqs,
             max_num_batched_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
+            kv_groups=kv_groups(kv_cache_config),
         )
         self._channel = ControlChannel(settings.control_address, hello, self.snapshot, key=identity.control_key())
         resources.register("scheduler", self._count_resources)
