@@ -2,16 +2,15 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 
 from ares.engine.defaults import free_ports
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool import generate as engine
 from ares.gateway.pool import instance as gateway
-from ares.gateway.pool.generate import Delta
+from ares.gateway.pool.generate import Delta, http_client
 from ares.gateway.pool.pool import Pool
 from ares.gateway.session.session import Session
 from ares.mock_engine import report
@@ -22,6 +21,7 @@ from ares.mock_engine.settings import EngineSettings
 from ares.mock_engine.transfer import Puller
 from ares.protocol.messages import Role
 from ares.simulator.profile import Profile, StepTimeModel
+from tests.waiting import eventually
 
 STOP = 2
 MODEL = MockModel(ids=tuple(range(100, 300)), stop=STOP, vocabulary=1000)
@@ -36,13 +36,6 @@ PROFILE = Profile(
     max_num_batched_tokens=512,
     step=StepTimeModel(base_s=0.003, per_request_s=0, per_resident_token_s=0, per_prefill_token_s=0),
 )
-
-
-async def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    """Wait until something is true that nothing announces."""
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - there is no event
-            await asyncio.sleep(0.002)
 
 
 def settings(kv_tokens: int = 1 << 16, **changes: Any) -> EngineSettings:
@@ -75,7 +68,7 @@ class Run:
 
     async def move(self, target: str) -> str:
         """Move to `target` and return the outcome."""
-        return (await self.session.migrate(self._cluster.known(target), "test")).outcome
+        return (await self.session.hand_over(self._cluster.known(target), "test")).outcome
 
     async def finish(self) -> list[int]:
         await asyncio.wait_for(self.task, 60)
@@ -90,7 +83,7 @@ class Cluster:
         self.pool = pool
         self.order = [name for name, server in self.servers.items() if server.identity.role != "prefill"]
 
-    def prefill(self) -> gateway.Instance | None:
+    def choose_prefill(self) -> gateway.Instance | None:
         return next((i for i in self.pool.instances if i.role == "prefill" and i.open), None)
 
     async def admit(self, session: Session, exclude: set[str]) -> gateway.Instance:
@@ -136,7 +129,7 @@ class Cluster:
 @contextlib.asynccontextmanager
 async def serving(behaviour: EngineSettings, *roles: Role, model: MockModel = MODEL) -> AsyncIterator[Cluster]:
     """Serve one instance a role, named after role and number, with a pool that knows all of them."""
-    http = engine.session()
+    http = http_client()
     pulling = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True))
     found = []
     for role in dict.fromkeys(roles):

@@ -51,12 +51,12 @@ def test_a_request_alone_and_one_that_cannot_move_stay() -> None:
     assert decide(replace(cluster, movable=np.zeros(2, np.bool_))) == []
 
 
-def test_one_that_an_operator_has_placed_leaves_where_memory_ends() -> None:
+def test_a_request_that_an_operator_has_moved_leaves_where_memory_runs_out() -> None:
     cluster = running([(0, 500, 900), (0, 300, 900), (0, 190, 900), (1, 100, 50)], instances=2)
-    placed = np.array([False, False, True, False])
-    rests = replace(cluster, movable=cluster.movable & ~placed, placed=placed)
-    assert decide(rests) == decide(cluster)
-    assert [one.request for one in decide(replace(rests, placed=None))] == [1]
+    commanded = np.array([False, False, True, False])
+    view = replace(cluster, movable=cluster.movable & ~commanded, commanded=commanded)
+    assert decide(view) == decide(cluster)
+    assert [one.request for one in decide(replace(view, commanded=None))] == [1]
 
 
 def test_two_in_need_do_not_take_each_others() -> None:

@@ -91,7 +91,7 @@ def free_port(host: str, exclude: Container[int] = ()) -> int:
 
 
 def free_ports(host: str, count: int, exclude: Container[int] = ()) -> int:
-    """Return the first of so many consecutive free TCP ports of `host`; OSError where there are none."""
+    """Return the first of this many consecutive free TCP ports of `host`; OSError where there are none."""
     for _ in range(100):
         first = free_port(host, exclude)
         following = range(first + 1, first + count)

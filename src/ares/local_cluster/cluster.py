@@ -24,9 +24,7 @@ from ares.protocol.messages import Role
 from ares.terminal.http_client import open_direct
 from ares.terminal.progress import progress_display
 
-START_TIMEOUT_S = 600.0
 _DEFAULT_DECODE = 2
-_STOP_TIMEOUT_S = 10.0
 # The kernel takes a while to free the memory of a large engine.
 _CLEAR_TIMEOUT_S = 10.0
 _LOG_LINES = 25
@@ -112,12 +110,14 @@ class ClusterSettings:
         Profile of mock engines; None starts real ones.
     per_process
         Mock instances in a process: 1 as for real ones; None puts all of a role into one.
-    start_timeout_s
-        How long engines and gateway may take until they answer.
-    gpus
-        Which instance gets which GPUs; None until `with_gpus` has looked.
+    share_gpus
+        Whether several instances may run on one GPU.
+    gpus, gpu_variables
+        Which instance gets which GPUs, and the variables that tell it; None until `with_gpus` has looked.
     gateway_module
         The module whose command `gateway` is the gateway: another one for measurements and tests.
+    start_timeout_s, stop_timeout_s
+        How long a process may take until it answers, and how long all of them to end, before they are killed.
     """
 
     model: str
@@ -134,11 +134,12 @@ class ClusterSettings:
     decode_flags: tuple[str, ...] = ()
     simulate: str | None = None
     per_process: int | None = None
-    start_timeout_s: float = START_TIMEOUT_S
     share_gpus: bool = False
     gpus: Assignment | None = None
     gpu_variables: tuple[str, ...] = ()
     gateway_module: str = "ares"
+    start_timeout_s: float = 600.0
+    stop_timeout_s: float = 10.0
 
     def flags(self, role: Role) -> tuple[str, ...]:
         """Return vLLM's flags for an instance; of those that are given twice, vLLM takes the last."""
@@ -168,6 +169,68 @@ class Cluster:
         """The instances."""
         return [process for process in self.processes if process.name != "gateway"]
 
+    def start_workers(self) -> None:
+        """Start the instances of the settings."""
+        settings = self.settings
+        decode = _DEFAULT_DECODE if settings.decode is None else settings.decode
+        if settings.simulate is not None:
+            both: list[tuple[str, Role, int]] = [
+                ("prefill", "prefill", settings.prefill),
+                ("decode", "decode" if settings.prefill else "both", decode),
+            ]
+            for name, role, count in both:
+                most = settings.per_process or count
+                for n, first in enumerate(range(0, count, max(most, 1))):
+                    if settings.per_process in (None, 1):
+                        self.start_mock(name, role, most, first)
+                    else:
+                        self.start_mock(f"{name}-{n}", role, min(most, count - first))
+            return
+        roles: list[tuple[str, Role]] = [(f"prefill-{n}", "prefill") for n in range(settings.prefill)]
+        roles += [(f"decode-{n}", "decode" if settings.prefill else "both") for n in range(decode)]
+        bindings = core_bindings(settings.prefill, decode, sorted(os.sched_getaffinity(0)))
+        given = settings.gpus
+        shares = (*given.prefill_gpus, *given.decode_gpus) if given is not None else ()
+        for (name, role), cores, gpus in zip(roles, bindings, shares or [()] * len(roles), strict=True):
+            self.start_worker(name, role, cores, gpus=gpus)
+
+    def start_gateway(self) -> None:
+        """Start the gateway of the settings, before the instances that have been started."""
+        settings = self.settings
+        command = ["gateway", "--model", settings.model, "--preset", settings.preset]
+        command += ["--host", settings.host, "--port", str(settings.port), *_GATEWAY_AT_ONCE]
+        for worker in self.workers:
+            for url in worker.instances.values():
+                command += ["--worker", url]
+        here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - a comparison
+        for name in given_names(settings.vllm_flags):  # clients call the model as the instances do
+            command += ["--served-model-name", name]
+        command += settings.gateway_flags
+        self.start(
+            "gateway",
+            f"http://{addresses.with_port(here, settings.port)}",
+            command,
+            module=settings.gateway_module,
+        )
+
+    def start(
+        self,
+        name: str,
+        url: str,
+        arguments: list[str],
+        gpus: tuple[str, ...] = (),
+        instances: dict[str, str] | None = None,
+        module: str = "ares",
+    ) -> None:
+        """Start one process, ``python -m MODULE ARGUMENTS``, that answers at `url`; by default it is one instance."""
+        own = dict.fromkeys(self.settings.gpu_variables, ",".join(gpus)) if gpus else None
+        environment = {**os.environ, **own} if own else None
+        command = [sys.executable, "-m", module, *arguments]
+        log = self.log_folder / f"{name}.log"
+        with log.open("wb") as sink, _uninterrupted():
+            popen = _spawn(command, environment, sink)
+            self.processes.append(ManagedProcess(name, url, log, command, environment, popen, instances or {name: url}))
+
     def start_worker(
         self, name: str, role: Role, cores: str | None, flags: tuple[str, ...] = (), gpus: tuple[str, ...] = ()
     ) -> None:
@@ -180,8 +243,7 @@ class Cluster:
             command += [flag, str(self.ports[-1])]
         if cores is not None:
             command += ["--cores", cores]
-        _start(
-            self,
+        self.start(
             name,
             f"http://127.0.0.1:{self.ports[-3]}",
             [*command, *flags, *self.settings.worker_flags, "--", *self.settings.flags(role)],
@@ -189,8 +251,8 @@ class Cluster:
         )
 
     def start_mock(self, name: str, role: Role, count: int, number: int = 0) -> None:
-        """Start so many mock instances in one process, called `name` with numbers from `number` on."""
-        # And so many control channels: processes that start at the same time must not choose the same ports.
+        """Start `count` mock instances in one process, called `name` with numbers from `number` on."""
+        # HTTP and control ports of all: processes that start at the same time must not choose the same ones.
         first = free_ports("127.0.0.1", 2 * count, self.ports)
         for port in range(first, first + 2 * count):
             self._reserve(port)
@@ -201,7 +263,7 @@ class Cluster:
         command += ["--control-port", str(first + count)]
         flags = [*self.settings.worker_flags, "--", *self.settings.flags(role), "--instances", str(count)]
         process_name = names[0] if self.settings.per_process == 1 else name
-        _start(self, process_name, instances[names[-1]], [*command, *flags], instances=instances)
+        self.start(process_name, instances[names[-1]], [*command, *flags], instances=instances)
 
     def _reserve(self, port: int) -> None:
         self.reserved_ports.enter_context(addresses.reserved("127.0.0.1", port))
@@ -224,6 +286,10 @@ class Cluster:
         """
         _await(self, self.workers, "engines")
 
+    def await_gateway(self) -> None:
+        """Wait until the gateway, the process that was started last, knows every instance; ClusterError as above."""
+        _await(self, self.processes[-1:], "gateway", _gateway_ready(self))
+
     def check(self) -> None:
         """Raise ClusterError if a process has ended."""
         for process in self.processes:
@@ -240,12 +306,12 @@ class Cluster:
         """Stop every process with its children, and wait for it."""
         for process in reversed(self.processes):
             process.send(signal.SIGTERM)
-        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        deadline = time.monotonic() + self.settings.stop_timeout_s
         for process in reversed(self.processes):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.popen.wait(max(0.1, deadline - time.monotonic()))
         for process in self.processes:
-            # Also where the leader has gone: vLLM's own children share its group.
+            # Also where the leader has ended: vLLM's own children share its group.
             process.send(signal.SIGKILL)
             process.popen.wait()
         self.reserved_ports.close()
@@ -279,10 +345,10 @@ def running(settings: ClusterSettings, console: Console | None = None) -> Iterat
     settings = with_gpus(settings, os.environ, console)
     with workers_only(settings, console) as cluster:
         with addresses.reserved(settings.host, settings.port):
-            _start_workers(cluster)
+            cluster.start_workers()
             cluster.await_workers()
-        _start_gateway(cluster)
-        _await(cluster, cluster.processes[-1:], "gateway", _gateway_ready(cluster))
+        cluster.start_gateway()
+        cluster.await_gateway()
         yield cluster
 
 
@@ -321,7 +387,7 @@ def with_gpus(
 def core_bindings(prefill: int, decode: int, cores: list[int]) -> list[str]:
     """Return the cores of each instance, prefill first, as vLLM's binding strings.
 
-    Each decode instance gets cores of its own, since users notice its step time; prefill instances get the others.
+    Each decode instance gets its own cores, since users notice its step time; prefill instances get the others.
     Where there are fewer cores than instances, each instance gets a single one, which several may share: the threads of
     a step wait for each other, and long where others keep their cores busy.
     """
@@ -335,69 +401,6 @@ def _deal(cores: list[int], count: int, each: int) -> list[list[int]]:
     return [[cores[(n * each + k) % len(cores)] for k in range(each)] for n in range(count)]
 
 
-def _start_workers(cluster: Cluster) -> None:
-    settings = cluster.settings
-    decode = _DEFAULT_DECODE if settings.decode is None else settings.decode
-    if settings.simulate is not None:
-        both: list[tuple[str, Role, int]] = [
-            ("prefill", "prefill", settings.prefill),
-            ("decode", "decode" if settings.prefill else "both", decode),
-        ]
-        for name, role, count in both:
-            most = settings.per_process or count
-            for n, first in enumerate(range(0, count, max(most, 1))):
-                if settings.per_process in (None, 1):
-                    cluster.start_mock(name, role, most, first)
-                else:
-                    cluster.start_mock(f"{name}-{n}", role, min(most, count - first))
-        return
-    roles: list[tuple[str, Role]] = [(f"prefill-{n}", "prefill") for n in range(settings.prefill)]
-    roles += [(f"decode-{n}", "decode" if settings.prefill else "both") for n in range(decode)]
-    bindings = core_bindings(settings.prefill, decode, sorted(os.sched_getaffinity(0)))
-    given = settings.gpus
-    shares = (*given.prefill_gpus, *given.decode_gpus) if given is not None else ()
-    for (name, role), cores, gpus in zip(roles, bindings, shares or [()] * len(roles), strict=True):
-        cluster.start_worker(name, role, cores, gpus=gpus)
-
-
-def _start_gateway(cluster: Cluster) -> None:
-    settings = cluster.settings
-    command = ["gateway", "--model", settings.model, "--preset", settings.preset]
-    command += ["--host", settings.host, "--port", str(settings.port), *_GATEWAY_AT_ONCE]
-    for worker in cluster.workers:
-        for url in worker.instances.values():
-            command += ["--worker", url]
-    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - a comparison
-    for name in given_names(settings.vllm_flags):  # clients call the model as the instances do
-        command += ["--served-model-name", name]
-    command += settings.gateway_flags
-    _start(
-        cluster,
-        "gateway",
-        f"http://{addresses.with_port(here, settings.port)}",
-        command,
-        module=settings.gateway_module,
-    )
-
-
-def _start(
-    cluster: Cluster,
-    name: str,
-    url: str,
-    arguments: list[str],
-    gpus: tuple[str, ...] = (),
-    instances: dict[str, str] | None = None,
-    module: str = "ares",
-) -> None:
-    own = dict.fromkeys(cluster.settings.gpu_variables, ",".join(gpus)) if gpus else None
-    environment = {**os.environ, **own} if own else None
-    command = [sys.executable, "-m", module, *arguments]
-    log = cluster.log_folder / f"{name}.log"
-    with log.open("wb") as sink, _uninterrupted():
-        popen = _spawn(command, environment, sink)
-        cluster.processes.append(ManagedProcess(name, url, log, command, environment, popen, instances or {name: url}))
-
-
 def _spawn(command: list[str], environment: dict[str, str] | None, sink: BinaryIO) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603 - our own command
         command,
@@ -405,9 +408,9 @@ def _spawn(command: list[str], environment: dict[str, str] | None, sink: BinaryI
         stdin=subprocess.DEVNULL,
         stdout=sink,
         stderr=subprocess.STDOUT,
-        # A group of its own, so that one signal reaches it with all its children and Ctrl-C reaches only us. No session
-        # of its own: the kernel shares a core out between sessions (sched_autogroup_enabled), and has let the prefill
-        # engine wait for seconds behind the decode engine on its core.
+        # A separate process group, so that one signal reaches it with all its children and Ctrl-C reaches only us. Not
+        # a separate session: the kernel divides a core between sessions (sched_autogroup_enabled), and has let the
+        # prefill engine wait for seconds behind the decode engine on its core.
         process_group=0,
         preexec_fn=_prepare,  # noqa: PLW1509 - two calls into the kernel
     )
@@ -454,7 +457,8 @@ def _await(
     ready: Callable[[ManagedProcess], bool] = ManagedProcess.ready,
 ) -> None:
     waiting = list(processes)
-    deadline = time.monotonic() + cluster.settings.start_timeout_s
+    timeout_s = cluster.settings.start_timeout_s
+    deadline = time.monotonic() + timeout_s
     columns = (SpinnerColumn(), TextColumn("{task.description}: {task.fields[state]}"), TimeElapsedColumn())
     with progress_display(cluster.console, *columns, transient=True) as progress:
         tasks = {
@@ -469,8 +473,8 @@ def _await(
             if time.monotonic() > deadline:
                 names = ", ".join(p.name for p in waiting)
                 raise ClusterError(
-                    f"{what} not ready after {cluster.settings.start_timeout_s:.0f} s (--start-timeout): {names}; the "
-                    f"end of {waiting[0].log}:\n"
+                    f"{what} not ready after {timeout_s:.0f} s (--start-timeout): {names}; the end of "
+                    f"{waiting[0].log}:\n"
                     f"{waiting[0].log_end()}"
                 )
             time.sleep(0.1)

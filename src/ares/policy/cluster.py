@@ -13,7 +13,10 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """One consistent view of the decode pool: I instances, R running requests.
+    """One consistent view of the decode pool: I instances, R requests at them.
+
+    Requests at an instance are those that run there, wait in its queue (preempted ones too), or are on their way to it
+    from prefill. All count with the tokens that they need there, so that a request which waits is not counted again.
 
     Attributes
     ----------
@@ -22,19 +25,19 @@ class Cluster:
     capacity_tokens
         KV capacity of each instance in tokens, shape (I,).
     promised_tokens
-        Tokens of each instance that no request below stands for, shape (I,): above all those promised to moves that
-        are in flight towards it. Where dispatch gets a cluster without requests, the whole load.
+        Tokens of each instance that are not those of a request below, shape (I,): mostly reserved for moves in flight
+        towards it. Where dispatch gets a cluster without requests, the whole load.
     open
         Whether an instance takes requests (healthy and not draining), shape (I,).
     requests
-        Identifiers of the running requests, length R.
+        Identifiers of the requests at the instances, length R.
     location
-        Index of the instance each request runs on, shape (R,).
+        Index of the instance that each request is at, shape (R,).
     resident_tokens
-        Tokens whose KV each request holds (prompt and generated), shape (R,).
+        Tokens (prompt and generated) whose KV each request holds, or will hold once it runs, shape (R,).
     movable
-        Whether a request may be moved now: its state is carried exactly, it is not in a hand-over,
-        and its cooldown is over, shape (R,).
+        Whether a request may be moved now, shape (R,): its sampling state can be restored exactly, no move of it is
+        under way, and its cooldown is over.
     remaining_tokens
         Quantiles of the tokens each request will still generate, increasing along a row, shape (R, Q); NaN in rows
         without a prediction, None where there is no predictor.
@@ -42,20 +45,19 @@ class Cluster:
         The levels of those quantiles, length Q; (0.5,) for point predictions.
     step_base_s, step_request_s, step_token_s
         Step-time model: base + request x running requests + token x resident tokens, seconds, shape (I,) each. None:
-        unknown, and only tokens are compared.
+        unknown, so that policies compare tokens.
     transfer_bytes_s
         Bytes per second at which KV moves between instances.
     token_bytes
         KV bytes of one token.
     stall_s
         Seconds for which a move stops a stream, besides the transfer.
-    waiting_tokens
-        Tokens of the requests that wait at each instance, shape (I,); None: no request waits.
     block_tokens
         Tokens of a KV block; memory is allocated in whole blocks. 1 counts single tokens.
-    placed
-        Whether a request could be moved, but stays where an operator has just moved it unless memory runs out there
-        (oom_avoidance.py), shape (R,); such a row is not `movable`. None: there is no such request.
+    commanded
+        Whether a request may be moved only where its instance would otherwise run out of memory (oom_avoidance.py),
+        because an operator's command has just moved it there, shape (R,); such a row is not `movable`. None: there is
+        no such request.
     """
 
     instances: tuple[str, ...]
@@ -73,12 +75,11 @@ class Cluster:
     step_token_s: FloatArray | None = None
     transfer_bytes_s: float = 1e10
     token_bytes: float = 57344.0
-    waiting_tokens: IntArray | None = None
     block_tokens: int = 1
-    placed: BoolArray | None = None
+    commanded: BoolArray | None = None
     stall_s: float = 0.1
 
     def load_tokens(self) -> IntArray:
-        """Resident tokens of each instance with what is promised to it, shape (I,)."""
+        """Tokens of each instance, promised ones included, shape (I,)."""
         resident = np.bincount(self.location, weights=self.resident_tokens, minlength=len(self.instances))
         return resident.astype(np.int64) + self.promised_tokens

@@ -22,11 +22,10 @@ _STARTS = (
     (0.030, 1e-4, 2e-7, 2e-4, 1e-9),
     (0.010, 2e-5, 5e-8, 5e-5, 1e-9),
 )
-_EVALUATIONS = 400  # of each start; a replay takes a few milliseconds
 
 
-def _engine(recording: Recording, kv_tokens: int | None, name: str) -> dict[str, Any]:
-    """Read what the recorder wrote about the engine: sizes that are known and need no fit."""
+def recorded_engine(recording: Recording, kv_tokens: int | None, name: str) -> dict[str, Any]:
+    """Return the fields of a profile that the recording names, and that need no fit."""
     meta = recording.meta
     work = recording.workload
     cache, engine = meta.get("kv_cache") or {}, meta.get("engine_kwargs") or {}
@@ -66,7 +65,12 @@ def mismatch(recording: Recording, simulated: dict[str, FloatArray], part: str) 
 
 
 def calibrate(
-    directory: Path, part: str, kv_tokens: int | None, name: str, progress: Callable[[float], None]
+    directory: Path,
+    part: str,
+    kv_tokens: int | None,
+    name: str,
+    progress: Callable[[float], None],
+    evaluations: int = 400,
 ) -> tuple[Profile, float]:
     """Fit a profile.
 
@@ -77,20 +81,22 @@ def calibrate(
     part
         Which requests count; all are replayed, since each shapes the others' times.
     kv_tokens
-        KV capacity; by default what the recording says, and no limit where it says nothing.
+        KV capacity; by default that in the recording, and no limit where the recording has none.
     name
         Of the profile.
     progress
-        Told the share of the work that is done.
+        Called with the share of the work that is done, 0 to 1.
+    evaluations
+        Replays in the search from each starting point; one takes a few milliseconds.
 
     Returns
     -------
     tuple
-        The profile and the mismatch left.
+        The profile, and the mismatch that remains.
     """
     recording = read_recording(directory)
     mask = chosen(len(recording.workload), part)
-    known = _engine(recording, kv_tokens, name)
+    known = recorded_engine(recording, kv_tokens, name)
     done = 0
 
     def profile_of(logs: FloatArray) -> Profile:
@@ -100,13 +106,13 @@ def calibrate(
     def loss(logs: FloatArray) -> float:
         nonlocal done
         done += 1
-        progress(min(done / (_EVALUATIONS * (len(_STARTS) + 2)), 1.0))
+        progress(min(done / (evaluations * (len(_STARTS) + 2)), 1.0))
         first, finish = replay(recording, profile_of(logs))
         return mismatch(recording, request_times(recording.workload, first, finish, mask), part)
 
     def search(start: FloatArray, spread: float) -> Any:
         simplex = np.vstack([start, *(start + spread * row for row in np.eye(len(start)))])
-        options = {"maxfev": _EVALUATIONS, "initial_simplex": simplex, "xatol": 1e-4, "fatol": 1e-5}
+        options = {"maxfev": evaluations, "initial_simplex": simplex, "xatol": 1e-4, "fatol": 1e-5}
         minimize: Any = optimize.minimize
         return minimize(loss, start, method="Nelder-Mead", options=options)
 

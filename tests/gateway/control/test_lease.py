@@ -11,19 +11,23 @@ import pytest
 
 from ares.gateway.records.replay import replay
 from ares.gateway.service import Gateway
+from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol import messages
-from tests.gateway.fakes import FakeInstance, eventually, expected, instances
+from tests.gateway.fakes import FakeInstance, expected, instances
+from tests.gateway.gateways import Client, configuration, find, finish, hold, sample, started, stop_holding, view
 from tests.gateway.running import VOCABULARY
-from tests.gateway.test_service import Client, configuration, find, sample, started, view
+from tests.waiting import eventually
 
 PRESET = "ares-no-prediction"
 
 
 @contextlib.asynccontextmanager
-async def gateways(fakes: list[FakeInstance], folder: Path, count: int = 2, **settings: Any) -> AsyncIterator[Any]:
+async def gateways(
+    fakes: list[FakeInstance], folder: Path, count: int = 2, tuning: Tuning = DEFAULT, **settings: Any
+) -> AsyncIterator[Any]:
     """So many gateways that rebalance before the same instances."""
     chosen = {"preset": PRESET, "period_s": 0.05, "handover_timeout_s": 10.0} | settings
-    made = [await started(Gateway(configuration(fakes, **chosen), folder)) for _ in range(count)]
+    made = [await started(Gateway(configuration(fakes, **chosen), folder, tuning)) for _ in range(count)]
     try:
         yield made
     finally:
@@ -118,10 +122,9 @@ async def test_a_turn_that_is_taken_on_is_not_ended_by_the_decision_before(
 
 
 async def test_moves_without_end_do_not_keep_others_from_their_turn(
-    fakes: list[FakeInstance], model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    fakes: list[FakeInstance], model_folder: Path
 ) -> None:
-    monkeypatch.setattr("ares.gateway.control.lease._TURN_S", 0.2)
-    async with gateways(fakes, model_folder, preset="off") as (first, second):
+    async with gateways(fakes, model_folder, tuning=Tuning(lease_turn_s=0.2), preset="off") as (first, second):
         move = asyncio.create_task(asyncio.Event().wait())
         assert await first.controller.lease.take(1.0)
         await first.controller.lease.give_back([move])
@@ -139,11 +142,8 @@ async def test_one_that_dies_in_its_turn_is_replaced(fakes: list[FakeInstance], 
         await stays.controller.lease.give_back()
 
 
-async def test_one_that_freezes_in_its_turn_is_replaced(
-    fakes: list[FakeInstance], model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ares.gateway.control.lease._TTL_S", 0.3)
-    async with gateways(fakes, model_folder, preset="off") as (frozen, stays):
+async def test_one_that_freezes_in_its_turn_is_replaced(fakes: list[FakeInstance], model_folder: Path) -> None:
+    async with gateways(fakes, model_folder, tuning=Tuning(lease_ttl_s=0.3), preset="off") as (frozen, stays):
         assert await frozen.controller.lease.take(1.0)
         assert await stays.controller.lease.take(20.0)
         # And learns of it before it decides again.
@@ -227,8 +227,8 @@ async def _keep(gateway: Gateway) -> None:
 async def test_requests_of_others_are_rows_that_cannot_be_moved(
     fakes: list[FakeInstance], model_folder: Path, tmp_path: Path
 ) -> None:
+    hold(fakes, 40)
     for fake in fakes[1:]:
-        fake.hold_at = 40
         fake.predicts = lambda request: (1.0, float(request.end - len(request.output)), 500.0)
     log = tmp_path / "decisions.jsonl"
     settings = {"preset": "ares", "decision_log": log}
@@ -272,8 +272,7 @@ async def test_requests_of_others_are_rows_that_cannot_be_moved(
         )  # whole blocks of 40 tokens and the next
         assert loads(gateway.sessions.values()).cluster.requests == ()
         await eventually(lambda: decided(gateway) >= 2)
-        for fake in fakes[1:]:
-            fake.hold_at = None
+        stop_holding(fakes)
         for client, count in ((ours, 100), (theirs[0], 200), (theirs[1], 200)):
             await client.finish()
             client.check(count)
@@ -299,9 +298,7 @@ async def test_gateways_even_out_a_pool_together(fakes: list[FakeInstance], mode
         assert sample(made[1], "ares_migrations_total", trigger=PRESET, outcome="moved") >= 1
         for fake in fakes[1:]:
             fake.step_s = 0.001
-        for client in clients:
-            await client.finish()
-            client.check(600)
+        await finish(clients, 600)
 
 
 # --- the death of one ---
@@ -310,8 +307,7 @@ async def test_gateways_even_out_a_pool_together(fakes: list[FakeInstance], mode
 async def test_what_a_dead_gateway_had_pinned_is_let_go_and_nothing_else(
     fakes: list[FakeInstance], model_folder: Path
 ) -> None:
-    for fake in fakes[1:]:
-        fake.hold_at = 40
+    hold(fakes, 40)
     async with gateways(fakes, model_folder, preset="off") as (dies, stays):
         client = Client(stays, 60, name="stays", prompt=[5] * 10)
         await client.reached(30)
@@ -327,8 +323,7 @@ async def test_what_a_dead_gateway_had_pinned_is_let_go_and_nothing_else(
         await eventually(lambda: fakes[0].orphans == [pins[dies]])
         assert set(fakes[0].pinned) == {pins[stays]}
         await find(stays, "prefill-0").control.release(pins[stays])
-        for fake in fakes[1:]:
-            fake.hold_at = None
+        stop_holding(fakes)
         await client.finish()
         client.check(60)
         for fake in fakes:

@@ -11,7 +11,7 @@ import pytest
 from jinja2 import TemplateSyntaxError
 
 from ares.gateway.openai import rendering
-from tests.gateway.fakes import FakeInstance, eventually
+from tests.gateway.fakes import FakeInstance
 from tests.gateway.http.service import (
     MODEL,
     PROMPT,
@@ -23,6 +23,8 @@ from tests.gateway.http.service import (
     serving,
     tool_call_message,
 )
+from tests.gateway.running import IMPATIENT
+from tests.waiting import eventually
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"[1, 2", b"\xff\xfe", b"nonsense"])
@@ -161,7 +163,7 @@ async def test_a_fault_of_the_gateways_own_is_not_the_clients(
 
     monkeypatch.setattr(rendering, "render", fail)
     assert failure(await shared.chat(), 500)["type"] == "server_error"
-    monkeypatch.setattr(shared.gateway.text, "_chat_template", None)
+    monkeypatch.setattr(shared.gateway.text, "chat_template", None)
     assert "/v1/completions" in failure(await shared.chat(), 400)["message"]
 
 
@@ -185,10 +187,10 @@ async def test_an_unknown_model(shared: Service) -> None:
 
 
 async def test_the_model_is_served_under_the_names_that_it_is_given(
-    fakes: list[FakeInstance], model_folder: Path, impatient: None
+    fakes: list[FakeInstance], model_folder: Path
 ) -> None:
     fakes[1].models, fakes[2].models = ["tiny"], [MODEL]  # by either an instance is known as ours
-    async with serving(fakes, model_folder, served_model_name=["tiny", "small"]) as service:
+    async with serving(fakes, model_folder, tuning=IMPATIENT, served_model_name=["tiny", "small"]) as service:
         await eventually(lambda: all(i.open for i in service.gateway.pool.instances), 15)
         listed = (await service.client.get("/v1/models")).json()["data"]
         assert [entry["id"] for entry in listed] == ["tiny", "small"]
@@ -310,7 +312,7 @@ async def test_an_undeclared_body_that_fits(shared: Service) -> None:
 
 
 async def test_without_instances(model_folder: Path) -> None:
-    absent = FakeInstance("absent", "both", {})
+    absent = FakeInstance("absent", "both")
     async with serving([absent], model_folder) as service:
         failure(await service.client.get("/ready"), 503)
         assert (await service.client.get("/health")).json() == {"status": "ok"}
@@ -338,7 +340,7 @@ async def test_an_unexpected_failure_is_an_openai_error(service: Service, monkey
     def broken(*_: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(service.gateway.controller, "_place", broken)
+    monkeypatch.setattr(service.gateway, "generate", broken)
     error = failure(await service.complete(), 500)
     assert "a bug" not in error["message"]
     monkeypatch.undo()

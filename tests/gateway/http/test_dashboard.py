@@ -18,23 +18,23 @@ from ares.gateway.http import events as feed
 from ares.gateway.http.responses import DirectSend
 from ares.gateway.http.server import Server
 from ares.gateway.session.handover import MigrationRecord
-from tests.gateway.fakes import FakeInstance, eventually, free_port, instances
+from ares.gateway.tuning import Tuning
+from tests.gateway.fakes import FakeInstance, free_port, instances
 from tests.gateway.http.service import Service, failure, serving
 from tests.gateway.running import VOCABULARY
+from tests.waiting import eventually
 
-FILES = {name: body.decode() for name, body in dashboard._FILES.items()}
+FILES = {path.name: path.read_text() for path in (Path(dashboard.__file__).parent / "static").iterdir()}
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "_PERIOD_S", 0.05)
+QUICK = Tuning(feed_period_s=0.05)
 
 
 @pytest.fixture(scope="module")
 async def service(model_folder: Path) -> AsyncIterator[Service]:
     async with (
         instances("prefill", "decode", "decode", vocabulary=VOCABULARY) as fakes,
-        serving(fakes, model_folder) as made,
+        serving(fakes, model_folder, QUICK) as made,
     ):
         await eventually(lambda: all(i.health.healthy and i.state.hello for i in made.gateway.pool.instances), 15)
         yield made
@@ -90,7 +90,11 @@ def test_every_module_that_is_imported_ships() -> None:
     imported = {name for text in FILES.values() for name in re.findall(r'from "\./([^"]+)"', text)}
     assert imported
     assert imported <= set(FILES)
-    assert set(FILES) == {path.name for path in (Path(dashboard.__file__).parent / "static").iterdir()}
+
+
+async def test_every_file_is_served_as_it_is(service: Service) -> None:
+    for name, text in FILES.items():
+        assert (await service.client.get(f"/dashboard/{name}")).text == text
 
 
 def test_nothing_foreign_and_nothing_that_makes_markup_of_text() -> None:
@@ -176,19 +180,18 @@ async def test_a_fault_costs_an_event_and_not_the_feed(service: Service, monkeyp
         await until(events, lambda name, data: name == "snapshot" and data["now"] > before["now"])
 
 
-async def test_the_feed_is_bounded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "_MAXIMUM_REQUESTS", 2)
-    whole = feed.snapshot(service.gateway)
+async def test_the_feed_is_bounded(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     many = [{"id": str(n), "resident_tokens": n, "remaining_p50": n / 3} for n in range(5)]
-    monkeypatch.setattr(feed, "snapshot", lambda _: whole | {"requests": many})
-    async with watching(service) as events:
+    monkeypatch.setattr(feed, "snapshot", lambda _: {"requests": many})
+    urls = ["http://127.0.0.1:9"]
+    async with serving([], model_folder, Tuning(feed_requests=2), workers=urls) as service, watching(service) as events:
         shown = await until(events, lambda name, _: name == "snapshot")
     assert shown["requests"] == {"id": ["4", "3"], "resident_tokens": [4, 3], "remaining_p50": [1.3, 1.0]}
     assert shown["requests_total"] == 5
 
 
 async def test_the_feed_needs_the_key_and_the_page_does_not(fakes: list[FakeInstance], model_folder: Path) -> None:
-    async with serving(fakes, model_folder, admin_key="secret") as service:
+    async with serving(fakes, model_folder, QUICK, admin_key="secret") as service:
         assert (await service.client.get("/dashboard")).status_code == 200
         failure(await service.client.get("/admin/v1/events"), 401)
         failure(await service.client.get("/admin/v1/events", headers={"Authorization": "Bearer other"}), 401)
@@ -205,7 +208,8 @@ async def test_a_gateway_that_stops_does_not_wait_for_those_who_watch(service: S
     port = free_port()
     config = uvicorn.Config(DirectSend(app), port=port, log_config=None, lifespan="off", timeout_graceful_shutdown=300)
     server = Server(config, app)
-    task = asyncio.create_task(server._serve())
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    task = asyncio.create_task(server.serve())
     await eventually(lambda: server.started)
     async with (
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,

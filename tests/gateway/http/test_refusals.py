@@ -11,8 +11,10 @@ import uvicorn
 
 from ares.gateway.http.connection import Connection, Limits
 from ares.gateway.http.refusals import reason
-from tests.gateway.fakes import FakeInstance, eventually, free_port
+from tests.gateway.fakes import FakeInstance, free_port
 from tests.gateway.http.service import MODEL, PROMPT, Server, Service, serving
+from tests.gateway.running import IMPATIENT
+from tests.waiting import eventually
 
 KEY, ADMIN = "alice-" + "a" * 32, "admin-" + "b" * 32
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -98,7 +100,7 @@ async def test_what_cannot_be_served(
         assert "error" in (await service.complete(stream=True)).text
         for fake in fakes:
             fake.faults.refuse = None
-        monkeypatch.setattr(service.gateway.controller, "_place", lambda *_: 1 / 0)
+        monkeypatch.setattr(service.gateway, "generate", lambda *_, **__: 1 / 0)
         assert (await service.complete()).status_code == 500
         service.gateway.shutdown.begun = True
         assert (await service.complete()).json()["error"]["code"] == "shutting_down"
@@ -143,12 +145,10 @@ def test_reasons_are_a_closed_set() -> None:
     assert reason(504, "x") == "server_error"
 
 
-async def test_the_gauges_of_an_instance_that_is_down_go(
-    fakes: list[FakeInstance], model_folder: Path, impatient: None
-) -> None:
+async def test_the_gauges_of_an_instance_that_is_down_go(fakes: list[FakeInstance], model_folder: Path) -> None:
     fakes[1].predicts = lambda _: (5.0, 10.0, 20.0)
     fakes[1].hold_at = fakes[2].hold_at = 15
-    async with serving(fakes, model_folder) as service:
+    async with serving(fakes, model_folder, tuning=IMPATIENT) as service:
         await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
 
         async def shown(name: str) -> set[str]:

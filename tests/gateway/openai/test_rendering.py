@@ -17,7 +17,7 @@ from ares.gateway.openai import rendering, tokenizer
 from ares.gateway.openai.messages import Message, Tool
 from ares.gateway.openai.text import TextModel
 from ares.models import resolve as model
-from ares.models.resolve import ModelError
+from ares.models.cache import ModelError, cache_folder
 from tests.gateway.openai.test_templates import PARTS, TEXT
 
 TEMPLATES = TEXT | PARTS
@@ -160,7 +160,7 @@ def test_a_tokenizer_of_another_format(model_folder: Path, tmp_path: Path) -> No
 
 def test_the_default_model() -> None:
     name = model.DEFAULT_MODEL.replace("/", "--")
-    folder = next((f for kind in ("models", "tokenizers") if (f := model._cache_folder() / kind / name).is_dir()), None)
+    folder = next((f for kind in ("models", "tokenizers") if (f := cache_folder() / kind / name).is_dir()), None)
     if folder is None:
         pytest.skip("it has not been fetched here")
     made, wanted = tokenizer.load(folder), AutoTokenizer.from_pretrained(str(folder))
@@ -189,10 +189,10 @@ def test_what_cannot_be_written_down_is_loaded_here(model_folder: Path, monkeypa
     loaded = AutoTokenizer.from_pretrained(str(model_folder))
     custom = loaded.backend_tokenizer
     custom.pre_tokenizer = pre_tokenizers.PreTokenizer.custom(Spaces())
-    assert tokenizer._written(custom) == ""
+    assert tokenizer.as_text(custom) == ""
     head = json.dumps({"chat_template": "t", "special_tokens": {}, "encode_special_tokens": False}).encode()
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0, stdout=head + b"\n"))
-    monkeypatch.setattr(tokenizer, "_from_transformers", lambda _: loaded)
+    monkeypatch.setattr(tokenizer, "from_transformers", lambda _: loaded)
     made = tokenizer.load.__wrapped__(model_folder)
     assert made.tokenizer is custom
     assert made.chat_template == "t"

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from ares.gateway.pool import generate as engine
-from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefusedError
-from ares.gateway.pool.instance import Instance
+from ares.gateway.pool.discovery import Unusable, describe
+from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefusedError, http_client
+from ares.gateway.pool.health import Status
+from ares.gateway.tuning import DEFAULT
 
 PIECE = b"x" * (1 << 16)
 BODY: dict[str, Any] = {"token_ids": [1]}
@@ -37,6 +38,20 @@ class Endless:
         writer.close()
 
 
+@contextlib.asynccontextmanager
+async def answering(status: int, length: int, body: bytes) -> AsyncIterator[EngineClient]:
+    """A client of a server that answers every request so, with a length that may not be that of the body."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n" % (status, length) + body)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server, http_client() as http:
+        yield EngineClient(http, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+
+
 @pytest.fixture
 async def endless() -> AsyncIterator[Endless]:
     made = Endless()
@@ -47,7 +62,7 @@ async def endless() -> AsyncIterator[Endless]:
 
 async def refused(endless: Endless, ask: Callable[[EngineClient], Awaitable[Any]], most: int) -> None:
     """Ask, be told that the instance is lost, and check that little more was read than may be, and no more is."""
-    async with engine.session() as http:
+    async with http_client() as http:
         async with asyncio.timeout(20):
             with pytest.raises(EngineLostError, match=f"larger than {most} bytes"):
                 await ask(EngineClient(http, f"http://127.0.0.1:{endless.port}"))
@@ -68,46 +83,33 @@ async def streamed(client: EngineClient) -> None:
 
 async def test_an_event_without_end(endless: Endless) -> None:
     endless.head = b'data: {"choices":[]}\n\ndata: '
-    await refused(endless, streamed, engine._MOST_EVENT)
+    await refused(endless, streamed, DEFAULT.event_bytes)
 
 
 async def test_a_large_event_is_still_read() -> None:
     """Of a client that was behind, with log probabilities: larger than any reply may be."""
     tokens = list(range(100_000, 800_000))
     event = b'data: {"choices":[{"token_ids":%s}]}\n\n' % str(tokens).encode()
-    assert len(event) > engine._MOST_REPLY
+    assert len(event) > DEFAULT.reply_bytes
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(event) + event)
-        await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server, engine.session() as http:
-        stream = await EngineClient(http, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}").stream(BODY)
+    async with answering(200, len(event), event) as client:
+        stream = await client.stream(BODY)
         assert [delta.token_ids async for batch in stream.batches() for delta in batch] == [tokens]
 
 
 async def test_an_error_to_a_stream_without_end(endless: Endless) -> None:
     endless.status = 500
-    await refused(endless, streamed, engine._MOST_REPLY)
+    await refused(endless, streamed, DEFAULT.reply_bytes)
 
 
 @pytest.mark.parametrize("status", [200, 500])
 async def test_a_reply_without_end(endless: Endless, status: int) -> None:
     endless.status = status
-    await refused(endless, lambda client: client.complete(BODY), engine._MOST_REPLY)
+    await refused(endless, lambda client: client.complete(BODY), DEFAULT.reply_bytes)
 
 
 async def test_an_error_that_breaks_off_is_a_loss() -> None:
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 400 X\r\ncontent-length: 100\r\n\r\nhalf")
-        await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server, engine.session() as http:
-        client = EngineClient(http, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    async with answering(400, 100, b"half") as client:
         for ask in (client.complete, client.stream):
             with pytest.raises(EngineLostError):
                 await ask(BODY)
@@ -115,25 +117,18 @@ async def test_an_error_that_breaks_off_is_a_loss() -> None:
 
 async def test_an_error_keeps_its_words() -> None:
     text = b'{"error": {"message": "no such model"}}'
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 404 X\r\ncontent-length: %d\r\n\r\n" % len(text) + text)
-        await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server, engine.session() as http:
-        client = EngineClient(http, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    async with answering(404, len(text), text) as client:
         for ask in (client.complete, client.stream):
             with pytest.raises(EngineRefusedError, match=r"^no such model$"):
                 await ask(BODY)
 
 
 async def test_a_description_without_end(endless: Endless) -> None:
-    async with engine.session() as http:
-        instance = Instance(f"http://127.0.0.1:{endless.port}", http, 1.0)
+    async with http_client() as http:
         async with asyncio.timeout(4):  # its time limit would end it after 5 s
-            assert await instance._describe() is None
+            found = await describe(http, f"http://127.0.0.1:{endless.port}")
+            assert isinstance(found, Unusable)
+            assert found.status is Status.NOT_AN_INSTANCE
             while not endless.ended:  # noqa: ASYNC110 - nothing announces it
                 await asyncio.sleep(0.01)
     assert endless.sent < 32 << 20

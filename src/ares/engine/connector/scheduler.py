@@ -342,7 +342,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
     def has_pending_push_work(self) -> bool:
         """Keep the engine loop running until commands are carried out and nothing is being copied from it.
 
-        vLLM has this hook for connectors that push KV; the name is its own.
+        vLLM has this hook for connectors that push KV; the name is vLLM's.
         """
         return self._channel.waiting or bool(self._precopy_pins) or bool(super().has_pending_push_work())
 

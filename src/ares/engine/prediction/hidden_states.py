@@ -67,7 +67,7 @@ class Step:
 def unwrapped(output: Any) -> tuple[Any, bool]:
     """Return vLLM's ModelRunnerOutput, and whether its tokens are on the host.
 
-    With asynchronous scheduling each runner wraps it in a class of its own, and the tokens arrive later.
+    With asynchronous scheduling each runner wraps it in its own class, and the tokens arrive later.
     """
     inner = getattr(output, "_model_runner_output", None) or getattr(output, "model_runner_output", None)
     return inner or output, inner is None

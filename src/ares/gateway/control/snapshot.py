@@ -23,10 +23,10 @@ from ares.protocol import messages
 
 Quantiles = tuple[float, float, float]
 # Objective of a request without one of its own: its tokens come in one and a half times a step at full memory.
-_RELATIVE_TPOT = 1.5
-_UNKNOWN_TPOT_S = 1.0
+_TPOT_IN_FULL_STEPS = 1.5
+_TPOT_BEFORE_FIT_S = 1.0
 # Stall of a move, until one has been measured.
-_UNKNOWN_STALL_S = 0.1
+_STALL_BEFORE_FIT_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class SnapshotBuilder:
         shown: list[Session] = []
         preempted: list[Session] = []
         restored = self._pool.restored_by_all
-        location, resident, movable, placed, remaining = [], [], [], [], []
+        location, resident, movable, commanded, remaining = [], [], [], [], []
         for session in sessions:
             if session.incoming is not None and (target := index.get(id(session.incoming))) is not None:
                 promised[target] += in_blocks(instances[target].state.layout.kv_tokens(session.tokens), block)
@@ -102,10 +102,10 @@ class SnapshotBuilder:
             if row is not None and row.state == "waiting" and row.output:
                 preempted.append(session)
             cooled = not session.moved_at or now - session.moved_at > self.cooldown_s
-            can_move = cooled and session.sampling.needs <= restored and session.not_movable() is None
-            rests = now < session.rests_until
-            movable.append(can_move and not rests)
-            placed.append(can_move and rests)
+            can_move = cooled and session.sampling.needs <= restored and session.unmovable_reason() is None
+            stays = now < session.commanded_until
+            movable.append(can_move and not stays)
+            commanded.append(can_move and stays)
             remaining.append(left)
         others: list[messages.Row] = []
         for n, unknown in enumerate(rows):
@@ -118,7 +118,7 @@ class SnapshotBuilder:
                     location.append(n)
                     resident.append(kv_tokens(row.resident, int(self._remaining_elsewhere(row)[-1])))
         movable += [False] * len(others)
-        placed += [False] * len(others)
+        commanded += [False] * len(others)
         remaining += [self._remaining_elsewhere(row) for row in others]
         fitted = [i.state.step_time.coefficients for i in instances]
         known = [one for one in fitted if one is not None]
@@ -141,8 +141,8 @@ class SnapshotBuilder:
             transfer_bytes_s=self.transfer_time.tokens_per_s or 1e6,
             token_bytes=1.0,  # transfers are counted in tokens
             block_tokens=block,
-            placed=np.array(placed, dtype=np.bool_) if any(placed) else None,
-            stall_s=_UNKNOWN_STALL_S if self.transfer_time.pause_s is None else self.transfer_time.pause_s,
+            commanded=np.array(commanded, dtype=np.bool_) if any(commanded) else None,
+            stall_s=_STALL_BEFORE_FIT_S if self.transfer_time.pause_s is None else self.transfer_time.pause_s,
         )
         running = self._progress(shown, cluster, now, others)
         return ClusterSnapshot(cluster, running, instances, shown, preempted)
@@ -221,6 +221,10 @@ class SnapshotBuilder:
         low, middle, high = (min(max(q, 1.0), limit) for q in self.lengths.remaining(len(session.emitted)))
         return low, middle, high
 
+    def median_remaining(self, session: Session) -> float:
+        """Return the median of what a session that no instance reports will still generate."""
+        return self.remaining(session, None)[1]
+
     def _remaining_elsewhere(self, row: messages.Row) -> Quantiles:
         """Return quantiles of what a request of another gateway will still generate."""
         if row.remaining is not None and plausible(row.remaining):
@@ -231,10 +235,10 @@ class SnapshotBuilder:
         self, sessions: list[Session], cluster: Cluster, now: float, others: Collection[messages.Row] = ()
     ) -> Progress:
         """Return the progress of sessions, followed by requests of other gateways, never suspended from here."""
-        usual = _UNKNOWN_TPOT_S
+        default_tpot_s = _TPOT_BEFORE_FIT_S
         if cluster.step_base_s is not None and cluster.step_token_s is not None:
             full = cluster.step_base_s + cluster.step_token_s * cluster.capacity_tokens
-            usual = _RELATIVE_TPOT * float(full.max())
+            default_tpot_s = _TPOT_IN_FULL_STEPS * float(full.max())
         other_count = len(others)
         nan = float("nan")
         return Progress(
@@ -246,7 +250,8 @@ class SnapshotBuilder:
             ),
             ttft_s=np.array([s.objective.ttft_s for s in sessions] + [ORDINARY.ttft_s] * other_count),
             tpot_s=np.array(
-                [usual if s.objective.tpot_s is None else s.objective.tpot_s for s in sessions] + [usual] * other_count
+                [default_tpot_s if s.objective.tpot_s is None else s.objective.tpot_s for s in sessions]
+                + [default_tpot_s] * other_count
             ),
             gap_s=np.array([s.objective.gap_s for s in sessions] + [np.inf] * other_count),
             longest_gap_s=np.array([s.output.longest_gap_s for s in sessions] + [0.0] * other_count),
@@ -255,7 +260,7 @@ class SnapshotBuilder:
 
 
 def in_blocks(tokens: int, block: int) -> int:
-    """Return the tokens of the KV blocks that a session with so many tokens holds, the next token included."""
+    """Return the tokens that fit the KV blocks allocated for a session with so many tokens, the next token included."""
     return -(-(tokens + 1) // block) * block if tokens else 0
 
 

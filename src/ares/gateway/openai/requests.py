@@ -15,7 +15,7 @@ from ares.protocol.fields import CARRIES_OUTPUT, CARRIES_SEED, CARRIES_STRUCTURE
 
 # Sampling parameters for which vLLM keeps no state, or only state that prompt + output restore: a move carries them
 # exactly.
-_CARRIED = {
+_CARRIED_BY_TOKENS = {
     "temperature",
     "top_p",
     "top_k",
@@ -38,7 +38,7 @@ _STATEFUL = {
     "structured_outputs": CARRIES_STRUCTURED_OUTPUTS,
 }
 # Variables of a chat template that a client must not set. Nor may it give a template: an endless one would block all.
-_OWN_VARIABLES = {"chat_template", "conversation", "messages", "tokenize", "tools"}
+_RESERVED_VARIABLES = {"chat_template", "conversation", "messages", "tokenize", "tools"}
 # vLLM takes them as numbers of 32 bits.
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 _MAXIMUM_CHOICES = 128
@@ -188,7 +188,7 @@ class GenerationRequest(Body):
         if self.min_tokens > maximum:
             raise BadRequestError(f"min_tokens={self.min_tokens} is above the limit of {maximum}", "min_tokens")
         parameters = dict(defaults)
-        for name in _CARRIED | _STATEFUL.keys():
+        for name in _CARRIED_BY_TOKENS | _STATEFUL.keys():
             value = getattr(self, name, None)
             if value is not None and name != "logprobs":
                 parameters[name] = value
@@ -250,7 +250,7 @@ class ChatRequest(GenerationRequest):
         if self.continue_final_message and self.add_generation_prompt:
             message = "continue_final_message needs add_generation_prompt to be false"
             raise BadRequestError(message, "continue_final_message")
-        for name in _OWN_VARIABLES & (self.chat_template_kwargs or {}).keys():
+        for name in _RESERVED_VARIABLES & (self.chat_template_kwargs or {}).keys():
             raise BadRequestError(f"chat_template_kwargs.{name} is not the client's to set", "chat_template_kwargs")
 
     def template_variables(self) -> dict[str, Any]:

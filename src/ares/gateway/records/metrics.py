@@ -4,9 +4,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from ares.gateway.http.refusals import reason
 
-_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_GAPS_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 900)
-_TOKENS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_TIME_BUCKETS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_GAP_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 900)
+_TOKEN_BUCKETS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
 class Metrics:
@@ -23,45 +23,49 @@ class Metrics:
             ["route", "status", "reason"],
             registry=registry,
         )
-        self.active = Gauge("ares_active_requests", "Requests between prefill and end", registry=registry)
+        self.active = Gauge(
+            "ares_active_requests", "Sequences (one for each choice) that wait or run", registry=registry
+        )
         self.prompt_tokens = Counter("ares_prompt_tokens_total", "Prompt tokens", registry=registry)
         self.output_tokens = Counter("ares_output_tokens_total", "Output tokens given to clients", registry=registry)
         self.ttft = Histogram(
-            "ares_time_to_first_token_seconds", "Arrival to first token", registry=registry, buckets=_SECONDS
+            "ares_time_to_first_token_seconds", "Arrival to first token", registry=registry, buckets=_TIME_BUCKETS_S
         )
         self.tpot = Histogram(
             "ares_time_per_output_token_seconds",
             "(end - first token) / (output tokens - 1), per choice",
             registry=registry,
-            buckets=_SECONDS,
+            buckets=_TIME_BUCKETS_S,
         )
         self.longest_gap = Histogram(
             "ares_longest_gap_seconds",
             "Longest time between two tokens, per choice, by class of service",
             ["service_class"],
             registry=registry,
-            buckets=_GAPS_S,
+            buckets=_GAP_BUCKETS_S,
         )
         self.migrations = Counter(
-            "ares_migrations_total", "Moves that ended", ["trigger", "outcome"], registry=registry
+            "ares_migrations_total", "Migrations that ended", ["trigger", "outcome"], registry=registry
         )
         self.stall = Histogram(
             "ares_migration_stall_seconds",
-            "Last token from the source to first from the target",
+            "Pause of a migrated stream: from the last token of the source to the first of the target",
             registry=registry,
-            buckets=_SECONDS,
+            buckets=_TIME_BUCKETS_S,
         )
         self.pulled = Counter(
-            "ares_migration_pulled_tokens_total", "Tokens whose KV a target pulled", registry=registry
+            "ares_migration_pulled_tokens_total",
+            "Tokens whose KV the targets of migrations pulled at the hand-over",
+            registry=registry,
         )
         self.precopied = Counter(
             "ares_migration_precopied_tokens_total",
-            "Tokens whose KV a target pulled while the request still ran",
+            "Tokens whose KV the targets of migrations pulled ahead, while the request ran at its source",
             registry=registry,
         )
         self.unmovable = Counter(
             "ares_unmovable_requests_total",
-            "Requests that are never moved, by the parameter whose state a move would not carry",
+            "Requests that are never moved, by the sampling parameter whose state would be lost",
             ["reason"],
             registry=registry,
         )
@@ -69,7 +73,9 @@ class Metrics:
             "ares_rebalance_decisions_total", "Rebalancing periods, by result", ["result"], registry=registry
         )
         self.waiting = Gauge("ares_waiting_requests", "Prefilled requests that wait for admission", registry=registry)
-        self.suspended = Gauge("ares_suspended_requests", "Suspended requests", registry=registry)
+        self.suspended = Gauge(
+            "ares_suspended_requests", "Suspended requests that wait to be admitted again", registry=registry
+        )
         self.admissions = Counter(
             "ares_admission_decisions_total", "Requests admitted, resumed or suspended", ["kind"], registry=registry
         )
@@ -80,7 +86,7 @@ class Metrics:
             registry=registry,
         )
         self.faults = Counter(
-            "ares_controller_faults_total", "Faults of the controller; serving goes on", ["part"], registry=registry
+            "ares_controller_faults_total", "Faults of the controller; serving continues", ["part"], registry=registry
         )
         self.implausible = Counter(
             "ares_implausible_predictions_total",
@@ -89,14 +95,14 @@ class Metrics:
         )
         self.prediction_error = Histogram(
             "ares_prediction_error_tokens",
-            "Predicted less true remaining tokens of finished requests, by output tokens at the prediction",
+            "Error of the predicted remaining tokens of finished requests, by output tokens at the prediction",
             ["position", "side"],
             registry=registry,
-            buckets=_TOKENS,
+            buckets=_TOKEN_BUCKETS,
         )
         self.instance_predicted = Gauge(
             "ares_instance_predicted_remaining_tokens",
-            "Tokens that an instance's requests are still expected to generate",
+            "Tokens that an instance's requests will still generate, by the medians of their predictions",
             ["instance"],
             registry=registry,
         )
@@ -104,7 +110,10 @@ class Metrics:
             "ares_instance_up", "Whether an instance is healthy", ["instance", "role"], registry=registry
         )
         self.instance_resident = Gauge(
-            "ares_instance_resident_tokens", "Tokens whose KV an instance holds", ["instance"], registry=registry
+            "ares_instance_resident_tokens",
+            "Tokens of an instance's requests that have KV",
+            ["instance"],
+            registry=registry,
         )
         self.instance_kv = Gauge(
             "ares_instance_kv_usage_ratio", "Share of an instance's KV blocks in use", ["instance"], registry=registry
@@ -113,10 +122,10 @@ class Metrics:
             "ares_instance_step_time_seconds", "Moving average of the step time", ["instance"], registry=registry
         )
         self.instance_running = Gauge(
-            "ares_instance_running_requests", "Running requests", ["instance"], registry=registry
+            "ares_instance_running_requests", "Requests that run on an instance", ["instance"], registry=registry
         )
         self.instance_waiting = Gauge(
-            "ares_instance_waiting_requests", "Waiting requests", ["instance"], registry=registry
+            "ares_instance_waiting_requests", "Requests in the queue of an instance", ["instance"], registry=registry
         )
         self.instance_preemptions = Gauge(
             "ares_instance_preemptions", "Preemptions since the instance started", ["instance"], registry=registry

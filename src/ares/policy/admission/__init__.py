@@ -1,11 +1,12 @@
 """Admission: when a prefilled request enters decode and where, and which running request makes room for it.
 
-One file a policy; base.py says what one is.
+One file per policy; base.py defines what one is.
 """
 
 from ares.policy.admission import past_future, pausing  # each registers itself
 from ares.policy.admission.base import (
     ADMISSIONS,
+    PREFILLED_KV_KEPT_S,
     Admission,
     AdmissionDecision,
     Candidates,
@@ -24,6 +25,7 @@ from ares.policy.admission.suspension import SuspendSettings
 __all__ = [
     "ADMISSIONS",
     "ORDERS",
+    "PREFILLED_KV_KEPT_S",
     "Admission",
     "AdmissionDecision",
     "AdmissionSettings",

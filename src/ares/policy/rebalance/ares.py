@@ -41,16 +41,16 @@ class AresSettings:
     theta
         An instance is overloaded above (1 + theta) times the mean load.
     minimum_gain
-        Smallest worthwhile cut of the spread, as a share of the squared mean load: stops moves that only jitter.
+        Smallest reduction of the spread that is worth a move, as a share of the squared mean load.
     reserve
         Share of a target's KV that a move never fills, left for the growth of what runs there.
     moves_per_round
-        Most moves one decision may order; one for every 32 instances where that is more. An instance gives or takes at
-        most one request in a round, never both.
+        Most moves of one decision; one for every 32 instances where that is more. An instance is the source or the
+        target of at most one move in a round.
     cooldown_s
         Seconds during which a request that was moved is not moved again.
     horizon, points
-        Steps ahead that the forecast covers, and the points of its geometric grid; horizon 0 is today's load alone.
+        Steps ahead that the forecast covers, and the points of its geometric grid; horizon 0 is the current load alone.
     decay
         Steps ahead at which the forecast counts a quarter of the present.
     amortise
@@ -60,7 +60,7 @@ class AresSettings:
     memory_weight
         Weight of forecast memory beyond the limit, against the spread of step time.
     sources, targets
-        How many of the most and of the least loaded instances one decision looks at.
+        How many of the most and of the least loaded instances one decision considers.
     """
 
     theta: float = 0.1
@@ -99,7 +99,7 @@ def horizon_weights(horizon: int, points: int, decay: float) -> FloatArray:
 
 
 @lru_cache(maxsize=8)
-def _coarse(horizon: int, points: int, decay: float) -> tuple[IntArray, FloatArray]:
+def coarse_grid(horizon: int, points: int, decay: float) -> tuple[IntArray, FloatArray]:
     """Grid points that stand for equal parts of the weight, and the weight of each part."""
     beta = horizon_weights(horizon, points, decay)
     part = np.minimum(((np.cumsum(beta) - beta / 2.0) * _COARSE).astype(np.int64), _COARSE - 1)
@@ -138,7 +138,7 @@ def decide(cluster: Cluster, settings: AresSettings) -> list[MigrationDecision]:
             token,
         ),
         (ahead.expected, ahead.allocated, ahead.variance, ahead.count),
-        (ahead.grid.astype(np.float64), horizon_weights(*shape), *_coarse(*shape), quantile_weights(levels)),
+        (ahead.grid.astype(np.float64), horizon_weights(*shape), *coarse_grid(*shape), quantile_weights(levels)),
         (
             settings.theta,
             settings.minimum_gain,

@@ -1,6 +1,6 @@
 """A dispatch or admission policy that fails, decides nonsense or takes too long costs its decisions and nothing else.
 
-Of rebalance policies, test_deciding.py says the same.
+Of rebalance policies, test_decider.py says the same.
 """
 
 import threading
@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ares.gateway.control import controller
 from ares.gateway.records.replay import replay
+from ares.gateway.tuning import Tuning
 from ares.policy import (
     ADMISSIONS,
     DISPATCHERS,
@@ -23,8 +23,7 @@ from ares.policy import (
     Progress,
     register,
 )
-from tests.gateway.control.test_controller import cluster
-from tests.gateway.test_service import Client, sample
+from tests.gateway.gateways import Client, cluster, finish, sample
 
 REQUESTS = 4
 
@@ -85,11 +84,10 @@ async def serve(folder: Path, preset: Path, **settings: Any) -> Any:
     async with cluster(folder, kv_blocks=200, preset=str(preset), **settings) as (gateway, _):
         gateway.pool.instances[1].state.draining = True
         clients = [Client(gateway, 60, name=f"r{n}", prompt=[10 + n] * 20) for n in range(REQUESTS)]
-        for client in clients:
-            await client.finish()
-            client.check(60)
+        await finish(clients)
         part = "dispatch" if "dispatch" in preset.stem else "admission"
-        return getattr(gateway.controller, part), sample(gateway, "ares_controller_faults_total", part=part)
+        decider = getattr(gateway.controller, f"{part}_decider")
+        return decider, sample(gateway, "ares_controller_faults_total", part=part)
 
 
 def preset(folder: Path, part: str) -> Path:
@@ -129,12 +127,11 @@ async def test_bad_admission(
 async def test_one_that_does_not_answer_is_done_without(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, method: str
 ) -> None:
-    monkeypatch.setattr(controller, "_LEAST_TO_DECIDE_S", 0.05)
     go = threading.Event()
     registry: Any = {"dispatch": DISPATCHERS, "admission": ADMISSIONS}[part]
     monkeypatch.setattr(registry[f"own-{part}"], method, lambda *_: go.wait(60))
     try:
-        decider, faults = await serve(model_folder, preset(tmp_path, part))
+        decider, faults = await serve(model_folder, preset(tmp_path, part), tuning=Tuning(decision_s=0.05))
     finally:
         go.set()
     assert set(decider.faults) == {"late"}
