@@ -7,8 +7,8 @@ _OWN = "ares worker sets --kv-transfer-config itself, and other connectors canno
 _OFFLOADING = (
     "KV offloading cannot be combined with moves: vLLM's OffloadingConnector stores the blocks of a finished request a "
     "step after they were freed, and inside of its MultiConnector it does not learn which of them NIXL has been given "
-    "to write to meanwhile, so that it could cache the KV of another request (v1/offloading/scheduler.py, 0.32); leave "
-    "--kv-offloading-size out"
+    "to write to meanwhile, so that it could cache the KV of another request (v1/offloading/scheduler.py, 0.32; 0.33 "
+    "has that repaired, but the two have not been run together there); leave --kv-offloading-size out"
 )
 # What argparse takes for each: any beginning that no other flag has.
 _FLAGS = {"--kv-t": f"{_OWN}: leave it out ({_OFFLOADING})", "--kv-o": _OFFLOADING}
