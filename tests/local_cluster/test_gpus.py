@@ -85,16 +85,16 @@ def test_the_reasons_name_every_instance_and_what_stays_idle() -> None:
     lines = assign(seen, GpuRequest(gpus_per_decode=2)).reasons
     assert lines[:3] == (
         "GPUs: 4 are visible (CUDA_VISIBLE_DEVICES: 4,5,6,7)",
-        "prefill-0: 4 (one)",
-        "decode-0: 5,6 (tensor parallel)",
+        "prefill-0: GPU 4",
+        "decode-0: GPUs 5,6 (tensor parallel)",
     )
     assert any("--prefill 0" in line for line in lines)
     assert lines[-1].startswith("idle: 7,")
     shared = assign(gpus(2), GpuRequest(decode=2, share=True)).reasons
     assert shared[1:] == (
-        "prefill-0: 0 (one, shared with other instances)",
-        "decode-0: 1 (one)",
-        "decode-1: 0 (one, shared with other instances)",
+        "prefill-0: GPU 0, shared with other instances",
+        "decode-0: GPU 1",
+        "decode-1: GPU 0, shared with other instances",
     )
 
 

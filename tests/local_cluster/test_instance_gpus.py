@@ -47,7 +47,7 @@ def test_each_instance_sees_its_own_gpus_and_the_flags_of_its_role(stage: Stage)
         ends = {p.name: p.command[p.command.index("--") + 1 :] for p in cluster.workers}
         assert ends["prefill-0"] == ["--seed", "1", "-tp", "2"]
         assert ends["decode-1"] == ["--seed", "1", "--max-num-seqs", "64"]
-    assert "prefill-0: 0,1 (tensor parallel)" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "prefill-0: GPUs 0,1 (tensor parallel)" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("four_gpus")
@@ -113,6 +113,8 @@ def test_mock_engines_and_cpu_builds_need_none() -> None:
         (["-tp", "2", "-tp", "4"], 4),
         (["-tp", "2", "-pp", "3"], 6),
         (["-tp", "many"], 1),
+        (["-tp", "0"], 1),
+        (["-tp", "-2"], 1),
         (["-tp"], 1),
     ],
 )

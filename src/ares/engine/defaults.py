@@ -66,13 +66,13 @@ def local_flags(given: list[str]) -> list[str]:
 def gpus_per_instance(flags: Sequence[str]) -> int:
     """Return how many GPUs an instance of vLLM with these flags takes.
 
-    A size that is no number counts as 1: vLLM itself refuses it.
+    A size that is no positive number counts as 1: vLLM itself refuses it.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name, spellings in _GPU_SIZES.items():
         parser.add_argument(*spellings, dest=name, nargs="?", default="1")
     sizes = vars(parser.parse_known_args(flags)[0]).values()
-    return math.prod(int(size) if size and size.isdigit() else 1 for size in sizes)
+    return math.prod(max(1, int(size)) if size and size.isdecimal() else 1 for size in sizes)
 
 
 def limits_memory(flags: Sequence[str]) -> bool:

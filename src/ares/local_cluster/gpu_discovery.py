@@ -101,7 +101,7 @@ def nvidia(environment: Mapping[str, str], devices: Sequence[Device]) -> Gpus:
 
 
 def _known(name: str, devices: Sequence[Device]) -> str:
-    if name.isdigit():
+    if name.isdecimal():
         device = next((device for device in devices if device.index == int(name)), None)
         if device is not None and len(device.mig) > 1:
             raise GpuError(
@@ -138,7 +138,7 @@ def amd(environment: Mapping[str, str], count: int) -> Gpus:
         return Gpus(tuple(str(n) for n in range(count)), (HIP,), source)
     names = _entries(variables[0], texts.pop())
     for name in names:
-        if name.isdigit() and int(name) >= count:
+        if name.isdecimal() and int(name) >= count:
             raise GpuError(f"{variables[0]}: there is no GPU {name}, but {count} ({source})")
     if len(set(names)) < len(names):
         raise GpuError(f"{variables[0]} names a GPU twice: {','.join(names)}")

@@ -145,10 +145,10 @@ def _reasons(gpus: Gpus, request: GpuRequest, decode: int, shares: tuple[tuple[s
     for n, share in enumerate(shares):
         name = f"prefill-{n}" if n < request.prefill else f"decode-{n - request.prefill}"
         with_others = any(set(share) & set(other) for k, other in enumerate(shares) if k != n)
-        why = "tensor parallel" if len(share) > 1 else "one"
-        lines.append(f"{name}: {','.join(share)} ({why}{', shared with other instances' if with_others else ''})")
+        given = f"GPUs {','.join(share)} (tensor parallel)" if len(share) > 1 else f"GPU {share[0]}"
+        lines.append(f"{name}: {given}{', shared with other instances' if with_others else ''}")
     if request.decode is None and not request.share:
-        lines.append(f"--decode is not given: {decode} decode instances fit on the GPUs that prefill leaves")
+        lines.append("decode instances are as many as fit on the GPUs that prefill leaves (--decode)")
         if decode == 1 and request.prefill:
             lines.append(
                 "with one decode instance no request can move; --prefill 0 lets every instance prefill and decode"
