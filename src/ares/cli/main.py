@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import typer
 from rich.console import Console
 
-from ares import __version__
+from ares import __version__, published_address
 from ares.bench.options import Model
 from ares.cli import operator as operator_cli
 from ares.cli.deferred_commands import Deferred
@@ -109,7 +109,11 @@ def worker(
     role: Annotated[str, typer.Option(help="prefill, decode or both.")],
     model: Model = DEFAULT_MODEL,
     name: Annotated[str | None, typer.Option(help="Name of the instance; by default role and port.")] = None,
-    host: Annotated[str, typer.Option(help="Address to serve and to transfer KV on.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 and :: are every one.")] = "127.0.0.1",
+    advertise_host: Annotated[
+        str | None,
+        typer.Option(help="Address that gateways and instances reach it by; by default --host (docs/operations.md)."),
+    ] = None,
     port: Annotated[int, typer.Option(help="HTTP port.", max=_LAST_PORT, min=0)] = 8100,
     control_port: Annotated[
         int, typer.Option(help="Port of the control channel; 0 takes a free one.", max=_LAST_PORT, min=0)
@@ -158,7 +162,8 @@ def worker(
             check_control(host, insecure=control_insecure)
         except LaunchError as error:
             exit_with_error(str(error))
-        _serve_mock(simulate, model, flags, (name, role, host, port, control_port), drain_deadline)
+        published = published_address.published(host, advertise_host)
+        _serve_mock(simulate, model, flags, (name, role, host, port, control_port), published, drain_deadline)
         return
     try:
         serve(
@@ -168,6 +173,7 @@ def worker(
                 name=name or f"{role}-{port}",
                 host=host,
                 port=port,
+                advertise_host=advertise_host,
                 control_port=control_port,
                 nixl_port=nixl_port,
                 cores=cores,
@@ -187,7 +193,12 @@ def worker(
 
 
 def _serve_mock(
-    profile: str, model: str, flags: list[str], identity: tuple[str | None, Any, str, int, int], drain_deadline_s: float
+    profile: str,
+    model: str,
+    flags: list[str],
+    identity: tuple[str | None, Any, str, int, int],
+    advertise_host: str,
+    drain_deadline_s: float,
 ) -> None:
     import logging
 
@@ -203,7 +214,7 @@ def _serve_mock(
         *_, host, port, control_port = identity
         ports = {"--port": port, "--control-port": control_port}
         addresses.check(host, {flag: range(first, first + instances) if first else () for flag, first in ports.items()})
-        found = serve.identities(*identity, instances)
+        found = serve.identities(*identity, instances, advertise_host)
         serve.serve(found, engine, models.resolve(model, weights=False, console=_errors), drain_deadline_s)
     except (ProfileError, settings.FlagError, mock_model.VocabularyError, OSError) as error:
         exit_with_error(str(error))
@@ -329,10 +340,11 @@ def up(
     flags = [flag for flag in context.args if flag != "--"]
     prefill_flags = _role_flags("--prefill-args", prefill_args)
     decode_flags = _role_flags("--decode-args", decode_args)
-    refuse_key_flag([*flags, *prefill_flags, *decode_flags])
-    _check_gpu_flags(prefill, prefill_flags, [*flags, *prefill_flags, *decode_flags])
+    every_flag = [*flags, *prefill_flags, *decode_flags]
+    refuse_key_flag(every_flag)
+    _check_instance_flags(prefill, prefill_flags, every_flag)
     if simulate is None:
-        transfer_flags.check([*flags, *prefill_flags, *decode_flags])
+        transfer_flags.check(every_flag)
     if share_gpus and simulate is not None:
         exit_with_error("--share-gpus has no effect with --simulate: mock engines use no GPU")
     try:
@@ -411,11 +423,16 @@ def _role_flags(option: str, text: str) -> tuple[str, ...]:
     return flags
 
 
-def _check_gpu_flags(prefill: int, prefill_flags: Sequence[str], flags: Sequence[str]) -> None:
+def _check_instance_flags(prefill: int, prefill_flags: Sequence[str], flags: Sequence[str]) -> None:
     if prefill_flags and not prefill:
         exit_with_error("--prefill-args has no effect with --prefill 0: give --decode-args")
     if any(flag.split("=")[0].replace("_", "-") == "--device-ids" for flag in flags):
         exit_with_error("--device-ids would put all instances on the same GPUs: set CUDA_VISIBLE_DEVICES")
+    if any(flag.split("=")[0] == "--advertise-host" for flag in flags):
+        exit_with_error(
+            "--advertise-host is of `ares worker`: the instances of `ares up` are on loopback, for its own gateway; on "
+            "several hosts start each instance with `ares worker`, and `ares gateway` before them"
+        )
 
 
 def _check_mock_flags(profile: str, model: str, cluster: Any) -> None:

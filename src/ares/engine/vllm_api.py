@@ -25,6 +25,7 @@ from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
+from vllm.v1.core.sched.utils import check_sequence_repetition
 from vllm.v1.kv_cache_interface import (
     ChunkedLocalAttentionSpec,
     CircularBufferSpec,
@@ -39,8 +40,9 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 from vllm.v1.structured_output.request import StructuredOutputRequest
+from vllm.v1.worker.gpu.async_utils import AsyncOutput
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
-from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+from vllm.v1.worker.gpu_model_runner import AsyncGPUModelRunnerOutput, GPUModelRunner
 
 RELEASE = vllm_version.release(vllm_version.installed())
 if RELEASE >= (0, 33):
@@ -65,6 +67,7 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "request_finished",
         "update_connector_output",
         "has_pending_push_work",
+        "set_xfer_handshake_metadata",
         "shutdown",
     ),
     NixlPullConnectorWorker: (
@@ -82,6 +85,8 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
     ),
     # For the hidden-state hook (engine/prediction/hidden_states.py).
     PlatformWorker: ("load_model", "execute_model", "sample_tokens", "shutdown"),
+    AsyncOutput: ("get_output",),
+    AsyncGPUModelRunnerOutput: ("get_output",),
     Request: ("num_tokens", "num_output_tokens", "is_finished"),
     # For resuming output (engine/connector/resume_output.py).
     StructuredOutputGrammar: ("accept_tokens",),
@@ -127,6 +132,8 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
     NewRequestData: ("req_id", "prompt_token_ids", "sampling_params", "num_computed_tokens"),
     CachedRequestData: ("req_ids", "num_computed_tokens", "num_output_tokens"),
     ModelRunnerOutput: ("req_ids", "sampled_token_ids"),
+    AsyncOutput: ("model_runner_output",),
+    AsyncGPUModelRunnerOutput: ("_model_runner_output",),
     PlatformWorker: ("model_runner", "vllm_config", "device"),
     KVCacheManager: ("block_pool",),
     BlockPool: ("num_gpu_blocks",),
@@ -165,6 +172,7 @@ __all__ = [
     "INSTANCE_ATTRIBUTES",
     "LLM",
     "RELEASE",
+    "AsyncOutput",
     "CachedRequestData",
     "ChunkedLocalAttentionSpec",
     "CircularBufferSpec",
@@ -188,6 +196,7 @@ __all__ = [
     "TopKTopPSampler",
     "UniformTypeKVCacheSpecs",
     "base_worker",
+    "check_sequence_repetition",
     "cli_env_setup",
     "current_platform",
     "make_arg_parser",
