@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ares import addresses, extras, published_address
-from ares.engine import identity, parallel
+from ares import addresses, published_address
+from ares.engine import identity, parallel, transfer_flags, vllm_version
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES, free_port, is_cpu_build
 from ares.engine.prediction import predictor_choice
 from ares.models import resolve as model
@@ -58,6 +58,7 @@ class WorkerSettings:
     record_fraction: float = 0.01
     drain_deadline_s: float = DEFAULT_DRAIN_S
     control_insecure: bool = False
+    allow_unsupported_vllm: bool = False
     vllm_flags: tuple[str, ...] = ()
 
 
@@ -66,7 +67,7 @@ def serve(settings: WorkerSettings) -> None:
 
     Raises
     ------
-    LaunchError, AddressError
+    LaunchError, AddressError, MissingPackageError, TransferFlagError, UnsupportedVllmError
         It cannot start.
     """
     check_control(settings.host, insecure=settings.control_insecure or settings.connector != "ares")
@@ -75,7 +76,8 @@ def serve(settings: WorkerSettings) -> None:
     # HTTP port.
     ports = {"--port": settings.port, "--control-port": settings.control_port, "--nixl-port": settings.nixl_port}
     addresses.check(settings.host, {flag: [port] for flag, port in ports.items()})
-    extras.require("vllm", "nixl")  # before a model of gigabytes is fetched
+    transfer_flags.check(settings.vllm_flags)
+    vllm_version.require(allow_unsupported=settings.allow_unsupported_vllm)  # before a model of gigabytes is fetched
     folder = model.resolve(settings.model)
     control_port = settings.control_port or free_port(settings.host)
     # vLLM both listens on it and publishes it; our connector publishes the other one (engine/connector/scheduler.py).
@@ -117,13 +119,17 @@ def serve(settings: WorkerSettings) -> None:
     # Only now: vLLM reads the environment while it is imported.
     import uvloop
 
-    from ares.engine import vllm_api as vllm
+    try:
+        from ares.engine import vllm_api as vllm
+    except ImportError as error:
+        raise LaunchError(f"vLLM {vllm_version.installed()} lacks a name that ARES uses: {error}") from error
 
     on_cpu = vllm.current_platform.is_cpu()
     if on_cpu:
         os.environ.setdefault("UCX_TLS", "tcp,shm,self")
     vllm.cli_env_setup()
     parser = vllm.make_arg_parser(vllm.FlexibleArgumentParser(prog="ares worker"))
+    transfer_flags.check_parsed(parser.parse_args(["--model", str(folder), *settings.vllm_flags]))
     args = parser.parse_args(_vllm_arguments(settings, str(folder), on_cpu))
     if (reason := parallel.unsupported(args)) is not None:
         raise LaunchError(reason)
@@ -160,8 +166,6 @@ def check_control(host: str, *, insecure: bool) -> None:
 
 def _vllm_arguments(settings: WorkerSettings, folder: str, on_cpu: bool) -> list[str]:
     flags = list(settings.vllm_flags)
-    if any(flag.split("=")[0] == "--kv-transfer-config" for flag in flags):
-        raise LaunchError("ares worker sets --kv-transfer-config itself; leave it out")
     transfer: dict[str, Any] = {
         "kv_connector": "NixlConnector",
         "kv_connector_module_path": _MODULES.get(settings.connector),

@@ -98,5 +98,7 @@ CLASS_HEADER = "x-ares-class"
 CONTROL_KEY_VARIABLE = "ARES_CONTROL_KEY"
 # `ares worker` to the processes of vLLM: the instance's settings as JSON (engine/identity.py).
 INSTANCE_VARIABLE = "ARES_INSTANCE"
+# Whether an instance may run on a vLLM that is not supported.
+ALLOW_UNSUPPORTED_VLLM_VARIABLE = "ARES_ALLOW_UNSUPPORTED_VLLM"
 # In vLLM's kv_connector_extra_config: the largest pull within a scheduling step.
 PULL_WITHIN_STEP_BYTES = "ares_pull_within_step_bytes"

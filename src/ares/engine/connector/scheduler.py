@@ -11,8 +11,9 @@ import time
 from typing import Any
 
 from ares import __version__
-from ares.engine import identity
+from ares.engine import identity, vllm_version
 from ares.engine.connector import resources
+from ares.engine.connector.kv_groups import kv_groups
 from ares.engine.connector.precopy_pins import PrecopyPins
 from ares.engine.connector.pull import PullPolicy
 from ares.engine.connector.resume_output import carried_state, resume_output
@@ -20,7 +21,6 @@ from ares.engine.connector.tracking import LoadCounters, PendingCut, TrackedRequ
 from ares.engine.control import ControlChannel, EngineCommand, GatewayDisconnected, GatewayExpired
 from ares.engine.prediction.metadata import Prediction, PredictionMetadata
 from ares.engine.vllm_api import (
-    SUPPORTED_VERSION,
     NixlConnectorMetadata,
     NixlPullConnectorScheduler,
     Request,
@@ -99,7 +99,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             # Block 0 is vLLM's null block and holds nothing.
             kv_blocks=kv_cache_config.num_blocks - 1,
             max_model_len=vllm_config.model_config.max_model_len,
-            versions={"ares": __version__, "vllm": SUPPORTED_VERSION},
+            versions={"ares": __version__, "vllm": vllm_version.installed()},
             token_bytes=self._pulls.token_bytes,
             pull_within_step_bytes=self._pulls.limit_bytes,
             carries=carried_state(vllm_config, by_worker=settings.resumes_output),
@@ -107,6 +107,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             leases=True,
             max_num_seqs=vllm_config.scheduler_config.max_num_seqs,
             max_num_batched_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
+            kv_groups=kv_groups(kv_cache_config),
         )
         self._channel = ControlChannel(settings.control_endpoint, hello, self.snapshot, key=identity.control_key())
         resources.register("scheduler", self._count_resources)
