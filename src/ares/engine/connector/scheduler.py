@@ -49,6 +49,9 @@ def _in_flight(request: Request, scheduled: dict[str, int]) -> int:
 class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
     """vLLM's pull scheduler that can hand a running request over."""
 
+    # vLLM listens on it, and publishes it in kv_transfer_params; ours is the published one.
+    side_channel_host: str
+
     def __init__(self, vllm_config: Any, engine_id: str, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, engine_id, kv_cache_config)
         self._tracked: dict[str, TrackedRequest] = {}
@@ -68,8 +71,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         self._precopy_pins = PrecopyPins(self.block_size)
         self._sequence = 0
         self.kv_cache_manager: Any = None
-        # vLLM has one address for both: it listens on this one, and publishes it in kv_transfer_params.
-        self._listen_host, self.side_channel_host = self.side_channel_host, settings.published_host
+        self._listen_host: str = self.side_channel_host
+        self.side_channel_host = settings.published_host
         parallel = vllm_config.parallel_config
         hello = messages.Hello(
             name=settings.name,
@@ -101,7 +104,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
 
     def set_xfer_handshake_metadata(self, metadata: Any) -> None:
         """Serve NIXL's side channel on the address to listen on, which need not be the published one."""
-        published, self.side_channel_host = self.side_channel_host, self._listen_host
+        published = self.side_channel_host
+        self.side_channel_host = self._listen_host
         try:
             super().set_xfer_handshake_metadata(metadata)
         finally:
