@@ -114,7 +114,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
 
     def set_xfer_handshake_metadata(self, metadata: Any) -> None:
         """Serve NIXL's side channel on the address to listen on, which need not be the published one."""
-        published, self.side_channel_host = self.side_channel_host, self._listen_host
+        published = self.side_channel_host
+        self.side_channel_host = self._listen_host
         try:
             super().set_xfer_handshake_metadata(metadata)
         finally:
