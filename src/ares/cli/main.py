@@ -27,7 +27,7 @@ from ares.terminal.signals import signal_as_interrupt
 
 app = typer.Typer(
     name="ares",
-    help="Live rebalancing of running requests for prefill-decode disaggregated serving on stock vLLM.",
+    help="Prefill-decode disaggregated serving on stock vLLM that migrates running requests.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,7 +44,7 @@ for group, module, text in (
     (
         "predictor",
         "ares.cli.predictor",
-        "Predict remaining output length from the model's own hidden states.",
+        "Train and evaluate a predictor of remaining output length, on the model's own hidden states.",
     ),
 ):
     app.add_typer(typer.Typer(cls=Deferred.of(module)), name=group, help=text)

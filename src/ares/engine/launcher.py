@@ -14,7 +14,7 @@ from ares import addresses, published_address
 from ares.engine import identity, parallel, transfer_flags, vllm_version
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES, free_port, is_cpu_build
 from ares.engine.prediction import predictor_choice
-from ares.models import resolve as model
+from ares.models import resolve as models
 from ares.predictor import shards
 from ares.protocol.fields import CONTROL_KEY_VARIABLE, PULL_WITHIN_STEP_BYTES
 from ares.protocol.messages import Role
@@ -78,7 +78,7 @@ def serve(settings: WorkerSettings) -> None:
     addresses.check(settings.host, {flag: [port] for flag, port in ports.items()})
     transfer_flags.check(settings.vllm_flags)
     vllm_version.require(allow_unsupported=settings.allow_unsupported_vllm)  # before a model of gigabytes is fetched
-    folder = model.resolve(settings.model)
+    folder = models.resolve(settings.model)
     control_port = settings.control_port or free_port(settings.host)
     # vLLM both listens on it and publishes it; our connector publishes the other one (engine/connector/scheduler.py).
     os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = settings.host if settings.connector == "ares" else published

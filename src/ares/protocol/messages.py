@@ -183,6 +183,8 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
 class Telemetry(msgspec.Struct, frozen=True, tag="telemetry", rename={"resources": "held"}):
     """The load of an instance.
 
+    `running` and `waiting` are requests; `pinned` are requests that have ended here, and copies, whose KV waits to be
+    pulled.
     `step_time_s` is a moving average over recent steps, `pull_bytes_per_s` over recent pulls of KV, 0 before the first;
     `busy_s` is the time of all steps so far.
     `draining`: the instance takes no new requests, and those that can migrate are to leave; after `drain_left_s` the
@@ -232,7 +234,7 @@ class Predicted(msgspec.Struct, frozen=True, tag="predicted"):
     remaining: tuple[float, float, float]
 
 
-class CutResult(msgspec.Struct, frozen=True, tag="handover"):
+class CutResult(msgspec.Struct, frozen=True, tag="handover", rename={"kv_transfer_params": "transfer"}):
     """The answer to a `Cut`.
 
     Attributes
@@ -243,8 +245,8 @@ class CutResult(msgspec.Struct, frozen=True, tag="handover"):
         How many tokens the request generated on this instance.
     tail
         The last of those tokens, so that the target can start before the stream has delivered them.
-    transfer
-        vLLM's kv_transfer_params for the target, where the outcome is `PINNED`.
+    kv_transfer_params
+        vLLM's, for the target, where the outcome is `PINNED`.
     """
 
     call: _Count
@@ -252,16 +254,16 @@ class CutResult(msgspec.Struct, frozen=True, tag="handover"):
     outcome: CutOutcome
     output_tokens: _Tokens = 0
     tail: list[_Tokens] = []
-    transfer: dict[str, Any] = {}
+    kv_transfer_params: dict[str, Any] = {}
 
 
-class CopyResult(msgspec.Struct, frozen=True, tag="copied"):
+class CopyResult(msgspec.Struct, frozen=True, tag="copied", rename={"kv_transfer_params": "transfer"}):
     """The answer to a `Copy`: how many `tokens` are pinned as `pin`, and vLLM's kv_transfer_params for them."""
 
     call: _Count
     pin: str
     tokens: _Tokens = 0
-    transfer: dict[str, Any] = {}
+    kv_transfer_params: dict[str, Any] = {}
 
 
 class LeaseResult(msgspec.Struct, frozen=True, tag="leased"):

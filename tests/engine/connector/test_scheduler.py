@@ -140,7 +140,7 @@ def test_requests_of_a_gateway_that_stays_away_end(engine: Engine) -> None:
     # A request that does not run, for example since it was preempted, ends with its next token.
     assert not engine.goes_on(waiting)
     assert engine.goes_on(other)
-    load = engine.side.snapshot()
+    load = engine.side.telemetry()
     assert load.pinned == 0
     assert [row.key for row in load.rows] == ["alive/1"]
     # If its stream is read all the same, it does not look like the end of the output.
@@ -183,7 +183,7 @@ def test_a_prefill_of_a_gateway_that_stays_away_is_not_pinned(engine: Engine) ->
     prefill.max_tokens = 1
     expire(engine, "dead", "dead/1")
     assert not engine.goes_on(prefill)
-    assert engine.side.snapshot().pinned == 0
+    assert engine.side.telemetry().pinned == 0
     assert engine.step().reqs_not_processed == {"dead/1"}
 
 
@@ -199,8 +199,8 @@ def test_a_cut_request_is_pinned_until_its_release(engine: Engine) -> None:
     assert request.stop_reason == "migrated"
     answer = gateway.receive_a(messages.CutResult)
     assert (answer.call, answer.outcome, answer.output_tokens, answer.tail[-2:]) == (7, "pinned", 11, [9, 4])
-    assert answer.transfer["remote_num_tokens"] == transfer["remote_num_tokens"] == len(PROMPT) + 10
-    assert engine.side.snapshot().pinned == 1
+    assert answer.kv_transfer_params["remote_num_tokens"] == transfer["remote_num_tokens"] == len(PROMPT) + 10
+    assert engine.side.telemetry().pinned == 1
     gateway.send(messages.Release("gateway/1"))
     assert engine.command().release == {request.request_id}
     gateway.close()

@@ -3,7 +3,7 @@
 A migration needs no patch. A running request ends by vLLM's own stop check when its `max_tokens` is lowered to what is
 emitted and in flight (v1/core/sched/utils.py:check_stop); it then finishes like a prefill in a prefill-decode pair:
 the stock connector pins its blocks under a lease and returns the `kv_transfer_params` with which another instance
-pulls them. Everything here runs on the engine thread except `snapshot`, which only reads.
+pulls them. Everything here runs on the engine thread except `telemetry`, which only reads.
 """
 
 import logging
@@ -109,7 +109,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             max_num_batched_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
             kv_groups=kv_groups(kv_cache_config),
         )
-        self._channel = ControlChannel(settings.control_endpoint, hello, self.snapshot, key=identity.control_key())
+        self._channel = ControlChannel(settings.control_endpoint, hello, self.telemetry, key=identity.control_key())
         resources.register("scheduler", self._count_resources)
 
     def set_xfer_handshake_metadata(self, metadata: Any) -> None:
@@ -245,21 +245,21 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             self._reqs_not_processed.add(request.request_id)
         if tracked.cut is not None and not pin:
             self._reqs_not_processed.add(request.request_id)
-        pinned, transfer = super().request_finished(request, block_ids)
+        pinned, kv_transfer_params = super().request_finished(request, block_ids)
         if pinned:
             self._pinned[request.request_id] = tracked.key
             self._pinned_by_key[tracked.key] = request.request_id
             self._shorten_orphaned_lease(tracked.key, request.request_id)
         if tracked.cut is not None:
-            self._answer(tracked, transfer if pin else None)
-        return pinned, transfer
+            self._answer(tracked, kv_transfer_params if pin else None)
+        return pinned, kv_transfer_params
 
     def _shorten_orphaned_lease(self, key: str, request_id: str) -> None:
         """Shorten the lease of a new pin whose gateway has disconnected already."""
         if messages.owner(key) in self._channel.disconnected:
             self._worker_commands.orphaned.add(request_id)
 
-    def _answer(self, tracked: TrackedRequest, transfer: dict[str, Any] | None) -> None:
+    def _answer(self, tracked: TrackedRequest, kv_transfer_params: dict[str, Any] | None) -> None:
         assert tracked.cut is not None  # noqa: S101 - for the type checker: only cut requests are answered
         assert tracked.key is not None  # noqa: S101 - likewise: only requests with a key are cut
         output = tracked.request.output_token_ids
@@ -267,10 +267,10 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             messages.CutResult(
                 call=tracked.cut.call,
                 key=tracked.key,
-                outcome=fields.CutOutcome.FINISHED if transfer is None else fields.CutOutcome.PINNED,
+                outcome=fields.CutOutcome.FINISHED if kv_transfer_params is None else fields.CutOutcome.PINNED,
                 output_tokens=tracked.output_tokens,
                 tail=list(output[-_TAIL_TOKENS:]),
-                transfer=transfer or {},
+                kv_transfer_params=kv_transfer_params or {},
             ),
             tracked.cut.sender,
         )
@@ -363,14 +363,14 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             self._channel.post(messages.CopyResult(command.call, command.pin), sender)
             return
         pinned = self._precopy_pins.pin(self.kv_cache_manager, tracked.request, command.pin, command.most)
-        transfer = None
+        kv_transfer_params = None
         if pinned is not None:
             # The stock connector takes it for a prefill of these tokens that has just ended.
             self._reqs_in_batch.add(pinned.request_id)
-            _, transfer = super().request_finished(pinned, (pinned.block_ids,))
+            _, kv_transfer_params = super().request_finished(pinned, (pinned.block_ids,))
             self._shorten_orphaned_lease(command.pin, pinned.request_id)
         tokens = pinned.num_computed_tokens if pinned is not None else 0
-        self._channel.post(messages.CopyResult(command.call, command.pin, tokens, transfer or {}), sender)
+        self._channel.post(messages.CopyResult(command.call, command.pin, tokens, kv_transfer_params or {}), sender)
 
     def has_pending_push_work(self) -> bool:
         """Keep the engine loop running until commands are carried out and nothing is being copied from it.
@@ -384,7 +384,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
 
     # --- telemetry ---
 
-    def snapshot(self) -> messages.Telemetry:
+    def telemetry(self) -> messages.Telemetry:
         """Return the load. Runs on the channel's thread: copies first, and never writes to vLLM's objects."""
         rows = []
         running = waiting = preempted = 0

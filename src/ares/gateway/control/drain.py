@@ -76,7 +76,7 @@ class Drainer:
         await instance.drain(deadline_s)
 
     async def undrain(self, instance: Instance) -> None:
-        """Let an instance take work again."""
+        """Put a drained instance back into service."""
         await instance.undrain()
 
     def left(self, instance: Instance) -> int:
@@ -112,7 +112,7 @@ class Drainer:
             if room <= 0:
                 return
             known = session.id in self._moving or session.id in self._tried
-            if not known and session.unmovable_reason() is None:
+            if not known and session.unmovable_now() is None:
                 room -= 1
                 self._moving[session.id] = instance
                 self._spawn(self._try_to_migrate(session, instance))

@@ -82,7 +82,7 @@ class PredictionScores:
             position = max(p for p in POSITIONS if p <= output)
             self._recorded.setdefault(session.id, {}).setdefault(position, (output, row.remaining[1]))
 
-    def finished(self, session: Session) -> None:
+    def score(self, session: Session) -> None:
         """Add the errors of the predictions of a complete output to the metrics."""
         for position, (output, median) in self._recorded.pop(session.id, {}).items():
             error = median - (len(session.emitted) - output)

@@ -75,7 +75,7 @@ class SnapshotBuilder:
     def build(self, sessions: Iterable[Session], exclude: Collection[str] = ()) -> ClusterSnapshot:
         """Return the decode pool now, with instances named in `exclude` closed."""
         now = time.monotonic()
-        instances = list(self._pool.decode())
+        instances = self._pool.decode_instances
         block = max((i.state.hello.block_size for i in instances if i.state.hello is not None), default=1)
         index = {id(i): n for n, i in enumerate(instances)}
         rows: list[dict[str, messages.Row]] = [
@@ -102,7 +102,7 @@ class SnapshotBuilder:
             if row is not None and row.state == "waiting" and row.output:
                 preempted.append(session)
             cooled = not session.moved_at or now - session.moved_at > self.cooldown_s
-            can_move = cooled and session.sampling.needs <= restored and session.unmovable_reason() is None
+            can_move = cooled and session.sampling.needs <= restored and session.unmovable_now() is None
             stays = now < session.commanded_until
             movable.append(can_move and not stays)
             commanded.append(can_move and stays)
@@ -153,7 +153,7 @@ class SnapshotBuilder:
         The load of an instance is that of our own sessions in whole KV blocks, which are what runs out; or what it
         reports, where that is more because other gateways use it too.
         """
-        instances = list(self._pool.decode())
+        instances = self._pool.decode_instances
         block = max((i.state.hello.block_size for i in instances if i.state.hello is not None), default=1)
         tokens = dict.fromkeys(map(id, instances), 0)
         layouts = {id(i): i.state.layout for i in instances}
@@ -185,7 +185,7 @@ class SnapshotBuilder:
         now = time.monotonic()
         remaining = [self.remaining(s, None) for s in sessions]
         # Where the instances differ, a candidate counts with the most that it would take on one of them.
-        layouts = {i.state.layout for i in self._pool.decode()} or {KvLayout(1)}
+        layouts = {i.state.layout for i in self._pool.decode_instances()} or {KvLayout(1)}
         kv_tokens = [
             max(layout.kv_tokens(s.tokens, int(left[-1])) for layout in layouts)
             for s, left in zip(sessions, remaining, strict=True)
