@@ -285,10 +285,10 @@ class Gateway:
             raise TargetError(f"{target.name} is not taking requests", 503)
         if lacking := target.state.lacks(session.sampling.needs):
             raise TargetError(f"{target.name} does not restore {', '.join(sorted(lacking))} of the request", 409)
-        size = target.state.hello.block_size
-        # One block more than the tokens need: the next one is written at once.
-        needed = -(-(session.tokens + 1) // size) + 1
-        reserved = sum(-(-(s.tokens + 1) // size) for s in self.sessions.values() if s.incoming is target)
+        blocks = target.state.layout.blocks
+        # One block of each group more than the tokens need: the next one is written at once.
+        needed = blocks(session.tokens + 1) + max(1, len(target.state.layout.groups))
+        reserved = sum(blocks(s.tokens + 1) for s in self.sessions.values() if s.incoming is target)
         if needed > target.state.free_blocks - reserved:
             raise TargetError(f"{target.name} is full: {needed} KV blocks wanted, {target.state.free_blocks} free", 409)
 

@@ -126,14 +126,27 @@ class Lease(msgspec.Struct, frozen=True, tag="lease"):
 Command = Subscribe | Connect | Cut | Copy | Release | Drain | Lease
 
 
+class KvGroup(msgspec.Struct, frozen=True, array_like=True):
+    """A KV cache group of vLLM: layers with one block table.
+
+    `window` is how many tokens their attention reaches back (0: all), `fixed_blocks` how many blocks a request holds at
+    any length (0: as many as its tokens take).
+    """
+
+    block_size: Annotated[int, msgspec.Meta(ge=1, lt=1 << 20)]
+    window: _Count = 0
+    fixed_blocks: _Count = 0
+
+
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """The identity and the limits of an instance. `boot` differs after every restart.
 
     `token_bytes` is the KV of one token, `pull_within_step_bytes` the largest pull within a scheduling step,
     `prefix_caching` whether KV that is copied ahead of a request is kept for it; `carries` names the state that a
     request keeps when it resumes here (`fields.CARRIES_OUTPUT` and the like). `leases` is whether it answers a `Lease`.
-    `max_num_seqs` and `max_num_batched_tokens` bound a step's batch. An instance of an earlier version does not send
-    the last three.
+    `max_num_seqs` and `max_num_batched_tokens` bound a step's batch. `kv_groups` are the KV cache groups whose blocks
+    come from the pool of `kv_blocks`; none means a single one that grows with every token. An instance of an earlier
+    version does not send the last four.
     """
 
     name: str
@@ -151,6 +164,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     leases: bool = False
     max_num_seqs: _Count = 0
     max_num_batched_tokens: _Count = 0
+    kv_groups: list[KvGroup] = []
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):

@@ -278,6 +278,28 @@ async def test_its_own_limit_in_the_step_of_the_cut(cluster: FakeCluster, start:
     await cluster.quiet()
 
 
+async def test_a_repetition_that_is_complete_at_the_cut(cluster: FakeCluster, start: Start) -> None:
+    hold(cluster, 10)
+    cluster.fakes["decode-0"].faults.repeats = True
+    run = start(60)
+    await run.reached(10)
+    assert (await run.move("decode-1")).outcome == "finished_first"
+    assert await run.finish() == undisturbed(11)
+    assert run.finish_reasons == ["repetition"]
+    assert cluster.fakes["decode-1"].asked == []
+    await cluster.quiet()
+
+
+async def test_a_repetition_that_is_complete_with_the_first_token(cluster: FakeCluster, start: Start) -> None:
+    """As of a request that is resumed after a suspension."""
+    cluster.fakes["prefill-0"].faults.repeats = True
+    run = start(10)
+    assert await run.finish() == undisturbed(1)
+    assert run.finish_reasons == ["repetition"]
+    assert cluster.fakes["decode-0"].asked == []
+    await cluster.quiet()
+
+
 async def test_end_of_sequence_as_the_first_token_of_the_target(cluster: FakeCluster, start: Start) -> None:
     hold(cluster, 10)
     eos_at = len(PROMPT) + 11

@@ -11,8 +11,9 @@ import time
 from typing import Any
 
 from ares import __version__
-from ares.engine import identity
+from ares.engine import identity, vllm_version
 from ares.engine.connector import resources
+from ares.engine.connector.kv_groups import kv_groups
 from ares.engine.connector.precopy_pins import PrecopyPins
 from ares.engine.connector.pull import PullPolicy
 from ares.engine.connector.resume_output import carried_state, resume_output
@@ -20,11 +21,12 @@ from ares.engine.connector.tracking import LoadCounters, PendingCut, TrackedRequ
 from ares.engine.control import ControlChannel, EngineCommand, GatewayDisconnected, GatewayExpired
 from ares.engine.prediction.metadata import Prediction, PredictionMetadata
 from ares.engine.vllm_api import (
-    SUPPORTED_VERSION,
     NixlConnectorMetadata,
     NixlPullConnectorScheduler,
     Request,
     RequestStatus,
+    check_sequence_repetition,
+    current_platform,
 )
 from ares.protocol import fields, messages, rpc
 from ares.protocol.fields import RequestState
@@ -45,6 +47,16 @@ def _in_flight(request: Request, scheduled: dict[str, int]) -> int:
     return int(request.num_output_tokens + request.num_output_placeholders + samples)
 
 
+def _repeats(request: Request) -> bool:
+    """Whether vLLM's repetition check ends the output here; it comes after that of the limit, which a cut lowers."""
+    sampling = request.sampling_params
+    return (
+        sampling.repetition_detection is not None
+        and request.num_output_tokens >= sampling.min_tokens
+        and check_sequence_repetition(request.output_token_ids, sampling.repetition_detection)
+    )
+
+
 class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
     """vLLM's pull scheduler that can hand a running request over."""
 
@@ -61,11 +73,15 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         self._worker_commands = WorkerCommands()
         # Requests that pull within the current step, and the blocks that they pull into.
         self._pulling: dict[str, list[int]] = {}
-        self._pulls = PullPolicy(vllm_config, kv_cache_config, self)
+        settings = identity.current()
+        self._one_sided = current_platform.device_type != "cpu" or settings.on_loopback
+        self._pulls = PullPolicy(vllm_config, kv_cache_config, self, one_sided=self._one_sided)
         self._precopy_pins = PrecopyPins(self.block_size)
         self._sequence = 0
         self.kv_cache_manager: Any = None
-        settings = identity.current()
+        # vLLM has one address for both: it listens on this one, and publishes it in kv_transfer_params.
+        self._listen_host: str = self.side_channel_host
+        self.side_channel_host: str = settings.published_host
         parallel = vllm_config.parallel_config
         hello = messages.Hello(
             name=settings.name,
@@ -83,7 +99,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             # Block 0 is vLLM's null block and holds nothing.
             kv_blocks=kv_cache_config.num_blocks - 1,
             max_model_len=vllm_config.model_config.max_model_len,
-            versions={"ares": __version__, "vllm": SUPPORTED_VERSION},
+            versions={"ares": __version__, "vllm": vllm_version.installed()},
             token_bytes=self._pulls.token_bytes,
             pull_within_step_bytes=self._pulls.limit_bytes,
             carries=carried_state(vllm_config, by_worker=settings.resumes_output),
@@ -91,9 +107,19 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             leases=True,
             max_num_seqs=vllm_config.scheduler_config.max_num_seqs,
             max_num_batched_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
+            kv_groups=kv_groups(kv_cache_config),
         )
-        self._channel = ControlChannel(settings.control_address, hello, self.telemetry, key=identity.control_key())
+        self._channel = ControlChannel(settings.control_endpoint, hello, self.telemetry, key=identity.control_key())
         resources.register("scheduler", self._count_resources)
+
+    def set_xfer_handshake_metadata(self, metadata: Any) -> None:
+        """Serve NIXL's side channel on the address to listen on, which need not be the published one."""
+        published = self.side_channel_host
+        self.side_channel_host = self._listen_host
+        try:
+            super().set_xfer_handshake_metadata(metadata)
+        finally:
+            self.side_channel_host = published
 
     # --- a request's way through the scheduler ---
 
@@ -199,13 +225,16 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         params = request.kv_transfer_params
         capped = request.status == RequestStatus.FINISHED_LENGTH_CAPPED
         ended = capped or request.status == RequestStatus.FINISHED_STOPPED
+        goes_on = capped and (tracked.cut is not None or bool(params.get(fields.DO_REMOTE_DECODE)))
+        if goes_on and not tracked.release_kv and _repeats(request):
+            # vLLM has fixed the finish reason by now; gateways know it by the stop reason.
+            request.stop_reason = fields.REPETITION_DETECTED
+            tracked.release_kv = True
         pin = capped and not tracked.release_kv
         if capped and params.get(fields.DO_REMOTE_DECODE):
             self._prefilled[request.request_id] = tracked.key
         if tracked.cut is not None and pin:
             params[fields.DO_REMOTE_DECODE] = True
-            # The workers keep a lease only for requests that have been in their batch.
-            self._reqs_in_batch.add(request.request_id)
             request.stop_reason = fields.MIGRATED
         elif tracked.gateway_expired and capped:
             # If the stream is read after all: this is not where the output ends.
@@ -213,6 +242,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         elif params.get(fields.DO_REMOTE_DECODE) and ended and not pin:
             # A prefill that ended for good (its first token was a stop token), or whose KV no instance will pull.
             params[fields.DO_REMOTE_DECODE] = False
+            self._reqs_not_processed.add(request.request_id)
+        if tracked.cut is not None and not pin:
             self._reqs_not_processed.add(request.request_id)
         pinned, kv_transfer_params = super().request_finished(request, block_ids)
         if pinned:
@@ -317,6 +348,9 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             self._channel.post(messages.CutResult(command.call, command.key, fields.CutOutcome.NOT_RUNNING), sender)
             return
         tracked.cut = PendingCut(sender, command.call)
+        # The workers keep a lease only for requests that they know, and the next they hear of this one may be its pull:
+        # with asynchronous scheduling, a step whose sampling waits for the tokens before it ends after this request.
+        self._reqs_in_batch.add(request.request_id)
         if limit < request.max_tokens:
             request.max_tokens = limit
         else:
@@ -341,9 +375,12 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
     def has_pending_push_work(self) -> bool:
         """Keep the engine loop running until commands are carried out and nothing is being copied from it.
 
+        Without a GPU, a pull over TCP needs steps of its source, in which that polls NIXL (engine/connector/worker.py).
         vLLM has this hook for connectors that push KV; the name is vLLM's.
         """
-        return self._channel.waiting or bool(self._precopy_pins) or bool(super().has_pending_push_work())
+        if self._channel.waiting or self._precopy_pins or (self._pinned and not self._one_sided):
+            return True
+        return bool(super().has_pending_push_work())
 
     # --- telemetry ---
 

@@ -104,6 +104,7 @@ class Placement:
             predicted = instance.control.prediction(key)
             if sampling.unmovable_reason is not None and not last:
                 return Prefilled(None, kv_transfer_params, predicted)
+            delta.name_repetition()
             if delta.finish_reason == "length" and not last:
                 delta.finish_reason = None
             return Prefilled(delta, kv_transfer_params, predicted)
