@@ -56,7 +56,8 @@ def status(read: Row, to: Console) -> None:
         if row.get("why"):
             to.print(Text(f"{row['name']}: {row['why']}"))
     to.print()
-    to.print(_fitting(to, names, lambda shown: _table("requests; remaining tokens: median (P90)", _REQUESTS, read["requests"], shown)))
+    title = "requests; remaining tokens: median (P90)"
+    to.print(_fitting(to, names, lambda shown: _table(title, _REQUESTS, read["requests"], shown)))
     to.print(_moves("recent moves", moves, names, to))
 
 
