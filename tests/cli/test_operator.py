@@ -40,7 +40,7 @@ MOVE = {
     "request_id": "chatcmpl-0123456789abcdef",
     "source": "decode-0",
     "target": "decode-1",
-    "reason": "decode-0 drains",
+    "reason": "drain of decode-0",
     "outcome": "moved",
     "stall_s": 0.0517,
     "pulled_tokens": 1400,
