@@ -19,9 +19,11 @@ from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
+from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
@@ -47,6 +49,7 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "request_finished",
         "update_connector_output",
         "has_pending_push_work",
+        "get_exchange_clipped_blocks",
         "shutdown",
     ),
     NixlPullConnectorWorker: (
@@ -69,8 +72,9 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
     StructuredOutputGrammar: ("accept_tokens",),
     InputBatch: ("add_request",),
     VllmConfig: ("use_v2_model_runner",),
-    # For the pins of a pre-copy (engine/connector/precopy_pins.py).
-    KVCacheManager: ("get_blocks",),
+    # For the pins of a pre-copy (engine/connector/precopy_pins.py) and exported blocks (engine/connector/exported_kv.py).
+    KVCacheManager: ("get_blocks", "get_block_ids_for_computed_tokens"),
+    SingleTypeKVCacheManager: ("get_num_skipped_tokens",),
     BlockPool: ("touch", "free_blocks", "get_num_free_blocks"),
 }
 # Attributes that exist only on objects: looked up in the source of the class that sets them.
@@ -79,6 +83,7 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "_reqs_in_batch",
         "_reqs_need_recv",
         "_reqs_not_processed",
+        "_has_mamba",
         "side_channel_host",
         "side_channel_port",
         "transfer_tp_size",
@@ -108,8 +113,10 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
     CachedRequestData: ("req_ids", "num_computed_tokens", "num_output_tokens"),
     ModelRunnerOutput: ("req_ids", "sampled_token_ids"),
     PlatformWorker: ("model_runner", "vllm_config", "device"),
-    KVCacheManager: ("block_pool",),
-    BlockPool: ("num_gpu_blocks",),
+    KVCacheManager: ("block_pool", "coordinator"),
+    KVCacheCoordinator: ("single_type_managers",),
+    SingleTypeKVCacheManager: ("block_size",),
+    BlockPool: ("num_gpu_blocks", "null_block"),
     KVCacheBlock: ("block_id", "is_null"),
     KVConnectorOutput: ("finished_sending", "kv_connector_stats"),
     NixlKVConnectorStats: ("data",),

@@ -13,6 +13,7 @@ from typing import Any
 from ares import __version__
 from ares.engine import identity
 from ares.engine.connector import resources
+from ares.engine.connector.exported_kv import restrict_to_output
 from ares.engine.connector.precopy_pins import PrecopyPins
 from ares.engine.connector.pull import PullPolicy
 from ares.engine.connector.resume_output import carried_state, resume_output
@@ -38,7 +39,11 @@ _STEP_WEIGHT = 0.1
 
 
 def _in_flight(request: Request, scheduled: dict[str, int]) -> int:
-    """Return how many output tokens a request has after all steps so far, the one that begins included."""
+    """Return how many output tokens a request has after all steps so far, the one that begins included.
+
+    With speculative decoding it may have fewer by then, where drafts in flight are rejected, or reach the number before
+    the last token of a step, whose further tokens vLLM then drops.
+    """
     step = scheduled.get(request.request_id, 0)
     # A prompt that is still being computed in chunks yields no token in this step.
     samples = step > 0 and request.num_computed_tokens + step >= request.num_tokens
@@ -216,6 +221,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             self._reqs_not_processed.add(request.request_id)
         pinned, transfer = super().request_finished(request, block_ids)
         if pinned:
+            restrict_to_output(transfer, request, self.kv_cache_manager, self, has_state=self._has_mamba)
             self._pinned[request.request_id] = tracked.key
             self._pinned_by_key[tracked.key] = request.request_id
             self._shorten_orphaned_lease(tracked.key, request.request_id)
