@@ -11,6 +11,7 @@ import ares
 from ares_dev import module_tables
 
 ROOT = Path(ares.__file__).parent
+TESTS = Path(__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # What each package may import of ours besides itself; `protocol` and `policy` import nothing.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -120,6 +121,39 @@ def test_private_vllm_names_stand_in_one_file() -> None:
         if name.startswith("vllm.")
     ]
     assert wrong == []
+
+
+# Folders of tests that still use private names.
+TO_BE_CLEANED = ("gateway", "fuzz", "mock_engine", "dev", "integration")
+
+
+def private_names(file: Path) -> Iterator[str]:
+    """The private names of other modules and objects that a file uses, imports or replaces."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        names: list[str] = []
+        match node:
+            case ast.Attribute(value=ast.Name(id="self" | "cls")):
+                continue
+            case ast.Attribute(attr=name):
+                names = [name]
+            case ast.ImportFrom():
+                names = [part for alias in node.names for part in alias.name.split(".")]
+            case ast.Call(func=ast.Attribute(attr="setattr" | "delattr")) | ast.Call(func=ast.Name(id="getattr")):
+                texts = [argument.value for argument in node.args[:2] if isinstance(argument, ast.Constant)]
+                names = [part for text in texts for part in str(text).split(".")]
+        for name in names:
+            if name.startswith("_") and not name.startswith("__"):
+                yield f"{file.relative_to(TESTS)}:{node.lineno} {name}"
+
+
+def test_tests_use_public_names_only() -> None:
+    """Also of other packages: a test of behaviour does not break when the inside of a module changes."""
+    folders = [TESTS / folder for folder in TO_BE_CLEANED]
+    files = [file for file in sorted(TESTS.rglob("*.py")) if not set(folders) & set(file.parents)]
+    assert len(files) > 50
+    public = {"_replace", "_asdict", "_fields", "_make"}  # of named tuples
+    found = [use for file in files for use in private_names(file) if use.split()[-1] not in public]
+    assert found == []
 
 
 def test_nothing_that_is_read_becomes_code() -> None:

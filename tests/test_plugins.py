@@ -1,7 +1,9 @@
 """Policies and presets that users bring."""
 
-import importlib.metadata
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,15 +132,16 @@ def test_a_preset_file_that_is_none(tmp_path: Path, text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_installed_packages_register_by_entry_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_packages_register_by_entry_points(tmp_path: Path) -> None:
     (tmp_path / "shipped_policy.py").write_text(POLICY.format(name="shipped", body="return []"))
-    monkeypatch.syspath_prepend(tmp_path)
-    entry = importlib.metadata.EntryPoint("shipped", "shipped_policy", plugins.GROUP)
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry] if group == plugins.GROUP else [])
-    plugins._load_installed.cache_clear()
-    plugins.load([])
-    assert "shipped" in REBALANCERS
-    plugins._load_installed.cache_clear()
+    about = tmp_path / "shipped-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: shipped\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[{plugins.GROUP}]\nshipped = shipped_policy\n")
+    code = "from ares import plugins; from ares.policy import REBALANCERS; plugins.load([]); print(*REBALANCERS)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "shipped" in done.stdout.split()
 
 
 OTHERS = """from ares.policy import Admission, Dispatch, AdmissionDecision, register
@@ -231,7 +234,7 @@ def test_an_own_dispatch_decides_as_the_one_that_is_built_in(tmp_path: Path) -> 
     assert times[0] == times[1]
 
 
-def test_an_admission_that_never_lets_anybody_in_is_stuck(tmp_path: Path) -> None:
+def test_an_admission_that_admits_no_request_is_stuck(tmp_path: Path) -> None:
     arguments = ["--policy", others(tmp_path), "--admission", "both", "--preset", "static-least-loaded"]
     done = CliRunner().invoke(app, ["--requests", "20", *arguments])
     assert done.exit_code != 0

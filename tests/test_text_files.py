@@ -94,10 +94,9 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
         read_text(tmp_path)
 
 
-def test_endless_input_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ares.text_files._LONGEST_LINE", 1 << 20)
+def test_endless_input_does_not_fill_the_memory(tmp_path: Path) -> None:
     with pytest.raises(TextFileError, match="given:1: a line of more than 1 MiB"):
-        list(read_lines(written(tmp_path, b"x" * (1 << 21))))
+        list(read_lines(written(tmp_path, b"x" * (1 << 21)), longest_line=1 << 20))
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])

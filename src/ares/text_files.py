@@ -34,25 +34,32 @@ _REFUSED: dict[re.Pattern[bytes], str] = {
 }
 _HEAD = 512
 _MARK = "\ufeff"
-# A line beyond this is no line of any file that we read, and must not fill the memory.
-_LONGEST_LINE = 1 << 28
+# No file that we read has a line of more bytes; one that has must not fill the memory.
+LONGEST_LINE = 1 << 28
 
 
 class TextFileError(ValueError):
     """The file cannot be read as text; the message names it, and the line where it is about one."""
 
 
-def read_lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path, longest_line: int = LONGEST_LINE) -> Iterator[str]:
     """Yield the lines of a file without their ends.
+
+    Parameters
+    ----------
+    path
+        The file, or a pipe.
+    longest_line
+        Most bytes in a line.
 
     Raises
     ------
     TextFileError
-        It cannot be opened or read, is not text, or is not UTF-8.
+        It cannot be opened or read, is not text, is not UTF-8, or has too long a line.
     """
     try:
         with path.open("rb") as file:
-            yield from _lines(path, _opened(path, file))
+            yield from _lines(path, _opened(path, file), longest_line)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise TextFileError(f"{path}: cannot be read: {reason}") from None
@@ -97,11 +104,11 @@ def _opened(path: Path, file: IO[bytes]) -> IO[bytes]:
     return file
 
 
-def _lines(path: Path, file: IO[bytes]) -> Iterator[str]:
-    for number, raw in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), start=1):
+def _lines(path: Path, file: IO[bytes], longest_line: int) -> Iterator[str]:
+    for number, raw in enumerate(iter(lambda: file.readline(longest_line), b""), start=1):
         ended = raw.endswith(b"\n")
-        if not ended and len(raw) == _LONGEST_LINE:
-            raise TextFileError(f"{path}:{number}: a line of more than {_LONGEST_LINE >> 20} MiB")
+        if not ended and len(raw) == longest_line:
+            raise TextFileError(f"{path}:{number}: a line of more than {longest_line >> 20} MiB")
         try:
             line = raw.decode()
         except UnicodeDecodeError as error:

@@ -29,10 +29,10 @@ def test_a_group_is_that_of_its_module(name: str, module: str) -> None:
     assert isinstance(group, Deferred)
     assert group.module == module
     assert group.help == own.help
-    assert [option.name for option in group._group.params] == [
-        option.name for option in own.params if "completion" not in str(option.name)
-    ]
     with group.make_context(name, [], resilient_parsing=True) as context:
+        assert [option.name for option in context.command.params] == [
+            option.name for option in own.params if "completion" not in str(option.name)
+        ]
         assert group.list_commands(context) == own.list_commands(context)
     done = subprocess.run([sys.executable, "-m", "ares", name, "--help"], capture_output=True, text=True, check=True)
     assert f"Usage: python -m ares {name} " in done.stdout

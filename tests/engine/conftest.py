@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.engine.test_control import Instance
+from tests.engine.control_channel import Gateway, Instance
 
 
 @pytest.fixture
@@ -11,3 +11,11 @@ def instance() -> Iterator[Instance]:
     made = Instance()
     yield made
     made.channel.close()
+
+
+@pytest.fixture
+def gateway(instance: Instance) -> Iterator[Gateway]:
+    """A gateway's end of that channel."""
+    made = Gateway(instance.address)
+    yield made
+    made.close()

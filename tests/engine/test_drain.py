@@ -8,7 +8,7 @@ import pytest
 
 from ares.engine.drain import OwnControlChannel
 from ares.protocol import messages
-from tests.engine.test_control import Gateway, Instance
+from tests.engine.control_channel import Gateway, Instance
 from tests.gateway.fakes import eventually
 
 pytestmark = pytest.mark.timeout(60)

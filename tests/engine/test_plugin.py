@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from ares.engine import identity as settings
 from ares.engine.plugin import InstancePlugin
 from ares.protocol import messages
-from tests.engine.test_control import Gateway, Instance
+from tests.engine.control_channel import Gateway, Instance
 from tests.gateway.fakes import eventually
 
 pytestmark = pytest.mark.timeout(60)

@@ -19,7 +19,29 @@ from ares.gateway.openai.requests import ChatRequest  # noqa: E402
 from ares.gateway.openai.templates import takes_parts  # noqa: E402
 from tests.gateway.openai.test_templates import PARTS, TEXT  # noqa: E402
 
-CONFIG: Any = SimpleNamespace(multimodal_config=None, enable_prompt_embeds=False)
+CONFIG: Any = SimpleNamespace(
+    multimodal_config=None,
+    enable_prompt_embeds=False,
+    revision=None,
+    code_revision=None,
+    tokenizer_revision=None,
+    trust_remote_code=False,
+)
+
+
+class Tokenizer:
+    """A tokenizer that returns the messages which vLLM hands to a chat template."""
+
+    name_or_path = "a model"
+
+    def get_chat_template(self, template: str, **_: object) -> str:
+        return template
+
+    def apply_chat_template(self, conversation: list[dict[str, Any]], **_: object) -> list[dict[str, Any]]:
+        return conversation
+
+
+TOKENIZER: Any = Tokenizer()
 CALL = {"type": "function", "id": "a", "function": {"name": "f", "arguments": '{"x": [1, null], "y": "é"}'}}
 BROKEN = {"type": "function", "id": "a", "index": 0, "function": {"name": "f", "arguments": "{"}}
 TEXTS = [{"type": "text", "text": "a", "cache_control": {"x": 1}}, "b", {"type": "text", "text": ""}]
@@ -69,7 +91,8 @@ def test_messages(messages: list[dict[str, Any]], parts: bool) -> None:
     # As text: a template may write out the fields, in their order.
     assert json.dumps(made) == json.dumps(wanted)
     if any(message["role"] == "developer" for message in messages):
-        wanted = hf._consolidate_system_messages(hf._convert_developer_to_system(wanted))
+        # This template does not know the role "developer".
+        wanted = hf.safe_apply_chat_template(CONFIG, TOKENIZER, wanted, chat_template="{{ messages }}", tokenize=False)
     assert json.dumps(without_developer(made)) == json.dumps(wanted)
 
 
@@ -81,7 +104,8 @@ def test_tools() -> None:
 
 @pytest.mark.parametrize("template", [*TEXT.values(), *PARTS.values(), *(path.read_text() for path in SHIPPED)])
 def test_what_templates_take(template: str) -> None:
-    assert takes_parts(template) == (hf._detect_content_format(template, default="string") == "openai")
+    content_format = hf.resolve_chat_template_content_format(template, None, "auto", TOKENIZER, model_config=CONFIG)
+    assert takes_parts(template) == (content_format == "openai")
 
 
 @pytest.mark.parametrize(

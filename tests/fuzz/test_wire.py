@@ -21,13 +21,14 @@ from ares.config import GatewayConfig
 from ares.engine.drain import OwnControlChannel
 from ares.gateway.http import app as application
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool import generate as engine
+from ares.gateway.pool.generate import http_client
 from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import Pool
 from ares.gateway.service import Gateway
 from ares.gateway.session.phase import Phase
 from ares.gateway.session.segment import Segment
 from ares.gateway.session.session import Session
+from ares.gateway.tuning import Tuning
 from ares.policy import PRESETS, choose_instance, decide_admissions, decide_moves
 from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom
 from ares.protocol import messages, rpc
@@ -273,7 +274,7 @@ async def fake() -> AsyncIterator[Any]:
 
 @pytest.mark.parametrize("body", [DEEP_EVENT, NOT_UTF8, b"", b"\xc1", rpc.encode(COMMANDS[0])], ids=range(5))
 async def test_a_gateway_listens_on(fake: Any, body: bytes) -> None:
-    async with engine.session() as http:
+    async with http_client() as http:
         pool = Pool([fake.url], http, 0.02)
         pool.start()
         (heard,) = pool.instances
@@ -285,7 +286,7 @@ async def test_a_gateway_listens_on(fake: Any, body: bytes) -> None:
 
 
 async def test_a_message_that_is_too_large_is_not_heard_and_costs_a_connection(fake: Any) -> None:
-    async with engine.session() as http:
+    async with http_client() as http:
         pool = Pool([fake.url], http, 0.02)
         pool.start()
         (heard,) = pool.instances
@@ -322,13 +323,10 @@ async def test_the_process_that_serves_an_instance_listens_on(fake: Any, body: b
 
 
 @pytest.mark.parametrize("address", ["", "nonsense", "tcp://", "tcp://127.0.0.1:99999", "tcp://127.0.0.1", "ipc://"])
-async def test_an_instance_that_says_nonsense_of_itself_is_asked_again(
-    fake: Any, address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ares.gateway.pool.instance._RETRY_S", 0.01)
+async def test_an_instance_that_says_nonsense_of_itself_is_asked_again(fake: Any, address: str) -> None:
     right, fake.control_address = fake.control_address, address
-    async with engine.session() as http:
-        pool = Pool([fake.url], http, 0.02)
+    async with http_client() as http:
+        pool = Pool([fake.url], http, 0.02, tuning=Tuning(reconnect_s=0.01))
         pool.start()
         (heard,) = pool.instances
         await eventually(lambda: heard.name == fake.name)

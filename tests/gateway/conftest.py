@@ -12,7 +12,7 @@ from ares.gateway.openai import tokenizer
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.openai.text import TextModel
 from tests.gateway.fakes import FakeInstance, instances
-from tests.gateway.running import PROMPT, VOCABULARY, Bench, Run, Start, acquaint
+from tests.gateway.running import IMPATIENT, PROMPT, VOCABULARY, Bench, Run, Start, acquaint
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,16 +31,8 @@ async def fakes() -> AsyncIterator[list[FakeInstance]]:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Notice a silent instance after tenths of a second."""
-    monkeypatch.setattr("ares.gateway.pool.health._SILENT_S", 0.3)
-    monkeypatch.setattr("ares.gateway.pool.health._SILENT_INTERVALS", 5)
-    monkeypatch.setattr("ares.gateway.pool.instance._RETRY_S", 0.05)
-
-
-@pytest.fixture
-async def bench(fakes: list[FakeInstance], impatient: None) -> AsyncIterator[Bench]:
-    pool, http = await acquaint(fakes)
+async def bench(fakes: list[FakeInstance]) -> AsyncIterator[Bench]:
+    pool, http = await acquaint(fakes, IMPATIENT)
     yield Bench(fakes, pool)
     await pool.stop()
     await http.close()

@@ -7,17 +7,19 @@ from typing import Any
 import pytest
 
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool import generate as engine
-from ares.gateway.pool.generate import Delta
+from ares.gateway.pool.generate import Delta, http_client
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.pool import Pool
 from ares.gateway.session.handover import MigrationRecord
 from ares.gateway.session.session import Session
+from ares.gateway.tuning import DEFAULT, Tuning
 from tests.gateway.fakes import FakeInstance, eventually, expected
 
 # Of the fakes and of the tokenizer (tests/gateway/conftest.py).
 VOCABULARY = 259
 PROMPT = [10, 20, 30, 40, 50]
+# Notices a silent instance after tenths of a second.
+IMPATIENT = Tuning(silent_s=0.3, silent_intervals=5, reconnect_s=0.05)
 
 
 class Bench:
@@ -28,7 +30,7 @@ class Bench:
         self.pool = pool
         self.order = [fake.name for fake in fakes if fake.role != "prefill"]
 
-    def prefill(self) -> Instance | None:
+    def choose_prefill(self) -> Instance | None:
         return next((i for i in self.pool.instances if i.role == "prefill" and i.open), None)
 
     async def admit(self, session: Session, exclude: set[str]) -> Instance:
@@ -86,7 +88,7 @@ class Run:
             source = None
         try:
             async with asyncio.timeout(5):
-                return await self.session.migrate(self.bench.instance(target), "test")
+                return await self.session.hand_over(self.bench.instance(target), "test")
         finally:
             if source is not None:
                 source.hold_at = None
@@ -116,9 +118,9 @@ class Run:
 Start = Callable[..., Run]
 
 
-async def acquaint(fakes: list[FakeInstance]) -> tuple[Pool, Any]:
-    http = engine.session()
-    pool = Pool([fake.url for fake in fakes], http, 0.02)
+async def acquaint(fakes: list[FakeInstance], tuning: Tuning = DEFAULT) -> tuple[Pool, Any]:
+    http = http_client()
+    pool = Pool([fake.url for fake in fakes], http, 0.02, tuning=tuning)
     pool.start()
     await eventually(lambda: all(i.health.healthy and i.state.hello for i in pool.instances), 15)
     return pool, http

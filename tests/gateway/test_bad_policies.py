@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ares.gateway.control import controller
 from ares.gateway.records.replay import replay
+from ares.gateway.tuning import Tuning
 from ares.policy import (
     ADMISSIONS,
     DISPATCHERS,
@@ -89,7 +89,8 @@ async def serve(folder: Path, preset: Path, **settings: Any) -> Any:
             await client.finish()
             client.check(60)
         part = "dispatch" if "dispatch" in preset.stem else "admission"
-        return getattr(gateway.controller, part), sample(gateway, "ares_controller_faults_total", part=part)
+        decider = getattr(gateway.controller, f"{part}_decider")
+        return decider, sample(gateway, "ares_controller_faults_total", part=part)
 
 
 def preset(folder: Path, part: str) -> Path:
@@ -129,12 +130,11 @@ async def test_bad_admission(
 async def test_one_that_does_not_answer_is_done_without(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, method: str
 ) -> None:
-    monkeypatch.setattr(controller, "_LEAST_TO_DECIDE_S", 0.05)
     go = threading.Event()
     registry: Any = {"dispatch": DISPATCHERS, "admission": ADMISSIONS}[part]
     monkeypatch.setattr(registry[f"own-{part}"], method, lambda *_: go.wait(60))
     try:
-        decider, faults = await serve(model_folder, preset(tmp_path, part))
+        decider, faults = await serve(model_folder, preset(tmp_path, part), tuning=Tuning(decision_s=0.05))
     finally:
         go.set()
     assert set(decider.faults) == {"late"}

@@ -14,7 +14,18 @@ from ares.gateway.session.pending_call import PendingCall
 from ares.gateway.session.phase import Phase
 from ares.gateway.session.session import Session
 from tests.gateway.fakes import eventually, instances
-from tests.gateway.running import PROMPT, VOCABULARY, Bench, Run, Start, acquaint, hold, stop_holding, undisturbed
+from tests.gateway.running import (
+    IMPATIENT,
+    PROMPT,
+    VOCABULARY,
+    Bench,
+    Run,
+    Start,
+    acquaint,
+    hold,
+    stop_holding,
+    undisturbed,
+)
 
 # --- the target fails ---
 
@@ -103,7 +114,7 @@ async def test_more_failed_moves_than_a_request_has_attempts(bench: Bench, start
     run = start(600)
     for count in range(6):
         await run.reached(10 * (count + 1))
-        await eventually(lambda: run.session.not_movable() is None)
+        await eventually(lambda: run.session.unmovable_reason() is None)
         assert (await run.move("decode-1")).outcome == "returned"
     assert await run.finish() == undisturbed(600)
 
@@ -215,7 +226,7 @@ async def test_a_source_that_breaks_off_with_more_than_a_handover_repeats(bench:
     session = Session("slow", PROMPT, Sampling({}, 250), bench, 2.0)
     task = asyncio.create_task(session.run(slow))
     await source.until(lambda: any(len(work.output) > 120 for work in source.running.values()))
-    move = asyncio.create_task(session.migrate(bench.instance("decode-1"), "test"))
+    move = asyncio.create_task(session.hand_over(bench.instance("decode-1"), "test"))
     await source.until(lambda: bool(source.pinned))
     await asyncio.sleep(0.05)  # the reset arrives while the client blocks
     gate.set()
@@ -254,7 +265,7 @@ async def test_a_source_that_is_preempted_or_waits(bench: Bench, start: Start) -
     run = start(60)
     await run.reached(10)
     assert (await run.move("decode-1")).outcome == "not_running"
-    assert run.session.not_movable() in {None, "finished"}
+    assert run.session.unmovable_reason() in {None, "finished"}
     assert await run.finish() == undisturbed(60)
     assert bench.fakes["decode-1"].asked == []
 
@@ -374,7 +385,7 @@ async def test_to_be_told_to_leave_is_no_loss(bench: Bench, start: Start) -> Non
     run = start(200)
     for count in range(6):
         await run.reached(10 * (count + 1))
-        await eventually(lambda: run.session.not_movable() is None)
+        await eventually(lambda: run.session.unmovable_reason() is None)
         run.session.leave(bench.instance("decode-0"))
         resumes = count + 2
         await eventually(lambda resumes=resumes: len(bench.fakes["decode-0"].asked) == resumes)  # type: ignore[misc]
@@ -387,7 +398,7 @@ async def test_instances_that_all_refuse_are_counted(bench: Bench, start: Start)
     for name in bench.order:
         bench.fakes[name].faults.refuse = 503
     run = start(60)
-    with pytest.raises(EngineLostError, match="2 instances in turn did not take it, the last one: decode-1 refuses"):
+    with pytest.raises(EngineLostError, match="2 instances in turn did not take the request, the last one: decode-1"):
         await run.finish()
     await bench.quiet()
 
@@ -415,9 +426,9 @@ async def test_silent_telemetry_alone_is_no_reason_to_stop_waiting() -> None:
     assert await waiting == 7
 
 
-async def test_without_prefill_instances(impatient: None) -> None:
+async def test_without_prefill_instances() -> None:
     async with instances("both", "both", vocabulary=VOCABULARY) as fakes:
-        pool, http = await acquaint(fakes)
+        pool, http = await acquaint(fakes, IMPATIENT)
         bench = Bench(fakes, pool)
         run = Run(bench, Sampling({}, 60), PROMPT, 1.0)
         await run.reached(10)
@@ -527,7 +538,7 @@ async def test_a_suspension_that_was_not_heard_leaves_a_request_movable(bench: B
     source = run.where
     source.faults.deaf = True
     assert await run.session.suspend() == "source_silent"
-    assert run.session.not_movable() is None
+    assert run.session.unmovable_reason() is None
     source.faults.deaf = False  # now it is cut after all, and goes on from its tokens
     await run.reached(len(run.tokens) + 40)
     assert (await run.move("decode-1")).outcome == "moved"

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ import zmq.asyncio
 from ares.config import GatewayConfig
 from ares.gateway.control.snapshot import ClusterSnapshot
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool import generate as engine
-from ares.gateway.pool.generate import Delta
+from ares.gateway.pool.generate import Delta, EngineRefusedError, http_client
 from ares.gateway.pool.instance import Instance
 from ares.gateway.service import COMMANDED, Gateway, TargetError
 from ares.gateway.session.handover import NotMovableError
@@ -24,7 +24,7 @@ from ares.gateway.session.session import Session
 from ares.mock_engine.http import Connection
 from ares.policy import Cluster, MigrationDecision
 from tests.gateway.fakes import FakeInstance, eventually, expected, instances
-from tests.gateway.running import VOCABULARY
+from tests.gateway.running import IMPATIENT, VOCABULARY
 
 PROMPT = [10, 20, 30, 40, 50]
 
@@ -42,8 +42,8 @@ async def started(gateway: Gateway) -> Gateway:
 
 
 @pytest.fixture
-async def gateway(fakes: list[FakeInstance], model_folder: Path, impatient: None) -> AsyncIterator[Gateway]:
-    made = await started(Gateway(configuration(fakes), model_folder))
+async def gateway(fakes: list[FakeInstance], model_folder: Path) -> AsyncIterator[Gateway]:
+    made = await started(Gateway(configuration(fakes), model_folder, IMPATIENT))
     yield made
     await made.stop()
 
@@ -110,7 +110,7 @@ async def test_a_sequence_is_known_while_it_runs(gateway: Gateway) -> None:
 async def test_a_failed_sequence_is_forgotten(gateway: Gateway, fakes: list[FakeInstance]) -> None:
     for fake in fakes:
         fake.faults.refuse = 400
-    with pytest.raises(engine.EngineRefusedError):
+    with pytest.raises(EngineRefusedError):
         await Client(gateway).finish()
     assert gateway.sessions == {}
 
@@ -278,7 +278,7 @@ async def test_a_controller_that_throws_does_not_stop_serving(fakes: list[FakeIn
         raise RuntimeError("a bug in the policy")
 
     await started(gateway)
-    gateway.controller.decider.policy.decide = broken
+    gateway.controller.rebalance_decider.policy.decide = broken
     client = Client(gateway)
     await client.finish()
     client.check()
@@ -301,7 +301,7 @@ async def test_a_policy_that_orders_nonsense_costs_nothing(fakes: list[FakeInsta
         ]
 
     await started(gateway)
-    gateway.controller.decider.policy.decide = insists
+    gateway.controller.rebalance_decider.policy.decide = insists
     clients = [Client(gateway, 300, name=f"r{n}") for n in range(2)]
     for client in clients:
         await client.finish()
@@ -390,11 +390,11 @@ async def test_a_restart_is_noticed(gateway: Gateway, fakes: list[FakeInstance])
 
 @pytest.mark.parametrize("preset", ["off", "ares"])
 async def test_an_instance_that_joins_without_what_a_request_needs_never_gets_it(
-    preset: str, model_folder: Path, impatient: None
+    preset: str, model_folder: Path
 ) -> None:
     async with instances("prefill", "decode", "decode", "decode", vocabulary=VOCABULARY, carries=("seed",)) as fakes:
         _, home, lacking, fit = fakes
-        gateway = await started(Gateway(configuration(fakes, preset=preset), model_folder))
+        gateway = await started(Gateway(configuration(fakes, preset=preset), model_folder, IMPATIENT))
         try:
             home.hold_at = fit.hold_at = 50
             client = Client(gateway, needs=frozenset({"seed"}))
@@ -434,11 +434,11 @@ async def test_a_restart_under_running_sequences(gateway: Gateway, fakes: list[F
     await eventually(lambda: find(gateway, "decode-0").health.healthy)
 
 
-async def test_an_instance_that_appears_later(model_folder: Path, impatient: None) -> None:
+async def test_an_instance_that_appears_later(model_folder: Path) -> None:
     cluster: dict[str, FakeInstance] = {}
     first = await FakeInstance("first", "both", cluster, vocabulary=VOCABULARY).start()
     late = FakeInstance("late", "both", cluster, vocabulary=VOCABULARY)
-    gateway = Gateway(configuration([first, late]), model_folder)
+    gateway = Gateway(configuration([first, late]), model_folder, IMPATIENT)
     await gateway.start()
     await eventually(lambda: gateway.pool.ready)
     assert [i.name for i in gateway.pool.instances] == ["first", late.url]
@@ -449,8 +449,8 @@ async def test_an_instance_that_appears_later(model_folder: Path, impatient: Non
     await late.die()
 
 
-async def test_nobody_there(model_folder: Path, impatient: None) -> None:
-    gateway = Gateway(configuration([FakeInstance("absent", "both", {})]), model_folder)
+async def test_nobody_there(model_folder: Path) -> None:
+    gateway = Gateway(configuration([FakeInstance("absent", "both", {})]), model_folder, IMPATIENT)
     await gateway.start()
     assert gateway.pool.ready is False
     assert gateway.maximum_model_tokens is None
@@ -472,7 +472,7 @@ async def test_the_shortest_context_counts(model_folder: Path) -> None:
 
 async def test_commands_to_a_lost_instance_do_not_block() -> None:
     """ZeroMQ queues for a peer that is gone; when the queue is full, a gateway must not wait for it."""
-    async with engine.session() as http:
+    async with http_client() as http:
         instance = Instance("http://127.0.0.1:1", http, 0.1)
         socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
@@ -504,10 +504,8 @@ async def test_an_unknown_preset(gateway: Gateway) -> None:
     assert gateway.sampling_defaults == {"top_p": 0.9}
 
 
-async def test_the_attempts_of_a_request_are_configured(
-    fakes: list[FakeInstance], model_folder: Path, impatient: None
-) -> None:
-    gateway = await started(Gateway(configuration(fakes, maximum_attempts=7), model_folder))
+async def test_the_attempts_of_a_request_are_configured(fakes: list[FakeInstance], model_folder: Path) -> None:
+    gateway = await started(Gateway(configuration(fakes, maximum_attempts=7), model_folder, IMPATIENT))
     client = Client(gateway)
     assert (await client.reached(5)).maximum_attempts == 7
     await client.finish()
@@ -517,19 +515,15 @@ async def test_the_attempts_of_a_request_are_configured(
 # --- a gateway that stands still, and instances of one name ---
 
 
-async def test_a_gateway_that_stood_still_gives_nobody_up(
-    gateway: Gateway, fakes: list[FakeInstance], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_gateway_that_stood_still_gives_nobody_up(fakes: list[FakeInstance], model_folder: Path) -> None:
     """As after SIGSTOP: it has not listened, and what was sent meanwhile it has yet to read."""
-    monkeypatch.setattr("ares.gateway.pool.health._FROZEN_S", 0.3)
-    monkeypatch.setattr("ares.gateway.session.pending_call._ALIVE_S", 0.3)
-    monkeypatch.setattr("ares.gateway.service._SUPERVISION_S", 0.05)
+    tuning = replace(IMPATIENT, frozen_s=0.3, alive_s=0.3, supervision_s=0.05)
+    gateway = await started(Gateway(configuration(fakes), model_folder, tuning))
     for fake in fakes[1:]:
         fake.hold_at = 30
     client = Client(gateway, 200)
     sequence = await client.reached(20)
     running = sequence.key
-    await asyncio.sleep(1.2)  # the supervision has its new period
     time.sleep(1.0)  # noqa: ASYNC251 - this is what the test is about
     await asyncio.sleep(0.2)
     for fake in fakes[1:]:
@@ -538,6 +532,7 @@ async def test_a_gateway_that_stood_still_gives_nobody_up(
     assert sequence.key == running
     await client.finish()
     client.check(200)
+    await gateway.stop()
 
 
 async def test_instances_that_call_themselves_the_same_are_told_apart(

@@ -168,7 +168,7 @@ async def test_what_is_left_ends_with_an_error_and_frees_its_engines(
 
 async def test_held_requests_are_told_too(fakes: list[FakeInstance], model_folder: Path) -> None:
     async with serving(fakes, model_folder, preset="ares", shutdown_timeout_s=0.1) as (server, service):
-        service.gateway.controller.admission.policy.decide = lambda *_: []  # type: ignore[method-assign]
+        service.gateway.controller.admission_decider.policy.decide = lambda *_: []  # type: ignore[method-assign]
         waiting = asyncio.create_task(service.complete())
         await eventually(lambda: service.gateway.controller.waiting == 1 and len(fakes[0].pinned) == 1)
         server.handle_exit(signal.SIGTERM, None)

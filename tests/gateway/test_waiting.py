@@ -2,13 +2,15 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ares.gateway.tuning import Tuning
 from tests.gateway.fakes import FakeInstance, eventually, instances
 from tests.gateway.http.service import Service, failure, serving
-from tests.gateway.running import VOCABULARY
+from tests.gateway.running import IMPATIENT, VOCABULARY
 
 
 async def without_decode(service: Service, fakes: list[FakeInstance]) -> None:
@@ -21,9 +23,9 @@ async def without_decode(service: Service, fakes: list[FakeInstance]) -> None:
 
 @pytest.mark.parametrize("preset", ["off", "ares"])
 async def test_requests_wait_for_an_instance_that_restarts(
-    fakes: list[FakeInstance], model_folder: Path, impatient: None, preset: str
+    fakes: list[FakeInstance], model_folder: Path, preset: str
 ) -> None:
-    async with serving(fakes, model_folder, preset=preset) as service:
+    async with serving(fakes, model_folder, tuning=IMPATIENT, preset=preset) as service:
         await without_decode(service, fakes)
         replies = [
             asyncio.create_task(ask(max_tokens=5, stream=stream))
@@ -43,9 +45,9 @@ async def test_requests_wait_for_an_instance_that_restarts(
 
 
 async def test_requests_wait_while_one_drains_and_the_other_is_silent(
-    fakes: list[FakeInstance], model_folder: Path, impatient: None
+    fakes: list[FakeInstance], model_folder: Path
 ) -> None:
-    async with serving(fakes, model_folder) as service:
+    async with serving(fakes, model_folder, tuning=IMPATIENT) as service:
         await eventually(lambda: all(i.open for i in service.gateway.pool.instances), 15)
         await service.client.post("/admin/v1/instances/decode-0/drain", json={})
         await fakes[2].die()
@@ -56,24 +58,22 @@ async def test_requests_wait_while_one_drains_and_the_other_is_silent(
         assert (await waiting).status_code == 200
 
 
-async def test_not_for_longer_than_they_may(fakes: list[FakeInstance], model_folder: Path, impatient: None) -> None:
-    async with serving(fakes, model_folder, maximum_wait_s=1.0) as service:
+async def test_not_for_longer_than_they_may(fakes: list[FakeInstance], model_folder: Path) -> None:
+    async with serving(fakes, model_folder, tuning=IMPATIENT, maximum_wait_s=1.0) as service:
         await without_decode(service, fakes)
         for stream in (False, True):
             begun = time.monotonic()
             reply = await service.complete(stream=stream)
             error = failure(reply, 503)
-            assert error["message"] == "no decode instance is ready, for 1 s; GET /ready says why"
+            assert error["message"] == "no decode instance is ready, for 1 s; GET /ready shows why"
             assert error["code"] == "no_instance_ready"
             assert int(reply.headers["retry-after"]) >= 1
             assert 0.9 < time.monotonic() - begun < 8.0
         assert len(service.gateway.backlog) == 0
 
 
-async def test_who_waits_fills_the_queue_and_leaves_it(
-    fakes: list[FakeInstance], model_folder: Path, impatient: None
-) -> None:
-    async with serving(fakes, model_folder, maximum_waiting=2, maximum_wait_s=30.0) as service:
+async def test_who_waits_fills_the_queue_and_leaves_it(fakes: list[FakeInstance], model_folder: Path) -> None:
+    async with serving(fakes, model_folder, tuning=IMPATIENT, maximum_waiting=2, maximum_wait_s=30.0) as service:
         await without_decode(service, fakes)
         waiting = [asyncio.create_task(service.complete()) for _ in range(2)]
         await eventually(lambda: len(service.gateway.backlog) == 2, 15)
@@ -85,9 +85,9 @@ async def test_who_waits_fills_the_queue_and_leaves_it(
 
 
 async def test_the_tokens_of_who_waits_count_by_the_memory_that_was_there(
-    fakes: list[FakeInstance], model_folder: Path, impatient: None
+    fakes: list[FakeInstance], model_folder: Path
 ) -> None:
-    async with serving(fakes, model_folder) as service:
+    async with serving(fakes, model_folder, tuning=IMPATIENT) as service:
         await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         limit = service.gateway.maximum_waiting_tokens
         await without_decode(service, fakes)
@@ -98,14 +98,11 @@ async def test_the_tokens_of_who_waits_count_by_the_memory_that_was_there(
         assert (await waiting).status_code == 200
 
 
-async def test_nobody_waits_for_one_that_has_never_been_ready(
-    model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ares.gateway.pool.pool._FIRST_S", 1.0)
-    async with serving([FakeInstance("absent", "both", {})], model_folder) as service:
+async def test_nobody_waits_for_one_that_has_never_been_ready(model_folder: Path) -> None:
+    async with serving([FakeInstance("absent", "both", {})], model_folder, Tuning(first_report_s=1.0)) as service:
         begun = time.monotonic()
         message = failure(await service.complete(), 503)["message"]
-        assert message == "no decode instance is ready; GET /ready says why"
+        assert message == "no decode instance is ready; GET /ready shows why"
         assert time.monotonic() - begun < 8.0
         # After the first seconds of the gateway, not at all.
         await asyncio.sleep(max(0.0, begun + 1.5 - time.monotonic()))
@@ -121,26 +118,23 @@ async def test_a_gateway_that_has_just_started_hears_of_its_instances_first(
         assert (await service.complete()).status_code == 200
 
 
-async def test_nobody_waits_for_one_that_comes_back_as_another(
-    fakes: list[FakeInstance], model_folder: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ares.gateway.pool.pool._FIRST_S", 0.0)
-    async with serving(fakes, model_folder) as service:
+async def test_nobody_waits_for_one_that_comes_back_as_another(fakes: list[FakeInstance], model_folder: Path) -> None:
+    async with serving(fakes, model_folder, replace(IMPATIENT, first_report_s=0.0)) as service:
         await without_decode(service, fakes)
         waiting = asyncio.create_task(service.complete())
         await eventually(lambda: len(service.gateway.backlog) == 1, 15)
         for fake in fakes[1:]:
             fake.models = ["other-model"]
             await fake.start()
-        assert "GET /ready says why" in failure(await waiting, 503)["message"]
+        assert "GET /ready shows why" in failure(await waiting, 503)["message"]
         assert "other-model" in failure(await service.client.get("/ready"), 503)["message"]
 
 
 @pytest.mark.parametrize("preset", ["off", "ares"])
-async def test_a_running_request_waits_for_its_only_instance(model_folder: Path, impatient: None, preset: str) -> None:
+async def test_a_running_request_waits_for_its_only_instance(model_folder: Path, preset: str) -> None:
     async with (
         instances("prefill", "decode", vocabulary=VOCABULARY) as fakes,
-        serving(fakes, model_folder, preset=preset) as service,
+        serving(fakes, model_folder, tuning=IMPATIENT, preset=preset) as service,
     ):
         await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         fakes[1].hold_at = 12
@@ -156,13 +150,10 @@ async def test_a_running_request_waits_for_its_only_instance(model_folder: Path,
 
 
 @pytest.mark.parametrize("preset", ["off", "ares"])
-async def test_the_first_to_find_an_instance_dead_waits_as_the_others(
-    model_folder: Path, monkeypatch: pytest.MonkeyPatch, preset: str
-) -> None:
-    monkeypatch.setattr("ares.gateway.control.controller._RECOVERY_S", 0.5)
+async def test_the_first_to_find_an_instance_dead_waits_as_the_others(model_folder: Path, preset: str) -> None:
     async with (
         instances("prefill", "decode", vocabulary=VOCABULARY) as fakes,
-        serving(fakes, model_folder, preset=preset) as service,
+        serving(fakes, model_folder, Tuning(recovery_s=0.5), preset=preset) as service,
     ):
         await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         await fakes[1].die()

@@ -28,7 +28,7 @@ from ares.local_cluster.cluster import ClusterError, ClusterSettings, core_bindi
 pytestmark = pytest.mark.timeout(30)
 
 SCRIPT = """\
-import http.server, json, os, signal, subprocess, sys, time, urllib.request
+import http.server, json, os, signal, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 
 kind, *rest = sys.argv[3:]
@@ -61,7 +61,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(json.dumps({"name": name, "instances": names}).encode())
 
-http.server.ThreadingHTTPServer(("127.0.0.1", int(given["--port"])), Handler).serve_forever()
+host = given.get("--host", "127.0.0.1")
+
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+Server((host, int(given["--port"])), Handler).serve_forever()
 """
 
 
@@ -82,7 +87,7 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.settings = ClusterSettings(model="m", port=free_port(), log_folder=folder / "logs")
+        self.settings = ClusterSettings(model="m", port=free_port(), log_folder=folder / "logs", stop_timeout_s=1.0)
 
     def started(self) -> dict[str, int]:
         return {path.stem: int(path.read_text()) for path in self.folder.glob("*.pid") if path.read_text()}
@@ -106,7 +111,6 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     script.write_text(f"#!{sys.executable}\n{SCRIPT}")
     script.chmod(0o755)
     monkeypatch.setattr(local.sys, "executable", str(script))
-    monkeypatch.setattr(local, "_STOP_TIMEOUT_S", 1.0)
     monkeypatch.setenv("FAKE_FOLDER", str(tmp_path))
     made = Stage(tmp_path)
     yield made
@@ -226,16 +230,16 @@ def thread(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.usefixtures("thread")
 def test_a_signal_while_a_part_starts_does_not_leave_it_behind(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The signal comes between the start of the process and the note of it; the child can be signalled all the same."""
-    spawn = local._spawn
+    start = subprocess.Popen
 
-    def signalled(*arguments: Any) -> Any:
-        process = spawn(*arguments)
+    def signalled(*arguments: Any, **settings: Any) -> Any:
+        process = start(*arguments, **settings)
         if len(cluster.processes) == 1:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)  # where another thread takes it, it takes that long
         return process
 
-    monkeypatch.setattr(local, "_spawn", signalled)
+    monkeypatch.setattr(subprocess, "Popen", signalled)
     with workers_only(stage.settings, quiet()) as cluster:
         cluster.start_worker("decode-0", "both", None)
         with pytest.raises(KeyboardInterrupt):
@@ -262,12 +266,11 @@ def test_a_start_that_nobody_watches_is_told_in_lines(stage: Stage, monkeypatch:
 
 
 @pytest.mark.parametrize("host", ["::", "::1"])
-def test_an_ipv6_endpoint_has_brackets(stage: Stage, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[str] = []
-    monkeypatch.setattr(local, "_start", lambda _cluster, _name, url, *_, **__: started.append(url))
-    with workers_only(dataclasses.replace(stage.settings, host=host, port=80)) as cluster:
-        local._start_gateway(cluster)
-    assert started == ["http://[::1]:80"]
+def test_an_ipv6_endpoint_has_brackets(stage: Stage, host: str) -> None:
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 on this machine")
+    with running(dataclasses.replace(stage.settings, host=host), quiet()) as cluster:
+        assert cluster.url == f"http://[::1]:{stage.settings.port}"
 
 
 # --- failures ---
@@ -290,8 +293,8 @@ def test_a_part_that_dies_at_start_is_named(stage: Stage, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("name", ["decode-0", "gateway"])
 def test_a_part_that_never_answers_is_named(stage: Stage, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("FAKE_SLOW", name)
-    monkeypatch.setattr(local, "START_TIMEOUT_S", 2.0)
-    with pytest.raises(ClusterError, match="not ready after 2 s") as failed, running(stage.settings, quiet()):
+    settings = dataclasses.replace(stage.settings, start_timeout_s=2.0)
+    with pytest.raises(ClusterError, match="not ready after 2 s") as failed, running(settings, quiet()):
         pytest.fail("it must not start")
     assert f": {name};" in str(failed.value)
     assert f"{name}: line 99" in str(failed.value)

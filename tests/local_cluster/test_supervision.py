@@ -5,13 +5,13 @@ import io
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
-from ares.local_cluster import cluster as local
 from ares.local_cluster.cluster import Cluster, ClusterError, ManagedProcess, running
 from ares.local_cluster.restarts import RestartPolicy
 from ares.local_cluster.supervision import Supervisor
@@ -148,7 +148,7 @@ def test_prefill_workers_can_all_go(stage: Stage, monkeypatch: pytest.MonkeyPatc
 
 def test_a_worker_that_never_answers_again_is_killed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     with running(stage.settings, quiet()) as cluster:
-        monkeypatch.setattr(local, "START_TIMEOUT_S", 0.5)
+        cluster.settings = dataclasses.replace(cluster.settings, start_timeout_s=0.5)
         monkeypatch.setenv("FAKE_SLOW", "decode-0")
         kill(cluster.processes[1])
         until(Supervisor(cluster, AT_ONCE), lambda: "given up" in "".join(lines(cluster)))
@@ -221,15 +221,15 @@ def test_a_signal_without_a_name(stage: Stage) -> None:  # noqa: F811
 def test_a_start_that_fails_counts(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Out of memory or processes for a while, it is tried again; and nothing is signalled that is not ours."""
 
-    def spawn(*_: object) -> None:
+    def no_process(*_: object, **__: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     with running(stage.settings, quiet()) as cluster:
         kill(cluster.processes[1])
         supervisor = Supervisor(cluster, AT_ONCE)
         supervisor.check()
-        monkeypatch.setattr(local, "_spawn", spawn)
-        monkeypatch.setattr(os, "killpg", lambda *_: pytest.fail("its number may be somebody else's"))
+        monkeypatch.setattr(subprocess, "Popen", no_process)
+        monkeypatch.setattr(os, "killpg", lambda *_: pytest.fail("its group may be another process's"))
         until(supervisor, lambda: "given up" in "".join(lines(cluster)))
         monkeypatch.undo()
         said = "decode-0 could not be started: [Errno 11] Resource temporarily unavailable"

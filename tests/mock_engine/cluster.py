@@ -9,9 +9,8 @@ import aiohttp
 
 from ares.engine.defaults import free_ports
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool import generate as engine
 from ares.gateway.pool import instance as gateway
-from ares.gateway.pool.generate import Delta
+from ares.gateway.pool.generate import Delta, http_client
 from ares.gateway.pool.pool import Pool
 from ares.gateway.session.session import Session
 from ares.mock_engine import report
@@ -75,7 +74,7 @@ class Run:
 
     async def move(self, target: str) -> str:
         """Move to `target` and return the outcome."""
-        return (await self.session.migrate(self._cluster.known(target), "test")).outcome
+        return (await self.session.hand_over(self._cluster.known(target), "test")).outcome
 
     async def finish(self) -> list[int]:
         await asyncio.wait_for(self.task, 60)
@@ -90,7 +89,7 @@ class Cluster:
         self.pool = pool
         self.order = [name for name, server in self.servers.items() if server.identity.role != "prefill"]
 
-    def prefill(self) -> gateway.Instance | None:
+    def choose_prefill(self) -> gateway.Instance | None:
         return next((i for i in self.pool.instances if i.role == "prefill" and i.open), None)
 
     async def admit(self, session: Session, exclude: set[str]) -> gateway.Instance:
@@ -136,7 +135,7 @@ class Cluster:
 @contextlib.asynccontextmanager
 async def serving(behaviour: EngineSettings, *roles: Role, model: MockModel = MODEL) -> AsyncIterator[Cluster]:
     """Serve one instance a role, named after role and number, with a pool that knows all of them."""
-    http = engine.session()
+    http = http_client()
     pulling = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True))
     found = []
     for role in dict.fromkeys(roles):

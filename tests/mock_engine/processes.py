@@ -13,6 +13,7 @@ from ares.engine.defaults import free_ports
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import Delta
 from ares.gateway.service import Gateway
+from ares.gateway.tuning import DEFAULT, Tuning
 from tests.mock_engine.cluster import eventually
 
 
@@ -53,9 +54,9 @@ def workers(folder: Path, count: int, *flags: str, prefill: int = 0) -> Iterator
 
 
 @contextlib.asynccontextmanager
-async def gateway_over(made: Workers, folder: Path) -> Any:
+async def gateway_over(made: Workers, folder: Path, tuning: Tuning = DEFAULT) -> Any:
     urls = [f"http://127.0.0.1:{port}" for port in made.ports]
-    gateway = Gateway(GatewayConfig(model="some/model", workers=urls, preset="off"), folder)
+    gateway = Gateway(GatewayConfig(model="some/model", workers=urls, preset="off"), folder, tuning)
     await gateway.start()
     try:
         await eventually(lambda: all(i.open for i in gateway.pool.instances), 120)

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from ares.cli.main import app
 from ares.engine.defaults import free_ports
 from ares.engine.drain import OwnControlChannel
-from ares.gateway.pool import generate as engine
+from ares.gateway.pool.generate import http_client
 from ares.gateway.pool.pool import Pool
 from ares.mock_engine.serve import Server, identities
 from ares.mock_engine.settings import FlagError, parse
@@ -320,7 +320,7 @@ async def test_it_serves_on_an_ipv6_address() -> None:
     if not socket.has_dualstack_ipv6():
         pytest.skip("no IPv6 here")
     found = identities("six", "both", "::1", free_ports("::1", 1), 0, 1)
-    async with aiohttp.ClientSession() as pulling, engine.session() as http:
+    async with aiohttp.ClientSession() as pulling, http_client() as http:
         server = Server(found[0], settings(), MODEL, Puller(pulling))
         await server.start()
         assert server.instance is not None

@@ -15,6 +15,7 @@ import pytest
 from ares.config import GatewayConfig
 from ares.engine.defaults import free_ports
 from ares.gateway.service import Gateway
+from ares.gateway.tuning import Tuning
 from ares.mock_engine import model as mock_model
 from ares.mock_engine import report
 from ares.mock_engine.serve import Server, identities
@@ -31,10 +32,12 @@ def prompt(number: int) -> list[int]:
     return [10 + number, *range(110, 160)]
 
 
+# Waits for a quarter of what serves, in the same order.
+QUARTER = Tuning(frozen_s=1.5, alive_s=1.2)
+
+
 def quarter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the gateway wait for a quarter of what serves, in the same order."""
-    monkeypatch.setattr("ares.gateway.pool.health._FROZEN_S", 1.5)
-    monkeypatch.setattr("ares.gateway.session.pending_call._ALIVE_S", 1.2)
+    """Let connections break after a quarter of what serves."""
     monkeypatch.setattr(rpc, "CONNECTION_TIMEOUT_S", 2.5)
     monkeypatch.setattr(rpc, "CONNECTION_HEARTBEAT_S", 0.5)
 
@@ -84,7 +87,7 @@ async def test_a_stopped_prefill_instance_is_done_without(
     quarter(monkeypatch)
     model = mock_model.load(model_folder)
     with workers(model_folder, 3, prefill=1) as made:
-        async with gateway_over(made, model_folder) as gateway:
+        async with gateway_over(made, model_folder, QUARTER) as gateway:
             assert await generate(gateway, "before", prompt(0), 20) == model.continuation(prompt(0), 20)
             stopped = made.processes[made.ports[0]]
             os.kill(stopped.pid, signal.SIGSTOP)
@@ -186,7 +189,7 @@ async def test_instances_behind_a_cut_are_done_without_and_come_back(
     quarter(monkeypatch)
     async with linked(4, links=2) as (servers, links):
         urls = [link.url for link in links] + [server.url for server in servers[2:]]
-        gateway = Gateway(GatewayConfig(model="some/model", workers=urls, preset="off"), model_folder)
+        gateway = Gateway(GatewayConfig(model="some/model", workers=urls, preset="off"), model_folder, QUARTER)
         await gateway.start()
 
         def counters(number: int) -> dict[str, Any]:
@@ -221,14 +224,13 @@ async def test_what_runs_for_a_gateway_behind_a_cut_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It resumed these requests elsewhere, and cannot send that: only the instance itself can end them (I2)."""
-    monkeypatch.setattr("ares.gateway.pool.health._FROZEN_S", 1.0)
-    monkeypatch.setattr("ares.gateway.session.pending_call._ALIVE_S", 0.8)
-    monkeypatch.setattr("ares.gateway.pool.health._SILENT_S", 0.8)
     monkeypatch.setattr(rpc, "SUBSCRIPTION_TTL_S", 2.5)  # more than between two heartbeats
     monkeypatch.setattr(rpc, "GATEWAY_EXPIRY_S", 1.5)
     async with linked(2, links=1) as (servers, links):
         gateway = Gateway(
-            GatewayConfig(model="some/model", workers=[links[0].url, servers[1].url], preset="off"), model_folder
+            GatewayConfig(model="some/model", workers=[links[0].url, servers[1].url], preset="off"),
+            model_folder,
+            Tuning(frozen_s=1.0, alive_s=0.8, silent_s=0.8),
         )
         await gateway.start()
         behind, other = (server.instance for server in servers)

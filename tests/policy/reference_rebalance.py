@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ares.policy import Cluster, MigrationDecision
 from ares.policy.forecast import FloatArray, Forecast, geometric_grid, plain_forecast, quantile_weights
-from ares.policy.rebalance.ares import AresSettings, _coarse, horizon_weights
+from ares.policy.rebalance.ares import AresSettings, coarse_grid, horizon_weights
 from ares.policy.rebalance.pairs import TRIES
 from ares.policy.rebalance.paper import PaperSettings
 
@@ -147,7 +147,7 @@ class _Round:
     def _coarse_gain(self, rows: IntArray, source: IntArray, targets: IntArray) -> FloatArray:
         """Score every pair on a few points of the horizon, shape (C, T)."""
         settings, step_model = self.settings, self.step_model
-        points, beta = _coarse(settings.horizon, settings.points, settings.decay)
+        points, beta = coarse_grid(settings.horizon, settings.points, settings.decay)
         alive, tokens = _curves(self.cluster, rows, self.steps[points])
         own = step_model.request[source][:, None] * alive + step_model.token[source][:, None] * tokens
         time = self.time[:, points]

@@ -86,9 +86,13 @@ def test_out_of_memory_avoidance_is_the_same(cluster: Cluster, lookahead_s: floa
     random = np.random.default_rng(seed)
     allocated = forecast(cluster, np.zeros(1, np.int64)).allocated[:, 0]
     full = allocated * random.uniform(0.9, 1.5, len(allocated)) + random.integers(1, 500, len(allocated))
-    placed = random.random(len(cluster.location)) < 0.1
-    cluster = replace(cluster, capacity_tokens=full.astype(np.int64), placed=placed, movable=cluster.movable & ~placed)
-    stand = progress(len(placed), generated=random.integers(0, 900, len(placed)), elapsed_s=random.random(len(placed)))
+    commanded = random.random(len(cluster.location)) < 0.1
+    cluster = replace(
+        cluster, capacity_tokens=full.astype(np.int64), commanded=commanded, movable=cluster.movable & ~commanded
+    )
+    stand = progress(
+        len(commanded), generated=random.integers(0, 900, len(commanded)), elapsed_s=random.random(len(commanded))
+    )
     knobs = OomAvoidanceSettings(lookahead_s=lookahead_s, horizon=horizon)
     assert avoid_oom(cluster, knobs, lambda: stand) == reference_oom_avoidance.avoid_oom(cluster, knobs, stand)
 

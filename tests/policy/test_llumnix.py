@@ -29,4 +29,9 @@ def test_what_cannot_move_and_who_takes_none_are_left_out() -> None:
     assert decided(replace(VIEW, movable=np.arange(7) != 1)) == [(0, 0, 2), (4, 1, 3)]
     assert decided(replace(VIEW, open=np.array([True, True, False, True]))) == []
     assert decided(replace(VIEW, promised_tokens=np.array([0, 0, 800, 0]))) == []
-    assert decided(replace(VIEW, waiting_tokens=np.array([0, 0, 0, 290]))) == [(1, 0, 2)]
+
+
+def test_a_request_that_waits_for_memory_counts_with_what_it_waits_for() -> None:
+    location, resident = [0, 0, 1, 1, 1, 2, 3, 3], [580, 400, 500, 240, 200, 100, 700, 290]
+    view = cluster(location, resident, None, [1000] * 4, movable=np.arange(8) != 7)
+    assert decided(view) == [(1, 0, 2)], "instance 3 has 10 tokens left for two requests"

@@ -53,10 +53,10 @@ def test_a_request_alone_and_one_that_cannot_move_stay() -> None:
 
 def test_one_that_an_operator_has_placed_leaves_where_memory_ends() -> None:
     cluster = running([(0, 500, 900), (0, 300, 900), (0, 190, 900), (1, 100, 50)], instances=2)
-    placed = np.array([False, False, True, False])
-    rests = replace(cluster, movable=cluster.movable & ~placed, placed=placed)
+    commanded = np.array([False, False, True, False])
+    rests = replace(cluster, movable=cluster.movable & ~commanded, commanded=commanded)
     assert decide(rests) == decide(cluster)
-    assert [one.request for one in decide(replace(rests, placed=None))] == [1]
+    assert [one.request for one in decide(replace(rests, commanded=None))] == [1]
 
 
 def test_two_in_need_do_not_take_each_others() -> None:

@@ -136,6 +136,6 @@ def test_pausing_exchanges_before_it_drops() -> None:
     # Instance 0 runs 600 + 300, and 100 wait there: with 600 exchanged for 100 all loads are 400.
     view = running([(0, 600, 1.0), (0, 300, 1.0), (1, 400, 1.0)], instances=2)
     policy = admission_policy("pausing", PausingSettings(threshold=0.05))
-    policy._home = {"new-0": "decode-0"}  # type: ignore[attr-defined]
     full = replace(view, capacity_tokens=np.array([950, 1000]))
-    assert entries(policy, full, waiting([100], [1.0])) == [("suspend", 0, 0), ("admit", 0, 0)]
+    outside = replace(waiting([100], [1.0]), excluded=np.array([[False, True]]))
+    assert entries(policy, full, outside) == [("suspend", 0, 0), ("admit", 0, 0)]

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -30,8 +32,10 @@ def test_a_file_from_windows(tmp_path: Path, text: str) -> None:
 
 def test_a_control_key_with_a_newline_is_the_same_key() -> None:
     """A Secret of Kubernetes made with `echo` ends in one; another host may have it from a file."""
-    key = ControlKey(SECRET)
-    assert ControlKey(f"{SECRET}\n").callback("", key._public)
+    socket: Any = SimpleNamespace()
+    ControlKey(SECRET).connect(socket)
+    assert ControlKey(f"{SECRET}\n").callback("", socket.curve_publickey)
+    assert not ControlKey("other" * 8).callback("", socket.curve_publickey)
 
 
 def test_a_file_without_a_key(tmp_path: Path) -> None:

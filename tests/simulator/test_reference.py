@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ares.policy import preset
-from ares.policy.transfer import KEPT_S
+from ares.policy.admission import PREFILLED_KV_KEPT_S
 from ares.simulator.cluster import Simulation
 from ares.simulator.error_models import ERROR_MODELS
 from ares.simulator.invariants import violations
@@ -90,7 +90,7 @@ def test_kv_that_waits_for_long_is_let_go_and_computed_again(from_prefill: bool)
     chosen = preset("ares-admission")  # nobody is suspended
     outcome = Simulation(work, decode, [small(4000)], chosen, first_at_prefill=from_prefill).run()
     assert violations(outcome, 4000) == []
-    waited = outcome.first_token_s - work.arrival_s >= KEPT_S
+    waited = outcome.first_token_s - work.arrival_s >= PREFILLED_KV_KEPT_S
     assert waited.sum() > 5
     # They wait before their first token: after it, only a preemption interrupts them for long.
     assert outcome.suspensions == 0

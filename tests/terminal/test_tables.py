@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 import ares
-from ares.bench.live.command import _show as show_live
-from ares.cli.predictor import _print as show_evaluation
+from ares.bench.live.command import show as show_live
+from ares.cli.predictor import show as show_evaluation
 from ares.cli.simulate import show as show_runs
 from ares.policy import PRESETS
 from ares.predictor.baselines import NAMES

@@ -18,7 +18,7 @@ from ares_dev.chaos.clients import RequestResult
 INJECTED = "raised by the chaos suite"
 # Errors that a client may get.
 _EXACT = "cannot be resumed exactly"
-_OFTEN = ("times, the last time:", "instances in turn did not take it")
+_OFTEN = ("times, the last time:", "instances in turn did not take the request")
 # A request may still be generated at an instance that was given up, until that notices: no longer than this.
 _OVERLAP_S = 6.0
 # Longest answer of `/health`, on a machine that engines, gateway and clients share.

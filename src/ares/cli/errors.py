@@ -3,7 +3,7 @@
 import typer
 
 from ares import extras
-from ares.models.resolve import ModelError
+from ares.models.cache import ModelError
 from ares.protocol.keys import KeyFileError
 from ares.terminal.errors import exit_with_error
 

@@ -345,7 +345,7 @@ def evaluate(
         _write_json(json_file, result)
     if report is not None:
         comparison.draw(report, result)
-    _print(result)
+    show(result)
 
 
 def _need(*packages: str) -> None:
@@ -398,7 +398,8 @@ def time_again(
         Console().print(f"{name}: {' / '.join(f'{value:,.0f}' for value in micros.values())} us")
 
 
-def _print(result: dict[str, Any]) -> None:
+def show(result: dict[str, Any]) -> None:
+    """Print the result of an evaluation as a table."""
     columns = ("MAE", "95 %", "relative", "tau", "CRPS", "P50", "P90", "parameters")
     title = f"test set: {result['test']['pairs']} pairs of {result['test']['prompts']} prompts"
     table = tables.table("name", *columns, title=title)

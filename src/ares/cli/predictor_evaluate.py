@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ares.models import resolve as models
+from ares.models.cache import ModelError
 from ares.predictor import auxiliary, baselines, checkpoint, dataset, evaluation, floor, plots, timing
 from ares.predictor.dataset import Pairs
 from ares.predictor.errors import PredictorError
@@ -91,7 +92,7 @@ class Comparison:
             return why
         try:
             self._tokenizer()
-        except (models.ModelError, OSError, ValueError) as error:
+        except (ModelError, OSError, ValueError) as error:
             return f"it needs the tokenizer of {self._pairs.source.model}: {error}"
         return None
 

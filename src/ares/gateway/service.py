@@ -1,4 +1,4 @@
-"""The gateway's state: instances, running sessions, recent moves; and the decisions that need all three."""
+"""The gateway: its instances, its running sessions and its recent migrations, and what needs all three."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ from ares.gateway.openai.body import BadRequestError
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.openai.text import TextModel
 from ares.gateway.pool.discovery import Served
-from ares.gateway.pool.generate import session as http_client
+from ares.gateway.pool.generate import http_client
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.pool import Pool
 from ares.gateway.records.metrics import Metrics
@@ -35,6 +35,7 @@ from ares.gateway.session.objectives import ORDINARY, Objective
 from ares.gateway.session.output import Emit
 from ares.gateway.session.session import Session
 from ares.gateway.shutdown import Shutdown
+from ares.gateway.tuning import DEFAULT, Tuning
 from ares.models import resolve as model
 from ares.policy.transfer import Mode
 from ares.protocol.fields import CLASS_HEADER
@@ -44,26 +45,19 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_RECENT_MIGRATIONS = 1000
-_SUPERVISION_S = 1.0
-# Requests that wait for an instance check this often, and whenever the status of one changes.
-_CHECK_S = 0.5
-_LONGEST_RETRY_S = 120
-# Default limit of the tokens outside decode, in multiples of the decode pool's KV capacity.
-_BACKLOG_CAPACITIES = 16
 COMMANDED = "commanded"
 # Sampling defaults that vLLM takes from the model's generation_config.json (config/model.py, 0.32).
-_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 class QueueFullError(NoInstanceError):
-    """As many requests or tokens wait outside decode as may."""
+    """The requests that wait outside decode have reached their limit, in number or in tokens."""
 
     code = "queue_full"
 
 
 class TargetError(Exception):
-    """The wanted target cannot take the request; `status` is the HTTP status that says so."""
+    """The target cannot take the request; `status` is the HTTP status of the reply."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -71,24 +65,40 @@ class TargetError(Exception):
 
 
 class Gateway:
-    """One gateway. `start` and `stop` bracket its life; another life has another `name`."""
+    """One gateway, from `start` to `stop`.
 
-    def __init__(self, config: GatewayConfig, folder: Path) -> None:
+    Parameters
+    ----------
+    config
+        The resolved configuration.
+    folder
+        Folder of the served model, for its tokenizer.
+    tuning
+        Times and limits that are no settings.
+
+    Attributes
+    ----------
+    name
+        Its name at the instances, another one each time a gateway starts: all keys of its requests begin with it.
+    """
+
+    def __init__(self, config: GatewayConfig, folder: Path, tuning: Tuning = DEFAULT) -> None:
         self.config = config
+        self.tuning = tuning
         self._folder = folder
         self.name = uuid.uuid4().hex[:8]
         self.text = TextModel(folder)
         self.metrics = Metrics()
         self.recent = Recent()
         self._scores = PredictionScores(self.metrics, self.recent.prediction_error_tokens)
-        self.migrations: deque[MigrationRecord] = deque(maxlen=_RECENT_MIGRATIONS)
+        self.migrations: deque[MigrationRecord] = deque(maxlen=tuning.kept_migrations)
         self.sessions: dict[str, Session] = {}
         self.sampling_defaults = _sampling_defaults(folder)
         self.pool: Pool
         self.controller: Controller
-        self.drainer = Drainer(self, self._spawn)
+        self.drainer = Drainer(self, self._spawn, tuning)
         self.recorder = Recorder(config.record)
-        self.backlog = Backlog(lambda session: self.controller.snapshots.remaining(session, None)[1])
+        self.backlog = Backlog(lambda session: self.controller.snapshots.median_remaining(session))  # noqa: PLW0108 - made by `start`
         self.shutdown = Shutdown()
         self._capacity_tokens = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -96,11 +106,15 @@ class Gateway:
     async def start(self) -> None:
         """Connect to the instances and start to rebalance."""
         config = self.config
-        self._http = http_client(config.worker_api_key.get_secret_value() if config.worker_api_key else None)
+        self._http = http_client(
+            config.worker_api_key.get_secret_value() if config.worker_api_key else None, self.tuning
+        )
         key = ControlKey(config.control_key.get_secret_value()) if config.control_key else None
-        self.pool = Pool(config.workers, self._http, config.telemetry_interval_s, key, self.name, self._served())
+        self.pool = Pool(
+            config.workers, self._http, config.telemetry_interval_s, key, self.name, self._served(), self.tuning
+        )
         self.controller = Controller(
-            config, self.pool, self.sessions, self.metrics, self.migrate, self._spawn, self.name
+            config, self.pool, self.sessions, self.metrics, self.migrate, self._spawn, self.name, self.tuning
         )
         logger.info("this gateway is called %s", self.name)
         self.pool.start()
@@ -129,13 +143,13 @@ class Gateway:
     def _served(self) -> Served:
         """Return the model that an instance must serve, under one of its names or the name that it was loaded by."""
         model_name = Path(self.config.model).expanduser()
-        # However it was spelled, a folder is a place on this host.
+        # A folder by its absolute path, however it was given.
         given = str(model_name.resolve()) if model_name.is_dir() else self.config.model
         return Served((*self.config.served_model_name, given), model.shape(self._folder))
 
     @property
     def maximum_model_tokens(self) -> int | None:
-        """Longest session that every known instance takes; None before any is known."""
+        """Most tokens, prompt and output, that every known instance takes in one sequence; None before any is known."""
         return min((i.state.hello.max_model_len for i in self.pool.instances if i.state.hello), default=None)
 
     @property
@@ -146,7 +160,7 @@ class Gateway:
         """
         capacity = sum(i.state.capacity_tokens for i in self.pool.decode())
         self._capacity_tokens = capacity or self._capacity_tokens
-        return self.config.maximum_waiting_tokens or _BACKLOG_CAPACITIES * self._capacity_tokens or math.inf
+        return self.config.maximum_waiting_tokens or self.tuning.backlog_capacities * self._capacity_tokens or math.inf
 
     @property
     def serving(self) -> bool:
@@ -159,24 +173,24 @@ class Gateway:
         Raises
         ------
         NoInstanceError
-            None came for `maximum_wait_s`; or none will by itself: each has never been ready, or cannot be used.
+            None became ready within `maximum_wait_s`, or none may become ready without the operator.
         """
         until = time.monotonic() + self.config.maximum_wait_s
         while not self.serving:
             left_s = until - time.monotonic()
             if left_s <= 0 or not self.pool.may_become_ready():
                 waited = f", for {self.config.maximum_wait_s:g} s" if left_s <= 0 else ""
-                raise NoInstanceError(f"no decode instance is ready{waited}; GET /ready says why")
-            await self.pool.wait_for_change(min(left_s, _CHECK_S))
+                raise NoInstanceError(f"no decode instance is ready{waited}; GET /ready shows why")
+            await self.pool.wait_for_change(min(left_s, self.tuning.serving_check_s))
 
     def check_queue(self) -> None:
-        """Raise QueueFullError where as many requests or tokens wait as may."""
+        """Raise QueueFullError where the limit of the waiting requests, or of their tokens, is reached."""
         if len(self.backlog) >= self.config.maximum_waiting:
             raise QueueFullError(f"{len(self.backlog)} requests wait already")
         self.check_backlog_tokens()
 
     def check_backlog_tokens(self) -> None:
-        """Raise QueueFullError where the waiting requests have as many tokens as they may."""
+        """Raise QueueFullError where the limit of the tokens of the waiting requests is reached."""
         if self.backlog.tokens >= self.maximum_waiting_tokens:
             raise QueueFullError(f"{len(self.backlog)} requests of {self.backlog.tokens} tokens wait already")
 
@@ -184,7 +198,9 @@ class Gateway:
     def retry_after_s(self) -> int:
         """Whole seconds after which a refused client may try again: the median wait for a first token."""
         waits = self.recent.ttft_s.values()
-        return min(max(1, math.ceil(statistics.median(waits))), _LONGEST_RETRY_S) if waits and len(self.backlog) else 1
+        if not waits or not len(self.backlog):
+            return 1
+        return min(max(1, math.ceil(statistics.median(waits))), self.tuning.retry_after_s)
 
     def objective(self, name: str | None, priority: int) -> Objective:
         """Return the objective of a request of a class; BadRequestError where there is no such class.
@@ -209,17 +225,17 @@ class Gateway:
     async def generate(
         self, name: str, prompt: list[int], sampling: Sampling, emit: Emit, objective: Objective = ORDINARY
     ) -> None:
-        """Run one session under a free variant of `name`.
+        """Run one session, called `name`, or `name#2` and so on where there is such a session already.
 
         See `Session.run` for what it raises; ShuttingDownError where the gateway ends before it.
         """
-        free, copy = name, 1
-        while free in self.sessions:
-            copy += 1
-            free = f"{name}#{copy}"
+        session_id, number = name, 1
+        while session_id in self.sessions:
+            number += 1
+            session_id = f"{name}#{number}"
         update = self.backlog.update
         session = Session(
-            free,
+            session_id,
             prompt,
             sampling,
             self.controller,
@@ -228,8 +244,9 @@ class Gateway:
             on_phase=update,
             gateway=self.name,
             maximum_attempts=self.config.maximum_attempts,
+            tuning=self.tuning,
         )
-        self.sessions[free] = session
+        self.sessions[session_id] = session
         self.metrics.active.inc()
         if sampling.unmovable_reason is not None:
             self.metrics.unmovable.labels(sampling.unmovable_reason).inc()
@@ -245,7 +262,7 @@ class Gateway:
         finally:
             self._scores.forget(session)
             self.backlog.remove(session)
-            del self.sessions[free]
+            del self.sessions[session_id]
             self.controller.changed()
             self.metrics.active.dec()
 
@@ -257,8 +274,8 @@ class Gateway:
         Raises
         ------
         TargetError
-            It is where the session runs, does not decode, is not heard, has no room, or joined after the session had
-            begun and does not restore its state.
+            The session runs there already; or it does not decode, takes no work, has too few free KV blocks, or does
+            not restore the state of the request.
         """
         if target is session.instance:
             raise TargetError(f"the request runs on {target.name} already", 409)
@@ -286,7 +303,10 @@ class Gateway:
     async def migrate(
         self, session: Session, target: Instance, reason: str, trigger: str, mode: precopy.WantedMode = precopy.AUTO
     ) -> MigrationRecord:
-        """Move a session; a caller that is cancelled leaves the move to its end.
+        """Migrate a session, if it can be now; the migration goes on when its caller is cancelled.
+
+        Three layers: this one checks the target and chooses the mode, `precopy.migrate` copies the full blocks ahead
+        where that is the mode, and `Session.hand_over` moves the running request.
 
         Raises
         ------
@@ -294,22 +314,22 @@ class Gateway:
             Nothing was changed.
         """
         self.check_target(session, target)
-        how = precopy.resolve(mode, session, target)
-        return await asyncio.shield(self._spawn(self._migrate(session, target, reason, trigger, how)))
+        mode_used = precopy.resolve_mode(mode, session, target)
+        return await asyncio.shield(self._spawn(self._migrate_and_record(session, target, reason, trigger, mode_used)))
 
-    async def _migrate(
+    async def _migrate_and_record(
         self, session: Session, target: Instance, reason: str, trigger: str, mode: Mode
     ) -> MigrationRecord:
-        commanded, rests_until = trigger == COMMANDED, session.rests_until
+        commanded, commanded_until = trigger == COMMANDED, session.commanded_until
         if commanded:
-            session.rests_until = math.inf  # it rests from its arrival on, which is before this coroutine resumes
+            session.commanded_until = math.inf  # from its arrival on, which is before this coroutine resumes
         try:
-            record = await precopy.move(session, target, reason, mode, self.config.handover_timeout_s)
+            record = await precopy.migrate(session, target, reason, mode, self.config.handover_timeout_s)
             if record.outcome == "moved":
-                rests_until = session.moved_at + self.config.commanded_cooldown_s
+                commanded_until = session.moved_at + self.config.commanded_cooldown_s
         finally:
             if commanded:
-                session.rests_until = rests_until
+                session.commanded_until = commanded_until
         self.migrations.append(record)
         self.metrics.migrations.labels(trigger, record.outcome).inc()
         if record.stall_s is not None:
@@ -323,19 +343,20 @@ class Gateway:
     async def _supervise(self) -> None:
         """Let sessions give up on frozen instances and overdue answers."""
         since: dict[str, float] = {}
+        period_s = self.tuning.supervision_s
         while True:
             slept = time.monotonic()
-            await asyncio.sleep(_SUPERVISION_S)
-            late = time.monotonic() - slept - _SUPERVISION_S
-            if late > _SUPERVISION_S:
-                # The gateway itself did not run: instances were not silent meanwhile, they were not heard.
-                logger.warning("the gateway did not run for %.1f s", late)
+            await asyncio.sleep(period_s)
+            late = time.monotonic() - slept - period_s
+            if late > period_s:
+                # The gateway itself did not run: what instances sent meanwhile has yet to be read.
+                logger.warning("the event loop of the gateway did not run for %.1f s", late)
                 since = {what: at + late for what, at in since.items()}
                 for instance in self.pool.instances:
                     instance.health.extend_deadline(late)
             try:
                 since = self._supervise_once(since)
-            except Exception:  # this round is lost, never the service (I7)
+            except Exception:  # only this round fails, not the service (I7)
                 logger.exception("cannot supervise the sessions")
                 self.metrics.faults.labels("supervision").inc()
 
@@ -363,4 +384,4 @@ def _sampling_defaults(folder: Path) -> dict[str, Any]:
         read = msgspec.json.decode((folder / "generation_config.json").read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.DecodeError):
         return {}
-    return {name: read[name] for name in _DEFAULTS if read.get(name) is not None}
+    return {name: read[name] for name in _SAMPLING_DEFAULTS if read.get(name) is not None}

@@ -1,4 +1,4 @@
-"""Graceful shutdown of a gateway: no new requests; running ones go on until a deadline, then end with an error."""
+"""Graceful shutdown of a gateway: no new requests; running ones may finish until a deadline, then end with an error."""
 
 import asyncio
 import logging
@@ -7,9 +7,9 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-_CHECK_S = 0.05
-# By then, sessions that were ended have sent their errors and left their engines.
-_ERRORS_S = 1.0
+_POLL_S = 0.05
+# For sessions that were ended to send their errors, and to abort at their engines.
+_SEND_ERRORS_S = 1.0
 
 
 class ShuttingDownError(Exception):
@@ -29,7 +29,7 @@ class Shutdown:
 
     def __init__(self) -> None:
         self.begun = False
-        self._over = False
+        self._deadline_passed = False
         self._running: set[asyncio.Timeout] = set()
 
     def check(self) -> None:
@@ -39,7 +39,7 @@ class Shutdown:
 
     async def run(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work`; ShuttingDownError where it does not end before the deadline."""
-        limit = asyncio.timeout(0.0 if self._over else None)
+        limit = asyncio.timeout(0.0 if self._deadline_passed else None)
         try:
             async with limit:
                 self._running.add(limit)
@@ -62,18 +62,18 @@ class Shutdown:
             Whether to end everything now.
         """
         self.begun = True
-        logger.info("shutting down; %d sessions run, and have %g s", len(self._running), deadline_s)
+        logger.info("shutting down: %d sessions run, and have %g s to finish", len(self._running), deadline_s)
         await self._wait(deadline_s, force)
-        self._over = True
+        self._deadline_passed = True
         if self._running:
-            logger.warning("%d sessions are ended before they are complete", len(self._running))
+            logger.warning("%d sessions did not finish in time and are ended with an error", len(self._running))
             for limit in self._running:
                 limit.reschedule(0.0)
-            await self._wait(_ERRORS_S, lambda: False)
+            await self._wait(_SEND_ERRORS_S, lambda: False)
 
-    async def _wait(self, most_s: float, stop: Callable[[], bool]) -> None:
+    async def _wait(self, timeout_s: float, stop: Callable[[], bool]) -> None:
         """Return when nothing runs any more, after this time, or when `stop` returns True."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + most_s
+        until = loop.time() + timeout_s
         while self._running and loop.time() < until and not stop():  # noqa: ASYNC110 - a signal sets no event
-            await asyncio.sleep(_CHECK_S)
+            await asyncio.sleep(_POLL_S)

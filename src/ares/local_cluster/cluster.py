@@ -22,8 +22,6 @@ from ares.protocol.messages import Role
 from ares.terminal.http_client import open_direct
 from ares.terminal.progress import progress_display
 
-START_TIMEOUT_S = 600.0
-_STOP_TIMEOUT_S = 10.0
 # The kernel takes a while to free the memory of a large engine.
 _CLEAR_TIMEOUT_S = 10.0
 _LOG_LINES = 25
@@ -115,6 +113,9 @@ class ClusterSettings:
     per_process: int | None = None
     # The module whose command `gateway` is the gateway: another one for measurements and tests.
     gateway_module: str = "ares"
+    # How long a process may take until it answers, and how long all of them to end, before they are killed.
+    start_timeout_s: float = 600.0
+    stop_timeout_s: float = 10.0
 
 
 @dataclass(slots=True)
@@ -212,7 +213,7 @@ class Cluster:
         """Stop every process with its children, and wait for it."""
         for process in reversed(self.processes):
             process.send(signal.SIGTERM)
-        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        deadline = time.monotonic() + self.settings.stop_timeout_s
         for process in reversed(self.processes):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.popen.wait(max(0.1, deadline - time.monotonic()))
@@ -387,7 +388,8 @@ def _await(
     ready: Callable[[ManagedProcess], bool] = ManagedProcess.ready,
 ) -> None:
     waiting = list(processes)
-    deadline = time.monotonic() + START_TIMEOUT_S
+    timeout_s = cluster.settings.start_timeout_s
+    deadline = time.monotonic() + timeout_s
     columns = (SpinnerColumn(), TextColumn("{task.description}: {task.fields[state]}"), TimeElapsedColumn())
     with progress_display(cluster.console, *columns, transient=True) as progress:
         tasks = {
@@ -402,7 +404,7 @@ def _await(
             if time.monotonic() > deadline:
                 names = ", ".join(p.name for p in waiting)
                 raise ClusterError(
-                    f"{what} not ready after {START_TIMEOUT_S:.0f} s: {names}; the end of {waiting[0].log}:\n"
+                    f"{what} not ready after {timeout_s:.0f} s: {names}; the end of {waiting[0].log}:\n"
                     f"{waiting[0].log_end()}"
                 )
             time.sleep(0.1)

@@ -5,7 +5,6 @@ import subprocess
 import time
 from collections.abc import Callable
 
-from ares.local_cluster import cluster as local
 from ares.local_cluster.cluster import Cluster, ClusterError, ManagedProcess
 from ares.local_cluster.restarts import RestartPolicy, Restarts, State
 
@@ -72,7 +71,7 @@ class Supervisor:
         if process.ready():
             restarts.answered(self._clock())
             self._print(f"{process.name} is ready again after {took:.0f} s")
-        elif took > local.START_TIMEOUT_S:
+        elif took > self._cluster.settings.start_timeout_s:
             self._print(f"{process.name} is not ready after {took:.0f} s and is killed")
             process.send(signal.SIGKILL)
             process.popen.wait()

@@ -13,7 +13,10 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """One consistent view of the decode pool: I instances, R running requests.
+    """One consistent view of the decode pool: I instances, R requests at them.
+
+    Requests at an instance are those that run there, wait in its queue (preempted ones too), or are on their way to it
+    from prefill. All count with the tokens that they need there, so that a request which waits is not counted again.
 
     Attributes
     ----------
@@ -27,11 +30,11 @@ class Cluster:
     open
         Whether an instance takes requests (healthy and not draining), shape (I,).
     requests
-        Identifiers of the running requests, length R.
+        Identifiers of the requests at the instances, length R.
     location
-        Index of the instance each request runs on, shape (R,).
+        Index of the instance that each request is at, shape (R,).
     resident_tokens
-        Tokens whose KV each request holds (prompt and generated), shape (R,).
+        Tokens (prompt and generated) whose KV each request holds, or will hold once it runs, shape (R,).
     movable
         Whether a request may be moved now: its state is carried exactly, it is not in a hand-over,
         and its cooldown is over, shape (R,).
@@ -49,11 +52,9 @@ class Cluster:
         KV bytes of one token.
     stall_s
         Seconds for which a move stops a stream, besides the transfer.
-    waiting_tokens
-        Tokens of the requests that wait at each instance, shape (I,); None: no request waits.
     block_tokens
         Tokens of a KV block; memory is allocated in whole blocks. 1 counts single tokens.
-    placed
+    commanded
         Whether a request could be moved, but stays where an operator has just moved it unless memory runs out there
         (oom_avoidance.py), shape (R,); such a row is not `movable`. None: there is no such request.
     """
@@ -73,9 +74,8 @@ class Cluster:
     step_token_s: FloatArray | None = None
     transfer_bytes_s: float = 1e10
     token_bytes: float = 57344.0
-    waiting_tokens: IntArray | None = None
     block_tokens: int = 1
-    placed: BoolArray | None = None
+    commanded: BoolArray | None = None
     stall_s: float = 0.1
 
     def load_tokens(self) -> IntArray:

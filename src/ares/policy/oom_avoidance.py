@@ -149,7 +149,7 @@ def _choose_actions(
     """Choose which request leaves each source, in this order, and where to, each with its reason."""
     from ares.policy.oom_avoidance_loops import choose_targets, find_candidates
 
-    movable = cluster.movable if cluster.placed is None else cluster.movable | cluster.placed
+    movable = cluster.movable if cluster.commanded is None else cluster.movable | cluster.commanded
     remaining = cluster.remaining_tokens
     if remaining is None:
         remaining = np.full((len(cluster.location), len(cluster.levels)), np.inf)

@@ -12,9 +12,6 @@ from typing import Literal
 Mode = Literal["stop_and_copy", "pre_copy"]
 STOP_AND_COPY: Mode = "stop_and_copy"
 PRE_COPY: Mode = "pre_copy"
-# An instance keeps KV for 30 s (vLLM's kv_lease_duration), and a later pull could read blocks that
-# belong to another request by then: KV that has waited for longer than this is computed again.
-KEPT_S = 20.0
 # Steps of the source between the snapshot of its full blocks and the cut, besides those of the copy itself.
 _STEPS_AROUND = 3
 # What going ahead must save.

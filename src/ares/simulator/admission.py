@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ares.policy.admission import loop
+from ares.policy.admission import PREFILLED_KV_KEPT_S, loop
 from ares.policy.admission.state import (
     ADMIT,
     ADMITTED,
@@ -15,7 +15,6 @@ from ares.policy.admission.state import (
 )
 from ares.policy.admission.state import SUSPENDED as ADMISSION_SUSPENDED
 from ares.policy.admission.state import WAITING as ADMISSION_WAITING
-from ares.policy.transfer import KEPT_S
 from ares.simulator.decisions import STALE_S, dispatch, enqueue, refresh, rows_at
 from ares.simulator.heaps import compiled
 from ares.simulator.instance import note_suspended, request_step
@@ -269,7 +268,7 @@ def free_expired_kv(state: State, moment: float) -> None:
     for index in range(state.current.queue_size):
         request = state.order[index]
         prefill = state.prefill_instance[request]
-        if prefill != NONE and moment - state.kv_since[request] >= KEPT_S:
+        if prefill != NONE and moment - state.kv_since[request] >= PREFILLED_KV_KEPT_S:
             state.prefill_free[prefill] += pinned_tokens(state, request)
             state.prefill_instance[request] = NONE
             start_prefill(state, prefill, moment)

@@ -22,7 +22,6 @@ _STARTS = (
     (0.030, 1e-4, 2e-7, 2e-4, 1e-9),
     (0.010, 2e-5, 5e-8, 5e-5, 1e-9),
 )
-_EVALUATIONS = 400  # of each start; a replay takes a few milliseconds
 
 
 def _engine(recording: Recording, kv_tokens: int | None, name: str) -> dict[str, Any]:
@@ -66,7 +65,12 @@ def mismatch(recording: Recording, simulated: dict[str, FloatArray], part: str) 
 
 
 def calibrate(
-    directory: Path, part: str, kv_tokens: int | None, name: str, progress: Callable[[float], None]
+    directory: Path,
+    part: str,
+    kv_tokens: int | None,
+    name: str,
+    progress: Callable[[float], None],
+    evaluations: int = 400,
 ) -> tuple[Profile, float]:
     """Fit a profile.
 
@@ -81,7 +85,9 @@ def calibrate(
     name
         Of the profile.
     progress
-        Told the share of the work that is done.
+        Called with the share of the work that is done.
+    evaluations
+        Replays in the search from each starting point; one takes a few milliseconds.
 
     Returns
     -------
@@ -100,13 +106,13 @@ def calibrate(
     def loss(logs: FloatArray) -> float:
         nonlocal done
         done += 1
-        progress(min(done / (_EVALUATIONS * (len(_STARTS) + 2)), 1.0))
+        progress(min(done / (evaluations * (len(_STARTS) + 2)), 1.0))
         first, finish = replay(recording, profile_of(logs))
         return mismatch(recording, request_times(recording.workload, first, finish, mask), part)
 
     def search(start: FloatArray, spread: float) -> Any:
         simplex = np.vstack([start, *(start + spread * row for row in np.eye(len(start)))])
-        options = {"maxfev": _EVALUATIONS, "initial_simplex": simplex, "xatol": 1e-4, "fatol": 1e-5}
+        options = {"maxfev": evaluations, "initial_simplex": simplex, "xatol": 1e-4, "fatol": 1e-5}
         minimize: Any = optimize.minimize
         return minimize(loss, start, method="Nelder-Mead", options=options)
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ares.policy import ADMISSIONS, DISPATCHERS, Preset, decide_moves, rebalancer
+from ares.policy.admission import PREFILLED_KV_KEPT_S
 from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom, exclude_conflicts
-from ares.policy.transfer import KEPT_S
 from ares.simulator.admission import free_expired_kv, refresh_and_admit, suspend_preempted
 from ares.simulator.classes import SimulatedClass, apply, assign, names
 from ares.simulator.decisions import kv_shares
@@ -237,7 +237,7 @@ class Simulation:
                     progress(int(state.current.finished) / len(work))
             # Without an event, KV that waits for admission is still freed in time, and makes room in prefill.
             idle_s = 0.0 if more or state.tree[1] < np.inf else idle_s + period
-            if state.current.finished < len(work) and idle_s > KEPT_S + period:
+            if state.current.finished < len(work) and idle_s > PREFILLED_KV_KEPT_S + period:
                 raise RuntimeError(f"stuck at {now:g} s: {state.current.finished} of {len(work)} requests done")
         wall = time.perf_counter() - begin
         return Outcome(

@@ -133,7 +133,8 @@ def enqueue(state: State, request: int, instance: int, moment: float) -> None:
 @compiled
 def dispatch_again(state: State, request: int, moment: float) -> None:
     """Dispatch a request that lost its instance to the least loaded of the others."""
-    enqueue(state, request, least_loaded(state, state.prompt[request], moment), moment)
+    tokens = state.prompt[request] + state.generated[request]
+    enqueue(state, request, least_loaded(state, tokens, moment), moment)
 
 
 @compiled

@@ -44,6 +44,7 @@ class Telemetry:
         self.capacity = state.total_blocks * int(state.parameters.block_size)
         self.bandwidth = profile.bandwidth_bytes_s
         self.token_bytes = float(profile.kv_bytes_per_token)
+        self.stall_s = profile.stall_s
 
     def view(self, now: float) -> Cluster:
         """Observe the decode pool as the live telemetry would."""
@@ -67,6 +68,7 @@ class Telemetry:
             step_token_s=state.step_model[:, 2],
             transfer_bytes_s=self.bandwidth,
             token_bytes=self.token_bytes,
+            stall_s=self.stall_s,
             block_tokens=int(state.parameters.block_size),
         )
 

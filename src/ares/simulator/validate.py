@@ -7,10 +7,12 @@ import numpy as np
 from rich.table import Table
 
 from ares.policy import preset
+from ares.policy.dispatch.base import CALL_CHOOSE
 from ares.simulator.cluster import Simulation
 from ares.simulator.loop import run_until
 from ares.simulator.profile import Profile, load_profile
 from ares.simulator.recording import FloatArray, Recording, chosen, read_recording, request_times
+from ares.simulator.state import IMMEDIATE
 from ares.terminal import tables
 
 _STATISTICS = ("mean", "p50", "p99")
@@ -27,11 +29,12 @@ def replay(recording: Recording, profile: Profile) -> tuple[FloatArray, FloatArr
     simulation = Simulation(
         recording.workload, [profile] * decode, [profile] * prefill, preset(meta.get("preset", "static-rr"))
     )
-    if simulation.preset.moves:
+    state = simulation.build()
+    waits = state.parameters.admission_mode != IMMEDIATE or state.parameters.dispatch_rule == CALL_CHOOSE
+    if waits or simulation.preset.moves:
         outcome = simulation.run()
         return outcome.first_token_s, outcome.finish_s
-    state = simulation.build()
-    run_until(state, 1e12)
+    run_until(state, np.inf)  # no policy is called between events: `calibrate` replays a recording some 2,000 times
     return state.first_token, state.finish
 
 

@@ -78,10 +78,10 @@ def test_an_end_without_a_word(ending: Any) -> None:
         # What can be resumed has no such reason.
         ("the stream broke; seed cannot be resumed exactly", {}, False),
         ("lost 4 times, the last time: the stream broke", {}, True),
-        ("3 instances in turn did not take it, the last one: no connection", {}, True),
+        ("3 instances in turn did not take the request, the last one: no connection", {}, True),
         ("the stream broke", {}, False),
         ("no decode instance is ready", {}, False),
-        ("the gateway failed; its log says why", STATEFUL, False),
+        ("the gateway failed; see its log", STATEFUL, False),
     ],
 )
 def test_errors_need_an_excuse(error: str, parameters: dict[str, Any], *, excused: bool) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from ares.engine import identity
 from ares.protocol import messages, rpc
-from tests.engine.test_control import Gateway, free_address, until
+from tests.engine.control_channel import Gateway, free_address, until
 
 pytest.importorskip("vllm", reason="needs vLLM: the cpu or vllm extra")
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(240)]

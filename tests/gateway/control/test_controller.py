@@ -17,11 +17,12 @@ from ares.gateway.pool.instance import NoInstanceError
 from ares.gateway.records.replay import ReplayError, replay
 from ares.gateway.service import COMMANDED, Gateway
 from ares.gateway.session.objectives import Objective
+from ares.gateway.tuning import DEFAULT, Tuning
 from ares.mock_engine.request import Request
 from ares.policy import Cluster, forecast
 from ares.policy.admission import AdmissionDecision, Candidates, Progress
 from tests.gateway.fakes import eventually, instances
-from tests.gateway.running import VOCABULARY
+from tests.gateway.running import IMPATIENT, VOCABULARY
 from tests.gateway.test_service import Client, configuration, sample, started
 
 
@@ -32,7 +33,9 @@ def exactly(request: Request) -> tuple[float, float, float]:
 
 
 @contextlib.asynccontextmanager
-async def cluster(folder: Path, *, kv_blocks: int = 40, **settings: Any) -> AsyncIterator[tuple[Gateway, Any]]:
+async def cluster(
+    folder: Path, *, kv_blocks: int = 40, tuning: Tuning = DEFAULT, **settings: Any
+) -> AsyncIterator[tuple[Gateway, Any]]:
     """One prefill and two decode instances of so many blocks of 16 tokens, under the preset `ares`."""
     async with instances("prefill", "decode", "decode", vocabulary=VOCABULARY) as fakes:
         for fake in fakes[1:]:
@@ -41,7 +44,7 @@ async def cluster(folder: Path, *, kv_blocks: int = 40, **settings: Any) -> Asyn
         for fake in fakes:
             await fake.die()
             await fake.start()
-        gateway = Gateway(configuration(fakes, **({"preset": "ares", "period_s": 0.05} | settings)), folder)
+        gateway = Gateway(configuration(fakes, **({"preset": "ares", "period_s": 0.05} | settings)), folder, tuning)
         await started(gateway)
         yield gateway, fakes
         for fake in fakes:
@@ -97,9 +100,8 @@ async def test_whoever_was_refused_waits_for_room_like_everybody(model_folder: P
             client.check(400)
 
 
-async def test_nobody_waits_for_a_decision_about_nobody(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ares.gateway.control.controller._SHORTEST_S", 30.0)
-    async with cluster(model_folder) as (gateway, _):
+async def test_nobody_waits_for_a_decision_about_nobody(model_folder: Path) -> None:
+    async with cluster(model_folder, tuning=Tuning(admission_shortest_s=30.0)) as (gateway, _):
         for _ in range(3):  # as after the ends of others
             gateway.controller.changed()
             await asyncio.sleep(0.02)
@@ -157,9 +159,8 @@ async def test_a_long_request_gives_way_and_loses_no_token(model_folder: Path) -
         assert sample(gateway, "ares_admission_decisions_total", kind="resume") >= 1
 
 
-async def test_who_waits_long_still_fills_the_queue(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ares.gateway.session.session.KEPT_S", 0.1)
-    async with cluster(model_folder, maximum_waiting=2) as (gateway, fakes):
+async def test_who_waits_long_still_fills_the_queue(model_folder: Path) -> None:
+    async with cluster(model_folder, tuning=Tuning(pinned_kv_kept_s=0.1), maximum_waiting=2) as (gateway, fakes):
         teach(gateway, 400)
         for fake in fakes[1:]:
             fake.hold_at = 100
@@ -296,10 +297,10 @@ async def test_a_commanded_move_is_not_undone_for_a_while(model_folder: Path, tm
         view = gateway.controller.snapshots.build(gateway.sessions.values())
         if rest_s:
             assert sequence.instance is target
-            assert view.cluster.placed.tolist() == [name == "ours" for name in view.cluster.requests]
+            assert view.cluster.commanded.tolist() == [name == "ours" for name in view.cluster.requests]
         else:
             await eventually(lambda: len(gateway.migrations) > 1, 30)
-            assert view.cluster.placed is None
+            assert view.cluster.commanded is None
         assert not view.cluster.movable.any() or not rest_s
         for fake in fakes[1:]:
             fake.hold_at = None
@@ -308,8 +309,11 @@ async def test_a_commanded_move_is_not_undone_for_a_while(model_folder: Path, tm
             client.check(400)
     result = replay(tmp_path / "log", None)
     assert result.decisions == result.same > 0
-    logged = [json.loads(line)["cluster"]["placed"] for line in (tmp_path / "log").read_text().splitlines()]
+    logged = [json.loads(line)["cluster"]["commanded"] for line in (tmp_path / "log").read_text().splitlines()]
     assert any(logged) == bool(rest_s)
+    old = tmp_path / "old"
+    old.write_text((tmp_path / "log").read_text().replace('"commanded":', '"placed":'))
+    assert replay(old, None).same == result.same
 
 
 def sum_of(gateway: Gateway, *results: str) -> float:
@@ -319,8 +323,8 @@ def sum_of(gateway: Gateway, *results: str) -> float:
 # --- faults ---
 
 
-async def test_who_is_held_does_not_enter_where_its_state_would_be_lost(model_folder: Path, impatient: None) -> None:
-    async with cluster(model_folder) as (gateway, fakes):
+async def test_who_is_held_does_not_enter_where_its_state_would_be_lost(model_folder: Path) -> None:
+    async with cluster(model_folder, tuning=IMPATIENT) as (gateway, fakes):
         teach(gateway, 400)
         lacking, fit = fakes[1:]
         fit.carries = ("seed",)
@@ -350,7 +354,7 @@ async def test_an_entrance_that_throws_lets_everybody_in(model_folder: Path) -> 
         def broken(cluster: Cluster, candidates: Candidates, running: Progress) -> list[AdmissionDecision]:
             raise RuntimeError("a bug in the policy")
 
-        gateway.controller.admission.policy.decide = broken  # type: ignore[method-assign]
+        gateway.controller.admission_decider.policy.decide = broken  # type: ignore[method-assign]
         client = Client(gateway)
         await client.finish()
         client.check()
@@ -364,8 +368,8 @@ async def test_a_dispatch_that_throws_costs_no_request(model_folder: Path) -> No
             raise RuntimeError("a bug in the policy")
 
         # The door that is opened when the entrance fails is dispatch too.
-        gateway.controller.admission.policy.decide = broken  # type: ignore[method-assign]
-        gateway.controller.dispatch.policy.choose = broken  # type: ignore[method-assign]
+        gateway.controller.admission_decider.policy.decide = broken  # type: ignore[method-assign]
+        gateway.controller.dispatch_decider.policy.choose = broken  # type: ignore[method-assign]
         for fake in fakes[1:]:
             fake.hold_at = 30
         clients = [Client(gateway, 100, name=f"r{n}", prompt=[10 + n] * 20) for n in range(4)]
@@ -412,8 +416,8 @@ async def test_huge_predictions_end_at_the_limit(model_folder: Path) -> None:
         client.check(100)
 
 
-async def test_serving_goes_on_without_telemetry(model_folder: Path, impatient: None) -> None:
-    async with cluster(model_folder) as (gateway, fakes):
+async def test_serving_goes_on_without_telemetry(model_folder: Path) -> None:
+    async with cluster(model_folder, tuning=IMPATIENT) as (gateway, fakes):
         for fake in fakes:
             fake._channel._snapshot = lambda: 1 / 0
         await eventually(lambda: not any(i.health.healthy for i in gateway.pool.instances), 20)

@@ -37,16 +37,16 @@ async def test_a_policy_that_takes_too_long_is_asked_again_only_when_it_has_answ
     decider = Decider(policy, decide_moves)
     begun = time.monotonic()
     with pytest.raises(DecisionError, match=r"'waits' took longer than 0\.05 s"):
-        await decider.decide(VIEW, most_s=0.05)
+        await decider.decide(VIEW, timeout_s=0.05)
     with pytest.raises(DecisionError, match="has not answered yet") as caught:
-        await decider.decide(VIEW, most_s=20)
+        await decider.decide(VIEW, timeout_s=20)
     assert time.monotonic() - begun < 10
     assert caught.value.kind == "late"
     assert policy.asked == 1
     policy.go.set()
     assert decider._thread is not None
     decider._thread.join(20)
-    assert await decider.decide(VIEW, most_s=20) == []
+    assert await decider.decide(VIEW, timeout_s=20) == []
     assert policy.asked == 2
 
 
@@ -61,7 +61,7 @@ async def test_one_question_after_the_other_is_answered() -> None:
     """A thread that has answered may not have ended yet: that is not late."""
     decider = Decider(Answers(), decide_moves)
     for _ in range(200):
-        assert await decider.decide(VIEW, most_s=20) == []
+        assert await decider.decide(VIEW, timeout_s=20) == []
 
 
 def test_each_kind_of_fault_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -97,8 +97,8 @@ async def test_nonsense_is_counted_and_serving_goes_on(
             fake.hold_at = 40
         client = Client(gateway, 100)
         await client.reached(5)
-        gateway.controller.decider.policy.decide = orders
-        await eventually(lambda: gateway.controller.decider.faults[kind] >= 3)
+        gateway.controller.rebalance_decider.policy.decide = orders
+        await eventually(lambda: gateway.controller.rebalance_decider.faults[kind] >= 3)
         for fake in fakes[1:]:
             fake.hold_at = None
         await client.finish()

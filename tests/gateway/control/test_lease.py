@@ -11,6 +11,7 @@ import pytest
 
 from ares.gateway.records.replay import replay
 from ares.gateway.service import Gateway
+from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol import messages
 from tests.gateway.fakes import FakeInstance, eventually, expected, instances
 from tests.gateway.running import VOCABULARY
@@ -20,10 +21,12 @@ PRESET = "ares-no-prediction"
 
 
 @contextlib.asynccontextmanager
-async def gateways(fakes: list[FakeInstance], folder: Path, count: int = 2, **settings: Any) -> AsyncIterator[Any]:
+async def gateways(
+    fakes: list[FakeInstance], folder: Path, count: int = 2, tuning: Tuning = DEFAULT, **settings: Any
+) -> AsyncIterator[Any]:
     """So many gateways that rebalance before the same instances."""
     chosen = {"preset": PRESET, "period_s": 0.05, "handover_timeout_s": 10.0} | settings
-    made = [await started(Gateway(configuration(fakes, **chosen), folder)) for _ in range(count)]
+    made = [await started(Gateway(configuration(fakes, **chosen), folder, tuning)) for _ in range(count)]
     try:
         yield made
     finally:
@@ -118,10 +121,9 @@ async def test_a_turn_that_is_taken_on_is_not_ended_by_the_decision_before(
 
 
 async def test_moves_without_end_do_not_keep_others_from_their_turn(
-    fakes: list[FakeInstance], model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    fakes: list[FakeInstance], model_folder: Path
 ) -> None:
-    monkeypatch.setattr("ares.gateway.control.lease._TURN_S", 0.2)
-    async with gateways(fakes, model_folder, preset="off") as (first, second):
+    async with gateways(fakes, model_folder, tuning=Tuning(lease_turn_s=0.2), preset="off") as (first, second):
         move = asyncio.create_task(asyncio.Event().wait())
         assert await first.controller.lease.take(1.0)
         await first.controller.lease.give_back([move])
@@ -139,11 +141,8 @@ async def test_one_that_dies_in_its_turn_is_replaced(fakes: list[FakeInstance], 
         await stays.controller.lease.give_back()
 
 
-async def test_one_that_freezes_in_its_turn_is_replaced(
-    fakes: list[FakeInstance], model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ares.gateway.control.lease._TTL_S", 0.3)
-    async with gateways(fakes, model_folder, preset="off") as (frozen, stays):
+async def test_one_that_freezes_in_its_turn_is_replaced(fakes: list[FakeInstance], model_folder: Path) -> None:
+    async with gateways(fakes, model_folder, tuning=Tuning(lease_ttl_s=0.3), preset="off") as (frozen, stays):
         assert await frozen.controller.lease.take(1.0)
         assert await stays.controller.lease.take(20.0)
         # And learns of it before it decides again.

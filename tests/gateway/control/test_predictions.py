@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from ares.gateway.control.predictions import PredictionScores, predicted, predicted_peak
+from ares.gateway.control.predictions import PredictionScores, predicted_peak, predicted_remaining
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.pool import generate as engine
+from ares.gateway.pool.generate import http_client
 from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import Pool
 from ares.gateway.records.metrics import Metrics
 from ares.gateway.records.window import Window
+from ares.gateway.tuning import Tuning
 from ares.protocol import messages
 from tests.gateway.fakes import FakeInstance, eventually
 
@@ -63,9 +64,9 @@ def test_predicted_sums_medians() -> None:
     def load(*rows: messages.Row) -> messages.Telemetry:
         return messages.Telemetry(1, 0, 0, 0, 0, 0.0, 0, 0, list(rows))
 
-    assert predicted(load(row(1, 5.0), row(1, 7.0), row(1, None))) == 12
-    assert predicted(load(row(1, None))) is None
-    assert predicted(load()) is None
+    assert predicted_remaining(load(row(1, 5.0), row(1, 7.0), row(1, None))) == 12
+    assert predicted_remaining(load(row(1, None))) is None
+    assert predicted_remaining(load()) is None
 
 
 def load(*rows: messages.Row) -> messages.Telemetry:
@@ -94,8 +95,8 @@ def test_predicted_peak_of_nothing_and_of_nonsense() -> None:
 @pytest.fixture
 async def prefill(fakes: list[FakeInstance]) -> AsyncIterator[Instance]:
     fakes[0].foretells = True
-    async with engine.session() as http:
-        pool = Pool([fake.url for fake in fakes], http, 0.02)
+    async with http_client() as http:
+        pool = Pool([fake.url for fake in fakes], http, 0.02, tuning=Tuning(kept_reports=3))
         pool.start()
         await eventually(lambda: all(i.health.healthy and i.state.hello for i in pool.instances), 15)
         yield pool.instances[0]
@@ -103,15 +104,12 @@ async def prefill(fakes: list[FakeInstance]) -> AsyncIterator[Instance]:
 
 
 async def test_a_prefill_brings_a_prediction(prefill: Instance) -> None:
-    await prefill.engine.complete(Sampling({}, 10).prefill("key", [7] * 5, []))
+    await prefill.engine.complete(Sampling({}, 10).prefill_request("key", [7] * 5, []))
     await eventually(lambda: prefill.control.predicted("key") == (1, 5, 1000), 15)
     assert prefill.control.predicted("another") is None
 
 
-async def test_predictions_that_nobody_asks_for_are_forgotten(
-    fakes: list[FakeInstance], prefill: Instance, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ares.gateway.pool.control_client._REMEMBERED", 3)
+async def test_predictions_that_nobody_asks_for_are_forgotten(fakes: list[FakeInstance], prefill: Instance) -> None:
     for number in range(5):
         fakes[0].post(messages.Predicted(f"key-{number}", (1.0, 2.0, 3.0)))
     await eventually(lambda: prefill.control.predicted("key-4") is not None, 15)

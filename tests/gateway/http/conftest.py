@@ -7,12 +7,12 @@ import pytest
 
 from tests.gateway.fakes import FakeInstance, eventually, instances
 from tests.gateway.http.service import Service, serving
-from tests.gateway.running import VOCABULARY
+from tests.gateway.running import IMPATIENT, VOCABULARY
 
 
 @pytest.fixture
-async def service(fakes: list[FakeInstance], model_folder: Path, impatient: None) -> AsyncIterator[Service]:
-    async with serving(fakes, model_folder) as made:
+async def service(fakes: list[FakeInstance], model_folder: Path) -> AsyncIterator[Service]:
+    async with serving(fakes, model_folder, tuning=IMPATIENT) as made:
         await eventually(lambda: all(i.health.healthy and i.state.hello for i in made.gateway.pool.instances), 15)
         yield made
 

@@ -14,6 +14,7 @@ from ares.config import GatewayConfig
 from ares.gateway.http import app as application
 from ares.gateway.http.responses import DirectSend
 from ares.gateway.service import Gateway
+from ares.gateway.tuning import DEFAULT, Tuning
 from tests.gateway.fakes import FakeInstance, eventually, free_port
 
 MODEL = "some/model"
@@ -51,14 +52,16 @@ class Service:
 
 
 @contextlib.asynccontextmanager
-async def serving(fakes: list[FakeInstance], folder: Path, **settings: Any) -> AsyncIterator[Service]:
+async def serving(
+    fakes: list[FakeInstance], folder: Path, tuning: Tuning = DEFAULT, **settings: Any
+) -> AsyncIterator[Service]:
     defaults: dict[str, Any] = {
         "model": MODEL,
         "preset": "off",
         "telemetry_interval_s": 0.02,
         "workers": [f.url for f in fakes],
     }
-    app = application.build(GatewayConfig(**(defaults | settings)), folder)
+    app = application.build(GatewayConfig(**(defaults | settings)), folder, tuning)
     port = free_port()
     server = Server(
         uvicorn.Config(

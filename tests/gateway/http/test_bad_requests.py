@@ -23,6 +23,7 @@ from tests.gateway.http.service import (
     serving,
     tool_call_message,
 )
+from tests.gateway.running import IMPATIENT
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"[1, 2", b"\xff\xfe", b"nonsense"])
@@ -183,10 +184,10 @@ async def test_an_unknown_model(shared: Service) -> None:
 
 
 async def test_the_model_is_served_under_the_names_that_it_is_given(
-    fakes: list[FakeInstance], model_folder: Path, impatient: None
+    fakes: list[FakeInstance], model_folder: Path
 ) -> None:
     fakes[1].models, fakes[2].models = ["tiny"], [MODEL]  # by either an instance is known as ours
-    async with serving(fakes, model_folder, served_model_name=["tiny", "small"]) as service:
+    async with serving(fakes, model_folder, tuning=IMPATIENT, served_model_name=["tiny", "small"]) as service:
         await eventually(lambda: all(i.open for i in service.gateway.pool.instances), 15)
         listed = (await service.client.get("/v1/models")).json()["data"]
         assert [entry["id"] for entry in listed] == ["tiny", "small"]

@@ -18,6 +18,7 @@ from ares.gateway.http import events as feed
 from ares.gateway.http.responses import DirectSend
 from ares.gateway.http.server import Server
 from ares.gateway.session.handover import MigrationRecord
+from ares.gateway.tuning import Tuning
 from tests.gateway.fakes import FakeInstance, eventually, free_port, instances
 from tests.gateway.http.service import Service, failure, serving
 from tests.gateway.running import VOCABULARY
@@ -25,16 +26,14 @@ from tests.gateway.running import VOCABULARY
 FILES = {name: body.decode() for name, body in dashboard._FILES.items()}
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "_PERIOD_S", 0.05)
+QUICK = Tuning(feed_period_s=0.05)
 
 
 @pytest.fixture(scope="module")
 async def service(model_folder: Path) -> AsyncIterator[Service]:
     async with (
         instances("prefill", "decode", "decode", vocabulary=VOCABULARY) as fakes,
-        serving(fakes, model_folder) as made,
+        serving(fakes, model_folder, QUICK) as made,
     ):
         await eventually(lambda: all(i.health.healthy and i.state.hello for i in made.gateway.pool.instances), 15)
         yield made
@@ -176,19 +175,17 @@ async def test_a_fault_costs_an_event_and_not_the_feed(service: Service, monkeyp
         await until(events, lambda name, data: name == "snapshot" and data["now"] > before["now"])
 
 
-async def test_the_feed_is_bounded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "_MAXIMUM_REQUESTS", 2)
-    whole = feed.snapshot(service.gateway)
+async def test_the_feed_is_bounded(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     many = [{"id": str(n), "resident_tokens": n, "remaining_p50": n / 3} for n in range(5)]
-    monkeypatch.setattr(feed, "snapshot", lambda _: whole | {"requests": many})
-    async with watching(service) as events:
+    monkeypatch.setattr(feed, "snapshot", lambda _: {"requests": many})
+    async with serving([], model_folder, Tuning(feed_requests=2)) as service, watching(service) as events:
         shown = await until(events, lambda name, _: name == "snapshot")
     assert shown["requests"] == {"id": ["4", "3"], "resident_tokens": [4, 3], "remaining_p50": [1.3, 1.0]}
     assert shown["requests_total"] == 5
 
 
 async def test_the_feed_needs_the_key_and_the_page_does_not(fakes: list[FakeInstance], model_folder: Path) -> None:
-    async with serving(fakes, model_folder, admin_key="secret") as service:
+    async with serving(fakes, model_folder, QUICK, admin_key="secret") as service:
         assert (await service.client.get("/dashboard")).status_code == 200
         failure(await service.client.get("/admin/v1/events"), 401)
         failure(await service.client.get("/admin/v1/events", headers={"Authorization": "Bearer other"}), 401)

@@ -13,6 +13,7 @@ from ares.gateway.http.connection import Connection, Limits
 from ares.gateway.http.refusals import reason
 from tests.gateway.fakes import FakeInstance, eventually, free_port
 from tests.gateway.http.service import MODEL, PROMPT, Server, Service, serving
+from tests.gateway.running import IMPATIENT
 
 KEY, ADMIN = "alice-" + "a" * 32, "admin-" + "b" * 32
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -143,12 +144,10 @@ def test_reasons_are_a_closed_set() -> None:
     assert reason(504, "x") == "server_error"
 
 
-async def test_the_gauges_of_an_instance_that_is_down_go(
-    fakes: list[FakeInstance], model_folder: Path, impatient: None
-) -> None:
+async def test_the_gauges_of_an_instance_that_is_down_go(fakes: list[FakeInstance], model_folder: Path) -> None:
     fakes[1].predicts = lambda _: (5.0, 10.0, 20.0)
     fakes[1].hold_at = fakes[2].hold_at = 15
-    async with serving(fakes, model_folder) as service:
+    async with serving(fakes, model_folder, tuning=IMPATIENT) as service:
         await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
 
         async def shown(name: str) -> set[str]:

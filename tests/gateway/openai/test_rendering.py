@@ -17,7 +17,7 @@ from ares.gateway.openai import rendering, tokenizer
 from ares.gateway.openai.messages import Message, Tool
 from ares.gateway.openai.text import TextModel
 from ares.models import resolve as model
-from ares.models.resolve import ModelError
+from ares.models.cache import ModelError, cache_folder
 from tests.gateway.openai.test_templates import PARTS, TEXT
 
 TEMPLATES = TEXT | PARTS
@@ -160,7 +160,7 @@ def test_a_tokenizer_of_another_format(model_folder: Path, tmp_path: Path) -> No
 
 def test_the_default_model() -> None:
     name = model.DEFAULT_MODEL.replace("/", "--")
-    folder = next((f for kind in ("models", "tokenizers") if (f := model._cache_folder() / kind / name).is_dir()), None)
+    folder = next((f for kind in ("models", "tokenizers") if (f := cache_folder() / kind / name).is_dir()), None)
     if folder is None:
         pytest.skip("it has not been fetched here")
     made, wanted = tokenizer.load(folder), AutoTokenizer.from_pretrained(str(folder))

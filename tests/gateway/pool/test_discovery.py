@@ -13,7 +13,7 @@ from ares.gateway.pool.discovery import Served, another_model
 from ares.protocol import messages
 from tests.gateway.fakes import FakeInstance, eventually, free_port, instances
 from tests.gateway.http.service import MODEL, serving
-from tests.gateway.running import VOCABULARY
+from tests.gateway.running import IMPATIENT, VOCABULARY
 
 KEY, OTHER_KEY = "k" * 32, "o" * 32
 
@@ -56,7 +56,7 @@ Lines = Callable[[], list[str]]
 
 
 @pytest.fixture
-def lines(caplog: pytest.LogCaptureFixture, impatient: None) -> Lines:
+def lines(caplog: pytest.LogCaptureFixture) -> Lines:
     """What the log has said of instances."""
     caplog.set_level(logging.INFO)
     loggers = ("ares.gateway.pool.instance", "ares.gateway.pool.pool")
@@ -76,7 +76,7 @@ async def stranger() -> AsyncIterator[str]:
 
 async def test_every_address_that_leads_nowhere_is_logged_once(lines: Lines, stranger: str, model_folder: Path) -> None:
     closed, unknown = f"http://127.0.0.1:{free_port()}", "http://no-such-host.invalid:8100"
-    async with serving([], model_folder, workers=[closed, unknown, stranger]) as service:
+    async with serving([], model_folder, tuning=IMPATIENT, workers=[closed, unknown, stranger]) as service:
         await eventually(lambda: len(lines()) >= 3, 15)
         await asyncio.sleep(0.5)
         found = {line.split(" ")[0]: line for line in lines()}
@@ -104,7 +104,7 @@ async def test_an_instance_whose_server_fails_is_not_taken_for_another_program(
     await runner.setup()
     url = f"http://127.0.0.1:{free_port()}"
     await web.TCPSite(runner, "127.0.0.1", int(url.rpartition(":")[2])).start()
-    async with serving([], model_folder, workers=[url]):
+    async with serving([], model_folder, tuning=IMPATIENT, workers=[url]):
         await eventually(lambda: bool(lines()), 15)
         assert "cannot be reached: it answers GET /ares/v1/instance with 502; its log" in lines()[0]
     await runner.cleanup()
@@ -112,7 +112,7 @@ async def test_an_instance_whose_server_fails_is_not_taken_for_another_program(
 
 async def test_many_reasons_are_named_in_part(lines: Lines, model_folder: Path) -> None:
     urls = [f"http://127.0.0.1:{free_port()}" for _ in range(9)]
-    async with serving([], model_folder, workers=urls) as service:
+    async with serving([], model_folder, tuning=IMPATIENT, workers=urls) as service:
         # Of these instances: what other gateways of this process have to say is theirs.
         await eventually(lambda: {line.split(" ")[0] for line in lines()} >= {*urls}, 15)
         message = (await service.client.get("/ready")).json()["error"]["message"]
@@ -126,7 +126,7 @@ async def test_a_worker_of_another_model_is_not_used(
     for fake in fakes:
         fake.models = [MODEL]
     fakes[2].models = ["other-model"]
-    async with serving(fakes, model_folder) as service:
+    async with serving(fakes, model_folder, tuning=IMPATIENT) as service:
         await eventually(lambda: service.gateway.pool.ready and "other-model" in " ".join(lines()), 15)
         assert [(await service.complete()).status_code for _ in range(6)] == [200] * 6
         assert fakes[2].asked == []
@@ -149,7 +149,7 @@ async def test_a_worker_of_another_model_is_not_used(
 async def test_one_that_does_not_say_its_model_is_used_with_a_warning(
     lines: Lines, fakes: list[FakeInstance], model_folder: Path
 ) -> None:
-    async with serving(fakes, model_folder) as service:
+    async with serving(fakes, model_folder, tuning=IMPATIENT) as service:
         await eventually(lambda: all(i.open for i in service.gateway.pool.instances), 15)
         await fakes[1].die()
         await fakes[1].start()
@@ -174,7 +174,7 @@ async def test_a_control_key_that_is_missing_or_wrong(
         fakes[0].control_key = theirs
         await fakes[0].start()
         settings: dict[str, Any] = {"control_key": ours} if ours is not None else {}
-        async with serving(fakes, model_folder, **settings) as service:
+        async with serving(fakes, model_folder, tuning=IMPATIENT, **settings) as service:
             await eventually(lambda: "control channel" in " ".join(lines()), 15)
             (line,) = (line for line in lines() if "control channel" in line)
             assert line.startswith(f"both-0 ({fakes[0].url}) sends nothing on its control channel: ")
@@ -186,14 +186,14 @@ async def test_a_control_key_that_is_missing_or_wrong(
 async def test_a_control_channel_that_cannot_be_reached(lines: Lines, model_folder: Path) -> None:
     async with instances("both", vocabulary=VOCABULARY) as fakes:
         fakes[0].control_address = f"tcp://127.0.0.1:{free_port()}"
-        async with serving(fakes, model_folder):
+        async with serving(fakes, model_folder, tuning=IMPATIENT):
             await eventually(lambda: "cannot be reached; open that port" in " ".join(lines()), 15)
 
 
 async def test_death_return_and_drain_are_a_line_each(
     lines: Lines, fakes: list[FakeInstance], model_folder: Path
 ) -> None:
-    async with serving(fakes, model_folder) as service:
+    async with serving(fakes, model_folder, tuning=IMPATIENT) as service:
         await eventually(lambda: all(i.open for i in service.gateway.pool.instances), 15)
         who = f"decode-0 ({fakes[1].url})"
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from ares.gateway.pool import generate as engine
-from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefusedError
+from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefusedError, http_client
 from ares.gateway.pool.instance import Instance
+from ares.gateway.tuning import DEFAULT
 
 PIECE = b"x" * (1 << 16)
 BODY: dict[str, Any] = {"token_ids": [1]}
@@ -47,7 +47,7 @@ async def endless() -> AsyncIterator[Endless]:
 
 async def refused(endless: Endless, ask: Callable[[EngineClient], Awaitable[Any]], most: int) -> None:
     """Ask, be told that the instance is lost, and check that little more was read than may be, and no more is."""
-    async with engine.session() as http:
+    async with http_client() as http:
         async with asyncio.timeout(20):
             with pytest.raises(EngineLostError, match=f"larger than {most} bytes"):
                 await ask(EngineClient(http, f"http://127.0.0.1:{endless.port}"))
@@ -68,14 +68,14 @@ async def streamed(client: EngineClient) -> None:
 
 async def test_an_event_without_end(endless: Endless) -> None:
     endless.head = b'data: {"choices":[]}\n\ndata: '
-    await refused(endless, streamed, engine._MOST_EVENT)
+    await refused(endless, streamed, DEFAULT.event_bytes)
 
 
 async def test_a_large_event_is_still_read() -> None:
     """Of a client that was behind, with log probabilities: larger than any reply may be."""
     tokens = list(range(100_000, 800_000))
     event = b'data: {"choices":[{"token_ids":%s}]}\n\n' % str(tokens).encode()
-    assert len(event) > engine._MOST_REPLY
+    assert len(event) > DEFAULT.reply_bytes
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -83,20 +83,20 @@ async def test_a_large_event_is_still_read() -> None:
         await writer.drain()
         writer.close()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server, engine.session() as http:
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server, http_client() as http:
         stream = await EngineClient(http, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}").stream(BODY)
         assert [delta.token_ids async for batch in stream.batches() for delta in batch] == [tokens]
 
 
 async def test_an_error_to_a_stream_without_end(endless: Endless) -> None:
     endless.status = 500
-    await refused(endless, streamed, engine._MOST_REPLY)
+    await refused(endless, streamed, DEFAULT.reply_bytes)
 
 
 @pytest.mark.parametrize("status", [200, 500])
 async def test_a_reply_without_end(endless: Endless, status: int) -> None:
     endless.status = status
-    await refused(endless, lambda client: client.complete(BODY), engine._MOST_REPLY)
+    await refused(endless, lambda client: client.complete(BODY), DEFAULT.reply_bytes)
 
 
 async def test_an_error_that_breaks_off_is_a_loss() -> None:
@@ -106,7 +106,7 @@ async def test_an_error_that_breaks_off_is_a_loss() -> None:
         await writer.drain()
         writer.close()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server, engine.session() as http:
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server, http_client() as http:
         client = EngineClient(http, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         for ask in (client.complete, client.stream):
             with pytest.raises(EngineLostError):
@@ -122,7 +122,7 @@ async def test_an_error_keeps_its_words() -> None:
         await writer.drain()
         writer.close()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server, engine.session() as http:
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server, http_client() as http:
         client = EngineClient(http, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         for ask in (client.complete, client.stream):
             with pytest.raises(EngineRefusedError, match=r"^no such model$"):
@@ -130,7 +130,7 @@ async def test_an_error_keeps_its_words() -> None:
 
 
 async def test_a_description_without_end(endless: Endless) -> None:
-    async with engine.session() as http:
+    async with http_client() as http:
         instance = Instance(f"http://127.0.0.1:{endless.port}", http, 1.0)
         async with asyncio.timeout(4):  # its time limit would end it after 5 s
             assert await instance._describe() is None

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ares.gateway.pool import health_log
 from ares.gateway.pool.health import Health, Status
+from ares.gateway.tuning import Tuning
 
 Lines = Callable[[], list[str]]
 
@@ -21,14 +21,14 @@ def lines(caplog: pytest.LogCaptureFixture) -> Lines:
 async def test_a_change_is_logged_once_with_its_cause(lines: Lines) -> None:
     one = Health()
     for _ in range(3):
-        one.turn("d0", Status.UNREACHABLE, "connection refused")
-    one.turn("d0", Status.UNREACHABLE, "no answer")  # the same status for another reason: the status shows it
+        one.set_status("d0", Status.UNREACHABLE, "connection refused")
+    one.set_status("d0", Status.UNREACHABLE, "no answer")  # the same status for another reason: the status shows it
     assert one.why == "cannot be reached: no answer"
     for _ in range(3):
-        one.turn("d0", Status.READY)
+        one.set_status("d0", Status.READY)
     assert one.why == ""
-    one.turn("d0", Status.LOST, "connection refused")
-    one.turn("d0", Status.READY)
+    one.set_status("d0", Status.LOST, "connection refused")
+    one.set_status("d0", Status.READY)
     assert lines() == [
         "WARNING d0 cannot be reached: connection refused",
         "INFO d0 is ready",
@@ -37,13 +37,12 @@ async def test_a_change_is_logged_once_with_its_cause(lines: Lines) -> None:
     ]
 
 
-async def test_one_that_comes_and_goes_does_not_flood_the_log(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health_log, "_SECONDS_A_LINE", 0.3)
-    one = Health()
+async def test_one_that_comes_and_goes_does_not_flood_the_log(lines: Lines) -> None:
+    one = Health(tuning=Tuning(health_log_line_s=0.3))
     for _ in range(500):
-        one.turn("d0", Status.READY)
-        one.turn("d0", Status.LOST, "connection refused")
-    one.turn("d0", Status.READY)
+        one.set_status("d0", Status.READY)
+        one.set_status("d0", Status.LOST, "connection refused")
+    one.set_status("d0", Status.READY)
     assert len(lines()) == 10
     await asyncio.sleep(0.5)
     # The newest state, once, and how much was left out.
@@ -51,12 +50,11 @@ async def test_one_that_comes_and_goes_does_not_flood_the_log(lines: Lines, monk
     one.close()
 
 
-async def test_nothing_is_logged_of_one_that_is_closed(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health_log, "_SECONDS_A_LINE", 0.05)
-    one = Health()
+async def test_nothing_is_logged_of_one_that_is_closed(lines: Lines) -> None:
+    one = Health(tuning=Tuning(health_log_line_s=0.05))
     for _ in range(20):
-        one.turn("d0", Status.READY)
-        one.turn("d0", Status.LOST)
+        one.set_status("d0", Status.READY)
+        one.set_status("d0", Status.LOST)
     one.close()
     await asyncio.sleep(0.2)
     assert len(lines()) == 10

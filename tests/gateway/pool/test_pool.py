@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.gateway.fakes import eventually, free_port, instances
 from tests.gateway.http.service import serving
-from tests.gateway.running import VOCABULARY
+from tests.gateway.running import IMPATIENT, VOCABULARY
 
 
 @contextlib.asynccontextmanager
@@ -84,15 +85,12 @@ async def test_two_workers_of_one_name_are_two(model_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["at rest", "under a stream"])
-async def test_where_the_first_url_breaks_the_other_one_is_used(
-    model_folder: Path, impatient: None, monkeypatch: pytest.MonkeyPatch, busy: bool
-) -> None:
+async def test_where_the_first_url_breaks_the_other_one_is_used(model_folder: Path, busy: bool) -> None:
     """Its telemetry goes on: only requests notice."""
-    monkeypatch.setattr("ares.gateway.pool.instance._DUPLICATE_RETRY_S", 0.2)
     async with (
         instances("both", vocabulary=VOCABULARY) as fakes,
         another_way(fakes[0].port) as (way, cut),
-        serving(fakes, model_folder, workers=[way, fakes[0].url]) as service,
+        serving(fakes, model_folder, replace(IMPATIENT, duplicate_check_s=0.2), workers=[way, fakes[0].url]) as service,
     ):
         pool = service.gateway.pool
         await eventually(lambda: len(pool.instances) == 1 and pool.ready, 15)
@@ -134,13 +132,10 @@ async def test_an_engine_without_its_http_server_gets_nothing_and_is_told(
             assert sum("is lost: connection refused" in line for line in caplog.messages) == 1
 
 
-async def test_a_worker_that_restarts_is_still_one(
-    model_folder: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ares.gateway.pool.instance._DUPLICATE_RETRY_S", 0.1)
+async def test_a_worker_that_restarts_is_still_one(model_folder: Path) -> None:
     async with instances("both", vocabulary=VOCABULARY) as fakes:
         urls = [fakes[0].url, f"http://localhost:{fakes[0].port}"]
-        async with serving(fakes, model_folder, workers=urls) as service:
+        async with serving(fakes, model_folder, replace(IMPATIENT, duplicate_check_s=0.2), workers=urls) as service:
             pool = service.gateway.pool
             for _ in range(3):
                 await eventually(lambda: len(pool.instances) == 1 and pool.ready, 15)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from ares.gateway.session import pinned_kv
 from ares.gateway.session.pinned_kv import PinnedKV
 
 
@@ -92,10 +91,9 @@ async def test_what_nobody_pulled_does_not_stay_behind_the_next(instance: Any) -
     assert await released(instance) == ["a", "b"]
 
 
-async def test_it_is_kept_until_its_lease_may_have_ended(instance: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    kv = PinnedKV()
+async def test_it_is_kept_until_its_lease_may_have_ended(instance: Any) -> None:
+    kv = PinnedKV(kept_s=0.2)
     assert not kv.kept
-    monkeypatch.setattr(pinned_kv, "KEPT_S", 0.2)
     kv.add(instance, "a")
     await asyncio.sleep(0.25)
     assert not kv.kept

@@ -11,15 +11,15 @@ from ares.gateway.session.handover import MigrationRecord, NotMovableError
 from ares.gateway.session.precopy import WantedMode
 from ares.gateway.session.session import Session
 from tests.gateway.fakes import FakeInstance, eventually, instances
-from tests.gateway.running import VOCABULARY
+from tests.gateway.running import IMPATIENT, VOCABULARY
 from tests.gateway.test_service import Client, configuration, find, sample, started
 
 PROMPT = list(range(10, 90))  # 80 tokens: five full blocks of 16
 
 
 @pytest.fixture
-async def gateway(fakes: list[FakeInstance], model_folder: Path, impatient: None) -> AsyncIterator[Gateway]:
-    made = await started(Gateway(configuration(fakes, handover_timeout_s=3.0), model_folder))
+async def gateway(fakes: list[FakeInstance], model_folder: Path) -> AsyncIterator[Gateway]:
+    made = await started(Gateway(configuration(fakes, handover_timeout_s=3.0), model_folder, IMPATIENT))
     yield made
     for fake in fakes:
         await fake.until(lambda fake=fake: fake.quiet)
@@ -121,9 +121,9 @@ async def test_the_forecast_of_the_copy_chooses(copying: Copying, speed: float, 
     await copying.finish()
 
 
-async def test_a_target_without_prefix_cache_gets_all_at_once(model_folder: Path, impatient: None) -> None:
+async def test_a_target_without_prefix_cache_gets_all_at_once(model_folder: Path) -> None:
     async with instances("prefill", "decode", "decode", vocabulary=VOCABULARY, prefix_caching=False) as fakes:
-        gateway = await started(Gateway(configuration(fakes), model_folder))
+        gateway = await started(Gateway(configuration(fakes), model_folder, IMPATIENT))
         copying = Copying(gateway, fakes, 200)
         record = await copying.move(await copying.running())
         assert (record.outcome, record.mode) == ("moved", "stop_and_copy")

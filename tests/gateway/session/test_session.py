@@ -6,10 +6,10 @@ import pytest
 
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import Delta, EngineLostError
-from ares.gateway.session import pinned_kv
 from ares.gateway.session.handover import NotMovableError
 from ares.gateway.session.phase import Phase
 from ares.gateway.session.session import Session
+from ares.gateway.tuning import Tuning
 from tests.gateway.fakes import EOS, eventually
 from tests.gateway.running import PROMPT, Bench, Run, Start, hold, undisturbed
 
@@ -149,9 +149,7 @@ async def test_the_stream_ends_before_the_hand_over_is_known(bench: Bench, start
 
 
 @pytest.mark.parametrize("in_time", [True, False])
-async def test_a_client_that_reads_slowly_loses_nothing_in_a_move(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, in_time: bool
-) -> None:
+async def test_a_client_that_reads_slowly_loses_nothing_in_a_move(bench: Bench, *, in_time: bool) -> None:
     """More tokens than a `CutResult` repeats wait for the client at the cut, or until the lease has ended."""
     gate = asyncio.Event()
 
@@ -162,15 +160,17 @@ async def test_a_client_that_reads_slowly_loses_nothing_in_a_move(
         return False
 
     slow_tokens: list[int] = []
-    slow_run = Session("slow", PROMPT, Sampling({}, 300), bench, 5.0)
+    slow_run = Session(
+        "slow", PROMPT, Sampling({}, 300), bench, 5.0, tuning=Tuning(pinned_kv_kept_s=20.0 if in_time else 0.5)
+    )
     task = asyncio.create_task(slow_run.run(slow))
     fake = bench.fakes["decode-0"]
     await fake.until(lambda: any(len(work.output) > 120 for work in fake.running.values()))
-    move = asyncio.create_task(slow_run.migrate(bench.instance("decode-1"), "test"))
+    move = asyncio.create_task(slow_run.hand_over(bench.instance("decode-1"), "test"))
     await fake.until(lambda: bool(fake.pinned))
     key = next(iter(fake.pinned))
     if not in_time:
-        monkeypatch.setattr(pinned_kv, "KEPT_S", 0.0)
+        await asyncio.sleep(0.6)
     gate.set()
     assert (await asyncio.wait_for(move, 5)).outcome == "moved"
     await asyncio.wait_for(task, 5)
@@ -203,18 +203,18 @@ async def test_where_it_is_while_it_moves(bench: Bench, start: Start) -> None:
     bench.fakes["decode-1"].faults.answer_after_s = 0.1
     run = start(60)
     await run.reached(5)
-    assert run.session.not_movable() is None
+    assert run.session.unmovable_reason() is None
     move = asyncio.create_task(run.move("decode-1"))
     await bench.fakes["decode-1"].until(lambda: bool(bench.fakes["decode-1"].asked))
     assert run.session.incoming is bench.instance("decode-1")
     assert run.session.instance is bench.instance("decode-0")
-    assert run.session.not_movable() in {"moving", "not_decoding"}
+    assert run.session.unmovable_reason() in {"moving", "not_decoding"}
     with pytest.raises(NotMovableError):
-        await run.session.migrate(bench.instance("decode-1"), "twice")
+        await run.session.hand_over(bench.instance("decode-1"), "twice")
     assert (await move).outcome == "moved"
     assert run.session.incoming is None
     await run.finish()
-    assert run.session.not_movable() == "finished"
+    assert run.session.unmovable_reason() == "finished"
     with pytest.raises(NotMovableError):
         await run.move("decode-0")
 
@@ -225,7 +225,7 @@ async def test_where_it_is_while_it_moves(bench: Bench, start: Start) -> None:
 async def test_an_unmovable_session_takes_the_classic_path(bench: Bench, start: Start) -> None:
     run = start(30, unmovable_reason="seed", seed=7)
     await run.reached(5)
-    assert run.session.not_movable() == "seed"
+    assert run.session.unmovable_reason() == "seed"
     with pytest.raises(NotMovableError) as refusal:
         await run.move("decode-1")
     assert refusal.value.reason == "seed"
@@ -252,7 +252,7 @@ async def test_a_session_before_its_first_decoded_token_is_not_moved(bench: Benc
     bench.fakes["prefill-0"].faults.answer_after_s = 0.2
     run = start(10)
     await bench.fakes["prefill-0"].until(lambda: bool(bench.fakes["prefill-0"].asked))
-    assert run.session.not_movable() == "not_decoding"
+    assert run.session.unmovable_reason() == "not_decoding"
     with pytest.raises(NotMovableError):
         await run.move("decode-1")
     assert await run.finish() == undisturbed(10)

@@ -178,7 +178,7 @@ def command(
         result["simulator"] = fidelity.compare(kept, predictor)
     except ValueError as error:
         result["simulator"] = {"refused": str(error)}
-    _show(names, figures, result)
+    show(names, figures, result)
     fidelity_command.show(result["simulator"])
     if report is not None:
         from ares.bench.live import plots
@@ -220,7 +220,8 @@ def _simulated_load(
     return load.from_workload(work.at_rate(factor * capacity_rps(work, [engine] * decode, [engine] * prefill)), seed)
 
 
-def _show(names: list[str], figures: list[dict[str, dict[str, Any]]], result: dict[str, Any]) -> None:
+def show(names: list[str], figures: list[dict[str, dict[str, Any]]], result: dict[str, Any]) -> None:
+    """Print the results as tables."""
     times = ("TPOT\np50 ms", "TPOT\np99 ms", "TTFT\np50 s", "TTFT\np99 s", "longest gap\np99 s")
     columns = (*times, "goodput\n/s", "preempt", "moves")
     table = tables.table("preset", *columns, title=f"medians over {len(figures)} rounds")

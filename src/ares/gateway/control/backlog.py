@@ -11,12 +11,12 @@ class Backlog:
 
     Parameters
     ----------
-    expected
-        Returns the tokens that a session is expected to generate yet.
+    expected_tokens
+        Returns the tokens that a session is expected to generate yet, a median.
     """
 
-    def __init__(self, expected: Callable[[Session], float]) -> None:
-        self._expected = expected
+    def __init__(self, expected_tokens: Callable[[Session], float]) -> None:
+        self._expected_tokens = expected_tokens
         self._work: dict[str, int] = {}
         self.tokens = 0
         self.reserved = 0
@@ -27,10 +27,9 @@ class Backlog:
     def update(self, session: Session) -> None:
         """Count a session with its present tokens if it waits, else not any more."""
         self.remove(session)
-        # Suspended sessions count too: nothing new shall come while they wait. They are never refused themselves: only
-        # arrivals are checked.
+        # Suspended sessions count too: arrivals are refused while many of them wait. They are never refused themselves.
         if session.waits:
-            work = self._work[session.id] = session.tokens + round(self._expected(session))
+            work = self._work[session.id] = session.tokens + round(self._expected_tokens(session))
             self.tokens += work
 
     def remove(self, session: Session) -> None:

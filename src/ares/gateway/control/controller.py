@@ -1,7 +1,7 @@
-"""The live controller: which requests are admitted to decode and where, which move, which are suspended.
+"""The live controller: which requests are admitted to decode and where, which migrate, which are suspended.
 
-It decides; the sessions carry its decisions out. Of several gateways before one pool, each admits its own sessions, and
-they take turns to decide moves (gateway/control/lease.py).
+It decides; the sessions carry its decisions out. Of several gateways in front of one pool, each admits its own
+sessions, and they take turns to decide migrations (gateway/control/lease.py).
 
 A fault in a decision costs that decision and never the service (I7): waiting requests are then admitted by dispatch.
 """
@@ -29,6 +29,7 @@ from ares.gateway.records.metrics import Metrics
 from ares.gateway.session.handover import NotMovableError
 from ares.gateway.session.phase import Phase
 from ares.gateway.session.session import Session
+from ares.gateway.tuning import DEFAULT, Tuning
 from ares.policy import (
     PRESETS,
     DecisionError,
@@ -48,20 +49,6 @@ from ares.policy.oom_avoidance import prepare as prepare_oom_avoidance
 
 logger = logging.getLogger(__name__)
 
-# An instance whose stream broke reports again within so long, if it is alive.
-_RECOVERY_S = 3.0
-# Between two looks for an open instance, where no status changes meanwhile.
-_RETRY_S = 0.2
-# Least and longest pause between two decisions of admission: it is decided when something has changed, and after the
-# longest pause in any case.
-_SHORTEST_S, _LONGEST_S = 0.002, 0.25
-# The least time that a policy may take, for a processor that is busy. Deciding moves it may take a period, if that is
-# longer; for dispatch and admission requests wait.
-_LEAST_TO_DECIDE_S = 0.5
-# Lengths of ended outputs that are kept for an admission policy that has not been called for long.
-_MAXIMUM_ENDED = 2000
-# Admission takes at most this share of a core.
-_LARGEST_SHARE = 0.1
 # vLLM's priority is a signed 64-bit number in a JSON body; far below what a double holds exactly.
 _LARGEST_PRIORITY = 1 << 40
 
@@ -81,13 +68,13 @@ class NoRoomError(NoInstanceError):
     code = "waited_too_long"
 
 
-MoveOrder = Callable[[Session, Instance, str, str], Coroutine[Any, Any, Any]]
+Migrate = Callable[[Session, Instance, str, str], Coroutine[Any, Any, Any]]
 
 
 def prepare(chosen: Preset) -> None:
     """Compile the policies of a preset.
 
-    It takes some ten seconds without a cache of compiled code: call it in a thread while streams run.
+    Without a cache of compiled code that takes about ten seconds: call it in a thread while streams run.
     """
     if _looks_ahead(chosen):
         compile_ahead()
@@ -103,7 +90,7 @@ def _looks_ahead(chosen: Preset) -> bool:
 
 
 class Controller:
-    """Chooses instances for sessions, now and later.
+    """Chooses instances for sessions: for prefill, for admission to decode, and for migrations.
 
     Parameters
     ----------
@@ -111,11 +98,11 @@ class Controller:
         The gateway's.
     pool, sessions, metrics
         The gateway's, shared.
-    move
-        Moves a session to an instance, for a reason and a trigger.
+    migrate
+        Migrates a session to an instance, for a reason and a trigger.
     spawn
         Runs a coroutine in the background of the gateway.
-    name
+    name, tuning
         The gateway's.
     """
 
@@ -125,15 +112,17 @@ class Controller:
         pool: Pool,
         sessions: Mapping[str, Session],
         metrics: Metrics,
-        move: MoveOrder,
+        migrate: Migrate,
         spawn: Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"],
         name: str,
+        tuning: Tuning = DEFAULT,
     ) -> None:
         self.snapshots = SnapshotBuilder(pool, metrics, name)
-        self.lease = Lease(pool, name)
+        self.lease = Lease(pool, name, tuning)
         self.log = DecisionLog(config.decision_log)
+        self._tuning = tuning
         self._config, self._pool, self._sessions, self._metrics = config, pool, sessions, metrics
-        self._move, self._spawn = move, spawn
+        self._migrate, self._spawn = migrate, spawn
         self._waiting: dict[str, _Waiting] = {}
         self._changed = asyncio.Event()
         self._prefills: dict[str, int] = {}
@@ -141,13 +130,13 @@ class Controller:
         self._ordered: list[asyncio.Task[Any]] = []
         self._placing = asyncio.Lock()
         # Lengths of the outputs that have ended since the last decision of admission.
-        self._ended: deque[int] = deque(maxlen=_MAXIMUM_ENDED)
+        self._ended: deque[int] = deque(maxlen=tuning.kept_lengths)
         self.suspensions = 0
         self.use_preset(config.preset)
 
     # --- the policy in force ---
 
-    def find(self, name: str) -> Preset:
+    def find_preset(self, name: str) -> Preset:
         """Return the preset that the gateway was started with, or another by its name; ValueError where there is none.
 
         Files can be given at the start of a gateway, and not by a command.
@@ -160,16 +149,18 @@ class Controller:
 
     def use_preset(self, name: str) -> None:
         """Switch the policies, also for sessions that wait already; ValueError where there is no such preset."""
-        self._policy: Preset = self.find(name)
+        self._policy: Preset = self.find_preset(name)
         self.preset = name
         chosen = self._policy.for_objectives(self._config.slo_ttft_s)
         if _looks_ahead(chosen):
             compile_ahead()
             lengths.prepare()
             self.snapshots.lengths.compile()
-        self.dispatch = Decider(dispatcher(chosen.dispatch, chosen.dispatch_settings), choose_instance)
-        self.admission = Decider(admission_policy(chosen.admission, chosen.admission_settings), decide_admissions)
-        self.decider = Decider(rebalancer(chosen.rebalance, chosen.rebalance_settings), decide_moves)
+        self.dispatch_decider = Decider(dispatcher(chosen.dispatch, chosen.dispatch_settings), choose_instance)
+        self.admission_decider = Decider(
+            admission_policy(chosen.admission, chosen.admission_settings), decide_admissions
+        )
+        self.rebalance_decider = Decider(rebalancer(chosen.rebalance, chosen.rebalance_settings), decide_moves)
         self.snapshots.cooldown_s = self._config.cooldown(chosen)
         self._changed.set()
 
@@ -205,20 +196,20 @@ class Controller:
 
     # --- choice of instances (the protocol that a session uses) ---
 
-    def prefill(self) -> Instance | None:
-        """Return the open prefill instance with the least work; None where the decode instance shall prefill."""
+    def choose_prefill(self) -> Instance | None:
+        """Return the open prefill instance with the fewest requests; None where the decode instance is to prefill."""
         candidates = [i for i in self._pool.prefill() if i.open]
         # In a pool without separate prefill instances, moving the KV of every prompt would gain nothing.
         if not candidates or all(i.role == "both" for i in self._pool.instances):
             return None
         order = self._prefills
-        chosen = min(candidates, key=lambda i: (_queue(i), order.get(i.name, 0)))
+        chosen = min(candidates, key=lambda i: (_queue_length(i), order.get(i.name, 0)))
         # Of equally busy instances, the one that was chosen longest ago.
         order[chosen.name] = max(order.values(), default=0) + 1
         return chosen
 
     async def admit(self, session: Session, exclude: set[str]) -> Instance:
-        """Wait until the session may decode, and return where.
+        """Wait until the session is admitted to decode, and return the instance.
 
         Raises
         ------
@@ -226,18 +217,19 @@ class Controller:
             No instance is open, or there was no room for too long.
         """
         unable = self._cannot_restore(session)
-        # Where other instances have just failed it, an early error is better than a long wait.
-        most_s = _RECOVERY_S if exclude or not self._pool.may_become_ready(unable) else self._config.maximum_wait_s
+        # Where no instance may become ready by itself, or others have just failed it, an early error is better.
+        recovers = not exclude and self._pool.may_become_ready(unable)
+        timeout_s = self._config.maximum_wait_s if recovers else self._tuning.recovery_s
         exclude = exclude | unable
         if not self._policy.holds:
-            instance = await self._retry(lambda: self._place(session, exclude), most_s)
+            instance = await self._retry(lambda: self._place(session, exclude), timeout_s)
         else:
             if exclude:
-                await self._retry(lambda: self._any_accepting(exclude), most_s)
+                await self._retry(lambda: self._any_accepting(exclude), timeout_s)
             instance = await self._wait_for_admission(session, exclude)
         if self._policy.preempts_largest:
-            middle = self.snapshots.remaining(session, None)[1]
-            session.placement.priority = min(int(memory_time(float(session.tokens), middle)), _LARGEST_PRIORITY)
+            median = self.snapshots.median_remaining(session)
+            session.placement.priority = min(int(memory_time(float(session.tokens), median)), _LARGEST_PRIORITY)
         else:
             session.placement.priority = 0
         return instance
@@ -246,26 +238,26 @@ class Controller:
         """Return some instance that takes work, if there is one."""
         return next(iter(accepting(list(self._pool.decode()), exclude)), None)
 
-    async def _retry(self, find: Callable[[], Awaitable[Instance | None]], most_s: float) -> Instance:
+    async def _retry(self, find: Callable[[], Awaitable[Instance | None]], timeout_s: float) -> Instance:
         """Call `find` until it returns an instance; NoInstanceError where it has not after so many seconds."""
-        until = time.monotonic() + most_s
+        until = time.monotonic() + timeout_s
         while (instance := await find()) is None:
             if time.monotonic() > until:
                 raise NoInstanceError("no decode instance is ready")
-            await self._pool.wait_for_change(_RETRY_S)
+            await self._pool.wait_for_change(self._tuning.dispatch_retry_s)
         return instance
 
-    async def elsewhere(self, session: Session, exclude: set[str]) -> Instance | None:
-        """Return where dispatch would place a running session now, except on the instances named."""
+    async def choose_decode(self, session: Session, exclude: set[str]) -> Instance | None:
+        """Return the instance that dispatch would choose for a running session now, none of the names in `exclude`."""
         return await self._place(session, exclude)
 
     def _cannot_restore(self, session: Session) -> set[str]:
-        """Return the names of instances that do not restore this session's state: they joined after it had begun."""
+        """Return the names of the instances that do not restore this session's state."""
         return {i.name for i in self._pool.decode() if i.state.lacks(session.sampling.needs)}
 
     async def _place(self, session: Session, exclude: set[str]) -> Instance | None:
-        """Return where dispatch places a session; where dispatch fails, the instance with the fewest sessions (I7)."""
-        decider, policy = self.dispatch, self.dispatch.policy
+        """Return the instance that dispatch chooses; where dispatch fails, the one with the fewest sessions (I7)."""
+        decider, policy = self.dispatch_decider, self.dispatch_decider.policy
         # One after the other: each decision needs the one before it.
         async with self._placing:
             others = (s for s in self._sessions.values() if s is not session)
@@ -277,14 +269,14 @@ class Controller:
                 )
                 remaining = np.array(self.snapshots.remaining(session, None)) if policy.predicts else None
                 memory = policy.memory()
-                index = await decider.decide(view.cluster, session.tokens, remaining, most_s=_LEAST_TO_DECIDE_S)
+                index = await decider.decide(view.cluster, session.tokens, remaining, timeout_s=self._tuning.decision_s)
             except Exception as error:
-                self._failed(decider, error)
-                return self._fewest(exclude)
+                self._record_fault(decider, error)
+                return self._choose_fewest_sessions(exclude)
         self.log.placement(self.preset, policy, memory, view, session.tokens, remaining, index)
         return view.instances[index] if index is not None else None
 
-    def _failed(self, decider: Decider[Any, Any], error: Exception) -> None:
+    def _record_fault(self, decider: Decider[Any, Any], error: Exception) -> None:
         """Count a fault of dispatch or admission: of the policy, or in making its arguments."""
         if isinstance(error, DecisionError):
             decider.record_fault(error)
@@ -292,7 +284,7 @@ class Controller:
             logger.error("%s failed", decider.policy.part, exc_info=error)
         self._metrics.faults.labels(decider.policy.part).inc()
 
-    def _fewest(self, exclude: set[str]) -> Instance | None:
+    def _choose_fewest_sessions(self, exclude: set[str]) -> Instance | None:
         """Return the instance with the fewest of our sessions: a choice that needs neither policy nor telemetry."""
         used = Counter(id(s.instance or s.destination) for s in self._sessions.values())
         return min(accepting(list(self._pool.decode()), exclude), key=lambda i: used[id(i)], default=None)
@@ -325,7 +317,7 @@ class Controller:
         """Admit waiting sessions to decode, until cancelled."""
         while True:
             try:
-                async with asyncio.timeout(_LONGEST_S if self._to_decide else None):
+                async with asyncio.timeout(self._tuning.admission_longest_s if self._to_decide else None):
                     await self._changed.wait()
             except TimeoutError:
                 pass
@@ -336,12 +328,12 @@ class Controller:
                 try:
                     await self._decide_admissions()
                 except Exception as error:
-                    self._failed(self.admission, error)
+                    self._record_fault(self.admission_decider, error)
                     await self._admit_by_dispatch()
-                    pause = _SHORTEST_S
+                    pause = self._tuning.admission_shortest_s
                 else:
                     took = time.perf_counter() - begun
-                    pause = max(_SHORTEST_S, took / _LARGEST_SHARE - took)
+                    pause = max(self._tuning.admission_shortest_s, took / self._tuning.admission_share - took)
             self._metrics.waiting.set(self.waiting)
             self._metrics.suspended.set(self.suspended)
             await asyncio.sleep(pause)
@@ -349,10 +341,10 @@ class Controller:
     @property
     def _to_decide(self) -> bool:
         """Whether admission has anything to decide."""
-        return bool(self._waiting) or (self.admission.policy.watches and bool(self._sessions))
+        return bool(self._waiting) or (self.admission_decider.policy.watches and bool(self._sessions))
 
     async def _decide_admissions(self) -> None:
-        decider, policy = self.admission, self.admission.policy
+        decider, policy = self.admission_decider, self.admission_decider.policy
         if not policy.holds:
             await self._admit_by_dispatch()
             return
@@ -361,11 +353,13 @@ class Controller:
         view = self.snapshots.build(s for s in self._sessions.values() if s.id not in self._waiting)
         candidates = self.snapshots.candidates([one.session for one in waiting], view.cluster, excludes)
         memory, ended = policy.memory(), list(self._ended)
-        decisions = await decider.decide(view.cluster, candidates, view.running, ended, most_s=_LEAST_TO_DECIDE_S)
+        decisions = await decider.decide(
+            view.cluster, candidates, view.running, ended, timeout_s=self._tuning.decision_s
+        )
         for _ in ended:
             self._ended.popleft()
         self.log.admissions(self.preset, policy, memory, ended, view, candidates, decisions)
-        if decider is not self.admission:  # the preset was switched meanwhile
+        if decider is not self.admission_decider:  # the preset was switched meanwhile
             return
         for decision in decisions:
             self._metrics.admissions.labels(decision.kind).inc()
@@ -383,7 +377,7 @@ class Controller:
         self._admit(one, instance)
 
     def _admit(self, one: _Waiting, instance: Instance) -> None:
-        if self._waiting.get(one.session.id) is not one:  # it has left while the policy decided
+        if self._waiting.get(one.session.id) is not one:  # it has ended while the policy decided
             return
         del self._waiting[one.session.id]
         one.session.destination = instance
@@ -444,14 +438,14 @@ class Controller:
         avoids_oom = self._policy.avoids_oom
         if avoids_oom:
             # They run again where there is room, not where there was none.
-            for session in (s for s in view.preempted if s.not_movable() is None):
+            for session in (s for s in view.preempted if s.unmovable_reason() is None):
                 self._spawn(self._suspend(session, "preempted"))
         oom_avoidance = OomAvoidanceSettings(lookahead_s=2.0 * self._config.period_s + view.cluster.stall_s)
         # Only where suspension is part of the preset: the others are what they are compared as.
         oom_actions = avoid_oom(view.cluster, oom_avoidance, view.running) if avoids_oom else []
-        preset, decider = self.preset, self.decider
+        preset, decider = self.preset, self.rebalance_decider
         asked, failed = await self._ask(decider, view)
-        if decider is not self.decider:  # another preset was put in force meanwhile
+        if decider is not self.rebalance_decider:  # another preset was put in force meanwhile
             return "kept"
         moves = exclude_conflicts(asked, oom_actions)
         self.log.moves(preset, view, decider.policy, oom_avoidance if avoids_oom else None, oom_actions, moves, failed)
@@ -463,7 +457,7 @@ class Controller:
             else:
                 self._order(session, view.instances[one.target], f"out-of-memory avoidance: {one.reason}", "avoid_oom")
         for move in moves:
-            self._order_move(view, move)
+            self._order_decided(view, move)
         return "failed" if failed else "moved" if moves or oom_actions else "kept"
 
     async def _ask(
@@ -471,28 +465,28 @@ class Controller:
     ) -> tuple[list[MigrationDecision], str | None]:
         """Return the moves of the policy, and how it failed, if it did; out-of-memory avoidance goes on then (I7)."""
         try:
-            most_s = max(self._config.period_s, _LEAST_TO_DECIDE_S)
-            return await decider.decide(view.cluster, most_s=most_s), None
+            timeout_s = max(self._config.period_s, self._tuning.decision_s)
+            return await decider.decide(view.cluster, timeout_s=timeout_s), None
         except DecisionError as error:
             decider.record_fault(error)
             self._metrics.faults.labels("rebalance").inc()
             return [], error.kind
 
-    def _order_move(self, view: ClusterSnapshot, move: MigrationDecision) -> None:
+    def _order_decided(self, view: ClusterSnapshot, move: MigrationDecision) -> None:
         session, target = view.sessions[move.request], view.instances[move.target]
         self._order(session, target, f"{self.preset}: {move.reason}", self.preset)
 
     def _order(self, session: Session, target: Instance, reason: str, trigger: str) -> None:
-        logger.info("move %s to %s: %s", session.id, target.name, reason)
-        self._ordered.append(self._spawn(self._attempt(session, target, reason, trigger)))
+        logger.info("migrate %s to %s: %s", session.id, target.name, reason)
+        self._ordered.append(self._spawn(self._try_to_migrate(session, target, reason, trigger)))
 
-    async def _attempt(self, session: Session, target: Instance, reason: str, trigger: str) -> None:
+    async def _try_to_migrate(self, session: Session, target: Instance, reason: str, trigger: str) -> None:
         try:
-            await self._move(session, target, reason, trigger)
+            await self._migrate(session, target, reason, trigger)
         except Exception as error:  # the policy saw an older state, or the move met a fault: the request goes on
-            logger.info("did not move %s: %s", session.id, error)
+            logger.info("did not migrate %s: %s", session.id, error)
 
 
-def _queue(instance: Instance) -> int:
+def _queue_length(instance: Instance) -> int:
     load = instance.state.telemetry
     return load.running + load.waiting if load else 0

@@ -35,19 +35,19 @@ class Decider(Generic[P, Answer]):
         self._answered = threading.Event()  # the thread itself ends a little later
         self._answered.set()
 
-    async def decide(self, *arguments: Any, most_s: float) -> Answer:
+    async def decide(self, *arguments: Any, timeout_s: float) -> Answer:
         """Return what the policy decides.
 
         Raises
         ------
         DecisionError
-            The policy failed, its answer is not valid, or it took longer than `most_s` seconds; a late answer is
+            The policy failed, its answer is not valid, or it took longer than `timeout_s` seconds; a late answer is
             dropped.
         """
         if self.policy.quick:
             return self._ask(self.policy, *arguments)
         if not self._answered.is_set():
-            raise self._late("has not answered yet", most_s)
+            raise self._late("has not answered yet", timeout_s)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Answer] = loop.create_future()
 
@@ -73,13 +73,13 @@ class Decider(Generic[P, Answer]):
         self._thread = threading.Thread(target=work, name=f"{self.policy.part} policy", daemon=True)
         self._thread.start()
         try:
-            async with asyncio.timeout(most_s):
+            async with asyncio.timeout(timeout_s):
                 return await answer
         except TimeoutError:
-            raise self._late(f"took longer than {most_s:g} s", most_s) from None
+            raise self._late(f"took longer than {timeout_s:g} s", timeout_s) from None
 
-    def _late(self, message: str, most_s: float) -> DecisionError:
-        message = f"{message}: it must decide within {most_s:g} s"
+    def _late(self, message: str, timeout_s: float) -> DecisionError:
+        message = f"{message}: it must decide within {timeout_s:g} s"
         return DecisionError(self.policy.name, "late", message, self.policy.part)
 
     def record_fault(self, error: DecisionError) -> None:

@@ -1,4 +1,4 @@
-"""Emptying instances that drain: what can move is moved, a few at a time; at the deadline the rest is aborted there.
+"""Draining instances: requests that can move are moved, a few at a time; at the deadline the others are aborted there.
 
 Each gateway moves its own requests, also where another one has ordered the drain: the instance reports it to every
 gateway, deadline included.
@@ -17,16 +17,12 @@ from ares.gateway.records.metrics import Metrics
 from ares.gateway.session.handover import MigrationRecord, NotMovableError
 from ares.gateway.session.precopy import WantedMode
 from ares.gateway.session.session import Session
+from ares.gateway.tuning import DEFAULT, Tuning
 from ares.policy.transfer import PRE_COPY
 
 logger = logging.getLogger(__name__)
 
 DRAIN = "drain"
-_PERIOD_S = 0.1
-# Moves off one instance at a time: all at once would stall each other and flood the targets.
-_AT_ONCE = 4
-# A session that could not be moved is tried again after this long.
-_RETRY_S = 1.0
 
 
 class _Gateway(Protocol):
@@ -55,12 +51,20 @@ class Drainer:
         Knows the instances and the sessions, and moves them.
     spawn
         Runs a coroutine in the background of the gateway.
+    tuning
+        The gateway's times and limits.
     """
 
-    def __init__(self, gateway: _Gateway, spawn: Callable[[Coroutine[Any, Any, Any]], object]) -> None:
+    def __init__(
+        self,
+        gateway: _Gateway,
+        spawn: Callable[[Coroutine[Any, Any, Any]], object],
+        tuning: Tuning = DEFAULT,
+    ) -> None:
         self._gateway = gateway
+        self._tuning = tuning
         self._spawn = spawn
-        # When requests were last told to leave.
+        # When requests were last aborted there.
         self._evicted_at: dict[Instance, float] = {}
         # By the session's id: where it is moved from, and when a move was tried last.
         self._moving: dict[str, Instance] = {}
@@ -83,12 +87,12 @@ class Drainer:
     async def run(self) -> None:
         """Empty the instances that drain, until cancelled."""
         while True:
-            await asyncio.sleep(_PERIOD_S)
+            await asyncio.sleep(self._tuning.drain_period_s)
             for instance in self._gateway.pool.instances:
                 if instance.state.draining:
                     try:
                         self._empty(instance)
-                    except Exception:  # this attempt is lost, never the service (I7)
+                    except Exception:  # only this attempt fails, not the service (I7)
                         logger.exception("cannot empty %s", instance.name)
                         self._gateway.metrics.faults.labels(DRAIN).inc()
                 else:
@@ -102,27 +106,27 @@ class Drainer:
         if instance.state.drain_deadline is not None and now > instance.state.drain_deadline:
             self._evict(instance, now)
             return
-        room = _AT_ONCE - sum(1 for source in self._moving.values() if source is instance)
-        self._tried = {name: at for name, at in self._tried.items() if now - at < _RETRY_S}
+        room = self._tuning.drain_moves - sum(1 for source in self._moving.values() if source is instance)
+        self._tried = {name: at for name, at in self._tried.items() if now - at < self._tuning.drain_retry_s}
         for session in self._on(instance):
             if room <= 0:
                 return
             known = session.id in self._moving or session.id in self._tried
-            if not known and session.not_movable() is None:
+            if not known and session.unmovable_reason() is None:
                 room -= 1
                 self._moving[session.id] = instance
-                self._spawn(self._move(session, instance))
+                self._spawn(self._try_to_migrate(session, instance))
 
     def _evict(self, instance: Instance, now: float) -> None:
-        """Let our requests leave, and again and again those that have come since."""
-        if now - self._evicted_at.get(instance, float("-inf")) < _RETRY_S:
+        """Abort our requests there, and again those that have come since."""
+        if now - self._evicted_at.get(instance, float("-inf")) < self._tuning.drain_retry_s:
             return
         self._evicted_at[instance] = now
         for session in self._on(instance):
             logger.info("%s leaves %s at the deadline", session.id, instance.name)
             session.leave(instance)
 
-    async def _move(self, session: Session, source: Instance) -> None:
+    async def _try_to_migrate(self, session: Session, source: Instance) -> None:
         outcome = "no room elsewhere"
         try:
             if (target := await self._target(session)) is not None:
@@ -136,9 +140,9 @@ class Drainer:
             logger.info("drain of %s: %s: %s", source.name, session.id, outcome)
 
     async def _target(self, session: Session) -> Instance | None:
-        """Return where dispatch would place it, of the instances that have room for it."""
+        """Return the instance that dispatch chooses, of those that have room for it; None where none has."""
         refused: set[str] = set()
-        while (target := await self._gateway.controller.elsewhere(session, refused)) is not None:
+        while (target := await self._gateway.controller.choose_decode(session, refused)) is not None:
             if self._gateway.takes(session, target):
                 return target
             if target.name in refused:

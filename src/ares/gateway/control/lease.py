@@ -1,4 +1,4 @@
-"""The lease on deciding moves: of several gateways before one pool, one at a time has it.
+"""The lease on deciding moves: of several gateways in front of one pool, one at a time has it.
 
 Each gateway can move its own sessions only, so the gateways take turns: the one with the lease looks at the whole pool,
 decides, waits until its moves have ended, so that the next one sees their results, and gives the lease back. No other
@@ -14,24 +14,20 @@ from collections.abc import Iterable
 from typing import Any
 
 from ares.gateway.pool.pool import Pool
+from ares.gateway.tuning import DEFAULT, Tuning
 
-# A gateway that dies within its turn loses the lease after this long, if its connections do not break before.
-_TTL_S = 3.0
-# Moves that have not ended by then are not waited for.
-_TURN_S = 2.0
-_ANSWER_S = 0.5
-# Between two attempts, at random, so that two do not go on taking a half each.
-_PAUSE_S = (0.03, 0.12)
+# Between two attempts, at random, so that two gateways do not keep taking half of the instances each.
+_RETRY_PAUSE_S = (0.03, 0.12)
 
 
 class Lease:
-    """One gateway's view of it.
+    """The lease, as one gateway sees it.
 
     Parameters
     ----------
     pool
         Its decode instances keep the lease.
-    name
+    name, tuning
         The gateway's.
 
     Attributes
@@ -42,11 +38,12 @@ class Lease:
         Periods in a row without a turn.
     """
 
-    def __init__(self, pool: Pool, name: str) -> None:
+    def __init__(self, pool: Pool, name: str, tuning: Tuning = DEFAULT) -> None:
         self.name = name
         self.holder = ""
         self.missed = 0
         self._pool = pool
+        self._tuning = tuning
         self._turn = 0
         self._since: float | None = None
         self._moves: set[asyncio.Task[Any]] = set()
@@ -58,7 +55,7 @@ class Lease:
         while not await self._granted():
             self._since = None
             await self._end()  # the parts that were granted would block others
-            pause_s = random.uniform(*_PAUSE_S)  # noqa: S311 - no secret
+            pause_s = random.uniform(*_RETRY_PAUSE_S)  # noqa: S311 - no secret
             if time.monotonic() + pause_s > until:
                 self.missed += 1
                 return False
@@ -74,7 +71,7 @@ class Lease:
             return
         self._moves.update(moves)
         if self._moves:
-            await asyncio.wait(self._moves, timeout=max(0.0, since + _TURN_S - time.monotonic()))
+            await asyncio.wait(self._moves, timeout=max(0.0, since + self._tuning.lease_turn_s - time.monotonic()))
         if self._turn == turn:
             self._since = None
             self._moves.clear()
@@ -84,7 +81,8 @@ class Lease:
         heard = [i for i in self._pool.decode() if i.health.healthy]
         # Instances of an earlier version count as granting: their gateways all decide for themselves.
         keepers = [i for i in heard if i.state.hello is not None and i.state.hello.leases]
-        answers = await asyncio.gather(*(i.control.lease(self.name, _TTL_S, _ANSWER_S) for i in keepers))
+        ttl_s, answer_s = self._tuning.lease_ttl_s, self._tuning.lease_answer_s
+        answers = await asyncio.gather(*(i.control.lease(self.name, ttl_s, answer_s) for i in keepers))
         self.holder = next((a.holder for a in answers if a is not None and not a.granted), "")
         silent = answers.count(None)
         return not self.holder and (2 * silent < len(heard) or not heard)

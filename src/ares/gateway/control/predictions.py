@@ -23,7 +23,7 @@ def plausible(quantiles: tuple[float, float, float]) -> bool:
     )
 
 
-def predicted(load: messages.Telemetry) -> float | None:
+def predicted_remaining(load: messages.Telemetry) -> float | None:
     """Return the tokens that an instance's requests are expected to generate yet: the sum of their medians.
 
     None where it predicts nothing, or nothing finite.
@@ -33,9 +33,9 @@ def predicted(load: messages.Telemetry) -> float | None:
 
 
 def predicted_peak(load: messages.Telemetry) -> float | None:
-    """Return the most tokens that an instance will hold at once if nothing joins it and the medians come true.
+    """Return the most tokens that an instance will have in KV at once if nothing joins it and the medians come true.
 
-    A request with n tokens of which p remain holds n + k after k steps while k < p, and none after; a request without a
+    A request with n tokens of which p remain has n + k after k steps while k < p, and none after; a request without a
     prediction counts with n throughout. None where nothing is predicted, or nothing finite.
     """
     known = [(row.remaining[1], row.resident) for row in load.rows if row.remaining is not None]

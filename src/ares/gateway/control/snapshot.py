@@ -84,7 +84,7 @@ class SnapshotBuilder:
         shown: list[Session] = []
         preempted: list[Session] = []
         restored = self._pool.restored_by_all
-        location, resident, movable, placed, remaining = [], [], [], [], []
+        location, resident, movable, commanded, remaining = [], [], [], [], []
         for session in sessions:
             if session.incoming is not None and (target := index.get(id(session.incoming))) is not None:
                 promised[target] += in_blocks(session.tokens, block)
@@ -99,10 +99,10 @@ class SnapshotBuilder:
             if row is not None and row.state == "waiting" and row.output:
                 preempted.append(session)
             cooled = not session.moved_at or now - session.moved_at > self.cooldown_s
-            can_move = cooled and session.sampling.needs <= restored and session.not_movable() is None
-            rests = now < session.rests_until
-            movable.append(can_move and not rests)
-            placed.append(can_move and rests)
+            can_move = cooled and session.sampling.needs <= restored and session.unmovable_reason() is None
+            stays = now < session.commanded_until
+            movable.append(can_move and not stays)
+            commanded.append(can_move and stays)
             remaining.append(self.remaining(session, row))
         others: list[messages.Row] = []
         for n, left in enumerate(rows):
@@ -114,7 +114,7 @@ class SnapshotBuilder:
                     location.append(n)
                     resident.append(row.resident)
         movable += [False] * len(others)
-        placed += [False] * len(others)
+        commanded += [False] * len(others)
         remaining += [self._remaining_elsewhere(row) for row in others]
         fitted = [i.state.step_time.coefficients for i in instances]
         known = [one for one in fitted if one is not None]
@@ -137,7 +137,7 @@ class SnapshotBuilder:
             transfer_bytes_s=self.transfer_time.tokens_per_s or 1e6,
             token_bytes=1.0,  # transfers are counted in tokens
             block_tokens=block,
-            placed=np.array(placed, dtype=np.bool_) if any(placed) else None,
+            commanded=np.array(commanded, dtype=np.bool_) if any(commanded) else None,
             stall_s=_UNKNOWN_STALL_S if self.transfer_time.pause_s is None else self.transfer_time.pause_s,
         )
         running = self._progress(shown, cluster, now, others)
@@ -207,6 +207,10 @@ class SnapshotBuilder:
         low, middle, high = (min(max(q, 1.0), limit) for q in self.lengths.remaining(len(session.emitted)))
         return low, middle, high
 
+    def median_remaining(self, session: Session) -> float:
+        """Return the median of what a session that no instance reports will still generate."""
+        return self.remaining(session, None)[1]
+
     def _remaining_elsewhere(self, row: messages.Row) -> Quantiles:
         """Return quantiles of what a request of another gateway will still generate."""
         if row.remaining is not None and plausible(row.remaining):
@@ -217,10 +221,10 @@ class SnapshotBuilder:
         self, sessions: list[Session], cluster: Cluster, now: float, others: Collection[messages.Row] = ()
     ) -> Progress:
         """Return the progress of sessions, followed by requests of other gateways, never suspended from here."""
-        usual = _UNKNOWN_TPOT_S
+        default_tpot_s = _UNKNOWN_TPOT_S
         if cluster.step_base_s is not None and cluster.step_token_s is not None:
             full = cluster.step_base_s + cluster.step_token_s * cluster.capacity_tokens
-            usual = _RELATIVE_TPOT * float(full.max())
+            default_tpot_s = _RELATIVE_TPOT * float(full.max())
         other_count = len(others)
         nan = float("nan")
         return Progress(
@@ -232,7 +236,8 @@ class SnapshotBuilder:
             ),
             ttft_s=np.array([s.objective.ttft_s for s in sessions] + [ORDINARY.ttft_s] * other_count),
             tpot_s=np.array(
-                [usual if s.objective.tpot_s is None else s.objective.tpot_s for s in sessions] + [usual] * other_count
+                [default_tpot_s if s.objective.tpot_s is None else s.objective.tpot_s for s in sessions]
+                + [default_tpot_s] * other_count
             ),
             gap_s=np.array([s.objective.gap_s for s in sessions] + [np.inf] * other_count),
             longest_gap_s=np.array([s.output.longest_gap_s for s in sessions] + [0.0] * other_count),
@@ -241,7 +246,7 @@ class SnapshotBuilder:
 
 
 def in_blocks(tokens: int, block: int) -> int:
-    """Return the tokens of the KV blocks that a session with so many tokens holds, the next token included."""
+    """Return the tokens that fit the KV blocks allocated for a session with so many tokens, the next token included."""
     return -(-(tokens + 1) // block) * block if tokens else 0
 
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from ares.gateway.control.controller import prepare
-from ares.gateway.control.predictions import plausible, predicted, predicted_peak, rows_by_key
+from ares.gateway.control.predictions import plausible, predicted_peak, predicted_remaining, rows_by_key
 from ares.gateway.http.access import bearer, foreign_origin, matches, unknown_key
 from ares.gateway.http.request_ids import resolve
 from ares.gateway.http.schema import errors
@@ -170,7 +170,7 @@ async def switch(body: PresetRequest, request: Request) -> dict[str, Any]:
     gateway: Gateway = request.app.state.gateway
     try:
         # It may have to be compiled: streams go on meanwhile.
-        await asyncio.to_thread(prepare, gateway.controller.find(body.preset))
+        await asyncio.to_thread(prepare, gateway.controller.find_preset(body.preset))
         gateway.controller.use_preset(body.preset)
     except ValueError as error:
         raise AdminError(400, str(error), "unknown_preset") from error
@@ -214,7 +214,7 @@ def _instance(instance: Instance, sessions: int, left: int | None) -> dict[str, 
             "running": load.running,
             "waiting": load.waiting,
             "resident_tokens": sum(r.resident for r in load.rows),
-            "predicted_remaining_tokens": predicted(load),
+            "predicted_remaining_tokens": predicted_remaining(load),
             "predicted_peak_tokens": predicted_peak(load),
             "capacity_tokens": instance.state.capacity_tokens,
             "kv_blocks_used": load.kv_blocks_used,
@@ -236,7 +236,7 @@ def _instance(instance: Instance, sessions: int, left: int | None) -> dict[str, 
 
 
 def _request(session: Session, row: messages.Row | None) -> dict[str, Any]:
-    why = session.not_movable()
+    why = session.unmovable_reason()
     predicted = row.remaining if row is not None else None
     usable = predicted is not None and plausible(predicted)
     low, middle, high = predicted if predicted is not None and usable else (None, None, None)

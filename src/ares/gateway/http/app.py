@@ -22,9 +22,10 @@ from ares.gateway.pool.instance import NoInstanceError
 from ares.gateway.records import gauges
 from ares.gateway.service import Gateway
 from ares.gateway.shutdown import ShuttingDownError
+from ares.gateway.tuning import DEFAULT, Tuning
 
 
-def build(config: GatewayConfig, folder: Path) -> FastAPI:
+def build(config: GatewayConfig, folder: Path, tuning: Tuning = DEFAULT) -> FastAPI:
     """Make the application of one gateway; it connects to its instances when it starts.
 
     Parameters
@@ -33,8 +34,10 @@ def build(config: GatewayConfig, folder: Path) -> FastAPI:
         The resolved configuration.
     folder
         Folder of the served model, for its tokenizer.
+    tuning
+        Times and limits that are no settings.
     """
-    gateway = Gateway(config, folder)
+    gateway = Gateway(config, folder, tuning)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -82,12 +85,12 @@ def _observability(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """Say that the gateway is alive."""
+        """Answer that the gateway is alive."""
         return {"status": "ok"}
 
     @app.get("/ready", responses={503: {"model": ErrorReply, "description": "No decode instance is ready."}})
     async def ready() -> JSONResponse:
-        """Say whether new requests are taken, and there is an instance to serve them on."""
+        """Answer whether the gateway takes new requests and has an instance to decode them on."""
         if gateway.shutdown.begun:
             return error(503, "the gateway is shutting down", code=ShuttingDownError.code)
         if gateway.pool.ready:
@@ -105,5 +108,5 @@ def _observability(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Return Prometheus metrics."""
-        gauges.show(gateway.metrics, gateway.pool.instances)
+        gauges.update(gateway.metrics, gateway.pool.instances)
         return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)

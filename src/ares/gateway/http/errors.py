@@ -86,9 +86,9 @@ async def _http(request: Request, failure: Exception) -> JSONResponse:
 
 
 async def _generation(request: Request, failure: Exception) -> JSONResponse:
-    status, message = completions.failed(failure)
+    status, message, code = completions.describe_failure(failure)
     later = {"Retry-After": str(request.app.state.gateway.retry_after_s)}
-    return error(status, message, code=completions.code(failure), headers=later if status == 503 else None)
+    return error(status, message, code=code, headers=later if status == 503 else None)
 
 
 def _not_json(request: Request) -> str | None:

@@ -2,7 +2,7 @@
 
 An event `snapshot` is what `/admin/v1/status` returns, with the requests as columns and without the moves. An event
 `moves` has the moves that have ended since the one before, oldest first; the first one, the last 200. Every event is
-self-contained: a reader that was away, or too slow, goes on with the next.
+complete in itself: a reader that was away, or too slow, continues with the next.
 """
 
 import asyncio
@@ -25,11 +25,6 @@ from ares.gateway.session.handover import MigrationRecord
 
 logger = logging.getLogger(__name__)
 
-_PERIOD_S = 1.0
-# Of more requests than this the largest are sent, so that an event stays below a megabyte.
-_MAXIMUM_REQUESTS = 4000
-_REMEMBERED_MOVES = 200
-
 router = APIRouter(prefix="/admin/v1", dependencies=[Depends(allowed)], responses=errors(401, 403))
 
 
@@ -45,13 +40,14 @@ class Feed:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._tuning = gateway.tuning
         self._viewers = 0
         self._clock: asyncio.Task[None] | None = None
         self._ticked = asyncio.Condition()
         self._closed = False
         self._number = 0
         self._snapshot = b""
-        self._moves: deque[tuple[int, bytes]] = deque(maxlen=_REMEMBERED_MOVES)
+        self._moves: deque[tuple[int, bytes]] = deque(maxlen=self._tuning.feed_moves)
         self._last_move: MigrationRecord | None = None
 
     async def follow(self, write: Write) -> None:
@@ -91,14 +87,14 @@ class Feed:
                 logger.exception("no status for the viewers")
             async with self._ticked:
                 self._ticked.notify_all()
-            await asyncio.sleep(_PERIOD_S)
+            await asyncio.sleep(self._tuning.feed_period_s)
 
     def _make(self) -> None:
         status = snapshot(self._gateway)
         requests: list[dict[str, Any]] = status.pop("requests")
         total = len(requests)
-        if total > _MAXIMUM_REQUESTS:
-            requests = heapq.nlargest(_MAXIMUM_REQUESTS, requests, key=lambda r: r["resident_tokens"])
+        if total > self._tuning.feed_requests:
+            requests = heapq.nlargest(self._tuning.feed_requests, requests, key=lambda r: r["resident_tokens"])
         status |= {
             "version": __version__,
             "model": self._gateway.config.model,
@@ -112,7 +108,7 @@ class Feed:
     def _new_moves(self) -> list[MigrationRecord]:
         """Return the moves that have ended since the last event, the oldest first."""
         newest_first = itertools.takewhile(lambda move: move is not self._last_move, reversed(self._gateway.migrations))
-        new = list(itertools.islice(newest_first, _REMEMBERED_MOVES))[::-1]
+        new = list(itertools.islice(newest_first, self._tuning.feed_moves))[::-1]
         if new:
             self._last_move = new[-1]
         return new

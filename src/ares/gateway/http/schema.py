@@ -84,11 +84,11 @@ _MEANINGS = {
     401: "No key, or a wrong one.",
     403: "The admin routes answer to loopback only, where they have no key.",
     404: "There is no such model, request or instance.",
-    409: "It cannot be done now.",
+    409: "The instance or the request is not in a state for it now.",
     413: "The body is too large.",
-    429: "Too many sequences of this key run already, or would; `Retry-After` says when to come again.",
+    429: "Too many sequences of this key run already, or would; `Retry-After` is when to try again.",
     502: "The instance failed the request.",
-    503: "No instance can take it; `Retry-After` says when to come again.",
+    503: "No instance can take it; `Retry-After` is when to try again.",
 }
 # The schema of one event, as OpenAPI before 3.2 has it.
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}

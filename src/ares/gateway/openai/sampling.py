@@ -33,7 +33,7 @@ class Sampling:
         """Whether an instance restores its state from the output so far (engine/connector/resume_output.py)."""
         return bool(self.needs)
 
-    def prefill(self, key: str, prompt: list[int], emitted: list[int]) -> dict[str, Any]:
+    def prefill_request(self, key: str, prompt: list[int], emitted: list[int]) -> dict[str, Any]:
         """Return the request that computes all tokens so far and one more, and keeps the KV for a decode instance."""
         minimum = min(1, max(0, self.minimum_tokens - len(emitted)))
         parameters = {**self.parameters, "max_tokens": 1, "min_tokens": minimum}
@@ -45,7 +45,7 @@ class Sampling:
                 parameters = {"max_tokens": 1, "temperature": 0.0}
         return _body(key, prompt + emitted, parameters, {**params, **self._output(emitted)})
 
-    def decode(
+    def decode_request(
         self, key: str, prompt: list[int], emitted: list[int], transfer: dict[str, Any] | None, priority: int = 0
     ) -> dict[str, Any]:
         """Return the request that goes on after `emitted`; `transfer` says where the KV is, None computes it.
@@ -67,8 +67,8 @@ class Sampling:
         }
 
 
-def bring_ahead(key: str, tokens: list[int], transfer: dict[str, Any]) -> dict[str, Any]:
-    """Return the request that brings the KV of all `tokens` but the last to an instance, and generates for nobody."""
+def precopy_request(key: str, tokens: list[int], transfer: dict[str, Any]) -> dict[str, Any]:
+    """Return the request that pulls the KV of all `tokens` but the last; its one output token is not used."""
     return _body(key, tokens, {"max_tokens": 1, "temperature": 0.0}, {**transfer, fields.PRECOPY: True})
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from ares.models.resolve import ModelError
+from ares.models.cache import ModelError
 
 
 @dataclass(frozen=True, slots=True)

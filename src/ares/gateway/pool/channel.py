@@ -50,7 +50,7 @@ def watched(address: str, key: ControlKey | None) -> tuple[zmq.asyncio.Socket, "
 
 
 class Handshake:
-    """How far the connection of a socket has come, for when nothing is heard."""
+    """How far the connection of a socket has come, for when nothing comes over it."""
 
     def __init__(self, socket: zmq.asyncio.Socket) -> None:
         self._socket = socket
@@ -59,7 +59,7 @@ class Handshake:
         self._monitor: zmq.Socket[bytes] = zmq.Socket.shadow(socket.get_monitor_socket(events).underlying)
 
     def failure(self, *, has_key: bool) -> str:
-        """Say why nothing is heard, and what to do.
+        """Return why nothing has come, and what to do.
 
         Parameters
         ----------
@@ -70,7 +70,7 @@ class Handshake:
         while self._monitor.poll(0):
             seen |= recv_monitor_message(self._monitor)["event"]
         if seen & zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            return "is open, and nothing comes; see the instance's own log"
+            return "is open, but nothing comes; see the instance's own log"
         if not seen & zmq.EVENT_CONNECTED:
             return "cannot be reached; open that port to the gateway, or start the instance with another --host"
         if not seen & rpc.HANDSHAKE_REFUSED:
@@ -81,6 +81,6 @@ class Handshake:
         return f"has another control key than this gateway, or none; give both the same {_GIVE_KEY}"
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._socket.disable_monitor()
         self._monitor.close(0)

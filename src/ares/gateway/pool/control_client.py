@@ -8,17 +8,22 @@ from typing import Any
 import zmq
 import zmq.asyncio
 
+from ares.gateway.tuning import DEFAULT
 from ares.protocol import messages, rpc
 from ares.protocol.fields import CutOutcome
 
-# So many reports that have not been asked for yet are kept.
-_REMEMBERED = 1024
-
 
 class ControlClient:
-    """Sends commands to one instance; without a connection they are dropped, and calls time out."""
+    """Sends commands to one instance; without a connection they are dropped, and calls time out.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    kept_reports
+        How many reports of a kind are kept until they are asked for.
+    """
+
+    def __init__(self, kept_reports: int = DEFAULT.kept_reports) -> None:
+        self._kept_reports = kept_reports
         self._socket: zmq.asyncio.Socket | None = None
         self._call_numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Any]] = {}
@@ -79,7 +84,7 @@ class ControlClient:
         await self._send(messages.Lease(next(self._call_numbers), holder, 0.0))
 
     async def release(self, key: str) -> None:
-        """Tell the instance that the KV of request `key` will not be pulled."""
+        """Let the instance free the KV of request `key`: it will not be pulled."""
         await self._send(messages.Release(key))
 
     async def drain(self, deadline_s: float) -> None:
@@ -91,7 +96,7 @@ class ControlClient:
         await self._send(messages.Drain(False))
 
     async def connect_peers(self, peers: list[messages.Peer]) -> None:
-        """Ask the instance to shake hands with peers before a request needs it."""
+        """Let the instance do the NIXL handshake with peers before a request needs it."""
         await self._send(messages.Connect(peers))
 
     async def send(self, body: bytes) -> None:
@@ -137,14 +142,14 @@ class ControlClient:
         """Take the report that KV has arrived."""
         waiting = self._awaited_pulls.get(event.key)
         if waiting is None:
-            # It may come before it is asked for; most are never asked for.
-            _remember(self._finished_pulls, event.key, event)
+            # It may come before `kv_received` is called; for most requests it never is.
+            self._keep(self._finished_pulls, event.key, event)
         elif not waiting.done():
             waiting.set_result(event)
 
     async def on_predicted(self, event: messages.Predicted) -> None:
         """Take the prediction of a request that the instance prefills."""
-        _remember(self._predictions, event.key, event.remaining)
+        self._keep(self._predictions, event.key, event.remaining)
 
     async def _call(self, call: int, command: messages.Command, timeout_s: float) -> Any:
         future = self._calls[call] = asyncio.get_running_loop().create_future()
@@ -157,9 +162,8 @@ class ControlClient:
     async def _send(self, command: messages.Command) -> None:
         await self.send(rpc.encode(command))
 
-
-def _remember(known: dict[str, Any], key: str, value: Any) -> None:
-    """Keep the newest."""
-    known[key] = value
-    if len(known) > _REMEMBERED:
-        del known[next(iter(known))]
+    def _keep(self, reports: dict[str, Any], key: str, report: Any) -> None:
+        """Keep a report, and drop the oldest where there are too many."""
+        reports[key] = report
+        if len(reports) > self._kept_reports:
+            del reports[next(iter(reports))]

@@ -75,7 +75,7 @@ def _refusal(status: int) -> Unusable:
         return Unusable(Status.KEY_REFUSED, _KEY_REFUSED.format(status=status))
     if status >= 500:
         return Unusable(
-            Status.UNREACHABLE, f"it answers GET {INSTANCE_ROUTE} with {status}; its log, or its proxy's, says why"
+            Status.UNREACHABLE, f"it answers GET {INSTANCE_ROUTE} with {status}; see its log, or its proxy's"
         )
     return Unusable(
         Status.NOT_AN_INSTANCE,
@@ -156,5 +156,5 @@ class Discovery:
             lost = found.status is Status.UNREACHABLE and self._health.served
             # If it has served, the address is right, and it may start again by itself: no advice.
             cause = found.cause.partition(";")[0] if lost else found.cause
-            self._health.turn(name, Status.LOST if lost else found.status, cause)
+            self._health.set_status(name, Status.LOST if lost else found.status, cause)
         return None

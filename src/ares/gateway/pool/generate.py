@@ -9,16 +9,8 @@ import aiohttp
 import httptools
 import msgspec
 
+from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol.fields import GENERATE_ROUTE
-
-# A prefill of a long prompt behind others may take long; a decode stream may be silent while it waits for KV.
-_CONNECT_TIMEOUT_S = 5.0
-# Bytes; a stream with more unread ones pauses its engine.
-_MOST_UNREAD = 1 << 18
-# No healthy engine sends a larger reply; nothing may grow without limit in the gateway.
-_MOST_REPLY = 4 << 20
-# An engine merges what its reader has left waiting: thousands of tokens of 1.6 kB, with 20 log probabilities each.
-_MOST_EVENT = 16 << 20
 
 
 class EngineLostError(Exception):
@@ -90,12 +82,12 @@ async def whole_body(reply: aiohttp.ClientResponse, most: int) -> bytes:
     return b"".join(parts)
 
 
-def session(api_key: str | None = None) -> aiohttp.ClientSession:
+def http_client(api_key: str | None = None, tuning: Tuning = DEFAULT) -> aiohttp.ClientSession:
     """Make the HTTP client that a gateway uses; streams take only its key."""
     return aiohttp.ClientSession(
         headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=tuning.connect_s),
         auto_decompress=False,
     )
 
@@ -107,7 +99,8 @@ class Stream(asyncio.Protocol):
     work for the token. httptools parses HTTP; its callbacks are the public methods below.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tuning: Tuning = DEFAULT) -> None:
+        self._tuning = tuning
         self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport
@@ -136,8 +129,8 @@ class Stream(asyncio.Protocol):
         try:
             while data := await self._read():
                 *events, left = (left + data).split(b"\n\n")
-                if len(left) > _MOST_EVENT:
-                    raise ValueError(f"an event is larger than {_MOST_EVENT} bytes")
+                if len(left) > self._tuning.event_bytes:
+                    raise ValueError(f"an event is larger than {self._tuning.event_bytes} bytes")
                 batch = []
                 for event in events:
                     if event == b"data: [DONE]":
@@ -158,8 +151,8 @@ class Stream(asyncio.Protocol):
         parts, size = [], 0
         while data := await self._read():
             size += len(data)
-            if size > _MOST_REPLY:
-                raise EngineLostError(f"the reply is larger than {_MOST_REPLY} bytes")
+            if size > self._tuning.reply_bytes:
+                raise EngineLostError(f"the reply is larger than {self._tuning.reply_bytes} bytes")
             parts.append(data)
         return b"".join(parts).decode(errors="replace")
 
@@ -182,7 +175,7 @@ class Stream(asyncio.Protocol):
             await self._arrival
         data = b"".join(self._received)
         self._received.clear()
-        if self._unread > _MOST_UNREAD:
+        if self._unread > self._tuning.unread_bytes:
             self._transport.resume_reading()
         self._unread = 0
         return data
@@ -230,7 +223,7 @@ class Stream(asyncio.Protocol):
         self._received.append(body)
         before = self._unread
         self._unread += len(body)
-        if before <= _MOST_UNREAD < self._unread:
+        if before <= self._tuning.unread_bytes < self._unread:
             self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
@@ -241,8 +234,9 @@ class Stream(asyncio.Protocol):
 class EngineClient:
     """Token-level requests to one instance."""
 
-    def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
+    def __init__(self, http: aiohttp.ClientSession, url: str, tuning: Tuning = DEFAULT) -> None:
         self._http = http
+        self._tuning = tuning
         self._generate = url + GENERATE_ROUTE
         parts = urllib.parse.urlsplit(self._generate)
         self._tls = parts.scheme == "https" or None
@@ -256,9 +250,9 @@ class EngineClient:
         """Start a streaming generation; returns when the engine has accepted it."""
         data = _encode({**body, "stream": True})
         try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(self._tuning.connect_s):
                 _, stream = await asyncio.get_running_loop().create_connection(
-                    Stream, self._host, self._port, ssl=self._tls
+                    lambda: Stream(self._tuning), self._host, self._port, ssl=self._tls
                 )
         except OSError as error:  # a timeout is one too
             raise EngineLostError(f"no connection: {error!r}") from error
@@ -276,7 +270,7 @@ class EngineClient:
         """Run a generation to its end and return its tokens and vLLM's kv_transfer_params."""
         response = await self._post(body)
         try:
-            reply = _decode_reply(await whole_body(response, _MOST_REPLY))
+            reply = _decode_reply(await whole_body(response, self._tuning.reply_bytes))
             return reply.choices[0], reply.kv_transfer_params
         except (aiohttp.ClientError, OSError, IndexError, *_MALFORMED) as error:
             raise EngineLostError(f"the reply broke: {error!r}") from error
@@ -291,7 +285,7 @@ class EngineClient:
         if response.status == 200:
             return response
         try:
-            text = (await whole_body(response, _MOST_REPLY)).decode(errors="replace")
+            text = (await whole_body(response, self._tuning.reply_bytes)).decode(errors="replace")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise EngineLostError(f"the reply broke: {error!r}") from error
         finally:

@@ -1,4 +1,4 @@
-"""The health of an instance as the gateway sees it: when it was heard, and its status in a table of states."""
+"""The health of an instance as the gateway sees it: when it last reported, and its status in a table of states."""
 
 import logging
 import time
@@ -7,11 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from ares.gateway.pool.health_log import HealthLog
-
-# An instance is lost after so many telemetry intervals of silence, and so long: a large prefill holds its interpreter.
-_SILENT_INTERVALS = 20
-_SILENT_S = 3.0
-_FROZEN_S = 6.0
+from ares.gateway.tuning import DEFAULT, Tuning
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +32,7 @@ class _Meaning:
 class Status(Enum):
     """What is known of an instance. Only one that is `READY` gets new work."""
 
-    UNKNOWN = _Meaning("has not been heard yet", level=0)
+    UNKNOWN = _Meaning("has not reported yet", level=0)
     UNREACHABLE = _Meaning("cannot be reached")
     NOT_AN_INSTANCE = _Meaning("is not an ARES instance", returns=False)
     KEY_REFUSED = _Meaning("refuses this gateway's key", returns=False)
@@ -55,6 +51,8 @@ class Health:
     ----------
     interval_s
         Seconds between two reports of the instance.
+    tuning
+        The gateway's times and limits.
 
     Attributes
     ----------
@@ -70,20 +68,21 @@ class Health:
         Called when the status has changed.
     """
 
-    def __init__(self, interval_s: float = 0.0) -> None:
+    def __init__(self, interval_s: float = 0.0, tuning: Tuning = DEFAULT) -> None:
         self.status = Status.UNKNOWN
         self.why = Status.UNKNOWN.value.text
         self.served = False
         self.suspect = False
         self.on_change: Callable[[], None] = lambda: None
-        self._log = HealthLog()
+        self._log = HealthLog(tuning)
         self._interval_s = interval_s
+        self._tuning = tuning
         # Whether telemetry has come over the present connection.
         self._reports = False
         # The newest telemetry or greeting, the newest message of any kind, the newest answer over HTTP.
         self._report_at = self._message_at = self._answer_at = 0.0
 
-    # --- what is heard ---
+    # --- what comes from it ---
 
     def connected(self) -> None:
         """Note a new connection, over which nothing has come yet."""
@@ -134,17 +133,17 @@ class Health:
     @property
     def reachable(self) -> bool:
         """Whether it answers, even if its telemetry has stopped: serving does not depend on that (I7)."""
-        return self.healthy or time.monotonic() - self._answer_at < _SILENT_S
+        return self.healthy or time.monotonic() - self._answer_at < self._tuning.silent_s
 
     @property
     def frozen(self) -> bool:
         """Whether nothing has come from it for so long that its requests are better resumed elsewhere."""
-        return self._reports and time.monotonic() - self._message_at > _FROZEN_S
+        return self._reports and time.monotonic() - self._message_at > self._tuning.frozen_s
 
     @property
     def never_reported(self) -> bool:
         """Whether the present connection has brought no telemetry for too long."""
-        return not self._reports and time.monotonic() - self._report_at > _SILENT_S
+        return not self._reports and time.monotonic() - self._report_at > self._tuning.silent_s
 
     @property
     def only_answers(self) -> bool:
@@ -153,7 +152,7 @@ class Health:
 
     @property
     def _longest_silence_s(self) -> float:
-        return max(_SILENT_S, _SILENT_INTERVALS * self._interval_s)
+        return max(self._tuning.silent_s, self._tuning.silent_intervals * self._interval_s)
 
     # --- its status ---
 
@@ -162,7 +161,7 @@ class Health:
         """Whether it has been ready, and may be again without a change by the operator."""
         return self.served and self.status.value.returns
 
-    def turn(self, name: str, status: Status, cause: str = "") -> None:
+    def set_status(self, name: str, status: Status, cause: str = "") -> None:
         """Set the status; a change is logged.
 
         Parameters

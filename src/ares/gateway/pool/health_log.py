@@ -4,20 +4,19 @@ import asyncio
 import logging
 import time
 
-logger = logging.getLogger("ares.gateway.pool.instance")
+from ares.gateway.tuning import DEFAULT, Tuning
 
-# An instance that goes up and down all the time gets this many lines, and then one in so many seconds.
-_LINES = 10
-_SECONDS_A_LINE = 60.0
+logger = logging.getLogger("ares.gateway.pool.instance")
 
 
 class HealthLog:
     """The log lines of one instance: a token bucket, which writes the newest line when it may again."""
 
-    def __init__(self) -> None:
+    def __init__(self, tuning: Tuning = DEFAULT) -> None:
+        self._most_lines, self._line_s = float(tuning.health_log_lines), tuning.health_log_line_s
         self._level = logging.INFO
         self._line = ""
-        self._allowance = float(_LINES)
+        self._allowance = self._most_lines
         self._refilled_at = time.monotonic()
         self._omitted = 0
         self._later: asyncio.TimerHandle | None = None
@@ -38,11 +37,11 @@ class HealthLog:
 
     def _log(self) -> None:
         now = time.monotonic()
-        self._allowance = min(self._allowance + (now - self._refilled_at) / _SECONDS_A_LINE, float(_LINES))
+        self._allowance = min(self._allowance + (now - self._refilled_at) / self._line_s, self._most_lines)
         self._refilled_at = now
         if self._allowance < 1.0:
             self._omitted += 1
-            delay_s = (1.0 - self._allowance) * _SECONDS_A_LINE
+            delay_s = (1.0 - self._allowance) * self._line_s
             self._later = asyncio.get_running_loop().call_later(delay_s, self._log_later)
             return
         self._allowance -= 1.0

@@ -17,14 +17,12 @@ from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefu
 from ares.gateway.pool.health import Health, Status
 from ares.gateway.pool.state import InstanceState
 from ares.gateway.pool.subscription import Subscription
+from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol import messages, rpc
 from ares.protocol.keys import ControlKey
 
 logger = logging.getLogger(__name__)
 
-_RETRY_S = 0.5
-# How often a second URL of an instance is looked at: whether the first one still leads there.
-_DUPLICATE_RETRY_S = 2.0
 _RESTARTED = "it has restarted"
 
 
@@ -70,19 +68,21 @@ class Instance:
         control_key: ControlKey | None = None,
         gateway: str = "",
         served: Served | None = None,
+        tuning: Tuning = DEFAULT,
     ) -> None:
         self.url = url.rstrip("/")
         self.name = self.own_name = self.url
         self.role: messages.Role = "both"
-        self.engine = EngineClient(http, self.url)
-        self.control = ControlClient()
-        self.health = Health(interval_s)
+        self.engine = EngineClient(http, self.url, tuning)
+        self.control = ControlClient(tuning.kept_reports)
+        self.health = Health(interval_s, tuning)
         self.state = InstanceState()
         self.subscription = Subscription(gateway, interval_s)
         self._discovery = Discovery(self.url, http, served, self.health)
         # Boot id of the instance that is followed; empty while it is only looked for.
         self._following = ""
         self._control_key = control_key
+        self._tuning = tuning
         self._malformed = 0
         self._handlers: dict[type, Callable[[Any], Awaitable[None]]] = {
             messages.Hello: self._on_hello,
@@ -105,7 +105,7 @@ class Instance:
         return self.health.status is Status.DUPLICATE
 
     async def leads_to(self, boot: str) -> bool:
-        """Whether this URL leads to the instance with that boot id, which is heard."""
+        """Whether this URL leads to the instance with that boot id, and it reports."""
         health = self.health
         health.suspect = health.suspect and self._following == boot and not await self._discovery.answers()
         return self._following == boot and not health.suspect and not health.frozen
@@ -142,25 +142,25 @@ class Instance:
         while True:
             description = await self._describe()
             if description is None:
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(self._tuning.reconnect_s)
                 continue
             if (other := await claim(self, description)) is not None:
                 cause = f"{other.name} at {other.url} is the same instance; leave one of the two --worker out"
-                self._turn(Status.DUPLICATE, cause)
-                await asyncio.sleep(_DUPLICATE_RETRY_S)
+                self._set_status(Status.DUPLICATE, cause)
+                await asyncio.sleep(self._tuning.duplicate_check_s)
                 continue
             try:
                 await self._follow(description, on_hello)
             except zmq.ZMQError as error:
-                self._turn(Status.NO_TELEMETRY, f"{description.control_address}: {error}")
-                await asyncio.sleep(_RETRY_S)
+                self._set_status(Status.NO_TELEMETRY, f"{description.control_address}: {error}")
+                await asyncio.sleep(self._tuning.reconnect_s)
 
     @property
     def _log_name(self) -> str:
         return f"{self.name} ({self.url})" if self.name != self.url else self.url
 
-    def _turn(self, status: Status, cause: str = "") -> None:
-        self.health.turn(self._log_name, status, cause)
+    def _set_status(self, status: Status, cause: str = "") -> None:
+        self.health.set_status(self._log_name, status, cause)
 
     async def _describe(self) -> messages.Description | None:
         """Return its description of itself; None where it cannot be used, and then `health` knows why."""
@@ -169,7 +169,7 @@ class Instance:
         return found
 
     async def _follow(self, description: messages.Description, on_hello: OnHello) -> None:
-        """Subscribe and read until the instance is silent for good, which ends in a new look at its URL."""
+        """Subscribe and read until the connection is given up; then the URL is looked at anew."""
         socket, handshake = watched(description.control_address, self._control_key)
         self.control.attach(socket)
         self._following = description.boot
@@ -181,20 +181,20 @@ class Instance:
                     await self.control.send(heartbeat)
                 if self._following != description.boot:
                     return
-                if not await socket.poll(_RETRY_S * 1000):
+                if not await socket.poll(self._tuning.reconnect_s * 1000):
                     if self.health.never_reported:
                         cause = handshake.failure(has_key=self._control_key is not None)
-                        self._turn(Status.NO_TELEMETRY, f"{description.control_address} {cause}")
+                        self._set_status(Status.NO_TELEMETRY, f"{description.control_address} {cause}")
                         return
                     if not rpc.has_connection(socket):
                         return  # given up, after a message that was too large
                     continue
                 await self._receive(await socket.recv(), on_hello)
                 if self.state.hello is not None and self.state.hello.boot != description.boot:
-                    self._turn(Status.LOST, _RESTARTED)
+                    self._set_status(Status.LOST, _RESTARTED)
                     return  # on the same ports: its HTTP server comes up after its control channel
                 if self.health.healthy:
-                    self._turn(Status.DRAINING if self.state.draining else Status.READY)
+                    self._set_status(Status.DRAINING if self.state.draining else Status.READY)
         finally:
             self.control.detach()
             self.state.clear()
@@ -204,17 +204,17 @@ class Instance:
             socket.close()
 
     async def _restarted(self, description: messages.Description) -> bool:
-        """Find out why nothing is heard; return whether it has restarted."""
+        """Find out why it does not report; return whether it has restarted."""
         found = await self._describe()
         if found is None:
-            await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(self._tuning.reconnect_s)
             return False
         if found.boot != description.boot:
-            self._turn(Status.LOST, _RESTARTED)
+            self._set_status(Status.LOST, _RESTARTED)
             return True
         self.health.answered()
         if self.health.only_answers:
-            self._turn(Status.LOST, "it answers over HTTP, but not over its control channel")
+            self._set_status(Status.LOST, "it answers over HTTP, but not over its control channel")
         return False
 
     # --- its messages ---
@@ -225,7 +225,7 @@ class Instance:
             event = rpc.decode_event(body)
         except msgspec.DecodeError as error:
             self._malformed += 1
-            if self._malformed.bit_count() == 1:  # ever less often
+            if self._malformed.bit_count() == 1:  # 1, 2, 4, 8 ... of them
                 logger.warning("%s: dropped %d malformed messages: %s", self.name, self._malformed, error)
             return
         greeting = isinstance(event, messages.Hello)

@@ -13,13 +13,12 @@ import aiohttp
 from ares.gateway.pool.discovery import Served
 from ares.gateway.pool.health import Status
 from ares.gateway.pool.instance import Instance
+from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol import messages
 from ares.protocol.keys import ControlKey
 
 logger = logging.getLogger(__name__)
 
-# An instance that runs is heard within this long after the gateway's start.
-_FIRST_S = 3.0
 # More than so many instances are not named one by one.
 _MOST_NAMED = 5
 
@@ -41,6 +40,8 @@ class Pool:
         Name of the gateway, with which its keys begin.
     served
         The gateway's model; None uses instances of any.
+    tuning
+        The gateway's times and limits.
     """
 
     def __init__(
@@ -51,8 +52,12 @@ class Pool:
         control_key: ControlKey | None = None,
         gateway: str = "",
         served: Served | None = None,
+        tuning: Tuning = DEFAULT,
     ) -> None:
-        self._watched = [Instance(url, http, interval_s, control_key, gateway, served) for url in _distinct(urls)]
+        self._watched = [
+            Instance(url, http, interval_s, control_key, gateway, served, tuning) for url in _distinct(urls)
+        ]
+        self._tuning = tuning
         self._served = served
         # By boot id: the URL that is used, where several lead to the same instance.
         self._by_boot: dict[str, Instance] = {}
@@ -100,7 +105,7 @@ class Pool:
         return any(i.open for i in self.decode())
 
     def lost_without(self, instance: Instance) -> str | None:
-        """Return what the pool could no longer do if this open instance were closed; None where others can."""
+        """Return what the pool would lose without this open instance; None where others do the same."""
         others = [i for i in self.instances if i.open and i is not instance]
         if not instance.open:
             return None
@@ -112,7 +117,7 @@ class Pool:
 
     def may_become_ready(self, exclude: Collection[str] = ()) -> bool:
         """Whether an instance to decode on, not named in `exclude`, may become ready by itself."""
-        starting = time.monotonic() - self._started_at < _FIRST_S
+        starting = time.monotonic() - self._started_at < self._tuning.first_report_s
         return any((i.health.may_return or starting) and i.name not in exclude for i in self.decode())
 
     @property
@@ -128,10 +133,10 @@ class Pool:
         known = [frozenset(i.state.hello.carries) for i in self.instances if i.state.hello is not None]
         return frozenset.intersection(*known) if known else frozenset()
 
-    async def wait_for_change(self, most_s: float) -> None:
+    async def wait_for_change(self, timeout_s: float) -> None:
         """Wait until the status of an instance changes, or for so long."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), most_s)
+            await asyncio.wait_for(self._changed.wait(), timeout_s)
 
     def _notify(self) -> None:
         """Wake every `wait_for_change`."""
@@ -144,12 +149,12 @@ class Pool:
             same = [i for i in self.instances if i.own_name == own_name]
             names = [f"{own_name}@{urlsplit(i.url).netloc}" for i in same] if count > 1 else [own_name]
             if count > 1 and names != [i.name for i in same]:
-                logger.warning("%d instances call themselves %s: %s", count, own_name, ", ".join(names))
+                logger.warning("%d instances have the name %s; they are shown as %s", count, own_name, ", ".join(names))
             for instance, name in zip(same, names, strict=True):
                 instance.name = name
 
     async def _claim(self, instance: Instance, found: messages.Description) -> Instance | None:
-        """Return another URL that is used for the same instance, as long as it leads there; None: this one is used."""
+        """Return the other `Instance` that is used for the same instance, None where this one is used."""
         used = self._by_boot.get(found.boot)
         if used is not None and used is not instance:
             if await used.leads_to(found.boot):
@@ -157,7 +162,7 @@ class Pool:
             used.release_to_other_url()
         self._by_boot = {boot: i for boot, i in self._by_boot.items() if i is not instance} | {found.boot: instance}
         if instance.duplicate or found.name != instance.own_name:
-            instance.health.turn(instance.url, Status.UNKNOWN)
+            instance.health.set_status(instance.url, Status.UNKNOWN)
             instance.name = instance.own_name = found.name
             if self._served is not None and not found.models:
                 logger.warning(
@@ -169,7 +174,7 @@ class Pool:
         return None
 
     async def _connect_peers(self, instance: Instance) -> None:
-        """Let decode instances shake hands with all that they may pull from, so that no request waits for it."""
+        """Let decode instances do the NIXL handshake with all that they may pull from, before a request needs it."""
         assert instance.state.hello is not None  # noqa: S101 - for the type checker: called on its Hello
         if instance.role != "prefill":
             await instance.control.connect_peers(

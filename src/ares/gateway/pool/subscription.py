@@ -1,21 +1,21 @@
 """The gateway's subscription at an instance, and with it what the instance keeps for the gateway.
 
-An instance that has forgotten a gateway soon lets go of the KV that waits for it (`rpc.ORPHAN_LEASE_S`). A gateway
-that was frozen, or cut off from it, must not have that KV pulled any more: whoever pulls freed blocks gets somebody
-else's. So KV counts as kept only where the subscription has been alive all the time.
+An instance that has forgotten a gateway soon frees the KV that is pinned for it (`rpc.ORPHAN_LEASE_S`). A gateway that
+was frozen, or cut off from it, must not have that KV pulled any more: freed blocks may have another request's KV. So
+KV counts as kept only where the subscription has been alive all the time.
 """
 
 import time
 
 from ares.protocol import messages, rpc
 
-# Of silence, in either direction, after which the instance may have begun to let go. The rest of the lease is for the
-# target, which speaks up 5 s after it was asked.
+# After this long without a message, in either direction, the instance may have begun to free KV. The rest of the lease
+# is for the target, whose first heartbeat comes 5 s after it was asked.
 _DOUBTFUL_S = 4.0
 
 
 class Subscription:
-    """What is known of it at this end.
+    """One subscription, as the gateway knows it.
 
     Parameters
     ----------
@@ -47,12 +47,12 @@ class Subscription:
         return self._heartbeat
 
     def begin(self) -> None:
-        """Begin anew, on another connection."""
+        """Begin again, on a new connection."""
         self.number += 1
         self._sent = 0.0
 
     def heard(self, *, again: bool) -> None:
-        """Take note of a message; `again` where it says that the instance had not known us."""
+        """Note a message; `again` where it is a greeting: the instance did not know this gateway."""
         self._heard = time.monotonic()
         self.number += again
 

@@ -146,9 +146,9 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, list) else value
 
 
-_INTEGERS = {"capacity_tokens", "promised_tokens", "location", "resident_tokens", "waiting_tokens"}
+_INTEGERS = {"capacity_tokens", "promised_tokens", "location", "resident_tokens"}
 _INTEGERS |= {"generated", "tokens", "rank"}
-_BOOLEANS = {"open", "movable", "placed", "suspended", "excluded"}
+_BOOLEANS = {"open", "movable", "commanded", "suspended", "excluded"}
 _PLAIN = {"instances", "requests", "levels", "transfer_bytes_s", "token_bytes", "block_tokens", "stall_s"}
 
 
@@ -171,14 +171,18 @@ def _arrays(read: dict[str, Any]) -> dict[str, Any]:
 MOST_TOKENS, _MOST, _MOST_POINTS = 1 << 53, 1e6, 10_000
 _LARGEST_BLOCK = 1 << 16
 _STEP_TIME_MODEL = ("step_base_s", "step_request_s", "step_token_s")
-_OF_INSTANCES = ("capacity_tokens", "promised_tokens", "open", "waiting_tokens", *_STEP_TIME_MODEL)
-_OF_REQUESTS = ("location", "resident_tokens", "movable", "placed")
+_OF_INSTANCES = ("capacity_tokens", "promised_tokens", "open", *_STEP_TIME_MODEL)
+_OF_REQUESTS = ("location", "resident_tokens", "movable", "commanded")
 Settings = TypeVar("Settings")
 
 
 def read_cluster(record: dict[str, Any]) -> Cluster:
     """Return the cluster of a logged decision; ValueError or TypeError where it cannot be one."""
-    made = Cluster(**_arrays(record["cluster"]))
+    read = dict(record["cluster"])
+    if "placed" in read:  # its name in logs of version 0.1
+        read["commanded"] = read.pop("placed")
+    read.pop("waiting_tokens", None)  # of logs from before every waiting request was a row; it was never set
+    made = Cluster(**_arrays(read))
     if not isinstance(made.instances, tuple) or not isinstance(made.requests, tuple):
         raise TypeError("instances and requests must be lists")
     if not made.levels or not all(a < b for a, b in itertools.pairwise((0.0, *made.levels, 1.0))):

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 
-from ares.gateway.control.predictions import predicted
+from ares.gateway.control.predictions import predicted_remaining
 from ares.gateway.pool.instance import Instance
 from ares.gateway.records.metrics import Metrics
 
 
-def show(metrics: Metrics, instances: Iterable[Instance]) -> None:
+def update(metrics: Metrics, instances: Iterable[Instance]) -> None:
     """Set the gauges of the instances; for one that is not up, only `ares_instance_up`."""
     loads = (
         metrics.instance_predicted,
@@ -19,14 +19,14 @@ def show(metrics: Metrics, instances: Iterable[Instance]) -> None:
         metrics.instance_preemptions,
     )
     for gauge in (metrics.instance_up, *loads):
-        gauge.clear()  # also for instances that have got other names
+        gauge.clear()  # also those of instances whose name has changed
     for i in instances:
         metrics.instance_up.labels(i.name, i.role).set(i.health.healthy)
         load, hello = i.state.telemetry, i.state.hello
         if not i.health.healthy or load is None or hello is None:
             continue
         values = (
-            predicted(load) if load.rows else 0,
+            predicted_remaining(load) if load.rows else 0,
             sum(row.resident for row in load.rows),
             load.kv_blocks_used / hello.kv_blocks,
             load.step_time_s,

@@ -23,7 +23,9 @@ class Metrics:
             ["route", "status", "reason"],
             registry=registry,
         )
-        self.active = Gauge("ares_active_requests", "Requests between prefill and end", registry=registry)
+        self.active = Gauge(
+            "ares_active_requests", "Sequences (one for each choice) that wait or run", registry=registry
+        )
         self.prompt_tokens = Counter("ares_prompt_tokens_total", "Prompt tokens", registry=registry)
         self.output_tokens = Counter("ares_output_tokens_total", "Output tokens given to clients", registry=registry)
         self.ttft = Histogram(
@@ -43,25 +45,25 @@ class Metrics:
             buckets=_GAPS_S,
         )
         self.migrations = Counter(
-            "ares_migrations_total", "Moves that ended", ["trigger", "outcome"], registry=registry
+            "ares_migrations_total", "Migrations that ended", ["trigger", "outcome"], registry=registry
         )
         self.stall = Histogram(
             "ares_migration_stall_seconds",
-            "Last token from the source to first from the target",
+            "Pause of a migrated stream: from the last token of the source to the first of the target",
             registry=registry,
             buckets=_SECONDS,
         )
         self.pulled = Counter(
-            "ares_migration_pulled_tokens_total", "Tokens whose KV a target pulled", registry=registry
+            "ares_migration_pulled_tokens_total", "Tokens whose KV the targets of migrations pulled", registry=registry
         )
         self.precopied = Counter(
             "ares_migration_precopied_tokens_total",
-            "Tokens whose KV a target pulled while the request still ran",
+            "Of these, tokens pulled ahead, while the request still ran at its source",
             registry=registry,
         )
         self.unmovable = Counter(
             "ares_unmovable_requests_total",
-            "Requests that are never moved, by the parameter whose state a move would not carry",
+            "Requests that are never moved, by the sampling parameter whose state would be lost",
             ["reason"],
             registry=registry,
         )
@@ -69,7 +71,9 @@ class Metrics:
             "ares_rebalance_decisions_total", "Rebalancing periods, by result", ["result"], registry=registry
         )
         self.waiting = Gauge("ares_waiting_requests", "Prefilled requests that wait for admission", registry=registry)
-        self.suspended = Gauge("ares_suspended_requests", "Suspended requests", registry=registry)
+        self.suspended = Gauge(
+            "ares_suspended_requests", "Suspended requests that wait to be admitted again", registry=registry
+        )
         self.admissions = Counter(
             "ares_admission_decisions_total", "Requests admitted, resumed or suspended", ["kind"], registry=registry
         )
@@ -89,14 +93,14 @@ class Metrics:
         )
         self.prediction_error = Histogram(
             "ares_prediction_error_tokens",
-            "Predicted less true remaining tokens of finished requests, by output tokens at the prediction",
+            "Error of the predicted remaining tokens of finished requests, by output tokens at the prediction",
             ["position", "side"],
             registry=registry,
             buckets=_TOKENS,
         )
         self.instance_predicted = Gauge(
             "ares_instance_predicted_remaining_tokens",
-            "Tokens that an instance's requests are still expected to generate",
+            "Tokens that an instance's requests are predicted to generate yet, by their medians",
             ["instance"],
             registry=registry,
         )
@@ -104,7 +108,10 @@ class Metrics:
             "ares_instance_up", "Whether an instance is healthy", ["instance", "role"], registry=registry
         )
         self.instance_resident = Gauge(
-            "ares_instance_resident_tokens", "Tokens whose KV an instance holds", ["instance"], registry=registry
+            "ares_instance_resident_tokens",
+            "Tokens of an instance's requests that have KV",
+            ["instance"],
+            registry=registry,
         )
         self.instance_kv = Gauge(
             "ares_instance_kv_usage_ratio", "Share of an instance's KV blocks in use", ["instance"], registry=registry
@@ -113,10 +120,10 @@ class Metrics:
             "ares_instance_step_time_seconds", "Moving average of the step time", ["instance"], registry=registry
         )
         self.instance_running = Gauge(
-            "ares_instance_running_requests", "Running requests", ["instance"], registry=registry
+            "ares_instance_running_requests", "Requests that run on an instance", ["instance"], registry=registry
         )
         self.instance_waiting = Gauge(
-            "ares_instance_waiting_requests", "Waiting requests", ["instance"], registry=registry
+            "ares_instance_waiting_requests", "Requests in the queue of an instance", ["instance"], registry=registry
         )
         self.instance_preemptions = Gauge(
             "ares_instance_preemptions", "Preemptions since the instance started", ["instance"], registry=registry

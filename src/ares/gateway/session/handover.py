@@ -13,7 +13,7 @@ from ares.protocol import messages
 
 
 class NotMovableError(Exception):
-    """The request cannot be moved now; `reason` says why in one word."""
+    """The request cannot be moved now; `reason` is why, in one word."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the request cannot be moved: {reason}")
@@ -31,8 +31,8 @@ class MigrationRecord:
     Attributes
     ----------
     outcome
-        `moved`; `returned`: the target did not take it and it went on elsewhere from its tokens;
-        `finished_first`: it ended by itself; `not_running`: nothing of it was in flight; `source_silent`: the
+        `moved`; `returned`: the target did not take it, and it was resumed from its tokens;
+        `finished_first`: it finished before; `not_running`: it did not run at the source; `source_silent`: the
         source did not answer; `cancelled`: the client left; `not_copied`: the copy ahead failed, and the request was
         left where it is; `moving` until one of these.
     mode
@@ -63,18 +63,18 @@ class MigrationRecord:
 
 
 class HandoverState(StrEnum):
-    """State of a hand-over: who generates for the request. Those without a way on are outcomes of the record."""
+    """State of a hand-over: which instance generates for the request. Final states are outcomes of the record."""
 
     CUTTING = "cutting"
-    """The source is told to end the request and generates until it does."""
+    """The source has been asked to end the request, and generates until it does."""
     CUT = "cut"
-    """The source has ended it and pinned its KV; nobody generates."""
+    """The source has ended it and pinned its KV; no instance generates."""
     ASKED = "asked"
-    """The target is asked to go on."""
+    """The target has been asked to continue it."""
     ACCEPTED = "accepted"
     """The target has accepted it and may generate; the client has none of its tokens yet."""
     REFUSED = "refused"
-    """The target does not take it; nobody generates."""
+    """The target does not take it; no instance generates."""
     MOVED = "moved"
     RETURNED = "returned"
     FINISHED_FIRST = "finished_first"
@@ -99,7 +99,7 @@ TRANSITIONS: dict[HandoverState, frozenset[HandoverState]] = {
 class Handover:
     """A hand-over under way.
 
-    Two tasks drive it. The move (`Session.migrate`) asks source and target: it goes from `CUTTING` to `ACCEPTED` or
+    Two tasks drive it. `Session.hand_over` asks source and target: it goes from `CUTTING` to `ACCEPTED` or
     `REFUSED`. The session's run relays the source's tokens to the client, then the target's, and ends the hand-over.
     The target may generate before the source's last tokens have been relayed; `source_relayed` says whether they have.
 
@@ -137,7 +137,7 @@ class Handover:
         self.record.cut_s = self._cut_at - self._ordered_at
 
     def missing(self, emitted: int) -> list[int] | None:
-        """Return the tokens of the source that its stream has not brought yet, of which the client has `emitted`.
+        """Return the tokens of the source that have not been relayed, where the client has `emitted` output tokens.
 
         None where they are not known.
         """
@@ -154,7 +154,7 @@ class Handover:
         await self._until(lambda: self.source_relayed or self.ended)
 
     def ask(self) -> None:
-        """Note that the target is asked to go on."""
+        """Note that the target has been asked to continue the request."""
         self._advance(HandoverState.ASKED)
 
     def accept(self, segment: Segment) -> bool:
@@ -203,7 +203,7 @@ class Handover:
         return self.segment
 
     def end(self, outcome: HandoverState) -> None:
-        """End it, once; what the target has begun and nobody will take is aborted."""
+        """End it, once; unless the target has taken over, what it has begun is aborted."""
         if self.ended:
             return
         if outcome is not HandoverState.MOVED and self.segment is not None:

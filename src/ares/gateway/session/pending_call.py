@@ -1,4 +1,4 @@
-"""Waiting for an answer of an instance, but not for an instance that has frozen."""
+"""Waiting for the answer of an instance, for as long as it is not frozen."""
 
 import asyncio
 import time
@@ -7,17 +7,22 @@ from typing import Any, TypeVar
 
 from ares.gateway.pool.generate import EngineLostError
 from ares.gateway.pool.instance import Instance
+from ares.gateway.tuning import DEFAULT
 
 T = TypeVar("T")
 
-# An instance that has sent a token, or was asked, within this long may be alive, whatever its telemetry says.
-_ALIVE_S = 5.0
-
 
 class PendingCall:
-    """The answer that a session waits for; one at a time."""
+    """The answer that a session waits for; one at a time.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    alive_s
+        See `is_unresponsive`.
+    """
+
+    def __init__(self, alive_s: float = DEFAULT.alive_s) -> None:
+        self._alive_s = alive_s
         self._instance: Instance | None = None
         self._since = 0.0
         self._answer: asyncio.Future[Any] | None = None
@@ -38,13 +43,13 @@ class PendingCall:
             current = asyncio.current_task()
             if current is not None and current.cancelling():
                 raise
-            raise EngineLostError("the instance has fallen silent") from None
+            raise EngineLostError("the instance does not respond") from None
         finally:
             self._instance = self._answer = None
 
     def give_up_if_frozen(self) -> None:
         """Stop waiting for an instance that has frozen."""
-        if self._instance is not None and is_unresponsive(self._instance, self._since):
+        if self._instance is not None and is_unresponsive(self._instance, self._since, self._alive_s):
             self.give_up(self._instance)
 
     @property
@@ -58,9 +63,9 @@ class PendingCall:
             self._answer.cancel()
 
 
-def is_unresponsive(instance: Instance, since: float) -> bool:
-    """Whether to give an instance up of which nothing has been seen since then, on the clock of `time.monotonic`.
+def is_unresponsive(instance: Instance, since: float, alive_s: float) -> bool:
+    """Whether to give up an instance that is frozen and has not been seen since then, more than `alive_s` ago.
 
-    That its telemetry has stopped is not enough: it may serve all the same (I7).
+    `since` is a time of `time.monotonic`. That its telemetry has stopped is not enough: it may serve all the same (I7).
     """
-    return instance.health.frozen and time.monotonic() - since > _ALIVE_S
+    return instance.health.frozen and time.monotonic() - since > alive_s

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ares.gateway.pool.instance import Instance
-from ares.policy.transfer import KEPT_S
+from ares.gateway.tuning import DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,8 @@ class Pin:
     ----------
     since
         Number of our subscription there when it was pinned.
+    kept_s
+        How long it is sure to be kept.
     pinned_at
         Time of `time.monotonic`.
     """
@@ -24,27 +26,34 @@ class Pin:
     instance: Instance
     key: str
     since: int
+    kept_s: float
     pinned_at: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def at(cls, instance: Instance, key: str) -> "Pin":
+    def at(cls, instance: Instance, key: str, kept_s: float) -> "Pin":
         """Return a pin that begins now, or as soon as the instance has computed the KV."""
-        return cls(instance, key, instance.subscription.number)
+        return cls(instance, key, instance.subscription.number, kept_s)
 
     @property
     def kept(self) -> bool:
         """Whether it is certain that the instance still has it."""
-        return time.monotonic() - self.pinned_at <= KEPT_S and self.instance.subscription.unbroken(self.since)
+        return time.monotonic() - self.pinned_at <= self.kept_s and self.instance.subscription.unbroken(self.since)
 
 
 class PinnedKV:
     """The pin that waits for a session, if there is one.
 
-    It ends in one of three ways: the instance is told to free it, the request that pulls it frees it (from the moment
-    at which that request is sent, also where it is aborted), or its lease ends.
+    It ends in one of three ways: a command to the instance frees it; the request that pulls it does, from the moment at
+    which that request is sent, also where it is aborted; or its lease ends.
+
+    Parameters
+    ----------
+    kept_s
+        How long an instance is sure to keep it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept_s: float = DEFAULT.pinned_kv_kept_s) -> None:
+        self._kept_s = kept_s
         self._pin: Pin | None = None
         self._closed = False
         self._releases: set[asyncio.Task[Any]] = set()
@@ -55,23 +64,23 @@ class PinnedKV:
         return self._pin is not None and self._pin.kept
 
     def add(self, instance: Instance, key: str) -> None:
-        """Take note of KV that is pinned, or will be; nobody pulls an older one any more."""
+        """Note KV that is pinned, or will be; an older pin is freed."""
         if self._pin is not None and self._pin.key != key:
             self.free()
-        self._pin = Pin.at(instance, key)
+        self._pin = Pin.at(instance, key, self._kept_s)
 
     def confirm(self) -> None:
-        """Take note that what was to be pinned has just been."""
+        """Note that the KV has been pinned just now."""
         if self._pin is not None:
             self._pin = replace(self._pin, pinned_at=time.monotonic())
 
     def take(self) -> Pin | None:
-        """Leave the pin to a request that is about to pull it."""
+        """Give the pin to a request that is about to pull it; that request frees it."""
         pin, self._pin = self._pin, None
         return pin
 
     def put_back(self, pin: Pin | None) -> None:
-        """Keep a pin again whose request did not start."""
+        """Take a pin back whose request did not start."""
         if pin is None:
             return
         if self._closed or self._pin is not None:
@@ -80,7 +89,7 @@ class PinnedKV:
             self._pin = pin
 
     def free(self) -> None:
-        """Tell the instance that nobody will pull it."""
+        """Let the instance free it: it will not be pulled."""
         if (pin := self.take()) is not None:
             self._release(pin)
 

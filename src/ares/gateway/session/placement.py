@@ -13,12 +13,12 @@ from ares.gateway.session.pending_call import PendingCall
 from ares.gateway.session.pinned_kv import PinnedKV
 from ares.gateway.session.segment import Segment
 
-# Waits until the session may decode and returns where, but for instances of these names.
+# Waits until the session is admitted to decode, and returns the instance: none of these names.
 Admit = Callable[[set[str]], Awaitable[Instance]]
 
 
 class Prefilled(NamedTuple):
-    """What a prefill came to; nothing where the decode instance shall do it.
+    """The result of a prefill; empty where the decode instance is to prefill.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class Placement:
     prompt, sampling, output
         Of the session.
     choose_prefill
-        Returns the instance to prefill on; None where the decode instance shall do it.
+        Returns the instance to prefill on; None where the decode instance is to prefill.
     gateway
         Name of the gateway, with which all keys begin.
     maximum_attempts
@@ -80,9 +80,9 @@ class Placement:
         return self.newest_key
 
     async def prefill(self) -> Prefilled:
-        """Compute the tokens so far and the next one."""
+        """Prefill the tokens so far, and generate the next one."""
         emitted, sampling = self.output.tokens, self.sampling
-        # Then nothing is left for a decode instance.
+        # Then no decode instance is needed, and no KV is kept for one.
         last = sampling.maximum_tokens - len(emitted) == 1
         for _ in range(self.maximum_attempts):
             instance = self.choose_prefill()
@@ -91,10 +91,10 @@ class Placement:
             key = self.next_key()
             if not last:
                 self.pinned_kv.add(instance, key)
-            work = instance.engine.complete(sampling.prefill(key, self.prompt, emitted))
+            work = instance.engine.complete(sampling.prefill_request(key, self.prompt, emitted))
             try:
                 delta, transfer = await self.pending_call.answer(instance, work)
-                if delta.finish_reason == "abort":  # as an engine answers that is about to end
+                if delta.finish_reason == "abort":  # an engine that shuts down answers so
                     raise EngineLostError("the prefill instance aborted the request")
             except (EngineLostError, EngineRefusedError) as error:
                 self.pinned_kv.free()
@@ -110,14 +110,14 @@ class Placement:
         return Prefilled()
 
     async def start_decode(self, instance: Instance, transfer: dict[str, Any] | None, admit: Admit) -> Segment:
-        """Start, or go on from the tokens so far, on a decode instance; where it does not take it, where `admit` says.
+        """Start, or resume from the tokens so far, on a decode instance; where that fails, on what `admit` returns.
 
         Raises
         ------
         EngineLostError
             None of those that were asked took it.
         EngineRefusedError
-            One refused it, as any other one would.
+            One refused it for a reason that holds for every instance.
         """
         tried, asked = set[str](), set[str]()
         chosen: Instance | None = instance
@@ -128,7 +128,7 @@ class Placement:
             except NoInstanceError:
                 if isinstance(lost, EngineRefusedError):
                     break
-                tried.clear()  # there is no other one, and what was lost may come back
+                tried.clear()  # there is no other one, and those that failed may be back
                 continue
             try:
                 return await self.pending_call.answer(chosen, self.open(chosen, self.output.tokens, transfer))
@@ -138,7 +138,9 @@ class Placement:
                 tried.add(chosen.name)
                 asked.add(chosen.name)
                 chosen = None
-        raise EngineLostError(f"{len(asked)} instances in turn did not take it, the last one: {lost}") from lost
+        raise EngineLostError(
+            f"{len(asked)} instances in turn did not take the request, the last one: {lost}"
+        ) from lost
 
     async def open(
         self, instance: Instance, emitted: list[int], transfer: dict[str, Any] | None, key: str | None = None
@@ -146,11 +148,11 @@ class Placement:
         """Start a segment after the tokens `emitted`; returns when the instance has accepted it."""
         key = key or self.next_key()
         if transfer is not None and not self.pinned_kv.kept:
-            # Those blocks may be another request's by now; what is computed again is right. A client that does not
-            # read may hold a session up for long.
+            # Those blocks may be another request's by now, for example after a client has not read for long: the
+            # tokens are computed again.
             self.pinned_kv.free()
             transfer = None
-        body = self.sampling.decode(key, self.prompt, emitted, transfer, self.priority)
+        body = self.sampling.decode_request(key, self.prompt, emitted, transfer, self.priority)
         # From here on the pulling instance frees the pin, also when the request is aborted.
         pin = self.pinned_kv.take() if transfer is not None else None
         try:

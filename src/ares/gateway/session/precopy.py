@@ -1,8 +1,8 @@
-"""Live pre-copy: the full blocks of a running request go to its target while it goes on; then it moves.
+"""Live pre-copy: the full blocks of a running request go to its target while it still runs; then it is handed over.
 
-The source pins the blocks (`messages.Copy`) and a request that only brings KV pulls them into the target's prefix
-cache. The hand-over that follows is the ordinary one (gateway/session/session.py): it pulls what the prefix cache
-lacks. Should the blocks have been evicted meanwhile, that is everything.
+The source pins the blocks (`messages.Copy`), and a request that is only there to pull KV brings them into the target's
+prefix cache. The hand-over that follows is the ordinary one (gateway/session/session.py): it pulls what the prefix
+cache lacks. Should the blocks have been evicted meanwhile, that is everything.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import itertools
 import time
 from typing import Literal
 
-from ares.gateway.openai.sampling import bring_ahead
+from ares.gateway.openai.sampling import precopy_request
 from ares.gateway.pool.generate import EngineLostError, EngineRefusedError, Stream
 from ares.gateway.pool.instance import Instance
 from ares.gateway.session.handover import HandoverError, MigrationRecord, NotMovableError
@@ -23,8 +23,8 @@ AUTO: WantedMode = "auto"
 _numbers = itertools.count(1)
 
 
-def resolve(wanted: WantedMode, session: Session, target: Instance) -> Mode:
-    """Return how to move `session` to `target`: as wanted or forecast; no pre-copy without a prefix cache."""
+def resolve_mode(wanted: WantedMode, session: Session, target: Instance) -> Mode:
+    """Return the mode of a migration, wanted or forecast; without a prefix cache at the target, no pre-copy."""
     if (
         wanted == STOP_AND_COPY
         or target.state.hello is None
@@ -44,20 +44,20 @@ def resolve(wanted: WantedMode, session: Session, target: Instance) -> Mode:
     return choose_mode(session.tokens, link)
 
 
-async def move(session: Session, target: Instance, reason: str, mode: Mode, timeout_s: float) -> MigrationRecord:
-    """Move `session` to `target`, its full blocks first where `mode` says so, and return how it went.
+async def migrate(session: Session, target: Instance, reason: str, mode: Mode, timeout_s: float) -> MigrationRecord:
+    """Migrate `session` to `target`, in pre-copy mode with its full blocks ahead, and return how it went.
 
     Raises
     ------
     NotMovableError
         It cannot be moved now; nothing was changed.
     """
-    refusal = session.not_movable()
+    refusal = session.unmovable_reason()
     source = session.instance
     if refusal is not None or source is None:
         raise NotMovableError(refusal or "not_decoding")
     if mode == STOP_AND_COPY:
-        return await session.migrate(target, reason)
+        return await session.hand_over(target, reason)
     record = MigrationRecord(session.id, source.name, target.name, reason, mode=mode)
     started = time.monotonic()
     precopied, failed = 0, False
@@ -76,7 +76,7 @@ async def move(session: Session, target: Instance, reason: str, mode: Mode, time
         # Where the copy failed alone, the request has not been touched.
         record.outcome = ended or "not_copied"
     else:
-        record = await session.migrate(target, reason)
+        record = await session.hand_over(target, reason)
         record.mode = mode
     record.precopied_tokens, record.precopy_s = precopied, copied_s
     return record
@@ -84,7 +84,7 @@ async def move(session: Session, target: Instance, reason: str, mode: Mode, time
 
 def _ended(session: Session, source: Instance) -> str | None:
     """Return the outcome where there is nothing left to move: it has ended, or no longer runs at its source."""
-    match session.not_movable():
+    match session.unmovable_reason():
         case None:
             return None if session.instance is source else "not_running"
         case "finished":
@@ -100,7 +100,7 @@ async def _copy(session: Session, source: Instance, target: Instance, timeout_s:
     key = session.key
     assert key is not None  # noqa: S101 - for the type checker: it runs on an instance
     tokens = session.prompt + session.emitted
-    pin = Pin.at(source, f"{key}/copy-{next(_numbers)}")
+    pin = Pin.at(source, f"{key}/copy-{next(_numbers)}", session.tuning.pinned_kv_kept_s)
     # One token more than is copied: the target must compute something, and that shall not be KV that was copied.
     copied = await source.control.copy(key, pin.key, len(tokens) - 1, timeout_s)
     if not copied.tokens:
@@ -109,18 +109,18 @@ async def _copy(session: Session, source: Instance, target: Instance, timeout_s:
         raise HandoverError("the source may have freed the copy")
     async with asyncio.timeout(timeout_s):
         try:
-            stream = await target.engine.stream(bring_ahead(pin.key, tokens[: copied.tokens + 1], copied.transfer))
+            stream = await target.engine.stream(precopy_request(pin.key, tokens[: copied.tokens + 1], copied.transfer))
         except (EngineLostError, EngineRefusedError):
-            # Nobody will pull it. In every other case the target's pull or abort frees the pin, as in a hand-over.
+            # No pull has begun. In every other case the target's pull or abort frees the pin, as in a hand-over.
             await source.control.release(pin.key)
             raise
         try:
-            return await _pulled(target, pin.key, stream, timeout_s)
+            return await _wait_until_pulled(target, pin.key, stream, timeout_s)
         finally:
             stream.close()
 
 
-async def _pulled(target: Instance, key: str, stream: Stream, timeout_s: float) -> int:
+async def _wait_until_pulled(target: Instance, key: str, stream: Stream, timeout_s: float) -> int:
     """Wait until the KV is in the target's prefix cache; return how many tokens were pulled."""
 
     async def drain() -> None:

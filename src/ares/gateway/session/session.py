@@ -1,4 +1,4 @@
-"""One generated output: prefill, decode, every move and suspension between, as one unbroken run of tokens."""
+"""One generated output: prefill, decode and all migrations and suspensions, as one unbroken stream of tokens."""
 
 import asyncio
 import time
@@ -11,38 +11,36 @@ from ares.gateway.pool.instance import Instance
 from ares.gateway.session.handover import Handover, HandoverError, HandoverState, MigrationRecord, NotMovableError
 from ares.gateway.session.objectives import ORDINARY, Objective
 from ares.gateway.session.output import Emit, Output
-from ares.gateway.session.pending_call import is_unresponsive
+from ares.gateway.session.pending_call import PendingCall, is_unresponsive
 from ares.gateway.session.phase import Phase
+from ares.gateway.session.pinned_kv import PinnedKV
 from ares.gateway.session.placement import Placement
 from ares.gateway.session.segment import Segment
-from ares.policy.transfer import KEPT_S
+from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol.fields import MIGRATED, CutOutcome, RequestState
 from ares.protocol.messages import Row
 
-# How long a `CutResult` may trail the end of the stream that it explains, or a `KvReceived` the first token.
-_LAG_S = 1.0
-
 
 class CutWithoutHandoverError(EngineLostError):
-    """The source has ended the request for a hand-over that does not come about; the source itself is well."""
+    """The source has ended the request for a hand-over that did not follow; the source itself is healthy."""
 
 
 class InstanceSelector(Protocol):
     """Chooses instances for sessions."""
 
-    def prefill(self) -> Instance | None:
-        """Return the instance to prefill on; None where the decode instance shall do it."""
+    def choose_prefill(self) -> Instance | None:
+        """Return the instance to prefill on; None where the decode instance is to prefill."""
         ...
 
     async def admit(self, session: "Session", exclude: set[str]) -> Instance:
-        """Wait until the session may decode and return where; NoInstanceError where that does not come about."""
+        """Wait until the session is admitted to decode, and return where; NoInstanceError where none takes it."""
         ...
 
 
 class Session:
     """One choice of a request, from its arrival to its last token.
 
-    `run` drives it; other tasks may call `migrate` and `suspend` meanwhile.
+    `run` drives it; other tasks may call `hand_over` and `suspend` meanwhile.
 
     Parameters
     ----------
@@ -59,11 +57,13 @@ class Session:
     maximum_attempts
         Bounds the instances that are tried for one step, and the losses of its instance, before the client gets an
         error.
+    tuning
+        The gateway's times and limits.
 
     Attributes
     ----------
     phase
-        Where it is on its way.
+        Its phase, from arrival to its last token.
     destination
         Where it was admitted to, until it runs there.
     output
@@ -73,8 +73,8 @@ class Session:
     arrived_at, waiting_since, moved_at
         When it arrived, last began to wait for admission, and last moved: times of `time.monotonic`, 0 for what has not
         happened.
-    rests_until
-        Until then it stays where an operator has moved it, unless it must leave.
+    commanded_until
+        Until then it stays where an operator has moved it, unless memory runs out there.
     moves, suspensions, losses
         How often it was moved, was suspended, and lost its instance.
     precopy_target
@@ -93,10 +93,12 @@ class Session:
         objective: Objective = ORDINARY,
         *,
         on_phase: Callable[["Session"], None] = lambda _: None,
-        gateway: str = "nobody",
+        gateway: str = "gateway",
         maximum_attempts: int = 3,
+        tuning: Tuning = DEFAULT,
     ) -> None:
         self.id = id
+        self.tuning = tuning
         self.prompt = prompt
         self.sampling = sampling
         self.objective = objective
@@ -109,12 +111,14 @@ class Session:
             prompt=prompt,
             sampling=sampling,
             output=self.output,
-            choose_prefill=selector.prefill,
+            choose_prefill=selector.choose_prefill,
             gateway=gateway,
             maximum_attempts=maximum_attempts,
+            pinned_kv=PinnedKV(tuning.pinned_kv_kept_s),
+            pending_call=PendingCall(tuning.alive_s),
         )
         self.arrived_at = time.monotonic()
-        self.waiting_since = self.moved_at = self.rests_until = 0.0
+        self.waiting_since = self.moved_at = self.commanded_until = 0.0
         self.moves = self.suspensions = self.losses = 0
         self.precopy_target: Instance | None = None
         self.predicted: tuple[tuple[float, float, float], int] | None = None
@@ -156,7 +160,7 @@ class Session:
 
     @property
     def waits(self) -> bool:
-        """Whether it waits outside decode: also where an instance has accepted it, and its own queue is long."""
+        """Whether it waits for its next token outside decode, be it in the own queue of an instance."""
         return self.phase is not Phase.DECODE or not (self._streaming or self._handover)
 
     @property
@@ -170,8 +174,8 @@ class Session:
         handover = self._handover
         return handover.target if handover and self._segment is handover.source else self.precopy_target
 
-    def not_movable(self) -> str | None:
-        """Say why it cannot be moved now, or return None."""
+    def unmovable_reason(self) -> str | None:
+        """Return why it cannot be moved now, in one word; None where it can."""
         if self.sampling.unmovable_reason is not None:
             return self.sampling.unmovable_reason
         if self.output.finished or self._closed:
@@ -189,7 +193,7 @@ class Session:
     # --- supervision ---
 
     def overdue(self, rows: Mapping[str, Row]) -> str | None:
-        """Return what should have come by what instances report, in words that stay the same until it does; or None.
+        """Name what is overdue by the instances' reports, with the same words until it comes; None where nothing is.
 
         That is KV that a pull brings, tokens that the instance has generated, or any answer of one that has nothing
         of the session (any more): a network may lose a connection silently.
@@ -219,13 +223,13 @@ class Session:
         segment, longest, last_token_at = self._segment, 2 * self.handover_timeout_s, self.output.last_token_at
         # Telemetry may be old or wrong: a session that gets tokens waits for nothing.
         stuck = overdue_s > longest and time.monotonic() - last_token_at > longest
-        if segment is not None and (stuck or is_unresponsive(segment.instance, last_token_at)):
+        if segment is not None and (stuck or is_unresponsive(segment.instance, last_token_at, self.tuning.alive_s)):
             segment.stream.close()
         elif segment is None and stuck and (asked := pending.instance) is not None:
             pending.give_up(asked)
 
     def leave(self, instance: Instance) -> None:
-        """Break off what it does on an instance: it goes on elsewhere from its tokens, or fails where it cannot."""
+        """Abort what it does on an instance: it resumes elsewhere from its tokens, or fails where it cannot."""
         self.placement.pending_call.give_up(instance)
         if self._segment is not None and self._segment.instance is instance:
             self._leaving = self._segment
@@ -264,18 +268,18 @@ class Session:
     async def _start(self, emit: Emit) -> Segment | None:
         """Prefill, wait for admission, and start decode; None where the first token is the last.
 
-        The first token is given once the session may decode: after it the stream goes on without a stop.
+        The first token is delivered only when the session has been admitted, so that no pause follows it in the stream.
         """
         first, transfer = await self._prefill()
         if first is not None and first.finish_reason is not None:
             await self.output.deliver([first], emit)
             return None
         try:
-            async with asyncio.timeout(KEPT_S):
+            async with asyncio.timeout(self.tuning.pinned_kv_kept_s):
                 instance = await self._admit(set())
         except TimeoutError:
-            # The instance's lease on the KV ends soon. Nothing of it has been given out: it is prefilled again when
-            # there is room.
+            # The instance's lease on the KV ends soon. The client has no token yet: it is prefilled again when there is
+            # room.
             self.placement.pinned_kv.free()
             instance = await self._admit(set())
             self._enter(Phase.PREFILL)
@@ -313,7 +317,7 @@ class Session:
         return self.destination
 
     async def _start_decode(self, instance: Instance, transfer: dict[str, Any] | None) -> Segment:
-        """Start, or go on from the tokens so far, on this decode instance or on another one."""
+        """Start, or resume from the tokens so far, on this decode instance or on another one."""
         self._enter(Phase.STARTING)
         segment = await self.placement.start_decode(instance, transfer, self._admit)
         self.destination = None
@@ -372,13 +376,13 @@ class Session:
         handover = self._handover
         try:
             if handover is None:
-                raise HandoverError("nobody waits for it")
-            async with asyncio.timeout(_LAG_S):
+                raise HandoverError("no hand-over is under way")
+            async with asyncio.timeout(self.tuning.report_lag_s):
                 await handover.until_cut()
         except (HandoverError, TimeoutError) as error:
             # Cut and pinned, but how to pull it is not known in time.
             self.placement.pinned_kv.add(source.instance, source.key)
-            raise CutWithoutHandoverError(f"the request was cut and nobody took it over: {error}") from error
+            raise CutWithoutHandoverError(f"the request was cut and no instance took it over: {error}") from error
         handover.note_source_relayed()
         try:
             async with asyncio.timeout(self.handover_timeout_s):
@@ -387,9 +391,9 @@ class Session:
             raise EngineLostError(f"the target did not take it: {error}") from error
 
     async def _recover(self, lost: Segment, error: EngineLostError, emit: Emit) -> Segment | None:
-        """Go on from the tokens after a loss; None at the end.
+        """Resume from the tokens after a loss; None where the output is complete.
 
-        There are three ways on: where a hand-over was under way and the source broke off after the cut, at its target;
+        There are three cases: where a hand-over was under way and the source broke off after the cut, at its target;
         where the instance still takes work, there; or anywhere, as after a suspension.
         """
         handover, source = self._handover, lost.instance
@@ -448,8 +452,8 @@ class Session:
 
     # --- moves and suspensions ---
 
-    async def migrate(self, target: Instance, reason: str) -> MigrationRecord:
-        """Move to `target` and return how it went; the stream of tokens just goes on.
+    async def hand_over(self, target: Instance, reason: str) -> MigrationRecord:
+        """Continue on `target`, and return how that went; the stream of tokens is not interrupted.
 
         Raises
         ------
@@ -470,7 +474,7 @@ class Session:
         await self._start_target(handover, transfer, key)
         await handover.until_ended()
         if handover.state is HandoverState.MOVED:
-            received = await target.control.kv_received(key, _LAG_S)
+            received = await target.control.kv_received(key, self.tuning.report_lag_s)
             if received is not None:
                 record.pulled_tokens, record.queued_s = received.pulled, received.queued_s
         return record
@@ -502,13 +506,13 @@ class Session:
             self._suspending = False
             return cut.outcome
         self.suspensions += 1
-        # Nobody will pull it: where it resumes, its tokens are prefilled again.
+        # It will not be pulled: where it resumes, its tokens are prefilled again.
         await source.instance.control.release(source.key)
         return "suspended"
 
     def _movable_segment(self) -> Segment:
         """Return what generates it now; NotMovableError where it cannot be moved."""
-        refusal, segment = self.not_movable(), self._segment
+        refusal, segment = self.unmovable_reason(), self._segment
         if refusal is not None or segment is None:
             raise NotMovableError(refusal or "not_decoding")
         return segment

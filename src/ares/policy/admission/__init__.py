@@ -6,6 +6,7 @@ One file a policy; base.py says what one is.
 from ares.policy.admission import past_future, pausing  # each registers itself
 from ares.policy.admission.base import (
     ADMISSIONS,
+    PREFILLED_KV_KEPT_S,
     Admission,
     AdmissionDecision,
     Candidates,
@@ -24,6 +25,7 @@ from ares.policy.admission.suspension import SuspendSettings
 __all__ = [
     "ADMISSIONS",
     "ORDERS",
+    "PREFILLED_KV_KEPT_S",
     "Admission",
     "AdmissionDecision",
     "AdmissionSettings",

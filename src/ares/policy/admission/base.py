@@ -16,6 +16,13 @@ from ares.policy.base import DecisionError, Policy, is_index, raised
 from ares.policy.cluster import BoolArray, Cluster, FloatArray, IntArray
 from ares.policy.registry import Class, Registry
 
+PREFILLED_KV_KEPT_S = 20.0
+"""How long the KV of a prefill is kept for a request that waits for admission; after that it is prefilled again.
+
+An instance keeps KV for 30 s (vLLM's kv_lease_duration), and a later pull could read blocks that belong to another
+request by then.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:

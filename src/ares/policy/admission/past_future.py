@@ -105,8 +105,7 @@ class PastFuture(Admission):
         rows = self._all_left(cluster.requests, running.generated)
         resident = [cluster.resident_tokens[cluster.location == i].astype(np.float64) for i in range(count)]
         left = [rows[cluster.location == i] for i in range(count)]
-        promised = cluster.promised_tokens + (0 if cluster.waiting_tokens is None else cluster.waiting_tokens)
-        limit = cluster.capacity_tokens * (1.0 - self.settings.reserve) - promised
+        limit = cluster.capacity_tokens * (1.0 - self.settings.reserve) - cluster.promised_tokens
         outside = self._all_left(candidates.requests, candidates.progress.generated)
         decisions: list[AdmissionDecision] = []
         for request in np.argsort(-candidates.waited_s, kind="stable").tolist():

@@ -80,8 +80,6 @@ class BalanceRoute(Dispatch):
             return None
         grid = geometric_grid(self.settings.lookahead, self.settings.points)
         load = forecast(cluster, grid).expected
-        if cluster.waiting_tokens is not None:
-            load = load + cluster.waiting_tokens[:, None]
         left = np.full(len(cluster.levels), np.inf) if remaining is None else remaining
         runs = (~(left[:, None] <= grid)).T @ quantile_weights(cluster.levels)  # NaN outlasts every step
         own = (tokens + grid) * runs

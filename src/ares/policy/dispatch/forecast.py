@@ -36,7 +36,5 @@ class Forecast(Dispatch):
         mean, variance = np.zeros(len(GRID)), np.zeros(len(GRID))
         own_curve(float(tokens), left, weights, GRID.astype(np.float64), cluster.block_tokens, mean, variance)
         expected = forecast(cluster, GRID).allocated
-        if cluster.waiting_tokens is not None:
-            expected = expected + cluster.waiting_tokens[:, None]
         closed = (~cluster.open).astype(np.int64)
         return int(best_peak(expected, cluster.capacity_tokens.astype(np.int64), closed, mean))

@@ -99,7 +99,7 @@ def horizon_weights(horizon: int, points: int, decay: float) -> FloatArray:
 
 
 @lru_cache(maxsize=8)
-def _coarse(horizon: int, points: int, decay: float) -> tuple[IntArray, FloatArray]:
+def coarse_grid(horizon: int, points: int, decay: float) -> tuple[IntArray, FloatArray]:
     """Grid points that stand for equal parts of the weight, and the weight of each part."""
     beta = horizon_weights(horizon, points, decay)
     part = np.minimum(((np.cumsum(beta) - beta / 2.0) * _COARSE).astype(np.int64), _COARSE - 1)
@@ -138,7 +138,7 @@ def decide(cluster: Cluster, settings: AresSettings) -> list[MigrationDecision]:
             token,
         ),
         (ahead.expected, ahead.allocated, ahead.variance, ahead.count),
-        (ahead.grid.astype(np.float64), horizon_weights(*shape), *_coarse(*shape), quantile_weights(levels)),
+        (ahead.grid.astype(np.float64), horizon_weights(*shape), *coarse_grid(*shape), quantile_weights(levels)),
         (
             settings.theta,
             settings.minimum_gain,

@@ -50,9 +50,8 @@ class Llumnix(Rebalance):
     def decide(self, cluster: Cluster) -> list[MigrationDecision]:
         """Return a move for each pair, that of the least freeness first."""
         threshold = self.settings.threshold_steps
-        used = cluster.load_tokens() + (0 if cluster.waiting_tokens is None else cluster.waiting_tokens)
         batch = np.bincount(cluster.location, minlength=len(cluster.instances))
-        free = cluster.capacity_tokens - used
+        free = cluster.capacity_tokens - cluster.load_tokens()
         freeness = free / np.maximum(batch, 1)
         order = np.argsort(freeness, kind="stable")
         sources = [int(i) for i in order if cluster.open[i] and freeness[i] < threshold]

@@ -1,0 +1,101 @@
+"""The gateway's times and limits that are no settings: an operator has no reason to change them, a test has."""
+
+from dataclasses import dataclass
+
+from ares.policy.admission import PREFILLED_KV_KEPT_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """Times in seconds, sizes in bytes, and counts; by the folder that uses them."""
+
+    # pool: whether an instance can be used
+    silent_s: float = 3.0
+    """An instance is lost after this long without a report, and `silent_intervals`: a large prefill holds its
+    interpreter."""
+    silent_intervals: int = 20
+    """Of the telemetry; for a gateway with a long interval."""
+    frozen_s: float = 6.0
+    """After this long without any message, an instance's requests are resumed elsewhere if they get no tokens."""
+    first_report_s: float = 3.0
+    """An instance that runs is heard within this long after the gateway's start."""
+    reconnect_s: float = 0.5
+    """Between two attempts to find an instance."""
+    duplicate_check_s: float = 2.0
+    """Between two looks at the second URL of an instance: whether the first one still leads there."""
+    health_log_lines: int = 10
+    """Changes of status that are logged at once; then one in `health_log_line_s`, for an instance that flaps."""
+    health_log_line_s: float = 60.0
+
+    # pool: the channels to an instance
+    connect_s: float = 5.0
+    """To connect to an instance. Its answer may take longer: a prefill of a long prompt waits behind others."""
+    unread_bytes: int = 1 << 18
+    """A stream with more unread bytes pauses its engine."""
+    reply_bytes: int = 4 << 20
+    """Largest reply that is not streamed. No healthy engine sends a larger one."""
+    event_bytes: int = 16 << 20
+    """Largest event of a stream. An engine merges what its reader has left waiting: thousands of tokens of 1.6 kB, with
+    20 log probabilities each."""
+    kept_reports: int = 1024
+    """Predictions and ends of pulls of an instance that are kept until they are asked for; most never are."""
+
+    # session
+    alive_s: float = 5.0
+    """An instance that has sent a token, or was asked, within this long may be alive, whatever its telemetry shows."""
+    report_lag_s: float = 1.0
+    """How long a `CutResult` may trail the end of the stream that it explains, or a `KvReceived` the first token."""
+    pinned_kv_kept_s: float = PREFILLED_KV_KEPT_S
+    """How long KV that waits to be pulled is sure to be there."""
+
+    # control
+    recovery_s: float = 3.0
+    """An instance whose stream broke reports again within this long, if it is alive."""
+    dispatch_retry_s: float = 0.2
+    """Between two looks for an open instance, where no status changes meanwhile."""
+    admission_shortest_s: float = 0.002
+    """Least pause between two decisions of admission, which follow a change."""
+    admission_longest_s: float = 0.25
+    """Without a change, admission is decided again after this long."""
+    admission_share: float = 0.1
+    """Largest share of a core that decisions of admission take."""
+    decision_s: float = 0.5
+    """A policy may take this long to decide, for a processor that is busy; to decide moves, a period if that is longer.
+    For dispatch and admission requests wait."""
+    kept_lengths: int = 2000
+    """Lengths of ended outputs that are kept for an admission policy that has not been called for long."""
+    lease_ttl_s: float = 3.0
+    """A gateway that dies within its turn loses the lease after this long, if its connections do not break before."""
+    lease_turn_s: float = 2.0
+    """Moves that have not ended by then are not waited for before the lease is given back."""
+    lease_answer_s: float = 0.5
+    """For an instance to answer whether it grants the lease."""
+    drain_period_s: float = 0.1
+    """Between two looks for what can be moved off an instance that drains."""
+    drain_moves: int = 4
+    """Moves off one instance at a time: all at once would stall each other and flood the targets."""
+    drain_retry_s: float = 1.0
+    """A session that could not be moved off an instance is tried again after this long."""
+
+    # service
+    supervision_s: float = 1.0
+    """Between two looks for sessions whose instance has frozen, or whose answer is overdue."""
+    serving_check_s: float = 0.5
+    """Requests that wait for the first instance check this often, and whenever the status of one changes."""
+    retry_after_s: int = 120
+    """Longest time after which a refused client is asked to try again."""
+    backlog_capacities: int = 16
+    """Default limit of the tokens outside decode, in multiples of the decode pool's KV capacity."""
+    kept_migrations: int = 1000
+    """Moves that the status shows."""
+
+    # http: the feed of the dashboard
+    feed_period_s: float = 1.0
+    """Between two events."""
+    feed_requests: int = 4000
+    """Of more requests than this the largest are sent, so that an event stays below a megabyte."""
+    feed_moves: int = 200
+    """Moves that a viewer who comes late is sent."""
+
+
+DEFAULT = Tuning()
