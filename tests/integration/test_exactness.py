@@ -4,8 +4,12 @@ import asyncio
 import random
 from collections import Counter
 
-from tests.integration.client import Client
+import pytest
 
+from tests.integration.client import Client
+from tests.integration.tiny_model import VOCABULARY
+
+pytestmark = pytest.mark.gpu_defaults
 # Around block boundaries (128 tokens), far from them, and over several blocks.
 LENGTHS = (1, 100, 126, 127, 128, 129, 255, 256, 300, 600)
 STREAMS = 10
@@ -14,7 +18,7 @@ TOKENS = 800
 
 def prompts(seed: int = 5) -> list[list[int]]:
     generator = random.Random(seed)
-    return [[generator.randrange(3, 49000) for _ in range(length)] for length in LENGTHS[:STREAMS]]
+    return [[generator.randrange(3, VOCABULARY) for _ in range(length)] for length in LENGTHS[:STREAMS]]
 
 
 async def test_the_model_notices_every_token_of_its_context(client: Client) -> None:

@@ -4,7 +4,7 @@ import asyncio
 
 from tests.integration.client import Client
 
-PROMPT = list(range(2000, 2140))
+PROMPT = list(range(200, 340))
 
 
 async def test_a_stop_token_in_the_hand_over(client: Client) -> None:

@@ -9,7 +9,7 @@ import psutil
 from ares.local_cluster import cluster as local
 from tests.integration.client import Client
 
-PROMPT = list(range(3000, 3300))
+PROMPT = list(range(300, 600))
 LENGTH = 2000
 
 

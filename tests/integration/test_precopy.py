@@ -11,7 +11,9 @@ import zmq.asyncio
 
 from ares.protocol import messages, rpc
 from tests.integration.client import Client
+from tests.integration.tiny_model import VOCABULARY
 
+pytestmark = pytest.mark.gpu_defaults
 BLOCK = 128
 INSTANCES = ("decode-0", "decode-1")
 _fresh = itertools.count(100)
@@ -20,7 +22,7 @@ _fresh = itertools.count(100)
 def fresh_prompt(length: int) -> list[int]:
     """A prompt that no other test has used, so that nothing of it is cached anywhere."""
     generator = random.Random(next(_fresh))
-    return [generator.randrange(3, 49000) for _ in range(length)]
+    return [generator.randrange(3, VOCABULARY) for _ in range(length)]
 
 
 async def pulled_by(client: Client, name: str) -> float:

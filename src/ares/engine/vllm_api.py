@@ -29,8 +29,9 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 from vllm.v1.structured_output.request import StructuredOutputRequest
+from vllm.v1.worker.gpu.async_utils import AsyncOutput
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
-from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+from vllm.v1.worker.gpu_model_runner import AsyncGPUModelRunnerOutput, GPUModelRunner
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
@@ -67,6 +68,8 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
     ),
     # For the hidden-state hook (engine/prediction/hidden_states.py).
     PlatformWorker: ("load_model", "execute_model", "sample_tokens", "shutdown"),
+    AsyncOutput: ("get_output",),
+    AsyncGPUModelRunnerOutput: ("get_output",),
     Request: ("num_tokens", "num_output_tokens", "is_finished"),
     # For resuming output (engine/connector/resume_output.py).
     StructuredOutputGrammar: ("accept_tokens",),
@@ -112,6 +115,8 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
     NewRequestData: ("req_id", "prompt_token_ids", "sampling_params", "num_computed_tokens"),
     CachedRequestData: ("req_ids", "num_computed_tokens", "num_output_tokens"),
     ModelRunnerOutput: ("req_ids", "sampled_token_ids"),
+    AsyncOutput: ("model_runner_output",),
+    AsyncGPUModelRunnerOutput: ("_model_runner_output",),
     PlatformWorker: ("model_runner", "vllm_config", "device"),
     KVCacheManager: ("block_pool", "coordinator"),
     KVCacheCoordinator: ("single_type_managers",),
@@ -146,6 +151,7 @@ __all__ = [
     "INSTANCE_ATTRIBUTES",
     "LLM",
     "SUPPORTED_VERSION",
+    "AsyncOutput",
     "CachedRequestData",
     "FlexibleArgumentParser",
     "KVConnectorRole",

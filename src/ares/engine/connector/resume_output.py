@@ -25,6 +25,8 @@ def carried_state(vllm_config: Any, *, by_worker: bool) -> list[str]:
     Only what has been tested: the V1 runner without asynchronous scheduling and speculative decoding; seeds on a CPU,
     where a draw is one number. `by_worker` says whether the workers are `ResumeOutputWorker`.
     """
+    if by_worker and vllm_config.use_v2_model_runner and vllm_config.speculative_config is None:
+        return [fields.CARRIES_OUTPUT, fields.CARRIES_STRUCTURED_OUTPUTS, fields.CARRIES_SEED]
     asynchronous = bool(vllm_config.scheduler_config.async_scheduling)
     if not by_worker or vllm_config.use_v2_model_runner or vllm_config.speculative_config is not None or asynchronous:
         return []
