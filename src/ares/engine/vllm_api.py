@@ -75,7 +75,7 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
     StructuredOutputGrammar: ("accept_tokens",),
     InputBatch: ("add_request",),
     VllmConfig: ("use_v2_model_runner",),
-    # For the pins of a pre-copy (engine/connector/precopy_pins.py) and exported blocks (engine/connector/exported_kv.py).
+    # For pinned and exported blocks (engine/connector/precopy_pins.py, exported_kv.py).
     KVCacheManager: ("get_blocks", "get_block_ids_for_computed_tokens"),
     SingleTypeKVCacheManager: ("get_num_skipped_tokens",),
     BlockPool: ("touch", "free_blocks", "get_num_free_blocks"),
@@ -113,7 +113,7 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "scheduled_spec_decode_tokens",
     ),
     NewRequestData: ("req_id", "prompt_token_ids", "sampling_params", "num_computed_tokens"),
-    CachedRequestData: ("req_ids", "num_computed_tokens", "num_output_tokens"),
+    CachedRequestData: ("req_ids", "resumed_req_ids", "num_computed_tokens", "num_output_tokens"),
     ModelRunnerOutput: ("req_ids", "sampled_token_ids"),
     AsyncOutput: ("model_runner_output",),
     AsyncGPUModelRunnerOutput: ("_model_runner_output",),

@@ -7,7 +7,7 @@ from typing import Any
 
 from ares.engine import identity
 from ares.protocol import messages
-from tests.engine.test_control import Gateway, free_address, until
+from tests.engine.control_channel import Gateway, free_address, until
 
 DRAFTS = 3
 LIMIT = 1000

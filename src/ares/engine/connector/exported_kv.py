@@ -1,10 +1,10 @@
 """Which KV a request exports when it ends: that of its own tokens, without drafts beyond the end of its output.
 
-Under speculative decoding vLLM counts more tokens as computed than a request has (`Request.num_computed_tokens`, v1/core/
-sched/scheduler.py): the drafts that the model accepted after the token at which `max_tokens` ended the output, and with
-asynchronous scheduling all tokens of a step that had begun by then. The stock connector exports the blocks of that count,
-which may be one more than the request's tokens fill. A target pairs blocks from the last one backwards
-(nixl/base_worker.py:_apply_prefix_caching): with one too many, every block that it pulls is its neighbour.
+Under speculative decoding vLLM counts more tokens as computed than a request has (`Request.num_computed_tokens` in
+v1/core/sched/scheduler.py): the drafts that the model accepted after the token at which `max_tokens` ended the output,
+and with asynchronous scheduling all tokens of a step that had begun by then. The stock connector exports the blocks of
+that count, which may be one more than the request's tokens fill. A target pairs blocks from the last one backwards
+(nixl/base_worker.py:_apply_prefix_caching): with one too many, each block that it pulls is the one after it.
 """
 
 from typing import Any
