@@ -129,6 +129,8 @@ class FakeInstance:
         self.leases = True
         """Whether it is of a version that answers a `Lease`."""
         self.pull_bytes_per_s = 0.0
+        self.left_to_decode = 0
+        """Tokens at the end of a prompt that it leaves to the decode instance, as of models with states."""
         self.faults = Faults()
         self.port = free_port()
         self.boot = ""
@@ -415,7 +417,8 @@ class FakeInstance:
         key, cut = str(request.key), request.cut
         del self.running[key]
         transfer, stop = None, None
-        if reason == "length" and not request.unwanted and (cut is not None or request.remote_decode):
+        ended = reason == "length" or (self.left_to_decode and request.remote_decode)
+        if ended and not request.unwanted and (cut is not None or request.remote_decode):
             if cut is not None:
                 # The newest token's KV is not computed yet.
                 hash_, tokens = unfold(request.hash, request.output[-1]), request.length - 1
@@ -423,8 +426,10 @@ class FakeInstance:
                 self.pins.add(pin)
                 stop = fields.MIGRATED
             else:
-                pin = self.pin(key, request.prompt)
+                pin = self.pin(key, request.prompt[: len(request.prompt) - self.left_to_decode])
             transfer = self._transfer(pin)
+            if cut is None and self.left_to_decode:
+                transfer[fields.PROMPT_SHORTENED] = True
         if cut is not None:
             self._answer(request, "pinned" if transfer is not None else "finished", transfer)
         if cut is not None and self.faults.tail_after_s:

@@ -51,6 +51,8 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "update_connector_output",
         "has_pending_push_work",
         "get_exchange_clipped_blocks",
+        "_get_remote_prefill_token_count",
+        "_truncate_request_for_prefill",
         "shutdown",
     ),
     NixlPullConnectorWorker: (

@@ -104,3 +104,28 @@ def test_a_window_that_the_dropped_drafts_have_moved_past_is_computed_again(
         pulled.add(transfer["remote_num_tokens"] > 0)
     engine.close()
     assert pulled == {False, True}
+
+
+def test_tokens_that_every_target_computes_again_are_not_exported(
+    asynchronous: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With multi-token prediction by three modules vLLM pulls all but the last two tokens of a prompt."""
+    from vllm.config import VllmConfig
+
+    monkeypatch.setenv("ARES_INSTANCE", "")
+    monkeypatch.delenv("ARES_CONTROL_KEY", raising=False)
+    monkeypatch.setattr(VllmConfig, "num_prefill_lookahead_tokens", 3)
+    engine = Engine(configuration(tmp_path, 16, asynchronous=asynchronous))
+    for prompt in range(3 * engine.block - 12, 3 * engine.block + 5):
+        engine.tokens = 1 + prompt % (DRAFTS + 1)
+        request = engine.add(prompt)
+        engine.run_until(request, prompt + 1)
+        transfer = engine.cut(request).transfer
+        assert transfer["remote_num_tokens"] == request.num_tokens - 2
+        assert len(transfer["remote_block_ids"][0]) == blocks_of(request.num_tokens - 2, engine.block)
+        prefill = engine.add(prompt, do_remote_decode=True)
+        engine.run_until(prefill, prompt + 1)
+        transfer = engine.transfer_of(prefill)
+        assert transfer["remote_num_tokens"] == prompt - 2
+        assert len(transfer["remote_block_ids"][0]) == blocks_of(prompt - 2, engine.block)
+    engine.close()

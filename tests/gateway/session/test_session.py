@@ -48,6 +48,19 @@ async def test_end_of_sequence_as_the_first_token(bench: Bench, start: Start) ->
     await bench.quiet()
 
 
+async def test_the_token_of_a_prefill_that_has_not_computed_the_whole_prompt(bench: Bench, start: Start) -> None:
+    """It follows a shorter prompt: neither it, nor the end that it seems to be, reaches the client."""
+    prefill, decode = bench.fakes["prefill-0"], bench.fakes["decode-0"]
+    prefill.left_to_decode, prefill.eos_at = 1, len(PROMPT)
+    run = start(40)
+    assert await run.finish() == undisturbed(40)
+    assert run.finish_reasons == ["length"]
+    assert decode.asked[0]["token_ids"] == PROMPT
+    assert decode.asked[0]["sampling_params"]["max_tokens"] == 40
+    assert len(decode.pulled) == len(prefill.freed) == 1
+    await bench.quiet()
+
+
 async def test_end_of_sequence_while_decoding(bench: Bench, start: Start) -> None:
     bench.fakes["decode-0"].eos_at = len(PROMPT) + 7
     run = start(50)

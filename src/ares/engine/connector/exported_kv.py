@@ -12,6 +12,16 @@ from typing import Any
 from ares.engine.vllm_api import NixlPullConnectorScheduler, Request
 
 
+def is_shortened(request: Request) -> bool:
+    """Whether vLLM has left the last tokens of a prefill's prompt to the decode instance.
+
+    It does for models with states instead of KV (Mamba) and for multi-token prediction by several modules
+    (nixl/base_scheduler.py:_truncate_request_for_prefill). The token that such a prefill samples follows the shorter
+    prompt: it is not the first of the output.
+    """
+    return bool((request.kv_transfer_params or {}).get("_p_side_truncated"))
+
+
 def restrict_to_output(
     transfer: dict[str, Any], request: Request, manager: Any, side: NixlPullConnectorScheduler, *, has_state: bool
 ) -> None:
@@ -28,7 +38,10 @@ def restrict_to_output(
         Whether the model has layers with a state instead of KV (Mamba): it is that after the last computed token, and
         no other.
     """
-    held = request.num_tokens - 1
+    if is_shortened(request):
+        return
+    # A target computes several tokens again where multi-token prediction has modules that look ahead.
+    held = min(request.num_tokens - 1, side._get_remote_prefill_token_count(request.num_tokens))  # noqa: SLF001
     if request.num_computed_tokens <= held:
         return
     block_ids = manager.get_block_ids_for_computed_tokens(request.request_id, held)

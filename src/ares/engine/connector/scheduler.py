@@ -13,7 +13,7 @@ from typing import Any
 from ares import __version__
 from ares.engine import identity
 from ares.engine.connector import resources
-from ares.engine.connector.exported_kv import restrict_to_output
+from ares.engine.connector.exported_kv import is_shortened, restrict_to_output
 from ares.engine.connector.precopy_pins import PrecopyPins
 from ares.engine.connector.pull import PullPolicy
 from ares.engine.connector.resume_output import carried_state, resume_output
@@ -204,7 +204,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         params = request.kv_transfer_params
         capped = request.status == RequestStatus.FINISHED_LENGTH_CAPPED
         ended = capped or request.status == RequestStatus.FINISHED_STOPPED
-        pin = capped and not tracked.release_kv
+        # A token that is not the output's ends nothing.
+        pin = (capped or (ended and is_shortened(request))) and not tracked.release_kv
         if capped and params.get(fields.DO_REMOTE_DECODE):
             self._prefilled[request.request_id] = tracked.key
         if tracked.cut is not None and pin:
@@ -221,13 +222,19 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             self._reqs_not_processed.add(request.request_id)
         pinned, transfer = super().request_finished(request, block_ids)
         if pinned:
-            restrict_to_output(transfer, request, self.kv_cache_manager, self, has_state=self._has_mamba)
-            self._pinned[request.request_id] = tracked.key
-            self._pinned_by_key[tracked.key] = request.request_id
-            self._shorten_orphaned_lease(tracked.key, request.request_id)
+            self._complete_pin(request, tracked.key, transfer)
         if tracked.cut is not None:
             self._answer(tracked, transfer if pin else None)
         return pinned, transfer
+
+    def _complete_pin(self, request: Request, key: str, transfer: dict[str, Any]) -> None:
+        """Note a new pin, and correct what vLLM tells the target of it."""
+        if is_shortened(request):
+            transfer[fields.PROMPT_SHORTENED] = True
+        restrict_to_output(transfer, request, self.kv_cache_manager, self, has_state=self._has_mamba)
+        self._pinned[request.request_id] = key
+        self._pinned_by_key[key] = request.request_id
+        self._shorten_orphaned_lease(key, request.request_id)
 
     def _shorten_orphaned_lease(self, key: str, request_id: str) -> None:
         """Shorten the lease of a new pin whose gateway has disconnected already."""
