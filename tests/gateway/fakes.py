@@ -95,6 +95,8 @@ class Faults:
     """End a stream with this error after its first token."""
     abort: bool = False
     """End every running request as aborted, at its next step."""
+    repeats: bool = False
+    """Find that the output repeats itself, where a request is cut or prefilled."""
 
 
 class FakeInstance:
@@ -418,7 +420,11 @@ class FakeInstance:
         del self.running[key]
         transfer, stop = None, None
         ended = reason == "length" or (self.left_to_decode and request.remote_decode)
-        if ended and not request.unwanted and (cut is not None or request.remote_decode):
+        goes_on = ended and not request.unwanted and (cut is not None or request.remote_decode)
+        if goes_on and self.faults.repeats:
+            # The reason is vLLM's for the limit of a cut (engine/connector/scheduler.py).
+            stop = fields.REPETITION_DETECTED
+        elif goes_on:
             if cut is not None:
                 # The newest token's KV is not computed yet.
                 hash_, tokens = unfold(request.hash, request.output[-1]), request.length - 1

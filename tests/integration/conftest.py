@@ -23,6 +23,7 @@ FOLDER = Path(__file__).parent
 # 128 blocks of 128 tokens on each instance: small enough for a test to fill.
 TINY_FLAGS = ("--dtype", "float32", "--max-model-len", "4096", "--kv-cache-memory-bytes", "16M")
 STOCK, GPU_DEFAULTS = "v1", "v2-async"
+RECORDINGS = "recordings"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -48,6 +49,11 @@ def row_of(item: pytest.Item) -> str | None:
     return call.params.get("cluster") if call is not None and FOLDER in item.path.parents else None
 
 
+def recordings(cluster: local.Cluster) -> Path:
+    """Return the folder in which the instances of the row `GPU_DEFAULTS` record hidden states."""
+    return cluster.log_folder / RECORDINGS
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the tiny model."""
@@ -59,13 +65,15 @@ def cluster(
     request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[local.Cluster]:
     """Run a cluster that moves nothing by itself, so that each test decides."""
+    logs = tmp_path_factory.mktemp("logs")
+    recorder = ("--record-hidden-states", str(logs / RECORDINGS), "--record-fraction", "1")
     settings = local.ClusterSettings(
         model=str(tiny_model),
         decode=2,
         port=free_port("127.0.0.1"),
         preset="off",
-        log_folder=tmp_path_factory.mktemp("logs"),
-        worker_flags=("--drain-deadline", "30"),
+        log_folder=logs,
+        worker_flags=("--drain-deadline", "30", *(recorder if request.param == GPU_DEFAULTS else ())),
         vllm_flags=tuple(local_flags(list(TINY_FLAGS))),
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -76,11 +84,12 @@ def cluster(
 
 
 @pytest.fixture
-async def client(cluster: local.Cluster) -> AsyncIterator[Client]:
+async def client(cluster: local.Cluster, request: pytest.FixtureRequest) -> AsyncIterator[Client]:
     """Talk to the cluster; afterwards everything must be back to zero."""
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=120)) as http:
-        client = Client(http, cluster.url, cluster.settings.model)
+        slow = row_of(request.node) == GPU_DEFAULTS
+        client = Client(http, cluster.url, cluster.settings.model, slow=slow)
         yield client
         await client.quiet()
         await asyncio.sleep(0)

@@ -34,4 +34,4 @@ def test_what_cannot_move_and_who_takes_none_are_left_out() -> None:
 def test_a_request_that_waits_for_memory_counts_with_what_it_waits_for() -> None:
     location, resident = [0, 0, 1, 1, 1, 2, 3, 3], [580, 400, 500, 240, 200, 100, 700, 290]
     view = cluster(location, resident, None, [1000] * 4, movable=np.arange(8) != 7)
-    assert decided(view) == [(1, 0, 2)], "instance 3 has 10 tokens left for two requests"
+    assert decided(view) == [(6, 3, 2)], "instance 3 has 10 tokens left for two requests: fewest of all"

@@ -51,7 +51,7 @@ def test_a_request_alone_and_one_that_cannot_move_stay() -> None:
     assert decide(replace(cluster, movable=np.zeros(2, np.bool_))) == []
 
 
-def test_one_that_an_operator_has_placed_leaves_where_memory_ends() -> None:
+def test_a_request_that_an_operator_has_moved_leaves_where_memory_runs_out() -> None:
     cluster = running([(0, 500, 900), (0, 300, 900), (0, 190, 900), (1, 100, 50)], instances=2)
     commanded = np.array([False, False, True, False])
     rests = replace(cluster, movable=cluster.movable & ~commanded, commanded=commanded)

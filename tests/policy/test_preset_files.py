@@ -116,5 +116,5 @@ def test_only_policies_are_registered_and_each_name_once() -> None:
         REBALANCERS.register("ares")(type("Mine", (Rebalance,), {}))
     assert "mine" not in REBALANCERS
     other: Registry[Rebalance] = Registry(Rebalance, "decide(self, cluster)")
-    with pytest.raises(ValueError, match="is no name"):
+    with pytest.raises(ValueError, match="is not a valid name"):
         other.register("two words")(Rebalance)

@@ -49,7 +49,7 @@ def test_text_that_looks_like_json_is_said(tmp_path: Path) -> None:
     assert read(tmp_path, "p.list", "[INST] hello\n{name} you\n") == (["[INST] hello", "{name} you"], [])
     texts, notes = read(tmp_path, "p.txt", '{"prompt": "hello"}\n')
     assert texts == ['{"prompt": "hello"}']
-    assert "to read their fields name it .jsonl" in notes[0]
+    assert "to read their fields name the file .jsonl" in notes[0]
 
 
 def test_a_pipe_is_read(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_what_is_not_read_is_said(tmp_path: Path) -> None:
     unread = "`output` (1), messages of the system (1), later messages of the user (1)"
     assert [note.replace(f"{tmp_path}/", "") for note in notes] == [
         f"p.jsonl: not read: {unread}, conversations without a message of a user (2)",
-        "1 of 5 prompts are the same as one before them, and count once",
+        "1 of 5 prompts are duplicates, and count once",
     ]
 
 
@@ -111,11 +111,11 @@ def test_what_is_not_read_is_said(tmp_path: Path) -> None:
         ("p.jsonl", "{", "p.jsonl:1: not JSON"),
         ("p.json", "{\n\"prompt\": \"a\"\n}", "write one object a line, or one array of them"),
         ("p.jsonl", '{"no": 1}', "p.jsonl:1: no prompt; expected a text in prompt, question"),
-        ("p.jsonl", '{"prompt": 5, "text": "a"}', "`prompt` is no text"),
-        ("p.jsonl", '{"prompt": ["a", "b"]}', "`prompt` is no text"),
-        ("p.jsonl", '{"instruction": "a", "input": ["b"]}', "`input`, which belongs to `instruction`, is no text"),
-        ("p.jsonl", '{"question": "a", "context": {"b": 1}}', "`context`, which belongs to `question`, is no text"),
-        ("p.jsonl", '{"conversation": "Human: hello"}', "`conversation` is no list of messages"),
+        ("p.jsonl", '{"prompt": 5, "text": "a"}', "`prompt` is not a text"),
+        ("p.jsonl", '{"prompt": ["a", "b"]}', "`prompt` is not a text"),
+        ("p.jsonl", '{"instruction": "a", "input": ["b"]}', "`input`, which belongs to `instruction`, is not text"),
+        ("p.jsonl", '{"question": "a", "context": {"b": 1}}', "`context`, which belongs to `question`, is not text"),
+        ("p.jsonl", '{"conversation": "Human: hello"}', "`conversation` is not a list of messages"),
         ("p.jsonl", '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "other than text"),
         ("p.jsonl", '{"messages": [5]}', "a turn is neither a text nor an object"),
         ("p.jsonl", '{"messages": []}', "no prompts in it"),

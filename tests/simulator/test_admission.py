@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from ares.policy import Cluster, preset
 from ares.policy.admission import ORDERS, Candidates, Forecast, Progress
+from ares.policy.admission.state import SUSPENDED, WAITING
 from ares.simulator.admission import admit_waiting
 from ares.simulator.cluster import Simulation
 from ares.simulator.decisions import refresh
 from ares.simulator.error_models import ERROR_MODELS
-from ares.simulator.loop import run_until
+from ares.simulator.loop import handle_events
 from ares.simulator.prediction import LEVELS, predict
-from ares.simulator.state import NONE, SUSPENDED, WAITING_FOR_ADMISSION, State
+from ares.simulator.state import NONE, NOT_LEAVING, SUSPENDING, State
 from ares.simulator.step_time import steps_by
 from tests.simulator.test_reference import small, workload
 
@@ -49,7 +50,7 @@ class Seen:
                 coming.append(waiting)
                 waiting = state.next_request[waiting]
             self.rows += [(instance, int(request), int(state.generated[request]), False) for request in coming]
-        waiting = np.flatnonzero(state.status == WAITING_FOR_ADMISSION)
+        waiting = np.flatnonzero(state.status == WAITING)
         self.outside = [*waiting.tolist(), *np.flatnonzero(state.status == SUSPENDED).tolist()]
 
     def remaining(self, requests: list[int], generated: list[int]) -> np.ndarray:
@@ -76,7 +77,7 @@ class Seen:
         state = self.state
         where, requests, generated = ([row[n] for row in self.rows] for n in range(3))
         free = [
-            running and not state.moving[request] and not np.isnan(state.first_token[request])
+            running and state.leaving[request] == NOT_LEAVING and not np.isnan(state.first_token[request])
             for _, request, _, running in self.rows
         ]
         return Cluster(
@@ -120,13 +121,13 @@ class Seen:
 def decided(state: State, moment: float) -> set[Decision]:
     """What the event loop decides."""
     before = state.status.copy()
-    leaving = state.moving == 2
+    leaving = state.leaving == SUSPENDING
     admit_waiting(state, moment)
     found: set[Decision] = set()
     for request in np.flatnonzero(before != state.status).tolist():
-        kind = {WAITING_FOR_ADMISSION: "admit", SUSPENDED: "resume"}[int(before[request])]
+        kind = {WAITING: "admit", SUSPENDED: "resume"}[int(before[request])]
         found.add((kind, request, int(state.decode_instance[request])))
-    for request in np.flatnonzero((state.moving == 2) & ~leaving).tolist():
+    for request in np.flatnonzero((state.leaving == SUSPENDING) & ~leaving).tolist():
         found.add(("suspend", request, int(state.decode_instance[request])))
     return found
 
@@ -155,7 +156,7 @@ def test_decides_as_the_live_gateway(seed: int, error: str, queue: str, *, class
         state.gap[:] = random.choice([0.5, 2.0, 5.0, np.inf], len(work))
     kinds: Counter[str] = Counter()
     for moment in np.arange(1.0, 30.0, 0.1):
-        run_until(state, moment)
+        handle_events(state, moment)
         for instance in range(len(state.time)):
             refresh(state, instance, moment)
         policy = Forecast(chosen.admission_settings)

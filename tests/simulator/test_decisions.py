@@ -7,7 +7,7 @@ from ares.policy import preset
 from ares.policy.dispatch.least_loaded import least_loaded_choice
 from ares.simulator.cluster import Simulation
 from ares.simulator.decisions import least_loaded, used_tokens
-from ares.simulator.loop import run_until
+from ares.simulator.loop import handle_events
 from tests.simulator.test_reference import small, workload
 
 
@@ -20,7 +20,7 @@ def test_least_loaded_equals_the_rule_over_every_load(seed: int, rate: float) ->
     capacity = state.total_blocks * state.parameters.block_size
     chosen = set()
     for moment in np.random.default_rng(seed).uniform(0, 200 / rate * 2, 150).cumsum() / 75:
-        run_until(state, moment)
+        handle_events(state, moment)
         state.closed[seed] = moment > 20 / rate
         load = np.array([used_tokens(state, instance, moment) for instance in range(len(sizes))])
         for tokens in (1, 200, 1400):

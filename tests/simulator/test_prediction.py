@@ -7,14 +7,15 @@ from hypothesis import strategies as st
 
 from ares.gateway.control.lengths import LengthHistory
 from ares.policy import preset
+from ares.policy.admission.state import WAITING
 from ares.policy.residual_life import REMEMBERED
 from ares.simulator.admission import refresh_and_admit
 from ares.simulator.cluster import Simulation
 from ares.simulator.error_models import ERROR_MODELS
-from ares.simulator.loop import run_until
+from ares.simulator.loop import handle_events
 from ares.simulator.prediction import predict
-from ares.simulator.queues import note_finish
-from ares.simulator.state import FINISHED, WAITING_FOR_ADMISSION, State, allocate
+from ares.simulator.queues import record_finish
+from ares.simulator.state import FINISHED, State, allocate
 from tests.simulator.test_reference import small, workload
 
 
@@ -47,7 +48,7 @@ def ended(lengths: list[int], longest: int) -> State:
     state.parameters.has_predictions = state.parameters.residual_life = 1
     state.parameters.longest_output = longest
     for request in range(len(lengths)):
-        note_finish(state, request, float(request))
+        record_finish(state, request, float(request))
     return state
 
 
@@ -82,7 +83,7 @@ def test_a_run_goes_on_from_the_outputs_that_had_ended_before() -> None:
         assert got.tolist() == [min(q, 320 - generated) for q in history.remaining(generated)]
     state.output[:40] = now
     for request, length in enumerate(now):
-        note_finish(state, request, float(request))
+        record_finish(state, request, float(request))
         history.add(length)
     predict(state, 50, 0, got)
     assert got.tolist() == [min(q, 320.0) for q in history.remaining(0)]
@@ -98,7 +99,7 @@ def until(moment: float, error: str, change: np.ndarray | None = None) -> State:
     if change is not None:
         state.output[:] += change
     for now in np.arange(0.25, moment, 0.25):
-        run_until(state, now)
+        handle_events(state, now)
         refresh_and_admit(state, now)
     return state
 
@@ -122,7 +123,7 @@ def test_who_waits_is_expected_to_go_on_as_the_newest_outputs_did() -> None:
     state, quantiles = until(30.0, "residual-life"), np.empty(3)
     waiting = state.order[: state.current.queue_size]
     assert len(waiting) > 10
-    assert (state.status[waiting] == WAITING_FOR_ADMISSION).all()
+    assert (state.status[waiting] == WAITING).all()
     predict(state, int(waiting[0]), 0, quantiles)
     np.testing.assert_array_equal(state.observed_remaining[waiting], np.tile(quantiles, (len(waiting), 1)))
     punctual = waiting[state.ttft_missed[waiting] == 0]

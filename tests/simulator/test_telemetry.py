@@ -4,7 +4,7 @@ import numpy as np
 
 from ares.policy import preset
 from ares.simulator.cluster import Simulation
-from ares.simulator.loop import run_until
+from ares.simulator.loop import handle_events
 from ares.simulator.telemetry import Telemetry
 from ares.traces import Workload
 from tests.simulator.test_reference import small
@@ -28,7 +28,7 @@ def test_every_request_at_an_instance_is_seen_once_with_all_its_tokens() -> None
     telemetry = Telemetry(simulation.preset, simulation.decode[0], state)
     waited = preempted = 0
     for moment in np.arange(0.5, 20.0, 0.5):
-        run_until(state, moment)
+        handle_events(state, moment)
         view = telemetry.view(moment)
         unfinished = np.flatnonzero(np.isnan(state.finish))
         assert sorted(view.requests) == unfinished.tolist()

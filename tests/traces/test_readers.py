@@ -86,7 +86,7 @@ def test_a_pipe_is_opened_once(tmp_path: Path) -> None:
         writer.join()
 
 
-def test_the_unit_of_times_is_told_by_fields_or_by_the_user(tmp_path: Path) -> None:
+def test_the_unit_of_times_is_given_by_fields_or_by_the_user(tmp_path: Path) -> None:
     path = tmp_path / "trace"
     path.write_text(BAILIAN)
     assert read_trace(path).notes == ()
@@ -133,9 +133,9 @@ def test_what_is_not_taken_as_it_stands_is_said(tmp_path: Path) -> None:
         ('{"timestamp": 0, "input_length": 5}\n', r"trace:1: no column output_length"),
         ('{"timestamp": 0, "input_length": null, "output_length": 5}\n', r"trace:1: no column input_length"),
         ('[{"timestamp": 0, "input_length": 5, "output_length": 5}]\n', r"trace:1: a JSON array: write one object a"),
-        ('{"timestamp": 0, "timestamp": 1, "input_length": 5, "output_length": 5}\n', r"timestamp is there twice"),
+        ('{"timestamp": 0, "timestamp": 1, "input_length": 5, "output_length": 5}\n', r"timestamp is repeated"),
         ('{"timestamp": true, "input_length": 5, "output_length": 5}\n', r"trace:1: not a number: True"),
-        ("arrival_s,input_tokens,output_tokens,Arrival_S\n0,5,5,1\n", r"trace:1: the column arrival_s is there twice"),
+        ("arrival_s,input_tokens,output_tokens,Arrival_S\n0,5,5,1\n", r"trace:1: the column arrival_s is repeated"),
         ("arrival_s,input_tokens,output_tokens\n0,1,234,5\n", r"trace:2: 4 fields where the header has 3"),
         ("arrival_s,input_tokens,output_tokens\n0,5.5,5\n", r"trace:2: not whole numbers of tokens"),
         ('arrival_s,input_tokens,output_tokens\n0,5,5\n1,"5,5\n2,5,5\n', r"trace:4: not CSV"),

@@ -23,6 +23,7 @@ from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
+from vllm.v1.core.sched.utils import check_sequence_repetition
 from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
@@ -172,6 +173,7 @@ __all__ = [
     "SchedulerOutput",
     "TopKTopPSampler",
     "base_worker",
+    "check_sequence_repetition",
     "cli_env_setup",
     "current_platform",
     "make_arg_parser",

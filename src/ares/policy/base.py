@@ -1,4 +1,4 @@
-"""What every policy is, whatever it decides: a name, settings, and one method that decides.
+"""What all policies have in common: a name, settings, and one method that decides.
 
 The gateway and the simulator call a policy through the functions next to its base class (dispatch/base.py,
 admission/base.py, rebalance/base.py), so that failures and invalid decisions are detected in one place.
@@ -33,7 +33,7 @@ class Policy:
     needs_predictions
         Whether it cannot work without them.
     quick
-        Whether it is known to decide at once; others are called in a thread of their own.
+        Whether it is known to decide within milliseconds; the gateway calls others in a thread of their own.
     """
 
     part: ClassVar[str] = ""
@@ -49,7 +49,7 @@ class Policy:
 
     @classmethod
     def prepare(cls) -> None:
-        """Do what the first decision would otherwise wait for."""
+        """Compile or load what the first decision would otherwise wait for."""
 
     @classmethod
     def uses_predictions(cls, settings: Any) -> bool:

@@ -25,8 +25,8 @@ class Cluster:
     capacity_tokens
         KV capacity of each instance in tokens, shape (I,).
     promised_tokens
-        Tokens of each instance that no request below stands for, shape (I,): above all those promised to moves that
-        are in flight towards it. Where dispatch gets a cluster without requests, the whole load.
+        Tokens of each instance that are not those of a request below, shape (I,): mostly reserved for moves in flight
+        towards it. Where dispatch gets a cluster without requests, the whole load.
     open
         Whether an instance takes requests (healthy and not draining), shape (I,).
     requests
@@ -36,8 +36,8 @@ class Cluster:
     resident_tokens
         Tokens (prompt and generated) whose KV each request holds, or will hold once it runs, shape (R,).
     movable
-        Whether a request may be moved now: its state is carried exactly, it is not in a hand-over,
-        and its cooldown is over, shape (R,).
+        Whether a request may be moved now, shape (R,): its sampling state can be restored exactly, no move of it is
+        under way, and its cooldown is over.
     remaining_tokens
         Quantiles of the tokens each request will still generate, increasing along a row, shape (R, Q); NaN in rows
         without a prediction, None where there is no predictor.
@@ -45,7 +45,7 @@ class Cluster:
         The levels of those quantiles, length Q; (0.5,) for point predictions.
     step_base_s, step_request_s, step_token_s
         Step-time model: base + request x running requests + token x resident tokens, seconds, shape (I,) each. None:
-        unknown, and only tokens are compared.
+        unknown, so that policies compare tokens.
     transfer_bytes_s
         Bytes per second at which KV moves between instances.
     token_bytes
@@ -79,6 +79,6 @@ class Cluster:
     stall_s: float = 0.1
 
     def load_tokens(self) -> IntArray:
-        """Resident tokens of each instance with what is promised to it, shape (I,)."""
+        """Tokens of each instance, promised ones included, shape (I,)."""
         resident = np.bincount(self.location, weights=self.resident_tokens, minlength=len(self.instances))
         return resident.astype(np.int64) + self.promised_tokens

@@ -1,16 +1,16 @@
-"""Linear cost models with non-negative coefficients, fitted online to observations, of which old ones are forgotten."""
+"""Linear cost models with non-negative coefficients, fitted online; old observations lose weight."""
 
 import numpy as np
 
 from ares.policy.cluster import FloatArray
 
-_RIDGE = 1e-4  # of each feature's own mean square: decides between features that the observations do not tell apart
+_RIDGE = 1e-4  # of each feature's own mean square: decides between features that the observations cannot separate
 
 
 class OnlineLeastSquares:
     """Fits y = x . c with c >= 0 by least squares.
 
-    Relative errors count: an observation weighs 1 / y^2, so that fast steps are matched as well as slow ones.
+    Relative errors are minimised: an observation weighs 1 / y^2, so that fast steps are matched as well as slow ones.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """The forecast: how many tokens each instance will hold, k steps ahead.
 
-A running request of n resident tokens that has p steps left holds n + k tokens in k steps while k < p, and none after.
+A running request of n resident tokens that has p steps left holds n + k tokens in k steps while k < p, then none.
 p is not known; a predictor gives quantiles of it, each standing for the probability nearest to its level. With S(k) the
 probability that p > k, the request holds S(k) (n + k) tokens in expectation, with variance S(k) (1 - S(k)) (n + k)^2.
 Requests end independently of each other, so the expectations and the variances of an instance's requests add up, and
@@ -227,7 +227,7 @@ def own_curve(
 ) -> None:
     """Add one request's expectation and variance over the grid to two arrays, shape (K,), in place.
 
-    Plain loops over a few points, which admission compiles; `block` as in `Cluster.block_tokens`.
+    Plain loops over a few points, which admission/loop.py compiles; `block` as in `Cluster.block_tokens`.
     """
     for point in range(len(grid)):
         alive = 0.0

@@ -1,8 +1,8 @@
 """The pass over the rows that makes a forecast, as plain loops, compiled where numba is installed.
 
-Numpy needs a dozen passes and as many temporary arrays for it, and most of a decision's time. Without numba
-`forecast.py` does just that; both give the same bits, because every sum is one of whole numbers below 2^53 or is taken
-in the same order. Importing this module imports numba.
+Numpy needs a dozen passes and as many temporary arrays for it, which took most of a decision's time; `forecast.py` does
+that where numba is not installed. Both give the same bits: every sum is one of whole numbers below 2^53, or is taken in
+the same order. Importing this module imports numba.
 """
 
 import numpy as np
@@ -79,7 +79,7 @@ def forecast_rows(
 
 @compiled
 def _by_instance(location: I8) -> I8:
-    """Return the rows by instance, so that the sums of one fit the fastest cache; none where that is their order."""
+    """Return the rows sorted by instance, so that its sums stay in the cache; empty where they are sorted already."""
     for row in range(1, len(location)):
         if location[row] < location[row - 1]:
             return np.argsort(location)

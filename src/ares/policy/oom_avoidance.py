@@ -1,9 +1,9 @@
 """Out-of-memory avoidance: a request leaves an instance that is about to run out of memory, before one is preempted.
 
 The rebalancer spreads load, and may wait a few periods where a move gains little. Memory cannot wait: when the expected
-tokens of an instance exceed its capacity within the time that a move takes, the smallest request whose leaving prevents
-that is moved to where it fits. Where it fits nowhere, the request with the most slack is suspended, and resumes where
-there is room. That costs a prefill, as a preemption does, but not on the full instance, and not of the request that
+tokens of an instance exceed its capacity within the time that a move takes, the smallest request whose tokens are
+enough is moved to where it fits. Where it fits nowhere, the request with the most slack is suspended, and resumes where
+there is room. That costs a prefill, as a preemption does, but not on the full instance, and it is not the request that
 vLLM would have preempted.
 """
 
@@ -186,19 +186,19 @@ def _choose_actions(
     oom_actions: list[OomAction] = []
     for place, row, target in zip(relieved.tolist(), leaves.tolist(), targets.tolist(), strict=True):
         source = int(sources[place])
-        lacks = f"{cluster.instances[source]} lacks {overflow[source]:.0f} of {cluster.capacity_tokens[source]} tokens"
-        lack = f"{lacks} in {steps[source]} steps"
+        tokens_short = f"lacks {overflow[source]:.0f} of {cluster.capacity_tokens[source]} tokens"
+        cause = f"{cluster.instances[source]} {tokens_short} in {steps[source]} steps"
         if target >= 0:
             tokens = int(cluster.resident_tokens[row])
             oom_actions.append(
-                OomAction(row, source, target, f"{lack}; {tokens} tokens fit {cluster.instances[target]}")
+                OomAction(row, source, target, f"{cause}; {tokens} tokens fit {cluster.instances[target]}")
             )
             continue
         if slack is None:
             slack = _slack_s(cluster, running if isinstance(running, Progress) else running())
         enough = candidates[bounds[place, 0] : bounds[place, 1]]
         suspended = int(enough[_index_of_most_slack(slack[enough], cluster, enough)])
-        reason = f"{lack}; no request fits elsewhere; this one can be suspended for {slack[suspended]:.1f} s"
+        reason = f"{cause}; no request fits elsewhere; this one can be suspended for {slack[suspended]:.1f} s"
         oom_actions.append(OomAction(suspended, source, NO_TARGET, reason))
     return oom_actions
 
@@ -228,8 +228,9 @@ def _slack_s(cluster: Cluster, running: Progress) -> FloatArray:
 
 def _index_of_most_slack(slack: FloatArray, cluster: Cluster, rows: IntArray) -> int:
     """Return the index of the most slack; of equals, bounded by their gap, of the one with the largest memory-time."""
-    best = slack == slack.max()
+    tied = np.flatnonzero(slack == slack.max())
     if cluster.remaining_tokens is None or not np.isfinite(slack.max()):
-        return int(np.argmax(best))
-    middle = cluster.remaining_tokens[rows, len(cluster.levels) // 2]
-    return int(np.argmax(np.where(best, memory_time(cluster.resident_tokens[rows].astype(np.float64), middle), -1.0)))
+        return int(tied[0])
+    middle = cluster.remaining_tokens[rows[tied], len(cluster.levels) // 2]
+    size = memory_time(cluster.resident_tokens[rows[tied]].astype(np.float64), middle)
+    return int(tied[np.argmax(size)])

@@ -74,7 +74,7 @@ def near_limit(
     -------
     Which instances, and which rows are theirs.
     """
-    most = promised + 1  # for what rounding may add
+    most = promised + 1  # against rounding
     for row in range(len(location)):
         instance = location[row]
         most[instance] += resident[row] + steps[instance] + block
@@ -90,10 +90,10 @@ def near_limit(
 
 @compiled
 def find_candidates(rows: tuple[I8, I8, B1, F8], sources: I8, steps: I8, overflow: F8, bounds: I8) -> I8:
-    """Return the requests of which each alone makes enough room at its source, sorted by size per source.
+    """Return the requests that alone make enough room at their source by leaving, sorted by size per source.
 
-    Where none is enough, the largest one. A request that is likely to end before then is not worth its move, and one
-    that is alone stays.
+    Where none is enough, the largest one. A request that is likely to end before then is not worth its move, and the
+    only request of an instance stays.
 
     Parameters
     ----------
@@ -106,12 +106,14 @@ def find_candidates(rows: tuple[I8, I8, B1, F8], sources: I8, steps: I8, overflo
     bounds
         The result, shape (S, 2): start and end of each source's candidates.
     """
-    here = Rows(*rows)
-    candidates, starts = _collect_candidates(here, sources, steps)
+    running = Rows(*rows)
+    candidates, starts = _collect_candidates(running, sources, steps)
     for place in range(len(sources)):
         source, start = sources[place], starts[place]
         bounds[place, 0] = start
-        bounds[place, 1] = _sort_sufficient(here, candidates, start, starts[place + 1], steps[source], overflow[source])
+        bounds[place, 1] = _sort_sufficient(
+            running, candidates, start, starts[place + 1], steps[source], overflow[source]
+        )
     return candidates
 
 
@@ -129,7 +131,7 @@ def choose_targets(
     headroom: float,
     targets: I8,
 ) -> None:
-    """Choose the instance that takes each request that leaves, or -1 where it fits nowhere.
+    """Choose the instance that takes each request that leaves, or -1 where it fits nowrunning.
 
     Parameters
     ----------
@@ -153,15 +155,17 @@ def choose_targets(
     targets
         The result, shape (L,).
     """
-    here = Rows(*rows)
+    running = Rows(*rows)
     expected, variance = curves
     grid, weights = horizon
     mean, spread = np.empty(len(grid)), np.empty(len(grid))
     for index in range(len(leaving)):
         row = leaving[index]
         mean[:], spread[:] = 0.0, 0.0
-        own_curve(float(here.resident[row]), here.remaining[row], weights, grid, block, mean, spread)
-        until = np.fmin(here.remaining[row, len(weights) - 1], furthest)  # NaN, one without a prediction, goes on
+        own_curve(float(running.resident[row]), running.remaining[row], weights, grid, block, mean, spread)
+        until = np.fmin(
+            running.remaining[row, len(weights) - 1], furthest
+        )  # NaN, without a prediction: as far as allowed
         points = 1
         while points < len(grid) and grid[points] < until:
             points += 1
@@ -173,19 +177,19 @@ def choose_targets(
 
 
 @inlined
-def _collect_candidates(here: Rows, sources: I8, steps: I8) -> tuple[I8, I8]:
+def _collect_candidates(running: Rows, sources: I8, steps: I8) -> tuple[I8, I8]:
     """Return the requests that may leave each source, in the order of the sources, and where those of each begin."""
-    middle = here.remaining.shape[1] // 2
+    middle = running.remaining.shape[1] // 2
     position = np.full(len(steps), -1)
     position[sources] = np.arange(len(sources))
     batch, count = np.zeros(len(sources), np.int64), np.zeros(len(sources), np.int64)
-    found = np.empty(len(here.location), np.int64)
+    found = np.empty(len(running.location), np.int64)
     total = 0
-    for row in range(len(here.location)):
-        place = position[here.location[row]]
+    for row in range(len(running.location)):
+        place = position[running.location[row]]
         if place >= 0:
             batch[place] += 1
-            if here.movable[row] and not here.remaining[row, middle] <= steps[here.location[row]]:
+            if running.movable[row] and not running.remaining[row, middle] <= steps[running.location[row]]:
                 found[total] = row
                 total += 1
                 count[place] += 1
@@ -194,7 +198,7 @@ def _collect_candidates(here: Rows, sources: I8, steps: I8) -> tuple[I8, I8]:
         starts[place + 1] = starts[place] + (count[place] if batch[place] > 1 else 0)
     candidates, following = np.empty(starts[len(sources)], np.int64), starts.copy()
     for row in found[:total]:
-        place = position[here.location[row]]
+        place = position[running.location[row]]
         if batch[place] > 1:
             candidates[following[place]] = row
             following[place] += 1
@@ -202,16 +206,16 @@ def _collect_candidates(here: Rows, sources: I8, steps: I8) -> tuple[I8, I8]:
 
 
 @inlined
-def _sort_sufficient(here: Rows, candidates: I8, start: int, end: int, steps: int, overflow: float) -> int:
+def _sort_sufficient(running: Rows, candidates: I8, start: int, end: int, steps: int, overflow: float) -> int:
     """Move the requests that each make enough room to the front of `start` to `end`, sorted; return their end."""
     largest, kept = start, start
     for place in range(start, end):
         row = candidates[place]
-        if here.resident[row] > here.resident[candidates[largest]]:
+        if running.resident[row] > running.resident[candidates[largest]]:
             largest = place
-        if here.resident[row] + steps >= overflow:
+        if running.resident[row] + steps >= overflow:
             at = kept
-            while at > start and here.resident[candidates[at - 1]] > here.resident[row]:
+            while at > start and running.resident[candidates[at - 1]] > running.resident[row]:
                 candidates[at] = candidates[at - 1]
                 at -= 1
             candidates[at] = row

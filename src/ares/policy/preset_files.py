@@ -14,20 +14,20 @@ _REPLACED = {"queue": "order", "suspends": "suspends"}
 
 
 def make_preset(data: object, defaults: Mapping[str, object]) -> Preset:
-    """Make a preset of what its file holds.
+    """Make a preset from the contents of its file.
 
     Parameters
     ----------
     data
-        {dispatch, admission, rebalance}, each a name or {name, settings...}; what is left out is as in
-        `static-least-loaded`, except for the dispatch that goes with the admission.
+        {dispatch, admission, rebalance}, each a name or {name, settings...}; parts that are missing are those of
+        `static-least-loaded`, except for the dispatch, which is the one that the admission needs.
     defaults
         Settings for a rebalance policy that has them, unless the file gives others.
 
     Raises
     ------
     ValueError
-        A part or a setting is unknown or of another type, or parts do not go together.
+        A part or a setting is unknown or of another type, or parts cannot be combined.
     """
     if not isinstance(data, dict):
         raise ValueError(f"a preset must be a mapping with some of {', '.join(REGISTRIES)}, not {str(data)[:80]!r}")

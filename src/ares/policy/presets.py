@@ -17,7 +17,7 @@ class Preset:
     Attributes
     ----------
     dispatch, admission, rebalance
-        Names of registered policies: first placement (policy/dispatch), when a request may enter decode
+        Names of registered policies: the first decode instance (policy/dispatch), when a request may enter decode
         (policy/admission), and which running ones move (policy/rebalance).
     dispatch_settings, admission_settings, rebalance_settings
         Their settings, each of the policy's own class; by default that class's defaults.
@@ -157,11 +157,11 @@ PRESETS: dict[str, Preset] = {
     "off": Preset(dispatch="round_robin"),
     "static-rr": Preset(dispatch="round_robin"),
     "static-least-loaded": Preset(dispatch="least_loaded"),
-    # The paper's rescheduler without its predictor: today's load only.
+    # The paper's rescheduler without its predictor: current load only.
     "ares-no-prediction": Preset(rebalance="current_load"),
     # The paper's system: point predictions, tokens as load, rebalancing alone.
     "paper": Preset(rebalance="paper"),
-    # Published rules, with the rest as in `static-least-loaded`; each file says what is taken and what is left out.
+    # Published rules, everything else as in `static-least-loaded`; their files list what is left out.
     "llumnix": Preset(rebalance="llumnix"),
     "balanceroute": Preset(dispatch="balanceroute"),
     "pausing": Preset(admission="pausing"),

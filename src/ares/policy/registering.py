@@ -1,4 +1,4 @@
-"""One decorator for the three kinds of policy: the base class of a policy says which it is."""
+"""One decorator for the three kinds of policy: the base class of a policy decides which it is."""
 
 from collections.abc import Callable
 from typing import Any

@@ -29,11 +29,13 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         self._known: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[Class], Class]:
-        """Register the decorated class as `name`; ValueError where that is taken or is no name."""
+        """Register the decorated class as `name`; ValueError where that is taken or not a valid name."""
 
         def registered(policy: Class) -> Class:
             if not isinstance(name, str) or not name.replace("-", "_").isidentifier():
-                raise ValueError(f"{name!r} is no name for a {self._kind} policy: give letters, digits, - and _")
+                raise ValueError(
+                    f"{name!r} is not a valid name for a {self._kind} policy: use letters, digits, - and _"
+                )
             if name in self._known:
                 raise ValueError(f"the {self._kind} policy {name!r} is already registered: give yours another name")
             self._check(policy)

@@ -1,7 +1,7 @@
-"""Residual life: without a predictor, a request goes on as recent outputs did that had come as far.
+"""Residual life: without a predictor, remaining lengths are estimated from recent outputs that were at least as long.
 
-Plain array code, compiled where numba is installed by those who call it often: the gateway (gateway/control/lengths.py)
-and the simulator (simulator/prediction.py). Neither has a rule of its own.
+Plain array code that its callers compile where numba is installed: the gateway (gateway/control/lengths.py) and the
+simulator (simulator/prediction.py). Neither has a rule of its own.
 """
 
 import math
@@ -14,9 +14,9 @@ I8 = NDArray[np.int64]
 
 REMEMBERED = 2000
 """How many of the newest outputs are kept."""
-# Fewer outputs that went on for longer are too few to estimate from.
+# Fewer longer outputs than these are too few to estimate from.
 _ENOUGH = 16
-# Until then, a request is expected to go on about as long as it has, and this long at least.
+# Then the mean of the remaining tokens is taken to be the tokens generated so far, and at least this.
 _PRIOR_TOKENS = 256.0
 
 

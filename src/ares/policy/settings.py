@@ -1,4 +1,4 @@
-"""Settings of a policy: a frozen dataclass of numbers, flags and strings, made from what a user wrote."""
+"""Settings of a policy: a frozen dataclass of numbers, flags and strings, made from YAML or text."""
 
 import math
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def make_settings(kind: type[Settings], given: Mapping[str, object]) -> Settings
 
 
 def parse_setting(kind: type, name: str, text: str) -> object:
-    """Return the value that `text` stands for; ValueError where the setting is unknown or of another type."""
+    """Parse the text of a setting; ValueError where the setting is unknown or of another type."""
     wanted = _type(get_type_hints(kind), name)
     try:
         return _FLAGS[text.lower()] if wanted is bool else wanted(text)

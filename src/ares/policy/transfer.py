@@ -1,8 +1,8 @@
-"""How a request's KV gets to its target: all of it after the request was stopped, or most of it before.
+"""How a request's KV is transferred in a move: all of it after the request has stopped, or most of it before.
 
 Live pre-copy (Clark et al., "Live Migration of Virtual Machines", NSDI 2005; for KV caches, Llumnix, OSDI 2024) moves
-what is complete while the request goes on. It costs the source a pin and the target one row in one step, so it must buy
-more than what a client would not notice: half a gap between two tokens.
+the full blocks while the request keeps decoding. It pins blocks at the source and costs the target one row in one step,
+so it must shorten the stall by more than a client would notice: half the time between two tokens.
 """
 
 import math
@@ -14,13 +14,13 @@ STOP_AND_COPY: Mode = "stop_and_copy"
 PRE_COPY: Mode = "pre_copy"
 # Steps of the source between the snapshot of its full blocks and the cut, besides those of the copy itself.
 _STEPS_AROUND = 3
-# What going ahead must save.
+# Steps of the target that a pre-copy must save.
 _WORTH_STEPS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """The way of KV to one target, as measured.
+    """The measured transfer of KV to one target.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class Link:
     step_s
         Step time of the target.
     block_tokens
-        Tokens of a KV block; only full blocks go ahead.
+        Tokens of a KV block; a pre-copy transfers full blocks only.
     """
 
     token_bytes: float
@@ -44,7 +44,7 @@ class Link:
 
 
 def copy_stall_s(tokens: float, link: Link) -> float:
-    """Return by how many seconds the copy of `tokens` puts the first token at the target off.
+    """Return by how many seconds the copy of `tokens` delays the first token at the target.
 
     A pull within the step delays it by its own time. A concurrent pull is noticed when a step ends, so that the
     token waits for whole steps.
@@ -57,7 +57,7 @@ def copy_stall_s(tokens: float, link: Link) -> float:
 
 
 def choose_mode(tokens: int, link: Link) -> Mode:
-    """Return how to move a request with so many resident tokens: ahead only what saves a good part of a step."""
+    """Return how to move a request with so many resident tokens: by pre-copy where that saves half a step."""
     full = tokens - tokens % link.block_tokens
     if not full or link.bytes_per_s <= 0 or link.step_s <= 0:
         return STOP_AND_COPY

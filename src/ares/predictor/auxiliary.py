@@ -1,4 +1,4 @@
-"""The auxiliary encoder: all-MiniLM-L6-v2 reads prompt and output so far, again at every prediction."""
+"""The auxiliary encoder: all-MiniLM-L6-v2 encodes the prompt and the output so far, anew at every prediction."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -77,7 +77,7 @@ def embed_pairs(
         written = tokenizer.decode(pairs.output_tokens[output][:position].tolist(), skip_special_tokens=True)
         texts.append(encoder.pieces(prompts[output], written))
     result = np.zeros((len(texts), 384), np.float16)
-    # Texts of one length together: little padding.
+    # Texts of similar length in one batch need little padding.
     order = sorted(range(len(texts)), key=lambda n: len(texts[n]))
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]

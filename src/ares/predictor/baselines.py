@@ -1,6 +1,6 @@
 """Baselines of the predictor, fitted on the same training prompts.
 
-Every one of them gives quantiles at `hazard.LEVELS` for pairs; the caller bounds them by what the limit allows.
+Each gives quantiles at `hazard.LEVELS` for pairs; the caller bounds them by the tokens that the limit allows.
 """
 
 import copy
@@ -54,7 +54,7 @@ class MaxTokens:
     parameters = 0
 
     def quantiles(self, pairs: Pairs) -> Array:
-        """Return the room."""
+        """Return the tokens that the limit still allows, at every level."""
         return np.tile(pairs.room[:, None].astype(float), len(LEVELS))
 
 
@@ -125,9 +125,9 @@ class PromptOnly:
 class Auxiliary:
     """A pretrained encoder that re-reads the text, with a head like ours trained on the same data.
 
-    Stands for TetriInfer, mu-Serve and S3. With our head it also has the position, the prompt's length, the history of
-    earlier embeddings, a distribution and censoring: more than those have. With the paper's head it has what they have,
-    the embedding and L1. See `auxiliary.py`.
+    Represents TetriInfer, mu-Serve and S3. With our head it also has the position, the prompt's length, the history of
+    earlier embeddings, a distribution and censoring, which those lack. With the paper's head it has what they have: the
+    embedding and L1. See `auxiliary.py`.
     """
 
     def __init__(self, pairs: Pairs, embedded: Any, encoder_parameters: int, settings: TrainingSettings) -> None:

@@ -1,8 +1,8 @@
-"""Calibration: quantile levels with the coverage that they name, fitted on the validation prompts.
+"""Calibration: quantile levels that cover the share that they state, fitted on the validation prompts.
 
 Where F is the predicted distribution, F(y) of calibrated forecasts is uniform. The level that is to cover a share q is
 therefore the q-quantile of F(y) over validation pairs (isotonic recalibration, Kuleshov et al. 2018). Only the levels
-at which a network reads its own distribution move: serving does the same as before.
+at which a network reads its own distribution change, so that serving runs the same code.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ def transform(ended: torch.Tensor, grid: torch.Tensor, remaining: Array, room: A
     edges = grid.numpy().astype(float)
 
     def before(lengths: Array) -> Array:
-        """Return P(Y < length), every length of a bin as likely as another."""
+        """Return P(Y < length), all lengths of a bin being equally likely."""
         index = np.clip(np.searchsorted(edges, lengths, side="right") - 1, 0, len(edges) - 2)
         part = np.clip((lengths - edges[index]) / (edges[index + 1] - edges[index]), 0, 1)
         table, rows = ended.numpy().astype(float), np.arange(len(lengths))

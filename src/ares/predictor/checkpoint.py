@@ -13,7 +13,7 @@ from ares.predictor.networks import HazardNetwork, PaperNetwork
 
 FORMAT = "1"
 ARCHITECTURES = ("ours", "paper")
-# Far above the sizes of training; a larger network takes long to build whatever its tensors are.
+# Far above the sizes of training: building a network of any claimed size could take long.
 _LARGEST = {"members": 256, "bins": 4096}
 
 
@@ -28,7 +28,7 @@ class Checkpoint:
     options
         Arguments of its constructor besides the hidden size.
     center, scale
-        [d] mean and spread of the training set's states.
+        [d] mean and standard deviation of the training set's states.
     """
 
     network: Any
@@ -93,7 +93,7 @@ def load(path: Path) -> Checkpoint:
     Raises
     ------
     PredictorError
-        It is not there, truncated, no checkpoint, of another version, or holds values that are not finite.
+        It is missing, truncated, not a checkpoint, of another version, or holds values that are not finite.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -111,7 +111,7 @@ def load(path: Path) -> Checkpoint:
         hidden_size = int(described["hidden_size"])
         options = json.loads(described["options"])
         _check(hidden_size, options, tensors)
-        # On no device: sizes that a file only claims cost no memory before its tensors are checked against them.
+        # On the meta device: sizes in a file take no memory until its tensors have been checked against them.
         with torch.device("meta"):
             network = build(described["arch"], hidden_size, options)
         states = {n.removeprefix("network."): t.float() for n, t in tensors.items() if n.startswith("network.")}

@@ -17,18 +17,18 @@ from ares.predictor.errors import PredictorError
 _TRAIN, _VALIDATION = 70, 15
 SPLITS = ("train", "validation", "test")
 _FEWEST = 5
-# With so many prompts, the smallest of those two sets has its five in 99 of 100 cases.
+# With so many prompts, the smaller of those two sets has at least _FEWEST in 99 of 100 cases.
 _ENOUGH = 80
 
 
 def split_of(prompt: str) -> int:
-    """Return the split (index into SPLITS) of a prompt: a function of its id, so that every command agrees on it."""
+    """Return the split (index into SPLITS) of a prompt, a function of its id: every command gets the same."""
     share = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big") % 100
     return 0 if share < _TRAIN else 1 if share < _TRAIN + _VALIDATION else 2
 
 
 def too_few_prompts(prompts: Iterable[str]) -> str | None:
-    """Return what is missing where prompts (their ids) are too few to train on; None where they are enough."""
+    """Return an explanation where prompts (their ids) are too few to train on; None where they are enough."""
     every = set(prompts)
     counts = Counter(SPLITS[split_of(prompt)] for prompt in every)
     if min(counts["train"], counts["validation"]) >= _FEWEST:
@@ -47,7 +47,7 @@ class Pairs:
     Attributes
     ----------
     states
-        [pairs, d] float16; those of one output stand together, in order of position.
+        [pairs, d] float16; those of one output are consecutive, in order of position.
     output
         [pairs] index of the pair's output in `requests`, `prompts`, `prompt_tokens` and `output_tokens`.
     position, remaining, prompt_length
@@ -88,7 +88,7 @@ class Pairs:
     def moved(self, seed: int = 0, share: float = 1.0) -> NDArray[np.bool_]:
         """Return the mask of the pairs after a move, if a share of the outputs is moved once, anywhere.
 
-        A request's history begins anew on another instance: `only` these pairs is what its predictor sees there.
+        A request's history starts empty on another instance, where its predictor sees `only` these pairs.
         """
         starts = np.flatnonzero(np.diff(self.output, prepend=-1))
         counts = np.diff(np.append(starts, len(self)))
@@ -96,8 +96,8 @@ class Pairs:
         at = generator.integers(1, np.maximum(counts, 2))
         at[generator.random(len(counts)) >= share] = len(self)
         order = np.arange(len(self)) - np.repeat(starts, counts)
-        behind: NDArray[np.bool_] = order >= np.repeat(at, counts)
-        return behind
+        after: NDArray[np.bool_] = order >= np.repeat(at, counts)
+        return after
 
     @property
     def pair_prompts(self) -> set[str]:
@@ -127,7 +127,7 @@ def load(folder: Path) -> Pairs:
     for shard in shards.read_all(folder):
         source = shard.source
         tensors = shard.tensors
-        # A request that was collected twice (a folder copied into another) counts once.
+        # A request that is in two shards (one folder copied into another) counts once.
         fresh = np.array([request not in requests for request in shard.requests], bool)
         number = np.cumsum(fresh) - 1 + len(requests)
         for kind, lists in tokens.items():

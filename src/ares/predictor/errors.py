@@ -2,4 +2,4 @@
 
 
 class PredictorError(Exception):
-    """The command cannot continue; the message gives the reason and, where possible, what to do."""
+    """The command cannot continue; the message gives the reason and, where possible, the remedy."""

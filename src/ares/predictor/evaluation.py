@@ -35,16 +35,16 @@ def of_checkpoint(name: str, checkpoint: Checkpoint, pairs: Pairs) -> Evaluated:
 
 
 def restarted(checkpoint: Checkpoint, pairs: Pairs, seed: int = 0) -> dict[str, Any]:
-    """Return the cost of a move: the history of a request begins anew on its new instance.
+    """Return what a move costs in accuracy: the history of a request starts empty on its new instance.
 
-    Every output is moved once; the errors are those of the pairs behind.
+    Every output is moved once; the errors are those of the pairs after the move.
     """
-    behind = pairs.moved(seed)
-    whole = of_checkpoint("whole", checkpoint, pairs).quantiles[behind]
-    anew = of_checkpoint("anew", checkpoint, pairs.only(behind)).quantiles
-    remaining = pairs.remaining[behind].astype(float)
-    errors = [metrics.absolute_error(quantiles, remaining) for quantiles in (whole, anew)]
-    _, prompts = np.unique(np.array(pairs.prompts)[pairs.output[behind]], return_inverse=True)
+    after = pairs.moved(seed)
+    whole = of_checkpoint("whole", checkpoint, pairs).quantiles[after]
+    restart = of_checkpoint("restarted", checkpoint, pairs.only(after)).quantiles
+    remaining = pairs.remaining[after].astype(float)
+    errors = [metrics.absolute_error(quantiles, remaining) for quantiles in (whole, restart)]
+    _, prompts = np.unique(np.array(pairs.prompts)[pairs.output[after]], return_inverse=True)
     change = metrics.Bootstrap(prompts).means(errors[1] - errors[0], errors[0])
     return {
         "pairs": len(remaining),
@@ -85,7 +85,7 @@ def report(evaluated: Sequence[Evaluated], test: Pairs, prefixes: Sequence[Prefi
             f"{round(100 * part)}%": _some(model.quantiles, remaining, room, prompts, rows)
             for part, rows in at_fraction.items()
         }
-        # In hindsight: it is not known beforehand, but shows where the error comes from.
+        # How an output ends is not known when predicting, but shows where the error comes from.
         entry["by_end"] = {
             name: _some(model.quantiles, remaining, room, prompts, np.flatnonzero(test.censored == cut))
             for name, cut in (("ended", False), ("cut", True))
@@ -136,12 +136,12 @@ def _difference(model: Evaluated, ours: Evaluated, remaining: Array, bootstrap: 
 
 
 def _share(part: Array, whole: Array) -> float | None:
-    """Return the share of one sum in another; None of nothing: a model without any error leaves none to compare."""
+    """Return the share of one sum in another; None where the latter is zero: a model without any error."""
     return round(float(part.sum() / whole.sum()), 4) if whole.any() else None
 
 
 def rows_of(prefixes: Sequence[Prefix], test: Pairs) -> NDArray[np.int64]:
-    """Return which test pairs continuations were drawn at; PredictorError where one is none of them."""
+    """Return which test pairs continuations were drawn at; PredictorError where one is not among them."""
     where = {(test.requests[o], p): n for n, (o, p) in enumerate(zip(test.output, test.position.tolist(), strict=True))}
     missing = [p.request for p in prefixes if (p.request, p.position) not in where]
     if missing:

@@ -1,6 +1,6 @@
 """The features of a request: its newest state, its history, its position.
 
-Training walks through recorded outputs with the same code that the decode worker runs, so that both see the same.
+Training runs the code of the decode worker over recorded outputs, so that both have the same features.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 
 from ares.predictor.dataset import Pairs
 
-# Earlier states that the newest is compared with: a text that repeats itself comes back to states it was in.
+# Number of earlier states that the newest is compared with: a text that repeats itself returns to earlier states.
 _RING = 16
 _KNOTS = 12
 # Log of one more than the largest position that the knots cover.
@@ -69,7 +69,7 @@ class History:
 
 
 def scalars(position: torch.Tensor, prompt_length: torch.Tensor, similarity: torch.Tensor) -> torch.Tensor:
-    """Return [batch, SCALARS]: the position on smooth knots over its logarithm, and the rest as it is."""
+    """Return [batch, SCALARS]: the position on smooth knots over its logarithm, the prompt's length, the similarity."""
     knots = torch.linspace(0, _LONGEST, _KNOTS, device=position.device)
     distance = (torch.log1p(position.float())[:, None] - knots) / (_LONGEST / (_KNOTS - 1))
     return torch.cat([torch.exp(-(distance**2)), torch.log1p(prompt_length.float())[:, None] / 5 - 1, similarity], 1)

@@ -1,8 +1,8 @@
 """The noise floor: the spread of sampled lengths when the model continues the same prefix many times.
 
 From one prefix, with n continuations y_1 ... y_n, the least expected absolute error of any predictor is that of the
-distribution's median, E|Y - m|. The sample's own median gives too little of it (it has seen every y), the median of
-the others (leave one out) too much; both are reported, and `mae` is their middle, in which the errors of order 1/n
+distribution's median, E|Y - m|. The sample's own median underestimates it (it has seen every y), the median of the
+others (leave one out) overestimates it; both are reported, and `mae` is their mean, in which the errors of order 1/n
 cancel. The least CRPS is that of the distribution itself, E|Y - Y'| / 2, which pairs of continuations estimate without
 bias.
 """
@@ -42,7 +42,7 @@ class Prefix:
 def choose(pairs: Pairs, count: int, seed: int = 0, known: Sequence[Prefix] = ()) -> NDArray[np.int64]:
     """Return pairs of the test set, drawn at random: their mean errors are those of the whole set.
 
-    Those that are `known` already count, and are not drawn again.
+    `count` includes those that are `known` already, which are not drawn again.
     """
     rows = np.flatnonzero(pairs.split("test"))
     taken = {(p.request, p.position) for p in known}
@@ -57,7 +57,7 @@ def read(path: Path) -> tuple[list[Prefix], str]:
     Raises
     ------
     PredictorError
-        The file is not there, or something else.
+        The file does not exist, or is not what that command writes.
     """
     try:
         content = json.loads(read_text(path))

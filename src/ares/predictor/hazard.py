@@ -1,8 +1,8 @@
 """A distribution over remaining tokens as discrete hazards: the chance to end in each bin, once it is reached.
 
 Bins are the remaining tokens [edge k, edge k+1), as wide as one token at first and growing geometrically. A censored
-output is only known to have outlived its bins, and its likelihood is the probability of that. Within a bin every length
-is as likely as another; behind the last edge the hazard per token stays what it was in the last bin.
+output is only known to be longer than its bins, and its likelihood is the probability of that. Within a bin all lengths
+are equally likely; after the last edge the hazard per token stays that of the last bin.
 """
 
 import torch
@@ -34,19 +34,19 @@ def log_likelihood(
     grid
         [bins + 1] edges.
     remaining
-        [pairs] tokens that came; where `censored`, more would have come.
+        [pairs] tokens that were generated; where `censored`, more would have been.
     """
-    # A censored pair outlived `remaining`, so it ends at remaining + 1 or later.
+    # A censored pair is longer than `remaining`: it ends at remaining + 1 or later.
     at = remaining.float() + censored.float()
     index = (torch.searchsorted(grid, at, right=True) - 1).clamp(0, logits.shape[1] - 1)
     survived = torch.cumsum(-softplus(logits), 1)
     before = torch.where(index > 0, survived.gather(1, (index - 1).clamp(min=0)[:, None])[:, 0], 0.0)
     own = logits.gather(1, index[:, None])[:, 0]
     start, width = grid[index], grid[index + 1] - grid[index]
-    # The part of its bin that a censored pair outlived.
+    # The part of its bin that a censored pair exceeds.
     part = ((at - start) / width).clamp(0, 1)
-    outlived = torch.log1p(-part * torch.sigmoid(own) * (1 - 1e-6))
-    return before + torch.where(censored, outlived, logsigmoid(own))
+    exceeded = torch.log1p(-part * torch.sigmoid(own) * (1 - 1e-6))
+    return before + torch.where(censored, exceeded, logsigmoid(own))
 
 
 def cumulative(logits: torch.Tensor) -> torch.Tensor:
@@ -71,5 +71,5 @@ def quantiles(ended: torch.Tensor, grid: torch.Tensor, levels: torch.Tensor) -> 
     inside = grid[index] + part * (grid[index + 1] - grid[index]) - 0.5
     rate = torch.log((1 - ended[:, -2:-1]).clamp(min=1e-9) / (1 - ended[:, -1:]).clamp(min=1e-9))
     rate = torch.maximum(rate / (grid[-1] - grid[-2]), 0.25 / grid[-1])
-    behind = grid[-1] + torch.log((1 - ended[:, -1:]).clamp(min=1e-9) / (1 - wanted)).clamp(min=0) / rate
-    return torch.where(wanted < ended[:, -1:], inside, behind).clamp(min=0.5)
+    after = grid[-1] + torch.log((1 - ended[:, -1:]).clamp(min=1e-9) / (1 - wanted)).clamp(min=0) / rate
+    return torch.where(wanted < ended[:, -1:], inside, after).clamp(min=0.5)

@@ -46,8 +46,8 @@ def covered(quantiles: Array, remaining: Array, level: float) -> Array:
 def covered_fairly(quantiles: Array, remaining: Array, room: Array, level: float) -> Array:
     """Return `covered` where a part of the distribution may be on one number, the limit.
 
-    A request that reaches its limit with a chance of 30 % has its 90th percentile there, and "at or below" is then true
-    in 100 % of the cases, not 90: no calibrated forecast could have it otherwise. So an output that is cut counts as
+    A request that reaches its limit with a probability of 30 % has its 90th percentile there, and "at or below" is then
+    true in 100 % of the cases, not 90, even if the forecast is calibrated. So an output that is cut counts as
     covered by the part of the limit's probability that lies below the level (a randomised probability transform, with
     its expectation in place of the draw); calibrated forecasts then cover exactly `level`.
     """

@@ -43,10 +43,10 @@ class HazardMember(nn.Module):  # type: ignore[misc] # torch is not type-checked
         self.scalars = nn.Linear(SCALARS, width, bias=False)
         self.middle = nn.Linear(width, width)
         self.shift = nn.Linear(width, bins)
-        # States have many numbers and prompts are few: most of each state is hidden from every step of the training.
+        # States have many numbers and prompts are few: half of each state is dropped in every training step.
         self.drop_state = nn.Dropout(0.5)
         self.drop = nn.Dropout(0.3)
-        # The states begin by adding nothing.
+        # At first the states change nothing.
         nn.init.zeros_(self.shift.weight)
         nn.init.zeros_(self.shift.bias)
         nn.init.zeros_(self.base.weight)
@@ -92,7 +92,7 @@ class HazardNetwork(nn.Module):  # type: ignore[misc] # likewise
 
 
 class FusedHazardNetwork(nn.Module):  # type: ignore[misc] # likewise
-    """All members of a trained HazardNetwork side by side: a prediction costs operations more than arithmetic."""
+    """All members of a trained HazardNetwork in one: the number of operations costs more than their arithmetic."""
 
     def __init__(self, network: HazardNetwork) -> None:
         super().__init__()
@@ -125,8 +125,8 @@ class FusedHazardNetwork(nn.Module):  # type: ignore[misc] # likewise
 class PaperNetwork(nn.Module):  # type: ignore[misc] # likewise
     """The paper's network: d -> 2048 -> 512 -> 64 -> 1 on the newest state, L1 on the raw length.
 
-    [R] ReLU, and inputs standardised; the paper gives neither. A spread around the estimate is not the paper's: it is
-    what the validation set's errors were (`spread`), so that it can be compared as a distribution.
+    ReLU and standardised inputs are ours: the paper gives neither. So is the spread around the estimate: the errors on
+    the validation set (`spread`), so that it can be compared as a distribution.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -153,7 +153,7 @@ class PaperNetwork(nn.Module):  # type: ignore[misc] # likewise
     def loss(
         self, states: torch.Tensor, scalars: torch.Tensor, remaining: torch.Tensor, censored: torch.Tensor
     ) -> torch.Tensor:
-        """Return the mean absolute error; what the limit cut counts as ended there."""
+        """Return the mean absolute error; an output cut by the limit counts as ended there."""
         del scalars, censored
         return (self(states) - remaining.float()).abs().mean()
 

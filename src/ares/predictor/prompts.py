@@ -4,14 +4,14 @@
 fields of an object                          the prompt
 ===========================================  =========================================================================
 ``prompt``, ``text``                         the text (HumanEval and others)
-``question``, ``instruction``                the text, and behind an empty line that of ``input`` or ``context``, if
+``question``, ``instruction``                the text, and after an empty line that of ``input`` or ``context``, if
                                              there is any (GSM8K, Alpaca, Dolly)
 ``messages``, ``conversations``,             the first message of the user: texts, ``{"role", "content"}`` or ``{"from",
 ``conversation``, ``turns``                  "value"}`` (OpenAI, ShareGPT, LMSYS, MT-bench)
 ===========================================  =========================================================================
 
-Of several, the first of ``prompt``, ``question``, ``instruction``, ``text`` and the conversations counts that holds
-something: one that is null or empty is passed over.
+Where an object has several, the first of ``prompt``, ``question``, ``instruction``, ``text`` and the conversations that
+is neither null nor empty is used.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from ares.text_files import TextFileError, read_lines
 
 _TEXTS = ("prompt", "question", "instruction", "text")
 # A second field that is appended to the text of a field, where it is present.
-_BEHIND = {"question": ("context",), "instruction": ("input", "context")}
+_APPENDED = {"question": ("context",), "instruction": ("input", "context")}
 _CHATS = ("messages", "conversations", "conversation", "turns")
 _USERS = ("user", "human")
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -57,7 +57,7 @@ def read(files: Iterable[Path], seed: int = 0, note: Callable[[str], None] = lam
     Parameters
     ----------
     note
-        Told, a sentence at a time, what of the files is not in the result.
+        Called with a sentence for each kind of content that is left out of the result.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def read(files: Iterable[Path], seed: int = 0, note: Callable[[str], None] = lam
             repeated += prompt.id in found
             found.setdefault(prompt.id, prompt)
     if repeated:
-        note(f"{repeated} of {repeated + len(found)} prompts are the same as one before them, and count once")
+        note(f"{repeated} of {repeated + len(found)} prompts are duplicates, and count once")
     prompts = list(found.values())
     random.Random(seed).shuffle(prompts)  # noqa: S311 - an order, not a secret
     return prompts
@@ -90,7 +90,7 @@ def _read_file(file: Path, note: Callable[[str], None]) -> list[str]:
 
 
 def _holds_objects(file: Path, lines: list[str], note: Callable[[str], None]) -> bool:
-    """Whether a file is JSON: by its name, or where that says nothing (a pipe has none) by its first line."""
+    """Whether a file is JSON: by its suffix, or without a known one (a pipe has none) by its first line."""
     suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in _PACKED_SUFFIXES]
     suffix = suffixes[-1] if suffixes else ""
     if suffix in _TABLE_SUFFIXES:
@@ -99,7 +99,7 @@ def _holds_objects(file: Path, lines: list[str], note: Callable[[str], None]) ->
         return True
     looks = _looks_like_json(next((line for line in lines if line.strip()), "").strip())
     if suffix in _TEXT_SUFFIXES and looks:
-        note(f"{file}: its lines are taken as they stand, though they are JSON; to read their fields name it .jsonl")
+        note(f"{file}: its lines are used as text, though they are JSON; to read their fields name the file .jsonl")
     return looks and suffix not in _TEXT_SUFFIXES
 
 
@@ -113,7 +113,7 @@ def _looks_like_json(line: str) -> bool:
 
 
 def _of_lines(lines: list[str]) -> list[str]:
-    # Of what Python calls space only these are: a form feed or U+2028 is part of a text.
+    # Only spaces and tabs: a form feed or U+2028, which Python strips too, is part of a text.
     return [text for line in lines if (text := line.strip(" \t")).strip()]
 
 
@@ -140,7 +140,7 @@ def _of_objects(file: Path, lines: list[str], note: Callable[[str], None]) -> li
 
 
 def _objects(file: Path, lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the place of each object and the object: one a line, or all in one array."""
+    """Yield where each object is in the file, and the object: one per line, or all in one array."""
     rows = ((f"{file}:{number}", line) for number, line in enumerate(lines, 1) if line.strip())
     if next((line for line in lines if line.strip()), "").lstrip().startswith("["):
         every = _json("\n".join(lines), str(file))
@@ -165,7 +165,7 @@ def _holds_text(value: Any) -> bool:
 
 
 def _fields(row: dict[str, Any], where: str) -> list[str]:
-    """Return the fields that the prompt is from: a conversation, or a text with its second field."""
+    """Return the fields that make the prompt: a conversation, or a text and the one appended to it."""
     empty = next((name for name in _CHATS if row.get(name) == []), None)
     name = next((name for name in (*_TEXTS, *_CHATS) if _holds(row.get(name))), empty)
     if name is None:
@@ -175,12 +175,12 @@ def _fields(row: dict[str, Any], where: str) -> list[str]:
         return [name]
     if name in _CHATS or not isinstance(value, str):
         wanted = "list of messages" if name in _CHATS else "text"
-        raise PredictorError(f"{where}: no prompt: `{name}` is no {wanted}; {_EXPECTED}")
-    behind = [other for other in _BEHIND.get(name, ()) if _holds(row.get(other))][:1]
-    for other in behind:
+        raise PredictorError(f"{where}: no prompt: `{name}` is not a {wanted}; {_EXPECTED}")
+    appended = [other for other in _APPENDED.get(name, ()) if _holds(row.get(other))][:1]
+    for other in appended:
         if not isinstance(row[other], str):
-            raise PredictorError(f"{where}: `{other}`, which belongs to `{name}`, is no text")
-    return [name, *behind]
+            raise PredictorError(f"{where}: `{other}`, which belongs to `{name}`, is not text")
+    return [name, *appended]
 
 
 def _holds(value: Any) -> bool:
@@ -222,5 +222,5 @@ def _encodable(text: str, where: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
-        raise PredictorError(f"{where}: no text: {error}") from error
+        raise PredictorError(f"{where}: not valid text: {error}") from error
     return text

@@ -10,7 +10,7 @@ from ares.predictor.features import History
 class Predictor:
     """Predicts for up to `slots` requests at a time; each keeps its history in a slot.
 
-    Everything stays on the device of the states, and nothing waits for it.
+    Everything stays on the device of the states, and no call waits for it.
     """
 
     def __init__(self, checkpoint: Checkpoint, slots: int, device: str = "cpu") -> None:
@@ -28,7 +28,7 @@ class Predictor:
     def predict(
         self, slots: torch.Tensor, states: torch.Tensor, position: torch.Tensor, prompt_length: torch.Tensor
     ) -> torch.Tensor:
-        """Take new states in and return quantiles.
+        """Add new states to their requests' histories and return quantiles.
 
         Parameters
         ----------

@@ -1,8 +1,8 @@
 """The data folder: what `collect` and a recording worker write, and training reads.
 
-One safetensors file a shard (``part-*.safetensors``), each complete in itself: it is written under another name and
-then renamed, so that a file with that name is whole. A shard holds outputs (one row a generation) and pairs (one row a
-recorded hidden state):
+Each shard is one safetensors file (``part-*.safetensors``), complete in itself: it is written under another name and
+then renamed, so that a file with that name is whole. A shard holds outputs (one row per generation) and pairs (one row
+per recorded hidden state):
 
 ==================  =======  ===========  ==========================================================================
 tensor              type     shape        meaning
@@ -118,12 +118,12 @@ class Shard:
 
 
 def sampling(temperature: float, top_p: float) -> str:
-    """Return how tokens are sampled, as a text by which data folders are compared."""
+    """Return the sampling parameters as a string, by which data folders are compared."""
     return f"temperature {temperature:g}, top_p {top_p:g}"
 
 
 def half(states: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Return states in the precision of the shards; what half precision cannot hold becomes its largest value."""
+    """Return states in the precision of the shards; values beyond its range become its largest."""
     return np.clip(states, -_HALF_MAX, _HALF_MAX).astype(np.float16)
 
 
@@ -190,7 +190,7 @@ def read(file: Path) -> Shard:
         with safe_open(file, framework="numpy") as opened:
             metadata = dict(opened.metadata() or {})
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError, AttributeError, TypeError, ValueError) as error:  # of types that numpy lacks
+    except (OSError, SafetensorError, AttributeError, TypeError, ValueError) as error:  # numpy lacks a type
         raise PredictorError(f"{file}: not a whole shard: {error}; remove it, or collect again") from error
     if metadata.get("format") != FORMAT:
         raise PredictorError(f"{file}: format {metadata.get('format')}, this version reads {FORMAT}")
@@ -243,7 +243,7 @@ def read_all(folder: Path) -> Iterator[Shard]:
     Raises
     ------
     PredictorError
-        There is none, one cannot be read, or two disagree.
+        There is no shard, one cannot be read, or two have different sources.
     """
     first: Source | None = None
     for file in files(folder):
@@ -275,7 +275,7 @@ def same_source(folder: Path, wanted: Source) -> None:
 
 
 def writable(folder: Path) -> None:
-    """Raise PredictorError where no shard could be written, before hours of work for it."""
+    """Raise PredictorError where no shard could be written; called before hours of collection."""
     probe = folder / ".probe.unfinished"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Prompts whose answer's length is knowable: from the text before the first token, and from the progress after it.
+"""Prompts that determine the length of their answer: known from the prompt, and ever better while it is generated.
 
-Whether a model follows an instruction is for the model to show: every prompt comes with the answer it asks for, and
-`follows` says how near an output's length comes to it. docs/predictor.md has the kinds that the default model follows.
+A model may not follow an instruction: every prompt comes with the answer it asks for, and `follows` checks whether an
+output's length is close to that of the answer. docs/predictor.md has the kinds that the default model follows.
 """
 
 import random
@@ -64,11 +64,11 @@ Question = tuple[str, str]
 Kind = Callable[[random.Random], Question]
 
 
-# --- what answers are made of ---
+# --- parts of answers ---
 
 
 def _sentence(generator: random.Random) -> str:
-    # All begin alike: a small model skips a first sentence that begins differently.
+    # All begin with "The": a small model skips a first sentence that begins differently.
     pick = generator.choice
     match generator.randrange(3):
         case 0:
@@ -285,8 +285,8 @@ KINDS: dict[str, Kind] = {
     "sum": _sum,
 }
 
-# What SmolLM2-135M-Instruct followed in 70 % of the cases or more when it was tried first (docs/predictor.md has the
-# table); the others stay for models that can count.
+# Kinds that SmolLM2-135M-Instruct followed in at least 70 % of the cases (docs/predictor.md has the table); the others
+# are for models that can count.
 FOLLOWED = (
     "copy",
     "copy_word_for_word",
@@ -299,7 +299,7 @@ FOLLOWED = (
 
 
 def generate(count: int, kinds: Sequence[str] = FOLLOWED, seed: int = 0) -> list[Task]:
-    """Return so many different tasks, of every kind in turn; fewer where there are no more.
+    """Return `count` different tasks, of every kind in turn; fewer where there are not as many.
 
     Raises
     ------
@@ -308,7 +308,7 @@ def generate(count: int, kinds: Sequence[str] = FOLLOWED, seed: int = 0) -> list
     """
     generator = random.Random(seed)  # noqa: S311 - a data set, not a secret
     tasks: dict[str, Task] = {}
-    # Some kinds have few different prompts: give up on a kind's turn rather than wait for a new one for ever.
+    # Some kinds have few different prompts: the number of attempts is limited.
     for turn in range(20 * count):
         kind = kinds[turn % len(kinds)]
         prompt, answer = KINDS[kind](generator)
@@ -329,11 +329,11 @@ def summary(lengths: Sequence[tuple[str, int, int, bool]]) -> list[dict[str, Any
     Parameters
     ----------
     lengths
-        Of each output its kind, the tokens of the answer that was asked for, its own tokens, whether it was cut.
+        For each output: its kind, the tokens of the answer asked for, its own tokens, and whether the limit cut it.
     """
     rows = []
     for kind in dict.fromkeys(kind for kind, *_ in lengths):
-        own = [(follows(asked, came), cut, asked) for name, asked, came, cut in lengths if name == kind]
+        own = [(follows(asked, tokens), cut, asked) for name, asked, tokens, cut in lengths if name == kind]
         rows.append(
             {
                 "kind": kind,

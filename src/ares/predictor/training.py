@@ -32,7 +32,7 @@ class TrainingSettings:
     members: int = 4
     width: int = 64
     calibrate: bool = True
-    # Share of the outputs that are also seen as if they had been moved, their history lost.
+    # Share of the outputs that are also trained on as if moved: their history is lost on the way.
     moved: float = 0.3
 
 
@@ -42,7 +42,7 @@ def settings_of(arch: str, seed: int = 0, **given: Any) -> TrainingSettings:
     Raises
     ------
     PredictorError
-        There is no such architecture, or it has no use for something given.
+        There is no such architecture, or a setting has no effect on it.
     """
     if arch not in ARCHITECTURES:
         raise PredictorError(f"unknown architecture {arch!r}: {' or '.join(ARCHITECTURES)}")
@@ -80,14 +80,14 @@ class Data:
 def train(
     pairs: Pairs, settings: TrainingSettings, on_epoch: Callable[[dict[str, float]], None] = lambda _: None
 ) -> tuple[Checkpoint, dict[str, Any]]:
-    """Train on the training prompts, stop by the validation prompts.
+    """Train on the training prompts, with early stopping on the validation prompts.
 
     Returns
     -------
     checkpoint
         The network of the best epoch.
     report
-        Settings, the curve (an entry an epoch) and the best epoch.
+        Settings, the curve (one entry per epoch) and the best epoch.
 
     Raises
     ------
@@ -102,8 +102,8 @@ def train(
     center, scale = recorded.mean(0), recorded.std(0).clamp(min=1e-3)
     data = {name: Data.of(part, center, scale) for name, part in parts.items()}
     if settings.moved:
-        behind = parts["train"].only(parts["train"].moved(settings.seed, settings.moved))
-        data["train"] = data["train"].joined(Data.of(behind, center, scale))
+        after_move = parts["train"].only(parts["train"].moved(settings.seed, settings.moved))
+        data["train"] = data["train"].joined(Data.of(after_move, center, scale))
     options: dict[str, Any] = {}
     if settings.arch == "ours":
         options = {"limit": pairs.source.limit, "members": settings.members, "width": settings.width}
@@ -134,7 +134,7 @@ def train(
 
 
 def _fit_base(network: HazardNetwork, data: Data) -> None:
-    """Begin from the residual-life curve: the hazards from the position alone, the same for every member."""
+    """Initialise with the residual-life curve: hazards from the position alone, equal for every member."""
     first = network.members[0].base
     optimizer = torch.optim.Adam(first.parameters(), lr=0.05)
     scalars = data.scalars[:, : first.in_features]
@@ -177,7 +177,7 @@ def _fit(
         }
         curve.append(entry)
         on_epoch(entry)
-        # The paper's network predicts one number: its score is the error of that.
+        # The paper's network predicts one number, so that its score is that number's error.
         score = entry["validation_mae" if isinstance(network, PaperNetwork) else "validation_crps"]
         if score < best:
             best, best_state, waited = score, copy.deepcopy(network.state_dict()), 0

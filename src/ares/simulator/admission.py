@@ -1,4 +1,4 @@
-"""Admission inside the event loop: the policy's own loop over the arrays of the state, and what it causes."""
+"""Admission inside the event loop: the policy's own loop over the arrays of the state, and what its decisions do."""
 
 import numpy as np
 
@@ -8,28 +8,29 @@ from ares.policy.admission.state import (
     ADMITTED,
     RESUME,
     SUSPEND,
+    SUSPENDED,
+    WAITING,
     Horizon,
     Instances,
     Queue,
     Requests,
 )
-from ares.policy.admission.state import SUSPENDED as ADMISSION_SUSPENDED
-from ares.policy.admission.state import WAITING as ADMISSION_WAITING
 from ares.simulator.decisions import STALE_S, dispatch, enqueue, refresh, rows_at
 from ares.simulator.heaps import compiled
-from ares.simulator.instance import note_suspended, request_step
-from ares.simulator.prediction import WEIGHTS, note_progress, set_queue_keys
+from ares.simulator.instance import record_suspension, schedule_step
+from ares.simulator.prediction import WEIGHTS, record_progress, set_queue_keys
 from ares.simulator.prefill import pinned_tokens, start_prefill, to_prefill
-from ares.simulator.queues import remove
+from ares.simulator.queues import remove_waiting
 from ares.simulator.state import (
     BASE_S,
     BY_COMPILED_LOOP,
     BY_PYTHON_POLICY,
     IMMEDIATE,
     NONE,
+    NOT_LEAVING,
     PER_REQUEST_S,
     PER_RESIDENT_S,
-    WAITING_FOR_ADMISSION,
+    SUSPENDING,
     State,
 )
 
@@ -42,7 +43,7 @@ insert_in_order = loop.insert_in_order
 @compiled
 def dispatch_or_wait(state: State, request: int, moment: float) -> None:
     """Dispatch a request that left prefill, or queue it for admission."""
-    note_progress(state, request, state.generated[request])
+    record_progress(state, request, state.generated[request])
     set_queue_keys(state, request)
     if state.parameters.admission_mode == IMMEDIATE:
         dispatch(state, request, moment)
@@ -56,7 +57,7 @@ def dispatch_or_wait(state: State, request: int, moment: float) -> None:
 
 @compiled
 def admit_after_step(state: State, instance: int, moment: float) -> None:
-    """Admit requests after the start of a step of an instance that may have made room."""
+    """Admit requests after the start of a step of an instance, which may have made room."""
     if state.current.queue_size + state.current.suspended_count == 0:
         return
     if state.parameters.admission_mode == BY_COMPILED_LOOP:
@@ -74,8 +75,7 @@ def admit_after_step(state: State, instance: int, moment: float) -> None:
 def wait_for_admission(state: State, request: int, moment: float) -> None:
     """Queue a request for admission; its KV stays at its prefill instance."""
     state.kv_since[request] = moment
-    state.status[request] = WAITING_FOR_ADMISSION
-    state.admission_state[request] = ADMISSION_WAITING
+    state.status[request] = WAITING
     state.waiting_since[request] = state.arrival[request]
     insert_in_order(state.order, state.current.queue_size, request, state.rank, state.ttft_missed, state.queue_key)
     state.current.queue_size += 1
@@ -86,7 +86,7 @@ def wait_for_admission(state: State, request: int, moment: float) -> None:
 
 @compiled
 def refresh_and_admit(state: State, moment: float) -> None:
-    """Forecast every instance anew and admit what fits."""
+    """Forecast every instance again and admit what fits."""
     if (
         state.parameters.admission_mode == BY_COMPILED_LOOP
         and state.current.queue_size + state.current.suspended_count > 0
@@ -103,7 +103,7 @@ def admit_waiting(state: State, moment: float) -> None:
         if moment - state.forecast_time[instance] > STALE_S:
             refresh(state, instance, moment)
     if state.knobs.suspends > 0.0:
-        _move_missed_back(state, moment)
+        _move_late_requests_back(state, moment)
     horizon = Horizon(state.grid, WEIGHTS, state.parameters.block_size)
     load = np.empty(len(state.time), np.int64)
     for instance in range(len(load)):
@@ -132,8 +132,8 @@ def admit_waiting(state: State, moment: float) -> None:
         state.gap,
         state.longest_gap,
         state.rank,
-        state.admission_state,
-        state.movable,
+        state.status,
+        state.suspendable,
         np.empty((0, 0), np.int64),
     )
     decided, numbers = np.empty((_DECISIONS, 4), np.int64), np.empty((_DECISIONS, 3))
@@ -155,14 +155,14 @@ def admit_waiting(state: State, moment: float) -> None:
 
 
 @compiled
-def _move_missed_back(state: State, moment: float) -> None:
+def _move_late_requests_back(state: State, moment: float) -> None:
     """Move waiting requests that have just missed their TTFT behind all that have not."""
     if moment < state.current.next_ttft_miss_s:
         return
     following = np.inf
     for at in range(state.current.by_age_start, state.current.by_age_end):
         request = state.by_age[at]
-        if state.admission_state[request] != ADMISSION_WAITING or state.ttft_missed[request] != 0:
+        if state.status[request] != WAITING or state.ttft_missed[request] != 0:
             continue
         if not moment - state.arrival[request] > state.ttft[request]:
             following = min(following, state.arrival[request] + state.ttft[request])
@@ -184,18 +184,18 @@ def _remove_admitted(state: State) -> None:
     kept = 0
     for index in range(state.current.queue_size):
         request = state.order[index]
-        if state.admission_state[request] == ADMISSION_WAITING:
+        if state.status[request] == WAITING:
             state.order[kept] = request
             kept += 1
     state.current.queue_size = kept
     head, tail = state.current.by_age_start, state.current.by_age_end
-    while head < tail and state.admission_state[state.by_age[head]] != ADMISSION_WAITING:
+    while head < tail and state.status[state.by_age[head]] != WAITING:
         head += 1
     state.current.by_age_start = head
     kept = 0
     for index in range(state.current.suspended_count):
         request = state.suspended_list[index]
-        if state.admission_state[request] == ADMISSION_SUSPENDED:
+        if state.status[request] == SUSPENDED:
             state.suspended_list[kept] = request
             kept += 1
     state.current.suspended_count = kept
@@ -203,7 +203,7 @@ def _remove_admitted(state: State) -> None:
 
 @compiled
 def _carry_out(state: State, kind: int, request: int, instance: int, moment: float) -> None:
-    """Carry out one decision, whoever has made it: `kind` as in policy/admission/state.py."""
+    """Carry out one decision of either kind of policy: `kind` as in policy/admission/state.py."""
     if kind == ADMIT and len(state.prefill_free) > 0 and state.prefill_instance[request] == NONE:  # its KV is gone
         state.decode_instance[request] = instance
         to_prefill(state, request, moment)
@@ -226,34 +226,34 @@ def _carry_out(state: State, kind: int, request: int, instance: int, moment: flo
 def carry_out_decision(state: State, kind: int, request: int, instance: int, moment: float) -> None:
     """Carry out a decision of a policy in Python: `kind` as in policy/admission/state.py."""
     if kind != SUSPEND:
-        state.admission_state[request] = ADMITTED
+        state.status[request] = ADMITTED
     _carry_out(state, kind, request, instance, moment)
     _remove_admitted(state)
 
 
 @compiled
 def begin_suspension(state: State, request: int, moment: float) -> None:
-    """Stop a request at the next step of its instance, which frees its KV (instance.py)."""
+    """Suspend a request at the next step of its instance, which frees its KV (instance.py)."""
     instance = state.decode_instance[request]
-    if state.slot[request] == NONE or state.moving[request] != 0 or state.target[request] != NONE:
-        return  # it has ended, or left, since it was observed
-    state.moving[request] = 2
-    state.movable[request] = 0
+    if state.slot[request] == NONE or state.leaving[request] != NOT_LEAVING or state.target[request] != NONE:
+        return  # it has ended, or is leaving, since it was observed
+    state.leaving[request] = SUSPENDING
+    state.suspendable[request] = 0
     state.leaving_list[instance, state.leaving_count[instance]] = request
     state.leaving_count[instance] += 1
-    request_step(state, instance, moment)
+    schedule_step(state, instance, moment)
 
 
 @compiled
 def suspend_preempted(state: State, moment: float) -> None:
-    """Suspend what instances have preempted: it resumes where there is room."""
+    """Suspend the requests that instances have preempted: they resume where there is room."""
     for instance in range(len(state.time)):
         request = state.head[instance]
         while request != NONE:
             following = state.next_request[request]
             if state.preempted[request] > 0 and state.prefill_instance[request] == NONE:
-                remove(state, instance, request)
-                note_suspended(state, request, moment)
+                remove_waiting(state, instance, request)
+                record_suspension(state, request, moment)
             request = following
 
 

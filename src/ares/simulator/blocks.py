@@ -1,8 +1,9 @@
-"""KV blocks in closed form: how many an instance takes in any number of steps, without a loop over them.
+"""KV blocks in closed form: how many an instance allocates in any number of steps, without a loop over the steps.
 
 A request that attends to n tokens holds ceil(n / block size) blocks, and takes a new one at every step where
-n - 1 is a multiple of the block size. Requests grow by one token a step, so each takes its blocks at steps of one
-fixed residue ("phase"); a histogram of phases tells what any number of steps will take without visiting them.
+n - 1 is a multiple of the block size. Requests grow by one token a step, so each takes its blocks at the steps whose
+index has one fixed remainder modulo the block size (its "phase"). A histogram of the phases of the batch gives the
+blocks of any number of steps.
 """
 
 import numpy as np
@@ -20,7 +21,7 @@ def blocks_for(state: State, tokens: int) -> int:
 
 @compiled
 def phase_of(state: State, request: int, finish: int) -> int:
-    """Return the residue of the steps at which a decoding request takes a new block."""
+    """Return the phase of a decoding request: the steps at which it takes a new block, modulo the block size."""
     return int((1 - state.prompt[request] - state.output[request] + finish) % state.parameters.block_size)
 
 
@@ -31,8 +32,8 @@ def tokens_at(state: State, request: int, finish: int, step: int) -> int:
 
 
 @compiled
-def taken(state: State, instance: int, steps: int) -> int:
-    """Return the blocks taken at the starts of the next `steps` steps, the one that runs now not counted."""
+def blocks_taken(state: State, instance: int, steps: int) -> int:
+    """Return the blocks allocated at the starts of the next `steps` steps, the one that runs now not counted."""
     size = state.parameters.block_size
     total = (steps // size) * state.batch[instance]
     step = state.step[instance]
@@ -43,7 +44,7 @@ def taken(state: State, instance: int, steps: int) -> int:
 
 @compiled
 def steps_until_full(state: State, instance: int) -> int:
-    """Return after how many steps the blocks run out: the start of that step cannot be served."""
+    """Return after how many steps the blocks run out: the step that then starts lacks at least one."""
     size = state.parameters.block_size
     batch = state.batch[instance]
     free = max(state.free[instance], 0)
@@ -59,7 +60,7 @@ def steps_until_full(state: State, instance: int) -> int:
 
 @compiled
 def enter_slot(state: State, instance: int, request: int, finish: int) -> None:
-    """Put a request into the decoding batch of an instance; its blocks are already counted."""
+    """Add a request to the decoding batch of an instance; its blocks are allocated already."""
     at = state.batch[instance]
     state.slot_request[instance, at] = request
     state.slot_finish[instance, at] = finish
@@ -70,8 +71,8 @@ def enter_slot(state: State, instance: int, request: int, finish: int) -> None:
 
 
 @compiled
-def note_token(state: State, request: int, moment: float) -> None:
-    """Record that the stream of a request goes on, and how long its gap was."""
+def record_token(state: State, request: int, moment: float) -> None:
+    """Record that the stream of a request continues, and how long it was interrupted."""
     if not np.isnan(state.paused_since[request]):
         state.longest_gap[request] = max(state.longest_gap[request], moment - state.paused_since[request])
         state.paused_since[request] = np.nan
@@ -79,7 +80,7 @@ def note_token(state: State, request: int, moment: float) -> None:
 
 @compiled
 def leave_slot(state: State, instance: int, at: int) -> int:
-    """Take the request in a slot out of the batch at the start of a step; return it. Its blocks are freed."""
+    """Remove the request in a slot from the batch at the start of a step, free its blocks, and return it."""
     request = state.slot_request[instance, at]
     finish = state.slot_finish[instance, at]
     step = state.step[instance]

@@ -25,7 +25,7 @@ _STARTS = (
 
 
 def _engine(recording: Recording, kv_tokens: int | None, name: str) -> dict[str, Any]:
-    """Read what the recorder wrote about the engine: sizes that are known and need no fit."""
+    """Return the fields of a profile that the recording names, and that need no fit."""
     meta = recording.meta
     work = recording.workload
     cache, engine = meta.get("kv_cache") or {}, meta.get("engine_kwargs") or {}
@@ -81,7 +81,7 @@ def calibrate(
     part
         Which requests count; all are replayed, since each shapes the others' times.
     kv_tokens
-        KV capacity; by default what the recording says, and no limit where it says nothing.
+        KV capacity; by default that in the recording, and no limit where the recording has none.
     name
         Of the profile.
     progress
@@ -92,7 +92,7 @@ def calibrate(
     Returns
     -------
     tuple
-        The profile and the mismatch left.
+        The profile, and the mismatch that remains.
     """
     recording = read_recording(directory)
     mask = chosen(len(recording.workload), part)

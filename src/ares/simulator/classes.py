@@ -15,7 +15,7 @@ from ares.simulator.state import State
 from ares.text_files import TextFileError, read_text
 
 DEFAULT = "default"
-# Apart from the seeds of lengths and of the predictor's errors.
+# Keeps the draw of classes independent of those of lengths and prediction errors with the same seed.
 _STREAM = 0xC1A55
 
 
@@ -36,7 +36,7 @@ class ClassesError(ValueError):
 
 
 def read_classes(path: Path) -> dict[str, SimulatedClass]:
-    """Return the classes of a YAML file; ClassesError says what is wrong with it."""
+    """Return the classes of a YAML file; ClassesError where it cannot be used, with the reason."""
     try:
         classes = _File.model_validate(yaml.safe_load(read_text(path))).classes
     except ValidationError as error:
@@ -53,7 +53,7 @@ def read_classes(path: Path) -> dict[str, SimulatedClass]:
 
 
 def assign(classes: Mapping[str, SimulatedClass], requests: int, seed: int) -> NDArray[np.int64]:
-    """Draw the class of each request, shape (R,): 0 is no class, 1 the first."""
+    """Draw the class of each request, shape (R,): 0 for no class, 1 for the first of `classes`, and so on."""
     shares = [one.share for one in classes.values()]
     bounds = np.cumsum([max(1.0 - math.fsum(shares), 0.0), *shares])
     drawn = np.random.default_rng((seed, _STREAM)).random(requests) * bounds[-1]

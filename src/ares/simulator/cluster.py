@@ -17,14 +17,15 @@ from ares.simulator.classes import SimulatedClass, apply, assign, names
 from ares.simulator.decisions import kv_shares
 from ares.simulator.error_models import ERROR_MODELS, ErrorModel
 from ares.simulator.failures import fail_instance
+from ares.simulator.moves import MoveRecord, carry_out
 from ares.simulator.prediction import remember
 from ares.simulator.profile import Profile, ProfileError
 from ares.simulator.python_policies import PythonPolicies
 from ares.simulator.state import BY_COMPILED_LOOP, BY_PYTHON_POLICY, IMMEDIATE, PARAMETERS, State, allocate
-from ares.simulator.telemetry import MoveRecord, Telemetry
+from ares.simulator.telemetry import Telemetry
 from ares.traces import Workload
 
-_SAMPLES = 1500  # of KV use over a run: enough for a heat map, few enough to cost nothing
+_SAMPLES = 1500  # of KV use over a run, at most: enough for a heat map
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Simulation:
     Attributes
     ----------
     workload
-        What arrives.
+        The requests that arrive.
     decode, prefill
         A profile for each instance; without prefill instances the decode instances prefill for themselves.
     preset, preset_name
@@ -89,8 +90,8 @@ class Simulation:
     failures
         (time, instance): the instance is lost, and its requests resume elsewhere from their tokens.
     first_at_prefill
-        The client gets the token of the prefill once the request may decode, as from the gateway of ARES, and decode
-        generates the rest; otherwise all tokens come from decode, as from most routers.
+        The client gets the first token from prefill, when the request is admitted to decode, as from ARES's gateway;
+        otherwise all tokens come from decode, as behind most routers.
     limit_tokens
         The limit that every request has for its output, and no prediction exceeds; by default the longest output.
     ended_before
@@ -131,7 +132,7 @@ class Simulation:
         slots = max(profile.max_num_seqs for profile in self.decode)
         state = allocate(len(work), len(self.decode), len(self.prefill), slots, first.block_size)
         state.arrival[:] = work.arrival_s + first.start_delay_s
-        # The token that the client has from the prefill is one that decode reads, not one that it generates.
+        # A first token from prefill is one that decode reads, not one that it generates.
         state.prompt[:] = work.prompt_tokens + from_prefill
         state.output[:] = np.maximum(work.output_tokens - from_prefill, 1)
         for count, tokens in enumerate(self.ended_before):
@@ -227,7 +228,7 @@ class Simulation:
                     oom_actions = avoid_oom(view, oom_settings, progress_now)
                 ordered = exclude_conflicts(decide_moves(policy, view), oom_actions)
                 decisions.append(time.perf_counter() - before)
-                moves += telemetry.carry_out(oom_actions, ordered, now)
+                moves += carry_out(state, view, [*oom_actions, *ordered], now)
             if now >= next_sample:
                 shares = np.empty(decode)
                 kv_shares(state, now, shares)
@@ -235,7 +236,7 @@ class Simulation:
                 next_sample = now + sampling
                 if progress is not None:
                     progress(int(state.current.finished) / len(work))
-            # Without an event, KV that waits for admission is still freed in time, and makes room in prefill.
+            # Without any event, pinned KV of waiting requests still expires, which makes room in prefill.
             idle_s = 0.0 if more or state.tree[1] < np.inf else idle_s + period
             if state.current.finished < len(work) and idle_s > PREFILLED_KV_KEPT_S + period:
                 raise RuntimeError(f"stuck at {now:g} s: {state.current.finished} of {len(work)} requests done")
@@ -247,7 +248,7 @@ class Simulation:
             classes=names(self.classes),
             class_of=self._class_of(),
             longest_gap_s=state.longest_gap,
-            # Nothing is left to decode of an output that the prefill has ended.
+            # An output of one token has ended with its prefill.
             finish_s=np.where(from_prefill & (work.output_tokens == 1), state.first_token, state.finish),
             preempted=state.preempted,
             moved=state.moved,

@@ -1,6 +1,6 @@
-"""The policy inside the event loop: dispatch, and the forecast of each instance.
+"""Dispatch and the forecast of each instance inside the event loop.
 
-The rules are the functions of `ares.policy`; this file only builds their arguments.
+What is decided is decided by the functions of `ares.policy`; this file makes their arguments.
 """
 
 import numpy as np
@@ -9,25 +9,26 @@ from numpy.typing import NDArray
 from ares.policy import kernels
 from ares.policy.admission import loop
 from ares.policy.admission.forecast import GRID
+from ares.policy.admission.state import WAITING
 from ares.policy.dispatch.base import CALL_CHOOSE, ROUND_ROBIN, SMALLEST_PEAK
 from ares.policy.dispatch.least_loaded import least_loaded_choice as _least_loaded_choice
 from ares.policy.dispatch.round_robin import round_robin_choice as _round_robin_choice
 from ares.policy.forecast import intervals
 from ares.policy.forecast import survival_variance_steps as _survival_variance_steps
-from ares.simulator.blocks import taken
+from ares.simulator.blocks import blocks_taken
 from ares.simulator.heaps import compiled
-from ares.simulator.instance import request_step
-from ares.simulator.prediction import WEIGHTS, note_progress
+from ares.simulator.instance import schedule_step
+from ares.simulator.prediction import WEIGHTS, record_progress
 from ares.simulator.queues import push_back
 from ares.simulator.state import (
     NONE,
-    WAITING,
-    WAITING_FOR_ADMISSION,
+    NOT_LEAVING,
+    QUEUED,
     State,
 )
 from ares.simulator.step_time import steps_by
 
-STALE_S = 0.5  # telemetry of a live engine is no fresher
+STALE_S = 0.5  # age from which a forecast is made again: telemetry of a live engine is no fresher
 # First point of the grid at or past each whole step.
 _INTERVALS = intervals(GRID.tobytes())
 
@@ -40,22 +41,28 @@ round_robin_choice = compiled(_round_robin_choice)
 
 
 @compiled
-def used_tokens(state: State, instance: int, moment: float) -> int:
-    """Return the KV tokens of an instance in use, reserved, or needed by its own waiting requests."""
+def free_blocks(state: State, instance: int, moment: float) -> int:
+    """Return the free blocks of an instance in the step that runs at `moment`."""
     free = state.free[instance]
     if state.planned[instance] > 1:
-        free -= taken(state, instance, min(steps_by(state, instance, moment), state.planned[instance] - 1))
-    used = (state.total_blocks[instance] - free) * state.parameters.block_size
+        free -= blocks_taken(state, instance, min(steps_by(state, instance, moment), state.planned[instance] - 1))
+    return int(free)
+
+
+@compiled
+def used_tokens(state: State, instance: int, moment: float) -> int:
+    """Return the KV tokens of an instance that are in use, reserved, or needed by requests in its waiting queue."""
+    used = (state.total_blocks[instance] - free_blocks(state, instance, moment)) * state.parameters.block_size
     return int(used + state.waiting_tokens[instance])
 
 
 @compiled
 def least_loaded(state: State, tokens: int, moment: float) -> int:
-    """Return the policy's choice of the least loaded instance, without counting the load of every one.
+    """Return the policy's choice of the least loaded instance, without computing the load of every one.
 
     What an instance uses only grows between its events, so its use at its last event is a lower bound that costs a
-    subtraction. An instance whose bound exceeds the true use of the one with the lowest bound cannot be chosen; the
-    others are counted.
+    subtraction. An instance whose bound exceeds the true use of the one with the lowest bound cannot be chosen; only
+    the true use of the others is computed.
     """
     size = state.parameters.block_size
     decode = len(state.time)
@@ -78,10 +85,7 @@ def least_loaded(state: State, tokens: int, moment: float) -> int:
 def kv_shares(state: State, moment: float, shares: NDArray[np.float64]) -> None:
     """Write the share of KV in use of every instance, shape (D,)."""
     for instance in range(len(shares)):
-        free = state.free[instance]
-        if state.planned[instance] > 1:
-            free -= taken(state, instance, min(steps_by(state, instance, moment), state.planned[instance] - 1))
-        shares[instance] = 1.0 - free / state.total_blocks[instance]
+        shares[instance] = 1.0 - free_blocks(state, instance, moment) / state.total_blocks[instance]
 
 
 @compiled
@@ -89,7 +93,7 @@ def dispatch(state: State, request: int, moment: float) -> None:
     """Dispatch at once to an instance's waiting queue, or wait for the policy to be called (python_policies.py)."""
     rule = state.parameters.dispatch_rule
     if rule == CALL_CHOOSE:
-        state.status[request] = WAITING_FOR_ADMISSION
+        state.status[request] = WAITING
         state.order[state.current.queue_size] = request
         state.current.queue_size += 1
         state.current.call_policy_at_s = moment
@@ -123,11 +127,11 @@ def _smallest_peak(state: State, request: int, moment: float) -> int:
 def enqueue(state: State, request: int, instance: int, moment: float) -> None:
     """Put a request into the waiting queue of an instance."""
     state.decode_instance[request] = instance
-    state.status[request] = WAITING
-    blocked = state.head[instance] != NONE  # by a request that waits already, whose turn comes first
+    state.status[request] = QUEUED
+    blocked = state.head[instance] != NONE  # by a request ahead of it in the queue
     push_back(state, instance, request)
     if not blocked or state.planned[instance] == 0:
-        request_step(state, instance, moment)
+        schedule_step(state, instance, moment)
 
 
 @compiled
@@ -139,14 +143,14 @@ def dispatch_again(state: State, request: int, moment: float) -> None:
 
 @compiled
 def rows_at(state: State, instance: int) -> int:
-    """Return how many requests run at an instance, are on their way to it or wait there."""
+    """Return how many requests run at an instance, wait in its queue, or have their KV pulled to it."""
     coming = state.prefilling[instance] + state.ready_count[instance] + state.arriving_count[instance]
     return int(state.batch[instance] + coming + state.waiting_count[instance])
 
 
 @compiled
 def refresh(state: State, instance: int, moment: float) -> None:
-    """Forecast one instance anew: its running, inbound and waiting requests."""
+    """Forecast one instance again, with every request at it."""
     state.forecast_time[instance] = moment
     batch, rows = state.batch[instance], rows_at(state, instance)
     resident, remaining = np.empty(rows, np.int64), np.empty((rows, len(WEIGHTS)))
@@ -154,28 +158,28 @@ def refresh(state: State, instance: int, moment: float) -> None:
     step = state.step[instance] + done
     for at in range(batch):
         request = state.slot_request[instance, at]
-        note_progress(state, request, state.output[request] - (state.slot_finish[instance, at] - step))
-        free = state.moving[request] == 0 and state.target[request] == NONE
-        state.movable[request] = free and not np.isnan(state.first_token[request])
+        record_progress(state, request, state.output[request] - (state.slot_finish[instance, at] - step))
+        free = state.leaving[request] == NOT_LEAVING and state.target[request] == NONE
+        state.suspendable[request] = free and not np.isnan(state.first_token[request])
         state.row_request[instance, at] = request
         remaining[at] = state.observed_remaining[request]
         resident[at] = state.observed_tokens[request]
     state.row_count[instance] = batch
     row = batch
     for index in range(state.prefilling[instance]):
-        row = _add(state, state.prefilling_list[instance, index], row, resident, remaining)
+        row = _add_row(state, state.prefilling_list[instance, index], row, resident, remaining)
     for index in range(state.ready_count[instance]):
-        row = _add(state, state.ready_list[instance, index], row, resident, remaining)
+        row = _add_row(state, state.ready_list[instance, index], row, resident, remaining)
     for index in range(state.arriving_count[instance]):
-        row = _add(state, state.arriving_list[instance, index], row, resident, remaining)
+        row = _add_row(state, state.arriving_list[instance, index], row, resident, remaining)
     request = state.head[instance]
     while request != NONE:
-        row = _add(state, request, row, resident, remaining)
+        row = _add_row(state, request, row, resident, remaining)
         request = state.next_request[request]
     changes = np.empty(len(WEIGHTS))
     survival_variance_steps(WEIGHTS, changes)
-    here = slice(instance, instance + 1)
-    promised = np.zeros(1, np.int64)  # to moves that are on their way here
+    own = slice(instance, instance + 1)
+    promised = np.zeros(1, np.int64)  # to moves towards this instance
     promised[0] = state.promised[instance] * state.parameters.block_size
     plain, count = np.empty((1, len(state.grid))), np.empty((1, len(state.grid)))
     forecast_rows(
@@ -189,15 +193,15 @@ def refresh(state: State, instance: int, moment: float) -> None:
         state.grid,
         state.parameters.block_size,
         plain,
-        state.expected[here],
-        state.variance[here],
+        state.expected[own],
+        state.variance[own],
         count,
     )
 
 
 @compiled
-def _add(state: State, request: int, row: int, resident: NDArray[np.int64], remaining: NDArray[np.float64]) -> int:
-    note_progress(state, request, state.generated[request])
+def _add_row(state: State, request: int, row: int, resident: NDArray[np.int64], remaining: NDArray[np.float64]) -> int:
+    record_progress(state, request, state.generated[request])
     remaining[row] = state.observed_remaining[request]
     resident[row] = state.observed_tokens[request]
     return row + 1

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ErrorModel:
-    """Log-normal error of the predicted remaining length that changes as a request goes on; or no predictor.
+    """Log-normal error of the predicted remaining length, which changes with the tokens generated; or no predictor.
 
     Attributes
     ----------
@@ -18,7 +18,7 @@ class ErrorModel:
     predicts
         False: rows carry no prediction at all.
     residual_life
-        Nothing is predicted, and every request is expected to go on as recent outputs did.
+        No model predicts: remaining lengths are estimated from recent outputs (policy/residual_life.py).
     mean_output
         Mean output length of the evaluation that `tokens` was measured in; None: `tokens` holds for every workload.
     """
@@ -39,7 +39,7 @@ class ErrorModel:
 ERROR_MODELS = {
     "exact": ErrorModel("exact", 0.0, 0.0, 1.0),
     "none": ErrorModel("none", 0.0, 0.0, 1.0, predicts=False),
-    # What the gateway does with a model that has no predictor.
+    # What the gateway uses for a model without a predictor.
     "residual-life": ErrorModel("residual-life", 0.0, 0.0, 1.0, residual_life=True),
     # Shrinks as continuous re-prediction does. Milder than the paper at the start (docs/simulator.md).
     "continuous": ErrorModel("continuous", 0.9, 0.12, 3500.0),

@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field, field_validator
 from ares.simulator.error_models import ErrorModel
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.75)
-_LEAST_SIGMA = 1e-3  # for a predictor without error, which has no logarithm
-_MOST_SIGMA = 6.0  # larger than every error that is read
+_LEAST_SIGMA = 1e-3  # of a predictor without error: zero has no logarithm
+_MOST_SIGMA = 6.0  # above that of every error that is accepted
 _MOST_TOKENS = 1e9
 
 
@@ -44,7 +44,7 @@ class Evaluation(BaseModel):
     @field_validator("models", mode="before")
     @classmethod
     def _first(cls, models: Any) -> Any:
-        """Read no other model than the first."""
+        """Ignore all models but the first: it is the predictor, the others are baselines."""
         return models[:1] if isinstance(models, list) else models
 
     def relative_errors(self) -> list[float]:
@@ -84,7 +84,7 @@ def fitted(name: str, fields: Any) -> ErrorModel:
     Raises
     ------
     ValueError
-        Something that is needed is not in the file; it says what.
+        A number that is needed is missing from the file, or out of range; the message names it.
     """
     from scipy.optimize import least_squares
 
@@ -98,7 +98,7 @@ def fitted(name: str, fields: Any) -> ErrorModel:
         difference: NDArray[np.float64] = np.log(end + (start - end) * np.exp(-position / tokens)) - measured
         return difference
 
-    margin = 1e-9  # the solver wants bounds that differ
+    margin = 1e-9  # the solver needs a lower bound below the upper one
     bounds = np.array([[measured.min() - margin, measured.max() + margin]] * 2 + [np.log([output / 16.0, output])]).T
     begin = np.clip([measured[0], measured[-1], math.log(output / 4.0)], bounds[0], bounds[1])
     start, end, tokens = np.exp(least_squares(residuals, begin, bounds=tuple(bounds), xtol=1e-12).x)

@@ -5,15 +5,15 @@ import numpy as np
 from ares.simulator.blocks import leave_slot
 from ares.simulator.decisions import dispatch_again
 from ares.simulator.heaps import tree_set
-from ares.simulator.instance import advance_to, release
+from ares.simulator.instance import advance_to, release_reservation
 from ares.simulator.queues import take_first
-from ares.simulator.state import NONE, State
+from ares.simulator.state import MIGRATING, NONE, NOT_LEAVING, State
 
 
 def fail_instance(state: State, instance: int, moment: float) -> None:
     """Close an instance and send its requests to others, to be recomputed there.
 
-    Requests whose KV is on its way to it are dispatched again when their transfer ends (loop.py and moves.py).
+    Requests whose KV is being transferred to it are dispatched again when the transfer ends (loop.py and moves.py).
 
     Raises
     ------
@@ -42,14 +42,14 @@ def fail_instance(state: State, instance: int, moment: float) -> None:
     tree_set(state.tree, instance, np.inf)
     for request in leaving:
         if state.target[request] != NONE:  # copied, but not handed over: no event will free the reservation
-            release(state, request, moment)
-    state.moving[(state.target == instance) & (state.moving == 1)] = 0
-    # All blocks still allocated here belong to transfers on their way, which free it when they end.
+            release_reservation(state, request, moment)
+    state.leaving[(state.target == instance) & (state.leaving == MIGRATING)] = NOT_LEAVING
+    # The blocks still allocated here belong to transfers towards it, which free them when they end.
     inbound = [int(state.arriving_list[instance, index]) for index in range(int(state.arriving_count[instance]))]
     promised = int(state.blocks[inbound].sum()) + int(state.reserved[state.target == instance].sum())
     state.free[instance] = state.total_blocks[instance] - promised
     for request in sorted({*lost, *ready}):
-        state.moving[request] = 0
+        state.leaving[request] = NOT_LEAVING
         state.blocks[request] = 0
         state.computed[request] = 0
         dispatch_again(state, request, moment)

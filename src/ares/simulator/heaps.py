@@ -29,7 +29,7 @@ def heap_push(keys: NDArray[np.float64], items: NDArray[np.int64], size: int, ke
 
 @compiled
 def heap_pop(keys: NDArray[np.float64], items: NDArray[np.int64], size: int) -> int:
-    """Drop the first of a binary heap (read it before); return the new size."""
+    """Remove the first entry of a binary heap (read it before this call); return the new size."""
     size -= 1
     key, item = keys[size], items[size]
     at = 0

@@ -1,36 +1,39 @@
 """One decode instance: vLLM's continuous batching between two events.
 
-At the start of a step the instance removes what is done, adds what has arrived, gives every decoding request the
-block that it needs (where none is left the newest is preempted, to be recomputed, as in vLLM v1), continues prompts in
-chunks, and admits the waiting in order. Between such steps nothing changes but lengths, so time advances in one jump.
+At the start of a step the instance removes requests that have ended, adds those whose KV has arrived, gives every
+decoding request the block that it needs (where none is free the newest request is preempted, to be recomputed, as in
+vLLM v1), continues prompts in chunks, and starts waiting requests in order. Between such steps nothing changes but
+lengths, so time advances in one jump.
 """
 
 import numpy as np
 
-from ares.policy.admission.state import SUSPENDED as ADMISSION_SUSPENDED
+from ares.policy.admission.state import SUSPENDED
 from ares.simulator.blocks import (
     blocks_for,
+    blocks_taken,
     enter_slot,
     leave_slot,
-    note_token,
     phase_of,
+    record_token,
     steps_until_full,
-    taken,
     tokens_at,
 )
 from ares.simulator.heaps import compiled, tree_set
-from ares.simulator.prediction import note_progress
-from ares.simulator.preemption import choose_victim, preempt, serve_blocks
-from ares.simulator.queues import note_finish, schedule_event, start_pull, take_first
+from ares.simulator.prediction import record_progress
+from ares.simulator.preemption import allocate_step_blocks, choose_victim, preempt
+from ares.simulator.queues import record_finish, schedule_event, start_pull, take_first
 from ares.simulator.state import (
     DECODING,
     HANDOVER,
     HANDOVER_DONE,
+    MIGRATING,
     NONE,
+    NOT_LEAVING,
     PER_PREFILL_CONTEXT_S,
     PER_PREFILL_S,
     RECOMPUTING,
-    SUSPENDED,
+    SUSPENDING,
     State,
 )
 from ares.simulator.step_time import steps_by, steps_time
@@ -38,12 +41,12 @@ from ares.simulator.step_time import steps_by, steps_time
 
 @compiled
 def advance_to(state: State, instance: int, moment: float) -> None:
-    """Bring an instance to the step that runs at `moment`; no boundary that needs a decision is crossed."""
+    """Bring an instance to the step that runs at `moment`, at most to the last one before its next event."""
     done = min(steps_by(state, instance, moment), state.planned[instance] - 1)
     if done <= 0:
         return
     state.time[instance] += steps_time(state, instance, done)
-    state.free[instance] -= taken(state, instance, done)
+    state.free[instance] -= blocks_taken(state, instance, done)
     state.resident[instance] += done * state.batch[instance]
     state.step[instance] += done
     state.planned[instance] -= done
@@ -51,15 +54,15 @@ def advance_to(state: State, instance: int, moment: float) -> None:
 
 @compiled
 def replan(state: State, instance: int) -> None:
-    """Shorten the plan of an instance, brought to now by `advance_to`, whose free blocks may now run out earlier."""
+    """Plan fewer steps where the free blocks of an instance run out earlier than planned; call `advance_to` first."""
     if state.planned[instance] > 1:
         state.planned[instance] = min(state.planned[instance], steps_until_full(state, instance))
         tree_set(state.tree, instance, state.time[instance] + steps_time(state, instance, state.planned[instance]))
 
 
 @compiled
-def request_step(state: State, instance: int, moment: float) -> None:
-    """Let an instance schedule at the next start of a step: at once if it is idle."""
+def schedule_step(state: State, instance: int, moment: float) -> None:
+    """Run the scheduler of an instance when its current step ends, or now if it is idle."""
     if state.planned[instance] == 0:
         state.time[instance] = moment
         tree_set(state.tree, instance, moment)
@@ -70,8 +73,8 @@ def request_step(state: State, instance: int, moment: float) -> None:
 
 
 @compiled
-def release(state: State, request: int, moment: float) -> None:
-    """Free what a cancelled move had reserved, exactly once."""
+def release_reservation(state: State, request: int, moment: float) -> None:
+    """Free the blocks that a cancelled move had reserved at its target, exactly once (I5)."""
     target = state.target[request]
     if target == NONE:
         state.current.block_errors += 1
@@ -83,24 +86,24 @@ def release(state: State, request: int, moment: float) -> None:
     state.target[request] = NONE
     state.inbound_count[target] -= 1
     state.current.migrations_cancelled += 1
-    request_step(state, target, moment)
+    schedule_step(state, target, moment)
 
 
 @compiled
 def start_step(state: State, instance: int, moment: float) -> None:
-    """Run the start of the next step: everything that vLLM's scheduler does between two forward passes."""
+    """Start the next step: what vLLM's scheduler does between two forward passes."""
     planned = state.planned[instance]
     if planned > 0:
-        state.free[instance] -= taken(state, instance, planned - 1)
+        state.free[instance] -= blocks_taken(state, instance, planned - 1)
         state.resident[instance] += planned * state.batch[instance]
         state.step[instance] += planned
     state.time[instance] = moment
     state.planned[instance] = 0
     _finish_done(state, instance, moment)
-    _release_leaving(state, instance, moment)
+    _hand_over_or_suspend(state, instance, moment)
     _promote_prefilled(state, instance, moment)
     joined = _join_ready(state, instance) > 0
-    oom = serve_blocks(state, instance)
+    oom = allocate_step_blocks(state, instance)
     budget = state.parameters.token_budget - state.batch[instance]
     budget, prompt_time = _continue_prompts(state, instance, budget)
     if not oom:
@@ -116,52 +119,51 @@ def _finish_done(state: State, instance: int, moment: float) -> None:
     while at >= 0:
         if state.slot_finish[instance, at] <= step:
             request = leave_slot(state, instance, at)
-            note_finish(state, request, moment)
+            record_finish(state, request, moment)
         at -= 1
 
 
 @compiled
-def _release_leaving(state: State, instance: int, moment: float) -> None:
-    """Hand over the requests whose KV copy is complete."""
+def _hand_over_or_suspend(state: State, instance: int, moment: float) -> None:
+    """Start the hand-over of requests whose KV is copied, and suspend those that are to be suspended."""
     for index in range(state.leaving_count[instance]):
         request = state.leaving_list[instance, index]
-        if state.target[request] == NONE:  # to be suspended, not moved
-            if state.status[request] == DECODING and state.moving[request] == 2:
+        if state.target[request] == NONE:  # to be suspended, not migrated
+            if state.status[request] == DECODING and state.leaving[request] == SUSPENDING:
                 _suspend(state, instance, request, moment)
             continue
-        if state.status[request] == DECODING and state.moving[request] == 1:
-            state.moving[request] = 0
+        if state.status[request] == DECODING and state.leaving[request] == MIGRATING:
+            state.leaving[request] = NOT_LEAVING
             leave_slot(state, instance, state.slot[request])
             state.status[request] = HANDOVER
             schedule_event(state, moment + state.parameters.stall_s, request, HANDOVER_DONE)
         else:
-            release(state, request, moment)
+            release_reservation(state, request, moment)
     state.leaving_count[instance] = 0
 
 
 @compiled
 def _suspend(state: State, instance: int, request: int, moment: float) -> None:
-    state.moving[request] = 0
+    state.leaving[request] = NOT_LEAVING
     leave_slot(state, instance, state.slot[request])
-    note_suspended(state, request, moment)
+    record_suspension(state, request, moment)
 
 
 @compiled
-def note_suspended(state: State, request: int, moment: float) -> None:
-    """Record that a request was made to leave its instance, without its KV, and waits to be admitted again."""
+def record_suspension(state: State, request: int, moment: float) -> None:
+    """Record that a request has left its instance without its KV, and waits to be admitted again."""
     state.current.suspensions += 1
     state.status[request] = SUSPENDED
     state.decode_instance[request] = NONE
-    state.admission_state[request] = ADMISSION_SUSPENDED
     state.waiting_since[request] = moment
-    note_progress(state, request, state.generated[request])
+    record_progress(state, request, state.generated[request])
     state.suspended_list[state.current.suspended_count] = request
     state.current.suspended_count += 1
 
 
 @compiled
 def _promote_prefilled(state: State, instance: int, moment: float) -> None:
-    """Start decoding prompts whose last chunk has run, which produced a token."""
+    """Start to decode requests whose last prompt chunk has run, which produced a token."""
     kept = 0
     for index in range(state.prefilling[instance]):
         request = state.prefilling_list[instance, index]
@@ -173,11 +175,11 @@ def _promote_prefilled(state: State, instance: int, moment: float) -> None:
         state.waiting_tokens[instance] -= state.computed[request]
         if np.isnan(state.first_token[request]):
             state.first_token[request] = moment
-        note_token(state, request, moment)
+        record_token(state, request, moment)
         if state.generated[request] >= state.output[request]:
             state.free[instance] += state.blocks[request]
             state.blocks[request] = 0
-            note_finish(state, request, moment)
+            record_finish(state, request, moment)
             continue
         state.status[request] = DECODING
         state.blocks[request] = 0
@@ -235,7 +237,7 @@ def _continue_prompts(state: State, instance: int, budget: int) -> tuple[int, fl
                 break
         if not fits:
             continue
-        # A victim before this prompt in the list shifts it by one place.
+        # A preempted prompt ahead of this one in the list has shifted it by one place.
         while index >= state.prefilling[instance] or state.prefilling_list[instance, index] != request:
             index -= 1
         state.free[instance] -= need
@@ -249,9 +251,9 @@ def _continue_prompts(state: State, instance: int, budget: int) -> tuple[int, fl
 
 @compiled
 def _start_waiting(state: State, instance: int, moment: float, budget: int) -> float:
-    """Let waiting requests enter in order while slots, blocks and token budget last; return the time of new chunks.
+    """Start waiting requests in order while slots, blocks and token budget last; return the seconds of new chunks.
 
-    As vLLM's scheduler does: the KV of a prefilled request is pulled, another one's prompt is computed here.
+    As in vLLM's scheduler: the KV of a prefilled request is pulled, the prompt of any other is computed here.
     """
     time = 0.0
     while state.head[instance] != NONE:
@@ -293,7 +295,7 @@ def _start_waiting(state: State, instance: int, moment: float, budget: int) -> f
 
 @compiled
 def _plan(state: State, instance: int, moment: float, joined: bool, prompt_time: float, retry: bool) -> None:
-    """Jump to the next start of a step that needs a decision, and note the first tokens of this one."""
+    """Plan the steps until one needs the scheduler again, and record the first tokens of this one."""
     batch = state.batch[instance]
     if batch == 0 and state.prefilling[instance] == 0:
         state.planned[instance] = 0
@@ -309,9 +311,9 @@ def _plan(state: State, instance: int, moment: float, joined: bool, prompt_time:
     state.planned[instance] = steps
     one = moment + steps_time(state, instance, 1) + prompt_time
     tree_set(state.tree, instance, one if steps == 1 else moment + steps_time(state, instance, steps))
-    if joined:  # a preemption may have moved a joined request to any slot
+    if joined:  # requests that have joined may be in any slot: a preemption moves the last one
         for at in range(batch):
             request = state.slot_request[instance, at]
             if np.isnan(state.first_token[request]):
                 state.first_token[request] = one
-            note_token(state, request, one)
+            record_token(state, request, one)

@@ -5,7 +5,7 @@ import numpy as np
 from ares.simulator.admission import admit_after_step, deliver_first_token, dispatch_or_wait
 from ares.simulator.decisions import dispatch_again, enqueue
 from ares.simulator.heaps import compiled, heap_pop, tree_first, tree_set
-from ares.simulator.instance import request_step, start_step
+from ares.simulator.instance import schedule_step, start_step
 from ares.simulator.moves import finish_copy, finish_handover
 from ares.simulator.prefill import pinned_tokens, start_prefill, to_prefill
 from ares.simulator.state import (
@@ -20,7 +20,7 @@ from ares.simulator.state import (
 
 @compiled
 def arrive(state: State, request: int, moment: float) -> None:
-    """Send a new request to prefill, or straight to decode without any."""
+    """Send a new request to prefill, or to decode where there is no prefill instance."""
     if len(state.prefill_backlog) == 0:
         dispatch_or_wait(state, request, moment)
     else:
@@ -29,7 +29,7 @@ def arrive(state: State, request: int, moment: float) -> None:
 
 @compiled
 def finish_prefill(state: State, prefill: int, moment: float) -> None:
-    """Hand a prefilled request out; its KV stays pinned until it has been pulled."""
+    """Dispatch a prefilled request, or let it wait for admission; its KV stays pinned until it has been pulled."""
     request = state.prefill_current[prefill]
     state.prefill_current[prefill] = NONE
     state.prefill_backlog[prefill] -= state.prompt[request] + state.generated[request]
@@ -47,7 +47,7 @@ def finish_prefill(state: State, prefill: int, moment: float) -> None:
 
 @compiled
 def finish_pull(state: State, request: int, moment: float) -> None:
-    """Let a request whose KV has arrived join the next step; prefill unpins its copy."""
+    """Let a request whose KV has arrived join the next step; its prefill instance frees the KV."""
     instance, prefill = state.decode_instance[request], state.prefill_instance[request]
     state.inbound_count[instance] -= 1
     for index in range(state.arriving_count[instance]):
@@ -64,13 +64,13 @@ def finish_pull(state: State, request: int, moment: float) -> None:
     state.prefill_free[prefill] += pinned_tokens(state, request)
     state.ready_list[instance, state.ready_count[instance]] = request
     state.ready_count[instance] += 1
-    request_step(state, instance, moment)
+    schedule_step(state, instance, moment)
     start_prefill(state, prefill, moment)
 
 
 @compiled
-def run_until(state: State, moment: float) -> bool:
-    """Handle every event up to `moment`, or to when a policy is to be asked; return whether any event is left."""
+def handle_events(state: State, moment: float) -> bool:
+    """Handle every event up to `moment`, or up to when a policy is to be called; return whether any event is left."""
     requests = len(state.arrival)
     decode = len(state.time)
     while True:

@@ -23,7 +23,7 @@ def capacity_rps(work: Workload, decode: Sequence[Profile], prefill: Sequence[Pr
 
     A request of o output tokens occupies v = o (n + (o - 1) / 2) token-steps of KV. An instance with every token of
     its KV in use (or every slot, if those run out first) runs b = min(C o / v, slots) requests at once, each of which
-    takes o steps. No static or dynamic policy can pass this rate for long; load 1.0 is this rate.
+    takes o steps. No policy can exceed this rate for long; load 1.0 is this rate.
     """
     output, memory_time = float(work.output_tokens.mean()), float(work.memory_time.mean())
     resident = memory_time / output
@@ -52,8 +52,8 @@ def capacity_rps(work: Workload, decode: Sequence[Profile], prefill: Sequence[Pr
 def slo_share_bound(work: Workload, load: float) -> float:
     """Return the largest share of requests that any policy could serve at this load, in the fluid limit.
 
-    An all-knowing policy would leave out the requests with the largest memory-time until the rest fits. What still
-    runs after the last arrival is not counted, which matters for spans of a few lifetimes only.
+    A policy that knew all lengths would leave out the requests with the largest memory-time until the others fit. Work
+    after the last arrival is not counted, which matters only where the trace spans a few request lifetimes.
     """
     if load <= 1.0:
         return 1.0
@@ -82,8 +82,8 @@ def longest_gap_s(outcome: Outcome) -> FloatArray:
 def summary(outcome: Outcome, load: float, slo_ttft: float, slo_tpot: float) -> dict[str, Any]:
     """Return one entry of `runs` as the command line writes it.
 
-    Rates are over the span of the arrivals, so that the tail of the last long request does not thin them out;
-    throughput counts the requests completed in that span.
+    Rates are over the span of the arrivals: after it, while the last long requests run, there is nothing left to do.
+    Throughput counts the requests completed in that span.
     """
     work = outcome.workload
     first, each, gaps = ttft_s(outcome), tpot_s(outcome), longest_gap_s(outcome)

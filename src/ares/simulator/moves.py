@@ -1,31 +1,69 @@
-"""Migration: reserve at the target, copy while the source goes on, hand over, join; and how each is cancelled.
+"""Migration: reserve at the target, copy while the source decodes, hand over, join; and how each is cancelled."""
 
-`write_rows` fills the rows from which the policy decides moves (telemetry.py).
-"""
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ares.policy import Cluster, MigrationDecision
+from ares.policy.oom_avoidance import NO_TARGET, OomAction
+from ares.simulator.admission import begin_suspension
 from ares.simulator.blocks import blocks_for, tokens_at
 from ares.simulator.decisions import dispatch_again
 from ares.simulator.heaps import compiled
-from ares.simulator.instance import advance_to, release, replan, request_step
-from ares.simulator.prediction import note_progress
+from ares.simulator.instance import advance_to, release_reservation, replan, schedule_step
 from ares.simulator.queues import schedule_event, transfer_end
 from ares.simulator.state import (
     COPY_DONE,
     DECODING,
+    MIGRATING,
     NONE,
+    NOT_LEAVING,
     State,
 )
 from ares.simulator.step_time import steps_time
 
 
+@dataclass(frozen=True, slots=True)
+class MoveRecord:
+    """One migration that began, and why."""
+
+    time_s: float
+    request: int
+    source: int
+    target: int
+    reason: str
+
+
+def carry_out(
+    state: State, view: Cluster, decisions: Sequence[OomAction | MigrationDecision], now: float
+) -> list[MoveRecord]:
+    """Begin the moves that their targets have room for, and suspend requests that fit nowhere.
+
+    Parameters
+    ----------
+    state
+        The simulated cluster.
+    view
+        What was decided on: decisions are indices into it.
+    decisions
+        Moves and suspensions, in this order.
+    now
+        Seconds.
+    """
+    begun: list[MoveRecord] = []
+    for decision in decisions:
+        request = int(view.requests[decision.request])
+        if decision.target == NO_TARGET:
+            begin_suspension(state, request, now)
+        elif begin_move(state, request, decision.target, now):
+            begun.append(MoveRecord(now, request, decision.source, decision.target, decision.reason))
+    return begun
+
+
 @compiled
 def begin_move(state: State, request: int, target: int, moment: float) -> bool:
-    """Reserve blocks at the target and start the copy; False where the target cannot promise the room (I6)."""
+    """Reserve blocks at the target and start the copy; False where the target has no room for it (I6)."""
     source = state.decode_instance[request]
-    busy = state.target[request] != NONE or state.moving[request] != 0
+    busy = state.target[request] != NONE or state.leaving[request] != NOT_LEAVING
     if state.status[request] != DECODING or busy or source == target:
         return False
     occupied = state.batch[target] + state.prefilling[target] + state.inbound_count[target] + state.ready_count[target]
@@ -46,7 +84,7 @@ def begin_move(state: State, request: int, target: int, moment: float) -> bool:
     state.reserved[request] = need
     state.promised[target] += need
     state.target[request] = target
-    state.moving[request] = 1
+    state.leaving[request] = MIGRATING
     state.last_move[request] = moment
     state.egress_free[source] = end
     state.ingress_free[target] = end
@@ -57,19 +95,19 @@ def begin_move(state: State, request: int, target: int, moment: float) -> bool:
 
 @compiled
 def finish_copy(state: State, request: int, moment: float) -> None:
-    """Stop the request at the source's next step, or free the reservation where it is gone meanwhile (I5)."""
-    if state.moving[request] == 1 and state.status[request] == DECODING:
+    """Stop the request at the source's next step, or free the reservation where it has ended or lost its KV (I5)."""
+    if state.leaving[request] == MIGRATING and state.status[request] == DECODING:
         source = state.decode_instance[request]
         state.leaving_list[source, state.leaving_count[source]] = request
         state.leaving_count[source] += 1
-        request_step(state, source, moment)
+        schedule_step(state, source, moment)
     else:
-        release(state, request, moment)
+        release_reservation(state, request, moment)
 
 
 @compiled
 def finish_handover(state: State, request: int, moment: float) -> None:
-    """Let the target own the request from its next step on."""
+    """Let the request join the target at its next step."""
     target = state.target[request]
     state.decode_instance[request] = target
     state.target[request] = NONE
@@ -87,75 +125,4 @@ def finish_handover(state: State, request: int, moment: float) -> None:
     state.ready_count[target] += 1
     state.moved[request] += 1
     state.current.migrations += 1
-    request_step(state, target, moment)
-
-
-@compiled
-def write_rows(
-    state: State,
-    moment: float,
-    cooldown: float,
-    requests: NDArray[np.int64],
-    location: NDArray[np.int64],
-    resident: NDArray[np.int64],
-    remaining: NDArray[np.float64],
-    movable: NDArray[np.bool_],
-    oracle: bool,
-) -> int:
-    """Write one row for each request at a decode instance, as telemetry would; return the number of rows.
-
-    First those that decode, then those on their way or waiting there, which cannot be moved. `remaining` has one column
-    for each quantile, or the truth in all of them for the oracle.
-    """
-    rows = 0
-    for instance in range(len(state.time)):
-        advance_to(state, instance, moment)
-        step = state.step[instance]
-        for at in range(state.batch[instance]):
-            request = state.slot_request[instance, at]
-            left = state.slot_finish[instance, at] - step
-            note_progress(state, request, state.output[request] - left)
-            free = state.target[request] == NONE and state.moving[request] == 0
-            movable[rows] = free and moment - state.last_move[request] >= cooldown
-            rows = _row(state, request, instance, rows, requests, location, resident, remaining, oracle)
-    for instance in range(len(state.time)):
-        decoding = rows
-        for index in range(state.prefilling[instance]):
-            request = state.prefilling_list[instance, index]
-            rows = _row(state, request, instance, rows, requests, location, resident, remaining, oracle)
-        for index in range(state.ready_count[instance]):
-            request = state.ready_list[instance, index]
-            rows = _row(state, request, instance, rows, requests, location, resident, remaining, oracle)
-        for index in range(state.arriving_count[instance]):
-            request = state.arriving_list[instance, index]
-            rows = _row(state, request, instance, rows, requests, location, resident, remaining, oracle)
-        request = state.head[instance]
-        while request != NONE:
-            rows = _row(state, request, instance, rows, requests, location, resident, remaining, oracle)
-            request = state.next_request[request]
-        movable[decoding:rows] = False
-    return rows
-
-
-@compiled
-def _row(
-    state: State,
-    request: int,
-    instance: int,
-    row: int,
-    requests: NDArray[np.int64],
-    location: NDArray[np.int64],
-    resident: NDArray[np.int64],
-    remaining: NDArray[np.float64],
-    oracle: bool,
-) -> int:
-    requests[row] = request
-    location[row] = instance
-    if state.status[request] != DECODING:
-        note_progress(state, request, state.generated[request])
-    resident[row] = state.observed_tokens[request]
-    if oracle:
-        remaining[row, :] = state.output[request] - state.observed_generated[request]
-    else:
-        remaining[row] = state.observed_remaining[request]
-    return row + 1
+    schedule_step(state, target, moment)

@@ -1,8 +1,8 @@
 """The state as numba sees it: one pointer to a table of the address and shape of every array.
 
 A NamedTuple of 75 arrays is some 450 machine words, which numba passes one by one in each call that it does not inline;
-that took most of the time of a run, and of its compilation. As a type of its own the state is one word. The table never
-changes while code runs, and LLVM is told so: an address is loaded once, not after every store.
+that took most of the time of a run, and of its compilation. As a type of its own the state is one word. The table
+does not change while code runs; loads from it are marked invariant: LLVM loads an address once, not after each store.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is expected of requests: true remaining lengths with an error, or residual life."""
+"""Predicted remaining lengths: the true ones with an error, or residual life."""
 
 import math
 
@@ -16,7 +16,7 @@ from ares.simulator.state import (
 LEVELS = (0.1, 0.5, 0.9)
 """Levels of the quantiles that the simulated predictor gives."""
 WEIGHTS = quantile_weights(LEVELS)
-"""The probability that each quantile stands for."""
+"""The probability that each quantile stands for, shape (3,)."""
 
 memory_time = compiled(_memory_time)
 expect = compiled(residual_life.expect)
@@ -55,8 +55,8 @@ def _ended(state: State) -> int:
 def predict(state: State, request: int, generated: int, quantiles: NDArray[np.float64]) -> None:
     """Write the predictor's quantiles of the remaining tokens, shape (3,).
 
-    The median is the truth times exp(sigma z): z is partly the request's own for life and partly drawn anew every
-    512 tokens; sigma changes exponentially with the tokens generated so far. Residual life looks at no truth, but at
+    The median is the truth times exp(sigma z): z is partly constant for a request and partly drawn again every
+    512 tokens; sigma changes exponentially with the tokens generated so far. Residual life knows only the lengths of
     the outputs that have ended.
     """
     if not state.parameters.has_predictions:
@@ -78,17 +78,17 @@ def predict(state: State, request: int, generated: int, quantiles: NDArray[np.fl
     epoch = 1 + generated // _EPOCH
     if state.error_epoch[request] != epoch:
         if state.error_epoch[request] == 0:
-            state.error_own[request] = _normal(seed, request, 0)
-        state.error_fresh[request] = _normal(seed, request, epoch)
+            state.error_constant[request] = _normal(seed, request, 0)
+        state.error_redrawn[request] = _normal(seed, request, epoch)
         state.error_epoch[request] = epoch
-    median = true * math.exp(sigma * (0.8 * state.error_own[request] + 0.6 * state.error_fresh[request]))
+    median = true * math.exp(sigma * (0.8 * state.error_constant[request] + 0.6 * state.error_redrawn[request]))
     quantiles[0] = min(max(median * math.exp(-_Z90 * sigma), 1.0), most)
     quantiles[1] = min(max(median, 1.0), most)
     quantiles[2] = min(max(median * math.exp(_Z90 * sigma), 1.0), most)
 
 
 @compiled
-def note_progress(state: State, request: int, generated: int) -> None:
+def record_progress(state: State, request: int, generated: int) -> None:
     """Record what telemetry reports of a request that has generated `generated` tokens."""
     state.observed_tokens[request] = state.prompt[request] + generated
     state.observed_generated[request] = generated
@@ -114,14 +114,14 @@ def record_length(state: State, request: int) -> None:
 
 
 @compiled
-def refresh_expectations(state: State) -> None:
-    """Update the expected lengths of requests outside decode, as a gateway does when an output has ended.
+def refresh_predictions(state: State) -> None:
+    """Update the predicted lengths of requests outside decode, as a gateway does when an output has ended.
 
-    None of the waiting ones has generated anything, so the expectation is the same for all, and their order stays.
+    No waiting request has generated anything, so the prediction is the same for all, and their order stays.
     """
     if state.parameters.residual_life:
         for index in range(state.current.queue_size):
-            note_progress(state, state.order[index], state.generated[state.order[index]])
+            record_progress(state, state.order[index], state.generated[state.order[index]])
             set_queue_keys(state, state.order[index])
         for index in range(state.current.suspended_count):
-            note_progress(state, state.suspended_list[index], state.generated[state.suspended_list[index]])
+            record_progress(state, state.suspended_list[index], state.generated[state.suspended_list[index]])

@@ -7,14 +7,18 @@ from ares.simulator.heaps import compiled
 from ares.simulator.queues import push_front
 from ares.simulator.state import (
     NONE,
-    WAITING,
+    NOT_LEAVING,
+    QUEUED,
     State,
 )
 
 
 @compiled
 def choose_victim(state: State, instance: int) -> int:
-    """Return which is preempted: the newest, or the largest preemption key; slots first, prompts from `batch` on."""
+    """Return the index of the request to preempt: the newest, or the one with the largest preemption key.
+
+    Indices below `batch` are slots, those from there on are places in `prefilling_list`; NONE where nothing runs.
+    """
     batch = state.batch[instance]
     chosen = NONE
     best = -np.inf
@@ -30,7 +34,10 @@ def choose_victim(state: State, instance: int) -> int:
 
 @compiled
 def preempt(state: State, instance: int, at: int) -> int:
-    """Free the blocks of a victim and put it in front of the waiting; return it."""
+    """Free the blocks of a request and put it at the front of the waiting queue; return it.
+
+    `at` is an index as `choose_victim` returns it.
+    """
     batch = state.batch[instance]
     if at < batch:
         request = leave_slot(state, instance, at)
@@ -41,22 +48,25 @@ def preempt(state: State, instance: int, at: int) -> int:
         state.prefilling[instance] -= 1
         state.free[instance] += state.blocks[request]
         state.waiting_tokens[instance] -= state.prompt[request] + state.generated[request]
-    state.moving[request] = 0  # its KV is gone: the copy in flight is worth nothing
+    state.leaving[request] = NOT_LEAVING  # its KV is gone, and with it the use of a copy in flight
     state.blocks[request] = 0
     state.computed[request] = 0
     state.preempted[request] += 1
     state.current.preemptions += 1
-    state.status[request] = WAITING
+    state.status[request] = QUEUED
     push_front(state, instance, request)
     return int(request)
 
 
 @compiled
-def serve_blocks(state: State, instance: int) -> bool:
-    """Give each decoding request the block that this step needs, preempting while there are too few."""
-    residue = state.step[instance] % state.parameters.block_size
+def allocate_step_blocks(state: State, instance: int) -> bool:
+    """Allocate the blocks that decoding requests need in this step, preempting while too few are free.
+
+    Return whether a request was preempted.
+    """
+    phase = state.step[instance] % state.parameters.block_size
     oom = False
-    while state.phase[instance, residue] > state.free[instance]:
+    while state.phase[instance, phase] > state.free[instance]:
         chosen = choose_victim(state, instance)
         if chosen == NONE:
             break
@@ -64,5 +74,5 @@ def serve_blocks(state: State, instance: int) -> bool:
         preempt(state, instance, chosen)
     if oom:
         state.current.oom_events += 1
-    state.free[instance] -= state.phase[instance, residue]
+    state.free[instance] -= state.phase[instance, phase]
     return oom

@@ -1,4 +1,4 @@
-"""The prefill pool: one prompt at a time on each instance, the least backlog first."""
+"""The prefill pool: a prompt goes to the instance with the smallest backlog, and each computes one at a time."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ from ares.simulator.blocks import blocks_for
 from ares.simulator.heaps import compiled, tree_set
 from ares.simulator.state import (
     BASE_S,
+    IN_PREFILL,
     NONE,
     PER_PREFILL_CONTEXT_S,
     PER_PREFILL_S,
-    PREFILL,
     State,
 )
 
@@ -22,9 +22,9 @@ def pinned_tokens(state: State, request: int) -> int:
 
 @compiled
 def to_prefill(state: State, request: int, moment: float) -> None:
-    """Send a request to the prefill instance with the least queued work."""
+    """Send a request to the prefill instance with the smallest backlog."""
     chosen = int(np.argmin(state.prefill_backlog))
-    state.status[request] = PREFILL
+    state.status[request] = IN_PREFILL
     state.prefill_instance[request] = chosen
     state.prefill_backlog[chosen] += state.prompt[request] + state.generated[request]
     state.next_request[request] = NONE
@@ -38,7 +38,7 @@ def to_prefill(state: State, request: int, moment: float) -> None:
 
 @compiled
 def start_prefill(state: State, prefill: int, moment: float) -> None:
-    """Start the next prompt of an idle prefill instance if its KV fits with what is still pinned."""
+    """Start the next prompt of an idle prefill instance if its KV fits together with what is still pinned."""
     request = state.prefill_head[prefill]
     if request == NONE or state.prefill_current[prefill] != NONE:
         return

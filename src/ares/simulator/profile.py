@@ -24,7 +24,7 @@ class StepTimeModel(BaseModel):
     model_config = _CONFIG
 
     base_s: float = Field(gt=0)
-    """A step with nothing in it: weights read once, launches, scheduling."""
+    """A step whatever its batch: reading the weights, kernel launches, scheduling."""
     per_request_s: float = Field(ge=0)
     """For each decoding request."""
     per_resident_token_s: float = Field(ge=0)

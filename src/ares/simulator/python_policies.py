@@ -1,4 +1,4 @@
-"""Policies that are not compiled into the event loop: it stops, calls one in Python, and goes on with the answer."""
+"""Policies that are not compiled into the event loop: it stops, calls them in Python, and continues."""
 
 import numpy as np
 
@@ -13,13 +13,12 @@ from ares.policy import (
     dispatcher,
 )
 from ares.policy.admission import AdmissionDecision, Candidates
-from ares.policy.admission.state import ADMIT, RESUME, SUSPEND
-from ares.policy.admission.state import WAITING as ADMISSION_WAITING
+from ares.policy.admission.state import ADMIT, RESUME, SUSPEND, WAITING
 from ares.policy.cluster import IntArray
 from ares.policy.dispatch.base import CALL_CHOOSE
 from ares.simulator.admission import carry_out_decision
 from ares.simulator.decisions import enqueue, used_tokens
-from ares.simulator.loop import run_until
+from ares.simulator.loop import handle_events
 from ares.simulator.state import (
     BY_PYTHON_POLICY,
     FINISHED,
@@ -30,9 +29,8 @@ _KINDS = {"admit": ADMIT, "resume": RESUME, "suspend": SUSPEND}
 
 
 class PythonPolicies:
-    """Runs the event loop, and calls the dispatch or admission policy of a preset where the loop has no rule for it.
+    """Runs the event loop, and calls the dispatch or admission policy of a preset that the loop has not compiled in.
 
-    Where the loop has a compiled rule for both, no policy is called here.
     A policy that fails, or makes an invalid decision, ends the run with a DecisionError.
     """
 
@@ -48,28 +46,28 @@ class PythonPolicies:
         self._reported = 0
 
     def run_until(self, moment: float) -> bool:
-        """Handle every event up to `moment`; return whether any event is left after it."""
+        """Handle every event up to `moment`, calling the policy in between; return whether any event is left."""
         state = self._state
         while True:
-            more = run_until(state, moment)
+            more = handle_events(state, moment)
             moment_of_call = float(state.current.call_policy_at_s)
             if not moment_of_call <= moment:
                 return more
             state.current.call_policy_at_s = np.inf
             if self._dispatch is not None:
-                self._place(self._dispatch, moment_of_call)
+                self._dispatch_requests(self._dispatch, moment_of_call)
             elif self._admission is not None:
-                self._decide(self._admission, moment_of_call)
+                self._admit(self._admission, moment_of_call)
 
     def decide_periodically(self, moment: float) -> None:
-        """Call an admission policy that watches, or that has requests outside decode."""
+        """Call the admission policy where requests are outside decode, or where it always wants to be called."""
         policy, current = self._admission, self._state.current
         if policy is not None and (policy.watches or current.queue_size + current.suspended_count > 0):
-            self._decide(policy, moment)
+            self._admit(policy, moment)
 
     # --- dispatch ---
 
-    def _place(self, policy: Dispatch, moment: float) -> None:
+    def _dispatch_requests(self, policy: Dispatch, moment: float) -> None:
         """Call the policy for each request that waits for dispatch, in order."""
         state = self._state
         count = int(state.current.queue_size)
@@ -99,7 +97,7 @@ class PythonPolicies:
 
     # --- admission ---
 
-    def _decide(self, policy: Admission, moment: float) -> None:
+    def _admit(self, policy: Admission, moment: float) -> None:
         cluster = self._telemetry.view(moment)
         running = self._telemetry.progress(len(cluster.location), moment)
         outside = self._outside()
@@ -111,8 +109,8 @@ class PythonPolicies:
     def _outside(self) -> IntArray:
         """Return the requests outside decode: the waiting by arrival, then the suspended."""
         state, current = self._state, self._state.current
-        came = state.by_age[current.by_age_start : current.by_age_end]
-        waiting = came[state.admission_state[came] == ADMISSION_WAITING]
+        arrived = state.by_age[current.by_age_start : current.by_age_end]
+        waiting = arrived[state.status[arrived] == WAITING]
         return np.concatenate([waiting, state.suspended_list[: current.suspended_count]])
 
     def _candidates(self, outside: IntArray, moment: float) -> Candidates:
@@ -123,7 +121,7 @@ class PythonPolicies:
             remaining_tokens=state.observed_remaining[outside],
             rank=state.rank[outside],
             waited_s=moment - state.waiting_since[outside],
-            suspended=state.admission_state[outside] != ADMISSION_WAITING,
+            suspended=state.status[outside] != WAITING,
             progress=self._telemetry.progress_of(outside, moment),
         )
 

@@ -1,17 +1,18 @@
-"""Waiting queues and the links that KV travels on.
+"""Waiting queues of instances, and KV transfers over the links between them.
 
 A transfer takes latency + bytes / bandwidth and holds the sender's outgoing and the receiver's incoming link while
 it runs; transfers over one link follow each other in the order in which they were requested.
 """
 
 from ares.simulator.heaps import compiled, heap_push
-from ares.simulator.prediction import record_length, refresh_expectations
+from ares.simulator.prediction import record_length, refresh_predictions
 from ares.simulator.state import (
     FINISHED,
-    INBOUND,
     KINDS,
     NONE,
+    NOT_LEAVING,
     PULL_DONE,
+    PULLING_KV,
     State,
 )
 
@@ -25,7 +26,7 @@ def schedule_event(state: State, moment: float, request: int, kind: int) -> None
 
 @compiled
 def push_back(state: State, instance: int, request: int) -> None:
-    """Queue a request behind the waiting of an instance."""
+    """Append a request to the waiting queue of an instance."""
     state.next_request[request] = NONE
     if state.head[instance] == NONE:
         state.head[instance] = request
@@ -38,7 +39,7 @@ def push_back(state: State, instance: int, request: int) -> None:
 
 @compiled
 def push_front(state: State, instance: int, request: int) -> None:
-    """Queue a preempted request before the waiting of an instance."""
+    """Put a preempted request at the front of the waiting queue of an instance."""
     state.next_request[request] = state.head[instance]
     if state.head[instance] == NONE:
         state.tail[instance] = request
@@ -49,7 +50,7 @@ def push_front(state: State, instance: int, request: int) -> None:
 
 @compiled
 def take_first(state: State, instance: int) -> int:
-    """Remove and return the first of the waiting."""
+    """Remove and return the first request of the waiting queue of an instance."""
     request = state.head[instance]
     state.head[instance] = state.next_request[request]
     if state.head[instance] == NONE:
@@ -61,8 +62,8 @@ def take_first(state: State, instance: int) -> int:
 
 
 @compiled
-def remove(state: State, instance: int, request: int) -> None:
-    """Remove one of the waiting, wherever it is in the queue."""
+def remove_waiting(state: State, instance: int, request: int) -> None:
+    """Remove a request from the waiting queue of its instance."""
     before, at = NONE, state.head[instance]
     while at != request:
         before, at = at, state.next_request[at]
@@ -79,21 +80,21 @@ def remove(state: State, instance: int, request: int) -> None:
 
 @compiled
 def transfer_end(state: State, sender_free: float, receiver_free: float, tokens: int, moment: float) -> float:
-    """Return when a transfer of the KV of `tokens` tokens leaves both links."""
+    """Return when a transfer of the KV of `tokens` tokens has passed both links, seconds; its latency comes after."""
     start = max(moment, sender_free, receiver_free)
     return float(start + tokens * state.parameters.kv_bytes_per_token / state.parameters.bandwidth_bytes_s)
 
 
 @compiled
 def start_pull(state: State, instance: int, request: int, moment: float) -> None:
-    """Pull the KV of a prefilled request; its blocks are taken."""
+    """Pull the KV of a prefilled request; its blocks are allocated already."""
     prefill = state.prefill_instance[request]
     tokens = state.prompt[request] + state.generated[request]
     sender_free = state.prefill_egress_free[prefill]
     end = transfer_end(state, sender_free, state.ingress_free[instance], tokens, moment)
     state.prefill_egress_free[prefill] = end
     state.ingress_free[instance] = end
-    state.status[request] = INBOUND
+    state.status[request] = PULLING_KV
     state.inbound_count[instance] += 1
     state.arriving_list[instance, state.arriving_count[instance]] = request
     state.arriving_count[instance] += 1
@@ -101,11 +102,11 @@ def start_pull(state: State, instance: int, request: int, moment: float) -> None
 
 
 @compiled
-def note_finish(state: State, request: int, moment: float) -> None:
+def record_finish(state: State, request: int, moment: float) -> None:
     """Record the end of a request."""
     state.status[request] = FINISHED
     state.finish[request] = moment
-    state.moving[request] = 0
+    state.leaving[request] = NOT_LEAVING
     record_length(state, request)
     state.current.finished += 1
-    refresh_expectations(state)
+    refresh_predictions(state)

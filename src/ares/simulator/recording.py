@@ -13,11 +13,11 @@ from ares.traces import TraceError, Workload
 
 FloatArray = NDArray[np.float64]
 _FIELDS = ("input_toks", "output_toks", "arrival_time", "queued_ts", "first_token_ts", "last_token_ts")
-# Far beyond any recording, and so small that what is computed from it stays exact.
+# Above every number of a real recording, and small enough that sums of such numbers stay exact.
 _MOST = 1e15
-# What is read of the engine's description, where it is there.
+# Sizes in the engine's description that are used where present.
 _SIZES = {"kv_cache": ("block_size", "num_gpu_blocks"), "engine_kwargs": ("max_num_seqs", "max_num_batched_tokens")}
-# What a gateway's recording ran on, and the least of each.
+# Numbers of instances in a gateway's recording, and the smallest valid value of each.
 _INSTANCES = {"decode_instances": 1, "prefill_instances": 0}
 PARTS = ("all", "first", "second", "even", "odd")
 
@@ -99,14 +99,15 @@ def _meta(read: Any) -> dict[str, Any]:
 def read_recording(directory: Path) -> Recording:
     """Read a recording; TraceError names the file and the line.
 
-    Wall-clock arrivals are put on the engine's clock by the first request, which an idle engine queued at once.
+    Arrivals are on the wall clock, other times on the engine's: the first request, which an idle engine queued at once,
+    gives the difference.
     """
     path = directory / "requests.jsonl"
     rows = []
     try:
         lines = list(read_lines(path))
         meta = _meta(json.loads(read_text(directory / "meta.json")))
-    except (ValueError, RecursionError) as error:  # what is no text or no JSON is a ValueError
+    except (ValueError, RecursionError) as error:  # TextFileError, JSONDecodeError
         raise TraceError(f"{directory}: not a recording: {error}") from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -117,7 +118,7 @@ def read_recording(directory: Path) -> Recording:
         except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise TraceError(f"{path}:{number}: {error!r}") from None
         if not all(abs(value) <= _MOST for value in row) or min(row[:2]) < 0:
-            raise TraceError(f"{path}:{number}: a length or time that cannot be: {row}")
+            raise TraceError(f"{path}:{number}: a length or time out of range: {row}")
         rows.append(row)
     if len(rows) < 2:
         raise TraceError(f"{path}: a recording needs at least two requests")

@@ -53,7 +53,7 @@ def _heat_map(outcome: Outcome) -> str:
     row = min(_ROW_MAX, max(2, 400 // instances))
     height = instances * row
     end = max(float(outcome.sample_s[-1]), 1e-9)
-    # Telemetry is sampled evenly, so a column is a moment; wide runs are averaged down to one column a pixel.
+    # Samples are evenly spaced in time; where there are more than pixels, those of a pixel are averaged.
     columns = np.array_split(np.arange(use.shape[1]), min(_WIDTH, use.shape[1]))
     small = np.stack([use[:, part].mean(axis=1) for part in columns], axis=1)
     buffer = io.BytesIO()
@@ -126,7 +126,7 @@ def write_report(
     Parameters
     ----------
     directory
-        Made if missing.
+        Created where it does not exist.
     result
         What `--json` writes.
     outcomes

@@ -18,7 +18,7 @@ from ares.traces import WORKLOADS, Workload, read_trace, synthetic
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Everything about a run but its preset, load and seed; plain values, so that it crosses processes."""
+    """Everything about a run but its preset, load and seed; plain values, so that it can be sent to other processes."""
 
     trace: str
     """A synthetic workload's name or a file."""
@@ -45,7 +45,7 @@ class Scenario:
     settings: tuple[str, ...] = ()
     """Settings of the presets that replace their own, such as `rebalance.theta=0.2`."""
     recorded: Workload | None = None
-    """What the trace file holds, once it is read: a pipe can be read only once."""
+    """The workload of the trace file once it has been read: a pipe can be read only once."""
 
     def read(self) -> "Scenario":
         """Return the scenario with its trace file read, if it has one; TraceError where it cannot be."""
@@ -61,7 +61,7 @@ class Scenario:
         return work.repeated(self.requests) if self.requests else work
 
     def policy(self, name: str) -> Preset:
-        """Return a preset with the parts that the scenario replaces; ValueError where they do not go together."""
+        """Return a preset with the parts that the scenario replaces; ValueError where parts cannot be combined."""
         try:
             plugins.load(self.policies)  # in each process of a sweep
             chosen = plugins.preset(name).altered(self.dispatch, self.admission, self.rebalance)
@@ -84,7 +84,7 @@ class Scenario:
     def simulation(
         self, name: str, load: float | None, rate_scale: float | None, seed: int
     ) -> tuple[Simulation, float]:
-        """Make a run and the load that it stands for."""
+        """Make a run; return it and its load (1 is the capacity of the cluster)."""
         chosen = self.policy(name)
         if (part := chosen.needs_predictions) and not (chosen.knows_lengths or self.error().predicts):
             raise ValueError(

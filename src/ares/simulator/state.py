@@ -1,4 +1,4 @@
-"""The whole state of a simulated cluster as flat arrays, and what one array means.
+"""The whole state of a simulated cluster as flat arrays, and the meaning of each.
 
 R requests, D decode instances, P prefill instances, B slots a decode instance, Q quantiles. Compiled functions take a
 State as one pointer (numba_state.py); nothing else holds state, so a run is a function of its inputs and seed.
@@ -12,16 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ares.policy.admission.forecast import GRID
-from ares.policy.admission.state import Knobs
+from ares.policy.admission.state import ADMISSION_STATES, Knobs
 from ares.policy.residual_life import REMEMBERED
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
 
-# Status of a request.
-ARRIVING, PREFILL, WAITING_FOR_ADMISSION, WAITING, INBOUND, DECODING, RECOMPUTING, HANDOVER, FINISHED, SUSPENDED = (
-    range(10)
+# Values of `status`, after those of admission (policy/admission/state.py): WAITING outside decode, SUSPENDED, ADMITTED
+# until that is carried out. QUEUED: in the waiting queue of a decode instance, which is vLLM's WAITING.
+ARRIVING, IN_PREFILL, QUEUED, PULLING_KV, DECODING, RECOMPUTING, HANDOVER, FINISHED = range(
+    ADMISSION_STATES, ADMISSION_STATES + 8
 )
+
+# Values of `leaving`: stays, migrates (its KV is being copied), or is suspended at the next step.
+NOT_LEAVING, MIGRATING, SUSPENDING = range(3)
 
 # Columns of `step_model`, one row per instance.
 BASE_S, PER_REQUEST_S, PER_RESIDENT_S, PER_PREFILL_S, PER_PREFILL_CONTEXT_S = range(5)
@@ -35,7 +39,7 @@ IMMEDIATE, BY_COMPILED_LOOP, BY_PYTHON_POLICY = range(3)
 NONE = -1
 
 
-# What every event reads and nothing changes, one record (build in cluster.py); flags are 0 or 1.
+# Constants of a run, one record (`Simulation.build` in cluster.py); flags are 0 or 1.
 PARAMETERS = np.dtype(
     [
         ("block_size", np.int64),
@@ -63,7 +67,7 @@ PARAMETERS = np.dtype(
     ],
     align=True,
 )
-# What changes and belongs to no request or instance, one record.
+# Counters, sizes of lists and times that belong to no request or instance, one record.
 CURRENT = np.dtype(
     [
         ("now_s", np.float64),
@@ -104,7 +108,7 @@ class State:
     arrival: F8
     prompt: I8
     output: I8
-    status: I8
+    status: I8  # as above
     decode_instance: I8  # NONE before dispatch
     prefill_instance: I8
     generated: I8  # as of the last time the request left a decode slot
@@ -112,16 +116,16 @@ class State:
     slot: I8  # index into the slots of its instance while DECODING
     first_token: F8
     finish: F8
-    blocks: I8  # KV blocks held while not in a slot (INBOUND, RECOMPUTING)
+    blocks: I8  # KV blocks held while not in a slot (PULLING_KV, RECOMPUTING)
     next_request: I8  # next request in a linked list (waiting or prefill queue)
-    preempted: I8
-    moved: I8
+    preempted: I8  # how often
+    moved: I8  # how often it has migrated
     target: I8  # target of a move whose copy is in flight, NONE otherwise
-    moving: I8  # 1 while that copy is of use (not preempted or done since), 2 while it is to be suspended, else 0
+    leaving: I8  # NOT_LEAVING, MIGRATING or SUSPENDING; NOT_LEAVING again once it has ended or was preempted
     reserved: I8  # blocks reserved at `target`
     sequence: I8  # order of entering the running batch; the newest is preempted first
     last_move: F8
-    suspended_list: I8
+    suspended_list: I8  # the suspended requests, in the order in which they were suspended
     waiting_since: F8  # arrival, or suspension
     preemption_key: F8  # the request with the largest is preempted first, where not the newest is
     queue_key: F8  # the request with the smallest is admitted first
@@ -132,17 +136,16 @@ class State:
     gap: F8
 
     # requests as admission saw them last: what a live engine's telemetry reports, shape (R,) and (R, Q)
-    admission_state: I8  # as in policy/admission/state.py
-    movable: I8  # 1 where it may be suspended
+    suspendable: I8  # 1 where it may be suspended
     observed_tokens: I8
     observed_generated: I8
     observed_remaining: F8
     paused_since: F8  # when it left its slot, NaN while it decodes
     kv_since: F8  # when its prefill ended
     longest_gap: F8  # longest time between two tokens of its stream, seconds
-    error_own: F8  # the part of a prediction's error that stays for life, once drawn
-    error_fresh: F8  # and the part drawn anew in each epoch
-    error_epoch: I8  # of `error_fresh`; 0: nothing drawn yet
+    error_constant: F8  # the part of a prediction's error that stays the same, once drawn
+    error_redrawn: F8  # the part drawn again in each epoch
+    error_epoch: I8  # of `error_redrawn`; 0: nothing drawn yet
 
     # outputs that have ended, as policy/residual_life.py keeps them, shape (REMEMBERED,)
     recent_outputs: I8
@@ -161,13 +164,13 @@ class State:
     tail: I8
     waiting_count: I8
     waiting_tokens: I8
-    inbound_count: I8
-    promised: I8  # blocks reserved for moves on their way
+    inbound_count: I8  # requests whose KV is being pulled or copied to it
+    promised: I8  # blocks reserved for migrations towards it
     prefilling: I8  # number of requests in `prefilling_list`
-    ready_count: I8
+    ready_count: I8  # number of requests in `ready_list`
     ingress_free: F8  # when the link into the instance is free again
     egress_free: F8
-    step_model: F8  # (D, 5)
+    step_model: F8  # (D, 5): columns as above, BASE_S and the others
 
     # decode slots, shape (D, B)
     slot_request: I8
@@ -175,7 +178,7 @@ class State:
     prefilling_list: I8
     ready_list: I8  # requests whose KV has arrived and that join at the next step
     arriving_list: I8  # requests whose KV is being pulled from prefill
-    leaving_list: I8
+    leaving_list: I8  # requests that leave at the next step: copied ones, and those to be suspended
     arriving_count: I8  # (D,)
     leaving_count: I8  # (D,)
     phase: I8  # (D, block size): how many requests take a new block at a step congruent to the column
@@ -189,18 +192,18 @@ class State:
     forecast_time: F8  # (D,) when each was made
 
     # prefill instances, shape (P,)
-    prefill_head: I8
+    prefill_head: I8  # first and last of its queue, linked by `next_request`
     prefill_tail: I8
-    prefill_current: I8
+    prefill_current: I8  # the request whose prompt is being computed, NONE while idle
     prefill_backlog: I8  # tokens queued and running
-    prefill_free: I8  # tokens of KV
+    prefill_free: I8  # free tokens of KV
     prefill_egress_free: F8
     prefill_step_model: F8  # (P, 5)
 
     # events
     tree: F8  # tournament tree of the next event of D + P instances; entry 1, its root, is the earliest
-    heap_keys: F8
-    heap_items: I8
+    heap_keys: F8  # heap of transfers by the time of their end
+    heap_items: I8  # request * KINDS + kind of each
     order: I8  # requests that wait for admission, in the order in which they are admitted (R,)
     by_age: I8  # and in the order in which they arrived (R,)
     # records, shape (1,) each; read by the properties of the same names without `_array`
@@ -270,7 +273,7 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         arrival=floats(requests),
         prompt=ints(requests),
         output=ints(requests),
-        status=ints(requests),
+        status=ints(requests, value=ARRIVING),
         decode_instance=ints(requests, value=NONE),
         prefill_instance=ints(requests, value=NONE),
         generated=ints(requests),
@@ -283,7 +286,7 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         preempted=ints(requests),
         moved=ints(requests),
         target=ints(requests, value=NONE),
-        moving=ints(requests),
+        leaving=ints(requests),
         reserved=ints(requests),
         sequence=ints(requests),
         last_move=floats(requests, value=-np.inf),
@@ -296,16 +299,15 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         ttft=floats(requests, value=np.inf),
         tpot=floats(requests, value=np.inf),
         gap=floats(requests, value=np.inf),
-        admission_state=ints(requests),
-        movable=ints(requests),
+        suspendable=ints(requests),
         observed_tokens=ints(requests),
         observed_generated=ints(requests),
         observed_remaining=floats(requests, quantiles),
         paused_since=floats(requests, value=np.nan),
         kv_since=floats(requests),
         longest_gap=floats(requests),
-        error_own=floats(requests),
-        error_fresh=floats(requests),
+        error_constant=floats(requests),
+        error_redrawn=floats(requests),
         error_epoch=ints(requests),
         recent_outputs=ints(REMEMBERED),
         sorted_outputs=ints(REMEMBERED),

@@ -1,33 +1,20 @@
-"""What the policy sees of a simulated cluster, and how its moves are carried out."""
-
-from dataclasses import dataclass
+"""Telemetry: what the policy sees of a simulated cluster."""
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ares.policy import Cluster, MigrationDecision, Preset
+from ares.policy import Cluster, Preset
 from ares.policy.admission import Progress
 from ares.policy.cluster import IntArray
-from ares.policy.oom_avoidance import NO_TARGET, OomAction
-from ares.simulator.admission import begin_suspension
-from ares.simulator.moves import begin_move, write_rows
-from ares.simulator.prediction import LEVELS
+from ares.simulator.heaps import compiled
+from ares.simulator.instance import advance_to
+from ares.simulator.prediction import LEVELS, record_progress
 from ares.simulator.profile import Profile
-from ares.simulator.state import State
-
-
-@dataclass(frozen=True, slots=True)
-class MoveRecord:
-    """One migration that began, and why."""
-
-    time_s: float
-    request: int
-    source: int
-    target: int
-    reason: str
+from ares.simulator.state import DECODING, NONE, NOT_LEAVING, State
 
 
 class Telemetry:
-    """Turns the state into the policy's view, a `Cluster`, and the policy's moves into migrations."""
+    """Turns the state into the policy's view of it, a `Cluster`."""
 
     def __init__(self, preset: Preset, profile: Profile, state: State) -> None:
         decode = len(state.time)
@@ -47,14 +34,14 @@ class Telemetry:
         self.stall_s = profile.stall_s
 
     def view(self, now: float) -> Cluster:
-        """Observe the decode pool as the live telemetry would."""
+        """Return the decode pool as live telemetry would show it; the next call overwrites its arrays."""
         state = self.state
         arrays = (self.requests, self.location, self.resident, self.remaining, self.movable)
         count = write_rows(state, now, self.preset.cooldown_s, *arrays, self.preset.knows_lengths)
         return Cluster(
             instances=self.names,
             capacity_tokens=self.capacity,
-            # Reservations of moves in flight: at the target from the start of the copy to the join.
+            # Reservations of moves in flight: at the target from the start of the copy until the request joins.
             promised_tokens=state.promised * state.parameters.block_size,
             open=state.closed == 0,
             requests=self.requests[:count],
@@ -90,14 +77,73 @@ class Telemetry:
             rank=state.rank[requests],
         )
 
-    def carry_out(self, oom_actions: list[OomAction], ordered: list[MigrationDecision], now: float) -> list[MoveRecord]:
-        """Begin the moves that their targets have room for, and suspend requests that fit nowhere."""
-        begun: list[MoveRecord] = []
-        both: list[OomAction | MigrationDecision] = [*oom_actions, *ordered]
-        for one in both:
-            request = int(self.requests[one.request])
-            if one.target == NO_TARGET:
-                begin_suspension(self.state, request, now)
-            elif begin_move(self.state, request, one.target, now):
-                begun.append(MoveRecord(now, request, one.source, one.target, one.reason))
-        return begun
+
+@compiled
+def write_rows(
+    state: State,
+    moment: float,
+    cooldown: float,
+    requests: NDArray[np.int64],
+    location: NDArray[np.int64],
+    resident: NDArray[np.int64],
+    remaining: NDArray[np.float64],
+    movable: NDArray[np.bool_],
+    oracle: bool,
+) -> int:
+    """Write one row for each request at a decode instance, as telemetry would; return the number of rows.
+
+    First those that decode, then those that wait there or have their KV pulled, which cannot be moved. `remaining` has
+    one column for each quantile; for the oracle, all hold the true length.
+    """
+    rows = 0
+    for instance in range(len(state.time)):
+        advance_to(state, instance, moment)
+        step = state.step[instance]
+        for at in range(state.batch[instance]):
+            request = state.slot_request[instance, at]
+            left = state.slot_finish[instance, at] - step
+            record_progress(state, request, state.output[request] - left)
+            free = state.target[request] == NONE and state.leaving[request] == NOT_LEAVING
+            movable[rows] = free and moment - state.last_move[request] >= cooldown
+            rows = _write_row(state, request, instance, rows, requests, location, resident, remaining, oracle)
+    for instance in range(len(state.time)):
+        decoding = rows
+        for index in range(state.prefilling[instance]):
+            request = state.prefilling_list[instance, index]
+            rows = _write_row(state, request, instance, rows, requests, location, resident, remaining, oracle)
+        for index in range(state.ready_count[instance]):
+            request = state.ready_list[instance, index]
+            rows = _write_row(state, request, instance, rows, requests, location, resident, remaining, oracle)
+        for index in range(state.arriving_count[instance]):
+            request = state.arriving_list[instance, index]
+            rows = _write_row(state, request, instance, rows, requests, location, resident, remaining, oracle)
+        request = state.head[instance]
+        while request != NONE:
+            rows = _write_row(state, request, instance, rows, requests, location, resident, remaining, oracle)
+            request = state.next_request[request]
+        movable[decoding:rows] = False
+    return rows
+
+
+@compiled
+def _write_row(
+    state: State,
+    request: int,
+    instance: int,
+    row: int,
+    requests: NDArray[np.int64],
+    location: NDArray[np.int64],
+    resident: NDArray[np.int64],
+    remaining: NDArray[np.float64],
+    oracle: bool,
+) -> int:
+    requests[row] = request
+    location[row] = instance
+    if state.status[request] != DECODING:
+        record_progress(state, request, state.generated[request])
+    resident[row] = state.observed_tokens[request]
+    if oracle:
+        remaining[row, :] = state.output[request] - state.observed_generated[request]
+    else:
+        remaining[row] = state.observed_remaining[request]
+    return row + 1

@@ -9,7 +9,7 @@ from rich.table import Table
 from ares.policy import preset
 from ares.policy.dispatch.base import CALL_CHOOSE
 from ares.simulator.cluster import Simulation
-from ares.simulator.loop import run_until
+from ares.simulator.loop import handle_events
 from ares.simulator.profile import Profile, load_profile
 from ares.simulator.recording import FloatArray, Recording, chosen, read_recording, request_times
 from ares.simulator.state import IMMEDIATE
@@ -21,8 +21,8 @@ _STATISTICS = ("mean", "p50", "p99")
 def replay(recording: Recording, profile: Profile) -> tuple[FloatArray, FloatArray]:
     """Run the arrivals of a recording again; return first token and finish, s.
 
-    On one engine that prefills and decodes, or on what a gateway's recording says that it ran on (`ares gateway
-    --record`): its instances and its preset.
+    On one engine that prefills and decodes; or, for a recording of a gateway (`ares gateway --record`), on the number
+    of instances and under the preset that its meta.json names.
     """
     meta = recording.meta
     decode, prefill = int(meta.get("decode_instances", 1)), int(meta.get("prefill_instances", 0))
@@ -34,7 +34,7 @@ def replay(recording: Recording, profile: Profile) -> tuple[FloatArray, FloatArr
     if waits or simulation.preset.moves:
         outcome = simulation.run()
         return outcome.first_token_s, outcome.finish_s
-    run_until(state, np.inf)  # no policy is called between events: `calibrate` replays a recording some 2,000 times
+    handle_events(state, np.inf)  # no policy is called between events: `calibrate` replays a recording some 2,000 times
     return state.first_token, state.finish
 
 

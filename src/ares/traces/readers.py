@@ -13,14 +13,14 @@ import numpy as np
 from ares.traces.records import Record, Records, TraceError, key, open_records
 from ares.traces.workload import Workload
 
-# Far beyond any trace, and so small that sums of them stay exact.
+# Above every number of a real trace, and small enough that sums of such numbers stay exact.
 _MOST_TOKENS = 1 << 40
 _LATEST_S = 1e15
 
 TIME_UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 """Units of a trace's times, and how many of each are a second."""
 
-# Requests a second outside of which a trace's times are more likely to be in another unit. The published traces have
+# Outside of these requests a second, a trace's times are more likely to be in another unit. The published traces have
 # between 0.3 and 50; seconds that are taken for milliseconds, or the reverse, are off by a thousand.
 _PLAUSIBLE_RPS = (0.01, 100.0)
 
@@ -32,18 +32,18 @@ class Format:
     Attributes
     ----------
     arrival, prompt, output
-        Columns of the time of arrival and of the lengths.
+        Columns of the arrival time and of the lengths.
     unit
-        Of its times, one of `TIME_UNITS`; None: they are dates.
-    told_by
-        Columns of which one must be there for the format to be guessed: another format has the same three.
+        Unit of its times, one of `TIME_UNITS`; None: they are dates.
+    markers
+        Columns of which one must be present for the format to be guessed: another format has the same three.
     """
 
     arrival: str
     prompt: str
     output: str
     unit: str | None
-    told_by: tuple[str, ...] = ()
+    markers: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[str, str, str]:
@@ -51,8 +51,8 @@ class Format:
         return self.arrival, self.prompt, self.output
 
     def matches(self, found: Iterable[str]) -> bool:
-        """Whether a trace with these columns is of this format rather than of another with the same three."""
-        return not self.told_by or not {key(name) for name in self.told_by}.isdisjoint(map(key, found))
+        """Whether a trace with these columns can be of this format: it has a marker, if there are any."""
+        return not self.markers or not {key(name) for name in self.markers}.isdisjoint(map(key, found))
 
     def missing(self, found: Iterable[str]) -> list[str]:
         """Return the columns that are not among these."""
@@ -63,7 +63,7 @@ class Format:
 FORMATS = {
     "azure": Format("TIMESTAMP", "ContextTokens", "GeneratedTokens", None),
     # The usage traces of Qwen on Alibaba Cloud's Bailian: Mooncake's fields, in seconds.
-    "bailian": Format("timestamp", "input_length", "output_length", "s", told_by=("chat_id", "parent_chat_id")),
+    "bailian": Format("timestamp", "input_length", "output_length", "s", markers=("chat_id", "parent_chat_id")),
     "mooncake": Format("timestamp", "input_length", "output_length", "ms"),
     "burstgpt": Format("Timestamp", "Request tokens", "Response tokens", "s"),
     "csv": Format("arrival_s", "input_tokens", "output_tokens", "s"),
@@ -91,12 +91,13 @@ def read_trace(path: Path, trace_format: str | None = None, time_unit: str | Non
     -------
     Workload
         Requests by time of arrival. Requests that generate nothing are left out: no decode instance sees them. Its
-        notes say what was not taken as it stands in the file.
+        notes list where it differs from the file.
 
     Raises
     ------
     TraceError
-        Naming the file and the line: unreadable, empty, unknown columns, no number, a length or time that cannot be.
+        The file cannot be read, is empty, or has unknown columns; or a value is not a number or out of range. The
+        message names the file and the line.
     """
     for given, known, what in ((trace_format, FORMATS, "format"), (time_unit, TIME_UNITS, "time unit")):
         if given is not None and given not in known:

@@ -1,7 +1,7 @@
-"""The records of a trace file, one after the other: JSON objects, one a line, or the rows of a table with a header.
+"""The records of a trace file: JSON objects, one per line, or the rows of a table with a header.
 
-A table's fields are separated by the comma, semicolon, tab or bar that its header has most of. Names of columns are
-compared without regard to case and to the spaces around them.
+A table's fields are separated by the comma, semicolon, tab or bar that is most frequent in its header. Names of columns
+are compared without regard to case and surrounding spaces.
 """
 
 import csv
@@ -26,22 +26,22 @@ _SEPARATORS = ",;\t|"
 
 
 def key(name: str) -> str:
-    """Return a column's name as records have it."""
+    """Return a column's name as in a `Record`: lower case, without surrounding spaces."""
     return name.strip().casefold()
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """A trace file that is being read.
+    """An open trace file.
 
     Attributes
     ----------
     line
-        Where its columns stand.
+        Number of the line with the columns.
     columns
-        Those of the header, or the fields of the first object.
+        Names in the header, or the fields of the first object.
     rows
-        The line's number and the record of each line that has one.
+        Line number and record of each line that is not empty.
     """
 
     line: int
@@ -50,12 +50,12 @@ class Records:
 
 
 def open_records(path: Path) -> Records:
-    """Begin to read a trace; the file is opened once.
+    """Open a trace and read its columns; the file is opened once, so that it may be a pipe.
 
     Raises
     ------
     TraceError
-        It cannot be read, is empty, is neither of the two, or a line is malformed; also while its rows are read.
+        It cannot be read, is empty, or a line is malformed. Also raised while `rows` is read.
     """
     lines = enumerate(_text(path), start=1)
     number, head = next(((n, line) for n, line in lines if line.strip()), (0, ""))
@@ -73,7 +73,7 @@ def open_records(path: Path) -> Records:
     except csv.Error as error:
         raise TraceError(f"{path}:{number}: not CSV: {error}") from None
     if twice := _repeated(names):
-        raise TraceError(f"{path}:{number}: the column {twice} is there twice")
+        raise TraceError(f"{path}:{number}: the column {twice} is repeated")
     return Records(number, names, _rows(path, separator, number, names, lines))
 
 
@@ -97,12 +97,12 @@ def _object(path: Path, number: int, line: str) -> Record:
 def _once(pairs: list[tuple[str, Any]]) -> Record:
     record = {key(name): value for name, value in pairs}
     if len(record) < len(pairs):
-        raise ValueError(f"{_repeated(name for name, _ in pairs)} is there twice")
+        raise ValueError(f"{_repeated(name for name, _ in pairs)} is repeated")
     return record
 
 
 def _repeated(names: Iterable[str]) -> str:
-    """Return the first name that is there more than once; empty where none is."""
+    """Return the first name that occurs more than once; empty where none does."""
     counts = Counter(key(name) for name in names if name.strip())
     return next((name for name, count in counts.items() if count > 1), "")
 

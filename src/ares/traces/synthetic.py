@@ -1,7 +1,7 @@
 """Synthetic workloads: Poisson arrivals with lengths from a named mix.
 
-`paper` matches what arXiv 2510.13668 states of ShareGPT prompts on DeepSeek-R1-Distill-Qwen-7B: 29.2 % of the outputs
-under 1K tokens, 17.3 % over 30K, a cap of 32K. The paper gives no more; between its points the mix is log-uniform.
+`paper` matches what arXiv 2510.13668 states for ShareGPT prompts on DeepSeek-R1-Distill-Qwen-7B: 29.2 % of the outputs
+under 1K tokens, 17.3 % over 30K, a cap of 32K. The paper gives no more; between these points the mix is log-uniform.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def _chat(random: np.random.Generator, count: int) -> tuple[IntArray, IntArray]:
 
 
 def _uniform(random: np.random.Generator, count: int) -> tuple[IntArray, IntArray]:
-    """All alike: 512 prompt and 1,024 output tokens; nothing to predict and nothing to balance."""
+    """All equal: 512 prompt and 1,024 output tokens; nothing to predict and nothing to balance."""
     return np.full(count, 512, np.int64), np.full(count, 1024, np.int64)
 
 

@@ -21,7 +21,7 @@ class Workload:
     output_tokens
         Output length, at least 1.
     notes
-        Remarks about the file for the user, a sentence each.
+        Notes for the user about how it was read from its file, a sentence each.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Workload:
     def repeated(self, count: int) -> "Workload":
         """Return `count` requests: this workload repeated as often as needed."""
         rounds = -(-count // len(self))
-        lap = float(self.arrival_s[-1]) + (1.0 / self.rate if np.isfinite(self.rate) else 0.0)
-        arrival = np.concatenate([self.arrival_s + lap * repetition for repetition in range(rounds)])[:count]
+        period_s = float(self.arrival_s[-1]) + (1.0 / self.rate if np.isfinite(self.rate) else 0.0)
+        arrival = np.concatenate([self.arrival_s + period_s * repetition for repetition in range(rounds)])[:count]
         prompt, output = (np.tile(x, rounds)[:count] for x in (self.prompt_tokens, self.output_tokens))
         return Workload(self.name, arrival, prompt, output)

@@ -1,7 +1,7 @@
 """Runs vLLM's CPU build as vLLM runs on a GPU by default: with the V2 model runner and asynchronous scheduling.
 
 Python imports this module by its name when the folder is on PYTHONPATH, in every process of an instance. It replaces
-three things of vLLM 0.32.0, each right after the module that holds it is imported:
+three things of vLLM 0.32.0 and one of Triton, each right after the module that holds it is imported:
 
 - `triton.backends` gets a backend called "cpu" that stands for Triton's own interpreter. Without one,
   vllm/triton_utils/importing.py switches Triton off, and without Triton vllm/config/vllm.py (`use_v2_model_runner`)
@@ -10,6 +10,9 @@ three things of vLLM 0.32.0, each right after the module that holds it is import
   vllm/config/vllm.py has chosen it: on, unless `--no-async-scheduling` is given. The stock method switches it off.
 - `apply_top_k_top_p` (vllm/v1/sample/ops/topk_topp_sampler.py) is its PyTorch version, which CPUs use anyway where
   there is no Triton: the Triton kernel does not run in the interpreter.
+- `create_masked_store` of the interpreter (triton/runtime/interpreter.py, 3.9.0) takes a mask of integers, which the
+  kernel that applies a grammar has (vllm/v1/worker/gpu/structured_outputs.py). The stock method raises an error, which
+  ends the engine; compiled kernels know no such difference.
 
 Everything else is vLLM's own code: its scheduler, its V2 runner (vllm/v1/worker/cpu/model_runner.py is a subclass of
 the GPU's) and its sampling kernels, interpreted. `VLLM_USE_V2_MODEL_RUNNER=0` takes the V1 runner back.
@@ -76,6 +79,17 @@ def _without_top_k_top_p_kernel(module: ModuleType) -> None:
     module.apply_top_k_top_p = module.apply_top_k_top_p_pytorch  # type: ignore[attr-defined]
 
 
+def _take_integer_masks(module: ModuleType) -> None:
+    builder = module.InterpreterBuilder  # type: ignore[attr-defined]
+    stock = builder.create_masked_store
+
+    def create_masked_store(self: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        mask.data = mask.data.astype(bool)
+        return stock(self, ptrs, value, mask, *rest)
+
+    builder.create_masked_store = create_masked_store
+
+
 class ReplacingFinder(importlib.abc.MetaPathFinder):
     """Finds the modules of `replacements` as Python would, and calls the replacement once the module has run."""
 
@@ -106,6 +120,7 @@ sys.meta_path.insert(
     ReplacingFinder(
         {
             "triton.backends": _add_cpu_backend,
+            "triton.runtime.interpreter": _take_integer_masks,
             "vllm.platforms.cpu": _keep_async_scheduling,
             "vllm.v1.sample.ops.topk_topp_sampler": _without_top_k_top_p_kernel,
         }

@@ -26,6 +26,7 @@ from ares.engine.vllm_api import (
     NixlPullConnectorScheduler,
     Request,
     RequestStatus,
+    check_sequence_repetition,
 )
 from ares.protocol import fields, messages, rpc
 from ares.protocol.fields import RequestState
@@ -48,6 +49,16 @@ def _in_flight(request: Request, scheduled: dict[str, int]) -> int:
     # A prompt that is still being computed in chunks yields no token in this step.
     samples = step > 0 and request.num_computed_tokens + step >= request.num_tokens
     return int(request.num_output_tokens + request.num_output_placeholders + samples)
+
+
+def _repeats(request: Request) -> bool:
+    """Whether vLLM's repetition check ends the output here; it comes after that of the limit, which a cut lowers."""
+    sampling = request.sampling_params
+    return (
+        sampling.repetition_detection is not None
+        and request.num_output_tokens >= sampling.min_tokens
+        and check_sequence_repetition(request.output_token_ids, sampling.repetition_detection)
+    )
 
 
 class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
@@ -205,7 +216,13 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         capped = request.status == RequestStatus.FINISHED_LENGTH_CAPPED
         ended = capped or request.status == RequestStatus.FINISHED_STOPPED
         # A token that is not the output's ends nothing.
-        pin = (capped or (ended and is_shortened(request))) and not tracked.release_kv
+        shortened = is_shortened(request)
+        goes_on = capped and (tracked.cut is not None or bool(params.get(fields.DO_REMOTE_DECODE)))
+        if goes_on and not tracked.release_kv and not shortened and _repeats(request):
+            # vLLM has fixed the finish reason by now; gateways know it by the stop reason.
+            request.stop_reason = fields.REPETITION_DETECTED
+            tracked.release_kv = True
+        pin = (capped or (ended and shortened)) and not tracked.release_kv
         if capped and params.get(fields.DO_REMOTE_DECODE):
             self._prefilled[request.request_id] = tracked.key
         if tracked.cut is not None and pin:

@@ -1,6 +1,6 @@
 """Admission: when a prefilled request enters decode and where, and which running request makes room for it.
 
-One file a policy; base.py says what one is.
+One file per policy; base.py defines what one is.
 """
 
 from ares.policy.admission import past_future, pausing  # each registers itself

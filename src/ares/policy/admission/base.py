@@ -1,7 +1,7 @@
 """What an admission policy is: it admits requests to decode, chooses where, and may suspend running ones.
 
-The simulator's event loop calls the compiled loop of forecast.py (loop.py): a class whose `decide` is that loop returns
-its settings from `loop_settings`; every other class is called in Python.
+The loop of forecast.py (loop.py) is compiled into the simulator's event loop: a class whose `decide` is that loop
+returns its settings from `loop_settings`; every other class is called in Python.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,14 +26,14 @@ request by then.
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where requests stand against their objectives; all arrays have one element per request.
+    """The progress of requests towards their objectives; all arrays have one element per request.
 
     Attributes
     ----------
     generated
         Output tokens so far.
     age_s, elapsed_s
-        Seconds since it arrived, and since its first token (NaN: it has none).
+        Seconds since each request arrived, and since its first token (NaN: none yet).
     ttft_s, tpot_s, gap_s
         The objectives: time to first token, seconds per token, longest gap in the stream (infinite: none).
     longest_gap_s
@@ -99,7 +99,7 @@ class Candidates:
     suspended
         Whether it has run before, shape (W,).
     progress
-        How it stands against its objectives.
+        Their progress towards their objectives.
     excluded
         Instances that may not take each request, shape (W, I): they have refused it, or cannot restore its state. None:
         no instance is excluded.
@@ -126,7 +126,7 @@ class AdmissionDecision:
 
 
 class Admission(Policy):
-    """Base class of an admission policy; one object decides for the whole run, so it may remember.
+    """Base class of an admission policy; one object decides for the whole run, so it may keep state.
 
     It is called when a request has arrived, ended or left, and periodically in any case.
 
@@ -136,7 +136,8 @@ class Admission(Policy):
         Whether requests wait outside decode until they are admitted; otherwise dispatch places them at once, and the
         policy is never called.
     dispatch
-        Where `holds`: the dispatch that goes with it, which places requests when the policy itself has failed.
+        Where `holds`: the dispatch policy that it is combined with, which places requests when the policy itself has
+        failed.
     watches
         Whether it is also called while no request waits, because it suspends for other reasons too.
     """
@@ -149,7 +150,7 @@ class Admission(Policy):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "decide" in vars(cls):
-            # These describe the inherited `decide`, not an overriding one.
+            # What the base class declares of its `decide` does not hold for an overriding one.
             for name, usual in (("loop_settings", vars(Admission)["loop_settings"]), ("quick", False)):
                 if name not in vars(cls):
                     setattr(cls, name, usual)

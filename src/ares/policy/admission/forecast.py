@@ -104,7 +104,7 @@ def _shared(settings: Any, kind: type) -> dict[str, Any]:
 
 @register("forecast")
 class Forecast(Admission):
-    """Admits what fits by forecast; its only memory is the credit of the oldest request."""
+    """Admits what fits by forecast; its only state is the credit of the oldest request."""
 
     Settings = ForecastSettings
     settings: ForecastSettings
@@ -141,7 +141,7 @@ class Forecast(Admission):
         return {"age_credit": self.age_credit}
 
     def remember(self, memory: Mapping[str, float]) -> None:
-        """Go on with such a credit."""
+        """Restore the credit of the oldest."""
         self.age_credit = float(memory["age_credit"])
 
     def decide(self, cluster: Cluster, candidates: Candidates, running: Progress) -> list[AdmissionDecision]:
@@ -210,7 +210,7 @@ def knobs(admission: AdmissionSettings, suspension: SuspendSettings | None) -> K
 def _requests(cluster: Cluster, candidates: Candidates, running: Progress) -> Requests:
     """Return the candidates followed by the rows of the cluster; times are relative to now."""
     waiting, rows = len(candidates.tokens), len(cluster.location)
-    stand = candidates.progress
+    outside = candidates.progress
     remaining = cluster.remaining_tokens
     if remaining is None:
         remaining = np.full((rows, len(cluster.levels)), np.nan)
@@ -226,16 +226,16 @@ def _requests(cluster: Cluster, candidates: Candidates, running: Progress) -> Re
     return Requests(
         tokens=np.concatenate([candidates.tokens, cluster.resident_tokens]).astype(np.int64),
         remaining=np.concatenate([candidates.remaining_tokens, remaining]).astype(np.float64),
-        generated=np.concatenate([stand.generated, running.generated]).astype(np.int64),
-        arrived_s=-both(stand.age_s, running.age_s),
-        first_token_s=-both(stand.elapsed_s, running.elapsed_s),
+        generated=np.concatenate([outside.generated, running.generated]).astype(np.int64),
+        arrived_s=-both(outside.age_s, running.age_s),
+        first_token_s=-both(outside.elapsed_s, running.elapsed_s),
         waiting_since_s=-both(candidates.waited_s, np.zeros(rows)),
-        ttft_s=both(stand.ttft_s, running.ttft_s),
-        tpot_s=both(stand.tpot_s, running.tpot_s),
-        gap_s=both(stand.gap_s, running.gap_s),
-        longest_gap_s=both(stand.longest_gap_s, running.longest_gap_s),
+        ttft_s=both(outside.ttft_s, running.ttft_s),
+        tpot_s=both(outside.tpot_s, running.tpot_s),
+        gap_s=both(outside.gap_s, running.gap_s),
+        longest_gap_s=both(outside.longest_gap_s, running.longest_gap_s),
         rank=np.concatenate([candidates.rank, running.rank]).astype(np.int64),
-        admission_state=np.concatenate([state, np.full(rows, ADMITTED)]).astype(np.int64),
+        status=np.concatenate([state, np.full(rows, ADMITTED)]).astype(np.int64),
         movable=np.concatenate([np.zeros(waiting, np.int64), cluster.movable.astype(np.int64)]),
         excluded=excluded,
     )

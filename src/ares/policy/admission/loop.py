@@ -46,7 +46,7 @@ own_curve = compiled(_own_curve)
 final_slack_s = compiled(suspension.final_slack_s)
 
 
-class Round(NamedTuple):
+class Context(NamedTuple):
     """The arguments of one call of `admit`, and what its functions share.
 
     Attributes
@@ -106,26 +106,26 @@ def admit(
     """
     limit, step_s = _limits(requests, queue, instances, knobs)
     points = len(horizon.steps)
-    here = Round(
+    context = Context(
         now, instances, requests, horizon, knobs, decided, numbers, step_s, limit, np.zeros(points), np.zeros(points)
     )
     count, place, age = 0, 0, 0
     while count + 2 <= len(decided):
-        due, slack = _next_to_resume(here, queue)
+        due, slack = _next_to_resume(context, queue)
         must = due != NONE and knobs.suspends > 0.0 and slack < knobs.urgent_s
-        if must and _try_admit(here, RESUME, due, DUE, count):
+        if must and _try_admit(context, RESUME, due, DUE, count):
             count += 1
             continue
         place, age = _first_waiting(requests, queue.order, place), _first_waiting(requests, queue.by_age, age)
         if place < len(queue.order):
             request, oldest = queue.order[place], queue.by_age[age]
             size = _size(requests, oldest)
-            if credit >= size and _try_admit(here, ADMIT, oldest, OLDEST, count):
+            if credit >= size and _try_admit(context, ADMIT, oldest, OLDEST, count):
                 count += 1
                 credit -= size
                 continue
             # Where the oldest does not fit, it keeps waiting; a request that is small enough does not wait for it.
-            made = _admit_next(here, request, count)
+            made = _admit_next(context, request, count)
             if made > 0:
                 count += made
                 size = _size(requests, request)
@@ -134,9 +134,9 @@ def admit(
             if len(requests.excluded) > 0 and requests.excluded[request].any():
                 place += 1  # the next one may go where this one may not
                 continue
-            if not _ttft_missed(here, request):
+            if not _ttft_missed(context, request):
                 break
-        if due == NONE or not _try_admit(here, RESUME, due, RUNS_AGAIN, count):
+        if due == NONE or not _try_admit(context, RESUME, due, RUNS_AGAIN, count):
             break
         count += 1
     return count, credit
@@ -145,31 +145,31 @@ def admit(
 @inlined
 def _first_waiting(requests: Requests, ids: I8, place: int) -> int:
     """Return the first index from `place` on whose request still waits."""
-    while place < len(ids) and requests.admission_state[ids[place]] != WAITING:
+    while place < len(ids) and requests.status[ids[place]] != WAITING:
         place += 1
     return place
 
 
 @inlined
-def _ttft_missed(here: Round, request: int) -> bool:
+def _ttft_missed(context: Context, request: int) -> bool:
     """Whether a waiting request has missed its TTFT; always false where nothing is suspended."""
-    waited = here.now - here.requests.waiting_since_s[request]
-    return here.knobs.suspends > 0.0 and waited > here.requests.ttft_s[request]
+    waited = context.now - context.requests.waiting_since_s[request]
+    return context.knobs.suspends > 0.0 and waited > context.requests.ttft_s[request]
 
 
 @inlined
-def _admit_next(here: Round, request: int, count: int) -> int:
+def _admit_next(context: Context, request: int, count: int) -> int:
     """Admit a waiting request where it fits, or suspend another for it; return the number of decisions."""
-    if _try_admit(here, ADMIT, request, FITS, count):
+    if _try_admit(context, ADMIT, request, FITS, count):
         return 1
-    waited = here.now - here.requests.waiting_since_s[request]
-    if not here.knobs.suspends > 0.0 or _ttft_missed(here, request) or waited < here.knobs.after_s:
+    waited = context.now - context.requests.waiting_since_s[request]
+    if not context.knobs.suspends > 0.0 or _ttft_missed(context, request) or waited < context.knobs.after_s:
         return 0
-    instance = _make_room(here, request, here.mean.max(), count)
+    instance = _make_room(context, request, context.mean.max(), count)
     if instance == NONE:
         return 0
-    _curve(here, request, here.mean, here.variance)
-    _record_admission(here, ADMIT, request, instance, ROOM_MADE, count + 1)
+    _curve(context, request, context.mean, context.variance)
+    _record_admission(context, ADMIT, request, instance, ROOM_MADE, count + 1)
     return 2
 
 
@@ -252,9 +252,9 @@ def _size(requests: Requests, request: int) -> float:
 
 
 @inlined
-def _curve(here: Round, request: int, mean: F8, variance: F8) -> None:
+def _curve(context: Context, request: int, mean: F8, variance: F8) -> None:
     """Write a request's own forecast."""
-    horizon, requests = here.horizon, here.requests
+    horizon, requests = context.horizon, context.requests
     mean[:] = 0.0
     variance[:] = 0.0
     tokens, block = float(requests.tokens[request]), horizon.block_tokens
@@ -262,15 +262,15 @@ def _curve(here: Round, request: int, mean: F8, variance: F8) -> None:
 
 
 @inlined
-def _try_admit(here: Round, kind: int, request: int, why: int, count: int) -> bool:
-    """Admit a request where it fits; its own forecast is left in `here.mean` and `here.variance`.
+def _try_admit(context: Context, kind: int, request: int, why: int, count: int) -> bool:
+    """Admit a request where it fits; its own forecast is left in `context.mean` and `context.variance`.
 
     It fits where a high quantile of memory, the request included, stays below the limit less a headroom for as long as
     the request is likely to run; of several instances, where the predicted peak leaves the largest share free. One that
     must resume now needs room for its next steps only: it can be suspended again, but cannot wait.
     """
-    instances, requests, knobs, steps = here.instances, here.requests, here.knobs, here.horizon.steps
-    _curve(here, request, here.mean, here.variance)
+    instances, requests, knobs, steps = context.instances, context.requests, context.knobs, context.horizon.steps
+    _curve(context, request, context.mean, context.variance)
     until = requests.remaining[request, requests.remaining.shape[1] - 1]
     deviations = knobs.deviations
     if why == DUE:
@@ -284,36 +284,36 @@ def _try_admit(here: Round, kind: int, request: int, why: int, count: int) -> bo
     instance = choose_instance(
         instances.expected,
         instances.variance,
-        here.limit,
+        context.limit,
         closed,
-        here.mean,
-        here.variance,
+        context.mean,
+        context.variance,
         points,
         deviations,
         knobs.headroom,
     )
     if instance == NONE:
         return False
-    _record_admission(here, kind, request, instance, why, count)
+    _record_admission(context, kind, request, instance, why, count)
     return True
 
 
 @inlined
-def _record_admission(here: Round, kind: int, request: int, instance: int, why: int, count: int) -> None:
-    """Add a request's forecast, in `here.mean` and `here.variance`, to its instance, and write the decision."""
-    here.instances.expected[instance] += here.mean
-    here.instances.variance[instance] += here.variance
-    here.requests.admission_state[request] = ADMITTED
-    _write(here, count, kind, request, instance, why)
-    here.numbers[count, 1] = here.instances.expected[instance].max()
-    here.numbers[count, 2] = here.limit[instance]
+def _record_admission(context: Context, kind: int, request: int, instance: int, why: int, count: int) -> None:
+    """Add a request's forecast, in `context.mean` and `context.variance`, to its instance, and write the decision."""
+    context.instances.expected[instance] += context.mean
+    context.instances.variance[instance] += context.variance
+    context.requests.status[request] = ADMITTED
+    _write(context, count, kind, request, instance, why)
+    context.numbers[count, 1] = context.instances.expected[instance].max()
+    context.numbers[count, 2] = context.limit[instance]
 
 
 @inlined
-def _write(here: Round, count: int, kind: int, request: int, instance: int, why: int) -> None:
-    decided = here.decided
+def _write(context: Context, count: int, kind: int, request: int, instance: int, why: int) -> None:
+    decided = context.decided
     decided[count, 0], decided[count, 1], decided[count, 2], decided[count, 3] = kind, request, instance, why
-    here.numbers[count, 0] = here.requests.tokens[request]
+    context.numbers[count, 0] = context.requests.tokens[request]
 
 
 @compiled
@@ -369,57 +369,57 @@ def choose_instance(
 
 
 @inlined
-def _slack_s(here: Round, request: int) -> tuple[bool, float]:
+def _slack_s(context: Context, request: int) -> tuple[bool, float]:
     """Return whether a request is SLO-infeasible, and for how many seconds it may be suspended.
 
     The gap objective bounds them, whatever else it misses; a request that has missed its gap has no bound.
     """
-    requests, now = here.requests, here.now
+    requests, now = context.requests, context.now
     first, remaining = requests.first_token_s[request], requests.remaining[request]
     began = np.fmin(first, now)  # NaN: it has no first token
     elapsed, tpot = now - began, requests.tpot_s[request]
     generated = float(requests.generated[request])
-    most = final_slack_s(tpot, generated, elapsed, remaining[len(remaining) - 1], here.step_s)
-    slack = final_slack_s(tpot, generated, elapsed, remaining[0], here.step_s)
+    most = final_slack_s(tpot, generated, elapsed, remaining[len(remaining) - 1], context.step_s)
+    slack = final_slack_s(tpot, generated, elapsed, remaining[0], context.step_s)
     infeasible = began - requests.arrived_s[request] > requests.ttft_s[request] or most < 0.0
     gap = requests.gap_s[request]
-    if _misses_gap(here, request):
+    if _misses_gap(context, request):
         return True, np.inf
-    if requests.admission_state[request] == SUSPENDED:
+    if requests.status[request] == SUSPENDED:
         gap -= now - requests.waiting_since_s[request]
     return infeasible, gap if infeasible else min(slack, gap)
 
 
 @inlined
-def _misses_gap(here: Round, request: int) -> bool:
+def _misses_gap(context: Context, request: int) -> bool:
     """Whether the longest gap in the stream of a request has missed its objective, or is about to.
 
     A suspension takes at least `least_gap_s`, so a suspended request with a shorter objective has missed it.
     """
-    requests = here.requests
+    requests = context.requests
     longest = requests.longest_gap_s[request]
-    if requests.admission_state[request] == SUSPENDED:
-        longest = max(longest, here.now - requests.waiting_since_s[request], here.knobs.least_gap_s)
+    if requests.status[request] == SUSPENDED:
+        longest = max(longest, context.now - requests.waiting_since_s[request], context.knobs.least_gap_s)
     return bool(longest > requests.gap_s[request])
 
 
 @inlined
-def _next_to_resume(here: Round, queue: Queue) -> tuple[int, float]:
+def _next_to_resume(context: Context, queue: Queue) -> tuple[int, float]:
     """Return the suspended request with the least slack, and that slack in seconds; NONE where there is none.
 
     SLO-infeasible ones come last, the oldest first, and only their longest gap makes them urgent. One that has been
     suspended for too long has no slack.
     """
-    requests, knobs = here.requests, here.knobs
+    requests, knobs = context.requests, context.knobs
     best, best_infeasible, best_key, best_slack = NONE, True, np.inf, np.inf
     for request in queue.suspended:
-        if requests.admission_state[request] != SUSPENDED:
+        if requests.status[request] != SUSPENDED:
             continue
         infeasible, slack = False, np.inf
         if knobs.suspends > 0.0:
-            infeasible, slack = _slack_s(here, request)
-            longest = knobs.longest_missed_s if _misses_gap(here, request) else knobs.longest_s
-            if here.now - requests.waiting_since_s[request] > longest:
+            infeasible, slack = _slack_s(context, request)
+            longest = knobs.longest_missed_s if _misses_gap(context, request) else knobs.longest_s
+            if context.now - requests.waiting_since_s[request] > longest:
                 infeasible, slack = False, 0.0
             infeasible = infeasible and not slack < knobs.urgent_s
         key = requests.waiting_since_s[request] if infeasible else slack
@@ -430,7 +430,7 @@ def _next_to_resume(here: Round, queue: Queue) -> tuple[int, float]:
 
 
 @inlined
-def _make_room(here: Round, candidate: int, need: float, count: int) -> int:
+def _make_room(context: Context, candidate: int, need: float, count: int) -> int:
     """Suspend the running request that loses least by it for a candidate; return its instance, or NONE.
 
     The largest of the SLO-infeasible ones that have missed their gap or have no objective for it; else the one with the
@@ -442,7 +442,7 @@ def _make_room(here: Round, candidate: int, need: float, count: int) -> int:
     need
         KV tokens that the candidate holds at its peak.
     """
-    instances, requests, knobs = here.instances, here.requests, here.knobs
+    instances, requests, knobs = context.instances, context.requests, context.knobs
     smallest = knobs.ratio * _size(requests, candidate)
     best, best_instance, best_key, best_slack = NONE, NONE, (-1, 0, -np.inf), 0.0
     for instance in range(len(instances.memory)):
@@ -455,7 +455,7 @@ def _make_room(here: Round, candidate: int, need: float, count: int) -> int:
             size = _size(requests, request)
             if requests.movable[request] == 0 or free + requests.tokens[request] < need or not size >= smallest:
                 continue
-            infeasible, slack = _slack_s(here, request)
+            infeasible, slack = _slack_s(context, request)
             tier = _INFEASIBLE if infeasible else _HAS_SLACK
             if not slack >= knobs.least_slack_s or (requests.gap_s[request] < knobs.least_gap_s and slack < np.inf):
                 # It misses its gap, as the candidate would miss its TTFT: the largest, so that few do.
@@ -469,13 +469,13 @@ def _make_room(here: Round, candidate: int, need: float, count: int) -> int:
     if best == NONE:
         return NONE
     requests.movable[best] = 0
-    _write(here, count, SUSPEND, best, best_instance, candidate)
-    here.numbers[count, 1] = best_slack
-    _curve(here, best, here.mean, here.variance)
-    for point in range(len(here.mean)):
+    _write(context, count, SUSPEND, best, best_instance, candidate)
+    context.numbers[count, 1] = best_slack
+    _curve(context, best, context.mean, context.variance)
+    for point in range(len(context.mean)):
         expected, variance = instances.expected[best_instance, point], instances.variance[best_instance, point]
-        instances.expected[best_instance, point] = max(expected - here.mean[point], 0.0)
-        instances.variance[best_instance, point] = max(variance - here.variance[point], 0.0)
+        instances.expected[best_instance, point] = max(expected - context.mean[point], 0.0)
+        instances.variance[best_instance, point] = max(variance - context.variance[point], 0.0)
     return int(best_instance)
 
 

@@ -6,9 +6,9 @@ of those to come. A request enters when the peak of the memory of the batch with
 within the memory. With the requests in order of what they have left, longest first, request i of n tokens that has r
 left ends when i requests are there: the peak is the maximum over i of i r_i + n_1 + ... + n_i.
 
-Reconstructed here: the length of an output is drawn once for a request, at a quantile that hangs on its identifier
+Reconstructed here: the length of an output is drawn once for a request, at a quantile that depends on its identifier
 alone, from those of the past that are longer than what it has generated; with `draws` > 1 the largest peak of several
-drawings counts. Where no output of the past is longer, it is taken to be 1.1 times as long as now (as in the code), and
+draws counts. Where no output of the past is longer, it is taken to be 1.1 times as long as now (as in the code), and
 at least `unknown_tokens` long before any has ended. Of several instances where it fits, the one with the smallest peak
 takes it. Left out: the limits of batch size and prefill tokens, which the engines keep themselves.
 """
@@ -32,9 +32,9 @@ class PastFutureSettings:
     Attributes
     ----------
     remembered
-        Outputs of the past that make the distribution: the newest.
+        How many of the newest outputs make the distribution.
     draws
-        Drawings of all lengths, of which the largest peak counts.
+        Draws of all lengths; the largest of their peaks counts.
     reserve
         Share of memory that is left free.
     unknown_tokens
@@ -78,28 +78,28 @@ class PastFuture(Admission):
 
     def __init__(self, settings: PastFutureSettings | None = None) -> None:
         super().__init__(settings)
-        self._lately: deque[int] = deque()
-        self._ordered: list[int] = []
+        self._recent: deque[int] = deque()
+        self._sorted: list[int] = []
 
     def learn(self, output_tokens: int) -> None:
         """Add an output to the past, and forget the oldest."""
-        if len(self._lately) == self.settings.remembered:
-            del self._ordered[bisect.bisect_left(self._ordered, self._lately.popleft())]
-        self._lately.append(output_tokens)
-        bisect.insort(self._ordered, output_tokens)
+        if len(self._recent) == self.settings.remembered:
+            del self._sorted[bisect.bisect_left(self._sorted, self._recent.popleft())]
+        self._recent.append(output_tokens)
+        bisect.insort(self._sorted, output_tokens)
 
     def left(self, request: object, generated: int, draw: int) -> float:
         """Return the drawn number of tokens that a request will still generate."""
-        first = bisect.bisect_right(self._ordered, generated)
-        longer = len(self._ordered) - first
+        first = bisect.bisect_right(self._sorted, generated)
+        longer = len(self._sorted) - first
         if not longer:
-            known = 0.0 if self._ordered else self.settings.unknown_tokens
+            known = 0.0 if self._sorted else self.settings.unknown_tokens
             return max(1.1 * generated, known, generated + 1.0) - generated
         share = zlib.crc32(f"{request} {draw}".encode()) / 2**32
-        return float(self._ordered[first + int(share * longer)] - generated)
+        return float(self._sorted[first + int(share * longer)] - generated)
 
     def decide(self, cluster: Cluster, candidates: Candidates, running: Progress) -> list[AdmissionDecision]:
-        """Admit the oldest until one fits nowhere."""
+        """Admit requests, oldest first, until one fits nowhere."""
         count = len(cluster.instances)
         draws = range(self.settings.draws)
         rows = self._all_left(cluster.requests, running.generated)
@@ -116,7 +116,7 @@ class PastFuture(Admission):
                 tokens = np.append(resident[instance], candidates.tokens[request])
                 after = np.vstack([left[instance], outside[request]])
                 peak = max(future_peak(tokens, after[:, draw]) for draw in draws)
-                # A request alone on an instance always fits: it could wait for ever.
+                # A request always fits an empty instance: more room will never come.
                 fits = peak <= limit[instance] or not len(resident[instance])
                 share = peak / max(limit[instance], 1.0)
                 if fits and share < best_share:
@@ -131,7 +131,7 @@ class PastFuture(Admission):
         return decisions
 
     def _all_left(self, requests: object, generated: IntArray) -> FloatArray:
-        """Return what requests have left in every drawing, shape (N, draws)."""
+        """Return the drawn remaining tokens of requests, shape (N, draws)."""
         drawn = [
             [self.left(request, int(so_far), draw) for draw in range(self.settings.draws)]
             for request, so_far in zip(requests, generated, strict=True)  # type: ignore[call-overload]

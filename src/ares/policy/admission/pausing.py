@@ -9,9 +9,9 @@ more than now. What is paused waits with the others of its instance and is consi
 
 Reconstructed here: to pause is to suspend, as the gateway can: the KV goes, and is computed again before the request
 runs again, where the source keeps it in memory. So loads are resident tokens, and an instance takes waiting requests
-while their tokens fit instead of up to a batch size. A request that comes is assigned to the least loaded instance, and
-one that was paused stays assigned to its own while that is open. The instances of the source wait for each other in
-every step, and the tokens a second are estimated as if ours did. It decides when something changes, not every step.
+while their tokens fit instead of up to a batch size. An arriving request is assigned to the least loaded instance, and
+a paused one stays assigned to its own while that is open. The instances of the source wait for each other in
+every step, and the tokens a second are estimated as if ours did. It decides when something changes, not at every step.
 """
 
 from dataclasses import dataclass, field

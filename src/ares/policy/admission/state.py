@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
 
-# Values of `Requests.admission_state`.
-ADMITTED, WAITING, SUSPENDED = range(3)
+# Values of `Requests.status`. A caller may have more for requests that are neither waiting nor suspended.
+ADMITTED, WAITING, SUSPENDED, ADMISSION_STATES = range(4)
 
 # Kinds of decision, the first column of `decided`.
 ADMIT, RESUME, SUSPEND = range(3)
@@ -42,8 +42,9 @@ class Requests(NamedTuple):
         Longest gap in its stream so far, shape (N,).
     rank
         Rank of its class: a smaller one goes before every larger one, shape (N,).
-    admission_state
-        `ADMITTED`, `WAITING` (prefilled, and not admitted yet) or `SUSPENDED`, shape (N,); written.
+    status
+        `WAITING` (prefilled, and not admitted yet), `SUSPENDED`, or another value: it is admitted, shape (N,). Written:
+        `ADMITTED` where a request is admitted.
     movable
         1 where a running request may be suspended, shape (N,); written.
     excluded
@@ -61,7 +62,7 @@ class Requests(NamedTuple):
     gap_s: F8
     longest_gap_s: F8
     rank: I8
-    admission_state: I8
+    status: I8
     movable: I8
     excluded: I8
 

@@ -1,4 +1,4 @@
-"""Dispatch: which decode instance a request enters first. One file a policy; base.py says what one is."""
+"""Dispatch: which decode instance a request enters first. One file per policy; base.py defines what one is."""
 
 from ares.policy.dispatch import balanceroute, forecast, least_loaded, round_robin  # each registers itself
 from ares.policy.dispatch.base import DISPATCHERS, Dispatch, choose_instance, dispatcher, register

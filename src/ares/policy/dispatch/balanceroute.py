@@ -1,16 +1,16 @@
 """`balanceroute`: dispatch after BalanceRoute (Bu et al., arXiv 2605.06113), for comparison. Nothing is moved.
 
-From the source (its abstract and public summaries; the text of the paper could not be read): an assignment is for good,
-and a step lasts as long as that of the most loaded worker, the envelope. A piecewise-linear score tells apart the part
-of a request that fills the margin between a worker and the envelope from the part that overflows and lifts it. BR-0
-looks at the loads of now; BR-H adds a short, constant lookahead, discounted over the horizon, with a classifier that
-tells which requests end within it.
+From the source (its abstract and public summaries; the text of the paper could not be read): an assignment is
+permanent, and a step lasts as long as that of the most loaded worker, the envelope. A piecewise-linear score separates
+the part of a request that fits the margin between a worker and the envelope from the part that exceeds and raises it.
+BR-0 uses current loads; BR-H adds a short, constant lookahead, discounted over the horizon, with a classifier of the
+requests that end within it.
 
-Reconstructed here: the score is by how much an admission of s tokens lessens the idle work of one step, the sum over
+Reconstructed here: the score is by how much an admission of s tokens reduces the idle work of one step, the sum over
 all G workers of envelope - load. With the margin m of the chosen one that is F = min(s, m) - (G - 1) max(s - m, 0). Of
 BR-H, F is summed over steps ahead with weights gamma^h, loads and envelope being those of our forecast, whose
-quantiles stand for the classifier; `lookahead = 0` is BR-0. Of equal scores the smallest load now decides. Left out:
-the choice among all who wait (a router of ARES places a request when it comes), and so the second of its two stages.
+quantiles stand for the classifier; `lookahead = 0` is BR-0. Equal scores are decided by the smallest current load. Left
+out: the choice among all waiting requests (ARES dispatches each on arrival), and so the second of its two stages.
 """
 
 from dataclasses import dataclass

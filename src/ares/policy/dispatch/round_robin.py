@@ -1,4 +1,4 @@
-"""`round_robin`: open instances in turn. Equal counts, blind to load: the static baseline."""
+"""`round_robin`: open instances in turn, whatever their load: the static baseline."""
 
 from collections.abc import Mapping
 
@@ -35,9 +35,9 @@ class RoundRobin(Dispatch):
         return index
 
     def memory(self) -> dict[str, float]:
-        """Return where the ring goes on."""
+        """Return the index from which the next choice starts."""
         return {"next": self._next}
 
     def remember(self, memory: Mapping[str, float]) -> None:
-        """Go on from there."""
+        """Start the next choice from there."""
         self._next = int(memory["next"])

@@ -1,4 +1,4 @@
-"""Rebalance: which running requests change instance, and why. One file a policy; base.py says what one is."""
+"""Rebalance: which running requests change instance, and why. One file per policy; base.py defines what one is."""
 
 from ares.policy.base import DecisionError
 from ares.policy.rebalance import ares, current_load, llumnix, none, paper  # each registers itself

@@ -41,16 +41,16 @@ class AresSettings:
     theta
         An instance is overloaded above (1 + theta) times the mean load.
     minimum_gain
-        Smallest worthwhile cut of the spread, as a share of the squared mean load: stops moves that only jitter.
+        Smallest reduction of the spread that is worth a move, as a share of the squared mean load.
     reserve
         Share of a target's KV that a move never fills, left for the growth of what runs there.
     moves_per_round
-        Most moves one decision may order; one for every 32 instances where that is more. An instance gives or takes at
-        most one request in a round, never both.
+        Most moves of one decision; one for every 32 instances where that is more. An instance is the source or the
+        target of at most one move in a round.
     cooldown_s
         Seconds during which a request that was moved is not moved again.
     horizon, points
-        Steps ahead that the forecast covers, and the points of its geometric grid; horizon 0 is today's load alone.
+        Steps ahead that the forecast covers, and the points of its geometric grid; horizon 0 is the current load alone.
     decay
         Steps ahead at which the forecast counts a quarter of the present.
     amortise
@@ -60,7 +60,7 @@ class AresSettings:
     memory_weight
         Weight of forecast memory beyond the limit, against the spread of step time.
     sources, targets
-        How many of the most and of the least loaded instances one decision looks at.
+        How many of the most and of the least loaded instances one decision considers.
     """
 
     theta: float = 0.1

@@ -1,6 +1,6 @@
 """`current_load`: the paper's rescheduler without its predictor.
 
-The three phases (classify, filter, simulate and select; arXiv 2510.13668) over today's resident tokens only, its
+The three phases (classify, filter, simulate and select; arXiv 2510.13668) over current resident tokens only, its
 "no prediction" ablation. Moving a request of n tokens from s to d changes the spread sum_i (N_i - mean)^2 by
 -2 n (N_s - N_d - n), so one matrix scores every (request, target) pair at once.
 """
@@ -23,11 +23,11 @@ class CurrentLoadSettings:
     theta
         An instance is overloaded above (1 + theta) times the mean load.
     minimum_gain
-        Smallest worthwhile cut of the spread, as a share of the squared mean load: stops moves that only jitter.
+        Smallest reduction of the spread that is worth a move, as a share of the squared mean load.
     reserve
         Share of a target's KV that a move never fills, left for the growth of what runs there.
     moves_per_round
-        Most moves one decision may order. No instance gives and takes in the same round.
+        Most moves of one decision. No instance is both source and target in the same round.
     cooldown_s
         Seconds during which a request that was moved is not moved again.
     """

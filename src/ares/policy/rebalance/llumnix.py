@@ -8,7 +8,7 @@ tokens a request.
 
 Reconstructed here: the virtual usage of a request is what it holds or waits for, of all that wait and not of the first
 in the queue only; what is promised to moves in flight counts too. A target stays above the threshold with the request
-that it takes (the "constrained" variant of the published code). Left out: priorities, which ARES has none of;
+that it takes (the "constrained" variant of the published code). Left out: priorities, which ARES does not have;
 draining, which the gateway does itself; scaling; and dispatch by freeness, so that its preset has `least_loaded`.
 """
 

@@ -79,7 +79,7 @@ class Knobs(NamedTuple):
     step_s
         Seconds of a step; 0: the load of an instance is in seconds.
     constant_s, token_s
-        Seconds that a request must be expected to go on running: a constant, and a part per resident token.
+        Seconds for which a request must be expected to keep running: a constant, and a part per resident token.
     """
 
     theta: float
@@ -94,8 +94,8 @@ class Knobs(NamedTuple):
     token_s: float
 
 
-class Round(NamedTuple):
-    """The arguments of one decision, and the load of every instance and its memory beyond the limit, shape (I,)."""
+class Context(NamedTuple):
+    """The arguments of one decision, the load of every instance and its memory beyond the limit, shape (I,) each."""
 
     rows: Rows
     pool: Pool
@@ -131,16 +131,16 @@ def choose_moves(
     instances = Pool(*pool)
     load, pressure = np.empty(len(instances.limit)), np.empty(len(instances.limit))
     mean = _loads(instances, Ahead(*ahead), Horizon(*horizon), Knobs(*knobs).deviations, load, pressure)
-    here = Round(Rows(*rows), instances, Ahead(*ahead), Horizon(*horizon), Knobs(*knobs), mean, load, pressure)
-    sources = _sources(here, max(here.knobs.sources, len(pairs)))
-    targets = _targets(here, max(here.knobs.targets, len(pairs)))
+    context = Context(Rows(*rows), instances, Ahead(*ahead), Horizon(*horizon), Knobs(*knobs), mean, load, pressure)
+    sources = _sources(context, max(context.knobs.sources, len(pairs)))
+    targets = _targets(context, max(context.knobs.targets, len(pairs)))
     if len(sources) == 0 or len(targets) == 0:
         return 0
-    candidates, starts = _candidates(here, sources)
+    candidates, starts = _candidates(context, sources)
     if len(candidates) == 0:
         return 0
-    gain = _coarse_gain(here, candidates, targets)
-    return _choose_pairs(here, candidates, starts, sources, targets, gain, pairs, numbers)
+    gain = _coarse_gain(context, candidates, targets)
+    return _choose_pairs(context, candidates, starts, sources, targets, gain, pairs, numbers)
 
 
 @inlined
@@ -170,18 +170,21 @@ def _loads(pool: Pool, ahead: Ahead, horizon: Horizon, deviations: float, load: 
 
 
 @inlined
-def _step_s(here: Round, instance: int, point: int) -> float:
+def _step_s(context: Context, instance: int, point: int) -> float:
     """Return how long a step of an instance takes at a point of the horizon."""
-    pool, ahead = here.pool, here.ahead
+    pool, ahead = context.pool, context.ahead
     alone = pool.request[instance] * ahead.running[instance, point] + pool.base[instance]
     return float(alone + pool.token[instance] * ahead.expected[instance, point])
 
 
 @inlined
-def _excess(here: Round, instance: int, point: int) -> float:
+def _excess(context: Context, instance: int, point: int) -> float:
     """Return by how many tokens a high quantile of an instance's memory exceeds its limit at a point."""
-    high = np.sqrt(here.ahead.variance[instance, point]) * here.knobs.deviations + here.ahead.allocated[instance, point]
-    return float(max(high - here.pool.limit[instance], 0.0))
+    high = (
+        np.sqrt(context.ahead.variance[instance, point]) * context.knobs.deviations
+        + context.ahead.allocated[instance, point]
+    )
+    return float(max(high - context.pool.limit[instance], 0.0))
 
 
 @compiled
@@ -201,33 +204,33 @@ def _largest(key: F8, most: int) -> I8:
 
 
 @inlined
-def _sources(here: Round, most: int) -> I8:
+def _sources(context: Context, most: int) -> I8:
     """Return the open instances with too much load, or too much memory ahead, the worst first."""
-    key = np.full(len(here.load), -np.inf)
+    key = np.full(len(context.load), -np.inf)
     for instance in range(len(key)):
-        pressure = here.pressure[instance] / max(here.pool.limit[instance], 1.0)
-        over = here.load[instance] > (1.0 + here.knobs.theta) * here.mean or pressure > 0.0
-        if here.pool.open[instance] and over and here.mean > 0.0:
-            key[instance] = here.load[instance] / here.mean + here.knobs.memory_weight * pressure
+        pressure = context.pressure[instance] / max(context.pool.limit[instance], 1.0)
+        over = context.load[instance] > (1.0 + context.knobs.theta) * context.mean or pressure > 0.0
+        if context.pool.open[instance] and over and context.mean > 0.0:
+            key[instance] = context.load[instance] / context.mean + context.knobs.memory_weight * pressure
     return _largest(key, most)
 
 
 @inlined
-def _targets(here: Round, most: int) -> I8:
+def _targets(context: Context, most: int) -> I8:
     """Return the open instances with less than the mean load, the least loaded first."""
-    key = np.full(len(here.load), -np.inf)
+    key = np.full(len(context.load), -np.inf)
     for instance in range(len(key)):
-        if here.pool.open[instance] and here.load[instance] < here.mean:
-            key[instance] = -here.load[instance]
+        if context.pool.open[instance] and context.load[instance] < context.mean:
+            key[instance] = -context.load[instance]
     return _largest(key, most)
 
 
 @inlined
-def _candidates(here: Round, sources: I8) -> tuple[I8, I8]:
-    """Return the movable rows of the sources that go on for long enough, by source, and where each source begins."""
-    rows, knobs = here.rows, here.knobs
+def _candidates(context: Context, sources: I8) -> tuple[I8, I8]:
+    """Return the movable rows that run for long enough, grouped by source, and where each group begins."""
+    rows, knobs = context.rows, context.knobs
     middle = rows.remaining.shape[1] // 2
-    position = np.full(len(here.load), NONE)
+    position = np.full(len(context.load), NONE)
     position[sources] = np.arange(len(sources))
     found, starts = np.empty(len(rows.location), np.int64), np.zeros(len(sources) + 1, np.int64)
     count = 0
@@ -235,7 +238,7 @@ def _candidates(here: Round, sources: I8) -> tuple[I8, I8]:
         group = position[rows.location[row]]
         if group == NONE or not rows.movable[row]:
             continue
-        step_s = knobs.step_s if knobs.step_s > 0.0 else here.load[rows.location[row]]
+        step_s = knobs.step_s if knobs.step_s > 0.0 else context.load[rows.location[row]]
         # NaN, one without a prediction, runs on.
         if rows.remaining[row, middle] * step_s <= knobs.constant_s + knobs.token_s * rows.resident[row]:
             continue
@@ -253,28 +256,28 @@ def _candidates(here: Round, sources: I8) -> tuple[I8, I8]:
 
 
 @inlined
-def _alive(here: Round, row: int, step: float) -> float:
+def _alive(context: Context, row: int, step: float) -> float:
     """Return the probability that a request still runs in so many steps."""
     alive = 0.0
-    for quantile in range(len(here.horizon.weights)):
-        if not here.rows.remaining[row, quantile] <= step:  # NaN outlasts every step
-            alive += here.horizon.weights[quantile]
+    for quantile in range(len(context.horizon.weights)):
+        if not context.rows.remaining[row, quantile] <= step:  # NaN outlasts every step
+            alive += context.horizon.weights[quantile]
     return alive
 
 
 @inlined
-def _coarse_gain(here: Round, candidates: I8, targets: I8) -> F8:
+def _coarse_gain(context: Context, candidates: I8, targets: I8) -> F8:
     """Score every pair of request and target on a few points of the horizon, shape (C, T)."""
-    rows, pool, horizon, knobs = here.rows, here.pool, here.horizon, here.knobs
+    rows, pool, horizon, knobs = context.rows, context.pool, context.horizon, context.knobs
     few = len(horizon.coarse)
     twice = np.empty((few, len(targets)))
     per_request, per_token = pool.request[targets], pool.token[targets]
     for index in range(few):
         for column in range(len(targets)):
-            twice[index, column] = 2.0 * _step_s(here, targets[column], horizon.coarse[index])
+            twice[index, column] = 2.0 * _step_s(context, targets[column], horizon.coarse[index])
     gain = np.empty((len(candidates), len(targets)))
     burden = np.empty(len(targets))
-    square = here.mean * here.mean
+    square = context.mean * context.mean
     for candidate in range(len(candidates)):
         row = candidates[candidate]
         source = rows.location[row]
@@ -282,11 +285,11 @@ def _coarse_gain(here: Round, candidates: I8, targets: I8) -> F8:
         relief, memory = 0.0, 0.0
         for index in range(few):
             point, beta = horizon.coarse[index], horizon.coarse_beta[index]
-            alive = _alive(here, row, horizon.steps[point])
+            alive = _alive(context, row, horizon.steps[point])
             tokens = alive * (float(rows.resident[row]) + horizon.steps[point])
             less = pool.request[source] * alive + pool.token[source] * tokens
-            relief += (2.0 * _step_s(here, source, point) - less) * less * beta
-            excess = _excess(here, source, point)
+            relief += (2.0 * _step_s(context, source, point) - less) * less * beta
+            excess = _excess(context, source, point)
             left = max(excess - tokens, 0.0)
             memory += (excess * excess - left * left) * beta
             for column in range(len(targets)):
@@ -302,7 +305,7 @@ def _coarse_gain(here: Round, candidates: I8, targets: I8) -> F8:
 
 @inlined
 def _choose_pairs(
-    here: Round, candidates: I8, starts: I8, sources: I8, targets: I8, gain: F8, pairs: I8, numbers: F8
+    context: Context, candidates: I8, starts: I8, sources: I8, targets: I8, gain: F8, pairs: I8, numbers: F8
 ) -> int:
     """Choose pairs greedily, best first, each evaluated on every point of the horizon; return how many.
 
@@ -317,15 +320,15 @@ def _choose_pairs(
     while taken < len(pairs) and tries > 0:
         place = int(np.argmax(best))
         group, column = place // len(targets), place % len(targets)
-        if best[group, column] <= here.knobs.minimum_gain:
+        if best[group, column] <= context.knobs.minimum_gain:
             break
         index = starts[group]
         for candidate in range(starts[group], starts[group + 1]):
             if gain[candidate, column] > gain[index, column]:
                 index = candidate
         row, source, target = candidates[index], sources[group], targets[column]
-        score, peak, source_less, target_more = _exact_gain(here, row, source, target)
-        if peak > here.pool.limit[target] or score <= here.knobs.minimum_gain:
+        score, peak, source_less, target_more = _exact_gain(context, row, source, target)
+        if peak > context.pool.limit[target] or score <= context.knobs.minimum_gain:
             tries -= 1
             gain[index, column] = -np.inf
             best[group, column] = _most(gain, column, starts[group], starts[group + 1])
@@ -337,8 +340,12 @@ def _choose_pairs(
             source_less,
             target_more,
         )
-        numbers[taken, 4], numbers[taken, 5], numbers[taken, 6] = here.load[source], here.load[target], here.mean
-        numbers[taken, 7] = here.pressure[source]
+        numbers[taken, 4], numbers[taken, 5], numbers[taken, 6] = (
+            context.load[source],
+            context.load[target],
+            context.mean,
+        )
+        numbers[taken, 7] = context.pressure[source]
         taken += 1
         best[group, :] = -np.inf
         best[:, column] = -np.inf
@@ -357,15 +364,15 @@ def _most(gain: F8, column: int, start: int, end: int) -> float:
 
 
 @inlined
-def _exact_gain(here: Round, row: int, source: int, target: int) -> tuple[float, float, float, float]:
+def _exact_gain(context: Context, row: int, source: int, target: int) -> tuple[float, float, float, float]:
     """Return the gain of a move over the whole horizon and the peak of the target's memory.
 
     And by how much the load of the source falls and that of the target rises.
     """
-    rows, pool, ahead, horizon, knobs = here.rows, here.pool, here.ahead, here.horizon, here.knobs
+    rows, pool, ahead, horizon, knobs = context.rows, context.pool, context.ahead, context.horizon, context.knobs
     change, memory, peak, source_less, target_more = 0.0, 0.0, -np.inf, 0.0, 0.0
     for point in range(len(horizon.steps)):
-        beta, alive = horizon.beta[point], _alive(here, row, horizon.steps[point])
+        beta, alive = horizon.beta[point], _alive(context, row, horizon.steps[point])
         reach = float(rows.resident[row]) + horizon.steps[point]
         tokens = alive * reach
         spread = np.sqrt(ahead.variance[target, point] + tokens * (reach - tokens))
@@ -373,14 +380,16 @@ def _exact_gain(here: Round, row: int, source: int, target: int) -> tuple[float,
         peak = max(peak, ahead.allocated[target, point] + alive * own + knobs.deviations * spread)
         less = pool.request[source] * alive + pool.token[source] * tokens
         more = pool.request[target] * alive + pool.token[target] * tokens
-        relief = (2.0 * _step_s(here, source, point) - less) * less - (2.0 * _step_s(here, target, point) + more) * more
-        beyond = _excess(here, source, point)
+        relief = (2.0 * _step_s(context, source, point) - less) * less - (
+            2.0 * _step_s(context, target, point) + more
+        ) * more
+        beyond = _excess(context, source, point)
         rest = max(beyond - tokens, 0.0)
         change += relief * beta
         memory += (beyond * beyond - rest * rest) * beta
         source_less += less * beta
         target_more += more * beta
-    score = change / (here.mean * here.mean) + knobs.memory_weight * (memory / max(pool.limit[source], 1.0) ** 2)
+    score = change / (context.mean * context.mean) + knobs.memory_weight * (memory / max(pool.limit[source], 1.0) ** 2)
     return score, peak, source_less, target_more
 
 
