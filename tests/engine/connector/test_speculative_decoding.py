@@ -127,5 +127,9 @@ def test_tokens_that_every_target_computes_again_are_not_exported(
         engine.run_until(prefill, prompt + 1)
         transfer = engine.transfer_of(prefill)
         assert transfer["remote_num_tokens"] == prompt - 2
+        assert transfer["ares_prompt_shortened"] is True
         assert len(transfer["remote_block_ids"][0]) == blocks_of(prompt - 2, engine.block)
+    short = engine.add(2, do_remote_decode=True)  # which vLLM leaves whole
+    engine.run_until(short, 3)
+    assert "ares_prompt_shortened" not in engine.transfer_of(short)
     engine.close()
