@@ -73,13 +73,13 @@ def test_a_folder_is_not_continued_with_other_settings(tiny_model: Path, collect
         shards.same_source(collected, shards.Source(str(tiny_model), HIDDEN, 9, 60, "temperature 0.7, top_p 1"))
 
 
-def make_checkpoint(path: Path, model: str, every: int = 20) -> None:
+def make_checkpoint(path: Path, model: str) -> None:
     torch.manual_seed(0)
     options = {"limit": 256, "members": 1, "width": 16}
     network = HazardNetwork(HIDDEN, **options)
     torch.nn.init.normal_(network.members[0].shift.weight, 0, 0.2)
     center, scale = torch.zeros(HIDDEN), torch.ones(HIDDEN)
-    parts = (network, "ours", options, model, HIDDEN, shards.HIDDEN_STATE, every, 256, center, scale)
+    parts = (network, "ours", options, model, HIDDEN, shards.HIDDEN_STATE, 20, 256, center, scale)
     checkpoint.save(path, checkpoint.Checkpoint(*parts))
 
 
