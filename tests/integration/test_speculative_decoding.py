@@ -186,9 +186,10 @@ async def test_predictions_and_states(client: Client, row: Row, speculating: loc
         await asyncio.gather(watcher, return_exceptions=True)
     predicted = [found for found in rows if found.remaining is not None and found.output > 5]
     assert len({found.key for found in predicted}) > 2
-    async with asyncio.timeout(60):  # shards are written every ten seconds
-        while not any(shards.files(speculating.log_folder / "recorded")):
-            await asyncio.sleep(1)
+    for _ in range(60):  # shards are written every ten seconds
+        if any(shards.files(speculating.log_folder / "recorded")):
+            break
+        await asyncio.sleep(1)
     pairs = offline(Path(speculating.settings.model), speculating.log_folder / "recorded", 2e-3)
     # A decode instance has no state at position 0; a step may pass over one that is due.
     assert len(set(pairs.position[pairs.position > 0])) > 2
