@@ -11,7 +11,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from ares.gateway.openai import tokenizer
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.openai.text import TextModel
+from ares.gateway.service import Gateway
 from tests.gateway.fakes import FakeInstance, instances
+from tests.gateway.gateways import configuration, started
 from tests.gateway.running import IMPATIENT, PROMPT, VOCABULARY, Bench, Run, Start, acquaint
 
 
@@ -28,6 +30,14 @@ async def fakes() -> AsyncIterator[list[FakeInstance]]:
     """One prefill and two decode instances."""
     async with instances("prefill", "decode", "decode", vocabulary=VOCABULARY) as started:
         yield started
+
+
+@pytest.fixture
+async def gateway(fakes: list[FakeInstance], model_folder: Path) -> AsyncIterator[Gateway]:
+    """A gateway over the fakes that notices silence soon, and decides nothing by itself."""
+    made = await started(Gateway(configuration(fakes), model_folder, IMPATIENT))
+    yield made
+    await made.stop()
 
 
 @pytest.fixture

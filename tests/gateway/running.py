@@ -13,7 +13,8 @@ from ares.gateway.pool.pool import Pool
 from ares.gateway.session.handover import MigrationRecord
 from ares.gateway.session.session import Session
 from ares.gateway.tuning import DEFAULT, Tuning
-from tests.gateway.fakes import FakeInstance, eventually, expected
+from tests.gateway.fakes import FakeInstance, expected
+from tests.waiting import eventually
 
 # Of the fakes and of the tokenizer (tests/gateway/conftest.py).
 VOCABULARY = 259
@@ -124,6 +125,15 @@ async def acquaint(fakes: list[FakeInstance], tuning: Tuning = DEFAULT) -> tuple
     pool.start()
     await eventually(lambda: all(i.health.healthy and i.state.hello for i in pool.instances), 15)
     return pool, http
+
+
+async def move_once(bench: Bench, start: Start, maximum: int, *outcomes: str, **options: Any) -> None:
+    """Move a request once: whatever comes of it, every token comes once, and nothing is left behind."""
+    run = start(maximum, **options)
+    await run.reached(10)
+    assert (await run.move("decode-1")).outcome in outcomes
+    assert await run.finish() == undisturbed(maximum)
+    await bench.quiet()
 
 
 def undisturbed(count: int, prompt: list[int] = PROMPT, eos_at: int | None = None) -> list[int]:

@@ -15,8 +15,8 @@ from ares.gateway.pool.state import InstanceState
 from ares.gateway.records.replay import replay
 from ares.gateway.service import Gateway
 from ares.local_cluster import cluster as local
-from tests.gateway.fakes import eventually
 from tests.integration.client import Client
+from tests.waiting import eventually
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 # The policy is told of this much KV: three of the long requests fit.

@@ -8,7 +8,8 @@ import pytest
 
 from ares.gateway.pool.generate import Delta, EngineRefusedError, Stream
 from ares.protocol import messages
-from tests.mock_engine.cluster import MODEL, PROMPT, Cluster, eventually, serving, settings
+from tests.mock_engine.cluster import MODEL, PROMPT, Cluster, serving, settings
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(120)
 TIMEOUT_S = 30.0

@@ -26,8 +26,9 @@ from ares.gateway.pool.pool import Pool
 from ares.mock_engine.serve import Server, identities
 from ares.mock_engine.settings import FlagError, parse
 from ares.mock_engine.transfer import Puller
-from tests.mock_engine.cluster import MODEL, PROMPT, Cluster, eventually, serving, settings
+from tests.mock_engine.cluster import MODEL, PROMPT, Cluster, serving, settings
 from tests.mock_engine.test_model import tokenizer_folder
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(120)
 GENERATE = "/inference/v1/generate"

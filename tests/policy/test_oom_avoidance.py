@@ -54,9 +54,9 @@ def test_a_request_alone_and_one_that_cannot_move_stay() -> None:
 def test_a_request_that_an_operator_has_moved_leaves_where_memory_runs_out() -> None:
     cluster = running([(0, 500, 900), (0, 300, 900), (0, 190, 900), (1, 100, 50)], instances=2)
     commanded = np.array([False, False, True, False])
-    rests = replace(cluster, movable=cluster.movable & ~commanded, commanded=commanded)
-    assert decide(rests) == decide(cluster)
-    assert [one.request for one in decide(replace(rests, commanded=None))] == [1]
+    view = replace(cluster, movable=cluster.movable & ~commanded, commanded=commanded)
+    assert decide(view) == decide(cluster)
+    assert [one.request for one in decide(replace(view, commanded=None))] == [1]
 
 
 def test_two_in_need_do_not_take_each_others() -> None:

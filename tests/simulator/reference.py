@@ -122,7 +122,8 @@ class Reference:
 
             def share(index: int) -> float:
                 instance = self.decode[index]
-                prompts = sum(r.prompt + r.generated for r in instance.waiting + instance.prompts)
+                unfinished = instance.waiting + instance.prompts
+                prompts = sum(r.prompt + r.generated - r.blocks * self.size for r in unfinished)
                 used = (self.total[index] - instance.free) * self.size + prompts
                 return (used + request.prompt) / (self.total[index] * self.size)
 

@@ -8,6 +8,7 @@ from ares.policy.dispatch.least_loaded import least_loaded_choice
 from ares.simulator.cluster import Simulation
 from ares.simulator.decisions import least_loaded, used_tokens
 from ares.simulator.loop import handle_events
+from ares.traces import Workload
 from tests.simulator.test_reference import small, workload
 
 
@@ -30,3 +31,16 @@ def test_least_loaded_equals_the_rule_over_every_load(seed: int, rate: float) ->
     assert len(chosen) > 2
     state.closed[:] = 1
     assert least_loaded(state, 10, moment) == -1
+
+
+def test_a_prompt_in_progress_counts_once_whatever_part_of_its_blocks_it_has() -> None:
+    """As at the gateway, whose sessions count with their tokens; here its chunks are of 256 and 134 tokens."""
+    work = Workload("one", np.zeros(1), np.array([390]), np.array([5]))
+    state = Simulation(work, [small()], [], preset("static-rr")).build()
+    computed = set()
+    for moment in np.arange(0.01, 0.06, 0.01):
+        handle_events(state, moment)
+        computed.add(int(state.computed[0]))
+        assert state.prefilling[0] == 1
+        assert used_tokens(state, 0, moment) == 390
+    assert computed == {256, 390}

@@ -42,8 +42,8 @@ def test_copies_have_arrays_of_their_own() -> None:
         assert other.address != state.address
         assert blocks_for(other, 33) == 3
         push_back(other, 1, 2)
-        assert (other.head[1], other.waiting_tokens[1]) == (2, 10)
-        assert state.waiting_tokens[1] == 0
+        assert (other.head[1], other.unallocated_tokens[1]) == (2, 10)
+        assert state.unallocated_tokens[1] == 0
         assert take_first(other, 1) == 2
 
 

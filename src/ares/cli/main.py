@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from ares import __version__, extras
+from ares.bench.options import Model
 from ares.cli import operator as operator_cli
 from ares.cli.deferred_commands import Deferred
 from ares.cli.errors import run_app
@@ -57,7 +58,6 @@ for command in (
 _errors = Console(stderr=True)
 _LAST_PORT = 65535
 
-Model = Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")]
 Predictor = Annotated[
     str | None,
     typer.Option(help="Checkpoint of `ares predictor train`, or none; by default the one that ships for the model."),
@@ -89,7 +89,7 @@ def ares(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Take the options before any command."""
+    """Handle the options before a command."""
 
 
 @app.command()
@@ -128,7 +128,9 @@ def worker(
     control_insecure: Annotated[
         bool, typer.Option("--control-insecure", help="Take commands from any host, without a key.")
     ] = False,
-    connector: Annotated[str, typer.Option(hidden=True, help="For measurements: ares, stock or none.")] = "ares",
+    connector: Annotated[
+        str, typer.Option(hidden=True, help="Connector, for measurements: ares, stock or none.")
+    ] = "ares",
     simulate: Simulate = None,
 ) -> None:
     """Start one vLLM instance that can hand over running requests.
@@ -207,7 +209,9 @@ def gateway(
     served_model_name: Annotated[
         list[str] | None, typer.Option(help="Name of the model in the API, by default --model; repeat for more.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file of settings; variables and flags win over it.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of settings; variables and flags take precedence.")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to serve on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to serve on.")] = None,
     preset: Annotated[str | None, typer.Option(help="Policy preset, or its YAML file (docs/policy.md).")] = None,
@@ -221,7 +225,9 @@ def gateway(
     slo_tpot_s: Annotated[float | None, typer.Option(help="Objective for the time of each further token.")] = None,
     slo_gap_s: Annotated[
         str | None,
-        typer.Option(metavar="SECONDS|none", help="Objective for the longest gap of a stream, seconds, or none; 2."),
+        typer.Option(
+            metavar="SECONDS|none", help="Objective for the longest gap of a stream, in seconds, or none; by default 2."
+        ),
     ] = None,
     decision_log: Annotated[Path | None, typer.Option(help="File for every decision, for `ares replay`.")] = None,
     record: Annotated[Path | None, typer.Option(help="Folder for a recording of the run, for the simulator.")] = None,
@@ -381,6 +387,6 @@ def _welcome(cluster: Any, keys: bool) -> None:
     key = ' -H "Authorization: Bearer $KEY"' if keys else ""
     typer.echo(f"serving {cluster.settings.model} on {cluster.url}/v1 (logs: {cluster.log_folder})\n")
     if proxy_by_variables(cluster.url) is not None:
-        typer.echo(f"  export NO_PROXY={urlsplit(cluster.url).hostname}  # or clients ask your proxy for it")
+        typer.echo(f"  export NO_PROXY={urlsplit(cluster.url).hostname}  # otherwise clients use your proxy for it")
     typer.echo(f"  curl -N {cluster.url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'\n")
     typer.echo("Running requests: ares status. Stop: Ctrl-C.")

@@ -76,7 +76,7 @@ def status(
 def migrate(
     request: Annotated[str, typer.Argument(help="Id of a running request, from `ares status` or from its reply.")],
     to: Annotated[str, typer.Option("--to", help="Name of the decode instance to move it to.")],
-    mode: Annotated[str, typer.Option(help="How its KV gets there: auto, stop_and_copy or pre_copy.")] = "auto",
+    mode: Annotated[str, typer.Option(help="How its KV is transferred: auto, stop_and_copy or pre_copy.")] = "auto",
     url: Url = "http://127.0.0.1:8000",
     key_file: KeyFile = None,
     as_json: AsJson = False,
@@ -94,8 +94,10 @@ def migrate(
 def drain(
     instance: Annotated[str, typer.Argument(help="Name of the instance (see `ares status`).")],
     deadline: Annotated[float, typer.Option(min=0, help="Seconds until the remaining requests are aborted.")] = 60.0,
-    wait: Annotated[bool, typer.Option("--wait", help="Return when nothing is left there.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Even if it is the last open one of its kind.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until nothing is left on it.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Drain it even if it is the last open instance that prefills or decodes.")
+    ] = False,
     url: Url = "http://127.0.0.1:8000",
     key_file: KeyFile = None,
     as_json: AsJson = False,
@@ -137,13 +139,13 @@ def preset(
 
 def replay(
     log: Annotated[Path, typer.Argument(help="Decision log of `ares gateway --decision-log`.")],
-    preset: Annotated[str | None, typer.Option(help="Decide by this preset instead of as logged.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Decide with this preset instead of the logged one.")] = None,
     policy: Annotated[
         list[str] | None, typer.Option(help="Python file that registers a policy; may be repeated.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the decisions of a log again, by the logged preset or by another one.
+    """Repeat the decisions of a log, with the logged preset or another one.
 
     Exits with status 1 if the logged preset decides differently from the log.
     """

@@ -89,7 +89,7 @@ def _where(row: Row, names: _Names) -> str:
     return names.instances[row["instance"]] if row["state"] == "decode" else str(row["state"])
 
 
-def _to_come(row: Row, _: _Names) -> str | None:
+def _remaining(row: Row, _: _Names) -> str | None:
     middle, high = row.get("remaining_p50"), row.get("remaining_p90")
     return f"{middle:,.0f} ({high:,.0f})" if middle is not None and high is not None else None
 
@@ -120,7 +120,7 @@ _REQUESTS: dict[str, Read] = {
     "request": lambda row, names: names.requests[row["id"]],
     "where": _where,
     "output": _field("output_tokens"),
-    "to come (P90)": _to_come,
+    "to come (P90)": _remaining,
     "moves": _field("moves"),
     "not movable": _field("reason"),
 }

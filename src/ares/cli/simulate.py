@@ -81,7 +81,7 @@ def write_json(result: dict[str, Any], path: Path) -> None:
 
 
 def progress_bar() -> Progress:
-    """Make the progress bar of every long command; it goes to standard error."""
+    """Make the progress bar of a long command, on standard error."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -252,7 +252,9 @@ def sweep(
     profile: ProfileName = "r1-qwen-7b-24gb",
     prefill_profile: PrefillProfile = None,
     presets: Presets = None,
-    loads: Annotated[str, typer.Option(help="Multiples of capacity, with commas.")] = "0.5,0.7,0.9,1.0,1.1,1.3,1.5",
+    loads: Annotated[
+        str, typer.Option(help="Multiples of capacity, separated by commas.")
+    ] = "0.5,0.7,0.9,1.0,1.1,1.3,1.5",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each preset at each load.")] = 3,
     slo_ttft: SloTtft = 20.0,
     slo_tpot: SloTpot = 0.03,
@@ -262,7 +264,7 @@ def sweep(
     period: Period = 0.5,
     policies: Policies = None,
     settings: Settings = None,
-    processes: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Concurrent runs.")] = 1,
     json_path: Out = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the curves into this file (svg, png or pdf).")] = None,
 ) -> None:

@@ -58,7 +58,7 @@ def local_flags(given: list[str]) -> list[str]:
 
 
 def gpu_shares(instances: int) -> list[str | None]:
-    """Return CUDA_VISIBLE_DEVICES for each of so many instances; None where there are fewer GPUs than instances."""
+    """Return CUDA_VISIBLE_DEVICES for each of this many instances; None where there are fewer GPUs than instances."""
     count = len(list(_GPUS.iterdir())) if _GPUS.is_dir() else 0
     share = count // instances
     if is_cpu_build() or share == 0:
@@ -77,7 +77,7 @@ def free_port(host: str, exclude: Container[int] = ()) -> int:
 
 
 def free_ports(host: str, count: int, exclude: Container[int] = ()) -> int:
-    """Return the first of so many consecutive free TCP ports of `host`; OSError where there are none."""
+    """Return the first of this many consecutive free TCP ports of `host`; OSError where there are none."""
     for _ in range(100):
         first = free_port(host, exclude)
         following = range(first + 1, first + count)

@@ -25,7 +25,7 @@ class InstanceSettings(msgspec.Struct, frozen=True):
     cores
         On a CPU build with one process: the cores that the model runs on; empty where vLLM binds its threads itself.
     model
-        Its name, as recorded data and checkpoints know it.
+        Its name, as in recorded data and checkpoints.
     predictor
         File of the predictor's checkpoint; empty: none.
     predict_every

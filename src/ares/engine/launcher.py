@@ -60,7 +60,7 @@ class WorkerSettings:
 
 
 def serve(settings: WorkerSettings) -> None:
-    """Run one instance until it is told to stop.
+    """Run one instance until it is stopped.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def serve(settings: WorkerSettings) -> None:
         It cannot start.
     """
     check_control(settings.host, insecure=settings.control_insecure or settings.connector != "ares")
-    # Before anything is loaded; and vLLM waits for ever for a NIXL side channel whose port is taken, and shares a taken
+    # Before anything is loaded; and vLLM waits forever for a NIXL side channel whose port is taken, and shares a taken
     # HTTP port.
     ports = {"--port": settings.port, "--control-port": settings.control_port, "--nixl-port": settings.nixl_port}
     addresses.check(settings.host, {flag: [port] for flag, port in ports.items()})
@@ -145,8 +145,8 @@ def check_control(host: str, *, insecure: bool) -> None:
     except OSError as error:
         raise LaunchError(f"--host {host}: {error}") from error
     raise LaunchError(
-        f"the control channel on {host} would take commands from anybody who reaches it: give all instances and "
-        f"gateways one key (--control-key-file or {CONTROL_KEY_VARIABLE}), or insist: --control-insecure "
+        f"the control channel on {host} would take commands from any host that reaches it: give all instances and "
+        f"gateways one key (--control-key-file or {CONTROL_KEY_VARIABLE}), or allow that: --control-insecure "
         "(docs/security.md)"
     )
 

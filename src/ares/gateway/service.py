@@ -90,7 +90,7 @@ class Gateway:
         self.text = TextModel(folder)
         self.metrics = Metrics()
         self.recent = Recent()
-        self._scores = PredictionScores(self.metrics, self.recent.prediction_error_tokens)
+        self.scores = PredictionScores(self.metrics, self.recent.prediction_error_tokens)
         self.migrations: deque[MigrationRecord] = deque(maxlen=tuning.kept_migrations)
         self.sessions: dict[str, Session] = {}
         self.sampling_defaults = _sampling_defaults(folder)
@@ -106,12 +106,12 @@ class Gateway:
     async def start(self) -> None:
         """Connect to the instances and start to rebalance."""
         config = self.config
-        self._http = http_client(
+        self.http = http_client(
             config.worker_api_key.get_secret_value() if config.worker_api_key else None, self.tuning
         )
         key = ControlKey(config.control_key.get_secret_value()) if config.control_key else None
         self.pool = Pool(
-            config.workers, self._http, config.telemetry_interval_s, key, self.name, self._served(), self.tuning
+            config.workers, self.http, config.telemetry_interval_s, key, self.name, self._served(), self.tuning
         )
         self.controller = Controller(
             config, self.pool, self.sessions, self.metrics, self.migrate, self._spawn, self.name, self.tuning
@@ -131,7 +131,7 @@ class Gateway:
         await self.controller.lease.give_back()
         self.recorder.describe(self.config.model, self.controller.preset, self.pool.instances)
         await self.pool.stop()
-        await self._http.close()
+        await self.http.close()
         self.controller.log.close()
         self.recorder.close()
 
@@ -253,14 +253,14 @@ class Gateway:
         try:
             update(session)
             await self.shutdown.run(session.run(emit))
-            self._scores.finished(session)
+            self.scores.finished(session)
             if len(session.emitted) > 1:
                 self.metrics.longest_gap.labels(objective.name).observe(session.output.longest_gap_s)
                 self.recent.longest_gap_s.add(session.output.longest_gap_s)
             self.controller.ended(len(session.emitted))
             self.recorder.finished(session)
         finally:
-            self._scores.forget(session)
+            self.scores.forget(session)
             self.backlog.remove(session)
             del self.sessions[session_id]
             self.controller.changed()
@@ -303,7 +303,7 @@ class Gateway:
     async def migrate(
         self, session: Session, target: Instance, reason: str, trigger: str, mode: precopy.WantedMode = precopy.AUTO
     ) -> MigrationRecord:
-        """Migrate a session, if it can be now; the migration goes on when its caller is cancelled.
+        """Migrate a session, if it can be now; the migration continues when its caller is cancelled.
 
         Three layers: this one checks the target and chooses the mode, `precopy.migrate` copies the full blocks ahead
         where that is the mode, and `Session.hand_over` moves the running request.
@@ -349,7 +349,7 @@ class Gateway:
             await asyncio.sleep(period_s)
             late = time.monotonic() - slept - period_s
             if late > period_s:
-                # The gateway itself did not run: what instances sent meanwhile has yet to be read.
+                # The gateway itself did not run: what instances sent meanwhile is not read yet.
                 logger.warning("the event loop of the gateway did not run for %.1f s", late)
                 since = {what: at + late for what, at in since.items()}
                 for instance in self.pool.instances:
@@ -369,7 +369,7 @@ class Gateway:
             if overdue is not None:
                 seen[overdue] = since.get(overdue, now)
             session.supervise(now - seen[overdue] if overdue is not None else 0.0)
-        self._scores.record(self.sessions.values(), rows)
+        self.scores.record(self.sessions.values(), rows)
         return seen
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":

@@ -141,6 +141,64 @@ class Cluster:
         """The instances."""
         return [process for process in self.processes if process.name != "gateway"]
 
+    def start_workers(self) -> None:
+        """Start the instances of the settings."""
+        settings = self.settings
+        if settings.simulate is not None:
+            both: list[tuple[str, Role, int]] = [
+                ("prefill", "prefill", settings.prefill),
+                ("decode", "decode" if settings.prefill else "both", settings.decode),
+            ]
+            for name, role, count in both:
+                most = settings.per_process or count
+                for n, first in enumerate(range(0, count, max(most, 1))):
+                    if settings.per_process in (None, 1):
+                        self.start_mock(name, role, most, first)
+                    else:
+                        self.start_mock(f"{name}-{n}", role, min(most, count - first))
+            return
+        roles: list[tuple[str, Role]] = [(f"prefill-{n}", "prefill") for n in range(settings.prefill)]
+        roles += [(f"decode-{n}", "decode" if settings.prefill else "both") for n in range(settings.decode)]
+        bindings = core_bindings(settings.prefill, settings.decode, sorted(os.sched_getaffinity(0)))
+        for (name, role), cores, gpus in zip(roles, bindings, gpu_shares(len(roles)), strict=True):
+            self.start_worker(name, role, cores, gpus=gpus)
+
+    def start_gateway(self) -> None:
+        """Start the gateway of the settings, before the instances that have been started."""
+        settings = self.settings
+        command = ["gateway", "--model", settings.model, "--preset", settings.preset]
+        command += ["--host", settings.host, "--port", str(settings.port), *_GATEWAY_AT_ONCE]
+        for worker in self.workers:
+            for url in worker.instances.values():
+                command += ["--worker", url]
+        here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - a comparison
+        for name in given_names(settings.vllm_flags):  # clients call the model as the instances do
+            command += ["--served-model-name", name]
+        command += settings.gateway_flags
+        self.start(
+            "gateway",
+            f"http://{addresses.with_port(here, settings.port)}",
+            command,
+            module=settings.gateway_module,
+        )
+
+    def start(
+        self,
+        name: str,
+        url: str,
+        arguments: list[str],
+        gpus: str | None = None,
+        instances: dict[str, str] | None = None,
+        module: str = "ares",
+    ) -> None:
+        """Start one process, ``python -m MODULE ARGUMENTS``, that answers at `url`; by default it is one instance."""
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus} if gpus is not None else None
+        command = [sys.executable, "-m", module, *arguments]
+        log = self.log_folder / f"{name}.log"
+        with log.open("wb") as sink, _uninterrupted():
+            popen = _spawn(command, environment, sink)
+            self.processes.append(ManagedProcess(name, url, log, command, environment, popen, instances or {name: url}))
+
     def start_worker(
         self, name: str, role: Role, cores: str | None, flags: tuple[str, ...] = (), gpus: str | None = None
     ) -> None:
@@ -153,8 +211,7 @@ class Cluster:
             command += [flag, str(self.ports[-1])]
         if cores is not None:
             command += ["--cores", cores]
-        _start(
-            self,
+        self.start(
             name,
             f"http://127.0.0.1:{self.ports[-3]}",
             [*command, *flags, *self.settings.worker_flags, "--", *self.settings.vllm_flags],
@@ -162,8 +219,8 @@ class Cluster:
         )
 
     def start_mock(self, name: str, role: Role, count: int, number: int = 0) -> None:
-        """Start so many mock instances in one process, called `name` with numbers from `number` on."""
-        # And so many control channels: processes that start at the same time must not choose the same ports.
+        """Start `count` mock instances in one process, called `name` with numbers from `number` on."""
+        # HTTP and control ports of all: processes that start at the same time must not choose the same ones.
         first = free_ports("127.0.0.1", 2 * count, self.ports)
         for port in range(first, first + 2 * count):
             self._reserve(port)
@@ -174,7 +231,7 @@ class Cluster:
         command += ["--control-port", str(first + count)]
         flags = [*self.settings.worker_flags, "--", *self.settings.vllm_flags, "--instances", str(count)]
         process_name = names[0] if self.settings.per_process == 1 else name
-        _start(self, process_name, instances[names[-1]], [*command, *flags], instances=instances)
+        self.start(process_name, instances[names[-1]], [*command, *flags], instances=instances)
 
     def _reserve(self, port: int) -> None:
         self.reserved_ports.enter_context(addresses.reserved("127.0.0.1", port))
@@ -197,6 +254,10 @@ class Cluster:
         """
         _await(self, self.workers, "engines")
 
+    def await_gateway(self) -> None:
+        """Wait until the gateway, the process that was started last, knows every instance; ClusterError as above."""
+        _await(self, self.processes[-1:], "gateway", _gateway_ready(self))
+
     def check(self) -> None:
         """Raise ClusterError if a process has ended."""
         for process in self.processes:
@@ -218,7 +279,7 @@ class Cluster:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.popen.wait(max(0.1, deadline - time.monotonic()))
         for process in self.processes:
-            # Also where the leader has gone: vLLM's own children share its group.
+            # Also where the leader has ended: vLLM's own children share its group.
             process.send(signal.SIGKILL)
             process.popen.wait()
         self.reserved_ports.close()
@@ -249,17 +310,17 @@ def running(settings: ClusterSettings, console: Console | None = None) -> Iterat
     """
     with workers_only(settings, console) as cluster:
         with addresses.reserved(settings.host, settings.port):
-            _start_workers(cluster)
+            cluster.start_workers()
             cluster.await_workers()
-        _start_gateway(cluster)
-        _await(cluster, cluster.processes[-1:], "gateway", _gateway_ready(cluster))
+        cluster.start_gateway()
+        cluster.await_gateway()
         yield cluster
 
 
 def core_bindings(prefill: int, decode: int, cores: list[int]) -> list[str]:
     """Return the cores of each instance, prefill first, as vLLM's binding strings.
 
-    Each decode instance gets cores of its own, since users notice its step time; prefill instances get the others.
+    Each decode instance gets its own cores, since users notice its step time; prefill instances get the others.
     Where there are fewer cores than instances, each instance gets a single one, which several may share: the threads of
     a step wait for each other, and long where others keep their cores busy.
     """
@@ -273,65 +334,6 @@ def _deal(cores: list[int], count: int, each: int) -> list[list[int]]:
     return [[cores[(n * each + k) % len(cores)] for k in range(each)] for n in range(count)]
 
 
-def _start_workers(cluster: Cluster) -> None:
-    settings = cluster.settings
-    if settings.simulate is not None:
-        both: list[tuple[str, Role, int]] = [
-            ("prefill", "prefill", settings.prefill),
-            ("decode", "decode" if settings.prefill else "both", settings.decode),
-        ]
-        for name, role, count in both:
-            most = settings.per_process or count
-            for n, first in enumerate(range(0, count, max(most, 1))):
-                if settings.per_process in (None, 1):
-                    cluster.start_mock(name, role, most, first)
-                else:
-                    cluster.start_mock(f"{name}-{n}", role, min(most, count - first))
-        return
-    roles: list[tuple[str, Role]] = [(f"prefill-{n}", "prefill") for n in range(settings.prefill)]
-    roles += [(f"decode-{n}", "decode" if settings.prefill else "both") for n in range(settings.decode)]
-    bindings = core_bindings(settings.prefill, settings.decode, sorted(os.sched_getaffinity(0)))
-    for (name, role), cores, gpus in zip(roles, bindings, gpu_shares(len(roles)), strict=True):
-        cluster.start_worker(name, role, cores, gpus=gpus)
-
-
-def _start_gateway(cluster: Cluster) -> None:
-    settings = cluster.settings
-    command = ["gateway", "--model", settings.model, "--preset", settings.preset]
-    command += ["--host", settings.host, "--port", str(settings.port), *_GATEWAY_AT_ONCE]
-    for worker in cluster.workers:
-        for url in worker.instances.values():
-            command += ["--worker", url]
-    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - a comparison
-    for name in given_names(settings.vllm_flags):  # clients call the model as the instances do
-        command += ["--served-model-name", name]
-    command += settings.gateway_flags
-    _start(
-        cluster,
-        "gateway",
-        f"http://{addresses.with_port(here, settings.port)}",
-        command,
-        module=settings.gateway_module,
-    )
-
-
-def _start(
-    cluster: Cluster,
-    name: str,
-    url: str,
-    arguments: list[str],
-    gpus: str | None = None,
-    instances: dict[str, str] | None = None,
-    module: str = "ares",
-) -> None:
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus} if gpus is not None else None
-    command = [sys.executable, "-m", module, *arguments]
-    log = cluster.log_folder / f"{name}.log"
-    with log.open("wb") as sink, _uninterrupted():
-        popen = _spawn(command, environment, sink)
-        cluster.processes.append(ManagedProcess(name, url, log, command, environment, popen, instances or {name: url}))
-
-
 def _spawn(command: list[str], environment: dict[str, str] | None, sink: BinaryIO) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603 - our own command
         command,
@@ -339,9 +341,9 @@ def _spawn(command: list[str], environment: dict[str, str] | None, sink: BinaryI
         stdin=subprocess.DEVNULL,
         stdout=sink,
         stderr=subprocess.STDOUT,
-        # A group of its own, so that one signal reaches it with all its children and Ctrl-C reaches only us. No session
-        # of its own: the kernel shares a core out between sessions (sched_autogroup_enabled), and has let the prefill
-        # engine wait for seconds behind the decode engine on its core.
+        # A separate process group, so that one signal reaches it with all its children and Ctrl-C reaches only us. Not
+        # a separate session: the kernel divides a core between sessions (sched_autogroup_enabled), and has let the
+        # prefill engine wait for seconds behind the decode engine on its core.
         process_group=0,
         preexec_fn=_prepare,  # noqa: PLW1509 - two calls into the kernel
     )

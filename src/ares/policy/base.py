@@ -33,7 +33,7 @@ class Policy:
     needs_predictions
         Whether it cannot work without them.
     quick
-        Whether it is known to decide within milliseconds; the gateway calls others in a thread of their own.
+        Whether it is known to decide in well under a millisecond; the gateway calls others in a thread of their own.
     """
 
     part: ClassVar[str] = ""

@@ -55,8 +55,9 @@ class Cluster:
     block_tokens
         Tokens of a KV block; memory is allocated in whole blocks. 1 counts single tokens.
     commanded
-        Whether a request could be moved, but stays where an operator has just moved it unless memory runs out there
-        (oom_avoidance.py), shape (R,); such a row is not `movable`. None: there is no such request.
+        Whether a request may be moved only where its instance would otherwise run out of memory (oom_avoidance.py),
+        because an operator's command has just moved it there, shape (R,); such a row is not `movable`. None: there is
+        no such request.
     """
 
     instances: tuple[str, ...]

@@ -1,6 +1,6 @@
-"""Names that both sides of a process boundary spell: fields, reasons, states, routes, headers, variables.
+"""Names that both sides of a process boundary use: fields, reasons, states, routes, headers, variables.
 
-Gateways and instances of different versions work together, so that a value here never changes, whatever its name.
+Gateways and instances of different versions work together: a value here never changes, even if its name does.
 """
 
 from enum import StrEnum
@@ -8,7 +8,7 @@ from enum import StrEnum
 # --- kv_transfer_params of a request, ours (vLLM passes on what it does not know) ---
 
 KV_TRANSFER_PARAMS = "kv_transfer_params"
-# The gateway's name of the request: vLLM appends a part of its own to request ids.
+# The gateway's key of the request: vLLM appends a suffix to request ids.
 KEY = "ares_key"
 # How many tokens at the end of the prompt are output of other instances.
 GENERATED_TOKENS = "ares_generated"
@@ -37,7 +37,7 @@ TP_SIZE = "tp_size"
 
 # In sampling_params.extra_args (a client's vllm_xargs), for a mock engine: the length of the whole output.
 MOCK_OUTPUT_TOKENS = "ares_mock_output_tokens"
-# The stop reason of a request that ended on one instance to go on on another.
+# The stop reason of a request that ended on one instance to continue on another.
 MIGRATED = "migrated"
 # vLLM's stop reason and finish reason of an output that `repetition_detection` has ended (v1/core/sched/utils.py).
 REPETITION_DETECTED = "repetition_detected"
@@ -50,18 +50,18 @@ CARRIES_STRUCTURED_OUTPUTS = "structured_outputs"
 
 
 class RequestState(StrEnum):
-    """What a request on an instance does (`messages.Row.state`)."""
+    """The state of a request on an instance (`messages.Row.state`)."""
 
     WAITING = "waiting"
     # Its KV is being pulled.
     LOADING = "loading"
     RUNNING = "running"
-    # No request of a client: KV that is copied ahead of one (`PRECOPY`).
+    # Not a client's request: it copies KV ahead of one (`PRECOPY`).
     COPYING = "copying"
 
 
 class CutOutcome(StrEnum):
-    """What became of a `messages.Cut`."""
+    """The outcome of a `messages.Cut`."""
 
     # The request ended here, and its KV waits to be pulled.
     PINNED = "pinned"

@@ -1,4 +1,4 @@
-"""The messages between gateways and instances, each typed and checked on arrival; nothing in one carries code.
+"""The messages between gateways and instances, each typed and checked on arrival; no message carries code.
 
 The gateway subscribes and sends commands. The instance answers the first `Subscribe` with its `Hello`, then sends
 `Telemetry` at the interval that was asked for, `KvReceived` for each request whose KV it pulled, `Predicted` for each
@@ -7,7 +7,7 @@ How messages travel is in `protocol/rpc.py`. The commands can move to vLLM's gen
 lands.
 
 Several gateways may subscribe to one instance. All keys of a gateway begin with its name and a slash (`owner`), so that
-an instance knows which requests and which pinned KV belong to a gateway that has gone.
+an instance knows which requests and which pinned KV belong to a gateway that has disconnected.
 
 Some tags are earlier names of their messages (`admitted`, `handover`). They stay, so that gateways and instances of
 different versions understand each other.
@@ -24,8 +24,8 @@ Role = Literal["prefill", "decode", "both"]
 # The levels of the quantiles in `Row.remaining`.
 REMAINING_LEVELS = (0.1, 0.5, 0.9)
 
-# Sums and products of these over everything that fits a message stay exact in 64 bits. None of the times and rates may
-# be infinite or no number.
+# Sums and products of these over everything that fits a message stay exact in 64 bits. No time or rate may be
+# infinite or NaN.
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 _Tokens = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 _Size = Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)]
@@ -81,7 +81,7 @@ class Connect(msgspec.Struct, frozen=True, tag="connect"):
 
 
 class Cut(msgspec.Struct, frozen=True, tag="cut"):
-    """End request `key` at what is emitted and in flight, keep its KV pinned, and answer with a `CutResult`."""
+    """End request `key` after the tokens emitted and in flight, keep its KV pinned, and answer with a `CutResult`."""
 
     call: _Count
     key: str
@@ -90,7 +90,7 @@ class Cut(msgspec.Struct, frozen=True, tag="cut"):
 class Copy(msgspec.Struct, frozen=True, tag="copy"):
     """Pin the full KV blocks of running request `key`, at most `most` tokens, and answer with a `CopyResult`.
 
-    The pin is released like that of a request called `pin`; request `key` goes on.
+    The pin is released like that of a request called `pin`; request `key` continues.
     """
 
     call: _Count
@@ -106,7 +106,7 @@ class Release(msgspec.Struct, frozen=True, tag="release"):
 
 
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
-    """Report to every gateway that the instance takes no new work, or that it does again.
+    """Report to every gateway that the instance takes no new work, or takes work again.
 
     After `deadline_s` each gateway ends its streams that are left there, and resumes them elsewhere; None: never.
     """
@@ -132,7 +132,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     `token_bytes` is the KV of one token, `pull_within_step_bytes` the largest pull within a scheduling step,
     `prefix_caching` whether KV that is copied ahead of a request is kept for it; `carries` names the state that a
     request keeps when it resumes here (`fields.CARRIES_OUTPUT` and the like). `leases` is whether it answers a `Lease`.
-    `max_num_seqs` and `max_num_batched_tokens` bound a step's batch. An instance of an earlier version sends neither of
+    `max_num_seqs` and `max_num_batched_tokens` bound a step's batch. An instance of an earlier version does not send
     the last three.
     """
 
@@ -224,7 +224,7 @@ class CutResult(msgspec.Struct, frozen=True, tag="handover"):
     Attributes
     ----------
     outcome
-        What became of it.
+        How the cut ended.
     output_tokens
         How many tokens the request generated on this instance.
     tail

@@ -20,6 +20,13 @@ def blocks_for(state: State, tokens: int) -> int:
 
 
 @compiled
+def unallocated_tokens(state: State, request: int) -> int:
+    """Return the tokens of a request that is not in a slot, less those of the blocks that it holds already."""
+    tokens = state.prompt[request] + state.generated[request]
+    return int(tokens - state.blocks[request] * state.parameters.block_size)
+
+
+@compiled
 def phase_of(state: State, request: int, finish: int) -> int:
     """Return the phase of a decoding request: the steps at which it takes a new block, modulo the block size."""
     return int((1 - state.prompt[request] - state.output[request] + finish) % state.parameters.block_size)

@@ -24,7 +24,7 @@ _STARTS = (
 )
 
 
-def _engine(recording: Recording, kv_tokens: int | None, name: str) -> dict[str, Any]:
+def recorded_engine(recording: Recording, kv_tokens: int | None, name: str) -> dict[str, Any]:
     """Return the fields of a profile that the recording names, and that need no fit."""
     meta = recording.meta
     work = recording.workload
@@ -85,7 +85,7 @@ def calibrate(
     name
         Of the profile.
     progress
-        Called with the share of the work that is done.
+        Called with the share of the work that is done, 0 to 1.
     evaluations
         Replays in the search from each starting point; one takes a few milliseconds.
 
@@ -96,7 +96,7 @@ def calibrate(
     """
     recording = read_recording(directory)
     mask = chosen(len(recording.workload), part)
-    known = _engine(recording, kv_tokens, name)
+    known = recorded_engine(recording, kv_tokens, name)
     done = 0
 
     def profile_of(logs: FloatArray) -> Profile:

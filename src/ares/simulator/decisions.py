@@ -53,7 +53,7 @@ def free_blocks(state: State, instance: int, moment: float) -> int:
 def used_tokens(state: State, instance: int, moment: float) -> int:
     """Return the KV tokens of an instance that are in use, reserved, or needed by requests in its waiting queue."""
     used = (state.total_blocks[instance] - free_blocks(state, instance, moment)) * state.parameters.block_size
-    return int(used + state.waiting_tokens[instance])
+    return int(used + state.unallocated_tokens[instance])
 
 
 @compiled
@@ -68,7 +68,9 @@ def least_loaded(state: State, tokens: int, moment: float) -> int:
     decode = len(state.time)
     load, capacity = np.empty(decode, np.int64), np.empty(decode, np.int64)
     for instance in range(decode):
-        load[instance] = (state.total_blocks[instance] - state.free[instance]) * size + state.waiting_tokens[instance]
+        load[instance] = (state.total_blocks[instance] - state.free[instance]) * size + state.unallocated_tokens[
+            instance
+        ]
         capacity[instance] = state.total_blocks[instance] * size
     first = least_loaded_choice(load, capacity, state.closed, tokens)
     if first < 0:

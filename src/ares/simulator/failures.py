@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ares.simulator.blocks import leave_slot
+from ares.simulator.blocks import leave_slot, unallocated_tokens
 from ares.simulator.decisions import dispatch_again
 from ares.simulator.heaps import tree_set
 from ares.simulator.instance import advance_to, release_reservation
@@ -31,7 +31,7 @@ def fail_instance(state: State, instance: int, moment: float) -> None:
         lost.append(request)
     for index in range(int(state.prefilling[instance])):
         request = int(state.prefilling_list[instance, index])
-        state.waiting_tokens[instance] -= state.prompt[request] + state.generated[request]
+        state.unallocated_tokens[instance] -= unallocated_tokens(state, request)
         lost.append(request)
     ready = [int(state.ready_list[instance, index]) for index in range(int(state.ready_count[instance]))]
     leaving = [int(state.leaving_list[instance, index]) for index in range(int(state.leaving_count[instance]))]

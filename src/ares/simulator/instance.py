@@ -18,6 +18,7 @@ from ares.simulator.blocks import (
     record_token,
     steps_until_full,
     tokens_at,
+    unallocated_tokens,
 )
 from ares.simulator.heaps import compiled, tree_set
 from ares.simulator.prediction import record_progress
@@ -171,8 +172,8 @@ def _promote_prefilled(state: State, instance: int, moment: float) -> None:
             state.prefilling_list[instance, kept] = request
             kept += 1
             continue
+        state.unallocated_tokens[instance] -= unallocated_tokens(state, request)
         state.generated[request] += 1
-        state.waiting_tokens[instance] -= state.computed[request]
         if np.isnan(state.first_token[request]):
             state.first_token[request] = moment
         record_token(state, request, moment)
@@ -242,6 +243,7 @@ def _continue_prompts(state: State, instance: int, budget: int) -> tuple[int, fl
             index -= 1
         state.free[instance] -= need
         state.blocks[request] += need
+        state.unallocated_tokens[instance] -= need * size
         state.computed[request] = start + chunk
         budget -= chunk
         time += _chunk_time(state, instance, start, chunk)
@@ -279,9 +281,9 @@ def _start_waiting(state: State, instance: int, moment: float, budget: int) -> f
         if chunk <= 0:
             break
         take_first(state, instance)
-        state.waiting_tokens[instance] += tokens  # counted as waiting until it decodes
         state.free[instance] -= need
         state.blocks[request] = need
+        state.unallocated_tokens[instance] += unallocated_tokens(state, request)
         state.status[request] = RECOMPUTING
         state.computed[request] = chunk
         state.sequence[request] = state.current.next_sequence

@@ -33,6 +33,7 @@ def violations(outcome: Outcome, prefill_tokens: int) -> list[str]:
     )
     check(int(state.current.suspended_count) == 0, "I1: a request is still suspended")
     check(bool((state.head == NONE).all()), "I1: a request still waits")
+    check(bool((state.unallocated_tokens == 0).all()), "I5: tokens of queued or prefilling requests are left")
     check(int(np.abs(state.phase).sum()) == 0, "I5: the histogram of phases is not empty")
     check(bool((state.resident == 0).all()), f"I5: resident tokens are left: {state.resident}")
     check(bool((state.free == state.total_blocks).all()), f"I5: blocks lost or freed twice: {state.free}")

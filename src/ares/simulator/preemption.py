@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ares.simulator.blocks import leave_slot
+from ares.simulator.blocks import leave_slot, unallocated_tokens
 from ares.simulator.heaps import compiled
 from ares.simulator.queues import push_front
 from ares.simulator.state import (
@@ -46,8 +46,8 @@ def preempt(state: State, instance: int, at: int) -> int:
         for follower in range(at - batch + 1, state.prefilling[instance]):
             state.prefilling_list[instance, follower - 1] = state.prefilling_list[instance, follower]
         state.prefilling[instance] -= 1
+        state.unallocated_tokens[instance] -= unallocated_tokens(state, request)
         state.free[instance] += state.blocks[request]
-        state.waiting_tokens[instance] -= state.prompt[request] + state.generated[request]
     state.leaving[request] = NOT_LEAVING  # its KV is gone, and with it the use of a copy in flight
     state.blocks[request] = 0
     state.computed[request] = 0

@@ -34,7 +34,7 @@ def push_back(state: State, instance: int, request: int) -> None:
         state.next_request[state.tail[instance]] = request
     state.tail[instance] = request
     state.waiting_count[instance] += 1
-    state.waiting_tokens[instance] += state.prompt[request] + state.generated[request]
+    state.unallocated_tokens[instance] += state.prompt[request] + state.generated[request]
 
 
 @compiled
@@ -45,7 +45,7 @@ def push_front(state: State, instance: int, request: int) -> None:
         state.tail[instance] = request
     state.head[instance] = request
     state.waiting_count[instance] += 1
-    state.waiting_tokens[instance] += state.prompt[request] + state.generated[request]
+    state.unallocated_tokens[instance] += state.prompt[request] + state.generated[request]
 
 
 @compiled
@@ -57,7 +57,7 @@ def take_first(state: State, instance: int) -> int:
         state.tail[instance] = NONE
     state.next_request[request] = NONE
     state.waiting_count[instance] -= 1
-    state.waiting_tokens[instance] -= state.prompt[request] + state.generated[request]
+    state.unallocated_tokens[instance] -= state.prompt[request] + state.generated[request]
     return int(request)
 
 
@@ -75,7 +75,7 @@ def remove_waiting(state: State, instance: int, request: int) -> None:
         state.tail[instance] = before
     state.next_request[request] = NONE
     state.waiting_count[instance] -= 1
-    state.waiting_tokens[instance] -= state.prompt[request] + state.generated[request]
+    state.unallocated_tokens[instance] -= state.prompt[request] + state.generated[request]
 
 
 @compiled

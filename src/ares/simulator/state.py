@@ -163,7 +163,9 @@ class State:
     head: I8  # first and last of its own waiting queue, linked by `next_request`
     tail: I8
     waiting_count: I8
-    waiting_tokens: I8
+    unallocated_tokens: (
+        I8  # of its queue and of `prefilling_list`: their tokens less those of the blocks that they hold
+    )
     inbound_count: I8  # requests whose KV is being pulled or copied to it
     promised: I8  # blocks reserved for migrations towards it
     prefilling: I8  # number of requests in `prefilling_list`
@@ -322,7 +324,7 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         head=ints(decode, value=NONE),
         tail=ints(decode, value=NONE),
         waiting_count=ints(decode),
-        waiting_tokens=ints(decode),
+        unallocated_tokens=ints(decode),
         inbound_count=ints(decode),
         promised=ints(decode),
         prefilling=ints(decode),

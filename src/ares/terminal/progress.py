@@ -14,7 +14,7 @@ def progress_display(console: Console, *columns: str | ProgressColumn, transient
 
     On a terminal it is rich's, with these columns. Elsewhere each task is a line when it starts and one when it is
     done, with its seconds, and every 30 s one line names the tasks that are not. A task's field `state`, where it has
-    one, stands in its lines for "started" and "done".
+    one, replaces "started" and "done" in its lines.
     """
     if console.is_terminal and not console.is_dumb_terminal:
         return Progress(*columns, console=console, transient=transient)

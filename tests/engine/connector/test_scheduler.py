@@ -190,7 +190,9 @@ def test_a_cut_request_is_pinned_until_its_release(engine: Engine) -> None:
     request = engine.add("gateway/1", 10)
     gateway = engine.connect("gateway")
     gateway.send(messages.Cut(7, "gateway/1"))
-    engine.command("gateway/1")
+    # The workers know of it before it ends: with asynchronous scheduling a target may pull before their next step, and
+    # they forget the pull of a request that they do not know.
+    assert engine.command("gateway/1").reqs_in_batch == {request.request_id}
     pinned, transfer = engine.finish(request, 4)
     assert pinned
     assert request.stop_reason == "migrated"
@@ -200,6 +202,17 @@ def test_a_cut_request_is_pinned_until_its_release(engine: Engine) -> None:
     assert engine.side.snapshot().pinned == 1
     gateway.send(messages.Release("gateway/1"))
     assert engine.command().release == {request.request_id}
+    gateway.close()
+
+
+def test_the_workers_forget_a_cut_request_that_ends_by_itself(engine: Engine) -> None:
+    request = engine.add("gateway/1", 10)
+    request.sampling_params.update_from_generation_config({}, EOS)
+    gateway = engine.connect("gateway")
+    gateway.send(messages.Cut(7, "gateway/1"))
+    engine.command("gateway/1")
+    assert not engine.goes_on(request, EOS)
+    assert engine.step().reqs_not_processed == {request.request_id}
     gateway.close()
 
 

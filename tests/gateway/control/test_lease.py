@@ -13,9 +13,10 @@ from ares.gateway.records.replay import replay
 from ares.gateway.service import Gateway
 from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol import messages
-from tests.gateway.fakes import FakeInstance, eventually, expected, instances
+from tests.gateway.fakes import FakeInstance, expected, instances
+from tests.gateway.gateways import Client, configuration, find, finish, hold, sample, started, stop_holding, view
 from tests.gateway.running import VOCABULARY
-from tests.gateway.test_service import Client, configuration, find, sample, started, view
+from tests.waiting import eventually
 
 PRESET = "ares-no-prediction"
 
@@ -226,8 +227,8 @@ async def _keep(gateway: Gateway) -> None:
 async def test_requests_of_others_are_rows_that_cannot_be_moved(
     fakes: list[FakeInstance], model_folder: Path, tmp_path: Path
 ) -> None:
+    hold(fakes, 40)
     for fake in fakes[1:]:
-        fake.hold_at = 40
         fake.predicts = lambda request: (1.0, float(request.end - len(request.output)), 500.0)
     log = tmp_path / "decisions.jsonl"
     settings = {"preset": "ares", "decision_log": log}
@@ -271,8 +272,7 @@ async def test_requests_of_others_are_rows_that_cannot_be_moved(
         )  # whole blocks of 40 tokens and the next
         assert loads(gateway.sessions.values()).cluster.requests == ()
         await eventually(lambda: decided(gateway) >= 2)
-        for fake in fakes[1:]:
-            fake.hold_at = None
+        stop_holding(fakes)
         for client, count in ((ours, 100), (theirs[0], 200), (theirs[1], 200)):
             await client.finish()
             client.check(count)
@@ -298,9 +298,7 @@ async def test_gateways_even_out_a_pool_together(fakes: list[FakeInstance], mode
         assert sample(made[1], "ares_migrations_total", trigger=PRESET, outcome="moved") >= 1
         for fake in fakes[1:]:
             fake.step_s = 0.001
-        for client in clients:
-            await client.finish()
-            client.check(600)
+        await finish(clients, 600)
 
 
 # --- the death of one ---
@@ -309,8 +307,7 @@ async def test_gateways_even_out_a_pool_together(fakes: list[FakeInstance], mode
 async def test_what_a_dead_gateway_had_pinned_is_let_go_and_nothing_else(
     fakes: list[FakeInstance], model_folder: Path
 ) -> None:
-    for fake in fakes[1:]:
-        fake.hold_at = 40
+    hold(fakes, 40)
     async with gateways(fakes, model_folder, preset="off") as (dies, stays):
         client = Client(stays, 60, name="stays", prompt=[5] * 10)
         await client.reached(30)
@@ -326,8 +323,7 @@ async def test_what_a_dead_gateway_had_pinned_is_let_go_and_nothing_else(
         await eventually(lambda: fakes[0].orphans == [pins[dies]])
         assert set(fakes[0].pinned) == {pins[stays]}
         await find(stays, "prefill-0").control.release(pins[stays])
-        for fake in fakes[1:]:
-            fake.hold_at = None
+        stop_holding(fakes)
         await client.finish()
         client.check(60)
         for fake in fakes:

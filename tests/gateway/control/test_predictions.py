@@ -15,7 +15,8 @@ from ares.gateway.records.metrics import Metrics
 from ares.gateway.records.window import Window
 from ares.gateway.tuning import Tuning
 from ares.protocol import messages
-from tests.gateway.fakes import FakeInstance, eventually
+from tests.gateway.fakes import FakeInstance
+from tests.waiting import eventually
 
 
 def row(resident: int, median: float | None, state: Any = "running") -> messages.Row:

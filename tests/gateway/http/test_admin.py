@@ -12,9 +12,10 @@ import pytest
 
 from ares.config import GatewayConfig
 from ares.gateway.http import app as application
-from tests.gateway.fakes import FakeInstance, eventually, expected
+from tests.gateway.fakes import FakeInstance, expected
 from tests.gateway.http.service import MODEL, PROMPT, Service, failure, serving
 from tests.gateway.running import VOCABULARY
+from tests.waiting import eventually
 
 
 async def running(service: Service, maximum: int = 400) -> "asyncio.Task[httpx.Response]":

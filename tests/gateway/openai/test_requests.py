@@ -49,6 +49,10 @@ def sampling(
         ("seed", 2**63),
         ("stop", [1]),
         ("stop_token_ids", ["x"]),
+        # More than vLLM's V2 runner takes: its worker would raise, and the engine end.
+        ("stop_token_ids", list(range(121))),
+        ("allowed_token_ids", list(range(1025))),
+        ("logit_bias", {str(token): 1.0 for token in range(1025)}),
         ("stream", 1),
         ("ignore_eos", "yes"),
         ("min_tokens", -1),

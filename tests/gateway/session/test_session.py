@@ -10,8 +10,9 @@ from ares.gateway.session.handover import NotMovableError
 from ares.gateway.session.phase import Phase
 from ares.gateway.session.session import Session
 from ares.gateway.tuning import Tuning
-from tests.gateway.fakes import EOS, eventually
-from tests.gateway.running import PROMPT, Bench, Run, Start, hold, undisturbed
+from tests.gateway.fakes import EOS
+from tests.gateway.running import PROMPT, Bench, Run, Start, hold, move_once, undisturbed
+from tests.waiting import eventually
 
 # --- without moves ---
 
@@ -51,7 +52,7 @@ async def test_end_of_sequence_as_the_first_token(bench: Bench, start: Start) ->
 async def test_the_token_of_a_prefill_that_has_not_computed_the_whole_prompt(bench: Bench, start: Start) -> None:
     """It follows a shorter prompt: neither it, nor the end that it seems to be, reaches the client."""
     prefill, decode = bench.fakes["prefill-0"], bench.fakes["decode-0"]
-    prefill.left_to_decode, prefill.eos_at = 1, len(PROMPT)
+    prefill.faults.shortens_prompts, prefill.eos_at = True, len(PROMPT)
     run = start(40)
     assert await run.finish() == undisturbed(40)
     assert run.finish_reasons == ["length"]
@@ -145,20 +146,12 @@ async def test_many_moves_back_and_forth(bench: Bench, start: Start) -> None:
 async def test_the_target_starts_before_the_stream_has_brought_the_tail(bench: Bench, start: Start) -> None:
     """The usual case on real engines: the hand-over overtakes the stream."""
     bench.fakes["decode-0"].faults.tail_after_s = 0.1
-    run = start(80)
-    await run.reached(10)
-    assert (await run.move("decode-1")).outcome == "moved"
-    assert await run.finish() == undisturbed(80)
-    await bench.quiet()
+    await move_once(bench, start, 80, "moved")
 
 
 async def test_the_stream_ends_before_the_hand_over_is_known(bench: Bench, start: Start) -> None:
     bench.fakes["decode-0"].faults.handover_after_s = 0.1
-    run = start(80)
-    await run.reached(10)
-    assert (await run.move("decode-1")).outcome == "moved"
-    assert await run.finish() == undisturbed(80)
-    await bench.quiet()
+    await move_once(bench, start, 80, "moved")
 
 
 @pytest.mark.parametrize("in_time", [True, False])
@@ -333,9 +326,11 @@ async def test_end_of_sequence_as_the_first_token_of_the_target(bench: Bench, st
     await bench.quiet()
 
 
-async def test_a_stop_string_in_the_tail_of_the_source(bench: Bench, start: Start) -> None:
-    """The target runs already when the gateway finds that the output is complete."""
+@pytest.mark.parametrize("breaks_off", [False, True])
+async def test_a_stop_string_in_the_tail_of_the_source(bench: Bench, start: Start, breaks_off: bool) -> None:
+    """The target runs already when the gateway finds that the output is complete, perhaps by the hand-over alone."""
     hold(bench, 10)
+    bench.fakes["decode-0"].faults.break_at_cut = breaks_off
     bench.fakes["decode-0"].faults.tail_after_s = 0.1
     run = start(60)
     run.stop_after = 11

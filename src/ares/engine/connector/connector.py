@@ -15,7 +15,7 @@ class NixlConnector(NixlPullConnector):  # type: ignore[misc]
     """
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
-        # Not the parent's: it would make the stock sides, and two NIXL agents for one instance.
+        # Not the parent's: it would make the stock sides too, and so two NIXL agents for one instance.
         NixlBaseConnector.__init__(self, vllm_config, role, kv_cache_config)
         if role == KVConnectorRole.SCHEDULER:
             self.connector_scheduler = Scheduler(vllm_config, self.engine_id, kv_cache_config)

@@ -54,7 +54,7 @@ class PullPolicy:
         self.bytes_per_s = 0.0
 
     def within_step(self, params: dict[str, Any], tokens: int) -> bool:
-        """Whether a request with these kv_transfer_params pulls so many tokens within the step that admits it."""
+        """Whether a request with these kv_transfer_params pulls this many tokens within the step that admits it."""
         # Without a GPU only shared memory is one-sided; over TCP the peer would have to answer between its steps.
         one_sided = current_platform.device_type != "cpu" or params.get(fields.REMOTE_HOST) == self._host
         return (

@@ -1,11 +1,11 @@
 """Resume the output of requests that other instances began, as if it had been generated here.
 
 A request that resumes after a migration arrives with its output at the end of its prompt. What vLLM derives from the
-output alone would start anew: penalties, bad words, repetition detection, `min_tokens`, the position in a grammar and
-the position of a seeded generator. vLLM itself resumes requests with output after a preemption, and a request that is
-resumed here gets the same form. The scheduler's part is `resume_output`, all that the V2 runner needs: it takes
-a request's tokens and the length of its prompt. The V1 runner's part is `ResumeOutputWorker`, since that runner takes
-every new request to have no output.
+output alone would start from nothing: penalties, bad words, repetition detection, `min_tokens`, the position in a
+grammar and the position of a seeded generator. vLLM itself resumes requests with output after a preemption, and a
+request that is resumed here gets the same form. The scheduler's part is `resume_output`, all that the V2 runner needs:
+it takes a request's tokens and the length of its prompt. The V1 runner's part is `ResumeOutputWorker`, since that
+runner takes every new request to have no output.
 """
 
 import logging
@@ -94,7 +94,7 @@ class SeededGenerator(torch.Generator):  # type: ignore[misc]
         return generator
 
     def seek(self, count: int) -> None:
-        """Go to the position after so many tokens."""
+        """Set the position after this many tokens."""
         self.manual_seed(self._seed)
         if count:
             torch.randint(0, 2**31, (count,), generator=self, dtype=torch.long)

@@ -227,8 +227,6 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             self._prefilled[request.request_id] = tracked.key
         if tracked.cut is not None and pin:
             params[fields.DO_REMOTE_DECODE] = True
-            # The workers keep a lease only for requests that have been in their batch.
-            self._reqs_in_batch.add(request.request_id)
             request.stop_reason = fields.MIGRATED
         elif tracked.gateway_expired and capped:
             # If the stream is read after all: this is not where the output ends.
@@ -236,6 +234,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         elif params.get(fields.DO_REMOTE_DECODE) and ended and not pin:
             # A prefill that ended for good (its first token was a stop token), or whose KV no instance will pull.
             params[fields.DO_REMOTE_DECODE] = False
+            self._reqs_not_processed.add(request.request_id)
+        if tracked.cut is not None and not pin:
             self._reqs_not_processed.add(request.request_id)
         pinned, transfer = super().request_finished(request, block_ids)
         if pinned:
@@ -347,6 +347,9 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             self._channel.post(messages.CutResult(command.call, command.key, fields.CutOutcome.NOT_RUNNING), sender)
             return
         tracked.cut = PendingCut(sender, command.call)
+        # The workers keep a lease only for requests that they know, and the next they hear of this one may be its pull:
+        # with asynchronous scheduling, a step whose sampling waits for the tokens before it ends after this request.
+        self._reqs_in_batch.add(request.request_id)
         if limit < request.max_tokens:
             request.max_tokens = limit
         else:
@@ -371,7 +374,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
     def has_pending_push_work(self) -> bool:
         """Keep the engine loop running until commands are carried out and nothing is being copied from it.
 
-        vLLM has this hook for connectors that push KV; the name is its own.
+        vLLM has this hook for connectors that push KV; the name is vLLM's.
         """
         return self._channel.waiting or bool(self._precopy_pins) or bool(super().has_pending_push_work())
 

@@ -85,7 +85,7 @@ class Step:
 def unwrapped(output: Any) -> tuple[Any, bool]:
     """Return vLLM's ModelRunnerOutput, and whether its tokens are on the host.
 
-    With asynchronous scheduling each runner wraps it in a class of its own (v1/worker/gpu/async_utils.py:AsyncOutput,
+    With asynchronous scheduling each runner wraps it in its own class (v1/worker/gpu/async_utils.py:AsyncOutput,
     v1/worker/gpu_model_runner.py:AsyncGPUModelRunnerOutput), whose `get_output` waits for the tokens.
     """
     inner = getattr(output, "_model_runner_output", None) or getattr(output, "model_runner_output", None)

@@ -138,6 +138,6 @@ class Recorder:
         try:
             write(self._folder, self._source, ended)
         except PredictorError as error:
-            logger.error("recording stops, serving goes on: %s", error)
+            logger.error("recording stops, serving continues: %s", error)
             self._off = True
             self._running = {}

@@ -385,7 +385,7 @@ class Controller:
             one.admitted.set_result(instance)
 
     async def _admit_by_dispatch(self) -> None:
-        """Admit every waiting session where dispatch places it; a session without an open instance goes on waiting."""
+        """Admit every waiting session where dispatch places it; without an open instance it keeps waiting."""
         for one in list(self._waiting.values()):
             instance = await self._place(one.session, one.exclude | self._cannot_restore(one.session))
             if instance is not None:
@@ -411,7 +411,7 @@ class Controller:
             try:
                 result = await self._take_turn()
             except Exception:
-                logger.exception("rebalancing failed; serving goes on")
+                logger.exception("rebalancing failed; serving continues")
                 self._metrics.faults.labels("rebalance").inc()
                 result = "failed"
             self._metrics.decisions.labels(result).inc()
@@ -463,7 +463,7 @@ class Controller:
     async def _ask(
         self, decider: Decider[Rebalance, list[MigrationDecision]], view: ClusterSnapshot
     ) -> tuple[list[MigrationDecision], str | None]:
-        """Return the moves of the policy, and how it failed, if it did; out-of-memory avoidance goes on then (I7)."""
+        """Return the moves of the policy, and how it failed, if it did: out-of-memory avoidance acts even then (I7)."""
         try:
             timeout_s = max(self._config.period_s, self._tuning.decision_s)
             return await decider.decide(view.cluster, timeout_s=timeout_s), None
@@ -483,7 +483,7 @@ class Controller:
     async def _try_to_migrate(self, session: Session, target: Instance, reason: str, trigger: str) -> None:
         try:
             await self._migrate(session, target, reason, trigger)
-        except Exception as error:  # the policy saw an older state, or the move met a fault: the request goes on
+        except Exception as error:  # the policy saw an older state, or the migration failed: the request continues
             logger.info("did not migrate %s: %s", session.id, error)
 
 

@@ -24,7 +24,7 @@ def plausible(quantiles: tuple[float, float, float]) -> bool:
 
 
 def predicted_remaining(load: messages.Telemetry) -> float | None:
-    """Return the tokens that an instance's requests are expected to generate yet: the sum of their medians.
+    """Return the tokens that an instance's requests will still generate: the sum of the medians of their predictions.
 
     None where it predicts nothing, or nothing finite.
     """

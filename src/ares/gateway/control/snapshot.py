@@ -22,10 +22,10 @@ from ares.protocol import messages
 
 Quantiles = tuple[float, float, float]
 # Objective of a request without one of its own: its tokens come in one and a half times a step at full memory.
-_RELATIVE_TPOT = 1.5
-_UNKNOWN_TPOT_S = 1.0
+_TPOT_IN_FULL_STEPS = 1.5
+_TPOT_BEFORE_FIT_S = 1.0
 # Stall of a move, until one has been measured.
-_UNKNOWN_STALL_S = 0.1
+_STALL_BEFORE_FIT_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class SnapshotBuilder:
             token_bytes=1.0,  # transfers are counted in tokens
             block_tokens=block,
             commanded=np.array(commanded, dtype=np.bool_) if any(commanded) else None,
-            stall_s=_UNKNOWN_STALL_S if self.transfer_time.pause_s is None else self.transfer_time.pause_s,
+            stall_s=_STALL_BEFORE_FIT_S if self.transfer_time.pause_s is None else self.transfer_time.pause_s,
         )
         running = self._progress(shown, cluster, now, others)
         return ClusterSnapshot(cluster, running, instances, shown, preempted)
@@ -221,10 +221,10 @@ class SnapshotBuilder:
         self, sessions: list[Session], cluster: Cluster, now: float, others: Collection[messages.Row] = ()
     ) -> Progress:
         """Return the progress of sessions, followed by requests of other gateways, never suspended from here."""
-        default_tpot_s = _UNKNOWN_TPOT_S
+        default_tpot_s = _TPOT_BEFORE_FIT_S
         if cluster.step_base_s is not None and cluster.step_token_s is not None:
             full = cluster.step_base_s + cluster.step_token_s * cluster.capacity_tokens
-            default_tpot_s = _RELATIVE_TPOT * float(full.max())
+            default_tpot_s = _TPOT_IN_FULL_STEPS * float(full.max())
         other_count = len(others)
         nan = float("nan")
         return Progress(

@@ -34,7 +34,7 @@ from ares.protocol.fields import CLASS_HEADER, REQUEST_ID_HEADER
 logger = logging.getLogger(__name__)
 router = APIRouter()
 
-_ID = re.compile(r"[!-~]{1,128}")
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 # Larger bodies are tokenised in a thread: other streams must not wait for it.
 _LONG_BODY_BYTES = 20_000
 
@@ -160,7 +160,7 @@ async def _accept(gateway: Gateway, body: GenerationRequest, request: Request, *
     objective = gateway.objective(request.headers.get(CLASS_HEADER), body.priority)
     take_streams(request.scope, count)
     given = request.headers.get(REQUEST_ID_HEADER) or body.request_id or ""
-    request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+    request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     envelope = Envelope(f"{'chatcmpl' if chat else 'cmpl'}-{request_id}", gateway.names[0], chat)
     reservation = cleanup(request.scope).enter_context(BacklogReservation(gateway.backlog, count))
     # By the size of the whole body: a template may use any of it. The prompt's length is known only afterwards:

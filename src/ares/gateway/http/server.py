@@ -24,7 +24,7 @@ _FLUSH_S = 5
 
 
 class Server(uvicorn.Server):
-    """On shutdown, goes on answering while requests run; then ends the status feeds, and itself."""
+    """On shutdown, serves until the running requests have ended, then ends the status feeds and itself."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
@@ -46,7 +46,7 @@ class Server(uvicorn.Server):
 
 
 def serve(config: GatewayConfig) -> None:
-    """Run a gateway until it is told to stop; AddressError where it cannot listen."""
+    """Run a gateway until a signal stops it; AddressError where it cannot listen."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # Before the model, which may have to be fetched.
     addresses.check(config.host, {"--port": [config.port]})

@@ -12,7 +12,7 @@ from ares.gateway.openai.body import BadRequestError, Body, Listed
 logger = logging.getLogger(__name__)
 
 # The kinds of parts that are text, and the field that holds it.
-_TEXTS = {
+_TEXT_FIELDS = {
     "text": "text",
     "input_text": "text",
     "output_text": "text",
@@ -186,11 +186,11 @@ def _part(part: Any, path: str) -> dict[str, Any]:
     kind = part.get("type")
     if not isinstance(kind, str):
         raise BadRequestError(f"{path}.type: a part needs a type, such as text", f"{path}.type")
-    if kind not in _TEXTS:
-        raise BadRequestError(f"{path}: a part of type {kind} is not taken, only {', '.join(_TEXTS)}", path)
-    text = part.get(_TEXTS[kind])
+    if kind not in _TEXT_FIELDS:
+        raise BadRequestError(f"{path}: a part of type {kind} is not taken, only {', '.join(_TEXT_FIELDS)}", path)
+    text = part.get(_TEXT_FIELDS[kind])
     if not isinstance(text, str):
-        raise BadRequestError(f"{path}.{_TEXTS[kind]}: should be text", f"{path}.{_TEXTS[kind]}")
+        raise BadRequestError(f"{path}.{_TEXT_FIELDS[kind]}: should be text", f"{path}.{_TEXT_FIELDS[kind]}")
     if kind == "tool_reference":
         return {"type": kind, "name": text}
     return {"type": "text", "text": text, **{name: value for name, value in part.items() if name not in _PART_FIELDS}}

@@ -19,7 +19,7 @@ class Sampling:
     unmovable_reason
         The parameter whose state a move would not carry exactly, or None where the session may move.
     needs
-        What an instance must restore (`messages.Hello.carries`) to go on after another one; empty where it never moves.
+        What an instance must restore (`messages.Hello.carries`) to continue after another; empty where it never moves.
     """
 
     parameters: dict[str, Any]
@@ -51,7 +51,7 @@ class Sampling:
     def decode_request(
         self, key: str, prompt: list[int], emitted: list[int], transfer: dict[str, Any] | None, priority: int = 0
     ) -> dict[str, Any]:
-        """Return the request that goes on after `emitted`; `transfer` says where the KV is, None computes it.
+        """Return the request that continues after `emitted`; `transfer` is where its KV is, None: it is computed again.
 
         Where an instance runs out of memory, it preempts the request with the largest `priority`.
         """

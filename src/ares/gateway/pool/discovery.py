@@ -12,10 +12,10 @@ from ares.gateway.pool.health import Health, Status
 from ares.protocol import messages
 from ares.protocol.fields import INSTANCE_ROUTE, MODELS_ROUTE
 
-_TIMEOUT_S = 5.0
-_MOST_DESCRIPTION = 1 << 16
+_DESCRIPTION_TIMEOUT_S = 5.0
+_MAXIMUM_DESCRIPTION_BYTES = 1 << 16
 # vLLM guards this one by its key, and not ours (entrypoints/serve/middleware/authenticate.py, 0.32).
-_GUARDED = MODELS_ROUTE
+_ROUTE_OF_VLLM_KEY = MODELS_ROUTE
 _KEY_REFUSED = (
     "it answers {status}; give the gateway the key of the instance's VLLM_API_KEY (--worker-api-key-file or "
     "ARES_WORKER_API_KEY)"
@@ -48,18 +48,20 @@ async def describe(http: aiohttp.ClientSession, url: str) -> messages.Descriptio
     url
         Base URL of the instance, without a slash at its end.
     """
-    timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+    timeout = aiohttp.ClientTimeout(total=_DESCRIPTION_TIMEOUT_S)
     try:
         async with http.get(url + INSTANCE_ROUTE, timeout=timeout) as reply:
             if reply.status != 200:
                 return _refusal(reply.status)
-            body = await whole_body(reply, _MOST_DESCRIPTION)
+            body = await whole_body(reply, _MAXIMUM_DESCRIPTION_BYTES)
             found = msgspec.json.decode(body, type=messages.Description)
-        async with http.get(url + _GUARDED, timeout=timeout) as reply:
+        async with http.get(url + _ROUTE_OF_VLLM_KEY, timeout=timeout) as reply:
             if reply.status in (401, 403):
                 return _refusal(reply.status)
     except (TimeoutError, asyncio.IncompleteReadError):
-        return Unusable(Status.UNREACHABLE, f"no answer within {_TIMEOUT_S:g} s; is it still starting, or overloaded?")
+        return Unusable(
+            Status.UNREACHABLE, f"no answer within {_DESCRIPTION_TIMEOUT_S:g} s; is it still starting, or overloaded?"
+        )
     except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError, msgspec.DecodeError, ValueError, RecursionError):
         return Unusable(
             Status.NOT_AN_INSTANCE,

@@ -109,9 +109,9 @@ class Health:
         self._answer_at = time.monotonic()
 
     def connection_failed(self) -> None:
-        """Take it as lost until it answers over HTTP and is heard again: a connection to it failed.
+        """Count it as lost until it answers over HTTP and reports again: a connection to it failed.
 
-        An engine whose HTTP server has died may go on sending telemetry.
+        An engine whose HTTP server has died may continue to send telemetry.
         """
         self._report_at = 0.0
         self.suspect = True

@@ -58,6 +58,8 @@ class Instance:
         Its size and load.
     subscription
         The gateway's, at the instance.
+    intercept
+        Returns each message as it is to be read, or None where it is to be lost; fault injection sets it.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Instance:
         self.health = Health(interval_s, tuning)
         self.state = InstanceState()
         self.subscription = Subscription(gateway, interval_s)
+        self.intercept: Callable[[Instance, bytes], bytes | None] = lambda _, body: body
         self._discovery = Discovery(self.url, http, served, self.health)
         # Boot id of the instance that is followed; empty while it is only looked for.
         self._following = ""
@@ -189,7 +192,7 @@ class Instance:
                     if not rpc.has_connection(socket):
                         return  # given up, after a message that was too large
                     continue
-                await self._receive(await socket.recv(), on_hello)
+                await self.receive(await socket.recv(), on_hello)
                 if self.state.hello is not None and self.state.hello.boot != description.boot:
                     self._set_status(Status.LOST, _RESTARTED)
                     return  # on the same ports: its HTTP server comes up after its control channel
@@ -219,17 +222,21 @@ class Instance:
 
     # --- its messages ---
 
-    async def _receive(self, body: bytes, on_hello: OnHello) -> None:
+    async def receive(self, body: bytes, on_hello: OnHello) -> None:
+        """Take a message of the instance; `on_hello` as in `watch`."""
+        changed = self.intercept(self, body)
+        if changed is None:
+            return
         self.health.received()
         try:
-            event = rpc.decode_event(body)
+            event = rpc.decode_event(changed)
         except msgspec.DecodeError as error:
             self._malformed += 1
             if self._malformed.bit_count() == 1:  # 1, 2, 4, 8 ... of them
                 logger.warning("%s: dropped %d malformed messages: %s", self.name, self._malformed, error)
             return
         greeting = isinstance(event, messages.Hello)
-        self.subscription.heard(again=greeting)
+        self.subscription.received(greeting=greeting)
         await self._handlers[type(event)](event)
         if greeting:
             await on_hello(self)

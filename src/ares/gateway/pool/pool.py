@@ -20,7 +20,7 @@ from ares.protocol.keys import ControlKey
 logger = logging.getLogger(__name__)
 
 # More than so many instances are not named one by one.
-_MOST_NAMED = 5
+_MAXIMUM_INSTANCES_NAMED = 5
 
 
 class Pool:
@@ -76,7 +76,7 @@ class Pool:
         """Begin to watch every instance."""
         self._started_at = time.monotonic()
         self._tasks = [
-            asyncio.create_task(i.watch(self._connect_peers, self._claim), name=f"watch {i.url}") for i in self._watched
+            asyncio.create_task(i.watch(self.connect_peers, self._claim), name=f"watch {i.url}") for i in self._watched
         ]
 
     async def stop(self) -> None:
@@ -124,8 +124,10 @@ class Pool:
     def why_not_ready(self) -> str:
         """Why the instances that could decode do not."""
         reasons = [f"{i.name} {reason}" for i in self.decode() if (reason := why_closed(i)) is not None]
-        more = [f"and {len(reasons) - _MOST_NAMED} more"] if len(reasons) > _MOST_NAMED else []
-        return "; ".join(reasons[:_MOST_NAMED] + more)
+        more = (
+            [f"and {len(reasons) - _MAXIMUM_INSTANCES_NAMED} more"] if len(reasons) > _MAXIMUM_INSTANCES_NAMED else []
+        )
+        return "; ".join(reasons[:_MAXIMUM_INSTANCES_NAMED] + more)
 
     @property
     def restored_by_all(self) -> frozenset[str]:
@@ -166,14 +168,14 @@ class Pool:
             instance.name = instance.own_name = found.name
             if self._served is not None and not found.models:
                 logger.warning(
-                    "%s (%s) does not say which model it serves (an earlier ARES?); it is used",
+                    "%s (%s) does not report which model it serves (an earlier ARES?); it is used",
                     found.name,
                     instance.url,
                 )
             self._make_names_distinct()
         return None
 
-    async def _connect_peers(self, instance: Instance) -> None:
+    async def connect_peers(self, instance: Instance) -> None:
         """Let decode instances do the NIXL handshake with all that they may pull from, before a request needs it."""
         assert instance.state.hello is not None  # noqa: S101 - for the type checker: called on its Hello
         if instance.role != "prefill":

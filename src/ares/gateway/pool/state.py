@@ -17,7 +17,7 @@ class InstanceState:
     step_time
         Its steps' duration by load, fitted to the telemetry since its start.
     draining
-        Whether it is emptied: as it reports, or as a command of ours wants that has not reached it yet.
+        Whether it drains: as it reports, or by a command of ours that has not reached it yet.
     drain_deadline
         When requests that are still there must leave (`time.monotonic`); None where there is no deadline.
     """
@@ -36,7 +36,7 @@ class InstanceState:
 
     def update(self, telemetry: messages.Telemetry, now: float) -> None:
         """Take a report of its load, received at `now` (`time.monotonic`)."""
-        # A report that was sent before a drain command arrived still says the contrary.
+        # A report that was sent before a drain command arrived has the old value.
         if self.telemetry is None or telemetry.draining != self.telemetry.draining:
             self.draining = telemetry.draining
         if not self.draining:

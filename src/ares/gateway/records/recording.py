@@ -76,5 +76,5 @@ class Recorder:
         try:
             write(self._folder)
         except OSError:
-            logger.exception("the recording ends here; serving goes on")
+            logger.exception("the recording ends here; serving continues")
             self.close()

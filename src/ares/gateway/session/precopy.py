@@ -101,7 +101,7 @@ async def _copy(session: Session, source: Instance, target: Instance, timeout_s:
     assert key is not None  # noqa: S101 - for the type checker: it runs on an instance
     tokens = session.prompt + session.emitted
     pin = Pin.at(source, f"{key}/copy-{next(_numbers)}", session.tuning.pinned_kv_kept_s)
-    # One token more than is copied: the target must compute something, and that shall not be KV that was copied.
+    # One token more than is copied: the target must compute something, and not what was copied.
     copied = await source.control.copy(key, pin.key, len(tokens) - 1, timeout_s)
     if not copied.tokens:
         return 0
@@ -132,7 +132,7 @@ async def _wait_until_pulled(target: Instance, key: str, stream: Stream, timeout
     try:
         await asyncio.wait((drained, received), return_when=asyncio.FIRST_COMPLETED)
         if not received.done():
-            # The stream has ended or broken off: the message that says what was pulled is on its way, or lost.
+            # The stream has ended or broken off: the report of what was pulled is on its way, or lost.
             await drained
         kv = await received
         if kv is None or kv.failed:

@@ -434,7 +434,7 @@ class Session:
         return None if missing and self.sampling.parameters.get("logprobs") is not None else missing
 
     def _check_resumable(self, error: EngineLostError) -> None:
-        """Raise EngineLostError where the output cannot go on exactly, or was lost too often."""
+        """Raise EngineLostError where the output cannot be continued exactly, or was lost too often."""
         reason = self.sampling.unmovable_reason
         if reason is not None and self.emitted:
             raise EngineLostError(f"{error}; {reason} cannot be resumed exactly") from error
@@ -495,7 +495,7 @@ class Session:
         try:
             cut = await source.instance.control.cut(source.key, self.handover_timeout_s)
         except TimeoutError:
-            if self._segment is source:  # should it be cut after all, it goes on from its tokens
+            if self._segment is source:  # if it is cut after all, it resumes from its tokens
                 self._suspending = False
             return "source_silent"
         if cut.outcome == CutOutcome.NOT_RUNNING and self._segment is source and self._handover is None:
@@ -539,7 +539,7 @@ class Session:
         return cut.transfer
 
     async def _start_target(self, handover: Handover, transfer: dict[str, Any], key: str) -> None:
-        """Ask the target to go on under `key`."""
+        """Ask the target to continue the request, under `key`."""
         target = handover.target
         handover.ask()
         try:
