@@ -223,7 +223,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             request.stop_reason = fields.REPETITION_DETECTED
             tracked.release_kv = True
         pin = (capped or (ended and shortened)) and not tracked.release_kv
-        if capped and params.get(fields.DO_REMOTE_DECODE):
+        if (capped or pin) and params.get(fields.DO_REMOTE_DECODE):
             self._prefilled[request.request_id] = tracked.key
         if tracked.cut is not None and pin:
             params[fields.DO_REMOTE_DECODE] = True
