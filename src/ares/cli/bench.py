@@ -1,5 +1,7 @@
 """The `ares bench` commands."""
 
+from collections.abc import Callable
+
 import typer
 
 from ares.bench import decision, drain, overhead, predictor, relay, simulated, simulator, stall
@@ -14,7 +16,7 @@ def bench() -> None:
     """Measure ARES."""
 
 
-for _name, _command in {
+_COMMANDS: dict[str, Callable[..., object]] = {
     "relay": relay.command,
     "stall": stall.command,
     "overhead": overhead.command,
@@ -25,5 +27,6 @@ for _name, _command in {
     "live": live.command,
     "fidelity": fidelity.command,
     "drain": drain.command,
-}.items():
+}
+for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)

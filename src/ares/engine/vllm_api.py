@@ -54,6 +54,7 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "get_exchange_clipped_blocks",
         "_get_remote_prefill_token_count",
         "_truncate_request_for_prefill",
+        "set_xfer_handshake_metadata",
         "shutdown",
     ),
     NixlPullConnectorWorker: (
