@@ -185,7 +185,7 @@ class SnapshotBuilder:
         now = time.monotonic()
         remaining = [self.remaining(s, None) for s in sessions]
         # Where the instances differ, a candidate counts with the most that it would take on one of them.
-        layouts = {i.state.layout for i in self._pool.decode_instances()} or {KvLayout(1)}
+        layouts = {i.state.layout for i in self._pool.decode_instances} or {KvLayout(1)}
         kv_tokens = [
             max(layout.kv_tokens(s.tokens, int(left[-1])) for layout in layouts)
             for s, left in zip(sessions, remaining, strict=True)
