@@ -62,7 +62,7 @@ def on_device(*tokens: int) -> Any:
     output.num_sampled_tokens_np = torch.tensor([len(tokens)]).numpy()
     output.sampling_mask_tensors = output.num_nans = output.logprobs_tensors = None
     output.prompt_logprobs_dict = output.prompt_token_id_logprobs_dict = {}
-    output.pending_aux_output = output._has_fault = None
+    vars(output).update(pending_aux_output=None, _has_fault=None)  # fields of vLLM
     return output
 
 
