@@ -22,10 +22,12 @@ from vllm.entrypoints.launchers.api_server.entry import run_server
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 from vllm.v1.core.sched.utils import check_sequence_repetition
+from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
 from vllm.v1.kv_cache_interface import (
     ChunkedLocalAttentionSpec,
     CircularBufferSpec,
@@ -67,6 +69,9 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "request_finished",
         "update_connector_output",
         "has_pending_push_work",
+        "get_exchange_clipped_blocks",
+        "_get_remote_prefill_token_count",
+        "_truncate_request_for_prefill",
         "set_xfer_handshake_metadata",
         "shutdown",
     ),
@@ -94,8 +99,9 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
     VllmConfig: ("use_v2_model_runner",),
     # For the forecast of blocks over groups (engine/connector/kv_groups.py).
     UniformTypeKVCacheSpecs: ("first_spec",),
-    # For the pins of a pre-copy (engine/connector/precopy_pins.py).
-    KVCacheManager: ("get_blocks",),
+    # For pinned and exported blocks (engine/connector/precopy_pins.py, exported_kv.py).
+    KVCacheManager: ("get_blocks", "get_block_ids_for_computed_tokens"),
+    SingleTypeKVCacheManager: ("get_num_skipped_tokens",),
     BlockPool: ("touch", "free_blocks", "get_num_free_blocks"),
 }
 # Attributes that exist only on objects: looked up in the source of the class that sets them.
@@ -104,6 +110,7 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "_reqs_in_batch",
         "_reqs_need_recv",
         "_reqs_not_processed",
+        "_has_mamba",
         "side_channel_host",
         "side_channel_port",
         "transfer_tp_size",
@@ -130,13 +137,15 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "scheduled_spec_decode_tokens",
     ),
     NewRequestData: ("req_id", "prompt_token_ids", "sampling_params", "num_computed_tokens"),
-    CachedRequestData: ("req_ids", "num_computed_tokens", "num_output_tokens"),
+    CachedRequestData: ("req_ids", "resumed_req_ids", "num_computed_tokens", "num_output_tokens"),
     ModelRunnerOutput: ("req_ids", "sampled_token_ids"),
     AsyncOutput: ("model_runner_output",),
     AsyncGPUModelRunnerOutput: ("_model_runner_output",),
     PlatformWorker: ("model_runner", "vllm_config", "device"),
-    KVCacheManager: ("block_pool",),
-    BlockPool: ("num_gpu_blocks",),
+    KVCacheManager: ("block_pool", "coordinator"),
+    KVCacheCoordinator: ("single_type_managers",),
+    SingleTypeKVCacheManager: ("block_size",),
+    BlockPool: ("num_gpu_blocks", "null_block"),
     KVCacheBlock: ("block_id", "is_null"),
     KVConnectorOutput: ("finished_sending", "kv_connector_stats"),
     NixlKVConnectorStats: ("data",),

@@ -18,6 +18,8 @@ RESUME_OUTPUT = "ares_restore"
 RESUMED_TOKENS = "ares_output"
 # Marks a request without a client: it only copies KV to an instance, ahead of the request itself.
 PRECOPY = "ares_ahead"
+# In the result of a prefill that has not computed the whole prompt: its token is not the first of the output.
+PROMPT_SHORTENED = "ares_prompt_shortened"
 
 # --- and vLLM's own (v1/nixl/pull_scheduler.py, 0.32) ---
 

@@ -69,7 +69,7 @@ class Engine:
         from ares.engine.vllm_api import Request, SamplingParams
 
         arguments = {"max_tokens": 50, "extra_args": {"kv_transfer_params": {"ares_key": key, **params}}}
-        request = Request(key, PROMPT, SamplingParams(**arguments), None)
+        request = Request(key, list(PROMPT), SamplingParams(**arguments), None)
         self.side.on_new_request(request)
         request.append_output_token_ids([9] * output)
         request.num_computed_tokens = request.num_tokens - 1
@@ -259,3 +259,23 @@ def test_the_pins_of_a_gateway_that_disconnects_are_orphaned(engine: Engine) -> 
     late.max_tokens = 1
     assert engine.finish(late)[0]
     assert engine.step().orphaned == {late.request_id}
+
+
+@pytest.mark.parametrize("token", [9, EOS])
+def test_a_prefill_whose_prompt_is_shortened_says_that_its_token_is_not_the_first(
+    monkeypatch: pytest.MonkeyPatch, token: int
+) -> None:
+    """Multi-token prediction by three modules: vLLM leaves the last two tokens of the prompt to decode."""
+    monkeypatch.setenv("ARES_INSTANCE", "")
+    monkeypatch.delenv("ARES_CONTROL_KEY", raising=False)
+    engine = Engine()
+    engine.side.vllm_config.num_prefill_lookahead_tokens = 3
+    prefill = engine.add("gateway/1", 0, do_remote_decode=True)
+    prefill.sampling_params.update_from_generation_config({}, EOS)
+    assert prefill.num_prompt_tokens == len(PROMPT) - 2
+    pinned, transfer = engine.finish(prefill, token)
+    # Pinned also where the token looks like the end of the output.
+    assert pinned
+    assert transfer["ares_prompt_shortened"] is True
+    assert transfer["remote_num_tokens"] == len(PROMPT) - 2
+    engine.side.shutdown()

@@ -21,7 +21,9 @@ class Engine:
     def schedule(self, computed: int, count: int, new: dict[str, Any] | None = None) -> None:
         """Begin a step in which the request computes `count` tokens after the first `computed`."""
         fresh = [SimpleNamespace(req_id="r", num_computed_tokens=computed, **new)] if new else []
-        cached = SimpleNamespace(req_ids=[] if new else ["r"], num_computed_tokens=[] if new else [computed])
+        cached = SimpleNamespace(
+            req_ids=[] if new else ["r"], num_computed_tokens=[] if new else [computed], resumed_req_ids=set()
+        )
         self.hook.begin(
             SimpleNamespace(
                 finished_req_ids=set(),

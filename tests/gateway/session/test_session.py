@@ -49,6 +49,21 @@ async def test_end_of_sequence_as_the_first_token(cluster: FakeCluster, start: S
     await cluster.quiet()
 
 
+async def test_the_token_of_a_prefill_that_has_not_computed_the_whole_prompt(
+    cluster: FakeCluster, start: Start
+) -> None:
+    """It follows a shorter prompt: neither it, nor the end that it seems to be, reaches the client."""
+    prefill, decode = cluster.fakes["prefill-0"], cluster.fakes["decode-0"]
+    prefill.faults.shortens_prompts, prefill.eos_at = True, len(PROMPT)
+    run = start(40)
+    assert await run.finish() == undisturbed(40)
+    assert run.finish_reasons == ["length"]
+    assert decode.asked[0]["token_ids"] == PROMPT
+    assert decode.asked[0]["sampling_params"]["max_tokens"] == 40
+    assert len(decode.pulled) == len(prefill.freed) == 1
+    await cluster.quiet()
+
+
 async def test_end_of_sequence_while_decoding(cluster: FakeCluster, start: Start) -> None:
     cluster.fakes["decode-0"].eos_at = len(PROMPT) + 7
     run = start(50)

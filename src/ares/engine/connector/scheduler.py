@@ -13,6 +13,7 @@ from typing import Any
 from ares import __version__
 from ares.engine import identity, vllm_version
 from ares.engine.connector import resources
+from ares.engine.connector.exported_kv import is_shortened, restrict_to_output
 from ares.engine.connector.kv_groups import kv_groups
 from ares.engine.connector.precopy_pins import PrecopyPins
 from ares.engine.connector.pull import PullPolicy
@@ -40,7 +41,11 @@ _STEP_WEIGHT = 0.1
 
 
 def _in_flight(request: Request, scheduled: dict[str, int]) -> int:
-    """Return how many output tokens a request has after all steps so far, the one that begins included."""
+    """Return how many output tokens a request has after all steps so far, the one that begins included.
+
+    With speculative decoding it may have fewer by then, where drafts in flight are rejected, or reach the number before
+    the last token of a step, whose further tokens vLLM then drops.
+    """
     step = scheduled.get(request.request_id, 0)
     # A prompt that is still being computed in chunks yields no token in this step.
     samples = step > 0 and request.num_computed_tokens + step >= request.num_tokens
@@ -225,13 +230,15 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         params = request.kv_transfer_params
         capped = request.status == RequestStatus.FINISHED_LENGTH_CAPPED
         ended = capped or request.status == RequestStatus.FINISHED_STOPPED
+        # A token that is not the output's ends nothing.
+        shortened = is_shortened(request)
         goes_on = capped and (tracked.cut is not None or bool(params.get(fields.DO_REMOTE_DECODE)))
-        if goes_on and not tracked.release_kv and _repeats(request):
+        if goes_on and not tracked.release_kv and not shortened and _repeats(request):
             # vLLM has fixed the finish reason by now; gateways know it by the stop reason.
             request.stop_reason = fields.REPETITION_DETECTED
             tracked.release_kv = True
-        pin = capped and not tracked.release_kv
-        if capped and params.get(fields.DO_REMOTE_DECODE):
+        pin = (capped or (ended and shortened)) and not tracked.release_kv
+        if (capped or pin) and params.get(fields.DO_REMOTE_DECODE):
             self._prefilled[request.request_id] = tracked.key
         if tracked.cut is not None and pin:
             params[fields.DO_REMOTE_DECODE] = True
@@ -247,12 +254,19 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             self._reqs_not_processed.add(request.request_id)
         pinned, kv_transfer_params = super().request_finished(request, block_ids)
         if pinned:
-            self._pinned[request.request_id] = tracked.key
-            self._pinned_by_key[tracked.key] = request.request_id
-            self._shorten_orphaned_lease(tracked.key, request.request_id)
+            self._complete_pin(request, tracked.key, kv_transfer_params)
         if tracked.cut is not None:
             self._answer(tracked, kv_transfer_params if pin else None)
         return pinned, kv_transfer_params
+
+    def _complete_pin(self, request: Request, key: str, kv_transfer_params: dict[str, Any]) -> None:
+        """Note a new pin, and correct what vLLM tells the target of it."""
+        if is_shortened(request):
+            kv_transfer_params[fields.PROMPT_SHORTENED] = True
+        restrict_to_output(kv_transfer_params, request, self.kv_cache_manager, self, has_state=self._has_mamba)
+        self._pinned[request.request_id] = key
+        self._pinned_by_key[key] = request.request_id
+        self._shorten_orphaned_lease(key, request.request_id)
 
     def _shorten_orphaned_lease(self, key: str, request_id: str) -> None:
         """Shorten the lease of a new pin whose gateway has disconnected already."""
