@@ -56,7 +56,8 @@ def status(read: Row, to: Console) -> None:
         if row.get("why"):
             to.print(Text(f"{row['name']}: {row['why']}"))
     to.print()
-    to.print(_fitting(to, names, lambda shown: _table("requests", _REQUESTS, read["requests"], shown)))
+    title = "requests; remaining tokens: median (P90)"
+    to.print(_fitting(to, names, lambda shown: _table(title, _REQUESTS, read["requests"], shown)))
     to.print(_moves("recent moves", moves, names, to))
 
 
@@ -113,20 +114,20 @@ _INSTANCES: dict[str, Read] = {
     "running": _field("running"),
     "waiting": _field("waiting"),
     "KV": _memory,
-    "remaining tokens": _field("predicted_remaining_tokens"),
+    "remaining": _field("predicted_remaining_tokens"),
     "preemptions": _field("preemptions"),
 }
 _REQUESTS: dict[str, Read] = {
     "request": lambda row, names: names.requests[row["id"]],
     "instance": _where,
-    "output tokens": _field("output_tokens"),
-    "remaining (P90)": _remaining,
+    "output": _field("output_tokens"),
+    "remaining": _remaining,
     "moves": _field("moves"),
     "cannot move": _field("reason"),
 }
 _MOVES: dict[str, Read] = {
     "request": lambda row, names: names.requests[row["request_id"]],
-    "from → to": _ends,
+    "move": _ends,
     "reason": _field("reason"),
     "outcome": _field("outcome"),
     "stall ms": _stall_ms,

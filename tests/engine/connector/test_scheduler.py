@@ -243,7 +243,7 @@ def test_a_resumed_request_whose_prefill_completes_a_repetition(engine: Engine) 
     prefill.sampling_params.repetition_detection = RepetitionDetectionParams(max_pattern_size=1, min_count=11)
     assert not engine.goes_on(prefill)
     assert prefill.stop_reason == "repetition_detected"
-    assert engine.side.snapshot().pinned == 0
+    assert engine.side.telemetry().pinned == 0
 
 
 def test_the_pins_of_a_gateway_that_disconnects_are_orphaned(engine: Engine) -> None:

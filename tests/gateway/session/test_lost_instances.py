@@ -102,7 +102,7 @@ async def test_to_be_told_to_leave_is_no_loss(cluster: FakeCluster, start: Start
     for count in range(6):
         await run.reached(10 * (count + 1))
         await eventually(lambda: run.session.unmovable_now() is None)
-        run.session.leave(cluster.instance("decode-0"))
+        run.session.abort_on(cluster.instance("decode-0"))
         resumes = count + 2
         await eventually(lambda resumes=resumes: len(cluster.fakes["decode-0"].asked) == resumes)  # type: ignore[misc]
     assert await run.finish() == undisturbed(200)

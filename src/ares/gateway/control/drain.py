@@ -72,7 +72,7 @@ class Drainer:
 
     async def drain(self, instance: Instance, deadline_s: float) -> None:
         """Close an instance, and begin to empty it."""
-        logger.info("%s drains; deadline %g s", instance.name, deadline_s)
+        logger.info("%s is draining; deadline %g s", instance.name, deadline_s)
         await instance.drain(deadline_s)
 
     async def undrain(self, instance: Instance) -> None:
@@ -124,13 +124,13 @@ class Drainer:
         self._evicted_at[instance] = now
         for session in self._on(instance):
             logger.info("%s leaves %s at the deadline", session.id, instance.name)
-            session.leave(instance)
+            session.abort_on(instance)
 
     async def _try_to_migrate(self, session: Session, source: Instance) -> None:
         outcome = "no room elsewhere"
         try:
             if (target := await self._target(session)) is not None:
-                record = await self._gateway.migrate(session, target, f"{source.name} drains", DRAIN, PRE_COPY)
+                record = await self._gateway.migrate(session, target, f"drain of {source.name}", DRAIN, PRE_COPY)
                 outcome = record.outcome
         except NotMovableError as refusal:  # it has ended, or is under way already
             outcome = refusal.reason

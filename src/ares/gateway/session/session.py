@@ -132,8 +132,8 @@ class Session:
         self._suspending = False
         # A suspension found nothing to cut, since the instance did not run it, and has closed its stream instead.
         self._withdrawn = False
-        # The segment that `leave` has broken off: its end does not count as a loss.
-        self._leaving: Segment | None = None
+        # The segment that `abort_on` has broken off: its end does not count as a loss.
+        self._aborted: Segment | None = None
         self._closed = False
 
     # --- what others may ask ---
@@ -228,12 +228,12 @@ class Session:
         elif segment is None and stuck and (asked := pending.instance) is not None:
             pending.give_up(asked)
 
-    def leave(self, instance: Instance) -> None:
+    def abort_on(self, instance: Instance) -> None:
         """Abort what it does on an instance: it resumes elsewhere from its tokens, or fails where it cannot."""
         self.placement.pending_call.give_up(instance)
         if self._segment is not None and self._segment.instance is instance:
-            self._leaving = self._segment
-            self._leaving.stream.close()
+            self._aborted = self._segment
+            self._aborted.stream.close()
 
     # --- the run ---
 
@@ -411,7 +411,7 @@ class Session:
                 except EngineLostError as second:
                     error = second
             self._end_handover(handover, HandoverState.RETURNED)
-        elif lost is not self._leaving and not isinstance(error, CutWithoutHandoverError):
+        elif lost is not self._aborted and not isinstance(error, CutWithoutHandoverError):
             lost.instance.health.connection_failed()
             self.losses += 1
         self.placement.pinned_kv.free()
