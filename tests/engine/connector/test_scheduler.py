@@ -40,7 +40,8 @@ def configuration() -> tuple[Any, Any]:
         use_v2_model_runner=False,
         num_prefill_lookahead_tokens=1,
     )
-    group = SimpleNamespace(kv_cache_spec=SimpleNamespace(prefix_replay_tokens=0))
+    spec = SimpleNamespace(block_size=BLOCK, prefix_replay_tokens=0)
+    group = SimpleNamespace(kv_cache_spec=spec, host_resident=False)
     cache = SimpleNamespace(
         kv_cache_groups=[group],
         transfer_groups=[group],
