@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import psutil
@@ -10,6 +9,7 @@ import typer
 
 from ares import extras
 from ares.bench.environment import describe, write
+from ares.bench.options import JsonFile, Model, Port
 from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL, resolve
@@ -27,7 +27,7 @@ def _cpu_seconds(processes: list[psutil.Process]) -> float:
 
 
 def _memory(managed: local.ManagedProcess) -> dict[str, Any]:
-    """Return a managed's memory in MB: PSS of each process and of all, RSS of all (shared pages count for each)."""
+    """Return the memory of a part in MB: PSS of each process and of all, RSS of all (shared pages count for each)."""
     infos = {f"{n}: {process.name()}": process.memory_full_info() for n, process in enumerate(_processes(managed))}
     return {
         "memory_pss_mb": {name: round(info.pss / 2**20) for name, info in infos.items()},
@@ -37,7 +37,7 @@ def _memory(managed: local.ManagedProcess) -> dict[str, Any]:
 
 
 def measure(settings: local.ClusterSettings, seconds: float) -> dict[str, Any]:
-    """Start a cluster, measure it while idle for so many seconds, and stop it."""
+    """Start a cluster, measure it while idle for `seconds`, and stop it."""
     start = time.monotonic()
     with local.running(settings) as cluster:
         ready_s = time.monotonic() - start
@@ -65,7 +65,7 @@ def measure(settings: local.ClusterSettings, seconds: float) -> dict[str, Any]:
 
 
 def command(
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
     decode: Annotated[int, typer.Option(min=1, help="Decode instances, with one prefill instance.")] = 2,
     preset: Annotated[
         list[str] | None, typer.Option(help="Policy preset of the gateway, ares by default; repeat for a cluster each.")
@@ -75,8 +75,8 @@ def command(
         typer.Option(metavar="PROFILE", help="Use mock engines of this profile, which start within seconds."),
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, help="How long to watch the idle cluster.")] = 30.0,
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8011,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    port: Port = 8011,
+    json_file: JsonFile = None,
 ) -> None:
     """Measure start-up time, memory and idle CPU of a cluster before its first request."""
     if simulate is None:

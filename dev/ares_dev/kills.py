@@ -1,7 +1,7 @@
 """`python -m ares_dev kills`: workers are killed in the middle of their streams, one after the other.
 
 A steady load of greedy streams runs; a decode worker gets SIGKILL, and what each of its streams waits for its next
-token is measured at the client; then the worker is started again and the next one dies. Finally a prefill worker is
+token is measured at the client; then the worker is restarted and the next one dies. Finally a prefill worker is
 killed, several times, while prompts wait at it. Every token is compared with those of a baseline run without kills.
 """
 
@@ -12,7 +12,6 @@ import random
 import signal
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +22,7 @@ from ares.bench import sse, steady
 from ares.bench.environment import write
 from ares.bench.live import client
 from ares.bench.live.load import Planned
+from ares.bench.options import DecodeInstances, Dtype, JsonFile, Model, Port, Simulate
 from ares.bench.streams import greedy_body, kv_blocks_used, random_streams
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
@@ -128,7 +128,7 @@ def _bursts(count: int, tokens: int) -> list[list[Planned]]:
 async def measure(
     cluster: local.Cluster, kills: int, prefill_kills: int, streams: int, tokens: int, console: Console
 ) -> dict[str, Any]:
-    """Kill decode workers, then the prefill worker, so many times each, and return the figures."""
+    """Kill decode workers `kills` times, then the prefill worker `prefill_kills` times, and return the figures."""
     url, model = cluster.url, cluster.settings.model
     decode = [process for process in cluster.workers if process.name.startswith("decode")]
     (prefill,) = [process for process in cluster.workers if process.name.startswith("prefill")]
@@ -188,16 +188,14 @@ def _summary(rows: list[dict[str, Any]], what: str) -> dict[str, Any]:
 def command(
     kills: Annotated[int, typer.Option(min=1, help="Decode workers to kill.")] = 20,
     prefill_kills: Annotated[int, typer.Option(min=0, help="Prefill workers to kill after that.")] = 4,
-    streams: Annotated[int, typer.Option(min=2, help="Streams at a time.")] = 8,
+    streams: Annotated[int, typer.Option(min=2, help="Concurrent streams.")] = 8,
     tokens: Annotated[int, typer.Option(min=80, help="Output tokens of a stream.")] = 400,
-    decode: Annotated[int, typer.Option(min=2, help="Decode instances, with one prefill instance.")] = 2,
-    dtype: Annotated[str, typer.Option(help="float32 makes sums independent of the batch, so tokens must agree.")] = (
-        "float32"
-    ),
-    simulate: Annotated[str | None, typer.Option(help="Use mock engines of this profile.")] = None,
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    decode: DecodeInstances = 2,
+    dtype: Dtype = "float32",
+    simulate: Simulate = None,
+    model: Model = DEFAULT_MODEL,
+    port: Port = 8010,
+    json_file: JsonFile = None,
 ) -> None:
     """Kill workers under load: time to the first resumed token, requests lost, tokens wrong; status 1 where any was."""
     signal_as_interrupt()

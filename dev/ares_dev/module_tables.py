@@ -29,7 +29,7 @@ def table(package: Path, root: Path) -> str:
 
 
 def filled(page: str) -> str:
-    """Return the page with every table made anew.
+    """Return the page with every table updated.
 
     Raises
     ------
@@ -53,5 +53,5 @@ def _is_package(folder: Path) -> bool:
 
 
 def command(page: Annotated[Path, typer.Argument(help="The page to fill.")] = Path("docs/modules.md")) -> None:
-    """Write the tables of docs/modules.md anew, from the modules' docstrings."""
+    """Update the tables of docs/modules.md, from the modules' docstrings."""
     page.write_text(filled(page.read_text()))

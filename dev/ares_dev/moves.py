@@ -10,7 +10,6 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import aiohttp
@@ -20,6 +19,7 @@ from rich.console import Console
 from ares.bench import sse
 from ares.bench.environment import describe, write
 from ares.bench.live import client
+from ares.bench.options import Dtype, JsonFile, Model, Port
 from ares.bench.streams import kv_blocks_used, random_streams, send_all
 from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
@@ -116,14 +116,12 @@ async def _measure(
 
 def command(
     moves: Annotated[int, typer.Option(min=1, help="Moves to make.")] = 500,
-    streams: Annotated[int, typer.Option(min=1, help="Streams at a time.")] = 8,
+    streams: Annotated[int, typer.Option(min=1, help="Concurrent streams.")] = 8,
     tokens: Annotated[int, typer.Option(min=20, help="Output tokens of a stream.")] = 200,
-    dtype: Annotated[str, typer.Option(help="float32 makes sums independent of the batch, so tokens must agree.")] = (
-        "float32"
-    ),
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    dtype: Dtype = "float32",
+    model: Model = DEFAULT_MODEL,
+    port: Port = 8010,
+    json_file: JsonFile = None,
 ) -> None:
     """Move running streams hundreds of times on real engines, and look for anything lost; status 1 if anything is."""
     settings = local.ClusterSettings(

@@ -3,7 +3,7 @@
 import json
 import socket
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from ares.cli.main import app
 from ares.names import matching
+from tests.http_server import answering
 
 INSTANCE = {"role": "decode", "url": "http://127.0.0.1:8101", "healthy": True, "draining": False, "left": 0}
 LOAD = {
@@ -39,13 +40,14 @@ MOVE = {
     "request_id": "chatcmpl-0123456789abcdef",
     "source": "decode-0",
     "target": "decode-1",
-    "reason": "decode-0 drains",
+    "reason": "drain of decode-0",
     "outcome": "moved",
     "stall_s": 0.0517,
     "pulled_tokens": 1400,
 }
 STATUS: dict[str, Any] = {
     "gateway": "ab12cd34",
+    "preset": "ares",
     "controller": {"where": "here", "holder": "ab12cd34", "missed_periods": 0},
     "instances": [
         {"name": "decode-0", **INSTANCE, **LOAD},
@@ -89,25 +91,15 @@ def answer() -> Answer:
 
 @pytest.fixture
 def gateway(answer: Answer) -> Iterator[str]:
-    """The URL of something that answers so."""
+    """The URL of a server that gives this answer."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            answer.paths.append(self.path)
-            answer.headers.append(dict(self.headers.items()))
-            self.send_response(answer.status)
-            self.end_headers()
-            self.wfile.write(answer.body)
+    def recorded(request: BaseHTTPRequestHandler) -> tuple[int, bytes]:
+        answer.paths.append(request.path)
+        answer.headers.append(dict(request.headers.items()))
+        return answer.status, answer.body
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with answering(recorded) as url:
+        yield url
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 from ares.engine.drain import OwnControlChannel
 from ares.protocol import messages
 from tests.engine.control_channel import Gateway, Instance
-from tests.gateway.fakes import eventually
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -17,7 +17,7 @@ from ares.engine import identity as settings
 from ares.engine.plugin import InstancePlugin
 from ares.protocol import messages
 from tests.engine.control_channel import Gateway, Instance
-from tests.gateway.fakes import eventually
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -29,7 +29,8 @@ from ares.mock_engine.transfer import Pulled, Puller, PullError
 from ares.protocol.messages import Role
 from ares.simulator.profile import Profile, StepTimeModel
 from tests.gateway.conftest import VOCABULARY
-from tests.gateway.fakes import FIRST_ORDINARY, eventually, free_port
+from tests.gateway.fakes import FIRST_ORDINARY, free_port
+from tests.waiting import eventually
 
 MODEL = "some/model"
 LONGEST = 96
@@ -62,10 +63,20 @@ class _Server(uvicorn.Server):
 class _Nearby(Puller):
     """Pulls from no address that a test has made up."""
 
-    async def _post(self, source: dict[str, Any], route: str, body: Any, expected_s: float = 0.0) -> Pulled:
-        if source["remote_host"] != "127.0.0.1" or 1 < source["remote_port"] < 1 << 16:
-            raise PullError("elsewhere")
-        return await super()._post(source, route, body, expected_s)
+    async def pull(self, source: dict[str, Any], expected_s: float, *, discard: bool = False) -> Pulled:
+        """Pull KV; PullError where it is elsewhere."""
+        _check_near(source)
+        return await super().pull(source, expected_s, discard=discard)
+
+    async def extend(self, source: dict[str, Any], request_ids: list[str]) -> None:
+        """Renew leases; PullError where they are elsewhere."""
+        _check_near(source)
+        await super().extend(source, request_ids)
+
+
+def _check_near(source: dict[str, Any]) -> None:
+    if source["remote_host"] != "127.0.0.1" or 1 < source["remote_port"] < 1 << 16:
+        raise PullError("elsewhere")
 
 
 class Reply:
@@ -291,9 +302,8 @@ class Service:
     async def _rest(self) -> tuple[int, int]:
         """Return the tasks, and the ends of connections that are kept for the next request."""
         await eventually(self._still, _SETTLE_S)
-        http: Any = self.gateway._http.connector
-        idle = sum(map(len, http._conns.values())) + sum(len(engine.connections) for engine in self._engines)
-        return len(asyncio.all_tasks()), idle
+        # Both ends are here: the gateway's, and the engine's.
+        return len(asyncio.all_tasks()), 2 * sum(len(engine.connections) for engine in self._engines)
 
     def _still(self) -> bool:
         """Whether nothing runs, waits, or is held for anybody."""

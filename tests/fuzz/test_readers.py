@@ -23,7 +23,7 @@ from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom
 from ares.predictor import prompts
 from ares.predictor.errors import PredictorError
 from ares.protocol.keys import ControlKey, KeyFileError, read_key, read_keys
-from ares.simulator.calibrate import _engine
+from ares.simulator.calibrate import recorded_engine
 from ares.simulator.error_model_files import error_model
 from ares.simulator.profile import Profile, ProfileError, load_profile, profile_names
 from ares.simulator.recording import Recording, read_recording
@@ -162,7 +162,7 @@ def test_bytes_of_recordings(folder: Path, data: bytes, meta: bytes) -> None:
 def _check_recording(read: Recording) -> None:
     for times in read.times("all").values():
         assert np.isfinite(times).all()
-    assert _engine(read, None, "name")["kv_tokens"] >= 0
+    assert recorded_engine(read, None, "name")["kv_tokens"] >= 0
 
 
 # --- profiles and error models ---
@@ -244,7 +244,7 @@ def _logged(folder: Path) -> list[Any]:
     moves = policy.decide(cluster)
     log.moves("ares", view, policy, oom_avoidance, avoid_oom(cluster, oom_avoidance, view.running), moves)
     left = np.array([10.0, 20.0, 30.0])
-    log.placement("ares", dispatch, {}, view, 60, left, dispatch.choose(cluster, 60, left))
+    log.dispatch("ares", dispatch, {}, view, 60, left, dispatch.choose(cluster, 60, left))
     log.close()
     assert replay(file, None).decisions == 3
     return [json.loads(line) for line in file.read_text().splitlines()]

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -26,15 +25,15 @@ from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import Pool
 from ares.gateway.service import Gateway
 from ares.gateway.session.phase import Phase
-from ares.gateway.session.segment import Segment
-from ares.gateway.session.session import Session
+from ares.gateway.session.session import InstanceSelector, Session
 from ares.gateway.tuning import Tuning
 from ares.policy import PRESETS, choose_instance, decide_admissions, decide_moves
 from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom
 from ares.protocol import messages, rpc
 from tests.fuzz.cases import fuzz, noise
 from tests.fuzz.service import PATIENCE_S, Service
-from tests.gateway.fakes import eventually, instances
+from tests.gateway.fakes import instances
+from tests.waiting import eventually
 
 PEER = messages.Peer("e", "127.0.0.1", 5600)
 COMMANDS = [
@@ -169,6 +168,35 @@ def test_an_instance_listens_on(dealer: "zmq.Socket[bytes]", said: list[list[byt
 # --- a gateway ---
 
 
+class Decoding(Session):
+    """A session that decodes where nothing answers, under a key that messages name."""
+
+    def __init__(self, selector: InstanceSelector, number: int, instance: Instance) -> None:
+        super().__init__(f"r{number}", [3] * 30, Sampling({}, 1000), selector, 10.0)
+        self._where, self._name = instance, f"key-{number}"
+        self.phase = Phase.DECODE
+        self.output.first_token_at = self.arrived_at
+
+    @property
+    def instance(self) -> Instance:
+        """Where it decodes."""
+        return self._where
+
+    @property
+    def key(self) -> str:
+        """Its name on that instance."""
+        return self._name
+
+    @property
+    def waits(self) -> bool:
+        """It does not wait outside decode."""
+        return False
+
+    def unmovable_now(self) -> str | None:
+        """Return nothing: it can be moved, but where it goes ahead of a hand-over."""
+        return "moving" if self.moving else None
+
+
 class Bench:
     """A gateway whose instances are not there, but are heard; on a loop that runs while something is asked of it."""
 
@@ -186,11 +214,7 @@ class Bench:
     async def start(self) -> None:
         await self.gateway.start()
         for number in range(4):
-            sequence = Session(f"r{number}", [3] * 30, Sampling({}, 1000), self.gateway.controller, 10.0)
-            stream: Any = SimpleNamespace(close=lambda: None)
-            sequence._segment = Segment(self.heard[number % 3], f"key-{number}", 0, stream)
-            sequence._streaming, sequence.phase = True, Phase.DECODE
-            sequence.output.first_token_at = sequence.arrived_at
+            sequence = Decoding(self.gateway.controller, number, self.heard[number % 3])
             self.gateway.sessions[sequence.id] = sequence
         # Enough for a law of the step time, which most decisions ask for.
         steady = [msgspec.structs.replace(EVENTS[1], steps=100 * n, busy_s=2.5 * n) for n in range(1, 30)]
@@ -198,7 +222,7 @@ class Bench:
 
     async def hear(self, said: list[tuple[int, bytes]]) -> None:
         for number, body in said:
-            await self.heard[number]._receive(body, self.gateway.pool._connect_peers)
+            await self.heard[number].receive(body, self.gateway.pool.connect_peers)
 
     def decide(self) -> None:
         """Let every preset decide on what was heard, and check that it can be carried out."""
@@ -213,7 +237,7 @@ class Bench:
         assert (np.diff(remaining, axis=1) >= 0).all()
         for preset in PRESETS.values():
             dispatch, admission, rebalance = preset.make()
-            if admission.holds:  # what it decides can be carried out, or it raises
+            if admission.queues_requests:  # what it decides can be carried out, or it raises
                 decide_admissions(admission, view.cluster, candidates, view.running)
             for one in avoid_oom(view.cluster, OomAvoidanceSettings(), view.running):
                 assert 0 <= one.request < rows
@@ -221,7 +245,7 @@ class Bench:
             decide_moves(rebalance, view.cluster)
             for known in (None, remaining[:1].ravel() if rows else None):
                 choose_instance(dispatch, view.cluster, 30, known)
-        gateway._scores.record(
+        gateway.scores.record(
             sequences, {row.key: row for i in self.heard if i.state.telemetry for row in i.state.telemetry.rows}
         )
 
@@ -279,9 +303,9 @@ async def test_a_gateway_listens_on(fake: Any, body: bytes) -> None:
         pool.start()
         (heard,) = pool.instances
         await eventually(lambda: heard.health.healthy)
-        fake._channel._outgoing.append((None, body))
+        fake.engine.channel.send(body)
         fake.post(messages.Predicted("after it", (1.0, 2.0, 3.0)))
-        await eventually(lambda: heard.control.predicted("after it") is not None)
+        await eventually(lambda: heard.control.prediction("after it") is not None)
         await pool.stop()
 
 
@@ -295,17 +319,17 @@ async def test_a_message_that_is_too_large_is_not_heard_and_costs_a_connection(f
         assert hello is not None
         # But for its size it would be taken.
         large = msgspec.structs.replace(hello, versions={"vllm": "x" * (5 << 20)})
-        fake._channel._outgoing.append((None, rpc.encode(large)))
+        fake.engine.channel.send(rpc.encode(large))
 
         def heard_again() -> bool:
             fake.post(messages.Predicted("after it", (1.0, 2.0, 3.0)))
-            return heard.control.predicted("after it") is not None and heard.health.healthy
+            return heard.control.prediction("after it") is not None and heard.health.healthy
 
         await eventually(heard_again)
         assert heard.state.hello == hello
         # What nearly has that size is taken.
         fits = msgspec.structs.replace(hello, versions={"vllm": "x" * ((4 << 20) - 4096)})
-        fake._channel._outgoing.append((None, rpc.encode(fits)))
+        fake.engine.channel.send(rpc.encode(fits))
         await eventually(lambda: heard.state.hello == fits)
         await pool.stop()
 
@@ -317,7 +341,7 @@ async def test_the_process_that_serves_an_instance_listens_on(fake: Any, body: b
     await eventually(lambda: own.telemetry is not None)
     before = own.telemetry
     assert before is not None
-    fake._channel._outgoing.append((None, body))
+    fake.engine.channel.send(body)
     await eventually(lambda: own.telemetry is not None and own.telemetry.sequence > before.sequence + 1)
     following.cancel()
 

@@ -11,8 +11,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from ares.gateway.openai import tokenizer
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.openai.text import TextModel
+from ares.gateway.service import Gateway
 from tests.gateway.fakes import FakeInstance, instances
-from tests.gateway.running import IMPATIENT, PROMPT, VOCABULARY, Bench, Run, Start, acquaint
+from tests.gateway.gateways import configuration, started
+from tests.gateway.running import IMPATIENT, PROMPT, VOCABULARY, FakeCluster, Run, Start, start_pool
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,15 +33,23 @@ async def fakes() -> AsyncIterator[list[FakeInstance]]:
 
 
 @pytest.fixture
-async def bench(fakes: list[FakeInstance]) -> AsyncIterator[Bench]:
-    pool, http = await acquaint(fakes, IMPATIENT)
-    yield Bench(fakes, pool)
+async def gateway(fakes: list[FakeInstance], model_folder: Path) -> AsyncIterator[Gateway]:
+    """A gateway over the fakes that notices silence soon, and decides nothing by itself."""
+    made = await started(Gateway(configuration(fakes), model_folder, IMPATIENT))
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def cluster(fakes: list[FakeInstance]) -> AsyncIterator[FakeCluster]:
+    pool, http = await start_pool(fakes, IMPATIENT)
+    yield FakeCluster(fakes, pool)
     await pool.stop()
     await http.close()
 
 
 @pytest.fixture
-async def start(bench: Bench) -> AsyncIterator[Start]:
+async def start(cluster: FakeCluster) -> AsyncIterator[Start]:
     runs: list[Run] = []
 
     def begin(
@@ -52,7 +62,7 @@ async def start(bench: Bench) -> AsyncIterator[Start]:
         **parameters: Any,
     ) -> Run:
         sampling = Sampling(parameters, maximum, 0, unmovable_reason)
-        runs.append(Run(bench, sampling, prompt, timeout_s, maximum_attempts))
+        runs.append(Run(cluster, sampling, prompt, timeout_s, maximum_attempts))
         return runs[-1]
 
     yield begin

@@ -9,8 +9,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from ares.gateway.pool.generate import EngineRefusedError
-from tests.gateway.fakes import FakeInstance, eventually
+from tests.gateway.fakes import FakeInstance
 from tests.gateway.http.service import Service, serving
+from tests.waiting import eventually
 
 TOLD = "The vault opens at 04:17 with Persephone's key"
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # as gateway/http/server.py has it, with tracebacks

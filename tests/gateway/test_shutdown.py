@@ -16,10 +16,11 @@ from ares.gateway.http import app as application
 from ares.gateway.http.responses import DirectSend
 from ares.gateway.http.server import Server
 from ares.gateway.shutdown import Shutdown, ShuttingDownError
-from tests.gateway.fakes import FakeInstance, eventually, expected, free_port
+from tests.gateway.fakes import FakeInstance, expected, free_port
+from tests.gateway.gateways import configuration, hold, stop_holding
 from tests.gateway.http.service import Service, failure
 from tests.gateway.running import VOCABULARY
-from tests.gateway.test_service import configuration
+from tests.waiting import eventually
 
 PROMPT = [10, 20, 30, 40, 50]
 
@@ -97,7 +98,8 @@ async def serving(fakes: list[FakeInstance], folder: Path, **settings: Any) -> A
     app = application.build(configuration(fakes, **settings), folder)
     port = free_port()
     server = Server(uvicorn.Config(DirectSend(app), port=port, log_config=None, timeout_graceful_shutdown=5), app)
-    task = asyncio.create_task(server._serve())
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    task = asyncio.create_task(server.serve())
     await eventually(lambda: server.started)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         service = Service(app.state.gateway, client, fakes, port)
@@ -120,8 +122,7 @@ async def lines(service: Service, count: int, started: asyncio.Event) -> list[di
 
 
 async def test_running_streams_finish_and_nothing_new_is_taken(fakes: list[FakeInstance], model_folder: Path) -> None:
-    for fake in fakes[1:]:
-        fake.hold_at = 30
+    hold(fakes, 30)
     async with serving(fakes, model_folder) as (server, service):
         started = asyncio.Event()
         stream = asyncio.create_task(lines(service, 100, started))
@@ -134,8 +135,7 @@ async def test_running_streams_finish_and_nothing_new_is_taken(fakes: list[FakeI
         assert "takes no new requests" in failure(refused, 503)["message"]
         assert int(refused.headers["retry-after"]) >= 1
         assert not stream.done()
-        for fake in fakes[1:]:
-            fake.hold_at = None
+        stop_holding(fakes)
         tokens = [token for event in await stream for token in event["choices"][0]["token_ids"]]
         assert tokens == expected(PROMPT, 100, vocabulary=VOCABULARY)
         await eventually(lambda: not server.servers[0].is_serving())
@@ -147,8 +147,7 @@ async def test_what_is_left_ends_with_an_error_and_frees_its_engines(
     signals: int, fakes: list[FakeInstance], model_folder: Path
 ) -> None:
     """At the deadline, or at the second signal."""
-    for fake in fakes[1:]:
-        fake.hold_at = 30
+    hold(fakes, 30)
     patience = {"shutdown_timeout_s": 0.3 if signals == 1 else 600.0}
     async with serving(fakes, model_folder, **patience) as (server, service):
         started = asyncio.Event()

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from ares.gateway.tuning import Tuning
-from tests.gateway.fakes import FakeInstance, eventually, instances
+from tests.gateway.fakes import FakeInstance, instances
 from tests.gateway.http.service import Service, failure, serving
 from tests.gateway.running import IMPATIENT, VOCABULARY
+from tests.waiting import eventually
 
 
 async def without_decode(service: Service, fakes: list[FakeInstance]) -> None:
@@ -99,7 +100,7 @@ async def test_the_tokens_of_who_waits_count_by_the_memory_that_was_there(
 
 
 async def test_nobody_waits_for_one_that_has_never_been_ready(model_folder: Path) -> None:
-    async with serving([FakeInstance("absent", "both", {})], model_folder, Tuning(first_report_s=1.0)) as service:
+    async with serving([FakeInstance("absent", "both")], model_folder, Tuning(first_report_s=1.0)) as service:
         begun = time.monotonic()
         message = failure(await service.complete(), 503)["message"]
         assert message == "no decode instance is ready; GET /ready shows why"

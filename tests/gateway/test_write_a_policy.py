@@ -13,9 +13,8 @@ from ares.cli.simulate import app
 from ares.gateway.records.replay import ReplayError, replay
 from ares.policy import ADMISSIONS, DISPATCHERS, REBALANCERS
 from ares.text_files import read_lines
-from tests.gateway.control.test_controller import cluster
-from tests.gateway.fakes import eventually
-from tests.gateway.test_service import Client, sample
+from tests.gateway.gateways import Client, cluster, finish, hold, sample, stop_holding
+from tests.waiting import eventually
 
 PAGE = (Path(__file__).parents[2] / "docs" / "write-a-policy.md").read_text()
 
@@ -68,9 +67,7 @@ async def test_in_a_gateway_it_moves_and_its_decisions_are_made_again(example: l
             await client.reached(5)
         gateway.pool.instances[-1].state.draining = False
         await eventually(lambda: any(record.outcome == "moved" for record in gateway.migrations), 30)
-        for client in clients:
-            await client.finish()
-            client.check(500)
+        await finish(clients, 500)
         assert sample(gateway, "ares_controller_faults_total", part="rebalance") == 0
         assert "of memory in use here" in gateway.migrations[0].reason
     again = replay(Path("log"), None)
@@ -125,17 +122,13 @@ def test_dispatch_and_admission_in_a_simulation(others: None) -> None:
 async def test_dispatch_and_admission_in_a_gateway(others: None, model_folder: Path, name: str) -> None:
     settings = {"policies": [f"{name}.py"], "preset": f"{name}.yaml", "decision_log": Path("log")}
     async with cluster(model_folder, kv_blocks=200, **settings) as (gateway, fakes):
-        for fake in fakes[1:]:
-            fake.hold_at = 80
+        hold(fakes, 80)
         clients = [Client(gateway, 60, name=f"r{n}", prompt=[10 + n] * 50) for n in range(4)]
         for client in clients:
             await client.reached(5)
         assert [len(fake.running) for fake in fakes[1:]] == [2, 2]
-        for fake in fakes[1:]:
-            fake.hold_at = None
-        for client in clients:
-            await client.finish()
-            client.check(60)
+        stop_holding(fakes)
+        await finish(clients, 60)
         for part in ("dispatch", "admission", "rebalance"):
             assert sample(gateway, "ares_controller_faults_total", part=part) == 0
     again = replay(Path("log"), None)

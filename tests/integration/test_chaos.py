@@ -11,23 +11,23 @@ import pytest
 from ares.engine.defaults import free_port
 from ares.local_cluster import cluster as local
 from ares_dev.chaos.command import expected_of_real
-from ares_dev.chaos.plan import Plan, Shape, make_plan
+from ares_dev.chaos.plan import Plan, make_plan
 from ares_dev.chaos.run import executed_plan_file, run_plan
+from tests.dev.chaos.shapes import REAL
 from tests.integration.client import Client
+from tests.integration.tiny_model import VOCABULARY
 
 SEED = 62
-SHAPE = Shape(
-    prefill=1,
-    decode=2,
+SHAPE = msgspec.structs.replace(
+    REAL,
     per_process=1,
-    streams=4,
     seconds=30.0,
-    simulated=False,
     longest_prompt=400,
     longest_output=250,
     events_per_s=0.8,
     moves_per_s=4.0,
     prompts=4,
+    vocabulary=VOCABULARY,
 )
 
 
@@ -52,10 +52,10 @@ def chaotic(plan: Plan, cluster: local.Cluster, tmp_path: Path) -> Iterator[loca
         ),
     )
     beside = local.Cluster(settings, cluster.console, tmp_path, cluster.workers)
-    local._start_gateway(beside)
+    beside.start_gateway()
     own = local.Cluster(settings, cluster.console, tmp_path, beside.processes[-1:])
     try:
-        local._await(beside, own.processes, "gateway", local._gateway_ready(beside))
+        beside.await_gateway()
         yield beside
     finally:
         own.stop()

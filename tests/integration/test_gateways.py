@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,13 @@ import aiohttp
 from ares.engine.defaults import free_port
 from ares.local_cluster import cluster as local
 from tests.integration.client import Client
+from tests.waiting import eventually_found
 
-PROMPT, LENGTH = list(range(2000, 2200)), 1000
+PROMPT, LENGTH = list(range(400, 600)), 1000
 # Together more than the engines hold, so that some are held while their KV waits at the prefill instance.
 LARGE, REQUESTS = 2000, 24
 # vLLM keeps for 30 s what nobody pulls (kv_lease_duration); an instance that misses its gateway, for 10 s.
 SOON_S = 26
-
-
-async def eventually(condition: Callable[[], Awaitable[Any]], timeout_s: float = 90) -> Any:
-    """Wait until something is true that has to be asked for, and return it."""
-    async with asyncio.timeout(timeout_s):
-        while not (found := await condition()):  # noqa: ASYNC110 - nothing announces it
-            await asyncio.sleep(0.05)
-        return found
 
 
 async def test_a_killed_gateway_leaves_nothing_behind(client: Client, cluster: local.Cluster, tmp_path: Path) -> None:
@@ -33,7 +25,7 @@ async def test_a_killed_gateway_leaves_nothing_behind(client: Client, cluster: l
     for worker in cluster.workers:
         command += ["--worker", worker.url]
     beside = local.Cluster(cluster.settings, cluster.console, tmp_path)
-    local._start(beside, "beside", f"http://127.0.0.1:{port}", command)
+    beside.start("beside", f"http://127.0.0.1:{port}", command)
     victim = Client(client.http, beside.processes[0].url, client.model)
 
     async def ready() -> bool:
@@ -55,18 +47,18 @@ async def test_a_killed_gateway_leaves_nothing_behind(client: Client, cluster: l
 
     try:
         expected = (await client.complete(PROMPT, LENGTH))["choices"][0]["token_ids"]
-        await eventually(ready)
+        await eventually_found(ready)
         streams = [victim.stream(f"dies-{n}", [9 + n] * LARGE, 1500) for n in range(REQUESTS)]
         own, task = client.stream("stays", PROMPT, LENGTH)
         await own.reach(5)
         other = {"decode-0": "decode-1", "decode-1": "decode-0"}
         moves = [
             asyncio.create_task(victim.migrate(row["id"], other[row["instance"]]))
-            for row in (await eventually(in_the_middle))[:3]
+            for row in (await eventually_found(in_the_middle))[:3]
         ]
         await asyncio.sleep(0.02)
         beside.processes[0].popen.kill()
-        await eventually(nothing_pinned, SOON_S)
+        await eventually_found(nothing_pinned, SOON_S)
         await asyncio.gather(*moves, *(task for _, task in streams), return_exceptions=True)
         output = await task
         assert output.error is None

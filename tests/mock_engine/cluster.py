@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -21,6 +21,7 @@ from ares.mock_engine.settings import EngineSettings
 from ares.mock_engine.transfer import Puller
 from ares.protocol.messages import Role
 from ares.simulator.profile import Profile, StepTimeModel
+from tests.waiting import eventually
 
 STOP = 2
 MODEL = MockModel(ids=tuple(range(100, 300)), stop=STOP, vocabulary=1000)
@@ -35,13 +36,6 @@ PROFILE = Profile(
     max_num_batched_tokens=512,
     step=StepTimeModel(base_s=0.003, per_request_s=0, per_resident_token_s=0, per_prefill_token_s=0),
 )
-
-
-async def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    """Wait until something is true that nothing announces."""
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - there is no event
-            await asyncio.sleep(0.002)
 
 
 def settings(kv_tokens: int = 1 << 16, **changes: Any) -> EngineSettings:
@@ -96,7 +90,7 @@ class Cluster:
         chosen: list[gateway.Instance] = []
 
         def found() -> bool:
-            usable = {i.name: i for i in self.pool.decode() if i.open and i.name not in exclude}
+            usable = {i.name: i for i in self.pool.decode_instances if i.open and i.name not in exclude}
             chosen[:] = [usable[name] for name in self.order if name in usable]
             return bool(chosen)
 

@@ -14,7 +14,7 @@ from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import Delta
 from ares.gateway.service import Gateway
 from ares.gateway.tuning import DEFAULT, Tuning
-from tests.mock_engine.cluster import eventually
+from tests.waiting import eventually
 
 
 class Workers:

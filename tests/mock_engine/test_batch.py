@@ -57,7 +57,7 @@ class Bench:
     def check(self) -> None:
         """No block is lost, and what is computed has exactly the blocks that it needs."""
         batch = self.batch
-        everybody = [*batch.running, *batch.waiting, *batch.loading, *batch._ready]
+        everybody = [*batch.running, *batch.waiting, *batch.loading, *batch.ready]
         assert batch.free + sum(request.blocks for request in everybody) == batch.total
         assert batch.free >= 0
         assert all(request.blocks * batch.size >= request.computed for request in everybody)

@@ -3,14 +3,16 @@
 import asyncio
 import signal
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
 
+from ares.gateway.control.controller import Controller
 from ares.mock_engine import model as mock_model
 from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures
-from tests.mock_engine.cluster import eventually
 from tests.mock_engine.processes import gateway_over, generate, workers
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(300)
 PROMPT = list(range(10, 60))
@@ -77,7 +79,7 @@ async def test_what_cannot_move_leaves_before_it_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """So that it is no loss of an instance, which a request survives a few times only."""
-    monkeypatch.setattr("ares.gateway.control.drain.Drainer._target", lambda *_: None)
+    monkeypatch.setattr(Controller, "choose_decode", AsyncMock(return_value=None))
     with workers(model_folder, 2, "--drain-deadline", "4") as made:
         async with gateway_over(made, model_folder) as gateway:
             runs = [asyncio.create_task(generate(gateway, str(n), [10 + n, *PROMPT], 400)) for n in range(4)]

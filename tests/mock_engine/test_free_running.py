@@ -15,7 +15,8 @@ from ares.engine.defaults import free_ports
 from ares.mock_engine.free_running import FreeRunningInstance
 from ares.mock_engine.http import Connection
 from ares.mock_engine.settings import Identity
-from tests.mock_engine.cluster import PROMPT, eventually
+from tests.mock_engine.cluster import PROMPT
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(60)
 GENERATE = "/inference/v1/generate"

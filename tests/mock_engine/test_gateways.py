@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import io
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ares.local_cluster import cluster as local
 from ares.mock_engine import model as mock_model
 from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures
 from tests.integration.client import Client
+from tests.waiting import eventually_found
 
 pytestmark = pytest.mark.timeout(480)
 # Of an instance: less than all requests need in the end. And what is pinned stays so, but for the end of its gateway.
@@ -24,14 +25,6 @@ KV_TOKENS, LEASE_S = 3000, 600
 REQUESTS, LENGTH = 10, 450
 DEADLINE_S = 3
 PROMPT = list(range(10, 60))
-
-
-async def eventually(condition: Callable[[], Awaitable[Any]], timeout_s: float = 90) -> Any:
-    """Poll until a value is there, and return it."""
-    async with asyncio.timeout(timeout_s):
-        while not (found := await condition()):  # noqa: ASYNC110 - nothing announces it
-            await asyncio.sleep(0.05)
-        return found
 
 
 class Gateway(Client):
@@ -79,7 +72,7 @@ class Pool:
         command += ["--shutdown-timeout-s", str(DEADLINE_S)]
         for instance in self.instances:
             command += ["--worker", instance]
-        local._start(self.cluster, name, url, command)
+        self.cluster.start(name, url, command)
         return Gateway(self.http, url, model, self.cluster.processes[-1])
 
     async def prefill(self, key: str) -> None:
@@ -104,7 +97,7 @@ class Pool:
             busy = ("running", "waiting", "loading", "pinned", "kv_blocks_used")
             return [] if any(c[name] for c in counters for name in busy) else counters
 
-        counters: list[dict[str, Any]] = await eventually(idle)
+        counters: list[dict[str, Any]] = await eventually_found(idle)
         for c in counters:
             assert c["arrived"] == c["finished"] + c["aborted"], c
             assert c["pins_made"] == c["pins_pulled"] + c["pins_released"] + c["pins_expired"], c
@@ -118,7 +111,7 @@ async def pool(model_folder: Path, tmp_path: Path) -> AsyncIterator[Pool]:  # no
     settings = local.ClusterSettings(folder, log_folder=tmp_path, simulate=profile, vllm_flags=flags)
     http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=120))
     with local.workers_only(settings, Console(file=io.StringIO())) as cluster:
-        local._start_workers(cluster)
+        cluster.start_workers()
         async with http:
             yield Pool(cluster, http)
 
@@ -132,7 +125,7 @@ async def test_one_is_killed_and_the_other_is_told_to_end(pool: Pool, model_fold
     gateways = victim, survivor = pool.gateway("gateway-a"), pool.gateway("gateway-b")
     for gateway in gateways:
         # Its policy is compiled first, which on a busy machine takes minutes; one that ends instead is noticed at once.
-        await eventually(gateway.started, 240)
+        await eventually_found(gateway.started, 240)
     streams = [
         [gateway.stream(f"{n}-{k}", prompt(n, k), LENGTH) for k in range(REQUESTS)]
         for n, gateway in enumerate(gateways)
@@ -149,7 +142,7 @@ async def test_one_is_killed_and_the_other_is_told_to_end(pool: Pool, model_fold
     async def move(row: dict[str, Any]) -> None:
         await victim.migrate(row["id"], "decode-1" if row["instance"] == "decode-0" else "decode-0")
 
-    moves = [asyncio.create_task(move(row)) for row in await eventually(movable)]
+    moves = [asyncio.create_task(move(row)) for row in await eventually_found(movable)]
     await asyncio.sleep(0.01)
     victim.process.popen.kill()
     await asyncio.gather(*moves, *(task for _, task in streams[0]), return_exceptions=True)
@@ -168,14 +161,14 @@ async def test_one_is_killed_and_the_other_is_told_to_end(pool: Pool, model_fold
         alone = {"where": "here", "holder": None, "missed_periods": 0}
         return await survivor.turns() > turns and (await survivor.status())["controller"] == alone
 
-    await eventually(decides)
+    await eventually_found(decides)
 
     # SIGTERM: what can finish in time does, the rest gets an error that says why, and new requests are refused.
     _, short = survivor.stream("short", PROMPT, 30)
     long, cut_off = survivor.stream("long", PROMPT, 1500)
     await long.reach(3)
     survivor.process.popen.send_signal(signal.SIGTERM)
-    await eventually(survivor.refuses)
+    await eventually_found(survivor.refuses)
     async with pool.http.post(f"{survivor.url}/v1/completions", json=survivor.body(PROMPT, 5)) as reply:
         assert reply.status == 503
         assert int(reply.headers["retry-after"]) >= 1

@@ -7,7 +7,8 @@ import random
 import pytest
 
 from ares.gateway.session.handover import NotMovableError
-from tests.mock_engine.cluster import MODEL, PROMPT, eventually, serving, settings
+from tests.mock_engine.cluster import MODEL, PROMPT, serving, settings
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -6,7 +6,7 @@ import pytest
 
 from ares.mock_engine.pins import Pin, Pins
 from ares.protocol import rpc
-from tests.mock_engine.cluster import eventually
+from tests.waiting import eventually
 
 
 async def test_what_is_kept_for_a_gateway_that_has_gone_ends_soon_but_for_who_pulls(

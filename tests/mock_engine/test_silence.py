@@ -22,8 +22,9 @@ from ares.mock_engine.serve import Server, identities
 from ares.mock_engine.transfer import Puller
 from ares.protocol import rpc
 from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures
-from tests.mock_engine.cluster import MODEL, eventually, settings
+from tests.mock_engine.cluster import MODEL, settings
 from tests.mock_engine.processes import gateway_over, generate, workers
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -266,8 +267,8 @@ async def test_what_runs_for_a_gateway_that_is_only_forgotten_goes_on(
         try:
             await eventually(lambda: gateway.pool.instances[0].open)
             run = asyncio.create_task(generate(gateway, "stays", prompt(0), 1500))
-            await eventually(lambda: gateway.name in instance._channel.disconnected)
-            await eventually(lambda: gateway.name not in instance._channel.disconnected)
+            await eventually(lambda: gateway.name in instance.channel.disconnected)
+            await eventually(lambda: gateway.name not in instance.channel.disconnected)
             assert not run.done()
             assert await run == MODEL.continuation(prompt(0), 1500)
             assert report.counters(instance)["arrived"] == 1
@@ -294,7 +295,7 @@ async def test_whoever_reads_a_stream_that_was_ended_goes_on_elsewhere(
             assert instance is not None
             await eventually(lambda: bool(hosted(gateway, cut.name)))
             # The instance is as if it had not heard the gateway for long.
-            instance._channel.disconnected[gateway.name] = 0.0
+            instance.channel.disconnected[gateway.name] = 0.0
             assert await asyncio.gather(*runs) == [MODEL.continuation(prompt(n), 1500) for n in range(4)]
             counters = [report.counters(server.instance) for server in servers if server.instance is not None]
             assert sum(c["arrived"] for c in counters) > 4

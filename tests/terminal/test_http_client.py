@@ -1,16 +1,14 @@
-"""Who is asked by a proxy, and who is not."""
+"""Which requests go through a proxy, and which do not."""
 
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
-from typing import Any
 
 import pytest
 
 from ares.local_cluster import cluster as local
 from ares.terminal.http_client import ProxyError, open_direct, open_url, proxy_of
+from tests.http_server import answering
 
 NO_TARGET = "http://127.0.0.1:9"
 VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -26,22 +24,8 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def server() -> Iterator[str]:
     """Answers with what it is asked for: a proxy is asked for a whole URL, anything else for a path."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(self.path.encode())
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-        thread.join()
+    with answering(lambda request: (200, request.path.encode())) as url:
+        yield url
 
 
 def read(url: str) -> str:

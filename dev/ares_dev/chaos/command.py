@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from ares.bench.environment import describe, write
+from ares.bench.options import JsonFile, Model, Port
 from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
 from ares.mock_engine import model as mock_model
@@ -27,7 +28,7 @@ _GATEWAY = "ares_dev.chaos.gateway"
 # Different prompts on real engines: each has a baseline run first.
 _PROMPTS = 16
 _SHOWN = 30
-# Requests at a time up to which every decision is logged; with more, each so many times fewer.
+# Concurrent requests up to which every decision is logged; with k times as many, every k-th is.
 _LOGGED = 1000
 
 
@@ -70,7 +71,7 @@ async def expected_of_real(plan: Plan, url: str, model: str) -> Expected:
 
 
 def command(
-    seed: Annotated[int, typer.Option(help="Decides the plan.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed that decides the plan.")] = 0,
     runs: Annotated[int, typer.Option(min=1, help="Runs, each with the next seed and a new cluster.")] = 1,
     simulate: Annotated[
         str | None, typer.Option(metavar="PROFILE", help="Use mock engines of this profile; without, real ones.")
@@ -81,7 +82,7 @@ def command(
         int, typer.Option(min=2, help="Mock instances in a process, which a kill ends together.")
     ] = 8,
     streams: Annotated[
-        int | None, typer.Option(min=1, help="Requests at a time; 1000 on mock engines, 6 on real ones.")
+        int | None, typer.Option(min=1, help="Concurrent requests; 1000 on mock engines, 6 on real ones.")
     ] = None,
     duration: Annotated[float, typer.Option(min=1, help="Seconds of load and events.")] = 120.0,
     speed: Annotated[float, typer.Option(min=0.01, help="How much faster than real time mock engines are.")] = 1.0,
@@ -91,18 +92,18 @@ def command(
         float | None, typer.Option(min=0.001, help="Events a second; 1 on mock engines, 0.1 on real ones.")
     ] = None,
     moves: Annotated[
-        float | None, typer.Option(min=0.001, help="Orders to move a second; 4 on mock engines, 1 on real ones.")
+        float | None, typer.Option(min=0.001, help="Commanded moves a second; 4 on mock engines, 1 on real ones.")
     ] = None,
     faults: Annotated[float, typer.Option(min=0, max=1, help="Share of the controller's decisions that raise.")] = 0.05,
     preset: Annotated[str, typer.Option(help="Policy preset to begin with.")] = "ares",
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8014,
+    model: Model = DEFAULT_MODEL,
+    port: Port = 8014,
     plan_file: Annotated[
         Path | None, typer.Option("--plan", help="Run this plan (printed or executed before) instead of the seed's.")
     ] = None,
     show_plan: Annotated[bool, typer.Option("--show-plan", help="Print the plan as JSON, and do nothing.")] = False,
     log_folder: Annotated[Path | None, typer.Option(help="Folder for the logs; by default a new one.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Mix load, moves, drains, kills, pauses, slow clients, a controller that raises, and telemetry faults.
 

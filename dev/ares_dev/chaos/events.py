@@ -74,7 +74,7 @@ class EventRunner:
         await work[event.kind](msgspec.structs.replace(event, at_s=round(self._clock.now(), 3)))
 
     def resume_paused(self) -> None:
-        """Let stopped processes go on, whatever else fails."""
+        """Resume paused processes, whatever else fails."""
         for name in self._paused:
             self._workers[name].send(signal.SIGCONT)
 

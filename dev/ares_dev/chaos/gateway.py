@@ -6,10 +6,11 @@ this instead. It serves loopback only.
 """
 
 import argparse
+import contextlib
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ares.config import ConfigError, GatewayConfig
 from ares.gateway.control import controller
 from ares.gateway.http import server
 from ares.gateway.records.decision_log import DecisionLog
+from ares.gateway.service import Gateway
 from ares_dev.chaos import telemetry_faults
 from ares_dev.chaos.invariants import INJECTED
 
@@ -66,21 +68,18 @@ def install(seed: int, share: float) -> None:
     names["avoid_oom"] = failing(names["avoid_oom"], draws["oom_avoidance"], share)
 
 
-def log_one_of(every: int) -> None:
-    """Log one decision of every so many only: each is logged with all of its inputs.
+def log_one_of(log: DecisionLog, every: int) -> None:
+    """Log only one decision out of several: each is logged with all of its inputs.
 
     Those that decide something and those that do not are counted separately, so that the few are not lost.
     """
-    write = DecisionLog._write  # noqa: SLF001 - where both kinds of decisions come together
     seen: Counter[tuple[str, bool]] = Counter()
 
-    def write_some(self: DecisionLog, kind: str, preset: str, **record: Any) -> None:
-        sort = kind, bool(record["decided"] or record.get("oom_actions"))
-        seen[sort] += 1
-        if seen[sort] % every == 1 % every:
-            write(self, kind, preset, **record)
+    def keeps(kind: str, decides: bool) -> bool:
+        seen[kind, decides] += 1
+        return seen[kind, decides] % every == 1 % every
 
-    DecisionLog._write = write_some  # type: ignore[method-assign] # noqa: SLF001 - likewise
+    log.keeps = keeps
 
 
 def main() -> None:
@@ -102,11 +101,20 @@ def main() -> None:
     def build_with_faults(config: GatewayConfig, folder: Path) -> FastAPI:
         app: FastAPI = build(config, folder)
         telemetry_faults.add_route(app, injector)
+        lifespan = app.router.lifespan_context
+
+        @contextlib.asynccontextmanager
+        async def with_faults(app: FastAPI) -> AsyncIterator[Any]:
+            async with lifespan(app) as state:  # only a gateway that has started has a pool and a log
+                gateway: Gateway = app.state.gateway
+                telemetry_faults.install(injector, gateway.pool)
+                log_one_of(gateway.controller.log, given.log_every)
+                yield state
+
+        app.router.lifespan_context = with_faults
         return app
 
     install(given.fault_seed, given.fault_share)
-    log_one_of(given.log_every)
-    telemetry_faults.install(injector)
     names["serve"], names["build"] = serve_on_loopback, build_with_faults
     cli.main()
 

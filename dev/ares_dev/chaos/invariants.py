@@ -2,7 +2,7 @@
 
 I1 every request ends: whole, left by its client, or with an error that says why. I2 one instance generates for a
 request at a time. I3 each token comes once and in order, and the usage counts it once. I4 the tokens are those of an
-undisturbed run. I5 nothing stays allocated or pinned, and every pin ended once. I7 the gateway goes on serving,
+undisturbed run. I5 nothing stays allocated or pinned, and every pin ended once. I7 the gateway keeps serving,
 whatever fails. Checks are pure; each violation begins with the invariant's number. (I6, I8: decisions.py.)
 """
 
@@ -192,7 +192,7 @@ def _engines(final: FinalState) -> Iterator[str]:
                 yield f"I5: {one['name']}: {one['pins_made']} pins made, {ended} ended"
         if one["pins_expired"] and not final.disturbed:
             yield f"I5: {one['name']}: {one['pins_expired']} leases expired, and no process had died"
-        # A process that was stopped may go on by pulling for a request that was given up meanwhile.
+        # A process that was paused may continue with a pull for a request that was given up meanwhile.
         if one.get("pins_pulled_late") and not final.disturbed:
             yield f"I5: {one['name']}: {one['pins_pulled_late']} pins were pulled after they had ended"
 

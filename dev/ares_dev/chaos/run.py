@@ -43,7 +43,7 @@ Expected = Callable[[RequestPlan], list[int]]
 
 @dataclass(slots=True)
 class _Load:
-    """The clients: so many requests at a time, each followed by the next."""
+    """The clients: a fixed number of concurrent requests, each followed by the next."""
 
     plan: Plan
     cluster: Cluster
@@ -158,7 +158,7 @@ async def run_plan(
             "requests": dict(sorted(final.requests.items())),
             **{name: final.metrics[name] for name in _METRICS if name in final.metrics},
         },
-        # The counters of a killed instance begin anew.
+        # The counters of a killed instance start again at zero.
         "engines": {
             name: sum(one[name] for one in final.counters)
             for name in _COUNTED

@@ -4,14 +4,12 @@ The faults are those of mock engines (mock_engine/faults.py). Messages are chang
 impossible values meet the same checks. Predictions are replaced whether the engine makes any or not.
 """
 
-from collections.abc import Callable, Coroutine
-from typing import Any
-
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from ares.gateway.pool.instance import Instance
+from ares.gateway.pool.pool import Pool
 from ares.mock_engine.faults import PREDICTIONS, FaultState, faulty_telemetry
 from ares.protocol import messages, rpc
 from ares.protocol.fields import FAULTS_ROUTE
@@ -45,18 +43,15 @@ class TelemetryFaultInjector:
         return rpc.encode(changed) if changed is not None else None
 
 
-def install(injector: TelemetryFaultInjector) -> None:
-    """Change the messages that the gateway of this process gets from instances, from now on."""
-    receive = Instance._receive  # noqa: SLF001 - where every message of an instance comes in
+def install(injector: TelemetryFaultInjector, pool: Pool) -> None:
+    """Change the messages that come from the instances of a pool, from now on."""
 
-    async def receive_altered(
-        self: Instance, body: bytes, on_hello: Callable[[Instance], Coroutine[Any, Any, None]]
-    ) -> None:
-        changed = injector.altered(self.name, self.state.hello.kv_blocks if self.state.hello is not None else 0, body)
-        if changed is not None:
-            await receive(self, changed, on_hello)
+    def altered(instance: Instance, body: bytes) -> bytes | None:
+        hello = instance.state.hello
+        return injector.altered(instance.name, hello.kv_blocks if hello is not None else 0, body)
 
-    Instance._receive = receive_altered  # type: ignore[method-assign] # noqa: SLF001 - likewise
+    for instance in pool.instances:
+        instance.intercept = altered
 
 
 def add_route(app: FastAPI, injector: TelemetryFaultInjector) -> None:

@@ -1,1 +1,1 @@
-"""`python -m ares_dev soak`: an hour of everything at once, and nothing that grows."""
+"""`python -m ares_dev soak`: mixed load for hours, to find leaks and lost requests."""

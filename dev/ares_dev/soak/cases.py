@@ -1,4 +1,4 @@
-"""Requests whose every token is known: their outputs without moves are what they must be while everything moves."""
+"""Requests whose outputs are known from a run without moves; they must be the same while everything moves."""
 
 import asyncio
 import random

@@ -16,6 +16,7 @@ from ares import extras
 from ares.bench import sse, steady
 from ares.bench.environment import write
 from ares.bench.live import client
+from ares.bench.options import DecodeInstances, Dtype, JsonFile, Model, Port, Simulate
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
 from ares.terminal import tables
@@ -152,21 +153,19 @@ def violations(figures: dict[str, Any]) -> list[str]:
 
 
 def command(
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long.")] = 30.0,
-    users: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long to run.")] = 30.0,
+    users: Annotated[int, typer.Option(min=1, help="Concurrent requests.")] = 8,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two samples of every process.")] = 5.0,
     lull: Annotated[
         float, typer.Option(min=1, help="Seconds between two pauses of all users, for a sample of the idle cluster.")
     ] = 90.0,
-    decode: Annotated[int, typer.Option(min=2, help="Decode instances, with one prefill instance.")] = 2,
-    preset: Annotated[str, typer.Option(help="Policy preset, in addition to the moves by command.")] = ("ares"),
-    dtype: Annotated[str, typer.Option(help="float32 makes sums independent of the batch, so tokens must agree.")] = (
-        "float32"
-    ),
-    simulate: Annotated[str | None, typer.Option(help="Use mock engines of this profile.")] = None,
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    decode: DecodeInstances = 2,
+    preset: Annotated[str, typer.Option(help="Policy preset, in addition to the moves by command.")] = "ares",
+    dtype: Dtype = "float32",
+    simulate: Simulate = None,
+    model: Model = DEFAULT_MODEL,
+    port: Port = 8010,
+    json_file: JsonFile = None,
     report: Annotated[Path | None, typer.Option(help="Folder for the picture.")] = None,
 ) -> None:
     """Run mixed traffic and moves; check tokens, leaks and leases, and what is left; status 1 if anything is wrong."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from ares_dev.soak.samples import Sample
 
-# A slope is taken over at most so many points: the number of pairs is the square of it.
+# A slope is taken over at most this many points: the number of pairs is the square of it.
 _POINTS = 400
 
 

@@ -10,7 +10,7 @@ from ares_dev.soak.growth import series
 from ares_dev.soak.samples import Sample
 
 mpl.use("Agg")
-# Colours that stay apart for colour-blind readers (Okabe and Ito).
+# Colours that colour-blind readers can tell apart (Okabe and Ito).
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 _SHOWN = ("rss_mb", "pss_mb", "descriptors", "threads", "kv_blocks_used", "pinned", "running", "tasks")
 

@@ -105,7 +105,7 @@ class Traffic:
         }
 
     def start(self, users: int) -> None:
-        """Start so many users."""
+        """Start this many users."""
         self._open.set()
         self._users = [asyncio.create_task(self._user(number)) for number in range(users)]
 
@@ -141,7 +141,7 @@ class Traffic:
             try:
                 await self._kinds[kind][1](generator)
                 self.counts.done[kind] += 1
-            except Exception as error:  # any failure counts, and the user goes on
+            except Exception as error:  # any failure counts, and the user continues
                 self.counts.fail(kind, repr(error)[:300])
             finally:
                 self._active -= 1

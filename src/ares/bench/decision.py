@@ -18,7 +18,7 @@ app = typer.Typer(help="Benchmarks that need neither vLLM nor a GPU.", no_args_i
 
 @app.callback()
 def _group() -> None:
-    """Keep `decision` a command of its own even while it is the only one."""
+    """Keep `decision` a sub-command although it is the only one."""
 
 
 def sample_cluster(decode: int, requests: int, random: np.random.Generator) -> Cluster:
@@ -51,9 +51,9 @@ def sample_cluster(decode: int, requests: int, random: np.random.Generator) -> C
 
 
 def measure(decode: int, requests: int, decisions: int, name: str, seed: int, progress: bool) -> dict[str, Any]:
-    """Time decisions, each on a cluster of its own so that no cache of an earlier one helps.
+    """Time decisions, each on a different cluster, so that no cache of an earlier one helps.
 
-    Times are of the wall clock; `cpu_...` is the thread's processor time, without what others on the machine took.
+    Times are wall-clock times; `cpu_...` are CPU times of the thread, which other processes do not affect.
     """
     chosen = preset(name)
     policy = rebalancer(chosen.rebalance, chosen.rebalance_settings)
@@ -86,10 +86,10 @@ def measure(decode: int, requests: int, decisions: int, name: str, seed: int, pr
 @app.command()
 def decision(
     decode: Annotated[int, typer.Option(help="Decode instances.", min=2)] = 256,
-    requests: Annotated[int, typer.Option(help="Running requests on each.", min=1)] = 128,
+    requests: Annotated[int, typer.Option(help="Running requests on each instance.", min=1)] = 128,
     decisions: Annotated[int, typer.Option(help="How many decisions to time.", min=1)] = 200,
-    preset_name: Annotated[str, typer.Option("--preset", help="Whose rebalancer.")] = "ares",
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampled clusters.")] = 0,
+    preset_name: Annotated[str, typer.Option("--preset", help="Preset whose rebalancer is timed.")] = "ares",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampled clusters.")] = 0,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the result here ('-': standard output).")
     ] = None,
@@ -103,7 +103,7 @@ def decision(
     if json_path is None:
         typer.echo(
             f"p50 {result['p50_ms']:.2f} ms, p99 {result['p99_ms']:.2f} ms "
-            f"(the decision's own processor time: {result['cpu_p50_ms']:.2f}, {result['cpu_p99_ms']:.2f}), "
+            f"(CPU time: {result['cpu_p50_ms']:.2f}, {result['cpu_p99_ms']:.2f}), "
             f"{result['moves']:.1f} moves a decision"
         )
     elif str(json_path) == "-":

@@ -1,15 +1,14 @@
 """`ares bench drain`: how long an instance takes to empty by moving its requests, and by waiting for them.
 
-The same requests run on one decode instance, at the same point of their outputs: in one turn it is drained, and they
-move; in the other they finish where they are, as in a drain without moves. Then every decode worker is stopped with
-SIGTERM and started again, in turn and under load: no request may fail.
+The same requests run on one decode instance, with the same number of output tokens. In one run the instance is drained
+and they move; in the other they finish on it, as in a drain without moves. Then the decode workers are stopped with
+SIGTERM and restarted, one after the other and under load: no request may fail.
 """
 
 import asyncio
 import signal
 import statistics
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +19,7 @@ from ares.bench import sse, steady
 from ares.bench.environment import write
 from ares.bench.live import client
 from ares.bench.live.client import Observed
+from ares.bench.options import DecodeInstances, Dtype, JsonFile, Model, Port, Simulate
 from ares.bench.streams import kv_blocks_used, random_streams
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
@@ -28,7 +28,7 @@ from ares.terminal.progress import progress_display
 from ares.terminal.signals import signal_as_interrupt
 
 MOVED, WAITED = "moved", "waited for"
-# Every request has so many tokens when the clock starts.
+# Output tokens that every request has when the clock starts.
 _BEGUN = 20
 _DEADLINE_S = 300.0
 
@@ -53,13 +53,13 @@ async def _on(load: steady.Load, name: str) -> int:
 
 
 async def _turn(load: steady.Load, way: str, source: str, others: list[str]) -> dict[str, Any]:
-    """Run all requests on `source`, and measure how long it takes to empty."""
-    for other in others:  # so that all of them come to the source
+    """Run all requests on `source`, and measure how long the instance takes to become empty."""
+    for other in others:  # so that dispatch sends all of them to the source
         await _drained(load, other)
     sent = [asyncio.create_task(load.send(each)) for each in load.planned]
     while len(load.running) < len(sent) or any(len(seen.tokens) < _BEGUN for seen in load.running.values()):
         if any(task.done() for task in sent):
-            raise steady.NotComparableError("an output ended before all had begun: give more --tokens")
+            raise steady.NotComparableError("an output ended before all requests had started: give more --tokens")
         await asyncio.sleep(0.02)
     for other in others:
         await _open(load, other)
@@ -121,7 +121,7 @@ async def measure(
         with progress_display(console, *columns) as progress:
             task = progress.add_task("drains", total=2 * repeats)
             for number in range(repeats):
-                # A B, B A, ...: a drift over time hits both alike.
+                # A B, B A, ...: a drift over time affects both alike.
                 for way in (MOVED, WAITED) if number % 2 == 0 else (WAITED, MOVED):
                     turns.append(await _turn(load, way, names[0], names[1:]))
                     progress.advance(task)
@@ -152,19 +152,17 @@ def _outcomes(read: dict[str, Any]) -> dict[str, int]:
 
 def command(
     running: Annotated[int, typer.Option(min=1, help="Requests on the instance that is drained.")] = 16,
-    tokens: Annotated[int, typer.Option(min=80, help="Output tokens of each.")] = 400,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of each way.")] = 3,
-    streams: Annotated[int, typer.Option(min=2, help="Streams at a time in the rolling restart.")] = 8,
-    decode: Annotated[int, typer.Option(min=2, help="Decode instances, with one prefill instance.")] = 2,
-    dtype: Annotated[str, typer.Option(help="float32 makes sums independent of the batch, so tokens must agree.")] = (
-        "float32"
-    ),
-    simulate: Annotated[str | None, typer.Option(help="Use mock engines of this profile.")] = None,
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    tokens: Annotated[int, typer.Option(min=80, help="Output tokens of each request.")] = 400,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each method.")] = 3,
+    streams: Annotated[int, typer.Option(min=2, help="Concurrent streams in the rolling restart.")] = 8,
+    decode: DecodeInstances = 2,
+    dtype: Dtype = "float32",
+    simulate: Simulate = None,
+    model: Model = DEFAULT_MODEL,
+    port: Port = 8010,
+    json_file: JsonFile = None,
 ) -> None:
-    """Drain an instance with moves and without, then restart all under load; status 1 where a request failed."""
+    """Drain an instance with and without moves, then restart all workers under load; status 1 if a request failed."""
     signal_as_interrupt()
     deadline = ("--drain-deadline", str(_DEADLINE_S / 2))
     settings = steady.cluster_settings(model, decode, port, simulate, dtype, worker_flags=deadline)

@@ -44,7 +44,7 @@ def describe() -> dict[str, Any]:
 
 
 def write(result: dict[str, Any], file: Path | None) -> None:
-    """Write a result as JSON, where one is wanted."""
+    """Write a result as JSON, if a file is given."""
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(result, indent=2) + "\n")

@@ -1,8 +1,8 @@
 """`ares bench overhead`: what our connector costs while nothing moves.
 
-Three real engines with the same model on the same core, one asked at a time, in turns: no connector, stock
-NixlConnector (with the CPU fixes of `ares.engine.connector.worker`, without which it cannot be timed on a CPU), and
-ours, watched over its control channel as a gateway watches it.
+Three real engines with the same model on the same core, measured in turns: without a connector, with stock
+NixlConnector (with the CPU fixes of `ares.engine.connector.worker`, without which timings on a CPU mean nothing), and
+with ours, which sends telemetry as it does to a gateway.
 """
 
 import asyncio
@@ -12,7 +12,6 @@ import os
 import random
 import statistics
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import aiohttp
@@ -23,6 +22,7 @@ from rich.console import Console
 
 from ares.bench import sse
 from ares.bench.environment import describe, write
+from ares.bench.options import JsonFile, Model
 from ares.bench.percentiles import median_interval
 from ares.bench.streams import greedy_body
 from ares.engine.defaults import local_flags
@@ -50,7 +50,7 @@ async def gaps(http: aiohttp.ClientSession, url: str, model: str, batch: int, to
         }
         async with sse.open_stream(http, f"{url}/v1/completions", body) as chunks:
             times = [time.monotonic() async for _ in chunks]
-        # The first gaps still hold the other streams' prefills.
+        # The first gaps still contain the other streams' prefills.
         return [b - a for a, b in itertools.pairwise(times[batch:])]
 
     return list(itertools.chain.from_iterable(await asyncio.gather(*(one() for _ in range(batch)))))
@@ -111,13 +111,13 @@ def interval(values: list[float]) -> dict[str, float]:
 
 
 def command(
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
-    batch: Annotated[list[int] | None, typer.Option(help="Streams at a time; repeat for several.")] = None,
+    model: Model = DEFAULT_MODEL,
+    batch: Annotated[list[int] | None, typer.Option(help="Concurrent streams; repeat for several.")] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Measured rounds for each batch.")] = 10,
     tokens: Annotated[int, typer.Option(min=20, help="Output tokens of a stream.")] = 100,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
-    """Compare TPOT without a connector, with stock NixlConnector and with ours, nothing moving."""
+    """Compare TPOT without a connector, with stock NixlConnector and with ours, while nothing moves."""
     console = Console(stderr=True)
     cores = sorted(os.sched_getaffinity(0))
     settings = local.ClusterSettings(model=model, vllm_flags=tuple(local_flags([])))

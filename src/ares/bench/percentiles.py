@@ -8,7 +8,7 @@ import numpy as np
 
 
 def percentiles(values: Sequence[float], *points: float) -> dict[str, float]:
-    """Return percentiles by name, interpolated linearly: 50 as `p50`, 100 as `max`; nothing of no values."""
+    """Return percentiles by name, interpolated linearly: 50 as `p50`, 100 as `max`; an empty mapping without values."""
     if not len(values):
         return {}
     found = np.percentile(values, points)

@@ -1,15 +1,14 @@
 """`ares bench predictor`: what the predictor costs a running engine.
 
-One real engine, watched over its control channel as a gateway watches it. Between two runs of the same streams its
-hidden-state hook and predictor are switched on or off, through vLLM's development endpoint: the same process, memory
-and caches on both sides. TPOT is the mean over all tokens: a prediction comes with every 20th step, and a median would
-never see it.
+One real engine, which sends telemetry as it does to a gateway. Between two runs of the same streams its hidden-state
+hook and predictor are switched on or off through vLLM's development endpoint, so that process, memory and caches are
+the same in both. TPOT is the mean over all tokens: only every 20th step makes predictions, which a median would not
+show.
 """
 
 import asyncio
 import os
 import statistics
-from pathlib import Path
 from typing import Annotated, Any
 
 import aiohttp
@@ -17,6 +16,7 @@ import typer
 from rich.console import Console
 
 from ares.bench.environment import describe, write
+from ares.bench.options import JsonFile, Model
 from ares.bench.overhead import gaps, interval, watch
 from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
@@ -37,7 +37,7 @@ async def _measure(url: str, model: str, batches: list[int], rounds: int, tokens
                 for batch in batches:
                     runs: dict[str, list[float]] = {state: [] for state in _STATES}
                     for number in range(rounds + 1):
-                        # The order changes: a machine that slows down must not count against one of them.
+                        # In alternating order, so that a machine that slows down affects both alike.
                         for state in _STATES if number % 2 else _STATES[::-1]:
                             await _switch(http, url, state)
                             value = statistics.fmean(await gaps(http, url, model, batch, tokens))
@@ -64,13 +64,15 @@ async def _switch(http: aiohttp.ClientSession, url: str, state: str) -> None:
 
 
 def command(
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
-    predictor: Annotated[str | None, typer.Option(help="Checkpoint; by default the one that ships.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Streams at a time; repeat for several.")] = None,
+    model: Model = DEFAULT_MODEL,
+    predictor: Annotated[
+        str | None, typer.Option(help="Checkpoint; by default the one that ships for the model.")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Concurrent streams; repeat for several.")] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Measured rounds for each batch.")] = 30,
     tokens: Annotated[int, typer.Option(min=20, help="Output tokens of a stream.")] = 100,
     core: Annotated[int | None, typer.Option(help="CPU core of the engine; by default the last one.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Compare TPOT with the predictor and without."""
     console = Console(stderr=True)

@@ -28,6 +28,7 @@ from rich.table import Table
 from ares import extras
 from ares.bench import sse
 from ares.bench.environment import describe, write
+from ares.bench.options import JsonFile
 from ares.bench.percentiles import percentiles
 from ares.models import resolve as models
 from ares.models.resolve import DEFAULT_MODEL
@@ -40,9 +41,9 @@ if TYPE_CHECKING:
     import psutil
 
 _START_TIMEOUT_S = 60.0
-# Longest that a stream takes beyond a second a token.
+# Time limit of a stream, in addition to one second a token.
 _GRACE_S = 60.0
-# Streams that are measured for the time to the first token bring just enough tokens to have a second one.
+# Streams that measure the time to first token have just enough tokens for a second one.
 _FIRST_TOKENS = 4
 _MODES = {"as_fast_as_read": "as fast as read", "paced": "paced"}
 
@@ -88,14 +89,16 @@ class _System:
 
 def command(
     streams: Annotated[int, typer.Option(min=1, help="Concurrent streams.")] = 64,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of a stream that is as fast as it is read.")] = 3000,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of a stream that is sent as fast as it is read.")] = 3000,
     paced_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a paced stream.")] = 250,
     interval_ms: Annotated[float, typer.Option(min=1, help="Time between two tokens of a paced stream.")] = 20.0,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of each system, in turn.")] = 5,
-    first_tokens: Annotated[int, typer.Option(min=1, help="Single streams a run, for the time to first token.")] = 40,
-    router: Annotated[Path | None, typer.Option(help="PyPI's vllm-router executable, to measure beside ours.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each system, alternating.")] = 5,
+    first_tokens: Annotated[
+        int, typer.Option(min=1, help="Single streams in a run, for the time to first token.")
+    ] = 40,
+    router: Annotated[Path | None, typer.Option(help="PyPI's vllm-router executable, to be measured as well.")] = None,
     model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model to imitate.")] = DEFAULT_MODEL,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Measure the gateway's CPU time per token chunk and the time that it adds to the first token.
 
@@ -127,7 +130,7 @@ def command(
 
 
 def _run(plan: _Plan, router: Path | None, console: Console) -> dict[str, Any]:
-    """Measure the systems in turn, again and again, and return the figures of each."""
+    """Measure the systems in turn, several times, and return the figures of each."""
     folder = models.resolve(plan.model, weights=False)
     with contextlib.ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ares-relay-")))
@@ -136,7 +139,7 @@ def _run(plan: _Plan, router: Path | None, console: Console) -> dict[str, Any]:
         systems = [stack.enter_context(_gateway(ports, plan.model, logs))]
         if router is not None:
             systems += [stack.enter_context(_router(router, ports, mode, logs)) for mode in ("prefill-decode", "plain")]
-        for system in systems:  # a first run of everything, to be forgotten
+        for system in systems:  # a warm-up run of everything
             uvloop.run(_read_streams(system.port, plan.model, plan.streams, 50))
         direct = mocks["decode"]
         for n in range(plan.repeats):
@@ -168,7 +171,7 @@ _OTHER_EVENTS = 2
 
 
 async def _read_streams(port: int, model: str, streams: int, tokens: int) -> list[sse.RawReply]:
-    """Read so many chat streams of so many tokens at once, and check that every token arrived.
+    """Read chat streams concurrently, and check that every token arrived.
 
     Raises
     ------
@@ -239,11 +242,11 @@ def _router(router: Path, ports: dict[str, int], mode: str, logs: Path) -> Itera
 
 
 def _served(name: str, command: list[str], port: int, logs: Path, route: str, expected: list[str]) -> Iterator[_System]:
-    """Run a server, and yield it once the answer of `route` holds all of `expected`."""
+    """Run a server, and yield it once the answer of `route` contains all of `expected`."""
     log = logs / f"{name.replace(' ', '-')}.log"
     with log.open("wb") as sink:
         process = subprocess.Popen(  # noqa: S603 - our own command
-            # A group of its own, so that Ctrl-C reaches only us and one signal reaches all that it started.
+            # A separate process group, so that Ctrl-C reaches only us and one signal reaches all that it started.
             command,
             stdin=subprocess.DEVNULL,
             stdout=sink,
@@ -309,7 +312,7 @@ def _figures(system: _System, direct: _System) -> dict[str, Any]:
 def _versions(router: Path | None) -> dict[str, str]:
     versions = {name: importlib.metadata.version(name) for name in ("httptools", "msgspec", "tokenizers", "uvloop")}
     if router is not None:
-        # The router has an environment of its own.
+        # The router has its own environment.
         ask = "from importlib.metadata import version; print(version('vllm-router'))"
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             found = subprocess.run(  # noqa: S603 - the operator's own

@@ -7,7 +7,6 @@ import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -19,6 +18,7 @@ from rich.table import Table
 from ares import extras
 from ares.bench import sse
 from ares.bench.environment import describe, write
+from ares.bench.options import JsonFile, Port
 from ares.bench.percentiles import milliseconds
 from ares.local_cluster import cluster as local
 from ares.mock_engine import model as simulated
@@ -30,7 +30,7 @@ from ares.terminal import tables
 from ares.terminal.http_client import open_direct
 from ares.terminal.signals import signal_as_interrupt
 
-# Longest run, beyond what the tokens take.
+# Time limit of a run, in addition to the time that its tokens take.
 _GRACE_S = 120.0
 _IDLE_TIMEOUT_S = 30.0
 
@@ -60,8 +60,8 @@ def command(
     profile: Annotated[str, typer.Option(help="Profile of the engines.")] = "qwen3-32b-2xrtxpro6000",
     preset: Annotated[str, typer.Option(help="Policy preset of the gateway.")] = "off",
     model: Annotated[str, typer.Option(help="Hugging Face id or folder: its tokenizer is read.")] = DEFAULT_MODEL,
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8013,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    port: Port = 8013,
+    json_file: JsonFile = None,
 ) -> None:
     """Measure one gateway, or none, in front of many mock engines: tokens a second, CPU, memory, gaps, errors."""
     extras.require("psutil")

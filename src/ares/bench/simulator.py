@@ -1,4 +1,4 @@
-"""How long `ares simulate` takes, and how much memory: the command itself, a process of its own for each preset."""
+"""How much time and memory `ares simulate` takes, measured in a separate process for each preset."""
 
 import json
 import os
@@ -19,12 +19,12 @@ _COMMAND = "import sys; from ares.cli.main import main; sys.argv[0] = 'ares'; ma
 
 
 def run(arguments: list[str], cache: Path | None = None) -> dict[str, Any]:
-    """Run `ares simulate` and wait; its whole time, start, compilation or loading and metrics included.
+    """Run `ares simulate` and measure all of it: start, compilation or loading, simulation and metrics.
 
     Parameters
     ----------
     arguments
-        Of the command.
+        Arguments of the command.
     cache
         An empty directory for compiled code; None: the user's.
 
@@ -113,7 +113,7 @@ def command(
         for one in runs:
             typer.echo(
                 f"{one['preset']}: {one['requests']} requests in {one['wall_s']:.1f} s "
-                f"({one['cpu_s']:.1f} s of processor time), at most {one['peak_memory_bytes'] / 1e9:.2f} GB"
+                f"({one['cpu_s']:.1f} s of CPU time), at most {one['peak_memory_bytes'] / 1e9:.2f} GB"
             )
         if compiling is not None:
             typer.echo(f"first run, compiling: {compiling['wall_s']:.1f} s ({compiling['cpu_s']:.1f} s)")

@@ -1,7 +1,7 @@
 """Reading streamed replies (server-sent events): the one client of all benchmarks.
 
-`open_stream` decodes each event as it comes. `RawReply` only keeps what comes and when, for next to no CPU, so that
-thousands of streams can be read beside the gateway that is measured; what it kept is decoded afterwards.
+`open_stream` decodes each event as it arrives. `RawReply` only stores the bytes and their times, which takes little
+CPU, so that thousands of streams can be read on the machine of the gateway that is measured; they are decoded later.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from ares.protocol.fields import REQUEST_ID_HEADER
 
 EVENT = b"data: {"
 _END_OF_EVENT = b"\n\n"
-# The end of an event, of its HTTP chunk, and the last chunk. A head may end like the last chunk alone.
+# The end of an event, of its HTTP chunk, and the last chunk; a head may end in the bytes of the last chunk alone.
 _END_OF_STREAM = b"\n\n\r\n0\r\n\r\n"
 _DONE = b"data: [DONE]" + _END_OF_STREAM
 
@@ -68,7 +68,7 @@ def session(silence_s: float = 300.0, *, keep_connections: bool = True) -> aioht
 async def open_stream(
     http: aiohttp.ClientSession, url: str, body: dict[str, Any], request_id: str | None = None
 ) -> AsyncIterator[AsyncIterator[Chunk]]:
-    """Send a request for a stream and give its events as they come; leaving the context early closes the connection.
+    """Send a request for a stream and yield its events as they arrive; leaving the context early closes the connection.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ class RawReply(asyncio.Protocol):
         self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
-        """Keep what came; close where a stream has ended and its server keeps the connection."""
+        """Store the data; close where a stream has ended and its server keeps the connection."""
         self.data.append(data)
         self.times.append(time.perf_counter())
         self._tail = (self._tail + data[-len(_END_OF_STREAM) :])[-len(_END_OF_STREAM) :]
@@ -149,24 +149,24 @@ class RawReply(asyncio.Protocol):
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Be finished."""
+        """Finish the reply."""
         if not self.finished.done():
             self.finished.set_result(exc)
 
     @property
     def last_heard(self) -> float:
-        """When something came last, or the request was sent."""
+        """When data last arrived, or the request was sent."""
         return self.times[-1] if self.times else self.started
 
     @property
     def status(self) -> int:
-        """HTTP status; 0 before it has come."""
+        """HTTP status; 0 before it has arrived."""
         code = b"".join(self.data[:12])[9:12]
         return int(code) if code.isdigit() else 0
 
     @property
     def complete(self) -> bool:
-        """Whether a stream came to its end."""
+        """Whether the stream is complete."""
         return b"".join(self.data[-len(_DONE) :]).endswith(_DONE)
 
     def body(self) -> bytes:

@@ -1,7 +1,7 @@
 """`ares bench stall`: how long a client waits for its next token when its request moves.
 
 Real engines, moves by command. The stall is measured at the client: the longest wait between two tokens while the move
-is under way, next to the median wait between tokens of the same stream when nothing moves.
+is under way, compared with the median wait between tokens of the same stream when nothing moves.
 """
 
 import asyncio
@@ -10,7 +10,6 @@ import random
 import statistics
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 import aiohttp
@@ -20,6 +19,7 @@ from rich.console import Console
 from ares.bench import sse
 from ares.bench.environment import describe, write
 from ares.bench.live.client import gateway_status
+from ares.bench.options import JsonFile, Model, Port
 from ares.bench.percentiles import milliseconds, percentiles
 from ares.bench.streams import greedy_body
 from ares.engine.defaults import DEFAULT_PULL_BYTES, local_flags
@@ -47,7 +47,7 @@ class _Watched:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def reach(self, count: int, stream: "asyncio.Task[None]") -> None:
-        """Wait for so many tokens; a stream that ends before is an error."""
+        """Wait until the stream has this many tokens; one that ends before is an error."""
         while len(self.times) < count:
             if stream.done():
                 raise RuntimeError("the stream ended early") from stream.exception()
@@ -88,7 +88,7 @@ async def _move(
     Raises
     ------
     NotMovedError
-        It was refused or did not come about: on a busy machine an instance may be silent for a while.
+        It was refused or failed: on a busy machine an instance may be silent for a while.
     """
     names = [f"decode-{n}" for n in range(2)]
     watched = _Watched()
@@ -114,7 +114,7 @@ async def _move(
 async def _case(
     http: aiohttp.ClientSession, url: str, model: str, load: str, context: int, moves: int, modes: list[str], tick: Any
 ) -> list[dict[str, Any]]:
-    """Move so many streams of one length in each mode, the modes in turns."""
+    """Move streams of one length, alternating between the modes."""
     generator = random.Random(f"{load} {context}")  # noqa: S311 - a workload, not a secret
     stalls: dict[str, list[float]] = {mode: [] for mode in modes}
     gaps: dict[str, list[float]] = {mode: [] for mode in modes}
@@ -124,7 +124,7 @@ async def _case(
         for mode in modes if number % 2 == 0 else reversed(modes):
             for attempt in range(_ATTEMPTS):
                 name = f"stall-{mode}-{context}-{number}-{time.monotonic_ns()}"
-                # A new prompt for each move: no prefix cache has anything of it.
+                # A new prompt for each move: no prefix cache has any part of it.
                 body = _body(model, context, generator, 8 * _BETWEEN)
                 try:
                     stall, quiet, record = await _move(http, url, body, name, mode)
@@ -193,20 +193,20 @@ async def _measure(
 
 
 def command(
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
     context: Annotated[list[int] | None, typer.Option(help="Context lengths; repeat for several.")] = None,
     mode: Annotated[
         list[str] | None, typer.Option(help="stop_and_copy, pre_copy or auto; repeat for several, by default both.")
     ] = None,
     moves: Annotated[int, typer.Option(min=1, help="Moves for each length, mode and load.")] = 24,
-    background: Annotated[int, typer.Option(min=1, help="Other streams on each instance when busy.")] = 4,
+    background: Annotated[int, typer.Option(min=1, help="Other streams on each busy instance.")] = 4,
     pull_within_step_bytes: Annotated[int, typer.Option(help="As for `ares worker`; 0 pulls between steps.")] = (
         DEFAULT_PULL_BYTES
     ),
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    port: Port = 8010,
+    json_file: JsonFile = None,
 ) -> None:
-    """Measure the client-visible stall of a move on real engines, over context length, target idle and busy."""
+    """Measure the client-visible stall of moves on real engines, by context length, on idle and busy instances."""
     modes = mode or ["stop_and_copy", "pre_copy"]
     if unknown := set(modes) - set(_MODES):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: one of {', '.join(_MODES)}", param_hint="--mode")

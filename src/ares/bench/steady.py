@@ -1,4 +1,4 @@
-"""A steady load of streams whose every token is known, for measurements under kills, drains and restarts."""
+"""A steady load of streams whose outputs are known, for measurements under kills, drains and restarts."""
 
 import asyncio
 import itertools
@@ -20,9 +20,9 @@ from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
 
 _POLL_S = 0.05
-# A worker that restarts is up by then, or it is a failure.
+# Time limit for the restart of a worker.
 _REJOIN_S = 300.0
-# A stream is under way with at least so many tokens generated, and so many to come.
+# A stream counts as under way when it has generated, and has still to generate, at least this many tokens.
 _GENERATED, _TO_COME = 8, 40
 
 
@@ -31,14 +31,14 @@ class NotComparableError(RuntimeError):
 
 
 def machine_load() -> list[float]:
-    """Return the load averages: timings on a machine that does something else too say little."""
+    """Return the load averages: other work on the machine makes timings meaningless."""
     return [round(value, 2) for value in os.getloadavg()]
 
 
 async def baseline_outputs(
     http: aiohttp.ClientSession, url: str, model: str, planned: list[Planned]
 ) -> dict[str, list[int]]:
-    """Return the tokens of each request in a run in which nothing is done to the cluster.
+    """Return the tokens of each request in a run without kills, drains and restarts.
 
     Raises
     ------
@@ -48,14 +48,14 @@ async def baseline_outputs(
     await client.wait_until_idle(http, url)
     seen = await send_all(http, url, model, planned)
     if failed := [f"{each.name}: {each.error}" for each in seen if each.error is not None]:
-        raise NotComparableError(f"requests failed before anything was done to the cluster: {failed[0]}")
+        raise NotComparableError(f"requests failed in the baseline run: {failed[0]}")
     await client.wait_until_idle(http, url)
     return {each.name: each.tokens for each in seen}
 
 
 @dataclass(slots=True)
 class Load:
-    """Streams that are checked as they end; another one starts for each.
+    """Streams that are checked as they end, each followed by another one.
 
     Attributes
     ----------
@@ -83,16 +83,16 @@ class Load:
     _tasks: list["asyncio.Task[None]"] = field(default_factory=list)
 
     def start(self, streams: int) -> None:
-        """Keep so many streams running."""
+        """Keep this number of streams running."""
         self._tasks = [asyncio.create_task(self._keep()) for _ in range(streams)]
 
     async def stop(self) -> None:
-        """Let the streams come to their ends, and start none."""
+        """Wait until the running streams have ended, and start no others."""
         self._stopping = True
         await asyncio.gather(*self._tasks)
 
     async def send(self, each: Planned) -> Observed:
-        """Send one request under an id of its own and check what comes."""
+        """Send one request under a unique id, and check its output."""
         name = f"{each.name}.{next(self._numbers)}"
         seen = self.running[name] = Observed(name, 0.0)
         try:
@@ -108,7 +108,7 @@ class Load:
         return seen
 
     async def streams_under_way(self, instance: str, least: int) -> list[Observed]:
-        """Wait until so many streams are under way on an instance, and return them."""
+        """Wait until this number of streams is under way on an instance, and return them."""
         async with asyncio.timeout(_REJOIN_S):
             while True:
                 read = await client.gateway_status(self.http, self.url)
@@ -120,7 +120,7 @@ class Load:
                 await asyncio.sleep(_POLL_S)
 
     def summary(self) -> dict[str, Any]:
-        """Return what became of all streams."""
+        """Return how all streams ended."""
         return {
             "streams": self.ended,
             "output_tokens": self.tokens,
@@ -148,7 +148,7 @@ def cluster_settings(
     preset: str = "off",
     worker_flags: tuple[str, ...] = (),
 ) -> local.ClusterSettings:
-    """Return one prefill and so many decode instances, each in a process of its own: real ones, or mock engines."""
+    """Return settings for one prefill and several decode instances, real or mock, each in a separate process."""
     return local.ClusterSettings(
         model=model,
         decode=decode,
@@ -175,7 +175,7 @@ async def instance_row(http: aiohttp.ClientSession, url: str, name: str) -> dict
 async def wait_for(
     http: aiohttp.ClientSession, url: str, name: str, wanted: Callable[[dict[str, Any]], bool], poll_s: float = _POLL_S
 ) -> float:
-    """Wait until an instance's row shows something; return when it did, on the clock of `time.monotonic`."""
+    """Wait until a condition on an instance's row holds; return when it did (`time.monotonic`)."""
     async with asyncio.timeout(_REJOIN_S):
         while not wanted(await instance_row(http, url, name)):  # noqa: ASYNC110 - nothing announces it
             await asyncio.sleep(poll_s)
@@ -185,7 +185,7 @@ async def wait_for(
 async def restart_worker(
     http: aiohttp.ClientSession, url: str, cluster: local.Cluster, process: local.ManagedProcess
 ) -> float:
-    """Start a worker again that has ended; return the seconds until it takes requests.
+    """Restart a worker that has ended; return the seconds until it takes requests.
 
     Raises
     ------

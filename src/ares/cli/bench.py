@@ -1,5 +1,7 @@
 """The `ares bench` commands."""
 
+from collections.abc import Callable
+
 import typer
 
 from ares.bench import decision, drain, overhead, predictor, relay, simulated, simulator, stall
@@ -14,13 +16,17 @@ def bench() -> None:
     """Measure ARES."""
 
 
-app.command("relay")(relay.command)
-app.command("stall")(stall.command)
-app.command("overhead")(overhead.command)
-app.command("decision")(decision.decision)
-app.command("simulator")(simulator.command)
-app.command("simulated")(simulated.command)
-app.command("predictor")(predictor.command)
-app.command("live")(live.command)
-app.command("fidelity")(fidelity.command)
-app.command("drain")(drain.command)
+_COMMANDS: dict[str, Callable[..., object]] = {
+    "relay": relay.command,
+    "stall": stall.command,
+    "overhead": overhead.command,
+    "decision": decision.decision,
+    "simulator": simulator.command,
+    "simulated": simulated.command,
+    "predictor": predictor.command,
+    "live": live.command,
+    "fidelity": fidelity.command,
+    "drain": drain.command,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(_command)

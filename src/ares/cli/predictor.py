@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from ares import extras
+from ares.bench.options import JsonFile, Model
 from ares.models.resolve import DEFAULT_MODEL
 from ares.predictor.errors import PredictorError
 from ares.terminal import tables
@@ -22,26 +23,35 @@ from ares.terminal.progress import progress_display
 if TYPE_CHECKING:
     from ares.engine.prediction.collect import Generator
 
-app = typer.Typer(help="Predict remaining output length from the model's own hidden states.", no_args_is_help=True)
+app = typer.Typer(
+    help="Train and evaluate a predictor of remaining output length, on the model's own hidden states.",
+    no_args_is_help=True,
+)
 _errors = Console(stderr=True)
 
 # Outputs in one shard: enough for quick reading, few enough that an interrupted run loses little.
 _SHARD_OUTPUTS = 64
 
-Model = Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")]
 Data = Annotated[Path, typer.Option(help="Data folder that `ares predictor collect` wrote.")]
-Batch = Annotated[int, typer.Option(min=1, help="Requests that run at a time.")]
-Minutes = Annotated[float | None, typer.Option(min=0.1, help="Begin no more outputs after this long.")]
+Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature.")]
+TopP = Annotated[float, typer.Option(min=0.01, max=1, help="Top-p of the sampling.")]
+Batch = Annotated[int, typer.Option(min=1, help="Concurrent requests.")]
+Minutes = Annotated[float | None, typer.Option(min=0.1, help="Start no more outputs after this many minutes.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
 
 
 @app.callback()
 def predictor() -> None:
-    """Predict remaining output length from the model's own hidden states."""
+    """Train and evaluate a predictor of remaining output length, on the model's own hidden states."""
 
 
 def _note(text: str) -> None:
     _errors.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _deadline(minutes: float | None) -> float:
+    """Return the time (`time.monotonic`) after which no more outputs are started."""
+    return math.inf if minutes is None else time.monotonic() + 60 * minutes
 
 
 def _check(*outputs: Path | None) -> None:
@@ -61,7 +71,7 @@ def structured(
     kind: Annotated[list[str] | None, typer.Option(help="Kind of prompts; repeat for several.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Write prompts whose answer's length is knowable."""
+    """Write prompts whose answers have a known length."""
     from ares.predictor import structured as tasks
 
     _check(out)
@@ -74,7 +84,7 @@ def structured(
 
 @app.command()
 def followed(
-    prompts: Annotated[Path, typer.Option(help="What `ares predictor structured` wrote.")],
+    prompts: Annotated[Path, typer.Option(help="File that `ares predictor structured` wrote.")],
     data: Data,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the table here.")] = None,
 ) -> None:
@@ -115,14 +125,14 @@ def followed(
 @app.command()
 def collect(
     prompts: Annotated[list[Path], typer.Option(help="Prompt file: JSONL or one prompt a line; repeat for several.")],
-    out: Annotated[Path, typer.Option(help="Data folder; a folder that was begun is continued.")],
+    out: Annotated[Path, typer.Option(help="Data folder; an incomplete one is continued.")],
     model: Model = DEFAULT_MODEL,
     limit_prompts: Annotated[int | None, typer.Option(min=1, help="Take this many prompts, after shuffling.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Outputs for each prompt.")] = 1,
-    every: Annotated[int, typer.Option(min=1, help="Record a hidden state after every so many tokens.")] = 20,
-    limit: Annotated[int, typer.Option(min=1, help="Most tokens of one output.")] = 1024,
-    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature.")] = 0.7,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Nucleus of the sampling.")] = 1.0,
+    every: Annotated[int, typer.Option(min=1, help="Tokens between two recorded hidden states.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum tokens of an output.")] = 1024,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 1.0,
     batch: Batch = 64,
     minutes: Minutes = None,
     seed: Seed = 0,
@@ -135,7 +145,7 @@ def collect(
     from ares.predictor import dataset, shards
     from ares.predictor import prompts as prompt_files
 
-    until = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    until = _deadline(minutes)
     chosen = prompt_files.read(prompts, seed, _note)[:limit_prompts]
     names = [(prompt, f"{prompt.id}.{sample}") for sample in range(samples) for prompt in chosen]
     done: set[str] = set()
@@ -191,17 +201,20 @@ def noise_floor(
     data: Data,
     json_file: Annotated[
         Path,
-        typer.Option("--json", help="Write the continuations and the floor here; a file that is there is continued."),
+        typer.Option("--json", help="Write the continuations and the floor here; an existing file is continued."),
     ],
     prefixes: Annotated[int, typer.Option(min=2, help="Prefixes of test outputs.")] = 48,
     continuations: Annotated[int, typer.Option(min=2, help="Continuations of each prefix.")] = 16,
-    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; that of the data.")] = 0.7,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Nucleus of the sampling; that of the data.")] = 1.0,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 1.0,
     batch: Batch = 64,
     minutes: Minutes = None,
     seed: Seed = 0,
 ) -> None:
-    """Go on from the same prefix many times: the least error that any predictor could have."""
+    """Sample many continuations of the same prefix: the least error that any predictor can have.
+
+    The sampling must be that of the data.
+    """
     extras.require("vllm")
 
     import numpy as np
@@ -211,7 +224,7 @@ def noise_floor(
     from ares.models import resolve as models
     from ares.predictor import dataset, floor, shards
 
-    until = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    until = _deadline(minutes)
     _check(json_file)
     pairs = dataset.load(data)
     source = pairs.source
@@ -262,17 +275,19 @@ def noise_floor(
 @app.command()
 def train(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Checkpoint to write; a JSON of the same name says how it came about.")],
+    out: Annotated[
+        Path, typer.Option(help="Checkpoint to write; a JSON file of the same name describes its training.")
+    ],
     arch: Annotated[str, typer.Option(help="ours or paper.")] = "ours",
     seed: Seed = 0,
-    epochs: Annotated[int, typer.Option(min=1, help="Most epochs.")] = 100,
-    patience: Annotated[int, typer.Option(min=1, help="Epochs without progress before it stops.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="Maximum epochs.")] = 100,
+    patience: Annotated[int, typer.Option(min=1, help="Epochs without improvement before training stops.")] = 10,
     rate: Annotated[float | None, typer.Option(min=1e-6, help="Learning rate.")] = None,
     members: Annotated[
         int | None, typer.Option(min=1, help="Networks whose distributions are averaged (ours); 4 by default.")
     ] = None,
 ) -> None:
-    """Train on 70 % of the prompts and stop by another 15 %; 80 prompts or more."""
+    """Train on 70 % of the prompts, with early stopping on another 15 %; 80 prompts or more are needed."""
     extras.require("torch")
 
     from ares.bench.environment import describe
@@ -309,9 +324,9 @@ def evaluate(
     data: Data,
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint to evaluate.")],
     paper: Annotated[Path | None, typer.Option(help="Checkpoint of --arch paper to compare with.")] = None,
-    baselines: Annotated[str, typer.Option(help="all, none, or names with commas between.")] = "all",
-    noise_floor: Annotated[Path | None, typer.Option(help="What `ares predictor noise-floor` wrote.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    baselines: Annotated[str, typer.Option(help="all, none, or names separated by commas.")] = "all",
+    noise_floor: Annotated[Path | None, typer.Option(help="File that `ares predictor noise-floor` wrote.")] = None,
+    json_file: JsonFile = None,
     report: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
     seed: Seed = 0,
 ) -> None:
@@ -349,7 +364,7 @@ def evaluate(
 
 
 def _need(*packages: str) -> None:
-    """Refuse to begin without a package that is needed in the end; PredictorError."""
+    """Raise PredictorError if a package that is needed later is missing."""
     if absent := [package for package in packages if importlib.util.find_spec(package) is None]:
         raise PredictorError(f"it needs {', '.join(absent)}: pip install '.[predictor]' in ARES's checkout")
 
@@ -364,7 +379,7 @@ def _check_folder(folder: Path) -> None:
 @app.command("time")
 def time_again(
     json_file: Annotated[
-        Path, typer.Option("--json", help="What `ares predictor evaluate` wrote; its times are renewed.")
+        Path, typer.Option("--json", help="Result of `ares predictor evaluate`, whose times are updated.")
     ],
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint of ours.")],
     paper: Annotated[Path | None, typer.Option(help="Checkpoint of --arch paper.")] = None,

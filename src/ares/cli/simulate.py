@@ -81,7 +81,7 @@ def write_json(result: dict[str, Any], path: Path) -> None:
 
 
 def progress_bar() -> Progress:
-    """Make the progress bar of every long command; it goes to standard error."""
+    """Make the progress bar of a long command, on standard error."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -141,7 +141,7 @@ def simulate(
     policies: Policies = None,
     settings: Settings = None,
     json_path: Out = None,
-    report: Annotated[Path | None, typer.Option(help="Write a self-contained HTML page into this directory.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a self-contained HTML page into this folder.")] = None,
     curves: Annotated[Path | None, typer.Option(help="A sweep's JSON, for the load curves of the report.")] = None,
 ) -> None:
     """Replay a trace over a simulated prefill-decode cluster.
@@ -252,7 +252,9 @@ def sweep(
     profile: ProfileName = "r1-qwen-7b-24gb",
     prefill_profile: PrefillProfile = None,
     presets: Presets = None,
-    loads: Annotated[str, typer.Option(help="Multiples of capacity, with commas.")] = "0.5,0.7,0.9,1.0,1.1,1.3,1.5",
+    loads: Annotated[
+        str, typer.Option(help="Multiples of capacity, separated by commas.")
+    ] = "0.5,0.7,0.9,1.0,1.1,1.3,1.5",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each preset at each load.")] = 3,
     slo_ttft: SloTtft = 20.0,
     slo_tpot: SloTpot = 0.03,
@@ -262,7 +264,7 @@ def sweep(
     period: Period = 0.5,
     policies: Policies = None,
     settings: Settings = None,
-    processes: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Concurrent runs.")] = 1,
     json_path: Out = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the curves into this file (svg, png or pdf).")] = None,
 ) -> None:
@@ -331,7 +333,7 @@ def _loads(text: str) -> list[float]:
 @app.command()
 def calibrate(
     context: typer.Context,
-    recording: Annotated[Path, typer.Option(help="Directory with requests.jsonl and meta.json of a real vLLM run.")],
+    recording: Annotated[Path, typer.Option(help="Folder with requests.jsonl and meta.json of a real vLLM run.")],
     out: Annotated[Path, typer.Option(help="Write the profile here.")],
     part: Annotated[str, typer.Option(help="Requests to fit: all, first or second half, even or odd.")] = "all",
     kv_tokens: Annotated[
@@ -372,7 +374,7 @@ def calibrate(
 
 @app.command()
 def validate(
-    recording: Annotated[Path, typer.Option(help="Directory with requests.jsonl and meta.json of a real vLLM run.")],
+    recording: Annotated[Path, typer.Option(help="Folder with requests.jsonl and meta.json of a real vLLM run.")],
     profile: Annotated[str, typer.Option(help="The profile to validate: a name or a JSON file.")],
     part: Annotated[str, typer.Option(help="Requests to compare: all, first or second half, even or odd.")] = "all",
     json_path: Out = None,

@@ -13,7 +13,7 @@ from ares.traces import FORMATS, TIME_UNITS, WORKLOADS
 Trace = Annotated[
     str,
     typer.Option(
-        help=f"A trace file, or a pipe or gzip, bzip2 or xz of one, or a built-in workload: {', '.join(WORKLOADS)}.",
+        help=f"A built-in workload ({', '.join(WORKLOADS)}) or a trace file: plain, gzip, bzip2, xz or a pipe.",
         show_default=True,
     ),
 ]
@@ -25,15 +25,22 @@ TimeUnit = Annotated[
 ]
 Requests = Annotated[
     int | None,
-    typer.Option(min=1, help="Requests to draw (default 2000), or the first of a file, repeated if it has fewer."),
+    typer.Option(
+        min=1,
+        help="How many requests (built-in workloads: 2000 by default); a file with fewer is repeated.",
+    ),
 ]
-Prefill = Annotated[int, typer.Option(min=0, help="Prefill instances; 0: the decode instances prefill themselves.")]
+Prefill = Annotated[int, typer.Option(min=0, help="Prefill instances; with 0 the decode instances prefill.")]
 Decode = Annotated[int, typer.Option(min=1, help="Decode instances.")]
-ProfileName = Annotated[str, typer.Option("--profile", help=f"Engine: {', '.join(profile_names())}, or a JSON file.")]
-PrefillProfile = Annotated[str | None, typer.Option(help="Engine of the prefill instances, if another.")]
+ProfileName = Annotated[
+    str, typer.Option("--profile", help=f"Profile of the engines: {', '.join(profile_names())}, or a JSON file.")
+]
+PrefillProfile = Annotated[str | None, typer.Option(help="Profile of the prefill instances, if it is a different one.")]
 Presets = Annotated[
     list[str] | None,
-    typer.Option("--preset", help=f"May be repeated. {', '.join(PRESETS)}, or a YAML file (docs/write-a-policy.md)."),
+    typer.Option(
+        "--preset", help=f"Preset; may be repeated: {', '.join(PRESETS)}, or a YAML file (docs/write-a-policy.md)."
+    ),
 ]
 Predictor = Annotated[
     str,
@@ -41,7 +48,7 @@ Predictor = Annotated[
         help=f"{', '.join(ERROR_MODELS)}; a JSON file with start, end and tokens, or of `ares predictor evaluate`."
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of the synthetic workload and of the predictor's errors.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the synthetic workload and of the predictor's errors.")]
 Period = Annotated[float, typer.Option(min=0.001, help="Seconds between two decisions of the rebalancer.")]
 SloTtft = Annotated[float, typer.Option(min=0, help="TTFT objective, seconds.")]
 SloTpot = Annotated[float, typer.Option(min=0, help="TPOT objective, seconds.")]

@@ -48,7 +48,7 @@ class GatewayDisconnected:
 
 @dataclass(frozen=True, slots=True)
 class GatewayExpired:
-    """A gateway has been disconnected for so long that its requests are to end: nobody reads their output."""
+    """A gateway has been disconnected for so long that its requests are to end: no client reads their output."""
 
     gateway: str
 
@@ -76,7 +76,7 @@ class ControlChannel:
         ZeroMQ address to bind, such as ``tcp://127.0.0.1:5600``.
     hello
         The first message to a new subscriber.
-    snapshot
+    telemetry
         Called on the channel's thread for each telemetry message; must only read. None sends nothing.
     notify
         Called on the channel's thread when a command waits; for engines that would sleep meanwhile.
@@ -97,12 +97,12 @@ class ControlChannel:
         self,
         address: str,
         hello: messages.Hello,
-        snapshot: Callable[[], messages.Telemetry | None],
+        telemetry: Callable[[], messages.Telemetry | None],
         notify: Callable[[], None] = lambda: None,
         key: ControlKey | None = None,
     ) -> None:
         self._hello = rpc.encode(hello)
-        self._snapshot = snapshot
+        self._telemetry = telemetry
         self._notify = notify
         self._commands: deque[tuple[bytes, EngineCommand]] = deque()
         self._outgoing: deque[tuple[bytes | None, bytes]] = deque()
@@ -114,7 +114,7 @@ class ControlChannel:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
         self.refused = 0
-        # With a key, a context of its own: a context asks one authenticator for all its sockets.
+        # With a key, a separate context: a context asks one authenticator for all its sockets.
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance() if key is None else zmq.Context()
         self._authenticator = _authenticator(context, key) if key is not None else None
         self._own_context = context if key is not None else None
@@ -124,7 +124,7 @@ class ControlChannel:
         self._refusals = self._socket.get_monitor_socket(rpc.HANDSHAKE_REFUSED)
         self._refusals.setsockopt(zmq.LINGER, 0)
         rpc.configure(self._socket, address)
-        # An error when the receiver has gone, where ROUTER would drop the message silently.
+        # An error when the receiver has disconnected, where ROUTER would drop the message silently.
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         try:
             self._socket.bind(address)
@@ -149,13 +149,17 @@ class ControlChannel:
 
     def post(self, event: messages.Event, receiver: bytes | None = None) -> None:
         """Send an event to one gateway, or to every subscriber. Any thread."""
+        self.send(rpc.encode(event), receiver)
+
+    def send(self, body: bytes, receiver: bytes | None = None) -> None:
+        """Send an encoded event, as `post`. Any thread."""
         if self._stopping:
             return
-        self._outgoing.append((receiver, rpc.encode(event)))
+        self._outgoing.append((receiver, body))
         os.eventfd_write(self._wake, 1)
 
     def drain(self, draining: bool, deadline_s: float | None = None) -> None:
-        """Report in the telemetry whether the instance drains, and how soon the rest is to leave. Any thread."""
+        """Report in the telemetry whether the instance drains, and when the rest must leave. Any thread."""
         known = draining and deadline_s is not None
         self._drain_deadline = time.monotonic() + (deadline_s or 0.0) if known else None
         self.draining = draining
@@ -167,7 +171,7 @@ class ControlChannel:
         self._stopping = True
         os.eventfd_write(self._wake, 1)
         self._thread.join(timeout=2 * _IDLE_S)
-        # Not by the thread: it may end before the write, and the number may then be another file's.
+        # Not by the thread: it may end before the write, and the descriptor may then belong to another file.
         if not self._thread.is_alive():
             os.close(self._wake)
 
@@ -204,7 +208,7 @@ class ControlChannel:
             self._own_context.destroy(linger=0)
 
     def _refuse(self) -> None:
-        """Count a connection without the right key; log it ever less often."""
+        """Count a connection without the right key; log it less and less often."""
         recv_monitor_message(self._refusals, zmq.NOBLOCK)
         self.refused += 1
         if self.refused.bit_count() == 1:
@@ -255,9 +259,9 @@ class ControlChannel:
             subscriber.due = now + subscriber.interval
             if subscriber.expires < now:
                 self._forget(identity)
-        # After the next due times are set: a snapshot that fails is tried again then, not at once and without end.
+        # After the next due times are set: a report that fails is tried again then, not at once and without end.
         if due:
-            load = self._snapshot()
+            load = self._telemetry()
             if load is None:
                 return
             body = rpc.encode(self._with_drain(load, now) if self.draining else load)

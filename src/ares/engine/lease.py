@@ -1,8 +1,8 @@
 """An instance's part of the controller's lease: only one gateway at a time decides migrations.
 
-Gateways agree on the controller without a store of their own. Each instance grants its part of the lease to one
+Gateways agree on the controller without a shared store. Each instance grants its part of the lease to one
 gateway; the gateway that holds the parts of all instances that answer is the controller (gateway/control/lease.py). A
-gateway that dies loses them with its connections, or when their time is over.
+gateway that dies loses them when its connections break, or when they expire.
 """
 
 from ares.protocol import messages, rpc

@@ -28,7 +28,7 @@ class InstancePlugin:
     def attach_router(self, app: Any) -> None:
         """Register the routes on vLLM's FastAPI app."""
         settings = identity.current()
-        channel = OwnControlChannel(settings.control_address, identity.control_key())
+        channel = OwnControlChannel(settings.own_control_address, identity.control_key())
         # The model is known when vLLM calls `init_state`, before it serves.
         self._description = messages.Description(settings.name, settings.role, settings.boot, settings.control_address)
 
@@ -57,7 +57,7 @@ def _with_drain(lifespan: Any, channel: OwnControlChannel, deadline_s: float) ->
     """Drain the instance at the end of the application's lifespan.
 
     vLLM's launcher installs its signal handlers before the application starts (entrypoints/launchers/launcher.py:
-    serve_http), so ours takes the place of its SIGTERM's, and its SIGINT's is still there to end by.
+    serve_http), so ours replaces its SIGTERM handler, and its SIGINT handler remains to end the server.
     """
 
     @contextlib.asynccontextmanager

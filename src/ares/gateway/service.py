@@ -36,7 +36,7 @@ from ares.gateway.session.output import Emit
 from ares.gateway.session.session import Session
 from ares.gateway.shutdown import Shutdown
 from ares.gateway.tuning import DEFAULT, Tuning
-from ares.models import resolve as model
+from ares.models import resolve as models
 from ares.policy.transfer import Mode
 from ares.protocol.fields import CLASS_HEADER
 from ares.protocol.keys import ControlKey
@@ -90,7 +90,7 @@ class Gateway:
         self.text = TextModel(folder)
         self.metrics = Metrics()
         self.recent = Recent()
-        self._scores = PredictionScores(self.metrics, self.recent.prediction_error_tokens)
+        self.scores = PredictionScores(self.metrics, self.recent.prediction_error_tokens)
         self.migrations: deque[MigrationRecord] = deque(maxlen=tuning.kept_migrations)
         self.sessions: dict[str, Session] = {}
         self.sampling_defaults = _sampling_defaults(folder)
@@ -106,12 +106,12 @@ class Gateway:
     async def start(self) -> None:
         """Connect to the instances and start to rebalance."""
         config = self.config
-        self._http = http_client(
+        self.http = http_client(
             config.worker_api_key.get_secret_value() if config.worker_api_key else None, self.tuning
         )
         key = ControlKey(config.control_key.get_secret_value()) if config.control_key else None
         self.pool = Pool(
-            config.workers, self._http, config.telemetry_interval_s, key, self.name, self._served(), self.tuning
+            config.workers, self.http, config.telemetry_interval_s, key, self.name, self._served(), self.tuning
         )
         self.controller = Controller(
             config, self.pool, self.sessions, self.metrics, self.migrate, self._spawn, self.name, self.tuning
@@ -128,10 +128,10 @@ class Gateway:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.controller.lease.give_back()
+        await self.controller.lease.release()
         self.recorder.describe(self.config.model, self.controller.preset, self.pool.instances)
         await self.pool.stop()
-        await self._http.close()
+        await self.http.close()
         self.controller.log.close()
         self.recorder.close()
 
@@ -145,7 +145,7 @@ class Gateway:
         model_name = Path(self.config.model).expanduser()
         # A folder by its absolute path, however it was given.
         given = str(model_name.resolve()) if model_name.is_dir() else self.config.model
-        return Served((*self.config.served_model_name, given), model.shape(self._folder))
+        return Served((*self.config.served_model_name, given), models.shape(self._folder))
 
     @property
     def maximum_model_tokens(self) -> int | None:
@@ -158,14 +158,14 @@ class Gateway:
 
         While no instance is known any more, the limit stays.
         """
-        capacity = sum(i.state.capacity_tokens for i in self.pool.decode())
+        capacity = sum(i.state.capacity_tokens for i in self.pool.decode_instances)
         self._capacity_tokens = capacity or self._capacity_tokens
         return self.config.maximum_waiting_tokens or self.tuning.backlog_capacities * self._capacity_tokens or math.inf
 
     @property
     def serving(self) -> bool:
         """Whether there is an instance to decode on."""
-        return bool(accepting(list(self.pool.decode()), ())) and self.maximum_model_tokens is not None
+        return bool(accepting(self.pool.decode_instances, ())) and self.maximum_model_tokens is not None
 
     async def wait_until_serving(self) -> None:
         """Wait until there is an instance to decode on.
@@ -253,17 +253,17 @@ class Gateway:
         try:
             update(session)
             await self.shutdown.run(session.run(emit))
-            self._scores.finished(session)
+            self.scores.score(session)
             if len(session.emitted) > 1:
                 self.metrics.longest_gap.labels(objective.name).observe(session.output.longest_gap_s)
                 self.recent.longest_gap_s.add(session.output.longest_gap_s)
-            self.controller.ended(len(session.emitted))
-            self.recorder.finished(session)
+            self.controller.record_output_length(len(session.emitted))
+            self.recorder.record(session)
         finally:
-            self._scores.forget(session)
+            self.scores.forget(session)
             self.backlog.remove(session)
             del self.sessions[session_id]
-            self.controller.changed()
+            self.controller.wake_admission()
             self.metrics.active.dec()
 
     # --- moves ---
@@ -285,10 +285,10 @@ class Gateway:
             raise TargetError(f"{target.name} is not taking requests", 503)
         if lacking := target.state.lacks(session.sampling.needs):
             raise TargetError(f"{target.name} does not restore {', '.join(sorted(lacking))} of the request", 409)
-        size = target.state.hello.block_size
-        # One block more than the tokens need: the next one is written at once.
-        needed = -(-(session.tokens + 1) // size) + 1
-        reserved = sum(-(-(s.tokens + 1) // size) for s in self.sessions.values() if s.incoming is target)
+        blocks = target.state.layout.blocks
+        # One block of each group more than the tokens need: the next one is written at once.
+        needed = blocks(session.tokens + 1) + max(1, len(target.state.layout.groups))
+        reserved = sum(blocks(s.tokens + 1) for s in self.sessions.values() if s.incoming is target)
         if needed > target.state.free_blocks - reserved:
             raise TargetError(f"{target.name} is full: {needed} KV blocks wanted, {target.state.free_blocks} free", 409)
 
@@ -303,7 +303,7 @@ class Gateway:
     async def migrate(
         self, session: Session, target: Instance, reason: str, trigger: str, mode: precopy.WantedMode = precopy.AUTO
     ) -> MigrationRecord:
-        """Migrate a session, if it can be now; the migration goes on when its caller is cancelled.
+        """Migrate a session, if it can be now; the migration continues when its caller is cancelled.
 
         Three layers: this one checks the target and chooses the mode, `precopy.migrate` copies the full blocks ahead
         where that is the mode, and `Session.hand_over` moves the running request.
@@ -349,7 +349,7 @@ class Gateway:
             await asyncio.sleep(period_s)
             late = time.monotonic() - slept - period_s
             if late > period_s:
-                # The gateway itself did not run: what instances sent meanwhile has yet to be read.
+                # The gateway itself did not run: what instances sent meanwhile is not read yet.
                 logger.warning("the event loop of the gateway did not run for %.1f s", late)
                 since = {what: at + late for what, at in since.items()}
                 for instance in self.pool.instances:
@@ -369,7 +369,7 @@ class Gateway:
             if overdue is not None:
                 seen[overdue] = since.get(overdue, now)
             session.supervise(now - seen[overdue] if overdue is not None else 0.0)
-        self._scores.record(self.sessions.values(), rows)
+        self.scores.record(self.sessions.values(), rows)
         return seen
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":

@@ -1,4 +1,4 @@
-"""The gateway's times and limits that are no settings: an operator has no reason to change them, a test has."""
+"""Times and limits of the gateway that are no settings: operators have no reason to change them, tests have."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,14 @@ class Tuning:
 
     # pool: whether an instance can be used
     silent_s: float = 3.0
-    """An instance is lost after this long without a report, and `silent_intervals`: a large prefill holds its
-    interpreter."""
+    """An instance without a report for this long, and for `silent_intervals`, is lost. A large prefill blocks its
+    interpreter for a part of that."""
     silent_intervals: int = 20
-    """Of the telemetry; for a gateway with a long interval."""
+    """In telemetry intervals, which matters where `telemetry_interval_s` is long."""
     frozen_s: float = 6.0
     """After this long without any message, an instance's requests are resumed elsewhere if they get no tokens."""
     first_report_s: float = 3.0
-    """An instance that runs is heard within this long after the gateway's start."""
+    """An instance that runs reports within this long after the gateway's start."""
     reconnect_s: float = 0.5
     """Between two attempts to find an instance."""
     duplicate_check_s: float = 2.0
@@ -42,7 +42,7 @@ class Tuning:
 
     # session
     alive_s: float = 5.0
-    """An instance that has sent a token, or was asked, within this long may be alive, whatever its telemetry shows."""
+    """An instance that has sent a token, or was asked, within this long may be alive, even without telemetry."""
     report_lag_s: float = 1.0
     """How long a `CutResult` may trail the end of the stream that it explains, or a `KvReceived` the first token."""
     pinned_kv_kept_s: float = PREFILLED_KV_KEPT_S

@@ -45,7 +45,7 @@ class RestartPolicy:
     limit
         Restarts in a row; a process that ends once more is given up.
     steady_s
-        A process that has been ready for so long is counted anew when it ends.
+        The count of restarts begins again for a process that has been ready for this long.
     """
 
     first_delay_s: float = 1.0

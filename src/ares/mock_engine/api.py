@@ -152,7 +152,7 @@ EVENT_TAIL = _EVENT_END + b"\r\n"
 
 
 def event(request: Request, tokens: list[int], finish: str | None = None, stop: int | str | None = None) -> bytes:
-    """Return an event of a stream in an HTTP chunk of its own."""
+    """Return an event of a stream in its own HTTP chunk."""
     choice = _choice(request, tokens, finish, stop)
     body = {"request_id": request.id, "usage": None, "output_mode": "tokens", "choices": [choice]}
     return server_sent_event(body)

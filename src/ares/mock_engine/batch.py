@@ -47,7 +47,7 @@ class Batch:
         self.waiting: list[Request] = []
         self.loading: set[Request] = set()
         self.preemptions = 0
-        self._ready: list[Request] = []
+        self.ready: list[Request] = []
         self._step_time = profile.step
         self._max_running = profile.max_num_seqs
         self._budget = profile.max_num_batched_tokens
@@ -58,13 +58,13 @@ class Batch:
         self._pull = pull
 
     def blocks_for(self, tokens: int) -> int:
-        """Return the number of blocks for so many tokens."""
+        """Return the number of blocks for this many tokens."""
         return -(-tokens // self.size)
 
     @property
     def queued(self) -> int:
         """Number of requests that wait to be scheduled, those whose KV has just arrived included."""
-        return len(self.waiting) + len(self._ready)
+        return len(self.waiting) + len(self.ready)
 
     def add(self, request: Request) -> None:
         """Queue a request."""
@@ -72,16 +72,16 @@ class Batch:
         bisect.insort(self.waiting, request, key=self._order)
 
     def loaded(self, request: Request, tokens: int) -> None:
-        """Record that the KV of so many tokens has arrived; 0 where the pull failed and all is computed here."""
+        """Record that the KV of this many tokens has arrived; 0 where the pull failed and all is computed here."""
         self.loading.discard(request)
         request.computed = tokens
         request.state = "waiting"
         # Before all others: what it needs is allocated already.
-        self._ready.append(request)
+        self.ready.append(request)
 
     def remove(self, request: Request) -> int:
         """Take a request out for good; return its blocks, which the caller frees or pins."""
-        for place in (self.running, self.waiting, self._ready):
+        for place in (self.running, self.waiting, self.ready):
             if request in place:
                 place.remove(request)
                 break
@@ -141,7 +141,7 @@ class Batch:
                 if victim.chunk:
                     step.scheduled.remove(victim)
                     budget += victim.chunk
-                self._preempt(victim)
+                self.preempt(victim)
                 if victim is request:
                     break
             else:
@@ -155,7 +155,8 @@ class Batch:
             break
         return budget, preempted
 
-    def _preempt(self, request: Request) -> None:
+    def preempt(self, request: Request) -> None:
+        """Take a running request's blocks away and queue it again; its tokens are computed again later."""
         self.running.remove(request)
         self.free += request.blocks
         request.blocks = request.computed = request.chunk = 0
@@ -165,7 +166,7 @@ class Batch:
 
     def _schedule_waiting(self, step: Step, budget: int) -> None:
         while budget > 0 and len(self.running) < self._max_running:
-            queue = self._ready or self.waiting
+            queue = self.ready or self.waiting
             if not queue:
                 return
             request = queue[0]

@@ -17,7 +17,7 @@ class Faults(msgspec.Struct, forbid_unknown_fields=True):
     Attributes
     ----------
     freeze_s
-        Now and for so long: no steps, no telemetry, no answers (SIGSTOP, seen from outside).
+        From now on for this long: no steps, no telemetry, no answers (SIGSTOP, seen from outside).
     refuse
         Answer new requests with 503.
     drop_streams
@@ -30,7 +30,7 @@ class Faults(msgspec.Struct, forbid_unknown_fields=True):
     slow
         Factor on the time of every step.
     die, restart_after_s
-        Now: lose all connections, requests and KV at once (SIGKILL, seen from outside), and restart so much later
+        Now: lose all connections, requests and KV at once (SIGKILL, seen from outside), and restart after that time
         with a new boot id; never, where no time is given.
     """
 

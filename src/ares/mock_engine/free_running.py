@@ -31,7 +31,7 @@ from ares.protocol import messages
 from ares.protocol.fields import RequestState
 from ares.simulator.profile import Profile, StepTimeModel
 
-# The output of every request, over and over; each of its tokens has text of its own.
+# The output of every request, repeated; each of its tokens has its own text.
 _TEXT = " The quick brown fox jumps over the lazy dog while the sun sets slowly behind the old stone bridge."
 _MAX_MODEL_LEN = 1 << 20
 # Repetitions of the output in one write where the client alone sets the pace.
@@ -62,7 +62,7 @@ class _Completion(msgspec.Struct):
 
 @dataclass(slots=True, eq=False)
 class PreparedStream:
-    """A streamed reply: `events` over and over until `count` of them are written, then `last`.
+    """A streamed reply: `events` repeated until `count` of them are written, then `last`.
 
     `written` counts the events so far, of a request of that key and prompt length.
     """
@@ -80,7 +80,7 @@ class PreparedStream:
         self.batch = b"".join(self.events) * _REPETITIONS
 
     def take(self, limit: int) -> bytes:
-        """Return the next events, at most so many and at most one batch."""
+        """Return the next events, at most this many and at most one batch."""
         size = len(self.events)
         count = min(limit, self.count - self.written, size * _REPETITIONS)
         begin, self.written = self.written, self.written + count
@@ -128,8 +128,8 @@ class FreeRunningInstance:
 
     @property
     def control_address(self) -> str:
-        """Where its control channel is bound."""
-        return control_address(self.identity.host, self.identity.control_port)
+        """Where gateways reach its control channel."""
+        return control_address(self.identity.published_host, self.identity.control_port)
 
     @property
     def streams(self) -> int:
@@ -152,12 +152,12 @@ class FreeRunningInstance:
         handler(self._routes, request)(request, connection)
 
     def caught_up(self, connection: Connection) -> None:
-        """Go on with a stream whose client reads again; a paced one goes on by itself."""
+        """Continue a stream whose client reads again; a paced one continues by itself."""
         if not self.interval_s:
             self._write(connection.work)
 
     def disconnected(self, connection: Connection) -> None:
-        """Drop the stream of a client that has gone."""
+        """Drop the stream of a client that has disconnected."""
         self._streams.pop(connection.work, None)
 
     # --- streams ---

@@ -37,7 +37,7 @@ def chunk(data: bytes) -> bytes:
 
 
 def server_sent_event(body: Any) -> bytes:
-    """Return a server-sent event in an HTTP chunk of its own, as uvicorn writes what vLLM yields."""
+    """Return a server-sent event in its own HTTP chunk, as uvicorn writes what vLLM yields."""
     return chunk(b"data: " + msgspec.json.encode(body) + b"\n\n")
 
 
@@ -81,14 +81,14 @@ class Service(Protocol):
         """Answer a request, now or later, by `reply` or by `begin` and `end`; HttpError refuses it."""
 
     def caught_up(self, connection: "Connection") -> None:
-        """Go on with a stream whose client reads again."""
+        """Continue a stream whose client reads again."""
 
     def disconnected(self, connection: "Connection") -> None:
-        """Abort the request whose client has gone."""
+        """Abort the request of a client that has disconnected."""
 
 
 class Connection(asyncio.Protocol):
-    """One HTTP connection; the callbacks of httptools are its public face.
+    """One HTTP connection; its public methods are the callbacks of httptools and asyncio, and what its service calls.
 
     Attributes
     ----------
@@ -226,12 +226,12 @@ class Connection(asyncio.Protocol):
             self._service.answer(request, self)
         except HttpError as error:
             self.refuse(error)
-        except Exception:  # the step that ended the request before this one must go on
+        except Exception:  # the step that ended the request before this one must continue
             logger.exception("a request failed")
             self.refuse(HttpError(500, "the mock engine failed; its log says why"))
 
     def _next(self) -> None:
-        """Go on with the next request of the connection."""
+        """Continue with the next request of the connection."""
         self.work = None
         keep = self._current is not None and self._current.keep_alive
         self._current = None

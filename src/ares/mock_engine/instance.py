@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from ares.engine.control import ControlChannel, GatewayDisconnected, GatewayExpired
@@ -46,6 +47,8 @@ class Instance:
         Requests that arrived and have not ended, by `Request.name`.
     counters
         Counts since the start, for `/simulate/counters`.
+    channel
+        Its end of the control channel.
     """
 
     def __init__(self, identity: Identity, settings: EngineSettings, model: MockModel, puller: Puller) -> None:
@@ -55,7 +58,7 @@ class Instance:
         self.boot = uuid.uuid4().hex
         self.faults = FaultState()
         self.predictor = MockPredictor(None if identity.role == "prefill" else settings.prediction_error)
-        self.batch = Batch(settings.profile, settings.kv_blocks, settings.policy, self._pull)
+        self.batch = self.make_batch(self._pull)
         self.pins = Pins(settings.lease_s, self._free)
         self.requests: dict[str, Request] = {}
         self.counters = report.Counters()
@@ -65,35 +68,39 @@ class Instance:
         self._puller = puller
         self._numbers = itertools.count(1)
         self._loop = asyncio.get_running_loop()
-        self._writer = Writer(model, self._finish)
+        self._writer = Writer(model, self.finish)
         self._step: Step | None = None
         # Set while a step runs or is about to be scheduled, so that there is never a second chain of steps.
         self._timer: asyncio.Handle | None = None
         self._woken = False
         self._last_begin: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._channel = ControlChannel(
-            self.control_address,
-            report.hello(self),
-            report.TelemetrySource(self),
-            notify=self._notify,
-            key=control_key(),
-        )
+        self.channel = self.open_channel(self._notify)
         self._spawn(self._extend_leases())
+
+    def make_batch(self, pull: Callable[[Request], None]) -> Batch:
+        """Return its batch, which calls `pull` for KV that is elsewhere; a subclass may schedule otherwise."""
+        return Batch(self.settings.profile, self.settings.kv_blocks, self.settings.policy, pull)
+
+    def open_channel(self, notify: Callable[[], None]) -> ControlChannel:
+        """Open the control channel, which calls `notify` when a command waits; a subclass may open another kind."""
+        source = report.TelemetrySource(self)
+        endpoint = control_address(self.identity.host, self.identity.control_port)
+        return ControlChannel(endpoint, report.hello(self), source, notify=notify, key=control_key())
 
     @property
     def control_address(self) -> str:
-        """Where its control channel is bound."""
-        return control_address(self.identity.host, self.identity.control_port)
+        """Where gateways reach its control channel."""
+        return control_address(self.identity.published_host, self.identity.control_port)
 
     @property
     def draining(self) -> bool:
         """Whether it tells every gateway that it takes no new requests."""
-        return self._channel.draining
+        return self.channel.draining
 
     def drain(self, deadline_s: float) -> None:
         """Tell every gateway that it takes no new requests, and by when the running ones have to leave."""
-        self._channel.drain(True, deadline_s)
+        self.channel.drain(True, deadline_s)
 
     @property
     def left(self) -> int:
@@ -108,7 +115,7 @@ class Instance:
         if self._timer is not None:
             self._timer.cancel()
         self.pins.clear()
-        self._channel.close()
+        self.channel.close()
 
     # --- requests ---
 
@@ -137,7 +144,7 @@ class Instance:
             self.wake()
 
     def abort(self, request: Request) -> None:
-        """End a request whose client has gone."""
+        """End the request of a client that has disconnected."""
         if request.state == "finished":
             return
         self.counters.aborted += 1
@@ -146,7 +153,7 @@ class Instance:
             self._spawn(self._discard(request.source))
         loading = request.state == "loading"
         if loading:
-            # A running transfer goes on to its end, and its blocks stay allocated until then.
+            # A running transfer continues to its end, and its blocks stay allocated until then.
             request.state = "finished"
             self._forget(request)
         else:
@@ -208,7 +215,7 @@ class Instance:
         if not (pulled or failed):
             request.queued_s = time.perf_counter() - request.arrived
         if request.key is not None:
-            self._channel.post(messages.KvReceived(request.key, pulled, failed, request.queued_s))
+            self.channel.post(messages.KvReceived(request.key, pulled, failed, request.queued_s))
 
     def _end(self, due: float) -> None:
         """End a step: write its tokens, and begin the next."""
@@ -226,7 +233,8 @@ class Instance:
             due = now
         self._begin(due)
 
-    def _finish(self, request: Request, reason: str, stop: int | str | None) -> None:
+    def finish(self, request: Request, reason: str, stop: int | str | None) -> None:
+        """End a request with this finish reason and stop reason, and pin its KV where it goes on elsewhere."""
         pin = reason == "length" and not request.unwanted and (request.remote_decode or request.cut is not None)
         computed = request.computed
         blocks = self._remove(request)
@@ -236,7 +244,7 @@ class Instance:
             # The newest token's KV is not computed.
             pinned = Pin(request.name, request.key, computed, unfold(request.hash, request.output[-1]), blocks)
             self.pins.add(pinned)
-            if request.key is not None and (gateway := messages.owner(request.key)) in self._channel.disconnected:
+            if request.key is not None and (gateway := messages.owner(request.key)) in self.channel.disconnected:
                 self.pins.orphan(gateway)
             transfer = kv_transfer_params(self.identity, self.boot, pinned)
         else:
@@ -312,9 +320,9 @@ class Instance:
             self._loop.call_soon_threadsafe(self.wake)
 
     def _carry_out_commands(self) -> None:
-        if not self._channel.waiting:
+        if not self.channel.waiting:
             return
-        for sender, command in self._channel.commands():
+        for sender, command in self.channel.commands():
             match command:
                 case messages.Cut():
                     self._cut(sender, command)
@@ -330,7 +338,7 @@ class Instance:
 
     def _abandon(self, gateway: str) -> None:
         """End the requests of a gateway that has not reconnected, each with its next token."""
-        if gateway not in self._channel.disconnected:
+        if gateway not in self.channel.disconnected:
             return
         for key, request in self._by_key.items():
             if messages.owner(key) == gateway and request.cut is None:
@@ -343,11 +351,11 @@ class Instance:
     def _cut(self, sender: bytes, command: messages.Cut) -> None:
         request = self._by_key.get(command.key)
         if request is None:
-            self._channel.post(messages.CutResult(command.call, command.key, fields.CutOutcome.UNKNOWN), sender)
+            self.channel.post(messages.CutResult(command.call, command.key, fields.CutOutcome.UNKNOWN), sender)
             return
         samples = self._step is not None and request in self._step.samplers
         if request.cut is not None or not samples:
-            self._channel.post(messages.CutResult(command.call, command.key, fields.CutOutcome.NOT_RUNNING), sender)
+            self.channel.post(messages.CutResult(command.call, command.key, fields.CutOutcome.NOT_RUNNING), sender)
             return
         request.cut = Cut(sender, command.call)
         limit = len(request.output) + 1
@@ -363,4 +371,4 @@ class Instance:
         outcome = fields.CutOutcome.FINISHED if transfer is None else fields.CutOutcome.PINNED
         output = request.output
         event = messages.CutResult(request.cut.call, request.key, outcome, len(output), output[-_TAIL:], transfer or {})
-        self._channel.post(event, request.cut.sender)
+        self.channel.post(event, request.cut.sender)

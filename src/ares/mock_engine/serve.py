@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _BACKLOG = 4096
 # Time for the answer to a `die` fault to leave before the connections close.
 _REPLY_S = 0.02
-# A control port may still be taken for so long by the instance that had it before.
+# How long a control port may still be taken by the instance that had it before.
 _REBIND_S = 2.0
 _NO_KV = Pulled(0, 0)
 # Answers a request to an instance.
@@ -64,13 +64,17 @@ class Server:
         instance = await self._made()
         try:
             self._server = await self._loop.create_server(
-                lambda: Connection(self), self.identity.host, self.identity.port, backlog=_BACKLOG
+                self.connect, self.identity.host, self.identity.port, backlog=_BACKLOG
             )
         except OSError:
             instance.close()
             raise
         # Only now: a caller that sees the instance may connect.
         self.instance = instance
+
+    def connect(self) -> Connection:
+        """Return what serves a new connection; a subclass may serve it otherwise."""
+        return Connection(self)
 
     async def _made(self) -> Instance:
         """Make the instance; ZeroMQ lets a port go a little after its socket is closed."""
@@ -146,7 +150,7 @@ class Server:
             catch_up(connection.work)
 
     def disconnected(self, connection: Connection) -> None:
-        """Abort the request of a client that has gone."""
+        """Abort the request of a client that has disconnected."""
         if self.instance is not None and isinstance(connection.work, Request):
             self.instance.abort(connection.work)
 
@@ -231,7 +235,9 @@ def _extend(instance: Instance, request: HttpRequest, connection: Connection) ->
     connection.reply(_NO_KV)
 
 
-def identities(name: str | None, role: Role, host: str, port: int, control_port: int, count: int) -> list[Identity]:
+def identities(
+    name: str | None, role: Role, host: str, port: int, control_port: int, count: int, advertise_host: str = ""
+) -> list[Identity]:
     """Return `count` identities: consecutive ports, numbered names; a control port of 0 is any free one."""
     found: list[Identity] = []
     taken: set[int] = set(range(port, port + count))
@@ -239,12 +245,12 @@ def identities(name: str | None, role: Role, host: str, port: int, control_port:
         control = control_port + n if control_port else free_port(host, taken)
         taken.add(control)
         numbered = f"{name}-{n}" if name and count > 1 else name
-        found.append(Identity(numbered or f"{role}-{port + n}", role, host, port + n, control))
+        found.append(Identity(numbered or f"{role}-{port + n}", role, host, port + n, control, advertise_host))
     return found
 
 
 def serve(found: list[Identity], settings: EngineSettings, folder: Path, drain_deadline_s: float = 0.0) -> None:
-    """Serve instances until the process is told to stop; a SIGTERM drains them first, unless its deadline is 0.
+    """Serve instances until the process is stopped; a SIGTERM drains them first, unless its deadline is 0.
 
     Raises
     ------
@@ -266,7 +272,7 @@ async def _serve(found: list[Identity], settings: EngineSettings, model: MockMod
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
-    # A connection a pull: one that was kept could belong to a source that has restarted since.
+    # One connection for each pull: a kept one could belong to a source that has restarted since.
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as http:
         servers = [Server(identity, settings, model, Puller(http)) for identity in found]
         try:

@@ -52,7 +52,7 @@ def kv_transfer_params(source: Identity, engine_id: str, pin: Pin) -> dict[str, 
         "remote_block_ids": [list(range(pin.blocks))],
         "remote_engine_id": engine_id,
         "remote_request_id": pin.id,
-        "remote_host": source.host,
+        "remote_host": source.published_host,
         "remote_port": source.port,
         "tp_size": 1,
         "remote_num_tokens": pin.tokens,
@@ -64,7 +64,7 @@ class PullError(Exception):
 
 
 def transfer_s(settings: EngineSettings, tokens: int) -> float:
-    """Return the seconds that a transfer of the KV of so many tokens takes."""
+    """Return the seconds that a transfer of the KV of this many tokens takes."""
     profile = settings.profile
     real_s = profile.latency_s + tokens * profile.kv_bytes_per_token / profile.bandwidth_bytes_s
     return real_s / settings.speed
@@ -77,7 +77,7 @@ class Puller:
         self._http = http
 
     async def pull(self, source: dict[str, Any], expected_s: float, *, discard: bool = False) -> Pulled:
-        """Pull the KV that vLLM's kv_transfer_params name, which should take so many seconds.
+        """Pull the KV that vLLM's kv_transfer_params name, which should take `expected_s`.
 
         Raises
         ------

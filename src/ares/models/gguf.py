@@ -11,8 +11,8 @@ from rich.progress import Progress
 def convert(file: Path, folder: Path, progress: Progress, *, weights: bool = True) -> None:
     """Write the GGUF model as the hub publishes it: configs, fast tokenizer, and with `weights` bfloat16 safetensors.
 
-    Not by transformers' own GGUF loader: it needs accelerate, which nothing here needs otherwise, and it makes the
-    tokenizer of this model without its splitting of digits and without its length limit.
+    transformers' own GGUF loader is not used: it needs accelerate, which nothing else here needs, and the tokenizer
+    that it makes for this model neither splits digits nor has a length limit.
     """
     import gguf
 

@@ -1,6 +1,6 @@
-"""Names that both sides of a process boundary spell: fields, reasons, states, routes, headers, variables.
+"""Names that both sides of a process boundary use: fields, reasons, states, routes, headers, variables.
 
-Gateways and instances of different versions work together, so that a value here never changes, whatever its name.
+Gateways and instances of different versions work together: a value here never changes, even if its name does.
 """
 
 from enum import StrEnum
@@ -8,7 +8,7 @@ from enum import StrEnum
 # --- kv_transfer_params of a request, ours (vLLM passes on what it does not know) ---
 
 KV_TRANSFER_PARAMS = "kv_transfer_params"
-# The gateway's name of the request: vLLM appends a part of its own to request ids.
+# The gateway's key of the request: vLLM appends a suffix to request ids.
 KEY = "ares_key"
 # How many tokens at the end of the prompt are output of other instances.
 GENERATED_TOKENS = "ares_generated"
@@ -18,6 +18,8 @@ RESUME_OUTPUT = "ares_restore"
 RESUMED_TOKENS = "ares_output"
 # Marks a request without a client: it only copies KV to an instance, ahead of the request itself.
 PRECOPY = "ares_ahead"
+# In the result of a prefill that has not computed the whole prompt: its token is not the first of the output.
+PROMPT_SHORTENED = "ares_prompt_shortened"
 
 # --- and vLLM's own (v1/nixl/pull_scheduler.py, 0.32) ---
 
@@ -35,8 +37,11 @@ TP_SIZE = "tp_size"
 
 # In sampling_params.extra_args (a client's vllm_xargs), for a mock engine: the length of the whole output.
 MOCK_OUTPUT_TOKENS = "ares_mock_output_tokens"
-# The stop reason of a request that ended on one instance to go on on another.
+# The stop reason of a request that ended on one instance to continue on another.
 MIGRATED = "migrated"
+# vLLM's stop reason and finish reason of an output that `repetition_detection` has ended (v1/core/sched/utils.py).
+REPETITION_DETECTED = "repetition_detected"
+REPETITION = "repetition"
 # What a request keeps when it resumes on another instance (`messages.Hello.carries`): which tokens are output, the
 # position of a seeded generator, the position in a grammar.
 CARRIES_OUTPUT = "output"
@@ -45,18 +50,18 @@ CARRIES_STRUCTURED_OUTPUTS = "structured_outputs"
 
 
 class RequestState(StrEnum):
-    """What a request on an instance does (`messages.Row.state`)."""
+    """The state of a request on an instance (`messages.Row.state`)."""
 
     WAITING = "waiting"
     # Its KV is being pulled.
     LOADING = "loading"
     RUNNING = "running"
-    # No request of a client: KV that is copied ahead of one (`PRECOPY`).
+    # Not a client's request: it copies KV ahead of one (`PRECOPY`).
     COPYING = "copying"
 
 
 class CutOutcome(StrEnum):
-    """What became of a `messages.Cut`."""
+    """The outcome of a `messages.Cut`."""
 
     # The request ended here, and its KV waits to be pulled.
     PINNED = "pinned"
@@ -95,5 +100,7 @@ CLASS_HEADER = "x-ares-class"
 CONTROL_KEY_VARIABLE = "ARES_CONTROL_KEY"
 # `ares worker` to the processes of vLLM: the instance's settings as JSON (engine/identity.py).
 INSTANCE_VARIABLE = "ARES_INSTANCE"
+# Whether an instance may run on a vLLM that is not supported.
+ALLOW_UNSUPPORTED_VLLM_VARIABLE = "ARES_ALLOW_UNSUPPORTED_VLLM"
 # In vLLM's kv_connector_extra_config: the largest pull within a scheduling step.
 PULL_WITHIN_STEP_BYTES = "ares_pull_within_step_bytes"

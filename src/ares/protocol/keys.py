@@ -18,7 +18,7 @@ class KeyFileError(ValueError):
 
 
 def clean(key: str) -> str:
-    """Return a key without the white space around it, and without the mark that Windows editors put before a text.
+    """Return a key without the white space around it, and without the byte order mark that Windows editors write.
 
     Neither can be part of a key in an HTTP header; the newline of a Kubernetes Secret that was made with `echo` is one.
     """
@@ -74,6 +74,11 @@ class ControlKey:
     Both ends hold the same pair: each authenticates the other (`zmq.auth` asks `callback` at the instance), and their
     messages are encrypted and cannot be replayed.
 
+    Attributes
+    ----------
+    public
+        The public key of the pair, which a client shows.
+
     Raises
     ------
     KeyFileError
@@ -87,19 +92,19 @@ class ControlKey:
                 f"the control key is shorter than {MINIMUM_CHARACTERS} characters; make one: openssl rand -hex 32"
             )
         self._secret = z85.encode(hashlib.blake2b(key.encode(), digest_size=32, person=b"ares-control").digest())
-        self._public = zmq.curve_public(self._secret)
+        self.public = zmq.curve_public(self._secret)
 
     def serve(self, socket: "zmq.Socket[bytes]") -> None:
         """Accept only connections with the key; the socket's context needs an authenticator with our `callback`."""
         socket.curve_secretkey = self._secret
-        socket.curve_publickey = self._public
+        socket.curve_publickey = self.public
         socket.curve_server = True
 
     def connect(self, socket: "zmq.Socket[bytes] | zmq.asyncio.Socket") -> None:
         """Authenticate with the key, and accept only an instance that holds it too."""
         socket.curve_secretkey = self._secret
-        socket.curve_publickey = socket.curve_serverkey = self._public
+        socket.curve_publickey = socket.curve_serverkey = self.public
 
     def callback(self, _domain: str, client: bytes) -> bool:
         """Whether a client holds the key (called by `zmq.auth`)."""
-        return secrets.compare_digest(client, self._public)
+        return secrets.compare_digest(client, self.public)

@@ -1,4 +1,4 @@
-"""The messages between gateways and instances, each typed and checked on arrival; nothing in one carries code.
+"""The messages between gateways and instances, each typed and checked on arrival; no message carries code.
 
 The gateway subscribes and sends commands. The instance answers the first `Subscribe` with its `Hello`, then sends
 `Telemetry` at the interval that was asked for, `KvReceived` for each request whose KV it pulled, `Predicted` for each
@@ -7,7 +7,7 @@ How messages travel is in `protocol/rpc.py`. The commands can move to vLLM's gen
 lands.
 
 Several gateways may subscribe to one instance. All keys of a gateway begin with its name and a slash (`owner`), so that
-an instance knows which requests and which pinned KV belong to a gateway that has gone.
+an instance knows which requests and which pinned KV belong to a gateway that has disconnected.
 
 Some tags are earlier names of their messages (`admitted`, `handover`). They stay, so that gateways and instances of
 different versions understand each other.
@@ -24,8 +24,8 @@ Role = Literal["prefill", "decode", "both"]
 # The levels of the quantiles in `Row.remaining`.
 REMAINING_LEVELS = (0.1, 0.5, 0.9)
 
-# Sums and products of these over everything that fits a message stay exact in 64 bits. None of the times and rates may
-# be infinite or no number.
+# Sums and products of these over everything that fits a message stay exact in 64 bits. No time or rate may be
+# infinite or NaN.
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 _Tokens = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 _Size = Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)]
@@ -81,7 +81,7 @@ class Connect(msgspec.Struct, frozen=True, tag="connect"):
 
 
 class Cut(msgspec.Struct, frozen=True, tag="cut"):
-    """End request `key` at what is emitted and in flight, keep its KV pinned, and answer with a `CutResult`."""
+    """End request `key` after the tokens emitted and in flight, keep its KV pinned, and answer with a `CutResult`."""
 
     call: _Count
     key: str
@@ -90,7 +90,7 @@ class Cut(msgspec.Struct, frozen=True, tag="cut"):
 class Copy(msgspec.Struct, frozen=True, tag="copy"):
     """Pin the full KV blocks of running request `key`, at most `most` tokens, and answer with a `CopyResult`.
 
-    The pin is released like that of a request called `pin`; request `key` goes on.
+    The pin is released like that of a request called `pin`; request `key` continues.
     """
 
     call: _Count
@@ -106,7 +106,7 @@ class Release(msgspec.Struct, frozen=True, tag="release"):
 
 
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
-    """Report to every gateway that the instance takes no new work, or that it does again.
+    """Report to every gateway that the instance takes no new work, or takes work again.
 
     After `deadline_s` each gateway ends its streams that are left there, and resumes them elsewhere; None: never.
     """
@@ -126,14 +126,27 @@ class Lease(msgspec.Struct, frozen=True, tag="lease"):
 Command = Subscribe | Connect | Cut | Copy | Release | Drain | Lease
 
 
+class KvGroup(msgspec.Struct, frozen=True, array_like=True):
+    """A KV cache group of vLLM: layers with one block table.
+
+    `window` is how many tokens their attention reaches back (0: all), `fixed_blocks` how many blocks a request holds at
+    any length (0: as many as its tokens take).
+    """
+
+    block_size: Annotated[int, msgspec.Meta(ge=1, lt=1 << 20)]
+    window: _Count = 0
+    fixed_blocks: _Count = 0
+
+
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """The identity and the limits of an instance. `boot` differs after every restart.
 
     `token_bytes` is the KV of one token, `pull_within_step_bytes` the largest pull within a scheduling step,
     `prefix_caching` whether KV that is copied ahead of a request is kept for it; `carries` names the state that a
     request keeps when it resumes here (`fields.CARRIES_OUTPUT` and the like). `leases` is whether it answers a `Lease`.
-    `max_num_seqs` and `max_num_batched_tokens` bound a step's batch. An instance of an earlier version sends neither of
-    the last three.
+    `max_num_seqs` and `max_num_batched_tokens` bound a step's batch. `kv_groups` are the KV cache groups whose blocks
+    come from the pool of `kv_blocks`; none means a single one that grows with every token. An instance of an earlier
+    version does not send the last four.
     """
 
     name: str
@@ -151,6 +164,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     leases: bool = False
     max_num_seqs: _Count = 0
     max_num_batched_tokens: _Count = 0
+    kv_groups: list[KvGroup] = []
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):
@@ -169,6 +183,8 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
 class Telemetry(msgspec.Struct, frozen=True, tag="telemetry", rename={"resources": "held"}):
     """The load of an instance.
 
+    `running` and `waiting` are requests; `pinned` are requests that have ended here, and copies, whose KV waits to be
+    pulled.
     `step_time_s` is a moving average over recent steps, `pull_bytes_per_s` over recent pulls of KV, 0 before the first;
     `busy_s` is the time of all steps so far.
     `draining`: the instance takes no new requests, and those that can migrate are to leave; after `drain_left_s` the
@@ -218,19 +234,19 @@ class Predicted(msgspec.Struct, frozen=True, tag="predicted"):
     remaining: tuple[float, float, float]
 
 
-class CutResult(msgspec.Struct, frozen=True, tag="handover"):
+class CutResult(msgspec.Struct, frozen=True, tag="handover", rename={"kv_transfer_params": "transfer"}):
     """The answer to a `Cut`.
 
     Attributes
     ----------
     outcome
-        What became of it.
+        How the cut ended.
     output_tokens
         How many tokens the request generated on this instance.
     tail
         The last of those tokens, so that the target can start before the stream has delivered them.
-    transfer
-        vLLM's kv_transfer_params for the target, where the outcome is `PINNED`.
+    kv_transfer_params
+        vLLM's, for the target, where the outcome is `PINNED`.
     """
 
     call: _Count
@@ -238,16 +254,16 @@ class CutResult(msgspec.Struct, frozen=True, tag="handover"):
     outcome: CutOutcome
     output_tokens: _Tokens = 0
     tail: list[_Tokens] = []
-    transfer: dict[str, Any] = {}
+    kv_transfer_params: dict[str, Any] = {}
 
 
-class CopyResult(msgspec.Struct, frozen=True, tag="copied"):
+class CopyResult(msgspec.Struct, frozen=True, tag="copied", rename={"kv_transfer_params": "transfer"}):
     """The answer to a `Copy`: how many `tokens` are pinned as `pin`, and vLLM's kv_transfer_params for them."""
 
     call: _Count
     pin: str
     tokens: _Tokens = 0
-    transfer: dict[str, Any] = {}
+    kv_transfer_params: dict[str, Any] = {}
 
 
 class LeaseResult(msgspec.Struct, frozen=True, tag="leased"):

@@ -27,9 +27,9 @@ ORPHAN_LEASE_S = 10.0
 GATEWAY_EXPIRY_S = 30.0
 # The longest time for which an instance grants its part of the controller's lease.
 LONGEST_LEASE_S = 10.0
-# ZeroMQ's own heartbeat on a gateway's connection, and the silence after which ZeroMQ makes the connection anew: a
-# network that has forgotten a connection sends no error. The limit is longer than the silence after which a gateway
-# takes an instance for frozen (gateway/pool/instance.py), since the streams, on other connections, are given up then.
+# ZeroMQ's own heartbeat on a gateway's connection, and the silence after which ZeroMQ reconnects: a network that
+# drops a connection silently sends no error. The limit is longer than the silence after which a gateway
+# takes an instance for frozen (gateway/pool/health.py), since the streams, on other connections, are given up then.
 CONNECTION_HEARTBEAT_S = 2.0
 CONNECTION_TIMEOUT_S = 10.0
 # What a socket's monitor reports when the two ends do not hold the same key.
@@ -40,7 +40,7 @@ HANDSHAKE_REFUSED = (
 encode = msgspec.msgpack.Encoder().encode
 _decode_command: Callable[[bytes], Command] = msgspec.msgpack.Decoder(Command).decode
 _decode_event: Callable[[bytes], Event] = msgspec.msgpack.Decoder(Event).decode
-# What msgspec raises besides its own DecodeError, of text that is not UTF-8 and of maps within maps within maps.
+# What msgspec raises in addition to its DecodeError: for text that is not UTF-8, and for deeply nested maps.
 _MALFORMED = (UnicodeDecodeError, RecursionError)
 
 
@@ -85,7 +85,7 @@ def configure(socket: "zmq.Socket[Any]", address: str, *, linger_ms: int = 0) ->
 
 
 def keep_alive(socket: "zmq.Socket[Any]") -> None:
-    """Let ZeroMQ notice a connection that the network has forgotten; to be called before the socket connects."""
+    """Let ZeroMQ notice a connection that the network has dropped silently; to be called before the socket connects."""
     socket.setsockopt(zmq.HEARTBEAT_IVL, int(CONNECTION_HEARTBEAT_S * 1000))
     for limit in (zmq.HEARTBEAT_TIMEOUT, zmq.CONNECT_TIMEOUT, zmq.HANDSHAKE_IVL):
         socket.setsockopt(limit, int(CONNECTION_TIMEOUT_S * 1000))

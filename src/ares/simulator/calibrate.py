@@ -24,7 +24,7 @@ _STARTS = (
 )
 
 
-def _engine(recording: Recording, kv_tokens: int | None, name: str) -> dict[str, Any]:
+def recorded_engine(recording: Recording, kv_tokens: int | None, name: str) -> dict[str, Any]:
     """Return the fields of a profile that the recording names, and that need no fit."""
     meta = recording.meta
     work = recording.workload
@@ -96,7 +96,7 @@ def calibrate(
     """
     recording = read_recording(directory)
     mask = chosen(len(recording.workload), part)
-    known = _engine(recording, kv_tokens, name)
+    known = recorded_engine(recording, kv_tokens, name)
     done = 0
 
     def profile_of(logs: FloatArray) -> Profile:

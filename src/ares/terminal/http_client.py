@@ -1,4 +1,4 @@
-"""HTTP requests of commands: directly to this machine, through the proxy of the proxy variables to others."""
+"""HTTP requests of commands: directly to this machine, to other hosts through the proxy that the environment names."""
 
 import functools
 import http.client

@@ -14,7 +14,7 @@ def progress_display(console: Console, *columns: str | ProgressColumn, transient
 
     On a terminal it is rich's, with these columns. Elsewhere each task is a line when it starts and one when it is
     done, with its seconds, and every 30 s one line names the tasks that are not. A task's field `state`, where it has
-    one, stands in its lines for "started" and "done".
+    one, replaces "started" and "done" in its lines.
     """
     if console.is_terminal and not console.is_dumb_terminal:
         return Progress(*columns, console=console, transient=transient)
@@ -65,7 +65,7 @@ class PlainProgress(Progress):
         while not self._stopped.wait(self._every_s):
             left = ", ".join(_how_far(task) for task in self.tasks if not task.finished)
             if left:
-                self._print(f"not done after {self.get_time() - self._began:.0f} s: {left}")
+                self._print(f"still waiting after {self.get_time() - self._began:.0f} s: {left}")
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -10,7 +10,7 @@ _WIDEST = 10_000
 
 
 def table(name: str, *columns: str, title: str | None = None) -> Table:
-    """Make a table whose first column is never cut nor folded; long cells of the others go on in the next line."""
+    """Make a table whose first column is never cut or wrapped; long cells of the others are wrapped."""
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, min_width=16)
     made.show_edge = made.pad_edge = False
     made.add_column(name, no_wrap=True)
@@ -20,7 +20,7 @@ def table(name: str, *columns: str, title: str | None = None) -> Table:
 
 
 def show(*parts: Table | str) -> None:
-    """Print tables and lines; into a pipe or a file as wide as they are, unless COLUMNS says otherwise."""
+    """Print tables and lines; into a pipe or a file as wide as they are, unless COLUMNS is set."""
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         free = console.options.update(max_width=_WIDEST)

@@ -1,6 +1,7 @@
 """What the chaos suite's gateway is told about real engines, and what it logs."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -8,8 +9,9 @@ import aiohttp
 import msgspec
 import pytest
 
-from ares.gateway.pool.instance import Instance
+from ares.gateway.pool.pool import Pool
 from ares.gateway.records.decision_log import DecisionLog
+from ares.policy import PRESETS
 from ares.protocol import messages, rpc
 from ares_dev.chaos import gateway, telemetry_faults
 from ares_dev.chaos.observe import Observer
@@ -79,33 +81,35 @@ def test_predictions_of_what_runs() -> None:
     assert [row.remaining for row in altered(injector).rows] == [(-300.0, -200.0, -100.0), None]
 
 
-async def test_an_instance_hears_lies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Instance, "_receive", Instance._receive)
+async def test_an_instance_hears_lies() -> None:
     injector = telemetry_faults.TelemetryFaultInjector()
-    telemetry_faults.install(injector)
     async with aiohttp.ClientSession() as http:
-        instance: Any = Instance("http://127.0.0.1:9", http, 0.1)
+        pool = Pool(["http://127.0.0.1:9"], http, 0.1)
+        telemetry_faults.install(injector, pool)
+        (instance,) = pool.instances
         instance.name = "decode-0"
         for lie, running in (("silent", None), ("empty", 0), ("absurd", 0)):
             injector.change("decode-0", b'{"telemetry":"%s"}' % lie.encode())
-            await instance._receive(rpc.encode(LOAD), None)
+            await instance.receive(rpc.encode(LOAD), pool.connect_peers)
             assert (instance.state.telemetry and instance.state.telemetry.running) == running
         injector.change("decode-0", b'{"telemetry":null}')
-        await instance._receive(rpc.encode(LOAD), None)
+        await instance.receive(rpc.encode(LOAD), pool.connect_peers)
         assert instance.state.telemetry == LOAD
 
 
-def test_of_many_decisions_some_are_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DecisionLog, "_write", DecisionLog._write)
-    gateway.log_one_of(3)
+def test_of_many_decisions_some_are_logged(tmp_path: Path) -> None:
     log = DecisionLog(tmp_path / "log")
+    gateway.log_one_of(log, 3)
+    rebalance = PRESETS["ares"].make()[2]
     for n in range(60):
-        log._write("moves", "ares", n=n, oom_actions=[], decided=[1] if n % 20 == 19 else [])
+        view: Any = SimpleNamespace(sessions=["a request"], cluster={"n": n}, running=None)
+        decided: Any = ["a move"] if n % 20 == 19 else []
+        log.moves("ares", view, rebalance, None, [], decided)
     log.close()
     logged = [msgspec.json.decode(line) for line in (tmp_path / "log").read_bytes().splitlines()]
     assert sum(not one["decided"] for one in logged) == 57 / 3
     # The few that decide something are not left to chance.
-    assert [one["n"] for one in logged if one["decided"]] == [19]
+    assert [one["cluster"]["n"] for one in logged if one["decided"]] == [19]
 
 
 def test_decisions_fail_by_their_own_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """A rebalance policy that fails, orders nonsense or takes too long costs its moves and nothing else."""
 
+import asyncio
 import logging
 import threading
 import time
@@ -13,9 +14,8 @@ import pytest
 from ares.gateway.control.decider import Decider
 from ares.gateway.records.replay import replay
 from ares.policy import Cluster, DecisionError, MigrationDecision, Rebalance, decide_moves
-from tests.gateway.control.test_controller import cluster
-from tests.gateway.fakes import eventually
-from tests.gateway.test_service import Client, sample
+from tests.gateway.gateways import Client, cluster, hold, sample, stop_holding
+from tests.waiting import eventually
 
 VIEW: Any = None
 
@@ -44,9 +44,15 @@ async def test_a_policy_that_takes_too_long_is_asked_again_only_when_it_has_answ
     assert caught.value.kind == "late"
     assert policy.asked == 1
     policy.go.set()
-    assert decider._thread is not None
-    decider._thread.join(20)
-    assert await decider.decide(VIEW, timeout_s=20) == []
+
+    async def until_it_answers() -> list[MigrationDecision]:
+        while True:
+            try:
+                return await decider.decide(VIEW, timeout_s=20)
+            except DecisionError:
+                await asyncio.sleep(0.002)
+
+    assert await asyncio.wait_for(until_it_answers(), 20) == []
     assert policy.asked == 2
 
 
@@ -93,14 +99,12 @@ async def test_nonsense_is_counted_and_serving_goes_on(
     model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, orders: Callable[[Cluster], Any], kind: str
 ) -> None:
     async with cluster(model_folder, preset="ares-no-prediction", decision_log=tmp_path / "log") as (gateway, fakes):
-        for fake in fakes[1:]:
-            fake.hold_at = 40
+        hold(fakes, 40)
         client = Client(gateway, 100)
         await client.reached(5)
         gateway.controller.rebalance_decider.policy.decide = orders
         await eventually(lambda: gateway.controller.rebalance_decider.faults[kind] >= 3)
-        for fake in fakes[1:]:
-            fake.hold_at = None
+        stop_holding(fakes)
         await client.finish()
         client.check(100)
         assert sample(gateway, "ares_controller_faults_total", part="rebalance") >= 3

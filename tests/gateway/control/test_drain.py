@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import functools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,29 @@ from ares.gateway.pool.generate import EngineLostError
 from ares.gateway.service import Gateway
 from ares.gateway.session.session import Session
 from ares.protocol import messages
-from tests.gateway import fakes as stand_ins
+from tests import waiting
 from tests.gateway.fakes import FakeInstance, instances
+from tests.gateway.gateways import Client, configuration, find, hold, sample, started, stop_holding
 from tests.gateway.http.service import serving
 from tests.gateway.running import VOCABULARY
-from tests.gateway.test_service import Client, configuration, find, sample, started
 
 pytestmark = pytest.mark.timeout(240)
 PATIENCE_S = 60.0
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    await stand_ins.eventually(condition, PATIENCE_S)
+eventually = functools.partial(waiting.eventually, timeout_s=PATIENCE_S)
 
 
 @pytest.fixture
 async def gateway(fakes: list[FakeInstance], model_folder: Path) -> AsyncIterator[Gateway]:
+    made = await started(Gateway(patient(fakes), model_folder))
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def other(fakes: list[FakeInstance], model_folder: Path) -> AsyncIterator[Gateway]:
+    """A second gateway over the same instances."""
     made = await started(Gateway(patient(fakes), model_folder))
     yield made
     await made.stop()
@@ -52,16 +60,14 @@ async def running(
     gateway: Gateway, fakes: list[FakeInstance], count: int, tokens: int = 100, **sampling: Any
 ) -> list[Client]:
     """Start requests, and hold all of them at 30 of their tokens."""
-    for fake in fakes[1:]:
-        fake.hold_at = 35
+    hold(fakes, 35)
     clients = [Client(gateway, tokens, name=f"r{n}", prompt=[10 + n] * 5, **sampling) for n in range(count)]
     await eventually(lambda: sum(len(c.tokens) == 30 for c in clients) == count)
     return clients
 
 
 async def finished(fakes: list[FakeInstance], clients: list[Client], tokens: int = 100) -> None:
-    for fake in fakes[1:]:
-        fake.hold_at = None
+    stop_holding(fakes)
     for client in clients:
         await asyncio.wait_for(client.task, PATIENCE_S)
         client.check(tokens)
@@ -80,7 +86,7 @@ async def test_everything_that_can_move_leaves_and_nothing_new_comes(
     late = Client(gateway, 100, name="late")
     await eventually(lambda: not gateway.drainer.left(source))
     assert len(on(gateway, "decode-1")) == 13
-    assert all(move.reason == "decode-0 drains" for move in gateway.migrations)
+    assert all(move.reason == "drain of decode-0" for move in gateway.migrations)
     # There is time for it, however little a request has: it shall not stop for the copy.
     assert {move.mode for move in gateway.migrations} == {"pre_copy"}
     # A move counts with the target's first token, which the hold may keep back.
@@ -163,8 +169,7 @@ async def test_a_full_target_is_left_alone(model_folder: Path) -> None:
             find(gateway, "decode-1").state.draining = find(gateway, "decode-2").state.draining = True
             clients = await running(gateway, fakes, 3)
             find(gateway, "decode-1").state.draining = find(gateway, "decode-2").state.draining = False
-            for fake in fakes[1:]:
-                fake.hold_at = 60
+            hold(fakes, 60)
             await gateway.drainer.drain(find(gateway, "decode-0"), 60)
             await eventually(lambda: len(on(gateway, "decode-2")) == 3)
             await finished(fakes, clients)
@@ -172,76 +177,58 @@ async def test_a_full_target_is_left_alone(model_folder: Path) -> None:
             await gateway.stop()
 
 
-async def test_every_gateway_hears_of_it(gateway: Gateway, fakes: list[FakeInstance], model_folder: Path) -> None:
-    other = await started(Gateway(patient(fakes), model_folder))
-    try:
-        clients = await running(other, fakes, 4)
-        fakes[1].hold_at = fakes[2].hold_at = 60
-        await gateway.drainer.drain(find(gateway, "decode-0"), 60)
-        await eventually(lambda: find(other, "decode-0").state.draining and not on(other, "decode-0"))
-        await finished(fakes, clients)
-        await other.drainer.undrain(find(other, "decode-0"))
-        await eventually(lambda: not find(gateway, "decode-0").state.draining)
-        assert find(gateway, "decode-0").open
-    finally:
-        await other.stop()
+async def test_every_gateway_hears_of_it(gateway: Gateway, other: Gateway, fakes: list[FakeInstance]) -> None:
+    clients = await running(other, fakes, 4)
+    fakes[1].hold_at = fakes[2].hold_at = 60
+    await gateway.drainer.drain(find(gateway, "decode-0"), 60)
+    await eventually(lambda: find(other, "decode-0").state.draining and not on(other, "decode-0"))
+    await finished(fakes, clients)
+    await other.drainer.undrain(find(other, "decode-0"))
+    await eventually(lambda: not find(gateway, "decode-0").state.draining)
+    assert find(gateway, "decode-0").open
 
 
-async def test_every_gateway_keeps_the_deadline(
-    gateway: Gateway, fakes: list[FakeInstance], model_folder: Path
-) -> None:
-    other = await started(Gateway(patient(fakes), model_folder))
-    try:
-        clients = await running(other, fakes, 4)
-        fakes[1].faults.not_running = True  # no move succeeds
-        fakes[2].hold_at = 60
-        await gateway.drainer.drain(find(gateway, "decode-0"), 0.5)
-        await eventually(lambda: len(on(other, "decode-1")) == 4)
-        assert not any(move.outcome == "moved" for move in other.migrations)
-        await finished(fakes, clients)
-        # What drains again without end has no deadline left from before.
-        await other.drainer.undrain(find(other, "decode-0"))
-        await eventually(lambda: not find(gateway, "decode-0").state.draining)
-        assert find(gateway, "decode-0").state.drain_deadline is None
-    finally:
-        await other.stop()
+async def test_every_gateway_keeps_the_deadline(gateway: Gateway, other: Gateway, fakes: list[FakeInstance]) -> None:
+    clients = await running(other, fakes, 4)
+    fakes[1].faults.not_running = True  # no move succeeds
+    fakes[2].hold_at = 60
+    await gateway.drainer.drain(find(gateway, "decode-0"), 0.5)
+    await eventually(lambda: len(on(other, "decode-1")) == 4)
+    assert not any(move.outcome == "moved" for move in other.migrations)
+    await finished(fakes, clients)
+    # What drains again without end has no deadline left from before.
+    await other.drainer.undrain(find(other, "decode-0"))
+    await eventually(lambda: not find(gateway, "decode-0").state.draining)
+    assert find(gateway, "decode-0").state.drain_deadline is None
 
 
 async def test_who_opens_an_instance_again_ends_the_deadline_for_all(
-    gateway: Gateway, fakes: list[FakeInstance], model_folder: Path
+    gateway: Gateway, other: Gateway, fakes: list[FakeInstance]
 ) -> None:
-    other = await started(Gateway(patient(fakes), model_folder))
-    try:
-        clients = await running(other, fakes, 4)
-        fakes[1].faults.not_running = True
-        there = len(on(other, "decode-0"))
-        source = find(other, "decode-0")
-        await gateway.drainer.drain(find(gateway, "decode-0"), 2)
-        await eventually(lambda: source.state.drain_deadline is not None)
-        await eventually(lambda: bool((load := find(gateway, "decode-0").state.telemetry) and load.draining))
-        await other.drainer.undrain(source)
-        await eventually(lambda: not find(gateway, "decode-0").state.draining)
-        await asyncio.sleep(2.5)
-        assert source.state.drain_deadline is None
-        assert len(on(other, "decode-0")) == there > 0
-        await finished(fakes, clients)
-    finally:
-        await other.stop()
+    clients = await running(other, fakes, 4)
+    fakes[1].faults.not_running = True
+    there = len(on(other, "decode-0"))
+    source = find(other, "decode-0")
+    await gateway.drainer.drain(find(gateway, "decode-0"), 2)
+    await eventually(lambda: source.state.drain_deadline is not None)
+    await eventually(lambda: bool((load := find(gateway, "decode-0").state.telemetry) and load.draining))
+    await other.drainer.undrain(source)
+    await eventually(lambda: not find(gateway, "decode-0").state.draining)
+    await asyncio.sleep(2.5)
+    assert source.state.drain_deadline is None
+    assert len(on(other, "decode-0")) == there > 0
+    await finished(fakes, clients)
 
 
-async def test_the_newest_deadline_holds(gateway: Gateway, fakes: list[FakeInstance], model_folder: Path) -> None:
-    other = await started(Gateway(patient(fakes), model_folder))
-    try:
-        clients = await running(gateway, fakes, 4)
-        fakes[1].faults.not_running = True
-        fakes[2].hold_at = 60
-        await gateway.drainer.drain(find(gateway, "decode-0"), 600)
-        await eventually(lambda: find(other, "decode-0").state.drain_deadline is not None)
-        await other.drainer.drain(find(other, "decode-0"), 0.3)
-        await eventually(lambda: len(on(gateway, "decode-1")) == 4)
-        await finished(fakes, clients)
-    finally:
-        await other.stop()
+async def test_the_newest_deadline_holds(gateway: Gateway, other: Gateway, fakes: list[FakeInstance]) -> None:
+    clients = await running(gateway, fakes, 4)
+    fakes[1].faults.not_running = True
+    fakes[2].hold_at = 60
+    await gateway.drainer.drain(find(gateway, "decode-0"), 600)
+    await eventually(lambda: find(other, "decode-0").state.drain_deadline is not None)
+    await other.drainer.drain(find(other, "decode-0"), 0.3)
+    await eventually(lambda: len(on(gateway, "decode-1")) == 4)
+    await finished(fakes, clients)
 
 
 async def test_a_drained_instance_that_restarts_takes_work(gateway: Gateway, fakes: list[FakeInstance]) -> None:

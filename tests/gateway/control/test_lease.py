@@ -13,9 +13,10 @@ from ares.gateway.records.replay import replay
 from ares.gateway.service import Gateway
 from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol import messages
-from tests.gateway.fakes import FakeInstance, eventually, expected, instances
+from tests.gateway.fakes import FakeInstance, expected, instances
+from tests.gateway.gateways import Client, configuration, find, finish, hold, sample, started, stop_holding, view
 from tests.gateway.running import VOCABULARY
-from tests.gateway.test_service import Client, configuration, find, sample, started, view
+from tests.waiting import eventually
 
 PRESET = "ares-no-prediction"
 
@@ -61,10 +62,10 @@ async def test_each_has_its_turns_and_never_two_at_a_time(
 
         def watch(gateway: Gateway) -> None:
             lease = gateway.controller.lease
-            take, give_back = lease.take, lease.give_back
+            acquire, release = lease.acquire, lease.release
 
             async def taken(within_s: float) -> bool:
-                granted = await take(within_s)
+                granted = await acquire(within_s)
                 if granted:
                     holding.append(gateway.name)
                     turns.append(gateway.name)
@@ -76,10 +77,10 @@ async def test_each_has_its_turns_and_never_two_at_a_time(
                 await asyncio.sleep(0.005)
                 if gateway.name in holding:
                     holding.remove(gateway.name)
-                await give_back(moves)
+                await release(moves)
 
-            monkeypatch.setattr(lease, "take", taken)
-            monkeypatch.setattr(lease, "give_back", given_back)
+            monkeypatch.setattr(lease, "acquire", taken)
+            monkeypatch.setattr(lease, "release", given_back)
 
         for gateway in made:
             watch(gateway)
@@ -90,16 +91,16 @@ async def test_each_has_its_turns_and_never_two_at_a_time(
 async def test_the_next_turn_comes_when_the_moves_have_ended(fakes: list[FakeInstance], model_folder: Path) -> None:
     async with gateways(fakes, model_folder, preset="off") as (first, second):
         move = asyncio.create_task(asyncio.Event().wait())
-        assert await first.controller.lease.take(1.0)
-        ending = asyncio.create_task(first.controller.lease.give_back([move]))
-        assert not await second.controller.lease.take(0.1)
+        assert await first.controller.lease.acquire(1.0)
+        ending = asyncio.create_task(first.controller.lease.release([move]))
+        assert not await second.controller.lease.acquire(0.1)
         assert second.controller.lease.holder == first.name
         assert second.controller.lease.missed == 1
         move.cancel()
-        assert await second.controller.lease.take(5.0)
+        assert await second.controller.lease.acquire(5.0)
         assert (second.controller.lease.holder, second.controller.lease.missed) == ("", 0)
         await ending
-        await second.controller.lease.give_back()
+        await second.controller.lease.release()
 
 
 async def test_a_turn_that_is_taken_on_is_not_ended_by_the_decision_before(
@@ -108,16 +109,16 @@ async def test_a_turn_that_is_taken_on_is_not_ended_by_the_decision_before(
     async with gateways(fakes, model_folder, preset="off") as (first, second):
         lease = first.controller.lease
         move = asyncio.create_task(asyncio.Event().wait())
-        assert await lease.take(1.0)
-        ending = asyncio.create_task(lease.give_back([move]))
+        assert await lease.acquire(1.0)
+        ending = asyncio.create_task(lease.release([move]))
         await asyncio.sleep(0)
-        assert await lease.take(1.0)
+        assert await lease.acquire(1.0)
         move.cancel()
         await ending
-        assert not await second.controller.lease.take(0.1)
-        await lease.give_back()
-        assert await second.controller.lease.take(5.0)
-        await second.controller.lease.give_back()
+        assert not await second.controller.lease.acquire(0.1)
+        await lease.release()
+        assert await second.controller.lease.acquire(5.0)
+        await second.controller.lease.release()
 
 
 async def test_moves_without_end_do_not_keep_others_from_their_turn(
@@ -125,29 +126,29 @@ async def test_moves_without_end_do_not_keep_others_from_their_turn(
 ) -> None:
     async with gateways(fakes, model_folder, tuning=Tuning(lease_turn_s=0.2), preset="off") as (first, second):
         move = asyncio.create_task(asyncio.Event().wait())
-        assert await first.controller.lease.take(1.0)
-        await first.controller.lease.give_back([move])
-        assert await second.controller.lease.take(5.0)
-        await second.controller.lease.give_back()
+        assert await first.controller.lease.acquire(1.0)
+        await first.controller.lease.release([move])
+        assert await second.controller.lease.acquire(5.0)
+        await second.controller.lease.release()
         move.cancel()
 
 
 async def test_one_that_dies_in_its_turn_is_replaced(fakes: list[FakeInstance], model_folder: Path) -> None:
     async with gateways(fakes, model_folder, preset="off") as (dies, stays):
-        assert await dies.controller.lease.take(1.0)
-        assert not await stays.controller.lease.take(0.1)
+        assert await dies.controller.lease.acquire(1.0)
+        assert not await stays.controller.lease.acquire(0.1)
         await dies.pool.stop()  # its connections end; nothing is given back
-        assert await stays.controller.lease.take(20.0)
-        await stays.controller.lease.give_back()
+        assert await stays.controller.lease.acquire(20.0)
+        await stays.controller.lease.release()
 
 
 async def test_one_that_freezes_in_its_turn_is_replaced(fakes: list[FakeInstance], model_folder: Path) -> None:
     async with gateways(fakes, model_folder, tuning=Tuning(lease_ttl_s=0.3), preset="off") as (frozen, stays):
-        assert await frozen.controller.lease.take(1.0)
-        assert await stays.controller.lease.take(20.0)
+        assert await frozen.controller.lease.acquire(1.0)
+        assert await stays.controller.lease.acquire(20.0)
         # And learns of it before it decides again.
-        assert not await frozen.controller.lease.take(0.1)
-        await stays.controller.lease.give_back()
+        assert not await frozen.controller.lease.acquire(0.1)
+        await stays.controller.lease.release()
 
 
 async def test_parts_that_were_granted_are_given_back_by_who_did_not_get_all(
@@ -157,7 +158,7 @@ async def test_parts_that_were_granted_are_given_back_by_who_did_not_get_all(
         held = await find(first, "decode-0").control.lease(first.name, 5.0, 5.0)
         assert held is not None
         assert held.granted
-        assert not await second.controller.lease.take(0.0)
+        assert not await second.controller.lease.acquire(0.0)
         asked = await find(first, "decode-1").control.lease(first.name, 5.0, 5.0)
         assert asked is not None
         assert asked.granted
@@ -175,9 +176,9 @@ async def test_half_of_the_instances_are_not_enough_and_more_are(model_folder: P
             return None
 
         silent[0].control.lease = unanswered
-        assert await lease.take(0.0)
+        assert await lease.acquire(0.0)
         silent[1].control.lease = unanswered
-        assert not await lease.take(0.0)
+        assert not await lease.acquire(0.0)
         assert gateway.controller.lease.holder == ""
 
 
@@ -196,7 +197,7 @@ async def test_a_gateway_that_gets_no_turn_counts_it_and_serves_on(
     fakes: list[FakeInstance], model_folder: Path
 ) -> None:
     async with gateways(fakes, model_folder) as (first, second):
-        assert await first.controller.lease.take(10.0)
+        assert await first.controller.lease.acquire(10.0)
         first.controller.use_preset("off")  # it does not go on
         keeper = asyncio.create_task(_keep(first))
         await eventually(lambda: elsewhere(second) >= 3)
@@ -208,7 +209,7 @@ async def test_a_gateway_that_gets_no_turn_counts_it_and_serves_on(
         client.check(60)
         keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
-        await first.controller.lease.give_back()
+        await first.controller.lease.release()
         before = decided(second)
         await eventually(lambda: decided(second) > before and second.controller.lease_status["where"] == "here")
         assert second.controller.lease_status["missed_periods"] == 0
@@ -216,7 +217,7 @@ async def test_a_gateway_that_gets_no_turn_counts_it_and_serves_on(
 
 async def _keep(gateway: Gateway) -> None:
     while True:
-        await gateway.controller.lease.take(1.0)
+        await gateway.controller.lease.acquire(1.0)
         await asyncio.sleep(0.02)
 
 
@@ -226,8 +227,8 @@ async def _keep(gateway: Gateway) -> None:
 async def test_requests_of_others_are_rows_that_cannot_be_moved(
     fakes: list[FakeInstance], model_folder: Path, tmp_path: Path
 ) -> None:
+    hold(fakes, 40)
     for fake in fakes[1:]:
-        fake.hold_at = 40
         fake.predicts = lambda request: (1.0, float(request.end - len(request.output)), 500.0)
     log = tmp_path / "decisions.jsonl"
     settings = {"preset": "ares", "decision_log": log}
@@ -271,8 +272,7 @@ async def test_requests_of_others_are_rows_that_cannot_be_moved(
         )  # whole blocks of 40 tokens and the next
         assert loads(gateway.sessions.values()).cluster.requests == ()
         await eventually(lambda: decided(gateway) >= 2)
-        for fake in fakes[1:]:
-            fake.hold_at = None
+        stop_holding(fakes)
         for client, count in ((ours, 100), (theirs[0], 200), (theirs[1], 200)):
             await client.finish()
             client.check(count)
@@ -298,9 +298,7 @@ async def test_gateways_even_out_a_pool_together(fakes: list[FakeInstance], mode
         assert sample(made[1], "ares_migrations_total", trigger=PRESET, outcome="moved") >= 1
         for fake in fakes[1:]:
             fake.step_s = 0.001
-        for client in clients:
-            await client.finish()
-            client.check(600)
+        await finish(clients, 600)
 
 
 # --- the death of one ---
@@ -309,8 +307,7 @@ async def test_gateways_even_out_a_pool_together(fakes: list[FakeInstance], mode
 async def test_what_a_dead_gateway_had_pinned_is_let_go_and_nothing_else(
     fakes: list[FakeInstance], model_folder: Path
 ) -> None:
-    for fake in fakes[1:]:
-        fake.hold_at = 40
+    hold(fakes, 40)
     async with gateways(fakes, model_folder, preset="off") as (dies, stays):
         client = Client(stays, 60, name="stays", prompt=[5] * 10)
         await client.reached(30)
@@ -326,8 +323,7 @@ async def test_what_a_dead_gateway_had_pinned_is_let_go_and_nothing_else(
         await eventually(lambda: fakes[0].orphans == [pins[dies]])
         assert set(fakes[0].pinned) == {pins[stays]}
         await find(stays, "prefill-0").control.release(pins[stays])
-        for fake in fakes[1:]:
-            fake.hold_at = None
+        stop_holding(fakes)
         await client.finish()
         client.check(60)
         for fake in fakes:

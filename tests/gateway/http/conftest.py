@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway.fakes import FakeInstance, eventually, instances
+from tests.gateway.fakes import FakeInstance, instances
 from tests.gateway.http.service import Service, serving
 from tests.gateway.running import IMPATIENT, VOCABULARY
+from tests.waiting import eventually
 
 
 @pytest.fixture

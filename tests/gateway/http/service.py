@@ -15,7 +15,8 @@ from ares.gateway.http import app as application
 from ares.gateway.http.responses import DirectSend
 from ares.gateway.service import Gateway
 from ares.gateway.tuning import DEFAULT, Tuning
-from tests.gateway.fakes import FakeInstance, eventually, free_port
+from tests.gateway.fakes import FakeInstance, free_port
+from tests.waiting import eventually
 
 MODEL = "some/model"
 PROMPT = [10, 20, 30, 40, 50]

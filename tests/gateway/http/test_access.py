@@ -1,6 +1,7 @@
 """Who is let in: clients by key, operators by theirs, instances by the shared one; TLS; and what shows of the keys."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import ssl
@@ -19,8 +20,10 @@ from ares.cli.main import app
 from ares.config import ConfigError, load
 from ares.engine.defaults import free_ports
 from ares.protocol.keys import ControlKey
-from tests.gateway.fakes import FakeInstance, eventually
+from tests.gateway.fakes import FakeInstance
+from tests.gateway.gateways import hold, stop_holding
 from tests.gateway.http.service import PROMPT, Service, serving
+from tests.waiting import eventually
 
 KEYS = ["alice-" + "a" * 32, "bob-" + "b" * 32]
 ADMIN = "admin-" + "c" * 32
@@ -114,7 +117,7 @@ async def test_keys_are_compared_in_constant_time(service: Service, monkeypatch:
     control = ControlKey(CONTROL)
     # Nothing else decides: whatever it says, and every key is looked at, whichever is the right one.
     assert await statuses(KEYS[0], ADMIN) == [401, 401]
-    assert not control.callback("", control._public)
+    assert not control.callback("", control.public)
     assert len(compared) == 2 * len(KEYS) + 1 + 1
     right = True
     assert await statuses("wrong", "wrong") == [200, 200]
@@ -191,11 +194,18 @@ async def test_a_gateway_needs_the_control_key(fakes: list[FakeInstance], model_
         assert (await service.complete()).status_code == 200
 
 
-async def test_one_key_runs_only_so_many_requests(fakes: list[FakeInstance], model_folder: Path) -> None:
-    fakes[1].hold_at = fakes[2].hold_at = 10
-    async with serving(fakes, model_folder, api_keys=KEYS, maximum_streams_per_key=2) as service:
+@contextlib.asynccontextmanager
+async def of_many_keys(fakes: list[FakeInstance], folder: Path, maximum_streams: int) -> AsyncIterator[Service]:
+    """Serve requests that do not end, at most so many of a key; the client holds the first key."""
+    hold(fakes, 10)
+    async with serving(fakes, folder, api_keys=KEYS, maximum_streams_per_key=maximum_streams) as service:
         await eventually(lambda: service.gateway.pool.ready, 15)
         service.client.headers = httpx.Headers(bearer(KEYS[0]))
+        yield service
+
+
+async def test_one_key_runs_only_so_many_requests(fakes: list[FakeInstance], model_folder: Path) -> None:
+    async with of_many_keys(fakes, model_folder, 2) as service:
         running = [asyncio.create_task(service.complete()) for _ in range(2)]
         await eventually(lambda: len(service.gateway.sessions) == 2, 15)
         refused = await service.complete()
@@ -205,7 +215,7 @@ async def test_one_key_runs_only_so_many_requests(fakes: list[FakeInstance], mod
         service.client.headers = httpx.Headers(bearer(KEYS[1]))
         other = asyncio.create_task(service.complete())
         await eventually(lambda: len(service.gateway.sessions) == 3, 15)
-        fakes[1].hold_at = fakes[2].hold_at = None
+        stop_holding(fakes)
         for task in (*running, other):
             assert (await task).status_code == 200
         service.client.headers = httpx.Headers(bearer(KEYS[0]))
@@ -213,10 +223,7 @@ async def test_one_key_runs_only_so_many_requests(fakes: list[FakeInstance], mod
 
 
 async def test_one_key_runs_only_so_many_sequences(fakes: list[FakeInstance], model_folder: Path) -> None:
-    fakes[1].hold_at = fakes[2].hold_at = 10
-    async with serving(fakes, model_folder, api_keys=KEYS, maximum_streams_per_key=4) as service:
-        await eventually(lambda: service.gateway.pool.ready, 15)
-        service.client.headers = httpx.Headers(bearer(KEYS[0]))
+    async with of_many_keys(fakes, model_folder, 4) as service:
         running = [asyncio.create_task(service.complete(prompt=[PROMPT, PROMPT]))]
         await eventually(lambda: len(service.gateway.sessions) == 2, 15)
         for body in ({"n": 3}, {"prompt": [PROMPT] * 3}, {"n": 64, "prompt": [PROMPT] * 8, "stream": True}):
@@ -232,7 +239,7 @@ async def test_one_key_runs_only_so_many_sequences(fakes: list[FakeInstance], mo
         service.client.headers = httpx.Headers(bearer(KEYS[1]))
         running.append(asyncio.create_task(service.complete(n=4)))
         await eventually(lambda: len(service.gateway.sessions) == 8, 15)
-        fakes[1].hold_at = fakes[2].hold_at = None
+        stop_holding(fakes)
         assert [(await task).status_code for task in running] == [200] * 3
         for key in KEYS:  # nothing stays counted, of what was refused neither
             service.client.headers = httpx.Headers(bearer(key))

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from ares.gateway.http.api_docs import render
-from tests.gateway.browser import Browser, NoBrowserError, browser
 from tests.gateway.fakes import FakeInstance
+from tests.gateway.http.dashboard.browser import Browser, NoBrowserError, browser
 from tests.gateway.http.service import Service, serving
 
 
 @pytest.fixture(scope="module")
 async def service(model_folder: Path) -> AsyncIterator[Service]:
-    async with serving([FakeInstance("absent", "both", {})], model_folder) as made:
+    async with serving([FakeInstance("absent", "both")], model_folder) as made:
         yield made
 
 

@@ -11,7 +11,7 @@ import pytest
 from jinja2 import TemplateSyntaxError
 
 from ares.gateway.openai import rendering
-from tests.gateway.fakes import FakeInstance, eventually
+from tests.gateway.fakes import FakeInstance
 from tests.gateway.http.service import (
     MODEL,
     PROMPT,
@@ -24,6 +24,7 @@ from tests.gateway.http.service import (
     tool_call_message,
 )
 from tests.gateway.running import IMPATIENT
+from tests.waiting import eventually
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"[1, 2", b"\xff\xfe", b"nonsense"])
@@ -65,6 +66,8 @@ async def test_a_body_that_is_not_json(shared: Service, content: bytes) -> None:
         ("chat/completions", {"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
         ("chat/completions", {"messages": [content_parts({"type": "text", "text": 5})]}, "messages.0.content.0.text"),
         ("chat/completions", {"messages": [content_parts("a", {"type": "image_url"})]}, "messages.0.content.1"),
+        ("chat/completions", {"messages": [content_parts({"type": "input_audio"})]}, "messages.0.content.0"),
+        ("chat/completions", {"messages": [content_parts({"image": "x"})]}, "messages.0.content.0.image"),
         ("chat/completions", {"messages": [tool_call_message("x")]}, "messages.0.tool_calls.0"),
         ("chat/completions", {"messages": [tool_call_message({"type": "custom"})]}, "messages.0.tool_calls.0.type"),
         ("chat/completions", {"messages": [tool_call_message({})]}, "messages.0.tool_calls.0.function"),
@@ -160,7 +163,7 @@ async def test_a_fault_of_the_gateways_own_is_not_the_clients(
 
     monkeypatch.setattr(rendering, "render", fail)
     assert failure(await shared.chat(), 500)["type"] == "server_error"
-    monkeypatch.setattr(shared.gateway.text, "_chat_template", None)
+    monkeypatch.setattr(shared.gateway.text, "chat_template", None)
     assert "/v1/completions" in failure(await shared.chat(), 400)["message"]
 
 
@@ -309,7 +312,7 @@ async def test_an_undeclared_body_that_fits(shared: Service) -> None:
 
 
 async def test_without_instances(model_folder: Path) -> None:
-    absent = FakeInstance("absent", "both", {})
+    absent = FakeInstance("absent", "both")
     async with serving([absent], model_folder) as service:
         failure(await service.client.get("/ready"), 503)
         assert (await service.client.get("/health")).json() == {"status": "ok"}
@@ -337,7 +340,7 @@ async def test_an_unexpected_failure_is_an_openai_error(service: Service, monkey
     def broken(*_: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(service.gateway.controller, "_place", broken)
+    monkeypatch.setattr(service.gateway, "generate", broken)
     error = failure(await service.complete(), 500)
     assert "a bug" not in error["message"]
     monkeypatch.undo()

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from tests.gateway.fakes import eventually
 from tests.gateway.http.service import MODEL, PROMPT, Service, sample
+from tests.waiting import eventually
 
 
 async def test_request_ids(shared: Service) -> None:

@@ -13,8 +13,9 @@ from starlette.types import Receive, Scope, Send
 
 from ares.gateway.http.connection import Connection, Limits
 from ares.gateway.http.responses import DirectSend, EventStream, Write
-from tests.gateway.fakes import eventually, free_port
+from tests.gateway.fakes import free_port
 from tests.gateway.http.service import Server
+from tests.waiting import eventually
 
 CHUNK = b"x" * 10_000
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n"

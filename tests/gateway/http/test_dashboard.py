@@ -19,11 +19,12 @@ from ares.gateway.http.responses import DirectSend
 from ares.gateway.http.server import Server
 from ares.gateway.session.handover import MigrationRecord
 from ares.gateway.tuning import Tuning
-from tests.gateway.fakes import FakeInstance, eventually, free_port, instances
+from tests.gateway.fakes import FakeInstance, free_port, instances
 from tests.gateway.http.service import Service, failure, serving
 from tests.gateway.running import VOCABULARY
+from tests.waiting import eventually
 
-FILES = {name: body.decode() for name, body in dashboard._FILES.items()}
+FILES = {path.name: path.read_text() for path in (Path(dashboard.__file__).parent / "static").iterdir()}
 
 
 QUICK = Tuning(feed_period_s=0.05)
@@ -89,7 +90,11 @@ def test_every_module_that_is_imported_ships() -> None:
     imported = {name for text in FILES.values() for name in re.findall(r'from "\./([^"]+)"', text)}
     assert imported
     assert imported <= set(FILES)
-    assert set(FILES) == {path.name for path in (Path(dashboard.__file__).parent / "static").iterdir()}
+
+
+async def test_every_file_is_served_as_it_is(service: Service) -> None:
+    for name, text in FILES.items():
+        assert (await service.client.get(f"/dashboard/{name}")).text == text
 
 
 def test_nothing_foreign_and_nothing_that_makes_markup_of_text() -> None:
@@ -178,7 +183,8 @@ async def test_a_fault_costs_an_event_and_not_the_feed(service: Service, monkeyp
 async def test_the_feed_is_bounded(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     many = [{"id": str(n), "resident_tokens": n, "remaining_p50": n / 3} for n in range(5)]
     monkeypatch.setattr(feed, "snapshot", lambda _: {"requests": many})
-    async with serving([], model_folder, Tuning(feed_requests=2)) as service, watching(service) as events:
+    urls = ["http://127.0.0.1:9"]
+    async with serving([], model_folder, Tuning(feed_requests=2), workers=urls) as service, watching(service) as events:
         shown = await until(events, lambda name, _: name == "snapshot")
     assert shown["requests"] == {"id": ["4", "3"], "resident_tokens": [4, 3], "remaining_p50": [1.3, 1.0]}
     assert shown["requests_total"] == 5
@@ -202,7 +208,8 @@ async def test_a_gateway_that_stops_does_not_wait_for_those_who_watch(service: S
     port = free_port()
     config = uvicorn.Config(DirectSend(app), port=port, log_config=None, lifespan="off", timeout_graceful_shutdown=300)
     server = Server(config, app)
-    task = asyncio.create_task(server._serve())
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    task = asyncio.create_task(server.serve())
     await eventually(lambda: server.started)
     async with (
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,

@@ -12,8 +12,10 @@ from ares.config import GatewayConfig
 from ares.gateway.http import app as application
 from ares.gateway.service import Gateway
 from ares.gateway.session.phase import Phase
-from tests.gateway.fakes import FakeInstance, eventually
+from tests.gateway.fakes import FakeInstance
+from tests.gateway.gateways import stop_holding
 from tests.gateway.http.service import MODEL, PROMPT, Service, failure, serving
+from tests.waiting import eventually
 
 
 async def test_a_class_is_named_in_a_header_and_must_exist(fakes: list[FakeInstance], model_folder: Path) -> None:
@@ -120,8 +122,7 @@ async def test_who_waits_in_an_engine_fills_the_queue(
         await eventually(lambda: len(service.gateway.backlog) == 0)
         more = asyncio.create_task(service.complete())
         await eventually(lambda: len(service.gateway.sessions) == 3)
-        for fake in fakes[1:]:
-            fake.hold_at = None
+        stop_holding(fakes)
         assert [(await one).status_code for one in (*waiting, more)] == [200] * 3
         assert (len(service.gateway.backlog), service.gateway.backlog.tokens) == (0, 0)
 
@@ -149,7 +150,7 @@ async def test_a_queue_is_full_by_the_tokens_that_it_will_take_too(
 
 
 async def test_a_queue_is_as_long_as_the_memory_of_the_pool_is_large(shared: Service) -> None:
-    held = sum(i.state.capacity_tokens for i in shared.gateway.pool.decode())
+    held = sum(i.state.capacity_tokens for i in shared.gateway.pool.decode_instances)
     assert held == 2 * 1000 * 16
     assert shared.gateway.maximum_waiting_tokens == 16 * held
 

@@ -11,9 +11,10 @@ import uvicorn
 
 from ares.gateway.http.connection import Connection, Limits
 from ares.gateway.http.refusals import reason
-from tests.gateway.fakes import FakeInstance, eventually, free_port
+from tests.gateway.fakes import FakeInstance, free_port
 from tests.gateway.http.service import MODEL, PROMPT, Server, Service, serving
 from tests.gateway.running import IMPATIENT
+from tests.waiting import eventually
 
 KEY, ADMIN = "alice-" + "a" * 32, "admin-" + "b" * 32
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -99,7 +100,7 @@ async def test_what_cannot_be_served(
         assert "error" in (await service.complete(stream=True)).text
         for fake in fakes:
             fake.faults.refuse = None
-        monkeypatch.setattr(service.gateway.controller, "_place", lambda *_: 1 / 0)
+        monkeypatch.setattr(service.gateway, "generate", lambda *_, **__: 1 / 0)
         assert (await service.complete()).status_code == 500
         service.gateway.shutdown.begun = True
         assert (await service.complete()).json()["error"]["code"] == "shutting_down"

@@ -189,10 +189,10 @@ def test_what_cannot_be_written_down_is_loaded_here(model_folder: Path, monkeypa
     loaded = AutoTokenizer.from_pretrained(str(model_folder))
     custom = loaded.backend_tokenizer
     custom.pre_tokenizer = pre_tokenizers.PreTokenizer.custom(Spaces())
-    assert tokenizer._written(custom) == ""
+    assert tokenizer.as_text(custom) == ""
     head = json.dumps({"chat_template": "t", "special_tokens": {}, "encode_special_tokens": False}).encode()
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0, stdout=head + b"\n"))
-    monkeypatch.setattr(tokenizer, "_from_transformers", lambda _: loaded)
+    monkeypatch.setattr(tokenizer, "from_transformers", lambda _: loaded)
     made = tokenizer.load.__wrapped__(model_folder)
     assert made.tokenizer is custom
     assert made.chat_template == "t"

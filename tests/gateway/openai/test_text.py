@@ -216,7 +216,7 @@ def test_chat_templates(text_model: TextModel) -> None:
 
 def test_half_a_character_in_the_arguments_of_a_call(text_model: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
     template = "{% for m in messages %}{{ m.tool_calls[0].function.arguments.a }}{% endfor %}"
-    monkeypatch.setattr(text_model, "_chat_template", template)
+    monkeypatch.setattr(text_model, "chat_template", template)
     calls = [{"function": {"name": "f", "arguments": '{"a": "\\ud83d\\ude00"}'}}]
     shown = text_model.render_chat([Message(role="assistant", tool_calls=calls)])
     assert text_model.decode(shown) == "😀"

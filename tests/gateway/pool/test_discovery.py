@@ -11,9 +11,10 @@ from aiohttp import web
 
 from ares.gateway.pool.discovery import Served, another_model
 from ares.protocol import messages
-from tests.gateway.fakes import FakeInstance, eventually, free_port, instances
+from tests.gateway.fakes import FakeInstance, free_port, instances
 from tests.gateway.http.service import MODEL, serving
 from tests.gateway.running import IMPATIENT, VOCABULARY
+from tests.waiting import eventually
 
 KEY, OTHER_KEY = "k" * 32, "o" * 32
 
@@ -106,7 +107,7 @@ async def test_an_instance_whose_server_fails_is_not_taken_for_another_program(
     await web.TCPSite(runner, "127.0.0.1", int(url.rpartition(":")[2])).start()
     async with serving([], model_folder, tuning=IMPATIENT, workers=[url]):
         await eventually(lambda: bool(lines()), 15)
-        assert "cannot be reached: it answers GET /ares/v1/instance with 502; its log" in lines()[0]
+        assert "cannot be reached: it answers GET /ares/v1/instance with 502; see its log" in lines()[0]
     await runner.cleanup()
 
 
@@ -154,7 +155,7 @@ async def test_one_that_does_not_say_its_model_is_used_with_a_warning(
         await fakes[1].die()
         await fakes[1].start()
         await eventually(lambda: "decode-0" in " ".join(lines()[-1:]) and "again" in lines()[-1], 15)
-        warned = [line for line in lines() if "does not say which model it serves" in line]
+        warned = [line for line in lines() if "does not report which model it serves" in line]
         assert sorted(line.split(" ")[0] for line in warned) == ["decode-0", "decode-1", "prefill-0"]
 
 
@@ -209,15 +210,15 @@ async def test_death_return_and_drain_are_a_line_each(
         await eventually(lambda: "is ready again" in mine(), 15)
         service.gateway.pool.find("decode-0")
         await service.client.post("/admin/v1/instances/decode-0/drain", json={})
-        await eventually(lambda: "drains and takes nothing new" in mine(), 15)
+        await eventually(lambda: "is draining and takes no new requests" in mine(), 15)
         rows = (await service.client.get("/admin/v1/status")).json()["instances"]
         assert {row["name"]: row["why"] for row in rows} == {
             "prefill-0": None,
-            "decode-0": "drains and takes nothing new",
+            "decode-0": "is draining and takes no new requests",
             "decode-1": None,
         }
         await service.client.post("/admin/v1/instances/decode-0/undrain")
         await eventually(lambda: mine()[-1] == "is ready again", 15)
         lost, back, drains, again = mine()[seen:]
         assert lost == "is lost: connection refused"
-        assert (back, drains, again) == ("is ready again", "drains and takes nothing new", "is ready again")
+        assert (back, drains, again) == ("is ready again", "is draining and takes no new requests", "is ready again")

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from ares.gateway.pool.discovery import Unusable, describe
 from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefusedError, http_client
-from ares.gateway.pool.instance import Instance
+from ares.gateway.pool.health import Status
 from ares.gateway.tuning import DEFAULT
 
 PIECE = b"x" * (1 << 16)
@@ -35,6 +36,20 @@ class Endless:
                 self.sent += len(PIECE)
         self.ended += 1
         writer.close()
+
+
+@contextlib.asynccontextmanager
+async def answering(status: int, length: int, body: bytes) -> AsyncIterator[EngineClient]:
+    """A client of a server that answers every request so, with a length that may not be that of the body."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n" % (status, length) + body)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server, http_client() as http:
+        yield EngineClient(http, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
 
 
 @pytest.fixture
@@ -77,14 +92,8 @@ async def test_a_large_event_is_still_read() -> None:
     event = b'data: {"choices":[{"token_ids":%s}]}\n\n' % str(tokens).encode()
     assert len(event) > DEFAULT.reply_bytes
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(event) + event)
-        await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server, http_client() as http:
-        stream = await EngineClient(http, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}").stream(BODY)
+    async with answering(200, len(event), event) as client:
+        stream = await client.stream(BODY)
         assert [delta.token_ids async for batch in stream.batches() for delta in batch] == [tokens]
 
 
@@ -100,14 +109,7 @@ async def test_a_reply_without_end(endless: Endless, status: int) -> None:
 
 
 async def test_an_error_that_breaks_off_is_a_loss() -> None:
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 400 X\r\ncontent-length: 100\r\n\r\nhalf")
-        await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server, http_client() as http:
-        client = EngineClient(http, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    async with answering(400, 100, b"half") as client:
         for ask in (client.complete, client.stream):
             with pytest.raises(EngineLostError):
                 await ask(BODY)
@@ -115,15 +117,7 @@ async def test_an_error_that_breaks_off_is_a_loss() -> None:
 
 async def test_an_error_keeps_its_words() -> None:
     text = b'{"error": {"message": "no such model"}}'
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 404 X\r\ncontent-length: %d\r\n\r\n" % len(text) + text)
-        await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server, http_client() as http:
-        client = EngineClient(http, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    async with answering(404, len(text), text) as client:
         for ask in (client.complete, client.stream):
             with pytest.raises(EngineRefusedError, match=r"^no such model$"):
                 await ask(BODY)
@@ -131,9 +125,10 @@ async def test_an_error_keeps_its_words() -> None:
 
 async def test_a_description_without_end(endless: Endless) -> None:
     async with http_client() as http:
-        instance = Instance(f"http://127.0.0.1:{endless.port}", http, 1.0)
         async with asyncio.timeout(4):  # its time limit would end it after 5 s
-            assert await instance._describe() is None
+            found = await describe(http, f"http://127.0.0.1:{endless.port}")
+            assert isinstance(found, Unusable)
+            assert found.status is Status.NOT_AN_INSTANCE
             while not endless.ended:  # noqa: ASYNC110 - nothing announces it
                 await asyncio.sleep(0.01)
     assert endless.sent < 32 << 20

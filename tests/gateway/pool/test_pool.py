@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway.fakes import eventually, free_port, instances
+from tests.gateway.fakes import free_port, instances
 from tests.gateway.http.service import serving
 from tests.gateway.running import IMPATIENT, VOCABULARY
+from tests.waiting import eventually
 
 
 @contextlib.asynccontextmanager

@@ -23,7 +23,7 @@ def subscription(clock: Clock) -> Subscription:
     made = Subscription("gateway", 0.1)
     made.begin()
     assert made.heartbeat() == rpc.encode(messages.Subscribe(0.1, "gateway"))
-    made.heard(again=True)
+    made.received(greeting=True)
     return made
 
 
@@ -32,7 +32,7 @@ def live(subscription: Subscription, clock: Clock, seconds: float) -> None:
     for _ in range(round(seconds / 0.5)):
         clock.now += 0.5
         subscription.heartbeat()
-        subscription.heard(again=False)
+        subscription.received(greeting=False)
 
 
 def test_it_lasts_while_both_speak(subscription: Subscription, clock: Clock) -> None:
@@ -56,14 +56,14 @@ def test_an_instance_that_is_not_heard_may_have_forgotten_us(subscription: Subsc
         subscription.heartbeat()
     assert not subscription.unbroken(since)
     # It was only slow: it still knows us.
-    subscription.heard(again=False)
+    subscription.received(greeting=False)
     assert subscription.unbroken(since)
 
 
 def test_an_instance_that_says_hello_again_has_forgotten_us(subscription: Subscription, clock: Clock) -> None:
     since = subscription.number
     live(subscription, clock, 1)
-    subscription.heard(again=True)
+    subscription.received(greeting=True)
     assert not subscription.unbroken(since)
     assert subscription.unbroken(subscription.number)
 
@@ -71,10 +71,10 @@ def test_an_instance_that_says_hello_again_has_forgotten_us(subscription: Subscr
 def test_a_gateway_that_was_frozen_does_not_know(subscription: Subscription, clock: Clock) -> None:
     since = subscription.number
     clock.now += 15
-    subscription.heard(again=False)  # what had come meanwhile
+    subscription.received(greeting=False)  # what had come meanwhile
     assert not subscription.unbroken(since)
     subscription.heartbeat()
-    subscription.heard(again=False)
+    subscription.received(greeting=False)
     assert not subscription.unbroken(since)
     assert subscription.unbroken(subscription.number)
 

@@ -10,9 +10,10 @@ from ares.gateway.service import COMMANDED, Gateway
 from ares.gateway.session.handover import MigrationRecord, NotMovableError
 from ares.gateway.session.precopy import WantedMode
 from ares.gateway.session.session import Session
-from tests.gateway.fakes import FakeInstance, eventually, instances
+from tests.gateway.fakes import FakeInstance, instances
+from tests.gateway.gateways import Client, configuration, find, sample, started
 from tests.gateway.running import IMPATIENT, VOCABULARY
-from tests.gateway.test_service import Client, configuration, find, sample, started
+from tests.waiting import eventually
 
 PROMPT = list(range(10, 90))  # 80 tokens: five full blocks of 16
 

@@ -1,4 +1,4 @@
-"""An open-loop client: sends each request at its planned time, however the others go, and samples the cluster."""
+"""An open-loop client: sends each request at its planned time, independently of the others, and samples the cluster."""
 
 import asyncio
 import contextlib
@@ -76,7 +76,7 @@ class Run:
 async def send_request(
     http: aiohttp.ClientSession, url: str, model: str, planned: Planned, start: float, seen: Observed | None = None
 ) -> Observed:
-    """Send a request `planned.at_s` seconds after `start`, and return what came; `seen` fills meanwhile."""
+    """Send a request `planned.at_s` seconds after `start`, and return the result; `seen` is updated meanwhile."""
     seen = seen or Observed(planned.name, planned.at_s)
     await asyncio.sleep(max(0.0, start + planned.at_s - time.monotonic()))
     route = "chat/completions" if "messages" in planned.body else "completions"

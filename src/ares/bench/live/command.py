@@ -15,6 +15,7 @@ from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from ares import extras
 from ares.bench.environment import describe, write
 from ares.bench.live import client, load, saved, summary
+from ares.bench.options import JsonFile, Model, Port, Simulate
 from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
@@ -28,7 +29,7 @@ PRESETS = "static-rr,static-least-loaded,ares-no-prediction,ares"
 
 
 async def _warm_up(url: str, model: str, decode: int) -> list[int]:
-    """Send every engine some requests, for the first ones take longer; return the lengths of the outputs."""
+    """Send every engine some requests, since the first ones take longer; return the lengths of the outputs."""
     generator = random.Random(5)  # noqa: S311 - a workload, not a secret
 
     async def complete(http: aiohttp.ClientSession) -> int:
@@ -52,7 +53,7 @@ async def _measure(
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with progress_display(console, *columns) as progress:
         for number, planned in enumerate(rounds):
-            # A B, B A, ...: a drift over time hits all presets alike.
+            # A B, B A, ...: a drift over time affects all presets alike.
             order = presets if number % 2 == 0 else presets[::-1]
             runs = []
             for name in order:
@@ -65,20 +66,25 @@ async def _measure(
 def command(
     presets: Annotated[
         str,
-        typer.Option(help="Presets to compare, comma separated; the static ones are what others are compared with."),
+        typer.Option(help="Presets to compare, separated by commas; the others are compared with the static ones."),
     ] = (PRESETS),
     prompts: Annotated[list[Path] | None, typer.Option(help="Prompt files (JSONL or text) for real engines.")] = None,
-    simulate: Annotated[str | None, typer.Option(help="Use mock engines of this profile.")] = None,
+    simulate: Simulate = None,
     workload: Annotated[str, typer.Option(help="With --simulate: a synthetic workload or a trace file.")] = "chat",
-    load_factor: Annotated[float, typer.Option("--load", help="With --simulate: load, 1 is capacity.")] = 1.0,
+    load_factor: Annotated[
+        float, typer.Option("--load", help="With --simulate: load as a multiple of capacity.")
+    ] = 1.0,
     requests: Annotated[int, typer.Option(min=2, help="Requests of a run.")] = 60,
     rate: Annotated[float, typer.Option(min=0.001, help="Requests a second, on real engines.")] = 0.4,
     limit: Annotated[int, typer.Option(min=2, help="Longest output, on real engines.")] = 1024,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each preset.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each preset.")] = 3,
     prefill: Annotated[int, typer.Option(min=0, help="Prefill instances.")] = 1,
     decode: Annotated[int, typer.Option(min=1, help="Decode instances.")] = 2,
     max_model_len: Annotated[
-        int, typer.Option(min=64, help="Longest sequence of the real engines: vLLM wants KV memory for one of them.")
+        int,
+        typer.Option(
+            min=64, help="Longest sequence of the real engines: vLLM requires KV memory for one such sequence."
+        ),
     ] = 2048,
     kv_bytes: Annotated[str, typer.Option(help="KV memory of each decode instance, on real engines.")] = "100M",
     kv_tokens: Annotated[
@@ -87,17 +93,17 @@ def command(
     slo_ttft: Annotated[float, typer.Option(min=0, help="TTFT objective, seconds.")] = 10.0,
     slo_tpot: Annotated[float, typer.Option(min=0, help="TPOT objective, seconds.")] = 0.1,
     slo_gap: SloGap = DEFAULT_GAP_S,
-    seed: Annotated[int, typer.Option(help="Of arrivals and of the order of prompts.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the arrivals and of the order of prompts.")] = 0,
     dtype: Annotated[
-        str, typer.Option(help="Of the real engines: in float32 no token depends on the rest of the batch.")
+        str, typer.Option(help="Data type of the real engines: with float32 no token depends on the rest of the batch.")
     ] = "auto",
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model.")] = DEFAULT_MODEL,
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8010,
+    model: Model = DEFAULT_MODEL,
+    port: Port = 8010,
     predictor: Annotated[
         str | None,
-        typer.Option(help="Error model for the simulator, as of `ares bench fidelity`."),
+        typer.Option(help="Error model for the simulator, as for `ares bench fidelity`."),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    json_file: JsonFile = None,
     runs_file: Annotated[
         Path | None, typer.Option("--runs", help="Write the runs here, for `ares bench fidelity`.")
     ] = None,

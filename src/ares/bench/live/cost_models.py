@@ -1,7 +1,7 @@
 """Cost models fitted to one recorded run, from the times at which its clients got every token.
 
 The gateway's own fit (gateway/control/cost_models.py) leaves out steps between two telemetry reports in which requests
-came or went, and the way of the stream; the time between two tokens at the client includes both.
+joined or left, and the delivery of the stream; the time between two tokens at the client includes both.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ FloatArray = NDArray[np.float64]
 
 # Tokens whose times are averaged into one observation, against the jitter of single ones.
 _WINDOW = 16
-# A pause so many times as long as the usual one is a stop (preemption, recomputation, a move), not a step.
+# A pause this many times as long as the usual one is a stop (preemption, recomputation, a move), not a step.
 _STOP = 6.0
 # Prefills and hand-overs that took more than this many times a quick one also waited for memory. Under heavy load most
 # wait, so that a quick one is at the first quartile, not at the median.
 _UNUSUAL, _QUICK = 3.0, 25
-# Observations without which nothing is fitted.
+# Fewest observations for a fit.
 _LEAST_WINDOWS, _LEAST_REQUESTS = 10, 8
 # Steps in a stop of a simulated stream: half of the one that runs at the target, and the one that brings the token.
 _STEPS_OF_A_STOP, _STEPS_WHERE_IDLE = 1.5, 1.0

@@ -9,6 +9,7 @@ from rich.table import Table
 from ares import extras
 from ares.bench.environment import describe, write
 from ares.bench.live import saved
+from ares.bench.options import JsonFile
 from ares.terminal import tables
 from ares.terminal.errors import exit_with_error
 
@@ -25,12 +26,12 @@ def command(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=2, help="How often each run is simulated.")] = 20,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Simulate recorded runs from their arrivals, lengths and fitted cost models; show the error of each figure.
 
-    Runs of a preset within one file are taken together in the table; each alone is in the JSON. Every file is one
-    load: give light and heavy ones as two.
+    The table takes the runs of a preset in one file together; the JSON also has each run. Give runs under different
+    loads in separate files.
     """
     extras.require("numba")
     from ares.bench.live import fidelity

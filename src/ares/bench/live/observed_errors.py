@@ -8,7 +8,7 @@ from ares.simulator.error_models import ErrorModel
 
 # Mean of |z| of a standard normal.
 _MEAN_DEVIATION = float(np.sqrt(2.0 / np.pi))
-# Predictions without which nothing is fitted.
+# Fewest predictions for a fit.
 _LEAST = 20
 _LARGEST_SIGMA = 6.0
 

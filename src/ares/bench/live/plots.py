@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ares.bench.live.client import Observed, Run
 
 mpl.use("Agg")
-# Colours that stay apart for colour-blind readers (Okabe and Ito).
+# Colours that colour-blind readers can tell apart (Okabe and Ito).
 _COLOURS = ("#999999", "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 

@@ -16,7 +16,7 @@ _REMEMBERED = 2000
 
 
 class Request(msgspec.Struct, frozen=True):
-    """A request that came to its end, as its client saw it.
+    """A completed request, as its client saw it.
 
     `at_s` counts from the start of the run; `ticks` are the times of its tokens in units of 0.1 ms: the first from
     `at_s`, each other from the one before.
@@ -87,7 +87,7 @@ class SavedRun(msgspec.Struct, frozen=True):
     settings
         The preset with its settings, period, cooldown and objectives, as the gateway's status shows them.
     failed
-        Requests that did not come to their end, and are not among `requests`.
+        Requests that did not complete, and are not in `requests`.
     limit_tokens
         The limit on the output of every request; None where it was not the same for all.
     ended_before
@@ -108,7 +108,7 @@ class SavedRun(msgspec.Struct, frozen=True):
 
     @property
     def predicted(self) -> bool:
-        """Whether the engines predicted lengths; otherwise the gateway went by residual life."""
+        """Whether the engines predicted lengths; otherwise the gateway used residual life."""
         return any(seen.remaining is not None for sample in self.samples for seen in sample.where.values())
 
 

@@ -1,4 +1,4 @@
-"""Residuals of a run's streams against its cost models, to be drawn again: steps on a shared machine have jitter.
+"""Residuals of a run's streams against its cost models, to be resampled: steps on a shared machine have jitter.
 
 The simulator's steps take the time of a model. Three things that a client sees are not in it: a whole stream that is a
 little slower or faster than the model (its neighbours on the machine), the longest of its ordinary pauses, and the

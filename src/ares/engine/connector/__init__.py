@@ -1,1 +1,1 @@
-"""The KV connector: NIXL's scheduler and worker side with ours in them."""
+"""The KV connector: our scheduler and worker sides, built on NIXL's."""

@@ -1,4 +1,4 @@
-"""Objects that the connector's two sides hold apart from KV blocks, counted so that tests and operators can find leaks.
+"""Counts of the objects that the connector's two sides hold in addition to KV blocks, to find leaks.
 
 The two sides see each other's counts where they live in one process: with one worker, as on CPUs. Otherwise only the
 scheduler's side is counted.

@@ -26,7 +26,7 @@ class TrackedRequest:
     request
         vLLM's Request.
     key
-        The gateway's name of it; None for a request that did not come from a gateway.
+        The gateway's key of it; None for a request that did not come from a gateway.
     arrived
         When it arrived (`time.perf_counter`).
     queued_s
@@ -34,7 +34,7 @@ class TrackedRequest:
     local_tokens, pulled_tokens
         Tokens whose KV was in this instance's prefix cache, and tokens whose KV is pulled.
     kv_received
-        Whether the gateway has been told that its KV is here.
+        Whether its `messages.KvReceived` has been sent.
     cut
         The cut that it is to answer when it ends.
     release_kv

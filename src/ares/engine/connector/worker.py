@@ -25,7 +25,7 @@ class HostWorker(NixlPullConnectorWorker):  # type: ignore[misc]
             return
         # On a CPU host vLLM 0.32 does two things that spoil every timing (v1/nixl/base_worker.py): it moves
         # the thread that runs the model to the last core, over the binding that OpenMP was given, and it starts
-        # NIXL's progress thread, which spins on a core of its own even when the engine is idle.
+        # NIXL's progress thread, which spins on another core even when the engine is idle.
         affinity = os.sched_getaffinity(0)
         stock = base_worker.nixl_agent_config
         on_loopback = identity.current().on_loopback

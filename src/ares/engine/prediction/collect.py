@@ -122,7 +122,7 @@ class Generator:
             finished = self._engine.step()
             if settings.every:
                 for request_id, position, state in self._rpc("ares_take")[0]:
-                    # vLLM appends a part of its own to the id it was given.
+                    # vLLM appends a suffix to the id it was given.
                     owner = running.get(request_id) or running[request_id.rsplit("-", 1)[0]]
                     owner.positions.append(position)
                     owner.states.append(state)

@@ -22,7 +22,7 @@ from ares.protocol import messages
 
 logger = logging.getLogger(__name__)
 
-# New requests are predicted together every so many steps: a prediction for many costs little more than for one.
+# Steps between predictions of new requests, all together: one for many costs little more than one for one.
 _NEW_EVERY = 5
 
 
@@ -80,14 +80,14 @@ class PredictingWorker(HiddenStateWorker):
             try:
                 self._live.step(step)
             except Exception:
-                logger.exception("the predictor failed and is off; serving goes on")
+                logger.exception("the predictor failed and is off; serving continues")
                 self._live = None
                 PENDING.clear()
         if self._recorder is not None:
             try:
                 self._recorder.step(step)
             except Exception:
-                logger.exception("the recorder failed and is off; serving goes on")
+                logger.exception("the recorder failed and is off; serving continues")
                 self._recorder = None
 
     def shutdown(self) -> None:

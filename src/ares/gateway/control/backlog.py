@@ -12,7 +12,7 @@ class Backlog:
     Parameters
     ----------
     expected_tokens
-        Returns the tokens that a session is expected to generate yet, a median.
+        Returns the tokens that a session will still generate, by the median.
     """
 
     def __init__(self, expected_tokens: Callable[[Session], float]) -> None:

@@ -86,5 +86,5 @@ class Decider(Generic[P, Answer]):
         """Count a fault, and log the first one of each kind."""
         self.faults[error.kind] += 1
         if self.faults[error.kind] == 1:
-            logger.error("%s; serving goes on without its decisions, and this kind is not logged again", error,
+            logger.error("%s; serving continues without its decisions, and this kind is not logged again", error,
                          exc_info=error.__cause__)  # fmt: skip

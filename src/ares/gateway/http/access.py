@@ -14,11 +14,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ares.gateway.http.responses import error
 
 # Routes of probes and `ares up`. The admin routes have a key of their own, and the dashboard holds no data.
-_OPEN = frozenset(["/health", "/ready", "/version"])
-_OTHERS = ("/admin/", "/dashboard")
+_OPEN_ROUTES = frozenset(["/health", "/ready", "/version"])
+_ROUTES_OF_OTHER_KEYS = ("/admin/", "/dashboard")
 _METRICS = "/metrics"
 # Where clients of other APIs put their keys.
-_OTHER_HEADERS = ("x-api-key", "api-key")
+_OTHER_KEY_HEADERS = ("x-api-key", "api-key")
 _STREAMS = "ares.streams"
 _LOOPBACK_HOST = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]*)?", re.IGNORECASE)
 
@@ -43,7 +43,7 @@ def unknown_key(headers: Headers, needed: str) -> str:
         return f"this key is not known here; {needed}"
     if given:
         return f"the Authorization header must read: {how}"
-    other = next((name for name in _OTHER_HEADERS if name in headers), None)
+    other = next((name for name in _OTHER_KEY_HEADERS if name in headers), None)
     return f"{needed}: {how}" + (f" (instead of the header {other})" if other else "")
 
 
@@ -132,7 +132,7 @@ class ClientKeys:
         self._maximum, self._retry_after_s = maximum_streams, retry_after_s
         self._running: Counter[int] = Counter()
         self._digests = [_digest(key.get_secret_value()) for key in keys]
-        self._open = _OPEN if protect_metrics else _OPEN | {_METRICS}
+        self._open = _OPEN_ROUTES if protect_metrics else _OPEN_ROUTES | {_METRICS}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401 (the ASGI interface)."""
@@ -143,7 +143,7 @@ class ClientKeys:
         # All keys are compared: the time does not reveal which one it was.
         found = [number for number, digest in enumerate(self._digests) if secrets.compare_digest(given, digest)]
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if not found and path not in self._open and not path.startswith(_OTHERS):
+        if not found and path not in self._open and not path.startswith(_ROUTES_OF_OTHER_KEYS):
             message = unknown_key(Headers(scope=scope), "this needs an API key")
             refusal = error(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
             await refusal(scope, receive, send)

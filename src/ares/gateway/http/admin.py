@@ -25,11 +25,11 @@ from ares.names import matching
 from ares.protocol import messages
 
 # At most so many ids are named in an error.
-_SHOWN = 8
+_MAXIMUM_IDS_NAMED = 8
 
 
 class AdminError(Exception):
-    """The command cannot be carried out; `status` is the HTTP status that says so."""
+    """The command cannot be carried out; `status` is the HTTP status of the reply."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
@@ -157,7 +157,7 @@ async def drain(name: str, request: Request, body: DrainRequest | None = None) -
 
 @router.post("/instances/{name:path}/undrain", responses=errors(404, 409))
 async def undrain(name: str, request: Request) -> dict[str, Any]:
-    """Let an instance take work again."""
+    """Put a drained instance back into service."""
     gateway: Gateway = request.app.state.gateway
     instance = _find(gateway, name)
     await gateway.drainer.undrain(instance)
@@ -169,7 +169,7 @@ async def switch(body: PresetRequest, request: Request) -> dict[str, Any]:
     """Switch the policies, also for requests that wait already."""
     gateway: Gateway = request.app.state.gateway
     try:
-        # It may have to be compiled: streams go on meanwhile.
+        # It may have to be compiled, which must not stop the streams.
         await asyncio.to_thread(prepare, gateway.controller.find_preset(body.preset))
         gateway.controller.use_preset(body.preset)
     except ValueError as error:
@@ -182,7 +182,7 @@ def _find_session(gateway: Gateway, given: str) -> Session:
     if not ids:
         raise AdminError(404, f"no running request {given!r}", "request_not_found")
     if len(ids) > 1:
-        shown = ", ".join(ids[:_SHOWN]) + (", ..." if len(ids) > _SHOWN else "")
+        shown = ", ".join(ids[:_MAXIMUM_IDS_NAMED]) + (", ..." if len(ids) > _MAXIMUM_IDS_NAMED else "")
         raise AdminError(409, f"{given!r} may be any of {len(ids)} requests: {shown}", "request_ambiguous")
     return gateway.sessions[ids[0]]
 
@@ -215,7 +215,7 @@ def _instance(instance: Instance, sessions: int, left: int | None) -> dict[str, 
             "waiting": load.waiting,
             "resident_tokens": sum(r.resident for r in load.rows),
             "predicted_remaining_tokens": predicted_remaining(load),
-            "predicted_peak_tokens": predicted_peak(load),
+            "predicted_peak_tokens": predicted_peak(load, instance.state.layout),
             "capacity_tokens": instance.state.capacity_tokens,
             "kv_blocks_used": load.kv_blocks_used,
             "kv_blocks": hello.kv_blocks,
@@ -236,7 +236,7 @@ def _instance(instance: Instance, sessions: int, left: int | None) -> dict[str, 
 
 
 def _request(session: Session, row: messages.Row | None) -> dict[str, Any]:
-    why = session.unmovable_reason()
+    why = session.unmovable_now()
     predicted = row.remaining if row is not None else None
     usable = predicted is not None and plausible(predicted)
     low, middle, high = predicted if predicted is not None and usable else (None, None, None)

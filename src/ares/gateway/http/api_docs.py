@@ -30,7 +30,7 @@ _BODIES = {
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A parameter, or a field of a body; `note` says where it stands, and what it is without a value."""
+    """A parameter, or a field of a body; `note` is where it belongs, and its default."""
 
     name: str
     kind: str

@@ -83,7 +83,7 @@ class Feed:
         while True:
             try:
                 self._make()
-            except Exception:  # viewers miss one event; serving goes on (I7)
+            except Exception:  # viewers miss one event; serving continues (I7)
                 logger.exception("no status for the viewers")
             async with self._ticked:
                 self._ticked.notify_all()

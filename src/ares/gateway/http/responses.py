@@ -14,7 +14,7 @@ Write = Callable[[bytes], Awaitable[None]]
 _SERVER_SEND = "ares.send"
 _CLEANUP = "ares.cleanup"
 _CODE = "ares.error_code"
-_KINDS = {
+_ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
@@ -29,7 +29,7 @@ _KINDS = {
 
 def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """Return OpenAI's error object."""
-    kind = _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    kind = _ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     named = _encodable(param) if param is not None else None
     return {"error": {"message": _encodable(message), "type": kind, "param": named, "code": code}}
 

@@ -15,7 +15,7 @@ from ares.gateway.http.app import build
 from ares.gateway.http.connection import Connection, Limits
 from ares.gateway.http.responses import DirectSend
 from ares.gateway.service import Gateway
-from ares.models import resolve as model
+from ares.models import resolve as models
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _FLUSH_S = 5
 
 
 class Server(uvicorn.Server):
-    """On shutdown, goes on answering while requests run; then ends the status feeds, and itself."""
+    """On shutdown, serves until the running requests have ended, then ends the status feeds and itself."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
@@ -46,13 +46,13 @@ class Server(uvicorn.Server):
 
 
 def serve(config: GatewayConfig) -> None:
-    """Run a gateway until it is told to stop; AddressError where it cannot listen."""
+    """Run a gateway until a signal stops it; AddressError where it cannot listen."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # Before the model, which may have to be fetched.
     addresses.check(config.host, {"--port": [config.port]})
     if (warning := config.exposure()) is not None:
         logger.warning(warning)
-    folder = model.resolve(config.model, weights=False)
+    folder = models.resolve(config.model, weights=False)
     app = build(config, folder)
     server = Server(
         uvicorn.Config(

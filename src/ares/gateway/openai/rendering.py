@@ -21,7 +21,7 @@ _NOT_VARIABLES = (
     "tokenizer_kwargs",
 )
 # Marks the end of the message to continue; it is cut off, with all that the template puts after it.
-_HERE = "CONTINUE_FINAL_MESSAGE_TAG "
+_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
 class _Generation(Extension):
@@ -94,7 +94,7 @@ def render(
     messages, tools, documents, add_generation_prompt, variables
         What the template gets.
     continue_final_message
-        End the text with the final message's own, for the model to go on with.
+        End the text with that of the final message, for the model to continue.
 
     Raises
     ------
@@ -135,18 +135,18 @@ def _marked(messages: list[dict[str, Any]], template: str) -> tuple[list[dict[st
     if "content" not in template:
         raise ValueError("continue_final_message is set, but the template takes no content")
     if not isinstance(content, list):
-        last["content"] = content + _HERE
+        last["content"] = content + _MARK
         return messages, content
     for part in reversed(content):
         if "text" in part:
             text: str = part["text"]
-            part["text"] = text + _HERE
+            part["text"] = text + _MARK
             return messages, text
     raise ValueError("continue_final_message is set, but the final message has no text to continue")
 
 
 def _until_mark(text: str, final: str) -> str:
-    mark = _HERE.strip()
+    mark = _MARK.strip()
     if final.strip() not in text or mark not in text:
         raise ValueError(
             "continue_final_message is set, but the template does not keep the final message as it is: "
@@ -154,4 +154,4 @@ def _until_mark(text: str, final: str) -> str:
         )
     at = text.rindex(mark)
     # Where the template trims the message, what it put before the mark goes too.
-    return text[:at] if text.startswith(_HERE, at) else text[:at].rstrip()
+    return text[:at] if text.startswith(_MARK, at) else text[:at].rstrip()

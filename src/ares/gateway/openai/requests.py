@@ -15,7 +15,7 @@ from ares.protocol.fields import CARRIES_OUTPUT, CARRIES_SEED, CARRIES_STRUCTURE
 
 # Sampling parameters for which vLLM keeps no state, or only state that prompt + output restore: a move carries them
 # exactly.
-_CARRIED = {
+_CARRIED_BY_TOKENS = {
     "temperature",
     "top_p",
     "top_k",
@@ -38,12 +38,16 @@ _STATEFUL = {
     "structured_outputs": CARRIES_STRUCTURED_OUTPUTS,
 }
 # Variables of a chat template that a client must not set. Nor may it give a template: an endless one would block all.
-_OWN_VARIABLES = {"chat_template", "conversation", "messages", "tokenize", "tools"}
+_RESERVED_VARIABLES = {"chat_template", "conversation", "messages", "tokenize", "tools"}
 # vLLM takes them as numbers of 32 bits.
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 _MAXIMUM_CHOICES = 128
 # All of them are searched for at every token.
 _MAXIMUM_STOPS = 128
+# With more, a worker with vLLM's V2 runner raises an error that ends its engine, and that of every instance which the
+# request then goes to (v1/worker/gpu/sample/logit_bias.py, 0.32); of 128 stop tokens the model's own take some.
+_MAXIMUM_BIASED_TOKENS = 1024
+_MAXIMUM_STOP_TOKENS = 120
 # A body of megabytes can have millions of mistakes; listing them all would delay every stream.
 _MAXIMUM_MISTAKES = 100
 
@@ -77,14 +81,14 @@ class GenerationRequest(Body):
     repetition_penalty: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: str | Listed[str] | None = None
-    stop_token_ids: Listed[TokenId] | None = None
+    stop_token_ids: Listed[TokenId] | None = Field(default=None, max_length=_MAXIMUM_STOP_TOKENS)
     include_stop_str_in_output: StrictBool = False
     skip_special_tokens: StrictBool = True
     ignore_eos: StrictBool = False
     min_tokens: int = Field(default=0, ge=0)
     max_tokens: int | None = Field(default=None, ge=1)
-    logit_bias: dict[str, float] | None = None
-    allowed_token_ids: Listed[TokenId] | None = None
+    logit_bias: dict[str, float] | None = Field(default=None, max_length=_MAXIMUM_BIASED_TOKENS)
+    allowed_token_ids: Listed[TokenId] | None = Field(default=None, max_length=_MAXIMUM_BIASED_TOKENS)
     bad_words: Listed[str] | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
@@ -188,7 +192,7 @@ class GenerationRequest(Body):
         if self.min_tokens > maximum:
             raise BadRequestError(f"min_tokens={self.min_tokens} is above the limit of {maximum}", "min_tokens")
         parameters = dict(defaults)
-        for name in _CARRIED | _STATEFUL.keys():
+        for name in _CARRIED_BY_TOKENS | _STATEFUL.keys():
             value = getattr(self, name, None)
             if value is not None and name != "logprobs":
                 parameters[name] = value
@@ -250,7 +254,7 @@ class ChatRequest(GenerationRequest):
         if self.continue_final_message and self.add_generation_prompt:
             message = "continue_final_message needs add_generation_prompt to be false"
             raise BadRequestError(message, "continue_final_message")
-        for name in _OWN_VARIABLES & (self.chat_template_kwargs or {}).keys():
+        for name in _RESERVED_VARIABLES & (self.chat_template_kwargs or {}).keys():
             raise BadRequestError(f"chat_template_kwargs.{name} is not the client's to set", "chat_template_kwargs")
 
     def template_variables(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class TextModel:
     def __init__(self, folder: Path) -> None:
         loaded = tokenizer.load(folder)
         self.tokenizer: Tokenizer = loaded.tokenizer
-        self._chat_template, self._special_tokens = loaded.chat_template, loaded.special_tokens
+        self.chat_template, self._special_tokens = loaded.chat_template, loaded.special_tokens
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Tokenise text; `special` adds what the model expects at the start of a prompt."""
@@ -88,7 +88,7 @@ class TextModel:
 
     def _template(self, *, tools: bool) -> str:
         """Return the template of a chat with or without tools, as transformers chooses it."""
-        template = self._chat_template
+        template = self.chat_template
         if isinstance(template, dict):
             template = (tools and template.get("tool_use")) or template.get("default")
         if template is None:
@@ -134,7 +134,7 @@ class Detokenizer:
         self._minimum_tokens = minimum_tokens
         self._longest = max(map(len, stop), default=0)
         self._held = 0 if include_stop else max(self._longest - 1, 0)
-        # With stop strings: text not given out yet, behind as much given text as a match could still reach into.
+        # With stop strings: the text that is not given out, after as much given text as a match could still include.
         self._text = ""
         self._given = 0
         self._checked = 0

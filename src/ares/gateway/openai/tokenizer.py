@@ -52,12 +52,13 @@ def load(folder: Path) -> ModelTokenizer:
     if "error" in described:
         raise ModelError(f"{folder}: its tokenizer cannot be loaded: {described['error']}")
     # A tokenizer with Python code of its own cannot be written out: transformers then stays in this process.
-    tokenizer = Tokenizer.from_buffer(state) if state else _from_transformers(folder).backend_tokenizer
+    tokenizer = Tokenizer.from_buffer(state) if state else from_transformers(folder).backend_tokenizer
     tokenizer.encode_special_tokens = described["encode_special_tokens"]
     return ModelTokenizer(tokenizer, described["chat_template"], described["special_tokens"])
 
 
-def _from_transformers(folder: Path) -> Any:
+def from_transformers(folder: Path) -> Any:
+    """Load the tokenizer of a model folder with transformers, in this process."""
     # Without torch, transformers warns that it can load no models; none is wanted here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
@@ -65,7 +66,7 @@ def _from_transformers(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(str(folder))
 
 
-def _written(tokenizer: Tokenizer) -> str:
+def as_text(tokenizer: Tokenizer) -> str:
     """Return a tokenizer as text that makes the same one again; empty where there is no such text."""
     try:
         state = tokenizer.to_str()
@@ -81,7 +82,7 @@ def _describe(folder: Path) -> tuple[dict[str, Any], str]:
     # Tokenizers need no torch, and transformers starts in a third of the time where it finds none.
     sys.modules["torch"] = None  # type: ignore[assignment]
     try:
-        loaded = _from_transformers(folder)
+        loaded = from_transformers(folder)
         if not isinstance(getattr(loaded, "backend_tokenizer", None), Tokenizer):
             return {"error": f"{type(loaded).__name__} has no form that the tokenizers library runs"}, ""
     except Exception as error:  # a folder can make it raise anything
@@ -92,7 +93,7 @@ def _describe(folder: Path) -> tuple[dict[str, Any], str]:
         # The one setting that the text of a tokenizer leaves out.
         "encode_special_tokens": loaded.backend_tokenizer.encode_special_tokens,
     }
-    return head, _written(loaded.backend_tokenizer)
+    return head, as_text(loaded.backend_tokenizer)
 
 
 def _main(folder: Path) -> None:

@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 import aiohttp
 import msgspec
 
+from ares.gateway.pool import published
 from ares.gateway.pool.generate import whole_body
 from ares.gateway.pool.health import Health, Status
 from ares.protocol import messages
 from ares.protocol.fields import INSTANCE_ROUTE, MODELS_ROUTE
 
-_TIMEOUT_S = 5.0
-_MOST_DESCRIPTION = 1 << 16
+_DESCRIPTION_TIMEOUT_S = 5.0
+_MAXIMUM_DESCRIPTION_BYTES = 1 << 16
 # vLLM guards this one by its key, and not ours (entrypoints/serve/middleware/authenticate.py, 0.32).
-_GUARDED = MODELS_ROUTE
+_ROUTE_OF_VLLM_KEY = MODELS_ROUTE
 _KEY_REFUSED = (
     "it answers {status}; give the gateway the key of the instance's VLLM_API_KEY (--worker-api-key-file or "
     "ARES_WORKER_API_KEY)"
@@ -48,18 +49,20 @@ async def describe(http: aiohttp.ClientSession, url: str) -> messages.Descriptio
     url
         Base URL of the instance, without a slash at its end.
     """
-    timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+    timeout = aiohttp.ClientTimeout(total=_DESCRIPTION_TIMEOUT_S)
     try:
         async with http.get(url + INSTANCE_ROUTE, timeout=timeout) as reply:
             if reply.status != 200:
                 return _refusal(reply.status)
-            body = await whole_body(reply, _MOST_DESCRIPTION)
+            body = await whole_body(reply, _MAXIMUM_DESCRIPTION_BYTES)
             found = msgspec.json.decode(body, type=messages.Description)
-        async with http.get(url + _GUARDED, timeout=timeout) as reply:
+        async with http.get(url + _ROUTE_OF_VLLM_KEY, timeout=timeout) as reply:
             if reply.status in (401, 403):
                 return _refusal(reply.status)
     except (TimeoutError, asyncio.IncompleteReadError):
-        return Unusable(Status.UNREACHABLE, f"no answer within {_TIMEOUT_S:g} s; is it still starting, or overloaded?")
+        return Unusable(
+            Status.UNREACHABLE, f"no answer within {_DESCRIPTION_TIMEOUT_S:g} s; is it still starting, or overloaded?"
+        )
     except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError, msgspec.DecodeError, ValueError, RecursionError):
         return Unusable(
             Status.NOT_AN_INSTANCE,
@@ -148,13 +151,19 @@ class Discovery:
         """
         found = await describe(self._http, self._url)
         if isinstance(found, messages.Description):
-            cause = another_model(found, self._served) if self._served is not None else None
-            if cause is None:
+            unusable = await self._unusable(found)
+            if unusable is None:
                 return found
-            found = Unusable(Status.OTHER_MODEL, cause)
+            found = unusable
         if self._health.status is not Status.DUPLICATE:  # else the status of its other URL counts
             lost = found.status is Status.UNREACHABLE and self._health.served
             # If it has served, the address is right, and it may start again by itself: no advice.
             cause = found.cause.partition(";")[0] if lost else found.cause
             self._health.set_status(name, Status.LOST if lost else found.status, cause)
         return None
+
+    async def _unusable(self, found: messages.Description) -> Unusable | None:
+        if self._served is not None and (cause := another_model(found, self._served)) is not None:
+            return Unusable(Status.OTHER_MODEL, cause)
+        cause = published.wildcard(found) or await published.on_another_host(found, self._url)
+        return Unusable(Status.WRONG_ADDRESS, cause) if cause is not None else None

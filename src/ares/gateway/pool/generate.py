@@ -10,7 +10,7 @@ import httptools
 import msgspec
 
 from ares.gateway.tuning import DEFAULT, Tuning
-from ares.protocol.fields import GENERATE_ROUTE
+from ares.protocol.fields import GENERATE_ROUTE, REPETITION, REPETITION_DETECTED
 
 
 class EngineLostError(Exception):
@@ -52,6 +52,11 @@ class Delta(msgspec.Struct):
     stop_reason: int | str | None = None
     logprobs: Logprobs | None = None
 
+    def name_repetition(self) -> None:
+        """Set the finish reason of an output that repeats itself, which an instance ends by the limit of a cut."""
+        if self.stop_reason == REPETITION_DETECTED:
+            self.finish_reason = REPETITION
+
 
 class _Chunk(msgspec.Struct):
     choices: list[Delta] = []
@@ -68,7 +73,7 @@ _decode_reply = msgspec.json.Decoder(_Reply).decode
 _encode = msgspec.json.Encoder().encode
 # Errors of bytes that no engine sends: no JSON, no UTF-8, an error whose code is no number, endless nesting.
 _MALFORMED = (msgspec.DecodeError, TypeError, ValueError, RecursionError)
-_JSON = {"Content-Type": "application/json"}
+_JSON_HEADERS = {"Content-Type": "application/json"}
 
 
 async def whole_body(reply: aiohttp.ClientResponse, most: int) -> bytes:
@@ -279,7 +284,7 @@ class EngineClient:
 
     async def _post(self, body: dict[str, Any]) -> aiohttp.ClientResponse:
         try:
-            response = await self._http.post(self._generate, data=_encode(body), headers=_JSON)
+            response = await self._http.post(self._generate, data=_encode(body), headers=_JSON_HEADERS)
         except (aiohttp.ClientError, OSError) as error:
             raise EngineLostError(f"no connection: {error!r}") from error
         if response.status == 200:

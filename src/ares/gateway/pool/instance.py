@@ -12,7 +12,7 @@ import zmq.asyncio
 
 from ares.gateway.pool.channel import watched
 from ares.gateway.pool.control_client import ControlClient
-from ares.gateway.pool.discovery import Discovery, Served
+from ares.gateway.pool.discovery import Discovery, Served, Unusable
 from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefusedError
 from ares.gateway.pool.health import Health, Status
 from ares.gateway.pool.state import InstanceState
@@ -33,7 +33,7 @@ class NoInstanceError(Exception):
 
 
 OnHello = Callable[["Instance"], Coroutine[Any, Any, None]]
-Claim = Callable[["Instance", messages.Description], Coroutine[Any, Any, "Instance | None"]]
+Claim = Callable[["Instance", messages.Description], Coroutine[Any, Any, Unusable | None]]
 
 
 class Instance:
@@ -58,6 +58,8 @@ class Instance:
         Its size and load.
     subscription
         The gateway's, at the instance.
+    intercept
+        Returns each message as it is to be read, or None where it is to be lost; fault injection sets it.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Instance:
         self.health = Health(interval_s, tuning)
         self.state = InstanceState()
         self.subscription = Subscription(gateway, interval_s)
+        self.intercept: Callable[[Instance, bytes], bytes | None] = lambda _, body: body
         self._discovery = Discovery(self.url, http, served, self.health)
         # Boot id of the instance that is followed; empty while it is only looked for.
         self._following = ""
@@ -110,8 +113,8 @@ class Instance:
         health.suspect = health.suspect and self._following == boot and not await self._discovery.answers()
         return self._following == boot and not health.suspect and not health.frozen
 
-    def release_to_other_url(self) -> None:
-        """Stop following the instance: another URL leads to it."""
+    def release(self) -> None:
+        """Stop following the instance: another URL leads to it, or its pool does not use it any more."""
         self._following = ""
 
     def record_failure(self, error: Exception) -> None:
@@ -136,17 +139,16 @@ class Instance:
     async def watch(self, on_hello: OnHello, claim: Claim) -> None:
         """Find the instance and follow it until cancelled.
 
-        `claim` returns another `Instance` that is used for the same one, or else names this one; `on_hello` is awaited
-        whenever the instance (re)appears.
+        `claim` names the instance, or returns why its pool does not use it; `on_hello` is awaited whenever the instance
+        (re)appears.
         """
         while True:
             description = await self._describe()
             if description is None:
                 await asyncio.sleep(self._tuning.reconnect_s)
                 continue
-            if (other := await claim(self, description)) is not None:
-                cause = f"{other.name} at {other.url} is the same instance; leave one of the two --worker out"
-                self._set_status(Status.DUPLICATE, cause)
+            if (unusable := await claim(self, description)) is not None:
+                self._set_status(unusable.status, unusable.cause)
                 await asyncio.sleep(self._tuning.duplicate_check_s)
                 continue
             try:
@@ -189,7 +191,7 @@ class Instance:
                     if not rpc.has_connection(socket):
                         return  # given up, after a message that was too large
                     continue
-                await self._receive(await socket.recv(), on_hello)
+                await self.receive(await socket.recv(), on_hello)
                 if self.state.hello is not None and self.state.hello.boot != description.boot:
                     self._set_status(Status.LOST, _RESTARTED)
                     return  # on the same ports: its HTTP server comes up after its control channel
@@ -219,17 +221,21 @@ class Instance:
 
     # --- its messages ---
 
-    async def _receive(self, body: bytes, on_hello: OnHello) -> None:
+    async def receive(self, body: bytes, on_hello: OnHello) -> None:
+        """Take a message of the instance; `on_hello` as in `watch`."""
+        changed = self.intercept(self, body)
+        if changed is None:
+            return
         self.health.received()
         try:
-            event = rpc.decode_event(body)
+            event = rpc.decode_event(changed)
         except msgspec.DecodeError as error:
             self._malformed += 1
             if self._malformed.bit_count() == 1:  # 1, 2, 4, 8 ... of them
                 logger.warning("%s: dropped %d malformed messages: %s", self.name, self._malformed, error)
             return
         greeting = isinstance(event, messages.Hello)
-        self.subscription.heard(again=greeting)
+        self.subscription.received(greeting=greeting)
         await self._handlers[type(event)](event)
         if greeting:
             await on_hello(self)

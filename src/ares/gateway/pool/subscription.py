@@ -34,7 +34,7 @@ class Subscription:
         self.number = 0
         self._heartbeat = rpc.encode(messages.Subscribe(interval_s, gateway))
         self._doubtful_s = max(_DOUBTFUL_S, 2 * interval_s)
-        self._sent = self._heard = 0.0
+        self._sent = self._received = 0.0
 
     def heartbeat(self) -> bytes | None:
         """Return what is to be sent now, if anything."""
@@ -51,11 +51,11 @@ class Subscription:
         self.number += 1
         self._sent = 0.0
 
-    def heard(self, *, again: bool) -> None:
-        """Note a message; `again` where it is a greeting: the instance did not know this gateway."""
-        self._heard = time.monotonic()
-        self.number += again
+    def received(self, *, greeting: bool) -> None:
+        """Note a message; a `greeting` is the first one to a gateway that the instance did not know."""
+        self._received = time.monotonic()
+        self.number += greeting
 
     def unbroken(self, since: int) -> bool:
         """Whether it has been alive since it had that number."""
-        return since == self.number and time.monotonic() - min(self._sent, self._heard) < self._doubtful_s
+        return since == self.number and time.monotonic() - min(self._sent, self._received) < self._doubtful_s

@@ -3,7 +3,7 @@
 import itertools
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,17 +34,24 @@ _encode = msgspec.json.Encoder(enc_hook=lambda value: value.tolist()).encode
 
 
 class DecisionLog:
-    """Appends decisions to a file; without one it does nothing. A disk that fails ends the log, not the service."""
+    """Appends decisions to a file; without one it does nothing. A disk that fails ends the log, not the service.
+
+    Attributes
+    ----------
+    keeps
+        Whether to log a decision, by its kind and whether anything was decided: all of them by default.
+    """
 
     def __init__(self, file: Path | None) -> None:
+        self.keeps: Callable[[str, bool], bool] = lambda kind, decides: True
         self._file = file.open("ab") if file is not None else None
 
-    def placement(
+    def dispatch(
         self,
         preset: str,
         policy: Dispatch,
         memory: dict[str, float],
-        view: ClusterSnapshot,
+        snapshot: ClusterSnapshot,
         tokens: int,
         remaining: FloatArray | None,
         chosen: int | None,
@@ -56,7 +63,7 @@ class DecisionLog:
             preset,
             dispatch=_named(policy),
             memory=memory,
-            cluster=view.cluster,
+            cluster=snapshot.cluster,
             tokens=tokens,
             remaining=remaining,
             decided=decided,
@@ -68,7 +75,7 @@ class DecisionLog:
         policy: Admission,
         memory: dict[str, float],
         ended: list[int],
-        view: ClusterSnapshot,
+        snapshot: ClusterSnapshot,
         candidates: Candidates,
         decided: list[AdmissionDecision],
     ) -> None:
@@ -79,8 +86,8 @@ class DecisionLog:
             admission=_named(policy),
             memory=memory,
             ended=ended,
-            cluster=view.cluster,
-            running=view.running,
+            cluster=snapshot.cluster,
+            running=snapshot.running,
             candidates=candidates,
             decided=decided,
         )
@@ -88,7 +95,7 @@ class DecisionLog:
     def moves(
         self,
         preset: str,
-        view: ClusterSnapshot,
+        snapshot: ClusterSnapshot,
         policy: Rebalance,
         oom_avoidance: OomAvoidanceSettings | None,
         oom_actions: list[OomAction],
@@ -99,28 +106,28 @@ class DecisionLog:
 
         `oom_avoidance` is None where out-of-memory avoidance was off; `failed` is the kind of the policy's fault.
         """
-        if len(view.sessions):
+        if len(snapshot.sessions):
             self._write(
                 "moves",
                 preset,
                 rebalance=_named(policy),
                 oom_avoidance=oom_avoidance,
-                cluster=view.cluster,
-                running=view.running,
+                cluster=snapshot.cluster,
+                running=snapshot.running,
                 oom_actions=oom_actions,
                 failed=failed,
                 decided=decided,
             )
 
     def _write(self, kind: str, preset: str, **record: Any) -> None:
-        if self._file is None:
+        if self._file is None or not self.keeps(kind, bool(record["decided"] or record.get("oom_actions"))):
             return
         try:
             plain = {name: _plain(value) for name, value in record.items()}
             self._file.write(_encode({"kind": kind, "time": time.time(), "preset": preset, **plain}) + b"\n")
             self._file.flush()
         except OSError:
-            logger.exception("the decision log ends here; serving goes on")
+            logger.exception("the decision log ends here; serving continues")
             self.close()
 
     def close(self) -> None:
@@ -146,29 +153,29 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, list) else value
 
 
-_INTEGERS = {"capacity_tokens", "promised_tokens", "location", "resident_tokens"}
-_INTEGERS |= {"generated", "tokens", "rank"}
-_BOOLEANS = {"open", "movable", "commanded", "suspended", "excluded"}
-_PLAIN = {"instances", "requests", "levels", "transfer_bytes_s", "token_bytes", "block_tokens", "stall_s"}
+_INTEGER_ARRAYS = {"capacity_tokens", "promised_tokens", "location", "resident_tokens"}
+_INTEGER_ARRAYS |= {"generated", "tokens", "rank"}
+_BOOLEAN_ARRAYS = {"open", "movable", "commanded", "suspended", "excluded"}
+_NO_ARRAYS = {"instances", "requests", "levels", "transfer_bytes_s", "token_bytes", "block_tokens", "stall_s"}
 
 
 def _arrays(read: dict[str, Any]) -> dict[str, Any]:
     """Make arrays of lists; a None within one is what outlasts every horizon."""
     made: dict[str, Any] = {}
     for name, value in read.items():
-        if name in _PLAIN:
+        if name in _NO_ARRAYS:
             made[name] = tuple(value) if isinstance(value, list) else value
         elif value is None or isinstance(value, dict):
             made[name] = value
         else:
-            kind = np.int64 if name in _INTEGERS else np.bool_ if name in _BOOLEANS else np.float64
+            kind = np.int64 if name in _INTEGER_ARRAYS else np.bool_ if name in _BOOLEAN_ARRAYS else np.float64
             made[name] = np.array(value, dtype=kind)
     return made
 
 
 # The inner loops that decide are compiled, without checks of their own: what is read must be what a gateway could log.
 # The largest count (exact in a double), setting, and number of points of a horizon.
-MOST_TOKENS, _MOST, _MOST_POINTS = 1 << 53, 1e6, 10_000
+MAXIMUM_TOKENS, _MAXIMUM_SETTING, _MAXIMUM_POINTS = 1 << 53, 1e6, 10_000
 _LARGEST_BLOCK = 1 << 16
 _STEP_TIME_MODEL = ("step_base_s", "step_request_s", "step_token_s")
 _OF_INSTANCES = ("capacity_tokens", "promised_tokens", "open", *_STEP_TIME_MODEL)
@@ -192,7 +199,7 @@ def read_cluster(record: dict[str, Any]) -> Cluster:
     for name in ("transfer_bytes_s", "token_bytes"):
         if not 0 < getattr(made, name) < np.inf:
             raise ValueError(f"{name} is {getattr(made, name)}")
-    if not 0 <= made.stall_s <= _MOST:
+    if not 0 <= made.stall_s <= _MAXIMUM_SETTING:
         raise ValueError(f"stall_s is {made.stall_s}")
     if made.remaining_tokens is not None:
         # An empty list has lost its second dimension.
@@ -202,8 +209,8 @@ def read_cluster(record: dict[str, Any]) -> Cluster:
     if len(made.location) and made.location.max() >= len(made.instances):
         raise ValueError("a request runs on no instance")
     for name in _STEP_TIME_MODEL:
-        law = getattr(made, name)
-        if law is not None and not ((law >= 0) & (law <= _MOST)).all():
+        values = getattr(made, name)
+        if values is not None and not ((values >= 0) & (values <= _MAXIMUM_SETTING)).all():
             raise ValueError(f"{name} is out of range")
     return made
 
@@ -234,7 +241,7 @@ def read_settings(kind: type[Settings], read: dict[str, Any]) -> Settings:
     made = kind(**read)
     for field in fields(made):  # type: ignore[arg-type] # all settings are dataclasses
         value = getattr(made, field.name)
-        most = _MOST_POINTS if field.name == "points" else _MOST
+        most = _MAXIMUM_POINTS if field.name == "points" else _MAXIMUM_SETTING
         if not isinstance(value, int if field.type is int else int | float) or not abs(value) <= most:
             raise ValueError(f"{field.name} is {value!r}")
     return made
@@ -248,5 +255,10 @@ def _check(made: Any, names: Iterable[str], count: int) -> None:
             continue
         if array.ndim != 1 + (name == "remaining_tokens") or len(array) != count:
             raise ValueError(f"{name} has shape {array.shape}, expected {count} entries")
-        if name in _INTEGERS and name != "rank" and count and not 0 <= array.min() <= array.max() < MOST_TOKENS:
+        if (
+            name in _INTEGER_ARRAYS
+            and name != "rank"
+            and count
+            and not 0 <= array.min() <= array.max() < MAXIMUM_TOKENS
+        ):
             raise ValueError(f"{name} is out of range")

@@ -4,9 +4,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from ares.gateway.http.refusals import reason
 
-_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_GAPS_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 900)
-_TOKENS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_TIME_BUCKETS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_GAP_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 900)
+_TOKEN_BUCKETS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
 class Metrics:
@@ -24,41 +24,51 @@ class Metrics:
             registry=registry,
         )
         self.active = Gauge(
-            "ares_active_requests", "Sequences (one for each choice) that wait or run", registry=registry
+            "ares_active_requests", "Sequences that wait or run; a request has one for each choice", registry=registry
         )
-        self.prompt_tokens = Counter("ares_prompt_tokens_total", "Prompt tokens", registry=registry)
+        self.prompt_tokens = Counter(
+            "ares_prompt_tokens_total", "Prompt tokens of accepted requests", registry=registry
+        )
         self.output_tokens = Counter("ares_output_tokens_total", "Output tokens given to clients", registry=registry)
         self.ttft = Histogram(
-            "ares_time_to_first_token_seconds", "Arrival to first token", registry=registry, buckets=_SECONDS
+            "ares_time_to_first_token_seconds",
+            "Time from arrival to the first token",
+            registry=registry,
+            buckets=_TIME_BUCKETS_S,
         )
         self.tpot = Histogram(
             "ares_time_per_output_token_seconds",
-            "(end - first token) / (output tokens - 1), per choice",
+            "Time per output token after the first, per choice: (end - first token) / (output tokens - 1)",
             registry=registry,
-            buckets=_SECONDS,
+            buckets=_TIME_BUCKETS_S,
         )
         self.longest_gap = Histogram(
             "ares_longest_gap_seconds",
             "Longest time between two tokens, per choice, by class of service",
             ["service_class"],
             registry=registry,
-            buckets=_GAPS_S,
+            buckets=_GAP_BUCKETS_S,
         )
         self.migrations = Counter(
-            "ares_migrations_total", "Migrations that ended", ["trigger", "outcome"], registry=registry
+            "ares_migrations_total",
+            "Migrations that ended, by trigger and outcome",
+            ["trigger", "outcome"],
+            registry=registry,
         )
         self.stall = Histogram(
             "ares_migration_stall_seconds",
             "Pause of a migrated stream: from the last token of the source to the first of the target",
             registry=registry,
-            buckets=_SECONDS,
+            buckets=_TIME_BUCKETS_S,
         )
         self.pulled = Counter(
-            "ares_migration_pulled_tokens_total", "Tokens whose KV the targets of migrations pulled", registry=registry
+            "ares_migration_pulled_tokens_total",
+            "Tokens whose KV the targets of migrations pulled at the hand-over",
+            registry=registry,
         )
         self.precopied = Counter(
             "ares_migration_precopied_tokens_total",
-            "Of these, tokens pulled ahead, while the request still ran at its source",
+            "Tokens whose KV the targets of migrations pulled before the hand-over, while the request ran",
             registry=registry,
         )
         self.unmovable = Counter(
@@ -68,23 +78,32 @@ class Metrics:
             registry=registry,
         )
         self.decisions = Counter(
-            "ares_rebalance_decisions_total", "Rebalancing periods, by result", ["result"], registry=registry
+            "ares_rebalance_decisions_total",
+            "Periods of the rebalancer, by what it decided",
+            ["result"],
+            registry=registry,
         )
         self.waiting = Gauge("ares_waiting_requests", "Prefilled requests that wait for admission", registry=registry)
         self.suspended = Gauge(
             "ares_suspended_requests", "Suspended requests that wait to be admitted again", registry=registry
         )
         self.admissions = Counter(
-            "ares_admission_decisions_total", "Requests admitted, resumed or suspended", ["kind"], registry=registry
+            "ares_admission_decisions_total",
+            "Decisions of admission, by kind: admit, resume, suspend",
+            ["kind"],
+            registry=registry,
         )
         self.oom_actions = Counter(
             "ares_oom_actions_total",
-            "Requests taken off an instance before it runs out of memory",
+            "Requests moved or suspended before their instance runs out of memory",
             ["how"],
             registry=registry,
         )
         self.faults = Counter(
-            "ares_controller_faults_total", "Faults of the controller; serving goes on", ["part"], registry=registry
+            "ares_controller_faults_total",
+            "Failed decisions, by part of the policy; serving continues without them",
+            ["part"],
+            registry=registry,
         )
         self.implausible = Counter(
             "ares_implausible_predictions_total",
@@ -96,11 +115,11 @@ class Metrics:
             "Error of the predicted remaining tokens of finished requests, by output tokens at the prediction",
             ["position", "side"],
             registry=registry,
-            buckets=_TOKENS,
+            buckets=_TOKEN_BUCKETS,
         )
         self.instance_predicted = Gauge(
             "ares_instance_predicted_remaining_tokens",
-            "Tokens that an instance's requests are predicted to generate yet, by their medians",
+            "Tokens that an instance's requests will still generate, by the medians of their predictions",
             ["instance"],
             registry=registry,
         )
@@ -109,7 +128,7 @@ class Metrics:
         )
         self.instance_resident = Gauge(
             "ares_instance_resident_tokens",
-            "Tokens of an instance's requests that have KV",
+            "Tokens whose KV is on an instance",
             ["instance"],
             registry=registry,
         )

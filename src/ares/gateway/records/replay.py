@@ -11,7 +11,7 @@ import numpy as np
 
 from ares import plugins
 from ares.gateway.records.decision_log import (
-    MOST_TOKENS,
+    MAXIMUM_TOKENS,
     PLACE,
     read_candidates,
     read_cluster,
@@ -191,7 +191,7 @@ def _placement(record: dict[str, Any], policies: _Policies) -> list[dict[str, An
 
 
 def _tokens(read: object) -> int:
-    if not isinstance(read, int) or not 0 <= read < MOST_TOKENS:
+    if not isinstance(read, int) or not 0 <= read < MAXIMUM_TOKENS:
         raise ValueError(f"tokens is {read!r}")
     return read
 
@@ -206,7 +206,7 @@ def _placed(
 def _admissions(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
     cluster = read_cluster(record)
     candidates = read_candidates(record, cluster)
-    if policies.chosen is not None and not policies.chosen.holds:
+    if policies.chosen is not None and not policies.chosen.queues_requests:
         return _dispatched(policies.find("dispatch", record), cluster, candidates)
     ended = [_tokens(one) for one in record["ended"]]
     running = read_progress(record["running"], len(cluster.requests))

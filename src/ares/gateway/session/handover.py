@@ -101,7 +101,7 @@ class Handover:
 
     Two tasks drive it. `Session.hand_over` asks source and target: it goes from `CUTTING` to `ACCEPTED` or
     `REFUSED`. The session's run relays the source's tokens to the client, then the target's, and ends the hand-over.
-    The target may generate before the source's last tokens have been relayed; `source_relayed` says whether they have.
+    The target may generate before the source's last tokens have been relayed; `source_relayed` is whether they have.
 
     Attributes
     ----------

@@ -23,7 +23,7 @@ class Output:
     first_token_at, last_token_at
         Times of `time.monotonic`; 0 before the first token.
     longest_gap_s
-        Longest time between two deliveries, whatever the reason.
+        Longest time between two deliveries, for any reason.
     """
 
     tokens: list[int] = field(default_factory=list)

@@ -171,7 +171,7 @@ function drawInstances() {
     of.bar.title = one.kv_blocks
       ? `${one.kv_blocks_used} of ${one.kv_blocks} blocks, ${one.resident_tokens} of ${one.capacity_tokens} tokens; ` +
         `predicted peak ${one.predicted_peak_tokens == null ? "unknown" : Math.round(one.predicted_peak_tokens)}; ${one.pinned} pinned`
-      : (one.why ?? "not heard");
+      : (one.why ?? "no report");
     set(of.cells.kv, percent(used));
     set(of.cells.peak, state === "lost" ? "lost" : state === "draining" ? "drains" : percent(peak));
     of.cells.peak.classList.toggle("alarm", peak > 1 || state !== "healthy");

@@ -15,7 +15,8 @@ from starlette.responses import JSONResponse, Response
 
 from ares.gateway.http import dashboard
 from ares.gateway.http.responses import EventStream, Write
-from tests.gateway.fakes import eventually, free_port
+from tests.gateway.fakes import free_port
+from tests.waiting import eventually
 
 FIELDS = (
     "id",

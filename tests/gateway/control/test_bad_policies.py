@@ -1,6 +1,6 @@
 """A dispatch or admission policy that fails, decides nonsense or takes too long costs its decisions and nothing else.
 
-Of rebalance policies, test_deciding.py says the same.
+Of rebalance policies, test_decider.py says the same.
 """
 
 import threading
@@ -23,8 +23,7 @@ from ares.policy import (
     Progress,
     register,
 )
-from tests.gateway.control.test_controller import cluster
-from tests.gateway.test_service import Client, sample
+from tests.gateway.gateways import Client, cluster, finish, sample
 
 REQUESTS = 4
 
@@ -85,9 +84,7 @@ async def serve(folder: Path, preset: Path, **settings: Any) -> Any:
     async with cluster(folder, kv_blocks=200, preset=str(preset), **settings) as (gateway, _):
         gateway.pool.instances[1].state.draining = True
         clients = [Client(gateway, 60, name=f"r{n}", prompt=[10 + n] * 20) for n in range(REQUESTS)]
-        for client in clients:
-            await client.finish()
-            client.check(60)
+        await finish(clients)
         part = "dispatch" if "dispatch" in preset.stem else "admission"
         decider = getattr(gateway.controller, f"{part}_decider")
         return decider, sample(gateway, "ares_controller_faults_total", part=part)

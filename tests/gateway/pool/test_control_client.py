@@ -1,0 +1,29 @@
+"""Commands to an instance over its control channel."""
+
+import asyncio
+
+import pytest
+import zmq
+import zmq.asyncio
+
+from ares.gateway.pool.generate import http_client
+from ares.gateway.pool.instance import Instance
+
+
+async def test_commands_to_a_lost_instance_do_not_block() -> None:
+    """ZeroMQ queues for a peer that is gone; when the queue is full, a gateway must not wait for it."""
+    async with http_client() as http:
+        instance = Instance("http://127.0.0.1:1", http, 0.1)
+        socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SNDHWM, 1)
+        socket.connect("tcp://127.0.0.1:1")
+        instance.control.attach(socket)
+        try:
+            async with asyncio.timeout(2):
+                for _ in range(5):
+                    await instance.control.release("key")
+                with pytest.raises(TimeoutError):
+                    await instance.control.cut("key", 0.05)
+        finally:
+            socket.close()
