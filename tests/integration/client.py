@@ -32,12 +32,13 @@ class Output:
 
 
 class Client:
-    """A client of one gateway."""
+    """A client of one gateway; `slow` says that a token takes 10 times as long as on the stock CPU build."""
 
-    def __init__(self, http: aiohttp.ClientSession, url: str, model: str) -> None:
+    def __init__(self, http: aiohttp.ClientSession, url: str, model: str, *, slow: bool = False) -> None:
         self.http = http
         self.url = url
         self.model = model
+        self.slow = slow
 
     def body(self, prompt: Any, tokens: int, **more: Any) -> dict[str, Any]:
         """Return a greedy completion request."""

@@ -199,18 +199,11 @@ def _predictor(settings: WorkerSettings, folder: Path) -> Path | None:
         if recording or settings.predictor not in {None, predictor_choice.NONE}:
             raise LaunchError("--worker-cls and a predictor or recorder exclude each other: both replace vLLM's worker")
         return None
-    if recording:
-        _check_recording(settings)
+    if settings.record_folder is not None:
+        shards.writable(settings.record_folder)
     if settings.connector != "ares":  # predictions leave through our connector
         return None
     return predictor_choice.choose(settings.predictor, settings.model, folder)
-
-
-def _check_recording(settings: WorkerSettings) -> None:
-    if settings.record_folder is not None:
-        shards.writable(settings.record_folder)
-    if "--async-scheduling" in settings.vllm_flags:
-        raise LaunchError("--record-hidden-states needs the tokens of each step on the host: --no-async-scheduling")
 
 
 def _cores(settings: WorkerSettings) -> tuple[int, ...]:

@@ -22,13 +22,15 @@ from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
+from vllm.v1.core.sched.utils import check_sequence_repetition
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 from vllm.v1.structured_output.request import StructuredOutputRequest
+from vllm.v1.worker.gpu.async_utils import AsyncOutput
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
-from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+from vllm.v1.worker.gpu_model_runner import AsyncGPUModelRunnerOutput, GPUModelRunner
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
@@ -64,6 +66,8 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
     ),
     # For the hidden-state hook (engine/prediction/hidden_states.py).
     PlatformWorker: ("load_model", "execute_model", "sample_tokens", "shutdown"),
+    AsyncOutput: ("get_output",),
+    AsyncGPUModelRunnerOutput: ("get_output",),
     Request: ("num_tokens", "num_output_tokens", "is_finished"),
     # For resuming output (engine/connector/resume_output.py).
     StructuredOutputGrammar: ("accept_tokens",),
@@ -107,6 +111,8 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
     NewRequestData: ("req_id", "prompt_token_ids", "sampling_params", "num_computed_tokens"),
     CachedRequestData: ("req_ids", "num_computed_tokens", "num_output_tokens"),
     ModelRunnerOutput: ("req_ids", "sampled_token_ids"),
+    AsyncOutput: ("model_runner_output",),
+    AsyncGPUModelRunnerOutput: ("_model_runner_output",),
     PlatformWorker: ("model_runner", "vllm_config", "device"),
     KVCacheManager: ("block_pool",),
     BlockPool: ("num_gpu_blocks",),
@@ -139,6 +145,7 @@ __all__ = [
     "INSTANCE_ATTRIBUTES",
     "LLM",
     "SUPPORTED_VERSION",
+    "AsyncOutput",
     "CachedRequestData",
     "FlexibleArgumentParser",
     "KVConnectorRole",
@@ -157,6 +164,7 @@ __all__ = [
     "SchedulerOutput",
     "TopKTopPSampler",
     "base_worker",
+    "check_sequence_repetition",
     "cli_env_setup",
     "current_platform",
     "make_arg_parser",

@@ -37,6 +37,9 @@ TP_SIZE = "tp_size"
 MOCK_OUTPUT_TOKENS = "ares_mock_output_tokens"
 # The stop reason of a request that ended on one instance to continue on another.
 MIGRATED = "migrated"
+# vLLM's stop reason and finish reason of an output that `repetition_detection` has ended (v1/core/sched/utils.py).
+REPETITION_DETECTED = "repetition_detected"
+REPETITION = "repetition"
 # What a request keeps when it resumes on another instance (`messages.Hello.carries`): which tokens are output, the
 # position of a seeded generator, the position in a grammar.
 CARRIES_OUTPUT = "output"

@@ -190,7 +190,9 @@ def test_a_cut_request_is_pinned_until_its_release(engine: Engine) -> None:
     request = engine.add("gateway/1", 10)
     gateway = engine.connect("gateway")
     gateway.send(messages.Cut(7, "gateway/1"))
-    engine.command("gateway/1")
+    # The workers know of it before it ends: with asynchronous scheduling a target may pull before their next step, and
+    # they forget the pull of a request that they do not know.
+    assert engine.command("gateway/1").reqs_in_batch == {request.request_id}
     pinned, transfer = engine.finish(request, 4)
     assert pinned
     assert request.stop_reason == "migrated"
@@ -201,6 +203,46 @@ def test_a_cut_request_is_pinned_until_its_release(engine: Engine) -> None:
     gateway.send(messages.Release("gateway/1"))
     assert engine.command().release == {request.request_id}
     gateway.close()
+
+
+def test_the_workers_forget_a_cut_request_that_ends_by_itself(engine: Engine) -> None:
+    request = engine.add("gateway/1", 10)
+    request.sampling_params.update_from_generation_config({}, EOS)
+    gateway = engine.connect("gateway")
+    gateway.send(messages.Cut(7, "gateway/1"))
+    engine.command("gateway/1")
+    assert not engine.goes_on(request, EOS)
+    assert engine.step().reqs_not_processed == {request.request_id}
+    gateway.close()
+
+
+@pytest.mark.parametrize(("token", "minimum", "outcome"), [(9, 11, "finished"), (4, 11, "pinned"), (9, 12, "pinned")])
+def test_a_cut_at_the_token_that_completes_a_repetition(engine: Engine, token: int, minimum: int, outcome: str) -> None:
+    """vLLM looks at the limit first, and does not look for repetitions below `min_tokens`."""
+    from vllm.sampling_params import RepetitionDetectionParams
+
+    request = engine.add("gateway/1", 10)
+    detection = RepetitionDetectionParams(max_pattern_size=2, min_pattern_size=1, min_count=11)
+    request.sampling_params.repetition_detection, request.sampling_params.min_tokens = detection, minimum
+    gateway = engine.connect("gateway")
+    gateway.send(messages.Cut(7, "gateway/1"))
+    engine.command("gateway/1")
+    assert engine.finish(request, token)[0] is (outcome == "pinned")
+    assert request.stop_reason == ("migrated" if outcome == "pinned" else "repetition_detected")
+    assert gateway.receive_a(messages.CutResult).outcome == outcome
+    gateway.close()
+
+
+def test_a_resumed_request_whose_prefill_completes_a_repetition(engine: Engine) -> None:
+    """It was suspended one token before its end: no instance is to pull its KV."""
+    from vllm.sampling_params import RepetitionDetectionParams
+
+    prefill = engine.add("gateway/1", 10, do_remote_decode=True, do_remote_prefill=False)
+    prefill.max_tokens = 11
+    prefill.sampling_params.repetition_detection = RepetitionDetectionParams(max_pattern_size=1, min_count=11)
+    assert not engine.goes_on(prefill)
+    assert prefill.stop_reason == "repetition_detected"
+    assert engine.side.snapshot().pinned == 0
 
 
 def test_the_pins_of_a_gateway_that_disconnects_are_orphaned(engine: Engine) -> None:

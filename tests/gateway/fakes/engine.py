@@ -17,6 +17,7 @@ from ares.mock_engine.request import Request
 from ares.mock_engine.settings import EngineSettings, Identity
 from ares.mock_engine.transfer import Pulled, Puller, PullError
 from ares.protocol import messages
+from ares.protocol.fields import REPETITION_DETECTED
 from ares.simulator.profile import Profile, StepTimeModel
 from tests.gateway.fakes.control import BLOCK, SteeredChannel
 
@@ -74,6 +75,13 @@ class SteeredInstance(Instance):
             fake.pulled.append(request.key)
         if request.remote_decode and fake.foretells:
             self.channel.post(messages.Predicted(request.key, (1.0, float(request.length), 1000.0)))
+
+    def finish(self, request: Request, reason: str, stop: int | str | None) -> None:
+        """End a request, of a repetition where the test wants it: for the reason of the cut's limit, as vLLM does."""
+        goes_on = reason == "length" and (request.remote_decode or request.cut is not None)
+        if goes_on and self.fake.faults.repeats:
+            request.unwanted, stop = True, REPETITION_DETECTED
+        super().finish(request, reason, stop)
 
 
 class SteeredBatch(Batch):

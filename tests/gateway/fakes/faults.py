@@ -37,3 +37,5 @@ class Faults:
     """End a stream with this error after its first token."""
     abort: bool = False
     """End every running request as aborted, at its next step."""
+    repeats: bool = False
+    """Find that the output repeats itself, where a request is cut or prefilled."""

@@ -278,6 +278,28 @@ async def test_its_own_limit_in_the_step_of_the_cut(bench: Bench, start: Start) 
     await bench.quiet()
 
 
+async def test_a_repetition_that_is_complete_at_the_cut(bench: Bench, start: Start) -> None:
+    hold(bench, 10)
+    bench.fakes["decode-0"].faults.repeats = True
+    run = start(60)
+    await run.reached(10)
+    assert (await run.move("decode-1")).outcome == "finished_first"
+    assert await run.finish() == undisturbed(11)
+    assert run.finish_reasons == ["repetition"]
+    assert bench.fakes["decode-1"].asked == []
+    await bench.quiet()
+
+
+async def test_a_repetition_that_is_complete_with_the_first_token(bench: Bench, start: Start) -> None:
+    """As of a request that is resumed after a suspension."""
+    bench.fakes["prefill-0"].faults.repeats = True
+    run = start(10)
+    assert await run.finish() == undisturbed(1)
+    assert run.finish_reasons == ["repetition"]
+    assert bench.fakes["decode-0"].asked == []
+    await bench.quiet()
+
+
 async def test_end_of_sequence_as_the_first_token_of_the_target(bench: Bench, start: Start) -> None:
     hold(bench, 10)
     eos_at = len(PROMPT) + 11

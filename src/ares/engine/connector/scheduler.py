@@ -25,6 +25,7 @@ from ares.engine.vllm_api import (
     NixlPullConnectorScheduler,
     Request,
     RequestStatus,
+    check_sequence_repetition,
 )
 from ares.protocol import fields, messages, rpc
 from ares.protocol.fields import RequestState
@@ -43,6 +44,16 @@ def _in_flight(request: Request, scheduled: dict[str, int]) -> int:
     # A prompt that is still being computed in chunks yields no token in this step.
     samples = step > 0 and request.num_computed_tokens + step >= request.num_tokens
     return int(request.num_output_tokens + request.num_output_placeholders + samples)
+
+
+def _repeats(request: Request) -> bool:
+    """Whether vLLM's repetition check ends the output here; it comes after that of the limit, which a cut lowers."""
+    sampling = request.sampling_params
+    return (
+        sampling.repetition_detection is not None
+        and request.num_output_tokens >= sampling.min_tokens
+        and check_sequence_repetition(request.output_token_ids, sampling.repetition_detection)
+    )
 
 
 class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
@@ -199,13 +210,16 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         params = request.kv_transfer_params
         capped = request.status == RequestStatus.FINISHED_LENGTH_CAPPED
         ended = capped or request.status == RequestStatus.FINISHED_STOPPED
+        goes_on = capped and (tracked.cut is not None or bool(params.get(fields.DO_REMOTE_DECODE)))
+        if goes_on and not tracked.release_kv and _repeats(request):
+            # vLLM has fixed the finish reason by now; gateways know it by the stop reason.
+            request.stop_reason = fields.REPETITION_DETECTED
+            tracked.release_kv = True
         pin = capped and not tracked.release_kv
         if capped and params.get(fields.DO_REMOTE_DECODE):
             self._prefilled[request.request_id] = tracked.key
         if tracked.cut is not None and pin:
             params[fields.DO_REMOTE_DECODE] = True
-            # The workers keep a lease only for requests that have been in their batch.
-            self._reqs_in_batch.add(request.request_id)
             request.stop_reason = fields.MIGRATED
         elif tracked.gateway_expired and capped:
             # If the stream is read after all: this is not where the output ends.
@@ -213,6 +227,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         elif params.get(fields.DO_REMOTE_DECODE) and ended and not pin:
             # A prefill that ended for good (its first token was a stop token), or whose KV no instance will pull.
             params[fields.DO_REMOTE_DECODE] = False
+            self._reqs_not_processed.add(request.request_id)
+        if tracked.cut is not None and not pin:
             self._reqs_not_processed.add(request.request_id)
         pinned, transfer = super().request_finished(request, block_ids)
         if pinned:
@@ -317,6 +333,9 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             self._channel.post(messages.CutResult(command.call, command.key, fields.CutOutcome.NOT_RUNNING), sender)
             return
         tracked.cut = PendingCut(sender, command.call)
+        # The workers keep a lease only for requests that they know, and the next they hear of this one may be its pull:
+        # with asynchronous scheduling, a step whose sampling waits for the tokens before it ends after this request.
+        self._reqs_in_batch.add(request.request_id)
         if limit < request.max_tokens:
             request.max_tokens = limit
         else:

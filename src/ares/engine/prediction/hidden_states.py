@@ -1,12 +1,11 @@
 """The hidden-state hook: the final hidden state of every request's last token, read as the model runs.
 
 The states are the argument of the model's `compute_logits`: one row a request, for its last position, after the final
-norm. That call is outside of CUDA graphs, and its rows are in the order of `ModelRunnerOutput.req_ids`. The token of
-each row follows from the scheduler's output. All of this is the same in vLLM's two model runners; only the V1
-runner has been tested (the V2 runner needs Triton, which a CPU build never has).
+norm. That call is outside of CUDA graphs, and its rows are in the order of `ModelRunnerOutput.req_ids`. The position
+of each row follows from the scheduler's output. All of this is the same in vLLM's two model runners.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +23,8 @@ class HookedRequest:
     position
         How many tokens it had generated before the newest row; negative while its prompt is computed.
     output_tokens
-        Tokens generated on this instance; stays empty where the runner keeps tokens on the device (asynchronous
-        scheduling).
+        Tokens generated on this instance. With asynchronous scheduling the newest are missing, whose steps are in
+        flight, and after the end there may be some that vLLM has discarded.
     generated_before
         How many tokens at the end of the prompt earlier instances generated, by the gateway's count.
     prefill_only
@@ -54,6 +53,11 @@ class HookedRequest:
         self.prefill_only = bool(params.get(fields.DO_REMOTE_DECODE))
         self.is_precopy = bool(params.get(fields.PRECOPY))
 
+    def add_output(self, position: int, tokens: list[int]) -> None:
+        """Note the tokens sampled at a position; those that it had there, and after it, were discarded."""
+        if tokens:
+            self.output_tokens[position:] = tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -67,7 +71,8 @@ class Step:
 def unwrapped(output: Any) -> tuple[Any, bool]:
     """Return vLLM's ModelRunnerOutput, and whether its tokens are on the host.
 
-    With asynchronous scheduling each runner wraps it in its own class, and the tokens arrive later.
+    With asynchronous scheduling each runner wraps it in its own class (v1/worker/gpu/async_utils.py:AsyncOutput,
+    v1/worker/gpu_model_runner.py:AsyncGPUModelRunnerOutput), whose `get_output` waits for the tokens.
     """
     inner = getattr(output, "_model_runner_output", None) or getattr(output, "model_runner_output", None)
     return inner or output, inner is None
@@ -98,9 +103,11 @@ class HiddenStateHook:
             if (request := self._requests.pop(request_id, None)) is not None:
                 self._finished.append(request)
         for new in scheduled.scheduled_new_reqs:
-            self._requests[new.req_id] = HookedRequest(
-                new.req_id, new.prompt_token_ids or (), new.sampling_params, -1, []
-            )
+            # The V2 runner gets a request that resumes after a preemption as a new one.
+            if new.req_id not in self._requests:
+                self._requests[new.req_id] = HookedRequest(
+                    new.req_id, new.prompt_token_ids or (), new.sampling_params, -1, []
+                )
             self._set_position(new.req_id, new.num_computed_tokens, scheduled)
         cached = scheduled.scheduled_cached_reqs
         for request_id, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
@@ -129,7 +136,26 @@ class HiddenStateHook:
         requests = [self._requests[i] for i in ids if i in self._requests]
         if len(requests) != len(ids):
             return Step([], None, finished)
+        positions = [request.position for request in requests]
+
+        def add_tokens(sampled: list[list[int]]) -> None:
+            for request, position, tokens in zip(requests, positions, sampled, strict=True):
+                request.add_output(position, tokens)
+
         if on_host:
-            for request, tokens in zip(requests, inner.sampled_token_ids, strict=True):
-                request.output_tokens += tokens
+            add_tokens(inner.sampled_token_ids)
+        else:
+            _when_on_host(output, add_tokens)
         return Step(requests, rows, finished)
+
+
+def _when_on_host(output: Any, take: Callable[[list[list[int]]], None]) -> None:
+    """Call `take` with the tokens when vLLM has waited for them, on the thread that did."""
+    stock = output.get_output
+
+    def get_output() -> Any:
+        result = stock()
+        take(result.sampled_token_ids)
+        return result
+
+    output.get_output = get_output

@@ -35,8 +35,11 @@ class Sampling:
 
     def prefill_request(self, key: str, prompt: list[int], emitted: list[int]) -> dict[str, Any]:
         """Return the request that computes all tokens so far and one more, and keeps the KV for a decode instance."""
-        minimum = min(1, max(0, self.minimum_tokens - len(emitted)))
-        parameters = {**self.parameters, "max_tokens": 1, "min_tokens": minimum}
+        missing = max(0, self.minimum_tokens - len(emitted))
+        parameters = {**self.parameters, "max_tokens": 1, "min_tokens": min(1, missing)}
+        if missing > 1:
+            # Below its minimum no repetition ends an output, and the instance does not know it.
+            parameters.pop("repetition_detection", None)
         params: dict[str, Any] = {}
         if self.maximum_tokens - len(emitted) > 1:
             params = {fields.DO_REMOTE_DECODE: True, fields.DO_REMOTE_PREFILL: False}

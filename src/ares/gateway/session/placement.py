@@ -104,6 +104,7 @@ class Placement:
             predicted = instance.control.predicted(key)
             if sampling.unmovable_reason is not None and not last:
                 return Prefilled(None, transfer, predicted)
+            delta.name_repetition()
             if delta.finish_reason == "length" and not last:
                 delta.finish_reason = None
             return Prefilled(delta, transfer, predicted)

@@ -353,6 +353,7 @@ class Session:
                     cut = last.stop_reason == MIGRATED
                     if cut:
                         last.finish_reason = last.stop_reason = None
+                    last.name_repetition()
                     if await self.output.deliver(batch, emit):
                         return True
                     if cut:
