@@ -14,6 +14,8 @@ class InstanceState:
     ----------
     hello, telemetry
         Its newest messages; None before the first, and while it is not connected.
+    adapters
+        Names of its LoRA adapters, as it described itself last.
     step_time
         Its steps' duration by load, fitted to the telemetry since its start.
     draining
@@ -25,6 +27,7 @@ class InstanceState:
     def __init__(self) -> None:
         self.hello: messages.Hello | None = None
         self.telemetry: messages.Telemetry | None = None
+        self.adapters: frozenset[str] = frozenset()
         self.step_time = StepTimeModel()
         self.draining = False
         self.drain_deadline: float | None = None
@@ -73,3 +76,7 @@ class InstanceState:
     def lacks(self, needs: Set[str]) -> Set[str]:
         """Return which of these parts of a moved request's state it does not restore; empty while that is unknown."""
         return needs - set(self.hello.carries) if needs and self.hello is not None else frozenset()
+
+    def serves(self, adapter: str | None) -> bool:
+        """Whether it has this LoRA adapter; None is the model without one."""
+        return adapter is None or adapter in self.adapters
