@@ -113,6 +113,26 @@ def test_an_endpoint_open_to_the_network_without_keys_is_warned_of(
     assert "client keys" not in said("--host", "0.0.0.0")  # noqa: S104
 
 
+@pytest.mark.parametrize(
+    "command", [SIMULATED, ["worker", "--role", "decode", "--model", "no/model", "--control-insecure"]]
+)
+def test_an_address_that_others_cannot_connect_to_is_one_line(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ARES_CONTROL_KEY", "k" * 32)
+    assert run([*command, "--host", "0.0.0.0", "--advertise-host", "::"], monkeypatch) == 2  # noqa: S104
+    said = capsys.readouterr().err
+    assert said.startswith("error: --advertise-host :: stands for every address")
+    assert said.count("\n") == 1
+
+
+def test_instances_of_up_are_reached_by_nobody_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*UP, "--advertise-host", "10.0.0.1"], monkeypatch) == 2
+    assert "--advertise-host is of `ares worker`" in capsys.readouterr().err
+
+
 def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"], monkeypatch) == 0
     assert capsys.readouterr().out == f"ares {__version__}\n"

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import typer
 from rich.console import Console
 
-from ares import __version__, extras
+from ares import __version__, extras, published_address
 from ares.bench.options import Model
 from ares.cli import operator as operator_cli
 from ares.cli.deferred_commands import Deferred
@@ -104,7 +104,11 @@ def worker(
     role: Annotated[str, typer.Option(help="prefill, decode or both.")],
     model: Model = DEFAULT_MODEL,
     name: Annotated[str | None, typer.Option(help="Name of the instance; by default role and port.")] = None,
-    host: Annotated[str, typer.Option(help="Address to serve and to transfer KV on.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 and :: are every one.")] = "127.0.0.1",
+    advertise_host: Annotated[
+        str | None,
+        typer.Option(help="Address that gateways and instances reach it by; by default --host (docs/operations.md)."),
+    ] = None,
     port: Annotated[int, typer.Option(help="HTTP port.", max=_LAST_PORT, min=0)] = 8100,
     control_port: Annotated[
         int, typer.Option(help="Port of the control channel; 0 takes a free one.", max=_LAST_PORT, min=0)
@@ -152,7 +156,8 @@ def worker(
             check_control(host, insecure=control_insecure)
         except LaunchError as error:
             exit_with_error(str(error))
-        _serve_mock(simulate, model, flags, (name, role, host, port, control_port), drain_deadline)
+        published = published_address.published(host, advertise_host)
+        _serve_mock(simulate, model, flags, (name, role, host, port, control_port), published, drain_deadline)
         return
     try:
         serve(
@@ -162,6 +167,7 @@ def worker(
                 name=name or f"{role}-{port}",
                 host=host,
                 port=port,
+                advertise_host=advertise_host,
                 control_port=control_port,
                 nixl_port=nixl_port,
                 cores=cores,
@@ -180,7 +186,12 @@ def worker(
 
 
 def _serve_mock(
-    profile: str, model: str, flags: list[str], identity: tuple[str | None, Any, str, int, int], drain_deadline_s: float
+    profile: str,
+    model: str,
+    flags: list[str],
+    identity: tuple[str | None, Any, str, int, int],
+    advertise_host: str,
+    drain_deadline_s: float,
 ) -> None:
     import logging
 
@@ -196,7 +207,7 @@ def _serve_mock(
         *_, host, port, control_port = identity
         ports = {"--port": port, "--control-port": control_port}
         addresses.check(host, {flag: range(first, first + instances) if first else () for flag, first in ports.items()})
-        found = serve.identities(*identity, instances)
+        found = serve.identities(*identity, instances, advertise_host)
         serve.serve(found, engine, models.resolve(model, weights=False, console=_errors), drain_deadline_s)
     except (ProfileError, settings.FlagError, mock_model.VocabularyError, OSError) as error:
         exit_with_error(str(error))
@@ -306,6 +317,11 @@ def up(
 
     flags = [flag for flag in context.args if flag != "--"]
     refuse_key_flag(flags)
+    if any(flag.split("=")[0] == "--advertise-host" for flag in flags):
+        exit_with_error(
+            "--advertise-host is of `ares worker`: the instances of `ares up` are on loopback, for its own gateway; on "
+            "several hosts start each instance with `ares worker`, and `ares gateway` before them"
+        )
     try:
         plugins.load(policy or ())
         check_policies(policy or (), live_preset(preset), preset)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ares import addresses, extras
-from ares.engine import identity
+from ares import addresses, extras, published_address
+from ares.engine import identity, parallel
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES, free_port, is_cpu_build
 from ares.engine.prediction import predictor_choice
 from ares.models import resolve as model
@@ -38,7 +38,8 @@ class LaunchError(RuntimeError):
 class WorkerSettings:
     """The options of `ares worker`. A port of 0 means any free one.
 
-    `predictor` is a checkpoint, ``none``, or None for the one that ships for the model, if any.
+    `host` is listened on, `advertise_host` is published (`published_address.published`). `predictor` is a checkpoint,
+    ``none``, or None for the one that ships for the model, if any.
     """
 
     model: str
@@ -46,6 +47,7 @@ class WorkerSettings:
     name: str
     host: str
     port: int
+    advertise_host: str | None = None
     control_port: int = 0
     nixl_port: int = 0
     cores: str | None = None
@@ -68,6 +70,7 @@ def serve(settings: WorkerSettings) -> None:
         It cannot start.
     """
     check_control(settings.host, insecure=settings.control_insecure or settings.connector != "ares")
+    published = published_address.published(settings.host, settings.advertise_host)
     # Before anything is loaded; and vLLM waits forever for a NIXL side channel whose port is taken, and shares a taken
     # HTTP port.
     ports = {"--port": settings.port, "--control-port": settings.control_port, "--nixl-port": settings.nixl_port}
@@ -75,7 +78,8 @@ def serve(settings: WorkerSettings) -> None:
     extras.require("vllm", "nixl")  # before a model of gigabytes is fetched
     folder = model.resolve(settings.model)
     control_port = settings.control_port or free_port(settings.host)
-    os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = settings.host
+    # vLLM both listens on it and publishes it; our connector publishes the other one (engine/connector/scheduler.py).
+    os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = settings.host if settings.connector == "ares" else published
     os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(settings.nixl_port or free_port(settings.host))
     os.environ["VLLM_PLUGINS"] = _plugins()
     cores = _cores(settings)
@@ -97,7 +101,8 @@ def serve(settings: WorkerSettings) -> None:
             name=settings.name,
             role=settings.role,
             boot=uuid.uuid4().hex,
-            control_address=identity.control_address(settings.host, control_port),
+            control_address=identity.control_address(published, control_port),
+            listen_host=settings.host,
             cores=cores,
             model=settings.model,
             resumes_output=resumes_output,
@@ -120,6 +125,8 @@ def serve(settings: WorkerSettings) -> None:
     vllm.cli_env_setup()
     parser = vllm.make_arg_parser(vllm.FlexibleArgumentParser(prog="ares worker"))
     args = parser.parse_args(_vllm_arguments(settings, str(folder), on_cpu))
+    if (reason := parallel.unsupported(args)) is not None:
+        raise LaunchError(reason)
     vllm.validate_parsed_serve_args(args)
     try:
         uvloop.run(vllm.run_server(args))

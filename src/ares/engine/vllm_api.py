@@ -49,6 +49,7 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "request_finished",
         "update_connector_output",
         "has_pending_push_work",
+        "set_xfer_handshake_metadata",
         "shutdown",
     ),
     NixlPullConnectorWorker: (

@@ -85,12 +85,13 @@ class Instance:
     def open_channel(self, notify: Callable[[], None]) -> ControlChannel:
         """Open the control channel, which calls `notify` when a command waits; a subclass may open another kind."""
         source = report.TelemetrySource(self)
-        return ControlChannel(self.control_address, report.hello(self), source, notify=notify, key=control_key())
+        endpoint = control_address(self.identity.host, self.identity.control_port)
+        return ControlChannel(endpoint, report.hello(self), source, notify=notify, key=control_key())
 
     @property
     def control_address(self) -> str:
-        """Where its control channel is bound."""
-        return control_address(self.identity.host, self.identity.control_port)
+        """Where gateways reach its control channel."""
+        return control_address(self.identity.published_host, self.identity.control_port)
 
     @property
     def draining(self) -> bool:

@@ -55,11 +55,12 @@ def configuration() -> tuple[Any, Any]:
 class Engine:
     """A scheduler side as vLLM makes it, and the steps of vLLM's scheduler that it sees."""
 
-    def __init__(self) -> None:
+    def __init__(self, published_host: str = "127.0.0.1") -> None:
         from ares.engine.connector.scheduler import Scheduler
 
         self.address = free_address()
-        identity.export(identity.InstanceSettings("decode-0", "decode", "boot", self.address))
+        published = self.address.replace("127.0.0.1", published_host)
+        identity.export(identity.InstanceSettings("decode-0", "decode", "boot", published, listen_host="127.0.0.1"))
         config, cache = configuration()
         self.side = Scheduler(config, "engine", cache)
 

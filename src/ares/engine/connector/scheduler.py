@@ -26,6 +26,7 @@ from ares.engine.vllm_api import (
     Request,
     RequestStatus,
     check_sequence_repetition,
+    current_platform,
 )
 from ares.protocol import fields, messages, rpc
 from ares.protocol.fields import RequestState
@@ -72,11 +73,14 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         self._worker_commands = WorkerCommands()
         # Requests that pull within the current step, and the blocks that they pull into.
         self._pulling: dict[str, list[int]] = {}
-        self._pulls = PullPolicy(vllm_config, kv_cache_config, self)
+        settings = identity.current()
+        self._one_sided = current_platform.device_type != "cpu" or settings.on_loopback
+        self._pulls = PullPolicy(vllm_config, kv_cache_config, self, one_sided=self._one_sided)
         self._precopy_pins = PrecopyPins(self.block_size)
         self._sequence = 0
         self.kv_cache_manager: Any = None
-        settings = identity.current()
+        # vLLM has one address for both: it listens on this one, and publishes it in kv_transfer_params.
+        self._listen_host, self.side_channel_host = self.side_channel_host, settings.published_host
         parallel = vllm_config.parallel_config
         hello = messages.Hello(
             name=settings.name,
@@ -103,8 +107,16 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             max_num_seqs=vllm_config.scheduler_config.max_num_seqs,
             max_num_batched_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
         )
-        self._channel = ControlChannel(settings.control_address, hello, self.snapshot, key=identity.control_key())
+        self._channel = ControlChannel(settings.control_endpoint, hello, self.snapshot, key=identity.control_key())
         resources.register("scheduler", self._count_resources)
+
+    def set_xfer_handshake_metadata(self, metadata: Any) -> None:
+        """Serve NIXL's side channel on the address to listen on, which need not be the published one."""
+        published, self.side_channel_host = self.side_channel_host, self._listen_host
+        try:
+            super().set_xfer_handshake_metadata(metadata)
+        finally:
+            self.side_channel_host = published
 
     # --- a request's way through the scheduler ---
 
@@ -360,9 +372,12 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
     def has_pending_push_work(self) -> bool:
         """Keep the engine loop running until commands are carried out and nothing is being copied from it.
 
+        Without a GPU, a pull over TCP needs steps of its source, in which that polls NIXL (engine/connector/worker.py).
         vLLM has this hook for connectors that push KV; the name is vLLM's.
         """
-        return self._channel.waiting or bool(self._precopy_pins) or bool(super().has_pending_push_work())
+        if self._channel.waiting or self._precopy_pins or (self._pinned and not self._one_sided):
+            return True
+        return bool(super().has_pending_push_work())
 
     # --- telemetry ---
 

@@ -37,6 +37,7 @@ class Status(Enum):
     NOT_AN_INSTANCE = _Meaning("is not an ARES instance", returns=False)
     KEY_REFUSED = _Meaning("refuses this gateway's key", returns=False)
     OTHER_MODEL = _Meaning("is not used: it serves another model", returns=False)
+    WRONG_ADDRESS = _Meaning("is not used: others cannot connect to the address that it publishes", returns=False)
     DUPLICATE = _Meaning("is not used: it was given twice", returns=False)
     NO_TELEMETRY = _Meaning("sends nothing on its control channel")
     READY = _Meaning("is ready", level=logging.INFO)

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from ares.gateway.pool.discovery import Served
+from ares.gateway.pool import published
+from ares.gateway.pool.discovery import Served, Unusable
 from ares.gateway.pool.health import Status
 from ares.gateway.pool.instance import Instance
 from ares.gateway.tuning import DEFAULT, Tuning
@@ -61,6 +62,7 @@ class Pool:
         self._served = served
         # By boot id: the URL that is used, where several lead to the same instance.
         self._by_boot: dict[str, Instance] = {}
+        self._described: dict[Instance, messages.Description] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._started_at = time.monotonic()
         self._changed = asyncio.Event()
@@ -164,15 +166,26 @@ class Pool:
             for instance, name in zip(same, names, strict=True):
                 instance.name = name
 
-    async def _claim(self, instance: Instance, found: messages.Description) -> Instance | None:
-        """Return the other `Instance` that is used for the same instance, None where this one is used."""
+    async def _claim(self, instance: Instance, found: messages.Description) -> Unusable | None:
+        """Return why an instance is not used at this URL; None where it is.
+
+        Another URL that leads to it is used, or it is on loopback and others of the pool are not.
+        """
+        self._described[instance] = found
+        if (cause := published.among_other_hosts(found, self._described.values())) is not None:
+            return Unusable(Status.WRONG_ADDRESS, cause)
+        if not published.on_loopback(found):
+            for other, described in self._described.items():
+                if published.on_loopback(described):
+                    other.release()
         used = self._by_boot.get(found.boot)
         if used is not None and used is not instance:
             if await used.leads_to(found.boot):
-                return used
-            used.release_to_other_url()
+                cause = f"{used.name} at {used.url} is the same instance; leave one of the two --worker out"
+                return Unusable(Status.DUPLICATE, cause)
+            used.release()
         self._by_boot = {boot: i for boot, i in self._by_boot.items() if i is not instance} | {found.boot: instance}
-        if instance.duplicate or found.name != instance.own_name:
+        if instance.duplicate or instance.health.status is Status.WRONG_ADDRESS or found.name != instance.own_name:
             instance.health.set_status(instance.url, Status.UNKNOWN)
             instance.name = instance.own_name = found.name
             if self._served is not None and not found.models:
