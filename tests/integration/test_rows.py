@@ -1,17 +1,93 @@
-"""The rows on which the tests of engines run are what their names say."""
+"""I3-I5 under other configurations of vLLM than the other tests have, each on a cluster of its own (rows.py).
 
+`make matrix` runs all of them and writes what they found; the others run with `make test` too.
+"""
+
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
 import pytest
 
+from ares.bench.environment import describe, write
 from ares.local_cluster import cluster as local
-from tests.integration.conftest import GPU_DEFAULTS, row_of
+from ares.predictor import shards
+from tests.integration import rows
+from tests.integration.client import Client
+from tests.integration.measured_moves import measure
+from tests.waiting import eventually
+
+RECORD_VARIABLE = "ARES_ROWS_JSON"
+# Around the boundaries of blocks of 16, 32 and 128 tokens, and over several of them.
+LENGTHS = (1, 31, 128, 129, 400)
+# Of each output; the prompts are fewer, and the outputs shorter, where each prompt has several.
+TOKENS, TOKENS_OF_ADAPTERS = 200, 120
+BUSY_HOST_S = 600
 
 
-@pytest.mark.gpu_defaults
-def test_which_model_runner_a_row_has(cluster: local.Cluster, request: pytest.FixtureRequest) -> None:
-    """Where vLLM does not find what it wants for its V2 runner, it takes the V1 runner without an error.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(row, id=row.name, marks=() if row.always else pytest.mark.matrix) for row in rows.ROWS],
+)
+def row(request: pytest.FixtureRequest) -> rows.Row:
+    found: rows.Row = request.param
+    return found
 
-    That scheduling is asynchronous there follows from the tests of state: otherwise such requests would not move.
-    """
-    for worker in cluster.workers:
-        v2 = "Using V2 Model Runner" in worker.log.read_text()
-        assert v2 == (row_of(request.node) == GPU_DEFAULTS), worker.name
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, row: rows.Row) -> Path:
+    return tmp_path_factory.mktemp(row.name)
+
+
+@pytest.fixture(scope="module")
+def row_cluster(row: rows.Row, tiny_model: Path, folder: Path) -> Iterator[local.Cluster]:
+    with rows.running(row, tiny_model, folder) as running:
+        yield running
+
+
+@pytest.fixture
+async def row_client(row_cluster: local.Cluster) -> AsyncIterator[Client]:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=BUSY_HOST_S)) as http:
+        client = Client(http, row_cluster.url, row_cluster.settings.model)
+        yield client
+        await client.quiet()
+
+
+@pytest.mark.timeout(BUSY_HOST_S)
+async def test_moved_streams_equal_those_of_one_instance(row: rows.Row, row_client: Client, folder: Path) -> None:
+    begun = time.monotonic()
+    lengths, tokens = (LENGTHS[1:4], TOKENS_OF_ADAPTERS) if row.adapters else (LENGTHS, TOKENS)
+    found = await measure(row_client, lengths, tokens, row.modes, row.adapters)
+    figures = {"what": row.what, "streams": len(found.references), **found.figures()}
+    record(row.name, {**figures, "seconds": round(time.monotonic() - begun, 1)})
+    assert found.wrong == 0, figures
+    assert found.moved >= 2 * len(found.references), figures
+    assert {what.split()[0] for what in found.moves if what.endswith(" moved")} == set(row.modes), figures
+    assert found.pulled == found.expected, figures
+    assert found.expired == 0, figures
+    # Every prompt has another output with every adapter, so that a wrong one would be seen.
+    assert len({tuple(output) for output in found.references.values()}) == len(found.references)
+    if row.records:
+        await recorded_once(folder / "states", len(found.references))
+
+
+async def recorded_once(states: Path, outputs: int) -> None:
+    """Check that the ranks of an instance record each of its outputs once."""
+
+    def requests() -> list[str]:
+        return [name for file in shards.files(states) for name in shards.read(file).requests]
+
+    await eventually(lambda: len(requests()) >= outputs, 60)
+    assert len(set(requests())) == len(requests())
+
+
+def record(name: str, figures: dict[str, Any]) -> None:
+    """Write the figures of a row into the file that the variable names, beside those of other rows."""
+    if file := os.environ.get(RECORD_VARIABLE):
+        path = Path(file)
+        known = json.loads(path.read_text())["rows"] if path.exists() else {}
+        write({"benchmark": "rows", **describe(), "rows": {**known, name: figures}}, path)

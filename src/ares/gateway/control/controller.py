@@ -255,9 +255,7 @@ class Controller:
         """Return the names of the instances that do not restore this session's state, or do not have its adapter."""
         sampling = session.sampling
         return {
-            i.name
-            for i in self._pool.decode()
-            if i.state.lacks(sampling.needs) or not i.state.serves(sampling.adapter)
+            i.name for i in self._pool.decode() if i.state.lacks(sampling.needs) or not i.state.serves(sampling.adapter)
         }
 
     async def _place(self, session: Session, exclude: set[str]) -> Instance | None:
