@@ -9,7 +9,7 @@ FUZZ_TIMES ?= 10
 FUZZ_JSON ?= fuzz.json
 # A row of the matrix, or several: "fp8 or convolution".
 ROW ?=
-MATRIX_JSON ?= rows.json
+MATRIX_JSON ?= matrix.json
 STAMP := $(VENV)/.ready
 
 .PHONY: help setup serve test check fuzz matrix bench clean
@@ -41,7 +41,7 @@ fuzz: setup  ## Fuzz routes, wire and readers at length (docs/fuzzing.md)
 	ARES_FUZZ_TIMES=$(FUZZ_TIMES) ARES_FUZZ_JSON=$(FUZZ_JSON) $(VENV)/bin/python -m pytest tests/fuzz --timeout 3600
 
 matrix: setup  ## Moves under other configurations of vLLM, on real engines (docs/configurations.md)
-	ARES_ROWS_JSON=$(abspath $(MATRIX_JSON)) $(VENV)/bin/python -m pytest tests/integration/test_rows.py \
+	ARES_MATRIX_JSON=$(abspath $(MATRIX_JSON)) $(VENV)/bin/python -m pytest tests/integration/test_matrix.py \
 		-m "matrix or not matrix" $(if $(ROW),-k "$(ROW)")
 
 bench: setup  ## A short comparison of static placement and ARES (on simulated engines; docs/benchmarks.md has the long ones)

@@ -1,11 +1,13 @@
 """`ares worker`: `vllm serve` with our connector, control channel and plugin filled in."""
 
+import argparse
 import asyncio
 import importlib.metadata
 import json
 import os
 import sys
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -75,6 +77,7 @@ def serve(settings: WorkerSettings) -> None:
     # HTTP port.
     ports = {"--port": settings.port, "--control-port": settings.control_port, "--nixl-port": settings.nixl_port}
     addresses.check(settings.host, {flag: [port] for flag, port in ports.items()})
+    check_adapters(settings.vllm_flags)
     extras.require("vllm", "nixl")  # before a model of gigabytes is fetched
     folder = model.resolve(settings.model)
     control_port = settings.control_port or free_port(settings.host)
@@ -156,6 +159,29 @@ def check_control(host: str, *, insecure: bool) -> None:
         f"gateways one key (--control-key-file or {CONTROL_KEY_VARIABLE}), or allow that: --control-insecure "
         "(docs/security.md)"
     )
+
+
+def check_adapters(flags: Sequence[str]) -> None:
+    """Check that requests without an adapter are computed without one, on vLLM's CPU build.
+
+    There, in a batch with others, they get the adapter of the last slot (lora/ops/torch_ops/lora_ops.py, 0.32, takes
+    the index -1 for it): it must stay empty.
+
+    Raises
+    ------
+    LaunchError
+        There are as many adapters as slots.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--lora-modules", "--lora_modules", dest="adapters", nargs="+", default=[])
+    parser.add_argument("--max-loras", "--max_loras", dest="slots", type=int, default=1)
+    given = parser.parse_known_args(flags)[0]
+    wanted = len(given.adapters) + 1
+    if is_cpu_build() and given.adapters and given.slots < wanted:
+        raise LaunchError(
+            f"vLLM's CPU build gives requests without an adapter the one in the last of its --max-loras slots: "
+            f"leave one empty, with --max-loras {wanted}"
+        )
 
 
 def _vllm_arguments(settings: WorkerSettings, folder: str, on_cpu: bool) -> list[str]:

@@ -114,7 +114,7 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
     ModelRunnerOutput: ("req_ids", "sampled_token_ids"),
     AsyncOutput: ("model_runner_output",),
     AsyncGPUModelRunnerOutput: ("_model_runner_output",),
-    PlatformWorker: ("model_runner", "vllm_config", "device"),
+    PlatformWorker: ("model_runner", "vllm_config", "device", "rank"),
     KVCacheManager: ("block_pool",),
     BlockPool: ("num_gpu_blocks",),
     KVCacheBlock: ("block_id", "is_null"),

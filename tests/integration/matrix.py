@@ -9,7 +9,7 @@ from unittest import mock
 
 from ares.engine.defaults import free_port, local_flags
 from ares.local_cluster import cluster as local
-from tests.integration import row_models
+from tests.integration import matrix_models
 
 _NO_PREFIX_CACHING = "--no-enable-prefix-caching"
 # One unbound thread a rank: vLLM's CPU build wants a NUMA node for each rank to bind, and a host may have one only.
@@ -87,10 +87,12 @@ ROWS = (
         modes=("stop_and_copy",),
     ),
     Row(
-        "sliding-window", "three layers with a window of 128 tokens, one with full attention", row_models.sliding_window
+        "sliding-window",
+        "three layers with a window of 128 tokens, one with full attention",
+        matrix_models.sliding_window,
     ),
-    Row("latent-attention", "multi-head latent attention (MLA)", row_models.latent_attention, dtype="bfloat16"),
-    Row("convolution", "every other layer a convolution with a state", row_models.convolution),
+    Row("latent-attention", "multi-head latent attention (MLA)", matrix_models.latent_attention, dtype="bfloat16"),
+    Row("convolution", "every other layer a convolution with a state", matrix_models.convolution),
 )
 
 
@@ -108,8 +110,10 @@ def running(row: Row, base: Path, folder: Path) -> Iterator[local.Cluster]:
     model = row.build(base, folder / "model") if row.build else base
     flags = ["--dtype", row.dtype, "--max-model-len", "2048", "--kv-cache-memory-bytes", "16M", *row.flags]
     if row.adapters:
-        built = [row_models.adapter(base, folder / name, n) for n, name in enumerate(row.adapters)]
-        flags += ["--enable-lora", "--max-loras", str(len(built)), "--max-lora-rank", str(row_models.ADAPTER_RANK)]
+        built = [matrix_models.adapter(base, folder / name, n) for n, name in enumerate(row.adapters)]
+        # One slot stays empty (engine/launcher.py: `check_adapters`).
+        flags += ["--enable-lora", "--max-loras", str(len(built) + 1)]
+        flags += ["--max-lora-rank", str(matrix_models.ADAPTER_RANK)]
         flags += ["--lora-modules", *(f"{path.name}={path}" for path in built)]
     settings = local.ClusterSettings(
         model=str(model),

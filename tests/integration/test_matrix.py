@@ -1,4 +1,4 @@
-"""I3-I5 under other configurations of vLLM than the other tests have, each on a cluster of its own (rows.py).
+"""I3-I5 under other configurations of vLLM than the other tests have, each on a cluster of its own (matrix.py).
 
 `make matrix` runs all of them and writes what they found; the others run with `make test` too.
 """
@@ -16,12 +16,12 @@ import pytest
 from ares.bench.environment import describe, write
 from ares.local_cluster import cluster as local
 from ares.predictor import shards
-from tests.integration import rows
+from tests.integration import matrix
 from tests.integration.client import Client
 from tests.integration.measured_moves import measure
 from tests.waiting import eventually
 
-RECORD_VARIABLE = "ARES_ROWS_JSON"
+RECORD_VARIABLE = "ARES_MATRIX_JSON"
 # Around the boundaries of blocks of 16, 32 and 128 tokens, and over several of them.
 LENGTHS = (1, 31, 128, 129, 400)
 # Of each output; the prompts are fewer, and the outputs shorter, where each prompt has several.
@@ -31,21 +31,21 @@ BUSY_HOST_S = 600
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(row, id=row.name, marks=() if row.always else pytest.mark.matrix) for row in rows.ROWS],
+    params=[pytest.param(row, id=row.name, marks=() if row.always else pytest.mark.matrix) for row in matrix.ROWS],
 )
-def row(request: pytest.FixtureRequest) -> rows.Row:
-    found: rows.Row = request.param
+def row(request: pytest.FixtureRequest) -> matrix.Row:
+    found: matrix.Row = request.param
     return found
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, row: rows.Row) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, row: matrix.Row) -> Path:
     return tmp_path_factory.mktemp(row.name)
 
 
 @pytest.fixture(scope="module")
-def row_cluster(row: rows.Row, tiny_model: Path, folder: Path) -> Iterator[local.Cluster]:
-    with rows.running(row, tiny_model, folder) as running:
+def row_cluster(row: matrix.Row, tiny_model: Path, folder: Path) -> Iterator[local.Cluster]:
+    with matrix.running(row, tiny_model, folder) as running:
         yield running
 
 
@@ -58,7 +58,7 @@ async def row_client(row_cluster: local.Cluster) -> AsyncIterator[Client]:
 
 
 @pytest.mark.timeout(BUSY_HOST_S)
-async def test_moved_streams_equal_those_of_one_instance(row: rows.Row, row_client: Client, folder: Path) -> None:
+async def test_moved_streams_equal_those_of_one_instance(row: matrix.Row, row_client: Client, folder: Path) -> None:
     begun = time.monotonic()
     lengths, tokens = (LENGTHS[1:4], TOKENS_OF_ADAPTERS) if row.adapters else (LENGTHS, TOKENS)
     found = await measure(row_client, lengths, tokens, row.modes, row.adapters)
@@ -90,4 +90,4 @@ def record(name: str, figures: dict[str, Any]) -> None:
     if file := os.environ.get(RECORD_VARIABLE):
         path = Path(file)
         known = json.loads(path.read_text())["rows"] if path.exists() else {}
-        write({"benchmark": "rows", **describe(), "rows": {**known, name: figures}}, path)
+        write({"benchmark": "matrix", **describe(), "rows": {**known, name: figures}}, path)
