@@ -60,6 +60,13 @@ class Row:
 
 ROWS = (
     Row(
+        "lora",
+        "two LoRA adapters and the model itself; blocks of 32; prefill in chunks of 64 tokens",
+        flags=("--block-size", "32", "--max-num-batched-tokens", "64", "--max-num-seqs", "32"),
+        adapters=("first", "second"),
+        always=True,
+    ),
+    Row(
         "tensor-parallel",
         "prefill on one rank, decode on two (gloo), hidden states recorded",
         decode_flags=("-tp", "2"),
@@ -67,12 +74,12 @@ ROWS = (
         always=True,
         records=True,
     ),
+    Row("convolution", "every other layer a convolution with a state", matrix_models.convolution),
+    Row("latent-attention", "multi-head latent attention (MLA)", matrix_models.latent_attention, dtype="bfloat16"),
     Row(
-        "lora",
-        "two LoRA adapters and the model itself; blocks of 32; prefill in chunks of 64 tokens",
-        flags=("--block-size", "32", "--max-num-batched-tokens", "64", "--max-num-seqs", "32"),
-        adapters=("first", "second"),
-        always=True,
+        "sliding-window",
+        "three layers with a window of 128 tokens, one with full attention",
+        matrix_models.sliding_window,
     ),
     Row(
         "block-16",
@@ -86,13 +93,6 @@ ROWS = (
         flags=("--kv-cache-dtype", "fp8", "--block-size", "32", _NO_PREFIX_CACHING),
         modes=("stop_and_copy",),
     ),
-    Row(
-        "sliding-window",
-        "three layers with a window of 128 tokens, one with full attention",
-        matrix_models.sliding_window,
-    ),
-    Row("latent-attention", "multi-head latent attention (MLA)", matrix_models.latent_attention, dtype="bfloat16"),
-    Row("convolution", "every other layer a convolution with a state", matrix_models.convolution),
 )
 
 
