@@ -78,7 +78,7 @@ def _candidates(families: list[socket.AddressFamily]) -> Iterator[str]:
             found = socket.getaddrinfo(socket.gethostname(), None, family, socket.SOCK_STREAM)
         except OSError:
             continue
-        yield from (address for *_, (address, *_) in found if not ipaddress.ip_address(address).is_loopback)
+        yield from (str(to[0]) for *_, to in found if not ipaddress.ip_address(to[0]).is_loopback)
 
 
 def _check(given_by: str, address: str, host: str) -> None:

@@ -91,27 +91,3 @@ def test_an_ipv6_address_has_free_ports_and_brackets() -> None:
     assert instance.control_address("::1", port) == f"tcp://[::1]:{port}"
     with socket.create_server(("::1", port), family=socket.AF_INET6):
         assert port != free_port("::1")
-
-
-@pytest.mark.parametrize(
-    ("flags", "refused"),
-    [
-        ("--enable-lora --lora-modules a=/a", True),
-        ("--enable-lora --max-loras 2 --lora-modules a=/a b=/b", True),
-        ("--enable-lora --max-loras=3 --lora-modules a=/a b=/b --seed 1", False),
-        ("--enable-lora", False),
-        ("--max-loras 1", False),
-    ],
-)
-def test_on_a_cpu_a_slot_without_an_adapter_is_asked_for(
-    flags: str, refused: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Found with real engines: beside requests with adapters, those without one had wrong tokens, moved or not."""
-    monkeypatch.setattr(launcher, "is_cpu_build", lambda: True)
-    settings = launcher.WorkerSettings(port=0, vllm_flags=tuple(flags.split()), **WORKER)
-    if refused:
-        wanted = flags.count("=/") + 1
-        with pytest.raises(launcher.LaunchError, match=f"leave one empty, with --max-loras {wanted}"):
-            launcher.serve(settings)
-        monkeypatch.setattr(launcher, "is_cpu_build", lambda: False)
-    launcher.check_adapters(settings.vllm_flags)

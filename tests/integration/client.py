@@ -96,13 +96,15 @@ class Client:
             return reply.status, await reply.json()
 
     async def move_on(self, name: str, exclude: tuple[str, ...] = (), mode: str = "auto") -> dict[str, Any] | None:
-        """Move a request to another decode instance; None where it has ended or is not decoding yet."""
+        """Move a request to another decode instance; None where it has ended, or cannot move now."""
         status = await self.status()
         row = next((r for r in status["requests"] if r["id"] == name), None)
         if row is None or not row["movable"]:
             return None
         names = [i["name"] for i in status["instances"] if i["role"] == "decode" and i["healthy"]]
         others = [n for n in names if n != row["instance"] and n not in exclude]
+        if not others:  # a busy machine has kept them from answering
+            return None
         code, record = await self.migrate(name, others[0], mode)
         return record if code == 200 else None
 

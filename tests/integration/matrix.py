@@ -74,7 +74,6 @@ ROWS = (
         always=True,
         records=True,
     ),
-    Row("convolution", "every other layer a convolution with a state", matrix_models.convolution),
     Row("latent-attention", "multi-head latent attention (MLA)", matrix_models.latent_attention, dtype="bfloat16"),
     Row(
         "sliding-window",
@@ -111,7 +110,7 @@ def running(row: Row, base: Path, folder: Path) -> Iterator[local.Cluster]:
     flags = ["--dtype", row.dtype, "--max-model-len", "2048", "--kv-cache-memory-bytes", "16M", *row.flags]
     if row.adapters:
         built = [matrix_models.adapter(base, folder / name, n) for n, name in enumerate(row.adapters)]
-        # One slot stays empty (engine/launcher.py: `check_adapters`).
+        # One slot stays empty (engine/loaded_models.py).
         flags += ["--enable-lora", "--max-loras", str(len(built) + 1)]
         flags += ["--max-lora-rank", str(matrix_models.ADAPTER_RANK)]
         flags += ["--lora-modules", *(f"{path.name}={path}" for path in built)]

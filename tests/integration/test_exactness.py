@@ -24,7 +24,7 @@ async def test_the_model_notices_every_token_of_its_context(client: Client) -> N
     prompt = prompts()[3]
     first = (await client.complete(prompt, 100))["choices"][0]["token_ids"]
     other = (await client.complete([prompt[0] + 1, *prompt[1:]], 100))["choices"][0]["token_ids"]
-    assert len(set(first)) > 90
+    assert len(set(first)) > 80  # a draw of 100 from 1024 has 95 on average
     assert sum(a == b for a, b in zip(first, other, strict=True)) < 10
 
 

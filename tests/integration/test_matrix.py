@@ -16,7 +16,7 @@ import pytest
 from ares.bench.environment import describe, write
 from ares.local_cluster import cluster as local
 from ares.predictor import shards
-from tests.integration import matrix
+from tests.integration import matrix, matrix_models
 from tests.integration.client import Client
 from tests.integration.measured_moves import measure
 from tests.waiting import eventually
@@ -73,6 +73,16 @@ async def test_moved_streams_equal_those_of_one_instance(row: matrix.Row, row_cl
     assert len({tuple(output) for output in found.references.values()}) == len(found.references)
     if row.records:
         await recorded_once(folder / "states", len(found.references))
+
+
+@pytest.mark.matrix
+def test_convolutions_are_refused_before_they_are_loaded(tiny_model: Path, tmp_path: Path) -> None:
+    model = matrix_models.convolution(tiny_model, tmp_path / "model")
+    with local.workers_only(local.ClusterSettings(str(model), log_folder=tmp_path)) as cluster:
+        cluster.start_worker("decode-0", "decode", "0")
+        with pytest.raises(local.ClusterError, match=r"(?s)short convolutions.*serve it with `vllm serve`"):
+            cluster.await_workers()
+        assert "Traceback" not in cluster.workers[0].log.read_text()
 
 
 async def recorded_once(states: Path, outputs: int) -> None:

@@ -127,7 +127,7 @@ async def test_what_was_copied_and_evicted_is_pulled_again(client: Client) -> No
             "request_id": "by-hand",
             "token_ids": [*prompt, output.token_ids[0]],
             "sampling_params": {"max_tokens": 1, "temperature": 0, "detokenize": False},
-            "kv_transfer_params": {**copied.transfer, "ares_key": "by-hand", "ares_ahead": True},
+            "kv_transfer_params": {**copied.kv_transfer_params, "ares_key": "by-hand", "ares_ahead": True},
         }
         async with client.http.post(f"{urls[target]}/inference/v1/generate", json=body) as reply:
             assert reply.status == 200, await reply.text()

@@ -1,22 +1,20 @@
 """`ares worker`: `vllm serve` with our connector, control channel and plugin filled in."""
 
-import argparse
 import asyncio
 import importlib.metadata
 import json
 import os
 import sys
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ares import addresses, extras, published_address
-from ares.engine import identity, parallel
+from ares import addresses, published_address
+from ares.engine import identity, loaded_models, parallel, transfer_flags, vllm_version
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES, free_port, is_cpu_build
 from ares.engine.prediction import predictor_choice
-from ares.models import resolve as model
+from ares.models import resolve as models
 from ares.predictor import shards
 from ares.protocol.fields import CONTROL_KEY_VARIABLE, PULL_WITHIN_STEP_BYTES
 from ares.protocol.messages import Role
@@ -60,6 +58,7 @@ class WorkerSettings:
     record_fraction: float = 0.01
     drain_deadline_s: float = DEFAULT_DRAIN_S
     control_insecure: bool = False
+    allow_unsupported_vllm: bool = False
     vllm_flags: tuple[str, ...] = ()
 
 
@@ -68,7 +67,7 @@ def serve(settings: WorkerSettings) -> None:
 
     Raises
     ------
-    LaunchError, AddressError
+    LaunchError, AddressError, MissingPackageError, TransferFlagError, UnsupportedVllmError
         It cannot start.
     """
     check_control(settings.host, insecure=settings.control_insecure or settings.connector != "ares")
@@ -77,9 +76,9 @@ def serve(settings: WorkerSettings) -> None:
     # HTTP port.
     ports = {"--port": settings.port, "--control-port": settings.control_port, "--nixl-port": settings.nixl_port}
     addresses.check(settings.host, {flag: [port] for flag, port in ports.items()})
-    check_adapters(settings.vllm_flags)
-    extras.require("vllm", "nixl")  # before a model of gigabytes is fetched
-    folder = model.resolve(settings.model)
+    transfer_flags.check(settings.vllm_flags)
+    vllm_version.require(allow_unsupported=settings.allow_unsupported_vllm)  # before a model of gigabytes is fetched
+    folder = models.resolve(settings.model)
     control_port = settings.control_port or free_port(settings.host)
     # vLLM both listens on it and publishes it; our connector publishes the other one (engine/connector/scheduler.py).
     os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = settings.host if settings.connector == "ares" else published
@@ -120,15 +119,19 @@ def serve(settings: WorkerSettings) -> None:
     # Only now: vLLM reads the environment while it is imported.
     import uvloop
 
-    from ares.engine import vllm_api as vllm
+    try:
+        from ares.engine import vllm_api as vllm
+    except ImportError as error:
+        raise LaunchError(f"vLLM {vllm_version.installed()} lacks a name that ARES uses: {error}") from error
 
     on_cpu = vllm.current_platform.is_cpu()
     if on_cpu:
         os.environ.setdefault("UCX_TLS", "tcp,shm,self")
     vllm.cli_env_setup()
     parser = vllm.make_arg_parser(vllm.FlexibleArgumentParser(prog="ares worker"))
+    transfer_flags.check_parsed(parser.parse_args(["--model", str(folder), *settings.vllm_flags]))
     args = parser.parse_args(_vllm_arguments(settings, str(folder), on_cpu))
-    if (reason := parallel.unsupported(args)) is not None:
+    if (reason := parallel.unsupported(args) or loaded_models.unsupported(args, on_cpu=on_cpu)) is not None:
         raise LaunchError(reason)
     vllm.validate_parsed_serve_args(args)
     try:
@@ -161,33 +164,8 @@ def check_control(host: str, *, insecure: bool) -> None:
     )
 
 
-def check_adapters(flags: Sequence[str]) -> None:
-    """Check that requests without an adapter are computed without one, on vLLM's CPU build.
-
-    There, in a batch with others, they get the adapter of the last slot (lora/ops/torch_ops/lora_ops.py, 0.32, takes
-    the index -1 for it): it must stay empty.
-
-    Raises
-    ------
-    LaunchError
-        There are as many adapters as slots.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--lora-modules", "--lora_modules", dest="adapters", nargs="+", default=[])
-    parser.add_argument("--max-loras", "--max_loras", dest="slots", type=int, default=1)
-    given = parser.parse_known_args(flags)[0]
-    wanted = len(given.adapters) + 1
-    if is_cpu_build() and given.adapters and given.slots < wanted:
-        raise LaunchError(
-            f"vLLM's CPU build gives requests without an adapter the one in the last of its --max-loras slots: "
-            f"leave one empty, with --max-loras {wanted}"
-        )
-
-
 def _vllm_arguments(settings: WorkerSettings, folder: str, on_cpu: bool) -> list[str]:
     flags = list(settings.vllm_flags)
-    if any(flag.split("=")[0] == "--kv-transfer-config" for flag in flags):
-        raise LaunchError("ares worker sets --kv-transfer-config itself; leave it out")
     transfer: dict[str, Any] = {
         "kv_connector": "NixlConnector",
         "kv_connector_module_path": _MODULES.get(settings.connector),

@@ -11,7 +11,7 @@ from ares.engine import identity
 from ares.engine.defaults import free_port
 from ares.protocol import messages
 from tests.engine.connector.test_scheduler import Engine, configuration
-from tests.engine.test_control import Gateway
+from tests.engine.control_channel import Gateway
 
 pytest.importorskip("vllm", reason="needs vLLM: the cpu or vllm extra")
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(240)]

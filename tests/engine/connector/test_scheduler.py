@@ -40,7 +40,8 @@ def configuration() -> tuple[Any, Any]:
         use_v2_model_runner=False,
         num_prefill_lookahead_tokens=1,
     )
-    group = SimpleNamespace(kv_cache_spec=SimpleNamespace(prefix_replay_tokens=0))
+    spec = SimpleNamespace(block_size=BLOCK, prefix_replay_tokens=0)
+    group = SimpleNamespace(kv_cache_spec=spec, host_resident=False)
     cache = SimpleNamespace(
         kv_cache_groups=[group],
         transfer_groups=[group],
@@ -69,7 +70,7 @@ class Engine:
         from ares.engine.vllm_api import Request, SamplingParams
 
         arguments = {"max_tokens": 50, "extra_args": {"kv_transfer_params": {"ares_key": key, **params}}}
-        request = Request(key, PROMPT, SamplingParams(**arguments), None)
+        request = Request(key, list(PROMPT), SamplingParams(**arguments), None)
         self.side.on_new_request(request)
         request.append_output_token_ids([9] * output)
         request.num_computed_tokens = request.num_tokens - 1
@@ -140,7 +141,7 @@ def test_requests_of_a_gateway_that_stays_away_end(engine: Engine) -> None:
     # A request that does not run, for example since it was preempted, ends with its next token.
     assert not engine.goes_on(waiting)
     assert engine.goes_on(other)
-    load = engine.side.snapshot()
+    load = engine.side.telemetry()
     assert load.pinned == 0
     assert [row.key for row in load.rows] == ["alive/1"]
     # If its stream is read all the same, it does not look like the end of the output.
@@ -183,7 +184,7 @@ def test_a_prefill_of_a_gateway_that_stays_away_is_not_pinned(engine: Engine) ->
     prefill.max_tokens = 1
     expire(engine, "dead", "dead/1")
     assert not engine.goes_on(prefill)
-    assert engine.side.snapshot().pinned == 0
+    assert engine.side.telemetry().pinned == 0
     assert engine.step().reqs_not_processed == {"dead/1"}
 
 
@@ -199,8 +200,8 @@ def test_a_cut_request_is_pinned_until_its_release(engine: Engine) -> None:
     assert request.stop_reason == "migrated"
     answer = gateway.receive_a(messages.CutResult)
     assert (answer.call, answer.outcome, answer.output_tokens, answer.tail[-2:]) == (7, "pinned", 11, [9, 4])
-    assert answer.transfer["remote_num_tokens"] == transfer["remote_num_tokens"] == len(PROMPT) + 10
-    assert engine.side.snapshot().pinned == 1
+    assert answer.kv_transfer_params["remote_num_tokens"] == transfer["remote_num_tokens"] == len(PROMPT) + 10
+    assert engine.side.telemetry().pinned == 1
     gateway.send(messages.Release("gateway/1"))
     assert engine.command().release == {request.request_id}
     gateway.close()
@@ -243,7 +244,7 @@ def test_a_resumed_request_whose_prefill_completes_a_repetition(engine: Engine) 
     prefill.sampling_params.repetition_detection = RepetitionDetectionParams(max_pattern_size=1, min_count=11)
     assert not engine.goes_on(prefill)
     assert prefill.stop_reason == "repetition_detected"
-    assert engine.side.snapshot().pinned == 0
+    assert engine.side.telemetry().pinned == 0
 
 
 def test_the_pins_of_a_gateway_that_disconnects_are_orphaned(engine: Engine) -> None:
@@ -259,3 +260,23 @@ def test_the_pins_of_a_gateway_that_disconnects_are_orphaned(engine: Engine) -> 
     late.max_tokens = 1
     assert engine.finish(late)[0]
     assert engine.step().orphaned == {late.request_id}
+
+
+@pytest.mark.parametrize("token", [9, EOS])
+def test_a_prefill_whose_prompt_is_shortened_says_that_its_token_is_not_the_first(
+    monkeypatch: pytest.MonkeyPatch, token: int
+) -> None:
+    """Multi-token prediction by three modules: vLLM leaves the last two tokens of the prompt to decode."""
+    monkeypatch.setenv("ARES_INSTANCE", "")
+    monkeypatch.delenv("ARES_CONTROL_KEY", raising=False)
+    engine = Engine()
+    engine.side.vllm_config.num_prefill_lookahead_tokens = 3
+    prefill = engine.add("gateway/1", 0, do_remote_decode=True)
+    prefill.sampling_params.update_from_generation_config({}, EOS)
+    assert prefill.num_prompt_tokens == len(PROMPT) - 2
+    pinned, transfer = engine.finish(prefill, token)
+    # Pinned also where the token looks like the end of the output.
+    assert pinned
+    assert transfer["ares_prompt_shortened"] is True
+    assert transfer["remote_num_tokens"] == len(PROMPT) - 2
+    engine.side.shutdown()

@@ -21,7 +21,9 @@ class Engine:
     def schedule(self, computed: int, count: int, new: dict[str, Any] | None = None) -> None:
         """Begin a step in which the request computes `count` tokens after the first `computed`."""
         fresh = [SimpleNamespace(req_id="r", num_computed_tokens=computed, **new)] if new else []
-        cached = SimpleNamespace(req_ids=[] if new else ["r"], num_computed_tokens=[] if new else [computed])
+        cached = SimpleNamespace(
+            req_ids=[] if new else ["r"], num_computed_tokens=[] if new else [computed], resumed_req_ids=set()
+        )
         self.hook.begin(
             SimpleNamespace(
                 finished_req_ids=set(),
@@ -55,15 +57,17 @@ def on_device(*tokens: int) -> Any:
 
     from ares.engine.vllm_api import AsyncOutput, ModelRunnerOutput
 
-    output = AsyncOutput.__new__(AsyncOutput)
-    output.copy_event = SimpleNamespace(synchronize=lambda: None)
-    output.model_runner_output = ModelRunnerOutput(req_ids=["r"], req_id_to_index={"r": 0})
-    output.sampled_token_ids = torch.tensor([[*tokens, 0][:1]]).numpy()
-    output.num_sampled_tokens_np = torch.tensor([len(tokens)]).numpy()
-    output.sampling_mask_tensors = output.num_nans = output.logprobs_tensors = None
-    output.prompt_logprobs_dict = output.prompt_token_id_logprobs_dict = {}
-    output.pending_aux_output = output._has_fault = None
-    return output
+    class OnDevice(AsyncOutput):
+        def __init__(self) -> None:
+            self.copy_event = SimpleNamespace(synchronize=lambda: None)
+            self.model_runner_output = ModelRunnerOutput(req_ids=["r"], req_id_to_index={"r": 0})
+            self.sampled_token_ids = torch.tensor([[*tokens, 0][:1]]).numpy()
+            self.num_sampled_tokens_np = torch.tensor([len(tokens)]).numpy()
+            self.sampling_mask_tensors = self.num_nans = self.logprobs_tensors = None
+            self.prompt_logprobs_dict = self.prompt_token_id_logprobs_dict = {}
+            self.pending_aux_output = self._has_fault = None
+
+    return OnDevice()
 
 
 def begun(prompt: list[int], **params: Any) -> Any:

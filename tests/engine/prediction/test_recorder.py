@@ -21,7 +21,9 @@ def recorded(folder: Path, tokens: list[int], *, late: int, **sampling: Any) -> 
     from ares.predictor import dataset
 
     recorder = Recorder(folder, 1.0, "model", 4, 100, EVERY, END)
-    request = HookedRequest("r", [1, 2, 3], SimpleNamespace(extra_args=None, max_tokens=50, **sampling), -1, [])
+    request = HookedRequest(
+        "r", [1, 2, 3], SimpleNamespace(**{"extra_args": None, "max_tokens": 50, **sampling}), -1, []
+    )
     for position in range(len(tokens)):
         request.position = position
         if position >= late:
@@ -54,4 +56,12 @@ def test_what_is_sampled_after_the_stop_token_is_not_output(tmp_path: Path, late
 def test_an_output_without_a_stop_token_is_censored(tmp_path: Path) -> None:
     pairs = recorded(tmp_path, [5, END, 7], late=1, ignore_eos=True)
     assert [list(tokens) for tokens in pairs.output_tokens] == [[5, END, 7]]
+    assert pairs.censored.all()
+
+
+def test_drafts_beyond_the_limit_are_not_output(tmp_path: Path) -> None:
+    """A step may accept more drafts than the output has room for; vLLM drops the rest."""
+    pairs = recorded(tmp_path, [5, 6, 7, 8, 9], late=1, max_tokens=3)
+    assert [list(tokens) for tokens in pairs.output_tokens] == [[5, 6, 7]]
+    assert list(pairs.position) == [0, 2]
     assert pairs.censored.all()

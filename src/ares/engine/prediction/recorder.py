@@ -6,6 +6,7 @@ censored.
 
 import hashlib
 import logging
+import math
 import threading
 import time
 from pathlib import Path
@@ -75,8 +76,11 @@ class Recorder:
     def _has_ended(self, request: HookedRequest) -> bool:
         """Whether its newest token is its last; the scheduler reports that only in the next step, if there is one."""
         tokens = request.output_tokens
+        return bool(tokens) and (tokens[-1] in self._stop_tokens_of(request) or len(tokens) >= self._limit_of(request))
+
+    def _limit_of(self, request: HookedRequest) -> float:
         limit = getattr(request.sampling, "max_tokens", None)
-        return bool(tokens) and (tokens[-1] in self._stop_tokens_of(request) or len(tokens) == limit)
+        return math.inf if limit is None else limit
 
     def _stop_tokens_of(self, request: HookedRequest) -> set[int]:
         given = getattr(request.sampling, "stop_token_ids", None) or ()
@@ -94,7 +98,9 @@ class Recorder:
         tokens = list(request.prompt_tokens[len(request.prompt_tokens) - request.generated_before :])
         stop_tokens = self._stop_tokens_of(request)
         output.censored = True
-        for token in request.output_tokens:
+        for number, token in enumerate(request.output_tokens):
+            if number >= self._limit_of(request):  # accepted drafts beyond the limit, which vLLM dropped
+                break
             tokens.append(token)
             if token in stop_tokens:  # what follows was in flight when vLLM saw the end
                 output.censored = False

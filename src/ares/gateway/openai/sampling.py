@@ -52,9 +52,14 @@ class Sampling:
         return _body(key, prompt + emitted, parameters, {**params, **self._output(emitted)}, self.adapter)
 
     def decode_request(
-        self, key: str, prompt: list[int], emitted: list[int], transfer: dict[str, Any] | None, priority: int = 0
+        self,
+        key: str,
+        prompt: list[int],
+        emitted: list[int],
+        kv_transfer_params: dict[str, Any] | None,
+        priority: int = 0,
     ) -> dict[str, Any]:
-        """Return the request that continues after `emitted`; `transfer` is where its KV is, None: it is computed again.
+        """Return the request that continues after `emitted`; without `kv_transfer_params` its KV is computed again.
 
         Where an instance runs out of memory, it preempts the request with the largest `priority`.
         """
@@ -63,7 +68,8 @@ class Sampling:
             "max_tokens": self.maximum_tokens - len(emitted),
             "min_tokens": max(0, self.minimum_tokens - len(emitted)),
         }
-        body = _body(key, prompt + emitted, parameters, {**(transfer or {}), **self._output(emitted)}, self.adapter)
+        params = {**(kv_transfer_params or {}), **self._output(emitted)}
+        body = _body(key, prompt + emitted, parameters, params, self.adapter)
         return {**body, "priority": priority} if priority else body
 
     def _output(self, emitted: list[int]) -> dict[str, Any]:
@@ -73,13 +79,16 @@ class Sampling:
         }
 
 
-def precopy_request(key: str, tokens: list[int], transfer: dict[str, Any], adapter: str | None) -> dict[str, Any]:
+def precopy_request(
+    key: str, tokens: list[int], kv_transfer_params: dict[str, Any], adapter: str | None
+) -> dict[str, Any]:
     """Return the request that pulls the KV of all `tokens` but the last; its one output token is not used.
 
     It names the adapter: vLLM keeps the KV of each adapter apart in its prefix cache (v1/core/kv_cache_utils.py,
     `_gen_lora_extra_hash_keys`).
     """
-    return _body(key, tokens, {"max_tokens": 1, "temperature": 0.0}, {**transfer, fields.PRECOPY: True}, adapter)
+    params = {**kv_transfer_params, fields.PRECOPY: True}
+    return _body(key, tokens, {"max_tokens": 1, "temperature": 0.0}, params, adapter)
 
 
 def _body(

@@ -41,7 +41,7 @@ class Status(Enum):
     DUPLICATE = _Meaning("is not used: it was given twice", returns=False)
     NO_TELEMETRY = _Meaning("sends nothing on its control channel")
     READY = _Meaning("is ready", level=logging.INFO)
-    DRAINING = _Meaning("drains and takes nothing new", level=logging.INFO)
+    DRAINING = _Meaning("is draining and takes no new requests", level=logging.INFO)
     LOST = _Meaning("is lost")
 
 

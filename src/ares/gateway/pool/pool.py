@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -89,13 +89,15 @@ class Pool:
         for instance in self._watched:
             instance.health.close()
 
-    def prefill(self) -> Iterator[Instance]:
-        """Yield the instances that prefill."""
-        return (i for i in self.instances if i.role != "decode")
+    @property
+    def prefill_instances(self) -> list[Instance]:
+        """The instances that prefill."""
+        return [i for i in self.instances if i.role != "decode"]
 
-    def decode(self) -> Iterator[Instance]:
-        """Yield the instances that decode."""
-        return (i for i in self.instances if i.role != "prefill")
+    @property
+    def decode_instances(self) -> list[Instance]:
+        """The instances that decode."""
+        return [i for i in self.instances if i.role != "prefill"]
 
     def find(self, name: str) -> Instance | None:
         """Return the instance called `name`."""
@@ -104,7 +106,7 @@ class Pool:
     @property
     def ready(self) -> bool:
         """Whether there is at least one instance to decode on."""
-        return any(i.open for i in self.decode())
+        return any(i.open for i in self.decode_instances)
 
     def lost_without(self, instance: Instance) -> str | None:
         """Return what the pool would lose without this open instance; None where others do the same."""
@@ -120,12 +122,12 @@ class Pool:
     def may_become_ready(self, exclude: Collection[str] = ()) -> bool:
         """Whether an instance to decode on, not named in `exclude`, may become ready by itself."""
         starting = time.monotonic() - self._started_at < self._tuning.first_report_s
-        return any((i.health.may_return or starting) and i.name not in exclude for i in self.decode())
+        return any((i.health.may_return or starting) and i.name not in exclude for i in self.decode_instances)
 
     @property
     def why_not_ready(self) -> str:
         """Why the instances that could decode do not."""
-        reasons = [f"{i.name} {reason}" for i in self.decode() if (reason := why_closed(i)) is not None]
+        reasons = [f"{i.name} {reason}" for i in self.decode_instances if (reason := why_closed(i)) is not None]
         more = (
             [f"and {len(reasons) - _MAXIMUM_INSTANCES_NAMED} more"] if len(reasons) > _MAXIMUM_INSTANCES_NAMED else []
         )
@@ -140,11 +142,11 @@ class Pool:
     @property
     def adapters(self) -> list[str]:
         """Names of the LoRA adapters that an instance to decode on has."""
-        return sorted(frozenset[str]().union(*(i.state.adapters for i in self.decode())))
+        return sorted(frozenset[str]().union(*(i.state.adapters for i in self.decode_instances)))
 
     def all_serve(self, adapter: str | None) -> bool:
         """Whether every instance to decode on has this LoRA adapter."""
-        return all(i.state.serves(adapter) for i in self.decode())
+        return all(i.state.serves(adapter) for i in self.decode_instances)
 
     async def wait_for_change(self, timeout_s: float) -> None:
         """Wait until the status of an instance changes, or for so long."""
@@ -204,7 +206,7 @@ class Pool:
             await instance.control.connect_peers(
                 [i.state.hello.peer for i in self.instances if i.state.hello and i is not instance]
             )
-        for other in self.decode():
+        for other in self.decode_instances:
             if other is not instance and other.state.hello is not None:
                 await other.control.connect_peers([instance.state.hello.peer])
 

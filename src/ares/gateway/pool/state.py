@@ -4,6 +4,7 @@ import time
 from collections.abc import Set
 
 from ares.gateway.control.cost_models import StepTimeModel
+from ares.policy.kv_layout import KvGroup, KvLayout
 from ares.protocol import messages
 
 
@@ -16,6 +17,8 @@ class InstanceState:
         Its newest messages; None before the first, and while it is not connected.
     adapters
         Names of its LoRA adapters, as it described itself last.
+    layout
+        How many KV blocks a request holds there, by its tokens.
     step_time
         Its steps' duration by load, fitted to the telemetry since its start.
     draining
@@ -28,14 +31,17 @@ class InstanceState:
         self.hello: messages.Hello | None = None
         self.telemetry: messages.Telemetry | None = None
         self.adapters: frozenset[str] = frozenset()
-        self.step_time = StepTimeModel()
+        self.layout = KvLayout(1)
+        self.step_time = StepTimeModel(self.layout)
         self.draining = False
         self.drain_deadline: float | None = None
 
     def start(self, hello: messages.Hello) -> None:
         """Take the first message of an instance that has started, or has not known this gateway."""
         self.hello = hello
-        self.step_time = StepTimeModel()
+        groups = [KvGroup(group.block_size, group.window, group.fixed_blocks) for group in hello.kv_groups]
+        self.layout = KvLayout.of(hello.block_size, groups)
+        self.step_time = StepTimeModel(self.layout)
 
     def update(self, telemetry: messages.Telemetry, now: float) -> None:
         """Take a report of its load, received at `now` (`time.monotonic`)."""
@@ -63,8 +69,8 @@ class InstanceState:
 
     @property
     def capacity_tokens(self) -> int:
-        """KV capacity in tokens; 0 while unknown."""
-        return self.hello.kv_blocks * self.hello.block_size if self.hello else 0
+        """KV capacity in KV tokens (policy/kv_layout.py); 0 while unknown."""
+        return self.layout.capacity_tokens(self.hello.kv_blocks) if self.hello else 0
 
     @property
     def free_blocks(self) -> int:
