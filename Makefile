@@ -7,9 +7,12 @@ SERVE_FLAGS ?=
 BENCH_FLAGS ?=
 FUZZ_TIMES ?= 10
 FUZZ_JSON ?= fuzz.json
+# A row of the matrix, or several: "fp8 or convolution".
+ROW ?=
+MATRIX_JSON ?= matrix.json
 STAMP := $(VENV)/.ready
 
-.PHONY: help setup serve test check fuzz bench clean
+.PHONY: help setup serve test check fuzz matrix bench clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -36,6 +39,10 @@ test: check  ## Check, then all tests, real engines included
 
 fuzz: setup  ## Fuzz routes, wire and readers at length (docs/fuzzing.md)
 	ARES_FUZZ_TIMES=$(FUZZ_TIMES) ARES_FUZZ_JSON=$(FUZZ_JSON) $(VENV)/bin/python -m pytest tests/fuzz --timeout 3600
+
+matrix: setup  ## Moves under other configurations of vLLM, on real engines (docs/configurations.md)
+	ARES_MATRIX_JSON=$(abspath $(MATRIX_JSON)) $(VENV)/bin/python -m pytest tests/integration/test_matrix.py \
+		-m "matrix or not matrix" $(if $(ROW),-k "$(ROW)")
 
 bench: setup  ## A short comparison of static placement and ARES (on simulated engines; docs/benchmarks.md has the long ones)
 	$(VENV)/bin/ares bench live --simulate r1-qwen-7b-24gb --workload chat --requests 200 --rounds 1 $(BENCH_FLAGS)

@@ -21,7 +21,7 @@ app = typer.Typer(
 app.command("chaos")(chaos.command)
 app.command("soak")(soak.command)
 app.command("kills")(kills.command)
-app.command("moves")(moves.command)
+app.command("moves", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(moves.command)
 app.command("footprint")(footprint.command)
 app.command("modules")(module_tables.command)
 

@@ -115,6 +115,7 @@ async def _measure(
 
 
 def command(
+    context: typer.Context,
     moves: Annotated[int, typer.Option(min=1, help="Moves to make.")] = 500,
     streams: Annotated[int, typer.Option(min=1, help="Concurrent streams.")] = 8,
     tokens: Annotated[int, typer.Option(min=20, help="Output tokens of a stream.")] = 200,
@@ -123,15 +124,19 @@ def command(
     port: Port = 8010,
     json_file: JsonFile = None,
 ) -> None:
-    """Move running streams hundreds of times on real engines, and look for anything lost; status 1 if anything is."""
+    """Move running streams hundreds of times on real engines, and look for anything lost; status 1 if anything is.
+
+    Other flags are vLLM's, for every instance.
+    """
+    flags = [flag for flag in context.args if flag != "--"]
     settings = local.ClusterSettings(
-        model=model, preset="off", port=port, vllm_flags=tuple(local_flags(["--dtype", dtype]))
+        model=model, preset="off", port=port, vllm_flags=tuple(local_flags(["--dtype", dtype, *flags]))
     )
     console = Console(stderr=True)
     with local.running(settings, console) as cluster:
         urls = [url for worker in cluster.workers for url in worker.instances.values()]
         figures = asyncio.run(_measure(cluster.url, urls, model, streams, tokens, moves, console))
     Console().print_json(data=figures)
-    write({"benchmark": "moves", "model": model, "dtype": dtype, **describe(), **figures}, json_file)
+    write({"benchmark": "moves", "model": model, "dtype": dtype, "flags": flags, **describe(), **figures}, json_file)
     if figures["streams_with_other_tokens"] or figures["blocks_left"] or any(figures["faults"].values()):
         raise typer.Exit(1)

@@ -31,8 +31,9 @@ class FakeCluster:
         self.pool = pool
         self.order = [fake.name for fake in fakes if fake.role != "prefill"]
 
-    def choose_prefill(self) -> Instance | None:
-        return next((i for i in self.pool.instances if i.role == "prefill" and i.open), None)
+    def choose_prefill(self, adapter: str | None) -> Instance | None:
+        able = (i for i in self.pool.instances if i.role == "prefill" and i.state.serves(adapter))
+        return next((i for i in able if i.open), None)
 
     async def admit(self, session: Session, exclude: set[str]) -> Instance:
         for _ in range(15):

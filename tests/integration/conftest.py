@@ -35,8 +35,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what needs engines; run the rows one after the other, and in each what kills an instance last."""
+    if "matrix" not in config.option.markexpr:
+        on_demand = [item for item in items if item.get_closest_marker("matrix") is not None]
+        items[:] = [item for item in items if item not in on_demand]
+        config.hook.pytest_deselected(items=on_demand)
     for item in items:
         if FOLDER in item.path.parents:
             item.add_marker(pytest.mark.engines)

@@ -83,7 +83,7 @@ class Cluster:
         self.pool = pool
         self.order = [name for name, server in self.servers.items() if server.identity.role != "prefill"]
 
-    def choose_prefill(self) -> gateway.Instance | None:
+    def choose_prefill(self, _adapter: str | None) -> gateway.Instance | None:
         return next((i for i in self.pool.instances if i.role == "prefill" and i.open), None)
 
     async def admit(self, session: Session, exclude: set[str]) -> gateway.Instance:

@@ -119,7 +119,9 @@ def served_names(names: Iterable[str], given: str) -> list[str]:
     return [str(folder.resolve()) if name == given and folder.is_dir() else name for name in names]
 
 
-def describe(settings: InstanceSettings, names: list[str], folder: Path | None) -> messages.Description:
+def describe(
+    settings: InstanceSettings, names: list[str], folder: Path | None, adapters: Iterable[str] = ()
+) -> messages.Description:
     """Return an instance's description for its HTTP route.
 
     Parameters
@@ -130,6 +132,10 @@ def describe(settings: InstanceSettings, names: list[str], folder: Path | None) 
         Those of its model (`served_names`).
     folder
         Where the model's configuration is, if it has one.
+    adapters
+        Names of its LoRA adapters.
     """
     numbers = shape(folder) if folder is not None else {}
-    return messages.Description(settings.name, settings.role, settings.boot, settings.control_address, names, numbers)
+    return messages.Description(
+        settings.name, settings.role, settings.boot, settings.control_address, names, numbers, list(adapters)
+    )

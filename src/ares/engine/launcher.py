@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ares import addresses, published_address
-from ares.engine import identity, parallel, transfer_flags, vllm_version
+from ares.engine import identity, loaded_models, parallel, transfer_flags, vllm_version
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES, free_port, is_cpu_build
 from ares.engine.prediction import predictor_choice
 from ares.models import resolve as models
@@ -131,7 +131,7 @@ def serve(settings: WorkerSettings) -> None:
     parser = vllm.make_arg_parser(vllm.FlexibleArgumentParser(prog="ares worker"))
     transfer_flags.check_parsed(parser.parse_args(["--model", str(folder), *settings.vllm_flags]))
     args = parser.parse_args(_vllm_arguments(settings, str(folder), on_cpu))
-    if (reason := parallel.unsupported(args)) is not None:
+    if (reason := parallel.unsupported(args) or loaded_models.unsupported(args, on_cpu=on_cpu)) is not None:
         raise LaunchError(reason)
     vllm.validate_parsed_serve_args(args)
     try:

@@ -47,10 +47,12 @@ class InstancePlugin:
         app.router.lifespan_context = _with_drain(app.router.lifespan_context, channel, settings.drain_deadline_s)
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        """Record the names of the model; vLLM's default where none is given (launchers/api_server/app_state.py)."""
+        """Record the names of the model and its adapters; vLLM's defaults: launchers/api_server/app_state.py."""
         settings = identity.current()
         names = identity.served_names(args.served_model_name or [args.model], settings.model)
-        self._description = identity.describe(settings, names, Path(args.model))
+        self._description = identity.describe(
+            settings, names, Path(args.model), [module.name for module in args.lora_modules or ()]
+        )
 
 
 def _with_drain(lifespan: Any, channel: OwnControlChannel, deadline_s: float) -> Any:

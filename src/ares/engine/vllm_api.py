@@ -141,7 +141,7 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
     ModelRunnerOutput: ("req_ids", "sampled_token_ids"),
     AsyncOutput: ("model_runner_output",),
     AsyncGPUModelRunnerOutput: ("_model_runner_output",),
-    PlatformWorker: ("model_runner", "vllm_config", "device"),
+    PlatformWorker: ("model_runner", "vllm_config", "device", "rank"),
     KVCacheManager: ("block_pool", "coordinator"),
     KVCacheCoordinator: ("single_type_managers",),
     SingleTypeKVCacheManager: ("block_size",),

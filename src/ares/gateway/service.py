@@ -140,6 +140,20 @@ class Gateway:
         """Names that clients call the model by, the first one for replies."""
         return self.config.served_model_name or [self.config.model]
 
+    def adapter(self, name: str | None) -> str | None:
+        """Return the LoRA adapter that a client means by the name of a model; None where it means the model itself.
+
+        Raises
+        ------
+        BadRequestError
+            Nothing is served under the name.
+        """
+        if name is None or name in self.names:
+            return None
+        if name not in self.pool.adapters:
+            raise BadRequestError(f"the model {name!r} is not served here", "model", "model_not_found", 404)
+        return name
+
     def _served(self) -> Served:
         """Return the model that an instance must serve, under one of its names or the name that it was loaded by."""
         model_name = Path(self.config.model).expanduser()
@@ -274,8 +288,8 @@ class Gateway:
         Raises
         ------
         TargetError
-            The session runs there already; or it does not decode, takes no work, has too few free KV blocks, or does
-            not restore the state of the request.
+            The session runs there already; or it does not decode, takes no work, has too few free KV blocks, does not
+            restore the state of the request, or does not have its adapter.
         """
         if target is session.instance:
             raise TargetError(f"the request runs on {target.name} already", 409)
@@ -285,6 +299,8 @@ class Gateway:
             raise TargetError(f"{target.name} is not taking requests", 503)
         if lacking := target.state.lacks(session.sampling.needs):
             raise TargetError(f"{target.name} does not restore {', '.join(sorted(lacking))} of the request", 409)
+        if not target.state.serves(session.sampling.adapter):
+            raise TargetError(f"{target.name} does not have the adapter {session.sampling.adapter}", 409)
         blocks = target.state.layout.blocks
         # One block of each group more than the tokens need: the next one is written at once.
         needed = blocks(session.tokens + 1) + max(1, len(target.state.layout.groups))

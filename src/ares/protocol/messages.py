@@ -38,8 +38,8 @@ class Description(msgspec.Struct, frozen=True, omit_defaults=True):
     """An instance's reply to `GET /ares/v1/instance`, which a gateway reads before it subscribes.
 
     `boot` differs after every restart. `models` are the names that it serves its model under, a folder by its absolute
-    path; `shape` holds numbers of the model's configuration (`ares.models.resolve.shape`). An instance of an earlier
-    version sends neither.
+    path; `shape` holds numbers of the model's configuration (`ares.models.resolve.shape`); `adapters` are the names of
+    its LoRA adapters. An instance of an earlier version sends none of the three.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Description(msgspec.Struct, frozen=True, omit_defaults=True):
     control_address: str
     models: list[str] = []
     shape: dict[str, int] = {}
+    adapters: list[str] = []
 
 
 class Peer(msgspec.Struct, frozen=True):

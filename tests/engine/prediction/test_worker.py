@@ -1,5 +1,6 @@
 """When running requests are predicted, without an engine: the steps come from here."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -123,3 +124,42 @@ def test_a_prediction_that_is_not_finite_is_dropped() -> None:
     for _ in range(5):
         bench.step([good, bad], states)
     assert bench.pending.keys() == {"good"}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_rank_of_a_tensor_parallel_group_records(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All ranks have the same states: each output would be recorded once a rank."""
+    import torch
+
+    from ares.engine import identity
+    from ares.engine.prediction.hidden_states import Step
+    from ares.engine.prediction.worker import PredictingWorker
+    from ares.engine.vllm_api import PlatformWorker
+    from ares.predictor import shards
+
+    monkeypatch.setenv("ARES_INSTANCE", "")
+    identity.export(
+        identity.InstanceSettings("d", "decode", "boot", "", record_folder=str(tmp_path), record_fraction=1.0)
+    )
+    monkeypatch.setattr(PlatformWorker, "load_model", lambda _self, **_: None)
+    monkeypatch.setattr(PlatformWorker, "shutdown", lambda _self: None)
+    worker = PredictingWorker.__new__(PredictingWorker)
+    worker.rank, worker.device = rank, torch.device("cpu")
+    model = SimpleNamespace(
+        get_hidden_size=lambda: HIDDEN, max_model_len=256, hf_config=SimpleNamespace(eos_token_id=2)
+    )
+    worker.vllm_config = SimpleNamespace(
+        scheduler_config=SimpleNamespace(max_num_seqs=4),
+        parallel_config=SimpleNamespace(tensor_parallel_size=2),
+        model_config=model,
+    )
+    worker.model_runner = SimpleNamespace(get_model=lambda: SimpleNamespace(compute_logits=None))
+    worker.load_model()
+    running = request("a", 0)
+    worker.on_step(Step([running], torch.ones(1, HIDDEN), []))
+    running.add_output(0, [7])
+    worker.on_step(Step([], None, [running]))
+    worker.shutdown()
+    assert [shards.read(file).requests for file in shards.files(tmp_path)] == [["a"]] * (rank == 0)

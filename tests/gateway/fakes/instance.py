@@ -75,6 +75,8 @@ class FakeInstance:
         self.models: list[str] = []
         """Names of its model, as it describes itself; none as of an earlier version."""
         self.shape: dict[str, int] = {}
+        self.adapters: list[str] = []
+        """Names of its LoRA adapters, from the next start on."""
         self.hold_at: int | None = None
         """Generate no further than this many tokens of prompt and output."""
         self.preempted: set[str] = set()
@@ -212,9 +214,9 @@ class SteeredServer(Server):
         if wants_key and request.authorization != f"Bearer {fake.api_key}".encode():
             raise HttpError(401, "Unauthorized")
         if request.path == _INSTANCE and self.instance is not None:
-            models, shape = list(fake.models), dict(fake.shape)
+            boot, models, shape = self.instance.boot, list(fake.models), dict(fake.shape)
             description = messages.Description(
-                fake.name, fake.role, self.instance.boot, fake.control_address, models, shape
+                fake.name, fake.role, boot, fake.control_address, models, shape, fake.adapters
             )
             connection.reply(description)
         elif request.path == _GENERATE:

@@ -40,7 +40,7 @@ class PredictionMetadata(KVConnectorWorkerMetadata):  # type: ignore[misc]
     predictions: dict[str, Prediction] = field(default_factory=dict)
 
     def aggregate(self, other: "KVConnectorWorkerMetadata") -> "KVConnectorWorkerMetadata":
-        """Return either: all ranks of a tensor-parallel group compute the same."""
+        """Return the first rank's of a tensor-parallel group: the others do not predict."""
         return self if self.predictions else other
 
 

@@ -34,8 +34,13 @@ class PredictingWorker(HiddenStateWorker):
     _on = True
 
     def load_model(self, **kwargs: Any) -> None:
-        """Load the model, the predictor and the recorder."""
+        """Load the model, and on the first rank of a tensor-parallel group the predictor and the recorder.
+
+        All ranks have the same hidden states: another one would record every output once more.
+        """
         super().load_model(**kwargs)
+        if self.rank % self.vllm_config.parallel_config.tensor_parallel_size:
+            return
         settings = identity.current()
         slots = self.vllm_config.scheduler_config.max_num_seqs
         if settings.predictor:

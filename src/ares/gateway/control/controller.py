@@ -196,9 +196,9 @@ class Controller:
 
     # --- choice of instances (the protocol that a session uses) ---
 
-    def choose_prefill(self) -> Instance | None:
+    def choose_prefill(self, adapter: str | None) -> Instance | None:
         """Return the open prefill instance with the fewest requests; None where the decode instance is to prefill."""
-        candidates = [i for i in self._pool.prefill_instances if i.open]
+        candidates = [i for i in self._pool.prefill_instances if i.open and i.state.serves(adapter)]
         # In a pool without separate prefill instances, moving the KV of every prompt would gain nothing.
         if not candidates or all(i.role == "both" for i in self._pool.instances):
             return None
@@ -216,7 +216,7 @@ class Controller:
         NoInstanceError
             No instance is open, or there was no room for too long.
         """
-        unable = self._cannot_restore(session)
+        unable = self._unable(session)
         # Where no instance may become ready by itself, or others have just failed it, an early error is better.
         recovers = not exclude and self._pool.may_become_ready(unable)
         timeout_s = self._config.maximum_wait_s if recovers else self._tuning.recovery_s
@@ -251,9 +251,10 @@ class Controller:
         """Return the instance that dispatch would choose for a running session now, none of the names in `exclude`."""
         return await self._dispatch(session, exclude)
 
-    def _cannot_restore(self, session: Session) -> set[str]:
-        """Return the names of the instances that do not restore this session's state."""
-        return {i.name for i in self._pool.decode_instances if i.state.lacks(session.sampling.needs)}
+    def _unable(self, session: Session) -> set[str]:
+        """Return the names of the instances that do not restore this session's state, or do not have its adapter."""
+        needs, adapter = session.sampling.needs, session.sampling.adapter
+        return {i.name for i in self._pool.decode_instances if i.state.lacks(needs) or not i.state.serves(adapter)}
 
     async def _dispatch(self, session: Session, exclude: set[str]) -> Instance | None:
         """Return the instance that dispatch chooses; where dispatch fails, the one with the fewest sessions (I7)."""
@@ -351,7 +352,7 @@ class Controller:
             await self._admit_by_dispatch()
             return
         waiting = [one for one in self._waiting.values() if not one.admitted.done()]
-        excludes = [one.exclude | self._cannot_restore(one.session) for one in waiting]
+        excludes = [one.exclude | self._unable(one.session) for one in waiting]
         snapshot = self.snapshots.build(s for s in self._sessions.values() if s.id not in self._waiting)
         candidates = self.snapshots.candidates([one.session for one in waiting], snapshot.cluster, excludes)
         memory, ended = policy.memory(), list(self._ended)
@@ -389,7 +390,7 @@ class Controller:
     async def _admit_by_dispatch(self) -> None:
         """Admit every waiting session where dispatch sends it; without an open instance it keeps waiting."""
         for one in list(self._waiting.values()):
-            instance = await self._dispatch(one.session, one.exclude | self._cannot_restore(one.session))
+            instance = await self._dispatch(one.session, one.exclude | self._unable(one.session))
             if instance is not None:
                 self._admit(one, instance)
 

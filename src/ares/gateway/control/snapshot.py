@@ -102,7 +102,8 @@ class SnapshotBuilder:
             if row is not None and row.state == "waiting" and row.output:
                 preempted.append(session)
             cooled = not session.moved_at or now - session.moved_at > self.cooldown_s
-            can_move = cooled and session.sampling.needs <= restored and session.unmovable_now() is None
+            anywhere = session.sampling.needs <= restored and self._pool.all_serve(session.sampling.adapter)
+            can_move = cooled and anywhere and session.unmovable_now() is None
             stays = now < session.commanded_until
             movable.append(can_move and not stays)
             commanded.append(can_move and stays)

@@ -74,14 +74,17 @@ def build(config: GatewayConfig, folder: Path, tuning: Tuning = DEFAULT) -> Fast
 def _observability(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """List the one served model, under each of its names."""
+        """List the one served model, under each of its names, and its LoRA adapters."""
         entry = {
             "object": "model",
             "created": 0,
             "owned_by": "ares",
             "max_model_len": gateway.maximum_model_tokens,
         }
-        return {"object": "list", "data": [{"id": name, **entry} for name in gateway.names]}
+        names = [{"id": name, **entry} for name in gateway.names]
+        taken = set(gateway.names)
+        adapters = [name for name in gateway.pool.adapters if name not in taken]
+        return {"object": "list", "data": names + [{"id": n, **entry, "parent": gateway.names[0]} for n in adapters]}
 
     @app.get("/health")
     async def health() -> dict[str, str]:

@@ -152,8 +152,7 @@ async def _accept(gateway: Gateway, body: GenerationRequest, request: Request, *
     gateway.shutdown.check()
     body.check_text()
     body.check_options()
-    if body.model is not None and body.model not in gateway.names:
-        raise BadRequestError(f"the model {body.model!r} is not served here", "model", "model_not_found", 404)
+    adapter = gateway.adapter(body.model)
     gateway.check_queue()
     count = body.n * (len(body.prompts()) if isinstance(body, CompletionRequest) else 1)
     if count > gateway.config.maximum_waiting:
@@ -163,7 +162,7 @@ async def _accept(gateway: Gateway, body: GenerationRequest, request: Request, *
     take_streams(request.scope, count)
     given = request.headers.get(REQUEST_ID_HEADER) or body.request_id or ""
     request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-    envelope = Envelope(f"{'chatcmpl' if chat else 'cmpl'}-{request_id}", gateway.names[0], chat)
+    envelope = Envelope(f"{'chatcmpl' if chat else 'cmpl'}-{request_id}", adapter or gateway.names[0], chat)
     reservation = cleanup(request.scope).enter_context(BacklogReservation(gateway.backlog, count))
     # By the size of the whole body: a template may use any of it. The prompt's length is known only afterwards:
     # templates leave text out, normalisers shorten it, and one token may stand for any number of spaces.
@@ -179,7 +178,8 @@ async def _accept(gateway: Gateway, body: GenerationRequest, request: Request, *
         if limit is not None and len(prompt) > limit:
             message = f"the prompt has {len(prompt)} tokens; at most {limit} are taken here"
             raise BadRequestError(message, "messages" if chat else "prompt", "context_length_exceeded")
-        base = body.sampling(len(prompt), maximum, gateway.sampling_defaults, gateway.pool.restored_by_all)
+        sampled = body.sampling(len(prompt), maximum, gateway.sampling_defaults, gateway.pool.restored_by_all)
+        base = replace(sampled, adapter=adapter)
         echo = gateway.text.decode(prompt) if isinstance(body, CompletionRequest) and body.echo else ""
         for copy in range(body.n):
             index = len(sequences)

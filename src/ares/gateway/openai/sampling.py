@@ -20,6 +20,8 @@ class Sampling:
         The parameter whose state a move would not carry exactly, or None where the session may move.
     needs
         What an instance must restore (`messages.Hello.carries`) to continue after another; empty where it never moves.
+    adapter
+        The LoRA adapter to generate with; None: the model without one.
     """
 
     parameters: dict[str, Any]
@@ -27,6 +29,7 @@ class Sampling:
     minimum_tokens: int = 0
     unmovable_reason: str | None = None
     needs: frozenset[str] = frozenset()
+    adapter: str | None = None
 
     @property
     def restored(self) -> bool:
@@ -46,7 +49,7 @@ class Sampling:
             if self.unmovable_reason is not None:
                 # State that is not carried starts at the decode instance, first token included.
                 parameters = {"max_tokens": 1, "temperature": 0.0}
-        return _body(key, prompt + emitted, parameters, {**params, **self._output(emitted)})
+        return _body(key, prompt + emitted, parameters, {**params, **self._output(emitted)}, self.adapter)
 
     def decode_request(
         self,
@@ -65,7 +68,8 @@ class Sampling:
             "max_tokens": self.maximum_tokens - len(emitted),
             "min_tokens": max(0, self.minimum_tokens - len(emitted)),
         }
-        body = _body(key, prompt + emitted, parameters, {**(kv_transfer_params or {}), **self._output(emitted)})
+        params = {**(kv_transfer_params or {}), **self._output(emitted)}
+        body = _body(key, prompt + emitted, parameters, params, self.adapter)
         return {**body, "priority": priority} if priority else body
 
     def _output(self, emitted: list[int]) -> dict[str, Any]:
@@ -75,13 +79,23 @@ class Sampling:
         }
 
 
-def precopy_request(key: str, tokens: list[int], kv_transfer_params: dict[str, Any]) -> dict[str, Any]:
-    """Return the request that pulls the KV of all `tokens` but the last; its one output token is not used."""
-    return _body(key, tokens, {"max_tokens": 1, "temperature": 0.0}, {**kv_transfer_params, fields.PRECOPY: True})
+def precopy_request(
+    key: str, tokens: list[int], kv_transfer_params: dict[str, Any], adapter: str | None
+) -> dict[str, Any]:
+    """Return the request that pulls the KV of all `tokens` but the last; its one output token is not used.
+
+    It names the adapter: vLLM keeps the KV of each adapter apart in its prefix cache (v1/core/kv_cache_utils.py,
+    `_gen_lora_extra_hash_keys`).
+    """
+    params = {**kv_transfer_params, fields.PRECOPY: True}
+    return _body(key, tokens, {"max_tokens": 1, "temperature": 0.0}, params, adapter)
 
 
-def _body(key: str, tokens: list[int], parameters: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+def _body(
+    key: str, tokens: list[int], parameters: dict[str, Any], params: dict[str, Any], adapter: str | None
+) -> dict[str, Any]:
     return {
+        **({"model": adapter} if adapter is not None else {}),
         "request_id": key,
         "token_ids": tokens,
         "sampling_params": {"detokenize": False, **parameters},

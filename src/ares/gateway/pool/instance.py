@@ -168,6 +168,7 @@ class Instance:
         """Return its description of itself; None where it cannot be used, and then `health` knows why."""
         if (found := await self._discovery.look(self._log_name)) is not None:
             self.role = found.role
+            self.state.adapters = frozenset(found.adapters)
         return found
 
     async def _follow(self, description: messages.Description, on_hello: OnHello) -> None:

@@ -139,6 +139,15 @@ class Pool:
         known = [frozenset(i.state.hello.carries) for i in self.instances if i.state.hello is not None]
         return frozenset.intersection(*known) if known else frozenset()
 
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the LoRA adapters that an instance to decode on has."""
+        return sorted(frozenset[str]().union(*(i.state.adapters for i in self.decode_instances)))
+
+    def all_serve(self, adapter: str | None) -> bool:
+        """Whether every instance to decode on has this LoRA adapter."""
+        return all(i.state.serves(adapter) for i in self.decode_instances)
+
     async def wait_for_change(self, timeout_s: float) -> None:
         """Wait until the status of an instance changes, or for so long."""
         with contextlib.suppress(TimeoutError):

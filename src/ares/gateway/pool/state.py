@@ -15,6 +15,8 @@ class InstanceState:
     ----------
     hello, telemetry
         Its newest messages; None before the first, and while it is not connected.
+    adapters
+        Names of its LoRA adapters, as it described itself last.
     layout
         How many KV blocks a request holds there, by its tokens.
     step_time
@@ -28,6 +30,7 @@ class InstanceState:
     def __init__(self) -> None:
         self.hello: messages.Hello | None = None
         self.telemetry: messages.Telemetry | None = None
+        self.adapters: frozenset[str] = frozenset()
         self.layout = KvLayout(1)
         self.step_time = StepTimeModel(self.layout)
         self.draining = False
@@ -79,3 +82,7 @@ class InstanceState:
     def lacks(self, needs: Set[str]) -> Set[str]:
         """Return which of these parts of a moved request's state it does not restore; empty while that is unknown."""
         return needs - set(self.hello.carries) if needs and self.hello is not None else frozenset()
+
+    def serves(self, adapter: str | None) -> bool:
+        """Whether it has this LoRA adapter; None is the model without one."""
+        return adapter is None or adapter in self.adapters

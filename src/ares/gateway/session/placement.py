@@ -46,7 +46,7 @@ class Placement:
     prompt, sampling, output
         Of the session.
     choose_prefill
-        Returns the instance to prefill on; None where the decode instance is to prefill.
+        Returns the instance to prefill on with an adapter, or with none; None where the decode instance is to prefill.
     gateway
         Name of the gateway, with which all keys begin.
     maximum_attempts
@@ -62,7 +62,7 @@ class Placement:
     prompt: list[int]
     sampling: Sampling
     output: Output
-    choose_prefill: Callable[[], Instance | None]
+    choose_prefill: Callable[[str | None], Instance | None]
     gateway: str
     maximum_attempts: int
     priority: int = 0
@@ -87,7 +87,7 @@ class Placement:
         # Then no decode instance is needed, and no KV is kept for one.
         last = sampling.maximum_tokens - len(emitted) == 1
         for _ in range(self.maximum_attempts):
-            instance = self.choose_prefill()
+            instance = self.choose_prefill(sampling.adapter)
             if instance is None or (emitted and instance.state.lacks(sampling.needs)):
                 break
             key = self.next_key()

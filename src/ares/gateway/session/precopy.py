@@ -109,9 +109,9 @@ async def _copy(session: Session, source: Instance, target: Instance, timeout_s:
         raise HandoverError("the source may have freed the copy")
     async with asyncio.timeout(timeout_s):
         try:
-            stream = await target.engine.stream(
-                precopy_request(pin.key, tokens[: copied.tokens + 1], copied.kv_transfer_params)
-            )
+            ahead = tokens[: copied.tokens + 1]
+            body = precopy_request(pin.key, ahead, copied.kv_transfer_params, session.sampling.adapter)
+            stream = await target.engine.stream(body)
         except (EngineLostError, EngineRefusedError):
             # No pull has begun. In every other case the target's pull or abort frees the pin, as in a hand-over.
             await source.control.release(pin.key)

@@ -28,8 +28,8 @@ class CutWithoutHandoverError(EngineLostError):
 class InstanceSelector(Protocol):
     """Chooses instances for sessions."""
 
-    def choose_prefill(self) -> Instance | None:
-        """Return the instance to prefill on; None where the decode instance is to prefill."""
+    def choose_prefill(self, adapter: str | None) -> Instance | None:
+        """Return the instance to prefill on, with this adapter; None where the decode instance is to prefill."""
         ...
 
     async def admit(self, session: "Session", exclude: set[str]) -> Instance:
@@ -418,7 +418,8 @@ class Session:
         self._check_resumable(error)
         self._segment = None
         # The source still has the full blocks of this session in its prefix cache.
-        if source.open and not source.state.lacks(self.sampling.needs):
+        able = source.state.serves(self.sampling.adapter) and not source.state.lacks(self.sampling.needs)
+        if source.open and able:
             return await self._start_decode(source, None)
         return await self._resume(emit)
 

@@ -1,0 +1,103 @@
+"""I3-I5 under other configurations of vLLM than the other tests have, each on a cluster of its own (matrix.py).
+
+`make matrix` runs all of them and writes what they found; the others run with `make test` too.
+"""
+
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from ares.bench.environment import describe, write
+from ares.local_cluster import cluster as local
+from ares.predictor import shards
+from tests.integration import matrix, matrix_models
+from tests.integration.client import Client
+from tests.integration.measured_moves import measure
+from tests.waiting import eventually
+
+RECORD_VARIABLE = "ARES_MATRIX_JSON"
+# Around the boundaries of blocks of 16, 32 and 128 tokens, and over several of them.
+LENGTHS = (1, 31, 128, 129, 400)
+# Of each output; the prompts are fewer, and the outputs shorter, where each prompt has several.
+TOKENS, TOKENS_OF_ADAPTERS = 200, 120
+BUSY_HOST_S = 600
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(row, id=row.name, marks=() if row.always else pytest.mark.matrix) for row in matrix.ROWS],
+)
+def row(request: pytest.FixtureRequest) -> matrix.Row:
+    found: matrix.Row = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, row: matrix.Row) -> Path:
+    return tmp_path_factory.mktemp(row.name)
+
+
+@pytest.fixture(scope="module")
+def row_cluster(row: matrix.Row, tiny_model: Path, folder: Path) -> Iterator[local.Cluster]:
+    with matrix.running(row, tiny_model, folder) as running:
+        yield running
+
+
+@pytest.fixture
+async def row_client(row_cluster: local.Cluster) -> AsyncIterator[Client]:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=BUSY_HOST_S)) as http:
+        client = Client(http, row_cluster.url, row_cluster.settings.model)
+        yield client
+        await client.quiet()
+
+
+@pytest.mark.timeout(BUSY_HOST_S)
+async def test_moved_streams_equal_those_of_one_instance(row: matrix.Row, row_client: Client, folder: Path) -> None:
+    begun = time.monotonic()
+    lengths, tokens = (LENGTHS[1:4], TOKENS_OF_ADAPTERS) if row.adapters else (LENGTHS, TOKENS)
+    found = await measure(row_client, lengths, tokens, row.modes, row.adapters)
+    figures = {"what": row.what, "streams": len(found.references), **found.figures()}
+    record(row.name, {**figures, "seconds": round(time.monotonic() - begun, 1)})
+    assert found.wrong == 0, figures
+    assert found.moved >= 2 * len(found.references), figures
+    assert {what.split()[0] for what in found.moves if what.endswith(" moved")} == set(row.modes), figures
+    assert found.pulled == found.expected, figures
+    assert found.expired == 0, figures
+    # Every prompt has another output with every adapter, so that a wrong one would be seen.
+    assert len({tuple(output) for output in found.references.values()}) == len(found.references)
+    if row.records:
+        await recorded_once(folder / "states", len(found.references))
+
+
+@pytest.mark.matrix
+def test_convolutions_are_refused_before_they_are_loaded(tiny_model: Path, tmp_path: Path) -> None:
+    model = matrix_models.convolution(tiny_model, tmp_path / "model")
+    with local.workers_only(local.ClusterSettings(str(model), log_folder=tmp_path)) as cluster:
+        cluster.start_worker("decode-0", "decode", "0")
+        with pytest.raises(local.ClusterError, match=r"(?s)short convolutions.*serve it with `vllm serve`"):
+            cluster.await_workers()
+        assert "Traceback" not in cluster.workers[0].log.read_text()
+
+
+async def recorded_once(states: Path, outputs: int) -> None:
+    """Check that the ranks of an instance record each of its outputs once."""
+
+    def requests() -> list[str]:
+        return [name for file in shards.files(states) for name in shards.read(file).requests]
+
+    await eventually(lambda: len(requests()) >= outputs, 60)
+    assert len(set(requests())) == len(requests())
+
+
+def record(name: str, figures: dict[str, Any]) -> None:
+    """Write the figures of a row into the file that the variable names, beside those of other rows."""
+    if file := os.environ.get(RECORD_VARIABLE):
+        path = Path(file)
+        known = json.loads(path.read_text())["rows"] if path.exists() else {}
+        write({"benchmark": "matrix", **describe(), "rows": {**known, name: figures}}, path)
