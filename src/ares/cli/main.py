@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ares import __version__, extras
 from ares.bench.options import Model
+from ares.cli import check as check_cli
 from ares.cli import operator as operator_cli
 from ares.cli.deferred_commands import Deferred
 from ares.cli.errors import run_app
@@ -55,6 +56,7 @@ for command in (
     operator_cli.replay,
 ):
     app.command()(command)
+app.command(context_settings=_PASS_THROUGH)(check_cli.check)
 _errors = Console(stderr=True)
 _LAST_PORT = 65535
 

@@ -132,8 +132,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     `token_bytes` is the KV of one token, `pull_within_step_bytes` the largest pull within a scheduling step,
     `prefix_caching` whether KV that is copied ahead of a request is kept for it; `carries` names the state that a
     request keeps when it resumes here (`fields.CARRIES_OUTPUT` and the like). `leases` is whether it answers a `Lease`.
-    `max_num_seqs` and `max_num_batched_tokens` bound a step's batch. An instance of an earlier version does not send
-    the last three.
+    `max_num_seqs` and `max_num_batched_tokens` bound a step's batch. `configuration` is what the engine runs with, for
+    `ares check`; no decision depends on it. An instance of an earlier version does not send the last four.
     """
 
     name: str
@@ -151,6 +151,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     leases: bool = False
     max_num_seqs: _Count = 0
     max_num_batched_tokens: _Count = 0
+    configuration: dict[str, str] = {}
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from ares import __version__
-from ares.engine import identity
+from ares.engine import configuration, identity
 from ares.engine.connector import resources
 from ares.engine.connector.precopy_pins import PrecopyPins
 from ares.engine.connector.pull import PullPolicy
@@ -83,7 +83,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             # Block 0 is vLLM's null block and holds nothing.
             kv_blocks=kv_cache_config.num_blocks - 1,
             max_model_len=vllm_config.model_config.max_model_len,
-            versions={"ares": __version__, "vllm": SUPPORTED_VERSION},
+            versions={"ares": __version__, "vllm": SUPPORTED_VERSION, **configuration.versions("nixl", "torch")},
             token_bytes=self._pulls.token_bytes,
             pull_within_step_bytes=self._pulls.limit_bytes,
             carries=carried_state(vllm_config, by_worker=settings.resumes_output),
@@ -91,6 +91,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             leases=True,
             max_num_seqs=vllm_config.scheduler_config.max_num_seqs,
             max_num_batched_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
+            configuration=configuration.describe(vllm_config, predicts=bool(settings.predictor)),
         )
         self._channel = ControlChannel(settings.control_address, hello, self.snapshot, key=identity.control_key())
         resources.register("scheduler", self._count_resources)

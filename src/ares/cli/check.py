@@ -1,0 +1,234 @@
+"""`ares check`: the first hour on a cluster of one's own as one command."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ares.terminal.errors import exit_with_error
+
+if TYPE_CHECKING:
+    from ares.check.run import Plan
+    from ares.config import GatewayConfig
+
+_DEFAULT_PREFILL, _DEFAULT_DECODE = 1, 2
+_errors = Console(stderr=True)
+
+
+def check(
+    context: typer.Context,
+    worker: Annotated[
+        list[str] | None,
+        typer.Option(help="Base URL of a running instance; repeat for each. Without any, a cluster is started here."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model that the instances must serve; by default the first one's, or ares up's default."),
+    ] = None,
+    control_key_file: Annotated[
+        Path | None, typer.Option(help="File with the control channel's key; or ARES_CONTROL_KEY (docs/security.md).")
+    ] = None,
+    worker_api_key_file: Annotated[Path | None, typer.Option(help="File with the instances' own API key.")] = None,
+    outputs: Annotated[
+        int, typer.Option(min=1, help="Outputs for each pair of instances; those that move use both modes in turns.")
+    ] = 3,
+    tokens: Annotated[int, typer.Option(min=48, help="Tokens of each output.")] = 64,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="Log of an instance started with UCX_PROTO_INFO=y; repeat for each."),
+    ] = None,
+    step_limit: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="Time limit of one check; above it, it has failed.")
+    ] = 120.0,
+    time_limit: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="Time limit of all; the checks after it are not run.")
+    ] = 1800.0,
+    prefill: Annotated[int | None, typer.Option(min=0, help="Prefill instances to start (1).")] = None,
+    decode: Annotated[int | None, typer.Option(min=1, help="Decode instances to start (2).")] = None,
+    log_folder: Annotated[Path | None, typer.Option(help="Folder for the logs of started instances.")] = None,
+    simulate: Annotated[
+        str | None, typer.Option(metavar="PROFILE", help="Start mock engines of this profile (docs/mock-engine.md).")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write versions, machine, settings and all rows here.")
+    ] = None,
+) -> None:
+    """Check that instances fit together, that requests move between them exactly, and what a move costs.
+
+    Give the URLs of running instances, or nothing to start a cluster on this machine as ares up does, with any flag of
+    vLLM. Status 1: a check failed; 2: bad input.
+
+    On running instances, and on a cluster that is started here:
+
+      ares check --worker http://10.0.0.1:8100 --worker http://10.0.0.2:8100 --control-key-file KEY
+
+      ares check --dtype float32 --json check.json
+
+    Each row is pass, warn, fail or not run, with what was measured and what to do. KV is sent over every pair of
+    instances: prefill to decode, and from each decode instance to each other one while a request runs. The tokens are
+    compared with those of an instance that computes everything itself. With --dtype float32, or in vLLM's
+    batch-invariant mode, all must be equal. Otherwise rounding may change some: then the same requests without a
+    transfer are the control. Instances may serve others meanwhile; times are then theirs too.
+
+    The JSON file holds no keys and no prompts of users: attach it to a bug report. docs/operations.md explains the
+    rows.
+    """
+    flags = [flag for flag in context.args if flag != "--"]
+    if worker:
+        given = {"--prefill": prefill, "--decode": decode, "--log-folder": log_folder, "--simulate": simulate}
+        unused = [name for name, value in given.items() if value is not None] + flags
+        if unused:
+            exit_with_error(f"{', '.join(unused)}: no effect with --worker, since no instance is started")
+    else:
+        given = {"--log": log, "--control-key-file": control_key_file, "--worker-api-key-file": worker_api_key_file}
+        if unused := [name for name, value in given.items() if value is not None]:
+            exit_with_error(f"{', '.join(unused)}: no effect without --worker: the started instances are known")
+    _check_output(json_file)
+    config = _config(worker, model, control_key_file, worker_api_key_file)
+    from ares.check.run import Plan
+    from ares.protocol.keys import ControlKey
+
+    plan = Plan(
+        urls=config.workers if worker else [],
+        control_key=ControlKey(config.control_key.get_secret_value()) if config.control_key else None,
+        api_key=config.worker_api_key.get_secret_value() if config.worker_api_key else None,
+        logs=_logs(log or []),
+        outputs=outputs,
+        tokens=tokens,
+        step_s=step_limit,
+        total_s=time_limit,
+    )
+    settings: dict[str, Any] = {"started_here": not worker, "simulate": simulate, "flags": flags}
+    if worker:
+        _run(plan, model, settings, json_file)
+    else:
+        _run_started(plan, model, (prefill, decode), simulate, flags, log_folder, settings, json_file)
+
+
+def _check_output(json_file: Path | None) -> None:
+    from ares.terminal.output_files import check_writable
+
+    if json_file is None:
+        return
+    try:
+        check_writable(json_file)
+    except OSError as error:
+        exit_with_error(f"--json {json_file}: {error.strerror}")
+
+
+def _config(
+    worker: list[str] | None, model: str | None, control_key_file: Path | None, worker_api_key_file: Path | None
+) -> "GatewayConfig":
+    """Return what a gateway's configuration makes of these options and of the variables."""
+    from ares import config as configuration
+    from ares.models.resolve import DEFAULT_MODEL
+    from ares.protocol.keys import read_key
+
+    return configuration.load(
+        workers=worker or ["http://127.0.0.1:8100"],  # else not known yet
+        model=model or DEFAULT_MODEL,
+        control_key=read_key(control_key_file) if control_key_file else None,
+        worker_api_key=read_key(worker_api_key_file) if worker_api_key_file else None,
+    )
+
+
+def _logs(given: list[str]) -> dict[str, Path]:
+    found = {}
+    for text in given:
+        name, _, file = text.partition("=")
+        if not name or not Path(file).is_file():
+            exit_with_error(f"--log {text}: expected the name of an instance, =, and a file that exists")
+        found[name] = Path(file)
+    return found
+
+
+def _run_started(
+    plan: "Plan",
+    model: str | None,
+    counts: tuple[int | None, int | None],
+    simulate: str | None,
+    flags: list[str],
+    log_folder: Path | None,
+    settings: dict[str, Any],
+    json_file: Path | None,
+) -> None:
+    """Start a cluster without a gateway, check it, and stop it."""
+    from dataclasses import replace
+
+    from ares import extras
+    from ares.check.ucx_log import VARIABLE
+    from ares.engine.defaults import local_flags
+    from ares.local_cluster import cluster as local
+    from ares.models import resolve as models
+    from ares.protocol.keys import refuse_key_flag
+    from ares.terminal.signals import signal_as_interrupt
+
+    refuse_key_flag(flags)
+    if simulate is None:
+        extras.require("vllm", "nixl")  # before a model of gigabytes is fetched
+    else:
+        _check_mock_flags(simulate, model or models.DEFAULT_MODEL, flags)
+    models.resolve(model or models.DEFAULT_MODEL, weights=simulate is None, console=_errors)
+    # What only the log of an instance tells, and what only its workers know (docs/operations.md).
+    os.environ.setdefault(VARIABLE, "y")
+    os.environ.setdefault("VLLM_SERVER_DEV_MODE", "1")
+    prefill, decode = counts
+    cluster_settings = local.ClusterSettings(
+        model=model or models.DEFAULT_MODEL,
+        prefill=_DEFAULT_PREFILL if prefill is None else prefill,
+        decode=decode or _DEFAULT_DECODE,
+        log_folder=log_folder,
+        vllm_flags=tuple(flags if simulate is not None else local_flags(flags)),
+        simulate=simulate,
+    )
+    signal_as_interrupt()
+    with local.workers_only(cluster_settings, _errors) as cluster:
+        cluster.start_workers()
+        cluster.await_workers()
+        started = {name: url for process in cluster.workers for name, url in process.instances.items()}
+        logs = {name: process.log for process in cluster.workers for name in process.instances}
+        _run(replace(plan, urls=list(started.values()), logs=logs), model, settings, json_file)
+
+
+def _check_mock_flags(profile: str, model: str, flags: list[str]) -> None:
+    from ares.mock_engine import settings
+    from ares.simulator.profile import ProfileError
+
+    try:
+        settings.parse(profile, model, flags)
+    except (ProfileError, settings.FlagError) as error:
+        exit_with_error(str(error))
+
+
+def _run(plan: "Plan", model: str | None, settings: dict[str, Any], json_file: Path | None) -> None:
+    """Run the checks, print the table, write the file, and exit with 1 where one failed."""
+    import asyncio
+    from dataclasses import replace
+
+    from ares.bench.environment import write
+    from ares.check import report
+    from ares.check.run import run
+    from ares.terminal import tables
+    from ares.terminal.progress import progress_display
+
+    if model is not None:
+        plan = replace(plan, served=_served(model))
+    with progress_display(_errors) as progress:
+        task = progress.add_task("check", total=None)
+        done = asyncio.run(run(plan, lambda what: progress.update(task, description=what)))
+    tables.show(report.table(report.in_order(done.rows)), report.summary(done.rows))
+    write(report.result(done, plan, settings), json_file)
+    if done.failed:
+        raise typer.Exit(1)
+
+
+def _served(model: str) -> Any:
+    """Return the model as a gateway compares it with that of an instance."""
+    from ares.gateway.pool.discovery import Served
+    from ares.models import resolve as models
+
+    folder = models.resolve(model, weights=False, console=_errors)
+    path = Path(model).expanduser()
+    return Served((str(path.resolve()) if path.is_dir() else model,), models.shape(folder))
