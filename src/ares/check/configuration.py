@@ -114,7 +114,7 @@ def _prefix_caching(found: list[Found]) -> Row:
 
 
 def _supported(found: list[Found]) -> Row:
-    check = "vLLM is supported"
+    check = "supported vLLM"
     if found[0].mock:
         return Row(GROUP, check, Outcome.NOT_RUN, "mock engines")
     other = [each for each in found if not _is_supported(each.vllm)]
