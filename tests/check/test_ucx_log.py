@@ -50,3 +50,38 @@ def test_other_tables_and_what_instances_log_do_not_count() -> None:
     )
     assert reads(f"{write}\n{text}\n{text}") == [Read("into host memory", "a", "cma/memory")]
     assert reads(other) == reads("") == []
+
+
+# As NIXL 1.5.1 prints it on a host without GPUs, with the names of other connections shortened.
+TWO_LINES = """\
+[1795912310.868281] [vm:9144 :0]   +-----------+-------------+--------------------------------+
+[1795912310.868281] [vm:9144 :0]   | c2cb6a8c-3be6-4d39-bc46-5fa3abb self cfg#0               |
+[1795912310.868281] [vm:9144 :0]   | remote memory read by ucp_get*(multi) into host memory from host |
+[1795912310.868281] [vm:9144 :0]   +-----------+-------------+--------------------------------+
+[1795912310.868281] [vm:9144 :0]   |   Range   | Description |             Config             |
+[1795912310.868281] [vm:9144 :0]   +-----------+-------------+--------------------------------+
+[1795912310.868281] [vm:9144 :0]   |   0..5804 | short       | self/memory                    |
+[1795912310.868281] [vm:9144 :0]   | 5805..inf | zero-copy   | self/memory                    |
+[1795912310.868281] [vm:9144 :0]   +-----------+-------------+--------------------------------+
+(EngineCore pid=9144) INFO 11-29 00:32:36 [base_worker.py:1093] NIXL compatibility check passed
+[1795912357.602038] [vm:9144 :0]   +--------+-------------+-------------------------------------------+
+[1795912357.602038] [vm:9144 :0]   | c2cb6a8c-3be6-4d39-bc46-5fa3abb intra-node cfg#1                 |
+[1795912357.602038] [vm:9144 :0]   | remote memory read by ucp_get*(multi) into host memory from host |
+[1795912357.602038] [vm:9144 :0]   +--------+-------------+-------------------------------------------+
+[1795912357.602038] [vm:9144 :0]   | Range  | Description |                  Config                   |
+[1795912357.602038] [vm:9144 :0]   +--------+-------------+-------------------------------------------+
+[1795912357.602038] [vm:9144 :0]   | 0..inf | zero-copy   | cma/memory                                |
+[1795912357.602038] [vm:9144 :0]   +--------+-------------+-------------------------------------------+
+[1795912357.602518] [vm:9144 :0]   +-----------+--------------------+---------------------+
+[1795912357.602518] [vm:9144 :0]   | c2cb6a8c-3be6-4d39-bc46-5fa3abb intra-node cfg#1     |
+[1795912357.602518] [vm:9144 :0]   | active message by ucp_am_send*(egr) from host memory |
+[1795912357.602518] [vm:9144 :0]   +-----------+--------------------+---------------------+
+[1795912357.602518] [vm:9144 :0]   |   Range   |    Description     |       Config        |
+[1795912357.602518] [vm:9144 :0]   +-----------+--------------------+---------------------+
+[1795912357.602518] [vm:9144 :0]   | 8249..inf | multi-frag copy-in | sysv/memory         |
+[1795912357.602518] [vm:9144 :0]   +-----------+--------------------+---------------------+
+"""
+
+
+def test_connection_and_operation_in_two_lines_and_reads_of_the_own_process() -> None:
+    assert reads(TWO_LINES) == [Read("into host memory from host", "zero-copy", "cma/memory")]

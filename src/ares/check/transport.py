@@ -17,15 +17,16 @@ _RDMA_NAMES = {"all", "ib", "rc", "rc_x", "rc_v", "rc_mlx5", "rc_verbs", "dc", "
 
 
 def rows(found: list[Found], logs: dict[str, Path]) -> list[Row]:
-    """Return a row for each instance.
+    """Return a row for each instance that pulls.
 
     Parameters
     ----------
     logs
         Logs of instances by their names.
     """
-    return [_row(each, logs.get(each.name)) for each in found if not each.mock] or [
-        Row(GROUP, "UCX", Outcome.NOT_RUN, "mock engines transfer no KV" if found else "no instance answers")
+    pulling = [each for each in found if not each.mock and each.hello.role != "prefill"]
+    return [_row(each, logs.get(each.name)) for each in pulling] or [
+        Row(GROUP, "UCX", Outcome.NOT_RUN, "no instance pulls KV by UCX")
     ]
 
 

@@ -1,8 +1,8 @@
 """The transport that UCX reads KV over, from the log of an instance that was started with ``UCX_PROTO_INFO=y``.
 
-For each kind of transfer UCX 1.18 to 1.22 print a table (src/ucp/proto/proto_debug.c): a title, then a row for each
-range of sizes with the method and the lane. NIXL pulls by `ucp_get`, so that only those tables count, and of them the
-last range, which has no upper end: KV blocks are large.
+For each kind of transfer UCX prints a table (1.22: src/ucp/proto/proto_debug.c): the connection and the operation, in
+one line or in two, then a row for each range of sizes with the method and the lane. NIXL pulls by `ucp_get`, so that
+only those tables count, and of them the range without an upper end: KV blocks are large.
 """
 
 import re
@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 VARIABLE = "UCX_PROTO_INFO"
-_TITLE = re.compile(
-    r"\|\s*(?P<context>[^|]*?cfg#\d+)\s*\|\s*remote memory read by ucp_get[^|]*?(?P<memory>into [^|]*?)?\s*\|"
-)
-_ROW = re.compile(r"\|\s*(?:\d[\w.]*\.\.inf|0\.\.inf)\s*\|\s*(?P<method>[^|]*?)\s*\|\s*(?P<lane>[^|]*?)\s*\|")
-_OTHER_TITLE = re.compile(r"\|\s*[^|]*?cfg#\d+\s*\|")
+# The name of a connection; one to the own process transfers nothing.
+_CONNECTION = re.compile(r"(?P<self>self )?cfg#\d+$")
+_READ = "remote memory read by ucp_get"
+_LARGE = re.compile(r"\d\w*\.\.inf$")
 
 
 class Transport(StrEnum):
@@ -70,15 +69,23 @@ class Read:
 
 
 def reads(log: str) -> list[Read]:
-    """Return the reads that a log names, each once, in the order of the log."""
+    """Return the reads from other processes that a log names, each once, in the order of the log."""
     found: dict[Read, None] = {}
-    memory: str | None = None
+    other_process, memory = False, None
     for line in log.splitlines():
-        if (title := _TITLE.search(line)) is not None:
-            memory = (title["memory"] or "").strip()
-        elif _OTHER_TITLE.search(line) is not None:
-            memory = None
-        elif memory is not None and (row := _ROW.search(line)) is not None:
-            found[Read(memory, row["method"], row["lane"])] = None
-            memory = None
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) in (1, 2) and (connection := _CONNECTION.search(cells[0])) is not None:
+            other_process, memory = connection["self"] is None, None
+            cells = cells[1:]
+        if len(cells) == 1:
+            memory = _memory(cells[0]) if other_process else None
+        elif len(cells) == 3 and memory is not None and _LARGE.match(cells[0]) is not None:
+            found[Read(memory, cells[1], cells[2])] = None
     return list(found)
+
+
+def _memory(operation: str) -> str | None:
+    """Return from and into which memory a read goes; None where the operation is none."""
+    if not operation.startswith(_READ):
+        return None
+    return operation[operation.find("into ") :] if "into " in operation else ""

@@ -12,6 +12,7 @@ from ares.terminal.errors import exit_with_error
 if TYPE_CHECKING:
     from ares.check.run import Plan
     from ares.config import GatewayConfig
+    from ares.local_cluster import cluster as local_cluster
 
 _DEFAULT_PREFILL, _DEFAULT_DECODE = 1, 2
 _errors = Console(stderr=True)
@@ -47,6 +48,9 @@ def check(
     ] = 1800.0,
     prefill: Annotated[int | None, typer.Option(min=0, help="Prefill instances to start (1).")] = None,
     decode: Annotated[int | None, typer.Option(min=1, help="Decode instances to start (2).")] = None,
+    predictor: Annotated[
+        str | None, typer.Option(help="Predictor of started instances, as for ares up: a checkpoint, or none.")
+    ] = None,
     log_folder: Annotated[Path | None, typer.Option(help="Folder for the logs of started instances.")] = None,
     simulate: Annotated[
         str | None, typer.Option(metavar="PROFILE", help="Start mock engines of this profile (docs/mock-engine.md).")
@@ -77,18 +81,27 @@ def check(
     """
     flags = [flag for flag in context.args if flag != "--"]
     if worker:
-        given = {"--prefill": prefill, "--decode": decode, "--log-folder": log_folder, "--simulate": simulate}
-        unused = [name for name, value in given.items() if value is not None] + flags
-        if unused:
-            exit_with_error(f"{', '.join(unused)}: no effect with --worker, since no instance is started")
+        given = {
+            "--prefill": prefill,
+            "--decode": decode,
+            "--predictor": predictor,
+            "--log-folder": log_folder,
+            "--simulate": simulate,
+        }
+        _refuse(given, flags, "no effect with --worker, since no instance is started")
     else:
         given = {"--log": log, "--control-key-file": control_key_file, "--worker-api-key-file": worker_api_key_file}
-        if unused := [name for name, value in given.items() if value is not None]:
-            exit_with_error(f"{', '.join(unused)}: no effect without --worker: the started instances are known")
+        _refuse(given, [], "no effect without --worker: the started instances are known")
+        if simulate is not None:
+            _refuse({"--predictor": predictor}, [], "no effect with --simulate: mock engines predict by themselves")
     _check_output(json_file)
     config = _config(worker, model, control_key_file, worker_api_key_file)
+    from dataclasses import replace
+
     from ares.check.run import Plan
+    from ares.local_cluster import cluster as local
     from ares.protocol.keys import ControlKey
+    from ares.terminal.signals import signal_as_interrupt
 
     plan = Plan(
         urls=config.workers if worker else [],
@@ -103,8 +116,21 @@ def check(
     settings: dict[str, Any] = {"started_here": not worker, "simulate": simulate, "flags": flags}
     if worker:
         _run(plan, model, settings, json_file)
-    else:
-        _run_started(plan, model, (prefill, decode), simulate, flags, log_folder, settings, json_file)
+        return
+    cluster = _cluster(model, prefill, decode, predictor, simulate, flags, log_folder)
+    signal_as_interrupt()
+    with local.workers_only(cluster, _errors) as running:
+        running.start_workers()
+        running.await_workers()
+        started = {name: url for process in running.workers for name, url in process.instances.items()}
+        logs = {name: process.log for process in running.workers for name in process.instances}
+        _run(replace(plan, urls=list(started.values()), logs=logs), model, settings, json_file)
+
+
+def _refuse(options: dict[str, object], flags: list[str], why: str) -> None:
+    """Exit with an error where one of the options is given, or a flag."""
+    if unused := [name for name, value in options.items() if value is not None] + flags:
+        exit_with_error(f"{', '.join(unused)}: {why}")
 
 
 def _check_output(json_file: Path | None) -> None:
@@ -144,52 +170,46 @@ def _logs(given: list[str]) -> dict[str, Path]:
     return found
 
 
-def _run_started(
-    plan: "Plan",
+def _cluster(
     model: str | None,
-    counts: tuple[int | None, int | None],
+    prefill: int | None,
+    decode: int | None,
+    predictor: str | None,
     simulate: str | None,
     flags: list[str],
     log_folder: Path | None,
-    settings: dict[str, Any],
-    json_file: Path | None,
-) -> None:
-    """Start a cluster without a gateway, check it, and stop it."""
-    from dataclasses import replace
-
+) -> "local_cluster.ClusterSettings":
+    """Return the cluster to start, once it is clear that it can be; its processes inherit what makes them tell more."""
     from ares import extras
     from ares.check.ucx_log import VARIABLE
     from ares.engine.defaults import local_flags
+    from ares.engine.prediction import predictor_choice
     from ares.local_cluster import cluster as local
     from ares.models import resolve as models
     from ares.protocol.keys import refuse_key_flag
-    from ares.terminal.signals import signal_as_interrupt
 
     refuse_key_flag(flags)
+    name = model or models.DEFAULT_MODEL
     if simulate is None:
         extras.require("vllm", "nixl")  # before a model of gigabytes is fetched
     else:
-        _check_mock_flags(simulate, model or models.DEFAULT_MODEL, flags)
-    models.resolve(model or models.DEFAULT_MODEL, weights=simulate is None, console=_errors)
-    # What only the log of an instance tells, and what only its workers know (docs/operations.md).
+        _check_mock_flags(simulate, name, flags)
+    folder = models.resolve(name, weights=simulate is None, console=_errors)
+    if predictor is not None:
+        # Here too, so that an error is shown at once and not in the logs of the instances.
+        predictor_choice.choose(predictor, name, folder)
+    # For what only the log of an instance shows, and what only its workers know.
     os.environ.setdefault(VARIABLE, "y")
     os.environ.setdefault("VLLM_SERVER_DEV_MODE", "1")
-    prefill, decode = counts
-    cluster_settings = local.ClusterSettings(
-        model=model or models.DEFAULT_MODEL,
+    return local.ClusterSettings(
+        model=name,
         prefill=_DEFAULT_PREFILL if prefill is None else prefill,
         decode=decode or _DEFAULT_DECODE,
         log_folder=log_folder,
+        worker_flags=("--predictor", predictor) if predictor is not None else (),
         vllm_flags=tuple(flags if simulate is not None else local_flags(flags)),
         simulate=simulate,
     )
-    signal_as_interrupt()
-    with local.workers_only(cluster_settings, _errors) as cluster:
-        cluster.start_workers()
-        cluster.await_workers()
-        started = {name: url for process in cluster.workers for name, url in process.instances.items()}
-        logs = {name: process.log for process in cluster.workers for name in process.instances}
-        _run(replace(plan, urls=list(started.values()), logs=logs), model, settings, json_file)
 
 
 def _check_mock_flags(profile: str, model: str, flags: list[str]) -> None:
