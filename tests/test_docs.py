@@ -31,3 +31,16 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 def test_headings_become_anchors() -> None:
     assert anchors("# The `ares` preset, in *short*\n## A/B\n") == {"the-ares-preset-in-short", "ab"}
+
+
+def test_every_hop_through_the_code_exists() -> None:
+    page = (ROOT / "docs" / "modules.md").read_text()
+    hops = page[page.index("## Three ways through the code") : page.index("## Every module")]
+    named = set(re.findall(r"`([^`]+)`", hops))
+    files = {name for name in named if name.endswith(".py")}
+    assert len(files) > 20
+    assert [name for name in files if not (ROOT / "src" / "ares" / name).is_file()] == []
+    source = "\n".join(path.read_text() for path in sorted((ROOT / "src" / "ares").rglob("*.py")))
+    defined = set(re.findall(r"(?:def|class) (\w+)", source))
+    names = {name for name in named - files if name not in {"file", "kv_transfer_params"}}
+    assert [name for name in names if not set(name.split(".")) <= defined] == []

@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
 }
 # Small helpers that import none of ours: everybody may use them.
-SHARED = {"addresses", "extras", "names", "objectives", "text_files"}
+SHARED = {"addresses", "extras", "names", "objectives", "published_address", "text_files"}
 HEAVY = {"vllm": {"engine"}, "nixl": {"engine"}, "torch": {"engine", "predictor", "models", "bench"}}
 UNSAFE = {"pickle", "_pickle", "marshal", "shelve", "cloudpickle", "dill", "joblib", "jsonpickle"}
 RUNS = {"eval", "exec", "compile", "__import__", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}

@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from ares.policy import PRESETS, REGISTRIES, Preset
-from ares.policy import preset as named
+from ares.policy import preset as shipped_preset
 from ares.policy.preset_files import make_preset, with_defaults, with_settings
 from ares.policy.presets import policies
 from ares.text_files import TextFileError, read_text
@@ -95,7 +95,7 @@ def preset(name: str, given: Iterable[str] = (), defaults: Mapping[str, object] 
         It is not known, or wrong; the message names the file or the setting.
     """
     if name in PRESETS or not name.endswith(_SUFFIXES):
-        return with_settings(with_defaults(named(name), defaults or {}), given)
+        return with_settings(with_defaults(shipped_preset(name), defaults or {}), given)
     try:
         data = yaml.safe_load(read_text(Path(name)))
         made = make_preset(data, defaults or {})

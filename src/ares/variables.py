@@ -11,12 +11,20 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
-from ares.protocol.fields import INSTANCE_VARIABLE
+from ares.protocol.fields import ALLOW_UNSUPPORTED_VLLM_VARIABLE, INSTANCE_VARIABLE
 
 PREFIX = "ARES_"
 # Not settings of a gateway: other commands and our tests read these.
 _OTHERS = frozenset(
-    ["ARES_CACHE", "ARES_CHAOS_PLAN", "ARES_FUZZ_JSON", "ARES_FUZZ_TIMES", INSTANCE_VARIABLE, "ARES_URL"]
+    [
+        ALLOW_UNSUPPORTED_VLLM_VARIABLE,
+        "ARES_CACHE",
+        "ARES_CHAOS_PLAN",
+        "ARES_FUZZ_JSON",
+        "ARES_FUZZ_TIMES",
+        INSTANCE_VARIABLE,
+        "ARES_URL",
+    ]
 )
 # Kubernetes gives every pod the addresses of the Services of its namespace, in variables that begin with their names.
 _SERVICE_NAME = re.compile(

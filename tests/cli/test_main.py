@@ -12,10 +12,12 @@ from rich.console import Console
 
 from ares import __version__
 from ares.cli import main as cli
+from ares.engine import vllm_version
 from ares.engine.defaults import free_ports
 from ares.local_cluster import cluster as local
 from ares.local_cluster import supervision
 from ares.models import resolve as model
+from ares.protocol.fields import ALLOW_UNSUPPORTED_VLLM_VARIABLE
 
 SIMULATED = ["worker", "--role", "decode", "--simulate", "llama-8b-rtx4090", "--model", "no/model"]
 GATEWAY = ["gateway", "--model", "no/model", "--worker", "http://127.0.0.1:9"]
@@ -113,6 +115,26 @@ def test_an_endpoint_open_to_the_network_without_keys_is_warned_of(
     assert "client keys" not in said("--host", "0.0.0.0")  # noqa: S104
 
 
+@pytest.mark.parametrize(
+    "command", [SIMULATED, ["worker", "--role", "decode", "--model", "no/model", "--control-insecure"]]
+)
+def test_an_address_that_others_cannot_connect_to_is_one_line(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ARES_CONTROL_KEY", "k" * 32)
+    assert run([*command, "--host", "0.0.0.0", "--advertise-host", "::"], monkeypatch) == 2  # noqa: S104
+    said = capsys.readouterr().err
+    assert said.startswith("error: --advertise-host :: stands for every address")
+    assert said.count("\n") == 1
+
+
+def test_instances_of_up_are_reached_by_nobody_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*UP, "--advertise-host", "10.0.0.1"], monkeypatch) == 2
+    assert "--advertise-host is of `ares worker`" in capsys.readouterr().err
+
+
 def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"], monkeypatch) == 0
     assert capsys.readouterr().out == f"ares {__version__}\n"
@@ -140,3 +162,60 @@ def test_no_restart_ends_with_the_first_death(
     monkeypatch.setattr(supervision.Supervisor, "run", ends("supervised"))
     assert run([*UP, "--port", str(free_ports("127.0.0.1", 1)), *flags], monkeypatch) == 2
     assert capsys.readouterr().err == f"error: {way}\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--prefill-args", "-x 'y"], "No closing quotation"),
+        (["--decode-args", "64"], "expected flags of vLLM"),
+        (["--decode-args", "--served-model-name=m"], "is for all instances"),
+        (["--prefill", "0", "--prefill-args", "--max-num-seqs 8"], "--prefill-args has no effect with --prefill 0"),
+        (["--decode-args", "--api-key k"], "--api-key would show the key"),
+        (["--device-ids", "0"], "CUDA_VISIBLE_DEVICES"),
+        (["--decode-args", "--device_ids=1"], "CUDA_VISIBLE_DEVICES"),
+        (["--share-gpus", "--simulate", "llama-8b-rtx4090"], "--share-gpus has no effect with --simulate"),
+    ],
+)
+def test_flags_of_instances_that_cannot_work_are_refused(
+    flags: list[str], part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*UP, *flags], monkeypatch) == 2
+    assert part in capsys.readouterr().err
+
+
+def test_flags_by_role_and_the_start_timeout_reach_the_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: list[local.ClusterSettings] = []
+
+    @contextlib.contextmanager
+    def running(settings: local.ClusterSettings, _: Console) -> Iterator[local.Cluster]:
+        given.append(settings)
+        raise local.ClusterError("enough")
+        yield
+
+    monkeypatch.setattr(model, "resolve", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(cli, "signal_as_interrupt", lambda: None)
+    monkeypatch.setattr(local, "running", running)
+    flags = ["--prefill-args", "--max-num-seqs 8", "--decode-args=--max-num-seqs 64 --seed 1", "--start-timeout", "7"]
+    assert run([*UP, "--port", str(free_ports("127.0.0.1", 1)), *flags], monkeypatch) == 2
+    (settings,) = given
+    assert settings.flags("prefill")[-2:] == ("--max-num-seqs", "8")
+    assert settings.flags("decode")[-4:] == ("--max-num-seqs", "64", "--seed", "1")
+    assert settings.start_timeout_s == 7
+    assert settings.decode == 2
+
+
+@pytest.mark.parametrize("command", [UP, ["worker", "--role", "decode", "--model", "no/model"]])
+def test_a_vllm_that_is_not_supported_is_refused_before_the_model_is_fetched(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(vllm_version, "installed", lambda: "0.31.0")
+    monkeypatch.setenv(ALLOW_UNSUPPORTED_VLLM_VARIABLE, "")
+    monkeypatch.delenv(ALLOW_UNSUPPORTED_VLLM_VARIABLE)
+    free = ["--port", str(free_ports("127.0.0.1", 1))]
+    assert run([*command, *free], monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: vLLM 0.31.0 is installed, and ARES supports 0.32 and 0.33")
+    assert said.count("\n") == 1
+    assert run([*command, *free, "--allow-unsupported-vllm"], monkeypatch) == 2
+    assert "the model was asked for" in capsys.readouterr().err

@@ -40,13 +40,14 @@ MOVE = {
     "request_id": "chatcmpl-0123456789abcdef",
     "source": "decode-0",
     "target": "decode-1",
-    "reason": "decode-0 drains",
+    "reason": "drain of decode-0",
     "outcome": "moved",
     "stall_s": 0.0517,
     "pulled_tokens": 1400,
 }
 STATUS: dict[str, Any] = {
     "gateway": "ab12cd34",
+    "preset": "ares",
     "controller": {"where": "here", "holder": "ab12cd34", "missed_periods": 0},
     "instances": [
         {"name": "decode-0", **INSTANCE, **LOAD},

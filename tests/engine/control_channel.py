@@ -62,9 +62,9 @@ class Instance:
         self.numbers = itertools.count(1)
         self.taken = 0
         self.failing = False
-        self.channel = ControlChannel(self.address, HELLO, self.snapshot, key=key)
+        self.channel = ControlChannel(self.address, HELLO, self.telemetry, key=key)
 
-    def snapshot(self) -> messages.Telemetry:
+    def telemetry(self) -> messages.Telemetry:
         self.taken = next(self.numbers)
         if self.failing:
             raise RuntimeError("the scheduler changed while it was read")

@@ -4,8 +4,13 @@ import ast
 import importlib.metadata
 import inspect
 import textwrap
+from pathlib import Path
 
 import pytest
+
+from ares.engine import vllm_version
+from tests.engine.published_wheel import NotReachableError, published
+from tests.engine.vllm_source import Source, imports, parameters
 
 pytest.importorskip("vllm", reason="needs vLLM: the cpu or vllm extra")
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(240)]
@@ -93,9 +98,90 @@ def test_overridden_methods_take_the_same_arguments() -> None:
             )
 
 
-def test_the_supported_version_is_installed() -> None:
-    from ares.engine.vllm_api import SUPPORTED_VERSION
+def test_the_installed_version_is_supported_and_reported() -> None:
+    assert vllm_version.installed() == installed().split()[1]
+    vllm_version.check()
 
-    assert installed().split()[1].split("+")[0] == SUPPORTED_VERSION, (
-        f"ares/engine/vllm_api.py was read from vLLM {SUPPORTED_VERSION}; installed is {installed()}"
-    )
+
+# --- the source of each supported version, read without importing it ---
+
+API = ast.parse(Path(vllm_version.__file__).with_name("vllm_api.py").read_text())
+OURS = {
+    "NixlPullConnectorScheduler": "connector/scheduler.py",
+    "NixlPullConnectorWorker": "connector/worker.py",
+}
+
+
+def installed_file(path: str) -> str | None:
+    import vllm
+
+    file = Path(vllm.__file__).parents[1] / path
+    return file.read_text() if file.is_file() else None
+
+
+@pytest.fixture(scope="module", params=["installed", "0.33.0"])
+def version(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Source]:
+    if request.param == "installed":
+        return vllm_version.installed(), Source(installed_file)
+    try:
+        return request.param, Source(published(f"vllm=={request.param}", tmp_path_factory.mktemp("report")))
+    except NotReachableError as error:
+        pytest.skip(str(error))
+
+
+def table(name: str) -> dict[str, tuple[str, ...]]:
+    """The attributes by class that vllm_api.py lists under this name."""
+    for node in API.body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name and isinstance(node.value, ast.Dict):
+            pairs = zip(node.value.keys, node.value.values, strict=True)
+            return {ast.unparse(key): ast.literal_eval(value) for key, value in pairs if key is not None}
+    raise AssertionError(f"vllm_api.py has no table {name}")
+
+
+def origins(release: tuple[int, int]) -> dict[str, list[tuple[str, str]]]:
+    """Module and name of each class that vllm_api.py imports, by our name; several where the platform decides."""
+    found: dict[str, list[tuple[str, str]]] = {"PlatformWorker": []}
+    for module, name in imports(API, release):
+        key = "PlatformWorker" if module.endswith(("cpu_worker", "gpu_worker")) else name
+        found.setdefault(key, []).append((module, name))
+    return found
+
+
+def test_the_source_has_every_name(version: tuple[str, Source]) -> None:
+    number, source = version
+    wanted = list(imports(API, vllm_version.release(number)))
+    assert len(wanted) > 25
+    missing = [f"{module}.{name}" for module, name in wanted if not source.has(module, name)]
+    assert missing == [], f"vLLM {number} moved: {', '.join(missing)}"
+    assert not source.has("vllm.v1.request", "Requst")
+    assert not source.has("vllm.v1.no_such_module", "Request")
+
+
+@pytest.mark.parametrize("listed", ["ATTRIBUTES", "INSTANCE_ATTRIBUTES"])
+def test_the_source_has_every_attribute(version: tuple[str, Source], listed: str) -> None:
+    number, source = version
+    where = origins(vllm_version.release(number))
+    moved = [
+        f"{module}.{name}.{attribute}"
+        for owner, attributes in table(listed).items()
+        for module, name in where[owner]
+        for attribute in attributes
+        if not source.has_attribute(module, name, attribute)
+    ]
+    assert moved == [], f"vLLM {number} moved: {', '.join(moved)}"
+    assert not source.has_attribute("vllm.v1.request", "Request", "max_token")
+
+
+@pytest.mark.parametrize("stock", OURS)
+def test_the_source_of_overridden_methods_takes_the_same_arguments(version: tuple[str, Source], stock: str) -> None:
+    number, source = version
+    file = Path(vllm_version.__file__).parent / OURS[stock]
+    classes = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)]
+    ((module, name),) = origins(vllm_version.release(number))[stock]
+    compared = 0
+    for method in [node for owner in classes for node in owner.body if isinstance(node, ast.FunctionDef)]:
+        theirs = source.parameters(module, name, method.name)
+        if theirs is not None and not method.name.startswith("__"):
+            compared += 1
+            assert parameters(method) == theirs, f"vLLM {number} changed {name}.{method.name}"
+    assert compared >= 2

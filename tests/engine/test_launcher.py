@@ -49,6 +49,34 @@ def test_any_other_host_needs_one(host: str, monkeypatch: pytest.MonkeyPatch) ->
         launcher.check_control(host, insecure=False)
 
 
+@pytest.mark.parametrize("advertise_host", ["0.0.0.0", "::", "127.0.0.1"])  # noqa: S104 - names
+def test_an_address_that_others_cannot_connect_to_is_refused(
+    advertise_host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARES_CONTROL_KEY", "k" * 32)
+    settings = {**WORKER, "host": "0.0.0.0", "advertise_host": advertise_host}  # noqa: S104 - what it is about
+    with pytest.raises(AddressError, match=f"--advertise-host {advertise_host} .*give the address of this machine"):
+        launcher.serve(launcher.WorkerSettings(port=0, **settings))
+
+
+@pytest.mark.parametrize(
+    ("listen_host", "endpoint", "own"),
+    [
+        ("0.0.0.0", "0.0.0.0", "127.0.0.1"),  # noqa: S104 - what it is about
+        ("::", "[::]", "[::1]"),
+        ("10.0.0.1", "10.0.0.1", "10.0.0.1"),
+        ("", "192.0.2.1", "192.0.2.1"),
+    ],
+)
+def test_what_is_listened_on_and_what_is_published(listen_host: str, endpoint: str, own: str) -> None:
+    settings = instance.InstanceSettings("d", "decode", "b", "tcp://192.0.2.1:5600", listen_host=listen_host)
+    assert settings.published_host == "192.0.2.1"
+    assert settings.control_endpoint == f"tcp://{endpoint}:5600"
+    assert settings.own_control_address == f"tcp://{own}:5600"
+    assert not settings.on_loopback
+    assert instance.describe(settings, [], None).control_address == "tcp://192.0.2.1:5600"
+
+
 def test_a_name_with_another_address_too_is_not_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     both = [(socket.AF_INET, 1, 6, "", ("127.0.0.1", 0)), (socket.AF_INET6, 1, 6, "", ("2001:db8::1", 0, 0, 0))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: both)

@@ -244,7 +244,7 @@ def _logged(folder: Path) -> list[Any]:
     moves = policy.decide(cluster)
     log.moves("ares", view, policy, oom_avoidance, avoid_oom(cluster, oom_avoidance, view.running), moves)
     left = np.array([10.0, 20.0, 30.0])
-    log.placement("ares", dispatch, {}, view, 60, left, dispatch.choose(cluster, 60, left))
+    log.dispatch("ares", dispatch, {}, view, 60, left, dispatch.choose(cluster, 60, left))
     log.close()
     assert replay(file, None).decisions == 3
     return [json.loads(line) for line in file.read_text().splitlines()]

@@ -192,7 +192,7 @@ class Decoding(Session):
         """It does not wait outside decode."""
         return False
 
-    def unmovable_reason(self) -> str | None:
+    def unmovable_now(self) -> str | None:
         """Return nothing: it can be moved, but where it goes ahead of a hand-over."""
         return "moving" if self.moving else None
 
@@ -237,7 +237,7 @@ class Bench:
         assert (np.diff(remaining, axis=1) >= 0).all()
         for preset in PRESETS.values():
             dispatch, admission, rebalance = preset.make()
-            if admission.holds:  # what it decides can be carried out, or it raises
+            if admission.queues_requests:  # what it decides can be carried out, or it raises
                 decide_admissions(admission, view.cluster, candidates, view.running)
             for one in avoid_oom(view.cluster, OomAvoidanceSettings(), view.running):
                 assert 0 <= one.request < rows
@@ -305,7 +305,7 @@ async def test_a_gateway_listens_on(fake: Any, body: bytes) -> None:
         await eventually(lambda: heard.health.healthy)
         fake.engine.channel.send(body)
         fake.post(messages.Predicted("after it", (1.0, 2.0, 3.0)))
-        await eventually(lambda: heard.control.predicted("after it") is not None)
+        await eventually(lambda: heard.control.prediction("after it") is not None)
         await pool.stop()
 
 
@@ -323,7 +323,7 @@ async def test_a_message_that_is_too_large_is_not_heard_and_costs_a_connection(f
 
         def heard_again() -> bool:
             fake.post(messages.Predicted("after it", (1.0, 2.0, 3.0)))
-            return heard.control.predicted("after it") is not None and heard.health.healthy
+            return heard.control.prediction("after it") is not None and heard.health.healthy
 
         await eventually(heard_again)
         assert heard.state.hello == hello

@@ -14,7 +14,7 @@ from ares.gateway.openai.text import TextModel
 from ares.gateway.service import Gateway
 from tests.gateway.fakes import FakeInstance, instances
 from tests.gateway.gateways import configuration, started
-from tests.gateway.running import IMPATIENT, PROMPT, VOCABULARY, Bench, Run, Start, acquaint
+from tests.gateway.running import IMPATIENT, PROMPT, VOCABULARY, FakeCluster, Run, Start, start_pool
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,15 +41,15 @@ async def gateway(fakes: list[FakeInstance], model_folder: Path) -> AsyncIterato
 
 
 @pytest.fixture
-async def bench(fakes: list[FakeInstance]) -> AsyncIterator[Bench]:
-    pool, http = await acquaint(fakes, IMPATIENT)
-    yield Bench(fakes, pool)
+async def cluster(fakes: list[FakeInstance]) -> AsyncIterator[FakeCluster]:
+    pool, http = await start_pool(fakes, IMPATIENT)
+    yield FakeCluster(fakes, pool)
     await pool.stop()
     await http.close()
 
 
 @pytest.fixture
-async def start(bench: Bench) -> AsyncIterator[Start]:
+async def start(cluster: FakeCluster) -> AsyncIterator[Start]:
     runs: list[Run] = []
 
     def begin(
@@ -62,7 +62,7 @@ async def start(bench: Bench) -> AsyncIterator[Start]:
         **parameters: Any,
     ) -> Run:
         sampling = Sampling(parameters, maximum, 0, unmovable_reason)
-        runs.append(Run(bench, sampling, prompt, timeout_s, maximum_attempts))
+        runs.append(Run(cluster, sampling, prompt, timeout_s, maximum_attempts))
         return runs[-1]
 
     yield begin

@@ -72,7 +72,7 @@ def view(gateway: Gateway, exclude: set[str] = frozenset()) -> ClusterSnapshot: 
 
 
 def other(gateway: Gateway, sequence: Session) -> Instance:
-    return next(i for i in gateway.pool.decode() if i is not sequence.instance)
+    return next(i for i in gateway.pool.decode_instances if i is not sequence.instance)
 
 
 def sample(gateway: Gateway, name: str, **labels: str) -> float:

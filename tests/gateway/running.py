@@ -23,7 +23,7 @@ PROMPT = [10, 20, 30, 40, 50]
 IMPATIENT = Tuning(silent_s=0.3, silent_intervals=5, reconnect_s=0.05)
 
 
-class Bench:
+class FakeCluster:
     """A pool over fakes, and the choice of instances for its sessions: the first open instance that may be used."""
 
     def __init__(self, fakes: list[FakeInstance], pool: Pool) -> None:
@@ -36,7 +36,7 @@ class Bench:
 
     async def admit(self, session: Session, exclude: set[str]) -> Instance:
         for _ in range(15):
-            usable = {i.name: i for i in self.pool.decode() if i.open and i.name not in exclude}
+            usable = {i.name: i for i in self.pool.decode_instances if i.open and i.name not in exclude}
             chosen = next((usable[name] for name in self.order if name in usable), None)
             if chosen is not None:
                 return chosen
@@ -58,10 +58,10 @@ class Run:
     """A session that runs, and what it gave out."""
 
     def __init__(
-        self, bench: Bench, sampling: Sampling, prompt: list[int], timeout_s: float, maximum_attempts: int = 3
+        self, cluster: FakeCluster, sampling: Sampling, prompt: list[int], timeout_s: float, maximum_attempts: int = 3
     ) -> None:
-        self.session = Session("request", prompt, sampling, bench, timeout_s, maximum_attempts=maximum_attempts)
-        self.bench = bench
+        self.session = Session("request", prompt, sampling, cluster, timeout_s, maximum_attempts=maximum_attempts)
+        self.cluster = cluster
         self.tokens: list[int] = []
         self.deltas: list[Delta] = []
         self.stop_after: int | None = None
@@ -89,7 +89,7 @@ class Run:
             source = None
         try:
             async with asyncio.timeout(5):
-                return await self.session.hand_over(self.bench.instance(target), "test")
+                return await self.session.hand_over(self.cluster.instance(target), "test")
         finally:
             if source is not None:
                 source.hold_at = None
@@ -109,7 +109,7 @@ class Run:
     @property
     def where(self) -> FakeInstance:
         assert self.session.instance is not None
-        return self.bench.fakes[self.session.instance.name]
+        return self.cluster.fakes[self.session.instance.name]
 
     @property
     def finish_reasons(self) -> list[str]:
@@ -119,7 +119,7 @@ class Run:
 Start = Callable[..., Run]
 
 
-async def acquaint(fakes: list[FakeInstance], tuning: Tuning = DEFAULT) -> tuple[Pool, Any]:
+async def start_pool(fakes: list[FakeInstance], tuning: Tuning = DEFAULT) -> tuple[Pool, Any]:
     http = http_client()
     pool = Pool([fake.url for fake in fakes], http, 0.02, tuning=tuning)
     pool.start()
@@ -127,25 +127,25 @@ async def acquaint(fakes: list[FakeInstance], tuning: Tuning = DEFAULT) -> tuple
     return pool, http
 
 
-async def move_once(bench: Bench, start: Start, maximum: int, *outcomes: str, **options: Any) -> None:
+async def move_once(cluster: FakeCluster, start: Start, maximum: int, *outcomes: str, **options: Any) -> None:
     """Move a request once: whatever comes of it, every token comes once, and nothing is left behind."""
     run = start(maximum, **options)
     await run.reached(10)
     assert (await run.move("decode-1")).outcome in outcomes
     assert await run.finish() == undisturbed(maximum)
-    await bench.quiet()
+    await cluster.quiet()
 
 
 def undisturbed(count: int, prompt: list[int] = PROMPT, eos_at: int | None = None) -> list[int]:
     return expected(prompt, count, vocabulary=VOCABULARY, eos_at=eos_at)
 
 
-def hold(bench: Bench, output: int) -> None:
+def hold(cluster: FakeCluster, output: int) -> None:
     """Let no decode instance generate further than so many output tokens."""
-    for fake in bench.fakes.values():
+    for fake in cluster.fakes.values():
         fake.hold_at = len(PROMPT) + output
 
 
-def stop_holding(bench: Bench) -> None:
-    for fake in bench.fakes.values():
+def stop_holding(cluster: FakeCluster) -> None:
+    for fake in cluster.fakes.values():
         fake.hold_at = None

@@ -32,12 +32,13 @@ class Output:
 
 
 class Client:
-    """A client of one gateway."""
+    """A client of one gateway; `slow` says that a token takes 10 times as long as on the stock CPU build."""
 
-    def __init__(self, http: aiohttp.ClientSession, url: str, model: str) -> None:
+    def __init__(self, http: aiohttp.ClientSession, url: str, model: str, *, slow: bool = False) -> None:
         self.http = http
         self.url = url
         self.model = model
+        self.slow = slow
 
     def body(self, prompt: Any, tokens: int, **more: Any) -> dict[str, Any]:
         """Return a greedy completion request."""
@@ -95,13 +96,15 @@ class Client:
             return reply.status, await reply.json()
 
     async def move_on(self, name: str, exclude: tuple[str, ...] = (), mode: str = "auto") -> dict[str, Any] | None:
-        """Move a request to another decode instance; None where it has ended or is not decoding yet."""
+        """Move a request to another decode instance; None where it has ended, or cannot move now."""
         status = await self.status()
         row = next((r for r in status["requests"] if r["id"] == name), None)
         if row is None or not row["movable"]:
             return None
         names = [i["name"] for i in status["instances"] if i["role"] == "decode" and i["healthy"]]
         others = [n for n in names if n != row["instance"] and n not in exclude]
+        if not others:  # a busy machine has kept them from answering
+            return None
         code, record = await self.migrate(name, others[0], mode)
         return record if code == 200 else None
 

@@ -1,6 +1,11 @@
-"""Real engines, started once for the whole run: a prefill and two decode instances of a tiny random model."""
+"""Real engines, started once for each row of the whole run: a prefill and two decode instances of a tiny random model.
+
+A row is a configuration of vLLM. Every test of engines runs on the CPU build as it is; those marked `gpu_defaults` also
+run on one with what vLLM chooses on a GPU, the V2 model runner and asynchronous scheduling (gpu_defaults/).
+"""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,16 +19,39 @@ from tests.integration.tiny_model import build
 
 pytest.importorskip("vllm", reason="needs vLLM: the cpu or vllm extra")
 
+FOLDER = Path(__file__).parent
 # 128 blocks of 128 tokens on each instance: small enough for a test to fill.
 TINY_FLAGS = ("--dtype", "float32", "--max-model-len", "4096", "--kv-cache-memory-bytes", "16M")
+STOCK, GPU_DEFAULTS = "v1", "v2-async"
+RECORDINGS = "recordings"
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test of the shared cluster on its rows."""
+    if "cluster" in metafunc.fixturenames:
+        marked = metafunc.definition.get_closest_marker("gpu_defaults") is not None
+        rows = (STOCK, GPU_DEFAULTS) if marked else (STOCK,)
+        metafunc.parametrize("cluster", rows, indirect=True, scope="session")
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs engines, and run what kills one last."""
+    """Mark what needs engines; run the rows one after the other, and in each what kills an instance last."""
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if FOLDER in item.path.parents:
             item.add_marker(pytest.mark.engines)
-    items.sort(key=lambda item: "test_instance_death" in item.path.name)
+    items.sort(key=lambda item: (row_of(item) == GPU_DEFAULTS, "test_instance_death" in item.path.name))
+
+
+def row_of(item: pytest.Item) -> str | None:
+    """Return the row that a test runs on; None where it does not use the shared cluster."""
+    call = getattr(item, "callspec", None)
+    return call.params.get("cluster") if call is not None and FOLDER in item.path.parents else None
+
+
+def recordings(cluster: local.Cluster) -> Path:
+    """Return the folder in which the instances of the row `GPU_DEFAULTS` record hidden states."""
+    return cluster.log_folder / RECORDINGS
 
 
 @pytest.fixture(scope="session")
@@ -33,27 +61,35 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cluster(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Cluster]:
+def cluster(
+    request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[local.Cluster]:
     """Run a cluster that moves nothing by itself, so that each test decides."""
+    logs = tmp_path_factory.mktemp("logs")
+    recorder = ("--record-hidden-states", str(logs / RECORDINGS), "--record-fraction", "1")
     settings = local.ClusterSettings(
         model=str(tiny_model),
         decode=2,
         port=free_port("127.0.0.1"),
         preset="off",
-        log_folder=tmp_path_factory.mktemp("logs"),
-        worker_flags=("--drain-deadline", "30"),
+        log_folder=logs,
+        worker_flags=("--drain-deadline", "30", *(recorder if request.param == GPU_DEFAULTS else ())),
         vllm_flags=tuple(local_flags(list(TINY_FLAGS))),
     )
-    with local.running(settings) as running:
-        yield running
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == GPU_DEFAULTS:
+            patch.setenv("PYTHONPATH", str(FOLDER / "gpu_defaults"), prepend=os.pathsep)
+        with local.running(settings) as running:
+            yield running
 
 
 @pytest.fixture
-async def client(cluster: local.Cluster) -> AsyncIterator[Client]:
+async def client(cluster: local.Cluster, request: pytest.FixtureRequest) -> AsyncIterator[Client]:
     """Talk to the cluster; afterwards everything must be back to zero."""
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=120)) as http:
-        client = Client(http, cluster.url, cluster.settings.model)
+        slow = row_of(request.node) == GPU_DEFAULTS
+        client = Client(http, cluster.url, cluster.settings.model, slow=slow)
         yield client
         await client.quiet()
         await asyncio.sleep(0)

@@ -15,6 +15,7 @@ from ares_dev.chaos.plan import Plan, make_plan
 from ares_dev.chaos.run import executed_plan_file, run_plan
 from tests.dev.chaos.shapes import REAL
 from tests.integration.client import Client
+from tests.integration.tiny_model import VOCABULARY
 
 SEED = 62
 SHAPE = msgspec.structs.replace(
@@ -26,6 +27,7 @@ SHAPE = msgspec.structs.replace(
     events_per_s=0.8,
     moves_per_s=4.0,
     prompts=4,
+    vocabulary=VOCABULARY,
 )
 
 

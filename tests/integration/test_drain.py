@@ -9,7 +9,7 @@ import pytest
 from ares.local_cluster import cluster as local
 from tests.integration.client import Client
 
-PROMPT = list(range(2000, 2200))
+PROMPT = list(range(400, 600))
 LENGTH = 400
 
 

@@ -4,17 +4,19 @@ import asyncio
 import random
 from collections import Counter
 
+import pytest
+
 from tests.integration.client import Client
+from tests.integration.tiny_model import VOCABULARY
 
 # Around block boundaries (128 tokens), far from them, and over several blocks.
 LENGTHS = (1, 100, 126, 127, 128, 129, 255, 256, 300, 600)
 STREAMS = 10
-TOKENS = 800
 
 
 def prompts(seed: int = 5) -> list[list[int]]:
     generator = random.Random(seed)
-    return [[generator.randrange(3, 49000) for _ in range(length)] for length in LENGTHS[:STREAMS]]
+    return [[generator.randrange(3, VOCABULARY) for _ in range(length)] for length in LENGTHS[:STREAMS]]
 
 
 async def test_the_model_notices_every_token_of_its_context(client: Client) -> None:
@@ -22,17 +24,19 @@ async def test_the_model_notices_every_token_of_its_context(client: Client) -> N
     prompt = prompts()[3]
     first = (await client.complete(prompt, 100))["choices"][0]["token_ids"]
     other = (await client.complete([prompt[0] + 1, *prompt[1:]], 100))["choices"][0]["token_ids"]
-    assert len(set(first)) > 90
+    assert len(set(first)) > 80  # a draw of 100 from 1024 has 95 on average
     assert sum(a == b for a, b in zip(first, other, strict=True)) < 10
 
 
+@pytest.mark.gpu_defaults
 async def test_concurrent_streams_moved_again_and_again_are_token_exact(client: Client) -> None:
+    length = 120 if client.slow else 800
     fresh = prompts(seed=7)  # seen by no other test, so that nothing of them is cached anywhere
     instances = ("decode-0", "decode-1")
     hits = {name: await client.engine_metric(name, "vllm:external_prefix_cache_hits_total") for name in instances}
     expired = {name: await client.engine_metric(name, "vllm:nixl_num_kv_expired_reqs_total") for name in instances}
 
-    streams = [client.stream(f"exact-{n}", prompt, TOKENS) for n, prompt in enumerate(fresh)]
+    streams = [client.stream(f"exact-{n}", prompt, length) for n, prompt in enumerate(fresh)]
     generator = random.Random(6)
     outcomes: Counter[str] = Counter()
 
@@ -65,32 +69,36 @@ async def test_concurrent_streams_moved_again_and_again_are_token_exact(client: 
         assert await client.engine_metric(name, "vllm:nixl_num_kv_expired_reqs_total") == expired[name]
 
     # Only now, so that each of the prefills above was pulled whole.
-    expected = [(await client.complete(prompt, TOKENS))["choices"][0] for prompt in fresh]
-    for n, (output, reference) in enumerate(zip(outputs, expected, strict=True)):
+    expected = await asyncio.gather(*(client.complete(prompt, length) for prompt in fresh))
+    for n, (output, reply) in enumerate(zip(outputs, expected, strict=True)):
+        reference = reply["choices"][0]
         assert output.token_ids == reference["token_ids"], f"stream {n} after {moves[n]} moves"
         assert output.text == reference["text"]
         assert output.finish_reason == "length"
         assert output.usage == {
             "prompt_tokens": LENGTHS[n],
-            "completion_tokens": TOKENS,
-            "total_tokens": LENGTHS[n] + TOKENS,
+            "completion_tokens": length,
+            "total_tokens": LENGTHS[n] + length,
         }
 
 
+@pytest.mark.gpu_defaults
 async def test_a_cut_at_every_position_around_a_block_boundary(client: Client) -> None:
     """Moves ordered at each of the tokens around the boundary, so that cuts fall before, on and after it."""
     prompt = prompts()[1]  # 100 tokens: the boundary is after output token 28
     expected = (await client.complete(prompt, 60))["choices"][0]["token_ids"]
-    cuts = set()
-    for position in range(20, 34):
+
+    async def cut_near(position: int) -> int | None:
+        """Return how many tokens of the last block were pulled."""
         name = f"boundary-{position}"
         output, task = client.stream(name, prompt, 60)
         await output.reach(position)
         record = await client.move_on(name)
         assert (await task).token_ids == expected, f"cut near {position}: {record}"
-        if record is not None and record["outcome"] == "moved":
-            cuts.add(record["pulled_tokens"] % 128)
-    assert len(cuts) >= 3, f"cuts fell on too few positions: {cuts}"
+        return record["pulled_tokens"] % 128 if record is not None and record["outcome"] == "moved" else None
+
+    cuts = set(await asyncio.gather(*(cut_near(position) for position in range(20, 34))))
+    assert len(cuts - {None}) >= 3, f"cuts fell on too few positions: {cuts}"
 
 
 async def test_text_is_right_across_cuts(client: Client) -> None:

@@ -2,11 +2,14 @@
 
 import asyncio
 
+import pytest
+
 from tests.integration.client import Client
 
-PROMPT = list(range(2000, 2140))
+PROMPT = list(range(200, 340))
 
 
+@pytest.mark.gpu_defaults
 async def test_a_stop_token_in_the_hand_over(client: Client) -> None:
     """A cut races the token that ends the output, at many offsets; whoever wins, the client sees the same."""
     whole = (await client.complete(PROMPT, 60))["choices"][0]["token_ids"]
@@ -31,6 +34,7 @@ async def test_a_stop_token_in_the_hand_over(client: Client) -> None:
     assert "finished_first" in outcomes, f"the race was never lost: {outcomes}"
 
 
+@pytest.mark.gpu_defaults
 async def test_a_client_that_leaves_in_the_hand_over_leaves_nothing(client: Client) -> None:
     """`client` checks at the end of the test that no request, block or pin is left."""
     for attempt in range(12):

@@ -12,7 +12,7 @@ from ares.local_cluster import cluster as local
 from tests.integration.client import Client
 from tests.waiting import eventually_found
 
-PROMPT, LENGTH = list(range(2000, 2200)), 1000
+PROMPT, LENGTH = list(range(400, 600)), 1000
 # Together more than the engines hold, so that some are held while their KV waits at the prefill instance.
 LARGE, REQUESTS = 2000, 24
 # vLLM keeps for 30 s what nobody pulls (kv_lease_duration); an instance that misses its gateway, for 10 s.

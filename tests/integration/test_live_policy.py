@@ -66,7 +66,7 @@ async def test_held_and_suspended_requests_lose_nothing(
     async with controlled(cluster, tiny_model, **settings) as gateway:
         for _ in range(50):
             gateway.controller.snapshots.lengths.add(1800)
-        alone, other = gateway.pool.decode()
+        alone, other = gateway.pool.decode_instances
         other.state.draining = True  # two instances would not keep pace with each other
         # A token may take 5 s, so each has time to spare from its first tokens on.
         long = [Taker(gateway, f"long-{n}", prompt(n, LONG), 1800) for n in range(3)]

@@ -11,6 +11,7 @@ import zmq.asyncio
 
 from ares.protocol import messages, rpc
 from tests.integration.client import Client
+from tests.integration.tiny_model import VOCABULARY
 
 BLOCK = 128
 INSTANCES = ("decode-0", "decode-1")
@@ -20,7 +21,7 @@ _fresh = itertools.count(100)
 def fresh_prompt(length: int) -> list[int]:
     """A prompt that no other test has used, so that nothing of it is cached anywhere."""
     generator = random.Random(next(_fresh))
-    return [generator.randrange(3, 49000) for _ in range(length)]
+    return [generator.randrange(3, VOCABULARY) for _ in range(length)]
 
 
 async def pulled_by(client: Client, name: str) -> float:
@@ -57,10 +58,12 @@ async def test_full_blocks_go_ahead_and_the_hand_over_pulls_the_rest(client: Cli
     assert result.usage == {"prompt_tokens": length, "completion_tokens": 400, "total_tokens": length + 400}
 
 
+@pytest.mark.gpu_defaults
 async def test_concurrent_streams_copied_again_and_again_are_token_exact(client: Client) -> None:
+    tokens = 120 if client.slow else 700
     prompts = [fresh_prompt(length) for length in (1, 126, 128, 300, 500, 900)]
     before = await expired(client)
-    streams = [client.stream(f"again-{n}", prompt, 700) for n, prompt in enumerate(prompts)]
+    streams = [client.stream(f"again-{n}", prompt, tokens) for n, prompt in enumerate(prompts)]
     modes: Counter[tuple[str, str]] = Counter()
 
     async def keep_moving(name: str, task: "asyncio.Task[object]") -> None:
@@ -76,15 +79,17 @@ async def test_concurrent_streams_copied_again_and_again_are_token_exact(client:
     outputs = [await task for _, task in streams]
     assert modes["pre_copy", "moved"] >= len(streams), modes
     assert await expired(client) == before
-    for prompt, output in zip(prompts, outputs, strict=True):
+    expected = await asyncio.gather(*(client.complete(prompt, tokens) for prompt in prompts))
+    for output, reply in zip(outputs, expected, strict=True):
         assert output.error is None
-        assert output.token_ids == (await client.complete(prompt, 700))["choices"][0]["token_ids"], modes
+        assert output.token_ids == reply["choices"][0]["token_ids"], modes
 
 
+@pytest.mark.gpu_defaults
 async def test_a_request_that_ends_or_is_left_while_it_is_copied(client: Client) -> None:
     """`client` checks at the end of the test that no request, block or pin is left."""
     outcomes = set()
-    for attempt in range(16):
+    for attempt in range(8 if client.slow else 16):
         name = f"ends-{attempt}"
         output, task = client.stream(name, fresh_prompt(1500), 24 + attempt % 4 if attempt % 2 else 2000)
         await output.reach(20)
@@ -122,7 +127,7 @@ async def test_what_was_copied_and_evicted_is_pulled_again(client: Client) -> No
             "request_id": "by-hand",
             "token_ids": [*prompt, output.token_ids[0]],
             "sampling_params": {"max_tokens": 1, "temperature": 0, "detokenize": False},
-            "kv_transfer_params": {**copied.transfer, "ares_key": "by-hand", "ares_ahead": True},
+            "kv_transfer_params": {**copied.kv_transfer_params, "ares_key": "by-hand", "ares_ahead": True},
         }
         async with client.http.post(f"{urls[target]}/inference/v1/generate", json=body) as reply:
             assert reply.status == 200, await reply.text()

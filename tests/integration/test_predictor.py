@@ -21,7 +21,7 @@ from ares.local_cluster import cluster as local
 from ares.predictor import checkpoint, dataset, shards
 from ares.predictor.networks import HazardNetwork
 from ares.protocol import messages, rpc
-from tests.integration.conftest import TINY_FLAGS
+from tests.integration.conftest import GPU_DEFAULTS, TINY_FLAGS, recordings, row_of
 
 HIDDEN = 128
 
@@ -181,20 +181,35 @@ async def test_a_prefill_is_predicted_before_it_ends(
     assert all(0 < low <= middle <= high and high > 1 for low, middle, high in told.values())
 
 
-async def test_live_states_equal_offline_ones(predicting: tuple[local.ManagedProcess, Path], tiny_model: Path) -> None:
-    """What the worker records of live requests is what transformers computes; it is written soon."""
-    folder = predicting[1]
-    await asyncio.gather(*(complete(predicting[0].url, str(tiny_model), f"Live {n}", 65) for n in range(3)))
+@pytest.fixture
+def recording(request: pytest.FixtureRequest, cluster: local.Cluster) -> tuple[str, Path]:
+    """Return the URL of an instance that records everything, and the folder."""
+    if row_of(request.node) == GPU_DEFAULTS:
+        return cluster.workers[-1].url, recordings(cluster)
+    worker, folder = request.getfixturevalue("predicting")
+    return worker.url, folder
+
+
+@pytest.mark.gpu_defaults
+async def test_live_states_equal_offline_ones(recording: tuple[str, Path], tiny_model: Path) -> None:
+    """What the worker records of live requests is what transformers computes; it is written soon.
+
+    With vLLM's defaults of a GPU, these are the requests of all tests before, moves and preemptions included.
+    """
+    url, folder = recording
+    length = 125  # of no other output
+    await asyncio.gather(*(complete(url, str(tiny_model), f"Live {n}", length) for n in range(3)))
     for _ in range(60):
-        found = [shards.read(file) for file in shards.files(folder)]
-        if any(65 in shard.tensors["output_length"] for shard in found):
+        found = [shards.read(file).tensors["output_length"] for file in shards.files(folder)]
+        if sum((lengths == length).sum() for lengths in found) == 3:
             break
         await asyncio.sleep(1)
     pairs = offline(tiny_model, folder, 2e-3)  # float32
     lengths = np.array([len(tokens) for tokens in pairs.output_tokens])
-    assert (lengths == 65).sum() == 3
-    assert sorted(set(pairs.position[np.isin(pairs.output, np.flatnonzero(lengths == 65))])) == [0, 20, 40, 60]
-    assert pairs.censored.all()  # all of them were cut by their limit
+    ours = np.isin(pairs.output, np.flatnonzero(lengths == length))
+    assert (lengths == length).sum() == 3
+    assert sorted(set(pairs.position[ours])) == list(range(0, length, 20))
+    assert pairs.censored[ours].all()  # all of them were cut by their limit
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(tiny_model: Path, tmp_path: Path) -> None:

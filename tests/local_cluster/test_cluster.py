@@ -294,7 +294,10 @@ def test_a_part_that_dies_at_start_is_named(stage: Stage, monkeypatch: pytest.Mo
 def test_a_part_that_never_answers_is_named(stage: Stage, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("FAKE_SLOW", name)
     settings = dataclasses.replace(stage.settings, start_timeout_s=2.0)
-    with pytest.raises(ClusterError, match="not ready after 2 s") as failed, running(settings, quiet()):
+    with (
+        pytest.raises(ClusterError, match=r"not ready after 2 s \(--start-timeout\)") as failed,
+        running(settings, quiet()),
+    ):
         pytest.fail("it must not start")
     assert f": {name};" in str(failed.value)
     assert f"{name}: line 99" in str(failed.value)

@@ -91,7 +91,7 @@ class Cluster:
         chosen: list[gateway.Instance] = []
 
         def found() -> bool:
-            usable = {i.name: i for i in self.pool.decode() if i.open and i.name not in exclude}
+            usable = {i.name: i for i in self.pool.decode_instances if i.open and i.name not in exclude}
             chosen[:] = [usable[name] for name in self.order if name in usable]
             return bool(chosen)
 

@@ -60,7 +60,7 @@ async def test_a_cut_ends_the_request_and_pins_what_is_computed(pair: Cluster) -
     assert handover.tail == tokens[-64:]
     assert tokens == MODEL.continuation(PROMPT, len(tokens))
     # The newest token's KV is not computed.
-    assert handover.transfer["remote_num_tokens"] == len(PROMPT) + len(tokens) - 1
+    assert handover.kv_transfer_params["remote_num_tokens"] == len(PROMPT) + len(tokens) - 1
     counters = pair.counters("decode-0")
     assert (counters["pinned"], counters["kv_blocks_used"]) == (1, -(-(len(PROMPT) + len(tokens) - 1) // 16))
     await pair.known("decode-0").control.release("a")
@@ -106,7 +106,7 @@ async def test_a_cut_in_the_last_step_pins_nothing(pair: Cluster) -> None:
     # It arrives in the first step and is carried out as the second one, which is the last, begins.
     handover = await cut(pair, "a")
     tokens, last = await whole(stream)
-    assert (handover.outcome, handover.output_tokens, handover.transfer) == ("finished", 2, {})
+    assert (handover.outcome, handover.output_tokens, handover.kv_transfer_params) == ("finished", 2, {})
     assert (len(tokens), last.finish_reason, last.stop_reason) == (2, "length", None)
     await pair.at_rest()
 
@@ -151,7 +151,7 @@ async def test_a_lease_that_ends_frees_the_pin_once_and_the_pull_fails() -> None
         stream = await start(cluster, "b", 20, "decode-1", transfer=params, token_ids=PROMPT + first)
         tokens, _ = await whole(stream)
         assert first + tokens == MODEL.continuation(PROMPT, 21)
-        admitted = await cluster.known("decode-1").control.kv_received("b", TIMEOUT_S)
+        admitted = await cluster.known("decode-1").control.until_kv_received("b", TIMEOUT_S)
         assert admitted is not None
         assert (admitted.pulled, admitted.failed) == (0, True)
         await cluster.at_rest()
@@ -168,7 +168,7 @@ async def test_a_request_that_waits_keeps_the_lease_of_what_it_will_pull() -> No
         await asyncio.sleep(1.5)  # two leases and a half
         busy.close()
         assert first + (await whole(stream))[0] == MODEL.continuation(PROMPT, 21)
-        admitted = await cluster.known("decode-1").control.kv_received("b", TIMEOUT_S)
+        admitted = await cluster.known("decode-1").control.until_kv_received("b", TIMEOUT_S)
         assert admitted is not None
         assert (admitted.pulled, admitted.failed) == (len(PROMPT), False)
         assert admitted.queued_s > 1.0

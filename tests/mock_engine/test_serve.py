@@ -316,6 +316,29 @@ def _described(url: str, process: subprocess.Popen[bytes]) -> dict[str, Any]:
     raise AssertionError("the command ended")
 
 
+async def test_it_publishes_another_address_than_it_listens_on() -> None:
+    """An instance on every address is followed, and pulled from, at the one that it publishes."""
+    port = free_ports("0.0.0.0", 1)  # noqa: S104 - what it is about
+    found = identities("wide", "both", "0.0.0.0", port, 0, 1, "127.0.0.7")  # noqa: S104 - what it is about
+    async with aiohttp.ClientSession() as pulling, http_client() as http:
+        server = Server(found[0], settings(), MODEL, Puller(pulling))
+        await server.start()
+        pool = Pool([f"http://127.0.0.1:{port}"], http, 0.02)
+        pool.start()
+        try:
+            await eventually(lambda: pool.instances[0].open)
+            hello = pool.instances[0].state.hello
+            assert hello is not None
+            assert hello.peer.host == "127.0.0.7"
+            transfer = {"do_remote_decode": True}
+            _, source = await pool.instances[0].engine.complete(body(1, kv_transfer_params=transfer))
+            assert source is not None
+            assert source["remote_host"] == "127.0.0.7"
+        finally:
+            await pool.stop()
+            server.stop()
+
+
 async def test_it_serves_on_an_ipv6_address() -> None:
     """HTTP and control channel, for the gateway and for the instance's own process."""
     if not socket.has_dualstack_ipv6():

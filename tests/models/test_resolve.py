@@ -380,6 +380,24 @@ def test_download_that_arrives_damaged_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["staging", "config.json"]
 
 
+@pytest.mark.parametrize("variable", ["HF_HOME", "HF_HUB_CACHE"])
+def test_a_snapshot_of_the_hugging_face_cache_is_used_where_it_is(tmp_path: Path, hub: str, variable: str) -> None:
+    own = {variable: str(tmp_path / "shared")}
+    fetch = "import huggingface_hub\nhuggingface_hub.snapshot_download('one/model', allow_patterns={!r})"
+    in_new_process(
+        tmp_path, fetch.format(["config.json", "tokenizer_config.json", "*.safetensors"]), HF_ENDPOINT=hub, **own
+    )
+    # Without a tokenizer it is not whole: the rest is fetched, into our own cache.
+    output = in_new_process(tmp_path, "print(resolve('one/model', weights=False))", HF_ENDPOINT=hub, **own)
+    assert str(tmp_path / "cache" / "tokenizers") in output
+    in_new_process(tmp_path, fetch.format(["*.json"]), HF_ENDPOINT=hub, **own)
+    # A hub that refuses connections is not even asked.
+    output = in_new_process(tmp_path, "print(resolve('one/model'))", HF_ENDPOINT="http://127.0.0.1:9", **own)
+    assert Path(output.strip()).name == COMMIT
+    assert (tmp_path / "shared") in Path(output.strip()).parents
+    assert not (tmp_path / "cache" / "models").exists()
+
+
 def test_offline_uses_what_the_hub_client_holds(tmp_path: Path, hub: str) -> None:
     fetch = "import huggingface_hub\nhuggingface_hub.snapshot_download('one/model', allow_patterns={!r})"
     in_new_process(tmp_path, fetch.format(["*.json", "*.jinja"]), HF_ENDPOINT=hub)

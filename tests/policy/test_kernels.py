@@ -75,8 +75,8 @@ def test_the_forecast_has_the_same_bits(cluster: Cluster, shape: tuple[int, int]
 @settings(max_examples=200)
 @given(clusters(), st.sampled_from(["ares", "paper"]), st.sampled_from([0.0, 0.05]), st.integers(1, 4))
 def test_the_moves_are_the_same(cluster: Cluster, name: str, theta: float, budget: int) -> None:
-    knobs = REBALANCERS[name].Settings(theta=theta, minimum_gain=1e-6, amortise=0.5, moves_per_round=budget)
-    policy = rebalancer(name, knobs)
+    settings = REBALANCERS[name].Settings(theta=theta, minimum_gain=1e-6, amortise=0.5, moves_per_round=budget)
+    policy = rebalancer(name, settings)
     assert policy.decide(cluster) == plain(cluster, policy)
 
 
@@ -93,8 +93,8 @@ def test_out_of_memory_avoidance_is_the_same(cluster: Cluster, lookahead_s: floa
     stand = progress(
         len(commanded), generated=random.integers(0, 900, len(commanded)), elapsed_s=random.random(len(commanded))
     )
-    knobs = OomAvoidanceSettings(lookahead_s=lookahead_s, horizon=horizon)
-    assert avoid_oom(cluster, knobs, lambda: stand) == reference_oom_avoidance.avoid_oom(cluster, knobs, stand)
+    settings = OomAvoidanceSettings(lookahead_s=lookahead_s, horizon=horizon)
+    assert avoid_oom(cluster, settings, lambda: stand) == reference_oom_avoidance.avoid_oom(cluster, settings, stand)
 
 
 @pytest.mark.parametrize("name", ["ares", "paper"])

@@ -32,7 +32,7 @@ def cluster(
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-KNOBS = AresSettings(theta=0.01, minimum_gain=1e-9, moves_per_round=1, amortise=0.0)
+SETTINGS = AresSettings(theta=0.01, minimum_gain=1e-9, moves_per_round=1, amortise=0.0)
 
 
 def decide(name: str, view: Cluster, **settings: float) -> list[MigrationDecision]:
@@ -44,14 +44,14 @@ def decide(name: str, view: Cluster, **settings: float) -> list[MigrationDecisio
 
 def spread(view: Cluster) -> float:
     """Sum over instances and horizon of beta x step time squared, by the definition."""
-    grid = geometric_grid(KNOBS.horizon, KNOBS.points)
+    grid = geometric_grid(SETTINGS.horizon, SETTINGS.points)
     ahead = forecast(view, grid)
     assert view.step_base_s is not None
     assert view.step_request_s is not None
     assert view.step_token_s is not None
     time = view.step_base_s[:, None] + view.step_request_s[:, None] * ahead.count
     time = time + view.step_token_s[:, None] * ahead.expected
-    return float(((time**2) @ horizon_weights(KNOBS.horizon, KNOBS.points, KNOBS.decay)).sum())
+    return float(((time**2) @ horizon_weights(SETTINGS.horizon, SETTINGS.points, SETTINGS.decay)).sum())
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -66,7 +66,7 @@ def test_the_move_is_as_good_as_the_best_of_all(seed: int) -> None:
         [10**7] * 4,
         step_token_s=np.array([1e-7, 1e-7, 1e-7, 1e-7]) * (1.0 if seed % 2 else np.array([1, 1, 2, 1])),
     )
-    moves = rebalancer("ares", KNOBS).decide(view)
+    moves = rebalancer("ares", SETTINGS).decide(view)
     before = spread(view)
 
     def after(request: int, target: int) -> float:
@@ -93,7 +93,7 @@ def test_memory_comes_before_balance() -> None:
 
 def test_a_request_about_to_end_is_not_moved() -> None:
     view = cluster([0, 0, 0, 1], [20_000, 20_000, 20_000, 1000], [30.0, 30.0, 30.0, 30.0], [10**6] * 2)
-    assert rebalancer("ares", replace(KNOBS, amortise=4.0)).decide(view) == []
+    assert rebalancer("ares", replace(SETTINGS, amortise=4.0)).decide(view) == []
 
 
 def test_prediction_beats_todays_load() -> None:
@@ -101,7 +101,7 @@ def test_prediction_beats_todays_load() -> None:
     view = cluster([0] * 6 + [1] * 6, [9000] * 6 + [8000] * 6, [40.0] * 6 + [30_000.0] * 6, [10**6] * 2)
     today = decide("current_load", view, theta=0.01, minimum_gain=0.0)
     assert all(move.source == 0 for move in today)
-    ahead = rebalancer("ares", KNOBS).decide(view)
+    ahead = rebalancer("ares", SETTINGS).decide(view)
     assert ahead
     assert ahead[0].source == 1
 
@@ -109,23 +109,23 @@ def test_prediction_beats_todays_load() -> None:
 @pytest.mark.parametrize("name", ["ares", "paper", "current_load"])
 def test_closed_and_full_targets_and_fixed_rows_are_left_alone(name: str) -> None:
     view = cluster([0] * 6, [5000] * 6, [5000.0] * 6, [10**6] * 3)
-    knobs = {"theta": 0.01, "minimum_gain": 1e-9, "amortise": 0.0}
-    assert decide(name, view, **knobs)
-    assert decide(name, replace(view, open=np.array([True, False, False])), **knobs) == []
-    assert decide(name, replace(view, movable=np.zeros(6, np.bool_)), **knobs) == []
-    assert decide(name, replace(view, promised_tokens=np.array([0, 10**6, 10**6])), **knobs) == []
-    assert decide(name, replace(view, capacity_tokens=np.array([10**6, 4000, 4000])), **knobs) == []
+    settings = {"theta": 0.01, "minimum_gain": 1e-9, "amortise": 0.0}
+    assert decide(name, view, **settings)
+    assert decide(name, replace(view, open=np.array([True, False, False])), **settings) == []
+    assert decide(name, replace(view, movable=np.zeros(6, np.bool_)), **settings) == []
+    assert decide(name, replace(view, promised_tokens=np.array([0, 10**6, 10**6])), **settings) == []
+    assert decide(name, replace(view, capacity_tokens=np.array([10**6, 4000, 4000])), **settings) == []
 
 
 @pytest.mark.parametrize("name", ["ares", "paper", "current_load", "none"])
 def test_rows_without_predictions_and_no_rows(name: str) -> None:
     view = cluster([0, 0, 0, 0, 1], [5000] * 5, None, [10**6] * 2)
-    moves = decide(name, view, **asdict(KNOBS))
+    moves = decide(name, view, **asdict(SETTINGS))
     assert len(moves) == (0 if name == "none" else 1)
     mixed = replace(view, remaining_tokens=np.full((5, 3), np.nan))
-    assert len(decide(name, mixed, **asdict(KNOBS))) == len(moves)
+    assert len(decide(name, mixed, **asdict(SETTINGS))) == len(moves)
     empty = cluster([], [], None, [10**6] * 2)
-    assert decide(name, empty, **asdict(KNOBS)) == []
+    assert decide(name, empty, **asdict(SETTINGS)) == []
 
 
 def test_unknown_names_list_the_known() -> None:

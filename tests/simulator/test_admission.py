@@ -141,8 +141,8 @@ def decided(state: State, moment: float) -> set[Decision]:
 def test_decides_as_the_live_gateway(seed: int, error: str, queue: str, *, classes: bool) -> None:
     chosen = preset("ares-suspension")
     # A full step takes 27 ms: a request that has run for a while has slack.
-    knobs = {"after_s": 0.2, "least_slack_s": 1.0, "urgent_s": 0.5, "least_gap_s": 1.0, "order": queue}
-    chosen = replace(chosen, admission_settings=replace(chosen.admission_settings, **knobs))
+    settings = {"after_s": 0.2, "least_slack_s": 1.0, "urgent_s": 0.5, "least_gap_s": 1.0, "order": queue}
+    chosen = replace(chosen, admission_settings=replace(chosen.admission_settings, **settings))
     work = workload(seed, 400, 12.0, longest=900)
     simulation = Simulation(
         work, [small(4000)] * 3, [small(60_000)], chosen, "x", ERROR_MODELS[error], seed=seed, ttft_s=4.0, tpot_s=0.06

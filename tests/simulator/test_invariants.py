@@ -80,18 +80,18 @@ def test_targets_hold_on_the_forecast_that_decided(name: str, monkeypatch: pytes
     """I6: after each ordered move the target's forecast memory stays within its limit, promises included."""
     checked = 0
     _, _, policy = preset(name).make()
-    decide, knobs = policy.decide, policy.settings
+    decide, settings = policy.decide, policy.settings
 
     def watched(view: Cluster) -> list[MigrationDecision]:
         nonlocal checked
         moves = decide(view)
-        grid = geometric_grid(knobs.horizon, knobs.points)
+        grid = geometric_grid(settings.horizon, settings.points)
         for move in moves:
             location = view.location.copy()
             location[move.request] = move.target
             moved = replace(view, location=location)
             expected = forecast(moved, grid).expected[move.target]
-            assert expected.max() <= view.capacity_tokens[move.target] * (1 - knobs.reserve) + 1e-6
+            assert expected.max() <= view.capacity_tokens[move.target] * (1 - settings.reserve) + 1e-6
             assert view.location[move.request] == move.source != move.target
             assert view.movable[move.request]
             assert move.reason

@@ -19,13 +19,13 @@ def _mark(state: State) -> int:
     state.phase[1, 3] += 4
     state.expected[1] += 0.5
     state.current.finished += 2
-    state.current.age_credit = state.parameters.sigma_end + state.knobs.ratio
+    state.current.age_credit = state.parameters.sigma_end + state.admission_settings.ratio
     return state.slot_request.shape[0] * 1000 + state.slot_request.shape[1] * 10 + len(state.prefill_free)
 
 
 def test_compiled_code_writes_into_the_arrays_of_the_state() -> None:
     state = allocate(5, 3, 2, 4, 16)
-    state.parameters.sigma_end, state.knobs.ratio = 0.25, 1.5
+    state.parameters.sigma_end, state.admission_settings.ratio = 0.25, 1.5
     assert _mark(state) == 3042
     assert (state.current.finished, state.current.age_credit) == (2, 1.75)
     assert sum(state.current) == 3.75, "no other field"

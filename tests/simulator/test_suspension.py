@@ -58,7 +58,7 @@ def test_the_short_start_in_time_and_the_long_still_finish_in_time() -> None:
     assert within(suspending) == (1.0, 1.0)
 
 
-def test_the_knobs_scale_with_the_objective_they_were_tuned_at() -> None:
+def test_the_settings_scale_with_the_objective_they_were_tuned_at() -> None:
     usual = SuspendSettings()
     strict = usual.for_objectives(usual.ttft_s / 2, 0.1)
     assert (strict.after_s, strict.least_slack_s, strict.urgent_s) == (

@@ -14,7 +14,7 @@ def test_the_costs_of_a_move_are_the_profile_s() -> None:
     profile = small(stall_s=0.37, bandwidth_bytes_s=3e9)
     work = Workload("one", np.zeros(1), np.array([10]), np.array([5]))
     simulation = Simulation(work, [profile] * 2, [], preset("ares-rebalance"))
-    view = Telemetry(simulation.preset, profile, simulation.build()).view(0.0)
+    view = Telemetry(simulation.preset, profile, simulation.build()).cluster(0.0)
     assert view.stall_s == 0.37
     assert view.transfer_bytes_s == 3e9
     assert view.token_bytes == profile.kv_bytes_per_token
@@ -29,7 +29,7 @@ def test_every_request_at_an_instance_is_seen_once_with_all_its_tokens() -> None
     waited = preempted = 0
     for moment in np.arange(0.5, 20.0, 0.5):
         handle_events(state, moment)
-        view = telemetry.view(moment)
+        view = telemetry.cluster(moment)
         unfinished = np.flatnonzero(np.isnan(state.finish))
         assert sorted(view.requests) == unfinished.tolist()
         generated = telemetry.progress(len(view.requests), moment).generated

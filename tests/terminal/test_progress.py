@@ -56,7 +56,7 @@ def test_what_is_not_done_is_named_again_and_again(console: Console) -> None:
         deadline = time.monotonic() + 5
         while len(lines(console)) < 6 and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert lines(console)[4:6] == ["not done after 0 s: second, third (25 %)"] * 2
+    assert lines(console)[4:6] == ["still waiting after 0 s: second, third (25 %)"] * 2
     told = len(lines(console))
     time.sleep(0.15)
     assert len(lines(console)) <= told + 1, "and not once the step has ended"

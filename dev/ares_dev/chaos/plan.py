@@ -14,8 +14,6 @@ Kind = Literal["move", "kill", "pause", "drain", "preset", "fault"]
 Client = Literal["plain", "whole", "slow", "leaves"]
 
 PRESETS = ("ares", "ares-no-prediction", "paper", "ares-suspension", "ares-rebalance", "static-least-loaded", "off")
-# Ordinary token ids of the vocabularies that are served.
-_IDS = range(1000, 40000)
 # A slow reader of more would delay the end of a run.
 _LONGEST_SLOW = 600
 # Parameters of requests that need more than their tokens to be resumed.
@@ -54,6 +52,8 @@ class Shape(msgspec.Struct, frozen=True):
         Number of different prompts; None: every request has its own.
     events_per_s, moves_per_s
         Events a second; orders to move a second, each of some requests.
+    vocabulary
+        Number of token ids that prompts may have; the lowest, which are special tokens of many models, are left out.
     """
 
     prefill: int
@@ -67,6 +67,7 @@ class Shape(msgspec.Struct, frozen=True):
     events_per_s: float
     moves_per_s: float
     prompts: int | None = None
+    vocabulary: int = 40_000
 
     def processes(self, role: str) -> list[str]:
         """Return the names of the processes of a role."""
@@ -203,7 +204,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     def token_ids(self, prompt: int) -> list[int]:
         """Return the tokens of a prompt."""
         draw = random.Random(f"{self.seed} prompt {prompt}")  # noqa: S311 - likewise
-        return draw.choices(_IDS, k=self.prompt_tokens(prompt))
+        vocabulary = self.shape.vocabulary
+        return draw.choices(range(vocabulary // 40, vocabulary), k=self.prompt_tokens(prompt))
 
 
 def make_plan(seed: int, shape: Shape) -> Plan:

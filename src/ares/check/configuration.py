@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 from ares.check.instances import Found
 from ares.check.rows import Outcome, Row, listed
+from ares.engine import vllm_version
 from ares.gateway.openai.requests import unmovable_parameters
 
 GROUP = "configuration"
-# Releases of vLLM that ARES has been tested with.
-_SUPPORTED = ("0.32",)
 _RESTART = "start all instances with the same value"
 
 
@@ -117,17 +116,13 @@ def _supported(found: list[Found]) -> Row:
     check = "supported vLLM"
     if found[0].mock:
         return Row(GROUP, check, Outcome.NOT_RUN, "mock engines")
-    other = [each for each in found if not _is_supported(each.vllm)]
-    supported = " and ".join(_SUPPORTED)
+    other = [each for each in found if vllm_version.release(each.vllm) not in vllm_version.SUPPORTED]
+    supported = " and ".join(f"{major}.{minor}" for major, minor in vllm_version.SUPPORTED)
     if not other:
         return Row(GROUP, check, Outcome.PASS, f"ARES supports {supported}")
     versions = listed(f"{each.vllm or 'unknown'} on {each.name}" for each in other)
     value = f"{versions}; ARES supports {supported}"
     return Row(GROUP, check, Outcome.FAIL, value, "install a supported vLLM")
-
-
-def _is_supported(version: str) -> bool:
-    return any(version == release or version.startswith(f"{release}.") for release in _SUPPORTED)
 
 
 def _movable(found: list[Found]) -> Row:

@@ -12,9 +12,10 @@ from ares.terminal.errors import exit_with_error
 if TYPE_CHECKING:
     from ares.check.run import Plan
     from ares.config import GatewayConfig
-    from ares.local_cluster import cluster as local_cluster
+    from ares.local_cluster.cluster import ClusterSettings
 
-_DEFAULT_PREFILL, _DEFAULT_DECODE = 1, 2
+_DEFAULT_PREFILL = 1
+_START_TIMEOUT_S = 600.0
 _errors = Console(stderr=True)
 
 
@@ -47,7 +48,15 @@ def check(
         float, typer.Option(min=1, metavar="SECONDS", help="Time limit of all; the checks after it are not run.")
     ] = 1800.0,
     prefill: Annotated[int | None, typer.Option(min=0, help="Prefill instances to start (1).")] = None,
-    decode: Annotated[int | None, typer.Option(min=1, help="Decode instances to start (2).")] = None,
+    decode: Annotated[
+        int | None, typer.Option(min=1, help="Decode instances to start: all that fit on the GPUs, without GPUs 2.")
+    ] = None,
+    share_gpus: Annotated[
+        bool, typer.Option("--share-gpus", help="Let several started instances run on one GPU (docs/gpus.md).")
+    ] = False,
+    start_timeout: Annotated[
+        float | None, typer.Option(min=1, metavar="SECONDS", help="How long started engines may take (600).")
+    ] = None,
     predictor: Annotated[
         str | None, typer.Option(help="Predictor of started instances, as for ares up: a checkpoint, or none.")
     ] = None,
@@ -84,6 +93,8 @@ def check(
         given = {
             "--prefill": prefill,
             "--decode": decode,
+            "--share-gpus": share_gpus or None,
+            "--start-timeout": start_timeout,
             "--predictor": predictor,
             "--log-folder": log_folder,
             "--simulate": simulate,
@@ -93,13 +104,16 @@ def check(
         given = {"--log": log, "--control-key-file": control_key_file, "--worker-api-key-file": worker_api_key_file}
         _refuse(given, [], "no effect without --worker: the started instances are known")
         if simulate is not None:
-            _refuse({"--predictor": predictor}, [], "no effect with --simulate: mock engines predict by themselves")
+            given = {"--predictor": predictor, "--share-gpus": share_gpus or None}
+            _refuse(given, [], "no effect with --simulate: mock engines have their own predictor and use no GPU")
     _check_output(json_file)
     config = _config(worker, model, control_key_file, worker_api_key_file)
     from dataclasses import replace
 
     from ares.check.run import Plan
+    from ares.engine.defaults import local_flags
     from ares.local_cluster import cluster as local
+    from ares.models.resolve import DEFAULT_MODEL
     from ares.protocol.keys import ControlKey
     from ares.terminal.signals import signal_as_interrupt
 
@@ -117,7 +131,18 @@ def check(
     if worker:
         _run(plan, model, settings, json_file)
         return
-    cluster = _cluster(model, prefill, decode, predictor, simulate, flags, log_folder)
+    cluster = local.ClusterSettings(
+        model=model or DEFAULT_MODEL,
+        prefill=_DEFAULT_PREFILL if prefill is None else prefill,
+        decode=decode,
+        log_folder=log_folder,
+        worker_flags=("--predictor", predictor) if predictor is not None else (),
+        vllm_flags=tuple(flags if simulate is not None else local_flags(flags)),
+        simulate=simulate,
+        share_gpus=share_gpus,
+        start_timeout_s=start_timeout or _START_TIMEOUT_S,
+    )
+    cluster = _prepared(cluster, predictor)
     signal_as_interrupt()
     with local.workers_only(cluster, _errors) as running:
         running.start_workers()
@@ -170,46 +195,33 @@ def _logs(given: list[str]) -> dict[str, Path]:
     return found
 
 
-def _cluster(
-    model: str | None,
-    prefill: int | None,
-    decode: int | None,
-    predictor: str | None,
-    simulate: str | None,
-    flags: list[str],
-    log_folder: Path | None,
-) -> "local_cluster.ClusterSettings":
-    """Return the cluster to start, once it is clear that it can be; its processes inherit what makes them tell more."""
-    from ares import extras
+def _prepared(cluster: "ClusterSettings", predictor: str | None) -> "ClusterSettings":
+    """Return the cluster with its GPUs, once it is clear that it can be started.
+
+    Its processes inherit the variables that make them tell more: what only the log of an instance shows, and what only
+    its workers know.
+    """
     from ares.check.ucx_log import VARIABLE
-    from ares.engine.defaults import local_flags
+    from ares.engine import transfer_flags, vllm_version
     from ares.engine.prediction import predictor_choice
     from ares.local_cluster import cluster as local
     from ares.models import resolve as models
     from ares.protocol.keys import refuse_key_flag
 
-    refuse_key_flag(flags)
-    name = model or models.DEFAULT_MODEL
-    if simulate is None:
-        extras.require("vllm", "nixl")  # before a model of gigabytes is fetched
+    refuse_key_flag(cluster.vllm_flags)
+    if cluster.simulate is None:
+        transfer_flags.check(cluster.vllm_flags)
+        vllm_version.require(allow_unsupported=False)  # before a model of gigabytes is fetched
     else:
-        _check_mock_flags(simulate, name, flags)
-    folder = models.resolve(name, weights=simulate is None, console=_errors)
+        _check_mock_flags(cluster.simulate, cluster.model, list(cluster.vllm_flags))
+    cluster = local.with_gpus(cluster, os.environ, _errors)
+    folder = models.resolve(cluster.model, weights=cluster.simulate is None, console=_errors)
     if predictor is not None:
         # Here too, so that an error is shown at once and not in the logs of the instances.
-        predictor_choice.choose(predictor, name, folder)
-    # For what only the log of an instance shows, and what only its workers know.
+        predictor_choice.choose(predictor, cluster.model, folder)
     os.environ.setdefault(VARIABLE, "y")
     os.environ.setdefault("VLLM_SERVER_DEV_MODE", "1")
-    return local.ClusterSettings(
-        model=name,
-        prefill=_DEFAULT_PREFILL if prefill is None else prefill,
-        decode=decode or _DEFAULT_DECODE,
-        log_folder=log_folder,
-        worker_flags=("--predictor", predictor) if predictor is not None else (),
-        vllm_flags=tuple(flags if simulate is not None else local_flags(flags)),
-        simulate=simulate,
-    )
+    return cluster
 
 
 def _check_mock_flags(profile: str, model: str, flags: list[str]) -> None:

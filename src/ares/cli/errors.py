@@ -19,9 +19,13 @@ def run_app(app: typer.Typer) -> None:
     except Exception as error:
         from ares.addresses import AddressError
         from ares.config import ConfigError
+        from ares.engine.transfer_flags import TransferFlagError
+        from ares.engine.vllm_version import UnsupportedVllmError
         from ares.local_cluster.cluster import ClusterError
+        from ares.local_cluster.gpus import GpuError
         from ares.predictor.errors import PredictorError
 
-        if not isinstance(error, AddressError | ConfigError | ClusterError | PredictorError):
+        known = AddressError | ConfigError | ClusterError | GpuError | PredictorError
+        if not isinstance(error, known | TransferFlagError | UnsupportedVllmError):
             raise
         exit_with_error(str(error))

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -9,7 +11,7 @@ from urllib.parse import urlsplit
 import typer
 from rich.console import Console
 
-from ares import __version__, extras
+from ares import __version__, published_address
 from ares.bench.options import Model
 from ares.cli import check as check_cli
 from ares.cli import operator as operator_cli
@@ -26,7 +28,7 @@ from ares.terminal.signals import signal_as_interrupt
 
 app = typer.Typer(
     name="ares",
-    help="Live rebalancing of running requests for prefill-decode disaggregated serving on stock vLLM.",
+    help="Prefill-decode disaggregated serving on stock vLLM that migrates running requests.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,7 +45,7 @@ for group, module, text in (
     (
         "predictor",
         "ares.cli.predictor",
-        "Predict remaining output length from the model's own hidden states.",
+        "Train and evaluate a predictor of remaining output length, on the model's own hidden states.",
     ),
 ):
     app.add_typer(typer.Typer(cls=Deferred.of(module)), name=group, help=text)
@@ -68,6 +70,9 @@ Predictor = Annotated[
 _SET_BY_UP = ("model", "workers", "host", "port", "preset", "shutdown_timeout_s")
 ControlKeyFile = Annotated[
     Path | None, typer.Option(help="File with the control channel's key; or ARES_CONTROL_KEY (docs/security.md).")
+]
+AllowUnsupportedVllm = Annotated[
+    bool, typer.Option("--allow-unsupported-vllm", help="Try a version of vLLM that ARES does not support.")
 ]
 Simulate = Annotated[
     str | None, typer.Option(metavar="PROFILE", help="Use mock engines of this profile (docs/mock-engine.md).")
@@ -106,7 +111,11 @@ def worker(
     role: Annotated[str, typer.Option(help="prefill, decode or both.")],
     model: Model = DEFAULT_MODEL,
     name: Annotated[str | None, typer.Option(help="Name of the instance; by default role and port.")] = None,
-    host: Annotated[str, typer.Option(help="Address to serve and to transfer KV on.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 and :: are every one.")] = "127.0.0.1",
+    advertise_host: Annotated[
+        str | None,
+        typer.Option(help="Address that gateways and instances reach it by; by default --host (docs/operations.md)."),
+    ] = None,
     port: Annotated[int, typer.Option(help="HTTP port.", max=_LAST_PORT, min=0)] = 8100,
     control_port: Annotated[
         int, typer.Option(help="Port of the control channel; 0 takes a free one.", max=_LAST_PORT, min=0)
@@ -130,6 +139,7 @@ def worker(
     control_insecure: Annotated[
         bool, typer.Option("--control-insecure", help="Take commands from any host, without a key.")
     ] = False,
+    allow_unsupported_vllm: AllowUnsupportedVllm = False,
     connector: Annotated[
         str, typer.Option(hidden=True, help="Connector, for measurements: ares, stock or none.")
     ] = "ares",
@@ -154,7 +164,8 @@ def worker(
             check_control(host, insecure=control_insecure)
         except LaunchError as error:
             exit_with_error(str(error))
-        _serve_mock(simulate, model, flags, (name, role, host, port, control_port), drain_deadline)
+        published = published_address.published(host, advertise_host)
+        _serve_mock(simulate, model, flags, (name, role, host, port, control_port), published, drain_deadline)
         return
     try:
         serve(
@@ -164,6 +175,7 @@ def worker(
                 name=name or f"{role}-{port}",
                 host=host,
                 port=port,
+                advertise_host=advertise_host,
                 control_port=control_port,
                 nixl_port=nixl_port,
                 cores=cores,
@@ -173,6 +185,7 @@ def worker(
                 record_fraction=record_fraction,
                 drain_deadline_s=drain_deadline,
                 control_insecure=control_insecure,
+                allow_unsupported_vllm=allow_unsupported_vllm,
                 connector=connector,  # type: ignore[arg-type] # an unknown one fails in vLLM
                 vllm_flags=tuple(flags),
             )
@@ -182,7 +195,12 @@ def worker(
 
 
 def _serve_mock(
-    profile: str, model: str, flags: list[str], identity: tuple[str | None, Any, str, int, int], drain_deadline_s: float
+    profile: str,
+    model: str,
+    flags: list[str],
+    identity: tuple[str | None, Any, str, int, int],
+    advertise_host: str,
+    drain_deadline_s: float,
 ) -> None:
     import logging
 
@@ -198,7 +216,7 @@ def _serve_mock(
         *_, host, port, control_port = identity
         ports = {"--port": port, "--control-port": control_port}
         addresses.check(host, {flag: range(first, first + instances) if first else () for flag, first in ports.items()})
-        found = serve.identities(*identity, instances)
+        found = serve.identities(*identity, instances, advertise_host)
         serve.serve(found, engine, models.resolve(model, weights=False, console=_errors), drain_deadline_s)
     except (ProfileError, settings.FlagError, mock_model.VocabularyError, OSError) as error:
         exit_with_error(str(error))
@@ -281,7 +299,19 @@ def up(
     context: typer.Context,
     model: Model = DEFAULT_MODEL,
     prefill: Annotated[int, typer.Option(min=0, help="Prefill instances; 0 lets decode instances do both.")] = 1,
-    decode: Annotated[int, typer.Option(min=1, help="Decode instances.")] = 2,
+    decode: Annotated[
+        int | None, typer.Option(min=1, help="Decode instances; by default all that fit on the GPUs, without GPUs 2.")
+    ] = None,
+    prefill_args: Annotated[
+        str, typer.Option(metavar="FLAGS", help='Further flags of vLLM for prefill instances: "--max-num-seqs 8".')
+    ] = "",
+    decode_args: Annotated[str, typer.Option(metavar="FLAGS", help="And for decode instances.")] = "",
+    share_gpus: Annotated[
+        bool, typer.Option("--share-gpus", help="Let several instances run on one GPU (docs/gpus.md).")
+    ] = False,
+    start_timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="How long the engines may take to start.")
+    ] = 600.0,
     host: Annotated[str, typer.Option(help="Address of the endpoint.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the endpoint.", min=1, max=_LAST_PORT)] = 8000,
     preset: Annotated[str, typer.Option(help="Policy preset, or its YAML file (docs/policy.md).")] = "ares",
@@ -292,14 +322,17 @@ def up(
     ] = False,
     predictor: Predictor = None,
     log_folder: Annotated[Path | None, typer.Option(help="Folder for the logs; by default a new one.")] = None,
+    allow_unsupported_vllm: AllowUnsupportedVllm = False,
     simulate: Simulate = None,
 ) -> None:
     """Start a local cluster behind one endpoint, restart processes that end, and stop everything on Ctrl-C.
 
-    Every other flag goes to each vLLM instance, for example --max-model-len 4096, or to the mock engines.
+    Every other flag goes to each vLLM instance, for example --max-model-len 4096, or to the mock engines. On GPUs each
+    instance gets its own, as many as --tensor-parallel-size (docs/gpus.md).
     """
     from ares import plugins, variables
     from ares.config import GatewayConfig, check_policies, live_preset
+    from ares.engine import transfer_flags, vllm_version
     from ares.engine.defaults import local_flags
     from ares.engine.prediction import predictor_choice
     from ares.local_cluster import cluster as local
@@ -307,7 +340,15 @@ def up(
     from ares.models import resolve as models
 
     flags = [flag for flag in context.args if flag != "--"]
-    refuse_key_flag(flags)
+    prefill_flags = _role_flags("--prefill-args", prefill_args)
+    decode_flags = _role_flags("--decode-args", decode_args)
+    every_flag = [*flags, *prefill_flags, *decode_flags]
+    refuse_key_flag(every_flag)
+    _check_instance_flags(prefill, prefill_flags, every_flag)
+    if simulate is None:
+        transfer_flags.check(every_flag)
+    if share_gpus and simulate is not None:
+        exit_with_error("--share-gpus has no effect with --simulate: mock engines use no GPU")
     try:
         plugins.load(policy or ())
         check_policies(policy or (), live_preset(preset), preset)
@@ -315,15 +356,6 @@ def up(
         exit_with_error(str(error))
     for warning in variables.warnings(GatewayConfig.model_fields, overruled=_SET_BY_UP):
         _errors.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    if simulate is None:
-        extras.require("vllm", "nixl")  # before a model of gigabytes is fetched
-    keys = _check_endpoint(model, host, port, api_key_file)
-    folder = models.resolve(model, weights=simulate is None, console=_errors)
-    if simulate is not None:
-        _check_mock_flags(simulate, model, flags)
-    elif predictor is not None:
-        # Here too, so that an error is shown at once and not in the logs of the instances.
-        predictor_choice.choose(predictor, model, folder)
     settings = local.ClusterSettings(
         model=model,
         prefill=prefill,
@@ -338,8 +370,22 @@ def up(
             *(("--api-key-file", str(api_key_file)) if api_key_file is not None else ()),
             *(word for file in policy or () for word in ("--policy", str(Path(file).resolve()))),
         ),
+        prefill_flags=prefill_flags,
+        decode_flags=decode_flags,
         simulate=simulate,
+        start_timeout_s=start_timeout,
+        share_gpus=share_gpus,
     )
+    if simulate is None:
+        vllm_version.require(allow_unsupported=allow_unsupported_vllm)  # before a model of gigabytes is fetched
+    keys = _check_endpoint(model, host, port, api_key_file)
+    settings = local.with_gpus(settings, os.environ, _errors)  # before a model of gigabytes is fetched, too
+    folder = models.resolve(model, weights=simulate is None, console=_errors)
+    if simulate is not None:
+        _check_mock_flags(simulate, model, settings)
+    elif predictor is not None:
+        # Here too, so that an error is shown at once and not in the logs of the instances.
+        predictor_choice.choose(predictor, model, folder)
     signal_as_interrupt()
     try:
         with local.running(settings, _errors) as cluster:
@@ -367,12 +413,37 @@ def _check_endpoint(model: str, host: str, port: int, api_key_file: Path | None)
     return bool(config.api_keys)
 
 
-def _check_mock_flags(profile: str, model: str, flags: list[str]) -> None:
+def _role_flags(option: str, text: str) -> tuple[str, ...]:
+    try:
+        flags = tuple(shlex.split(text))
+    except ValueError as error:
+        exit_with_error(f"{option} {text!r}: {error}")
+    if flags and not flags[0].startswith("-"):
+        exit_with_error(f"{option} {text!r}: expected flags of vLLM, such as {option} '--max-num-seqs 64'")
+    if any(flag.split("=")[0].replace("_", "-") == "--served-model-name" for flag in flags):
+        exit_with_error(f"{option}: --served-model-name is for all instances: give it to `ares up` itself")
+    return flags
+
+
+def _check_instance_flags(prefill: int, prefill_flags: Sequence[str], flags: Sequence[str]) -> None:
+    if prefill_flags and not prefill:
+        exit_with_error("--prefill-args has no effect with --prefill 0: give --decode-args")
+    if any(flag.split("=")[0].replace("_", "-") == "--device-ids" for flag in flags):
+        exit_with_error("--device-ids would put all instances on the same GPUs: set CUDA_VISIBLE_DEVICES")
+    if any(flag.split("=")[0] == "--advertise-host" for flag in flags):
+        exit_with_error(
+            "--advertise-host is of `ares worker`: the instances of `ares up` are on loopback, for its own gateway; on "
+            "several hosts start each instance with `ares worker`, and `ares gateway` before them"
+        )
+
+
+def _check_mock_flags(profile: str, model: str, cluster: Any) -> None:
     from ares.mock_engine import settings
     from ares.simulator.profile import ProfileError
 
     try:
-        settings.parse(profile, model, flags)
+        for role in ("prefill", "decode"):
+            settings.parse(profile, model, list(cluster.flags(role)))
     except (ProfileError, settings.FlagError) as error:
         exit_with_error(str(error))
 

@@ -69,7 +69,9 @@ def status(
         typer.echo(json.dumps(read, indent=2))
         return
     console = operator_tables.console()
-    console.print(f"gateway: {read['gateway']}, controller: {_controller_place(read['controller'])}", highlight=False)
+    console.print(
+        f"gateway {read['gateway']}, preset {read['preset']}; {_who_moves(read['controller'])}", highlight=False
+    )
     operator_tables.status(read, console)
 
 
@@ -94,7 +96,7 @@ def migrate(
 def drain(
     instance: Annotated[str, typer.Argument(help="Name of the instance (see `ares status`).")],
     deadline: Annotated[float, typer.Option(min=0, help="Seconds until the remaining requests are aborted.")] = 60.0,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until nothing is left on it.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until no request is left on it.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Drain it even if it is the last open instance that prefills or decodes.")
     ] = False,
@@ -102,7 +104,7 @@ def drain(
     key_file: KeyFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give an instance no more work, and move its running requests away."""
+    """Take an instance out of service: no new requests, and running ones are moved away."""
     path = f"{url}/admin/v1/instances/{urllib.parse.quote(instance, safe='')}/drain"
     record = _call(path, key_file, {"deadline_s": deadline} | ({"force": True} if force else {}))
     if wait:
@@ -110,7 +112,7 @@ def drain(
     if as_json:
         typer.echo(json.dumps(record, indent=2))
     else:
-        typer.echo(f"{instance} drains; left there: {record['left']}")
+        typer.echo(f"{instance} is draining; requests left: {record['left']}")
     if wait and record["left"]:
         sys.exit(1)
 
@@ -120,9 +122,9 @@ def undrain(
     url: Url = "http://127.0.0.1:8000",
     key_file: KeyFile = None,
 ) -> None:
-    """Let an instance take work again."""
+    """Put a drained instance back into service."""
     _call(f"{url}/admin/v1/instances/{urllib.parse.quote(instance, safe='')}/undrain", key_file, {})
-    typer.echo(f"{instance} takes requests")
+    typer.echo(f"{instance} takes requests again")
 
 
 def preset(
@@ -150,18 +152,17 @@ def replay(
     Exits with status 1 if the logged preset decides differently from the log.
     """
     from ares import plugins
-    from ares.gateway.records.replay import ReplayError
-    from ares.gateway.records.replay import replay as again
+    from ares.gateway.records import replay as decision_replay
 
     try:
         plugins.load(policy or ())
         size = log.stat().st_size
         with progress_display(_errors, transient=True) as bar:
             task = bar.add_task(f"replaying {log.name}", total=size)
-            result = again(log, preset, lambda read: bar.update(task, completed=read))
+            result = decision_replay.replay(log, preset, lambda read: bar.update(task, completed=read))
     except OSError as error:
         exit_with_error(f"{log}: cannot be read: {error.strerror}")
-    except (ReplayError, ValueError) as error:
+    except (decision_replay.ReplayError, ValueError) as error:
         exit_with_error(str(error))
     if not result.decisions:
         exit_with_error(f"{log}: no decisions in it; a gateway writes them with --decision-log")
@@ -185,12 +186,14 @@ def replay(
         sys.exit(1)
 
 
-def _controller_place(controller: dict[str, Any]) -> str:
+def _who_moves(controller: dict[str, Any]) -> str:
     """Return which gateway decides moves."""
-    if controller["where"] != "elsewhere":
-        return str(controller["where"])
+    if controller["where"] == "nowhere":
+        return "this preset moves no requests"
+    if controller["where"] == "here":
+        return "this gateway decides moves"
     holder = f" ({controller['holder']})" if controller["holder"] else ""
-    return f"elsewhere{holder}, for {controller['missed_periods']} periods"
+    return f"another gateway{holder} has decided moves for {controller['missed_periods']} periods"
 
 
 # Requests that are aborted at the deadline are gone soon after.
@@ -203,18 +206,18 @@ def _until_empty(instance: str, timeout_s: float, url: str, key_file: Path | Non
     until = time.monotonic() + timeout_s
     columns = (SpinnerColumn(), TextColumn("{task.description}"))
     with progress_display(_errors, *columns, transient=True) as shown:
-        task = shown.add_task(f"{instance} drains", total=None)
+        task = shown.add_task(f"{instance} is draining", total=None)
         while True:
             rows = {row["name"]: row for row in _call(f"{url}/admin/v1/status", key_file)["instances"]}
             row = rows.get(instance)
             if row is None or not row["healthy"]:
                 return 0  # it has ended
             if not row["draining"]:
-                exit_with_error(f"{instance} no longer drains", 1)
+                exit_with_error(f"{instance} is no longer draining", 1)
             left: int = row["left"]
             if not left or time.monotonic() > until:
                 return left
-            shown.update(task, description=f"{instance} drains, {left} left")
+            shown.update(task, description=f"{instance} is draining, {left} left")
             time.sleep(_POLL_S)
 
 

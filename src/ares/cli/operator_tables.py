@@ -56,7 +56,8 @@ def status(read: Row, to: Console) -> None:
         if row.get("why"):
             to.print(Text(f"{row['name']}: {row['why']}"))
     to.print()
-    to.print(_fitting(to, names, lambda shown: _table("requests", _REQUESTS, read["requests"], shown)))
+    title = "requests; remaining tokens: median (P90)"
+    to.print(_fitting(to, names, lambda shown: _table(title, _REQUESTS, read["requests"], shown)))
     to.print(_moves("recent moves", moves, names, to))
 
 
@@ -94,7 +95,7 @@ def _remaining(row: Row, _: _Names) -> str | None:
     return f"{middle:,.0f} ({high:,.0f})" if middle is not None and high is not None else None
 
 
-def _way(row: Row, names: _Names) -> str:
+def _ends(row: Row, names: _Names) -> str:
     return f"{names.instances[row['source']]} → {names.instances[row['target']]}"
 
 
@@ -113,21 +114,21 @@ _INSTANCES: dict[str, Read] = {
     "running": _field("running"),
     "waiting": _field("waiting"),
     "KV": _memory,
-    "to come": _field("predicted_remaining_tokens"),
-    "preempted": _field("preemptions"),
+    "remaining": _field("predicted_remaining_tokens"),
+    "preemptions": _field("preemptions"),
 }
 _REQUESTS: dict[str, Read] = {
     "request": lambda row, names: names.requests[row["id"]],
-    "where": _where,
+    "instance": _where,
     "output": _field("output_tokens"),
-    "to come (P90)": _remaining,
+    "remaining": _remaining,
     "moves": _field("moves"),
-    "not movable": _field("reason"),
+    "cannot move": _field("reason"),
 }
 _MOVES: dict[str, Read] = {
     "request": lambda row, names: names.requests[row["request_id"]],
-    "way": _way,
-    "why": _field("reason"),
+    "move": _ends,
+    "reason": _field("reason"),
     "outcome": _field("outcome"),
     "stall ms": _stall_ms,
 }
@@ -161,7 +162,7 @@ def _moves(title: str, rows: list[Row], names: _Names, to: Console) -> Table:
 
 
 def _with_reasons_below(title: str, rows: list[Row], names: _Names, width: int) -> Table:
-    columns = {name: read for name, read in _MOVES.items() if name != "why"}
+    columns = {name: read for name, read in _MOVES.items() if name != "reason"}
     cells = [[_cell(read(row, names)) for read in columns.values()] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
 

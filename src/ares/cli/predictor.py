@@ -23,7 +23,10 @@ from ares.terminal.progress import progress_display
 if TYPE_CHECKING:
     from ares.engine.prediction.collect import Generator
 
-app = typer.Typer(help="Predict remaining output length from the model's own hidden states.", no_args_is_help=True)
+app = typer.Typer(
+    help="Train and evaluate a predictor of remaining output length, on the model's own hidden states.",
+    no_args_is_help=True,
+)
 _errors = Console(stderr=True)
 
 # Outputs in one shard: enough for quick reading, few enough that an interrupted run loses little.
@@ -39,7 +42,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
 
 @app.callback()
 def predictor() -> None:
-    """Predict remaining output length from the model's own hidden states."""
+    """Train and evaluate a predictor of remaining output length, on the model's own hidden states."""
 
 
 def _note(text: str) -> None:

@@ -141,7 +141,7 @@ def simulate(
     policies: Policies = None,
     settings: Settings = None,
     json_path: Out = None,
-    report: Annotated[Path | None, typer.Option(help="Write a self-contained HTML page into this directory.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a self-contained HTML page into this folder.")] = None,
     curves: Annotated[Path | None, typer.Option(help="A sweep's JSON, for the load curves of the report.")] = None,
 ) -> None:
     """Replay a trace over a simulated prefill-decode cluster.
@@ -333,7 +333,7 @@ def _loads(text: str) -> list[float]:
 @app.command()
 def calibrate(
     context: typer.Context,
-    recording: Annotated[Path, typer.Option(help="Directory with requests.jsonl and meta.json of a real vLLM run.")],
+    recording: Annotated[Path, typer.Option(help="Folder with requests.jsonl and meta.json of a real vLLM run.")],
     out: Annotated[Path, typer.Option(help="Write the profile here.")],
     part: Annotated[str, typer.Option(help="Requests to fit: all, first or second half, even or odd.")] = "all",
     kv_tokens: Annotated[
@@ -374,7 +374,7 @@ def calibrate(
 
 @app.command()
 def validate(
-    recording: Annotated[Path, typer.Option(help="Directory with requests.jsonl and meta.json of a real vLLM run.")],
+    recording: Annotated[Path, typer.Option(help="Folder with requests.jsonl and meta.json of a real vLLM run.")],
     profile: Annotated[str, typer.Option(help="The profile to validate: a name or a JSON file.")],
     part: Annotated[str, typer.Option(help="Requests to compare: all, first or second half, even or odd.")] = "all",
     json_path: Out = None,

@@ -13,7 +13,7 @@ from ares.traces import FORMATS, TIME_UNITS, WORKLOADS
 Trace = Annotated[
     str,
     typer.Option(
-        help=f"A trace file, or a pipe or gzip, bzip2 or xz of one, or a built-in workload: {', '.join(WORKLOADS)}.",
+        help=f"A built-in workload ({', '.join(WORKLOADS)}) or a trace file: plain, gzip, bzip2, xz or a pipe.",
         show_default=True,
     ),
 ]
@@ -25,7 +25,10 @@ TimeUnit = Annotated[
 ]
 Requests = Annotated[
     int | None,
-    typer.Option(min=1, help="Requests to draw (default 2000), or the first of a file, repeated if it has fewer."),
+    typer.Option(
+        min=1,
+        help="How many requests (built-in workloads: 2000 by default); a file with fewer is repeated.",
+    ),
 ]
 Prefill = Annotated[int, typer.Option(min=0, help="Prefill instances; with 0 the decode instances prefill.")]
 Decode = Annotated[int, typer.Option(min=1, help="Decode instances.")]

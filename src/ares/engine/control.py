@@ -76,7 +76,7 @@ class ControlChannel:
         ZeroMQ address to bind, such as ``tcp://127.0.0.1:5600``.
     hello
         The first message to a new subscriber.
-    snapshot
+    telemetry
         Called on the channel's thread for each telemetry message; must only read. None sends nothing.
     notify
         Called on the channel's thread when a command waits; for engines that would sleep meanwhile.
@@ -97,12 +97,12 @@ class ControlChannel:
         self,
         address: str,
         hello: messages.Hello,
-        snapshot: Callable[[], messages.Telemetry | None],
+        telemetry: Callable[[], messages.Telemetry | None],
         notify: Callable[[], None] = lambda: None,
         key: ControlKey | None = None,
     ) -> None:
         self._hello = rpc.encode(hello)
-        self._snapshot = snapshot
+        self._telemetry = telemetry
         self._notify = notify
         self._commands: deque[tuple[bytes, EngineCommand]] = deque()
         self._outgoing: deque[tuple[bytes | None, bytes]] = deque()
@@ -259,9 +259,9 @@ class ControlChannel:
             subscriber.due = now + subscriber.interval
             if subscriber.expires < now:
                 self._forget(identity)
-        # After the next due times are set: a snapshot that fails is tried again then, not at once and without end.
+        # After the next due times are set: a report that fails is tried again then, not at once and without end.
         if due:
-            load = self._snapshot()
+            load = self._telemetry()
             if load is None:
                 return
             body = rpc.encode(self._with_drain(load, now) if self.draining else load)

@@ -3,10 +3,10 @@
 import argparse
 import contextlib
 import importlib.metadata
+import math
 import random
 import socket
 from collections.abc import Container, Sequence
-from pathlib import Path
 
 # On a CPU: start in seconds instead of a minute and a half (no compilation), leave room for several instances in
 # memory, and do not log every request.
@@ -23,7 +23,13 @@ DEFAULT_PULL_BYTES = 64 << 20
 DEFAULT_DRAIN_S = 30.0
 # Below the range from which the kernel gives ports to outgoing connections, which could take a port before it is used.
 _PORTS = range(20000, 32768)
-_GPUS = Path("/proc/driver/nvidia/gpus")
+# The GPUs of an instance are the product of these (v1/executor, vLLM 0.32).
+_GPU_SIZES = {
+    "tensor": ("--tensor-parallel-size", "--tensor_parallel_size", "-tp"),
+    "pipeline": ("--pipeline-parallel-size", "--pipeline_parallel_size", "-pp"),
+    "prefill_context": ("--prefill-context-parallel-size", "--prefill_context_parallel_size", "-pcp"),
+}
+_MEMORY_LIMITS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes")
 
 
 def given_names(flags: Sequence[str]) -> list[str]:
@@ -57,13 +63,21 @@ def local_flags(given: list[str]) -> list[str]:
     return flags + given
 
 
-def gpu_shares(instances: int) -> list[str | None]:
-    """Return CUDA_VISIBLE_DEVICES for each of this many instances; None where there are fewer GPUs than instances."""
-    count = len(list(_GPUS.iterdir())) if _GPUS.is_dir() else 0
-    share = count // instances
-    if is_cpu_build() or share == 0:
-        return [None] * instances
-    return [",".join(str(gpu) for gpu in range(n * share, (n + 1) * share)) for n in range(instances)]
+def gpus_per_instance(flags: Sequence[str]) -> int:
+    """Return how many GPUs an instance of vLLM with these flags takes.
+
+    A size that is no positive number counts as 1: vLLM itself refuses it.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, spellings in _GPU_SIZES.items():
+        parser.add_argument(*spellings, dest=name, nargs="?", default="1")
+    sizes = vars(parser.parse_known_args(flags)[0]).values()
+    return math.prod(max(1, int(size)) if size and size.isdecimal() else 1 for size in sizes)
+
+
+def limits_memory(flags: Sequence[str]) -> bool:
+    """Whether these flags of vLLM say how much of a GPU's memory an instance takes."""
+    return any(flag.split("=")[0].replace("_", "-") in _MEMORY_LIMITS for flag in flags)
 
 
 def free_port(host: str, exclude: Container[int] = ()) -> int:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from ares import addresses
+from ares import addresses, published_address
 from ares.models.resolve import shape
 from ares.protocol import messages
 from ares.protocol.fields import CONTROL_KEY_VARIABLE, INSTANCE_VARIABLE
@@ -22,6 +22,10 @@ class InstanceSettings(msgspec.Struct, frozen=True):
     ----------
     boot
         Differs after every restart.
+    control_address
+        Of the control channel, as it is published.
+    listen_host
+        What the control channel and NIXL's side channel listen on; empty: the host of `control_address`.
     cores
         On a CPU build with one process: the cores that the model runs on; empty where vLLM binds its threads itself.
     model
@@ -42,6 +46,7 @@ class InstanceSettings(msgspec.Struct, frozen=True):
     role: Role
     boot: str
     control_address: str
+    listen_host: str = ""
     cores: tuple[int, ...] = ()
     model: str = ""
     predictor: str = ""
@@ -54,7 +59,25 @@ class InstanceSettings(msgspec.Struct, frozen=True):
     @property
     def on_loopback(self) -> bool:
         """Whether no other host can reach it, so that all its peers are on this one."""
-        return addresses.on_loopback(urlsplit(self.control_address).hostname or "")
+        return addresses.on_loopback(self.published_host)
+
+    @property
+    def published_host(self) -> str:
+        """Name or address by which other instances and gateways reach it."""
+        return urlsplit(self.control_address).hostname or ""
+
+    @property
+    def control_endpoint(self) -> str:
+        """What the control channel binds."""
+        return self._with_control_port(self.listen_host or self.published_host)
+
+    @property
+    def own_control_address(self) -> str:
+        """By which a process on its own machine reaches the control channel, also where none outside is routed back."""
+        return self._with_control_port(published_address.here(self.listen_host or self.published_host))
+
+    def _with_control_port(self, host: str) -> str:
+        return control_address(host, urlsplit(self.control_address).port or 0)
 
 
 def export(settings: InstanceSettings) -> None:

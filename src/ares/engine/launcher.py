@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ares import addresses, extras
-from ares.engine import identity
+from ares import addresses, published_address
+from ares.engine import identity, parallel, transfer_flags, vllm_version
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES, free_port, is_cpu_build
 from ares.engine.prediction import predictor_choice
-from ares.models import resolve as model
+from ares.models import resolve as models
 from ares.predictor import shards
 from ares.protocol.fields import CONTROL_KEY_VARIABLE, PULL_WITHIN_STEP_BYTES
 from ares.protocol.messages import Role
@@ -38,7 +38,8 @@ class LaunchError(RuntimeError):
 class WorkerSettings:
     """The options of `ares worker`. A port of 0 means any free one.
 
-    `predictor` is a checkpoint, ``none``, or None for the one that ships for the model, if any.
+    `host` is listened on, `advertise_host` is published (`published_address.published`). `predictor` is a checkpoint,
+    ``none``, or None for the one that ships for the model, if any.
     """
 
     model: str
@@ -46,6 +47,7 @@ class WorkerSettings:
     name: str
     host: str
     port: int
+    advertise_host: str | None = None
     control_port: int = 0
     nixl_port: int = 0
     cores: str | None = None
@@ -56,6 +58,7 @@ class WorkerSettings:
     record_fraction: float = 0.01
     drain_deadline_s: float = DEFAULT_DRAIN_S
     control_insecure: bool = False
+    allow_unsupported_vllm: bool = False
     vllm_flags: tuple[str, ...] = ()
 
 
@@ -64,18 +67,21 @@ def serve(settings: WorkerSettings) -> None:
 
     Raises
     ------
-    LaunchError, AddressError
+    LaunchError, AddressError, MissingPackageError, TransferFlagError, UnsupportedVllmError
         It cannot start.
     """
     check_control(settings.host, insecure=settings.control_insecure or settings.connector != "ares")
+    published = published_address.published(settings.host, settings.advertise_host)
     # Before anything is loaded; and vLLM waits forever for a NIXL side channel whose port is taken, and shares a taken
     # HTTP port.
     ports = {"--port": settings.port, "--control-port": settings.control_port, "--nixl-port": settings.nixl_port}
     addresses.check(settings.host, {flag: [port] for flag, port in ports.items()})
-    extras.require("vllm", "nixl")  # before a model of gigabytes is fetched
-    folder = model.resolve(settings.model)
+    transfer_flags.check(settings.vllm_flags)
+    vllm_version.require(allow_unsupported=settings.allow_unsupported_vllm)  # before a model of gigabytes is fetched
+    folder = models.resolve(settings.model)
     control_port = settings.control_port or free_port(settings.host)
-    os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = settings.host
+    # vLLM both listens on it and publishes it; our connector publishes the other one (engine/connector/scheduler.py).
+    os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = settings.host if settings.connector == "ares" else published
     os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(settings.nixl_port or free_port(settings.host))
     os.environ["VLLM_PLUGINS"] = _plugins()
     cores = _cores(settings)
@@ -97,7 +103,8 @@ def serve(settings: WorkerSettings) -> None:
             name=settings.name,
             role=settings.role,
             boot=uuid.uuid4().hex,
-            control_address=identity.control_address(settings.host, control_port),
+            control_address=identity.control_address(published, control_port),
+            listen_host=settings.host,
             cores=cores,
             model=settings.model,
             resumes_output=resumes_output,
@@ -112,14 +119,20 @@ def serve(settings: WorkerSettings) -> None:
     # Only now: vLLM reads the environment while it is imported.
     import uvloop
 
-    from ares.engine import vllm_api as vllm
+    try:
+        from ares.engine import vllm_api as vllm
+    except ImportError as error:
+        raise LaunchError(f"vLLM {vllm_version.installed()} lacks a name that ARES uses: {error}") from error
 
     on_cpu = vllm.current_platform.is_cpu()
     if on_cpu:
         os.environ.setdefault("UCX_TLS", "tcp,shm,self")
     vllm.cli_env_setup()
     parser = vllm.make_arg_parser(vllm.FlexibleArgumentParser(prog="ares worker"))
+    transfer_flags.check_parsed(parser.parse_args(["--model", str(folder), *settings.vllm_flags]))
     args = parser.parse_args(_vllm_arguments(settings, str(folder), on_cpu))
+    if (reason := parallel.unsupported(args)) is not None:
+        raise LaunchError(reason)
     vllm.validate_parsed_serve_args(args)
     try:
         uvloop.run(vllm.run_server(args))
@@ -153,8 +166,6 @@ def check_control(host: str, *, insecure: bool) -> None:
 
 def _vllm_arguments(settings: WorkerSettings, folder: str, on_cpu: bool) -> list[str]:
     flags = list(settings.vllm_flags)
-    if any(flag.split("=")[0] == "--kv-transfer-config" for flag in flags):
-        raise LaunchError("ares worker sets --kv-transfer-config itself; leave it out")
     transfer: dict[str, Any] = {
         "kv_connector": "NixlConnector",
         "kv_connector_module_path": _MODULES.get(settings.connector),
@@ -199,18 +210,11 @@ def _predictor(settings: WorkerSettings, folder: Path) -> Path | None:
         if recording or settings.predictor not in {None, predictor_choice.NONE}:
             raise LaunchError("--worker-cls and a predictor or recorder exclude each other: both replace vLLM's worker")
         return None
-    if recording:
-        _check_recording(settings)
+    if settings.record_folder is not None:
+        shards.writable(settings.record_folder)
     if settings.connector != "ares":  # predictions leave through our connector
         return None
     return predictor_choice.choose(settings.predictor, settings.model, folder)
-
-
-def _check_recording(settings: WorkerSettings) -> None:
-    if settings.record_folder is not None:
-        shards.writable(settings.record_folder)
-    if "--async-scheduling" in settings.vllm_flags:
-        raise LaunchError("--record-hidden-states needs the tokens of each step on the host: --no-async-scheduling")
 
 
 def _cores(settings: WorkerSettings) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ class InstancePlugin:
     def attach_router(self, app: Any) -> None:
         """Register the routes on vLLM's FastAPI app."""
         settings = identity.current()
-        channel = OwnControlChannel(settings.control_address, identity.control_key())
+        channel = OwnControlChannel(settings.own_control_address, identity.control_key())
         # The model is known when vLLM calls `init_state`, before it serves.
         self._description = messages.Description(settings.name, settings.role, settings.boot, settings.control_address)
 

@@ -36,7 +36,7 @@ from ares.gateway.session.output import Emit
 from ares.gateway.session.session import Session
 from ares.gateway.shutdown import Shutdown
 from ares.gateway.tuning import DEFAULT, Tuning
-from ares.models import resolve as model
+from ares.models import resolve as models
 from ares.policy.transfer import Mode
 from ares.protocol.fields import CLASS_HEADER
 from ares.protocol.keys import ControlKey
@@ -128,7 +128,7 @@ class Gateway:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.controller.lease.give_back()
+        await self.controller.lease.release()
         self.recorder.describe(self.config.model, self.controller.preset, self.pool.instances)
         await self.pool.stop()
         await self.http.close()
@@ -145,7 +145,7 @@ class Gateway:
         model_name = Path(self.config.model).expanduser()
         # A folder by its absolute path, however it was given.
         given = str(model_name.resolve()) if model_name.is_dir() else self.config.model
-        return Served((*self.config.served_model_name, given), model.shape(self._folder))
+        return Served((*self.config.served_model_name, given), models.shape(self._folder))
 
     @property
     def maximum_model_tokens(self) -> int | None:
@@ -158,14 +158,14 @@ class Gateway:
 
         While no instance is known any more, the limit stays.
         """
-        capacity = sum(i.state.capacity_tokens for i in self.pool.decode())
+        capacity = sum(i.state.capacity_tokens for i in self.pool.decode_instances)
         self._capacity_tokens = capacity or self._capacity_tokens
         return self.config.maximum_waiting_tokens or self.tuning.backlog_capacities * self._capacity_tokens or math.inf
 
     @property
     def serving(self) -> bool:
         """Whether there is an instance to decode on."""
-        return bool(accepting(list(self.pool.decode()), ())) and self.maximum_model_tokens is not None
+        return bool(accepting(self.pool.decode_instances, ())) and self.maximum_model_tokens is not None
 
     async def wait_until_serving(self) -> None:
         """Wait until there is an instance to decode on.
@@ -253,17 +253,17 @@ class Gateway:
         try:
             update(session)
             await self.shutdown.run(session.run(emit))
-            self.scores.finished(session)
+            self.scores.score(session)
             if len(session.emitted) > 1:
                 self.metrics.longest_gap.labels(objective.name).observe(session.output.longest_gap_s)
                 self.recent.longest_gap_s.add(session.output.longest_gap_s)
-            self.controller.ended(len(session.emitted))
-            self.recorder.finished(session)
+            self.controller.record_output_length(len(session.emitted))
+            self.recorder.record(session)
         finally:
             self.scores.forget(session)
             self.backlog.remove(session)
             del self.sessions[session_id]
-            self.controller.changed()
+            self.controller.wake_admission()
             self.metrics.active.dec()
 
     # --- moves ---
@@ -285,10 +285,10 @@ class Gateway:
             raise TargetError(f"{target.name} is not taking requests", 503)
         if lacking := target.state.lacks(session.sampling.needs):
             raise TargetError(f"{target.name} does not restore {', '.join(sorted(lacking))} of the request", 409)
-        size = target.state.hello.block_size
-        # One block more than the tokens need: the next one is written at once.
-        needed = -(-(session.tokens + 1) // size) + 1
-        reserved = sum(-(-(s.tokens + 1) // size) for s in self.sessions.values() if s.incoming is target)
+        blocks = target.state.layout.blocks
+        # One block of each group more than the tokens need: the next one is written at once.
+        needed = blocks(session.tokens + 1) + max(1, len(target.state.layout.groups))
+        reserved = sum(blocks(s.tokens + 1) for s in self.sessions.values() if s.incoming is target)
         if needed > target.state.free_blocks - reserved:
             raise TargetError(f"{target.name} is full: {needed} KV blocks wanted, {target.state.free_blocks} free", 409)
 

@@ -8,8 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,11 +17,14 @@ from rich.console import Console
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ares import addresses, extras
-from ares.engine.defaults import free_port, free_ports, given_names, gpu_shares
+from ares.engine.defaults import free_port, free_ports, given_names, gpus_per_instance, is_cpu_build, limits_memory
+from ares.local_cluster import gpu_discovery
+from ares.local_cluster.gpus import Assignment, GpuError, GpuRequest, Gpus, assign
 from ares.protocol.messages import Role
 from ares.terminal.http_client import open_direct
 from ares.terminal.progress import progress_display
 
+_DEFAULT_DECODE = 2
 # The kernel takes a while to free the memory of a large engine.
 _CLEAR_TIMEOUT_S = 10.0
 _LOG_LINES = 25
@@ -95,11 +98,31 @@ class ManagedProcess:
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
-    """What a local cluster consists of."""
+    """What a local cluster consists of.
+
+    Attributes
+    ----------
+    decode
+        Decode instances; None: as many as fit on the GPUs (`with_gpus`).
+    vllm_flags, prefill_flags, decode_flags
+        Flags of vLLM for all instances, and further ones by role.
+    simulate
+        Profile of mock engines; None starts real ones.
+    per_process
+        Mock instances in a process: 1 as for real ones; None puts all of a role into one.
+    share_gpus
+        Whether several instances may run on one GPU.
+    gpus, gpu_variables
+        Which instance gets which GPUs, and the variables that tell it; None until `with_gpus` has looked.
+    gateway_module
+        The module whose command `gateway` is the gateway: another one for measurements and tests.
+    start_timeout_s, stop_timeout_s
+        How long a process may take until it answers, and how long all of them to end, before they are killed.
+    """
 
     model: str
     prefill: int = 1
-    decode: int = 2
+    decode: int | None = _DEFAULT_DECODE
     host: str = "127.0.0.1"
     port: int = 8000
     preset: str = "ares"
@@ -107,15 +130,20 @@ class ClusterSettings:
     vllm_flags: tuple[str, ...] = ()
     worker_flags: tuple[str, ...] = ()
     gateway_flags: tuple[str, ...] = ()
-    # Profile of mock engines; None starts real ones.
+    prefill_flags: tuple[str, ...] = ()
+    decode_flags: tuple[str, ...] = ()
     simulate: str | None = None
-    # Mock instances in a process: 1 as for real ones; None puts all of a role into one.
     per_process: int | None = None
-    # The module whose command `gateway` is the gateway: another one for measurements and tests.
+    share_gpus: bool = False
+    gpus: Assignment | None = None
+    gpu_variables: tuple[str, ...] = ()
     gateway_module: str = "ares"
-    # How long a process may take until it answers, and how long all of them to end, before they are killed.
     start_timeout_s: float = 600.0
     stop_timeout_s: float = 10.0
+
+    def flags(self, role: Role) -> tuple[str, ...]:
+        """Return vLLM's flags for an instance; of those that are given twice, vLLM takes the last."""
+        return self.vllm_flags + (self.prefill_flags if role == "prefill" else self.decode_flags)
 
 
 @dataclass(slots=True)
@@ -144,10 +172,11 @@ class Cluster:
     def start_workers(self) -> None:
         """Start the instances of the settings."""
         settings = self.settings
+        decode = _DEFAULT_DECODE if settings.decode is None else settings.decode
         if settings.simulate is not None:
             both: list[tuple[str, Role, int]] = [
                 ("prefill", "prefill", settings.prefill),
-                ("decode", "decode" if settings.prefill else "both", settings.decode),
+                ("decode", "decode" if settings.prefill else "both", decode),
             ]
             for name, role, count in both:
                 most = settings.per_process or count
@@ -158,9 +187,11 @@ class Cluster:
                         self.start_mock(f"{name}-{n}", role, min(most, count - first))
             return
         roles: list[tuple[str, Role]] = [(f"prefill-{n}", "prefill") for n in range(settings.prefill)]
-        roles += [(f"decode-{n}", "decode" if settings.prefill else "both") for n in range(settings.decode)]
-        bindings = core_bindings(settings.prefill, settings.decode, sorted(os.sched_getaffinity(0)))
-        for (name, role), cores, gpus in zip(roles, bindings, gpu_shares(len(roles)), strict=True):
+        roles += [(f"decode-{n}", "decode" if settings.prefill else "both") for n in range(decode)]
+        bindings = core_bindings(settings.prefill, decode, sorted(os.sched_getaffinity(0)))
+        given = settings.gpus
+        shares = (*given.prefill_gpus, *given.decode_gpus) if given is not None else ()
+        for (name, role), cores, gpus in zip(roles, bindings, shares or [()] * len(roles), strict=True):
             self.start_worker(name, role, cores, gpus=gpus)
 
     def start_gateway(self) -> None:
@@ -187,12 +218,13 @@ class Cluster:
         name: str,
         url: str,
         arguments: list[str],
-        gpus: str | None = None,
+        gpus: tuple[str, ...] = (),
         instances: dict[str, str] | None = None,
         module: str = "ares",
     ) -> None:
         """Start one process, ``python -m MODULE ARGUMENTS``, that answers at `url`; by default it is one instance."""
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus} if gpus is not None else None
+        own = dict.fromkeys(self.settings.gpu_variables, ",".join(gpus)) if gpus else None
+        environment = {**os.environ, **own} if own else None
         command = [sys.executable, "-m", module, *arguments]
         log = self.log_folder / f"{name}.log"
         with log.open("wb") as sink, _uninterrupted():
@@ -200,7 +232,7 @@ class Cluster:
             self.processes.append(ManagedProcess(name, url, log, command, environment, popen, instances or {name: url}))
 
     def start_worker(
-        self, name: str, role: Role, cores: str | None, flags: tuple[str, ...] = (), gpus: str | None = None
+        self, name: str, role: Role, cores: str | None, flags: tuple[str, ...] = (), gpus: tuple[str, ...] = ()
     ) -> None:
         """Start an instance on these CPU cores or GPUs; `flags` are flags of `ares worker`."""
         extras.require("vllm", "nixl")  # one error here, not one in the log of each instance
@@ -214,7 +246,7 @@ class Cluster:
         self.start(
             name,
             f"http://127.0.0.1:{self.ports[-3]}",
-            [*command, *flags, *self.settings.worker_flags, "--", *self.settings.vllm_flags],
+            [*command, *flags, *self.settings.worker_flags, "--", *self.settings.flags(role)],
             gpus,
         )
 
@@ -229,7 +261,7 @@ class Cluster:
         command = ["worker", "--simulate", str(self.settings.simulate), "--model", self.settings.model]
         command += ["--role", role, "--name", name if count > 1 else names[0], "--port", str(first), *_AT_ONCE]
         command += ["--control-port", str(first + count)]
-        flags = [*self.settings.worker_flags, "--", *self.settings.vllm_flags, "--instances", str(count)]
+        flags = [*self.settings.worker_flags, "--", *self.settings.flags(role), "--instances", str(count)]
         process_name = names[0] if self.settings.per_process == 1 else name
         self.start(process_name, instances[names[-1]], [*command, *flags], instances=instances)
 
@@ -307,7 +339,10 @@ def running(settings: ClusterSettings, console: Console | None = None) -> Iterat
         A process did not start.
     AddressError
         The gateway cannot listen on its address.
+    GpuError
+        The GPUs do not suffice.
     """
+    settings = with_gpus(settings, os.environ, console)
     with workers_only(settings, console) as cluster:
         with addresses.reserved(settings.host, settings.port):
             cluster.start_workers()
@@ -315,6 +350,38 @@ def running(settings: ClusterSettings, console: Console | None = None) -> Iterat
         cluster.start_gateway()
         cluster.await_gateway()
         yield cluster
+
+
+def with_gpus(
+    settings: ClusterSettings, environment: Mapping[str, str], console: Console | None = None
+) -> ClusterSettings:
+    """Return the settings with the GPUs of each instance, and print which and why; those that have them unchanged.
+
+    Raises
+    ------
+    GpuError
+        The GPUs do not suffice.
+    """
+    if settings.gpus is not None:
+        return settings
+    prefill, decode = settings.flags("prefill"), settings.flags("decode")
+    if settings.share_gpus and not all(map(limits_memory, [decode, *([prefill] if settings.prefill else [])])):
+        raise GpuError(
+            "--share-gpus: each instance would take most of a GPU's memory: give --gpu-memory-utilization, for example "
+            "0.4 for two instances on a GPU, or --kv-cache-memory-bytes"
+        )
+    gpus = Gpus() if settings.simulate is not None or is_cpu_build() else gpu_discovery.find(environment)
+    request = GpuRequest(
+        settings.prefill,
+        settings.decode,
+        gpus_per_instance(prefill),
+        gpus_per_instance(decode),
+        settings.share_gpus,
+    )
+    assignment = assign(gpus, request)
+    for line in assignment.reasons:
+        (console or Console(stderr=True)).print(line, markup=False, highlight=False, soft_wrap=True)
+    return replace(settings, decode=assignment.decode, gpus=assignment, gpu_variables=gpus.variables)
 
 
 def core_bindings(prefill: int, decode: int, cores: list[int]) -> list[str]:
@@ -406,7 +473,8 @@ def _await(
             if time.monotonic() > deadline:
                 names = ", ".join(p.name for p in waiting)
                 raise ClusterError(
-                    f"{what} not ready after {timeout_s:.0f} s: {names}; the end of {waiting[0].log}:\n"
+                    f"{what} not ready after {timeout_s:.0f} s (--start-timeout): {names}; the end of "
+                    f"{waiting[0].log}:\n"
                     f"{waiting[0].log_end()}"
                 )
             time.sleep(0.1)

@@ -128,8 +128,8 @@ class FreeRunningInstance:
 
     @property
     def control_address(self) -> str:
-        """Where its control channel is bound."""
-        return control_address(self.identity.host, self.identity.control_port)
+        """Where gateways reach its control channel."""
+        return control_address(self.identity.published_host, self.identity.control_port)
 
     @property
     def streams(self) -> int:

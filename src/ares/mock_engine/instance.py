@@ -68,7 +68,7 @@ class Instance:
         self._puller = puller
         self._numbers = itertools.count(1)
         self._loop = asyncio.get_running_loop()
-        self._writer = Writer(model, self._finish)
+        self._writer = Writer(model, self.finish)
         self._step: Step | None = None
         # Set while a step runs or is about to be scheduled, so that there is never a second chain of steps.
         self._timer: asyncio.Handle | None = None
@@ -85,12 +85,13 @@ class Instance:
     def open_channel(self, notify: Callable[[], None]) -> ControlChannel:
         """Open the control channel, which calls `notify` when a command waits; a subclass may open another kind."""
         source = report.TelemetrySource(self)
-        return ControlChannel(self.control_address, report.hello(self), source, notify=notify, key=control_key())
+        endpoint = control_address(self.identity.host, self.identity.control_port)
+        return ControlChannel(endpoint, report.hello(self), source, notify=notify, key=control_key())
 
     @property
     def control_address(self) -> str:
-        """Where its control channel is bound."""
-        return control_address(self.identity.host, self.identity.control_port)
+        """Where gateways reach its control channel."""
+        return control_address(self.identity.published_host, self.identity.control_port)
 
     @property
     def draining(self) -> bool:
@@ -232,7 +233,8 @@ class Instance:
             due = now
         self._begin(due)
 
-    def _finish(self, request: Request, reason: str, stop: int | str | None) -> None:
+    def finish(self, request: Request, reason: str, stop: int | str | None) -> None:
+        """End a request with this finish reason and stop reason, and pin its KV where it goes on elsewhere."""
         pin = reason == "length" and not request.unwanted and (request.remote_decode or request.cut is not None)
         computed = request.computed
         blocks = self._remove(request)

@@ -72,7 +72,7 @@ def hello(instance: Described) -> messages.Hello:
         name=identity.name,
         role=identity.role,
         boot=instance.boot,
-        peer=messages.Peer(instance.boot, identity.host, identity.port),
+        peer=messages.Peer(instance.boot, identity.published_host, identity.port),
         block_size=settings.profile.block_size,
         kv_blocks=settings.kv_blocks,
         max_model_len=settings.max_model_len,

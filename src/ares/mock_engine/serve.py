@@ -235,7 +235,9 @@ def _extend(instance: Instance, request: HttpRequest, connection: Connection) ->
     connection.reply(_NO_KV)
 
 
-def identities(name: str | None, role: Role, host: str, port: int, control_port: int, count: int) -> list[Identity]:
+def identities(
+    name: str | None, role: Role, host: str, port: int, control_port: int, count: int, advertise_host: str = ""
+) -> list[Identity]:
     """Return `count` identities: consecutive ports, numbered names; a control port of 0 is any free one."""
     found: list[Identity] = []
     taken: set[int] = set(range(port, port + count))
@@ -243,7 +245,7 @@ def identities(name: str | None, role: Role, host: str, port: int, control_port:
         control = control_port + n if control_port else free_port(host, taken)
         taken.add(control)
         numbered = f"{name}-{n}" if name and count > 1 else name
-        found.append(Identity(numbered or f"{role}-{port + n}", role, host, port + n, control))
+        found.append(Identity(numbered or f"{role}-{port + n}", role, host, port + n, control, advertise_host))
     return found
 
 

@@ -64,13 +64,19 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Name, role and addresses of an instance."""
+    """Name, role and addresses of an instance: `host` is listened on, `advertise_host` (or else `host`) published."""
 
     name: str
     role: Role
     host: str
     port: int
     control_port: int
+    advertise_host: str = ""
+
+    @property
+    def published_host(self) -> str:
+        """Name or address by which gateways and other instances reach it."""
+        return self.advertise_host or self.host
 
 
 class _Parser(argparse.ArgumentParser):

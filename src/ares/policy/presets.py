@@ -60,14 +60,14 @@ class Preset:
         return REBALANCERS[self.rebalance].moves
 
     @property
-    def holds(self) -> bool:
-        """Whether requests wait outside decode until they are admitted."""
-        return ADMISSIONS[self.admission].holds
+    def queues_requests(self) -> bool:
+        """Whether requests wait in the gateway's queue until they are admitted to decode."""
+        return ADMISSIONS[self.admission].queues_requests
 
     @property
-    def looks_ahead(self) -> bool:
-        """Whether admission, or the dispatch that places requests, looks at the running requests."""
-        return self.holds or DISPATCHERS[self.dispatch].sees_requests
+    def sees_requests(self) -> bool:
+        """Whether admission or dispatch looks at each running request, not only at the load of instances."""
+        return self.queues_requests or DISPATCHERS[self.dispatch].sees_requests
 
     @property
     def avoids_oom(self) -> bool:
@@ -133,15 +133,15 @@ _REPLACED = {"oracle": "ares-oracle"}
 def check_parts(made: Preset) -> None:
     """Raise ValueError, with the combinations that work, where a part has no effect with the others."""
     admission = ADMISSIONS[made.admission]
-    if admission.holds and made.dispatch != admission.dispatch:
-        others = ", ".join(name for name, one in ADMISSIONS.items() if not one.holds)
+    if admission.queues_requests and made.dispatch != admission.dispatch:
+        others = ", ".join(name for name, one in ADMISSIONS.items() if not one.queues_requests)
         raise ValueError(
             f"admission {made.admission} needs dispatch {admission.dispatch} (not {made.dispatch}): it chooses the "
             f"instance itself; every dispatch goes with admission {others}"
         )
     if made.knows_lengths and not made.predicts:
         raise ValueError("it knows the true lengths, which needs a part that uses predictions")
-    if admission.holds and admission.dispatch not in DISPATCHERS:
+    if admission.queues_requests and admission.dispatch not in DISPATCHERS:
         raise ValueError(f"admission {made.admission} needs dispatch {admission.dispatch}, which is not registered")
 
 

@@ -18,6 +18,8 @@ RESUME_OUTPUT = "ares_restore"
 RESUMED_TOKENS = "ares_output"
 # Marks a request without a client: it only copies KV to an instance, ahead of the request itself.
 PRECOPY = "ares_ahead"
+# In the result of a prefill that has not computed the whole prompt: its token is not the first of the output.
+PROMPT_SHORTENED = "ares_prompt_shortened"
 
 # --- and vLLM's own (v1/nixl/pull_scheduler.py, 0.32) ---
 
@@ -37,6 +39,9 @@ TP_SIZE = "tp_size"
 MOCK_OUTPUT_TOKENS = "ares_mock_output_tokens"
 # The stop reason of a request that ended on one instance to continue on another.
 MIGRATED = "migrated"
+# vLLM's stop reason and finish reason of an output that `repetition_detection` has ended (v1/core/sched/utils.py).
+REPETITION_DETECTED = "repetition_detected"
+REPETITION = "repetition"
 # What a request keeps when it resumes on another instance (`messages.Hello.carries`): which tokens are output, the
 # position of a seeded generator, the position in a grammar.
 CARRIES_OUTPUT = "output"
@@ -99,5 +104,7 @@ CLASS_HEADER = "x-ares-class"
 CONTROL_KEY_VARIABLE = "ARES_CONTROL_KEY"
 # `ares worker` to the processes of vLLM: the instance's settings as JSON (engine/identity.py).
 INSTANCE_VARIABLE = "ARES_INSTANCE"
+# Whether an instance may run on a vLLM that is not supported.
+ALLOW_UNSUPPORTED_VLLM_VARIABLE = "ARES_ALLOW_UNSUPPORTED_VLLM"
 # In vLLM's kv_connector_extra_config: the largest pull within a scheduling step.
 PULL_WITHIN_STEP_BYTES = "ares_pull_within_step_bytes"

@@ -126,14 +126,28 @@ class Lease(msgspec.Struct, frozen=True, tag="lease"):
 Command = Subscribe | Connect | Cut | Copy | Release | Drain | Lease
 
 
+class KvGroup(msgspec.Struct, frozen=True, array_like=True):
+    """A KV cache group of vLLM: layers with one block table.
+
+    `window` is how many tokens their attention reaches back (0: all), `fixed_blocks` how many blocks a request holds at
+    any length (0: as many as its tokens take).
+    """
+
+    block_size: Annotated[int, msgspec.Meta(ge=1, lt=1 << 20)]
+    window: _Count = 0
+    fixed_blocks: _Count = 0
+
+
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """The identity and the limits of an instance. `boot` differs after every restart.
 
     `token_bytes` is the KV of one token, `pull_within_step_bytes` the largest pull within a scheduling step,
     `prefix_caching` whether KV that is copied ahead of a request is kept for it; `carries` names the state that a
     request keeps when it resumes here (`fields.CARRIES_OUTPUT` and the like). `leases` is whether it answers a `Lease`.
-    `max_num_seqs` and `max_num_batched_tokens` bound a step's batch. `configuration` is what the engine runs with, for
-    `ares check`; no decision depends on it. An instance of an earlier version does not send the last four.
+    `max_num_seqs` and `max_num_batched_tokens` bound a step's batch. `kv_groups` are the KV cache groups whose blocks
+    come from the pool of `kv_blocks`; none means a single one that grows with every token. `configuration` is what the
+    engine runs with, for `ares check`; no decision depends on it. An instance of an earlier version does not send the
+    last five.
     """
 
     name: str
@@ -151,6 +165,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     leases: bool = False
     max_num_seqs: _Count = 0
     max_num_batched_tokens: _Count = 0
+    kv_groups: list[KvGroup] = []
     configuration: dict[str, str] = {}
 
 
@@ -170,6 +185,8 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
 class Telemetry(msgspec.Struct, frozen=True, tag="telemetry", rename={"resources": "held"}):
     """The load of an instance.
 
+    `running` and `waiting` are requests; `pinned` are requests that have ended here, and copies, whose KV waits to be
+    pulled.
     `step_time_s` is a moving average over recent steps, `pull_bytes_per_s` over recent pulls of KV, 0 before the first;
     `busy_s` is the time of all steps so far.
     `draining`: the instance takes no new requests, and those that can migrate are to leave; after `drain_left_s` the
@@ -219,7 +236,7 @@ class Predicted(msgspec.Struct, frozen=True, tag="predicted"):
     remaining: tuple[float, float, float]
 
 
-class CutResult(msgspec.Struct, frozen=True, tag="handover"):
+class CutResult(msgspec.Struct, frozen=True, tag="handover", rename={"kv_transfer_params": "transfer"}):
     """The answer to a `Cut`.
 
     Attributes
@@ -230,8 +247,8 @@ class CutResult(msgspec.Struct, frozen=True, tag="handover"):
         How many tokens the request generated on this instance.
     tail
         The last of those tokens, so that the target can start before the stream has delivered them.
-    transfer
-        vLLM's kv_transfer_params for the target, where the outcome is `PINNED`.
+    kv_transfer_params
+        vLLM's, for the target, where the outcome is `PINNED`.
     """
 
     call: _Count
@@ -239,16 +256,16 @@ class CutResult(msgspec.Struct, frozen=True, tag="handover"):
     outcome: CutOutcome
     output_tokens: _Tokens = 0
     tail: list[_Tokens] = []
-    transfer: dict[str, Any] = {}
+    kv_transfer_params: dict[str, Any] = {}
 
 
-class CopyResult(msgspec.Struct, frozen=True, tag="copied"):
+class CopyResult(msgspec.Struct, frozen=True, tag="copied", rename={"kv_transfer_params": "transfer"}):
     """The answer to a `Copy`: how many `tokens` are pinned as `pin`, and vLLM's kv_transfer_params for them."""
 
     call: _Count
     pin: str
     tokens: _Tokens = 0
-    transfer: dict[str, Any] = {}
+    kv_transfer_params: dict[str, Any] = {}
 
 
 class LeaseResult(msgspec.Struct, frozen=True, tag="leased"):

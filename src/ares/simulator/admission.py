@@ -19,7 +19,7 @@ from ares.simulator.decisions import STALE_S, dispatch, enqueue, refresh, rows_a
 from ares.simulator.heaps import compiled
 from ares.simulator.instance import record_suspension, schedule_step
 from ares.simulator.prediction import WEIGHTS, record_progress, set_queue_keys
-from ares.simulator.prefill import pinned_tokens, start_prefill, to_prefill
+from ares.simulator.prefill import pinned_tokens, queue_for_prefill, start_prefill
 from ares.simulator.queues import remove_waiting
 from ares.simulator.state import (
     BASE_S,
@@ -102,7 +102,7 @@ def admit_waiting(state: State, moment: float) -> None:
     for instance in range(len(state.time)):
         if moment - state.forecast_time[instance] > STALE_S:
             refresh(state, instance, moment)
-    if state.knobs.suspends > 0.0:
+    if state.admission_settings.suspends > 0.0:
         _move_late_requests_back(state, moment)
     horizon = Horizon(state.grid, WEIGHTS, state.parameters.block_size)
     load = np.empty(len(state.time), np.int64)
@@ -145,7 +145,15 @@ def admit_waiting(state: State, moment: float) -> None:
             state.suspended_list[: state.current.suspended_count],
         )
         made, state.current.age_credit = admit(
-            moment, state.current.age_credit, instances, requests, queue, horizon, state.knobs, decided, numbers
+            moment,
+            state.current.age_credit,
+            instances,
+            requests,
+            queue,
+            horizon,
+            state.admission_settings,
+            decided,
+            numbers,
         )
         for index in range(made):
             _carry_out(state, decided[index, 0], decided[index, 1], decided[index, 2], moment)
@@ -206,7 +214,7 @@ def _carry_out(state: State, kind: int, request: int, instance: int, moment: flo
     """Carry out one decision of either kind of policy: `kind` as in policy/admission/state.py."""
     if kind == ADMIT and len(state.prefill_free) > 0 and state.prefill_instance[request] == NONE:  # its KV is gone
         state.decode_instance[request] = instance
-        to_prefill(state, request, moment)
+        queue_for_prefill(state, request, moment)
     elif kind == ADMIT:
         deliver_first_token(state, request, moment)
         enqueue(state, request, instance, moment)
@@ -217,7 +225,7 @@ def _carry_out(state: State, kind: int, request: int, instance: int, moment: flo
         else:
             # On a prefill instance, where one is large enough: a decode instance would delay its whole batch.
             state.decode_instance[request] = instance
-            to_prefill(state, request, moment)
+            queue_for_prefill(state, request, moment)
     else:
         begin_suspension(state, request, moment)
 

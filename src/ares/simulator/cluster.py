@@ -152,8 +152,8 @@ class Simulation:
         admission = ADMISSIONS[self.preset.admission]
         loop = admission.loop_settings(self.preset.admission_settings)
         if loop is not None:
-            state.knobs_array[0] = tuple(loop)
-        mode = IMMEDIATE if not admission.holds else BY_PYTHON_POLICY if loop is None else BY_COMPILED_LOOP
+            state.admission_settings_array[0] = tuple(loop)
+        mode = IMMEDIATE if not admission.queues_requests else BY_PYTHON_POLICY if loop is None else BY_COMPILED_LOOP
         parameters = {
             "block_size": first.block_size,
             "token_budget": first.max_num_batched_tokens,
@@ -220,15 +220,15 @@ class Simulation:
             if moves_requests:
                 if avoids_oom:
                     suspend_preempted(state, now)
-                view = telemetry.view(now)
+                cluster = telemetry.cluster(now)
                 before = time.perf_counter()
                 oom_actions = []
                 if avoids_oom:
-                    progress_now = partial(telemetry.progress, len(view.location), now)
-                    oom_actions = avoid_oom(view, oom_settings, progress_now)
-                ordered = exclude_conflicts(decide_moves(policy, view), oom_actions)
+                    progress_now = partial(telemetry.progress, len(cluster.location), now)
+                    oom_actions = avoid_oom(cluster, oom_settings, progress_now)
+                ordered = exclude_conflicts(decide_moves(policy, cluster), oom_actions)
                 decisions.append(time.perf_counter() - before)
-                moves += carry_out(state, view, [*oom_actions, *ordered], now)
+                moves += carry_out(state, cluster, [*oom_actions, *ordered], now)
             if now >= next_sample:
                 shares = np.empty(decode)
                 kv_shares(state, now, shares)

@@ -7,7 +7,7 @@ from ares.simulator.decisions import dispatch_again, enqueue
 from ares.simulator.heaps import compiled, heap_pop, tree_first, tree_set
 from ares.simulator.instance import schedule_step, start_step
 from ares.simulator.moves import finish_copy, finish_handover
-from ares.simulator.prefill import pinned_tokens, start_prefill, to_prefill
+from ares.simulator.prefill import pinned_tokens, queue_for_prefill, start_prefill
 from ares.simulator.state import (
     COPY_DONE,
     IMMEDIATE,
@@ -24,7 +24,7 @@ def arrive(state: State, request: int, moment: float) -> None:
     if len(state.prefill_backlog) == 0:
         dispatch_or_wait(state, request, moment)
     else:
-        to_prefill(state, request, moment)
+        queue_for_prefill(state, request, moment)
 
 
 @compiled

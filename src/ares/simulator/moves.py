@@ -34,7 +34,7 @@ class MoveRecord:
 
 
 def carry_out(
-    state: State, view: Cluster, decisions: Sequence[OomAction | MigrationDecision], now: float
+    state: State, cluster: Cluster, decisions: Sequence[OomAction | MigrationDecision], now: float
 ) -> list[MoveRecord]:
     """Begin the moves that their targets have room for, and suspend requests that fit nowhere.
 
@@ -42,7 +42,7 @@ def carry_out(
     ----------
     state
         The simulated cluster.
-    view
+    cluster
         What was decided on: decisions are indices into it.
     decisions
         Moves and suspensions, in this order.
@@ -51,7 +51,7 @@ def carry_out(
     """
     begun: list[MoveRecord] = []
     for decision in decisions:
-        request = int(view.requests[decision.request])
+        request = int(cluster.requests[decision.request])
         if decision.target == NO_TARGET:
             begin_suspension(state, request, now)
         elif begin_move(state, request, decision.target, now):

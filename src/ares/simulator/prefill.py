@@ -21,8 +21,8 @@ def pinned_tokens(state: State, request: int) -> int:
 
 
 @compiled
-def to_prefill(state: State, request: int, moment: float) -> None:
-    """Send a request to the prefill instance with the smallest backlog."""
+def queue_for_prefill(state: State, request: int, moment: float) -> None:
+    """Put a request into the queue of the prefill instance with the smallest backlog."""
     chosen = int(np.argmin(state.prefill_backlog))
     state.status[request] = IN_PREFILL
     state.prefill_instance[request] = chosen

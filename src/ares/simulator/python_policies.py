@@ -40,7 +40,7 @@ class PythonPolicies:
         self._admission: Admission | None = None
         if self._state.parameters.admission_mode == BY_PYTHON_POLICY:
             self._admission = admission_policy(preset.admission, preset.admission_settings)
-        elif not preset.holds and self._state.parameters.dispatch_rule == CALL_CHOOSE:
+        elif not preset.queues_requests and self._state.parameters.dispatch_rule == CALL_CHOOSE:
             self._dispatch = dispatcher(preset.dispatch, preset.dispatch_settings)
         self._ended = np.zeros(len(self._state.arrival), np.bool_)
         self._reported = 0
@@ -73,7 +73,7 @@ class PythonPolicies:
         count = int(state.current.queue_size)
         state.current.queue_size = 0
         for request in state.order[:count].tolist():
-            cluster = self._telemetry.view(moment) if policy.sees_requests else self._loads(moment)
+            cluster = self._telemetry.cluster(moment) if policy.sees_requests else self._loads(moment)
             remaining = state.observed_remaining[request].copy() if self._telemetry.predicts else None
             chosen = choose_instance(policy, cluster, int(state.prompt[request] + state.generated[request]), remaining)
             if chosen is None:
@@ -98,7 +98,7 @@ class PythonPolicies:
     # --- admission ---
 
     def _admit(self, policy: Admission, moment: float) -> None:
-        cluster = self._telemetry.view(moment)
+        cluster = self._telemetry.cluster(moment)
         running = self._telemetry.progress(len(cluster.location), moment)
         outside = self._outside()
         rows = self._telemetry.requests[: len(cluster.location)].copy()

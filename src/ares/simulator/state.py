@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ares.policy.admission.forecast import GRID
-from ares.policy.admission.state import ADMISSION_STATES, Knobs
+from ares.policy.admission.state import ADMISSION_STATES, LoopSettings
 from ares.policy.residual_life import REMEMBERED
 
 F8 = NDArray[np.float64]
@@ -97,7 +97,7 @@ CURRENT = np.dtype(
     align=True,
 )
 
-KNOBS = np.dtype([(name, np.float64) for name in Knobs._fields], align=True)
+ADMISSION_SETTINGS = np.dtype([(name, np.float64) for name in LoopSettings._fields], align=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +211,7 @@ class State:
     # records, shape (1,) each; read by the properties of the same names without `_array`
     current_array: NDArray[np.void]
     parameters_array: NDArray[np.void]
-    knobs_array: NDArray[np.void]
+    admission_settings_array: NDArray[np.void]
 
     # what compiled code reads instead of this object: WORDS words per array, its address and lengths
     table: I8 = field(init=False)
@@ -240,9 +240,9 @@ class State:
         return self.current_array[0]
 
     @property
-    def knobs(self) -> Any:
-        """Settings of admission, as `Knobs` in policy/admission/state.py."""
-        return self.knobs_array[0]
+    def admission_settings(self) -> Any:
+        """Settings of admission, as `LoopSettings` in policy/admission/state.py."""
+        return self.admission_settings_array[0]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle by the arrays: addresses mean nothing elsewhere."""
@@ -254,7 +254,7 @@ class State:
             yield name, getattr(self, name)
 
 
-RECORDS = {"parameters": PARAMETERS, "current": CURRENT, "knobs": KNOBS}
+RECORDS = {"parameters": PARAMETERS, "current": CURRENT, "admission_settings": ADMISSION_SETTINGS}
 NAMES = tuple(entry.name for entry in fields(State) if entry.init)
 WORDS = 3
 
@@ -361,5 +361,5 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         by_age=ints(requests + 1),
         current_array=np.zeros(1, CURRENT).view(np.recarray),
         parameters_array=np.zeros(1, PARAMETERS).view(np.recarray),
-        knobs_array=np.zeros(1, KNOBS).view(np.recarray),
+        admission_settings_array=np.zeros(1, ADMISSION_SETTINGS).view(np.recarray),
     )

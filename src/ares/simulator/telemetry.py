@@ -33,7 +33,7 @@ class Telemetry:
         self.token_bytes = float(profile.kv_bytes_per_token)
         self.stall_s = profile.stall_s
 
-    def view(self, now: float) -> Cluster:
+    def cluster(self, now: float) -> Cluster:
         """Return the decode pool as live telemetry would show it; the next call overwrites its arrays."""
         state = self.state
         arrays = (self.requests, self.location, self.resident, self.remaining, self.movable)
@@ -60,7 +60,7 @@ class Telemetry:
         )
 
     def progress(self, rows: int, now: float) -> Progress:
-        """Return the progress of the requests of the newest view."""
+        """Return the progress of the requests of the cluster that was made last."""
         return self.progress_of(self.requests[:rows], now)
 
     def progress_of(self, requests: IntArray, now: float) -> Progress:

@@ -65,7 +65,7 @@ class PlainProgress(Progress):
         while not self._stopped.wait(self._every_s):
             left = ", ".join(_how_far(task) for task in self.tasks if not task.finished)
             if left:
-                self._print(f"not done after {self.get_time() - self._began:.0f} s: {left}")
+                self._print(f"still waiting after {self.get_time() - self._began:.0f} s: {left}")
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -17,7 +17,7 @@ def stats(*pulls: tuple[float, int]) -> Any:
     )
 
 
-def policy() -> Any:
+def policy(*, one_sided: bool = True) -> Any:
     from ares.engine.connector.pull import PullPolicy
 
     config = SimpleNamespace(
@@ -26,8 +26,8 @@ def policy() -> Any:
     )
     tensors = [SimpleNamespace(size=1600)]
     cache = SimpleNamespace(kv_cache_groups=[0], kv_cache_tensors=tensors, num_blocks=10)
-    side = SimpleNamespace(side_channel_host="h", transfer_tp_size=1, use_host_buffer=False, block_size=16)
-    return PullPolicy(config, cache, side)
+    side = SimpleNamespace(transfer_tp_size=1, use_host_buffer=False, block_size=16)
+    return PullPolicy(config, cache, side, one_sided=one_sided)
 
 
 def test_the_speed_is_an_average_over_large_pulls() -> None:
@@ -55,3 +55,11 @@ def test_a_precopy_is_never_pulled_within_a_step() -> None:
     assert pulls.within_step(params, 100)
     assert not pulls.within_step({**params, "ares_ahead": True}, 100)
     assert not pulls.within_step(params, 10_000_000)
+
+
+def test_a_pull_that_needs_its_peer_is_never_done_within_a_step() -> None:
+    """Neither from another host, nor from this one where the instance is not on loopback and so uses TCP for both."""
+    pulls = policy(one_sided=False)
+    params = {"remote_engine_id": "peer", "remote_host": "h", "tp_size": 1}
+    pulls.record(params, failed=False)
+    assert not pulls.within_step(params, 1)

@@ -66,6 +66,36 @@ def test_the_grammar_continues_at_the_end_of_the_output() -> None:
     assert accepted == [2, 3]
 
 
+@pytest.mark.parametrize(
+    ("v2", "asynchronous", "changes", "expected"),
+    [
+        (False, False, {}, {"output", "seed", "structured_outputs"}),
+        (True, True, {}, {"output", "seed", "structured_outputs"}),
+        (False, True, {}, set()),
+        (True, False, {}, set()),
+        (True, True, {"speculative_config": object()}, set()),
+        (True, True, {"structured_outputs_config": SimpleNamespace(reasoning_parser="qwen3")}, {"output", "seed"}),
+    ],
+)
+def test_only_tested_configurations_carry_state(
+    v2: bool, asynchronous: bool, changes: dict[str, Any], expected: set[str]
+) -> None:
+    from ares.engine.connector.resume_output import carried_state
+    from ares.engine.vllm_api import current_platform
+
+    config = {
+        "use_v2_model_runner": v2,
+        "scheduler_config": SimpleNamespace(async_scheduling=asynchronous),
+        "speculative_config": None,
+        "structured_outputs_config": SimpleNamespace(reasoning_parser=""),
+        **changes,
+    }
+    if not v2 and not current_platform.is_cpu():
+        expected = expected - {"seed"}
+    assert set(carried_state(SimpleNamespace(**config), by_worker=True)) == expected
+    assert carried_state(SimpleNamespace(**config), by_worker=False) == []
+
+
 @pytest.mark.parametrize("drawn", [0, 1, 2, 1000])
 def test_a_seeded_generator_has_the_position_of_vllms_sampler(drawn: int) -> None:
     """After the sampler has drawn for so many tokens, both draw the same."""

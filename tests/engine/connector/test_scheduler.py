@@ -42,7 +42,8 @@ def configuration() -> tuple[Any, Any]:
         use_v2_model_runner=False,
         num_prefill_lookahead_tokens=1,
     )
-    group = SimpleNamespace(kv_cache_spec=SimpleNamespace(prefix_replay_tokens=0))
+    spec = SimpleNamespace(block_size=BLOCK, prefix_replay_tokens=0)
+    group = SimpleNamespace(kv_cache_spec=spec, host_resident=False)
     cache = SimpleNamespace(
         kv_cache_groups=[group],
         transfer_groups=[group],
@@ -57,11 +58,12 @@ def configuration() -> tuple[Any, Any]:
 class Engine:
     """A scheduler side as vLLM makes it, and the steps of vLLM's scheduler that it sees."""
 
-    def __init__(self) -> None:
+    def __init__(self, published_host: str = "127.0.0.1") -> None:
         from ares.engine.connector.scheduler import Scheduler
 
         self.address = free_address()
-        identity.export(identity.InstanceSettings("decode-0", "decode", "boot", self.address))
+        published = self.address.replace("127.0.0.1", published_host)
+        identity.export(identity.InstanceSettings("decode-0", "decode", "boot", published, listen_host="127.0.0.1"))
         config, cache = configuration()
         self.side = Scheduler(config, "engine", cache)
 
@@ -70,7 +72,7 @@ class Engine:
         from ares.engine.vllm_api import Request, SamplingParams
 
         arguments = {"max_tokens": 50, "extra_args": {"kv_transfer_params": {"ares_key": key, **params}}}
-        request = Request(key, PROMPT, SamplingParams(**arguments), None)
+        request = Request(key, list(PROMPT), SamplingParams(**arguments), None)
         self.side.on_new_request(request)
         request.append_output_token_ids([9] * output)
         request.num_computed_tokens = request.num_tokens - 1
@@ -141,7 +143,7 @@ def test_requests_of_a_gateway_that_stays_away_end(engine: Engine) -> None:
     # A request that does not run, for example since it was preempted, ends with its next token.
     assert not engine.goes_on(waiting)
     assert engine.goes_on(other)
-    load = engine.side.snapshot()
+    load = engine.side.telemetry()
     assert load.pinned == 0
     assert [row.key for row in load.rows] == ["alive/1"]
     # If its stream is read all the same, it does not look like the end of the output.
@@ -184,7 +186,7 @@ def test_a_prefill_of_a_gateway_that_stays_away_is_not_pinned(engine: Engine) ->
     prefill.max_tokens = 1
     expire(engine, "dead", "dead/1")
     assert not engine.goes_on(prefill)
-    assert engine.side.snapshot().pinned == 0
+    assert engine.side.telemetry().pinned == 0
     assert engine.step().reqs_not_processed == {"dead/1"}
 
 
@@ -192,17 +194,59 @@ def test_a_cut_request_is_pinned_until_its_release(engine: Engine) -> None:
     request = engine.add("gateway/1", 10)
     gateway = engine.connect("gateway")
     gateway.send(messages.Cut(7, "gateway/1"))
-    engine.command("gateway/1")
+    # The workers know of it before it ends: with asynchronous scheduling a target may pull before their next step, and
+    # they forget the pull of a request that they do not know.
+    assert engine.command("gateway/1").reqs_in_batch == {request.request_id}
     pinned, transfer = engine.finish(request, 4)
     assert pinned
     assert request.stop_reason == "migrated"
     answer = gateway.receive_a(messages.CutResult)
     assert (answer.call, answer.outcome, answer.output_tokens, answer.tail[-2:]) == (7, "pinned", 11, [9, 4])
-    assert answer.transfer["remote_num_tokens"] == transfer["remote_num_tokens"] == len(PROMPT) + 10
-    assert engine.side.snapshot().pinned == 1
+    assert answer.kv_transfer_params["remote_num_tokens"] == transfer["remote_num_tokens"] == len(PROMPT) + 10
+    assert engine.side.telemetry().pinned == 1
     gateway.send(messages.Release("gateway/1"))
     assert engine.command().release == {request.request_id}
     gateway.close()
+
+
+def test_the_workers_forget_a_cut_request_that_ends_by_itself(engine: Engine) -> None:
+    request = engine.add("gateway/1", 10)
+    request.sampling_params.update_from_generation_config({}, EOS)
+    gateway = engine.connect("gateway")
+    gateway.send(messages.Cut(7, "gateway/1"))
+    engine.command("gateway/1")
+    assert not engine.goes_on(request, EOS)
+    assert engine.step().reqs_not_processed == {request.request_id}
+    gateway.close()
+
+
+@pytest.mark.parametrize(("token", "minimum", "outcome"), [(9, 11, "finished"), (4, 11, "pinned"), (9, 12, "pinned")])
+def test_a_cut_at_the_token_that_completes_a_repetition(engine: Engine, token: int, minimum: int, outcome: str) -> None:
+    """vLLM looks at the limit first, and does not look for repetitions below `min_tokens`."""
+    from vllm.sampling_params import RepetitionDetectionParams
+
+    request = engine.add("gateway/1", 10)
+    detection = RepetitionDetectionParams(max_pattern_size=2, min_pattern_size=1, min_count=11)
+    request.sampling_params.repetition_detection, request.sampling_params.min_tokens = detection, minimum
+    gateway = engine.connect("gateway")
+    gateway.send(messages.Cut(7, "gateway/1"))
+    engine.command("gateway/1")
+    assert engine.finish(request, token)[0] is (outcome == "pinned")
+    assert request.stop_reason == ("migrated" if outcome == "pinned" else "repetition_detected")
+    assert gateway.receive_a(messages.CutResult).outcome == outcome
+    gateway.close()
+
+
+def test_a_resumed_request_whose_prefill_completes_a_repetition(engine: Engine) -> None:
+    """It was suspended one token before its end: no instance is to pull its KV."""
+    from vllm.sampling_params import RepetitionDetectionParams
+
+    prefill = engine.add("gateway/1", 10, do_remote_decode=True, do_remote_prefill=False)
+    prefill.max_tokens = 11
+    prefill.sampling_params.repetition_detection = RepetitionDetectionParams(max_pattern_size=1, min_count=11)
+    assert not engine.goes_on(prefill)
+    assert prefill.stop_reason == "repetition_detected"
+    assert engine.side.telemetry().pinned == 0
 
 
 def test_the_pins_of_a_gateway_that_disconnects_are_orphaned(engine: Engine) -> None:
@@ -218,3 +262,23 @@ def test_the_pins_of_a_gateway_that_disconnects_are_orphaned(engine: Engine) -> 
     late.max_tokens = 1
     assert engine.finish(late)[0]
     assert engine.step().orphaned == {late.request_id}
+
+
+@pytest.mark.parametrize("token", [9, EOS])
+def test_a_prefill_whose_prompt_is_shortened_says_that_its_token_is_not_the_first(
+    monkeypatch: pytest.MonkeyPatch, token: int
+) -> None:
+    """Multi-token prediction by three modules: vLLM leaves the last two tokens of the prompt to decode."""
+    monkeypatch.setenv("ARES_INSTANCE", "")
+    monkeypatch.delenv("ARES_CONTROL_KEY", raising=False)
+    engine = Engine()
+    engine.side.vllm_config.num_prefill_lookahead_tokens = 3
+    prefill = engine.add("gateway/1", 0, do_remote_decode=True)
+    prefill.sampling_params.update_from_generation_config({}, EOS)
+    assert prefill.num_prompt_tokens == len(PROMPT) - 2
+    pinned, transfer = engine.finish(prefill, token)
+    # Pinned also where the token looks like the end of the output.
+    assert pinned
+    assert transfer["ares_prompt_shortened"] is True
+    assert transfer["remote_num_tokens"] == len(PROMPT) - 2
+    engine.side.shutdown()

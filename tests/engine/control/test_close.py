@@ -27,7 +27,7 @@ def test_close_ends_the_thread_and_frees_the_address() -> None:
     until = time.monotonic() + 20
     while True:  # ZeroMQ frees the port in another thread
         try:
-            ControlChannel(instance.address, HELLO, instance.snapshot).close()
+            ControlChannel(instance.address, HELLO, instance.telemetry).close()
             return
         except zmq.ZMQError:
             assert time.monotonic() < until, "the address is still taken"
@@ -64,4 +64,4 @@ def test_nothing_fails_after_close() -> None:
 
 def test_a_taken_address_is_an_error(instance: Instance) -> None:
     with pytest.raises(zmq.ZMQError):
-        ControlChannel(instance.address, HELLO, instance.snapshot)
+        ControlChannel(instance.address, HELLO, instance.telemetry)

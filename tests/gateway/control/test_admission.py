@@ -62,7 +62,7 @@ async def test_whoever_was_refused_waits_for_room_like_everybody(model_folder: P
 async def test_nobody_waits_for_a_decision_about_nobody(model_folder: Path) -> None:
     async with cluster(model_folder, tuning=Tuning(admission_shortest_s=30.0)) as (gateway, _):
         for _ in range(3):  # as after the ends of others
-            gateway.controller.changed()
+            gateway.controller.wake_admission()
             await asyncio.sleep(0.02)
         client = Client(gateway, 20)
         await client.finish()
@@ -101,7 +101,7 @@ async def test_a_long_request_gives_way_and_loses_no_token(model_folder: Path) -
         teach(gateway, 500)
         long = [Client(gateway, 500, name=f"long-{n}", prompt=[10 + n] * 100) for n in range(2)]
         await eventually(lambda: all(len(client.tokens) > 100 for client in long), 20)
-        await eventually(lambda: all(i.state.step_time.coefficients is not None for i in gateway.pool.decode()))
+        await eventually(lambda: all(i.state.step_time.coefficients is not None for i in gateway.pool.decode_instances))
         hold(fakes, 300)  # they stay, and hold the memory
         short = Client(gateway, 60, name="short", prompt=[3] * 300)
         await eventually(lambda: gateway.controller.suspended > 0 or short.task.done(), 20)

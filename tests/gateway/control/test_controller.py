@@ -71,7 +71,7 @@ async def test_serving_goes_on_without_telemetry(model_folder: Path) -> None:
         for fake in fakes:
             fake.engine.faults.change(b'{"telemetry": "silent"}')
         await eventually(lambda: not any(i.health.healthy for i in gateway.pool.instances), 20)
-        await eventually(lambda: any(i.health.reachable for i in gateway.pool.decode()), 20)
+        await eventually(lambda: any(i.health.reachable for i in gateway.pool.decode_instances), 20)
         client = Client(gateway)
         await client.finish()
         client.check()

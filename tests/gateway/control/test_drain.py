@@ -86,7 +86,7 @@ async def test_everything_that_can_move_leaves_and_nothing_new_comes(
     late = Client(gateway, 100, name="late")
     await eventually(lambda: not gateway.drainer.left(source))
     assert len(on(gateway, "decode-1")) == 13
-    assert all(move.reason == "decode-0 drains" for move in gateway.migrations)
+    assert all(move.reason == "drain of decode-0" for move in gateway.migrations)
     # There is time for it, however little a request has: it shall not stop for the copy.
     assert {move.mode for move in gateway.migrations} == {"pre_copy"}
     # A move counts with the target's first token, which the hold may keep back.

@@ -62,10 +62,10 @@ async def test_each_has_its_turns_and_never_two_at_a_time(
 
         def watch(gateway: Gateway) -> None:
             lease = gateway.controller.lease
-            take, give_back = lease.take, lease.give_back
+            acquire, release = lease.acquire, lease.release
 
             async def taken(within_s: float) -> bool:
-                granted = await take(within_s)
+                granted = await acquire(within_s)
                 if granted:
                     holding.append(gateway.name)
                     turns.append(gateway.name)
@@ -77,10 +77,10 @@ async def test_each_has_its_turns_and_never_two_at_a_time(
                 await asyncio.sleep(0.005)
                 if gateway.name in holding:
                     holding.remove(gateway.name)
-                await give_back(moves)
+                await release(moves)
 
-            monkeypatch.setattr(lease, "take", taken)
-            monkeypatch.setattr(lease, "give_back", given_back)
+            monkeypatch.setattr(lease, "acquire", taken)
+            monkeypatch.setattr(lease, "release", given_back)
 
         for gateway in made:
             watch(gateway)
@@ -91,16 +91,16 @@ async def test_each_has_its_turns_and_never_two_at_a_time(
 async def test_the_next_turn_comes_when_the_moves_have_ended(fakes: list[FakeInstance], model_folder: Path) -> None:
     async with gateways(fakes, model_folder, preset="off") as (first, second):
         move = asyncio.create_task(asyncio.Event().wait())
-        assert await first.controller.lease.take(1.0)
-        ending = asyncio.create_task(first.controller.lease.give_back([move]))
-        assert not await second.controller.lease.take(0.1)
+        assert await first.controller.lease.acquire(1.0)
+        ending = asyncio.create_task(first.controller.lease.release([move]))
+        assert not await second.controller.lease.acquire(0.1)
         assert second.controller.lease.holder == first.name
         assert second.controller.lease.missed == 1
         move.cancel()
-        assert await second.controller.lease.take(5.0)
+        assert await second.controller.lease.acquire(5.0)
         assert (second.controller.lease.holder, second.controller.lease.missed) == ("", 0)
         await ending
-        await second.controller.lease.give_back()
+        await second.controller.lease.release()
 
 
 async def test_a_turn_that_is_taken_on_is_not_ended_by_the_decision_before(
@@ -109,16 +109,16 @@ async def test_a_turn_that_is_taken_on_is_not_ended_by_the_decision_before(
     async with gateways(fakes, model_folder, preset="off") as (first, second):
         lease = first.controller.lease
         move = asyncio.create_task(asyncio.Event().wait())
-        assert await lease.take(1.0)
-        ending = asyncio.create_task(lease.give_back([move]))
+        assert await lease.acquire(1.0)
+        ending = asyncio.create_task(lease.release([move]))
         await asyncio.sleep(0)
-        assert await lease.take(1.0)
+        assert await lease.acquire(1.0)
         move.cancel()
         await ending
-        assert not await second.controller.lease.take(0.1)
-        await lease.give_back()
-        assert await second.controller.lease.take(5.0)
-        await second.controller.lease.give_back()
+        assert not await second.controller.lease.acquire(0.1)
+        await lease.release()
+        assert await second.controller.lease.acquire(5.0)
+        await second.controller.lease.release()
 
 
 async def test_moves_without_end_do_not_keep_others_from_their_turn(
@@ -126,29 +126,29 @@ async def test_moves_without_end_do_not_keep_others_from_their_turn(
 ) -> None:
     async with gateways(fakes, model_folder, tuning=Tuning(lease_turn_s=0.2), preset="off") as (first, second):
         move = asyncio.create_task(asyncio.Event().wait())
-        assert await first.controller.lease.take(1.0)
-        await first.controller.lease.give_back([move])
-        assert await second.controller.lease.take(5.0)
-        await second.controller.lease.give_back()
+        assert await first.controller.lease.acquire(1.0)
+        await first.controller.lease.release([move])
+        assert await second.controller.lease.acquire(5.0)
+        await second.controller.lease.release()
         move.cancel()
 
 
 async def test_one_that_dies_in_its_turn_is_replaced(fakes: list[FakeInstance], model_folder: Path) -> None:
     async with gateways(fakes, model_folder, preset="off") as (dies, stays):
-        assert await dies.controller.lease.take(1.0)
-        assert not await stays.controller.lease.take(0.1)
+        assert await dies.controller.lease.acquire(1.0)
+        assert not await stays.controller.lease.acquire(0.1)
         await dies.pool.stop()  # its connections end; nothing is given back
-        assert await stays.controller.lease.take(20.0)
-        await stays.controller.lease.give_back()
+        assert await stays.controller.lease.acquire(20.0)
+        await stays.controller.lease.release()
 
 
 async def test_one_that_freezes_in_its_turn_is_replaced(fakes: list[FakeInstance], model_folder: Path) -> None:
     async with gateways(fakes, model_folder, tuning=Tuning(lease_ttl_s=0.3), preset="off") as (frozen, stays):
-        assert await frozen.controller.lease.take(1.0)
-        assert await stays.controller.lease.take(20.0)
+        assert await frozen.controller.lease.acquire(1.0)
+        assert await stays.controller.lease.acquire(20.0)
         # And learns of it before it decides again.
-        assert not await frozen.controller.lease.take(0.1)
-        await stays.controller.lease.give_back()
+        assert not await frozen.controller.lease.acquire(0.1)
+        await stays.controller.lease.release()
 
 
 async def test_parts_that_were_granted_are_given_back_by_who_did_not_get_all(
@@ -158,7 +158,7 @@ async def test_parts_that_were_granted_are_given_back_by_who_did_not_get_all(
         held = await find(first, "decode-0").control.lease(first.name, 5.0, 5.0)
         assert held is not None
         assert held.granted
-        assert not await second.controller.lease.take(0.0)
+        assert not await second.controller.lease.acquire(0.0)
         asked = await find(first, "decode-1").control.lease(first.name, 5.0, 5.0)
         assert asked is not None
         assert asked.granted
@@ -176,9 +176,9 @@ async def test_half_of_the_instances_are_not_enough_and_more_are(model_folder: P
             return None
 
         silent[0].control.lease = unanswered
-        assert await lease.take(0.0)
+        assert await lease.acquire(0.0)
         silent[1].control.lease = unanswered
-        assert not await lease.take(0.0)
+        assert not await lease.acquire(0.0)
         assert gateway.controller.lease.holder == ""
 
 
@@ -197,7 +197,7 @@ async def test_a_gateway_that_gets_no_turn_counts_it_and_serves_on(
     fakes: list[FakeInstance], model_folder: Path
 ) -> None:
     async with gateways(fakes, model_folder) as (first, second):
-        assert await first.controller.lease.take(10.0)
+        assert await first.controller.lease.acquire(10.0)
         first.controller.use_preset("off")  # it does not go on
         keeper = asyncio.create_task(_keep(first))
         await eventually(lambda: elsewhere(second) >= 3)
@@ -209,7 +209,7 @@ async def test_a_gateway_that_gets_no_turn_counts_it_and_serves_on(
         client.check(60)
         keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
-        await first.controller.lease.give_back()
+        await first.controller.lease.release()
         before = decided(second)
         await eventually(lambda: decided(second) > before and second.controller.lease_status["where"] == "here")
         assert second.controller.lease_status["missed_periods"] == 0
@@ -217,7 +217,7 @@ async def test_a_gateway_that_gets_no_turn_counts_it_and_serves_on(
 
 async def _keep(gateway: Gateway) -> None:
     while True:
-        await gateway.controller.lease.take(1.0)
+        await gateway.controller.lease.acquire(1.0)
         await asyncio.sleep(0.02)
 
 

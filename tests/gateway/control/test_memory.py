@@ -19,8 +19,8 @@ from tests.waiting import eventually
 
 async def test_before_memory_ends_a_request_is_moved(model_folder: Path) -> None:
     async with cluster(model_folder, preset="off") as (gateway, fakes):
-        crowded = next(i for i in gateway.pool.decode())
-        spare = next(i for i in gateway.pool.decode() if i is not crowded)
+        crowded = next(i for i in gateway.pool.decode_instances)
+        spare = next(i for i in gateway.pool.decode_instances if i is not crowded)
         spare.state.draining = True
         hold(fakes, 290)
         clients = [Client(gateway, 400, name=f"r{n}", prompt=[10 + n] * 50) for n in range(2)]

@@ -37,7 +37,7 @@ def test_the_first_prediction_of_each_stage_is_judged() -> None:
     scores = PredictionScores(metrics, Window())
     for output, median in ((1, 50.0), (20, 10.0), (70, 40.0), (80, 0.0)):
         scores.record([sequence(output)], {"k": row(10 + output, median)})
-    scores.finished(sequence(100))
+    scores.score(sequence(100))
     assert sample(metrics, 0, "under") == 49  # 50 expected after 1, 99 came
     assert sample(metrics, 64, "over") == 10  # 40 expected after 70, 30 came
     assert sample(metrics, 0, "under", "count") == sample(metrics, 64, "over", "count") == 1
@@ -48,7 +48,7 @@ def test_what_did_not_finish_is_not_judged() -> None:
     scores = PredictionScores(metrics, Window())
     scores.record([sequence(5)], {"k": row(15, 50.0)})
     scores.forget(sequence(5))
-    scores.finished(sequence(100))
+    scores.score(sequence(100))
     assert sample(metrics, 0, "under") is None
 
 
@@ -57,7 +57,7 @@ def test_rows_without_a_usable_prediction_are_passed_over() -> None:
     scores = PredictionScores(metrics, Window())
     for found in (row(15, None), row(15, float("nan")), row(15, 3.0, "waiting")):
         scores.record([sequence(5)], {"k": found})
-    scores.finished(sequence(100))
+    scores.score(sequence(100))
     assert sample(metrics, 0, "under") is None
 
 
@@ -106,12 +106,12 @@ async def prefill(fakes: list[FakeInstance]) -> AsyncIterator[Instance]:
 
 async def test_a_prefill_brings_a_prediction(prefill: Instance) -> None:
     await prefill.engine.complete(Sampling({}, 10).prefill_request("key", [7] * 5, []))
-    await eventually(lambda: prefill.control.predicted("key") == (1, 5, 1000), 15)
-    assert prefill.control.predicted("another") is None
+    await eventually(lambda: prefill.control.prediction("key") == (1, 5, 1000), 15)
+    assert prefill.control.prediction("another") is None
 
 
 async def test_predictions_that_nobody_asks_for_are_forgotten(fakes: list[FakeInstance], prefill: Instance) -> None:
     for number in range(5):
         fakes[0].post(messages.Predicted(f"key-{number}", (1.0, 2.0, 3.0)))
-    await eventually(lambda: prefill.control.predicted("key-4") is not None, 15)
-    assert [number for number in range(5) if prefill.control.predicted(f"key-{number}")] == [2, 3, 4]
+    await eventually(lambda: prefill.control.prediction("key-4") is not None, 15)
+    assert [number for number in range(5) if prefill.control.prediction(f"key-{number}")] == [2, 3, 4]

@@ -9,6 +9,7 @@ import numpy as np
 from ares.gateway.control.snapshot import SnapshotBuilder
 from ares.gateway.service import Gateway
 from ares.policy import choose_instance, dispatcher
+from ares.policy.kv_layout import KvGroup, KvLayout
 from ares.protocol import messages
 from tests.gateway.fakes import FakeInstance
 from tests.gateway.gateways import (
@@ -23,14 +24,14 @@ from tests.waiting import eventually
 def instance(name: str, rows: list[messages.Row]) -> Any:
     hello = messages.Hello(name, "decode", "boot", messages.Peer("e", "h", 1), 128, 10, 2048, {})
     load = messages.Telemetry(1, 0, len(rows), 0, 0, 0.05, 9, 0, rows)
-    state = SimpleNamespace(hello=hello, telemetry=load, capacity_tokens=1280, draining=False)
+    state = SimpleNamespace(hello=hello, telemetry=load, capacity_tokens=1280, draining=False, layout=KvLayout(128))
     return SimpleNamespace(name=name, state=state, open=True)
 
 
 def test_the_load_of_an_instance_is_its_blocks() -> None:
     """Memory runs out in blocks: three short requests leave less of it than two that are longer together."""
     short, long = instance("short", []), instance("long", [])
-    pool: Any = SimpleNamespace(decode=lambda: [short, long])
+    pool: Any = SimpleNamespace(decode_instances=[short, long])
     own = [SimpleNamespace(instance=short, destination=None, tokens=130) for _ in range(3)]
     own += [SimpleNamespace(instance=None, destination=long, tokens=250) for _ in range(2)]
     sequences: Any = own
@@ -41,9 +42,18 @@ def test_the_load_of_an_instance_is_its_blocks() -> None:
 
 def test_what_others_have_there_counts_in_blocks_too() -> None:
     theirs = [messages.Row("other/1", 130, 5, "running"), messages.Row("other/2", 1, 0, "running")]
-    pool: Any = SimpleNamespace(decode=lambda: [instance("shared", theirs)])
+    pool: Any = SimpleNamespace(decode_instances=[instance("shared", theirs)])
     view = SnapshotBuilder(pool, SimpleNamespace(), "g").build_loads([])  # type: ignore[arg-type]
     assert view.cluster.promised_tokens.tolist() == [256 + 128]
+
+
+def test_sliding_windows_count_with_the_blocks_that_they_hold() -> None:
+    hybrid = instance("hybrid", [messages.Row("other/1", 1000, 5, "running")])
+    hybrid.state.layout = KvLayout.of(128, [KvGroup(128), KvGroup(128, window=256)])
+    pool: Any = SimpleNamespace(decode_instances=[hybrid])
+    view = SnapshotBuilder(pool, SimpleNamespace(), "g").build_loads([])  # type: ignore[arg-type]
+    # 8 blocks of full attention, and of the window 3: tokens 745 to 1001 lie in as many.
+    assert view.cluster.promised_tokens.tolist() == [(8 + 3) * 128]
 
 
 async def test_the_view_of_the_policy(gateway: Gateway, fakes: list[FakeInstance]) -> None:

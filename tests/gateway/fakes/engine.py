@@ -17,6 +17,7 @@ from ares.mock_engine.request import Request
 from ares.mock_engine.settings import EngineSettings, Identity
 from ares.mock_engine.transfer import Pulled, Puller, PullError
 from ares.protocol import messages
+from ares.protocol.fields import KV_TRANSFER_PARAMS, PROMPT_SHORTENED, REPETITION_DETECTED
 from ares.simulator.profile import Profile, StepTimeModel
 from tests.gateway.fakes.control import BLOCK, SteeredChannel
 
@@ -74,6 +75,29 @@ class SteeredInstance(Instance):
             fake.pulled.append(request.key)
         if request.remote_decode and fake.foretells:
             self.channel.post(messages.Predicted(request.key, (1.0, float(request.length), 1000.0)))
+
+    def finish(self, request: Request, reason: str, stop: int | str | None) -> None:
+        """End a request, of a repetition where the test wants it: for the reason of the cut's limit, as vLLM does."""
+        goes_on = reason == "length" and (request.remote_decode or request.cut is not None)
+        if goes_on and self.fake.faults.repeats:
+            request.unwanted, stop = True, REPETITION_DETECTED
+        if request.remote_decode and self.fake.faults.shortens_prompts:
+            # The KV is pinned whatever the token is.
+            _mark_shortened(request.connection, reason)
+            reason = "length"
+        super().finish(request, reason, stop)
+
+
+def _mark_shortened(connection: Connection, reason: str) -> None:
+    """Let the reply say that its prefill has not computed the whole prompt, and give its own finish reason."""
+    stock = connection.reply
+
+    def reply(body: dict[str, Any]) -> None:
+        body[KV_TRANSFER_PARAMS][PROMPT_SHORTENED] = True
+        body["choices"][0]["finish_reason"] = reason
+        stock(body)
+
+    connection.reply = reply  # type: ignore[method-assign]
 
 
 class SteeredBatch(Batch):

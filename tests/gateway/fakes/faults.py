@@ -35,5 +35,9 @@ class Faults:
     """Recompute instead of pulling."""
     error_in_stream: int | None = None
     """End a stream with this error after its first token."""
+    shortens_prompts: bool = False
+    """Leave the end of each prompt to the decode instance, so that what a prefill samples is no token of the output."""
     abort: bool = False
     """End every running request as aborted, at its next step."""
+    repeats: bool = False
+    """Find that the output repeats itself, where a request is cut or prefilled."""

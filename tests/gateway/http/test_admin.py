@@ -27,7 +27,7 @@ async def running(service: Service, maximum: int = 400) -> "asyncio.Task[httpx.R
         )
     )
     await eventually(lambda: "mine" in service.gateway.sessions)
-    await eventually(lambda: service.gateway.sessions["mine"].unmovable_reason() is None)
+    await eventually(lambda: service.gateway.sessions["mine"].unmovable_now() is None)
     return task
 
 
@@ -66,7 +66,7 @@ async def test_a_move_by_the_id_that_the_client_got(service: Service) -> None:
     async with streaming(1) as given:
         own = given.removeprefix("cmpl-")
         await eventually(lambda: own in service.gateway.sessions)
-        await eventually(lambda: service.gateway.sessions[own].unmovable_reason() is None)
+        await eventually(lambda: service.gateway.sessions[own].unmovable_now() is None)
         here = service.gateway.sessions[own].instance
         target = next(name for name in ("decode-0", "decode-1") if here is not None and name != here.name)
         body = {"request_id": given, "target": f"{target[:6]}..{target[-1]}"}

@@ -66,6 +66,8 @@ async def test_a_body_that_is_not_json(shared: Service, content: bytes) -> None:
         ("chat/completions", {"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
         ("chat/completions", {"messages": [content_parts({"type": "text", "text": 5})]}, "messages.0.content.0.text"),
         ("chat/completions", {"messages": [content_parts("a", {"type": "image_url"})]}, "messages.0.content.1"),
+        ("chat/completions", {"messages": [content_parts({"type": "input_audio"})]}, "messages.0.content.0"),
+        ("chat/completions", {"messages": [content_parts({"image": "x"})]}, "messages.0.content.0.image"),
         ("chat/completions", {"messages": [tool_call_message("x")]}, "messages.0.tool_calls.0"),
         ("chat/completions", {"messages": [tool_call_message({"type": "custom"})]}, "messages.0.tool_calls.0.type"),
         ("chat/completions", {"messages": [tool_call_message({})]}, "messages.0.tool_calls.0.function"),

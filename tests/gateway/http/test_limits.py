@@ -150,7 +150,7 @@ async def test_a_queue_is_full_by_the_tokens_that_it_will_take_too(
 
 
 async def test_a_queue_is_as_long_as_the_memory_of_the_pool_is_large(shared: Service) -> None:
-    held = sum(i.state.capacity_tokens for i in shared.gateway.pool.decode())
+    held = sum(i.state.capacity_tokens for i in shared.gateway.pool.decode_instances)
     assert held == 2 * 1000 * 16
     assert shared.gateway.maximum_waiting_tokens == 16 * held
 

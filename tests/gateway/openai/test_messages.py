@@ -36,11 +36,39 @@ def test_no_content_is_no_text(role: str, content: dict[str, Any]) -> None:
     assert not made({"role": role, **content}, parts=True)[0]["content"]
 
 
-@pytest.mark.parametrize("kind", ["image_url", "input_image", "input_audio", "video_url", "file", "nonsense"])
-def test_a_part_that_is_no_text_is_named(kind: str) -> None:
+MEDIA = {
+    **dict.fromkeys(("image_url", "input_image", "image", "image_embeds", "image_pil"), "images"),
+    **dict.fromkeys(("input_audio", "audio_url", "audio", "audio_embeds"), "audio"),
+    **dict.fromkeys(("video_url", "input_video", "video", "video_embeds"), "video"),
+    **dict.fromkeys(("file", "input_file"), "files"),
+    "prompt_embeds": "embeddings",
+}
+
+
+@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize("kind", [*MEDIA, "nonsense"])
+def test_a_part_that_is_no_text_is_named(kind: str, parts: bool) -> None:
     with pytest.raises(BadRequestError, match=f"type {kind} is not taken") as wrong:
-        made({"role": "user", "content": "a"}, {"role": "user", "content": ["a", {"type": kind, kind: {"url": "x"}}]})
+        made(
+            {"role": "user", "content": "a"},
+            {"role": "user", "content": ["a", {"type": kind, kind: {"url": "x"}}]},
+            parts=parts,
+        )
     assert wrong.value.param == "messages.1.content.1"
+    if kind in MEDIA:
+        assert f"({MEDIA[kind]})" in str(wrong.value)
+        assert "text part" in str(wrong.value)
+
+
+@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize("kind", [{"type": "text", "text": "a"}, {}], ids=["in a text part", "without a type"])
+@pytest.mark.parametrize("field", MEDIA)
+def test_media_are_not_dropped_from_a_part_of_another_type(field: str, kind: dict[str, Any], parts: bool) -> None:
+    with pytest.raises(BadRequestError, match=rf"\.{field} is not taken") as wrong:
+        made({"role": "user", "content": [{**kind, field: "x"}]}, parts=parts)
+    assert wrong.value.param == f"messages.0.content.0.{field}"
+    text = {"type": "text", "text": "a", field: None}
+    assert made({"role": "user", "content": [text]}, parts=True)[0]["content"] == [{"type": "text", "text": "a"}]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +78,6 @@ def test_a_part_that_is_no_text_is_named(kind: str) -> None:
         (None, "0"),
         ({}, "0.type"),
         ({"type": ["text"]}, "0.type"),
-        ({"image_url": "x"}, "0.type"),
         ({"type": "text"}, "0.text"),
         ({"type": "text", "text": None}, "0.text"),
         ({"type": "refusal", "text": "a"}, "0.refusal"),
@@ -77,14 +104,15 @@ def test_calls_that_are_none() -> None:
     assert "tool_calls" not in made({"role": "user", "tool_calls": [{"function": {"name": "f"}}]})[0]
 
 
-@pytest.mark.parametrize("field", ["function_call", "audio"])
+@pytest.mark.parametrize("field", ["function_call", "audio", "images", "videos", "files"])
 def test_what_no_template_gets_is_refused(field: str) -> None:
     with pytest.raises(BadRequestError) as wrong:
         made({"role": "assistant", field: {"id": "x"}})
     assert wrong.value.param == f"messages.0.{field}"
-    assert made({"role": "assistant", "content": "a", field: None, "annotations": []}) == [
-        {"role": "assistant", "content": "a"}
-    ]
+    for nothing in (None, []):
+        assert made({"role": "assistant", "content": "a", field: nothing, "annotations": []}) == [
+            {"role": "assistant", "content": "a"}
+        ]
 
 
 def test_developer_is_system_where_a_template_has_no_place_for_it() -> None:

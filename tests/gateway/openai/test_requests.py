@@ -49,6 +49,10 @@ def sampling(
         ("seed", 2**63),
         ("stop", [1]),
         ("stop_token_ids", ["x"]),
+        # More than vLLM's V2 runner takes: its worker would raise, and the engine end.
+        ("stop_token_ids", list(range(121))),
+        ("allowed_token_ids", list(range(1025))),
+        ("logit_bias", {str(token): 1.0 for token in range(1025)}),
         ("stream", 1),
         ("ignore_eos", "yes"),
         ("min_tokens", -1),
@@ -321,3 +325,12 @@ def test_variables_of_the_template() -> None:
     thinking = {"enable_thinking": True, "add_generation_prompt": False}
     variables = chat(reasoning_effort="none", chat_template_kwargs=thinking).template_variables()
     assert (variables["enable_thinking"], variables["add_generation_prompt"]) == (True, True)
+
+
+@pytest.mark.parametrize(("minimum", "looked_for"), [(0, True), (5, True), (6, False)])
+def test_a_prefill_below_the_minimum_looks_for_no_repetition(minimum: int, looked_for: bool) -> None:
+    """After the four tokens so far it generates one more, and vLLM looks for repetitions from the minimum on."""
+    detection = {"max_pattern_size": 1, "min_count": 3}
+    sampling = Sampling({"repetition_detection": detection}, maximum_tokens=20, minimum_tokens=minimum)
+    asked = sampling.prefill_request("key", [1, 2], [9, 9, 9, 9])["sampling_params"]
+    assert ("repetition_detection" in asked) == looked_for

@@ -210,15 +210,15 @@ async def test_death_return_and_drain_are_a_line_each(
         await eventually(lambda: "is ready again" in mine(), 15)
         service.gateway.pool.find("decode-0")
         await service.client.post("/admin/v1/instances/decode-0/drain", json={})
-        await eventually(lambda: "drains and takes nothing new" in mine(), 15)
+        await eventually(lambda: "is draining and takes no new requests" in mine(), 15)
         rows = (await service.client.get("/admin/v1/status")).json()["instances"]
         assert {row["name"]: row["why"] for row in rows} == {
             "prefill-0": None,
-            "decode-0": "drains and takes nothing new",
+            "decode-0": "is draining and takes no new requests",
             "decode-1": None,
         }
         await service.client.post("/admin/v1/instances/decode-0/undrain")
         await eventually(lambda: mine()[-1] == "is ready again", 15)
         lost, back, drains, again = mine()[seen:]
         assert lost == "is lost: connection refused"
-        assert (back, drains, again) == ("is ready again", "drains and takes nothing new", "is ready again")
+        assert (back, drains, again) == ("is ready again", "is draining and takes no new requests", "is ready again")

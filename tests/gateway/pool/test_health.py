@@ -61,7 +61,7 @@ async def test_nothing_is_logged_of_one_that_is_closed(lines: Lines) -> None:
 
 
 def test_which_may_come_back_by_themselves() -> None:
-    alone = {Status.NOT_AN_INSTANCE, Status.KEY_REFUSED, Status.OTHER_MODEL, Status.DUPLICATE}
+    alone = {Status.NOT_AN_INSTANCE, Status.KEY_REFUSED, Status.OTHER_MODEL, Status.WRONG_ADDRESS, Status.DUPLICATE}
     for status in Status:
         one = Health()
         one.status = status

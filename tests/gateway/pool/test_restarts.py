@@ -136,7 +136,7 @@ async def test_instances_that_call_themselves_the_same_are_told_apart(
         fake.name = "decode-8100"
     fakes[1].faults.refuse = 503
     made = await started(Gateway(configuration(fakes), model_folder))
-    names = {i.name for i in made.pool.decode()}
+    names = {i.name for i in made.pool.decode_instances}
     assert names == {f"decode-8100@{fake.url.removeprefix('http://')}" for fake in fakes[1:]}
     clients = [Client(made, name=f"r{n}") for n in range(6)]
     await finish(clients)

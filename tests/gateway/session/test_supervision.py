@@ -13,7 +13,7 @@ from ares.gateway.session.phase import Phase
 from ares.gateway.session.session import Session
 from tests.gateway.running import (
     PROMPT,
-    Bench,
+    FakeCluster,
     Run,
     Start,
     hold,
@@ -23,12 +23,12 @@ from tests.gateway.running import (
 from tests.waiting import eventually
 
 
-async def test_telemetry_that_says_loading_costs_no_stream_that_runs(bench: Bench, start: Start) -> None:
-    hold(bench, 20)
+async def test_telemetry_that_says_loading_costs_no_stream_that_runs(cluster: FakeCluster, start: Start) -> None:
+    hold(cluster, 20)
     run = start(60, unmovable_reason="seed")
     await run.reached(10)
     run.session.supervise(1e6)
-    stop_holding(bench)
+    stop_holding(cluster)
     assert await run.finish() == undisturbed(60)
 
 
@@ -52,62 +52,64 @@ async def looked_after(run: Run) -> None:
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(10):
         while not run.task.done():
-            overdue = run.session.overdue(rows_by_key(run.bench.pool.instances))
+            overdue = run.session.overdue(rows_by_key(run.cluster.pool.instances))
             since = {overdue: since.get(overdue, loop.time())} if overdue is not None else {}
             run.session.supervise(loop.time() - since[overdue] if overdue is not None else 0.0)
             await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("length", [40, 600])
-async def test_a_stream_that_falls_silent_while_its_instance_works_on(bench: Bench, start: Start, length: int) -> None:
+async def test_a_stream_that_falls_silent_while_its_instance_works_on(
+    cluster: FakeCluster, start: Start, length: int
+) -> None:
     """Its connection was forgotten by the network; a short output is complete there before anybody misses it."""
-    bench.fakes["decode-0"].faults.mute_after = 10
+    cluster.fakes["decode-0"].faults.mute_after = 10
     run = start(length, timeout_s=0.2)
     await run.reached(10)
-    bench.order = ["decode-1"]
+    cluster.order = ["decode-1"]
     await looked_after(run)
     assert await run.finish() == undisturbed(length)
-    await bench.quiet()
-    assert len(bench.fakes["decode-1"].asked) == 1
+    await cluster.quiet()
+    assert len(cluster.fakes["decode-1"].asked) == 1
 
 
-async def test_a_prefill_that_is_never_answered(bench: Bench, start: Start) -> None:
-    bench.fakes["prefill-0"].faults.hang = True
+async def test_a_prefill_that_is_never_answered(cluster: FakeCluster, start: Start) -> None:
+    cluster.fakes["prefill-0"].faults.hang = True
     run = start(30, timeout_s=0.2)
     await looked_after(run)
     assert await run.finish() == undisturbed(30)
 
 
-async def test_who_waits_for_an_instance_that_is_slow_goes_on_waiting(bench: Bench, start: Start) -> None:
+async def test_who_waits_for_an_instance_that_is_slow_goes_on_waiting(cluster: FakeCluster, start: Start) -> None:
     """It has generated nothing that is missing, and still has the request."""
-    hold(bench, 20)
+    hold(cluster, 20)
     run = start(60, timeout_s=0.1)
     await run.reached(20)
     watching = asyncio.create_task(looked_after(run))
     await asyncio.sleep(0.6)
-    stop_holding(bench)
+    stop_holding(cluster)
     await watching
     assert await run.finish() == undisturbed(60)
-    assert not bench.fakes["decode-1"].asked
+    assert not cluster.fakes["decode-1"].asked
 
 
-async def test_a_client_that_does_not_read_is_not_taken_for_a_silent_instance(bench: Bench) -> None:
+async def test_a_client_that_does_not_read_is_not_taken_for_a_silent_instance(cluster: FakeCluster) -> None:
     gate = asyncio.Event()
 
     async def unread(batch: list[Delta]) -> bool:
         await gate.wait()
         return False
 
-    session = Session("unread", PROMPT, Sampling({}, 300), bench, 0.1)
+    session = Session("unread", PROMPT, Sampling({}, 300), cluster, 0.1)
     task = asyncio.create_task(session.run(unread))
-    fake = bench.fakes["decode-0"]
-    await fake.until(lambda: bool(bench.fakes["prefill-0"].asked))
+    fake = cluster.fakes["decode-0"]
+    await fake.until(lambda: bool(cluster.fakes["prefill-0"].asked))
     gate.set()
     await eventually(lambda: session.phase is Phase.DECODE)
     gate.clear()
     await fake.until(lambda: any(len(work.output) > 120 for work in fake.running.values()))
-    await eventually(lambda: any(row.output > 120 for row in rows_by_key(bench.pool.instances).values()))
-    assert session.overdue(rows_by_key(bench.pool.instances)) is None
+    await eventually(lambda: any(row.output > 120 for row in rows_by_key(cluster.pool.instances).values()))
+    assert session.overdue(rows_by_key(cluster.pool.instances)) is None
     gate.set()
     await asyncio.wait_for(task, 5)
     assert session.emitted == undisturbed(300)

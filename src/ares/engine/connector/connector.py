@@ -2,9 +2,14 @@
 
 from typing import Any
 
+from ares.engine import identity, parallel
 from ares.engine.connector.scheduler import Scheduler
 from ares.engine.connector.worker import Worker
 from ares.engine.vllm_api import KVConnectorRole, NixlBaseConnector, NixlPullConnector
+
+# vLLM imports this module while it makes its configuration (config/vllm.py, 0.32). A `vllm serve` with this connector
+# would fail all the same, but only when its model is loaded.
+identity.current()
 
 
 class NixlConnector(NixlPullConnector):  # type: ignore[misc]
@@ -15,6 +20,9 @@ class NixlConnector(NixlPullConnector):  # type: ignore[misc]
     """
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        # Where vLLM was given them by another way than the arguments of `ares worker`, which refuses them earlier.
+        if (reason := parallel.unsupported(vllm_config.parallel_config)) is not None:
+            raise ValueError(reason)
         # Not the parent's: it would make the stock sides too, and so two NIXL agents for one instance.
         NixlBaseConnector.__init__(self, vllm_config, role, kv_cache_config)
         if role == KVConnectorRole.SCHEDULER:

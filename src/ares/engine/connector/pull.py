@@ -9,7 +9,6 @@ is short compared with a step is better done within the step. vLLM supports such
 from typing import Any
 
 from ares.engine.defaults import DEFAULT_PULL_BYTES
-from ares.engine.vllm_api import current_platform
 from ares.protocol import fields
 
 # The time of a smaller pull is mostly latency and does not count for the speed.
@@ -24,6 +23,14 @@ class PullPolicy:
     The first pull from a peer is always asynchronous: it sets up the transport's connection, which takes both sides
     and must not stall the batch.
 
+    Parameters
+    ----------
+    vllm_config, kv_cache_config, scheduler
+        The instance's.
+    one_sided
+        Whether a pull needs nothing of the peer. On a host without a GPU only shared memory does not
+        (`engine/connector/worker.py`): over TCP the peer would have to answer between its steps.
+
     Attributes
     ----------
     limit_bytes
@@ -36,10 +43,10 @@ class PullPolicy:
         Speed of recent pulls of 1 MiB and more; 0 before the first.
     """
 
-    def __init__(self, vllm_config: Any, kv_cache_config: Any, scheduler: Any) -> None:
+    def __init__(self, vllm_config: Any, kv_cache_config: Any, scheduler: Any, *, one_sided: bool) -> None:
         extra = vllm_config.kv_transfer_config.kv_connector_extra_config
         self.limit_bytes = int(extra.get(fields.PULL_WITHIN_STEP_BYTES, DEFAULT_PULL_BYTES))
-        self._host = scheduler.side_channel_host
+        self._one_sided = one_sided
         self._tp_size = scheduler.transfer_tp_size
         # Conversions after a pull (host buffers, other layouts) exist only on the asynchronous path.
         self.uniform_cache = (
@@ -55,11 +62,9 @@ class PullPolicy:
 
     def within_step(self, params: dict[str, Any], tokens: int) -> bool:
         """Whether a request with these kv_transfer_params pulls this many tokens within the step that admits it."""
-        # Without a GPU only shared memory is one-sided; over TCP the peer would have to answer between its steps.
-        one_sided = current_platform.device_type != "cpu" or params.get(fields.REMOTE_HOST) == self._host
         return (
             self.uniform_cache
-            and one_sided
+            and self._one_sided
             and not params.get(fields.PRECOPY)
             and params.get(fields.REMOTE_ENGINE_ID) in self._connected
             and params.get(fields.TP_SIZE) == self._tp_size

@@ -3,8 +3,9 @@
 A request that resumes after a migration arrives with its output at the end of its prompt. What vLLM derives from the
 output alone would start from nothing: penalties, bad words, repetition detection, `min_tokens`, the position in a
 grammar and the position of a seeded generator. vLLM itself resumes requests with output after a preemption, and a
-request that is resumed here gets the same form. The scheduler's part is `resume_output`; the V1 runner's part is
-`ResumeOutputWorker`, since that runner takes every new request to have no output.
+request that is resumed here gets the same form. The scheduler's part is `resume_output`, all that the V2 runner needs:
+it takes a request's tokens and the length of its prompt. The V1 runner's part is `ResumeOutputWorker`, since that
+runner takes every new request to have no output.
 """
 
 import logging
@@ -22,17 +23,20 @@ logger = logging.getLogger(__name__)
 def carried_state(vllm_config: Any, *, by_worker: bool) -> list[str]:
     """Return which state of a request instances of this configuration resume (`messages.Hello.carries`).
 
-    Only what has been tested: the V1 runner without asynchronous scheduling and speculative decoding; seeds on a CPU,
-    where a draw is one number. `by_worker` says whether the workers are `ResumeOutputWorker`.
+    Only what has been tested, in two configurations: the V1 runner without and the V2 runner with asynchronous
+    scheduling, both without speculative decoding. Seeds are carried where a draw is a function of the seed and the
+    position: in the V2 runner (v1/worker/gpu/sample/gumbel.py), and in the V1 runner on a CPU, which draws one number a
+    token. `by_worker` says whether the workers are `ResumeOutputWorker`.
     """
-    asynchronous = bool(vllm_config.scheduler_config.async_scheduling)
-    if not by_worker or vllm_config.use_v2_model_runner or vllm_config.speculative_config is not None or asynchronous:
+    v2 = bool(vllm_config.use_v2_model_runner)
+    tested = v2 == bool(vllm_config.scheduler_config.async_scheduling) and vllm_config.speculative_config is None
+    if not by_worker or not tested:
         return []
     state = [fields.CARRIES_OUTPUT]
     if not vllm_config.structured_outputs_config.reasoning_parser:
         # With a reasoning parser, the grammar begins only where the reasoning ends.
         state.append(fields.CARRIES_STRUCTURED_OUTPUTS)
-    if current_platform.is_cpu():
+    if v2 or current_platform.is_cpu():
         state.append(fields.CARRIES_SEED)
     return state
 

@@ -3,7 +3,7 @@
 A migration needs no patch. A running request ends by vLLM's own stop check when its `max_tokens` is lowered to what is
 emitted and in flight (v1/core/sched/utils.py:check_stop); it then finishes like a prefill in a prefill-decode pair:
 the stock connector pins its blocks under a lease and returns the `kv_transfer_params` with which another instance
-pulls them. Everything here runs on the engine thread except `snapshot`, which only reads.
+pulls them. Everything here runs on the engine thread except `telemetry`, which only reads.
 """
 
 import logging
@@ -11,8 +11,10 @@ import time
 from typing import Any
 
 from ares import __version__
-from ares.engine import configuration, identity
+from ares.engine import configuration, identity, vllm_version
 from ares.engine.connector import resources
+from ares.engine.connector.exported_kv import is_shortened, restrict_to_output
+from ares.engine.connector.kv_groups import kv_groups
 from ares.engine.connector.precopy_pins import PrecopyPins
 from ares.engine.connector.pull import PullPolicy
 from ares.engine.connector.resume_output import carried_state, resume_output
@@ -20,11 +22,12 @@ from ares.engine.connector.tracking import LoadCounters, PendingCut, TrackedRequ
 from ares.engine.control import ControlChannel, EngineCommand, GatewayDisconnected, GatewayExpired
 from ares.engine.prediction.metadata import Prediction, PredictionMetadata
 from ares.engine.vllm_api import (
-    SUPPORTED_VERSION,
     NixlConnectorMetadata,
     NixlPullConnectorScheduler,
     Request,
     RequestStatus,
+    check_sequence_repetition,
+    current_platform,
 )
 from ares.protocol import fields, messages, rpc
 from ares.protocol.fields import RequestState
@@ -38,11 +41,25 @@ _STEP_WEIGHT = 0.1
 
 
 def _in_flight(request: Request, scheduled: dict[str, int]) -> int:
-    """Return how many output tokens a request has after all steps so far, the one that begins included."""
+    """Return how many output tokens a request has after all steps so far, the one that begins included.
+
+    With speculative decoding it may have fewer by then, where drafts in flight are rejected, or reach the number before
+    the last token of a step, whose further tokens vLLM then drops.
+    """
     step = scheduled.get(request.request_id, 0)
     # A prompt that is still being computed in chunks yields no token in this step.
     samples = step > 0 and request.num_computed_tokens + step >= request.num_tokens
     return int(request.num_output_tokens + request.num_output_placeholders + samples)
+
+
+def _repeats(request: Request) -> bool:
+    """Whether vLLM's repetition check ends the output here; it comes after that of the limit, which a cut lowers."""
+    sampling = request.sampling_params
+    return (
+        sampling.repetition_detection is not None
+        and request.num_output_tokens >= sampling.min_tokens
+        and check_sequence_repetition(request.output_token_ids, sampling.repetition_detection)
+    )
 
 
 class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
@@ -61,11 +78,15 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         self._worker_commands = WorkerCommands()
         # Requests that pull within the current step, and the blocks that they pull into.
         self._pulling: dict[str, list[int]] = {}
-        self._pulls = PullPolicy(vllm_config, kv_cache_config, self)
+        settings = identity.current()
+        self._one_sided = current_platform.device_type != "cpu" or settings.on_loopback
+        self._pulls = PullPolicy(vllm_config, kv_cache_config, self, one_sided=self._one_sided)
         self._precopy_pins = PrecopyPins(self.block_size)
         self._sequence = 0
         self.kv_cache_manager: Any = None
-        settings = identity.current()
+        # vLLM has one address for both: it listens on this one, and publishes it in kv_transfer_params.
+        self._listen_host: str = self.side_channel_host
+        self.side_channel_host: str = settings.published_host
         parallel = vllm_config.parallel_config
         hello = messages.Hello(
             name=settings.name,
@@ -83,7 +104,11 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             # Block 0 is vLLM's null block and holds nothing.
             kv_blocks=kv_cache_config.num_blocks - 1,
             max_model_len=vllm_config.model_config.max_model_len,
-            versions={"ares": __version__, "vllm": SUPPORTED_VERSION, **configuration.versions("nixl", "torch")},
+            versions={
+                "ares": __version__,
+                "vllm": vllm_version.installed(),
+                **configuration.versions("nixl", "torch"),
+            },
             token_bytes=self._pulls.token_bytes,
             pull_within_step_bytes=self._pulls.limit_bytes,
             carries=carried_state(vllm_config, by_worker=settings.resumes_output),
@@ -91,10 +116,20 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             leases=True,
             max_num_seqs=vllm_config.scheduler_config.max_num_seqs,
             max_num_batched_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
+            kv_groups=kv_groups(kv_cache_config),
             configuration=configuration.describe(vllm_config, predicts=bool(settings.predictor)),
         )
-        self._channel = ControlChannel(settings.control_address, hello, self.snapshot, key=identity.control_key())
+        self._channel = ControlChannel(settings.control_endpoint, hello, self.telemetry, key=identity.control_key())
         resources.register("scheduler", self._count_resources)
+
+    def set_xfer_handshake_metadata(self, metadata: Any) -> None:
+        """Serve NIXL's side channel on the address to listen on, which need not be the published one."""
+        published = self.side_channel_host
+        self.side_channel_host = self._listen_host
+        try:
+            super().set_xfer_handshake_metadata(metadata)
+        finally:
+            self.side_channel_host = published
 
     # --- a request's way through the scheduler ---
 
@@ -200,13 +235,18 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         params = request.kv_transfer_params
         capped = request.status == RequestStatus.FINISHED_LENGTH_CAPPED
         ended = capped or request.status == RequestStatus.FINISHED_STOPPED
-        pin = capped and not tracked.release_kv
-        if capped and params.get(fields.DO_REMOTE_DECODE):
+        # A token that is not the output's ends nothing.
+        shortened = is_shortened(request)
+        goes_on = capped and (tracked.cut is not None or bool(params.get(fields.DO_REMOTE_DECODE)))
+        if goes_on and not tracked.release_kv and not shortened and _repeats(request):
+            # vLLM has fixed the finish reason by now; gateways know it by the stop reason.
+            request.stop_reason = fields.REPETITION_DETECTED
+            tracked.release_kv = True
+        pin = (capped or (ended and shortened)) and not tracked.release_kv
+        if (capped or pin) and params.get(fields.DO_REMOTE_DECODE):
             self._prefilled[request.request_id] = tracked.key
         if tracked.cut is not None and pin:
             params[fields.DO_REMOTE_DECODE] = True
-            # The workers keep a lease only for requests that have been in their batch.
-            self._reqs_in_batch.add(request.request_id)
             request.stop_reason = fields.MIGRATED
         elif tracked.gateway_expired and capped:
             # If the stream is read after all: this is not where the output ends.
@@ -215,21 +255,30 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             # A prefill that ended for good (its first token was a stop token), or whose KV no instance will pull.
             params[fields.DO_REMOTE_DECODE] = False
             self._reqs_not_processed.add(request.request_id)
-        pinned, transfer = super().request_finished(request, block_ids)
+        if tracked.cut is not None and not pin:
+            self._reqs_not_processed.add(request.request_id)
+        pinned, kv_transfer_params = super().request_finished(request, block_ids)
         if pinned:
-            self._pinned[request.request_id] = tracked.key
-            self._pinned_by_key[tracked.key] = request.request_id
-            self._shorten_orphaned_lease(tracked.key, request.request_id)
+            self._complete_pin(request, tracked.key, kv_transfer_params)
         if tracked.cut is not None:
-            self._answer(tracked, transfer if pin else None)
-        return pinned, transfer
+            self._answer(tracked, kv_transfer_params if pin else None)
+        return pinned, kv_transfer_params
+
+    def _complete_pin(self, request: Request, key: str, kv_transfer_params: dict[str, Any]) -> None:
+        """Note a new pin, and correct what vLLM tells the target of it."""
+        if is_shortened(request):
+            kv_transfer_params[fields.PROMPT_SHORTENED] = True
+        restrict_to_output(kv_transfer_params, request, self.kv_cache_manager, self, has_state=self._has_mamba)
+        self._pinned[request.request_id] = key
+        self._pinned_by_key[key] = request.request_id
+        self._shorten_orphaned_lease(key, request.request_id)
 
     def _shorten_orphaned_lease(self, key: str, request_id: str) -> None:
         """Shorten the lease of a new pin whose gateway has disconnected already."""
         if messages.owner(key) in self._channel.disconnected:
             self._worker_commands.orphaned.add(request_id)
 
-    def _answer(self, tracked: TrackedRequest, transfer: dict[str, Any] | None) -> None:
+    def _answer(self, tracked: TrackedRequest, kv_transfer_params: dict[str, Any] | None) -> None:
         assert tracked.cut is not None  # noqa: S101 - for the type checker: only cut requests are answered
         assert tracked.key is not None  # noqa: S101 - likewise: only requests with a key are cut
         output = tracked.request.output_token_ids
@@ -237,10 +286,10 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             messages.CutResult(
                 call=tracked.cut.call,
                 key=tracked.key,
-                outcome=fields.CutOutcome.FINISHED if transfer is None else fields.CutOutcome.PINNED,
+                outcome=fields.CutOutcome.FINISHED if kv_transfer_params is None else fields.CutOutcome.PINNED,
                 output_tokens=tracked.output_tokens,
                 tail=list(output[-_TAIL_TOKENS:]),
-                transfer=transfer or {},
+                kv_transfer_params=kv_transfer_params or {},
             ),
             tracked.cut.sender,
         )
@@ -318,6 +367,9 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             self._channel.post(messages.CutResult(command.call, command.key, fields.CutOutcome.NOT_RUNNING), sender)
             return
         tracked.cut = PendingCut(sender, command.call)
+        # The workers keep a lease only for requests that they know, and the next they hear of this one may be its pull:
+        # with asynchronous scheduling, a step whose sampling waits for the tokens before it ends after this request.
+        self._reqs_in_batch.add(request.request_id)
         if limit < request.max_tokens:
             request.max_tokens = limit
         else:
@@ -330,25 +382,28 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             self._channel.post(messages.CopyResult(command.call, command.pin), sender)
             return
         pinned = self._precopy_pins.pin(self.kv_cache_manager, tracked.request, command.pin, command.most)
-        transfer = None
+        kv_transfer_params = None
         if pinned is not None:
             # The stock connector takes it for a prefill of these tokens that has just ended.
             self._reqs_in_batch.add(pinned.request_id)
-            _, transfer = super().request_finished(pinned, (pinned.block_ids,))
+            _, kv_transfer_params = super().request_finished(pinned, (pinned.block_ids,))
             self._shorten_orphaned_lease(command.pin, pinned.request_id)
         tokens = pinned.num_computed_tokens if pinned is not None else 0
-        self._channel.post(messages.CopyResult(command.call, command.pin, tokens, transfer or {}), sender)
+        self._channel.post(messages.CopyResult(command.call, command.pin, tokens, kv_transfer_params or {}), sender)
 
     def has_pending_push_work(self) -> bool:
         """Keep the engine loop running until commands are carried out and nothing is being copied from it.
 
+        Without a GPU, a pull over TCP needs steps of its source, in which that polls NIXL (engine/connector/worker.py).
         vLLM has this hook for connectors that push KV; the name is vLLM's.
         """
-        return self._channel.waiting or bool(self._precopy_pins) or bool(super().has_pending_push_work())
+        if self._channel.waiting or self._precopy_pins or (self._pinned and not self._one_sided):
+            return True
+        return bool(super().has_pending_push_work())
 
     # --- telemetry ---
 
-    def snapshot(self) -> messages.Telemetry:
+    def telemetry(self) -> messages.Telemetry:
         """Return the load. Runs on the channel's thread: copies first, and never writes to vLLM's objects."""
         rows = []
         running = waiting = preempted = 0

@@ -1,14 +1,20 @@
 """The hidden-state hook: the final hidden state of every request's last token, read as the model runs.
 
 The states are the argument of the model's `compute_logits`: one row a request, for its last position, after the final
-norm. That call is outside of CUDA graphs, and its rows are in the order of `ModelRunnerOutput.req_ids`. The token of
-each row follows from the scheduler's output. All of this is the same in vLLM's two model runners; only the V1
-runner has been tested (the V2 runner needs Triton, which a CPU build never has).
+norm. That call is outside of CUDA graphs, and its rows are in the order of `ModelRunnerOutput.req_ids`. The position
+of each row follows from the scheduler's output. All of this is the same in vLLM's two model runners.
+
+In a step with drafts (speculative decoding) a request has one row for each draft and one more. The newest that counts
+is that of the last accepted draft, which is known once the step's tokens are on the host. With asynchronous scheduling
+that is after the step, and such a request appears in what a later step returns.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from ares.protocol import fields
 
@@ -24,8 +30,13 @@ class HookedRequest:
     position
         How many tokens it had generated before the newest row; negative while its prompt is computed.
     output_tokens
-        Tokens generated on this instance; stays empty where the runner keeps tokens on the device (asynchronous
-        scheduling).
+        Tokens generated on this instance. With asynchronous scheduling the newest are missing, whose steps are in
+        flight, and after the end there may be some that vLLM has discarded.
+    drafted
+        Whether it has had drafts since its prompt was computed: vLLM's count of its tokens may then include drafts in
+        flight, and its positions follow from `generated`.
+    generated
+        How many tokens it had generated after the newest step with drafts whose tokens are on the host.
     generated_before
         How many tokens at the end of the prompt earlier instances generated, by the gateway's count.
     prefill_only
@@ -39,6 +50,8 @@ class HookedRequest:
     sampling: Any
     position: int
     output_tokens: list[int]
+    drafted: bool = False
+    generated: int = 0
     generated_before: int = field(init=False)
     prefill_only: bool = field(init=False)
     is_precopy: bool = field(init=False)
@@ -54,6 +67,11 @@ class HookedRequest:
         self.prefill_only = bool(params.get(fields.DO_REMOTE_DECODE))
         self.is_precopy = bool(params.get(fields.PRECOPY))
 
+    def add_output(self, position: int, tokens: list[int]) -> None:
+        """Note the tokens sampled at a position; those that it had there, and after it, were discarded."""
+        if tokens:
+            self.output_tokens[position:] = tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -67,10 +85,51 @@ class Step:
 def unwrapped(output: Any) -> tuple[Any, bool]:
     """Return vLLM's ModelRunnerOutput, and whether its tokens are on the host.
 
-    With asynchronous scheduling each runner wraps it in its own class, and the tokens arrive later.
+    With asynchronous scheduling each runner wraps it in its own class (v1/worker/gpu/async_utils.py:AsyncOutput,
+    v1/worker/gpu_model_runner.py:AsyncGPUModelRunnerOutput), whose `get_output` waits for the tokens.
     """
     inner = getattr(output, "_model_runner_output", None) or getattr(output, "model_runner_output", None)
     return inner or output, inner is None
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedRows:
+    """The newest row that counts of each request, after a step with drafts, and the position of that row."""
+
+    requests: list[HookedRequest]
+    positions: list[int]
+    states: Any
+
+
+@dataclass(frozen=True, slots=True)
+class DraftedRows:
+    """The rows of requests in a step after which their tokens have to be counted.
+
+    Attributes
+    ----------
+    before
+        Tokens that each had generated before the step; None where the steps before it tell.
+    first
+        The first row of each.
+    """
+
+    requests: list[HookedRequest]
+    before: list[int | None]
+    first: list[int]
+    rows: Any
+
+    def accept(self, sampled: list[list[int]]) -> AcceptedRows:
+        """Return the rows that count, now that each request's tokens of the step are known."""
+        requests, positions, newest = [], [], []
+        for request, before, first, tokens in zip(self.requests, self.before, self.first, sampled, strict=True):
+            start = request.generated if before is None else before
+            request.add_output(start, tokens)
+            request.generated = start + len(tokens)
+            if tokens:
+                requests.append(request)
+                positions.append(request.generated - 1)
+                newest.append(first + len(tokens) - 1)
+        return AcceptedRows(requests, positions, self.rows[newest] if newest else None)
 
 
 class HiddenStateHook:
@@ -79,6 +138,10 @@ class HiddenStateHook:
     def __init__(self, model: Any) -> None:
         self._requests: dict[str, HookedRequest] = {}
         self._finished: list[HookedRequest] = []
+        self._scheduled: dict[str, int] = {}
+        self._drafts: dict[str, int] = {}
+        # Filled on the thread that waits for the tokens.
+        self._accepted: deque[AcceptedRows] = deque()
         self._armed = False
         self._rows: Any = None
         self._compute_logits = model.compute_logits
@@ -94,18 +157,22 @@ class HiddenStateHook:
     def begin(self, scheduled: Any) -> None:
         """Update the requests from vLLM's SchedulerOutput for the step that begins."""
         self._rows = None
+        self._scheduled = scheduled.num_scheduled_tokens
+        self._drafts = {name: len(drafts) for name, drafts in scheduled.scheduled_spec_decode_tokens.items()}
         for request_id in scheduled.finished_req_ids:
             if (request := self._requests.pop(request_id, None)) is not None:
                 self._finished.append(request)
         for new in scheduled.scheduled_new_reqs:
-            self._requests[new.req_id] = HookedRequest(
-                new.req_id, new.prompt_token_ids or (), new.sampling_params, -1, []
-            )
-            self._set_position(new.req_id, new.num_computed_tokens, scheduled)
+            # The V2 runner gets a request that resumes after a preemption as a new one.
+            if new.req_id not in self._requests:
+                self._requests[new.req_id] = HookedRequest(
+                    new.req_id, new.prompt_token_ids or (), new.sampling_params, -1, []
+                )
+            self._set_position(new.req_id, new.num_computed_tokens, resumed=True)
         cached = scheduled.scheduled_cached_reqs
         for request_id, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
-            self._set_position(request_id, computed, scheduled)
-        self._armed = bool(scheduled.num_scheduled_tokens) and not scheduled.scheduled_spec_decode_tokens
+            self._set_position(request_id, computed, resumed=request_id in cached.resumed_req_ids)
+        self._armed = bool(scheduled.num_scheduled_tokens)
 
     def restart(self) -> Step:
         """Forget all requests; return them as finished."""
@@ -113,23 +180,81 @@ class HiddenStateHook:
         self._requests, self._finished = {}, []
         return Step([], None, finished)
 
-    def _set_position(self, request_id: str, computed: int, scheduled: Any) -> None:
-        if (request := self._requests.get(request_id)) is not None:
-            tokens = computed + scheduled.num_scheduled_tokens[request_id]
-            request.position = tokens - len(request.prompt_tokens)
+    def _set_position(self, request_id: str, computed: int, *, resumed: bool) -> None:
+        if (request := self._requests.get(request_id)) is None:
+            return
+        count = self._scheduled[request_id]
+        request.position = computed + count - len(request.prompt_tokens)
+        # Several tokens without drafts are computed again: vLLM counts exactly from there.
+        if resumed or (count > 1 and request_id not in self._drafts):
+            request.drafted = False
 
     def end(self, output: Any) -> Step | None:
-        """Pair the rows with requests; None where the step has none (another rank, a draft model, no work)."""
+        """Pair the rows with requests; None where there are none (another rank, a draft model, no work)."""
         rows, self._rows, self._armed = self._rows, None, False
         finished, self._finished = self._finished, []
         inner, on_host = unwrapped(output)
-        ids = getattr(inner, "req_ids", None)
-        if rows is None or not ids or rows.shape[0] != len(ids):
-            return Step([], None, finished) if finished else None
+        ids = getattr(inner, "req_ids", None) or ()
         requests = [self._requests[i] for i in ids if i in self._requests]
-        if len(requests) != len(ids):
-            return Step([], None, finished)
+        per_request = [1 + self._drafts.get(i, 0) for i in ids]
+        if rows is None or not ids or len(requests) != len(ids) or rows.shape[0] != sum(per_request):
+            return self._result([], None, finished)
+        drafted, counted, states = self._split(requests, rows)
+        positions = [request.position for request in counted]
+        places = {request_id: n for n, request_id in enumerate(ids)}
+
+        def add_tokens(sampled: list[list[int]]) -> None:
+            for request, position in zip(counted, positions, strict=True):
+                request.add_output(position, sampled[places[request.id]])
+            if drafted.requests:
+                self._accepted.append(drafted.accept([sampled[places[request.id]] for request in drafted.requests]))
+
         if on_host:
-            for request, tokens in zip(requests, inner.sampled_token_ids, strict=True):
-                request.output_tokens += tokens
-        return Step(requests, rows, finished)
+            add_tokens(inner.sampled_token_ids)
+        else:
+            _when_on_host(output, add_tokens)
+        return self._result(counted, states, finished)
+
+    def _split(self, requests: list[HookedRequest], rows: Any) -> tuple[DraftedRows, list[HookedRequest], Any]:
+        """Separate the rows whose requests have drafts; return also the other requests, and their rows."""
+        drafted = DraftedRows([], [], [], rows)
+        others, other_rows, row = [], [], 0
+        for request in requests:
+            drafts = self._drafts.get(request.id, 0)
+            if drafts or request.drafted:
+                drafted.requests.append(request)
+                drafted.before.append(None if request.drafted else request.position - drafts)
+                drafted.first.append(row)
+                request.drafted = True
+            else:
+                others.append(request)
+                other_rows.append(row)
+            row += 1 + drafts
+        states = rows if not drafted.requests else rows[other_rows] if others else None
+        return drafted, others, states
+
+    def _result(self, requests: list[HookedRequest], states: Any, finished: list[HookedRequest]) -> Step | None:
+        """Return these requests, and those of a step before whose drafts have been counted since; None for nothing."""
+        if self._accepted:
+            accepted = self._accepted.popleft()
+            # Not one that has ended since, or that is computed again and may be among `requests`.
+            running = [n for n, r in enumerate(accepted.requests) if r.drafted and self._requests.get(r.id) is r]
+            if running:
+                kept = accepted.states[running]
+                states = kept if states is None else torch.cat([states, kept])
+                requests = requests + [accepted.requests[n] for n in running]
+                for n in running:
+                    accepted.requests[n].position = accepted.positions[n]
+        return Step(requests, states, finished) if requests or finished else None
+
+
+def _when_on_host(output: Any, take: Callable[[list[list[int]]], None]) -> None:
+    """Call `take` with the tokens when vLLM has waited for them, on the thread that did."""
+    stock = output.get_output
+
+    def get_output() -> Any:
+        result = stock()
+        take(result.sampled_token_ids)
+        return result
+
+    output.get_output = get_output

@@ -6,6 +6,7 @@ censored.
 
 import hashlib
 import logging
+import math
 import threading
 import time
 from pathlib import Path
@@ -36,6 +37,8 @@ class Recorder:
         self._source = Source(model, hidden_size, every, limit, "live")
         self._stop_tokens = set(stop_tokens if isinstance(stop_tokens, list) else [stop_tokens]) - {None}
         self._running: dict[str, tuple[HookedRequest, Output]] = {}
+        # Ended by their newest token; the scheduler may have begun another step with them.
+        self._complete: set[str] = set()
         self._lock = threading.Lock()
         self._ended: list[Output] = []
         self._off = False
@@ -47,6 +50,7 @@ class Recorder:
             return
         for request in step.finished:
             self._end(request)
+            self._complete.discard(request.id)
         due = []
         for n, request in enumerate(step.requests):
             position = request.position + request.generated_before
@@ -67,12 +71,16 @@ class Recorder:
         for request in step.requests:
             if request.id in self._running and self._has_ended(request):
                 self._end(request)
+                self._complete.add(request.id)
 
     def _has_ended(self, request: HookedRequest) -> bool:
         """Whether its newest token is its last; the scheduler reports that only in the next step, if there is one."""
         tokens = request.output_tokens
+        return bool(tokens) and (tokens[-1] in self._stop_tokens_of(request) or len(tokens) >= self._limit_of(request))
+
+    def _limit_of(self, request: HookedRequest) -> float:
         limit = getattr(request.sampling, "max_tokens", None)
-        return bool(tokens) and (tokens[-1] in self._stop_tokens_of(request) or len(tokens) == limit)
+        return math.inf if limit is None else limit
 
     def _stop_tokens_of(self, request: HookedRequest) -> set[int]:
         given = getattr(request.sampling, "stop_token_ids", None) or ()
@@ -80,17 +88,24 @@ class Recorder:
 
     def _is_recorded(self, request: HookedRequest) -> bool:
         share = int.from_bytes(hashlib.sha256(request.id.encode()).digest()[:4], "big") / 2**32
-        return share < self._fraction and not request.is_precopy
+        return share < self._fraction and not request.is_precopy and request.id not in self._complete
 
     def _end(self, request: HookedRequest) -> None:
         found = self._running.pop(request.id, None)
         if found is None:
             return
         output = found[1]
-        before = list(request.prompt_tokens[len(request.prompt_tokens) - request.generated_before :])
-        tokens = before + request.output_tokens
+        tokens = list(request.prompt_tokens[len(request.prompt_tokens) - request.generated_before :])
+        stop_tokens = self._stop_tokens_of(request)
+        output.censored = True
+        for number, token in enumerate(request.output_tokens):
+            if number >= self._limit_of(request):  # accepted drafts beyond the limit, which vLLM dropped
+                break
+            tokens.append(token)
+            if token in stop_tokens:  # what follows was in flight when vLLM saw the end
+                output.censored = False
+                break
         output.output_tokens = tokens
-        output.censored = not tokens or tokens[-1] not in self._stop_tokens_of(request)
         # A cancelled output may end at a state that no token followed.
         while output.positions and output.positions[-1] >= len(tokens):
             output.positions.pop()

@@ -76,7 +76,7 @@ def prepare(chosen: Preset) -> None:
 
     Without a cache of compiled code that takes about ten seconds: call it in a thread while streams run.
     """
-    if _looks_ahead(chosen):
+    if _needs_remaining_tokens(chosen):
         compile_ahead()
         lengths.prepare()
     chosen.make()
@@ -84,9 +84,9 @@ def prepare(chosen: Preset) -> None:
         prepare_oom_avoidance()
 
 
-def _looks_ahead(chosen: Preset) -> bool:
+def _needs_remaining_tokens(chosen: Preset) -> bool:
     """Whether the remaining tokens of every running request are needed all the time."""
-    return chosen.moves or chosen.looks_ahead
+    return chosen.moves or chosen.sees_requests
 
 
 class Controller:
@@ -126,9 +126,9 @@ class Controller:
         self._waiting: dict[str, _Waiting] = {}
         self._changed = asyncio.Event()
         self._prefills: dict[str, int] = {}
-        # The moves and suspensions of the newest decision.
-        self._ordered: list[asyncio.Task[Any]] = []
-        self._placing = asyncio.Lock()
+        # Tasks of the moves and suspensions that the newest decision has started.
+        self._started: list[asyncio.Task[Any]] = []
+        self._dispatching = asyncio.Lock()
         # Lengths of the outputs that have ended since the last decision of admission.
         self._ended: deque[int] = deque(maxlen=tuning.kept_lengths)
         self.suspensions = 0
@@ -152,7 +152,7 @@ class Controller:
         self._policy: Preset = self.find_preset(name)
         self.preset = name
         chosen = self._policy.for_objectives(self._config.slo_ttft_s)
-        if _looks_ahead(chosen):
+        if _needs_remaining_tokens(chosen):
             compile_ahead()
             lengths.prepare()
             self.snapshots.lengths.compile()
@@ -198,7 +198,7 @@ class Controller:
 
     def choose_prefill(self) -> Instance | None:
         """Return the open prefill instance with the fewest requests; None where the decode instance is to prefill."""
-        candidates = [i for i in self._pool.prefill() if i.open]
+        candidates = [i for i in self._pool.prefill_instances if i.open]
         # In a pool without separate prefill instances, moving the KV of every prompt would gain nothing.
         if not candidates or all(i.role == "both" for i in self._pool.instances):
             return None
@@ -221,8 +221,8 @@ class Controller:
         recovers = not exclude and self._pool.may_become_ready(unable)
         timeout_s = self._config.maximum_wait_s if recovers else self._tuning.recovery_s
         exclude = exclude | unable
-        if not self._policy.holds:
-            instance = await self._retry(lambda: self._place(session, exclude), timeout_s)
+        if not self._policy.queues_requests:
+            instance = await self._retry(lambda: self._dispatch(session, exclude), timeout_s)
         else:
             if exclude:
                 await self._retry(lambda: self._any_accepting(exclude), timeout_s)
@@ -236,7 +236,7 @@ class Controller:
 
     async def _any_accepting(self, exclude: set[str]) -> Instance | None:
         """Return some instance that takes work, if there is one."""
-        return next(iter(accepting(list(self._pool.decode()), exclude)), None)
+        return next(iter(accepting(self._pool.decode_instances, exclude)), None)
 
     async def _retry(self, find: Callable[[], Awaitable[Instance | None]], timeout_s: float) -> Instance:
         """Call `find` until it returns an instance; NoInstanceError where it has not after so many seconds."""
@@ -249,32 +249,34 @@ class Controller:
 
     async def choose_decode(self, session: Session, exclude: set[str]) -> Instance | None:
         """Return the instance that dispatch would choose for a running session now, none of the names in `exclude`."""
-        return await self._place(session, exclude)
+        return await self._dispatch(session, exclude)
 
     def _cannot_restore(self, session: Session) -> set[str]:
         """Return the names of the instances that do not restore this session's state."""
-        return {i.name for i in self._pool.decode() if i.state.lacks(session.sampling.needs)}
+        return {i.name for i in self._pool.decode_instances if i.state.lacks(session.sampling.needs)}
 
-    async def _place(self, session: Session, exclude: set[str]) -> Instance | None:
+    async def _dispatch(self, session: Session, exclude: set[str]) -> Instance | None:
         """Return the instance that dispatch chooses; where dispatch fails, the one with the fewest sessions (I7)."""
         decider, policy = self.dispatch_decider, self.dispatch_decider.policy
         # One after the other: each decision needs the one before it.
-        async with self._placing:
+        async with self._dispatching:
             others = (s for s in self._sessions.values() if s is not session)
             try:
-                view = (
+                snapshot = (
                     self.snapshots.build(others, exclude)
                     if policy.sees_requests
                     else self.snapshots.build_loads(others, exclude)
                 )
                 remaining = np.array(self.snapshots.remaining(session, None)) if policy.predicts else None
                 memory = policy.memory()
-                index = await decider.decide(view.cluster, session.tokens, remaining, timeout_s=self._tuning.decision_s)
+                index = await decider.decide(
+                    snapshot.cluster, session.tokens, remaining, timeout_s=self._tuning.decision_s
+                )
             except Exception as error:
                 self._record_fault(decider, error)
                 return self._choose_fewest_sessions(exclude)
-        self.log.placement(self.preset, policy, memory, view, session.tokens, remaining, index)
-        return view.instances[index] if index is not None else None
+        self.log.dispatch(self.preset, policy, memory, snapshot, session.tokens, remaining, index)
+        return snapshot.instances[index] if index is not None else None
 
     def _record_fault(self, decider: Decider[Any, Any], error: Exception) -> None:
         """Count a fault of dispatch or admission: of the policy, or in making its arguments."""
@@ -287,7 +289,7 @@ class Controller:
     def _choose_fewest_sessions(self, exclude: set[str]) -> Instance | None:
         """Return the instance with the fewest of our sessions: a choice that needs neither policy nor telemetry."""
         used = Counter(id(s.instance or s.destination) for s in self._sessions.values())
-        return min(accepting(list(self._pool.decode()), exclude), key=lambda i: used[id(i)], default=None)
+        return min(accepting(self._pool.decode_instances, exclude), key=lambda i: used[id(i)], default=None)
 
     async def _wait_for_admission(self, session: Session, exclude: set[str]) -> Instance:
         """Wait until the admission policy admits the session."""
@@ -302,12 +304,12 @@ class Controller:
         finally:
             self._waiting.pop(session.id, None)
 
-    def changed(self) -> None:
-        """Note that a session has ended or left an instance: there may be room."""
+    def wake_admission(self) -> None:
+        """Let admission decide again: a session has ended or left an instance, so there may be room."""
         self._changed.set()
 
-    def ended(self, output_tokens: int) -> None:
-        """Note the length of a complete output, for the policies that learn from it."""
+    def record_output_length(self, output_tokens: int) -> None:
+        """Record the length of a complete output, for the policies that learn from it."""
         self.snapshots.lengths.add(output_tokens)
         self._ended.append(output_tokens)
 
@@ -317,13 +319,13 @@ class Controller:
         """Admit waiting sessions to decode, until cancelled."""
         while True:
             try:
-                async with asyncio.timeout(self._tuning.admission_longest_s if self._to_decide else None):
+                async with asyncio.timeout(self._tuning.admission_longest_s if self._decision_due else None):
                     await self._changed.wait()
             except TimeoutError:
                 pass
             self._changed.clear()
             pause = 0.0
-            if self._to_decide:  # otherwise the next arrival need not wait for the pause after a decision
+            if self._decision_due:  # otherwise the next arrival need not wait for the pause after a decision
                 begun = time.perf_counter()
                 try:
                     await self._decide_admissions()
@@ -339,37 +341,37 @@ class Controller:
             await asyncio.sleep(pause)
 
     @property
-    def _to_decide(self) -> bool:
+    def _decision_due(self) -> bool:
         """Whether admission has anything to decide."""
         return bool(self._waiting) or (self.admission_decider.policy.watches and bool(self._sessions))
 
     async def _decide_admissions(self) -> None:
         decider, policy = self.admission_decider, self.admission_decider.policy
-        if not policy.holds:
+        if not policy.queues_requests:
             await self._admit_by_dispatch()
             return
         waiting = [one for one in self._waiting.values() if not one.admitted.done()]
         excludes = [one.exclude | self._cannot_restore(one.session) for one in waiting]
-        view = self.snapshots.build(s for s in self._sessions.values() if s.id not in self._waiting)
-        candidates = self.snapshots.candidates([one.session for one in waiting], view.cluster, excludes)
+        snapshot = self.snapshots.build(s for s in self._sessions.values() if s.id not in self._waiting)
+        candidates = self.snapshots.candidates([one.session for one in waiting], snapshot.cluster, excludes)
         memory, ended = policy.memory(), list(self._ended)
         decisions = await decider.decide(
-            view.cluster, candidates, view.running, ended, timeout_s=self._tuning.decision_s
+            snapshot.cluster, candidates, snapshot.running, ended, timeout_s=self._tuning.decision_s
         )
         for _ in ended:
             self._ended.popleft()
-        self.log.admissions(self.preset, policy, memory, ended, view, candidates, decisions)
+        self.log.admissions(self.preset, policy, memory, ended, snapshot, candidates, decisions)
         if decider is not self.admission_decider:  # the preset was switched meanwhile
             return
         for decision in decisions:
             self._metrics.admissions.labels(decision.kind).inc()
-            self._carry_out(decision, view, waiting)
+            self._carry_out(decision, snapshot, waiting)
 
-    def _carry_out(self, decision: AdmissionDecision, view: ClusterSnapshot, waiting: list[_Waiting]) -> None:
-        """Carry out one decision of admission; its indices are those of `view` and `waiting`."""
-        instance = view.instances[decision.instance]
+    def _carry_out(self, decision: AdmissionDecision, snapshot: ClusterSnapshot, waiting: list[_Waiting]) -> None:
+        """Carry out one decision of admission; its indices are those of `snapshot` and `waiting`."""
+        instance = snapshot.instances[decision.instance]
         if decision.kind == "suspend":
-            self._spawn(self._suspend(view.sessions[decision.index], decision.reason))
+            self._spawn(self._suspend(snapshot.sessions[decision.index], decision.reason))
             return
         one = waiting[decision.index]
         if decision.kind == "resume":
@@ -385,9 +387,9 @@ class Controller:
             one.admitted.set_result(instance)
 
     async def _admit_by_dispatch(self) -> None:
-        """Admit every waiting session where dispatch places it; without an open instance it keeps waiting."""
+        """Admit every waiting session where dispatch sends it; without an open instance it keeps waiting."""
         for one in list(self._waiting.values()):
-            instance = await self._place(one.session, one.exclude | self._cannot_restore(one.session))
+            instance = await self._dispatch(one.session, one.exclude | self._cannot_restore(one.session))
             if instance is not None:
                 self._admit(one, instance)
 
@@ -409,76 +411,77 @@ class Controller:
             if not self._policy.moves:
                 continue
             try:
-                result = await self._take_turn()
+                result = await self._decide_moves_with_lease()
             except Exception:
                 logger.exception("rebalancing failed; serving continues")
                 self._metrics.faults.labels("rebalance").inc()
                 result = "failed"
             self._metrics.decisions.labels(result).inc()
 
-    async def _take_turn(self) -> str:
+    async def _decide_moves_with_lease(self) -> str:
         """Decide moves if the lease is granted within a period.
 
         Returns
         -------
         The result as the metric counts it: `elsewhere` (another gateway has the lease), `moved` (moves or
-        suspensions were ordered), `kept` (none was) or `failed`.
+        suspensions were started), `kept` (none was) or `failed`.
         """
-        if not await self.lease.take(self._config.period_s):
+        if not await self.lease.acquire(self._config.period_s):
             return "elsewhere"
-        self._ordered = []
+        self._started = []
         try:
             return await self._decide_moves()
         finally:
-            self._spawn(self.lease.give_back(self._ordered))
+            self._spawn(self.lease.release(self._started))
 
     async def _decide_moves(self) -> str:
-        """Ask out-of-memory avoidance, then the rebalance policy, and order what they decide; return the result."""
-        view = self.snapshots.build(self._sessions.values())
+        """Ask out-of-memory avoidance, then the rebalance policy, and start what they decide; return the result."""
+        snapshot = self.snapshots.build(self._sessions.values())
         avoids_oom = self._policy.avoids_oom
         if avoids_oom:
-            # They run again where there is room, not where there was none.
-            for session in (s for s in view.preempted if s.unmovable_reason() is None):
+            # They resume on an instance that has room, not on the one that had none.
+            for session in (s for s in snapshot.preempted if s.unmovable_now() is None):
                 self._spawn(self._suspend(session, "preempted"))
-        oom_avoidance = OomAvoidanceSettings(lookahead_s=2.0 * self._config.period_s + view.cluster.stall_s)
-        # Only where suspension is part of the preset: the others are what they are compared as.
-        oom_actions = avoid_oom(view.cluster, oom_avoidance, view.running) if avoids_oom else []
+        oom_avoidance = OomAvoidanceSettings(lookahead_s=2.0 * self._config.period_s + snapshot.cluster.stall_s)
+        # Only where suspension is part of the preset: the presets for comparison must not get it as well.
+        oom_actions = avoid_oom(snapshot.cluster, oom_avoidance, snapshot.running) if avoids_oom else []
         preset, decider = self.preset, self.rebalance_decider
-        asked, failed = await self._ask(decider, view)
+        decided, failed = await self._call_rebalancer(decider, snapshot)
         if decider is not self.rebalance_decider:  # another preset was put in force meanwhile
             return "kept"
-        moves = exclude_conflicts(asked, oom_actions)
-        self.log.moves(preset, view, decider.policy, oom_avoidance if avoids_oom else None, oom_actions, moves, failed)
+        moves = exclude_conflicts(decided, oom_actions)
+        self.log.moves(
+            preset, snapshot, decider.policy, oom_avoidance if avoids_oom else None, oom_actions, moves, failed
+        )
         for one in oom_actions:
-            session = view.sessions[one.request]
+            session = snapshot.sessions[one.request]
             self._metrics.oom_actions.labels("suspended" if one.target == NO_TARGET else "moved").inc()
             if one.target == NO_TARGET:
-                self._ordered.append(self._spawn(self._suspend(session, f"out-of-memory avoidance: {one.reason}")))
+                self._started.append(self._spawn(self._suspend(session, f"out-of-memory avoidance: {one.reason}")))
             else:
-                self._order(session, view.instances[one.target], f"out-of-memory avoidance: {one.reason}", "avoid_oom")
+                self._start_move(
+                    session, snapshot.instances[one.target], f"out-of-memory avoidance: {one.reason}", "avoid_oom"
+                )
         for move in moves:
-            self._order_decided(view, move)
+            session, target = snapshot.sessions[move.request], snapshot.instances[move.target]
+            self._start_move(session, target, f"{preset}: {move.reason}", preset)
         return "failed" if failed else "moved" if moves or oom_actions else "kept"
 
-    async def _ask(
-        self, decider: Decider[Rebalance, list[MigrationDecision]], view: ClusterSnapshot
+    async def _call_rebalancer(
+        self, decider: Decider[Rebalance, list[MigrationDecision]], snapshot: ClusterSnapshot
     ) -> tuple[list[MigrationDecision], str | None]:
         """Return the moves of the policy, and how it failed, if it did: out-of-memory avoidance acts even then (I7)."""
         try:
             timeout_s = max(self._config.period_s, self._tuning.decision_s)
-            return await decider.decide(view.cluster, timeout_s=timeout_s), None
+            return await decider.decide(snapshot.cluster, timeout_s=timeout_s), None
         except DecisionError as error:
             decider.record_fault(error)
             self._metrics.faults.labels("rebalance").inc()
             return [], error.kind
 
-    def _order_decided(self, view: ClusterSnapshot, move: MigrationDecision) -> None:
-        session, target = view.sessions[move.request], view.instances[move.target]
-        self._order(session, target, f"{self.preset}: {move.reason}", self.preset)
-
-    def _order(self, session: Session, target: Instance, reason: str, trigger: str) -> None:
+    def _start_move(self, session: Session, target: Instance, reason: str, trigger: str) -> None:
         logger.info("migrate %s to %s: %s", session.id, target.name, reason)
-        self._ordered.append(self._spawn(self._try_to_migrate(session, target, reason, trigger)))
+        self._started.append(self._spawn(self._try_to_migrate(session, target, reason, trigger)))
 
     async def _try_to_migrate(self, session: Session, target: Instance, reason: str, trigger: str) -> None:
         try:

@@ -4,14 +4,19 @@ import numpy as np
 
 from ares.policy.cluster import FloatArray
 from ares.policy.cost_model import OnlineLeastSquares
+from ares.policy.kv_layout import KvLayout
 from ares.protocol import messages
 from ares.protocol.fields import RequestState
 
 
 class StepTimeModel:
-    """Fits base + request x running + token x resident, in seconds, to an instance's telemetry."""
+    """Fits base + request x running + token x resident, in seconds, to an instance's telemetry.
 
-    def __init__(self) -> None:
+    Resident tokens are KV tokens (policy/kv_layout.py), as in the policy: attention reads no more than they stand for.
+    """
+
+    def __init__(self, layout: KvLayout) -> None:
+        self._layout = layout
         self._fit = OnlineLeastSquares(3)
         self._last: messages.Telemetry | None = None
 
@@ -23,7 +28,7 @@ class StepTimeModel:
         # The load in between is the mean of both ends; where requests came or went, it is unknown.
         if last.running != load.running or not load.running:
             return
-        resident = (_resident(last) + _resident(load)) / 2.0
+        resident = (self._resident(last) + self._resident(load)) / 2.0
         step_s = (load.busy_s - last.busy_s) / (load.steps - last.steps)
         self._fit.add(np.array([1.0, load.running, resident]), step_s)
 
@@ -31,6 +36,10 @@ class StepTimeModel:
     def coefficients(self) -> FloatArray | None:
         """Base, per request and per token, shape (3,); None before enough steps were seen."""
         return self._fit.coefficients
+
+    def _resident(self, load: messages.Telemetry) -> float:
+        running = (row.resident for row in load.rows if row.state == RequestState.RUNNING)
+        return float(sum(map(self._layout.kv_tokens, running)))
 
 
 class TransferModel:
@@ -52,7 +61,3 @@ class TransferModel:
     def tokens_per_s(self) -> float | None:
         """Tokens pulled per second; None before enough moves were seen."""
         return 1.0 / max(float(self._fit.coefficients[1]), 1e-9) if self._fit.coefficients is not None else None
-
-
-def _resident(load: messages.Telemetry) -> float:
-    return float(sum(row.resident for row in load.rows if row.state == RequestState.RUNNING))

@@ -72,11 +72,11 @@ class Drainer:
 
     async def drain(self, instance: Instance, deadline_s: float) -> None:
         """Close an instance, and begin to empty it."""
-        logger.info("%s drains; deadline %g s", instance.name, deadline_s)
+        logger.info("%s is draining; deadline %g s", instance.name, deadline_s)
         await instance.drain(deadline_s)
 
     async def undrain(self, instance: Instance) -> None:
-        """Let an instance take work again."""
+        """Put a drained instance back into service."""
         await instance.undrain()
 
     def left(self, instance: Instance) -> int:
@@ -112,7 +112,7 @@ class Drainer:
             if room <= 0:
                 return
             known = session.id in self._moving or session.id in self._tried
-            if not known and session.unmovable_reason() is None:
+            if not known and session.unmovable_now() is None:
                 room -= 1
                 self._moving[session.id] = instance
                 self._spawn(self._try_to_migrate(session, instance))
@@ -124,13 +124,13 @@ class Drainer:
         self._evicted_at[instance] = now
         for session in self._on(instance):
             logger.info("%s leaves %s at the deadline", session.id, instance.name)
-            session.leave(instance)
+            session.abort_on(instance)
 
     async def _try_to_migrate(self, session: Session, source: Instance) -> None:
         outcome = "no room elsewhere"
         try:
             if (target := await self._target(session)) is not None:
-                record = await self._gateway.migrate(session, target, f"{source.name} drains", DRAIN, PRE_COPY)
+                record = await self._gateway.migrate(session, target, f"drain of {source.name}", DRAIN, PRE_COPY)
                 outcome = record.outcome
         except NotMovableError as refusal:  # it has ended, or is under way already
             outcome = refusal.reason

@@ -48,8 +48,8 @@ class Lease:
         self._since: float | None = None
         self._moves: set[asyncio.Task[Any]] = set()
 
-    async def take(self, within_s: float) -> bool:
-        """Take the lease, or extend it; return whether it was granted within this time."""
+    async def acquire(self, within_s: float) -> bool:
+        """Acquire the lease, or extend it; return whether it was granted within this time."""
         self._turn += 1
         until = time.monotonic() + within_s
         while not await self._granted():
@@ -64,8 +64,8 @@ class Lease:
         self._since = self._since or time.monotonic()
         return True
 
-    async def give_back(self, moves: Iterable[asyncio.Task[Any]] = ()) -> None:
-        """Give the lease back when these moves have ended, unless it has been extended meanwhile."""
+    async def release(self, moves: Iterable[asyncio.Task[Any]] = ()) -> None:
+        """Release the lease when these moves have ended, unless it has been extended meanwhile."""
         turn, since = self._turn, self._since
         if since is None:
             return
@@ -78,7 +78,7 @@ class Lease:
             await self._end()
 
     async def _granted(self) -> bool:
-        reachable = [i for i in self._pool.decode() if i.health.healthy]
+        reachable = [i for i in self._pool.decode_instances if i.health.healthy]
         # Instances of an earlier version count as granting: their gateways all decide for themselves.
         keepers = [i for i in reachable if i.state.hello is not None and i.state.hello.leases]
         ttl_s, answer_s = self._tuning.lease_ttl_s, self._tuning.lease_answer_s
@@ -88,6 +88,6 @@ class Lease:
         return not self.holder and (2 * silent < len(reachable) or not reachable)
 
     async def _end(self) -> None:
-        for instance in self._pool.decode():
+        for instance in self._pool.decode_instances:
             if instance.health.healthy:
                 await instance.control.end_lease(self.name)

@@ -8,8 +8,10 @@ from ares.gateway.pool.instance import Instance
 from ares.gateway.records.metrics import Metrics
 from ares.gateway.records.window import Window
 from ares.gateway.session.session import Session
+from ares.policy.kv_layout import KvLayout
 from ares.protocol import messages
 
+_PLAIN = KvLayout(1)
 # The predictions that are scored: the first one at or after so many output tokens.
 POSITIONS = (0, 64, 256, 1024, 4096)
 
@@ -32,17 +34,18 @@ def predicted_remaining(load: messages.Telemetry) -> float | None:
     return _finite(sum(medians)) if medians else None
 
 
-def predicted_peak(load: messages.Telemetry) -> float | None:
+def predicted_peak(load: messages.Telemetry, layout: KvLayout = _PLAIN) -> float | None:
     """Return the most tokens that an instance will have in KV at once if nothing joins it and the medians come true.
 
     A request with n tokens of which p remain has n + k after k steps while k < p, and none after; a request without a
-    prediction counts with n throughout. None where nothing is predicted, or nothing finite.
+    prediction counts with n throughout. Tokens are KV tokens (policy/kv_layout.py), as the capacity is. None where
+    nothing is predicted, or nothing finite.
     """
-    known = [(row.remaining[1], row.resident) for row in load.rows if row.remaining is not None]
+    known = [(row.remaining[1], layout.kv_tokens(row.resident)) for row in load.rows if row.remaining is not None]
     known = [(left, resident) for left, resident in known if math.isfinite(left)]
     if not known:
         return None
-    rest = sum(row.resident for row in load.rows) - sum(resident for _, resident in known)
+    rest = sum(layout.kv_tokens(row.resident) for row in load.rows) - sum(resident for _, resident in known)
     peak = allocated = 0.0
     # The last to end first: the first n still run when the n-th ends, each grown by as many tokens.
     for count, (left, resident) in enumerate(sorted(known, reverse=True), 1):
@@ -79,7 +82,7 @@ class PredictionScores:
             position = max(p for p in POSITIONS if p <= output)
             self._recorded.setdefault(session.id, {}).setdefault(position, (output, row.remaining[1]))
 
-    def finished(self, session: Session) -> None:
+    def score(self, session: Session) -> None:
         """Add the errors of the predictions of a complete output to the metrics."""
         for position, (output, median) in self._recorded.pop(session.id, {}).items():
             error = median - (len(session.emitted) - output)

@@ -18,6 +18,7 @@ from ares.gateway.session.session import Session
 from ares.policy import Cluster
 from ares.policy.admission import Candidates, Progress
 from ares.policy.cluster import BoolArray
+from ares.policy.kv_layout import KvLayout
 from ares.protocol import messages
 
 Quantiles = tuple[float, float, float]
@@ -74,7 +75,7 @@ class SnapshotBuilder:
     def build(self, sessions: Iterable[Session], exclude: Collection[str] = ()) -> ClusterSnapshot:
         """Return the decode pool now, with instances named in `exclude` closed."""
         now = time.monotonic()
-        instances = list(self._pool.decode())
+        instances = self._pool.decode_instances
         block = max((i.state.hello.block_size for i in instances if i.state.hello is not None), default=1)
         index = {id(i): n for n, i in enumerate(instances)}
         rows: list[dict[str, messages.Row]] = [
@@ -87,32 +88,35 @@ class SnapshotBuilder:
         location, resident, movable, commanded, remaining = [], [], [], [], []
         for session in sessions:
             if session.incoming is not None and (target := index.get(id(session.incoming))) is not None:
-                promised[target] += in_blocks(session.tokens, block)
+                promised[target] += in_blocks(instances[target].state.layout.kv_tokens(session.tokens), block)
             where = index.get(id(session.instance or session.destination))
             if where is None:
                 continue
             row = rows[where].pop(session.key or "", None)
             shown.append(session)
             location.append(where)
+            left = self.remaining(session, row)
             # A request in the instance's queue, preempted or not, gets its memory before any that comes later.
-            resident.append(row.resident if row is not None and row.resident else session.tokens)
+            held = row.resident if row is not None and row.resident else session.tokens
+            resident.append(instances[where].state.layout.kv_tokens(held, int(left[-1])))
             if row is not None and row.state == "waiting" and row.output:
                 preempted.append(session)
             cooled = not session.moved_at or now - session.moved_at > self.cooldown_s
-            can_move = cooled and session.sampling.needs <= restored and session.unmovable_reason() is None
+            can_move = cooled and session.sampling.needs <= restored and session.unmovable_now() is None
             stays = now < session.commanded_until
             movable.append(can_move and not stays)
             commanded.append(can_move and stays)
-            remaining.append(self.remaining(session, row))
+            remaining.append(left)
         others: list[messages.Row] = []
-        for n, left in enumerate(rows):
-            for row in left.values():
+        for n, unknown in enumerate(rows):
+            kv_tokens = instances[n].state.layout.kv_tokens
+            for row in unknown.values():
                 if messages.owner(row.key) == self._gateway:  # ours: it is prefilled there, or was there before
-                    promised[n] += in_blocks(row.resident, block)
+                    promised[n] += in_blocks(kv_tokens(row.resident), block)
                 elif row.resident > 0:
                     others.append(row)
                     location.append(n)
-                    resident.append(row.resident)
+                    resident.append(kv_tokens(row.resident, int(self._remaining_elsewhere(row)[-1])))
         movable += [False] * len(others)
         commanded += [False] * len(others)
         remaining += [self._remaining_elsewhere(row) for row in others]
@@ -149,15 +153,18 @@ class SnapshotBuilder:
         The load of an instance is that of our own sessions in whole KV blocks, which are what runs out; or what it
         reports, where that is more because other gateways use it too.
         """
-        instances = list(self._pool.decode())
+        instances = self._pool.decode_instances
         block = max((i.state.hello.block_size for i in instances if i.state.hello is not None), default=1)
         tokens = dict.fromkeys(map(id, instances), 0)
+        layouts = {id(i): i.state.layout for i in instances}
         for session in sessions:
             where = id(session.instance or session.destination)
             if where in tokens:
-                tokens[where] += in_blocks(session.tokens, block)
+                tokens[where] += in_blocks(layouts[where].kv_tokens(session.tokens), block)
         reported = [
-            sum(in_blocks(row.resident, block) for row in i.state.telemetry.rows) if i.state.telemetry else 0
+            sum(in_blocks(i.state.layout.kv_tokens(row.resident), block) for row in i.state.telemetry.rows)
+            if i.state.telemetry
+            else 0
             for i in instances
         ]
         none = np.zeros(0, dtype=np.int64)
@@ -176,10 +183,17 @@ class SnapshotBuilder:
     def candidates(self, sessions: list[Session], cluster: Cluster, excludes: list[set[str]]) -> Candidates:
         """Return sessions outside decode as candidates; `excludes` names the instances that may not take each."""
         now = time.monotonic()
+        remaining = [self.remaining(s, None) for s in sessions]
+        # Where the instances differ, a candidate counts with the most that it would take on one of them.
+        layouts = {i.state.layout for i in self._pool.decode_instances} or {KvLayout(1)}
+        kv_tokens = [
+            max(layout.kv_tokens(s.tokens, int(left[-1])) for layout in layouts)
+            for s, left in zip(sessions, remaining, strict=True)
+        ]
         return Candidates(
             requests=tuple(s.id for s in sessions),
-            tokens=np.array([s.tokens for s in sessions], dtype=np.int64),
-            remaining_tokens=np.array([self.remaining(s, None) for s in sessions]).reshape(len(sessions), 3),
+            tokens=np.array(kv_tokens, dtype=np.int64),
+            remaining_tokens=np.array(remaining).reshape(len(sessions), 3),
             rank=np.array([s.objective.rank for s in sessions], dtype=np.int64),
             waited_s=np.array(
                 [now - (s.waiting_since if s.phase is Phase.SUSPENDED else s.arrived_at) for s in sessions]

@@ -157,7 +157,7 @@ async def drain(name: str, request: Request, body: DrainRequest | None = None) -
 
 @router.post("/instances/{name:path}/undrain", responses=errors(404, 409))
 async def undrain(name: str, request: Request) -> dict[str, Any]:
-    """Let an instance take work again."""
+    """Put a drained instance back into service."""
     gateway: Gateway = request.app.state.gateway
     instance = _find(gateway, name)
     await gateway.drainer.undrain(instance)
@@ -215,7 +215,7 @@ def _instance(instance: Instance, sessions: int, left: int | None) -> dict[str, 
             "waiting": load.waiting,
             "resident_tokens": sum(r.resident for r in load.rows),
             "predicted_remaining_tokens": predicted_remaining(load),
-            "predicted_peak_tokens": predicted_peak(load),
+            "predicted_peak_tokens": predicted_peak(load, instance.state.layout),
             "capacity_tokens": instance.state.capacity_tokens,
             "kv_blocks_used": load.kv_blocks_used,
             "kv_blocks": hello.kv_blocks,
@@ -236,7 +236,7 @@ def _instance(instance: Instance, sessions: int, left: int | None) -> dict[str, 
 
 
 def _request(session: Session, row: messages.Row | None) -> dict[str, Any]:
-    why = session.unmovable_reason()
+    why = session.unmovable_now()
     predicted = row.remaining if row is not None else None
     usable = predicted is not None and plausible(predicted)
     low, middle, high = predicted if predicted is not None and usable else (None, None, None)

@@ -68,7 +68,9 @@ class _AcceptedRequest:
         prompts = {id(sequence.prompt): len(sequence.prompt) for sequence in self.sequences}
         return usage(sum(prompts.values()), sum(sequence.choice.completion_tokens for sequence in self.sequences))
 
-    async def generate(self, sequence: _Sequence, take: Callable[[_Sequence, list[Delta]], Awaitable[None]]) -> None:
+    async def generate(
+        self, sequence: _Sequence, on_tokens: Callable[[_Sequence, list[Delta]], Awaitable[None]]
+    ) -> None:
         """Generate one sequence, and measure it."""
         metrics, recent = self.gateway.metrics, self.gateway.recent
         first = 0.0
@@ -79,7 +81,7 @@ class _AcceptedRequest:
                 first = time.monotonic()
                 metrics.ttft.observe(first - self.arrived)
                 recent.ttft_s.add(first - self.arrived)
-            await take(sequence, batch)
+            await on_tokens(sequence, batch)
             return sequence.choice.finish_reason is not None
 
         metrics.prompt_tokens.inc(len(sequence.prompt))
@@ -95,15 +97,15 @@ class _AcceptedRequest:
             metrics.tpot.observe(tpot)
             recent.tpot_s.add(tpot)
 
-    async def generate_all(self, take: Callable[[_Sequence, list[Delta]], Awaitable[None]]) -> None:
+    async def generate_all(self, on_tokens: Callable[[_Sequence, list[Delta]], Awaitable[None]]) -> None:
         """Generate all sequences concurrently; the first failure cancels the others."""
         if len(self.sequences) == 1:
-            await self.generate(self.sequences[0], take)
+            await self.generate(self.sequences[0], on_tokens)
             return
         try:
             async with asyncio.TaskGroup() as group:
                 for sequence in self.sequences:
-                    group.create_task(self.generate(sequence, take))
+                    group.create_task(self.generate(sequence, on_tokens))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
@@ -243,13 +245,13 @@ def _tokenise(gateway: Gateway, body: GenerationRequest) -> list[list[int]]:
 async def _stream(accepted: _AcceptedRequest, write: Write, *, with_usage: bool) -> None:
     """Generate a reply and write it as a stream of chunks; a failure is its last event."""
 
-    async def take(sequence: _Sequence, batch: list[Delta]) -> None:
+    async def on_tokens(sequence: _Sequence, batch: list[Delta]) -> None:
         await write(sequence.choice.stream(batch))
 
     outcome = "cancelled"
     try:
         await write(b"".join(sequence.choice.opening(sequence.echo) for sequence in accepted.sequences))
-        await accepted.generate_all(take)
+        await accepted.generate_all(on_tokens)
         outcome = "completed"
         ending = event(accepted.envelope.body([], chunk=True, usage=accepted.usage())) if with_usage else b""
         await write(ending + DONE)
@@ -265,7 +267,7 @@ async def _stream(accepted: _AcceptedRequest, write: Write, *, with_usage: bool)
 async def _whole(accepted: _AcceptedRequest, request: Request, headers: dict[str, str]) -> Response:
     """Generate a reply to its end, and return it as one body."""
 
-    async def take(sequence: _Sequence, batch: list[Delta]) -> None:
+    async def on_tokens(sequence: _Sequence, batch: list[Delta]) -> None:
         sequence.choice.collect(batch)
 
     async def receive() -> Message:
@@ -273,7 +275,7 @@ async def _whole(accepted: _AcceptedRequest, request: Request, headers: dict[str
 
     outcome = "cancelled"
     try:
-        if not await until_disconnect(accepted.generate_all(take), receive):
+        if not await until_disconnect(accepted.generate_all(on_tokens), receive):
             return Response(status_code=499)  # the client has left; it is not read
         outcome = "completed"
     except Exception:

@@ -15,7 +15,7 @@ from ares.gateway.http.app import build
 from ares.gateway.http.connection import Connection, Limits
 from ares.gateway.http.responses import DirectSend
 from ares.gateway.service import Gateway
-from ares.models import resolve as model
+from ares.models import resolve as models
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def serve(config: GatewayConfig) -> None:
     addresses.check(config.host, {"--port": [config.port]})
     if (warning := config.exposure()) is not None:
         logger.warning(warning)
-    folder = model.resolve(config.model, weights=False)
+    folder = models.resolve(config.model, weights=False)
     app = build(config, folder)
     server = Server(
         uvicorn.Config(

@@ -20,13 +20,20 @@ _TEXT_FIELDS = {
     "thinking": "thinking",
     "tool_reference": "name",
 }
-# Fields of parts that a template does not get; it gets unknown ones.
-_PART_FIELDS = {
-    *("audio_embeds", "audio_url", "closed", "data", "file", "image_embeds", "image_pil", "image_url", "input_audio"),
-    *("name", "prompt_cache_breakpoint", "refusal", "text", "thinking", "type", "uuid", "video_embeds", "video_url"),
+# Fields of parts that hold other than text, and what; they are the types of such parts, too. The instances are given
+# token ids alone, so nothing of it would reach the model, whatever its template renders for it.
+_MEDIA = {
+    **dict.fromkeys(("image_url", "input_image", "image", "image_embeds", "image_pil"), "images"),
+    **dict.fromkeys(("input_audio", "audio_url", "audio", "audio_embeds"), "audio"),
+    **dict.fromkeys(("video_url", "input_video", "video", "video_embeds"), "video"),
+    **dict.fromkeys(("file", "input_file"), "files"),
+    "prompt_embeds": "embeddings",
 }
+_TEXT_ONLY = "the instances are given text alone; put what the model is to know of it into a text part"
+# Fields of parts that a template does not get; it gets unknown ones.
+_PART_FIELDS = {"closed", "data", "name", "prompt_cache_breakpoint", "refusal", "text", "thinking", "type", "uuid"}
 # Fields of messages that would be lost: no template gets them.
-_NOT_TAKEN = {"function_call": "give tool_calls", "audio": "the model reads text only"}
+_NOT_TAKEN = {"function_call": "give tool_calls", **dict.fromkeys(("audio", "images", "videos", "files"), _TEXT_ONLY)}
 
 
 class FunctionCall(Body):
@@ -147,7 +154,8 @@ def _as_system(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rendered(message: Message, path: str, *, parts: bool) -> dict[str, Any]:
-    for name in _NOT_TAKEN.keys() & (message.model_extra or {}).keys():
+    given = message.model_extra or {}
+    for name in [name for name in _NOT_TAKEN if given.get(name)]:
         raise BadRequestError(f"{path}.{name} is not taken: {_NOT_TAKEN[name]}", f"{path}.{name}")
     rendered: dict[str, Any] = {"role": message.role, "content": _content(message, f"{path}.content", parts=parts)}
     if message.role == "assistant":
@@ -184,16 +192,28 @@ def _part(part: Any, path: str) -> dict[str, Any]:
     if not isinstance(part, dict):
         raise BadRequestError(f"{path}: a part is text or an object", path)
     kind = part.get("type")
+    _refuse_media(part, path)
     if not isinstance(kind, str):
         raise BadRequestError(f"{path}.type: a part needs a type, such as text", f"{path}.type")
     if kind not in _TEXT_FIELDS:
-        raise BadRequestError(f"{path}: a part of type {kind} is not taken, only {', '.join(_TEXT_FIELDS)}", path)
+        taken = ", ".join(_TEXT_FIELDS)
+        raise BadRequestError(f"{path}: a part of type {kind} is not taken, only text ({taken})", path)
     text = part.get(_TEXT_FIELDS[kind])
     if not isinstance(text, str):
         raise BadRequestError(f"{path}.{_TEXT_FIELDS[kind]}: should be text", f"{path}.{_TEXT_FIELDS[kind]}")
     if kind == "tool_reference":
         return {"type": kind, "name": text}
-    return {"type": "text", "text": text, **{name: value for name, value in part.items() if name not in _PART_FIELDS}}
+    dropped = _PART_FIELDS | _MEDIA.keys()  # media that are null
+    return {"type": "text", "text": text, **{name: value for name, value in part.items() if name not in dropped}}
+
+
+def _refuse_media(part: dict[str, Any], path: str) -> None:
+    """Refuse a part that is no text by its type, or by a field of another type in a part without one or of text."""
+    kind = part.get("type")
+    if isinstance(kind, str) and kind in _MEDIA:
+        raise BadRequestError(f"{path}: a part of type {kind} is not taken ({_MEDIA[kind]}): {_TEXT_ONLY}", path)
+    for name in [name for name in _MEDIA if part.get(name) is not None]:
+        raise BadRequestError(f"{path}.{name} is not taken ({_MEDIA[name]}): {_TEXT_ONLY}", f"{path}.{name}")
 
 
 def _joined(content: str | list[dict[str, Any]]) -> str:

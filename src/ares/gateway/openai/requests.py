@@ -44,6 +44,10 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 _MAXIMUM_CHOICES = 128
 # All of them are searched for at every token.
 _MAXIMUM_STOPS = 128
+# With more, a worker with vLLM's V2 runner raises an error that ends its engine, and that of every instance which the
+# request then goes to (v1/worker/gpu/sample/logit_bias.py, 0.32); of 128 stop tokens the model's own take some.
+_MAXIMUM_BIASED_TOKENS = 1024
+_MAXIMUM_STOP_TOKENS = 120
 # A body of megabytes can have millions of mistakes; listing them all would delay every stream.
 _MAXIMUM_MISTAKES = 100
 
@@ -77,14 +81,14 @@ class GenerationRequest(Body):
     repetition_penalty: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: str | Listed[str] | None = None
-    stop_token_ids: Listed[TokenId] | None = None
+    stop_token_ids: Listed[TokenId] | None = Field(default=None, max_length=_MAXIMUM_STOP_TOKENS)
     include_stop_str_in_output: StrictBool = False
     skip_special_tokens: StrictBool = True
     ignore_eos: StrictBool = False
     min_tokens: int = Field(default=0, ge=0)
     max_tokens: int | None = Field(default=None, ge=1)
-    logit_bias: dict[str, float] | None = None
-    allowed_token_ids: Listed[TokenId] | None = None
+    logit_bias: dict[str, float] | None = Field(default=None, max_length=_MAXIMUM_BIASED_TOKENS)
+    allowed_token_ids: Listed[TokenId] | None = Field(default=None, max_length=_MAXIMUM_BIASED_TOKENS)
     bad_words: Listed[str] | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None

@@ -35,8 +35,11 @@ class Sampling:
 
     def prefill_request(self, key: str, prompt: list[int], emitted: list[int]) -> dict[str, Any]:
         """Return the request that computes all tokens so far and one more, and keeps the KV for a decode instance."""
-        minimum = min(1, max(0, self.minimum_tokens - len(emitted)))
-        parameters = {**self.parameters, "max_tokens": 1, "min_tokens": minimum}
+        missing = max(0, self.minimum_tokens - len(emitted))
+        parameters = {**self.parameters, "max_tokens": 1, "min_tokens": min(1, missing)}
+        if missing > 1:
+            # Below its minimum no repetition ends an output, and the instance does not know it.
+            parameters.pop("repetition_detection", None)
         params: dict[str, Any] = {}
         if self.maximum_tokens - len(emitted) > 1:
             params = {fields.DO_REMOTE_DECODE: True, fields.DO_REMOTE_PREFILL: False}
@@ -46,9 +49,14 @@ class Sampling:
         return _body(key, prompt + emitted, parameters, {**params, **self._output(emitted)})
 
     def decode_request(
-        self, key: str, prompt: list[int], emitted: list[int], transfer: dict[str, Any] | None, priority: int = 0
+        self,
+        key: str,
+        prompt: list[int],
+        emitted: list[int],
+        kv_transfer_params: dict[str, Any] | None,
+        priority: int = 0,
     ) -> dict[str, Any]:
-        """Return the request that continues after `emitted`; `transfer` is where its KV is, None: it is computed again.
+        """Return the request that continues after `emitted`; without `kv_transfer_params` its KV is computed again.
 
         Where an instance runs out of memory, it preempts the request with the largest `priority`.
         """
@@ -57,7 +65,7 @@ class Sampling:
             "max_tokens": self.maximum_tokens - len(emitted),
             "min_tokens": max(0, self.minimum_tokens - len(emitted)),
         }
-        body = _body(key, prompt + emitted, parameters, {**(transfer or {}), **self._output(emitted)})
+        body = _body(key, prompt + emitted, parameters, {**(kv_transfer_params or {}), **self._output(emitted)})
         return {**body, "priority": priority} if priority else body
 
     def _output(self, emitted: list[int]) -> dict[str, Any]:
@@ -67,9 +75,9 @@ class Sampling:
         }
 
 
-def precopy_request(key: str, tokens: list[int], transfer: dict[str, Any]) -> dict[str, Any]:
+def precopy_request(key: str, tokens: list[int], kv_transfer_params: dict[str, Any]) -> dict[str, Any]:
     """Return the request that pulls the KV of all `tokens` but the last; its one output token is not used."""
-    return _body(key, tokens, {"max_tokens": 1, "temperature": 0.0}, {**transfer, fields.PRECOPY: True})
+    return _body(key, tokens, {"max_tokens": 1, "temperature": 0.0}, {**kv_transfer_params, fields.PRECOPY: True})
 
 
 def _body(key: str, tokens: list[int], parameters: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:

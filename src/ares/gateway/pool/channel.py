@@ -72,7 +72,10 @@ class Handshake:
         if seen & zmq.EVENT_HANDSHAKE_SUCCEEDED:
             return "is open, but nothing comes; see the instance's own log"
         if not seen & zmq.EVENT_CONNECTED:
-            return "cannot be reached; open that port to the gateway, or start the instance with another --host"
+            return (
+                "cannot be reached; open that port to the gateway, or start the instance with another --host or "
+                "--advertise-host"
+            )
         if not seen & rpc.HANDSHAKE_REFUSED:
             return "takes connections and does not answer; does another program use that port?"
         if not has_key:

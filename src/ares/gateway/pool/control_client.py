@@ -108,7 +108,7 @@ class ControlClient:
 
     # --- answers ---
 
-    async def kv_received(self, key: str, timeout_s: float) -> messages.KvReceived | None:
+    async def until_kv_received(self, key: str, timeout_s: float) -> messages.KvReceived | None:
         """Wait until the instance reports that the KV of request `key` has arrived; None where it does not in time."""
         if (known := self._finished_pulls.pop(key, None)) is not None:
             return known
@@ -120,7 +120,7 @@ class ControlClient:
         finally:
             del self._awaited_pulls[key]
 
-    def predicted(self, key: str) -> tuple[float, float, float] | None:
+    def prediction(self, key: str) -> tuple[float, float, float] | None:
         """Return the remaining tokens of request `key`, which this instance prefilled, at messages.REMAINING_LEVELS.
 
         It comes before the prefill's reply; None where the instance does not predict. The request's own limit is not

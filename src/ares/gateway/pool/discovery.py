@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import aiohttp
 import msgspec
 
+from ares.gateway.pool import published
 from ares.gateway.pool.generate import whole_body
 from ares.gateway.pool.health import Health, Status
 from ares.protocol import messages
@@ -150,13 +151,19 @@ class Discovery:
         """
         found = await describe(self._http, self._url)
         if isinstance(found, messages.Description):
-            cause = another_model(found, self._served) if self._served is not None else None
-            if cause is None:
+            unusable = await self._unusable(found)
+            if unusable is None:
                 return found
-            found = Unusable(Status.OTHER_MODEL, cause)
+            found = unusable
         if self._health.status is not Status.DUPLICATE:  # else the status of its other URL counts
             lost = found.status is Status.UNREACHABLE and self._health.served
             # If it has served, the address is right, and it may start again by itself: no advice.
             cause = found.cause.partition(";")[0] if lost else found.cause
             self._health.set_status(name, Status.LOST if lost else found.status, cause)
         return None
+
+    async def _unusable(self, found: messages.Description) -> Unusable | None:
+        if self._served is not None and (cause := another_model(found, self._served)) is not None:
+            return Unusable(Status.OTHER_MODEL, cause)
+        cause = published.wildcard(found) or await published.on_another_host(found, self._url)
+        return Unusable(Status.WRONG_ADDRESS, cause) if cause is not None else None

@@ -10,7 +10,7 @@ import httptools
 import msgspec
 
 from ares.gateway.tuning import DEFAULT, Tuning
-from ares.protocol.fields import GENERATE_ROUTE
+from ares.protocol.fields import GENERATE_ROUTE, REPETITION, REPETITION_DETECTED
 
 
 class EngineLostError(Exception):
@@ -51,6 +51,11 @@ class Delta(msgspec.Struct):
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     logprobs: Logprobs | None = None
+
+    def name_repetition(self) -> None:
+        """Set the finish reason of an output that repeats itself, which an instance ends by the limit of a cut."""
+        if self.stop_reason == REPETITION_DETECTED:
+            self.finish_reason = REPETITION
 
 
 class _Chunk(msgspec.Struct):

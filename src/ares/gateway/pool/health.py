@@ -37,10 +37,11 @@ class Status(Enum):
     NOT_AN_INSTANCE = _Meaning("is not an ARES instance", returns=False)
     KEY_REFUSED = _Meaning("refuses this gateway's key", returns=False)
     OTHER_MODEL = _Meaning("is not used: it serves another model", returns=False)
+    WRONG_ADDRESS = _Meaning("is not used: others cannot connect to the address that it publishes", returns=False)
     DUPLICATE = _Meaning("is not used: it was given twice", returns=False)
     NO_TELEMETRY = _Meaning("sends nothing on its control channel")
     READY = _Meaning("is ready", level=logging.INFO)
-    DRAINING = _Meaning("drains and takes nothing new", level=logging.INFO)
+    DRAINING = _Meaning("is draining and takes no new requests", level=logging.INFO)
     LOST = _Meaning("is lost")
 
 

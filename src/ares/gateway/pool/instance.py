@@ -12,7 +12,7 @@ import zmq.asyncio
 
 from ares.gateway.pool.channel import watched
 from ares.gateway.pool.control_client import ControlClient
-from ares.gateway.pool.discovery import Discovery, Served
+from ares.gateway.pool.discovery import Discovery, Served, Unusable
 from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefusedError
 from ares.gateway.pool.health import Health, Status
 from ares.gateway.pool.state import InstanceState
@@ -33,7 +33,7 @@ class NoInstanceError(Exception):
 
 
 OnHello = Callable[["Instance"], Coroutine[Any, Any, None]]
-Claim = Callable[["Instance", messages.Description], Coroutine[Any, Any, "Instance | None"]]
+Claim = Callable[["Instance", messages.Description], Coroutine[Any, Any, Unusable | None]]
 
 
 class Instance:
@@ -113,8 +113,8 @@ class Instance:
         health.suspect = health.suspect and self._following == boot and not await self._discovery.answers()
         return self._following == boot and not health.suspect and not health.frozen
 
-    def release_to_other_url(self) -> None:
-        """Stop following the instance: another URL leads to it."""
+    def release(self) -> None:
+        """Stop following the instance: another URL leads to it, or its pool does not use it any more."""
         self._following = ""
 
     def record_failure(self, error: Exception) -> None:
@@ -139,17 +139,16 @@ class Instance:
     async def watch(self, on_hello: OnHello, claim: Claim) -> None:
         """Find the instance and follow it until cancelled.
 
-        `claim` returns another `Instance` that is used for the same one, or else names this one; `on_hello` is awaited
-        whenever the instance (re)appears.
+        `claim` names the instance, or returns why its pool does not use it; `on_hello` is awaited whenever the instance
+        (re)appears.
         """
         while True:
             description = await self._describe()
             if description is None:
                 await asyncio.sleep(self._tuning.reconnect_s)
                 continue
-            if (other := await claim(self, description)) is not None:
-                cause = f"{other.name} at {other.url} is the same instance; leave one of the two --worker out"
-                self._set_status(Status.DUPLICATE, cause)
+            if (unusable := await claim(self, description)) is not None:
+                self._set_status(unusable.status, unusable.cause)
                 await asyncio.sleep(self._tuning.duplicate_check_s)
                 continue
             try:

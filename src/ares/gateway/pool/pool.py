@@ -5,12 +5,13 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 import aiohttp
 
-from ares.gateway.pool.discovery import Served
+from ares.gateway.pool import published
+from ares.gateway.pool.discovery import Served, Unusable
 from ares.gateway.pool.health import Status
 from ares.gateway.pool.instance import Instance
 from ares.gateway.tuning import DEFAULT, Tuning
@@ -61,6 +62,7 @@ class Pool:
         self._served = served
         # By boot id: the URL that is used, where several lead to the same instance.
         self._by_boot: dict[str, Instance] = {}
+        self._described: dict[Instance, messages.Description] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._started_at = time.monotonic()
         self._changed = asyncio.Event()
@@ -87,13 +89,15 @@ class Pool:
         for instance in self._watched:
             instance.health.close()
 
-    def prefill(self) -> Iterator[Instance]:
-        """Yield the instances that prefill."""
-        return (i for i in self.instances if i.role != "decode")
+    @property
+    def prefill_instances(self) -> list[Instance]:
+        """The instances that prefill."""
+        return [i for i in self.instances if i.role != "decode"]
 
-    def decode(self) -> Iterator[Instance]:
-        """Yield the instances that decode."""
-        return (i for i in self.instances if i.role != "prefill")
+    @property
+    def decode_instances(self) -> list[Instance]:
+        """The instances that decode."""
+        return [i for i in self.instances if i.role != "prefill"]
 
     def find(self, name: str) -> Instance | None:
         """Return the instance called `name`."""
@@ -102,7 +106,7 @@ class Pool:
     @property
     def ready(self) -> bool:
         """Whether there is at least one instance to decode on."""
-        return any(i.open for i in self.decode())
+        return any(i.open for i in self.decode_instances)
 
     def lost_without(self, instance: Instance) -> str | None:
         """Return what the pool would lose without this open instance; None where others do the same."""
@@ -118,12 +122,12 @@ class Pool:
     def may_become_ready(self, exclude: Collection[str] = ()) -> bool:
         """Whether an instance to decode on, not named in `exclude`, may become ready by itself."""
         starting = time.monotonic() - self._started_at < self._tuning.first_report_s
-        return any((i.health.may_return or starting) and i.name not in exclude for i in self.decode())
+        return any((i.health.may_return or starting) and i.name not in exclude for i in self.decode_instances)
 
     @property
     def why_not_ready(self) -> str:
         """Why the instances that could decode do not."""
-        reasons = [f"{i.name} {reason}" for i in self.decode() if (reason := why_closed(i)) is not None]
+        reasons = [f"{i.name} {reason}" for i in self.decode_instances if (reason := why_closed(i)) is not None]
         more = (
             [f"and {len(reasons) - _MAXIMUM_INSTANCES_NAMED} more"] if len(reasons) > _MAXIMUM_INSTANCES_NAMED else []
         )
@@ -155,15 +159,26 @@ class Pool:
             for instance, name in zip(same, names, strict=True):
                 instance.name = name
 
-    async def _claim(self, instance: Instance, found: messages.Description) -> Instance | None:
-        """Return the other `Instance` that is used for the same instance, None where this one is used."""
+    async def _claim(self, instance: Instance, found: messages.Description) -> Unusable | None:
+        """Return why an instance is not used at this URL; None where it is.
+
+        Another URL that leads to it is used, or it is on loopback and others of the pool are not.
+        """
+        self._described[instance] = found
+        if (cause := published.among_other_hosts(found, self._described.values())) is not None:
+            return Unusable(Status.WRONG_ADDRESS, cause)
+        if not published.on_loopback(found):
+            for other, described in self._described.items():
+                if published.on_loopback(described):
+                    other.release()
         used = self._by_boot.get(found.boot)
         if used is not None and used is not instance:
             if await used.leads_to(found.boot):
-                return used
-            used.release_to_other_url()
+                cause = f"{used.name} at {used.url} is the same instance; leave one of the two --worker out"
+                return Unusable(Status.DUPLICATE, cause)
+            used.release()
         self._by_boot = {boot: i for boot, i in self._by_boot.items() if i is not instance} | {found.boot: instance}
-        if instance.duplicate or found.name != instance.own_name:
+        if instance.duplicate or instance.health.status is Status.WRONG_ADDRESS or found.name != instance.own_name:
             instance.health.set_status(instance.url, Status.UNKNOWN)
             instance.name = instance.own_name = found.name
             if self._served is not None and not found.models:
@@ -182,7 +197,7 @@ class Pool:
             await instance.control.connect_peers(
                 [i.state.hello.peer for i in self.instances if i.state.hello and i is not instance]
             )
-        for other in self.decode():
+        for other in self.decode_instances:
             if other is not instance and other.state.hello is not None:
                 await other.control.connect_peers([instance.state.hello.peer])
 

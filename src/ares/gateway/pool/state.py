@@ -4,6 +4,7 @@ import time
 from collections.abc import Set
 
 from ares.gateway.control.cost_models import StepTimeModel
+from ares.policy.kv_layout import KvGroup, KvLayout
 from ares.protocol import messages
 
 
@@ -14,6 +15,8 @@ class InstanceState:
     ----------
     hello, telemetry
         Its newest messages; None before the first, and while it is not connected.
+    layout
+        How many KV blocks a request holds there, by its tokens.
     step_time
         Its steps' duration by load, fitted to the telemetry since its start.
     draining
@@ -25,14 +28,17 @@ class InstanceState:
     def __init__(self) -> None:
         self.hello: messages.Hello | None = None
         self.telemetry: messages.Telemetry | None = None
-        self.step_time = StepTimeModel()
+        self.layout = KvLayout(1)
+        self.step_time = StepTimeModel(self.layout)
         self.draining = False
         self.drain_deadline: float | None = None
 
     def start(self, hello: messages.Hello) -> None:
         """Take the first message of an instance that has started, or has not known this gateway."""
         self.hello = hello
-        self.step_time = StepTimeModel()
+        groups = [KvGroup(group.block_size, group.window, group.fixed_blocks) for group in hello.kv_groups]
+        self.layout = KvLayout.of(hello.block_size, groups)
+        self.step_time = StepTimeModel(self.layout)
 
     def update(self, telemetry: messages.Telemetry, now: float) -> None:
         """Take a report of its load, received at `now` (`time.monotonic`)."""
@@ -60,8 +66,8 @@ class InstanceState:
 
     @property
     def capacity_tokens(self) -> int:
-        """KV capacity in tokens; 0 while unknown."""
-        return self.hello.kv_blocks * self.hello.block_size if self.hello else 0
+        """KV capacity in KV tokens (policy/kv_layout.py); 0 while unknown."""
+        return self.layout.capacity_tokens(self.hello.kv_blocks) if self.hello else 0
 
     @property
     def free_blocks(self) -> int:

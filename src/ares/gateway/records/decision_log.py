@@ -46,12 +46,12 @@ class DecisionLog:
         self.keeps: Callable[[str, bool], bool] = lambda kind, decides: True
         self._file = file.open("ab") if file is not None else None
 
-    def placement(
+    def dispatch(
         self,
         preset: str,
         policy: Dispatch,
         memory: dict[str, float],
-        view: ClusterSnapshot,
+        snapshot: ClusterSnapshot,
         tokens: int,
         remaining: FloatArray | None,
         chosen: int | None,
@@ -63,7 +63,7 @@ class DecisionLog:
             preset,
             dispatch=_named(policy),
             memory=memory,
-            cluster=view.cluster,
+            cluster=snapshot.cluster,
             tokens=tokens,
             remaining=remaining,
             decided=decided,
@@ -75,7 +75,7 @@ class DecisionLog:
         policy: Admission,
         memory: dict[str, float],
         ended: list[int],
-        view: ClusterSnapshot,
+        snapshot: ClusterSnapshot,
         candidates: Candidates,
         decided: list[AdmissionDecision],
     ) -> None:
@@ -86,8 +86,8 @@ class DecisionLog:
             admission=_named(policy),
             memory=memory,
             ended=ended,
-            cluster=view.cluster,
-            running=view.running,
+            cluster=snapshot.cluster,
+            running=snapshot.running,
             candidates=candidates,
             decided=decided,
         )
@@ -95,7 +95,7 @@ class DecisionLog:
     def moves(
         self,
         preset: str,
-        view: ClusterSnapshot,
+        snapshot: ClusterSnapshot,
         policy: Rebalance,
         oom_avoidance: OomAvoidanceSettings | None,
         oom_actions: list[OomAction],
@@ -106,14 +106,14 @@ class DecisionLog:
 
         `oom_avoidance` is None where out-of-memory avoidance was off; `failed` is the kind of the policy's fault.
         """
-        if len(view.sessions):
+        if len(snapshot.sessions):
             self._write(
                 "moves",
                 preset,
                 rebalance=_named(policy),
                 oom_avoidance=oom_avoidance,
-                cluster=view.cluster,
-                running=view.running,
+                cluster=snapshot.cluster,
+                running=snapshot.running,
                 oom_actions=oom_actions,
                 failed=failed,
                 decided=decided,

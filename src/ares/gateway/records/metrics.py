@@ -24,16 +24,21 @@ class Metrics:
             registry=registry,
         )
         self.active = Gauge(
-            "ares_active_requests", "Sequences (one for each choice) that wait or run", registry=registry
+            "ares_active_requests", "Sequences that wait or run; a request has one for each choice", registry=registry
         )
-        self.prompt_tokens = Counter("ares_prompt_tokens_total", "Prompt tokens", registry=registry)
+        self.prompt_tokens = Counter(
+            "ares_prompt_tokens_total", "Prompt tokens of accepted requests", registry=registry
+        )
         self.output_tokens = Counter("ares_output_tokens_total", "Output tokens given to clients", registry=registry)
         self.ttft = Histogram(
-            "ares_time_to_first_token_seconds", "Arrival to first token", registry=registry, buckets=_TIME_BUCKETS_S
+            "ares_time_to_first_token_seconds",
+            "Time from arrival to the first token",
+            registry=registry,
+            buckets=_TIME_BUCKETS_S,
         )
         self.tpot = Histogram(
             "ares_time_per_output_token_seconds",
-            "(end - first token) / (output tokens - 1), per choice",
+            "Time per output token after the first, per choice: (end - first token) / (output tokens - 1)",
             registry=registry,
             buckets=_TIME_BUCKETS_S,
         )
@@ -45,7 +50,10 @@ class Metrics:
             buckets=_GAP_BUCKETS_S,
         )
         self.migrations = Counter(
-            "ares_migrations_total", "Migrations that ended", ["trigger", "outcome"], registry=registry
+            "ares_migrations_total",
+            "Migrations that ended, by trigger and outcome",
+            ["trigger", "outcome"],
+            registry=registry,
         )
         self.stall = Histogram(
             "ares_migration_stall_seconds",
@@ -60,7 +68,7 @@ class Metrics:
         )
         self.precopied = Counter(
             "ares_migration_precopied_tokens_total",
-            "Tokens whose KV the targets of migrations pulled ahead, while the request ran at its source",
+            "Tokens whose KV the targets of migrations pulled before the hand-over, while the request ran",
             registry=registry,
         )
         self.unmovable = Counter(
@@ -70,23 +78,32 @@ class Metrics:
             registry=registry,
         )
         self.decisions = Counter(
-            "ares_rebalance_decisions_total", "Rebalancing periods, by result", ["result"], registry=registry
+            "ares_rebalance_decisions_total",
+            "Periods of the rebalancer, by what it decided",
+            ["result"],
+            registry=registry,
         )
         self.waiting = Gauge("ares_waiting_requests", "Prefilled requests that wait for admission", registry=registry)
         self.suspended = Gauge(
             "ares_suspended_requests", "Suspended requests that wait to be admitted again", registry=registry
         )
         self.admissions = Counter(
-            "ares_admission_decisions_total", "Requests admitted, resumed or suspended", ["kind"], registry=registry
+            "ares_admission_decisions_total",
+            "Decisions of admission, by kind: admit, resume, suspend",
+            ["kind"],
+            registry=registry,
         )
         self.oom_actions = Counter(
             "ares_oom_actions_total",
-            "Requests taken off an instance before it runs out of memory",
+            "Requests moved or suspended before their instance runs out of memory",
             ["how"],
             registry=registry,
         )
         self.faults = Counter(
-            "ares_controller_faults_total", "Faults of the controller; serving continues", ["part"], registry=registry
+            "ares_controller_faults_total",
+            "Failed decisions, by part of the policy; serving continues without them",
+            ["part"],
+            registry=registry,
         )
         self.implausible = Counter(
             "ares_implausible_predictions_total",
@@ -111,7 +128,7 @@ class Metrics:
         )
         self.instance_resident = Gauge(
             "ares_instance_resident_tokens",
-            "Tokens of an instance's requests that have KV",
+            "Tokens whose KV is on an instance",
             ["instance"],
             registry=registry,
         )

@@ -47,7 +47,7 @@ class Recorder:
         }
         self._try(lambda folder: (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n"))
 
-    def finished(self, session: Session) -> None:
+    def record(self, session: Session) -> None:
         """Add a finished session."""
         if self._file is None:
             return

@@ -206,7 +206,7 @@ def _placed(
 def _admissions(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
     cluster = read_cluster(record)
     candidates = read_candidates(record, cluster)
-    if policies.chosen is not None and not policies.chosen.holds:
+    if policies.chosen is not None and not policies.chosen.queues_requests:
         return _dispatched(policies.find("dispatch", record), cluster, candidates)
     ended = [_tokens(one) for one in record["ended"]]
     running = read_progress(record["running"], len(cluster.requests))

@@ -52,7 +52,7 @@ async def migrate(session: Session, target: Instance, reason: str, mode: Mode, t
     NotMovableError
         It cannot be moved now; nothing was changed.
     """
-    refusal = session.unmovable_reason()
+    refusal = session.unmovable_now()
     source = session.instance
     if refusal is not None or source is None:
         raise NotMovableError(refusal or "not_decoding")
@@ -84,7 +84,7 @@ async def migrate(session: Session, target: Instance, reason: str, mode: Mode, t
 
 def _ended(session: Session, source: Instance) -> str | None:
     """Return the outcome where there is nothing left to move: it has ended, or no longer runs at its source."""
-    match session.unmovable_reason():
+    match session.unmovable_now():
         case None:
             return None if session.instance is source else "not_running"
         case "finished":
@@ -109,7 +109,9 @@ async def _copy(session: Session, source: Instance, target: Instance, timeout_s:
         raise HandoverError("the source may have freed the copy")
     async with asyncio.timeout(timeout_s):
         try:
-            stream = await target.engine.stream(precopy_request(pin.key, tokens[: copied.tokens + 1], copied.transfer))
+            stream = await target.engine.stream(
+                precopy_request(pin.key, tokens[: copied.tokens + 1], copied.kv_transfer_params)
+            )
         except (EngineLostError, EngineRefusedError):
             # No pull has begun. In every other case the target's pull or abort frees the pin, as in a hand-over.
             await source.control.release(pin.key)
@@ -123,24 +125,24 @@ async def _copy(session: Session, source: Instance, target: Instance, timeout_s:
 async def _wait_until_pulled(target: Instance, key: str, stream: Stream, timeout_s: float) -> int:
     """Wait until the KV is in the target's prefix cache; return how many tokens were pulled."""
 
-    async def drain() -> None:
+    async def read_to_end() -> None:
         async for _ in stream.batches():
             pass
 
-    drained = asyncio.ensure_future(drain())
-    received = asyncio.ensure_future(target.control.kv_received(key, timeout_s))
+    ended = asyncio.ensure_future(read_to_end())
+    received = asyncio.ensure_future(target.control.until_kv_received(key, timeout_s))
     try:
-        await asyncio.wait((drained, received), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((ended, received), return_when=asyncio.FIRST_COMPLETED)
         if not received.done():
             # The stream has ended or broken off: the report of what was pulled is on its way, or lost.
-            await drained
+            await ended
         kv = await received
         if kv is None or kv.failed:
             # Not to be computed instead: that would cost the target the work that the copy should save.
             raise HandoverError("the pull failed")
-        await drained
+        await ended
         return kv.pulled
     finally:
-        for task in (drained, received):
+        for task in (ended, received):
             task.cancel()
-        await asyncio.gather(drained, received, return_exceptions=True)
+        await asyncio.gather(ended, received, return_exceptions=True)

@@ -132,8 +132,8 @@ class Session:
         self._suspending = False
         # A suspension found nothing to cut, since the instance did not run it, and has closed its stream instead.
         self._withdrawn = False
-        # The segment that `leave` has broken off: its end does not count as a loss.
-        self._leaving: Segment | None = None
+        # The segment that `abort_on` has broken off: its end does not count as a loss.
+        self._aborted: Segment | None = None
         self._closed = False
 
     # --- what others may ask ---
@@ -174,7 +174,7 @@ class Session:
         handover = self._handover
         return handover.target if handover and self._segment is handover.source else self.precopy_target
 
-    def unmovable_reason(self) -> str | None:
+    def unmovable_now(self) -> str | None:
         """Return why it cannot be moved now, in one word; None where it can."""
         if self.sampling.unmovable_reason is not None:
             return self.sampling.unmovable_reason
@@ -228,12 +228,12 @@ class Session:
         elif segment is None and stuck and (asked := pending.instance) is not None:
             pending.give_up(asked)
 
-    def leave(self, instance: Instance) -> None:
+    def abort_on(self, instance: Instance) -> None:
         """Abort what it does on an instance: it resumes elsewhere from its tokens, or fails where it cannot."""
         self.placement.pending_call.give_up(instance)
         if self._segment is not None and self._segment.instance is instance:
-            self._leaving = self._segment
-            self._leaving.stream.close()
+            self._aborted = self._segment
+            self._aborted.stream.close()
 
     # --- the run ---
 
@@ -270,7 +270,7 @@ class Session:
 
         The first token is delivered only when the session has been admitted, so that no pause follows it in the stream.
         """
-        first, transfer = await self._prefill()
+        first, kv_transfer_params = await self._prefill()
         if first is not None and first.finish_reason is not None:
             await self.output.deliver([first], emit)
             return None
@@ -283,10 +283,10 @@ class Session:
             self.placement.pinned_kv.free()
             instance = await self._admit(set())
             self._enter(Phase.PREFILL)
-            first, transfer = await self._prefill()
+            first, kv_transfer_params = await self._prefill()
         if first is not None and await self.output.deliver([first], emit):
             return None
-        return await self._start_decode(instance, transfer)
+        return await self._start_decode(instance, kv_transfer_params)
 
     async def _resume(self, emit: Emit) -> Segment | None:
         """Wait for admission, prefill what there is so far, and start; None where the next token is the last."""
@@ -294,17 +294,17 @@ class Session:
         self._enter(Phase.SUSPENDED)
         self.placement.pinned_kv.free()
         instance = await self._admit(set())
-        first, transfer = await self._prefill()
+        first, kv_transfer_params = await self._prefill()
         if first is not None and await self.output.deliver([first], emit):
             return None
-        return await self._start_decode(instance, transfer)
+        return await self._start_decode(instance, kv_transfer_params)
 
     async def _prefill(self) -> tuple[Delta | None, dict[str, Any] | None]:
         """Compute the tokens so far and the next one; return it and what the decode instance needs to pull the KV."""
-        first, transfer, predicted = await self.placement.prefill()
+        first, kv_transfer_params, predicted = await self.placement.prefill()
         if predicted is not None:
             self.predicted = (predicted, self.tokens)
-        return first, transfer
+        return first, kv_transfer_params
 
     async def _admit(self, exclude: set[str]) -> Instance:
         """Wait until it may decode, and return where: on no instance of these names."""
@@ -316,10 +316,10 @@ class Session:
         self._enter(Phase.PREFILL if resumes else Phase.STARTING)
         return self.destination
 
-    async def _start_decode(self, instance: Instance, transfer: dict[str, Any] | None) -> Segment:
+    async def _start_decode(self, instance: Instance, kv_transfer_params: dict[str, Any] | None) -> Segment:
         """Start, or resume from the tokens so far, on this decode instance or on another one."""
         self._enter(Phase.STARTING)
-        segment = await self.placement.start_decode(instance, transfer, self._admit)
+        segment = await self.placement.start_decode(instance, kv_transfer_params, self._admit)
         self.destination = None
         self._enter(Phase.DECODE)
         return segment
@@ -353,6 +353,7 @@ class Session:
                     cut = last.stop_reason == MIGRATED
                     if cut:
                         last.finish_reason = last.stop_reason = None
+                    last.name_repetition()
                     if await self.output.deliver(batch, emit):
                         return True
                     if cut:
@@ -410,7 +411,7 @@ class Session:
                 except EngineLostError as second:
                     error = second
             self._end_handover(handover, HandoverState.RETURNED)
-        elif lost is not self._leaving and not isinstance(error, CutWithoutHandoverError):
+        elif lost is not self._aborted and not isinstance(error, CutWithoutHandoverError):
             lost.instance.health.connection_failed()
             self.losses += 1
         self.placement.pinned_kv.free()
@@ -463,18 +464,18 @@ class Session:
         source = self._movable_segment()
         record = MigrationRecord(request_id=self.id, source=source.instance.name, target=target.name, reason=reason)
         handover = self._handover = Handover(source, target, record)
-        transfer = await self._cut_source(handover)
-        if transfer is None:
+        kv_transfer_params = await self._cut_source(handover)
+        if kv_transfer_params is None:
             return record
         if handover.missing(len(self.emitted)) is None:
             await handover.until_source_relayed()
         if handover.ended:
             return record
         key = self.placement.next_key()
-        await self._start_target(handover, transfer, key)
+        await self._start_target(handover, kv_transfer_params, key)
         await handover.until_ended()
         if handover.state is HandoverState.MOVED:
-            received = await target.control.kv_received(key, self.tuning.report_lag_s)
+            received = await target.control.until_kv_received(key, self.tuning.report_lag_s)
             if received is not None:
                 record.pulled_tokens, record.queued_s = received.pulled, received.queued_s
         return record
@@ -512,7 +513,7 @@ class Session:
 
     def _movable_segment(self) -> Segment:
         """Return what generates it now; NotMovableError where it cannot be moved."""
-        refusal, segment = self.unmovable_reason(), self._segment
+        refusal, segment = self.unmovable_now(), self._segment
         if refusal is not None or segment is None:
             raise NotMovableError(refusal or "not_decoding")
         return segment
@@ -535,16 +536,16 @@ class Session:
             return None
         self.placement.pinned_kv.add(source.instance, source.key)
         handover.note_cut(cut)
-        return cut.transfer
+        return cut.kv_transfer_params
 
-    async def _start_target(self, handover: Handover, transfer: dict[str, Any], key: str) -> None:
+    async def _start_target(self, handover: Handover, kv_transfer_params: dict[str, Any], key: str) -> None:
         """Ask the target to continue the request, under `key`."""
         target = handover.target
         handover.ask()
         try:
             async with asyncio.timeout(self.handover_timeout_s):
                 tokens = self.emitted + (handover.missing(len(self.emitted)) or [])
-                segment = await self.placement.open(target, tokens, transfer, key)
+                segment = await self.placement.open(target, tokens, kv_transfer_params, key)
         except (EngineLostError, EngineRefusedError, TimeoutError) as error:
             if not isinstance(error, EngineRefusedError):
                 target.health.connection_failed()

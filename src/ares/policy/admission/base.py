@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from ares.policy.admission.state import Knobs
+from ares.policy.admission.state import LoopSettings
 from ares.policy.admission.suspension import final_slack_s
 from ares.policy.base import DecisionError, Policy, is_index, raised
 from ares.policy.cluster import BoolArray, Cluster, FloatArray, IntArray
@@ -132,18 +132,18 @@ class Admission(Policy):
 
     Attributes
     ----------
-    holds
-        Whether requests wait outside decode until they are admitted; otherwise dispatch places them at once, and the
-        policy is never called.
+    queues_requests
+        Whether requests wait in the gateway's queue until they are admitted to decode; otherwise each is dispatched at
+        once, and `decide` is never called.
     dispatch
-        Where `holds`: the dispatch policy that it is combined with, which places requests when the policy itself has
-        failed.
+        Where `queues_requests`: the dispatch policy that it is combined with, which chooses the instance when the
+        admission policy itself has failed.
     watches
         Whether it is also called while no request waits, because it suspends for other reasons too.
     """
 
     part: ClassVar[str] = "admission"
-    holds: ClassVar[bool] = True
+    queues_requests: ClassVar[bool] = True
     dispatch: ClassVar[str] = "least_loaded"
     watches: ClassVar[bool] = False
 
@@ -156,7 +156,7 @@ class Admission(Policy):
                     setattr(cls, name, usual)
 
     @classmethod
-    def loop_settings(cls, settings: Any) -> Knobs | None:
+    def loop_settings(cls, settings: Any) -> LoopSettings | None:
         """Return the settings of the loop (loop.py) that `decide` consists of; None: it is not that loop."""
         return None
 
@@ -192,7 +192,7 @@ class Admission(Policy):
 
 
 ADMISSIONS: Registry[Admission] = Registry(
-    Admission, "decide(self, cluster, candidates, running)", lambda policy: not policy.holds
+    Admission, "decide(self, cluster, candidates, running)", lambda policy: not policy.queues_requests
 )
 
 

@@ -25,7 +25,7 @@ from ares.policy.admission.state import (
     WAITING,
     Horizon,
     Instances,
-    Knobs,
+    LoopSettings,
     Queue,
     Requests,
 )
@@ -122,9 +122,9 @@ class Forecast(Admission):
         loop.prepare()
 
     @classmethod
-    def loop_settings(cls, settings: ForecastSettings) -> Knobs:
+    def loop_settings(cls, settings: ForecastSettings) -> LoopSettings:
         """Return the settings as the loop reads them."""
-        return knobs(settings.admission, settings.suspension)
+        return make_loop_settings(settings.admission, settings.suspension)
 
     @classmethod
     def preempts_largest(cls, settings: ForecastSettings) -> bool:
@@ -162,7 +162,7 @@ class Forecast(Admission):
             requests,
             self._queue(candidates, suspends=suspension is not None),
             Horizon(GRID.astype(np.float64), quantile_weights(cluster.levels), cluster.block_tokens),
-            knobs(self.settings.admission, suspension),
+            make_loop_settings(self.settings.admission, suspension),
             decided,
             numbers,
         )
@@ -187,10 +187,10 @@ class Forecast(Admission):
         return Queue(order, by_age, np.flatnonzero(candidates.suspended))
 
 
-def knobs(admission: AdmissionSettings, suspension: SuspendSettings | None) -> Knobs:
+def make_loop_settings(admission: AdmissionSettings, suspension: SuspendSettings | None) -> LoopSettings:
     """Return the settings as the loop reads them."""
     usual = suspension or SuspendSettings()
-    return Knobs(
+    return LoopSettings(
         deviations=admission.deviations,
         headroom=admission.headroom,
         tpot_margin=admission.tpot_margin,

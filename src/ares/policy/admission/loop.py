@@ -28,7 +28,7 @@ from ares.policy.admission.state import (
     WAITING,
     Horizon,
     Instances,
-    Knobs,
+    LoopSettings,
     Queue,
     Requests,
 )
@@ -63,7 +63,7 @@ class Context(NamedTuple):
     instances: Instances
     requests: Requests
     horizon: Horizon
-    knobs: Knobs
+    settings: LoopSettings
     decided: I8
     numbers: F8
     step_s: float
@@ -80,7 +80,7 @@ def admit(
     requests: Requests,
     queue: Queue,
     horizon: Horizon,
-    knobs: Knobs,
+    settings: LoopSettings,
     decided: I8,
     numbers: F8,
 ) -> tuple[int, float]:
@@ -104,15 +104,15 @@ def admit(
     -------
     How many decisions were written (call again where fewer than two places are left), and the new credit.
     """
-    limit, step_s = _limits(requests, queue, instances, knobs)
+    limit, step_s = _limits(requests, queue, instances, settings)
     points = len(horizon.steps)
     context = Context(
-        now, instances, requests, horizon, knobs, decided, numbers, step_s, limit, np.zeros(points), np.zeros(points)
+        now, instances, requests, horizon, settings, decided, numbers, step_s, limit, np.zeros(points), np.zeros(points)
     )
     count, place, age = 0, 0, 0
     while count + 2 <= len(decided):
         due, slack = _next_to_resume(context, queue)
-        must = due != NONE and knobs.suspends > 0.0 and slack < knobs.urgent_s
+        must = due != NONE and settings.suspends > 0.0 and slack < settings.urgent_s
         if must and _try_admit(context, RESUME, due, DUE, count):
             count += 1
             continue
@@ -129,7 +129,7 @@ def admit(
             if made > 0:
                 count += made
                 size = _size(requests, request)
-                credit += knobs.age_share * size if np.isfinite(size) else 0.0
+                credit += settings.age_share * size if np.isfinite(size) else 0.0
                 continue
             if len(requests.excluded) > 0 and requests.excluded[request].any():
                 place += 1  # the next one may go where this one may not
@@ -154,7 +154,7 @@ def _first_waiting(requests: Requests, ids: I8, place: int) -> int:
 def _ttft_missed(context: Context, request: int) -> bool:
     """Whether a waiting request has missed its TTFT; always false where nothing is suspended."""
     waited = context.now - context.requests.waiting_since_s[request]
-    return context.knobs.suspends > 0.0 and waited > context.requests.ttft_s[request]
+    return context.settings.suspends > 0.0 and waited > context.requests.ttft_s[request]
 
 
 @inlined
@@ -163,7 +163,7 @@ def _admit_next(context: Context, request: int, count: int) -> int:
     if _try_admit(context, ADMIT, request, FITS, count):
         return 1
     waited = context.now - context.requests.waiting_since_s[request]
-    if not context.knobs.suspends > 0.0 or _ttft_missed(context, request) or waited < context.knobs.after_s:
+    if not context.settings.suspends > 0.0 or _ttft_missed(context, request) or waited < context.settings.after_s:
         return 0
     instance = _make_room(context, request, context.mean.max(), count)
     if instance == NONE:
@@ -219,20 +219,20 @@ def best_peak(expected: F8, memory: I8, closed: I8, mean: F8) -> int:
 
 
 @inlined
-def _limits(requests: Requests, queue: Queue, instances: Instances, knobs: Knobs) -> tuple[I8, float]:
+def _limits(requests: Requests, queue: Queue, instances: Instances, settings: LoopSettings) -> tuple[I8, float]:
     """Return how many tokens each instance can hold and decode within the longest allowed step, shape (I,).
 
     And the seconds of a step with full memory, or the longest allowed step where that is shorter.
     """
     limit = instances.memory.copy()
-    if not knobs.suspends > 0.0:
+    if not settings.suspends > 0.0:
         return limit, np.inf
     budget = np.inf
     for request in queue.order:
         budget = min(budget, requests.tpot_s[request])
     for request in queue.suspended:
         budget = min(budget, requests.tpot_s[request])
-    budget *= 1.0 - knobs.tpot_margin
+    budget *= 1.0 - settings.tpot_margin
     full = 0.0
     for instance in range(len(limit)):
         base, token = instances.step_base_s[instance], instances.step_token_s[instance]
@@ -269,12 +269,12 @@ def _try_admit(context: Context, kind: int, request: int, why: int, count: int) 
     the request is likely to run; of several instances, where the predicted peak leaves the largest share free. One that
     must resume now needs room for its next steps only: it can be suspended again, but cannot wait.
     """
-    instances, requests, knobs, steps = context.instances, context.requests, context.knobs, context.horizon.steps
+    instances, requests, settings, steps = context.instances, context.requests, context.settings, context.horizon.steps
     _curve(context, request, context.mean, context.variance)
     until = requests.remaining[request, requests.remaining.shape[1] - 1]
-    deviations = knobs.deviations
+    deviations = settings.deviations
     if why == DUE:
-        until, deviations = min(until, knobs.urgent_steps), 0.0
+        until, deviations = min(until, settings.urgent_steps), 0.0
     points = 1
     while points < len(steps) and not steps[points] >= until:
         points += 1
@@ -290,7 +290,7 @@ def _try_admit(context: Context, kind: int, request: int, why: int, count: int) 
         context.variance,
         points,
         deviations,
-        knobs.headroom,
+        settings.headroom,
     )
     if instance == NONE:
         return False
@@ -399,7 +399,7 @@ def _misses_gap(context: Context, request: int) -> bool:
     requests = context.requests
     longest = requests.longest_gap_s[request]
     if requests.status[request] == SUSPENDED:
-        longest = max(longest, context.now - requests.waiting_since_s[request], context.knobs.least_gap_s)
+        longest = max(longest, context.now - requests.waiting_since_s[request], context.settings.least_gap_s)
     return bool(longest > requests.gap_s[request])
 
 
@@ -410,18 +410,18 @@ def _next_to_resume(context: Context, queue: Queue) -> tuple[int, float]:
     SLO-infeasible ones come last, the oldest first, and only their longest gap makes them urgent. One that has been
     suspended for too long has no slack.
     """
-    requests, knobs = context.requests, context.knobs
+    requests, settings = context.requests, context.settings
     best, best_infeasible, best_key, best_slack = NONE, True, np.inf, np.inf
     for request in queue.suspended:
         if requests.status[request] != SUSPENDED:
             continue
         infeasible, slack = False, np.inf
-        if knobs.suspends > 0.0:
+        if settings.suspends > 0.0:
             infeasible, slack = _slack_s(context, request)
-            longest = knobs.longest_missed_s if _misses_gap(context, request) else knobs.longest_s
+            longest = settings.longest_missed_s if _misses_gap(context, request) else settings.longest_s
             if context.now - requests.waiting_since_s[request] > longest:
                 infeasible, slack = False, 0.0
-            infeasible = infeasible and not slack < knobs.urgent_s
+            infeasible = infeasible and not slack < settings.urgent_s
         key = requests.waiting_since_s[request] if infeasible else slack
         sooner = (infeasible, key) < (best_infeasible, best_key)
         if best == NONE or sooner or ((infeasible, key) == (best_infeasible, best_key) and request < best):
@@ -442,8 +442,8 @@ def _make_room(context: Context, candidate: int, need: float, count: int) -> int
     need
         KV tokens that the candidate holds at its peak.
     """
-    instances, requests, knobs = context.instances, context.requests, context.knobs
-    smallest = knobs.ratio * _size(requests, candidate)
+    instances, requests, settings = context.instances, context.requests, context.settings
+    smallest = settings.ratio * _size(requests, candidate)
     best, best_instance, best_key, best_slack = NONE, NONE, (-1, 0, -np.inf), 0.0
     for instance in range(len(instances.memory)):
         excluded = len(requests.excluded) > 0 and requests.excluded[candidate, instance] != 0
@@ -457,7 +457,9 @@ def _make_room(context: Context, candidate: int, need: float, count: int) -> int
                 continue
             infeasible, slack = _slack_s(context, request)
             tier = _INFEASIBLE if infeasible else _HAS_SLACK
-            if not slack >= knobs.least_slack_s or (requests.gap_s[request] < knobs.least_gap_s and slack < np.inf):
+            if not slack >= settings.least_slack_s or (
+                requests.gap_s[request] < settings.least_gap_s and slack < np.inf
+            ):
                 # It misses its gap, as the candidate would miss its TTFT: the largest, so that few do.
                 if not np.isfinite(requests.gap_s[request]) or requests.rank[request] < requests.rank[candidate]:
                     continue
@@ -486,9 +488,9 @@ def prepare() -> None:
     times = (none, none, none, none, none, none, none)
     requests = Requests(empty, matrix, empty, *times, empty, empty, empty, np.zeros((0, 0), np.int64))
     horizon = Horizon(np.zeros(1), np.ones(1), 1)
-    knobs = Knobs(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    settings = LoopSettings(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     decided, numbers = np.zeros((2, 4), np.int64), np.zeros((2, 3))
-    admit(0.0, 0.0, instances, requests, Queue(empty, empty, empty), horizon, knobs, decided, numbers)
+    admit(0.0, 0.0, instances, requests, Queue(empty, empty, empty), horizon, settings, decided, numbers)
     insert_in_order(np.zeros(1, np.int64), 0, 0, np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1))
     best_peak(np.zeros((1, 1)), np.ones(1, np.int64), np.zeros(1, np.int64), np.zeros(1))
     choose_instance(matrix, matrix, empty, empty, none, none, 0, 0.0, 0.0)

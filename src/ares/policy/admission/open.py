@@ -28,7 +28,7 @@ class Open(Admission):
 
     Settings = OpenSettings
     settings: OpenSettings
-    holds = False
+    queues_requests = False
 
     @classmethod
     def uses_predictions(cls, settings: OpenSettings) -> bool:

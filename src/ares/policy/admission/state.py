@@ -134,7 +134,7 @@ class Horizon(NamedTuple):
     block_tokens: int
 
 
-class Knobs(NamedTuple):
+class LoopSettings(NamedTuple):
     """Settings of admission and suspension (settings.py, suspension.py), as numbers; `suspends` is 0 or 1."""
 
     deviations: float

@@ -67,7 +67,7 @@ class Horizon(NamedTuple):
     weights: F8
 
 
-class Knobs(NamedTuple):
+class PairSettings(NamedTuple):
     """Settings (`AresSettings`), as numbers.
 
     Attributes
@@ -101,7 +101,7 @@ class Context(NamedTuple):
     pool: Pool
     ahead: Ahead
     horizon: Horizon
-    knobs: Knobs
+    settings: PairSettings
     mean: float
     load: F8
     pressure: F8
@@ -113,7 +113,7 @@ def choose_moves(
     pool: tuple[B1, F8, F8, F8, F8],
     ahead: tuple[F8, F8, F8, F8],
     horizon: tuple[F8, F8, I8, F8, F8],
-    knobs: tuple[float, float, float, float, int, int, int, float, float, float],
+    settings: tuple[float, float, float, float, int, int, int, float, float, float],
     pairs: I8,
     numbers: F8,
 ) -> int:
@@ -121,8 +121,8 @@ def choose_moves(
 
     Parameters
     ----------
-    rows, pool, ahead, horizon, knobs
-        The fields of `Rows`, `Pool`, `Ahead`, `Horizon` and `Knobs`: a plain tuple is handed over faster.
+    rows, pool, ahead, horizon, settings
+        The fields of `Rows`, `Pool`, `Ahead`, `Horizon` and `PairSettings`: a plain tuple is handed over faster.
     pairs, numbers
         Results, shape (moves at most, 3) and (..., 8): row, source, target; gain, peak of the target's memory, what the
         source loses and the target gains of its load, the load of both, the mean load, and the weighted tokens by which
@@ -130,10 +130,12 @@ def choose_moves(
     """
     instances = Pool(*pool)
     load, pressure = np.empty(len(instances.limit)), np.empty(len(instances.limit))
-    mean = _loads(instances, Ahead(*ahead), Horizon(*horizon), Knobs(*knobs).deviations, load, pressure)
-    context = Context(Rows(*rows), instances, Ahead(*ahead), Horizon(*horizon), Knobs(*knobs), mean, load, pressure)
-    sources = _sources(context, max(context.knobs.sources, len(pairs)))
-    targets = _targets(context, max(context.knobs.targets, len(pairs)))
+    mean = _loads(instances, Ahead(*ahead), Horizon(*horizon), PairSettings(*settings).deviations, load, pressure)
+    context = Context(
+        Rows(*rows), instances, Ahead(*ahead), Horizon(*horizon), PairSettings(*settings), mean, load, pressure
+    )
+    sources = _sources(context, max(context.settings.sources, len(pairs)))
+    targets = _targets(context, max(context.settings.targets, len(pairs)))
     if len(sources) == 0 or len(targets) == 0:
         return 0
     candidates, starts = _candidates(context, sources)
@@ -181,7 +183,7 @@ def _step_s(context: Context, instance: int, point: int) -> float:
 def _excess(context: Context, instance: int, point: int) -> float:
     """Return by how many tokens a high quantile of an instance's memory exceeds its limit at a point."""
     high = (
-        np.sqrt(context.ahead.variance[instance, point]) * context.knobs.deviations
+        np.sqrt(context.ahead.variance[instance, point]) * context.settings.deviations
         + context.ahead.allocated[instance, point]
     )
     return float(max(high - context.pool.limit[instance], 0.0))
@@ -209,9 +211,9 @@ def _sources(context: Context, most: int) -> I8:
     key = np.full(len(context.load), -np.inf)
     for instance in range(len(key)):
         pressure = context.pressure[instance] / max(context.pool.limit[instance], 1.0)
-        over = context.load[instance] > (1.0 + context.knobs.theta) * context.mean or pressure > 0.0
+        over = context.load[instance] > (1.0 + context.settings.theta) * context.mean or pressure > 0.0
         if context.pool.open[instance] and over and context.mean > 0.0:
-            key[instance] = context.load[instance] / context.mean + context.knobs.memory_weight * pressure
+            key[instance] = context.load[instance] / context.mean + context.settings.memory_weight * pressure
     return _largest(key, most)
 
 
@@ -228,7 +230,7 @@ def _targets(context: Context, most: int) -> I8:
 @inlined
 def _candidates(context: Context, sources: I8) -> tuple[I8, I8]:
     """Return the movable rows that run for long enough, grouped by source, and where each group begins."""
-    rows, knobs = context.rows, context.knobs
+    rows, settings = context.rows, context.settings
     middle = rows.remaining.shape[1] // 2
     position = np.full(len(context.load), NONE)
     position[sources] = np.arange(len(sources))
@@ -238,9 +240,9 @@ def _candidates(context: Context, sources: I8) -> tuple[I8, I8]:
         group = position[rows.location[row]]
         if group == NONE or not rows.movable[row]:
             continue
-        step_s = knobs.step_s if knobs.step_s > 0.0 else context.load[rows.location[row]]
+        step_s = settings.step_s if settings.step_s > 0.0 else context.load[rows.location[row]]
         # NaN, one without a prediction, runs on.
-        if rows.remaining[row, middle] * step_s <= knobs.constant_s + knobs.token_s * rows.resident[row]:
+        if rows.remaining[row, middle] * step_s <= settings.constant_s + settings.token_s * rows.resident[row]:
             continue
         found[count] = row
         count += 1
@@ -268,7 +270,7 @@ def _alive(context: Context, row: int, step: float) -> float:
 @inlined
 def _coarse_gain(context: Context, candidates: I8, targets: I8) -> F8:
     """Score every pair of request and target on a few points of the horizon, shape (C, T)."""
-    rows, pool, horizon, knobs = context.rows, context.pool, context.horizon, context.knobs
+    rows, pool, horizon, settings = context.rows, context.pool, context.horizon, context.settings
     few = len(horizon.coarse)
     twice = np.empty((few, len(targets)))
     per_request, per_token = pool.request[targets], pool.token[targets]
@@ -295,7 +297,7 @@ def _coarse_gain(context: Context, candidates: I8, targets: I8) -> F8:
             for column in range(len(targets)):
                 more = per_request[column] * alive + per_token[column] * tokens
                 burden[column] += (twice[index, column] + more) * more * beta
-        memory *= knobs.memory_weight / max(pool.limit[source], 1.0) ** 2
+        memory *= settings.memory_weight / max(pool.limit[source], 1.0) ** 2
         for column in range(len(targets)):
             gain[candidate, column] = (relief - burden[column]) / square + memory
             if targets[column] == source:
@@ -320,7 +322,7 @@ def _choose_pairs(
     while taken < len(pairs) and tries > 0:
         place = int(np.argmax(best))
         group, column = place // len(targets), place % len(targets)
-        if best[group, column] <= context.knobs.minimum_gain:
+        if best[group, column] <= context.settings.minimum_gain:
             break
         index = starts[group]
         for candidate in range(starts[group], starts[group + 1]):
@@ -328,7 +330,7 @@ def _choose_pairs(
                 index = candidate
         row, source, target = candidates[index], sources[group], targets[column]
         score, peak, source_less, target_more = _exact_gain(context, row, source, target)
-        if peak > context.pool.limit[target] or score <= context.knobs.minimum_gain:
+        if peak > context.pool.limit[target] or score <= context.settings.minimum_gain:
             tries -= 1
             gain[index, column] = -np.inf
             best[group, column] = _most(gain, column, starts[group], starts[group + 1])
@@ -369,15 +371,15 @@ def _exact_gain(context: Context, row: int, source: int, target: int) -> tuple[f
 
     And by how much the load of the source falls and that of the target rises.
     """
-    rows, pool, ahead, horizon, knobs = context.rows, context.pool, context.ahead, context.horizon, context.knobs
+    rows, pool, ahead, horizon, settings = context.rows, context.pool, context.ahead, context.horizon, context.settings
     change, memory, peak, source_less, target_more = 0.0, 0.0, -np.inf, 0.0, 0.0
     for point in range(len(horizon.steps)):
         beta, alive = horizon.beta[point], _alive(context, row, horizon.steps[point])
         reach = float(rows.resident[row]) + horizon.steps[point]
         tokens = alive * reach
         spread = np.sqrt(ahead.variance[target, point] + tokens * (reach - tokens))
-        own = np.ceil((reach + 1.0) / knobs.block) * knobs.block if knobs.block > 1 else reach
-        peak = max(peak, ahead.allocated[target, point] + alive * own + knobs.deviations * spread)
+        own = np.ceil((reach + 1.0) / settings.block) * settings.block if settings.block > 1 else reach
+        peak = max(peak, ahead.allocated[target, point] + alive * own + settings.deviations * spread)
         less = pool.request[source] * alive + pool.token[source] * tokens
         more = pool.request[target] * alive + pool.token[target] * tokens
         relief = (2.0 * _step_s(context, source, point) - less) * less - (
@@ -389,7 +391,9 @@ def _exact_gain(context: Context, row: int, source: int, target: int) -> tuple[f
         memory += (beyond * beyond - rest * rest) * beta
         source_less += less * beta
         target_more += more * beta
-    score = change / (context.mean * context.mean) + knobs.memory_weight * (memory / max(pool.limit[source], 1.0) ** 2)
+    score = change / (context.mean * context.mean) + settings.memory_weight * (
+        memory / max(pool.limit[source], 1.0) ** 2
+    )
     return score, peak, source_less, target_more
 
 

@@ -102,9 +102,9 @@ async def test_over_a_real_gateway(page: Browser, model_folder: Path) -> None:
         request = asyncio.create_task(service.client.post("/v1/completions", json=body, headers=headers))
         await page.until(f"{ROWS}.some((row) => row.children[0].textContent === {json.dumps(evil)})")
         sequence = service.gateway.sessions[evil]
-        await eventually(lambda: sequence.unmovable_reason() is None, 20)
+        await eventually(lambda: sequence.unmovable_now() is None, 20)
         source = sequence.instance
-        target = next(i for i in service.gateway.pool.decode() if i is not source)
+        target = next(i for i in service.gateway.pool.decode_instances if i is not source)
         # It generates a little more there, and waits again.
         next(fake for fake in fakes if fake.name == target.name).hold_at = 70
         order = {"request_id": evil, "target": target.name}

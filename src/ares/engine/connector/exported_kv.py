@@ -1,0 +1,59 @@
+"""Which KV a request exports when it ends: that of its own tokens, without drafts beyond the end of its output.
+
+Under speculative decoding vLLM counts more tokens as computed than a request has (`Request.num_computed_tokens` in
+v1/core/sched/scheduler.py): the drafts that the model accepted after the token at which `max_tokens` ended the output,
+and with asynchronous scheduling all tokens of a step that had begun by then. The stock connector exports the blocks of
+that count, which may be one more than the request's tokens fill. A target pairs blocks from the last one backwards
+(nixl/base_worker.py:_apply_prefix_caching): with one too many, each block that it pulls is the one after it.
+"""
+
+from typing import Any
+
+from ares.engine.vllm_api import NixlPullConnectorScheduler, Request
+
+
+def is_shortened(request: Request) -> bool:
+    """Whether vLLM has left the last tokens of a prefill's prompt to the decode instance.
+
+    It does for models with states instead of KV (Mamba) and for multi-token prediction by several modules
+    (nixl/base_scheduler.py:_truncate_request_for_prefill). The token that such a prefill samples follows the shorter
+    prompt: it is not the first of the output.
+    """
+    return bool((request.kv_transfer_params or {}).get("_p_side_truncated"))
+
+
+def restrict_to_output(
+    transfer: dict[str, Any], request: Request, manager: Any, side: NixlPullConnectorScheduler, *, has_state: bool
+) -> None:
+    """Restrict the `kv_transfer_params` of a request that has ended to the KV of its tokens.
+
+    The KV of its newest token is not computed yet. Where KV of earlier tokens is gone, the target pulls nothing and
+    computes all of them.
+
+    Parameters
+    ----------
+    manager
+        vLLM's KVCacheManager.
+    has_state
+        Whether the model has layers with a state instead of KV (Mamba): it is that after the last computed token, and
+        no other.
+    """
+    if is_shortened(request):
+        return
+    # A target computes several tokens again where multi-token prediction has modules that look ahead.
+    held = min(request.num_tokens - 1, side._get_remote_prefill_token_count(request.num_tokens))  # noqa: SLF001
+    if request.num_computed_tokens <= held:
+        return
+    block_ids = manager.get_block_ids_for_computed_tokens(request.request_id, held)
+    transfer["remote_block_ids"] = side.get_exchange_clipped_blocks(block_ids)
+    transfer["remote_num_tokens"] = 0 if has_state or _lacks_window(block_ids, manager, held) else held
+
+
+def _lacks_window(block_ids: tuple[list[int], ...], manager: Any, held: int) -> bool:
+    """Whether a block that the next token attends to was freed, since it was out of the window of a later one."""
+    null = manager.block_pool.null_block.block_id
+    kinds = manager.coordinator.single_type_managers
+    return any(
+        null in ids[kind.get_num_skipped_tokens(held) // kind.block_size :]
+        for kind, ids in zip(kinds, block_ids, strict=True)
+    )
