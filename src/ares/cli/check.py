@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from ares.cli import instance_flags
 from ares.terminal.errors import exit_with_error
 
 if TYPE_CHECKING:
@@ -209,11 +210,12 @@ def _prepared(cluster: "ClusterSettings", predictor: str | None) -> "ClusterSett
     from ares.protocol.keys import refuse_key_flag
 
     refuse_key_flag(cluster.vllm_flags)
+    instance_flags.check(cluster.prefill, (), cluster.vllm_flags)
     if cluster.simulate is None:
         transfer_flags.check(cluster.vllm_flags)
         vllm_version.require(allow_unsupported=False)  # before a model of gigabytes is fetched
     else:
-        _check_mock_flags(cluster.simulate, cluster.model, list(cluster.vllm_flags))
+        instance_flags.check_mock(cluster)
     cluster = local.with_gpus(cluster, os.environ, _errors)
     folder = models.resolve(cluster.model, weights=cluster.simulate is None, console=_errors)
     if predictor is not None:
@@ -222,16 +224,6 @@ def _prepared(cluster: "ClusterSettings", predictor: str | None) -> "ClusterSett
     os.environ.setdefault(VARIABLE, "y")
     os.environ.setdefault("VLLM_SERVER_DEV_MODE", "1")
     return cluster
-
-
-def _check_mock_flags(profile: str, model: str, flags: list[str]) -> None:
-    from ares.mock_engine import settings
-    from ares.simulator.profile import ProfileError
-
-    try:
-        settings.parse(profile, model, flags)
-    except (ProfileError, settings.FlagError) as error:
-        exit_with_error(str(error))
 
 
 def _run(plan: "Plan", model: str | None, settings: dict[str, Any], json_file: Path | None) -> None:
