@@ -22,7 +22,7 @@ async def faults(http: aiohttp.ClientSession, urls: Sequence[str]) -> dict[str, 
     """Return the sums of `FAULTS` over all instances."""
     found: Counter[str] = Counter(dict.fromkeys(FAULTS, 0))
     for url in urls:
-        found.update(await sums(http, url, FAULTS))  # type: ignore[arg-type] # a Counter of floats
+        found.update(await sums(http, url, FAULTS))
     return dict(found)
 
 

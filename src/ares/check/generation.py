@@ -85,7 +85,7 @@ class Generation:
 
     async def reach(self, count: int) -> None:
         """Wait until it has this many tokens, and an instance runs it."""
-        while len(self.tokens) < count or self.session.unmovable_reason() == "not_decoding":
+        while len(self.tokens) < count or self.session.unmovable_now() == "not_decoding":
             if self._task.done():
                 self._task.result()
                 raise EngineLostError(f"the output ended after {len(self.tokens)} tokens")

@@ -51,7 +51,7 @@ async def check(cluster: Cluster, found: Found, vocabulary: int, seed: str) -> l
     prompt = new_prompt(generator, _PROMPT_TOKENS, vocabulary)
     output = await generate(prompt, _TOKENS, found.instance, gateway=cluster.gateway)
     recorded = await _record(cluster, found, "take")
-    again = {}
+    again: dict[int, list[float] | None] = {}
     for count in _CHECKED:
         await generate(prompt + output[:count], 1, found.instance, gateway=cluster.gateway)
         states = await _record(cluster, found, "take")

@@ -8,6 +8,7 @@ prefix cache. Each prompt is new, so that the whole of it is transferred.
 import asyncio
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 from ares.check.divergence import Divergence, add
 from ares.check.generation import HANDOVER_TIMEOUT_S, Generation, first_difference, generate, new_prompt
@@ -155,7 +156,7 @@ async def _prefilled(cluster: Cluster, pair: Pair, prompt: list[int], plan: Plan
     async with Generation(prompt, plan.tokens, target, source, gateway=cluster.gateway) as running:
         await running.reach(2)
         key = running.session.key
-        received = await target.control.kv_received(key, _REPORT_LAG_S) if key is not None else None
+        received = await target.control.until_kv_received(key, _REPORT_LAG_S) if key is not None else None
         output = await running.finish()
     if received is None or received.failed or not received.pulled:
         raise TransferError("the target computed the prompt itself: it pulled no KV")
@@ -215,7 +216,12 @@ def _row(pair: Pair, plan: Plan, done: Transferred) -> Row:
     what = "outputs moved" if pair.is_move else "prompts"
     amount = f"{size / _MIB:.1f} MiB" if size else f"KV of {done.tokens} tokens"
     value = f"{found.outputs} {what}, {amount}; {found.text()}"
-    figures = {"transferred_tokens": done.tokens, "bytes": size, "outputs": found.outputs, "different": found.different}
+    figures: dict[str, Any] = {
+        "transferred_tokens": done.tokens,
+        "bytes": size,
+        "outputs": found.outputs,
+        "different": found.different,
+    }
     figures |= {"control": found.control, "control_different": found.control_different, "first_difference": found.first}
     if not found.different:
         return Row(GROUP, pair.name, Outcome.PASS, value, figures=figures)
@@ -227,7 +233,7 @@ def _row(pair: Pair, plan: Plan, done: Transferred) -> Row:
 def total(found: Divergence, *, exact: bool) -> Row:
     """Return the sum over all pairs: where tokens may differ by chance, no single pair shows that they do not."""
     check = "all pairs"
-    figures = {"outputs": found.outputs, "different": found.different, "by_chance": found.by_chance}
+    figures: dict[str, Any] = {"outputs": found.outputs, "different": found.different, "by_chance": found.by_chance}
     figures |= {"control": found.control, "control_different": found.control_different}
     if exact:
         outcome = Outcome.FAIL if found.different else Outcome.PASS

@@ -1,6 +1,7 @@
 """The transport that NIXL uses, and how fast KV came over it."""
 
 from pathlib import Path
+from typing import Any
 
 from ares.bench.nixl_counters import BYTES, SECONDS
 from ares.check import ucx_log
@@ -46,7 +47,7 @@ def speed(found: list[Found], before: dict[str, dict[str, float]], after: dict[s
 def _row(found: Found, log: Path | None) -> Row:
     configuration = found.hello.configuration
     devices, allowed = configuration.get("rdma_devices", ""), configuration.get("ucx_tls", "")
-    figures = {"rdma_devices": devices, "ucx_tls": allowed}
+    figures: dict[str, Any] = {"rdma_devices": devices, "ucx_tls": allowed}
     excluded = devices and allowed and not allowed.startswith("^") and not _RDMA_NAMES & set(allowed.split(","))
     reads = ucx_log.reads(_text(log)) if log is not None else []
     if not reads:

@@ -1,6 +1,7 @@
 """`ares check`: the first hour on a cluster of one's own as one command."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,7 +92,7 @@ def check(
     """
     flags = [flag for flag in context.args if flag != "--"]
     if worker:
-        given = {
+        given: dict[str, object] = {
             "--prefill": prefill,
             "--decode": decode,
             "--share-gpus": share_gpus or None,
@@ -153,7 +154,7 @@ def check(
         _run(replace(plan, urls=list(started.values()), logs=logs), model, settings, json_file)
 
 
-def _refuse(options: dict[str, object], flags: list[str], why: str) -> None:
+def _refuse(options: Mapping[str, object], flags: list[str], why: str) -> None:
     """Exit with an error where one of the options is given, or a flag."""
     if unused := [name for name, value in options.items() if value is not None] + flags:
         exit_with_error(f"{', '.join(unused)}: {why}")

@@ -39,6 +39,6 @@ def check_mock(cluster: "ClusterSettings") -> None:
 
     try:
         for role in ("prefill", "decode"):
-            settings.parse(str(cluster.simulate), cluster.model, list(cluster.flags(role)))  # type: ignore[arg-type]
+            settings.parse(str(cluster.simulate), cluster.model, list(cluster.flags(role)))
     except (ProfileError, settings.FlagError) as error:
         exit_with_error(str(error))
