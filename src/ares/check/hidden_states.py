@@ -18,7 +18,7 @@ from ares.check.rows import Outcome, Row
 from ares.protocol.fields import RECORDED_STATES_METHOD
 
 GROUP = "predictor"
-_PROMPT_TOKENS, _TOKENS = 24, 12
+PROMPT_TOKENS, _TOKENS = 24, 12
 # After so many output tokens a state is computed again.
 _CHECKED = (5, 11)
 # A state that is computed again differs by rounding, which must be far less than states of neighbours differ.
@@ -27,7 +27,7 @@ _CALL_TIMEOUT_S = 20.0
 _HOW = "start it with VLLM_SERVER_DEV_MODE=1, within a network that you trust, to check this"
 
 
-class _States(msgspec.Struct):
+class States(msgspec.Struct):
     """What a worker has recorded: states by the number of tokens before them, and the predictor's time in steps."""
 
     states: dict[str, list[float]] = {}
@@ -36,7 +36,7 @@ class _States(msgspec.Struct):
 
 
 class _Reply(msgspec.Struct):
-    results: list[_States | None] = []
+    results: list[States | None] = []
 
 
 async def check(cluster: Cluster, found: Found, vocabulary: int, seed: str) -> list[Row]:
@@ -48,38 +48,48 @@ async def check(cluster: Cluster, found: Found, vocabulary: int, seed: str) -> l
     if await _record(cluster, found, "on") is None:
         return [Row(GROUP, found.name, Outcome.FAIL, "its workers refuse to record", "see its log")]
     generator = random.Random(f"{seed} states {found.name}")  # noqa: S311 - a workload, not a secret
-    prompt = new_prompt(generator, _PROMPT_TOKENS, vocabulary)
+    prompt = new_prompt(generator, PROMPT_TOKENS, vocabulary)
     output = await generate(prompt, _TOKENS, found.instance, gateway=cluster.gateway)
     recorded = await _record(cluster, found, "take")
     again: dict[int, list[float] | None] = {}
     for count in _CHECKED:
         await generate(prompt + output[:count], 1, found.instance, gateway=cluster.gateway)
         states = await _record(cluster, found, "take")
-        again |= {count: states.states.get(str(_PROMPT_TOKENS + count)) if states else None}
+        again |= {count: states.states.get(str(PROMPT_TOKENS + count)) if states else None}
     await _record(cluster, found, "off")
     if recorded is None:
         return [Row(GROUP, found.name, Outcome.FAIL, "the worker has recorded nothing")]
-    return [_compared(found, recorded.states, again), _cost(found, recorded)]
+    return [compared(found, recorded.states, again), cost(found, recorded)]
 
 
-def _compared(found: Found, states: dict[str, list[float]], again: dict[int, list[float] | None]) -> Row:
+def compared(found: Found, states: dict[str, list[float]], again: dict[int, list[float] | None]) -> Row:
+    """Return whether states are those that are computed again.
+
+    Parameters
+    ----------
+    states
+        Those of one output, by the number of tokens before each.
+    again
+        The same ones, computed as the last state of a prompt, by the number of output tokens in it.
+    """
     check = f"hidden states, {found.name}"
     errors = []
     for count, other in again.items():
-        length = _PROMPT_TOKENS + count
+        length = PROMPT_TOKENS + count
         one, before = states.get(str(length)), states.get(str(length - 1))
         if one is None or before is None or other is None:
             value = f"no state after {count} output tokens: the hook has missed that step"
             return Row(GROUP, check, Outcome.FAIL, value, "predictions are wrong then: --predictor none")
         errors.append(_distance(one, other) / max(_distance(one, before), 1e-12))
-    value = f"computed again they differ by {max(errors):.2g} of what two neighbours differ by"
+    value = f"computed again they differ by {max(errors):.2g} of the distance of two neighbours"
     figures = {"errors": errors}
     if max(errors) > _TOLERANCE:
         return Row(GROUP, check, Outcome.FAIL, value, "predictions are wrong then: --predictor none", figures)
     return Row(GROUP, check, Outcome.PASS, value, figures=figures)
 
 
-def _cost(found: Found, recorded: _States) -> Row:
+def cost(found: Found, recorded: States) -> Row:
+    """Return the predictor's time in a step."""
     check = f"time of a step, {found.name}"
     if not recorded.steps or not recorded.predictor_s:
         return Row(GROUP, check, Outcome.NOT_RUN, "the instance runs no predictor")
@@ -88,7 +98,7 @@ def _cost(found: Found, recorded: _States) -> Row:
     return Row(GROUP, check, Outcome.PASS, f"{each_us:.0f} us of a step, one request", figures=figures)
 
 
-async def _record(cluster: Cluster, found: Found, state: str) -> _States | None:
+async def _record(cluster: Cluster, found: Found, state: str) -> States | None:
     """Let the worker record (`on`), or stop (`off`), or return what it has recorded (`take`); None where it cannot."""
     body = {"method": RECORDED_STATES_METHOD, "args": [state, cluster.gateway]}
     timeout = aiohttp.ClientTimeout(total=_CALL_TIMEOUT_S)

@@ -166,4 +166,7 @@ def _row(url: str, described: messages.Description | Unusable, others: dict[str,
     if instance.state.draining:
         return Row(GROUP, name, Outcome.FAIL, "drains", "ares undrain, or start it again")
     cause, _, advice = (why_closed(instance) or "reports nothing").partition("; ")
-    return Row(GROUP, name, Outcome.FAIL, cause, advice or "see its log, and whether its control port can be reached")
+    if "control-key" not in cause + advice:
+        # Which end notices first that the keys differ is left to chance, and so is the cause.
+        advice = "; ".join(filter(None, [advice, "compare the control keys (--control-key-file)"]))
+    return Row(GROUP, name, Outcome.FAIL, cause, advice)

@@ -103,6 +103,10 @@ class TransferError(Exception):
     """A transfer did not happen; the message says what happened instead."""
 
 
+class TooShortError(Exception):
+    """The output ended before it could be moved: nothing is known of the pair."""
+
+
 def pairs(cluster: Cluster) -> list[Pair]:
     """Return all pairs, those first that bring every instance in once."""
     decode = cluster.decode
@@ -148,6 +152,8 @@ async def check(cluster: Cluster, pair: Pair, plan: Plan, seed: str) -> tuple[Ro
             done.divergence.append(await _compare(cluster, pair, prompt, output, plan))
     except TransferError as error:
         return Row(GROUP, pair.name, Outcome.FAIL, str(error), _advice(pair)), done
+    except TooShortError as error:
+        return Row(GROUP, pair.name, Outcome.NOT_RUN, str(error), "give more --tokens"), done
     return _row(pair, plan, done), done
 
 
@@ -188,13 +194,13 @@ async def _moved(
 
 
 def _check_move(record: MigrationRecord) -> None:
-    """Raise TransferError where a move did not succeed, or its target computed the KV itself."""
+    """Raise TransferError where a move did not succeed, or its target computed the KV itself; TooShortError."""
     match record.outcome:
         case "moved":
             if not (record.pulled_tokens or record.precopied_tokens):
                 raise TransferError("the output moved, but the target computed its KV itself: it pulled none")
         case "finished_first":
-            raise TransferError("the output was complete before its source was asked to end it: give more --tokens")
+            raise TooShortError("an output was complete before it could be moved")
         case outcome:
             raise TransferError(f"a move ended as {outcome!r} ({record.mode}) instead of moved")
 

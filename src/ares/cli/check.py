@@ -70,26 +70,29 @@ def check(
         Path | None, typer.Option("--json", help="Write versions, machine, settings and all rows here.")
     ] = None,
 ) -> None:
-    """Check that instances fit together, that requests move between them exactly, and what a move costs.
+    """Check that instances fit together, that requests move between them exactly,
+    and what a move costs. Status 1: a check failed; 2: bad input.
 
-    Give the URLs of running instances, or nothing to start a cluster on this machine as ares up does, with any flag of
-    vLLM. Status 1: a check failed; 2: bad input.
+    Give the URLs of running instances, or nothing to start a cluster here, as
+    ares up does, with any flag of vLLM:
 
-    On running instances, and on a cluster that is started here:
-
-      ares check --worker http://10.0.0.1:8100 --worker http://10.0.0.2:8100 --control-key-file KEY
+      ares check --worker http://10.0.0.1:8100 --worker http://10.0.0.2:8100
 
       ares check --dtype float32 --json check.json
 
-    Each row is pass, warn, fail or not run, with what was measured and what to do. KV is sent over every pair of
-    instances: prefill to decode, and from each decode instance to each other one while a request runs. The tokens are
-    compared with those of an instance that computes everything itself. With --dtype float32, or in vLLM's
-    batch-invariant mode, all must be equal. Otherwise rounding may change some: then the same requests without a
-    transfer are the control. Instances may serve others meanwhile; times are then theirs too.
+    Each row is pass, warn, fail or not run, with what was measured and what to
+    do. KV goes over every pair of instances: from prefill to decode, and from
+    each decode instance to each other one while a request runs. The tokens
+    are compared with those of an instance that computes everything itself.
 
-    The JSON file holds no keys and no prompts of users: attach it to a bug report. docs/operations.md explains the
-    rows.
-    """
+    With --dtype float32, or in vLLM's batch-invariant mode, all must be equal.
+    Otherwise rounding may change some: then the same requests without a
+    transfer are the control. Instances may serve others meanwhile; times then
+    include that load.
+
+    The file of --json holds no keys and no prompts of users: attach it to a bug
+    report. docs/operations.md explains the rows.
+    """  # noqa: D205 - a line of the help, and no longer than a terminal
     flags = [flag for flag in context.args if flag != "--"]
     if worker:
         given: dict[str, object] = {
