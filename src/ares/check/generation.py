@@ -22,7 +22,7 @@ class Chosen:
     def __init__(self, prefill: Instance | None, decode: Instance) -> None:
         self._prefill, self._decode = prefill, decode
 
-    def choose_prefill(self) -> Instance | None:
+    def choose_prefill(self, _: str | None) -> Instance | None:
         """Return the instance to prefill on."""
         return self._prefill
 
