@@ -70,12 +70,12 @@ async def test_a_target_that_never_sends_a_token(cluster: FakeCluster, start: St
 
 
 async def test_a_target_that_dies_before_its_first_token(cluster: FakeCluster, start: Start) -> None:
-    target = cluster.fakes["decode-1"]
+    source, target = cluster.fakes["decode-0"], cluster.fakes["decode-1"]
     target.faults.silent_stream = True
     run = start(150, timeout_s=5)
     await run.reached(10)
     move = asyncio.create_task(run.move("decode-1"))
-    await target.until(lambda: bool(target.pulled))
+    await target.until(lambda: bool(target.running) and not source.pinned)
     await target.die()
     assert (await move).outcome == "returned"
     assert await run.finish() == undisturbed(150)
