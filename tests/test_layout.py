@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"terminal"},
     "terminal": set(),
     "local_cluster": {"protocol", "engine", "terminal"},
+    "check": {"protocol", "policy", "engine", "gateway", "bench"},
     "bench": {
         "protocol",
         "policy",

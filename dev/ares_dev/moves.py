@@ -7,7 +7,6 @@ expired.
 
 import asyncio
 import itertools
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -19,6 +18,7 @@ from rich.console import Console
 from ares.bench import sse
 from ares.bench.environment import describe, write
 from ares.bench.live import client
+from ares.bench.nixl_counters import FAULTS, faults
 from ares.bench.options import Dtype, JsonFile, Model, Port
 from ares.bench.streams import kv_blocks_used, random_streams, send_all
 from ares.engine.defaults import local_flags
@@ -26,22 +26,8 @@ from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
 from ares.terminal.progress import progress_display
 
-# Counters of vLLM's NIXL connector that must stay at zero.
-_FAULTS = ("nixl_num_failed_transfers", "nixl_num_kv_expired_reqs", "nixl_num_failed_notifications")
 # A stream is moved again after this many tokens.
 _BETWEEN = 10
-
-
-async def faults(http: aiohttp.ClientSession, urls: list[str]) -> dict[str, float]:
-    """Return the sums of vLLM's fault counters over all instances."""
-    found: Counter[str] = Counter(dict.fromkeys(_FAULTS, 0))
-    for url in urls:
-        async with http.get(f"{url}/metrics") as reply:
-            text = await reply.text()
-        for name in _FAULTS:
-            values = re.findall(rf"^vllm:{name}(?:_total)?\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
-            found[name] += sum(float(value) for value in values)  # type: ignore[assignment]
-    return dict(found)
 
 
 async def keep_moving(
@@ -110,7 +96,7 @@ async def _measure(
         "moves": dict(outcomes),
         "streams_with_other_tokens": wrong,
         "blocks_left": sum(left.values()) - sum(free.values()),
-        "faults": {name: after[name] - before[name] for name in _FAULTS},
+        "faults": {name: after[name] - before[name] for name in FAULTS},
     }
 
 

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import re
-from types import SimpleNamespace
 
 import httpx
 import msgspec
@@ -210,9 +209,7 @@ def test_bytes_from_an_instance(text_model: TextModel, data: bytes) -> None:
 @pytest.fixture(scope="module")
 def own_routes() -> FastAPI:
     app = FastAPI()
-    settings = SimpleNamespace(
-        name="decode-0", role="decode", boot="b", control_address="tcp://127.0.0.1:1", drain_deadline_s=0.0
-    )
+    settings = instance.InstanceSettings("decode-0", "decode", "b", "tcp://127.0.0.1:1", drain_deadline_s=0.0)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(instance, "current", lambda: settings)
         InstancePlugin().attach_router(app)

@@ -19,6 +19,7 @@ from ares.mock_engine.model import MockModel
 from ares.mock_engine.serve import Server, identities
 from ares.mock_engine.settings import EngineSettings
 from ares.mock_engine.transfer import Puller
+from ares.protocol.keys import ControlKey
 from ares.protocol.messages import Role
 from ares.simulator.profile import Profile, StepTimeModel
 from tests.waiting import eventually
@@ -127,7 +128,9 @@ class Cluster:
 
 
 @contextlib.asynccontextmanager
-async def serving(behaviour: EngineSettings, *roles: Role, model: MockModel = MODEL) -> AsyncIterator[Cluster]:
+async def serving(
+    behaviour: EngineSettings, *roles: Role, model: MockModel = MODEL, control_key: ControlKey | None = None
+) -> AsyncIterator[Cluster]:
     """Serve one instance a role, named after role and number, with a pool that knows all of them."""
     http = http_client()
     pulling = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True))
@@ -137,7 +140,7 @@ async def serving(behaviour: EngineSettings, *roles: Role, model: MockModel = MO
         port = free_ports("127.0.0.1", count, [i.port for i in found])
         found += identities(role if count > 1 else f"{role}-0", role, "127.0.0.1", port, 0, count)
     servers = [Server(identity, behaviour, model, Puller(pulling)) for identity in found]
-    pool = Pool([server.url for server in servers], http, 0.02)
+    pool = Pool([server.url for server in servers], http, 0.02, control_key)
     try:
         for server in servers:
             await server.start()

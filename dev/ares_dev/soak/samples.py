@@ -12,9 +12,9 @@ import aiohttp
 import psutil
 
 from ares.bench.live import client
+from ares.bench.nixl_counters import faults
 from ares.local_cluster import cluster as local
 from ares.protocol.fields import COUNTERS_ROUTE
-from ares_dev.moves import faults
 
 _MB = 1 << 20
 _OF_INSTANCES = ("kv_blocks_used", "pinned", "running", "waiting")

@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -13,6 +12,8 @@ from rich.console import Console
 
 from ares import __version__, published_address
 from ares.bench.options import Model
+from ares.cli import check as check_cli
+from ares.cli import instance_flags
 from ares.cli import operator as operator_cli
 from ares.cli.deferred_commands import Deferred
 from ares.cli.errors import run_app
@@ -57,6 +58,7 @@ for command in (
     operator_cli.replay,
 ):
     app.command()(command)
+app.command(context_settings=_PASS_THROUGH)(check_cli.check)
 _errors = Console(stderr=True)
 _LAST_PORT = 65535
 
@@ -342,7 +344,7 @@ def up(
     decode_flags = _role_flags("--decode-args", decode_args)
     every_flag = [*flags, *prefill_flags, *decode_flags]
     refuse_key_flag(every_flag)
-    _check_instance_flags(prefill, prefill_flags, every_flag)
+    instance_flags.check(prefill, prefill_flags, every_flag)
     if simulate is None:
         transfer_flags.check(every_flag)
     if share_gpus and simulate is not None:
@@ -380,7 +382,7 @@ def up(
     settings = local.with_gpus(settings, os.environ, _errors)  # before a model of gigabytes is fetched, too
     folder = models.resolve(model, weights=simulate is None, console=_errors)
     if simulate is not None:
-        _check_mock_flags(simulate, model, settings)
+        instance_flags.check_mock(settings)
     elif predictor is not None:
         # Here too, so that an error is shown at once and not in the logs of the instances.
         predictor_choice.choose(predictor, model, folder)
@@ -421,29 +423,6 @@ def _role_flags(option: str, text: str) -> tuple[str, ...]:
     if any(flag.split("=")[0].replace("_", "-") == "--served-model-name" for flag in flags):
         exit_with_error(f"{option}: --served-model-name is for all instances: give it to `ares up` itself")
     return flags
-
-
-def _check_instance_flags(prefill: int, prefill_flags: Sequence[str], flags: Sequence[str]) -> None:
-    if prefill_flags and not prefill:
-        exit_with_error("--prefill-args has no effect with --prefill 0: give --decode-args")
-    if any(flag.split("=")[0].replace("_", "-") == "--device-ids" for flag in flags):
-        exit_with_error("--device-ids would put all instances on the same GPUs: set CUDA_VISIBLE_DEVICES")
-    if any(flag.split("=")[0] == "--advertise-host" for flag in flags):
-        exit_with_error(
-            "--advertise-host is of `ares worker`: the instances of `ares up` are on loopback, for its own gateway; on "
-            "several hosts start each instance with `ares worker`, and `ares gateway` before them"
-        )
-
-
-def _check_mock_flags(profile: str, model: str, cluster: Any) -> None:
-    from ares.mock_engine import settings
-    from ares.simulator.profile import ProfileError
-
-    try:
-        for role in ("prefill", "decode"):
-            settings.parse(profile, model, list(cluster.flags(role)))
-    except (ProfileError, settings.FlagError) as error:
-        exit_with_error(str(error))
 
 
 def _welcome(cluster: Any, keys: bool) -> None:

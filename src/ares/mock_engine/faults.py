@@ -29,6 +29,8 @@ class Faults(msgspec.Struct, forbid_unknown_fields=True):
         (`empty`), no block free (`full`), impossible numbers (`absurd`), or nothing at all (`silent`).
     slow
         Factor on the time of every step.
+    wrong_kv
+        Send other KV than that of the request to instances that pull it: their tokens are wrong.
     die, restart_after_s
         Now: lose all connections, requests and KV at once (SIGKILL, seen from outside), and restart after that time
         with a new boot id; never, where no time is given.
@@ -40,6 +42,7 @@ class Faults(msgspec.Struct, forbid_unknown_fields=True):
     predictions: Literal["nan", "negative", "huge"] | None = None
     telemetry: Literal["constant", "empty", "full", "absurd", "silent"] | None = None
     slow: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = 1.0
+    wrong_kv: bool = False
     die: bool = False
     restart_after_s: _Seconds | None = None
 

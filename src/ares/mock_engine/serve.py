@@ -175,7 +175,7 @@ class Server:
                 connection.refuse(HttpError(404, "the lease of the KV ended, or it was pulled already"))
                 return
             instance.pins.pulled(pin)
-            connection.reply(Pulled(pin.tokens, pin.hash))
+            connection.reply(Pulled(pin.tokens, pin.hash ^ instance.faults.current.wrong_kv))
 
         self._loop.call_later(transfer_s(instance.settings, pin.tokens), arrived)
 

@@ -90,6 +90,10 @@ MODELS_ROUTE = "/v1/models"
 COUNTERS_ROUTE = "/simulate/counters"
 FAULTS_ROUTE = "/simulate/faults"
 
+# A method of an instance's workers (`collective_rpc`): what `ares check` asks of the hidden-state hook. It begins to
+# record with `on`, ends with `off`, and is emptied with `take`.
+RECORDED_STATES_METHOD = "ares_recorded_states"
+
 # --- HTTP of the gateway ---
 
 REQUEST_ID_HEADER = "x-request-id"

@@ -146,8 +146,9 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     `prefix_caching` whether KV that is copied ahead of a request is kept for it; `carries` names the state that a
     request keeps when it resumes here (`fields.CARRIES_OUTPUT` and the like). `leases` is whether it answers a `Lease`.
     `max_num_seqs` and `max_num_batched_tokens` bound a step's batch. `kv_groups` are the KV cache groups whose blocks
-    come from the pool of `kv_blocks`; none means a single one that grows with every token. An instance of an earlier
-    version does not send the last four.
+    come from the pool of `kv_blocks`; none means a single one that grows with every token. `configuration` is what the
+    engine runs with, for `ares check`; no decision depends on it. An instance of an earlier version does not send the
+    last five.
     """
 
     name: str
@@ -166,6 +167,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     max_num_seqs: _Count = 0
     max_num_batched_tokens: _Count = 0
     kv_groups: list[KvGroup] = []
+    configuration: dict[str, str] = {}
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):

@@ -40,6 +40,8 @@ def configuration(folder: Path, block: int, *, method: str = "draft_model", asyn
         "torch_dtype": "float32",
     }
     (folder / "config.json").write_text(json.dumps(shape))
+    # vLLM imports the connector while it makes the configuration, and the connector reads these.
+    identity.export(identity.InstanceSettings("decode-0", "decode", "boot", free_address()))
     model = ModelConfig(model=str(folder), skip_tokenizer_init=True, max_model_len=4096, dtype="float32")
     parallel = ParallelConfig()
     drafting = {"model": str(folder)} if method == "draft_model" else {"prompt_lookup_max": 3}
@@ -89,8 +91,7 @@ class Engine:
         )
         from vllm.v1.structured_output import StructuredOutputManager
 
-        address = free_address()
-        identity.export(identity.InstanceSettings("decode-0", "decode", "boot", address))
+        address = identity.current().control_address
         self.block = config.cache_config.block_size
         blocks = config.cache_config.num_gpu_blocks
         shape = {"block_size": self.block, "num_kv_heads": 1, "head_size": 64, "dtype": torch.float32}
@@ -179,7 +180,7 @@ class Engine:
         until(self.side.has_pending_push_work)
         self.schedule()
         answer = self._gateway.receive_a(messages.CopyResult)
-        self._sent = {answer.transfer["remote_request_id"]}
+        self._sent = {answer.kv_transfer_params["remote_request_id"]}
         self.process()
         return answer
 

@@ -29,12 +29,14 @@ def configuration() -> tuple[Any, Any]:
             pipeline_parallel_size=1,
             data_parallel_index=0,
         ),
-        cache_config=SimpleNamespace(block_size=BLOCK, enable_prefix_caching=True),
+        cache_config=SimpleNamespace(block_size=BLOCK, enable_prefix_caching=True, cache_dtype="auto"),
         kv_transfer_config=KVTransferConfig(kv_connector="NixlConnector", kv_role="kv_both"),
         scheduler_config=SimpleNamespace(
             disable_hybrid_kv_cache_manager=True, async_scheduling=False, max_num_seqs=8, max_num_batched_tokens=512
         ),
-        model_config=SimpleNamespace(max_model_len=4096),
+        model_config=SimpleNamespace(max_model_len=4096, dtype="torch.bfloat16", quantization=None),
+        lora_config=None,
+        device_config=SimpleNamespace(device_type="cpu"),
         speculative_config=None,
         structured_outputs_config=SimpleNamespace(reasoning_parser=""),
         use_v2_model_runner=False,

@@ -49,9 +49,9 @@ def test_a_cut_exports_the_blocks_of_its_tokens(engine: Engine) -> None:
             lengths.add(held - 3 * engine.block)
             assert answer.outcome == "pinned"
             assert answer.output_tokens == request.num_output_tokens
-            assert answer.transfer["remote_num_tokens"] == held
+            assert answer.kv_transfer_params["remote_num_tokens"] == held
             own = engine.manager.get_block_ids(request.request_id)[0]
-            assert answer.transfer["remote_block_ids"] == [own[: blocks_of(held, engine.block)]]
+            assert answer.kv_transfer_params["remote_block_ids"] == [own[: blocks_of(held, engine.block)]]
     assert lengths >= set(range(-4, 5))
 
 
@@ -74,8 +74,8 @@ def test_a_copy_holds_full_blocks_of_accepted_tokens(engine: Engine) -> None:
             copied = engine.copy(request)
             assert copied.tokens == known // engine.block * engine.block
             own = engine.manager.get_block_ids(request.request_id)[0]
-            assert copied.transfer["remote_block_ids"] == [own[: known // engine.block]]
-            assert copied.transfer["remote_num_tokens"] == copied.tokens
+            assert copied.kv_transfer_params["remote_block_ids"] == [own[: known // engine.block]]
+            assert copied.kv_transfer_params["remote_num_tokens"] == copied.tokens
             engine.cut(request)
 
 
@@ -92,7 +92,7 @@ def test_a_window_that_the_dropped_drafts_have_moved_past_is_computed_again(
     for prompt in range(4 * block, 6 * block):
         request = engine.add(prompt)
         engine.run_until(request, prompt + 1)
-        transfer = engine.cut(request).transfer
+        transfer = engine.cut(request).kv_transfer_params
         held = request.num_tokens - 1
         needed = range((held - window + 1) // block, blocks_of(held, block))
         kept = engine.manager.get_block_ids(request.request_id)[1]
@@ -120,7 +120,7 @@ def test_tokens_that_every_target_computes_again_are_not_exported(
         engine.tokens = 1 + prompt % (DRAFTS + 1)
         request = engine.add(prompt)
         engine.run_until(request, prompt + 1)
-        transfer = engine.cut(request).transfer
+        transfer = engine.cut(request).kv_transfer_params
         assert transfer["remote_num_tokens"] == request.num_tokens - 2
         assert len(transfer["remote_block_ids"][0]) == blocks_of(request.num_tokens - 2, engine.block)
         prefill = engine.add(prompt, do_remote_decode=True)

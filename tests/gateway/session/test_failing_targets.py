@@ -75,7 +75,7 @@ async def test_a_target_that_dies_before_its_first_token(cluster: FakeCluster, s
     run = start(150, timeout_s=5)
     await run.reached(10)
     move = asyncio.create_task(run.move("decode-1"))
-    await target.until(lambda: bool(target.running))
+    await target.until(lambda: bool(target.pulled))
     await target.die()
     assert (await move).outcome == "returned"
     assert await run.finish() == undisturbed(150)

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from ares import __version__
-from ares.engine import identity, vllm_version
+from ares.engine import configuration, identity, vllm_version
 from ares.engine.connector import resources
 from ares.engine.connector.exported_kv import is_shortened, restrict_to_output
 from ares.engine.connector.kv_groups import kv_groups
@@ -104,7 +104,11 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             # Block 0 is vLLM's null block and holds nothing.
             kv_blocks=kv_cache_config.num_blocks - 1,
             max_model_len=vllm_config.model_config.max_model_len,
-            versions={"ares": __version__, "vllm": vllm_version.installed()},
+            versions={
+                "ares": __version__,
+                "vllm": vllm_version.installed(),
+                **configuration.versions("nixl", "torch"),
+            },
             token_bytes=self._pulls.token_bytes,
             pull_within_step_bytes=self._pulls.limit_bytes,
             carries=carried_state(vllm_config, by_worker=settings.resumes_output),
@@ -113,6 +117,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             max_num_seqs=vllm_config.scheduler_config.max_num_seqs,
             max_num_batched_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
             kv_groups=kv_groups(kv_cache_config),
+            configuration=configuration.describe(vllm_config, predicts=bool(settings.predictor)),
         )
         self._channel = ControlChannel(settings.control_endpoint, hello, self.telemetry, key=identity.control_key())
         resources.register("scheduler", self._count_resources)

@@ -5,6 +5,7 @@ Serving never depends on it: a predictor or recorder that fails is logged once a
 
 import logging
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ares.engine import identity
 from ares.engine.prediction.hidden_state_worker import HiddenStateWorker
 from ares.engine.prediction.hidden_states import HookedRequest, Step
 from ares.engine.prediction.metadata import PENDING, Prediction, attach_pending
+from ares.engine.prediction.recorded_states import RecordedStates
 from ares.engine.prediction.recorder import Recorder
 from ares.engine.vllm_api import PlatformWorker
 from ares.predictor import checkpoint, hazard
@@ -31,6 +33,7 @@ class PredictingWorker(HiddenStateWorker):
 
     _live: "LivePredictor | None" = None
     _recorder: Recorder | None = None
+    _recorded: RecordedStates | None = None
     _on = True
 
     def load_model(self, **kwargs: Any) -> None:
@@ -79,8 +82,18 @@ class PredictingWorker(HiddenStateWorker):
         self.on_step(self.hook.restart())
         self._on = state == "on"
 
+    def ares_recorded_states(self, state: str, gateway: str) -> dict[str, Any]:
+        """Record (`on`, `off`) the states of a gateway's requests, or return them (`take`), for `ares check`."""
+        if state == "on":
+            self._recorded = RecordedStates(gateway)
+        taken = self._recorded.take() if self._recorded is not None else {}
+        if state == "off":
+            self._recorded = None
+        return taken
+
     def on_step(self, step: Step) -> None:
         """Predict and record."""
+        began = time.perf_counter()
         if self._live is not None:
             try:
                 self._live.step(step)
@@ -88,6 +101,8 @@ class PredictingWorker(HiddenStateWorker):
                 logger.exception("the predictor failed and is off; serving continues")
                 self._live = None
                 PENDING.clear()
+        if self._recorded is not None:
+            self._recorded.add(step, time.perf_counter() - began if self._live is not None else 0.0)
         if self._recorder is not None:
             try:
                 self._recorder.step(step)

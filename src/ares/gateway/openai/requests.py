@@ -315,3 +315,8 @@ class CompletionRequest(GenerationRequest):
         if isinstance(self.prompt[0], int):
             return [self.prompt]
         return list(self.prompt)
+
+
+def unmovable_parameters(restored: Collection[str]) -> list[str]:
+    """Return the parameters of requests that are not moved, where instances restore this (`messages.Hello.carries`)."""
+    return [name for name, needed in _STATEFUL.items() if needed not in restored]

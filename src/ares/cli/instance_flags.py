@@ -1,0 +1,44 @@
+"""Flags for the instances of a cluster that a command starts: those without an effect, or with a wrong one."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ares.terminal.errors import exit_with_error
+
+if TYPE_CHECKING:
+    from ares.local_cluster.cluster import ClusterSettings
+
+
+def check(prefill: int, prefill_flags: Sequence[str], flags: Sequence[str]) -> None:
+    """Exit with an error where flags of vLLM cannot be for instances that are started here.
+
+    Parameters
+    ----------
+    prefill
+        Prefill instances.
+    prefill_flags
+        Flags for them alone.
+    flags
+        All flags.
+    """
+    if prefill_flags and not prefill:
+        exit_with_error("--prefill-args has no effect with --prefill 0: give --decode-args")
+    if any(flag.split("=")[0].replace("_", "-") == "--device-ids" for flag in flags):
+        exit_with_error("--device-ids would put all instances on the same GPUs: set CUDA_VISIBLE_DEVICES")
+    if any(flag.split("=")[0] == "--advertise-host" for flag in flags):
+        exit_with_error(
+            "--advertise-host is of `ares worker`: the instances of `ares up` and `ares check` are on loopback; on "
+            "several hosts start each instance with `ares worker`, and `ares gateway` before them"
+        )
+
+
+def check_mock(cluster: "ClusterSettings") -> None:
+    """Exit with an error where the flags or the profile cannot be used for mock engines."""
+    from ares.mock_engine import settings
+    from ares.simulator.profile import ProfileError
+
+    try:
+        for role in ("prefill", "decode"):
+            settings.parse(str(cluster.simulate), cluster.model, list(cluster.flags(role)))
+    except (ProfileError, settings.FlagError) as error:
+        exit_with_error(str(error))

@@ -1,0 +1,25 @@
+"""`ares check` on real engines that a gateway serves meanwhile."""
+
+from ares.check import transfers
+from ares.check.rows import Outcome
+from ares.check.run import Plan, run
+from ares.local_cluster import cluster as local
+from tests.integration.client import Client
+
+
+async def test_a_cluster_passes_with_equal_tokens_on_every_pair(cluster: local.Cluster, client: Client) -> None:
+    urls = [url for worker in cluster.workers for url in worker.instances.values()]
+    report = await run(Plan(urls=urls, outputs=2, tokens=48))
+    rows = {(row.group, row.check): row for row in report.rows}
+    assert [row for row in report.rows if row.outcome in (Outcome.FAIL, Outcome.WARN)] == []
+    for check in ("prefill-0 -> decode-1", "decode-0 -> decode-1", "decode-1 -> decode-0"):
+        row = rows[transfers.GROUP, check]
+        assert "tokens equal" in row.value
+        assert row.figures["bytes"] > 0
+    assert rows["configuration", "model runner"].value == "V1"
+    assert rows["configuration", "data type"].value == "float32"
+    assert rows["configuration", "NIXL"].outcome is Outcome.PASS
+    # Each move once, stop-and-copy and pre-copy.
+    assert {row.figures["moves"] for row in report.rows if row.check.startswith("stall of a move")} == {2}
+    assert rows["transport", "speed"].figures["gib_per_s"].keys() == {"decode-0", "decode-1"}
+    await client.quiet()
