@@ -38,6 +38,8 @@ class Row:
         Whether its decode instances record hidden states.
     modes
         The modes of moves, taken in turns.
+    one_at_a_time
+        Whether its streams run one after the other: with `dtype` in 16 bits a token depends on the batch, moved or not.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Row:
     records: bool = False
     modes: tuple[str, ...] = ("stop_and_copy", "pre_copy")
     dtype: str = "float32"
+    one_at_a_time: bool = False
 
     @property
     def ranks(self) -> int:
@@ -74,7 +77,13 @@ ROWS = (
         always=True,
         records=True,
     ),
-    Row("latent-attention", "multi-head latent attention (MLA)", matrix_models.latent_attention, dtype="bfloat16"),
+    Row(
+        "latent-attention",
+        "multi-head latent attention (MLA)",
+        matrix_models.latent_attention,
+        dtype="bfloat16",
+        one_at_a_time=True,
+    ),
     Row(
         "sliding-window",
         "three layers with a window of 128 tokens, one with full attention",

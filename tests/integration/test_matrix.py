@@ -61,7 +61,7 @@ async def row_client(row_cluster: local.Cluster) -> AsyncIterator[Client]:
 async def test_moved_streams_equal_those_of_one_instance(row: matrix.Row, row_client: Client, folder: Path) -> None:
     begun = time.monotonic()
     lengths, tokens = (LENGTHS[1:4], TOKENS_OF_ADAPTERS) if row.adapters else (LENGTHS, TOKENS)
-    found = await measure(row_client, lengths, tokens, row.modes, row.adapters)
+    found = await measure(row_client, lengths, tokens, row.modes, row.adapters, one_at_a_time=row.one_at_a_time)
     figures = {"what": row.what, "streams": len(found.references), **found.figures()}
     record(row.name, {**figures, "seconds": round(time.monotonic() - begun, 1)})
     assert found.wrong == 0, figures

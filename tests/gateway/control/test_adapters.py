@@ -15,12 +15,6 @@ from tests.waiting import eventually
 ADAPTER = "poems"
 
 
-async def restarted(fake: FakeInstance, adapters: list[str]) -> None:
-    await fake.die()
-    fake.adapters = adapters
-    await fake.start()
-
-
 @pytest.fixture
 async def pool() -> AsyncIterator[list[FakeInstance]]:
     """Two prefill and three decode instances: the first of each does not have the adapter."""
@@ -31,11 +25,9 @@ async def pool() -> AsyncIterator[list[FakeInstance]]:
         yield fakes
 
 
-@pytest.fixture(params=["off", "ares"])
-async def gateway(
-    request: pytest.FixtureRequest, pool: list[FakeInstance], model_folder: Path
-) -> AsyncIterator[Gateway]:
-    made = await started(Gateway(configuration(pool, preset=request.param), model_folder, IMPATIENT))
+@pytest.fixture
+async def gateway(pool: list[FakeInstance], model_folder: Path) -> AsyncIterator[Gateway]:
+    made = await started(Gateway(configuration(pool), model_folder, IMPATIENT))
     yield made
     await made.stop()
 
