@@ -35,7 +35,8 @@ check: setup  ## Lint, types, import rules
 	$(VENV)/bin/mypy
 
 test: check  ## Check, then all tests, real engines included
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --ignore tests/integration --numprocesses 2 --dist loadfile
+	$(VENV)/bin/python -m pytest tests/integration
 
 fuzz: setup  ## Fuzz routes, wire and readers at length (docs/fuzzing.md)
 	ARES_FUZZ_TIMES=$(FUZZ_TIMES) ARES_FUZZ_JSON=$(FUZZ_JSON) $(VENV)/bin/python -m pytest tests/fuzz --timeout 3600
