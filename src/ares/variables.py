@@ -23,6 +23,7 @@ _OTHERS = frozenset(
         "ARES_FUZZ_JSON",
         "ARES_FUZZ_TIMES",
         INSTANCE_VARIABLE,
+        "ARES_MATRIX_JSON",
         "ARES_URL",
     ]
 )
