@@ -83,12 +83,13 @@ async def test_which_model_it_serves(
     app = FastAPI()
     plugin.attach_router(app)
     # As vLLM does before it serves; `ares worker` gives it the folder.
-    args = SimpleNamespace(served_model_name=served, model=str(folder))
+    args = SimpleNamespace(served_model_name=served, model=str(folder), lora_modules=[SimpleNamespace(name="poems")])
     await plugin.init_state(None, app.state, args)
     served_app.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://instance")
     described = (await served_app.http.get("/ares/v1/instance")).json()
     assert described["models"] == [name.format(folder=folder) for name in names]
     assert described["shape"] == {"hidden_size": 576, "vocab_size": 49152}
+    assert described["adapters"] == ["poems"]
 
 
 async def test_it_is_ready_from_the_first_telemetry_until_it_drains(
