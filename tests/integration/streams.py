@@ -6,6 +6,7 @@ import random
 import time
 
 from tests.integration.client import Client, Output
+from tests.integration.tiny_model import VOCABULARY
 
 LENGTH = 500
 # A silent instance is given up after 6 s (gateway/pool/health.py); then the request is prefilled again. The rest is for
@@ -17,7 +18,9 @@ _seeds = itertools.count(7000)
 class Streams:
     """Some streams, what each must become, and when its newest token came."""
 
-    def __init__(self, client: Client, name: str, count: int, vocabulary: int = 49000, length: int = LENGTH) -> None:
+    def __init__(
+        self, client: Client, name: str, count: int, vocabulary: int = VOCABULARY, length: int = LENGTH
+    ) -> None:
         self.client, self.length = client, length
         self.names = [f"{name}-{n}" for n in range(count)]
         self.prompts = [_prompt(200 + 100 * n, vocabulary) for n in range(count)]
