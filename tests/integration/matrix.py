@@ -74,7 +74,6 @@ ROWS = (
         "prefill on one rank, decode on two (gloo), hidden states recorded",
         decode_flags=("-tp", "2"),
         decode_environment=_UNBOUND,
-        always=True,
         records=True,
     ),
     Row(
