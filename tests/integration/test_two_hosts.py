@@ -67,7 +67,7 @@ async def test_each_host_publishes_its_own_address(client: Client, hosts: two_ho
 @pytest.mark.parametrize("mode", ["stop_and_copy", "pre_copy"])
 async def test_requests_move_between_the_hosts(client: Client, mode: str) -> None:
     before = await expired(client)
-    streams = await Streams(client, f"moved-{mode}", 3).start()
+    streams = await Streams(client, f"moved-{mode}", 3, length=1500).start()
     pulled = [await pulled_by(client, name) for name in INSTANCES[1:]]
     await streams.gather("decode-1")
     moved = 0
