@@ -10,6 +10,7 @@ FUZZ_JSON ?= fuzz.json
 # A row of the matrix, or several: "fp8 or convolution".
 ROW ?=
 MATRIX_JSON ?= matrix.json
+MATRIX := $(addprefix tests/integration/test_,matrix.py speculative_decoding.py two_hosts.py hybrid_memory.py)
 STAMP := $(VENV)/.ready
 
 .PHONY: help setup serve test check fuzz matrix bench clean
@@ -42,8 +43,8 @@ fuzz: setup  ## Fuzz routes, wire and readers at length (docs/fuzzing.md)
 	ARES_FUZZ_TIMES=$(FUZZ_TIMES) ARES_FUZZ_JSON=$(FUZZ_JSON) $(VENV)/bin/python -m pytest tests/fuzz --timeout 3600
 
 matrix: setup  ## Moves under other configurations of vLLM, on real engines (docs/configurations.md)
-	ARES_MATRIX_JSON=$(abspath $(MATRIX_JSON)) $(VENV)/bin/python -m pytest tests/integration/test_matrix.py \
-		-m "matrix or not matrix" $(if $(ROW),-k "$(ROW)")
+	ARES_MATRIX_JSON=$(abspath $(MATRIX_JSON)) $(VENV)/bin/python -m pytest $(MATRIX) -m "matrix or not matrix" \
+		$(if $(ROW),-k "$(ROW)")
 
 bench: setup  ## A short comparison of static placement and ARES (on simulated engines; docs/benchmarks.md has the long ones)
 	$(VENV)/bin/ares bench live --simulate r1-qwen-7b-24gb --workload chat --requests 200 --rounds 1 $(BENCH_FLAGS)

@@ -16,6 +16,7 @@ BLOCK = 128
 LAYOUT = KvLayout.of(BLOCK, [KvGroup(BLOCK), KvGroup(BLOCK, window=WINDOW)])
 
 
+@pytest.mark.matrix
 @pytest.mark.timeout(600)
 async def test_blocks_of_a_growing_request(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()

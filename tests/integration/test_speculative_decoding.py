@@ -26,8 +26,9 @@ from tests.integration.client import Client
 from tests.integration.conftest import FOLDER, GPU_DEFAULTS, STOCK, TINY_FLAGS
 from tests.integration.test_predictor import make_checkpoint, offline, telemetry
 
-# Engines start slowly where others keep the machine busy.
-pytestmark = pytest.mark.timeout(600)
+# On demand (`make matrix`): the rows take minutes. Every run has tests of vLLM's own scheduler with drafts
+# (tests/engine/connector/test_speculative_decoding.py). Engines start slowly where others keep the machine busy.
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(600)]
 # The smallest that vLLM's attention takes on a CPU; the class-level tests have smaller ones.
 BLOCK = 32
 TOKENS = 90
@@ -51,12 +52,11 @@ class Row:
         return {"method": self.method, "num_speculative_tokens": 3, **search}
 
 
-# One row in every run, the others with `make matrix`.
 ROWS = (
     Row(GPU_DEFAULTS, "draft_model", {}),
-    pytest.param(Row(STOCK, "draft_model", {}), marks=pytest.mark.matrix),
+    Row(STOCK, "draft_model", {}),
     # Of few tokens, so that n-grams of the output come again.
-    pytest.param(Row(STOCK, "ngram", {"allowed_token_ids": list(range(10, 40))}), marks=pytest.mark.matrix),
+    Row(STOCK, "ngram", {"allowed_token_ids": list(range(10, 40))}),
 )
 
 

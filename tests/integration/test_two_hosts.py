@@ -16,7 +16,7 @@ from tests.integration.conftest import TINY_FLAGS
 from tests.integration.streams import Streams, until_healthy
 from tests.integration.test_precopy import fresh_prompt, pulled_by
 
-# On demand (`pytest -m matrix`): the row takes minutes. Its engines start within the first test.
+# On demand (`make matrix`): the row takes minutes. Its engines start within the first test.
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1200)]
 
 INSTANCES = ("prefill-0", "decode-0", "decode-1")
