@@ -53,3 +53,10 @@ def test_on_a_cpu_one_slot_stays_without_an_adapter(tmp_path: Path, adapters: in
     if reason is not None:
         assert f"with --max-loras {adapters + 1}" in reason
     assert unsupported(given, on_cpu=False) is None
+
+
+@pytest.mark.parametrize("config", [{"kv_lora_rank": 512}, {"text_config": {"kv_lora_rank": 16}}])
+def test_latent_attention_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    reason = unsupported(settings(tmp_path, **config), on_cpu=False)
+    assert reason is not None
+    assert "MLA" in reason
