@@ -25,8 +25,8 @@ def unsupported(settings: Any, *, on_cpu: bool) -> str | None:
         )
     if settings.kv_transfer_config is not None and "kv_lora_rank" in _config(Path(settings.model)):
         return (
-            f"{settings.model} has multi-head latent attention (MLA): moved requests got other tokens than unmoved ones "
-            "in our tests (docs/configurations.md); serve it with `vllm serve`, without ARES"
+            f"{settings.model} has multi-head latent attention (MLA): moved requests got other tokens than unmoved "
+            "ones in our tests (docs/configurations.md); serve it with `vllm serve`, without ARES"
         )
     adapters = settings.lora_modules or []
     if on_cpu and adapters and settings.max_loras <= len(adapters):
