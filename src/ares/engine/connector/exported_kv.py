@@ -7,9 +7,10 @@ that count, which may be one more than the request's tokens fill. A target pairs
 (nixl/base_worker.py:_apply_prefix_caching): with one too many, each block that it pulls is the one after it.
 """
 
+from collections.abc import Callable
 from typing import Any
 
-from ares.engine.vllm_api import NixlPullConnectorScheduler, Request
+from ares.engine.vllm_api import Request
 
 
 def is_shortened(request: Request) -> bool:
@@ -23,7 +24,13 @@ def is_shortened(request: Request) -> bool:
 
 
 def restrict_to_output(
-    transfer: dict[str, Any], request: Request, manager: Any, side: NixlPullConnectorScheduler, *, has_state: bool
+    transfer: dict[str, Any],
+    request: Request,
+    known: int,
+    manager: Any,
+    clip: Callable[[tuple[list[int], ...]], Any],
+    *,
+    has_state: bool,
 ) -> None:
     """Restrict the `kv_transfer_params` of a request that has ended to the KV of its tokens.
 
@@ -32,28 +39,31 @@ def restrict_to_output(
 
     Parameters
     ----------
+    known
+        Tokens whose KV a target pulls: it computes the last again, or several where multi-token prediction has modules
+        that look ahead.
     manager
         vLLM's KVCacheManager.
+    clip
+        Clips block ids to those that instances exchange (nixl/base_scheduler.py:get_exchange_clipped_blocks).
     has_state
         Whether the model has layers with a state instead of KV (Mamba): it is that after the last computed token, and
         no other.
     """
     if is_shortened(request):
         return
-    # A target computes several tokens again where multi-token prediction has modules that look ahead.
-    held = min(request.num_tokens - 1, side._get_remote_prefill_token_count(request.num_tokens))  # noqa: SLF001
-    if request.num_computed_tokens <= held:
+    if request.num_computed_tokens <= known:
         return
-    block_ids = manager.get_block_ids_for_computed_tokens(request.request_id, held)
-    transfer["remote_block_ids"] = side.get_exchange_clipped_blocks(block_ids)
-    transfer["remote_num_tokens"] = 0 if has_state or _lacks_window(block_ids, manager, held) else held
+    block_ids = manager.get_block_ids_for_computed_tokens(request.request_id, known)
+    transfer["remote_block_ids"] = clip(block_ids)
+    transfer["remote_num_tokens"] = 0 if has_state or _lacks_window(block_ids, manager, known) else known
 
 
-def _lacks_window(block_ids: tuple[list[int], ...], manager: Any, held: int) -> bool:
+def _lacks_window(block_ids: tuple[list[int], ...], manager: Any, known: int) -> bool:
     """Whether a block that the next token attends to was freed, since it was out of the window of a later one."""
     null = manager.block_pool.null_block.block_id
     kinds = manager.coordinator.single_type_managers
     return any(
-        null in ids[kind.get_num_skipped_tokens(held) // kind.block_size :]
+        null in ids[kind.get_num_skipped_tokens(known) // kind.block_size :]
         for kind, ids in zip(kinds, block_ids, strict=True)
     )

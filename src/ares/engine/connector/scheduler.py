@@ -268,7 +268,14 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         """Note a new pin, and correct what vLLM tells the target of it."""
         if is_shortened(request):
             kv_transfer_params[fields.PROMPT_SHORTENED] = True
-        restrict_to_output(kv_transfer_params, request, self.kv_cache_manager, self, has_state=self._has_mamba)
+        restrict_to_output(
+            kv_transfer_params,
+            request,
+            min(request.num_tokens - 1, self._get_remote_prefill_token_count(request.num_tokens)),
+            self.kv_cache_manager,
+            self.get_exchange_clipped_blocks,
+            has_state=self._has_mamba,
+        )
         self._pinned[request.request_id] = key
         self._pinned_by_key[key] = request.request_id
         self._shorten_orphaned_lease(key, request.request_id)
