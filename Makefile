@@ -10,10 +10,13 @@ FUZZ_JSON ?= fuzz.json
 # A row of the matrix, or several: "fp8 or convolution".
 ROW ?=
 MATRIX_JSON ?= matrix.json
-MATRIX := $(addprefix tests/integration/test_,matrix.py speculative_decoding.py two_hosts.py hybrid_memory.py)
+MATRIX := $(addprefix tests/integration/test_,matrix.py speculative_decoding.py two_hosts.py hybrid_memory.py reasoning.py)
+# In the order of their files: xdist's own leaves those with few and long tests for the end. A process that ends (a test
+# hangs: tests/conftest.py) ends the run: in another one, xdist would run that test again, without end.
+IN_PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 STAMP := $(VENV)/.ready
 
-.PHONY: help setup serve test check fuzz matrix bench clean
+.PHONY: help setup serve test check compile-simulator compile-policies fuzz matrix bench clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -35,8 +38,16 @@ check: setup  ## Lint, types, import rules
 	$(VENV)/bin/ruff check src dev tests benchmarks
 	$(VENV)/bin/mypy
 
-test: check  ## Check, then all tests, real engines included
-	$(VENV)/bin/python -m pytest --ignore tests/integration --numprocesses 2 --dist loadfile
+compile-simulator: setup
+	$(VENV)/bin/ares simulate --trace chat --requests 20 --preset static-rr --preset ares > /dev/null
+
+compile-policies: setup
+	$(VENV)/bin/python -c "from ares.gateway.control.compile_ahead import compile_ahead; compile_ahead()"
+
+# Compiled code is kept for all processes: compiled once, before two of them compile the same at the same time.
+test: setup  ## Check, then all tests, real engines included
+	$(MAKE) --no-print-directory --jobs 2 --output-sync check compile-simulator compile-policies
+	$(VENV)/bin/python -m pytest --ignore tests/integration $(IN_PARALLEL)
 	$(VENV)/bin/python -m pytest tests/integration
 
 fuzz: setup  ## Fuzz routes, wire and readers at length (docs/fuzzing.md)

@@ -64,6 +64,18 @@ def overhead(found: Any) -> str:
     return table("batch|TPOT off|TPOT on|on / off|95 %", rows)
 
 
+def lengths(found: Any) -> str:
+    """Show estimates by what is known of a request, without a model."""
+    rows = []
+    for r in found["results"]:
+        mae, crps = (
+            f"{r[name]:,.1f} ({r[f'{name}_change']:+.1%}; {span(r[f'{name}_change_interval'], '+.1%')})"
+            for name in ("absolute", "crps")
+        )
+        rows.append([r["known"], mae, crps, f"{r['first_absolute']:,.1f}", f"{r['first_crps']:,.1f}"])
+    return table("known|MAE (change; 95 %)|CRPS (change; 95 %)|MAE before the first token|CRPS", rows)
+
+
 TABLES = {
     f"{name} {part.__name__}": (name, part)
     for name in ("open", "structured")
@@ -71,10 +83,17 @@ TABLES = {
 } | {"kinds": ("kinds", kinds), "other kinds": ("kinds-other", kinds), "overhead": ("overhead", overhead)}
 
 
+# Traces and sets of prompts that `python -m ares_dev lengths` was run on.
+LENGTHS = ("azure", "servegen", "mooncake", "gsm8k")
+
+
 def main() -> None:
     """Renew every table of the page."""
+    page = ROOT / "docs" / "predictor.md"
     for marker, (name, part) in TABLES.items():
-        renew(ROOT / "docs" / "predictor.md", marker, part(result(f"predictor-{name}")))
+        renew(page, marker, part(result(f"predictor-{name}")))
+    for name in LENGTHS:
+        renew(page, f"lengths {name}", lengths(result(f"lengths-{name}")))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 
 from ares import addresses
 from ares.addresses import AddressError
-from ares.engine.defaults import free_port
+from ares.free_ports import free_port
 
 HOST = "127.0.0.1"
 

@@ -72,7 +72,7 @@ def test_lists_from_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['["sk-secret', '"sk-secret"', "{sk-secret}", "sk-secret,,b", "sk secret", "'sk-secret'", ""]
+    "text", ['["sk-secret', '"sk-secret"', "{sk-secret}", "sk-secret,,b", "sk secret", "'sk-secret'"]
 )
 def test_a_list_that_is_none_is_named_with_its_form_and_not_shown(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARES_API_KEYS", text)
@@ -98,13 +98,34 @@ def test_a_mapping_that_is_none_is_named_with_its_form(text: str, monkeypatch: p
         ("ARES_CLASSES", '{"chat": {"ttft": 2}}', r"'classes\.chat\.ttft' \(ARES_CLASSES\): "),
         ("ARES_SLO_GAP_S", "0", r"'slo_gap_s' \(ARES_SLO_GAP_S\): must be seconds, greater than 0, or \"none\""),
         ("ARES_CLASSES", '{"chat": {"gap_s": "long"}}', r"'classes\.chat\.gap_s' \(ARES_CLASSES\): must be seconds"),
-        ("ARES_ADMIN_KEY", " ", r"'admin_key' \(ARES_ADMIN_KEY\): an empty key"),
+        ("ARES_ADMIN_KEY", " ", r"^ARES_ADMIN_KEY is empty: give it a value, or unset it$"),
+        ("ARES_API_KEYS", "", r"^ARES_API_KEYS is empty"),
+        ("ARES_HOST", "", r"^ARES_HOST is empty"),
+        ("ARES_RECORD", " ", r"^ARES_RECORD is empty"),
+        ("ARES_TLS_CERTIFICATE", "", r"^ARES_TLS_CERTIFICATE is empty"),
+        ("ARES_MAXIMUM_PROMPT_TOKENS", "", r"^ARES_MAXIMUM_PROMPT_TOKENS is empty"),
+        ("ARES_WORKERS", "http://a:99999", r"'http://a:99999' is not the URL"),
     ],
 )
 def test_a_wrong_variable_is_named(name: str, text: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, text)
     with pytest.raises(ConfigError, match=said):
         load(model="m", workers=None if "WORKERS" in name else ["http://a"])
+
+
+def test_a_password_in_the_url_of_an_instance_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigError, match=r"instance at h has a user name.*--worker-api-key-file") as refused:
+        load(model="m", workers=["http://user:secret@h:8100"])
+    assert "secret" not in str(refused.value)
+
+
+def test_white_space_around_the_url_of_an_instance_is_no_part_of_it() -> None:
+    assert load(model="m", workers=[" http://a:1\n"]).workers == ["http://a:1"]
+
+
+def test_no_host_is_not_every_host() -> None:
+    with pytest.raises(ConfigError, match="'host'"):
+        load(**MINIMAL, host="")
 
 
 def test_a_variable_beside_a_flag_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +192,7 @@ def test_a_variable_that_nobody_reads_is_named(
 ) -> None:
     monkeypatch.setenv("ARES_WORKRES", "http://secret")
     monkeypatch.setenv("ARES_X", "1")
+    monkeypatch.setenv("ARES_LEARNER_THREADS", "2")  # which the learner reads
     load(**MINIMAL)
     typo, other = (record.message for record in caplog.records)
     assert typo == "ARES_WORKRES is not a variable of ARES and has no effect; did you mean ARES_WORKERS?"
@@ -184,7 +206,7 @@ def test_variables_of_other_commands_do_not_disturb(
     texts = [file for folder in ("src", "tests") for file in (ROOT / folder).rglob("*.py") if file != Path(__file__)]
     names = {name for text in texts for name in re.findall(r"\bARES_[A-Z_]*[A-Z]\b", text.read_text())}
     assert {"ARES_CACHE", "ARES_URL", "ARES_INSTANCE", "ARES_ADMIN_KEY", "ARES_FUZZ_TIMES"} <= names
-    for name in names - {"ARES_PORT"}:
+    for name in names - {"ARES_PORT", "ARES_TLS_CERTIFICATE", "ARES_TLS_KEY"}:  # which must be a port, and files
         monkeypatch.setenv(name, "k" * 32)
     assert load(**MINIMAL).control_key is not None
     assert not caplog.records

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import pytest
 
-from ares.engine.defaults import free_port
+from ares.free_ports import free_port
 from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.timeout(240)

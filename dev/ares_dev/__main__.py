@@ -3,16 +3,21 @@
 import typer
 
 from ares.cli.errors import run_app
-from ares_dev import footprint, kills, module_tables, moves
+from ares_dev import api_tables, footprint, kills, lengths, module_tables, moves
 from ares_dev.chaos import command as chaos
+from ares_dev.clients import command as clients
+from ares_dev.differential import command as differential
+from ares_dev.learning import command as learning
 from ares_dev.soak import command as soak
 
 app = typer.Typer(
     name="python -m ares_dev",
     help="Checks of ARES itself, for its developers; they are not part of the package.\n\n"
-    "All but `modules` start a local cluster of real vLLM engines; all but `moves` also take --simulate PROFILE, for "
-    "mock engines, which need neither vLLM nor weights. `chaos`, `soak`, `kills` and `moves` compare every token with "
-    "an undisturbed run, and end with status 1 if anything is lost, wrong or left. docs/chaos.md and "
+    "All but `modules`, `api` and `clients` start a local cluster of real vLLM engines; all of these but `moves`, "
+    "`differential` and `learning` also take --simulate PROFILE, for mock engines, which need neither vLLM nor "
+    "weights. `differential` compares the gateway's replies with vLLM's own; `clients` sends programs of others to a "
+    "running gateway. `chaos`, `soak`, `kills` and `moves` compare "
+    "every token with an undisturbed run, and end with status 1 if anything is lost, wrong or left. docs/chaos.md and "
     "docs/benchmarks.md say how they work.",
     no_args_is_help=True,
     add_completion=False,
@@ -22,8 +27,15 @@ app.command("chaos")(chaos.command)
 app.command("soak")(soak.command)
 app.command("kills")(kills.command)
 app.command("moves", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(moves.command)
+app.command("differential", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    differential.command
+)
+app.command("clients")(clients.command)
+app.command("learning")(learning.command)
 app.command("footprint")(footprint.command)
+app.command("lengths")(lengths.command)
 app.command("modules")(module_tables.command)
+app.command("api")(api_tables.command)
 
 
 def main() -> None:

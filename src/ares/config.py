@@ -4,7 +4,7 @@ import logging
 import urllib.parse
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import (
@@ -29,6 +29,7 @@ from ares.addresses import on_loopback
 from ares.objectives import DEFAULT_GAP_S, Gap, ServiceClass
 from ares.policy import PRESETS, Preset
 from ares.protocol.keys import ControlKey, clean
+from ares.yaml_errors import MALFORMED
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +74,45 @@ class GatewayConfig(BaseSettings):
     """Hugging Face id or folder of the served model: its tokenizer and chat template are read."""
     served_model_name: list[str] = Field(default_factory=list)
     """Names that clients call the model by, the first one in replies; by default `model`."""
+    tokenizer: str | None = Field(default=None, min_length=1)
+    """Hugging Face id or folder of the tokenizer, where it is not that of `model`."""
+    chat_template: str | None = Field(default=None, examples=["template.jinja"])
+    """File of the chat template, or its text, or the name of one of the model's; by default the model's own."""
+    chat_template_content_format: Literal["auto", "string", "openai"] = "auto"
+    """Whether chat templates get content as text or as parts; by default what each takes."""
+    default_chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, examples=[{"enable_thinking": False}])
+    """Variables of the chat template where a request sets none."""
+    trust_request_chat_template: bool = False
+    """Whether requests may bring chat templates: programs that run here, and may not end."""
+    response_role: str = Field(default="assistant", min_length=1)
+    """Role of the answers in a chat."""
+    generation_config: str = "auto"
+    """Sampling parameters where a request sets none: `auto`, the model's own; `vllm`, none; or those of a folder."""
+    override_generation_config: dict[str, Any] = Field(default_factory=dict, examples=[{"temperature": 0.6}])
+    """Sampling parameters that replace those of `generation_config`."""
+    max_logprobs: int = Field(default=20, ge=-1)
+    """Most log probabilities of a token that a request may ask for; -1: the vocabulary."""
+    return_tokens_as_token_ids: bool = False
+    """Whether log probabilities name tokens by their ids where a request does not say."""
+    enable_force_include_usage: bool = False
+    """Whether every stream has the usage, in each chunk and at its end."""
+    enable_prompt_tokens_details: bool = False
+    """Whether the usage says how many tokens of the prompt the prefill instance had cached."""
+    sse_keep_alive_interval: float = Field(default=0, ge=0)
+    """Seconds after which a comment is sent in a stream without an event; 0: none."""
+    allowed_origins: list[str] = Field(default_factory=list, examples=[["https://chat.example.com"]])
+    """Origins of web pages that may call the `/v1` routes."""
+    allowed_methods: list[str] = Field(default_factory=lambda: ["*"], examples=[["GET", "POST"]])
+    """Methods that they may use."""
+    allowed_headers: list[str] = Field(default_factory=lambda: ["*"], examples=[["Authorization"]])
+    """Headers that they may send."""
+    allow_credentials: bool = False
+    """Whether they may send cookies and the like."""
+    disable_fastapi_docs: bool = False
+    """Whether there is no `/docs` and no `/openapi.json`."""
     workers: list[str] = Field(min_length=1, examples=[["http://10.0.0.1:8100", "http://10.0.0.2:8100"]])
     """Base URLs of the instances."""
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65535)
     policies: list[Path] = Field(default_factory=list, validate_default=True, examples=[["my_policy.py"]])
     """Files with policies of one's own (docs/write-a-policy.md): Python that the gateway runs."""
@@ -91,6 +128,20 @@ class GatewayConfig(BaseSettings):
     """Objective for the longest gap of a stream; "none": a suspension may last as long as the others allow."""
     classes: dict[str, ServiceClass] = Field(default_factory=dict, examples=[{"chat": {"ttft_s": 2, "rank": -1}}])
     """Classes of service by name; a request names its own in the header `x-ares-class`."""
+    tool_call_parser: str | None = Field(default=None, examples=["hermes"])
+    """Parser of vLLM that finds tool calls (docs/reasoning-and-tools.md); needs vLLM on this host."""
+    reasoning_parser: str | None = Field(default=None, examples=["qwen3"])
+    """Parser of vLLM that splits the reasoning off; needs vLLM on this host."""
+    tool_parser_plugin: Path | None = Field(default=None, examples=["my_parser.py"])
+    """Python file that the gateway runs: it registers a tool parser of one's own, as vLLM's flag of the same name."""
+    reasoning_parser_plugin: Path | None = Field(default=None, examples=["my_parser.py"])
+    """And one that registers a reasoning parser."""
+    enable_auto_tool_choice: bool = False
+    """Let the model choose whether it calls tools: `tool_choice` "auto", the default where tools are given."""
+    tool_strict_level: Literal["auto", "function", "parameter"] = "auto"
+    """How far the grammar holds tool calls to their schemas, as vLLM's flag of the same name."""
+    exclude_tools_when_tool_choice_none: bool = False
+    """Leave the tools out of the prompt where `tool_choice` is "none"."""
     maximum_waiting: int = Field(default=2048, gt=0)
     """Requests that may wait outside decode; more are refused with 503 and Retry-After."""
     maximum_waiting_tokens: int | None = Field(default=None, gt=0)
@@ -145,9 +196,15 @@ class GatewayConfig(BaseSettings):
     @field_validator("workers")
     @classmethod
     def _urls(cls, value: list[str]) -> list[str]:
+        value = [url.strip() for url in value]
         for url in value:
             parts = urllib.parse.urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            if "@" in parts.netloc:
+                raise ValueError(
+                    f"the URL of the instance at {parts.hostname} has a user name or password, which is not sent: give "
+                    "the instances' key with --worker-api-key-file"
+                )
+            if parts.scheme not in ("http", "https") or not parts.hostname or not _valid_port(parts):
                 raise ValueError(f"{url!r} is not the URL of an instance, such as http://127.0.0.1:8100")
             if parts.path.rstrip("/").endswith("/v1") or parts.query or parts.fragment:
                 raise ValueError(f"{url!r}: give the URL of the instance itself, such as http://127.0.0.1:8100")
@@ -178,6 +235,44 @@ class GatewayConfig(BaseSettings):
         for file in files:
             if file is not None and not file.is_file():
                 raise ValueError(f"{file}: no such file")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_parsers(self) -> "GatewayConfig":
+        if self.enable_auto_tool_choice and self.tool_call_parser is None:
+            raise ValueError("--enable-auto-tool-choice requires --tool-call-parser")
+        if self.tool_call_parser is not None and not self.enable_auto_tool_choice:
+            raise ValueError("--tool-call-parser has no effect without --enable-auto-tool-choice, as in vLLM")
+        if self.tool_strict_level != "auto" and self.tool_call_parser is None:
+            raise ValueError("--tool-strict-level has no effect without --tool-call-parser")
+        for name, plugin in (("reasoning", self.reasoning_parser_plugin), ("tool", self.tool_parser_plugin)):
+            parser = f"{name}_call_parser" if name == "tool" else f"{name}_parser"
+            if plugin is not None and getattr(self, parser) is None:
+                raise ValueError(f"--{name}-parser-plugin has no effect without --{parser.replace('_', '-')}")
+        return self
+
+    @field_validator("chat_template")
+    @classmethod
+    def _template_text(cls, value: str | None) -> str | None:
+        # As vLLM takes it (renderers/chat_utils.py): a file, or text that is no name of a file.
+        if value is None or any(character in value for character in "{}\n"):
+            return value
+        file = Path(value).expanduser()
+        if not file.is_file():
+            # The name of one of the model's templates is known to the gateway alone.
+            if "/" in value or "." in value:
+                raise ValueError(f"{value}: no such file")
+            return value
+        return file.read_text(encoding="utf-8")
+
+    @model_validator(mode="after")
+    def _whole_generation_config(self) -> "GatewayConfig":
+        if self.generation_config not in ("auto", "vllm"):
+            file = Path(self.generation_config).expanduser() / "generation_config.json"
+            if not file.is_file():
+                raise ValueError(
+                    f"generation_config {self.generation_config}: give auto, vllm, or a folder with {file.name}"
+                )
         return self
 
     def cooldown(self, chosen: Preset) -> float:
@@ -219,6 +314,14 @@ class GatewayConfig(BaseSettings):
         if "preset" in info.data:
             live_preset(info.data["preset"], value)
         return value
+
+
+def _valid_port(parts: urllib.parse.SplitResult) -> bool:
+    """Whether the URL has a port that can be connected to, or none."""
+    try:
+        return parts.port != 0
+    except ValueError:  # no number, or out of range
+        return False
 
 
 def _cleaned(key: SecretStr) -> SecretStr:
@@ -271,8 +374,7 @@ def load(file: Path | None = None, **flags: Any) -> GatewayConfig:
         raise ConfigError(str(error.__cause__ or error)) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: {error}") from error
-    # PyYAML raises anything on a scalar that its tag does not fit, such as `!!timestamp now`.
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise ConfigError(f"{file}: should be lines such as `port: 8000` ({error})") from error
 
 

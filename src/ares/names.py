@@ -1,4 +1,7 @@
-"""Short forms of long names, which the gateway accepts for the names: `1f0c9a..` or `decode-0..:8100`."""
+"""Short forms of long names, which the gateway accepts for the names: `1f0c9a..` or `decode-0..:8100`.
+
+And of the versions of a predictor, which are only shown.
+"""
 
 from collections import Counter
 from collections.abc import Collection
@@ -6,6 +9,12 @@ from collections.abc import Collection
 _DOTS = ".."
 # A shorter form is more likely a typing error.
 _FEWEST = 4
+_VERSION_DIGITS = 12
+
+
+def short_version(version: str) -> str:
+    """Return the first digits of a version of the predictor; empty for none."""
+    return version[:_VERSION_DIGITS]
 
 
 def matching(given: str, names: Collection[str]) -> list[str]:

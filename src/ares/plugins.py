@@ -18,6 +18,7 @@ from ares.policy import preset as shipped_preset
 from ares.policy.preset_files import make_preset, with_defaults, with_settings
 from ares.policy.presets import policies
 from ares.text_files import TextFileError, read_text
+from ares.yaml_errors import MALFORMED
 
 GROUP = "ares.policies"
 _SUFFIXES = (".yaml", ".yml")
@@ -101,15 +102,6 @@ def preset(name: str, given: Iterable[str] = (), defaults: Mapping[str, object] 
         made = make_preset(data, defaults or {})
     except TextFileError as error:
         raise ValueError(str(error)) from None
-    # PyYAML raises anything on a scalar that its tag does not fit.
-    except (
-        yaml.YAMLError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except MALFORMED as error:
         raise ValueError(f"{name}: {' '.join(str(error).split())}") from None
     return with_settings(made, given)

@@ -14,6 +14,8 @@ from pydantic_settings import BaseSettings, EnvSettingsSource
 from ares.protocol.fields import ALLOW_UNSUPPORTED_VLLM_VARIABLE, INSTANCE_VARIABLE
 
 PREFIX = "ARES_"
+# Settings of the learner (`ares predictor learn`), which checks them itself.
+LEARNER_PREFIX = "ARES_LEARNER_"
 # Not settings of a gateway: other commands and our tests read these.
 _OTHERS = frozenset(
     [
@@ -67,7 +69,7 @@ def warnings(settings: Collection[str], flags: Collection[str] = (), overruled: 
                     f"{name} is {value}, which Kubernetes sets for a Service called `ares`: it is not used; rename "
                     "the Service, set enableServiceLinks: false, or give the setting by a flag"
                 )
-        elif name not in _OTHERS and not _SERVICE_NAME.fullmatch(name) and not _names_a_service(name, value):
+        elif not name.startswith(LEARNER_PREFIX) and not has_other_use(name, value):
             others = [other.removeprefix(PREFIX) for other in (*known, *_OTHERS)]
             similar = difflib.get_close_matches(name.removeprefix(PREFIX), others, 1)
             hint = f"; did you mean {PREFIX}{similar[0]}?" if similar else ""
@@ -85,8 +87,11 @@ class Variables(EnvSettingsSource):
         self._flags = flags
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Return the text of a variable, the name of its field, and whether the text is JSON."""
+        """Return the text of a variable, its field, and whether it is JSON; ValueError where it is empty."""
         value, key, is_complex = super().get_field_value(field, field_name)
+        if value is not None and not str(value).strip() and field_name not in self._flags:
+            # Not taken as absent: no key would admit everybody, and an empty host is every address.
+            raise ValueError(f"{variable(field_name)} is empty: give it a value, or unset it")
         if value is not None and (field_name in self._flags or _names_a_service(variable(field_name), value)):
             value = None
         return value, key, is_complex
@@ -109,6 +114,11 @@ class Variables(EnvSettingsSource):
             f"a JSON list, such as {example}, or items separated by commas" if is_list else f"JSON, such as {example}"
         )
         raise ValueError(f"{variable(field_name)} must be {form}")
+
+
+def has_other_use(name: str, value: str) -> bool:
+    """Whether a variable is no setting of a service: other commands read it, or Kubernetes has set it."""
+    return name in _OTHERS or _SERVICE_NAME.fullmatch(name) is not None or _names_a_service(name, value)
 
 
 def _names_a_service(name: str, value: str) -> bool:

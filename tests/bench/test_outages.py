@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from ares.bench import drain
-from ares.engine.defaults import free_port
+from ares.free_ports import free_port
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
 from ares_dev import kills

@@ -67,6 +67,12 @@ def test_equal_instances_pass() -> None:
         ("prefix caching", {"prefix_caching": False}, Outcome.WARN, "off on b"),
         ("supported vLLM", {"vllm": "0.29.0"}, Outcome.FAIL, "0.29.0 on b"),
         ("movable requests", {"carries": ["seed", "output"]}, Outcome.WARN, "all but those with structured_outputs"),
+        (
+            "movable requests",
+            {"carries": ["seed", "output", "structured_outputs", "structured_outputs_after_reasoning"]},
+            Outcome.WARN,
+            "all but those with structured_outputs_after_reasoning",
+        ),
     ],
 )
 def test_a_difference_is_named_with_its_instances(

@@ -9,7 +9,7 @@ import pytest
 from ares.check import transfers
 from ares.check.rows import Outcome
 from ares.check.run import run
-from ares.engine.defaults import free_port
+from ares.free_ports import free_port
 from ares.gateway.pool.discovery import Served
 from ares.protocol.fields import CONTROL_KEY_VARIABLE
 from ares.protocol.keys import ControlKey

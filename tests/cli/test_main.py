@@ -13,7 +13,7 @@ from rich.console import Console
 from ares import __version__
 from ares.cli import main as cli
 from ares.engine import vllm_version
-from ares.engine.defaults import free_ports
+from ares.free_ports import free_ports
 from ares.local_cluster import cluster as local
 from ares.local_cluster import supervision
 from ares.models import resolve as model
@@ -135,6 +135,23 @@ def test_instances_of_up_are_reached_by_nobody_else(
     assert "--advertise-host is of `ares worker`" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*SIMULATED, "--learn", "--record-at-once", "4"], "--learn, --record-at-once changes nothing with --simulate"),
+        (["worker", "--role", "decode", "--record-token-ids"], "--record-token-ids changes nothing without --learn"),
+        (["worker", "--role", "decode", "--predictor", "learn", "--no-learn"], "contradict each other"),
+    ],
+)
+def test_recording_options_without_effect_are_one_line(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments, monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
 def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"], monkeypatch) == 0
     assert capsys.readouterr().out == f"ares {__version__}\n"
@@ -160,7 +177,7 @@ def test_no_restart_ends_with_the_first_death(
     monkeypatch.setattr(local, "running", running)
     monkeypatch.setattr(local.Cluster, "wait", ends("waited for"))
     monkeypatch.setattr(supervision.Supervisor, "run", ends("supervised"))
-    assert run([*UP, "--port", str(free_ports("127.0.0.1", 1)), *flags], monkeypatch) == 2
+    assert run([*UP, "--no-learn", "--port", str(free_ports("127.0.0.1", 1)), *flags], monkeypatch) == 2
     assert capsys.readouterr().err == f"error: {way}\n"
 
 

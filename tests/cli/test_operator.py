@@ -2,6 +2,7 @@
 
 import json
 import socket
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -13,6 +14,8 @@ from typer.testing import CliRunner
 
 from ares.cli.main import app
 from ares.names import matching
+from ares.terminal.http_client import open_url
+from tests.certificates import self_signed
 from tests.http_server import answering
 
 INSTANCE = {"role": "decode", "url": "http://127.0.0.1:8101", "healthy": True, "draining": False, "left": 0}
@@ -282,6 +285,26 @@ def test_what_speaks_no_http_is_said_in_a_line() -> None:
     assert done.exit_code == 1
     (line,) = done.stderr.splitlines()
     assert "no gateway at" in line
+
+
+def test_what_is_wrong_about_tls_is_said_in_a_line(
+    answer: Answer, gateway: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = self_signed(tmp_path)
+    with answering(lambda _: (200, b"{}"), certificate) as secured:
+        for url, advice in (
+            (secured, "set SSL_CERT_FILE to the certificate of the authority"),
+            (secured.replace("https:", "http:"), "it may speak TLS: give --url with https://"),
+            (gateway.replace("http:", "https:"), "it may not speak TLS: give --url with http://"),
+        ):
+            done = status("--url", url)
+            assert done.exit_code == 1
+            (line,) = done.stderr.splitlines()
+            assert line.startswith(f"error: no gateway at {url}: ")
+            assert advice in line
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+        with open_url(urllib.request.Request(f"{secured}/x"), timeout=5) as reply:  # noqa: S310 - our own
+            assert reply.read() == b"{}"
 
 
 def test_a_proxy_is_not_asked_for_loopback(answer: Answer, gateway: str, monkeypatch: pytest.MonkeyPatch) -> None:

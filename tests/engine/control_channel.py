@@ -1,7 +1,6 @@
 """The two ends of a control channel, without an engine and without a gateway."""
 
 import itertools
-import socket
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,6 +8,7 @@ from typing import TypeVar
 import zmq
 
 from ares.engine.control import ControlChannel, EngineCommand
+from ares.free_ports import free_port
 from ares.protocol import messages, rpc
 from ares.protocol.keys import ControlKey
 
@@ -17,9 +17,7 @@ HELLO = messages.Hello("d0", "decode", "boot", messages.Peer("e", "h", 1), 16, 1
 
 
 def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    return f"tcp://127.0.0.1:{free_port('127.0.0.1')}"
 
 
 class Gateway:

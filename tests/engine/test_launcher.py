@@ -9,7 +9,8 @@ import pytest
 from ares.addresses import AddressError, check, on_loopback
 from ares.engine import identity as instance
 from ares.engine import launcher
-from ares.engine.defaults import free_port
+from ares.engine.learning.flags import LearningError, LearningFlags
+from ares.free_ports import free_port
 
 HOST = "127.0.0.1"
 WORKER: dict[str, Any] = {"model": "no/model", "role": "decode", "name": "decode-0", "host": HOST}
@@ -32,6 +33,35 @@ def test_a_port_has_one_use() -> None:
     port = free_port(HOST)
     with pytest.raises(AddressError, match=f"--port and --nixl-port both want port {port}"):
         launcher.serve(launcher.WorkerSettings(port=port, nixl_port=port, **WORKER))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"record_fraction": 0.5}, launcher.LaunchError, "--record-fraction changes nothing without --record-hidden"),
+        (
+            {"learning": LearningFlags(record_at_once=4)},
+            LearningError,
+            "--record-at-once changes nothing without --lea",
+        ),
+        ({"learning": LearningFlags(learn=True), "predictor": "none"}, LearningError, "contradict each other"),
+        (
+            {"predictor": "learn", "vllm_flags": ("--worker-cls", "x.Y")},
+            LearningError,
+            "--worker-cls and --learn exclude each other",
+        ),
+        (
+            {"predictor": "a.safetensors", "vllm_flags": ("--worker-cls", "x.Y")},
+            launcher.LaunchError,
+            "--worker-cls and a predictor or recorder exclude each other",
+        ),
+    ],
+)
+def test_what_would_record_or_predict_nothing_is_refused(
+    given: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        launcher.serve(launcher.WorkerSettings(port=0, **WORKER, **given))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "localhost", "::1"])

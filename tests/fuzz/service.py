@@ -16,7 +16,7 @@ import aiohttp
 import uvicorn
 
 from ares.config import GatewayConfig
-from ares.engine.defaults import free_ports
+from ares.free_ports import free_ports
 from ares.gateway.http import app as application
 from ares.gateway.http.connection import Connection, Limits
 from ares.gateway.http.responses import DirectSend
@@ -92,8 +92,9 @@ class Reply:
         """The data of the events of a stream."""
         assert self.body.endswith(b"\n\n"), self.body
         lines = self.body.removesuffix(b"\n\n").split(b"\n\n")
-        assert all(line.startswith(b"data: ") for line in lines), lines
-        return [line.removeprefix(b"data: ") for line in lines]
+        data = [line.partition(b"\ndata: ")[2] if line.startswith(b"event: ") else line[6:] for line in lines]
+        assert all(line.startswith((b"data: ", b"event: ")) for line in lines), lines
+        return data
 
     def check(self) -> None:
         """Check what holds for whatever was asked."""
@@ -105,8 +106,10 @@ class Reply:
         if kind == "text/event-stream":
             assert self.status == 200
             *events, last = self.events
-            assert last == b"[DONE]"
-            for event in map(json.loads, events):
+            ended = b"[DONE]", b'{"type":"message_stop"', b'{"type":"response.', b'{"type":"error"'
+            assert last.startswith(ended), last
+            for event in map(json.loads, events if last == b"[DONE]" else [*events, last]):
+                assert event.get("type") != "response.failed", event
                 if "error" in event:
                     _check_error(event)
                     assert event["error"]["type"] != "server_error", event
@@ -118,6 +121,11 @@ class Reply:
 
 
 def _check_error(body: Any) -> None:
+    if body.get("type") == "error":  # Anthropic's form
+        assert set(body) == {"type", "error"}, body
+        assert set(body["error"]) == {"type", "message"}, body
+        assert body["error"]["message"], body
+        return
     assert set(body) == {"error"}, body
     assert set(body["error"]) == {"message", "type", "param", "code"}, body
     assert body["error"]["message"], body

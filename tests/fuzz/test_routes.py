@@ -18,28 +18,43 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from ares.gateway.anthropic.requests import MessagesRequest
+from ares.gateway.openai import unsupported
 from ares.gateway.openai.requests import ChatRequest, CompletionRequest
+from ares.gateway.openai.responses.requests import ResponsesRequest
 from tests.fuzz.cases import NASTY, fuzz, json_texts, noise, warped
 from tests.fuzz.service import LONGEST, MODEL, PATIENCE_S, Reply, Service
+from tests.gateway.learner_reports import report
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-MIGRATIONS, PRESET = "/admin/v1/migrations", "/admin/v1/preset"
+RESPONSES, MESSAGES, COUNT = "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"
+TOKENIZE, DETOKENIZE = "/tokenize", "/detokenize"
+GENERATION = [CHAT, TEXT, RESPONSES, MESSAGES]
+MIGRATIONS, PRESET, PREDICTOR = "/admin/v1/migrations", "/admin/v1/preset", "/admin/v1/predictor"
+PUT = {PRESET, PREDICTOR}
 DRAIN, UNDRAIN = "/admin/v1/instances/{name}/drain", "/admin/v1/instances/{name}/undrain"
 BODIES: dict[str, dict[str, Any]] = {
     CHAT: {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8},
     TEXT: {"model": MODEL, "prompt": "Hi", "max_tokens": 8},
+    RESPONSES: {"model": MODEL, "input": "Hi", "max_output_tokens": 8},
+    MESSAGES: {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8},
+    COUNT: {"model": MODEL, "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]},
+    TOKENIZE: {"model": MODEL, "prompt": "Hi"},
+    DETOKENIZE: {"model": MODEL, "tokens": [5, 6]},
     MIGRATIONS: {"request_id": "nobody", "target": "decode-0", "mode": "auto"},
     DRAIN.format(name="nobody"): {"deadline_s": 5.0},
     PRESET: {"preset": "nonsense"},
+    PREDICTOR: report(),
 }
-FIELDS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields, "unknown"})
+_REQUESTS = (ChatRequest, CompletionRequest, ResponsesRequest, MessagesRequest)
+FIELDS = sorted({"unknown", *unsupported.refused()}.union(*(request.model_fields for request in _REQUESTS)))
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
 
 def test_the_schema_tells_of_all_routes(service: Service) -> None:
     paths = service.schema["paths"]
     written = {path for path, routes in paths.items() if {"post", "put"} & routes.keys()}
-    assert written == {CHAT, TEXT, MIGRATIONS, PRESET, DRAIN, UNDRAIN}
+    assert written == {*GENERATION, COUNT, TOKENIZE, DETOKENIZE, MIGRATIONS, PRESET, PREDICTOR, DRAIN, UNDRAIN}
     for path, routes in paths.items():
         for method, route in routes.items():
             assert "422" not in route["responses"], (method, path)
@@ -55,11 +70,13 @@ def test_the_schema_tells_of_all_routes(service: Service) -> None:
 @lru_cache
 def _cases(schema: str, path: str, mode: GenerationMode) -> st.SearchStrategy[Any]:
     operations = schemathesis.openapi.from_dict(json.loads(schema))[path]
-    method = "PUT" if path == PRESET else "POST"
+    method = "PUT" if path in PUT else "POST"
     return operations[method].as_strategy(generation_mode=mode)
 
 
-@pytest.mark.parametrize("path", [CHAT, TEXT, MIGRATIONS, DRAIN, UNDRAIN, PRESET])
+@pytest.mark.parametrize(
+    "path", [*GENERATION, COUNT, TOKENIZE, DETOKENIZE, MIGRATIONS, DRAIN, UNDRAIN, PRESET, PREDICTOR]
+)
 @fuzz("routes: requests from the OpenAPI schema", 12, data=st.data(), negative=st.booleans())
 def test_what_the_schema_allows_and_what_not(service: Service, path: str, data: st.DataObject, negative: bool) -> None:
     modes = [GenerationMode.NEGATIVE if negative and path != UNDRAIN else GenerationMode.POSITIVE]
@@ -79,31 +96,40 @@ def _text(fields: list[tuple[str, str]]) -> str:
 _fields = st.lists(st.tuples(st.sampled_from(FIELDS) | st.text(max_size=5), json_texts), max_size=4)
 
 
-@fuzz("routes: fields with odd values", 120, path=st.sampled_from([CHAT, TEXT]), fields=_fields, stream=st.booleans())
+@fuzz("routes: fields with odd values", 120, path=st.sampled_from(GENERATION), fields=_fields, stream=st.booleans())
 @example(path=TEXT, fields=[("\ud800", "1")], stream=False)
 @example(path=TEXT, fields=[("n", "128"), ("ignore_eos", "true"), ("max_tokens", "40")], stream=True)
 @example(path=TEXT, fields=[("prompt", json.dumps(["a"] * 200)), ("n", "128")], stream=False)
 @example(path=CHAT, fields=[("stop", json.dumps(["x"] * 1000))], stream=True)
 @example(path=CHAT, fields=[("vllm_xargs", '{"a": 123456789012345678901234567890}')], stream=False)
 @example(path=CHAT, fields=[("top_k", "9" * 400)], stream=False)
+@example(path=TEXT, fields=[("echo", "true"), ("max_tokens", "0"), ("stream_interval", "3")], stream=True)
+@example(path=TEXT, fields=[("truncate_prompt_tokens", "-1"), ("truncation_side", '"left"')], stream=False)
+@example(path=TEXT, fields=[("prompt", '"\\u00e9"'), ("truncate_prompt_tokens", "1")], stream=False)
+@example(path=CHAT, fields=[("truncate_prompt_tokens", "0")], stream=False)
+@example(path=CHAT, fields=[("bad_words", json.dumps(["x" * 2000, "y", " "]))], stream=False)
+@example(path=CHAT, fields=[("response_format", '{"type":"structural_tag","format":{"a":[null,1e999]}}')], stream=True)
+@example(path=TEXT, fields=[("logprobs", "-1")], stream=False)
+@example(path=TEXT, fields=[("priority", str(2**63 - 1)), ("seed", "-1"), ("n", "2")], stream=False)
+@example(path=CHAT, fields=[("return_prompt_text", "true"), ("return_token_ids", "true")], stream=True)
 def test_odd_values(service: Service, path: str, fields: list[tuple[str, str]], stream: bool) -> None:
     body = [(name, json.dumps(value)) for name, value in BODIES[path].items()]
     service.post(path, _text([*body, ("stream", json.dumps(stream)), *fields])).check()
 
 
 @pytest.mark.parametrize("value", NASTY, ids=lambda value: value[:20])
-@fuzz("routes: fields with odd values", 1, path=st.sampled_from([CHAT, TEXT]))
+@fuzz("routes: fields with odd values", 1, path=st.sampled_from(GENERATION))
 def test_odd_values_of_what_no_field_is(service: Service, value: str, path: str) -> None:
     """What nobody checks is passed on, or ignored."""
     content = f'[{{"role":"user","content":{value}}}]'
-    fields = [("messages", content), ("prompt", '"Hi"'), ("max_tokens", "4"), ("unknown", value)]
+    fields = [("messages", content), ("input", content), ("prompt", '"Hi"'), ("max_tokens", "4"), ("unknown", value)]
     service.post(path, _text(fields)).check()
 
 
 @fuzz("routes: warped bodies", 80, path=st.sampled_from(sorted(BODIES)), data=st.data())
 def test_warped_bodies(service: Service, path: str, data: st.DataObject) -> None:
     body = data.draw(warped(BODIES[path], {**BODIES[path], "stream": True, "stream_options": {"include_usage": True}}))
-    method = "PUT" if path == PRESET else "POST"
+    method = "PUT" if path in PUT else "POST"
     encoded = body.encode("utf-8", "surrogatepass")
     service.send(method, path, encoded, {"Content-Type": "application/json"}).check()
 
@@ -221,7 +247,7 @@ def _carry_out(service: Service, command: str, name: str) -> Reply:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/models", "/health", "/ready", "/version", "/metrics", "/admin/v1/status", "/openapi.json"]
+    "path", ["/v1/models", "/health", "/ready", "/version", "/metrics", "/admin/v1/status", PREDICTOR, "/openapi.json"]
 )
 def test_what_is_only_read(service: Service, path: str) -> None:
     reply = service.send("GET", path)

@@ -25,7 +25,7 @@ async def ask(service: Service) -> list[httpx.Response]:
         replies.append(await service.complete(prompt=[TOLD] * 2, n=2, stop=[TOLD], stream=stream))
         messages = [{"role": "user", "content": TOLD}]
         tools = [{"function": {"name": "f", "description": TOLD}}]
-        replies.append(await service.chat(messages=messages, stream=stream, tools=tools))
+        replies.append(await service.chat(messages=messages, stream=stream, tools=tools, tool_choice="none"))
     return replies
 
 

@@ -84,7 +84,10 @@ async def test_prefill_instances_take_turns(model_folder: Path) -> None:
         gateway = await started(Gateway(configuration(fakes), model_folder))
         for _ in range(4):
             await Client(gateway, 3).finish()
-        assert [len(fake.asked) for fake in fakes] == [2, 2, 4]
+        *prefill, decode = [len(fake.asked) for fake in fakes]
+        # Not always two each: one that has just answered more slowly is passed over.
+        assert sum(prefill) == decode == 4
+        assert min(prefill) >= 1
         await gateway.stop()
 
 
@@ -210,7 +213,7 @@ async def test_an_unknown_preset(gateway: Gateway) -> None:
     with pytest.raises(ValueError, match="unknown preset 'fast'"):
         gateway.controller.use_preset("fast")
     assert gateway.controller.preset == "off"
-    assert gateway.sampling_defaults == {"top_p": 0.9}
+    assert gateway.generation_defaults.parameters == {"top_p": 0.9}
 
 
 async def test_the_attempts_of_a_request_are_configured(fakes: list[FakeInstance], model_folder: Path) -> None:

@@ -20,6 +20,7 @@ class Output:
     finish_reason: str | None = None
     stop_reason: Any = None
     usage: dict[str, int] | None = None
+    cached_tokens: int | None = None
     error: dict[str, Any] | None = None
     logprobs: list[Any] = field(default_factory=list)
     done: bool = False
@@ -49,7 +50,9 @@ class Client:
         """Return a whole reply."""
         async with self.http.post(f"{self.url}/v1/completions", json=self.body(prompt, tokens, **more)) as reply:
             assert reply.status == 200, await reply.text()
-            return await reply.json()
+            found: dict[str, Any] = await reply.json()
+        details = found["usage"].pop("prompt_tokens_details", {})
+        return {**found, "cached_tokens": details.get("cached_tokens")}
 
     def stream(self, name: str, prompt: Any, tokens: int, **more: Any) -> tuple[Output, "asyncio.Task[Output]"]:
         """Start a stream; the output fills while it runs."""
@@ -66,7 +69,9 @@ class Client:
                     continue
                 chunk = json.loads(line[6:])
                 output.error = chunk.get("error", output.error)
-                output.usage = chunk.get("usage") or output.usage
+                if usage := chunk.get("usage"):
+                    output.cached_tokens = usage.pop("prompt_tokens_details", {}).get("cached_tokens")
+                    output.usage = usage
                 for choice in chunk.get("choices", []):
                     output.token_ids += choice["token_ids"]
                     output.text += choice["text"]

@@ -12,7 +12,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from ares.engine.defaults import free_port, local_flags
+from ares.engine.defaults import local_flags
+from ares.free_ports import free_port
 from ares.local_cluster import cluster as local
 from tests.integration.client import Client
 from tests.integration.tiny_model import build
@@ -22,7 +23,11 @@ pytest.importorskip("vllm", reason="needs vLLM: the cpu or vllm extra")
 FOLDER = Path(__file__).parent
 # 128 blocks of 128 tokens on each instance: small enough for a test to fill.
 TINY_FLAGS = ("--dtype", "float32", "--max-model-len", "4096", "--kv-cache-memory-bytes", "16M")
+# They act on the gateway; the instances' own API answers without them.
+GATEWAY_FLAGS = ("--enable-prompt-tokens-details", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 STOCK, GPU_DEFAULTS = "v1", "v2-async"
+# Instances of the tests start in half the time so; `ares up` and restarts are tested as a user has them.
+FORKED = "ares_dev.forked_engine"
 RECORDINGS = "recordings"
 
 
@@ -44,7 +49,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if FOLDER in item.path.parents:
             item.add_marker(pytest.mark.engines)
-    items.sort(key=lambda item: (row_of(item) == GPU_DEFAULTS, "test_instance_death" in item.path.name))
+    # Tests of one file stay together, on the shared cluster or not: its own instances are started once.
+    items.sort(key=lambda item: (row_of(item) == GPU_DEFAULTS, "test_instance_death" in item.path.name, item.path))
 
 
 def row_of(item: pytest.Item) -> str | None:
@@ -78,7 +84,9 @@ def cluster(
         preset="off",
         log_folder=logs,
         worker_flags=("--drain-deadline", "30", *(recorder if request.param == GPU_DEFAULTS else ())),
-        vllm_flags=tuple(local_flags(list(TINY_FLAGS))),
+        # A gateway that parses takes seconds to start.
+        vllm_flags=tuple(local_flags([*TINY_FLAGS, *(GATEWAY_FLAGS if request.param == STOCK else ())])),
+        worker_module=FORKED,
     )
     with pytest.MonkeyPatch.context() as patch:
         if request.param == GPU_DEFAULTS:

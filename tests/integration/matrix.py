@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from unittest import mock
 
-from ares.engine.defaults import free_port, local_flags
+from ares.engine.defaults import local_flags
+from ares.free_ports import free_port
 from ares.local_cluster import cluster as local
 from tests.integration import matrix_models
 
@@ -129,6 +130,8 @@ def running(row: Row, base: Path, folder: Path) -> Iterator[local.Cluster]:
         preset="off",
         log_folder=folder / "logs",
         vllm_flags=tuple(local_flags(flags)),
+        # Engines of one rank; those of several start their workers as vLLM does it.
+        worker_module="ares" if row.ranks > 1 else "ares_dev.forked_engine",
     )
     recorder = ("--record-hidden-states", str(folder / "states"), "--record-fraction", "1") if row.records else ()
     cores = local.core_bindings(1, settings.decode, sorted(os.sched_getaffinity(0)))

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ares.engine.defaults import free_port
+from ares.free_ports import free_port
 from ares.local_cluster import cluster as local
 from ares_dev.chaos.command import expected_of_real
 from ares_dev.chaos.plan import Plan, make_plan

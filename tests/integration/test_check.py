@@ -9,7 +9,7 @@ from tests.integration.client import Client
 
 async def test_a_cluster_passes_with_equal_tokens_on_every_pair(cluster: local.Cluster, client: Client) -> None:
     urls = [url for worker in cluster.workers for url in worker.instances.values()]
-    report = await run(Plan(urls=urls, outputs=2, tokens=48))
+    report = await run(Plan(urls=urls, outputs=2, tokens=200))
     rows = {(row.group, row.check): row for row in report.rows}
     assert [row for row in report.rows if row.outcome in (Outcome.FAIL, Outcome.WARN)] == []
     for check in ("prefill-0 -> decode-1", "decode-0 -> decode-1", "decode-1 -> decode-0"):

@@ -8,15 +8,17 @@ import pytest
 
 from ares.local_cluster import cluster as local
 from tests.integration.client import Client
+from tests.integration.conftest import FORKED
 
 PROMPT = list(range(400, 600))
 LENGTH = 400
 
 
 def again(process: local.ManagedProcess) -> subprocess.Popen[bytes]:
-    """Start a process as it was started."""
+    """Start a process again, as a user starts it."""
+    arguments = ["ares" if word == FORKED else word for word in process.command]
     with process.log.open("ab") as sink:
-        return subprocess.Popen(process.popen.args, stdout=sink, stderr=sink, process_group=0)
+        return subprocess.Popen(arguments, stdout=sink, stderr=sink, process_group=0)
 
 
 async def decodes_on(client: Client, name: str) -> bool:

@@ -1,6 +1,7 @@
 """What can go wrong in a hand-over: each case ends with the request finished, or running where it was."""
 
 import asyncio
+from collections import Counter
 
 import pytest
 
@@ -15,21 +16,25 @@ async def test_a_stop_token_in_the_hand_over(client: Client) -> None:
     whole = (await client.complete(PROMPT, 60))["choices"][0]["token_ids"]
     stop_at = next(n for n in range(30, 60) if whole[n] not in whole[:n])
     expected = await client.complete(PROMPT, 60, stop_token_ids=[whole[stop_at]])
-    outcomes = set()
+    outcomes: Counter[object] = Counter()
+    early = 3  # tokens before the stop at which the order is given: the two come ever closer
     for attempt in range(40):
         name = f"eos-{attempt}"
         output, task = client.stream(name, PROMPT, 60, stop_token_ids=[whole[stop_at]])
-        await output.reach(stop_at - attempt % 6)
+        await output.reach(max(1, stop_at - early))
         row = await client.row(name)
         if row is not None and row["instance"] is not None:
             code, record = await client.migrate(name, "decode-0" if row["instance"] != "decode-0" else "decode-1")
-            outcomes.add(record.get("outcome", code))
+            outcomes[record.get("outcome", code)] += 1
+            early = max(0, early - 1) if record.get("outcome") == "moved" else early + 3
+        else:
+            early += 3
         result = await task
         assert result.token_ids == expected["choices"][0]["token_ids"]
         assert result.finish_reason == "stop"
         assert result.stop_reason == whole[stop_at]
         assert result.usage == expected["usage"]
-        if {"moved", "finished_first"} <= outcomes:
+        if outcomes["moved"] >= 2 and outcomes["finished_first"] >= 2:
             break
     assert "finished_first" in outcomes, f"the race was never lost: {outcomes}"
 

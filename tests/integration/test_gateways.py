@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 
-from ares.engine.defaults import free_port
+from ares.free_ports import free_port
 from ares.local_cluster import cluster as local
 from tests.integration.client import Client
 from tests.waiting import eventually_found

@@ -5,7 +5,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from ares.engine.defaults import free_port, local_flags
+from ares.engine.defaults import local_flags
+from ares.free_ports import free_port
 from ares.local_cluster import cluster as local
 from ares.policy.kv_layout import KvGroup, KvLayout
 from tests.integration.client import Client

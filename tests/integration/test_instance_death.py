@@ -11,7 +11,7 @@ from ares.local_cluster import cluster as local
 from tests.integration.client import Client
 
 PROMPT = list(range(300, 600))
-LENGTH = 2000
+LENGTH = 1200
 
 
 def processes(cluster: local.Cluster, name: str) -> list[int]:
@@ -59,10 +59,10 @@ async def test_streams_outlive_a_frozen_instance_and_it_comes_back(client: Clien
 @pytest.mark.gpu_defaults
 async def test_streams_outlive_their_instance(client: Client, cluster: local.Cluster) -> None:
     length = 150 if client.slow else LENGTH
-    expected = (await client.complete(PROMPT, length))["choices"][0]["token_ids"]
     # State that vLLM keeps beside the tokens comes to life again too.
     state = {"seed": 4, "temperature": 1.0, "presence_penalty": 0.5}
-    stateful = (await client.complete(PROMPT, length, **state))["choices"][0]["token_ids"]
+    whole = await asyncio.gather(client.complete(PROMPT, length), client.complete(PROMPT, length, **state))
+    expected, stateful = (reply["choices"][0]["token_ids"] for reply in whole)
     streams = [client.stream(f"survivor-{n}", PROMPT, length, **(state if n == 0 else {})) for n in range(6)]
     for output, _ in streams:
         await output.reach(20)

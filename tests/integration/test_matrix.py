@@ -86,13 +86,18 @@ def test_convolutions_are_refused_before_they_are_loaded(tiny_model: Path, tmp_p
 
 
 async def recorded_once(states: Path, outputs: int) -> None:
-    """Check that the ranks of an instance record each of its outputs once."""
+    """Check that an instance records each state of its outputs once, and not once a rank."""
 
-    def requests() -> list[str]:
-        return [name for file in shards.files(states) for name in shards.read(file).requests]
+    def found() -> list[tuple[str, int]]:
+        read = [shards.read(file) for file in shards.files(states)]
+        return [
+            (shard.requests[output], position)
+            for shard in read
+            for output, position in zip(*(shard.tensors[n].tolist() for n in ("output", "position")), strict=True)
+        ]
 
-    await eventually(lambda: len(requests()) >= outputs, 60)
-    assert len(set(requests())) == len(requests())
+    await eventually(lambda: len({request for request, _ in found()}) >= outputs, 60)
+    assert len(set(found())) == len(found())
 
 
 def record(name: str, figures: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from ares.local_cluster import cluster as local
 from ares.predictor import checkpoint, dataset, shards
 from ares.predictor.networks import HazardNetwork
 from ares.protocol import messages, rpc
-from tests.integration.conftest import GPU_DEFAULTS, TINY_FLAGS, recordings, row_of
+from tests.integration.conftest import FORKED, GPU_DEFAULTS, TINY_FLAGS, recordings, row_of
 
 HIDDEN = 128
 
@@ -91,7 +91,8 @@ def predicting(
     folder = tmp_path_factory.mktemp("predicting")
     make_checkpoint(folder / "p.safetensors", str(tiny_model))
     flags = ("--predictor", folder / "p.safetensors", "--record-hidden-states", folder / "rec", "--record-fraction", 1)
-    settings = local.ClusterSettings(model=str(tiny_model), vllm_flags=tuple(local_flags(list(TINY_FLAGS))))
+    vllm_flags = tuple(local_flags(list(TINY_FLAGS)))
+    settings = local.ClusterSettings(model=str(tiny_model), vllm_flags=vllm_flags, worker_module=FORKED)
     with local.workers_only(settings) as cluster:
         cluster.start_worker("predicting", "both", None, tuple(map(str, flags)))
         cluster.await_workers()

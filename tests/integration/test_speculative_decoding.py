@@ -18,7 +18,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from ares.engine.defaults import free_port, local_flags
+from ares.engine.defaults import local_flags
+from ares.free_ports import free_port
 from ares.local_cluster import cluster as local
 from ares.predictor import shards
 from ares.protocol import messages

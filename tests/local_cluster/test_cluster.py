@@ -22,20 +22,25 @@ import pytest
 from rich.console import Console
 
 from ares.addresses import AddressError
+from ares.free_ports import free_port
 from ares.local_cluster import cluster as local
 from ares.local_cluster.cluster import ClusterError, ClusterSettings, core_bindings, running, workers_only
+from tests.certificates import self_signed
 
 pytestmark = pytest.mark.timeout(30)
 
 SCRIPT = """\
-import http.server, json, os, signal, socket, subprocess, sys, time, urllib.request
+import http.server, json, os, signal, socket, ssl, subprocess, sys, time, urllib.request
 from pathlib import Path
 
 kind, *rest = sys.argv[3:]
 given = dict(zip(rest, rest[1:]))
-name = given.get("--name", "gateway")
+name = given.get("--name", "learner" if kind == "predictor" else "gateway")
 folder = Path(os.environ["FAKE_FOLDER"])
 (folder / f"{name}.pid").write_text(str(os.getpid()))
+(folder / f"{name}.command").write_text(json.dumps([kind, *rest]))
+if name == "learner":
+    time.sleep(1000)
 (folder / f"{name}.port").write_text(given["--port"])
 print("\\n".join(f"{name}: line {n}" for n in range(100)), flush=True)
 if os.environ.get("FAKE_DIES") == name:
@@ -66,14 +71,13 @@ host = given.get("--host", "127.0.0.1")
 class Server(http.server.ThreadingHTTPServer):
     address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
-Server((host, int(given["--port"])), Handler).serve_forever()
+server = Server((host, int(given["--port"])), Handler)
+if name == "gateway" and "FAKE_TLS" in os.environ:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(os.environ["FAKE_TLS"])
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def alive(pid: int) -> bool:
@@ -87,7 +91,9 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.settings = ClusterSettings(model="m", port=free_port(), log_folder=folder / "logs", stop_timeout_s=1.0)
+        self.settings = ClusterSettings(
+            model="m", port=free_port("127.0.0.1"), log_folder=folder / "logs", stop_timeout_s=1.0
+        )
 
     def started(self) -> dict[str, int]:
         return {path.stem: int(path.read_text()) for path in self.folder.glob("*.pid") if path.read_text()}
@@ -271,6 +277,18 @@ def test_an_ipv6_endpoint_has_brackets(stage: Stage, host: str) -> None:
         pytest.skip("no IPv6 on this machine")
     with running(dataclasses.replace(stage.settings, host=host), quiet()) as cluster:
         assert cluster.url == f"http://[::1]:{stage.settings.port}"
+
+
+def test_a_gateway_with_a_certificate_for_another_name_is_found_ready(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = self_signed(tmp_path, "DNS:ares.example")
+    both = tmp_path / "both.pem"
+    both.write_text(certificate.read_text() + key.read_text())
+    monkeypatch.setenv("FAKE_TLS", str(both))
+    with running(dataclasses.replace(stage.settings, tls=True), quiet()) as cluster:
+        assert cluster.url == f"https://127.0.0.1:{stage.settings.port}"
+        assert all(process.ready() for process in cluster.processes)
 
 
 # --- failures ---

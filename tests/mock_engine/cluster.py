@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 
-from ares.engine.defaults import free_ports
+from ares.free_ports import free_ports
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool import instance as gateway
 from ares.gateway.pool.generate import Delta, http_client

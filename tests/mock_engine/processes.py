@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ares.config import GatewayConfig
-from ares.engine.defaults import free_ports
+from ares.free_ports import free_ports
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import Delta
 from ares.gateway.service import Gateway

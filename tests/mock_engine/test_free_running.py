@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ares.bench import sse
-from ares.engine.defaults import free_ports
+from ares.free_ports import free_ports
 from ares.mock_engine.free_running import FreeRunningInstance
 from ares.mock_engine.http import Connection
 from ares.mock_engine.settings import Identity

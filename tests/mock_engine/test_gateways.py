@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from rich.console import Console
 
-from ares.engine.defaults import free_port
+from ares.free_ports import free_port
 from ares.local_cluster import cluster as local
 from ares.mock_engine import model as mock_model
 from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures

@@ -19,8 +19,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ares.cli.main import app
-from ares.engine.defaults import free_ports
 from ares.engine.drain import OwnControlChannel
+from ares.free_ports import free_ports
 from ares.gateway.pool.generate import http_client
 from ares.gateway.pool.pool import Pool
 from ares.mock_engine.serve import Server, identities

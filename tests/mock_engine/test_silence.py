@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from ares.config import GatewayConfig
-from ares.engine.defaults import free_ports
+from ares.free_ports import free_ports
 from ares.gateway.service import Gateway
 from ares.gateway.tuning import Tuning
 from ares.mock_engine import model as mock_model

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from ares.engine.defaults import free_port
+from ares.free_ports import free_port
 from ares.local_cluster import cluster as local
 from ares.local_cluster.supervision import Supervisor
 from ares.mock_engine import model as mock_model

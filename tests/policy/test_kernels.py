@@ -77,7 +77,10 @@ def test_the_forecast_has_the_same_bits(cluster: Cluster, shape: tuple[int, int]
 def test_the_moves_are_the_same(cluster: Cluster, name: str, theta: float, budget: int) -> None:
     settings = REBALANCERS[name].Settings(theta=theta, minimum_gain=1e-6, amortise=0.5, moves_per_round=budget)
     policy = rebalancer(name, settings)
-    assert policy.decide(cluster) == plain(cluster, policy)
+    got, expected = policy.decide(cluster), plain(cluster, policy)
+    # Compiled code may add in another order, so that a gain differs in its last bit.
+    assert [replace(move, gain=0.0) for move in got] == [replace(move, gain=0.0) for move in expected]
+    assert [move.gain for move in got] == pytest.approx([move.gain for move in expected], rel=1e-12)
 
 
 @settings(max_examples=200)

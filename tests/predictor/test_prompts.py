@@ -130,3 +130,12 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: str | 
     with pytest.raises(PredictorError, match=name.replace(".", r"\.")) as caught:
         read(tmp_path, name, content)
     assert said in str(caught.value)
+
+
+def test_behind_a_system_prompt_a_prompt_is_another_one() -> None:
+    plain = prompts.Prompt.of("How many?")
+    first, second = plain.behind("Be brief."), plain.behind("Explain.")
+    assert plain.behind(None) == plain
+    assert len({plain.id, first.id, second.id}) == 3
+    assert plain.text == first.text == second.text
+    assert first == plain.behind("Be brief.")

@@ -2,6 +2,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from ares.predictor import dataset, shards
 from ares.predictor.errors import PredictorError
@@ -31,6 +33,67 @@ def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(PredictorError, match=f"{file.name}: not a whole shard"):
         dataset.load(tmp_path)
+
+
+def of_an_earlier_version(file: Path) -> None:
+    """Rewrite a shard without the metadata that earlier versions did not have."""
+    with safe_open(file, framework="numpy") as opened:
+        metadata = {name: text for name, text in opened.metadata().items() if name not in {"outcomes", "limits"}}
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+    file.write_bytes(save(tensors, metadata))
+
+
+def test_shards_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    states = [np.ones(HIDDEN, np.float16)]
+    made = [
+        Output("stop", "a", [5, 6], [7] * 30, False, [0], states),
+        Output("limit", "b", [5, 6], [7] * 200, True, [0], states),
+        Output("left", "c", [5, 6], [7] * 30, True, [0], states),
+    ]
+    file = shards.write(tmp_path, source(), made)
+    of_an_earlier_version(file)
+    assert [str(outcome) for outcome in shards.read(file).outcomes] == ["stop", "limit", "left"]
+    pairs = dataset.load(tmp_path)
+    assert pairs.outcomes == ("stop", "limit", "left")
+    assert pairs.censored.tolist() == [False, True, True]
+    assert pairs.limits.tolist() == [200] * 3
+
+
+def test_token_ids_are_optional(tmp_path: Path) -> None:
+    shard = shards.read(shards.write(tmp_path, source(), outputs(), token_ids=False))
+    assert not shard.has_token_ids
+    assert shard.tensors["output_tokens"].size == shard.tensors["prompt_tokens"].size == 0
+    assert shard.tensors["output_length"].tolist() == [33]
+    pairs = dataset.load(tmp_path)
+    assert pairs.remaining.tolist() == [33, 13]
+    with pytest.raises(PredictorError, match="the noise floor needs token ids, which were not recorded for 1 of 1"):
+        pairs.require_token_ids("the noise floor")
+
+
+def test_token_ids_that_are_there_are_enough(tmp_path: Path) -> None:
+    assert shards.read(shards.write(tmp_path, source(), outputs())).has_token_ids
+    dataset.load(tmp_path).require_token_ids("the noise floor")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("outcomes", '["ended"]', "not a valid Outcome"),
+        ("outcomes", '["running"]', "contradict"),
+        ("outcomes", "[]", "list of 1"),
+        ("limits", "[1.5]", "whole numbers"),
+        ("limits", "[-1]", "whole numbers"),
+        ("limits", "[5, 5]", "list of 1"),
+        ("limit", "32", "an output of 33 tokens, the limit is 32"),
+    ],
+)
+def test_contradictions_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
+    file = shards.write(tmp_path, source(), outputs())
+    with safe_open(file, framework="numpy") as opened:
+        metadata, tensors = opened.metadata(), {n: opened.get_tensor(n) for n in opened.keys()}  # noqa: SIM118 - no map
+    file.write_bytes(save(tensors, metadata | {name: text}))
+    with pytest.raises(PredictorError, match=message):
+        shards.read(file)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

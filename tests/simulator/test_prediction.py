@@ -1,13 +1,17 @@
 """What the simulator expects of requests: a predictor's errors, or residual life."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ares.gateway.control.lengths import LengthHistory
+from ares.gateway.session.traits import Traits
 from ares.policy import preset
 from ares.policy.admission.state import WAITING
+from ares.policy.length_cells import request_keys
 from ares.policy.residual_life import REMEMBERED
 from ares.simulator.admission import refresh_and_admit
 from ares.simulator.cluster import Simulation
@@ -16,6 +20,7 @@ from ares.simulator.loop import handle_events
 from ares.simulator.prediction import predict
 from ares.simulator.queues import record_finish
 from ares.simulator.state import FINISHED, State, allocate
+from ares.traces.workload import NO_TEMPLATE, Workload
 from tests.simulator.test_reference import small, workload
 
 
@@ -89,12 +94,61 @@ def test_a_run_goes_on_from_the_outputs_that_had_ended_before() -> None:
     assert got.tolist() == [min(q, 320.0) for q in history.remaining(0)]
 
 
-def until(moment: float, error: str, change: np.ndarray | None = None) -> State:
-    """Run a cluster that is too small for its load up to a moment; `change` is added to the outputs."""
+def test_length_curves_are_the_gateways() -> None:
+    """By the same cells: of prompt lengths and of templates, whichever have at least two outputs."""
+    random = np.random.default_rng(4)
+    count = 400
+    template = random.integers(0, 3, count)
+    prompts = random.choice([20, 300, 301, 4000], count)
+    outputs = np.where(template == 0, 40, prompts) + random.integers(1, 20, count)
+    templates = np.stack([template, np.where(template == 2, 100 + np.arange(count), -1)], axis=1)
+    arrival = np.arange(count) * 0.1
+    work = Workload("made", arrival, prompts, outputs, templates=templates)
+    error = ERROR_MODELS["length-curves"]
+    simulation = Simulation(work, [small(90_000)], [small(90_000)], preset("ares"), "ares", error)
+    simulation.ended_before, simulation.limit_tokens = [70, 80, 90], 10_000
+    state, history, got = simulation.build(), LengthHistory(), np.empty(3)
+    for length in simulation.ended_before:
+        history.add(length)
+    traits = [
+        Traits(request_keys(int(tokens), [int(one) for one in row if one != NO_TEMPLATE]))
+        for tokens, row in zip(prompts, templates, strict=True)
+    ]
+    for request in range(count - 20):
+        record_finish(state, request, float(request))
+        history.add(int(outputs[request]), traits[request])
+        if request % 40 == 0:
+            for asked in range(count - 20, count):
+                for generated in (0, 30, 500):
+                    predict(state, asked, generated, got)
+                    expected = history.remaining(generated, traits[asked])
+                    assert got.tolist() == [min(max(q, 1.0), 10_000 - generated) for q in expected]
+    short, long = (next(n for n in range(count - 20, count) if (template[n] == 0) == is_short) for is_short in (1, 0))
+    predict(state, short, 0, got)
+    assert 40 <= got[1] <= 60
+    predict(state, long, 0, got)
+    assert abs(got[1] - prompts[long]) < 0.1 * prompts[long] + 20
+
+
+def test_by_length_curves_the_queue_stays_sorted() -> None:
+    state = until(30.0, "length-curves", before=[100] * 1500)
+    waiting = state.order[: state.current.queue_size]
+    assert len(waiting) > 10
+    assert len(np.unique(state.observed_remaining[waiting], axis=0)) > 1
+    places = list(zip(state.rank[waiting], state.ttft_missed[waiting], state.queue_key[waiting], strict=True))
+    assert places == sorted(places)
+
+
+def until(moment: float, error: str, change: np.ndarray | None = None, before: Sequence[int] = ()) -> State:
+    """Run a cluster that is too small for its load up to a moment, after outputs of these lengths have ended.
+
+    `change` is added to the outputs.
+    """
     work = workload(3, 150, 20.0)
     simulation = Simulation(
         work, [small(2000)] * 2, [small(4000)] * 2, preset("ares"), "ares", ERROR_MODELS[error], 0.25
     )
+    simulation.ended_before = before
     state = simulation.build()
     if change is not None:
         state.output[:] += change
@@ -128,6 +182,21 @@ def test_who_waits_is_expected_to_go_on_as_the_newest_outputs_did() -> None:
     np.testing.assert_array_equal(state.observed_remaining[waiting], np.tile(quantiles, (len(waiting), 1)))
     punctual = waiting[state.ttft_missed[waiting] == 0]
     assert (np.diff(state.prompt[punctual]) >= 0).all(), "the same is expected of all: the shortest prompt is first"
+
+
+def test_while_many_requests_run_for_each_that_has_ended_all_are_taken_alike() -> None:
+    state = until(30.0, "length-curves")
+    waiting = state.order[: state.current.queue_size]
+    assert 0 < state.current.finished < 8 * (state.current.next_arrival - state.current.finished)
+    assert len(np.unique(state.observed_remaining[waiting], axis=0)) == 1
+
+
+def test_length_curves_never_look_ahead() -> None:
+    first = until(30.0, "length-curves", before=[100] * 1500)
+    running = (first.status != FINISHED).astype(np.int64)
+    second = until(30.0, "length-curves", 37 * running, before=[100] * 1500)
+    np.testing.assert_array_equal(first.status, second.status)
+    np.testing.assert_array_equal(first.observed_remaining, second.observed_remaining)
 
 
 @pytest.mark.parametrize("name", ["static-least-loaded", "ares"])

@@ -43,6 +43,32 @@ def test_formats_agree(tmp_path: Path, name: str, text: str) -> None:
     same_requests(read_trace(path))
 
 
+def test_the_beginnings_of_prompts_are_read_where_a_trace_has_them(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    path.write_text(AZURE)
+    assert read_trace(path).templates is None
+    blocks = ([0, 1, 2], [0], [0, 1, 3], [5, 1])
+    row = '{{"timestamp": {time}, "input_length": 9, "output_length": 5, "hash_ids": {blocks}}}\n'
+    # Later in the file and earlier in time: the order is that of the arrivals.
+    path.write_text("".join(row.format(time=9 - n, blocks=ids) for n, ids in enumerate(blocks)))
+    work = read_trace(path)
+    assert work.templates is not None
+    fourth, third, second, first = work.templates.tolist()
+    assert first == third != fourth
+    assert second == [first[0], -1]
+    assert fourth[1] not in {first[1], -1}
+    np.testing.assert_array_equal(work.repeated(6).templates, work.templates[[0, 1, 2, 3, 0, 1]])
+    np.testing.assert_array_equal(work.at_rate(2.0).templates, work.templates)
+
+
+@pytest.mark.parametrize("blocks", ['"0"', "[0, null]", "[[1]]", "7"])
+def test_beginnings_that_are_no_numbers_are_refused(tmp_path: Path, blocks: str) -> None:
+    path = tmp_path / "trace"
+    path.write_text(f'{{"timestamp": 0, "input_length": 9, "output_length": 5, "hash_ids": {blocks}}}\n')
+    with pytest.raises(TraceError, match=r"trace:1: hash_ids"):
+        read_trace(path)
+
+
 def same_requests(work: Workload) -> None:
     np.testing.assert_allclose(work.arrival_s, [0.0, 1.5])
     np.testing.assert_array_equal(work.prompt_tokens, [374, 396])

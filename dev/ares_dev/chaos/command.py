@@ -21,6 +21,7 @@ from ares.mock_engine import model as mock_model
 from ares.models import resolve as models
 from ares.models.resolve import DEFAULT_MODEL
 from ares.terminal.signals import signal_as_interrupt
+from ares.text_files import read_text
 from ares_dev.chaos.plan import STATEFUL, Plan, RequestPlan, Shape, make_plan
 from ares_dev.chaos.run import Expected, executed_plan_file, run_plan
 
@@ -127,7 +128,7 @@ def command(
     )
     plans = [make_plan(seed + n, shape) for n in range(runs)]
     if plan_file is not None:
-        plans = [msgspec.json.decode(plan_file.read_bytes(), type=Plan)]
+        plans = [msgspec.json.decode(read_text(plan_file), type=Plan)]
     if show_plan:
         typer.echo(msgspec.json.format(msgspec.json.encode(plans[0]), indent=2))
         return

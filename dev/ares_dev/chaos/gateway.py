@@ -93,13 +93,13 @@ def main() -> None:
     serve, build = names["serve"], names["build"]
     injector = telemetry_faults.TelemetryFaultInjector()
 
-    def serve_on_loopback(config: GatewayConfig) -> None:
+    def serve_on_loopback(config: GatewayConfig, *arguments: Any) -> None:
         if config.host not in _LOOPBACK:
             raise ConfigError(f"a gateway that fails on purpose serves loopback only, not {config.host}")
-        serve(config)
+        serve(config, *arguments)
 
-    def build_with_faults(config: GatewayConfig, folder: Path) -> FastAPI:
-        app: FastAPI = build(config, folder)
+    def build_with_faults(config: GatewayConfig, folder: Path, **options: Any) -> FastAPI:
+        app: FastAPI = build(config, folder, **options)
         telemetry_faults.add_route(app, injector)
         lifespan = app.router.lifespan_context
 

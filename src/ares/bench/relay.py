@@ -7,8 +7,8 @@ client takes as little of the machine as it can.
 import contextlib
 import importlib.metadata
 import os
+import shlex
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -30,6 +30,7 @@ from ares.bench import sse
 from ares.bench.environment import describe, write
 from ares.bench.options import JsonFile
 from ares.bench.percentiles import percentiles
+from ares.free_ports import free_port
 from ares.models import resolve as models
 from ares.models.resolve import DEFAULT_MODEL
 from ares.terminal import tables
@@ -62,6 +63,7 @@ class _Plan:
     interval_ms: float
     repeats: int
     first_tokens: int
+    parsers: str | None = None
 
 
 @dataclass(slots=True)
@@ -71,6 +73,7 @@ class _System:
     name: str
     port: int
     process: "psutil.Process"
+    parses: bool = False
     cpu_s: dict[str, list[float]] = field(default_factory=lambda: {mode: [] for mode in _MODES})
     chunks_per_read: dict[str, list[float]] = field(default_factory=lambda: {mode: [] for mode in _MODES})
     first_token_s: list[float] = field(default_factory=list)
@@ -96,6 +99,13 @@ def command(
     first_tokens: Annotated[
         int, typer.Option(min=1, help="Single streams in a run, for the time to first token.")
     ] = 40,
+    parsers: Annotated[
+        str | None,
+        typer.Option(
+            help="Flags of parsers, such as '--tool-call-parser hermes --enable-auto-tool-choice': measure a second "
+            "gateway with them as well, by requests that have a tool."
+        ),
+    ] = None,
     router: Annotated[Path | None, typer.Option(help="PyPI's vllm-router executable, to be measured as well.")] = None,
     model: Annotated[str, typer.Option(help="Hugging Face id or folder of the model to imitate.")] = DEFAULT_MODEL,
     json_file: JsonFile = None,
@@ -110,7 +120,8 @@ def command(
     console = Console()
     if router is None:
         console.print("no --router given: only the gateway of ARES is measured")
-    plan = _Plan(model, streams, {"as_fast_as_read": tokens, "paced": paced_tokens}, interval_ms, repeats, first_tokens)
+    counts = {"as_fast_as_read": tokens, "paced": paced_tokens}
+    plan = _Plan(model, streams, counts, interval_ms, repeats, first_tokens, parsers)
     try:
         systems = _run(plan, router, console)
     except (BenchError, sse.StreamError) as error:
@@ -137,10 +148,12 @@ def _run(plan: _Plan, router: Path | None, console: Console) -> dict[str, Any]:
         mocks = {role: stack.enter_context(_mock(role, folder, plan.model, logs)) for role in ("prefill", "decode")}
         ports = {role: mock.port for role, mock in mocks.items()}
         systems = [stack.enter_context(_gateway(ports, plan.model, logs))]
+        if plan.parsers is not None:
+            systems.append(stack.enter_context(_gateway(ports, plan.model, logs, plan.parsers)))
         if router is not None:
             systems += [stack.enter_context(_router(router, ports, mode, logs)) for mode in ("prefill-decode", "plain")]
         for system in systems:  # a warm-up run of everything
-            uvloop.run(_read_streams(system.port, plan.model, plan.streams, 50))
+            uvloop.run(_read_streams(system, plan.model, plan.streams, 50))
         direct = mocks["decode"]
         for n in range(plan.repeats):
             console.print(f"repeat {n + 1} of {plan.repeats}", style="dim")
@@ -151,14 +164,14 @@ def _run(plan: _Plan, router: Path | None, console: Console) -> dict[str, Any]:
             _pace(direct, 0.0)
             for _ in range(plan.first_tokens):
                 for system in (direct, *systems):
-                    (reply,) = uvloop.run(_read_streams(system.port, plan.model, 1, _FIRST_TOKENS))
+                    (reply,) = uvloop.run(_read_streams(system, plan.model, 1, _FIRST_TOKENS))
                     system.first_token_s.append(_first_token_s(reply))
         return {system.name: _figures(system, direct) for system in systems}
 
 
 def _measure(system: _System, mode: str, model: str, streams: int, tokens: int) -> None:
     before = system.cpu()
-    replies = uvloop.run(_read_streams(system.port, model, streams, tokens))
+    replies = uvloop.run(_read_streams(system, model, streams, tokens))
     spent = system.cpu() - before
     system.cpu_s[mode].append(spent / (streams * tokens) * 100_000)
     events = streams * (tokens + _OTHER_EVENTS)
@@ -166,11 +179,12 @@ def _measure(system: _System, mode: str, model: str, streams: int, tokens: int) 
     system.observe_memory()
 
 
+_TOOL = {"type": "function", "function": {"name": "search", "parameters": {"type": "object", "properties": {}}}}
 # The event with the role, and `[DONE]`.
 _OTHER_EVENTS = 2
 
 
-async def _read_streams(port: int, model: str, streams: int, tokens: int) -> list[sse.RawReply]:
+async def _read_streams(system: _System, model: str, streams: int, tokens: int) -> list[sse.RawReply]:
     """Read chat streams concurrently, and check that every token arrived.
 
     Raises
@@ -185,9 +199,10 @@ async def _read_streams(port: int, model: str, streams: int, tokens: int) -> lis
         "temperature": 0,
         "ignore_eos": True,
         "stream": True,
+        **({"tools": [_TOOL]} if system.parses else {}),
     }
     request = sse.request_bytes("/v1/chat/completions", body)
-    replies = await sse.read_at_once([request] * streams, [port], _GRACE_S + tokens)
+    replies = await sse.read_at_once([request] * streams, [system.port], _GRACE_S + tokens)
     for reply in replies:
         if not reply.complete:
             begin = b"".join(reply.data)[:500]
@@ -213,25 +228,30 @@ def _first_token_s(reply: sse.RawReply) -> float:
 
 @contextlib.contextmanager
 def _mock(role: str, folder: Path, model: str, logs: Path) -> Iterator[_System]:
-    port = _free_port()
+    port = free_port("127.0.0.1")
     command = [sys.executable, "-m", "ares.mock_engine.free_running", "--role", role, "--port", str(port)]
     command += ["--folder", str(folder), "--model", model]
     yield from _served(f"mock {role}", command, port, logs, "/version", ["mock"])
 
 
 @contextlib.contextmanager
-def _gateway(ports: dict[str, int], model: str, logs: Path) -> Iterator[_System]:
-    port = _free_port()
+def _gateway(ports: dict[str, int], model: str, logs: Path, parsers: str | None = None) -> Iterator[_System]:
+    port = free_port("127.0.0.1")
     command = [sys.executable, "-m", "ares", "gateway", "--model", model, "--port", str(port)]
     for mock in ports.values():
         command += ["--worker", f"http://127.0.0.1:{mock}"]
-    yield from _served("ares", command, port, logs, "/version", [f"mock-{role}" for role in ports])
+    command += shlex.split(parsers or "")
+    name = "ares" if parsers is None else "ares with parsers"
+    for system in _served(name, command, port, logs, "/version", [f"mock-{role}" for role in ports]):
+        system.parses = parsers is not None
+        yield system
 
 
 @contextlib.contextmanager
 def _router(router: Path, ports: dict[str, int], mode: str, logs: Path) -> Iterator[_System]:
-    port = _free_port()
-    command = [str(router), "--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(_free_port())]
+    port = free_port("127.0.0.1")
+    command = [str(router), "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--prometheus-port", str(free_port("127.0.0.1"))]
     command += ["--policy", "round_robin", "--log-level", "warning", "--worker-startup-check-interval", "1"]
     prefill, decode = (f"http://127.0.0.1:{ports[role]}" for role in ("prefill", "decode"))
     if mode == "plain":
@@ -281,12 +301,6 @@ def _get(port: int, route: str, body: bytes | None = None) -> str:
 
 def _pace(mock: _System, interval_s: float) -> None:
     _get(mock.port, "/simulate/pace", msgspec.json.encode({"interval_s": interval_s}))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # --- figures ---

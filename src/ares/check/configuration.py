@@ -7,6 +7,7 @@ from ares.check.instances import Found
 from ares.check.rows import Outcome, Row, listed
 from ares.engine import vllm_version
 from ares.gateway.openai.requests import unmovable_parameters
+from ares.protocol.fields import CARRIES_STRUCTURED_OUTPUTS_AFTER_REASONING
 
 GROUP = "configuration"
 _RESTART = "start all instances with the same value"
@@ -128,6 +129,9 @@ def _supported(found: list[Found]) -> Row:
 def _movable(found: list[Found]) -> Row:
     restored = frozenset.intersection(*(frozenset(each.hello.carries) for each in found))
     stay = unmovable_parameters(restored)
+    if not any(CARRIES_STRUCTURED_OUTPUTS_AFTER_REASONING in each.hello.carries for each in found):
+        # No instance has a reasoning parser: every grammar begins with the output.
+        stay.remove("structured_outputs_after_reasoning")
     figures = {"restored": sorted(restored), "unmovable_parameters": stay}
     if not stay:
         return Row(GROUP, "movable requests", Outcome.PASS, "all", figures=figures)

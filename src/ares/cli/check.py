@@ -207,7 +207,7 @@ def _prepared(cluster: "ClusterSettings", predictor: str | None) -> "ClusterSett
     its workers know.
     """
     from ares.check.ucx_log import VARIABLE
-    from ares.engine import transfer_flags, vllm_version
+    from ares.engine import front_end_flags, transfer_flags, vllm_version
     from ares.engine.prediction import predictor_choice
     from ares.local_cluster import cluster as local
     from ares.models import resolve as models
@@ -217,6 +217,7 @@ def _prepared(cluster: "ClusterSettings", predictor: str | None) -> "ClusterSett
     instance_flags.check(cluster.prefill, (), cluster.vllm_flags)
     if cluster.simulate is None:
         transfer_flags.check(cluster.vllm_flags)
+        front_end_flags.check(cluster.vllm_flags, up=False)
         vllm_version.require(allow_unsupported=False)  # before a model of gigabytes is fetched
     else:
         instance_flags.check_mock(cluster)

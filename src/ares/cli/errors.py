@@ -19,13 +19,15 @@ def run_app(app: typer.Typer) -> None:
     except Exception as error:
         from ares.addresses import AddressError
         from ares.config import ConfigError
+        from ares.engine.front_end_flags import FrontEndFlagError
         from ares.engine.transfer_flags import TransferFlagError
         from ares.engine.vllm_version import UnsupportedVllmError
+        from ares.learner.errors import LearnerError
         from ares.local_cluster.cluster import ClusterError
         from ares.local_cluster.gpus import GpuError
         from ares.predictor.errors import PredictorError
 
-        known = AddressError | ConfigError | ClusterError | GpuError | PredictorError
-        if not isinstance(error, known | TransferFlagError | UnsupportedVllmError):
+        known = AddressError | ConfigError | ClusterError | GpuError | LearnerError | PredictorError
+        if not isinstance(error, known | FrontEndFlagError | TransferFlagError | UnsupportedVllmError):
             raise
         exit_with_error(str(error))

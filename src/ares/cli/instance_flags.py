@@ -3,10 +3,21 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import typer
+
 from ares.terminal.errors import exit_with_error
 
 if TYPE_CHECKING:
     from ares.local_cluster.cluster import ClusterSettings
+
+_HIDDEN_STATE_FLAGS = {
+    "--record-hidden-states",
+    "--record-fraction",
+    "--learn",
+    "--learn-folder",
+    "--record-at-once",
+    "--record-token-ids",
+}
 
 
 def check(prefill: int, prefill_flags: Sequence[str], flags: Sequence[str]) -> None:
@@ -29,6 +40,19 @@ def check(prefill: int, prefill_flags: Sequence[str], flags: Sequence[str]) -> N
         exit_with_error(
             "--advertise-host is of `ares worker`: the instances of `ares up` and `ares check` are on loopback; on "
             "several hosts start each instance with `ares worker`, and `ares gateway` before them"
+        )
+
+
+def refuse_for_mock(context: typer.Context) -> None:
+    """Exit with an error where `ares worker --simulate` was given options about hidden states: it has no model."""
+    from ares.cli.given_options import given_flags  # which imports the policies
+
+    given = given_flags(context) & _HIDDEN_STATE_FLAGS
+    if context.params["learn"] is False:  # --no-learn: a mock engine does not
+        given -= {"--learn"}
+    if given:
+        exit_with_error(
+            f"{', '.join(sorted(given))} changes nothing with --simulate: a mock engine has no hidden states"
         )
 
 

@@ -3,8 +3,9 @@
 import json
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
@@ -13,7 +14,7 @@ from rich.console import Console
 from ares import __version__, published_address
 from ares.bench.options import Model
 from ares.cli import check as check_cli
-from ares.cli import instance_flags
+from ares.cli import instance_flags, learn_choice
 from ares.cli import operator as operator_cli
 from ares.cli.deferred_commands import Deferred
 from ares.cli.errors import run_app
@@ -25,6 +26,9 @@ from ares.protocol.keys import read_key, read_keys, refuse_key_flag
 from ares.terminal.errors import exit_with_error
 from ares.terminal.http_client import proxy_by_variables
 from ares.terminal.signals import signal_as_interrupt
+
+if TYPE_CHECKING:
+    from ares.config import GatewayConfig
 
 app = typer.Typer(
     name="ares",
@@ -127,11 +131,35 @@ def worker(
     pull_within_step_bytes: Annotated[
         int, typer.Option(min=0, help="Largest KV pull within a scheduling step (docs/migration.md); 0 turns it off.")
     ] = DEFAULT_PULL_BYTES,
-    predictor: Predictor = None,
+    predictor: Annotated[
+        str | None,
+        typer.Option(
+            help="Checkpoint of `ares predictor train`, none, or learn (--learn, beginning without one); by default "
+            "the one that ships for the model."
+        ),
+    ] = None,
     record_hidden_states: Annotated[
         Path | None, typer.Option(help="Record requests as training data of the predictor in this folder.")
     ] = None,
-    record_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of the requests to record.")] = 0.01,
+    record_fraction: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of the requests to record; 0.01 by default.")
+    ] = None,
+    learn: Annotated[
+        bool | None,
+        typer.Option(
+            "--learn/--no-learn",
+            help="Record some requests for a learner, and take its predictors (docs/predictor.md).",
+        ),
+    ] = None,
+    learn_folder: Annotated[
+        Path | None, typer.Option(help="Folder for --learn; by default in the cache, by model and name.")
+    ] = None,
+    record_at_once: Annotated[
+        int | None, typer.Option(min=1, help="With --learn: requests that are recorded at once; 16 by default.")
+    ] = None,
+    record_token_ids: Annotated[
+        bool, typer.Option("--record-token-ids", help="With --learn: record their token ids, too.")
+    ] = False,
     drain_deadline: Annotated[
         float, typer.Option(min=0, help="Seconds that a SIGTERM waits for requests to leave; 0 ends at once.")
     ] = DEFAULT_DRAIN_S,
@@ -151,6 +179,7 @@ def worker(
     --simulate, to the mock engine (--simulate PROFILE -- --help).
     """
     from ares.engine.launcher import LaunchError, WorkerSettings, check_control, serve
+    from ares.engine.learning.flags import LearningError, LearningFlags
 
     if role not in ("prefill", "decode", "both"):
         exit_with_error(f"unknown role {role!r}: prefill, decode or both")
@@ -160,6 +189,7 @@ def worker(
         # The processes of the instance inherit it; a variable is readable by its owner only, unlike a command line.
         os.environ[CONTROL_KEY_VARIABLE] = read_key(control_key_file)
     if simulate is not None:
+        instance_flags.refuse_for_mock(context)
         try:
             check_control(host, insecure=control_insecure)
         except LaunchError as error:
@@ -183,6 +213,7 @@ def worker(
                 predictor=predictor,
                 record_folder=record_hidden_states,
                 record_fraction=record_fraction,
+                learning=LearningFlags(learn, learn_folder, record_at_once, record_token_ids),
                 drain_deadline_s=drain_deadline,
                 control_insecure=control_insecure,
                 allow_unsupported_vllm=allow_unsupported_vllm,
@@ -190,7 +221,7 @@ def worker(
                 vllm_flags=tuple(flags),
             )
         )
-    except LaunchError as error:
+    except (LaunchError, LearningError) as error:
         exit_with_error(str(error))
 
 
@@ -222,13 +253,11 @@ def _serve_mock(
         exit_with_error(str(error))
 
 
-@app.command()
+@app.command(context_settings=_PASS_THROUGH)
 def gateway(
+    context: typer.Context,
     worker: Annotated[list[str] | None, typer.Option(help="Base URL of an instance; repeat for each.")] = None,
     model: Annotated[str | None, typer.Option(help="Hugging Face id or folder of the served model.")] = None,
-    served_model_name: Annotated[
-        list[str] | None, typer.Option(help="Name of the model in the API, by default --model; repeat for more.")
-    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file of settings; variables and flags take precedence.")
     ] = None,
@@ -261,16 +290,31 @@ def gateway(
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM file of the certificate chain; serves TLS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key.")] = None,
 ) -> None:
-    """Serve OpenAI's API over running instances."""
+    """Serve OpenAI's API over running instances.
+
+    And these flags, as `vllm serve` has them (docs/api.md): --served-model-name, --tokenizer, --chat-template,
+    --chat-template-content-format, --default-chat-template-kwargs, --trust-request-chat-template, --response-role,
+    --generation-config, --override-generation-config, --max-logprobs, --return-tokens-as-token-ids,
+    --enable-force-include-usage, --enable-prompt-tokens-details, --sse-keep-alive-interval, --allowed-origins,
+    --allowed-methods, --allowed-headers, --allow-credentials, --disable-fastapi-docs; and those of parsers
+    (docs/reasoning-and-tools.md): --reasoning-parser, --tool-call-parser, --enable-auto-tool-choice,
+    --tool-strict-level, --exclude-tools-when-tool-choice-none, --reasoning-parser-plugin, --tool-parser-plugin.
+    """
     from ares import config as configuration
+    from ares.engine import front_end_flags
     from ares.gateway.http.server import serve
+    from ares.parsers.loading import load as load_parsers
+
+    given = front_end_flags.split(context.args)
+    if given.others:
+        front_end_flags.check(given.others, up=True)
+        exit_with_error(f"no such option: {given.others[0]} (ares gateway --help)")
 
     serve(
         configuration.load(
             config,
             workers=worker,
             model=model,
-            served_model_name=served_model_name,
             host=host,
             port=port,
             preset=preset,
@@ -290,7 +334,9 @@ def gateway(
             worker_api_key=read_key(worker_api_key_file) if worker_api_key_file else None,
             tls_certificate=tls_certificate,
             tls_key=tls_key,
-        )
+            **given.settings,
+        ),
+        load_parsers,
     )
 
 
@@ -320,19 +366,36 @@ def up(
     no_restart: Annotated[
         bool, typer.Option("--no-restart", help="End with an error when a process ends, instead of restarting it.")
     ] = False,
-    predictor: Predictor = None,
+    predictor: Annotated[
+        str | None,
+        typer.Option(
+            help="Checkpoint of `ares predictor train`, none, or learn (none at first, with --learn); by default the "
+            "one that ships for the model."
+        ),
+    ] = None,
+    learn: Annotated[
+        bool | None,
+        typer.Option(
+            "--learn/--no-learn",
+            help="Learn a predictor from the requests (docs/learning.md); by default where none ships for the model.",
+        ),
+    ] = None,
+    learn_folder: Annotated[
+        Path | None, typer.Option(help="Folder of the learner; by default one for the model, in the cache.")
+    ] = None,
     log_folder: Annotated[Path | None, typer.Option(help="Folder for the logs; by default a new one.")] = None,
     allow_unsupported_vllm: AllowUnsupportedVllm = False,
     simulate: Simulate = None,
 ) -> None:
     """Start a local cluster behind one endpoint, restart processes that end, and stop everything on Ctrl-C.
 
-    Every other flag goes to each vLLM instance, for example --max-model-len 4096, or to the mock engines. On GPUs each
-    instance gets its own, as many as --tensor-parallel-size (docs/gpus.md).
+    Every other flag goes to each vLLM instance, for example --max-model-len 4096, or to the mock engines; those of
+    vLLM's front end, such as --chat-template, go to the gateway (docs/api.md). On GPUs each instance gets its own, as
+    many as --tensor-parallel-size (docs/gpus.md).
     """
     from ares import plugins, variables
     from ares.config import GatewayConfig, check_policies, live_preset
-    from ares.engine import transfer_flags, vllm_version
+    from ares.engine import front_end_flags, transfer_flags, vllm_version
     from ares.engine.defaults import local_flags
     from ares.engine.prediction import predictor_choice
     from ares.local_cluster import cluster as local
@@ -340,13 +403,15 @@ def up(
     from ares.models import resolve as models
 
     flags = [flag for flag in context.args if flag != "--"]
+    front_end = front_end_flags.split(flags)
     prefill_flags = _role_flags("--prefill-args", prefill_args)
     decode_flags = _role_flags("--decode-args", decode_args)
-    every_flag = [*flags, *prefill_flags, *decode_flags]
+    every_flag = [*front_end.instance_flags(), *prefill_flags, *decode_flags]
     refuse_key_flag(every_flag)
     instance_flags.check(prefill, prefill_flags, every_flag)
     if simulate is None:
         transfer_flags.check(every_flag)
+    front_end_flags.check(every_flag, up=True)
     if share_gpus and simulate is not None:
         exit_with_error("--share-gpus has no effect with --simulate: mock engines use no GPU")
     try:
@@ -354,6 +419,7 @@ def up(
         check_policies(policy or (), live_preset(preset), preset)
     except ValueError as error:
         exit_with_error(str(error))
+    learn_choice.check(learn, learn_folder, predictor, simulated=simulate is not None)
     for warning in variables.warnings(GatewayConfig.model_fields, overruled=_SET_BY_UP):
         _errors.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     settings = local.ClusterSettings(
@@ -364,7 +430,6 @@ def up(
         port=port,
         preset=preset,
         log_folder=log_folder,
-        worker_flags=("--predictor", predictor) if predictor is not None else (),
         vllm_flags=tuple(flags if simulate is not None else local_flags(flags)),
         gateway_flags=(
             *(("--api-key-file", str(api_key_file)) if api_key_file is not None else ()),
@@ -378,25 +443,40 @@ def up(
     )
     if simulate is None:
         vllm_version.require(allow_unsupported=allow_unsupported_vllm)  # before a model of gigabytes is fetched
-    keys = _check_endpoint(model, host, port, api_key_file)
+    endpoint = _endpoint(model, host, port, api_key_file, front_end.settings)
+    settings = replace(settings, tls=endpoint.tls_certificate is not None)
     settings = local.with_gpus(settings, os.environ, _errors)  # before a model of gigabytes is fetched, too
     folder = models.resolve(model, weights=simulate is None, console=_errors)
+    tokenizer = front_end.settings.get("tokenizer")
+    if tokenizer is not None and not Path(tokenizer).expanduser().is_dir():
+        models.resolve(tokenizer, weights=False, console=_errors)
+    learning = learn_choice.choose(
+        learn, learn_folder, predictor, model, simulated=simulate is not None, console=_errors
+    )
+    settings = replace(
+        settings,
+        worker_flags=learning.worker_flags,
+        learn_folder=learning.folder,
+        learner_flags=learning.learner_flags,
+    )
     if simulate is not None:
         instance_flags.check_mock(settings)
-    elif predictor is not None:
+    elif learning.predictor not in (None, learn_choice.LEARN):
         # Here too, so that an error is shown at once and not in the logs of the instances.
-        predictor_choice.choose(predictor, model, folder)
+        predictor_choice.choose(learning.predictor, model, folder)
     signal_as_interrupt()
     try:
         with local.running(settings, _errors) as cluster:
-            _welcome(cluster, keys)
+            _welcome(cluster, keys=bool(endpoint.api_keys))
             cluster.wait() if no_restart else Supervisor(cluster).run()
     except KeyboardInterrupt:
         _errors.print("stopped")
 
 
-def _check_endpoint(model: str, host: str, port: int, api_key_file: Path | None) -> bool:
-    """Check the gateway's settings before the engines start; return whether clients need a key."""
+def _endpoint(
+    model: str, host: str, port: int, api_key_file: Path | None, front_end: dict[str, Any]
+) -> "GatewayConfig":
+    """Return the gateway's settings, checked before the engines start."""
     from ares import addresses
     from ares import config as configuration
 
@@ -406,26 +486,30 @@ def _check_endpoint(model: str, host: str, port: int, api_key_file: Path | None)
         host=host,
         port=port,
         api_keys=read_keys(api_key_file) if api_key_file is not None else None,
+        **front_end,
     )
     addresses.check(host, {"--port": [port]})
     if (warning := config.exposure()) is not None:
         _errors.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    return bool(config.api_keys)
+    return config
 
 
 def _role_flags(option: str, text: str) -> tuple[str, ...]:
+    from ares.engine import front_end_flags
+
     try:
         flags = tuple(shlex.split(text))
     except ValueError as error:
         exit_with_error(f"{option} {text!r}: {error}")
     if flags and not flags[0].startswith("-"):
         exit_with_error(f"{option} {text!r}: expected flags of vLLM, such as {option} '--max-num-seqs 64'")
-    if any(flag.split("=")[0].replace("_", "-") == "--served-model-name" for flag in flags):
-        exit_with_error(f"{option}: --served-model-name is for all instances: give it to `ares up` itself")
+    if taken := front_end_flags.split(flags).settings:
+        name = next(iter(taken)).replace("_", "-")
+        exit_with_error(f"{option}: --{name} is for all instances and their gateway: give it to `ares up` itself")
     return flags
 
 
-def _welcome(cluster: Any, keys: bool) -> None:
+def _welcome(cluster: Any, *, keys: bool) -> None:
     body = json.dumps(
         {
             "model": cluster.settings.model,

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import ssl
 import sys
 import time
 import urllib.error
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.progress import SpinnerColumn, TextColumn
 from rich.table import Table
 
-from ares.cli import operator_tables
+from ares.cli import operator_learners, operator_tables
 from ares.protocol.keys import KeyFileError, clean, read_key
 from ares.terminal.errors import exit_with_error
 from ares.terminal.http_client import open_url, proxy_of
@@ -63,7 +64,7 @@ def status(
     key_file: KeyFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show instances, running requests and recent moves."""
+    """Show instances, the predictor's learner, running requests and recent moves."""
     read = _call(f"{url}/admin/v1/status", key_file)
     if as_json:
         typer.echo(json.dumps(read, indent=2))
@@ -72,7 +73,11 @@ def status(
     console.print(
         f"gateway {read['gateway']}, preset {read['preset']}; {_who_moves(read['controller'])}", highlight=False
     )
-    operator_tables.status(read, console)
+    operator_tables.instances(read, console)
+    operator_learners.refusals(read["instances"], console)
+    console.print()
+    operator_learners.learners(read, console)
+    operator_tables.requests(read, console)
 
 
 def migrate(
@@ -254,14 +259,29 @@ def _call(
             _no_gateway(url, message)
         exit_with_error(message, 1)
     except (OSError, http.client.HTTPException) as error:
-        _no_gateway(url, getattr(error, "reason", None) or str(error) or type(error).__name__)
+        _no_gateway(url, getattr(error, "reason", None) or error)
     except (TypeError, ValueError):
         _no_gateway(url, "what answers there is something else")
 
 
 def _no_gateway(url: str, why: object) -> NoReturn:
-    why = " ".join(str(why).split())
+    advice = _advice(url, why)
+    why = " ".join((str(why) or type(why).__name__).split())
     address = url.partition("/admin/")[0]
     proxy = proxy_of(url)
     through = ", asked through the proxy of the proxy variables (NO_PROXY=HOST asks it directly)" if proxy else ""
-    exit_with_error(f"no gateway at {address}{through}: {why}; start one with `ares up`, or give --url", 1)
+    exit_with_error(f"no gateway at {address}{through}: {why}; {advice}", 1)
+
+
+def _advice(url: str, why: object) -> str:
+    match why:
+        case ssl.SSLCertVerificationError():
+            return (
+                "set SSL_CERT_FILE to the certificate of the authority that signed the gateway's, and give --url with "
+                "a name that it is for"
+            )
+        case ssl.SSLError():
+            return "it may not speak TLS: give --url with http://"
+        case ConnectionResetError() if url.startswith("http:"):  # also where it closes without a reply
+            return "it may speak TLS: give --url with https://"
+    return "start one with `ares up`, or give --url"

@@ -17,7 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ares.names import shortened
+from ares.names import short_version, shortened
 
 Row = dict[str, Any]
 # For a pipe: no line is broken.
@@ -25,6 +25,7 @@ _UNLIMITED = 10_000
 # How many characters a name may have, where whole names do not fit.
 _LIMITS = (32, 24, 20, 16, 12)
 _GAP = "  "
+_MOVES_SHOWN = 10
 # Width of the border of a table with one column.
 _EDGES = 2
 
@@ -47,15 +48,36 @@ class _Names:
         return _Names(shortened(self.requests, limit), shortened(self.instances, limit))
 
 
-def status(read: Row, to: Console) -> None:
-    """Print the instances, the requests and the last moves of a gateway's status."""
-    moves = read["migrations"][-10:]
-    names = _names(read["instances"], read["requests"], moves)
-    to.print(_fitting(to, names, lambda shown: _table("instances", _INSTANCES, read["instances"], shown)))
-    for row in read["instances"]:
+def instances(read: Row, to: Console) -> None:
+    """Print the instances of a gateway's status."""
+    names = _status_names(read)
+    rows = read["instances"]
+    # Where a learner or an instance has something to show of the predictor.
+    learns = bool(read.get("learners")) or any(row.get("predictor") for row in rows)
+    wide = _table("instances", _INSTANCES | _PREDICTOR, rows, names)
+    if learns and _fits(wide, to):
+        to.print(wide)
+    else:
+        to.print(_fitting(to, names, lambda shown: _table("instances", _INSTANCES, rows, shown)))
+        if learns:
+            to.print(Text(f"versions of the predictor: {_versions(rows)}"))
+    for row in rows:
         if row.get("why"):
             to.print(Text(f"{row['name']}: {row['why']}"))
-    to.print()
+
+
+def _versions(rows: list[Row]) -> str:
+    """Return which instances run which version of the predictor."""
+    by_version: dict[str, list[str]] = {}
+    for row in rows:
+        if "predictor" in row:
+            by_version.setdefault(short_version(row["predictor"]) or "none", []).append(row["name"])
+    return "; ".join(f"{version} on {', '.join(names)}" for version, names in by_version.items()) or "unknown"
+
+
+def requests(read: Row, to: Console) -> None:
+    """Print the requests and the last moves of a gateway's status."""
+    moves, names = read["migrations"][-_MOVES_SHOWN:], _status_names(read)
     title = "requests; remaining tokens: median (P90)"
     to.print(_fitting(to, names, lambda shown: _table(title, _REQUESTS, read["requests"], shown)))
     to.print(_moves("recent moves", moves, names, to))
@@ -64,6 +86,10 @@ def status(read: Row, to: Console) -> None:
 def move(record: Row, to: Console) -> None:
     """Print one move."""
     to.print(_moves("move", [record], _names([], [], [record]), to))
+
+
+def _status_names(read: Row) -> _Names:
+    return _names(read["instances"], read["requests"], read["migrations"][-_MOVES_SHOWN:])
 
 
 def _names(instances: list[Row], requests: list[Row], moves: list[Row]) -> _Names:
@@ -84,6 +110,10 @@ def _state(row: Row, _: _Names) -> str:
 
 def _memory(row: Row, _: _Names) -> str | None:
     return f"{row['kv_blocks_used'] / row['kv_blocks']:.0%}" if row.get("kv_blocks") else None
+
+
+def _version(row: Row, _: _Names) -> str | None:
+    return short_version(row.get("predictor", "")) or None
 
 
 def _where(row: Row, names: _Names) -> str:
@@ -117,6 +147,7 @@ _INSTANCES: dict[str, Read] = {
     "remaining": _field("predicted_remaining_tokens"),
     "preemptions": _field("preemptions"),
 }
+_PREDICTOR: dict[str, Read] = {"predictor": _version}
 _REQUESTS: dict[str, Read] = {
     "request": lambda row, names: names.requests[row["id"]],
     "instance": _where,
@@ -144,7 +175,7 @@ def _cell(value: Any) -> str:
 
 
 def _table(title: str, columns: dict[str, Read], rows: list[Row], names: _Names) -> Table:
-    table = _empty(title)
+    table = empty_table(title)
     for number, name in enumerate(columns if rows else ("none",)):
         # Names and reasons come first and last, and may be folded; the columns between are short.
         table.add_column(name, overflow="fold", no_wrap=0 < number < len(columns) - 1)
@@ -169,7 +200,7 @@ def _with_reasons_below(title: str, rows: list[Row], names: _Names, width: int) 
     def line(row: Iterable[str]) -> str:
         return _GAP.join(set_cell_size(cell, width) for cell, width in zip(row, widths, strict=True))
 
-    table = _empty(title)
+    table = empty_table(title)
     table.add_column(line(columns), overflow="fold")
     for row, record in zip(cells, rows, strict=True):
         reason = Padding(Text(_cell(record["reason"])), (0, 0, 0, len(_GAP)))
@@ -178,7 +209,8 @@ def _with_reasons_below(title: str, rows: list[Row], names: _Names, width: int) 
     return table
 
 
-def _empty(title: str) -> Table:
+def empty_table(title: str | None) -> Table:
+    """Return a table in the style of all tables here."""
     return Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, min_width=16
     )

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 
 from ares import extras
 from ares.bench.options import JsonFile, Model
+from ares.cli import learner
 from ares.models.resolve import DEFAULT_MODEL
 from ares.predictor.errors import PredictorError
 from ares.terminal import tables
@@ -93,7 +94,7 @@ def followed(
 
     from ares.bench.environment import describe
     from ares.models import resolve as models
-    from ares.predictor import dataset, structured
+    from ares.predictor import dataset, shards, structured
     from ares.predictor.prompts import Prompt
     from ares.text_files import read_lines
 
@@ -105,13 +106,13 @@ def followed(
         raise PredictorError(f"{prompts}: not what ares predictor structured writes: {error!r}") from error
     pairs = dataset.load(data)
     tokenizer = AutoTokenizer.from_pretrained(str(models.resolve(pairs.source.model, weights=False, console=_errors)))
-    cut = dict(zip(pairs.output.tolist(), pairs.censored.tolist(), strict=True))
     lengths = []
     for output, prompt in enumerate(pairs.prompts):
         if prompt in asked:
             kind, answer = asked[prompt]
             # A stop token ends the answer.
-            lengths.append((kind, len(tokenizer.encode(answer)) + 1, len(pairs.output_tokens[output]), cut[output]))
+            cut = pairs.outcomes[output] is not shards.Outcome.STOP
+            lengths.append((kind, len(tokenizer.encode(answer)) + 1, int(pairs.lengths[output]), cut))
     table = tables.table("kind", "outputs", "followed", "cut", "longest answer")
     result = structured.summary(lengths)
     for row in result:
@@ -133,6 +134,7 @@ def collect(
     limit: Annotated[int, typer.Option(min=1, help="Maximum tokens of an output.")] = 1024,
     temperature: Temperature = 0.7,
     top_p: TopP = 1.0,
+    system_prompt: Annotated[str | None, typer.Option(help="System prompt in front of every prompt.")] = None,
     batch: Batch = 64,
     minutes: Minutes = None,
     seed: Seed = 0,
@@ -146,7 +148,7 @@ def collect(
     from ares.predictor import prompts as prompt_files
 
     until = _deadline(minutes)
-    chosen = prompt_files.read(prompts, seed, _note)[:limit_prompts]
+    chosen = [prompt.behind(system_prompt) for prompt in prompt_files.read(prompts, seed, _note)[:limit_prompts]]
     names = [(prompt, f"{prompt.id}.{sample}") for sample in range(samples) for prompt in chosen]
     done: set[str] = set()
     known = {prompt.id for prompt in chosen}
@@ -171,7 +173,7 @@ def collect(
     source = shards.Source(model, generator.hidden_size, every, limit, settings.sampling)
     if done:
         shards.same_source(out, source)
-    todo = [shards.Output(name, prompt.id, generator.chat(prompt.text)) for prompt, name in missing]
+    todo = [shards.Output(name, prompt.id, generator.chat(prompt.text, system_prompt)) for prompt, name in missing]
     fitting = [output for output in todo if generator.has_room(output)]
     if len(fitting) < len(todo):
         _note(f"{len(todo) - len(fitting)} prompts are as long as the model's context, and are left out")
@@ -227,6 +229,7 @@ def noise_floor(
     until = _deadline(minutes)
     _check(json_file)
     pairs = dataset.load(data)
+    pairs.require_token_ids("the noise floor")
     source = pairs.source
     if shards.sampling(temperature, top_p) != source.sampling:
         raise PredictorError(
@@ -440,3 +443,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
         path.write_text(json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise PredictorError(f"{path}: cannot be written: {error}") from error
+
+
+for command in (learner.learn, learner.history, learner.rollback, learner.freeze):
+    app.command()(command)

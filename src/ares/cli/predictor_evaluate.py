@@ -14,7 +14,7 @@ from ares.predictor.errors import PredictorError
 from ares.predictor.evaluation import Evaluated
 from ares.predictor.training import settings_of
 
-AUXILIARY = ("auxiliary", "auxiliary-l1")
+AUXILIARY = ("auxiliary", "auxiliary-l1", "auxiliary-prompt-l1")
 
 
 def chosen_baselines(text: str) -> list[str]:
@@ -91,7 +91,10 @@ class Comparison:
         if why := auxiliary.missing() or dataset.too_few_prompts(self._pairs.pair_prompts):
             return why
         try:
+            self._pairs.require_token_ids("it")
             self._tokenizer()
+        except PredictorError as error:
+            return str(error)
         except (ModelError, OSError, ValueError) as error:
             return f"it needs the tokenizer of {self._pairs.source.model}: {error}"
         return None
@@ -119,6 +122,8 @@ class Comparison:
                 if self._prompt_only is None:
                     self._prompt_only = baselines.PromptOnly(self._pairs, settings_of("ours", self._seed, moved=0.0))
                 fitted = self._prompt_only.conditional() if name.endswith("conditional") else self._prompt_only
+            case "auxiliary-prompt-l1":
+                fitted = self._auxiliary_prompt()
             case _:
                 fitted = self._auxiliary("paper" if name == "auxiliary-l1" else "ours")
         room = self._test.room[:, None].astype(float)
@@ -127,6 +132,14 @@ class Comparison:
     def _auxiliary(self, arch: str) -> baselines.Auxiliary:
         self._read = self._read or self._embed()
         return baselines.Auxiliary(*self._read, settings_of(arch, self._seed, moved=0.0))
+
+    def _auxiliary_prompt(self) -> baselines.PromptOnly:
+        encoder = auxiliary.Encoder()
+        prompts = self._pairs.only(self._pairs.position == 0)
+        embedded = auxiliary.embed_pairs(encoder, prompts, self._tokenizer())
+        self._micros["auxiliary-prompt-l1"] = timing.of_encoder(encoder)
+        settings = settings_of("paper", self._seed)
+        return baselines.PromptOnly(baselines.with_embeddings(prompts, embedded), settings, encoder.parameters)
 
     def _embed(self) -> tuple[Pairs, Any, int]:
         encoder = auxiliary.Encoder()

@@ -19,6 +19,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
+from ares.engine.learning import service
 from ares.engine.lease import ControllerLease
 from ares.protocol import messages, rpc
 from ares.protocol.keys import ControlKey
@@ -82,6 +83,8 @@ class ControlChannel:
         Called on the channel's thread when a command waits; for engines that would sleep meanwhile.
     key
         The key that a gateway must hold; None accepts every connection.
+    learning
+        Answers a learner; None where the instance does not learn.
 
     Attributes
     ----------
@@ -100,7 +103,9 @@ class ControlChannel:
         telemetry: Callable[[], messages.Telemetry | None],
         notify: Callable[[], None] = lambda: None,
         key: ControlKey | None = None,
+        learning: service.LearningService | None = None,
     ) -> None:
+        self._learning = learning
         self._hello = rpc.encode(hello)
         self._telemetry = telemetry
         self._notify = notify
@@ -231,9 +236,18 @@ class ControlChannel:
                 self.drain(command.draining, command.deadline_s)
             elif isinstance(command, messages.Lease):
                 self._outgoing.append((sender, rpc.encode(self._lease.request(command, time.monotonic()))))
+            elif isinstance(command, service.LearningCommand):
+                self._outgoing.append((sender, rpc.encode(self._learn(command))))
             else:
                 self._commands.append((sender, command))
                 self._notify()
+
+    def _learn(self, command: service.LearningCommand) -> messages.Event:
+        try:
+            return service.refusal(command) if self._learning is None else self._learning.answer(command)
+        except Exception:  # learning must never end the channel
+            logger.exception("a learner's command failed")
+            return service.refusal(command, "it failed on the instance, whose log has the reason")
 
     def _subscribe(self, sender: bytes, command: messages.Subscribe) -> None:
         now = time.monotonic()

@@ -1,12 +1,9 @@
 """Defaults: what `ares up` adds for a small cluster on one machine, and what `ares worker` starts from."""
 
 import argparse
-import contextlib
 import importlib.metadata
 import math
-import random
-import socket
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 
 # On a CPU: start in seconds instead of a minute and a half (no compilation), leave room for several instances in
 # memory, and do not log every request.
@@ -21,8 +18,6 @@ _CPU_FLAGS = {
 DEFAULT_PULL_BYTES = 64 << 20
 # On SIGTERM an instance waits this long for its requests to move out or to finish.
 DEFAULT_DRAIN_S = 30.0
-# Below the range from which the kernel gives ports to outgoing connections, which could take a port before it is used.
-_PORTS = range(20000, 32768)
 # The GPUs of an instance are the product of these (v1/executor, vLLM 0.32).
 _GPU_SIZES = {
     "tensor": ("--tensor-parallel-size", "--tensor_parallel_size", "-tp"),
@@ -30,14 +25,6 @@ _GPU_SIZES = {
     "prefill_context": ("--prefill-context-parallel-size", "--prefill_context_parallel_size", "-pcp"),
 }
 _MEMORY_LIMITS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes")
-
-
-def given_names(flags: Sequence[str]) -> list[str]:
-    """Return the names of the model in flags of vLLM (``--served-model-name``)."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--served-model-name", "--served_model_name", dest="names", nargs="*", default=[])
-    names: list[str] = parser.parse_known_args(flags)[0].names
-    return names
 
 
 def is_cpu_build() -> bool:
@@ -78,31 +65,3 @@ def gpus_per_instance(flags: Sequence[str]) -> int:
 def limits_memory(flags: Sequence[str]) -> bool:
     """Whether these flags of vLLM say how much of a GPU's memory an instance takes."""
     return any(flag.split("=")[0].replace("_", "-") in _MEMORY_LIMITS for flag in flags)
-
-
-def free_port(host: str, exclude: Container[int] = ()) -> int:
-    """Return a TCP port of `host` that no process listens on; OSError where there is none."""
-    for port in random.sample(_PORTS, len(_PORTS)):
-        if port in exclude:
-            continue
-        if _is_free(host, port):
-            return port
-    raise OSError(f"no free port on {host}")
-
-
-def free_ports(host: str, count: int, exclude: Container[int] = ()) -> int:
-    """Return the first of this many consecutive free TCP ports of `host`; OSError where there are none."""
-    for _ in range(100):
-        first = free_port(host, exclude)
-        following = range(first + 1, first + count)
-        if following.stop <= _PORTS.stop and all(n not in exclude and _is_free(host, n) for n in following):
-            return first
-    raise OSError(f"no {count} free ports in a row on {host}")
-
-
-def _is_free(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with contextlib.suppress(OSError), socket.socket(family) as probe:
-        probe.bind((host, port))
-        return True
-    return False

@@ -32,12 +32,18 @@ class InstanceSettings(msgspec.Struct, frozen=True):
         Its name, as in recorded data and checkpoints.
     predictor
         File of the predictor's checkpoint; empty: none.
+    predictor_version
+        The SHA-256 of that file.
     predict_every
         Steps between two predictions of a request, and tokens between two recorded states.
     resumes_output
         Whether its workers resume the output of migrated requests (engine/connector/resume_output.py).
     record_folder, record_fraction
         Where to record hidden states (empty: nowhere), and for which share of the requests.
+    learn_folder
+        Folder in which it records for a learner and takes checkpoints (engine/learning/folder.py); empty: it does not.
+    record_at_once, record_token_ids
+        How many requests it then records at the same time, and whether with their token ids.
     drain_deadline_s
         How long an instance drains after a SIGTERM; 0: not at all.
     """
@@ -50,10 +56,14 @@ class InstanceSettings(msgspec.Struct, frozen=True):
     cores: tuple[int, ...] = ()
     model: str = ""
     predictor: str = ""
+    predictor_version: str = ""
     predict_every: int = 20
     resumes_output: bool = False
     record_folder: str = ""
     record_fraction: float = 0.0
+    learn_folder: str = ""
+    record_at_once: int = 16
+    record_token_ids: bool = False
     drain_deadline_s: float = 0.0
 
     @property

@@ -6,14 +6,18 @@ import json
 import os
 import sys
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ares import addresses, published_address
-from ares.engine import identity, loaded_models, parallel, transfer_flags, vllm_version
-from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES, free_port, is_cpu_build
+from ares.engine import front_end_flags, identity, loaded_models, parallel, transfer_flags, vllm_version
+from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES, is_cpu_build
+from ares.engine.learning.flags import DEFAULT_AT_ONCE, LEARN, LearningFlags, OpenFolder
+from ares.engine.learning.folder import version_of
+from ares.engine.logs import follow_vllm
 from ares.engine.prediction import predictor_choice
+from ares.free_ports import free_port
 from ares.models import resolve as models
 from ares.predictor import shards
 from ares.protocol.fields import CONTROL_KEY_VARIABLE, PULL_WITHIN_STEP_BYTES
@@ -21,7 +25,8 @@ from ares.protocol.messages import Role
 
 # How long the KV of a finished prefill or a cut request stays pinned; a target's heartbeats extend it (vLLM's default).
 LEASE_S = 30
-
+# Of the requests with `--record-hidden-states`.
+_RECORD_FRACTION = 0.01
 
 # `ares` is for serving; `ares bench overhead` compares it with the others.
 Connector = Literal["ares", "stock", "none"]
@@ -39,7 +44,8 @@ class WorkerSettings:
     """The options of `ares worker`. A port of 0 means any free one.
 
     `host` is listened on, `advertise_host` is published (`published_address.published`). `predictor` is a checkpoint,
-    ``none``, or None for the one that ships for the model, if any.
+    ``none``, ``learn``, or None for the one that ships for the model, if any. `record_fraction` is None where it was
+    not given.
     """
 
     model: str
@@ -55,7 +61,8 @@ class WorkerSettings:
     pull_within_step_bytes: int = DEFAULT_PULL_BYTES
     predictor: str | None = None
     record_folder: Path | None = None
-    record_fraction: float = 0.01
+    record_fraction: float | None = None
+    learning: LearningFlags = field(default_factory=LearningFlags)
     drain_deadline_s: float = DEFAULT_DRAIN_S
     control_insecure: bool = False
     allow_unsupported_vllm: bool = False
@@ -67,7 +74,8 @@ def serve(settings: WorkerSettings) -> None:
 
     Raises
     ------
-    LaunchError, AddressError, MissingPackageError, TransferFlagError, UnsupportedVllmError
+    LaunchError, LearningError, AddressError, FrontEndFlagError, MissingPackageError, TransferFlagError,
+    UnsupportedVllmError
         It cannot start.
     """
     check_control(settings.host, insecure=settings.control_insecure or settings.connector != "ares")
@@ -77,6 +85,8 @@ def serve(settings: WorkerSettings) -> None:
     ports = {"--port": settings.port, "--control-port": settings.control_port, "--nixl-port": settings.nixl_port}
     addresses.check(settings.host, {flag: [port] for flag, port in ports.items()})
     transfer_flags.check(settings.vllm_flags)
+    front_end_flags.check(settings.vllm_flags, up=False)
+    _check_recording(settings)
     vllm_version.require(allow_unsupported=settings.allow_unsupported_vllm)  # before a model of gigabytes is fetched
     folder = models.resolve(settings.model)
     control_port = settings.control_port or free_port(settings.host)
@@ -92,9 +102,12 @@ def serve(settings: WorkerSettings) -> None:
         # starves an instance that shares its cores. Read by vLLM's CPU platform only (platforms/cpu.py).
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["OMP_NUM_THREADS"] = str(len(cores))
-    predictor = _predictor(settings, folder)
+    learning = None
+    if settings.learning.learns(settings.predictor):
+        learning = settings.learning.open_folder(settings.model, settings.name)
+    predictor = _predictor(settings, folder, learning)
     resumes_output = settings.connector == "ares" and not _has_flag(settings, "--worker-cls")
-    predicts = predictor is not None or settings.record_folder is not None
+    predicts = predictor is not None or settings.record_folder is not None or learning is not None
     if resumes_output or predicts:
         worker = _PREDICTING_WORKER if predicts else _RESUME_OUTPUT_WORKER
         settings = replace(settings, vllm_flags=(*settings.vllm_flags, "--worker-cls", worker))
@@ -109,8 +122,12 @@ def serve(settings: WorkerSettings) -> None:
             model=settings.model,
             resumes_output=resumes_output,
             predictor=str(predictor.resolve()) if predictor is not None else "",
+            predictor_version=version_of(predictor) if predictor is not None else "",
             record_folder=str(settings.record_folder.resolve()) if settings.record_folder is not None else "",
-            record_fraction=settings.record_fraction,
+            record_fraction=_RECORD_FRACTION if settings.record_fraction is None else settings.record_fraction,
+            learn_folder=str(learning.folder.path) if learning is not None else "",
+            record_at_once=settings.learning.record_at_once or DEFAULT_AT_ONCE,
+            record_token_ids=settings.learning.record_token_ids,
             # Without our connector there is no channel to tell gateways of a drain.
             drain_deadline_s=settings.drain_deadline_s if settings.connector == "ares" else 0.0,
         )
@@ -124,12 +141,15 @@ def serve(settings: WorkerSettings) -> None:
     except ImportError as error:
         raise LaunchError(f"vLLM {vllm_version.installed()} lacks a name that ARES uses: {error}") from error
 
+    follow_vllm()
     on_cpu = vllm.current_platform.is_cpu()
     if on_cpu:
         os.environ.setdefault("UCX_TLS", "tcp,shm,self")
     vllm.cli_env_setup()
     parser = vllm.make_arg_parser(vllm.FlexibleArgumentParser(prog="ares worker"))
-    transfer_flags.check_parsed(parser.parse_args(["--model", str(folder), *settings.vllm_flags]))
+    given = parser.parse_args(["--model", str(folder), *settings.vllm_flags])
+    transfer_flags.check_parsed(given)
+    front_end_flags.check_parsed(given, parser.parse_args(["--model", str(folder)]))
     args = parser.parse_args(_vllm_arguments(settings, str(folder), on_cpu))
     if (reason := parallel.unsupported(args) or loaded_models.unsupported(args, on_cpu=on_cpu)) is not None:
         raise LaunchError(reason)
@@ -195,25 +215,31 @@ def _has_flag(settings: WorkerSettings, name: str) -> bool:
     return any(flag.split("=")[0] == name for flag in settings.vllm_flags)
 
 
-def _predictor(settings: WorkerSettings, folder: Path) -> Path | None:
-    """Return the checkpoint to run with.
-
-    Raises
-    ------
-    LaunchError
-        The flags do not go together.
-    PredictorError
-        A checkpoint was given and does not fit.
-    """
+def _check_recording(settings: WorkerSettings) -> None:
+    """Raise LaunchError or LearningError for flags that do not go together."""
     recording = settings.record_folder is not None
-    if _has_flag(settings, "--worker-cls"):
-        if recording or settings.predictor not in {None, predictor_choice.NONE}:
-            raise LaunchError("--worker-cls and a predictor or recorder exclude each other: both replace vLLM's worker")
-        return None
+    if settings.record_fraction is not None and not recording:
+        raise LaunchError("--record-fraction changes nothing without --record-hidden-states")
+    settings.learning.check(
+        settings.predictor, records_by_hand=recording, connector=settings.connector, flags=settings.vllm_flags
+    )
+    if _has_flag(settings, "--worker-cls") and (
+        recording or settings.predictor not in {None, predictor_choice.NONE, LEARN}
+    ):
+        raise LaunchError("--worker-cls and a predictor or recorder exclude each other: both replace vLLM's worker")
+
+
+def _predictor(settings: WorkerSettings, folder: Path, learning: OpenFolder | None) -> Path | None:
+    """Return the checkpoint to run with; PredictorError where one was given that does not fit."""
     if settings.record_folder is not None:
         shards.writable(settings.record_folder)
-    if settings.connector != "ares":  # predictions leave through our connector
+    # Predictions leave through our connector.
+    if settings.connector != "ares" or _has_flag(settings, "--worker-cls"):
         return None
+    if learning is not None:
+        learned = predictor_choice.learned(learning.folder.accepted, settings.model, folder)
+        if learned is not None or settings.predictor == LEARN:
+            return learned
     return predictor_choice.choose(settings.predictor, settings.model, folder)
 
 

@@ -40,6 +40,7 @@ from vllm.v1.kv_cache_interface import (
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
+from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 from vllm.v1.structured_output.request import StructuredOutputRequest
 from vllm.v1.worker.gpu.async_utils import AsyncOutput
@@ -89,12 +90,15 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "start_load_kv",
     ),
     # For the hidden-state hook (engine/prediction/hidden_states.py).
-    PlatformWorker: ("load_model", "execute_model", "sample_tokens", "shutdown"),
+    PlatformWorker: ("load_model", "compile_or_warm_up_model", "execute_model", "sample_tokens", "shutdown"),
+    # For where an output ends (engine/prediction/recorder.py).
+    SamplingParams: ("eos_token_id", "stop_token_ids", "max_tokens", "extra_args"),
     AsyncOutput: ("get_output",),
     AsyncGPUModelRunnerOutput: ("get_output",),
     Request: ("num_tokens", "num_output_tokens", "is_finished"),
     # For resuming output (engine/connector/resume_output.py).
     StructuredOutputGrammar: ("accept_tokens",),
+    StructuredOutputManager: ("accept_tokens",),
     InputBatch: ("add_request",),
     VllmConfig: ("use_v2_model_runner",),
     # For the forecast of blocks over groups (engine/connector/kv_groups.py).
@@ -149,7 +153,7 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
     KVCacheBlock: ("block_id", "is_null"),
     KVConnectorOutput: ("finished_sending", "kv_connector_stats"),
     NixlKVConnectorStats: ("data",),
-    StructuredOutputRequest: ("grammar",),
+    StructuredOutputRequest: ("grammar", "reasoning_ended"),
     KVCacheConfig: ("num_blocks", "kv_cache_groups", "kv_cache_tensors"),
     KVCacheGroupSpec: ("kv_cache_spec", "host_resident"),
     SlidingWindowSpec: ("block_size", "sliding_window", "extra_retained_tokens"),
@@ -202,6 +206,7 @@ __all__ = [
     "SamplingParams",
     "SchedulerOutput",
     "SlidingWindowSpec",
+    "StructuredOutputManager",
     "TopKTopPSampler",
     "UniformTypeKVCacheSpecs",
     "base_worker",

@@ -7,11 +7,9 @@ import statistics
 import time
 import uuid
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
-
-import msgspec
 
 from ares.config import GatewayConfig
 from ares.gateway.control.backlog import Backlog
@@ -19,13 +17,17 @@ from ares.gateway.control.controller import Controller
 from ares.gateway.control.drain import Drainer
 from ares.gateway.control.predictions import PredictionScores, rows_by_key
 from ares.gateway.control.snapshot import accepting
+from ares.gateway.openai import generation_defaults
 from ares.gateway.openai.body import BadRequestError
+from ares.gateway.openai.parsing import Parsers
 from ares.gateway.openai.sampling import Sampling
-from ares.gateway.openai.text import TextModel
+from ares.gateway.openai.text import Chats, TextModel
+from ares.gateway.openai.tokenizer import tokenizer_folder
 from ares.gateway.pool.discovery import Served
 from ares.gateway.pool.generate import http_client
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.pool import Pool
+from ares.gateway.records.learners import Learners
 from ares.gateway.records.metrics import Metrics
 from ares.gateway.records.recording import Recorder
 from ares.gateway.records.window import Recent
@@ -34,6 +36,7 @@ from ares.gateway.session.handover import MigrationRecord
 from ares.gateway.session.objectives import ORDINARY, Objective
 from ares.gateway.session.output import Emit
 from ares.gateway.session.session import Session
+from ares.gateway.session.traits import traits_of
 from ares.gateway.shutdown import Shutdown
 from ares.gateway.tuning import DEFAULT, Tuning
 from ares.models import resolve as models
@@ -46,8 +49,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 COMMANDED = "commanded"
-# Sampling defaults that vLLM takes from the model's generation_config.json (config/model.py, 0.32).
-_SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+# A request's own `priority` may be any 64-bit number; its class adds to it.
+_LARGEST_RANK = 2**62
 
 
 class QueueFullError(NoInstanceError):
@@ -75,25 +78,39 @@ class Gateway:
         Folder of the served model, for its tokenizer.
     tuning
         Times and limits that are no settings.
+    parsers
+        Parsers of reasoning and tool calls; None: text is given as it is.
 
     Attributes
     ----------
     name
         Its name at the instances, another one each time a gateway starts: all keys of its requests begin with it.
+    vocabulary
+        Number of the model's token ids; None where its configuration does not say.
+    generation_defaults
+        What holds for requests that do not set it.
     """
 
-    def __init__(self, config: GatewayConfig, folder: Path, tuning: Tuning = DEFAULT) -> None:
+    def __init__(
+        self, config: GatewayConfig, folder: Path, tuning: Tuning = DEFAULT, parsers: Parsers | None = None
+    ) -> None:
         self.config = config
         self.tuning = tuning
         self._folder = folder
         self.name = uuid.uuid4().hex[:8]
-        self.text = TextModel(folder)
+        chats = Chats(config.chat_template, config.chat_template_content_format, config.default_chat_template_kwargs)
+        self.text = TextModel(tokenizer_folder(config.tokenizer) if config.tokenizer else folder, chats)
+        self.vocabulary = models.shape(folder).get("vocab_size")
+        self.parsers = parsers
         self.metrics = Metrics()
         self.recent = Recent()
-        self.scores = PredictionScores(self.metrics, self.recent.prediction_error_tokens)
+        self.scores = PredictionScores(self.metrics, self.recent.prediction_error_tokens, tuning.kept_versions)
+        self.learners = Learners(self.metrics, tuning)
         self.migrations: deque[MigrationRecord] = deque(maxlen=tuning.kept_migrations)
         self.sessions: dict[str, Session] = {}
-        self.sampling_defaults = _sampling_defaults(folder)
+        self.generation_defaults = generation_defaults.load(
+            folder, config.generation_config, config.override_generation_config
+        )
         self.pool: Pool
         self.controller: Controller
         self.drainer = Drainer(self, self._spawn, tuning)
@@ -148,7 +165,7 @@ class Gateway:
         BadRequestError
             Nothing is served under the name.
         """
-        if name is None or name in self.names:
+        if not name or name in self.names:
             return None
         if name not in self.pool.adapters:
             raise BadRequestError(f"the model {name!r} is not served here", "model", "model_not_found", 404)
@@ -223,6 +240,7 @@ class Gateway:
         """
         config = self.config
         gap_s = config.slo_gap_s
+        priority = max(-_LARGEST_RANK, min(priority, _LARGEST_RANK))
         if name is None:
             bound_s = math.inf if gap_s == "none" else gap_s
             return Objective("default", config.slo_ttft_s, config.slo_tpot_s, bound_s, priority)
@@ -237,9 +255,19 @@ class Gateway:
     # --- sessions ---
 
     async def generate(
-        self, name: str, prompt: list[int], sampling: Sampling, emit: Emit, objective: Objective = ORDINARY
-    ) -> None:
+        self,
+        name: str,
+        prompt: list[int],
+        sampling: Sampling,
+        emit: Emit,
+        objective: Objective = ORDINARY,
+        reasoning_tokens: Callable[[], int | None] = lambda: None,
+    ) -> int | None:
         """Run one session, called `name`, or `name#2` and so on where there is such a session already.
+
+        Returns the tokens of the prompt that its prefill instance had cached; None where none has reported them.
+
+        `reasoning_tokens` is called once it has ended: tokens of its reasoning, None where they are not counted.
 
         See `Session.run` for what it raises; ShuttingDownError where the gateway ends before it.
         """
@@ -259,6 +287,7 @@ class Gateway:
             gateway=self.name,
             maximum_attempts=self.config.maximum_attempts,
             tuning=self.tuning,
+            traits=traits_of(prompt, sampling) if self.tuning.length_curves else None,
         )
         self.sessions[session_id] = session
         self.metrics.active.inc()
@@ -267,18 +296,26 @@ class Gateway:
         try:
             update(session)
             await self.shutdown.run(session.run(emit))
-            self.scores.score(session)
+            self._count_parts(session, reasoning_tokens())
             if len(session.emitted) > 1:
                 self.metrics.longest_gap.labels(objective.name).observe(session.output.longest_gap_s)
                 self.recent.longest_gap_s.add(session.output.longest_gap_s)
-            self.controller.record_output_length(len(session.emitted))
             self.recorder.record(session)
+            return session.placement.cached_tokens
         finally:
             self.scores.forget(session)
             self.backlog.remove(session)
             del self.sessions[session_id]
             self.controller.wake_admission()
             self.metrics.active.dec()
+            self.controller.record_output(session)
+
+    def _count_parts(self, session: Session, reasoning_tokens: int | None) -> None:
+        """Count the reasoning and the answer of a complete output, and the errors of what was predicted for each."""
+        self.scores.score(session, reasoning_tokens)
+        if reasoning_tokens is not None:
+            self.metrics.part_tokens.labels("reasoning").inc(reasoning_tokens)
+            self.metrics.part_tokens.labels("answer").inc(max(0, len(session.emitted) - reasoning_tokens))
 
     # --- moves ---
 
@@ -386,6 +423,7 @@ class Gateway:
                 seen[overdue] = since.get(overdue, now)
             session.supervise(now - seen[overdue] if overdue is not None else 0.0)
         self.scores.record(self.sessions.values(), rows)
+        self.learners.check()
         return seen
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
@@ -393,11 +431,3 @@ class Gateway:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _sampling_defaults(folder: Path) -> dict[str, Any]:
-    try:
-        read = msgspec.json.decode((folder / "generation_config.json").read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.DecodeError):
-        return {}
-    return {name: read[name] for name in _SAMPLING_DEFAULTS if read.get(name) is not None}

@@ -62,6 +62,8 @@ class Tuning:
     decision_s: float = 0.5
     """A policy may take this long to decide, for a processor that is busy; to decide moves, a period if that is longer.
     For dispatch and admission requests wait."""
+    length_curves: bool = False
+    """Whether requests without predictions are told apart by what is known of them (docs/predictor.md says why not)."""
     kept_lengths: int = 2000
     """Lengths of ended outputs that are kept for an admission policy that has not been called for long."""
     lease_ttl_s: float = 3.0
@@ -88,6 +90,12 @@ class Tuning:
     """Default limit of the tokens outside decode, in multiples of the decode pool's KV capacity."""
     kept_migrations: int = 1000
     """Moves that the status shows."""
+    learner_old_s: float = 60.0
+    """A report of a learner that is older than this is shown as old: learners report several times a minute."""
+    kept_learners: int = 4
+    """Learners whose reports are kept."""
+    kept_versions: int = 12
+    """Versions of the predictor whose errors are counted apart; those of the oldest are dropped from the metrics."""
 
     # http: the feed of the dashboard
     feed_period_s: float = 1.0

@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ares import addresses, extras
-from ares.engine.defaults import free_port, free_ports, given_names, gpus_per_instance, is_cpu_build, limits_memory
+from ares.engine import front_end_flags
+from ares.engine.defaults import gpus_per_instance, is_cpu_build, limits_memory
+from ares.free_ports import free_port, free_ports
 from ares.local_cluster import gpu_discovery
 from ares.local_cluster.gpus import Assignment, GpuError, GpuRequest, Gpus, assign
 from ares.protocol.messages import Role
@@ -32,6 +34,7 @@ _PR_SET_PDEATHSIG = 1
 _ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 # Everything stops together: an instance must not wait for its requests to move to instances that stop, too.
 _AT_ONCE = ["--drain-deadline", "0"]
+GATEWAY, LEARNER = "gateway", "learner"
 _GATEWAY_AT_ONCE = ["--shutdown-timeout-s", "0"]
 
 
@@ -47,6 +50,8 @@ class ManagedProcess:
     ----------
     instances
         Name and URL of each instance in it.
+    url
+        Where it answers; empty for a learner, which does not.
     cleared
         Whether it has ended with all of its children; its process group may belong to others by now.
     """
@@ -61,7 +66,9 @@ class ManagedProcess:
     cleared: bool = False
 
     def ready(self) -> bool:
-        """Whether it answers."""
+        """Whether it answers, or runs if it answers nobody."""
+        if not self.url:
+            return self.popen.poll() is None
         with contextlib.suppress(OSError), open_direct(f"{self.url}/health", timeout=1) as reply:
             return bool(reply.status == 200)
         return False
@@ -105,7 +112,7 @@ class ClusterSettings:
     decode
         Decode instances; None: as many as fit on the GPUs (`with_gpus`).
     vllm_flags, prefill_flags, decode_flags
-        Flags of vLLM for all instances, and further ones by role.
+        Flags of vLLM for all instances, and for the gateway those of its front end; and further ones by role.
     simulate
         Profile of mock engines; None starts real ones.
     per_process
@@ -114,8 +121,13 @@ class ClusterSettings:
         Whether several instances may run on one GPU.
     gpus, gpu_variables
         Which instance gets which GPUs, and the variables that tell it; None until `with_gpus` has looked.
-    gateway_module
-        The module whose command `gateway` is the gateway: another one for measurements and tests.
+    learn_folder, learner_flags
+        Where a learner works (docs/learning.md), and the instances' own folders for it are; and its flags. None: there
+        is none.
+    tls
+        Whether the gateway speaks TLS, which only its variables and `gateway_flags` tell it to.
+    gateway_module, worker_module
+        The modules whose commands `gateway` and `worker` are started: others for measurements and tests.
     start_timeout_s, stop_timeout_s
         How long a process may take until it answers, and how long all of them to end, before they are killed.
     """
@@ -137,13 +149,18 @@ class ClusterSettings:
     share_gpus: bool = False
     gpus: Assignment | None = None
     gpu_variables: tuple[str, ...] = ()
+    learn_folder: Path | None = None
+    learner_flags: tuple[str, ...] = ()
+    tls: bool = False
     gateway_module: str = "ares"
+    worker_module: str = "ares"
     start_timeout_s: float = 600.0
     stop_timeout_s: float = 10.0
 
     def flags(self, role: Role) -> tuple[str, ...]:
         """Return vLLM's flags for an instance; of those that are given twice, vLLM takes the last."""
-        return self.vllm_flags + (self.prefill_flags if role == "prefill" else self.decode_flags)
+        given = front_end_flags.split(self.vllm_flags).instance_flags(mock=self.simulate is not None)
+        return (*given, *(self.prefill_flags if role == "prefill" else self.decode_flags))
 
 
 @dataclass(slots=True)
@@ -162,12 +179,12 @@ class Cluster:
     @property
     def url(self) -> str:
         """Where the gateway answers."""
-        return self.processes[-1].url
+        return next(process.url for process in reversed(self.processes) if process.name == GATEWAY)
 
     @property
     def workers(self) -> list[ManagedProcess]:
         """The instances."""
-        return [process for process in self.processes if process.name != "gateway"]
+        return [process for process in self.processes if process.name not in (GATEWAY, LEARNER)]
 
     def start_workers(self) -> None:
         """Start the instances of the settings."""
@@ -203,15 +220,23 @@ class Cluster:
             for url in worker.instances.values():
                 command += ["--worker", url]
         here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - a comparison
-        for name in given_names(settings.vllm_flags):  # clients call the model as the instances do
-            command += ["--served-model-name", name]
+        # Clients call the model as the instances do, and the gateway renders their chats.
+        command += front_end_flags.split(settings.vllm_flags).words()
         command += settings.gateway_flags
         self.start(
-            "gateway",
-            f"http://{addresses.with_port(here, settings.port)}",
+            GATEWAY,
+            f"{'https' if settings.tls else 'http'}://{addresses.with_port(here, settings.port)}",
             command,
             module=settings.gateway_module,
         )
+
+    def start_learner(self, folder: Path) -> None:
+        """Start a learner for the running cluster."""
+        command = ["predictor", "learn", "--gateway", self.url, "--folder", str(folder), "--model", self.settings.model]
+        for worker in self.workers:
+            for url in worker.instances.values():
+                command += ["--worker", url]
+        self.start(LEARNER, "", [*command, *self.settings.learner_flags])
 
     def start(
         self,
@@ -243,11 +268,14 @@ class Cluster:
             command += [flag, str(self.ports[-1])]
         if cores is not None:
             command += ["--cores", cores]
+        if self.settings.learn_folder is not None:
+            command += ["--learn", "--learn-folder", str(self.settings.learn_folder / "instances" / name)]
         self.start(
             name,
             f"http://127.0.0.1:{self.ports[-3]}",
             [*command, *flags, *self.settings.worker_flags, "--", *self.settings.flags(role)],
             gpus,
+            module=self.settings.worker_module,
         )
 
     def start_mock(self, name: str, role: Role, count: int, number: int = 0) -> None:
@@ -291,9 +319,9 @@ class Cluster:
         _await(self, self.processes[-1:], "gateway", _gateway_ready(self))
 
     def check(self) -> None:
-        """Raise ClusterError if a process has ended."""
+        """Raise ClusterError if a process has ended, other than a learner: nothing is served by it."""
         for process in self.processes:
-            if process.popen.poll() is not None:
+            if process.popen.poll() is not None and process.name != LEARNER:
                 raise ClusterError(f"{process.name} {process.ending()}; the end of {process.log}:\n{process.log_end()}")
 
     def wait(self) -> None:
@@ -349,6 +377,8 @@ def running(settings: ClusterSettings, console: Console | None = None) -> Iterat
             cluster.await_workers()
         cluster.start_gateway()
         cluster.await_gateway()
+        if settings.learn_folder is not None:
+            cluster.start_learner(settings.learn_folder)
         yield cluster
 
 

@@ -5,7 +5,7 @@ import subprocess
 import time
 from collections.abc import Callable
 
-from ares.local_cluster.cluster import Cluster, ClusterError, ManagedProcess
+from ares.local_cluster.cluster import GATEWAY, Cluster, ClusterError, ManagedProcess
 from ares.local_cluster.restarts import RestartPolicy, Restarts, State
 
 _CHECK_S = 0.2
@@ -46,7 +46,7 @@ class Supervisor:
                     self._start(process, restarts)
 
     def _ended(self, process: ManagedProcess, restarts: Restarts) -> None:
-        how = process.ending() + (", and its streams are lost" if process.name == "gateway" else "")
+        how = process.ending() + (", and its streams are lost" if process.name == GATEWAY else "")
         process.clear()
         restarts.ended(self._clock())
         if restarts.state is State.WAITING:
@@ -80,7 +80,7 @@ class Supervisor:
         """Raise ClusterError if the gateway is given up, or every decode worker; decode workers can prefill, too."""
         given_up = [process.name for process, restarts in self._restarts if restarts.state is State.GIVEN_UP]
         decode = [process.name for process in self._cluster.workers if not process.name.startswith("prefill")]
-        if "gateway" in given_up or set(decode) <= set(given_up):
+        if GATEWAY in given_up or set(decode) <= set(given_up):
             raise ClusterError(
                 f"nothing can be served without {', '.join(given_up)} (logs: {self._cluster.log_folder})"
             )

@@ -79,7 +79,8 @@ def read(body: bytes, model: MockModel, maximum: int, connection: Connection) ->
     key, generated, source = _transfer(params, len(tokens))
     prompt_hash = fold(tokens[: len(tokens) - generated])
     ended = fold(tokens[len(tokens) - generated :], prompt_hash)
-    whole = (sampling.extra_args or {}).get(fields.MOCK_OUTPUT_TOKENS)
+    script = _script(sampling.extra_args or {}, model)
+    whole = (sampling.extra_args or {}).get(fields.MOCK_OUTPUT_TOKENS, len(script) + 1 if script else None)
     if whole is None:
         whole = model.output_tokens(prompt_hash)
     elif not isinstance(whole, int) or isinstance(whole, bool) or whole < 1:
@@ -101,7 +102,16 @@ def read(body: bytes, model: MockModel, maximum: int, connection: Connection) ->
         logprobs=sampling.logprobs,
         remote_decode=params.get(fields.DO_REMOTE_DECODE) is True,
         source=source,
+        script=script,
     )
+
+
+def _script(extra: dict[str, Any], model: MockModel) -> list[int]:
+    """Return the token ids that a client wants as its output; empty where it leaves them to the model."""
+    tokens = extra.get(fields.MOCK_TOKENS, [])
+    if not isinstance(tokens, list) or not all(type(n) is int and 0 <= n < model.vocabulary for n in tokens):
+        raise HttpError(400, f"{fields.MOCK_TOKENS} must be a list of token ids", "extra_args")
+    return tokens
 
 
 def _transfer(params: dict[str, Any], tokens: int) -> tuple[str | None, int, dict[str, Any] | None]:

@@ -260,7 +260,11 @@ class Instance:
             tokens = request.output[len(request.output) - 1 if request.sent is None else request.sent :]
             request.connection.end(api.last_event(request, tokens, reason, stop))
         else:
-            request.connection.reply(api.whole(request, self.settings.model, reason, stop, transfer))
+            # Prefixes are not cached here.
+            cached = {fields.CACHED_TOKENS: 0} if request.key is not None else {}
+            request.connection.reply(
+                api.whole(request, self.settings.model, reason, stop, {**(transfer or {}), **cached} or None)
+            )
 
     # --- pulls ---
 

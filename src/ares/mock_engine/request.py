@@ -44,6 +44,8 @@ class Request:
         Whether its KV is not to be pinned at the end.
     abandoned
         Whether its gateway is gone, so that it ends with its next token.
+    script
+        Token ids that its client wants as its whole output, that of earlier instances included; empty: the model's.
     """
 
     id: str
@@ -75,6 +77,7 @@ class Request:
     cut: Cut | None = None
     unwanted: bool = False
     abandoned: bool = False
+    script: list[int] = field(default_factory=list)
     preemptions: int = 0
     arrived: float = field(default_factory=time.perf_counter)
     queued_s: float = 0.0
@@ -82,7 +85,13 @@ class Request:
 
     def __post_init__(self) -> None:
         self.length = len(self.prompt)
-        self.check_from = 0 if self.stop_tokens or self.logprobs is not None else min(self.end, self.natural_end)
+        checked = self.stop_tokens or self.logprobs is not None or self.script
+        self.check_from = 0 if checked else min(self.end, self.natural_end)
+
+    def scripted(self) -> int | None:
+        """Return its next token where its client has given one."""
+        position = self.generated + len(self.output)
+        return self.script[position] if position < len(self.script) else None
 
     def resume_from(self, tokens: int, state: int) -> None:
         """Continue from pulled KV: from the model's state after that many tokens."""

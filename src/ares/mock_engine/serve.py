@@ -15,8 +15,8 @@ import uvloop
 import zmq
 
 from ares import addresses
-from ares.engine.defaults import free_port
 from ares.engine.drain import drained_on_sigterm, gateway_deadline, wait_until_empty
+from ares.free_ports import free_port
 from ares.mock_engine import report
 from ares.mock_engine.faults import Faults
 from ares.mock_engine.http import MALFORMED, Connection, HttpError, HttpRequest, decode, handler

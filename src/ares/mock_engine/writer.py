@@ -47,7 +47,12 @@ class Writer:
         """Give a request a token that may be its last, or that carries more than its id."""
         position = len(request.output) + 1
         stopped = position >= request.natural_end
-        token = self._model.stop if stopped else self._model.ids[(product >> SHIFT) % len(self._model.ids)]
+        if stopped:
+            token = self._model.stop
+        elif (scripted := request.scripted()) is not None:
+            token = scripted
+        else:
+            token = self._model.ids[(product >> SHIFT) % len(self._model.ids)]
         request.hash = (product + token + 1) & MASK
         request.output.append(token)
         request.length += 1

@@ -1,5 +1,6 @@
 """The checkpoint: one safetensors file with the network and the model that it belongs to."""
 
+import contextlib
 import json
 from dataclasses import dataclass
 from importlib import metadata
@@ -83,7 +84,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         unfinished.write_bytes(serialise(tensors, described))
         unfinished.replace(path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
         raise PredictorError(f"{path}: cannot be written: {error}") from error
 
 

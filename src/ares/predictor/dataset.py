@@ -2,15 +2,15 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ares.predictor import shards
+from ares.predictor import pieces, shards
 from ares.predictor.errors import PredictorError
 
 # Percent of the prompts; the rest is the test set.
@@ -49,13 +49,19 @@ class Pairs:
     states
         [pairs, d] float16; those of one output are consecutive, in order of position.
     output
-        [pairs] index of the pair's output in `requests`, `prompts`, `prompt_tokens` and `output_tokens`.
+        [pairs] index of the pair's output in what is by output: `requests`, `prompts` and all below.
     position, remaining, prompt_length
         [pairs] tokens generated, still to come, and of the prompt.
     room
         [pairs] tokens that the limit still allows: remaining <= room.
     censored
         [pairs] whether the output did not end by itself.
+    lengths, limits
+        [outputs] tokens generated, and most that there might have been.
+    outcomes
+        How each output ended.
+    prompt_tokens, output_tokens
+        Token ids of each output; empty where they are not recorded.
     """
 
     source: shards.Source
@@ -67,6 +73,9 @@ class Pairs:
     censored: NDArray[np.bool_]
     requests: tuple[str, ...]
     prompts: tuple[str, ...]
+    lengths: NDArray[np.int64]
+    limits: NDArray[np.int64]
+    outcomes: tuple[shards.Outcome, ...]
     prompt_tokens: tuple[NDArray[np.int32], ...]
     output_tokens: tuple[NDArray[np.int32], ...]
 
@@ -76,14 +85,22 @@ class Pairs:
     @property
     def room(self) -> NDArray[np.int64]:
         """Tokens that the limit still allows."""
-        return np.maximum(self.source.limit - self.position, self.remaining)
+        room: NDArray[np.int64] = np.maximum(self.limits[self.output] - self.position, self.remaining)
+        return room
+
+    def require_token_ids(self, what: str) -> None:
+        """Raise PredictorError where token ids are not recorded, which `what` needs."""
+        lacking = sum(len(t) != n for t, n in zip(self.output_tokens, self.lengths.tolist(), strict=True))
+        if lacking:
+            raise PredictorError(
+                f"{what} needs token ids, which were not recorded for {lacking} of {len(self.requests)} outputs: "
+                "record with `ares worker --record-token-ids`, or collect with `ares predictor collect`"
+            )
 
     def only(self, chosen: NDArray[Any]) -> "Pairs":
         """Return some of the pairs (a mask or indices in rising order); the outputs stay, so that indices hold."""
         fields = ("states", "output", "position", "remaining", "prompt_length", "censored")
-        kept = {name: getattr(self, name)[chosen] for name in fields}
-        rest = {n: getattr(self, n) for n in ("source", "requests", "prompts", "prompt_tokens", "output_tokens")}
-        return Pairs(**kept, **rest)
+        return replace(self, **{name: getattr(self, name)[chosen] for name in fields})
 
     def moved(self, seed: int = 0, share: float = 1.0) -> NDArray[np.bool_]:
         """Return the mask of the pairs after a move, if a share of the outputs is moved once, anywhere.
@@ -119,47 +136,32 @@ def load(folder: Path) -> Pairs:
     PredictorError
         A shard is broken, two disagree, or there are no pairs.
     """
-    parts: dict[str, list[NDArray[Any]]] = {}
-    requests: dict[str, int] = {}
-    prompts: list[str] = []
-    tokens: dict[str, list[NDArray[np.int32]]] = {"prompt": [], "output": []}
-    source: shards.Source | None = None
-    for shard in shards.read_all(folder):
-        source = shard.source
-        tensors = shard.tensors
-        # A request that is in two shards (one folder copied into another) counts once.
-        fresh = np.array([request not in requests for request in shard.requests], bool)
-        number = np.cumsum(fresh) - 1 + len(requests)
-        for kind, lists in tokens.items():
-            ends = np.cumsum(tensors[f"{kind}_length"])[:-1]
-            lists += [part for part, new in zip(np.split(tensors[f"{kind}_tokens"], ends), fresh, strict=True) if new]
-        for request, prompt, new in zip(shard.requests, shard.prompts, fresh, strict=True):
-            if new:
-                requests[request] = len(requests)
-                prompts.append(prompt)
-        kept = fresh[tensors["output"]] & (tensors["remaining"] > 0)
-        row = tensors["output"][kept]
-        order = np.lexsort((tensors["position"][kept], row))
-        row = row[order]
-        columns = {
-            "states": tensors["states"][kept][order],
-            "output": number[row],
-            "position": tensors["position"][kept][order].astype(np.int64),
-            "remaining": tensors["remaining"][kept][order].astype(np.int64),
-            "prompt_length": tensors["prompt_length"][row].astype(np.int64),
-            "censored": tensors["censored"][row].astype(bool),
-        }
-        for name, column in columns.items():
-            parts.setdefault(name, []).append(column)
-    assert source is not None  # noqa: S101 - for the type checker: read_all yields at least one
-    joined = {name: np.concatenate(column) for name, column in parts.items()}
-    if not len(joined["position"]):
-        raise PredictorError(f"{folder}: no pairs in it")
+    return _pairs(shards.read_all(folder), str(folder))
+
+
+def load_files(files: Sequence[Path]) -> Pairs:
+    """Read these shards, and no others of their folders; raise as `load` does."""
+    return _pairs(shards.read_files(files), f"{len(files)} shards")
+
+
+def _pairs(found: Iterable[shards.Shard], where: str) -> Pairs:
+    joined = pieces.join(found)
+    if joined is None or not len(joined.position):
+        raise PredictorError(f"{where}: no pairs in it")
+    ended = np.array([outcome is shards.Outcome.STOP for outcome in joined.outcomes], bool)
     return Pairs(
-        source=source,
-        requests=tuple(requests),
-        prompts=tuple(prompts),
-        prompt_tokens=tuple(tokens["prompt"]),
-        output_tokens=tuple(tokens["output"]),
-        **joined,
+        source=joined.source,
+        states=joined.states,
+        output=joined.output,
+        position=joined.position,
+        remaining=joined.lengths[joined.output] - joined.position,
+        prompt_length=joined.prompt_lengths[joined.output],
+        censored=~ended[joined.output],
+        requests=joined.requests,
+        prompts=joined.prompts,
+        lengths=joined.lengths,
+        limits=np.where(joined.limits > 0, joined.limits, joined.source.limit),
+        outcomes=joined.outcomes,
+        prompt_tokens=joined.prompt_tokens,
+        output_tokens=joined.output_tokens,
     )

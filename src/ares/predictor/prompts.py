@@ -40,10 +40,14 @@ _EXPECTED = f"expected a text in {', '.join(_TEXTS)}, or a conversation in {', '
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt. `id` depends on the text alone, so that a prompt in two files is one prompt."""
+    """One prompt. `id` depends on the texts alone, so that a prompt in two files is one prompt."""
 
     id: str
     text: str
+
+    def behind(self, system: str | None) -> "Prompt":
+        """Return the prompt behind a system prompt: another one, with another id, where there is one."""
+        return self if system is None else Prompt(Prompt.of(f"{system}\0{self.text}").id, self.text)
 
     @classmethod
     def of(cls, text: str) -> "Prompt":

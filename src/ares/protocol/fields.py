@@ -20,6 +20,8 @@ RESUMED_TOKENS = "ares_output"
 PRECOPY = "ares_ahead"
 # In the result of a prefill that has not computed the whole prompt: its token is not the first of the output.
 PROMPT_SHORTENED = "ares_prompt_shortened"
+# In the result of a prefill: tokens of its prompt that the prefix cache of the instance held.
+CACHED_TOKENS = "ares_cached_tokens"
 
 # --- and vLLM's own (v1/nixl/pull_scheduler.py, 0.32) ---
 
@@ -37,6 +39,8 @@ TP_SIZE = "tp_size"
 
 # In sampling_params.extra_args (a client's vllm_xargs), for a mock engine: the length of the whole output.
 MOCK_OUTPUT_TOKENS = "ares_mock_output_tokens"
+# And the token ids of the whole output, its stop token left out.
+MOCK_TOKENS = "ares_mock_tokens"
 # The stop reason of a request that ended on one instance to continue on another.
 MIGRATED = "migrated"
 # vLLM's stop reason and finish reason of an output that `repetition_detection` has ended (v1/core/sched/utils.py).
@@ -47,6 +51,9 @@ REPETITION = "repetition"
 CARRIES_OUTPUT = "output"
 CARRIES_SEED = "seed"
 CARRIES_STRUCTURED_OUTPUTS = "structured_outputs"
+# And where the reasoning ends, for a grammar that begins there: `reasoning_ended` and `reasoning_parser_kwargs` of the
+# engine's request are those of the first one, as of the prompt alone.
+CARRIES_STRUCTURED_OUTPUTS_AFTER_REASONING = "structured_outputs_after_reasoning"
 
 
 class RequestState(StrEnum):

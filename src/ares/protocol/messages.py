@@ -3,6 +3,9 @@
 The gateway subscribes and sends commands. The instance answers the first `Subscribe` with its `Hello`, then sends
 `Telemetry` at the interval that was asked for, `KvReceived` for each request whose KV it pulled, `Predicted` for each
 request that it only prefilled, and one `CutResult`, `CopyResult` or `LeaseResult` for each `Cut`, `Copy` or `Lease`.
+A learner (docs/learning.md) subscribes as a gateway does. It takes recorded states with `TakeRecorded`, answered by
+`Recorded`, and sends a new checkpoint of the predictor in one `CheckpointPart` after the other, each answered by
+`CheckpointReceived`.
 How messages travel is in `protocol/rpc.py`. The commands can move to vLLM's generic connector call (RFC #51639) when it
 lands.
 
@@ -32,6 +35,12 @@ _Size = Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)]
 _Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]
 # What a gateway remembers a thousand of.
 _ShortKey = Annotated[str, msgspec.Meta(max_length=1024)]
+# The SHA-256 of a checkpoint's file, in hexadecimal; empty: no predictor.
+_Version = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?$")]
+LARGEST_PART_BYTES = 1 << 20
+LARGEST_CHECKPOINT_BYTES = 64 << 20
+_Part = Annotated[bytes, msgspec.Meta(max_length=LARGEST_PART_BYTES)]
+_CheckpointSize = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_CHECKPOINT_BYTES)]
 
 
 class Description(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -124,7 +133,34 @@ class Lease(msgspec.Struct, frozen=True, tag="lease"):
     ttl_s: float
 
 
-Command = Subscribe | Connect | Cut | Copy | Release | Drain | Lease
+class TakeRecorded(msgspec.Struct, frozen=True, tag="take_recorded"):
+    """Answer with a `Recorded`: the oldest shard of recorded states that is not in `stored`.
+
+    `stored` are names of shards that `learner` has stored: the instance deletes them.
+    """
+
+    call: _Count
+    learner: _ShortKey
+    stored: Annotated[list[_ShortKey], msgspec.Meta(max_length=64)] = []
+
+
+class CheckpointPart(msgspec.Struct, frozen=True, tag="checkpoint_part"):
+    """A part of a new checkpoint of the predictor, from byte `offset` on; answer with a `CheckpointReceived`.
+
+    When all `size` bytes are there, the workers check and load the checkpoint and then predict with it, which
+    `Telemetry.predictor` reports. A `version` that is empty ends predictions. While one learner sends to an instance,
+    others are refused.
+    """
+
+    call: _Count
+    learner: _ShortKey
+    version: _Version
+    offset: _CheckpointSize = 0
+    size: _CheckpointSize = 0
+    data: _Part = b""
+
+
+Command = Subscribe | Connect | Cut | Copy | Release | Drain | Lease | TakeRecorded | CheckpointPart
 
 
 class KvGroup(msgspec.Struct, frozen=True, array_like=True):
@@ -147,8 +183,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     request keeps when it resumes here (`fields.CARRIES_OUTPUT` and the like). `leases` is whether it answers a `Lease`.
     `max_num_seqs` and `max_num_batched_tokens` bound a step's batch. `kv_groups` are the KV cache groups whose blocks
     come from the pool of `kv_blocks`; none means a single one that grows with every token. `configuration` is what the
-    engine runs with, for `ares check`; no decision depends on it. An instance of an earlier version does not send the
-    last five.
+    engine runs with, for `ares check`; no decision depends on it. `learns` is whether it answers a `TakeRecorded` and a
+    `CheckpointPart`. An instance of an earlier version does not send the last six.
     """
 
     name: str
@@ -168,6 +204,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     max_num_batched_tokens: _Count = 0
     kv_groups: list[KvGroup] = []
     configuration: dict[str, str] = {}
+    learns: bool = False
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):
@@ -191,7 +228,9 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry", rename={"resources
     `step_time_s` is a moving average over recent steps, `pull_bytes_per_s` over recent pulls of KV, 0 before the first;
     `busy_s` is the time of all steps so far.
     `draining`: the instance takes no new requests, and those that can migrate are to leave; after `drain_left_s` the
-    others are to leave too. `resources` counts the connector's objects apart from KV blocks, to find leaks.
+    others are to leave too. `resources` counts the connector's objects apart from KV blocks, to find leaks. `predictor`
+    is the version of the checkpoint that predicts; `predictor_refused` the newest version that the workers refused, and
+    why, as one sentence.
     """
 
     sequence: _Count
@@ -208,6 +247,8 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry", rename={"resources
     draining: bool = False
     resources: dict[str, int] = {}
     drain_left_s: _Amount | None = None
+    predictor: _Version = ""
+    predictor_refused: tuple[_Version, str] = ("", "")
 
     @property
     def left(self) -> int:
@@ -277,7 +318,29 @@ class LeaseResult(msgspec.Struct, frozen=True, tag="leased"):
     granted: bool
 
 
-Event = Hello | Telemetry | KvReceived | Predicted | CutResult | CopyResult | LeaseResult
+class Recorded(msgspec.Struct, frozen=True, tag="recorded"):
+    """The answer to a `TakeRecorded`: a shard (`predictor/shards.py`), and how many others there are.
+
+    `name` is empty where there is none.
+    """
+
+    call: _Count
+    name: _ShortKey = ""
+    data: bytes = b""
+    left: _Count = 0
+
+
+class CheckpointReceived(msgspec.Struct, frozen=True, tag="checkpoint_received"):
+    """The answer to a `CheckpointPart`: how many bytes of the checkpoint are there; `refused` is why none are kept."""
+
+    call: _Count
+    received: _CheckpointSize = 0
+    refused: str = ""
+
+
+Event = (
+    Hello | Telemetry | KvReceived | Predicted | CutResult | CopyResult | LeaseResult | Recorded | CheckpointReceived
+)
 
 
 def owner(key: str) -> str:

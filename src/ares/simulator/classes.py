@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ares.objectives import ServiceClass, seconds
 from ares.simulator.state import State
 from ares.text_files import TextFileError, read_text
+from ares.yaml_errors import MALFORMED
 
 DEFAULT = "default"
 # Keeps the draw of classes independent of those of lengths and prediction errors with the same seed.
@@ -43,7 +44,7 @@ def read_classes(path: Path) -> dict[str, SimulatedClass]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise ClassesError(f"--classes {path}: {where}: {first['msg']}") from None
-    except (OSError, TextFileError, yaml.YAMLError) as error:
+    except (OSError, TextFileError, *MALFORMED) as error:
         raise ClassesError(f"--classes {path}: {error}") from None
     if DEFAULT in classes:
         raise ClassesError(f"--classes {path}: {DEFAULT} is the name of the requests that belong to no class")

@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 
 from ares.policy import ADMISSIONS, DISPATCHERS, Preset, decide_moves, rebalancer
 from ares.policy.admission import PREFILLED_KV_KEPT_S
+from ares.policy.length_curves import ALL, Lengths
 from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom, exclude_conflicts
 from ares.simulator.admission import free_expired_kv, refresh_and_admit, suspend_preempted
 from ares.simulator.classes import SimulatedClass, apply, assign, names
 from ares.simulator.decisions import kv_shares
 from ares.simulator.error_models import ERROR_MODELS, ErrorModel
 from ares.simulator.failures import fail_instance
+from ares.simulator.length_cells import cells_of
 from ares.simulator.moves import MoveRecord, carry_out
-from ares.simulator.prediction import remember
+from ares.simulator.prediction import add_length, remember
 from ares.simulator.profile import Profile, ProfileError
 from ares.simulator.python_policies import PythonPolicies
 from ares.simulator.state import BY_COMPILED_LOOP, BY_PYTHON_POLICY, IMMEDIATE, PARAMETERS, State, allocate
@@ -130,13 +132,25 @@ class Simulation:
         if self.prefill and int(work.prompt_tokens.max()) + from_prefill > room:
             raise ProfileError(f"kv_tokens: a prefill instance is smaller than a prompt of {work.prompt_tokens.max()}")
         slots = max(profile.max_num_seqs for profile in self.decode)
-        state = allocate(len(work), len(self.decode), len(self.prefill), slots, first.block_size)
+        exact = self.preset.knows_lengths
+        predicts = (self.error.predicts or exact) and self.preset.predicts
+        estimates = self.error.residual_life and predicts and not exact
+        known = cells_of(work) if estimates and self.error.by_cells else None
+        length_cells = (0, 0, 0) if known is None else (known.cells, *known.of_chain.shape)
+        state = allocate(
+            len(work), len(self.decode), len(self.prefill), slots, first.block_size, length_cells=length_cells
+        )
+        if known is not None:
+            state.chain_cells[:], state.length_chain[:] = known.of_chain, known.chain
         state.arrival[:] = work.arrival_s + first.start_delay_s
         # A first token from prefill is one that decode reads, not one that it generates.
         state.prompt[:] = work.prompt_tokens + from_prefill
         state.output[:] = np.maximum(work.output_tokens - from_prefill, 1)
         for count, tokens in enumerate(self.ended_before):
-            remember(state.recent_outputs, state.sorted_outputs, count, max(tokens - from_prefill, 1))
+            length = max(tokens - from_prefill, 1)
+            remember(state.recent_outputs, state.sorted_outputs, count, length)
+            if known is not None:
+                add_length(Lengths(state.cell_ended, state.cell_cut, state.cell_count), ALL, length, False)
         for instance, profile in enumerate(self.decode):
             state.total_blocks[instance] = profile.kv_tokens // profile.block_size
             state.step_model[instance] = profile.step.row()
@@ -144,8 +158,6 @@ class Simulation:
         for instance, profile in enumerate(self.prefill):
             state.prefill_free[instance] = profile.kv_tokens
             state.prefill_step_model[instance] = profile.step.row()
-        exact = self.preset.knows_lengths
-        predicts = (self.error.predicts or exact) and self.preset.predicts
         preempts_largest = self.preset.preempts_largest and predicts
         state.ttft[:], state.tpot[:], state.gap[:] = self.ttft_s, self.tpot_s, self.gap_s
         apply(self.classes, self._class_of(), state)
@@ -172,7 +184,7 @@ class Simulation:
             "sigma_end": 0.0 if exact else self.error.end,
             "sigma_tokens": self.error.tokens_at(float(work.output_tokens.mean())),
             "has_predictions": predicts,
-            "residual_life": self.error.residual_life and predicts and not exact,
+            "residual_life": estimates,
             "longest_output": self.limit_tokens or int(work.output_tokens.max()),
             "ended_before": len(self.ended_before),
             "prefill_resumes": room >= longest,

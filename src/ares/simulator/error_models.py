@@ -19,6 +19,8 @@ class ErrorModel:
         False: rows carry no prediction at all.
     residual_life
         No model predicts: remaining lengths are estimated from recent outputs (policy/residual_life.py).
+    by_cells
+        With `residual_life`: by what is known of a request (policy/length_curves.py), not by all outputs alike.
     mean_output
         Mean output length of the evaluation that `tokens` was measured in; None: `tokens` holds for every workload.
     """
@@ -29,6 +31,7 @@ class ErrorModel:
     tokens: float
     predicts: bool = True
     residual_life: bool = False
+    by_cells: bool = False
     mean_output: float | None = None
 
     def tokens_at(self, mean_output: float) -> float:
@@ -39,8 +42,9 @@ class ErrorModel:
 ERROR_MODELS = {
     "exact": ErrorModel("exact", 0.0, 0.0, 1.0),
     "none": ErrorModel("none", 0.0, 0.0, 1.0, predicts=False),
-    # What the gateway uses for a model without a predictor.
+    # What the gateway uses for a model without a predictor, and what it can use (`Tuning.length_curves`).
     "residual-life": ErrorModel("residual-life", 0.0, 0.0, 1.0, residual_life=True),
+    "length-curves": ErrorModel("length-curves", 0.0, 0.0, 1.0, residual_life=True, by_cells=True),
     # Shrinks as continuous re-prediction does. Milder than the paper at the start (docs/simulator.md).
     "continuous": ErrorModel("continuous", 0.9, 0.12, 3500.0),
     "noise-30": ErrorModel("noise-30", 0.3, 0.3, 1.0),

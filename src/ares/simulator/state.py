@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ares.policy.admission.forecast import GRID
 from ares.policy.admission.state import ADMISSION_STATES, LoopSettings
+from ares.policy.length_curves import LAST
 from ares.policy.residual_life import REMEMBERED
 
 F8 = NDArray[np.float64]
@@ -151,6 +152,16 @@ class State:
     recent_outputs: I8
     sorted_outputs: I8
 
+    # the same by what is known of requests, as policy/length_curves.py keeps them: C cells of L bins, N chains of at
+    # most K cells; all are empty where lengths are not estimated so
+    length_chain: I8  # (R,) the chain of each request
+    chain_cells: I8  # (N, K) from the general to the particular, NONE behind the last
+    chain_longer: F8  # (N, L) the curve of each chain
+    chain_outputs: I8  # (N,) how many outputs had ended when it was composed
+    cell_ended: F8  # (C, L)
+    cell_cut: F8  # (C, L)
+    cell_count: F8  # (C,)
+
     # decode instances, shape (D,)
     time: F8  # start of the step that runs now
     step: I8  # index of that step
@@ -259,8 +270,20 @@ NAMES = tuple(entry.name for entry in fields(State) if entry.init)
 WORDS = 3
 
 
-def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: int, quantiles: int = 3) -> State:
-    """Make an empty state; `build` in cluster.py fills in the inputs."""
+def allocate(
+    requests: int,
+    decode: int,
+    prefill: int,
+    slots: int,
+    block_size: int,
+    quantiles: int = 3,
+    length_cells: tuple[int, int, int] = (0, 0, 0),
+) -> State:
+    """Make an empty state; `build` in cluster.py fills in the inputs.
+
+    `length_cells`: how many cells there are, how many chains of them, and the most cells of a chain.
+    """
+    cells, chains, of_chain = length_cells
 
     def ints(*shape: int, value: int = 0) -> I8:
         return np.full(shape, value, np.int64)
@@ -313,6 +336,13 @@ def allocate(requests: int, decode: int, prefill: int, slots: int, block_size: i
         error_epoch=ints(requests),
         recent_outputs=ints(REMEMBERED),
         sorted_outputs=ints(REMEMBERED),
+        length_chain=ints(requests if cells else 0),
+        chain_cells=ints(chains, of_chain, value=NONE),
+        chain_longer=floats(chains, len(LAST)),
+        chain_outputs=ints(chains, value=NONE),
+        cell_ended=floats(cells, len(LAST)),
+        cell_cut=floats(cells, len(LAST)),
+        cell_count=floats(cells),
         time=floats(decode),
         step=ints(decode),
         planned=ints(decode),

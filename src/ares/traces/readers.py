@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ares.traces.records import Record, Records, TraceError, key, open_records
-from ares.traces.workload import Workload
+from ares.traces.workload import NO_TEMPLATE, Workload
 
 # Above every number of a real trace, and small enough that sums of such numbers stay exact.
 _MOST_TOKENS = 1 << 40
@@ -37,6 +37,8 @@ class Format:
         Unit of its times, one of `TIME_UNITS`; None: they are dates.
     markers
         Columns of which one must be present for the format to be guessed: another format has the same three.
+    beginnings
+        Where its records have ids of the prompt's blocks (`hash_ids`): how many of the first ones may be a template.
     """
 
     arrival: str
@@ -44,6 +46,7 @@ class Format:
     output: str
     unit: str | None
     markers: tuple[str, ...] = ()
+    beginnings: tuple[int, ...] = ()
 
     @property
     def columns(self) -> tuple[str, str, str]:
@@ -62,9 +65,12 @@ class Format:
 
 FORMATS = {
     "azure": Format("TIMESTAMP", "ContextTokens", "GeneratedTokens", None),
-    # The usage traces of Qwen on Alibaba Cloud's Bailian: Mooncake's fields, in seconds.
-    "bailian": Format("timestamp", "input_length", "output_length", "s", markers=("chat_id", "parent_chat_id")),
-    "mooncake": Format("timestamp", "input_length", "output_length", "ms"),
+    # The usage traces of Qwen on Alibaba Cloud's Bailian: Mooncake's fields, in seconds, and blocks of 16 tokens.
+    "bailian": Format(
+        "timestamp", "input_length", "output_length", "s", ("chat_id", "parent_chat_id"), beginnings=(1, 4, 16, 64)
+    ),
+    # Blocks of 512 tokens.
+    "mooncake": Format("timestamp", "input_length", "output_length", "ms", beginnings=(1, 2)),
     "burstgpt": Format("Timestamp", "Request tokens", "Response tokens", "s"),
     "csv": Format("arrival_s", "input_tokens", "output_tokens", "s"),
 }
@@ -109,6 +115,7 @@ def read_trace(path: Path, trace_format: str | None = None, time_unit: str | Non
         raise TraceError(f"{path}: the times of format {name} are dates, which have no unit {time_unit}")
     per_second = TIME_UNITS[time_unit or chosen.unit or "s"]
     rows: list[tuple[float, float, float]] = []
+    templates: list[list[int]] = []
     seen: Counter[str] = Counter()
     seen["bailian"] += name == "mooncake" and time_unit is None and FORMATS["bailian"].matches(opened.columns)
     for number, record in opened.rows:
@@ -121,14 +128,32 @@ def read_trace(path: Path, trace_format: str | None = None, time_unit: str | Non
             seen["without prompt"] += prompt < 1
             seen["out of order"] += bool(rows) and arrival < rows[-1][0]
             rows.append((arrival, max(prompt, 1.0), output))
+            templates.append(_templates(record, chosen, where))
     if not rows:
         empty = "no request generates anything" if seen["without output"] else "the trace is empty"
         raise TraceError(f"{path}: {empty}")
     table = np.asarray(rows)
-    table = table[np.argsort(table[:, 0], kind="stable")]
+    order = np.argsort(table[:, 0], kind="stable")
+    table = table[order]
     lengths = table[:, 1:].astype(np.int64)
     arrivals = table[:, 0] - table[0, 0]
-    return Workload(path.name, arrivals, lengths[:, 0].copy(), lengths[:, 1].copy(), _notes(path, seen))
+    begun = np.array(templates, np.int64)[order]
+    return Workload(
+        path.name,
+        arrivals,
+        lengths[:, 0].copy(),
+        lengths[:, 1].copy(),
+        _notes(path, seen),
+        begun if (begun != NO_TEMPLATE).any() else None,
+    )
+
+
+def _templates(record: Record, chosen: Format, where: str) -> list[int]:
+    """Return numbers of a prompt's first blocks; `NO_TEMPLATE` where it is shorter or not known."""
+    blocks = record.get("hash_ids") or [] if chosen.beginnings else []
+    if not isinstance(blocks, list) or not all(isinstance(one, int) for one in blocks):
+        raise TraceError(f"{where}: hash_ids are not a list of numbers")
+    return [hash(tuple(blocks[:count])) if len(blocks) >= count else NO_TEMPLATE for count in chosen.beginnings]
 
 
 def rate_warning(work: Workload) -> str | None:

@@ -1,9 +1,12 @@
 """A workload: when requests arrive and how long they are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+NO_TEMPLATE = -1
+"""What stands in `Workload.templates` where a prompt has no further beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,9 @@ class Workload:
         Prompt length, at least 1.
     output_tokens
         Output length, at least 1.
+    templates
+        What the prompts begin with, as numbers, the shortest beginning first and NO_TEMPLATE behind the last, shape
+        (R, T); None where the trace does not show it.
     notes
         Notes for the user about how it was read from its file, a sentence each.
     """
@@ -29,6 +35,7 @@ class Workload:
     prompt_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
     notes: tuple[str, ...] = ()
+    templates: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         """Return the number of requests."""
@@ -51,7 +58,7 @@ class Workload:
         if not np.isfinite(self.rate):
             return self
         factor = self.rate / requests_per_s
-        return Workload(self.name, self.arrival_s * factor, self.prompt_tokens, self.output_tokens)
+        return replace(self, arrival_s=self.arrival_s * factor, notes=())
 
     def repeated(self, count: int) -> "Workload":
         """Return `count` requests: this workload repeated as often as needed."""
@@ -59,4 +66,5 @@ class Workload:
         period_s = float(self.arrival_s[-1]) + (1.0 / self.rate if np.isfinite(self.rate) else 0.0)
         arrival = np.concatenate([self.arrival_s + period_s * repetition for repetition in range(rounds)])[:count]
         prompt, output = (np.tile(x, rounds)[:count] for x in (self.prompt_tokens, self.output_tokens))
-        return Workload(self.name, arrival, prompt, output)
+        templates = None if self.templates is None else np.tile(self.templates, (rounds, 1))[:count]
+        return Workload(self.name, arrival, prompt, output, templates=templates)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ares.bench.live import saved
-from ares.engine.defaults import free_port
+from ares.free_ports import free_port
 
 pytest.importorskip("numba", reason="needs the simulate extra")
 

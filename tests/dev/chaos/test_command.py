@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ares.engine.defaults import free_port
+from ares.free_ports import free_port
 from ares_dev.chaos import decisions
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ares.engine.defaults import free_port
+from ares.free_ports import free_port
 
 COMMAND = """
 from ares_dev.__main__ import main

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from ares.engine import identity
-from ares.engine.defaults import free_port
+from ares.free_ports import free_port
 from ares.protocol import messages
 from tests.engine.connector.test_scheduler import Engine, configuration
 from tests.engine.control_channel import Gateway

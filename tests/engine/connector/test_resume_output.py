@@ -16,11 +16,15 @@ def request(tokens: list[int], params: dict[str, Any], **sampling: Any) -> Any:
     return Request("r", tokens, SamplingParams(**arguments), None)
 
 
+def refuse(*_: Any) -> bool:
+    raise AssertionError("the request has no grammar")
+
+
 def test_the_end_of_the_prompt_becomes_output() -> None:
     from ares.engine.connector.resume_output import resume_output
 
     resumed = request([1, 2, 3, 4, 5], {"ares_generated": 2, "ares_restore": True}, min_tokens=3)
-    assert resume_output(resumed) == 2
+    assert resume_output(resumed, refuse) == 2
     assert resumed.prompt_token_ids == [1, 2, 3]
     assert list(resumed.output_token_ids) == [4, 5]
     assert list(resumed.all_token_ids) == [1, 2, 3, 4, 5]
@@ -48,7 +52,7 @@ def test_parameters_that_do_not_fit_change_nothing(params: dict[str, Any]) -> No
     from ares.engine.connector.resume_output import resume_output
 
     left = request([1, 2, 3, 4, 5], params)
-    assert resume_output(left) == 0
+    assert resume_output(left, refuse) == 0
     assert left.prompt_token_ids == [1, 2, 3, 4, 5]
     assert left.num_output_tokens == 0
     assert left.max_tokens == 10
@@ -59,10 +63,8 @@ def test_the_grammar_continues_at_the_end_of_the_output() -> None:
 
     accepted: list[int] = []
     resumed = request([1, 2, 3], {"ares_generated": 2, "ares_restore": True})
-    resumed.structured_output_request = SimpleNamespace(
-        grammar=SimpleNamespace(accept_tokens=lambda _, tokens: bool(accepted.extend(tokens)) or True)
-    )
-    assert resume_output(resumed) == 2
+    resumed.structured_output_request = SimpleNamespace()
+    assert resume_output(resumed, lambda _, tokens: bool(accepted.extend(tokens)) or True) == 2
     assert accepted == [2, 3]
 
 
@@ -74,7 +76,12 @@ def test_the_grammar_continues_at_the_end_of_the_output() -> None:
         (False, True, {}, set()),
         (True, False, {}, set()),
         (True, True, {"speculative_config": object()}, set()),
-        (True, True, {"structured_outputs_config": SimpleNamespace(reasoning_parser="qwen3")}, {"output", "seed"}),
+        (
+            True,
+            True,
+            {"structured_outputs_config": SimpleNamespace(reasoning_parser="qwen3")},
+            {"output", "seed", "structured_outputs", "structured_outputs_after_reasoning"},
+        ),
     ],
 )
 def test_only_tested_configurations_carry_state(

@@ -101,7 +101,8 @@ class Engine:
     def goes_on(self, request: Any, token: int = 9) -> bool:
         """Give a request a token; whether it goes on. One that ends must not be pinned."""
         ended = self.finish(request, token)
-        assert ended in (None, (False, None))
+        assert ended is None or not ended[0]
+        assert ended is None or "remote_block_ids" not in (ended[1] or {})
         return ended is None
 
     def visit(self, name: str) -> None:
@@ -188,6 +189,16 @@ def test_a_prefill_of_a_gateway_that_stays_away_is_not_pinned(engine: Engine) ->
     assert not engine.goes_on(prefill)
     assert engine.side.telemetry().pinned == 0
     assert engine.step().reqs_not_processed == {"dead/1"}
+
+
+@pytest.mark.parametrize("params", [{}, {"do_remote_decode": True, "do_remote_prefill": False}])
+def test_a_prefill_says_what_was_cached(engine: Engine, params: dict[str, Any]) -> None:
+    prefill = engine.add("gateway/1", 0, **params)
+    prefill.max_tokens = 1
+    for cached in (4, 8):  # it was preempted between them: what it had computed itself is cached then
+        engine.side.get_num_new_matched_tokens(prefill, cached)
+    pinned, transfer = engine.finish(prefill)
+    assert (pinned, transfer["ares_cached_tokens"]) == (bool(params), 4)
 
 
 def test_a_cut_request_is_pinned_until_its_release(engine: Engine) -> None:

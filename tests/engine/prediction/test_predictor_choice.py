@@ -43,6 +43,22 @@ def test_a_given_checkpoint_must_fit(tmp_path: Path) -> None:
         predictor_choice.choose(str(tmp_path / "missing"), DEFAULT_MODEL, tmp_path)
 
 
+def test_what_was_learned_is_used_again_where_it_fits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shipped = predictor_choice.choose(None, DEFAULT_MODEL, model(tmp_path, 576))
+    assert shipped is not None
+    kept = tmp_path / "predictor.safetensors"
+    assert predictor_choice.learned(kept, DEFAULT_MODEL, tmp_path) is None
+    assert not caplog.messages
+    kept.write_bytes(shipped.read_bytes())
+    assert predictor_choice.learned(kept, DEFAULT_MODEL, tmp_path) == kept
+    assert predictor_choice.learned(kept, "another/model", tmp_path) is None
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert predictor_choice.learned(kept, DEFAULT_MODEL, tmp_path) is None
+    reasons = [message for message in caplog.messages if "is not used" in message]
+    assert "another/model" in reasons[0]
+    assert "not a whole checkpoint" in reasons[1]
+
+
 def test_the_estimate_counts_down_within_its_bounds() -> None:
     prediction = Prediction(20, (5.0, 30.0, 500.0))
     assert prediction.after(20, 100) == (5, 30, 100)

@@ -16,18 +16,10 @@ class Bench:
     """A live predictor, and how many rows each of its predictions had."""
 
     def __init__(self, slots: int = 64) -> None:
-        import torch
+        from ares.engine.prediction import live_predictor as predicting
+        from tests.predictor.checkpoints import random_checkpoint
 
-        from ares.engine.prediction import worker as predicting
-        from ares.predictor.checkpoint import Checkpoint
-        from ares.predictor.networks import HazardNetwork
-
-        torch.manual_seed(0)
-        options = {"limit": 256, "members": 1, "width": 16}
-        network = HazardNetwork(HIDDEN, **options).eval()
-        torch.nn.init.normal_(network.members[0].shift.weight, 0, 0.5)
-        center, scale = torch.zeros(HIDDEN), torch.ones(HIDDEN)
-        loaded = Checkpoint(network, "ours", options, "m", HIDDEN, "t", EVERY, 256, center, scale)
+        loaded = random_checkpoint("m", HIDDEN, every=EVERY)
         self.batches: list[int] = []
         test = self
 
@@ -126,6 +118,32 @@ def test_a_prediction_that_is_not_finite_is_dropped() -> None:
     assert bench.pending.keys() == {"good"}
 
 
+def make_worker(monkeypatch: pytest.MonkeyPatch, rank: int = 0, **settings: Any) -> Any:
+    """Return the worker of an instance with these settings, whose model is loaded; it has no engine."""
+    import torch
+
+    from ares.engine import identity
+    from ares.engine.prediction.worker import PredictingWorker
+    from ares.engine.vllm_api import PlatformWorker
+
+    monkeypatch.setenv("ARES_INSTANCE", "")
+    identity.export(identity.InstanceSettings("d", "decode", "boot", "", model="m", **settings))
+    monkeypatch.setattr(PlatformWorker, "load_model", lambda _self, **_: None)
+    monkeypatch.setattr(PlatformWorker, "compile_or_warm_up_model", lambda _self: None)
+    monkeypatch.setattr(PlatformWorker, "shutdown", lambda _self: None)
+    worker = PredictingWorker.__new__(PredictingWorker)
+    worker.rank, worker.device = rank, torch.device("cpu")
+    worker.vllm_config = SimpleNamespace(
+        scheduler_config=SimpleNamespace(max_num_seqs=4),
+        parallel_config=SimpleNamespace(tensor_parallel_size=2),
+        model_config=SimpleNamespace(get_hidden_size=lambda: HIDDEN, max_model_len=256),
+    )
+    worker.model_runner = SimpleNamespace(get_model=lambda: SimpleNamespace(compute_logits=None))
+    worker.load_model()
+    worker.compile_or_warm_up_model()
+    return worker
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_rank_of_a_tensor_parallel_group_records(
     rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -133,30 +151,10 @@ def test_one_rank_of_a_tensor_parallel_group_records(
     """All ranks have the same states: each output would be recorded once a rank."""
     import torch
 
-    from ares.engine import identity
     from ares.engine.prediction.hidden_states import Step
-    from ares.engine.prediction.worker import PredictingWorker
-    from ares.engine.vllm_api import PlatformWorker
     from ares.predictor import shards
 
-    monkeypatch.setenv("ARES_INSTANCE", "")
-    identity.export(
-        identity.InstanceSettings("d", "decode", "boot", "", record_folder=str(tmp_path), record_fraction=1.0)
-    )
-    monkeypatch.setattr(PlatformWorker, "load_model", lambda _self, **_: None)
-    monkeypatch.setattr(PlatformWorker, "shutdown", lambda _self: None)
-    worker = PredictingWorker.__new__(PredictingWorker)
-    worker.rank, worker.device = rank, torch.device("cpu")
-    model = SimpleNamespace(
-        get_hidden_size=lambda: HIDDEN, max_model_len=256, hf_config=SimpleNamespace(eos_token_id=2)
-    )
-    worker.vllm_config = SimpleNamespace(
-        scheduler_config=SimpleNamespace(max_num_seqs=4),
-        parallel_config=SimpleNamespace(tensor_parallel_size=2),
-        model_config=model,
-    )
-    worker.model_runner = SimpleNamespace(get_model=lambda: SimpleNamespace(compute_logits=None))
-    worker.load_model()
+    worker = make_worker(monkeypatch, rank, record_folder=str(tmp_path), record_fraction=1.0)
     running = request("a", 0)
     worker.on_step(Step([running], torch.ones(1, HIDDEN), []))
     running.add_output(0, [7])

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from ares.gateway.control.predictions import PredictionScores, predicted_peak, predicted_remaining
@@ -23,12 +24,16 @@ def row(resident: int, median: float | None, state: Any = "running") -> messages
     return messages.Row("k", resident, 0, state, None if median is None else (1.0, median, 2 * median))
 
 
-def sequence(emitted: int) -> Any:
-    return SimpleNamespace(id="s", key="k", prompt=[0] * 10, emitted=[0] * emitted)
+def sequence(emitted: int, version: str = "") -> Any:
+    state = SimpleNamespace(telemetry=msgspec.structs.replace(load(), predictor=version))
+    instance = SimpleNamespace(state=state)
+    return SimpleNamespace(id="s", key="k", prompt=[0] * 10, emitted=[0] * emitted, instance=instance)
 
 
-def sample(metrics: Metrics, position: int, side: str, name: str = "sum") -> float | None:
-    labels = {"position": str(position), "side": side}
+def sample(
+    metrics: Metrics, position: int, side: str, name: str = "sum", part: str = "output", version: str = ""
+) -> float | None:
+    labels = {"position": str(position), "side": side, "part": part, "version": version}
     return metrics.registry.get_sample_value(f"ares_prediction_error_tokens_{name}", labels)
 
 
@@ -41,6 +46,42 @@ def test_the_first_prediction_of_each_stage_is_judged() -> None:
     assert sample(metrics, 0, "under") == 49  # 50 expected after 1, 99 came
     assert sample(metrics, 64, "over") == 10  # 40 expected after 70, 30 came
     assert sample(metrics, 0, "under", "count") == sample(metrics, 64, "over", "count") == 1
+
+
+def test_errors_in_the_reasoning_and_in_the_answer_are_apart() -> None:
+    metrics = Metrics()
+    scores = PredictionScores(metrics, Window())
+    for output, median in ((1, 50.0), (70, 40.0)):
+        scores.record([sequence(output)], {"k": row(10 + output, median)})
+    scores.score(sequence(100), 70)
+    assert sample(metrics, 0, "under", part="reasoning") == 49
+    assert sample(metrics, 64, "over", part="answer") == 10  # the 71st token is the first of the answer
+    assert sample(metrics, 64, "over", part="reasoning") is None
+
+
+def test_errors_are_counted_by_the_version_that_predicted() -> None:
+    metrics = Metrics()
+    scores = PredictionScores(metrics, Window())
+    first, second = "1" * 64, "2" * 64
+    scores.record([sequence(1, first)], {"k": row(11, 50.0)})
+    scores.record([sequence(70, second)], {"k": row(80, 40.0)})
+    scores.score(sequence(100, second))
+    assert sample(metrics, 0, "under", version="1" * 12) == 49  # the instance had another one then
+    assert sample(metrics, 64, "over", version="2" * 12) == 10
+
+
+def test_the_metrics_have_the_errors_of_few_versions() -> None:
+    metrics = Metrics()
+    scores = PredictionScores(metrics, Window(), kept_versions=2)
+
+    def score(version: str) -> None:
+        scores.record([sequence(1, version)], {"k": row(11, 50.0)})
+        scores.score(sequence(100, version))
+
+    for digit in "1213":
+        score(digit * 64)
+    counts = [sample(metrics, 0, "under", "count", version=digit * 12) for digit in "123"]
+    assert counts == [2, None, 1]
 
 
 def test_what_did_not_finish_is_not_judged() -> None:

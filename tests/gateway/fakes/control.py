@@ -122,4 +122,6 @@ class SteeredTelemetry:
             step_time_s=fake.step_s,
             busy_s=measured.steps * fake.step_s,
             pull_bytes_per_s=fake.pull_bytes_per_s,
+            predictor=fake.predictor,
+            predictor_refused=fake.predictor_refused,
         )

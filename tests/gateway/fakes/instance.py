@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from ares.engine import defaults
+from ares import free_ports
 from ares.mock_engine.http import Connection, HttpError, HttpRequest
 from ares.mock_engine.model import fold
 from ares.mock_engine.pins import Pin, Pins
@@ -31,7 +31,7 @@ _IDLE_S = 0.002
 
 def free_port() -> int:
     """Return a port of this machine that no process listens on."""
-    return defaults.free_port("127.0.0.1")
+    return free_ports.free_port("127.0.0.1")
 
 
 class FakeInstance:
@@ -64,6 +64,9 @@ class FakeInstance:
         self.leases = True
         """Whether it is of a version that answers a `Lease`."""
         self.pull_bytes_per_s = 0.0
+        self.predictor = ""
+        """Version of the predictor that it reports."""
+        self.predictor_refused = ("", "")
         self.faults = Faults()
         self.port = free_port()
         self.control_address = ""

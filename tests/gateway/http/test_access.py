@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import ssl
 import subprocess
@@ -18,8 +19,9 @@ from typer.testing import CliRunner
 
 from ares.cli.main import app
 from ares.config import ConfigError, load
-from ares.engine.defaults import free_ports
+from ares.free_ports import free_ports
 from ares.protocol.keys import ControlKey
+from tests.certificates import self_signed
 from tests.gateway.fakes import FakeInstance
 from tests.gateway.gateways import hold, stop_holding
 from tests.gateway.http.service import PROMPT, Service, serving
@@ -82,7 +84,6 @@ async def test_nobody_else_is_let_in(service: Service, headers: dict[str, str]) 
         (bearer("wrong"), "this key is not known here; this needs an API key"),
         ({"Authorization": KEYS[0]}, "the Authorization header must read: Authorization: Bearer KEY"),
         ({"Authorization": "Basic eHg="}, "the Authorization header must read: Authorization: Bearer KEY"),
-        ({"x-api-key": KEYS[0]}, "this needs an API key: Authorization: Bearer KEY (instead of the header x-api-key)"),
         ({"api-key": KEYS[0]}, "this needs an API key: Authorization: Bearer KEY (instead of the header api-key)"),
     ],
 )
@@ -96,6 +97,26 @@ async def test_who_is_refused_hears_whether_the_key_is_missing_or_wrong(
         assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
         wanted = message.replace("this needs an API key", "the admin routes need their key")
         assert error["message"] == (wanted if path.startswith("/admin") else message)
+
+
+async def test_a_key_may_be_where_clients_of_anthropic_put_it(service: Service) -> None:
+    async def get(path: str, **headers: str) -> httpx.Response:
+        return await service.client.get(
+            path, headers={name.replace("_", "-"): value for name, value in headers.items()}
+        )
+
+    assert (await get("/v1/models", x_api_key=KEYS[0])).status_code == 200
+    assert (await get("/v1/models", x_api_key=KEYS[1])).status_code == 200
+    refused = await get("/v1/models", x_api_key="wrong")
+    assert refused.status_code == 401
+    assert "this key is not known here" in refused.json()["error"]["message"]
+    # Authorization comes first.
+    both = await get("/v1/models", x_api_key=KEYS[0], authorization="Bearer wrong")
+    assert both.status_code == 401
+    # The operator's key is taken from Authorization alone.
+    admin = await get("/admin/v1/status", x_api_key=ADMIN)
+    assert admin.status_code == 401
+    assert "instead of the header x-api-key" in admin.json()["error"]["message"]
 
 
 async def test_keys_are_compared_in_constant_time(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,9 +177,9 @@ async def test_a_stranger_is_refused_before_the_body_comes(service: Service) -> 
 
 
 async def test_probes_and_metrics_are_open_and_the_admin_routes_have_their_own_key(service: Service) -> None:
-    for path in ("/health", "/ready", "/version", "/metrics", "/dashboard"):
+    for path in ("/health", "/ready", "/version", "/metrics", "/dashboard", "/docs", "/openapi.json"):
         assert (await service.client.get(path, follow_redirects=True)).status_code == 200, path
-    assert (await service.client.get("/openapi.json")).status_code == 401
+    assert (await service.client.get("/v1/models")).status_code == 401
     for headers, status in ((bearer(KEYS[0]), 401), ({}, 401), (bearer(ADMIN), 200)):
         assert (await service.client.get("/admin/v1/status", headers=headers)).status_code == status
 
@@ -179,6 +200,23 @@ async def test_the_instances_get_their_own_key(fakes: list[FakeInstance], model_
     async with serving(fakes, model_folder, worker_api_key=WORKER) as service:
         await eventually(lambda: service.gateway.pool.ready, 15)
         assert (await service.complete()).status_code == 200
+
+
+async def test_a_key_that_only_generations_need_is_named_in_the_log(
+    fakes: list[FakeInstance], model_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(fakes, model_folder) as service:
+        await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
+        fakes[1].api_key = WORKER  # as behind a proxy that guards this route
+        for _ in range(4):
+            assert (await service.complete()).status_code == 200  # the other one has it
+        for fake in fakes:
+            fake.api_key = WORKER
+        assert (await service.complete()).status_code == 502
+    logged = [line.getMessage() for line in caplog.records if "VLLM_API_KEY" in line.getMessage()]
+    first = re.compile(r"decode-0 \(http://\S+\) refused 1 requests: it answers 401; give the gateway")
+    assert any(map(first.match, logged))
+    assert len(logged) < 12
 
 
 async def test_a_gateway_needs_the_control_key(fakes: list[FakeInstance], model_folder: Path) -> None:
@@ -308,22 +346,7 @@ def key_file(folder: Path, name: str, *keys: str) -> str:
 
 @pytest.mark.timeout(180)
 def test_over_tls_with_every_key_and_none_of_them_to_be_seen(model_folder: Path, tmp_path: Path) -> None:
-    certificate, private = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "1"]
-    make = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        *subject,
-        "-out",
-        certificate,
-        "-keyout",
-        private,
-    ]
-    subprocess.run(make, check=True, capture_output=True)
+    certificate, private = self_signed(tmp_path)
     control = key_file(tmp_path, "control", CONTROL)
     worker_port, port = (first := free_ports("127.0.0.1", 2)), first + 1
     worker = ["worker", "--simulate", "llama-8b-rtx4090", "--model", str(model_folder), "--role", "both"]

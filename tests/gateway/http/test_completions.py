@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from tokenizers import Tokenizer
 
 from ares.gateway.openai.messages import FunctionDefinition, Message
@@ -98,20 +99,43 @@ async def test_a_stop_string(service: Service, byte_tokenizer: Tokenizer) -> Non
 
 
 async def test_the_echo_of_a_prompt(shared: Service) -> None:
-    body = (await shared.complete(prompt="Hello", echo=True)).json()
+    body = (await shared.complete(prompt="Hello", echo=True, return_token_ids=False)).json()
     assert body["choices"][0]["text"].startswith("Hello")
-    chunks = events((await shared.complete(prompt="Hello", echo=True, stream=True)).text)
+    chunks = events((await shared.complete(prompt="Hello", echo=True, stream=True, return_token_ids=False)).text)
     assert chunks[0]["choices"][0]["text"] == "Hello"
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == body["choices"][0]["text"]
 
 
 async def test_chat_templates_and_tools(service: Service) -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
-    await service.chat(messages=[{"role": "user", "content": "é"}], tools=tools)
+    await service.chat(messages=[{"role": "user", "content": "é"}], tools=tools, tool_choice="none")
     shown = service.gateway.text.decode(service.fakes[0].asked[-1]["token_ids"])
     assert shown == "<s>é</s>[1 tools]<s>"
     await service.chat(tools=tools, tool_choice="none", add_generation_prompt=False)
-    assert service.gateway.text.decode(service.fakes[0].asked[-1]["token_ids"]) == "<s>Hi</s>"
+    assert service.gateway.text.decode(service.fakes[0].asked[-1]["token_ids"]) == "<s>Hi</s>[1 tools]"
+
+
+@pytest.mark.parametrize(
+    ("choice", "needed"),
+    [
+        ({}, '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser'),
+        ({"tool_choice": "auto"}, '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser'),
+        ({"tool_choice": "required"}, 'tool_choice="required" requires --tool-call-parser'),
+        ({"tool_choice": {"function": {"name": "f"}}}, 'tool_choice=function "f" requires --tool-call-parser'),
+    ],
+)
+async def test_calling_tools_needs_a_parser(shared: Service, choice: dict[str, Any], needed: str) -> None:
+    reply = await shared.chat(tools=[{"type": "function", "function": {"name": "f"}}], **choice)
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert error["param"] == "tool_choice"
+    assert error["message"].startswith(needed)
+
+
+async def test_hiding_reasoning_needs_a_parser(shared: Service) -> None:
+    reply = await shared.chat(include_reasoning=False)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] == "include_reasoning"
 
 
 async def test_the_models_sampling_defaults_apply(service: Service) -> None:
@@ -160,7 +184,8 @@ async def test_null_is_absent(shared: Service) -> None:
     for stream in ({}, {"stream": True, "stream_options": {"include_usage": None, "continuous_usage_stats": None}}):
         message = dict.fromkeys(Message.model_fields) | {"role": "user", "content": "Hi"}
         tool = {"type": None, "function": dict.fromkeys(FunctionDefinition.model_fields) | {"name": "f"}}
-        reply = await shared.chat(**nulls | {"messages": [message], "tools": [tool]} | stream)
+        tools = {"tools": [tool], "tool_choice": "none"}
+        reply = await shared.chat(**nulls | {"messages": [message]} | tools | stream)
         assert reply.status_code == 200, reply.text
         reply = await shared.complete(**nulls | {"prompt": "Hi"} | stream)
         assert reply.status_code == 200, reply.text

@@ -42,6 +42,9 @@ class Endless:
             finally:
                 self.ended.add(name)
 
+        if scope["path"] == "/until-left":
+            await self.until_left(receive, send)
+            return
         if scope["path"] == "/echo":
             await self.echo(scope, receive, send)
             return
@@ -52,6 +55,13 @@ class Endless:
             await send({"type": "http.response.body", "body": b""})
             return
         await EventStream(produce)(scope, receive, send)
+
+    async def until_left(self, receive: Receive, send: Send) -> None:
+        """Answer only when the client has left, as a long generation does."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await send({"type": "http.response.start", "status": 499, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
 
     async def echo(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream back the method and the body, in two parts."""
@@ -252,3 +262,63 @@ async def test_an_older_client_is_sent_no_chunks(version: bytes, headers: bytes)
         assert body == b"POST hello world"
         assert b"transfer-encoding" not in head.lower()
         writer.close()
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nhi", "Content-Length"),
+        (b"GET / HTTP/1.1\r\nHost : x\r\n\r\n", "header"),
+        (b"GETTY / HTTP/1.1\r\n\r\n", "method"),
+        (b"GET / HTTP/1.7\r\n\r\n", "HTTP version"),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "chunk"),
+    ],
+)
+async def test_a_malformed_request_is_refused_with_the_reason(request_: bytes, reason: str) -> None:
+    async with serving() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request_)
+        answer = await reply(reader)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert reason in json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
+        writer.close()
+
+
+async def test_a_client_that_closes_only_its_own_side_gets_what_is_answered_at_once() -> None:
+    post = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
+    async with serving() as (_, port):
+        for requests in (post, post + post, H2C_POST):
+            answer = await answer_to_half_closed(port, requests)
+            assert answer.count(b"HTTP/1.1 204 ") == requests.count(b"POST"), answer
+        # What would wait for long is cancelled, as where the client has left.
+        until_left = b"POST /until-left HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
+        assert (await answer_to_half_closed(port, until_left)).startswith(b"HTTP/1.1 499 ")
+        # And what is not complete is not answered.
+        assert await answer_to_half_closed(port, post[:-1]) == b""
+        assert await answer_to_half_closed(port, b"") == b""
+
+
+async def test_a_client_that_closes_its_side_of_a_stream_has_left(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as (app, port):
+        await answer_to_half_closed(port, b"GET /at-once HTTP/1.1\r\nHost: x\r\n\r\n")
+        await eventually(lambda: b"/at-once" in app.ended, 10)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /later HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"xxx")
+        writer.write_eof()
+        await eventually(lambda: b"/later" in app.ended, 10)
+        writer.close()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+H2C_POST = b"POST / HTTP/1.1\r\nHost: x\r\n" + H2C + b"Content-Length: 5\r\n\r\nhello"
+
+
+async def answer_to_half_closed(port: int, requests: bytes) -> bytes:
+    """Send requests, close the sending side, and return all that comes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(requests)
+    writer.write_eof()
+    answer = await reply(reader)
+    writer.close()
+    return answer

@@ -21,6 +21,7 @@ from ares.gateway.session.handover import MigrationRecord
 from ares.gateway.tuning import Tuning
 from tests.gateway.fakes import FakeInstance, free_port, instances
 from tests.gateway.http.service import Service, failure, serving
+from tests.gateway.learner_reports import report
 from tests.gateway.running import VOCABULARY
 from tests.waiting import eventually
 
@@ -155,6 +156,27 @@ async def test_many_moves_at_once_leave_the_newest(service: Service) -> None:
     async with watching(service) as events:
         moves = await until(events, lambda name, _: name == "moves")
     assert [one["request_id"] for one in moves] == [f"r{n}" for n in range(4800, 5000)]
+
+
+async def test_reports_of_learners_come_when_they_are_new_and_at_the_beginning(service: Service) -> None:
+    async with watching(service) as events:
+        await until(events, lambda name, _: name == "snapshot")
+        assert (await anext(events))[0] == "snapshot"
+        await service.client.put("/admin/v1/predictor", json=report(doing="training"))
+        (shown,) = await until(events, lambda name, _: name == "learners")
+        assert shown == report(doing="training") | {"age_s": shown["age_s"], "old": False}
+        first = await until(events, lambda name, _: name == "snapshot")
+        # Its age is in each snapshot; the report comes again only when there is a new one.
+        name, second = await anext(events)
+        assert name == "snapshot"
+        assert 0 < first["learner_ages_s"]["host-1"] <= second["learner_ages_s"]["host-1"]
+        assert "learners" not in second
+    async with watching(service) as late:
+        (shown,) = await until(late, lambda name, _: name == "learners")
+        assert shown["doing"] == "training"
+        await service.client.put("/admin/v1/predictor", json=report(doing="trial"))
+        (shown,) = await until(late, lambda name, _: name == "learners")
+        assert shown["doing"] == "trial"
 
 
 async def test_two_viewers_see_the_same_and_nothing_runs_without_viewers(service: Service) -> None:

@@ -158,7 +158,7 @@ async def test_the_gauges_of_an_instance_that_is_down_go(fakes: list[FakeInstanc
         running = [asyncio.create_task(service.complete()) for _ in range(2)]
         await eventually(lambda: bool(fakes[1].running and fakes[2].running), 15)
         await asyncio.sleep(0.1)
-        assert len(await shown("decode-0")) == 8
+        assert len(await shown("decode-0")) == 9
         await fakes[1].die()
         await eventually(lambda: not service.gateway.pool.find("decode-0").health.healthy, 15)  # type: ignore[union-attr]
         assert await shown("decode-0") == {"ares_instance_up"}
@@ -171,4 +171,4 @@ async def test_the_gauges_of_an_instance_that_is_down_go(fakes: list[FakeInstanc
         for one in running:
             assert (await one).status_code == 200
         await eventually(lambda: service.gateway.pool.find("decode-0").health.healthy, 15)  # type: ignore[union-attr]
-        assert len(await shown("decode-0")) == 8
+        assert len(await shown("decode-0")) == 9

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from ares.gateway.openai.body import BadRequestError
+from ares.gateway.openai.generation_defaults import GenerationDefaults
 from ares.gateway.openai.requests import ChatRequest, CompletionRequest
 from ares.gateway.openai.sampling import Sampling
 
@@ -23,14 +24,14 @@ def completion(**fields: Any) -> CompletionRequest:
 def sampling(
     prompt_tokens: int = 10, maximum: int = 100, defaults: dict[str, Any] | None = None, **fields: Any
 ) -> Sampling:
-    return chat(**fields).sampling(prompt_tokens, maximum, defaults or {})
+    return chat(**fields).sampling(prompt_tokens, maximum, GenerationDefaults(defaults or {}))
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
         ("n", 0),
-        ("n", 129),
+        ("n", 16385),
         ("n", 1.5),
         ("temperature", -0.1),
         ("temperature", 2.1),
@@ -53,8 +54,8 @@ def sampling(
         ("stop_token_ids", list(range(121))),
         ("allowed_token_ids", list(range(1025))),
         ("logit_bias", {str(token): 1.0 for token in range(1025)}),
-        ("stream", 1),
-        ("ignore_eos", "yes"),
+        ("stream", 2),
+        ("ignore_eos", "maybe"),
         ("min_tokens", -1),
         ("max_tokens", 0),
         ("max_completion_tokens", 0),
@@ -62,10 +63,10 @@ def sampling(
         ("messages", []),
         ("messages", ["x"]),
         ("logprobs", 3),
-        ("top_logprobs", 21),
+        ("top_logprobs", -2),
         ("tool_choice", "x"),
         ("response_format", "json"),
-        ("stream_options", {"include_usage": 1}),
+        ("stream_options", {"include_usage": 2}),
     ],
 )
 def test_a_bad_field_is_named(field: str, value: object) -> None:
@@ -91,7 +92,7 @@ def test_a_bad_field_is_named(field: str, value: object) -> None:
         ({"bad_words": ["x"]}, "bad_words"),
         ({"structured_outputs": {"regex": "a+"}}, "structured_outputs"),
         ({"response_format": {"type": "json_object"}}, "structured_outputs"),
-        ({"repetition_detection": {"max_pattern_size": 3}}, "repetition_detection"),
+        ({"repetition_detection": {"max_pattern_size": 3, "min_count": 2}}, "repetition_detection"),
     ],
 )
 def test_what_keeps_a_request_where_it_is(parameters: dict[str, Any], pinned: str | None) -> None:
@@ -100,7 +101,7 @@ def test_what_keeps_a_request_where_it_is(parameters: dict[str, Any], pinned: st
 
 def test_state_that_every_instance_restores_keeps_nothing_anywhere() -> None:
     def made(carried: set[str], **fields: Any) -> tuple[str | None, bool]:
-        found = chat(**fields).sampling(10, 100, {}, carried)
+        found = chat(**fields).sampling(10, 100, GenerationDefaults(), carried)
         return found.unmovable_reason, found.restored
 
     everything = {"output", "seed", "structured_outputs"}
@@ -133,24 +134,22 @@ def test_the_client_wins_over_the_models_defaults() -> None:
 
 def test_limits() -> None:
     assert sampling().maximum_tokens == 90
-    assert sampling(max_tokens=90).maximum_tokens == 90
+    assert sampling(max_tokens=90).maximum_tokens == sampling(max_tokens=95).maximum_tokens == 90
     assert sampling(max_completion_tokens=7, max_tokens=50).maximum_tokens == 7
     assert sampling(max_tokens=8, min_tokens=8).minimum_tokens == 8
-    assert completion().sampling(10, 100, {}).maximum_tokens == 16
-    assert completion(max_tokens=None).sampling(10, 100, {}).maximum_tokens == 16
+    assert completion().sampling(10, 100, GenerationDefaults()).maximum_tokens == 16
+    assert completion(max_tokens=None).sampling(10, 100, GenerationDefaults()).maximum_tokens == 16
 
 
 @pytest.mark.parametrize(
     ("prompt_tokens", "fields", "param", "code"),
     [
         (100, {}, "messages", "context_length_exceeded"),
-        (10, {"max_tokens": 91}, "max_tokens", "context_length_exceeded"),
-        (10, {"max_completion_tokens": 91}, "max_completion_tokens", "context_length_exceeded"),
+        (10, {"max_tokens": 101}, "max_tokens", "context_length_exceeded"),
+        (10, {"max_completion_tokens": 101}, "max_completion_tokens", "context_length_exceeded"),
+        (10, {"n": 2, "temperature": 0}, "n", None),
         (10, {"max_tokens": 5, "min_tokens": 6}, "min_tokens", None),
         (10, {"top_logprobs": 2}, "top_logprobs", None),
-        (10, {"response_format": {"type": "yaml"}}, "response_format", None),
-        (10, {"response_format": {"type": "json_schema"}}, "response_format", None),
-        (10, {"response_format": {"type": "json_schema", "json_schema": {"schema": 1}}}, "response_format", None),
         (
             10,
             {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
@@ -181,9 +180,9 @@ def test_stop_strings() -> None:
         with pytest.raises(BadRequestError) as wrong:
             chat(stop=empty).stop_strings()
         assert wrong.value.param == "stop"
-    assert len(chat(stop=["a"] * 128).stop_strings()) == 128
-    with pytest.raises(BadRequestError, match="129 stop strings"):
-        chat(stop=["a"] * 129).stop_strings()
+    assert len(chat(stop=["a"] * 4).stop_strings()) == 4
+    with pytest.raises(BadRequestError, match="5 stop strings; at most 4 are taken"):
+        chat(stop=["a"] * 5).stop_strings()
 
 
 def test_prompts() -> None:
@@ -260,8 +259,9 @@ def test_many_mistakes_are_counted_and_not_listed() -> None:
     [
         {"use_beam_search": True},
         {"prompt_logprobs": 0},
-        {"truncate_prompt_tokens": 3},
-        {"cache_salt": "abc"},
+        {"cache_salt": "a/c"},
+        {"return_token_offsets": True},
+        {"routed_experts_prompt_start": 3},
         {"kv_transfer_params": {"do_remote_prefill": True}},
         {"logprob_token_ids": [5]},
         {"suffix": "x"},
@@ -270,9 +270,6 @@ def test_many_mistakes_are_counted_and_not_listed() -> None:
         {"function_call": {"name": "f"}},
         {"modalities": ["text", "audio"]},
         {"audio": {"voice": "x"}},
-        {"chat_template": "x"},
-        {"parallel_tool_calls": False},
-        {"include_reasoning": False},
         {"guided_json": {"type": "object"}},
         {"guided_choice": ["a"]},
         {"web_search_options": {}},

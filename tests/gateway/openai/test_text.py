@@ -3,14 +3,18 @@
 import threading
 import time
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
+from ares.gateway.openai.body import BadRequestError
 from ares.gateway.openai.messages import Message
-from ares.gateway.openai.text import Detokenizer, TemplateError, TextModel
+from ares.gateway.openai.text import Detokenizer, TemplateError, TextModel, Truncation
 from tests.gateway.running import VOCABULARY
 
 EOS = 2
@@ -234,3 +238,82 @@ def test_other_threads_run_while_a_long_text_is_tokenised(text_model: TextModel)
         turns += 1
     # One or two where the tokenizer keeps Python's lock; hundreds where it does not.
     assert turns > 20
+
+
+def with_special_start(byte_tokenizer: Tokenizer) -> Tokenizer:
+    made = Tokenizer.from_str(byte_tokenizer.to_str())
+    made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    return made
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("side", [None, "left", "right"])
+@pytest.mark.parametrize("tokens", [2, 3, 5, 6, 7, 8, 100])
+def test_prompts_are_truncated_as_transformers_truncates_them(
+    text_model: TextModel,
+    byte_tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    tokens: int,
+    side: Literal["left", "right"] | None,
+    special: bool,
+) -> None:
+    """vLLM has a tokenizer truncate on its left side where a request names none, and slices otherwise."""
+    tokenizer = with_special_start(byte_tokenizer)
+    monkeypatch.setattr(text_model, "tokenizer", tokenizer)
+    theirs = PreTrainedTokenizerFast(tokenizer_object=tokenizer, truncation_side="left")
+    made = text_model.encode("abcdef", special=special, truncation=Truncation(tokens, side))
+    if side is None:
+        wanted = theirs.encode("abcdef", truncation=True, max_length=tokens, add_special_tokens=special)
+    else:
+        wanted = theirs.encode("abcdef", add_special_tokens=special)
+        wanted = wanted[-tokens:] if side == "left" else wanted[:tokens]
+    assert made == wanted
+    assert text_model.encode("abcdef", special=special) == theirs.encode("abcdef", add_special_tokens=special)
+
+
+def test_nothing_is_left_of_a_prompt(text_model: TextModel) -> None:
+    for side in (None, "left", "right"):
+        assert text_model.encode("abc", truncation=Truncation(0, side)) == []
+        assert Truncation(0, side).apply([1, 2]) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "tokens"),
+    [
+        (["a"], 1),
+        (["ab", "ab", " ab"], 4),
+        ([" a", "b"], 2),
+        (["a"] * 3000, 1),
+        (["x" * 1024], 1024),
+        (["x" * 1025], None),
+        (["x" * 512, "y" * 512], 1024),
+        (["x" * 512, "y" * 513], None),
+        ([chr(300 + number) for number in range(128)], 256),
+        ([chr(300 + number) for number in range(129)], None),
+    ],
+)
+def test_bad_words_that_would_end_an_engine(text_model: TextModel, words: list[str], tokens: int | None) -> None:
+    if tokens is None:
+        with pytest.raises(BadRequestError, match="VLLM_MAX_") as wrong:
+            text_model.bad_words(words)
+        assert wrong.value.param == "bad_words"
+    else:
+        assert text_model.bad_words(words) == tokens
+
+
+def test_bad_words_are_counted_as_vllm_counts_them(text_model: TextModel, words: Tokenizer) -> None:
+    pytest.importorskip("vllm", reason="needs vLLM: the cpu or vllm extra")
+    from vllm.sampling_params import SamplingParams
+
+    theirs = SimpleNamespace(
+        encode=lambda text, add_special_tokens: words.encode(text, add_special_tokens=add_special_tokens).ids,
+        max_token_id=10**6,
+    )
+    text_model.tokenizer, before = words, text_model.tokenizer
+    try:
+        for given in (["a"], ["ab", "a", "cd"], [" a", "da", "é"], ["abc", "abd", "  a"], ["#", "a a"]):
+            sampling = SamplingParams(bad_words=given)
+            sampling.update_from_tokenizer(theirs)  # type: ignore[arg-type]
+            assert text_model.bad_words(given) == sum(map(len, sampling.bad_words_token_ids or []))
+    finally:
+        text_model.tokenizer = before

@@ -22,7 +22,7 @@ from ares.policy import Preset
 from ares.policy.registering import REGISTRIES
 from ares.simulator.cluster import Outcome, Simulation
 from ares.simulator.error_model_files import error_model
-from ares.simulator.error_models import ERROR_MODELS, ErrorModel
+from ares.simulator.error_models import ErrorModel
 from ares.simulator.profile import Profile, StepTimeModel
 from ares.traces import Workload
 
@@ -96,7 +96,7 @@ def preset_in_force(settings: Mapping[str, Any]) -> Preset:
 
 
 def predictor_of(run: SavedRun, given: str | None) -> ErrorModel:
-    """Return the predictor of a run: residual life, or an error model fitted to its engines' predictions.
+    """Return the predictor of a run: the gateway's own estimate, or an error model fitted to its engines' predictions.
 
     Raises
     ------
@@ -106,7 +106,8 @@ def predictor_of(run: SavedRun, given: str | None) -> ErrorModel:
     if not run.predicted:
         if given is not None:
             raise ValueError(f"--predictor {given}: the engines of this run predicted nothing")
-        return ERROR_MODELS["residual-life"]
+        # A gateway that did not name it had residual life.
+        return error_model(run.settings.get("lengths", "residual-life"))
     return observed_errors(run) if given is None else error_model(given)
 
 

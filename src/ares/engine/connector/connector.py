@@ -5,6 +5,7 @@ from typing import Any
 from ares.engine import identity, parallel
 from ares.engine.connector.scheduler import Scheduler
 from ares.engine.connector.worker import Worker
+from ares.engine.logs import follow_vllm
 from ares.engine.vllm_api import KVConnectorRole, NixlBaseConnector, NixlPullConnector
 
 # vLLM imports this module while it makes its configuration (config/vllm.py, 0.32). A `vllm serve` with this connector
@@ -20,6 +21,7 @@ class NixlConnector(NixlPullConnector):  # type: ignore[misc]
     """
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        follow_vllm()
         # Where vLLM was given them by another way than the arguments of `ares worker`, which refuses them earlier.
         if (reason := parallel.unsupported(vllm_config.parallel_config)) is not None:
             raise ValueError(reason)

@@ -33,19 +33,25 @@ def carried_state(vllm_config: Any, *, by_worker: bool) -> list[str]:
     if not by_worker or not tested:
         return []
     state = [fields.CARRIES_OUTPUT]
-    if not vllm_config.structured_outputs_config.reasoning_parser:
-        # With a reasoning parser, the grammar begins only where the reasoning ends.
-        state.append(fields.CARRIES_STRUCTURED_OUTPUTS)
+    state.append(fields.CARRIES_STRUCTURED_OUTPUTS)
+    if vllm_config.structured_outputs_config.reasoning_parser:
+        # Without one, a grammar begins with the first token here, whatever the gateway knows of the reasoning.
+        state.append(fields.CARRIES_STRUCTURED_OUTPUTS_AFTER_REASONING)
     if v2 or current_platform.is_cpu():
         state.append(fields.CARRIES_SEED)
     return state
 
 
-def resume_output(request: Any) -> int:
+def resume_output(request: Any, accept: Callable[[Any, list[int]], bool]) -> int:
     """Turn the end of the prompt of vLLM's Request back into output, if the request asks for it.
 
     To be called once, after vLLM has counted the prompt's tokens (`prefill_stats`) and before it sends the request to
     the workers. `num_prompt_tokens` stays as it was: the scheduler uses it for the tokens to prefill.
+
+    Parameters
+    ----------
+    accept
+        Takes the request's grammar over the output (`GrammarReplay.accept`); False where the grammar rejects it.
 
     Returns
     -------
@@ -64,12 +70,10 @@ def resume_output(request: Any) -> int:
     request.max_tokens += count
     if request.sampling_params.min_tokens:
         request.sampling_params.min_tokens += count
-    if request.structured_output_request is not None:
-        grammar = request.structured_output_request.grammar
-        if not grammar.accept_tokens(request.request_id, output):
-            logger.error(
-                "the grammar of %s rejects the output that another instance generated under it", request.request_id
-            )
+    if request.structured_output_request is not None and not accept(request, output):
+        logger.error(
+            "the grammar of %s rejects the output that another instance generated under it", request.request_id
+        )
     # Travels to the workers within the sampling parameters.
     params[fields.RESUMED_TOKENS] = output
     return int(count)

@@ -8,6 +8,7 @@ pulls them. Everything here runs on the engine thread except `telemetry`, which 
 
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 from ares import __version__
@@ -17,9 +18,12 @@ from ares.engine.connector.exported_kv import is_shortened, restrict_to_output
 from ares.engine.connector.kv_groups import kv_groups
 from ares.engine.connector.precopy_pins import PrecopyPins
 from ares.engine.connector.pull import PullPolicy
+from ares.engine.connector.resume_grammar import GrammarReplay
 from ares.engine.connector.resume_output import carried_state, resume_output
 from ares.engine.connector.tracking import LoadCounters, PendingCut, TrackedRequest, WorkerCommands
 from ares.engine.control import ControlChannel, EngineCommand, GatewayDisconnected, GatewayExpired
+from ares.engine.learning.folder import LearningFolder, Predicting
+from ares.engine.learning.service import LearningService
 from ares.engine.prediction.metadata import Prediction, PredictionMetadata
 from ares.engine.vllm_api import (
     NixlConnectorMetadata,
@@ -82,7 +86,13 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         self._one_sided = current_platform.device_type != "cpu" or settings.on_loopback
         self._pulls = PullPolicy(vllm_config, kv_cache_config, self, one_sided=self._one_sided)
         self._precopy_pins = PrecopyPins(self.block_size)
+        self._grammars = GrammarReplay(vllm_config)
         self._sequence = 0
+        # Without learning, what predicts changes only by a failure.
+        self._predicting = Predicting(settings.predictor_version)
+        self._learning: LearningService | None = None
+        if settings.learn_folder:
+            self._learning = LearningService(LearningFolder(Path(settings.learn_folder)), settings.predictor_version)
         self.kv_cache_manager: Any = None
         # vLLM has one address for both: it listens on this one, and publishes it in kv_transfer_params.
         self._listen_host: str = self.side_channel_host
@@ -118,8 +128,11 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             max_num_batched_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
             kv_groups=kv_groups(kv_cache_config),
             configuration=configuration.describe(vllm_config, predicts=bool(settings.predictor)),
+            learns=self._learning is not None,
         )
-        self._channel = ControlChannel(settings.control_endpoint, hello, self.telemetry, key=identity.control_key())
+        self._channel = ControlChannel(
+            settings.control_endpoint, hello, self.telemetry, key=identity.control_key(), learning=self._learning
+        )
         resources.register("scheduler", self._count_resources)
 
     def set_xfer_handshake_metadata(self, metadata: Any) -> None:
@@ -150,10 +163,12 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         """
         count, load_async = super().get_num_new_matched_tokens(request, num_computed_tokens)
         params = request.kv_transfer_params
+        tracked = self._tracked[request.request_id]
+        if tracked.cached_tokens is None:
+            tracked.cached_tokens = num_computed_tokens
         if not count or not params or not params.get(fields.DO_REMOTE_PREFILL):
             return count, load_async
         count = max(0, min(count, (params.get(fields.REMOTE_NUM_TOKENS) or 0) - num_computed_tokens))
-        tracked = self._tracked[request.request_id]
         tracked.local_tokens = num_computed_tokens
         if not self._pulls.within_step(params, count):
             return count, count > 0
@@ -179,7 +194,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         else:
             super().update_state_after_alloc(request, blocks, num_external_tokens)
         if tracked.resumed_tokens is None:
-            tracked.resumed_tokens = resume_output(request)
+            tracked.resumed_tokens = resume_output(request, self._grammars.accept)
         tracked.pulled_tokens = num_external_tokens
         if request.request_id in self._pulling or not (num_external_tokens or tracked.kv_received):
             # KV that is pulled within the step is here when the step begins; if that fails, a second message follows.
@@ -190,6 +205,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         super().update_connector_output(connector_output)
         if isinstance(meta := connector_output.kv_connector_worker_meta, PredictionMetadata):
             self._record_predictions(meta.predictions)
+            if meta.failed:
+                self._predicting = Predicting()
         self._prefilled = {}
         failed = connector_output.failed_recving or ()
         for request_id in connector_output.finished_recving or ():
@@ -212,11 +229,11 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             if key is not None:
                 self._pinned_by_key.pop(key, None)
 
-    def _record_predictions(self, predictions: dict[str, Prediction]) -> None:
+    def _record_predictions(self, predictions: dict[str, Prediction | None]) -> None:
         for request_id, prediction in predictions.items():
             if (tracked := self._tracked.get(request_id)) is not None:
                 tracked.prediction = prediction
-            elif (key := self._prefilled.get(request_id)) is not None:
+            elif prediction is not None and (key := self._prefilled.get(request_id)) is not None:
                 self._channel.post(messages.Predicted(key, prediction.remaining))
 
     def _report_kv_received(self, tracked: TrackedRequest, *, failed: bool) -> None:
@@ -262,6 +279,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             self._complete_pin(request, tracked.key, kv_transfer_params)
         if tracked.cut is not None:
             self._answer(tracked, kv_transfer_params if pin else None)
+        if request.max_tokens == 1:  # of a prefill: vLLM's reply does not have it
+            kv_transfer_params = {**(kv_transfer_params or {}), fields.CACHED_TOKENS: tracked.cached_tokens}
         return pinned, kv_transfer_params
 
     def _complete_pin(self, request: Request, key: str, kv_transfer_params: dict[str, Any]) -> None:
@@ -432,6 +451,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         self._sequence += 1
         pool = self.kv_cache_manager.block_pool if self.kv_cache_manager is not None else None
         used = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks() if pool is not None else 0
+        predicting = self._predicting if self._learning is None else self._learning.predicting()
         return messages.Telemetry(
             sequence=self._sequence,
             kv_blocks_used=used,
@@ -445,6 +465,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             busy_s=self._load.busy_s,
             pull_bytes_per_s=self._pulls.bytes_per_s,
             resources=resources.count(),
+            predictor=predicting.version,
+            predictor_refused=predicting.refused,
         )
 
     def _count_resources(self) -> dict[str, int]:

@@ -33,6 +33,8 @@ class TrackedRequest:
         How long it waited until it was scheduled.
     local_tokens, pulled_tokens
         Tokens whose KV was in this instance's prefix cache, and tokens whose KV is pulled.
+    cached_tokens
+        Tokens of its prompt that the prefix cache held when it was first scheduled.
     kv_received
         Whether its `messages.KvReceived` has been sent.
     cut
@@ -54,6 +56,7 @@ class TrackedRequest:
     queued_s: float = 0.0
     local_tokens: int = 0
     pulled_tokens: int = 0
+    cached_tokens: int | None = None
     kv_received: bool = False
     cut: PendingCut | None = None
     release_kv: bool = False

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ares.engine.defaults import is_cpu_build
-from ares.predictor.shards import Output, sampling
+from ares.predictor.errors import PredictorError
+from ares.predictor.shards import Outcome, Output, sampling
 
 # KV of a CPU build; on a GPU vLLM takes what is free.
 _CPU_KV_BYTES = 3 << 30
@@ -75,12 +76,21 @@ class Generator:
         self._rpc = llm.collective_rpc
         self._rpc("ares_collect_every", args=(settings.every,))
 
-    def chat(self, text: str) -> list[int]:
-        """Return the token ids of a user's message, as the model's chat template has it."""
+    def chat(self, text: str, system: str | None = None) -> list[int]:
+        """Return the token ids of a user's message, behind a system prompt, as the model's chat template has them.
+
+        Raises
+        ------
+        PredictorError
+            There is a system prompt, and the model has no chat template.
+        """
         if self.tokenizer.chat_template is None:
+            if system is not None:
+                raise PredictorError(f"{self._settings.model} has no chat template: --system-prompt has no place in it")
             return list(self.tokenizer.encode(text))
-        message = [{"role": "user", "content": text}]
-        ids = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        messages.append({"role": "user", "content": text})
+        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         return [int(t) for t in ids]
 
     def has_room(self, output: Output) -> bool:
@@ -113,7 +123,7 @@ class Generator:
                 output, limit = waiting.pop()
                 if not self.has_room(output):
                     continue
-                limit = min(limit, self._room - len(output.prompt_tokens))
+                limit = output.limit = min(limit, self._room - len(output.prompt_tokens))
                 params = SamplingParams(
                     temperature=settings.temperature, top_p=settings.top_p, max_tokens=limit, detokenize=False
                 )
@@ -132,4 +142,5 @@ class Generator:
                     output = running.pop(reply.request_id)
                     output.output_tokens = list(reply.outputs[0].token_ids)
                     output.censored = reply.outputs[0].finish_reason != "stop"
+                    output.outcome = Outcome.LIMIT if output.censored else Outcome.STOP
                     yield output, made

@@ -35,24 +35,33 @@ class Prediction:
 
 @dataclass
 class PredictionMetadata(KVConnectorWorkerMetadata):  # type: ignore[misc]
-    """New predictions of a step, by vLLM's request id."""
+    """New predictions of a step, by vLLM's request id; None where a request has none any more.
 
-    predictions: dict[str, Prediction] = field(default_factory=dict)
+    `failed` is whether the predictor has failed and is off.
+    """
+
+    predictions: dict[str, Prediction | None] = field(default_factory=dict)
+    failed: bool = False
 
     def aggregate(self, other: "KVConnectorWorkerMetadata") -> "KVConnectorWorkerMetadata":
         """Return the first rank's of a tensor-parallel group: the others do not predict."""
-        return self if self.predictions else other
+        return self if self.predictions or self.failed else other
 
 
 # By vLLM's request id.
-PENDING: dict[str, Prediction] = {}
+PENDING: dict[str, Prediction | None] = {}
 
 
-def attach_pending(output: Any) -> None:
-    """Move the pending predictions into a step's output; where this rank has none, they wait for the next step."""
-    if not PENDING:
-        return
+def attach_pending(output: Any, *, failed: bool = False) -> bool:
+    """Move the pending predictions into a step's output; where this rank has none, they wait for the next step.
+
+    Return whether the output has taken them, and with them that the predictor has `failed`.
+    """
+    if not PENDING and not failed:
+        return False
     carrier = getattr(unwrapped(output)[0], "kv_connector_output", None)
-    if carrier is not None:
-        carrier.kv_connector_worker_meta = PredictionMetadata(dict(PENDING))
-        PENDING.clear()
+    if carrier is None:
+        return False
+    carrier.kv_connector_worker_meta = PredictionMetadata(dict(PENDING), failed)
+    PENDING.clear()
+    return True

@@ -52,6 +52,29 @@ def choose(given: str | None, model: str, folder: Path) -> Path | None:
     return None
 
 
+def learned(file: Path, model: str, folder: Path) -> Path | None:
+    """Return the checkpoint that an instance learned before it was restarted; None where there is none that fits.
+
+    Parameters
+    ----------
+    file
+        Where it is kept.
+    model, folder
+        The served model's name and files.
+    """
+    if not file.exists():
+        return None
+    from ares.predictor import checkpoint
+
+    try:
+        checkpoint.load(file).check(model, _hidden_size(folder), HIDDEN_STATE)
+    except PredictorError as error:
+        logger.warning("the predictor that was learned here is not used: %s", error)
+        return None
+    logger.info("begins with the predictor that was learned here: %s", file)
+    return file
+
+
 def _hidden_size(folder: Path) -> int:
     try:
         config = json.loads((folder / "config.json").read_text())

@@ -166,7 +166,10 @@ class Controller:
 
     @property
     def in_force(self) -> dict[str, Any]:
-        """The preset with all its settings, and the gateway's settings that matter for decisions; None for no bound."""
+        """The preset with all its settings, and the gateway's settings that matter for decisions; None for no bound.
+
+        `lengths`: how remaining lengths are estimated without a predictor, by the simulator's name for it.
+        """
         config = self._config
         return {
             "preset": asdict(self._policy),
@@ -175,6 +178,7 @@ class Controller:
             "slo_ttft_s": config.slo_ttft_s,
             "slo_tpot_s": config.slo_tpot_s,
             "slo_gap_s": config.slo_gap_s,
+            "lengths": "length-curves" if self._tuning.length_curves else "residual-life",
         }
 
     @property
@@ -309,10 +313,14 @@ class Controller:
         """Let admission decide again: a session has ended or left an instance, so there may be room."""
         self._changed.set()
 
-    def record_output_length(self, output_tokens: int) -> None:
-        """Record the length of a complete output, for the policies that learn from it."""
-        self.snapshots.lengths.add(output_tokens)
-        self._ended.append(output_tokens)
+    def record_output(self, session: Session) -> None:
+        """Record the length of an output that has ended or was given up, for what learns from it."""
+        tokens, complete = len(session.emitted), session.output.finished
+        self.snapshots.lengths.running = len(self._sessions)
+        if tokens:
+            self.snapshots.lengths.add(tokens, session.traits, was_cut=session.output.at_limit or not complete)
+        if complete:
+            self._ended.append(tokens)
 
     # --- admission ---
 

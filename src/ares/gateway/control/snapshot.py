@@ -219,8 +219,9 @@ class SnapshotBuilder:
                 low, middle, high = (min(max(q - since, 1.0), limit) for q in predicted)
                 return low, middle, high
             self._metrics.implausible.inc()
-        low, middle, high = (min(max(q, 1.0), limit) for q in self.lengths.remaining(len(session.emitted)))
-        return low, middle, high
+        low, middle, high = self.lengths.remaining(len(session.emitted), session.traits)
+        # Written out: a generator would take as long as the estimate.
+        return min(max(low, 1.0), limit), min(max(middle, 1.0), limit), min(max(high, 1.0), limit)
 
     def median_remaining(self, session: Session) -> float:
         """Return the median of what a session that no instance reports will still generate."""

@@ -13,12 +13,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ares.gateway.http.responses import error
 
-# Routes of probes and `ares up`. The admin routes have a key of their own, and the dashboard holds no data.
-_OPEN_ROUTES = frozenset(["/health", "/ready", "/version"])
+# Routes of probes and `ares up`, and the description of the API, which is the same everywhere: a browser that opens a
+# page sends no key. The admin routes have a key of their own, and the dashboard holds no data.
+_OPEN_ROUTES = frozenset(["/health", "/ready", "/version", "/docs", "/openapi.json"])
 _ROUTES_OF_OTHER_KEYS = ("/admin/", "/dashboard")
 _METRICS = "/metrics"
-# Where clients of other APIs put their keys.
-_OTHER_KEY_HEADERS = ("x-api-key", "api-key")
+# Where Anthropic's clients put their keys, and where those of other APIs do.
+_CLIENT_KEY = "x-api-key"
+_OTHER_KEY_HEADERS = (_CLIENT_KEY, "api-key")
 _STREAMS = "ares.streams"
 _LOOPBACK_HOST = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]*)?", re.IGNORECASE)
 
@@ -29,19 +31,25 @@ def bearer(headers: Headers) -> str:
     return key.strip() if scheme.lower() == "bearer" else ""
 
 
-def unknown_key(headers: Headers, needed: str) -> str:
+def client_key(headers: Headers) -> str:
+    """Return the key of a client, from `Authorization` or else from `x-api-key`; empty where it has none."""
+    return bearer(headers) or headers.get(_CLIENT_KEY, "").strip()
+
+
+def unknown_key(headers: Headers, given: str, needed: str) -> str:
     """Return why the key of a request is refused, and how to send one; the key itself is not repeated.
 
     Parameters
     ----------
+    given
+        The key; empty where there is none.
     needed
         The message where there is no key.
     """
     how = "Authorization: Bearer KEY"
-    given = headers.get("authorization", "")
-    if bearer(headers):
-        return f"this key is not known here; {needed}"
     if given:
+        return f"this key is not known here; {needed}"
+    if headers.get("authorization", ""):
         return f"the Authorization header must read: {how}"
     other = next((name for name in _OTHER_KEY_HEADERS if name in headers), None)
     return f"{needed}: {how}" + (f" (instead of the header {other})" if other else "")
@@ -139,12 +147,14 @@ class ClientKeys:
         if scope["type"] != "http" or not self._digests:
             await self._app(scope, receive, send)
             return
-        given = _digest(bearer(Headers(scope=scope)))
+        headers = Headers(scope=scope)
+        key = client_key(headers)
+        given = _digest(key)
         # All keys are compared: the time does not reveal which one it was.
         found = [number for number, digest in enumerate(self._digests) if secrets.compare_digest(given, digest)]
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if not found and path not in self._open and not path.startswith(_ROUTES_OF_OTHER_KEYS):
-            message = unknown_key(Headers(scope=scope), "this needs an API key")
+            message = unknown_key(headers, key, "this needs an API key")
             refusal = error(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
             await refusal(scope, receive, send)
             return

@@ -75,8 +75,10 @@ async def allowed(request: Request) -> None:
     gateway: Gateway = request.app.state.gateway
     key = gateway.config.admin_key
     if key is not None:
-        if not matches(bearer(request.headers), key):
-            raise AdminError(401, unknown_key(request.headers, "the admin routes need their key"), "invalid_api_key")
+        given = bearer(request.headers)
+        if not matches(given, key):
+            message = unknown_key(request.headers, given, "the admin routes need their key")
+            raise AdminError(401, message, "invalid_api_key")
         return
     host = request.client.host if request.client else ""
     try:
@@ -94,10 +96,11 @@ router = APIRouter(prefix="/admin/v1", dependencies=[Depends(allowed)], response
 
 @router.get("/status")
 async def status(request: Request) -> dict[str, Any]:
-    """Return instances, running requests and recent moves, the newest move last, and the connectors' resources."""
+    """Return instances, running requests and recent moves, the newest last; learners, and connectors' resources."""
     gateway: Gateway = request.app.state.gateway
     return snapshot(gateway) | {
         "migrations": [asdict(record) for record in gateway.migrations],
+        "learners": gateway.learners.as_json(),
         "process": {"tasks": len(asyncio.all_tasks())},
         "connectors": {i.name: i.state.telemetry.resources for i in gateway.pool.instances if i.state.telemetry},
     }
@@ -124,6 +127,8 @@ def snapshot(gateway: Gateway) -> dict[str, Any]:
         ],
         "requests": [_request(s, rows.get(s.key or "")) for s in list(gateway.sessions.values())],
         "recent": gateway.recent.summary(),
+        "learner_ages_s": gateway.learners.ages(),
+        "learner_old_s": gateway.tuning.learner_old_s,
     }
 
 
@@ -231,6 +236,10 @@ def _instance(instance: Instance, sessions: int, left: int | None) -> dict[str, 
             else fitted.tolist(),
             "preemptions": load.preemptions,
             "sessions": sessions,
+            "predictor": load.predictor,
+            "predictor_refused": None
+            if not load.predictor_refused[0]
+            else dict(zip(("version", "why"), load.predictor_refused, strict=True)),
         }
     return row
 

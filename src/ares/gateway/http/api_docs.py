@@ -25,6 +25,11 @@ _HEADERS = {
 _BODIES = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 50},
     "/v1/completions": {"prompt": "Once upon a time", "max_tokens": 50},
+    "/v1/responses": {"input": "Hello", "max_output_tokens": 50},
+    "/v1/messages": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 50},
+    "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "Hello"}]},
+    "/tokenize": {"prompt": "Once upon a time"},
+    "/detokenize": {"tokens": [1, 2, 3]},
 }
 
 

@@ -12,20 +12,37 @@ from starlette.responses import Response
 
 from ares import __version__
 from ares.config import GatewayConfig
-from ares.gateway.http import admin, api_docs, completions, dashboard, errors, events
+from ares.gateway.http import (
+    admin,
+    api_docs,
+    completion_routes,
+    dashboard,
+    errors,
+    events,
+    messages_routes,
+    model_list,
+    not_offered,
+    predictor,
+    responses_routes,
+    tokenization_routes,
+)
 from ares.gateway.http.access import ClientKeys
 from ares.gateway.http.body_limit import BodyLimit
+from ares.gateway.http.cors import ApiCors
+from ares.gateway.http.normalized import Normalized
 from ares.gateway.http.refusals import RefusalCounter
 from ares.gateway.http.responses import RequestCleanup, error
 from ares.gateway.http.schema import ErrorReply
+from ares.gateway.openai.parsing import Parsers
 from ares.gateway.pool.instance import NoInstanceError
 from ares.gateway.records import gauges
 from ares.gateway.service import Gateway
 from ares.gateway.shutdown import ShuttingDownError
 from ares.gateway.tuning import DEFAULT, Tuning
+from ares.protocol.learner_report import LARGEST_REPORT_BYTES
 
 
-def build(config: GatewayConfig, folder: Path, tuning: Tuning = DEFAULT) -> FastAPI:
+def build(config: GatewayConfig, folder: Path, tuning: Tuning = DEFAULT, parsers: Parsers | None = None) -> FastAPI:
     """Make the application of one gateway; it connects to its instances when it starts.
 
     Parameters
@@ -36,8 +53,10 @@ def build(config: GatewayConfig, folder: Path, tuning: Tuning = DEFAULT) -> Fast
         Folder of the served model, for its tokenizer.
     tuning
         Times and limits that are no settings.
+    parsers
+        Parsers of reasoning and tool calls, if any.
     """
-    gateway = Gateway(config, folder, tuning)
+    gateway = Gateway(config, folder, tuning, parsers)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -48,17 +67,28 @@ def build(config: GatewayConfig, folder: Path, tuning: Tuning = DEFAULT) -> Fast
             await gateway.stop()
 
     # FastAPI's own pages load their scripts from a host of the internet.
-    app = FastAPI(title="ARES gateway", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    documented = None if config.disable_fastapi_docs else "/openapi.json"
+    app = FastAPI(
+        title="ARES gateway",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=documented,
+    )
     app.state.gateway = gateway
-    app.include_router(completions.router)
+    for routes in (completion_routes, responses_routes, messages_routes, tokenization_routes, model_list, not_offered):
+        app.include_router(routes.router)
     app.include_router(admin.router)
+    app.include_router(predictor.router)
     app.state.feed = events.Feed(gateway)
     app.include_router(events.router)
     app.include_router(dashboard.router)
-    api_docs.register(app)
+    if documented is not None:
+        api_docs.register(app)
     _observability(app, gateway)
     errors.register(app)
-    app.add_middleware(BodyLimit, limit=config.max_body_bytes)
+    app.add_middleware(BodyLimit, limit=config.max_body_bytes, smaller={predictor.PATH: LARGEST_REPORT_BYTES})
     app.add_middleware(
         ClientKeys,
         keys=config.api_keys,
@@ -67,25 +97,21 @@ def build(config: GatewayConfig, folder: Path, tuning: Tuning = DEFAULT) -> Fast
         retry_after_s=lambda: gateway.retry_after_s,
     )
     app.add_middleware(RequestCleanup)
+    if config.allowed_origins:
+        # Around the keys: a browser asks without them what it may send.
+        app.add_middleware(
+            ApiCors,
+            allow_origins=config.allowed_origins,
+            allow_methods=config.allowed_methods,
+            allow_headers=config.allowed_headers,
+            allow_credentials=config.allow_credentials,
+        )
     app.add_middleware(RefusalCounter, count=gateway.metrics.refuse, routes=lambda: app.routes)
+    app.add_middleware(Normalized)
     return app
 
 
 def _observability(app: FastAPI, gateway: Gateway) -> None:
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        """List the one served model, under each of its names, and its LoRA adapters."""
-        entry = {
-            "object": "model",
-            "created": 0,
-            "owned_by": "ares",
-            "max_model_len": gateway.maximum_model_tokens,
-        }
-        names = [{"id": name, **entry} for name in gateway.names]
-        taken = set(gateway.names)
-        adapters = [name for name in gateway.pool.adapters if name not in taken]
-        return {"object": "list", "data": names + [{"id": n, **entry, "parent": gateway.names[0]} for n in adapters]}
-
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Answer that the gateway is alive."""
@@ -111,5 +137,5 @@ def _observability(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Return Prometheus metrics."""
-        gauges.update(gateway.metrics, gateway.pool.instances)
+        gauges.update(gateway.metrics, gateway.pool.instances, gateway.learners.newest_first())
         return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -60,6 +60,9 @@ class _Parser(httptools.HttpRequestParser):
                     raise
                 data = self._connection.head_without_upgrade() + data[upgrade.args[0] :]
                 self._begin()
+            except httptools.HttpParserError as failure:
+                self._connection.malformed = str(failure)
+                raise
 
     def _begin(self) -> None:
         """Start at the beginning of a request, even after one that was to be the last of its connection."""
@@ -76,6 +79,10 @@ class Connection(HttpToolsProtocol):
     """
 
     parser: _Parser
+    malformed: str
+    """What is wrong with the request, as the parser says it."""
+    sends_no_more: bool
+    """Whether the client has closed its side, and waits for the answers to what it has sent."""
 
     def __init__(self, limits: Limits, count: Count = lambda *_: None, **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
@@ -84,6 +91,9 @@ class Connection(HttpToolsProtocol):
         self._count_refusal = count
         self._head_bytes = self._unparsed_bytes = 0
         self._in_body = False
+        self._cycles: list[RequestResponseCycle] = []
+        self.malformed = ""
+        self.sends_no_more = False
         self._idle: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
 
@@ -92,6 +102,21 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # noqa: D102 - asyncio's
         super().connection_made(transport)
         self._restart_idle_timer()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether to keep the other direction open, for the answers to requests that came whole before.
+
+        A client that has left looks the same as one that only sends no more: what waits for a client to leave, such as
+        a generation, is cancelled in both cases. TLS cannot be closed on one side.
+        """
+        unanswered = [cycle for cycle in self._cycles if not cycle.response_complete]
+        if self.scheme == "https" or self._in_body or not unanswered:
+            return False
+        self.sends_no_more = True
+        self.cycle.keep_alive = False
+        for cycle in unanswered:
+            cycle.message_event.set()
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102 - asyncio's interface
         for timer in (self._idle, self._unread):
@@ -138,6 +163,8 @@ class Connection(HttpToolsProtocol):
             return  # the same head comes again
         self._in_body = True
         super().on_headers_complete()
+        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete] + [self.cycle]
+        self.cycle.receive = _Receive(self, self.cycle)  # type: ignore[method-assign]
         if self.scope["http_version"] < "1.1":
             self.cycle.send = _Unchunked(self.cycle)  # type: ignore[method-assign]
 
@@ -158,7 +185,11 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answer a malformed request, or one with too large a head, in OpenAI's form, and close the connection."""
         large = self._head_bytes > self._limits.head_bytes
-        text = f"the head of the request is larger than {self._limits.head_bytes} bytes" if large else msg
+        text = (
+            f"the head of the request is larger than {self._limits.head_bytes} bytes"
+            if large
+            else f"not a request of HTTP/1.1: {self.malformed}"
+        )
         status, phrase = (431, "Request Header Fields Too Large") if large else (400, "Bad Request")
         self._count_refusal(NO_ROUTE, status, None if large else "malformed_http")
         body = msgspec.json.encode(error_body(status, text))
@@ -205,3 +236,28 @@ class _Unchunked:
         elif self._undeclared:
             self._cycle.expected_content_length = len(message.get("body", b""))
         await self._send(message)
+
+
+class _Receive:
+    """Receives a request; once its client sends no more, what comes after the body is that the client has left."""
+
+    def __init__(self, connection: Connection, cycle: RequestResponseCycle) -> None:
+        self._connection, self._cycle = connection, cycle
+        self._receive = cycle.receive
+        self._whole = False
+
+    async def __call__(self) -> Any:
+        """Receive part of a request (the ASGI interface)."""
+        message: Any = {"type": "http.disconnect"} if self._left else await self._receive()
+        if not self._left:
+            self._whole = not message.get("more_body", False)
+            return message
+        if self._cycle.response_started and not self._cycle.response_complete:
+            # A stream, which ends here.
+            self._cycle.disconnected = True
+            self._connection.transport.close()
+        return {"type": "http.disconnect"}
+
+    @property
+    def _left(self) -> bool:
+        return self._whole and self._connection.sends_no_more

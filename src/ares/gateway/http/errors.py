@@ -1,4 +1,4 @@
-"""Exceptions as replies: OpenAI's error form, with the status, and the field where one is wrong."""
+"""Exceptions as error replies, with the status, and the field where one is wrong."""
 
 from typing import Any
 
@@ -8,11 +8,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ares.gateway.http import admin, completions
+from ares.gateway.http import admin
 from ares.gateway.http.access import TooManyStreamsError, too_many_streams
+from ares.gateway.http.generation import describe_failure
 from ares.gateway.http.responses import error
 from ares.gateway.openai.body import BadRequestError
-from ares.gateway.openai.text import TemplateError
+from ares.gateway.openai.parsing import ParserFailedError
 from ares.gateway.pool.generate import EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import NoInstanceError
 from ares.gateway.shutdown import ShuttingDownError
@@ -26,14 +27,20 @@ _SEVERAL_TYPES = {
 
 
 def register(app: FastAPI) -> None:
-    """Let an application answer every exception of its routes in OpenAI's form."""
+    """Let an application answer every exception of its routes with an error reply."""
     app.add_exception_handler(BadRequestError, _bad_request)
-    app.add_exception_handler(TemplateError, _bad_messages)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(admin.AdminError, _admin)
     app.add_exception_handler(TooManyStreamsError, _too_many_streams)
     app.add_exception_handler(HTTPException, _http)
-    for kind in (NoInstanceError, ShuttingDownError, EngineLostError, EngineRefusedError, Exception):
+    for kind in (
+        NoInstanceError,
+        ShuttingDownError,
+        EngineLostError,
+        EngineRefusedError,
+        ParserFailedError,
+        Exception,
+    ):
         app.add_exception_handler(kind, _generation)
 
 
@@ -43,10 +50,6 @@ def register(app: FastAPI) -> None:
 async def _bad_request(_: Request, failure: Exception) -> JSONResponse:
     assert isinstance(failure, BadRequestError)  # noqa: S101 - for the type checker, here and below
     return error(failure.status, str(failure), failure.param, failure.code)
-
-
-async def _bad_messages(_: Request, failure: Exception) -> JSONResponse:
-    return error(400, str(failure), "messages")
 
 
 async def _invalid(request: Request, failure: Exception) -> JSONResponse:
@@ -59,7 +62,8 @@ async def _invalid(request: Request, failure: Exception) -> JSONResponse:
     if first["loc"] == ("body",) and first["type"] in ("missing", "model_attributes_type"):
         return error(400, f"the body must be a JSON object{'' if failure.body else '; it is empty'}")
     name = _path(first["loc"][1:], failure.body, missing=first["type"] == "missing")
-    return error(400, f"{name}: {_wanted(name) or first['msg']}" if name else first["msg"], name or None)
+    message = _wanted(name) or first["msg"].removeprefix("Value error, ")
+    return error(400, f"{name}: {message}" if name else message, name or None)
 
 
 async def _admin(_: Request, failure: Exception) -> JSONResponse:
@@ -82,11 +86,15 @@ async def _http(request: Request, failure: Exception) -> JSONResponse:
     if failure.status_code == 404:
         # Not `request.url`: it is put together with the client's Host header, and need not be a URL.
         message = f"no such route: {request.method} {request.scope['path']}"
-    return error(failure.status_code, message, headers=dict(failure.headers or {}))
+    headers = dict(failure.headers or {})
+    if failure.status_code == 405:
+        allowed = headers["Allow"] = headers.get("Allow", "").replace("GET", "GET, HEAD")
+        message = f"{request.method} is not allowed for {request.scope['path']}; allowed: {allowed}"
+    return error(failure.status_code, message, headers=headers)
 
 
 async def _generation(request: Request, failure: Exception) -> JSONResponse:
-    status, message, code = completions.describe_failure(failure)
+    status, message, code = describe_failure(failure)
     later = {"Retry-After": str(request.app.state.gateway.retry_after_s)}
     return error(status, message, code=code, headers=later if status == 503 else None)
 

@@ -1,8 +1,9 @@
 """`/admin/v1/events`: the status once a second, made once for all viewers, as server-sent events.
 
-An event `snapshot` is what `/admin/v1/status` returns, with the requests as columns and without the moves. An event
-`moves` has the moves that have ended since the one before, oldest first; the first one, the last 200. Every event is
-complete in itself: a reader that was away, or too slow, continues with the next.
+An event `snapshot` is what `/admin/v1/status` returns, with the requests as columns and without the moves and the
+reports of learners. An event `moves` has the moves that have ended since the one before, oldest first; the first one,
+the last 200. An event `learners` has the reports of all learners, when one is new. Every event is complete in itself: a
+reader that was away, or too slow, continues with the next.
 """
 
 import asyncio
@@ -49,6 +50,8 @@ class Feed:
         self._snapshot = b""
         self._moves: deque[tuple[int, bytes]] = deque(maxlen=self._tuning.feed_moves)
         self._last_move: MigrationRecord | None = None
+        self._learners = b""
+        self._learners_number = self._learners_revision = 0
 
     async def follow(self, write: Write) -> None:
         """Write events until cancelled or closed; a slow writer skips snapshots."""
@@ -64,8 +67,10 @@ class Feed:
                 if self._closed:
                     return
                 moves = b",".join(body for number, body in self._moves if number > seen)
+                body = _event("moves", b"[" + moves + b"]") if moves else b""
+                body += self._learners if self._learners_number > seen else b""
                 seen = self._number
-                await write((_event("moves", b"[" + moves + b"]") if moves else b"") + self._snapshot)
+                await write(body + self._snapshot)
         finally:
             self._viewers -= 1
             if not self._viewers and self._clock is not None:
@@ -103,6 +108,10 @@ class Feed:
         }
         self._snapshot = _event("snapshot", msgspec.json.encode(status))
         self._number += 1
+        learners = self._gateway.learners
+        if learners.revision > self._learners_revision:
+            self._learners_number, self._learners_revision = self._number, learners.revision
+            self._learners = _event("learners", msgspec.json.encode(learners.as_json()))
         self._moves.extend((self._number, msgspec.json.encode(asdict(move))) for move in self._new_moves())
 
     def _new_moves(self) -> list[MigrationRecord]:

@@ -39,6 +39,8 @@ _CODES = frozenset(
         "waited_too_long",
         "shutting_down",
         "malformed_http",
+        "not_offered",
+        "response_not_found",
     ]
 )
 # The client has left: no request was refused.

@@ -5,8 +5,8 @@ from collections.abc import Collection
 
 from ares.names import matching
 
-# What the id in a reply begins with (replies.py).
-_OF_REPLY = re.compile(r"(chatcmpl|cmpl)-")
+# What the id in a reply begins with (`generation.ReplyForm.id_prefix`).
+_OF_REPLY = re.compile(r"(chatcmpl-|cmpl-|resp_|msg_)")
 # The gateway's own ids, of clients that send none: no other id begins with eight digits of one.
 _OWN = re.compile(r"[0-9a-f]{32}")
 _BEGINNING = re.compile(r"[0-9a-f]{8,32}")

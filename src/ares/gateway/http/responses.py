@@ -1,19 +1,27 @@
-"""Replies: OpenAI's error form, and streams that stop when their client disconnects."""
+"""Replies: errors in the form of their route's API, and streams that stop when their client disconnects."""
 
 import asyncio
 import contextlib
+import re
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ares.gateway.anthropic import errors as anthropic
+from ares.protocol.fields import REQUEST_ID_HEADER
+
 Write = Callable[[bytes], Awaitable[None]]
 
+_KEEP_ALIVE = b": keep-alive\n\n"  # vLLM's
 _SERVER_SEND = "ares.send"
 _CLEANUP = "ares.cleanup"
 _CODE = "ares.error_code"
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -42,20 +50,33 @@ def _encodable(text: str) -> str:
 def error(
     status: int, message: str, param: str | None = None, code: str | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """Return an error reply in OpenAI's form."""
-    reply = _ErrorReply(error_body(status, message, param, code), status, headers)
-    reply.code = code
+    """Return an error reply, in OpenAI's form or, on the routes of its API, in Anthropic's."""
+    body = error_body(status, message, param, code)
+    reply = _ErrorReply(body, status, headers)
+    reply.code, reply.message = code, body["error"]["message"]
     return reply
 
 
+def valid_request_id(given: str) -> bool:
+    """Whether a client's id of its request is taken over."""
+    return _REQUEST_ID.fullmatch(given) is not None
+
+
 class _ErrorReply(JSONResponse):
-    """Stores the code of the error in the scope, for `error_code`."""
+    """Chooses its form by the route, stores the code of the error for `error_code`, repeats the client's id."""
 
     code: str | None = None
+    message = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the reply (the ASGI interface)."""
         scope[_CODE] = self.code
+        if anthropic.is_form_of(scope["path"].removeprefix(scope.get("root_path", ""))):
+            self.body = self.render(anthropic.error_body(self.status_code, self.message))
+            self.headers["content-length"] = str(len(self.body))
+        given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        if valid_request_id(given):
+            self.headers[REQUEST_ID_HEADER] = given
         await super().__call__(scope, receive, send)
 
 
@@ -76,7 +97,8 @@ class DirectSend:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on (the ASGI interface)."""
-        scope[_SERVER_SEND] = send
+        if scope.get("method") != "HEAD":  # its reply is the start alone
+            scope[_SERVER_SEND] = send
         await self._app(scope, receive, send)
 
 
@@ -103,14 +125,27 @@ class EventStream(Response):
 
     Starlette's own StreamingResponse takes an iterator, and needs a task group for it; here the coroutine writes whole
     batches to the server.
+
+    Parameters
+    ----------
+    produce
+        The coroutine, given what writes.
+    keep_alive_s
+        Seconds without an event after which a comment is written, which clients ignore; 0: none.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, produce: Callable[[Write], Awaitable[None]], headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        produce: Callable[[Write], Awaitable[None]],
+        headers: dict[str, str] | None = None,
+        keep_alive_s: float = 0,
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})})
         del self.headers["content-length"]
         self._produce = produce
+        self._keep_alive_s = keep_alive_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream (the ASGI interface)."""
@@ -121,8 +156,31 @@ class EventStream(Response):
             if data:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
 
-        if await until_disconnect(self._produce(write), receive):
+        work = self._produce(write) if not self._keep_alive_s else _kept_alive(self._produce, write, self._keep_alive_s)
+        if await until_disconnect(work, receive):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _kept_alive(produce: Callable[[Write], Awaitable[None]], write: Write, idle_s: float) -> None:
+    """Run a producer, and write a comment whenever it has written nothing for so many seconds."""
+    last = time.monotonic()
+
+    async def noted(data: bytes) -> None:
+        nonlocal last
+        await write(data)
+        last = time.monotonic()
+
+    async def comment() -> None:
+        while True:
+            await asyncio.sleep(max(0.0, last + idle_s - time.monotonic()))
+            if time.monotonic() >= last + idle_s:
+                await noted(_KEEP_ALIVE)
+
+    comments = asyncio.create_task(comment())
+    try:
+        await produce(noted)
+    finally:
+        comments.cancel()
 
 
 async def until_disconnect(work: Awaitable[None], receive: Receive) -> bool:

@@ -42,7 +42,7 @@ class _Choice(BaseModel):
 class Message(BaseModel):
     """The model's message."""
 
-    role: Literal["assistant"]
+    role: str
     content: str
 
 
@@ -56,6 +56,8 @@ class TextChoice(_Choice):
     """One continuation."""
 
     text: str
+    prompt_token_ids: list[int] = []
+    """With `return_token_ids`."""
 
 
 class _Completion(BaseModel):
@@ -70,6 +72,10 @@ class ChatCompletion(_Completion):
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
+    prompt_token_ids: list[int] = []
+    """With `return_token_ids`."""
+    prompt_text: str = ""
+    """With `return_prompt_text`."""
 
 
 class TextCompletion(_Completion):
@@ -77,6 +83,55 @@ class TextCompletion(_Completion):
 
     object: Literal["text_completion"]
     choices: list[TextChoice]
+
+
+class ResponseReply(BaseModel):
+    """The reply of `POST /v1/responses`, where it is not streamed; it has OpenAI's other fields too."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    model: str
+    status: Literal["completed", "incomplete"]
+    incomplete_details: dict[str, str] | None
+    output: list[dict[str, Any]]
+    """Reasoning, messages, and calls of functions."""
+    usage: dict[str, Any]
+
+
+class AnthropicErrorDetail(BaseModel):
+    """What went wrong."""
+
+    type: str
+    message: str
+
+
+class AnthropicError(BaseModel):
+    """Anthropic's error form."""
+
+    type: Literal["error"]
+    error: AnthropicErrorDetail
+
+
+class MessageReply(BaseModel):
+    """The reply of `POST /v1/messages`, where it is not streamed."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[dict[str, Any]]
+    """Blocks: thinking, text, and uses of tools."""
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+    stop_sequence: str | None
+    usage: dict[str, int]
+
+
+class TokenCount(BaseModel):
+    """The reply of `POST /v1/messages/count_tokens`."""
+
+    input_tokens: int
+    context_management: dict[str, int]
 
 
 _MEANINGS = {
@@ -99,19 +154,21 @@ _HEADERS = [
 ]
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def errors(*statuses: int, model: type[BaseModel] = ErrorReply) -> dict[int | str, dict[str, Any]]:
     """Return the documentation of the errors that a route may answer with."""
-    described: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorReply, "description": "Any other error."}}
+    described: dict[int | str, dict[str, Any]] = {"default": {"model": model, "description": "Any other error."}}
     for status in statuses:
-        described[status] = {"model": ErrorReply, "description": _MEANINGS[status]}
+        described[status] = {"model": model, "description": _MEANINGS[status]}
     return described
 
 
-def generation(reply: type[BaseModel]) -> dict[str, Any]:
+def generation(
+    reply: type[BaseModel], error: type[BaseModel] = ErrorReply, last_event: str = "`data: [DONE]`"
+) -> dict[str, Any]:
     """Return the documentation of a generation route, as keywords of its registration."""
     described = {
         "model": reply,
-        "description": "The whole reply; with `stream`, events that end with `data: [DONE]`.",
+        "description": f"The whole reply; with `stream`, events that end with {last_event}.",
         "content": _STREAM,
     }
     headers = [
@@ -119,6 +176,6 @@ def generation(reply: type[BaseModel]) -> dict[str, Any]:
         for name, text in _HEADERS
     ]
     return {
-        "responses": {200: described, **errors(400, 401, 404, 413, 429, 502, 503)},
+        "responses": {200: described, **errors(400, 401, 404, 413, 429, 502, 503, model=error)},
         "openapi_extra": {"parameters": headers},
     }

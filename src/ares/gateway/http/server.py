@@ -3,7 +3,9 @@
 import gc
 import logging
 import socket
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -14,10 +16,13 @@ from ares.config import GatewayConfig
 from ares.gateway.http.app import build
 from ares.gateway.http.connection import Connection, Limits
 from ares.gateway.http.responses import DirectSend
+from ares.gateway.openai.parsing import Parsers
 from ares.gateway.service import Gateway
 from ares.models import resolve as models
 
 logger = logging.getLogger(__name__)
+
+LoadParsers = Callable[[GatewayConfig, Path], Parsers | None]
 
 # For slow clients to read the ends of their streams.
 _FLUSH_S = 5
@@ -45,7 +50,7 @@ class Server(uvicorn.Server):
             await self.lifespan.shutdown()
 
 
-def serve(config: GatewayConfig) -> None:
+def serve(config: GatewayConfig, load_parsers: LoadParsers) -> None:
     """Run a gateway until a signal stops it; AddressError where it cannot listen."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # Before the model, which may have to be fetched.
@@ -53,7 +58,7 @@ def serve(config: GatewayConfig) -> None:
     if (warning := config.exposure()) is not None:
         logger.warning(warning)
     folder = models.resolve(config.model, weights=False)
-    app = build(config, folder)
+    app = build(config, folder, parsers=load_parsers(config, folder))
     server = Server(
         uvicorn.Config(
             DirectSend(app),

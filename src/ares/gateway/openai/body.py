@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, TypeVar
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, FailFast, model_validator
 
 T = TypeVar("T")
@@ -43,3 +44,13 @@ class Body(BaseModel):
     @classmethod
     def _null_is_absent(cls, given: Any) -> Any:
         return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
+
+    def check_text(self) -> None:
+        """Refuse text that no engine can be sent: half a surrogate pair, endless nesting."""
+        for name, value in self:
+            try:
+                msgspec.json.encode({name: value}, enc_hook=lambda body: body.model_dump())
+            except UnicodeEncodeError as error:
+                raise BadRequestError(f"{name}: {error}", name) from error
+            except RecursionError as error:
+                raise BadRequestError(f"{name}: nested too deeply", name) from error

@@ -176,7 +176,7 @@ def _rendered(message: Message, path: str, *, parts: bool) -> dict[str, Any]:
 
 def _content(message: Message, path: str, *, parts: bool) -> str | list[dict[str, Any]]:
     given = [message.content] if isinstance(message.content, str) else message.content or []
-    content = [_part(part, f"{path}.{number}") for number, part in enumerate(given)]
+    content = [template_part(part, f"{path}.{number}") for number, part in enumerate(given)]
     if not parts:
         return "\n".join(text for part in content if (text := part.get("text", part.get("name"))))
     # Templates take the answer of a tool as text, unless it names tools.
@@ -185,8 +185,8 @@ def _content(message: Message, path: str, *, parts: bool) -> str | list[dict[str
     return content
 
 
-def _part(part: Any, path: str) -> dict[str, Any]:
-    """Return a part as the templates that take parts get it."""
+def template_part(part: Any, path: str) -> dict[str, Any]:
+    """Return a part of a message as the templates that take parts get it; BadRequestError where it is no text."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
     if not isinstance(part, dict):

@@ -1,6 +1,6 @@
 """What to generate, and how an instance is asked for its part of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ares.protocol import fields
@@ -22,6 +22,10 @@ class Sampling:
         What an instance must restore (`messages.Hello.carries`) to continue after another; empty where it never moves.
     adapter
         The LoRA adapter to generate with; None: the model without one.
+    cache_salt
+        Keeps the KV of its prompts apart in prefix caches (vLLM's `cache_salt`).
+    engine_fields
+        Further fields of the engine's request, as of the prompt (`parsing.OutputFormat`).
     """
 
     parameters: dict[str, Any]
@@ -30,6 +34,8 @@ class Sampling:
     unmovable_reason: str | None = None
     needs: frozenset[str] = frozenset()
     adapter: str | None = None
+    cache_salt: str | None = None
+    engine_fields: dict[str, Any] = field(default_factory=dict)
 
     @property
     def restored(self) -> bool:
@@ -49,7 +55,8 @@ class Sampling:
             if self.unmovable_reason is not None:
                 # State that is not carried starts at the decode instance, first token included.
                 parameters = {"max_tokens": 1, "temperature": 0.0}
-        return _body(key, prompt + emitted, parameters, {**params, **self._output(emitted)}, self.adapter)
+        body = _body(key, prompt + emitted, parameters, {**params, **self._output(emitted)}, self)
+        return {**self.engine_fields, **body}
 
     def decode_request(
         self,
@@ -69,7 +76,7 @@ class Sampling:
             "min_tokens": max(0, self.minimum_tokens - len(emitted)),
         }
         params = {**(kv_transfer_params or {}), **self._output(emitted)}
-        body = _body(key, prompt + emitted, parameters, params, self.adapter)
+        body = {**self.engine_fields, **_body(key, prompt + emitted, parameters, params, self)}
         return {**body, "priority": priority} if priority else body
 
     def _output(self, emitted: list[int]) -> dict[str, Any]:
@@ -80,22 +87,23 @@ class Sampling:
 
 
 def precopy_request(
-    key: str, tokens: list[int], kv_transfer_params: dict[str, Any], adapter: str | None
+    key: str, tokens: list[int], kv_transfer_params: dict[str, Any], sampling: Sampling
 ) -> dict[str, Any]:
     """Return the request that pulls the KV of all `tokens` but the last; its one output token is not used.
 
-    It names the adapter: vLLM keeps the KV of each adapter apart in its prefix cache (v1/core/kv_cache_utils.py,
-    `_gen_lora_extra_hash_keys`).
+    It names adapter and salt: vLLM keeps the KV of each apart in its prefix cache (v1/core/kv_cache_utils.py,
+    `generate_block_hash_extra_keys`).
     """
     params = {**kv_transfer_params, fields.PRECOPY: True}
-    return _body(key, tokens, {"max_tokens": 1, "temperature": 0.0}, params, adapter)
+    return _body(key, tokens, {"max_tokens": 1, "temperature": 0.0}, params, sampling)
 
 
 def _body(
-    key: str, tokens: list[int], parameters: dict[str, Any], params: dict[str, Any], adapter: str | None
+    key: str, tokens: list[int], parameters: dict[str, Any], params: dict[str, Any], sampling: Sampling
 ) -> dict[str, Any]:
     return {
-        **({"model": adapter} if adapter is not None else {}),
+        **({"model": sampling.adapter} if sampling.adapter is not None else {}),
+        **({"cache_salt": sampling.cache_salt} if sampling.cache_salt is not None else {}),
         "request_id": key,
         "token_ids": tokens,
         "sampling_params": {"detokenize": False, **parameters},

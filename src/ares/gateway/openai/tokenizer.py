@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from ares.models.cache import ModelError
+from ares.models.resolve import resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,12 @@ class ModelTokenizer:
     tokenizer: Tokenizer
     chat_template: str | dict[str, str] | None
     special_tokens: dict[str, Any]
+
+
+def tokenizer_folder(name: str) -> Path:
+    """Return the local folder of a tokenizer, a folder or a Hugging Face id; ModelError where there is none."""
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else resolve(name, weights=False)
 
 
 def load(folder: Path) -> ModelTokenizer:

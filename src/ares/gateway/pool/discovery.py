@@ -17,10 +17,6 @@ _DESCRIPTION_TIMEOUT_S = 5.0
 _MAXIMUM_DESCRIPTION_BYTES = 1 << 16
 # vLLM guards this one by its key, and not ours (entrypoints/serve/middleware/authenticate.py, 0.32).
 _ROUTE_OF_VLLM_KEY = MODELS_ROUTE
-_KEY_REFUSED = (
-    "it answers {status}; give the gateway the key of the instance's VLLM_API_KEY (--worker-api-key-file or "
-    "ARES_WORKER_API_KEY)"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +69,17 @@ async def describe(http: aiohttp.ClientSession, url: str) -> messages.Descriptio
     return found
 
 
+def key_refused(status: int) -> str:
+    """Return what a status of 401 or 403 means, and what to do."""
+    return (
+        f"it answers {status}; give the gateway the key of the instance's VLLM_API_KEY (--worker-api-key-file or "
+        "ARES_WORKER_API_KEY)"
+    )
+
+
 def _refusal(status: int) -> Unusable:
     if status in (401, 403):
-        return Unusable(Status.KEY_REFUSED, _KEY_REFUSED.format(status=status))
+        return Unusable(Status.KEY_REFUSED, key_refused(status))
     if status >= 500:
         return Unusable(
             Status.UNREACHABLE, f"it answers GET {INSTANCE_ROUTE} with {status}; see its log, or its proxy's"

@@ -12,7 +12,7 @@ import zmq.asyncio
 
 from ares.gateway.pool.channel import watched
 from ares.gateway.pool.control_client import ControlClient
-from ares.gateway.pool.discovery import Discovery, Served, Unusable
+from ares.gateway.pool.discovery import Discovery, Served, Unusable, key_refused
 from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefusedError
 from ares.gateway.pool.health import Health, Status
 from ares.gateway.pool.state import InstanceState
@@ -86,7 +86,7 @@ class Instance:
         self._following = ""
         self._control_key = control_key
         self._tuning = tuning
-        self._malformed = 0
+        self._malformed = self._key_refusals = 0
         self._handlers: dict[type, Callable[[Any], Awaitable[None]]] = {
             messages.Hello: self._on_hello,
             messages.Telemetry: self._on_telemetry,
@@ -121,6 +121,12 @@ class Instance:
         """Note a failed request; raise an error that any other instance would answer with too."""
         if isinstance(error, EngineLostError):
             self.health.connection_failed()
+        elif isinstance(error, EngineRefusedError) and error.status in (401, 403):
+            # The gateway's key, or a proxy before this instance: discovery, on other routes, has found nothing wrong.
+            self._key_refusals += 1
+            if self._key_refusals.bit_count() == 1:  # 1, 2, 4, 8 ... of them
+                why = key_refused(error.status)
+                logger.warning("%s refused %d requests: %s", self._log_name, self._key_refusals, why)
         elif isinstance(error, EngineRefusedError) and error.status < 500:
             raise error
 

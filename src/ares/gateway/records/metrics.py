@@ -1,4 +1,7 @@
-"""The gateway's Prometheus metrics. Labels are bounded: presets, outcomes, reasons and instance names."""
+"""The gateway's Prometheus metrics. Labels are bounded.
+
+They are presets, outcomes, reasons, names of instances and of a few learners, and versions of the predictor.
+"""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -30,6 +33,12 @@ class Metrics:
             "ares_prompt_tokens_total", "Prompt tokens of accepted requests", registry=registry
         )
         self.output_tokens = Counter("ares_output_tokens_total", "Output tokens given to clients", registry=registry)
+        self.part_tokens = Counter(
+            "ares_output_part_tokens_total",
+            "Tokens of complete outputs by part, reasoning or answer, where a reasoning parser is on",
+            ["part"],
+            registry=registry,
+        )
         self.ttft = Histogram(
             "ares_time_to_first_token_seconds",
             "Time from arrival to the first token",
@@ -112,8 +121,9 @@ class Metrics:
         )
         self.prediction_error = Histogram(
             "ares_prediction_error_tokens",
-            "Error of the predicted remaining tokens of finished requests, by output tokens at the prediction",
-            ["position", "side"],
+            "Error of the predicted remaining tokens of finished requests, by output tokens, part and version at the "
+            "prediction",
+            ["position", "side", "part", "version"],
             registry=registry,
             buckets=_TOKEN_BUCKETS,
         )
@@ -146,6 +156,41 @@ class Metrics:
         )
         self.instance_preemptions = Gauge(
             "ares_instance_preemptions", "Preemptions since the instance started", ["instance"], registry=registry
+        )
+        self.instance_predictor = Gauge(
+            "ares_instance_predictor_info",
+            "1, with the version of the predictor that an instance runs; no version: none",
+            ["instance", "version"],
+            registry=registry,
+        )
+        self._learners()
+
+    def _learners(self) -> None:
+        """Make the metrics of what learners report."""
+        registry = self.registry
+        self.predictor_info = Gauge(
+            "ares_predictor_info",
+            "1, with version and kind of a learner's champion and challenger; a curve has no version",
+            ["learner", "model", "version", "kind"],
+            registry=registry,
+        )
+        self.predictor_loss = Gauge(
+            "ares_predictor_loss_tokens",
+            "Newest mean CRPS of curve, champion and challenger on outputs that none was trained on, by position",
+            ["learner", "model", "position"],
+            registry=registry,
+        )
+        self.predictor_recorded = Gauge(
+            "ares_predictor_outputs_recorded", "Recorded outputs that a learner has", ["learner"], registry=registry
+        )
+        self.predictor_age = Gauge(
+            "ares_predictor_report_age_seconds", "Age of a learner's newest report", ["learner"], registry=registry
+        )
+        self.predictor_events = Counter(
+            "ares_predictor_events_total",
+            "Events of learners, such as promoted, demoted, rejected, error",
+            ["event"],
+            registry=registry,
         )
 
     def refuse(self, route: str, status: int, code: str | None) -> None:

@@ -36,6 +36,7 @@ from ares.policy.cluster import FloatArray
 from ares.policy.oom_avoidance import OomAvoidanceSettings, avoid_oom, exclude_conflicts
 from ares.policy.settings import make_settings
 from ares.text_files import TextFileError, read_lines
+from ares.yaml_errors import WRONG_VALUES
 
 
 class ReplayError(ValueError):
@@ -47,15 +48,7 @@ class UnknownPolicyError(ValueError):
 
 
 # Errors of lines that are no decisions.
-_MALFORMED = (
-    msgspec.DecodeError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+_MALFORMED = (msgspec.DecodeError, *WRONG_VALUES)
 
 
 @dataclass(slots=True)

@@ -20,6 +20,8 @@ class Output:
         Token ids so far.
     finished
         Whether it is complete.
+    at_limit
+        Whether it is complete only because it reached the limit of its tokens.
     first_token_at, last_token_at
         Times of `time.monotonic`; 0 before the first token.
     longest_gap_s
@@ -28,6 +30,7 @@ class Output:
 
     tokens: list[int] = field(default_factory=list)
     finished: bool = False
+    at_limit: bool = False
     first_token_at: float = 0.0
     last_token_at: float = 0.0
     longest_gap_s: float = 0.0
@@ -43,4 +46,5 @@ class Output:
         self.first_token_at = self.first_token_at or now
         stopped = await emit(batch)
         self.finished = stopped or batch[-1].finish_reason is not None
+        self.at_limit = not stopped and batch[-1].finish_reason == "length"
         return self.finished

@@ -53,6 +53,8 @@ class Placement:
         Most instances that are tried for one step.
     priority
         vLLM's priority: the request with the largest is preempted first.
+    cached_tokens
+        Tokens of the prompt that the prefill instance had cached; None where no prefill instance has reported them.
     pinned_kv
         The KV that an instance keeps until the next one pulls it.
     pending_call
@@ -66,6 +68,7 @@ class Placement:
     gateway: str
     maximum_attempts: int
     priority: int = 0
+    cached_tokens: int | None = None
     pinned_kv: PinnedKV = field(default_factory=PinnedKV)
     pending_call: PendingCall = field(default_factory=PendingCall)
     _nonce: str = field(default_factory=lambda: uuid.uuid4().hex[:10])
@@ -95,7 +98,7 @@ class Placement:
                 self.pinned_kv.add(instance, key)
             work = instance.engine.complete(sampling.prefill_request(key, self.prompt, emitted))
             try:
-                delta, kv_transfer_params = await self.pending_call.answer(instance, work)
+                delta, answered = await self.pending_call.answer(instance, work)
                 if delta.finish_reason == "abort":  # an engine that shuts down answers so
                     raise EngineLostError("the prefill instance aborted the request")
             except (EngineLostError, EngineRefusedError) as error:
@@ -103,6 +106,7 @@ class Placement:
                 instance.record_failure(error)
                 continue
             self.pinned_kv.confirm()
+            kv_transfer_params = self._without_cached_tokens(answered)
             predicted = instance.control.prediction(key)
             if (sampling.unmovable_reason is not None and not last) or (kv_transfer_params or {}).get(
                 fields.PROMPT_SHORTENED
@@ -113,6 +117,14 @@ class Placement:
                 delta.finish_reason = None
             return Prefilled(delta, kv_transfer_params, predicted)
         return Prefilled()
+
+    def _without_cached_tokens(self, answered: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Note how much of the prompt was cached at the first prefill; return the rest of the parameters."""
+        rest = dict(answered or {})
+        cached = rest.pop(fields.CACHED_TOKENS, None)
+        if self.cached_tokens is None and isinstance(cached, int):
+            self.cached_tokens = cached
+        return rest or None
 
     async def start_decode(
         self, instance: Instance, kv_transfer_params: dict[str, Any] | None, admit: Admit

@@ -110,7 +110,7 @@ async def _copy(session: Session, source: Instance, target: Instance, timeout_s:
     async with asyncio.timeout(timeout_s):
         try:
             ahead = tokens[: copied.tokens + 1]
-            body = precopy_request(pin.key, ahead, copied.kv_transfer_params, session.sampling.adapter)
+            body = precopy_request(pin.key, ahead, copied.kv_transfer_params, session.sampling)
             stream = await target.engine.stream(body)
         except (EngineLostError, EngineRefusedError):
             # No pull has begun. In every other case the target's pull or abort frees the pin, as in a hand-over.

@@ -16,6 +16,7 @@ from ares.gateway.session.phase import Phase
 from ares.gateway.session.pinned_kv import PinnedKV
 from ares.gateway.session.placement import Placement
 from ares.gateway.session.segment import Segment
+from ares.gateway.session.traits import Traits
 from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol.fields import MIGRATED, CutOutcome, RequestState
 from ares.protocol.messages import Row
@@ -59,6 +60,8 @@ class Session:
         error.
     tuning
         The gateway's times and limits.
+    traits
+        What is known of it; None: nothing.
 
     Attributes
     ----------
@@ -96,8 +99,10 @@ class Session:
         gateway: str = "gateway",
         maximum_attempts: int = 3,
         tuning: Tuning = DEFAULT,
+        traits: Traits | None = None,
     ) -> None:
         self.id = id
+        self.traits = traits if traits is not None else Traits()
         self.tuning = tuning
         self.prompt = prompt
         self.sampling = sampling

@@ -180,6 +180,7 @@ class Stage:
         self.viewers = 0
         self._snapshot: dict[str, Any] | None = None
         self._moves: list[dict[str, Any]] = []
+        self._learners: list[dict[str, Any]] = []
         self._queues: set[asyncio.Queue[bytes | None]] = set()
 
     @property
@@ -192,11 +193,18 @@ class Stage:
         self.send(snapshot, show.moves if moves is None else moves)
         return snapshot
 
-    def send(self, snapshot: dict[str, Any], moves: list[dict[str, Any]] | None = None) -> None:
-        """Send a snapshot, after these moves; whoever connects later gets them first."""
+    def send(
+        self,
+        snapshot: dict[str, Any],
+        moves: list[dict[str, Any]] | None = None,
+        learners: list[dict[str, Any]] | None = None,
+    ) -> None:
+        """Send a snapshot, after these moves and reports; whoever connects later gets them first."""
         self._snapshot = copy.deepcopy(snapshot)
         self._moves = (self._moves + (moves or []))[-200:]
-        body = (_event("moves", moves) if moves else b"") + _event("snapshot", snapshot)
+        self._learners = copy.deepcopy(learners) or self._learners
+        body = (_event("moves", moves) if moves else b"") + (_event("learners", learners) if learners else b"")
+        body += _event("snapshot", snapshot)
         for queue in self._queues:
             queue.put_nowait(body)
 
@@ -217,6 +225,8 @@ class Stage:
         queue: asyncio.Queue[bytes | None] = asyncio.Queue()
         if self._moves:
             queue.put_nowait(_event("moves", self._moves))
+        if self._learners:
+            queue.put_nowait(_event("learners", self._learners))
         if self._snapshot is not None:
             queue.put_nowait(_event("snapshot", self._snapshot))
         self._queues.add(queue)

@@ -57,7 +57,7 @@ async def test_charts_draw_and_tell_their_values(page: Browser, stage: Stage) ->
     told = f"p99 {1000 * show.snapshot()['recent']['tpot_s']['p99']:.0f} ms"
     await page.until(f"document.querySelectorAll('canvas')[1].getAttribute('aria-label').endsWith({json.dumps(told)})")
     painted = (
-        "[...document.querySelectorAll('canvas')].every((c) =>"
+        "[...document.querySelectorAll('#charts canvas')].every((c) =>"
         " c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v) => v > 150))"
     )
     assert await page.evaluate(painted)

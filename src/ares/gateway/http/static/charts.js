@@ -1,17 +1,14 @@
 // Small line charts on canvas, over one history, with one cursor for all of them.
 
-import { ceiling, clock, count } from "./model.js";
+import { set } from "./elements.js";
+import { ceiling, clock, count, span } from "./model.js";
 
 const AXIS = 40; // room for the labels of the axis, CSS pixels
 const FOOT = 14;
-const GAP_S = 5; // a longer silence breaks the line
+const GAP_S = 5; // a longer silence breaks the line, unless a chart says otherwise
 const BUCKETS = 30; // bars in a range
 
-const set = (element, text) => {
-  if (element.textContent !== text) element.textContent = text;
-};
-
-function stroke(context, xs, ys, times) {
+function stroke(context, xs, ys, times, gap) {
   context.lineWidth = 1.5;
   context.beginPath();
   let before = NaN;
@@ -20,7 +17,7 @@ function stroke(context, xs, ys, times) {
       before = NaN;
       continue;
     }
-    if (times[k] - before < GAP_S) context.lineTo(xs[k], ys[k]);
+    if (times[k] - before < gap) context.lineTo(xs[k], ys[k]);
     else context.moveTo(xs[k], ys[k]);
     before = times[k];
   }
@@ -29,9 +26,10 @@ function stroke(context, xs, ys, times) {
 
 /** Charts that share a history, a range and a cursor. */
 export class Charts {
-  /** `charts`: [{title, format, kind, limit, series: [{name, label, color, dash}]}]. */
-  constructor(host, history, charts) {
+  /** `charts`: [{title, format, kind, limit, series: [{name, label, color, dash}]}]; a silence above `gap` breaks lines. */
+  constructor(host, history, charts, gap = GAP_S) {
     this.history = history;
+    this.gap = gap;
     this.range = 300;
     this.cursor = null;
     this.charts = charts.map((chart) => new Chart(host, chart, this));
@@ -129,7 +127,7 @@ class Chart {
       if (this.kind === "bars") {
         const thick = (x(bucket) - x(0)) / lines.length - 1;
         times.forEach((time, k) => context.fillRect(x(time) - (lines.length - n) * (thick + 1), y(values[k]), thick, floor - y(values[k])));
-      } else stroke(context, times.map(x), values.map(y), times);
+      } else stroke(context, times.map(x), values.map(y), times, this.group.gap);
     });
     context.setLineDash([]);
     const age = cursor === null ? 0 : history.nearest(cursor);
@@ -200,8 +198,8 @@ class Chart {
       if (value && exact) context.fillText(label, AXIS - 4, at + 3.5);
     }
     context.textAlign = "left";
-    context.fillText(`−${range / 60} min`, AXIS, floor + 11);
+    context.fillText(`−${span(range)}`, AXIS, floor + 11);
     context.textAlign = "right";
-    context.fillText("now", width - 2, floor + 11);
+    context.fillText(this.group.gap === GAP_S ? "now" : clock(this.#newest()), width - 2, floor + 11);
   }
 }

@@ -1,7 +1,9 @@
 // The page: takes events in, and draws them. Data from outside becomes text, never markup.
 
 import { Charts } from "./charts.js";
+import { make, set } from "./elements.js";
 import { follow, key } from "./feed.js";
+import { LearnerPanel, short } from "./learner.js";
 import { History, ORDERS, clock, count, health, kv, percent, seconds, summary } from "./model.js";
 import { RequestList } from "./requests.js";
 
@@ -10,15 +12,6 @@ const MOVES = 200; // moves shown: as many as the gateway sends again after a re
 const LATE_S = 3; // data older than this is called stale
 
 const $ = (id) => document.getElementById(id);
-const set = (element, text) => {
-  if (element.textContent !== text) element.textContent = text;
-};
-const make = (tag, className, ...children) => {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  element.append(...children);
-  return element;
-};
 
 // --- state ---
 
@@ -49,6 +42,7 @@ function take(event, data) {
     moves.length = Math.min(moves.length, MOVES);
     return;
   }
+  if (event === "learners") learner.take(data);
   if (event !== "snapshot") return;
   const before = now;
   snapshot = data;
@@ -161,7 +155,8 @@ function drawInstances() {
     const state = health(one);
     const { used, peak } = kv(one);
     of.row.dataset.state = state;
-    of.button.title = `${one.name}: ${one.why ?? state}, ${one.role}, ${one.url}\nShow only its requests`;
+    const predictor = one.predictor === undefined ? "" : `\npredictor ${short(one.predictor) || "none"}`;
+    of.button.title = `${one.name}: ${one.why ?? state}, ${one.role}, ${one.url}${predictor}\nShow only its requests`;
     of.button.setAttribute("aria-label", `${one.name}, ${state}: show only its requests`);
     of.button.setAttribute("aria-pressed", filter === one.name);
     set(of.glyph, GLYPHS[state]);
@@ -290,6 +285,8 @@ const charts = new Charts($("charts"), history, [
   },
 ]);
 
+const learner = new LearnerPanel($("learner"), $);
+
 // --- drawing ---
 
 function draw() {
@@ -304,6 +301,7 @@ function draw() {
   drawInstances();
   drawMoves();
   drawRequests();
+  learner.draw(snapshot);
 }
 
 let problem = "";

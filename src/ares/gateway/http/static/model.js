@@ -191,6 +191,18 @@ export function clock(time) {
   return [date.getHours(), date.getMinutes(), date.getSeconds()].map((n) => String(n).padStart(2, "0")).join(":");
 }
 
+/** Day and time, in the reader's zone. */
+export function date(time) {
+  const day = new Date(1000 * time);
+  return [day.getMonth() + 1, day.getDate()].map((n) => String(n).padStart(2, "0")).join("-") + ` ${clock(time).slice(0, 5)}`;
+}
+
+/** A length of time for an axis. */
+export function span(duration) {
+  if (duration < 120 * 60) return `${Math.round(duration / 60)} min`;
+  return `${(duration / 3600).toFixed(duration < 10 * 3600 ? 1 : 0)} h`;
+}
+
 /** The next round number for an axis that must reach `value`. */
 export function ceiling(value) {
   if (!(value > 0)) return 1;

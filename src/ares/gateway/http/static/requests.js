@@ -1,5 +1,6 @@
 // The list of requests: one bar each, as many rows of the page as fit on it, used again while it scrolls.
 
+import { set } from "./elements.js";
 import { count, scaleOf, select, stateOf } from "./model.js";
 
 const HEIGHT = 22; // CSS pixels, as in the style sheet
@@ -9,10 +10,6 @@ const part = (className) => {
   const element = document.createElement("span");
   element.className = className;
   return element;
-};
-
-const set = (element, text) => {
-  if (element.textContent !== text) element.textContent = text;
 };
 
 class Row {

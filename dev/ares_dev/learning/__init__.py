@@ -1,0 +1,1 @@
+"""A cluster that starts without a predictor and learns one from its own traffic: what it gains, and when."""

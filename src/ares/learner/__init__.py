@@ -1,0 +1,1 @@
+"""The learner: it takes recorded states from instances, trains predictors, tests them, and sends out the better one."""

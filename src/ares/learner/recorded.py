@@ -1,0 +1,190 @@
+"""Recorded states in the learner's folder: taken in, checked, bounded, and indexed by output."""
+
+import contextlib
+import hashlib
+import re
+import time
+from collections import Counter
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ares.learner.cohort import Recorded
+from ares.learner.files import write_whole
+from ares.predictor import shards
+from ares.predictor.errors import PredictorError
+
+# The arrival number, and the beginning of the SHA-256: an instance offers a shard again where our answer was lost.
+_NAME = re.compile(r"(\d{12})-([0-9a-f]{32})\.safetensors")
+_DAY_S = 86400.0
+
+
+class UnusableError(Exception):
+    """A shard cannot be learned from; the message is the reason, short enough to count by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Shards of what are accepted: of this model, width and interval; empty and 0: of any."""
+
+    model: str = ""
+    hidden_size: int = 0
+    every: int = 0
+
+    def check(self, source: shards.Source) -> None:
+        """Raise UnusableError where a source is another one."""
+        if source.sampling != shards.LIVE:
+            raise UnusableError("not recorded from live requests")
+        if source.hidden_state != shards.HIDDEN_STATE:
+            raise UnusableError("another hidden state")
+        for name, value in (("model", self.model), ("hidden_size", self.hidden_size), ("every", self.every)):
+            if value and getattr(source, name) != value:
+                raise UnusableError(f"another {name.replace('_', ' ')}")
+
+
+class Store:
+    """The recorded shards of a folder, each under an arrival number that never decreases.
+
+    Attributes
+    ----------
+    outputs
+        All outputs by the id of their request.
+    accepted
+        What is accepted.
+    dropped
+        How many shards were not, by reason.
+    number
+        The newest arrival number.
+    """
+
+    def __init__(self, folder: Path, accepted: Accepted, number: int) -> None:
+        self._folder = folder
+        self._files: dict[int, Path] = {}
+        self._sizes: dict[int, int] = {}
+        self._times: dict[int, float] = {}
+        self._requests: dict[int, list[str]] = {}
+        self._names: dict[str, int] = {}
+        self.outputs: dict[str, Recorded] = {}
+        self.accepted = accepted
+        self.dropped: Counter[str] = Counter()
+        self.number = number
+        # Ages are measured from here on by a clock that does not jump.
+        self._began = (time.time(), time.monotonic())
+
+    def open(self) -> None:
+        """Index the shards that are there; those that are not usable are deleted."""
+        for path in sorted(self._folder.glob("*.safetensors")):
+            found = _NAME.fullmatch(path.name)
+            if found is None:
+                continue
+            self.number = max(self.number, int(found[1]))
+            try:
+                self._index(int(found[1]), found[2], path, self._checked(path, None))
+            except UnusableError as error:
+                self.dropped[str(error)] += 1
+                path.unlink(missing_ok=True)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all shards."""
+        return sum(self._sizes.values())
+
+    def path(self, number: int) -> Path:
+        """Return the file of an arrival number."""
+        return self._files[number]
+
+    def take(self, data: bytes, longest: int) -> bool:
+        """Store a shard; return whether it is new and usable. Afterwards its instance may delete it in any case.
+
+        Parameters
+        ----------
+        data
+            The shard's file; one that is there already is not stored twice.
+        longest
+            The most tokens that a request of this instance can have (max_model_len).
+
+        Raises
+        ------
+        OSError
+            It cannot be written, for example because the disk is full: it is to be asked for again.
+        """
+        name = hashlib.sha256(data).hexdigest()[:32]
+        if name in self._names:
+            return False
+        number = self.number + 1
+        path = self._folder / f"{number:012d}-{name}.safetensors"
+        write_whole(path, data)
+        self.number = number
+        try:
+            shard = self._checked(path, longest)
+        except UnusableError as error:
+            self.dropped[str(error)] += 1
+            path.unlink(missing_ok=True)
+            return False
+        self._index(number, name, path, shard)
+        return True
+
+    def prune(self, keep_bytes: int, keep_days: float, used: Container[int] = ()) -> int:
+        """Delete the oldest shards beyond these bounds, but none in use; return how many."""
+        now = self._began[0] + time.monotonic() - self._began[1]
+        size, deleted = self.size, 0
+        for number in sorted(self._files):
+            if size <= keep_bytes and now - self._times[number] <= keep_days * _DAY_S:
+                continue
+            if number not in used:
+                size -= self._sizes[number]
+                self._forget(number)
+                deleted += 1
+        return deleted
+
+    def check_again(self, numbers: Iterable[int]) -> int:
+        """Forget those of these shards that have been damaged or deleted since; return how many."""
+        lost = 0
+        for number in numbers:
+            if number not in self._files:
+                continue
+            try:
+                self._checked(self._files[number], None)
+            except UnusableError as error:
+                self.dropped[str(error)] += 1
+                self._forget(number)
+                lost += 1
+        return lost
+
+    def _checked(self, path: Path, longest: int | None) -> shards.Shard:
+        try:
+            shard = shards.read(path)
+        except PredictorError as error:
+            raise UnusableError("not finite" if "not finite" in str(error) else "malformed") from error
+        self.accepted.check(shard.source)
+        if not self.accepted.every:
+            source = shard.source
+            self.accepted = Accepted(source.model, source.hidden_size, source.every)
+        tensors = shard.tensors
+        if longest is not None and (tensors["prompt_length"] + tensors["output_length"] > longest + 1).any():
+            raise UnusableError("longer than the model's context")
+        if (tensors["position"] > tensors["output_length"][tensors["output"]]).any():
+            raise UnusableError("a position after the end")
+        return shard
+
+    def _index(self, number: int, name: str, path: Path, shard: shards.Shard) -> None:
+        about = path.stat()
+        self._files[number], self._sizes[number], self._times[number] = path, about.st_size, about.st_mtime
+        self._names[name] = number
+        self._requests[number] = shard.requests
+        now = time.monotonic()
+        pairs = Counter(shard.tensors["output"].tolist())
+        lengths = shard.tensors["output_length"].tolist()
+        for row, request in enumerate(shard.requests):
+            output = self.outputs.setdefault(request, Recorded(request, shard.prompts[row], number, number, now))
+            output.add(number, lengths[row], shard.outcomes[row], pairs[row], now)
+
+    def _forget(self, number: int) -> None:
+        with contextlib.suppress(OSError):
+            self._files.pop(number).unlink()
+        del self._sizes[number], self._times[number]
+        self._names = {name: one for name, one in self._names.items() if one != number}
+        for request in self._requests.pop(number):
+            output = self.outputs.get(request)
+            if output is not None and output.forget(number):
+                del self.outputs[request]

@@ -1,0 +1,92 @@
+"""Jobs in their processes: their results, their failures, and their end."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from ares.learner import jobs, running_job
+from ares.predictor import checkpoint
+from tests.learner import synthetic
+
+
+def shards(folder: Path, count: int, seed: int) -> tuple[list[str], list[str]]:
+    """Files of shards, and the requests in them."""
+    files, requests = [], []
+    made = synthetic.outputs(count, seed)
+    for first in range(0, count, 50):
+        part = made[first : first + 50]
+        path = folder / f"{seed}-{first}.safetensors"
+        path.write_bytes(synthetic.shard(folder, part))
+        files.append(str(path))
+        requests += [output.request for output in part]
+    return files, requests
+
+
+def train(folder: Path, files: list[str], requests: list[str], epochs: int = 3) -> jobs.Train:
+    target = str(folder / "made.safetensors")
+    return jobs.Train(files=files, requests=requests, checkpoint=target, seed=0, epochs=epochs, threads=1, nice=0)
+
+
+def children() -> list[int]:
+    """The processes of jobs that this one has started."""
+    listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [int(pid) for pid in listed if b"ares.learner.jobs" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+async def test_a_training_and_a_judging(tmp_path: Path) -> None:
+    files, requests = shards(tmp_path, 100, seed=1)
+    epochs: list[int] = []
+    job = train(tmp_path, files, requests[:90])
+    result = await running_job.run(job, 200, lambda progress: epochs.append(progress.epoch))
+    assert isinstance(result, jobs.Trained)
+    assert epochs == [1, 2, 3]
+    loaded = checkpoint.load(Path(job.checkpoint))
+    assert (loaded.model, loaded.hidden_size) == (synthetic.MODEL, synthetic.HIDDEN)
+    roles = {"challenger": job.checkpoint}
+    judge = jobs.Judge(
+        files=files, requests=requests[90:], checkpoints=roles, lengths=[(60, False), (300, True)], threads=1, nice=0
+    )
+    judged = await running_job.run(judge, 200, lambda _: None)
+    assert isinstance(judged, jobs.Judged)
+    assert [f"gateway/{one.prompt.removeprefix('prompt-')}" for one in judged.scored] == requests[90:]
+    for one in judged.scored:
+        assert one.losses.keys() == {"curve", "challenger"}
+        assert one.pairs == len(range(0, one.length, synthetic.EVERY))
+        assert 0 < one.losses["challenger"] < synthetic.CONTEXT * one.pairs
+
+
+async def test_why_a_job_failed(tmp_path: Path) -> None:
+    _, requests = shards(tmp_path, 20, seed=1)
+    with pytest.raises(running_job.JobError, match="not a whole shard"):
+        await running_job.run(train(tmp_path, [str(tmp_path / "gone.safetensors")], requests), 200, lambda _: None)
+
+
+async def test_a_job_that_takes_too_long_is_killed(tmp_path: Path) -> None:
+    files, requests = shards(tmp_path, 20, seed=1)
+    with pytest.raises(running_job.JobError, match="longer than 0 s"):
+        await running_job.run(train(tmp_path, files, requests), 0.2, lambda _: None)
+    assert not children()
+
+
+async def test_a_job_that_is_killed_says_so(tmp_path: Path) -> None:
+    files, requests = shards(tmp_path, 100, seed=1)
+
+    def kill(_: jobs.Progress) -> None:
+        os.kill(children()[0], signal.SIGKILL)
+
+    with pytest.raises(running_job.JobError, match="killed by signal 9"):
+        await running_job.run(train(tmp_path, files, requests, epochs=1000), 200, kill)
+
+
+def test_a_job_ends_with_its_parent(tmp_path: Path) -> None:
+    """Its parent is another process than the one that it is given, as where that one has ended already."""
+    files, requests = shards(tmp_path, 20, seed=1)
+    body = msgspec.json.encode(train(tmp_path, files, requests))
+    command = [sys.executable, "-m", "ares.learner.jobs", str(os.getppid())]
+    done = subprocess.run(command, input=body, capture_output=True, check=False, timeout=100)
+    assert (done.returncode, done.stdout) == (1, b"")
