@@ -45,7 +45,7 @@ def test_a_file_is_read_as_the_gateway_reads_its_classes(tmp_path: Path) -> None
         ("classes: {}", "at least 1 item"),
         ("workers: [a]\nclasses: {a: {share: 0.6}}", "workers: Extra inputs"),
         ("[1", "classes.yaml"),
-        ("classes: !!timestamp now", "classes.yaml"),
+        ("classes: !!bool now", "classes.yaml"),
         ("", "classes.yaml: the file"),
     ],
 )
