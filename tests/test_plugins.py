@@ -123,7 +123,7 @@ def test_settings_and_files_of_a_gateway(tmp_path: Path) -> None:
         load(**base, policies=[file], preset=str(preset))
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1", "rebalance: !!timestamp now", "\0", "{? [a] : b}"])
+@pytest.mark.parametrize("text", ["a: [", "- 1", "rebalance: !!bool now", "\0", "{? [a] : b}"])
 def test_a_preset_file_that_is_none(tmp_path: Path, text: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text)

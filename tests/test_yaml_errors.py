@@ -17,4 +17,4 @@ class Loader(yaml.SafeLoader):
 @pytest.mark.parametrize("text", ["!!timestamp now", "!!bool now", "!!int x", "!!int ''", "[", "[" * 5000])
 def test_malformed_yaml(text: str) -> None:
     with pytest.raises(MALFORMED):
-        yaml.load(text, Loader)
+        Loader(text).get_single_data()
