@@ -1,5 +1,6 @@
 """The two ends of a control channel, without an engine and without a gateway."""
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable
@@ -26,11 +27,14 @@ class Gateway:
     def __init__(self, address: str, secure: Callable[[zmq.Socket], None] = lambda _: None) -> None:  # type: ignore[type-arg]
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
+        # A connection that was refused takes nothing more.
+        self._socket.setsockopt(zmq.SNDTIMEO, 1000)
         secure(self._socket)
         self._socket.connect(address)
 
     def send(self, command: messages.Command) -> None:
-        self._socket.send(rpc.encode(command))
+        with contextlib.suppress(zmq.Again):
+            self._socket.send(rpc.encode(command))
 
     def send_frames(self, *frames: bytes) -> None:
         self._socket.send_multipart(frames)

@@ -42,7 +42,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what needs engines; run the rows one after the other, and in each what kills an instance last."""
-    if "matrix" not in config.option.markexpr:
+    if not runs_at_length(config):
         on_demand = [item for item in items if item.get_closest_marker("matrix") is not None]
         items[:] = [item for item in items if item not in on_demand]
         config.hook.pytest_deselected(items=on_demand)
@@ -51,6 +51,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.engines)
     # Tests of one file stay together, on the shared cluster or not: its own instances are started once.
     items.sort(key=lambda item: (row_of(item) == GPU_DEFAULTS, "test_instance_death" in item.path.name, item.path))
+
+
+def runs_at_length(config: pytest.Config) -> bool:
+    """Whether this is a run of the matrix (`make matrix`), not one of all tests, whose rows are short."""
+    return "matrix" in config.option.markexpr
+
+
+@pytest.fixture(scope="session")
+def at_length(request: pytest.FixtureRequest) -> bool:
+    """Tell tests that have a short form whether to run at length."""
+    return runs_at_length(request.config)
 
 
 def row_of(item: pytest.Item) -> str | None:

@@ -13,6 +13,8 @@ from ares.local_cluster import cluster as local
 from tests.integration import matrix_models
 
 _NO_PREFIX_CACHING = "--no-enable-prefix-caching"
+# Prefill in chunks of 64 tokens.
+_CHUNKS = ("--max-num-batched-tokens", "64", "--max-num-seqs", "32")
 # One unbound thread a rank: vLLM's CPU build wants a NUMA node for each rank to bind, and a host may have one only.
 _UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 
@@ -33,8 +35,8 @@ class Row:
         In addition, for decode instances.
     adapters
         Names of LoRA adapters that it is asked for, each prompt with each, besides the model itself.
-    always
-        Whether it runs with all other tests; the others run on demand, by the marker `matrix`.
+    on_demand
+        Whether it runs by the marker `matrix` only; the others run with all other tests too, in a short form.
     records
         Whether its decode instances record hidden states.
     modes
@@ -50,7 +52,7 @@ class Row:
     decode_flags: tuple[str, ...] = ()
     decode_environment: dict[str, str] = field(default_factory=dict)
     adapters: tuple[str, ...] = ()
-    always: bool = False
+    on_demand: bool = False
     records: bool = False
     modes: tuple[str, ...] = ("stop_and_copy", "pre_copy")
     dtype: str = "float32"
@@ -66,9 +68,8 @@ ROWS = (
     Row(
         "lora",
         "two LoRA adapters and the model itself; blocks of 32; prefill in chunks of 64 tokens",
-        flags=("--block-size", "32", "--max-num-batched-tokens", "64", "--max-num-seqs", "32"),
+        flags=("--block-size", "32", *_CHUNKS),
         adapters=("first", "second"),
-        always=True,
     ),
     Row(
         "tensor-parallel",
@@ -81,6 +82,7 @@ ROWS = (
         "latent-attention",
         "multi-head latent attention (MLA)",
         matrix_models.latent_attention,
+        on_demand=True,
         dtype="bfloat16",
         one_at_a_time=True,
     ),
@@ -92,13 +94,14 @@ ROWS = (
     Row(
         "block-16",
         "blocks of 16, prefix caching off, prefill in chunks of 64 tokens",
-        flags=("--block-size", "16", "--max-num-batched-tokens", "64", "--max-num-seqs", "32", _NO_PREFIX_CACHING),
+        flags=("--block-size", "16", *_CHUNKS, _NO_PREFIX_CACHING),
+        on_demand=True,
         modes=("stop_and_copy",),
     ),
     Row(
         "fp8",
-        "KV in fp8, blocks of 32, prefix caching off",
-        flags=("--kv-cache-dtype", "fp8", "--block-size", "32", _NO_PREFIX_CACHING),
+        "KV in fp8, blocks of 32, prefix caching off, prefill in chunks of 64 tokens",
+        flags=("--kv-cache-dtype", "fp8", "--block-size", "32", *_CHUNKS, _NO_PREFIX_CACHING),
         modes=("stop_and_copy",),
     ),
 )

@@ -24,12 +24,11 @@ from ares.local_cluster import cluster as local
 from ares.predictor import shards
 from ares.protocol import messages
 from tests.integration.client import Client
-from tests.integration.conftest import FOLDER, GPU_DEFAULTS, STOCK, TINY_FLAGS
+from tests.integration.conftest import FOLDER, FORKED, GPU_DEFAULTS, STOCK, TINY_FLAGS
 from tests.integration.test_predictor import make_checkpoint, offline, telemetry
 
-# On demand (`make matrix`): the rows take minutes. Every run has tests of vLLM's own scheduler with drafts
-# (tests/engine/connector/test_speculative_decoding.py). Engines start slowly where others keep the machine busy.
-pytestmark = [pytest.mark.matrix, pytest.mark.timeout(600)]
+# Engines start slowly where others keep the machine busy.
+pytestmark = pytest.mark.timeout(600)
 # The smallest that vLLM's attention takes on a CPU; the class-level tests have smaller ones.
 BLOCK = 32
 TOKENS = 90
@@ -53,6 +52,7 @@ class Row:
         return {"method": self.method, "num_speculative_tokens": 3, **search}
 
 
+# The first one runs with all tests, the others on demand (`make matrix`).
 ROWS = (
     Row(GPU_DEFAULTS, "draft_model", {}),
     Row(STOCK, "draft_model", {}),
@@ -61,7 +61,11 @@ ROWS = (
 )
 
 
-@pytest.fixture(scope="module", params=ROWS, ids=lambda row: f"{row.runner}-{row.method}")
+@pytest.fixture(
+    scope="module",
+    params=[ROWS[0], *(pytest.param(row, marks=pytest.mark.matrix) for row in ROWS[1:])],
+    ids=lambda row: f"{row.runner}-{row.method}",
+)
 def row(request: pytest.FixtureRequest) -> Row:
     found: Row = request.param
     return found
@@ -83,6 +87,7 @@ def speculating(row: Row, tiny_model: Path, tmp_path_factory: pytest.TempPathFac
         log_folder=folder,
         worker_flags=("--predictor", str(folder / "p.safetensors"), *recording),
         vllm_flags=tuple(local_flags(flags)),
+        worker_module=FORKED,
     )
     with pytest.MonkeyPatch.context() as patch:
         if row.runner == GPU_DEFAULTS:
