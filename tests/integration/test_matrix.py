@@ -24,7 +24,7 @@ from tests.waiting import eventually
 RECORD_VARIABLE = "ARES_MATRIX_JSON"
 # Around the boundaries of blocks of 16, 32 and 128 tokens, and over several of them.
 LENGTHS = (1, 31, 128, 129, 400)
-# Of each output; the prompts are fewer, and the outputs shorter, where each prompt has several, and in the short form.
+# Of each output; the prompts are fewer in the short form, and where each prompt has several outputs, which are shorter.
 TOKENS, TOKENS_OF_ADAPTERS = 200, 120
 BUSY_HOST_S = 600
 
@@ -62,7 +62,8 @@ async def test_moved_streams_equal_those_of_one_instance(
     row: matrix.Row, row_client: Client, folder: Path, at_length: bool
 ) -> None:
     begun = time.monotonic()
-    lengths, tokens = (LENGTHS[1:4], TOKENS_OF_ADAPTERS) if row.adapters or not at_length else (LENGTHS, TOKENS)
+    lengths = LENGTHS if at_length and not row.adapters else LENGTHS[1:4]
+    tokens = TOKENS_OF_ADAPTERS if row.adapters else TOKENS
     found = await measure(row_client, lengths, tokens, row.modes, row.adapters, one_at_a_time=row.one_at_a_time)
     figures = {"what": row.what, "streams": len(found.references), **found.figures()}
     record(row.name, {**figures, "seconds": round(time.monotonic() - begun, 1)})
