@@ -13,10 +13,10 @@ MATRIX_JSON ?= matrix.json
 MATRIX := $(addprefix tests/integration/test_,matrix.py speculative_decoding.py two_hosts.py hybrid_memory.py reasoning.py)
 # In the order of their files: xdist's own leaves those with few and long tests for the end. A process that ends (a test
 # hangs: tests/conftest.py) ends the run: in another one, xdist would run that test again, without end.
-IN_PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+IN_PARALLEL := --numprocesses 5 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 STAMP := $(VENV)/.ready
 
-.PHONY: help setup serve test check compile-simulator compile-policies fuzz matrix bench clean
+.PHONY: help setup serve test test-without-engines check compile-simulator compile-policies fuzz matrix bench clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -44,11 +44,14 @@ compile-simulator: setup
 compile-policies: setup
 	$(VENV)/bin/python -c "from ares.gateway.control.compile_ahead import compile_ahead; compile_ahead()"
 
+# Most of these tests wait, for timers and for processes of their own: more of them run at once than there are cores.
 # Compiled code is kept for all processes: compiled once, before two of them compile the same at the same time.
-test: setup  ## Check, then all tests, real engines included
-	$(MAKE) --no-print-directory --jobs 2 --output-sync check compile-simulator compile-policies
+test-without-engines: compile-simulator compile-policies
 	$(VENV)/bin/python -m pytest --ignore tests/integration $(IN_PARALLEL)
-	$(VENV)/bin/python -m pytest tests/integration
+
+test: setup  ## Check, then all tests, real engines included
+	$(MAKE) --no-print-directory --jobs 2 check test-without-engines
+	$(VENV)/bin/python -m pytest tests/integration --numprocesses 2 --dist loadgroup --max-worker-restart 0
 
 fuzz: setup  ## Fuzz routes, wire and readers at length (docs/fuzzing.md)
 	ARES_FUZZ_TIMES=$(FUZZ_TIMES) ARES_FUZZ_JSON=$(FUZZ_JSON) $(VENV)/bin/python -m pytest tests/fuzz --timeout 3600
