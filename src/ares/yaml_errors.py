@@ -4,5 +4,5 @@ import yaml
 
 WRONG_VALUES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What code raises on values of another kind than it expects."""
-# PyYAML raises anything on a scalar that its tag does not fit, such as `!!timestamp now` or `!!bool now`, and on deep nesting.
+# PyYAML raises anything on a scalar that its tag does not fit, such as `!!timestamp now`, and on deep nesting.
 MALFORMED = (yaml.YAMLError, *WRONG_VALUES)

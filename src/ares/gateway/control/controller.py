@@ -281,7 +281,10 @@ class Controller:
                 self._record_fault(decider, error)
                 return self._choose_fewest_sessions(exclude)
         self.log.dispatch(self.preset, policy, memory, snapshot, session.tokens, remaining, index)
-        return snapshot.instances[index] if index is not None else None
+        if index is None:
+            return None
+        self.snapshots.instance_loads.add(snapshot.instances[index], session.tokens)
+        return snapshot.instances[index]
 
     def _record_fault(self, decider: Decider[Any, Any], error: Exception) -> None:
         """Count a fault of dispatch or admission: of the policy, or in making its arguments."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ares.gateway.control.cost_models import TransferModel
+from ares.gateway.control.instance_loads import InstanceLoads, in_blocks
 from ares.gateway.control.lengths import LengthHistory
 from ares.gateway.control.predictions import plausible
 from ares.gateway.pool.instance import Instance
@@ -60,6 +61,8 @@ class SnapshotBuilder:
     ----------
     transfer_time, lengths
         Fitted to the moves and the outputs of this gateway.
+    instance_loads
+        Told of each session that dispatch sends to an instance.
     cooldown_s
         For so long after a move a session is not movable.
     """
@@ -67,6 +70,7 @@ class SnapshotBuilder:
     def __init__(self, pool: Pool, metrics: Metrics, gateway: str) -> None:
         self.transfer_time = TransferModel()
         self.lengths = LengthHistory()
+        self.instance_loads = InstanceLoads()
         self.cooldown_s = 0.0
         self._pool = pool
         self._metrics = metrics
@@ -149,30 +153,15 @@ class SnapshotBuilder:
         return ClusterSnapshot(cluster, running, instances, shown, preempted)
 
     def build_loads(self, sessions: Iterable[Session], exclude: Collection[str] = ()) -> ClusterSnapshot:
-        """Return the decode pool without its requests: dispatch decides at every arrival, and must not read them all.
-
-        The load of an instance is that of our own sessions in whole KV blocks, which are what runs out; or what it
-        reports, where that is more because other gateways use it too.
-        """
+        """Return the decode pool without its requests, for dispatch."""
         instances = self._pool.decode_instances
         block = max((i.state.hello.block_size for i in instances if i.state.hello is not None), default=1)
-        tokens = dict.fromkeys(map(id, instances), 0)
-        layouts = {id(i): i.state.layout for i in instances}
-        for session in sessions:
-            where = id(session.instance or session.destination)
-            if where in tokens:
-                tokens[where] += in_blocks(layouts[where].kv_tokens(session.tokens), block)
-        reported = [
-            sum(in_blocks(i.state.layout.kv_tokens(row.resident), block) for row in i.state.telemetry.rows)
-            if i.state.telemetry
-            else 0
-            for i in instances
-        ]
+        tokens = self.instance_loads.read(instances, sessions, block)
         none = np.zeros(0, dtype=np.int64)
         cluster = Cluster(
             instances=tuple(i.name for i in instances),
             capacity_tokens=np.array([i.state.capacity_tokens for i in instances], dtype=np.int64),
-            promised_tokens=np.maximum(np.array(list(tokens.values()), dtype=np.int64), reported),
+            promised_tokens=np.array(tokens, dtype=np.int64),
             open=_open(instances, exclude),
             requests=(),
             location=none,
@@ -259,11 +248,6 @@ class SnapshotBuilder:
             longest_gap_s=np.array([s.output.longest_gap_s for s in sessions] + [0.0] * other_count),
             rank=np.array([s.objective.rank for s in sessions] + [0] * other_count, dtype=np.int64),
         )
-
-
-def in_blocks(tokens: int, block: int) -> int:
-    """Return the tokens that fit the KV blocks allocated for a session with so many tokens, the next token included."""
-    return -(-(tokens + 1) // block) * block if tokens else 0
 
 
 def accepting(instances: list[Instance], exclude: Collection[str]) -> list[Instance]:
