@@ -120,9 +120,9 @@ class Client:
             lines = (await reply.text()).splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((name + "{", name + " ")))
 
-    async def quiet(self) -> None:
+    async def quiet(self, within_s: float = IDLE_S) -> None:
         """Wait until nothing runs, waits or is pinned and every KV block is free again."""
-        deadline = time.monotonic() + IDLE_S
+        deadline = time.monotonic() + within_s
         while True:
             status = await self.status()
             busy = [

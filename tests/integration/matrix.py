@@ -90,6 +90,8 @@ ROWS = (
         "sliding-window",
         "three layers with a window of 128 tokens, one with full attention",
         matrix_models.sliding_window,
+        # Blocks of several kinds are not copied ahead.
+        modes=("stop_and_copy",),
     ),
     Row(
         "block-16",
