@@ -22,8 +22,8 @@ pytestmark = pytest.mark.timeout(1200)
 INSTANCES = ("prefill-0", "decode-0", "decode-1")
 # An order of a move ends by itself: two times the longest hand-over, 10 s, and what the stream itself takes.
 MOVE_S = 30.0
-# After an outage TCP may wait as long as it lasted before it sends again. What a peer says of a pull may come later than
-# the lease of 30 s on the KV ends.
+# After an outage, TCP may wait as long again before it sends: the word of a pull may come later than the end of the
+# lease of 30 s on the KV.
 LEASE_ENDS_S = 60.0
 
 
