@@ -93,7 +93,11 @@ def check(
     The file of --json holds no keys and no prompts of users: attach it to a bug
     report. docs/operations.md explains the rows.
     """  # noqa: D205 - a line of the help, and no longer than a terminal
+    from ares.engine import given_flags
+
     flags = [flag for flag in context.args if flag != "--"]
+    if not worker:
+        flags = given_flags.expand(flags)
     if worker:
         given: dict[str, object] = {
             "--prefill": prefill,
@@ -207,7 +211,7 @@ def _prepared(cluster: "ClusterSettings", predictor: str | None) -> "ClusterSett
     its workers know.
     """
     from ares.check.ucx_log import VARIABLE
-    from ares.engine import front_end_flags, transfer_flags, vllm_version
+    from ares.engine import front_end_flags, refused_settings, vllm_version
     from ares.engine.prediction import predictor_choice
     from ares.local_cluster import cluster as local
     from ares.models import resolve as models
@@ -216,7 +220,7 @@ def _prepared(cluster: "ClusterSettings", predictor: str | None) -> "ClusterSett
     refuse_key_flag(cluster.vllm_flags)
     instance_flags.check(cluster.prefill, (), cluster.vllm_flags)
     if cluster.simulate is None:
-        transfer_flags.check(cluster.vllm_flags)
+        refused_settings.check(cluster.vllm_flags)
         front_end_flags.check(cluster.vllm_flags, up=False)
         vllm_version.require(allow_unsupported=False)  # before a model of gigabytes is fetched
     else:

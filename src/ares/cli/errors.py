@@ -20,7 +20,8 @@ def run_app(app: typer.Typer) -> None:
         from ares.addresses import AddressError
         from ares.config import ConfigError
         from ares.engine.front_end_flags import FrontEndFlagError
-        from ares.engine.transfer_flags import TransferFlagError
+        from ares.engine.given_flags import FlagFileError
+        from ares.engine.refused_settings import RefusedSettingError
         from ares.engine.vllm_version import UnsupportedVllmError
         from ares.learner.errors import LearnerError
         from ares.local_cluster.cluster import ClusterError
@@ -28,6 +29,7 @@ def run_app(app: typer.Typer) -> None:
         from ares.predictor.errors import PredictorError
 
         known = AddressError | ConfigError | ClusterError | GpuError | LearnerError | PredictorError
-        if not isinstance(error, known | FrontEndFlagError | TransferFlagError | UnsupportedVllmError):
+        flags = FrontEndFlagError | FlagFileError | RefusedSettingError
+        if not isinstance(error, known | flags | UnsupportedVllmError):
             raise
         exit_with_error(str(error))

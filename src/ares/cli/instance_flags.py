@@ -32,11 +32,14 @@ def check(prefill: int, prefill_flags: Sequence[str], flags: Sequence[str]) -> N
     flags
         All flags.
     """
+    from ares.engine import given_flags
+
     if prefill_flags and not prefill:
         exit_with_error("--prefill-args has no effect with --prefill 0: give --decode-args")
-    if any(flag.split("=")[0].replace("_", "-") == "--device-ids" for flag in flags):
+    given = given_flags.names(flags)
+    if "device-ids" in given:
         exit_with_error("--device-ids would put all instances on the same GPUs: set CUDA_VISIBLE_DEVICES")
-    if any(flag.split("=")[0] == "--advertise-host" for flag in flags):
+    if "advertise-host" in given:
         exit_with_error(
             "--advertise-host is of `ares worker`: the instances of `ares up` and `ares check` are on loopback; on "
             "several hosts start each instance with `ares worker`, and `ares gateway` before them"

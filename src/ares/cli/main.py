@@ -178,12 +178,13 @@ def worker(
     Every other flag goes to `vllm serve` as it is, for example --max-model-len 4096 or --tensor-parallel-size 2; with
     --simulate, to the mock engine (--simulate PROFILE -- --help).
     """
+    from ares.engine import given_flags
     from ares.engine.launcher import LaunchError, WorkerSettings, check_control, serve
     from ares.engine.learning.flags import LearningError, LearningFlags
 
     if role not in ("prefill", "decode", "both"):
         exit_with_error(f"unknown role {role!r}: prefill, decode or both")
-    flags = [flag for flag in context.args if flag != "--"]
+    flags = given_flags.expand([flag for flag in context.args if flag != "--"])
     refuse_key_flag(flags)
     if control_key_file is not None:
         # The processes of the instance inherit it; a variable is readable by its owner only, unlike a command line.
@@ -395,14 +396,14 @@ def up(
     """
     from ares import plugins, variables
     from ares.config import GatewayConfig, check_policies, live_preset
-    from ares.engine import front_end_flags, transfer_flags, vllm_version
+    from ares.engine import front_end_flags, given_flags, refused_settings, vllm_version
     from ares.engine.defaults import local_flags
     from ares.engine.prediction import predictor_choice
     from ares.local_cluster import cluster as local
     from ares.local_cluster.supervision import Supervisor
     from ares.models import resolve as models
 
-    flags = [flag for flag in context.args if flag != "--"]
+    flags = given_flags.expand([flag for flag in context.args if flag != "--"])
     front_end = front_end_flags.split(flags)
     prefill_flags = _role_flags("--prefill-args", prefill_args)
     decode_flags = _role_flags("--decode-args", decode_args)
@@ -410,7 +411,7 @@ def up(
     refuse_key_flag(every_flag)
     instance_flags.check(prefill, prefill_flags, every_flag)
     if simulate is None:
-        transfer_flags.check(every_flag)
+        refused_settings.check(every_flag)
     front_end_flags.check(every_flag, up=True)
     if share_gpus and simulate is not None:
         exit_with_error("--share-gpus has no effect with --simulate: mock engines use no GPU")
@@ -495,14 +496,15 @@ def _endpoint(
 
 
 def _role_flags(option: str, text: str) -> tuple[str, ...]:
-    from ares.engine import front_end_flags
+    from ares.engine import front_end_flags, given_flags
 
     try:
-        flags = tuple(shlex.split(text))
+        words = shlex.split(text)
     except ValueError as error:
         exit_with_error(f"{option} {text!r}: {error}")
-    if flags and not flags[0].startswith("-"):
+    if words and not words[0].startswith("-"):
         exit_with_error(f"{option} {text!r}: expected flags of vLLM, such as {option} '--max-num-seqs 64'")
+    flags = tuple(given_flags.expand(words))
     if taken := front_end_flags.split(flags).settings:
         name = next(iter(taken)).replace("_", "-")
         exit_with_error(f"{option}: --{name} is for all instances and their gateway: give it to `ares up` itself")

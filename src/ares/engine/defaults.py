@@ -1,9 +1,10 @@
 """Defaults: what `ares up` adds for a small cluster on one machine, and what `ares worker` starts from."""
 
-import argparse
 import importlib.metadata
 import math
 from collections.abc import Sequence
+
+from ares.engine import given_flags
 
 # On a CPU: start in seconds instead of a minute and a half (no compilation), leave room for several instances in
 # memory, and do not log every request.
@@ -19,12 +20,15 @@ DEFAULT_PULL_BYTES = 64 << 20
 # On SIGTERM an instance waits this long for its requests to move out or to finish.
 DEFAULT_DRAIN_S = 30.0
 # The GPUs of an instance are the product of these (v1/executor, vLLM 0.32).
-_GPU_SIZES = {
-    "tensor": ("--tensor-parallel-size", "--tensor_parallel_size", "-tp"),
-    "pipeline": ("--pipeline-parallel-size", "--pipeline_parallel_size", "-pp"),
-    "prefill_context": ("--prefill-context-parallel-size", "--prefill_context_parallel_size", "-pcp"),
+_GPU_SIZES = ("tensor-parallel-size", "pipeline-parallel-size", "prefill-context-parallel-size")
+_MEMORY_LIMITS = {"gpu-memory-utilization", "kv-cache-memory-bytes"}
+# They ask for compilation or CUDA graphs, or not, as --enforce-eager does.
+_COMPILATION = {
+    "compilation-config",
+    "cudagraph-capture-sizes",
+    "max-cudagraph-capture-size",
+    "optimization-level",
 }
-_MEMORY_LIMITS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes")
 
 
 def is_cpu_build() -> bool:
@@ -40,12 +44,12 @@ def local_flags(given: list[str]) -> list[str]:
     """Return vLLM's flags: `given`, with the missing defaults of a CPU build before them."""
     if not is_cpu_build():
         return given
-    names = {flag.split("=")[0] for flag in given}
-    if names & {"--no-enforce-eager", "-cc", "--compilation-config"}:
-        names.add("--enforce-eager")
+    names = given_flags.names(given)
+    if names & _COMPILATION:
+        names.add("enforce-eager")
     flags = []
     for name, value in _CPU_FLAGS.items():
-        if name not in names:
+        if name[2:] not in names:
             flags += [name] if value is None else [name, value]
     return flags + given
 
@@ -55,13 +59,11 @@ def gpus_per_instance(flags: Sequence[str]) -> int:
 
     A size that is no positive number counts as 1: vLLM itself refuses it.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name, spellings in _GPU_SIZES.items():
-        parser.add_argument(*spellings, dest=name, nargs="?", default="1")
-    sizes = vars(parser.parse_known_args(flags)[0]).values()
-    return math.prod(max(1, int(size)) if size and size.isdecimal() else 1 for size in sizes)
+    values = {given.name: given.value for given in given_flags.each(flags)}
+    sizes = [values.get(name, "1") for name in _GPU_SIZES]
+    return math.prod(max(1, int(size)) if size.isdecimal() else 1 for size in sizes)
 
 
 def limits_memory(flags: Sequence[str]) -> bool:
     """Whether these flags of vLLM say how much of a GPU's memory an instance takes."""
-    return any(flag.split("=")[0].replace("_", "-") in _MEMORY_LIMITS for flag in flags)
+    return bool(_MEMORY_LIMITS & given_flags.names(flags))

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, NoReturn
 
+from ares.engine.given_flags import each
+
 
 class Place(Enum):
     """Where a flag acts."""
@@ -158,6 +160,10 @@ _SWITCHES = (
 )
 
 
+# As vLLM reads it, also from `null` in a file.
+_NONE = "None"
+
+
 class FrontEndFlagError(ValueError):
     """A flag would have no effect; the message says why, and what to do."""
 
@@ -212,7 +218,7 @@ def _parser() -> _Parser:
         elif name == "served-model-name":
             parser.add_argument(flag, nargs="+", action="extend")
         else:
-            parser.add_argument(flag, type=_json if name in _JSON else str)
+            parser.add_argument(flag, type=_json if name in _JSON else _text)
     return parser
 
 
@@ -226,7 +232,7 @@ def split(flags: Sequence[str]) -> GatewayFlags:
     """
     words = _without_dots([_dashed(word) for word in flags])
     known, others = _parser().parse_known_args(words)
-    return GatewayFlags(vars(known), others)
+    return GatewayFlags({name: value for name, value in vars(known).items() if value is not None}, others)
 
 
 def check(flags: Sequence[str], *, up: bool) -> None:
@@ -244,18 +250,12 @@ def check(flags: Sequence[str], *, up: bool) -> None:
     FrontEndFlagError
         One of them has none.
     """
-    for number, word in enumerate(flags):
-        if not word.startswith("--"):
-            continue
-        name, _, value = _dashed(word)[2:].partition("=")
-        name = name.split(".")[0]
-        value = value or next(iter(flags[number + 1 :]), "")
-        on = not name.startswith("no-") or name in FLAGS
-        _check(name if on else name[3:], value, up=up, on=on)
+    for given in each(flags):
+        _check(given.name, given.value, up=up, on=given.on)
 
 
 def check_parsed(args: Any, defaults: Any) -> None:
-    """Refuse what vLLM read for an instance from its flags, shortened ones too, and from the file of ``--config``.
+    """Refuse what vLLM read for an instance from its flags, shortened ones too.
 
     Parameters
     ----------
@@ -317,7 +317,13 @@ def _json_or_text(text: str) -> Any:
         return text
 
 
+def _text(text: str) -> str | None:
+    return None if text == _NONE else text
+
+
 def _json(text: str) -> Any:
+    if text == _NONE:
+        return None
     try:
         return json.loads(text)
     except ValueError as error:

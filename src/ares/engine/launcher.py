@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ares import addresses, published_address
-from ares.engine import front_end_flags, identity, loaded_models, parallel, transfer_flags, vllm_version
+from ares.engine import (
+    front_end_flags,
+    given_flags,
+    identity,
+    loaded_models,
+    parallel,
+    refused_settings,
+    vllm_version,
+)
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES, is_cpu_build
 from ares.engine.learning.flags import DEFAULT_AT_ONCE, LEARN, LearningFlags, OpenFolder
 from ares.engine.learning.folder import version_of
@@ -74,7 +82,7 @@ def serve(settings: WorkerSettings) -> None:
 
     Raises
     ------
-    LaunchError, LearningError, AddressError, FrontEndFlagError, MissingPackageError, TransferFlagError,
+    LaunchError, LearningError, AddressError, FrontEndFlagError, MissingPackageError, RefusedSettingError,
     UnsupportedVllmError
         It cannot start.
     """
@@ -84,7 +92,7 @@ def serve(settings: WorkerSettings) -> None:
     # HTTP port.
     ports = {"--port": settings.port, "--control-port": settings.control_port, "--nixl-port": settings.nixl_port}
     addresses.check(settings.host, {flag: [port] for flag, port in ports.items()})
-    transfer_flags.check(settings.vllm_flags)
+    refused_settings.check(settings.vllm_flags)
     front_end_flags.check(settings.vllm_flags, up=False)
     _check_recording(settings)
     vllm_version.require(allow_unsupported=settings.allow_unsupported_vllm)  # before a model of gigabytes is fetched
@@ -106,7 +114,7 @@ def serve(settings: WorkerSettings) -> None:
     if settings.learning.learns(settings.predictor):
         learning = settings.learning.open_folder(settings.model, settings.name)
     predictor = _predictor(settings, folder, learning)
-    resumes_output = settings.connector == "ares" and not _has_flag(settings, "--worker-cls")
+    resumes_output = settings.connector == "ares" and not _has_flag(settings, "worker-cls")
     predicts = predictor is not None or settings.record_folder is not None or learning is not None
     if resumes_output or predicts:
         worker = _PREDICTING_WORKER if predicts else _RESUME_OUTPUT_WORKER
@@ -148,8 +156,9 @@ def serve(settings: WorkerSettings) -> None:
     vllm.cli_env_setup()
     parser = vllm.make_arg_parser(vllm.FlexibleArgumentParser(prog="ares worker"))
     given = parser.parse_args(["--model", str(folder), *settings.vllm_flags])
-    transfer_flags.check_parsed(given)
-    front_end_flags.check_parsed(given, parser.parse_args(["--model", str(folder)]))
+    defaults = parser.parse_args(["--model", str(folder)])
+    refused_settings.check_parsed(given, defaults)
+    front_end_flags.check_parsed(given, defaults)
     args = parser.parse_args(_vllm_arguments(settings, str(folder), on_cpu))
     if (reason := parallel.unsupported(args) or loaded_models.unsupported(args, on_cpu=on_cpu)) is not None:
         raise LaunchError(reason)
@@ -203,16 +212,17 @@ def _vllm_arguments(settings: WorkerSettings, folder: str, on_cpu: bool) -> list
     arguments = ["--model", folder, "--host", settings.host, "--port", str(settings.port), "--enable-scale-out"]
     if settings.connector != "none":
         arguments += ["--kv-transfer-config", json.dumps(transfer)]
-    if settings.role != "prefill" and not any(flag.split("=")[0] == "--scheduling-policy" for flag in flags):
+    given = given_flags.names(flags)
+    if settings.role != "prefill" and "scheduling-policy" not in given:
         # Out of memory, vLLM then preempts the request with the largest predicted memory-time, not the newest one.
         arguments += ["--scheduling-policy", "priority"]
-    if not any(flag.split("=")[0] == "--served-model-name" for flag in flags):
+    if "served-model-name" not in given:
         arguments += ["--served-model-name", settings.model]
     return arguments + flags
 
 
 def _has_flag(settings: WorkerSettings, name: str) -> bool:
-    return any(flag.split("=")[0] == name for flag in settings.vllm_flags)
+    return name in given_flags.names(settings.vllm_flags)
 
 
 def _check_recording(settings: WorkerSettings) -> None:
@@ -223,7 +233,7 @@ def _check_recording(settings: WorkerSettings) -> None:
     settings.learning.check(
         settings.predictor, records_by_hand=recording, connector=settings.connector, flags=settings.vllm_flags
     )
-    if _has_flag(settings, "--worker-cls") and (
+    if _has_flag(settings, "worker-cls") and (
         recording or settings.predictor not in {None, predictor_choice.NONE, LEARN}
     ):
         raise LaunchError("--worker-cls and a predictor or recorder exclude each other: both replace vLLM's worker")
@@ -234,7 +244,7 @@ def _predictor(settings: WorkerSettings, folder: Path, learning: OpenFolder | No
     if settings.record_folder is not None:
         shards.writable(settings.record_folder)
     # Predictions leave through our connector.
-    if settings.connector != "ares" or _has_flag(settings, "--worker-cls"):
+    if settings.connector != "ares" or _has_flag(settings, "worker-cls"):
         return None
     if learning is not None:
         learned = predictor_choice.learned(learning.folder.accepted, settings.model, folder)
@@ -251,8 +261,8 @@ def _cores(settings: WorkerSettings) -> tuple[int, ...]:
     LaunchError
         The cores are not given as numbers and ranges, such as ``0-3,6``.
     """
-    ranks = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
-    if not is_cpu_build() or any(flag.split("=")[0] in ranks for flag in settings.vllm_flags):
+    ranks = {"tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size"}
+    if not is_cpu_build() or ranks & given_flags.names(settings.vllm_flags):
         return ()
     if settings.cores is None:
         return tuple(sorted(os.sched_getaffinity(0)))

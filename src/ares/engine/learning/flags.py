@@ -6,6 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ares.engine import given_flags
 from ares.engine.learning.folder import LearningFolder, default_folder
 from ares.engine.prediction import predictor_choice
 
@@ -75,7 +76,7 @@ class LearningFlags:
             )
         if records_by_hand:
             raise LearningError("--learn records by itself: leave --record-hidden-states out")
-        if any(flag.split("=")[0] == "--worker-cls" for flag in flags):
+        if "worker-cls" in given_flags.names(flags):
             raise LearningError("--worker-cls and --learn exclude each other: both replace vLLM's worker")
         if connector != "ares":
             raise LearningError(
