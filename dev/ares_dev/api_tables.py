@@ -1,4 +1,4 @@
-"""The tables of docs/api.md: fields of requests and flags of vLLM's front end, from the code that takes them."""
+"""The tables of docs/api.md: fields of requests and flags of vLLM, from the code that takes or refuses them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ares.engine.front_end_flags import FLAGS, Place
+from ares.engine.refused_settings import REFUSED
 from ares.gateway.openai import unsupported
 from ares.gateway.openai.requests import ChatRequest, CompletionRequest
 
@@ -21,7 +22,13 @@ _PLACES = {
 
 def filled(page: str) -> str:
     """Return the page with every table updated; ValueError where it has no place for one."""
-    tables = {"honoured": _honoured(), "refused": _refused(), "without effect": _without_effect(), "flags": _flags()}
+    tables = {
+        "honoured": _honoured(),
+        "refused": _refused(),
+        "without effect": _without_effect(),
+        "flags": _flags(),
+        "settings": _settings(),
+    }
     for name, table in tables.items():
         begin, end = f"<!-- {name} -->", "<!-- end -->"
         if begin not in page:
@@ -63,6 +70,16 @@ def _flags() -> str:
                 by_reason.setdefault(flag.instead, []).append(f"--{name}")
         rows += [f"| {_listed(names)} | {where} | {reason} |" for reason, names in by_reason.items()]
     return "\n".join(["| flag | acts on | for `ares up`, where it is refused |", "|---|---|---|", *rows])
+
+
+def _settings() -> str:
+    by_reason: dict[str, list[str]] = {}
+    for name, refused in sorted(REFUSED.items()):
+        taken = [value for value in refused.taken if value != "None"]
+        names = f"--{name}" + (f" (but {' and '.join(taken)})" if taken else "")
+        by_reason.setdefault(refused.why, []).append(names)
+    rows = [f"| {_listed(names)} | {reason} |" for reason, names in by_reason.items()]
+    return "\n".join(["| setting | why, and what to do |", "|---|---|", *rows])
 
 
 def _listed(names: list[str]) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ares import __version__
 from ares.cli import main as cli
-from ares.engine import vllm_version
+from ares.engine import given_flags, vllm_version
 from ares.free_ports import free_ports
 from ares.local_cluster import cluster as local
 from ares.local_cluster import supervision
@@ -236,3 +236,61 @@ def test_a_vllm_that_is_not_supported_is_refused_before_the_model_is_fetched(
     assert said.count("\n") == 1
     assert run([*command, *free, "--allow-unsupported-vllm"], monkeypatch) == 2
     assert "the model was asked for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [UP, ["worker", "--role", "decode", "--model", "no/model"], ["check"]])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("kv-offloading-size: 4\n", "--kv-offloading-size: KV offloading cannot be combined with moves"),
+        ("runner: pooling\n", "--runner: pooling models are not served"),
+        ("api-key: [secret]\n", "--api-key would show the key"),
+        ("root-path: /a\n", "--root-path would have no effect"),
+        ("model: other/model\n", "model: leave it out, and give --model to the `ares` command"),
+        ("seed 1\n", "should be lines such as `max-model-len: 4096`"),
+        (None, "No such file"),
+    ],
+)
+def test_what_a_file_of_flags_says_is_refused_as_on_the_command_line(
+    command: list[str],
+    text: str | None,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "flags.yaml"
+    if text is not None:
+        file.write_text(text)
+    assert run([*command, "--config", str(file)], monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_file_of_flags_is_not_overridden_by_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: list[local.ClusterSettings] = []
+
+    @contextlib.contextmanager
+    def running(settings: local.ClusterSettings, _: Console) -> Iterator[local.Cluster]:
+        given.append(settings)
+        raise local.ClusterError("enough")
+        yield
+
+    monkeypatch.setattr(model, "resolve", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(cli, "signal_as_interrupt", lambda: None)
+    monkeypatch.setattr(local, "running", running)
+    file = tmp_path / "flags.yaml"
+    file.write_text("max_model_len: 1024\nserved-model-name: [mine]\nseed: 3\nchat-template: null\n")
+    (tmp_path / "decode.yaml").write_text("tensor-parallel-size: 2\n")
+    flags = ["--config", str(file), "--decode-args", f"--config {tmp_path / 'decode.yaml'}", "--seed", "4"]
+    assert run([*UP, "--port", str(free_ports("127.0.0.1", 1)), *flags], monkeypatch) == 2
+    (settings,) = given
+    decode = settings.flags("decode")
+    found = [(flag.name, flag.value) for flag in given_flags.each(decode)]
+    assert [value for name, value in found if name == "max-model-len"] == ["1024"]
+    assert [value for name, value in found if name == "seed"] == ["3", "4"]
+    assert ("served-model-name", "mine") in found
+    assert decode[-2:] == ("--tensor-parallel-size", "2")
+    assert "--tensor-parallel-size" not in settings.flags("prefill")
+    assert "--config" not in settings.vllm_flags
