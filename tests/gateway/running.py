@@ -11,6 +11,7 @@ from ares.gateway.pool.generate import Delta, http_client
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.pool import Pool
 from ares.gateway.session.handover import MigrationRecord
+from ares.gateway.session.placement import Placement
 from ares.gateway.session.session import Session
 from ares.gateway.tuning import DEFAULT, Tuning
 from tests.gateway.fakes import FakeInstance, expected
@@ -31,7 +32,8 @@ class FakeCluster:
         self.pool = pool
         self.order = [fake.name for fake in fakes if fake.role != "prefill"]
 
-    def choose_prefill(self, adapter: str | None) -> Instance | None:
+    def choose_prefill(self, placement: Placement, _: Instance | None) -> Instance | None:
+        adapter = placement.sampling.adapter
         able = (i for i in self.pool.instances if i.role == "prefill" and i.state.serves(adapter))
         return next((i for i in able if i.open), None)
 

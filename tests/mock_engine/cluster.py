@@ -12,6 +12,7 @@ from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool import instance as gateway
 from ares.gateway.pool.generate import Delta, http_client
 from ares.gateway.pool.pool import Pool
+from ares.gateway.session.placement import Placement
 from ares.gateway.session.session import Session
 from ares.mock_engine import report
 from ares.mock_engine.instance import Instance
@@ -84,7 +85,7 @@ class Cluster:
         self.pool = pool
         self.order = [name for name, server in self.servers.items() if server.identity.role != "prefill"]
 
-    def choose_prefill(self, _adapter: str | None) -> gateway.Instance | None:
+    def choose_prefill(self, _: Placement, __: gateway.Instance | None) -> gateway.Instance | None:
         return next((i for i in self.pool.instances if i.role == "prefill" and i.open), None)
 
     async def admit(self, session: Session, exclude: set[str]) -> gateway.Instance:

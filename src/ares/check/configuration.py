@@ -7,6 +7,8 @@ from ares.check.instances import Found
 from ares.check.rows import Outcome, Row, listed
 from ares.engine import vllm_version
 from ares.gateway.openai.requests import unmovable_parameters
+from ares.gateway.pool import likeness
+from ares.gateway.pool.likeness import Decides
 from ares.protocol.fields import CARRIES_STRUCTURED_OUTPUTS_AFTER_REASONING
 
 GROUP = "configuration"
@@ -39,27 +41,34 @@ def _reported(name: str) -> Callable[[Found], str]:
     return lambda found: found.hello.configuration.get(name, "")
 
 
+def _compared(setting: likeness.Setting) -> _Setting:
+    """Return a setting that gateways compare instances by."""
+    seeds = setting.decides is Decides.DRAWS
+    advice = f"{_RESTART} ({setting.flag})" + ("; until then requests with a seed do not move" if seeds else "")
+    return _Setting(
+        setting.name, lambda found: setting.read(found.hello), Outcome.WARN if seeds else Outcome.FAIL, advice
+    )
+
+
 def _version(name: str) -> Callable[[Found], str]:
     return lambda found: found.hello.versions.get(name, "")
 
 
+# Of an engine without --attention-backend, only its workers know.
+_MAY_BE_UNKNOWN = {"attention backend"}
 _SETTINGS = (
     _Setting("vLLM", lambda found: found.vllm or _version("vllm")(found), Outcome.FAIL, "install one vLLM everywhere"),
     _Setting("NIXL", _version("nixl"), Outcome.FAIL, "install one NIXL everywhere: its handshake compares versions"),
     _Setting("torch", _version("torch"), Outcome.WARN, "install one torch everywhere: kernels may differ in tokens"),
     _Setting("ARES", _version("ares"), Outcome.WARN, "update them one after the other (docs/operations.md)"),
-    _Setting("model runner", _reported("model_runner"), Outcome.WARN, f"{_RESTART} (VLLM_USE_V2_MODEL_RUNNER)"),
+    *map(_compared, likeness.SETTINGS),
     _Setting("scheduling", _reported("scheduling"), Outcome.WARN, f"{_RESTART} (--async-scheduling)"),
-    _Setting("data type", _reported("dtype"), Outcome.FAIL, f"{_RESTART} (--dtype)"),
-    _Setting("KV cache data type", _reported("kv_cache_dtype"), Outcome.FAIL, f"{_RESTART} (--kv-cache-dtype)"),
-    _Setting("KV block size", lambda found: str(found.hello.block_size), Outcome.FAIL, f"{_RESTART} (--block-size)"),
     _Setting(
         "tensor parallel size",
         lambda found: str(found.hello.peer.tp_size),
         Outcome.WARN,
         "supported; sums are split in another way, so that tokens may differ after a move",
     ),
-    _Setting("quantisation", _reported("quantization"), Outcome.FAIL, f"{_RESTART} (--quantization)"),
     _Setting("speculative decoding", _reported("speculative_decoding"), Outcome.WARN, f"{_RESTART}"),
     _Setting("LoRA", _reported("lora"), Outcome.WARN, f"{_RESTART} (--enable-lora)"),
 )
@@ -71,7 +80,8 @@ def rows(found: list[Found]) -> list[Row]:
         return [Row(GROUP, "all", Outcome.NOT_RUN, "no instance answers")]
     known = [setting for setting in _SETTINGS if any(map(setting.read, found))]
     rows = [_row(setting, found) for setting in known]
-    if unknown := [setting.name for setting in _SETTINGS if setting not in known]:
+    unknown = [setting.name for setting in _SETTINGS if setting not in known and setting.name not in _MAY_BE_UNKNOWN]
+    if unknown:
         why = "mock engines have none" if found[0].mock else "not reported: instances of an earlier ARES"
         rows.append(Row(GROUP, ", ".join(unknown), Outcome.NOT_RUN, why))
     return [*rows, _prefix_caching(found), _supported(found), _movable(found)]

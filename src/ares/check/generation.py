@@ -9,6 +9,7 @@ from typing import Any
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import Delta, EngineLostError
 from ares.gateway.pool.instance import Instance, NoInstanceError
+from ares.gateway.session.placement import Placement
 from ares.gateway.session.session import Session
 
 # Longest hand-over, as in a gateway's default settings.
@@ -22,7 +23,7 @@ class Chosen:
     def __init__(self, prefill: Instance | None, decode: Instance) -> None:
         self._prefill, self._decode = prefill, decode
 
-    def choose_prefill(self, _: str | None) -> Instance | None:
+    def choose_prefill(self, _: Placement, __: Instance | None) -> Instance | None:
         """Return the instance to prefill on."""
         return self._prefill
 

@@ -64,6 +64,8 @@ def instances(read: Row, to: Console) -> None:
     for row in rows:
         if row.get("why"):
             to.print(Text(f"{row['name']}: {row['why']}"))
+        if row.get("differs_in"):
+            to.print(Text(f"{row['name']} differs from most in {row['differs_in']}: no request moves to or from it"))
 
 
 def _versions(rows: list[Row]) -> str:

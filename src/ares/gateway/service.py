@@ -32,6 +32,7 @@ from ares.gateway.records.metrics import Metrics
 from ares.gateway.records.recording import Recorder
 from ares.gateway.records.window import Recent
 from ares.gateway.session import precopy
+from ares.gateway.session.fitness import unfit
 from ares.gateway.session.handover import MigrationRecord
 from ares.gateway.session.objectives import ORDINARY, Objective
 from ares.gateway.session.output import Emit
@@ -325,8 +326,8 @@ class Gateway:
         Raises
         ------
         TargetError
-            The session runs there already; or it does not decode, takes no work, has too few free KV blocks, does not
-            restore the state of the request, or does not have its adapter.
+            The session runs there already; or it does not decode, takes no work, has too few free KV blocks, or cannot
+            continue the request (fitness.py).
         """
         if target is session.instance:
             raise TargetError(f"the request runs on {target.name} already", 409)
@@ -334,10 +335,9 @@ class Gateway:
             raise TargetError(f"{target.name} does not decode", 409)
         if not target.open or target.state.hello is None:
             raise TargetError(f"{target.name} is not taking requests", 503)
-        if lacking := target.state.lacks(session.sampling.needs):
-            raise TargetError(f"{target.name} does not restore {', '.join(sorted(lacking))} of the request", 409)
-        if not target.state.serves(session.sampling.adapter):
-            raise TargetError(f"{target.name} does not have the adapter {session.sampling.adapter}", 409)
+        kv = session.instance.state.settings if session.instance is not None else None
+        if (why := unfit(session.placement, target.state, kv)) is not None:
+            raise TargetError(f"{target.name} {why}", 409)
         blocks = target.state.layout.blocks
         # One block of each group more than the tokens need: the next one is written at once.
         needed = blocks(session.tokens + 1) + max(1, len(target.state.layout.groups))

@@ -180,11 +180,12 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 
     `token_bytes` is the KV of one token, `pull_within_step_bytes` the largest pull within a scheduling step,
     `prefix_caching` whether KV that is copied ahead of a request is kept for it; `carries` names the state that a
-    request keeps when it resumes here (`fields.CARRIES_OUTPUT` and the like). `leases` is whether it answers a `Lease`.
-    `max_num_seqs` and `max_num_batched_tokens` bound a step's batch. `kv_groups` are the KV cache groups whose blocks
-    come from the pool of `kv_blocks`; none means a single one that grows with every token. `configuration` is what the
-    engine runs with, for `ares check`; no decision depends on it. `learns` is whether it answers a `TakeRecorded` and a
-    `CheckpointPart`. An instance of an earlier version does not send the last six.
+    request keeps when it resumes here (`fields.CARRIES_OUTPUT` and the like). `leases` is whether it answers a
+    `Lease`. `max_num_seqs` and `max_num_batched_tokens` bound a step's batch. `kv_groups` are the KV cache groups
+    whose blocks come from the pool of `kv_blocks`; none means a single one that grows with every token.
+    `configuration` is what the engine runs with: no request moves between instances that differ in what decides KV
+    or tokens. `learns` is whether it answers a `TakeRecorded` and a `CheckpointPart`. An instance of an earlier
+    version does not send the last six.
     """
 
     name: str

@@ -26,8 +26,10 @@ from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.pool import Pool
 from ares.gateway.records.decision_log import DecisionLog
 from ares.gateway.records.metrics import Metrics
+from ares.gateway.session.fitness import unfit
 from ares.gateway.session.handover import NotMovableError
 from ares.gateway.session.phase import Phase
+from ares.gateway.session.placement import Placement
 from ares.gateway.session.session import Session
 from ares.gateway.tuning import DEFAULT, Tuning
 from ares.policy import (
@@ -200,9 +202,22 @@ class Controller:
 
     # --- choice of instances (the protocol that a session uses) ---
 
-    def choose_prefill(self, adapter: str | None) -> Instance | None:
-        """Return the open prefill instance with the fewest requests; None where the decode instance is to prefill."""
-        candidates = [i for i in self._pool.prefill_instances if i.open and i.state.serves(adapter)]
+    def choose_prefill(self, placement: Placement, destination: Instance | None) -> Instance | None:
+        """Return the open prefill instance with the fewest requests, whose KV the destination, or some, can use.
+
+        None where the decode instance is to prefill.
+        """
+        adapter, tokens = placement.sampling.adapter, len(placement.prompt) + len(placement.output.tokens)
+        decoding = [destination] if destination is not None else accepting(self._pool.decode_instances, ())
+        decoding = decoding or self._pool.decode_instances
+        candidates = [
+            i
+            for i in self._pool.prefill_instances
+            if i.open
+            and i.state.serves(adapter)
+            and i.state.fits(tokens + 1)
+            and any(unfit(placement, each.state, i.state.settings) is None for each in decoding)
+        ]
         # In a pool without separate prefill instances, moving the KV of every prompt would gain nothing.
         if not candidates or all(i.role == "both" for i in self._pool.instances):
             return None
@@ -226,7 +241,7 @@ class Controller:
         timeout_s = self._config.maximum_wait_s if recovers else self._tuning.recovery_s
         exclude = exclude | unable
         if not self._policy.queues_requests:
-            instance = await self._retry(lambda: self._dispatch(session, exclude), timeout_s)
+            instance = await self._retry(lambda: self._dispatch(session, exclude | self._unable(session)), timeout_s)
         else:
             if exclude:
                 await self._retry(lambda: self._any_accepting(exclude), timeout_s)
@@ -253,12 +268,13 @@ class Controller:
 
     async def choose_decode(self, session: Session, exclude: set[str]) -> Instance | None:
         """Return the instance that dispatch would choose for a running session now, none of the names in `exclude`."""
-        return await self._dispatch(session, exclude)
+        return await self._dispatch(session, exclude | self._unable(session))
 
     def _unable(self, session: Session) -> set[str]:
-        """Return the names of the instances that do not restore this session's state, or do not have its adapter."""
-        needs, adapter = session.sampling.needs, session.sampling.adapter
-        return {i.name for i in self._pool.decode_instances if i.state.lacks(needs) or not i.state.serves(adapter)}
+        """Return the names of the instances that cannot continue this session, with its KV where that is kept."""
+        kept_by = session.instance
+        kv = kept_by.state.settings if kept_by is not None else session.placement.pinned_kv.settings
+        return {i.name for i in self._pool.decode_instances if unfit(session.placement, i.state, kv) is not None}
 
     async def _dispatch(self, session: Session, exclude: set[str]) -> Instance | None:
         """Return the instance that dispatch chooses; where dispatch fails, the one with the fewest sessions (I7)."""
@@ -448,7 +464,8 @@ class Controller:
 
     async def _decide_moves(self) -> str:
         """Ask out-of-memory avoidance, then the rebalance policy, and start what they decide; return the result."""
-        snapshot = self.snapshots.build(self._sessions.values())
+        # Most instances exchange their requests; what differs from them neither gives nor takes any.
+        snapshot = self.snapshots.build(self._sessions.values(), self._pool.differing().keys())
         avoids_oom = self._policy.avoids_oom
         if avoids_oom:
             # They resume on an instance that has room, not on the one that had none.

@@ -89,6 +89,8 @@ class SnapshotBuilder:
         shown: list[Session] = []
         preempted: list[Session] = []
         restored = self._pool.restored_by_all
+        differing = self._pool.differing()
+        shortest = min((i.state.hello.max_model_len for i in instances if i.state.hello is not None), default=0)
         location, resident, movable, commanded, remaining = [], [], [], [], []
         for session in sessions:
             if session.incoming is not None and (target := index.get(id(session.incoming))) is not None:
@@ -106,7 +108,12 @@ class SnapshotBuilder:
             if row is not None and row.state == "waiting" and row.output:
                 preempted.append(session)
             cooled = not session.moved_at or now - session.moved_at > self.cooldown_s
-            anywhere = session.sampling.needs <= restored and self._pool.all_serve(session.sampling.adapter)
+            anywhere = (
+                session.sampling.needs <= restored
+                and self._pool.all_serve(session.sampling.adapter)
+                and instances[where].name not in differing
+                and len(session.prompt) + session.sampling.maximum_tokens <= shortest
+            )
             can_move = cooled and anywhere and session.unmovable_now() is None
             stays = now < session.commanded_until
             movable.append(can_move and not stays)

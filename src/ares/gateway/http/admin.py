@@ -108,7 +108,7 @@ async def status(request: Request) -> dict[str, Any]:
 
 def snapshot(gateway: Gateway) -> dict[str, Any]:
     """Return instances, running requests, and recent measurements."""
-    rows = rows_by_key(gateway.pool.instances)
+    rows, differing = rows_by_key(gateway.pool.instances), gateway.pool.differing()
     sessions = Counter(id(s.instance) for s in gateway.sessions.values())
     return {
         "now": time.time(),
@@ -123,6 +123,7 @@ def snapshot(gateway: Gateway) -> dict[str, Any]:
         "suspended": gateway.controller.suspended,
         "instances": [
             _instance(i, sessions[id(i)], gateway.drainer.left(i) if i.state.draining else None)
+            | {"differs_in": differing.get(i.name)}
             for i in gateway.pool.instances
         ],
         "requests": [_request(s, rows.get(s.key or "")) for s in list(gateway.sessions.values())],

@@ -10,10 +10,11 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from ares.gateway.pool import published
+from ares.gateway.pool import likeness, published
 from ares.gateway.pool.discovery import Served, Unusable
 from ares.gateway.pool.health import Status
 from ares.gateway.pool.instance import Instance
+from ares.gateway.pool.likeness import Decides
 from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol import messages
 from ares.protocol.keys import ControlKey
@@ -63,6 +64,7 @@ class Pool:
         # By boot id: the URL that is used, where several lead to the same instance.
         self._by_boot: dict[str, Instance] = {}
         self._described: dict[Instance, messages.Description] = {}
+        self._differing: dict[str, str] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._started_at = time.monotonic()
         self._changed = asyncio.Event()
@@ -148,6 +150,12 @@ class Pool:
         """Whether every instance to decode on has this LoRA adapter."""
         return all(i.state.serves(adapter) for i in self.decode_instances)
 
+    def differing(self) -> dict[str, str]:
+        """Return how instances differ from most of those that decode in what decides KV or tokens, by their names."""
+        most = likeness.largest_alike(i.state.settings for i in self.decode_instances)
+        found = ((i.name, likeness.difference(i.state.settings, most)) for i in self.instances)
+        return {name: how for name, how in found if how is not None}
+
     async def wait_for_change(self, timeout_s: float) -> None:
         """Wait until the status of an instance changes, or for so long."""
         with contextlib.suppress(TimeoutError):
@@ -202,13 +210,21 @@ class Pool:
     async def connect_peers(self, instance: Instance) -> None:
         """Let decode instances do the NIXL handshake with all that they may pull from, before a request needs it."""
         assert instance.state.hello is not None  # noqa: S101 - for the type checker: called on its Hello
+        self._log_differences()
+        others = [i for i in self.instances if i is not instance and _exchange_kv(i, instance)]
         if instance.role != "prefill":
-            await instance.control.connect_peers(
-                [i.state.hello.peer for i in self.instances if i.state.hello and i is not instance]
-            )
-        for other in self.decode_instances:
-            if other is not instance and other.state.hello is not None:
+            await instance.control.connect_peers([i.state.hello.peer for i in others if i.state.hello])
+        for other in others:
+            if other.role != "prefill" and other.state.hello is not None:
                 await other.control.connect_peers([instance.state.hello.peer])
+
+    def _log_differences(self) -> None:
+        """Warn of instances that have begun to differ from most others."""
+        differing = self.differing()
+        for name, how in differing.items():
+            if self._differing.get(name) != how:
+                logger.warning("%s differs from most instances in %s: no request moves between them and it", name, how)
+        self._differing = differing
 
 
 def why_closed(instance: Instance) -> str | None:
@@ -216,6 +232,10 @@ def why_closed(instance: Instance) -> str | None:
     if instance.open:
         return None
     return instance.health.why or (Status.DRAINING.value.text if instance.state.draining else "has just been lost")
+
+
+def _exchange_kv(one: Instance, other: Instance) -> bool:
+    return likeness.difference(one.state.settings, other.state.settings, Decides.KV | Decides.TOKENS) is None
 
 
 def _distinct(urls: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Set
 
 from ares.gateway.control.cost_models import StepTimeModel
+from ares.gateway.pool import likeness
 from ares.policy.kv_layout import KvGroup, KvLayout
 from ares.protocol import messages
 
@@ -17,6 +18,8 @@ class InstanceState:
         Its newest messages; None before the first, and while it is not connected.
     adapters
         Names of its LoRA adapters, as it described itself last.
+    settings
+        What it runs with, as far as that decides KV or tokens (likeness.py), as it reported last; None before it has.
     layout
         How many KV blocks a request holds there, by its tokens.
     step_time
@@ -31,6 +34,7 @@ class InstanceState:
         self.hello: messages.Hello | None = None
         self.telemetry: messages.Telemetry | None = None
         self.adapters: frozenset[str] = frozenset()
+        self.settings: likeness.Values | None = None
         self.layout = KvLayout(1)
         self.step_time = StepTimeModel(self.layout)
         self.draining = False
@@ -39,6 +43,7 @@ class InstanceState:
     def start(self, hello: messages.Hello) -> None:
         """Take the first message of an instance that has started, or has not known this gateway."""
         self.hello = hello
+        self.settings = likeness.values(hello)
         groups = [KvGroup(group.block_size, group.window, group.fixed_blocks) for group in hello.kv_groups]
         self.layout = KvLayout.of(hello.block_size, groups)
         self.step_time = StepTimeModel(self.layout)
@@ -82,6 +87,10 @@ class InstanceState:
     def lacks(self, needs: Set[str]) -> Set[str]:
         """Return which of these parts of a moved request's state it does not restore; empty while that is unknown."""
         return needs - set(self.hello.carries) if needs and self.hello is not None else frozenset()
+
+    def fits(self, tokens: int) -> bool:
+        """Whether a sequence may have so many tokens there; true while that is unknown."""
+        return self.hello is None or tokens <= self.hello.max_model_len
 
     def serves(self, adapter: str | None) -> bool:
         """Whether it has this LoRA adapter; None is the model without one."""

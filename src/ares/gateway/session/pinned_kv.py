@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ares.gateway.pool.instance import Instance
+from ares.gateway.pool.likeness import Values
 from ares.gateway.tuning import DEFAULT
 
 
@@ -62,6 +63,11 @@ class PinnedKV:
     def kept(self) -> bool:
         """Whether there is a pin, and it is certain that the instance still has it."""
         return self._pin is not None and self._pin.kept
+
+    @property
+    def settings(self) -> Values | None:
+        """What the instance that keeps it runs with; None where there is no pin, or that is not known."""
+        return self._pin.instance.state.settings if self._pin is not None else None
 
     def add(self, instance: Instance, key: str) -> None:
         """Note KV that is pinned, or will be; an older pin is freed."""

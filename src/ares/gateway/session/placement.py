@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import Instance, NoInstanceError
+from ares.gateway.pool.likeness import Values
 from ares.gateway.session.output import Output
 from ares.gateway.session.pending_call import PendingCall
 from ares.gateway.session.pinned_kv import PinnedKV
@@ -46,13 +47,15 @@ class Placement:
     prompt, sampling, output
         Of the session.
     choose_prefill
-        Returns the instance to prefill on with an adapter, or with none; None where the decode instance is to prefill.
+        Returns the instance to prefill on for a decode instance, None for any; None where that one is to prefill.
     gateway
         Name of the gateway, with which all keys begin.
     maximum_attempts
         Most instances that are tried for one step.
     priority
         vLLM's priority: the request with the largest is preempted first.
+    began_with
+        Settings of the instance where its tokens began; None before that, or where they are not known.
     cached_tokens
         Tokens of the prompt that the prefill instance had cached; None where no prefill instance has reported them.
     pinned_kv
@@ -64,10 +67,11 @@ class Placement:
     prompt: list[int]
     sampling: Sampling
     output: Output
-    choose_prefill: Callable[[str | None], Instance | None]
+    choose_prefill: Callable[["Placement", Instance | None], Instance | None]
     gateway: str
     maximum_attempts: int
     priority: int = 0
+    began_with: Values | None = None
     cached_tokens: int | None = None
     pinned_kv: PinnedKV = field(default_factory=PinnedKV)
     pending_call: PendingCall = field(default_factory=PendingCall)
@@ -84,13 +88,15 @@ class Placement:
         self._keys += 1
         return self.newest_key
 
-    async def prefill(self) -> Prefilled:
-        """Prefill the tokens so far, and generate the next one."""
+    async def prefill(self, destination: Instance | None = None) -> Prefilled:
+        """Prefill the tokens so far, and generate the next one, for a decode instance; None: not chosen yet."""
         emitted, sampling = self.output.tokens, self.sampling
+        if not emitted:
+            self.began_with = None
         # Then no decode instance is needed, and no KV is kept for one.
         last = sampling.maximum_tokens - len(emitted) == 1
         for _ in range(self.maximum_attempts):
-            instance = self.choose_prefill(sampling.adapter)
+            instance = self.choose_prefill(self, destination)
             if instance is None or (emitted and instance.state.lacks(sampling.needs)):
                 break
             key = self.next_key()
@@ -106,6 +112,7 @@ class Placement:
                 instance.record_failure(error)
                 continue
             self.pinned_kv.confirm()
+            self._note_settings(instance)
             kv_transfer_params = self._without_cached_tokens(answered)
             predicted = instance.control.prediction(key)
             if (sampling.unmovable_reason is not None and not last) or (kv_transfer_params or {}).get(
@@ -117,6 +124,10 @@ class Placement:
                 delta.finish_reason = None
             return Prefilled(delta, kv_transfer_params, predicted)
         return Prefilled()
+
+    def _note_settings(self, instance: Instance) -> None:
+        if self.began_with is None:
+            self.began_with = instance.state.settings
 
     def _without_cached_tokens(self, answered: dict[str, Any] | None) -> dict[str, Any] | None:
         """Note how much of the prompt was cached at the first prefill; return the rest of the parameters."""
@@ -179,4 +190,5 @@ class Placement:
         except BaseException:
             self.pinned_kv.put_back(pin)
             raise
+        self._note_settings(instance)
         return Segment(instance, key, len(emitted), stream, pin)

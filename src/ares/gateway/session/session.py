@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import Instance
+from ares.gateway.session.fitness import unfit
 from ares.gateway.session.handover import Handover, HandoverError, HandoverState, MigrationRecord, NotMovableError
 from ares.gateway.session.objectives import ORDINARY, Objective
 from ares.gateway.session.output import Emit, Output
@@ -29,8 +30,8 @@ class CutWithoutHandoverError(EngineLostError):
 class InstanceSelector(Protocol):
     """Chooses instances for sessions."""
 
-    def choose_prefill(self, adapter: str | None) -> Instance | None:
-        """Return the instance to prefill on, with this adapter; None where the decode instance is to prefill."""
+    def choose_prefill(self, placement: Placement, destination: Instance | None) -> Instance | None:
+        """Return the instance to prefill on for a decode instance, None for any; None where that one is to prefill."""
         ...
 
     async def admit(self, session: "Session", exclude: set[str]) -> Instance:
@@ -288,7 +289,7 @@ class Session:
             self.placement.pinned_kv.free()
             instance = await self._admit(set())
             self._enter(Phase.PREFILL)
-            first, kv_transfer_params = await self._prefill()
+            first, kv_transfer_params = await self._prefill(instance)
         if first is not None and await self.output.deliver([first], emit):
             return None
         return await self._start_decode(instance, kv_transfer_params)
@@ -299,14 +300,14 @@ class Session:
         self._enter(Phase.SUSPENDED)
         self.placement.pinned_kv.free()
         instance = await self._admit(set())
-        first, kv_transfer_params = await self._prefill()
+        first, kv_transfer_params = await self._prefill(instance)
         if first is not None and await self.output.deliver([first], emit):
             return None
         return await self._start_decode(instance, kv_transfer_params)
 
-    async def _prefill(self) -> tuple[Delta | None, dict[str, Any] | None]:
+    async def _prefill(self, destination: Instance | None = None) -> tuple[Delta | None, dict[str, Any] | None]:
         """Compute the tokens so far and the next one; return it and what the decode instance needs to pull the KV."""
-        first, kv_transfer_params, predicted = await self.placement.prefill()
+        first, kv_transfer_params, predicted = await self.placement.prefill(destination)
         if predicted is not None:
             self.predicted = (predicted, self.tokens)
         return first, kv_transfer_params
@@ -423,8 +424,7 @@ class Session:
         self._check_resumable(error)
         self._segment = None
         # The source still has the full blocks of this session in its prefix cache.
-        able = source.state.serves(self.sampling.adapter) and not source.state.lacks(self.sampling.needs)
-        if source.open and able:
+        if source.open and unfit(self.placement, source.state, None) is None:
             return await self._start_decode(source, None)
         return await self._resume(emit)
 
