@@ -10,6 +10,7 @@ import pytest
 
 from ares.engine import vllm_version
 from tests.engine.published_wheel import NotReachableError, published
+from tests.engine.test_refused_settings import decided
 from tests.engine.vllm_source import Source, imports, parameters
 
 pytest.importorskip("vllm", reason="needs vLLM: the cpu or vllm extra")
@@ -170,6 +171,19 @@ def test_the_source_has_every_attribute(version: tuple[str, Source], listed: str
     ]
     assert moved == [], f"vLLM {number} moved: {', '.join(moved)}"
     assert not source.has_attribute("vllm.v1.request", "Request", "max_token")
+
+
+def test_every_setting_of_the_source_is_decided_on(version: tuple[str, Source]) -> None:
+    """Where it fails: tests/engine/test_refused_settings.py says what to do."""
+    number, source = version
+    module = source.module("vllm.engine.arg_utils")
+    assert module is not None
+    calls = (node for node in ast.walk(module[0]) if isinstance(node, ast.Call))
+    added = (call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument")
+    words = [word.value for call in added for word in call.args if isinstance(word, ast.Constant)]
+    flags = {str(word)[2:] for word in words if str(word).startswith("--")}
+    assert len(flags) > 200
+    assert flags - set(decided()) == set(), f"vLLM {number} has flags that nobody has decided on"
 
 
 @pytest.mark.parametrize("stock", OURS)

@@ -21,7 +21,7 @@ DEFAULT_PULL_BYTES = 64 << 20
 DEFAULT_DRAIN_S = 30.0
 # The GPUs of an instance are the product of these (v1/executor, vLLM 0.32).
 _GPU_SIZES = ("tensor-parallel-size", "pipeline-parallel-size", "prefill-context-parallel-size")
-_MEMORY_LIMITS = {"gpu-memory-utilization", "kv-cache-memory-bytes"}
+_MEMORY_LIMITS = {"device-memory-utilization", "gpu-memory-utilization", "kv-cache-memory-bytes"}
 # They ask for compilation or CUDA graphs, or not, as --enforce-eager does.
 _COMPILATION = {
     "compilation-config",

@@ -10,7 +10,7 @@ from ares.engine import vllm_version
 vllm_version.check()
 
 from vllm import LLM, SamplingParams
-from vllm.config import VllmConfig
+from vllm.config import AttentionConfig, CacheConfig, LoadConfig, ModelConfig, VllmConfig
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole, KVConnectorWorkerMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import base_worker
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlBaseConnector, NixlPullConnector
@@ -152,6 +152,21 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
     BlockPool: ("num_gpu_blocks", "null_block"),
     KVCacheBlock: ("block_id", "is_null"),
     KVConnectorOutput: ("finished_sending", "kv_connector_stats"),
+    # For what gateways compare instances by (engine/configuration.py).
+    AttentionConfig: ("backend",),
+    CacheConfig: ("cache_dtype", "kv_cache_dtype_skip_layers", "mamba_cache_dtype", "mamba_ssm_cache_dtype"),
+    LoadConfig: ("load_format",),
+    ModelConfig: (
+        "disable_sliding_window",
+        "dtype",
+        "hf_config_path",
+        "hf_overrides",
+        "model",
+        "quantization",
+        "quantization_config",
+        "use_fp64_gumbel",
+    ),
+    VllmConfig: ("attention_config", "load_config", "speculative_config", "watermark_config"),
     NixlKVConnectorStats: ("data",),
     StructuredOutputRequest: ("grammar", "reasoning_ended"),
     KVCacheConfig: ("num_blocks", "kv_cache_groups", "kv_cache_tensors"),
