@@ -56,6 +56,7 @@ STATUS: dict[str, Any] = {
         {"name": "decode-0", **INSTANCE, **LOAD},
         {"name": "decode-1", **INSTANCE, **LOAD, "draining": True},
         {"name": "decode-2", **INSTANCE, "healthy": False, "why": "it serves another model: other-model"},
+        {"name": "decode-3", **INSTANCE, **LOAD, "differs_in": "data type (float16, bfloat16 there: --dtype)"},
     ],
     "requests": [REQUEST],
     "migrations": [MOVE, MOVE | {"outcome": "returned", "stall_s": None, "pulled_tokens": None}],
@@ -135,6 +136,8 @@ def test_the_status_says_why_an_instance_is_not_used(gateway: str) -> None:
     lines = status("--url", gateway).output.splitlines()
     assert "decode-2: it serves another model: other-model" in lines
     assert not [line for line in lines if line.startswith(("decode-0:", "decode-1:"))]
+    said = "decode-3 differs from most in data type (float16, bfloat16 there: --dtype): no request moves to or from it"
+    assert said in lines
 
 
 def test_the_status_in_json_has_everything(gateway: str) -> None:

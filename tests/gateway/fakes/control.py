@@ -34,6 +34,7 @@ class SteeredChannel(ControlChannel):
             prefix_caching=fake.prefix_caching,
             carries=list(fake.carries),
             leases=fake.leases,
+            configuration=dict(fake.configuration),
             max_num_seqs=0,
             max_num_batched_tokens=0,
         )

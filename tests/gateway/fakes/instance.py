@@ -80,6 +80,8 @@ class FakeInstance:
         self.shape: dict[str, int] = {}
         self.adapters: list[str] = []
         """Names of its LoRA adapters, from the next start on."""
+        self.configuration: dict[str, str] = {}
+        """What it says to run with, from the next start on."""
         self.hold_at: int | None = None
         """Generate no further than this many tokens of prompt and output."""
         self.preempted: set[str] = set()
