@@ -52,6 +52,7 @@ def test_the_settings_that_a_check_compares(monkeypatch: pytest.MonkeyPatch) -> 
         "kv_cache_dtype": "fp8",
         "kv_unquantized": "none",
         "quantization": "none",
+        "model_folder": "/no/such",
         "model_configuration": "",
         "weights": "",
         "sliding_windows": "on",

@@ -62,6 +62,12 @@ _SETTINGS = (
     _Setting("torch", _version("torch"), Outcome.WARN, "install one torch everywhere: kernels may differ in tokens"),
     _Setting("ARES", _version("ares"), Outcome.WARN, "update them one after the other (docs/operations.md)"),
     *map(_compared, likeness.SETTINGS),
+    _Setting(
+        "model folder",
+        _reported("model_folder"),
+        Outcome.FAIL,
+        "put the model at one path everywhere: NIXL's handshake compares it, and else KV is computed again",
+    ),
     _Setting("scheduling", _reported("scheduling"), Outcome.WARN, f"{_RESTART} (--async-scheduling)"),
     _Setting(
         "tensor parallel size",

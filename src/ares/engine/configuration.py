@@ -63,6 +63,7 @@ def describe(vllm_config: Any, *, predicts: bool) -> dict[str, str]:
         "kv_cache_dtype": str(cache.cache_dtype),
         "kv_unquantized": ",".join(sorted(cache.kv_cache_dtype_skip_layers)) or "none",
         "quantization": _quantization(model),
+        "model_folder": str(model.model),
         "model_configuration": fingerprint.of_configuration(Path(model.hf_config_path or folder), model.hf_overrides),
         "weights": "dummy" if vllm_config.load_config.load_format == "dummy" else fingerprint.of_weights(folder),
         "sliding_windows": "off" if model.disable_sliding_window else "on",

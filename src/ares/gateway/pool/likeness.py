@@ -5,6 +5,7 @@ request whose instance was lost. What an instance does not report (one of an ear
 equal. vLLM's version is not among them: where it differs, NIXL's own handshake fails, and the KV is computed again.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -96,8 +97,13 @@ Values = tuple[str, ...]
 
 
 def values(hello: messages.Hello) -> Values:
-    """Return the settings that an instance reports."""
-    return tuple(setting.read(hello) for setting in SETTINGS)
+    """Return the settings that an instance reports; the same object for equal ones, so that comparing is quick."""
+    return _interned(tuple(setting.read(hello) for setting in SETTINGS))
+
+
+@functools.lru_cache(maxsize=1024)
+def _interned(settings: Values) -> Values:
+    return settings
 
 
 def difference(one: Values | None, other: Values | None, decides: Decides = ALL) -> str | None:
@@ -110,7 +116,7 @@ def difference(one: Values | None, other: Values | None, decides: Decides = ALL)
     decides
         What the settings that count decide.
     """
-    if one is None or other is None or one == other:
+    if one is other or one is None or other is None:
         return None
     found = [
         f"{setting.name} ({mine}, {theirs} there: {setting.flag})"

@@ -10,6 +10,9 @@ from ares.protocol.fields import CARRIES_SEED
 if TYPE_CHECKING:
     from ares.gateway.session.placement import Placement
 
+_WITHOUT_SEED = Decides.KV | Decides.TOKENS
+_ANEW_WITH_SEED = Decides.TOKENS | Decides.DRAWS
+
 
 def unfit(placement: "Placement", state: InstanceState, kv: Values | None) -> str | None:
     """Say why an instance cannot continue a request, as the end of a sentence about it; None where it can.
@@ -31,7 +34,9 @@ def unfit(placement: "Placement", state: InstanceState, kv: Values | None) -> st
     most = len(placement.prompt) + sampling.maximum_tokens
     if not state.fits(most):
         return f"takes sequences of fewer tokens than the {most} that this one may get (--max-model-len)"
-    draws = Decides.DRAWS if CARRIES_SEED in sampling.needs else Decides(0)
-    differs = likeness.difference(state.settings, kv, likeness.Decides.KV | Decides.TOKENS | draws)
-    differs = differs or likeness.difference(state.settings, placement.began_with, Decides.TOKENS | draws)
+    seeded = CARRIES_SEED in sampling.needs
+    differs = likeness.difference(state.settings, kv, likeness.ALL if seeded else _WITHOUT_SEED)
+    differs = differs or likeness.difference(
+        state.settings, placement.began_with, _ANEW_WITH_SEED if seeded else Decides.TOKENS
+    )
     return f"differs in what decides KV or tokens from where the request was: {differs}" if differs else None
