@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ares.cli.main import app
+from ares.gateway.pool.generate import EngineRefusedError
 from ares.gateway.service import COMMANDED, Gateway, TargetError
 from ares.policy import Cluster, MigrationDecision
 from tests.gateway.fakes import FakeInstance, instances
@@ -166,6 +167,9 @@ async def test_a_command(pool: list[FakeInstance], model_folder: Path) -> None:
         with pytest.raises(TargetError, match=f"decode-0 {why}") as refusal:
             await gateway.migrate(session, find(gateway, "decode-0"), "test", COMMANDED, mode)  # type: ignore[arg-type]
         assert refusal.value.status == 409
+    # Nor one that was fit when it was chosen, and has restarted since.
+    with pytest.raises(EngineRefusedError, match=f"decode-0 {why}"):
+        await session.placement.open(find(gateway, "decode-0"), list(session.emitted), None)
     hold(pool, None)
     await finish([client])
     assert pool[1].asked == []

@@ -9,6 +9,7 @@ from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.likeness import Values
+from ares.gateway.session.fitness import unfit
 from ares.gateway.session.output import Output
 from ares.gateway.session.pending_call import PendingCall
 from ares.gateway.session.pinned_kv import PinnedKV
@@ -175,13 +176,24 @@ class Placement:
     async def open(
         self, instance: Instance, emitted: list[int], kv_transfer_params: dict[str, Any] | None, key: str | None = None
     ) -> Segment:
-        """Start a segment after the tokens `emitted`; returns when the instance has accepted it."""
+        """Start a segment after the tokens `emitted`; returns when the instance has accepted it.
+
+        Raises
+        ------
+        EngineLostError
+            It did not answer.
+        EngineRefusedError
+            It refused the request; or, with status 503, it cannot continue it: it may have restarted with other
+            settings since it was chosen.
+        """
         key = key or self.next_key()
         if kv_transfer_params is not None and not self.pinned_kv.kept:
             # Those blocks may be another request's by now, for example after a client has not read for long: the
             # tokens are computed again.
             self.pinned_kv.free()
             kv_transfer_params = None
+        if (why := unfit(self, instance.state, self.pinned_kv.settings if kv_transfer_params else None)) is not None:
+            raise EngineRefusedError(503, f"{instance.name} {why}")
         body = self.sampling.decode_request(key, self.prompt, emitted, kv_transfer_params, self.priority)
         # From here on the pulling instance frees the pin, also when the request is aborted.
         pin = self.pinned_kv.take() if kv_transfer_params is not None else None
