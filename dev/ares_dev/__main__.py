@@ -3,7 +3,7 @@
 import typer
 
 from ares.cli.errors import run_app
-from ares_dev import api_tables, footprint, kills, lengths, module_tables, moves
+from ares_dev import api_tables, footprint, kills, lengths, module_tables, moves, tokenizer_classes
 from ares_dev.chaos import command as chaos
 from ares_dev.clients import command as clients
 from ares_dev.differential import command as differential
@@ -36,6 +36,7 @@ app.command("footprint")(footprint.command)
 app.command("lengths")(lengths.command)
 app.command("modules")(module_tables.command)
 app.command("api")(api_tables.command)
+app.command("tokenizer-classes")(tokenizer_classes.command)
 
 
 def main() -> None:
