@@ -12,7 +12,7 @@ def parsed(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
 
     Raises
     ------
-    click.UsageError
+    typer.BadParameter
         There is no such command or option.
     """
     command: Any = get_command(app)

@@ -6,8 +6,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import click
 import pytest
+import typer
 
 from tests.deploy.commands import parsed
 
@@ -29,7 +29,7 @@ def test_the_command_is_a_process_that_gets_signals(file: Path) -> None:
     (arguments,) = re.findall(r"^CMD (.*)$", text, re.MULTILINE)
     *command, asked = json.loads(arguments)
     assert asked == "--help"
-    with pytest.raises(click.exceptions.Exit) as ended:
+    with pytest.raises(typer.Exit) as ended:
         parsed([*command, "--help"])
     assert ended.value.exit_code == 0
     assert re.search(r"^USER 1000:1000$", text, re.MULTILINE)

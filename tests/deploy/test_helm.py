@@ -89,14 +89,17 @@ def helm(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def results() -> dict[str, dict[str, Any]]:
     cases = GOOD | {name: values for name, (values, _) in BAD.items()}
-    return dict(zip(cases, helm([*cases.values()]), strict=True))
+    made = dict(zip(cases, helm([*cases.values()]), strict=True))
+    for result in made.values():
+        texts = [text for name, text in result["rendered"].items() if name.endswith(".yaml")]
+        read = [one for text in texts for one in yaml.load_all(text, yaml.CSafeLoader) if one is not None]
+        result["objects"] = {(one["kind"], one["metadata"]["name"]): one for one in read}
+    return made
 
 
 def objects(result: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    documents = [
-        d for name, text in result["rendered"].items() if name.endswith(".yaml") for d in yaml.safe_load_all(text)
-    ]
-    return {(one["kind"], one["metadata"]["name"]): one for one in documents if one is not None}
+    found: dict[tuple[str, str], dict[str, Any]] = result["objects"]
+    return found
 
 
 def pod(result: dict[str, Any], kind: str, name: str) -> dict[str, Any]:
