@@ -1,75 +1,36 @@
-"""The tables of docs/metrics.md: every Prometheus metric of ours, from the calls that make them."""
+"""The table of docs/metrics.md: every Prometheus metric of a gateway, from the metrics themselves."""
 
-import ast
-from collections.abc import Iterator
-from dataclasses import dataclass
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from prometheus_client import Metric
 
-import ares
+from ares.gateway.records.metrics import Metrics
 
 BEGIN, END = "<!-- metrics -->", "<!-- end -->"
-_KINDS = ("Counter", "Gauge", "Histogram", "Info", "Summary")
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A metric as its call has it; `buckets` are the upper bounds of a histogram."""
-
-    name: str
-    kind: str
-    said: str
-    labels: tuple[str, ...]
-    buckets: tuple[float, ...]
-
-
-def metrics(root: Path | None = None) -> list[Metric]:
-    """Return the metrics that the modules of a folder make, by default those of ARES, in order of their names."""
-    folder = root or Path(ares.__file__).parent
-    found = [metric for file in sorted(folder.rglob("*.py")) for metric in _of(ast.parse(file.read_text()))]
-    return sorted(found, key=lambda metric: metric.name)
-
-
-def _of(module: ast.Module) -> Iterator[Metric]:
-    constants = {
-        target.id: node.value
-        for node in module.body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-    for node in ast.walk(module):
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _KINDS):
-            continue
-        texts = [one.value for one in node.args if isinstance(one, ast.Constant) and isinstance(one.value, str)]
-        if len(texts) < 2:
-            continue
-        given = {keyword.arg: keyword.value for keyword in node.keywords}
-        labels = given.get("labelnames", node.args[2] if len(node.args) > 2 else None)
-        buckets = given.get("buckets")
-        if isinstance(buckets, ast.Name):
-            buckets = constants[buckets.id]
-        yield Metric(
-            texts[0],
-            node.func.id.lower(),
-            texts[1],
-            tuple(ast.literal_eval(labels)) if labels is not None else (),
-            tuple(ast.literal_eval(buckets)) if buckets is not None else (),
-        )
+def exported() -> list[Metric]:
+    """Return every metric of a gateway, with a sample of each of its series."""
+    metrics = Metrics()
+    for metric in vars(metrics).values():
+        for count in range(1, 8):  # a metric takes exactly as many values as it has labels
+            with contextlib.suppress(AttributeError, ValueError):
+                metric.labels(*["x"] * count)
+    return list(metrics.registry.collect())
 
 
 def table() -> str:
-    """Return the table."""
+    """Return the table, in order of the metrics' names."""
     rows = []
-    for metric in metrics():
-        labels = ", ".join(f"`{label}`" for label in metric.labels)
-        said = metric.said.replace("|", "\\|")
-        if metric.buckets:
-            said += f" ({len(metric.buckets)} buckets, {metric.buckets[0]:g} to {metric.buckets[-1]:g})"
-        rows.append(f"| `{metric.name}` | {metric.kind} | {labels} | {said} |")
-    return "\n".join(["| metric | type | labels | what it is |", "|---|---|---|---|", *rows])
+    for metric in sorted(exported(), key=lambda metric: metric.name):
+        name = metric.name + ("_total" if metric.type == "counter" else "")
+        labels = ", ".join(f"`{label}`" for label in metric.samples[0].labels if label != "le") or "-"
+        said = metric.documentation.replace("|", "\\|")
+        rows.append(f"| `{name}` ({metric.type}) | {labels} | {said} |")
+    return "\n".join(["| metric | labels | what it is |", "|---|---|---|", *rows])
 
 
 def filled(page: str) -> str:
@@ -81,5 +42,5 @@ def filled(page: str) -> str:
 
 
 def command(page: Annotated[Path, typer.Argument(help="The page to fill.")] = Path("docs/metrics.md")) -> None:
-    """Update the table of docs/metrics.md, from the metrics' definitions."""
+    """Update the table of docs/metrics.md, from the gateway's metrics."""
     page.write_text(filled(page.read_text()))
