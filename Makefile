@@ -72,5 +72,9 @@ package:  ## Make wheel and source distribution in dist/, and check them
 	$(VENV)-package/bin/python -m build --outdir dist .
 	$(VENV)-package/bin/python -m twine check --strict dist/*
 
-clean:  ## Remove the environment
-	rm -rf $(VENV) $(VENV)-package
+# The notice is about the future of mkdocs and its themes, not about these pages.
+docs: setup  ## Make the documentation as a site in site/
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --clean
+
+clean:  ## Remove the environments, and what was built
+	rm -rf $(VENV) $(VENV)-package site dist
