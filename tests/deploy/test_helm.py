@@ -1,39 +1,16 @@
 """The Helm chart, by Helm itself and the schemas of Kubernetes; and what it starts, by the commands that it starts."""
 
-import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from ares import config
 from ares.protocol.fields import CONTROL_KEY_VARIABLE
+from tests.deploy.chart import KEYS, helm, objects, pod
 from tests.deploy.commands import parsed
 
-CHART = Path(__file__).parents[2] / "deploy" / "helm" / "ares"
-# helm-python-sdk is Helm's Go library. A process of its own: Go's runtime changes signals.
-SCRIPT = """
-import json, sys
-import helm_python
-path, cases = sys.argv[1], json.load(sys.stdin)
-results = []
-for values in cases:
-    lint = helm_python.lint(path, values, strict=True)
-    found = [m["error"] for m in lint["messages"] if m["severity"] > 1] + lint["errors"]
-    try:
-        with helm_python.Chart.load(path) as chart:
-            chart.validate_schema(values)
-            rendered, error = chart.render(values, name="ares", namespace="serving"), ""
-    except helm_python.HelmError as raised:
-        rendered, error = {}, str(raised)
-    results.append({"lint": found, "rendered": rendered, "error": error})
-json.dump(results, sys.stdout)
-"""
-KEYS = {"keys": {"control": "c" * 32}}
 EVERYTHING: dict[str, Any] = {
     "keys": {"control": "c" * 32, "admin": "a", "api": "b,c", "worker": "d", "huggingFace": "e"},
     "image": {"registry": "registry.example.com/ares", "tag": "1", "pullSecrets": [{"name": "pull"}]},
@@ -59,7 +36,8 @@ GOOD = {
     "everything": EVERYTHING,
     "without keys of its own": {"keys": {"existingSecret": "mine"}, "networkPolicy": {"enabled": False}},
     "hpa": KEYS | {"autoscaling": HPA},
-    "simulated": KEYS | {"instances": {"simulate": "llama-8b-rtx4090", "image": "ares-gateway", "resources": {}}},
+    "simulated": KEYS
+    | {"instances": {"simulate": "llama-8b-rtx4090", "image": "ares-gateway", "resources": {"limits": None}}},
 }
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no control key": ({}, "keys.control needs at least 32 characters"),
@@ -75,36 +53,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 CUSTOM = ("monitoring.coreos.com/v1", "keda.sh/v1alpha1")
 
 
-def helm(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if importlib.util.find_spec("helm_python") is None:
-        pytest.skip("helm-python-sdk is not installed")
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, CHART], input=json.dumps(cases), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    results: list[dict[str, Any]] = json.loads(done.stdout)
-    return results
-
-
 @pytest.fixture(scope="module")
 def results() -> dict[str, dict[str, Any]]:
     cases = GOOD | {name: values for name, (values, _) in BAD.items()}
-    made = dict(zip(cases, helm([*cases.values()]), strict=True))
-    for result in made.values():
-        texts = [text for name, text in result["rendered"].items() if name.endswith(".yaml")]
-        read = [one for text in texts for one in yaml.load_all(text, yaml.CSafeLoader) if one is not None]
-        result["objects"] = {(one["kind"], one["metadata"]["name"]): one for one in read}
-    return made
-
-
-def objects(result: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    found: dict[tuple[str, str], dict[str, Any]] = result["objects"]
-    return found
-
-
-def pod(result: dict[str, Any], kind: str, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = objects(result)[kind, name]["spec"]["template"]["spec"]
-    return found
+    return dict(zip(cases, helm([*cases.values()]), strict=True))
 
 
 @pytest.mark.parametrize("name", GOOD)
