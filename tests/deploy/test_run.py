@@ -100,10 +100,12 @@ def test_what_the_chart_starts_serves_and_drains(model_folder: Path, tmp_path: P
         gateway.port = port
         for one in (*pods, gateway):
             one.until_ready()
+        names: list[str] = []
+        while names != ["ares-prefill-0", "ares-decode-0"]:  # it is ready when one of them decodes
+            time.sleep(0.05)
+            names = [one["name"] for one in json.loads(gateway.ask("/admin/v1/status"))["instances"]]
         reply = json.loads(gateway.ask("/v1/completions", {"prompt": "Once", "max_tokens": 4, "ignore_eos": True}))
         assert reply["usage"]["completion_tokens"] == 4
-        instances = json.loads(gateway.ask("/admin/v1/status"))["instances"]
-        assert [one["name"] for one in instances] == ["ares-prefill-0", "ares-decode-0"]
         assert "ARES_PORT is tcp://10.96.0.12:8000, which Kubernetes sets" in gateway.log.read_text()
         for one in (gateway, *pods):
             one.process.send_signal(signal.SIGTERM)
