@@ -1,6 +1,7 @@
 """The Helm chart, by Helm itself and the schemas of Kubernetes; and what it starts, by the commands that it starts."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,29 @@ EVERYTHING: dict[str, Any] = {
     "serviceMonitor": {"enabled": True, "labels": {"release": "x"}, "endpoint": {"scheme": "https"}},
     "autoscaling": {"kind": "keda", "maxReplicas": 5},
 }
+PAGE = Path(__file__).parents[2] / "docs" / "kubernetes.md"
+
+
+def of_the_page() -> dict[str, Any]:
+    """Return the values that docs/kubernetes.md sets on its command lines, together."""
+    values: dict[str, Any] = {}
+    given = re.findall(r"--set\s+([\w.]+)=(\$\([^)]*\)|[^\s`]+)", PAGE.read_text())
+    for name, value in given:
+        *folders, last = name.split(".")
+        at = values
+        for folder in folders:
+            at = at.setdefault(folder, {})
+        at[last] = None if value == "null" else "c" * 64 if value.startswith("$(openssl rand") else value
+    return values
+
+
 HPA = {"kind": "hpa", "metrics": [{"type": "Pods", "pods": {"metric": {"name": "m"}, "target": {"type": "Value"}}}]}
 GOOD = {
     "by default": KEYS,
     "everything": EVERYTHING,
     "without keys of its own": {"keys": {"existingSecret": "mine"}, "networkPolicy": {"enabled": False}},
     "hpa": KEYS | {"autoscaling": HPA},
+    "the page": of_the_page(),
     "simulated": KEYS
     | {"instances": {"simulate": "llama-8b-rtx4090", "image": "ares-gateway", "resources": {"limits": None}}},
 }
@@ -72,6 +90,14 @@ def test_lint_and_schemas(results: dict[str, dict[str, Any]], name: str) -> None
 @pytest.mark.parametrize("name", BAD)
 def test_wrong_values_are_refused(results: dict[str, dict[str, Any]], name: str) -> None:
     assert BAD[name][1] in results[name]["error"]
+
+
+def test_the_values_of_the_page(results: dict[str, dict[str, Any]]) -> None:
+    assert {"image", "model", "keys", "instances"} <= of_the_page().keys()
+    (container,) = pod(results["the page"], "StatefulSet", "ares-decode")["containers"]
+    assert container["image"] == "REGISTRY/ares-gateway:0.1.0"
+    assert container["resources"] == {}
+    assert parsed(container["args"])[0]["simulate"] == "llama-8b-rtx4090"
 
 
 def test_what_is_made(results: dict[str, dict[str, Any]]) -> None:
