@@ -80,6 +80,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "as text": {"split_special_tokens": True, "add_prefix_space": True, "legacy": True, "trim_offsets": False},
     "beginnings": {"add_bos_token": True, "add_eos_token": True, "add_prefix_space": False, "legacy": None},
+    "a list of all": {"model_specific_special_tokens": {"audio_token": "<a>", "eot_token": "</s>"}},
+    "a list of all, and others": {"model_specific_special_tokens": {"audio_token": "<a>"}, "image_token": "<i>"},
     "two lists": {"additional_special_tokens": ["<a>"], "extra_special_tokens": ["<b>"], "clean_up": True},
 }
 NAMES = [*tokenizer_classes.REBUILDING, "PreTrainedTokenizerFast", "LlamaTokenizerFast", "NoSuchTokenizer"]
@@ -130,6 +132,14 @@ def test_classes(folders: dict[bool, Path], tmp_path: Path, name: str) -> None:
             write(folder, "config.json", {"model_type": "llama"})
             write(folder, "tokenizer_config.json", {"tokenizer_class": name, **settings})
             same(folder)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_transformers_saves(model: Path, tmp_path: Path, name: str) -> None:
+    write(model, "tokenizer_config.json", {"tokenizer_class": name, **SETTINGS["new tokens"], "chat_template": "t"})
+    AutoTokenizer.from_pretrained(str(model)).save_pretrained(str(tmp_path / "saved"))
+    shutil.copy(model / "config.json", tmp_path / "saved")
+    same(tmp_path / "saved")
 
 
 @pytest.mark.parametrize(

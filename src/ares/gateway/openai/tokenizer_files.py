@@ -28,7 +28,7 @@ __all__ = ["ModelTokenizer", "OtherTokenizerError", "read"]
 
 _NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 # Settings by which transformers takes other files, or changes the tokenizer in yet another way.
-_OTHERWISE = ("fast_tokenizer_files", "init_inputs", "fix_mistral_regex", "model_specific_special_tokens")
+_OTHERWISE = ("fast_tokenizer_files", "init_inputs", "fix_mistral_regex")
 
 Token = str | AddedToken
 
@@ -130,7 +130,10 @@ def _converted(value: Any) -> Any:
 
 
 def _explicit(settings: dict[str, Any]) -> dict[str, Token]:
-    """Take the model's own named tokens out of the settings."""
+    """Take the model's own named tokens out of the settings; those of older files come before a list of all."""
+    listed = settings.pop("model_specific_special_tokens", None) or {}
+    if not isinstance(listed, dict):
+        raise OtherTokenizerError("its model_specific_special_tokens are no object")
     found = {
         key: settings.pop(key)
         for key in list(settings)
@@ -138,7 +141,7 @@ def _explicit(settings: dict[str, Any]) -> dict[str, Token]:
     }
     if isinstance(settings.get("extra_special_tokens"), dict):
         found |= settings.pop("extra_special_tokens")
-    return found
+    return found or listed
 
 
 def _added_tokens(folder: Path, settings: dict[str, Any]) -> dict[int, AddedToken]:
