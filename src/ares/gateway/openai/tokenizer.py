@@ -45,7 +45,7 @@ def load(folder: Path) -> ModelTokenizer:
     if "error" in described:
         raise ModelError(f"{folder}: its tokenizer cannot be loaded: {described['error']}")
     # A tokenizer with Python code of its own cannot be written out: transformers then stays in this process.
-    tokenizer = Tokenizer.from_buffer(state) if state else from_transformers(folder).backend_tokenizer
+    tokenizer = Tokenizer.from_buffer(state) if state else _load(folder).tokenizer
     tokenizer.encode_special_tokens = described["encode_special_tokens"]
     return ModelTokenizer(tokenizer, described["chat_template"], described["special_tokens"])
 
@@ -95,8 +95,6 @@ def _load(folder: Path) -> ModelTokenizer:
             raise ModelError(
                 f"{error}, and transformers, which may load it, is missing: pip install transformers"
             ) from error
-    # Tokenizers need no torch, and transformers starts in a third of the time where it finds none.
-    sys.modules["torch"] = None  # type: ignore[assignment]
     loaded = from_transformers(folder)
     if not isinstance(getattr(loaded, "backend_tokenizer", None), Tokenizer):
         raise ModelError(f"{type(loaded).__name__} has no form that the tokenizers library runs")
@@ -104,6 +102,8 @@ def _load(folder: Path) -> ModelTokenizer:
 
 
 def _main(folder: Path) -> None:
+    # Tokenizers need no torch, and transformers starts in a third of the time where it finds none.
+    sys.modules["torch"] = None  # type: ignore[assignment]
     # Output that a library prints must not get in between.
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)
