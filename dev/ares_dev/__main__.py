@@ -27,8 +27,8 @@ app = typer.Typer(
     "others but `clients` start a local cluster of real vLLM engines; all of these but `moves`, `differential` and "
     "`learning` also take --simulate PROFILE, for mock engines, which need neither vLLM nor weights. `differential` "
     "compares the gateway's replies with vLLM's own; `clients` sends programs of others to a running gateway. `chaos`, "
-    "`soak`, `kills` and `moves` compare every token with an undisturbed run, and end with status 1 if anything is lost, "
-    "wrong or left. docs/chaos.md and docs/benchmarks.md say how they work.",
+    "`soak`, `kills` and `moves` compare every token with an undisturbed run, and end with status 1 if anything is "
+    "lost, wrong or left. docs/chaos.md and docs/benchmarks.md say how they work.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
