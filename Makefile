@@ -16,7 +16,7 @@ MATRIX := $(addprefix tests/integration/test_,matrix.py speculative_decoding.py 
 IN_PARALLEL := --numprocesses 5 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 STAMP := $(VENV)/.ready
 
-.PHONY: help setup serve test test-without-engines check compile-simulator compile-policies fuzz matrix bench clean
+.PHONY: help setup serve test test-without-engines check compile-simulator compile-policies fuzz matrix bench package docs clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -27,6 +27,7 @@ $(STAMP): requirements/cpu.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
 	$(VENV)/bin/python -m pip install --quiet --no-deps --requirement requirements/cpu.txt
+	$(VENV)/bin/python -m pip uninstall --quiet --yes ares  # what the distribution was called before
 	$(VENV)/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
@@ -63,5 +64,17 @@ matrix: setup  ## Moves under other configurations of vLLM, on real engines (doc
 bench: setup  ## A short comparison of static placement and ARES (on simulated engines; docs/benchmarks.md has the long ones)
 	$(VENV)/bin/ares bench live --simulate r1-qwen-7b-24gb --workload chat --requests 200 --rounds 1 $(BENCH_FLAGS)
 
-clean:  ## Remove the environment
-	rm -rf $(VENV)
+# In an environment of its own: what is tested is what a user gets.
+package:  ## Make wheel and source distribution in dist/, and check them
+	$(PYTHON) -m venv $(VENV)-package
+	$(VENV)-package/bin/python -m pip install --quiet build twine
+	rm -rf dist
+	$(VENV)-package/bin/python -m build --outdir dist .
+	$(VENV)-package/bin/python -m twine check --strict dist/*
+
+# The notice is about the future of mkdocs and its themes, not about these pages.
+docs: setup  ## Make the documentation as a site in site/
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --clean
+
+clean:  ## Remove the environments, and what was built
+	rm -rf $(VENV) $(VENV)-package site dist

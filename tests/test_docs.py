@@ -29,6 +29,12 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     assert broken == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_of_deploy_exist(page: Path) -> None:
+    named = set(re.findall(r"\bdeploy/[\w./@-]*\w", page.read_text()))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_headings_become_anchors() -> None:
     assert anchors("# The `ares` preset, in *short*\n## A/B\n") == {"the-ares-preset-in-short", "ab"}
 

@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 
+import ares
+
 ROOT = Path(__file__).parents[1]
 # Files that the package reads and that are no modules.
-DATA = ("gateway/http/static/dashboard.js", "simulator/profiles/llama-8b-rtx4090.json", "py.typed")
+DATA = (
+    "gateway/http/static/dashboard.js",
+    "gateway/openai/tokenizer_classes.json",
+    "simulator/profiles/llama-8b-rtx4090.json",
+    "py.typed",
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +47,11 @@ def test_the_wheel_holds_the_data_that_the_package_reads(wheel: Path) -> None:
     }
     assert checkpoints
     assert checkpoints <= names
+
+
+def test_the_name_is_free_on_pypi(wheel: Path) -> None:
+    """`ares` is another project there; a build backend that falls back to the package's name would take it."""
+    assert wheel.name == f"ares_serve-{ares.__version__}-py3-none-any.whl"
 
 
 def test_the_wheel_is_small(wheel: Path) -> None:

@@ -3,7 +3,17 @@
 import typer
 
 from ares.cli.errors import run_app
-from ares_dev import api_tables, footprint, kills, lengths, module_tables, moves
+from ares_dev import (
+    api_tables,
+    example_config,
+    footprint,
+    kills,
+    lengths,
+    metrics_table,
+    module_tables,
+    moves,
+    tokenizer_classes,
+)
 from ares_dev.chaos import command as chaos
 from ares_dev.clients import command as clients
 from ares_dev.differential import command as differential
@@ -13,12 +23,12 @@ from ares_dev.soak import command as soak
 app = typer.Typer(
     name="python -m ares_dev",
     help="Checks of ARES itself, for its developers; they are not part of the package.\n\n"
-    "All but `modules`, `api` and `clients` start a local cluster of real vLLM engines; all of these but `moves`, "
-    "`differential` and `learning` also take --simulate PROFILE, for mock engines, which need neither vLLM nor "
-    "weights. `differential` compares the gateway's replies with vLLM's own; `clients` sends programs of others to a "
-    "running gateway. `chaos`, `soak`, `kills` and `moves` compare "
-    "every token with an undisturbed run, and end with status 1 if anything is lost, wrong or left. docs/chaos.md and "
-    "docs/benchmarks.md say how they work.",
+    "`modules`, `api`, `metrics`, `example-config` and `tokenizer-classes` write tables and files from the code. All "
+    "others but `clients` start a local cluster of real vLLM engines; all of these but `moves`, `differential` and "
+    "`learning` also take --simulate PROFILE, for mock engines, which need neither vLLM nor weights. `differential` "
+    "compares the gateway's replies with vLLM's own; `clients` sends programs of others to a running gateway. `chaos`, "
+    "`soak`, `kills` and `moves` compare every token with an undisturbed run, and end with status 1 if anything is "
+    "lost, wrong or left. docs/chaos.md and docs/benchmarks.md say how they work.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -36,6 +46,9 @@ app.command("footprint")(footprint.command)
 app.command("lengths")(lengths.command)
 app.command("modules")(module_tables.command)
 app.command("api")(api_tables.command)
+app.command("metrics")(metrics_table.command)
+app.command("example-config")(example_config.command)
+app.command("tokenizer-classes")(tokenizer_classes.command)
 
 
 def main() -> None:

@@ -113,7 +113,9 @@ class GatewayConfig(BaseSettings):
     workers: list[str] = Field(min_length=1, examples=[["http://10.0.0.1:8100", "http://10.0.0.2:8100"]])
     """Base URLs of the instances."""
     host: str = Field(default="127.0.0.1", min_length=1)
+    """Address to serve on; 0.0.0.0 is every address of this host."""
     port: int = Field(default=8000, ge=0, le=65535)
+    """Port to serve on; 0 takes a free one."""
     policies: list[Path] = Field(default_factory=list, validate_default=True, examples=[["my_policy.py"]])
     """Files with policies of one's own (docs/write-a-policy.md): Python that the gateway runs."""
     preset: str = Field(default="ares", validate_default=True)

@@ -12,6 +12,7 @@ EXTRAS = {
     "safetensors": "predictor",
     "scipy": "simulate",
     "torch": "predictor",
+    "transformers": "predictor",
     "vllm": "cpu",
 }
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-COMMANDS = ("chaos", "soak", "kills", "moves", "clients", "footprint", "modules")
+COMMANDS = ("chaos", "soak", "kills", "moves", "clients", "footprint", "modules", "metrics", "example-config")
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":

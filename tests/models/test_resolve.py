@@ -2,6 +2,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -25,10 +26,16 @@ REPOSITORY = {
     "tokenizer.json": b"{}",
     "tokenizer_config.json": b"{}",
     "chat_template.jinja": b"{{ messages }}",
+    "additional_chat_templates/rag.jinja": b"{{ documents }}",
     "model.safetensors": b"weights" * 1000,
     "pytorch_model.bin": b"not wanted",
     "onnx/config.json": b"not wanted",
     "README.md": b"not wanted",
+}
+# One that holds a tokenizer alone.
+REPOSITORIES = {
+    "one/model": REPOSITORY,
+    "no/weights": {name: body for name, body in REPOSITORY.items() if name != "model.safetensors"},
 }
 
 
@@ -81,7 +88,7 @@ def seconds(output: str) -> float:
 
 @pytest.fixture
 def hub() -> Iterator[str]:
-    """A hub that knows one/model, gates gated/model and has never heard of others."""
+    """A hub that knows two repositories, gates gated/model and has never heard of others."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def reply(self, body: bytes, status: int = 200, **headers: str) -> None:
@@ -97,21 +104,25 @@ def hub() -> Iterator[str]:
             path = self.path.partition("?")[0]
             if path.startswith("/api/models/gated/"):
                 self.reply(b"{}", 403, X_Error_Code="GatedRepo")
-            elif path in {"/api/models/one/model", "/api/models/one/model/revision/main"}:
+            elif match := re.fullmatch(r"/api/models/(\w+/\w+)(/revision/main)?", path):
+                files = REPOSITORIES.get(match[1])
+                if files is None:
+                    self.reply(b"{}", 404, X_Error_Code="RepoNotFound")
+                    return
                 siblings = [
                     {"rfilename": name, "size": len(body)}
                     | ({"lfs": {"size": len(body), "sha256": digest(body), "pointerSize": 1}} if "safe" in name else {})
-                    for name, body in REPOSITORY.items()
+                    for name, body in files.items()
                 ]
-                self.reply(json.dumps({"id": "one/model", "sha": COMMIT, "siblings": siblings}).encode())
-            elif path == f"/api/models/one/model/tree/{COMMIT}":
+                self.reply(json.dumps({"id": match[1], "sha": COMMIT, "siblings": siblings}).encode())
+            elif match := re.fullmatch(rf"/api/models/(\w+/\w+)/tree/{COMMIT}", path):
                 tree = [
                     {"type": "file", "path": name, "size": len(body), "oid": digest(body)}
-                    for name, body in REPOSITORY.items()
+                    for name, body in REPOSITORIES[match[1]].items()
                 ]
                 self.reply(json.dumps(tree).encode())
-            elif path.startswith(f"/one/model/resolve/{COMMIT}/"):
-                body = REPOSITORY[path.partition(f"{COMMIT}/")[2]]
+            elif match := re.fullmatch(rf"/(\w+/\w+)/resolve/{COMMIT}/(.+)", path):
+                body = REPOSITORIES[match[1]][match[2]]
                 self.reply(body, ETag=f'"{digest(body)}"', X_Repo_Commit=COMMIT)
             else:
                 self.reply(b"{}", 404, X_Error_Code="RepoNotFound")
@@ -126,6 +137,10 @@ def hub() -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def digest(body: bytes) -> str:
@@ -354,7 +369,7 @@ def test_hub_download(tmp_path: Path, hub: str) -> None:
     folder = tmp_path / "cache" / "models" / "one--model"
     assert f"folder {folder}" in output
     wanted = {name for name, body in REPOSITORY.items() if body != b"not wanted"}
-    assert {path.name for path in folder.iterdir()} == wanted | {"checksums.json"}
+    assert files_in(folder) == wanted | {"checksums.json"}
     assert all((folder / name).read_bytes() == REPOSITORY[name] for name in wanted)
     verify(folder)
     assert json.loads((folder / "checksums.json").read_text())["source"] == f"hub {COMMIT}"
@@ -365,9 +380,15 @@ def test_hub_download_without_weights(tmp_path: Path, hub: str) -> None:
     folder = tmp_path / "cache" / "tokenizers" / "one--model"
     assert f"folder {folder}" in output
     wanted = {name for name, body in REPOSITORY.items() if body != b"not wanted"} - {"model.safetensors"}
-    assert {path.name for path in folder.iterdir()} == wanted | {"checksums.json"}
+    assert files_in(folder) == wanted | {"checksums.json"}
     output = in_new_process(tmp_path, "print('folder', resolve('one/model'))", HF_ENDPOINT=hub)
     assert f"folder {tmp_path / 'cache' / 'models' / 'one--model'}" in output
+
+
+def test_a_repository_without_weights_is_enough_for_a_gateway(tmp_path: Path, hub: str) -> None:
+    output = in_new_process(tmp_path, "print('folder', resolve('no/weights', weights=False))", HF_ENDPOINT=hub)
+    assert f"folder {tmp_path / 'cache' / 'tokenizers' / 'no--weights'}" in output
+    assert "Choose a repository that has both" in in_new_process(tmp_path, show_error("no/weights"), HF_ENDPOINT=hub)
 
 
 def test_download_that_arrives_damaged_is_refused(tmp_path: Path) -> None:

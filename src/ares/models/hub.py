@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # The hub's client is imported where it is used: a cached model does not need it.
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
+_TEMPLATES = "additional_chat_templates/*.jinja"
 _WEIGHTS = ".safetensors"
 # A tokenizer is one of these files; a snapshot without any is not whole.
 _TOKENIZERS = ("tokenizer.json", "*.model", "*.tiktoken", "vocab.*", "tekken.json")
@@ -45,9 +46,10 @@ def from_hub(model: str, folder: Path, console: Console, *, weights: bool) -> No
 
     info = _ask_hub(model)
     wanted = {file.rfilename: file for file in info.siblings or [] if _is_wanted(file.rfilename)}
-    if "config.json" not in wanted or not any(name.endswith(_WEIGHTS) for name in wanted):
+    if "config.json" not in wanted or (weights and not any(name.endswith(_WEIGHTS) for name in wanted)):
+        what = "config.json with *.safetensors" if weights else "config.json"
         raise ModelError(
-            f"{model} has no config.json with *.safetensors on the hub. Choose a repository that has both."
+            f"{model} has no {what} on the hub. Choose a repository that has {'both' if weights else 'it'}."
         )
     if not weights:
         wanted = {name: file for name, file in wanted.items() if not name.endswith(_WEIGHTS)}
@@ -73,6 +75,8 @@ def from_hub(model: str, folder: Path, console: Console, *, weights: bool) -> No
 
 
 def _is_wanted(name: str) -> bool:
+    if fnmatch.fnmatch(name, _TEMPLATES):
+        return True
     # Subfolders hold other formats (onnx/, original/); consolidated* is a second copy of the weights.
     if "/" in name or name.startswith("consolidated"):
         return False

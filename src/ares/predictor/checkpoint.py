@@ -3,12 +3,12 @@
 import contextlib
 import json
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ares import __version__
 from ares.predictor.errors import PredictorError
 from ares.predictor.networks import HazardNetwork, PaperNetwork
 
@@ -76,7 +76,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "format": FORMAT,
         "tap": checkpoint.hidden_state,
         "options": json.dumps(checkpoint.options),
-        "ares": metadata.version("ares"),
+        "ares": __version__,
     }
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:

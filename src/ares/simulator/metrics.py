@@ -153,7 +153,7 @@ def provenance() -> dict[str, Any]:
     except (OSError, subprocess.SubprocessError):
         commit = "unknown"
     return {
-        "ares": version("ares"),
+        "ares": ares.__version__,
         "commit": commit,
         "python": platform.python_version(),
         "numpy": version("numpy"),

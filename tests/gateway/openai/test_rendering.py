@@ -13,7 +13,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from tokenizers import NormalizedString, PreTokenizedString, Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer
 
-from ares.gateway.openai import rendering, tokenizer
+from ares.gateway.openai import rendering, tokenizer, tokenizer_files
 from ares.gateway.openai.messages import Message, Tool
 from ares.gateway.openai.text import TextModel
 from ares.models import resolve as model
@@ -186,13 +186,12 @@ class Spaces:
 
 
 def test_what_cannot_be_written_down_is_loaded_here(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = AutoTokenizer.from_pretrained(str(model_folder))
-    custom = loaded.backend_tokenizer
+    custom = AutoTokenizer.from_pretrained(str(model_folder)).backend_tokenizer
     custom.pre_tokenizer = pre_tokenizers.PreTokenizer.custom(Spaces())
     assert tokenizer.as_text(custom) == ""
     head = json.dumps({"chat_template": "t", "special_tokens": {}, "encode_special_tokens": False}).encode()
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0, stdout=head + b"\n"))
-    monkeypatch.setattr(tokenizer, "from_transformers", lambda _: loaded)
+    monkeypatch.setattr(tokenizer_files, "read", lambda _: tokenizer.ModelTokenizer(custom, "t", {}))
     made = tokenizer.load.__wrapped__(model_folder)
     assert made.tokenizer is custom
     assert made.chat_template == "t"

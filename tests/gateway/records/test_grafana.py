@@ -94,7 +94,7 @@ def test_panels_and_variables(board: dict[str, Any]) -> None:
 
 
 def test_the_documentation_lists_every_metric() -> None:
-    table = (FILE.parents[1] / "docs" / "operations.md").read_text()
+    table = (FILE.parents[1] / "docs" / "metrics.md").read_text()
     for metric in exported():
         name = metric.name + ("_total" if metric.type == "counter" else "")
         labels = ", ".join(f"`{label}`" for label in labels_of(metric)) or "-"

@@ -1,39 +1,24 @@
-"""The model's tokenizer as transformers makes it, without transformers in the gateway.
+"""The model's tokenizer, from a process of its own.
 
-Only transformers knows which tokenizer a folder has: its classes change the one of ``tokenizer.json``, or convert other
-formats. But it takes more memory than all the rest of a gateway, and with torch, which it imports where that is
-installed, three times as much. So a process of its own loads the tokenizer, writes it out, and ends.
+A vocabulary that is read as JSON leaves a lot of memory behind, and what only transformers can load
+(`tokenizer_files.OtherTokenizerError`) takes more than all the rest of a gateway: with torch, which it imports where
+that is installed, three times as much. So a process of its own loads the tokenizer, writes it out, and ends.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from ares.gateway.openai import tokenizer_files
+from ares.gateway.openai.tokenizer_files import ModelTokenizer, OtherTokenizerError
 from ares.models.cache import ModelError
 from ares.models.resolve import resolve
-
-
-@dataclass(frozen=True, slots=True)
-class ModelTokenizer:
-    """A tokenizer, and its chat template with its variables.
-
-    Attributes
-    ----------
-    chat_template
-        Jinja source, or several by name; None where the model has none.
-    special_tokens
-        Variables of the template: ``bos_token`` and so on.
-    """
-
-    tokenizer: Tokenizer
-    chat_template: str | dict[str, str] | None
-    special_tokens: dict[str, Any]
 
 
 def tokenizer_folder(name: str) -> Path:
@@ -48,7 +33,8 @@ def load(folder: Path) -> ModelTokenizer:
     Raises
     ------
     ModelError
-        transformers cannot load it, or it has no form that the tokenizers library runs.
+        It is broken, it has no form that the tokenizers library runs, or only transformers, which is not installed, can
+        load it.
     """
     command = [sys.executable, "-m", __name__, str(folder)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)  # noqa: S603 - ours
@@ -59,7 +45,7 @@ def load(folder: Path) -> ModelTokenizer:
     if "error" in described:
         raise ModelError(f"{folder}: its tokenizer cannot be loaded: {described['error']}")
     # A tokenizer with Python code of its own cannot be written out: transformers then stays in this process.
-    tokenizer = Tokenizer.from_buffer(state) if state else from_transformers(folder).backend_tokenizer
+    tokenizer = Tokenizer.from_buffer(state) if state else _load(folder).tokenizer
     tokenizer.encode_special_tokens = described["encode_special_tokens"]
     return ModelTokenizer(tokenizer, described["chat_template"], described["special_tokens"])
 
@@ -86,24 +72,38 @@ def as_text(tokenizer: Tokenizer) -> str:
 
 def _describe(folder: Path) -> tuple[dict[str, Any], str]:
     """Return what `load` reads: the head, and the tokenizer."""
-    # Tokenizers need no torch, and transformers starts in a third of the time where it finds none.
-    sys.modules["torch"] = None  # type: ignore[assignment]
     try:
-        loaded = from_transformers(folder)
-        if not isinstance(getattr(loaded, "backend_tokenizer", None), Tokenizer):
-            return {"error": f"{type(loaded).__name__} has no form that the tokenizers library runs"}, ""
-    except Exception as error:  # a folder can make it raise anything
+        made = _load(folder)
+        head = {
+            "chat_template": made.chat_template,
+            "special_tokens": made.special_tokens,
+            # The one setting that the text of a tokenizer leaves out.
+            "encode_special_tokens": made.tokenizer.encode_special_tokens,
+        }
+        return head, as_text(made.tokenizer)
+    except ModelError as error:
+        return {"error": str(error)}, ""
+    except Exception as error:  # a folder can make the libraries raise anything
         return {"error": f"{type(error).__name__}: {error}"}, ""
-    head = {
-        "chat_template": loaded.chat_template,
-        "special_tokens": loaded.special_tokens_map,
-        # The one setting that the text of a tokenizer leaves out.
-        "encode_special_tokens": loaded.backend_tokenizer.encode_special_tokens,
-    }
-    return head, as_text(loaded.backend_tokenizer)
+
+
+def _load(folder: Path) -> ModelTokenizer:
+    try:
+        return tokenizer_files.read(folder)
+    except OtherTokenizerError as error:
+        if importlib.util.find_spec("transformers") is None:
+            raise ModelError(
+                f"{error}, and transformers, which may load it, is missing: pip install transformers"
+            ) from error
+    loaded = from_transformers(folder)
+    if not isinstance(getattr(loaded, "backend_tokenizer", None), Tokenizer):
+        raise ModelError(f"{type(loaded).__name__} has no form that the tokenizers library runs")
+    return ModelTokenizer(loaded.backend_tokenizer, loaded.chat_template, loaded.special_tokens_map)
 
 
 def _main(folder: Path) -> None:
+    # Tokenizers need no torch, and transformers starts in a third of the time where it finds none.
+    sys.modules["torch"] = None  # type: ignore[assignment]
     # Output that a library prints must not get in between.
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)

@@ -1,0 +1,113 @@
+"""What the chart starts, run over mock engines: it gets ready by its probes, serves, and ends within its grace time."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ares.free_ports import free_port
+from tests.deploy.chart import KEYS, helm, objects, pod
+from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures
+
+LOOPBACK = "127.0.0.1"
+
+
+class Pod:
+    """A container of a pod as a process of this machine: on loopback, and on ports that are free."""
+
+    def __init__(self, spec: dict[str, Any], name: str, folder: Path, replaced: dict[str, str], secret: dict[str, str]):
+        (container,) = spec["containers"]
+        self.grace_s: int = spec["terminationGracePeriodSeconds"]
+        self.port = free_port(LOOPBACK)
+        replaced = {"$(POD_NAME)": name, "$(POD_IP)": LOOPBACK, "0.0.0.0": LOOPBACK} | replaced  # noqa: S104
+        ports = {f"--port={container['ports'][0]['containerPort']}": f"--port={self.port}"}
+        ports |= {f"--control-port={one['containerPort']}": "--control-port=0" for one in container["ports"]}
+        arguments = []
+        for argument in container["args"]:
+            text = ports.get(argument, argument)
+            for old, new in replaced.items():
+                text = text.replace(old, new)
+            arguments.append(text)
+        self._probes = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness")}
+        keys = {one["name"]: one["valueFrom"]["secretKeyRef"] for one in container["env"] if "secretKeyRef" in str(one)}
+        self.environment = {name: secret[key["key"]] for name, key in keys.items() if key["key"] in secret}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("ARES_")}
+        self.log = folder / f"{name}.log"
+        # Where a Service is called `ares` and service links are on, which is the default of Kubernetes.
+        injected = {"ARES_PORT": "tcp://10.96.0.12:8000", "ARES_SERVICE_HOST": "10.96.0.12"}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ares", *arguments],
+                env=kept | injected | self.environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> str:
+        request = urllib.request.Request(
+            f"http://{LOOPBACK}:{self.port}{path}",
+            json.dumps(body).encode() if body is not None else None,
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as reply:
+            return str(reply.read().decode())
+
+    def until_ready(self) -> None:
+        deadline = time.monotonic() + 90
+        for path in self._probes.values():
+            while True:
+                with contextlib.suppress(OSError):
+                    self.ask(path)
+                    break
+                assert time.monotonic() < deadline, self.log.read_text()
+                assert self.process.poll() is None, self.log.read_text()
+                time.sleep(0.05)
+
+
+@pytest.mark.timeout(240)
+def test_what_the_chart_starts_serves_and_drains(model_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    values = {
+        "model": str(model_folder),
+        "decode": {"replicas": 1},
+        "instances": {"simulate": "llama-8b-rtx4090", "drainDeadlineSeconds": 5},
+        "gateway": {"config": {"preset": "static-rr", "shutdown_timeout_s": 5}},
+    }
+    (result,) = helm([KEYS | values])
+    secret = objects(result)["Secret", "ares-keys"]["stringData"]
+    configuration = yaml.safe_load(objects(result)["ConfigMap", "ares-gateway"]["data"]["gateway.yaml"])
+    with contextlib.ExitStack() as stack:
+        pods = []
+        for role in ("prefill", "decode"):
+            pods.append(Pod(pod(result, "StatefulSet", f"ares-{role}"), f"ares-{role}-0", tmp_path, {}, secret))
+            stack.callback(pods[-1].process.kill)
+        workers = [f"http://{LOOPBACK}:{one.port}" for one in pods]
+        assert len(configuration["workers"]) == len(workers)
+        file = tmp_path / "gateway.yaml"
+        replaced = {"/etc/ares/gateway.yaml": str(file)}
+        port = free_port(LOOPBACK)
+        file.write_text(yaml.safe_dump(configuration | {"workers": workers, "host": LOOPBACK, "port": port}))
+        gateway = Pod(pod(result, "Deployment", "ares-gateway"), "ares-gateway", tmp_path, replaced, secret)
+        stack.callback(gateway.process.kill)
+        gateway.port = port
+        for one in (*pods, gateway):
+            one.until_ready()
+        names: list[str] = []
+        while names != ["ares-prefill-0", "ares-decode-0"]:  # it is ready when one of them decodes
+            time.sleep(0.05)
+            names = [one["name"] for one in json.loads(gateway.ask("/admin/v1/status"))["instances"]]
+        reply = json.loads(gateway.ask("/v1/completions", {"prompt": "Once", "max_tokens": 4, "ignore_eos": True}))
+        assert reply["usage"]["completion_tokens"] == 4
+        assert "ARES_PORT is tcp://10.96.0.12:8000, which Kubernetes sets" in gateway.log.read_text()
+        for one in (gateway, *pods):
+            one.process.send_signal(signal.SIGTERM)
+        for one in (gateway, *pods):
+            assert one.process.wait(one.grace_s) in {0, -signal.SIGTERM}, one.log.read_text()
