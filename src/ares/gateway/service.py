@@ -5,7 +5,6 @@ import logging
 import math
 import statistics
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -27,6 +26,7 @@ from ares.gateway.pool.discovery import Served
 from ares.gateway.pool.generate import http_client
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.pool import Pool
+from ares.gateway.processes.shared_counts import SharedCounts
 from ares.gateway.records.learners import Learners
 from ares.gateway.records.metrics import Metrics
 from ares.gateway.records.recording import Recorder
@@ -81,11 +81,13 @@ class Gateway:
         Times and limits that are no settings.
     parsers
         Parsers of reasoning and tool calls; None: text is given as it is.
+    counts
+        Those that the processes of the gateway share; None: it is the only one.
 
     Attributes
     ----------
-    name
-        Its name at the instances, another one each time a gateway starts: all keys of its requests begin with it.
+    moves_ended
+        How many moves have ended; the last of them are `migrations`.
     vocabulary
         Number of the model's token ids; None where its configuration does not say.
     generation_defaults
@@ -93,12 +95,17 @@ class Gateway:
     """
 
     def __init__(
-        self, config: GatewayConfig, folder: Path, tuning: Tuning = DEFAULT, parsers: Parsers | None = None
+        self,
+        config: GatewayConfig,
+        folder: Path,
+        tuning: Tuning = DEFAULT,
+        parsers: Parsers | None = None,
+        counts: SharedCounts | None = None,
     ) -> None:
         self.config = config
+        self.counts = counts or SharedCounts(keys=len(config.api_keys))
         self.tuning = tuning
         self._folder = folder
-        self.name = uuid.uuid4().hex[:8]
         chats = Chats(config.chat_template, config.chat_template_content_format, config.default_chat_template_kwargs)
         self.text = TextModel(tokenizer_folder(config.tokenizer) if config.tokenizer else folder, chats)
         self.vocabulary = models.shape(folder).get("vocab_size")
@@ -108,6 +115,7 @@ class Gateway:
         self.scores = PredictionScores(self.metrics, self.recent.prediction_error_tokens, tuning.kept_versions)
         self.learners = Learners(self.metrics, tuning)
         self.migrations: deque[MigrationRecord] = deque(maxlen=tuning.kept_migrations)
+        self.moves_ended = 0
         self.sessions: dict[str, Session] = {}
         self.generation_defaults = generation_defaults.load(
             folder, config.generation_config, config.override_generation_config
@@ -116,7 +124,10 @@ class Gateway:
         self.controller: Controller
         self.drainer = Drainer(self, self._spawn, tuning)
         self.recorder = Recorder(config.record)
-        self.backlog = Backlog(lambda session: self.controller.snapshots.median_remaining(session))  # noqa: PLW0108 - made by `start`
+        self.backlog = Backlog(
+            lambda session: self.controller.snapshots.median_remaining(session),  # noqa: PLW0108 - made by `start`
+            self.counts,
+        )
         self.shutdown = Shutdown()
         self._capacity_tokens = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -132,7 +143,15 @@ class Gateway:
             config.workers, self.http, config.telemetry_interval_s, key, self.name, self._served(), self.tuning
         )
         self.controller = Controller(
-            config, self.pool, self.sessions, self.metrics, self.migrate, self._spawn, self.name, self.tuning
+            config,
+            self.pool,
+            self.sessions,
+            self.metrics,
+            self.migrate,
+            self._spawn,
+            self.name,
+            self.tuning,
+            self.counts,
         )
         logger.info("this gateway is called %s", self.name)
         self.pool.start()
@@ -140,6 +159,8 @@ class Gateway:
         self._spawn(self.controller.rebalance())
         self._spawn(self._supervise())
         self._spawn(self.drainer.run())
+        if self.counts.processes > 1:
+            self._spawn(self.controller.publish_placed())
 
     async def stop(self) -> None:
         """Stop everything that `start` started."""
@@ -152,6 +173,11 @@ class Gateway:
         await self.http.close()
         self.controller.log.close()
         self.recorder.close()
+
+    @property
+    def name(self) -> str:
+        """Its name at the instances, another one each time a gateway starts: all keys of its requests begin with it."""
+        return self.counts.gateway
 
     @property
     def names(self) -> list[str]:
@@ -217,20 +243,22 @@ class Gateway:
 
     def check_queue(self) -> None:
         """Raise QueueFullError where the limit of the waiting requests, or of their tokens, is reached."""
-        if len(self.backlog) >= self.config.maximum_waiting:
-            raise QueueFullError(f"{len(self.backlog)} requests wait already")
+        waiting, _ = self.backlog.everywhere()
+        if waiting >= self.config.maximum_waiting:
+            raise QueueFullError(f"{waiting} requests wait already")
         self.check_backlog_tokens()
 
     def check_backlog_tokens(self) -> None:
         """Raise QueueFullError where the limit of the tokens of the waiting requests is reached."""
-        if self.backlog.tokens >= self.maximum_waiting_tokens:
-            raise QueueFullError(f"{len(self.backlog)} requests of {self.backlog.tokens} tokens wait already")
+        waiting, tokens = self.backlog.everywhere()
+        if tokens >= self.maximum_waiting_tokens:
+            raise QueueFullError(f"{waiting} requests of {tokens} tokens wait already")
 
     @property
     def retry_after_s(self) -> int:
         """Whole seconds after which a refused client may try again: the median wait for a first token."""
         waits = self.recent.ttft_s.values()
-        if not waits or not len(self.backlog):
+        if not waits or not self.backlog.everywhere()[0]:
             return 1
         return min(max(1, math.ceil(statistics.median(waits))), self.tuning.retry_after_s)
 
@@ -384,6 +412,7 @@ class Gateway:
             if commanded:
                 session.commanded_until = commanded_until
         self.migrations.append(record)
+        self.moves_ended += 1
         self.metrics.migrations.labels(trigger, record.outcome).inc()
         if record.stall_s is not None:
             self.metrics.stall.observe(record.stall_s)

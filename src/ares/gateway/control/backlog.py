@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Self
 
+from ares.gateway.processes.shared_counts import SharedCounts
 from ares.gateway.session.session import Session
 
 
@@ -13,16 +14,34 @@ class Backlog:
     ----------
     expected_tokens
         Returns the tokens that a session will still generate, by the median.
+    counts
+        Those that the processes of the gateway share.
+
+    Attributes
+    ----------
+    tokens
+        Of the sessions of this process.
     """
 
-    def __init__(self, expected_tokens: Callable[[Session], float]) -> None:
+    def __init__(self, expected_tokens: Callable[[Session], float], counts: SharedCounts | None = None) -> None:
         self._expected_tokens = expected_tokens
+        self._counts = counts or SharedCounts()
         self._work: dict[str, int] = {}
+        self._reserved = 0
         self.tokens = 0
-        self.reserved = 0
 
     def __len__(self) -> int:
-        return len(self._work) + self.reserved
+        return len(self._work) + self._reserved
+
+    def everywhere(self) -> tuple[int, int]:
+        """Return how many sessions wait at all processes of the gateway, and their tokens."""
+        count, tokens = self._counts.other_backlogs()
+        return len(self) + count, self.tokens + tokens
+
+    def reserve(self, count: int, tokens: int) -> None:
+        """Count so many sessions more that are still to come, and tokens; negative numbers give them back."""
+        self._reserved += count
+        self._count(tokens)
 
     def update(self, session: Session) -> None:
         """Count a session with its present tokens if it waits, else not any more."""
@@ -30,11 +49,15 @@ class Backlog:
         # Suspended sessions count too: arrivals are refused while many of them wait. They are never refused themselves.
         if session.waits:
             work = self._work[session.id] = session.tokens + round(self._expected_tokens(session))
-            self.tokens += work
+            self._count(work)
 
     def remove(self, session: Session) -> None:
         """Count a session no longer."""
-        self.tokens -= self._work.pop(session.id, 0)
+        self._count(-self._work.pop(session.id, 0))
+
+    def _count(self, tokens: int) -> None:
+        self.tokens += tokens
+        self._counts.set_backlog(len(self), self.tokens)
 
 
 class BacklogReservation:
@@ -65,5 +88,4 @@ class BacklogReservation:
     def _change(self, count: int, tokens: int) -> None:
         self._count += count
         self._tokens += tokens
-        self._backlog.reserved += count
-        self._backlog.tokens += tokens
+        self._backlog.reserve(count, tokens)

@@ -24,6 +24,7 @@ from ares.gateway.control.lease import Lease
 from ares.gateway.control.snapshot import ClusterSnapshot, SnapshotBuilder, accepting
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.pool import Pool
+from ares.gateway.processes.shared_counts import SharedCounts
 from ares.gateway.records.decision_log import DecisionLog
 from ares.gateway.records.metrics import Metrics
 from ares.gateway.session.fitness import unfit
@@ -106,6 +107,8 @@ class Controller:
         Runs a coroutine in the background of the gateway.
     name, tuning
         The gateway's.
+    counts
+        Those that the processes of the gateway share.
     """
 
     def __init__(
@@ -118,8 +121,10 @@ class Controller:
         spawn: Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"],
         name: str,
         tuning: Tuning = DEFAULT,
+        counts: SharedCounts | None = None,
     ) -> None:
-        self.snapshots = SnapshotBuilder(pool, metrics, name)
+        self._counts = counts or SharedCounts()
+        self.snapshots = SnapshotBuilder(pool, metrics, name, self._counts)
         self.lease = Lease(pool, name, tuning)
         self.log = DecisionLog(config.decision_log)
         self._tuning = tuning
@@ -242,6 +247,7 @@ class Controller:
         exclude = exclude | unable
         if not self._policy.queues_requests:
             instance = await self._retry(lambda: self._dispatch(session, exclude | self._unable(session)), timeout_s)
+            self.snapshots.publish_placed(session, instance)
         else:
             if exclude:
                 await self._retry(lambda: self._any_accepting(exclude), timeout_s)
@@ -374,10 +380,14 @@ class Controller:
         return bool(self._waiting) or (self.admission_decider.policy.watches and bool(self._sessions))
 
     async def _decide_admissions(self) -> None:
-        decider, policy = self.admission_decider, self.admission_decider.policy
-        if not policy.queues_requests:
+        if not self.admission_decider.policy.queues_requests:
             await self._admit_by_dispatch()
             return
+        async with self._counts.turn(self._tuning.decision_s):
+            await self._decide_admissions_in_turn()
+
+    async def _decide_admissions_in_turn(self) -> None:
+        decider, policy = self.admission_decider, self.admission_decider.policy
         waiting = [one for one in self._waiting.values() if not one.admitted.done()]
         excludes = [one.exclude | self._unable(one.session) for one in waiting]
         snapshot = self.snapshots.build(s for s in self._sessions.values() if s.id not in self._waiting)
@@ -411,6 +421,7 @@ class Controller:
             return
         del self._waiting[one.session.id]
         one.session.destination = instance
+        self.snapshots.publish_placed(one.session, instance)
         if not one.admitted.done():
             one.admitted.set_result(instance)
 
@@ -429,6 +440,12 @@ class Controller:
         self.suspensions += outcome in ("suspended", "withdrawn")
         logger.info("suspend %s (%s): %s", session.id, outcome, reason)
         self._changed.set()
+
+    async def publish_placed(self) -> None:
+        """Tell the other processes of the gateway what this one has on each instance, again and again."""
+        while True:
+            await asyncio.sleep(self._config.telemetry_interval_s)
+            self.snapshots.publish(self._sessions.values())
 
     # --- moves ---
 

@@ -23,8 +23,13 @@ class InstanceLoads:
         self._block = 0
         self._valid_until = 0.0
 
-    def read(self, instances: Sequence[Instance], sessions: Iterable[Session], block: int) -> list[int]:
-        """Return the tokens on each instance, in blocks of so many tokens."""
+    def read(
+        self, instances: Sequence[Instance], sessions: Iterable[Session], block: int, others: Sequence[int]
+    ) -> list[int]:
+        """Return the tokens on each instance, in blocks of so many tokens.
+
+        `others` is how many tokens the other processes of the gateway have placed on each.
+        """
         begun = time.perf_counter()
         if begun >= self._valid_until or block != self._block or self._own.keys() != set(instances):
             self._block = block
@@ -33,7 +38,10 @@ class InstanceLoads:
                 self.add(session.instance or session.destination, session.tokens)
             self._reported = {instance: self._report(instance) for instance in instances}
             self._valid_until = begun + (time.perf_counter() - begun) / _SHARE
-        return [max(self._own[instance], self._reported[instance]) for instance in instances]
+        return [
+            max(self._own[instance] + placed, self._reported[instance])
+            for instance, placed in zip(instances, others, strict=True)
+        ]
 
     def add(self, instance: Instance | None, tokens: int) -> None:
         """Count a session with so many tokens on an instance; on another one than those that were read, it is none."""

@@ -1,7 +1,8 @@
 """The decode pool as the policy sees it: telemetry, predictions and the gateway's own sessions in arrays."""
 
 import time
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from ares.gateway.control.lengths import LengthHistory
 from ares.gateway.control.predictions import plausible
 from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import Pool
+from ares.gateway.processes.shared_counts import Placed, SharedCounts
 from ares.gateway.records.metrics import Metrics
 from ares.gateway.session.objectives import ORDINARY
 from ares.gateway.session.phase import Phase
@@ -56,6 +58,8 @@ class SnapshotBuilder:
         Counts implausible predictions.
     gateway
         The gateway's name, with which its keys begin.
+    counts
+        Those that the processes of the gateway share: the others' requests count before the instances report them.
 
     Attributes
     ----------
@@ -67,7 +71,7 @@ class SnapshotBuilder:
         For so long after a move a session is not movable.
     """
 
-    def __init__(self, pool: Pool, metrics: Metrics, gateway: str) -> None:
+    def __init__(self, pool: Pool, metrics: Metrics, gateway: str, counts: SharedCounts | None = None) -> None:
         self.transfer_time = TransferModel()
         self.lengths = LengthHistory()
         self.instance_loads = InstanceLoads()
@@ -75,6 +79,7 @@ class SnapshotBuilder:
         self._pool = pool
         self._metrics = metrics
         self._gateway = gateway
+        self._counts = counts or SharedCounts()
 
     def build(self, sessions: Iterable[Session], exclude: Collection[str] = ()) -> ClusterSnapshot:
         """Return the decode pool now, with instances named in `exclude` closed."""
@@ -120,6 +125,7 @@ class SnapshotBuilder:
             commanded.append(can_move and stays)
             remaining.append(left)
         others: list[messages.Row] = []
+        reported: Counter[tuple[int, str]] = Counter()
         for n, unknown in enumerate(rows):
             kv_tokens = instances[n].state.layout.kv_tokens
             for row in unknown.values():
@@ -127,8 +133,12 @@ class SnapshotBuilder:
                     promised[n] += in_blocks(kv_tokens(row.resident), block)
                 elif row.resident > 0:
                     others.append(row)
+                    reported[n, messages.owner(row.key)] += in_blocks(kv_tokens(row.resident), block)
                     location.append(n)
                     resident.append(kv_tokens(row.resident, int(self._remaining_elsewhere(row)[-1])))
+        for n, placed in self._placed_by_others(instances):
+            # What a process has placed, and the instance does not report yet.
+            promised[n] += max(0, placed.tokens - reported[n, placed.gateway]) + placed.growth
         movable += [False] * len(others)
         commanded += [False] * len(others)
         remaining += [self._remaining_elsewhere(row) for row in others]
@@ -163,7 +173,10 @@ class SnapshotBuilder:
         """Return the decode pool without its requests, for dispatch."""
         instances = self._pool.decode_instances
         block = max((i.state.hello.block_size for i in instances if i.state.hello is not None), default=1)
-        tokens = self.instance_loads.read(instances, sessions, block)
+        others = [0] * len(instances)
+        for n, placed in self._placed_by_others(instances):
+            others[n] += placed.tokens
+        tokens = self.instance_loads.read(instances, sessions, block, others)
         none = np.zeros(0, dtype=np.int64)
         cluster = Cluster(
             instances=tuple(i.name for i in instances),
@@ -176,6 +189,35 @@ class SnapshotBuilder:
             movable=none.astype(np.bool_),
         )
         return ClusterSnapshot(cluster, self._progress([], cluster, 0.0), instances, [], [])
+
+    def publish(self, sessions: Iterable[Session]) -> None:
+        """Tell the other processes of the gateway what this one has on each instance."""
+        placed: dict[str, tuple[int, int]] = {}
+        keys = {
+            id(i): {row.key for row in i.state.telemetry.rows}
+            for i in self._pool.decode_instances
+            if i.state.telemetry is not None
+        }
+        for session in sessions:
+            for where in (session.incoming, session.instance or session.destination):
+                if where is not None:
+                    known = session.key in keys.get(id(where), ())
+                    growth = 0 if known else round(self.median_remaining(session))
+                    before = placed.get(where.url, (0, 0))
+                    placed[where.url] = before[0] + _room(session, where), before[1] + growth
+        self._counts.set_placed(placed)
+
+    def publish_placed(self, session: Session, instance: Instance) -> None:
+        """Tell the other processes of a session that is placed on an instance now."""
+        if self._counts.processes > 1:
+            growth = round(self.median_remaining(session))
+            self._counts.add_placed(instance.url, _room(session, instance), growth)
+
+    def _placed_by_others(self, instances: list[Instance]) -> Iterator[tuple[int, Placed]]:
+        if self._counts.processes > 1:
+            for n, instance in enumerate(instances):
+                for placed in self._counts.placed_by_others(instance.url):
+                    yield n, placed
 
     def candidates(self, sessions: list[Session], cluster: Cluster, excludes: list[set[str]]) -> Candidates:
         """Return sessions outside decode as candidates; `excludes` names the instances that may not take each."""
@@ -255,6 +297,12 @@ class SnapshotBuilder:
             longest_gap_s=np.array([s.output.longest_gap_s for s in sessions] + [0.0] * other_count),
             rank=np.array([s.objective.rank for s in sessions] + [0] * other_count, dtype=np.int64),
         )
+
+
+def _room(session: Session, instance: Instance) -> int:
+    """Return the tokens of KV that a session takes on an instance now, in whole blocks."""
+    block = instance.state.hello.block_size if instance.state.hello is not None else 1
+    return in_blocks(instance.state.layout.kv_tokens(session.tokens), block)
 
 
 def accepting(instances: list[Instance], exclude: Collection[str]) -> list[Instance]:

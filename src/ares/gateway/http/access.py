@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ares.gateway.http.responses import error
+from ares.gateway.processes.shared_counts import SharedCounts
 
 # Routes of probes and `ares up`, and the description of the API, which is the same everywhere: a browser that opens a
 # page sends no key. The admin routes have a key of their own, and the dashboard holds no data.
@@ -83,21 +84,26 @@ class TooManyStreamsError(Exception):
 class _Streams:
     """The sessions of one request, counted for its key: one until their number is known."""
 
-    def __init__(self, running: Counter[int], key: int, maximum: int) -> None:
-        self._running, self._key, self._maximum = running, key, maximum
+    def __init__(self, running: Counter[int], counts: SharedCounts, key: int, maximum: int) -> None:
+        self._running, self._counts, self._key, self._maximum = running, counts, key, maximum
         self._taken = 0
 
     def take(self, count: int) -> None:
-        others = self._running[self._key] - self._taken
+        here = self._running[self._key] - self._taken
+        others = here + self._counts.other_streams(self._key)
         if others + count > self._maximum:
             wanted = f", and {count} would come" if count > 1 else ""
             message = f"{others} sequences of this key run already{wanted}; at most {self._maximum} may at a time"
             raise TooManyStreamsError(message)
-        self._running[self._key] = others + count
+        self._count(here + count)
         self._taken = count
 
     def close(self) -> None:
-        self._running[self._key] -= self._taken
+        self._count(self._running[self._key] - self._taken)
+
+    def _count(self, running: int) -> None:
+        self._running[self._key] = running
+        self._counts.set_streams(self._key, running)
 
 
 def take_streams(scope: Scope, count: int) -> None:
@@ -125,6 +131,8 @@ class ClientKeys:
         Sessions that may run for one key at a time; None sets no limit.
     retry_after_s
         Returns the `Retry-After` of refused requests.
+    counts
+        Those that the processes of the gateway share, with one of each key.
     """
 
     def __init__(
@@ -135,8 +143,10 @@ class ClientKeys:
         protect_metrics: bool,
         maximum_streams: int | None,
         retry_after_s: Callable[[], int],
+        counts: SharedCounts,
     ) -> None:
         self._app = app
+        self._counts = counts
         self._maximum, self._retry_after_s = maximum_streams, retry_after_s
         self._running: Counter[int] = Counter()
         self._digests = [_digest(key.get_secret_value()) for key in keys]
@@ -161,7 +171,7 @@ class ClientKeys:
         if not found or self._maximum is None or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        streams = scope[_STREAMS] = _Streams(self._running, found[0], self._maximum)
+        streams = scope[_STREAMS] = _Streams(self._running, self._counts, found[0], self._maximum)
         try:
             streams.take(1)  # where as many run as may, it is refused before the body is read
         except TooManyStreamsError as failure:

@@ -95,6 +95,7 @@ def build(config: GatewayConfig, folder: Path, tuning: Tuning = DEFAULT, parsers
         protect_metrics=config.protect_metrics,
         maximum_streams=config.maximum_streams_per_key,
         retry_after_s=lambda: gateway.retry_after_s,
+        counts=gateway.counts,
     )
     app.add_middleware(RequestCleanup)
     if config.allowed_origins:

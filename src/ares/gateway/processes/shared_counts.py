@@ -1,0 +1,210 @@
+"""Counts that the processes of one address share: each writes its own row, and reads the rows of the others."""
+
+import asyncio
+import contextlib
+import fcntl
+import mmap
+import os
+import uuid
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+# Columns of a row; streams of each client key and tokens on each instance follow. The first row has the preset.
+_START, _RESTARTS, _BACKLOG, _BACKLOG_TOKENS, _PRESET, _FIXED = range(6)
+# Between two attempts to take the turn.
+_RETRY_S = 0.001
+
+
+class Placed(NamedTuple):
+    """What another process has placed on an instance, in tokens of KV.
+
+    Attributes
+    ----------
+    gateway
+        Its name, with which the keys of its requests begin.
+    tokens
+        Of all its requests there.
+    growth
+        What those of them that the instance does not report yet are expected to generate.
+    """
+
+    gateway: str
+    tokens: int
+    growth: int
+
+
+class SharedCounts:
+    """The counts of an address, made before its processes; of a single one, whose siblings count nothing.
+
+    A row is written by its process alone, and a count is one aligned 64-bit number, so that no reader needs a lock.
+
+    Parameters
+    ----------
+    processes
+        How many processes there are.
+    keys
+        Number of client keys.
+    instances
+        URLs of the instances.
+    presets
+        Names of the presets that may be in force, the first one from the start.
+
+    Attributes
+    ----------
+    address_name
+        What the names of all processes begin with.
+    process
+        The number of this process.
+    """
+
+    def __init__(
+        self, processes: int = 1, keys: int = 0, instances: Sequence[str] = (), presets: Sequence[str] = ("",)
+    ) -> None:
+        self.address_name = uuid.uuid4().hex[:8]
+        self.processes = processes
+        self.process = 0
+        self._presets = tuple(presets)
+        self._keys = keys
+        self._instances = {url.rstrip("/"): n for n, url in enumerate(instances)}
+        shape = processes, _FIXED + keys + 2 * len(self._instances)
+        self._file: int | None = None
+        if processes == 1:
+            self._table = np.zeros(shape, dtype=np.int64)
+        else:
+            # A file in memory: processes inherit the descriptor, and a lock on it ends with the process that holds it.
+            self._file = os.memfd_create("ares-gateway-counts")
+            size = 8 * shape[0] * shape[1]
+            os.truncate(self._file, size)
+            self._table = np.frombuffer(mmap.mmap(self._file, size), dtype=np.int64).reshape(shape)
+
+    # --- the processes ---
+
+    def begin(self, process: int, start: int) -> None:
+        """Be a process from now on: the `start`-th that was started, from 0; its row is empty."""
+        self.process = process
+        self.clear(process)
+        self._table[process, _START] = start
+
+    def clear(self, process: int) -> None:
+        """Forget what a process that has ended had counted."""
+        kept = self._table[process, [_RESTARTS, _PRESET]]
+        self._table[process] = 0
+        self._table[process, [_RESTARTS, _PRESET]] = kept
+
+    def gateway_of(self, process: int) -> str:
+        """Return the name of a process as a gateway: another one each time that it starts."""
+        return f"{self.address_name}-{self._table[process, _START]}" if self.processes > 1 else self.address_name
+
+    @property
+    def gateway(self) -> str:
+        """The name of this process as a gateway."""
+        return self.gateway_of(self.process)
+
+    @property
+    def others(self) -> list[int]:
+        """The numbers of the other processes."""
+        return [n for n in range(self.processes) if n != self.process]
+
+    @property
+    def restarts(self) -> list[int]:
+        """How often each process was started again."""
+        found: list[int] = self._table[:, _RESTARTS].tolist()
+        return found
+
+    def count_restart(self, process: int) -> None:
+        """Count that a process is started again."""
+        self._table[process, _RESTARTS] += 1
+
+    @property
+    def preset(self) -> str:
+        """The preset in force: a process that starts later takes it over."""
+        return self._presets[self._table[0, _PRESET]]
+
+    @preset.setter
+    def preset(self, name: str) -> None:
+        self._table[0, _PRESET] = self._presets.index(name)
+
+    # --- limits ---
+
+    def set_backlog(self, count: int, tokens: int) -> None:
+        """Count the requests of this process that wait outside decode, and their tokens."""
+        self._table[self.process, _BACKLOG] = count
+        self._table[self.process, _BACKLOG_TOKENS] = tokens
+
+    def other_backlogs(self) -> tuple[int, int]:
+        """Return how many requests wait at the other processes, and their tokens."""
+        return self._others(_BACKLOG), self._others(_BACKLOG_TOKENS)
+
+    def set_streams(self, key: int, count: int) -> None:
+        """Count the sequences of a client key that run at this process."""
+        self._table[self.process, _FIXED + key] = count
+
+    def other_streams(self, key: int) -> int:
+        """Return how many sequences of a client key run at the other processes."""
+        return self._others(_FIXED + key)
+
+    def _others(self, column: int) -> int:
+        if self.processes == 1:
+            return 0
+        return int(self._table[:, column].sum() - self._table[self.process, column])
+
+    # --- room on instances ---
+
+    def set_placed(self, placed: Mapping[str, tuple[int, int]]) -> None:
+        """Count the tokens and the growth (`Placed`) of this process on each instance, by its URL; others have none."""
+        row = np.zeros(2 * len(self._instances), dtype=np.int64)
+        for url, (tokens, growth) in placed.items():
+            if (number := self._instances.get(url)) is not None:
+                row[2 * number : 2 * number + 2] = tokens, growth
+        self._table[self.process, _FIXED + self._keys :] = row
+
+    def add_placed(self, url: str, tokens: int, growth: int) -> None:
+        """Count one more request of this process on an instance."""
+        if (number := self._instances.get(url)) is not None:
+            column = _FIXED + self._keys + 2 * number
+            self._table[self.process, column : column + 2] += np.array((tokens, growth))
+
+    def placed_by_others(self, url: str) -> Iterator[Placed]:
+        """Return what each of the other processes has placed on an instance."""
+        if (number := self._instances.get(url)) is None:
+            return
+        column = _FIXED + self._keys + 2 * number
+        for process in self.others:
+            tokens, growth = self._table[process, column : column + 2].tolist()
+            if tokens or growth:
+                yield Placed(self.gateway_of(process), tokens, growth)
+
+    @contextlib.asynccontextmanager
+    async def turn(self, within_s: float) -> AsyncIterator[None]:
+        """Give room away while no other process does, so that the next one sees what was given.
+
+        A process that holds the turn for longer than `within_s` seconds is not waited for: it may be stopped.
+        """
+        if self._file is None:
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        until = loop.time() + within_s
+        while not (held := _lock(self._file)) and loop.time() < until:
+            await asyncio.sleep(_RETRY_S)
+        try:
+            yield
+        finally:
+            if held:
+                fcntl.lockf(self._file, fcntl.LOCK_UN)
+
+
+def _lock(file: int) -> bool:
+    """Lock a file for this process if no other one has; return whether it has the lock."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def preset_names(first: str, known: Collection[str]) -> list[str]:
+    """Return the presets that may come into force: the one of the start, and the known ones."""
+    return [first, *(name for name in known if name != first)]

@@ -1,0 +1,93 @@
+"""The counts of an address, between real processes."""
+
+import asyncio
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ares.gateway.processes.shared_counts import Placed, SharedCounts
+
+URL, OTHER = "http://a:1", "http://b:1"
+
+
+@pytest.fixture
+def counts() -> Iterator[SharedCounts]:
+    made = SharedCounts(2, 3, [URL, f"{OTHER}/"], ["off", "ares"])
+    made.begin(0, 0)
+    yield made
+
+
+def in_process(work: Callable[[], None]) -> None:
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(20)
+    assert process.exitcode == 0
+
+
+def test_a_process_reads_what_another_has_counted(counts: SharedCounts) -> None:
+    def sibling() -> None:
+        counts.begin(1, 1)
+        counts.set_backlog(4, 90)
+        counts.set_streams(2, 7)
+        counts.set_placed({URL: (64, 10), "http://unknown": (1, 1)})
+        counts.add_placed(URL, 16, 5)
+        counts.preset = "ares"
+        assert counts.other_backlogs() == (1, 2)
+
+    counts.set_backlog(1, 2)
+    in_process(sibling)
+    assert counts.other_backlogs() == (4, 90)
+    assert [counts.other_streams(key) for key in range(3)] == [0, 0, 7]
+    assert list(counts.placed_by_others(URL)) == [Placed(f"{counts.address_name}-1", 80, 15)]
+    assert list(counts.placed_by_others(OTHER)) == list(counts.placed_by_others("http://unknown")) == []
+    assert counts.preset == "ares"
+
+
+def test_a_process_that_ended_counts_nothing_and_has_another_name_when_it_starts_again(counts: SharedCounts) -> None:
+    in_process(lambda: (counts.begin(1, 1), counts.set_backlog(4, 90)))  # type: ignore[arg-type]
+    counts.count_restart(1)
+    counts.clear(1)
+    assert counts.other_backlogs() == (0, 0)
+    in_process(lambda: counts.begin(1, 2))
+    assert [counts.gateway_of(process) for process in (0, 1)] == [f"{counts.address_name}-{n}" for n in (0, 2)]
+    assert counts.restarts == [0, 1]
+
+
+def test_a_single_process_has_no_siblings() -> None:
+    alone = SharedCounts()
+    alone.set_backlog(4, 90)
+    assert (alone.gateway, alone.others, alone.other_backlogs()) == (alone.address_name, [], (0, 0))
+
+
+async def test_one_process_at_a_time_has_the_turn_and_a_dead_one_does_not_keep_it(counts: SharedCounts) -> None:
+    here, there = multiprocessing.get_context("fork").Pipe()
+
+    def sibling() -> None:
+        async def hold() -> None:
+            async with counts.turn(5):
+                there.send("held")
+                await asyncio.sleep(60)
+
+        asyncio.run(hold())
+
+    process = multiprocessing.get_context("fork").Process(target=sibling)
+    process.start()
+    assert await asyncio.to_thread(here.recv) == "held"
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with counts.turn(0.05):  # it may be stopped: it is not waited for any longer
+        assert loop.time() - began >= 0.05
+    waiting = asyncio.create_task(_take(counts))
+    await asyncio.sleep(0.02)
+    assert not waiting.done()
+    assert process.pid is not None
+    os.kill(process.pid, 9)
+    await asyncio.wait_for(waiting, 5)
+    process.join()
+
+
+async def _take(counts: SharedCounts) -> None:
+    async with counts.turn(30):
+        pass
