@@ -116,6 +116,8 @@ class GatewayConfig(BaseSettings):
     """Address to serve on; 0.0.0.0 is every address of this host."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to serve on; 0 takes a free one."""
+    processes: int = Field(default=1, ge=1, le=64)
+    """Processes that serve the address together (docs/operations.md), as many as cores are to be used."""
     policies: list[Path] = Field(default_factory=list, validate_default=True, examples=[["my_policy.py"]])
     """Files with policies of one's own (docs/write-a-policy.md): Python that the gateway runs."""
     preset: str = Field(default="ares", validate_default=True)

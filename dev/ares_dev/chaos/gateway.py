@@ -18,8 +18,8 @@ from fastapi import FastAPI
 
 from ares.cli import main as cli
 from ares.config import ConfigError, GatewayConfig
+from ares.gateway import serving
 from ares.gateway.control import controller
-from ares.gateway.http import server
 from ares.gateway.records.decision_log import DecisionLog
 from ares.gateway.service import Gateway
 from ares_dev.chaos import telemetry_faults
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--fault-share", type=float, default=0.05)
     parser.add_argument("--log-every", type=int, default=1)
     given, sys.argv[1:] = parser.parse_known_args()
-    names = vars(server)
+    names = vars(serving)
     serve, build = names["serve"], names["build"]
     injector = telemetry_faults.TelemetryFaultInjector()
 

@@ -264,6 +264,9 @@ def gateway(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to serve on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to serve on.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(metavar="N", help="Processes that serve it together, one core each; 1 by default.")
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="Policy preset, or its YAML file (docs/policy.md).")] = None,
     policy: Policies = None,
     settings: Settings = None,
@@ -303,7 +306,7 @@ def gateway(
     """
     from ares import config as configuration
     from ares.engine import front_end_flags
-    from ares.gateway.http.server import serve
+    from ares.gateway.serving import serve
     from ares.parsers.loading import load as load_parsers
 
     given = front_end_flags.split(context.args)
@@ -318,6 +321,7 @@ def gateway(
             model=model,
             host=host,
             port=port,
+            processes=processes,
             preset=preset,
             policies=policy,
             settings=settings,
@@ -363,6 +367,9 @@ def up(
     port: Annotated[int, typer.Option(help="Port of the endpoint.", min=1, max=_LAST_PORT)] = 8000,
     preset: Annotated[str, typer.Option(help="Policy preset, or its YAML file (docs/policy.md).")] = "ares",
     policy: Policies = None,
+    gateway_processes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=64, help="Processes of the gateway, one core each.")
+    ] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="File with the keys of clients, one a line.")] = None,
     no_restart: Annotated[
         bool, typer.Option("--no-restart", help="End with an error when a process ends, instead of restarting it.")
@@ -434,6 +441,7 @@ def up(
         vllm_flags=tuple(flags if simulate is not None else local_flags(flags)),
         gateway_flags=(
             *(("--api-key-file", str(api_key_file)) if api_key_file is not None else ()),
+            *(("--processes", str(gateway_processes)) if gateway_processes is not None else ()),
             *(word for file in policy or () for word in ("--policy", str(Path(file).resolve()))),
         ),
         prefill_flags=prefill_flags,

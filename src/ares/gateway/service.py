@@ -5,7 +5,6 @@ import logging
 import math
 import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +28,7 @@ from ares.gateway.pool.pool import Pool
 from ares.gateway.processes.shared_counts import SharedCounts
 from ares.gateway.records.learners import Learners
 from ares.gateway.records.metrics import Metrics
+from ares.gateway.records.moves import Moves
 from ares.gateway.records.recording import Recorder
 from ares.gateway.records.window import Recent
 from ares.gateway.session import precopy
@@ -86,8 +86,6 @@ class Gateway:
 
     Attributes
     ----------
-    moves_ended
-        How many moves have ended; the last of them are `migrations`.
     vocabulary
         Number of the model's token ids; None where its configuration does not say.
     generation_defaults
@@ -114,8 +112,7 @@ class Gateway:
         self.recent = Recent()
         self.scores = PredictionScores(self.metrics, self.recent.prediction_error_tokens, tuning.kept_versions)
         self.learners = Learners(self.metrics, tuning)
-        self.migrations: deque[MigrationRecord] = deque(maxlen=tuning.kept_migrations)
-        self.moves_ended = 0
+        self.migrations = Moves(tuning.kept_migrations)
         self.sessions: dict[str, Session] = {}
         self.generation_defaults = generation_defaults.load(
             folder, config.generation_config, config.override_generation_config
@@ -412,7 +409,6 @@ class Gateway:
             if commanded:
                 session.commanded_until = commanded_until
         self.migrations.append(record)
-        self.moves_ended += 1
         self.metrics.migrations.labels(trigger, record.outcome).inc()
         if record.stall_s is not None:
             self.metrics.stall.observe(record.stall_s)

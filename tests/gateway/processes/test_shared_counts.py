@@ -3,7 +3,7 @@
 import asyncio
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -13,10 +13,10 @@ URL, OTHER = "http://a:1", "http://b:1"
 
 
 @pytest.fixture
-def counts() -> Iterator[SharedCounts]:
+def counts() -> SharedCounts:
     made = SharedCounts(2, 3, [URL, f"{OTHER}/"], ["off", "ares"])
     made.begin(0, 0)
-    yield made
+    return made
 
 
 def in_process(work: Callable[[], None]) -> None:
@@ -46,7 +46,11 @@ def test_a_process_reads_what_another_has_counted(counts: SharedCounts) -> None:
 
 
 def test_a_process_that_ended_counts_nothing_and_has_another_name_when_it_starts_again(counts: SharedCounts) -> None:
-    in_process(lambda: (counts.begin(1, 1), counts.set_backlog(4, 90)))  # type: ignore[arg-type]
+    def sibling() -> None:
+        counts.begin(1, 1)
+        counts.set_backlog(4, 90)
+
+    in_process(sibling)
     counts.count_restart(1)
     counts.clear(1)
     assert counts.other_backlogs() == (0, 0)

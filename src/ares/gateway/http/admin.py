@@ -2,27 +2,29 @@
 
 import asyncio
 import ipaddress
-import time
-from collections import Counter
+import logging
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from ares.gateway.control.controller import prepare
-from ares.gateway.control.predictions import plausible, predicted_peak, predicted_remaining, rows_by_key
 from ares.gateway.http.access import bearer, foreign_origin, matches, unknown_key
 from ares.gateway.http.request_ids import resolve
 from ares.gateway.http.schema import errors
 from ares.gateway.pool.instance import Instance
-from ares.gateway.pool.pool import why_closed
+from ares.gateway.processes import together
+from ares.gateway.processes.siblings import SiblingRefusedError, siblings_of
 from ares.gateway.service import COMMANDED, Gateway, TargetError
 from ares.gateway.session.handover import NotMovableError
 from ares.gateway.session.precopy import AUTO, WantedMode
-from ares.gateway.session.session import Session
 from ares.names import matching
-from ares.protocol import messages
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # At most so many ids are named in an error.
 _MAXIMUM_IDS_NAMED = 8
@@ -97,47 +99,19 @@ router = APIRouter(prefix="/admin/v1", dependencies=[Depends(allowed)], response
 @router.get("/status")
 async def status(request: Request) -> dict[str, Any]:
     """Return instances, running requests and recent moves, the newest last; learners, and connectors' resources."""
-    gateway: Gateway = request.app.state.gateway
-    return snapshot(gateway) | {
-        "migrations": [asdict(record) for record in gateway.migrations],
-        "learners": gateway.learners.as_json(),
-        "process": {"tasks": len(asyncio.all_tasks())},
-        "connectors": {i.name: i.state.telemetry.resources for i in gateway.pool.instances if i.state.telemetry},
-    }
-
-
-def snapshot(gateway: Gateway) -> dict[str, Any]:
-    """Return instances, running requests, and recent measurements."""
-    rows, differing = rows_by_key(gateway.pool.instances), gateway.pool.differing()
-    sessions = Counter(id(s.instance) for s in gateway.sessions.values())
-    return {
-        "now": time.time(),
-        "preset": gateway.controller.preset,
-        "settings": gateway.controller.in_force,
-        "gateway": gateway.name,
-        "controller": gateway.controller.lease_status,
-        "suspensions": gateway.controller.suspensions,
-        "waiting": gateway.controller.waiting,
-        "backlog": len(gateway.backlog),
-        "backlog_tokens": gateway.backlog.tokens,
-        "suspended": gateway.controller.suspended,
-        "instances": [
-            _instance(i, sessions[id(i)], gateway.drainer.left(i) if i.state.draining else None)
-            | {"differs_in": differing.get(i.name)}
-            for i in gateway.pool.instances
-        ],
-        "requests": [_request(s, rows.get(s.key or "")) for s in list(gateway.sessions.values())],
-        "recent": gateway.recent.summary(),
-        "learner_ages_s": gateway.learners.ages(),
-        "learner_old_s": gateway.tuning.learner_old_s,
-    }
+    return await together.status(request.app.state.gateway, siblings_of(request))
 
 
 @router.post("/migrations", responses=errors(400, 404, 409, 503))
 async def migrate(body: MigrationRequest, request: Request) -> dict[str, Any]:
     """Move a running request; answers when it runs at its target, or with the reason why it does not."""
     gateway: Gateway = request.app.state.gateway
-    session = _find_session(gateway, body.request_id)
+    if (siblings := siblings_of(request)) is not None:
+        _, process = _only_one(body.request_id, await together.running(gateway, siblings, body.request_id))
+        if process != gateway.counts.process:
+            return await siblings.forward(process, request)
+    found = [(one, gateway.sessions[one]) for one in resolve(body.request_id, gateway.sessions)]
+    _, session = _only_one(body.request_id, found)
     target = _find(gateway, body.target)
     try:
         record = await gateway.migrate(session, target, COMMANDED, COMMANDED, body.mode)
@@ -158,6 +132,8 @@ async def drain(name: str, request: Request, body: DrainRequest | None = None) -
         raise AdminError(409, message, "last_instance")
     deadline_s = body.deadline_s
     await gateway.drainer.drain(instance, deadline_s)
+    # The instance tells the others, too, but a little later: once this has answered, it drains at every process.
+    await _tell_others(request, DrainRequest(deadline_s=deadline_s, force=True))
     return {"name": instance.name, "draining": True, "left": gateway.drainer.left(instance), "deadline_s": deadline_s}
 
 
@@ -167,6 +143,7 @@ async def undrain(name: str, request: Request) -> dict[str, Any]:
     gateway: Gateway = request.app.state.gateway
     instance = _find(gateway, name)
     await gateway.drainer.undrain(instance)
+    await _tell_others(request)
     return {"name": instance.name, "draining": False}
 
 
@@ -180,17 +157,34 @@ async def switch(body: PresetRequest, request: Request) -> dict[str, Any]:
         gateway.controller.use_preset(body.preset)
     except ValueError as error:
         raise AdminError(400, str(error), "unknown_preset") from error
+    if (siblings := siblings_of(request)) is not None:
+        gateway.counts.preset = body.preset  # for a process that is starting
+        for process in siblings.counts.others:
+            await siblings.forward(process, request)
     return {"preset": gateway.controller.preset}
 
 
-def _find_session(gateway: Gateway, given: str) -> Session:
-    ids = resolve(given, gateway.sessions)
-    if not ids:
+async def _tell_others(request: Request, body: BaseModel | None = None) -> None:
+    """Send a command for an instance to the other processes; what one of them refuses, the instance itself tells it."""
+    if (siblings := siblings_of(request)) is None:
+        return
+    sent = body.model_dump_json().encode() if body is not None else None
+    for process in siblings.counts.others:
+        try:
+            await siblings.forward(process, request, sent)
+        except SiblingRefusedError as refusal:
+            logger.info("%s: %s", request.scope["path"], refusal)
+
+
+def _only_one(given: str, found: Sequence[tuple[str, T]]) -> tuple[str, T]:
+    """Return the one request that `given` may be; AdminError where it may be none or several."""
+    if not found:
         raise AdminError(404, f"no running request {given!r}", "request_not_found")
-    if len(ids) > 1:
+    if len(found) > 1:
+        ids = [one for one, _ in found]
         shown = ", ".join(ids[:_MAXIMUM_IDS_NAMED]) + (", ..." if len(ids) > _MAXIMUM_IDS_NAMED else "")
         raise AdminError(409, f"{given!r} may be any of {len(ids)} requests: {shown}", "request_ambiguous")
-    return gateway.sessions[ids[0]]
+    return found[0]
 
 
 def _find(gateway: Gateway, given: str) -> Instance:
@@ -202,65 +196,3 @@ def _find(gateway: Gateway, given: str) -> Instance:
     if instance is None:
         raise AdminError(404, f"no instance {given!r}; instances: {', '.join(names)}", "instance_not_found")
     return instance
-
-
-def _instance(instance: Instance, sessions: int, left: int | None) -> dict[str, Any]:
-    load, hello = instance.state.telemetry, instance.state.hello
-    row: dict[str, Any] = {
-        "name": instance.name,
-        "role": instance.role,
-        "url": instance.url,
-        "healthy": instance.health.healthy,
-        "draining": instance.state.draining,
-        "why": why_closed(instance),
-        "left": left,
-    }
-    if load is not None and hello is not None:
-        row |= {
-            "running": load.running,
-            "waiting": load.waiting,
-            "resident_tokens": sum(r.resident for r in load.rows),
-            "predicted_remaining_tokens": predicted_remaining(load),
-            "predicted_peak_tokens": predicted_peak(load, instance.state.layout),
-            "capacity_tokens": instance.state.capacity_tokens,
-            "kv_blocks_used": load.kv_blocks_used,
-            "kv_blocks": hello.kv_blocks,
-            "pinned": load.pinned,
-            "step_time_s": load.step_time_s,
-            "steps": load.steps,
-            "busy_s": load.busy_s,
-            "block_size": hello.block_size,
-            "max_num_seqs": hello.max_num_seqs,
-            "max_num_batched_tokens": hello.max_num_batched_tokens,
-            "step_time_coefficients": None
-            if (fitted := instance.state.step_time.coefficients) is None
-            else fitted.tolist(),
-            "preemptions": load.preemptions,
-            "sessions": sessions,
-            "predictor": load.predictor,
-            "predictor_refused": None
-            if not load.predictor_refused[0]
-            else dict(zip(("version", "why"), load.predictor_refused, strict=True)),
-        }
-    return row
-
-
-def _request(session: Session, row: messages.Row | None) -> dict[str, Any]:
-    why = session.unmovable_now()
-    predicted = row.remaining if row is not None else None
-    usable = predicted is not None and plausible(predicted)
-    low, middle, high = predicted if predicted is not None and usable else (None, None, None)
-    return {
-        "id": session.id,
-        "state": "moving" if session.moving else session.phase,
-        "instance": session.instance.name if session.instance else None,
-        "resident_tokens": session.tokens,
-        "prompt_tokens": len(session.prompt),
-        "output_tokens": len(session.emitted),
-        "remaining_p10": low,
-        "remaining_p50": middle,
-        "remaining_p90": high,
-        "moves": session.moves,
-        "movable": why is None,
-        "reason": why,
-    }

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from ares import __version__
@@ -35,14 +35,21 @@ from ares.gateway.http.responses import RequestCleanup, error
 from ares.gateway.http.schema import ErrorReply
 from ares.gateway.openai.parsing import Parsers
 from ares.gateway.pool.instance import NoInstanceError
-from ares.gateway.records import gauges
+from ares.gateway.processes import together
+from ares.gateway.processes.siblings import Siblings, siblings_of
 from ares.gateway.service import Gateway
 from ares.gateway.shutdown import ShuttingDownError
 from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol.learner_report import LARGEST_REPORT_BYTES
 
 
-def build(config: GatewayConfig, folder: Path, tuning: Tuning = DEFAULT, parsers: Parsers | None = None) -> FastAPI:
+def build(
+    config: GatewayConfig,
+    folder: Path,
+    tuning: Tuning = DEFAULT,
+    parsers: Parsers | None = None,
+    siblings: Siblings | None = None,
+) -> FastAPI:
     """Make the application of one gateway; it connects to its instances when it starts.
 
     Parameters
@@ -55,8 +62,10 @@ def build(config: GatewayConfig, folder: Path, tuning: Tuning = DEFAULT, parsers
         Times and limits that are no settings.
     parsers
         Parsers of reasoning and tool calls, if any.
+    siblings
+        The other processes of the gateway; None: it is the only one.
     """
-    gateway = Gateway(config, folder, tuning, parsers)
+    gateway = Gateway(config, folder, tuning, parsers, siblings.counts if siblings is not None else None)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -65,6 +74,8 @@ def build(config: GatewayConfig, folder: Path, tuning: Tuning = DEFAULT, parsers
             yield
         finally:
             await gateway.stop()
+            if siblings is not None:
+                await siblings.close()
 
     # FastAPI's own pages load their scripts from a host of the internet.
     documented = None if config.disable_fastapi_docs else "/openapi.json"
@@ -76,12 +87,12 @@ def build(config: GatewayConfig, folder: Path, tuning: Tuning = DEFAULT, parsers
         redoc_url=None,
         openapi_url=documented,
     )
-    app.state.gateway = gateway
+    app.state.gateway, app.state.siblings = gateway, siblings
     for routes in (completion_routes, responses_routes, messages_routes, tokenization_routes, model_list, not_offered):
         app.include_router(routes.router)
     app.include_router(admin.router)
     app.include_router(predictor.router)
-    app.state.feed = events.Feed(gateway)
+    app.state.feed = events.Feed(gateway, siblings)
     app.include_router(events.router)
     app.include_router(dashboard.router)
     if documented is not None:
@@ -136,7 +147,6 @@ def _observability(app: FastAPI, gateway: Gateway) -> None:
         }
 
     @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
         """Return Prometheus metrics."""
-        gauges.update(gateway.metrics, gateway.pool.instances, gateway.learners.newest_first())
-        return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(await together.metrics(gateway, siblings_of(request)), media_type=CONTENT_TYPE_LATEST)

@@ -16,6 +16,7 @@ from ares.gateway.openai.body import BadRequestError
 from ares.gateway.openai.parsing import ParserFailedError
 from ares.gateway.pool.generate import EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import NoInstanceError
+from ares.gateway.processes.siblings import SiblingRefusedError
 from ares.gateway.shutdown import ShuttingDownError
 
 _SEVERAL_TYPES = {
@@ -31,6 +32,7 @@ def register(app: FastAPI) -> None:
     app.add_exception_handler(BadRequestError, _bad_request)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(admin.AdminError, _admin)
+    app.add_exception_handler(SiblingRefusedError, _admin)
     app.add_exception_handler(TooManyStreamsError, _too_many_streams)
     app.add_exception_handler(HTTPException, _http)
     for kind in (
@@ -67,7 +69,7 @@ async def _invalid(request: Request, failure: Exception) -> JSONResponse:
 
 
 async def _admin(_: Request, failure: Exception) -> JSONResponse:
-    assert isinstance(failure, admin.AdminError)  # noqa: S101
+    assert isinstance(failure, admin.AdminError | SiblingRefusedError)  # noqa: S101
     return error(failure.status, str(failure), code=failure.code)
 
 

@@ -8,23 +8,26 @@ reader that was away, or too slow, continues with the next.
 
 import asyncio
 import heapq
-import itertools
 import logging
 from collections import deque
-from dataclasses import asdict
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Request
 
 from ares import __version__
-from ares.gateway.http.admin import allowed, snapshot
+from ares.gateway.http.admin import allowed
 from ares.gateway.http.responses import EventStream, Write
 from ares.gateway.http.schema import errors
+from ares.gateway.processes import together
+from ares.gateway.processes.merged_status import Part
+from ares.gateway.processes.siblings import Siblings
 from ares.gateway.service import Gateway
-from ares.gateway.session.handover import MigrationRecord
 
 logger = logging.getLogger(__name__)
+
+# Of the status: what has events of its own, and what is for tests.
+_ELSEWHERE = ("migrations", "learners", "process", "processes", "connectors")
 
 router = APIRouter(prefix="/admin/v1", dependencies=[Depends(allowed)], responses=errors(401, 403))
 
@@ -37,10 +40,19 @@ async def events(request: Request) -> EventStream:
 
 
 class Feed:
-    """Makes the events; it runs only while there are viewers."""
+    """Makes the events; it runs only while there are viewers.
 
-    def __init__(self, gateway: Gateway) -> None:
+    Parameters
+    ----------
+    gateway
+        The gateway of this process.
+    siblings
+        The other processes of the gateway, whose requests and moves are shown too.
+    """
+
+    def __init__(self, gateway: Gateway, siblings: Siblings | None = None) -> None:
         self._gateway = gateway
+        self._siblings = siblings
         self._tuning = gateway.tuning
         self._viewers = 0
         self._clock: asyncio.Task[None] | None = None
@@ -49,9 +61,11 @@ class Feed:
         self._number = 0
         self._snapshot = b""
         self._moves: deque[tuple[int, bytes]] = deque(maxlen=self._tuning.feed_moves)
-        self._last_move: MigrationRecord | None = None
+        # By process, each with another name when it starts again: how many of its moves have been taken over.
+        self._moves_taken: dict[str, int] = {}
         self._learners = b""
-        self._learners_number = self._learners_revision = 0
+        self._learners_number = 0
+        self._learners_revision = ("", 0)
 
     async def follow(self, write: Write) -> None:
         """Write events until cancelled or closed; a slow writer skips snapshots."""
@@ -87,15 +101,19 @@ class Feed:
     async def _tick(self) -> None:
         while True:
             try:
-                self._make()
+                await self._make()
             except Exception:  # viewers miss one event; serving continues (I7)
                 logger.exception("no status for the viewers")
             async with self._ticked:
                 self._ticked.notify_all()
             await asyncio.sleep(self._tuning.feed_period_s)
 
-    def _make(self) -> None:
-        status = snapshot(self._gateway)
+    async def _make(self) -> None:
+        limit = self._tuning.feed_moves
+        parts = await together.parts(self._gateway, self._siblings, lambda name: self._moves_taken.get(name, 0), limit)
+        whole = together.merge(self._gateway, parts)
+        status = {name: value for name, value in whole.items() if name not in _ELSEWHERE}
+        moves = self._new_moves(parts)
         requests: list[dict[str, Any]] = status.pop("requests")
         total = len(requests)
         if total > self._tuning.feed_requests:
@@ -108,19 +126,18 @@ class Feed:
         }
         self._snapshot = _event("snapshot", msgspec.json.encode(status))
         self._number += 1
-        learners = self._gateway.learners
-        if learners.revision > self._learners_revision:
-            self._learners_number, self._learners_revision = self._number, learners.revision
-            self._learners = _event("learners", msgspec.json.encode(learners.as_json()))
-        self._moves.extend((self._number, msgspec.json.encode(asdict(move))) for move in self._new_moves())
+        reported = min(parts, key=lambda part: part.process)
+        revision = reported.status["gateway"], reported.learners_revision
+        if revision[1] and revision != self._learners_revision:
+            self._learners_number, self._learners_revision = self._number, revision
+            self._learners = _event("learners", msgspec.json.encode(reported.status["learners"]))
+        self._moves.extend((self._number, msgspec.json.encode(move)) for move in moves)
 
-    def _new_moves(self) -> list[MigrationRecord]:
+    def _new_moves(self, parts: list[Part]) -> list[dict[str, Any]]:
         """Return the moves that have ended since the last event, the oldest first."""
-        newest_first = itertools.takewhile(lambda move: move is not self._last_move, reversed(self._gateway.migrations))
-        new = list(itertools.islice(newest_first, self._tuning.feed_moves))[::-1]
-        if new:
-            self._last_move = new[-1]
-        return new
+        self._moves_taken |= {part.status["gateway"]: part.moves_ended for part in parts}
+        new = [move for part in parts for move in part.status["migrations"]]
+        return sorted(new, key=lambda move: move["started_at"])[-self._tuning.feed_moves :] if len(parts) > 1 else new
 
 
 def _event(name: str, body: bytes) -> bytes:

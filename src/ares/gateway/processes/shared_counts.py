@@ -120,7 +120,7 @@ class SharedCounts:
     @property
     def preset(self) -> str:
         """The preset in force: a process that starts later takes it over."""
-        return self._presets[self._table[0, _PRESET]]
+        return self._presets[int(self._table[0, _PRESET])]
 
     @preset.setter
     def preset(self, name: str) -> None:
@@ -187,7 +187,7 @@ class SharedCounts:
             return
         loop = asyncio.get_running_loop()
         until = loop.time() + within_s
-        while not (held := _lock(self._file)) and loop.time() < until:
+        while not (held := _lock(self._file)) and loop.time() < until:  # noqa: ASYNC110 - of another process
             await asyncio.sleep(_RETRY_S)
         try:
             yield

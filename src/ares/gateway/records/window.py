@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,11 @@ class Window:
         """Add a value measured now."""
         self._values.append((self._clock(), value))
 
+    def extend(self, values: list[float]) -> None:
+        """Add values of another window; they count from now on."""
+        for value in values:
+            self.add(value)
+
     def values(self) -> list[float]:
         """Return the values that are still in the window, the oldest first."""
         oldest = self._clock() - self._seconds
@@ -38,7 +43,7 @@ class Window:
 
 
 class Recent:
-    """The windows of one gateway.
+    """The windows of one gateway, with at most `limit` values each.
 
     Attributes
     ----------
@@ -52,11 +57,20 @@ class Recent:
         Predicted less true remaining tokens, of sessions that ended in it; one value a position.
     """
 
-    def __init__(self) -> None:
-        self.ttft_s = Window()
-        self.tpot_s = Window()
-        self.longest_gap_s = Window()
-        self.prediction_error_tokens = Window()
+    def __init__(self, limit: int = WINDOW_VALUES) -> None:
+        self.ttft_s = Window(limit=limit)
+        self.tpot_s = Window(limit=limit)
+        self.longest_gap_s = Window(limit=limit)
+        self.prediction_error_tokens = Window(limit=limit)
+
+    def values(self) -> dict[str, list[float]]:
+        """Return the values in all windows, by name."""
+        return {name: window.values() for name, window in vars(self).items()}
+
+    def extend(self, values: Mapping[str, list[float]]) -> None:
+        """Add what `values` of another process returned."""
+        for name, window in vars(self).items():
+            window.extend(values[name])
 
     def summary(self) -> dict[str, Any]:
         """Return percentiles of the times, and size and sign of the prediction error; None without values."""

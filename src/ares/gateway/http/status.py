@@ -1,0 +1,118 @@
+"""What a gateway knows of its instances, requests and moves, as JSON."""
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+from ares.gateway.control.predictions import plausible, predicted_peak, predicted_remaining, rows_by_key
+from ares.gateway.pool.instance import Instance
+from ares.gateway.pool.pool import why_closed
+from ares.gateway.service import Gateway
+from ares.gateway.session.session import Session
+from ares.protocol import messages
+
+
+def whole(gateway: Gateway, moves: int | None = None) -> dict[str, Any]:
+    """Return the status of this process: `snapshot`, with recent moves, the newest last, learners and connectors.
+
+    `moves` is how many of the moves it has at most; None: all that are kept.
+    """
+    newest_first = itertools.islice(reversed(gateway.migrations), moves)
+    return snapshot(gateway) | {
+        "migrations": [asdict(record) for record in newest_first][::-1],
+        "learners": gateway.learners.as_json(),
+        "process": {"tasks": len(asyncio.all_tasks())},
+        "connectors": {i.name: i.state.telemetry.resources for i in gateway.pool.instances if i.state.telemetry},
+    }
+
+
+def snapshot(gateway: Gateway) -> dict[str, Any]:
+    """Return instances, running requests, and recent measurements."""
+    rows, differing = rows_by_key(gateway.pool.instances), gateway.pool.differing()
+    sessions = Counter(id(s.instance) for s in gateway.sessions.values())
+    return {
+        "now": time.time(),
+        "preset": gateway.controller.preset,
+        "settings": gateway.controller.in_force,
+        "gateway": gateway.name,
+        "controller": gateway.controller.lease_status,
+        "suspensions": gateway.controller.suspensions,
+        "waiting": gateway.controller.waiting,
+        "backlog": len(gateway.backlog),
+        "backlog_tokens": gateway.backlog.tokens,
+        "suspended": gateway.controller.suspended,
+        "instances": [
+            _instance(i, sessions[id(i)], gateway.drainer.left(i) if i.state.draining else None)
+            | {"differs_in": differing.get(i.name)}
+            for i in gateway.pool.instances
+        ],
+        "requests": [_request(s, rows.get(s.key or "")) for s in list(gateway.sessions.values())],
+        "recent": gateway.recent.summary(),
+        "learner_ages_s": gateway.learners.ages(),
+        "learner_old_s": gateway.tuning.learner_old_s,
+    }
+
+
+def _instance(instance: Instance, sessions: int, left: int | None) -> dict[str, Any]:
+    load, hello = instance.state.telemetry, instance.state.hello
+    row: dict[str, Any] = {
+        "name": instance.name,
+        "role": instance.role,
+        "url": instance.url,
+        "healthy": instance.health.healthy,
+        "draining": instance.state.draining,
+        "why": why_closed(instance),
+        "left": left,
+    }
+    if load is not None and hello is not None:
+        row |= {
+            "running": load.running,
+            "waiting": load.waiting,
+            "resident_tokens": sum(r.resident for r in load.rows),
+            "predicted_remaining_tokens": predicted_remaining(load),
+            "predicted_peak_tokens": predicted_peak(load, instance.state.layout),
+            "capacity_tokens": instance.state.capacity_tokens,
+            "kv_blocks_used": load.kv_blocks_used,
+            "kv_blocks": hello.kv_blocks,
+            "pinned": load.pinned,
+            "step_time_s": load.step_time_s,
+            "steps": load.steps,
+            "busy_s": load.busy_s,
+            "block_size": hello.block_size,
+            "max_num_seqs": hello.max_num_seqs,
+            "max_num_batched_tokens": hello.max_num_batched_tokens,
+            "step_time_coefficients": None
+            if (fitted := instance.state.step_time.coefficients) is None
+            else fitted.tolist(),
+            "preemptions": load.preemptions,
+            "sessions": sessions,
+            "predictor": load.predictor,
+            "predictor_refused": None
+            if not load.predictor_refused[0]
+            else dict(zip(("version", "why"), load.predictor_refused, strict=True)),
+        }
+    return row
+
+
+def _request(session: Session, row: messages.Row | None) -> dict[str, Any]:
+    why = session.unmovable_now()
+    predicted = row.remaining if row is not None else None
+    usable = predicted is not None and plausible(predicted)
+    low, middle, high = predicted if predicted is not None and usable else (None, None, None)
+    return {
+        "id": session.id,
+        "state": "moving" if session.moving else session.phase,
+        "instance": session.instance.name if session.instance else None,
+        "resident_tokens": session.tokens,
+        "prompt_tokens": len(session.prompt),
+        "output_tokens": len(session.emitted),
+        "remaining_p10": low,
+        "remaining_p50": middle,
+        "remaining_p90": high,
+        "moves": session.moves,
+        "movable": why is None,
+        "reason": why,
+    }

@@ -1,0 +1,133 @@
+"""Accepts the connections to an address, and hands each to one of its processes, in turn."""
+
+import contextlib
+import errno
+import logging
+import socket
+from dataclasses import dataclass
+
+from ares import addresses
+
+logger = logging.getLogger(__name__)
+
+# What the parent tells a process; `CONNECTION` comes with a file descriptor.
+CONNECTION, SHUT_DOWN = b"c", b"s"
+# What a process tells its parent: that it takes connections, or takes no more.
+TAKES, LEAVES = b"t", b"l"
+
+# As uvicorn's.
+_BACKLOG = 2048
+# Connections that are accepted at a time: signals and the ends of processes are looked at in between.
+_AT_A_TIME = 64
+# The process has too many files open, or the system has, or no memory: it may have some later.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Listen on all addresses of a host, as asyncio does; AddressError where that fails.
+
+    The sockets do not block, and the connections from them send without delay.
+    """
+    found = dict.fromkeys(
+        (family, address) for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    )
+    with contextlib.ExitStack() as unless_all:
+        made: list[socket.socket] = []
+        for family, address in found:
+            listener = unless_all.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                listener.bind(address)
+                listener.listen(_BACKLOG)
+            except OSError as error:
+                where = addresses.with_port(str(address[0]), int(address[1]))
+                raise addresses.AddressError(f"cannot listen on {where} ({error.strerror})") from error
+            listener.setblocking(False)
+            made.append(listener)
+        unless_all.pop_all()
+    return made
+
+
+@dataclass(slots=True)
+class Link:
+    """The parent's end of the socket pair to one process.
+
+    The pair outlasts the process: what a process has not taken when it ends, the one started in its place takes.
+    """
+
+    here: socket.socket
+    there: socket.socket
+    takes: bool = False
+
+    @classmethod
+    def make(cls) -> "Link":
+        """Make a pair that does not block."""
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        here.setblocking(False)
+        there.setblocking(False)
+        return cls(here, there)
+
+
+class Acceptor:
+    """Accepts connections, one process after the other: no process gets more than one more than another.
+
+    Parameters
+    ----------
+    links
+        To the processes, in the order of their numbers.
+
+    Attributes
+    ----------
+    holds
+        Whether it has a connection that no process has room for yet; it accepts no other one before that has gone.
+    """
+
+    def __init__(self, links: list[Link]) -> None:
+        self._links = links
+        self._next = 0
+        self._held: socket.socket | None = None
+
+    @property
+    def holds(self) -> bool:  # noqa: D102 - above
+        return self._held is not None
+
+    def accept(self, listener: socket.socket) -> None:
+        """Accept what waits at a listener that does not block, and hand it out."""
+        for _ in range(_AT_A_TIME):
+            if self._held is not None:
+                return
+            try:
+                self._held, _ = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    logger.error("cannot accept a connection: %s", error)
+                return  # otherwise the client has left already
+            self.hand_out()
+
+    def hand_out(self) -> None:
+        """Hand the connection that is held to the next process that has room for it."""
+        count = len(self._links)
+        for number in ((self._next + n) % count for n in range(count)):
+            if self._held is not None and self._links[number].takes and _send(self._links[number], self._held):
+                self._held.close()
+                self._held = None
+                self._next = (number + 1) % count
+                return
+
+    def close(self) -> None:
+        """Close the connection that is held."""
+        if self._held is not None:
+            self._held.close()
+
+
+def _send(link: Link, connection: socket.socket) -> bool:
+    try:
+        socket.send_fds(link.here, [CONNECTION], [connection.fileno()])
+    except OSError:  # no room: the process has not taken the last ones yet
+        return False
+    return True

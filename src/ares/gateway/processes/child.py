@@ -1,0 +1,135 @@
+"""One process of an address: a gateway whose connections come from its parent."""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import socket
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.server import ServerState
+
+from ares.gateway.http.server import Server
+from ares.gateway.processes import from_sibling, kept_metrics
+from ares.gateway.processes.acceptor import CONNECTION, LEAVES, TAKES
+from ares.gateway.processes.siblings import Siblings
+from ares.gateway.service import Gateway
+
+logger = logging.getLogger(__name__)
+
+# For connections that the parent had handed out before it knew that this process takes no more.
+_LAST_CONNECTIONS_S = 0.05
+
+
+class ChildServer(Server):
+    """Serves the connections that come over a link, and its siblings over a Unix socket.
+
+    Parameters
+    ----------
+    config
+        uvicorn's, of the application.
+    app
+        The application.
+    siblings
+        The other processes.
+    link
+        The socket to the parent. Signals go to the parent, which passes the shutdown on; when it is gone, this process
+        shuts down too.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, siblings: Siblings, link: socket.socket) -> None:
+        super().__init__(config, app)
+        self._gateway: Gateway = app.state.gateway
+        self._siblings = siblings
+        self._link = link
+        self._adopting: set[asyncio.Task[None]] = set()
+        self._for_siblings = uvicorn.Config(
+            from_sibling.application(app),
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals as they are: they are for the parent."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to serve."""
+        await super().startup([])
+        counts = self._siblings.counts
+        kept_metrics.begin(self._siblings.folder, counts.process)
+        path = self._siblings.socket(counts.process)
+        path.unlink(missing_ok=True)  # of the process that was here before
+        loop = asyncio.get_running_loop()
+        factory = partial(self._protocol, self._for_siblings, ServerState())
+        self._siblings_server = await loop.create_unix_server(factory, str(path))
+        # From here on siblings tell it of a new preset.
+        if counts.preset != self._gateway.controller.preset:
+            self._gateway.controller.use_preset(counts.preset)
+        loop.add_reader(self._link, self._read_link)
+        self._tell_parent(TAKES)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop serving."""
+        await super().shutdown(sockets)
+        self._siblings_server.close()
+
+    async def stop_taking(self) -> None:
+        """Take no more connections."""
+        self._tell_parent(LEAVES)
+        await asyncio.sleep(_LAST_CONNECTIONS_S)
+        asyncio.get_running_loop().remove_reader(self._link)
+
+    def _protocol(self, config: uvicorn.Config, state: ServerState) -> asyncio.Protocol:
+        if not config.loaded:
+            config.load()
+        made: Any = config.http_protocol_class
+        protocol: asyncio.Protocol = made(config=config, server_state=state, app_state=self.lifespan.state)
+        return protocol
+
+    def _read_link(self) -> None:
+        """Read what the parent says."""
+        while True:
+            try:
+                message, descriptors, *_ = socket.recv_fds(self._link, 1, 1)
+            except BlockingIOError:
+                return
+            except OSError:
+                message, descriptors = b"", []
+            if message == CONNECTION:
+                self._adopt(socket.socket(fileno=descriptors[0]))
+                continue
+            # A second order ends everything at once.
+            self.force_exit = self.should_exit
+            self.should_exit = True
+            if not message:
+                logger.error("the parent process of this gateway has ended")
+                asyncio.get_running_loop().remove_reader(self._link)
+                shutil.rmtree(self._siblings.folder, ignore_errors=True)  # otherwise nobody would
+                return
+
+    def _adopt(self, connection: socket.socket) -> None:
+        task = asyncio.create_task(self._serve_connection(connection))
+        self._adopting.add(task)
+        task.add_done_callback(self._adopting.discard)
+
+    async def _serve_connection(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        factory = partial(self._protocol, self.config, self.server_state)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(factory, connection, ssl=self.config.ssl)
+        except OSError as error:  # the client has left, or does not speak TLS
+            logger.debug("a connection was not taken: %s", error)
+            connection.close()
+
+    def _tell_parent(self, message: bytes) -> None:
+        with contextlib.suppress(OSError):  # it has ended
+            self._link.send(message)

@@ -1,0 +1,37 @@
+"""What processes that have ended had counted, so that no counter of an address goes down when one ends.
+
+Before a process shows its counters, it writes them to a file; the one that starts in its place adds them to its own.
+"""
+
+from pathlib import Path
+
+from ares.gateway.processes import merged_metrics
+
+
+def read(folder: Path, process: int) -> str:
+    """Return the counters and histograms that a process has shown, and those of the ones that it replaced."""
+    return _read(folder / f"{process}.shown") or _read(folder / f"{process}.ended")
+
+
+def begin(folder: Path, process: int) -> None:
+    """Take over what the process that was there before has shown."""
+    shown = folder / f"{process}.shown"
+    if shown.exists():
+        shown.replace(folder / f"{process}.ended")
+
+
+def with_ended(folder: Path, process: int, own: str) -> str:
+    """Return the exposition of a process with the counts of those that it replaced, which may be shown now."""
+    ended = _read(folder / f"{process}.ended")
+    text = merged_metrics.merged([own, ended]) if ended else own
+    new = folder / f"{process}.new"
+    new.write_text(merged_metrics.merged([text], gauges=False), encoding="utf-8")
+    new.replace(folder / f"{process}.shown")
+    return text
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,98 @@
+"""What a process answers for all processes of its address: status, metrics, and which one has a request."""
+
+import os
+import urllib.parse
+from collections.abc import Callable
+
+import msgspec
+from prometheus_client import generate_latest
+
+from ares.gateway.http import status as own_status
+from ares.gateway.http.request_ids import resolve
+from ares.gateway.processes import kept_metrics, merged_metrics, merged_status
+from ares.gateway.processes.merged_status import Part, Status
+from ares.gateway.processes.siblings import METRICS_ROUTE, REQUESTS_ROUTE, STATUS_ROUTE, Siblings
+from ares.gateway.records import gauges
+from ares.gateway.service import Gateway
+
+_decode_part = msgspec.json.Decoder(Part).decode
+_decode_ids = msgspec.json.Decoder(list[str]).decode
+
+
+def own_part(gateway: Gateway, moves_after: int = 0, most_moves: int | None = None) -> Part:
+    """Return what this process knows, without its first `moves_after` moves, and at most so many of the others."""
+    new = max(0, gateway.migrations.ended - moves_after)
+    return Part(
+        gateway.counts.process,
+        os.getpid(),
+        own_status.whole(gateway, new if most_moves is None else min(new, most_moves)),
+        gateway.recent.values(),
+        gateway.migrations.ended,
+        gateway.learners.revision,
+    )
+
+
+async def parts(
+    gateway: Gateway,
+    siblings: Siblings | None,
+    moves_after: Callable[[str], int] = lambda _: 0,
+    most_moves: int | None = None,
+) -> list[Part]:
+    """Return what each process knows that answers, this one first.
+
+    Parameters
+    ----------
+    moves_after
+        How many moves of a process, by its name, are left out.
+    most_moves
+        And of the others so many are kept at most.
+    """
+    found = [own_part(gateway, moves_after(gateway.name), most_moves)]
+    if siblings is not None:
+        names = siblings.counts.gateway_of
+        answers = await siblings.ask_all(lambda process: f"{STATUS_ROUTE}?moves_after={moves_after(names(process))}")
+        found += [_decode_part(answer.body) for answer in answers.values()]
+    return found
+
+
+def merge(gateway: Gateway, found: list[Part]) -> Status:
+    """Return the status of the address by what its processes know."""
+    if gateway.counts.processes == 1:
+        return found[0].status
+    return merged_status.merged(found, gateway.counts.address_name, gateway.tuning.kept_migrations)
+
+
+async def status(gateway: Gateway, siblings: Siblings | None) -> Status:
+    """Return the status of the address, or of this process where a sibling asks."""
+    if siblings is None:
+        return own_status.whole(gateway)
+    return merge(gateway, await parts(gateway, siblings))
+
+
+async def running(gateway: Gateway, siblings: Siblings, given: str) -> list[tuple[str, int]]:
+    """Return the running requests that `given` means (`request_ids.resolve`), each with its process."""
+    found = [(one, gateway.counts.process) for one in resolve(given, gateway.sessions)]
+    path = f"{REQUESTS_ROUTE}?{urllib.parse.urlencode({'given': given})}"
+    for process, answer in (await siblings.ask_all(lambda _: path)).items():
+        found += [(one, process) for one in _decode_ids(answer.body)]
+    # Each has answered by its own; an exact id of one counts before a beginning of another's.
+    meant = resolve(given, {one for one, _ in found})
+    return [(one, process) for one, process in found if one in meant]
+
+
+def own_metrics(gateway: Gateway) -> str:
+    """Return the exposition of this process."""
+    gauges.update(gateway.metrics, gateway.pool.instances, gateway.learners.newest_first())
+    return generate_latest(gateway.metrics.registry).decode()
+
+
+async def metrics(gateway: Gateway, siblings: Siblings | None) -> str:
+    """Return the exposition of the address, or of this process where there are no others."""
+    if siblings is None:
+        return own_metrics(gateway)
+    counts = siblings.counts
+    texts = {counts.process: kept_metrics.with_ended(siblings.folder, counts.process, own_metrics(gateway))}
+    answers = await siblings.ask_all(lambda _: METRICS_ROUTE)
+    texts |= {process: answer.body.decode() for process, answer in answers.items()}
+    kept = [kept_metrics.read(siblings.folder, process) for process in counts.others if process not in texts]
+    return merged_metrics.of_address(texts, kept, counts.process, counts.restarts)

@@ -1,0 +1,112 @@
+"""`ares gateway`: the application on a server, in one process or several."""
+
+import gc
+import logging
+import signal
+import socket
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from ares import addresses
+from ares.config import GatewayConfig, live_preset
+from ares.gateway.control.controller import prepare
+from ares.gateway.http.app import build
+from ares.gateway.http.connection import Connection, Limits
+from ares.gateway.http.responses import DirectSend
+from ares.gateway.http.server import Server
+from ares.gateway.openai.parsing import Parsers
+from ares.gateway.processes.acceptor import listen
+from ares.gateway.processes.child import ChildServer
+from ares.gateway.processes.parent import Parent
+from ares.gateway.processes.shared_counts import SharedCounts, preset_names
+from ares.gateway.processes.siblings import Siblings
+from ares.models import resolve as models
+from ares.policy import PRESETS
+
+logger = logging.getLogger(__name__)
+
+LoadParsers = Callable[[GatewayConfig, Path], Parsers | None]
+
+# For slow clients to read the ends of their streams.
+_FLUSH_S = 5
+
+
+def serve(config: GatewayConfig, load_parsers: LoadParsers) -> None:
+    """Run a gateway until a signal stops it; AddressError where it cannot listen."""
+    process = " %(processName)s" if config.processes > 1 else ""
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s{process} %(levelname)s %(name)s: %(message)s")
+    # Before the model, which may have to be fetched.
+    addresses.check(config.host, {"--port": [config.port]})
+    if (warning := config.exposure()) is not None:
+        logger.warning(warning)
+    folder = models.resolve(config.model, weights=False)
+    parsers = load_parsers(config, folder)
+    if config.processes > 1:
+        _serve_in_processes(config, folder, parsers)
+        return
+    app = build(config, folder, parsers=parsers)
+    server = Server(server_config(config, app), app)
+    _freeze()
+    server.run()
+
+
+def _serve_in_processes(config: GatewayConfig, folder: Path, parsers: Parsers | None) -> None:
+    counts = SharedCounts(config.processes, len(config.api_keys), config.workers, preset_names(config.preset, PRESETS))
+    listeners = listen(config.host, config.port)
+    with tempfile.TemporaryDirectory(prefix="ares-gateway-") as private:
+        siblings = Siblings(Path(private), counts)
+        app = build(config, folder, parsers=parsers, siblings=siblings)
+        uvicorn_config = server_config(config, app)
+        uvicorn_config.load()
+        # In the parent, so that the compiled policies and what they need are in memory once.
+        prepare(live_preset(config.preset, config.settings))
+
+        def serve_in_child(link: socket.socket) -> None:
+            ChildServer(uvicorn_config, app, siblings, link).run()
+
+        scheme = "https" if config.tls_certificate is not None else "http"
+        for listener in listeners:
+            host, port = listener.getsockname()[:2]
+            where = addresses.with_port(host, port)
+            logger.info("%d processes serve %s://%s (Ctrl-C ends them)", config.processes, scheme, where)
+        _freeze()
+        status = Parent(listeners, counts, serve_in_child).run()
+    if status < 0:  # as uvicorn does it
+        signal.raise_signal(-status)
+    if status:
+        raise SystemExit(status)
+
+
+def server_config(config: GatewayConfig, app: FastAPI) -> uvicorn.Config:
+    """Return how uvicorn serves the application."""
+    return uvicorn.Config(
+        DirectSend(app),
+        host=config.host,
+        port=config.port,
+        loop="uvloop",
+        http=partial(  # type: ignore[arg-type] # uvicorn only calls it
+            Connection,
+            Limits(config.max_head_bytes, config.idle_timeout_s, config.unread_timeout_s),
+            app.state.gateway.metrics.refuse,
+        ),
+        ws="none",
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=_FLUSH_S,
+        ssl_certfile=config.tls_certificate,
+        ssl_keyfile=config.tls_key,
+    )
+
+
+def _freeze() -> None:
+    """Keep the objects loaded by now out of garbage collection.
+
+    Searching them again and again would be a good part of a token's cost, and would copy what processes share.
+    """
+    gc.collect()
+    gc.freeze()

@@ -1,0 +1,155 @@
+"""Two processes behind one address: each answers for both, and each lives for itself."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import psutil
+
+from tests.gateway.fakes import FakeInstance
+from tests.gateway.gateways import hold, stop_holding
+from tests.gateway.processes.service import prompt, serving_in_processes
+from tests.waiting import eventually, eventually_found
+
+TOKENS = 40
+
+
+async def test_whichever_is_asked_answers_for_both(fakes: list[FakeInstance], model_folder: Path) -> None:
+    async with serving_in_processes(fakes, model_folder) as gateway:
+        hold(fakes, 20)
+        streams = [gateway.stream(f"r{n}", prompt(n), TOKENS) for n in range(6)]
+        await asyncio.gather(*(output.reach(10) for output, _ in streams))
+        for status in (await gateway.status(), await gateway.status()):
+            assert sorted(row["id"] for row in status["requests"]) == [f"r{n}" for n in range(6)]
+            assert [one["requests"] for one in status["processes"]] == [3, 3]
+            assert [(row["name"], row["healthy"]) for row in status["instances"]] == [
+                ("prefill-0", True),
+                ("decode-0", True),
+                ("decode-1", True),
+            ]
+            assert sum(row["sessions"] for row in status["instances"]) == 6
+            # Who comes second to an address sees what the first one was given.
+            assert {row["instance"] for row in status["requests"]} == {"decode-0", "decode-1"}
+        # Half of them are at the other process than the one that gets the command.
+        where = {row["id"]: row["instance"] for row in (await gateway.status())["requests"]}
+        for name, instance in where.items():
+            target = "decode-1" if instance == "decode-0" else "decode-0"
+            answered = await asyncio.gather(
+                gateway.migrate(name, target), eventually(lambda: len(fakes[1].cuts) + len(fakes[2].cuts) > 0)
+            )
+            assert (answered[0][0], answered[0][1]["outcome"]) == (200, "moved"), answered[0]
+        assert (await gateway.migrate("r", "decode-0"))[0] == 404
+        stop_holding(fakes)
+        for number, (_, task) in enumerate(streams):
+            await gateway.check(number, task, TOKENS)
+        shown = [await gateway.metrics() for _ in range(2)]
+        for metrics in shown:
+            assert metrics['ares_requests_total{outcome="ok",route="completions"}'] == 6
+            assert metrics["ares_output_tokens_total"] == 6 * TOKENS
+            assert metrics['ares_migrations_total{outcome="moved",trigger="commanded"}'] == 6
+            assert metrics['ares_instance_up{instance="decode-0",role="decode"}'] == 1
+        moves = (await gateway.status())["migrations"]
+        assert sorted(move["request_id"] for move in moves) == [f"r{n}" for n in range(6)]
+
+
+async def test_commands_reach_both(fakes: list[FakeInstance], model_folder: Path) -> None:
+    async with serving_in_processes(fakes, model_folder) as gateway:
+        async with gateway.http.put(f"{gateway.url}/admin/v1/preset", json={"preset": "static-rr"}) as reply:
+            assert reply.status == 200, await reply.text()
+        assert [(await gateway.status())["preset"] for _ in range(2)] == ["static-rr"] * 2
+        async with gateway.http.post(f"{gateway.url}/admin/v1/instances/decode-0/drain", json={}) as reply:
+            assert reply.status == 200, await reply.text()
+        drains = [(await gateway.status())["instances"][1]["draining"] for _ in range(2)]
+        async with gateway.http.post(f"{gateway.url}/admin/v1/instances/decode-0/undrain", json={}) as reply:
+            assert reply.status == 200, await reply.text()
+        assert drains == [True, True]
+        assert [(await gateway.status())["instances"][1]["draining"] for _ in range(2)] == [False, False]
+
+
+async def test_limits_count_for_the_address(fakes: list[FakeInstance], model_folder: Path) -> None:
+    settings = {"api_keys": ["one", "two"], "maximum_streams_per_key": 3, "maximum_waiting": 4}
+    async with serving_in_processes(fakes, model_folder, **settings) as gateway:
+        url, body = f"{gateway.url}/v1/completions", gateway.body(prompt(0), 30, stream=True)
+
+        async def ask(key: str) -> tuple[int, str]:
+            async with gateway.http.post(url, json=body, headers={"Authorization": f"Bearer {key}"}) as reply:
+                return reply.status, await reply.text()
+
+        fakes[0].faults.hang = True
+        waiting = [asyncio.create_task(ask(key)) for key in ("one", "one", "one", "two")]
+
+        async def all_wait() -> bool:
+            return bool((await gateway.status())["backlog"] == 4)
+
+        await eventually_found(all_wait, 20)
+        for _ in range(2):
+            code, text = await ask("one")
+            assert code == 429
+            assert "3 sequences of this key run already" in text
+            code, text = await ask("two")
+            assert code == 503
+            assert "4 requests wait already" in text
+        fakes[0].faults.hang = False
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_one_is_killed_and_both_are_told_to_end(fakes: list[FakeInstance], model_folder: Path) -> None:
+    async with serving_in_processes(fakes, model_folder) as gateway:
+        assert (await gateway.status())["preset"] == "off"
+        async with gateway.http.put(f"{gateway.url}/admin/v1/preset", json={"preset": "static-rr"}) as reply:
+            assert reply.status == 200
+        _, first = gateway.stream("first", prompt(9), TOKENS)
+        await gateway.check(9, first, TOKENS)
+        before = await gateway.metrics()
+        hold(fakes, 20)
+        streams = [gateway.stream(f"r{n}", prompt(n), TOKENS) for n in range(4)]
+        await asyncio.gather(*(output.reach(10) for output, _ in streams))
+        victim, survivor = await gateway.processes()
+        os.kill(victim["pid"], signal.SIGKILL)
+        await asyncio.wait([task for _, task in streams], return_when=asyncio.FIRST_COMPLETED)
+        stop_holding(fakes)
+        outcomes = await asyncio.gather(*(task for _, task in streams), return_exceptions=True)
+        lost = [n for n, one in enumerate(outcomes) if isinstance(one, Exception) or one.error or not one.finish_reason]
+        assert len(lost) == 2
+        for number in {*range(4)} - {*lost}:
+            await gateway.check(number, streams[number][1], TOKENS)
+
+        # Another one in its place, with another name; what the first had counted is not forgotten.
+        again, same = await gateway.processes()
+        assert same["gateway"] == survivor["gateway"]
+        assert again["gateway"] not in (victim["gateway"], survivor["gateway"])
+        assert [(await gateway.status())["preset"] for _ in range(2)] == ["static-rr"] * 2
+        after = await gateway.metrics()
+        assert after['ares_gateway_process_restarts_total{process="0"}'] == 1
+        assert after["ares_prompt_tokens_total"] >= before["ares_prompt_tokens_total"] + 2 * 3
+        await asyncio.gather(*(gateway.check(n, gateway.stream(f"s{n}", prompt(n), 20)[1], 20) for n in range(4)))
+
+        # SIGTERM: what runs may finish, and then both end.
+        hold(fakes, 20)
+        streams = [gateway.stream(f"t{n}", prompt(n), TOKENS) for n in range(2)]
+        await asyncio.gather(*(output.reach(10) for output, _ in streams))
+        children = psutil.Process(gateway.parent.pid).children()
+        gateway.parent.terminate()
+
+        async def refuses() -> bool:
+            async with gateway.http.get(f"{gateway.url}/ready") as reply:
+                return reply.status == 503
+
+        await eventually_found(refuses)
+        stop_holding(fakes)
+        for number, (_, task) in enumerate(streams):
+            await gateway.check(number, task, TOKENS)
+        await asyncio.to_thread(gateway.parent.join, 20)
+        assert gateway.parent.exitcode == -signal.SIGTERM
+        assert not any(child.is_running() for child in children)
+
+
+async def test_processes_end_with_their_parent(fakes: list[FakeInstance], model_folder: Path) -> None:
+    async with serving_in_processes(fakes, model_folder) as gateway:
+        children = psutil.Process(gateway.parent.pid).children()
+        assert len(children) == 2
+        gateway.parent.kill()
+        await eventually(lambda: not any(child.is_running() for child in children), 20)
