@@ -70,8 +70,11 @@ def status(
         typer.echo(json.dumps(read, indent=2))
         return
     console = operator_tables.console()
+    count = len(read.get("processes", ()))
+    processes = f" ({count} processes)" if count else ""
     console.print(
-        f"gateway {read['gateway']}, preset {read['preset']}; {_who_moves(read['controller'])}", highlight=False
+        f"gateway {read['gateway']}{processes}, preset {read['preset']}; {_who_moves(read['controller'])}",
+        highlight=False,
     )
     operator_tables.instances(read, console)
     operator_learners.refusals(read["instances"], console)

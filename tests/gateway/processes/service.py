@@ -42,6 +42,11 @@ class Processes(Client):
             lines = (await reply.text()).splitlines()
         return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
+    async def command(self, method: str, path: str, **body: Any) -> int:
+        """Send an operator's command; return the status of the reply."""
+        async with self.http.request(method, f"{self.url}/admin/v1/{path}", json=body) as reply:
+            return reply.status
+
     async def check(self, number: int, task: "asyncio.Task[Output]", tokens: int) -> None:
         """Wait for a stream, and check that it has every token once."""
         output = await asyncio.wait_for(task, 30)
@@ -59,7 +64,8 @@ async def serving_in_processes(
 ) -> AsyncIterator[Processes]:
     """Start two processes; what this process has loaded they have, too, such as the tokenizer."""
     port = free_port()
-    config = configuration(fakes, processes=2, port=port, shutdown_timeout_s=10.0, **settings)
+    defaults: dict[str, Any] = {"served_model_name": ["some/model"], "shutdown_timeout_s": 10.0}
+    config = configuration(fakes, processes=2, port=port, **(defaults | settings))
     config = config.model_copy(update={"model": str(folder)})
     context = multiprocessing.get_context("fork")
     parent = context.Process(target=serving.serve, args=(config, lambda *_: None))

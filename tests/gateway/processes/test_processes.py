@@ -3,12 +3,15 @@
 import asyncio
 import os
 import signal
+import socket
 from pathlib import Path
 
 import psutil
 
+from tests.certificates import self_signed
 from tests.gateway.fakes import FakeInstance
 from tests.gateway.gateways import hold, stop_holding
+from tests.gateway.learner_reports import event, report
 from tests.gateway.processes.service import prompt, serving_in_processes
 from tests.waiting import eventually, eventually_found
 
@@ -16,7 +19,7 @@ TOKENS = 40
 
 
 async def test_whichever_is_asked_answers_for_both(fakes: list[FakeInstance], model_folder: Path) -> None:
-    async with serving_in_processes(fakes, model_folder) as gateway:
+    async with serving_in_processes(fakes, model_folder, handover_timeout_s=5.0) as gateway:
         hold(fakes, 20)
         streams = [gateway.stream(f"r{n}", prompt(n), TOKENS) for n in range(6)]
         await asyncio.gather(*(output.reach(10) for output, _ in streams))
@@ -29,42 +32,41 @@ async def test_whichever_is_asked_answers_for_both(fakes: list[FakeInstance], mo
                 ("decode-1", True),
             ]
             assert sum(row["sessions"] for row in status["instances"]) == 6
-            # Who comes second to an address sees what the first one was given.
+            # Each knows what the other has placed.
             assert {row["instance"] for row in status["requests"]} == {"decode-0", "decode-1"}
         # Half of them are at the other process than the one that gets the command.
         where = {row["id"]: row["instance"] for row in (await gateway.status())["requests"]}
-        for name, instance in where.items():
-            target = "decode-1" if instance == "decode-0" else "decode-0"
-            answered = await asyncio.gather(
-                gateway.migrate(name, target), eventually(lambda: len(fakes[1].cuts) + len(fakes[2].cuts) > 0)
-            )
-            assert (answered[0][0], answered[0][1]["outcome"]) == (200, "moved"), answered[0]
+        others = {"decode-0": "decode-1", "decode-1": "decode-0"}
+        moves = [asyncio.create_task(gateway.migrate(name, others[where[name]])) for name in where]
+        await eventually(lambda: len(fakes[1].cuts) + len(fakes[2].cuts) == 6)
+        hold(fakes, 30)
+        assert [(code, move["outcome"]) for code, move in await asyncio.gather(*moves)] == [(200, "moved")] * 6
         assert (await gateway.migrate("r", "decode-0"))[0] == 404
         stop_holding(fakes)
         for number, (_, task) in enumerate(streams):
             await gateway.check(number, task, TOKENS)
         shown = [await gateway.metrics() for _ in range(2)]
         for metrics in shown:
-            assert metrics['ares_requests_total{outcome="ok",route="completions"}'] == 6
+            assert sum(value for name, value in metrics.items() if name.startswith("ares_requests_total{")) == 6
+            assert [metrics[f'ares_gateway_process_active_requests{{process="{n}"}}'] for n in (0, 1)] == [0, 0]
             assert metrics["ares_output_tokens_total"] == 6 * TOKENS
             assert metrics['ares_migrations_total{outcome="moved",trigger="commanded"}'] == 6
             assert metrics['ares_instance_up{instance="decode-0",role="decode"}'] == 1
-        moves = (await gateway.status())["migrations"]
-        assert sorted(move["request_id"] for move in moves) == [f"r{n}" for n in range(6)]
+        shown_moves = (await gateway.status())["migrations"]
+        assert sorted(move["request_id"] for move in shown_moves) == [f"r{n}" for n in range(6)]
 
-
-async def test_commands_reach_both(fakes: list[FakeInstance], model_folder: Path) -> None:
-    async with serving_in_processes(fakes, model_folder) as gateway:
-        async with gateway.http.put(f"{gateway.url}/admin/v1/preset", json={"preset": "static-rr"}) as reply:
-            assert reply.status == 200, await reply.text()
+        # Commands for instances and of presets reach both.
+        assert await gateway.command("PUT", "preset", preset="static-rr") == 200
+        assert await gateway.command("PUT", "preset", preset="unheard-of") == 400
         assert [(await gateway.status())["preset"] for _ in range(2)] == ["static-rr"] * 2
-        async with gateway.http.post(f"{gateway.url}/admin/v1/instances/decode-0/drain", json={}) as reply:
-            assert reply.status == 200, await reply.text()
-        drains = [(await gateway.status())["instances"][1]["draining"] for _ in range(2)]
-        async with gateway.http.post(f"{gateway.url}/admin/v1/instances/decode-0/undrain", json={}) as reply:
-            assert reply.status == 200, await reply.text()
-        assert drains == [True, True]
-        assert [(await gateway.status())["instances"][1]["draining"] for _ in range(2)] == [False, False]
+        for order, draining in (("drain", True), ("undrain", False)):
+            assert await gateway.command("POST", f"instances/decode-0/{order}") == 200
+            assert [(await gateway.status())["instances"][1]["draining"] for _ in range(2)] == [draining] * 2
+        # A learner's reports are at one of them, whichever gets them, and its events are counted once.
+        for _ in range(2):
+            await gateway.command("PUT", "predictor", **report(events=[event(10)]))
+        assert [[*(await gateway.status())["learner_ages_s"]] for _ in range(2)] == [["host-1"]] * 2
+        assert (await gateway.metrics())['ares_predictor_events_total{event="promoted"}'] == 1
 
 
 async def test_limits_count_for_the_address(fakes: list[FakeInstance], model_folder: Path) -> None:
@@ -98,9 +100,7 @@ async def test_limits_count_for_the_address(fakes: list[FakeInstance], model_fol
 
 async def test_one_is_killed_and_both_are_told_to_end(fakes: list[FakeInstance], model_folder: Path) -> None:
     async with serving_in_processes(fakes, model_folder) as gateway:
-        assert (await gateway.status())["preset"] == "off"
-        async with gateway.http.put(f"{gateway.url}/admin/v1/preset", json={"preset": "static-rr"}) as reply:
-            assert reply.status == 200
+        assert await gateway.command("PUT", "preset", preset="static-rr") == 200
         _, first = gateway.stream("first", prompt(9), TOKENS)
         await gateway.check(9, first, TOKENS)
         before = await gateway.metrics()
@@ -147,8 +147,16 @@ async def test_one_is_killed_and_both_are_told_to_end(fakes: list[FakeInstance],
         assert not any(child.is_running() for child in children)
 
 
-async def test_processes_end_with_their_parent(fakes: list[FakeInstance], model_folder: Path) -> None:
-    async with serving_in_processes(fakes, model_folder) as gateway:
+async def test_processes_speak_tls_and_end_with_their_parent(
+    fakes: list[FakeInstance], model_folder: Path, tmp_path: Path
+) -> None:
+    certificate, key = self_signed(tmp_path)
+    tls = {"tls_certificate": certificate, "tls_key": key}
+    async with serving_in_processes(fakes, model_folder, "https", **tls) as gateway:
+        with socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))) as plain:
+            plain.sendall(b"GET /health HTTP/1.1\r\n\r\n")
+            assert plain.recv(1) == b""
+        await asyncio.gather(*(gateway.check(n, gateway.stream(f"s{n}", prompt(n), 20)[1], 20) for n in range(4)))
         children = psutil.Process(gateway.parent.pid).children()
         assert len(children) == 2
         gateway.parent.kill()

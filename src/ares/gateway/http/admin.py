@@ -151,21 +151,26 @@ async def undrain(name: str, request: Request) -> dict[str, Any]:
 async def switch(body: PresetRequest, request: Request) -> dict[str, Any]:
     """Switch the policies, also for requests that wait already."""
     gateway: Gateway = request.app.state.gateway
+    chosen = body.preset
     try:
         # It may have to be compiled, which must not stop the streams.
-        await asyncio.to_thread(prepare, gateway.controller.find_preset(body.preset))
-        gateway.controller.use_preset(body.preset)
+        await asyncio.to_thread(prepare, gateway.controller.find_preset(chosen))
+        if siblings_of(request) is not None:
+            gateway.counts.preset = chosen
+        elif gateway.counts.processes > 1:
+            chosen = gateway.counts.preset  # of several commands at the same time all processes take the last
+        gateway.controller.use_preset(chosen)
     except ValueError as error:
         raise AdminError(400, str(error), "unknown_preset") from error
-    if (siblings := siblings_of(request)) is not None:
-        gateway.counts.preset = body.preset  # for a process that is starting
-        for process in siblings.counts.others:
-            await siblings.forward(process, request)
+    await _tell_others(request)
     return {"preset": gateway.controller.preset}
 
 
 async def _tell_others(request: Request, body: BaseModel | None = None) -> None:
-    """Send a command for an instance to the other processes; what one of them refuses, the instance itself tells it."""
+    """Send a command to the other processes.
+
+    One that does not take it gets it elsewhere: from the instance that drains, or, of a preset, when it has started.
+    """
     if (siblings := siblings_of(request)) is None:
         return
     sent = body.model_dump_json().encode() if body is not None else None

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import multiprocessing
-import os
 import selectors
 import signal
 import socket
@@ -157,6 +156,7 @@ class Parent:
         for other in self._children:
             if other is not child:
                 other.link.there.close()
+        self._acceptor.close()
         self._counts.begin(child.number, start)
         self._serve(child.link.there)
 
@@ -215,4 +215,4 @@ class Parent:
                 try:
                     child.link.here.send(SHUT_DOWN)
                 except OSError:  # it does not read: it is stopped, or hangs
-                    os.kill(child.process.pid or 0, signal.SIGKILL)
+                    child.process.kill()

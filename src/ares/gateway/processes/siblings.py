@@ -20,7 +20,7 @@ LEARNERS_PROCESS = 0
 """The process to which learners report, whichever is asked: so each event of theirs is counted once."""
 
 _ASKED_BY_SIBLING = "ares.asked_by_sibling"
-_ASK_S = 5.0
+_ASK_S = 2.0
 # A move takes as long as its copy.
 _COMMAND_S = 300.0
 
@@ -95,13 +95,16 @@ class Siblings:
         try:
             answer = await self._send(process, request.method, path, sent, headers, _COMMAND_S)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            name = self.counts.gateway_of(process)
-            message = f"process {name} of this gateway does not answer ({type(error).__name__}); try again"
-            raise SiblingRefusedError(503, message, "process_unavailable") from error
+            raise self.unavailable(process) from error
         found = answer.json()
         if answer.status != 200:
             raise SiblingRefusedError(answer.status, found["error"]["message"], found["error"]["code"])
         return dict(found)
+
+    def unavailable(self, process: int) -> SiblingRefusedError:
+        """Return the error where a process does not answer."""
+        message = f"process {self.counts.gateway_of(process)} of this gateway does not answer; try again"
+        return SiblingRefusedError(503, message, "process_unavailable")
 
     async def close(self) -> None:
         """Close the connections."""

@@ -70,11 +70,20 @@ async def status(gateway: Gateway, siblings: Siblings | None) -> Status:
 
 
 async def running(gateway: Gateway, siblings: Siblings, given: str) -> list[tuple[str, int]]:
-    """Return the running requests that `given` means (`request_ids.resolve`), each with its process."""
+    """Return the running requests that `given` means (`request_ids.resolve`), each with its process.
+
+    Raises
+    ------
+    SiblingRefusedError
+        None was found, and not all processes have answered.
+    """
     found = [(one, gateway.counts.process) for one in resolve(given, gateway.sessions)]
     path = f"{REQUESTS_ROUTE}?{urllib.parse.urlencode({'given': given})}"
-    for process, answer in (await siblings.ask_all(lambda _: path)).items():
+    answers = await siblings.ask_all(lambda _: path)
+    for process, answer in answers.items():
         found += [(one, process) for one in _decode_ids(answer.body)]
+    if not found and (silent := {*siblings.counts.others} - {*answers}):
+        raise siblings.unavailable(min(silent))
     # Each has answered by its own; an exact id of one counts before a beginning of another's.
     meant = resolve(given, {one for one, _ in found})
     return [(one, process) for one, process in found if one in meant]

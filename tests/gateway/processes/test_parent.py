@@ -1,0 +1,83 @@
+"""The parent, with processes that only pretend to serve."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from ares.gateway.processes.acceptor import SHUT_DOWN, TAKES, listen
+from ares.gateway.processes.parent import Parent
+from ares.gateway.processes.shared_counts import SharedCounts
+
+Start = Callable[[Callable[[socket.socket], None]], BaseProcess]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    started: list[BaseProcess] = []
+
+    def begin(serve: Callable[[socket.socket], None]) -> BaseProcess:
+        def run() -> None:
+            raise SystemExit(Parent(listen("127.0.0.1", 0), SharedCounts(2), serve).run())
+
+        process = multiprocessing.get_context("fork").Process(target=run)
+        process.start()
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def until_told(link: socket.socket) -> None:
+    """Take connections until the parent says that it is enough, or has ended."""
+    link.setblocking(True)
+    link.send(TAKES)
+    while link.recv(1) not in (SHUT_DOWN, b""):
+        pass
+
+
+def test_where_no_process_can_serve_the_gateway_ends(start: Start) -> None:
+    def fail(_: socket.socket) -> None:
+        raise SystemExit(7)
+
+    parent = start(fail)
+    parent.join(20)
+    assert parent.exitcode == 3
+
+
+def test_a_process_that_ends_again_and_again_is_started_later_and_later(start: Start, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    def serve(link: socket.socket) -> None:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        until_told(link)
+
+    def pids(count: int) -> list[int]:
+        until = time.monotonic() + 20
+        while len(found := log.read_text().split() if log.exists() else []) < count:
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        return [int(pid) for pid in found]
+
+    parent = start(serve)
+    pauses = []
+    for count in range(2, 5):
+        began = time.monotonic()
+        os.kill(pids(count)[-1], signal.SIGKILL)
+        pids(count + 1)
+        pauses.append(time.monotonic() - began)
+    assert pauses[2] >= 0.5
+    parent.terminate()
+    parent.join(20)
+    assert parent.exitcode == 256 - signal.SIGTERM  # `run` leaves it to its caller to end by the signal
+    assert len(log.read_text().split()) == 5
