@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 
 from ares.gateway import serving
+from ares.gateway.openai import tokenizer
 from tests.gateway.fakes import FakeInstance, expected, free_port
 from tests.gateway.gateways import configuration
 from tests.gateway.running import VOCABULARY
@@ -67,6 +68,7 @@ async def serving_in_processes(
     defaults: dict[str, Any] = {"served_model_name": ["some/model"], "shutdown_timeout_s": 10.0}
     config = configuration(fakes, processes=2, port=port, **(defaults | settings))
     config = config.model_copy(update={"model": str(folder)})
+    tokenizer.load(folder)  # once for all tests
     context = multiprocessing.get_context("fork")
     parent = context.Process(target=serving.serve, args=(config, lambda *_: None))
     parent.start()
