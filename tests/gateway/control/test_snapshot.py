@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ares.gateway.control.snapshot import SnapshotBuilder
+from ares.gateway.processes.shared_counts import SharedCounts
 from ares.gateway.service import Gateway
 from ares.policy import choose_instance, dispatcher
 from ares.policy.kv_layout import KvGroup, KvLayout
@@ -89,3 +90,26 @@ async def test_the_view_of_the_policy(gateway: Gateway, fakes: list[FakeInstance
     for fake in fakes:
         fake.hold_at = None
     await client.finish()
+
+
+def test_what_another_process_has_placed_counts_before_it_is_reported() -> None:
+    """The others' tokens beyond what the instance reports of them, and what those need that it does not report yet."""
+    counts = SharedCounts(2, 0, ["http://one:1", "http://two:1"])
+    counts.begin(1, 1)
+    counts.set_placed({"http://one:1": (512, 40)})
+    counts.add_placed("http://one:1", 128, 60)
+    sibling = counts.gateway
+    counts.begin(0, 0)
+    rows = [messages.Row(f"{sibling}/a/1", 130, 5, "running"), messages.Row("other/a/1", 130, 5, "running")]
+    one, two = instance("one", rows), instance("two", [])
+    one.url, two.url = "http://one:1", "http://two:1"
+    for each in (one, two):
+        each.state.step_time = SimpleNamespace(coefficients=None)
+    pool: Any = SimpleNamespace(decode_instances=[one, two], restored_by_all=frozenset())
+    builder = SnapshotBuilder(pool, SimpleNamespace(), counts.gateway, counts)  # type: ignore[arg-type]
+    # 640 tokens are placed, of which a row of 256 is reported; it counts as a row.
+    assert builder.build([]).cluster.promised_tokens.tolist() == [640 - 256 + 100, 0]
+    assert builder.build_loads([]).cluster.promised_tokens.tolist() == [640, 0]
+    # What is reported of the sibling may be more than it has left.
+    rows += [messages.Row(f"{sibling}/b/1", 1000, 5, "running")]
+    assert builder.build([]).cluster.promised_tokens.tolist() == [100, 0]
