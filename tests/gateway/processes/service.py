@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import multiprocessing
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -42,6 +43,16 @@ class Processes(Client):
         async with self.http.get(f"{self.url}/metrics") as reply:
             lines = (await reply.text()).splitlines()
         return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+    async def events(self) -> dict[str, Any]:
+        """Return the first events of the feed by name."""
+        found: dict[str, Any] = {}
+        async with self.http.get(f"{self.url}/admin/v1/events") as reply:
+            while "snapshot" not in found:
+                name = (await reply.content.readline()).decode().removeprefix("event: ").strip()
+                found[name] = json.loads((await reply.content.readline()).removeprefix(b"data: "))
+                await reply.content.readline()
+        return found
 
     async def command(self, method: str, path: str, **body: Any) -> int:
         """Send an operator's command; return the status of the reply."""

@@ -54,6 +54,9 @@ async def test_whichever_is_asked_answers_for_both(fakes: list[FakeInstance], mo
             assert metrics['ares_instance_up{instance="decode-0",role="decode"}'] == 1
         shown_moves = (await gateway.status())["migrations"]
         assert sorted(move["request_id"] for move in shown_moves) == [f"r{n}" for n in range(6)]
+        events = await gateway.events()
+        assert [move["request_id"] for move in events["moves"]] == [move["request_id"] for move in shown_moves]
+        assert (events["snapshot"]["gateway"], events["snapshot"]["requests_total"]) == (status["gateway"], 0)
 
         # Commands for instances and of presets reach both.
         assert await gateway.command("PUT", "preset", preset="static-rr") == 200
