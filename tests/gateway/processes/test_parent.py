@@ -71,13 +71,13 @@ def test_a_process_that_ends_again_and_again_is_started_later_and_later(start: S
 
     parent = start(serve)
     pauses = []
-    for count in range(2, 5):
+    for count in range(2, 4):
         began = time.monotonic()
         os.kill(pids(count)[-1], signal.SIGKILL)
         pids(count + 1)
         pauses.append(time.monotonic() - began)
-    assert pauses[2] >= 0.5
+    assert pauses[1] >= 0.5
     parent.terminate()
     parent.join(20)
     assert parent.exitcode == 256 - signal.SIGTERM  # `run` leaves it to its caller to end by the signal
-    assert len(log.read_text().split()) == 5
+    assert len(log.read_text().split()) == 4
