@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from ares.gateway.http import dashboard
 from ares.gateway.http import events as feed
+from ares.gateway.http import status as own_status
 from ares.gateway.http.responses import DirectSend
 from ares.gateway.http.server import Server
 from ares.gateway.session.handover import MigrationRecord
@@ -197,14 +198,14 @@ async def test_a_fault_costs_an_event_and_not_the_feed(service: Service, monkeyp
                 failed.set()
                 raise RuntimeError("for a test")
 
-            patch.setattr(feed, "snapshot", broken)
+            patch.setattr(own_status, "snapshot", broken)
             await asyncio.wait_for(failed.wait(), 20)
         await until(events, lambda name, data: name == "snapshot" and data["now"] > before["now"])
 
 
 async def test_the_feed_is_bounded(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     many = [{"id": str(n), "resident_tokens": n, "remaining_p50": n / 3} for n in range(5)]
-    monkeypatch.setattr(feed, "snapshot", lambda _: {"requests": many})
+    monkeypatch.setattr(own_status, "snapshot", lambda _: {"requests": many})
     urls = ["http://127.0.0.1:9"]
     async with serving([], model_folder, Tuning(feed_requests=2), workers=urls) as service, watching(service) as events:
         shown = await until(events, lambda name, _: name == "snapshot")

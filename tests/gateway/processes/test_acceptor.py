@@ -30,7 +30,7 @@ def listener() -> Iterator[socket.socket]:
 
 def received(link: Link) -> list[int]:
     """The ports of the clients that a process got, in order."""
-    ports = []
+    ports: list[int] = []
     while True:
         try:
             message, descriptors, *_ = socket.recv_fds(link.there, 1, 1)

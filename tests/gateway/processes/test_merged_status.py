@@ -16,7 +16,6 @@ def instance(name: str, *, healthy: bool = True, left: int | None = None, sessio
 
 def part(process: int, instances: list[dict[str, Any]], ttft_s: list[float], **status: Any) -> Part:
     base = {
-        "gateway": f"g-{process}",
         "preset": "ares",
         "controller": {"where": "elsewhere", "holder": "other", "missed_periods": 3},
         "suspensions": 1,
@@ -33,7 +32,7 @@ def part(process: int, instances: list[dict[str, Any]], ttft_s: list[float], **s
         "process": {"tasks": 10},
         "connectors": {name["name"]: {} for name in instances},
     }
-    return Part(process, 100 + process, base | status, WINDOWS | {"ttft_s": ttft_s}, 1, 0)
+    return Part(process, 100 + process, f"g-{process}", base | status, WINDOWS | {"ttft_s": ttft_s}, 1, 0)
 
 
 def test_requests_of_all_instances_once_and_counts_as_sums() -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -73,7 +74,7 @@ async def test_whichever_is_asked_answers_for_both(fakes: list[FakeInstance], mo
 
 
 async def test_limits_count_for_the_address(fakes: list[FakeInstance], model_folder: Path) -> None:
-    settings = {"api_keys": ["one", "two"], "maximum_streams_per_key": 3, "maximum_waiting": 4}
+    settings: dict[str, Any] = {"api_keys": ["one", "two"], "maximum_streams_per_key": 3, "maximum_waiting": 4}
     async with serving_in_processes(fakes, model_folder, **settings) as gateway:
         url, body = f"{gateway.url}/v1/completions", gateway.body(prompt(0), 30, stream=True)
 
@@ -115,7 +116,9 @@ async def test_one_is_killed_and_both_are_told_to_end(fakes: list[FakeInstance],
         await asyncio.wait([task for _, task in streams], return_when=asyncio.FIRST_COMPLETED)
         stop_holding(fakes)
         outcomes = await asyncio.gather(*(task for _, task in streams), return_exceptions=True)
-        lost = [n for n, one in enumerate(outcomes) if isinstance(one, Exception) or one.error or not one.finish_reason]
+        lost = [
+            n for n, one in enumerate(outcomes) if isinstance(one, BaseException) or one.error or not one.finish_reason
+        ]
         assert len(lost) == 2
         for number in {*range(4)} - {*lost}:
             await gateway.check(number, streams[number][1], TOKENS)
@@ -154,7 +157,7 @@ async def test_processes_speak_tls_and_end_with_their_parent(
     fakes: list[FakeInstance], model_folder: Path, tmp_path: Path
 ) -> None:
     certificate, key = self_signed(tmp_path)
-    tls = {"tls_certificate": certificate, "tls_key": key}
+    tls: dict[str, Any] = {"tls_certificate": certificate, "tls_key": key}
     async with serving_in_processes(fakes, model_folder, "https", **tls) as gateway:
         with socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))) as plain:
             plain.sendall(b"GET /health HTTP/1.1\r\n\r\n")

@@ -127,7 +127,7 @@ class Feed:
         self._snapshot = _event("snapshot", msgspec.json.encode(status))
         self._number += 1
         reported = min(parts, key=lambda part: part.process)
-        revision = reported.status["gateway"], reported.learners_revision
+        revision = reported.gateway, reported.learners_revision
         if revision[1] and revision != self._learners_revision:
             self._learners_number, self._learners_revision = self._number, revision
             self._learners = _event("learners", msgspec.json.encode(reported.status["learners"]))
@@ -135,7 +135,7 @@ class Feed:
 
     def _new_moves(self, parts: list[Part]) -> list[dict[str, Any]]:
         """Return the moves that have ended since the last event, the oldest first."""
-        self._moves_taken |= {part.status["gateway"]: part.moves_ended for part in parts}
+        self._moves_taken |= {part.gateway: part.moves_ended for part in parts}
         new = [move for part in parts for move in part.status["migrations"]]
         return sorted(new, key=lambda move: move["started_at"])[-self._tuning.feed_moves :] if len(parts) > 1 else new
 

@@ -19,6 +19,10 @@ class Part(msgspec.Struct, frozen=True):
     ----------
     process
         Its number.
+    pid
+        Its process id.
+    gateway
+        Its name as a gateway.
     status
         Its own status.
     recent
@@ -27,12 +31,11 @@ class Part(msgspec.Struct, frozen=True):
         How many of its moves have ended; the status has the last of them.
     learners_revision
         Grows with each report of a learner that it has got.
-    pid
-        Its process id.
     """
 
     process: int
     pid: int
+    gateway: str
     status: Status
     recent: dict[str, list[float]]
     moves_ended: int
@@ -59,7 +62,7 @@ def merged(parts: Sequence[Part], name: str, kept_migrations: int) -> Status:
     moves = sorted((move for s in statuses for move in s["migrations"]), key=lambda move: move["started_at"])
     whole = first | {
         "gateway": name,
-        "controller": _controller(statuses),
+        "controller": _controller(statuses, {part.gateway for part in parts}),
         "instances": _instances(statuses),
         "requests": [row for s in statuses for row in s["requests"]],
         "recent": recent.summary(),
@@ -78,7 +81,7 @@ def _process(part: Part) -> Status:
     decode = [row for row in part.status["instances"] if row["role"] != "prefill"]
     return {
         "process": part.process,
-        "gateway": part.status["gateway"],
+        "gateway": part.gateway,
         "pid": part.pid,
         "ready": any(row["why"] is None for row in decode),
         "requests": len(part.status["requests"]),
@@ -86,9 +89,8 @@ def _process(part: Part) -> Status:
     }
 
 
-def _controller(statuses: Sequence[Status]) -> Status:
+def _controller(statuses: Sequence[Status], names: set[str]) -> Status:
     """Return where moves are decided: here where any of the processes does."""
-    names = {s["gateway"] for s in statuses}
     controllers: list[Status] = [s["controller"] for s in statuses]
     here = [c for c in controllers if c["where"] == "here" or c["holder"] in names]
     if not here:

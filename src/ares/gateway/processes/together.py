@@ -25,6 +25,7 @@ def own_part(gateway: Gateway, moves_after: int = 0, most_moves: int | None = No
     return Part(
         gateway.counts.process,
         os.getpid(),
+        gateway.name,
         own_status.whole(gateway, new if most_moves is None else min(new, most_moves)),
         gateway.recent.values(),
         gateway.migrations.ended,
