@@ -60,6 +60,7 @@ def _serve_in_processes(config: GatewayConfig, folder: Path, parsers: Parsers | 
     listeners = listen(config.host, config.port)
     with tempfile.TemporaryDirectory(prefix="ares-gateway-") as private:
         siblings = Siblings(Path(private), counts)
+        siblings.check()
         app = build(config, folder, parsers=parsers, siblings=siblings)
         uvicorn_config = server_config(config, app)
         uvicorn_config.load()

@@ -11,7 +11,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ares.gateway.http.request_ids import resolve
-from ares.gateway.processes import kept_metrics, together
+from ares.gateway.processes import together
 from ares.gateway.processes.siblings import METRICS_ROUTE, REQUESTS_ROUTE, STATUS_ROUTE, Siblings, mark
 from ares.gateway.service import Gateway
 
@@ -31,8 +31,7 @@ def application(app: FastAPI) -> ASGIApp:
         return _json(resolve(request.query_params["given"], gateway.sessions))
 
     async def metrics(_: Request) -> Response:
-        own = together.own_metrics(gateway)
-        return PlainTextResponse(kept_metrics.with_ended(siblings.folder, gateway.counts.process, own))
+        return PlainTextResponse(await together.process_metrics(gateway, siblings))
 
     routes: list[tuple[str, Answer]] = [(STATUS_ROUTE, status), (REQUESTS_ROUTE, requests), (METRICS_ROUTE, metrics)]
     return Starlette(routes=[*(Route(path, answer) for path, answer in routes), Mount("/", _Commands(app))])

@@ -1,6 +1,7 @@
 """The other processes of one address, asked over Unix sockets in a private folder, by HTTP."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import aiohttp
 import msgspec
 from starlette.requests import Request
 
+from ares.addresses import AddressError
 from ares.gateway.processes.shared_counts import SharedCounts
 
 # Where a process answers its siblings, and nobody else.
@@ -19,6 +21,8 @@ METRICS_ROUTE = "/siblings/metrics"
 LEARNERS_PROCESS = 0
 """The process to which learners report, whichever is asked: so each event of theirs is counted once."""
 
+# Of a Unix socket in Linux, without the zero at its end.
+_LONGEST_PATH_BYTES = 107
 _ASKED_BY_SIBLING = "ares.asked_by_sibling"
 _ASK_S = 2.0
 # A move takes as long as its copy.
@@ -55,12 +59,23 @@ class Siblings:
         Of their sockets; only the user of the processes can open it.
     counts
         Who they are.
+
+    Attributes
+    ----------
+    showing_metrics
+        Held while the metrics of this process are made and kept: the newest are to be kept.
     """
 
     def __init__(self, folder: Path, counts: SharedCounts) -> None:
         self.counts = counts
         self.folder = folder
+        self.showing_metrics = asyncio.Lock()
         self._clients: dict[int, aiohttp.ClientSession] = {}
+
+    def check(self) -> None:
+        """Raise AddressError where the sockets cannot be in the folder."""
+        if len(os.fsencode(self.socket(self.counts.processes))) > _LONGEST_PATH_BYTES:
+            raise AddressError(f"the path of {self.folder} is too long for Unix sockets: set TMPDIR to a shorter one")
 
     def socket(self, process: int) -> Path:
         """Return where a process listens for its siblings."""
@@ -115,7 +130,8 @@ class Siblings:
     ) -> Answer:
         client = self._clients.get(process)
         if client is None:
-            connector = aiohttp.UnixConnector(str(self.socket(process)))
+            # A connection a question: one that was kept could lead to a process that has ended since.
+            connector = aiohttp.UnixConnector(str(self.socket(process)), force_close=True)
             client = self._clients[process] = aiohttp.ClientSession("http://localhost", connector=connector)
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         async with client.request(method, path, data=body or None, headers=headers, timeout=timeout) as reply:

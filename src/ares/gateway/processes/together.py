@@ -1,5 +1,6 @@
 """What a process answers for all processes of its address: status, metrics, and which one has a request."""
 
+import asyncio
 import os
 import urllib.parse
 from collections.abc import Callable
@@ -90,19 +91,25 @@ async def running(gateway: Gateway, siblings: Siblings, given: str) -> list[tupl
     return [(one, process) for one, process in found if one in meant]
 
 
-def own_metrics(gateway: Gateway) -> str:
-    """Return the exposition of this process."""
+def _own_metrics(gateway: Gateway) -> str:
     gauges.update(gateway.metrics, gateway.pool.instances, gateway.learners.newest_first())
     return generate_latest(gateway.metrics.registry).decode()
+
+
+async def process_metrics(gateway: Gateway, siblings: Siblings) -> str:
+    """Return the exposition of this process and of those that it replaced."""
+    async with siblings.showing_metrics:
+        own = _own_metrics(gateway)
+        # In a thread, as the merging below: it may take long, and streams are not to wait.
+        return await asyncio.to_thread(kept_metrics.with_ended, siblings.folder, gateway.counts.process, own)
 
 
 async def metrics(gateway: Gateway, siblings: Siblings | None) -> str:
     """Return the exposition of the address, or of this process where there are no others."""
     if siblings is None:
-        return own_metrics(gateway)
+        return _own_metrics(gateway)
     counts = siblings.counts
-    texts = {counts.process: kept_metrics.with_ended(siblings.folder, counts.process, own_metrics(gateway))}
-    answers = await siblings.ask_all(lambda _: METRICS_ROUTE)
-    texts |= {process: answer.body.decode() for process, answer in answers.items()}
+    own, answers = await asyncio.gather(process_metrics(gateway, siblings), siblings.ask_all(lambda _: METRICS_ROUTE))
+    texts = {counts.process: own} | {process: answer.body.decode() for process, answer in answers.items()}
     kept = [kept_metrics.read(siblings.folder, process) for process in counts.others if process not in texts]
-    return merged_metrics.of_address(texts, kept, counts.process, counts.restarts)
+    return await asyncio.to_thread(merged_metrics.of_address, texts, kept, counts.process, counts.restarts)
