@@ -24,11 +24,11 @@ class InstanceLoads:
         self._valid_until = 0.0
 
     def read(
-        self, instances: Sequence[Instance], sessions: Iterable[Session], block: int, others: Sequence[int]
+        self, instances: Sequence[Instance], sessions: Iterable[Session], block: int, others: Sequence[int] = ()
     ) -> list[int]:
         """Return the tokens on each instance, in blocks of so many tokens.
 
-        `others` is how many tokens the other processes of the gateway have placed on each.
+        `others` is how many tokens the other processes of the gateway, if there are any, have placed on each.
         """
         begun = time.perf_counter()
         if begun >= self._valid_until or block != self._block or self._own.keys() != set(instances):
@@ -40,7 +40,7 @@ class InstanceLoads:
             self._valid_until = begun + (time.perf_counter() - begun) / _SHARE
         return [
             max(self._own[instance] + placed, self._reported[instance])
-            for instance, placed in zip(instances, others, strict=True)
+            for instance, placed in zip(instances, others or [0] * len(instances), strict=True)
         ]
 
     def add(self, instance: Instance | None, tokens: int) -> None:
