@@ -28,6 +28,10 @@ def listener() -> Iterator[socket.socket]:
     made.close()
 
 
+def respond(_: int) -> bool:
+    return True
+
+
 def received(link: Link) -> list[int]:
     """The ports of the clients that a process got, in order."""
     ports: list[int] = []
@@ -53,21 +57,31 @@ def connect(listener: socket.socket, acceptor: Acceptor, count: int) -> list[int
 
 
 def test_processes_get_connections_in_turn(links: list[Link], listener: socket.socket) -> None:
-    acceptor = Acceptor(links)
+    acceptor = Acceptor(links, respond)
     ports = connect(listener, acceptor, 7)
     assert [received(link) for link in links] == [ports[0::3], ports[1::3], ports[2::3]]
     assert not acceptor.holds
 
 
 def test_one_that_takes_none_is_left_out(links: list[Link], listener: socket.socket) -> None:
-    acceptor = Acceptor(links)
+    acceptor = Acceptor(links, respond)
     links[1].takes = False
     ports = connect(listener, acceptor, 4)
     assert [received(link) for link in links] == [ports[0::2], [], ports[1::2]]
 
 
+def test_one_that_hangs_gets_none_but_where_all_do(links: list[Link], listener: socket.socket) -> None:
+    hanging = {1}
+    acceptor = Acceptor(links, lambda number: number not in hanging)
+    ports = connect(listener, acceptor, 4)
+    assert [received(link) for link in links] == [ports[0::2], [], ports[1::2]]
+    hanging |= {0, 2}
+    ports = connect(listener, acceptor, 3)
+    assert sorted(port for link in links for port in received(link)) == sorted(ports)
+
+
 def test_one_that_does_not_read_gets_no_more_than_its_socket_holds(links: list[Link], listener: socket.socket) -> None:
-    acceptor = Acceptor(links[:1])
+    acceptor = Acceptor(links[:1], respond)
     ports: list[int] = []
     while not acceptor.holds:
         ports += connect(listener, acceptor, 50)
@@ -81,7 +95,7 @@ def test_one_that_does_not_read_gets_no_more_than_its_socket_holds(links: list[L
 
 
 def test_where_nobody_takes_one_it_waits(links: list[Link], listener: socket.socket) -> None:
-    acceptor = Acceptor(links)
+    acceptor = Acceptor(links, respond)
     for link in links:
         link.takes = False
     ports = connect(listener, acceptor, 2)

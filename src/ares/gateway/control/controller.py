@@ -445,7 +445,11 @@ class Controller:
         """Tell the other processes of the gateway what this one has on each instance, again and again."""
         while True:
             await asyncio.sleep(self._config.telemetry_interval_s)
-            self.snapshots.publish(self._sessions.values())
+            try:
+                self.snapshots.publish(self._sessions.values())
+            except Exception:  # only this time, not the service (I7)
+                logger.exception("cannot tell the other processes what is placed")
+                self._metrics.faults.labels("placed").inc()
 
     # --- moves ---
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ares import addresses
@@ -78,6 +79,8 @@ class Acceptor:
     ----------
     links
         To the processes, in the order of their numbers.
+    responds
+        Whether a process runs, by its number: one that hangs gets connections only where all do.
 
     Attributes
     ----------
@@ -85,8 +88,9 @@ class Acceptor:
         Whether it has a connection that no process has room for yet; it accepts no other one before that has gone.
     """
 
-    def __init__(self, links: list[Link]) -> None:
+    def __init__(self, links: list[Link], responds: Callable[[int], bool]) -> None:
         self._links = links
+        self._responds = responds
         self._next = 0
         self._held: socket.socket | None = None
 
@@ -111,9 +115,12 @@ class Acceptor:
 
     def hand_out(self) -> None:
         """Hand the connection that is held to the next process that has room for it."""
+        if self._held is None:
+            return
         count = len(self._links)
-        for number in ((self._next + n) % count for n in range(count)):
-            if self._held is not None and self._links[number].takes and _send(self._links[number], self._held):
+        taking = [n for n in ((self._next + n) % count for n in range(count)) if self._links[n].takes]
+        for number in sorted(taking, key=lambda n: not self._responds(n)):
+            if _send(self._links[number], self._held):
                 self._held.close()
                 self._held = None
                 self._next = (number + 1) % count

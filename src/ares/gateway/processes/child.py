@@ -77,6 +77,11 @@ class ChildServer(Server):
         loop.add_reader(self._link, self._read_link)
         self._tell_parent(TAKES)
 
+    async def on_tick(self, counter: int) -> bool:
+        """Do what uvicorn does ten times a second."""
+        self._siblings.counts.beat()
+        return await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop serving."""
         await super().shutdown(sockets)

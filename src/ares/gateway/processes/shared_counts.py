@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import time
 import uuid
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -12,9 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 # Columns of a row; streams of each client key and tokens on each instance follow. The first row has the preset.
-_START, _RESTARTS, _BACKLOG, _BACKLOG_TOKENS, _PRESET, _FIXED = range(6)
+_START, _RESTARTS, _BEAT_MS, _BACKLOG, _BACKLOG_TOKENS, _PRESET, _FIXED = range(7)
 # Between two attempts to take the turn.
 _RETRY_S = 0.001
+# A process whose event loop has not run for longer hangs, or is stopped.
+_SILENT_S = 2.0
 
 
 class Placed(NamedTuple):
@@ -125,6 +128,14 @@ class SharedCounts:
     @preset.setter
     def preset(self, name: str) -> None:
         self._table[0, _PRESET] = self._presets.index(name)
+
+    def beat(self) -> None:
+        """Note that this process runs."""
+        self._table[self.process, _BEAT_MS] = time.monotonic_ns() // 1_000_000
+
+    def responds(self, process: int) -> bool:
+        """Whether a process has run a moment ago."""
+        return bool(time.monotonic() - self._table[process, _BEAT_MS] / 1000 < _SILENT_S)
 
     # --- limits ---
 
