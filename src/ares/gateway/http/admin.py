@@ -2,7 +2,6 @@
 
 import asyncio
 import ipaddress
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -16,13 +15,11 @@ from ares.gateway.http.request_ids import resolve
 from ares.gateway.http.schema import errors
 from ares.gateway.pool.instance import Instance
 from ares.gateway.processes import together
-from ares.gateway.processes.siblings import SiblingRefusedError, siblings_of
+from ares.gateway.processes.siblings import siblings_of
 from ares.gateway.service import COMMANDED, Gateway, TargetError
 from ares.gateway.session.handover import NotMovableError
 from ares.gateway.session.precopy import AUTO, WantedMode
 from ares.names import matching
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -171,14 +168,8 @@ async def _tell_others(request: Request, body: BaseModel | None = None) -> None:
 
     One that does not take it gets it elsewhere: from the instance that drains, or, of a preset, when it has started.
     """
-    if (siblings := siblings_of(request)) is None:
-        return
-    sent = body.model_dump_json().encode() if body is not None else None
-    for process in siblings.counts.others:
-        try:
-            await siblings.forward(process, request, sent)
-        except SiblingRefusedError as refusal:
-            logger.info("%s: %s", request.scope["path"], refusal)
+    if (siblings := siblings_of(request)) is not None:
+        await siblings.tell_others(request, body.model_dump_json().encode() if body is not None else None)
 
 
 def _only_one(given: str, found: Sequence[tuple[str, T]]) -> tuple[str, T]:

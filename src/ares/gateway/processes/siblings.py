@@ -1,6 +1,7 @@
 """The other processes of one address, asked over Unix sockets in a private folder, by HTTP."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from starlette.requests import Request
 from ares.addresses import AddressError
 from ares.gateway.processes.shared_counts import SharedCounts
 
+logger = logging.getLogger(__name__)
+
 # Where a process answers its siblings, and nobody else.
 STATUS_ROUTE = "/siblings/status"
 REQUESTS_ROUTE = "/siblings/requests"
@@ -25,8 +28,8 @@ LEARNERS_PROCESS = 0
 _LONGEST_PATH_BYTES = 107
 _ASKED_BY_SIBLING = "ares.asked_by_sibling"
 _ASK_S = 2.0
-# A move takes as long as its copy.
-_COMMAND_S = 300.0
+# A move takes as long as its copy; and a command for all is not to wait for a process that hangs.
+_MOVE_S, _COMMAND_S = 300.0, 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,19 @@ class Siblings:
             n: answer for n, answer in zip(others, answers, strict=True) if answer is not None and answer.status == 200
         }
 
-    async def forward(self, process: int, request: Request, body: bytes | None = None) -> dict[str, Any]:
+    async def tell_others(self, request: Request, body: bytes | None = None) -> None:
+        """Send a client's request to all other processes, with another body if one is given; log who refuses it."""
+        others = self.counts.others
+        sent = (self.forward(process, request, body, _COMMAND_S) for process in others)
+        for answer in await asyncio.gather(*sent, return_exceptions=True):
+            if isinstance(answer, SiblingRefusedError):
+                logger.warning("%s: %s", request.scope["path"], answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+
+    async def forward(
+        self, process: int, request: Request, body: bytes | None = None, timeout_s: float = _MOVE_S
+    ) -> dict[str, Any]:
         """Send a client's request to one process, with another body if one is given; return the reply to it.
 
         Raises
@@ -108,7 +123,7 @@ class Siblings:
         path = request.scope["raw_path"].decode("ascii")
         sent = await request.body() if body is None else body
         try:
-            answer = await self._send(process, request.method, path, sent, headers, _COMMAND_S)
+            answer = await self._send(process, request.method, path, sent, headers, timeout_s)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self.unavailable(process) from error
         found = answer.json()
