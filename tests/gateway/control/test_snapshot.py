@@ -105,7 +105,7 @@ def test_what_another_process_has_placed_counts_before_it_is_reported() -> None:
     one.url, two.url = "http://one:1", "http://two:1"
     for each in (one, two):
         each.state.step_time = SimpleNamespace(coefficients=None)
-    pool: Any = SimpleNamespace(decode_instances=[one, two], restored_by_all=frozenset())
+    pool: Any = SimpleNamespace(decode_instances=[one, two], restored_by_all=frozenset(), differing=dict)
     builder = SnapshotBuilder(pool, SimpleNamespace(), counts.gateway, counts)  # type: ignore[arg-type]
     # 640 tokens are placed, of which a row of 256 is reported; it counts as a row.
     assert builder.build([]).cluster.promised_tokens.tolist() == [640 - 256 + 100, 0]
