@@ -218,7 +218,6 @@ def test_variables_of_other_commands_do_not_disturb(
         ("prot: 8000\n", "prot"),
         ("port: many\n", "port"),
         ("port: 70000\n", "port"),
-        ("workers: []\n", "workers"),
         ("workers: [decode-0]\n", "workers"),
         ("workers: ['http://[']\n", "workers"),
         ("workers: ['http://a:99999']\n", "workers"),
@@ -230,6 +229,7 @@ def test_variables_of_other_commands_do_not_disturb(
         ("handover_timeout_s: 25\n", "handover_timeout_s"),
         ("preset: fast\n", "preset"),
         ("max_body_bytes: 0\n", "max_body_bytes"),
+        ("service_discovery: [etcd:here]\n", "service_discovery"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, text: str, named: str) -> None:
@@ -241,8 +241,10 @@ def test_a_wrong_setting_is_named(tmp_path: Path, text: str, named: str) -> None
 def test_missing_settings_are_named() -> None:
     with pytest.raises(ConfigError, match=r"'model' is missing: give --model, ARES_MODEL, or model: in"):
         load(workers=["http://a"])
-    with pytest.raises(ConfigError, match=r"'workers' is missing: give --worker, ARES_WORKERS, or"):
+    with pytest.raises(ConfigError, match=r"no instances: give --worker, ARES_WORKERS, or .*--service-discovery"):
         load(model="m")
+    with pytest.raises(ConfigError, match="no instances"):
+        load(model="m", workers=[])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The gateway's configuration, resolved once: a YAML file, then `ARES_*` variables, then flags; later ones win."""
 
 import logging
-import urllib.parse
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from pydantic_settings import (
 
 from ares import plugins, variables
 from ares.addresses import on_loopback
+from ares.instance_sources import check_url, parse_source
 from ares.objectives import DEFAULT_GAP_S, Gap, ServiceClass
 from ares.policy import PRESETS, Preset
 from ares.protocol.keys import ControlKey, clean
@@ -110,8 +110,10 @@ class GatewayConfig(BaseSettings):
     """Whether they may send cookies and the like."""
     disable_fastapi_docs: bool = False
     """Whether there is no `/docs` and no `/openapi.json`."""
-    workers: list[str] = Field(min_length=1, examples=[["http://10.0.0.1:8100", "http://10.0.0.2:8100"]])
-    """Base URLs of the instances."""
+    workers: list[str] = Field(default_factory=list, examples=[["http://10.0.0.1:8100", "http://10.0.0.2:8100"]])
+    """Base URLs of the instances that are known from the start."""
+    service_discovery: list[str] = Field(default_factory=list, examples=[["file:/etc/ares/instances.yaml"]])
+    """Sources of instances that come and go, each `KIND:WHERE` (docs/discovery.md)."""
     host: str = Field(default="127.0.0.1", min_length=1)
     """Address to serve on; 0.0.0.0 is every address of this host."""
     port: int = Field(default=8000, ge=0, le=65535)
@@ -200,19 +202,21 @@ class GatewayConfig(BaseSettings):
     @field_validator("workers")
     @classmethod
     def _urls(cls, value: list[str]) -> list[str]:
-        value = [url.strip() for url in value]
-        for url in value:
-            parts = urllib.parse.urlsplit(url)
-            if "@" in parts.netloc:
-                raise ValueError(
-                    f"the URL of the instance at {parts.hostname} has a user name or password, which is not sent: give "
-                    "the instances' key with --worker-api-key-file"
-                )
-            if parts.scheme not in ("http", "https") or not parts.hostname or not _valid_port(parts):
-                raise ValueError(f"{url!r} is not the URL of an instance, such as http://127.0.0.1:8100")
-            if parts.path.rstrip("/").endswith("/v1") or parts.query or parts.fragment:
-                raise ValueError(f"{url!r}: give the URL of the instance itself, such as http://127.0.0.1:8100")
-        return value
+        return [check_url(url) for url in value]
+
+    @field_validator("service_discovery")
+    @classmethod
+    def _sources(cls, value: list[str]) -> list[str]:
+        return list(dict.fromkeys(parse_source(text).text for text in value))
+
+    @model_validator(mode="after")
+    def _some_instances(self) -> "GatewayConfig":
+        if not self.workers and not self.service_discovery:
+            raise ValueError(
+                "no instances: give --worker, ARES_WORKERS, or workers: in a --config file; or let the gateway find "
+                "them, with --service-discovery (docs/discovery.md)"
+            )
+        return self
 
     @field_validator("admin_key", "worker_api_key")
     @classmethod
@@ -318,14 +322,6 @@ class GatewayConfig(BaseSettings):
         if "preset" in info.data:
             live_preset(info.data["preset"], value)
         return value
-
-
-def _valid_port(parts: urllib.parse.SplitResult) -> bool:
-    """Whether the URL has a port that can be connected to, or none."""
-    try:
-        return parts.port != 0
-    except ValueError:  # no number, or out of range
-        return False
 
 
 def _cleaned(key: SecretStr) -> SecretStr:

@@ -4,7 +4,9 @@ import importlib.util
 
 # The extra of pyproject.toml that installs a package, unless a command names another one.
 EXTRAS = {
+    "dns": "discovery",
     "gguf": "cpu",
+    "kubernetes": "discovery",
     "matplotlib": "simulate",
     "nixl": "cpu",
     "numba": "simulate",

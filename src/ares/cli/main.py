@@ -258,6 +258,14 @@ def _serve_mock(
 def gateway(
     context: typer.Context,
     worker: Annotated[list[str] | None, typer.Option(help="Base URL of an instance; repeat for each.")] = None,
+    service_discovery: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND:WHERE",
+            help="Source of instances that come and go: file:PATH, dns:HOST:PORT, srv:NAME, kubernetes:NAMESPACE/SERVICE, "
+            "pods:NAMESPACE/LABELS:PORT, or api (docs/discovery.md); repeat for each.",
+        ),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Hugging Face id or folder of the served model.")] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file of settings; variables and flags take precedence.")
@@ -318,6 +326,7 @@ def gateway(
         configuration.load(
             config,
             workers=worker,
+            service_discovery=service_discovery,
             model=model,
             host=host,
             port=port,
