@@ -27,6 +27,22 @@ class Tuning:
     """Changes of status that are logged at once; then one in `health_log_line_s`, for an instance that flaps."""
     health_log_line_s: float = 60.0
 
+    # pool: which instances there are
+    leave_s: float = 60.0
+    """The requests of an instance that nothing names any more have so long to end or to move."""
+    file_period_s: float = 1.0
+    """Between two looks at a file of instances."""
+    dns_period_s: float = 5.0
+    """Between two questions to the resolver."""
+    kubernetes_resync_s: float = 300.0
+    """A watch at Kubernetes' API server ends after this long; then all objects are listed anew."""
+    kubernetes_answer_s: float = 30.0
+    """For the API server to answer."""
+    source_retry_s: float = 2.0
+    """After a source has failed, it is asked again after this long."""
+    kept_changes: int = 200
+    """Changes of instances' states that are shown."""
+
     # pool: the channels to an instance
     connect_s: float = 5.0
     """To connect to an instance. Its answer may take longer: a prefill of a long prompt waits behind others."""

@@ -1,7 +1,7 @@
 """Draining instances: requests that can move are moved, a few at a time; at the deadline the others are aborted there.
 
 Each gateway moves its own requests, also where another one has ordered the drain: the instance reports it to every
-gateway, deadline included.
+gateway, deadline included. An instance that leaves this gateway's pool is emptied in the same way, and then forgotten.
 """
 
 import asyncio
@@ -89,7 +89,7 @@ class Drainer:
         while True:
             await asyncio.sleep(self._tuning.drain_period_s)
             for instance in self._gateway.pool.instances:
-                if instance.state.draining:
+                if instance.closing:
                     try:
                         self._empty(instance)
                     except Exception:  # only this attempt fails, not the service (I7)
@@ -97,13 +97,25 @@ class Drainer:
                         self._gateway.metrics.faults.labels(DRAIN).inc()
                 else:
                     self._evicted_at.pop(instance, None)
+            for instance in self._gateway.pool.leaving:
+                if not self._needed(instance):
+                    self._evicted_at.pop(instance, None)
+                    self._gateway.pool.forget(instance)
+
+    def _needed(self, instance: Instance) -> bool:
+        """Whether an instance that leaves still does something, or keeps KV that may be ours until the deadline."""
+        sessions = self._gateway.sessions.values()
+        if any(s.works_on(instance) or s.incoming is instance for s in sessions):
+            return True
+        load = instance.state.telemetry if instance.health.healthy else None
+        return load is not None and load.pinned > 0 and time.monotonic() < instance.leave_by
 
     def _on(self, instance: Instance) -> Iterator[Session]:
         return (s for s in self._gateway.sessions.values() if s.works_on(instance))
 
     def _empty(self, instance: Instance) -> None:
         now = time.monotonic()
-        if instance.state.drain_deadline is not None and now > instance.state.drain_deadline:
+        if instance.empty_by is not None and now > instance.empty_by:
             self._evict(instance, now)
             return
         room = self._tuning.drain_moves - sum(1 for source in self._moving.values() if source is instance)

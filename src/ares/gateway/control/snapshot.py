@@ -310,7 +310,7 @@ def accepting(instances: list[Instance], exclude: Collection[str]) -> list[Insta
 
     Without any telemetry, an instance that answers at all is better than none (I7).
     """
-    usable = [i for i in instances if not i.state.draining and i.name not in exclude]
+    usable = [i for i in instances if not i.closing and i.name not in exclude]
     return [i for i in usable if i.open] or [i for i in usable if i.health.reachable]
 
 

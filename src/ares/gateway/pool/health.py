@@ -42,6 +42,7 @@ class Status(Enum):
     NO_TELEMETRY = _Meaning("sends nothing on its control channel")
     READY = _Meaning("is ready", level=logging.INFO)
     DRAINING = _Meaning("is draining and takes no new requests", level=logging.INFO)
+    LEAVING = _Meaning("is leaving and takes no new requests", level=logging.INFO)
     LOST = _Meaning("is lost")
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -58,6 +59,12 @@ class Instance:
         Its size and load.
     subscription
         The gateway's, at the instance.
+    named
+        Whether something still names its URL.
+    leaving, why_leaving, leave_by
+        Whether it is to be forgotten, why, and when its requests must have left (`time.monotonic`).
+    watched_since
+        When it was added (`time.monotonic`).
     intercept
         Returns each message as it is to be read, or None where it is to be lost; fault injection sets it.
     """
@@ -81,6 +88,10 @@ class Instance:
         self.state = InstanceState()
         self.subscription = Subscription(gateway, interval_s)
         self.intercept: Callable[[Instance, bytes], bytes | None] = lambda _, body: body
+        self.named, self.leaving = True, False
+        self.why_leaving = ""
+        self.leave_by = 0.0
+        self.watched_since = time.monotonic()
         self._discovery = Discovery(self.url, http, served, self.health)
         # Boot id of the instance that is followed; empty while it is only looked for.
         self._following = ""
@@ -100,7 +111,20 @@ class Instance:
     @property
     def open(self) -> bool:
         """Whether it takes new work."""
-        return self.health.healthy and not self.state.draining
+        return self.health.healthy and not self.closing
+
+    @property
+    def closing(self) -> bool:
+        """Whether its requests are to leave it: it drains, or is to be forgotten."""
+        return self.state.draining or self.leaving
+
+    @property
+    def empty_by(self) -> float | None:
+        """When requests that are still there must leave it (`time.monotonic`); None where there is no deadline."""
+        drained_by = self.state.drain_deadline if self.state.draining else None
+        if not self.leaving:
+            return drained_by
+        return self.leave_by if drained_by is None else min(drained_by, self.leave_by)
 
     @property
     def duplicate(self) -> bool:
@@ -139,6 +163,27 @@ class Instance:
         """Open it again."""
         self.state.undrain()
         await self.control.undrain()
+
+    def leave(self, why: str, deadline_s: float) -> None:
+        """Close it here, for this gateway alone: it is to be forgotten, its requests have so long to leave it."""
+        self.leaving, self.why_leaving = True, why
+        self.leave_by = time.monotonic() + deadline_s
+        if self.health.healthy:
+            self._set_status(*self._open_status)
+
+    def stay(self) -> None:
+        """Keep it, if it was about to leave."""
+        if self.leaving:
+            self.leaving, self.why_leaving = False, ""
+            if self.health.healthy:
+                self._set_status(*self._open_status)
+
+    @property
+    def _open_status(self) -> tuple[Status, str]:
+        """The status of one that reports, and the cause."""
+        if self.leaving:
+            return Status.LEAVING, self.why_leaving
+        return (Status.DRAINING if self.state.draining else Status.READY), ""
 
     # --- following it ---
 
@@ -203,7 +248,7 @@ class Instance:
                     self._set_status(Status.LOST, _RESTARTED)
                     return  # on the same ports: its HTTP server comes up after its control channel
                 if self.health.healthy:
-                    self._set_status(Status.DRAINING if self.state.draining else Status.READY)
+                    self._set_status(*self._open_status)
         finally:
             self.control.detach()
             self.state.clear()

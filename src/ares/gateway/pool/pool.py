@@ -6,16 +6,19 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Collection
+from functools import partial
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from ares.gateway.pool import likeness, published
+from ares.gateway.pool.changes import Changes
 from ares.gateway.pool.discovery import Served, Unusable
 from ares.gateway.pool.health import Status
 from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.likeness import Decides
 from ares.gateway.tuning import DEFAULT, Tuning
+from ares.instance_sources import canonical
 from ares.protocol import messages
 from ares.protocol.keys import ControlKey
 
@@ -28,10 +31,13 @@ _MAXIMUM_INSTANCES_NAMED = 5
 class Pool:
     """All instances of a gateway.
 
+    They come and go by their URLs (`add`, `remove`). One that is removed takes nothing new, and is forgotten when no
+    request needs it any more (control/drain.py).
+
     Parameters
     ----------
     urls
-        Where they answer; one that is given twice counts once.
+        Where the first ones answer; one that is given twice counts once.
     http
         Sends the key of the instances.
     interval_s
@@ -44,6 +50,13 @@ class Pool:
         The gateway's model; None uses instances of any.
     tuning
         The gateway's times and limits.
+
+    Attributes
+    ----------
+    changes
+        The newest changes of their states.
+    sources
+        What may name further instances, for operators; empty where nothing does.
     """
 
     def __init__(
@@ -56,40 +69,145 @@ class Pool:
         served: Served | None = None,
         tuning: Tuning = DEFAULT,
     ) -> None:
-        self._watched = [
-            Instance(url, http, interval_s, control_key, gateway, served, tuning) for url in _distinct(urls)
-        ]
+        self._make = partial(
+            Instance,
+            http=http,
+            interval_s=interval_s,
+            control_key=control_key,
+            gateway=gateway,
+            served=served,
+            tuning=tuning,
+        )
         self._tuning = tuning
         self._served = served
+        self.changes = Changes(tuning.kept_changes)
+        self.sources = ""
+        # By the canonical form of their URLs.
+        self._by_url: dict[str, Instance] = {}
         # By boot id: the URL that is used, where several lead to the same instance.
         self._by_boot: dict[str, Instance] = {}
         self._described: dict[Instance, messages.Description] = {}
         self._differing: dict[str, str] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[Instance, asyncio.Task[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._running = False
         self._started_at = time.monotonic()
         self._changed = asyncio.Event()
-        for instance in self._watched:
-            instance.health.on_change = self._notify
+        for url in _distinct(urls):
+            self._watch(url)
 
     @property
     def instances(self) -> list[Instance]:
         """All instances, each once."""
-        return [i for i in self._watched if not i.duplicate]
+        return [i for i in self._by_url.values() if not i.duplicate]
+
+    @property
+    def leaving(self) -> list[Instance]:
+        """Those that are to be forgotten, further URLs of instances included."""
+        return [i for i in self._by_url.values() if i.leaving]
 
     def start(self) -> None:
         """Begin to watch every instance."""
         self._started_at = time.monotonic()
-        self._tasks = [
-            asyncio.create_task(i.watch(self.connect_peers, self._claim), name=f"watch {i.url}") for i in self._watched
-        ]
+        self._running = True
+        for instance in self._by_url.values():
+            self._begin(instance)
 
     async def stop(self) -> None:
         """Stop watching."""
-        for task in self._tasks:
+        self._running = False
+        tasks = [*self._tasks.values(), *self._ending]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for instance in self._watched:
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for instance in self._by_url.values():
             instance.health.close()
+
+    # --- which there are ---
+
+    def at(self, url: str) -> Instance | None:
+        """Return what is watched at a URL, however that is spelled."""
+        return self._by_url.get(canonical(url))
+
+    def add(self, url: str, why: str) -> Instance:
+        """Watch an instance from now on, or keep one that was about to leave.
+
+        Parameters
+        ----------
+        url
+            Its base URL, which `instance_sources.check_url` takes.
+        why
+            What names it, for the log.
+        """
+        instance = self.at(url)
+        if instance is None:
+            instance = self._watch(url)
+            self._record(instance, "joined", why)
+            if self._running:
+                self._begin(instance)
+        instance.named = True
+        self._update_leaving(why)
+        return instance
+
+    def remove(self, url: str, why: str, deadline_s: float) -> None:
+        """Let an instance go: it takes nothing new, its requests have `deadline_s` to end or to move.
+
+        One that another of its URLs still names is kept.
+        """
+        instance = self.at(url)
+        if instance is not None:
+            instance.named = False
+            self._update_leaving(why, deadline_s)
+
+    def forget(self, instance: Instance) -> None:
+        """Stop watching an instance that leaves."""
+        del self._by_url[canonical(instance.url)]
+        self._record(instance, "gone", instance.why_leaving)
+        instance.health.close()
+        if (task := self._tasks.pop(instance, None)) is not None:
+            task.cancel()
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+        self._described.pop(instance, None)
+        self._by_boot = {boot: i for boot, i in self._by_boot.items() if i is not instance}
+        self._make_names_distinct()
+        self._notify()
+
+    def _watch(self, url: str) -> Instance:
+        instance = self._by_url[canonical(url)] = self._make(url)
+        instance.health.on_change = partial(self._on_status, instance)
+        return instance
+
+    def _begin(self, instance: Instance) -> None:
+        watching = instance.watch(self.connect_peers, self._claim)
+        self._tasks[instance] = asyncio.create_task(watching, name=f"watch {instance.url}")
+
+    def _update_leaving(self, why: str, deadline_s: float | None = None) -> None:
+        """Let go what no URL of an instance names any more, and keep what one names again."""
+        also_named = {
+            self._described[i].boot for i in self._by_url.values() if i.named and i.duplicate and i in self._described
+        }
+        for instance in self._by_url.values():
+            described = self._described.get(instance)
+            if instance.named or (described is not None and not instance.duplicate and described.boot in also_named):
+                instance.stay()
+            elif not instance.leaving:
+                instance.leave(why, self._tuning.leave_s if deadline_s is None else deadline_s)
+
+    def _on_status(self, instance: Instance) -> None:
+        status = instance.health.status
+        if status.value.level:
+            self.changes.add(instance.name, instance.url, status.name.lower(), instance.health.why)
+        if status is Status.DUPLICATE or instance.leaving != (not instance.named):
+            self._update_leaving(instance.health.why)
+        self._notify()
+
+    def _record(self, instance: Instance, state: str, why: str) -> None:
+        name = f"{instance.name} ({instance.url})" if instance.name != instance.url else instance.url
+        logger.info("%s %s: %s", name, {"joined": "joins", "gone": "is gone"}[state], why)
+        self.changes.add(instance.name, instance.url, state, why)
+
+    # --- what they are ---
 
     @property
     def prefill_instances(self) -> list[Instance]:
@@ -123,12 +241,22 @@ class Pool:
 
     def may_become_ready(self, exclude: Collection[str] = ()) -> bool:
         """Whether an instance to decode on, not named in `exclude`, may become ready by itself."""
-        starting = time.monotonic() - self._started_at < self._tuning.first_report_s
-        return any((i.health.may_return or starting) and i.name not in exclude for i in self.decode_instances)
+        now, first_s = time.monotonic(), self._tuning.first_report_s
+        if not self.instances:  # a source may be about to name the first one
+            return bool(self.sources) and now - self._started_at < first_s
+        return any(
+            (i.health.may_return or now - max(i.watched_since, self._started_at) < first_s)
+            and not i.leaving
+            and i.name not in exclude
+            for i in self.decode_instances
+        )
 
     @property
     def why_not_ready(self) -> str:
-        """Why the instances that could decode do not."""
+        """Why the instances that could decode do not, or what is to name the first one."""
+        if not self.decode_instances:
+            kind = "that decodes " if self.instances else ""
+            return f"no instance {kind}is known; waiting for one from {self.sources or '--worker'}"
         reasons = [f"{i.name} {reason}" for i in self.decode_instances if (reason := why_closed(i)) is not None]
         more = (
             [f"and {len(reasons) - _MAXIMUM_INSTANCES_NAMED} more"] if len(reasons) > _MAXIMUM_INSTANCES_NAMED else []
@@ -191,7 +319,7 @@ class Pool:
         used = self._by_boot.get(found.boot)
         if used is not None and used is not instance:
             if await used.leads_to(found.boot):
-                cause = f"{used.name} at {used.url} is the same instance; leave one of the two --worker out"
+                cause = f"{used.name} at {used.url} is the same instance; leave one of the two out"
                 return Unusable(Status.DUPLICATE, cause)
             used.release()
         self._by_boot = {boot: i for boot, i in self._by_boot.items() if i is not instance} | {found.boot: instance}
@@ -231,7 +359,10 @@ def why_closed(instance: Instance) -> str | None:
     """Return why an instance takes no new requests; None where it does."""
     if instance.open:
         return None
-    return instance.health.why or (Status.DRAINING.value.text if instance.state.draining else "has just been lost")
+    if instance.health.why:
+        return instance.health.why
+    closed = Status.LEAVING if instance.leaving else Status.DRAINING if instance.state.draining else None
+    return closed.value.text if closed is not None else "has just been lost"
 
 
 def _exchange_kv(one: Instance, other: Instance) -> bool:
@@ -240,11 +371,9 @@ def _exchange_kv(one: Instance, other: Instance) -> bool:
 
 def _distinct(urls: list[str]) -> list[str]:
     """Leave out what is another spelling of a URL before it."""
-    found: dict[tuple[str, str | None, int | None, str], str] = {}
+    found: dict[str, str] = {}
     for url in urls:
-        parts = urlsplit(url)
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-        first = found.setdefault((parts.scheme, parts.hostname, port, parts.path.rstrip("/")), url)
+        first = found.setdefault(canonical(url), url)
         if first is not url:
             logger.warning("--worker %s is the same as %s: it is used once", url, first)
     return list(found.values())
