@@ -15,6 +15,7 @@ from ares.gateway.control.controller import Controller
 from ares.gateway.control.drain import Drainer
 from ares.gateway.control.predictions import PredictionScores, rows_by_key
 from ares.gateway.control.snapshot import accepting
+from ares.gateway.discovery.membership import Membership, make_sources
 from ares.gateway.openai import generation_defaults
 from ares.gateway.openai.body import BadRequestError
 from ares.gateway.openai.parsing import Parsers
@@ -118,6 +119,7 @@ class Gateway:
             folder, config.generation_config, config.override_generation_config
         )
         self.pool: Pool
+        self.membership: Membership
         self.controller: Controller
         self.drainer = Drainer(self, self._spawn, tuning)
         self.recorder = Recorder(config.record)
@@ -139,6 +141,10 @@ class Gateway:
         self.pool = Pool(
             config.workers, self.http, config.telemetry_interval_s, key, self.name, self._served(), self.tuning
         )
+        self.pool.sources = ", ".join(config.service_discovery)
+        self.membership = Membership(
+            self.pool, config.workers, make_sources(config.service_discovery, self.tuning), self.tuning
+        )
         self.controller = Controller(
             config,
             self.pool,
@@ -152,6 +158,7 @@ class Gateway:
         )
         logger.info("this gateway is called %s", self.name)
         self.pool.start()
+        self._spawn(self.membership.run())
         self._spawn(self.controller.admit_waiting())
         self._spawn(self.controller.rebalance())
         self._spawn(self._supervise())
