@@ -32,6 +32,7 @@ TOKENIZE, DETOKENIZE = "/tokenize", "/detokenize"
 GENERATION = [CHAT, TEXT, RESPONSES, MESSAGES]
 MIGRATIONS, PRESET, PREDICTOR = "/admin/v1/migrations", "/admin/v1/preset", "/admin/v1/predictor"
 PUT = {PRESET, PREDICTOR}
+INSTANCES, WORKERS = "/admin/v1/instances", "/workers"
 DRAIN, UNDRAIN = "/admin/v1/instances/{name}/drain", "/admin/v1/instances/{name}/undrain"
 BODIES: dict[str, dict[str, Any]] = {
     CHAT: {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8},
@@ -44,6 +45,8 @@ BODIES: dict[str, dict[str, Any]] = {
     MIGRATIONS: {"request_id": "nobody", "target": "decode-0", "mode": "auto"},
     DRAIN.format(name="nobody"): {"deadline_s": 5.0},
     PRESET: {"preset": "nonsense"},
+    INSTANCES: {"url": "nonsense"},
+    WORKERS: {"url": "ftp://nonsense"},
     PREDICTOR: report(),
 }
 _REQUESTS = (ChatRequest, CompletionRequest, ResponsesRequest, MessagesRequest)
@@ -54,7 +57,19 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 def test_the_schema_tells_of_all_routes(service: Service) -> None:
     paths = service.schema["paths"]
     written = {path for path, routes in paths.items() if {"post", "put"} & routes.keys()}
-    assert written == {*GENERATION, COUNT, TOKENIZE, DETOKENIZE, MIGRATIONS, PRESET, PREDICTOR, DRAIN, UNDRAIN}
+    assert written == {
+        *GENERATION,
+        COUNT,
+        TOKENIZE,
+        DETOKENIZE,
+        MIGRATIONS,
+        PRESET,
+        PREDICTOR,
+        INSTANCES,
+        WORKERS,
+        DRAIN,
+        UNDRAIN,
+    }
     for path, routes in paths.items():
         for method, route in routes.items():
             assert "422" not in route["responses"], (method, path)
@@ -75,7 +90,8 @@ def _cases(schema: str, path: str, mode: GenerationMode) -> st.SearchStrategy[An
 
 
 @pytest.mark.parametrize(
-    "path", [*GENERATION, COUNT, TOKENIZE, DETOKENIZE, MIGRATIONS, DRAIN, UNDRAIN, PRESET, PREDICTOR]
+    "path",
+    [*GENERATION, COUNT, TOKENIZE, DETOKENIZE, MIGRATIONS, INSTANCES, WORKERS, DRAIN, UNDRAIN, PRESET, PREDICTOR],
 )
 @fuzz("routes: requests from the OpenAPI schema", 12, data=st.data(), negative=st.booleans())
 def test_what_the_schema_allows_and_what_not(service: Service, path: str, data: st.DataObject, negative: bool) -> None:
@@ -143,7 +159,22 @@ _header_values = st.text(st.characters(min_codepoint=32, max_codepoint=255, excl
     "routes: bytes, methods and headers",
     60,
     method=st.sampled_from(["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "BREW"]),
-    path=st.sampled_from([*BODIES, "/", "/v1", "/v1/models/", "/admin/v1", "/%00", "/%ff%fe", "//", "/openapi.json"]),
+    path=st.sampled_from(
+        [
+            *BODIES,
+            "/",
+            "/v1",
+            "/v1/models/",
+            "/workers/http://nobody:1",
+            "/workers/[",
+            f"{INSTANCES}/http%3A%2F%2F[",
+            "/admin/v1",
+            "/%00",
+            "/%ff%fe",
+            "//",
+            "/openapi.json",
+        ]
+    ),
     body=noise(*(json.dumps(body).encode() for body in BODIES.values())) | st.text().map(lambda t: t.encode("utf-16")),
     kind=st.sampled_from(_TYPES),
     encoding=st.sampled_from(_ENCODINGS),

@@ -14,12 +14,12 @@ QUICK = Tuning(dns_period_s=0.01)
 async def test_all_addresses_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[Any] = [["10.0.0.2", "10.0.0.1", "fd00::1"], socket.gaierror(-3, "try again"), []]
 
-    async def resolve(host: str, port: int, *, type: int) -> list[Any]:
+    async def resolve(host: str, port: int, **options: Any) -> list[Any]:
         assert (host, port) == ("decode", 8100)
         answer = answers[0]
         if isinstance(answer, Exception):
             raise answer
-        return [(socket.AF_INET, type, 6, "", (address, port)) for address in answer]
+        return [(socket.AF_INET, options["type"], 6, "", (address, port)) for address in answer]
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
     async with following(AddressSource("dns", "decode", 8100, QUICK)) as found:
@@ -70,9 +70,7 @@ async def test_targets_of_srv_records() -> None:
     async with following(source) as found:
         assert await found.next() == ["http://decode-0.example:8100", "http://decode-1.example:8101"]
         server.records = []
-        await found.until(
-            "_http._tcp.decode.example.: The DNS query name does not exist: _http._tcp.decode.example."
-        )
+        await found.until("_http._tcp.decode.example.: The DNS query name does not exist: _http._tcp.decode.example.")
         server.records = records[1:]
         await found.until(["http://decode-1.example:8101"])
     transport.close()

@@ -17,7 +17,7 @@ from ares.gateway.processes.shared_counts import SharedCounts
 # Routes of probes and `ares up`, and the description of the API, which is the same everywhere: a browser that opens a
 # page sends no key. The admin routes have a key of their own, and the dashboard holds no data.
 _OPEN_ROUTES = frozenset(["/health", "/ready", "/version", "/docs", "/openapi.json"])
-_ROUTES_OF_OTHER_KEYS = ("/admin/", "/dashboard")
+_ROUTES_OF_OTHER_KEYS = ("/admin/", "/dashboard", "/workers")
 _METRICS = "/metrics"
 # Where Anthropic's clients put their keys, and where those of other APIs do.
 _CLIENT_KEY = "x-api-key"

@@ -109,7 +109,7 @@ async def migrate(body: MigrationRequest, request: Request) -> dict[str, Any]:
             return await siblings.forward(process, request)
     found = [(one, gateway.sessions[one]) for one in resolve(body.request_id, gateway.sessions)]
     _, session = _only_one(body.request_id, found)
-    target = _find(gateway, body.target)
+    target = find_instance(gateway, body.target)
     try:
         record = await gateway.migrate(session, target, COMMANDED, COMMANDED, body.mode)
     except NotMovableError as refusal:
@@ -123,7 +123,7 @@ async def migrate(body: MigrationRequest, request: Request) -> dict[str, Any]:
 async def drain(name: str, request: Request, body: DrainRequest | None = None) -> dict[str, Any]:
     """Close an instance and move out what can be moved; answers at once, the status shows how many are left."""
     gateway: Gateway = request.app.state.gateway
-    instance, body = _find(gateway, name), body or DrainRequest()
+    instance, body = find_instance(gateway, name), body or DrainRequest()
     if not body.force and (why := gateway.pool.lost_without(instance)) is not None:
         message = f'{name} is {why}; drain it nevertheless with --force (in the API, "force": true)'
         raise AdminError(409, message, "last_instance")
@@ -138,7 +138,7 @@ async def drain(name: str, request: Request, body: DrainRequest | None = None) -
 async def undrain(name: str, request: Request) -> dict[str, Any]:
     """Put a drained instance back into service."""
     gateway: Gateway = request.app.state.gateway
-    instance = _find(gateway, name)
+    instance = find_instance(gateway, name)
     await gateway.drainer.undrain(instance)
     await _tell_others(request)
     return {"name": instance.name, "draining": False}
@@ -183,7 +183,8 @@ def _only_one(given: str, found: Sequence[tuple[str, T]]) -> tuple[str, T]:
     return found[0]
 
 
-def _find(gateway: Gateway, given: str) -> Instance:
+def find_instance(gateway: Gateway, given: str) -> Instance:
+    """Return the instance of a name, or of a short form of it; AdminError where that is none, or several."""
     names = [instance.name for instance in gateway.pool.instances]
     found = matching(given, names)
     if len(found) > 1:

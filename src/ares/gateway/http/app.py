@@ -19,12 +19,14 @@ from ares.gateway.http import (
     dashboard,
     errors,
     events,
+    instances,
     messages_routes,
     model_list,
     not_offered,
     predictor,
     responses_routes,
     tokenization_routes,
+    workers,
 )
 from ares.gateway.http.access import ClientKeys
 from ares.gateway.http.body_limit import BodyLimit
@@ -91,6 +93,8 @@ def build(
     for routes in (completion_routes, responses_routes, messages_routes, tokenization_routes, model_list, not_offered):
         app.include_router(routes.router)
     app.include_router(admin.router)
+    app.include_router(instances.router)
+    app.include_router(workers.router)
     app.include_router(predictor.router)
     app.state.feed = events.Feed(gateway, siblings)
     app.include_router(events.router)

@@ -59,6 +59,8 @@ class Instance:
         Its size and load.
     subscription
         The gateway's, at the instance.
+    description
+        The newest one of itself; None before the first.
     named
         Whether something still names its URL.
     leaving, why_leaving, leave_by
@@ -87,6 +89,7 @@ class Instance:
         self.health = Health(interval_s, tuning)
         self.state = InstanceState()
         self.subscription = Subscription(gateway, interval_s)
+        self.description: messages.Description | None = None
         self.intercept: Callable[[Instance, bytes], bytes | None] = lambda _, body: body
         self.named, self.leaving = True, False
         self.why_leaving = ""
@@ -218,6 +221,7 @@ class Instance:
     async def _describe(self) -> messages.Description | None:
         """Return its description of itself; None where it cannot be used, and then `health` knows why."""
         if (found := await self._discovery.look(self._log_name)) is not None:
+            self.description = found
             self.role = found.role
             self.state.adapters = frozenset(found.adapters)
         return found
