@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from fastapi import FastAPI
+from prometheus_client import REGISTRY
 
 from ares.engine import identity as settings
 from ares.engine.plugin import InstancePlugin
@@ -58,6 +59,18 @@ async def test_the_description(instance: Instance, monkeypatch: pytest.MonkeyPat
             "boot": "boot",
             "control_address": instance.address,
         }
+
+
+async def test_its_metrics_have_the_forecast_while_it_serves(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def capacity() -> float | None:
+        return REGISTRY.get_sample_value("ares:kv_capacity_tokens")
+
+    async with Served(instance, monkeypatch).alive():
+        await eventually(lambda: capacity() == 1600)
+        assert REGISTRY.get_sample_value("ares:draining") == 0
+    assert capacity() is None
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,8 @@ async def test_it_names_itself_a_mock(client: Client) -> None:
     metrics = (await client.http.get("/metrics")).text
     assert 'ares:mock_engine{profile="test"} 1' in metrics
     assert 'vllm:num_requests_running{model_name="some/model",engine="0"} 0' in metrics
+    assert "ares:predicted_peak_kv_usage_ratio 0\n" in metrics
+    assert "ares:draining 0\n" in metrics
 
 
 async def test_whole_and_streamed_replies_and_several_on_one_connection(client: Client) -> None:

@@ -28,11 +28,12 @@ class OwnControlChannel:
 
     Attributes
     ----------
-    telemetry
-        The newest telemetry; None before the first.
+    hello, telemetry
+        The newest of each; None before the first.
     """
 
     def __init__(self, address: str, key: ControlKey | None) -> None:
+        self.hello: messages.Hello | None = None
         self.telemetry: messages.Telemetry | None = None
         self._address, self._key = address, key
         self._socket: zmq.asyncio.Socket | None = None
@@ -72,6 +73,8 @@ class OwnControlChannel:
             return
         if isinstance(event, messages.Telemetry):
             self.telemetry = event
+        elif isinstance(event, messages.Hello):
+            self.hello = event
 
     async def drain(self, deadline_s: float) -> None:
         """Tell every gateway to drain the instance; return when it is empty, or at the deadline."""

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from prometheus_client import REGISTRY
 from starlette.responses import JSONResponse
 
 from ares.engine import identity
 from ares.engine.drain import OwnControlChannel, drained_on_sigterm
+from ares.engine.forecast_metrics import ForecastCollector
 from ares.protocol import messages
 from ares.protocol.fields import INSTANCE_ROUTE, READY_ROUTE, Readiness
 
@@ -56,7 +58,7 @@ class InstancePlugin:
 
 
 def _with_drain(lifespan: Any, channel: OwnControlChannel, deadline_s: float) -> Any:
-    """Drain the instance at the end of the application's lifespan.
+    """Drain the instance at the end of the application's lifespan, and show its forecast in the metrics meanwhile.
 
     vLLM's launcher installs its signal handlers before the application starts (entrypoints/launchers/launcher.py:
     serve_http), so ours replaces its SIGTERM handler, and its SIGINT handler remains to end the server.
@@ -65,6 +67,9 @@ def _with_drain(lifespan: Any, channel: OwnControlChannel, deadline_s: float) ->
     @contextlib.asynccontextmanager
     async def extended(app: Any) -> AsyncIterator[Any]:
         following = asyncio.create_task(channel.follow(), name="own control channel")
+        # vLLM's `/metrics` serves this registry (v1/metrics/prometheus.py, 0.32), unless several API servers share one.
+        forecast = ForecastCollector(lambda: (channel.hello, channel.telemetry))
+        REGISTRY.register(forecast)
         try:
             async with lifespan(app) as state:
                 if deadline_s:
@@ -75,6 +80,7 @@ def _with_drain(lifespan: Any, channel: OwnControlChannel, deadline_s: float) ->
                 else:
                     yield state
         finally:
+            REGISTRY.unregister(forecast)
             following.cancel()
 
     return extended

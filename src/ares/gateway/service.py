@@ -30,6 +30,7 @@ from ares.gateway.processes.shared_counts import SharedCounts
 from ares.gateway.records.learners import Learners
 from ares.gateway.records.metrics import Metrics
 from ares.gateway.records.moves import Moves
+from ares.gateway.records.pool_metrics import PoolCollector, PrefixCache
 from ares.gateway.records.recording import Recorder
 from ares.gateway.records.window import Recent
 from ares.gateway.session import precopy
@@ -111,6 +112,15 @@ class Gateway:
         self.parsers = parsers
         self.metrics = Metrics()
         self.recent = Recent()
+        self.prefix_cache = PrefixCache()
+        self.metrics.registry.register(
+            PoolCollector(
+                self.names[0],
+                lambda: self.pool.instances,
+                lambda: self.controller.waiting + self.controller.suspended,
+                self.prefix_cache,
+            )
+        )
         self.scores = PredictionScores(self.metrics, self.recent.prediction_error_tokens, tuning.kept_versions)
         self.learners = Learners(self.metrics, tuning)
         self.migrations = Moves(tuning.kept_migrations)
@@ -334,6 +344,7 @@ class Gateway:
                 self.metrics.longest_gap.labels(objective.name).observe(session.output.longest_gap_s)
                 self.recent.longest_gap_s.add(session.output.longest_gap_s)
             self.recorder.record(session)
+            self.prefix_cache.add(len(prompt), session.placement.cached_tokens)
             return session.placement.cached_tokens
         finally:
             self.scores.forget(session)

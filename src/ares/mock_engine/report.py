@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import msgspec
 
 from ares import __version__
+from ares.engine import forecast_metrics
 from ares.engine.identity import InstanceSettings, describe
 from ares.mock_engine.batch import Batch
 from ares.mock_engine.faults import PREDICTIONS, FaultState, faulty_telemetry
@@ -63,6 +64,11 @@ class Reported(Described, Protocol):
     step_time_s: float
     busy_s: float
     steps: int
+
+    @property
+    def draining(self) -> bool:
+        """Whether it drains."""
+        ...
 
 
 def hello(instance: Described) -> messages.Hello:
@@ -134,51 +140,53 @@ class TelemetrySource:
         faults = self._instance.faults
         while faults.frozen_s:
             time.sleep(_FROZEN_POLL_S)
-        fault, telemetry = faults.current.telemetry, self._measure()
+        fault, telemetry = faults.current.telemetry, _telemetry(self._instance, next(self._numbers))
         if fault != "constant" or self._newest is None:
             self._newest = telemetry
         return faulty_telemetry(fault, telemetry, self._newest, self._instance.settings.kv_blocks)
 
-    def _measure(self) -> messages.Telemetry:
-        instance = self._instance
-        requests = list(instance.requests.values())
-        running = 0
-        rows = []
-        for request in requests:
-            state = request.state
-            running += state == "running"
-            if request.key is not None and state != "finished":
-                rows.append(self._row(request))
-        return messages.Telemetry(
-            sequence=next(self._numbers),
-            kv_blocks_used=instance.batch.total - instance.batch.free,
-            running=running,
-            waiting=len(requests) - running,
-            pinned=len(instance.pins),
-            step_time_s=instance.step_time_s,
-            steps=instance.steps,
-            preemptions=instance.batch.preemptions,
-            rows=rows,
-            busy_s=instance.busy_s,
-        )
 
-    def _row(self, request: Request) -> messages.Row:
-        state = RequestState(request.state if request.state in ("running", "loading") else "waiting")
-        output = len(request.output)
-        # As on a real instance the first prediction comes with the first step.
-        remaining = self._remaining(request, output) if output else None
-        return messages.Row(
-            request.key or "", 0 if state is RequestState.WAITING else request.length, output, state, remaining
-        )
+def _telemetry(instance: Reported, number: int) -> messages.Telemetry:
+    """Return the true telemetry."""
+    requests = list(instance.requests.values())
+    running = 0
+    rows = []
+    for request in requests:
+        state = request.state
+        running += state == "running"
+        if request.key is not None and state != "finished":
+            rows.append(_row(instance, request))
+    return messages.Telemetry(
+        sequence=number,
+        kv_blocks_used=instance.batch.total - instance.batch.free,
+        running=running,
+        waiting=len(requests) - running,
+        pinned=len(instance.pins),
+        step_time_s=instance.step_time_s,
+        steps=instance.steps,
+        preemptions=instance.batch.preemptions,
+        rows=rows,
+        busy_s=instance.busy_s,
+    )
 
-    def _remaining(self, request: Request, output: int) -> tuple[float, float, float] | None:
-        instance = self._instance
-        fault = instance.faults.current.predictions
-        if fault is not None and instance.predictor.sigma is not None:
-            return PREDICTIONS[fault]
-        limit = request.end - output
-        true = min(limit, request.natural_end - output)
-        return instance.predictor.remaining(request.prompt_hash, request.generated + output, true, limit)
+
+def _row(instance: Reported, request: Request) -> messages.Row:
+    state = RequestState(request.state if request.state in ("running", "loading") else "waiting")
+    output = len(request.output)
+    # As on a real instance the first prediction comes with the first step.
+    remaining = _remaining(instance, request, output) if output else None
+    return messages.Row(
+        request.key or "", 0 if state is RequestState.WAITING else request.length, output, state, remaining
+    )
+
+
+def _remaining(instance: Reported, request: Request, output: int) -> tuple[float, float, float] | None:
+    fault = instance.faults.current.predictions
+    if fault is not None and instance.predictor.sigma is not None:
+        return PREDICTIONS[fault]
+    limit = request.end - output
+    true = min(limit, request.natural_end - output)
+    return instance.predictor.remaining(request.prompt_hash, request.generated + output, true, limit)
 
 
 def counters(instance: Reported) -> dict[str, Any]:
@@ -220,4 +228,6 @@ def metrics(instance: Reported) -> str:
         ("ares:mock_engine_speed", "gauge", "", instance.settings.speed),
         ("ares:mock_engine_lag_seconds_total", "counter", "", counts.lag_s),
     ]
-    return "".join(f"# TYPE {name} {kind}\n{name}{labels} {value:g}\n" for name, kind, labels, value in values)
+    load = msgspec.structs.replace(_telemetry(instance, 0), draining=instance.draining)
+    values += [(name, "gauge", "", value) for name, _, value in forecast_metrics.values(hello(instance), load)]
+    return "".join(f"# TYPE {name} {kind}\n{name}{labels} {value:.10g}\n" for name, kind, labels, value in values)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ares.gateway.control.predictions import PredictionScores, predicted_peak, predicted_remaining
+from ares.gateway.control.predictions import PredictionScores
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import http_client
 from ares.gateway.pool.instance import Instance
@@ -102,36 +102,8 @@ def test_rows_without_a_usable_prediction_are_passed_over() -> None:
     assert sample(metrics, 0, "under") is None
 
 
-def test_predicted_sums_medians() -> None:
-    def load(*rows: messages.Row) -> messages.Telemetry:
-        return messages.Telemetry(1, 0, 0, 0, 0, 0.0, 0, 0, list(rows))
-
-    assert predicted_remaining(load(row(1, 5.0), row(1, 7.0), row(1, None))) == 12
-    assert predicted_remaining(load(row(1, None))) is None
-    assert predicted_remaining(load()) is None
-
-
 def load(*rows: messages.Row) -> messages.Telemetry:
     return messages.Telemetry(1, 0, len(rows), 0, 0, 0.0, 0, 0, list(rows))
-
-
-def test_predicted_peak() -> None:
-    """Against the sum over requests, step by step."""
-    known = [(100, 50.0), (300, 5.0), (20, 200.0), (500, 0.0), (10, 50.0)]
-    stays = 70
-
-    def held(step: int) -> float:
-        return stays + sum(resident + step for resident, left in known if step <= left)
-
-    rows = [row(resident, left) for resident, left in known]
-    assert predicted_peak(load(*rows, row(stays, None))) == max(held(step) for step in range(201))
-
-
-def test_predicted_peak_of_nothing_and_of_nonsense() -> None:
-    assert predicted_peak(load()) is None
-    assert predicted_peak(load(row(100, None))) is None
-    assert predicted_peak(load(row(100, float("nan")), row(50, float("inf")))) is None
-    assert predicted_peak(load(row(100, -30.0), row(50, float("nan")))) == 150
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import numpy as np
 from ares.gateway.control.cost_models import TransferModel
 from ares.gateway.control.instance_loads import InstanceLoads, in_blocks
 from ares.gateway.control.lengths import LengthHistory
-from ares.gateway.control.predictions import plausible
 from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import Pool
 from ares.gateway.processes.shared_counts import Placed, SharedCounts
@@ -22,6 +21,7 @@ from ares.policy import Cluster
 from ares.policy.admission import Candidates, Progress
 from ares.policy.cluster import BoolArray
 from ares.policy.kv_layout import KvLayout
+from ares.predicted_load import plausible
 from ares.protocol import messages
 
 Quantiles = tuple[float, float, float]

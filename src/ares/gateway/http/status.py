@@ -7,11 +7,12 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from ares.gateway.control.predictions import plausible, predicted_peak, predicted_remaining, rows_by_key
+from ares.gateway.control.predictions import rows_by_key
 from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import why_closed
 from ares.gateway.service import Gateway
 from ares.gateway.session.session import Session
+from ares.predicted_load import plausible, predicted_peak, predicted_remaining
 from ares.protocol import messages
 
 

@@ -5,7 +5,8 @@ from collections.abc import Set
 
 from ares.gateway.control.cost_models import StepTimeModel
 from ares.gateway.pool import likeness
-from ares.policy.kv_layout import KvGroup, KvLayout
+from ares.policy.kv_layout import KvLayout
+from ares.predicted_load import layout_of
 from ares.protocol import messages
 
 
@@ -44,8 +45,7 @@ class InstanceState:
         """Take the first message of an instance that has started, or has not known this gateway."""
         self.hello = hello
         self.settings = likeness.values(hello)
-        groups = [KvGroup(group.block_size, group.window, group.fixed_blocks) for group in hello.kv_groups]
-        self.layout = KvLayout.of(hello.block_size, groups)
+        self.layout = layout_of(hello)
         self.step_time = StepTimeModel(self.layout)
 
     def update(self, telemetry: messages.Telemetry, now: float) -> None:

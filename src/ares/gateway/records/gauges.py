@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from ares.gateway.control.predictions import predicted_remaining
 from ares.gateway.pool.instance import Instance
 from ares.gateway.records.metrics import Metrics
 from ares.names import short_version
+from ares.predicted_load import predicted_remaining
 from ares.protocol.learner_report import Report
 
 
