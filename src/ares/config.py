@@ -26,6 +26,7 @@ from pydantic_settings import (
 from ares import plugins, variables
 from ares.addresses import on_loopback
 from ares.instance_sources import check_url, parse_source
+from ares.logs import Format, Level
 from ares.objectives import DEFAULT_GAP_S, Gap, ServiceClass
 from ares.policy import PRESETS, Preset
 from ares.protocol.keys import ControlKey, clean
@@ -194,6 +195,12 @@ class GatewayConfig(BaseSettings):
     """Key that the instances' control channels ask for (docs/security.md)."""
     worker_api_key: SecretStr | None = None
     """Key that the instances' HTTP servers ask for: vLLM's --api-key."""
+    log_format: Format = "text"
+    """Whether the log has lines of text or of JSON."""
+    log_level: Level = "info"
+    """The lowest level that is logged."""
+    access_log: bool = False
+    """Whether every request is logged when it has ended."""
     tls_certificate: Path | None = None
     """PEM file of the certificate chain to serve with; with it, the gateway speaks TLS only."""
     tls_key: Path | None = None

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ares import extras
+from ares import extras, logs
+from ares.cli.options import LogFormat, LogLevel
 from ares.protocol.keys import read_key
 from ares.terminal import tables
 from ares.terminal.progress import progress_display
@@ -52,6 +53,8 @@ def learn(
         list[str] | None,
         typer.Option("--set", help="Any setting of docs/learning.md, as first_outputs=500; may be repeated."),
     ] = None,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
     control_key_file: Annotated[
         Path | None, typer.Option(help="File with the control channel's key; or ARES_CONTROL_KEY.")
     ] = None,
@@ -77,6 +80,7 @@ def learn(
 
     given: dict[str, Any] = {"gateways": gateway, "workers": worker, "folder": folder, "model": model}
     given |= {"checkpoints": checkpoint, "threads": threads, "nice": nice}
+    given |= {"log_format": log_format, "log_level": log_level}
     found = load(
         config, assignments(settings or []) | {name: value for name, value in given.items() if value is not None}
     )
@@ -84,7 +88,7 @@ def learn(
     keys = Keys(**{name: read_key(file) for name, file in files.items() if file is not None})  # type: ignore[arg-type] # text becomes a SecretStr
     os.setpriority(os.PRIO_PROCESS, 0, max(found.nice, os.getpriority(os.PRIO_PROCESS, 0)))
     signal_as_interrupt()
-    with _display() as show:
+    with _display(found.log_format, found.log_level) as show:
         logging.getLogger(__name__).info("learning in %s", found.folder)
         try:
             service.run(found, keys, show)
@@ -139,17 +143,17 @@ def _command(folder: Path, command: str, version: str = "") -> None:
 
 
 @contextlib.contextmanager
-def _display() -> Iterator[Callable[[str], None]]:
+def _display(form: logs.Format, level: logs.Level) -> Iterator[Callable[[str], None]]:
     """Yield what shows how far the learner is: a line that changes on a terminal, elsewhere lines of the log."""
-    if _errors.is_terminal and not _errors.is_dumb_terminal:
+    if form == "text" and _errors.is_terminal and not _errors.is_dumb_terminal:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         with progress_display(_errors, *columns, transient=True) as progress:
             handler = RichHandler(console=progress.console, show_path=False, markup=False)
-            logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+            logging.basicConfig(level=level.upper(), format="%(message)s", handlers=[handler])
             task = progress.add_task("starting", total=None)
             yield lambda line: progress.update(task, description=line)
         return
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logs.configure(form, level, "%(asctime)s %(levelname)s %(message)s")
     yield _Lines()
 
 

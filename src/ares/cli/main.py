@@ -18,7 +18,7 @@ from ares.cli import instance_flags, learn_choice
 from ares.cli import operator as operator_cli
 from ares.cli.deferred_commands import Deferred
 from ares.cli.errors import run_app
-from ares.cli.options import Policies, Settings
+from ares.cli.options import LogFormat, LogLevel, Policies, Settings
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES
 from ares.models.resolve import DEFAULT_MODEL
 from ares.protocol.fields import CONTROL_KEY_VARIABLE
@@ -299,6 +299,11 @@ def gateway(
     admin_key_file: Annotated[Path | None, typer.Option(help="File with the key of the admin routes.")] = None,
     control_key_file: ControlKeyFile = None,
     worker_api_key_file: Annotated[Path | None, typer.Option(help="File with the instances' own API key.")] = None,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
+    access_log: Annotated[
+        bool | None, typer.Option("--access-log/--no-access-log", help="Log every request when it has ended.")
+    ] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM file of the certificate chain; serves TLS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key.")] = None,
 ) -> None:
@@ -346,6 +351,9 @@ def gateway(
             admin_key=read_key(admin_key_file) if admin_key_file else None,
             control_key=read_key(control_key_file) if control_key_file else None,
             worker_api_key=read_key(worker_api_key_file) if worker_api_key_file else None,
+            log_format=log_format,
+            log_level=log_level,
+            access_log=access_log,
             tls_certificate=tls_certificate,
             tls_key=tls_key,
             **given.settings,

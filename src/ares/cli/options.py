@@ -10,3 +10,10 @@ Policies = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Setting of the presets, as rebalance.theta=0.2; may be repeated.")
 ]
+LogFormat = Annotated[
+    str | None, typer.Option(metavar="text|json", help="Lines of the log as text or as JSON; by default text.")
+]
+LogLevel = Annotated[
+    str | None,
+    typer.Option(metavar="debug|info|warning|error", help="The lowest level that is logged; by default info."),
+]

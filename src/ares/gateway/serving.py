@@ -12,7 +12,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from ares import addresses
+from ares import addresses, logs
 from ares.config import GatewayConfig, live_preset
 from ares.gateway.control.controller import prepare
 from ares.gateway.http.app import build
@@ -39,7 +39,8 @@ _FLUSH_S = 5
 def serve(config: GatewayConfig, load_parsers: LoadParsers) -> None:
     """Run a gateway until a signal stops it; AddressError where it cannot listen."""
     process = " %(processName)s" if config.processes > 1 else ""
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s{process} %(levelname)s %(name)s: %(message)s")
+    text = f"%(asctime)s{process} %(levelname)s %(name)s: %(message)s"
+    logs.configure(config.log_format, config.log_level, text)
     # Before the model, which may have to be fetched.
     addresses.check(config.host, {"--port": [config.port]})
     if (warning := config.exposure()) is not None:

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pydantic_settings import YamlConfigSettingsSource as Yaml
 
 from ares.learner.errors import LearnerError
+from ares.logs import Format, Level
 from ares.variables import LEARNER_PREFIX as PREFIX
 from ares.variables import has_other_use
 from ares.yaml_errors import MALFORMED
@@ -90,6 +91,11 @@ class LearnerSettings(BaseSettings):
     """After this long, a checkpoint is sent again to an instance that has refused it."""
     report_s: _Seconds = 5.0
     """Between two reports to the gateways."""
+
+    log_format: Format = "text"
+    """Whether the log has lines of text or of JSON."""
+    log_level: Level = "info"
+    """The lowest level that is logged."""
 
     @field_validator("gateways", "workers")
     @classmethod

@@ -138,11 +138,12 @@ class Membership:
         if self._problems.get(name) != why:
             self._problems[name] = why
             known = len(self._named.get(name, ()))
-            logger.warning("%s: %s; the %d instances that it named last stay", name, why, known)
+            text = "%s: %s; the %d instances that it named last stay"
+            logger.warning(text, name, why, known, extra={"source": name, "why": why})
 
     def _solved(self, name: str) -> None:
         if self._problems.pop(name, None) is not None:
-            logger.info("%s: it can be read again", name)
+            logger.info("%s: it can be read again", name, extra={"source": name})
 
     def _set(self, name: str, urls: dict[str, str], why_gone: str, deadline_s: float | None = None) -> None:
         """Replace what `name` names, and let the pool follow."""

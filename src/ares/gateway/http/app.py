@@ -29,6 +29,7 @@ from ares.gateway.http import (
     workers,
 )
 from ares.gateway.http.access import ClientKeys
+from ares.gateway.http.access_log import AccessLog
 from ares.gateway.http.body_limit import BodyLimit
 from ares.gateway.http.cors import ApiCors
 from ares.gateway.http.normalized import Normalized
@@ -124,6 +125,8 @@ def build(
         )
     app.add_middleware(RefusalCounter, count=gateway.metrics.refuse, routes=lambda: app.routes)
     app.add_middleware(Normalized)
+    if config.access_log:
+        app.add_middleware(AccessLog)
     return app
 
 

@@ -184,7 +184,8 @@ class Health:
         self.served = self.served or status is Status.READY
         self.on_change()
         if status.value.level:
-            self._log.write(status.value.level, f"{name} {line} again" if again else f"{name} {line}")
+            fields = {"instance": name, "state": status.name.lower(), "why": cause}
+            self._log.write(status.value.level, f"{name} {line} again" if again else f"{name} {line}", fields)
 
     def close(self) -> None:
         """Log nothing more."""

@@ -16,14 +16,18 @@ class HealthLog:
         self._most_lines, self._line_s = float(tuning.health_log_lines), tuning.health_log_line_s
         self._level = logging.INFO
         self._line = ""
+        self._fields: dict[str, str] = {}
         self._allowance = self._most_lines
         self._refilled_at = time.monotonic()
         self._omitted = 0
         self._later: asyncio.TimerHandle | None = None
 
-    def write(self, level: int, line: str) -> None:
-        """Log a line now, or later where there were too many lately; a newer one replaces one that waits."""
-        self._level, self._line = level, line
+    def write(self, level: int, line: str, fields: dict[str, str]) -> None:
+        """Log a line now, or later where there were too many lately; a newer one replaces one that waits.
+
+        `fields` are those of its JSON form, where the log has that.
+        """
+        self._level, self._line, self._fields = level, line, fields
         if self._later is not None:
             self._omitted += 1
         else:
@@ -47,7 +51,7 @@ class HealthLog:
         self._allowance -= 1.0
         more = f" ({self._omitted} changes were not logged)" if self._omitted else ""
         self._omitted = 0
-        logger.log(self._level, "%s%s", self._line, more)
+        logger.log(self._level, "%s%s", self._line, more, extra=self._fields)
 
     def _log_later(self) -> None:
         self._later = None

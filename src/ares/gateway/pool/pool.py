@@ -204,7 +204,8 @@ class Pool:
 
     def _record(self, instance: Instance, state: str, why: str) -> None:
         name = f"{instance.name} ({instance.url})" if instance.name != instance.url else instance.url
-        logger.info("%s %s: %s", name, {"joined": "joins", "gone": "is gone"}[state], why)
+        does = {"joined": "joins", "gone": "is gone"}[state]
+        logger.info("%s %s: %s", name, does, why, extra={"instance": name, "state": state, "why": why})
         self.changes.add(instance.name, instance.url, state, why)
 
     # --- what they are ---
