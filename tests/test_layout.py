@@ -49,7 +49,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
 }
 # Small helpers that import none of ours: everybody may use them.
-SHARED = {"addresses", "extras", "free_ports", "logs", "names", "objectives", "published_address", "text_files", "yaml_errors"}
+SHARED = {
+    "addresses",
+    "extras",
+    "free_ports",
+    "logs",
+    "names",
+    "objectives",
+    "published_address",
+    "text_files",
+    "yaml_errors",
+}
 HEAVY = {
     "vllm": {"engine", "parsers"},
     "nixl": {"engine"},

@@ -107,7 +107,9 @@ Read = Callable[[Row, _Names], Any]
 
 
 def _state(row: Row, _: _Names) -> str:
-    return "silent" if not row["healthy"] else "draining" if row["draining"] else "ok"
+    return (
+        "silent" if not row["healthy"] else "leaving" if row.get("leaving") else "draining" if row["draining"] else "ok"
+    )
 
 
 def _memory(row: Row, _: _Names) -> str | None:

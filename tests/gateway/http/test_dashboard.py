@@ -159,6 +159,17 @@ async def test_many_moves_at_once_leave_the_newest(service: Service) -> None:
     assert [one["request_id"] for one in moves] == [f"r{n}" for n in range(4800, 5000)]
 
 
+async def test_changes_of_instances_come_with_their_reasons(service: Service) -> None:
+    async with watching(service) as events:
+        before = await until(events, lambda name, _: name == "changes")
+        assert {(one["instance"], one["state"], one["why"]) for one in before} >= {("decode-0", "ready", "")}
+        service.gateway.membership.remove(service.fakes[1].url, 60.0)
+        after = await until(events, lambda name, _: name == "changes")
+        assert [one["number"] for one in [*before, *after]] == list(range(1, len(before) + len(after) + 1))
+        assert (after[0]["instance"], after[0]["state"]) == ("decode-0", "leaving")
+        assert after[0]["why"] == "is leaving and takes no new requests: it was removed by the API"
+
+
 async def test_reports_of_learners_come_when_they_are_new_and_at_the_beginning(service: Service) -> None:
     async with watching(service) as events:
         await until(events, lambda name, _: name == "snapshot")

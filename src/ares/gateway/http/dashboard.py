@@ -13,6 +13,7 @@ _TYPES = {
     "charts.js": "text/javascript; charset=utf-8",
     "elements.js": "text/javascript; charset=utf-8",
     "feed.js": "text/javascript; charset=utf-8",
+    "happened.js": "text/javascript; charset=utf-8",
     "learner.js": "text/javascript; charset=utf-8",
     "model.js": "text/javascript; charset=utf-8",
     "requests.js": "text/javascript; charset=utf-8",

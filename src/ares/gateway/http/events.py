@@ -2,14 +2,16 @@
 
 An event `snapshot` is what `/admin/v1/status` returns, with the requests as columns and without the moves and the
 reports of learners. An event `moves` has the moves that have ended since the one before, oldest first; the first one,
-the last 200. An event `learners` has the reports of all learners, when one is new. Every event is complete in itself: a
-reader that was away, or too slow, continues with the next.
+the last 200. An event `changes` has the changes of instances' states in the same way. An event `learners` has the
+reports of all learners, when one is new. Every event is complete in itself: a reader that was away, or too slow,
+continues with the next.
 """
 
 import asyncio
 import heapq
 import logging
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -63,6 +65,8 @@ class Feed:
         self._moves: deque[tuple[int, bytes]] = deque(maxlen=self._tuning.feed_moves)
         # By process, each with another name when it starts again: how many of its moves have been taken over.
         self._moves_taken: dict[str, int] = {}
+        self._changes: deque[tuple[int, bytes]] = deque(maxlen=self._tuning.kept_changes)
+        self._last_change = 0
         self._learners = b""
         self._learners_number = 0
         self._learners_revision = ("", 0)
@@ -80,8 +84,7 @@ class Feed:
                         await self._ticked.wait()
                 if self._closed:
                     return
-                moves = b",".join(body for number, body in self._moves if number > seen)
-                body = _event("moves", b"[" + moves + b"]") if moves else b""
+                body = _newer("moves", self._moves, seen) + _newer("changes", self._changes, seen)
                 body += self._learners if self._learners_number > seen else b""
                 seen = self._number
                 await write(body + self._snapshot)
@@ -132,6 +135,9 @@ class Feed:
             self._learners_number, self._learners_revision = self._number, revision
             self._learners = _event("learners", msgspec.json.encode(reported.status["learners"]))
         self._moves.extend((self._number, msgspec.json.encode(move)) for move in moves)
+        for change in self._gateway.pool.changes.since(self._last_change):
+            self._changes.append((self._number, msgspec.json.encode(change)))
+            self._last_change = change.number
 
     def _new_moves(self, parts: list[Part]) -> list[dict[str, Any]]:
         """Return the moves that have ended since the last event, the oldest first."""
@@ -142,6 +148,12 @@ class Feed:
 
 def _event(name: str, body: bytes) -> bytes:
     return b"event: " + name.encode() + b"\ndata: " + body + b"\n\n"
+
+
+def _newer(name: str, bodies: Iterable[tuple[int, bytes]], seen: int) -> bytes:
+    """Return an event with what came after a number; nothing where there is nothing."""
+    newer = b",".join(body for number, body in bodies if number > seen)
+    return _event(name, b"[" + newer + b"]") if newer else b""
 
 
 def _short(value: Any) -> Any:

@@ -46,7 +46,7 @@ def snapshot(gateway: Gateway) -> dict[str, Any]:
         "backlog_tokens": gateway.backlog.tokens,
         "suspended": gateway.controller.suspended,
         "instances": [
-            _instance(i, sessions[id(i)], gateway.drainer.left(i) if i.state.draining else None)
+            _instance(i, sessions[id(i)], gateway.drainer.left(i) if i.closing else None)
             | {"differs_in": differing.get(i.name)}
             for i in gateway.pool.instances
         ],
@@ -65,6 +65,7 @@ def _instance(instance: Instance, sessions: int, left: int | None) -> dict[str, 
         "url": instance.url,
         "healthy": instance.health.healthy,
         "draining": instance.state.draining,
+        "leaving": instance.leaving,
         "why": why_closed(instance),
         "left": left,
     }

@@ -198,13 +198,14 @@ class Stage:
         snapshot: dict[str, Any],
         moves: list[dict[str, Any]] | None = None,
         learners: list[dict[str, Any]] | None = None,
+        changes: list[dict[str, Any]] | None = None,
     ) -> None:
-        """Send a snapshot, after these moves and reports; whoever connects later gets them first."""
+        """Send a snapshot, after these moves, reports and changes; who connects later gets moves and reports first."""
         self._snapshot = copy.deepcopy(snapshot)
         self._moves = (self._moves + (moves or []))[-200:]
         self._learners = copy.deepcopy(learners) or self._learners
         body = (_event("moves", moves) if moves else b"") + (_event("learners", learners) if learners else b"")
-        body += _event("snapshot", snapshot)
+        body += (_event("changes", changes) if changes else b"") + _event("snapshot", snapshot)
         for queue in self._queues:
             queue.put_nowait(body)
 

@@ -40,6 +40,12 @@ async def test_the_page_shows_the_cluster_and_lives(page: Browser, stage: Stage)
     line = await page.until("document.querySelector('#moves li')?.innerText")
     for part in (request["id"], f"{move['source']} → {move['target']}", "moved", "stall 42 ms", "ares: a reason"):
         assert part in line
+    lost = {"number": 7, "instance": "decode-1", "url": "http://h:1", "state": "lost", "why": "is lost: <b>why</b>"}
+    stage.send(show.snapshot(), changes=[lost | {"at": move["started_at"] + 60}])
+    line = await page.until("document.querySelector('#moves li.change')?.innerText")
+    for part in ("decode-1", "lost", "is lost: <b>why</b>"):
+        assert part in line
+    assert await page.evaluate("document.querySelector('#moves li').className") == "change"
     await page.until(f"document.querySelector('#model').textContent && {ROWS}.length === 20")
     kv = show.snapshot()["instances"][1]
     share = f"{100 * kv['kv_blocks_used'] / kv['kv_blocks']:.0f} %"

@@ -3,12 +3,12 @@
 import { Charts } from "./charts.js";
 import { make, set } from "./elements.js";
 import { follow, key } from "./feed.js";
+import { Happened } from "./happened.js";
 import { LearnerPanel, short } from "./learner.js";
 import { History, ORDERS, clock, count, health, kv, percent, seconds, summary } from "./model.js";
 import { RequestList } from "./requests.js";
 
 const CAPACITY = 1800; // samples remembered: half an hour
-const MOVES = 200; // moves shown: as many as the gateway sends again after a reconnection
 const LATE_S = 3; // data older than this is called stale
 
 const $ = (id) => document.getElementById(id);
@@ -20,7 +20,7 @@ const NAMES = [
   "running", "queued", "waiting", "suspended", "error_mean", "error_p90", "new_moves", "new_preemptions",
 ];
 const history = new History(NAMES, CAPACITY);
-const moves = []; // the newest first
+const happened = new Happened(document.querySelector("#moves ol"));
 let snapshot = null;
 let now = null; // its summary
 let receivedAt = -Infinity; // by performance.now
@@ -33,15 +33,11 @@ let frameRequested = false;
 
 function take(event, data) {
   if (event === "moves") {
-    for (const move of data) {
-      // After a reconnection the newest moves come again.
-      if (moves.some((one) => one.started_at === move.started_at && one.request_id === move.request_id)) continue;
-      moves.unshift(move);
-      if (snapshot) seen.moves++;
-    }
-    moves.length = Math.min(moves.length, MOVES);
+    const added = happened.takeMoves(data);
+    if (snapshot) seen.moves += added;
     return;
   }
+  if (event === "changes") happened.takeChanges(data);
   if (event === "learners") learner.take(data);
   if (event !== "snapshot") return;
   const before = now;
@@ -108,7 +104,7 @@ const decode = () => snapshot.instances.filter((one) => one.role !== "prefill");
 
 // --- instances ---
 
-const GLYPHS = { healthy: "●", draining: "◐", lost: "✕" };
+const GLYPHS = { healthy: "●", draining: "◐", leaving: "◐", lost: "✕" };
 const lines = new Map();
 
 function line(name) {
@@ -180,46 +176,11 @@ function drawInstances() {
   set($("instances-count"), `${snapshot.instances.length}${bad ? ` · ${bad} not healthy` : ""}`);
 }
 
-// --- moves ---
+// --- moves, and changes of instances ---
 
-const shownMoves = new Map();
-
-function drawMoves() {
-  const list = document.querySelector("#moves ol");
-  const current = new Set(moves);
-  for (const [move, element] of shownMoves) {
-    if (!current.has(move)) {
-      element.remove();
-      shownMoves.delete(move);
-    }
-  }
-  for (let n = moves.length - 1; n >= 0; n--) {
-    if (shownMoves.has(moves[n])) continue;
-    const element = moveLine(moves[n]);
-    shownMoves.set(moves[n], element);
-    list.prepend(element);
-  }
-  set($("moves-count"), moves.length ? `last ${moves.length}` : "none yet");
-}
-
-function moveLine(move) {
-  const outcome = make("span", "outcome", move.outcome === "moved" ? "✓ moved" : `✕ ${move.outcome.replaceAll("_", " ")}`);
-  outcome.dataset.good = move.outcome === "moved";
-  const figures = [
-    move.stall_s === null ? "" : `stall ${seconds(move.stall_s)}`,
-    move.pulled_tokens === null ? "" : `${count(move.pulled_tokens)} tokens`,
-  ];
-  const id = make("span", "id", move.request_id);
-  id.title = move.request_id;
-  return make(
-    "li", "",
-    make("time", "number dim", clock(move.started_at)),
-    id,
-    make("span", "way", `${move.source} → ${move.target}`),
-    outcome,
-    make("span", "number figures", figures.filter(Boolean).join(" · ")),
-    make("span", "reason dim", move.reason),
-  );
+function drawHappened() {
+  happened.draw();
+  set($("moves-count"), happened.moves ? `last ${happened.moves}` : "none yet");
 }
 
 // --- requests ---
@@ -299,7 +260,7 @@ function draw() {
   charts.draw();
   drawTiles();
   drawInstances();
-  drawMoves();
+  drawHappened();
   drawRequests();
   learner.draw(snapshot);
 }

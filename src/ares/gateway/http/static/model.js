@@ -115,7 +115,7 @@ export function kv(instance) {
 /** One word for the health of an instance. */
 export function health(instance) {
   if (!instance.healthy) return "lost";
-  return instance.draining ? "draining" : "healthy";
+  return instance.leaving ? "leaving" : instance.draining ? "draining" : "healthy";
 }
 
 const sum = (values) => values.reduce((total, value) => total + value, 0);
