@@ -1,14 +1,12 @@
-"""`/workers`: instances as users of vllm-router name and list them (its REST routes, and those of SGLang's gateway).
+"""`/workers`: instances as users of vllm-router add, list and remove them; its replies are those of its version 0.1.17.
 
-What those routes take besides the URL has no effect here and is refused by name: an instance says itself which role and
-model it has, and all have the key of the gateway's `worker_api_key`.
+What that takes besides the URL has no effect here and is refused by name: an instance says itself which role and model
+it has, and all have the key of the gateway's `worker_api_key`.
 """
 
 from typing import Any
-from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse
 
 from ares.gateway.http.admin import allowed
 from ares.gateway.http.instances import Force, NewInstance, add_instance, instance_at, remove_instance
@@ -20,15 +18,13 @@ router = APIRouter(dependencies=[Depends(allowed)], responses=errors(401, 403))
 _TYPES = {"prefill": "prefill", "decode": "decode", "both": "regular"}
 
 
-@router.post("/workers", status_code=202, responses=errors(400, 413))
-async def add(body: NewInstance, request: Request) -> JSONResponse:
-    """Add an instance; `GET /workers/{url}` shows when it is ready."""
+@router.post("/workers", responses=errors(400, 413))
+async def add(body: NewInstance, request: Request) -> dict[str, Any]:
+    """Add an instance; unlike vllm-router's, this does not wait for it: `GET /workers/{url}` shows when it is ready."""
     gateway: Gateway = request.app.state.gateway
     add_instance(gateway, body.url)
     url = instance_at(gateway, body.url.strip()).url
-    location = f"/workers/{quote(url, safe='')}"
-    accepted = {"status": "accepted", "worker_id": url, "url": url, "location": location}
-    return JSONResponse(accepted | {"message": "the instance is added"}, 202, {"Location": location})
+    return {"success": True, "message": f"Successfully added worker: {url}"}
 
 
 @router.get("/workers")
@@ -48,24 +44,23 @@ async def one(url: str, request: Request) -> dict[str, Any]:
     return _worker(gateway, instance_at(gateway, url))
 
 
-@router.delete("/workers/{url:path}", status_code=202, responses=errors(400, 404, 409))
+@router.delete("/workers/{url:path}", responses=errors(400, 404, 409))
 async def remove(url: str, request: Request, force: Force = False) -> dict[str, Any]:
     """Remove an instance: it takes no new requests, those that it has end or move."""
     gateway: Gateway = request.app.state.gateway
     instance = remove_instance(gateway, instance_at(gateway, url).url, gateway.tuning.leave_s, force=force)
-    return {"status": "accepted", "worker_id": instance.url, "message": "the instance is being removed"}
+    return {"success": True, "message": f"Worker {instance.url} is being removed"}
 
 
 def _worker(gateway: Gateway, instance: Instance) -> dict[str, Any]:
     described, load = instance.description, instance.state.telemetry
     models = described.models if described is not None else []
     return {
-        "id": instance.url,
         "url": instance.url,
         "model_id": models[0] if models else "unknown",
         "worker_type": _TYPES[instance.role] if described is not None else "unknown",
         "is_healthy": instance.open,
         "load": load.running + load.waiting if load is not None else 0,
-        "connection_mode": "http",
+        "connection_mode": "Http",
         "metadata": {"name": instance.name, "named_by": ", ".join(gateway.membership.named_by(instance.url))},
     }
