@@ -72,11 +72,16 @@ def test_a_gateway_may_begin_without_instances_where_a_source_names_them() -> No
 
 @pytest.mark.parametrize(
     "url",
-    ["", "decode:8100", "ftp://a", "http://", "http://[", "http://a:0", "http://a:x", "http://a b", "http://a\nb"],
+    ["", "decode:8100", "ftp://a", "http://", "http://[", "http://a:0", "http://a:x", "http://a b"],
 )
 def test_what_is_no_url_of_an_instance(url: str) -> None:
     with pytest.raises(ValueError, match="is not the URL of an instance"):
         check_url(url)
+
+
+def test_what_cannot_be_printed_is_not_repeated() -> None:
+    with pytest.raises(ValueError, match=r"^the URL of an instance has a character that cannot be printed$"):
+        check_url("http://me:secret@a\ud800:1")
 
 
 def test_spellings_of_one_url() -> None:

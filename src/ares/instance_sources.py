@@ -75,9 +75,11 @@ def _written(kind: str) -> str:
 def check_url(url: str) -> str:
     """Return the base URL of an instance, without spaces around it; ValueError says what is wrong with it."""
     url = url.strip()
+    if not url.isprintable():
+        raise ValueError("the URL of an instance has a character that cannot be printed")
     try:
         parts = urllib.parse.urlsplit(url)
-        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and url.isprintable()
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError as error:  # a host such as "[", or a port that is no number or out of range
         raise ValueError(f"{url!r} is not the URL of an instance, such as http://127.0.0.1:8100 ({error})") from None
     if "@" in parts.netloc:

@@ -1,5 +1,6 @@
 """Files that people give: whatever is in them, they are read, or refused by the reader's own error that names them."""
 
+import asyncio
 import gzip
 import json
 import warnings
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 
 from ares.config import ConfigError, load
 from ares.gateway.control.snapshot import ClusterSnapshot
+from ares.gateway.discovery.base import SourceError
+from ares.gateway.discovery.file import FileSource
 from ares.gateway.records.decision_log import DecisionLog
 from ares.gateway.records.replay import ReplayError, replay
 from ares.policy import Cluster, preset
@@ -384,3 +387,34 @@ def test_bytes_of_prompts(folder: Path, data: bytes, text: bool) -> None:
     path = folder / ("prompts.txt" if text else "prompts.jsonl")
     path.write_bytes(data)
     attempt(lambda: prompts.read([path]), PredictorError, path.name)
+
+
+# --- instances ---
+
+INSTANCES = [
+    b"instances:\n- http://10.0.0.1:8100\n- url: http://[fd00::1]:8100/\n",
+    lines(
+        "endpoints:",
+        '- {name: a, namespace: b, address: "10.0.0.1", port: "8100", labels: {c: d}}',
+        "- {name: e, address: f, port: 1}",
+    ),
+]
+
+
+@fuzz("readers: files of instances", 60, data=noise(*INSTANCES))
+@example(data=b"instances: [http://me:secret@a\xed\xa0\x80:1]")
+@example(data=b"instances: !!timestamp now")
+@example(data=b"endpoints: [{name: a, address: h, port: 1e999}]")
+@example(data=b"a: &a [x, x]\nb: &b [*a, *a]\ninstances: [*b, *b]")
+def test_files_of_instances(folder: Path, data: bytes) -> None:
+    path = folder / "instances.yaml"
+    path.write_bytes(data)
+
+    async def first() -> list[str]:
+        states = FileSource("file", path).states()
+        try:
+            return await anext(states)
+        finally:
+            await states.aclose()
+
+    attempt(lambda: asyncio.run(first()), SourceError, str(path))

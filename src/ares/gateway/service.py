@@ -151,7 +151,7 @@ class Gateway:
         self.pool = Pool(
             config.workers, self.http, config.telemetry_interval_s, key, self.name, self._served(), self.tuning
         )
-        self.pool.sources = ", ".join(config.service_discovery)
+        self.pool.sources = self._sources
         self.membership = Membership(
             self.pool, config.workers, make_sources(config.service_discovery, self.tuning), self.tuning
         )
@@ -211,6 +211,13 @@ class Gateway:
         if name not in self.pool.adapters:
             raise BadRequestError(f"the model {name!r} is not served here", "model", "model_not_found", 404)
         return name
+
+    def _sources(self) -> str:
+        """Return the sources of instances, with what is wrong with each."""
+        problems = self.membership.problems
+        return ", ".join(
+            f"{name} ({problems[name]})" if name in problems else name for name in self.config.service_discovery
+        )
 
     def _served(self) -> Served:
         """Return the model that an instance must serve, under one of its names or the name that it was loaded by."""

@@ -107,6 +107,15 @@ async def test_by_hand_only_what_no_source_names_is_removed(pool: Pool) -> None:
     task.cancel()
 
 
+async def test_a_gateway_that_finds_nobody_says_why(model_folder: Path, tmp_path: Path) -> None:
+    source = f"file:{tmp_path / 'none.yaml'}"
+    async with serving([], model_folder, QUICK, service_discovery=[source, "api"]) as service:
+        await eventually(lambda: bool(service.gateway.membership.problems))
+        said = (await service.client.get("/ready")).json()["error"]["message"]
+        known = f"{source} ({tmp_path / 'none.yaml'}: no such file), api"
+        assert said == f"no decode instance is ready: no instance is known; waiting for one from {known}"
+
+
 def test_each_kind_of_source_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
     settings = ["file:a", "dns:b:1", "srv:c", "kubernetes:d/e", "pods:d/f=g:1", "api"]

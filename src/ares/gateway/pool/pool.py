@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -56,7 +56,7 @@ class Pool:
     changes
         The newest changes of their states.
     sources
-        What may name further instances, for operators; empty where nothing does.
+        Returns what may name further instances, for operators; empty where nothing does.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Pool:
         self._tuning = tuning
         self._served = served
         self.changes = Changes(tuning.kept_changes)
-        self.sources = ""
+        self.sources: Callable[[], str] = lambda: ""
         # By the canonical form of their URLs.
         self._by_url: dict[str, Instance] = {}
         # By boot id: the URL that is used, where several lead to the same instance.
@@ -244,7 +244,7 @@ class Pool:
         """Whether an instance to decode on, not named in `exclude`, may become ready by itself."""
         now, first_s = time.monotonic(), self._tuning.first_report_s
         if not self.instances:  # a source may be about to name the first one
-            return bool(self.sources) and now - self._started_at < first_s
+            return bool(self.sources()) and now - self._started_at < first_s
         return any(
             (i.health.may_return or now - max(i.watched_since, self._started_at) < first_s)
             and not i.leaving
@@ -257,7 +257,7 @@ class Pool:
         """Why the instances that could decode do not, or what is to name the first one."""
         if not self.decode_instances:
             kind = "that decodes " if self.instances else ""
-            return f"no instance {kind}is known; waiting for one from {self.sources or '--worker'}"
+            return f"no instance {kind}is known; waiting for one from {self.sources() or '--worker'}"
         reasons = [f"{i.name} {reason}" for i in self.decode_instances if (reason := why_closed(i)) is not None]
         more = (
             [f"and {len(reasons) - _MAXIMUM_INSTANCES_NAMED} more"] if len(reasons) > _MAXIMUM_INSTANCES_NAMED else []
