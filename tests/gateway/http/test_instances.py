@@ -38,7 +38,7 @@ def states(service: Service) -> list[tuple[str, str]]:
 
 async def added(service: Service, fake: FakeInstance) -> dict[str, Any]:
     reply = await service.client.post(ROUTE, json={"url": fake.url})
-    assert reply.status_code == 201, reply.text
+    assert reply.status_code == 200, reply.text
     await eventually(lambda: any(i.open and i.url == fake.url for i in service.gateway.pool.instances))
     return dict(reply.json())
 
@@ -55,11 +55,12 @@ async def test_a_gateway_without_instances_says_what_it_waits_for(
     assert error["message"] == "no decode instance is ready: no instance is known; waiting for one from api"
     row = await added(empty, pair[0])
     assert (row["url"], row["name"], row["role"], row["named_by"]) == (pair[0].url, pair[0].url, None, ["the API"])
+    assert row["new"]
     assert (await empty.client.get("/ready")).status_code == 200
     reply = await empty.complete()
     assert reply.json()["choices"][0]["token_ids"] == expected(PROMPT, 20, vocabulary=VOCABULARY)
     again = await empty.client.post(ROUTE, json={"url": f"{pair[0].url}/"})
-    assert (again.status_code, again.json()["name"], again.json()["role"]) == (200, "decode-0", "decode")
+    assert (again.json()["new"], again.json()["name"], again.json()["role"]) == (False, "decode-0", "decode")
     assert again.json()["boot"] == pair[0].boot
     lines = [record.getMessage() for record in caplog.records if pair[0].url in record.getMessage()]
     lines = [line for line in lines if "which model" not in line]
@@ -132,7 +133,7 @@ async def test_an_instance_at_a_new_url_is_followed_there(empty: Service, pair: 
     """It is what it says of itself, not its address."""
     await added(empty, pair[0])
     other = pair[0].url.replace("127.0.0.1", "localhost")
-    assert (await empty.client.post(ROUTE, json={"url": other})).status_code == 201
+    assert (await empty.client.post(ROUTE, json={"url": other})).json()["new"]
     await eventually(lambda: any(state == "duplicate" for _, state in states(empty)))
     assert (await removed(empty, pair[0].url, force=True)).status_code == 200
     # Its first URL is not named any more, but used as long as it leads to what the second one names.

@@ -5,7 +5,6 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from ares.gateway.discovery.membership import NamedElsewhereError
@@ -13,6 +12,7 @@ from ares.gateway.http.admin import AdminError, allowed, find_instance
 from ares.gateway.http.schema import errors
 from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import why_closed
+from ares.gateway.processes.siblings import siblings_of
 from ares.gateway.service import Gateway
 
 router = APIRouter(prefix="/admin/v1", dependencies=[Depends(allowed)], responses=errors(401, 403))
@@ -47,31 +47,38 @@ async def instances(request: Request) -> dict[str, Any]:
     }
 
 
-@router.post("/instances", status_code=201, responses=errors(400, 413))
-async def add(body: NewInstance, request: Request) -> JSONResponse:
-    """Add an instance, until it is removed or the gateway ends; 200 where it is named already."""
+@router.post("/instances", responses=errors(400, 413))
+async def add(body: NewInstance, request: Request) -> dict[str, Any]:
+    """Add an instance, until it is removed or the gateway ends; `new` is whether nothing named it before."""
     gateway: Gateway = request.app.state.gateway
-    new = add_instance(gateway, body.url)
-    return JSONResponse(described(gateway, instance_at(gateway, body.url.strip())), 201 if new else 200)
+    new = await add_instance(request, body.url)
+    return described(gateway, instance_at(gateway, body.url.strip())) | {"new": new}
 
 
 @router.delete("/instances/{name:path}", responses=errors(400, 404, 409))
 async def remove(name: str, request: Request, deadline_s: Deadline = 60.0, force: Force = False) -> dict[str, Any]:
     """Remove an instance, by its name or its URL: it takes no new requests, those that it has end or move."""
     gateway: Gateway = request.app.state.gateway
-    return described(gateway, remove_instance(gateway, name, deadline_s, force=force))
+    return described(gateway, await remove_instance(request, name, deadline_s, force=force))
 
 
-def add_instance(gateway: Gateway, url: str) -> bool:
-    """Add an instance; return whether nothing named it before. AdminError says what is wrong with the URL."""
+async def add_instance(request: Request, url: str) -> bool:
+    """Add an instance at every process of the gateway; return whether nothing named it before.
+
+    AdminError says what is wrong with the URL.
+    """
+    gateway: Gateway = request.app.state.gateway
     try:
-        return gateway.membership.add(url)
+        new = gateway.membership.add(url)
     except ValueError as error:
         raise AdminError(400, str(error)) from error
+    await _tell_others(request)
+    return new
 
 
-def remove_instance(gateway: Gateway, given: str, deadline_s: float, *, force: bool) -> Instance:
-    """Remove an instance by its name or URL, and return it; AdminError says why it cannot be removed."""
+async def remove_instance(request: Request, given: str, deadline_s: float, *, force: bool) -> Instance:
+    """Remove an instance by its name or URL at every process, and return it; AdminError says why it cannot be."""
+    gateway: Gateway = request.app.state.gateway
     instance = instance_at(gateway, given) if _SCHEME.match(given) else find_instance(gateway, given)
     if not force and (why := gateway.pool.lost_without(instance)) is not None:
         raise AdminError(409, f"{instance.name} is {why}; remove it nevertheless with ?force=true", "last_instance")
@@ -79,7 +86,13 @@ def remove_instance(gateway: Gateway, given: str, deadline_s: float, *, force: b
         gateway.membership.remove(instance.url, deadline_s)
     except NamedElsewhereError as error:
         raise AdminError(409, str(error)) from error
+    await _tell_others(request)
     return instance
+
+
+async def _tell_others(request: Request) -> None:
+    if (siblings := siblings_of(request)) is not None:
+        await siblings.tell_others(request)
 
 
 def instance_at(gateway: Gateway, url: str) -> Instance:

@@ -22,7 +22,7 @@ _TYPES = {"prefill": "prefill", "decode": "decode", "both": "regular"}
 async def add(body: NewInstance, request: Request) -> dict[str, Any]:
     """Add an instance; unlike vllm-router's, this does not wait for it: `GET /workers/{url}` shows when it is ready."""
     gateway: Gateway = request.app.state.gateway
-    add_instance(gateway, body.url)
+    await add_instance(request, body.url)
     url = instance_at(gateway, body.url.strip()).url
     return {"success": True, "message": f"Successfully added worker: {url}"}
 
@@ -48,7 +48,7 @@ async def one(url: str, request: Request) -> dict[str, Any]:
 async def remove(url: str, request: Request, force: Force = False) -> dict[str, Any]:
     """Remove an instance: it takes no new requests, those that it has end or move."""
     gateway: Gateway = request.app.state.gateway
-    instance = remove_instance(gateway, instance_at(gateway, url).url, gateway.tuning.leave_s, force=force)
+    instance = await remove_instance(request, instance_at(gateway, url).url, gateway.tuning.leave_s, force=force)
     return {"success": True, "message": f"Worker {instance.url} is being removed"}
 
 

@@ -120,7 +120,8 @@ class Siblings:
             It refused, or does not answer.
         """
         headers = {name: request.headers[name] for name in ("authorization", "content-type") if name in request.headers}
-        path = request.scope["raw_path"].decode("ascii")
+        query = request.scope["query_string"].decode("ascii")
+        path = request.scope["raw_path"].decode("ascii") + (f"?{query}" if query else "")
         sent = await request.body() if body is None else body
         try:
             answer = await self._send(process, request.method, path, sent, headers, timeout_s)
