@@ -66,6 +66,14 @@ async def test_whichever_is_asked_answers_for_both(fakes: list[FakeInstance], mo
         for order, draining in (("drain", True), ("undrain", False)):
             assert await gateway.command("POST", f"instances/decode-0/{order}") == 200
             assert [(await gateway.status())["instances"][1]["draining"] for _ in range(2)] == [draining] * 2
+        assert await gateway.command("DELETE", "instances/decode-1?deadline_s=5") == 200
+
+        async def forgotten() -> bool:
+            statuses = [await gateway.status() for _ in range(2)]
+            return all("decode-1" not in [row["name"] for row in status["instances"]] for status in statuses)
+
+        await eventually_found(forgotten, 20)
+        assert await gateway.command("POST", "instances", url=fakes[2].url) == 200
         # A learner's reports are at one of them, whichever gets them, and its events are counted once.
         for _ in range(2):
             await gateway.command("PUT", "predictor", **report(events=[event(10)]))
