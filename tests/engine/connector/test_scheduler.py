@@ -9,6 +9,7 @@ import pytest
 from ares.engine import identity
 from ares.protocol import messages, rpc
 from tests.engine.control_channel import Gateway, free_address, until
+from tests.engine.test_configuration import config as described
 
 pytest.importorskip("vllm", reason="needs vLLM: the cpu or vllm extra")
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(240)]
@@ -22,25 +23,23 @@ def configuration() -> tuple[Any, Any]:
     """What the scheduler side reads of vLLM's configuration and KV cache: one GPU, one kind of cache."""
     from vllm.config import KVTransferConfig
 
-    config = SimpleNamespace(
+    config = described(v2=False, asynchronous=False)
+    vars(config).update(
         parallel_config=SimpleNamespace(
             tensor_parallel_size=1,
             decode_context_parallel_size=1,
             pipeline_parallel_size=1,
             data_parallel_index=0,
         ),
-        cache_config=SimpleNamespace(block_size=BLOCK, enable_prefix_caching=True, cache_dtype="auto"),
         kv_transfer_config=KVTransferConfig(kv_connector="NixlConnector", kv_role="kv_both"),
-        scheduler_config=SimpleNamespace(
-            disable_hybrid_kv_cache_manager=True, async_scheduling=False, max_num_seqs=8, max_num_batched_tokens=512
-        ),
-        model_config=SimpleNamespace(max_model_len=4096, dtype="torch.bfloat16", quantization=None),
-        lora_config=None,
         device_config=SimpleNamespace(device_type="cpu"),
-        speculative_config=None,
         structured_outputs_config=SimpleNamespace(reasoning_parser=""),
-        use_v2_model_runner=False,
         num_prefill_lookahead_tokens=1,
+    )
+    vars(config.model_config).update(max_model_len=4096)
+    vars(config.cache_config).update(block_size=BLOCK, enable_prefix_caching=True, cache_dtype="auto")
+    vars(config.scheduler_config).update(
+        disable_hybrid_kv_cache_manager=True, max_num_seqs=8, max_num_batched_tokens=512
     )
     spec = SimpleNamespace(block_size=BLOCK, prefix_replay_tokens=0)
     group = SimpleNamespace(kv_cache_spec=spec, host_resident=False)
