@@ -7,7 +7,7 @@ import pytest
 
 from ares import addresses
 from ares.addresses import AddressError
-from ares.free_ports import free_port
+from ares.free_ports import free_port, free_ports
 
 HOST = "127.0.0.1"
 
@@ -32,8 +32,8 @@ def test_a_taken_port_names_address_and_flag(shared: bool) -> None:
 
 
 def test_every_port_of_a_row_is_looked_at() -> None:
-    with socket.create_server((HOST, 0)) as taken:
-        last = taken.getsockname()[1]
+    last = free_ports(HOST, 2) + 1
+    with socket.create_server((HOST, last)):
         with pytest.raises(AddressError, match=f"{HOST}:{last} is in use.*--control-port"):
             addresses.check(HOST, {"--port": [0], "--control-port": range(last - 1, last + 1)})
 
