@@ -33,9 +33,9 @@ def test_a_taken_port_names_address_and_flag(shared: bool) -> None:
 
 def test_every_port_of_a_row_is_looked_at() -> None:
     last = free_ports(HOST, 2) + 1
-    with socket.create_server((HOST, last)):
-        with pytest.raises(AddressError, match=f"{HOST}:{last} is in use.*--control-port"):
-            addresses.check(HOST, {"--port": [0], "--control-port": range(last - 1, last + 1)})
+    expected = pytest.raises(AddressError, match=f"{HOST}:{last} is in use.*--control-port")
+    with socket.create_server((HOST, last)), expected:
+        addresses.check(HOST, {"--port": [0], "--control-port": range(last - 1, last + 1)})
 
 
 def test_a_connection_that_has_just_ended_does_not_hold_its_port() -> None:
