@@ -127,17 +127,39 @@ def _flags_of(file: str) -> list[str]:
     if not file.endswith(_SUFFIXES):
         raise FlagFileError(f"--config {file}: expected a file whose name ends in .yaml or .yml")
     try:
-        read: Any = yaml.safe_load(read_text(Path(file)))
+        text = read_text(Path(file))
+        read: Any = yaml.safe_load(text)
+        twice = _given_twice(text)
     except TextFileError as error:
         raise FlagFileError(f"--config {error}") from None
     except MALFORMED as error:
         raise FlagFileError(f"--config {file}: {_LINES} ({' '.join(str(error).split())})") from None
     if not isinstance(read, dict) or not all(isinstance(name, str) for name in read):
         raise FlagFileError(f"--config {file}: {_LINES}")
+    if twice is not None:
+        raise FlagFileError(f"--config {file}: {twice} is given twice: leave one out")
     for name in read:
         if name in _OPTIONS:
             raise FlagFileError(f"--config {file}: {name}: leave it out, and give --{name} to the `ares` command")
-    return [word for name, value in read.items() for word in _words(name, value)]
+    flags = []
+    for name, value in read.items():
+        try:
+            flags += _words(name, value)
+        except MALFORMED as error:  # JSON has no dates, and nothing that holds itself
+            raise FlagFileError(f"--config {file}: {name}: {error}") from None
+    return flags
+
+
+def _given_twice(text: str) -> str | None:
+    """Return a name that stands twice at the top of a file, spelt the same or not: YAML, or vLLM, drops the first."""
+    top = yaml.compose(text, Loader=yaml.SafeLoader)
+    seen: set[str] = set()
+    for key, _ in top.value if isinstance(top, yaml.MappingNode) else ():
+        name = str(key.value).replace("_", "-")
+        if name in seen:
+            return str(key.value)
+        seen.add(name)
+    return None
 
 
 def _words(name: str, value: object) -> list[str]:
