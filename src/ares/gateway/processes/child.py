@@ -65,6 +65,7 @@ class ChildServer(Server):
         """Start to serve."""
         await super().startup([])
         counts = self._siblings.counts
+        self._siblings.make_folder()
         kept_metrics.begin(self._siblings.folder, counts.process)
         path = self._siblings.socket(counts.process)
         path.unlink(missing_ok=True)  # of the process that was here before

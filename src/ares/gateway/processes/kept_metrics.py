@@ -1,11 +1,15 @@
 """What processes that have ended had counted, so that no counter of an address goes down when one ends.
 
 Before a process shows its counters, it writes them to a file; the one that starts in its place adds them to its own.
+A disk that fails ends that, not the metrics: what a process that ends then had counted is lost.
 """
 
+import logging
 from pathlib import Path
 
 from ares.gateway.processes import merged_metrics
+
+logger = logging.getLogger(__name__)
 
 
 def read(folder: Path, process: int) -> str:
@@ -15,9 +19,10 @@ def read(folder: Path, process: int) -> str:
 
 def begin(folder: Path, process: int) -> None:
     """Take over what the process that was there before has shown."""
-    shown = folder / f"{process}.shown"
-    if shown.exists():
-        shown.replace(folder / f"{process}.ended")
+    try:
+        (folder / f"{process}.shown").replace(folder / f"{process}.ended")
+    except FileNotFoundError:  # it has shown none
+        return
 
 
 def with_ended(folder: Path, process: int, own: str) -> str:
@@ -25,8 +30,11 @@ def with_ended(folder: Path, process: int, own: str) -> str:
     ended = _read(folder / f"{process}.ended")
     text = merged_metrics.merged([own, ended]) if ended else own
     new = folder / f"{process}.new"
-    new.write_text(merged_metrics.merged([text], gauges=False), encoding="utf-8")
-    new.replace(folder / f"{process}.shown")
+    try:
+        new.write_text(merged_metrics.merged([text], gauges=False), encoding="utf-8")
+        new.replace(folder / f"{process}.shown")
+    except OSError as error:
+        logger.error("counters are shown that are not kept for the case that this process ends: %s", error)
     return text
 
 

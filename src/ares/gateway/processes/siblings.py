@@ -80,6 +80,10 @@ class Siblings:
         if len(os.fsencode(self.socket(self.counts.processes))) > _LONGEST_PATH_BYTES:
             raise AddressError(f"the path of {self.folder} is too long for Unix sockets: set TMPDIR to a shorter one")
 
+    def make_folder(self) -> None:
+        """Make the folder where something that cleans the temporary directory has removed it."""
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+
     def socket(self, process: int) -> Path:
         """Return where a process listens for its siblings."""
         return self.folder / f"{process}.sock"
