@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import multiprocessing
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import aiohttp
 
+from ares.config import GatewayConfig
 from ares.gateway import serving
 from ares.gateway.openai import tokenizer
 from tests.gateway.fakes import FakeInstance, expected, free_port
@@ -81,7 +83,7 @@ async def serving_in_processes(
     config = config.model_copy(update={"model": str(folder)})
     tokenizer.load(folder)  # once for all tests
     context = multiprocessing.get_context("fork")
-    parent = context.Process(target=serving.serve, args=(config, lambda *_: None))
+    parent = context.Process(target=_serve, args=(config,))
     parent.start()
     connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=False)
     try:
@@ -93,3 +95,8 @@ async def serving_in_processes(
         parent.terminate()
         await asyncio.to_thread(parent.join, 20)
         assert parent.exitcode is not None
+
+
+def _serve(config: GatewayConfig) -> None:
+    logging.getLogger().handlers.clear()  # pytest's: the log is for the standard error, as a user has it
+    serving.serve(config, lambda *_: None)

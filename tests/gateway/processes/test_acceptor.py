@@ -1,6 +1,8 @@
 """Who gets which connection."""
 
+import resource
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -110,3 +112,18 @@ def test_an_address_that_is_taken(listener: socket.socket) -> None:
     host, port = listener.getsockname()
     with pytest.raises(AddressError, match=f"cannot listen on {host}:{port}"):
         listen(host, port)
+
+
+def test_without_room_for_a_file_it_pauses(links: list[Link], listener: socket.socket) -> None:
+    acceptor = Acceptor(links, respond)
+    listener.setblocking(False)
+    with socket.create_connection(listener.getsockname()):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            acceptor.accept(listener)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert acceptor.pauses_until > time.monotonic()
+        acceptor.accept(listener)
+        assert [len(received(link)) for link in links] == [1, 0, 0]

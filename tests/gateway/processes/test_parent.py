@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -15,19 +16,29 @@ from ares.gateway.processes.acceptor import SHUT_DOWN, TAKES, listen
 from ares.gateway.processes.parent import Parent
 from ares.gateway.processes.shared_counts import SharedCounts
 
-Start = Callable[[Callable[[socket.socket], None]], BaseProcess]
+
+class Start(Protocol):
+    """Starts a parent whose processes do what `serve` does, at an address if one is given."""
+
+    def __call__(
+        self, serve: Callable[[socket.socket], None], listeners: list[socket.socket] | None = None
+    ) -> BaseProcess: ...
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
     started: list[BaseProcess] = []
 
-    def begin(serve: Callable[[socket.socket], None]) -> BaseProcess:
+    def begin(serve: Callable[[socket.socket], None], listeners: list[socket.socket] | None = None) -> BaseProcess:
+        at = listeners or listen("127.0.0.1", 0)
+
         def run() -> None:
-            raise SystemExit(Parent(listen("127.0.0.1", 0), SharedCounts(2), serve).run())
+            raise SystemExit(Parent(at, SharedCounts(2), serve).run())
 
         process = multiprocessing.get_context("fork").Process(target=run)
         process.start()
+        for listener in at:
+            listener.close()
         started.append(process)
         return process
 
@@ -81,3 +92,34 @@ def test_a_process_that_ends_again_and_again_is_started_later_and_later(start: S
     parent.join(20)
     assert parent.exitcode == 256 - signal.SIGTERM  # `run` leaves it to its caller to end by the signal
     assert len(log.read_text().split()) == 4
+
+
+def test_a_process_that_hangs_neither_takes_connections_nor_stays_when_all_are_to_end(start: Start) -> None:
+    taking = multiprocessing.get_context("fork").Semaphore(0)
+
+    def hang(link: socket.socket) -> None:
+        link.send(TAKES)
+        taking.release()
+        time.sleep(30)  # not for ever, should the parent leave it behind
+
+    def refused() -> bool:
+        try:
+            socket.create_connection(address, 5).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    listeners = listen("127.0.0.1", 0)
+    address = listeners[0].getsockname()
+    parent = start(hang, listeners)
+    assert all(taking.acquire(timeout=20) for _ in range(2))
+    assert not refused()
+    parent.terminate()
+    until = time.monotonic() + 20
+    while not refused():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    assert parent.is_alive()
+    parent.terminate()
+    parent.join(20)
+    assert parent.exitcode == 256 - signal.SIGTERM

@@ -1,6 +1,7 @@
 """Two processes behind one address: each answers for both, and each lives for itself."""
 
 import asyncio
+import contextlib
 import functools
 import os
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from tests.certificates import self_signed
 from tests.gateway.fakes import FakeInstance
@@ -87,7 +89,9 @@ async def test_whichever_is_asked_answers_for_both(fakes: list[FakeInstance], mo
         assert (await gateway.metrics())['ares_predictor_events_total{event="promoted"}'] == 1
 
 
-async def test_limits_count_for_the_address(fakes: list[FakeInstance], model_folder: Path) -> None:
+async def test_limits_count_for_the_address(
+    fakes: list[FakeInstance], model_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     settings: dict[str, Any] = {"api_keys": ["one", "two"], "maximum_streams_per_key": 3, "maximum_waiting": 4}
     async with serving_in_processes(fakes, model_folder, **settings) as gateway:
         url, body = f"{gateway.url}/v1/completions", gateway.body(prompt(0), 30, stream=True)
@@ -114,6 +118,24 @@ async def test_limits_count_for_the_address(fakes: list[FakeInstance], model_fol
         for one in waiting:
             one.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
+
+        # Without room for a file a process loses a connection, says so, and goes on.
+        process = psutil.Process((await gateway.processes())[0]["pid"])
+        limits = process.rlimit(psutil.RLIMIT_NOFILE)
+        process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds(), limits[1]))
+        said = ""
+        with contextlib.ExitStack() as connections:
+
+            async def lost() -> bool:
+                nonlocal said
+                address = "127.0.0.1", int(gateway.url.rpartition(":")[2])
+                connections.enter_context(socket.create_connection(address, 10))
+                said += capfd.readouterr().err
+                return "a connection is lost: this process has too many files open" in said
+
+            await eventually_found(lost, 20)
+        process.rlimit(psutil.RLIMIT_NOFILE, limits)
+        assert "Traceback" not in said
 
 
 async def test_one_is_killed_and_both_are_told_to_end(fakes: list[FakeInstance], model_folder: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ _BACKLOG = 2048
 _AT_A_TIME = 64
 # The process has too many files open, or the system has, or no memory: it may have some later.
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PAUSE_S = 1.0
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
@@ -86,6 +88,8 @@ class Acceptor:
     ----------
     holds
         Whether it has a connection that no process has room for yet; it accepts no other one before that has gone.
+    pauses_until
+        When to accept again (`time.monotonic`): the system could not take another connection a moment ago.
     """
 
     def __init__(self, links: list[Link], responds: Callable[[int], bool]) -> None:
@@ -93,6 +97,7 @@ class Acceptor:
         self._responds = responds
         self._next = 0
         self._held: socket.socket | None = None
+        self.pauses_until = 0.0
 
     @property
     def holds(self) -> bool:  # noqa: D102 - above
@@ -109,7 +114,8 @@ class Acceptor:
                 return
             except OSError as error:
                 if error.errno in _EXHAUSTED:
-                    logger.error("cannot accept a connection: %s", error)
+                    logger.error("cannot accept a connection: %s; trying again in %g s", error, _PAUSE_S)
+                    self.pauses_until = time.monotonic() + _PAUSE_S
                 return  # otherwise the client has left already
             self.hand_out()
 
@@ -130,6 +136,7 @@ class Acceptor:
         """Close the connection that is held."""
         if self._held is not None:
             self._held.close()
+            self._held = None
 
 
 def _send(link: Link, connection: socket.socket) -> bool:

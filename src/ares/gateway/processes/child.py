@@ -111,7 +111,10 @@ class ChildServer(Server):
             except OSError:
                 message, descriptors = b"", []
             if message == CONNECTION:
-                self._adopt(socket.socket(fileno=descriptors[0]))
+                if descriptors:
+                    self._adopt(socket.socket(fileno=descriptors[0]))
+                else:  # Linux closes it then
+                    logger.error("a connection is lost: this process has too many files open (ulimit -n)")
                 continue
             # A second order ends everything at once.
             self.force_exit = self.should_exit

@@ -23,6 +23,8 @@ Serve = Callable[[socket.socket], None]
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Between two attempts to hand out a connection that no process has room for.
 _RETRY_S = 0.005
+# Between two looks, while processes end, at whether they do.
+_LOOK_S = 0.5
 # A process that ends again within this long after its start is started again later and later.
 _SOON_S, _LONGEST_PAUSE_S = 60.0, 60.0
 # uvicorn's status where a server does not start.
@@ -89,9 +91,7 @@ class Parent:
                 self._start(child)
             while any(child.process is not None for child in self._children) or self._pauses():
                 self._step()
-            self._acceptor.close()
-            for listener in self._listeners:
-                listener.close()
+            self._close_listeners()
         if self._signals:
             return -self._signals[0]
         return _NOT_STARTED if self._failed else 0
@@ -99,10 +99,12 @@ class Parent:
     def _step(self) -> None:
         for key, _ in self._selector.select(self._timeout()):
             key.data()
-        self._acceptor.hand_out()
-        self._accept_if(not self._acceptor.holds and any(child.link.takes for child in self._children))
         while self._orders < len(self._signals):
             self._order_shutdown()
+        self._acceptor.hand_out()
+        self._accept_if(self._may_accept())
+        if self._ending and not any(self._serves(child) for child in self._children):
+            self._close_listeners()
         for child in self._children:
             if child.process is None and not self._ending and time.monotonic() >= child.start_at:
                 logger.info("process %d of this gateway starts again", child.number)
@@ -113,6 +115,10 @@ class Parent:
         times = [max(0.0, at - time.monotonic()) for at in self._pauses()]
         if self._acceptor.holds and any(child.link.takes for child in self._children):
             times.append(_RETRY_S)
+        if (pause_s := self._acceptor.pauses_until - time.monotonic()) > 0:
+            times.append(pause_s)
+        if self._ending:
+            times.append(_LOOK_S)
         return min(times, default=None)
 
     def _pauses(self) -> list[float]:
@@ -122,6 +128,23 @@ class Parent:
     @property
     def _ending(self) -> bool:
         return bool(self._signals) or self._failed
+
+    def _serves(self, child: _Child) -> bool:
+        """Whether a process takes connections and, where all are to end, runs: one that hangs may never end."""
+        return child.link.takes and (not self._ending or self._counts.responds(child.number))
+
+    def _may_accept(self) -> bool:
+        return (
+            not self._acceptor.holds
+            and time.monotonic() >= self._acceptor.pauses_until
+            and any(self._serves(child) for child in self._children)
+        )
+
+    def _close_listeners(self) -> None:
+        self._accept_if(False)
+        self._acceptor.close()
+        for listener in self._listeners:
+            listener.close()
 
     def _accept_if(self, wanted: bool) -> None:
         if wanted == self._accepting:
@@ -208,11 +231,17 @@ class Parent:
                 pass
 
     def _order_shutdown(self) -> None:
-        """Tell every process to shut down; a second time, at once."""
+        """Tell every process to shut down; a second time, at once, and one that hangs or is stopped is killed then."""
         self._orders += 1
         for child in self._children:
-            if child.process is not None:
-                try:
-                    child.link.here.send(SHUT_DOWN)
-                except OSError:  # it does not read: it is stopped, or hangs
+            if child.process is None:
+                continue
+            if not self._counts.responds(child.number):
+                if self._orders > 1:
                     child.process.kill()
+                    continue
+                logger.warning("process %d of this gateway does not run now; a second signal kills it", child.number)
+            try:
+                child.link.here.send(SHUT_DOWN)
+            except OSError:  # it has not read for long
+                child.process.kill()
