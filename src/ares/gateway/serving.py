@@ -13,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from ares import addresses, logs
+from ares.addresses import AddressError
 from ares.config import GatewayConfig, live_preset
 from ares.gateway.control.controller import prepare
 from ares.gateway.http.app import build
@@ -59,7 +60,7 @@ def serve(config: GatewayConfig, load_parsers: LoadParsers) -> None:
 def _serve_in_processes(config: GatewayConfig, folder: Path, parsers: Parsers | None) -> None:
     counts = SharedCounts(config.processes, len(config.api_keys), config.workers, preset_names(config.preset, PRESETS))
     listeners = listen(config.host, config.port)
-    with tempfile.TemporaryDirectory(prefix="ares-gateway-") as private:
+    with _private_folder() as private:
         siblings = Siblings(Path(private), counts)
         siblings.check()
         app = build(config, folder, parsers=parsers, siblings=siblings)
@@ -82,6 +83,14 @@ def _serve_in_processes(config: GatewayConfig, folder: Path, parsers: Parsers | 
         signal.raise_signal(-status)
     if status:
         raise SystemExit(status)
+
+
+def _private_folder() -> "tempfile.TemporaryDirectory[str]":
+    """Return a folder for the sockets between the processes; AddressError where none can be made."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="ares-gateway-")
+    except OSError as error:
+        raise AddressError(f"no folder for the sockets between the processes: {error}; set TMPDIR") from None
 
 
 def server_config(config: GatewayConfig, app: FastAPI) -> uvicorn.Config:
