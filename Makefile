@@ -52,7 +52,7 @@ test-without-engines: compile-simulator compile-policies
 
 test: setup  ## Check, then all tests, real engines included
 	$(MAKE) --no-print-directory --jobs 2 check test-without-engines
-	$(VENV)/bin/python -m pytest tests/integration --numprocesses 2 --dist loadgroup --max-worker-restart 0
+	$(VENV)/bin/python -m pytest tests/integration
 
 fuzz: setup  ## Fuzz routes, wire and readers at length (docs/fuzzing.md)
 	ARES_FUZZ_TIMES=$(FUZZ_TIMES) ARES_FUZZ_JSON=$(FUZZ_JSON) $(VENV)/bin/python -m pytest tests/fuzz --timeout 3600

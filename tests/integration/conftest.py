@@ -39,12 +39,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("cluster", rows, indirect=True, scope="session")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep what shares instances in one process, where several run tests (`--dist loadgroup`)."""
-    if FOLDER in item.path.parents:
-        item.add_marker(pytest.mark.xdist_group(row_of(item) or item.path.stem))
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what needs engines; run the rows one after the other, and in each what kills an instance last."""

@@ -77,6 +77,7 @@ ROWS = (
         decode_flags=("-tp", "2"),
         decode_environment=_UNBOUND,
         records=True,
+        on_demand=True,
     ),
     Row(
         "latent-attention",

@@ -17,7 +17,8 @@ async def test_a_cluster_passes_with_equal_tokens_on_every_pair(
 ) -> None:
     urls = [url for worker in cluster.workers for url in worker.instances.values()]
     on_gpu_defaults = row_of(request.node) == GPU_DEFAULTS
-    report = await run(Plan(urls=urls, outputs=2, tokens=100 if on_gpu_defaults else 200))
+    # Interpreted kernels are slow.
+    report = await run(Plan(urls=urls, outputs=2, tokens=64 if on_gpu_defaults else 200))
     rows = {(row.group, row.check): row for row in report.rows}
     assert [row for row in report.rows if row.outcome in (Outcome.FAIL, Outcome.WARN)] == []
     for check in ("prefill-0 -> decode-1", "decode-0 -> decode-1", "decode-1 -> decode-0"):

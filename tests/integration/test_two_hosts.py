@@ -16,8 +16,9 @@ from tests.integration.conftest import TINY_FLAGS
 from tests.integration.streams import Streams, until_healthy
 from tests.integration.test_precopy import fresh_prompt, pulled_by
 
-# Its engines start within the first test.
-pytestmark = pytest.mark.timeout(1200)
+# On demand (`make matrix`): the row takes minutes; with mock engines it is tested each time (tests/mock_engine). Its
+# engines start within the first test.
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1200)]
 
 INSTANCES = ("prefill-0", "decode-0", "decode-1")
 # An order of a move ends by itself: two times the longest hand-over, 10 s, and what the stream itself takes.
