@@ -20,7 +20,9 @@ async def test_a_cluster_passes_with_equal_tokens_on_every_pair(
     # Interpreted kernels are slow.
     report = await run(Plan(urls=urls, outputs=2, tokens=64 if on_gpu_defaults else 200))
     rows = {(row.group, row.check): row for row in report.rows}
-    assert [row for row in report.rows if row.outcome in (Outcome.FAIL, Outcome.WARN)] == []
+    # How fast each is says nothing here: they share two cores with the tests.
+    seen = [row for row in report.rows if row.check != "time a token"]
+    assert [row for row in seen if row.outcome in (Outcome.FAIL, Outcome.WARN)] == []
     for check in ("prefill-0 -> decode-1", "decode-0 -> decode-1", "decode-1 -> decode-0"):
         row = rows[transfers.GROUP, check]
         assert "tokens equal" in row.value

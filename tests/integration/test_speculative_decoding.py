@@ -26,6 +26,7 @@ from ares.protocol import messages
 from tests.integration.client import Client
 from tests.integration.conftest import FOLDER, FORKED, GPU_DEFAULTS, STOCK, TINY_FLAGS
 from tests.integration.test_predictor import make_checkpoint, offline, telemetry
+from tests.waiting import eventually
 
 # Engines start slowly where others keep the machine busy.
 pytestmark = pytest.mark.timeout(600)
@@ -184,6 +185,11 @@ async def test_moves_at_every_position_around_a_block_boundary(client: Client, r
         assert time.monotonic() < deadline, f"cut at {sorted(cuts)} of {sorted(boundary)} by {modes}"
 
 
+def decoded(shard: Path) -> int:
+    """Count the states of a shard that are those of decode."""
+    return int((shards.read(shard).tensors["position"] > 0).sum())
+
+
 async def test_predictions_and_states(client: Client, row: Row, speculating: local.Cluster) -> None:
     """Running requests are predicted, and each recorded state is transformers' own at its position."""
     rows: list[messages.Row] = []
@@ -196,11 +202,9 @@ async def test_predictions_and_states(client: Client, row: Row, speculating: loc
         await asyncio.gather(watcher, return_exceptions=True)
     predicted = [found for found in rows if found.remaining is not None and found.output > 5]
     assert len({found.key for found in predicted}) > 2
-    for _ in range(60):  # shards are written every ten seconds
-        if any(shards.files(speculating.log_folder / "recorded")):
-            break
-        await asyncio.sleep(1)
-    pairs = offline(Path(speculating.settings.model), speculating.log_folder / "recorded", 2e-3)
+    recorded = speculating.log_folder / "recorded"
+    # Each instance writes a shard every ten seconds.
+    await eventually(lambda: sum(decoded(file) for file in shards.files(recorded)) > 5, 60)
+    pairs = offline(Path(speculating.settings.model), recorded, 2e-3)
     # A decode instance has no state at position 0; a step may pass over one that is due.
     assert len(set(pairs.position[pairs.position > 0])) > 2
-    assert (pairs.position > 0).sum() > 5
