@@ -111,16 +111,15 @@ def _slack_s(cluster: Cluster, running: Progress) -> FloatArray:
         return np.zeros(len(cluster.location))
     full = cluster.step_base_s + cluster.step_token_s * cluster.capacity_tokens
     least, slo_infeasible = running.slack(cluster.remaining_tokens, full[cluster.location])
-    return np.where(running.gap_missed, np.inf, np.where(slo_infeasible, running.gap_s, least))
+    slack = np.where(running.gap_missed, np.inf, np.where(slo_infeasible, running.gap_s, least))
+    return np.where(np.isnan(slack), 0.0, slack)
 
 
 def _index_of_most_slack(slack: FloatArray, cluster: Cluster, rows: IntArray) -> int:
     """Return the index of the most slack; of equals, bounded by their gap, of the one with the largest memory-time."""
-    if np.isnan(slack.max()):  # of one without a prediction
-        return 0
     best = [index for index in range(len(rows)) if slack[index] == slack.max()]
     if cluster.remaining_tokens is None or np.isinf(slack.max()):
         return best[0]
     middle = cluster.remaining_tokens[rows, len(cluster.levels) // 2]
-    sizes = memory_time(cluster.resident_tokens[rows].astype(np.float64), middle)
+    sizes = memory_time(cluster.resident_tokens[rows].astype(np.float64), np.where(np.isnan(middle), 0.0, middle))
     return max(best, key=lambda index: (sizes[index], -index))

@@ -76,6 +76,18 @@ def test_where_nothing_fits_the_one_with_most_slack_is_suspended() -> None:
     assert avoid_oom(cluster, AHEAD, late)[0].request == 1
 
 
+def test_one_without_a_prediction_has_no_slack() -> None:
+    cluster = running([(0, 500, 900), (0, 490, 900), (1, 900, 900)], instances=2)
+    assert cluster.remaining_tokens is not None
+    stand = progress(3, generated=[500, 40, 10], elapsed_s=[5.0, 3.5, 1.0])
+    # Where none is predicted, the smallest that is enough.
+    for unknown, suspended in (([0], 1), ([0, 1], 1), ([1], 0)):
+        remaining = cluster.remaining_tokens.copy()
+        remaining[unknown] = np.nan
+        (one,) = avoid_oom(replace(cluster, remaining_tokens=remaining), AHEAD, stand)
+        assert (one.request, one.target) == (suspended, NO_TARGET)
+
+
 def test_of_those_whose_gap_would_be_missed_the_largest_is_suspended_unless_one_is_missed_already() -> None:
     cluster = running([(0, 480, 900), (0, 510, 900), (1, 900, 900)], instances=2)
     brief = progress(3, generated=[500, 500, 10], elapsed_s=[5.0, 5.0, 1.0], gap_s=[2.0, 2.0, 2.0])

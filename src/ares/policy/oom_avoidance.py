@@ -218,12 +218,16 @@ def exclude_conflicts(moves: list[MigrationDecision], oom_actions: list[OomActio
 
 
 def _slack_s(cluster: Cluster, running: Progress) -> FloatArray:
-    """Return the seconds for which each request may be suspended, shape (R,); infinite where its gap is missed."""
+    """Return the seconds for which each request may be suspended, shape (R,).
+
+    They are infinite where its gap is missed, and 0 where nothing is predicted.
+    """
     if cluster.step_base_s is None or cluster.step_token_s is None or cluster.remaining_tokens is None:
         return np.zeros(len(cluster.location))
     full = cluster.step_base_s + cluster.step_token_s * cluster.capacity_tokens
     least, slo_infeasible = running.slack(cluster.remaining_tokens, full[cluster.location])
-    return np.where(running.gap_missed, np.inf, np.where(slo_infeasible, running.gap_s, least))
+    slack = np.where(running.gap_missed, np.inf, np.where(slo_infeasible, running.gap_s, least))
+    return np.where(np.isnan(slack), 0.0, slack)
 
 
 def _index_of_most_slack(slack: FloatArray, cluster: Cluster, rows: IntArray) -> int:
@@ -232,5 +236,5 @@ def _index_of_most_slack(slack: FloatArray, cluster: Cluster, rows: IntArray) ->
     if cluster.remaining_tokens is None or not np.isfinite(slack.max()):
         return int(tied[0])
     middle = cluster.remaining_tokens[rows[tied], len(cluster.levels) // 2]
-    size = memory_time(cluster.resident_tokens[rows[tied]].astype(np.float64), middle)
+    size = memory_time(cluster.resident_tokens[rows[tied]].astype(np.float64), np.where(np.isnan(middle), 0.0, middle))
     return int(tied[np.argmax(size)])

@@ -93,7 +93,7 @@ async def test_a_field_has_an_effect(service: Service, monkeypatch: pytest.Monke
     if chat and base.get("logprobs"):
         base["logprobs"] = True
     if case.field == "max_completion_tokens":
-        base.pop("max_tokens")
+        base[case.field] = base.pop("max_tokens")
     without = await observed(service, base, chat=chat, monkeypatch=monkeypatch)
     assert without == await observed(service, base, chat=chat, monkeypatch=monkeypatch)  # else nothing is shown
     assert without[0] == 200, without
