@@ -10,7 +10,7 @@ FUZZ_JSON ?= fuzz.json
 # A row of the matrix, or several: "fp8 or convolution".
 ROW ?=
 MATRIX_JSON ?= matrix.json
-MATRIX := $(addprefix tests/integration/test_,matrix.py speculative_decoding.py two_hosts.py hybrid_memory.py reasoning.py)
+MATRIX := $(addprefix tests/integration/test_,matrix.py check.py speculative_decoding.py two_hosts.py hybrid_memory.py reasoning.py)
 # In the order of their files: xdist's own leaves those with few and long tests for the end. A process that ends (a test
 # hangs: tests/conftest.py) ends the run: in another one, xdist would run that test again, without end.
 IN_PARALLEL := --numprocesses 5 --dist loadfile --no-loadscope-reorder --max-worker-restart 0

@@ -34,8 +34,9 @@ RECORDINGS = "recordings"
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test of the shared cluster on its rows."""
     if "cluster" in metafunc.fixturenames:
-        marked = metafunc.definition.get_closest_marker("gpu_defaults") is not None
-        rows = (STOCK, GPU_DEFAULTS) if marked else (STOCK,)
+        mark = metafunc.definition.get_closest_marker("gpu_defaults")
+        both = mark is not None and (runs_at_length(metafunc.config) or not mark.kwargs.get("on_demand"))
+        rows = (STOCK, GPU_DEFAULTS) if both else (STOCK,)
         metafunc.parametrize("cluster", rows, indirect=True, scope="session")
 
 
@@ -54,13 +55,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def runs_at_length(config: pytest.Config) -> bool:
-    """Whether this is a run of the matrix (`make matrix`), not one of all tests, whose rows are short."""
+    """Whether this is a run of the matrix (`make matrix`), not one of all tests."""
     return "matrix" in config.option.markexpr
 
 
 @pytest.fixture(scope="session")
 def at_length(request: pytest.FixtureRequest) -> bool:
-    """Tell tests that have a short form whether to run at length."""
+    """Tell tests that want less where all tests run."""
     return runs_at_length(request.config)
 
 

@@ -35,8 +35,8 @@ class Row:
         In addition, for decode instances.
     adapters
         Names of LoRA adapters that it is asked for, each prompt with each, besides the model itself.
-    on_demand
-        Whether it runs by the marker `matrix` only; the others run with all other tests too, in a short form.
+    always
+        Whether it runs with all other tests; the others run on demand, by the marker `matrix`.
     records
         Whether its decode instances record hidden states.
     modes
@@ -52,7 +52,7 @@ class Row:
     decode_flags: tuple[str, ...] = ()
     decode_environment: dict[str, str] = field(default_factory=dict)
     adapters: tuple[str, ...] = ()
-    on_demand: bool = False
+    always: bool = False
     records: bool = False
     modes: tuple[str, ...] = ("stop_and_copy", "pre_copy")
     dtype: str = "float32"
@@ -70,6 +70,7 @@ ROWS = (
         "two LoRA adapters and the model itself; blocks of 32; prefill in chunks of 64 tokens",
         flags=("--block-size", "32", *_CHUNKS),
         adapters=("first", "second"),
+        always=True,
     ),
     Row(
         "tensor-parallel",
@@ -77,13 +78,11 @@ ROWS = (
         decode_flags=("-tp", "2"),
         decode_environment=_UNBOUND,
         records=True,
-        on_demand=True,
     ),
     Row(
         "latent-attention",
         "multi-head latent attention (MLA)",
         matrix_models.latent_attention,
-        on_demand=True,
         dtype="bfloat16",
         one_at_a_time=True,
     ),
@@ -98,7 +97,6 @@ ROWS = (
         "block-16",
         "blocks of 16, prefix caching off, prefill in chunks of 64 tokens",
         flags=("--block-size", "16", *_CHUNKS, _NO_PREFIX_CACHING),
-        on_demand=True,
         modes=("stop_and_copy",),
     ),
     Row(

@@ -1,6 +1,6 @@
 """I3-I5 under other configurations of vLLM than the other tests have, each on a cluster of its own (matrix.py).
 
-`make matrix` runs all of them at length and writes what they found; most run with `make test` too, in a short form.
+`make matrix` runs all of them and writes what they found; the others run with `make test` too.
 """
 
 import json
@@ -24,14 +24,14 @@ from tests.waiting import eventually
 RECORD_VARIABLE = "ARES_MATRIX_JSON"
 # Around the boundaries of blocks of 16, 32 and 128 tokens, and over several of them.
 LENGTHS = (1, 31, 128, 129, 400)
-# Of each output; the prompts are fewer in the short form, and where each prompt has several outputs, which are shorter.
+# Of each output; the prompts are fewer, and the outputs shorter, where each prompt has several.
 TOKENS, TOKENS_OF_ADAPTERS = 200, 120
 BUSY_HOST_S = 600
 
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(row, id=row.name, marks=pytest.mark.matrix if row.on_demand else ()) for row in matrix.ROWS],
+    params=[pytest.param(row, id=row.name, marks=() if row.always else pytest.mark.matrix) for row in matrix.ROWS],
 )
 def row(request: pytest.FixtureRequest) -> matrix.Row:
     found: matrix.Row = request.param
@@ -62,8 +62,7 @@ async def test_moved_streams_equal_those_of_one_instance(
     row: matrix.Row, row_client: Client, folder: Path, at_length: bool
 ) -> None:
     begun = time.monotonic()
-    lengths = LENGTHS if at_length and not row.adapters else LENGTHS[1:4]
-    tokens = TOKENS_OF_ADAPTERS if row.adapters else TOKENS
+    lengths, tokens = (LENGTHS[1:4], TOKENS_OF_ADAPTERS) if row.adapters else (LENGTHS, TOKENS)
     found = await measure(row_client, lengths, tokens, row.modes, row.adapters, one_at_a_time=row.one_at_a_time)
     figures = {"what": row.what, "streams": len(found.references), **found.figures()}
     record(row.name, {**figures, "seconds": round(time.monotonic() - begun, 1)})
