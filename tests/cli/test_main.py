@@ -201,7 +201,9 @@ def test_flags_of_instances_that_cannot_work_are_refused(
     assert part in capsys.readouterr().err
 
 
-def test_flags_by_role_and_the_start_timeout_reach_the_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[local.ClusterSettings]:
+    """What clusters are started with; none starts."""
     given: list[local.ClusterSettings] = []
 
     @contextlib.contextmanager
@@ -213,6 +215,12 @@ def test_flags_by_role_and_the_start_timeout_reach_the_cluster(monkeypatch: pyte
     monkeypatch.setattr(model, "resolve", lambda *_, **__: tmp_path)
     monkeypatch.setattr(cli, "signal_as_interrupt", lambda: None)
     monkeypatch.setattr(local, "running", running)
+    return given
+
+
+def test_flags_by_role_and_the_start_timeout_reach_the_cluster(
+    monkeypatch: pytest.MonkeyPatch, given: list[local.ClusterSettings]
+) -> None:
     flags = ["--prefill-args", "--max-num-seqs 8", "--decode-args=--max-num-seqs 64 --seed 1", "--start-timeout", "7"]
     assert run([*UP, "--port", str(free_ports("127.0.0.1", 1)), *flags], monkeypatch) == 2
     (settings,) = given
@@ -268,18 +276,9 @@ def test_what_a_file_of_flags_says_is_refused_as_on_the_command_line(
     assert error.count("\n") == 1
 
 
-def test_a_file_of_flags_is_not_overridden_by_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    given: list[local.ClusterSettings] = []
-
-    @contextlib.contextmanager
-    def running(settings: local.ClusterSettings, _: Console) -> Iterator[local.Cluster]:
-        given.append(settings)
-        raise local.ClusterError("enough")
-        yield
-
-    monkeypatch.setattr(model, "resolve", lambda *_, **__: tmp_path)
-    monkeypatch.setattr(cli, "signal_as_interrupt", lambda: None)
-    monkeypatch.setattr(local, "running", running)
+def test_a_file_of_flags_is_not_overridden_by_defaults(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: list[local.ClusterSettings]
+) -> None:
     file = tmp_path / "flags.yaml"
     file.write_text("max_model_len: 1024\nserved-model-name: [mine]\nseed: 3\nchat-template: null\n")
     (tmp_path / "decode.yaml").write_text("tensor-parallel-size: 2\n")
