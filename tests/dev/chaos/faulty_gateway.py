@@ -3,6 +3,9 @@
 A request that has moved for the second time loses a token.
 """
 
+from collections.abc import Coroutine
+from typing import Any
+
 import msgspec
 
 from ares.gateway.pool.generate import Delta
@@ -16,13 +19,13 @@ run = Session.run
 async def losing(self: Session, emit: Emit) -> None:
     lost = False
 
-    async def lossy(batch: list[Delta]) -> bool:
+    def lossy(batch: list[Delta]) -> bool | Coroutine[Any, Any, bool]:
         nonlocal lost
         if self.moves != 2 or lost:
-            return await emit(batch)
+            return emit(batch)
         lost = True
         first, *others = batch
-        return await emit([msgspec.structs.replace(first, token_ids=(first.token_ids or [])[1:]), *others])
+        return emit([msgspec.structs.replace(first, token_ids=(first.token_ids or [])[1:]), *others])
 
     await run(self, lossy)
 

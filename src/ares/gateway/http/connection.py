@@ -2,14 +2,15 @@
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import httptools
 import msgspec
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ares.gateway.http.refusals import NO_ROUTE, Count
-from ares.gateway.http.responses import error_body
+from ares.gateway.http.responses import error_body, offer_write_at_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,7 @@ class Connection(HttpToolsProtocol):
         self.cycle.receive = _Receive(self, self.cycle)  # type: ignore[method-assign]
         if self.scope["http_version"] < "1.1":
             self.cycle.send = _Unchunked(self.cycle)  # type: ignore[method-assign]
+        offer_write_at_once(cast(Scope, self.scope), _WriteAtOnce(self.cycle))
 
     def on_body(self, body: bytes) -> None:  # noqa: D102 - httptools' interface
         self._restart_idle_timer()
@@ -236,6 +238,22 @@ class _Unchunked:
         elif self._undeclared:
             self._cycle.expected_content_length = len(message.get("body", b""))
         await self._send(message)
+
+
+class _WriteAtOnce:
+    """Writes a part of a chunked reply without a coroutine, as uvicorn's `send` does where it need not wait."""
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    def __call__(self, body: bytes) -> bool:
+        """Write; return False where `send` has to: the reader is behind, or the reply is no stream of chunks."""
+        cycle = self._cycle
+        if cycle.flow.write_paused or not cycle.chunked_encoding or cycle.response_complete:
+            return False
+        if not cycle.disconnected:
+            cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return True
 
 
 class _Receive:

@@ -5,7 +5,7 @@ import logging
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -63,6 +63,10 @@ class Sequence:
     """Tokens of the prompt that were cached where it was prefilled; None where that is not known."""
 
 
+# Takes new tokens; returns what `Emit` does.
+OnTokens = Callable[[Sequence, list[Delta]], bool | Coroutine[Any, Any, bool]]
+
+
 @dataclass(slots=True)
 class AcceptedRequest:
     """A request that has been checked and tokenised, with one sequence for each choice."""
@@ -92,19 +96,18 @@ class AcceptedRequest:
             counted["prompt_tokens_details"] = {"cached_tokens": cached}
         return counted
 
-    async def generate(self, sequence: Sequence, on_tokens: Callable[[Sequence, list[Delta]], Awaitable[None]]) -> None:
+    async def generate(self, sequence: Sequence, on_tokens: OnTokens) -> None:
         """Generate one sequence, and measure it."""
         metrics, recent = self.gateway.metrics, self.gateway.recent
         first = 0.0
 
-        async def emit(batch: list[Delta]) -> bool:
+        def emit(batch: list[Delta]) -> bool | Coroutine[Any, Any, bool]:
             nonlocal first
             if not first:
                 first = time.monotonic()
                 metrics.ttft.observe(first - self.arrived)
                 recent.ttft_s.add(first - self.arrived)
-            await on_tokens(sequence, batch)
-            return sequence.choice.finish_reason is not None
+            return on_tokens(sequence, batch)
 
         metrics.prompt_tokens.inc(len(sequence.prompt))
         try:
@@ -126,7 +129,7 @@ class AcceptedRequest:
             metrics.tpot.observe(tpot)
             recent.tpot_s.add(tpot)
 
-    async def generate_all(self, on_tokens: Callable[[Sequence, list[Delta]], Awaitable[None]]) -> None:
+    async def generate_all(self, on_tokens: OnTokens) -> None:
         """Generate all sequences concurrently; the first failure cancels the others."""
         if len(self.sequences) == 1:
             await self.generate(self.sequences[0], on_tokens)
@@ -302,6 +305,7 @@ def _new_choice(
         "stop": body.stop_strings(),
         "include_stop": body.include_stop_str_in_output,
         "minimum_tokens": body.min_tokens,
+        "texts": gateway.text.token_texts,
     }
     read = body if output_format is None else output_format
     if read.skip_special_tokens or read.spaces_between_special_tokens:
@@ -424,9 +428,19 @@ async def _stream(accepted: AcceptedRequest, write: Write) -> None:
     """Generate a reply and write it as a stream of events; a failure is its last one."""
     form = accepted.form
 
-    async def on_tokens(sequence: Sequence, batch: list[Delta]) -> None:
+    def on_tokens(sequence: Sequence, batch: list[Delta]) -> bool | Coroutine[Any, Any, bool]:
         choice = sequence.choice
-        await write(await asyncio.to_thread(choice.stream, batch) if choice.slow else choice.stream(batch))
+        if choice.slow:
+            return in_thread(choice, batch)
+        data = choice.stream(batch)
+        return choice.finish_reason is not None if write.at_once(data) else when_read(choice, data)
+
+    async def when_read(choice: Choice, data: bytes) -> bool:
+        await write(data)
+        return choice.finish_reason is not None
+
+    async def in_thread(choice: Choice, batch: list[Delta]) -> bool:
+        return await when_read(choice, await asyncio.to_thread(choice.stream, batch))
 
     outcome = "cancelled"
     try:
@@ -446,8 +460,9 @@ async def _stream(accepted: AcceptedRequest, write: Write) -> None:
 async def _whole(accepted: AcceptedRequest, request: Request, headers: dict[str, str]) -> Response:
     """Generate a reply to its end, and return it as one body."""
 
-    async def on_tokens(sequence: Sequence, batch: list[Delta]) -> None:
+    def on_tokens(sequence: Sequence, batch: list[Delta]) -> bool:
         sequence.choice.collect(batch)
+        return sequence.choice.finish_reason is not None
 
     async def receive() -> Message:
         return await request.receive()

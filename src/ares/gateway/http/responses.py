@@ -15,10 +15,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ares.gateway.anthropic import errors as anthropic
 from ares.protocol.fields import REQUEST_ID_HEADER
 
-Write = Callable[[bytes], Awaitable[None]]
-
 _KEEP_ALIVE = b": keep-alive\n\n"  # vLLM's
 _SERVER_SEND = "ares.send"
+_WRITE_AT_ONCE = "ares.write_at_once"
 _CLEANUP = "ares.cleanup"
 _CODE = "ares.error_code"
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
@@ -120,6 +119,42 @@ def cleanup(scope: Scope) -> contextlib.ExitStack:
     return found
 
 
+class Write:
+    """Writes a stream's body: `await write(data)`, or without waiting, where the client keeps up.
+
+    Parameters
+    ----------
+    send
+        The ASGI interface.
+    at_once
+        The server's, if it has one: writes to a client that keeps up; returns False where it has not.
+    """
+
+    def __init__(self, send: Send, at_once: Callable[[bytes], bool] | None = None) -> None:
+        self._send, self._at_once = send, at_once
+        self.last_at = time.monotonic()
+
+    async def __call__(self, data: bytes) -> None:
+        """Write, and wait for a client that does not keep up."""
+        if not self.at_once(data):
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            self.last_at = time.monotonic()
+
+    def at_once(self, data: bytes) -> bool:
+        """Write if the client keeps up; return whether that was done."""
+        if not data:
+            return True
+        if self._at_once is None or not self._at_once(data):
+            return False
+        self.last_at = time.monotonic()
+        return True
+
+
+def offer_write_at_once(scope: Scope, write: Callable[[bytes], bool]) -> None:
+    """Let the streams of a request write by this, as `Write` takes it."""
+    scope[_WRITE_AT_ONCE] = write
+
+
 class EventStream(Response):
     """A reply of server-sent events, written by a coroutine that is cancelled when the client disconnects.
 
@@ -150,12 +185,9 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream (the ASGI interface)."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        send = scope.get(_SERVER_SEND, send)
-
-        async def write(data: bytes) -> None:
-            if data:
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-
+        direct: Send | None = scope.get(_SERVER_SEND)
+        send = direct or send
+        write = Write(send, scope.get(_WRITE_AT_ONCE) if direct else None)
         work = self._produce(write) if not self._keep_alive_s else _kept_alive(self._produce, write, self._keep_alive_s)
         if await until_disconnect(work, receive):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -163,22 +195,16 @@ class EventStream(Response):
 
 async def _kept_alive(produce: Callable[[Write], Awaitable[None]], write: Write, idle_s: float) -> None:
     """Run a producer, and write a comment whenever it has written nothing for so many seconds."""
-    last = time.monotonic()
-
-    async def noted(data: bytes) -> None:
-        nonlocal last
-        await write(data)
-        last = time.monotonic()
 
     async def comment() -> None:
         while True:
-            await asyncio.sleep(max(0.0, last + idle_s - time.monotonic()))
-            if time.monotonic() >= last + idle_s:
-                await noted(_KEEP_ALIVE)
+            await asyncio.sleep(max(0.0, write.last_at + idle_s - time.monotonic()))
+            if time.monotonic() >= write.last_at + idle_s:
+                await write(_KEEP_ALIVE)
 
     comments = asyncio.create_task(comment())
     try:
-        await produce(noted)
+        await produce(write)
     finally:
         comments.cancel()
 

@@ -18,6 +18,7 @@ from ares.gateway.openai import limits, rendering, tokenizer
 from ares.gateway.openai.body import BadRequestError
 from ares.gateway.openai.messages import Message, Tool, conversation, without_developer
 from ares.gateway.openai.templates import knows_developer, takes_parts
+from ares.gateway.openai.token_texts import TokenTexts
 
 # Prompt tokens that prime the decoder; a tokenizer's spacing depends on the last few only.
 _PRIMING = 16
@@ -81,6 +82,7 @@ class TextModel:
         self.chat_template, self._special_tokens = loaded.chat_template, loaded.special_tokens
         self._chats = chats or Chats()
         self._space = _space(self.tokenizer)
+        self.token_texts = TokenTexts.of(self.tokenizer)
 
     def encode(self, text: str, *, special: bool = True, truncation: Truncation | None = None) -> list[int]:
         """Tokenise text; `special` adds what the model expects at the start of a prompt."""
@@ -246,6 +248,8 @@ class Detokenizer:
         Stop strings.
     minimum_tokens
         Stop strings are not looked for in this many first tokens.
+    texts
+        What tokens add to any text; None: each is decoded in its context, to the same text.
     """
 
     def __init__(
@@ -257,10 +261,15 @@ class Detokenizer:
         include_stop: bool = False,
         skip_special: bool = True,
         minimum_tokens: int = 0,
+        texts: TokenTexts | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
+        self._texts = texts
         self._stream = DecodeStream(ids=prompt[-_PRIMING:], skip_special_tokens=skip_special)
+        # Whether all tokens so far have given their text, and the last of them where the stream has not seen it.
+        self._whole = False
+        self._unseen: int | None = None
         self._stop = stop
         self._include_stop = include_stop
         self._minimum_tokens = minimum_tokens
@@ -308,6 +317,18 @@ class Detokenizer:
         return self._give(len(self._text))
 
     def _step(self, token: int) -> str:
+        if self._whole and self._texts is not None and (text := self._texts[token]):
+            self._unseen = token
+            return text
+        if self._unseen is not None:
+            # As the stream would be: once a token has given its text, it keeps that token alone.
+            self._stream = DecodeStream(ids=[self._unseen], skip_special_tokens=self._skip_special)
+            self._unseen = None
+        text = self._decode(token)
+        self._whole = bool(text)
+        return text
+
+    def _decode(self, token: int) -> str:
         try:
             return self._stream.step(self._tokenizer, token) or ""
         except (OverflowError, TypeError):  # beyond 32 bits, beyond 64

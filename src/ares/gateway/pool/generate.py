@@ -2,8 +2,8 @@
 
 import asyncio
 import urllib.parse
-from collections.abc import AsyncIterator
-from typing import Any, cast
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NamedTuple, cast
 
 import aiohttp
 import httptools
@@ -74,6 +74,9 @@ _encode = msgspec.json.Encoder().encode
 # Errors of bytes that no engine sends: no JSON, no UTF-8, an error whose code is no number, endless nesting.
 _MALFORMED = (msgspec.DecodeError, TypeError, ValueError, RecursionError)
 _JSON_HEADERS = {"Content-Type": "application/json"}
+_TOKEN_IDS = b'"token_ids":['
+# Longer ids are no model's.
+_ID_DIGITS = 9
 
 
 async def whole_body(reply: aiohttp.ClientResponse, most: int) -> bytes:
@@ -97,11 +100,42 @@ def http_client(api_key: str | None = None, tuning: Tuning = DEFAULT) -> aiohttp
     )
 
 
+class _Form(NamedTuple):
+    """What the events of a stream with one token and nothing else have in common: all but the digits of the token."""
+
+    before: bytes
+    after: bytes
+
+    @classmethod
+    def of(cls, event: bytes, parsed: Delta) -> "_Form | None":
+        """Return the form of an event that was parsed; None where it has more than one token, or other than that."""
+        if parsed.finish_reason is not None or parsed.stop_reason is not None or parsed.logprobs is not None:
+            return None
+        ids = parsed.token_ids
+        if not ids or len(ids) != 1 or event.count(_TOKEN_IDS) != 1:
+            return None
+        before, name, value = event.partition(_TOKEN_IDS)
+        digits, end, after = value.partition(b"]")
+        return cls(before + name, end + after) if digits == b"%d" % ids[0] else None
+
+    def token(self, event: bytes) -> int | None:
+        """Return the token of an event of this form; None for any other, which has to be parsed."""
+        if not (event.startswith(self.before) and event.endswith(self.after)):
+            return None
+        digits = event[len(self.before) : -len(self.after)]
+        # JSON has no leading zeros.
+        return int(digits) if digits.isdigit() and len(digits) <= _ID_DIGITS and digits[:1] != b"0" else None
+
+
+# That of no event.
+_NO_FORM = _Form(b"\0", b"\0")
+
+
 class Stream(asyncio.Protocol):
     """An open generation on an instance, on a connection of its own. Close it to abort the generation.
 
     In serving, a read brings one token, and the overhead of a general HTTP client for each read would exceed all other
-    work for the token. httptools parses HTTP; its callbacks are the public methods below.
+    work for the token: httptools parses HTTP, and its callbacks are the public methods below.
     """
 
     def __init__(self, tuning: Tuning = DEFAULT) -> None:
@@ -111,7 +145,12 @@ class Stream(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._received: list[bytes] = []
         self._unread = 0
-        self._arrival: asyncio.Future[None] | None = None
+        # Begin of an event whose end has not come.
+        self._left = b""
+        self._form = _NO_FORM
+        # Set to what `take` has left while a reader waits.
+        self._arrival: asyncio.Future[list[Delta]] | None = None
+        self._take: Callable[[list[Delta]], bool] | None = None
         self._complete = False
         self._lost: Exception | None = None
 
@@ -121,7 +160,18 @@ class Stream(asyncio.Protocol):
         return self._arrival is not None and not self._arrival.done()
 
     async def batches(self) -> AsyncIterator[list[Delta]]:
-        """Yield the new tokens of each read.
+        """Yield the new tokens of each read; the errors are those of `batch`."""
+        while batch := await self.batch():
+            yield batch
+
+    async def batch(self, take: Callable[[list[Delta]], bool] | None = None) -> list[Delta]:
+        """Return the next new tokens, those of one read; empty at the end.
+
+        Parameters
+        ----------
+        take
+            Given the tokens of a read as they arrive while this waits; where it returns True they are done with, and
+            nothing is woken. What it raises is raised here.
 
         Raises
         ------
@@ -130,26 +180,19 @@ class Stream(asyncio.Protocol):
         EngineRefusedError
             The engine failed the request.
         """
-        left = b""
-        try:
-            while data := await self._read():
-                *events, left = (left + data).split(b"\n\n")
-                if len(left) > self._tuning.event_bytes:
-                    raise ValueError(f"an event is larger than {self._tuning.event_bytes} bytes")
-                batch = []
-                for event in events:
-                    if event == b"data: [DONE]":
-                        continue
-                    chunk = _decode_chunk(event[6:])
-                    if chunk.error is not None:
-                        raise EngineRefusedError(
-                            int(chunk.error.get("code") or 500), str(chunk.error.get("message", "the engine failed"))
-                        )
-                    batch += chunk.choices
-                if batch:
-                    yield batch
-        except _MALFORMED as error:
-            raise EngineLostError(f"the stream broke: {error!r}") from error
+        while True:
+            if self._received:
+                batch = self._parse(self._drain())
+            elif self._complete:
+                return []
+            else:
+                self._take = take
+                try:
+                    batch = await self._more()
+                finally:
+                    self._take = None
+            if batch:
+                return batch
 
     async def text(self) -> str:
         """Return the rest of the reply; EngineLostError where it is too large, or breaks off."""
@@ -174,20 +217,70 @@ class Stream(asyncio.Protocol):
         while not self._received:
             if self._complete:
                 return b""
-            if self._lost is not None:
-                raise EngineLostError(f"the stream broke: {self._lost!r}") from self._lost
-            self._arrival = asyncio.get_running_loop().create_future()
-            await self._arrival
-        data = b"".join(self._received)
+            await self._more()
+        return self._drain()
+
+    async def _more(self) -> list[Delta]:
+        """Wait until something has arrived; return what `take` has left of it."""
+        if self._lost is not None:
+            raise EngineLostError(f"the stream broke: {self._lost!r}") from self._lost
+        self._arrival = asyncio.get_running_loop().create_future()
+        return await self._arrival
+
+    def _drain(self) -> bytes:
+        """Return the data that has arrived."""
+        data = self._received[0] if len(self._received) == 1 else b"".join(self._received)
         self._received.clear()
         if self._unread > self._tuning.unread_bytes:
             self._transport.resume_reading()
         self._unread = 0
         return data
 
+    def _parse(self, data: bytes) -> list[Delta]:
+        """Return the new tokens of the events that are complete; EngineLostError, EngineRefusedError."""
+        if self._left:
+            data = self._left + data
+        token = self._form.token(data)
+        if token is not None:
+            self._left = b""
+            return [Delta(token_ids=[token])]
+        *events, self._left = data.split(b"\n\n")
+        batch: list[Delta] = []
+        try:
+            if len(self._left) > self._tuning.event_bytes:
+                raise ValueError(f"an event is larger than {self._tuning.event_bytes} bytes")
+            for event in events:
+                if event == b"data: [DONE]":
+                    continue
+                chunk = _decode_chunk(event[6:])
+                if chunk.error is not None:
+                    raise EngineRefusedError(
+                        int(chunk.error.get("code") or 500), str(chunk.error.get("message", "the engine failed"))
+                    )
+                batch += chunk.choices
+        except _MALFORMED as error:
+            raise EngineLostError(f"the stream broke: {error!r}") from error
+        if len(batch) == 1 and len(events) == 1 and not self._left:
+            self._form = _Form.of(data, batch[0]) or self._form
+        return batch
+
     def _wake(self) -> None:
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(None)
+        """Give what has arrived to `take`, and wake the reader where there is more to do."""
+        arrival = self._arrival
+        if arrival is None or arrival.done():
+            return
+        left: list[Delta] = []
+        try:
+            if self._take is not None and self._received:
+                left = self._parse(self._drain())
+                if not left or self._take(left):
+                    if self._lost is None and not self._complete:
+                        return
+                    left = []
+        except Exception as error:  # of `take`, which is its reader's
+            arrival.set_exception(error)
+        else:
+            arrival.set_result(left)
 
     # --- asyncio calls these ---
 

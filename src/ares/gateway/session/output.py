@@ -1,13 +1,15 @@
 """The output of a session: each token goes to the client once, in order."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
-from ares.gateway.pool.generate import Delta
+from ares.gateway.pool.generate import Delta, EngineLostError, Stream
 
-# Given new tokens; returns whether the output is complete (a stop string was found).
-Emit = Callable[[list[Delta]], Awaitable[bool]]
+# Given new tokens; returns whether the output is complete (a stop string was found), or what is to be awaited for that:
+# a client that does not keep up, or tokens that take long.
+Emit = Callable[[list[Delta]], bool | Coroutine[Any, Any, bool]]
 
 
 @dataclass(slots=True)
@@ -37,14 +39,70 @@ class Output:
 
     async def deliver(self, batch: list[Delta], emit: Emit) -> bool:
         """Give new tokens to the client; return whether the output is complete."""
+        stopped = self.give(batch, emit)
+        return self.given(batch[-1], stopped if isinstance(stopped, bool) else await stopped)
+
+    def give(self, batch: list[Delta], emit: Emit) -> bool | Coroutine[Any, Any, bool]:
+        """Begin to give new tokens to the client; return what `emit` returns."""
         for delta in batch:
             self.tokens += delta.token_ids or []
         now = time.monotonic()
         if self.last_token_at:
             self.longest_gap_s = max(self.longest_gap_s, now - self.last_token_at)
+        else:
+            self.first_token_at = now
         self.last_token_at = now
-        self.first_token_at = self.first_token_at or now
-        stopped = await emit(batch)
-        self.finished = stopped or batch[-1].finish_reason is not None
-        self.at_limit = not stopped and batch[-1].finish_reason == "length"
+        return emit(batch)
+
+    def given(self, last: Delta, stopped: bool) -> bool:
+        """Note what `emit` has said of the tokens up to these; return whether the output is complete."""
+        self.finished = stopped or last.finish_reason is not None
+        self.at_limit = not stopped and last.finish_reason == "length"
         return self.finished
+
+
+class Relay:
+    """Gives the tokens of one stream to the client as they arrive, without waking a task for each read.
+
+    Only what is more than tokens in the middle of an output comes out of `next`.
+    """
+
+    def __init__(self, stream: Stream, output: Output, emit: Emit) -> None:
+        self._stream, self._output, self._emit = stream, output, emit
+        self._begun = False
+        # The last of tokens that the client did not take at once, or that complete the output, and what `emit` said.
+        self._unfinished: tuple[Delta, bool | Coroutine[Any, Any, bool]] | None = None
+
+    async def next(self) -> list[Delta]:
+        """Return the next tokens that were not given: the first, those that end something, any that came meanwhile.
+
+        Empty where the output is complete. The errors are those of `Stream.batch`, EngineLostError where the stream
+        ends before the output, and what giving tokens raised.
+        """
+        while True:
+            batch = await self._stream.batch(self._take if self._begun else None)
+            unfinished, self._unfinished = self._unfinished, None
+            if unfinished is None:
+                if not batch:
+                    raise EngineLostError("the stream ended before the output did")
+                self._begun = True
+                return batch
+            last, stopped = unfinished
+            if self._output.given(last, stopped if isinstance(stopped, bool) else await stopped):
+                return []
+
+    def close(self) -> None:
+        """Drop what was not awaited, since its task was cancelled."""
+        if self._unfinished is not None and not isinstance(self._unfinished[1], bool):
+            self._unfinished[1].close()
+
+    def _take(self, batch: list[Delta]) -> bool:
+        """Give tokens as they arrive; return whether that was all."""
+        last = batch[-1]
+        if last.finish_reason is not None or last.stop_reason is not None:
+            return False
+        stopped = self._output.give(batch, self._emit)
+        if stopped is False:
+            return True
+        self._unfinished = last, stopped
+        return False

@@ -11,7 +11,7 @@ from ares.gateway.pool.instance import Instance
 from ares.gateway.session.fitness import unfit
 from ares.gateway.session.handover import Handover, HandoverError, HandoverState, MigrationRecord, NotMovableError
 from ares.gateway.session.objectives import ORDINARY, Objective
-from ares.gateway.session.output import Emit, Output
+from ares.gateway.session.output import Emit, Output, Relay
 from ares.gateway.session.pending_call import PendingCall, is_unresponsive
 from ares.gateway.session.phase import Phase
 from ares.gateway.session.pinned_kv import PinnedKV
@@ -342,9 +342,10 @@ class Session:
         True where the output is complete, False where the segment was cut, for a hand-over or a suspension.
         """
         arriving = self._handover
+        relay = Relay(segment.stream, self.output, emit)
         try:
             async with asyncio.timeout(self.handover_timeout_s if arriving else None) as limit:
-                async for batch in segment.stream.batches():
+                while batch := await relay.next():
                     if arriving is not None:
                         # The first tokens after a hand-over: it has worked.
                         limit.reschedule(None)
@@ -375,8 +376,9 @@ class Session:
             raise EngineLostError(str(error)) from error
         finally:
             self._streaming = False
+            relay.close()
             segment.stream.close()
-        raise EngineLostError("the stream ended before the output did")
+        return True
 
     async def _follow_handover(self, source: Segment) -> Segment:
         """Return the segment that continues one which was cut."""
