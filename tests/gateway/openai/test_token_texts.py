@@ -11,7 +11,7 @@ from ares.gateway.openai.token_texts import TokenTexts
 
 SPECIAL = ("<unk>", "<s>", "</s>")
 WORDS = ("▁", "▁▁", "▁▁▁", "▁the", "▁a", "a", "é", "▁日", "日本", "\n", "b▁", "x▁▁y", "\ufffd", "<0x", "👩‍👩‍👧")
-WORDS += ("  ", " ", "")
+BLANKS = ("  ", " ", "")
 BYTES = tuple(f"<0x{n:02X}>" for n in range(256))
 
 
@@ -33,7 +33,7 @@ def byte_level() -> Tokenizer:
 
 def sentence_piece(decoder: decoders.Decoder) -> Tokenizer:
     """Blanks as letters, bytes for characters without a token."""
-    vocabulary = {token: n for n, token in enumerate((*SPECIAL, *BYTES, *WORDS))}
+    vocabulary = {token: n for n, token in enumerate((*SPECIAL, *BYTES, *WORDS, *BLANKS))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
     tokenizer.decoder = decoder
     return with_added(tokenizer)
@@ -77,6 +77,15 @@ def sequences(tokenizer: Tokenizer, count: int = 300) -> list[list[int]]:
     ]
 
 
+def detokenizer(tokenizer: Tokenizer, prompt: list[int], kind: int, texts: TokenTexts | None) -> Detokenizer:
+    """One of four kinds."""
+    if kind == 0:
+        return UnspacedDetokenizer(tokenizer, prompt, texts=texts)
+    if kind == 1:
+        return Detokenizer(tokenizer, prompt, stop=("日a", "the", "\n"), texts=texts)
+    return Detokenizer(tokenizer, prompt, skip_special=kind == 2, texts=texts)
+
+
 @pytest.mark.parametrize("make", [byte_level, llama, gemma, metaspace, metaspace_never])
 def test_texts_are_those_of_incremental_decoding(make: Callable[[], Tokenizer]) -> None:
     tokenizer = make()
@@ -85,13 +94,7 @@ def test_texts_are_those_of_incremental_decoding(make: Callable[[], Tokenizer]) 
     looked_up = 0
     for number, ids in enumerate(sequences(tokenizer)):
         prompt = [token for token in ids[: number % 4] if token < tokenizer.get_vocab_size()]
-        kind, options = [
-            (Detokenizer, {"skip_special": True}),
-            (Detokenizer, {"skip_special": False}),
-            (UnspacedDetokenizer, {}),
-            (Detokenizer, {"stop": ("日a", "the", "\n")}),
-        ][number % 4]
-        decoded, found = kind(tokenizer, prompt, **options), kind(tokenizer, prompt, texts=texts, **options)
+        decoded, found = (detokenizer(tokenizer, prompt, number % 4, given) for given in (None, texts))
         for token in ids:
             assert found.push([token]) == decoded.push([token]), (ids, token)
             assert (found.matched, found.tokens) == (decoded.matched, decoded.tokens)
@@ -126,7 +129,5 @@ def test_parts_of_characters_and_added_tokens_depend_on_their_context() -> None:
     tokenizer = byte_level()
     texts = TokenTexts.of(tokenizer)
     assert texts is not None
-    for text in ("Ã", "©a", "<tool>", "<s>", "<|end|>"):
-        assert texts[tokenizer.token_to_id(text)] == ""
-    assert texts[tokenizer.token_to_id("Ã©")] == "é"
-    assert texts[tokenizer.token_to_id("Ġa")] == " a"
+    shown = {"Ã": "", "©a": "", "<tool>": "", "<s>": "", "<|end|>": "", "Ã©": "é", "Ġa": " a"}
+    assert {token: texts[tokenizer.get_vocab()[token]] for token in shown} == shown

@@ -163,7 +163,12 @@ async def test_what_taking_raises_reaches_the_reader_as_it_is() -> None:
 
 async def test_nothing_is_taken_for_a_reader_that_has_left() -> None:
     stream, taken = opened(), list[Delta]()
-    task = await waiting(stream, lambda batch: taken.extend(batch) is None)
+
+    def take(batch: list[Delta]) -> bool:
+        taken.extend(batch)
+        return True
+
+    task = await waiting(stream, take)
     task.cancel()
     feed(stream, event(1))
     with pytest.raises(asyncio.CancelledError):
