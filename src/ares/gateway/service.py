@@ -244,7 +244,8 @@ class Gateway:
     @property
     def serving(self) -> bool:
         """Whether there is an instance to decode on."""
-        return bool(accepting(self.pool.decode_instances, ())) and self.maximum_model_tokens is not None
+        usable = self.pool.ready or accepting(self.pool.decode_instances, ())
+        return bool(usable) and self.maximum_model_tokens is not None
 
     async def wait_until_serving(self) -> None:
         """Wait until there is an instance to decode on.

@@ -310,8 +310,8 @@ def accepting(instances: list[Instance], exclude: Collection[str]) -> list[Insta
 
     Without any telemetry, an instance that answers at all is better than none (I7).
     """
-    usable = [i for i in instances if not i.closing and i.name not in exclude]
-    return [i for i in usable if i.open] or [i for i in usable if i.health.reachable]
+    usable = [i for i in instances if i.name not in exclude] if exclude else instances
+    return [i for i in usable if i.open] or [i for i in usable if not i.closing and i.health.reachable]
 
 
 def _open(instances: list[Instance], exclude: Collection[str]) -> BoolArray:

@@ -1,5 +1,7 @@
 """The gateway's end of a control channel: a socket that notices when the network has forgotten its connection."""
 
+import asyncio
+
 import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
@@ -47,6 +49,25 @@ def watched(address: str, key: ControlKey | None) -> tuple[zmq.asyncio.Socket, "
         socket.close()
         raise
     return socket, handshake
+
+
+class Inbox:
+    """Receives what comes over a socket. To poll first would cost as much again for each message."""
+
+    def __init__(self, socket: zmq.asyncio.Socket) -> None:
+        self._socket = socket
+        self._receiving: asyncio.Future[bytes] | None = None
+
+    async def next(self, timeout_s: float) -> bytes | None:
+        """Return the next message; None where none came in so many seconds."""
+        receiving = self._receiving = self._receiving or asyncio.ensure_future(self._socket.recv())
+        if not receiving.done():
+            # Not cancelled by the timeout: a message that came in that moment would be lost.
+            await asyncio.wait((receiving,), timeout=timeout_s)
+        if not receiving.done():
+            return None
+        self._receiving = None
+        return receiving.result()
 
 
 class Handshake:

@@ -77,8 +77,8 @@ class Health:
         self.suspect = False
         self.on_change: Callable[[], None] = lambda: None
         self._log = HealthLog(tuning)
-        self._interval_s = interval_s
         self._tuning = tuning
+        self._longest_silence_s = max(tuning.silent_s, tuning.silent_intervals * interval_s)
         # Whether telemetry has come over the present connection.
         self._reports = False
         # The newest telemetry or greeting, the newest message of any kind, the newest answer over HTTP.
@@ -151,10 +151,6 @@ class Health:
     def only_answers(self) -> bool:
         """Whether it answered over HTTP long after its last message on the control channel."""
         return self._answer_at - self._message_at > self._longest_silence_s
-
-    @property
-    def _longest_silence_s(self) -> float:
-        return max(self._tuning.silent_s, self._tuning.silent_intervals * self._interval_s)
 
     # --- its status ---
 

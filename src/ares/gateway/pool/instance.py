@@ -11,7 +11,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from ares.gateway.pool.channel import watched
+from ares.gateway.pool.channel import Inbox, watched
 from ares.gateway.pool.control_client import ControlClient
 from ares.gateway.pool.discovery import Discovery, Served, Unusable, key_refused
 from ares.gateway.pool.generate import EngineClient, EngineLostError, EngineRefusedError
@@ -229,6 +229,7 @@ class Instance:
     async def _follow(self, description: messages.Description, on_hello: OnHello) -> None:
         """Subscribe and read until the connection is given up; then the URL is looked at anew."""
         socket, handshake = watched(description.control_address, self._control_key)
+        inbox = Inbox(socket)
         self.control.attach(socket)
         self._following = description.boot
         self.health.connected()
@@ -239,7 +240,7 @@ class Instance:
                     await self.control.send(heartbeat)
                 if self._following != description.boot:
                     return
-                if not await socket.poll(self._tuning.reconnect_s * 1000):
+                if (body := await inbox.next(self._tuning.reconnect_s)) is None:
                     if self.health.never_reported:
                         cause = handshake.failure(has_key=self._control_key is not None)
                         self._set_status(Status.NO_TELEMETRY, f"{description.control_address} {cause}")
@@ -247,7 +248,7 @@ class Instance:
                     if not rpc.has_connection(socket):
                         return  # given up, after a message that was too large
                     continue
-                await self.receive(await socket.recv(), on_hello)
+                await self.receive(body, on_hello)
                 if self.state.hello is not None and self.state.hello.boot != description.boot:
                     self._set_status(Status.LOST, _RESTARTED)
                     return  # on the same ports: its HTTP server comes up after its control channel

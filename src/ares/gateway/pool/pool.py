@@ -84,6 +84,8 @@ class Pool:
         self.sources: Callable[[], str] = lambda: ""
         # By the canonical form of their URLs.
         self._by_url: dict[str, Instance] = {}
+        # Those that are no duplicates; None where that has changed.
+        self._used: list[Instance] | None = None
         # By boot id: the URL that is used, where several lead to the same instance.
         self._by_boot: dict[str, Instance] = {}
         self._described: dict[Instance, messages.Description] = {}
@@ -98,8 +100,10 @@ class Pool:
 
     @property
     def instances(self) -> list[Instance]:
-        """All instances, each once."""
-        return [i for i in self._by_url.values() if not i.duplicate]
+        """All instances, each once; not to be changed."""
+        if self._used is None:  # asked for many times at every arrival
+            self._used = [i for i in self._by_url.values() if not i.duplicate]
+        return self._used
 
     @property
     def leaving(self) -> list[Instance]:
@@ -162,6 +166,7 @@ class Pool:
     def forget(self, instance: Instance) -> None:
         """Stop watching an instance that leaves."""
         del self._by_url[canonical(instance.url)]
+        self._used = None
         self._record(instance, "gone", instance.why_leaving)
         instance.health.close()
         if (task := self._tasks.pop(instance, None)) is not None:
@@ -175,6 +180,7 @@ class Pool:
 
     def _watch(self, url: str) -> Instance:
         instance = self._by_url[canonical(url)] = self._make(url)
+        self._used = None
         instance.health.on_change = partial(self._on_status, instance)
         return instance
 
@@ -196,6 +202,7 @@ class Pool:
 
     def _on_status(self, instance: Instance) -> None:
         status = instance.health.status
+        self._used = None
         if status.value.level:
             self.changes.add(instance.name, instance.url, status.name.lower(), instance.health.why)
         if status is Status.DUPLICATE or instance.leaving != (not instance.named):

@@ -27,6 +27,8 @@ class InstanceState:
         Its steps' duration by load, fitted to the telemetry since its start.
     draining
         Whether it drains: as it reports, or by a command of ours that has not reached it yet.
+    capacity_tokens
+        KV capacity in KV tokens (policy/kv_layout.py); 0 while unknown.
     drain_deadline
         When requests that are still there must leave (`time.monotonic`); None where there is no deadline.
     """
@@ -34,6 +36,7 @@ class InstanceState:
     def __init__(self) -> None:
         self.hello: messages.Hello | None = None
         self.telemetry: messages.Telemetry | None = None
+        self.capacity_tokens = 0
         self.adapters: frozenset[str] = frozenset()
         self.settings: likeness.Values | None = None
         self.layout = KvLayout(1)
@@ -44,6 +47,7 @@ class InstanceState:
     def start(self, hello: messages.Hello) -> None:
         """Take the first message of an instance that has started, or has not known this gateway."""
         self.hello = hello
+        self.capacity_tokens = layout_of(hello).capacity_tokens(hello.kv_blocks)
         self.settings = likeness.values(hello)
         self.layout = layout_of(hello)
         self.step_time = StepTimeModel(self.layout)
@@ -71,11 +75,7 @@ class InstanceState:
     def clear(self) -> None:
         """Forget the messages of an instance that is not connected any more."""
         self.hello = self.telemetry = None
-
-    @property
-    def capacity_tokens(self) -> int:
-        """KV capacity in KV tokens (policy/kv_layout.py); 0 while unknown."""
-        return self.layout.capacity_tokens(self.hello.kv_blocks) if self.hello else 0
+        self.capacity_tokens = 0
 
     @property
     def free_blocks(self) -> int:
