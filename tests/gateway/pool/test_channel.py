@@ -1,0 +1,67 @@
+"""Messages of a socket: each once and in order, whether they wait already or are waited for."""
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import zmq
+import zmq.asyncio
+
+from ares.gateway.pool.channel import Inbox
+
+COUNT = 100
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]]:
+    context = zmq.asyncio.Context.instance()
+    sending, receiving = context.socket(zmq.DEALER), context.socket(zmq.DEALER)
+    receiving.connect(f"tcp://127.0.0.1:{sending.bind_to_random_port('tcp://127.0.0.1')}")
+    yield sending, receiving
+    sending.close(0)
+    receiving.close(0)
+
+
+async def test_messages_come_once_and_in_order(ends: tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]) -> None:
+    sending, receiving = ends
+    inbox = Inbox(receiving)
+    assert await inbox.next(0.01) is None
+    for first in range(0, COUNT, 10):  # some wait already, some are waited for
+        for number in range(first, first + 10):
+            await sending.send(b"%d" % number)
+        for number in range(first, first + 10):
+            assert await inbox.next(5) == b"%d" % number
+    assert await inbox.next(0.01) is None
+
+
+async def test_what_comes_after_the_time_is_kept(ends: tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]) -> None:
+    sending, receiving = ends
+    inbox = Inbox(receiving)
+    for number in range(20):
+        assert await inbox.next(0) is None
+        await sending.send(b"%d" % number)
+        while (message := await inbox.next(0)) is None:
+            pass
+        assert message == b"%d" % number
+
+
+async def test_other_work_goes_on_while_many_wait(ends: tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]) -> None:
+    sending, receiving = ends
+    inbox = Inbox(receiving)
+    for number in range(COUNT):
+        await sending.send(b"%d" % number)
+    assert await inbox.next(5) == b"0"
+    await receiving.poll(5000)
+    turns = itertools.count()
+
+    async def other() -> None:
+        while True:
+            next(turns)
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    for _ in range(COUNT - 1):
+        assert await inbox.next(5) is not None
+    task.cancel()
+    assert next(turns) >= COUNT // 32
