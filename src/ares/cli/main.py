@@ -18,7 +18,7 @@ from ares.cli import instance_flags, learn_choice
 from ares.cli import operator as operator_cli
 from ares.cli.deferred_commands import Deferred
 from ares.cli.errors import run_app
-from ares.cli.options import LogFormat, LogLevel, Policies, Settings
+from ares.cli.options import LogFormat, LogLevel, OtlpTracesEndpoint, Policies, Settings
 from ares.engine.defaults import DEFAULT_DRAIN_S, DEFAULT_PULL_BYTES
 from ares.models.resolve import DEFAULT_MODEL
 from ares.protocol.fields import CONTROL_KEY_VARIABLE
@@ -29,6 +29,7 @@ from ares.terminal.signals import signal_as_interrupt
 
 if TYPE_CHECKING:
     from ares.config import GatewayConfig
+    from ares.local_cluster.cluster import ClusterSettings
 
 app = typer.Typer(
     name="ares",
@@ -304,6 +305,7 @@ def gateway(
     access_log: Annotated[
         bool | None, typer.Option("--access-log/--no-access-log", help="Log every request when it has ended.")
     ] = None,
+    otlp_traces_endpoint: OtlpTracesEndpoint = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM file of the certificate chain; serves TLS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key.")] = None,
 ) -> None:
@@ -354,6 +356,7 @@ def gateway(
             log_format=log_format,
             log_level=log_level,
             access_log=access_log,
+            otlp_traces_endpoint=otlp_traces_endpoint,
             tls_certificate=tls_certificate,
             tls_key=tls_key,
             **given.settings,
@@ -408,6 +411,7 @@ def up(
     learn_folder: Annotated[
         Path | None, typer.Option(help="Folder of the learner; by default one for the model, in the cache.")
     ] = None,
+    otlp_traces_endpoint: OtlpTracesEndpoint = None,
     log_folder: Annotated[Path | None, typer.Option(help="Folder for the logs; by default a new one.")] = None,
     allow_unsupported_vllm: AllowUnsupportedVllm = False,
     simulate: Simulate = None,
@@ -469,8 +473,9 @@ def up(
     )
     if simulate is None:
         vllm_version.require(allow_unsupported=allow_unsupported_vllm)  # before a model of gigabytes is fetched
-    endpoint = _endpoint(model, host, port, api_key_file, front_end.settings)
+    endpoint = _endpoint(model, host, port, api_key_file, front_end.settings, otlp_traces_endpoint)
     settings = replace(settings, tls=endpoint.tls_certificate is not None)
+    settings = _traced(settings, endpoint.otlp_traces_endpoint)
     settings = local.with_gpus(settings, os.environ, _errors)  # before a model of gigabytes is fetched, too
     folder = models.resolve(model, weights=simulate is None, console=_errors)
     tokenizer = front_end.settings.get("tokenizer")
@@ -500,7 +505,12 @@ def up(
 
 
 def _endpoint(
-    model: str, host: str, port: int, api_key_file: Path | None, front_end: dict[str, Any]
+    model: str,
+    host: str,
+    port: int,
+    api_key_file: Path | None,
+    front_end: dict[str, Any],
+    otlp_traces_endpoint: str | None,
 ) -> "GatewayConfig":
     """Return the gateway's settings, checked before the engines start."""
     from ares import addresses
@@ -512,12 +522,28 @@ def _endpoint(
         host=host,
         port=port,
         api_keys=read_keys(api_key_file) if api_key_file is not None else None,
+        otlp_traces_endpoint=otlp_traces_endpoint,
         **front_end,
     )
     addresses.check(host, {"--port": [port]})
     if (warning := config.exposure()) is not None:
         _errors.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     return config
+
+
+def _traced(settings: "ClusterSettings", url: str | None) -> "ClusterSettings":
+    """Let gateway and instances send their spans to a collector."""
+    from ares.gateway.tracing import settings as tracing
+
+    if url is None:
+        return settings
+    tracing.check(url)
+    flags = ("--otlp-traces-endpoint", url)
+    settings = replace(settings, gateway_flags=(*settings.gateway_flags, *flags))
+    if settings.simulate is not None:  # mock engines have no spans
+        return settings
+    os.environ.setdefault("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")  # vLLM's default is gRPC
+    return replace(settings, vllm_flags=(*settings.vllm_flags, *flags))
 
 
 def _role_flags(option: str, text: str) -> tuple[str, ...]:

@@ -41,6 +41,9 @@ from ares.gateway.session.output import Emit
 from ares.gateway.session.session import Session
 from ares.gateway.session.traits import traits_of
 from ares.gateway.shutdown import Shutdown
+from ares.gateway.tracing.calls import describe_move
+from ares.gateway.tracing.settings import make_tracer
+from ares.gateway.tracing.span import NO_SPAN, NO_TRACER, Span, Tracer
 from ares.gateway.tuning import DEFAULT, Tuning
 from ares.models import resolve as models
 from ares.policy.transfer import Mode
@@ -138,12 +141,15 @@ class Gateway:
             self.counts,
         )
         self.shutdown = Shutdown()
+        self.tracer: Tracer = NO_TRACER
         self._capacity_tokens = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
         """Connect to the instances and start to rebalance."""
         config = self.config
+        # In each process its own: it has a thread.
+        self.tracer = make_tracer(config.otlp_traces_endpoint, self.name)
         self.http = http_client(
             config.worker_api_key.get_secret_value() if config.worker_api_key else None, self.tuning
         )
@@ -187,6 +193,7 @@ class Gateway:
         await self.http.close()
         self.controller.log.close()
         self.recorder.close()
+        await self.tracer.close()
 
     @property
     def name(self) -> str:
@@ -313,12 +320,14 @@ class Gateway:
         emit: Emit,
         objective: Objective = ORDINARY,
         reasoning_tokens: Callable[[], int | None] = lambda: None,
+        span: Span = NO_SPAN,
     ) -> int | None:
         """Run one session, called `name`, or `name#2` and so on where there is such a session already.
 
         Returns the tokens of the prompt that its prefill instance had cached; None where none has reported them.
 
         `reasoning_tokens` is called once it has ended: tokens of its reasoning, None where they are not counted.
+        `span` is that of the request.
 
         See `Session.run` for what it raises; ShuttingDownError where the gateway ends before it.
         """
@@ -339,6 +348,7 @@ class Gateway:
             maximum_attempts=self.config.maximum_attempts,
             tuning=self.tuning,
             traits=traits_of(prompt, sampling) if self.tuning.length_curves else None,
+            span=span,
         )
         self.sessions[session_id] = session
         self.metrics.active.inc()
@@ -424,11 +434,15 @@ class Gateway:
     async def _migrate_and_record(
         self, session: Session, target: Instance, reason: str, trigger: str, mode: Mode
     ) -> MigrationRecord:
+        source = session.instance
         commanded, commanded_until = trigger == COMMANDED, session.commanded_until
         if commanded:
             session.commanded_until = math.inf  # from its arrival on, which is before this coroutine resumes
         try:
-            record = await precopy.migrate(session, target, reason, mode, self.config.handover_timeout_s)
+            with session.span.child("migration", {"ares.trigger": trigger, "ares.reason": reason}) as span:
+                span.set({"ares.source": source.name if source else None, "ares.target": target.name})
+                record = await precopy.migrate(session, target, reason, mode, self.config.handover_timeout_s, span)
+                describe_move(span, record)
             if record.outcome == "moved":
                 commanded_until = session.moved_at + self.config.commanded_cooldown_s
         finally:

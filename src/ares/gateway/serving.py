@@ -26,6 +26,7 @@ from ares.gateway.processes.child import ChildServer
 from ares.gateway.processes.parent import Parent
 from ares.gateway.processes.shared_counts import SharedCounts, preset_names
 from ares.gateway.processes.siblings import Siblings
+from ares.gateway.tracing import settings as tracing
 from ares.models import resolve as models
 from ares.policy import PRESETS
 
@@ -46,6 +47,7 @@ def serve(config: GatewayConfig, load_parsers: LoadParsers) -> None:
     addresses.check(config.host, {"--port": [config.port]})
     if (warning := config.exposure()) is not None:
         logger.warning(warning)
+    tracing.check(config.otlp_traces_endpoint)
     folder = models.resolve(config.model, weights=False)
     parsers = load_parsers(config, folder)
     if config.processes > 1:

@@ -42,13 +42,14 @@ def server_sent_event(body: Any) -> bytes:
 
 
 class HttpRequest(msgspec.Struct):
-    """A request as it was received; `authorization` is the value of that header."""
+    """A request as it was received; `authorization` and `traceparent` are the values of those headers."""
 
     method: bytes
     path: bytes
     body: bytes
     keep_alive: bool
     authorization: bytes = b""
+    traceparent: bytes = b""
 
 
 _Handler = TypeVar("_Handler")
@@ -161,8 +162,11 @@ class Connection(asyncio.Protocol):
             raise HttpError(414, "the address is too long")
 
     def on_header(self, name: bytes, value: bytes) -> None:  # noqa: D102 - httptools' interface
-        if name.lower() == b"authorization":
-            self._authorization = value
+        match name.lower():
+            case b"authorization":
+                self._authorization = value
+            case b"traceparent":
+                self._traceparent = value
 
     def on_headers_complete(self) -> None:  # noqa: D102 - httptools' interface
         self._in_body = True
@@ -183,6 +187,7 @@ class Connection(asyncio.Protocol):
             b"".join(self._body),
             bool(self._parser.should_keep_alive()),
             self._authorization,
+            self._traceparent,
         )
         self._reset()
         if self._current is None:
@@ -250,7 +255,7 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
 
     def _reset(self) -> None:
-        self._url = self._authorization = b""
+        self._url = self._authorization = self._traceparent = b""
         self._body: list[bytes] = []
         self._size = self._head_bytes = 0
         self._in_body = False

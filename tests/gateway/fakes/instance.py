@@ -91,6 +91,8 @@ class FakeInstance:
         self.foretells = False
         """Let a first prediction leave with each prefill: as many tokens as the prompt has."""
         self.asked: list[dict[str, Any]] = []
+        self.asked_within: dict[str, str] = {}
+        """The `traceparent` that each request came with, by key."""
         self.cuts: list[str] = []
         self.copies: list[str] = []
         self.released: list[str] = []
@@ -240,6 +242,7 @@ class SteeredServer(Server):
         faults = self.fake.faults
         connection.work = request
         self.fake.asked.append(json.loads(request.body))
+        self.fake.asked_within[self.fake.asked[-1]["request_id"]] = request.traceparent.decode()
         if faults.hang:
             return
         if faults.answer_after_s:

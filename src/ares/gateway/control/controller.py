@@ -305,8 +305,10 @@ class Controller:
         self.log.dispatch(self.preset, policy, memory, snapshot, session.tokens, remaining, index)
         if index is None:
             return None
-        self.snapshots.instance_loads.add(snapshot.instances[index], session.tokens)
-        return snapshot.instances[index]
+        chosen = snapshot.instances[index]
+        session.span.event("dispatch", {"ares.policy": policy.name, "ares.instance": chosen.name})
+        self.snapshots.instance_loads.add(chosen, session.tokens)
+        return chosen
 
     def _record_fault(self, decider: Decider[Any, Any], error: Exception) -> None:
         """Count a fault of dispatch or admission: of the policy, or in making its arguments."""
@@ -412,6 +414,8 @@ class Controller:
             self._spawn(self._suspend(snapshot.sessions[decision.index], decision.reason))
             return
         one = waiting[decision.index]
+        about = {"ares.policy": self.admission_decider.policy.name, "ares.reason": decision.reason}
+        one.session.span.event(decision.kind, {**about, "ares.instance": instance.name})
         if decision.kind == "resume":
             logger.info("%s %s on %s: %s", decision.kind, one.session.id, instance.name, decision.reason)
         self._admit(one, instance)
@@ -437,6 +441,7 @@ class Controller:
             outcome = await session.suspend()
         except NotMovableError as refusal:  # the policy saw an older state
             outcome = refusal.reason
+        session.span.event("suspend", {"ares.reason": reason, "ares.outcome": outcome})
         self.suspensions += outcome in ("suspended", "withdrawn")
         logger.info("suspend %s (%s): %s", session.id, outcome, reason)
         self._changed.set()
@@ -531,6 +536,7 @@ class Controller:
 
     def _start_move(self, session: Session, target: Instance, reason: str, trigger: str) -> None:
         logger.info("migrate %s to %s: %s", session.id, target.name, reason)
+        session.span.event("migrate", {"ares.reason": reason, "ares.target": target.name})
         self._started.append(self._spawn(self._try_to_migrate(session, target, reason, trigger)))
 
     async def _try_to_migrate(self, session: Session, target: Instance, reason: str, trigger: str) -> None:
@@ -538,6 +544,7 @@ class Controller:
             await self._migrate(session, target, reason, trigger)
         except Exception as error:  # the policy saw an older state, or the migration failed: the request continues
             logger.info("did not migrate %s: %s", session.id, error)
+            session.span.event("not migrated", {"ares.reason": str(error), "ares.target": target.name})
 
 
 def _queue_length(instance: Instance) -> int:

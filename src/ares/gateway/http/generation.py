@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from ares.gateway.control.backlog import BacklogReservation
+from ares.gateway.http import request_span
 from ares.gateway.http.access import take_streams
 from ares.gateway.http.responses import EventStream, Write, cleanup, error, until_disconnect, valid_request_id
 from ares.gateway.openai.body import BadRequestError
@@ -29,6 +30,7 @@ from ares.gateway.pool.instance import NoInstanceError
 from ares.gateway.service import Gateway
 from ares.gateway.session.objectives import Objective
 from ares.gateway.shutdown import ShuttingDownError
+from ares.gateway.tracing.span import Span
 from ares.protocol.fields import CLASS_HEADER, REQUEST_ID_HEADER
 
 logger = logging.getLogger(__name__)
@@ -80,6 +82,7 @@ class AcceptedRequest:
     objective: Objective
     arrived: float
     shown: dict[str, Any]
+    span: Span
 
     def usage(self, *, with_cached: bool = False) -> dict[str, Any]:
         """Return the usage; a prompt counts once however many choices it has.
@@ -99,7 +102,7 @@ class AcceptedRequest:
     async def generate(self, sequence: Sequence, on_tokens: OnTokens) -> None:
         """Generate one sequence, and measure it."""
         metrics, recent = self.gateway.metrics, self.gateway.recent
-        first = 0.0
+        span, first = self.span, 0.0
 
         def emit(batch: list[Delta]) -> bool | Coroutine[Any, Any, bool]:
             nonlocal first
@@ -107,20 +110,23 @@ class AcceptedRequest:
                 first = time.monotonic()
                 metrics.ttft.observe(first - self.arrived)
                 recent.ttft_s.add(first - self.arrived)
+                span.set({"gen_ai.latency.time_to_first_token": first - self.arrived})
             return on_tokens(sequence, batch)
 
         metrics.prompt_tokens.inc(len(sequence.prompt))
         try:
             # Without an await before `generate`: the session counts at every moment, and once.
             self.reservation.use(len(sequence.prompt))
-            sequence.cached_tokens = await self.gateway.generate(
-                sequence.name,
-                sequence.prompt,
-                sequence.sampling,
-                emit,
-                self.objective,
-                lambda: sequence.choice.reasoning_tokens,
-            )
+            with request_span.of_sequence(self.span, sequence.name, len(self.sequences)) as span:
+                sequence.cached_tokens = await self.gateway.generate(
+                    sequence.name,
+                    sequence.prompt,
+                    sequence.sampling,
+                    emit,
+                    self.objective,
+                    lambda: sequence.choice.reasoning_tokens,
+                    span,
+                )
         finally:
             tokens = sequence.choice.completion_tokens
             metrics.output_tokens.inc(tokens)
@@ -141,9 +147,10 @@ class AcceptedRequest:
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
-    def count(self, outcome: str) -> None:
-        """Count the request by how it ended."""
+    def end(self, outcome: str, failure: Exception | None = None) -> None:
+        """Count the request by how it ended, and end its span."""
         self.gateway.metrics.requests.labels(self.form.label, outcome).inc()
+        request_span.finish(self, outcome, failure)
 
 
 @dataclass(slots=True)
@@ -215,7 +222,13 @@ class ReplyForm(ABC):
 async def serve(body: GenerationRequest, request: Request, form: ReplyForm) -> Response:
     """Answer a request: check and tokenise it, then generate, streamed or as a whole."""
     gateway: Gateway = request.app.state.gateway
-    accepted = await _accept(gateway, body, request, form)
+    span = request_span.begin(gateway, body, request, form.path)
+    cleanup(request.scope).callback(span.end)
+    try:
+        accepted = await _accept(gateway, body, request, form, span)
+    except Exception as failure:
+        request_span.refuse(span, failure)
+        raise
     headers = form.headers(accepted.request_id)
     if body.stream:
 
@@ -226,7 +239,9 @@ async def serve(body: GenerationRequest, request: Request, form: ReplyForm) -> R
     return await _whole(accepted, request, headers)
 
 
-async def _accept(gateway: Gateway, body: GenerationRequest, request: Request, form: ReplyForm) -> AcceptedRequest:
+async def _accept(
+    gateway: Gateway, body: GenerationRequest, request: Request, form: ReplyForm, span: Span
+) -> AcceptedRequest:
     """Check and tokenise a request; BadRequestError, NoInstanceError or ShuttingDownError where it is not accepted."""
     arrived = time.monotonic()
     gateway.shutdown.check()
@@ -276,7 +291,10 @@ async def _accept(gateway: Gateway, body: GenerationRequest, request: Request, f
                 Sequence(request_id if single else f"{request_id}-{index}", prompt.ids, sampling, choice, echo)
             )
     shown = _shown(gateway, body, prompts[0]).of_prompt() if chat else {}
-    return AcceptedRequest(gateway, form, request_id, envelope, sequences, reservation, objective, arrived, shown)
+    request_span.accept(
+        span, request_id, adapter or gateway.names[0], [one.sampling for one in sequences], objective.name
+    )
+    return AcceptedRequest(gateway, form, request_id, envelope, sequences, reservation, objective, arrived, shown, span)
 
 
 def _check_chat(gateway: Gateway, body: ChatRequest) -> None:
@@ -442,19 +460,19 @@ async def _stream(accepted: AcceptedRequest, write: Write) -> None:
     async def in_thread(choice: Choice, batch: list[Delta]) -> bool:
         return await when_read(choice, await asyncio.to_thread(choice.stream, batch))
 
-    outcome = "cancelled"
+    outcome, failed = "cancelled", None
     try:
         await write(form.opening(accepted))
         await accepted.generate_all(on_tokens)
         outcome = "completed"
         await write(form.ending(accepted))
     except Exception as failure:
-        outcome = "failed"
+        outcome, failed = "failed", failure
         status, message, code = describe_failure(failure)
         accepted.gateway.metrics.refuse(form.path, status, code)
         await write(form.failure(status, message, code))
     finally:
-        accepted.count(outcome)
+        accepted.end(outcome, failed)
 
 
 async def _whole(accepted: AcceptedRequest, request: Request, headers: dict[str, str]) -> Response:
@@ -467,18 +485,18 @@ async def _whole(accepted: AcceptedRequest, request: Request, headers: dict[str,
     async def receive() -> Message:
         return await request.receive()
 
-    outcome = "cancelled"
+    outcome, failed = "cancelled", None
     try:
         if not await until_disconnect(accepted.generate_all(on_tokens), receive):
             return error(499, _CLIENT_LEFT)
         long = any(sequence.choice.completion_tokens > _LONG_OUTPUT_TOKENS for sequence in accepted.sequences)
         body = await asyncio.to_thread(accepted.form.whole, accepted) if long else accepted.form.whole(accepted)
         outcome = "completed"
-    except Exception:
-        outcome = "failed"
+    except Exception as failure:
+        outcome, failed = "failed", failure
         raise
     finally:
-        accepted.count(outcome)
+        accepted.end(outcome, failed)
     return JSONResponse(body, headers=headers)
 
 

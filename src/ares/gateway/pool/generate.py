@@ -2,7 +2,7 @@
 
 import asyncio
 import urllib.parse
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import aiohttp
@@ -77,6 +77,7 @@ _JSON_HEADERS = {"Content-Type": "application/json"}
 _TOKEN_IDS = b'"token_ids":['
 # Longer ids are no model's.
 _ID_DIGITS = 9
+_NO_HEADERS: Mapping[str, str] = {}
 
 
 async def whole_body(reply: aiohttp.ClientResponse, most: int) -> bytes:
@@ -344,9 +345,10 @@ class EngineClient:
         lines = [f"POST {parts.path} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
         self._stream_head = "\r\n".join(lines).encode()
 
-    async def stream(self, body: dict[str, Any]) -> Stream:
-        """Start a streaming generation; returns when the engine has accepted it."""
+    async def stream(self, body: dict[str, Any], headers: Mapping[str, str] = _NO_HEADERS) -> Stream:
+        """Start a streaming generation, sent with further headers; returns when the engine has accepted it."""
         data = _encode({**body, "stream": True})
+        further = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
         try:
             async with asyncio.timeout(self._tuning.connect_s):
                 _, stream = await asyncio.get_running_loop().create_connection(
@@ -355,7 +357,7 @@ class EngineClient:
         except OSError as error:  # a timeout is one too
             raise EngineLostError(f"no connection: {error!r}") from error
         try:
-            stream.send(b"%s%d\r\n\r\n%s" % (self._stream_head, len(data), data))
+            stream.send(b"%s%d\r\n%s\r\n%s" % (self._stream_head, len(data), further, data))
             status = await stream.status
             if status != 200:
                 raise EngineRefusedError(status, _message(await stream.text()))
@@ -364,9 +366,11 @@ class EngineClient:
             raise
         return stream
 
-    async def complete(self, body: dict[str, Any]) -> tuple[Delta, dict[str, Any] | None]:
-        """Run a generation to its end and return its tokens and vLLM's kv_transfer_params."""
-        response = await self._post(body)
+    async def complete(
+        self, body: dict[str, Any], headers: Mapping[str, str] = _NO_HEADERS
+    ) -> tuple[Delta, dict[str, Any] | None]:
+        """Run a generation to its end, sent with further headers; return its tokens and vLLM's kv_transfer_params."""
+        response = await self._post(body, headers)
         try:
             reply = _decode_reply(await whole_body(response, self._tuning.reply_bytes))
             return reply.choices[0], reply.kv_transfer_params
@@ -375,9 +379,9 @@ class EngineClient:
         finally:
             response.release()
 
-    async def _post(self, body: dict[str, Any]) -> aiohttp.ClientResponse:
+    async def _post(self, body: dict[str, Any], headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         try:
-            response = await self._http.post(self._generate, data=_encode(body), headers=_JSON_HEADERS)
+            response = await self._http.post(self._generate, data=_encode(body), headers={**_JSON_HEADERS, **headers})
         except (aiohttp.ClientError, OSError) as error:
             raise EngineLostError(f"no connection: {error!r}") from error
         if response.status == 200:

@@ -208,6 +208,7 @@ class Handover:
             return
         if outcome is not HandoverState.MOVED and self.segment is not None:
             self.segment.stream.close()
+            self.segment.span.end()
         self._advance(outcome)
         self.record.outcome = outcome.value
 

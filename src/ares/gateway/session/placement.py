@@ -14,6 +14,8 @@ from ares.gateway.session.output import Output
 from ares.gateway.session.pending_call import PendingCall
 from ares.gateway.session.pinned_kv import PinnedKV
 from ares.gateway.session.segment import Segment
+from ares.gateway.tracing.calls import call_span
+from ares.gateway.tracing.span import NO_SPAN, Span
 from ares.protocol import fields
 
 # Waits until the session is admitted to decode, and returns the instance: none of these names.
@@ -63,6 +65,8 @@ class Placement:
         The KV that an instance keeps until the next one pulls it.
     pending_call
         The answer that it waits for.
+    span
+        Of its request.
     """
 
     prompt: list[int]
@@ -76,6 +80,7 @@ class Placement:
     cached_tokens: int | None = None
     pinned_kv: PinnedKV = field(default_factory=PinnedKV)
     pending_call: PendingCall = field(default_factory=PendingCall)
+    span: Span = NO_SPAN
     _nonce: str = field(default_factory=lambda: uuid.uuid4().hex[:10])
     _keys: int = 0
 
@@ -103,11 +108,13 @@ class Placement:
             key = self.next_key()
             if not last:
                 self.pinned_kv.add(instance, key)
-            work = instance.engine.complete(sampling.prefill_request(key, self.prompt, emitted))
+            request = sampling.prefill_request(key, self.prompt, emitted)
             try:
-                delta, answered = await self.pending_call.answer(instance, work)
-                if delta.finish_reason == "abort":  # an engine that shuts down answers so
-                    raise EngineLostError("the prefill instance aborted the request")
+                with call_span(self.span, "prefill", instance, key, len(self.prompt) + len(emitted)) as span:
+                    work = instance.engine.complete(request, span.headers)
+                    delta, answered = await self.pending_call.answer(instance, work)
+                    if delta.finish_reason == "abort":  # an engine that shuts down answers so
+                        raise EngineLostError("the prefill instance aborted the request")
             except (EngineLostError, EngineRefusedError) as error:
                 self.pinned_kv.free()
                 instance.record_failure(error)
@@ -197,10 +204,12 @@ class Placement:
         body = self.sampling.decode_request(key, self.prompt, emitted, kv_transfer_params, self.priority)
         # From here on the pulling instance frees the pin, also when the request is aborted.
         pin = self.pinned_kv.take() if kv_transfer_params is not None else None
+        span = call_span(self.span, "decode", instance, key, len(self.prompt) + len(emitted))
         try:
-            stream = await instance.engine.stream(body)
-        except BaseException:
+            stream = await instance.engine.stream(body, span.headers)
+        except BaseException as error:
+            span.end(error)
             self.pinned_kv.put_back(pin)
             raise
         self._note_settings(instance)
-        return Segment(instance, key, len(emitted), stream, pin)
+        return Segment(instance, key, len(emitted), stream, pin, span)

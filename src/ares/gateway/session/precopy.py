@@ -16,6 +16,8 @@ from ares.gateway.pool.instance import Instance
 from ares.gateway.session.handover import HandoverError, MigrationRecord, NotMovableError
 from ares.gateway.session.pinned_kv import Pin
 from ares.gateway.session.session import Session
+from ares.gateway.tracing.calls import call_span
+from ares.gateway.tracing.span import NO_SPAN, Span
 from ares.policy.transfer import PRE_COPY, STOP_AND_COPY, Link, Mode, choose_mode
 
 WantedMode = Literal["auto", "stop_and_copy", "pre_copy"]
@@ -44,8 +46,12 @@ def resolve_mode(wanted: WantedMode, session: Session, target: Instance) -> Mode
     return choose_mode(session.tokens, link)
 
 
-async def migrate(session: Session, target: Instance, reason: str, mode: Mode, timeout_s: float) -> MigrationRecord:
+async def migrate(
+    session: Session, target: Instance, reason: str, mode: Mode, timeout_s: float, span: Span = NO_SPAN
+) -> MigrationRecord:
     """Migrate `session` to `target`, in pre-copy mode with its full blocks ahead, and return how it went.
+
+    `span` is that of the move.
 
     Raises
     ------
@@ -63,7 +69,7 @@ async def migrate(session: Session, target: Instance, reason: str, mode: Mode, t
     precopied, failed = 0, False
     session.precopy_target = target
     try:
-        precopied = await _copy(session, source, target, timeout_s)
+        precopied = await _copy(session, source, target, timeout_s, span)
     except (EngineLostError, EngineRefusedError, HandoverError, TimeoutError) as error:
         failed = True
         if isinstance(error, EngineLostError):
@@ -95,7 +101,7 @@ def _ended(session: Session, source: Instance) -> str | None:
             return "not_running"
 
 
-async def _copy(session: Session, source: Instance, target: Instance, timeout_s: float) -> int:
+async def _copy(session: Session, source: Instance, target: Instance, timeout_s: float, span: Span) -> int:
     """Bring the full blocks of `session` to `target`; return how many tokens were pulled."""
     key = session.key
     assert key is not None  # noqa: S101 - for the type checker: it runs on an instance
@@ -108,18 +114,19 @@ async def _copy(session: Session, source: Instance, target: Instance, timeout_s:
     if not pin.kept:
         raise HandoverError("the source may have freed the copy")
     async with asyncio.timeout(timeout_s):
-        try:
-            ahead = tokens[: copied.tokens + 1]
-            body = precopy_request(pin.key, ahead, copied.kv_transfer_params, session.sampling)
-            stream = await target.engine.stream(body)
-        except (EngineLostError, EngineRefusedError):
-            # No pull has begun. In every other case the target's pull or abort frees the pin, as in a hand-over.
-            await source.control.release(pin.key)
-            raise
-        try:
-            return await _wait_until_pulled(target, pin.key, stream, timeout_s)
-        finally:
-            stream.close()
+        ahead = tokens[: copied.tokens + 1]
+        body = precopy_request(pin.key, ahead, copied.kv_transfer_params, session.sampling)
+        with call_span(span, "precopy", target, pin.key, len(ahead)) as call:
+            try:
+                stream = await target.engine.stream(body, call.headers)
+            except (EngineLostError, EngineRefusedError):
+                # No pull has begun. In every other case the target's pull or abort frees the pin, as in a hand-over.
+                await source.control.release(pin.key)
+                raise
+            try:
+                return await _wait_until_pulled(target, pin.key, stream, timeout_s)
+            finally:
+                stream.close()
 
 
 async def _wait_until_pulled(target: Instance, key: str, stream: Stream, timeout_s: float) -> int:

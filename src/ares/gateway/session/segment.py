@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ares.gateway.pool.generate import Stream
 from ares.gateway.pool.instance import Instance
 from ares.gateway.session.pinned_kv import Pin
+from ares.gateway.tracing.span import NO_SPAN, Span
 
 
 @dataclass(slots=True)
@@ -19,6 +20,8 @@ class Segment:
         Output tokens of the session before this segment.
     pin
         The KV that it pulls.
+    span
+        Of the call that generates it.
     """
 
     instance: Instance
@@ -26,3 +29,4 @@ class Segment:
     base: int
     stream: Stream
     pin: Pin | None = None
+    span: Span = NO_SPAN

@@ -18,6 +18,7 @@ from ares.gateway.session.pinned_kv import PinnedKV
 from ares.gateway.session.placement import Placement
 from ares.gateway.session.segment import Segment
 from ares.gateway.session.traits import Traits
+from ares.gateway.tracing.span import NO_SPAN, Span
 from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol.fields import MIGRATED, CutOutcome, RequestState
 from ares.protocol.messages import Row
@@ -63,6 +64,8 @@ class Session:
         The gateway's times and limits.
     traits
         What is known of it; None: nothing.
+    span
+        Of its request, which its steps hang below.
 
     Attributes
     ----------
@@ -101,6 +104,7 @@ class Session:
         maximum_attempts: int = 3,
         tuning: Tuning = DEFAULT,
         traits: Traits | None = None,
+        span: Span = NO_SPAN,
     ) -> None:
         self.id = id
         self.traits = traits if traits is not None else Traits()
@@ -122,7 +126,9 @@ class Session:
             maximum_attempts=maximum_attempts,
             pinned_kv=PinnedKV(tuning.pinned_kv_kept_s),
             pending_call=PendingCall(tuning.alive_s),
+            span=span,
         )
+        self.span = span
         self.arrived_at = time.monotonic()
         self.waiting_since = self.moved_at = self.commanded_until = 0.0
         self.moves = self.suspensions = self.losses = 0
@@ -260,16 +266,27 @@ class Session:
             while segment is not None:
                 self._segment = segment
                 try:
-                    if await self._relay(segment, emit):
+                    complete = await self._relay(segment, emit)
+                    self._end_span(segment)
+                    if complete:
                         return
                     suspended = self._suspending
                     following = None if suspended else await self._follow_handover(segment)
                 except EngineLostError as error:
                     suspended = self._withdrawn
+                    self._end_span(segment, None if suspended or segment is self._aborted else error)
                     following = None if suspended else await self._recover(segment, error, emit)
+                except EngineRefusedError as error:
+                    self._end_span(segment, error)
+                    raise
                 segment = await self._resume(emit) if suspended else following
         finally:
             self._close()
+
+    def _end_span(self, segment: Segment, failure: Exception | None = None) -> None:
+        """End the span of a segment that generates no more."""
+        segment.span.set({"gen_ai.usage.completion_tokens": len(self.emitted) - segment.base})
+        segment.span.end(failure)
 
     async def _start(self, emit: Emit) -> Segment | None:
         """Prefill, wait for admission, and start decode; None where the first token is the last.
@@ -318,7 +335,9 @@ class Session:
         if not resumes:
             self._enter(Phase.WAITING)
         self.waiting_since = time.monotonic()
-        self.destination = await self._selector.admit(self, exclude)
+        with self.span.child("suspended" if resumes else "admission", {"ares.tokens": self.tokens}) as waiting:
+            self.destination = await self._selector.admit(self, exclude)
+            waiting.set({"ares.instance": self.destination.name})
         self._enter(Phase.PREFILL if resumes else Phase.STARTING)
         return self.destination
 
@@ -454,6 +473,7 @@ class Session:
         self._closed = True
         if self._segment is not None:
             self._segment.stream.close()
+            self._end_span(self._segment)
         if (handover := self._handover) is not None:
             outcome = HandoverState.FINISHED_FIRST if self.output.finished else HandoverState.CANCELLED
             self._end_handover(handover, outcome)
@@ -561,6 +581,7 @@ class Session:
             return
         if not handover.accept(segment):
             segment.stream.close()
+            segment.span.end()
 
     def _complete_handover(self, handover: Handover) -> None:
         """Note that the first tokens have come from the target."""
