@@ -30,7 +30,7 @@ from ares.gateway.pool.instance import NoInstanceError
 from ares.gateway.service import Gateway
 from ares.gateway.session.objectives import Objective
 from ares.gateway.shutdown import ShuttingDownError
-from ares.gateway.tracing.span import Span
+from ares.gateway.tracing.span import NO_SPAN, Span
 from ares.protocol.fields import CLASS_HEADER, REQUEST_ID_HEADER
 
 logger = logging.getLogger(__name__)
@@ -150,7 +150,10 @@ class AcceptedRequest:
     def end(self, outcome: str, failure: Exception | None = None) -> None:
         """Count the request by how it ended, and end its span."""
         self.gateway.metrics.requests.labels(self.form.label, outcome).inc()
-        request_span.finish(self, outcome, failure)
+        if self.span is not NO_SPAN:
+            reasons = [sequence.choice.finish_reason for sequence in self.sequences]
+            latency_s = time.monotonic() - self.arrived
+            request_span.finish(self.span, outcome, failure, usage=self.usage(), reasons=reasons, latency_s=latency_s)
 
 
 @dataclass(slots=True)

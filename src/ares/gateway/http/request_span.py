@@ -1,9 +1,8 @@
 """The span of a client's request: its attributes by OpenTelemetry's conventions for generative AI, as vLLM has them."""
 
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from fastapi import Request
 
@@ -12,9 +11,6 @@ from ares.gateway.openai.requests import CompletionRequest, GenerationRequest
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.service import Gateway
 from ares.gateway.tracing.span import NO_SPAN, NO_TRACER, Span
-
-if TYPE_CHECKING:
-    from ares.gateway.http.generation import AcceptedRequest
 
 _ID = "gen_ai.request.id"
 
@@ -64,20 +60,23 @@ def accept(span: Span, request_id: str, model: str, samplings: Sequence[Sampling
     )
 
 
-def finish(accepted: "AcceptedRequest", outcome: str, failure: Exception | None) -> None:
-    """End the span of an accepted request."""
-    span = accepted.span
-    if span is NO_SPAN:
-        return
-    counted = accepted.usage()
-    reasons = [str(sequence.choice.finish_reason) for sequence in accepted.sequences if sequence.choice.finish_reason]
+def finish(
+    span: Span,
+    outcome: str,
+    failure: Exception | None,
+    *,
+    usage: dict[str, Any],
+    reasons: Sequence[str | None],
+    latency_s: float,
+) -> None:
+    """End the span of an accepted request; `reasons` has one entry a sequence, None where it has not finished."""
     span.set(
         {
-            "gen_ai.usage.prompt_tokens": counted["prompt_tokens"],
-            "gen_ai.usage.completion_tokens": counted["completion_tokens"],
-            "gen_ai.usage.num_sequences": len(accepted.sequences),
-            "gen_ai.response.finish_reasons": reasons or None,
-            "gen_ai.latency.e2e": time.monotonic() - accepted.arrived,
+            "gen_ai.usage.prompt_tokens": usage["prompt_tokens"],
+            "gen_ai.usage.completion_tokens": usage["completion_tokens"],
+            "gen_ai.usage.num_sequences": len(reasons),
+            "gen_ai.response.finish_reasons": [reason for reason in reasons if reason] or None,
+            "gen_ai.latency.e2e": latency_s,
             "ares.outcome": outcome,
         }
     )
