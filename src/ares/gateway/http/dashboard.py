@@ -11,6 +11,7 @@ _TYPES = {
     "dashboard.css": "text/css; charset=utf-8",
     "dashboard.js": "text/javascript; charset=utf-8",
     "charts.js": "text/javascript; charset=utf-8",
+    "commands.js": "text/javascript; charset=utf-8",
     "elements.js": "text/javascript; charset=utf-8",
     "feed.js": "text/javascript; charset=utf-8",
     "happened.js": "text/javascript; charset=utf-8",

@@ -25,6 +25,7 @@ from ares.gateway.processes import together
 from ares.gateway.processes.merged_status import Part
 from ares.gateway.processes.siblings import Siblings
 from ares.gateway.service import Gateway
+from ares.policy import PRESETS
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,9 @@ class Feed:
         self._gateway = gateway
         self._siblings = siblings
         self._tuning = gateway.tuning
+        live = [name for name, one in PRESETS.items() if not one.knows_lengths]
+        # That of the start may be a file.
+        self._presets = list(dict.fromkeys([gateway.config.preset, *live]))
         self._viewers = 0
         self._clock: asyncio.Task[None] | None = None
         self._ticked = asyncio.Condition()
@@ -124,6 +128,9 @@ class Feed:
         status |= {
             "version": __version__,
             "model": self._gateway.config.model,
+            "model_name": self._gateway.names[0],
+            "presets": self._presets,
+            "client_keys": bool(self._gateway.config.api_keys),
             "requests_total": total,
             "requests": {name: [_short(r[name]) for r in requests] for name in (requests[0] if requests else ())},
         }

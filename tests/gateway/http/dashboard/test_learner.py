@@ -38,7 +38,7 @@ async def test_nothing_is_shown_where_no_learner_reports(page: Browser, stage: S
     await shown(page, stage)
     await page.until("document.querySelectorAll('#instances tbody tr').length === 4")
     assert not await page.evaluate(VISIBLE)
-    titles = await page.evaluate("[...document.querySelectorAll('#instances tbody button')].map((b) => b.title)")
+    titles = await page.evaluate("[...document.querySelectorAll('#instances th button')].map((b) => b.title)")
     assert [f"predictor {CHAMPION[:12]}" in title for title in titles] == [True, True, False, False]
     assert "predictor none" in titles[3]
     ordinary(page, stage)

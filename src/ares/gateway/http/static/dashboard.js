@@ -1,6 +1,7 @@
 // The page: takes events in, and draws them. Data from outside becomes text, never markup.
 
 import { Charts } from "./charts.js";
+import { Commands, firstRequest } from "./commands.js";
 import { make, set } from "./elements.js";
 import { follow, key } from "./feed.js";
 import { Happened } from "./happened.js";
@@ -122,6 +123,15 @@ function line(name) {
     cells[column] = make("td", `number ${column === "step" || column === "preemptions" ? "wide" : ""}`);
     row.append(cells[column]);
   }
+  const more = make("button", "plain", "⋯");
+  more.type = "button";
+  more.title = `Drain or undrain ${name}`;
+  more.setAttribute("aria-label", more.title);
+  more.addEventListener("click", () => {
+    const one = snapshot.instances.find((each) => each.name === name);
+    if (one) commands.instance(one);
+  });
+  row.append(make("td", "more", more));
   button.addEventListener("click", () => {
     $("filter").value = $("filter").value === name ? "" : name;
     $("filter").dispatchEvent(new Event("input"));
@@ -185,7 +195,11 @@ function drawHappened() {
 
 // --- requests ---
 
-const list = new RequestList($("rows"), $("spacer"));
+const commands = new Commands($("command"));
+const list = new RequestList($("rows"), $("spacer"), (id, about, instance) => {
+  const able = snapshot.instances.filter((one) => one.role !== "prefill" && one.name !== instance && health(one) === "healthy");
+  commands.move(id, about, able.map((one) => one.name));
+});
 
 function drawRequests() {
   const { matching, scale } = list.show(snapshot.requests);
@@ -194,6 +208,10 @@ function drawRequests() {
   if (snapshot.requests_total > sent) parts.push(`the largest of ${count(snapshot.requests_total)}`);
   set($("requests-count"), parts.join(" · "));
   set($("scale"), `full width = ${count(scale)} tokens`);
+  const idle = snapshot.requests_total === 0;
+  $("first").hidden = !idle;
+  $("rows").hidden = idle;
+  if (idle) set(document.querySelector("#first pre"), firstRequest(location.href, snapshot.model_name ?? snapshot.model, snapshot.client_keys));
 }
 
 // --- charts ---
@@ -325,6 +343,9 @@ $("range").addEventListener("change", () => {
   charts.draw();
 });
 $("pause").addEventListener("click", pause);
+$("change-preset").addEventListener("click", () => snapshot && commands.preset(snapshot.preset, snapshot.presets ?? [snapshot.preset]));
+$("copy").hidden = !navigator.clipboard; // not without TLS
+$("copy").addEventListener("click", () => navigator.clipboard.writeText(document.querySelector("#first pre").textContent));
 $("forget").addEventListener("click", () => {
   key.forget();
   location.reload();
@@ -333,7 +354,7 @@ document.addEventListener("visibilitychange", () => !paused && draw());
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "Escape" && event.target === $("filter")) $("filter").blur();
-  if (["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName)) return;
+  if (["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName) || $("command").open) return;
   if (event.key === "/") {
     event.preventDefault();
     $("filter").focus();

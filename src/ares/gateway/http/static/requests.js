@@ -22,6 +22,9 @@ class Row {
       this.cells[name].setAttribute("role", "cell");
       this.element.append(this.cells[name]);
     }
+    this.button = document.createElement("button");
+    this.button.type = "button";
+    this.cells.id.append(this.button);
     this.bars = ["prompt", "output", "remaining", "whisker"].map(part);
     this.cells.bar.append(...this.bars);
   }
@@ -37,7 +40,9 @@ class Row {
     element.dataset.state = state;
     element.dataset.odd = place % 2;
     element.dataset.beyond = resident + (high ?? 0) > scale;
-    set(cells.id, requests.id[i]);
+    set(this.button, requests.id[i]);
+    this.button.setAttribute("aria-label", `${requests.id[i]}: move it`);
+    element.dataset.instance = requests.instance[i] ?? "";
     set(cells.instance, instance);
     set(cells.state, state);
     set(cells.tokens, middle === null ? count(resident) : `${count(resident)} + ${count(middle)}`);
@@ -67,7 +72,12 @@ export class RequestList {
   #top = 0;
   #height = 0;
 
-  constructor(host, spacer) {
+  /** `chosen(id, about, instance)`: the button of a request was pressed. */
+  constructor(host, spacer, chosen) {
+    host.addEventListener("click", ({ target }) => {
+      const row = target.tagName === "BUTTON" ? target.closest(".request") : null;
+      if (row) chosen(target.textContent, row.title.split("\n").slice(1).join("; "), row.dataset.instance);
+    });
     this.host = host;
     this.spacer = spacer;
     this.order = "largest";
