@@ -2,6 +2,8 @@
 
 import json
 import math
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -193,7 +195,8 @@ def simulate(
         if report is not None:
             from ares.simulator.report import write_report
 
-            typer.echo(f"wrote {write_report(report, result, outcomes, swept)}", err=True)
+            command = shlex.join(["ares", *sys.argv[1:]])
+            typer.echo(f"wrote {write_report(report, result, outcomes, swept, command)}", err=True)
         if json_path is not None:
             write_json(result, json_path)
         if str(json_path) != "-":

@@ -12,7 +12,7 @@ from ares.terminal.output_files import check_writable
 mpl.use("Agg")
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito).
-_COLOURS = ("#999999", "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#999999", "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _PANELS: tuple[tuple[str, tuple[str, ...], float, bool], ...] = (
     ("P99 TPOT, ms", ("tpot_s", "p99"), 1e3, True),
     ("P50 TTFT, s", ("ttft_s", "p50"), 1.0, True),
@@ -39,7 +39,7 @@ def figure(points: list[dict[str, Any]], slo: dict[str, float]) -> Figure:
             rows = sorted((p for p in points if p["preset"] == name), key=lambda p: float(p["load"]))
             load = np.array([row["load"] for row in rows])
             values = np.array([_read(row, path) for row in rows]) * factor
-            colour = _COLOURS[number % len(_COLOURS)]
+            colour = COLOURS[number % len(COLOURS)]
             axes.plot(load, values[:, 0], marker="o", markersize=3, label=name, color=colour)
             low = values[:, 0] - values[:, 1]
             low = np.maximum(low, values[:, 0] * 0.2) if logarithmic else np.maximum(low, 0.0)
