@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from ares.simulator.cluster import Outcome
 from ares.simulator.heat_map import colour_scale, heat_map
@@ -19,13 +20,16 @@ _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;max-width:1280px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse}
 td,th{padding:.25em .7em;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
-td:first-child,th:first-child{text-align:left}td.text{text-align:left;white-space:normal;min-width:20em}
+th{white-space:normal;vertical-align:bottom}td:first-child,th:first-child{text-align:left}
+td.text{text-align:left;white-space:normal;min-width:20em}
 .wide{overflow-x:auto}.parts{display:flex;flex-wrap:wrap;gap:1.5em}figure{margin:0;max-width:100%}
 figure svg{max-width:100%;height:auto;display:block}figcaption,.note{font-size:13px;color:#555}
 line.move:hover{stroke:#fff;stroke-width:3}details{margin:.6em 0}details table{font-size:12px}
 code{background:#f4f4f4;padding:0 .25em;overflow-wrap:anywhere}li{overflow-wrap:anywhere}
 pre{background:#f4f4f4;padding:.6em;white-space:pre-wrap;overflow-wrap:anywhere}"""
 _LISTED = 500
+_POINTS = 300  # of a line over time
+_SHORTEST_S = 1e-3  # shorter times are drawn as this, on a logarithmic axis
 _LOAD = (
     "Load is the arrival rate as a multiple of the cluster's capacity: at load 1 requests arrive as fast as they leave "
     "when every instance has its KV memory, or its slots, full all the time. No policy holds out above 1 for long, and "
@@ -91,13 +95,16 @@ def _svg(drawn: Figure) -> str:
 
 def _panel(outcomes: list[Outcome], title: str, across: str, draw: Any, objective: float | None = None) -> str:
     """Draw one line for each run; `draw` returns its two axes."""
-    drawn = Figure(figsize=(4.6, 3.2), layout="constrained")
+    drawn = Figure(figsize=(4.1, 3.0), layout="constrained")
     axes = drawn.subplots()
     for number, outcome in enumerate(outcomes):
         axes.plot(*draw(outcome), label=outcome.preset, color=COLOURS[number % len(COLOURS)], linewidth=1.2)
     if objective is not None:
         axes.axvline(objective, color="red", linewidth=0.8, linestyle=":", label="objective")
-        axes.set_xscale("symlog" if objective > 1 else "log")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(across, fontsize=8)
     axes.set_ylim(bottom=0)
@@ -112,7 +119,7 @@ def _distributions(outcomes: list[Outcome], slo: dict[str, Any]) -> str:
 
     def share(measure: Any, factor: float) -> Any:
         def draw(outcome: Outcome) -> Any:
-            values = np.sort(measure(outcome)) * factor
+            values = np.maximum(np.sort(measure(outcome)), _SHORTEST_S) * factor
             return values, np.arange(1, len(values) + 1) / len(values)
 
         return draw
@@ -128,6 +135,14 @@ def _distributions(outcomes: list[Outcome], slo: dict[str, Any]) -> str:
             ),
         )
     )  # fmt: skip
+
+
+def _waiting(outcome: Outcome) -> tuple[list[float], list[float]]:
+    """Return times, and how many requests waited about then."""
+    parts = np.array_split(np.arange(len(outcome.sample_s)), min(_POINTS, len(outcome.sample_s)))
+    return [float(outcome.sample_s[part].mean()) for part in parts], [
+        float(outcome.queued[part].mean()) for part in parts
+    ]
 
 
 def _curves(result: dict[str, Any], swept: dict[str, Any] | None) -> str:
@@ -178,7 +193,7 @@ def write_report(
     )
     slo = result["slo"]
     objectives = f"TTFT within {duration(slo['ttft_s'])}, TPOT within {duration(slo['tpot_s'])}"
-    waiting = _panel(outcomes, "requests that wait for admission", "s", lambda run: (run.sample_s, run.queued))
+    waiting = _panel(outcomes, "requests that wait for admission", "s", _waiting)
     made = f"<pre>{html.escape(command)}</pre>" if command else ""
     page = (
         "<!doctype html><html lang='en'><meta charset='utf-8'>"
