@@ -43,6 +43,11 @@ def colour_scale() -> str:
     )
 
 
+def migrations(count: int) -> str:
+    """Return how many migrations there are, in words."""
+    return f"{count:,} migrations" if count > 1 else ("no migrations", "1 migration")[count]
+
+
 def heat_map(outcome: Outcome) -> str:
     """Draw the KV use of a run."""
     use = outcome.kv_use.T
@@ -54,7 +59,7 @@ def heat_map(outcome: Outcome) -> str:
     columns = np.array_split(np.arange(use.shape[1]), min(_WIDTH, use.shape[1]))
     small = np.stack([use[:, part].mean(axis=1) for part in columns], axis=1)
     name = html.escape(outcome.preset)
-    moves = f"; {len(outcome.moves):,} migrations (arrows)" if outcome.moves else "; no migrations"
+    moves = f"; {migrations(len(outcome.moves))}{' (arrows)' if outcome.moves else ''}"
     return (
         f"<figure><svg viewBox='0 0 {_LEFT + _WIDTH + 16} {height + _BELOW}' width='{_LEFT + _WIDTH + 16}' "
         f"height='{height + _BELOW}' role='img' aria-label='KV use under {name}'>{_TIP}"

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from ares.simulator.cluster import Outcome
-from ares.simulator.heat_map import colour_scale, heat_map
+from ares.simulator.heat_map import colour_scale, heat_map, migrations
 from ares.simulator.metrics import longest_gap_s, tpot_s, ttft_s
 from ares.simulator.plots import COLOURS, figure
 from ares.text_files import TextFileError, read_text
@@ -80,7 +80,7 @@ def _moves(outcome: Outcome) -> str:
     rest = len(outcome.moves) - _LISTED
     more = f"<p>and {rest:,} more, all drawn above</p>" if rest > 0 else ""
     return (
-        f"<details><summary>{html.escape(outcome.preset)}: {len(outcome.moves):,} migrations</summary>"
+        f"<details><summary>{html.escape(outcome.preset)}: {migrations(len(outcome.moves))}</summary>"
         "<div class='wide'><table><tr><th>s</th><th>request</th><th>from, to</th><th>reason</th></tr>"
         f"{rows}</table></div>{more}</details>"
     )
@@ -102,7 +102,8 @@ def _panel(outcomes: list[Outcome], title: str, across: str, draw: Any, objectiv
     if objective is not None:
         axes.axvline(objective, color="red", linewidth=0.8, linestyle=":", label="objective")
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 500 * low else (1.0,)))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title(title, fontsize=10)
