@@ -1,17 +1,19 @@
-"""`python -m ares_dev.forked_engine worker ...`: an instance whose engine core is forked, as vLLM does it on a GPU.
+"""`python -m ares_dev.forked_engine worker ...`: an instance that starts in a fraction of the time.
 
-vLLM's CPU platform has its engine core import everything again (`VLLM_WORKER_MULTIPROC_METHOD=spawn`, platforms/cpu.py,
-0.32), because OpenMP does not survive a fork after its threads have run; on a GPU the core is forked
-(v1/engine/utils.py). An instance with one thread never starts any, so tests whose subject is not the start save about
-8 s for each instance. The core of an instance with more threads is started as vLLM does it.
+Where a fork server runs (fork_server.py), the instance is forked from it. And its engine core is forked, as vLLM does
+it on a GPU (v1/engine/utils.py). vLLM's CPU platform has the core import everything again
+(`VLLM_WORKER_MULTIPROC_METHOD=spawn`, platforms/cpu.py, 0.32), because OpenMP does not survive a fork after its threads
+have run; an instance with one thread never starts any. The core of an instance with more threads is started as vLLM
+does it.
 """
 
 import multiprocessing
 import multiprocessing.context
 import os
+import sys
 from typing import Any
 
-from ares.cli import main as cli
+from ares_dev import fork_server
 
 
 def install() -> None:
@@ -25,10 +27,22 @@ def install() -> None:
     multiprocessing.get_context = forking
 
 
-def main() -> None:
-    """Run the `ares` command in this way."""
+def run(arguments: list[str]) -> None:
+    """Run the `ares` command in this process."""
+    from ares.cli import main as cli
+
     install()
+    sys.argv = ["ares", *arguments]
     cli.main()
+
+
+def main() -> None:
+    """Run the `ares` command in this process, or in one of the fork server."""
+    server = os.environ.get(fork_server.SERVER_VARIABLE)
+    if server is None:
+        run(sys.argv[1:])
+    else:
+        sys.exit(fork_server.start(server, sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,12 @@ run on one with what vLLM chooses on a GPU, the V2 model runner and asynchronous
 """
 
 import asyncio
+import contextlib
+import functools
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import aiohttp
 import pytest
@@ -15,6 +18,7 @@ import pytest
 from ares.engine.defaults import local_flags
 from ares.free_ports import free_port
 from ares.local_cluster import cluster as local
+from ares_dev import fork_server
 from tests.integration.client import Client
 from tests.integration.tiny_model import build
 
@@ -26,9 +30,11 @@ TINY_FLAGS = ("--dtype", "float32", "--max-model-len", "4096", "--kv-cache-memor
 # They act on the gateway; the instances' own API answers without them.
 GATEWAY_FLAGS = ("--enable-prompt-tokens-details", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 STOCK, GPU_DEFAULTS = "v1", "v2-async"
-# Instances of the tests start in half the time so; `ares up` and restarts are tested as a user has them.
+# Instances of the tests start in a fraction of the time so; `ares up` and restarts are tested as a user has them.
 FORKED = "ares_dev.forked_engine"
 RECORDINGS = "recordings"
+# Gives the variables of the instances of a row.
+Environments = Callable[[str], dict[str, str]]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -71,6 +77,11 @@ def row_of(item: pytest.Item) -> str | None:
     return call.params.get("cluster") if call is not None and FOLDER in item.path.parents else None
 
 
+def one_core() -> str:
+    """Return a core for an instance that is started alone: with one thread, its engine core is forked too."""
+    return str(min(os.sched_getaffinity(0)))
+
+
 def recordings(cluster: local.Cluster) -> Path:
     """Return the folder in which the instances of the row `GPU_DEFAULTS` record hidden states."""
     return cluster.log_folder / RECORDINGS
@@ -83,8 +94,26 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def environment_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environments]:
+    """Start the fork server of a row when its variables are first asked for."""
+    folder = tmp_path_factory.mktemp("fork-servers")
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def variables(row: str) -> dict[str, str]:
+            path = os.environ.get("PYTHONPATH", "")
+            own = {"PYTHONPATH": f"{FOLDER / 'gpu_defaults'}{os.pathsep}{path}"} if row == GPU_DEFAULTS else {}
+            return own | stack.enter_context(fork_server.running(folder / f"{row}.log", os.environ | own))
+
+        yield variables
+
+
+@pytest.fixture(scope="session")
 def cluster(
-    request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tiny_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    environment_of: Environments,
 ) -> Iterator[local.Cluster]:
     """Run a cluster that moves nothing by itself, so that each test decides."""
     logs = tmp_path_factory.mktemp("logs")
@@ -100,11 +129,8 @@ def cluster(
         vllm_flags=tuple(local_flags([*TINY_FLAGS, *(GATEWAY_FLAGS if request.param == STOCK else ())])),
         worker_module=FORKED,
     )
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == GPU_DEFAULTS:
-            patch.setenv("PYTHONPATH", str(FOLDER / "gpu_defaults"), prepend=os.pathsep)
-        with local.running(settings) as running:
-            yield running
+    with mock.patch.dict(os.environ, environment_of(request.param)), local.running(settings) as running:
+        yield running
 
 
 @pytest.fixture

@@ -134,8 +134,7 @@ def running(row: Row, base: Path, folder: Path) -> Iterator[local.Cluster]:
         preset="off",
         log_folder=folder / "logs",
         vllm_flags=tuple(local_flags(flags)),
-        # Engines of one rank; those of several start their workers as vLLM does it.
-        worker_module="ares" if row.ranks > 1 else "ares_dev.forked_engine",
+        worker_module="ares_dev.forked_engine",
     )
     recorder = ("--record-hidden-states", str(folder / "states"), "--record-fraction", "1") if row.records else ()
     cores = local.core_bindings(1, settings.decode, sorted(os.sched_getaffinity(0)))

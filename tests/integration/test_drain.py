@@ -2,23 +2,14 @@
 
 import asyncio
 import signal
-import subprocess
 
 import pytest
 
 from ares.local_cluster import cluster as local
 from tests.integration.client import Client
-from tests.integration.conftest import FORKED
 
 PROMPT = list(range(400, 600))
 LENGTH = 400
-
-
-def again(process: local.ManagedProcess) -> subprocess.Popen[bytes]:
-    """Start a process again, as a user starts it."""
-    arguments = ["ares" if word == FORKED else word for word in process.command]
-    with process.log.open("ab") as sink:
-        return subprocess.Popen(arguments, stdout=sink, stderr=sink, process_group=0)
 
 
 async def decodes_on(client: Client, name: str) -> bool:
@@ -54,7 +45,7 @@ async def test_decode_instances_restart_in_turn_without_one_failure(client: Clie
             process.popen.send_signal(signal.SIGTERM)
             # Whatever status vLLM's teardown ends with: what counts is that nothing was lost.
             await asyncio.to_thread(process.popen.wait, 120)
-            process.popen = again(process)
+            cluster.restart(process)
             while not (found := await row(process.name)).get("healthy") or found["draining"]:
                 assert process.popen.poll() is None, process.log_end()
                 await asyncio.sleep(0.1)

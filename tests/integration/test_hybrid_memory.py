@@ -1,6 +1,8 @@
 """A sliding-window hybrid on a real engine: our count of KV blocks is vLLM's, at every length that a poll meets."""
 
+import os
 from pathlib import Path
+from unittest import mock
 
 import aiohttp
 import pytest
@@ -10,7 +12,7 @@ from ares.free_ports import free_port
 from ares.local_cluster import cluster as local
 from ares.policy.kv_layout import KvGroup, KvLayout
 from tests.integration.client import Client
-from tests.integration.conftest import TINY_FLAGS
+from tests.integration.conftest import FORKED, STOCK, TINY_FLAGS, Environments
 from tests.integration.tiny_model import WINDOW, build_hybrid
 
 BLOCK = 128
@@ -19,7 +21,7 @@ LAYOUT = KvLayout.of(BLOCK, [KvGroup(BLOCK), KvGroup(BLOCK, window=WINDOW)])
 
 @pytest.mark.matrix
 @pytest.mark.timeout(600)
-async def test_blocks_of_a_growing_request(tmp_path: Path) -> None:
+async def test_blocks_of_a_growing_request(tmp_path: Path, environment_of: Environments) -> None:
     (tmp_path / "model").mkdir()
     settings = local.ClusterSettings(
         model=str(build_hybrid(tmp_path / "model")),
@@ -30,9 +32,10 @@ async def test_blocks_of_a_growing_request(tmp_path: Path) -> None:
         log_folder=tmp_path / "logs",
         worker_flags=("--predictor", "none"),
         vllm_flags=tuple(local_flags(list(TINY_FLAGS))),
+        worker_module=FORKED,
     )
     seen: dict[int, int] = {}
-    with local.running(settings) as cluster:
+    with mock.patch.dict(os.environ, environment_of(STOCK)), local.running(settings) as cluster:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as http:
             client = Client(http, cluster.url, settings.model)
             _, task = client.stream("grows", list(range(10, 60)), 900)

@@ -1,10 +1,8 @@
 """An instance dies: its streams go on elsewhere, token for token, and it is no longer a target."""
 
 import asyncio
-import os
 import signal
 
-import psutil
 import pytest
 
 from ares.local_cluster import cluster as local
@@ -14,10 +12,8 @@ PROMPT = list(range(300, 600))
 LENGTH = 1200
 
 
-def processes(cluster: local.Cluster, name: str) -> list[int]:
-    """Process ids of an instance, its engine first."""
-    process = next(process for process in cluster.processes if process.name == name)
-    return [child.pid for child in psutil.Process(process.popen.pid).children(recursive=True)] + [process.popen.pid]
+def process_of(cluster: local.Cluster, name: str) -> local.ManagedProcess:
+    return next(process for process in cluster.processes if process.name == name)
 
 
 async def gather_on(client: Client, names: list[str], target: str) -> None:
@@ -38,13 +34,11 @@ async def test_streams_outlive_a_frozen_instance_and_it_comes_back(client: Clien
     expected = (await client.complete(PROMPT, LENGTH))["choices"][0]["token_ids"]
     streams = [client.stream(f"frozen-{n}", PROMPT, LENGTH) for n in range(3)]
     await gather_on(client, [f"frozen-{n}" for n in range(3)], "decode-1")
-    for pid in processes(cluster, "decode-1"):
-        os.kill(pid, signal.SIGSTOP)
+    process_of(cluster, "decode-1").send(signal.SIGSTOP)
     try:
         outputs = [await task for _, task in streams]
     finally:
-        for pid in processes(cluster, "decode-1"):
-            os.kill(pid, signal.SIGCONT)
+        process_of(cluster, "decode-1").send(signal.SIGCONT)
     for output in outputs:
         assert output.error is None
         assert output.token_ids == expected
@@ -75,8 +69,7 @@ async def test_streams_outlive_their_instance(client: Client, cluster: local.Clu
     # And one away from it.
     leave = asyncio.create_task(client.migrate(hosted[0], "decode-0", "pre_copy"))
     await asyncio.sleep(0.003)
-    for pid in processes(cluster, "decode-1"):
-        os.kill(pid, signal.SIGKILL)
+    process_of(cluster, "decode-1").send(signal.SIGKILL)
 
     outputs = [await task for _, task in streams]
     for number, output in enumerate(outputs):

@@ -3,10 +3,12 @@
 import asyncio
 import hashlib
 import itertools
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import aiohttp
 import pytest
@@ -17,7 +19,7 @@ from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
 from ares.predictor import checkpoint, dataset, shards, training
 from ares.protocol import messages, rpc
-from tests.integration.conftest import FORKED, TINY_FLAGS
+from tests.integration.conftest import FORKED, STOCK, TINY_FLAGS, Environments, one_core
 from tests.integration.test_predictor import HIDDEN, complete, offline
 from tests.predictor.checkpoints import random_checkpoint
 
@@ -30,15 +32,19 @@ PART = 50_000
 
 
 @pytest.fixture(scope="module")
-def learning(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.ManagedProcess]:
+def learning(
+    tiny_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    environment_of: Environments,
+) -> Iterator[local.ManagedProcess]:
     """Run an instance that learns, with room for all requests of this file."""
     folder = tmp_path_factory.mktemp("learning")
     settings = local.ClusterSettings(
         model=str(tiny_model), vllm_flags=tuple(local_flags(list(TINY_FLAGS))), worker_module=FORKED
     )
     flags = ("--predictor", "learn", "--learn-folder", folder, "--record-at-once", REQUESTS, "--record-token-ids")
-    with local.workers_only(settings) as cluster:
-        cluster.start_worker("learning", "both", None, tuple(map(str, flags)))
+    with mock.patch.dict(os.environ, environment_of(STOCK)), local.workers_only(settings) as cluster:
+        cluster.start_worker("learning", "both", one_core(), tuple(map(str, flags)))
         cluster.await_workers()
         yield cluster.workers[0]
 

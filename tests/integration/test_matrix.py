@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import aiohttp
 import pytest
@@ -18,6 +19,7 @@ from ares.local_cluster import cluster as local
 from ares.predictor import shards
 from tests.integration import matrix, matrix_models
 from tests.integration.client import Client
+from tests.integration.conftest import STOCK, Environments
 from tests.integration.measured_moves import measure
 from tests.waiting import eventually
 
@@ -44,8 +46,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, row: matrix.Row) -> Path:
 
 
 @pytest.fixture(scope="module")
-def row_cluster(row: matrix.Row, tiny_model: Path, folder: Path) -> Iterator[local.Cluster]:
-    with matrix.running(row, tiny_model, folder) as running:
+def row_cluster(
+    row: matrix.Row, tiny_model: Path, folder: Path, environment_of: Environments
+) -> Iterator[local.Cluster]:
+    with mock.patch.dict(os.environ, environment_of(STOCK)), matrix.running(row, tiny_model, folder) as running:
         yield running
 
 

@@ -3,11 +3,13 @@
 import asyncio
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import aiohttp
 import numpy as np
@@ -21,7 +23,16 @@ from ares.local_cluster import cluster as local
 from ares.predictor import checkpoint, dataset, shards
 from ares.predictor.networks import HazardNetwork
 from ares.protocol import messages, rpc
-from tests.integration.conftest import FORKED, GPU_DEFAULTS, TINY_FLAGS, recordings, row_of
+from tests.integration.conftest import (
+    FORKED,
+    GPU_DEFAULTS,
+    STOCK,
+    TINY_FLAGS,
+    Environments,
+    one_core,
+    recordings,
+    row_of,
+)
 
 HIDDEN = 128
 
@@ -85,7 +96,9 @@ def make_checkpoint(path: Path, model: str) -> None:
 
 @pytest.fixture(scope="module")
 def predicting(
-    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    environment_of: Environments,
 ) -> Iterator[tuple[local.ManagedProcess, Path]]:
     """Run an instance with a predictor that also records everything."""
     folder = tmp_path_factory.mktemp("predicting")
@@ -93,8 +106,8 @@ def predicting(
     flags = ("--predictor", folder / "p.safetensors", "--record-hidden-states", folder / "rec", "--record-fraction", 1)
     vllm_flags = tuple(local_flags(list(TINY_FLAGS)))
     settings = local.ClusterSettings(model=str(tiny_model), vllm_flags=vllm_flags, worker_module=FORKED)
-    with local.workers_only(settings) as cluster:
-        cluster.start_worker("predicting", "both", None, tuple(map(str, flags)))
+    with mock.patch.dict(os.environ, environment_of(STOCK)), local.workers_only(settings) as cluster:
+        cluster.start_worker("predicting", "both", one_core(), tuple(map(str, flags)))
         cluster.await_workers()
         yield cluster.workers[0], folder / "rec"
 

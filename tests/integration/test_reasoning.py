@@ -1,10 +1,12 @@
 """A grammar that begins where the reasoning ends, on a cluster of its own whose requests are moved (make matrix)."""
 
 import json
+import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import aiohttp
 import pytest
@@ -14,7 +16,7 @@ from ares.free_ports import free_port
 from ares.local_cluster import cluster as local
 from ares_dev.differential.compare import compare_moved
 from tests.integration.client import Client
-from tests.integration.conftest import TINY_FLAGS
+from tests.integration.conftest import FORKED, STOCK, TINY_FLAGS, Environments
 from tests.integration.tiny_model import VOCABULARY
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(600)]
@@ -44,7 +46,11 @@ def thinking_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
-def thinking_cluster(thinking_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Cluster]:
+def thinking_cluster(
+    thinking_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    environment_of: Environments,
+) -> Iterator[local.Cluster]:
     settings = local.ClusterSettings(
         model=str(thinking_model),
         decode=2,
@@ -52,8 +58,9 @@ def thinking_cluster(thinking_model: Path, tmp_path_factory: pytest.TempPathFact
         preset="off",
         log_folder=tmp_path_factory.mktemp("logs"),
         vllm_flags=tuple(local_flags([*TINY_FLAGS, "--reasoning-parser", "deepseek_r1"])),
+        worker_module=FORKED,
     )
-    with local.running(settings) as running:
+    with mock.patch.dict(os.environ, environment_of(STOCK)), local.running(settings) as running:
         yield running
 
 

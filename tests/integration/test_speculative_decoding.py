@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import aiohttp
 import pytest
@@ -24,7 +25,7 @@ from ares.local_cluster import cluster as local
 from ares.predictor import shards
 from ares.protocol import messages
 from tests.integration.client import Client
-from tests.integration.conftest import FOLDER, FORKED, GPU_DEFAULTS, STOCK, TINY_FLAGS
+from tests.integration.conftest import FORKED, GPU_DEFAULTS, STOCK, TINY_FLAGS, Environments
 from tests.integration.test_predictor import make_checkpoint, offline, telemetry
 from tests.waiting import eventually
 
@@ -73,7 +74,12 @@ def row(request: pytest.FixtureRequest) -> Row:
 
 
 @pytest.fixture(scope="module")
-def speculating(row: Row, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Cluster]:
+def speculating(
+    row: Row,
+    tiny_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    environment_of: Environments,
+) -> Iterator[local.Cluster]:
     folder = tmp_path_factory.mktemp("speculating")
     make_checkpoint(folder / "p.safetensors", str(tiny_model))
     recording = ("--record-hidden-states", str(folder / "recorded"), "--record-fraction", "1")
@@ -90,11 +96,8 @@ def speculating(row: Row, tiny_model: Path, tmp_path_factory: pytest.TempPathFac
         vllm_flags=tuple(local_flags(flags)),
         worker_module=FORKED,
     )
-    with pytest.MonkeyPatch.context() as patch:
-        if row.runner == GPU_DEFAULTS:
-            patch.setenv("PYTHONPATH", str(FOLDER / "gpu_defaults"), prepend=os.pathsep)
-        with local.running(settings) as running:
-            yield running
+    with mock.patch.dict(os.environ, environment_of(row.runner)), local.running(settings) as running:
+        yield running
 
 
 @pytest.fixture
