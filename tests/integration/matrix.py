@@ -78,6 +78,7 @@ ROWS = (
         decode_flags=("-tp", "2"),
         decode_environment=_UNBOUND,
         records=True,
+        always=True,
     ),
     Row(
         "latent-attention",
@@ -92,6 +93,7 @@ ROWS = (
         matrix_models.sliding_window,
         # Blocks of several kinds are not copied ahead.
         modes=("stop_and_copy",),
+        always=True,
     ),
     Row(
         "block-16",
@@ -104,6 +106,7 @@ ROWS = (
         "KV in fp8, blocks of 32, prefix caching off, prefill in chunks of 64 tokens",
         flags=("--kv-cache-dtype", "fp8", "--block-size", "32", *_CHUNKS, _NO_PREFIX_CACHING),
         modes=("stop_and_copy",),
+        always=True,
     ),
 )
 

@@ -9,7 +9,6 @@ import itertools
 import random
 import statistics
 import time
-from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import aiohttp
@@ -21,7 +20,7 @@ from ares.bench.environment import describe, write
 from ares.bench.live.client import gateway_status
 from ares.bench.options import JsonFile, Model, Port
 from ares.bench.percentiles import milliseconds, percentiles
-from ares.bench.streams import greedy_body
+from ares.bench.streams import Watched, greedy_body
 from ares.engine.defaults import DEFAULT_PULL_BYTES, local_flags
 from ares.local_cluster import cluster as local
 from ares.models.resolve import DEFAULT_MODEL
@@ -39,40 +38,15 @@ class NotMovedError(RuntimeError):
     """A stream was not moved."""
 
 
-@dataclass(slots=True)
-class _Watched:
-    """A stream, and when each of its tokens came."""
-
-    times: list[float] = field(default_factory=list)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def reach(self, count: int, stream: "asyncio.Task[None]") -> None:
-        """Wait until the stream has this many tokens; one that ends before is an error."""
-        while len(self.times) < count:
-            if stream.done():
-                raise RuntimeError("the stream ended early") from stream.exception()
-            self.changed.clear()
-            waiter = asyncio.ensure_future(self.changed.wait())
-            await asyncio.wait((waiter, stream), return_when=asyncio.FIRST_COMPLETED, timeout=60)
-            waiter.cancel()
-
-
 def _body(model: str, context: int, generator: random.Random, tokens: int) -> dict[str, Any]:
     # With token ids there is one chunk for every token, also for those that have no text yet.
     return {"model": model, **greedy_body(generator, context, tokens), "stream": True, "return_token_ids": True}
 
 
-async def _follow(http: aiohttp.ClientSession, url: str, body: dict[str, Any], name: str, watched: _Watched) -> None:
-    async with sse.open_stream(http, f"{url}/v1/completions", body, name) as chunks:
-        async for _ in chunks:
-            watched.times.append(time.monotonic())
-            watched.changed.set()
-
-
 async def _fill(http: aiohttp.ClientSession, url: str, model: str, generator: random.Random, number: int) -> None:
     """Keep one stream running, until cancelled."""
     while True:
-        await _follow(http, url, _body(model, 200, generator, 3500), f"background-{number}", _Watched())
+        await Watched().follow(http, url, _body(model, 200, generator, 3500), f"background-{number}")
 
 
 async def _instance_of(http: aiohttp.ClientSession, url: str, name: str) -> str | None:
@@ -91,8 +65,8 @@ async def _move(
         It was refused or failed: on a busy machine an instance may be silent for a while.
     """
     names = [f"decode-{n}" for n in range(2)]
-    watched = _Watched()
-    stream = asyncio.create_task(_follow(http, url, body, name, watched))
+    watched = Watched()
+    stream = asyncio.create_task(watched.follow(http, url, body, name))
     try:
         await watched.reach(_BETWEEN, stream)
         quiet = watched.times[2:_BETWEEN]
@@ -151,6 +125,7 @@ def _row(
         "moves": len(stalls),
         "gap_ms": _summary(gaps),
         "stall_ms": _summary(stalls),
+        "undisturbed_in_gaps": percentiles([each / gap for each in gaps], 50, 95),
         "stall_in_gaps": percentiles([stall / gap for stall in stalls], 50, 95),
         "gateway_stall_ms": _summary([r["stall_s"] for r in records]),
         "cut_ms": _summary([r["cut_s"] for r in records]),
@@ -203,6 +178,7 @@ def command(
     pull_within_step_bytes: Annotated[int, typer.Option(help="As for `ares worker`; 0 pulls between steps.")] = (
         DEFAULT_PULL_BYTES
     ),
+    max_model_len: Annotated[int | None, typer.Option(min=1, help="As for vLLM, for longer contexts.")] = None,
     port: Port = 8010,
     json_file: JsonFile = None,
 ) -> None:
@@ -210,11 +186,12 @@ def command(
     modes = mode or ["stop_and_copy", "pre_copy"]
     if unknown := set(modes) - set(_MODES):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: one of {', '.join(_MODES)}", param_hint="--mode")
+    flags = [] if max_model_len is None else ["--max-model-len", str(max_model_len)]
     settings = local.ClusterSettings(
         model=model,
         preset="off",
         port=port,
-        vllm_flags=tuple(local_flags([])),
+        vllm_flags=tuple(local_flags(flags)),
         worker_flags=("--pull-within-step-bytes", str(pull_within_step_bytes)),
     )
     with local.running(settings) as cluster:

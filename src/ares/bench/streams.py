@@ -1,14 +1,48 @@
-"""Greedy streams of random prompts, sent at once, and the KV blocks that instances have in use."""
+"""Greedy streams of random prompts, sent at once or watched, and the KV blocks that instances have in use."""
 
 import asyncio
 import random
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 
+from ares.bench import sse
 from ares.bench.live import client
 from ares.bench.live.load import Planned, random_prompt
+
+
+@dataclass(slots=True)
+class Watched:
+    """A stream, and when each of its tokens came."""
+
+    times: list[float] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def follow(self, http: aiohttp.ClientSession, url: str, body: dict[str, Any], name: str) -> None:
+        """Send a completion for a stream to a gateway, and read it to its end; StreamError as `sse.open_stream`."""
+        async with sse.open_stream(http, f"{url}/v1/completions", body, name) as chunks:
+            async for _ in chunks:
+                self.times.append(time.monotonic())
+                self.changed.set()
+
+    async def reach(self, count: int, stream: "asyncio.Task[None]") -> None:
+        """Wait until the stream has this many tokens.
+
+        Raises
+        ------
+        StreamError
+            It ended before; the message has what the server said.
+        """
+        while len(self.times) < count:
+            if stream.done():
+                error = stream.exception()
+                raise sse.StreamError(f"ended after {len(self.times)} tokens of {count}: {error or 'no error'}")
+            self.changed.clear()
+            waiter = asyncio.ensure_future(self.changed.wait())
+            await asyncio.wait((waiter, stream), return_when=asyncio.FIRST_COMPLETED, timeout=60)
+            waiter.cancel()
 
 
 def greedy_body(generator: random.Random, prompt_tokens: int, tokens: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from ares import extras
+from ares.bench import sse
 from ares.bench.environment import describe, write
 from ares.bench.live import client, load, saved, summary
 from ares.bench.options import JsonFile, Model, Port, Simulate
@@ -36,7 +37,8 @@ async def _warm_up(url: str, model: str, decode: int) -> list[int]:
         prompt = load.random_prompt(generator, _WARM_PROMPT)
         body = {"model": model, "prompt": prompt, "max_tokens": _WARM_OUTPUT, "ignore_eos": True, "temperature": 0}
         async with http.post(f"{url}/v1/completions", json=body) as reply:
-            reply.raise_for_status()
+            if reply.status != 200:
+                raise sse.StreamError(f"{reply.status}: {(await reply.text())[:200]}")
             return int((await reply.json())["usage"]["completion_tokens"])
 
     async with aiohttp.ClientSession() as http:

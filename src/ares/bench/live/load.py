@@ -12,8 +12,8 @@ from ares.predictor import prompts
 from ares.protocol.fields import MOCK_OUTPUT_TOKENS
 from ares.traces import Workload
 
-# Ordinary token ids of the default model's vocabulary.
-_IDS = range(1000, 40000)
+# Ordinary tokens of any model: special tokens and single bytes come first, and the smallest vocabularies end here.
+_IDS = range(300, 1000)
 
 
 @dataclass(frozen=True, slots=True)
