@@ -40,9 +40,8 @@ Environments = Callable[[str], dict[str, str]]
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test of the shared cluster on its rows."""
     if "cluster" in metafunc.fixturenames:
-        mark = metafunc.definition.get_closest_marker("gpu_defaults")
-        both = mark is not None and (runs_at_length(metafunc.config) or not mark.kwargs.get("on_demand"))
-        rows = (STOCK, GPU_DEFAULTS) if both else (STOCK,)
+        marked = metafunc.definition.get_closest_marker("gpu_defaults") is not None
+        rows = (STOCK, GPU_DEFAULTS) if marked else (STOCK,)
         metafunc.parametrize("cluster", rows, indirect=True, scope="session")
 
 

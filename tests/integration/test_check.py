@@ -10,7 +10,7 @@ from tests.integration.client import Client
 from tests.integration.conftest import GPU_DEFAULTS, row_of
 
 
-@pytest.mark.gpu_defaults(on_demand=True)
+@pytest.mark.gpu_defaults
 @pytest.mark.timeout(300)
 async def test_a_cluster_passes_with_equal_tokens_on_every_pair(
     cluster: local.Cluster, client: Client, request: pytest.FixtureRequest

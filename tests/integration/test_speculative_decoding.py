@@ -29,13 +29,13 @@ from tests.integration.conftest import FORKED, GPU_DEFAULTS, STOCK, TINY_FLAGS, 
 from tests.integration.test_predictor import make_checkpoint, offline, telemetry
 from tests.waiting import eventually
 
-# On demand (`make matrix`): the rows take minutes. Every run has tests of vLLM's own scheduler with drafts
-# (tests/engine/connector/test_speculative_decoding.py). Engines start slowly where others keep the machine busy.
-pytestmark = [pytest.mark.matrix, pytest.mark.timeout(600)]
+# Engines start slowly where others keep the machine busy.
+pytestmark = pytest.mark.timeout(600)
 # The smallest that vLLM's attention takes on a CPU; the class-level tests have smaller ones.
 BLOCK = 32
 TOKENS = 90
 OFFSETS = range(-4, 5)
+NEXT_TO_IT = (-1, 0, 1)
 DECODE = ("decode-0", "decode-1")
 SEARCH_S = 240.0
 
@@ -55,6 +55,7 @@ class Row:
         return {"method": self.method, "num_speculative_tokens": 3, **search}
 
 
+# The first one runs with all tests, next to a boundary; the others on demand (`make matrix`).
 ROWS = (
     Row(GPU_DEFAULTS, "draft_model", {}),
     Row(STOCK, "draft_model", {}),
@@ -65,7 +66,7 @@ ROWS = (
 
 @pytest.fixture(
     scope="module",
-    params=ROWS,
+    params=[ROWS[0], *(pytest.param(row, marks=pytest.mark.matrix) for row in ROWS[1:])],
     ids=lambda row: f"{row.runner}-{row.method}",
 )
 def row(request: pytest.FixtureRequest) -> Row:
@@ -151,13 +152,13 @@ async def test_hand_overs_without_moves(client: Client, row: Row) -> None:
     assert 0 < accepted < drafted
 
 
-async def test_moves_at_every_position_around_a_block_boundary(client: Client, row: Row) -> None:
+async def test_moves_at_every_position_around_a_block_boundary(client: Client, row: Row, at_length: bool) -> None:
     """Until a request was cut at each of them; every pull brought what was asked for, and no lease ended."""
     generator = random.Random(3)
     cuts: set[int] = set()
     modes: set[str] = set()
     deadline = time.monotonic() + SEARCH_S
-    boundary = {offset % BLOCK for offset in OFFSETS}
+    boundary = {offset % BLOCK for offset in (OFFSETS if at_length else NEXT_TO_IT)}
     for number in itertools.count(1):
         fresh = prompts(row, number)
         hits = await counted(client, "vllm:external_prefix_cache_hits_total")
