@@ -141,7 +141,7 @@ def _guard(connection: socket.socket) -> list[str]:
     with contextlib.suppress(ConnectionError):
         connection.sendall(json.dumps({"instance": instance, "group": group}).encode() + b"\n")
     # The client sends nothing more: all that can be read is its end.
-    readable, _, _ = select.select([ended, connection], [], [])
+    readable, _, _ = select.select([ended, connection.fileno()], [], [])
     if ended not in readable:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(request["group"], signal.SIGKILL)
