@@ -26,7 +26,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-SERVER_VARIABLE = "ARES_FORK_SERVER"
+# No variable of ARES: the gateway names those that it does not know.
+SERVER_VARIABLE = "FORK_SERVER_SOCKET"
 # What an instance imports until it serves; the others are small, or read its environment.
 ENGINE_MODULES = (
     "ares.cli.main",

@@ -152,7 +152,14 @@ async def test_hand_overs_without_moves(client: Client, row: Row) -> None:
     assert 0 < accepted < drafted
 
 
-async def test_moves_at_every_position_around_a_block_boundary(client: Client, row: Row, at_length: bool) -> None:
+def losses(cluster: local.Cluster) -> int:
+    """Count how often the gateway has lost an instance: on a busy machine one may be silent for too long."""
+    return (cluster.log_folder / "gateway.log").read_text().count(" is lost: ")
+
+
+async def test_moves_at_every_position_around_a_block_boundary(
+    client: Client, row: Row, speculating: local.Cluster, at_length: bool
+) -> None:
     """Until a request was cut at each of them; every pull brought what was asked for, and no lease ended."""
     generator = random.Random(3)
     cuts: set[int] = set()
@@ -160,7 +167,7 @@ async def test_moves_at_every_position_around_a_block_boundary(client: Client, r
     deadline = time.monotonic() + SEARCH_S
     boundary = {offset % BLOCK for offset in (OFFSETS if at_length else NEXT_TO_IT)}
     for number in itertools.count(1):
-        fresh = prompts(row, number)
+        fresh, lost = prompts(row, number), losses(speculating)
         hits = await counted(client, "vllm:external_prefix_cache_hits_total")
         expired = await counted(client, "vllm:nixl_num_kv_expired_reqs_total")
         names = [f"{row.method}-{number}-{n}" for n in range(len(fresh))]
@@ -174,8 +181,10 @@ async def test_moves_at_every_position_around_a_block_boundary(client: Client, r
         moved = [record for record in history if record["outcome"] == "moved"]
         pulled = [record["pulled_tokens"] for record in moved]
         risen = await counted(client, "vllm:external_prefix_cache_hits_total") - hits
-        assert risen == sum(pulled) + sum(r["precopied_tokens"] for r in history) + sum(map(len, fresh))
-        assert await counted(client, "vllm:nixl_num_kv_expired_reqs_total") == expired
+        if losses(speculating) == lost:  # requests of a lost instance are prefilled and pulled again
+            ordered = sum((r["pulled_tokens"] or 0) + r["precopied_tokens"] for r in history)
+            assert risen == ordered + sum(map(len, fresh)), history
+            assert await counted(client, "vllm:nixl_num_kv_expired_reqs_total") == expired
         assert [output.error for output in outputs] == [None] * len(outputs)
         expected = await asyncio.gather(*(unmoved(client, prompt, row.parameters) for prompt in fresh))
         for prompt, output, tokens in zip(fresh, outputs, expected, strict=True):
