@@ -14,6 +14,7 @@ COMMANDS: list[messages.Command] = [
     messages.Drain(True),
     messages.Drain(True, 60.0),
     messages.Lease(7, "gateway", 3.0),
+    messages.FollowKvEvents(7),
 ]
 EVENTS: list[messages.Event] = [
     messages.Hello("d0", "decode", "boot", PEER, 16, 100, 4096, {"vllm": "0"}),
@@ -22,6 +23,7 @@ EVENTS: list[messages.Event] = [
     messages.Predicted("nonce/2", (1.0, 20.5, 300.0)),
     messages.CutResult(7, "nonce/2", "pinned", 3, [1, 2, 3], {"remote_block_ids": [[1, 2]], "remote_num_tokens": 9}),
     messages.LeaseResult(7, "gateway", granted=False),
+    messages.KvEvents(7, 3, [b"batch", b""]),
 ]
 
 

@@ -19,6 +19,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
+from ares.engine.kv_events import KvEventLog
 from ares.engine.learning import service
 from ares.engine.lease import ControllerLease
 from ares.protocol import messages, rpc
@@ -59,10 +60,11 @@ EngineCommand = messages.Command | GatewayDisconnected | GatewayExpired
 
 
 class _Subscriber:
-    __slots__ = ("due", "expires", "gateway", "interval")
+    __slots__ = ("due", "expires", "follows_kv", "gateway", "interval")
 
     def __init__(self) -> None:
         self.gateway = ""
+        self.follows_kv = False
         self.interval = _IDLE_S
         self.due = 0.0
         self.expires = 0.0
@@ -85,6 +87,8 @@ class ControlChannel:
         The key that a gateway must hold; None accepts every connection.
     learning
         Answers a learner; None where the instance does not learn.
+    kv_events
+        The KV events of the engine, for the gateways that follow them; closed with the channel.
 
     Attributes
     ----------
@@ -104,8 +108,10 @@ class ControlChannel:
         notify: Callable[[], None] = lambda: None,
         key: ControlKey | None = None,
         learning: service.LearningService | None = None,
+        kv_events: KvEventLog | None = None,
     ) -> None:
         self._learning = learning
+        self._kv_events = kv_events
         self._hello = rpc.encode(hello)
         self._telemetry = telemetry
         self._notify = notify
@@ -185,6 +191,8 @@ class ControlChannel:
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
         poller.register(self._refusals, zmq.POLLIN)
+        if self._kv_events is not None:
+            poller.register(self._kv_events.socket, zmq.POLLIN)
         while not self._stopping:
             now = time.monotonic()
             due = min((s.due for s in self._subscribers.values()), default=now + _IDLE_S)
@@ -194,8 +202,10 @@ class ControlChannel:
                         os.eventfd_read(self._wake)
                 elif ready is self._refusals:
                     self._refuse()
-                else:
+                elif ready is self._socket:
                     self._receive()
+                else:
+                    self._send_kv_events()
             try:
                 self._expire_gateways(time.monotonic())
                 self._send_due(time.monotonic())
@@ -204,6 +214,8 @@ class ControlChannel:
         self._close_sockets()
 
     def _close_sockets(self) -> None:
+        if self._kv_events is not None:
+            self._kv_events.close()
         self._socket.disable_monitor()
         self._refusals.close()
         self._socket.close()
@@ -236,6 +248,8 @@ class ControlChannel:
                 self.drain(command.draining, command.deadline_s)
             elif isinstance(command, messages.Lease):
                 self._outgoing.append((sender, rpc.encode(self._lease.request(command, time.monotonic()))))
+            elif isinstance(command, messages.FollowKvEvents):
+                self._follow_kv_events(sender, command)
             elif isinstance(command, service.LearningCommand):
                 self._outgoing.append((sender, rpc.encode(self._learn(command))))
             else:
@@ -248,6 +262,19 @@ class ControlChannel:
         except Exception:  # learning must never end the channel
             logger.exception("a learner's command failed")
             return service.refusal(command, "it failed on the instance, whose log has the reason")
+
+    def _follow_kv_events(self, sender: bytes, command: messages.FollowKvEvents) -> None:
+        """Send a subscriber what is kept; what it has no room for now it will miss, and ask for again."""
+        if self._kv_events is not None and (subscriber := self._subscribers.get(sender)) is not None:
+            subscriber.follows_kv = True
+            for body in self._kv_events.since(command.since):
+                self._send(sender, body)
+
+    def _send_kv_events(self) -> None:
+        if self._kv_events is not None:
+            for body in self._kv_events.read():
+                for target in [identity for identity, one in self._subscribers.items() if one.follows_kv]:
+                    self._send(target, body)
 
     def _subscribe(self, sender: bytes, command: messages.Subscribe) -> None:
         now = time.monotonic()

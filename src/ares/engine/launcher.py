@@ -15,6 +15,7 @@ from ares.engine import (
     front_end_flags,
     given_flags,
     identity,
+    kv_events,
     loaded_models,
     parallel,
     refused_settings,
@@ -216,6 +217,8 @@ def _vllm_arguments(settings: WorkerSettings, folder: str, on_cpu: bool) -> list
     if settings.role != "prefill" and "scheduling-policy" not in given:
         # Out of memory, vLLM then preempts the request with the largest predicted memory-time, not the newest one.
         arguments += ["--scheduling-policy", "priority"]
+    if settings.connector == "ares" and "kv-events-config" not in given:
+        arguments += ["--kv-events-config", kv_events.FLAG_VALUE]
     if "served-model-name" not in given:
         arguments += ["--served-model-name", settings.model]
     return arguments + flags

@@ -3,6 +3,7 @@
 The gateway subscribes and sends commands. The instance answers the first `Subscribe` with its `Hello`, then sends
 `Telemetry` at the interval that was asked for, `KvReceived` for each request whose KV it pulled, `Predicted` for each
 request that it only prefilled, and one `CutResult`, `CopyResult` or `LeaseResult` for each `Cut`, `Copy` or `Lease`.
+To a gateway that has sent `FollowKvEvents` it also sends `KvEvents`: what enters and leaves its prefix cache.
 A learner (docs/learning.md) subscribes as a gateway does. It takes recorded states with `TakeRecorded`, answered by
 `Recorded`, and sends a new checkpoint of the predictor in one `CheckpointPart` after the other, each answered by
 `CheckpointReceived`.
@@ -160,7 +161,13 @@ class CheckpointPart(msgspec.Struct, frozen=True, tag="checkpoint_part"):
     data: _Part = b""
 
 
-Command = Subscribe | Connect | Cut | Copy | Release | Drain | Lease | TakeRecorded | CheckpointPart
+class FollowKvEvents(msgspec.Struct, frozen=True, tag="follow_kv_events"):
+    """Send the batches of KV events that are kept, from number `since` on, and from then on each new one."""
+
+    since: _Count = 0
+
+
+Command = Subscribe | Connect | Cut | Copy | Release | Drain | Lease | TakeRecorded | CheckpointPart | FollowKvEvents
 
 
 class KvGroup(msgspec.Struct, frozen=True, array_like=True):
@@ -206,6 +213,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     kv_groups: list[KvGroup] = []
     configuration: dict[str, str] = {}
     learns: bool = False
+    kv_events: bool = False
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):
@@ -339,8 +347,28 @@ class CheckpointReceived(msgspec.Struct, frozen=True, tag="checkpoint_received")
     refused: str = ""
 
 
+class KvEvents(msgspec.Struct, frozen=True, tag="kv_events"):
+    """Batches of KV events, in vLLM's encoding (`protocol/kv_events.py`), numbered from `sequence` on.
+
+    An empty batch stands for events that are lost. `kept_from` is the number of the oldest batch that is kept.
+    """
+
+    sequence: _Count
+    kept_from: _Count
+    batches: list[bytes]
+
+
 Event = (
-    Hello | Telemetry | KvReceived | Predicted | CutResult | CopyResult | LeaseResult | Recorded | CheckpointReceived
+    Hello
+    | Telemetry
+    | KvReceived
+    | Predicted
+    | CutResult
+    | CopyResult
+    | LeaseResult
+    | Recorded
+    | CheckpointReceived
+    | KvEvents
 )
 
 

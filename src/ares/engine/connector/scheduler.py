@@ -22,6 +22,7 @@ from ares.engine.connector.resume_grammar import GrammarReplay
 from ares.engine.connector.resume_output import carried_state, resume_output
 from ares.engine.connector.tracking import LoadCounters, PendingCut, TrackedRequest, WorkerCommands
 from ares.engine.control import ControlChannel, EngineCommand, GatewayDisconnected, GatewayExpired
+from ares.engine.kv_events import KvEventLog, readable_endpoint
 from ares.engine.learning.folder import LearningFolder, Predicting
 from ares.engine.learning.service import LearningService
 from ares.engine.prediction.metadata import Prediction, PredictionMetadata
@@ -98,6 +99,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         self._listen_host: str = self.side_channel_host
         self.side_channel_host: str = settings.published_host
         parallel = vllm_config.parallel_config
+        events_config = vllm_config.kv_events_config
+        events_endpoint = readable_endpoint(events_config) if vllm_config.cache_config.enable_prefix_caching else None
         hello = messages.Hello(
             name=settings.name,
             role=settings.role,
@@ -129,9 +132,15 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             kv_groups=kv_groups(kv_cache_config),
             configuration=configuration.describe(vllm_config, predicts=bool(settings.predictor)),
             learns=self._learning is not None,
+            kv_events=events_endpoint is not None,
         )
         self._channel = ControlChannel(
-            settings.control_endpoint, hello, self.telemetry, key=identity.control_key(), learning=self._learning
+            settings.control_endpoint,
+            hello,
+            self.telemetry,
+            key=identity.control_key(),
+            learning=self._learning,
+            kv_events=KvEventLog(events_endpoint, events_config.topic) if events_endpoint is not None else None,
         )
         resources.register("scheduler", self._count_resources)
 
