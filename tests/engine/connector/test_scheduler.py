@@ -35,6 +35,7 @@ def configuration() -> tuple[Any, Any]:
         device_config=SimpleNamespace(device_type="cpu"),
         structured_outputs_config=SimpleNamespace(reasoning_parser=""),
         num_prefill_lookahead_tokens=1,
+        kv_events_config=None,
     )
     vars(config.model_config).update(max_model_len=4096)
     vars(config.cache_config).update(block_size=BLOCK, enable_prefix_caching=True, cache_dtype="auto")

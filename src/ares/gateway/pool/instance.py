@@ -67,6 +67,8 @@ class Instance:
         Whether it is to be forgotten, why, and when its requests must have left (`time.monotonic`).
     watched_since
         When it was added (`time.monotonic`).
+    wants_kv_events
+        Whether to follow its KV events, where it publishes them; some placements need them.
     intercept
         Returns each message as it is to be read, or None where it is to be lost; fault injection sets it.
     """
@@ -95,6 +97,8 @@ class Instance:
         self.why_leaving = ""
         self.leave_by = 0.0
         self.watched_since = time.monotonic()
+        self.wants_kv_events = False
+        self._follows_kv_events = False
         self._discovery = Discovery(self.url, http, served, self.health)
         # Boot id of the instance that is followed; empty while it is only looked for.
         self._following = ""
@@ -109,6 +113,7 @@ class Instance:
             messages.LeaseResult: self.control.on_result,
             messages.KvReceived: self.control.on_kv_received,
             messages.Predicted: self.control.on_predicted,
+            messages.KvEvents: self._on_kv_events,
         }
 
     @property
@@ -240,6 +245,7 @@ class Instance:
                     await self.control.send(heartbeat)
                 if self._following != description.boot:
                     return
+                await self._follow_kv_events()
                 if (body := await inbox.next(self._tuning.reconnect_s)) is None:
                     if self.health.never_reported:
                         cause = handshake.failure(has_key=self._control_key is not None)
@@ -303,3 +309,14 @@ class Instance:
     async def _on_hello(self, event: messages.Hello) -> None:
         self.health.reported(load=False)
         self.state.start(event)
+        self._follows_kv_events = False
+
+    async def _follow_kv_events(self) -> None:
+        hello = self.state.hello
+        if self.wants_kv_events and not self._follows_kv_events and hello is not None and hello.kv_events:
+            self._follows_kv_events = True
+            await self.control.send(rpc.encode(messages.FollowKvEvents()))
+
+    async def _on_kv_events(self, event: messages.KvEvents) -> None:
+        if (missing := self.state.cached.receive(event)) is not None:
+            await self.control.send(rpc.encode(missing))

@@ -92,7 +92,7 @@ class Pool:
         self._differing: dict[str, str] = {}
         self._tasks: dict[Instance, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
-        self._running = False
+        self._running = self._wants_kv_events = False
         self._started_at = time.monotonic()
         self._changed = asyncio.Event()
         for url in _distinct(urls):
@@ -126,6 +126,12 @@ class Pool:
         await asyncio.gather(*tasks, return_exceptions=True)
         for instance in self._by_url.values():
             instance.health.close()
+
+    def follow_kv_events(self) -> None:
+        """Follow the KV events of all instances that publish them, from now on."""
+        self._wants_kv_events = True
+        for instance in self._by_url.values():
+            instance.wants_kv_events = True
 
     # --- which there are ---
 
@@ -181,6 +187,7 @@ class Pool:
     def _watch(self, url: str) -> Instance:
         instance = self._by_url[canonical(url)] = self._make(url)
         self._used = None
+        instance.wants_kv_events = self._wants_kv_events
         instance.health.on_change = partial(self._on_status, instance)
         return instance
 

@@ -5,6 +5,7 @@ from collections.abc import Set
 
 from ares.gateway.control.cost_models import StepTimeModel
 from ares.gateway.pool import likeness
+from ares.gateway.pool.cached_blocks import CachedBlocks
 from ares.policy.kv_layout import KvLayout
 from ares.predicted_load import layout_of
 from ares.protocol import messages
@@ -25,6 +26,8 @@ class InstanceState:
         How many KV blocks a request holds there, by its tokens.
     step_time
         Its steps' duration by load, fitted to the telemetry since its start.
+    cached
+        The blocks in its prefix cache, as far as they are known.
     draining
         Whether it drains: as it reports, or by a command of ours that has not reached it yet.
     capacity_tokens
@@ -41,6 +44,7 @@ class InstanceState:
         self.settings: likeness.Values | None = None
         self.layout = KvLayout(1)
         self.step_time = StepTimeModel(self.layout)
+        self.cached = CachedBlocks()
         self.draining = False
         self.drain_deadline: float | None = None
 
@@ -50,6 +54,8 @@ class InstanceState:
         self.capacity_tokens = layout_of(hello).capacity_tokens(hello.kv_blocks)
         self.settings = likeness.values(hello)
         self.layout = layout_of(hello)
+        caches = hello.prefix_caching or hello.kv_events
+        self.cached = CachedBlocks(hello.block_size, hello.kv_blocks if caches else 0, publishes=hello.kv_events)
         self.step_time = StepTimeModel(self.layout)
 
     def update(self, telemetry: messages.Telemetry, now: float) -> None:

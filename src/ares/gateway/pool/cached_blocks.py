@@ -1,0 +1,172 @@
+"""Which blocks an instance has in its prefix cache, by its KV events, or else by what was sent there.
+
+It is an estimate and decides placement alone: the instance itself looks up what it has, so that a wrong entry costs
+time and never a token.
+"""
+
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+
+import msgspec
+
+from ares.gateway.pool.prompt_blocks import chain, root
+from ares.protocol import kv_events, messages
+
+# How long blocks count as cached that were sent to an instance: where it publishes what it caches, until that has come.
+_SENT_S = 300.0
+_SENT_WITH_EVENTS_S = 15.0
+# A replay that has not come by then is asked for again.
+_REPLAY_S = 2.0
+# Of one instance; blocks take some 300 bytes each here.
+MOST_BLOCKS = 1 << 18
+
+
+class CachedBlocks:
+    """The blocks of one instance from its start to its end.
+
+    Parameters
+    ----------
+    block_size
+        Tokens of a block.
+    capacity
+        Blocks that the instance has, and thus most that can be cached.
+    publishes
+        Whether it publishes KV events.
+
+    Attributes
+    ----------
+    replays, lost, ignored
+        How often batches were asked for again, how often they were lost for good so that all was forgotten, and how
+        many stored blocks could not be used: of other block sizes, or after blocks that are not known.
+    """
+
+    def __init__(self, block_size: int = 1, capacity: int = 0, *, publishes: bool = False) -> None:
+        self.block_size = block_size
+        self.publishes = publishes
+        self.replays = self.lost = self.ignored = 0
+        self._most = min(capacity, MOST_BLOCKS)
+        self._sent_s = _SENT_WITH_EVENTS_S if publishes else _SENT_S
+        # By content: how many blocks of the instance have it. And the contents of the instance's own hashes.
+        self._stored: Counter[bytes] = Counter()
+        self._content: OrderedDict[kv_events.BlockHash, bytes] = OrderedDict()
+        # By content: when it was sent there, the oldest first.
+        self._sent: OrderedDict[bytes, float] = OrderedDict()
+        self._next = 0
+        self._asked_at = -_REPLAY_S
+
+    def __len__(self) -> int:
+        return len(self._stored) + len(self._sent)
+
+    # --- what is asked ---
+
+    def leading(self, hashes: Sequence[bytes]) -> int:
+        """Return how many of these blocks, one after the other from the first on, it is thought to have."""
+        oldest = time.monotonic() - self._sent_s
+        for number, one in enumerate(hashes):
+            if one not in self._stored and self._sent.get(one, 0.0) <= oldest:
+                return number
+        return len(hashes)
+
+    # --- what was sent ---
+
+    def sent(self, hashes: Sequence[bytes]) -> None:
+        """Count blocks as cached from now on: their tokens were sent there."""
+        now = time.monotonic()
+        for one in reversed(hashes):  # a prompt's first blocks are the last ones to be dropped, as in vLLM
+            self._sent[one] = now
+            self._sent.move_to_end(one)
+        oldest = now - self._sent_s
+        while self._sent and (len(self._sent) > self._most or next(iter(self._sent.values())) <= oldest):
+            self._sent.popitem(last=False)
+
+    # --- its events ---
+
+    def receive(self, event: messages.KvEvents) -> messages.FollowKvEvents | None:
+        """Take batches of events; return what to ask the instance for, if batches before them are missing."""
+        number = event.sequence
+        if number > self._next:
+            if event.kept_from <= self._next:
+                return self._ask()
+            if number > event.kept_from:  # what was kept longest is still to come
+                return self._ask(event.kept_from)
+            if self._next:
+                self._forget()
+            self._next = number
+        for batch in event.batches[self._next - number :]:
+            self._apply(batch)
+            self._next += 1
+        return None
+
+    def _ask(self, since: int | None = None) -> messages.FollowKvEvents | None:
+        now = time.monotonic()
+        if now - self._asked_at < _REPLAY_S:
+            return None
+        self._asked_at = now
+        self.replays += 1
+        return messages.FollowKvEvents(self._next if since is None else since)
+
+    def _forget(self) -> None:
+        self.lost += 1
+        self._stored.clear()
+        self._content.clear()
+
+    def _apply(self, body: bytes) -> None:
+        try:
+            changes = kv_events.decode(body).events
+        except msgspec.DecodeError:  # an empty one, too: events that were lost on the instance
+            self._forget()
+            return
+        for change in changes:
+            match change:
+                case kv_events.BlockStored():
+                    self._store(change)
+                case kv_events.BlockRemoved():
+                    self._remove(change)
+                case kv_events.AllBlocksCleared():
+                    self._stored.clear()
+                    self._content.clear()
+                    self._sent.clear()
+
+    def _store(self, change: kv_events.BlockStored) -> None:
+        if change.medium not in (None, kv_events.GPU) or change.group_idx:
+            return
+        count = len(change.block_hashes)
+        parent = self._parent(change)
+        if parent is None or change.block_size != self.block_size or len(change.token_ids) != count * self.block_size:
+            self.ignored += count
+            return
+        try:
+            contents = chain(change.token_ids, self.block_size, parent)
+        except ValueError:
+            self.ignored += count
+            return
+        for name, content in zip(change.block_hashes, contents, strict=True):
+            self._content[name] = content
+            self._stored[content] += 1
+        while len(self._content) > self._most:
+            _, content = self._content.popitem(last=False)
+            del self._stored[content]
+
+    def _parent(self, change: kv_events.BlockStored) -> bytes | None:
+        """Return the content before the first of the blocks; None where it is unknown, or of more than tokens."""
+        named = change.lora_name is not None  # then each block's keys begin with the name
+        others = [(of_block or [])[named:] for of_block in change.extra_keys or []]
+        if change.parent_block_hash is not None:
+            return None if any(others) else self._content.get(change.parent_block_hash)
+        salts = others[0] if others else []
+        if any(others[1:]) or len(salts) > 1 or not all(isinstance(salt, str) for salt in salts):
+            return None
+        return root(change.lora_name, salts[0] if salts else None)
+
+    def _remove(self, change: kv_events.BlockRemoved) -> None:
+        if change.medium not in (None, kv_events.GPU) or change.group_idx:
+            return
+        for name in change.block_hashes:
+            content = self._content.get(name)
+            if content is None:
+                continue
+            self._sent.pop(content, None)
+            self._stored[content] -= 1
+            if self._stored[content] <= 0:
+                del self._stored[content], self._content[name]
