@@ -38,6 +38,7 @@ class _Generate(msgspec.Struct):
     model: str | None = None
     stream: bool | None = False
     priority: int = 0
+    cache_salt: str | None = None
     kv_transfer_params: dict[str, Any] | None = None
 
 
@@ -103,6 +104,7 @@ def read(body: bytes, model: MockModel, maximum: int, connection: Connection) ->
         remote_decode=params.get(fields.DO_REMOTE_DECODE) is True,
         source=source,
         script=script,
+        salt=asked.cache_salt or "",
     )
 
 

@@ -38,15 +38,25 @@ class Batch:
         `fcfs`: the newest running request is preempted; `priority`: the one with the largest (priority, arrival).
     pull
         Called once a request has blocks for the KV that it pulls; `loaded` or `remove` follows.
+    cached
+        Returns how many tokens of a request are in the prefix cache, all but at least one.
     """
 
-    def __init__(self, profile: Profile, blocks: int, policy: Policy, pull: Callable[[Request], None]) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        blocks: int,
+        policy: Policy,
+        pull: Callable[[Request], None],
+        cached: Callable[[Request], int] = lambda _: 0,
+    ) -> None:
         self.size = profile.block_size
         self.total = self.free = blocks
         self.running: list[Request] = []
         self.waiting: list[Request] = []
         self.loading: set[Request] = set()
         self.preemptions = 0
+        self.prompt_tokens = 0
         self.ready: list[Request] = []
         self._step_time = profile.step
         self._max_running = profile.max_num_seqs
@@ -56,6 +66,7 @@ class Batch:
         # As in vLLM, priorities mean nothing without the policy.
         self._order = attrgetter("priority", "arrival") if self._by_priority else attrgetter("arrival")
         self._pull = pull
+        self._cached = cached
 
     def blocks_for(self, tokens: int) -> int:
         """Return the number of blocks for this many tokens."""
@@ -105,6 +116,7 @@ class Batch:
     def complete(self, step: Step) -> None:
         """Count what a step has computed."""
         for request in step.scheduled:
+            self.prompt_tokens += max(0, min(request.chunk, len(request.prompt) - request.computed))
             request.computed += request.chunk
             request.chunk = 0
 
@@ -176,6 +188,11 @@ class Batch:
             if whole > 0 and whole > available:
                 return
             del queue[0]
+            if not request.computed:
+                found = self._cached(request)
+                request.cached = found if request.cached is None else request.cached
+                # What is pulled is pulled as a whole: only its time is shorter (instance.py).
+                request.computed = 0 if request.source is not None else found
             if request.source is not None:
                 self.free -= whole
                 request.blocks += whole

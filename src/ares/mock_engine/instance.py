@@ -21,6 +21,7 @@ from ares.mock_engine.http import Connection
 from ares.mock_engine.model import MockModel, unfold
 from ares.mock_engine.pins import Pin, Pins
 from ares.mock_engine.predictor import MockPredictor
+from ares.mock_engine.prefix_cache import PrefixCache
 from ares.mock_engine.request import Cut, Request
 from ares.mock_engine.settings import EngineSettings, Identity
 from ares.mock_engine.transfer import Puller, PullError, kv_transfer_params, transfer_s
@@ -58,6 +59,7 @@ class Instance:
         self.boot = uuid.uuid4().hex
         self.faults = FaultState()
         self.predictor = MockPredictor(None if identity.role == "prefill" else settings.prediction_error)
+        self.prefix_cache = PrefixCache(settings.kv_blocks * settings.prefix_caching, settings.profile.block_size)
         self.batch = self.make_batch(self._pull)
         self.pins = Pins(settings.lease_s, self._free)
         self.requests: dict[str, Request] = {}
@@ -80,13 +82,26 @@ class Instance:
 
     def make_batch(self, pull: Callable[[Request], None]) -> Batch:
         """Return its batch, which calls `pull` for KV that is elsewhere; a subclass may schedule otherwise."""
-        return Batch(self.settings.profile, self.settings.kv_blocks, self.settings.policy, pull)
+        return Batch(
+            self.settings.profile,
+            self.settings.kv_blocks,
+            self.settings.policy,
+            pull,
+            lambda request: self.prefix_cache.cached(request.prompt + request.output, request.salt),
+        )
 
     def open_channel(self, notify: Callable[[], None]) -> ControlChannel:
         """Open the control channel, which calls `notify` when a command waits; a subclass may open another kind."""
         source = report.TelemetrySource(self)
         endpoint = control_address(self.identity.host, self.identity.control_port)
-        return ControlChannel(endpoint, report.hello(self), source, notify=notify, key=control_key())
+        return ControlChannel(
+            endpoint,
+            report.hello(self),
+            source,
+            notify=notify,
+            key=control_key(),
+            kv_events=self.prefix_cache.log,
+        )
 
     @property
     def control_address(self) -> str:
@@ -116,6 +131,7 @@ class Instance:
             self._timer.cancel()
         self.pins.clear()
         self.channel.close()
+        self.prefix_cache.close()
 
     # --- requests ---
 
@@ -225,6 +241,9 @@ class Instance:
         step, self._step = self._step, None
         if step is not None:
             self.batch.complete(step)
+            for request in step.samplers:
+                if not request.output:
+                    self.prefix_cache.store(request.prompt, request.salt)
             self._writer.write(step.samplers)
             self.counters.tokens += len(step.samplers)
         now = self._loop.time()
@@ -238,6 +257,8 @@ class Instance:
         pin = reason == "length" and not request.unwanted and (request.remote_decode or request.cut is not None)
         computed = request.computed
         blocks = self._remove(request)
+        # The newest token's KV is not computed.
+        self.prefix_cache.store((request.prompt + request.output)[:computed], request.salt)
         self.counters.finished += 1
         transfer = None
         if pin:
@@ -260,8 +281,7 @@ class Instance:
             tokens = request.output[len(request.output) - 1 if request.sent is None else request.sent :]
             request.connection.end(api.last_event(request, tokens, reason, stop))
         else:
-            # Prefixes are not cached here.
-            cached = {fields.CACHED_TOKENS: 0} if request.key is not None else {}
+            cached = {fields.CACHED_TOKENS: request.cached or 0} if request.key is not None else {}
             request.connection.reply(
                 api.whole(request, self.settings.model, reason, stop, {**(transfer or {}), **cached} or None)
             )
@@ -277,7 +297,9 @@ class Instance:
         assert source is not None  # noqa: S101 - for the type checker: only such requests pull
         tokens = 0
         try:
-            pulled = await self._puller.pull(source, transfer_s(self.settings, len(request.prompt)))
+            cached = request.cached or 0
+            takes_s = transfer_s(self.settings, len(request.prompt) - cached)
+            pulled = await self._puller.pull(source, takes_s, cached=cached)
         except PullError:
             self.counters.pulls_failed += 1
         else:

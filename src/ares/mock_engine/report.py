@@ -86,6 +86,7 @@ def hello(instance: Described) -> messages.Hello:
         leases=True,
         max_num_seqs=settings.profile.max_num_seqs,
         max_num_batched_tokens=settings.profile.max_num_batched_tokens,
+        kv_events=settings.prefix_caching,
     )
 
 
@@ -202,6 +203,7 @@ def counters(instance: Reported) -> dict[str, Any]:
         "waiting": states.count("waiting") + states.count("arriving"),
         "loading": len(batch.loading),
         "preemptions": batch.preemptions,
+        "prompt_tokens_computed": batch.prompt_tokens,
         "kv_blocks_used": batch.total - batch.free,
         "kv_blocks_pinned": pins.blocks,
         "pinned": len(pins),

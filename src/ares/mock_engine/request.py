@@ -44,6 +44,8 @@ class Request:
         Whether its KV is not to be pinned at the end.
     abandoned
         Whether its gateway is gone, so that it ends with its next token.
+    salt, cached
+        Keeps its KV apart in prefix caches; tokens of its prompt that were cached, None before they were looked up.
     script
         Token ids that its client wants as its whole output, that of earlier instances included; empty: the model's.
     """
@@ -82,6 +84,8 @@ class Request:
     arrived: float = field(default_factory=time.perf_counter)
     queued_s: float = 0.0
     admitted: bool = False
+    salt: str = ""
+    cached: int | None = None
 
     def __post_init__(self) -> None:
         self.length = len(self.prompt)

@@ -177,7 +177,7 @@ class Server:
             instance.pins.pulled(pin)
             connection.reply(Pulled(pin.tokens, pin.hash ^ instance.faults.current.wrong_kv))
 
-        self._loop.call_later(transfer_s(instance.settings, pin.tokens), arrived)
+        self._loop.call_later(transfer_s(instance.settings, max(0, pin.tokens - wanted.cached)), arrived)
 
     # --- faults ---
 

@@ -46,6 +46,8 @@ class EngineSettings:
         Names of the model; by default `model` alone.
     folder
         The model's folder, with its configuration; None without one.
+    prefix_caching
+        Whether it keeps the blocks of prompts and outputs, and publishes KV events (prefix_cache.py).
     """
 
     profile: Profile
@@ -60,6 +62,7 @@ class EngineSettings:
     lease_s: float = 30.0
     names: tuple[str, ...] = ()
     folder: Path | None = None
+    prefix_caching: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,7 @@ def parse(profile: str, model: str, flags: list[str]) -> tuple[EngineSettings, i
         output_sigma=given.output_sigma,
         lease_s=given.lease,
         names=tuple(served_names(names, model)),
+        prefix_caching=given.enable_prefix_caching,
     )
     return settings, given.instances
 
@@ -134,6 +138,7 @@ def _parser() -> _Parser:
     add("--mean-output", type=_positive, default=400.0, help="mean of the outputs' own lengths, in tokens")
     add("--output-sigma", type=_sigma, default=1.0, help="standard deviation of their logarithm")
     add("--prediction-error", type=_error, default=0.0, help="sigma of the mock predictor, 0 exact; or none")
+    add("--enable-prefix-caching", action="store_true", help="keep the KV blocks of prompts and outputs for others")
     add("--lease", type=_positive, default=30.0, help="seconds for which KV stays pinned")
     add("--served-model-name", nargs="+", help="names of the model, the first in the replies; by default --model")
     return parser

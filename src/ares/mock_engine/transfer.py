@@ -23,11 +23,12 @@ _TIMEOUT_S = 10.0
 
 
 class Pull(msgspec.Struct):
-    """Asks for the KV of a pinned request; `discard`: only free it."""
+    """Asks for the KV of a pinned request, without the first `cached` tokens; `discard`: only free it."""
 
     engine_id: str
     request_id: str
     discard: bool = False
+    cached: int = 0
 
 
 class Pulled(msgspec.Struct):
@@ -76,15 +77,17 @@ class Puller:
     def __init__(self, http: aiohttp.ClientSession) -> None:
         self._http = http
 
-    async def pull(self, source: dict[str, Any], expected_s: float, *, discard: bool = False) -> Pulled:
-        """Pull the KV that vLLM's kv_transfer_params name, which should take `expected_s`.
+    async def pull(
+        self, source: dict[str, Any], expected_s: float, *, discard: bool = False, cached: int = 0
+    ) -> Pulled:
+        """Pull the KV that vLLM's kv_transfer_params name, which should take `expected_s`; `cached` tokens are here.
 
         Raises
         ------
         PullError
             The source is gone or silent, or no longer has it.
         """
-        body = Pull(source[fields.REMOTE_ENGINE_ID], source[fields.REMOTE_REQUEST_ID], discard)
+        body = Pull(source[fields.REMOTE_ENGINE_ID], source[fields.REMOTE_REQUEST_ID], discard, cached)
         return await self._post(source, PULL_ROUTE, body, expected_s)
 
     async def extend(self, source: dict[str, Any], request_ids: list[str]) -> None:

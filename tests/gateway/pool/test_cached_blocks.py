@@ -1,4 +1,4 @@
-"""What an instance has cached, by its KV events or by what was sent there; lost and wrong events cost no more than that."""
+"""What an instance has cached, by its KV events or by what was sent there; wrong events cost no more than time."""
 
 from typing import Any
 
