@@ -37,6 +37,9 @@ class FakeCluster:
         able = (i for i in self.pool.instances if i.role == "prefill" and i.state.serves(adapter))
         return next((i for i in able if i.open), None)
 
+    def prefill_ended(self, *_: object) -> None:
+        """Nothing follows from it."""
+
     async def admit(self, session: Session, exclude: set[str]) -> Instance:
         for _ in range(15):
             usable = {i.name: i for i in self.pool.decode_instances if i.open and i.name not in exclude}

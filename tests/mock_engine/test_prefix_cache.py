@@ -58,8 +58,8 @@ def test_the_least_recently_used_blocks_leave_last_ones_first(cache: PrefixCache
     cache.store(second, "s")
     assert (cache.cached([*first, 1], ""), cache.cached([*second, 1], "s")) == (12, 12)
     blocks = known(cache, 2)
-    assert blocks.leading(PromptBlocks(None, None).hashes(first, SIZE)) == 3
-    assert blocks.leading(PromptBlocks(None, "s").hashes(second, SIZE)) == 3
+    assert blocks.leading(PromptBlocks(None, None).hashes(first, [], SIZE)) == 3
+    assert blocks.leading(PromptBlocks(None, "s").hashes(second, [], SIZE)) == 3
 
 
 async def test_a_gateway_knows_what_an_instance_has_cached() -> None:
@@ -67,7 +67,7 @@ async def test_a_gateway_knows_what_an_instance_has_cached() -> None:
         instance = cluster.known("decode-0")
         instance.wants_kv_events = True
         body = {"token_ids": PROMPT, "sampling_params": {"max_tokens": 2, "ignore_eos": True}}
-        hashes = PromptBlocks(None, None).hashes(PROMPT, instance.state.cached.block_size)
+        hashes = PromptBlocks(None, None).hashes(PROMPT, [], instance.state.cached.block_size)
         outputs = []
         for _ in range(2):
             delta, _ = await instance.engine.complete({**body, "kv_transfer_params": {"ares_key": "a"}})

@@ -73,6 +73,8 @@ class Tuning:
     """Least pause between two decisions of admission, which follow a change."""
     admission_longest_s: float = 0.25
     """Without a change, admission is decided again after this long."""
+    prefix_wait_s: float = 0.5
+    """A request waits so long for memory where its prompt is cached, before it may go elsewhere."""
     admission_share: float = 0.1
     """Largest share of a core that decisions of admission take."""
     decision_s: float = 0.5

@@ -18,6 +18,7 @@ from ares.policy.base import DecisionError, Policy
 from ares.policy.cluster import Cluster
 from ares.policy.dispatch import DISPATCHERS, Dispatch, choose_instance, dispatcher
 from ares.policy.forecast import Forecast, forecast
+from ares.policy.prefill import PREFILLS, Places, Prefill, choose_place, prefill_policy
 from ares.policy.presets import PRESETS, Preset, preset
 from ares.policy.rebalance import REBALANCERS, MigrationDecision, Rebalance, decide_moves, rebalancer
 from ares.policy.registering import REGISTRIES, register
@@ -25,6 +26,7 @@ from ares.policy.registering import REGISTRIES, register
 __all__ = [
     "ADMISSIONS",
     "DISPATCHERS",
+    "PREFILLS",
     "PRESETS",
     "REBALANCERS",
     "REGISTRIES",
@@ -37,17 +39,21 @@ __all__ = [
     "Dispatch",
     "Forecast",
     "MigrationDecision",
+    "Places",
     "Policy",
+    "Prefill",
     "Preset",
     "Progress",
     "Rebalance",
     "SuspendSettings",
     "admission_policy",
     "choose_instance",
+    "choose_place",
     "decide_admissions",
     "decide_moves",
     "dispatcher",
     "forecast",
+    "prefill_policy",
     "preset",
     "rebalancer",
     "register",

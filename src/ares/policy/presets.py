@@ -1,4 +1,4 @@
-"""Presets: a named choice of dispatch, admission and rebalance, each with its settings."""
+"""Presets: a named choice of prefill, dispatch, admission and rebalance, each with its settings."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -6,6 +6,7 @@ from typing import Any
 
 from ares.policy.admission import ADMISSIONS, Admission, ForecastSettings, admission_policy
 from ares.policy.dispatch import DISPATCHERS, Dispatch, dispatcher
+from ares.policy.prefill import PREFILLS, Prefill, prefill_policy
 from ares.policy.rebalance import REBALANCERS, Rebalance, rebalancer
 from ares.policy.registering import REGISTRIES
 
@@ -16,10 +17,11 @@ class Preset:
 
     Attributes
     ----------
-    dispatch, admission, rebalance
-        Names of registered policies: the first decode instance (policy/dispatch), when a request may enter decode
-        (policy/admission), and which running ones move (policy/rebalance).
-    dispatch_settings, admission_settings, rebalance_settings
+    prefill, dispatch, admission, rebalance
+        Names of registered policies: where a prompt is computed (policy/prefill), the first decode instance
+        (policy/dispatch), when a request may enter decode (policy/admission), and which running ones move
+        (policy/rebalance).
+    prefill_settings, dispatch_settings, admission_settings, rebalance_settings
         Their settings, each of the policy's own class; by default that class's defaults.
     knows_lengths
         Whether the simulator gives it the true lengths; for comparison only, since no live service can know them.
@@ -32,6 +34,8 @@ class Preset:
     admission_settings: Any = None
     rebalance_settings: Any = None
     knows_lengths: bool = False
+    prefill: str = "fewest_requests"
+    prefill_settings: Any = None
 
     def __post_init__(self) -> None:
         for part, registry in REGISTRIES.items():
@@ -80,16 +84,22 @@ class Preset:
         return ADMISSIONS[self.admission].preempts_largest(self.admission_settings)
 
     @property
+    def sees_prefixes(self) -> bool:
+        """Whether it matters where prompts are cached."""
+        return PREFILLS[self.prefill].sees_prefixes
+
+    @property
     def cooldown_s(self) -> float:
         """Seconds during which a request that was moved is not moved again; 0 where the policy has no such setting."""
         return float(getattr(self.rebalance_settings, "cooldown_s", 0.0))
 
-    def make(self) -> tuple[Dispatch, Admission, Rebalance]:
+    def make(self) -> tuple[Dispatch, Admission, Rebalance, Prefill]:
         """Make its policies, ready to decide; DecisionError where one cannot be."""
         return (
             dispatcher(self.dispatch, self.dispatch_settings),
             admission_policy(self.admission, self.admission_settings),
             rebalancer(self.rebalance, self.rebalance_settings),
+            prefill_policy(self.prefill, self.prefill_settings),
         )
 
     def for_objectives(self, ttft_s: float) -> "Preset":
@@ -102,7 +112,11 @@ class Preset:
         return replace(self, **changed)
 
     def altered(
-        self, dispatch: str | None = None, admission: str | None = None, rebalance: str | None = None
+        self,
+        dispatch: str | None = None,
+        admission: str | None = None,
+        rebalance: str | None = None,
+        prefill: str | None = None,
     ) -> "Preset":
         """Return this preset with some of its parts replaced; a part of another name has its default settings.
 
@@ -112,7 +126,12 @@ class Preset:
             A part is not known, or two of them do not go together: one would change nothing.
         """
         changed: dict[str, Any] = {}
-        for part, given in (("dispatch", dispatch), ("admission", admission), ("rebalance", rebalance)):
+        for part, given in (
+            ("prefill", prefill),
+            ("dispatch", dispatch),
+            ("admission", admission),
+            ("rebalance", rebalance),
+        ):
             if given is None:
                 continue
             if given in _REPLACED:
@@ -157,6 +176,8 @@ PRESETS: dict[str, Preset] = {
     "off": Preset(dispatch="round_robin"),
     "static-rr": Preset(dispatch="round_robin"),
     "static-least-loaded": Preset(dispatch="least_loaded"),
+    # As in routers by prefix (policy/prefill/longest_prefix.py), everything else as in `static-least-loaded`.
+    "static-prefix": Preset(prefill="longest_prefix"),
     # The paper's rescheduler without its predictor: current load only.
     "ares-no-prediction": Preset(rebalance="current_load"),
     # The paper's system: point predictions, tokens as load, rebalancing alone.
@@ -171,6 +192,14 @@ PRESETS: dict[str, Preset] = {
     "ares-suspension": Preset(dispatch="forecast", admission="forecast", admission_settings=_SUSPENDING),
     "ares-rebalance": Preset(rebalance="ares"),
     "ares": Preset(dispatch="forecast", admission="forecast", rebalance="ares", admission_settings=_SUSPENDING),
+    # And with prompts computed where that takes the least time.
+    "ares-prefix": Preset(
+        prefill="least_time",
+        dispatch="forecast",
+        admission="forecast",
+        rebalance="ares",
+        admission_settings=_SUSPENDING,
+    ),
     "ares-oracle": Preset(
         dispatch="forecast", admission="forecast", rebalance="ares", admission_settings=_SUSPENDING, knows_lengths=True
     ),

@@ -180,9 +180,11 @@ class SteeredPuller(Puller):
         super().__init__(http)
         self._fake = fake
 
-    async def pull(self, source: dict[str, Any], expected_s: float, *, discard: bool = False) -> Pulled:
+    async def pull(
+        self, source: dict[str, Any], expected_s: float, *, discard: bool = False, cached: int = 0
+    ) -> Pulled:
         """Pull KV; PullError where the test wants it computed again."""
-        pulled = await super().pull(source, expected_s, discard=discard)
+        pulled = await super().pull(source, expected_s, discard=discard, cached=cached)
         if self._fake.faults.fail_pull and not discard:
             raise PullError("the test lets pulls fail")
         return pulled

@@ -14,7 +14,7 @@ PROMPT = list(range(100, 122))
 
 
 def hashes(tokens: list[int] = PROMPT, adapter: str | None = None, salt: str | None = None) -> list[bytes]:
-    return PromptBlocks(adapter, salt).hashes(tokens, SIZE)
+    return PromptBlocks(adapter, salt).hashes(tokens, [], SIZE)
 
 
 def stored(begin: int = 0, end: int = 5, tokens: list[int] = PROMPT, **changes: Any) -> kv_events.BlockStored:
@@ -46,10 +46,10 @@ class Publishing:
 
 def test_full_blocks_are_named_by_all_that_is_before_them() -> None:
     blocks = PromptBlocks(None, None)
-    assert len(blocks.hashes(PROMPT, SIZE)) == 5
-    whole = [*PROMPT, 7, 8, 9]
-    assert blocks.hashes(whole, SIZE) == hashes(whole), "as the conversation grows"
-    assert blocks.hashes(whole, 2)[1] != blocks.hashes(whole, SIZE)[1]
+    assert len(blocks.hashes(PROMPT, [], SIZE)) == 5
+    for output in ([7], [7, 8], [7, 8, 9, 10, 11, 12]):
+        assert blocks.hashes(PROMPT, output, SIZE) == hashes([*PROMPT, *output]), "as the output grows"
+    assert blocks.hashes(PROMPT, [], 2)[1] != hashes()[1]
     assert not set(hashes()) & set(hashes([1, *PROMPT[1:]]))
     assert not set(hashes()) & (set(hashes(adapter="a")) | set(hashes(salt="a")))
     assert hashes(adapter="a") != hashes(salt="a")

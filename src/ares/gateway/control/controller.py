@@ -21,6 +21,7 @@ from ares.gateway.control import lengths
 from ares.gateway.control.compile_ahead import compile_ahead
 from ares.gateway.control.decider import Decider
 from ares.gateway.control.lease import Lease
+from ares.gateway.control.prefill_choice import PrefillChoice, has_room
 from ares.gateway.control.snapshot import ClusterSnapshot, SnapshotBuilder, accepting
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.pool import Pool
@@ -44,6 +45,7 @@ from ares.policy import (
     decide_admissions,
     decide_moves,
     dispatcher,
+    prefill_policy,
     rebalancer,
 )
 from ares.policy.admission import AdmissionDecision, memory_time
@@ -132,7 +134,6 @@ class Controller:
         self._migrate, self._spawn = migrate, spawn
         self._waiting: dict[str, _Waiting] = {}
         self._changed = asyncio.Event()
-        self._prefills: dict[str, int] = {}
         # Tasks of the moves and suspensions that the newest decision has started.
         self._started: list[asyncio.Task[Any]] = []
         self._dispatching = asyncio.Lock()
@@ -164,6 +165,9 @@ class Controller:
             lengths.prepare()
             self.snapshots.lengths.compile()
         self.dispatch_decider = Decider(dispatcher(chosen.dispatch, chosen.dispatch_settings), choose_instance)
+        self.prefills = PrefillChoice(prefill_policy(chosen.prefill, chosen.prefill_settings), self._config.slo_tpot_s)
+        if chosen.sees_prefixes:
+            self._pool.follow_kv_events()
         self.admission_decider = Decider(
             admission_policy(chosen.admission, chosen.admission_settings), decide_admissions
         )
@@ -208,10 +212,11 @@ class Controller:
     # --- choice of instances (the protocol that a session uses) ---
 
     def choose_prefill(self, placement: Placement, destination: Instance | None) -> Instance | None:
-        """Return the open prefill instance with the fewest requests, whose KV the destination, or some, can use.
+        """Return the open prefill instance that the policy chooses, whose KV the destination, or some, can use.
 
         None where the decode instance is to prefill.
         """
+        placement.computes_on = None
         adapter, tokens = placement.sampling.adapter, len(placement.prompt) + len(placement.output.tokens)
         decoding = [destination] if destination is not None else accepting(self._pool.decode_instances, ())
         decoding = decoding or self._pool.decode_instances
@@ -226,11 +231,24 @@ class Controller:
         # In a pool without separate prefill instances, moving the KV of every prompt would gain nothing.
         if not candidates or all(i.role == "both" for i in self._pool.instances):
             return None
-        order = self._prefills
-        chosen = min(candidates, key=lambda i: (_queue_length(i), order.get(i.name, 0)))
-        # Of equally busy instances, the one that was chosen longest ago.
-        order[chosen.name] = max(order.values(), default=0) + 1
+        computing: list[Instance] = []
+        # Requests that wait for memory come before this one.
+        if self._policy.sees_prefixes and not self._waiting:
+            able = (i for i in decoding if i.open and unfit(placement, i.state, None) is None)
+            computing = [i for i in able if has_room(i, tokens)]
+        try:
+            chosen, decodes = self.prefills.choose(placement, candidates, computing)
+        except Exception as error:
+            self._record_fault(self.prefills.decider, error)
+            return candidates[0]
+        if decodes:
+            placement.computes_on = chosen
+            return None
         return chosen
+
+    def prefill_ended(self, placement: Placement, instance: Instance, cached_tokens: int | None) -> None:
+        """Note that a chosen instance has answered, and how much of the prompt it had cached; None: it failed."""
+        self.prefills.ended(placement, instance, cached_tokens)
 
     async def admit(self, session: Session, exclude: set[str]) -> Instance:
         """Wait until the session is admitted to decode, and return the instance.
@@ -245,19 +263,36 @@ class Controller:
         recovers = not exclude and self._pool.may_become_ready(unable)
         timeout_s = self._config.maximum_wait_s if recovers else self._tuning.recovery_s
         exclude = exclude | unable
-        if not self._policy.queues_requests:
+        wanted = session.placement.computes_on
+        if wanted is not None and wanted.open and wanted.name not in exclude:
+            instance = await self._admit_to(session, wanted, exclude)
+        elif not self._policy.queues_requests:
             instance = await self._retry(lambda: self._dispatch(session, exclude | self._unable(session)), timeout_s)
             self.snapshots.publish_placed(session, instance)
         else:
             if exclude:
                 await self._retry(lambda: self._any_accepting(exclude), timeout_s)
             instance = await self._wait_for_admission(session, exclude)
+        self.prefills.note_sent(session.placement, instance)
         if self._policy.preempts_largest:
             median = self.snapshots.median_remaining(session)
             session.placement.priority = min(int(memory_time(float(session.tokens), median)), _LARGEST_PRIORITY)
         else:
             session.placement.priority = 0
         return instance
+
+    async def _admit_to(self, session: Session, wanted: Instance, exclude: set[str]) -> Instance:
+        """Admit a session to the instance that is to compute its prompt, or elsewhere if that has no room soon."""
+        if not self._policy.queues_requests:
+            self.snapshots.instance_loads.add(wanted, session.tokens)
+            self.snapshots.publish_placed(session, wanted)
+            return wanted
+        others = {i.name for i in self._pool.decode_instances if i is not wanted}
+        try:
+            async with asyncio.timeout(self._tuning.prefix_wait_s):
+                return await self._wait_for_admission(session, exclude | others)
+        except TimeoutError:
+            return await self._wait_for_admission(session, exclude)
 
     async def _any_accepting(self, exclude: set[str]) -> Instance | None:
         """Return some instance that takes work, if there is one."""
@@ -311,7 +346,7 @@ class Controller:
         return chosen
 
     def _record_fault(self, decider: Decider[Any, Any], error: Exception) -> None:
-        """Count a fault of dispatch or admission: of the policy, or in making its arguments."""
+        """Count a fault of prefill, dispatch or admission: of the policy, or in making its arguments."""
         if isinstance(error, DecisionError):
             decider.record_fault(error)
         else:
@@ -343,6 +378,8 @@ class Controller:
     def record_output(self, session: Session) -> None:
         """Record the length of an output that has ended or was given up, for what learns from it."""
         tokens, complete = len(session.emitted), session.output.finished
+        if session.instance is not None:
+            self.prefills.note_sent(session.placement, session.instance)
         self.snapshots.lengths.running = len(self._sessions)
         if tokens:
             self.snapshots.lengths.add(tokens, session.traits, was_cut=session.output.at_limit or not complete)
@@ -545,8 +582,3 @@ class Controller:
         except Exception as error:  # the policy saw an older state, or the migration failed: the request continues
             logger.info("did not migrate %s: %s", session.id, error)
             session.span.event("not migrated", {"ares.reason": str(error), "ares.target": target.name})
-
-
-def _queue_length(instance: Instance) -> int:
-    load = instance.state.telemetry
-    return load.running + load.waiting if load else 0

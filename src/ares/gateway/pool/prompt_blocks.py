@@ -37,13 +37,13 @@ class PromptBlocks:
 
     def __init__(self, adapter: str | None, cache_salt: str | None) -> None:
         self._root = root(adapter, cache_salt)
-        self._known: dict[int, tuple[int, list[bytes]]] = {}
+        self._known: dict[int, list[bytes]] = {}
 
-    def hashes(self, tokens: list[int], block_size: int) -> list[bytes]:
-        """Return the hash of each full block of `tokens`, which are those of the last call or begin with them."""
-        done, found = self._known.get(block_size, (0, []))
-        if len(tokens) - done >= block_size:
-            found = found + chain(tokens[done:], block_size, found[-1] if found else self._root)
-            done = len(found) * block_size
-            self._known[block_size] = done, found
-        return found
+    def hashes(self, prompt: list[int], output: list[int], block_size: int) -> list[bytes]:
+        """Return the hash of each full block; the output is that of the last call, or begins with it."""
+        known = self._known.setdefault(block_size, [])
+        done = len(known) * block_size
+        if len(prompt) + len(output) - done >= block_size:
+            rest = prompt[done:] + output[max(0, done - len(prompt)) :]
+            known += chain(rest, block_size, known[-1] if known else self._root)
+        return known

@@ -9,6 +9,7 @@ from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import Delta, EngineLostError, EngineRefusedError
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.likeness import Values
+from ares.gateway.pool.prompt_blocks import PromptBlocks
 from ares.gateway.session.fitness import unfit
 from ares.gateway.session.output import Output
 from ares.gateway.session.pending_call import PendingCall
@@ -51,6 +52,10 @@ class Placement:
         Of the session.
     choose_prefill
         Returns the instance to prefill on for a decode instance, None for any; None where that one is to prefill.
+    prefill_ended
+        Called when that instance has answered, with the tokens that it had cached; None where it failed.
+    computes_on
+        The decode instance that is to compute the tokens so far, because it has most of them cached; None: any.
     gateway
         Name of the gateway, with which all keys begin.
     maximum_attempts
@@ -75,14 +80,28 @@ class Placement:
     choose_prefill: Callable[["Placement", Instance | None], Instance | None]
     gateway: str
     maximum_attempts: int
+    prefill_ended: Callable[["Placement", Instance, int | None], None] = lambda *_: None
+    computes_on: Instance | None = None
     priority: int = 0
     began_with: Values | None = None
     cached_tokens: int | None = None
     pinned_kv: PinnedKV = field(default_factory=PinnedKV)
     pending_call: PendingCall = field(default_factory=PendingCall)
     span: Span = NO_SPAN
+    _blocks: PromptBlocks | None = None
     _nonce: str = field(default_factory=lambda: uuid.uuid4().hex[:10])
     _keys: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and output tokens so far."""
+        return len(self.prompt) + len(self.output.tokens)
+
+    def block_hashes(self, block_size: int) -> list[bytes]:
+        """Return the hash of each full block of the tokens so far (pool/prompt_blocks.py)."""
+        if self._blocks is None:
+            self._blocks = PromptBlocks(self.sampling.adapter, self.sampling.cache_salt)
+        return self._blocks.hashes(self.prompt, self.output.tokens, block_size)
 
     @property
     def newest_key(self) -> str:
@@ -116,9 +135,14 @@ class Placement:
                     if delta.finish_reason == "abort":  # an engine that shuts down answers so
                         raise EngineLostError("the prefill instance aborted the request")
             except (EngineLostError, EngineRefusedError) as error:
+                self.prefill_ended(self, instance, None)
                 self.pinned_kv.free()
                 instance.record_failure(error)
                 continue
+            except BaseException:
+                self.prefill_ended(self, instance, None)
+                raise
+            self.prefill_ended(self, instance, _cached_tokens(answered))
             self.pinned_kv.confirm()
             self._note_settings(instance)
             kv_transfer_params = self._without_cached_tokens(answered)
@@ -213,3 +237,9 @@ class Placement:
             raise
         self._note_settings(instance)
         return Segment(instance, key, len(emitted), stream, pin, span)
+
+
+def _cached_tokens(answered: dict[str, Any] | None) -> int:
+    """Return how many tokens of its prompt a prefill instance had cached."""
+    cached = (answered or {}).get(fields.CACHED_TOKENS)
+    return cached if isinstance(cached, int) and cached > 0 else 0

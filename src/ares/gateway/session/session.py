@@ -35,6 +35,10 @@ class InstanceSelector(Protocol):
         """Return the instance to prefill on for a decode instance, None for any; None where that one is to prefill."""
         ...
 
+    def prefill_ended(self, placement: Placement, instance: Instance, cached_tokens: int | None) -> None:
+        """Note that a chosen instance has answered, and how much of the prompt it had cached; None: it failed."""
+        ...
+
     async def admit(self, session: "Session", exclude: set[str]) -> Instance:
         """Wait until the session is admitted to decode, and return where; NoInstanceError where none takes it."""
         ...
@@ -122,6 +126,7 @@ class Session:
             sampling=sampling,
             output=self.output,
             choose_prefill=selector.choose_prefill,
+            prefill_ended=selector.prefill_ended,
             gateway=gateway,
             maximum_attempts=maximum_attempts,
             pinned_kv=PinnedKV(tuning.pinned_kv_kept_s),

@@ -1,0 +1,173 @@
+"""Where a prompt is computed: what the prefill policy is asked, and what follows from its answer."""
+
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from ares.gateway.control.decider import Decider
+from ares.gateway.control.prefill_queue import PrefillQueue
+from ares.gateway.pool.instance import Instance
+from ares.gateway.session.placement import Placement
+from ares.policy import Places, Prefill, choose_place
+
+# Seconds of a prompt's token, until an instance has computed some prompts.
+_TOKEN_BEFORE_FIT_S = 1e-4
+# Objective of the time per token where none is set: so many times a step at full memory.
+_TPOT_IN_FULL_STEPS = 1.5
+
+
+class PrefillChoice:
+    """Asks one prefill policy.
+
+    Parameters
+    ----------
+    policy
+        The policy.
+    tpot_s
+        Objective of the time per token; None: by the instance's steps.
+
+    Attributes
+    ----------
+    decider
+        Counts the faults of the policy.
+    """
+
+    def __init__(self, policy: Prefill, tpot_s: float | None) -> None:
+        self.decider: Decider[Prefill, int | None] = Decider(policy, choose_place)
+        self._policy = policy
+        self._tpot_s = tpot_s
+        self._queues: WeakKeyDictionary[Instance, PrefillQueue] = WeakKeyDictionary()
+
+    def choose(
+        self, placement: Placement, prefilling: list[Instance], decoding: list[Instance]
+    ) -> tuple[Instance, bool]:
+        """Return the instance that computes a prompt, and whether it is one of `decoding`, which may be empty.
+
+        Raises
+        ------
+        DecisionError
+            The policy failed.
+        """
+        tokens = placement.tokens
+        if not self._policy.sees_prefixes:
+            index = choose_place(self._policy, _by_requests(prefilling), tokens)
+            return prefilling[index or 0], False
+        instances = [*prefilling, *decoding]
+        places = self._places(placement, instances, len(prefilling))
+        index = choose_place(self._policy, places, tokens) or 0
+        chosen = instances[index]
+        uncached = max(1, tokens - int(places.cached_tokens[index]))
+        takes_s = (uncached + int(places.queued_tokens[index])) * places.token_s[index] + places.step_s[index]
+        # The end of a prompt on a decode instance is not reported.
+        self._queue(chosen).begin(id(placement), uncached, takes_s if places.decodes[index] else float("inf"))
+        self.note_sent(placement, chosen)
+        return chosen, index >= len(prefilling)
+
+    def ended(self, placement: Placement, instance: Instance, cached_tokens: int | None) -> None:
+        """Note that a prefill instance has answered, and how much it had cached; None: it failed."""
+        if self._policy.sees_prefixes:
+            computed = None if cached_tokens is None else max(1, placement.tokens - cached_tokens)
+            self._queue(instance).end(id(placement), computed)
+
+    def note_sent(self, placement: Placement, instance: Instance) -> None:
+        """Note that an instance has, or will soon have, the KV of all tokens so far."""
+        if self._policy.sees_prefixes:
+            cached = instance.state.cached
+            cached.sent(placement.block_hashes(cached.block_size))
+
+    def _queue(self, instance: Instance) -> PrefillQueue:
+        return self._queues.setdefault(instance, PrefillQueue())
+
+    def _places(self, placement: Placement, instances: Sequence[Instance], prefilling: int) -> Places:
+        queues = [self._queue(instance) for instance in instances]
+        times = [queue.coefficients for queue in queues]
+        known = [one for one in times if one is not None] or [(0.0, _TOKEN_BEFORE_FIT_S)]
+        # An instance that has not computed any prompt counts as the mean of the others.
+        usual = np.mean(known, axis=0)
+        fitted = np.array([usual if one is None else one for one in times])
+        decodes = np.arange(len(instances)) >= prefilling
+        steps = [_step_s(i) if d else 0.0 for i, d in zip(instances, decodes, strict=True)]
+        slack = [self._slack_s(i, s) if d else 0.0 for i, s, d in zip(instances, steps, decodes, strict=True)]
+        lengths = [max(_queue_length(i), len(queue)) for i, queue in zip(instances, queues, strict=True)]
+        return Places(
+            instances=tuple(i.name for i in instances),
+            open=np.ones(len(instances), dtype=np.bool_),
+            requests=np.array(lengths, dtype=np.int64),
+            cached_tokens=np.array([_cached_tokens(placement, i) for i in instances], dtype=np.int64),
+            queued_tokens=np.array([_queued_tokens(i, q) for i, q in zip(instances, queues, strict=True)]),
+            base_s=fitted[:, 0],
+            token_s=fitted[:, 1],
+            decodes=decodes,
+            step_s=np.array(steps),
+            slack_s=np.array(slack),
+            transfer_s=_transfer_s(instances[prefilling:]),
+        )
+
+    def _slack_s(self, instance: Instance, step_s: float) -> float:
+        """Return by how much a step may become longer; 0 while that is not known."""
+        objective_s, fitted = self._tpot_s, instance.state.step_time.coefficients
+        if objective_s is None:
+            if fitted is None:
+                return 0.0
+            objective_s = _TPOT_IN_FULL_STEPS * float(fitted[0] + fitted[2] * instance.state.capacity_tokens)
+        return max(0.0, objective_s - step_s)
+
+
+def has_room(instance: Instance, tokens: int) -> bool:
+    """Whether a decode instance has free KV for so many tokens, and lets no request wait."""
+    load, hello = instance.state.telemetry, instance.state.hello
+    if load is None or hello is None or load.waiting:
+        return False
+    return instance.state.free_blocks * hello.block_size > 2 * tokens
+
+
+def _by_requests(instances: list[Instance]) -> Places:
+    """Return places for a policy that sees no more than the number of requests."""
+    none = np.zeros(len(instances))
+    return Places(
+        instances=tuple(i.name for i in instances),
+        open=np.ones(len(instances), dtype=np.bool_),
+        requests=np.array([_queue_length(i) for i in instances], dtype=np.int64),
+        cached_tokens=none.astype(np.int64),
+        queued_tokens=none.astype(np.int64),
+        base_s=none,
+        token_s=none,
+        decodes=none.astype(np.bool_),
+        step_s=none,
+        slack_s=none,
+    )
+
+
+def _queue_length(instance: Instance) -> int:
+    load = instance.state.telemetry
+    return load.running + load.waiting if load else 0
+
+
+def _queued_tokens(instance: Instance, queue: PrefillQueue) -> int:
+    """Return the tokens that are still to be computed; requests of other gateways count as ours do in the mean."""
+    others = _queue_length(instance) - len(queue) if instance.role == "prefill" else 0
+    mean = queue.tokens // len(queue) if len(queue) else 0
+    return queue.tokens + max(0, others) * mean
+
+
+def _cached_tokens(placement: Placement, instance: Instance) -> int:
+    """Return the tokens that are cached; the last one is computed in any case (v1/core/kv_cache_manager.py, 0.32)."""
+    cached = instance.state.cached
+    blocks = cached.leading(placement.block_hashes(cached.block_size))
+    return min(blocks, (placement.tokens - 1) // cached.block_size) * cached.block_size
+
+
+def _step_s(instance: Instance) -> float:
+    load = instance.state.telemetry
+    return load.step_time_s if load is not None and load.running else 0.0
+
+
+def _transfer_s(instances: Sequence[Instance]) -> float:
+    """Return the seconds that the KV of one token takes to a decode instance; 0 before anything was pulled."""
+    seconds = [
+        i.state.hello.token_bytes / i.state.telemetry.pull_bytes_per_s
+        for i in instances
+        if i.state.hello is not None and i.state.telemetry is not None and i.state.telemetry.pull_bytes_per_s
+    ]
+    return float(np.mean(seconds)) if seconds else 0.0
