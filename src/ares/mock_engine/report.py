@@ -218,6 +218,7 @@ def metrics(instance: Reported) -> str:
     """Return the body of `/metrics`: the gauges of vLLM's that matter here, and our own that name the mock engine."""
     model = instance.settings.model.replace("\\", r"\\").replace('"', r"\"")
     label = f'{{model_name="{model}",engine="0"}}'
+    computed = f'{{model_name="{model}",engine="0",source="local_compute"}}'
     batch, counts = instance.batch, instance.counters
     running = sum(request.state == "running" for request in instance.requests.values())
     values = [
@@ -226,6 +227,7 @@ def metrics(instance: Reported) -> str:
         ("vllm:kv_cache_usage_perc", "gauge", label, 1 - batch.free / batch.total),
         ("vllm:num_preemptions_total", "counter", label, batch.preemptions),
         ("vllm:generation_tokens_total", "counter", label, counts.tokens),
+        ("vllm:prompt_tokens_by_source_total", "counter", computed, batch.prompt_tokens),
         ("ares:mock_engine", "gauge", f'{{profile="{instance.settings.profile.name}"}}', 1),
         ("ares:mock_engine_speed", "gauge", "", instance.settings.speed),
         ("ares:mock_engine_lag_seconds_total", "counter", "", counts.lag_s),

@@ -1,4 +1,4 @@
-"""Placement by what is cached, over mock engines with prefix caches: turns of a chat compute what is new, and no more."""
+"""Placement by what is cached, over mock engines with prefix caches: turns of a chat compute what is new."""
 
 import contextlib
 from collections.abc import AsyncIterator

@@ -15,7 +15,8 @@ from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from ares import extras
 from ares.bench import sse
 from ares.bench.environment import describe, write
-from ares.bench.live import client, load, saved, summary
+from ares.bench.live import client, load, multi_turn, saved, summary
+from ares.bench.live.conversations import conversations
 from ares.bench.options import JsonFile, Model, Port, Simulate
 from ares.engine.defaults import local_flags
 from ares.local_cluster import cluster as local
@@ -72,7 +73,10 @@ def command(
     ] = (PRESETS),
     prompts: Annotated[list[Path] | None, typer.Option(help="Prompt files (JSONL or text) for real engines.")] = None,
     simulate: Simulate = None,
-    workload: Annotated[str, typer.Option(help="With --simulate: a synthetic workload or a trace file.")] = "chat",
+    workload: Annotated[
+        str,
+        typer.Option(help="With --simulate: a synthetic workload or a trace file. And on any engines: multi-turn."),
+    ] = "chat",
     load_factor: Annotated[
         float, typer.Option("--load", help="With --simulate: load as a multiple of capacity.")
     ] = 1.0,
@@ -125,6 +129,27 @@ def command(
             live_preset(name)
     except ValueError as error:
         exit_with_error(str(error))
+    if workload == multi_turn.NAME:
+        given = {"--prompts": prompts, "--runs": runs_file, "--report": report, "--predictor": predictor}
+        if without := [flag for flag, value in given.items() if value]:
+            exit_with_error(f"{without[0]} has no effect with --workload {workload}: leave it out")
+        longest = multi_turn.LONGEST if simulate else max_model_len
+        chats = [conversations(requests, rate, longest, each) for each in range(seed, seed + rounds)]
+        flags = ["--enable-prefix-caching"] + (["--kv-tokens", str(kv_tokens)] if kv_tokens else [])
+        engines = ["--kv-cache-memory-bytes", kv_bytes, "--max-model-len", str(max_model_len), "--dtype", dtype]
+        shape = local.ClusterSettings(
+            model=model,
+            prefill=prefill,
+            decode=decode,
+            preset=names[0],
+            port=port,
+            simulate=simulate,
+            vllm_flags=tuple(local_flags(engines) if simulate is None else flags),
+            gateway_flags=("--slo-ttft-s", str(slo_ttft), "--slo-tpot-s", str(slo_tpot)),
+        )
+        described = {"model": model, "engines": f"mock: {simulate}" if simulate else "vLLM", "rate": rate}
+        multi_turn.run(shape, names, chats, described, json_file)
+        return
     if simulate is None and not prompts:
         exit_with_error("give --prompts FILE for real engines, or --simulate PROFILE")
     loads: list[list[load.Planned]] = []  # another one for each round
