@@ -192,6 +192,8 @@ PRESETS: dict[str, Preset] = {
     "ares-suspension": Preset(dispatch="forecast", admission="forecast", admission_settings=_SUSPENDING),
     "ares-rebalance": Preset(rebalance="ares"),
     "ares": Preset(dispatch="forecast", admission="forecast", rebalance="ares", admission_settings=_SUSPENDING),
+    # Prompts are computed where that takes the least time, by what is cached and queued.
+    "least-time": Preset(prefill="least_time"),
     # And with prompts computed where that takes the least time.
     "ares-prefix": Preset(
         prefill="least_time",

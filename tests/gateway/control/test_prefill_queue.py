@@ -1,0 +1,50 @@
+"""What is queued on an instance, and the fitted time of a prompt."""
+
+import pytest
+
+from ares.gateway.control import prefill_queue
+from ares.gateway.control.prefill_queue import PrefillQueue
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(prefill_queue, "time", made)
+    return made
+
+
+def test_what_was_sent_is_queued_until_it_ends(clock: Clock) -> None:
+    queue = PrefillQueue()
+    queue.begin(1, 100)
+    queue.begin(2, 50, expires_s=3.0)
+    assert (len(queue), queue.tokens) == (2, 150)
+    clock.now += 3.0
+    assert (len(queue), queue.tokens) == (1, 100)
+    queue.end(1, None)
+    queue.end(7, 20)
+    assert (len(queue), queue.tokens, queue.coefficients) == (0, 0, None)
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_the_time_of_a_prompt_is_that_after_the_one_before(clock: Clock, together: int) -> None:
+    """Prompts queue behind each other, and some are computed in one step."""
+    queue, number = PrefillQueue(), 0
+    for size in range(100, 1300, 40):
+        for one in range(together):
+            queue.begin(number + one, size)
+        clock.now += 0.01 + 1e-3 * size * together
+        for one in range(together):
+            queue.end(number + one, size)
+            clock.now += 1e-4
+        number += together
+    fitted = queue.coefficients
+    assert fitted is not None
+    assert fitted == (pytest.approx(0.01, rel=0.2), pytest.approx(1e-3, rel=0.05))
