@@ -58,6 +58,9 @@ class Cluster:
         Whether a request may be moved only where its instance would otherwise run out of memory (oom_avoidance.py),
         because an operator's command has just moved it there, shape (R,); such a row is not `movable`. None: there is
         no such request.
+    cached_tokens
+        For a decision about one request: how many of its tokens, from the first on, each instance has cached, shape
+        (I,). None: unknown, or of no interest.
     """
 
     instances: tuple[str, ...]
@@ -78,6 +81,7 @@ class Cluster:
     block_tokens: int = 1
     commanded: BoolArray | None = None
     stall_s: float = 0.1
+    cached_tokens: IntArray | None = None
 
     def load_tokens(self) -> IntArray:
         """Tokens of each instance, promised ones included, shape (I,)."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from ares.policy.admission import ADMISSIONS, Admission, ForecastSettings, admission_policy
 from ares.policy.dispatch import DISPATCHERS, Dispatch, dispatcher
+from ares.policy.dispatch.least_loaded import LeastLoadedSettings
 from ares.policy.prefill import PREFILLS, Prefill, prefill_policy
 from ares.policy.rebalance import REBALANCERS, Rebalance, rebalancer
 from ares.policy.registering import REGISTRIES
@@ -86,7 +87,7 @@ class Preset:
     @property
     def sees_prefixes(self) -> bool:
         """Whether it matters where prompts are cached."""
-        return PREFILLS[self.prefill].sees_prefixes
+        return PREFILLS[self.prefill].sees_prefixes or DISPATCHERS[self.dispatch].sees_prefixes(self.dispatch_settings)
 
     @property
     def cooldown_s(self) -> float:
@@ -193,7 +194,7 @@ PRESETS: dict[str, Preset] = {
     "ares-rebalance": Preset(rebalance="ares"),
     "ares": Preset(dispatch="forecast", admission="forecast", rebalance="ares", admission_settings=_SUSPENDING),
     # Prompts are computed where that takes the least time, by what is cached and queued.
-    "least-time": Preset(prefill="least_time"),
+    "least-time": Preset(prefill="least_time", dispatch_settings=LeastLoadedSettings(cached_weight=1.0)),
     # And with prompts computed where that takes the least time.
     "ares-prefix": Preset(
         prefill="least_time",

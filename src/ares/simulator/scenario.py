@@ -65,12 +65,14 @@ class Scenario:
         try:
             plugins.load(self.policies)  # in each process of a sweep
             chosen = plugins.preset(name).altered(self.dispatch, self.admission, self.rebalance)
-            if chosen.prefill != Preset().prefill:
+            chosen = with_settings(chosen, self.settings)
+            if chosen.sees_prefixes or chosen.prefill != Preset().prefill:
                 raise ValueError(
-                    f"prefill {chosen.prefill} needs prompts, and the simulator knows their lengths alone; compare it "
-                    "on mock engines: ares bench live --simulate PROFILE --workload multi-turn"
+                    f"prefill {chosen.prefill} with dispatch {chosen.dispatch} needs prompts, and the simulator knows "
+                    "their lengths alone; compare it on mock engines: "
+                    "ares bench live --simulate PROFILE --workload multi-turn"
                 )
-            return with_settings(chosen, self.settings)
+            return chosen
         except ValueError as error:
             raise ValueError(f"preset {name}: {error}" if name in PRESETS else str(error)) from None
 

@@ -60,8 +60,9 @@ async def chat(gateway: Gateway, cluster: Cluster, turns: int) -> list[int]:
     return found
 
 
-async def test_later_turns_compute_what_is_new(model_folder: Path) -> None:
-    async with serve(model_folder, "ares-prefix") as (gateway, cluster):
+@pytest.mark.parametrize("preset", ["ares-prefix", "least-time"])
+async def test_later_turns_compute_what_is_new(model_folder: Path, preset: str) -> None:
+    async with serve(model_folder, preset) as (gateway, cluster):
         first, *later = await chat(gateway, cluster, 4)
         assert first <= 400 + BLOCK
         assert all(tokens <= 50 + 2 * BLOCK for tokens in later), later

@@ -11,8 +11,9 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from ares.gateway.control import lengths
 from ares.gateway.control.compile_ahead import compile_ahead
 from ares.gateway.control.decider import Decider
 from ares.gateway.control.lease import Lease
-from ares.gateway.control.prefill_choice import PrefillChoice, has_room
+from ares.gateway.control.prefill_choice import PrefillChoice, Queues, cached_tokens, has_room
 from ares.gateway.control.snapshot import ClusterSnapshot, SnapshotBuilder, accepting
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.pool import Pool
@@ -134,6 +135,7 @@ class Controller:
         self._migrate, self._spawn = migrate, spawn
         self._waiting: dict[str, _Waiting] = {}
         self._changed = asyncio.Event()
+        self._prefill_queues: Queues = WeakKeyDictionary()
         # Tasks of the moves and suspensions that the newest decision has started.
         self._started: list[asyncio.Task[Any]] = []
         self._dispatching = asyncio.Lock()
@@ -165,7 +167,8 @@ class Controller:
             lengths.prepare()
             self.snapshots.lengths.compile()
         self.dispatch_decider = Decider(dispatcher(chosen.dispatch, chosen.dispatch_settings), choose_instance)
-        self.prefills = PrefillChoice(prefill_policy(chosen.prefill, chosen.prefill_settings), self._config.slo_tpot_s)
+        prefill = prefill_policy(chosen.prefill, chosen.prefill_settings)
+        self.prefills = PrefillChoice(prefill, self._config.slo_tpot_s, self._prefill_queues)
         if chosen.sees_prefixes:
             self._pool.follow_kv_events()
         self.admission_decider = Decider(
@@ -329,6 +332,9 @@ class Controller:
                     if policy.sees_requests
                     else self.snapshots.build_loads(others, exclude)
                 )
+                if policy.sees_prefixes(policy.settings):
+                    cached = cached_tokens(session.placement, snapshot.instances)
+                    snapshot = replace(snapshot, cluster=replace(snapshot.cluster, cached_tokens=cached))
                 remaining = np.array(self.snapshots.remaining(session, None)) if policy.predicts else None
                 memory = policy.memory()
                 index = await decider.decide(

@@ -1,7 +1,6 @@
 """Where a prompt is computed: what the prefill policy is asked, and what follows from its answer."""
 
-from collections.abc import Sequence
-from weakref import WeakKeyDictionary
+from collections.abc import MutableMapping, Sequence
 
 import numpy as np
 
@@ -10,11 +9,13 @@ from ares.gateway.control.prefill_queue import PrefillQueue
 from ares.gateway.pool.instance import Instance
 from ares.gateway.session.placement import Placement
 from ares.policy import Places, Prefill, choose_place
+from ares.policy.cluster import IntArray
 
 # Seconds of a prompt's token, until an instance has computed some prompts.
 _TOKEN_BEFORE_FIT_S = 1e-4
 # Objective of the time per token where none is set: so many times a step at full memory.
 _TPOT_IN_FULL_STEPS = 1.5
+Queues = MutableMapping[Instance, PrefillQueue]
 
 
 class PrefillChoice:
@@ -26,6 +27,8 @@ class PrefillChoice:
         The policy.
     tpot_s
         Objective of the time per token; None: by the instance's steps.
+    queues
+        What each instance has to compute, and how fast it does; kept from one policy to the next.
 
     Attributes
     ----------
@@ -33,11 +36,11 @@ class PrefillChoice:
         Counts the faults of the policy.
     """
 
-    def __init__(self, policy: Prefill, tpot_s: float | None) -> None:
+    def __init__(self, policy: Prefill, tpot_s: float | None, queues: Queues) -> None:
         self.decider: Decider[Prefill, int | None] = Decider(policy, choose_place)
         self._policy = policy
         self._tpot_s = tpot_s
-        self._queues: WeakKeyDictionary[Instance, PrefillQueue] = WeakKeyDictionary()
+        self._queues = queues
 
     def choose(
         self, placement: Placement, prefilling: list[Instance], decoding: list[Instance]
@@ -94,7 +97,7 @@ class PrefillChoice:
             instances=tuple(i.name for i in instances),
             open=np.ones(len(instances), dtype=np.bool_),
             requests=np.array(lengths, dtype=np.int64),
-            cached_tokens=np.array([_cached_tokens(placement, i) for i in instances], dtype=np.int64),
+            cached_tokens=cached_tokens(placement, instances),
             queued_tokens=np.array([_queued_tokens(i, q) for i, q in zip(instances, queues, strict=True)]),
             base_s=fitted[:, 0],
             token_s=fitted[:, 1],
@@ -151,11 +154,16 @@ def _queued_tokens(instance: Instance, queue: PrefillQueue) -> int:
     return queue.tokens + max(0, others) * mean
 
 
-def _cached_tokens(placement: Placement, instance: Instance) -> int:
-    """Return the tokens that are cached; the last one is computed in any case (v1/core/kv_cache_manager.py, 0.32)."""
-    cached = instance.state.cached
-    blocks = cached.leading(placement.block_hashes(cached.block_size))
-    return min(blocks, (placement.tokens - 1) // cached.block_size) * cached.block_size
+def cached_tokens(placement: Placement, instances: Sequence[Instance]) -> IntArray:
+    """Return how many of the tokens so far each instance is thought to have cached.
+
+    The last one is computed in any case (v1/core/kv_cache_manager.py, 0.32).
+    """
+    found = np.zeros(len(instances), dtype=np.int64)
+    for number, cached in enumerate(instance.state.cached for instance in instances):
+        blocks = cached.leading(placement.block_hashes(cached.block_size))
+        found[number] = min(blocks, (placement.tokens - 1) // cached.block_size) * cached.block_size
+    return found
 
 
 def _step_s(instance: Instance) -> float:

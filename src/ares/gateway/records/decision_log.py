@@ -154,7 +154,7 @@ def _plain(value: Any) -> Any:
 
 
 _INTEGER_ARRAYS = {"capacity_tokens", "promised_tokens", "location", "resident_tokens"}
-_INTEGER_ARRAYS |= {"generated", "tokens", "rank"}
+_INTEGER_ARRAYS |= {"generated", "tokens", "rank", "cached_tokens"}
 _BOOLEAN_ARRAYS = {"open", "movable", "commanded", "suspended", "excluded"}
 _NO_ARRAYS = {"instances", "requests", "levels", "transfer_bytes_s", "token_bytes", "block_tokens", "stall_s"}
 
@@ -178,7 +178,7 @@ def _arrays(read: dict[str, Any]) -> dict[str, Any]:
 MAXIMUM_TOKENS, _MAXIMUM_SETTING, _MAXIMUM_POINTS = 1 << 53, 1e6, 10_000
 _LARGEST_BLOCK = 1 << 16
 _STEP_TIME_MODEL = ("step_base_s", "step_request_s", "step_token_s")
-_OF_INSTANCES = ("capacity_tokens", "promised_tokens", "open", *_STEP_TIME_MODEL)
+_OF_INSTANCES = ("capacity_tokens", "promised_tokens", "open", "cached_tokens", *_STEP_TIME_MODEL)
 _OF_REQUESTS = ("location", "resident_tokens", "movable", "commanded")
 Settings = TypeVar("Settings")
 

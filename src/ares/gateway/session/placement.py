@@ -122,7 +122,10 @@ class Placement:
         last = sampling.maximum_tokens - len(emitted) == 1
         for _ in range(self.maximum_attempts):
             instance = self.choose_prefill(self, destination)
-            if instance is None or (emitted and instance.state.lacks(sampling.needs)):
+            if instance is None:
+                break
+            if emitted and instance.state.lacks(sampling.needs):
+                self.prefill_ended(self, instance, None)
                 break
             key = self.next_key()
             if not last:

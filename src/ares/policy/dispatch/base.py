@@ -39,6 +39,11 @@ class Dispatch(Policy):
                 if name not in vars(cls):
                     setattr(cls, name, usual)
 
+    @classmethod
+    def sees_prefixes(cls, settings: Any) -> bool:
+        """Return whether it looks at `Cluster.cached_tokens` with these settings; otherwise there are none."""
+        return False
+
     def choose(self, cluster: Cluster, tokens: int, remaining: FloatArray | None) -> int | None:
         """Return the index of an open instance, or None where there is none.
 
