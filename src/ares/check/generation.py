@@ -27,6 +27,9 @@ class Chosen:
         """Return the instance to prefill on."""
         return self._prefill
 
+    def prefill_ended(self, _: Placement, __: Instance, ___: int | None) -> None:
+        """Nothing is learned from it."""
+
     async def admit(self, _: Session, exclude: set[str]) -> Instance:
         """Return the instance to decode on; NoInstanceError where it did not take the output."""
         if self._decode.name in exclude or not self._decode.open:
