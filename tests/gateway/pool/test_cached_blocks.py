@@ -126,7 +126,8 @@ def test_missing_batches_are_asked_for_once_and_then_applied_in_order(monkeypatc
     assert blocks.receive(messages.KvEvents(2, 0, [third])) == messages.FollowKvEvents(1)
     assert blocks.receive(messages.KvEvents(0, 0, [first, second, third])) is None
     assert blocks.receive(messages.KvEvents(1, 0, [second])) is None
-    assert (blocks.leading(hashes()), blocks.replays, blocks.lost) == (3, 2, 0)
+    assert blocks.leading(hashes()) == 3
+    assert blocks.status == {"blocks": 3, "publishes": True, "replays": 2, "lost": 0, "ignored_blocks": 0}
 
 
 def test_what_is_lost_for_good_is_forgotten() -> None:

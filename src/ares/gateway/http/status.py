@@ -84,6 +84,7 @@ def _instance(instance: Instance, sessions: int, left: int | None) -> dict[str, 
             "steps": load.steps,
             "busy_s": load.busy_s,
             "block_size": hello.block_size,
+            "prefix_cache": instance.state.cached.status,
             "max_num_seqs": hello.max_num_seqs,
             "max_num_batched_tokens": hello.max_num_batched_tokens,
             "step_time_coefficients": None

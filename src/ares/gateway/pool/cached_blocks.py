@@ -58,6 +58,17 @@ class CachedBlocks:
     def __len__(self) -> int:
         return len(self._stored) + len(self._sent)
 
+    @property
+    def status(self) -> dict[str, int | bool]:
+        """What operators are shown: blocks that are thought to be cached, and how their events came."""
+        return {
+            "blocks": len(self),
+            "publishes": self.publishes,
+            "replays": self.replays,
+            "lost": self.lost,
+            "ignored_blocks": self.ignored,
+        }
+
     # --- what is asked ---
 
     def leading(self, hashes: Sequence[bytes]) -> int:
