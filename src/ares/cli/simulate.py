@@ -395,6 +395,45 @@ def validate(
 
 
 @app.command()
+def prefixes(
+    trace: Annotated[Path, typer.Option(help="A trace that names the blocks of its prompts: Mooncake, Bailian.")],
+    profile: ProfileName = "r1-qwen-7b-80gb",
+    instances: Annotated[int, typer.Option(min=1, help="Prefill instances.")] = 4,
+    policies: Annotated[str, typer.Option(help="Prefill policies, separated by commas.")] = (
+        "round_robin,fewest_requests,longest_prefix,least_time"
+    ),
+    loads: Annotated[str, typer.Option(help="Loads, separated by commas; 1: busy if nothing is cached.")] = (
+        "0.5,0.75,1,1.25,1.5"
+    ),
+    requests: Annotated[int | None, typer.Option(min=2, help="Only so many, from the first on.")] = None,
+    json_path: Out = None,
+) -> None:
+    """Compare prefill policies on instances with prefix caches: hit rates, and times to the first token."""
+    with user_errors():
+        from ares.simulator import metrics, prefix_caches
+        from ares.simulator.profile import load_profile
+        from ares.traces.prompt_blocks import read_prompts
+
+        wanted = [float(one) for one in loads.split(",")]
+        if not all(0 < one < math.inf for one in wanted):
+            raise ValueError(f"--loads {loads}: give positive numbers, separated by commas")
+        engine = load_profile(profile)
+        prompts, block_tokens = read_prompts(trace, requests)
+        result = prefix_caches.compare(prompts, block_tokens, engine, instances, policies.split(","), wanted)
+        result |= {"trace": trace.name, "profile": engine.name, "instances": instances}
+        if json_path is not None:
+            write_json(result | {"provenance": metrics.provenance()}, json_path)
+        if str(json_path) != "-":
+            columns = ("load", "hit rate\n%", "TTFT\np50 s", "TTFT\np99 s")
+            title = f"{len(prompts)} prompts; one endless cache: {100 * result['ideal_hit_rate']:.1f} %"
+            table = tables.table("prefill", *columns, title=title)
+            for run in result["runs"]:
+                times = (f"{run['ttft_s']['p50']:.3f}", f"{run['ttft_s']['p99']:.3f}")
+                table.add_row(run["prefill"], f"{run['load']:g}", f"{100 * run['hit_rate']:.1f}", *times)
+            tables.show(table)
+
+
+@app.command()
 def scale(
     profile: Annotated[str, typer.Option(help="A calibrated profile that names its hardware.")],
     out: Annotated[Path, typer.Option(help="Write the scaled profile here.")],

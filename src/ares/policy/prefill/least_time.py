@@ -24,10 +24,14 @@ class LeastTimeSettings:
         Whether decode instances may compute prompts.
     delay_weight
         What a second counts by which a running request is delayed, relative to one of the first token's.
+    work_weight
+        What a second of work counts beyond its own, for each prompt that waits on a prefill instance in the mean: the
+        prompts that come meanwhile wait for it. 0: not at all, and under overload less of what is cached is found.
     """
 
     on_decode: bool = True
     delay_weight: float = 0.2
+    work_weight: float = 3.0
 
     def __post_init__(self) -> None:
         in_range(self)
@@ -60,5 +64,9 @@ class LeastTime(InTurns):
         queue_s = places.queued_tokens * places.token_s
         prefill = places.base_s + to_move * places.transfer_s
         decode = places.step_s + self.settings.delay_weight * places.requests * own_s
-        cost: FloatArray = queue_s + own_s + np.where(places.decodes, decode, prefill)
+        # Whoever comes while prompts are queued waits for this one's work too, wherever it is computed.
+        prefilling = places.requests[~places.decodes]
+        waiting = float(prefilling.mean()) if len(prefilling) else 0.0
+        work_s = (1.0 + self.settings.work_weight * waiting) * own_s
+        cost: FloatArray = queue_s + work_s + np.where(places.decodes, decode, prefill)
         return cost
