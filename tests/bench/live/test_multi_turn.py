@@ -38,6 +38,7 @@ def test_figures_of_a_run() -> None:
 
     found = figures("ares", load, [[seen(0, 0.5, 110), seen(1, 0.1, 132)], [seen(0, 9.0, 110, "it broke")]], 160.0)
     assert (found["turns"], found["failed"], found["prompt_tokens"]) == (4, 1, 242)
+    assert found["errors"] == ["it broke"]
     assert found["ttft_first_turns_s"]["p50"] == pytest.approx(0.5)
     assert found["ttft_later_turns_s"]["p99"] == pytest.approx(0.1)
     assert found["share_computed"] == pytest.approx(160 / 242)

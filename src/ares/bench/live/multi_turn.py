@@ -28,6 +28,8 @@ LONGEST = 8192
 PRESETS = "static-rr,static-least-loaded,static-prefix,ares,ares-prefix"
 # Before the start, so that the first conversations are not late.
 _LEAD_S = 0.5
+# Of a run, that are listed.
+_ERRORS = 5
 _COMPUTED = re.compile(
     r'^vllm:prompt_tokens_by_source(?:_total)?\{[^}]*source="local_compute"[^}]*\} (\S+)$', re.MULTILINE
 )
@@ -68,6 +70,7 @@ def figures(preset: str, load: list[Conversation], seen: list[list[Observed]], c
         "preset": preset,
         "turns": sum(len(one.turns) for one in load),
         "failed": sum(one.error is not None for turns in seen for one in turns),
+        "errors": sorted({one.error for turns in seen for one in turns if one.error is not None})[:_ERRORS],
         "ttft_first_turns_s": percentiles([turns[0].ttft_s for turns in seen if turns[0].error is None], 50, 99),
         "ttft_later_turns_s": percentiles([one.ttft_s for one in later], 50, 99),
         "tpot_s": percentiles([one.tpot_s for one in came if len(one.tokens) > 1], 50, 99),
