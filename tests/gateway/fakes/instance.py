@@ -242,7 +242,7 @@ class SteeredServer(Server):
         faults = self.fake.faults
         connection.work = request
         self.fake.asked.append(json.loads(request.body))
-        self.fake.asked_within[self.fake.asked[-1]["request_id"]] = request.traceparent.decode()
+        self.fake.asked_within[self.fake.asked[-1].get("request_id", "")] = request.traceparent.decode()
         if faults.hang:
             return
         if faults.answer_after_s:

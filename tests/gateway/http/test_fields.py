@@ -54,11 +54,9 @@ async def observed(service: Service, body: dict[str, Any], *, chat: bool, monkey
     objectives: list[Objective] = []
     generate = service.gateway.generate
 
-    async def noted(
-        name: str, prompt: list[int], sampling: Any, emit: Any, objective: Objective, reasoning_tokens: Any
-    ) -> None:
+    async def noted(name: str, prompt: list[int], sampling: Any, emit: Any, objective: Objective, *others: Any) -> None:
         objectives.append(objective)
-        await generate(name, prompt, sampling, emit, objective, reasoning_tokens)
+        await generate(name, prompt, sampling, emit, objective, *others)
 
     before = [len(fake.asked) for fake in service.fakes]
     with monkeypatch.context() as patch:
