@@ -66,9 +66,9 @@ def test_inference_sees_what_training_saw(data: Path, trained: checkpoint.Checkp
     """The worker's incremental path, requests interleaved and in any slots, gives evaluation's own numbers."""
     pairs = dataset.load(data)
     pairs = pairs.only(pairs.output < 12)
-    states, scalars = features.of_pairs(pairs, trained.center, trained.scale)
+    features_of = training.Data.of(pairs, trained.center, trained.scale, trained.network.first)
     with torch.no_grad():
-        expected = trained.network.quantiles(states, scalars)
+        expected = trained.network.quantiles(features_of.states, features_of.scalars)
     predictor = Predictor(trained, 12)
     order = np.argsort(pairs.position, kind="stable")
     for position in np.unique(pairs.position):
@@ -78,6 +78,7 @@ def test_inference_sees_what_training_saw(data: Path, trained: checkpoint.Checkp
             torch.from_numpy(pairs.states)[rows],
             torch.from_numpy(pairs.position)[rows],
             torch.from_numpy(pairs.prompt_length)[rows],
+            torch.arange(len(rows) if position == 0 else 0),
         )
         assert torch.allclose(got, expected[rows], rtol=1e-3, atol=1e-2)
 
@@ -85,10 +86,10 @@ def test_inference_sees_what_training_saw(data: Path, trained: checkpoint.Checkp
 def test_a_forgotten_slot_is_fresh(trained: checkpoint.Checkpoint) -> None:
     predictor, state = Predictor(trained, 1), torch.randn(1, HIDDEN)
     slot, zero, prompt = torch.tensor([0]), torch.tensor([0]), torch.tensor([3])
-    first = predictor.predict(slot, state, zero, prompt)
-    predictor.predict(slot, torch.randn(1, HIDDEN), zero, prompt)
+    first = predictor.predict(slot, state, zero, prompt, slot)
+    predictor.predict(slot, torch.randn(1, HIDDEN), zero, prompt, slot[:0])
     predictor.forget([0])
-    assert torch.equal(first, predictor.predict(slot, state, zero, prompt))
+    assert torch.equal(first, predictor.predict(slot, state, zero, prompt, slot))
 
 
 def test_a_repeating_text_is_seen() -> None:

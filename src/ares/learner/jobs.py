@@ -126,7 +126,7 @@ def _judge(job: Judge) -> Judged:
     losses = {trial.CURVE: 2 * metrics.pinball(metrics.bounded(_curve(job.lengths, pairs), room), remaining)}
     for role, path in job.checkpoints.items():
         loaded = checkpoint.load(Path(path))
-        data = Data.of(pairs, loaded.center, loaded.scale)
+        data = Data.of(pairs, loaded.center, loaded.scale, loaded.network.first)
         losses[role] = 2 * metrics.pinball(predict(loaded.network, data), remaining)
     outputs = len(pairs.requests)
     counts = np.bincount(pairs.output, minlength=outputs)

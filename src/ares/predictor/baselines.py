@@ -101,7 +101,8 @@ class PromptOnly:
     def __init__(self, pairs: Pairs, settings: TrainingSettings, encoder_parameters: int = 0) -> None:
         """`encoder_parameters` are those of the model that the states come from, where it is not the served one."""
         first = pairs.only(pairs.position == 0)
-        self._checkpoint, _ = train(first, settings)
+        # All of its states are first ones.
+        self._checkpoint, _ = train(first, replace(settings, first=0))
         self._first = first
         self._conditional = False
         self.parameters = encoder_parameters + sum(p.numel() for p in self._checkpoint.network.parameters())
@@ -147,7 +148,9 @@ class Auxiliary:
         """Return the head's prediction; `pairs` must be among those it was made with."""
         place = {key: n for n, key in enumerate(zip(self._embedded.output, self._embedded.position, strict=True))}
         rows = np.array([place[key] for key in zip(pairs.output, pairs.position, strict=True)], np.int64)
-        data = Data.of(self._embedded.only(rows), self._checkpoint.center, self._checkpoint.scale)
+        data = Data.of(
+            self._embedded.only(rows), self._checkpoint.center, self._checkpoint.scale, self._checkpoint.network.first
+        )
         return predict(self._checkpoint.network, data)
 
 

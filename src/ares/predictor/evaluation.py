@@ -30,7 +30,7 @@ def of_checkpoint(name: str, checkpoint: Checkpoint, pairs: Pairs) -> Evaluated:
     """Predict with a checkpoint; PredictorError where it was not made for these states."""
     source = pairs.source
     checkpoint.check(source.model, source.hidden_size, source.hidden_state)
-    data = Data.of(pairs, checkpoint.center, checkpoint.scale)
+    data = Data.of(pairs, checkpoint.center, checkpoint.scale, checkpoint.network.first)
     return Evaluated(name, parameters(checkpoint.network), predict(checkpoint.network, data))
 
 

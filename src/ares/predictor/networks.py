@@ -12,10 +12,14 @@ from ares.predictor.features import SCALARS
 # The paper's widths between the state and its one output.
 _PAPER = (2048, 512, 64)
 _POSITION = 12  # the leading scalars are knots of the position
+# Logits are divided by this among the inputs, which then are about as large as each other.
+LOGIT_SCALE = 4.0
 
 
 class Network(Protocol):
     """What training, evaluation and the worker need of a network."""
+
+    first: "HazardNetwork | None"
 
     def quantiles(self, states: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
         """Return [batch, levels] remaining tokens for features as `features.of_pairs` makes them."""
@@ -33,14 +37,19 @@ class Network(Protocol):
 
 
 class HazardMember(nn.Module):  # type: ignore[misc] # torch is not type-checked here
-    """Hazards from the position alone (a residual-life curve), shifted by a term of the states."""
+    """Hazards from what is known without this state, shifted by a term of the states.
 
-    def __init__(self, hidden_size: int, bins: int, width: int) -> None:
+    Without it the position is known (a residual-life curve), and with `forecast` the forecast from the request's first
+    state, as logits of the hazards that it leaves at this position.
+    """
+
+    def __init__(self, hidden_size: int, bins: int, width: int, *, forecast: bool = False) -> None:
         super().__init__()
-        self.base = nn.Linear(_POSITION, bins)
+        known = bins if forecast else 0
+        self.base = nn.Linear(_POSITION + known, bins)
         self.newest = nn.Linear(hidden_size, width)
         self.mean = nn.Linear(hidden_size, width, bias=False)
-        self.scalars = nn.Linear(SCALARS, width, bias=False)
+        self.scalars = nn.Linear(SCALARS + known, width, bias=False)
         self.middle = nn.Linear(width, width)
         self.shift = nn.Linear(width, bins)
         # States have many numbers and prompts are few: half of each state is dropped in every training step.
@@ -50,7 +59,10 @@ class HazardMember(nn.Module):  # type: ignore[misc] # torch is not type-checked
         nn.init.zeros_(self.shift.weight)
         nn.init.zeros_(self.shift.bias)
         nn.init.zeros_(self.base.weight)
-        nn.init.constant_(self.base.bias, -3.0)
+        nn.init.constant_(self.base.bias, 0.0 if forecast else -3.0)
+        if forecast:
+            with torch.no_grad():
+                self.base.weight[:, _POSITION:] = torch.eye(bins) * LOGIT_SCALE
 
     def forward(self, states: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
         """Return [batch, bins] logits of the hazards."""
@@ -58,18 +70,34 @@ class HazardMember(nn.Module):  # type: ignore[misc] # torch is not type-checked
         inner = torch.nn.functional.gelu(self.newest(newest) + self.mean(mean) + self.scalars(scalars))
         inner = torch.nn.functional.gelu(self.middle(self.drop(inner)))
         shift: torch.Tensor = self.shift(self.drop(inner))
-        return self.base(scalars[:, :_POSITION]) + shift
+        return self.base(_known(scalars)) + shift
+
+
+def _known(scalars: torch.Tensor) -> torch.Tensor:
+    """Return what the hazards start from: the position, and the forecast from the first state where there is one."""
+    return torch.cat([scalars[:, :_POSITION], scalars[:, SCALARS:]], 1)
 
 
 class HazardNetwork(nn.Module):  # type: ignore[misc] # likewise
-    """Several members whose distributions are averaged."""
+    """Several members whose distributions are averaged.
 
-    def __init__(self, hidden_size: int, limit: int, *, members: int = 4, width: int = 64, bins: int = 32) -> None:
+    Parameters
+    ----------
+    first
+        Members of a second network, which forecasts from a request's first state (first_forecast.py); 0: there is none.
+    """
+
+    def __init__(
+        self, hidden_size: int, limit: int, *, members: int = 4, width: int = 64, bins: int = 32, first: int = 0
+    ) -> None:
         super().__init__()
         self.register_buffer("grid", hazard.edges(limit, bins))
         self.register_buffer("levels", torch.tensor(hazard.LEVELS))
         count = len(self.grid) - 1
-        self.members = nn.ModuleList(HazardMember(hidden_size, count, width) for _ in range(members))
+        self.members = nn.ModuleList(
+            HazardMember(hidden_size, count, width, forecast=first > 0) for _ in range(members)
+        )
+        self.first = HazardNetwork(hidden_size, limit, members=first, width=width, bins=bins) if first else None
 
     def distribution(self, states: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
         """Return [batch, bins + 1], the mean over the members of the chance to have ended before each edge."""
@@ -101,8 +129,8 @@ class FusedHazardNetwork(nn.Module):  # type: ignore[misc] # likewise
         made = {
             "grid": network.grid,
             "levels": network.levels,
-            "first": torch.cat([torch.cat([m.newest.weight, m.mean.weight, m.scalars.weight], 1) for m in members]),
-            "first_bias": torch.cat([m.newest.bias for m in members]),
+            "inner": torch.cat([torch.cat([m.newest.weight, m.mean.weight, m.scalars.weight], 1) for m in members]),
+            "inner_bias": torch.cat([m.newest.bias for m in members]),
             "middle": torch.block_diag(*(m.middle.weight for m in members)),
             "middle_bias": torch.cat([m.middle.bias for m in members]),
             "last": torch.cat([shift, torch.cat([m.base.weight for m in members])], 1),
@@ -110,16 +138,20 @@ class FusedHazardNetwork(nn.Module):  # type: ignore[misc] # likewise
         }
         for name, tensor in made.items():
             self.register_buffer(name, tensor.detach().clone())
+        self.first = None if network.first is None else FusedHazardNetwork(network.first)
+
+    def distribution(self, states: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
+        """Return the distribution of the network."""
+        linear, gelu = torch.nn.functional.linear, torch.nn.functional.gelu
+        inner = gelu(linear(torch.cat([states, scalars], 1), self.inner, self.inner_bias))
+        inner = gelu(linear(inner, self.middle, self.middle_bias))
+        logits = linear(torch.cat([inner, _known(scalars)], 1), self.last, self.last_bias)
+        bins = len(self.grid) - 1
+        return hazard.cumulative(logits.view(-1, bins)).view(len(states), -1, bins + 1).mean(1)
 
     def quantiles(self, states: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
         """Return the quantiles of the network."""
-        linear, gelu = torch.nn.functional.linear, torch.nn.functional.gelu
-        inner = gelu(linear(torch.cat([states, scalars], 1), self.first, self.first_bias))
-        inner = gelu(linear(inner, self.middle, self.middle_bias))
-        logits = linear(torch.cat([inner, scalars[:, :_POSITION]], 1), self.last, self.last_bias)
-        bins = len(self.grid) - 1
-        ended = hazard.cumulative(logits.view(-1, bins)).view(len(states), -1, bins + 1).mean(1)
-        return hazard.quantiles(ended, self.grid, self.levels)
+        return hazard.quantiles(self.distribution(states, scalars), self.grid, self.levels)
 
 
 class PaperNetwork(nn.Module):  # type: ignore[misc] # likewise
@@ -131,6 +163,7 @@ class PaperNetwork(nn.Module):  # type: ignore[misc] # likewise
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
+        self.first = None
         widths = (hidden_size, *_PAPER)
         layers: list[Any] = []
         for left, right in itertools.pairwise(widths):

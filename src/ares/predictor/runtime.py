@@ -2,7 +2,7 @@
 
 import torch
 
-from ares.predictor import features
+from ares.predictor import features, first_forecast
 from ares.predictor.checkpoint import Checkpoint
 from ares.predictor.features import History
 
@@ -19,6 +19,10 @@ class Predictor:
         self._center = checkpoint.center.to(device)
         self._scale = checkpoint.scale.to(device)
         self._history = History(slots, checkpoint.hidden_size, device)
+        if self._network.first is not None:
+            # Of each request: its forecast from the first state, and the position of that.
+            self._forecasts = torch.zeros(slots, len(self._network.grid), device=device)
+            self._forecast_at = torch.zeros(slots, dtype=torch.int64, device=device)
 
     def forget(self, slots: list[int]) -> None:
         """Empty slots for other requests."""
@@ -26,7 +30,12 @@ class Predictor:
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def predict(
-        self, slots: torch.Tensor, states: torch.Tensor, position: torch.Tensor, prompt_length: torch.Tensor
+        self,
+        slots: torch.Tensor,
+        states: torch.Tensor,
+        position: torch.Tensor,
+        prompt_length: torch.Tensor,
+        first: torch.Tensor,
     ) -> torch.Tensor:
         """Add new states to their requests' histories and return quantiles.
 
@@ -38,6 +47,8 @@ class Predictor:
             [batch, d] of any floating type.
         position, prompt_length
             [batch] tokens generated before the state, and of the prompt.
+        first
+            [n] int64 rows of the batch whose requests are here for the first time.
 
         Returns
         -------
@@ -47,5 +58,13 @@ class Predictor:
         standard = features.standardised(states, self._center, self._scale)
         mean, similarity = self._history.update(slots, standard)
         scalars = features.scalars(position, prompt_length, similarity)
+        if self._network.first is not None:
+            if len(first):
+                given = standard[first], position[first], prompt_length[first]
+                self._forecasts[slots[first]] = first_forecast.forecast(self._network.first, *given)
+                self._forecast_at[slots[first]] = position[first]
+            elapsed = position - self._forecast_at[slots]
+            known = first_forecast.logits(self._forecasts[slots], self._network.grid, elapsed)
+            scalars = torch.cat([scalars, known], 1)
         quantiles: torch.Tensor = self._network.quantiles(torch.cat([standard, mean], 1), scalars)
         return quantiles

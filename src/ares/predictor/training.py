@@ -2,13 +2,13 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ares.predictor import calibration, features, hazard, metrics
+from ares.predictor import calibration, features, first_forecast, hazard, metrics
 from ares.predictor.checkpoint import ARCHITECTURES, Checkpoint, build
 from ares.predictor.dataset import Pairs, too_few_prompts
 from ares.predictor.errors import PredictorError
@@ -16,6 +16,9 @@ from ares.predictor.hazard import LEVELS
 from ares.predictor.networks import HazardNetwork, PaperNetwork
 
 _BASE_STEPS = 200
+# Parts of the training prompts: forecasts for each come from a network that has learned from the others.
+PARTS = 4
+_PATIENCE_OF_FIRST = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,8 @@ class TrainingSettings:
     rate: float = 3e-4
     decay: float = 0.05
     members: int = 4
+    # Of the network that forecasts from the first state; 0: there is none.
+    first: int = 2
     width: int = 64
     calibrate: bool = True
     # Share of the outputs that are also trained on as if moved: their history is lost on the way.
@@ -50,7 +55,7 @@ def settings_of(arch: str, seed: int = 0, **given: Any) -> TrainingSettings:
         raise PredictorError("--members changes nothing: the paper's predictor is one network; leave it out")
     chosen = {name: value for name, value in given.items() if value is not None}
     if arch == "paper":
-        chosen["moved"] = 0.0  # it has no history to lose
+        chosen |= {"moved": 0.0, "first": 0}  # it has no history to lose
     return TrainingSettings(arch=arch, seed=seed, **chosen)
 
 
@@ -65,10 +70,31 @@ class Data:
     room: np.ndarray[Any, Any]
 
     @classmethod
-    def of(cls, pairs: Pairs, center: torch.Tensor, scale: torch.Tensor) -> "Data":
-        """Compute the features of pairs."""
+    def of(cls, pairs: Pairs, center: torch.Tensor, scale: torch.Tensor, first: HazardNetwork | None = None) -> "Data":
+        """Compute the features of pairs; with `first`, also its forecasts from their outputs' first states."""
         states, scalars = features.of_pairs(pairs, center, scale)
-        return cls(states, scalars, torch.from_numpy(pairs.remaining), torch.from_numpy(pairs.censored), pairs.room)
+        data = cls(states, scalars, torch.from_numpy(pairs.remaining), torch.from_numpy(pairs.censored), pairs.room)
+        return data if first is None else data.with_forecasts(first_forecast.of_pairs(first, data.newest, pairs))
+
+    @property
+    def newest(self) -> torch.Tensor:
+        """[pairs, d] the state of each pair, standardised."""
+        return self.states[:, : self.states.shape[1] // 2]
+
+    def with_forecasts(self, logits: torch.Tensor) -> "Data":
+        """Return the same with [pairs, bins] logits of the forecasts from first states."""
+        return replace(self, scalars=torch.cat([self.scalars, logits], 1))
+
+    def as_first(self, pairs: Pairs, rows: np.ndarray[Any, Any]) -> "Data":
+        """Return some of these `pairs`, each as if it were the first of its request."""
+        position, prompt_length = (torch.from_numpy(a[rows]) for a in (pairs.position, pairs.prompt_length))
+        states, scalars = first_forecast.inputs(self.newest[rows], position, prompt_length)
+        return Data(states, scalars, self.remaining[rows], self.censored[rows], self.room[rows])
+
+    def only(self, rows: np.ndarray[Any, Any]) -> "Data":
+        """Return some of the pairs: a mask."""
+        chosen = torch.from_numpy(rows)
+        return Data(*(t[chosen] for t in (self.states, self.scalars, self.remaining, self.censored)), self.room[rows])
 
     def joined(self, other: "Data") -> "Data":
         """Return these pairs and others."""
@@ -100,15 +126,20 @@ def train(
     parts = {name: pairs.only(pairs.split(name)) for name in ("train", "validation")}
     recorded = torch.from_numpy(parts["train"].states).float()
     center, scale = recorded.mean(0), recorded.std(0).clamp(min=1e-3)
-    data = {name: Data.of(part, center, scale) for name, part in parts.items()}
+    sizes = {f"{name}_pairs": len(part) for name, part in parts.items()}
     if settings.moved:
-        after_move = parts["train"].only(parts["train"].moved(settings.seed, settings.moved))
-        data["train"] = data["train"].joined(Data.of(after_move, center, scale))
+        parts["moved"] = parts["train"].only(parts["train"].moved(settings.seed, settings.moved))
+    data = {name: Data.of(part, center, scale) for name, part in parts.items()}
     options: dict[str, Any] = {}
     if settings.arch == "ours":
-        options = {"limit": pairs.source.limit, "members": settings.members, "width": settings.width}
+        options = {name: getattr(settings, name) for name in ("members", "width", "first")}
+        options = {name: value for name, value in options.items() if value} | {"limit": pairs.source.limit}
     network = build(settings.arch, pairs.source.hidden_size, options)
-    if isinstance(network, HazardNetwork):
+    if network.first is not None:
+        data = with_forecasts(network.first, parts, data, settings)
+    if settings.moved:
+        data["train"] = data["train"].joined(data["moved"])
+    if isinstance(network, HazardNetwork) and network.first is None:
         _fit_base(network, data["train"])
     curve = _fit(network, data, settings, on_epoch)
     if isinstance(network, PaperNetwork):
@@ -129,8 +160,46 @@ def train(
         scale=scale,
     )
     best = min(curve, key=lambda entry: entry["validation_crps"])
-    sizes = {f"{name}_pairs": len(part) for name, part in parts.items()}
     return checkpoint, {"settings": asdict(settings), **sizes, "best": best, "curve": curve}
+
+
+def with_forecasts(
+    network: HazardNetwork, parts: dict[str, Pairs], data: dict[str, Data], settings: TrainingSettings
+) -> dict[str, Data]:
+    """Fit the network of first states; return the data with its forecasts.
+
+    On prompts that it has learned from a network is surer than on others, and what learns from its forecasts would
+    trust them too much: those for training prompts come from networks that have learned from other prompts.
+    """
+    learned = first_forecast.sample(parts["train"], settings.seed)
+    validation = data["validation"].as_first(
+        parts["validation"], first_forecast.sample(parts["validation"], settings.seed)
+    )
+    own = data["train"].as_first(parts["train"], learned)
+    part_of_learned = first_forecast.part_of(parts["train"], PARTS)[learned]
+    shorter = replace(settings, patience=min(settings.patience, _PATIENCE_OF_FIRST))
+
+    def fitted(fresh: HazardNetwork, chosen: Data) -> HazardNetwork:
+        _fit_base(fresh, chosen)
+        _fit(fresh, {"train": chosen, "validation": validation}, shorter, lambda _: None)
+        return fresh.eval()
+
+    fitted(network, own)
+    found = {"validation": first_forecast.of_pairs(network, data["validation"].newest, parts["validation"])}
+    trained = [name for name in ("train", "moved") if name in parts]
+    found |= {name: torch.zeros(len(parts[name]), len(network.grid) - 1) for name in trained}
+    hidden_size = own.states.shape[1] // 2
+    for part in range(PARTS):
+        options = {"members": 1, "width": settings.width}
+        other = fitted(
+            HazardNetwork(hidden_size, parts["train"].source.limit, **options), own.only(part_of_learned != part)
+        )
+        for name in trained:
+            rows = first_forecast.part_of(parts[name], PARTS) == part
+            chosen = torch.from_numpy(rows)
+            newest = data[name].newest[chosen]
+            found[name][chosen] = first_forecast.of_pairs(other, newest, parts[name].only(rows))
+    return {name: data[name].with_forecasts(forecasts) for name, forecasts in found.items()}
 
 
 def _fit_base(network: HazardNetwork, data: Data) -> None:

@@ -45,7 +45,7 @@ class LivePredictor:
         """Make one prediction, for no request; PredictorError where it is not finite."""
         one = torch.zeros(1, dtype=torch.int64, device=self._device)
         state = self._predictor.checkpoint.center.to(self._device)[None]
-        quantiles = (self._predictor.predict(one, state, one, one + 1) @ self._between).tolist()[0]
+        quantiles = (self._predictor.predict(one, state, one, one + 1, one) @ self._between).tolist()[0]
         self._predictor.forget([0])
         if not math.isfinite(sum(quantiles)):
             raise PredictorError("it predicts values that are not finite")
@@ -79,14 +79,14 @@ class LivePredictor:
         return [(n, r) for n, r in enumerate(requests) if r.position >= 0 and not r.is_precopy and r.id not in known]
 
     def _predict(self, states: torch.Tensor, due: list[tuple[int, HookedRequest]]) -> None:
-        rows, slots, positions, prompts, names, fresh = [], [], [], [], [], []
+        rows, slots, positions, prompts, names, first = [], [], [], [], [], []
         for n, request in due:
             slot = self._slots.get(request.id)
             if slot is None:
                 if not self._free:
                     continue
                 slot = self._slots[request.id] = self._free.pop()
-                fresh.append(slot)
+                first.append(len(rows))
             rows.append(n)
             slots.append(slot)
             positions.append(request.position + request.generated_before)
@@ -94,10 +94,11 @@ class LivePredictor:
             names.append((request.id, request.position))
         if not rows:
             return
-        if fresh:
-            self._predictor.forget(fresh)
+        if first:
+            self._predictor.forget([slots[n] for n in first])
         index = torch.tensor([rows, slots, positions, prompts]).to(self._device, non_blocking=True)
-        wanted = self._predictor.predict(index[1], states[index[0]], index[2], index[3]) @ self._between
+        new = torch.tensor(first, dtype=torch.int64).to(self._device, non_blocking=True)
+        wanted = self._predictor.predict(index[1], states[index[0]], index[2], index[3], new) @ self._between
         self._collect(wait=True)
         if wanted.device.type == "cpu" or any(request.prefill_only for _, request in due):
             self._post(wanted, names)
