@@ -21,6 +21,7 @@ EVENTS: list[messages.Event] = [
     messages.Telemetry(1, 2, 3, 4, 5, 0.01, 6, 7, [messages.Row("nonce/2", 10, 3, "running")]),
     messages.KvReceived("nonce/2", 10, failed=False),
     messages.Predicted("nonce/2", (1.0, 20.5, 300.0)),
+    messages.Predicted("nonce/3", (1.0, 20.5, 300.0), "network:0:AAA="),
     messages.CutResult(7, "nonce/2", "pinned", 3, [1, 2, 3], {"remote_block_ids": [[1, 2]], "remote_num_tokens": 9}),
     messages.LeaseResult(7, "gateway", granted=False),
     messages.KvEvents(7, 3, [b"batch", b""]),

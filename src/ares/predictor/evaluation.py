@@ -37,11 +37,13 @@ def of_checkpoint(name: str, checkpoint: Checkpoint, pairs: Pairs) -> Evaluated:
 def restarted(checkpoint: Checkpoint, pairs: Pairs, seed: int = 0) -> dict[str, Any]:
     """Return what a move costs in accuracy: the history of a request starts empty on its new instance.
 
-    Every output is moved once; the errors are those of the pairs after the move.
+    Every output is moved once; the errors are those of the pairs after the move. The forecast from the first state
+    travels along.
     """
     after = pairs.moved(seed)
-    whole = of_checkpoint("whole", checkpoint, pairs).quantiles[after]
-    restart = of_checkpoint("restarted", checkpoint, pairs.only(after)).quantiles
+    data = Data.of(pairs, checkpoint.center, checkpoint.scale, checkpoint.network.first)
+    whole = predict(checkpoint.network, data)[after]
+    restart = predict(checkpoint.network, data.moved(pairs, after, checkpoint.center, checkpoint.scale))
     remaining = pairs.remaining[after].astype(float)
     errors = [metrics.absolute_error(quantiles, remaining) for quantiles in (whole, restart)]
     _, prompts = np.unique(np.array(pairs.prompts)[pairs.output[after]], return_inverse=True)

@@ -1,8 +1,8 @@
 """The forecast from the first state of a request, and what it still says later on.
 
 A prompt tells more of its answer's length than any later state does: the distribution that the first state gives, given
-that the output has not ended since, is where all later predictions start from. The first state is the first that an
-instance sees: of the prompt's last token, or after a move of whichever token comes next.
+that the output has not ended since, is where all later predictions start from. It travels with its request
+(engine/prediction/carried_forecast.py). Where it is not there, the first state that the instance sees is taken.
 """
 
 import hashlib
@@ -82,7 +82,7 @@ def of_pairs(network: HazardNetwork, states: torch.Tensor, pairs: Pairs) -> torc
 def sample(pairs: Pairs, seed: int) -> NDArray[np.int64]:
     """Return rows to learn forecasts from first states from: the first pair of each output, and some later ones.
 
-    After a move the first state that an instance sees is a later one.
+    The first state that an instance sees may be a later one.
     """
     first = np.unique(starts(pairs))
     counts = np.diff(np.append(first, len(pairs)))

@@ -1,5 +1,7 @@
 """Inference for running requests: what the decode worker runs, and what evaluation times."""
 
+import hashlib
+
 import torch
 
 from ares.predictor import features, first_forecast
@@ -23,6 +25,27 @@ class Predictor:
             # Of each request: its forecast from the first state, and the position of that.
             self._forecasts = torch.zeros(slots, len(self._network.grid), device=device)
             self._forecast_at = torch.zeros(slots, dtype=torch.int64, device=device)
+
+    @property
+    def edges(self) -> int:
+        """How many numbers the forecast from a first state has; 0 where there are no such forecasts."""
+        return 0 if self._network.first is None else self._forecasts.shape[1]
+
+    def forecaster(self) -> str:
+        """Return an id of the network that forecasts from first states: equal ones give equal forecasts."""
+        if self.checkpoint.network.first is None:
+            return ""
+        weights = self.checkpoint.network.first.state_dict().values()
+        return hashlib.sha256(b"".join(w.cpu().numpy().tobytes() for w in weights)).hexdigest()[:16]
+
+    def forecasts(self, slots: torch.Tensor) -> torch.Tensor:
+        """Return [slots, edges]: the forecasts that these requests have."""
+        return self._forecasts[slots]
+
+    def adopt(self, slots: torch.Tensor, forecasts: torch.Tensor, position: torch.Tensor) -> None:
+        """Take forecasts that were made elsewhere, [slots, edges], from first states at these positions."""
+        self._forecasts[slots] = forecasts
+        self._forecast_at[slots] = position
 
     def forget(self, slots: list[int]) -> None:
         """Empty slots for other requests."""
@@ -48,7 +71,7 @@ class Predictor:
         position, prompt_length
             [batch] tokens generated before the state, and of the prompt.
         first
-            [n] int64 rows of the batch whose requests are here for the first time.
+            [n] int64 rows of the batch whose requests need a forecast from this state, their first.
 
         Returns
         -------
@@ -61,8 +84,7 @@ class Predictor:
         if self._network.first is not None:
             if len(first):
                 given = standard[first], position[first], prompt_length[first]
-                self._forecasts[slots[first]] = first_forecast.forecast(self._network.first, *given)
-                self._forecast_at[slots[first]] = position[first]
+                self.adopt(slots[first], first_forecast.forecast(self._network.first, *given), position[first])
             elapsed = position - self._forecast_at[slots]
             known = first_forecast.logits(self._forecasts[slots], self._network.grid, elapsed)
             scalars = torch.cat([scalars, known], 1)

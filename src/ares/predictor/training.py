@@ -85,6 +85,11 @@ class Data:
         """Return the same with [pairs, bins] logits of the forecasts from first states."""
         return replace(self, scalars=torch.cat([self.scalars, logits], 1))
 
+    def moved(self, pairs: Pairs, after: np.ndarray[Any, Any], center: torch.Tensor, scale: torch.Tensor) -> "Data":
+        """Return those of these `pairs` that come after a move: their forecasts travel along, their histories do not."""
+        behind = Data.of(pairs.only(after), center, scale)
+        return behind.with_forecasts(self.scalars[torch.from_numpy(after), features.SCALARS :])
+
     def as_first(self, pairs: Pairs, rows: np.ndarray[Any, Any]) -> "Data":
         """Return some of these `pairs`, each as if it were the first of its request."""
         position, prompt_length = (torch.from_numpy(a[rows]) for a in (pairs.position, pairs.prompt_length))
@@ -127,8 +132,6 @@ def train(
     recorded = torch.from_numpy(parts["train"].states).float()
     center, scale = recorded.mean(0), recorded.std(0).clamp(min=1e-3)
     sizes = {f"{name}_pairs": len(part) for name, part in parts.items()}
-    if settings.moved:
-        parts["moved"] = parts["train"].only(parts["train"].moved(settings.seed, settings.moved))
     data = {name: Data.of(part, center, scale) for name, part in parts.items()}
     options: dict[str, Any] = {}
     if settings.arch == "ours":
@@ -138,7 +141,8 @@ def train(
     if network.first is not None:
         data = with_forecasts(network.first, parts, data, settings)
     if settings.moved:
-        data["train"] = data["train"].joined(data["moved"])
+        moved = parts["train"].moved(settings.seed, settings.moved)
+        data["train"] = data["train"].joined(data["train"].moved(parts["train"], moved, center, scale))
     if isinstance(network, HazardNetwork) and network.first is None:
         _fit_base(network, data["train"])
     curve = _fit(network, data, settings, on_epoch)
@@ -176,7 +180,6 @@ def with_forecasts(
         parts["validation"], first_forecast.sample(parts["validation"], settings.seed)
     )
     own = data["train"].as_first(parts["train"], learned)
-    part_of_learned = first_forecast.part_of(parts["train"], PARTS)[learned]
     shorter = replace(settings, patience=min(settings.patience, _PATIENCE_OF_FIRST))
 
     def fitted(fresh: HazardNetwork, chosen: Data) -> HazardNetwork:
@@ -186,19 +189,18 @@ def with_forecasts(
 
     fitted(network, own)
     found = {"validation": first_forecast.of_pairs(network, data["validation"].newest, parts["validation"])}
-    trained = [name for name in ("train", "moved") if name in parts]
-    found |= {name: torch.zeros(len(parts[name]), len(network.grid) - 1) for name in trained}
+    found["train"] = torch.zeros(len(parts["train"]), len(network.grid) - 1)
+    part_of_all = first_forecast.part_of(parts["train"], PARTS)
     hidden_size = own.states.shape[1] // 2
     for part in range(PARTS):
         options = {"members": 1, "width": settings.width}
         other = fitted(
-            HazardNetwork(hidden_size, parts["train"].source.limit, **options), own.only(part_of_learned != part)
+            HazardNetwork(hidden_size, parts["train"].source.limit, **options), own.only(part_of_all[learned] != part)
         )
-        for name in trained:
-            rows = first_forecast.part_of(parts[name], PARTS) == part
-            chosen = torch.from_numpy(rows)
-            newest = data[name].newest[chosen]
-            found[name][chosen] = first_forecast.of_pairs(other, newest, parts[name].only(rows))
+        rows = part_of_all == part
+        chosen = torch.from_numpy(rows)
+        newest = data["train"].newest[chosen]
+        found["train"][chosen] = first_forecast.of_pairs(other, newest, parts["train"].only(rows))
     return {name: data[name].with_forecasts(forecasts) for name, forecasts in found.items()}
 
 

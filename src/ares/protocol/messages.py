@@ -40,6 +40,7 @@ _ShortKey = Annotated[str, msgspec.Meta(max_length=1024)]
 _Version = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?$")]
 LARGEST_PART_BYTES = 1 << 20
 LARGEST_CHECKPOINT_BYTES = 64 << 20
+_Forecast = Annotated[str, msgspec.Meta(max_length=4096)]
 _Part = Annotated[bytes, msgspec.Meta(max_length=LARGEST_PART_BYTES)]
 _CheckpointSize = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_CHECKPOINT_BYTES)]
 
@@ -281,10 +282,12 @@ class Predicted(msgspec.Struct, frozen=True, tag="predicted"):
     """The prediction for request `key`, which is only prefilled here: remaining tokens at REMAINING_LEVELS.
 
     Sent before the prefill's reply. The request's own limit is not applied yet: a prefill does not know it.
+    `forecast` is for the instances that the request goes to (`fields.FIRST_FORECAST`), and means nothing to a gateway.
     """
 
     key: _ShortKey
     remaining: tuple[float, float, float]
+    forecast: _Forecast = ""
 
 
 class CutResult(msgspec.Struct, frozen=True, tag="handover", rename={"kv_transfer_params": "transfer"}):

@@ -15,11 +15,11 @@ HIDDEN, EVERY = 8, 20
 class Bench:
     """A live predictor, and how many rows each of its predictions had."""
 
-    def __init__(self, slots: int = 64) -> None:
+    def __init__(self, slots: int = 64, first: int = 0) -> None:
         from ares.engine.prediction import live_predictor as predicting
         from tests.predictor.checkpoints import random_checkpoint
 
-        loaded = random_checkpoint("m", HIDDEN, every=EVERY)
+        loaded = random_checkpoint("m", HIDDEN, every=EVERY, first=first)
         self.batches: list[int] = []
         test = self
 
@@ -105,6 +105,34 @@ def test_a_request_that_ends_first_is_not_predicted_and_frees_its_slot() -> None
     # Nothing of the request that had the slot before is left in it.
     assert bench.pending == {"other": expected}
     assert bench.batches == [1, 1]
+
+
+def test_a_forecast_from_the_first_state_travels() -> None:
+    """Where it came along, a later state is not taken for the first one."""
+    import torch
+
+    states = torch.randn(2, 1, HIDDEN)
+    prefilled = Bench(first=1)
+    prefilled.step([request("p", do_remote_decode=True)], states[0])
+    forecast = prefilled.pending["p"].forecast
+    assert forecast
+
+    def predicted(**params: Any) -> Any:
+        bench, moved = Bench(first=1), request("d", 90, ares_output_tokens=0, **params)
+        for _ in range(EVERY):
+            bench.step([moved], states[1])
+        return bench.pending["d"]
+
+    without, with_it, with_another = (
+        predicted(),
+        predicted(ares_first_forecast=forecast),
+        predicted(ares_first_forecast="0123456789abcdef" + forecast[16:]),
+    )
+    assert without.forecast
+    assert not with_it.forecast
+    assert with_it.remaining != pytest.approx(without.remaining, rel=0.01)
+    # One of another checkpoint counts for nothing.
+    assert with_another == without
 
 
 def test_a_prediction_that_is_not_finite_is_dropped() -> None:

@@ -119,7 +119,7 @@ async def prefill(fakes: list[FakeInstance]) -> AsyncIterator[Instance]:
 
 async def test_a_prefill_brings_a_prediction(prefill: Instance) -> None:
     await prefill.engine.complete(Sampling({}, 10).prefill_request("key", [7] * 5, []))
-    await eventually(lambda: prefill.control.prediction("key") == (1, 5, 1000), 15)
+    await eventually(lambda: prefill.control.prediction("key") == messages.Predicted("key", (1, 5, 1000)), 15)
     assert prefill.control.prediction("another") is None
 
 

@@ -74,7 +74,7 @@ class SteeredInstance(Instance):
         if request.source is not None:
             fake.pulled.append(request.key)
         if request.remote_decode and fake.foretells:
-            self.channel.post(messages.Predicted(request.key, (1.0, float(request.length), 1000.0)))
+            self.channel.post(messages.Predicted(request.key, (1.0, float(request.length), 1000.0), fake.forecast))
 
     def finish(self, request: Request, reason: str, stop: int | str | None) -> None:
         """End a request, of a repetition where the test wants it: for the reason of the cut's limit, as vLLM does."""

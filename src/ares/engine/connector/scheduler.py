@@ -243,7 +243,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             if (tracked := self._tracked.get(request_id)) is not None:
                 tracked.prediction = prediction
             elif prediction is not None and (key := self._prefilled.get(request_id)) is not None:
-                self._channel.post(messages.Predicted(key, prediction.remaining))
+                self._channel.post(messages.Predicted(key, prediction.remaining, prediction.forecast))
 
     def _report_kv_received(self, tracked: TrackedRequest, *, failed: bool) -> None:
         tracked.kv_received = True

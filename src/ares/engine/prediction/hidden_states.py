@@ -43,6 +43,8 @@ class HookedRequest:
         Whether another instance decodes it, so that its first token is its last one here.
     is_precopy
         Whether it has no client and only copies KV to this instance.
+    first_forecast
+        The forecast that came with it (engine/prediction/carried_forecast.py), not checked.
     """
 
     id: str
@@ -55,6 +57,7 @@ class HookedRequest:
     generated_before: int = field(init=False)
     prefill_only: bool = field(init=False)
     is_precopy: bool = field(init=False)
+    first_forecast: Any = field(init=False)
 
     def __post_init__(self) -> None:
         # Read once, since every step goes through all requests.
@@ -66,6 +69,7 @@ class HookedRequest:
         self.generated_before = count if isinstance(count, int) and 0 <= count < len(self.prompt_tokens) else 0
         self.prefill_only = bool(params.get(fields.DO_REMOTE_DECODE))
         self.is_precopy = bool(params.get(fields.PRECOPY))
+        self.first_forecast = params.get(fields.FIRST_FORECAST)
 
     def add_output(self, position: int, tokens: list[int]) -> None:
         """Note the tokens sampled at a position; those that it had there, and after it, were discarded."""

@@ -1,10 +1,13 @@
 """Predicts the running requests of an instance from their hidden states, a few steps apart."""
 
 import math
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
+from ares.engine.prediction import carried_forecast
 from ares.engine.prediction.hidden_states import HookedRequest, Step
 from ares.engine.prediction.metadata import PENDING, Prediction
 from ares.predictor import checkpoint, hazard
@@ -32,7 +35,8 @@ class LivePredictor:
         self._free = list(range(slots))
         self._slots: dict[str, int] = {}
         self._steps = 0
-        self._pending: tuple[Any, list[tuple[str, int]], Any] | None = None
+        self._forecaster = self._predictor.forecaster()
+        self._pending: tuple[_Predicted, Any] | None = None
         # Interpolates the quantiles at REMAINING_LEVELS between the two nearest levels of the predictor.
         levels, wanted = torch.tensor(hazard.LEVELS), torch.tensor(messages.REMAINING_LEVELS)
         right = torch.searchsorted(levels, wanted).clamp(1, len(levels) - 1)
@@ -79,14 +83,20 @@ class LivePredictor:
         return [(n, r) for n, r in enumerate(requests) if r.position >= 0 and not r.is_precopy and r.id not in known]
 
     def _predict(self, states: torch.Tensor, due: list[tuple[int, HookedRequest]]) -> None:
-        rows, slots, positions, prompts, names, first = [], [], [], [], [], []
+        rows, slots, positions, prompts, names = [], [], [], [], []
+        new, first, carried = [], [], {}
         for n, request in due:
             slot = self._slots.get(request.id)
             if slot is None:
                 if not self._free:
                     continue
                 slot = self._slots[request.id] = self._free.pop()
-                first.append(len(rows))
+                new.append(slot)
+                known = carried_forecast.decode(request.first_forecast, self._forecaster, self._predictor.edges)
+                if known is not None:
+                    carried[slot] = known
+                else:
+                    first.append(len(rows))
             rows.append(n)
             slots.append(slot)
             positions.append(request.position + request.generated_before)
@@ -94,36 +104,90 @@ class LivePredictor:
             names.append((request.id, request.position))
         if not rows:
             return
-        if first:
-            self._predictor.forget([slots[n] for n in first])
+        if new:
+            self._predictor.forget(new)
+        if carried:
+            self._adopt(carried)
         index = torch.tensor([rows, slots, positions, prompts]).to(self._device, non_blocking=True)
-        new = torch.tensor(first, dtype=torch.int64).to(self._device, non_blocking=True)
-        wanted = self._predictor.predict(index[1], states[index[0]], index[2], index[3], new) @ self._between
+        need = torch.tensor(first, dtype=torch.int64).to(self._device, non_blocking=True)
+        wanted = self._predictor.predict(index[1], states[index[0]], index[2], index[3], need) @ self._between
+        made = self._predictor.forecasts(index[1][need]) if self._predictor.edges and first else None
+        result = _Predicted(names, wanted, {n: positions[n] for n in first} if made is not None else {}, made)
         self._collect(wait=True)
         if wanted.device.type == "cpu" or any(request.prefill_only for _, request in due):
-            self._post(wanted, names)
+            self._post(result)
             return
-        host = torch.empty(wanted.shape, dtype=wanted.dtype, pin_memory=True)
-        host.copy_(wanted, non_blocking=True)
+        on_host = result.to_host()
         event = torch.Event(device=wanted.device)
         event.record()
-        self._pending = (host, names, event)
+        self._pending = (on_host, event)
+
+    def _adopt(self, carried: dict[int, carried_forecast.CarriedForecast]) -> None:
+        ended = torch.from_numpy(np.stack([forecast.ended for forecast in carried.values()]))
+        index = torch.tensor([list(carried), [forecast.position for forecast in carried.values()]])
+        index = index.to(self._device, non_blocking=True)
+        self._predictor.adopt(index[0], ended.to(self._device, non_blocking=True), index[1])
 
     def _collect(self, *, wait: bool = False) -> None:
         """Post the predictions that have reached the host; `wait` for them where the next ones are due already."""
         if self._pending is None:
             return
-        host, names, event = self._pending
+        result, event = self._pending
         if wait:
             event.synchronize()
         if wait or event.query():
             self._pending = None
-            self._post(host, names)
+            self._post(result)
 
-    def _post(self, quantiles: torch.Tensor, names: list[tuple[str, int]]) -> None:
-        for (name, output), (low, middle, high) in zip(names, quantiles.tolist(), strict=True):
+    def _post(self, result: "_Predicted") -> None:
+        forecasts = result.encoded(self._forecaster)
+        for n, ((name, output), (low, middle, high)) in enumerate(
+            zip(result.names, result.quantiles.tolist(), strict=True)
+        ):
             # A value that is not finite must never reach a decision: the request then has no prediction.
             if math.isfinite(low + middle + high) and name in self._slots:
-                PENDING[name] = Prediction(output, (low, middle, high))
+                PENDING[name] = Prediction(output, (low, middle, high), forecasts.get(n, ""))
             else:
                 PENDING.pop(name, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Predicted:
+    """The predictions of a step, on the device or on the host.
+
+    Attributes
+    ----------
+    names
+        Of each request vLLM's id, and the tokens that it had generated.
+    quantiles
+        [requests, REMAINING_LEVELS].
+    first
+        The position of the first state of those whose forecasts were made now, by their row.
+    forecasts
+        [first, edges]; None where there are none.
+    """
+
+    names: list[tuple[str, int]]
+    quantiles: torch.Tensor
+    first: dict[int, int]
+    forecasts: torch.Tensor | None
+
+    def to_host(self) -> "_Predicted":
+        """Begin to copy the tensors to the host, behind the work of the device."""
+        made = None if self.forecasts is None else _begin_copy(self.forecasts)
+        return replace(self, quantiles=_begin_copy(self.quantiles), forecasts=made)
+
+    def encoded(self, forecaster: str) -> dict[int, str]:
+        """Return the forecasts as text, by row."""
+        if self.forecasts is None:
+            return {}
+        ended = self.forecasts.cpu().numpy()
+        return {
+            row: carried_forecast.encode(forecaster, carried_forecast.CarriedForecast(position, numbers))
+            for (row, position), numbers in zip(self.first.items(), ended, strict=True)
+        }
+
+
+def _begin_copy(tensor: torch.Tensor) -> torch.Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)

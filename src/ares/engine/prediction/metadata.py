@@ -21,10 +21,13 @@ class Prediction:
         How many tokens the request had generated on this instance.
     remaining
         Quantiles of the tokens still to come, at `messages.REMAINING_LEVELS`.
+    forecast
+        What the first state of the request said (engine/prediction/carried_forecast.py), where it was made now.
     """
 
     output_tokens: int
     remaining: tuple[float, float, float]
+    forecast: str = ""
 
     def after(self, output_tokens: int, limit: int) -> tuple[float, float, float]:
         """Return the quantiles when the request has generated `output_tokens`, each from 1 to `limit` tokens."""

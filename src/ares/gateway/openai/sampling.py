@@ -42,7 +42,9 @@ class Sampling:
         """Whether an instance restores its state from the output so far (engine/connector/resume_output.py)."""
         return bool(self.needs)
 
-    def prefill_request(self, key: str, prompt: list[int], emitted: list[int]) -> dict[str, Any]:
+    def prefill_request(
+        self, key: str, prompt: list[int], emitted: list[int], first_forecast: str = ""
+    ) -> dict[str, Any]:
         """Return the request that computes all tokens so far and one more, and keeps the KV for a decode instance."""
         missing = max(0, self.minimum_tokens - len(emitted))
         parameters = {**self.parameters, "max_tokens": 1, "min_tokens": min(1, missing)}
@@ -55,7 +57,7 @@ class Sampling:
             if self.unmovable_reason is not None:
                 # State that is not carried starts at the decode instance, first token included.
                 parameters = {"max_tokens": 1, "temperature": 0.0}
-        body = _body(key, prompt + emitted, parameters, {**params, **self._output(emitted)}, self)
+        body = _body(key, prompt + emitted, parameters, {**params, **self._output(emitted, first_forecast)}, self)
         return {**self.engine_fields, **body}
 
     def decode_request(
@@ -64,7 +66,9 @@ class Sampling:
         prompt: list[int],
         emitted: list[int],
         kv_transfer_params: dict[str, Any] | None,
+        *,
         priority: int = 0,
+        first_forecast: str = "",
     ) -> dict[str, Any]:
         """Return the request that continues after `emitted`; without `kv_transfer_params` its KV is computed again.
 
@@ -75,13 +79,14 @@ class Sampling:
             "max_tokens": self.maximum_tokens - len(emitted),
             "min_tokens": max(0, self.minimum_tokens - len(emitted)),
         }
-        params = {**(kv_transfer_params or {}), **self._output(emitted)}
+        params = {**(kv_transfer_params or {}), **self._output(emitted, first_forecast)}
         body = {**self.engine_fields, **_body(key, prompt + emitted, parameters, params, self)}
         return {**body, "priority": priority} if priority else body
 
-    def _output(self, emitted: list[int]) -> dict[str, Any]:
+    def _output(self, emitted: list[int], first_forecast: str) -> dict[str, Any]:
         return {
             fields.GENERATED_TOKENS: len(emitted),
+            **({fields.FIRST_FORECAST: first_forecast} if first_forecast else {}),
             **({fields.RESUME_OUTPUT: True} if self.restored and emitted else {}),
         }
 

@@ -29,7 +29,7 @@ class ControlClient:
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._awaited_pulls: dict[str, asyncio.Future[messages.KvReceived]] = {}
         self._finished_pulls: dict[str, messages.KvReceived] = {}
-        self._predictions: dict[str, tuple[float, float, float]] = {}
+        self._predictions: dict[str, messages.Predicted] = {}
 
     def attach(self, socket: zmq.asyncio.Socket) -> None:
         """Send over this connection from now on."""
@@ -120,8 +120,8 @@ class ControlClient:
         finally:
             del self._awaited_pulls[key]
 
-    def prediction(self, key: str) -> tuple[float, float, float] | None:
-        """Return the remaining tokens of request `key`, which this instance prefilled, at messages.REMAINING_LEVELS.
+    def prediction(self, key: str) -> messages.Predicted | None:
+        """Return what this instance predicted of request `key`, which it prefilled.
 
         It comes before the prefill's reply; None where the instance does not predict. The request's own limit is not
         applied yet.
@@ -149,7 +149,7 @@ class ControlClient:
 
     async def on_predicted(self, event: messages.Predicted) -> None:
         """Take the prediction of a request that the instance prefills."""
-        self._keep(self._predictions, event.key, event.remaining)
+        self._keep(self._predictions, event.key, event)
 
     async def _call(self, call: int, command: messages.Command, timeout_s: float) -> Any:
         future = self._calls[call] = asyncio.get_running_loop().create_future()

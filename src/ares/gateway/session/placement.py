@@ -17,7 +17,7 @@ from ares.gateway.session.pinned_kv import PinnedKV
 from ares.gateway.session.segment import Segment
 from ares.gateway.tracing.calls import call_span
 from ares.gateway.tracing.span import NO_SPAN, Span
-from ares.protocol import fields
+from ares.protocol import fields, messages
 
 # Waits until the session is admitted to decode, and returns the instance: none of these names.
 Admit = Callable[[set[str]], Awaitable[Instance]]
@@ -66,6 +66,8 @@ class Placement:
         Settings of the instance where its tokens began; None before that, or where they are not known.
     cached_tokens
         Tokens of the prompt that the prefill instance had cached; None where no prefill instance has reported them.
+    first_forecast
+        What the predictor said of the first state, for every later instance; empty where there is none.
     pinned_kv
         The KV that an instance keeps until the next one pulls it.
     pending_call
@@ -85,6 +87,7 @@ class Placement:
     priority: int = 0
     began_with: Values | None = None
     cached_tokens: int | None = None
+    first_forecast: str = ""
     pinned_kv: PinnedKV = field(default_factory=PinnedKV)
     pending_call: PendingCall = field(default_factory=PendingCall)
     span: Span = NO_SPAN
@@ -130,7 +133,7 @@ class Placement:
             key = self.next_key()
             if not last:
                 self.pinned_kv.add(instance, key)
-            request = sampling.prefill_request(key, self.prompt, emitted)
+            request = sampling.prefill_request(key, self.prompt, emitted, self.first_forecast)
             try:
                 with call_span(self.span, "prefill", instance, key, len(self.prompt) + len(emitted)) as span:
                     work = instance.engine.complete(request, span.headers)
@@ -149,7 +152,7 @@ class Placement:
             self.pinned_kv.confirm()
             self._note_settings(instance)
             kv_transfer_params = self._without_cached_tokens(answered)
-            predicted = instance.control.prediction(key)
+            predicted = self._note_prediction(instance.control.prediction(key))
             if (sampling.unmovable_reason is not None and not last) or (kv_transfer_params or {}).get(
                 fields.PROMPT_SHORTENED
             ):
@@ -163,6 +166,13 @@ class Placement:
     def _note_settings(self, instance: Instance) -> None:
         if self.began_with is None:
             self.began_with = instance.state.settings
+
+    def _note_prediction(self, predicted: messages.Predicted | None) -> tuple[float, float, float] | None:
+        """Keep the forecast for later instances; return the quantiles."""
+        if predicted is None:
+            return None
+        self.first_forecast = predicted.forecast or self.first_forecast
+        return predicted.remaining
 
     def _without_cached_tokens(self, answered: dict[str, Any] | None) -> dict[str, Any] | None:
         """Note how much of the prompt was cached at the first prefill; return the rest of the parameters."""
@@ -228,7 +238,9 @@ class Placement:
             kv_transfer_params = None
         if (why := unfit(self, instance.state, self.pinned_kv.settings if kv_transfer_params else None)) is not None:
             raise EngineRefusedError(503, f"{instance.name} {why}")
-        body = self.sampling.decode_request(key, self.prompt, emitted, kv_transfer_params, self.priority)
+        body = self.sampling.decode_request(
+            key, self.prompt, emitted, kv_transfer_params, priority=self.priority, first_forecast=self.first_forecast
+        )
         # From here on the pulling instance frees the pin, also when the request is aborted.
         pin = self.pinned_kv.take() if kv_transfer_params is not None else None
         span = call_span(self.span, "decode", instance, key, len(self.prompt) + len(emitted))
