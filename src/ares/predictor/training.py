@@ -86,7 +86,7 @@ class Data:
         return replace(self, scalars=torch.cat([self.scalars, logits], 1))
 
     def moved(self, pairs: Pairs, after: np.ndarray[Any, Any], center: torch.Tensor, scale: torch.Tensor) -> "Data":
-        """Return those of these `pairs` that come after a move: their forecasts travel along, their histories do not."""
+        """Return those of these `pairs` that come after a move: the forecasts travel along, the histories do not."""
         behind = Data.of(pairs.only(after), center, scale)
         return behind.with_forecasts(self.scalars[torch.from_numpy(after), features.SCALARS :])
 

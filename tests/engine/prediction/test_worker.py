@@ -119,7 +119,7 @@ def test_a_forecast_from_the_first_state_travels() -> None:
 
     def predicted(**params: Any) -> Any:
         bench, moved = Bench(first=1), request("d", 90, ares_output_tokens=0, **params)
-        for _ in range(EVERY):
+        for _ in range(5):
             bench.step([moved], states[1])
         return bench.pending["d"]
 

@@ -34,14 +34,11 @@ async def test_prefill_gives_the_first_token_and_decode_the_rest(cluster: FakeCl
 async def test_the_forecast_from_the_first_state_goes_to_every_instance(cluster: FakeCluster, start: Start) -> None:
     prefill = cluster.fakes["prefill-0"]
     prefill.foretells, prefill.forecast = True, "network:0:AAA="
-    run = start(60)
-    await move_once(run)
-    assert await run.finish() == undisturbed(60)
+    await move_once(cluster, start, 60, "moved")
     asked = [body for name in ("decode-0", "decode-1") for body in cluster.fakes[name].asked]
     assert len(asked) == 2
     assert {body["kv_transfer_params"].get("ares_first_forecast") for body in asked} == {"network:0:AAA="}
     assert "ares_first_forecast" not in prefill.asked[0]["kv_transfer_params"]
-    await cluster.quiet()
 
 
 async def test_one_token_needs_no_decode_instance(cluster: FakeCluster, start: Start) -> None:
