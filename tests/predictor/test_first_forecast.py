@@ -77,7 +77,7 @@ def test_forecasts_for_training_prompts_come_from_other_prompts(tmp_path: Path) 
     training_pairs = pairs.only(pairs.split("train"))
     one = first_forecast.part_of(training_pairs, training.PARTS) == 0
     longer = replace(training_pairs, remaining=np.where(one, training_pairs.remaining + 100, training_pairs.remaining))
-    settings = training.TrainingSettings(epochs=2, patience=2, width=8)
+    settings = training.TrainingSettings(epochs=2, patience=2, width=8, dropouts=(0.5,))
     center, scale = torch.zeros(pairs.source.hidden_size), torch.ones(pairs.source.hidden_size)
 
     def forecasts(train: dataset.Pairs) -> torch.Tensor:
@@ -85,7 +85,7 @@ def test_forecasts_for_training_prompts_come_from_other_prompts(tmp_path: Path) 
         data = {name: training.Data.of(part, center, scale) for name, part in parts.items()}
         torch.manual_seed(0)
         network = HazardNetwork(pairs.source.hidden_size, pairs.source.limit, members=1)
-        return training.with_forecasts(network, parts, data, settings)["train"].scalars
+        return training.with_forecasts(network, parts, data, settings)[0]["train"].scalars
 
     before, after = forecasts(training_pairs), forecasts(longer)
     assert torch.equal(before[one], after[one])

@@ -11,6 +11,7 @@ from ares.predictor.features import SCALARS
 
 # The paper's widths between the state and its one output.
 _PAPER = (2048, 512, 64)
+_INNER_DROPOUT = 0.3
 _POSITION = 12  # the leading scalars are knots of the position
 # Logits are divided by this among the inputs, which then are about as large as each other.
 LOGIT_SCALE = 4.0
@@ -52,9 +53,8 @@ class HazardMember(nn.Module):  # type: ignore[misc] # torch is not type-checked
         self.scalars = nn.Linear(SCALARS + known, width, bias=False)
         self.middle = nn.Linear(width, width)
         self.shift = nn.Linear(width, bins)
-        # States have many numbers and prompts are few: half of each state is dropped in every training step.
-        self.drop_state = nn.Dropout(0.5)
-        self.drop = nn.Dropout(0.3)
+        self.drop_state = nn.Dropout(0.0)
+        self.drop = nn.Dropout(0.0)
         # At first the states change nothing.
         nn.init.zeros_(self.shift.weight)
         nn.init.zeros_(self.shift.bias)
@@ -98,6 +98,11 @@ class HazardNetwork(nn.Module):  # type: ignore[misc] # likewise
             HazardMember(hidden_size, count, width, forecast=first > 0) for _ in range(members)
         )
         self.first = HazardNetwork(hidden_size, limit, members=first, width=width, bins=bins) if first else None
+
+    def set_dropout(self, share: float) -> None:
+        """Hide this share of each state, and at most _INNER_DROPOUT of what is inside, from every training step."""
+        for member in self.members:
+            member.drop_state.p, member.drop.p = share, min(share, _INNER_DROPOUT)
 
     def distribution(self, states: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
         """Return [batch, bins + 1], the mean over the members of the chance to have ended before each edge."""

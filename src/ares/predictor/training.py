@@ -36,6 +36,9 @@ class TrainingSettings:
     # Of the network that forecasts from the first state; 0: there is none.
     first: int = 2
     width: int = 64
+    # Shares of each state that training hides; the best one on the validation prompts is taken. States have many
+    # numbers: where prompts are few, or say little of their lengths, a network that sees all of them learns by heart.
+    dropouts: tuple[float, ...] = (0.5, 0.2, 0.0)
     calibrate: bool = True
     # Share of the outputs that are also trained on as if moved: their history is lost on the way.
     moved: float = 0.3
@@ -138,18 +141,20 @@ def train(
         options = {name: getattr(settings, name) for name in ("members", "width", "first")}
         options = {name: value for name, value in options.items() if value} | {"limit": pairs.source.limit}
     network = build(settings.arch, pairs.source.hidden_size, options)
+    dropouts = settings.dropouts
     if network.first is not None:
-        data = with_forecasts(network.first, parts, data, settings)
+        data, best_dropout = with_forecasts(network.first, parts, data, settings)
+        dropouts = (best_dropout,)
     if settings.moved:
         moved = parts["train"].moved(settings.seed, settings.moved)
         data["train"] = data["train"].joined(data["train"].moved(parts["train"], moved, center, scale))
-    if isinstance(network, HazardNetwork) and network.first is None:
-        _fit_base(network, data["train"])
-    curve = _fit(network, data, settings, on_epoch)
     if isinstance(network, PaperNetwork):
+        curve = _fit(network, data, settings, on_epoch)
         _fit_spread(network, data["validation"])
-    elif settings.calibrate:
-        _calibrate(network.eval(), data["validation"])
+    else:
+        curve, _ = _fit_hazards(network, data, settings, dropouts, on_epoch)
+        if settings.calibrate:
+            _calibrate(network.eval(), data["validation"])
     source = pairs.source
     checkpoint = Checkpoint(
         network=network.eval(),
@@ -169,8 +174,8 @@ def train(
 
 def with_forecasts(
     network: HazardNetwork, parts: dict[str, Pairs], data: dict[str, Data], settings: TrainingSettings
-) -> dict[str, Data]:
-    """Fit the network of first states; return the data with its forecasts.
+) -> tuple[dict[str, Data], float]:
+    """Fit the network of first states; return the data with its forecasts, and the best dropout.
 
     On prompts that it has learned from a network is surer than on others, and what learns from its forecasts would
     trust them too much: those for training prompts come from networks that have learned from other prompts.
@@ -182,26 +187,48 @@ def with_forecasts(
     own = data["train"].as_first(parts["train"], learned)
     shorter = replace(settings, patience=min(settings.patience, _PATIENCE_OF_FIRST))
 
-    def fitted(fresh: HazardNetwork, chosen: Data) -> HazardNetwork:
-        _fit_base(fresh, chosen)
-        _fit(fresh, {"train": chosen, "validation": validation}, shorter, lambda _: None)
-        return fresh.eval()
+    def fit(fresh: HazardNetwork, chosen: Data, dropouts: tuple[float, ...]) -> float:
+        both = {"train": chosen, "validation": validation}
+        return _fit_hazards(fresh, both, shorter, dropouts, lambda _: None)[1]
 
-    fitted(network, own)
+    dropout = fit(network, own, settings.dropouts)
     found = {"validation": first_forecast.of_pairs(network, data["validation"].newest, parts["validation"])}
     found["train"] = torch.zeros(len(parts["train"]), len(network.grid) - 1)
     part_of_all = first_forecast.part_of(parts["train"], PARTS)
     hidden_size = own.states.shape[1] // 2
     for part in range(PARTS):
         options = {"members": 1, "width": settings.width}
-        other = fitted(
-            HazardNetwork(hidden_size, parts["train"].source.limit, **options), own.only(part_of_all[learned] != part)
-        )
+        other = HazardNetwork(hidden_size, parts["train"].source.limit, **options)
+        fit(other, own.only(part_of_all[learned] != part), (dropout,))
         rows = part_of_all == part
         chosen = torch.from_numpy(rows)
         newest = data["train"].newest[chosen]
         found["train"][chosen] = first_forecast.of_pairs(other, newest, parts["train"].only(rows))
-    return {name: data[name].with_forecasts(forecasts) for name, forecasts in found.items()}
+    return {name: data[name].with_forecasts(forecasts) for name, forecasts in found.items()}, dropout
+
+
+def _fit_hazards(
+    network: HazardNetwork,
+    data: dict[str, Data],
+    settings: TrainingSettings,
+    dropouts: tuple[float, ...],
+    on_epoch: Callable[[dict[str, float]], None],
+) -> tuple[list[dict[str, float]], float]:
+    """Fit with each dropout, and keep the best; return its curve and the dropout."""
+    if network.first is None:
+        _fit_base(network, data["train"])
+    fresh, best, found = copy.deepcopy(network.state_dict()), float("inf"), None
+    for dropout in dropouts:
+        network.load_state_dict(fresh)
+        network.set_dropout(dropout)
+        curve = _fit(network, data, settings, on_epoch)
+        score = min(entry["validation_crps"] for entry in curve)
+        if found is None or score < best:
+            best, found = score, (curve, dropout, copy.deepcopy(network.state_dict()))
+    assert found is not None  # noqa: S101 - for the type checker: there is a dropout
+    network.load_state_dict(found[2])
+    network.eval()
+    return found[0], found[1]
 
 
 def _fit_base(network: HazardNetwork, data: Data) -> None:
