@@ -43,8 +43,8 @@ def positions(found: Any) -> str:
     """Show the error at parts of the generation, one pair of each output, and of all pairs by how the output ended."""
     rows = []
     for m in found["models"]:
-        parts = [*m["by_position"].values(), m["by_end"]["ended"], m["by_end"]["cut"]]
-        rows.append([m["name"], *(f"{part['mae']:.1f}" for part in parts)])
+        parts = [*m["by_position"].values(), *(m["by_end"].get(end) for end in ("ended", "cut"))]
+        rows.append([m["name"], *(f"{part['mae']:.1f}" if part is not None else "" for part in parts)])
     return table("predictor|0 %|25 %|50 %|75 %|ended by itself|cut", rows)
 
 
@@ -78,9 +78,14 @@ def lengths(found: Any) -> str:
 
 TABLES = {
     f"{name} {part.__name__}": (name, part)
-    for name in ("open", "structured")
+    for name in ("open", "structured", "qwen-open", "qwen-structured")
     for part in (models, differences, positions)
-} | {"kinds": ("kinds", kinds), "other kinds": ("kinds-other", kinds), "overhead": ("overhead", overhead)}
+} | {
+    "kinds": ("kinds", kinds),
+    "other kinds": ("kinds-other", kinds),
+    "qwen kinds": ("kinds-qwen", kinds),
+    "overhead": ("overhead", overhead),
+}
 
 
 # Traces and sets of prompts that `python -m ares_dev lengths` was run on.

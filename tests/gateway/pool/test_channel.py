@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +13,22 @@ import zmq.asyncio
 from ares.gateway.pool.channel import Inbox
 
 COUNT = 100
+# In a process of its own: what hangs is not Python, and holds its lock.
+OPENED_AND_CLOSED = """
+import asyncio
+import zmq
+from ares.gateway.pool.channel import connected
+
+async def main():
+    server = zmq.Context().socket(zmq.ROUTER)
+    port = server.bind_to_random_port("tcp://127.0.0.1")
+    for number in range(12_000):
+        connected(f"tcp://127.0.0.1:{port}", None).close(0)
+        # Closed sockets are gone a little later.
+        await asyncio.sleep(0.05 if number % 300 == 0 else 0)
+
+asyncio.run(main())
+"""
 
 
 @pytest.fixture
@@ -65,3 +83,7 @@ async def test_other_work_goes_on_while_many_wait(ends: tuple[zmq.asyncio.Socket
         assert await inbox.next(5) is not None
     task.cancel()
     assert next(turns) >= COUNT // 32
+
+
+def test_a_connection_that_comes_about_while_it_is_closed_hangs_nothing() -> None:
+    subprocess.run([sys.executable, "-c", OPENED_AND_CLOSED], check=True, timeout=100)

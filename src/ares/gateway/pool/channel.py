@@ -85,13 +85,18 @@ class Inbox:
 
 
 class Handshake:
-    """How far the connection of a socket has come, for when nothing comes over it."""
+    """How far the connection of a socket has come, for when nothing comes over it.
+
+    To be closed when something has come: where a thousand events wait to be read, libzmq's I/O thread waits too, and
+    with it all sockets.
+    """
 
     def __init__(self, socket: zmq.asyncio.Socket) -> None:
         self._socket = socket
         events = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | rpc.HANDSHAKE_REFUSED
+        self._receiver = socket.get_monitor_socket(events)
         # Read now and then, and never waited for.
-        self._monitor: zmq.Socket[bytes] = zmq.Socket.shadow(socket.get_monitor_socket(events).underlying)
+        self._monitor: zmq.Socket[bytes] = zmq.Socket.shadow(self._receiver.underlying)
 
     def failure(self, *, has_key: bool) -> str:
         """Return why nothing has come, and what to do.
@@ -119,6 +124,11 @@ class Handshake:
         return f"has another control key than this gateway, or none; give both the same {_GIVE_KEY}"
 
     def close(self) -> None:
-        """Stop watching."""
-        self._socket.disable_monitor()
-        self._monitor.close(0)
+        """Stop watching; again changes nothing.
+
+        The receiver is closed last: with nobody to receive it, libzmq's I/O thread would wait for ever to send an
+        event, with the lock that is needed to stop (socket_base.cpp, `stop_monitor`, 4.3.5).
+        """
+        if not self._receiver.closed:
+            self._socket.disable_monitor()
+            self._receiver.close(0)

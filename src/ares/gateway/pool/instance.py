@@ -254,6 +254,7 @@ class Instance:
                     if not rpc.has_connection(socket):
                         return  # given up, after a message that was too large
                     continue
+                handshake.close()
                 await self.receive(body, on_hello)
                 if self.state.hello is not None and self.state.hello.boot != description.boot:
                     self._set_status(Status.LOST, _RESTARTED)
