@@ -18,10 +18,13 @@ def model(folder: Path, hidden_size: int) -> Path:
     return folder
 
 
-def test_the_default_model_has_a_checkpoint_that_ships(tmp_path: Path) -> None:
-    chosen = predictor_choice.choose(None, DEFAULT_MODEL, model(tmp_path, 576))
+@pytest.mark.parametrize(
+    ("name", "hidden_size"), [(DEFAULT_MODEL, 576), ("Qwen/Qwen2.5-Coder-0.5B-Instruct", 896)]
+)
+def test_a_checkpoint_ships(tmp_path: Path, name: str, hidden_size: int) -> None:
+    chosen = predictor_choice.choose(None, name, model(tmp_path, hidden_size))
     assert chosen is not None
-    assert chosen.stat().st_size < 10 << 20
+    assert chosen.stat().st_size < 4 << 20
     evaluation = json.loads(chosen.with_suffix(".evaluation.json").read_text())
     assert evaluation["models"][0]["name"] == "ours"
 
