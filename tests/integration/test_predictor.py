@@ -86,9 +86,10 @@ def test_a_folder_is_not_continued_with_other_settings(tiny_model: Path, collect
 
 def make_checkpoint(path: Path, model: str) -> None:
     torch.manual_seed(0)
-    options = {"limit": 256, "members": 1, "width": 16}
+    options = {"limit": 256, "members": 1, "width": 16, "first": 1}
     network = HazardNetwork(HIDDEN, **options)
     torch.nn.init.normal_(network.members[0].shift.weight, 0, 0.2)
+    torch.nn.init.normal_(network.first.members[0].shift.weight, 0, 0.2)
     center, scale = torch.zeros(HIDDEN), torch.ones(HIDDEN)
     parts = (network, "ours", options, model, HIDDEN, shards.HIDDEN_STATE, 20, 256, center, scale)
     checkpoint.save(path, checkpoint.Checkpoint(*parts))
@@ -169,30 +170,70 @@ async def test_a_prefill_is_predicted_before_it_ends(
 ) -> None:
     """The engine sleeps after a prefill: what is not told with its own step is never told."""
     url, model = predicting[0].url, str(tiny_model)
-    told: dict[str, tuple[float, float, float]] = {}
+    told = await predictions_of_prefills(url, model, "A first prompt", "Another, a longer one, of the same kind")
+    assert told.keys() == {"k-A first prompt", "k-Another, a longer one, of the same kind"}
+    quantiles = [event.remaining for event in told.values()]
+    assert len(set(quantiles)) == 2
+    # A prefill's own limit of one token is not the request's.
+    assert all(0 < low <= middle <= high and high > 1 for low, middle, high in quantiles)
+
+
+async def predictions_of_prefills(url: str, model: str, *prompts: str) -> dict[str, messages.Predicted]:
+    """Prefill prompts for another instance; return what was predicted of each, by key."""
+    told: dict[str, messages.Predicted] = {}
 
     async def listen() -> None:
         async for event in events(url):
             if isinstance(event, messages.Hello):
                 listening.set()
             elif isinstance(event, messages.Predicted):
-                told[event.key] = event.remaining
-                if len(told) == 2:
+                told[event.key] = event
+                if len(told) == len(prompts):
                     return
 
     listening = asyncio.Event()
     listener = asyncio.create_task(listen())
     try:
         await asyncio.wait_for(listening.wait(), 60)
-        for prompt in ("A first prompt", "Another, a longer one, of the same kind"):
+        for prompt in prompts:
             await complete(url, model, prompt, 1, do_remote_decode=True, do_remote_prefill=False)
         await asyncio.wait_for(listener, 60)
     finally:
         listener.cancel()
-    assert told.keys() == {"k-A first prompt", "k-Another, a longer one, of the same kind"}
-    assert len(set(told.values())) == 2
-    # A prefill's own limit of one token is not the request's.
-    assert all(0 < low <= middle <= high and high > 1 for low, middle, high in told.values())
+    return told
+
+
+async def test_a_forecast_that_came_with_a_request_is_taken(
+    predicting: tuple[local.ManagedProcess, Path], tiny_model: Path
+) -> None:
+    """That of another prompt changes what is predicted; that of its own does not, though it is told, not made."""
+    url, model, prompt = predicting[0].url, str(tiny_model), "A prompt"
+    told = await predictions_of_prefills(url, model, prompt, "Of the sea, of ships, and of those who sail them")
+    own, others = (event.forecast for event in told.values())
+    assert own
+    assert others
+    assert own != others
+
+    async def predicted(**transfer: Any) -> dict[int, tuple[float, float, float]]:
+        """Return what is predicted after each number of tokens."""
+        rows: list[messages.Row] = []
+        watcher = asyncio.create_task(telemetry(url, rows))
+        try:
+            await complete(url, model, prompt, 150, **transfer)
+        finally:
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
+        return {row.output: row.remaining for row in rows if row.key == f"k-{prompt}" and row.remaining is not None}
+
+    made, with_own, with_others = (
+        await predicted(),
+        await predicted(ares_first_forecast=own),
+        await predicted(ares_first_forecast=others),
+    )
+    both = made.keys() & with_own.keys()
+    assert both
+    assert all(with_own[n] == pytest.approx(made[n], rel=0.05) for n in both)
+    assert any(with_others[n] != pytest.approx(with_own[n], rel=0.05) for n in with_others.keys() & with_own.keys())
 
 
 @pytest.fixture

@@ -18,9 +18,7 @@ def model(folder: Path, hidden_size: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("name", "hidden_size"), [(DEFAULT_MODEL, 576), ("Qwen/Qwen2.5-Coder-0.5B-Instruct", 896)]
-)
+@pytest.mark.parametrize(("name", "hidden_size"), [(DEFAULT_MODEL, 576), ("Qwen/Qwen2.5-Coder-0.5B-Instruct", 896)])
 def test_a_checkpoint_ships(tmp_path: Path, name: str, hidden_size: int) -> None:
     chosen = predictor_choice.choose(None, name, model(tmp_path, hidden_size))
     assert chosen is not None
