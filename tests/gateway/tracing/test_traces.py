@@ -219,3 +219,22 @@ async def test_off_nothing_is_sent_along(fakes: list[FakeInstance], model_folder
         await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances), 15)
         assert (await post(service, PARENT)).status_code == 200
     assert [within for fake in fakes for within in fake.asked_within.values()] == ["", ""]
+
+
+async def test_a_model_s_name_without_end_is_cut(
+    fakes: list[FakeInstance], model_folder: Path, collector: Collector
+) -> None:
+    """Spans wait for the collector, thousands of them."""
+    async with traced(fakes, model_folder, collector) as service:
+        assert (await post(service, {}, model="m" * 100_000)).status_code == 404
+    (span,) = collector.spans
+    assert len(span.name) + len(span.attributes["gen_ai.request.model"]) < 2000
+
+
+@pytest.mark.parametrize("state", ["=,=", "A=1", "a=1,a=2", "a" * 300])
+def test_a_client_s_bad_tracestate_is_not_logged(state: str, caplog: pytest.LogCaptureFixture) -> None:
+    tracer = ExportingTracer("http://127.0.0.1:1/v1/traces", "gateway", 1)
+    span = tracer.begin("chat", PARENT | {"tracestate": state})
+    assert span.headers["traceparent"].startswith(f"00-{TRACE}-")
+    assert not caplog.records
+    tracer.shutdown()

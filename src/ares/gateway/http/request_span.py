@@ -13,6 +13,8 @@ from ares.gateway.service import Gateway
 from ares.gateway.tracing.span import NO_SPAN, NO_TRACER, Span
 
 _ID = "gen_ai.request.id"
+# Of a model's name, which may be no model's; a span keeps it until the collector has taken it.
+_LONGEST_NAME = 256
 
 
 def begin(gateway: Gateway, body: GenerationRequest, request: Request, path: str) -> Span:
@@ -20,7 +22,7 @@ def begin(gateway: Gateway, body: GenerationRequest, request: Request, path: str
     if gateway.tracer is NO_TRACER:
         return NO_SPAN
     operation = "text_completion" if isinstance(body, CompletionRequest) else "chat"
-    model = body.model or gateway.names[0]
+    model = (body.model or gateway.names[0])[:_LONGEST_NAME]
     return gateway.tracer.begin(
         f"{operation} {model}",
         request.headers,

@@ -1,6 +1,7 @@
 """Spans of OpenTelemetry, sent to a collector by OTLP over HTTP; imported only where tracing is on."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Mapping
 
@@ -21,6 +22,8 @@ _NAMELESS = "unknown_service"
 # Of a header of W3C Trace Context that is read.
 _LONGEST = 512
 _PROPAGATOR = TraceContextTextMapPropagator()
+# It warns of each client's `tracestate` that is none, a line a request.
+logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)
 
 
 def _known(attributes: Attributes) -> dict[str, Attribute]:
@@ -100,7 +103,6 @@ class ExportingTracer(Tracer):
 
     def begin(self, name: str, headers: Mapping[str, str], attributes: Attributes = NOTHING) -> ExportedSpan:
         """Begin a span of the kind SERVER, below the client's if its `traceparent` is one."""
-        # A longer one would be logged, a line a request.
         sound = {name: value for name in _PROPAGATOR.fields if len(value := headers.get(name, "")) <= _LONGEST}
         context = _PROPAGATOR.extract(sound)
         span = self._tracer.start_span(name, context, SpanKind.SERVER, _known(attributes))
