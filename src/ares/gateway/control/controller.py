@@ -168,7 +168,9 @@ class Controller:
             self.snapshots.lengths.compile()
         self.dispatch_decider = Decider(dispatcher(chosen.dispatch, chosen.dispatch_settings), choose_instance)
         prefill = prefill_policy(chosen.prefill, chosen.prefill_settings)
-        self.prefills = PrefillChoice(prefill, self._config.slo_tpot_s, self._prefill_queues)
+        self.prefills = PrefillChoice(
+            prefill, self._config.slo_tpot_s, self._prefill_queues, sees_prefixes=chosen.sees_prefixes
+        )
         if chosen.sees_prefixes:
             self._pool.follow_kv_events()
         self.admission_decider = Decider(
@@ -245,7 +247,8 @@ class Controller:
             self._record_fault(self.prefills.decider, error)
             return candidates[0]
         if decodes:
-            placement.computes_on = chosen
+            # Where it is admitted already, there is nothing to choose any more.
+            placement.computes_on = chosen if destination is None else None
             return None
         return chosen
 
@@ -266,7 +269,8 @@ class Controller:
         recovers = not exclude and self._pool.may_become_ready(unable)
         timeout_s = self._config.maximum_wait_s if recovers else self._tuning.recovery_s
         exclude = exclude | unable
-        wanted = session.placement.computes_on
+        # For this admission: another prompt, after a loss or a suspension, may be computed elsewhere.
+        wanted, session.placement.computes_on = session.placement.computes_on, None
         if wanted is not None and wanted.open and wanted.name not in exclude:
             instance = await self._admit_to(session, wanted, exclude)
         elif not self._policy.queues_requests:

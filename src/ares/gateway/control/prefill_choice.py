@@ -29,6 +29,8 @@ class PrefillChoice:
         Objective of the time per token; None: by the instance's steps.
     queues
         What each instance has to compute, and how fast it does; kept from one policy to the next.
+    sees_prefixes
+        Whether this policy, or the one of dispatch, looks at what is cached.
 
     Attributes
     ----------
@@ -36,11 +38,12 @@ class PrefillChoice:
         Counts the faults of the policy.
     """
 
-    def __init__(self, policy: Prefill, tpot_s: float | None, queues: Queues) -> None:
+    def __init__(self, policy: Prefill, tpot_s: float | None, queues: Queues, *, sees_prefixes: bool) -> None:
         self.decider: Decider[Prefill, int | None] = Decider(policy, choose_place)
         self._policy = policy
         self._tpot_s = tpot_s
         self._queues = queues
+        self._sees_prefixes = sees_prefixes
 
     def choose(
         self, placement: Placement, prefilling: list[Instance], decoding: list[Instance]
@@ -69,13 +72,13 @@ class PrefillChoice:
 
     def ended(self, placement: Placement, instance: Instance, cached_tokens: int | None) -> None:
         """Note that a prefill instance has answered, and how much it had cached; None: it failed."""
-        if self._policy.sees_prefixes:
-            computed = None if cached_tokens is None else max(1, placement.tokens - cached_tokens)
-            self._queue(instance).end(id(placement), computed)
+        queue = self._queues.get(instance)  # there is one, too, if another policy has chosen the instance
+        if queue is not None:
+            queue.end(id(placement), None if cached_tokens is None else max(1, placement.tokens - cached_tokens))
 
     def note_sent(self, placement: Placement, instance: Instance) -> None:
         """Note that an instance has, or will soon have, the KV of all tokens so far."""
-        if self._policy.sees_prefixes:
+        if self._sees_prefixes:
             cached = instance.state.cached
             cached.sent(placement.block_hashes(cached.block_size))
 
