@@ -1,5 +1,6 @@
 """Prefill policies: where a prompt is computed, with what is cached, queued and decoded there."""
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,23 @@ def test_equal_instances_take_turns(name: str) -> None:
     assert chosen(name, places(), times=7) == [0, 1, 2, 0, 1, 2, 0]
     assert chosen(name, places(open=[False, True, True]), times=3) == [1, 2, 1]
     assert chosen(name, places(open=[False] * 3)) == [None]
+
+
+def test_names_of_instances_that_are_gone_are_forgotten() -> None:
+    policy = prefill_policy("round_robin")
+
+    def choose(*names: str) -> int | None:
+        return choose_place(policy, places(len(names), instances=names), 1000)
+
+    for number in range(3000):
+        choose(f"gone{number}")
+    tracemalloc.start()
+    for number in range(3000):
+        choose(f"once{number}")
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken < 400_000, "of what 3000 names and numbers take"
+    assert [choose("a", "b") for _ in range(4)] == [0, 1, 0, 1]
 
 
 def test_what_each_looks_at() -> None:

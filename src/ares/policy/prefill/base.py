@@ -10,6 +10,9 @@ from ares.policy.base import DecisionError, Policy, is_index, raised
 from ares.policy.cluster import BoolArray, FloatArray, IntArray
 from ares.policy.registry import Class, Registry
 
+# Whose turns are known; instances that restart may have new names each time.
+_MOST_NAMES = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Places:
@@ -124,6 +127,7 @@ class InTurns(Prefill):
 
     def __init__(self, settings: Any = None) -> None:
         super().__init__(settings)
+        # By name: the number of its newest choice, the oldest first.
         self._last: dict[str, float] = {}
 
     def best(self, places: Places, among: BoolArray, *costs: FloatArray | IntArray) -> int | None:
@@ -141,7 +145,11 @@ class InTurns(Prefill):
             return None
         names = places.instances
         best = min(indices, key=lambda n: (*(float(cost[n]) for cost in costs), self._last.get(names[n], 0.0)))
-        self._last[names[best]] = max(self._last.values(), default=0.0) + 1.0
+        newest = next(reversed(self._last.values()), 0.0)
+        self._last.pop(names[best], None)
+        self._last[names[best]] = newest + 1.0
+        if len(self._last) > _MOST_NAMES:
+            del self._last[next(iter(self._last))]
         return int(best)
 
     def memory(self) -> dict[str, float]:
