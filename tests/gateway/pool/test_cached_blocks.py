@@ -148,6 +148,16 @@ def test_a_gateway_that_comes_late_starts_with_what_is_kept() -> None:
     assert (blocks.leading(hashes()), blocks.lost) == (2, 0)
 
 
+def test_blocks_that_were_sent_and_then_stored_are_counted_once() -> None:
+    instance = Publishing()
+    instance.blocks.sent(hashes()[:3])
+    instance.tell(stored(0, 2))
+    instance.blocks.sent(hashes()[:4])
+    assert instance.blocks.status["blocks"] == instance.blocks.leading(hashes()) == 4
+    instance.tell(removed(0, 1))
+    assert instance.blocks.status["blocks"] == 2
+
+
 @pytest.mark.parametrize(("publishes", "kept_s"), [(False, 300.0), (True, 15.0)])
 def test_what_was_sent_counts_for_a_while(publishes: bool, kept_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
@@ -159,6 +169,7 @@ def test_what_was_sent_counts_for_a_while(publishes: bool, kept_s: float, monkey
     assert blocks.leading(hashes()) == 3
     now += 2
     assert blocks.leading(hashes()) == 0
+    assert len(blocks) == 0
     blocks.sent([b"other"])
     assert len(blocks) == 1
 

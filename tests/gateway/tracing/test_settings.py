@@ -68,6 +68,16 @@ def test_variables_that_cannot_be_used(
     assert "requests are not traced" in caplog.text
 
 
+@pytest.mark.parametrize("variable", [ENDPOINT, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"])
+def test_a_variable_that_names_no_collector(
+    variable: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(variable, "collector:4318")
+    assert settings.make_tracer(None, "gateway") is NO_TRACER
+    assert f"requests are not traced: {variable}: 'collector:4318' is no collector" in caplog.text
+    settings.check(URL)  # which the setting replaces
+
+
 @pytest.mark.parametrize(
     ("variable", "value"),
     [

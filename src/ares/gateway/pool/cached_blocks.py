@@ -56,6 +56,7 @@ class CachedBlocks:
         self._asked_at = -_REPLAY_S
 
     def __len__(self) -> int:
+        self._expire()
         return len(self._stored) + len(self._sent)
 
     @property
@@ -85,10 +86,16 @@ class CachedBlocks:
         """Count blocks as cached from now on: their tokens were sent there."""
         now = time.monotonic()
         for one in reversed(hashes):  # a prompt's first blocks are the last ones to be dropped, as in vLLM
-            self._sent[one] = now
-            self._sent.move_to_end(one)
-        oldest = now - self._sent_s
-        while self._sent and (len(self._sent) > self._most or next(iter(self._sent.values())) <= oldest):
+            if one not in self._stored:
+                self._sent[one] = now
+                self._sent.move_to_end(one)
+        while len(self._sent) > self._most:
+            self._sent.popitem(last=False)
+        self._expire()
+
+    def _expire(self) -> None:
+        oldest = time.monotonic() - self._sent_s
+        while self._sent and next(iter(self._sent.values())) <= oldest:
             self._sent.popitem(last=False)
 
     # --- its events ---
@@ -155,6 +162,7 @@ class CachedBlocks:
         for name, content in zip(change.block_hashes, contents, strict=True):
             self._content[name] = content
             self._stored[content] += 1
+            self._sent.pop(content, None)  # counted once
         while len(self._content) > self._most:
             _, content = self._content.popitem(last=False)
             del self._stored[content]

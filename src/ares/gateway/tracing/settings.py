@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ares import extras
 from ares.config import ConfigError
 from ares.gateway.tracing.span import NO_TRACER, Tracer
+from ares.otlp import traces_url
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +59,20 @@ def _disabled_by(variables: Mapping[str, str]) -> str | None:
     return None
 
 
+def _check_endpoint(variables: Mapping[str, str]) -> None:
+    """Raise ConfigError where the variable that names a collector names none."""
+    name = next(name for name in _ENDPOINTS if variables.get(name))
+    try:
+        traces_url(variables[name])
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
 def _exporting(endpoint: str | None, name: str, variables: Mapping[str, str]) -> Tracer:
     if (disabled := _disabled_by(variables)) is not None:
         raise ConfigError(f"{disabled} turns off what --otlp-traces-endpoint turns on: leave one of them out")
+    if endpoint is None:
+        _check_endpoint(variables)
     for protocol in _PROTOCOLS:
         if variables.get(protocol, _PROTOCOL) not in ("", _PROTOCOL):
             raise ConfigError(f"{protocol}={variables[protocol]}: spans are sent by {_PROTOCOL} only")
