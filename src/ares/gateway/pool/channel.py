@@ -14,6 +14,8 @@ from ares.protocol.keys import ControlKey
 _LINGER_MS = 200
 # Messages that have come already are read one after another; other work of the loop goes between so many of them.
 _IN_A_ROW = 16
+# A larger one takes long to read, such as a replay of KV events: then it goes on after each.
+_LARGE_BYTES = 64 << 10
 _NOBLOCK = int(zmq.NOBLOCK)
 _GIVE_KEY = f"(--control-key-file or {CONTROL_KEY_VARIABLE}, the same for all)"
 
@@ -69,11 +71,13 @@ class Inbox:
         """Return the next message; None where none came in so many seconds."""
         receiving = self._receiving
         if receiving is None:
-            self._in_a_row += 1
-            if self._in_a_row % _IN_A_ROW == 0:
+            if self._in_a_row >= _IN_A_ROW:
+                self._in_a_row = 0
                 await asyncio.sleep(0)
             with contextlib.suppress(zmq.Again):
-                return self._at_once.recv(_NOBLOCK)
+                body = self._at_once.recv(_NOBLOCK)
+                self._in_a_row += 1 if len(body) < _LARGE_BYTES else _IN_A_ROW
+                return body
             receiving = self._receiving = asyncio.ensure_future(self._socket.recv())
         if not receiving.done():
             # Not cancelled by the timeout: a message that came in that moment would be lost.
