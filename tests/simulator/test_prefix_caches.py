@@ -99,6 +99,15 @@ def test_traces_that_name_blocks_are_read(tmp_path: Path) -> None:
     trace.write_text(json.dumps({**rows[0], "hash_ids": None}))
     with pytest.raises(TraceError, match="hash_ids"):
         read_prompts(trace)
+    for wrong in (
+        {"timestamp": float("nan")},
+        {"input_length": float("inf")},
+        {"input_length": -1},
+        {"timestamp": None},
+    ):
+        trace.write_text(json.dumps({**rows[0], **wrong}))
+        with pytest.raises(TraceError, match=r"trace.jsonl:1: (negative or infinite|no column)"):
+            read_prompts(trace)
     trace.write_text("arrival_s,input_tokens,output_tokens\n0,5,5\n")
     with pytest.raises(TraceError, match="does not name the blocks"):
         read_prompts(trace)

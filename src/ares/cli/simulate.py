@@ -414,9 +414,12 @@ def prefixes(
         from ares.simulator.profile import load_profile
         from ares.traces.prompt_blocks import read_prompts
 
-        wanted = [float(one) for one in loads.split(",")]
+        try:
+            wanted = [float(one) for one in loads.split(",")]
+        except ValueError:
+            wanted = [math.nan]
         if not all(0 < one < math.inf for one in wanted):
-            raise ValueError(f"--loads {loads}: give positive numbers, separated by commas")
+            raise ValueError(f"--loads {loads!r}: give positive numbers, separated by commas")
         engine = load_profile(profile)
         prompts, block_tokens = read_prompts(trace, requests)
         result = prefix_caches.compare(prompts, block_tokens, engine, instances, policies.split(","), wanted)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ares.traces.readers import FORMATS, guess_format
-from ares.traces.records import TraceError, key, open_records
+from ares.traces.readers import FORMATS, TIME_UNITS, format_of, read_row
+from ares.traces.records import TraceError, open_records
 
 # Tokens of a block, by format.
 BLOCK_TOKENS = {"mooncake": 512, "bailian": 16}
@@ -27,20 +27,18 @@ def read_prompts(path: Path, limit: int | None = None) -> tuple[list[Prompt], in
     TraceError
         The trace cannot be read, or does not name the blocks of its prompts.
     """
-    name = guess_format(path)
+    opened = open_records(path)
+    name = format_of(path, opened)
     if name not in BLOCK_TOKENS:
         raise TraceError(f"{path}: format {name} does not name the blocks of prompts; {', '.join(BLOCK_TOKENS)} do")
-    columns, scale = FORMATS[name], 1e-3 if FORMATS[name].unit == "ms" else 1.0
+    per_second = TIME_UNITS[FORMATS[name].unit or "s"]
     found = []
-    for number, record in open_records(path).rows:
+    for number, record in opened.rows:
         blocks = record.get("hash_ids")
-        try:
-            arrival, tokens = float(record[key(columns.arrival)]) * scale, int(record[key(columns.prompt)])
-        except (KeyError, TypeError, ValueError) as error:
-            raise TraceError(f"{path}:{number}: {error!r}") from None
+        arrival, tokens, _ = read_row(record, name, per_second, f"{path}:{number}")
         if not isinstance(blocks, list) or not all(isinstance(one, int) for one in blocks):
             raise TraceError(f"{path}:{number}: hash_ids are not a list of numbers")
-        found.append((arrival, max(tokens, 1), tuple(blocks)))
+        found.append((arrival, max(int(tokens), 1), tuple(blocks)))
         if limit is not None and len(found) == limit:
             break
     found.sort(key=lambda one: one[0])

@@ -78,7 +78,7 @@ FORMATS = {
 
 def guess_format(path: Path) -> str:
     """Guess the format of a trace from its first record; TraceError names what was found instead."""
-    return _guess(path, open_records(path))
+    return format_of(path, open_records(path))
 
 
 def read_trace(path: Path, trace_format: str | None = None, time_unit: str | None = None) -> Workload:
@@ -109,7 +109,7 @@ def read_trace(path: Path, trace_format: str | None = None, time_unit: str | Non
         if given is not None and given not in known:
             raise TraceError(f"{path}: unknown {what} {given!r}; known: {', '.join(known)}")
     opened = open_records(path)
-    name = trace_format or _guess(path, opened)
+    name = trace_format or format_of(path, opened)
     chosen = FORMATS[name]
     if time_unit is not None and chosen.unit is None:
         raise TraceError(f"{path}: the times of format {name} are dates, which have no unit {time_unit}")
@@ -120,9 +120,7 @@ def read_trace(path: Path, trace_format: str | None = None, time_unit: str | Non
     seen["bailian"] += name == "mooncake" and time_unit is None and FORMATS["bailian"].matches(opened.columns)
     for number, record in opened.rows:
         where = f"{path}:{number}"
-        if missing := [column for column in chosen.columns if record.get(key(column)) is None]:
-            raise TraceError(f"{where}: no column {', '.join(missing)} (format {name})")
-        arrival, prompt, output = _row(record, chosen, per_second, where)
+        arrival, prompt, output = read_row(record, name, per_second, where)
         seen["without output"] += output < 1
         if output >= 1:
             seen["without prompt"] += prompt < 1
@@ -167,7 +165,8 @@ def rate_warning(work: Workload) -> str | None:
     )
 
 
-def _guess(path: Path, opened: Records) -> str:
+def format_of(path: Path, opened: Records) -> str:
+    """Guess the format of an open trace from its columns; TraceError names what was found instead."""
     possible = {name: known for name, known in FORMATS.items() if known.matches(opened.columns)}
     name = min(possible, key=lambda one: len(possible[one].missing(opened.columns)))
     missing = possible[name].missing(opened.columns)
@@ -180,8 +179,17 @@ def _guess(path: Path, opened: Records) -> str:
     return name
 
 
-def _row(record: Record, chosen: Format, per_second: float, where: str) -> tuple[float, float, float]:
-    """Return arrival in seconds, prompt and output tokens."""
+def read_row(record: Record, name: str, per_second: float, where: str) -> tuple[float, float, float]:
+    """Return arrival in seconds, prompt and output tokens of a record in the format `name`.
+
+    Raises
+    ------
+    TraceError
+        One of them is missing, no number, or out of range; the message begins with `where`.
+    """
+    chosen = FORMATS[name]
+    if missing := [column for column in chosen.columns if record.get(key(column)) is None]:
+        raise TraceError(f"{where}: no column {', '.join(missing)} (format {name})")
     arrival, *lengths = (record[key(name)] for name in chosen.columns)
     try:
         prompt, output = map(_number, lengths)
