@@ -320,7 +320,7 @@ def sweep(
 
 
 def _loads(text: str) -> list[float]:
-    """Return the loads of a sweep; ValueError where they are not positive numbers, each once."""
+    """Return the loads of several runs; ValueError where they are not positive numbers, each once."""
     from ares.cli import given_options as options
 
     try:
@@ -410,19 +410,16 @@ def prefixes(
 ) -> None:
     """Compare prefill policies on instances with prefix caches: hit rates, and times to the first token."""
     with user_errors():
+        from ares.cli import given_options as options
         from ares.simulator import metrics, prefix_caches
         from ares.simulator.profile import load_profile
         from ares.traces.prompt_blocks import read_prompts
 
-        try:
-            wanted = [float(one) for one in loads.split(",")]
-        except ValueError:
-            wanted = [math.nan]
-        if not all(0 < one < math.inf for one in wanted):
-            raise ValueError(f"--loads {loads!r}: give positive numbers, separated by commas")
+        wanted, names = _loads(loads), policies.split(",")
+        options.refuse_repeated("--policies", names)
         engine = load_profile(profile)
         prompts, block_tokens = read_prompts(trace, requests)
-        result = prefix_caches.compare(prompts, block_tokens, engine, instances, policies.split(","), wanted)
+        result = prefix_caches.compare(prompts, block_tokens, engine, instances, names, wanted)
         result |= {"trace": trace.name, "profile": engine.name, "instances": instances}
         if json_path is not None:
             write_json(result | {"provenance": metrics.provenance()}, json_path)
