@@ -108,6 +108,15 @@ def test_what_cannot_be_known_from_tokens_is_left_out(change: dict[str, Any]) ->
     assert len(instance.blocks) == 0
 
 
+def test_of_blocks_with_one_hash_the_newest_counts() -> None:
+    instance = Publishing()
+    for first in range(500):
+        instance.tell(stored(0, 2, [first, *PROMPT[1:]]))
+    assert len(instance.blocks) == instance.blocks.leading(hashes([499, *PROMPT[1:]])) == 2
+    instance.tell(removed(0, 1))
+    assert len(instance.blocks) == 0
+
+
 def test_what_is_elsewhere_does_not_leave_with_it() -> None:
     instance = Publishing()
     instance.tell(stored(), removed(0, medium="CPU"), removed(1, group_idx=1), removed(99))

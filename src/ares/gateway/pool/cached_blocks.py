@@ -160,7 +160,9 @@ class CachedBlocks:
             self.ignored += count
             return
         for name, content in zip(change.block_hashes, contents, strict=True):
-            self._content[name] = content
+            if self._content.setdefault(name, content) != content:  # hashes that collide
+                del self._stored[self._content[name]]
+                self._content[name] = content
             self._stored[content] += 1
             self._sent.pop(content, None)  # counted once
         while len(self._content) > self._most:
