@@ -11,16 +11,16 @@ import pytest
 from ares.config import GatewayConfig
 from ares.gateway.openai.sampling import Sampling
 from ares.gateway.pool.generate import Delta
-from ares.gateway.pool.state import InstanceState
 from ares.gateway.records.replay import replay
 from ares.gateway.service import Gateway
 from ares.local_cluster import cluster as local
+from ares.policy.kv_layout import KvLayout
 from tests.integration.client import Client
 from tests.waiting import eventually
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 # The policy is told of this much KV: three of the long requests fit.
-CAPACITY, LONG, SHORT = 6200, 200, 1700
+CAPACITY, LONG, SHORT = 6200, 200, 2300
 
 
 @contextlib.asynccontextmanager
@@ -58,7 +58,7 @@ def prompt(seed: int, length: int) -> list[int]:
 async def test_held_and_suspended_requests_lose_nothing(
     cluster: local.Cluster, client: Client, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(InstanceState, "capacity_tokens", property(lambda _: CAPACITY))
+    monkeypatch.setattr(KvLayout, "capacity_tokens", lambda *_: CAPACITY)
     log = tmp_path / "decisions.jsonl"
     settings = {"slo_ttft_s": 10.0, "slo_tpot_s": 5.0, "decision_log": log}
     for n in range(3):  # their prefill, from its cache then, is quick: the long ones must not end before it

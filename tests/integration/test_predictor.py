@@ -178,7 +178,9 @@ async def test_a_prefill_is_predicted_before_it_ends(
     assert all(0 < low <= middle <= high and high > 1 for low, middle, high in quantiles)
 
 
-async def predictions_of_prefills(url: str, model: str, *prompts: str) -> dict[str, messages.Predicted]:
+async def predictions_of_prefills(
+    url: str, model: str, *prompts: str, **transfer: Any
+) -> dict[str, messages.Predicted]:
     """Prefill prompts for another instance; return what was predicted of each, by key."""
     told: dict[str, messages.Predicted] = {}
 
@@ -196,7 +198,7 @@ async def predictions_of_prefills(url: str, model: str, *prompts: str) -> dict[s
     try:
         await asyncio.wait_for(listening.wait(), 60)
         for prompt in prompts:
-            await complete(url, model, prompt, 1, do_remote_decode=True, do_remote_prefill=False)
+            await complete(url, model, prompt, 1, do_remote_decode=True, do_remote_prefill=False, **transfer)
         await asyncio.wait_for(listener, 60)
     finally:
         listener.cancel()
@@ -209,31 +211,14 @@ async def test_a_forecast_that_came_with_a_request_is_taken(
     """That of another prompt changes what is predicted; that of its own does not, though it is told, not made."""
     url, model, prompt = predicting[0].url, str(tiny_model), "A prompt"
     told = await predictions_of_prefills(url, model, prompt, "Of the sea, of ships, and of those who sail them")
-    own, others = (event.forecast for event in told.values())
-    assert own
-    assert others
-    assert own != others
-
-    async def predicted(**transfer: Any) -> dict[int, tuple[float, float, float]]:
-        """Return what is predicted after each number of tokens."""
-        rows: list[messages.Row] = []
-        watcher = asyncio.create_task(telemetry(url, rows))
-        try:
-            await complete(url, model, prompt, 150, **transfer)
-        finally:
-            watcher.cancel()
-            await asyncio.gather(watcher, return_exceptions=True)
-        return {row.output: row.remaining for row in rows if row.key == f"k-{prompt}" and row.remaining is not None}
-
-    made, with_own, with_others = (
-        await predicted(),
-        await predicted(ares_first_forecast=own),
-        await predicted(ares_first_forecast=others),
-    )
-    both = made.keys() & with_own.keys()
-    assert both
-    assert all(with_own[n] == pytest.approx(made[n], rel=0.05) for n in both)
-    assert any(with_others[n] != pytest.approx(with_own[n], rel=0.05) for n in with_others.keys() & with_own.keys())
+    made, others = told.values()
+    assert made.forecast
+    assert others.forecast != made.forecast
+    (own,) = (await predictions_of_prefills(url, model, prompt, ares_first_forecast=made.forecast)).values()
+    (another,) = (await predictions_of_prefills(url, model, prompt, ares_first_forecast=others.forecast)).values()
+    assert own.forecast == another.forecast == ""
+    assert own.remaining == pytest.approx(made.remaining, rel=0.02)
+    assert another.remaining != pytest.approx(made.remaining, rel=0.02)
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ class CarriedForecast:
 
 def encode(forecaster: str, forecast: CarriedForecast) -> str:
     """Return a forecast as text, empty where it would be too long; `forecaster` is the id of what has made it."""
-    text = base64.b64encode(forecast.ended.astype("<f2").tobytes()).decode()
+    # As the chances to go on, whose small ones are told apart in half precision.
+    text = base64.b64encode((1 - forecast.ended).astype("<f2").tobytes()).decode()
     whole = f"{forecaster}:{forecast.position}:{text}"
     return whole if len(whole) <= LONGEST else ""
 
@@ -40,7 +41,7 @@ def decode(text: Any, forecaster: str, edges: int) -> CarriedForecast | None:
     if made_by != forecaster or not position.isdecimal() or len(position) > 9:
         return None
     try:
-        ended = np.frombuffer(base64.b64decode(encoded, validate=True), "<f2").astype(np.float32)
+        ended = 1 - np.frombuffer(base64.b64decode(encoded, validate=True), "<f2").astype(np.float32)
     except (binascii.Error, ValueError):
         return None
     if ended.shape != (edges,) or not ((ended >= 0) & (ended <= 1)).all():
