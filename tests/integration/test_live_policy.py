@@ -20,7 +20,7 @@ from tests.waiting import eventually
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 # The policy is told of this much KV: three of the long requests fit.
-CAPACITY, LONG, SHORT = 6200, 200, 2300
+CAPACITY, LONG, SHORT, TOKENS = 12000, 200, 3800, 3600
 
 
 @contextlib.asynccontextmanager
@@ -65,11 +65,11 @@ async def test_held_and_suspended_requests_lose_nothing(
         await client.complete(prompt(50 + n, SHORT), 1)
     async with controlled(cluster, tiny_model, **settings) as gateway:
         for _ in range(50):
-            gateway.controller.snapshots.lengths.add(1800)
+            gateway.controller.snapshots.lengths.add(TOKENS)
         alone, other = gateway.pool.decode_instances
         other.state.draining = True  # two instances would not keep pace with each other
         # A token may take 5 s, so each has time to spare from its first tokens on.
-        long = [Taker(gateway, f"long-{n}", prompt(n, LONG), 1800) for n in range(3)]
+        long = [Taker(gateway, f"long-{n}", prompt(n, LONG), TOKENS) for n in range(3)]
 
         def full() -> bool:
             """Whether a short one does not fit, and the law is known by which others may wait."""
