@@ -51,7 +51,7 @@ def logits(ended: torch.Tensor, grid: torch.Tensor, elapsed: torch.Tensor) -> to
 
 def forecast(network: Any, states: torch.Tensor, position: torch.Tensor, prompt_length: torch.Tensor) -> torch.Tensor:
     """Return [batch, bins + 1], the forecast from the first states of requests: [batch, d], standardised."""
-    return network.distribution(*inputs(states, position, prompt_length))  # type: ignore[no-any-return]
+    return network.distribution(*inputs(states, position, prompt_length))
 
 
 def inputs(

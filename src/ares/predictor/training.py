@@ -102,7 +102,10 @@ class Data:
     def only(self, rows: np.ndarray[Any, Any]) -> "Data":
         """Return some of the pairs: a mask."""
         chosen = torch.from_numpy(rows)
-        return Data(*(t[chosen] for t in (self.states, self.scalars, self.remaining, self.censored)), self.room[rows])
+        states, scalars, remaining, censored = (
+            tensor[chosen] for tensor in (self.states, self.scalars, self.remaining, self.censored)
+        )
+        return Data(states, scalars, remaining, censored, self.room[rows])
 
     def joined(self, other: "Data") -> "Data":
         """Return these pairs and others."""

@@ -83,8 +83,9 @@ class LivePredictor:
         return [(n, r) for n, r in enumerate(requests) if r.position >= 0 and not r.is_precopy and r.id not in known]
 
     def _predict(self, states: torch.Tensor, due: list[tuple[int, HookedRequest]]) -> None:
-        rows, slots, positions, prompts, names = [], [], [], [], []
-        new, first, carried = [], [], {}
+        rows, slots, positions, prompts = list[int](), list[int](), list[int](), list[int]()
+        names, new, first = list[tuple[str, int]](), list[int](), list[int]()
+        carried: dict[int, carried_forecast.CarriedForecast] = {}
         for n, request in due:
             slot = self._slots.get(request.id)
             if slot is None:
