@@ -63,10 +63,12 @@ class _Server(uvicorn.Server):
 class _Nearby(Puller):
     """Pulls from no address that a test has made up."""
 
-    async def pull(self, source: dict[str, Any], expected_s: float, *, discard: bool = False) -> Pulled:
+    async def pull(
+        self, source: dict[str, Any], expected_s: float, *, discard: bool = False, cached: int = 0
+    ) -> Pulled:
         """Pull KV; PullError where it is elsewhere."""
         _check_near(source)
-        return await super().pull(source, expected_s, discard=discard)
+        return await super().pull(source, expected_s, discard=discard, cached=cached)
 
     async def extend(self, source: dict[str, Any], request_ids: list[str]) -> None:
         """Renew leases; PullError where they are elsewhere."""

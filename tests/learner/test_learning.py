@@ -18,9 +18,11 @@ from ares.learner.shipped import by_version
 from ares.learner.state import CURVE
 from ares.learner.trial import CHALLENGER, CHAMPION, Scored
 from ares.learner.work import Kind, Work
+from ares.models.resolve import DEFAULT_MODEL
 from ares.predictor.shards import Outcome
 from ares.protocol.learner_report import LARGEST_REPORT_BYTES, Report
 from tests.learner import synthetic
+from tests.learner.shipped_version import version_for
 
 SETTINGS = {"first_outputs": 100, "looks": [60, 120], "window_outputs": 200, "window_fewest": 100, "pause_s": 1.0}
 
@@ -278,7 +280,7 @@ def test_a_full_disk_is_one_line(
 
 
 def test_a_shipped_checkpoint_is_the_first_champion_of_a_new_folder(tmp_path: Path) -> None:
-    (version,) = by_version()
+    version = version_for(DEFAULT_MODEL)
     settings = LearnerSettings(folder=tmp_path / "learner", workers=["http://a"])
     learning = Learning(Folder(tmp_path / "learner"), settings, by_version())
     learning.found_at("decode-0", "ab" * 32)

@@ -13,9 +13,10 @@ from ares.learner.errors import LearnerError
 from ares.learner.folder import Folder
 from ares.learner.service import Learner
 from ares.learner.settings import Keys, LearnerSettings
-from ares.learner.shipped import by_version
+from ares.models.resolve import DEFAULT_MODEL
 from tests.learner import synthetic
 from tests.learner.fakes import Gateway, Instance, serving
+from tests.learner.shipped_version import version_for
 from tests.waiting import eventually
 
 QUICK = {
@@ -123,7 +124,7 @@ async def test_poisoned_shards_are_dropped_and_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("by", ["refuses", "worker_refuses"])
 async def test_a_refusal_is_one_event_and_is_tried_again(tmp_path: Path, by: str) -> None:
-    (version,) = by_version()
+    version = version_for(DEFAULT_MODEL)
     refusing, other = Instance(tmp_path, "refusing"), Instance(tmp_path, "shipped", predictor=version)
     setattr(refusing, by, "another learner sends to it")
     async with serving(refusing), serving(other):
@@ -155,7 +156,7 @@ async def test_instances_that_are_left_alone(tmp_path: Path, caplog: pytest.LogC
 
 
 async def test_commands_of_the_operator_reach_a_running_learner(tmp_path: Path) -> None:
-    (version,) = by_version()
+    version = version_for(DEFAULT_MODEL)
     started = Instance(tmp_path, predictor=version)
     folder = Folder(tmp_path / "learner")
     async with serving(started):
@@ -175,7 +176,7 @@ async def test_commands_of_the_operator_reach_a_running_learner(tmp_path: Path) 
 
 
 async def test_an_instance_that_restarts_gets_the_champion_again(tmp_path: Path) -> None:
-    (version,) = by_version()
+    version = version_for(DEFAULT_MODEL)
     shipped, restarted = Instance(tmp_path, "shipped", predictor=version), Instance(tmp_path, "restarted")
     gateway = Gateway()
     async with serving(shipped), gateway.serving():
