@@ -244,7 +244,8 @@ class Instance:
         future = self._calls[call] = asyncio.get_running_loop().create_future()
         try:
             await self._send(socket, rpc.encode(command))
-            return await asyncio.wait_for(future, self._settings.answer_s)
+            async with asyncio.timeout(self._settings.answer_s):
+                return await future
         except TimeoutError:
             return None
         finally:

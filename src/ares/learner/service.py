@@ -109,7 +109,8 @@ class Learner:
             learning.save()
             self._show_doing()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wakes(), _TICK_S)
+                async with asyncio.timeout(_TICK_S):
+                    await self._wakes()
 
     async def _wakes(self) -> None:
         """Wait for the end of the job, if there is one."""
@@ -216,7 +217,8 @@ class Learner:
             self._news.clear()
             await asyncio.gather(*(gateway.report(body) for gateway in gateways))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), self._settings.report_s)
+                async with asyncio.timeout(self._settings.report_s):
+                    await self._news.wait()
 
     async def _stop(self) -> None:
         tasks = [task for _, task in self._instances.values()]

@@ -8,6 +8,7 @@ import zmq.asyncio
 
 from ares.gateway.pool.generate import http_client
 from ares.gateway.pool.instance import Instance
+from ares.protocol import messages
 
 
 async def test_commands_to_a_lost_instance_do_not_block() -> None:
@@ -27,3 +28,18 @@ async def test_commands_to_a_lost_instance_do_not_block() -> None:
                     await instance.control.cut("key", 0.05)
         finally:
             socket.close()
+
+
+@pytest.mark.parametrize("turns", range(3))
+async def test_a_wait_that_is_cancelled_as_its_report_comes_stays_cancelled(turns: int) -> None:
+    """`asyncio.wait_for` of Python 3.11 returns the report and drops the cancellation: what waits would run on."""
+    async with http_client() as http:
+        control = Instance("http://127.0.0.1:1", http, 0.1).control
+        waiting = asyncio.create_task(control.until_kv_received("key", 30))
+        await asyncio.sleep(0)
+        await control.on_kv_received(messages.KvReceived("key", 3, False))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        cancelled = waiting.cancel()
+        await asyncio.wait({waiting})
+        assert waiting.cancelled() is cancelled

@@ -114,7 +114,8 @@ class ControlClient:
             return known
         future = self._awaited_pulls[key] = asyncio.get_running_loop().create_future()
         try:
-            return await asyncio.wait_for(future, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await future
         except TimeoutError:
             return None
         finally:
@@ -155,7 +156,8 @@ class ControlClient:
         future = self._calls[call] = asyncio.get_running_loop().create_future()
         try:
             await self._send(command)
-            return await asyncio.wait_for(future, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await future
         finally:
             del self._calls[call]
 

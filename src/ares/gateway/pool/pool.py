@@ -302,7 +302,8 @@ class Pool:
     async def wait_for_change(self, timeout_s: float) -> None:
         """Wait until the status of an instance changes, or for so long."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
 
     def _notify(self) -> None:
         """Wake every `wait_for_change`."""
