@@ -93,7 +93,7 @@ async def test_leaving_a_stream_closes_its_connection() -> None:
         async with sse.open_stream(http, f"http://127.0.0.1:{port}/", {}) as chunks:
             async for _ in chunks:
                 break
-        await asyncio.wait_for(left.wait(), 5)
+        await asyncio.wait_for(left.wait(), 60)
 
 
 async def test_raw_replies_are_read_at_once_and_decoded_afterwards() -> None:

@@ -46,7 +46,7 @@ class Served:
         return reply.status_code, reply.json()["status"]
 
     async def becomes(self, wanted: tuple[int, str]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await self.readiness() != wanted:  # noqa: ASYNC110 - nothing announces it
                 await asyncio.sleep(0.01)
 

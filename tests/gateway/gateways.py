@@ -55,7 +55,7 @@ class Client:
         return self._gateway.sessions[self._name]
 
     async def finish(self) -> None:
-        await asyncio.wait_for(self.task, 10)
+        await asyncio.wait_for(self.task, 60)
 
     def check(self, maximum: int = 60) -> None:
         assert self.tokens == expected(self.prompt, maximum, vocabulary=VOCABULARY)

@@ -83,7 +83,7 @@ class Run:
         return self.stop_after is not None and len(self.tokens) >= self.stop_after
 
     async def reached(self, count: int) -> None:
-        async with asyncio.timeout(5), self._changed:
+        async with asyncio.timeout(60), self._changed:
             await self._changed.wait_for(lambda: len(self.tokens) >= count)
 
     async def move(self, target: str) -> MigrationRecord:
@@ -94,14 +94,14 @@ class Run:
         else:
             source = None
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 return await self.session.hand_over(self.cluster.instance(target), "test")
         finally:
             if source is not None:
                 source.hold_at = None
 
     async def finish(self) -> list[int]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await self.task
         assert self.tokens == self.session.emitted
         return self.tokens

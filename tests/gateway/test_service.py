@@ -181,7 +181,7 @@ async def test_a_hanging_target_is_recorded(gateway: Gateway, fakes: list[FakeIn
     sequence = await client.reached(5)
     target = other(gateway, sequence)
     next(fake for fake in fakes if fake.name == target.name).faults.hang = True
-    record = await asyncio.wait_for(gateway.migrate(sequence, target, "test", COMMANDED), 4)
+    record = await asyncio.wait_for(gateway.migrate(sequence, target, "test", COMMANDED), 60)
     assert record.outcome == "returned"
     assert list(gateway.migrations) == [record]
     assert sample(gateway, "ares_migrations_total", trigger="commanded", outcome="returned") == 1

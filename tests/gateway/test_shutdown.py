@@ -44,7 +44,7 @@ async def test_what_ends_in_time_is_left_alone() -> None:
         shutdown.check()
     assert not draining.done()
     go.set()
-    await asyncio.wait_for(draining, 10)
+    await asyncio.wait_for(draining, 60)
     await running
     assert done == [True]
 
@@ -61,7 +61,7 @@ async def test_what_does_not_is_ended_and_told_why(at_once: bool) -> None:
 
     running = [asyncio.create_task(shutdown.run(work())) for _ in range(3)]
     await asyncio.sleep(0)
-    await asyncio.wait_for(shutdown.drain(600.0 if at_once else 0.05, lambda: at_once), 10)
+    await asyncio.wait_for(shutdown.drain(600.0 if at_once else 0.05, lambda: at_once), 60)
     assert cleaned == [True] * 3
     for task in running:
         with pytest.raises(ShuttingDownError, match="before the output was complete"):
@@ -86,7 +86,7 @@ async def test_a_client_that_leaves_cancels_its_work() -> None:
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    await asyncio.wait_for(shutdown.drain(60.0, lambda: False), 10)
+    await asyncio.wait_for(shutdown.drain(60.0, lambda: False), 60)
 
 
 # --- the service ---

@@ -8,7 +8,8 @@ from typing import Any
 
 import aiohttp
 
-IDLE_S = 20.0
+# KV that is pinned for an instance that has died is kept for a lease of 30 s (ares.engine.launcher.LEASE_S).
+IDLE_S = 60.0
 
 
 @dataclass

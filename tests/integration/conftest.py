@@ -21,6 +21,7 @@ from ares.local_cluster import cluster as local
 from ares_dev import fork_server
 from tests.integration.client import Client
 from tests.integration.tiny_model import build
+from tests.waiting import eventually_found
 
 pytest.importorskip("vllm", reason="needs vLLM: the cpu or vllm extra")
 
@@ -132,6 +133,19 @@ def cluster(
         yield running
 
 
+async def revive(cluster: local.Cluster, client: Client) -> None:
+    """Start again what an earlier test, or a first run of the same one, has killed."""
+    ended = [process for process in cluster.processes if process.popen.poll() is not None]
+    for process in ended:
+        cluster.restart(process)
+
+    async def all_healthy() -> bool:
+        return all(instance["healthy"] for instance in (await client.status())["instances"])
+
+    if ended:
+        await eventually_found(all_healthy)
+
+
 @pytest.fixture
 async def client(cluster: local.Cluster, request: pytest.FixtureRequest) -> AsyncIterator[Client]:
     """Talk to the cluster; afterwards everything must be back to zero."""
@@ -139,6 +153,7 @@ async def client(cluster: local.Cluster, request: pytest.FixtureRequest) -> Asyn
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=120)) as http:
         slow = row_of(request.node) == GPU_DEFAULTS
         client = Client(http, cluster.url, cluster.settings.model, slow=slow)
+        await revive(cluster, client)
         yield client
         await client.quiet()
         await asyncio.sleep(0)

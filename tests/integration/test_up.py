@@ -7,6 +7,7 @@ import sys
 import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import psutil
@@ -14,6 +15,7 @@ import pytest
 
 from ares.models.resolve import DEFAULT_MODEL
 from tests.integration.client import Client
+from tests.waiting import eventually_found
 
 PORT = 8030
 # Tokens take about 40 ms each: enough for an order in the middle.
@@ -47,7 +49,7 @@ async def test_serves_answers_balances_and_leaves_nothing(up: tuple[asyncio.subp
     assert str(logs) in first
     welcome = ""
     while "Ctrl-C" not in welcome:
-        welcome += (await asyncio.wait_for(process.stdout.readline(), 10)).decode()
+        welcome += (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
     assert f"curl -N http://127.0.0.1:{PORT}/v1/chat/completions" in welcome
 
     url = f"http://127.0.0.1:{PORT}"
@@ -89,16 +91,13 @@ async def _policy_evens_out(client: Client) -> None:
         await output.reach(3)
     for n in range(4):
         await client.migrate(f"even-{n}", "decode-0")
-    moves = []
-    for _ in range(150):
-        status = await client.status()
+
+    async def moved() -> list[dict[str, Any]]:
         # It may have evened out the first placement before, the other way round.
-        own = [m for m in status["migrations"] if m["reason"].startswith("ares-no-prediction")]
-        moves = [m for m in own if m["source"] == "decode-0" and m["outcome"] == "moved"]
-        if moves:
-            break
-        await asyncio.sleep(0.1)
-    assert moves, "the policy left four streams on one instance"
+        own = [m for m in (await client.status())["migrations"] if m["reason"].startswith("ares-no-prediction")]
+        return [m for m in own if m["source"] == "decode-0" and m["outcome"] == "moved"]
+
+    moves = await eventually_found(moved)
     assert moves[0]["target"] == "decode-1"
     for output, _ in streams:  # all of them still bring tokens, moved or not
         await output.reach(len(output.token_ids) + 5)
@@ -169,10 +168,11 @@ async def _a_worker_dies(client: Client, up: int, errors: asyncio.StreamReader) 
     assert [line.split()[1:3] for line in told] == [["was", "killed"], ["starts", "again"], ["is", "ready"]]
     _, alive = psutil.wait_procs(before, timeout=0)
     assert not alive
-    for _ in range(100):
-        if {i["name"]: i["healthy"] for i in (await client.status())["instances"]}[name]:
-            break
-        await asyncio.sleep(0.1)
+
+    async def healthy() -> bool:
+        return bool({i["name"]: i["healthy"] for i in (await client.status())["instances"]}[name])
+
+    await eventually_found(healthy)
     # It takes KV from the other again, and goes on with the same tokens.
     output, task = client.stream("again", prompt, LENGTH)
     await output.reach(20)

@@ -56,7 +56,7 @@ class Client:
         writer.write(request)
         reply = b""
         with contextlib.suppress(TimeoutError, ConnectionResetError):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while data := await reader.read(1 << 16):
                     reply += data
         writer.close()

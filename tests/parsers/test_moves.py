@@ -53,7 +53,7 @@ async def serving(at: Path, fakes: list[FakeInstance]) -> AsyncIterator[tuple[Ga
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         yield app.state.gateway, client
     server.should_exit = True
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, 60)
 
 
 async def stream(client: httpx.AsyncClient, body: dict[str, Any], moves: Any = None) -> list[Any]:

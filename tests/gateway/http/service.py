@@ -79,7 +79,7 @@ async def serving(
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
         yield Service(app.state.gateway, client, fakes, port)
     server.should_exit = True
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, 60)
 
 
 def events(text: str) -> list[dict[str, Any]]:

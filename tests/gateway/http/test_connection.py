@@ -197,10 +197,10 @@ async def echoes(port: int, *pieces: bytes, count: int = 1) -> list[bytes]:
         await asyncio.sleep(0.02)
     bodies = []
     for _ in range(count):
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
         assert head.startswith(b"HTTP/1.1 200 "), head
         body = b""
-        while size := int(await asyncio.wait_for(reader.readuntil(b"\r\n"), 10), 16):
+        while size := int(await asyncio.wait_for(reader.readuntil(b"\r\n"), 60), 16):
             body += (await reader.readexactly(size + 2))[:-2]
         await reader.readexactly(2)
         bodies.append(body)

@@ -67,7 +67,7 @@ async def following(events: AsyncIterator[tuple[str, Any]]) -> tuple[str, Any]:
 
 async def until(events: AsyncIterator[tuple[str, Any]], wanted: Any) -> Any:
     """Return the data of the first event of which something is true."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for name, data in events:
             if wanted(name, data):
                 return data

@@ -21,7 +21,7 @@ async def test_commands_to_a_lost_instance_do_not_block() -> None:
         socket.connect("tcp://127.0.0.1:1")
         instance.control.attach(socket)
         try:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(60):
                 for _ in range(5):
                     await instance.control.release("key")
                 with pytest.raises(TimeoutError):

@@ -63,7 +63,7 @@ async def endless() -> AsyncIterator[Endless]:
 async def refused(endless: Endless, ask: Callable[[EngineClient], Awaitable[Any]], most: int) -> None:
     """Ask, be told that the instance is lost, and check that little more was read than may be, and no more is."""
     async with http_client() as http:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             with pytest.raises(EngineLostError, match=f"larger than {most} bytes"):
                 await ask(EngineClient(http, f"http://127.0.0.1:{endless.port}"))
             while not endless.ended:  # noqa: ASYNC110 - nothing announces it

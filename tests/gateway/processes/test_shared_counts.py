@@ -88,7 +88,7 @@ async def test_one_process_at_a_time_has_the_turn_and_a_dead_one_does_not_keep_i
     assert not waiting.done()
     assert process.pid is not None
     os.kill(process.pid, 9)
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, 60)
     process.join()
 
 

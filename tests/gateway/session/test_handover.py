@@ -159,17 +159,17 @@ async def test_whoever_waits_is_told() -> None:
     accepted, ended = asyncio.create_task(handover.until_accepted()), asyncio.create_task(handover.until_ended())
     await asyncio.sleep(0)
     handover.note_cut(cut())
-    await asyncio.wait_for(waits[0], 1)
+    await asyncio.wait_for(waits[0], 60)
     assert not waits[1].done()
     handover.note_source_relayed()
-    await asyncio.wait_for(waits[1], 1)
+    await asyncio.wait_for(waits[1], 60)
     handover.ask()
     started = segment()
     handover.accept(started)
-    assert await asyncio.wait_for(accepted, 1) is started
+    assert await asyncio.wait_for(accepted, 60) is started
     assert not ended.done()
     handover.end(HandoverState.MOVED)
-    await asyncio.wait_for(ended, 1)
+    await asyncio.wait_for(ended, 60)
 
 
 async def test_whoever_waits_is_told_of_the_end() -> None:
@@ -180,8 +180,8 @@ async def test_whoever_waits_is_told_of_the_end() -> None:
     handover.end(HandoverState.CANCELLED)
     for waiting in (cutting, accepting):
         with pytest.raises(HandoverError, match="cancelled"):
-            await asyncio.wait_for(waiting, 1)
-    await asyncio.wait_for(relaying, 1)
+            await asyncio.wait_for(waiting, 60)
+    await asyncio.wait_for(relaying, 60)
 
 
 async def test_the_reason_of_a_refusal_is_told() -> None:
@@ -190,7 +190,7 @@ async def test_the_reason_of_a_refusal_is_told() -> None:
     await asyncio.sleep(0)
     handover.refuse(EngineLostError("dead"))
     with pytest.raises(EngineLostError, match="dead"):
-        await asyncio.wait_for(accepting, 1)
+        await asyncio.wait_for(accepting, 60)
 
 
 async def test_what_is_known_stays_known_after_the_end() -> None:
@@ -200,4 +200,4 @@ async def test_what_is_known_stays_known_after_the_end() -> None:
     await asyncio.sleep(0)
     handover.note_cut(cut())
     handover.end(HandoverState.CANCELLED)
-    await asyncio.wait_for(cutting, 1)
+    await asyncio.wait_for(cutting, 60)

@@ -48,7 +48,7 @@ class Copying:
 
     async def move(self, session: Session, mode: WantedMode = "pre_copy") -> MigrationRecord:
         target = find(self.gateway, "decode-1")
-        return await asyncio.wait_for(self.gateway.migrate(session, target, "test", COMMANDED, mode), 10)
+        return await asyncio.wait_for(self.gateway.migrate(session, target, "test", COMMANDED, mode), 60)
 
     async def begun(self, session: Session) -> "asyncio.Task[MigrationRecord]":
         """Order the move; the copy has begun, and ends when the target is no longer silent."""

@@ -50,7 +50,7 @@ async def looked_after(run: Run) -> None:
     """Look at the session as the gateway does, until it has ended."""
     since: dict[str, float] = {}
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not run.task.done():
             overdue = run.session.overdue(rows_by_key(run.cluster.pool.instances))
             since = {overdue: since.get(overdue, loop.time())} if overdue is not None else {}
@@ -111,5 +111,5 @@ async def test_a_client_that_does_not_read_is_not_taken_for_a_silent_instance(cl
     await eventually(lambda: any(row.output > 120 for row in rows_by_key(cluster.pool.instances).values()))
     assert session.overdue(rows_by_key(cluster.pool.instances)) is None
     gate.set()
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, 60)
     assert session.emitted == undisturbed(300)
