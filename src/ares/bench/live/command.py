@@ -27,6 +27,8 @@ from ares.terminal.errors import exit_with_error
 from ares.terminal.progress import progress_display
 
 _WARM_PROMPT, _WARM_OUTPUT = 64, 32
+# Longest output of real engines, tokens.
+_LIMIT = 1024
 PRESETS = "static-rr,static-least-loaded,ares-no-prediction,ares"
 
 
@@ -82,7 +84,7 @@ def command(
     ] = 1.0,
     requests: Annotated[int, typer.Option(min=2, help="Requests of a run.")] = 60,
     rate: Annotated[float, typer.Option(min=0.001, help="Requests a second, on real engines.")] = 0.4,
-    limit: Annotated[int, typer.Option(min=2, help="Longest output, on real engines.")] = 1024,
+    limit: Annotated[int, typer.Option(min=2, help="Longest output, on real engines.")] = _LIMIT,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each preset.")] = 3,
     prefill: Annotated[int, typer.Option(min=0, help="Prefill instances.")] = 1,
     decode: Annotated[int, typer.Option(min=1, help="Decode instances.")] = 2,
@@ -129,26 +131,29 @@ def command(
             live_preset(name)
     except ValueError as error:
         exit_with_error(str(error))
+    caching = ["--enable-prefix-caching"] if workload == multi_turn.NAME else []
+    mock_flags = [*caching, *(["--kv-tokens", str(kv_tokens)] if kv_tokens is not None else [])]
+    engine_flags = ["--kv-cache-memory-bytes", kv_bytes, "--max-model-len", str(max_model_len), "--dtype", dtype]
+    gap = "none" if json_gap(slo_gap) is None else str(slo_gap)
+    settings = local.ClusterSettings(
+        model=model,
+        prefill=prefill,
+        decode=decode,
+        preset=names[0],
+        port=port,
+        simulate=simulate,
+        vllm_flags=tuple(local_flags(engine_flags) if simulate is None else mock_flags),
+        gateway_flags=("--slo-ttft-s", str(slo_ttft), "--slo-tpot-s", str(slo_tpot), "--slo-gap-s", gap),
+    )
     if workload == multi_turn.NAME:
-        given = {"--prompts": prompts, "--runs": runs_file, "--report": report, "--predictor": predictor}
+        given: dict[str, object] = {"--prompts": prompts, "--runs": runs_file, "--report": report, "--predictor": predictor}
+        given |= {"--load": load_factor != 1.0, "--limit": limit != _LIMIT}
         if without := [flag for flag, value in given.items() if value]:
             exit_with_error(f"{without[0]} has no effect with --workload {workload}: leave it out")
         longest = multi_turn.LONGEST if simulate else max_model_len
         chats = [conversations(requests, rate, longest, each) for each in range(seed, seed + rounds)]
-        flags = ["--enable-prefix-caching"] + (["--kv-tokens", str(kv_tokens)] if kv_tokens else [])
-        engines = ["--kv-cache-memory-bytes", kv_bytes, "--max-model-len", str(max_model_len), "--dtype", dtype]
-        shape = local.ClusterSettings(
-            model=model,
-            prefill=prefill,
-            decode=decode,
-            preset=names[0],
-            port=port,
-            simulate=simulate,
-            vllm_flags=tuple(local_flags(engines) if simulate is None else flags),
-            gateway_flags=("--slo-ttft-s", str(slo_ttft), "--slo-tpot-s", str(slo_tpot)),
-        )
         described = {"model": model, "engines": f"mock: {simulate}" if simulate else "vLLM", "rate": rate}
-        multi_turn.run(shape, names, chats, described, json_file)
+        multi_turn.run(settings, names, chats, described, json_file)
         return
     if simulate is None and not prompts:
         exit_with_error("give --prompts FILE for real engines, or --simulate PROFILE")
@@ -163,22 +168,6 @@ def command(
         else:
             one_load = load.from_prompts(prompts or [], requests, rate, limit, each, _note if each == seed else _ignore)
         loads.append(load.renamed(one_load, f"{each - seed + 1}-"))
-    engine_flags = ["--kv-tokens", str(kv_tokens)] if kv_tokens is not None else []
-    gap = "none" if json_gap(slo_gap) is None else str(slo_gap)
-    settings = local.ClusterSettings(
-        model=model,
-        prefill=prefill,
-        decode=decode,
-        preset=names[0],
-        port=port,
-        simulate=simulate,
-        vllm_flags=tuple(
-            local_flags(["--kv-cache-memory-bytes", kv_bytes, "--max-model-len", str(max_model_len), "--dtype", dtype])
-            if simulate is None
-            else engine_flags
-        ),
-        gateway_flags=("--slo-ttft-s", str(slo_ttft), "--slo-tpot-s", str(slo_tpot), "--slo-gap-s", gap),
-    )
     console = Console(stderr=True)
     with local.running(settings, console) as cluster:
         every, instances, warm = asyncio.run(_measure(cluster.url, model, names, loads, console))
