@@ -46,7 +46,7 @@ def failing(decide: Callable[..., Any], draw: random.Random, share: float) -> Ca
 def install(seed: int, share: float) -> None:
     """Let this share of the decisions fail, from now on and in this process."""
     # A generator for each kind: whether the third dispatch fails does not depend on how many moves came before.
-    kinds = ("dispatch", "moves", "oom_avoidance", "admission")
+    kinds = ("prefill", "dispatch", "moves", "oom_avoidance", "admission")
     draws = {kind: random.Random(f"{seed} {kind}") for kind in kinds}  # noqa: S311 - no secret
     # Where the controller looks them up: its own module.
     names = vars(controller)
@@ -60,6 +60,7 @@ def install(seed: int, share: float) -> None:
         return made
 
     for maker, method, kind in (
+        ("prefill_policy", "choose", "prefill"),
         ("dispatcher", "choose", "dispatch"),
         ("admission_policy", "decide", "admission"),
         ("rebalancer", "decide", "moves"),

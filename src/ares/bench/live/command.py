@@ -146,7 +146,12 @@ def command(
         gateway_flags=("--slo-ttft-s", str(slo_ttft), "--slo-tpot-s", str(slo_tpot), "--slo-gap-s", gap),
     )
     if workload == multi_turn.NAME:
-        given: dict[str, object] = {"--prompts": prompts, "--runs": runs_file, "--report": report, "--predictor": predictor}
+        given: dict[str, object] = {
+            "--prompts": prompts,
+            "--runs": runs_file,
+            "--report": report,
+            "--predictor": predictor,
+        }
         given |= {"--load": load_factor != 1.0, "--limit": limit != _LIMIT}
         if without := [flag for flag, value in given.items() if value]:
             exit_with_error(f"{without[0]} has no effect with --workload {workload}: leave it out")

@@ -12,6 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -169,7 +170,11 @@ class Controller:
         self.dispatch_decider = Decider(dispatcher(chosen.dispatch, chosen.dispatch_settings), choose_instance)
         prefill = prefill_policy(chosen.prefill, chosen.prefill_settings)
         self.prefills = PrefillChoice(
-            prefill, self._config.slo_tpot_s, self._prefill_queues, sees_prefixes=chosen.sees_prefixes
+            prefill,
+            self._config.slo_tpot_s,
+            self._prefill_queues,
+            sees_prefixes=chosen.sees_prefixes,
+            log=partial(self.log.prefill, name),
         )
         if chosen.sees_prefixes:
             self._pool.follow_kv_events()

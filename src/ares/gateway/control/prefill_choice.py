@@ -1,6 +1,6 @@
 """Where a prompt is computed: what the prefill policy is asked, and what follows from its answer."""
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from ares.policy.cluster import IntArray
 _TOKEN_BEFORE_FIT_S = 1e-4
 # Objective of the time per token where none is set: so many times a step at full memory.
 _TPOT_IN_FULL_STEPS = 1.5
+Log = Callable[[Prefill, dict[str, float], Places, int, int | None], None]
 Queues = MutableMapping[Instance, PrefillQueue]
 
 
@@ -31,6 +32,8 @@ class PrefillChoice:
         What each instance has to compute, and how fast it does; kept from one policy to the next.
     sees_prefixes
         Whether this policy, or the one of dispatch, looks at what is cached.
+    log
+        Called with each choice: the policy, its memory before it, its arguments and the index of the place.
 
     Attributes
     ----------
@@ -38,12 +41,21 @@ class PrefillChoice:
         Counts the faults of the policy.
     """
 
-    def __init__(self, policy: Prefill, tpot_s: float | None, queues: Queues, *, sees_prefixes: bool) -> None:
+    def __init__(
+        self,
+        policy: Prefill,
+        tpot_s: float | None,
+        queues: Queues,
+        *,
+        sees_prefixes: bool,
+        log: Log = lambda *_: None,
+    ) -> None:
         self.decider: Decider[Prefill, int | None] = Decider(policy, choose_place)
         self._policy = policy
         self._tpot_s = tpot_s
         self._queues = queues
         self._sees_prefixes = sees_prefixes
+        self._log = log
 
     def choose(
         self, placement: Placement, prefilling: list[Instance], decoding: list[Instance]
@@ -57,11 +69,10 @@ class PrefillChoice:
         """
         tokens = placement.tokens
         if not self._policy.sees_prefixes:
-            index = choose_place(self._policy, _by_requests(prefilling), tokens)
-            return prefilling[index or 0], False
+            return prefilling[self._ask(_by_requests(prefilling), tokens)], False
         instances = [*prefilling, *decoding]
         places = self._places(placement, instances, len(prefilling))
-        index = choose_place(self._policy, places, tokens) or 0
+        index = self._ask(places, tokens)
         chosen = instances[index]
         uncached = max(1, tokens - int(places.cached_tokens[index]))
         takes_s = (uncached + int(places.queued_tokens[index])) * places.token_s[index] + places.step_s[index]
@@ -69,6 +80,13 @@ class PrefillChoice:
         self._queue(chosen).begin(id(placement), uncached, takes_s if places.decodes[index] else float("inf"))
         self.note_sent(placement, chosen)
         return chosen, index >= len(prefilling)
+
+    def _ask(self, places: Places, tokens: int) -> int:
+        """Return the index of the place that the policy chooses: one is open."""
+        memory = self._policy.memory()
+        index = choose_place(self._policy, places, tokens)
+        self._log(self._policy, memory, places, tokens, index)
+        return index or 0
 
     def ended(self, placement: Placement, instance: Instance, cached_tokens: int | None) -> None:
         """Note that a prefill instance has answered, and how much it had cached; None: it failed."""

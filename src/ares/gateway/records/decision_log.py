@@ -19,7 +19,9 @@ from ares.policy import (
     Cluster,
     Dispatch,
     MigrationDecision,
+    Places,
     Policy,
+    Prefill,
     Progress,
     Rebalance,
 )
@@ -28,8 +30,8 @@ from ares.policy.oom_avoidance import OomAction, OomAvoidanceSettings
 
 logger = logging.getLogger(__name__)
 
-PLACE = "place"
-"""The kind of what dispatch decides."""
+PLACE, PREFILL = "place", "prefill"
+"""The kinds of what dispatch and prefill policies decide."""
 _encode = msgspec.json.Encoder(enc_hook=lambda value: value.tolist()).encode
 
 
@@ -45,6 +47,21 @@ class DecisionLog:
     def __init__(self, file: Path | None) -> None:
         self.keeps: Callable[[str, bool], bool] = lambda kind, decides: True
         self._file = file.open("ab") if file is not None else None
+
+    def prefill(
+        self, preset: str, policy: Prefill, memory: dict[str, float], places: Places, tokens: int, chosen: int | None
+    ) -> None:
+        """Log where a prompt is computed, if anywhere; `memory` is the policy's before it."""
+        decided = [] if chosen is None else [{"kind": PREFILL, "index": 0, "instance": chosen}]
+        self._write(
+            "prefill",
+            preset,
+            prefill=_named(policy),
+            memory=memory,
+            places=places,
+            tokens=tokens,
+            decided=decided,
+        )
 
     def dispatch(
         self,
@@ -154,8 +171,8 @@ def _plain(value: Any) -> Any:
 
 
 _INTEGER_ARRAYS = {"capacity_tokens", "promised_tokens", "location", "resident_tokens"}
-_INTEGER_ARRAYS |= {"generated", "tokens", "rank", "cached_tokens"}
-_BOOLEAN_ARRAYS = {"open", "movable", "commanded", "suspended", "excluded"}
+_INTEGER_ARRAYS |= {"generated", "tokens", "rank", "cached_tokens", "queued_tokens"}
+_BOOLEAN_ARRAYS = {"open", "movable", "commanded", "suspended", "excluded", "decodes"}
 _NO_ARRAYS = {"instances", "requests", "levels", "transfer_bytes_s", "token_bytes", "block_tokens", "stall_s"}
 
 
@@ -177,6 +194,7 @@ def _arrays(read: dict[str, Any]) -> dict[str, Any]:
 # The largest count (exact in a double), setting, and number of points of a horizon.
 MAXIMUM_TOKENS, _MAXIMUM_SETTING, _MAXIMUM_POINTS = 1 << 53, 1e6, 10_000
 _LARGEST_BLOCK = 1 << 16
+_NO_COLUMNS_OF_PLACES = {"instances", "transfer_s"}
 _STEP_TIME_MODEL = ("step_base_s", "step_request_s", "step_token_s")
 _OF_INSTANCES = ("capacity_tokens", "promised_tokens", "open", "cached_tokens", *_STEP_TIME_MODEL)
 _OF_REQUESTS = ("location", "resident_tokens", "movable", "commanded")
@@ -212,6 +230,25 @@ def read_cluster(record: dict[str, Any]) -> Cluster:
         values = getattr(made, name)
         if values is not None and not ((values >= 0) & (values <= _MAXIMUM_SETTING)).all():
             raise ValueError(f"{name} is out of range")
+    return made
+
+
+def read_places(record: dict[str, Any]) -> Places:
+    """Return the places of a logged decision of prefill; ValueError or TypeError where they cannot be any."""
+    read = dict(record["places"])
+    transfer_s = read.pop("transfer_s", 0.0)
+    if None in read.values():
+        raise TypeError("each instance must have all of its figures")
+    # The name is that of each request in a cluster, and here a number for each instance.
+    requests = np.array(read.pop("requests"), dtype=np.int64)
+    made = Places(requests=requests, transfer_s=float(transfer_s), **_arrays(read))
+    _check(made, [field.name for field in fields(made) if field.name not in _NO_COLUMNS_OF_PLACES], len(made.instances))
+    for name in ("base_s", "token_s", "step_s", "slack_s"):
+        values = getattr(made, name)
+        if not ((values >= 0) & (values <= _MAXIMUM_SETTING)).all():
+            raise ValueError(f"{name} is out of range")
+    if not 0 <= made.transfer_s <= _MAXIMUM_SETTING:
+        raise ValueError(f"transfer_s is {transfer_s!r}")
     return made
 
 

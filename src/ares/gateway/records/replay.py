@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from ares import plugins
 from ares.gateway.records.decision_log import (
     MAXIMUM_TOKENS,
     PLACE,
+    PREFILL,
     read_candidates,
     read_cluster,
+    read_places,
     read_progress,
     read_settings,
 )
@@ -26,9 +28,11 @@ from ares.policy import (
     DecisionError,
     Dispatch,
     Policy,
+    Prefill,
     Preset,
     Rebalance,
     choose_instance,
+    choose_place,
     decide_admissions,
     decide_moves,
 )
@@ -173,6 +177,15 @@ def _logged_policy(part: str, record: dict[str, Any]) -> tuple[str, Any]:
     return name, make_settings(REGISTRIES[part][name].Settings, record[part]["settings"])
 
 
+def _prefill(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
+    places, tokens = read_places(record), _tokens(record["tokens"])
+    policy: Prefill = policies.find("prefill", record)
+    if not policy.sees_prefixes:
+        places = replace(places, open=places.open & ~places.decodes)
+    chosen = choose_place(policy, places, tokens)
+    return [] if chosen is None else [{"kind": PREFILL, "request": 0, "instance": chosen}]
+
+
 def _placement(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
     cluster = read_cluster(record)
     remaining = record["remaining"]
@@ -232,6 +245,7 @@ def _moves(record: dict[str, Any], policies: _Policies) -> list[dict[str, Any]]:
 
 
 _MAKE: dict[str, Callable[[dict[str, Any], _Policies], list[dict[str, Any]]]] = {
+    "prefill": _prefill,
     "dispatch": _placement,
     "admission": _admissions,
     "moves": _moves,
