@@ -13,7 +13,7 @@ import uvicorn
 from ares.config import GatewayConfig
 from ares.gateway.http import app as application
 from ares.gateway.http.responses import DirectSend
-from ares.gateway.service import Gateway
+from ares.gateway.models import Models
 from ares.gateway.tuning import DEFAULT, Tuning
 from tests.gateway.fakes import FakeInstance, free_port
 from tests.waiting import eventually
@@ -33,8 +33,8 @@ class Server(uvicorn.Server):
 class Service:
     """A running gateway and a client of it."""
 
-    def __init__(self, gateway: Gateway, client: httpx.AsyncClient, fakes: list[FakeInstance], port: int) -> None:
-        self.gateway = gateway
+    def __init__(self, models: Models, client: httpx.AsyncClient, fakes: list[FakeInstance], port: int) -> None:
+        self.models, self.gateway = models, models.first
         self.client = client
         self.fakes = fakes
         self.port = port
@@ -77,7 +77,7 @@ async def serving(
     task = asyncio.create_task(server.serve())
     await eventually(lambda: server.started)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-        yield Service(app.state.gateway, client, fakes, port)
+        yield Service(app.state.models, client, fakes, port)
     server.should_exit = True
     await asyncio.wait_for(task, 5)
 
