@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import uvicorn
 from ares.config import GatewayConfig
 from ares.gateway.http import app as application
 from ares.gateway.http.responses import DirectSend
-from ares.gateway.models import Models
+from ares.gateway.models import Models, ServedModel
 from ares.gateway.tuning import DEFAULT, Tuning
 from tests.gateway.fakes import FakeInstance, free_port
 from tests.waiting import eventually
@@ -54,15 +54,18 @@ class Service:
 
 @contextlib.asynccontextmanager
 async def serving(
-    fakes: list[FakeInstance], folder: Path, tuning: Tuning = DEFAULT, **settings: Any
+    fakes: list[FakeInstance], folder: Path, tuning: Tuning = DEFAULT, further: Sequence[Path] = (), **settings: Any
 ) -> AsyncIterator[Service]:
+    """Serve; `further` are the folders of the models after the first, where the settings have `models`."""
     defaults: dict[str, Any] = {
-        "model": MODEL,
+        **({} if "models" in settings else {"model": MODEL}),
         "preset": "off",
         "telemetry_interval_s": 0.02,
         "workers": [f.url for f in fakes],
     }
-    app = application.build(GatewayConfig(**(defaults | settings)), folder, tuning)
+    first, *others = GatewayConfig(**(defaults | settings)).of_models()
+    models = [ServedModel(*one) for one in zip(others, further, strict=True)]
+    app = application.build(first, folder, tuning, further=models)
     port = free_port()
     server = Server(
         uvicorn.Config(
