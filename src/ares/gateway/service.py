@@ -134,7 +134,7 @@ class Gateway:
             PoolCollector(
                 self.names[0],
                 lambda: self.pool.instances,
-                lambda: self.controller.waiting + self.controller.suspended,
+                lambda: self.controller.waiting + self.controller.suspended + self.counts.waiting_elsewhere,
                 self.prefix_cache,
             )
         )

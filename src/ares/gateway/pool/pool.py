@@ -178,9 +178,13 @@ class Pool:
 
     def forget(self, instance: Instance) -> None:
         """Stop watching an instance that leaves."""
+        self.drop(instance)
+        self._record(instance, "gone", instance.why_leaving)
+
+    def drop(self, instance: Instance) -> None:
+        """Stop watching an instance at once, and say nothing of it: another pool has taken it over."""
         del self._by_url[canonical(instance.url)]
         self._used = None
-        self._record(instance, "gone", instance.why_leaving)
         instance.health.close()
         if (task := self._tasks.pop(instance, None)) is not None:
             task.cancel()

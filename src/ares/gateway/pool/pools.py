@@ -28,16 +28,19 @@ class Pools:
         self._pools[served.names[0]] = served, pool
 
     def instances(self) -> list[Instance]:
-        """Return the instances of all pools."""
-        return [instance for pool in self for instance in pool.instances]
+        """Return the instances of all pools, each once: not what one has handed over and still waits for."""
+        return [i for pool in self for i in pool.instances if i.named or self._named_at(i.url) is None]
+
+    def _named_at(self, url: str) -> Pool | None:
+        """Return the pool that is to have the instance at a URL; None where nothing names it."""
+        return next((pool for pool in self if (found := pool.at(url)) is not None and found.named), None)
 
     # --- what names instances (discovery/membership.py) ---
 
     def add(self, url: str, why: str) -> None:
         """Watch an instance from now on, in the pool that has it already or else in the first; see `Pool.add`."""
-        known = [pool for pool in self if (instance := pool.at(url)) is not None and instance.named]
-        known += [pool for pool in self if pool.at(url) is not None]
-        (known or list(self))[0].add(url, why)
+        known = (pool for pool in self if pool.at(url) is not None)
+        (self._named_at(url) or next(known, None) or next(iter(self))).add(url, why)
 
     def remove(self, url: str, why: str, deadline_s: float) -> None:
         """Let an instance go, wherever it is; see `Pool.remove`."""
@@ -62,7 +65,10 @@ class Pools:
         if instance is not None and instance.named:
             why = f"it serves {own.names[0]}"
             there.add(url, why)
-            here.remove(url, why, 0.0)
+            if instance.description is None:  # it has done nothing here
+                here.drop(instance)
+            else:
+                here.remove(url, why, 0.0)
         return True
 
     def difference(self, served: Served, found: messages.Description) -> str | None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 # Columns of a row; streams of each client key and tokens on each instance follow. The first row has the preset.
-_START, _RESTARTS, _BEAT_MS, _BACKLOG, _BACKLOG_TOKENS, _PRESET, _FIXED = range(7)
+_START, _RESTARTS, _BEAT_MS, _BACKLOG, _BACKLOG_TOKENS, _WAITING, _PRESET, _FIXED = range(8)
 # Between two attempts to take the turn.
 _RETRY_S = 0.001
 # A process whose event loop has not run for longer hangs, or is stopped.
@@ -159,6 +159,15 @@ class SharedCounts:
     def other_backlogs(self) -> tuple[int, int]:
         """Return how many requests wait at the other processes, and their tokens."""
         return self._sum_of_others(_BACKLOG), self._sum_of_others(_BACKLOG_TOKENS)
+
+    def set_waiting(self, count: int) -> None:
+        """Count the requests of this process that wait for admission."""
+        self._table[self.process, _WAITING] = count
+
+    @property
+    def waiting_elsewhere(self) -> int:
+        """How many requests wait for admission at the other processes."""
+        return self._sum_of_others(_WAITING)
 
     def set_streams(self, key: int, count: int) -> None:
         """Count the sequences of a client key that run at this process."""
