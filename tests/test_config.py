@@ -286,3 +286,56 @@ def test_the_key_is_not_shown() -> None:
 def test_a_resolved_configuration_does_not_change() -> None:
     with pytest.raises(ValidationError):
         load(**MINIMAL).port = 1  # type: ignore[misc]
+
+
+SEVERAL = """
+models:
+  - model: org/one
+    served_model_name: [one, uno]
+    slo_ttft_s: 3
+  - {model: org/two, max_logprobs: 5}
+workers: [http://a]
+max_logprobs: 7
+slo_ttft_s: 4
+admin_key: secret
+"""
+
+
+def test_several_models_have_settings_of_their_own_and_the_others_in_common(tmp_path: Path) -> None:
+    config = load(file(tmp_path, SEVERAL))
+    one, two = config.of_models()
+    assert (config.model, one.names, two.names) == ("org/one", ["one", "uno"], ["org/two"])
+    assert (one.slo_ttft_s, one.max_logprobs, two.slo_ttft_s, two.max_logprobs) == (3, 7, 4, 5)
+    assert two.workers == config.workers
+    assert two.admin_key == config.admin_key
+    single = load(**MINIMAL)
+    assert single.of_models() == [single]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("models: [{served_model_name: [a]}]", "models.0: should be settings with a model"),
+        ("models: [org/one]", "models.0: should be settings with a model"),
+        ("models: 3", "models: should be a list of settings"),
+        ("models: [{model: a, port: 3}]", "models.0.port: no setting that a model can have of its own"),
+        ("models: [{model: a}]\nmodel: b", "model has no effect beside models"),
+        ("models: [{model: a}]\nserved_model_name: [b]", "served_model_name has no effect beside models"),
+        ("models: [{model: a}, {model: b, served_model_name: [a]}]", "two of them have the name a"),
+        ("models: [{model: a, record: r}, {model: b, record: r}]", "two of them have the record r"),
+        ("models: [{model: a, max_logprobs: many}]", "models.0.max_logprobs: Input should be a valid integer"),
+        ("models: [{model: a, enable_auto_tool_choice: true}]", "models.0: --enable-auto-tool-choice requires"),
+    ],
+)
+def test_what_is_wrong_with_several_models_is_said(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load(file(tmp_path, f"{text}\nworkers: [http://a]\nadmin_key: secret\n"))
+
+
+def test_variables_do_not_reach_into_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = file(tmp_path, SEVERAL)
+    monkeypatch.setenv("ARES_MAX_LOGPROBS", "9")
+    assert [one.max_logprobs for one in load(path).of_models()] == [9, 5]
+    monkeypatch.setenv("ARES_TOKENIZER", "org/other")
+    with pytest.raises(ConfigError, match="tokenizer has no effect beside models"):
+        load(path)

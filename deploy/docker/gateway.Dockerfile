@@ -12,7 +12,8 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends tini \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /wheel /wheel
-RUN pip install --no-cache-dir /wheel/*.whl && rm -r /wheel
+# With the clients of Kubernetes and SRV records, by which gateways find their instances.
+RUN pip install --no-cache-dir "$(echo /wheel/*.whl)[discovery]" && rm -r /wheel
 ENV HOME=/cache ARES_CACHE=/cache/ares XDG_CACHE_HOME=/cache HF_HOME=/cache/huggingface
 RUN install --directory --owner 1000 --group 1000 /cache
 USER 1000:1000

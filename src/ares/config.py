@@ -23,7 +23,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from ares import plugins, variables
+from ares import plugins, several_models, variables
 from ares.addresses import on_loopback
 from ares.instance_sources import check_url, parse_source
 from ares.logs import Format, Level
@@ -74,6 +74,10 @@ class GatewayConfig(BaseSettings):
 
     model: str = Field(min_length=1)
     """Hugging Face id or folder of the served model: its tokenizer and chat template are read."""
+    models: list[dict[str, Any]] = Field(
+        default_factory=list, examples=[[{"model": "org/one"}, {"model": "org/two", "served_model_name": ["two"]}]]
+    )
+    """In place of `model`: several models, each with settings of its own (docs/several-models.md)."""
     served_model_name: list[str] = Field(default_factory=list)
     """Names that clients call the model by, the first one in replies; by default `model`."""
     tokenizer: str | None = Field(default=None, min_length=1)
@@ -209,6 +213,11 @@ class GatewayConfig(BaseSettings):
     tls_key: Path | None = None
     """PEM file of its private key."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _first_model(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return several_models.with_first(given)
+
     @field_validator("workers")
     @classmethod
     def _urls(cls, value: list[str]) -> list[str]:
@@ -231,6 +240,17 @@ class GatewayConfig(BaseSettings):
                 "no instances: give --worker, ARES_WORKERS, or workers: in a --config file; or let the gateway find "
                 "them, with --service-discovery (docs/discovery.md)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _each_model(self) -> "GatewayConfig":
+        found = self.of_models() if self.models else []
+        for name, values in (
+            ("name", [name for one in found for name in one.names]),
+            ("record", [one.record for one in found if one.record]),
+            ("decision_log", [one.decision_log for one in found if one.decision_log]),
+        ):
+            several_models.refuse_shared(name, values)
         return self
 
     @field_validator("admin_key", "worker_api_key")
@@ -297,6 +317,33 @@ class GatewayConfig(BaseSettings):
                     f"generation_config {self.generation_config}: give auto, vllm, or a folder with {file.name}"
                 )
         return self
+
+    @property
+    def names(self) -> list[str]:
+        """Names that clients call the model by, the first one for replies."""
+        return self.served_model_name or [self.model]
+
+    def of_models(self) -> list["GatewayConfig"]:
+        """Return the settings of each model: of the only one, these.
+
+        Raises
+        ------
+        ValueError
+            A setting of one of them is wrong.
+        """
+        if not self.models:
+            return [self]
+        shared = {name: getattr(self, name) for name in GatewayConfig.model_fields}
+        made = []
+        for number, entry in enumerate(self.models):
+            try:
+                made.append(GatewayConfig(**several_models.merged(shared, entry)))
+            except ValidationError as error:
+                # Not pydantic's own text, which shows what was given.
+                first = error.errors()[0]
+                where = ".".join(map(str, ("models", number, *first["loc"])))
+                raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+        return made
 
     def cooldown(self, chosen: Preset) -> float:
         """Return for how many seconds a request that has moved does not move again under a preset."""

@@ -132,6 +132,19 @@ def test_the_status_fits_80_columns(gateway: str, monkeypatch: pytest.MonkeyPatc
     assert returned[-2:] == ["returned", "-"]
 
 
+def test_the_status_of_several_models_names_them(answer: Answer, gateway: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = [row | {"model": "org/two" if row["name"] == "decode-2" else "org/one"} for row in STATUS["instances"]]
+    models = [{"name": "org/one", "why": None}, {"name": "org/two", "why": "no instance that decodes is known"}]
+    answer.body = json.dumps(STATUS | {"instances": rows, "models": models}).encode()
+    lines = [line.rstrip() for line in status("--url", gateway).output.splitlines()]
+    assert max(map(len, (line for line in lines if ":" not in line))) <= 80
+    one, two = lines.index("instances of org/one"), lines.index("instances of org/two")
+    assert one < next(n for n, line in enumerate(lines) if line.startswith(" decode-0 ")) < two
+    assert two < next(n for n, line in enumerate(lines) if line.startswith(" decode-2 "))
+    assert "org/two is not ready: no instance that decodes is known" in lines
+
+
 def test_the_status_says_why_an_instance_is_not_used(gateway: str) -> None:
     lines = status("--url", gateway).output.splitlines()
     assert "decode-2: it serves another model: other-model" in lines

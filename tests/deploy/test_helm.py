@@ -53,6 +53,8 @@ GOOD = {
     "everything": EVERYTHING,
     "without keys of its own": {"keys": {"existingSecret": "mine"}, "networkPolicy": {"enabled": False}},
     "hpa": KEYS | {"autoscaling": HPA},
+    "dns": KEYS | {"discovery": "dns", "gateway": {"config": {"service_discovery": ["api"]}}},
+    "names": EVERYTHING | {"discovery": "names"},
     "the page": of_the_page(),
     "simulated": KEYS
     | {"instances": {"simulate": "llama-8b-rtx4090", "image": "ares-gateway", "resources": {"limits": None}}},
@@ -65,6 +67,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a port that is none": (KEYS | {"ports": {"http": 70000}}, "/ports/http"),
     "a setting of the chart": (KEYS | {"gateway": {"config": {"port": 1}}}, "gateway.config.port is set by the chart"),
     "nothing to scale by": (KEYS | {"autoscaling": {"kind": "hpa"}}, "needs autoscaling.metrics"),
+    "another way to find instances": (KEYS | {"discovery": "consul"}, "/discovery"),
     "no decode instance": (KEYS | {"decode": {"replicas": 0}}, "/decode/replicas"),
 }
 # Custom resources, whose schemas are no part of Kubernetes.
@@ -111,6 +114,7 @@ def test_what_is_made(results: dict[str, dict[str, Any]]) -> None:
         *[
             ("Service", "ares"),
             ("ServiceAccount", "ares"),
+            *[(kind, "ares-gateway") for kind in ("ServiceAccount", "Role", "RoleBinding")],
             ("Secret", "ares-keys"),
             ("NetworkPolicy", "ares-instances"),
         ],
@@ -122,6 +126,9 @@ def test_what_is_made(results: dict[str, dict[str, Any]]) -> None:
     }
     assert set(objects(results["everything"])) == default | more
     assert set(objects(results["hpa"])) == default | {("HorizontalPodAutoscaler", "ares-decode")}
+    rights = {(kind, "ares-gateway") for kind in ("ServiceAccount", "Role", "RoleBinding")}
+    for name in ("dns", "names"):
+        assert not rights & set(objects(results[name]))
     gone = {("Secret", "ares-keys"), ("NetworkPolicy", "ares-instances")}
     assert set(objects(results["without keys of its own"])) == default - gone
 
@@ -135,8 +142,16 @@ def test_the_gateway_takes_its_configuration(
     file.write_text(objects(results["everything"])["ConfigMap", "ares-gateway"]["data"]["gateway.yaml"])
     loaded = config.load(file)
     assert (loaded.host, loaded.port, loaded.max_body_bytes) == ("0.0.0.0", 8000, 8388608)  # noqa: S104
+    roles = ("prefill", "decode")
+    assert loaded.service_discovery == [f"kubernetes:serving/ares-{role}:http" for role in roles]
+    assert loaded.workers == []
+    file.write_text(objects(results["dns"])["ConfigMap", "ares-gateway"]["data"]["gateway.yaml"])
+    assert config.load(file).service_discovery == [*(f"dns:ares-{role}.serving.svc:8100" for role in roles), "api"]
+    file.write_text(objects(results["names"])["ConfigMap", "ares-gateway"]["data"]["gateway.yaml"])
+    loaded = config.load(file)
     decode = [f"http://ares-decode-{n}.ares-decode.serving.svc:8100" for n in range(5)]  # as many as there may be
     assert loaded.workers == ["http://ares-prefill-0.ares-prefill.serving.svc:8100", *decode]
+    assert loaded.service_discovery == []
     assert pod(results["everything"], "Deployment", "ares-gateway")["enableServiceLinks"] is False
 
 
@@ -188,3 +203,21 @@ def test_only_instances_reach_the_ports_of_nixl(results: dict[str, dict[str, Any
 def test_no_key_stands_in_a_command_or_configuration(results: dict[str, dict[str, Any]]) -> None:
     for (kind, _), one in objects(results["everything"]).items():
         assert kind == "Secret" or "c" * 32 not in json.dumps(one)
+
+
+def test_only_gateways_that_watch_may_ask_the_api_server(results: dict[str, dict[str, Any]]) -> None:
+    made = objects(results["by default"])
+    gateway = pod(results["by default"], "Deployment", "ares-gateway")
+    assert (gateway["serviceAccountName"], gateway["automountServiceAccountToken"]) == ("ares-gateway", True)
+    (rule,) = made["Role", "ares-gateway"]["rules"]
+    assert (rule["resources"], rule["verbs"]) == (["endpointslices"], ["get", "list", "watch"])
+    assert made["RoleBinding", "ares-gateway"]["subjects"][0]["name"] == "ares-gateway"
+    # The slices of a Service have its ports by name; it has all pods, also those that are not ready.
+    for role in ("prefill", "decode"):
+        service = made["Service", f"ares-{role}"]["spec"]
+        assert (service["clusterIP"], service["publishNotReadyAddresses"]) == ("None", True)
+        assert [port["name"] for port in service["ports"]] == ["http"]
+        assert pod(results["by default"], "StatefulSet", f"ares-{role}")["automountServiceAccountToken"] is False
+    for name in ("dns", "names"):
+        gateway = pod(results[name], "Deployment", "ares-gateway")
+        assert (gateway["serviceAccountName"], gateway["automountServiceAccountToken"]) == ("ares", False)

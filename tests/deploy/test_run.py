@@ -1,13 +1,16 @@
 """What the chart starts, run over mock engines: it gets ready by its probes, serves, and ends within its grace time."""
 
+import asyncio
 import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import yaml
 from ares.free_ports import free_port
 from tests.deploy.chart import KEYS, helm, objects, pod
 from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures
+from tests.gateway.discovery.api_server import api_server, endpoint_slice
 
 LOOPBACK = "127.0.0.1"
 
@@ -73,8 +77,36 @@ class Pod:
                 time.sleep(0.05)
 
 
+@contextlib.contextmanager
+def played_api_server(folder: Path, slices: list[dict[str, Any]]) -> Iterator[Path]:
+    """Play the API server of a cluster that has these endpoint slices; yield a kubeconfig that leads to it."""
+    ends, started = threading.Event(), threading.Event()
+    found: list[Path] = []
+
+    async def play() -> None:
+        async with api_server(folder) as (played, kubeconfig):
+            played.objects = {one["metadata"]["name"]: one for one in slices}
+            found.append(kubeconfig)
+            started.set()
+            await asyncio.to_thread(ends.wait)
+
+    thread = threading.Thread(target=lambda: asyncio.run(play()), daemon=True)
+    thread.start()
+    assert started.wait(60)
+    try:
+        yield found[0]
+    finally:
+        ends.set()
+        thread.join(60)
+
+
 @pytest.mark.timeout(240)
-def test_what_the_chart_starts_serves_and_drains(model_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_what_the_chart_starts_serves_and_drains(
+    model_folder: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("kubernetes.aio", reason="needs the extra `discovery`")
     values = {
         "model": str(model_folder),
         "decode": {"replicas": 1},
@@ -89,21 +121,29 @@ def test_what_the_chart_starts_serves_and_drains(model_folder: Path, tmp_path: P
         for role in ("prefill", "decode"):
             pods.append(Pod(pod(result, "StatefulSet", f"ares-{role}"), f"ares-{role}-0", tmp_path, {}, secret))
             stack.callback(pods[-1].process.kill)
-        workers = [f"http://{LOOPBACK}:{one.port}" for one in pods]
-        assert len(configuration["workers"]) == len(workers)
+        # Kubernetes names the ports of an endpoint as the Service does.
+        port_names = [
+            objects(result)["Service", f"ares-{role}"]["spec"]["ports"][0]["name"] for role in ("prefill", "decode")
+        ]
+        slices = [
+            endpoint_slice(f"ares-{n}", LOOPBACK, ports=[{"name": name, "port": one.port}])
+            for n, (one, name) in enumerate(zip(pods, port_names, strict=True))
+        ]
+        monkeypatch.setenv("KUBECONFIG", str(stack.enter_context(played_api_server(tmp_path, slices))))
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
         file = tmp_path / "gateway.yaml"
         replaced = {"/etc/ares/gateway.yaml": str(file)}
         port = free_port(LOOPBACK)
-        file.write_text(yaml.safe_dump(configuration | {"workers": workers, "host": LOOPBACK, "port": port}))
+        file.write_text(yaml.safe_dump(configuration | {"host": LOOPBACK, "port": port}))
         gateway = Pod(pod(result, "Deployment", "ares-gateway"), "ares-gateway", tmp_path, replaced, secret)
         stack.callback(gateway.process.kill)
         gateway.port = port
         for one in (*pods, gateway):
             one.until_ready()
         names: list[str] = []
-        while names != ["ares-prefill-0", "ares-decode-0"]:  # it is ready when one of them decodes
+        while names != ["ares-decode-0", "ares-prefill-0"]:  # it is ready when one of them decodes
             time.sleep(0.05)
-            names = [one["name"] for one in json.loads(gateway.ask("/admin/v1/status"))["instances"]]
+            names = sorted(one["name"] for one in json.loads(gateway.ask("/admin/v1/status"))["instances"])
         reply = json.loads(gateway.ask("/v1/completions", {"prompt": "Once", "max_tokens": 4, "ignore_eos": True}))
         assert reply["usage"]["completion_tokens"] == 4
         assert "ARES_PORT is tcp://10.96.0.12:8000, which Kubernetes sets" in gateway.log.read_text()

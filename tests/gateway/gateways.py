@@ -25,7 +25,9 @@ PROMPT = [10, 20, 30, 40, 50]
 def configuration(fakes: list[FakeInstance], **settings: Any) -> GatewayConfig:
     """Quiet by default: no policy interferes."""
     defaults: dict[str, Any] = {"preset": "off", "telemetry_interval_s": 0.02, "handover_timeout_s": 0.5}
-    return GatewayConfig(model="some/model", workers=[fake.url for fake in fakes], **(defaults | settings))
+    if "models" not in settings:
+        defaults["model"] = "some/model"
+    return GatewayConfig(workers=[fake.url for fake in fakes], **(defaults | settings))
 
 
 async def started(gateway: Gateway) -> Gateway:

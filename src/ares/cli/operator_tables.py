@@ -49,23 +49,32 @@ class _Names:
 
 
 def instances(read: Row, to: Console) -> None:
-    """Print the instances of a gateway's status."""
+    """Print the instances of a gateway's status, of several models in a table each."""
     names = _status_names(read)
     rows = read["instances"]
     # Where a learner or an instance has something to show of the predictor.
     learns = bool(read.get("learners")) or any(row.get("predictor") for row in rows)
-    wide = _table("instances", _INSTANCES | _PREDICTOR, rows, names)
-    if learns and _fits(wide, to):
-        to.print(wide)
-    else:
-        to.print(_fitting(to, names, lambda shown: _table("instances", _INSTANCES, rows, shown)))
-        if learns:
-            to.print(Text(f"versions of the predictor: {_versions(rows)}"))
+    of_models = {f"instances of {model['name']}": model["name"] for model in read.get("models", ())}
+    for title, model in (of_models or {"instances": None}).items():
+        _instances(title, [row for row in rows if row.get("model") == model], names, to, learns=learns)
+    for row in read.get("models", ()):
+        if row.get("why"):
+            to.print(Text(f"{row['name']} is not ready: {row['why']}"))
     for row in rows:
         if row.get("why"):
             to.print(Text(f"{row['name']}: {row['why']}"))
         if row.get("differs_in"):
             to.print(Text(f"{row['name']} differs from most in {row['differs_in']}: no request moves to or from it"))
+
+
+def _instances(title: str, rows: list[Row], names: _Names, to: Console, *, learns: bool) -> None:
+    wide = _table(title, _INSTANCES | _PREDICTOR, rows, names)
+    if learns and _fits(wide, to):
+        to.print(wide)
+        return
+    to.print(_fitting(to, names, lambda shown: _table(title, _INSTANCES, rows, shown)))
+    if learns:
+        to.print(Text(f"versions of the predictor: {_versions(rows)}"))
 
 
 def _versions(rows: list[Row]) -> str:

@@ -1,4 +1,4 @@
-"""The gateway: its instances, its running sessions and its recent migrations, and what needs all three."""
+"""The gateway of one model: its instances, its running sessions and its recent migrations, and what needs all three."""
 
 import asyncio
 import logging
@@ -26,6 +26,7 @@ from ares.gateway.pool.discovery import Served
 from ares.gateway.pool.generate import http_client
 from ares.gateway.pool.instance import Instance, NoInstanceError
 from ares.gateway.pool.pool import Pool
+from ares.gateway.pool.pools import Pools
 from ares.gateway.processes.shared_counts import SharedCounts
 from ares.gateway.records.learners import Learners
 from ares.gateway.records.metrics import Metrics
@@ -59,6 +60,11 @@ COMMANDED = "commanded"
 _LARGEST_RANK = 2**62
 
 
+def unknown_model(name: str) -> BadRequestError:
+    """Return the error for a name that nothing is served under, in vLLM's words (openai/models/serving.py, 0.32)."""
+    return BadRequestError(f"The model `{name}` does not exist.", "model", "model_not_found", 404)
+
+
 class QueueFullError(NoInstanceError):
     """The requests that wait outside decode have reached their limit, in number or in tokens."""
 
@@ -74,7 +80,7 @@ class TargetError(Exception):
 
 
 class Gateway:
-    """One gateway, from `start` to `stop`.
+    """The gateway of one model, from `start` to `stop`. Those of several models are put together in `Models`.
 
     Parameters
     ----------
@@ -88,9 +94,14 @@ class Gateway:
         Parsers of reasoning and tool calls; None: text is given as it is.
     counts
         Those that the processes of the gateway share; None: it is the only one.
+    beside
+        The gateway of the first model, where this is that of another one: it finds the instances, and both share what
+        is not of one model.
 
     Attributes
     ----------
+    pools, session_ids
+        Those of all models.
     vocabulary
         Number of the model's token ids; None where its configuration does not say.
     generation_defaults
@@ -104,9 +115,12 @@ class Gateway:
         tuning: Tuning = DEFAULT,
         parsers: Parsers | None = None,
         counts: SharedCounts | None = None,
+        beside: "Gateway | None" = None,
     ) -> None:
         self.config = config
-        self.counts = counts or SharedCounts(keys=len(config.api_keys))
+        if beside is not None:
+            counts = beside.counts.of_another_model()
+        self.counts: SharedCounts = counts or SharedCounts(keys=len(config.api_keys))
         self.tuning = tuning
         self._folder = folder
         chats = Chats(config.chat_template, config.chat_template_content_format, config.default_chat_template_kwargs)
@@ -120,17 +134,20 @@ class Gateway:
             PoolCollector(
                 self.names[0],
                 lambda: self.pool.instances,
-                lambda: self.controller.waiting + self.controller.suspended,
+                lambda: self.controller.waiting + self.controller.suspended + self.counts.waiting_elsewhere,
                 self.prefix_cache,
             )
         )
         self.scores = PredictionScores(self.metrics, self.recent.prediction_error_tokens, tuning.kept_versions)
-        self.learners = Learners(self.metrics, tuning)
-        self.migrations = Moves(tuning.kept_migrations)
+        self.learners: Learners = Learners(self.metrics, tuning) if beside is None else beside.learners
+        self.migrations: Moves = Moves(tuning.kept_migrations) if beside is None else beside.migrations
         self.sessions: dict[str, Session] = {}
+        self.session_ids: set[str] = set() if beside is None else beside.session_ids
         self.generation_defaults = generation_defaults.load(
             folder, config.generation_config, config.override_generation_config
         )
+        self._beside = beside
+        self.pools: Pools = Pools() if beside is None else beside.pools
         self.pool: Pool
         self.membership: Membership
         self.controller: Controller
@@ -140,27 +157,32 @@ class Gateway:
             lambda session: self.controller.snapshots.median_remaining(session),  # noqa: PLW0108 - made by `start`
             self.counts,
         )
-        self.shutdown = Shutdown()
+        self.shutdown: Shutdown = Shutdown() if beside is None else beside.shutdown
         self.tracer: Tracer = NO_TRACER
         self._capacity_tokens = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
-        """Connect to the instances and start to rebalance."""
-        config = self.config
+        """Connect to the instances and start to rebalance; the gateway of the first model starts before the others."""
+        config, first = self.config, self._beside
         # In each process its own: it has a thread.
-        self.tracer = make_tracer(config.otlp_traces_endpoint, self.name)
+        self.tracer = make_tracer(config.otlp_traces_endpoint, self.name) if first is None else first.tracer
         self.http = http_client(
             config.worker_api_key.get_secret_value() if config.worker_api_key else None, self.tuning
         )
         key = ControlKey(config.control_key.get_secret_value()) if config.control_key else None
-        self.pool = Pool(
-            config.workers, self.http, config.telemetry_interval_s, key, self.name, self._served(), self.tuning
-        )
+        served = self._served()
+        urls = config.workers if first is None else []
+        self.pool = Pool(urls, self.http, config.telemetry_interval_s, key, self.name, served, self.tuning)
         self.pool.sources = self._sources
-        self.membership = Membership(
-            self.pool, config.workers, make_sources(config.service_discovery, self.tuning), self.tuning
-        )
+        self.pool.named_beside = self.pools.instances
+        self.pools.append(served, self.pool)
+        if first is None:
+            sources = make_sources(config.service_discovery, self.tuning)
+            self.membership = Membership(self.pools, config.workers, sources, self.tuning)
+            self._spawn(self.membership.run())
+        else:
+            self.membership, self.pool.changes = first.membership, first.pool.changes
         self.controller = Controller(
             config,
             self.pool,
@@ -174,7 +196,6 @@ class Gateway:
         )
         logger.info("this gateway is called %s", self.name)
         self.pool.start()
-        self._spawn(self.membership.run())
         self._spawn(self.controller.admit_waiting())
         self._spawn(self.controller.rebalance())
         self._spawn(self._supervise())
@@ -193,7 +214,8 @@ class Gateway:
         await self.http.close()
         self.controller.log.close()
         self.recorder.close()
-        await self.tracer.close()
+        if self._beside is None:
+            await self.tracer.close()
 
     @property
     def name(self) -> str:
@@ -203,7 +225,7 @@ class Gateway:
     @property
     def names(self) -> list[str]:
         """Names that clients call the model by, the first one for replies."""
-        return self.config.served_model_name or [self.config.model]
+        return self.config.names
 
     def adapter(self, name: str | None) -> str | None:
         """Return the LoRA adapter that a client means by the name of a model; None where it means the model itself.
@@ -216,14 +238,17 @@ class Gateway:
         if not name or name in self.names:
             return None
         if name not in self.pool.adapters:
-            raise BadRequestError(f"the model {name!r} is not served here", "model", "model_not_found", 404)
+            raise unknown_model(name)
         return name
 
     def _sources(self) -> str:
         """Return the sources of instances, with what is wrong with each."""
         problems = self.membership.problems
+        # Of several models, an instance of `--worker` is another pool's until it says which one it serves.
+        given = ["--worker"] if len(self.pools) > 1 and self.config.workers else []
         return ", ".join(
-            f"{name} ({problems[name]})" if name in problems else name for name in self.config.service_discovery
+            f"{name} ({problems[name]})" if name in problems else name
+            for name in (*given, *self.config.service_discovery)
         )
 
     def _served(self) -> Served:
@@ -231,7 +256,7 @@ class Gateway:
         model_name = Path(self.config.model).expanduser()
         # A folder by its absolute path, however it was given.
         given = str(model_name.resolve()) if model_name.is_dir() else self.config.model
-        return Served((*self.config.served_model_name, given), models.shape(self._folder))
+        return Served((*self.config.served_model_name, given), models.shape(self._folder), self.pools)
 
     @property
     def maximum_model_tokens(self) -> int | None:
@@ -332,7 +357,7 @@ class Gateway:
         See `Session.run` for what it raises; ShuttingDownError where the gateway ends before it.
         """
         session_id, number = name, 1
-        while session_id in self.sessions:
+        while session_id in self.session_ids:
             number += 1
             session_id = f"{name}#{number}"
         update = self.backlog.update
@@ -351,6 +376,7 @@ class Gateway:
             span=span,
         )
         self.sessions[session_id] = session
+        self.session_ids.add(session_id)
         self.metrics.active.inc()
         if sampling.unmovable_reason is not None:
             self.metrics.unmovable.labels(sampling.unmovable_reason).inc()
@@ -368,6 +394,7 @@ class Gateway:
             self.scores.forget(session)
             self.backlog.remove(session)
             del self.sessions[session_id]
+            self.session_ids.discard(session_id)
             self.controller.wake_admission()
             self.metrics.active.dec()
             self.controller.record_output(session)
@@ -387,9 +414,11 @@ class Gateway:
         Raises
         ------
         TargetError
-            The session runs there already; or it does not decode, takes no work, has too few free KV blocks, or cannot
-            continue the request (fitness.py).
+            The session runs there already; or it serves another model, does not decode, takes no work, has too few free
+            KV blocks, or cannot continue the request (fitness.py).
         """
+        if not self.pool.watches(target):
+            raise TargetError(f"{target.name} does not serve {self.names[0]}: requests do not move between models", 409)
         if target is session.instance:
             raise TargetError(f"the request runs on {target.name} already", 409)
         if target.role == "prefill":

@@ -20,6 +20,7 @@ from ares.gateway.http.app import build
 from ares.gateway.http.connection import Connection, Limits
 from ares.gateway.http.responses import DirectSend
 from ares.gateway.http.server import Server
+from ares.gateway.models import ServedModel
 from ares.gateway.openai.parsing import Parsers
 from ares.gateway.processes.acceptor import listen
 from ares.gateway.processes.child import ChildServer
@@ -48,24 +49,33 @@ def serve(config: GatewayConfig, load_parsers: LoadParsers) -> None:
     if (warning := config.exposure()) is not None:
         logger.warning(warning)
     tracing.check(config.otlp_traces_endpoint)
-    folder = models.resolve(config.model, weights=False)
-    parsers = load_parsers(config, folder)
+    served = [_load(one, load_parsers) for one in config.of_models()]
     if config.processes > 1:
-        _serve_in_processes(config, folder, parsers)
+        _serve_in_processes(config, served)
         return
-    app = build(config, folder, parsers=parsers)
+    app = _build(served)
     server = Server(server_config(config, app), app)
     _freeze()
     server.run()
 
 
-def _serve_in_processes(config: GatewayConfig, folder: Path, parsers: Parsers | None) -> None:
+def _load(config: GatewayConfig, load_parsers: LoadParsers) -> ServedModel:
+    folder = models.resolve(config.model, weights=False)
+    return ServedModel(config, folder, load_parsers(config, folder))
+
+
+def _build(served: list[ServedModel], siblings: Siblings | None = None) -> FastAPI:
+    first, *further = served
+    return build(first.config, first.folder, parsers=first.parsers, siblings=siblings, further=further)
+
+
+def _serve_in_processes(config: GatewayConfig, served: list[ServedModel]) -> None:
     counts = SharedCounts(config.processes, len(config.api_keys), config.workers, preset_names(config.preset, PRESETS))
     listeners = listen(config.host, config.port)
     with _private_folder() as private:
         siblings = Siblings(Path(private), counts)
         siblings.check()
-        app = build(config, folder, parsers=parsers, siblings=siblings)
+        app = _build(served, siblings)
         uvicorn_config = server_config(config, app)
         uvicorn_config.load()
         # In the parent, so that the compiled policies and what they need are in memory once.

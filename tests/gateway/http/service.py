@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import uvicorn
 from ares.config import GatewayConfig
 from ares.gateway.http import app as application
 from ares.gateway.http.responses import DirectSend
-from ares.gateway.service import Gateway
+from ares.gateway.models import Models, ServedModel
 from ares.gateway.tuning import DEFAULT, Tuning
 from tests.gateway.fakes import FakeInstance, free_port
 from tests.waiting import eventually
@@ -33,8 +33,8 @@ class Server(uvicorn.Server):
 class Service:
     """A running gateway and a client of it."""
 
-    def __init__(self, gateway: Gateway, client: httpx.AsyncClient, fakes: list[FakeInstance], port: int) -> None:
-        self.gateway = gateway
+    def __init__(self, models: Models, client: httpx.AsyncClient, fakes: list[FakeInstance], port: int) -> None:
+        self.models, self.gateway = models, models.first
         self.client = client
         self.fakes = fakes
         self.port = port
@@ -54,15 +54,18 @@ class Service:
 
 @contextlib.asynccontextmanager
 async def serving(
-    fakes: list[FakeInstance], folder: Path, tuning: Tuning = DEFAULT, **settings: Any
+    fakes: list[FakeInstance], folder: Path, tuning: Tuning = DEFAULT, further: Sequence[Path] = (), **settings: Any
 ) -> AsyncIterator[Service]:
+    """Serve; `further` are the folders of the models after the first, where the settings have `models`."""
     defaults: dict[str, Any] = {
-        "model": MODEL,
+        **({} if "models" in settings else {"model": MODEL}),
         "preset": "off",
         "telemetry_interval_s": 0.02,
         "workers": [f.url for f in fakes],
     }
-    app = application.build(GatewayConfig(**(defaults | settings)), folder, tuning)
+    first, *others = GatewayConfig(**(defaults | settings)).of_models()
+    models = [ServedModel(*one) for one in zip(others, further, strict=True)]
+    app = application.build(first, folder, tuning, further=models)
     port = free_port()
     server = Server(
         uvicorn.Config(
@@ -77,7 +80,7 @@ async def serving(
     task = asyncio.create_task(server.serve())
     await eventually(lambda: server.started)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-        yield Service(app.state.gateway, client, fakes, port)
+        yield Service(app.state.models, client, fakes, port)
     server.should_exit = True
     await asyncio.wait_for(task, 60)
 

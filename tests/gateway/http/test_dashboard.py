@@ -242,7 +242,7 @@ async def test_a_gateway_that_stops_does_not_wait_for_those_who_watch(service: S
     """Through the server that `ares gateway` runs, whose patience is longer than this test's."""
     app = FastAPI()
     app.state.gateway = service.gateway
-    app.state.feed = feed.Feed(service.gateway)
+    app.state.feed = feed.Feed(service.models)
     app.include_router(feed.router)
     port = free_port()
     config = uvicorn.Config(DirectSend(app), port=port, log_config=None, lifespan="off", timeout_graceful_shutdown=300)

@@ -78,9 +78,12 @@ async def serving_in_processes(
 ) -> AsyncIterator[Processes]:
     """Start two processes; what this process has loaded they have, too, such as the tokenizer."""
     port = free_port()
-    defaults: dict[str, Any] = {"served_model_name": ["some/model"], "shutdown_timeout_s": 10.0}
+    defaults: dict[str, Any] = {"shutdown_timeout_s": 10.0}
+    if "models" not in settings:
+        defaults["served_model_name"] = ["some/model"]
     config = configuration(fakes, processes=2, port=port, **(defaults | settings))
-    config = config.model_copy(update={"model": str(folder)})
+    if "models" not in settings:
+        config = config.model_copy(update={"model": str(folder)})
     tokenizer.load(folder)  # once for all tests
     context = multiprocessing.get_context("fork")
     parent = context.Process(target=_serve, args=(config,))

@@ -45,6 +45,21 @@ def test_counts_are_summed_and_instances_shown_once() -> None:
         assert text.count(line) == 1
 
 
+def test_the_share_of_cached_tokens_is_that_of_all() -> None:
+    def of_process(hits: int, queries: int) -> str:
+        registry = CollectorRegistry()
+        for name, value in (("hits", hits), ("queries", queries)):
+            Counter(f"vllm:gpu_prefix_cache_{name}", name, ["model_name"], registry=registry).labels("a").inc(value)
+        rate = Gauge("vllm:gpu_prefix_cache_hit_rate", "Rate", ["model_name"], registry=registry)
+        rate.labels("a").set(hits / queries if queries else 0.0)
+        return generate_latest(registry).decode()
+
+    name = 'vllm:gpu_prefix_cache_hit_rate{model_name="a"}'
+    texts = {0: of_process(0, 0), 1: of_process(30, 40)}
+    assert samples(of_address(texts, [of_process(0, 20)], asked=0, restarts=[0, 0]))[name] == 0.5
+    assert samples(of_address({0: of_process(0, 0)}, [], asked=0, restarts=[0]))[name] == 0
+
+
 def test_one_exposition_stays_as_it_is() -> None:
     text = exposition(3, 1, 1, [0.5])
     assert merged([text]) == text

@@ -95,3 +95,20 @@ async def test_one_process_at_a_time_has_the_turn_and_a_dead_one_does_not_keep_i
 async def _take(counts: SharedCounts) -> None:
     async with counts.turn(30):
         pass
+
+
+def test_another_model_has_counts_of_its_own_at_the_same_processes(counts: SharedCounts) -> None:
+    other = counts.of_another_model()
+
+    def sibling() -> None:
+        counts.begin(1, 1)
+        counts.set_waiting(3)
+        other.set_waiting(2)
+        other.set_backlog(4, 90)
+
+    in_process(sibling)
+    assert (counts.waiting_elsewhere, other.waiting_elsewhere) == (3, 2)
+    assert (counts.other_backlogs(), other.other_backlogs()) == ((0, 0), (4, 90))
+    assert other.gateway_of(1) == counts.gateway_of(1) == f"{counts.address_name}-1"
+    counts.clear(1)
+    assert (counts.waiting_elsewhere, other.waiting_elsewhere) == (0, 0)

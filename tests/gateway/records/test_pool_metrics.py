@@ -5,7 +5,10 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from ares.gateway.processes.shared_counts import SharedCounts
+from ares.gateway.service import Gateway
 from tests.gateway.fakes import FakeInstance
+from tests.gateway.gateways import Client, configuration, started
 from tests.gateway.http.service import Service, serving
 from tests.waiting import eventually
 
@@ -57,3 +60,32 @@ async def test_what_waits_for_an_instance_is_waiting(model_folder: Path) -> None
         found = await scraped(service)
         assert (found["prefix_cache_hits_total"], found["gpu_prefix_cache_queries_total"]) == (4, 10)
         assert found["gpu_prefix_cache_hit_rate"] == 0.4
+
+
+async def test_what_waits_in_any_process_is_waiting(fakes: list[FakeInstance], model_folder: Path) -> None:
+    counts = SharedCounts(2)
+    gateway = await started(Gateway(configuration(fakes, preset="ares"), model_folder, counts=counts))
+    names = {"model_name": "some/model", "engine": "0"}
+
+    def of_process(number: int) -> int:
+        """Whatever another process than this one would see."""
+        counts.process = 1 - number
+        seen = counts.waiting_elsewhere
+        counts.process = 0
+        return seen
+
+    counts.process = 1
+    counts.set_waiting(5)
+    counts.process = 0
+    assert gateway.metrics.registry.get_sample_value("vllm:num_requests_waiting", names) == 5
+    # Prefilled, they wait for an instance that takes them.
+    for instance in gateway.pool.decode_instances:
+        await gateway.drainer.drain(instance, 60.0)
+    clients = [Client(gateway, name=f"r{n}") for n in range(3)]
+    await eventually(lambda: gateway.controller.waiting == 3 == of_process(0), 30)
+    assert gateway.metrics.registry.get_sample_value("vllm:num_requests_waiting", names) == 8
+    for instance in gateway.pool.decode_instances:
+        await gateway.drainer.undrain(instance)
+    await asyncio.wait_for(asyncio.gather(*(client.task for client in clients)), 60)
+    assert of_process(0) == 0
+    await gateway.stop()

@@ -31,7 +31,7 @@ app.kubernetes.io/component: {{ .component }}
 {{ mergeOverwrite (deepCopy .root.Values.instances) (deepCopy (index .root.Values .role)) | toYaml }}
 {{- end }}
 
-{{/* How many instances of a role there can be: the gateway looks for all of them. */}}
+{{/* How many instances of a role there can be: with `discovery: names` the gateway looks for all of them. */}}
 {{- define "ares.most" -}}
 {{- $autoscaling := .root.Values.autoscaling -}}
 {{ if and $autoscaling.kind (eq .role "decode") }}{{ $autoscaling.maxReplicas }}{{ else }}{{ (index .root.Values .role).replicas }}{{ end }}
@@ -46,6 +46,17 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 {{- end }}
 
+{{- define "ares.sources" -}}
+{{- range $role := list "prefill" "decode" }}
+{{- $service := printf "%s-%s" (include "ares.name" $) $role }}
+{{- if eq $.Values.discovery "dns" }}
+- dns:{{ $service }}.{{ $.Release.Namespace }}.svc:{{ $.Values.ports.http }}
+{{- else }}
+- kubernetes:{{ $.Release.Namespace }}/{{ $service }}:http
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* A variable from the Secret; without that key, it is not set. */}}
 {{- define "ares.key" -}}
 - name: {{ .variable }}
@@ -55,8 +66,8 @@ app.kubernetes.io/component: {{ .component }}
 
 {{/* Where pods go, and who starts them. */}}
 {{- define "ares.pod" -}}
-serviceAccountName: {{ include "ares.name" .root }}
-automountServiceAccountToken: false
+serviceAccountName: {{ .account | default (include "ares.name" .root) }}
+automountServiceAccountToken: {{ not (empty .account) }}
 # Variables of Services, such as ARES_PORT of one called `ares`, are no settings.
 enableServiceLinks: false
 {{- with .root.Values.image.pullSecrets }}

@@ -377,6 +377,7 @@ class Controller:
         """Wait until the admission policy admits the session."""
         future: asyncio.Future[Instance] = asyncio.get_running_loop().create_future()
         self._waiting[session.id] = _Waiting(session, future, exclude)
+        self._counts.set_waiting(len(self._waiting))
         self._changed.set()
         try:
             async with asyncio.timeout(self._config.maximum_wait_s):
@@ -385,6 +386,7 @@ class Controller:
             raise NoRoomError(f"no room for {self._config.maximum_wait_s:g} s") from None
         finally:
             self._waiting.pop(session.id, None)
+            self._counts.set_waiting(len(self._waiting))
 
     def wake_admission(self) -> None:
         """Let admission decide again: a session has ended or left an instance, so there may be room."""
@@ -476,6 +478,7 @@ class Controller:
         if self._waiting.get(one.session.id) is not one:  # it has ended while the policy decided
             return
         del self._waiting[one.session.id]
+        self._counts.set_waiting(len(self._waiting))
         one.session.destination = instance
         self.snapshots.publish_placed(one.session, instance)
         if not one.admitted.done():

@@ -5,12 +5,12 @@ import contextlib
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from ares.gateway.discovery.base import MAXIMUM_INSTANCES, Source, SourceError
 from ares.gateway.discovery.dns import AddressSource, SrvSource
 from ares.gateway.discovery.file import FileSource
 from ares.gateway.discovery.kubernetes import EndpointSlices, KubernetesSource, Pods
-from ares.gateway.pool.pool import Pool
 from ares.gateway.tuning import DEFAULT, Tuning
 from ares.instance_sources import SourceSetting, canonical, check_url, parse_source
 
@@ -40,6 +40,16 @@ def _source(setting: SourceSetting, tuning: Tuning) -> Source:
     return KubernetesSource(text, parts["namespace"], Pods(parts["labels"], int(parts["port"])), tuning)
 
 
+class Watching(Protocol):
+    """Watches instances: one pool, or those of several models."""
+
+    def add(self, url: str, why: str) -> object:
+        """Watch an instance from now on."""
+
+    def remove(self, url: str, why: str, deadline_s: float) -> None:
+        """Let an instance go."""
+
+
 class NamedElsewhereError(Exception):
     """An instance cannot be removed: a source that is watched names it."""
 
@@ -62,7 +72,9 @@ class Membership:
         The gateway's times and limits.
     """
 
-    def __init__(self, pool: Pool, given: Iterable[str], sources: Sequence[Source], tuning: Tuning = DEFAULT) -> None:
+    def __init__(
+        self, pool: Watching, given: Iterable[str], sources: Sequence[Source], tuning: Tuning = DEFAULT
+    ) -> None:
         self._pool = pool
         self._sources = sources
         self._tuning = tuning

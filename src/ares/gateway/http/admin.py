@@ -13,6 +13,7 @@ from ares.gateway.control.controller import prepare
 from ares.gateway.http.access import bearer, foreign_origin, matches, unknown_key
 from ares.gateway.http.request_ids import resolve
 from ares.gateway.http.schema import errors
+from ares.gateway.models import Models
 from ares.gateway.pool.instance import Instance
 from ares.gateway.processes import together
 from ares.gateway.processes.siblings import siblings_of
@@ -96,22 +97,22 @@ router = APIRouter(prefix="/admin/v1", dependencies=[Depends(allowed)], response
 @router.get("/status")
 async def status(request: Request) -> dict[str, Any]:
     """Return instances, running requests and recent moves, the newest last; learners, and connectors' resources."""
-    return await together.status(request.app.state.gateway, siblings_of(request))
+    return await together.status(request.app.state.models, siblings_of(request))
 
 
 @router.post("/migrations", responses=errors(400, 404, 409, 503))
 async def migrate(body: MigrationRequest, request: Request) -> dict[str, Any]:
     """Move a running request; answers when it runs at its target, or with the reason why it does not."""
-    gateway: Gateway = request.app.state.gateway
+    models: Models = request.app.state.models
     if (siblings := siblings_of(request)) is not None:
-        _, process = _only_one(body.request_id, await together.running(gateway, siblings, body.request_id))
-        if process != gateway.counts.process:
+        _, process = _only_one(body.request_id, await together.running(models, siblings, body.request_id))
+        if process != siblings.counts.process:
             return await siblings.forward(process, request)
-    found = [(one, gateway.sessions[one]) for one in resolve(body.request_id, gateway.sessions)]
+    found = [(one, models.sessions[one]) for one in resolve(body.request_id, models.sessions)]
     _, session = _only_one(body.request_id, found)
-    target = find_instance(gateway, body.target)
+    target = find_instance(models, body.target)
     try:
-        record = await gateway.migrate(session, target, COMMANDED, COMMANDED, body.mode)
+        record = await models.of_session(session).migrate(session, target, COMMANDED, COMMANDED, body.mode)
     except NotMovableError as refusal:
         raise AdminError(409, str(refusal), refusal.reason) from refusal
     except TargetError as refusal:
@@ -122,8 +123,9 @@ async def migrate(body: MigrationRequest, request: Request) -> dict[str, Any]:
 @router.post("/instances/{name:path}/drain", responses=errors(400, 404, 409))
 async def drain(name: str, request: Request, body: DrainRequest | None = None) -> dict[str, Any]:
     """Close an instance and move out what can be moved; answers at once, the status shows how many are left."""
-    gateway: Gateway = request.app.state.gateway
-    instance, body = find_instance(gateway, name), body or DrainRequest()
+    models: Models = request.app.state.models
+    instance, body = find_instance(models, name), body or DrainRequest()
+    gateway = models.of_instance(instance)
     if not body.force and (why := gateway.pool.lost_without(instance)) is not None:
         message = f'{name} is {why}; drain it nevertheless with --force (in the API, "force": true)'
         raise AdminError(409, message, "last_instance")
@@ -137,9 +139,9 @@ async def drain(name: str, request: Request, body: DrainRequest | None = None) -
 @router.post("/instances/{name:path}/undrain", responses=errors(404, 409))
 async def undrain(name: str, request: Request) -> dict[str, Any]:
     """Put a drained instance back into service."""
-    gateway: Gateway = request.app.state.gateway
-    instance = find_instance(gateway, name)
-    await gateway.drainer.undrain(instance)
+    models: Models = request.app.state.models
+    instance = find_instance(models, name)
+    await models.of_instance(instance).drainer.undrain(instance)
     await _tell_others(request)
     return {"name": instance.name, "draining": False}
 
@@ -147,8 +149,8 @@ async def undrain(name: str, request: Request) -> dict[str, Any]:
 @router.put("/preset", responses=errors(400))
 async def switch(body: PresetRequest, request: Request) -> dict[str, Any]:
     """Switch the policies, also for requests that wait already."""
-    gateway: Gateway = request.app.state.gateway
-    chosen = body.preset
+    models: Models = request.app.state.models
+    gateway, chosen = models.first, body.preset
     try:
         # It may have to be compiled, which must not stop the streams.
         await asyncio.to_thread(prepare, gateway.controller.find_preset(chosen))
@@ -156,7 +158,8 @@ async def switch(body: PresetRequest, request: Request) -> dict[str, Any]:
             gateway.counts.preset = chosen
         elif gateway.counts.processes > 1:
             chosen = gateway.counts.preset  # of several commands at the same time all processes take the last
-        gateway.controller.use_preset(chosen)
+        for one in models:
+            one.controller.use_preset(chosen)
     except ValueError as error:
         raise AdminError(400, str(error), "unknown_preset") from error
     await _tell_others(request)
@@ -183,13 +186,13 @@ def _only_one(given: str, found: Sequence[tuple[str, T]]) -> tuple[str, T]:
     return found[0]
 
 
-def find_instance(gateway: Gateway, given: str) -> Instance:
+def find_instance(models: Models, given: str) -> Instance:
     """Return the instance of a name, or of a short form of it; AdminError where that is none, or several."""
-    names = [instance.name for instance in gateway.pool.instances]
+    names = [instance.name for instance in models.instances]
     found = matching(given, names)
     if len(found) > 1:
         raise AdminError(409, f"{given!r} may be any of {', '.join(found)}", "instance_ambiguous")
-    instance = gateway.pool.find(found[0]) if found else None
+    instance = next((one for one in models.instances if one.name in found), None)
     if instance is None:
         raise AdminError(404, f"no instance {given!r}; instances: {', '.join(names)}", "instance_not_found")
     return instance

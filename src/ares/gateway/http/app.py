@@ -1,7 +1,7 @@
 """The HTTP application: routes and layers around them."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,11 @@ from ares.gateway.http.normalized import Normalized
 from ares.gateway.http.refusals import RefusalCounter
 from ares.gateway.http.responses import RequestCleanup, error
 from ares.gateway.http.schema import ErrorReply
+from ares.gateway.models import Models, ServedModel
 from ares.gateway.openai.parsing import Parsers
 from ares.gateway.pool.instance import NoInstanceError
 from ares.gateway.processes import together
 from ares.gateway.processes.siblings import Siblings, siblings_of
-from ares.gateway.service import Gateway
 from ares.gateway.shutdown import ShuttingDownError
 from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol.learner_report import LARGEST_REPORT_BYTES
@@ -52,31 +52,36 @@ def build(
     tuning: Tuning = DEFAULT,
     parsers: Parsers | None = None,
     siblings: Siblings | None = None,
+    further: Sequence[ServedModel] = (),
 ) -> FastAPI:
     """Make the application of one gateway; it connects to its instances when it starts.
 
     Parameters
     ----------
     config
-        The resolved configuration.
+        The resolved configuration; of several models, that of the first.
     folder
-        Folder of the served model, for its tokenizer.
+        Folder of its model, for the tokenizer.
     tuning
         Times and limits that are no settings.
     parsers
         Parsers of reasoning and tool calls, if any.
     siblings
         The other processes of the gateway; None: it is the only one.
+    further
+        The other models.
     """
-    gateway = Gateway(config, folder, tuning, parsers, siblings.counts if siblings is not None else None)
+    counts = siblings.counts if siblings is not None else None
+    models = Models([ServedModel(config, folder, parsers), *further], tuning, counts)
+    gateway = models.first
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await gateway.start()
+        await models.start()
         try:
             yield
         finally:
-            await gateway.stop()
+            await models.stop()
             if siblings is not None:
                 await siblings.close()
 
@@ -90,19 +95,20 @@ def build(
         redoc_url=None,
         openapi_url=documented,
     )
-    app.state.gateway, app.state.siblings = gateway, siblings
+    app.state.models, app.state.gateway, app.state.siblings = models, gateway, siblings
+    app.state.template_traits = {}
     for routes in (completion_routes, responses_routes, messages_routes, tokenization_routes, model_list, not_offered):
         app.include_router(routes.router)
     app.include_router(admin.router)
     app.include_router(instances.router)
     app.include_router(workers.router)
     app.include_router(predictor.router)
-    app.state.feed = events.Feed(gateway, siblings)
+    app.state.feed = events.Feed(models, siblings)
     app.include_router(events.router)
     app.include_router(dashboard.router)
     if documented is not None:
         api_docs.register(app)
-    _observability(app, gateway)
+    _observability(app, models)
     errors.register(app)
     app.add_middleware(BodyLimit, limit=config.max_body_bytes, smaller={predictor.PATH: LARGEST_REPORT_BYTES})
     app.add_middleware(
@@ -110,7 +116,7 @@ def build(
         keys=config.api_keys,
         protect_metrics=config.protect_metrics,
         maximum_streams=config.maximum_streams_per_key,
-        retry_after_s=lambda: gateway.retry_after_s,
+        retry_after_s=lambda: models.retry_after_s,
         counts=gateway.counts,
     )
     app.add_middleware(RequestCleanup)
@@ -130,7 +136,7 @@ def build(
     return app
 
 
-def _observability(app: FastAPI, gateway: Gateway) -> None:
+def _observability(app: FastAPI, models: Models) -> None:
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Answer that the gateway is alive."""
@@ -138,22 +144,25 @@ def _observability(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/ready", responses={503: {"model": ErrorReply, "description": "No decode instance is ready."}})
     async def ready() -> JSONResponse:
-        """Answer whether the gateway takes new requests and has an instance to decode them on."""
-        if gateway.shutdown.begun:
+        """Answer whether the gateway takes new requests and has an instance to decode them on, of any model."""
+        if models.first.shutdown.begun:
             return error(503, "the gateway is shutting down", code=ShuttingDownError.code)
-        if gateway.pool.ready:
-            return JSONResponse({"status": "ready"})
-        return error(503, f"no decode instance is ready: {gateway.pool.why_not_ready}", code=NoInstanceError.code)
+        waiting = {one.names[0]: one.pool.why_not_ready for one in models if not one.pool.ready}
+        if len(waiting) < len(models.names):
+            each = {"models": {name: waiting.get(name, "ready") for name in models.names}} if models.several else {}
+            return JSONResponse({"status": "ready", **each})
+        why = "; ".join(f"{name}: {why}" if models.several else why for name, why in waiting.items())
+        return error(503, f"no decode instance is ready: {why}", code=NoInstanceError.code)
 
     @app.get("/version")
     async def version() -> dict[str, Any]:
         """Return the versions of the gateway and of its instances."""
         return {
             "ares": __version__,
-            "instances": {i.name: i.state.hello.versions for i in gateway.pool.instances if i.state.hello},
+            "instances": {i.name: i.state.hello.versions for i in models.instances if i.state.hello},
         }
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
         """Return Prometheus metrics."""
-        return Response(await together.metrics(gateway, siblings_of(request)), media_type=CONTENT_TYPE_LATEST)
+        return Response(await together.metrics(models, siblings_of(request)), media_type=CONTENT_TYPE_LATEST)

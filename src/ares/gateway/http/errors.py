@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from ares.gateway.http import admin
 from ares.gateway.http.access import TooManyStreamsError, too_many_streams
+from ares.gateway.http.chosen import retry_after_s
 from ares.gateway.http.generation import describe_failure
 from ares.gateway.http.responses import error
 from ares.gateway.openai.body import BadRequestError
@@ -75,7 +76,7 @@ async def _admin(_: Request, failure: Exception) -> JSONResponse:
 
 async def _too_many_streams(request: Request, failure: Exception) -> Response:
     assert isinstance(failure, TooManyStreamsError)  # noqa: S101
-    return too_many_streams(failure, request.app.state.gateway.retry_after_s)
+    return too_many_streams(failure, retry_after_s(request))
 
 
 async def _http(request: Request, failure: Exception) -> JSONResponse:
@@ -97,7 +98,7 @@ async def _http(request: Request, failure: Exception) -> JSONResponse:
 
 async def _generation(request: Request, failure: Exception) -> JSONResponse:
     status, message, code = describe_failure(failure)
-    later = {"Retry-After": str(request.app.state.gateway.retry_after_s)}
+    later = {"Retry-After": str(retry_after_s(request))}
     return error(status, message, code=code, headers=later if status == 503 else None)
 
 

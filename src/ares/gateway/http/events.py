@@ -21,10 +21,10 @@ from ares import __version__
 from ares.gateway.http.admin import allowed
 from ares.gateway.http.responses import EventStream, Write
 from ares.gateway.http.schema import errors
+from ares.gateway.models import Models
 from ares.gateway.processes import together
 from ares.gateway.processes.merged_status import Part
 from ares.gateway.processes.siblings import Siblings
-from ares.gateway.service import Gateway
 from ares.policy import PRESETS
 
 logger = logging.getLogger(__name__)
@@ -47,14 +47,15 @@ class Feed:
 
     Parameters
     ----------
-    gateway
-        The gateway of this process.
+    models
+        The models of the gateway, in this process.
     siblings
         The other processes of the gateway, whose requests and moves are shown too.
     """
 
-    def __init__(self, gateway: Gateway, siblings: Siblings | None = None) -> None:
-        self._gateway = gateway
+    def __init__(self, models: Models, siblings: Siblings | None = None) -> None:
+        self._models = models
+        gateway = self._gateway = models.first
         self._siblings = siblings
         self._tuning = gateway.tuning
         live = [name for name, one in PRESETS.items() if not one.knows_lengths]
@@ -117,8 +118,8 @@ class Feed:
 
     async def _make(self) -> None:
         limit = self._tuning.feed_moves
-        parts = await together.parts(self._gateway, self._siblings, lambda name: self._moves_taken.get(name, 0), limit)
-        whole = together.merge(self._gateway, parts)
+        parts = await together.parts(self._models, self._siblings, lambda name: self._moves_taken.get(name, 0), limit)
+        whole = together.merge(self._models, parts)
         status = {name: value for name, value in whole.items() if name not in _ELSEWHERE}
         moves = self._new_moves(parts)
         requests: list[dict[str, Any]] = status.pop("requests")
@@ -127,7 +128,7 @@ class Feed:
             requests = heapq.nlargest(self._tuning.feed_requests, requests, key=lambda r: r["resident_tokens"])
         status |= {
             "version": __version__,
-            "model": self._gateway.config.model,
+            "model": ", ".join(one.config.model for one in self._models),
             "model_name": self._gateway.names[0],
             "presets": self._presets,
             "client_keys": bool(self._gateway.config.api_keys),

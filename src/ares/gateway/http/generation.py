@@ -18,6 +18,7 @@ from starlette.types import Message
 from ares.gateway.control.backlog import BacklogReservation
 from ares.gateway.http import request_span
 from ares.gateway.http.access import take_streams
+from ares.gateway.http.chosen import gateway_for
 from ares.gateway.http.responses import EventStream, Write, cleanup, error, until_disconnect, valid_request_id
 from ares.gateway.openai.body import BadRequestError
 from ares.gateway.openai.parsing import OutputFormat, ParserFailedError
@@ -224,7 +225,7 @@ class ReplyForm(ABC):
 
 async def serve(body: GenerationRequest, request: Request, form: ReplyForm) -> Response:
     """Answer a request: check and tokenise it, then generate, streamed or as a whole."""
-    gateway: Gateway = request.app.state.gateway
+    gateway = gateway_for(request, body.model)
     span = request_span.begin(gateway, body, request, form.path)
     cleanup(request.scope).callback(span.end)
     try:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ares.gateway.discovery.membership import NamedElsewhereError
 from ares.gateway.http.admin import AdminError, allowed, find_instance
 from ares.gateway.http.schema import errors
+from ares.gateway.models import Models
 from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import why_closed
 from ares.gateway.processes.siblings import siblings_of
@@ -38,28 +39,29 @@ class NewInstance(BaseModel):
 @router.get("/instances")
 async def instances(request: Request) -> dict[str, Any]:
     """Return all instances with what names them, the sources with what is wrong, and the newest changes."""
-    gateway: Gateway = request.app.state.gateway
-    problems = gateway.membership.problems
+    models: Models = request.app.state.models
+    first = models.first
+    problems = first.membership.problems
     return {
-        "instances": [described(gateway, i) for i in gateway.pool.instances],
-        "sources": [{"name": name, "problem": problems.get(name)} for name in gateway.config.service_discovery],
-        "changes": [asdict(change) for change in gateway.pool.changes.since(0)],
+        "instances": [described(models, i) for i in models.instances],
+        "sources": [{"name": name, "problem": problems.get(name)} for name in first.config.service_discovery],
+        "changes": [asdict(change) for change in first.pool.changes.since(0)],
     }
 
 
 @router.post("/instances", responses=errors(400, 413))
 async def add(body: NewInstance, request: Request) -> dict[str, Any]:
     """Add an instance, until it is removed or the gateway ends; `new` is whether nothing named it before."""
-    gateway: Gateway = request.app.state.gateway
+    models: Models = request.app.state.models
     new = await add_instance(request, body.url)
-    return described(gateway, instance_at(gateway, body.url.strip())) | {"new": new}
+    return described(models, instance_at(models, body.url.strip())) | {"new": new}
 
 
 @router.delete("/instances/{name:path}", responses=errors(400, 404, 409))
 async def remove(name: str, request: Request, deadline_s: Deadline = 60.0, force: Force = False) -> dict[str, Any]:
     """Remove an instance, by its name or its URL: it takes no new requests, those that it has end or move."""
-    gateway: Gateway = request.app.state.gateway
-    return described(gateway, await remove_instance(request, name, deadline_s, force=force))
+    models: Models = request.app.state.models
+    return described(models, await remove_instance(request, name, deadline_s, force=force))
 
 
 async def add_instance(request: Request, url: str) -> bool:
@@ -78,8 +80,9 @@ async def add_instance(request: Request, url: str) -> bool:
 
 async def remove_instance(request: Request, given: str, deadline_s: float, *, force: bool) -> Instance:
     """Remove an instance by its name or URL at every process, and return it; AdminError says why it cannot be."""
-    gateway: Gateway = request.app.state.gateway
-    instance = instance_at(gateway, given) if _SCHEME.match(given) else find_instance(gateway, given)
+    models: Models = request.app.state.models
+    instance = instance_at(models, given) if _SCHEME.match(given) else find_instance(models, given)
+    gateway = models.of_instance(instance)
     if not force and (why := gateway.pool.lost_without(instance)) is not None:
         raise AdminError(409, f"{instance.name} is {why}; remove it nevertheless with ?force=true", "last_instance")
     try:
@@ -95,10 +98,10 @@ async def _tell_others(request: Request) -> None:
         await siblings.tell_others(request)
 
 
-def instance_at(gateway: Gateway, url: str) -> Instance:
+def instance_at(models: Models, url: str) -> Instance:
     """Return what is watched at a URL, whose slashes may be single ones; AdminError where nothing is."""
     try:
-        instance = gateway.pool.at(_SCHEME.sub(r"\1://", url, count=1))
+        instance = models.at(_SCHEME.sub(r"\1://", url, count=1))
     except ValueError:  # no URL at all
         instance = None
     if instance is None:
@@ -106,7 +109,7 @@ def instance_at(gateway: Gateway, url: str) -> Instance:
     return instance
 
 
-def described(gateway: Gateway, instance: Instance) -> dict[str, Any]:
+def described(models: Models, instance: Instance) -> dict[str, Any]:
     """Return who an instance is, how it is, and what names it."""
     described = instance.description
     return {
@@ -118,5 +121,5 @@ def described(gateway: Gateway, instance: Instance) -> dict[str, Any]:
         "open": instance.open,
         "leaving": instance.leaving,
         "why": why_closed(instance),
-        "named_by": gateway.membership.named_by(instance.url),
+        "named_by": models.first.membership.named_by(instance.url),
     }

@@ -11,6 +11,7 @@ from ares.gateway.anthropic.requests import CountTokensRequest, MessagesChat, Me
 from ares.gateway.anthropic.template import TemplateTraits, traits
 from ares.gateway.http import schema
 from ares.gateway.http.blocks_form import block_choice
+from ares.gateway.http.chosen import gateway_for
 from ares.gateway.http.generation import AcceptedRequest, NewChoice, ReplyForm, render_prompts, serve, tokenise
 from ares.gateway.openai.block_choice import BlockChoice
 from ares.gateway.service import Gateway
@@ -28,7 +29,7 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
 @router.post(MESSAGES_ROUTE + "/count_tokens", responses=schema.errors(400, 401, 404, 413, model=schema.AnthropicError))
 async def count_tokens(body: CountTokensRequest, request: Request) -> schema.TokenCount:
     """Count the tokens of the prompt that a conversation becomes."""
-    gateway: Gateway = request.app.state.gateway
+    gateway = gateway_for(request, body.model)
     chat = _chat(body, request)
     chat.check_options()
     gateway.adapter(chat.model)
@@ -38,10 +39,11 @@ async def count_tokens(body: CountTokensRequest, request: Request) -> schema.Tok
 
 def _chat(body: CountTokensRequest, request: Request) -> MessagesChat:
     """Return the chat request that generates the same."""
-    state = request.app.state
-    found: TemplateTraits | None = getattr(state, "template_traits", None)
+    gateway = gateway_for(request, body.model)
+    known: dict[Gateway, TemplateTraits] = request.app.state.template_traits
+    found = known.get(gateway)
     if found is None:
-        found = state.template_traits = traits(lambda chat: render_prompts(state.gateway, chat)[0].ids)
+        found = known[gateway] = traits(lambda chat: render_prompts(gateway, chat)[0].ids)
     converted = body.chat_body(system_first=found.system_first, disabled_thinking=found.disabled_thinking)
     return MessagesChat.of(converted)
 

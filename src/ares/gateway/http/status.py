@@ -8,30 +8,62 @@ from dataclasses import asdict
 from typing import Any
 
 from ares.gateway.control.predictions import rows_by_key
+from ares.gateway.http import merged_models
+from ares.gateway.models import Models
 from ares.gateway.pool.instance import Instance
 from ares.gateway.pool.pool import why_closed
+from ares.gateway.records.window import WINDOW_VALUES, Recent
 from ares.gateway.service import Gateway
 from ares.gateway.session.session import Session
 from ares.predicted_load import plausible, predicted_peak, predicted_remaining
 from ares.protocol import messages
 
 
-def whole(gateway: Gateway, moves: int | None = None) -> dict[str, Any]:
+def whole(models: Models, moves: int | None = None) -> dict[str, Any]:
     """Return the status of this process: `snapshot`, with recent moves, the newest last, learners and connectors.
 
     `moves` is how many of the moves it has at most; None: all that are kept.
     """
-    newest_first = itertools.islice(reversed(gateway.migrations), moves)
-    return snapshot(gateway) | {
+    first = models.first
+    newest_first = itertools.islice(reversed(first.migrations), moves)
+    return snapshot(models) | {
         "migrations": [asdict(record) for record in newest_first][::-1],
-        "learners": gateway.learners.as_json(),
+        "learners": first.learners.as_json(),
         "process": {"tasks": len(asyncio.all_tasks())},
-        "connectors": {i.name: i.state.telemetry.resources for i in gateway.pool.instances if i.state.telemetry},
+        "connectors": {i.name: i.state.telemetry.resources for i in models.instances if i.state.telemetry},
     }
 
 
-def snapshot(gateway: Gateway) -> dict[str, Any]:
-    """Return instances, running requests, and recent measurements."""
+def snapshot(models: Models) -> dict[str, Any]:
+    """Return instances, running requests, and recent measurements; with several models, which one each is of."""
+    of_each = [_of_model(gateway) for gateway in models]
+    whole = of_each[0]
+    if models.several:
+        whole |= merged_models.merged(models.names, of_each)
+        whole["models"] = [
+            {
+                "name": gateway.names[0],
+                "names": gateway.names,
+                "adapters": gateway.pool.adapters,
+                "why": None if gateway.pool.ready else gateway.pool.why_not_ready,
+            }
+            | {name: one[name] for name in merged_models.OF_EACH}
+            for gateway, one in zip(models, of_each, strict=True)
+        ]
+    return whole | {"recent": recent(models).summary()}
+
+
+def recent(models: Models) -> Recent:
+    """Return the recent measurements of all models."""
+    if not models.several:
+        return models.first.recent
+    made = Recent(WINDOW_VALUES * len(models.names))
+    for gateway in models:
+        made.extend(gateway.recent.values())
+    return made
+
+
+def _of_model(gateway: Gateway) -> dict[str, Any]:
     rows, differing = rows_by_key(gateway.pool.instances), gateway.pool.differing()
     sessions = Counter(id(s.instance) for s in gateway.sessions.values())
     return {
@@ -51,7 +83,6 @@ def snapshot(gateway: Gateway) -> dict[str, Any]:
             for i in gateway.pool.instances
         ],
         "requests": [_request(s, rows.get(s.key or "")) for s in list(gateway.sessions.values())],
-        "recent": gateway.recent.summary(),
         "learner_ages_s": gateway.learners.ages(),
         "learner_old_s": gateway.tuning.learner_old_s,
     }

@@ -3,9 +3,9 @@
 from fastapi import APIRouter, Request
 
 from ares.gateway.http import schema
+from ares.gateway.http.chosen import gateway_for
 from ares.gateway.http.generation import tokenise
 from ares.gateway.openai.tokenization import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
-from ares.gateway.service import Gateway
 
 router = APIRouter(responses=schema.errors(400, 401, 404, 413))
 
@@ -13,7 +13,7 @@ router = APIRouter(responses=schema.errors(400, 401, 404, 413))
 @router.post("/tokenize")
 async def tokenize(body: TokenizeRequest, request: Request) -> TokenizeReply:
     """Return the tokens of the prompt that a text, or a chat, becomes."""
-    gateway: Gateway = request.app.state.gateway
+    gateway = gateway_for(request, body.model)
     gateway.adapter(body.model)
     generation = body.generation_request()
     if body.prompt == "":  # which only a generation refuses
@@ -27,6 +27,6 @@ async def tokenize(body: TokenizeRequest, request: Request) -> TokenizeReply:
 @router.post("/detokenize")
 async def detokenize(body: DetokenizeRequest, request: Request) -> DetokenizeReply:
     """Return the text of tokens."""
-    gateway: Gateway = request.app.state.gateway
+    gateway = gateway_for(request, body.model)
     gateway.adapter(body.model)
     return DetokenizeReply(prompt=body.text(gateway.text))

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Depends, Request
 from ares.gateway.http.admin import allowed
 from ares.gateway.http.instances import Force, NewInstance, add_instance, instance_at, remove_instance
 from ares.gateway.http.schema import errors
+from ares.gateway.models import Models
 from ares.gateway.pool.instance import Instance
-from ares.gateway.service import Gateway
 
 router = APIRouter(dependencies=[Depends(allowed)], responses=errors(401, 403))
 _TYPES = {"prefill": "prefill", "decode": "decode", "both": "regular"}
@@ -21,17 +21,17 @@ _TYPES = {"prefill": "prefill", "decode": "decode", "both": "regular"}
 @router.post("/workers", responses=errors(400, 413))
 async def add(body: NewInstance, request: Request) -> dict[str, Any]:
     """Add an instance; unlike vllm-router's, this does not wait for it: `GET /workers/{url}` shows when it is ready."""
-    gateway: Gateway = request.app.state.gateway
+    models: Models = request.app.state.models
     await add_instance(request, body.url)
-    url = instance_at(gateway, body.url.strip()).url
+    url = instance_at(models, body.url.strip()).url
     return {"success": True, "message": f"Successfully added worker: {url}"}
 
 
 @router.get("/workers")
 async def listed(request: Request) -> dict[str, Any]:
     """Return all instances, and how many there are of each type."""
-    gateway: Gateway = request.app.state.gateway
-    workers = [_worker(gateway, i) for i in gateway.pool.instances]
+    models: Models = request.app.state.models
+    workers = [_worker(models, i) for i in models.instances]
     types = [worker["worker_type"] for worker in workers]
     stats = {f"{kind}_count": types.count(kind) for kind in _TYPES.values()}
     return {"workers": workers, "total": len(workers), "stats": stats}
@@ -40,27 +40,27 @@ async def listed(request: Request) -> dict[str, Any]:
 @router.get("/workers/{url:path}", responses=errors(404))
 async def one(url: str, request: Request) -> dict[str, Any]:
     """Return one instance."""
-    gateway: Gateway = request.app.state.gateway
-    return _worker(gateway, instance_at(gateway, url))
+    models: Models = request.app.state.models
+    return _worker(models, instance_at(models, url))
 
 
 @router.delete("/workers/{url:path}", responses=errors(400, 404, 409))
 async def remove(url: str, request: Request, force: Force = False) -> dict[str, Any]:
     """Remove an instance: it takes no new requests, those that it has end or move."""
-    gateway: Gateway = request.app.state.gateway
-    instance = await remove_instance(request, instance_at(gateway, url).url, gateway.tuning.leave_s, force=force)
+    models: Models = request.app.state.models
+    instance = await remove_instance(request, instance_at(models, url).url, models.first.tuning.leave_s, force=force)
     return {"success": True, "message": f"Worker {instance.url} is being removed"}
 
 
-def _worker(gateway: Gateway, instance: Instance) -> dict[str, Any]:
+def _worker(models: Models, instance: Instance) -> dict[str, Any]:
     described, load = instance.description, instance.state.telemetry
-    models = described.models if described is not None else []
+    names = described.models if described is not None else []
     return {
         "url": instance.url,
-        "model_id": models[0] if models else "unknown",
+        "model_id": names[0] if names else "unknown",
         "worker_type": _TYPES[instance.role] if described is not None else "unknown",
         "is_healthy": instance.open,
         "load": load.running + load.waiting if load is not None else 0,
         "connection_mode": "Http",
-        "metadata": {"name": instance.name, "named_by": ", ".join(gateway.membership.named_by(instance.url))},
+        "metadata": {"name": instance.name, "named_by": ", ".join(models.first.membership.named_by(instance.url))},
     }

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import aiohttp
 import msgspec
@@ -19,12 +20,35 @@ _MAXIMUM_DESCRIPTION_BYTES = 1 << 16
 _ROUTE_OF_VLLM_KEY = MODELS_ROUTE
 
 
+class Choice(Protocol):
+    """Knows which of a gateway's models an instance serves (pools.py)."""
+
+    def take(self, served: "Served", url: str, found: messages.Description) -> bool: ...  # noqa: D102
+
+    def difference(self, served: "Served", found: messages.Description) -> str | None: ...  # noqa: D102
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The model that a gateway serves: the names it goes by, and the numbers of its configuration (`model.shape`)."""
+    """A model that a gateway serves: the names it goes by, and the numbers of its configuration (`model.shape`).
+
+    Attributes
+    ----------
+    choice
+        Tells it from the gateway's other models; None: it is the only one.
+    """
 
     names: tuple[str, ...]
     shape: Mapping[str, int] = field(default_factory=dict)
+    choice: Choice | None = None
+
+    def elsewhere(self, url: str, found: messages.Description) -> bool:
+        """Whether an instance serves another model of the gateway; then it is taken over into that one's pool."""
+        return self.choice is not None and self.choice.take(self, url, found)
+
+    def difference(self, found: messages.Description) -> str | None:
+        """Return how an instance's model differs; None where nothing shows a difference."""
+        return another_model(found, self) if self.choice is None else self.choice.difference(self, found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +142,13 @@ def another_model(found: messages.Description, ours: Served) -> str | None:
     )
 
 
+def same_name(found: messages.Description, ours: Served) -> bool:
+    """Whether an instance goes by a name of a model; a folder may be the same on one host."""
+    return bool(_comparable(found.models).keys() & _comparable(ours.names).keys()) or bool(
+        {*found.models} & {*ours.names}
+    )
+
+
 def _comparable(names: list[str] | tuple[str, ...]) -> dict[str, str]:
     """Return the names that are no folders, by their lower-case form: hubs ignore the case of ids."""
     return {name.casefold(): name for name in names if not name.startswith(("/", "./", "../", "~"))}
@@ -155,6 +186,8 @@ class Discovery:
         """
         found = await describe(self._http, self._url)
         if isinstance(found, messages.Description):
+            if self._served is not None and self._served.elsewhere(self._url, found):
+                return None
             unusable = await self._unusable(found)
             if unusable is None:
                 return found
@@ -167,7 +200,7 @@ class Discovery:
         return None
 
     async def _unusable(self, found: messages.Description) -> Unusable | None:
-        if self._served is not None and (cause := another_model(found, self._served)) is not None:
+        if self._served is not None and (cause := self._served.difference(found)) is not None:
             return Unusable(Status.OTHER_MODEL, cause)
         cause = published.wildcard(found) or await published.on_another_host(found, self._url)
         return Unusable(Status.WRONG_ADDRESS, cause) if cause is not None else None

@@ -57,6 +57,8 @@ class Pool:
         The newest changes of their states.
     sources
         Returns what may name further instances, for operators; empty where nothing does.
+    named_beside
+        Returns all instances whose names are to differ: by default those of the pool.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Pool:
         self._served = served
         self.changes = Changes(tuning.kept_changes)
         self.sources: Callable[[], str] = lambda: ""
+        self.named_beside: Callable[[], list[Instance]] = lambda: self.instances
         # By the canonical form of their URLs.
         self._by_url: dict[str, Instance] = {}
         # Those that are no duplicates; None where that has changed.
@@ -139,6 +142,10 @@ class Pool:
         """Return what is watched at a URL, however that is spelled."""
         return self._by_url.get(canonical(url))
 
+    def watches(self, instance: Instance) -> bool:
+        """Whether an instance is one of this pool's, further URLs of instances included."""
+        return self.at(instance.url) is instance
+
     def add(self, url: str, why: str) -> Instance:
         """Watch an instance from now on, or keep one that was about to leave.
 
@@ -171,9 +178,13 @@ class Pool:
 
     def forget(self, instance: Instance) -> None:
         """Stop watching an instance that leaves."""
+        self.drop(instance)
+        self._record(instance, "gone", instance.why_leaving)
+
+    def drop(self, instance: Instance) -> None:
+        """Stop watching an instance at once, and say nothing of it: another pool has taken it over."""
         del self._by_url[canonical(instance.url)]
         self._used = None
-        self._record(instance, "gone", instance.why_leaving)
         instance.health.close()
         if (task := self._tasks.pop(instance, None)) is not None:
             task.cancel()
@@ -312,8 +323,9 @@ class Pool:
 
     def _make_names_distinct(self) -> None:
         """Append the addresses to the names of instances that describe themselves by the same name."""
-        for own_name, count in Counter(i.own_name for i in self.instances).items():
-            same = [i for i in self.instances if i.own_name == own_name]
+        instances = self.named_beside()
+        for own_name, count in Counter(i.own_name for i in instances).items():
+            same = [i for i in instances if i.own_name == own_name]
             names = [f"{own_name}@{urlsplit(i.url).netloc}" for i in same] if count > 1 else [own_name]
             if count > 1 and names != [i.name for i in same]:
                 logger.warning("%d instances have the name %s; they are shown as %s", count, own_name, ", ".join(names))

@@ -14,10 +14,10 @@ from fastapi import FastAPI
 from uvicorn.server import ServerState
 
 from ares.gateway.http.server import Server
+from ares.gateway.models import Models
 from ares.gateway.processes import from_sibling, kept_metrics
 from ares.gateway.processes.acceptor import CONNECTION, LEAVES, TAKES
 from ares.gateway.processes.siblings import Siblings
-from ares.gateway.service import Gateway
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class ChildServer(Server):
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, siblings: Siblings, link: socket.socket) -> None:
         super().__init__(config, app)
-        self._gateway: Gateway = app.state.gateway
+        self._models: Models = app.state.models
         self._siblings = siblings
         self._link = link
         self._adopting: set[asyncio.Task[None]] = set()
@@ -73,8 +73,9 @@ class ChildServer(Server):
         factory = partial(self._protocol, self._for_siblings, ServerState())
         self._siblings_server = await loop.create_unix_server(factory, str(path))
         # From here on siblings tell it of a new preset.
-        if counts.preset != self._gateway.controller.preset:
-            self._gateway.controller.use_preset(counts.preset)
+        for gateway in self._models:
+            if counts.preset != gateway.controller.preset:
+                gateway.controller.use_preset(counts.preset)
         loop.add_reader(self._link, self._read_link)
         self._tell_parent(TAKES)
 

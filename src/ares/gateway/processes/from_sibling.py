@@ -11,27 +11,27 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ares.gateway.http.request_ids import resolve
+from ares.gateway.models import Models
 from ares.gateway.processes import together
 from ares.gateway.processes.siblings import METRICS_ROUTE, REQUESTS_ROUTE, STATUS_ROUTE, Siblings, mark
-from ares.gateway.service import Gateway
 
 Answer = Callable[[Request], Awaitable[Response]]
 
 
 def application(app: FastAPI) -> ASGIApp:
     """Return what answers on the socket for siblings, in a folder that only the user of the processes can open."""
-    gateway: Gateway = app.state.gateway
+    models: Models = app.state.models
     siblings: Siblings = app.state.siblings
 
     async def status(request: Request) -> Response:
         after = int(request.query_params["moves_after"])
-        return _json(together.own_part(gateway, after))
+        return _json(together.own_part(models, after))
 
     async def requests(request: Request) -> Response:
-        return _json(resolve(request.query_params["given"], gateway.sessions))
+        return _json(resolve(request.query_params["given"], models.sessions))
 
     async def metrics(_: Request) -> Response:
-        return PlainTextResponse(await together.process_metrics(gateway, siblings))
+        return PlainTextResponse(await together.process_metrics(models, siblings))
 
     routes: list[tuple[str, Answer]] = [(STATUS_ROUTE, status), (REQUESTS_ROUTE, requests), (METRICS_ROUTE, metrics)]
     return Starlette(routes=[*(Route(path, answer) for path, answer in routes), Mount("/", _Commands(app))])

@@ -11,6 +11,8 @@ from prometheus_client.samples import Sample
 ACTIVE = "ares_active_requests"
 # Gauges that count what each process has of its own; the others are of instances and of learners.
 _SUMMED_GAUGES = frozenset({ACTIVE, "ares_waiting_requests", "ares_suspended_requests"})
+_HIT_RATE = "vllm:gpu_prefix_cache_hit_rate"
+_HITS_AND_QUERIES = ("vllm:gpu_prefix_cache_hits", "vllm:gpu_prefix_cache_queries")
 _SUMMED = frozenset({"counter", "histogram"})
 _Key = tuple[str, tuple[tuple[str, str], ...]]
 
@@ -52,6 +54,7 @@ def of_address(texts: Mapping[int, str], kept: Sequence[str], asked: int, restar
     """
     ordered = [texts[asked], *(text for process, text in texts.items() if process != asked)]
     families = _families([*ordered, *kept])
+    _set_hit_rate(families)
     active = GaugeMetricFamily(
         "ares_gateway_process_active_requests", "Sequences that wait or run, by process", labels=["process"]
     )
@@ -83,6 +86,16 @@ def _families(texts: Sequence[str]) -> dict[str, Metric]:
     for name, family in families.items():
         family.samples = [Sample(key[0], dict(key[1]), value) for key, value in values[name].items()]
     return families
+
+
+def _set_hit_rate(families: Mapping[str, Metric]) -> None:
+    """Set the share of cached prompt tokens by the sums of what all processes have counted."""
+    if (rates := families.get(_HIT_RATE)) is None:
+        return
+    hits, queries = ({tuple(s.labels.items()): s.value for s in families[name].samples} for name in _HITS_AND_QUERIES)
+    for number, sample in enumerate(rates.samples):
+        asked = queries.get(of := tuple(sample.labels.items()), 0.0)
+        rates.samples[number] = sample._replace(value=hits.get(of, 0.0) / asked if asked else 0.0)
 
 
 def _value(text: str, name: str) -> float:

@@ -5,11 +5,10 @@ from typing import Any
 
 import msgspec
 
+from ares.gateway.http import merged_models
 from ares.gateway.records.window import WINDOW_VALUES, Recent
 
 Status = dict[str, Any]
-
-_SUMS = ("suspensions", "waiting", "backlog", "backlog_tokens", "suspended")
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -62,7 +61,7 @@ def merged(parts: Sequence[Part], name: str, kept_migrations: int) -> Status:
     moves = sorted((move for s in statuses for move in s["migrations"]), key=lambda move: move["started_at"])
     whole = first | {
         "gateway": name,
-        "controller": _controller(statuses, {part.gateway for part in parts}),
+        "controller": merged_models.controller([s["controller"] for s in statuses], {part.gateway for part in parts}),
         "instances": _instances(statuses),
         "requests": [row for s in statuses for row in s["requests"]],
         "recent": recent.summary(),
@@ -73,7 +72,9 @@ def merged(parts: Sequence[Part], name: str, kept_migrations: int) -> Status:
         "connectors": _first_of_each([s["connectors"] for s in statuses]),
         "processes": [_process(part) for part in sorted(parts, key=lambda part: part.process)],
     }
-    return whole | {count: sum(s[count] for s in statuses) for count in _SUMS}
+    if "models" in first:
+        whole["models"] = _models(parts)
+    return whole | {count: sum(s[count] for s in statuses) for count in merged_models.COUNTS}
 
 
 def _process(part: Part) -> Status:
@@ -89,13 +90,15 @@ def _process(part: Part) -> Status:
     }
 
 
-def _controller(statuses: Sequence[Status], names: set[str]) -> Status:
-    """Return where moves are decided: here where any of the processes does."""
-    controllers: list[Status] = [s["controller"] for s in statuses]
-    here = [c for c in controllers if c["where"] == "here" or c["holder"] in names]
-    if not here:
-        return controllers[0]
-    return {"where": "here", "holder": None, "missed_periods": 0}
+def _models(parts: Sequence[Part]) -> list[Status]:
+    """Return what is shown of each model by itself, as all processes count it."""
+    names = {part.gateway for part in parts}
+    made = []
+    for rows in zip(*(part.status["models"] for part in parts), strict=True):
+        counted = {count: sum(row[count] for row in rows) for count in merged_models.COUNTS}
+        decided = merged_models.controller([row["controller"] for row in rows], names)
+        made.append(rows[0] | counted | {"controller": decided})
+    return made
 
 
 def _instances(statuses: Sequence[Status]) -> list[Status]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 # Columns of a row; streams of each client key and tokens on each instance follow. The first row has the preset.
-_START, _RESTARTS, _BEAT_MS, _BACKLOG, _BACKLOG_TOKENS, _PRESET, _FIXED = range(7)
+_START, _RESTARTS, _BEAT_MS, _BACKLOG, _BACKLOG_TOKENS, _WAITING, _PRESET, _FIXED = range(8)
 # Between two attempts to take the turn.
 _RETRY_S = 0.001
 # A process whose event loop has not run for longer hangs, or is stopped.
@@ -69,6 +69,7 @@ class SharedCounts:
         self.processes = processes
         self.process = 0
         self._presets = tuple(presets)
+        self._others: list[SharedCounts] = []
         self._keys = keys
         self._instances = {url.rstrip("/"): n for n, url in enumerate(instances)}
         shape = processes, _FIXED + keys + 2 * len(self._instances)
@@ -82,6 +83,13 @@ class SharedCounts:
             os.truncate(self._file, size)
             self._table = np.frombuffer(mmap.mmap(self._file, size), dtype=np.int64).reshape(shape)
 
+    def of_another_model(self) -> "SharedCounts":
+        """Return counts of the same processes for another model: who they are, and the preset, these say."""
+        other = SharedCounts(self.processes, 0, tuple(self._instances))
+        other.address_name, other.process = self.address_name, self.process
+        self._others.append(other)
+        return other
+
     # --- the processes ---
 
     def begin(self, process: int, start: int) -> None:
@@ -89,12 +97,16 @@ class SharedCounts:
         self.process = process
         self.clear(process)
         self._table[process, _START] = start
+        for other in self._others:
+            other.begin(process, start)
 
     def clear(self, process: int) -> None:
         """Forget what a process that has ended had counted."""
         kept = self._table[process, [_RESTARTS, _PRESET]]
         self._table[process] = 0
         self._table[process, [_RESTARTS, _PRESET]] = kept
+        for other in self._others:
+            other.clear(process)
 
     def gateway_of(self, process: int) -> str:
         """Return the name of a process as a gateway: another one each time that it starts."""
@@ -146,7 +158,16 @@ class SharedCounts:
 
     def other_backlogs(self) -> tuple[int, int]:
         """Return how many requests wait at the other processes, and their tokens."""
-        return self._others(_BACKLOG), self._others(_BACKLOG_TOKENS)
+        return self._sum_of_others(_BACKLOG), self._sum_of_others(_BACKLOG_TOKENS)
+
+    def set_waiting(self, count: int) -> None:
+        """Count the requests of this process that wait for admission."""
+        self._table[self.process, _WAITING] = count
+
+    @property
+    def waiting_elsewhere(self) -> int:
+        """How many requests wait for admission at the other processes."""
+        return self._sum_of_others(_WAITING)
 
     def set_streams(self, key: int, count: int) -> None:
         """Count the sequences of a client key that run at this process."""
@@ -154,9 +175,9 @@ class SharedCounts:
 
     def other_streams(self, key: int) -> int:
         """Return how many sequences of a client key run at the other processes."""
-        return self._others(_FIXED + key)
+        return self._sum_of_others(_FIXED + key)
 
-    def _others(self, column: int) -> int:
+    def _sum_of_others(self, column: int) -> int:
         if self.processes == 1:
             return 0
         return int(self._table[:, column].sum() - self._table[self.process, column])

@@ -41,7 +41,7 @@ class PoolCollector(Collector):
     instances
         Returns the instances of the pool.
     waiting
-        Returns how many requests wait in the gateway itself.
+        Returns how many requests wait in the gateway itself, in all its processes.
     prefix_cache
         Counts what was cached.
     """

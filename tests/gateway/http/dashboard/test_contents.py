@@ -226,3 +226,23 @@ async def test_the_model_behind_the_page(page: Browser, stage: Stage) -> None:
     assert await run("return [0, 0.3, 1, 1.2, 47, 2000].map(m.ceiling)") == [1, 0.5, 1, 1.5, 50, 2000]
     pauses = await run("return [0, 1, 2, 50].map((n) => m.backoff(n, 1))")
     assert pauses == [0.5, 1, 2, 10]
+
+
+async def test_with_several_models_instances_name_theirs_and_take_its_requests(page: Browser, stage: Stage) -> None:
+    show = Show(decode=4, requests=6)
+    snapshot = show.snapshot()
+    for one in snapshot["instances"]:
+        one["model"] = "org/two" if one["name"] in ("decode-2", "decode-3") else "one"
+    models = {one["name"]: one["model"] for one in snapshot["instances"]}
+    snapshot["requests"]["model"] = [models.get(name, "one") for name in snapshot["requests"]["instance"]]
+    stage.send(snapshot)
+    await shown(page, stage)
+    await page.until(f"{ROWS}.length === 6")
+    names = "[...document.querySelectorAll('#instances button.plain')].map((e) => e.innerText).filter((t) => t !== '⋯')"
+    assert [text.split()[-1] for text in await page.evaluate(names)] == ["one"] * 3 + ["org/two"] * 2
+    await page.evaluate(f"{ROWS}[0].querySelector('button').click()")
+    first = await page.evaluate(f"{ROWS}[0].children[0].textContent")
+    model = snapshot["requests"]["model"][snapshot["requests"]["id"].index(first)]
+    where = snapshot["requests"]["instance"][snapshot["requests"]["id"].index(first)]
+    offered = await page.until("[...document.querySelectorAll('#command option')].map((e) => e.value)")
+    assert offered == [name for name, own in models.items() if own == model and name not in (where, "prefill-0")]

@@ -111,7 +111,8 @@ const lines = new Map();
 function line(name) {
   const glyph = make("span", "glyph");
   const label = make("span", "name");
-  const button = make("button", "plain", glyph, label);
+  const model = make("span", "model dim");
+  const button = make("button", "plain", glyph, label, model);
   button.type = "button";
   const used = make("i", "used");
   const growth = make("i", "growth");
@@ -136,7 +137,7 @@ function line(name) {
     $("filter").value = $("filter").value === name ? "" : name;
     $("filter").dispatchEvent(new Event("input"));
   });
-  return { row, button, glyph, label, bar, used, growth, cells };
+  return { row, button, glyph, label, model, bar, used, growth, cells };
 }
 
 function drawInstances() {
@@ -162,7 +163,10 @@ function drawInstances() {
     const { used, peak } = kv(one);
     of.row.dataset.state = state;
     const predictor = one.predictor === undefined ? "" : `\npredictor ${short(one.predictor) || "none"}`;
-    of.button.title = `${one.name}: ${one.why ?? state}, ${one.role}, ${one.url}${predictor}\nShow only its requests`;
+    const model = one.model ? `, ${one.model}` : "";
+    set(of.model, one.model ?? "");
+    of.model.hidden = !one.model;
+    of.button.title = `${one.name}: ${one.why ?? state}, ${one.role}${model}, ${one.url}${predictor}\nShow only its requests`;
     of.button.setAttribute("aria-label", `${one.name}, ${state}: show only its requests`);
     of.button.setAttribute("aria-pressed", filter === one.name);
     set(of.glyph, GLYPHS[state]);
@@ -197,7 +201,9 @@ function drawHappened() {
 
 const commands = new Commands($("command"));
 const list = new RequestList($("rows"), $("spacer"), (id, about, instance) => {
-  const able = snapshot.instances.filter((one) => one.role !== "prefill" && one.name !== instance && health(one) === "healthy");
+  // With several models, only instances of the request's own take it.
+  const model = snapshot.requests.model?.[snapshot.requests.id.indexOf(id)];
+  const able = decode().filter((one) => one.name !== instance && one.model === model && health(one) === "healthy");
   commands.move(id, about, able.map((one) => one.name));
 });
 

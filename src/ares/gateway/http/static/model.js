@@ -90,7 +90,8 @@ export function select(requests, order, filter = "") {
   const words = filter.toLowerCase().split(/\s+/).filter(Boolean);
   const chosen = [];
   for (let i = 0; i < ids.length; i++) {
-    const text = words.length ? `${ids[i]} ${requests.instance[i]} ${stateOf(requests, i)}`.toLowerCase() : "";
+    const model = requests.model?.[i] ?? "";
+    const text = words.length ? `${ids[i]} ${requests.instance[i]} ${stateOf(requests, i)} ${model}`.toLowerCase() : "";
     if (words.every((word) => text.includes(word))) chosen.push(i);
   }
   const largest = (a, b) => requests.resident_tokens[b] - requests.resident_tokens[a];
