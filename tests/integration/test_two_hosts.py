@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration import namespaces, two_hosts
 from tests.integration.client import Client
-from tests.integration.conftest import TINY_FLAGS
+from tests.integration.conftest import STOCK, TINY_FLAGS, Environments
 from tests.integration.streams import Streams, until_healthy
 from tests.integration.test_precopy import fresh_prompt, pulled_by
 
@@ -29,10 +29,13 @@ LEASE_ENDS_S = 60.0
 
 
 @pytest.fixture(scope="module")
-def hosts(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[two_hosts.Cluster]:
+def hosts(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, environment_of: Environments
+) -> Iterator[two_hosts.Cluster]:
     if (reason := namespaces.why_not()) is not None:
         pytest.skip(reason)
-    with two_hosts.running(tiny_model, tmp_path_factory.mktemp("two-hosts"), *TINY_FLAGS) as cluster:
+    logs, environment = tmp_path_factory.mktemp("two-hosts"), environment_of(STOCK)
+    with two_hosts.running(tiny_model, logs, *TINY_FLAGS, environment=environment) as cluster:
         yield cluster
 
 
