@@ -19,6 +19,9 @@ from tests.integration.namespaces import Network
 
 KEY = "a key of the control channels, for this test only"
 EVERY = "0.0.0.0"  # noqa: S104 - what it is about
+# A connection that is idle breaks when the peer has been silent for 4 s (by default 16 s).
+_UCX = {"UCX_TLS": "tcp,self", "UCX_TCP_KEEPIDLE": "1s", "UCX_TCP_KEEPINTVL": "1s"}
+BREAKS_S = 5.0
 _START_S = 600.0
 
 
@@ -44,7 +47,7 @@ class Cluster:
 
     def start(self, name: str, host: str, *words: str, module: str = "ares") -> None:
         """Start a command of `ares` on a host."""
-        environment = {**os.environ, "ARES_CONTROL_KEY": KEY, "UCX_TLS": "tcp,self", **self.environment}
+        environment = {**os.environ, "ARES_CONTROL_KEY": KEY, **_UCX, **self.environment}
         with (self.logs / f"{name}.log").open("wb") as sink:
             self.processes[name] = subprocess.Popen(
                 self.network.command(host, sys.executable, "-m", module, *words),
