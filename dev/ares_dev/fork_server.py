@@ -3,7 +3,8 @@
 Importing vLLM takes most of the CPU time of an instance's start. The server does it once, with one OpenMP thread and
 no computation, and then forks for every client two processes: the instance, and a guard that waits for it.
 
-- The instance takes the client's arguments, environment, folder, umask, standard streams and process group.
+- The instance takes the client's arguments, environment, folder, umask, standard streams, process group, and the
+  namespaces of its network and mounts: a client of another host than the server's, in a test, starts an instance there.
 - The client leaves that group, waits, passes signals on to the instance, and ends as the instance ends. So a signal to
   the group reaches the instance once, and so does one to the client.
 - Where the client is killed, the guard kills the instance's group; where the guard is killed, the instance gets a
@@ -38,6 +39,8 @@ ENGINE_MODULES = (
     "vllm.v1.worker.cpu_worker",
 )
 _STREAMS = 3
+# Of the mounts, too: UCX looks for network devices below /sys.
+_NAMESPACES = ("/proc/self/ns/net", "/proc/self/ns/mnt")
 _PR_SET_PDEATHSIG = 1
 _PASSED_ON = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCONT}
 _LONGEST = 1 << 20
@@ -86,9 +89,12 @@ def start(path: str, arguments: list[str]) -> int:
         "umask": umask,
         "group": os.getpgrp(),
     }
-    with socket.socket(socket.AF_UNIX) as connection, connection.makefile() as lines:
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+        lines = stack.enter_context(connection.makefile())
+        namespaces = [stack.enter_context(Path(name).open()).fileno() for name in _NAMESPACES]
         connection.connect(path)
-        socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], range(_STREAMS))
+        socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [*range(_STREAMS), *namespaces])
         started = json.loads(lines.readline())
         os.setpgid(0, started["group"])
         for number in _PASSED_ON:
@@ -121,7 +127,7 @@ def serve(listener: socket.socket, modules: Sequence[str]) -> list[str]:
 
 def _guard(connection: socket.socket) -> list[str]:
     """Fork the instance of a client, and return its arguments there; here wait until one of the two ends."""
-    body, descriptors, _, _ = socket.recv_fds(connection, _LONGEST, _STREAMS)
+    body, descriptors, _, _ = socket.recv_fds(connection, _LONGEST, _STREAMS + len(_NAMESPACES))
     while not body.endswith(b"\n"):
         part = connection.recv(_LONGEST)
         if not part:
@@ -155,13 +161,23 @@ def _guard(connection: socket.socket) -> list[str]:
 def _become(request: dict[str, Any], descriptors: list[int]) -> None:
     """Take what a new process would have from its parent."""
     _die_with_parent(signal.SIGTERM)
-    for target, descriptor in enumerate(descriptors):
+    for name, descriptor in zip(_NAMESPACES, descriptors[_STREAMS:], strict=True):
+        _enter(name, descriptor)
+    for target, descriptor in enumerate(descriptors[:_STREAMS]):
         os.dup2(descriptor, target)
         os.close(descriptor)
     os.chdir(request["folder"])
     os.umask(request["umask"])
     os.environ.clear()
     os.environ.update(request["environment"])
+
+
+def _enter(name: str, namespace: int) -> None:
+    """Enter a namespace, unless this process is in it: only that needs root."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not os.path.samestat(Path(name).stat(), os.fstat(namespace)) and libc.setns(namespace, 0):
+        raise OSError(ctypes.get_errno(), f"setns: {os.strerror(ctypes.get_errno())}", name)
+    os.close(namespace)
 
 
 def _die_with_parent(number: signal.Signals) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from ares_dev import fork_server
 from tests.gateway.conftest import byte_tokenizer, model_folder  # noqa: F401 - fixtures
+from tests.integration.namespaces import Network, why_not
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs pidfd_open and PR_SET_PDEATHSIG")
@@ -25,10 +26,13 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
         yield found
 
 
-def started(variables: dict[str, str], folder: Path, *words: str, **given: str) -> subprocess.Popen[bytes]:
+def started(
+    variables: dict[str, str], folder: Path, *words: str, network: Network | None = None, **given: str
+) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "ares_dev.forked_engine", *words]
     with (folder / "log").open("wb") as sink:
         return subprocess.Popen(
-            [sys.executable, "-m", "ares_dev.forked_engine", *words],
+            command if network is None else network.command("one", *command),
             cwd=folder,
             env={**os.environ, **variables, **given},
             stdin=subprocess.DEVNULL,
@@ -41,9 +45,9 @@ def started(variables: dict[str, str], folder: Path, *words: str, **given: str) 
 class Instance:
     """A mock engine that was started from the server."""
 
-    def __init__(self, variables: dict[str, str], model: Path, folder: Path) -> None:
+    def __init__(self, variables: dict[str, str], model: Path, folder: Path, network: Network | None = None) -> None:
         words = ["worker", "--simulate", "r1-qwen-7b-24gb", "--model", str(model), "--role", "decode"]
-        self.client = started(variables, folder, *words, "--drain-deadline", "3")
+        self.client = started(variables, folder, *words, "--drain-deadline", "3", network=network)
         self.log = folder / "log"
 
     @property
@@ -70,6 +74,10 @@ def pgid(pid: int) -> int:
         return -1
 
 
+def network_of(pid: int) -> int:
+    return Path(f"/proc/{pid}/ns/net").stat().st_ino
+
+
 @pytest.fixture
 def instance(variables: dict[str, str], model_folder: Path, tmp_path: Path) -> Iterator[Instance]:  # noqa: F811
     found = Instance(variables, model_folder, tmp_path)
@@ -89,6 +97,19 @@ def test_the_environment_is_the_clients(variables: dict[str, str], tmp_path: Pat
     client = started(variables, tmp_path, "gateway", "--model", "m", "--worker", "http://x", ARES_PORT="many")
     assert client.wait(30) == 2
     assert "ARES_PORT" in (tmp_path / "log").read_text()
+
+
+async def test_the_network_is_the_clients(variables: dict[str, str], model_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+    with Network("one") as network:
+        instance = Instance(variables, model_folder, tmp_path, network)
+        try:
+            pid = await instance.serving()
+            assert network_of(pid) == network_of(instance.client.pid) != network_of(os.getpid())
+        finally:
+            instance.client.kill()
+            instance.client.wait()
 
 
 @pytest.mark.parametrize("to_group", [True, False])

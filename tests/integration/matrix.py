@@ -41,8 +41,6 @@ class Row:
         Whether its decode instances record hidden states.
     modes
         The modes of moves, taken in turns.
-    one_at_a_time
-        Whether its streams run one after the other: with `dtype` in 16 bits a token depends on the batch, moved or not.
     """
 
     name: str
@@ -55,8 +53,6 @@ class Row:
     always: bool = False
     records: bool = False
     modes: tuple[str, ...] = ("stop_and_copy", "pre_copy")
-    dtype: str = "float32"
-    one_at_a_time: bool = False
 
     @property
     def ranks(self) -> int:
@@ -79,13 +75,6 @@ ROWS = (
         decode_environment=_UNBOUND,
         records=True,
         always=True,
-    ),
-    Row(
-        "latent-attention",
-        "multi-head latent attention (MLA)",
-        matrix_models.latent_attention,
-        dtype="bfloat16",
-        one_at_a_time=True,
     ),
     Row(
         "sliding-window",
@@ -123,7 +112,7 @@ def running(row: Row, base: Path, folder: Path) -> Iterator[local.Cluster]:
         For its model, adapters, logs and recordings.
     """
     model = row.build(base, folder / "model") if row.build else base
-    flags = ["--dtype", row.dtype, "--max-model-len", "2048", "--kv-cache-memory-bytes", "16M", *row.flags]
+    flags = ["--dtype", "float32", "--max-model-len", "2048", "--kv-cache-memory-bytes", "16M", *row.flags]
     if row.adapters:
         built = [matrix_models.adapter(base, folder / name, n) for n, name in enumerate(row.adapters)]
         # One slot stays empty (engine/loaded_models.py).

@@ -69,8 +69,6 @@ async def measure(
     tokens: int,
     modes: tuple[str, ...],
     adapters: tuple[str, ...] = (),
-    *,
-    one_at_a_time: bool = False,
 ) -> Measured:
     """Stream the same prompts for the model and each adapter, moving all the time, and compare.
 
@@ -80,8 +78,6 @@ async def measure(
         Of the prompts.
     tokens
         Of each output.
-    one_at_a_time
-        Whether the streams run one after the other.
     """
     generator = random.Random(11)
     prompts = [[generator.randrange(3, VOCABULARY) for _ in range(length)] for length in lengths]
@@ -94,8 +90,6 @@ async def measure(
     streams: dict[str, tuple[Output, asyncio.Task[Output]]] = {}
     for name, (adapter, prompt) in asked.items():
         streams[name] = client.stream(name, prompt, tokens, **({"model": adapter} if adapter else {}))
-        if one_at_a_time:
-            await _keep_moving(client, name, streams[name][1], modes, found)
     await asyncio.gather(*(_keep_moving(client, name, task, modes, found) for name, (_, task) in streams.items()))
     outputs = {name: await task for name, (_, task) in streams.items()}
     await client.quiet()

@@ -40,10 +40,10 @@ class Streams:
             await output.reach(10)
         return self
 
-    async def gather(self, target: str) -> None:
-        """Move those that still run to one instance."""
+    async def gather(self, target: str, within_s: float = RESUMED_S) -> None:
+        """Move those that still run to one instance, each within some time."""
         for name in self.names:
-            async with asyncio.timeout(RESUMED_S):
+            async with asyncio.timeout(within_s):
                 while (row := await self.client.row(name)) is not None and row["instance"] != target:
                     if not row["movable"] or (await self.client.migrate(name, target))[0] != 200:
                         await asyncio.sleep(0.02)

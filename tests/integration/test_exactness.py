@@ -64,7 +64,7 @@ async def test_concurrent_streams_moved_again_and_again_are_token_exact(client: 
         [await client.engine_metric(name, "vllm:external_prefix_cache_hits_total") - hits[name] for name in instances]
     )
     ahead = sum(r["precopied_tokens"] for r in history if r["request_id"].startswith("exact-"))
-    assert risen == sum(r["pulled_tokens"] for r in records) + ahead + sum(LENGTHS[:STREAMS])
+    assert risen == sum(r["pulled_tokens"] for r in records) + ahead + sum(LENGTHS[:STREAMS]), outcomes
     for name in instances:
         assert await client.engine_metric(name, "vllm:nixl_num_kv_expired_reqs_total") == expired[name]
 

@@ -6,7 +6,7 @@
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,7 +19,7 @@ from ares.local_cluster import cluster as local
 from ares.predictor import shards
 from tests.integration import matrix, matrix_models
 from tests.integration.client import Client
-from tests.integration.conftest import STOCK, Environments
+from tests.integration.conftest import FORKED, STOCK, Environments, one_core
 from tests.integration.measured_moves import measure
 from tests.waiting import eventually
 
@@ -67,7 +67,7 @@ async def test_moved_streams_equal_those_of_one_instance(
 ) -> None:
     begun = time.monotonic()
     lengths, tokens = (LENGTHS[1:4], TOKENS_OF_ADAPTERS) if row.adapters else (LENGTHS, TOKENS)
-    found = await measure(row_client, lengths, tokens, row.modes, row.adapters, one_at_a_time=row.one_at_a_time)
+    found = await measure(row_client, lengths, tokens, row.modes, row.adapters)
     figures = {"what": row.what, "streams": len(found.references), **found.figures()}
     record(row.name, {**figures, "seconds": round(time.monotonic() - begun, 1)})
     assert found.wrong == 0, figures
@@ -81,12 +81,18 @@ async def test_moved_streams_equal_those_of_one_instance(
         await recorded_once(folder / "states", len(found.references))
 
 
-@pytest.mark.matrix
-def test_convolutions_are_refused_before_they_are_loaded(tiny_model: Path, tmp_path: Path) -> None:
-    model = matrix_models.convolution(tiny_model, tmp_path / "model")
-    with local.workers_only(local.ClusterSettings(str(model), log_folder=tmp_path)) as cluster:
-        cluster.start_worker("decode-0", "decode", "0")
-        with pytest.raises(local.ClusterError, match=r"(?s)short convolutions.*serve it with `vllm serve`"):
+@pytest.mark.parametrize(
+    ("build", "kind"),
+    [(matrix_models.convolution, "short convolutions"), (matrix_models.latent_attention, "latent attention")],
+)
+def test_kinds_of_models_are_refused_before_they_are_loaded(
+    build: Callable[[Path, Path], Path], kind: str, tiny_model: Path, tmp_path: Path, environment_of: Environments
+) -> None:
+    model = build(tiny_model, tmp_path / "model")
+    settings = local.ClusterSettings(str(model), log_folder=tmp_path, worker_module=FORKED)
+    with mock.patch.dict(os.environ, environment_of(STOCK)), local.workers_only(settings) as cluster:
+        cluster.start_worker("decode-0", "decode", one_core())
+        with pytest.raises(local.ClusterError, match=rf"(?s){kind}.*serve it with `vllm serve`"):
             cluster.await_workers()
         assert "Traceback" not in cluster.workers[0].log.read_text()
 

@@ -19,6 +19,9 @@ from tests.integration.namespaces import Network
 
 KEY = "a key of the control channels, for this test only"
 EVERY = "0.0.0.0"  # noqa: S104 - what it is about
+# A connection that is idle breaks when the peer has been silent for 4 s (by default 16 s).
+_UCX = {"UCX_TLS": "tcp,self", "UCX_TCP_KEEPIDLE": "1s", "UCX_TCP_KEEPINTVL": "1s"}
+BREAKS_S = 5.0
 _START_S = 600.0
 
 
@@ -34,6 +37,7 @@ class Cluster:
     network: Network
     model: Path
     logs: Path
+    environment: dict[str, str] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -41,12 +45,12 @@ class Cluster:
         """Of the gateway, on its own host."""
         return "http://127.0.0.1:8000"
 
-    def start(self, name: str, host: str, *words: str) -> None:
+    def start(self, name: str, host: str, *words: str, module: str = "ares") -> None:
         """Start a command of `ares` on a host."""
-        environment = {**os.environ, "ARES_CONTROL_KEY": KEY, "UCX_TLS": "tcp,self"}
+        environment = {**os.environ, "ARES_CONTROL_KEY": KEY, **_UCX, **self.environment}
         with (self.logs / f"{name}.log").open("wb") as sink:
             self.processes[name] = subprocess.Popen(
-                self.network.command(host, sys.executable, "-m", "ares", *words),
+                self.network.command(host, sys.executable, "-m", module, *words),
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
@@ -77,7 +81,8 @@ class Cluster:
             words += ["--nixl-port", str(port + 200), "--cores", str(core), "--", *local_flags(list(flags))]
         else:
             words += ["--simulate", profile, "--", *flags]
-        self.start(name, host, *words)
+        # Instances that load vLLM are forked where a server runs for that.
+        self.start(name, host, *words, module="ares" if profile else "ares_dev.forked_engine")
 
     def await_ready(self) -> None:
         """Wait until the gateway uses all instances."""
@@ -118,10 +123,12 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def running(model: Path, logs: Path, *flags: str, profile: str | None = None) -> Iterator[Cluster]:
+def running(
+    model: Path, logs: Path, *flags: str, profile: str | None = None, environment: dict[str, str] | None = None
+) -> Iterator[Cluster]:
     """Run the cluster, of mock engines where a profile is given; nothing of it is left afterwards."""
     with Network("one", "two", "gateway") as network:
-        cluster = Cluster(network, model, logs)
+        cluster = Cluster(network, model, logs, environment or {})
         try:
             cluster.start_all(profile, flags)
             cluster.await_ready()

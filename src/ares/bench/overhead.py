@@ -2,10 +2,12 @@
 
 Three real engines with the same model on the same core, measured in turns: without a connector, with stock
 NixlConnector (with the CPU fixes of `ares.engine.connector.worker`, without which timings on a CPU mean nothing), and
-with ours, which sends telemetry as it does to a gateway.
+with ours, which sends telemetry as it does to a gateway. Times and CPU seconds are compared: the latter tell more on a
+machine where other programs run.
 """
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -20,6 +22,7 @@ import zmq
 import zmq.asyncio
 from rich.console import Console
 
+from ares import extras
 from ares.bench import sse
 from ares.bench.environment import describe, write
 from ares.bench.options import JsonFile, Model
@@ -76,9 +79,23 @@ async def watch(url: str) -> None:
         socket.close(0)
 
 
+def cpu_seconds(group: int) -> float:
+    """Return the CPU seconds that the processes of a group have taken so far: an instance and its engine core."""
+    import psutil
+
+    taken = 0.0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == group:
+                taken += sum(process.cpu_times()[:2])
+    return taken
+
+
 async def _measure(
-    urls: dict[str, str], model: str, batches: list[int], rounds: int, tokens: int
+    workers: list[local.ManagedProcess], model: str, batches: list[int], rounds: int, tokens: int
 ) -> list[dict[str, Any]]:
+    urls = {process.name: process.url for process in workers}
+    groups = {process.name: process.popen.pid for process in workers}
     results = []
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as http:
         watcher = asyncio.create_task(watch(urls["ares"]))
@@ -87,22 +104,37 @@ async def _measure(
                 task = progress.add_task("rounds", total=len(batches) * rounds * len(urls))
                 for batch in batches:
                     runs: dict[str, list[float]] = {name: [] for name in urls}
+                    cpu: dict[str, list[float]] = {name: [] for name in urls}
                     for number in range(rounds + 1):
                         for name, url in urls.items():
+                            before = cpu_seconds(groups[name])
                             value = await tpot(http, url, model, batch, tokens)
                             if number:  # the first round warms up
                                 runs[name].append(value)
+                                cpu[name].append((cpu_seconds(groups[name]) - before) / tokens)
                                 progress.advance(task)
-                    ratios = {
-                        f"ares_to_{name}": interval([a / b for a, b in zip(runs["ares"], runs[name], strict=True)])
-                        for name in ("stock", "none")
-                    }
-                    medians = {name: round(1000 * statistics.median(values), 3) for name, values in runs.items()}
-                    results.append({"batch": batch, "rounds": rounds, "tpot_ms": medians, **ratios})
+                    of_cpu = {f"cpu_{name}": ratios for name, ratios in _ratios(cpu).items()}
+                    results.append(
+                        {"batch": batch, "rounds": rounds, "tpot_ms": _medians(runs), "cpu_ms_per_step": _medians(cpu)}
+                        | _ratios(runs)
+                        | of_cpu
+                    )
         finally:
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)
     return results
+
+
+def _medians(runs: dict[str, list[float]]) -> dict[str, float]:
+    return {name: round(1000 * statistics.median(values), 3) for name, values in runs.items()}
+
+
+def _ratios(runs: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Compare our runs with those of the others, round by round."""
+    return {
+        f"ares_to_{name}": interval([a / b for a, b in zip(runs["ares"], runs[name], strict=True)])
+        for name in ("stock", "none")
+    }
 
 
 def interval(values: list[float]) -> dict[str, float]:
@@ -118,6 +150,7 @@ def command(
     json_file: JsonFile = None,
 ) -> None:
     """Compare TPOT without a connector, with stock NixlConnector and with ours, while nothing moves."""
+    extras.require("psutil")
     console = Console(stderr=True)
     cores = sorted(os.sched_getaffinity(0))
     settings = local.ClusterSettings(model=model, vllm_flags=tuple(local_flags([])))
@@ -125,12 +158,11 @@ def command(
         for name in _CONNECTORS:
             cluster.start_worker(name, "both", str(cores[-1]), ("--connector", name, "--predictor", "none"))
         cluster.await_workers()
-        urls = {process.name: process.url for process in cluster.workers}
-        rows = asyncio.run(_measure(urls, model, batch or [1, 8], rounds, tokens))
-    columns = ("none ms", "stock ms", "ares ms", "ares / stock", "ares / none")
+        rows = asyncio.run(_measure(cluster.workers, model, batch or [1, 8], rounds, tokens))
+    columns = ("none ms", "stock ms", "ares ms", "ares / stock", "ares / none", "of CPU: / stock", "/ none")
     table = tables.table("batch", *columns, title="TPOT while nothing moves")
     for row in rows:
-        ratios = [row[f"ares_to_{name}"] for name in ("stock", "none")]
+        ratios = [row[f"{of}ares_to_{name}"] for of in ("", "cpu_") for name in ("stock", "none")]
         table.add_row(
             str(row["batch"]),
             *(f"{row['tpot_ms'][name]:.2f}" for name in _CONNECTORS),

@@ -81,6 +81,8 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "get_transfer_results",
         "_ensure_handshake",
         "_handle_failed_transfer",
+        "_log_failure",
+        "_mark_remote_engine_invalid",
         "_read_blocks_for_req",
     ),
     NixlPullConnector: (
@@ -131,6 +133,7 @@ INSTANCE_ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "_recving_transfers",
         "_recv_failures",
         "_ready_requests",
+        "_invalid_remote_engines",
         "nixl_wrapper",
     ),
     SchedulerOutput: (

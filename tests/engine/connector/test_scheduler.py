@@ -19,11 +19,11 @@ EOS = 2
 BLOCK = 16
 
 
-def configuration() -> tuple[Any, Any]:
+def configuration(*, asynchronous: bool = False) -> tuple[Any, Any]:
     """What the scheduler side reads of vLLM's configuration and KV cache: one GPU, one kind of cache."""
     from vllm.config import KVTransferConfig
 
-    config = described(v2=False, asynchronous=False)
+    config = described(v2=False, asynchronous=asynchronous)
     vars(config).update(
         parallel_config=SimpleNamespace(
             tensor_parallel_size=1,
@@ -58,13 +58,13 @@ def configuration() -> tuple[Any, Any]:
 class Engine:
     """A scheduler side as vLLM makes it, and the steps of vLLM's scheduler that it sees."""
 
-    def __init__(self, published_host: str = "127.0.0.1") -> None:
+    def __init__(self, published_host: str = "127.0.0.1", *, asynchronous: bool = False) -> None:
         from ares.engine.connector.scheduler import Scheduler
 
         self.address = free_address()
         published = self.address.replace("127.0.0.1", published_host)
         identity.export(identity.InstanceSettings("decode-0", "decode", "boot", published, listen_host="127.0.0.1"))
-        config, cache = configuration()
+        config, cache = configuration(asynchronous=asynchronous)
         self.side = Scheduler(config, "engine", cache)
 
     def add(self, key: str, output: int, **params: Any) -> Any:
@@ -89,6 +89,13 @@ class Engine:
         """Schedule a step as soon as a command waits for it."""
         until(self.side.has_pending_push_work)
         return self.step(*scheduled)
+
+    def end_step(self) -> None:
+        """Let a step end whose tokens the requests have been given, as soon as a command waits."""
+        from vllm.v1.outputs import KVConnectorOutput
+
+        until(self.side.has_pending_push_work)
+        self.side.update_connector_output(KVConnectorOutput())
 
     def finish(self, request: Any, token: int = 9) -> Any:
         """Give a request a token; return what vLLM is told at its end (pinned, transfer), None where it goes on."""
@@ -118,11 +125,12 @@ class Engine:
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """Make an engine; one that schedules asynchronously where the test's parameter is True."""
     monkeypatch.setenv("ARES_INSTANCE", "")
     monkeypatch.delenv("ARES_CONTROL_KEY", raising=False)
     monkeypatch.setattr(rpc, "GATEWAY_EXPIRY_S", 0.2)
-    made = Engine()
+    made = Engine(asynchronous=getattr(request, "param", False))
     yield made
     made.side.shutdown()
 
@@ -217,6 +225,39 @@ def test_a_cut_request_is_pinned_until_its_release(engine: Engine) -> None:
     assert engine.side.telemetry().pinned == 1
     gateway.send(messages.Release("gateway/1"))
     assert engine.command().release == {request.request_id}
+    gateway.close()
+
+
+@pytest.mark.parametrize("engine", [True], indirect=True)
+def test_a_cut_between_two_asynchronous_steps_ends_with_the_token_in_flight(engine: Engine) -> None:
+    """The step after the next is not scheduled for it: its limit is lowered before that."""
+    request = engine.add("gateway/1", 10)
+    request.num_output_placeholders = 1
+    gateway = engine.connect("gateway")
+    gateway.send(messages.Cut(7, "gateway/1"))
+    engine.end_step()
+    assert request.max_tokens == 11
+    assert engine.step().reqs_in_batch == {request.request_id}
+    assert engine.finish(request, 4)[0]
+    answer = gateway.receive_a(messages.CutResult)
+    assert (answer.outcome, answer.output_tokens, answer.tail[-1]) == ("pinned", 11, 4)
+    gateway.close()
+
+
+@pytest.mark.parametrize("engine", [True], indirect=True)
+def test_a_cut_between_two_asynchronous_steps_waits_for_a_token_in_flight(engine: Engine) -> None:
+    """Between two steps a request may have none that is scheduled in the next one, or does not run at all."""
+    request = engine.add("gateway/1", 10)
+    gateway = engine.connect("gateway")
+    gateway.send(messages.Cut(7, "gateway/1"))
+    engine.end_step()
+    assert request.max_tokens == 50
+    assert engine.side.has_pending_push_work()
+    engine.step("gateway/1")
+    assert request.max_tokens == 11
+    gateway.send(messages.Cut(8, "gateway/2"))
+    engine.end_step()
+    assert gateway.receive_a(messages.CutResult).outcome == "unknown"
     gateway.close()
 
 

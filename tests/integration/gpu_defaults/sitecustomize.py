@@ -1,7 +1,7 @@
 """Runs vLLM's CPU build as vLLM runs on a GPU by default: with the V2 model runner and asynchronous scheduling.
 
 Python imports this module by its name when the folder is on PYTHONPATH, in every process of an instance. It replaces
-three things of vLLM 0.32.0 and one of Triton, each right after the module that holds it is imported:
+four things of vLLM 0.32.0 and one of Triton, each right after the module that holds it is imported:
 
 - `triton.backends` gets a backend called "cpu" that stands for Triton's own interpreter. Without one,
   vllm/triton_utils/importing.py switches Triton off, and without Triton vllm/config/vllm.py (`use_v2_model_runner`)
@@ -13,6 +13,9 @@ three things of vLLM 0.32.0 and one of Triton, each right after the module that 
 - `create_masked_store` of the interpreter (triton/runtime/interpreter.py, 3.9.0) takes a mask of integers, which the
   kernel that applies a grammar has (vllm/v1/worker/gpu/structured_outputs.py). The stock method raises an error, which
   ends the engine; compiled kernels know no such difference.
+- `UniProcExecutor.collective_rpc` (vllm/v1/executor/uniproc_executor.py) runs the worker in a thread of its own. On a
+  GPU a step is queued, and the scheduler goes on meanwhile; on a CPU the stock method returns when the step is
+  computed, so that the tokens of each step would wait for the next one.
 
 Everything else is vLLM's own code: its scheduler, its V2 runner (vllm/v1/worker/cpu/model_runner.py is a subclass of
 the GPU's) and its sampling kernels, interpreted. `VLLM_USE_V2_MODEL_RUNNER=0` takes the V1 runner back.
@@ -22,8 +25,10 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
+import pickle
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
@@ -90,6 +95,31 @@ def _take_integer_masks(module: ModuleType) -> None:
     builder.create_masked_store = create_masked_store
 
 
+def _run_worker_in_thread(module: ModuleType) -> None:
+    executor = module.UniProcExecutor  # type: ignore[attr-defined]
+    stock = executor.collective_rpc
+
+    def collective_rpc(
+        self: Any,
+        method: Any,
+        timeout: float | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        non_block: bool = False,
+        single_value: bool = False,
+    ) -> Any:
+        if non_block:
+            # A copy, as the processes of other executors get it: the scheduler goes on to change what it has given.
+            args = pickle.loads(pickle.dumps(args))  # noqa: S301 - our own
+        device = vars(self).setdefault("_device", ThreadPoolExecutor(1, "device"))
+        result = device.submit(stock, self, method, timeout, args, kwargs, single_value=single_value)
+        return result if non_block else result.result()
+
+    executor.collective_rpc = collective_rpc
+    # The scheduler's thread does not wait for as long as by default while the other one computes.
+    sys.setswitchinterval(0.0005)
+
+
 class ReplacingFinder(importlib.abc.MetaPathFinder):
     """Finds the modules of `replacements` as Python would, and calls the replacement once the module has run."""
 
@@ -122,6 +152,7 @@ sys.meta_path.insert(
             "triton.backends": _add_cpu_backend,
             "triton.runtime.interpreter": _take_integer_masks,
             "vllm.platforms.cpu": _keep_async_scheduling,
+            "vllm.v1.executor.uniproc_executor": _run_worker_in_thread,
             "vllm.v1.sample.ops.topk_topp_sampler": _without_top_k_top_p_kernel,
         }
     ),

@@ -14,6 +14,8 @@ from ares.protocol import rpc
 
 # How long a pull within a step may take before it counts as failed.
 _PULL_TIMEOUT_S = 1.0
+# NIXL's error where the connection to a peer has broken; the class is that of the installed build (CUDA 12 or 13).
+_DISCONNECTED = "nixlRemoteDisconnectError"
 
 
 class HostWorker(NixlPullConnectorWorker):  # type: ignore[misc]
@@ -118,6 +120,22 @@ class Worker(HostWorker):
             self._results_within_step.append(results)
             while not self._ready_requests.empty():
                 self._read_blocks_for_req(*self._ready_requests.get_nowait())
+
+    def _log_failure(
+        self, failure_type: str, req_id: str | None, msg: str = "", error: Any = None, meta: Any = None, **context: Any
+    ) -> None:
+        """Log a failure as vLLM does, and connect anew to a peer whose connection has broken.
+
+        NIXL keeps its metadata of such a peer, and vLLM asks for nothing else (`_cleanup_remote_engines`, 0.32): all
+        later transfers would fail.
+        """
+        super()._log_failure(failure_type, req_id, msg, error, meta, **context)
+        if type(error).__name__ != _DISCONNECTED:
+            return
+        meta = meta or self._recving_metadata.get(req_id)
+        peer = context.get("dst_engine_id") or (meta.remote.engine_id if meta and meta.remote else None)
+        if peer in self._remote_agents and peer not in self._invalid_remote_engines:
+            self._mark_remote_engine_invalid(peer, time.perf_counter())
 
     def get_transfer_results(self) -> Any:
         """Report released pins as sent, so that the scheduler frees their blocks, once."""
