@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ares.predictor import floor, metrics
+from ares.predictor import first_forecast, floor, metrics
 from ares.predictor.checkpoint import Checkpoint
 from ares.predictor.dataset import Pairs
 from ares.predictor.errors import PredictorError
@@ -34,13 +34,19 @@ def of_checkpoint(name: str, checkpoint: Checkpoint, pairs: Pairs) -> Evaluated:
     return Evaluated(name, parameters(checkpoint.network), predict(checkpoint.network, data))
 
 
-def behind_a_move(checkpoint: Checkpoint, pairs: Pairs, seed: int = 0) -> dict[str, Any]:
-    """Return what a move costs in accuracy.
+def changes_of_instance(checkpoint: Checkpoint, pairs: Pairs, seed: int = 0) -> dict[str, Any]:
+    """Return what it costs in accuracy that requests change their instance: `behind_a_prefill`, and `behind_a_move`.
 
-    Every output is moved once; the errors are those of the pairs after the move. The forecast from the first state
-    travels along, and the average of the states does (`carried`), or is lost with the source (`restarted`).
+    The errors are those of the pairs after it: of all but the first, and of those after one move of each output. The
+    forecast from the first state travels along, and the average of the states does (`carried`), or is lost with the
+    source (`restarted`). Empty where there are no such pairs.
     """
-    after = pairs.moved(seed)
+    later = first_forecast.starts(pairs) != np.arange(len(pairs))
+    changes = {"behind_a_prefill": later, "behind_a_move": pairs.moved(seed)}
+    return {name: _behind(checkpoint, pairs, after) if after.any() else {} for name, after in changes.items()}
+
+
+def _behind(checkpoint: Checkpoint, pairs: Pairs, after: NDArray[np.bool_]) -> dict[str, Any]:
     data = Data.of(pairs, checkpoint.center, checkpoint.scale, checkpoint.network.first)
     remaining = pairs.remaining[after].astype(float)
     whole = metrics.absolute_error(predict(checkpoint.network, data)[after], remaining)
