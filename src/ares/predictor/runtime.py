@@ -45,24 +45,25 @@ class Predictor:
         self._center = checkpoint.center.to(device)
         self._scale = checkpoint.scale.to(device)
         self._history = History(slots, checkpoint.hidden_size, device)
-        if self._network.first is not None:
-            # Of each request: its forecast from the first state, and the position of that.
-            self._forecasts = torch.zeros(slots, len(self._network.grid), device=device)
-            self._forecast_at = torch.zeros(slots, dtype=torch.int64, device=device)
+        # Of each request: its forecast from the first state, if the network has such, and the position of that.
+        edges = 0 if self._network.first is None else len(self._network.grid)
+        self._forecasts = torch.zeros(slots, edges, device=device)
+        self._forecast_at = torch.zeros(slots, dtype=torch.int64, device=device)
 
     @property
     def edges(self) -> int:
         """How many numbers the forecast from a first state has; 0 where there are no such forecasts."""
-        return 0 if self._network.first is None else self._forecasts.shape[1]
+        return self._forecasts.shape[1]
 
     def forecaster(self) -> str:
         """Return an id of the network that forecasts from first states, and of how states are standardised.
 
-        Equal ones give equal forecasts, and averages that mean the same. Empty where there is no such network.
+        Equal ones give equal forecasts, and averages that mean the same. Empty for a network without a history.
         """
-        if self.checkpoint.network.first is None:
+        if self.checkpoint.arch != "ours":
             return ""
-        weights = (*self.checkpoint.network.first.state_dict().values(), self._center, self._scale)
+        first = self.checkpoint.network.first
+        weights = (*(() if first is None else first.state_dict().values()), self._center, self._scale)
         return hashlib.sha256(b"".join(w.cpu().numpy().tobytes() for w in weights)).hexdigest()[:16]
 
     def known(self, slots: torch.Tensor) -> "Known":

@@ -140,8 +140,9 @@ def carried_text(bench: Bench, name: str) -> str:
     return text
 
 
-def test_behind_a_move_predictions_go_on_as_if_there_was_none() -> None:
-    """The forecast and the average of the states travel; without them the new instance predicts otherwise."""
+@pytest.mark.parametrize("first", [0, 1])
+def test_behind_a_move_predictions_go_on_as_if_there_was_none(first: int) -> None:
+    """The average of the states travels, and the forecast where there is one; without them predictions differ."""
     import torch
 
     states = torch.randn(2 * EVERY + 1, 1, HIDDEN)
@@ -151,14 +152,14 @@ def test_behind_a_move_predictions_go_on_as_if_there_was_none() -> None:
             bench.step([one], states[n])
 
     # It is moved right after a prediction, and the next one is due when it has been on the target for five steps.
-    source, one = Bench(first=1), request("a")
+    source, one = Bench(first=first), request("a")
     generate(source, one, 0, EVERY)
     text = carried_text(source, "a")
     generate(source, one, EVERY, 2 * EVERY)
     expected = source.pending["a"].remaining
 
     def target(**params: Any) -> Any:
-        bench, moved = Bench(first=1), request("a", one.position - 5, **params)
+        bench, moved = Bench(first=first), request("a", one.position - 5, **params)
         generate(bench, moved, 2 * EVERY - 5, 2 * EVERY)
         return bench.pending["a"]
 

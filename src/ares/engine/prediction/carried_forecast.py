@@ -32,7 +32,7 @@ class Carried:
     position
         Tokens generated before the first state.
     ended
-        [edges] the forecast from that state: the chances to have ended.
+        [edges] the forecast from that state: the chances to have ended. Empty where the network makes none.
     averaged
         How many states are in the average; 0: there is none.
     mean, step

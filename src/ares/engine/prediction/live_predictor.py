@@ -114,7 +114,7 @@ class LivePredictor:
         index = torch.tensor([rows, slots, positions, prompts]).to(self._device, non_blocking=True)
         need = torch.tensor(first, dtype=torch.int64).to(self._device, non_blocking=True)
         wanted = self._predictor.predict(index[1], states[index[0]], index[2], index[3], need) @ self._between
-        result = _Predicted(names, wanted, self._predictor.known(index[1]) if self._predictor.edges else None)
+        result = _Predicted(names, wanted, self._predictor.known(index[1]) if self._forecaster else None)
         self._collect(wait=True)
         if wanted.device.type == "cpu" or any(request.prefill_only for _, request in due):
             self._post(result)
@@ -173,7 +173,7 @@ class _Predicted:
     quantiles
         [requests, REMAINING_LEVELS].
     known
-        What is known of the requests; None where the checkpoint has no forecast from first states.
+        What is known of the requests; None where the network has no history.
     """
 
     names: list[tuple[str, int]]

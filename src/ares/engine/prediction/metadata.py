@@ -23,7 +23,7 @@ class Prediction:
     remaining
         Quantiles of the tokens still to come, at `messages.REMAINING_LEVELS`.
     carried
-        What the next instance of the request is to know; None where the checkpoint has no forecast from first states.
+        What the next instance of the request is to know; None where the network has no history.
     """
 
     output_tokens: int
