@@ -46,14 +46,13 @@ class Predictor:
         self._scale = checkpoint.scale.to(device)
         self._history = History(slots, checkpoint.hidden_size, device)
         # Of each request: its forecast from the first state, if the network has such, and the position of that.
-        edges = 0 if self._network.first is None else len(self._network.grid)
-        self._forecasts = torch.zeros(slots, edges, device=device)
+        self._forecasts = torch.zeros(slots, self.edges, device=device)
         self._forecast_at = torch.zeros(slots, dtype=torch.int64, device=device)
 
     @property
     def edges(self) -> int:
         """How many numbers the forecast from a first state has; 0 where there are no such forecasts."""
-        return self._forecasts.shape[1]
+        return 0 if self._network.first is None else len(self._network.grid)
 
     def forecaster(self) -> str:
         """Return an id of the network that forecasts from first states, and of how states are standardised.
