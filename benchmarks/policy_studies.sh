@@ -38,6 +38,14 @@ sweep ablation-parts 4 r1-qwen-7b-24gb paper 1500 3 $few --preset static-least-l
 for error in exact noise-30 noise-60 noise-100 residual-life; do
   sweep "ablation-error-$error" 4 r1-qwen-7b-24gb paper 1500 3 $few --preset ares --predictor "$error"
 done
+known() { # NAME PREDICTOR
+  sweep "load-curve-$1" 4 r1-qwen-7b-24gb paper 1500 3 $all --preset ares --predictor "$2"
+  sweep "load-curve-servegen-$1" 4 r1-qwen-7b-24gb "$traces/servegen_deepseek_r1.csv" 3000 3 $all --preset ares --predictor "$2"
+}
+for error in residual-life length-curves exact; do
+  known "$error" "$error"
+done
+known trained "$here/results/predictor-qwen-open.json"
 # shellcheck disable=SC2086 - likewise
 for gap in 2 30 60 120 300 none; do
   sweep "gap-$gap" 4 r1-qwen-7b-24gb paper 1000 3 $few $short --slo-gap "$gap"

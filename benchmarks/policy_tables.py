@@ -139,6 +139,28 @@ def _ablation(name: str, points: list[Any], preset: str) -> list[str]:
     return [name, met, " / ".join(tpots(points, x, (preset,))[0] for x in at)]
 
 
+ERRORS = ("residual-life", "length-curves", "trained", "exact")
+
+
+def load_curve(trace: str) -> Callable[[Any], str]:
+    """Return the table of what knowledge of the lengths is worth at each load."""
+
+    def made(_: Any) -> str:
+        found = {error: result(f"load-curve-{trace}{error}")["points"] for error in ERRORS}
+        rows = []
+        for load in loads(found["exact"]):
+            at = [of(points, load, "ares") for points in found.values()]
+            met = [f"{p['slo_share'] * 100:.1f}" for p in at]
+            slow = [f"{p['tpot_s']['p99'] * 1000:.0f}" for p in at]
+            goodput = [f"{p['goodput_rps']:.3g}" for p in at]
+            preempted = [f"{p['preemptions']:.0f}" for p in at]
+            rows.append([f"{load:g}", *(" / ".join(v) for v in (met, slow, goodput, preempted))])
+        names = " / ".join(f"`{error}`" for error in ERRORS)
+        return table(f"load|SLOs met, %: {names}|P99 TPOT, ms|goodput, requests/s|preempted", rows)
+
+    return made
+
+
 GAPS = ("2", "30", "60", "120", "300", "none")
 
 
@@ -218,6 +240,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "azure": ("azure-80gb-4", short("Azure")),
     "mooncake": ("mooncake-80gb-4", short("Mooncake")),
     "parts": ("ablation-parts", parts),
+    "load curve": ("load-curve-exact", load_curve("")),
+    "load curve servegen": ("load-curve-servegen-exact", load_curve("servegen-")),
     "scale": ("scale-8", scale),
     "gaps": ("gap-none", gaps),
     "policy": ("sweep-paper-24gb-4", readme),

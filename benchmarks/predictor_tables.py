@@ -76,6 +76,22 @@ def lengths(found: Any) -> str:
     return table("known|MAE (change; 95 %)|CRPS (change; 95 %)|MAE before the first token|CRPS", rows)
 
 
+def changes() -> str:
+    """Show what a change of instance costs each set of prompts."""
+    rows = []
+    for name, what in CHANGES.items():
+        found = result(f"predictor-changes-{name}")
+        for where, key in (("prefill", "behind_a_prefill"), ("move", "behind_a_move")):
+            behind = found[key]
+            costs = [
+                f"{behind[n]['mae']:.2f} ({behind[n]['mae_above_share']:+.1%}; "
+                f"{span(behind[n]['mae_above_share_interval'], '+.1%')})"
+                for n in ("carried", "restarted")
+            ]
+            rows.append([what, where, f"{behind['mae_whole']:.2f}", *costs])
+    return table("prompts|behind a|MAE on one instance|carried (change; 95 %)|lost (change; 95 %)", rows)
+
+
 TABLES = {
     f"{name} {part.__name__}": (name, part)
     for name in ("open", "structured", "qwen-open", "qwen-structured")
@@ -88,6 +104,8 @@ TABLES = {
 }
 
 
+# What changes of instance were evaluated on.
+CHANGES = {"qwen-open": "Qwen, open", "qwen-structured": "Qwen, structured"}
 # Traces and sets of prompts that `python -m ares_dev lengths` was run on.
 LENGTHS = ("azure", "servegen", "mooncake", "gsm8k")
 
@@ -97,6 +115,7 @@ def main() -> None:
     page = ROOT / "docs" / "predictor.md"
     for marker, (name, part) in TABLES.items():
         renew(page, marker, part(result(f"predictor-{name}")))
+    renew(page, "changes", changes())
     for name in LENGTHS:
         renew(page, f"lengths {name}", lengths(result(f"lengths-{name}")))
 

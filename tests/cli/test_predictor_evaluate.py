@@ -58,8 +58,10 @@ def test_from_data_to_a_report(tmp_path: Path) -> None:
         )
     )
     arguments = ("--data", data, "--checkpoint", trained, "--noise-floor", floor)
-    run("evaluate", *arguments, "--json", result, "--report", tmp_path / "report")
+    said = run("evaluate", *arguments, "--json", result, "--report", tmp_path / "report")
     read = json.loads(result.read_text())
+    assert "behind a move, the average of the states travels: MAE" in said
+    assert 0 < read["behind_a_move"]["pairs"] < read["behind_a_prefill"]["pairs"] < read["test"]["pairs"]
     # The auxiliary ones cannot be had here: there is no such model, nor its tokenizer.
     assert [model["name"] for model in read["models"]] == ["ours", *baselines.NAMES[:-3]]
     for model in read["models"]:

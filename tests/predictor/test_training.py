@@ -158,3 +158,19 @@ def test_a_move_is_seen_as_a_history_that_begins_anew(data: Path, trained: check
     begun = np.flatnonzero(np.diff(pairs.only(behind).output, prepend=-1))
     assert torch.equal(newest[begun], mean[begun])
     assert pairs.moved(seed=1, share=0.0).sum() == 0
+
+
+def test_behind_a_move_the_averages_go_on(data: Path, trained: checkpoint.Checkpoint) -> None:
+    pairs = dataset.load(data)
+    behind = pairs.moved(seed=1)
+    whole = training.Data.of(pairs, trained.center, trained.scale, trained.network.first)
+    moved = whole.moved(pairs, behind, trained.center, trained.scale, averages=True)
+    expected = whole.only(behind)
+    # A number of an average takes a byte on its way.
+    largest = float(expected.states.abs().max())
+    torch.testing.assert_close(moved.states, expected.states, rtol=0, atol=largest / 127)
+    lost = whole.moved(pairs, behind, trained.center, trained.scale)
+    assert float((lost.states - expected.states).abs().max()) > largest / 10
+    # The earlier states that the newest is compared with do not travel.
+    assert torch.equal(moved.scalars, lost.scalars)
+    assert torch.equal(moved.remaining, expected.remaining)

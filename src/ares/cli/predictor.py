@@ -430,6 +430,14 @@ def show(result: dict[str, Any]) -> None:
     tables.show(table)
     for one in result["skipped"]:
         tables.show(f"not compared: {one['baseline']}: {one['reason']}")
+    for where, name in (("a prefill elsewhere", "behind_a_prefill"), ("a move", "behind_a_move")):
+        behind = result[name]
+        for kind, what in (("carried", "the average of the states travels"), ("restarted", "it is lost")):
+            one = behind.get(kind)
+            if one and one["mae_above_share"] is not None:
+                low, high = one["mae_above_share_interval"]
+                change = f"{one['mae_above_share']:+.1%} ({low:+.1%} to {high:+.1%})"
+                tables.show(f"behind {where}, {what}: MAE {one['mae']:.1f}, {change} against one instance")
     if "noise_floor" in result:
         least = result["noise_floor"]
         tables.show(f"least possible on {least['prefixes']} prefixes: MAE {least['mae']}, CRPS {least['crps']}")

@@ -155,7 +155,7 @@ class Comparison:
         """Return all results, and the baselines that were left out."""
         result = evaluation.report(self._evaluated, self._test, self._prefixes)
         result["skipped"] = [{"baseline": name, "reason": why} for name, why in self._skipped.items()]
-        result["history_restarted"] = evaluation.restarted(self._first, self._test)
+        result |= evaluation.changes_of_instance(self._first, self._test)
         for model in result["models"]:
             if model["name"] in self._micros:
                 model["microseconds_per_step"] = self._micros[model["name"]]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ares.predictor import floor, metrics
+from ares.predictor import first_forecast, floor, metrics
 from ares.predictor.checkpoint import Checkpoint
 from ares.predictor.dataset import Pairs
 from ares.predictor.errors import PredictorError
@@ -34,27 +34,34 @@ def of_checkpoint(name: str, checkpoint: Checkpoint, pairs: Pairs) -> Evaluated:
     return Evaluated(name, parameters(checkpoint.network), predict(checkpoint.network, data))
 
 
-def restarted(checkpoint: Checkpoint, pairs: Pairs, seed: int = 0) -> dict[str, Any]:
-    """Return what a move costs in accuracy: the history of a request starts empty on its new instance.
+def changes_of_instance(checkpoint: Checkpoint, pairs: Pairs, seed: int = 0) -> dict[str, Any]:
+    """Return what it costs in accuracy that requests change their instance: `behind_a_prefill`, and `behind_a_move`.
 
-    Every output is moved once; the errors are those of the pairs after the move. The forecast from the first state
-    travels along.
+    The errors are those of the pairs after it: of all but the first, and of those after one move of each output. The
+    forecast from the first state travels along, and the average of the states does (`carried`), or is lost with the
+    source (`restarted`). Empty where there are no such pairs.
     """
-    after = pairs.moved(seed)
+    later = first_forecast.starts(pairs) != np.arange(len(pairs))
+    changes = {"behind_a_prefill": later, "behind_a_move": pairs.moved(seed)}
+    return {name: _behind(checkpoint, pairs, after) if after.any() else {} for name, after in changes.items()}
+
+
+def _behind(checkpoint: Checkpoint, pairs: Pairs, after: NDArray[np.bool_]) -> dict[str, Any]:
     data = Data.of(pairs, checkpoint.center, checkpoint.scale, checkpoint.network.first)
-    whole = predict(checkpoint.network, data)[after]
-    restart = predict(checkpoint.network, data.moved(pairs, after, checkpoint.center, checkpoint.scale))
     remaining = pairs.remaining[after].astype(float)
-    errors = [metrics.absolute_error(quantiles, remaining) for quantiles in (whole, restart)]
+    whole = metrics.absolute_error(predict(checkpoint.network, data)[after], remaining)
     _, prompts = np.unique(np.array(pairs.prompts)[pairs.output[after]], return_inverse=True)
-    change = metrics.Bootstrap(prompts).means(errors[1] - errors[0], errors[0])
-    return {
-        "pairs": len(remaining),
-        "mae_whole": round(float(errors[0].mean()), 4),
-        "mae_restarted": round(float(errors[1].mean()), 4),
-        "mae_above_share": _share(errors[1] - errors[0], errors[0]),
-        "mae_above_share_interval": metrics.interval(change),
-    }
+    bootstrap = metrics.Bootstrap(prompts)
+    result: dict[str, Any] = {"pairs": len(remaining), "mae_whole": round(float(whole.mean()), 4)}
+    for name, averages in (("carried", True), ("restarted", False)):
+        moved = data.moved(pairs, after, checkpoint.center, checkpoint.scale, averages=averages)
+        errors = metrics.absolute_error(predict(checkpoint.network, moved), remaining)
+        result[name] = {
+            "mae": round(float(errors.mean()), 4),
+            "mae_above_share": _share(errors - whole, whole),
+            "mae_above_share_interval": metrics.interval(bootstrap.means(errors - whole, whole)),
+        }
+    return result
 
 
 def report(evaluated: Sequence[Evaluated], test: Pairs, prefixes: Sequence[Prefix] = ()) -> dict[str, Any]:

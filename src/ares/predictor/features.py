@@ -21,18 +21,33 @@ SCALARS = _KNOTS + 4
 
 
 class History:
-    """The running average and the newest states of up to `slots` requests; torch tensors on one device."""
+    """The running average and the newest states of up to `slots` requests; torch tensors on one device.
+
+    The average travels with a request that moves; the newest states do not, whose absence costs nothing.
+    """
 
     def __init__(self, slots: int, hidden_size: int, device: Any = "cpu") -> None:
+        # States seen here, and states in the average, which may have begun elsewhere.
         self._count = torch.zeros(slots, dtype=torch.float32, device=device)
+        self._averaged = torch.zeros(slots, dtype=torch.float32, device=device)
         self._mean = torch.zeros(slots, hidden_size, dtype=torch.float32, device=device)
         self._ring = torch.zeros(slots, _RING, hidden_size, dtype=torch.float16, device=device)
 
     def clear(self, slots: list[int]) -> None:
         """Forget the requests in these slots."""
         self._count[slots] = 0
+        self._averaged[slots] = 0
         self._mean[slots] = 0
         self._ring[slots] = 0
+
+    def averages(self, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return how many states each request has had, [batch], and their average, [batch, d]."""
+        return self._averaged[slots], self._mean[slots]
+
+    def resume(self, slots: torch.Tensor, averaged: torch.Tensor, mean: torch.Tensor) -> None:
+        """Begin with averages from elsewhere (`averages`); the slots are empty."""
+        self._averaged[slots] = averaged.float()
+        self._mean[slots] = mean
 
     def update(self, slots: torch.Tensor, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Add new states.
@@ -61,8 +76,10 @@ class History:
         empty = torch.arange(_RING, device=states.device)[None] >= filled[:, None]
         largest = cosines.masked_fill(empty, -1.0).amax(1) * (count > 0)
         similarity = torch.stack([last, largest, cosines.sum(1) / filled.clamp(min=1)], 1)
-        mean = self._mean[slots] + (states - self._mean[slots]) / (count + 1)[:, None]
+        averaged = self._averaged[slots] + 1
+        mean = self._mean[slots] + (states - self._mean[slots]) / averaged[:, None]
         self._mean[slots] = mean
+        self._averaged[slots] = averaged
         self._ring[slots, count.long() % _RING] = unit.to(self._ring.dtype)
         self._count[slots] = count + 1
         return mean, similarity
@@ -80,8 +97,27 @@ def standardised(states: torch.Tensor, center: torch.Tensor, scale: torch.Tensor
     return ((states.float() - center) / scale).clamp(-8, 8)
 
 
-def of_pairs(pairs: Pairs, center: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the features of recorded pairs: [pairs, 2 d] newest and mean state, and [pairs, SCALARS]."""
+def compact(mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return averages [batch, d] in a byte a number: [batch, d] int8, and the size of a step, [batch]."""
+    step = mean.abs().amax(1).clamp(min=1e-6) / 127
+    return torch.round(mean / step[:, None]).to(torch.int8), step
+
+
+def expand(numbers: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """Return the averages that `compact` was given, each number within half a step."""
+    return numbers.float() * step[:, None]
+
+
+def of_pairs(
+    pairs: Pairs,
+    center: torch.Tensor,
+    scale: torch.Tensor,
+    before: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the features of recorded pairs: [pairs, 2 d] newest and mean state, and [pairs, SCALARS].
+
+    `before` are the averages of each output that has pairs, [outputs] and [outputs, d], before its first pair.
+    """
     states = standardised(torch.from_numpy(pairs.states), center, scale)
     similarity = torch.zeros(len(pairs), 3)
     mean = torch.zeros_like(states)
@@ -91,6 +127,8 @@ def of_pairs(pairs: Pairs, center: torch.Tensor, scale: torch.Tensor) -> tuple[t
         outputs = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(pairs))))
         order = np.arange(len(pairs)) - starts[outputs]
         history = History(len(starts), states.shape[1])
+        if before is not None:
+            history.resume(torch.arange(len(starts)), *before)
         for n in range(int(order.max()) + 1):
             rows = torch.from_numpy(np.flatnonzero(order == n))
             slots = torch.from_numpy(outputs)[rows]

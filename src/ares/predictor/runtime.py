@@ -1,12 +1,36 @@
 """Inference for running requests: what the decode worker runs, and what evaluation times."""
 
 import hashlib
+from dataclasses import dataclass
 
 import torch
 
 from ares.predictor import features, first_forecast
 from ares.predictor.checkpoint import Checkpoint
 from ares.predictor.features import History
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of requests apart from their newest states; tensors on one device.
+
+    Attributes
+    ----------
+    forecasts
+        [requests, edges] the forecasts from their first states: the chances to have ended.
+    position
+        [requests] tokens generated before those states.
+    averaged
+        [requests] how many states are in the average.
+    mean, step
+        [requests, d] int8 and [requests]: the average, as `features.compact` makes it.
+    """
+
+    forecasts: torch.Tensor
+    position: torch.Tensor
+    averaged: torch.Tensor
+    mean: torch.Tensor
+    step: torch.Tensor
 
 
 class Predictor:
@@ -21,29 +45,37 @@ class Predictor:
         self._center = checkpoint.center.to(device)
         self._scale = checkpoint.scale.to(device)
         self._history = History(slots, checkpoint.hidden_size, device)
-        if self._network.first is not None:
-            # Of each request: its forecast from the first state, and the position of that.
-            self._forecasts = torch.zeros(slots, len(self._network.grid), device=device)
-            self._forecast_at = torch.zeros(slots, dtype=torch.int64, device=device)
+        # Of each request: its forecast from the first state, if the network has such, and the position of that.
+        self._forecasts = torch.zeros(slots, self.edges, device=device)
+        self._forecast_at = torch.zeros(slots, dtype=torch.int64, device=device)
 
     @property
     def edges(self) -> int:
         """How many numbers the forecast from a first state has; 0 where there are no such forecasts."""
-        return 0 if self._network.first is None else self._forecasts.shape[1]
+        return 0 if self._network.first is None else len(self._network.grid)
 
     def forecaster(self) -> str:
-        """Return an id of the network that forecasts from first states: equal ones give equal forecasts."""
-        if self.checkpoint.network.first is None:
+        """Return an id of the network that forecasts from first states, and of how states are standardised.
+
+        Equal ones give equal forecasts, and averages that mean the same. Empty for a network without a history.
+        """
+        if self.checkpoint.arch != "ours":
             return ""
-        weights = self.checkpoint.network.first.state_dict().values()
+        first = self.checkpoint.network.first
+        weights = (*(() if first is None else first.state_dict().values()), self._center, self._scale)
         return hashlib.sha256(b"".join(w.cpu().numpy().tobytes() for w in weights)).hexdigest()[:16]
 
-    def forecasts(self, slots: torch.Tensor) -> torch.Tensor:
-        """Return [slots, edges]: the forecasts that these requests have."""
-        return self._forecasts[slots]
+    def known(self, slots: torch.Tensor) -> "Known":
+        """Return what is known of these requests apart from their newest states."""
+        averaged, mean = self._history.averages(slots)
+        return Known(self._forecasts[slots], self._forecast_at[slots], averaged, *features.compact(mean))
 
-    def adopt(self, slots: torch.Tensor, forecasts: torch.Tensor, position: torch.Tensor) -> None:
-        """Take forecasts that were made elsewhere, [slots, edges], from first states at these positions."""
+    def adopt(self, slots: torch.Tensor, known: "Known") -> None:
+        """Take what was known of requests elsewhere; their slots are empty."""
+        self._take(slots, known.forecasts, known.position)
+        self._history.resume(slots, known.averaged, features.expand(known.mean, known.step))
+
+    def _take(self, slots: torch.Tensor, forecasts: torch.Tensor, position: torch.Tensor) -> None:
         self._forecasts[slots] = forecasts
         self._forecast_at[slots] = position
 
@@ -84,7 +116,7 @@ class Predictor:
         if self._network.first is not None:
             if len(first):
                 given = standard[first], position[first], prompt_length[first]
-                self.adopt(slots[first], first_forecast.forecast(self._network.first, *given), position[first])
+                self._take(slots[first], first_forecast.forecast(self._network.first, *given), position[first])
             elapsed = position - self._forecast_at[slots]
             known = first_forecast.logits(self._forecasts[slots], self._network.grid, elapsed)
             scalars = torch.cat([scalars, known], 1)

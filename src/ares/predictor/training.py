@@ -88,10 +88,31 @@ class Data:
         """Return the same with [pairs, bins] logits of the forecasts from first states."""
         return replace(self, scalars=torch.cat([self.scalars, logits], 1))
 
-    def moved(self, pairs: Pairs, after: np.ndarray[Any, Any], center: torch.Tensor, scale: torch.Tensor) -> "Data":
-        """Return those of these `pairs` that come after a move: the forecasts travel along, the histories do not."""
-        behind = Data.of(pairs.only(after), center, scale)
-        return behind.with_forecasts(self.scalars[torch.from_numpy(after), features.SCALARS :])
+    def moved(
+        self,
+        pairs: Pairs,
+        after: np.ndarray[Any, Any],
+        center: torch.Tensor,
+        scale: torch.Tensor,
+        *,
+        averages: bool = False,
+    ) -> "Data":
+        """Return those of these `pairs` that come after a move.
+
+        The forecasts from first states travel along, and with `averages` those of the states, as serving sends them.
+        """
+        before = None
+        if averages:
+            # The last pair of each output before its move; `after` has no output's first pair.
+            last = np.flatnonzero(after[1:] & ~after[:-1])
+            count = torch.from_numpy(last - first_forecast.starts(pairs)[last] + 1)
+            mean = self.states[torch.from_numpy(last), self.states.shape[1] // 2 :]
+            before = count, features.expand(*features.compact(mean))
+        kept = pairs.only(after)
+        states, scalars = features.of_pairs(kept, center, scale, before)
+        forecasts = self.scalars[torch.from_numpy(after), features.SCALARS :]
+        rest = torch.from_numpy(kept.remaining), torch.from_numpy(kept.censored), kept.room
+        return Data(states, torch.cat([scalars, forecasts], 1), *rest)
 
     def as_first(self, pairs: Pairs, rows: np.ndarray[Any, Any]) -> "Data":
         """Return some of these `pairs`, each as if it were the first of its request."""

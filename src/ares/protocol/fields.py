@@ -22,7 +22,8 @@ PRECOPY = "ares_ahead"
 PROMPT_SHORTENED = "ares_prompt_shortened"
 # In the result of a prefill: tokens of its prompt that the prefix cache of the instance held.
 CACHED_TOKENS = "ares_cached_tokens"
-# What the predictor of another instance forecast from the request's first state (`messages.Predicted.forecast`).
+# What the predictor of another instance knows of the request: its forecast from the first state, and the average of the
+# states (`messages.Predicted.forecast`, and in the kv_transfer_params of a cut).
 FIRST_FORECAST = "ares_first_forecast"
 
 # --- and vLLM's own (v1/nixl/pull_scheduler.py, 0.32) ---

@@ -282,7 +282,8 @@ class Predicted(msgspec.Struct, frozen=True, tag="predicted"):
     """The prediction for request `key`, which is only prefilled here: remaining tokens at REMAINING_LEVELS.
 
     Sent before the prefill's reply. The request's own limit is not applied yet: a prefill does not know it.
-    `forecast` is for the instances that the request goes to (`fields.FIRST_FORECAST`), and means nothing to a gateway.
+    `forecast`, with what else its predictor knows of the request, is for the instances that it goes to
+    (`fields.FIRST_FORECAST`), and means nothing to a gateway.
     """
 
     key: _ShortKey

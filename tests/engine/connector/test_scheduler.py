@@ -261,6 +261,40 @@ def test_a_cut_between_two_asynchronous_steps_waits_for_a_token_in_flight(engine
     gateway.close()
 
 
+def predictions(name: str, step: float) -> Any:
+    """Return a step's output with a prediction for one request, and what its next instance is to know."""
+    import numpy as np
+
+    from ares.engine.prediction.carried_forecast import Carried
+    from ares.engine.prediction.metadata import Prediction, PredictionMetadata
+
+    carried = Carried("network", 0, np.zeros(3, np.float32), 4, np.zeros(8000, np.int8), step)
+    made = PredictionMetadata({name: Prediction(5, (1.0, 2.0, 3.0), carried)})
+    output = dict.fromkeys(("failed_recving", "finished_recving", "invalid_block_ids", "finished_sending"), ())
+    return carried, SimpleNamespace(kv_connector_worker_meta=made, kv_connector_stats=None, **output)
+
+
+def test_what_the_predictor_knows_leaves_with_a_cut(engine: Engine) -> None:
+    from ares.engine.prediction.carried_forecast import LONGEST_OF_MOVE, encode
+
+    predicted, fresh = engine.add("gateway/1", 10), engine.add("gateway/2", 10, ares_first_forecast="came along")
+    carried, output = predictions(predicted.request_id, 0.5)
+    engine.side.update_connector_output(output)
+    gateway = engine.connect("gateway")
+    sent = []
+    for call, request in enumerate((predicted, fresh)):
+        gateway.send(messages.Cut(call, request.request_id))
+        engine.command(request.request_id)
+        _, transfer = engine.finish(request)
+        answer = gateway.receive_a(messages.CutResult)
+        assert answer.kv_transfer_params["ares_first_forecast"] == transfer["ares_first_forecast"]
+        sent.append(transfer["ares_first_forecast"])
+    # One that was not predicted here yet takes along what it came with.
+    assert sent == [encode(carried, LONGEST_OF_MOVE), "came along"]
+    assert len(sent[0]) > 8000
+    gateway.close()
+
+
 def test_the_workers_forget_a_cut_request_that_ends_by_itself(engine: Engine) -> None:
     request = engine.add("gateway/1", 10)
     request.sampling_params.update_from_generation_config({}, EOS)

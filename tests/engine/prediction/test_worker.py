@@ -114,8 +114,7 @@ def test_a_forecast_from_the_first_state_travels() -> None:
     states = torch.randn(2, 1, HIDDEN)
     prefilled = Bench(first=1)
     prefilled.step([request("p", do_remote_decode=True)], states[0])
-    forecast = prefilled.pending["p"].forecast
-    assert forecast
+    forecast = carried_text(prefilled, "p")
 
     def predicted(**params: Any) -> Any:
         bench, moved = Bench(first=1), request("d", 90, ares_output_tokens=0, **params)
@@ -128,11 +127,49 @@ def test_a_forecast_from_the_first_state_travels() -> None:
         predicted(ares_first_forecast=forecast),
         predicted(ares_first_forecast="0123456789abcdef" + forecast[16:]),
     )
-    assert without.forecast
-    assert not with_it.forecast
     assert with_it.remaining != pytest.approx(without.remaining, rel=0.01)
     # One of another checkpoint counts for nothing.
     assert with_another == without
+
+
+def carried_text(bench: Bench, name: str) -> str:
+    from ares.engine.prediction.carried_forecast import encode
+
+    text = encode(bench.pending[name].carried)
+    assert text
+    return text
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_behind_a_move_predictions_go_on_as_if_there_was_none(first: int) -> None:
+    """The average of the states travels, and the forecast where there is one; without them predictions differ."""
+    import torch
+
+    states = torch.randn(2 * EVERY + 1, 1, HIDDEN)
+
+    def generate(bench: Bench, one: Any, begin: int, end: int) -> None:
+        for n in range(begin, end):
+            bench.step([one], states[n])
+
+    # It is moved right after a prediction, and the next one is due when it has been on the target for five steps.
+    source, one = Bench(first=first), request("a")
+    generate(source, one, 0, EVERY)
+    text = carried_text(source, "a")
+    generate(source, one, EVERY, 2 * EVERY)
+    expected = source.pending["a"].remaining
+
+    def target(**params: Any) -> Any:
+        bench, moved = Bench(first=first), request("a", one.position - 5, **params)
+        generate(bench, moved, 2 * EVERY - 5, 2 * EVERY)
+        return bench.pending["a"]
+
+    moved = target(ares_first_forecast=text)
+    assert moved.remaining == pytest.approx(expected, rel=0.02)
+    assert moved.carried.averaged == source.pending["a"].carried.averaged
+    assert moved.carried.position == source.pending["a"].carried.position
+    assert target().remaining != pytest.approx(expected, rel=0.02)
+    forecast_alone = text.rsplit(":", 2)[0]
+    assert target(ares_first_forecast=forecast_alone).remaining != pytest.approx(expected, rel=0.02)
 
 
 def test_a_prediction_that_is_not_finite_is_dropped() -> None:

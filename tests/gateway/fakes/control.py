@@ -10,7 +10,7 @@ from ares.engine.control import ControlChannel, EngineCommand, GatewayDisconnect
 from ares.mock_engine import report
 from ares.mock_engine.transfer import kv_transfer_params
 from ares.protocol import messages
-from ares.protocol.fields import CutOutcome
+from ares.protocol.fields import FIRST_FORECAST, CutOutcome
 from ares.protocol.keys import ControlKey
 
 if TYPE_CHECKING:
@@ -54,6 +54,9 @@ class SteeredChannel(ControlChannel):
         """Send an event, where it is not lost; the result of a `Cut` or `Copy` perhaps late."""
         faults = self._fake.faults
         late_s = 0.0
+        if isinstance(event, messages.CutResult) and event.kv_transfer_params and self._fake.forecast:
+            known = {**event.kv_transfer_params, FIRST_FORECAST: self._fake.forecast}
+            event = msgspec.structs.replace(event, kv_transfer_params=known)
         if isinstance(event, messages.CutResult | messages.CopyResult):
             if faults.lose_handover:
                 return

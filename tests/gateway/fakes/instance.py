@@ -89,7 +89,7 @@ class FakeInstance:
         self.predicts: Callable[[Request], tuple[float, float, float]] | None = None
         """Quantiles of what a request still generates, for the telemetry."""
         self.foretells = False
-        self.forecast = ""  # what it forecasts from first states
+        self.forecast = ""  # what its predictor knows of requests that leave
         """Let a first prediction leave with each prefill: as many tokens as the prompt has."""
         self.asked: list[dict[str, Any]] = []
         self.asked_within: dict[str, str] = {}

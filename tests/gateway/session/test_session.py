@@ -41,6 +41,18 @@ async def test_the_forecast_from_the_first_state_goes_to_every_instance(cluster:
     assert "ares_first_forecast" not in prefill.asked[0]["kv_transfer_params"]
 
 
+async def test_what_the_source_of_a_move_knows_goes_to_the_target(cluster: FakeCluster, start: Start) -> None:
+    cluster.fakes["prefill-0"].foretells, cluster.fakes["prefill-0"].forecast = True, "network:0:AAA="
+    for name in ("decode-0", "decode-1"):
+        cluster.fakes[name].forecast = "network:0:AAA=:7:AAA="
+    await move_once(cluster, start, 60, "moved")
+    asked = [body for name in ("decode-0", "decode-1") for body in cluster.fakes[name].asked]
+    known = [
+        body["kv_transfer_params"]["ares_first_forecast"] for body in sorted(asked, key=lambda b: len(b["token_ids"]))
+    ]
+    assert known == ["network:0:AAA=", "network:0:AAA=:7:AAA="]
+
+
 async def test_one_token_needs_no_decode_instance(cluster: FakeCluster, start: Start) -> None:
     run = start(1)
     assert await run.finish() == undisturbed(1)

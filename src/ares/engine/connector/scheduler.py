@@ -25,6 +25,7 @@ from ares.engine.control import ControlChannel, EngineCommand, GatewayDisconnect
 from ares.engine.kv_events import KvEventLog, readable_endpoint
 from ares.engine.learning.folder import LearningFolder, Predicting
 from ares.engine.learning.service import LearningService
+from ares.engine.prediction import carried_forecast
 from ares.engine.prediction.metadata import Prediction, PredictionMetadata
 from ares.engine.vllm_api import (
     NixlConnectorMetadata,
@@ -251,7 +252,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             if (tracked := self._tracked.get(request_id)) is not None:
                 tracked.prediction = prediction
             elif prediction is not None and (key := self._prefilled.get(request_id)) is not None:
-                self._channel.post(messages.Predicted(key, prediction.remaining, prediction.forecast))
+                carried = "" if prediction.carried is None else carried_forecast.encode(prediction.carried)
+                self._channel.post(messages.Predicted(key, prediction.remaining, carried))
 
     def _report_kv_received(self, tracked: TrackedRequest, *, failed: bool) -> None:
         tracked.kv_received = True
@@ -294,6 +296,8 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         pinned, kv_transfer_params = super().request_finished(request, block_ids)
         if pinned:
             self._complete_pin(request, tracked.key, kv_transfer_params)
+            if tracked.cut is not None and (carried := tracked.carried()):
+                kv_transfer_params[fields.FIRST_FORECAST] = carried
         if tracked.cut is not None:
             self._answer(tracked, kv_transfer_params if pin else None)
         if request.max_tokens == 1:  # of a prefill: vLLM's reply does not have it

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from ares.engine.prediction import carried_forecast
 from ares.engine.prediction.metadata import Prediction
 from ares.engine.vllm_api import NixlConnectorMetadata
 from ares.protocol import fields, messages
@@ -79,6 +80,13 @@ class TrackedRequest:
         if self.prediction is None or self.is_precopy:
             return None
         return self.prediction.after(self.output_tokens, self.request.max_tokens - self.request.num_output_tokens)
+
+    def carried(self) -> str:
+        """Return what the next instance is to know; before the first prediction here, what came with the request."""
+        if self.prediction is not None and self.prediction.carried is not None:
+            return carried_forecast.encode(self.prediction.carried, carried_forecast.LONGEST_OF_MOVE)
+        came = (self.request.kv_transfer_params or {}).get(fields.FIRST_FORECAST)
+        return came if isinstance(came, str) and len(came) <= carried_forecast.LONGEST_OF_MOVE else ""
 
 
 @dataclass(slots=True)

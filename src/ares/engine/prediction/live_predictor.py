@@ -1,7 +1,8 @@
 """Predicts the running requests of an instance from their hidden states, a few steps apart."""
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from ares.engine.prediction.hidden_states import HookedRequest, Step
 from ares.engine.prediction.metadata import PENDING, Prediction
 from ares.predictor import checkpoint, hazard
 from ares.predictor.errors import PredictorError
-from ares.predictor.runtime import Predictor
+from ares.predictor.runtime import Known, Predictor
 from ares.protocol import messages
 
 # Steps between predictions of new requests, all together: one for many costs little more than one for one.
@@ -32,6 +33,7 @@ class LivePredictor:
         self._predictor = Predictor(loaded, slots, device)
         self._device = device
         self._every = every
+        self._hidden_size = loaded.hidden_size
         self._free = list(range(slots))
         self._slots: dict[str, int] = {}
         self._steps = 0
@@ -85,7 +87,7 @@ class LivePredictor:
     def _predict(self, states: torch.Tensor, due: list[tuple[int, HookedRequest]]) -> None:
         rows, slots, positions, prompts = list[int](), list[int](), list[int](), list[int]()
         names, new, first = list[tuple[str, int]](), list[int](), list[int]()
-        carried: dict[int, carried_forecast.CarriedForecast] = {}
+        carried: dict[int, carried_forecast.Carried] = {}
         for n, request in due:
             slot = self._slots.get(request.id)
             if slot is None:
@@ -93,7 +95,7 @@ class LivePredictor:
                     continue
                 slot = self._slots[request.id] = self._free.pop()
                 new.append(slot)
-                known = carried_forecast.decode(request.first_forecast, self._forecaster, self._predictor.edges)
+                known = self._decode(request.first_forecast)
                 if known is not None:
                     carried[slot] = known
                 else:
@@ -112,8 +114,7 @@ class LivePredictor:
         index = torch.tensor([rows, slots, positions, prompts]).to(self._device, non_blocking=True)
         need = torch.tensor(first, dtype=torch.int64).to(self._device, non_blocking=True)
         wanted = self._predictor.predict(index[1], states[index[0]], index[2], index[3], need) @ self._between
-        made = self._predictor.forecasts(index[1][need]) if self._predictor.edges and first else None
-        result = _Predicted(names, wanted, {n: positions[n] for n in first} if made is not None else {}, made)
+        result = _Predicted(names, wanted, self._predictor.known(index[1]) if self._forecaster else None)
         self._collect(wait=True)
         if wanted.device.type == "cpu" or any(request.prefill_only for _, request in due):
             self._post(result)
@@ -123,11 +124,20 @@ class LivePredictor:
         event.record()
         self._pending = (on_host, event)
 
-    def _adopt(self, carried: dict[int, carried_forecast.CarriedForecast]) -> None:
-        ended = torch.from_numpy(np.stack([forecast.ended for forecast in carried.values()]))
-        index = torch.tensor([list(carried), [forecast.position for forecast in carried.values()]])
-        index = index.to(self._device, non_blocking=True)
-        self._predictor.adopt(index[0], ended.to(self._device, non_blocking=True), index[1])
+    def _decode(self, text: Any) -> carried_forecast.Carried | None:
+        return carried_forecast.decode(text, self._forecaster, self._predictor.edges, self._hidden_size)
+
+    def _adopt(self, carried: dict[int, carried_forecast.Carried]) -> None:
+        each = list(carried.values())
+        on_host = Known(
+            torch.from_numpy(np.stack([c.ended for c in each])),
+            torch.tensor([c.position for c in each]),
+            torch.tensor([c.averaged for c in each]),
+            torch.from_numpy(np.stack([c.mean for c in each])),
+            torch.tensor([c.step for c in each]),
+        )
+        slots = torch.tensor(list(carried)).to(self._device, non_blocking=True)
+        self._predictor.adopt(slots, _each(on_host, lambda tensor: tensor.to(self._device, non_blocking=True)))
 
     def _collect(self, *, wait: bool = False) -> None:
         """Post the predictions that have reached the host; `wait` for them where the next ones are due already."""
@@ -141,13 +151,13 @@ class LivePredictor:
             self._post(result)
 
     def _post(self, result: "_Predicted") -> None:
-        forecasts = result.encoded(self._forecaster)
-        for n, ((name, output), (low, middle, high)) in enumerate(
-            zip(result.names, result.quantiles.tolist(), strict=True)
+        every = result.carried(self._forecaster)
+        for (name, output), (low, middle, high), carried in zip(
+            result.names, result.quantiles.tolist(), every, strict=True
         ):
             # A value that is not finite must never reach a decision: the request then has no prediction.
             if math.isfinite(low + middle + high) and name in self._slots:
-                PENDING[name] = Prediction(output, (low, middle, high), forecasts.get(n, ""))
+                PENDING[name] = Prediction(output, (low, middle, high), carried)
             else:
                 PENDING.pop(name, None)
 
@@ -162,31 +172,33 @@ class _Predicted:
         Of each request vLLM's id, and the tokens that it had generated.
     quantiles
         [requests, REMAINING_LEVELS].
-    first
-        The position of the first state of those whose forecasts were made now, by their row.
-    forecasts
-        [first, edges]; None where there are none.
+    known
+        What is known of the requests; None where the network has no history.
     """
 
     names: list[tuple[str, int]]
     quantiles: torch.Tensor
-    first: dict[int, int]
-    forecasts: torch.Tensor | None
+    known: Known | None
 
     def to_host(self) -> "_Predicted":
         """Begin to copy the tensors to the host, behind the work of the device."""
-        made = None if self.forecasts is None else _begin_copy(self.forecasts)
-        return replace(self, quantiles=_begin_copy(self.quantiles), forecasts=made)
+        known = None if self.known is None else _each(self.known, _begin_copy)
+        return _Predicted(self.names, _begin_copy(self.quantiles), known)
 
-    def encoded(self, forecaster: str) -> dict[int, str]:
-        """Return the forecasts as text, by row."""
-        if self.forecasts is None:
-            return {}
-        ended = self.forecasts.cpu().numpy()
-        return {
-            row: carried_forecast.encode(forecaster, carried_forecast.CarriedForecast(position, numbers))
-            for (row, position), numbers in zip(self.first.items(), ended, strict=True)
-        }
+    def carried(self, forecaster: str) -> Iterator[carried_forecast.Carried | None]:
+        """Return what is known of each request, for its next instance."""
+        if self.known is None:
+            yield from [None] * len(self.names)
+            return
+        known = _each(self.known, torch.Tensor.cpu)
+        ended, mean = known.forecasts.numpy(), known.mean.numpy()
+        numbers = zip(known.position.tolist(), known.averaged.tolist(), known.step.tolist(), strict=True)
+        for n, (position, averaged, step) in enumerate(numbers):
+            yield carried_forecast.Carried(forecaster, position, ended[n], int(averaged), mean[n], step)
+
+
+def _each(known: Known, change: Callable[[torch.Tensor], torch.Tensor]) -> Known:
+    return Known(*(change(getattr(known, field.name)) for field in fields(known)))
 
 
 def _begin_copy(tensor: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ KVConnectorWorkerMetadata): a request that is only prefilled here has no later s
 from dataclasses import dataclass, field
 from typing import Any
 
+from ares.engine.prediction.carried_forecast import Carried
 from ares.engine.prediction.hidden_states import unwrapped
 from ares.engine.vllm_api import KVConnectorWorkerMetadata
 
@@ -21,13 +22,13 @@ class Prediction:
         How many tokens the request had generated on this instance.
     remaining
         Quantiles of the tokens still to come, at `messages.REMAINING_LEVELS`.
-    forecast
-        What the first state of the request said (engine/prediction/carried_forecast.py), where it was made now.
+    carried
+        What the next instance of the request is to know; None where the network has no history.
     """
 
     output_tokens: int
     remaining: tuple[float, float, float]
-    forecast: str = ""
+    carried: Carried | None = field(default=None, compare=False)
 
     def after(self, output_tokens: int, limit: int) -> tuple[float, float, float]:
         """Return the quantiles when the request has generated `output_tokens`, each from 1 to `limit` tokens."""

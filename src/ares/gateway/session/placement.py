@@ -67,7 +67,7 @@ class Placement:
     cached_tokens
         Tokens of the prompt that the prefill instance had cached; None where no prefill instance has reported them.
     first_forecast
-        What the predictor said of the first state, for every later instance; empty where there is none.
+        What the predictors of its instances know of it, for every later instance; empty where there is none.
     pinned_kv
         The KV that an instance keeps until the next one pulls it.
     pending_call
@@ -231,6 +231,8 @@ class Placement:
             settings since it was chosen.
         """
         key = key or self.next_key()
+        if isinstance(known := (kv_transfer_params or {}).get(fields.FIRST_FORECAST), str):
+            self.first_forecast = known
         if kv_transfer_params is not None and not self.pinned_kv.kept:
             # Those blocks may be another request's by now, for example after a client has not read for long: the
             # tokens are computed again.
