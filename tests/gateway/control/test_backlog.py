@@ -14,6 +14,7 @@ class Waiting:
     id: str
     tokens: int
     waits: bool = True
+    predicted: tuple[tuple[float, float, float], int] | None = None
 
 
 def test_the_sums_are_those_of_the_sessions_that_wait() -> None:
