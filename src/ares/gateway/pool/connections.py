@@ -55,7 +55,8 @@ class Connection(asyncio.Protocol):
         """Send a request; return the status and the body of its reply, BrokenReplyError where there is none."""
         self._keeps = False
         self._parts, self._size = [], 0
-        reply = self._reply = asyncio.get_running_loop().create_future()
+        reply: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+        self._reply = reply
         if self._transport.is_closing():
             self._fail("the connection was closed")
         self._transport.write(request)
