@@ -5,8 +5,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
@@ -17,7 +18,7 @@ class DirectRoute(APIRoute):
     """A route of a function that takes a body and the request, in this order, and returns the response.
 
     FastAPI looks for arguments in path, query, headers and cookies of every request, which took it as long as all else
-    that a request needs before it is tokenised. It still answers each request whose body is not as it should be.
+    that a request needs before it is tokenised. It still answers each request whose body is no JSON object.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -30,9 +31,16 @@ class DirectRoute(APIRoute):
             if request.headers.get("content-type") != _JSON:
                 return await in_general(request)
             try:
-                body = model.model_validate(await request.json())
+                given = await request.json()
             except (ValueError, RecursionError, ClientDisconnect):
                 return await in_general(request)
+            if not isinstance(given, dict):
+                return await in_general(request)
+            try:
+                body = model.model_validate(given)
+            except ValidationError as failure:
+                mistakes = [{**one, "loc": ("body", *one["loc"])} for one in failure.errors(include_url=False)]
+                raise RequestValidationError(mistakes, body=given) from failure
             response: Response = await respond(body, request)
             return response
 
