@@ -177,6 +177,7 @@ PREDICTOR = "in a checkout of ARES, pip install '.[predictor]'"
         ("up --predictor none.safetensors", f"vllm and nixl are missing: {ENGINE}"),
         ("bench stall", f"vllm and nixl are missing: {ENGINE}"),
         ("bench relay", f"psutil is missing: {BENCH}"),
+        ("bench first-tokens", f"psutil is missing: {BENCH}"),
         ("bench simulated", f"psutil is missing: {BENCH}"),
         (f"bench live --simulate {PROFILE}", f"numba is missing: {SIMULATE}"),
         ("simulate --requests 9", f"numba is missing: {SIMULATE}"),

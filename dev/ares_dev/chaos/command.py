@@ -97,6 +97,7 @@ def command(
     ] = None,
     faults: Annotated[float, typer.Option(min=0, max=1, help="Share of the controller's decisions that raise.")] = 0.05,
     preset: Annotated[str, typer.Option(help="Policy preset to begin with.")] = "ares",
+    processes: Annotated[int, typer.Option(min=1, help="Processes of the gateway; mock engines only where more.")] = 1,
     model: Model = DEFAULT_MODEL,
     port: Port = 8014,
     plan_file: Annotated[
@@ -113,6 +114,9 @@ def command(
     """
     signal_as_interrupt()
     on_mock = simulate is not None
+    if processes > 1 and not on_mock:
+        # Faults of their telemetry are injected by a command to the gateway, which only one of its processes gets.
+        raise typer.BadParameter("several processes of the gateway need --simulate", param_hint="--processes")
     shape = Shape(
         prefill=prefill if prefill is not None else 4 if on_mock else 1,
         decode=decode or (60 if on_mock else 2),
@@ -141,6 +145,7 @@ def command(
         "shape": msgspec.to_builtins(plans[0].shape),
         "flags": list(flags),
         "failing_decisions": faults,
+        "gateway_processes": processes,
         **describe(),
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -158,7 +163,10 @@ def command(
             per_process=plan.shape.per_process if on_mock else None,
             vllm_flags=flags if on_mock else tuple(local_flags(list(flags))),
             gateway_module=_GATEWAY,
-            gateway_flags=("--fault-seed", str(plan.seed), "--fault-share", str(faults)),
+            gateway_flags=(
+                *("--fault-seed", str(plan.seed), "--fault-share", str(faults)),
+                *(("--processes", str(processes)) if processes > 1 else ()),
+            ),
         )
         results.append(_run(settings, plan, console))
         # After each run, so that a failure of the next one loses nothing.

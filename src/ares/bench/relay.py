@@ -5,19 +5,13 @@ client takes as little of the machine as it can.
 """
 
 import contextlib
-import importlib.metadata
-import os
 import shlex
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -26,31 +20,23 @@ from rich.console import Console
 from rich.table import Table
 
 from ares import extras
-from ares.bench import sse
+from ares.bench import servers, sse
 from ares.bench.environment import describe, write
 from ares.bench.options import JsonFile
 from ares.bench.percentiles import percentiles
-from ares.free_ports import free_port
+from ares.bench.servers import Server
 from ares.models import resolve as models
 from ares.models.resolve import DEFAULT_MODEL
 from ares.terminal import tables
 from ares.terminal.errors import exit_with_error
-from ares.terminal.http_client import open_direct
 from ares.terminal.signals import signal_as_interrupt
 
-if TYPE_CHECKING:
-    import psutil
-
-_START_TIMEOUT_S = 60.0
 # Time limit of a stream, in addition to one second a token.
 _GRACE_S = 60.0
 # Streams that measure the time to first token have just enough tokens for a second one.
 _FIRST_TOKENS = 4
+_ROLES = ("prefill", "decode")
 _MODES = {"as_fast_as_read": "as fast as read", "paced": "paced"}
-
-
-class BenchError(RuntimeError):
-    """A measurement cannot be made; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,26 +54,14 @@ class _Plan:
 
 @dataclass(slots=True)
 class _System:
-    """Something that serves chat streams, and what was measured of it."""
+    """A server of chat streams, and what was measured of it."""
 
-    name: str
-    port: int
-    process: "psutil.Process"
+    server: Server
     parses: bool = False
     cpu_s: dict[str, list[float]] = field(default_factory=lambda: {mode: [] for mode in _MODES})
     chunks_per_read: dict[str, list[float]] = field(default_factory=lambda: {mode: [] for mode in _MODES})
     first_token_s: list[float] = field(default_factory=list)
     rss_mb: float = 0.0
-
-    def cpu(self) -> float:
-        """User and system seconds of the process and its children."""
-        family = [self.process, *self.process.children(recursive=True)]
-        return sum(sum(process.cpu_times()[:2]) for process in family)
-
-    def observe_memory(self) -> None:
-        """Keep the largest resident size seen."""
-        family = [self.process, *self.process.children(recursive=True)]
-        self.rss_mb = max(self.rss_mb, sum(process.memory_info().rss for process in family) / 2**20)
 
 
 def command(
@@ -124,10 +98,10 @@ def command(
     plan = _Plan(model, streams, counts, interval_ms, repeats, first_tokens, parsers)
     try:
         systems = _run(plan, router, console)
-    except (BenchError, sse.StreamError) as error:
+    except (servers.BenchError, sse.StreamError) as error:
         exit_with_error(str(error), 1)
     described = describe()
-    described["versions"] |= _versions(router)
+    described["versions"] |= servers.versions(router)
     result = {
         "benchmark": "relay",
         "note": "engines are mocks that compute nothing; chunks_per_read is what the client's reads brought",
@@ -145,43 +119,46 @@ def _run(plan: _Plan, router: Path | None, console: Console) -> dict[str, Any]:
     folder = models.resolve(plan.model, weights=False)
     with contextlib.ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ares-relay-")))
-        mocks = {role: stack.enter_context(_mock(role, folder, plan.model, logs)) for role in ("prefill", "decode")}
+        mocks = {role: stack.enter_context(servers.mock(role, folder, plan.model, logs)) for role in _ROLES}
         ports = {role: mock.port for role, mock in mocks.items()}
-        systems = [stack.enter_context(_gateway(ports, plan.model, logs))]
+        systems = [_System(stack.enter_context(servers.gateway(ports, plan.model, logs)))]
         if plan.parsers is not None:
-            systems.append(stack.enter_context(_gateway(ports, plan.model, logs, plan.parsers)))
+            flags = shlex.split(plan.parsers)
+            parsing = servers.gateway(ports, plan.model, logs, "ares with parsers", flags)
+            systems.append(_System(stack.enter_context(parsing), parses=True))
         if router is not None:
-            systems += [stack.enter_context(_router(router, ports, mode, logs)) for mode in ("prefill-decode", "plain")]
+            systems += [
+                _System(stack.enter_context(servers.vllm_router(router, ports, mode, logs)))
+                for mode in ("prefill-decode", "plain")
+            ]
         for system in systems:  # a warm-up run of everything
             uvloop.run(_read_streams(system, plan.model, plan.streams, 50))
-        direct = mocks["decode"]
+        direct = _System(mocks["decode"])
         for n in range(plan.repeats):
             console.print(f"repeat {n + 1} of {plan.repeats}", style="dim")
             for mode, tokens in plan.tokens.items():
-                _pace(direct, plan.interval_ms / 1000 if mode == "paced" else 0.0)
+                servers.set_pace(direct.server, plan.interval_ms / 1000 if mode == "paced" else 0.0)
                 for system in systems:
                     _measure(system, mode, plan.model, plan.streams, tokens)
-            _pace(direct, 0.0)
+            servers.set_pace(direct.server, 0.0)
             for _ in range(plan.first_tokens):
                 for system in (direct, *systems):
                     (reply,) = uvloop.run(_read_streams(system, plan.model, 1, _FIRST_TOKENS))
-                    system.first_token_s.append(_first_token_s(reply))
-        return {system.name: _figures(system, direct) for system in systems}
+                    system.first_token_s.append(sse.first_token_s(reply, _FIRST_TOKENS))
+        return {system.server.name: _figures(system, direct) for system in systems}
 
 
 def _measure(system: _System, mode: str, model: str, streams: int, tokens: int) -> None:
-    before = system.cpu()
+    before = system.server.cpu()
     replies = uvloop.run(_read_streams(system, model, streams, tokens))
-    spent = system.cpu() - before
+    spent = system.server.cpu() - before
     system.cpu_s[mode].append(spent / (streams * tokens) * 100_000)
-    events = streams * (tokens + _OTHER_EVENTS)
+    events = streams * (tokens + sse.OTHER_EVENTS)
     system.chunks_per_read[mode].append(events / sum(len(reply.data) for reply in replies))
-    system.observe_memory()
+    system.rss_mb = max(system.rss_mb, system.server.rss_mb())
 
 
 _TOOL = {"type": "function", "function": {"name": "search", "parameters": {"type": "object", "properties": {}}}}
-# The event with the role, and `[DONE]`.
-_OTHER_EVENTS = 2
 
 
 async def _read_streams(system: _System, model: str, streams: int, tokens: int) -> list[sse.RawReply]:
@@ -202,105 +179,10 @@ async def _read_streams(system: _System, model: str, streams: int, tokens: int) 
         **({"tools": [_TOOL]} if system.parses else {}),
     }
     request = sse.request_bytes("/v1/chat/completions", body)
-    replies = await sse.read_at_once([request] * streams, [system.port], _GRACE_S + tokens)
+    replies = await sse.read_at_once([request] * streams, [system.server.port], _GRACE_S + tokens)
     for reply in replies:
-        if not reply.complete:
-            begin = b"".join(reply.data)[:500]
-            raise sse.StreamError(f"the stream broke ({reply.finished.result()!r}); it began with {begin!r}")
-        events = sum(count for _, count in reply.events_of_reads())
-        if events != tokens + _OTHER_EVENTS:
-            raise sse.StreamError(f"{events} events arrived instead of {tokens + _OTHER_EVENTS}")
+        sse.check_chat(reply, tokens)
     return replies
-
-
-def _first_token_s(reply: sse.RawReply) -> float:
-    """Return the seconds from the request to the read with the second event: the first holds the role alone."""
-    events = 0
-    for moment, count in reply.events_of_reads():
-        events += count
-        if events > 1:
-            return moment - reply.started
-    raise sse.StreamError("the stream has no token")
-
-
-# --- processes ---
-
-
-@contextlib.contextmanager
-def _mock(role: str, folder: Path, model: str, logs: Path) -> Iterator[_System]:
-    port = free_port("127.0.0.1")
-    command = [sys.executable, "-m", "ares.mock_engine.free_running", "--role", role, "--port", str(port)]
-    command += ["--folder", str(folder), "--model", model]
-    yield from _served(f"mock {role}", command, port, logs, "/version", ["mock"])
-
-
-@contextlib.contextmanager
-def _gateway(ports: dict[str, int], model: str, logs: Path, parsers: str | None = None) -> Iterator[_System]:
-    port = free_port("127.0.0.1")
-    command = [sys.executable, "-m", "ares", "gateway", "--model", model, "--port", str(port)]
-    for mock in ports.values():
-        command += ["--worker", f"http://127.0.0.1:{mock}"]
-    command += shlex.split(parsers or "")
-    name = "ares" if parsers is None else "ares with parsers"
-    for system in _served(name, command, port, logs, "/version", [f"mock-{role}" for role in ports]):
-        system.parses = parsers is not None
-        yield system
-
-
-@contextlib.contextmanager
-def _router(router: Path, ports: dict[str, int], mode: str, logs: Path) -> Iterator[_System]:
-    port = free_port("127.0.0.1")
-    command = [str(router), "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--prometheus-port", str(free_port("127.0.0.1"))]
-    command += ["--policy", "round_robin", "--log-level", "warning", "--worker-startup-check-interval", "1"]
-    prefill, decode = (f"http://127.0.0.1:{ports[role]}" for role in ("prefill", "decode"))
-    if mode == "plain":
-        command += ["--worker-urls", decode]
-    else:
-        command += ["--vllm-pd-disaggregation", "--prefill", prefill, "--decode", decode]
-    yield from _served(f"vllm-router {mode}", command, port, logs, "/health", [])
-
-
-def _served(name: str, command: list[str], port: int, logs: Path, route: str, expected: list[str]) -> Iterator[_System]:
-    """Run a server, and yield it once the answer of `route` contains all of `expected`."""
-    log = logs / f"{name.replace(' ', '-')}.log"
-    with log.open("wb") as sink:
-        process = subprocess.Popen(  # noqa: S603 - our own command
-            # A separate process group, so that Ctrl-C reaches only us and one signal reaches all that it started.
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=sink,
-            process_group=0,
-        )
-    try:
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        while True:
-            with contextlib.suppress(OSError):
-                answer = _get(port, route)
-                if all(text in answer for text in expected):
-                    break
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise BenchError(f"{name} does not serve; the end of its log:\n{log.read_text()[-2000:]}")
-            time.sleep(0.1)
-        import psutil
-
-        yield _System(name, port, psutil.Process(process.pid))
-    finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(5)
-
-
-def _get(port: int, route: str, body: bytes | None = None) -> str:
-    with open_direct(f"http://127.0.0.1:{port}{route}", 5, body) as reply:
-        return str(reply.read().decode())
-
-
-def _pace(mock: _System, interval_s: float) -> None:
-    _get(mock.port, "/simulate/pace", msgspec.json.encode({"interval_s": interval_s}))
 
 
 # --- figures ---
@@ -321,19 +203,6 @@ def _figures(system: _System, direct: _System) -> dict[str, Any]:
     }
     first = {name: round(value, 3) for name, value in added.items()}
     return {**modes, "added_ttft_ms": first, "rss_mb": round(system.rss_mb, 1)}
-
-
-def _versions(router: Path | None) -> dict[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in ("httptools", "msgspec", "tokenizers", "uvloop")}
-    if router is not None:
-        # The router has its own environment.
-        ask = "from importlib.metadata import version; print(version('vllm-router'))"
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            found = subprocess.run(  # noqa: S603 - the operator's own
-                [router.parent / "python", "-c", ask], capture_output=True, text=True, timeout=30, check=True
-            )
-            versions["vllm-router"] = found.stdout.strip()
-    return versions
 
 
 def _table(systems: dict[str, Any]) -> Table:

@@ -21,6 +21,8 @@ _END_OF_EVENT = b"\n\n"
 # The end of an event, of its HTTP chunk, and the last chunk; a head may end in the bytes of the last chunk alone.
 _END_OF_STREAM = b"\n\n\r\n0\r\n\r\n"
 _DONE = b"data: [DONE]" + _END_OF_STREAM
+# Events of a chat that are no tokens: the one with the role, and `[DONE]`.
+OTHER_EVENTS = 2
 
 
 class StreamError(RuntimeError):
@@ -193,6 +195,33 @@ def read_chunks(body: bytes) -> Iterator[Chunk]:
                 yield decode(line[6:])
             except msgspec.DecodeError:
                 return
+
+
+def check_chat(reply: RawReply, tokens: int) -> None:
+    """Check that every token of a streamed chat has come.
+
+    Raises
+    ------
+    StreamError
+        The stream broke, or its events are not one a token, one for the role and `[DONE]`.
+    """
+    if not reply.complete:
+        begin = b"".join(reply.data)[:500]
+        raise StreamError(f"the stream broke ({reply.finished.result()!r}); it began with {begin!r}")
+    events = sum(count for _, count in reply.events_of_reads())
+    if events != tokens + OTHER_EVENTS:
+        raise StreamError(f"{events} events arrived instead of {tokens + OTHER_EVENTS}")
+
+
+def first_token_s(reply: RawReply, tokens: int) -> float:
+    """Return the seconds from a chat's request to the read with its first token, the second event; see `check_chat`."""
+    check_chat(reply, tokens)
+    events = 0
+    for moment, count in reply.events_of_reads():
+        events += count
+        if events > 1:
+            return moment - reply.started
+    raise StreamError("the stream has no token")
 
 
 async def read_at_once(requests: Sequence[bytes], ports: Sequence[int], limit_s: float) -> list[RawReply]:

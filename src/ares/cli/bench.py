@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import typer
 
-from ares.bench import decision, drain, overhead, predictor, relay, simulated, simulator, stall
+from ares.bench import decision, drain, first_tokens, overhead, predictor, relay, simulated, simulator, stall
 from ares.bench.live import command as live
 from ares.bench.live import fidelity_command as fidelity
 
@@ -18,6 +18,7 @@ def bench() -> None:
 
 _COMMANDS: dict[str, Callable[..., object]] = {
     "relay": relay.command,
+    "first-tokens": first_tokens.command,
     "stall": stall.command,
     "overhead": overhead.command,
     "decision": decision.decision,

@@ -14,6 +14,7 @@ class Waiting:
     id: str
     tokens: int
     waits: bool = True
+    predicted: tuple[tuple[float, float, float], int] | None = None
 
 
 def test_the_sums_are_those_of_the_sessions_that_wait() -> None:
@@ -36,3 +37,16 @@ def test_the_sums_are_those_of_the_sessions_that_wait() -> None:
                 # By what was known when it was counted; what comes later changes nothing.
                 counted[one.id] = one.tokens + round(left[one.id])
         assert (len(backlog), backlog.tokens) == (len(counted), sum(counted.values()))
+
+
+def test_a_prediction_changes_what_is_expected() -> None:
+    expected = 10.0
+    backlog = Backlog(lambda _: expected)
+    session: Any = Waiting("one", 5)
+    backlog.update(session)
+    expected = 20.0
+    backlog.update(session)
+    assert backlog.tokens == 15  # nothing new is known of it
+    session.predicted = (1.0, 2.0, 3.0), 5
+    backlog.update(session)
+    assert backlog.tokens == 25

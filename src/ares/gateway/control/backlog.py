@@ -26,7 +26,8 @@ class Backlog:
     def __init__(self, expected_tokens: Callable[[Session], float], counts: SharedCounts | None = None) -> None:
         self._expected_tokens = expected_tokens
         self._counts = counts or SharedCounts()
-        self._work: dict[str, int] = {}
+        # Of each session its work, and what that was computed from.
+        self._work: dict[str, tuple[int, object]] = {}
         self._reserved = 0
         self.tokens = 0
 
@@ -44,16 +45,25 @@ class Backlog:
         self._count(tokens)
 
     def update(self, session: Session) -> None:
-        """Count a session with its present tokens if it waits, else not any more."""
-        self.remove(session)
+        """Count a session with its present tokens if it waits, else not any more.
+
+        What is expected of it is computed again only where its tokens, or what was predicted of it, are others.
+        """
         # Suspended sessions count too: arrivals are refused while many of them wait. They are never refused themselves.
-        if session.waits:
-            work = self._work[session.id] = session.tokens + round(self._expected_tokens(session))
-            self._count(work)
+        if not session.waits:
+            self.remove(session)
+            return
+        known = (session.tokens, session.predicted)
+        before, computed_from = self._work.get(session.id, (0, None))
+        if known != computed_from:
+            work = session.tokens + round(self._expected_tokens(session))
+            self._work[session.id] = work, known
+            self._count(work - before)
 
     def remove(self, session: Session) -> None:
         """Count a session no longer."""
-        self._count(-self._work.pop(session.id, 0))
+        work, _ = self._work.pop(session.id, (0, None))
+        self._count(-work)
 
     def _count(self, tokens: int) -> None:
         self.tokens += tokens

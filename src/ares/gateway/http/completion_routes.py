@@ -6,13 +6,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ares.gateway.http import schema
+from ares.gateway.http.direct_route import DirectRoute
 from ares.gateway.http.generation import AcceptedRequest, NewChoice, ReplyForm, serve
 from ares.gateway.http.responses import error_body
 from ares.gateway.openai.parsed_replies import ParsedChoice
 from ares.gateway.openai.replies import DONE, Choice, event
 from ares.gateway.openai.requests import ChatRequest, CompletionRequest, GenerationRequest
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 
 @router.post("/v1/chat/completions", **schema.generation(schema.ChatCompletion))

@@ -35,6 +35,9 @@ def _nullable(schema: dict[str, Any]) -> None:
             fields[name] = {"anyOf": [fields[name], {"type": "null"}]}
 
 
+_encode = msgspec.json.Encoder(enc_hook=lambda body: body.model_dump()).encode
+
+
 class Body(BaseModel):
     """An object in a request: a field that is null is absent, as in OpenAI's API; unknown fields are kept."""
 
@@ -47,10 +50,17 @@ class Body(BaseModel):
 
     def check_text(self) -> None:
         """Refuse text that no engine can be sent: half a surrogate pair, endless nesting."""
-        for name, value in self:
-            try:
-                msgspec.json.encode({name: value}, enc_hook=lambda body: body.model_dump())
-            except UnicodeEncodeError as error:
-                raise BadRequestError(f"{name}: {error}", name) from error
-            except RecursionError as error:
-                raise BadRequestError(f"{name}: nested too deeply", name) from error
+        try:
+            _encode(self.__dict__ | (self.model_extra or {}))
+        except (UnicodeEncodeError, RecursionError):
+            for name, value in self:
+                self._check_field(name, value)
+            raise
+
+    def _check_field(self, name: str, value: Any) -> None:
+        try:
+            _encode({name: value})
+        except UnicodeEncodeError as error:
+            raise BadRequestError(f"{name}: {error}", name) from error
+        except RecursionError as error:
+            raise BadRequestError(f"{name}: nested too deeply", name) from error

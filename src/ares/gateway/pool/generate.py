@@ -9,6 +9,7 @@ import aiohttp
 import httptools
 import msgspec
 
+from ares.gateway.pool.connections import BrokenReplyError, Connections
 from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol.fields import GENERATE_ROUTE, REPETITION, REPETITION_DETECTED
 
@@ -73,7 +74,6 @@ _decode_reply = msgspec.json.Decoder(_Reply).decode
 _encode = msgspec.json.Encoder().encode
 # Errors of bytes that no engine sends: no JSON, no UTF-8, an error whose code is no number, endless nesting.
 _MALFORMED = (msgspec.DecodeError, TypeError, ValueError, RecursionError)
-_JSON_HEADERS = {"Content-Type": "application/json"}
 _TOKEN_IDS = b'"token_ids":['
 # Longer ids are no model's.
 _ID_DIGITS = 9
@@ -334,21 +334,19 @@ class EngineClient:
     """Token-level requests to one instance."""
 
     def __init__(self, http: aiohttp.ClientSession, url: str, tuning: Tuning = DEFAULT) -> None:
-        self._http = http
         self._tuning = tuning
-        self._generate = url + GENERATE_ROUTE
-        parts = urllib.parse.urlsplit(self._generate)
+        parts = urllib.parse.urlsplit(url + GENERATE_ROUTE)
         self._tls = parts.scheme == "https" or None
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if self._tls else 80)
         head = {"Host": parts.netloc, "Content-Type": "application/json", **http.headers, "Content-Length": ""}
         lines = [f"POST {parts.path} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
-        self._stream_head = "\r\n".join(lines).encode()
+        self._head = "\r\n".join(lines).encode()
+        self._connections = Connections(self._host, self._port, self._tls, tuning)
 
     async def stream(self, body: dict[str, Any], headers: Mapping[str, str] = _NO_HEADERS) -> Stream:
         """Start a streaming generation, sent with further headers; returns when the engine has accepted it."""
-        data = _encode({**body, "stream": True})
-        further = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+        request = self._request({**body, "stream": True}, headers)
         try:
             async with asyncio.timeout(self._tuning.connect_s):
                 _, stream = await asyncio.get_running_loop().create_connection(
@@ -357,7 +355,7 @@ class EngineClient:
         except OSError as error:  # a timeout is one too
             raise EngineLostError(f"no connection: {error!r}") from error
         try:
-            stream.send(b"%s%d\r\n%s\r\n%s" % (self._stream_head, len(data), further, data))
+            stream.send(request)
             status = await stream.status
             if status != 200:
                 raise EngineRefusedError(status, _message(await stream.text()))
@@ -370,29 +368,28 @@ class EngineClient:
         self, body: dict[str, Any], headers: Mapping[str, str] = _NO_HEADERS
     ) -> tuple[Delta, dict[str, Any] | None]:
         """Run a generation to its end, sent with further headers; return its tokens and vLLM's kv_transfer_params."""
-        response = await self._post(body, headers)
         try:
-            reply = _decode_reply(await whole_body(response, self._tuning.reply_bytes))
-            return reply.choices[0], reply.kv_transfer_params
-        except (aiohttp.ClientError, OSError, IndexError, *_MALFORMED) as error:
-            raise EngineLostError(f"the reply broke: {error!r}") from error
-        finally:
-            response.release()
-
-    async def _post(self, body: dict[str, Any], headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        try:
-            response = await self._http.post(self._generate, data=_encode(body), headers={**_JSON_HEADERS, **headers})
-        except (aiohttp.ClientError, OSError) as error:
+            status, data = await self._connections.ask(self._request(body, headers))
+        except OSError as error:  # a timeout is one too
             raise EngineLostError(f"no connection: {error!r}") from error
-        if response.status == 200:
-            return response
+        except BrokenReplyError as error:
+            raise EngineLostError(f"the reply broke: {error}") from error
+        if status != 200:
+            raise EngineRefusedError(status, _message(data.decode(errors="replace")))
         try:
-            text = (await whole_body(response, self._tuning.reply_bytes)).decode(errors="replace")
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+            reply = _decode_reply(data)
+            return reply.choices[0], reply.kv_transfer_params
+        except (IndexError, *_MALFORMED) as error:
             raise EngineLostError(f"the reply broke: {error!r}") from error
-        finally:
-            response.release()
-        raise EngineRefusedError(response.status, _message(text))
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        self._connections.close()
+
+    def _request(self, body: dict[str, Any], headers: Mapping[str, str]) -> bytes:
+        data = _encode(body)
+        further = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+        return b"%s%d\r\n%s\r\n%s" % (self._head, len(data), further, data)
 
 
 def _message(text: str) -> str:

@@ -129,6 +129,7 @@ class Pool:
         await asyncio.gather(*tasks, return_exceptions=True)
         for instance in self._by_url.values():
             instance.health.close()
+            instance.engine.close()
 
     def follow_kv_events(self) -> None:
         """Follow the KV events of all instances that publish them, from now on."""
@@ -186,6 +187,7 @@ class Pool:
         del self._by_url[canonical(instance.url)]
         self._used = None
         instance.health.close()
+        instance.engine.close()
         if (task := self._tasks.pop(instance, None)) is not None:
             task.cancel()
             self._ending.add(task)
