@@ -114,6 +114,14 @@ async def test_one_that_the_server_has_closed_is_not_used(
     assert server.connections == 2
 
 
+async def test_one_that_the_server_closes_as_it_is_used_again_is_replaced(server: Server, client: Connections) -> None:
+    """An idle connection may be closed while a request is on its way: nobody has read that."""
+    await client.ask(REQUEST)
+    server.writers[0].close()
+    assert await client.ask(REQUEST) == (200, b"ok")
+    assert server.connections == 2
+
+
 async def test_a_reply_in_pieces_after_one_that_announces_it(server: Server, client: Connections) -> None:
     chunks = b"2\r\nno\r\n3\r\nne!\r\n0\r\n\r\n"
     whole = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 No\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks

@@ -5,6 +5,7 @@ does for a request that is to begin.
 """
 
 import asyncio
+import contextlib
 import time
 from typing import Any, cast
 
@@ -20,6 +21,10 @@ _MOST_IDLE = 64
 
 class BrokenReplyError(Exception):
     """The reply broke off, is not HTTP, or is too large; the message says which."""
+
+
+class NoReplyError(BrokenReplyError):
+    """The connection ended before anything of the reply had come."""
 
 
 class Connection(asyncio.Protocol):
@@ -42,7 +47,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._parts: list[bytes] = []
         self._size = 0
-        self._keeps = False
+        self._keeps = self._answered = False
         self._reply: asyncio.Future[tuple[int, bytes]] | None = None
         self.idle_since = 0.0
 
@@ -53,7 +58,7 @@ class Connection(asyncio.Protocol):
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
         """Send a request; return the status and the body of its reply, BrokenReplyError where there is none."""
-        self._keeps = False
+        self._keeps = self._answered = False
         self._parts, self._size = [], 0
         reply: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
         self._reply = reply
@@ -68,7 +73,7 @@ class Connection(asyncio.Protocol):
 
     def _fail(self, why: str) -> None:
         if self._reply is not None and not self._reply.done():
-            self._reply.set_exception(BrokenReplyError(why))
+            self._reply.set_exception(BrokenReplyError(why) if self._answered else NoReplyError(why))
 
     # --- asyncio calls these ---
 
@@ -78,6 +83,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse new data."""
+        self._answered = True
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -129,7 +135,13 @@ class Connections:
         BrokenReplyError
             There is no whole reply.
         """
-        connection = self._kept() or await self._connect()
+        if (kept := self._kept()) is not None:
+            # Where the server has closed it meanwhile, nobody has read the request.
+            with contextlib.suppress(NoReplyError):
+                return await self._ask(kept, request)
+        return await self._ask(await self._connect(), request)
+
+    async def _ask(self, connection: Connection, request: bytes) -> tuple[int, bytes]:
         try:
             reply = await connection.ask(request)
         except BaseException:

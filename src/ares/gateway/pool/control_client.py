@@ -112,7 +112,8 @@ class ControlClient:
         """Wait until the instance reports that the KV of request `key` has arrived; None where it does not in time."""
         if (known := self._finished_pulls.pop(key, None)) is not None:
             return known
-        future = self._awaited_pulls[key] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[messages.KvReceived] = asyncio.get_running_loop().create_future()
+        self._awaited_pulls[key] = future
         try:
             async with asyncio.timeout(timeout_s):
                 return await future
