@@ -177,7 +177,8 @@ class GatewayConfig(BaseSettings):
     shutdown_timeout_s: float = Field(default=30.0, ge=0)
     """Seconds that running requests have to finish when the gateway is told to stop."""
     maximum_attempts: int = Field(default=3, gt=0)
-    """Losses of its instance that a request survives, and instances that are tried for each step of its way."""
+    """Losses of its instance that a request survives, and one more for each 64 tokens that it generates after one; and
+    instances that are tried for each step of its way."""
     max_body_bytes: int = Field(default=8 << 20, gt=0)
     """Largest request body."""
     max_head_bytes: int = Field(default=32 << 10, gt=0)

@@ -96,6 +96,15 @@ async def test_what_every_instance_fails_says_how_often_and_why(
     await cluster.quiet()
 
 
+async def test_a_long_request_outlives_many_losses(cluster: FakeCluster, start: Start) -> None:
+    """What it has generated since an instance was lost says that it is not the request that breaks them."""
+    for name in cluster.order:
+        cluster.fakes[name].faults.break_after = 80
+    run = start(600)
+    assert await run.finish() == undisturbed(600)
+    await cluster.quiet()
+
+
 async def test_to_be_told_to_leave_is_no_loss(cluster: FakeCluster, start: Start) -> None:
     """As at the deadline of a drain: however often, it is no reason to give a request up."""
     run = start(200)

@@ -23,6 +23,9 @@ from ares.gateway.tuning import DEFAULT, Tuning
 from ares.protocol.fields import MIGRATED, CutOutcome, RequestState
 from ares.protocol.messages import Row
 
+# Tokens after which a loss counts no more: a request that breaks every instance does not get so far.
+_OUTLIVED_TOKENS = 64
+
 
 class CutWithoutHandoverError(EngineLostError):
     """The source has ended the request for a hand-over that did not follow; the source itself is healthy."""
@@ -86,8 +89,10 @@ class Session:
         happened.
     commanded_until
         Until then it stays where an operator has moved it, unless memory runs out there.
-    moves, suspensions, losses
-        How often it was moved, was suspended, and lost its instance.
+    moves, suspensions
+        How often it was moved and was suspended.
+    losses
+        How often it has lost its instance, without those that it has outlived for `_OUTLIVED_TOKENS` tokens.
     precopy_target
         Where its KV goes ahead of a hand-over (gateway/session/precopy.py).
     predicted
@@ -137,6 +142,8 @@ class Session:
         self.arrived_at = time.monotonic()
         self.waiting_since = self.moved_at = self.commanded_until = 0.0
         self.moves = self.suspensions = self.losses = 0
+        # How many tokens there were at the newest loss.
+        self._lost_at = 0
         self.precopy_target: Instance | None = None
         self.predicted: tuple[tuple[float, float, float], int] | None = None
         self._selector = selector
@@ -445,7 +452,8 @@ class Session:
             self._end_handover(handover, HandoverState.RETURNED)
         elif lost is not self._aborted and not isinstance(error, CutWithoutHandoverError):
             lost.instance.health.connection_failed()
-            self.losses += 1
+            outlived = (len(self.emitted) - self._lost_at) // _OUTLIVED_TOKENS
+            self.losses, self._lost_at = max(0, self.losses - outlived) + 1, len(self.emitted)
         self.placement.pinned_kv.free()
         self._check_resumable(error)
         self._segment = None
