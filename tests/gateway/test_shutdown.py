@@ -102,7 +102,7 @@ async def serving(fakes: list[FakeInstance], folder: Path, **settings: Any) -> A
     task = asyncio.create_task(server.serve())
     await eventually(lambda: server.started)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-        service = Service(app.state.gateway, client, fakes, port)
+        service = Service(app.state.models, client, fakes, port)
         await eventually(lambda: all(i.health.healthy and i.state.hello for i in service.gateway.pool.instances))
         yield server, service
     server.should_exit = server.force_exit = True

@@ -4,7 +4,18 @@ from collections.abc import Callable
 
 import typer
 
-from ares.bench import decision, drain, first_tokens, overhead, predictor, relay, simulated, simulator, stall
+from ares.bench import (
+    decision,
+    drain,
+    first_tokens,
+    overhead,
+    predictor,
+    relay,
+    rollouts,
+    simulated,
+    simulator,
+    stall,
+)
 from ares.bench.live import command as live
 from ares.bench.live import fidelity_command as fidelity
 
@@ -24,6 +35,7 @@ _COMMANDS: dict[str, Callable[..., object]] = {
     "decision": decision.decision,
     "simulator": simulator.command,
     "simulated": simulated.command,
+    "rollouts": rollouts.command,
     "predictor": predictor.command,
     "live": live.command,
     "fidelity": fidelity.command,

@@ -101,7 +101,7 @@ async def test_the_id_of_the_request_is_where_the_stock_client_reads_it(shared: 
 
 
 async def test_errors_have_the_form_of_the_api(shared: Service) -> None:
-    with pytest.raises(anthropic.NotFoundError, match="not served here"):
+    with pytest.raises(anthropic.NotFoundError, match="The model `other` does not exist"):
         await client(shared).messages.create(model="other", messages=HI, max_tokens=2)
     assert refusal(await ask(shared, model="other"), 404)["type"] == "not_found_error"
     assert refusal(await ask(shared, max_tokens="many"), 400)["type"] == "invalid_request_error"
