@@ -40,7 +40,7 @@ class HookedRequest:
     generated_before
         How many tokens at the end of the prompt earlier instances generated, by the gateway's count.
     resumed
-        How many of them vLLM takes for output of this instance (engine/connector/resume_output.py), its limits included.
+        How many of them vLLM takes for output of this instance, limits included (engine/connector/resume_output.py).
     prefill_only
         Whether another instance decodes it, so that its first token is its last one here.
     is_precopy
