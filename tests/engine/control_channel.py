@@ -44,6 +44,14 @@ class Gateway:
             return None
         return rpc.decode_event(self._socket.recv())
 
+    def received(self, within_s: float) -> list[messages.Event]:
+        """Return what comes within some time."""
+        deadline, events = time.monotonic() + within_s, []
+        while (left := deadline - time.monotonic()) > 0:
+            if (event := self.receive(left)) is not None:
+                events.append(event)
+        return events
+
     def receive_a(self, kind: type[T]) -> T:
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:

@@ -179,6 +179,9 @@ class Engine:
         self._gateway.send(messages.Copy(self._next, request.request_id, f"pin-{self._next}", LIMIT))
         until(self.side.has_pending_push_work)
         self.schedule()
+        for _ in range(2 if self._asynchronous else 0):  # until the workers know of it
+            self.process()
+            self.schedule()
         answer = self._gateway.receive_a(messages.CopyResult)
         self._sent = {answer.kv_transfer_params["remote_request_id"]}
         self.process()

@@ -1,5 +1,6 @@
 """Resumed output: vLLM's own Request and sampler, without an engine."""
 
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,11 +30,21 @@ def test_the_end_of_the_prompt_becomes_output() -> None:
     assert list(resumed.output_token_ids) == [4, 5]
     assert list(resumed.all_token_ids) == [1, 2, 3, 4, 5]
     assert (resumed.num_output_tokens, resumed.num_tokens, resumed.num_prompt_tokens) == (2, 5, 5)
-    assert resumed.max_tokens == 12
+    assert resumed.max_tokens == resumed.sampling_params.max_tokens == 12
     assert resumed.sampling_params.min_tokens == 5
     assert resumed.sampling_params.extra_args["kv_transfer_params"]["ares_output"] == [4, 5]
     resumed.append_output_token_ids(6)
     assert list(resumed.output_token_ids) == [4, 5, 6]
+
+
+def test_processes_of_workers_take_the_parameters() -> None:
+    """They check them, and an engine ends where one refuses: with tensor parallelism, for one."""
+    from ares.engine.connector.resume_output import resume_output
+
+    resumed = request([1, 2, 3, 4, 5], {"ares_generated": 2, "ares_restore": True}, min_tokens=10)
+    resume_output(resumed, refuse)
+    sent = pickle.loads(pickle.dumps(resumed.sampling_params))  # noqa: S301 - our own
+    assert (sent.min_tokens, sent.max_tokens) == (12, 12)
 
 
 @pytest.mark.parametrize(

@@ -90,13 +90,6 @@ class Engine:
         until(self.side.has_pending_push_work)
         return self.step(*scheduled)
 
-    def end_step(self) -> None:
-        """Let a step end whose tokens the requests have been given, as soon as a command waits."""
-        from vllm.v1.outputs import KVConnectorOutput
-
-        until(self.side.has_pending_push_work)
-        self.side.update_connector_output(KVConnectorOutput())
-
     def finish(self, request: Any, token: int = 9) -> Any:
         """Give a request a token; return what vLLM is told at its end (pinned, transfer), None where it goes on."""
         from vllm.v1.core.sched.utils import check_stop
@@ -228,70 +221,28 @@ def test_a_cut_request_is_pinned_until_its_release(engine: Engine) -> None:
     gateway.close()
 
 
-@pytest.mark.parametrize("engine", [True], indirect=True)
-def test_a_cut_between_two_asynchronous_steps_ends_with_the_token_in_flight(engine: Engine) -> None:
-    """The step after the next is not scheduled for it: its limit is lowered before that."""
-    request = engine.add("gateway/1", 10)
-    request.num_output_placeholders = 1
+@pytest.mark.parametrize(("engine", "steps"), [(False, 0), (True, 2)], indirect=["engine"])
+def test_a_copy_is_answered_when_the_workers_know_of_it(engine: Engine, steps: int) -> None:
+    """With asynchronous scheduling they hear of it one step later, and would drop the word of a pull before that."""
+    from ares.engine.vllm_api import RequestStatus
+
+    request = engine.add("gateway/1", 30)
+    request.status = RequestStatus.RUNNING
+    blocks = [SimpleNamespace(block_id=number, is_null=False) for number in (1, 2, 3)]
+    pool = SimpleNamespace(touch=lambda _: None, num_gpu_blocks=100, get_num_free_blocks=lambda: 99)
+    engine.side.kv_cache_manager = SimpleNamespace(
+        block_pool=pool, get_blocks=lambda _: SimpleNamespace(blocks=[blocks])
+    )
     gateway = engine.connect("gateway")
-    gateway.send(messages.Cut(7, "gateway/1"))
-    engine.end_step()
-    assert request.max_tokens == 11
-    assert engine.step().reqs_in_batch == {request.request_id}
-    assert engine.finish(request, 4)[0]
-    answer = gateway.receive_a(messages.CutResult)
-    assert (answer.outcome, answer.output_tokens, answer.tail[-1]) == ("pinned", 11, 4)
-    gateway.close()
-
-
-@pytest.mark.parametrize("engine", [True], indirect=True)
-def test_a_cut_between_two_asynchronous_steps_waits_for_a_token_in_flight(engine: Engine) -> None:
-    """Between two steps a request may have none that is scheduled in the next one, or does not run at all."""
-    request = engine.add("gateway/1", 10)
-    gateway = engine.connect("gateway")
-    gateway.send(messages.Cut(7, "gateway/1"))
-    engine.end_step()
-    assert request.max_tokens == 50
-    assert engine.side.has_pending_push_work()
-    engine.step("gateway/1")
-    assert request.max_tokens == 11
-    gateway.send(messages.Cut(8, "gateway/2"))
-    engine.end_step()
-    assert gateway.receive_a(messages.CutResult).outcome == "unknown"
-    gateway.close()
-
-
-def predictions(name: str, step: float) -> Any:
-    """Return a step's output with a prediction for one request, and what its next instance is to know."""
-    import numpy as np
-
-    from ares.engine.prediction.carried_forecast import Carried
-    from ares.engine.prediction.metadata import Prediction, PredictionMetadata
-
-    carried = Carried("network", 0, np.zeros(3, np.float32), 4, np.zeros(8000, np.int8), step)
-    made = PredictionMetadata({name: Prediction(5, (1.0, 2.0, 3.0), carried)})
-    output = dict.fromkeys(("failed_recving", "finished_recving", "invalid_block_ids", "finished_sending"), ())
-    return carried, SimpleNamespace(kv_connector_worker_meta=made, kv_connector_stats=None, **output)
-
-
-def test_what_the_predictor_knows_leaves_with_a_cut(engine: Engine) -> None:
-    from ares.engine.prediction.carried_forecast import LONGEST_OF_MOVE, encode
-
-    predicted, fresh = engine.add("gateway/1", 10), engine.add("gateway/2", 10, ares_first_forecast="came along")
-    carried, output = predictions(predicted.request_id, 0.5)
-    engine.side.update_connector_output(output)
-    gateway = engine.connect("gateway")
-    sent = []
-    for call, request in enumerate((predicted, fresh)):
-        gateway.send(messages.Cut(call, request.request_id))
-        engine.command(request.request_id)
-        _, transfer = engine.finish(request)
-        answer = gateway.receive_a(messages.CutResult)
-        assert answer.kv_transfer_params["ares_first_forecast"] == transfer["ares_first_forecast"]
-        sent.append(transfer["ares_first_forecast"])
-    # One that was not predicted here yet takes along what it came with.
-    assert sent == [encode(carried, LONGEST_OF_MOVE), "came along"]
-    assert len(sent[0]) > 8000
+    gateway.send(messages.Copy(7, "gateway/1", "gateway/1/copy-1", 32))
+    known = engine.command("gateway/1").reqs_in_batch
+    assert len(known) == 1
+    for _ in range(steps):
+        assert not any(isinstance(event, messages.CopyResult) for event in gateway.received(0.1))
+        assert engine.side.has_pending_push_work()
+        engine.step("gateway/1")
+    answer = gateway.receive_a(messages.CopyResult)
+    assert (answer.call, answer.tokens) == (7, 32)
     gateway.close()
 
 

@@ -147,12 +147,14 @@ def test_drafts_beyond_the_limit_are_not_output(tmp_path: Path) -> None:
 
 def test_the_limit_is_that_of_the_whole_output_within_the_context(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    for name, before, limit in (("a", 4, 20), ("b", 0, 1000)):
-        request = bench.request(name, before, max_tokens=limit)
+    # vLLM counts output that was resumed.
+    resumed = bench.request("c", params={"ares_generated": 3, "ares_output": [7, 8, 9]}, max_tokens=23)
+    others = [bench.request(name, before, max_tokens=limit) for name, before, limit in (("a", 4, 20), ("b", 0, 1000))]
+    for request in (*others, resumed):
         bench.run(request, [5, 6, 7])
         bench.finish(request)
     pairs = bench.pairs()
-    assert dict(zip(pairs.requests, pairs.limits.tolist(), strict=True)) == {"a": 24, "b": 97}
+    assert dict(zip(pairs.requests, pairs.limits.tolist(), strict=True)) == {"a": 24, "b": 97, "c": 23}
 
 
 def test_pieces_of_one_request_on_several_instances_join(tmp_path: Path) -> None:

@@ -66,8 +66,10 @@ def resume_output(request: Any, accept: Callable[[Any, list[int]], bool]) -> int
     output = prompt[-count:]
     request.prompt_token_ids = prompt[:-count]
     request._output_token_ids.extend(output)  # noqa: SLF001 - the public view of it is read-only
-    # Its limits are for the tokens that are still to come.
+    # Its limits are for the tokens that are still to come. Processes of workers check the parameters that they get, and
+    # an engine ends where `min_tokens` is above `max_tokens` (sampling_params.py:_verify_args, 0.32).
     request.max_tokens += count
+    request.sampling_params.max_tokens += count
     if request.sampling_params.min_tokens:
         request.sampling_params.min_tokens += count
     if request.structured_output_request is not None and not accept(request, output):

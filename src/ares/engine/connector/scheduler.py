@@ -82,15 +82,16 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         self._prefilled: dict[str, str] = {}
         self._load = LoadCounters()
         self._worker_commands = WorkerCommands()
-        self._asynchronous = bool(vllm_config.scheduler_config.async_scheduling)
-        # Cuts of requests of which no token was in flight between two steps: they wait for the next scheduling.
-        self._waiting_cuts: list[tuple[bytes, messages.Cut]] = []
         # Requests that pull within the current step, and the blocks that they pull into.
         self._pulling: dict[str, list[int]] = {}
         settings = identity.current()
         self._one_sided = current_platform.device_type != "cpu" or settings.on_loopback
         self._pulls = PullPolicy(vllm_config, kv_cache_config, self, one_sided=self._one_sided)
         self._precopy_pins = PrecopyPins(self.block_size)
+        # Answers to copies that wait until the workers know of the pins: schedulings until then, receiver, answer.
+        self._copied: list[tuple[int, bytes, messages.CopyResult]] = []
+        # With asynchronous scheduling, the metadata of a step is with the workers when the next but one is scheduled.
+        self._steps_ahead = 2 if vllm_config.scheduler_config.async_scheduling else 0
         self._grammars = GrammarReplay(vllm_config)
         self._sequence = 0
         # Without learning, what predicts changes only by a failure.
@@ -214,10 +215,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             self._report_kv_received(tracked, failed=False)
 
     def update_connector_output(self, connector_output: Any) -> None:
-        """Report which pulls ended, forget pins that were freed, and carry out commands before the next scheduling.
-
-        Called on the engine thread when the tokens of a step are known.
-        """
+        """Report which pulls ended, and forget pins that were freed."""
         super().update_connector_output(connector_output)
         if isinstance(meta := connector_output.kv_connector_worker_meta, PredictionMetadata):
             self._record_predictions(meta.predictions)
@@ -244,8 +242,6 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             key = self._pinned.pop(request_id, None)
             if key is not None:
                 self._pinned_by_key.pop(key, None)
-        if self._asynchronous:
-            self._carry_out_between_steps()
 
     def _record_predictions(self, predictions: dict[str, Prediction | None]) -> None:
         for request_id, prediction in predictions.items():
@@ -356,32 +352,16 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             load.busy_s += step
             load.steps += 1
         load.last_schedule = now if scheduler_output.total_num_scheduled_tokens else None
-        if self._channel.waiting or self._waiting_cuts:
-            cuts, self._waiting_cuts = self._waiting_cuts, []
-            for sender, command in (*cuts, *self._channel.commands()):
+        if self._copied:
+            self._answer_copies()
+        if self._channel.waiting:
+            for sender, command in self._channel.commands():
                 self._carry_out(sender, command, scheduler_output.num_scheduled_tokens)
         meta = super().build_connector_meta(scheduler_output)
         if not self._worker_commands:
             return meta
         commands, self._worker_commands = self._worker_commands, WorkerCommands()
         return commands.added_to(meta)
-
-    def _carry_out_between_steps(self) -> None:
-        """Carry out what does not need the next step.
-
-        With asynchronous scheduling, the step after this one runs already: a request that is cut now ends with its
-        token, a whole step before the one that is scheduled next.
-        """
-        for sender, command in self._channel.commands():
-            tracked = self._by_key.get(command.key) if isinstance(command, messages.Cut) else None
-            if (
-                isinstance(command, messages.Cut)
-                and tracked is not None
-                and not tracked.request.num_output_placeholders
-            ):
-                self._waiting_cuts.append((sender, command))
-            else:
-                self._carry_out(sender, command, {})
 
     def _carry_out(self, sender: bytes, command: EngineCommand, scheduled: dict[str, int]) -> None:
         match command:
@@ -454,7 +434,20 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             _, kv_transfer_params = super().request_finished(pinned, (pinned.block_ids,))
             self._shorten_orphaned_lease(command.pin, pinned.request_id)
         tokens = pinned.num_computed_tokens if pinned is not None else 0
-        self._channel.post(messages.CopyResult(command.call, command.pin, tokens, kv_transfer_params or {}), sender)
+        answer = messages.CopyResult(command.call, command.pin, tokens, kv_transfer_params or {})
+        if pinned is not None and self._steps_ahead:
+            # The workers drop the word of a pull, and keep the pin until its lease ends, where they do not know it yet.
+            self._copied.append((self._steps_ahead, sender, answer))
+        else:
+            self._channel.post(answer, sender)
+
+    def _answer_copies(self) -> None:
+        waiting, self._copied = self._copied, []
+        for steps, sender, answer in waiting:
+            if steps > 1:
+                self._copied.append((steps - 1, sender, answer))
+            else:
+                self._channel.post(answer, sender)
 
     def has_pending_push_work(self) -> bool:
         """Keep the engine loop running until commands are carried out and nothing is being copied from it.
@@ -462,7 +455,7 @@ class Scheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         Without a GPU, a pull over TCP needs steps of its source, in which that polls NIXL (engine/connector/worker.py).
         vLLM has this hook for connectors that push KV; the name is vLLM's.
         """
-        if self._channel.waiting or self._waiting_cuts or self._precopy_pins or (self._pinned and not self._one_sided):
+        if self._channel.waiting or self._precopy_pins or (self._pinned and not self._one_sided):
             return True
         return bool(super().has_pending_push_work())
 

@@ -39,6 +39,8 @@ class HookedRequest:
         How many tokens it had generated after the newest step with drafts whose tokens are on the host.
     generated_before
         How many tokens at the end of the prompt earlier instances generated, by the gateway's count.
+    resumed
+        How many of them vLLM takes for output of this instance, limits included (engine/connector/resume_output.py).
     prefill_only
         Whether another instance decodes it, so that its first token is its last one here.
     is_precopy
@@ -55,6 +57,7 @@ class HookedRequest:
     drafted: bool = False
     generated: int = 0
     generated_before: int = field(init=False)
+    resumed: int = field(init=False)
     prefill_only: bool = field(init=False)
     is_precopy: bool = field(init=False)
     first_forecast: Any = field(init=False)
@@ -63,7 +66,9 @@ class HookedRequest:
         # Read once, since every step goes through all requests.
         extra = getattr(self.sampling, "extra_args", None) or {}
         params = extra.get(fields.KV_TRANSFER_PARAMS) or {}
-        if output := params.get(fields.RESUMED_TOKENS):
+        output = params.get(fields.RESUMED_TOKENS) or []
+        self.resumed = len(output)
+        if output:
             self.prompt_tokens = [*self.prompt_tokens, *output]
         count = params.get(fields.GENERATED_TOKENS, 0)
         self.generated_before = count if isinstance(count, int) and 0 <= count < len(self.prompt_tokens) else 0

@@ -251,7 +251,7 @@ class Recorder:
         """Return how many tokens it may generate here (v1/core/sched/utils.py:check_stop, vLLM 0.32)."""
         given = getattr(request.sampling, "max_tokens", None)
         room = max(1, self._source.limit - len(request.prompt_tokens))
-        return room if given is None else min(given, room)
+        return room if given is None else min(given - request.resumed, room)
 
     def close(self) -> None:
         """Write all that is recorded; outputs that still run have left this instance."""
