@@ -94,11 +94,12 @@ def changes() -> str:
 
 TABLES = {
     f"{name} {part.__name__}": (name, part)
-    for name in ("open", "structured", "qwen-open", "qwen-structured")
+    for name in ("open", "structured", "structured-1400", "qwen-open", "qwen-structured")
     for part in (models, differences, positions)
 } | {
     "kinds": ("kinds", kinds),
     "other kinds": ("kinds-other", kinds),
+    "kinds 1400": ("kinds-1400", kinds),
     "qwen kinds": ("kinds-qwen", kinds),
     "overhead": ("overhead", overhead),
 }
