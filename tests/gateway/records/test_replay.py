@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,8 +89,9 @@ async def test_broken_places_are_named(tmp_path: Path, change: dict[str, object]
 def test_each_process_of_a_gateway_has_a_memory_of_its_own(tmp_path: Path) -> None:
     """Two processes choose in turns, and write into the same log."""
     names = ("requests", "cached_tokens", "queued_tokens", "base_s", "token_s", "step_s", "slack_s")
-    places = dict.fromkeys(names, [0, 0]) | {"instances": ["a", "b"], "open": [True] * 2, "decodes": [False] * 2}
-    record = {"kind": "prefill", "time": 1.0, "preset": "ares", "tokens": 5, "places": places}
+    zeros = [0, 0]
+    places = dict.fromkeys(names, zeros) | {"instances": ["a", "b"], "open": [True] * 2, "decodes": [False] * 2}
+    record: dict[str, Any] = {"kind": "prefill", "time": 1.0, "preset": "ares", "tokens": 5, "places": places}
     record |= {"prefill": {"name": "fewest_requests", "settings": {}}}
 
     def decision(memory: dict[str, float], instance: int) -> str:

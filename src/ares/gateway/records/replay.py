@@ -162,7 +162,7 @@ class _Policies:
             self._made[part, name, settings] = REGISTRIES[part].make(name, settings)
         policy: Policy = self._made[part, name, settings]
         if self.chosen is None and (memory := record.get("memory")) is not None:
-            # An empty one too: a log has the decisions of each process of a gateway, and those after a switch of presets.
+            # An empty one too: of the first decision of each process of a gateway, and after a switch of presets.
             policy.remember(memory)
         return policy
 
