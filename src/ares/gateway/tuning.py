@@ -46,6 +46,11 @@ class Tuning:
     # pool: the channels to an instance
     connect_s: float = 5.0
     """To connect to an instance. Its answer may take longer: a prefill of a long prompt waits behind others."""
+    kept_connection_s: float = 4.0
+    """After its last reply, a connection is used again only so soon: servers close idle ones, vLLM's after 5 s
+    (`VLLM_HTTP_TIMEOUT_KEEP_ALIVE`)."""
+    kept_connections: int = 64
+    """Connections to an instance that are kept for other requests."""
     unread_bytes: int = 1 << 18
     """A stream with more unread bytes pauses its engine."""
     reply_bytes: int = 4 << 20

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ares.gateway.pool import connections
 from ares.gateway.pool.connections import BrokenReplyError, Connection, Connections
+from ares.gateway.tuning import Tuning
 
 REQUEST = b"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -65,10 +65,11 @@ async def test_requests_at_the_same_time_have_connections_of_their_own(server: S
     assert server.connections == 3
 
 
-async def test_at_most_so_many_are_kept(server: Server, client: Connections, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "_MOST_IDLE", 2)
+async def test_at_most_so_many_are_kept(server: Server) -> None:
+    client = Connections("127.0.0.1", server.port, None, Tuning(kept_connections=2))
     await asyncio.gather(*(client.ask(REQUEST) for _ in range(3)))
     await asyncio.gather(*(client.ask(REQUEST) for _ in range(3)))
+    client.close()
     assert server.connections == 4
 
 
@@ -86,12 +87,11 @@ async def test_a_server_that_does_not_keep_it(server: Server, client: Connection
     assert server.connections == 2
 
 
-async def test_one_that_was_idle_for_long_is_not_used(
-    server: Server, client: Connections, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await client.ask(REQUEST)
-    monkeypatch.setattr(connections, "_IDLE_S", -1.0)
-    await client.ask(REQUEST)
+async def test_one_that_was_idle_for_long_is_not_used(server: Server) -> None:
+    client = Connections("127.0.0.1", server.port, None, Tuning(kept_connection_s=-1.0))
+    for _ in range(2):
+        await client.ask(REQUEST)
+    client.close()
     assert server.connections == 2
 
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,24 @@ async def test_broken_places_are_named(tmp_path: Path, change: dict[str, object]
     log.write_text(json.dumps(record | {"places": places | change}) + "\n")
     with pytest.raises(ReplayError, match=r"decisions\.jsonl:1: not a logged decision"):
         replay(log, None)
+
+
+def test_each_process_of_a_gateway_has_a_memory_of_its_own(tmp_path: Path) -> None:
+    """Two processes choose in turns, and write into the same log."""
+    names = ("requests", "cached_tokens", "queued_tokens", "base_s", "token_s", "step_s", "slack_s")
+    zeros = [0, 0]
+    places = dict.fromkeys(names, zeros) | {"instances": ["a", "b"], "open": [True] * 2, "decodes": [False] * 2}
+    record: dict[str, Any] = {"kind": "prefill", "time": 1.0, "preset": "ares", "tokens": 5, "places": places}
+    record |= {"prefill": {"name": "fewest_requests", "settings": {}}}
+
+    def decision(memory: dict[str, float], instance: int) -> str:
+        decided = [{"kind": "prefill", "index": 0, "instance": instance}]
+        return json.dumps(record | {"memory": memory, "decided": decided}) + "\n"
+
+    log = tmp_path / "decisions.jsonl"
+    first, second = decision({}, 0), decision({"a": 1.0}, 1)
+    log.write_text(first + first + second + second)
+    assert replay(log, None).differences == []
 
 
 @pytest.mark.parametrize("line", ["{", "{}", '{"kind": "moves", "preset": "ares", "decided": []}', "[1]"])

@@ -13,11 +13,6 @@ import httptools
 
 from ares.gateway.tuning import DEFAULT, Tuning
 
-# A connection is used again only so soon after its last reply: servers close idle ones, vLLM's after 5 s
-# (`VLLM_HTTP_TIMEOUT_KEEP_ALIVE`), and a request that is on its way then is lost.
-_IDLE_S = 4.0
-_MOST_IDLE = 64
-
 
 class BrokenReplyError(Exception):
     """The reply broke off, is not HTTP, or is too large; the message says which."""
@@ -147,7 +142,7 @@ class Connections:
         except BaseException:
             connection.close()
             raise
-        if connection.usable and len(self._idle) < _MOST_IDLE:
+        if connection.usable and len(self._idle) < self._tuning.kept_connections:
             self._idle.append(connection)
         else:
             connection.close()
@@ -160,7 +155,7 @@ class Connections:
 
     def _kept(self) -> Connection | None:
         """Return one that can be used again, if there is any; close those that cannot."""
-        recent = time.monotonic() - _IDLE_S
+        recent = time.monotonic() - self._tuning.kept_connection_s
         while self._idle:
             if (connection := self._idle.pop()).usable and connection.idle_since > recent:
                 return connection

@@ -161,8 +161,9 @@ class _Policies:
         if (part, name, settings) not in self._made:
             self._made[part, name, settings] = REGISTRIES[part].make(name, settings)
         policy: Policy = self._made[part, name, settings]
-        if self.chosen is None and record.get("memory"):
-            policy.remember(record["memory"])
+        if self.chosen is None and (memory := record.get("memory")) is not None:
+            # An empty one too: of the first decision of each process of a gateway, and after a switch of presets.
+            policy.remember(memory)
         return policy
 
 
