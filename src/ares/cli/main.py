@@ -164,6 +164,9 @@ def worker(
     drain_deadline: Annotated[
         float, typer.Option(min=0, help="Seconds that a SIGTERM waits for requests to leave; 0 ends at once.")
     ] = DEFAULT_DRAIN_S,
+    fixed_role: Annotated[
+        bool, typer.Option("--fixed-role", help="Keep this role: refuse `ares role` and the planner of roles.")
+    ] = False,
     control_key_file: ControlKeyFile = None,
     control_insecure: Annotated[
         bool, typer.Option("--control-insecure", help="Take commands from any host, without a key.")
@@ -197,7 +200,8 @@ def worker(
         except LaunchError as error:
             exit_with_error(str(error))
         published = published_address.published(host, advertise_host)
-        _serve_mock(simulate, model, flags, (name, role, host, port, control_port), published, drain_deadline)
+        identity = (name, role, host, port, control_port)
+        _serve_mock(simulate, model, flags, identity, published, drain_deadline, fixed_role=fixed_role)
         return
     try:
         serve(
@@ -217,6 +221,7 @@ def worker(
                 record_fraction=record_fraction,
                 learning=LearningFlags(learn, learn_folder, record_at_once, record_token_ids),
                 drain_deadline_s=drain_deadline,
+                fixed_role=fixed_role,
                 control_insecure=control_insecure,
                 allow_unsupported_vllm=allow_unsupported_vllm,
                 connector=connector,  # type: ignore[arg-type] # an unknown one fails in vLLM
@@ -234,6 +239,8 @@ def _serve_mock(
     identity: tuple[str | None, Any, str, int, int],
     advertise_host: str,
     drain_deadline_s: float,
+    *,
+    fixed_role: bool,
 ) -> None:
     import logging
 
@@ -249,7 +256,7 @@ def _serve_mock(
         *_, host, port, control_port = identity
         ports = {"--port": port, "--control-port": control_port}
         addresses.check(host, {flag: range(first, first + instances) if first else () for flag, first in ports.items()})
-        found = serve.identities(*identity, instances, advertise_host)
+        found = serve.identities(*identity, instances, advertise_host, fixed_role=fixed_role)
         serve.serve(found, engine, models.resolve(model, weights=False, console=_errors), drain_deadline_s)
     except (ProfileError, settings.FlagError, mock_model.VocabularyError, OSError) as error:
         exit_with_error(str(error))

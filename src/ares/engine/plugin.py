@@ -36,7 +36,10 @@ class InstancePlugin:
 
         @app.get(INSTANCE_ROUTE)  # type: ignore[untyped-decorator]
         async def describe() -> Any:
-            return msgspec.to_builtins(self._description)
+            load = channel.telemetry
+            role = load.role if load is not None else None
+            now = msgspec.structs.replace(self._description, role=role) if role is not None else self._description
+            return msgspec.to_builtins(now)
 
         @app.get(READY_ROUTE)  # type: ignore[untyped-decorator]
         async def ready() -> JSONResponse:

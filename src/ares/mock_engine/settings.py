@@ -67,7 +67,7 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Name, role and addresses of an instance: `host` is listened on, `advertise_host` (or else `host`) published."""
+    """Name, first role and addresses of an instance: `host` is listened on, `advertise_host` or else `host` published."""
 
     name: str
     role: Role
@@ -75,6 +75,7 @@ class Identity:
     port: int
     control_port: int
     advertise_host: str = ""
+    fixed_role: bool = False
 
     @property
     def published_host(self) -> str:
