@@ -59,6 +59,7 @@ for command in (
     operator_cli.migrate,
     operator_cli.drain,
     operator_cli.undrain,
+    operator_cli.role,
     operator_cli.preset,
     operator_cli.replay,
 ):

@@ -121,6 +121,10 @@ def _state(row: Row, _: _Names) -> str:
     )
 
 
+def _role(row: Row, _: _Names) -> str:
+    return f"{row['role']} → {row['next_role']}" if row.get("next_role") else str(row["role"])
+
+
 def _memory(row: Row, _: _Names) -> str | None:
     return f"{row['kv_blocks_used'] / row['kv_blocks']:.0%}" if row.get("kv_blocks") else None
 
@@ -152,7 +156,7 @@ def _field(name: str) -> Read:
 
 _INSTANCES: dict[str, Read] = {
     "instance": lambda row, names: names.instances[row["name"]],
-    "role": _field("role"),
+    "role": _role,
     "state": _state,
     "running": _field("running"),
     "waiting": _field("waiting"),

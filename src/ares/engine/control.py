@@ -22,7 +22,7 @@ from zmq.utils.monitor import recv_monitor_message
 from ares.engine.kv_events import KvEventLog
 from ares.engine.learning import service
 from ares.engine.lease import ControllerLease
-from ares.engine.roles import RoleState
+from ares.engine.role_state import RoleState
 from ares.protocol import messages, rpc
 from ares.protocol.keys import ControlKey
 

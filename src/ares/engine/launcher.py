@@ -26,7 +26,7 @@ from ares.engine.learning.flags import DEFAULT_AT_ONCE, LEARN, LearningFlags, Op
 from ares.engine.learning.folder import version_of
 from ares.engine.logs import follow_vllm
 from ares.engine.prediction import predictor_choice
-from ares.engine.roles import ALL_ROLES
+from ares.engine.role_state import ALL_ROLES
 from ares.free_ports import free_port
 from ares.models import resolve as models
 from ares.predictor import shards

@@ -36,10 +36,8 @@ class InstancePlugin:
 
         @app.get(INSTANCE_ROUTE)  # type: ignore[untyped-decorator]
         async def describe() -> Any:
-            load = channel.telemetry
-            role = load.role if load is not None else None
-            now = msgspec.structs.replace(self._description, role=role) if role is not None else self._description
-            return msgspec.to_builtins(now)
+            load, described = channel.telemetry, msgspec.to_builtins(self._description)
+            return described | ({"role": load.role} if load is not None and load.role is not None else {})
 
         @app.get(READY_ROUTE)  # type: ignore[untyped-decorator]
         async def ready() -> JSONResponse:

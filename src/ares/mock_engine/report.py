@@ -9,7 +9,7 @@ import msgspec
 from ares import __version__
 from ares.engine import forecast_metrics
 from ares.engine.identity import InstanceSettings, describe
-from ares.engine.roles import ALL_ROLES
+from ares.engine.role_state import ALL_ROLES
 from ares.mock_engine.batch import Batch
 from ares.mock_engine.faults import PREDICTIONS, FaultState, faulty_telemetry
 from ares.mock_engine.pins import Pins

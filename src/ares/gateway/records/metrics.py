@@ -108,6 +108,12 @@ class Metrics:
             ["how"],
             registry=registry,
         )
+        self.role_changes = Counter(
+            "ares_role_changes_total",
+            "Changes of role that were ordered here, by trigger (commanded, planned) and the role to have",
+            ["trigger", "role"],
+            registry=registry,
+        )
         self.faults = Counter(
             "ares_controller_faults_total",
             "Failed decisions, by part of the policy; serving continues without them",

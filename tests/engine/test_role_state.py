@@ -2,7 +2,7 @@
 
 import pytest
 
-from ares.engine.roles import ALL_ROLES, RoleState
+from ares.engine.role_state import ALL_ROLES, RoleState
 from ares.protocol import messages
 from ares.protocol.messages import Role
 
